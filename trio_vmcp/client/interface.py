@@ -1,0 +1,125 @@
+"""What a session knows of a backend: the connector that makes a client, and the client. Neither names a transport."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeAlias
+
+import attrs
+import httpx
+import trio
+
+from trio_vmcp.identity import Identity
+from trio_vmcp.metadata import BackendRecord
+from trio_vmcp.models import JSON, Backend
+
+__all__ = [
+    "BackendClient",
+    "BackendConnector",
+    "ClientHandlers",
+    "EventSink",
+    "OnProgress",
+    "OutgoingAuth",
+    "ServerRequest",
+]
+
+OnProgress: TypeAlias = Callable[[float, float | None, str | None], Awaitable[None]]
+"""`(progress, total, message)`; runs in the caller's task, and what it raises cancels the request and comes out as itself."""
+
+EventSink: TypeAlias = Callable[[str, JSON], None]
+"""`(method, params)` of a backend's notification; never blocks."""
+
+OutgoingAuth: TypeAlias = Callable[[Backend, Identity | None], httpx.Auth | None]
+"""Asked for every HTTP request, GET and DELETE too."""
+
+
+class BackendClient(Protocol):
+    """One backend, connected: the live connection that never leaves the process."""
+
+    @property
+    def record(self) -> BackendRecord:
+        """What the metadata keeps of this connection; changes when the backend assigns another session id."""
+        ...
+
+    @property
+    def server_capabilities(self) -> JSON:
+        """The JSON object that the server declared."""
+        ...
+
+    async def request(
+        self,
+        method: str,
+        params: JSON,
+        *,
+        identity: Identity | None,
+        timeout: float,
+        on_progress: OnProgress | None,
+    ) -> JSON:
+        """Send one request in the caller's task and return its result, a JSON object.
+
+        Args:
+            identity: Whose credentials the request carries.
+            timeout: s, the whole exchange, the wait for a connection included; `math.inf`: none.
+
+        Raises:
+            BackendError: A subclass says what went wrong and whether the request may have run.
+        """
+        ...
+
+    async def aclose(self, *, terminate: bool) -> None:
+        """Let go of every connection; `terminate` also ends the backend's session. Bounded by whoever calls."""
+        ...
+
+
+class BackendConnector(Protocol):
+    """Makes a `BackendClient`. Cancelled or failing, it leaves nothing behind, at the backend neither."""
+
+    async def __call__(
+        self,
+        backend: Backend,
+        *,
+        identity: Identity | None,
+        resume: BackendRecord | None,
+        nursery: trio.Nursery,
+        events: EventSink,
+    ) -> BackendClient:
+        """Connect.
+
+        Args:
+            identity: Whose credentials the handshake carries.
+            resume: The record of an earlier connection, whose backend session is used as it is while the endpoint is the same.
+            nursery: The session's, for what must outlive this call; what runs in it is behind an error boundary of its own.
+            events: Takes the backend's notifications.
+
+        Raises:
+            BackendError: Becomes the backend's entry in `session.failures`.
+        """
+        ...
+
+
+@attrs.frozen
+class ServerRequest:
+    """What a backend asks of its client.
+
+    Attributes:
+        caller: Whose call the request belongs to; None outside of one, and on anonymous sessions.
+        params: As received.
+    """
+
+    session_id: str = attrs.field(repr=False)
+    backend_id: str
+    caller: Identity | None
+    params: JSON
+
+
+Handler: TypeAlias = Callable[[ServerRequest], Awaitable[Any]]
+
+
+@attrs.frozen(kw_only=True)
+class ClientHandlers:
+    """What this client can do for backends. Only what is given is declared to them."""
+
+    sampling: Handler | None = None
+    elicitation: Handler | None = None
+    roots: Handler | None = None
+    log: Handler | None = None
