@@ -1,0 +1,182 @@
+"""Every check of the project. `nox -s tests` is what a newcomer runs; `.ci/run` runs them all.
+
+What is tested is the wheel: it is built once per run and installed into every environment that imports trio_vmcp.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["tests"]
+nox.options.default_venv_backend = "virtualenv"
+nox.options.download_python = "never"  # what is present is what is tested
+nox.options.error_on_external_run = True
+
+CI = os.environ.get("CI") == "true"
+nox.options.error_on_missing_interpreters = CI
+
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+# With what runs nox among them, so that a machine that has none of the three tests something all the same.
+PYTHONS = sorted({"3.11", "3.12", "3.13", HERE}, key=lambda version: int(version.partition(".")[2]))
+
+ROOT = Path(__file__).parent
+WORK = ROOT / ".nox"
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+COVERAGE_DATA = WORK / "coverage-data"
+
+# Decisions without I/O: no line or branch of theirs has an excuse for not being run.
+FULLY_COVERED = (
+    "_admission.py",
+    "_uri_template.py",
+    "metadata.py",
+    "routing.py",
+    "client/_headers.py",
+    "client/_jsonrpc.py",
+    "client/_sse.py",
+)
+
+ASYNC_IGNORES = (
+    "ASYNC109",  # `timeout=` is part of the public calls: the deadline's message names it as the knob
+    "ASYNC127",  # wants httpx2 for httpx: the transport of our own that replaces httpx's is coming, and needs neither
+)
+
+# Exact: which servers we speak with changes by a commit, not by somebody's release.
+INTEROP_PACKAGES = {
+    "mcp2": ("mcp==2.3.0", "uvicorn==0.54.0"),
+    "mcp1": ("mcp==1.30.0",),
+    "fastmcp": ("fastmcp==4.1.2",),
+}
+INTEROP_NODE = "@modelcontextprotocol/server-everything@2026.8.31"
+
+built: list[Path] = []
+
+
+def wheel(session: nox.Session) -> Path:
+    """The wheel under test, built by the first session that asks."""
+    if not built:
+        dist = WORK / "dist"
+        shutil.rmtree(dist, ignore_errors=True)
+        session.run("python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist), str(ROOT))
+        built.extend(dist.glob("*.whl"))
+    (path,) = built
+    return path
+
+
+def group(name: str) -> list[str]:
+    return list(nox.project.dependency_groups(PYPROJECT, name))
+
+
+def run_suite(session: nox.Session, *command: str, **env: str) -> None:
+    """pytest over tests/, with trio_vmcp from the wheel.
+
+    PYTHONSAFEPATH keeps the working directory and the tree's trio_vmcp off sys.path; `--installed-only` proves it.
+    """
+    session.run(*command, "--installed-only", "--max-seconds=1", *session.posargs, env={"PYTHONSAFEPATH": "1", **env})
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The suite, on every Python that is present; in CI on all three. Then the coverage of all runs together."""
+    session.install(f"{wheel(session)}[cli]", *group("test"))
+    COVERAGE_DATA.mkdir(parents=True, exist_ok=True)
+    data = COVERAGE_DATA / f"py{session.python}"
+    for stale in COVERAGE_DATA.glob(f"{data.name}*"):
+        stale.unlink()
+    run_suite(session, "coverage", "run", "-m", "pytest", COVERAGE_FILE=str(data))
+    if not session.posargs:  # a part of the suite says nothing about coverage
+        session.notify("coverage")
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Lines and branches: 95 % of everything, 100 % of what decides without I/O. Runs by itself after `tests`."""
+    session.install(*group("coverage"))
+    env = {"COVERAGE_FILE": str(COVERAGE_DATA / "all")}
+    session.run("coverage", "combine", str(COVERAGE_DATA), env=env)
+    session.run("coverage", "report", env=env)
+    for module in FULLY_COVERED:  # one by one: a module that is not in the data at all is an error, too
+        session.run("coverage", "report", "--fail-under=100", f"--include=trio_vmcp/{module}", env=env, silent=True)
+
+
+@nox.session(python="3.11")
+def lowest(session: nox.Session) -> None:
+    """The suite on the oldest dependencies that pyproject.toml promises to work with."""
+    project = PYPROJECT["project"]
+    promised = [*project["dependencies"], *project["optional-dependencies"]["cli"]]
+    session.install(
+        str(wheel(session)), *group("test"), *(re.sub(r">=([\d.]+).*", r"==\1", entry) for entry in promised)
+    )
+    run_suite(session, "python", "-m", "pytest")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff and flake8-async."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", "--diff", ".")
+    sources = [
+        ROOT / "noxfile.py",
+        *(path for top in ("trio_vmcp", "tests", "benchmarks") for path in (ROOT / top).rglob("*.py")),
+    ]
+    session.run("flake8-async", f"--disable={','.join(ASYNC_IGNORES)}", *(str(path) for path in sorted(sources)))
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy and pyright over the code, then pyright over what users see of it."""
+    session.install(f"{wheel(session)}[cli]", *group("test"), *group("types"))
+    session.run("mypy", "trio_vmcp", "tests", "noxfile.py")
+    session.run("pyright")
+    session.chdir(session.create_tmp())  # away from the tree: users have the installed package and its py.typed
+    session.run("pyright", "--verifytypes", "trio_vmcp", "--ignoreexternal")
+
+
+@nox.session
+def interop(session: nox.Session) -> None:
+    """Servers by other authors, each in an environment of its own, and the official client beside ours."""
+    session.install(str(wheel(session)), *group("test"))
+    homes = Path(session.create_tmp()).resolve()
+    for name, packages in INTEROP_PACKAGES.items():
+        session.run("python", "-m", "venv", str(homes / name))
+        session.run(str(homes / name / "bin" / "python"), "-m", "pip", "install", "--quiet", *packages, external=True)
+    if not (shutil.which("node") and shutil.which("npm")):
+        session.error("server-everything needs node (18 or newer) and npm on PATH: install both and run again")
+    quiet = ("--silent", "--no-audit", "--no-fund")
+    session.run("npm", "install", *quiet, "--prefix", str(homes / "node"), INTEROP_NODE, external=True)
+    env = {"PYTHONSAFEPATH": "1", "INTEROP_HOMES": str(homes)}
+    session.run("python", "-m", "pytest", "--installed-only", "tests/interop", *session.posargs, env=env)
+
+
+@nox.session
+def readme(session: nox.Session) -> None:
+    """The Python blocks of README.md run."""
+    session.install(str(wheel(session)), *group("test"))
+    session.run(
+        "python", "-m", "pytest", "--installed-only", "tests/readme", *session.posargs, env={"PYTHONSAFEPATH": "1"}
+    )
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """`trio-vmcp demo` from the wheel: plain, for machines, and with rich."""
+    session.install(str(wheel(session)))
+    session.run("trio-vmcp", "demo")
+    json.loads(str(session.run("trio-vmcp", "demo", "--json", silent=True)))
+    session.install(f"{wheel(session)}[cli]")
+    session.run("trio-vmcp", "demo")
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """The library beside a hand-written loop and the official client; in CI short, and printing only."""
+    session.install(str(wheel(session)))
+    session.run("python", "benchmarks/run.py", *(("--short",) if CI else ()), *session.posargs)
