@@ -1,0 +1,126 @@
+"""One JSON-RPC request on its way through a scripted backend: what a handler gets, and the way back to the client."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import attrs
+
+from trio_vmcp.models import JSON
+from trio_vmcp.testing.exchange import Exchange
+from trio_vmcp.testing.http import Reply
+from trio_vmcp.testing.rpc import encode
+
+__all__ = ["Answer", "CallContext"]
+
+SSE_HEADERS = (("content-type", "text/event-stream"), ("cache-control", "no-cache, no-transform"))
+JSON_HEADERS = (("content-type", "application/json"),)
+
+
+@attrs.define(eq=False)
+class Answer:
+    """The response to one request, as one JSON object or as a stream of events.
+
+    Attributes:
+        as_sse: A stream, in which other messages may precede the response.
+        primed: The stream begins with an event that holds an id and no data, and every event has an id.
+        headers: Of the head, besides the content type.
+        change: Made of the response before it is sent.
+    """
+
+    reply: Reply
+    as_sse: bool
+    primed: bool = False
+    headers: tuple[tuple[str, str], ...] = ()
+    change: Callable[[JSON], object] | None = None
+    _events: int = attrs.field(default=0, init=False)
+
+    async def notify(self, message: JSON) -> None:
+        """Send a message ahead of the response; there is no place for it in a JSON answer, where it is dropped."""
+        if self.as_sse:
+            await self._event(message)
+
+    async def finish(self, response: JSON, status: int = 200) -> None:
+        message = self.change(response) if self.change is not None else response
+        if self.reply.status is not None or (self.as_sse and status == 200):
+            await self._event(message)
+            await self.reply.end()
+        else:
+            await self.reply.respond(status, encode(message), (*JSON_HEADERS, *self.headers))
+
+    async def drop(self) -> None:
+        """End without a response: the client has taken the request back."""
+        if not self.as_sse:
+            await self.reply.hang_up()  # a JSON answer has no way to say nothing
+            return
+        await self._open()
+        await self.reply.end()
+
+    async def _open(self) -> None:
+        if self.reply.status is None:
+            await self.reply.start(200, (*SSE_HEADERS, *self.headers))
+            if self.primed:
+                await self.reply.send(self._id_line() + b"data: \n\n")
+
+    async def _event(self, message: object) -> None:
+        await self._open()
+        await self.reply.send((self._id_line() if self.primed else b"") + b"event: message\ndata: " + encode(message) + b"\n\n")
+
+    def _id_line(self) -> bytes:
+        self._events += 1
+        return b"id: %d\n" % self._events
+
+
+@attrs.define(eq=False)
+class CallContext:
+    """What a handler knows of its request, and what it can tell the client before it answers.
+
+    Attributes:
+        exchange: The HTTP request, headers and all.
+        is_modern: The request is of the modern era.
+    """
+
+    exchange: Exchange
+    is_modern: bool
+    _answer: Answer = attrs.field(alias="answer", repr=False)
+    _ask: Callable[[CallContext, str, JSON], Awaitable[JSON]] = attrs.field(alias="ask", repr=False)
+
+    @property
+    def method(self) -> str:
+        return self.exchange.method
+
+    @property
+    def params(self) -> JSON:
+        return self.exchange.params
+
+    @property
+    def meta(self) -> JSON:
+        return self.exchange.meta
+
+    async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
+        """Tell the client how far it is; a client that sent no token hears nothing (MCP: servers must not send it then)."""
+        token = self.meta.get("progressToken")
+        if token is None:
+            return
+        params = {"progressToken": token, "progress": progress, "total": total, "message": message}
+        await self.notify("notifications/progress", {key: value for key, value in params.items() if value is not None})
+
+    async def notify(self, method: str, params: JSON) -> None:
+        """Send a notification on this request's stream; dropped if the backend answers in JSON."""
+        await self._answer.notify({"jsonrpc": "2.0", "method": method, "params": params})
+
+    async def request(self, method: str, params: JSON) -> Any:
+        """Ask the client and wait for what it answers in a POST of its own. Legacy era over SSE only.
+
+        Raises:
+            RpcError: The client answered with an error.
+            RuntimeError: There is no way to ask.
+        """
+        if self.is_modern or not self._answer.as_sse:
+            raise RuntimeError(f"cannot send {method!r} to the client: only a legacy backend with answers='sse' can")
+        return await self._ask(self, method, params)
+
+    async def send(self, message: JSON) -> None:
+        """Send any message on this request's stream, well-formed or not."""
+        await self._answer.notify(message)

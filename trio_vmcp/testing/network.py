@@ -1,0 +1,110 @@
+"""An in-memory network: real HTTP/1.1 between a client and scripted backends, no sockets, so that a mock clock rules all of it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import attrs
+import httpx
+import trio
+
+from trio_vmcp._nursery import start_clean
+from trio_vmcp.testing.streams import MemoryStream, memory_connection
+from trio_vmcp.testing.transport import MemoryTransport
+
+__all__ = ["MemoryNetwork", "StreamServer", "open_memory_network"]
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class StreamServer(Protocol):
+    """What can be attached to a network; `ScriptedBackend` is one."""
+
+    async def accept(self) -> None:
+        """Take a connection, or raise an OSError."""
+        ...
+
+    async def serve_connection(self, stream: trio.abc.Stream) -> None:
+        """Serve it until it ends. Raises nothing but Cancelled."""
+        ...
+
+
+@attrs.define(eq=False)
+class MemoryNetwork:
+    """Hosts and the connections to them. Made by `open_memory_network`.
+
+    Attributes:
+        connect_latency: s, for every connection attempt.
+        connection_attempts: How many there were.
+    """
+
+    _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
+    connect_latency: float = 0.0
+    connection_attempts: int = attrs.field(default=0, init=False)
+    _servers: dict[tuple[str, int], StreamServer] = attrs.field(factory=dict, init=False, repr=False)
+    _clients: set[MemoryStream] = attrs.field(factory=set, init=False, repr=False)
+
+    @property
+    def open_connections(self) -> int:
+        """Connections that their client has not closed; what a server closed or reset is still held by its client."""
+        return len(self._clients)
+
+    def attach(self, host_or_url: str, server: StreamServer) -> str:
+        """Let connections to this host (port 80) or URL go to `server`, and return the URL of its endpoint.
+
+        Paths make no difference: a server answers on all of them. https goes in the clear.
+        """
+        url = host_or_url if "://" in host_or_url else f"http://{host_or_url}/mcp"
+        parts = urlsplit(url)
+        self._servers[parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme]] = server
+        return url
+
+    async def connect(self, host: str, port: int) -> trio.abc.Stream:
+        """A new connection, as a transport makes it.
+
+        Raises:
+            OSError: The host is unknown, or nothing accepts connections there.
+        """
+        self.connection_attempts += 1
+        await trio.sleep(self.connect_latency)
+        server = self._servers.get((host, port))
+        if server is None and any(known == host for known, _ in self._servers):
+            raise ConnectionRefusedError(f"nothing listens on port {port} of {host!r}")
+        if server is None:
+            raise socket.gaierror(socket.EAI_NONAME, f"no host {host!r} in this network")
+        await server.accept()
+        if self._nursery.cancel_scope.cancel_called:
+            raise ConnectionRefusedError("the network is closed")
+        # No checkpoint from here on, or a cancelled client would leave a connection that nobody holds.
+        client, served = memory_connection()
+        self._clients.add(client)
+        client.on_close(self._clients.discard)
+        start_clean(self._nursery, server.serve_connection, served)  # a server does not share its client's contextvars
+        return client
+
+    def transport(self) -> httpx.AsyncBaseTransport:
+        """A transport for httpx clients: HTTP/1.1 with keep-alive over this network, any number of connections."""
+        return MemoryTransport(self.connect)
+
+
+@asynccontextmanager
+async def open_memory_network(*, connect_latency: float = 0.0) -> AsyncIterator[MemoryNetwork]:
+    """A network that lives as long as the block; leaving it cancels the servers' tasks.
+
+    Args:
+        connect_latency: s, for every connection attempt.
+    """
+    failure: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            yield MemoryNetwork(nursery, connect_latency)
+        except Exception as exc:  # raised again below, outside of the nursery, which would wrap it in a group
+            failure = exc
+        finally:
+            nursery.cancel_scope.cancel(reason="the network is closed")
+    if failure is not None:
+        raise failure
