@@ -1,0 +1,245 @@
+"""Whether a URI could have come from an RFC 6570 template. No I/O, and no regular expression made of foreign text.
+
+A backend supplies the template and a caller the URI, so neither may decide what a match costs. The URI is split into tokens (a
+character, or a percent-encoded one) and a set of places in it is one int: bit i says that the template so far can end before token i.
+Each piece of the template maps the set to the next one in a few operations on whole ints, so there is nothing to backtrack into: the
+cost is the length of the template times the length of the URI / 64.
+
+What matches:
+- A literal matches itself only, character by character: no decoding, no case folding, no normalisation.
+- Every variable may be undefined or empty, as in section 3.2.1, so an expression may match nothing.
+- `{var}`, `{.var}`, `{/var}` and `{;var}` take what a path segment may hold. That is more than a strict expansion has in it, which
+  encodes `:` and `@` too, but servers take `user@host` for `{user}` and people write it. `/`, `?` and `#` end a segment.
+- `{+var}` and `{#var}` take anything.
+- `{?a,b}` and `{&a,b}` take the named pairs in any order: the order of query parameters means nothing to whoever reads them.
+- An exploded variable may be a map, whose keys are the caller's: its expression takes any names.
+- `{var:3}` counts characters; a percent-encoded UTF-8 sequence is one, as section 2.4.1 wants it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import attrs
+
+__all__ = ["UriTemplate", "compile_template", "first_match"]
+
+MAX_TEMPLATE_LENGTH = 2048  # characters
+MAX_VARIABLES = 64  # in one template; named pairs cost their number squared
+MAX_URI_LENGTH = 8192  # characters; a longer URI matches nothing
+
+_PIECE = re.compile(r"\{([^{}]*)\}|([^{}]+)")
+_RESERVED_OPERATORS = "=,!@|"  # section 2.2: kept for later levels
+_VARIABLE = re.compile(
+    r"(?P<name>(?:\w|%[0-9A-Fa-f]{2})+(?:\.(?:\w|%[0-9A-Fa-f]{2})+)*)(?:(?P<explode>\*)|:(?P<prefix>[1-9][0-9]{0,3}))?",
+    re.ASCII,
+)
+_TOKEN = re.compile(r"%[C-Fc-f][0-9A-Fa-f](?:%[89ABab][0-9A-Fa-f]){1,3}|%[0-9A-Fa-f]{2}|.", re.DOTALL)
+
+
+@attrs.define(eq=False)
+class _Uri:
+    """A URI as sets of places: bit i stands before token i."""
+
+    _places: dict[str, list[int]] = attrs.field(alias="places")
+    length: int
+    _sets: dict[str, int] = attrs.field(factory=dict, init=False)
+
+    @classmethod
+    def read(cls, text: str) -> _Uri:
+        tokens = _TOKEN.findall(text)
+        places: dict[str, list[int]] = {}
+        for place, token in enumerate(tokens):
+            places.setdefault(token, []).append(place)
+        return cls(places, len(tokens))
+
+    def having(self, token: str) -> int:
+        """Where `token` stands."""
+        if (known := self._sets.get(token)) is not None:
+            return known
+        bits = bytearray(self.length // 8 + 1)
+        for place in self._places.get(token, ()):
+            bits[place >> 3] |= 1 << (place & 7)
+        self._sets[token] = found = int.from_bytes(bits, "little")
+        return found
+
+    def lacking(self, tokens: str) -> int:
+        """Where some token stands, but none of `tokens`."""
+        found = (1 << self.length) - 1
+        for token in tokens:
+            found &= ~self.having(token)
+        return found
+
+
+def _then(uri: _Uri, places: int, text: str) -> int:
+    """From `places`, read `text`."""
+    for match in _TOKEN.finditer(text):
+        if not places:
+            break
+        places = (places & uri.having(match[0])) << 1
+    return places
+
+
+def _then_any(places: int, allowed: int) -> int:
+    """From `places`, read any number of `allowed` tokens.
+
+    Adding a set to the runs of ones that it stands in carries through to the end of each run ("MatchStar", Cameron et al., 2014).
+    """
+    return (((places & allowed) + allowed) ^ allowed) | places
+
+
+def _then_up_to(places: int, allowed: int, most: int | None) -> int:
+    """From `places`, read at most `most` of the `allowed` tokens; None: any number."""
+    if most is None:
+        return _then_any(places, allowed)
+    near, reach = places, 0
+    while reach < most:  # doubles, so that 9999 takes 14 rounds
+        step = min(reach + 1, most - reach)
+        near |= near << step
+        reach += step
+    return near & _then_any(places, allowed)
+
+
+@attrs.frozen
+class _Operator:
+    """One line of the table in RFC 6570, appendix A."""
+
+    first: str
+    separator: str
+    named: bool
+    ends: str  # what no value holds
+
+
+_SEGMENT = "/?#"
+_OPERATORS = {
+    "": _Operator("", ",", False, _SEGMENT),
+    "+": _Operator("", ",", False, ""),
+    "#": _Operator("#", ",", False, ""),
+    ".": _Operator(".", ".", False, _SEGMENT),
+    "/": _Operator("/", "/", False, _SEGMENT),
+    ";": _Operator(";", ";", True, _SEGMENT + ";"),
+    "?": _Operator("?", "&", True, "&#"),
+    "&": _Operator("&", "&", True, "&#"),
+}
+
+
+@attrs.frozen
+class _Variable:
+    name: str
+    exploded: bool
+    most: int | None  # characters
+
+
+@attrs.frozen
+class _Expression:
+    operator: _Operator
+    variables: tuple[_Variable, ...]
+
+    def read(self, uri: _Uri, places: int) -> int:
+        """Where this expression may end if it begins at one of `places`."""
+        if not self.operator.named:
+            return places | self._read_values(uri, places)
+        if any(variable.exploded for variable in self.variables):
+            start = _then(uri, places, self.operator.first)
+            return places | _then_any(start, self._values(uri) | uri.having(self.operator.separator))
+        return places | self._read_pairs(uri, places)
+
+    def _values(self, uri: _Uri) -> int:
+        return uri.lacking(self.operator.ends)
+
+    def _read_values(self, uri: _Uri, places: int) -> int:
+        """Values in the order of their variables, some of them undefined."""
+        reached = 0
+        for variable in self.variables:
+            allowed = self._values(uri) | (uri.having(self.operator.separator) if variable.exploded else 0)
+            start = _then(uri, places, self.operator.first) | _then(uri, reached, self.operator.separator)
+            reached |= _then_up_to(start, allowed, variable.most)
+        return reached
+
+    def _read_pairs(self, uri: _Uri, places: int) -> int:
+        """`name=value` or `name`, in any order, as many as there are variables."""
+        allowed, everywhere = self._values(uri), (1 << (uri.length + 1)) - 1
+        names = [(v, len(_TOKEN.findall(v.name)), _then(uri, everywhere, v.name)) for v in self.variables]
+        reached, start = 0, _then(uri, places, self.operator.first)
+        for _ in self.variables:
+            if not start:
+                break
+            ended = 0
+            for variable, length, name_ends in names:
+                named = (start << length) & name_ends
+                ended |= named | _then_up_to(_then(uri, named, "="), allowed, variable.most)
+            reached |= ended
+            start = _then(uri, ended, self.operator.separator)
+        return reached
+
+
+@attrs.frozen
+class UriTemplate:
+    """A template that is ready to be matched; `compile_template` makes it."""
+
+    _pieces: tuple[str | _Expression, ...] = attrs.field(alias="pieces")
+
+    def matches(self, uri: str) -> bool:
+        """Whether some values of the variables make this URI."""
+        return first_match((self,), uri) is not None
+
+    def _matches(self, text: str, uri: _Uri) -> bool:
+        # The literal ends of nearly all templates tell at once; they also keep thousands of templates cheap.
+        if self._pieces and isinstance(head := self._pieces[0], str) and not text.startswith(head):
+            return False
+        if self._pieces and isinstance(tail := self._pieces[-1], str) and not text.endswith(tail):
+            return False
+        places = 1
+        for piece in self._pieces:
+            places = _then(uri, places, piece) if isinstance(piece, str) else piece.read(uri, places)
+            if not places:
+                return False
+        return bool(places >> uri.length)
+
+
+def first_match(templates: Iterable[UriTemplate], uri: str) -> int | None:
+    """The index of the first template that matches; the URI is prepared once for all of them."""
+    if len(uri) > MAX_URI_LENGTH:
+        return None
+    read = _Uri.read(uri)
+    return next((index for index, template in enumerate(templates) if template._matches(uri, read)), None)
+
+
+def compile_template(template: str) -> UriTemplate:
+    """Parse a template of any level.
+
+    Raises:
+        ValueError: It is malformed, or over MAX_TEMPLATE_LENGTH or MAX_VARIABLES.
+    """
+    if len(template) > MAX_TEMPLATE_LENGTH:
+        raise ValueError(f"URI template of {len(template)} characters is over {MAX_TEMPLATE_LENGTH}")
+    pieces: list[str | _Expression] = []
+    end = variables = 0
+    for match in _PIECE.finditer(template):
+        if match.start() != end:
+            break
+        end = match.end()
+        if match[2]:
+            pieces.append(match[2])
+        else:
+            pieces.append(expression := _parse_expression(template, match[1]))
+            variables += len(expression.variables)
+    if end != len(template):
+        raise ValueError(f"URI template {template!r} has a stray brace at or after character {end}")
+    if variables > MAX_VARIABLES:
+        raise ValueError(f"URI template {template!r} has {variables} variables, over {MAX_VARIABLES}")
+    return UriTemplate(tuple(pieces))
+
+
+def _parse_expression(template: str, text: str) -> _Expression:
+    if text[:1] in _RESERVED_OPERATORS and text:
+        raise ValueError(f"URI template {template!r}: operator {text[0]!r} is reserved")
+    sign = text[:1] if text[:1] in _OPERATORS else ""
+    variables: list[_Variable] = []
+    for spec in text[len(sign) :].split(","):
+        match = _VARIABLE.fullmatch(spec)
+        if match is None:
+            raise ValueError(f"URI template {template!r}: {spec!r} is not a variable, `variable*` or `variable:1` to `:9999`")
+        variables.append(_Variable(match["name"], bool(match["explode"]), int(match["prefix"]) if match["prefix"] else None))
+    return _Expression(_OPERATORS[sign], tuple(variables))
