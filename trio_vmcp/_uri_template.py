@@ -1,19 +1,19 @@
 """Whether a URI could have come from an RFC 6570 template. No I/O, and no regular expression made of foreign text.
 
-A backend supplies the template and a caller the URI, so neither may decide what a match costs. The URI is split into tokens (a
-character, or a percent-encoded one) and a set of places in it is one int: bit i says that the template so far can end before token i.
-Each piece of the template maps the set to the next one in a few operations on whole ints, so there is nothing to backtrack into: the
-cost is the length of the template times the length of the URI / 64.
+A backend supplies the template and a caller the URI, so neither may decide what a match costs. The URI is split into
+tokens (a character, or a percent-encoded one), and a set of places in it is one int: bit i says that the template so
+far can end before token i. Each piece of the template turns the set into the next one with a few operations on whole
+ints, so there is nothing to backtrack into.
 
 What matches:
 - A literal matches itself only, character by character: no decoding, no case folding, no normalisation.
-- Every variable may be undefined or empty, as in section 3.2.1, so an expression may match nothing.
-- `{var}`, `{.var}`, `{/var}` and `{;var}` take what a path segment may hold. That is more than a strict expansion has in it, which
-  encodes `:` and `@` too, but servers take `user@host` for `{user}` and people write it. `/`, `?` and `#` end a segment.
+- Every variable may be undefined or empty (section 3.2.1), so an expression may match nothing.
+- `{var}`, `{.var}`, `{/var}` and `{;var}` take what a path segment may hold; `/`, `?` and `#` end it. An expansion
+  encodes `:` and `@` too, but people write `user@host` for `{user}`, and servers take it.
 - `{+var}` and `{#var}` take anything.
-- `{?a,b}` and `{&a,b}` take the named pairs in any order: the order of query parameters means nothing to whoever reads them.
+- `{?a,b}`, `{&a,b}` and `{;a,b}` take the named pairs in any order, which is how whoever reads them takes them.
 - An exploded variable may be a map, whose keys are the caller's: its expression takes any names.
-- `{var:3}` counts characters; a percent-encoded UTF-8 sequence is one, as section 2.4.1 wants it.
+- `{var:3}` counts characters; a percent-encoded UTF-8 sequence is one (section 2.4.1).
 """
 
 from __future__ import annotations
@@ -39,20 +39,21 @@ _TOKEN = re.compile(r"%[C-Fc-f][0-9A-Fa-f](?:%[89ABab][0-9A-Fa-f]){1,3}|%[0-9A-F
 
 
 @attrs.define(eq=False)
-class _Uri:
+class Uri:
     """A URI as sets of places: bit i stands before token i."""
 
+    text: str
+    length: int  # tokens
     _places: dict[str, list[int]] = attrs.field(alias="places")
-    length: int
-    _sets: dict[str, int] = attrs.field(factory=dict, init=False)
+    _sets: dict[str, int] = attrs.field(factory=dict[str, int], init=False)
 
     @classmethod
-    def read(cls, text: str) -> _Uri:
+    def read(cls, text: str) -> Uri:
         tokens = _TOKEN.findall(text)
         places: dict[str, list[int]] = {}
         for place, token in enumerate(tokens):
             places.setdefault(token, []).append(place)
-        return cls(places, len(tokens))
+        return cls(text, len(tokens), places)
 
     def having(self, token: str) -> int:
         """Where `token` stands."""
@@ -72,7 +73,7 @@ class _Uri:
         return found
 
 
-def _then(uri: _Uri, places: int, text: str) -> int:
+def _then(uri: Uri, places: int, text: str) -> int:
     """From `places`, read `text`."""
     for match in _TOKEN.finditer(text):
         if not places:
@@ -84,7 +85,7 @@ def _then(uri: _Uri, places: int, text: str) -> int:
 def _then_any(places: int, allowed: int) -> int:
     """From `places`, read any number of `allowed` tokens.
 
-    Adding a set to the runs of ones that it stands in carries through to the end of each run ("MatchStar", Cameron et al., 2014).
+    Adding a set to the runs of ones that it stands in carries to the end of each run (MatchStar, Cameron et al. 2014).
     """
     return (((places & allowed) + allowed) ^ allowed) | places
 
@@ -136,7 +137,7 @@ class _Expression:
     operator: _Operator
     variables: tuple[_Variable, ...]
 
-    def read(self, uri: _Uri, places: int) -> int:
+    def read(self, uri: Uri, places: int) -> int:
         """Where this expression may end if it begins at one of `places`."""
         if not self.operator.named:
             return places | self._read_values(uri, places)
@@ -145,10 +146,10 @@ class _Expression:
             return places | _then_any(start, self._values(uri) | uri.having(self.operator.separator))
         return places | self._read_pairs(uri, places)
 
-    def _values(self, uri: _Uri) -> int:
+    def _values(self, uri: Uri) -> int:
         return uri.lacking(self.operator.ends)
 
-    def _read_values(self, uri: _Uri, places: int) -> int:
+    def _read_values(self, uri: Uri, places: int) -> int:
         """Values in the order of their variables, some of them undefined."""
         reached = 0
         for variable in self.variables:
@@ -157,7 +158,7 @@ class _Expression:
             reached |= _then_up_to(start, allowed, variable.most)
         return reached
 
-    def _read_pairs(self, uri: _Uri, places: int) -> int:
+    def _read_pairs(self, uri: Uri, places: int) -> int:
         """`name=value` or `name`, in any order, as many as there are variables."""
         allowed, everywhere = self._values(uri), (1 << (uri.length + 1)) - 1
         names = [(v, len(_TOKEN.findall(v.name)), _then(uri, everywhere, v.name)) for v in self.variables]
@@ -184,11 +185,12 @@ class UriTemplate:
         """Whether some values of the variables make this URI."""
         return first_match((self,), uri) is not None
 
-    def _matches(self, text: str, uri: _Uri) -> bool:
-        # The literal ends of nearly all templates tell at once; they also keep thousands of templates cheap.
-        if self._pieces and isinstance(head := self._pieces[0], str) and not text.startswith(head):
+    def fits(self, uri: Uri) -> bool:
+        """`matches`, for a URI that is tried on many templates."""
+        # The literal ends of nearly all templates tell at once; that keeps thousands of templates cheap.
+        if self._pieces and isinstance(head := self._pieces[0], str) and not uri.text.startswith(head):
             return False
-        if self._pieces and isinstance(tail := self._pieces[-1], str) and not text.endswith(tail):
+        if self._pieces and isinstance(tail := self._pieces[-1], str) and not uri.text.endswith(tail):
             return False
         places = 1
         for piece in self._pieces:
@@ -202,8 +204,8 @@ def first_match(templates: Iterable[UriTemplate], uri: str) -> int | None:
     """The index of the first template that matches; the URI is prepared once for all of them."""
     if len(uri) > MAX_URI_LENGTH:
         return None
-    read = _Uri.read(uri)
-    return next((index for index, template in enumerate(templates) if template._matches(uri, read)), None)
+    prepared = Uri.read(uri)
+    return next((index for index, template in enumerate(templates) if template.fits(prepared)), None)
 
 
 def compile_template(template: str) -> UriTemplate:
@@ -233,13 +235,14 @@ def compile_template(template: str) -> UriTemplate:
 
 
 def _parse_expression(template: str, text: str) -> _Expression:
-    if text[:1] in _RESERVED_OPERATORS and text:
+    if text and text[0] in _RESERVED_OPERATORS:
         raise ValueError(f"URI template {template!r}: operator {text[0]!r} is reserved")
     sign = text[:1] if text[:1] in _OPERATORS else ""
     variables: list[_Variable] = []
     for spec in text[len(sign) :].split(","):
         match = _VARIABLE.fullmatch(spec)
         if match is None:
-            raise ValueError(f"URI template {template!r}: {spec!r} is not a variable, `variable*` or `variable:1` to `:9999`")
-        variables.append(_Variable(match["name"], bool(match["explode"]), int(match["prefix"]) if match["prefix"] else None))
+            raise ValueError(f"URI template {template!r}: {spec!r} is not `name`, `name*` or `name:1` to `name:9999`")
+        most = match["prefix"]
+        variables.append(_Variable(match["name"], bool(match["explode"]), int(most) if most else None))
     return _Expression(_OPERATORS[sign], tuple(variables))

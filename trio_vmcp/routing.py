@@ -1,8 +1,8 @@
-"""Who is called under which name: what backends offer, a strategy and earlier bindings become one immutable table. Pure.
+"""Who is called under which name: what backends offer, a strategy and earlier bindings become one immutable table.
 
-The result is a function of the offers in configured order and of the bindings, never of who connected first. A name that was bound
-once stays with its backend for the session's life, whether or not that backend is there: a call meant for one backend must not
-reach another because the first is down.
+The result is a function of the offers in configured order and of the bindings, never of who connected first. A name
+that was bound once stays with its backend for the session's life, whether or not that backend is there: a call meant for
+one backend must not reach another because the first is down.
 
 Names are compared code point by code point. Two that merely look alike, or differ in case, are two names.
 """
@@ -16,7 +16,7 @@ from difflib import SequenceMatcher
 from heapq import nlargest
 from itertools import islice
 from types import MappingProxyType
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, cast
 
 import attrs
 
@@ -37,9 +37,6 @@ __all__ = [
     "build_routing",
 ]
 
-K = TypeVar("K")
-V = TypeVar("V")
-
 DIGEST_LENGTH = 12  # base32 characters, 60 bits: two of 10 000 names collide with a probability of 4e-11
 _SEPARATOR = "_"
 
@@ -52,11 +49,19 @@ _CLOSEST_NAMES = 3
 _CLOSE = 0.6  # of difflib's ratio: its own default
 
 
-def _read_only(mapping: Mapping[K, V]) -> Mapping[K, V]:
+def _read_only(mapping: Mapping[Any, Any]) -> Mapping[Any, Any]:
     return MappingProxyType(dict(mapping))
 
 
-# --- strategies ---------------------------------------------------------------------------------------------------------------------
+def _no_owners() -> Mapping[str, str]:
+    return {}
+
+
+def _no_targets() -> Mapping[str, Target]:
+    return {}
+
+
+# Strategies.
 
 
 @attrs.frozen
@@ -92,11 +97,11 @@ class Priority:
 
     def __init__(self, *backend_ids: str) -> None:
         for index, backend_id in enumerate(backend_ids):
-            if not isinstance(backend_id, str) or not backend_id:
+            if not _is_name(backend_id):
                 raise ValueError(f"Priority lists {backend_id!r}, which is not a backend id")
             if backend_id in backend_ids[:index]:
                 raise ValueError(f"Priority lists {backend_id!r} twice")
-        self.__attrs_init__(backend_ids)
+        object.__setattr__(self, "backend_ids", backend_ids)
 
 
 @attrs.frozen
@@ -116,26 +121,33 @@ class Manual:
     def __attrs_post_init__(self) -> None:
         advertised: dict[tuple[str, str], str] = {}
         for name, target in self.names.items():
-            if not (isinstance(name, str) and name and _is_pair(target)):
+            if not (_is_name(name) and _is_pair(target)):
                 raise ValueError(f"Manual entry {name!r}: {target!r} is not 'advertised': ('backend', 'name')")
-            # Two names for one thing would leave its place in session.tools ambiguous.
+            # One capability, one name: a conflict or a list change has to mean one entry of session.tools.
             if (other := advertised.setdefault(target, name)) != name:
                 raise ValueError(f"Manual entries {other!r} and {name!r} both name {target!r}")
-        object.__setattr__(self, "_advertised", MappingProxyType(advertised))
+        object.__setattr__(self, "_advertised", advertised)
 
     def advertised_name(self, backend_id: str, name: str) -> str | None:
         """What this backend's capability is advertised as; None: not at all."""
         return self._advertised.get((backend_id, name))
 
 
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
 def _is_pair(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, str) and part for part in value)
+    if not isinstance(value, tuple):
+        return False
+    parts = cast("tuple[object, ...]", value)
+    return len(parts) == 2 and all(map(_is_name, parts))
 
 
 ConflictResolution: TypeAlias = Prefix | Bare | Priority | Manual
 
 
-# --- what goes in and what comes out ------------------------------------------------------------------------------------------------
+# What goes in and what comes out.
 
 
 @attrs.frozen
@@ -148,7 +160,7 @@ class Target:
 
 @attrs.frozen
 class Offer:
-    """What one backend lists, by its own names, after its allow and deny lists. Of a name that it lists twice the first counts."""
+    """What one backend lists, by its own names, after its allow and deny lists; what it lists twice counts once."""
 
     backend_id: str
     tools: tuple[str, ...] = ()
@@ -159,10 +171,14 @@ class Offer:
 
 @attrs.frozen
 class Bindings:
-    """Advertised name to the id of the backend that has it for the session's life. Entries are added, never changed or removed."""
+    """Advertised name to the id of the backend that has it for the session's life: entries only ever come."""
 
-    tools: Mapping[str, str] = attrs.field(factory=dict, converter=_read_only)
-    prompts: Mapping[str, str] = attrs.field(factory=dict, converter=_read_only)
+    tools: Mapping[str, str] = attrs.field(factory=_no_owners, converter=_read_only)
+    prompts: Mapping[str, str] = attrs.field(factory=_no_owners, converter=_read_only)
+
+
+def _compiled(table: RoutingTable) -> tuple[UriTemplate, ...]:
+    return tuple(compile_template(target.name) for target in table.templates)
 
 
 @attrs.frozen
@@ -173,15 +189,13 @@ class RoutingTable:
         templates: Backend and RFC 6570 template, in configured order; malformed ones are left out.
     """
 
-    tools: Mapping[str, Target] = attrs.field(factory=dict, converter=_read_only)
-    prompts: Mapping[str, Target] = attrs.field(factory=dict, converter=_read_only)
-    resources: Mapping[str, Target] = attrs.field(factory=dict, converter=_read_only)
+    tools: Mapping[str, Target] = attrs.field(factory=_no_targets, converter=_read_only)
+    prompts: Mapping[str, Target] = attrs.field(factory=_no_targets, converter=_read_only)
+    resources: Mapping[str, Target] = attrs.field(factory=_no_targets, converter=_read_only)
     templates: tuple[Target, ...] = ()
-    _patterns: tuple[UriTemplate, ...] = attrs.field(alias="patterns", repr=False, eq=False)  # compiled, in the same order
-
-    @_patterns.default
-    def _compile(self) -> tuple[UriTemplate, ...]:
-        return tuple(compile_template(target.name) for target in self.templates)
+    _patterns: tuple[UriTemplate, ...] = attrs.field(
+        default=attrs.Factory(_compiled, takes_self=True), alias="patterns", repr=False, eq=False
+    )
 
     def find_resource(self, uri: str) -> Target | None:
         """Who serves this URI: whoever lists it, else the first template that matches it."""
@@ -203,51 +217,50 @@ class Routing:
     Attributes:
         bindings: The earlier ones and the new; the very same object when nothing was bound.
         conflicts: Tools first, then prompts, then resources.
-        advertised_tools, advertised_prompts: (backend id, the backend's own name) to advertised name; what is withheld is not in it.
     """
 
     table: RoutingTable
     bindings: Bindings
     conflicts: tuple[NameConflict, ...]
-    advertised_tools: Mapping[tuple[str, str], str] = attrs.field(converter=_read_only)
-    advertised_prompts: Mapping[tuple[str, str], str] = attrs.field(converter=_read_only)
 
 
-# --- building -----------------------------------------------------------------------------------------------------------------------
+# Building.
 
 
 def build_routing(
     offers: Sequence[Offer],
     strategy: ConflictResolution,
     *,
-    bindings: Bindings = Bindings(),  # noqa: B008 - frozen, its mappings too
+    bindings: Bindings = Bindings(),
     max_name_length: int = 128,
 ) -> Routing:
     """Decide who has which name.
 
     Args:
         offers: In the configured order of the backends, whatever order they connected in; one for each backend.
-        bindings: What earlier builds of this session bound. No other backend gets these names, also while their owner is away.
-        max_name_length: Characters, 16 at least; a longer composed name is shortened, with a digest of the whole at its end.
+        bindings: What earlier builds of this session bound. Nobody else gets these names, not even while their owner is
+            away.
+        max_name_length: Characters, 16 at least. A longer name is shortened, with a digest of the whole at its end.
     """
     tools = _settle("tool", [(o.backend_id, o.tools) for o in offers], strategy, bindings.tools, max_name_length)
-    prompts = _settle("prompt", [(o.backend_id, o.prompts) for o in offers], strategy, bindings.prompts, max_name_length)
+    prompts = _settle(
+        "prompt", [(o.backend_id, o.prompts) for o in offers], strategy, bindings.prompts, max_name_length
+    )
     resources, contested = _first_of_each(offers)
     if tools.bound or prompts.bound:
         bindings = Bindings({**bindings.tools, **tools.bound}, {**bindings.prompts, **prompts.bound})
     templates, patterns = _well_formed_templates(offers)
     table = RoutingTable(tools.routes, prompts.routes, resources, templates, patterns)
-    return Routing(table, bindings, (*tools.conflicts, *prompts.conflicts, *contested), tools.advertised, prompts.advertised)
+    return Routing(table, bindings, (*tools.conflicts, *prompts.conflicts, *contested))
 
 
-@attrs.define
+@attrs.frozen
 class _Settled:
     """One kind of names, settled."""
 
-    routes: dict[str, Target] = attrs.field(factory=dict)
-    advertised: dict[tuple[str, str], str] = attrs.field(factory=dict)
-    bound: dict[str, str] = attrs.field(factory=dict)  # new ones only
-    conflicts: list[NameConflict] = attrs.field(factory=list)
+    routes: dict[str, Target]
+    bound: dict[str, str]  # new ones only
+    conflicts: list[NameConflict]
 
 
 def _settle(
@@ -257,35 +270,48 @@ def _settle(
     bound: Mapping[str, str],
     max_length: int,
 ) -> _Settled:
-    """Give every name that backends of `offered` compose to its one owner, or nobody."""
-    claims: dict[str, list[Target]] = {}
+    """Give every name that the backends of `offered` compose to its one owner, or to nobody."""
+    claims: dict[str, Target] = {}
+    clashes: dict[str, list[Target]] = {}  # the names that more than one claims, with all who do
     for backend_id, names in offered:
         compose = _composer(strategy, backend_id)
         for name in dict.fromkeys(names):
-            if (composed := compose(name)) is not None:
-                claims.setdefault(_shorten(composed, max_length), []).append(Target(backend_id, name))
-    settled = _Settled()
-    for advertised, targets in claims.items():
-        owner = bound.get(advertised) or _first_owner(strategy, targets)
-        # A backend that composes two of its own names to this one has no claim: which of the two it means would hang on its order.
+            composed = compose(name)
+            if composed is None:
+                continue
+            if len(composed) > max_length:
+                composed = _shorten(composed, max_length)
+            target = Target(backend_id, name)
+            first = claims.setdefault(composed, target)
+            if first is not target:
+                clashes.setdefault(composed, [first]).append(target)
+    settled = _Settled({}, {}, [])
+    for advertised, first in claims.items():
+        bound_to = bound.get(advertised)
+        if advertised not in clashes and bound_to in (None, first.backend_id):
+            settled.routes[advertised] = first
+            if bound_to is None:
+                settled.bound[advertised] = first.backend_id
+            continue
+        targets = clashes.get(advertised, [first])
+        owner = bound_to or _first_owner(strategy, targets)
         own = [target for target in targets if target.backend_id == owner]
-        if len(own) == 1:
+        if len(own) > 1:  # two of its own names make this one, and the order of its list must not decide
+            owner = None
+        elif own:
             settled.routes[advertised] = own[0]
-            settled.advertised[own[0].backend_id, own[0].name] = advertised
-            if advertised not in bound:
-                settled.bound[advertised] = own[0].backend_id
-        if len(targets) > 1 or not own:
-            backend_ids = tuple(dict.fromkeys(target.backend_id for target in targets))
-            settled.conflicts.append(NameConflict(kind, advertised, backend_ids, owner if len(own) < 2 else None))
+            settled.bound[advertised] = own[0].backend_id
+        backend_ids = tuple(dict.fromkeys(target.backend_id for target in targets))
+        settled.conflicts.append(NameConflict(kind, advertised, backend_ids, owner))
     return settled
 
 
 def _composer(strategy: ConflictResolution, backend_id: str) -> Callable[[str], str | None]:
-    """A function from this backend's own names to full advertised ones; None: not advertised."""
+    """From this backend's own names to advertised ones, not yet shortened; None: not advertised."""
     match strategy:
         case Prefix(format=text):
             prefix = text.replace("{backend}", backend_id)
-            return lambda name: prefix + name
+            return prefix.__add__
         case Manual():
             return lambda name: strategy.advertised_name(backend_id, name)
         case Bare() | Priority():
@@ -294,13 +320,11 @@ def _composer(strategy: ConflictResolution, backend_id: str) -> Callable[[str], 
 
 def _first_owner(strategy: ConflictResolution, targets: Sequence[Target]) -> str | None:
     """The backend that an unbound name goes to; None where the strategy lets nobody have what several compose to."""
-    first = targets[0].backend_id
-    if len(targets) == 1 or isinstance(strategy, Bare):
-        return first
-    if isinstance(strategy, Priority):
-        claimants = {target.backend_id for target in targets}
-        return next((backend_id for backend_id in strategy.backend_ids if backend_id in claimants), first)
-    return None
+    if isinstance(strategy, Prefix | Manual):
+        return None
+    preferred = strategy.backend_ids if isinstance(strategy, Priority) else ()
+    claimants = [target.backend_id for target in targets]
+    return next((backend_id for backend_id in preferred if backend_id in claimants), claimants[0])
 
 
 def _shorten(name: str, max_length: int) -> str:
@@ -337,11 +361,11 @@ def _well_formed_templates(offers: Iterable[Offer]) -> tuple[tuple[Target, ...],
     return tuple(templates), tuple(patterns)
 
 
-# --- close names --------------------------------------------------------------------------------------------------------------------
+# Close names.
 
 
 def _closest(name: str, names: Iterable[str]) -> tuple[str, ...]:
-    """At most three names. Backends choose `names` and a caller chooses `name`, so every step has a bound of its own."""
+    """At most three. Backends choose `names` and a caller chooses `name`, so every step has a bound of its own."""
     if not name:
         return ()
     wanted = name[:_COMPARED_LENGTH]
