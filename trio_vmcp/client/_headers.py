@@ -1,0 +1,196 @@
+"""HTTP header values: what MCP 2026-07-28 mirrors into headers, and what we take from a backend's. Sans-IO.
+
+Sources: MCP 2026-07-28, basic/transports/streamable-http ("Custom Headers from Tool Parameters"), RFC 9110 §5.6.2
+(token).
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator
+from typing import Any, TypeAlias, TypeGuard
+
+import attrs
+
+from trio_vmcp.models import JSON
+
+__all__ = [
+    "MAX_SESSION_ID_LENGTH",
+    "BadParamHeader",
+    "ParamHeaders",
+    "check_session_id",
+    "decode_header_value",
+    "encode_header_value",
+    "param_headers",
+    "parse_media_type",
+]
+
+# As for our own ids. MCP sets no limit, but it is kept in the metadata and sent with every request.
+MAX_SESSION_ID_LENGTH = 256
+
+_PREFIX, _SUFFIX = "=?base64?", "?="  # lower case, and compared so
+_PLAIN = re.compile(r"(?:[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)?")  # RFC 9110 strips blanks at the edges; no controls
+_VISIBLE_ASCII = re.compile(r"[\x21-\x7e]+")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+_ANNOTATION = "x-mcp-header"
+_MIRRORED_TYPES = ("string", "integer", "boolean")  # not "number": its text differs between languages
+
+# JSON Schema 2020-12 and draft 7, everything that holds schemas. Other keywords (const, enum, default, examples,
+# unknown ones) hold data, in which the annotation's name means nothing.
+_SCHEMA_MAPS = frozenset(
+    ["properties", "$defs", "definitions", "patternProperties", "dependentSchemas", "dependencies"]
+)
+_SCHEMAS = frozenset(
+    [
+        "items",
+        "prefixItems",
+        "additionalItems",
+        "unevaluatedItems",
+        "contains",
+        "additionalProperties",
+        "unevaluatedProperties",
+        "propertyNames",
+        "contentSchema",
+        "allOf",
+        "anyOf",
+        "oneOf",
+        "not",
+        "if",
+        "then",
+        "else",
+    ]
+)
+
+
+def encode_header_value(value: str | int | bool) -> str:
+    """Write a value for `Mcp-Name` and `Mcp-Param-*`: as it is where a header can carry it, else Base64 of its UTF-8.
+
+    Raises:
+        ValueError: A lone surrogate, which has no UTF-8.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    looks_encoded = value.startswith(_PREFIX) and value.endswith(_SUFFIX)
+    if _PLAIN.fullmatch(value) and not looks_encoded:
+        return value
+    return _PREFIX + base64.b64encode(value.encode()).decode("ascii") + _SUFFIX
+
+
+def decode_header_value(text: str) -> str:
+    """The reverse, for whoever receives one.
+
+    Raises:
+        ValueError: Marked as Base64, but it is not, or not of UTF-8.
+    """
+    if not (text.startswith(_PREFIX) and text.endswith(_SUFFIX) and len(text) >= len(_PREFIX + _SUFFIX)):
+        return text
+    return base64.b64decode(text[len(_PREFIX) : -len(_SUFFIX)], validate=True).decode()
+
+
+class BadParamHeader(ValueError):
+    """A tool's `x-mcp-header` breaks a rule, so the tool MUST NOT be offered.
+
+    The text completes the sentence "its input schema …".
+    """
+
+
+@attrs.frozen
+class ParamHeaders:
+    """Which arguments of a tool go into which headers, by their path in the arguments."""
+
+    paths: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def encode(self, arguments: JSON) -> list[tuple[str, str]]:
+        """The headers for one call. An absent or null argument has none; an empty string has an empty one.
+
+        An argument of another type than its schema says goes out by its own type, a float only when it is whole (in
+        JSON Schema 5.0 is an integer, and servers compare integers as numbers). What has no form as a header is left
+        out. Either way the server, which has to check arguments anyhow, is the one to complain.
+
+        Raises:
+            ValueError: An argument has a lone surrogate.
+        """
+        headers: list[tuple[str, str]] = []
+        for name, path in self.paths:
+            value: Any = arguments
+            for key in path:
+                value = value.get(key) if _is_object(value) else None
+            if isinstance(value, float) and value.is_integer():
+                value = int(value)
+            if isinstance(value, str | int):
+                headers.append((f"Mcp-Param-{name}", encode_header_value(value)))
+        return headers
+
+
+def param_headers(input_schema: JSON) -> ParamHeaders:
+    """Find the annotations of a tool's input schema.
+
+    Raises:
+        BadParamHeader: Names the property and the rule.
+    """
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    todo: list[_Place] = [(input_schema, ())]
+    while todo:  # not recursion: the backend decides how deep this goes
+        schema, path = todo.pop()
+        if _ANNOTATION in schema:
+            name, path = _check_annotation(schema, path)
+            if name.lower() in found:
+                raise BadParamHeader(
+                    f"has two properties whose {_ANNOTATION} is {_shown(name)}, upper and lower case being the same"
+                )
+            found[name.lower()] = (name, path)
+        todo += _inner_places(schema, path)
+    return ParamHeaders(tuple(sorted(found.values())))
+
+
+# A schema inside the tool's, and where its value is in the arguments: None where `properties` alone do not lead.
+_Place: TypeAlias = tuple[JSON, tuple[str, ...] | None]
+
+
+def _check_annotation(schema: JSON, path: tuple[str, ...] | None) -> tuple[str, tuple[str, ...]]:
+    if not path:
+        raise BadParamHeader(f"has {_ANNOTATION} where `properties` alone do not lead")
+    where, name, kind = _shown(".".join(path)), schema[_ANNOTATION], schema.get("type")
+    if not isinstance(name, str) or not _TOKEN.fullmatch(name):
+        raise BadParamHeader(f"has an {_ANNOTATION} at {where} that is not an RFC 9110 token")
+    if kind not in _MIRRORED_TYPES:
+        raise BadParamHeader(f"has {_ANNOTATION} at {where}, whose type is none of {', '.join(_MIRRORED_TYPES)}")
+    return name, path
+
+
+def _inner_places(schema: JSON, path: tuple[str, ...] | None) -> Iterator[_Place]:
+    for keyword, inner in schema.items():
+        if keyword in _SCHEMA_MAPS and _is_object(inner):
+            for name, child in inner.items():
+                if _is_object(child):  # true and false are schemas, too
+                    yield child, (*path, name) if keyword == "properties" and path is not None else None
+        elif keyword in _SCHEMAS:
+            for child in inner if _is_array(inner) else [inner]:
+                if _is_object(child):
+                    yield child, None
+
+
+def _is_array(value: object) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
+
+
+def _is_object(value: object) -> TypeGuard[JSON]:
+    return isinstance(value, dict)
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:79] + "…")  # for a log line; a backend may well send megabytes
+
+
+def check_session_id(value: str) -> bool:
+    """Whether a backend's `Mcp-Session-Id` can be kept and sent back. Two of them, joined by ", ", cannot."""
+    return len(value) <= MAX_SESSION_ID_LENGTH and _VISIBLE_ASCII.fullmatch(value) is not None
+
+
+def parse_media_type(content_type: str | None) -> str:
+    """`Text/HTML; charset=utf-8` → `text/html`; nothing → the empty string."""
+    return (content_type or "").partition(";")[0].strip().lower()

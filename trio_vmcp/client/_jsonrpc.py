@@ -1,0 +1,263 @@
+"""JSON-RPC 2.0 as MCP uses it: our messages as bytes, a backend's bytes as a message. Sans-IO.
+
+Parsing is strict where JSON-RPC says MUST, because a peer that breaks it cannot be matched to a request safely. Two
+things are taken that a purist would refuse: a byte order mark (RFC 8259 §8.1 lets parsers ignore it), and an error
+without `id` (MCP's schema makes it optional). Of duplicate keys the last one wins, as in `json`. Lone surrogates inside
+strings stay as they are: one bad description must not cost a whole list.
+
+No text of `BadMessage` holds anything that was received, and neither does its context: what a backend sends may be
+secret, or 16 MiB.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from types import NoneType
+from typing import Any, TypeAlias, TypeGuard
+
+import attrs
+
+from trio_vmcp.models import JSON
+
+__all__ = [
+    "BadMessage",
+    "ErrorReply",
+    "Message",
+    "NotJson",
+    "Notification",
+    "Request",
+    "RequestId",
+    "Result",
+    "encode_error",
+    "encode_notification",
+    "encode_request",
+    "encode_result",
+    "parse_message",
+    "same_id",
+]
+
+RequestId: TypeAlias = int | str
+
+
+class BadMessage(ValueError):
+    """What a backend sent is not one JSON-RPC message. The text completes the sentence "a message that …"."""
+
+
+class NotJson(ValueError):
+    """What the caller wants to send cannot be written as JSON: his mistake, not the backend's."""
+
+
+@attrs.frozen
+class Result:
+    id: RequestId
+    result: JSON = attrs.field(repr=False)
+
+
+@attrs.frozen
+class ErrorReply:
+    """A JSON-RPC error. `id` is None where the backend could not tell whose request it was."""
+
+    id: RequestId | None
+    code: int
+    message: str
+    data: Any = attrs.field(repr=False)  # None when absent
+
+
+@attrs.frozen
+class Request:
+    id: RequestId
+    method: str
+    params: JSON = attrs.field(repr=False)  # {} when absent
+
+
+@attrs.frozen
+class Notification:
+    method: str
+    params: JSON = attrs.field(repr=False)  # {} when absent
+
+
+Message: TypeAlias = Result | ErrorReply | Request | Notification
+
+
+# ensure_ascii=False: UTF-8 is what MCP asks for, and half the size of escapes. A lone surrogate then cannot be encoded,
+# which is right: most JSON parsers would refuse the request that carries it.
+_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def encode_request(request_id: int, method: str, params: JSON | None) -> bytes:
+    """Raises: NotJson, naming the method."""
+    message: JSON = {"jsonrpc": "2.0", "id": request_id, "method": method}
+    if params is not None:
+        message["params"] = params
+    return _encode(message, f"params of {method!r}")
+
+
+def encode_notification(method: str, params: JSON | None) -> bytes:
+    """Raises: NotJson, naming the method."""
+    message: JSON = {"jsonrpc": "2.0", "method": method}
+    if params is not None:
+        message["params"] = params
+    return _encode(message, f"params of {method!r}")
+
+
+def encode_result(request_id: RequestId, result: JSON) -> bytes:
+    """Answer a backend's request. Raises: NotJson."""
+    return _encode({"jsonrpc": "2.0", "id": request_id, "result": result}, "the result")
+
+
+def encode_error(request_id: RequestId, code: int, message: str) -> bytes:
+    """Refuse a backend's request. Raises: NotJson."""
+    return _encode({"jsonrpc": "2.0", "id": request_id, "error": {"code": code, "message": message}}, "the error")
+
+
+def _encode(message: JSON, what: str) -> bytes:
+    try:
+        return _encoder.encode(message).encode()
+    except UnicodeEncodeError:
+        why = "a string holds a lone surrogate"
+    except RecursionError:
+        why = "it is nested too deeply"
+    except (TypeError, ValueError) as exc:  # json names types and NaN, never the caller's text
+        why = str(exc)
+    raise NotJson(f"{what} cannot be sent as JSON: {why}")
+
+
+def parse_message(data: bytes | bytearray | memoryview, *, max_depth: int) -> Message:
+    """Read one JSON-RPC message.
+
+    Args:
+        max_depth: Objects and arrays inside each other, the message itself counted.
+
+    Raises:
+        BadMessage: Says what is wrong, and where, without any of the data.
+    """
+    text = _to_text(data)
+    message = _loads(text)
+    if not _is_object(message):
+        raise BadMessage(f"is {_kind(message)}, not a JSON-RPC object")  # MCP took batches out again in 2025-06-18
+    # Two counts at the speed of memchr spare nearly every message the walk: no nesting without as many brackets.
+    if text.count("{") + text.count("[") > max_depth and _too_deep(message, max_depth):
+        raise BadMessage(f"is nested deeper than {max_depth} (max_json_depth)")
+    if message.get("jsonrpc") != "2.0":
+        raise BadMessage("is not marked as JSON-RPC 2.0")
+    return _call(message) if "method" in message else _reply(message)
+
+
+def same_id(received: RequestId | None, ours: int) -> bool:
+    """Whether an answer is for our request: in Python `True == 1 == 1.0`, in JSON-RPC they are three different ids."""
+    return type(received) is int and received == ours
+
+
+def _to_text(data: bytes | bytearray | memoryview) -> str:
+    try:
+        return str(data, "utf-8").removeprefix("\ufeff")  # not left to json.loads, which would guess UTF-16 and UTF-32
+    except UnicodeDecodeError as exc:
+        problem = f"is not UTF-8 at byte {exc.start}"
+    # Raised out here, or the codec's error, which holds the whole input, would live on as the context of ours.
+    raise BadMessage(problem)
+
+
+def _loads(text: str) -> Any:
+    try:
+        return _decoder.decode(text)
+    except BadMessage:  # from a hook of the decoder
+        raise
+    except json.JSONDecodeError as exc:
+        problem = f"is not JSON at character {exc.pos}"
+    except RecursionError:
+        problem = "is nested deeper than the JSON parser goes"
+    except ValueError:  # int() refuses more digits than sys.get_int_max_str_digits(), since they cost quadratic time
+        problem = "holds an integer of too many digits"
+    raise BadMessage(problem)  # out here as well: JSONDecodeError holds the document
+
+
+def _finite(literal: str) -> float:
+    """`parse_constant` sees NaN and Infinity, but 1e999 becomes inf all the same."""
+    number = float(literal)
+    if math.isinf(number):
+        raise BadMessage("holds a number that no float can hold")
+    return number
+
+
+def _refuse_constant(_literal: str) -> float:
+    raise BadMessage("holds NaN or Infinity, which JSON has not")
+
+
+_decoder = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse_constant)
+
+
+def _too_deep(message: JSON, max_depth: int) -> bool:
+    """Level by level: recursion would fail on just those messages that this is to find."""
+    level: list[JSON | list[Any]] = [message]
+    for _ in range(max_depth):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if type(node) is dict else node)
+            if type(child) is dict or type(child) is list
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _call(message: JSON) -> Request | Notification:
+    method, params = message["method"], message.get("params", {})
+    if "result" in message or "error" in message:
+        raise BadMessage("is a request and a response in one")
+    if not _is_encodable(method):
+        raise BadMessage(f"has {_kind(method)} for a method, not encodable text")
+    if not _is_object(params):
+        raise BadMessage(f"has {_kind(params)} for params, not an object")
+    if "id" not in message:
+        return Notification(method, params)
+    request_id = message["id"]
+    # Encodable, since it must be sent back; MCP rules out the null that JSON-RPC allows here.
+    if type(request_id) is not int and not _is_encodable(request_id):
+        raise BadMessage(f"has {_kind(request_id)} for an id, not an integer or encodable text")
+    return Request(request_id, method, params)
+
+
+def _reply(message: JSON) -> Result | ErrorReply:
+    reply_id = message.get("id")
+    if type(reply_id) not in (int, str, NoneType):
+        raise BadMessage(f"has {_kind(reply_id)} for an id, not an integer or a string")
+    if ("result" in message) == ("error" in message):
+        raise BadMessage(f"has {'both' if 'result' in message else 'neither'} of result and error, and no method")
+    return _result(reply_id, message["result"]) if "result" in message else _error(reply_id, message["error"])
+
+
+def _result(reply_id: RequestId | None, result: Any) -> Result:
+    if reply_id is None:
+        raise BadMessage("is a result without an id")
+    if not _is_object(result):
+        raise BadMessage(f"has {_kind(result)} for a result, not an object")
+    return Result(reply_id, result)
+
+
+def _error(reply_id: RequestId | None, error: Any) -> ErrorReply:
+    if not _is_object(error):
+        raise BadMessage(f"has {_kind(error)} for an error, not an object")
+    code, text = error.get("code"), error.get("message")
+    if type(code) is not int or type(text) is not str:
+        raise BadMessage(f"has an error with {_kind(code)} for a code and {_kind(text)} for a message")
+    return ErrorReply(reply_id, code, text, error.get("data"))
+
+
+def _is_object(value: object) -> TypeGuard[JSON]:
+    return type(value) is dict
+
+
+def _is_encodable(value: object) -> TypeGuard[str]:
+    return type(value) is str and not _LONE_SURROGATE.search(value)
+
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # json joins the pairs, so what is left of them is alone
+
+_KINDS: dict[type, str] = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", NoneType: "null"}
+
+
+def _kind(value: object) -> str:
+    return _KINDS.get(type(value), "a number")

@@ -1,0 +1,166 @@
+"""Server-sent events from bytes, in any pieces. Sans-IO. Source: WHATWG HTML, §9.2.6 Interpreting an event stream.
+
+Lines end at CR, LF or CRLF and nowhere else: `str.splitlines`, and httpx's `iter_lines` with it, would also cut JSON at
+U+2028 and U+0085. An event is an event only once its blank line is here, so there is nothing to call at the end of a
+stream: what is left then was truncated.
+
+A decoder holds about twice its limit at most: the event so far, and one copy while it is put together. Time is linear
+in what is fed, however it is cut.
+"""
+
+from __future__ import annotations
+
+import re
+
+import attrs
+
+__all__ = ["MAX_FIELD_BYTES", "SseDecoder", "SseEvent", "SseLimit"]
+
+# Of an id, an event name or a `retry`. Ids go out again as Last-Event-ID, and many servers take 8 KiB for all headers
+# together.
+MAX_FIELD_BYTES = 1024
+
+_LONGEST_FIELD = len(b"event:")  # no field that we read has its colon further on
+_VISIBLE_ASCII = re.compile(rb"[\x21-\x7e]*")
+_BOM = b"\xef\xbb\xbf"
+
+
+class SseLimit(ValueError):
+    """The stream is over a limit. The text completes the sentence "sent …"."""
+
+
+@attrs.frozen
+class SseEvent:
+    """One dispatched event.
+
+    Attributes:
+        event: "message" unless the stream names another.
+        data: The data lines joined with LF. Empty in MCP's priming events, which say nothing but their id and `retry`.
+        id: This event's own id; None when it has none that could be sent back.
+    """
+
+    event: str
+    data: bytes = attrs.field(repr=False)
+    id: str | None
+
+
+@attrs.define(eq=False)
+class SseDecoder:
+    """Turns chunks into events.
+
+    Attributes:
+        max_event_bytes: All lines of one event together, comments and unknown fields included.
+        max_line_bytes: One line without its end; None: as an event.
+        last_event_id: The newest id, for Last-Event-ID; None when there is none, or the stream took it back with an
+            empty one. Ids over MAX_FIELD_BYTES or outside 0x21-0x7E are ignored, since no header could carry them.
+        retry: s until a reconnect, as the stream asks; not clamped, `inf` included. None when it does not ask.
+    """
+
+    max_event_bytes: int
+    max_line_bytes: int | None = None
+    last_event_id: str | None = attrs.field(default=None, init=False)
+    retry: float | None = attrs.field(default=None, init=False)
+
+    _line: bytearray = attrs.field(factory=bytearray, init=False, repr=False)  # the begun one
+    _after_cr: bool = attrs.field(default=False, init=False)  # an LF that comes now belongs to a line end already seen
+    _at_start: bool = attrs.field(default=True, init=False)
+    _broken: str | None = attrs.field(default=None, init=False)
+
+    _event_bytes: int = attrs.field(default=0, init=False)
+    _event: bytes = attrs.field(default=b"", init=False, repr=False)
+    _data: bytes | bytearray | None = attrs.field(default=None, init=False, repr=False)  # bytes while it is one line
+    _id: str | None = attrs.field(default=None, init=False)
+
+    def feed(self, chunk: bytes) -> list[SseEvent]:
+        """Return the events that end in `chunk`.
+
+        Raises:
+            SseLimit: A line or an event is too long. Events that ended before it are returned first and the next `feed`
+                raises, so what comes out does not depend on how the stream was cut. A decoder over a limit stays there.
+        """
+        events: list[SseEvent] = []
+        try:
+            self._feed(chunk, events)
+        except SseLimit as exc:
+            self._broken = str(exc)
+            self._line, self._data = bytearray(), None
+            if not events:
+                raise
+        return events
+
+    def _feed(self, chunk: bytes, events: list[SseEvent]) -> None:
+        if self._broken is not None:
+            raise SseLimit(self._broken)
+        if not chunk:
+            return
+        if self._after_cr and chunk[:1] == b"\n":
+            chunk = chunk[1:]
+        self._after_cr = chunk[-1:] == b"\r"
+        if b"\n" not in chunk and b"\r" not in chunk:  # inside of a big event: two memchr, no loop over its bytes
+            self._extend_line(chunk)
+            return
+        lines = chunk.splitlines()  # of bytes: at CR, LF and CRLF alone
+        rest = b"" if chunk[-1:] in (b"\r", b"\n") else lines.pop()
+        for line in lines:
+            if self._line:
+                self._extend_line(line)
+                begun, self._line = self._line, bytearray()
+                self._end_line(begun, events)
+            else:
+                self._end_line(line, events)
+        self._extend_line(rest)
+
+    def _extend_line(self, piece: bytes) -> None:
+        self._check(len(self._line) + len(piece))  # before it is stored
+        self._line += piece
+
+    def _check(self, line_bytes: int) -> None:
+        if self.max_line_bytes is not None and line_bytes > self.max_line_bytes:
+            raise SseLimit(f"an SSE line of more than {self.max_line_bytes} bytes")
+        if self._event_bytes + line_bytes > self.max_event_bytes:
+            raise SseLimit(f"an SSE event of more than {self.max_event_bytes} bytes")
+
+    def _end_line(self, line: bytes | bytearray, events: list[SseEvent]) -> None:
+        self._check(len(line))
+        self._event_bytes += len(line) + 1  # the end counts, or empty `data` lines would hold memory for nothing
+        begin = 0
+        if self._at_start:
+            self._at_start = False
+            begin = len(_BOM) if line[: len(_BOM)] == _BOM else 0
+        if len(line) > begin:
+            self._take_field(line, begin)
+        else:
+            self._dispatch(events)
+
+    def _take_field(self, line: bytes | bytearray, begin: int) -> None:
+        colon = line.find(b":", begin, begin + _LONGEST_FIELD)  # right at `begin` in a comment, which names no field
+        end = len(line) if colon < 0 else colon
+        start = end + 1
+        if line[start : start + 1] == b" ":
+            start += 1
+        name, size = line[begin:end], max(len(line) - start, 0)
+        if name == b"data":
+            self._take_data(memoryview(line)[start:])
+        elif name == b"event":
+            self._event = bytes(line[start : start + MAX_FIELD_BYTES])  # a longer one is as unknown without its end
+        elif name == b"id" and size <= MAX_FIELD_BYTES and _VISIBLE_ASCII.fullmatch(line, start):
+            self._id = line[start:].decode("ascii")
+        elif name == b"retry" and size <= MAX_FIELD_BYTES and line[start:].isdigit():
+            self.retry = float(line[start:]) / 1000
+
+    def _take_data(self, value: memoryview) -> None:
+        if self._data is None:
+            self._data = bytes(value)
+            return
+        if isinstance(self._data, bytes):
+            self._data = bytearray(self._data)  # one buffer: a list of tiny lines would be many times their size
+        self._data += b"\n"
+        self._data += value
+
+    def _dispatch(self, events: list[SseEvent]) -> None:
+        if self._id is not None:  # only now: the id of a truncated event would skip that event on resumption
+            self.last_event_id = self._id or None
+        if self._data is not None:
+            name = self._event.decode(errors="replace") or "message"
+            events.append(SseEvent(name, bytes(self._data), self._id or None))
+        self._event_bytes, self._event, self._data, self._id = 0, b"", None, None
