@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sysconfig
 import time
@@ -10,8 +11,6 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-
-import trio_vmcp
 
 # No deadline: a loaded machine is no bug. CI draws the same examples every time: what fails there fails here.
 hypothesis.settings.register_profile("here", deadline=None)
@@ -26,14 +25,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--max-seconds", type=float, help="fail a test that computes for longer")
 
 
+def library_home() -> Path:
+    """The directory that trio_vmcp is imported from."""
+    spec = importlib.util.find_spec("trio_vmcp")
+    if spec is None or spec.origin is None:
+        raise pytest.UsageError("trio_vmcp is not installed; `nox -s tests` installs it")
+    return Path(spec.origin).parent.parent
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    home = Path(trio_vmcp.__file__).parent.parent
+    home = library_home()
     if config.getoption("--installed-only") and home != Path(sysconfig.get_path("purelib")):
         raise pytest.UsageError(f"trio_vmcp comes from {home}, not from an installed wheel")
 
 
 def pytest_report_header() -> str:
-    return f"trio_vmcp: {Path(trio_vmcp.__file__).parent}"
+    return f"trio_vmcp: from {library_home()}"
 
 
 @pytest.hookimpl(wrapper=True)

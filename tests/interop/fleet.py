@@ -1,0 +1,196 @@
+"""Servers by other authors: what they are, how they are started and stopped, and which calls are compared on them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import attrs
+
+from trio_vmcp import JSON
+
+Era: TypeAlias = Literal["legacy", "modern"]
+
+START_TIMEOUT = 60.0  # s; the slowest takes 3 s here, to import pydantic and the rest
+STOP_TIMEOUT = 5.0  # s from SIGTERM to SIGKILL
+POLL_INTERVAL = 0.05  # s
+HERE = Path(__file__).parent
+
+
+def tool(name: str, arguments: JSON) -> JSON:
+    return {"method": "tools/call", "name": name, "arguments": arguments}
+
+
+def resource(uri: str) -> JSON:
+    return {"method": "resources/read", "uri": uri}
+
+
+def prompt(name: str, arguments: JSON) -> JSON:
+    return {"method": "prompts/get", "name": name, "arguments": arguments}
+
+
+def completion(name: str, argument: str, value: str) -> JSON:
+    return {"method": "completion/complete", "name": name, "argument": {"name": argument, "value": value}}
+
+
+# Of servers/offer.py: text, structured, image, error, progress; text, blob, template, error.
+PYTHON_CALLS = (
+    tool("echo", {"message": "naïve ☕\u2028second line"}),
+    tool("add", {"a": 2, "b": 40}),
+    tool("city", {"name": "Łódź"}),
+    tool("pixel", {}),
+    tool("fail", {"why": "because"}),
+    tool("add", {"a": "not a number"}),
+    tool("count", {"to": 3}),
+    resource("note://today"),
+    resource("data://pixel"),
+    resource("greeting://you"),
+    resource("greeting://nobody"),
+    prompt("review", {"code": "x = 1"}),
+    prompt("review", {"code": "x = 1", "style": "strict"}),
+)
+COMPLETIONS = (completion("review", "style", "k"),)
+EVERYTHING_CALLS = (
+    tool("echo", {"message": "naïve ☕\u2028second line"}),
+    tool("get-sum", {"a": 2, "b": 40}),
+    tool("get-sum", {"a": "not a number"}),
+    tool("get-structured-content", {"location": "New York"}),
+    tool("get-tiny-image", {}),
+    tool("get-annotated-message", {"messageType": "error", "includeImage": True}),
+    tool("get-resource-links", {"count": 3}),
+    tool("trigger-long-running-operation", {"duration": 0.5, "steps": 3}),
+    resource("demo://resource/static/document/features.md"),
+    resource("demo://resource/dynamic/text/not-a-number"),
+    prompt("simple-prompt", {}),
+    prompt("args-prompt", {"city": "Łódź"}),
+    prompt("resource-prompt", {"resourceType": "Text", "resourceId": "1"}),
+    completion("completable-prompt", "department", "E"),
+)
+
+
+@attrs.frozen
+class Server:
+    """One server and how to start it.
+
+    Attributes:
+        home: The environment that the nox session made for it, below `INTEROP_HOMES`.
+        command: With `{home}`, `{here}` and `{port}` filled in; node's server takes its port from PORT.
+        eras: What it speaks, the newest last: what a probe should find.
+        calls: The answers to these are compared.
+    """
+
+    name: str
+    home: str
+    command: tuple[str, ...]
+    eras: tuple[Era, ...]
+    calls: tuple[JSON, ...]
+
+    def command_line(self, port: int) -> list[str]:
+        home = homes() / self.home
+        return [part.format(home=home, here=HERE, port=port) for part in self.command]
+
+
+SERVERS = (
+    Server(
+        "mcp2-sse",
+        "mcp2",
+        ("{home}/bin/python", "{here}/servers/mcp2.py", "{port}", "sse"),
+        ("legacy", "modern"),
+        PYTHON_CALLS + COMPLETIONS,
+    ),
+    Server(
+        "mcp2-json",
+        "mcp2",
+        ("{home}/bin/python", "{here}/servers/mcp2.py", "{port}", "json"),
+        ("legacy", "modern"),
+        PYTHON_CALLS + COMPLETIONS,
+    ),
+    Server(
+        "mcp1-sse",
+        "mcp1",
+        ("{home}/bin/python", "{here}/servers/mcp1.py", "{port}", "sse"),
+        ("legacy",),
+        PYTHON_CALLS + COMPLETIONS,
+    ),
+    Server(
+        "mcp1-json",
+        "mcp1",
+        ("{home}/bin/python", "{here}/servers/mcp1.py", "{port}", "json"),
+        ("legacy",),
+        PYTHON_CALLS + COMPLETIONS,
+    ),
+    Server(
+        "fastmcp",
+        "fastmcp",
+        ("{home}/bin/python", "{here}/servers/fastmcp_pages.py", "{port}"),
+        ("legacy", "modern"),
+        PYTHON_CALLS,
+    ),
+    Server(
+        "everything",
+        "node",
+        ("node", "{home}/node_modules/@modelcontextprotocol/server-everything/dist/index.js", "streamableHttp"),
+        ("legacy",),
+        EVERYTHING_CALLS,
+    ),
+)
+
+
+def homes() -> Path:
+    """Where the environments of the servers and of the official client are."""
+    try:
+        return Path(os.environ["INTEROP_HOMES"])
+    except KeyError:
+        raise RuntimeError("these tests need the environments that `nox -s interop` makes; run that") from None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Poll for a TCP connection, at most START_TIMEOUT, and no longer than the process lives."""
+    for _ in range(int(START_TIMEOUT / POLL_INTERVAL)):
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=START_TIMEOUT).close()
+        except OSError:
+            try:
+                status = process.wait(POLL_INTERVAL)  # the pause between two tries, unless it died
+            except subprocess.TimeoutExpired:
+                continue
+            raise RuntimeError(f"{process.args!r} ended with status {status}:\n{log.read_text()[-2000:]}") from None
+        else:
+            return
+    raise RuntimeError(f"{process.args!r} does not listen after {START_TIMEOUT} s:\n{log.read_text()[-2000:]}")
+
+
+@contextmanager
+def running(server: Server, log: Path) -> Iterator[str]:
+    """Run a server on a free port of loopback; yields its url."""
+    port = free_port()
+    command = server.command_line(port)
+    if shutil.which(command[0]) is None:
+        raise RuntimeError(
+            f"{server.name} needs {command[0]!r}, which is not there; `nox -s interop` makes what it can"
+        )
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=os.environ | {"PORT": str(port)}, stdout=output, stderr=output)
+    try:
+        wait_until_listening(process, port, log)
+        yield f"http://127.0.0.1:{port}/mcp"
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
