@@ -28,6 +28,7 @@ RESULTS = HERE / "results"
 OFFICIAL = ("mcp==2.3.0", "trio==0.35.0")
 MOST_BACKENDS = 50
 ANSWER_TIMEOUT = 120.0  # s; the slowest workload takes about 5
+LEGEND = "'vs' 3.00x (2.00x): trio_vmcp takes a third of that time (half of that CPU)."
 ROUNDS, SHORT_ROUNDS = 11, 2
 
 
@@ -175,12 +176,12 @@ def installed_here() -> str | None:
     return sys.executable if importlib.util.find_spec("trio_vmcp") else None
 
 
-def what_was_asked(port: int) -> dict[str, int]:
+def what_was_asked(contender: Contender, port: int) -> dict[str, int]:
     """What the server was asked since the last time, without what only some clients try."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/seen", timeout=ANSWER_TIMEOUT) as response:
         seen = json.load(response)
     if seen["sessions"]:
-        raise Failed(f"{seen['sessions']} sessions were left without a DELETE")
+        raise Failed(f"{contender.name!r} left {seen['sessions']} sessions without a DELETE")
     optional = ("GET", "server/discover")  # the official client asks for a stream, a probing one for the era
     return {method: count for method, count in seen["asked"].items() if method not in optional}
 
@@ -199,7 +200,7 @@ def measure(
         for contender in question.contenders[first:] + question.contenders[:first]:
             extra = {"spare": spare, "era": contender.era} if row.command["do"] == "open" else {}
             answer = workers[contender].ask(command | extra)
-            done[contender.name] = (answer.get("listed"), what_was_asked(ports[0]))
+            done[contender.name] = (answer.get("listed"), what_was_asked(contender, ports[0]))
             if turn:
                 figures.add(contender, answer)
         if any(work != done[LOOP.name] for work in done.values()):
@@ -293,9 +294,7 @@ def run(questions: Sequence[Question], *, python: str | None, rounds: int, short
         }
         for question in questions:
             measured[question] = [measure(question, row, rounds, short, workers, ports) for row in question.rows]
-    print(
-        f"\n\nMedians of {rounds} interleaved rounds. '3.00x (2.00x)': trio_vmcp takes a third of the time (half of the CPU).\n"
-    )
+    print(f"\n\nMedians of {rounds} interleaved rounds. {LEGEND}\n")
     for question, figures in measured.items():
         print(table(question, figures), end="\n\n")
     print(f"all figures: {write_results(measured, workers, rounds).relative_to(HERE.parent)}")
