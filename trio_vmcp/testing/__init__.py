@@ -1,11 +1,15 @@
 """Scripted MCP backends of either era, faults on demand, and an in-memory network that a mock clock rules.
 
-    backend = ScriptedBackend(era="modern", answers="sse")
-    backend.add_tool("now")
-    async with open_memory_network() as network:
-        url = network.attach("time.test", backend)
-        async with open_session_factory(transport=network.transport()) as factory: ...
-    assert 1 == backend.executed["now"]
+```python
+backend = ScriptedBackend(era="modern", answers="sse")
+backend.add_tool("now")
+async with open_memory_network() as network:
+    url = network.attach("time.test", backend)
+    async with open_session_factory(transport=network.transport()) as factory:
+        async with factory.open_session([Backend(id="time", url=url)]) as session:
+            await session.call_tool("time_now")
+assert 1 == backend.executed["now"]
+```
 """
 
 from trio_vmcp.testing.backend import ScriptedBackend

@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 
 BackendEra: TypeAlias = Literal["legacy", "modern", "both"]
 
-CACHEABLE = ("server/discover", "tools/list", "resources/list", "resources/templates/list", "prompts/list", "resources/read")
+LISTS = ("tools/list", "resources/list", "resources/templates/list", "prompts/list")
+CACHEABLE = ("server/discover", *LISTS, "resources/read")
 
 
 @attrs.define(eq=False)
@@ -145,6 +146,8 @@ class ScriptedBackend(Catalog):
     def crash(self) -> None:
         """Reset every connection, stop every handler, and refuse new connections until `restart`."""
         self._crashed = True
+        for exchange in self._running:
+            exchange.outcome = "aborted"
         for stream, lifetime in list(self._connections.items()):
             reset(stream)
             lifetime.cancel(reason="the backend crashed")
@@ -191,7 +194,7 @@ class ScriptedBackend(Catalog):
         self.exchanges.append(exchange)
         self._running[exchange] = None
         is_modern = self._is_modern(exchange)
-        # Legacy: "disconnection SHOULD NOT be interpreted as the client cancelling its request". Modern: it is the cancellation.
+        # Legacy: "disconnection SHOULD NOT be interpreted as the client cancelling its request". Modern: that it is.
         reply.outlives_peer = not is_modern
         answer = Answer(reply, self.answers == "sse", self.primed)
         try:

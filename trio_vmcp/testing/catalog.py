@@ -1,11 +1,11 @@
-"""What a scripted backend offers, and the methods that offer it. Both eras share it; neither HTTP nor sessions are known here."""
+"""What a scripted backend offers, and the methods that offer it, for both eras and without HTTP or sessions."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import attrs
@@ -43,6 +43,11 @@ def _template_pattern(template: str) -> re.Pattern[str]:
     return re.compile("[^/]+".join(map(re.escape, parts)))
 
 
+def _own(entries: Iterable[JSON]) -> list[JSON]:
+    """A list that `add_…` may extend, though the one it was made from is a constant of somebody's."""
+    return list(entries)
+
+
 @attrs.define(eq=False, kw_only=True)
 class Catalog:
     """Tools, resources and prompts, as the JSON objects that MCP lists.
@@ -58,13 +63,13 @@ class Catalog:
         handler_errors: What tools raised, other than RpcError. The client gets them as `isError` results.
     """
 
-    tools: list[JSON] = attrs.field(factory=list, converter=list)
-    resources: list[JSON] = attrs.field(factory=list, converter=list)
-    resource_templates: list[JSON] = attrs.field(factory=list, converter=list)
-    prompts: list[JSON] = attrs.field(factory=list, converter=list)
-    handlers: dict[str, ToolHandler] = attrs.field(factory=dict, converter=dict)
-    texts: dict[str, str] = attrs.field(factory=dict, converter=dict)
-    prompt_texts: dict[str, str] = attrs.field(factory=dict, converter=dict)
+    tools: list[JSON] = attrs.field(factory=list, converter=_own)
+    resources: list[JSON] = attrs.field(factory=list, converter=_own)
+    resource_templates: list[JSON] = attrs.field(factory=list, converter=_own)
+    prompts: list[JSON] = attrs.field(factory=list, converter=_own)
+    handlers: dict[str, ToolHandler] = attrs.field(factory=dict)
+    texts: dict[str, str] = attrs.field(factory=dict)
+    prompt_texts: dict[str, str] = attrs.field(factory=dict)
     completions: Mapping[str, Sequence[str]] = attrs.field(factory=dict)
     page_size: int | None = None
     capabilities: JSON | None = None
@@ -127,7 +132,8 @@ class Catalog:
             case "completion/complete" if self._declares("completions"):
                 return self._complete(params)
             case method:
-                raise RpcError(METHOD_NOT_FOUND, f"method not found: {method}", status=404 if context.is_modern else 200)
+                status = 404 if context.is_modern else 200
+                raise RpcError(METHOD_NOT_FOUND, f"method not found: {method}", status=status)
 
     def _declares(self, capability: str) -> bool:
         return capability in self.declared_capabilities()
@@ -155,7 +161,7 @@ class Catalog:
             return _tool_result(await self.handlers.get(str(name), echo)(params.get("arguments") or {}, context))
         except RpcError:
             raise
-        except Exception as exc:  # as the official SDKs do: a tool that fails is a result, not a protocol error
+        except Exception as exc:  # noqa: BLE001  # as in the official SDKs, a tool that fails is a result
             self.handler_errors.append(exc)
             return {"content": [_text_block(f"{type(exc).__name__}: {exc}")], "isError": True}
 

@@ -65,7 +65,8 @@ class Answer:
 
     async def _event(self, message: object) -> None:
         await self._open()
-        await self.reply.send((self._id_line() if self.primed else b"") + b"event: message\ndata: " + encode(message) + b"\n\n")
+        event_id = self._id_line() if self.primed else b""
+        await self.reply.send(event_id + b"event: message\ndata: " + encode(message) + b"\n\n")
 
     def _id_line(self) -> bytes:
         self._events += 1
@@ -99,7 +100,7 @@ class CallContext:
         return self.exchange.meta
 
     async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Tell the client how far it is; a client that sent no token hears nothing (MCP: servers must not send it then)."""
+        """Tell the client how far it is. A client that sent no token hears nothing, as MCP demands."""
         token = self.meta.get("progressToken")
         if token is None:
             return

@@ -17,7 +17,7 @@ Outcome: TypeAlias = Literal["running", "answered", "cancelled", "disconnected",
 """
 answered      the whole response was written
 cancelled     the client took the request back, in the manner of its era
-disconnected  the client went before the response; in the legacy era that cancels nothing, and the request ran to its end
+disconnected  the client went before the response; in the legacy era that cancels nothing: the request ran to its end
 cut           a fault ended the response
 aborted       the backend crashed, or its network was closed
 """
@@ -80,4 +80,5 @@ class Exchange:
 
     @property
     def session_id(self) -> str | None:
-        return self.headers.get("mcp-session-id")
+        value: str | None = self.headers.get("mcp-session-id")
+        return value

@@ -1,7 +1,7 @@
 """What can go wrong with a scripted backend, and when.
 
-Faults on the wire work on the raw bytes of an HTTP response, its head included, so that a test can sweep over every byte of it. They are
-pure: `steps` says what becomes of the bytes, the server does it.
+Faults on the wire work on the raw bytes of an HTTP response, its head included, so that a test can sweep over every
+byte of it. They are pure: `steps` says what becomes of the bytes, the server does it.
 """
 
 from __future__ import annotations

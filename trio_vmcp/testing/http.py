@@ -1,12 +1,13 @@
 """An HTTP/1.1 server over any Trio stream.
 
-The application gets a `Request` and writes to a `Reply`. While it runs, the server keeps reading: a client that closes its connection cancels
-the application at once, unless the reply `outlives_peer`.
+The application gets a `Request` and writes to a `Reply`. While it runs, the server keeps reading: a client that closes
+its connection cancels the application at once, unless the reply `outlives_peer`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from http.client import responses
 from typing import TypeAlias
 
@@ -162,7 +163,9 @@ class Reply:
             await self._lose_peer()
 
 
-async def serve_http(stream: trio.abc.Stream, application: Application, *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+async def serve_http(
+    stream: trio.abc.Stream, application: Application, *, max_body_bytes: int = MAX_BODY_BYTES
+) -> None:
     """Serve one connection until either side ends it. The stream is closed in any case.
 
     Args:
@@ -220,11 +223,9 @@ async def _refuse(http: h11.Connection, stream: trio.abc.Stream, status: int) ->
     """Tell a peer that does not speak HTTP so, if it still listens."""
     if http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
         return
-    events = [h11.Response(status_code=status, headers=[("content-length", "0"), ("connection", "close")]), h11.EndOfMessage()]
-    try:
-        await stream.send_all(b"".join(http.send(event) or b"" for event in events))
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        pass
+    head = h11.Response(status_code=status, headers=[("content-length", "0"), ("connection", "close")])
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        await stream.send_all((http.send(head) or b"") + (http.send(h11.EndOfMessage()) or b""))
 
 
 async def _receive(stream: trio.abc.Stream) -> bytes:

@@ -8,6 +8,7 @@ from functools import partial
 
 import trio
 
+from trio_vmcp.testing._servers import open_servers
 from trio_vmcp.testing.network import StreamServer
 from trio_vmcp.testing.streams import reset
 
@@ -43,13 +44,5 @@ async def serve_loopback(
 @asynccontextmanager
 async def open_loopback(server: StreamServer, *, port: int = 0) -> AsyncIterator[str]:
     """The URL of `server` on this machine, as long as the block lasts."""
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            yield await nursery.start(partial(serve_loopback, server, port=port))
-        except Exception as exc:  # raised again below, outside of the nursery, which would wrap it in a group
-            failure = exc
-        finally:
-            nursery.cancel_scope.cancel(reason="the loopback server is closed")
-    if failure is not None:
-        raise failure
+    async with open_servers() as nursery:
+        yield await nursery.start(partial(serve_loopback, server, port=port))

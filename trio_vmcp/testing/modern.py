@@ -1,4 +1,4 @@
-"""The rules that a modern backend checks before it answers, in the order of the specification: the first failure wins."""
+"""The rules that a modern backend checks before it answers, in the specification's order: the first failure wins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An in-memory network: real HTTP/1.1 between a client and scripted backends, no sockets, so that a mock clock rules all of it."""
+"""An in-memory network: real HTTP/1.1 between clients and scripted backends, no sockets, ruled by a mock clock."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import httpx
 import trio
 
 from trio_vmcp._nursery import start_clean
+from trio_vmcp.testing._servers import open_servers
 from trio_vmcp.testing.streams import MemoryStream, memory_connection
 from trio_vmcp.testing.transport import MemoryTransport
 
@@ -98,13 +99,5 @@ async def open_memory_network(*, connect_latency: float = 0.0) -> AsyncIterator[
     Args:
         connect_latency: s, for every connection attempt.
     """
-    failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            yield MemoryNetwork(nursery, connect_latency)
-        except Exception as exc:  # raised again below, outside of the nursery, which would wrap it in a group
-            failure = exc
-        finally:
-            nursery.cancel_scope.cancel(reason="the network is closed")
-    if failure is not None:
-        raise failure
+    async with open_servers() as nursery:
+        yield MemoryNetwork(nursery, connect_latency)

@@ -78,7 +78,7 @@ def memory_connection() -> tuple[MemoryStream, MemoryStream]:
 
 
 def reset(stream: trio.abc.Stream) -> None:
-    """Break a connection off, without a word to the peer's application.
+    """Break a connection off; one that is closed already is left alone.
 
     Raises:
         TypeError: The stream is neither in-memory nor TCP.
@@ -86,8 +86,9 @@ def reset(stream: trio.abc.Stream) -> None:
     if isinstance(stream, MemoryStream):
         stream.reset()
     elif isinstance(stream, trio.SocketStream):
-        # A linger time of 0 makes close() send RST.
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        stream.socket.close()
+        if stream.socket.fileno() >= 0:
+            # A linger time of 0 makes close() send RST.
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            stream.socket.close()
     else:
         raise TypeError(f"cannot reset a {type(stream).__name__}")

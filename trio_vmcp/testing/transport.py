@@ -101,7 +101,7 @@ class _Network(httpcore.AsyncNetworkBackend):
 
 
 class _Body(httpx.AsyncByteStream):
-    """A response body that can be left early: httpcore's generators are run to an end, not left to the garbage collector."""
+    """A response body that can be left early: httpcore's generators are ended, not left to the garbage collector."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -115,8 +115,8 @@ class _Body(httpx.AsyncByteStream):
             return await anext(self._parts)
 
     async def aclose(self) -> None:
-        # Closing the outermost generator would drop the ones inside it half-way, which is a ResourceWarning each. Cancelled
-        # at their next read, they all unwind; what is buffered already needs no read and is thrown away.
+        # Closing the outermost generator would drop the ones inside it half-way, a ResourceWarning each. Cancelled at
+        # their next read, they all unwind; what is buffered already needs no read and is thrown away.
         with trio.CancelScope() as leaving:
             leaving.cancel(reason="the response was closed early")
             with _httpx_errors():
@@ -128,7 +128,7 @@ class _Body(httpx.AsyncByteStream):
 class MemoryTransport(httpx.AsyncBaseTransport):
     """httpcore's connection pool over `connect`.
 
-    No limit on connections: httpcore's pool loses slots for good when waiting callers are cancelled (encode/httpcore#1093).
+    No limit on connections: a limited pool loses slots for good when waiting callers are cancelled (httpcore#1093).
     """
 
     def __init__(self, connect: Connect) -> None:

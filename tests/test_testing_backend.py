@@ -1,0 +1,533 @@
+"""A scripted backend behaves like an MCP server of its era, and shows what it saw."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Literal
+
+import httpx
+import pytest
+import trio
+from raw_mcp import ACCEPT, RawClient, messages, open_client_on, open_raw_client
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vmcp.models import JSON
+from trio_vmcp.testing import CallContext, Delay, RpcError, ScriptedBackend, open_memory_network
+
+Era = Literal["legacy", "modern"]
+Answers = Literal["json", "sse"]
+
+both_eras = pytest.mark.parametrize("era", ["legacy", "modern"])
+both_forms = pytest.mark.parametrize("answers", ["json", "sse"])
+
+
+async def sleep_long(arguments: JSON, context: CallContext) -> str:
+    await trio.sleep(60)
+    return "rested"
+
+
+def slow_backend(era: Era, answers: Answers = "json") -> ScriptedBackend:
+    backend = ScriptedBackend(era=era, answers=answers)
+    backend.add_tool("slow", sleep_long)
+    return backend
+
+
+def full_backend(era: Era, answers: Answers = "json") -> ScriptedBackend:
+    backend = ScriptedBackend(era=era, answers=answers, page_size=2, completions={"city": ["Oslo", "Osaka", "Rome"]})
+    for name in "abcde":
+        backend.add_tool(name, description=f"tool {name}")
+    backend.add_resource("memo://one", "first", mimeType="text/plain")
+    backend.add_resource_template("memo://day/{day}", "a day")
+    backend.add_prompt("greet", "Hello, {who}!", arguments=[{"name": "who"}])
+    return backend
+
+
+# Handshakes
+
+
+@both_forms
+async def test_a_legacy_handshake_opens_a_session_and_delete_ends_it(answers: Answers) -> None:
+    """`initialize` gives out a session id, DELETE takes it back, and the id is dead then."""
+    backend = full_backend("legacy", answers)
+    async with open_memory_network() as network, open_client_on(network, backend) as client:
+        introduction = await client.shake_hands()
+        assert "2025-11-25" == introduction["protocolVersion"]
+        assert {"name": "scripted", "version": "1"} == introduction["serverInfo"]
+        assert {"tools": {}, "resources": {}, "prompts": {}, "completions": {}} == introduction["capabilities"]
+        assert ["scripted-session-1"] == list(backend.sessions)
+        assert {} == await client.result("ping")
+        assert 200 == (await client.http.delete(client.url, headers=client.headers)).status_code
+        assert [] == list(backend.sessions)
+        assert ["scripted-session-1"] == backend.deleted_sessions
+        assert 404 == (await client.http.delete(client.url, headers=client.headers)).status_code
+        assert (404, -32000) == await client.error("tools/list")
+    methods = ["initialize", "notifications/initialized", "ping", "", "", "tools/list"]
+    assert methods == [exchange.method for exchange in backend.exchanges]
+    assert 2 == len(backend.received("DELETE"))
+
+
+@both_forms
+async def test_a_modern_backend_introduces_itself_and_keeps_no_session(answers: Answers) -> None:
+    """`server/discover` says version and capabilities; nothing gives out an id, GET and DELETE are not offered."""
+    backend = full_backend("modern", answers)
+    async with open_memory_network() as network, open_client_on(network, backend) as client:
+        response = await client.request("server/discover")
+        result = messages(response)[-1]["result"]
+        assert ["2026-07-28"] == result["supportedVersions"]
+        assert ("complete", 0, "private") == (result["resultType"], result["ttlMs"], result["cacheScope"])
+        assert "mcp-session-id" not in response.headers
+        for verb in "GET", "DELETE":
+            refused = await client.http.request(verb, client.url)
+            assert (405, "POST") == (refused.status_code, refused.headers["allow"])
+    assert {} == backend.sessions
+
+
+async def test_a_legacy_backend_turns_a_modern_probe_away() -> None:
+    """`server/discover` without a session id is answered 400, by which a client knows the era."""
+    async with open_memory_network() as network, open_client_on(network, ScriptedBackend()) as client:
+        client.modern = True
+        assert (400, -32000) == await client.error("server/discover")
+
+
+async def test_a_modern_backend_names_its_versions_to_a_legacy_client() -> None:
+    """`initialize` at a modern backend: -32022 with what it speaks instead."""
+    async with open_memory_network() as network, open_client_on(network, ScriptedBackend(era="modern")) as client:
+        client.modern = False
+        response = await client.request("initialize", {"protocolVersion": "2025-11-25"})
+    assert 400 == response.status_code
+    (message,) = messages(response)
+    assert {"supported": ["2026-07-28"], "requested": "2025-11-25"} == message["error"]["data"]
+
+
+async def test_a_backend_of_both_eras_serves_each_client_in_its_own() -> None:
+    """Era "both" decides for every request: sessions for the one, none for the other."""
+    backend = ScriptedBackend(era="both")
+    backend.add_tool("now")
+    for modern in True, False:
+        async with open_raw_client(backend, modern=modern) as client:
+            result = await client.result("tools/call", {"name": "now"})
+            assert modern == ("resultType" in result)
+    assert 1 == len(backend.sessions)
+
+
+async def test_a_backend_without_session_ids_asks_for_none() -> None:
+    """`session_ids=False`: neither given out nor insisted on."""
+    backend = ScriptedBackend(session_ids=False, protocol_version="2025-03-26", instructions="be kind")
+    backend.add_tool("now")
+    async with open_memory_network() as network, open_client_on(network, backend) as client:
+        introduction = await client.shake_hands()
+        assert ("2025-03-26", "be kind") == (introduction["protocolVersion"], introduction["instructions"])
+        assert "mcp-session-id" not in client.headers
+        assert 1 == len((await client.result("tools/list"))["tools"])
+
+
+# What is checked
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"accept": "application/json"}, 406),
+        ({"content-type": "text/plain"}, 415),
+        ({"mcp-session-id": None}, 400),
+        ({"mcp-session-id": "somebody-else"}, 404),
+        ({"mcp-protocol-version": "1999-01-01"}, 400),
+    ],
+)
+async def test_a_legacy_backend_insists_on_headers(change: dict[str, str | None], status: int) -> None:
+    """Each wrong header has the status that real servers give it."""
+    backend = full_backend("legacy")
+    async with open_raw_client(backend) as client:
+        request = client.build("tools/list")
+        for name, value in change.items():
+            request.headers.pop(name, None)
+            if value is not None:
+                request.headers[name] = value
+        assert status == (await client.http.send(request)).status_code
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "code"),
+    [
+        ("mcp-method", None, -32020),
+        ("mcp-method", "tools/list", -32020),
+        ("mcp-name", None, -32020),
+        ("mcp-name", "b", -32020),
+        ("mcp-name", "=?base64?!?=", -32020),
+        ("mcp-protocol-version", None, -32020),
+        ("mcp-protocol-version", "2025-11-25", -32020),
+        ("mcp-param-city", "Oslo", -32020),
+        ("accept", "text/html", -32600),
+    ],
+)
+async def test_a_modern_backend_insists_on_headers(header: str, value: str | None, code: int) -> None:
+    """A header that is missing or says something else than the body is a HeaderMismatch."""
+    backend = ScriptedBackend(era="modern")
+    backend.add_tool("a", inputSchema={"type": "object", "properties": {"city": {"x-mcp-header": "City"}}})
+    async with open_raw_client(backend) as client:
+        request = client.build("tools/call", {"name": "a"})
+        request.headers.pop(header, None)
+        if value is not None:
+            request.headers[header] = value
+        response = await client.http.send(request)
+    assert code == messages(response)[0]["error"]["code"]
+    assert response.status_code in (400, 406)
+    assert {} == backend.executed
+
+
+@pytest.mark.parametrize(
+    ("meta", "code"),
+    [
+        ({}, -32602),
+        ({"protocolVersion": "2026-07-28"}, -32602),
+        ({"protocolVersion": "2030-01-01", "clientCapabilities": {}}, -32022),
+    ],
+)
+async def test_a_modern_backend_insists_on_meta(meta: JSON, code: int) -> None:
+    """Version and capabilities come with every request, and the version has to be one that is served."""
+    version = meta.get("protocolVersion", "2026-07-28")
+    params = {"_meta": {f"io.modelcontextprotocol/{key}": value for key, value in meta.items()}}
+    headers = {**ACCEPT, "mcp-protocol-version": version, "mcp-method": "tools/list"}
+    message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": params}
+    async with open_raw_client(ScriptedBackend(era="modern")) as client:
+        response = await client.http.post(client.url, headers=headers, json=message)
+    assert (400, code) == (response.status_code, messages(response)[0]["error"]["code"])
+
+
+@pytest.mark.parametrize(("value", "header"), [("Århus", None), (7, "7"), (True, "true"), ("Oslo", "Oslo")])
+async def test_mirrored_arguments_are_compared_after_decoding(value: Any, header: str | None) -> None:
+    """`Mcp-Param-*` may be plain or Base64 of UTF-8."""
+    backend = ScriptedBackend(era="modern")
+    inner = {"type": "object", "properties": {"city": {"x-mcp-header": "City"}}}
+    backend.add_tool("a", inputSchema={"type": "object", "properties": {"at": inner}})
+    async with open_raw_client(backend) as client:
+        request = client.build("tools/call", {"name": "a", "arguments": {"at": {"city": value}}})
+        encoded = base64.b64encode(str(value).encode()).decode()
+        request.headers["mcp-param-city"] = header or f"=?base64?{encoded}?="
+        assert "result" in messages(await client.http.send(request))[0]
+
+
+@both_eras
+@pytest.mark.parametrize(("body", "code"), [(b"{", -32700), (b"[]", -32600), (b"[" * 100_000, -32700)])
+async def test_what_is_not_json_rpc_is_refused(era: Era, body: bytes, code: int) -> None:
+    """400 with a null id, for text that is no JSON and JSON that is no request."""
+    headers = {**ACCEPT, "content-type": "application/json"}
+    async with open_raw_client(ScriptedBackend(era=era)) as client:
+        response = await client.http.post(client.url, headers=headers, content=body)
+    (message,) = messages(response)
+    assert (400, None, code) == (response.status_code, message["id"], message["error"]["code"])
+
+
+# What is offered
+
+
+@both_eras
+@both_forms
+async def test_lists_come_in_pages(era: Era, answers: Answers) -> None:
+    """Cursors lead through the whole list, in order; one that was never given out is refused."""
+    names: list[str] = []
+    async with open_raw_client(full_backend(era, answers)) as client:
+        page = await client.result("tools/list")
+        while True:
+            names += [tool["name"] for tool in page["tools"]]
+            if "nextCursor" not in page:
+                break
+            page = await client.result("tools/list", {"cursor": page["nextCursor"]})
+        assert [*"abcde"] == names
+        assert (200, -32602) == await client.error("tools/list", {"cursor": "mine"})
+
+
+@both_eras
+@both_forms
+async def test_everything_offered_is_served(era: Era, answers: Answers) -> None:
+    """Tools, resources, templates, prompts and completions answer as listed; unknown names are errors."""
+    backend = full_backend(era, answers)
+    async with open_raw_client(backend) as client:
+        called = await client.result("tools/call", {"name": "a", "arguments": {"x": [1, None]}})
+        assert [{"type": "text", "text": '{"x": [1, null]}'}] == called["content"]
+        assert ["memo://one"] == [entry["uri"] for entry in (await client.result("resources/list"))["resources"]]
+        templates = (await client.result("resources/templates/list"))["resourceTemplates"]
+        assert ["memo://day/{day}"] == [entry["uriTemplate"] for entry in templates]
+        for uri, text in ("memo://one", "first"), ("memo://day/monday", "a day"):
+            (contents,) = (await client.result("resources/read", {"uri": uri}))["contents"]
+            assert (uri, text) == (contents["uri"], contents["text"])
+        assert ["greet"] == [entry["name"] for entry in (await client.result("prompts/list"))["prompts"]]
+        prompt = await client.result("prompts/get", {"name": "greet", "arguments": {"who": "Ada"}})
+        assert "Hello, Ada!" == prompt["messages"][0]["content"]["text"]
+        reference = {"ref": {"type": "ref/prompt", "name": "greet"}, "argument": {"name": "city", "value": "Os"}}
+        assert ["Oslo", "Osaka"] == (await client.result("completion/complete", reference))["completion"]["values"]
+
+        assert (200, -32602) == await client.error("tools/call", {"name": "z"})
+        assert (200, -32602) == await client.error("prompts/get", {"name": "z"})
+        missing = -32602 if era == "modern" else -32002
+        assert (200, missing) == await client.error("resources/read", {"uri": "memo://two"})
+        assert (404 if era == "modern" else 200, -32601) == await client.error("tools/forget")
+    assert {"a": 1} == backend.executed
+
+
+async def test_what_is_not_declared_is_not_a_method() -> None:
+    """`capabilities=` overrides what the backend has; methods follow what it declares."""
+    backend = ScriptedBackend(capabilities={"resources": {}}, tools=[{"name": "a"}])
+    async with open_raw_client(backend) as client:
+        assert (200, -32601) == await client.error("tools/list")
+        assert [] == (await client.result("resources/list"))["resources"]
+
+
+@both_eras
+async def test_handlers_decide_what_a_call_answers(era: Era) -> None:
+    """Blocks and whole results go out as they are, RpcError as an error, any other as an `isError` result."""
+
+    async def blocks(arguments: JSON, context: CallContext) -> list[JSON]:
+        return [{"type": "image", "data": "", "mimeType": "image/png"}]
+
+    async def whole(arguments: JSON, context: CallContext) -> JSON:
+        return {"content": [], "structuredContent": {"n": 1}, "resultType": "odd"}
+
+    async def refuse(arguments: JSON, context: CallContext) -> str:
+        raise RpcError(-32042, "go there first", {"url": "x"})
+
+    async def fall(arguments: JSON, context: CallContext) -> str:
+        raise ValueError("ouch")
+
+    backend = ScriptedBackend(era=era)
+    for handler in blocks, whole, refuse, fall:
+        backend.add_tool(handler.__name__, handler)
+    async with open_raw_client(backend) as client:
+        assert "image" == (await client.result("tools/call", {"name": "blocks"}))["content"][0]["type"]
+        assert "odd" == (await client.result("tools/call", {"name": "whole"}))["resultType"]
+        assert (200, -32042) == await client.error("tools/call", {"name": "refuse"})
+        failed = await client.result("tools/call", {"name": "fall"})
+        assert (True, "ValueError: ouch") == (failed["isError"], failed["content"][0]["text"])
+    assert ["ouch"] == [str(error) for error in backend.handler_errors]
+
+
+# What happens during a call
+
+
+async def report_twice(arguments: JSON, context: CallContext) -> str:
+    await context.progress(1, 2, "half")
+    await context.progress(2)
+    return "done"
+
+
+@both_eras
+async def test_progress_goes_to_the_token_of_the_call(era: Era) -> None:
+    """Over SSE, reports precede the response and carry the client's token; without a token there are none."""
+    backend = ScriptedBackend(era=era, answers="sse")
+    backend.add_tool("work", report_twice)
+    async with open_raw_client(backend) as client:
+        *reports, response = messages(await client.request("tools/call", {"name": "work"}, token="t"))
+        assert [
+            {"progressToken": "t", "progress": 1, "total": 2, "message": "half"},
+            {"progressToken": "t", "progress": 2},
+        ] == [report["params"] for report in reports]
+        assert "done" == response["result"]["content"][0]["text"]
+        assert 1 == len(messages(await client.request("tools/call", {"name": "work"})))
+
+
+async def test_a_json_answer_has_no_room_for_progress() -> None:
+    """With `answers="json"` what precedes the response is dropped."""
+    backend = ScriptedBackend()
+    backend.add_tool("work", report_twice)
+    async with open_raw_client(backend) as client:
+        assert 1 == len(messages(await client.request("tools/call", {"name": "work"}, token="t")))
+
+
+async def test_a_primed_stream_begins_with_an_id() -> None:
+    """`primed=True`: first an event with an id and no data, and every event has an id."""
+    async with open_raw_client(ScriptedBackend(answers="sse", primed=True)) as client:
+        text = (await client.request("ping")).text
+    assert text.startswith("id: 1\ndata: \n\nid: 2\nevent: message\ndata: {")
+
+
+async def test_a_legacy_handler_can_ask_the_client() -> None:
+    """A server request goes out on the call's stream; the client's POST answers it, and only in its own session."""
+
+    async def ask(arguments: JSON, context: CallContext) -> str:
+        answer = await context.request("roots/list", {})
+        try:
+            await context.request("sampling/createMessage", {})
+        except RpcError as error:
+            return f"{answer['roots']} {error}"
+        return "not refused"
+
+    backend = ScriptedBackend(answers="sse")
+    backend.add_tool("ask", ask)
+    async with open_raw_client(backend) as client, open_other_session(client) as other:
+        request = client.build("tools/call", {"name": "ask"})
+        response = await client.http.send(request, stream=True)
+        lines = response.aiter_lines()
+        assert "roots/list" in await next_data(lines)
+        assert 202 == (await other.post(id=1, result={"roots": ["forged"]})).status_code
+        assert 202 == (await client.post(id=1, result={"roots": []})).status_code
+        assert "sampling/createMessage" in await next_data(lines)
+        assert 202 == (await client.post(id=2, error={"code": -32601, "message": "no"})).status_code
+        assert "[] -32601: no" in await next_data(lines)
+        assert [""] == [line async for line in lines]
+        await response.aclose()
+        assert 202 == (await client.post(id=2, result={})).status_code  # late: nobody waits
+
+
+class open_other_session:  # noqa: N801  # used like a function
+    def __init__(self, client: RawClient) -> None:
+        self.other = RawClient(client.http, client.url, modern=False)
+
+    async def __aenter__(self) -> RawClient:
+        await self.other.shake_hands()
+        return self.other
+
+    async def __aexit__(self, *args: object) -> None:
+        await self.other.http.delete(self.other.url, headers=self.other.headers)
+
+
+async def next_data(lines: Any) -> str:
+    while not (line := await anext(lines)).startswith("data: "):
+        pass
+    return str(line)
+
+
+@pytest.mark.parametrize(("era", "answers"), [("modern", "sse"), ("legacy", "json")])
+async def test_asking_the_client_without_a_way_is_the_handlers_error(era: Era, answers: Answers) -> None:
+    """Modern backends send no requests, and JSON answers cannot carry any."""
+
+    async def ask(arguments: JSON, context: CallContext) -> str:
+        return str(await context.request("ping", {}))
+
+    backend = ScriptedBackend(era=era, answers=answers)
+    backend.add_tool("ask", ask)
+    async with open_raw_client(backend) as client:
+        assert (await client.result("tools/call", {"name": "ask"}))["isError"]
+
+
+# Cancellation
+
+
+@both_forms
+async def test_a_legacy_call_is_cancelled_by_a_notification(
+    answers: Answers, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """The handler stops at once and no response follows; ids are compared by type, and only within the session."""
+    backend = slow_backend("legacy", answers)
+
+    async def call(client: RawClient) -> None:
+        try:
+            response = await client.request("tools/call", {"name": "slow"})
+        except httpx.RemoteProtocolError:
+            assert "json" == answers  # an answer in JSON cannot be empty: the connection ends instead
+        else:
+            assert "" == response.text
+
+    async with open_raw_client(backend) as client, open_other_session(client) as other:
+        nursery.start_soon(call, client)
+        await wait_all_tasks_blocked()
+        await client.post(method="notifications/cancelled", params={"requestId": "2"})
+        await other.post(method="notifications/cancelled", params={"requestId": 2})
+        assert 1 == backend.in_flight
+        await client.post(method="notifications/cancelled", params={"requestId": 2})
+        await wait_all_tasks_blocked()
+    assert 0.0 == trio.current_time() - backend.exchanges[0].received_at
+    assert {"slow": 1} == backend.executed == backend.cancelled
+    (exchange,) = backend.received("tools/call")
+    assert "cancelled" == exchange.outcome
+
+
+async def test_a_legacy_initialize_is_never_cancelled(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """MCP: `initialize` must not be cancelled, so the notification changes nothing."""
+    backend = ScriptedBackend(session_ids=False, latency=1.0)
+    async with open_memory_network() as network, open_client_on(network, backend) as client:
+        nursery.start_soon(client.request, "initialize")
+        await trio.sleep(0.5)
+        await client.post(method="notifications/cancelled", params={"requestId": 1})
+        assert "answered" == backend.received("initialize")[0].outcome
+
+
+async def test_a_legacy_call_outlives_its_connection(autojump_clock: MockClock) -> None:
+    """Leaving is not cancelling: the tool runs to its end, though nobody reads the answer."""
+    backend = slow_backend("legacy", "sse")
+    async with open_memory_network() as network, open_client_on(network, backend) as client:
+        await client.shake_hands()
+        with trio.move_on_after(1):
+            await client.request("tools/call", {"name": "slow"})
+        await wait_all_tasks_blocked()
+        assert (1, 0) == (backend.in_flight, network.open_connections)
+        await trio.sleep(60)
+        assert 0 == backend.in_flight
+    (exchange,) = backend.received("tools/call")
+    assert ("disconnected", 60.0) == (exchange.outcome, exchange.ended_at)
+    assert {} == backend.cancelled
+
+
+@both_forms
+async def test_a_modern_call_is_cancelled_by_leaving(answers: Answers, autojump_clock: MockClock) -> None:
+    """The client closes the connection, and the handler stops that moment."""
+    backend = slow_backend("modern", answers)
+    async with open_raw_client(backend) as client:
+        with trio.move_on_after(1):
+            await client.request("tools/call", {"name": "slow"})
+        await wait_all_tasks_blocked()
+    (exchange,) = backend.received("tools/call")
+    assert ("cancelled", 1.0) == (exchange.outcome, exchange.ended_at)
+    assert {"slow": 1} == backend.cancelled
+
+
+# Time, crashes
+
+
+async def test_latency_precedes_every_answer(autojump_clock: MockClock) -> None:
+    """`latency` is virtual and counts for each HTTP request."""
+    backend = ScriptedBackend(latency=0.25)
+    async with open_raw_client(backend) as client:
+        await client.request("ping")
+    assert [0.25, 0.5, 0.75] == [exchange.ended_at for exchange in backend.exchanges]
+
+
+def test_the_same_script_takes_the_same_times() -> None:
+    """Under a mock clock a history is a function of its script: times, outcomes and sizes."""
+
+    async def history() -> list[tuple[object, ...]]:
+        backend = slow_backend("legacy", "sse")
+        backend.latency = 0.01
+        backend.fail("ping", Delay(3.0), times=2)
+        async with open_raw_client(backend) as client, trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(client.request, "ping")
+            with trio.move_on_after(7):
+                await client.request("tools/call", {"name": "slow"})
+            await client.result("tools/list")
+            await trio.sleep(60)
+        seen = backend.exchanges
+        return [*sorted((e.received_at, e.method, e.ended_at or -1, e.outcome, e.response_bytes) for e in seen)]
+
+    first, *others = (trio.run(history, clock=MockClock(autojump_threshold=0)) for _ in range(5))
+    assert [first] * 4 == others
+    assert 7 == len(first)
+
+
+async def test_a_crash_resets_everything_and_a_restart_knows_no_session(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """Calls break off, new connections are refused, and after the restart old session ids are unknown."""
+    backend = slow_backend("legacy")
+    failures: list[Exception] = []
+
+    async def call(client: RawClient) -> None:
+        try:
+            await client.request("tools/call", {"name": "slow"})
+        except httpx.HTTPError as exc:
+            failures.append(exc)
+
+    async with open_memory_network() as network, open_client_on(network, backend) as client:
+        await client.shake_hands()
+        nursery.start_soon(call, client)
+        await wait_all_tasks_blocked()
+        backend.crash()
+        await wait_all_tasks_blocked()
+        assert [httpx.ReadError] == [type(failure) for failure in failures]
+        assert (0, 0, 0) == (backend.in_flight, backend.open_connections, network.open_connections)
+        with pytest.raises(httpx.ConnectError, match="has crashed"):
+            await client.request("ping")
+        backend.restart()
+        assert (404, -32000) == await client.error("ping")
+        await client.shake_hands()
+        assert ["scripted-session-2"] == list(backend.sessions)
+    assert "aborted" == backend.received("tools/call")[0].outcome
