@@ -1,7 +1,7 @@
 """What users write and read: backends, capabilities, results, failures. Frozen, and no I/O.
 
-Capabilities and results are views on the JSON as received. `raw` has all of it, unknown fields included; the properties only name the
-parts that MCP names. Nothing is dropped, invented or validated again on the way through.
+Capabilities and results are views on the JSON as received. `raw` has all of it, unknown fields included; the properties
+only name the parts that MCP names. Nothing is dropped, invented or validated again on the way through.
 """
 
 from __future__ import annotations
@@ -95,9 +95,7 @@ class Backend:
     request_timeout: float | None = None
     era: Era = "auto"
     listen: bool = True
-    allow_tools: frozenset[str] | None = attrs.field(
-        default=None, converter=attrs.converters.optional(frozenset)
-    )
+    allow_tools: frozenset[str] | None = attrs.field(default=None, converter=attrs.converters.optional(frozenset))
     deny_tools: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
 
     def __attrs_post_init__(self) -> None:
@@ -124,7 +122,9 @@ class Backend:
         except ValueError:
             usable = False
         if not usable:
-            raise ValueError(f"backend {self.id!r}: url {public_url(self.url)!r} is not http:// or https:// with a host")
+            raise ValueError(
+                f"backend {self.id!r}: url {public_url(self.url)!r} is not http:// or https:// with a host"
+            )
 
 
 class FailureReason(enum.Enum):

@@ -61,7 +61,7 @@ class FactorySettings:
     max_pages: int = 1000
     max_items_per_backend: int = 10_000
     max_json_depth: int = 128
-    conflict_resolution: ConflictResolution = Prefix()
+    conflict_resolution: ConflictResolution = attrs.field(factory=Prefix)
 
     def __attrs_post_init__(self) -> None:
         for field in attrs.fields(FactorySettings):
@@ -70,7 +70,9 @@ class FactorySettings:
                 self._require(not isinstance(value, bool) and value >= 0, field.name, value, "0 s or more")
             elif field.name.startswith("max_"):
                 least = SHORTEST_NAME_LIMIT if field.name == "max_name_length" else 1
-                self._require(value >= least and (value == math.inf or value == int(value)), field.name, value, f"{least} or more")
+                self._require(
+                    value >= least and (value == math.inf or value == int(value)), field.name, value, f"{least} or more"
+                )
         self._require(self.min_backends >= 0, "min_backends", self.min_backends, "0 or more")
         if not all(isinstance(key, bytes) and key for key in self.identity_keys):
             raise ValueError("identity_keys holds something that is not non-empty bytes")

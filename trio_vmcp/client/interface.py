@@ -24,7 +24,9 @@ __all__ = [
 ]
 
 OnProgress: TypeAlias = Callable[[float, float | None, str | None], Awaitable[None]]
-"""`(progress, total, message)`; runs in the caller's task, and what it raises cancels the request and comes out as itself."""
+"""`(progress, total, message)`; runs in the caller's task, and what it raises cancels the request and comes out as
+itself.
+"""
 
 EventSink: TypeAlias = Callable[[str, JSON], None]
 """`(method, params)` of a backend's notification; never blocks."""
@@ -87,8 +89,10 @@ class BackendConnector(Protocol):
 
         Args:
             identity: Whose credentials the handshake carries.
-            resume: The record of an earlier connection, whose backend session is used as it is while the endpoint is the same.
-            nursery: The session's, for what must outlive this call; what runs in it is behind an error boundary of its own.
+            resume: The record of an earlier connection, whose backend session is used as it is while the endpoint is
+                the same.
+            nursery: The session's, for what must outlive this call; what runs in it is behind an error boundary of its
+                own.
             events: Takes the backend's notifications.
 
         Raises:

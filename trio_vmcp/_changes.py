@@ -1,0 +1,70 @@
+"""Tell subscribers what changed: coalescing, bounded, and never waiting for a slow one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import attrs
+import trio
+
+from trio_vmcp._nursery import start_clean
+from trio_vmcp.models import SessionChange
+
+__all__ = ["ChangeFeed"]
+
+# Distinct changes that one subscriber may be behind. Kinds x backends stay far below; only resource URIs could go over,
+# and then "the resources of this backend" says as much.
+MOST_PENDING = 1024
+
+
+@attrs.define(eq=False)
+class _Subscriber:
+    pending: dict[SessionChange, None] = attrs.field(factory=dict)  # an ordered set
+    news: trio.Event = attrs.field(factory=trio.Event)
+    subscribed: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+
+    def add(self, change: SessionChange) -> None:
+        if len(self.pending) >= MOST_PENDING:
+            change = SessionChange("resources", change.backend_id)
+        self.pending[change] = None
+        self.news.set()
+
+    async def feed(self, channel: trio.MemorySendChannel[SessionChange]) -> None:
+        with self.subscribed, channel:
+            while True:
+                await self.news.wait()
+                self.news = trio.Event()
+                while self.pending:
+                    change = next(iter(self.pending))
+                    del self.pending[change]  # from now on the same change is a new one
+                    await channel.send(change)
+
+
+@attrs.define(eq=False)
+class ChangeFeed:
+    """Every subscriber of one session. Their feeders run in the session's nursery and end with it."""
+
+    _subscribers: set[_Subscriber] = attrs.field(factory=set, init=False)
+
+    def publish(self, change: SessionChange) -> None:
+        for subscriber in self._subscribers:
+            subscriber.add(change)
+
+    @asynccontextmanager
+    async def subscribe(self, nursery: trio.Nursery | None) -> AsyncIterator[trio.MemoryReceiveChannel[SessionChange]]:
+        """Changes from now on; `nursery` None: the session has closed, and so the channel has ended."""
+        send, receive = trio.open_memory_channel[SessionChange](0)
+        subscriber = _Subscriber()
+        with receive:
+            if nursery is None:
+                send.close()
+                yield receive
+                return
+            self._subscribers.add(subscriber)
+            start_clean(nursery, subscriber.feed, send)
+            try:
+                yield receive
+            finally:
+                self._subscribers.discard(subscriber)
+                subscriber.subscribed.cancel()  # before the channel closes under a feeder that is sending

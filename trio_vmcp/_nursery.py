@@ -1,0 +1,26 @@
+"""Two things every nursery of this library needs: a clean context for what lives long, and a name for what crashed."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from typing import TypeVarTuple
+
+import trio
+
+__all__ = ["describe_crash", "start_clean"]
+
+Args = TypeVarTuple("Args")
+
+
+def start_clean(nursery: trio.Nursery, function: Callable[[*Args], Awaitable[object]], *args: *Args) -> None:
+    """`nursery.start_soon` in an empty context: a task that outlives a request must not carry its identity or trace."""
+    Context().run(lambda: nursery.start_soon(function, *args))
+
+
+def describe_crash(crash: BaseException) -> str:
+    """The kinds of error in a crash, without their texts: those may quote what a backend sent."""
+    if isinstance(crash, BaseExceptionGroup):
+        kinds = dict.fromkeys(describe_crash(exc) for exc in crash.exceptions)
+        return ", ".join(kinds)
+    return type(crash).__name__

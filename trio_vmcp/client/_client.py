@@ -1,0 +1,120 @@
+"""What the clients of both eras share: ids, the deadline, progress, and what becomes of a request that is given up."""
+
+from __future__ import annotations
+
+import abc
+import itertools
+import logging
+from collections.abc import Iterator
+from importlib import metadata as distribution
+
+import attrs
+import trio
+
+from trio_vmcp._outbound import begin_request
+from trio_vmcp.client._jsonrpc import Notification, Request
+from trio_vmcp.client._streamable import OnOther, StreamableHttp
+from trio_vmcp.client.interface import EventSink, OnProgress
+from trio_vmcp.errors import BackendError, BackendTimeout
+from trio_vmcp.identity import Identity
+from trio_vmcp.metadata import BackendRecord
+from trio_vmcp.models import JSON
+
+__all__ = ["CLIENT_INFO", "StreamableClient"]
+
+logger = logging.getLogger("trio_vmcp.client")
+
+CLIENT_INFO = {"name": "trio-vmcp", "version": distribution.version("trio-vmcp")}
+
+
+@attrs.define(eq=False, kw_only=True)
+class StreamableClient(abc.ABC):
+    """A `BackendClient` over streamable HTTP."""
+
+    record: BackendRecord
+    _http: StreamableHttp = attrs.field(alias="http", repr=False)
+    _events: EventSink = attrs.field(alias="events", repr=False)
+    _ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
+
+    @property
+    def server_capabilities(self) -> JSON:
+        return self.record.server_capabilities
+
+    async def request(
+        self,
+        method: str,
+        params: JSON,
+        *,
+        identity: Identity | None,
+        timeout: float,
+        on_progress: OnProgress | None,
+    ) -> JSON:
+        message_id = next(self._ids)
+        note = begin_request(method)
+        if on_progress is not None:
+            params = params | {"_meta": params.get("_meta", {}) | {"progressToken": message_id}}
+
+        async def on_other(message: Request | Notification) -> None:
+            await self._on_other(message, message_id, identity, on_progress)
+
+        try:
+            # Not fail_after: a TooSlowError of the caller's callback must not pass for this deadline.
+            with trio.move_on_after(timeout):
+                await trio.lowlevel.checkpoint_if_cancelled()  # a timeout of 0 sends nothing
+                return await self._exchange(message_id, method, params, identity, on_other)
+        except BackendError:
+            raise
+        except BaseException:  # the caller was cancelled, or its callback raised
+            if note.written:
+                self._give_up(message_id, identity, "the caller gave up")
+            raise
+        if note.written:
+            self._give_up(message_id, identity, "timed out")
+        raise BackendTimeout(
+            self._http.backend_id,
+            f"did not answer {method!r} within {timeout} s (request_timeout)",
+            may_have_executed=note.written,
+        )
+
+    @abc.abstractmethod
+    async def _exchange(
+        self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
+    ) -> JSON:
+        """Send the request in this era's way, until its result."""
+
+    @abc.abstractmethod
+    def _give_up(self, message_id: int, identity: Identity | None, reason: str) -> None:
+        """Nobody waits for this request any more, though it was written: tell the backend, without waiting."""
+
+    @abc.abstractmethod
+    def _on_request(self, message: Request, identity: Identity | None) -> None:
+        """The backend asks something of us, on the stream of a request; answered without holding up that stream."""
+
+    async def _on_other(
+        self,
+        message: Request | Notification,
+        message_id: int,
+        identity: Identity | None,
+        on_progress: OnProgress | None,
+    ) -> None:
+        if isinstance(message, Request):
+            self._on_request(message, identity)
+        elif message.method != "notifications/progress":
+            self._events(message.method, message.params)
+        elif on_progress is not None:
+            progress = _progress_of(message.params, message_id)
+            if progress is not None:
+                await on_progress(*progress)
+
+
+def _progress_of(params: JSON, token: int) -> tuple[float, float | None, str | None] | None:
+    """The three values of a progress notification; None when it is somebody else's or makes no sense."""
+    received, text = params.get("progressToken"), params.get("message")
+    progress, total = _number(params.get("progress")), _number(params.get("total"))
+    if type(received) is not int or received != token or progress is None:
+        return None
+    return progress, total, text if isinstance(text, str) else None
+
+
+def _number(value: object) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,338 @@
+"""HTTP to one backend: a connection limit, credentials per request, careful redirects, raw bytes, one kind of error.
+
+Everything below `httpx.AsyncBaseTransport` is somebody else's; everything above sees `Reply` and `BackendError` only.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TypeAlias
+from urllib.parse import unquote
+
+import attrs
+import httpx
+import trio
+
+from trio_vmcp._outbound import note_written
+from trio_vmcp.client._headers import parse_media_type
+from trio_vmcp.client.interface import OutgoingAuth
+from trio_vmcp.errors import (
+    BackendError,
+    BackendProtocolError,
+    BackendRejected,
+    BackendUnauthorized,
+    BackendUnavailable,
+    MessageTooLarge,
+)
+from trio_vmcp.identity import Identity
+from trio_vmcp.models import Backend
+
+__all__ = ["Headers", "HttpLink", "Reply"]
+
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+
+MOST_REDIRECTS = 3
+_REDIRECTS = (307, 308)  # the two that keep method and body
+_CLOSE_TIMEOUT = 1.0  # s, to let go of one response
+_CHUNKS_AFTER_STOP = 64  # that a transport may still have buffered when it is told to stop
+# Headers that are ours to say: a user's value would break the protocol or the connection.
+_OURS = frozenset(
+    b"accept accept-encoding connection content-length content-type host last-event-id mcp-method mcp-name "
+    b"mcp-protocol-version mcp-session-id transfer-encoding".split()
+)
+
+
+class RequestBody(httpx.AsyncByteStream):
+    """One chunk, and whether anybody has taken it: a request whose body never left was not executed.
+
+    A class with `__anext__`, since a generator that a cancelled write leaves half-way warns at garbage collection.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.written = False
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _OneChunk(self)
+
+
+class _OneChunk:
+    def __init__(self, body: RequestBody) -> None:
+        self._body: RequestBody | None = body
+
+    def __aiter__(self) -> _OneChunk:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._body is None:
+            raise StopAsyncIteration
+        body, self._body = self._body, None
+        body.written = True
+        return body.data
+
+
+@attrs.define(eq=False)
+class Reply:
+    """The head of a response, and its body as raw bytes."""
+
+    backend_id: str
+    status: int
+    body: RequestBody
+    _response: httpx.Response = attrs.field(alias="response", repr=False)
+    _chunks: AsyncIterator[bytes] = attrs.field(init=False, repr=False)
+    _ended: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        stream = self._response.stream
+        assert isinstance(stream, httpx.AsyncByteStream)
+        self._chunks = stream.__aiter__()
+
+    def header(self, name: str) -> str | None:
+        """One header's value, the values of repeated ones joined; None: absent."""
+        value: str | None = self._response.headers.get(name)
+        return value
+
+    def header_values(self, name: str) -> list[str]:
+        return self._response.headers.get_list(name)
+
+    @property
+    def media_type(self) -> str:
+        return parse_media_type(self._response.headers.get("content-type"))
+
+    def refuse_encoding(self) -> None:
+        """Compressed bytes are refused, not inflated: 1 KiB can become 1 GiB, and we asked for identity."""
+        encoding = self._response.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise self.protocol_error("answered with a Content-Encoding although identity was asked for")
+
+    async def receive(self) -> bytes | None:
+        """The next bytes of the body; None at its end.
+
+        Raises:
+            BackendUnavailable, BackendProtocolError: The body broke off.
+        """
+        if self._ended:
+            return None
+        with _translated(self.backend_id, self.body):
+            try:
+                return await self._chunks.__anext__()
+            except StopAsyncIteration:
+                self._ended = True
+                return None
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            MessageTooLarge: Over `limit` bytes.
+        """
+        self.refuse_encoding()
+        chunks: list[bytes] = []
+        size = 0
+        while (chunk := await self.receive()) is not None:
+            size += len(chunk)
+            if size > limit:
+                raise MessageTooLarge(
+                    self.backend_id, f"sent an answer of over {limit} bytes (max_message_bytes)", may_have_executed=True
+                )
+            chunks.append(chunk)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def aclose(self) -> None:
+        """Let go. A body that was not read to its end costs the connection."""
+        with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+            if not self._ended:
+                await self._stop()
+            await self._response.aclose()
+
+    async def _stop(self) -> None:
+        # The body comes out of nested async generators that are not ours. Dropping them half-way warns at garbage
+        # collection; a cancel at the innermost read ends every one of them in order.
+        with trio.CancelScope() as stopping:
+            stopping.cancel(reason="the rest of this response is not wanted")
+            for _ in range(_CHUNKS_AFTER_STOP):
+                try:
+                    await self._chunks.__anext__()
+                except StopAsyncIteration:
+                    break
+                except Exception:  # noqa: BLE001  # nobody waits for this response any more
+                    break
+
+    def protocol_error(self, detail: str) -> BackendProtocolError:
+        return BackendProtocolError(self.backend_id, detail, may_have_executed=self.body.written)
+
+
+@attrs.define(eq=False)
+class HttpLink:
+    """One session's way to one backend."""
+
+    backend: Backend
+    transport: httpx.AsyncBaseTransport
+    _auth: OutgoingAuth | None = attrs.field(alias="auth", repr=False)
+    _slots: trio.CapacityLimiter = attrs.field(alias="slots", repr=False)
+    _owns_transport: bool = attrs.field(alias="owns_transport")
+    _url: httpx.URL = attrs.field(init=False, repr=False)
+    _constant: Headers = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        url = httpx.URL(self.backend.url)
+        self._url = url.copy_with(userinfo=b"", fragment=None)
+        self._constant = [(b"Host", url.netloc), (b"Accept-Encoding", b"identity")]
+        given = [(name.encode(), value.encode()) for name, value in self.backend.headers.items()]
+        self._constant += [(name, value) for name, value in given if name.lower() not in _OURS]
+        if url.userinfo and not any(name.lower() == b"authorization" for name, _ in given):
+            userinfo = unquote(url.userinfo.decode()).encode()
+            self._constant.append((b"Authorization", b"Basic " + base64.b64encode(userinfo)))
+
+    @asynccontextmanager
+    async def exchange(
+        self, verb: str, headers: Headers, data: bytes = b"", *, identity: Identity | None
+    ) -> AsyncIterator[Reply]:
+        """Send one request and hold its response open.
+
+        Raises:
+            BackendUnavailable: No connection, or it broke.
+            BackendProtocolError: What came back is not HTTP, or redirects elsewhere.
+            BackendUnauthorized: `auth` has no credentials to give.
+        """
+        slot = object()  # a token of the limiter belongs to a task; a callback may make another request in the same one
+        try:
+            self._slots.acquire_on_behalf_of_nowait(slot)
+        except trio.WouldBlock:
+            await self._slots.acquire_on_behalf_of(slot)
+        body = RequestBody(data)
+        try:
+            reply = await self._follow(verb, headers, body, identity)
+            try:
+                yield reply
+            finally:
+                await reply.aclose()
+        finally:
+            note_written(body.written)
+            self._slots.release_on_behalf_of(slot)
+
+    async def aclose(self) -> None:
+        if self._owns_transport:
+            await self.transport.aclose()
+
+    async def _follow(self, verb: str, headers: Headers, body: RequestBody, identity: Identity | None) -> Reply:
+        url = self._url
+        for _ in range(MOST_REDIRECTS + 1):
+            request = httpx.Request(
+                verb,
+                url,
+                headers=[*self._constant, *headers, (b"Content-Length", b"%d" % len(body.data))],
+                stream=body,
+            )
+            response = await self._authenticated(request, body, identity)
+            reply = Reply(self.backend.id, response.status_code, body, response)
+            if not 300 <= reply.status < 400:
+                return reply
+            body.written = False  # "307/308": the request was not acted on here
+            url = await self._redirected(url, reply)
+        raise BackendProtocolError(self.backend.id, f"redirects more than {MOST_REDIRECTS} times")
+
+    async def _redirected(self, url: httpx.URL, reply: Reply) -> httpx.URL:
+        location = reply.header("location")
+        await reply.aclose()
+        if reply.status not in _REDIRECTS or location is None:
+            raise BackendRejected(
+                self.backend.id,
+                f"answered with HTTP {reply.status}, which is not followed",
+                code=reply.status,
+                message="redirect",
+            )
+        try:
+            target = url.join(location)
+        except httpx.InvalidURL as exc:
+            raise reply.protocol_error(f"redirects (HTTP {reply.status}) to what is no URL") from exc
+        if (target.scheme, target.host, target.port) != (url.scheme, url.host, url.port):
+            # Headers of the user and the backend's session id would go along.
+            raise reply.protocol_error(f"redirects (HTTP {reply.status}) to another origin, which is not followed")
+        return target.copy_with(userinfo=b"", fragment=None)
+
+    async def _authenticated(
+        self, request: httpx.Request, body: RequestBody, identity: Identity | None
+    ) -> httpx.Response:
+        """Send with the credentials of `identity`. Source of the loop: httpx, `Auth.async_auth_flow`."""
+        auth = self._credentials(identity)
+        if auth is None:
+            return await self._send(request, body)
+        if auth.requires_request_body:
+            await request.aread()
+        flow = auth.async_auth_flow(request)
+        try:
+            with self._credential_errors():
+                wanted = await anext(flow)
+            while True:
+                response = await self._send(wanted, body)
+                try:
+                    if auth.requires_response_body:
+                        with _translated(self.backend.id, body):
+                            await response.aread()
+                    with self._credential_errors():
+                        wanted = await flow.asend(response)
+                except StopAsyncIteration:
+                    return response
+                except BaseException:
+                    await Reply(self.backend.id, response.status_code, body, response).aclose()
+                    raise
+                await Reply(self.backend.id, response.status_code, body, response).aclose()
+        finally:
+            await flow.aclose()
+
+    def _credentials(self, identity: Identity | None) -> httpx.Auth | None:
+        if self._auth is None:
+            return None
+        with self._credential_errors():
+            return self._auth(self.backend, identity)
+
+    @contextmanager
+    def _credential_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (BackendError, StopAsyncIteration):
+            raise
+        except Exception as exc:
+            raise BackendUnauthorized(
+                self.backend.id, f"cannot be asked: its credentials failed: {type(exc).__name__}"
+            ) from exc
+
+    async def _send(self, request: httpx.Request, body: RequestBody) -> httpx.Response:
+        with _translated(self.backend.id, body):
+            return await self.transport.handle_async_request(request)
+
+
+@contextmanager
+def _translated(backend_id: str, body: RequestBody) -> Iterator[None]:
+    """Foreign errors end here. Their texts stay out of ours: they may quote what the backend sent."""
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as exc:
+        raise BackendUnavailable(backend_id, f"could not be reached: {_kind(exc)}") from exc
+    except (httpx.RemoteProtocolError, httpx.DecodingError) as exc:
+        if str(exc).startswith(("Server disconnected", "peer closed")):  # httpcore's and h11's words for an early end
+            raise BackendUnavailable(
+                backend_id, "closed the connection before its answer was whole", may_have_executed=body.written
+            ) from exc
+        raise BackendProtocolError(
+            backend_id, f"does not speak HTTP/1.1: {_kind(exc)}", may_have_executed=body.written
+        ) from exc
+    except StopAsyncIteration:
+        raise
+    except Exception as exc:  # a transport of the user's may raise anything
+        raise BackendUnavailable(
+            backend_id, f"lost its connection: {_kind(exc)}", may_have_executed=body.written
+        ) from exc
+
+
+def _kind(exc: BaseException) -> str:
+    """The operating system's word for it where there is one, else the kind of error."""
+    cause: BaseException | None = exc
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return type(exc).__name__

@@ -1,0 +1,149 @@
+"""The modern era (2026-07-28): no handshake, no session; each request says who asks, and closing its response cancels
+it.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import attrs
+
+from trio_vmcp._outbound import begin_request, note_written
+from trio_vmcp.client._client import CLIENT_INFO, StreamableClient
+from trio_vmcp.client._era import HEADER_MISMATCH, MODERN_VERSION
+from trio_vmcp.client._headers import BadParamHeader, ParamHeaders, encode_header_value, param_headers
+from trio_vmcp.client._http import Headers
+from trio_vmcp.client._jsonrpc import Request, Result, encode_request
+from trio_vmcp.client._streamable import Answer, Interrupted, OnOther, ignore_other, refusal
+from trio_vmcp.errors import BackendProtocolError, BackendUnavailable
+from trio_vmcp.identity import Identity
+from trio_vmcp.models import JSON
+
+__all__ = ["ModernClient"]
+
+logger = logging.getLogger("trio_vmcp.client")
+
+_RESERVED = {
+    "io.modelcontextprotocol/protocolVersion": MODERN_VERSION,
+    "io.modelcontextprotocol/clientCapabilities": {},
+    "io.modelcontextprotocol/clientInfo": CLIENT_INFO,
+}
+# Which member of `params` a gateway on the way may route by (2026-07-28, transports: standard headers).
+_NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+
+
+@attrs.define(eq=False, kw_only=True)
+class ModernClient(StreamableClient):
+    """One backend of the modern era."""
+
+    _max_pages: int = attrs.field(alias="max_pages")
+    # Of the tools in the last listing that mirror arguments in headers.
+    _param_headers: dict[str, ParamHeaders] = attrs.field(factory=dict, init=False, repr=False)
+
+    async def discover(self, identity: Identity | None) -> Answer:
+        """`server/discover`, whatever the answer; `adopt` takes a good one."""
+        begin_request("server/discover")
+        return await self._send(next(self._ids), "server/discover", {}, [], identity, ignore_other)
+
+    def adopt(self, result: JSON) -> None:
+        """Take over what the server declared.
+
+        Raises:
+            BackendProtocolError: Its capabilities are no object.
+        """
+        capabilities = result.get("capabilities", {})
+        if not isinstance(capabilities, dict):
+            raise BackendProtocolError(
+                self._http.backend_id, "answered 'server/discover' with capabilities that are no object"
+            )
+        self.record = attrs.evolve(self.record, server_capabilities=capabilities)
+
+    async def aclose(self, *, terminate: bool) -> None:
+        await self._http.link.aclose()
+
+    async def _exchange(
+        self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
+    ) -> JSON:
+        answer = await self._send(message_id, method, params, self._mirrored(method, params), identity, on_other)
+        if method == "tools/call" and getattr(answer.outcome, "code", None) == HEADER_MISMATCH:
+            # Our copy of the schema is old. "Refetch and retry once": the error proves that the call did not run.
+            await self._list_tools_again(identity)
+            begin_request(method)
+            again = next(self._ids)
+            answer = await self._send(again, method, params, self._mirrored(method, params), identity, on_other)
+        outcome = answer.outcome
+        if isinstance(outcome, Interrupted):
+            raise BackendUnavailable(
+                self._http.backend_id, f"closed the stream before it answered {method!r}", may_have_executed=True
+            )
+        if not isinstance(outcome, Result):
+            note_written(False)
+            raise refusal(self._http.backend_id, method, outcome)
+        # "Absent means complete"; what is neither is an invalid response.
+        kind = outcome.result.get("resultType", "complete")
+        if kind != "complete":
+            asked = (
+                "for input, and this client declares none" if kind == "input_required" else "with an unknown resultType"
+            )
+            raise BackendProtocolError(self._http.backend_id, f"answered {method!r} {asked}", may_have_executed=True)
+        return self._with_usable_tools(outcome.result) if method == "tools/list" else outcome.result
+
+    async def _send(
+        self, message_id: int, method: str, params: JSON, headers: Headers, identity: Identity | None, on_other: OnOther
+    ) -> Answer:
+        data = encode_request(message_id, method, params | {"_meta": params.get("_meta", {}) | _RESERVED})
+        headers = [
+            (b"MCP-Protocol-Version", MODERN_VERSION.encode()),
+            (b"Mcp-Method", method.encode()),
+            *headers,
+        ]
+        return await self._http.ask(message_id, data, headers, identity=identity, on_other=on_other)
+
+    def _mirrored(self, method: str, params: JSON) -> Headers:
+        headers: Headers = []
+        if method in _NAMED_BY:
+            name = params[_NAMED_BY[method]]
+            headers.append((b"Mcp-Name", encode_header_value(name).encode()))
+            if method == "tools/call" and name in self._param_headers:
+                encoded = self._param_headers[name].encode(params.get("arguments", {}))
+                headers += [(header.encode(), value.encode()) for header, value in encoded]
+        return headers
+
+    def _with_usable_tools(self, page: JSON) -> JSON:
+        """Without the tools whose `x-mcp-header` annotation is invalid: clients MUST NOT call those; the others
+        stay.
+        """
+        tools = page.get("tools")
+        return page | {"tools": [tool for tool in tools if self._learn(tool)]} if isinstance(tools, list) else page
+
+    def _learn(self, tool: object) -> bool:
+        schema = tool.get("inputSchema") if isinstance(tool, dict) else None
+        name = tool.get("name") if isinstance(tool, dict) else None
+        if not isinstance(schema, dict) or not isinstance(name, str):
+            return True  # whatever else is wrong with it is for the listing to say
+        try:
+            mirrored = param_headers(schema)
+        except BadParamHeader as exc:
+            logger.warning("backend %r: dropped tool %r: its input schema %s", self._http.backend_id, name[:128], exc)
+            return False
+        if mirrored.paths:
+            self._param_headers[name] = mirrored
+        else:
+            self._param_headers.pop(name, None)
+        return True
+
+    async def _list_tools_again(self, identity: Identity | None) -> None:
+        cursor: object = None
+        for _ in range(self._max_pages):
+            params = {} if cursor is None else {"cursor": cursor}
+            page = await self._exchange(next(self._ids), "tools/list", params, identity, ignore_other)
+            cursor = page.get("nextCursor")
+            if cursor is None:
+                return
+
+    def _give_up(self, message_id: int, identity: Identity | None, reason: str) -> None:
+        """Nothing to send: the response stream was closed, and "closing the stream is the cancellation"."""
+
+    def _on_request(self, message: Request, identity: Identity | None) -> None:
+        # "Servers MUST NOT send requests" on a response stream of this era.
+        logger.warning("backend %r: ignored a request on a response stream", self._http.backend_id)

@@ -1,0 +1,246 @@
+"""One JSON-RPC message over streamable HTTP, the same in both eras: POST it, read JSON or SSE until its answer.
+
+Everything that is not the answer goes to `on_other`, in the reading loop: progress and list changes need no task of
+their own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+import attrs
+import trio
+
+from trio_vmcp.client._http import Headers, HttpLink, Reply
+from trio_vmcp.client._jsonrpc import (
+    BadMessage,
+    ErrorReply,
+    Message,
+    Notification,
+    Request,
+    Result,
+    parse_message,
+    same_id,
+)
+from trio_vmcp.client._sse import SseDecoder, SseLimit
+from trio_vmcp.errors import BackendError, BackendRejected, BackendUnauthorized, MessageTooLarge
+from trio_vmcp.identity import Identity
+
+__all__ = ["Answer", "HttpRefusal", "Interrupted", "OnOther", "Outcome", "StreamableHttp", "ignore_other", "refusal"]
+
+logger = logging.getLogger("trio_vmcp.client")
+
+OnOther: TypeAlias = Callable[[Request | Notification], Awaitable[None]]
+
+# An SSE answer is read to the end of its body, so that the connection is used again; s that a server may take to end
+# it. One that keeps streams open gets this once.
+DRAIN_TIMEOUT = 0.1
+# Bytes of one exchange over all its messages, in messages of the largest size: nothing of it is kept, but it is parsed.
+MESSAGES_PER_EXCHANGE = 4
+MOST_DRAINED = 16  # chunks after the answer
+MOST_ERROR_BYTES = 64 * 1024  # of the body of an HTTP error, where a JSON-RPC error may be
+MOST_QUOTED = 300  # characters of a backend's own error text in ours
+
+
+async def ignore_other(message: Request | Notification) -> None:
+    """For requests during which nothing but the answer is of use."""
+
+
+@attrs.frozen
+class HttpRefusal:
+    """An HTTP error without a JSON-RPC error in it."""
+
+    status: int
+    www_authenticate: str | None
+
+
+@attrs.frozen
+class Interrupted:
+    """The stream ended before the answer. Without an event id there is no way back to it."""
+
+    last_event_id: str | None
+    retry: float | None  # s
+
+
+Outcome: TypeAlias = Result | ErrorReply | HttpRefusal | Interrupted
+
+
+@attrs.frozen
+class Answer:
+    """What became of a request, with the head that it came under."""
+
+    outcome: Outcome
+    status: int
+    session_ids: tuple[str, ...] = attrs.field(repr=False)
+
+
+@attrs.define(eq=False)
+class StreamableHttp:
+    """Messages to one backend."""
+
+    link: HttpLink
+    max_message_bytes: int
+    max_json_depth: int
+    _ends_streams: bool = attrs.field(default=True, init=False)
+
+    @property
+    def backend_id(self) -> str:
+        return self.link.backend.id
+
+    async def ask(
+        self, message_id: int, data: bytes, headers: Headers, *, identity: Identity | None, on_other: OnOther
+    ) -> Answer:
+        """POST a request and wait for its answer.
+
+        Raises:
+            BackendError: There is none, and there will be none.
+        """
+        async with self.link.exchange("POST", [*headers, *_POST_HEADERS], data, identity=identity) as reply:
+            return await self._answer(reply, message_id, on_other)
+
+    async def resume(
+        self, message_id: int, last_event_id: str, headers: Headers, *, identity: Identity | None, on_other: OnOther
+    ) -> Answer:
+        """Go on with an interrupted stream. "Resumption is always via HTTP GET" (2025-11-25, transports)."""
+        headers = [*headers, (b"Accept", b"text/event-stream"), (b"Last-Event-ID", last_event_id.encode())]
+        async with self.link.exchange("GET", headers, identity=identity) as reply:
+            reply.body.written = True  # the request that this is about was
+            return await self._answer(reply, message_id, on_other)
+
+    async def tell(self, data: bytes, headers: Headers, *, identity: Identity | None) -> int:
+        """POST what has no answer: a notification, or our answer to a backend's request. Returns the HTTP status."""
+        async with self.link.exchange("POST", [*headers, *_POST_HEADERS], data, identity=identity) as reply:
+            await self._drain(reply)
+            return reply.status
+
+    async def delete(self, headers: Headers, *, identity: Identity | None) -> int:
+        """End the backend's session. Returns the HTTP status."""
+        async with self.link.exchange("DELETE", headers, identity=identity) as reply:
+            await self._drain(reply)
+            return reply.status
+
+    async def _answer(self, reply: Reply, message_id: int, on_other: OnOther) -> Answer:
+        session_ids = tuple(reply.header_values("mcp-session-id"))
+        outcome = await self._outcome(reply, message_id, on_other)
+        return Answer(outcome, reply.status, session_ids)
+
+    async def _outcome(self, reply: Reply, message_id: int, on_other: OnOther) -> Outcome:
+        if not 200 <= reply.status < 300:
+            return await self._refused(reply, message_id)
+        match reply.media_type:
+            case "application/json":
+                data = await reply.read(self.max_message_bytes)
+                return self._matching(self._parse(data, reply), message_id, reply)
+            case "text/event-stream":
+                reply.refuse_encoding()
+                return await self._streamed(reply, message_id, on_other)
+            case other:
+                kind = repr(other[:MOST_QUOTED]) if other else "no content"
+                raise reply.protocol_error(f"answered a request with HTTP {reply.status} and {kind}")
+
+    async def _streamed(self, reply: Reply, message_id: int, on_other: OnOther) -> Result | ErrorReply | Interrupted:
+        decoder = SseDecoder(max_event_bytes=self.max_message_bytes)
+        budget = MESSAGES_PER_EXCHANGE * self.max_message_bytes
+        while (chunk := await reply.receive()) is not None:
+            budget -= len(chunk)
+            if budget < 0:
+                raise MessageTooLarge(
+                    self.backend_id,
+                    f"sent over {MESSAGES_PER_EXCHANGE} x {self.max_message_bytes} bytes in one exchange "
+                    "(max_message_bytes)",
+                    may_have_executed=True,
+                )
+            try:
+                events = decoder.feed(chunk)
+            except SseLimit as exc:
+                raise MessageTooLarge(
+                    self.backend_id, f"sent an event over a limit (max_message_bytes): {exc}", may_have_executed=True
+                ) from exc
+            for event in events:
+                # "Unknown event names are ignored"; an empty one only carries an id.
+                if event.event != "message" or not event.data:
+                    continue
+                message = self._parse(event.data, reply)
+                if isinstance(message, Request | Notification):
+                    await on_other(message)
+                elif same_id(message.id, message_id) or (isinstance(message, ErrorReply) and message.id is None):
+                    await self._drain(reply)
+                    return message
+                else:
+                    logger.warning(
+                        "backend %r: dropped an answer to a request that is not waiting here", self.backend_id
+                    )
+        return Interrupted(decoder.last_event_id, decoder.retry)
+
+    async def _refused(self, reply: Reply, message_id: int) -> ErrorReply | HttpRefusal:
+        """An HTTP error may have a JSON-RPC error in its body, whatever its Content-Type says."""
+        try:
+            message = parse_message(await reply.read(MOST_ERROR_BYTES), max_depth=self.max_json_depth)
+        except (BadMessage, BackendError):
+            message = None
+        if isinstance(message, ErrorReply) and (message.id is None or same_id(message.id, message_id)):
+            return message
+        return HttpRefusal(reply.status, reply.header("www-authenticate"))
+
+    def _parse(self, data: bytes, reply: Reply) -> Message:
+        try:
+            return parse_message(data, max_depth=self.max_json_depth)
+        except BadMessage as exc:
+            raise reply.protocol_error(f"sent a message that {exc}") from exc
+
+    def _matching(self, message: Message, message_id: int, reply: Reply) -> Result | ErrorReply:
+        if isinstance(message, Request | Notification):
+            raise reply.protocol_error("answered a request with a request or notification")
+        if not same_id(message.id, message_id) and not (isinstance(message, ErrorReply) and message.id is None):
+            raise reply.protocol_error("answered with the id of another request")
+        return message
+
+    async def _drain(self, reply: Reply) -> None:
+        if not self._ends_streams:
+            return
+        # Shielded, so that an answer that is already here is not lost to a deadline that ends just now.
+        with trio.move_on_after(DRAIN_TIMEOUT, shield=True) as patience:
+            try:
+                for _ in range(MOST_DRAINED):
+                    if await reply.receive() is None:
+                        return
+            except BackendError:
+                return  # what was to come has come
+        if patience.cancelled_caught:
+            self._ends_streams = False
+
+
+_POST_HEADERS: Headers = [
+    (b"Accept", b"application/json, text/event-stream"),
+    (b"Content-Type", b"application/json"),
+]
+
+# JSON-RPC and MCP errors that say: this was not run.
+_NOT_RUN = frozenset({-32700, -32600, -32601, -32602, -32020, -32021, -32022})
+
+
+def refusal(backend_id: str, method: str, outcome: ErrorReply | HttpRefusal) -> BackendError:
+    """The error for a request that was answered with one."""
+    if isinstance(outcome, ErrorReply):
+        text = outcome.message[:MOST_QUOTED]
+        return BackendRejected(
+            backend_id,
+            f"rejected {method!r}: {text!r} ({outcome.code})",
+            code=outcome.code,
+            message=outcome.message,
+            data=outcome.data,
+            may_have_executed=outcome.code not in _NOT_RUN,
+        )
+    status = outcome.status
+    if status in (401, 403):
+        challenge = f" ({outcome.www_authenticate[:MOST_QUOTED]!r})" if outcome.www_authenticate else ""
+        return BackendUnauthorized(backend_id, f"refused the credentials for {method!r}: HTTP {status}{challenge}")
+    return BackendRejected(
+        backend_id,
+        f"answered {method!r} with HTTP {status}",
+        code=status,
+        message=f"HTTP {status}",
+        may_have_executed=status >= 500 or status == 408,  # the other 4xx say that it was not taken
+    )

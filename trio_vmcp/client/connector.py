@@ -1,0 +1,204 @@
+"""The built-in connector: HTTP transports, the era probe, and what is left behind when connecting fails: nothing."""
+
+from __future__ import annotations
+
+import attrs
+import httpx
+import trio
+
+from trio_vmcp._nursery import start_clean
+from trio_vmcp.client._era import MODERN_VERSION, EraCache, Verdict, is_modern_error, judge
+from trio_vmcp.client._http import HttpLink
+from trio_vmcp.client._jsonrpc import Result
+from trio_vmcp.client._legacy import InitializeRefused, LegacyClient
+from trio_vmcp.client._modern import ModernClient
+from trio_vmcp.client._streamable import Interrupted, Outcome, StreamableHttp, refusal
+from trio_vmcp.client._transport import Transports
+from trio_vmcp.client.interface import BackendClient, EventSink, OutgoingAuth
+from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, BackendUnavailable, MessageTooLarge
+from trio_vmcp.identity import Identity
+from trio_vmcp.metadata import BackendRecord, endpoint_digest
+from trio_vmcp.models import JSON, Backend
+from trio_vmcp.settings import FactorySettings
+
+__all__ = ["HttpConnector"]
+
+# s. A server of the older HTTP+SSE transport may leave a POST hanging; the SDKs wait this long for a discovery. A third
+# of the time to connect, if that is less, so that the handshake still has its turn.
+PROBE_TIMEOUT = 10.0
+PROBE_SHARE = 1 / 3
+NOTICE_TIMEOUT = 1.0  # s, for a message that nobody waits for
+_SSE_ONLY = (400, 404, 405)  # how a server of 2024-11-05 refuses a POST to its stream's URL
+
+
+@attrs.define(eq=False)
+class HttpConnector:
+    """Connects to backends over streamable HTTP, in whichever era they speak. One for all sessions of a factory."""
+
+    _settings: FactorySettings
+    _auth: OutgoingAuth | None = attrs.field(default=None, kw_only=True, repr=False)
+    _transport: httpx.AsyncBaseTransport | None = attrs.field(default=None, kw_only=True)
+    _transports: Transports = attrs.field(factory=Transports, init=False, repr=False)
+    _eras: EraCache = attrs.field(factory=EraCache, init=False, repr=False)
+
+    async def __call__(
+        self,
+        backend: Backend,
+        *,
+        identity: Identity | None,
+        resume: BackendRecord | None,
+        nursery: trio.Nursery,
+        events: EventSink,
+    ) -> BackendClient:
+        if backend.transport != "streamable-http":
+            raise _unsupported(backend.id, f"is configured with transport {backend.transport!r}")
+        return await _Attempt(self, backend, identity, nursery, events).connect(resume)
+
+    def link(self, backend: Backend) -> HttpLink:
+        transport = self._transport or self._transports.make(httpx.URL(backend.url))
+        slots = trio.CapacityLimiter(self._settings.max_connections_per_backend)
+        return HttpLink(backend, transport, auth=self._auth, slots=slots, owns_transport=self._transport is None)
+
+    @property
+    def settings(self) -> FactorySettings:
+        return self._settings
+
+    @property
+    def eras(self) -> EraCache:
+        return self._eras
+
+
+@attrs.define(eq=False)
+class _Attempt:
+    """One connection to one backend on its way to a client."""
+
+    connector: HttpConnector
+    backend: Backend
+    identity: Identity | None
+    nursery: trio.Nursery
+    events: EventSink
+    http: StreamableHttp = attrs.field(init=False)
+    modern: ModernClient = attrs.field(init=False)
+    legacy: LegacyClient = attrs.field(init=False)
+    endpoint: str = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        settings = self.connector.settings
+        self.endpoint = endpoint_digest(self.backend)
+        self.http = StreamableHttp(
+            self.connector.link(self.backend), settings.max_message_bytes, settings.max_json_depth
+        )
+        self.modern = ModernClient(
+            record=BackendRecord(self.backend.id, None, "modern", MODERN_VERSION, {}, self.endpoint),
+            http=self.http,
+            events=self.events,
+            max_pages=settings.max_pages,
+        )
+        self.legacy = LegacyClient(
+            record=BackendRecord(self.backend.id, None, "legacy", "", {}, self.endpoint),
+            http=self.http,
+            events=self.events,
+            identity=self.identity,
+            nursery=self.nursery,
+            notice_timeout=min(NOTICE_TIMEOUT, settings.teardown_timeout / 2),
+        )
+
+    async def connect(self, resume: BackendRecord | None) -> BackendClient:
+        try:
+            if resume is not None and resume.era == "legacy":
+                return self.legacy.resume(resume)
+            match self.backend.era:
+                case "legacy":
+                    return await self._initialize()
+                case "modern":
+                    return await self._discover()
+                case _:
+                    return await self._probe(resume)
+        except BaseException:
+            # Whatever we have read of it so far, the backend's session ends with the attempt. In a task of its own,
+            # since the attempt may have been cut off by its deadline, and its slot belongs to the next.
+            start_clean(self.nursery, self._abandon)
+            raise
+
+    async def _abandon(self) -> None:
+        with trio.move_on_after(self.connector.settings.teardown_timeout, shield=True):
+            await self.legacy.aclose(terminate=True)
+
+    async def _probe(self, resume: BackendRecord | None) -> BackendClient:
+        eras = self.connector.eras
+        discovered: JSON | None = None
+
+        async def probe() -> Verdict:
+            nonlocal discovered
+            verdict, discovered = await self._ask_for_era()
+            return verdict
+
+        if resume is not None:  # modern: its metadata is as good a hint as the cache's
+            eras.correct(self.endpoint, Verdict.MODERN)
+        verdict = await eras.verdict(self.endpoint, probe)
+        if verdict is Verdict.MODERN and discovered is None:  # somebody else's probe, perhaps long ago
+            verdict = await probe()
+            eras.correct(self.endpoint, verdict)
+        if verdict is Verdict.MODERN and discovered is not None:
+            self.modern.adopt(discovered)
+            return self.modern
+        try:
+            return await self._initialize(fallback=True)
+        except _ModernAfterAll:
+            eras.correct(self.endpoint, Verdict.MODERN)
+            return await self._discover()
+
+    async def _ask_for_era(self) -> tuple[Verdict, JSON | None]:
+        """The verdict, and what a modern server declared of itself."""
+        limit = min(PROBE_TIMEOUT, self.connector.settings.backend_init_timeout * PROBE_SHARE)
+        with trio.move_on_after(limit):
+            try:
+                answer = await self.modern.discover(self.identity)
+                if is_modern_error(answer.outcome):  # "retry with a mutual version, once"
+                    answer = await self.modern.discover(self.identity)
+            except (BackendProtocolError, BackendRejected, MessageTooLarge):
+                return Verdict.LEGACY, None  # what it answers is not MCP of this era: plain text, 204, a redirect
+            verdict = judge(answer)
+            result = answer.outcome.result if isinstance(answer.outcome, Result) else None
+            if verdict is Verdict.MODERN and result is None:
+                raise self._refused("server/discover", answer.outcome)
+            return verdict, result
+        return Verdict.INCONCLUSIVE, None
+
+    async def _discover(self) -> ModernClient:
+        answer = await self.modern.discover(self.identity)
+        if is_modern_error(answer.outcome):
+            answer = await self.modern.discover(self.identity)
+        if not isinstance(answer.outcome, Result):
+            raise self._refused("server/discover", answer.outcome)
+        versions = answer.outcome.result.get("supportedVersions")
+        if not isinstance(versions, list) or MODERN_VERSION not in versions:
+            raise BackendProtocolError(self.backend.id, f"does not list {MODERN_VERSION} among its supported versions")
+        self.modern.adopt(answer.outcome.result)
+        return self.modern
+
+    async def _initialize(self, *, fallback: bool = False) -> LegacyClient:
+        try:
+            await self.legacy.initialize(self.identity)
+        except InitializeRefused as refused:
+            if fallback and is_modern_error(refused.outcome):
+                raise _ModernAfterAll from None
+            if fallback and refused.status in _SSE_ONLY:
+                raise _unsupported(
+                    self.backend.id, f"answered 'initialize' with HTTP {refused.status}, as servers of HTTP+SSE (2024-11-05) do"
+                ) from None
+            raise refusal(self.backend.id, "initialize", refused.outcome) from None
+        return self.legacy
+
+    def _refused(self, method: str, outcome: Outcome) -> BackendError:
+        if isinstance(outcome, Interrupted | Result):
+            return BackendUnavailable(self.backend.id, f"closed the stream before it answered {method!r}")
+        return refusal(self.backend.id, method, outcome)
+
+
+class _ModernAfterAll(Exception):
+    """`initialize` was answered by a server that speaks only the modern era: the verdict was wrong."""
+
+
+def _unsupported(backend_id: str, what: str) -> BackendRejected:
+    return BackendRejected(backend_id, f"{what}, which is not supported yet", code=0, message="not supported yet")

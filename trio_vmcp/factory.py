@@ -1,0 +1,266 @@
+"""The factory: makes sessions, owns their tasks, and lets none of them outlive it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import Protocol
+
+import attrs
+import httpx
+import trio
+
+from trio_vmcp._member import Member
+from trio_vmcp._nursery import start_clean
+from trio_vmcp._stored import Stored, load_row, new_row
+from trio_vmcp.client.connector import HttpConnector
+from trio_vmcp.client.interface import BackendConnector, ClientHandlers, OutgoingAuth
+from trio_vmcp.default_session import MOST_CANCELLED_DRAIN, DefaultSession
+from trio_vmcp.errors import InvalidSessionId, SessionClosed, SessionExists, SessionNotFound
+from trio_vmcp.identity import Identity, bind, is_bound_to, process_keys
+from trio_vmcp.models import Backend
+from trio_vmcp.session import Session
+from trio_vmcp.settings import FactorySettings
+from trio_vmcp.storage import LocalStorage, Storage
+
+__all__ = ["DefaultSessionFactory", "SessionFactory", "open_session_factory"]
+
+logger = logging.getLogger("trio_vmcp.factory")
+
+_SESSION_ID = re.compile(r"[\x21-\x7e]{1,256}")
+_SESSION_ID_BYTES = 32  # twice the 128 bits that the front's rule asks for
+
+
+class SessionFactory(Protocol):
+    """Makes sessions. Whatever it made ends with it."""
+
+    async def make_session(
+        self, backends: Iterable[Backend], *, identity: Identity | None = None, session_id: str | None = None
+    ) -> Session:
+        """Open a session that lives until its `aclose()`; it may outlive the calling task, but not the factory.
+
+        Args:
+            backends: In the order that decides about slots and names.
+            identity: Binds the session; every call must then come with this identity as `caller`.
+            session_id: 1-256 characters of 0x21-0x7E; None: a random one.
+
+        Raises:
+            InvalidSessionId: No backend was contacted.
+            SessionExists: The id is taken.
+            NoBackends: Fewer than `min_backends` connected.
+            StorageError: The metadata could not be written.
+            ValueError: Two backends have one id.
+        """
+        ...
+
+    def open_session(
+        self, backends: Iterable[Backend], *, identity: Identity | None = None, session_id: str | None = None
+    ) -> AbstractAsyncContextManager[Session]:
+        """`make_session` for the length of an `async with`. An error in its body comes out as itself."""
+        ...
+
+    async def restore_session(
+        self, session_id: str, backends: Iterable[Backend], *, identity: Identity | None = None
+    ) -> Session:
+        """Open a session again from its metadata.
+
+        Raises:
+            InvalidSessionId: No storage and no backend was contacted.
+            SessionNotFound: Unknown, expired, terminated, or bound to somebody else: the same answer at the same cost.
+            SessionExists: It is live here, or being restored.
+            StorageError, NoBackends, ValueError: As in `make_session`; the stored session stays as it was.
+        """
+        ...
+
+
+@attrs.define(eq=False)
+class DefaultSessionFactory:
+    """Built by `open_session_factory` alone."""
+
+    _storage: Storage = attrs.field(alias="storage")
+    _connector: BackendConnector = attrs.field(alias="connector")
+    _settings: FactorySettings = attrs.field(alias="settings")
+    _nursery: trio.Nursery = attrs.field(alias="nursery")
+    _keys: tuple[bytes, ...] = attrs.field(alias="keys", repr=False)
+    _live: dict[str, DefaultSession | None] = attrs.field(
+        factory=dict, init=False, repr=False
+    )  # None: id taken, not opening yet
+    _closing: bool = attrs.field(default=False, init=False)
+
+    async def make_session(
+        self, backends: Iterable[Backend], *, identity: Identity | None = None, session_id: str | None = None
+    ) -> Session:
+        return await self._make(backends, identity, session_id)
+
+    @asynccontextmanager
+    async def open_session(
+        self, backends: Iterable[Backend], *, identity: Identity | None = None, session_id: str | None = None
+    ) -> AsyncIterator[Session]:
+        session = await self._make(backends, identity, session_id)
+        try:
+            yield session
+        finally:
+            session.request_close(terminate=True)
+            await session.wait_closed()
+
+    async def restore_session(
+        self, session_id: str, backends: Iterable[Backend], *, identity: Identity | None = None
+    ) -> Session:
+        configured = _by_id(backends)
+        _require_valid(session_id)
+        row = await self._load_for(session_id, identity)
+        with self._claim(session_id):
+            members = {
+                backend_id: Member(backend_id, backend, row.record(backend_id))
+                for backend_id, backend in configured.items()
+            }
+            for record in row.metadata.backends:
+                members.setdefault(record.backend_id, Member(record.backend_id, None, record))
+            return await self._run(members, row, identity)
+
+    async def close(self) -> None:
+        """End every session, all of them at once. Cancelled, it still stays to the end, with a shorter drain."""
+        self._closing = True
+        sessions = [session for session in self._live.values() if session is not None]
+        for session in sessions:
+            session.request_close(terminate=self._settings.on_exit == "terminate")
+        try:
+            for session in sessions:
+                await session.wait_closed()
+        finally:
+            for session in sessions:
+                session.shorten_drain(MOST_CANCELLED_DRAIN)
+            with trio.CancelScope(shield=True):
+                for session in sessions:
+                    await session.wait_closed()
+
+    async def _make(
+        self, backends: Iterable[Backend], identity: Identity | None, session_id: str | None
+    ) -> DefaultSession:
+        configured = _by_id(backends)
+        if session_id is not None:
+            _require_valid(session_id)
+        chosen = session_id or secrets.token_urlsafe(_SESSION_ID_BYTES)
+        with self._claim(chosen):
+            if session_id is not None:
+                await self._require_unknown(session_id)
+            row = new_row(chosen, bind(identity, self._keys), self._storage, self._settings.storage_timeout)
+            members = {backend_id: Member(backend_id, backend) for backend_id, backend in configured.items()}
+            return await self._run(members, row, identity)
+
+    @contextmanager
+    def _claim(self, session_id: str) -> Iterator[None]:
+        """Nobody else opens a session of this id meanwhile. Once it runs, its own end gives the id back."""
+        if self._closing:
+            raise SessionClosed("the session factory is closing or closed and opens no sessions")
+        if session_id in self._live:
+            raise SessionExists(session_id)
+        self._live[session_id] = None
+        try:
+            yield
+        finally:
+            if self._live.get(session_id, self) is None:
+                del self._live[session_id]
+
+    async def _run(self, members: dict[str, Member], row: Stored, identity: Identity | None) -> DefaultSession:
+        if self._closing:  # since the id was claimed: the storage was asked in between
+            raise SessionClosed("the session factory closed while the session was opening")
+        session = DefaultSession(members, row, identity, self._connector, self._settings)
+        self._live[session.id] = session
+        start_clean(self._nursery, self._own, session)
+        try:
+            await session.wait_open()
+        except BaseException:  # a cancelled opener, too: what nobody holds must not live on
+            session.request_close(terminate=not row.restored, drain_timeout=0)
+            with trio.CancelScope(shield=True):
+                await session.wait_closed()
+            raise
+        return session
+
+    async def _own(self, session: DefaultSession) -> None:
+        try:
+            await session.serve()
+        finally:
+            del self._live[session.id]
+
+    async def _require_unknown(self, session_id: str) -> None:
+        try:
+            await load_row(session_id, self._storage, self._settings.storage_timeout)
+        except SessionNotFound:
+            return
+        raise SessionExists(session_id)
+
+    async def _load_for(self, session_id: str, identity: Identity | None) -> Stored:
+        try:
+            row = await load_row(session_id, self._storage, self._settings.storage_timeout)
+        except SessionNotFound:
+            is_bound_to("", identity, self._keys)  # as much work as for a stranger, who must not see a difference
+            raise
+        if not is_bound_to(row.metadata.identity_binding, identity, self._keys):
+            raise SessionNotFound(session_id)
+        row.metadata = attrs.evolve(row.metadata, identity_binding=bind(identity, self._keys))  # by today's first key
+        return row
+
+
+def _by_id(backends: Iterable[Backend]) -> dict[str, Backend]:
+    configured: dict[str, Backend] = {}
+    for backend in backends:
+        if backend.id in configured:
+            raise ValueError(f"two backends have the id {backend.id!r}")
+        configured[backend.id] = backend
+    return configured
+
+
+def _require_valid(session_id: str) -> None:
+    if not isinstance(session_id, str) or not _SESSION_ID.fullmatch(session_id):
+        shown = f"{len(session_id)} characters" if isinstance(session_id, str) else type(session_id).__name__
+        raise InvalidSessionId(f"a session id is 1-256 characters of 0x21-0x7E; this one ({shown}) is not")
+
+
+@asynccontextmanager
+async def open_session_factory(
+    *,
+    storage: Storage | None = None,
+    connector: BackendConnector | None = None,
+    settings: FactorySettings | None = None,
+    handlers: ClientHandlers | None = None,
+    auth: OutgoingAuth | None = None,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> AsyncIterator[SessionFactory]:
+    """Open a factory for sessions. Leaving it ends every session that it made, as `settings.on_exit` says.
+
+    Args:
+        storage: Where metadata lives; None: a `LocalStorage` of its own. A storage that is passed is not closed.
+        connector: Makes the clients; None: one that goes by `Backend.transport`.
+        handlers: What this client can do for backends. Not built in yet: nothing is declared to them.
+        auth: Credentials, asked for before every HTTP request; of no effect on a `connector` of your own.
+        transport: Replaces the built-in HTTP transport; shared by all sessions, and not closed.
+    """
+    settings = settings or FactorySettings()
+    if handlers is not None and handlers != ClientHandlers():
+        logger.warning("handlers are not supported yet: backends are told that this client offers nothing")
+    store = LocalStorage() if storage is None else storage
+    body_error: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            factory = DefaultSessionFactory(
+                storage=store,
+                connector=connector or HttpConnector(settings, auth=auth, transport=transport),
+                settings=settings,
+                nursery=nursery,
+                keys=settings.identity_keys or process_keys(),
+            )
+            try:
+                yield factory
+            except BaseException as exc:  # noqa: BLE001  # raised below: the nursery would wrap it in a group
+                body_error = exc
+            await factory.close()
+    finally:
+        if storage is None:
+            with trio.move_on_after(settings.teardown_timeout, shield=True):
+                await store.aclose()
+        if body_error is not None:
+            raise body_error  # it wins over a cancel that came while the sessions closed

@@ -1,0 +1,189 @@
+"""The two interfaces of a session: what storage and transports see of it, and what callers do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import Protocol
+
+import trio
+
+from trio_vmcp.client.interface import OnProgress
+from trio_vmcp.identity import Identity
+from trio_vmcp.metadata import SessionMetadata
+from trio_vmcp.models import (
+    JSON,
+    BackendFailure,
+    CompletionResult,
+    NameConflict,
+    Prompt,
+    PromptResult,
+    Resource,
+    ResourceResult,
+    ResourceTemplate,
+    SessionChange,
+    SessionState,
+    Tool,
+    ToolResult,
+)
+from trio_vmcp.routing import RoutingTable
+
+__all__ = ["Session", "TransportSession"]
+
+
+class TransportSession(Protocol):
+    """The serialisable layer: plain data that a storage keeps and another process may read."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def created_at(self) -> datetime: ...
+    @property
+    def updated_at(self) -> datetime: ...
+    @property
+    def metadata(self) -> SessionMetadata:
+        """What the storage holds of this session."""
+        ...
+
+
+class Session(TransportSession, Protocol):
+    """The live layer: one client's view over its backends. Never leaves the process.
+
+    A `trio.abc.AsyncResource`. Calls run in their callers' tasks. Every call may raise, besides what its own docstring
+    says:
+
+    Raises:
+        SessionClosed: Not admitted, or cut off when `drain_timeout` ran out.
+        NilCaller, UnauthorizedCaller: `caller` is not the identity that the session is bound to.
+        BackendError: A subclass names the backend and says whether the call may have executed.
+    """
+
+    @property
+    def tools(self) -> tuple[Tool, ...]: ...
+    @property
+    def resources(self) -> tuple[Resource, ...]: ...
+    @property
+    def resource_templates(self) -> tuple[ResourceTemplate, ...]: ...
+    @property
+    def prompts(self) -> tuple[Prompt, ...]: ...
+    @property
+    def routing_table(self) -> RoutingTable: ...
+    @property
+    def backend_sessions(self) -> Mapping[str, str]:
+        """Backend id → the session id that the backend assigned: a bearer token."""
+        ...
+
+    @property
+    def failures(self) -> tuple[BackendFailure, ...]:
+        """Who is missing and why; an entry goes when its backend joins."""
+        ...
+
+    @property
+    def conflicts(self) -> tuple[NameConflict, ...]: ...
+    @property
+    def state(self) -> SessionState: ...
+    @property
+    def in_flight(self) -> int: ...
+
+    async def call_tool(
+        self,
+        name: str,
+        arguments: JSON | None = None,
+        *,
+        caller: Identity | None = None,
+        meta: JSON | None = None,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> ToolResult:
+        """Call a tool by its advertised name. Executed at most once. Source: MCP server/tools.
+
+        Args:
+            arguments: JSON object fitting the tool's input schema; not validated here.
+            meta: Forwarded as `_meta`, without the keys that MCP reserves.
+            timeout: s, the whole exchange; None: the backend's or the factory's `request_timeout`; `math.inf`: none.
+
+        Raises:
+            ToolNotFound: No such name; no backend was contacted.
+        """
+        ...
+
+    async def read_resource(
+        self,
+        uri: str,
+        *,
+        caller: Identity | None = None,
+        meta: JSON | None = None,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> ResourceResult:
+        """Read a listed resource, or one that a listed template matches (RFC 6570).
+
+        Raises:
+            ResourceNotFound: Neither; no backend was contacted.
+        """
+        ...
+
+    async def get_prompt(
+        self,
+        name: str,
+        arguments: Mapping[str, str] | None = None,
+        *,
+        caller: Identity | None = None,
+        meta: JSON | None = None,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> PromptResult:
+        """Fill in a prompt by its advertised name.
+
+        Raises:
+            PromptNotFound: No such name; no backend was contacted.
+        """
+        ...
+
+    async def complete(
+        self,
+        ref: JSON,
+        argument: JSON,
+        *,
+        context: JSON | None = None,
+        caller: Identity | None = None,
+        meta: JSON | None = None,
+        timeout: float | None = None,
+    ) -> CompletionResult:
+        """Ask what could come next in an argument.
+
+        Args:
+            ref: `{"type": "ref/prompt", "name": advertised name}` or `{"type": "ref/resource", "uri": uri or
+                template}`.
+            argument: `{"name": …, "value": …}`.
+
+        Raises:
+            PromptNotFound, ResourceNotFound: `ref` names nothing here.
+            ValueError: `ref` is of neither form.
+        """
+        ...
+
+    def as_caller(self, identity: Identity | None) -> Session:
+        """This session with `caller` filled in: what a server hands to a request."""
+        ...
+
+    def changes(self) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[SessionChange]]:
+        """What changes from here on. Coalescing and bounded; ends with EndOfChannel when the session closes."""
+        ...
+
+    async def aclose(self, *, drain_timeout: float | None = None) -> None:
+        """Terminate: refuse new calls at once, wait for those in flight, end the backends' sessions, delete the
+        metadata.
+
+        Any number of closers may come, and a cancelled one does not undo the close; all return together. A shorter
+        `drain_timeout` (s; None: the factory's) shortens the drain. From inside one of the session's own calls this
+        asks and returns at once.
+        """
+        ...
+
+    async def suspend(self, *, drain_timeout: float | None = None) -> None:
+        """Let go here: like `aclose`, but metadata and the backends' sessions stay, so that the session can be
+        restored.
+        """
+        ...
