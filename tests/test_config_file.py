@@ -1,0 +1,260 @@
+"""`mcpServers` files as people have them, and one line about those that cannot be used."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from trio_vmcp._config_file import ConfigError, parse_config
+from trio_vmcp.models import Backend
+
+URL = "https://mcp.test/mcp"
+CANARY = "c4nary-s3cret"
+
+
+def parse_one(entry: dict[str, Any], **environment: str) -> Backend:
+    (backend,) = parse_config(json.dumps({"mcpServers": {"time": entry}}), environment)
+    return backend
+
+
+def refusal(text: str, **environment: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, environment)
+    return caught.value.in_file("mcp.json")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"mcpServers": {"time": {"url": URL}}},
+        {"servers": {"time": {"url": URL}}, "inputs": []},
+        {"time": {"url": URL}},
+        {"$schema": "https://example.test/schema.json", "time": {"url": URL}},
+    ],
+)
+def test_servers_are_found_under_either_key_and_bare(document: Any) -> None:
+    """The file that another client reads is read here as it is."""
+    assert (Backend(id="time", url=URL),) == parse_config(json.dumps(document), {})
+
+
+@pytest.mark.parametrize("key", ["url", "serverUrl", "httpUrl"])
+def test_every_url_key_is_known(key: str) -> None:
+    """An entry with any of the three keys and no type is streamable HTTP."""
+    assert Backend(id="time", url=URL, transport="streamable-http") == parse_one({key: URL})
+
+
+@pytest.mark.parametrize("key", ["type", "transport"])
+@pytest.mark.parametrize(
+    ("spelling", "transport"),
+    [
+        ("http", "streamable-http"),
+        ("streamable-http", "streamable-http"),
+        ("streamableHttp", "streamable-http"),
+        ("streamable_http", "streamable-http"),
+        ("Streamable HTTP", "streamable-http"),
+        ("http-stream", "streamable-http"),
+        ("remote", "streamable-http"),
+        ("sse", "sse"),
+        ("SSE", "sse"),
+        ("http+sse", "sse"),
+    ],
+)
+def test_transports_have_many_spellings(key: str, spelling: str, transport: str) -> None:
+    """Case and punctuation make no difference."""
+    assert transport == parse_one({key: spelling, "url": URL}).transport
+
+
+def test_a_timeout_is_in_milliseconds() -> None:
+    """2500 in the file is 2.5 s."""
+    assert 2.5 == parse_one({"url": URL, "timeout": 2500}).request_timeout
+
+
+@pytest.mark.parametrize("switch", [{"disabled": True}, {"enabled": False}])
+def test_a_disabled_server_is_left_out_whatever_else_it_says(switch: dict[str, bool]) -> None:
+    """What is switched off need not be usable: a stdio server, or one whose variable is not set."""
+    servers = {"a": {"command": "npx", **switch}, "b": {"url": "${NOWHERE}", **switch}, "c": {"url": URL}}
+    assert ["c"] == [backend.id for backend in parse_config(json.dumps(servers), {})]
+
+
+def test_an_enabled_server_may_say_so() -> None:
+    """`disabled: false` and `enabled: true` are what they say."""
+    assert "time" == parse_one({"url": URL, "disabled": False, "enabled": True}).id
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("Bearer ${TOKEN}", "Bearer abc"),
+        ("${env:TOKEN}${TOKEN}", "abcabc"),
+        ("${TOKEN:-other}", "abc"),
+        ("${NOWHERE:-other}", "other"),
+        ("${EMPTY:-other}", "other"),
+        ("${EMPTY}x", "x"),
+        ("${env:NOWHERE:-}x", "x"),
+        ("${NESTED}", "${TOKEN}"),
+        ("$TOKEN {TOKEN}", "$TOKEN {TOKEN}"),
+    ],
+)
+def test_variables_are_filled_in_once(written: str, meant: str) -> None:
+    """As in a shell; what a variable holds is not expanded again."""
+    backend = parse_one({"url": URL, "headers": {"X": written}}, TOKEN="abc", EMPTY="", NESTED="${TOKEN}")
+    assert {"X": meant} == dict(backend.headers)
+
+
+def test_variables_work_in_urls() -> None:
+    """Host and path may come from the environment."""
+    assert URL == parse_one({"url": "https://${HOST}/mcp"}, HOST="mcp.test").url
+
+
+def test_comments_and_trailing_commas_are_tolerated() -> None:
+    """Both kinds of comment, but not inside of strings."""
+    text = """\ufeff{ // the servers
+        /* all
+           of them */ "mcpServers": {
+            "time": {"url": "https://mcp.test/mcp", "headers": {"X": "a//b /* c */ ,} \\" // d",},}, // the end
+        },
+    }"""
+    (backend,) = parse_config(text, {})
+    assert (URL, 'a//b /* c */ ,} " // d') == (backend.url, backend.headers["X"])
+
+
+def test_names_become_ids() -> None:
+    """Accents go, and whatever an id cannot hold becomes one hyphen; a name that is an id stays as it is."""
+    names = ["time.v2_x-", "GitHub (work)", "@scope/pkg", "Büro", "_hidden", "a  b"]
+    backends = parse_config(json.dumps({name: {"url": URL} for name in names}), {})
+    assert ["time.v2_x-", "GitHub-work", "scope-pkg", "Buro", "hidden", "a-b"] == [backend.id for backend in backends]
+
+
+@pytest.mark.parametrize(
+    ("document", "line"),
+    [
+        ([], "mcp.json: is a list, not an object"),
+        ({"mcpServers": 1}, "mcp.json: mcpServers: is a number, not an object"),
+        ({"mcpServers": {}, "servers": {}}, "mcp.json: holds both mcpServers and servers; keep one"),
+        ({"servers": {"a b": None}}, 'mcp.json: servers["a b"]: is null, not an object'),
+        ({"a\nb": "x"}, 'mcp.json: ["a\\nb"]: is a string, not an object'),
+        ({"a": {}}, "mcp.json: a: has no url"),
+        ({"a": {"url": 3}}, "mcp.json: a.url: is a number, not a string"),
+        ({"a": {"url": "ftp://x/"}}, "mcp.json: a.url: is not an http:// or https:// URL with a host"),
+        ({"a": {"httpUrl": "http://x/\n"}}, "mcp.json: a.httpUrl: is not an http:// or https:// URL with a host"),
+        ({"a": {"url": "http://[x/"}}, "mcp.json: a.url: is not an http:// or https:// URL with a host"),
+        ({"a": {"url": URL, "disabled": "no"}}, "mcp.json: a.disabled: is a string, not true or false"),
+        ({"a": {"url": URL, "timeout": True}}, "mcp.json: a.timeout: is true or false, not a number of milliseconds"),
+        ({"a": {"url": URL, "timeout": 0}}, "mcp.json: a.timeout: is not a number of milliseconds above 0"),
+        ({"a": {"url": URL, "headers": []}}, "mcp.json: a.headers: is a list, not an object"),
+        ({"a": {"url": URL, "headers": {"X": 1}}}, "mcp.json: a.headers.X: is a number, not a string"),
+        ({"a": {"url": URL, "headers": {"X Y": ""}}}, 'mcp.json: a.headers["X Y"]: is no HTTP header name'),
+        ({"a": {"url": "${NOPE}"}}, "mcp.json: a.url: needs the environment variable NOPE, which is not set"),
+        ({"\u6642": {"url": URL}}, 'mcp.json: ["\\u6642"]: has no letter or digit of ASCII in its name to make an id from; rename it'),
+        ({"x" * 65: {"url": URL}}, f"mcp.json: {'x' * 65}: makes an id of 65 characters, over 64; rename it"),
+        ({"a b": {"url": URL}, "a/b": {"url": URL}}, "mcp.json: a/b: has the id 'a-b', like [\"a b\"]; rename one of them"),
+        (
+            {"a": {"url": URL, "type": "carrier pigeon"}},
+            "mcp.json: a.type: is 'carrier pigeon', which is no known transport; use streamable-http, sse or stdio",
+        ),
+    ],
+)
+def test_a_bad_file_gets_one_line_that_names_the_path(document: Any, line: str) -> None:
+    """Which file, where in it, and what is wrong there."""
+    assert line == refusal(json.dumps(document))
+
+
+@pytest.mark.parametrize("entry", [{"command": "npx"}, {"type": "stdio"}, {"type": "local", "url": URL}])
+def test_a_stdio_server_is_named_as_not_supported_yet(entry: Any) -> None:
+    """The line also says how to leave it out."""
+    line = 'mcp.json: mcpServers.files: is a stdio server (command), which is not supported yet; "disabled": true leaves it out'
+    assert line == refusal(json.dumps({"mcpServers": {"files": entry}}))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "mcp.json:1:1: not JSON: Expecting value"),
+        ('{\n /* two\n lines */ "a": 1 // x\n "b"}', "mcp.json:4:2: not JSON: Expecting ',' delimiter"),
+        ('{"a": "http://x }', "mcp.json:1:7: not JSON: Unterminated string starting at"),
+        ("{\n  /* endless", "mcp.json:2:3: not JSON: the comment is not closed"),
+        ("{} /*/", "mcp.json:1:4: not JSON: the comment is not closed"),
+        ('{"a": NaN}', "mcp.json: not JSON: holds a number that JSON does not have, or an endless one"),
+        ("[" * 100_000, "mcp.json: not a configuration: nested too deeply"),
+        ('{"a": {}, "a": {}}', "mcp.json: a: is there twice"),
+        ('{"a": {"url": "http://x", "url": "http://y"}}', "mcp.json: a.url: is there twice"),
+        ('{"a": {"url": "http://x", "timeout": 1e999}}', "mcp.json: a.timeout: is not a number of milliseconds above 0"),
+    ],
+)
+def test_text_that_is_no_configuration_gets_line_and_column(text: str, line: str) -> None:
+    """Comments do not move the place that the line names, and a key written twice is not decided silently."""
+    assert line == refusal(text)
+
+
+@pytest.mark.parametrize("value", ["${", "${TOKEN", "${}", "${a b}", "${input:token}", "${A${B}}"])
+def test_a_malformed_variable_is_refused_and_not_shown(value: str) -> None:
+    """Half a variable would otherwise be sent as a credential."""
+    line = refusal(json.dumps({"a": {"url": URL, "headers": {"X": CANARY + value}}}))
+    assert "mcp.json: a.headers.X: holds a ${...} that is none of ${NAME}, ${env:NAME} and ${NAME:-default}" == line
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=10,
+)
+values = json_values | st.sampled_from([URL, "${A}", "${A:-b}", "http://u:p@h?x=1", "http", "sse", True, 1e999, 10**400])
+entries = st.dictionaries(
+    st.sampled_from(["url", "httpUrl", "type", "headers", "timeout", "disabled", "command", "extra"]), values, max_size=4
+)
+documents = json_values | st.builds(
+    lambda key, servers: {key: servers} if key else servers,
+    st.sampled_from(["mcpServers", "servers", ""]),
+    st.dictionaries(st.text(max_size=5), entries | json_values, max_size=3),
+)
+
+
+@given(documents.map(json.dumps) | st.text())
+@example('"\\ud800"')
+@example('{"\\ud800": 1}')
+def test_any_text_is_backends_or_one_line(text: str) -> None:
+    """Nothing but ConfigError comes out of a file, in one line that every output can encode."""
+    try:
+        backends = parse_config(text, {"A": "a"})
+    except ConfigError as error:
+        line = error.in_file("mcp.json")
+        assert [line] == line.splitlines()
+        line.encode()
+    else:
+        assert len(backends) == len({backend.id for backend in backends})
+
+
+@given(
+    place=st.sampled_from(["header", "variable", "userinfo", "query", "path", "env", "default"]),
+    noise=st.text(max_size=3),
+    flaw=st.sampled_from([{}, {"timeout": "x"}, {"type": "y"}, {"disabled": 1}, {"headers": 3}]),
+    scheme=st.sampled_from(["https://", "http://[", "", "x:"]),
+)
+def test_no_message_and_no_repr_holds_a_secret(place: str, noise: str, flaw: dict[str, Any], scheme: str) -> None:
+    """Wherever the secret stands, and whatever is wrong beside it."""
+    url, headers, env = f"{scheme}mcp.test", {"X": noise}, {"Y": noise}
+    match place:
+        case "header":
+            headers = {"Authorization": CANARY + noise}
+        case "variable":
+            headers = {"Authorization": "${SECRET}" + noise}
+        case "default":
+            headers = {"Authorization": "${NOWHERE:-" + CANARY + noise + "}"}
+        case "userinfo":
+            url = f"{scheme}user:{CANARY}{noise}@mcp.test"
+        case "query":
+            url = f"{scheme}mcp.test?key={CANARY}{noise}"
+        case "path":
+            url = f"{CANARY}{scheme}{noise}"
+        case _:
+            env = {"Y": CANARY}
+    entry = {"url": url, "headers": headers, "env": env, **flaw}
+    try:
+        shown = repr(parse_config(json.dumps({"a": entry}), {"SECRET": CANARY}))
+    except ConfigError as error:
+        shown = f"{error.in_file('mcp.json')} {error!r} {error.__cause__!r}"
+    assert CANARY not in shown
