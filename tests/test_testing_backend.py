@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import Any, Literal
 
 import httpx
@@ -12,7 +13,15 @@ from raw_mcp import ACCEPT, RawClient, messages, open_client_on, open_raw_client
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp.models import JSON
-from trio_vmcp.testing import CallContext, Delay, RpcError, ScriptedBackend, open_memory_network
+from trio_vmcp.testing import (
+    CallContext,
+    Delay,
+    Disconnect,
+    Fault,
+    RpcError,
+    ScriptedBackend,
+    open_memory_network,
+)
 
 Era = Literal["legacy", "modern"]
 Answers = Literal["json", "sse"]
@@ -333,11 +342,70 @@ async def test_a_json_answer_has_no_room_for_progress() -> None:
         assert 1 == len(messages(await client.request("tools/call", {"name": "work"}, token="t")))
 
 
-async def test_a_primed_stream_begins_with_an_id() -> None:
-    """`primed=True`: first an event with an id and no data, and every event has an id."""
-    async with open_raw_client(ScriptedBackend(answers="sse", primed=True)) as client:
+async def test_a_resumable_stream_begins_with_an_id() -> None:
+    """`resumable=True`: first an event with an id, no data and the time to wait, and every event has an id."""
+    async with open_raw_client(ScriptedBackend(answers="sse", resumable=True, retry_ms=500)) as client:
         text = (await client.request("ping")).text
-    assert text.startswith("id: 1\ndata: \n\nid: 2\nevent: message\ndata: {")
+    assert text.startswith("id: stream-3/1\nretry: 500\ndata: \n\nid: stream-3/2\nevent: message\ndata: {")
+
+
+@pytest.mark.parametrize("fault", [None, Disconnect(200)])
+async def test_what_a_broken_stream_owes_can_be_resumed(fault: Fault | None, autojump_clock: MockClock) -> None:
+    """The handler runs on after its connection ended; a GET gets what is missing, at once or when it happens."""
+
+    async def work(arguments: JSON, context: CallContext) -> str:
+        if fault is None:
+            await context.detach()
+        await context.progress(1)
+        await trio.sleep(10)
+        return "done"
+
+    backend = ScriptedBackend(answers="sse", resumable=True)
+    backend.add_tool("work", work)
+    async with open_raw_client(backend) as client:
+        if fault is None:
+            assert "id: stream-3/1\ndata: \n\n" == (await client.request("tools/call", {"name": "work"}, token=1)).text
+        else:
+            backend.fail("tools/call", fault)
+            with pytest.raises(httpx.RemoteProtocolError):
+                await client.request("tools/call", {"name": "work"}, token=1)
+        resumed = await client.http.get(client.url, headers={**client.headers, "last-event-id": "stream-3/1"})
+        progress, response = messages(resumed)
+        assert ("notifications/progress", 2) == (progress["method"], response["id"])
+        nothing = await client.http.get(client.url, headers={**client.headers, "last-event-id": "stream-9/1"})
+        assert 400 == nothing.status_code
+    assert 10.0 == backend.received("GET")[0].ended_at
+
+
+@both_eras
+async def test_clients_that_listen_hear_of_changes(era: Era, nursery: trio.Nursery) -> None:
+    """GET in the legacy era, `subscriptions/listen` in the modern one, where only what was asked for comes, tagged."""
+    backend = ScriptedBackend(era=era, listens=True)
+    backend.add_tool("a")
+    async with open_memory_network() as network, open_client_on(network, backend) as client:
+        assert {"tools": {"listChanged": True}} == (await client.shake_hands())["capabilities"]
+        if era == "modern":
+            request = client.build("subscriptions/listen", {"notifications": {"toolsListChanged": True}})
+        else:
+            request = client.http.build_request("GET", client.url, headers=client.headers)
+        response = await client.http.send(request, stream=True)
+        lines = response.aiter_lines()
+        if era == "modern":
+            assert "notifications/subscriptions/acknowledged" in await next_data(lines)
+        await wait_all_tasks_blocked()
+        assert 1 == backend.listening
+        if era == "modern":
+            backend.notify("notifications/prompts/list_changed")
+            backend.notify("notifications/resources/updated", {"uri": "memo://one"})
+        backend.notify("notifications/tools/list_changed")
+        heard = json.loads((await next_data(lines)).removeprefix("data: "))
+        assert "notifications/tools/list_changed" == heard["method"]
+        tag = {"io.modelcontextprotocol/subscriptionId": 2}
+        assert ({"_meta": tag} if era == "modern" else {}) == heard["params"]
+        backend.crash()
+        with pytest.raises(httpx.ReadError):
+            await next_data(lines)
+        assert 0 == backend.listening
 
 
 async def test_a_legacy_handler_can_ask_the_client() -> None:

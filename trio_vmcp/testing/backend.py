@@ -29,8 +29,17 @@ from trio_vmcp.testing.faults import (
 )
 from trio_vmcp.testing.http import Reply, Request, serve_http
 from trio_vmcp.testing.legacy import check_legacy, check_session
+from trio_vmcp.testing.listening import EventLog, Listeners, wanted_by
 from trio_vmcp.testing.modern import VERSION_KEY, check_modern, check_parameters
-from trio_vmcp.testing.rpc import LEGACY_VERSIONS, MODERN_VERSION, RpcError, error_message, result_message
+from trio_vmcp.testing.rpc import (
+    LEGACY_VERSIONS,
+    MODERN_VERSION,
+    SESSION_ERROR,
+    RpcError,
+    error_message,
+    notification_message,
+    result_message,
+)
 from trio_vmcp.testing.streams import reset
 
 __all__ = ["ScriptedBackend"]
@@ -60,7 +69,9 @@ class ScriptedBackend(Catalog):
         name: In `server_info` and at the beginning of session ids.
         era: Of the protocol it speaks; "both" decides for each request.
         answers: The form of a response: one JSON object, or a stream of events.
-        primed: Event streams begin with an event of an id and no data.
+        resumable: Event streams of a legacy backend have ids, and a GET with `Last-Event-ID` resumes them.
+        retry_ms: What a resumable stream tells clients to wait.
+        listens: Offers the stream for notifications: GET, or `subscriptions/listen`; declares `listChanged`.
         latency: s, before each HTTP answer.
         session_ids: A legacy backend gives out session ids and insists on them.
         protocol_version: What `initialize` is answered with, whatever the client asks for.
@@ -75,7 +86,9 @@ class ScriptedBackend(Catalog):
     name: str = "scripted"
     era: BackendEra = "legacy"
     answers: Literal["json", "sse"] = "json"
-    primed: bool = False
+    resumable: bool = False
+    retry_ms: int | None = None
+    listens: bool = False
     latency: float = 0.0
     session_ids: bool = True
     protocol_version: str = LEGACY_VERSIONS[-1]
@@ -89,6 +102,8 @@ class ScriptedBackend(Catalog):
     deleted_sessions: list[str] = attrs.field(factory=list, init=False)
     errors: list[Exception] = attrs.field(factory=list, init=False)
 
+    _logs: dict[str, EventLog] = attrs.field(factory=dict, init=False)
+    _listeners: Listeners = attrs.field(factory=Listeners, init=False)
     _rules: list[FaultRule] = attrs.field(factory=list, init=False)
     _running: dict[Exchange, None] = attrs.field(factory=dict, init=False)
     _connections: dict[trio.abc.Stream, trio.CancelScope] = attrs.field(factory=dict, init=False)
@@ -107,6 +122,11 @@ class ScriptedBackend(Catalog):
     def in_flight(self) -> int:
         """HTTP requests that are not ended; a legacy one may outlive its connection."""
         return len(self._running)
+
+    @property
+    def listening(self) -> int:
+        """Clients that have a stream for notifications open."""
+        return len(self._listeners)
 
     @property
     def open_connections(self) -> int:
@@ -143,6 +163,10 @@ class ScriptedBackend(Catalog):
         """Forget every fault that was scripted. What hangs already goes on hanging."""
         self._rules.clear()
 
+    def notify(self, method: str, params: JSON | None = None) -> None:
+        """Tell every client that listens now, and in the modern era has subscribed to it."""
+        self._listeners.tell(method, params or {})
+
     def crash(self) -> None:
         """Reset every connection, stop every handler, and refuse new connections until `restart`."""
         self._crashed = True
@@ -156,6 +180,7 @@ class ScriptedBackend(Catalog):
         """Accept connections again, as a new process: it knows no session."""
         self._crashed = False
         self.sessions.clear()
+        self._logs.clear()
 
     # What a network does with it
 
@@ -195,8 +220,8 @@ class ScriptedBackend(Catalog):
         self._running[exchange] = None
         is_modern = self._is_modern(exchange)
         # Legacy: "disconnection SHOULD NOT be interpreted as the client cancelling its request". Modern: that it is.
-        reply.outlives_peer = not is_modern
-        answer = Answer(reply, self.answers == "sse", self.primed)
+        reply.outlives_peer = not is_modern and request.verb != "GET"
+        answer = Answer(reply, self.answers == "sse", self._log(is_modern), self.retry_ms)
         try:
             with exchange.scope:
                 await self._script(exchange, answer, is_modern)
@@ -210,6 +235,13 @@ class ScriptedBackend(Catalog):
             exchange.response_bytes = reply.written_bytes
             if exchange.outcome == "running":
                 exchange.outcome = _outcome(reply, is_modern)
+
+    def _log(self, is_modern: bool) -> EventLog | None:
+        if not self.resumable or is_modern:
+            return None
+        log = EventLog(f"stream-{len(self.exchanges)}")
+        self._logs[log.name] = log
+        return log
 
     def _is_modern(self, exchange: Exchange) -> bool:
         if self.era != "both":
@@ -251,6 +283,8 @@ class ScriptedBackend(Catalog):
                 raise RpcError(fault.code, fault.message, fault.data, fault.status)
             if exchange.verb == "DELETE" and not is_modern:
                 await self._delete(exchange, answer.reply)
+            elif exchange.verb == "GET" and not is_modern and (self.listens or self.resumable):
+                await self._stream(exchange, answer)
             elif exchange.verb != "POST":
                 allow = "POST" if is_modern else "POST, DELETE"
                 await answer.reply.respond(405, headers=(("allow", allow),))
@@ -267,6 +301,29 @@ class ScriptedBackend(Catalog):
         del self.sessions[exchange.session_id]
         self.deleted_sessions.append(exchange.session_id)
         await reply.respond(200)
+
+    async def _stream(self, exchange: Exchange, answer: Answer) -> None:
+        """The GET of the legacy era: the rest of an answer, or whatever the server has to say."""
+        if self.session_ids:
+            check_session(exchange, self.sessions)
+        last_event_id = exchange.headers.get("last-event-id")
+        if last_event_id is None and self.listens:
+            answer.as_sse, answer.log = True, None
+            await answer.open()
+            async with self._listeners.listen() as notifications:
+                async for notification in notifications:
+                    await answer.notify(notification)
+        log_name, _, count = str(last_event_id).partition("/")
+        log = self._logs.get(log_name)
+        if log is None or not count.isdecimal():
+            raise RpcError(SESSION_ERROR, f"nothing to resume after {last_event_id!r}", status=400)
+        answer.log = None
+        await answer.open()
+        sent = int(count)
+        while events := await log.after(sent):
+            sent += len(events)
+            await answer.reply.send(b"".join(events))
+        await answer.reply.end()
 
     async def _legacy(self, exchange: Exchange, answer: Answer) -> None:
         check_legacy(exchange, self.sessions if self.session_ids else None)
@@ -327,6 +384,8 @@ class ScriptedBackend(Catalog):
         if exchange.method == "tools/call":
             tool = next((tool for tool in self.tools if tool["name"] == exchange.params.get("name")), {})
             check_parameters(exchange, tool.get("inputSchema") or {})
+        if exchange.method == "subscriptions/listen" and self.listens:
+            await self._listen(exchange, answer)
         if exchange.method == "server/discover":
             result = {"supportedVersions": [MODERN_VERSION], **self._introduction()}
         else:
@@ -335,6 +394,23 @@ class ScriptedBackend(Catalog):
         if exchange.method in CACHEABLE:
             extras |= {"ttlMs": self.ttl_ms, "cacheScope": self.cache_scope}
         await answer.finish(result_message(exchange.request_id, extras | result))
+
+    async def _listen(self, exchange: Exchange, answer: Answer) -> None:
+        """Until the client closes the stream."""
+        subscription = exchange.params.get("notifications") or {}
+        tag = {"io.modelcontextprotocol/subscriptionId": exchange.request_id}
+        acknowledged = {"notifications": subscription, "_meta": tag}
+        answer.as_sse = True
+        async with self._listeners.listen(wanted_by(subscription)) as notifications:
+            await answer.notify(notification_message("notifications/subscriptions/acknowledged", acknowledged))
+            async for notification in notifications:
+                await answer.notify(notification | {"params": {**notification["params"], "_meta": tag}})
+
+    def declared_capabilities(self) -> JSON:
+        declared = super().declared_capabilities()
+        if self.capabilities is not None or not self.listens:
+            return declared
+        return {name: {"listChanged": True} if name in ("tools", "resources", "prompts") else {} for name in declared}
 
 
 def _same_id(exchange: Exchange, request_id: object) -> bool:

@@ -10,7 +10,8 @@ import attrs
 from trio_vmcp.models import JSON
 from trio_vmcp.testing.exchange import Exchange
 from trio_vmcp.testing.http import Reply
-from trio_vmcp.testing.rpc import encode
+from trio_vmcp.testing.listening import EventLog
+from trio_vmcp.testing.rpc import encode, notification_message
 
 __all__ = ["Answer", "CallContext"]
 
@@ -24,17 +25,19 @@ class Answer:
 
     Attributes:
         as_sse: A stream, in which other messages may precede the response.
-        primed: The stream begins with an event that holds an id and no data, and every event has an id.
+        log: Keeps the events, gives them ids, and begins the stream with one that has an id and no data.
+        retry_ms: What that first event tells a client to wait before it resumes.
         headers: Of the head, besides the content type.
         change: Made of the response before it is sent.
     """
 
     reply: Reply
     as_sse: bool
-    primed: bool = False
+    log: EventLog | None = None
+    retry_ms: int | None = None
     headers: tuple[tuple[str, str], ...] = ()
     change: Callable[[JSON], object] | None = None
-    _events: int = attrs.field(default=0, init=False)
+    _detached: bool = attrs.field(default=False, init=False)
 
     async def notify(self, message: JSON) -> None:
         """Send a message ahead of the response; there is no place for it in a JSON answer, where it is dropped."""
@@ -45,7 +48,7 @@ class Answer:
         message = self.change(response) if self.change is not None else response
         if self.reply.status is not None or (self.as_sse and status == 200):
             await self._event(message)
-            await self.reply.end()
+            await self._end()
         else:
             await self.reply.respond(status, encode(message), (*JSON_HEADERS, *self.headers))
 
@@ -54,23 +57,36 @@ class Answer:
         if not self.as_sse:
             await self.reply.hang_up()  # a JSON answer has no way to say nothing
             return
-        await self._open()
-        await self.reply.end()
+        await self.open()
+        await self._end()
 
-    async def _open(self) -> None:
+    async def detach(self) -> None:
+        """End the HTTP response before the answer; what follows is for those who resume."""
+        await self.open()
+        await self.reply.end()
+        self._detached = True
+
+    async def _end(self) -> None:
+        if self.log is not None:
+            self.log.end()
+        if not self._detached:
+            await self.reply.end()
+
+    async def open(self) -> None:
+        """Send the head of a stream, if it has not gone out."""
         if self.reply.status is None:
             await self.reply.start(200, (*SSE_HEADERS, *self.headers))
-            if self.primed:
-                await self.reply.send(self._id_line() + b"data: \n\n")
+            if self.log is not None:
+                retry = b"" if self.retry_ms is None else b"retry: %d\n" % self.retry_ms
+                await self.reply.send(self.log.append(retry + b"data: \n\n"))
 
     async def _event(self, message: object) -> None:
-        await self._open()
-        event_id = self._id_line() if self.primed else b""
-        await self.reply.send(event_id + b"event: message\ndata: " + encode(message) + b"\n\n")
-
-    def _id_line(self) -> bytes:
-        self._events += 1
-        return b"id: %d\n" % self._events
+        await self.open()
+        event = b"event: message\ndata: " + encode(message) + b"\n\n"
+        if self.log is not None:
+            event = self.log.append(event)
+        if not self._detached:
+            await self.reply.send(event)
 
 
 @attrs.define(eq=False)
@@ -109,7 +125,7 @@ class CallContext:
 
     async def notify(self, method: str, params: JSON) -> None:
         """Send a notification on this request's stream; dropped if the backend answers in JSON."""
-        await self._answer.notify({"jsonrpc": "2.0", "method": method, "params": params})
+        await self._answer.notify(notification_message(method, params))
 
     async def request(self, method: str, params: JSON) -> Any:
         """Ask the client and wait for what it answers in a POST of its own. Legacy era over SSE only.
@@ -121,6 +137,10 @@ class CallContext:
         if self.is_modern or not self._answer.as_sse:
             raise RuntimeError(f"cannot send {method!r} to the client: only a legacy backend with answers='sse' can")
         return await self._ask(self, method, params)
+
+    async def detach(self) -> None:
+        """End the HTTP response and run on. The client gets the rest when it resumes: needs `resumable=True`."""
+        await self._answer.detach()
 
     async def send(self, message: JSON) -> None:
         """Send any message on this request's stream, well-formed or not."""

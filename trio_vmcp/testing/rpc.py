@@ -47,6 +47,10 @@ def encode(message: object) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode()
 
 
+def notification_message(method: str, params: JSON) -> JSON:
+    return {"jsonrpc": "2.0", "method": method, "params": params}
+
+
 def result_message(request_id: str | int | None, result: JSON) -> JSON:
     return {"jsonrpc": "2.0", "id": request_id, "result": result}
 

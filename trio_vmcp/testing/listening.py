@@ -1,0 +1,89 @@
+"""Streams that outlive one answer: what a client missed and may resume, and what it hears without having asked."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import attrs
+import trio
+
+from trio_vmcp.models import JSON
+from trio_vmcp.testing.rpc import notification_message
+
+__all__ = ["EventLog", "Listeners", "wanted_by"]
+
+SUBSCRIPTION_KEYS = {
+    "notifications/tools/list_changed": "toolsListChanged",
+    "notifications/prompts/list_changed": "promptsListChanged",
+    "notifications/resources/list_changed": "resourcesListChanged",
+}
+
+
+@attrs.define(eq=False)
+class EventLog:
+    """The events of one answer, kept so that a GET with `Last-Event-ID` can go on where a connection ended."""
+
+    name: str
+    ended: bool = attrs.field(default=False, init=False)
+    _events: list[bytes] = attrs.field(factory=list, init=False)
+    _grown: trio.Event = attrs.field(factory=trio.Event, init=False)
+
+    def append(self, event: bytes) -> bytes:
+        """Keep the event and return it with its id."""
+        identified = f"id: {self.name}/{len(self._events) + 1}\n".encode() + event
+        self._events.append(identified)
+        self._wake()
+        return identified
+
+    def end(self) -> None:
+        self.ended = True
+        self._wake()
+
+    async def after(self, count: int) -> list[bytes]:
+        """What follows the first `count` events, once there is something; nothing follows the end."""
+        while count >= len(self._events) and not self.ended:
+            await self._grown.wait()
+        return self._events[count:]
+
+    def _wake(self) -> None:
+        self._grown.set()
+        self._grown = trio.Event()
+
+
+def wanted_by(subscription: JSON) -> Callable[[str, JSON], bool]:
+    """Whether a notification is one that a modern client has subscribed to."""
+
+    def wants(method: str, params: JSON) -> bool:
+        if method == "notifications/resources/updated":
+            return params.get("uri") in (subscription.get("resourceSubscriptions") or ())
+        return subscription.get(SUBSCRIPTION_KEYS.get(method, "")) is True
+
+    return wants
+
+
+@attrs.define(eq=False)
+class Listeners:
+    """The clients that listen, and how each is told. Nothing is kept for those that come later."""
+
+    _open: dict[trio.MemorySendChannel[JSON], Callable[[str, JSON], bool]] = attrs.field(factory=dict, init=False)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def tell(self, method: str, params: JSON) -> None:
+        for channel, wants in self._open.items():
+            if wants(method, params):
+                channel.send_nowait(notification_message(method, params))
+
+    @asynccontextmanager
+    async def listen(
+        self, wants: Callable[[str, JSON], bool] = lambda method, params: True
+    ) -> AsyncIterator[trio.MemoryReceiveChannel[JSON]]:
+        send, receive = trio.open_memory_channel[JSON](float("inf"))  # a test decides how much it sends
+        self._open[send] = wants
+        try:
+            with send, receive:
+                yield receive
+        finally:
+            del self._open[send]
