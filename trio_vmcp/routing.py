@@ -1,8 +1,8 @@
 """Who is called under which name: what backends offer, a strategy and earlier bindings become one immutable table.
 
 The result is a function of the offers in configured order and of the bindings, never of who connected first. A name
-that was bound once stays with its backend for the session's life, whether or not that backend is there: a call meant for
-one backend must not reach another because the first is down.
+that was bound once stays with its backend for the session's life, whether or not that backend is there: a call meant
+for one backend must not reach another because the first is down.
 
 Names are compared code point by code point. Two that merely look alike, or differ in case, are two names.
 """
@@ -300,7 +300,8 @@ def _settle(
             owner = None
         elif own:
             settled.routes[advertised] = own[0]
-            settled.bound[advertised] = own[0].backend_id
+            if bound_to is None:
+                settled.bound[advertised] = own[0].backend_id
         backend_ids = tuple(dict.fromkeys(target.backend_id for target in targets))
         settled.conflicts.append(NameConflict(kind, advertised, backend_ids, owner))
     return settled
@@ -308,14 +309,11 @@ def _settle(
 
 def _composer(strategy: ConflictResolution, backend_id: str) -> Callable[[str], str | None]:
     """From this backend's own names to advertised ones, not yet shortened; None: not advertised."""
-    match strategy:
-        case Prefix(format=text):
-            prefix = text.replace("{backend}", backend_id)
-            return prefix.__add__
-        case Manual():
-            return lambda name: strategy.advertised_name(backend_id, name)
-        case Bare() | Priority():
-            return lambda name: name
+    if isinstance(strategy, Prefix):
+        return strategy.format.replace("{backend}", backend_id).__add__
+    if isinstance(strategy, Manual):
+        return lambda name: strategy.advertised_name(backend_id, name)
+    return lambda name: name
 
 
 def _first_owner(strategy: ConflictResolution, targets: Sequence[Target]) -> str | None:
@@ -328,8 +326,6 @@ def _first_owner(strategy: ConflictResolution, targets: Sequence[Target]) -> str
 
 
 def _shorten(name: str, max_length: int) -> str:
-    if len(name) <= max_length:
-        return name
     digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     tail = _SEPARATOR + base64.b32encode(digest).decode("ascii").lower()[:DIGEST_LENGTH]
     return name[: max_length - len(tail)] + tail

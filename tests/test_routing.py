@@ -1,0 +1,330 @@
+"""Names: who has which, and that nothing but the configuration and what is bound decides it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import OWN_NAMES, histories, offer_lists, resolutions
+
+from trio_vmcp.models import NameConflict
+from trio_vmcp.routing import (
+    Bare,
+    Bindings,
+    ConflictResolution,
+    Manual,
+    Offer,
+    Prefix,
+    Priority,
+    RoutingTable,
+    Target,
+    build_routing,
+)
+
+TIME = Offer("time", tools=("now", "zone"), prompts=("ask",), resources=("clock://utc",))
+FILES = Offer("files", tools=("now", "read"), prompts=("ask",), resources=("clock://utc", "file:///a"))
+
+
+def test_prefix_is_put_before_tools_and_prompts_but_never_before_uris() -> None:
+    """A prefixed name says whose it is; a URI is where something is, and stays."""
+    table = build_routing([TIME, FILES], Prefix("{backend}_")).table
+    assert {
+        "time_now": Target("time", "now"),
+        "time_zone": Target("time", "zone"),
+        "files_now": Target("files", "now"),
+        "files_read": Target("files", "read"),
+    } == table.tools
+    assert {"time_ask": Target("time", "ask"), "files_ask": Target("files", "ask")} == table.prompts
+    assert {"clock://utc": Target("time", "clock://utc"), "file:///a": Target("files", "file:///a")} == table.resources
+
+
+def test_a_uri_that_two_list_is_the_first_ones_and_reported() -> None:
+    """The first backend in configured order serves a URI."""
+    routing = build_routing([FILES, TIME], Prefix())
+    assert Target("files", "clock://utc") == routing.table.resources["clock://utc"]
+    assert (NameConflict("resource", "clock://utc", ("files", "time"), "files"),) == routing.conflicts
+
+
+def test_bare_gives_a_contested_name_to_the_first() -> None:
+    """Bare: the configured order decides, and the conflict says who has the name."""
+    routing = build_routing([FILES, TIME], Bare())
+    assert Target("files", "now") == routing.table.tools["now"]
+    assert NameConflict("tool", "now", ("files", "time"), "files") in routing.conflicts
+    assert NameConflict("prompt", "ask", ("files", "time"), "files") in routing.conflicts
+    assert {"now": "files", "read": "files", "zone": "time"} == routing.bindings.tools
+
+
+@pytest.mark.parametrize(
+    ("preferred", "owner"),
+    [((), "files"), (("time",), "time"), (("absent", "time", "files"), "time"), (("absent",), "files")],
+)
+def test_priority_comes_before_configured_order(preferred: tuple[str, ...], owner: str) -> None:
+    """Priority: the listed ids first, then configured order; the report keeps configured order."""
+    routing = build_routing([FILES, TIME], Priority(*preferred))
+    assert Target(owner, "now") == routing.table.tools["now"]
+    assert NameConflict("tool", "now", ("files", "time"), owner) in routing.conflicts
+
+
+def test_manual_advertises_what_it_names_and_nothing_else() -> None:
+    """One mapping, for tools and prompts alike."""
+    routing = build_routing([TIME, FILES], Manual({"clock": ("time", "now"), "ask": ("files", "ask"), "x": ("a", "y")}))
+    assert {"clock": Target("time", "now")} == routing.table.tools
+    assert {"ask": Target("files", "ask")} == routing.table.prompts
+    assert [] == [conflict for conflict in routing.conflicts if conflict.kind != "resource"]
+
+
+def test_names_that_compose_alike_are_advertised_by_nobody() -> None:
+    """`a_` + `b` and `a` + `_b`: neither backend can shadow the other; both lose this one name, and it is not bound."""
+    routing = build_routing([Offer("a_", tools=("b", "c")), Offer("a", tools=("_b",))], Prefix())
+    assert {"a__c": Target("a_", "c")} == routing.table.tools
+    assert (NameConflict("tool", "a__b", ("a_", "a"), None),) == routing.conflicts
+    assert {"a__c": "a_"} == routing.bindings.tools
+
+
+@pytest.mark.parametrize("strategy", [Prefix(), Bare(), Priority("a"), Manual({"a__b": ("a", "_b"), "b": ("b", "b")})])
+def test_a_bound_name_is_its_owners_even_while_it_is_away(strategy: ConflictResolution) -> None:
+    """Nobody takes over a name whose backend is down or has dropped it; who tries is reported with the owner."""
+    everything = [Offer(backend_id, tools=("b", "_b"), prompts=("b", "_b")) for backend_id in ("a", "a_", "b")]
+    names = ("b", "_b", "a_b", "a__b", "a___b", "b_b", "b__b")
+    bindings = Bindings(dict.fromkeys(names, "away"), dict.fromkeys(names, "away"))
+    routing = build_routing(everything, strategy, bindings=bindings)
+    assert {} == {**routing.table.tools, **routing.table.prompts}
+    assert bindings is routing.bindings
+    assert {"away"} == {conflict.owner for conflict in routing.conflicts}
+
+
+def test_a_bound_name_stays_when_a_backend_before_its_owner_wants_it() -> None:
+    """A binding is stronger than the configured order, and nothing new is bound by saying so."""
+    bindings = build_routing([TIME], Bare()).bindings
+    routing = build_routing([FILES, TIME], Bare(), bindings=bindings)
+    assert Target("time", "now") == routing.table.tools["now"]
+    assert NameConflict("tool", "now", ("files", "time"), "time") in routing.conflicts
+    assert {"now": "time", "zone": "time", "read": "files"} == routing.bindings.tools
+    assert routing.bindings is build_routing([FILES, TIME], Bare(), bindings=routing.bindings).bindings
+
+
+def test_what_a_backend_lists_twice_counts_once() -> None:
+    """A duplicate is not a conflict."""
+    routing = build_routing([Offer("a", ("t", "t"), ("p", "p"), ("r://", "r://"), ("t://{x}", "t://{x}"))], Prefix())
+    table = RoutingTable(
+        {"a_t": Target("a", "t")}, {"a_p": Target("a", "p")}, {"r://": Target("a", "r://")}, (Target("a", "t://{x}"),)
+    )
+    assert (table, ()) == (routing.table, routing.conflicts)
+
+
+# Long names.
+
+
+def test_a_long_name_keeps_its_head_and_ends_in_a_digest_of_all_of_it() -> None:
+    """What is cut off still tells names apart, the same way in every process."""
+    names = ("read_the_whole_file", "read_the_whole_line")
+    routing = build_routing([Offer("files", tools=names)], Prefix(), max_name_length=32)
+    assert {"files_read_the_whole_file", "files_read_the_whole_line"} == set(routing.table.tools)
+    routing = build_routing([Offer("files", tools=names)], Prefix(), max_name_length=24)
+    assert ["files_read__pulpo3ulyzn7", "files_read__mg47gprcf4ip"] == list(routing.table.tools)
+
+
+@pytest.mark.parametrize("strategy", [Prefix("{backend}"), Bare(), Priority("a")])
+def test_a_name_made_to_look_shortened_is_an_ambiguity(strategy: ConflictResolution) -> None:
+    """Nobody gets another tool's shortened name by listing it: within one backend neither has it."""
+    long = "x" * 40
+    (shortened,) = build_routing([Offer("a", tools=(long,))], strategy, max_name_length=16).table.tools
+    own = shortened.removeprefix("a") if isinstance(strategy, Prefix) else shortened
+    for tools in [(long, own), (own, long)]:
+        routing = build_routing([Offer("a", tools=tools)], strategy, max_name_length=16)
+        assert ({}, {}) == (routing.table.tools, routing.bindings.tools)
+        assert (NameConflict("tool", shortened, ("a",), None),) == routing.conflicts
+
+
+def test_no_limit_shortens_nothing() -> None:
+    """`math.inf` is a limit like any other."""
+    routing = build_routing([Offer("a", tools=("x" * 500,))], Bare(), max_name_length=math.inf)  # type: ignore[arg-type]
+    assert ["x" * 500] == list(routing.table.tools)
+
+
+# Properties.
+
+
+@given(offer_lists(), resolutions(), st.integers(16, 40))
+def test_every_name_means_one_thing_and_every_thing_has_one_name(
+    offers: list[Offer], strategy: ConflictResolution, limit: int
+) -> None:
+    """Injective; no longer than allowed; reaching only what its backend offers; what is missing is reported."""
+    routing = build_routing(offers, strategy, max_name_length=limit)
+    for kind, plural in (("tool", "tools"), ("prompt", "prompts")):
+        table: dict[str, Target] = getattr(routing.table, plural)
+        offered = {Target(offer.backend_id, name) for offer in offers for name in getattr(offer, plural)}
+        assert len(table) == len(set(table.values()))
+        assert set(table.values()) <= offered
+        assert all(len(name) <= limit for name in table)
+        conflicts = {conflict.name: conflict for conflict in routing.conflicts if conflict.kind == kind}
+        assert all(table[name].backend_id == c.owner for name, c in conflicts.items() if c.owner is not None)
+        assert not table.keys() & {name for name, conflict in conflicts.items() if conflict.owner is None}
+        withheld = offered - set(table.values())
+        if not isinstance(strategy, Manual):
+            assert {target.backend_id for target in withheld} <= {i for c in conflicts.values() for i in c.backend_ids}
+        assert {name: target.backend_id for name, target in table.items()} == getattr(routing.bindings, plural)
+
+
+@given(offer_lists(), st.sampled_from([Prefix(), Prefix("{backend}")]))
+def test_a_prefixed_name_depends_on_nobody_else(offers: list[Offer], strategy: Prefix) -> None:
+    """Whoever is up besides it, a backend's tool has the same name or, contested, none."""
+    alone = {n: t for o in offers for n, t in build_routing([o], strategy, max_name_length=20).table.tools.items()}
+    together = build_routing(offers, strategy, max_name_length=20)
+    assert together.table.tools.items() <= alone.items()
+    contested = {conflict.name for conflict in together.conflicts if conflict.kind == "tool"}
+    assert alone.keys() - contested == together.table.tools.keys()
+
+
+@given(offer_lists(), resolutions())
+def test_prefix_and_manual_do_not_even_depend_on_the_configured_order(
+    offers: list[Offer], strategy: ConflictResolution
+) -> None:
+    """Where no order is asked for, none decides; Bare and Priority give every name to the first in theirs."""
+    one, two = build_routing(offers, strategy), build_routing(offers[::-1], strategy)
+    if isinstance(strategy, Prefix | Manual):
+        assert (one.table.tools, one.table.prompts, one.bindings) == (two.table.tools, two.table.prompts, two.bindings)
+        return
+    listed = strategy.backend_ids if isinstance(strategy, Priority) else ()
+    ranked = sorted(offers, key=lambda offer: (*listed, offer.backend_id).index(offer.backend_id))
+    expected = {name: offer.backend_id for offer in reversed(ranked) for name in offer.tools}
+    assert expected == one.bindings.tools
+
+
+@given(histories(max_size=5), resolutions())
+def test_a_name_never_moves_to_another_backend(history: list[list[Offer]], strategy: ConflictResolution) -> None:
+    """Backends join, fail, return and change their lists in every order: a name reaches one backend, for ever."""
+    bindings = Bindings()
+    reached: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+    for offers in history:
+        routing = build_routing(offers, strategy, bindings=bindings, max_name_length=20)
+        for kind in ("tools", "prompts"):
+            assert getattr(bindings, kind).items() <= getattr(routing.bindings, kind).items()
+            for name, target in getattr(routing.table, kind).items():
+                reached[kind, name].add(target.backend_id)
+                assert getattr(routing.bindings, kind)[name] == target.backend_id
+        bindings = routing.bindings
+    assert all(len(owners) == 1 for owners in reached.values())
+
+
+@given(st.sets(st.sampled_from(OWN_NAMES) | st.text("aAb_\u0430\u00e9e\u0301", min_size=1, max_size=30), min_size=1))
+def test_names_that_look_alike_are_different_names(names: set[str]) -> None:
+    """Neither case nor homoglyphs nor normalisation make two names one."""
+    table = build_routing([Offer("a", tools=tuple(names))], Bare(), max_name_length=30).table
+    assert {name: Target("a", name) for name in names} == table.tools
+
+
+# Looking things up.
+
+
+def test_a_listed_uri_goes_before_templates_and_the_first_template_that_matches_wins() -> None:
+    """Templates are asked in configured order; one that is malformed matches nothing and harms nobody."""
+    offers = [
+        Offer("a", templates=("doc://{id", "doc://{id}")),
+        Offer("b", resources=("doc://listed",), templates=("doc://{+path}",)),
+    ]
+    table = build_routing(offers, Prefix()).table
+    assert (Target("a", "doc://{id}"), Target("b", "doc://{+path}")) == table.templates
+    assert Target("b", "doc://listed") == table.find_resource("doc://listed")
+    assert Target("a", "doc://other") == table.find_resource("doc://other")
+    assert Target("b", "doc://x/y") == table.find_resource("doc://x/y")
+    assert table.find_resource("file:///x/y") is None
+
+
+def test_a_table_made_by_hand_matches_its_templates() -> None:
+    """Templates are compiled with the table."""
+    assert Target("a", "x://1") == RoutingTable(templates=(Target("a", "x://{id}"),)).find_resource("x://1")
+    with pytest.raises(ValueError, match="stray brace"):
+        RoutingTable(templates=(Target("a", "{"),))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "closest"),
+    [
+        ("time_nwo", ("time_now", "time_in_zone")),
+        ("now", ("time_now",)),  # the prefix is missing
+        ("zzz", ()),
+        ("", ()),
+        ("web_ftech", ("web_fetch",)),
+    ],
+)
+def test_a_misspelt_name_is_told_the_closest_one(wanted: str, closest: tuple[str, ...]) -> None:
+    """The error for an unknown name says what was probably meant."""
+    table = build_routing([Offer("time", tools=("now", "in_zone")), Offer("web", tools=("fetch",))], Prefix()).table
+    assert closest == table.closest("tools", wanted)
+    assert () == table.closest("prompts", wanted)
+
+
+def test_looking_for_close_names_is_cheap_whatever_the_names() -> None:
+    """A table full of anagrams and an endless name do not hold up the loop."""
+    names = {f"{'ab' * 500}{index}": Target("a", "x") for index in range(50_000)}
+    table = RoutingTable(tools=names)
+    began = time.process_time()
+    assert 3 == len(table.closest("tools", "ba" * 50_000 + "ab7"))
+    assert time.process_time() - began < 0.5  # about 0.05 s; comparing all of them takes minutes
+
+
+# What users write.
+
+
+@pytest.mark.parametrize("text", ["", "x_", "{Backend}_", "{backend}{backend}", "{backend}_{name}", "{backend}}", "{{backend}"])
+def test_a_prefix_without_its_backend_is_refused(text: str) -> None:
+    """The error shows the format."""
+    with pytest.raises(ValueError, match="Prefix format") as caught:
+        Prefix(text)
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize("ids", [("a", "a"), ("",), (["a", "b"],), (7,)])
+def test_a_priority_of_something_else_is_refused(ids: tuple[Any, ...]) -> None:
+    """A list passed whole, and an id listed twice, are mistakes that the error shows."""
+    with pytest.raises(ValueError, match="Priority lists") as caught:
+        Priority(*ids)
+    assert repr(ids[-1]) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [("", ("a", "b")), (7, ("a", "b")), ("x", "ab"), ("x", ["a", "b"]), ("x", ("a",)), ("x", ("a", "")), ("x", (1, "b"))],
+)
+def test_a_manual_entry_of_another_form_is_refused(entry: tuple[Any, Any]) -> None:
+    """The error shows the entry."""
+    with pytest.raises(ValueError, match="Manual entry") as caught:
+        Manual(dict([entry]))
+    assert f"{entry[0]!r}: {entry[1]!r}" in str(caught.value)
+
+
+def test_two_names_for_one_thing_are_refused() -> None:
+    """A capability is advertised once."""
+    with pytest.raises(ValueError, match="'x' and 'y' both name"):
+        Manual({"x": ("a", "b"), "y": ("a", "b")})
+
+
+def test_strategies_and_results_cannot_change() -> None:
+    """What was passed in is copied, and everything is read-only."""
+    names = {"x": ("a", "b")}
+    manual = Manual(names)
+    names["y"] = ("a", "c")
+    assert Manual({"x": ("a", "b")}) == manual
+    assert (Priority("a", "b"), "Priority(backend_ids=('a', 'b'))") == (Priority("a", "b"), repr(Priority("a", "b")))
+    assert hash(Priority("a")) == hash(Priority("a"))
+    routing = build_routing([TIME], Prefix())
+    for mapping in (manual.names, routing.table.tools, routing.table.resources, routing.bindings.prompts):
+        with pytest.raises(TypeError, match="mappingproxy"):
+            mapping["new"] = None  # type: ignore[index]
+
+
+def test_ten_backends_with_a_thousand_tools_each_are_routed_at_once() -> None:
+    """A list change rebuilds the whole table; the loop must not notice."""
+    offers = [Offer(f"backend{i}", tools=tuple(f"tool_{j}" for j in range(1000))) for i in range(10)]
+    best = math.inf
+    for _ in range(5):
+        began = time.process_time()
+        assert 10_000 == len(build_routing(offers, Prefix()).table.tools)
+        best = min(best, time.process_time() - began)
+    assert best < 0.1  # about 0.012 s; the rest is for slow machines under coverage
