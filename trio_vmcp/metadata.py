@@ -1,0 +1,254 @@
+"""What outlives a process: a session's metadata, and the one converter between it and JSON.
+
+Plain data only. Nothing in here is a connection, a function or a credential, with one exception: the backends' session ids,
+which are bearer tokens. They are stored because a restore needs them, and are hidden from every repr and error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Literal, NoReturn
+
+import attrs
+import cattrs
+from attrs.validators import deep_iterable, in_, instance_of, optional
+
+from trio_vmcp.errors import StorageError, session_tag
+from trio_vmcp.models import JSON, Backend
+
+__all__ = [
+    "MAX_METADATA_BYTES",
+    "SCHEMA_VERSION",
+    "BackendRecord",
+    "SessionMetadata",
+    "endpoint_digest",
+    "metadata_from_json",
+    "metadata_to_json",
+]
+
+# Any change of the fields takes the next number: older readers then refuse the row instead of losing a field.
+SCHEMA_VERSION = 1
+# 100 backends with 1000 tools each take about 4 MiB. Reading a row holds up the loop, so there has to be an end to it.
+MAX_METADATA_BYTES = 16 * 1024 * 1024
+
+_ROW = "a stored row of metadata"
+_BOUND_KINDS = ("tools", "prompts")
+_Bindings = Mapping[str, Mapping[str, str]]  # kind → advertised name → backend id
+
+
+def _read_only(bindings: _Bindings) -> _Bindings:
+    kinds = {kind: MappingProxyType(dict(bindings.get(kind, {}))) for kind in (*_BOUND_KINDS, *bindings)}
+    return MappingProxyType(kinds)
+
+
+def _utc(value: datetime) -> datetime:
+    if not isinstance(value, datetime) or value.utcoffset() is None:
+        raise ValueError(f"{value!r} is not a datetime with an offset")
+    return value.astimezone(UTC)
+
+
+def _count(instance: object, attribute: attrs.Attribute[int], value: object) -> None:
+    if type(value) is not int or value < 0:  # bool is an int to isinstance, but not to JSON
+        raise ValueError(f"{attribute.name}={value!r} is not a whole number, 0 or more")
+
+
+@attrs.frozen
+class BackendRecord:
+    """What a session remembers of one backend.
+
+    Attributes:
+        session_id: The id that the backend assigned: a bearer token. None if it assigned none.
+        era: What the backend speaks.
+        server_capabilities: The JSON object that the server declared.
+        endpoint_digest: Whose `session_id` this is, by `endpoint_digest`.
+    """
+
+    backend_id: str = attrs.field(validator=instance_of(str))
+    session_id: str | None = attrs.field(repr=False, validator=optional(instance_of(str)))
+    era: Literal["legacy", "modern"] = attrs.field(validator=in_(("legacy", "modern")))
+    protocol_version: str = attrs.field(validator=instance_of(str))
+    server_capabilities: JSON = attrs.field(hash=False, validator=instance_of(dict))
+    endpoint_digest: str = attrs.field(validator=instance_of(str))
+
+
+@attrs.frozen
+class SessionMetadata:
+    """A session as its storage knows it.
+
+    Attributes:
+        schema_version: `SCHEMA_VERSION`, or the row is not ours to read.
+        session_id: A bearer token.
+        created_at, updated_at: Wall time in UTC. For people; nothing expires by it.
+        version: Counts the writes of this row, for compare-and-set.
+        identity_binding: By `identity.bind`; None: anonymous.
+        bindings: {"tools": {advertised name: backend id}, "prompts": {…}}; read-only; both are always there.
+
+    Raises:
+        ValueError, TypeError: Names the field that does not fit.
+    """
+
+    schema_version: int = attrs.field(validator=_count)
+    session_id: str = attrs.field(repr=False, validator=instance_of(str))
+    created_at: datetime = attrs.field(converter=_utc)
+    updated_at: datetime = attrs.field(converter=_utc)
+    version: int = attrs.field(validator=_count)
+    identity_binding: str | None = attrs.field(repr=False, validator=optional(instance_of(str)))
+    backends: tuple[BackendRecord, ...] = attrs.field(
+        converter=tuple, validator=deep_iterable(instance_of(BackendRecord))
+    )
+    bindings: _Bindings = attrs.field(converter=_read_only, hash=False)
+
+
+def endpoint_digest(backend: Backend) -> str:
+    """Names a backend's endpoint without showing it: hex SHA-256 over transport and url, the same in every process."""
+    # A stored backend session id is a bearer token: it is only ever sent to the endpoint that gave it, and the configuration
+    # may have changed since.
+    return hashlib.sha256(f"{backend.transport}\0{backend.url}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class _Misfit(ValueError):
+    """A value in a row that does not fit; the text says what was wanted and nothing of the value."""
+
+
+# No coercion: cattrs makes 'None' of null and 7 of "7" if left alone, and a row that needs that was not written by us.
+_converter = cattrs.Converter(forbid_extra_keys=True)
+
+
+@_converter.register_structure_hook
+def _structure_str(raw: object, _: type) -> str:
+    if not isinstance(raw, str):
+        raise _Misfit("is not a string")
+    return raw
+
+
+@_converter.register_structure_hook
+def _structure_int(raw: object, _: type) -> int:
+    if type(raw) is not int or raw < 0:  # every int in a row counts something
+        raise _Misfit("is not a whole number, 0 or more")
+    return raw
+
+
+@_converter.register_structure_hook
+def _structure_datetime(raw: object, _: type) -> datetime:
+    try:
+        return _utc(datetime.fromisoformat(_structure_str(raw, str)))
+    except (ValueError, OverflowError):  # OverflowError: an offset that leads out of the years 1-9999
+        raise _Misfit("is not an ISO 8601 date and time with an offset") from None
+
+
+def _structure_object(raw: object, _: type) -> JSON:
+    if not isinstance(raw, dict):
+        raise _Misfit("is not an object")
+    return raw
+
+
+def _structure_bindings(raw: object, _: type) -> _Bindings:
+    kinds = _structure_object(raw, dict)
+    if not all(kind in kinds for kind in _BOUND_KINDS):  # without them, names would drift to other backends
+        raise _Misfit(f"lacks one of {_BOUND_KINDS}")
+    for names in kinds.values():
+        if not all(isinstance(owner, str) for owner in _structure_object(names, dict).values()):
+            raise _Misfit("binds a name to what is not a string")
+    return kinds
+
+
+def _structure_backends(raw: object, _: type) -> tuple[BackendRecord, ...]:
+    if not isinstance(raw, list):  # cattrs takes any iterable, "" and {} among them
+        raise _Misfit("is not an array")
+    return tuple(_converter.structure(raw, list[BackendRecord]))
+
+
+def _unstructure_bindings(bindings: _Bindings) -> JSON:
+    return {kind: dict(names) for kind, names in bindings.items()}
+
+
+_converter.register_structure_hook_func(lambda wanted: wanted == JSON, _structure_object)
+_converter.register_structure_hook_func(lambda wanted: wanted == _Bindings, _structure_bindings)
+_converter.register_structure_hook_func(lambda wanted: wanted == tuple[BackendRecord, ...], _structure_backends)
+_converter.register_unstructure_hook(datetime, datetime.isoformat)
+# As they are: json.dumps refuses whatever is not JSON, where cattrs would take an attrs object apart, secrets and all.
+_converter.register_unstructure_hook_func(lambda given: given == JSON, lambda capabilities: capabilities)
+_converter.register_unstructure_hook_func(lambda given: given == _Bindings, _unstructure_bindings)
+
+
+def metadata_to_json(metadata: SessionMetadata) -> bytes:
+    """Write a row: UTF-8 JSON, at most `MAX_METADATA_BYTES`.
+
+    Raises:
+        StorageError: The schema version is not ours, something in it is not JSON, or the row is too large.
+    """
+    who = f"the metadata of {session_tag(metadata.session_id)}"
+    if metadata.schema_version != SCHEMA_VERSION:
+        raise StorageError(f"{who} has schema_version={metadata.schema_version!r}; only {SCHEMA_VERSION} can be written")
+    data = _dump(_converter.unstructure(metadata))
+    if data is None:
+        raise StorageError(f"{who} holds what is not JSON, or is nested too deep, in server_capabilities or bindings")
+    if len(data) > MAX_METADATA_BYTES:
+        raise StorageError(f"{who} takes {len(data)} bytes, more than {MAX_METADATA_BYTES} (MAX_METADATA_BYTES)")
+    return data
+
+
+def metadata_from_json(data: bytes) -> SessionMetadata:
+    """Read a row, all of it or nothing.
+
+    Fields unknown to this schema are refused, too: a reader that ignored them would drop them with its next write.
+
+    Raises:
+        StorageError: Names the fields that do not fit, and shows nothing of what they hold.
+    """
+    if len(data) > MAX_METADATA_BYTES:
+        raise StorageError(f"{_ROW} takes {len(data)} bytes, more than {MAX_METADATA_BYTES} (MAX_METADATA_BYTES)")
+    row = _parse(data)
+    if row is None:
+        raise StorageError(f"{_ROW} is not a JSON object in UTF-8 @ $")
+    schema = row.get("schema_version")
+    if type(schema) is not int or schema != SCHEMA_VERSION:  # first: in another schema the other fields mean nothing
+        raise StorageError(f"{_ROW} is of another schema than {SCHEMA_VERSION}, which is all this version reads @ $.schema_version")
+    try:
+        return _converter.structure(row, SessionMetadata)
+    except Exception as exc:  # noqa: BLE001  # cattrs lets a field's own error through, of whatever type
+        problems = "; ".join(cattrs.transform_error(exc, format_exception=_describe))
+    # Raised out here: as context, the errors of cattrs would bring the row into tracebacks and crash reports.
+    raise StorageError(f"{_ROW} does not fit: {problems}")
+
+
+def _describe(exc: BaseException, _: type | None) -> str:
+    if isinstance(exc, _Misfit):
+        return str(exc)
+    if isinstance(exc, KeyError):
+        return "required field missing"
+    if isinstance(exc, cattrs.ForbiddenExtraKeysError):
+        return "unknown fields"  # not by name: in a corrupt row even a key may be somebody's secret
+    return "does not fit"
+
+
+def _dump(row: object) -> bytes | None:
+    try:
+        return json.dumps(row, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _parse(data: bytes) -> JSON | None:
+    try:
+        # Decoded here, strictly: json.loads would guess at UTF-16 and let surrogates pass.
+        row = json.loads(data.decode(), parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError):  # ValueError: no UTF-8, no JSON, or an int of more digits than Python converts
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _refuse(_: str) -> NoReturn:
+    raise ValueError("NaN and Infinity are not JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):  # 1e999: we could not write it again
+        raise ValueError("a number too large for a float")
+    return value

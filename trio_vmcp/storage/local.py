@@ -1,0 +1,118 @@
+"""Metadata in this process: the default, for one instance."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import attrs
+import trio
+
+from trio_vmcp.errors import MetadataConflict, SessionExists, SessionNotFound, StorageError
+from trio_vmcp.metadata import SessionMetadata, metadata_from_json, metadata_to_json
+
+__all__ = ["LocalStorage"]
+
+# More than the one entry that an operation adds, so that a backlog shrinks; few, so that no operation pays for all of it.
+_SWEPT_PER_OPERATION = 8
+
+
+@attrs.frozen
+class _Row:
+    data: bytes
+    version: int
+    expires_at: float
+
+
+@attrs.frozen
+class _Tombstone:
+    expires_at: float
+
+
+def _check_ttl(_instance: object, _attribute: object, ttl: object) -> None:
+    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not ttl > 0:  # NaN is not > 0 either
+        raise ValueError(f"ttl={ttl!r} is not more than 0 s")
+
+
+@attrs.define(eq=False)
+class LocalStorage:
+    """A `Storage` of this process, for one run of Trio: its TTL is counted on `trio.current_time()`.
+
+    It keeps the bytes that any other storage would, so that no live object finds its way in and every load is a fresh one.
+    Each method takes its checkpoint first and then changes all or nothing: one that is cancelled has had no effect.
+
+    Args:
+        ttl: s; `math.inf` keeps rows until they are deleted, and tombstones for good.
+
+    Raises:
+        ValueError: `ttl` is not more than 0.
+    """
+
+    _ttl: float = attrs.field(default=1800.0, alias="ttl", validator=_check_ttl)
+    # In the order in which they expire: the TTL is one for all, so whatever is written last expires last.
+    _entries: OrderedDict[str, _Row | _Tombstone] = attrs.field(factory=OrderedDict, init=False, repr=False)
+    _closed: bool = attrs.field(default=False, init=False, repr=False)
+
+    @property
+    def ttl(self) -> float:
+        return self._ttl
+
+    async def create(self, metadata: SessionMetadata) -> None:
+        data = metadata_to_json(metadata)
+        await self._begin()
+        if self._find(metadata.session_id) is not None:
+            raise SessionExists(metadata.session_id)
+        self._put(metadata.session_id, _Row(data, metadata.version, self._expiry()))
+
+    async def load(self, session_id: str) -> SessionMetadata:
+        await self._begin()
+        return metadata_from_json(self._row(session_id).data)
+
+    async def replace(self, metadata: SessionMetadata, *, expected_version: int) -> None:
+        if metadata.version != expected_version + 1:
+            raise ValueError(f"version={metadata.version!r} is not expected_version={expected_version!r} plus 1")
+        data = metadata_to_json(metadata)
+        await self._begin()
+        if self._row(metadata.session_id).version != expected_version:
+            raise MetadataConflict(metadata.session_id)
+        self._put(metadata.session_id, _Row(data, metadata.version, self._expiry()))
+
+    async def touch(self, session_id: str) -> None:
+        await self._begin()
+        self._put(session_id, attrs.evolve(self._row(session_id), expires_at=self._expiry()))
+
+    async def delete(self, session_id: str) -> None:
+        await self._begin()
+        if not isinstance(self._find(session_id), _Tombstone):
+            self._put(session_id, _Tombstone(self._expiry()))
+
+    async def aclose(self) -> None:
+        self._closed = True  # before the checkpoint: a cancelled close closes all the same
+        self._entries.clear()
+        await trio.lowlevel.checkpoint()
+
+    async def _begin(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._closed:
+            raise StorageError("the local storage is closed")
+        now = trio.current_time()
+        for _ in range(_SWEPT_PER_OPERATION):
+            if not self._entries or next(iter(self._entries.values())).expires_at > now:
+                return
+            self._entries.popitem(last=False)
+
+    def _expiry(self) -> float:
+        return trio.current_time() + self._ttl
+
+    def _find(self, session_id: str) -> _Row | _Tombstone | None:
+        entry = self._entries.get(session_id)
+        return entry if entry is not None and entry.expires_at > trio.current_time() else None
+
+    def _row(self, session_id: str) -> _Row:
+        entry = self._find(session_id)
+        if not isinstance(entry, _Row):
+            raise SessionNotFound(session_id)
+        return entry
+
+    def _put(self, session_id: str, entry: _Row | _Tombstone) -> None:
+        self._entries[session_id] = entry
+        self._entries.move_to_end(session_id)
