@@ -65,28 +65,30 @@ INITIALIZED = {
     },
     "serverInfo": {"name": "cheap", "version": "1"},
 }
-LISTS = {
-    "tools/list": {"tools": [_tool(index) for index in range(10)]},
-    "resources/list": {
-        "resources": [
-            {"uri": f"cheap://{index}", "name": f"resource {index}", "mimeType": "text/plain"} for index in range(3)
-        ]
-    },
-    "resources/templates/list": {"resourceTemplates": [{"uriTemplate": "cheap://item/{id}", "name": "item"}]},
-    "prompts/list": {
-        "prompts": [
-            {"name": f"prompt_{index}", "description": "Asks nicely.", "arguments": [{"name": "who", "required": True}]}
-            for index in range(3)
-        ]
-    },
+TOOLS = {"tools": [_tool(index) for index in range(10)]}
+PROMPTS = {
+    "prompts": [
+        {"name": f"prompt_{index}", "description": "Asks nicely.", "arguments": [{"name": "who", "required": True}]}
+        for index in range(3)
+    ]
 }
+CALLED = {"content": [{"type": "text", "text": "one line of text, as most tools answer"}], "isError": False}
 RESULTS = {
     "initialize": _compact(INITIALIZED),
-    "tools/call": _compact(
-        {"content": [{"type": "text", "text": "one line of text, as most tools answer"}], "isError": False}
-    ),
-    **{method: _compact(result) for method, result in LISTS.items()},
+    "tools/list": _compact(TOOLS),
+    "prompts/list": _compact(PROMPTS),
+    "tools/call": _compact(CALLED),
 }
+
+
+def results_of(port: int) -> dict[str, bytes]:
+    """Results by method. URIs are a backend's own: one that two backends offered would be advertised once."""
+    at = f"cheap://{port}"
+    resources = [{"uri": f"{at}/{index}", "name": f"resource {index}", "mimeType": "text/plain"} for index in range(3)]
+    return RESULTS | {
+        "resources/list": _compact({"resources": resources}),
+        "resources/templates/list": _compact({"resourceTemplates": [{"uriTemplate": f"{at}/{{id}}", "name": "item"}]}),
+    }
 
 
 class Seen:
@@ -111,7 +113,7 @@ def _header(head: bytes, name: bytes) -> bytes:
     return head[start : head.find(b"\r\n", start)].strip()
 
 
-def answer(seen: Seen, verb: bytes, form: bytes, head: bytes, body: bytes) -> bytes:
+def answer(seen: Seen, results: dict[str, bytes], verb: bytes, form: bytes, head: bytes, body: bytes) -> bytes:
     session_id = _header(head.lower(), b"mcp-session-id")
     if verb == b"GET":
         seen.asked["GET"] += 1
@@ -134,14 +136,14 @@ def answer(seen: Seen, verb: bytes, form: bytes, head: bytes, body: bytes) -> by
         return SESSION_GONE
     if "id" not in message:
         return ACCEPTED
-    reply = b'{"jsonrpc":"2.0","id":%s,"result":%s}' % (_compact(message["id"]), RESULTS[method])
+    reply = b'{"jsonrpc":"2.0","id":%s,"result":%s}' % (_compact(message["id"]), results[method])
     if form == b"sse":
         event = b"event: message\ndata: %s\n\n" % reply
         return SSE_HEAD % (assigned, len(event), event)
     return JSON_HEAD % (assigned, len(reply), reply)
 
 
-async def serve_connection(seen: Seen, stream: trio.SocketStream) -> None:
+async def serve_connection(seen: Seen, results: dict[str, bytes], stream: trio.SocketStream) -> None:
     received = b""
     async with stream:
         try:
@@ -164,7 +166,7 @@ async def serve_connection(seen: Seen, stream: trio.SocketStream) -> None:
                 _, form, latency = path.split(b"/")  # ms
                 if latency != b"0":
                     await trio.sleep(int(latency) / 1000)
-                await stream.send_all(answer(seen, verb, form, head, body))
+                await stream.send_all(answer(seen, results, verb, form, head, body))
         except trio.BrokenResourceError:
             return  # the client left without reading; that is its right
 
@@ -172,9 +174,11 @@ async def serve_connection(seen: Seen, stream: trio.SocketStream) -> None:
 async def serve(count: int) -> None:
     seen = Seen()
     listeners = [listener for _ in range(count) for listener in await trio.open_tcp_listeners(0, host="127.0.0.1")]
+    ports = [listener.socket.getsockname()[1] for listener in listeners]
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(trio.serve_listeners, partial(serve_connection, seen), listeners))
-        print(json.dumps([listener.socket.getsockname()[1] for listener in listeners]), flush=True)
+        for port, listener in zip(ports, listeners, strict=True):
+            nursery.start_soon(trio.serve_listeners, partial(serve_connection, seen, results_of(port)), [listener])
+        print(json.dumps(ports), flush=True)
         await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
         nursery.cancel_scope.cancel()
 
