@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from trio_vmcp.routing import Bare, ConflictResolution, Manual, Offer, Prefix, Priority
 
-# "a_" + "b" and "a" + "_b" compose alike under the default prefix; the two A's and the Cyrillic а are three names.
+# "a_" + "b" and "a" + "_b" compose alike under the default prefix. An "A" and a Cyrillic one only look alike.
 BACKEND_IDS = ("a", "a_", "b", "a_b")
-OWN_NAMES = ("b", "_b", "_b_b", "A", "\N{CYRILLIC SMALL LETTER A}", "x" * 20, "x" * 21)
+OWN_NAMES = ("b", "_b", "_b_b", "A", "\N{CYRILLIC CAPITAL LETTER A}", "x" * 20, "x" * 21)
 
 _LISTS_OF_ONE = 4  # bytes: is it there, then its tools, prompts and resources
 

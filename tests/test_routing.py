@@ -272,7 +272,9 @@ def test_looking_for_close_names_is_cheap_whatever_the_names() -> None:
 # What users write.
 
 
-@pytest.mark.parametrize("text", ["", "x_", "{Backend}_", "{backend}{backend}", "{backend}_{name}", "{backend}}", "{{backend}"])
+@pytest.mark.parametrize(
+    "text", ["", "x_", "{Backend}_", "{backend}{backend}", "{backend}_{name}", "{backend}}", "{{backend}"]
+)
 def test_a_prefix_without_its_backend_is_refused(text: str) -> None:
     """The error shows the format."""
     with pytest.raises(ValueError, match="Prefix format") as caught:
@@ -290,7 +292,15 @@ def test_a_priority_of_something_else_is_refused(ids: tuple[Any, ...]) -> None:
 
 @pytest.mark.parametrize(
     "entry",
-    [("", ("a", "b")), (7, ("a", "b")), ("x", "ab"), ("x", ["a", "b"]), ("x", ("a",)), ("x", ("a", "")), ("x", (1, "b"))],
+    [
+        ("", ("a", "b")),
+        (7, ("a", "b")),
+        ("x", "ab"),
+        ("x", ["a", "b"]),
+        ("x", ("a",)),
+        ("x", ("a", "")),
+        ("x", (1, "b")),
+    ],
 )
 def test_a_manual_entry_of_another_form_is_refused(entry: tuple[Any, Any]) -> None:
     """The error shows the entry."""
