@@ -143,15 +143,21 @@ def test_names_become_ids() -> None:
         ({"a": {"httpUrl": "http://x/\n"}}, "mcp.json: a.httpUrl: is not an http:// or https:// URL with a host"),
         ({"a": {"url": "http://[x/"}}, "mcp.json: a.url: is not an http:// or https:// URL with a host"),
         ({"a": {"url": URL, "disabled": "no"}}, "mcp.json: a.disabled: is a string, not true or false"),
-        ({"a": {"url": URL, "timeout": True}}, "mcp.json: a.timeout: is true or false, not a number of milliseconds"),
-        ({"a": {"url": URL, "timeout": 0}}, "mcp.json: a.timeout: is not a number of milliseconds above 0"),
+        ({"a": {"url": URL, "timeout": True}}, "mcp.json: a.timeout: is true or false, not a number of ms"),
+        ({"a": {"url": URL, "timeout": 0}}, "mcp.json: a.timeout: is not a number of ms above 0"),
         ({"a": {"url": URL, "headers": []}}, "mcp.json: a.headers: is a list, not an object"),
         ({"a": {"url": URL, "headers": {"X": 1}}}, "mcp.json: a.headers.X: is a number, not a string"),
         ({"a": {"url": URL, "headers": {"X Y": ""}}}, 'mcp.json: a.headers["X Y"]: is no HTTP header name'),
         ({"a": {"url": "${NOPE}"}}, "mcp.json: a.url: needs the environment variable NOPE, which is not set"),
-        ({"\u6642": {"url": URL}}, 'mcp.json: ["\\u6642"]: has no letter or digit of ASCII in its name to make an id from; rename it'),
+        (
+            {"\u6642": {"url": URL}},
+            'mcp.json: ["\\u6642"]: has no letter or digit of ASCII in its name to make an id from; rename it',
+        ),
         ({"x" * 65: {"url": URL}}, f"mcp.json: {'x' * 65}: makes an id of 65 characters, over 64; rename it"),
-        ({"a b": {"url": URL}, "a/b": {"url": URL}}, "mcp.json: a/b: has the id 'a-b', like [\"a b\"]; rename one of them"),
+        (
+            {"a b": {"url": URL}, "a/b": {"url": URL}},
+            "mcp.json: a/b: has the id 'a-b', like [\"a b\"]; rename one of them",
+        ),
         (
             {"a": {"url": URL, "type": "carrier pigeon"}},
             "mcp.json: a.type: is 'carrier pigeon', which is no known transport; use streamable-http, sse or stdio",
@@ -166,8 +172,9 @@ def test_a_bad_file_gets_one_line_that_names_the_path(document: Any, line: str) 
 @pytest.mark.parametrize("entry", [{"command": "npx"}, {"type": "stdio"}, {"type": "local", "url": URL}])
 def test_a_stdio_server_is_named_as_not_supported_yet(entry: Any) -> None:
     """The line also says how to leave it out."""
-    line = 'mcp.json: mcpServers.files: is a stdio server (command), which is not supported yet; "disabled": true leaves it out'
-    assert line == refusal(json.dumps({"mcpServers": {"files": entry}}))
+    line = refusal(json.dumps({"mcpServers": {"files": entry}}))
+    assert line.startswith("mcp.json: mcpServers.files: is a stdio server (command), which is not supported yet")
+    assert line.endswith('"disabled": true leaves it out')
 
 
 @pytest.mark.parametrize(
@@ -182,7 +189,7 @@ def test_a_stdio_server_is_named_as_not_supported_yet(entry: Any) -> None:
         ("[" * 100_000, "mcp.json: not a configuration: nested too deeply"),
         ('{"a": {}, "a": {}}', "mcp.json: a: is there twice"),
         ('{"a": {"url": "http://x", "url": "http://y"}}', "mcp.json: a.url: is there twice"),
-        ('{"a": {"url": "http://x", "timeout": 1e999}}', "mcp.json: a.timeout: is not a number of milliseconds above 0"),
+        ('{"a": {"url": "http://x", "timeout": 1e999}}', "mcp.json: a.timeout: is not a number of ms above 0"),
     ],
 )
 def test_text_that_is_no_configuration_gets_line_and_column(text: str, line: str) -> None:
@@ -202,10 +209,9 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=10,
 )
-values = json_values | st.sampled_from([URL, "${A}", "${A:-b}", "http://u:p@h?x=1", "http", "sse", True, 1e999, 10**400])
-entries = st.dictionaries(
-    st.sampled_from(["url", "httpUrl", "type", "headers", "timeout", "disabled", "command", "extra"]), values, max_size=4
-)
+values = json_values | st.sampled_from([URL, "${A}", "${A:-b}", "http://u:p@h?x=1", "http", "sse", 1e999, 10**400])
+keys = st.sampled_from(["url", "httpUrl", "type", "headers", "timeout", "disabled", "command", "extra"])
+entries = st.dictionaries(keys, values, max_size=4)
 documents = json_values | st.builds(
     lambda key, servers: {key: servers} if key else servers,
     st.sampled_from(["mcpServers", "servers", ""]),

@@ -1,8 +1,9 @@
-"""The `mcpServers` JSON that people already have, read as backends. Pure: text and environment in, backends or one error line out.
+"""The `mcpServers` JSON that people already have, read as backends.
 
-There is no one specification of that file. What is understood here is what Claude, VS Code, Cursor, Windsurf, Cline and Gemini CLI write for
-HTTP servers; keys that are not about reaching a server are ignored. Values can be secrets, so messages show names and places, never a value
-of a header, of the environment or of a url.
+Pure: text and environment in, backends or one error line out. There is no one specification of that file. What
+is understood here is what Claude, VS Code, Cursor, Windsurf, Cline and Gemini CLI write for HTTP servers; keys that are
+not about reaching a server are ignored. Values can be secrets, so messages show names and places, never a value of a
+header, of the environment or of a url.
 """
 
 from __future__ import annotations
@@ -74,9 +75,10 @@ def parse_config(text: str, environment: Mapping[str, str]) -> tuple[Backend, ..
     return tuple(backends)
 
 
-# --- text to JSON ---------------------------------------------------------------------------------------------------------------------
+# --- text to JSON
 
-# Strings come first, so that nothing in them is taken for a comment; one that is not closed swallows the rest, for `json` to complain of.
+# Strings come first, so that nothing in them is taken for a comment; one that is not closed swallows the rest, for
+# `json` to complain of.
 _STRING: Final = r'"(?:[^"\\]++|\\.)*+(?:"|\Z)'
 _COMMENT: Final = re.compile(_STRING + r"|//[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
 _TRAILING_COMMA: Final = re.compile(_STRING + r"|,(?=\s*[}\]])", re.DOTALL)
@@ -118,7 +120,7 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(name)
 
 
-# --- places and kinds -----------------------------------------------------------------------------------------------------------------
+# --- places and kinds
 
 _KINDS: Final = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
@@ -158,7 +160,7 @@ def _servers(document: Any) -> tuple[str, _Object]:
     return "", bare
 
 
-# --- one entry ------------------------------------------------------------------------------------------------------------------------
+# --- one entry
 
 _URL_KEYS: Final = ("httpUrl", "url", "serverUrl")  # Gemini CLI, which knows two of them, prefers httpUrl
 _TRANSPORT_SPELLINGS: Final[Mapping[str, Transport]] = {
@@ -177,8 +179,9 @@ _TRANSPORT_SPELLINGS: Final[Mapping[str, Transport]] = {
     "stdio": "stdio",
 }
 _MAX_ID_LENGTH: Final = 64
-_TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)  # RFC 9110 §5.6.2: what a field name may be
-_FIELD_VALUE: Final = re.compile(r"[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?|")  # RFC 9110 §5.5, and no bytes of unclear encoding
+# RFC 9110 §5.6.2 and §5.5: a field's name, and a value without bytes of unclear encoding.
+_FIELD_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_FIELD_VALUE: Final = re.compile(r"[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?|")
 
 
 def _switched_off(entry: _Object, path: str) -> bool:
@@ -207,7 +210,8 @@ def _backend(backend_id: str, entry: _Object, path: str, environment: Mapping[st
     transport = _transport(entry, path)
     url_path, url = next(((_join(path, key), entry[key]) for key in _URL_KEYS if key in entry), ("", None))
     if transport == "stdio":
-        raise ConfigError(path, 'is a stdio server (command), which is not supported yet; "disabled": true leaves it out')
+        detail = 'is a stdio server (command), which is not supported yet; "disabled": true leaves it out'
+        raise ConfigError(path, detail)
     if not url_path:
         raise ConfigError(path, "has no url")
     url = _substitute(_string(url, url_path), url_path, environment)
@@ -228,7 +232,8 @@ def _transport(entry: _Object, path: str) -> Transport:
             written = _string(entry[key], place)
             known = _TRANSPORT_SPELLINGS.get(re.sub(r"[^a-z]", "", written.lower()))
             if known is None:
-                raise ConfigError(place, f"is {written[:40]!r}, which is no known transport; use streamable-http, sse or stdio")
+                detail = f"is {written[:40]!r}, which is no known transport; use streamable-http, sse or stdio"
+                raise ConfigError(place, detail)
             return known
     has_url = any(key in entry for key in _URL_KEYS)
     return "stdio" if "command" in entry and not has_url else "streamable-http"
@@ -241,11 +246,11 @@ def _headers(entry: _Object, path: str, environment: Mapping[str, str]) -> dict[
     headers = {}
     for name, raw in _object(entry["headers"], path).items():
         place = _join(path, name)
-        if not _TOKEN.fullmatch(name):
+        if not _FIELD_NAME.fullmatch(name):
             raise ConfigError(place, "is no HTTP header name")
         value = _substitute(_string(raw, place), place, environment).strip(" \t")
         if not _FIELD_VALUE.fullmatch(value):
-            raise ConfigError(place, "holds a character that a header cannot carry: a line break, a control character or one outside ASCII")
+            raise ConfigError(place, "holds a line break, a control character or one outside ASCII")
         headers[name] = value
     return headers
 
@@ -257,20 +262,20 @@ def _seconds(entry: _Object, path: str) -> float | None:
         return None
     place = _join(path, "timeout")
     if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float):
-        raise ConfigError(place, f"is {_kind(milliseconds)}, not a number of milliseconds")
+        raise ConfigError(place, f"is {_kind(milliseconds)}, not a number of ms")
     if not 0 < milliseconds < 1e12:  # also 1e999, which JSON's reader makes infinite
-        raise ConfigError(place, "is not a number of milliseconds above 0")
+        raise ConfigError(place, "is not a number of ms above 0")
     return milliseconds / 1000
 
 
-# --- variables ------------------------------------------------------------------------------------------------------------------------
+# --- variables
 
 _VARIABLE: Final = re.compile(r"\$\{([^}]*)(\}?)")
 _VARIABLE_BODY: Final = re.compile(r"(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.ASCII | re.DOTALL)
 
 
 def _substitute(text: str, path: str, environment: Mapping[str, str]) -> str:
-    """Fill in `${NAME}`, `${env:NAME}` and `${NAME:-default}`; as in a shell, the default also stands in for an empty value."""
+    """Fill in `${NAME}`, `${env:NAME}` and `${NAME:-default}`, whose default also stands in for an empty value."""
 
     def fill(match: re.Match[str]) -> str:
         body = _VARIABLE_BODY.fullmatch(match[1]) if match[2] else None

@@ -1,0 +1,124 @@
+"""The command in plain ASCII lines: for pipes, logs and terminals without `rich`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TextIO
+
+import attrs
+
+from trio_vmcp._view import (
+    BackendReport,
+    BackendStatus,
+    CallStatus,
+    Sanitizer,
+    SessionReport,
+    capability_lines,
+    conflict_text,
+    content_text,
+    duration,
+    missing_text,
+    progress_text,
+    summary,
+)
+from trio_vmcp.models import ToolResult
+
+__all__ = ["PlainView", "write_text"]
+
+DESCRIPTION_CHARACTERS = 60
+PROGRESS_STEPS = 4  # lines per call, where the backend says how far it is
+
+
+def write_text(stream: TextIO, text: str) -> None:
+    """Write now. A reader who has gone (`| head`) is no error: the rest goes nowhere, the session closes in order."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # Python flushes once more when it exits
+        os.close(nowhere)
+
+
+@attrs.define(eq=False)
+class PlainView:
+    """Results go to `out`; what is going on goes to `log`, one line per change."""
+
+    out: TextIO
+    log: TextIO
+    safe: Sanitizer = attrs.field(factory=Sanitizer)
+    _shown: dict[str, object] = attrs.field(factory=dict, init=False)  # name → what its last line said
+
+    def show_backends(self, statuses: Sequence[BackendStatus]) -> None:
+        for status in statuses:
+            if self._is_news(status.id, status.state):
+                self._print(self.log, f"{status.id}: {_status_text(status)}")
+
+    def show_calls(self, calls: Sequence[CallStatus]) -> None:
+        for number, call in enumerate(calls):
+            step = call.note if call.fraction is None else int(call.fraction * PROGRESS_STEPS)
+            if self._is_news(f"{number} {call.label}", (call.state, step)):
+                self._print(self.log, f"{call.label}: {_call_text(call)}")
+
+    def settle(self) -> None:
+        self._shown.clear()
+
+    def session(self, report: SessionReport) -> None:
+        self._print(self.out, summary(report))
+        for backend in report.backends:
+            self._print(self.out, _backend_text(backend), indent=2)
+            for kind, name, description in capability_lines(backend):
+                shown = self.safe.line(description, DESCRIPTION_CHARACTERS)
+                write_text(self.out, f"    {kind:<8}  {self.safe.line(name):<28}  {shown}".rstrip() + "\n")
+        for conflict in report.conflicts:
+            self._print(self.out, f"conflict: {conflict_text(conflict)}", indent=2)
+
+    def result(self, result: ToolResult) -> None:
+        write_text(self.out, self.safe.block(content_text(result)) + "\n")
+
+    def heading(self, text: str) -> None:
+        write_text(self.out, f"\n{text}\n")
+
+    def line(self, text: str) -> None:
+        self._print(self.out, text, indent=2)
+
+    def problem(self, text: str) -> None:
+        self._print(self.log, f"trio-vmcp: {text}")
+
+    def _is_news(self, key: str, value: object) -> bool:
+        news = self._shown.get(key) != value
+        self._shown[key] = value
+        return news
+
+    def _print(self, stream: TextIO, text: str, *, indent: int = 0) -> None:
+        write_text(stream, " " * indent + self.safe.line(text) + "\n")
+
+
+def _status_text(status: BackendStatus) -> str:
+    match status.state:
+        case "connecting":
+            return "connecting"
+        case "connected":
+            return f"connected in {duration(status.elapsed)}"
+        case "failed":
+            return missing_text(status)
+
+
+def _backend_text(backend: BackendReport) -> str:
+    status = backend.status
+    if status.state == "connected":
+        return f"{status.id}: {backend.protocol}, {backend.address}, {duration(status.elapsed)}"
+    return f"{status.id}: {missing_text(status)}"
+
+
+def _call_text(call: CallStatus) -> str:
+    match call.state:
+        case "running":
+            return progress_text(call) or "running"
+        case "done":
+            return f"done in {duration(call.elapsed)}"
+        case "error":
+            return f"reported an error after {duration(call.elapsed)}"
+        case "failed":
+            return f"failed after {duration(call.elapsed)}: {call.note}"

@@ -1,0 +1,154 @@
+"""The command on a terminal, drawn by `rich`. Nothing imports this module where `rich` may be missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from trio_vmcp._view import (
+    BackendReport,
+    BackendStatus,
+    CallStatus,
+    Sanitizer,
+    SessionReport,
+    capability_lines,
+    conflict_text,
+    content_text,
+    duration,
+    missing_text,
+    progress_text,
+    summary,
+)
+from trio_vmcp.models import ToolResult
+
+__all__ = ["RichView", "build_rich_view"]
+
+GOOD, BAD, QUIET = "green", "red", "dim"  # the terminal's own colours, which suit its background
+BAR_COLUMNS = 24
+NAME_COLUMNS = 40  # longer names push their description to the right
+
+
+def build_rich_view(safe: Sanitizer) -> RichView:
+    return RichView(Console(highlight=False), Console(highlight=False, stderr=True), safe)
+
+
+@attrs.define(eq=False)
+class RichView:
+    """What is going on is drawn in place, and stays as it was when it settled."""
+
+    console: Console
+    errors: Console
+    safe: Sanitizer = attrs.field(factory=Sanitizer)
+    _live: Live | None = attrs.field(default=None, init=False)
+    _spinner: Spinner = attrs.field(init=False)  # one, so that all turn together
+
+    @_spinner.default
+    def _spinner_of_the_console(self) -> Spinner:
+        return Spinner("line" if self.console.options.ascii_only else "dots")
+
+    def show_backends(self, statuses: Sequence[BackendStatus]) -> None:
+        rows = Table.grid(padding=(0, 1))
+        for justify in ("left", "left", "left", "right"):
+            rows.add_column(justify=justify)
+        for status in statuses:
+            name, time = Text(status.id), Text(duration(status.elapsed) if status.elapsed else "", QUIET)
+            match status.state:
+                case "connecting":
+                    rows.add_row(self._spinner, name, Text("connecting", QUIET), time)
+                case "connected":
+                    rows.add_row(self._mark(good=True), name, Text("connected", GOOD), time)
+                case "failed":
+                    rows.add_row(self._mark(good=False), name, Text("missing", BAD), time)
+        self._draw(rows)
+
+    def show_calls(self, calls: Sequence[CallStatus]) -> None:
+        rows = Table.grid(padding=(0, 1))
+        rows.add_column()
+        rows.add_column()
+        rows.add_column(width=BAR_COLUMNS)
+        rows.add_column(justify="right")
+        rows.add_column(overflow="ellipsis", no_wrap=True)
+        for call in calls:
+            mark = self._spinner if call.state == "running" else self._mark(good=call.state == "done")
+            note = progress_text(call) if call.state != "done" else ""
+            rows.add_row(
+                mark,
+                Text(self.safe.line(call.label)),
+                _bar(call),
+                Text(duration(call.elapsed), QUIET),
+                Text(self.safe.line(note), BAD if call.state in ("error", "failed") else QUIET),
+            )
+        self._draw(rows)
+
+    def settle(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def session(self, report: SessionReport) -> None:
+        names = [self.safe.line(name) for backend in report.backends for _, name, _ in capability_lines(backend)]
+        width = max(map(len, names), default=0)
+        tree = Tree(Text(summary(report), "bold"), guide_style=QUIET)
+        for backend in report.backends:
+            branch = tree.add(self._backend(backend))
+            for kind, name, description in capability_lines(backend):
+                branch.add(self._capability(kind, name, description, min(width, NAME_COLUMNS)))
+        for conflict in report.conflicts:
+            tree.add(Text(f"conflict: {self.safe.line(conflict_text(conflict))}", "yellow"))
+        self.console.print()
+        self.console.print(tree)
+
+    def result(self, result: ToolResult) -> None:
+        text = Text(self.safe.block(content_text(result)))
+        self.console.print(text, soft_wrap=True)  # lines as they are: they may be copied
+
+    def heading(self, text: str) -> None:
+        self.console.print()
+        self.console.print(Text(text, "bold"))
+
+    def line(self, text: str) -> None:
+        self.console.print(Padding(Text(self.safe.line(text)), (0, 0, 0, 2)))
+
+    def problem(self, text: str) -> None:
+        self.errors.print(Text(f"trio-vmcp: {self.safe.line(text)}", BAD))
+
+    def _draw(self, renderable: RenderableType) -> None:
+        if self._live is None:
+            # No thread of its own: this task draws, and so nothing is drawn after settle().
+            self._live = Live(console=self.console, auto_refresh=False)
+            self._live.start()
+        self._live.update(renderable, refresh=True)
+
+    def _mark(self, *, good: bool) -> Text:
+        plain = self.console.options.ascii_only
+        return Text(("+" if plain else "✓") if good else ("x" if plain else "✗"), GOOD if good else BAD)
+
+    def _backend(self, backend: BackendReport) -> RenderableType:
+        status = backend.status
+        if status.state != "connected":
+            head = Text.assemble(self._mark(good=False), " ", (status.id, "bold"))
+            return Group(head, Text(self.safe.line(missing_text(status)), BAD))
+        about = self.safe.line(f"{backend.protocol}, {backend.address}, {duration(status.elapsed)}")
+        return Text.assemble(self._mark(good=True), " ", (status.id, "bold"), "  ", (about, QUIET))
+
+    def _capability(self, kind: str, name: str, description: str, width: int) -> Text:
+        name = f"{self.safe.line(name):<{width}}  "
+        about = (self.safe.line(description), QUIET)
+        return Text.assemble((f"{kind:<8}  ", QUIET), name, about, no_wrap=True, overflow="ellipsis")
+
+
+def _bar(call: CallStatus) -> RenderableType:
+    fraction = 1.0 if call.state == "done" else call.fraction
+    if fraction is None:
+        return Text("")
+    style = BAD if call.state in ("error", "failed") else GOOD
+    return ProgressBar(total=1.0, completed=fraction, width=BAR_COLUMNS, complete_style="cyan", finished_style=style)

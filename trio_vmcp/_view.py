@@ -1,0 +1,341 @@
+"""What the command shows, as frozen data, and what every way of showing it shares. Nothing here writes anything.
+
+Text from backends is untrusted, and text from anywhere may repeat a secret of the configuration: whatever is shown or
+written as JSON goes through one `Sanitizer`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, Final, Literal, Protocol, TypeAlias
+from urllib.parse import parse_qsl, urlsplit
+
+import attrs
+
+from trio_vmcp.models import (
+    JSON,
+    Backend,
+    BackendFailure,
+    NameConflict,
+    Prompt,
+    Resource,
+    ResourceTemplate,
+    Tool,
+    ToolResult,
+)
+from trio_vmcp.session import Session
+
+__all__ = [
+    "BackendReport",
+    "BackendStatus",
+    "CallStatus",
+    "Sanitizer",
+    "SessionReport",
+    "View",
+    "capability_lines",
+    "conflict_text",
+    "content_text",
+    "duration",
+    "judged",
+    "missing_text",
+    "progress_text",
+    "report_session",
+    "summary",
+]
+
+State: TypeAlias = Literal["connecting", "connected", "failed"]
+CallState: TypeAlias = Literal["running", "done", "error", "failed"]  # error: the tool's word; failed: no tool's answer
+
+
+@attrs.frozen
+class BackendStatus:
+    """Where one backend is on its way into the session.
+
+    Attributes:
+        elapsed: s, until it was connected or given up; so far, while it connects; 0 while it waits for its turn.
+        reason: Of `FailureReason`; empty while nobody has judged.
+        detail: Completes the sentence "backend 'x' …", which may be the backend's own words.
+    """
+
+    id: str
+    state: State
+    elapsed: float
+    reason: str = ""
+    detail: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class BackendReport:
+    """One backend and what it brings.
+
+    Attributes:
+        address: Scheme, host and port. The rest of a url may be secret, its path included.
+        protocol: Era and version, as "modern 2026-07-28"; empty while it is missing.
+    """
+
+    status: BackendStatus
+    address: str
+    era: str = ""
+    protocol_version: str = ""
+    tools: tuple[Tool, ...] = ()
+    resources: tuple[Resource, ...] = ()
+    resource_templates: tuple[ResourceTemplate, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
+
+    @property
+    def protocol(self) -> str:
+        return f"{self.era} {self.protocol_version}".strip()
+
+    def document(self) -> JSON:
+        status = self.status
+        return {
+            "id": status.id,
+            "address": self.address,
+            "state": status.state,
+            "elapsed": round(status.elapsed, 6),
+            "failure": {"reason": status.reason, "detail": status.detail} if status.state == "failed" else None,
+            "era": self.era or None,
+            "protocol_version": self.protocol_version or None,
+            "tools": [{"name": tool.name, "definition": tool.raw} for tool in self.tools],
+            "resources": [resource.raw for resource in self.resources],
+            "resource_templates": [template.raw for template in self.resource_templates],
+            "prompts": [{"name": prompt.name, "definition": prompt.raw} for prompt in self.prompts],
+        }
+
+
+@attrs.frozen
+class SessionReport:
+    """A session once every backend has connected or failed; `opened_in` seconds after it began."""
+
+    backends: tuple[BackendReport, ...]
+    conflicts: tuple[NameConflict, ...]
+    opened_in: float
+
+    @property
+    def complete(self) -> bool:
+        return all(backend.status.state == "connected" for backend in self.backends)
+
+    def document(self) -> JSON:
+        return {
+            "complete": self.complete,
+            "opened_in": round(self.opened_in, 6),
+            "backends": [backend.document() for backend in self.backends],
+            "conflicts": [attrs.asdict(conflict) for conflict in self.conflicts],
+        }
+
+
+@attrs.frozen
+class CallStatus:
+    """One tool call, running or over.
+
+    Attributes:
+        label: What tells it from the others.
+        elapsed: s, so far.
+        note: The last progress message, or what came out.
+    """
+
+    label: str
+    state: CallState
+    elapsed: float
+    progress: float | None = None
+    total: float | None = None
+    note: str = ""
+
+    @property
+    def fraction(self) -> float | None:
+        """0 to 1; None if the backend does not say how far it is."""
+        if self.progress is None or not self.total or self.total < 0:
+            return None
+        return min(max(self.progress / self.total, 0.0), 1.0)
+
+
+class View(Protocol):
+    """A way of showing it. The `show_` methods draw what is going on, ten times a second; `settle` ends the drawing."""
+
+    def show_backends(self, statuses: Sequence[BackendStatus]) -> None: ...
+    def show_calls(self, calls: Sequence[CallStatus]) -> None: ...
+    def settle(self) -> None: ...
+    def session(self, report: SessionReport) -> None: ...
+    def result(self, result: ToolResult) -> None: ...
+    def heading(self, text: str) -> None: ...
+    def line(self, text: str) -> None: ...
+    def problem(self, text: str) -> None: ...
+
+
+# --- from a session
+
+
+def judged(status: BackendStatus, failures: Sequence[BackendFailure]) -> BackendStatus:
+    """The session's word on a backend in place of what was seen: one that connected may have failed to list."""
+    failure = next((failure for failure in failures if failure.backend_id == status.id), None)
+    if failure is None:
+        return attrs.evolve(status, state="connected", reason="", detail="")
+    return BackendStatus(status.id, "failed", failure.elapsed, failure.reason.value, failure.detail)
+
+
+def report_session(
+    session: Session, backends: Sequence[Backend], statuses: Sequence[BackendStatus], opened_in: float
+) -> SessionReport:
+    records = {record.backend_id: record for record in session.metadata.backends}
+    reports = []
+    for backend, seen in zip(backends, statuses, strict=True):
+        status = judged(seen, session.failures)
+        record = records.get(backend.id) if status.state == "connected" else None
+        reports.append(
+            BackendReport(
+                status=status,
+                address=_origin(backend.url),
+                era=record.era if record else "",
+                protocol_version=record.protocol_version if record else "",
+                tools=tuple(tool for tool in session.tools if tool.backend_id == backend.id),
+                resources=tuple(resource for resource in session.resources if resource.backend_id == backend.id),
+                resource_templates=tuple(t for t in session.resource_templates if t.backend_id == backend.id),
+                prompts=tuple(prompt for prompt in session.prompts if prompt.backend_id == backend.id),
+            )
+        )
+    return SessionReport(tuple(reports), session.conflicts, opened_in)
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+# --- as text
+
+def duration(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 0.9995 else f"{seconds:.1f} s"
+
+
+def summary(report: SessionReport) -> str:
+    count = len(report.backends)
+    connected = sum(backend.status.state == "connected" for backend in report.backends)
+    how_many = f"all {count}" if connected == count else f"{connected} of {count}"
+    return f"{how_many} backends connected in {duration(report.opened_in)}"
+
+
+def missing_text(status: BackendStatus) -> str:
+    """Why a backend is missing; the text still needs a sanitizer."""
+    why = f"{status.reason.upper()}: it {status.detail}" if status.reason else status.detail
+    return f"missing after {duration(status.elapsed)}" + (f", {why}" if why else "")
+
+
+def conflict_text(conflict: NameConflict) -> str:
+    owner = f"{conflict.owner} has it" if conflict.owner else "nobody is advertised under it"
+    return f"{conflict.kind} {conflict.name} is offered by {', '.join(conflict.backend_ids)}: {owner}"
+
+
+def capability_lines(backend: BackendReport) -> list[tuple[str, str, str]]:
+    """(kind, name, description), in the order in which a reader looks for them."""
+    return [
+        *(("tool", tool.name, _description(tool)) for tool in backend.tools),
+        *(("resource", resource.uri, _description(resource)) for resource in backend.resources),
+        *(("template", template.uri_template, _description(template)) for template in backend.resource_templates),
+        *(("prompt", prompt.name, _description(prompt)) for prompt in backend.prompts),
+    ]
+
+
+def _description(item: Tool | Resource | ResourceTemplate | Prompt) -> str:
+    text = item.description or item.title  # what a backend wrote there need not be text
+    first, *_ = (text if isinstance(text, str) else "").strip().splitlines() or [""]
+    return first
+
+
+def progress_text(call: CallStatus) -> str:
+    """How far a running call is, in words."""
+    if call.progress is None:
+        return call.note
+    amount = f"{call.progress:g}" + ("" if call.total is None else f"/{call.total:g}")
+    return f"{amount} {call.note}".strip()
+
+
+def content_text(result: ToolResult) -> str:
+    """A result for a reader: its text as it is, the rest named."""
+    parts = [_item_text(item) for item in result.content]
+    if not parts and result.structured_content is not None:
+        parts = [json.dumps(result.structured_content, indent=2, ensure_ascii=False)]
+    return "\n".join(parts)
+
+
+def _item_text(item: object) -> str:
+    match item:
+        case {"type": "text", "text": str(text)}:
+            return text
+        case {"type": "image" | "audio" as kind, "data": str(data), **rest}:
+            return f"[{kind} {rest.get('mimeType', '')}, {len(data) * 3 // 4} bytes]"
+        case {"type": "resource", "resource": {"text": str(text)}}:
+            return text
+        case {"type": "resource", "resource": {"uri": uri}} | {"type": "resource_link", "uri": uri}:
+            return f"[resource {uri}]"
+        case {"type": kind}:
+            return f"[{kind}]"
+        case _:
+            return "[content of no type]"
+
+
+# --- safe text
+
+# C0 and C1 (escape sequences), line separators, marks that reorder text ("Trojan Source"), and half surrogates, which
+# no output can encode.
+_UNSAFE: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_SHORTEST_SECRET: Final = 6  # shorter ones would blot out ordinary words, and are no secrets
+_PLAIN_HEADERS: Final = frozenset({"accept", "accept-encoding", "accept-language", "content-type", "user-agent"})
+
+
+@attrs.frozen
+class Sanitizer:
+    """Makes text fit to be shown.
+
+    Secrets of the configuration are blotted out wherever they come back (a backend may well echo a token in its error),
+    and what would steer a terminal is made visible.
+    """
+
+    secrets: tuple[str, ...] = attrs.field(default=(), repr=False)
+
+    @classmethod
+    def of(cls, backends: Sequence[Backend]) -> Sanitizer:
+        found: set[str] = set()
+        for backend in backends:
+            for name, value in backend.headers.items():
+                if name.lower() not in _PLAIN_HEADERS:
+                    found |= {value, value.partition(" ")[2]}  # "Bearer xyz" comes back as "xyz"
+            parts = urlsplit(backend.url)
+            userinfo = parts.netloc.rpartition("@")[0]
+            found |= {userinfo, userinfo.partition(":")[2], parts.query}
+            found |= {value for _, value in parse_qsl(parts.query)}
+        found = {secret for secret in found if len(secret) >= _SHORTEST_SECRET}
+        return cls(tuple(sorted(found, key=len, reverse=True)))  # a longer one may hold a shorter one
+
+    def line(self, text: str, limit: int = 500) -> str:
+        """One line; longer than `limit` characters ends in an ellipsis."""
+        line = _escape(" ".join(self._blot(text).split()))
+        return line if len(line) <= limit else line[: limit - 3] + "..."
+
+    def block(self, text: str) -> str:
+        """Any number of lines."""
+        return _escape(self._blot(text).replace("\r\n", "\n"))
+
+    def document(self, value: Any) -> Any:
+        """A JSON value; its text needs no escapes, which are `json`'s work."""
+        match value:
+            case str():
+                return self._blot(value)
+            case dict():
+                return {self._blot(key): self.document(item) for key, item in value.items()}
+            case list() | tuple():
+                return [self.document(item) for item in value]
+            case _:
+                return value
+
+    def _blot(self, text: str) -> str:
+        for secret in self.secrets:
+            text = text.replace(secret, "[secret]")
+        return text
+
+
+def _escape(text: str) -> str:
+    return _UNSAFE.sub(lambda match: repr(match[0])[1:-1], text)

@@ -1,0 +1,187 @@
+"""What the command sees of a session while it opens and while calls run. Watching changes nothing about either."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import attrs
+import httpx
+import trio
+
+from trio_vmcp._view import BackendStatus, CallState, CallStatus, SessionReport, View, report_session
+from trio_vmcp.client.connector import HttpConnector
+from trio_vmcp.client.interface import BackendClient, BackendConnector, EventSink
+from trio_vmcp.errors import BackendError, VmcpError
+from trio_vmcp.factory import open_session_factory
+from trio_vmcp.identity import Identity
+from trio_vmcp.metadata import BackendRecord
+from trio_vmcp.models import JSON, Backend, ToolResult
+from trio_vmcp.session import Session
+from trio_vmcp.settings import FactorySettings
+
+__all__ = ["WatchedCall", "WatchedConnector", "open_watched_session", "run_watched_calls"]
+
+FRAME_SECONDS = 0.08  # fast enough for a spinner, and nothing waits for it
+
+T = TypeVar("T")
+
+
+@attrs.define(eq=False)
+class _Attempt:
+    """One backend's way into the session."""
+
+    began_at: float | None = None
+    ended_at: float | None = None
+    connected: bool = False
+    detail: str = ""
+
+    def status(self, backend_id: str) -> BackendStatus:
+        if self.began_at is None:
+            return BackendStatus(backend_id, "connecting", 0.0)
+        if self.ended_at is None:
+            return BackendStatus(backend_id, "connecting", trio.current_time() - self.began_at)
+        state = "connected" if self.connected else "failed"
+        return BackendStatus(backend_id, state, self.ended_at - self.began_at, detail=self.detail)
+
+
+@attrs.define(eq=False)
+class WatchedConnector:
+    """A connector that remembers when each backend began and how it ended."""
+
+    connector: BackendConnector
+    _attempts: dict[str, _Attempt] = attrs.field(factory=dict, init=False)
+
+    def statuses(self, backends: Sequence[Backend]) -> list[BackendStatus]:
+        return [self._attempts.get(backend.id, _Attempt()).status(backend.id) for backend in backends]
+
+    async def __call__(
+        self,
+        backend: Backend,
+        *,
+        identity: Identity | None,
+        resume: BackendRecord | None,
+        nursery: trio.Nursery,
+        events: EventSink,
+    ) -> BackendClient:
+        attempt = self._attempts[backend.id] = _Attempt(trio.current_time())
+        try:
+            client = await self.connector(backend, identity=identity, resume=resume, nursery=nursery, events=events)
+            attempt.connected = True
+            return client
+        except BackendError as error:
+            attempt.detail = error.detail
+            raise
+        finally:  # a cancel, too: backend_init_timeout ran out
+            attempt.ended_at = trio.current_time()
+
+
+@asynccontextmanager
+async def open_watched_session(
+    backends: Sequence[Backend],
+    settings: FactorySettings,
+    view: View,
+    *,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> AsyncIterator[tuple[Session, SessionReport]]:
+    """A session, and what became of each of its backends. The view shows them while they connect."""
+    connector = WatchedConnector(HttpConnector(settings, transport=transport))
+    async with open_session_factory(settings=settings, connector=connector) as factory:
+        began_at = trio.current_time()
+        session = await _while_drawing(
+            lambda: view.show_backends(connector.statuses(backends)), lambda: factory.make_session(backends)
+        )
+        opened_in = trio.current_time() - began_at
+        view.settle()
+        yield session, report_session(session, backends, connector.statuses(backends), opened_in)
+
+
+@attrs.define(eq=False)
+class WatchedCall:
+    """One tool call. It raises nothing of ours: afterwards it has a `result` or an `error`.
+
+    Attributes:
+        label: What tells it from the others; the tool's name, if nothing else.
+        at_work: Set when the backend first says how far it is, and at the latest when the call is over.
+    """
+
+    tool: str
+    arguments: JSON
+    label: str = attrs.field()
+    at_work: trio.Event = attrs.field(factory=trio.Event, init=False)
+    result: ToolResult | None = attrs.field(default=None, init=False)
+    error: VmcpError | None = attrs.field(default=None, init=False)
+    _began_at: float | None = attrs.field(default=None, init=False)
+    _ended_at: float | None = attrs.field(default=None, init=False)
+    _progress: tuple[float | None, float | None, str] = attrs.field(default=(None, None, ""), init=False)
+
+    @label.default
+    def _label_of_the_tool(self) -> str:
+        return self.tool
+
+    @property
+    def elapsed(self) -> float:
+        """s, so far."""
+        if self._began_at is None:
+            return 0.0
+        return (trio.current_time() if self._ended_at is None else self._ended_at) - self._began_at
+
+    @property
+    def status(self) -> CallStatus:
+        progress, total, message = self._progress
+        state: CallState = "running"
+        if self.error is not None:
+            state, message = "failed", str(self.error)
+        elif self.result is not None:
+            state = "error" if self.result.is_error else "done"
+        return CallStatus(self.label, state, self.elapsed, progress, total, message)
+
+    async def run(self, session: Session, timeout: float | None = None) -> None:
+        self._began_at = trio.current_time()
+        try:
+            self.result = await session.call_tool(
+                self.tool, self.arguments, timeout=timeout, on_progress=self._take_progress
+            )
+        except VmcpError as error:
+            self.error = error
+        finally:
+            self._ended_at = trio.current_time()
+            self.at_work.set()
+
+    async def _take_progress(self, progress: float, total: float | None, message: str | None) -> None:
+        self._progress = (progress, total, message or "")
+        self.at_work.set()
+        await trio.lowlevel.checkpoint()
+
+
+async def run_watched_calls(
+    session: Session, calls: Sequence[WatchedCall], view: View, *, timeout: float | None = None
+) -> float:
+    """Run all of them at once and return how many seconds that took. The view shows them meanwhile."""
+
+    async def run_all() -> None:
+        async with trio.open_nursery() as nursery:
+            for call in calls:
+                nursery.start_soon(call.run, session, timeout)
+
+    began_at = trio.current_time()
+    await _while_drawing(lambda: view.show_calls([call.status for call in calls]), run_all)
+    view.settle()
+    return trio.current_time() - began_at
+
+
+async def _while_drawing(draw: Callable[[], None], work: Callable[[], Awaitable[T]]) -> T:
+    """Draw now, ten times a second while `work` runs, and once more when it is done."""
+
+    async def redraw() -> None:
+        while True:
+            draw()
+            await trio.sleep(FRAME_SECONDS)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(redraw)
+        outcome = await work()
+        nursery.cancel_scope.cancel()
+    draw()
+    return outcome

@@ -1,0 +1,249 @@
+"""`trio-vmcp`: a session over real backends, from one command.
+
+Exit statuses: 0 all went well; 1 a backend, a tool or the demo failed; 2 bad usage or a bad file; 130 interrupted,
+after a clean close. Results go to stdout and everything else to stderr; with --json, stdout holds one JSON document.
+Secrets of the file are in neither.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import io
+import json
+import logging
+import math
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import httpx
+import trio
+
+from trio_vmcp._config_file import ConfigError, parse_config
+from trio_vmcp._demo import run_demo
+from trio_vmcp._plain_view import PlainView, write_text
+from trio_vmcp._view import Sanitizer, View
+from trio_vmcp._watch import WatchedCall, open_watched_session, run_watched_calls
+from trio_vmcp.errors import ToolNotFound
+from trio_vmcp.models import JSON, Backend
+from trio_vmcp.settings import FactorySettings
+
+__all__ = ["Outcome", "main", "run_command", "until_interrupted"]
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+DISTRIBUTION: Final = "trio-vmcp"
+
+
+@attrs.frozen
+class Outcome:
+    """How a command ended, and the document that --json prints."""
+
+    status: int
+    document: JSON
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status. Options that argparse refuses end in SystemExit(2).
+
+    Args:
+        arguments: Without the program's name; None: the process's.
+    """
+    # The library warns of what the command shows anyway; without a handler Python would print it once more.
+    logging.getLogger("trio_vmcp").addHandler(logging.NullHandler())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an old terminal is no reason to fail
+    options = _parser().parse_args(arguments)
+    safe = Sanitizer()
+    try:
+        backends = _read_backends(options.config) if options.config else ()
+        safe = Sanitizer.of(backends)
+        view = _choose_view(options.json, safe)
+        outcome = trio.run(until_interrupted, lambda: run_command(options, backends, view))
+    except ConfigError as error:
+        message = error.in_file(str(options.config))
+        PlainView(sys.stdout, sys.stderr).problem(message)
+        outcome = Outcome(USAGE, {"ok": False, "error": {"type": "ConfigError", "message": message}})
+    except KeyboardInterrupt:  # before or after the part that closes in order
+        return INTERRUPTED
+    if options.json:
+        write_text(sys.stdout, json.dumps(safe.document(outcome.document), indent=2) + "\n")
+    return outcome.status
+
+
+async def until_interrupted(work: Callable[[], Awaitable[Outcome]]) -> Outcome:
+    """Run `work` to its end or to the first SIGINT.
+
+    A KeyboardInterrupt could hit any task, the session's own included; a cancel closes the session in order.
+    """
+    outcome = Outcome(INTERRUPTED, {"ok": False, "error": {"type": "KeyboardInterrupt", "message": "interrupted"}})
+    with trio.open_signal_receiver(signal.SIGINT) as interrupts:
+        async with trio.open_nursery() as nursery:
+
+            async def cancel_on_interrupt() -> None:
+                await anext(interrupts)
+                nursery.cancel_scope.cancel(reason="SIGINT")
+
+            nursery.start_soon(cancel_on_interrupt)
+            outcome = await work()
+            nursery.cancel_scope.cancel()
+    return outcome
+
+
+async def run_command(
+    options: argparse.Namespace,
+    backends: Sequence[Backend],
+    view: View,
+    *,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> Outcome:
+    """One command with its options parsed and its file read.
+
+    Args:
+        transport: Replaces the built-in HTTP transport.
+    """
+    try:
+        match options.command:
+            case "demo":
+                document = await run_demo(view)
+                return Outcome(OK if document["ok"] else FAILED, document)
+            case "check":
+                return await _check(backends, options.timeout, view, transport)
+            case _:
+                call = WatchedCall(options.tool, options.arguments)
+                return await _call(call, backends, options.timeout, view, transport)
+    finally:
+        view.settle()  # cancelled, it gives the terminal its cursor back
+
+
+async def _check(
+    backends: Sequence[Backend], timeout: float | None, view: View, transport: httpx.AsyncBaseTransport | None
+) -> Outcome:
+    async with open_watched_session(backends, _settings(timeout), view, transport=transport) as (_, report):
+        view.session(report)
+    return Outcome(OK if report.complete else FAILED, {"ok": report.complete, **report.document()})
+
+
+async def _call(
+    call: WatchedCall,
+    backends: Sequence[Backend],
+    timeout: float | None,
+    view: View,
+    transport: httpx.AsyncBaseTransport | None,
+) -> Outcome:
+    # Names begin with their backend's id (Prefix), so that the others need not be asked; if none fits, all are.
+    owners = [backend for backend in backends if call.tool.startswith(f"{backend.id}_")] or backends
+    async with open_watched_session(owners, _settings(timeout), view, transport=transport) as (session, report):
+        await run_watched_calls(session, [call], view, timeout=timeout)
+    document: JSON = {"ok": call.status.state == "done", "tool": call.tool, "elapsed": round(call.elapsed, 6)}
+    if call.result is not None:
+        view.result(call.result)
+        if call.result.is_error:
+            view.problem(f"{call.tool} reported an error")
+        document |= {"backend_id": call.result.backend_id, "result": call.result.raw}
+    else:
+        message = str(call.error)
+        missing = [backend.status for backend in report.backends if backend.status.state == "failed"]
+        if isinstance(call.error, ToolNotFound) and missing:  # it may well be one of theirs
+            message += "; missing: " + "; ".join(f"{status.id!r} {status.detail}" for status in missing)
+        view.problem(message)
+        document |= {"error": {"type": type(call.error).__name__, "message": message}}
+    return Outcome(OK if document["ok"] else FAILED, document)
+
+
+def _settings(timeout: float | None) -> FactorySettings:
+    """No limit for the whole opening: a check is over when every backend has had its turn."""
+    settings = FactorySettings(session_init_timeout=math.inf)
+    return settings if timeout is None else attrs.evolve(settings, backend_init_timeout=timeout)
+
+
+# --- what comes in
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="trio-vmcp", description="One session over many MCP servers.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print one JSON document to stdout, progress to stderr")
+    servers = argparse.ArgumentParser(add_help=False)
+    about_file = "JSON with mcpServers, as other MCP clients read it"
+    servers.add_argument("--config", metavar="FILE", type=Path, required=True, help=about_file)
+    about_timeout = "for each backend to connect (default: 30), and for a call to be answered (default: 120)"
+    servers.add_argument("--timeout", metavar="SECONDS", type=_seconds, help=about_timeout)
+
+    demo = commands.add_parser("demo", parents=[common], help="a session over five servers that come with this command")
+    demo.set_defaults(config=None)
+    commands.add_parser("check", parents=[common, servers], help="connect to your servers and show what they offer")
+    call = commands.add_parser("call", parents=[common, servers], help="call one tool of your servers")
+    call.add_argument("tool", metavar="NAME", help="the tool's advertised name, as check shows it")
+    about_arguments = "its arguments, a JSON object"
+    call.add_argument("arguments", metavar="JSON", type=_json_object, nargs="?", default={}, help=about_arguments)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
+
+
+def _json_object(text: str) -> JSON:
+    try:
+        value: Any = json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as exc:
+        raise argparse.ArgumentTypeError(f"not JSON: {exc.msg} at {exc.lineno}:{exc.colno}") from None
+    except (ValueError, RecursionError):
+        raise argparse.ArgumentTypeError("not JSON that can be sent") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("not a JSON object such as '{\"city\": \"Oslo\"}'")
+    return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _read_backends(path: Path) -> tuple[Backend, ...]:
+    try:
+        text = path.read_text("utf-8")
+    except OSError as exc:
+        raise ConfigError("", f"cannot be read: {exc.strerror or type(exc).__name__}") from None
+    except UnicodeDecodeError as exc:
+        raise ConfigError("", f"is not UTF-8 at byte {exc.start}") from None
+    backends = parse_config(text, os.environ)
+    if not backends:
+        raise ConfigError("", "enables no server")
+    return backends
+
+
+# --- what goes out
+
+
+def _choose_view(as_json: bool, safe: Sanitizer) -> View:
+    if as_json:
+        return PlainView(sys.stderr, sys.stderr, safe)
+    on_terminal = sys.stdout.isatty() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    if on_terminal and importlib.util.find_spec("rich"):
+        from trio_vmcp._rich_view import build_rich_view
+
+        return build_rich_view(safe)
+    return PlainView(sys.stdout, sys.stderr, safe)
