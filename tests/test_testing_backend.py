@@ -130,6 +130,16 @@ async def test_a_backend_without_session_ids_asks_for_none() -> None:
         assert 1 == len((await client.result("tools/list"))["tools"])
 
 
+async def test_a_listener_that_leaves_is_forgotten(autojump_clock: MockClock) -> None:
+    """Closing the GET stream ends it at the backend too."""
+    backend = ScriptedBackend(listens=True)
+    async with open_raw_client(backend) as client:
+        with trio.move_on_after(1):
+            await client.http.get(client.url, headers=client.headers)
+        await wait_all_tasks_blocked()
+        assert (0, 0) == (backend.listening, backend.in_flight)
+
+
 # What is checked
 
 
@@ -214,6 +224,8 @@ async def test_mirrored_arguments_are_compared_after_decoding(value: Any, header
         encoded = base64.b64encode(str(value).encode()).decode()
         request.headers["mcp-param-city"] = header or f"=?base64?{encoded}?="
         assert "result" in messages(await client.http.send(request))[0]
+        request.headers["mcp-param-city"] = "elsewhere"
+        assert -32020 == messages(await client.http.send(request))[0]["error"]["code"]
 
 
 @both_eras
@@ -501,11 +513,13 @@ async def test_a_legacy_call_is_cancelled_by_a_notification(
 
 async def test_a_legacy_initialize_is_never_cancelled(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
     """MCP: `initialize` must not be cancelled, so the notification changes nothing."""
-    backend = ScriptedBackend(session_ids=False, latency=1.0)
+    backend = ScriptedBackend(session_ids=False)
+    backend.fail("initialize", Delay(1.0))
     async with open_memory_network() as network, open_client_on(network, backend) as client:
         nursery.start_soon(client.request, "initialize")
         await trio.sleep(0.5)
         await client.post(method="notifications/cancelled", params={"requestId": 1})
+        await trio.sleep(1.0)
         assert "answered" == backend.received("initialize")[0].outcome
 
 

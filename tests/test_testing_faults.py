@@ -231,9 +231,9 @@ async def status_of_pings(client: RawClient, count: int) -> list[int]:
 async def test_rules_strike_as_often_as_they_say() -> None:
     """`skip` lets some through, `times` ends it, `heal` ends everything; the rule knows how often it struck."""
     backend = pong()
-    rule = backend.fail("ping", Status(500), times=2, skip=1)
+    rule = backend.fail("ping", Status(500), times=2, skip=2)
     async with open_raw_client(backend) as client:
-        assert [200, 500, 500, 200] == await status_of_pings(client, 4)
+        assert [200, 200, 500, 500, 200] == await status_of_pings(client, 5)
         assert 2 == rule.struck
         backend.fail("POST", Status(501))
         assert [501, 501] == await status_of_pings(client, 2)

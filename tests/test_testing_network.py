@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import gc
 import socket
+from functools import partial
 
 import httpx
 import pytest
@@ -259,6 +260,29 @@ async def test_an_application_of_ones_own_can_be_served(nursery: trio.Nursery) -
         async with httpx.AsyncClient(transport=network.transport()) as client:
             assert "HIYOU" == (await client.post(url, content=b"hi you")).text
             assert 413 == (await client.post(url, content=b"hello you")).status_code
+
+
+async def test_what_a_peer_sends_ahead_is_bounded() -> None:
+    """A peer that goes on sending during a request loses its connection, and the application is cancelled."""
+    ended: list[str] = []
+
+    async def wait(request: Request, reply: Reply) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.append(request.verb)
+
+    client, server = memory_connection()
+    async with trio.open_nursery() as nursery, client:
+        nursery.start_soon(partial(serve_http, server, wait, max_body_bytes=8))
+        await client.send_all(b"PUT / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await wait_all_tasks_blocked()
+        await client.send_all(b"GET / HT")
+        await wait_all_tasks_blocked()
+        assert [] == ended
+        await client.send_all(b"TP/1.1")
+        assert b"" == await client.receive_some()
+    assert ["PUT"] == ended
 
 
 # Loopback
