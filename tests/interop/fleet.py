@@ -69,12 +69,12 @@ EVERYTHING_CALLS = (
     resource("demo://resource/dynamic/text/not-a-number"),
     prompt("simple-prompt", {}),
     prompt("args-prompt", {"city": "Łódź"}),
-    prompt("resource-prompt", {"resourceType": "Text", "resourceId": "1"}),
+    prompt("completable-prompt", {"department": "Engineering", "name": "Alice"}),
     completion("completable-prompt", "department", "E"),
 )
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class Server:
     """One server and how to start it.
 
@@ -82,62 +82,75 @@ class Server:
         home: The environment that the nox session made for it, below `INTEROP_HOMES`.
         command: With `{home}`, `{here}` and `{port}` filled in; node's server takes its port from PORT.
         eras: What it speaks, the newest last: what a probe should find.
-        calls: The answers to these are compared.
+        stops_in: The eras in which giving a call up stops the tool.
+        calls: The answers to these are compared, so they must not hold the time of day.
     """
 
     name: str
     home: str
     command: tuple[str, ...]
     eras: tuple[Era, ...]
-    calls: tuple[JSON, ...]
+    stops_in: tuple[Era, ...]
+    calls: tuple[JSON, ...] = attrs.field(repr=False, hash=False)
 
     def command_line(self, port: int) -> list[str]:
         home = homes() / self.home
         return [part.format(home=home, here=HERE, port=port) for part in self.command]
 
 
+BOTH: tuple[Era, ...] = ("legacy", "modern")
+LEGACY: tuple[Era, ...] = ("legacy",)
+PYTHON = "{home}/bin/python"
+EVERYTHING = "{home}/node_modules/@modelcontextprotocol/server-everything/dist/index.js"
+
 SERVERS = (
     Server(
-        "mcp2-sse",
-        "mcp2",
-        ("{home}/bin/python", "{here}/servers/mcp2.py", "{port}", "sse"),
-        ("legacy", "modern"),
-        PYTHON_CALLS + COMPLETIONS,
+        name="mcp2-sse",
+        home="mcp2",
+        command=(PYTHON, "{here}/servers/mcp2.py", "{port}", "sse"),
+        eras=BOTH,
+        stops_in=BOTH,
+        calls=PYTHON_CALLS + COMPLETIONS,
     ),
     Server(
-        "mcp2-json",
-        "mcp2",
-        ("{home}/bin/python", "{here}/servers/mcp2.py", "{port}", "json"),
-        ("legacy", "modern"),
-        PYTHON_CALLS + COMPLETIONS,
+        name="mcp2-json",
+        home="mcp2",
+        command=(PYTHON, "{here}/servers/mcp2.py", "{port}", "json"),
+        eras=BOTH,
+        stops_in=LEGACY,  # answering JSON in the modern era, mcp 2.3 does not look whether its client is still there
+        calls=PYTHON_CALLS + COMPLETIONS,
     ),
     Server(
-        "mcp1-sse",
-        "mcp1",
-        ("{home}/bin/python", "{here}/servers/mcp1.py", "{port}", "sse"),
-        ("legacy",),
-        PYTHON_CALLS + COMPLETIONS,
+        name="mcp1-sse",
+        home="mcp1",
+        command=(PYTHON, "{here}/servers/mcp1.py", "{port}", "sse"),
+        eras=LEGACY,
+        stops_in=LEGACY,
+        calls=PYTHON_CALLS + COMPLETIONS,
     ),
     Server(
-        "mcp1-json",
-        "mcp1",
-        ("{home}/bin/python", "{here}/servers/mcp1.py", "{port}", "json"),
-        ("legacy",),
-        PYTHON_CALLS + COMPLETIONS,
+        name="mcp1-json",
+        home="mcp1",
+        command=(PYTHON, "{here}/servers/mcp1.py", "{port}", "json"),
+        eras=LEGACY,
+        stops_in=LEGACY,
+        calls=PYTHON_CALLS + COMPLETIONS,
     ),
     Server(
-        "fastmcp",
-        "fastmcp",
-        ("{home}/bin/python", "{here}/servers/fastmcp_pages.py", "{port}"),
-        ("legacy", "modern"),
-        PYTHON_CALLS,
+        name="fastmcp",
+        home="fastmcp",
+        command=(PYTHON, "{here}/servers/fastmcp_pages.py", "{port}"),
+        eras=BOTH,
+        stops_in=BOTH,
+        calls=PYTHON_CALLS,
     ),
     Server(
-        "everything",
-        "node",
-        ("node", "{home}/node_modules/@modelcontextprotocol/server-everything/dist/index.js", "streamableHttp"),
-        ("legacy",),
-        EVERYTHING_CALLS,
+        name="everything",
+        home="node",
+        command=("node", EVERYTHING, "streamableHttp"),
+        eras=LEGACY,
+        stops_in=(),  # none of its tools waits for ever
+        calls=EVERYTHING_CALLS,
     ),
 )
 
