@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
+from functools import partial
 from types import MappingProxyType
 from typing import Literal
 
@@ -22,23 +23,20 @@ from trio_vmcp._admission import Admission
 from trio_vmcp._advertised import Advertised, advertise
 from trio_vmcp._caller_view import CallerView
 from trio_vmcp._changes import ChangeFeed
-from trio_vmcp._listing import list_backend
+from trio_vmcp._keeper import Keeper
 from trio_vmcp._member import Member
-from trio_vmcp._nursery import describe_crash, start_clean
-from trio_vmcp._outbound import Outbound, outbound
+from trio_vmcp._membership import Membership
+from trio_vmcp._nursery import describe_crash
 from trio_vmcp._stored import Stored
-from trio_vmcp.client.interface import BackendClient, BackendConnector, OnProgress
+from trio_vmcp.client.interface import BackendConnector, OnProgress
 from trio_vmcp.errors import (
-    BackendError,
     BackendProtocolError,
     BackendRejected,
     CapabilityNotFound,
     NilCaller,
-    NoBackends,
     PromptNotFound,
     ResourceNotFound,
     SessionClosed,
-    SessionExists,
     ToolNotFound,
     UnauthorizedCaller,
     VmcpError,
@@ -48,10 +46,8 @@ from trio_vmcp.identity import Identity, same_principal
 from trio_vmcp.metadata import BackendRecord, SessionMetadata
 from trio_vmcp.models import (
     JSON,
-    Backend,
     BackendFailure,
     CompletionResult,
-    FailureReason,
     NameConflict,
     Prompt,
     PromptResult,
@@ -63,7 +59,7 @@ from trio_vmcp.models import (
     Tool,
     ToolResult,
 )
-from trio_vmcp.routing import Routing, RoutingTable, Target, build_routing
+from trio_vmcp.routing import Bindings, Routing, RoutingTable, Target, build_routing
 from trio_vmcp.settings import FactorySettings
 
 __all__ = ["DefaultSession"]
@@ -72,52 +68,53 @@ logger = logging.getLogger("trio_vmcp.session")
 
 # s. However long a user lets a close wait, a close that was caused by a cancel must end soon (design: ownership).
 MOST_CANCELLED_DRAIN = 10.0
-TOUCHES_PER_TTL = 3  # "touched at least every ttl/3" (design: metadata and storage)
 METHOD_NOT_FOUND = -32601  # JSON-RPC 2.0
 # Keys of `_meta` that belong to one hop: MCP's own, and the token that ties progress to a request of ours.
 _RESERVED_META = "io.modelcontextprotocol/"
 _PROGRESS_TOKEN = "progressToken"
+_LISTS: tuple[Literal["tools", "resources", "prompts"], ...] = ("tools", "resources", "prompts")
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, init=False)
 class DefaultSession(trio.abc.AsyncResource):
     """A session over live backends. Made by a factory; see `Session` for what each method promises."""
 
-    _members: Mapping[str, Member] = attrs.field(alias="members", repr=False)
     _row: Stored = attrs.field(alias="row", repr=False)
-    _identity: Identity | None = attrs.field(alias="identity", repr=False)
-    _connector: BackendConnector = attrs.field(alias="connector", repr=False)
-    _settings: FactorySettings = attrs.field(alias="settings", repr=False)
-
+    _membership: Membership = attrs.field(init=False, repr=False)
+    _keeper: Keeper = attrs.field(init=False, repr=False)
     _admission: Admission = attrs.field(factory=Admission, init=False, repr=False)
     _changes: ChangeFeed = attrs.field(factory=ChangeFeed, init=False, repr=False)
+    _identity: Identity | None = attrs.field(alias="identity", repr=False)
+    _settings: FactorySettings = attrs.field(alias="settings", repr=False)
     _routing: Routing = attrs.field(init=False, repr=False)
     _advertised: Advertised = attrs.field(factory=Advertised, init=False, repr=False)
 
     _services: trio.Nursery | None = attrs.field(default=None, init=False, repr=False)
     _opening: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
-    _connecting: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
-    _opening_error: BaseException | None = attrs.field(default=None, init=False, repr=False)
-    _unsettled: int = attrs.field(init=False, repr=False)
-    _all_settled: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
-    _is_open: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+    _opening_error: VmcpError | None = attrs.field(default=None, init=False, repr=False)
+    _is_open: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)  # the opening has ended, well or not
+    _last_call_at: float = attrs.field(default=0.0, init=False, repr=False)
     _close_requested: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _terminate: bool = attrs.field(default=True, init=False, repr=False)
     _drain: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _drain_limit: float = attrs.field(default=math.inf, init=False, repr=False)
-    _keeping: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
-    _changed: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _closed: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
-    _last_call_at: float = attrs.field(default=0.0, init=False, repr=False)
 
-    def __attrs_post_init__(self) -> None:
-        self._unsettled = sum(member.backend is not None for member in self._members.values())
-        if not self._unsettled:
-            self._all_settled.set()
-        self._routing = build_routing((), self._settings.conflict_resolution, bindings=self._row.bindings)
+    def __init__(
+        self,
+        members: Mapping[str, Member],
+        row: Stored,
+        identity: Identity | None,
+        connector: BackendConnector,
+        settings: FactorySettings,
+    ) -> None:
+        self.__attrs_init__(row=row, identity=identity, settings=settings)
+        self._membership = Membership(members, connector, identity, row, settings, self._member_changed)
+        self._keeper = Keeper(row, self._row_state)
+        self._routing = build_routing((), settings.conflict_resolution, bindings=row.bindings)
 
     def __repr__(self) -> str:
-        return f"<{session_tag(self.id)} {self.state.value}, {len(self._members)} backends, {self.in_flight} in flight>"
+        return f"<{session_tag(self.id)} {self.state.value}, {len(self._membership.members)} backends, {self.in_flight} in flight>"
 
     # --- what it is
 
@@ -163,12 +160,13 @@ class DefaultSession(trio.abc.AsyncResource):
 
     @property
     def backend_sessions(self) -> Mapping[str, str]:
-        records = [member.client.record for member in self._members.values() if member.client is not None]
-        return MappingProxyType({r.backend_id: r.session_id for r in records if r.session_id is not None})
+        clients = [member.client for member in self._membership.members.values() if member.client is not None]
+        assigned = {client.record.backend_id: client.record.session_id for client in clients}
+        return MappingProxyType({backend_id: given for backend_id, given in assigned.items() if given is not None})
 
     @property
     def failures(self) -> tuple[BackendFailure, ...]:
-        return tuple(member.failure for member in self._members.values() if member.failure is not None)
+        return self._membership.failures
 
     @property
     def state(self) -> SessionState:
@@ -260,7 +258,7 @@ class DefaultSession(trio.abc.AsyncResource):
                     raise ValueError(
                         "ref is neither {'type': 'ref/prompt', 'name': …} nor {'type': 'ref/resource', 'uri': …}"
                     )
-            client = self._members[target.backend_id].live_client()
+            client = self._membership.members[target.backend_id].live_client()
             if "completions" not in client.server_capabilities:  # "use only negotiated capabilities" (lifecycle)
                 raise BackendRejected(
                     target.backend_id,
@@ -293,7 +291,7 @@ class DefaultSession(trio.abc.AsyncResource):
             self._last_call_at = trio.current_time()
             self._check_caller(caller)
             target, params = route()
-            member = self._members[target.backend_id]
+            member = self._membership.members[target.backend_id]
             forwarded = _forwarded_meta(meta)
             if forwarded:
                 params["_meta"] = forwarded
@@ -323,8 +321,8 @@ class DefaultSession(trio.abc.AsyncResource):
         if target is not None:
             return target
         owner = getattr(self._routing.bindings, kind).get(name)
-        if owner is not None and owner in self._members:
-            self._members[owner].live_client()  # bound to a backend that is missing: say that
+        if owner is not None and owner in self._membership.members:
+            self._membership.members[owner].live_client()  # bound to a backend that is missing: say that
         raise not_found(name, self._routing.table.closest(kind, name))
 
     def _find_resource(self, uri: str) -> Target:
@@ -348,13 +346,9 @@ class DefaultSession(trio.abc.AsyncResource):
                     await self._close_requested.wait()
                     await self._shut_down()
                     services.cancel_scope.cancel(reason="session closed")
-            except* (
-                Exception
-            ) as bug:  # what is foreign has boundaries of its own; a bug of ours must not take other sessions along
+            except* Exception as bug:  # a bug of ours must not take other sessions along
                 logger.error("%s crashed: %s", session_tag(self.id), describe_crash(bug), exc_info=bug)
-                self._opening_error = self._opening_error or SessionClosed(
-                    "the session crashed; its log has the reason"
-                )
+                self._opening_error = self._opening_error or SessionClosed("the session crashed: see the log")
             finally:
                 self._close_requested.set()
                 self._admission.refuse()
@@ -375,9 +369,7 @@ class DefaultSession(trio.abc.AsyncResource):
             raise self._opening_error
 
     def request_close(self, *, terminate: bool, drain_timeout: float | None = None) -> None:
-        """Ask the owner to close. Synchronous: from here on nothing is admitted. The first decides whether it
-        terminates.
-        """
+        """Ask the owner to close: from now on nothing is admitted. The first to ask decides whether it terminates."""
         limit = self._settings.drain_timeout if drain_timeout is None else drain_timeout
         if not limit >= 0:
             raise ValueError(f"drain_timeout={drain_timeout!r} is not 0 s or more")
@@ -421,14 +413,16 @@ class DefaultSession(trio.abc.AsyncResource):
     async def _open(self, services: trio.Nursery) -> None:
         try:
             with self._opening:
-                services.start_soon(self._connect_all, services)
+                services.start_soon(self._membership.connect_all, services)
                 with trio.move_on_after(self._settings.session_init_timeout):
-                    await self._all_settled.wait()
-                self._end_opening()
-                await self._row.write(self._records(), self._routing.bindings)
+                    await self._membership.all_settled.wait()
+                self._membership.end_opening()
+                self._reroute()
+                await self._row.write(*self._row_state())
             if self._opening.cancelled_caught:
                 raise SessionClosed("the session was closed while it was opening")
-            services.start_soon(self._keep)
+            services.start_soon(self._keeper.keep, self._terminated_elsewhere)
+            services.start_soon(self._end_when_idle)
         except VmcpError as error:
             self._opening_error = error
             self.request_close(terminate=not self._row.restored, drain_timeout=0)
@@ -436,165 +430,9 @@ class DefaultSession(trio.abc.AsyncResource):
             self._last_call_at = trio.current_time()
             self._is_open.set()
 
-    def _end_opening(self) -> None:
-        for member in self._members.values():
-            if member.backend is None:
-                member.fail(FailureReason.UNREACHABLE, "was not among the backends that the session was restored with")
-            elif member.client is None and member.failure is None:
-                limit = self._settings.session_init_timeout
-                failure = member.fail(
-                    FailureReason.PENDING, f"is still connecting after {limit} s (session_init_timeout)"
-                )
-                self._warn(failure)
-        connected = sum(member.client is not None for member in self._members.values())
-        if connected < self._settings.min_backends:
-            raise NoBackends(self.failures, connected, self._settings.min_backends)
-        self._reroute()
-
-    async def _connect_all(self, services: trio.Nursery) -> None:
-        """Hand the slots out, one task for all of them: their order is the caller's, and Trio starts tasks in any."""
-        slots = trio.CapacityLimiter(self._settings.max_backend_init_concurrency)
-        with self._connecting:
-            for member in self._members.values():
-                if member.backend is not None:
-                    await slots.acquire_on_behalf_of(member)
-                    services.start_soon(self._serve_backend, member, member.backend, slots)
-
-    async def _serve_backend(self, member: Member, backend: Backend, slots: trio.CapacityLimiter) -> None:
-        """One backend's task: connect, then hold the nursery that its client's services run in."""
-        try:
-            async with trio.open_nursery() as nursery:
-                try:
-                    await self._connect(member, backend, nursery)
-                finally:
-                    slots.release_on_behalf_of(member)
-                    self._settle(member)
-                if member.client is None:
-                    nursery.cancel_scope.cancel()  # its goodbyes are shielded, and bounded
-                else:
-                    await trio.sleep_forever()
-        except* Exception as crash:  # noqa: BLE001  # the boundary of one backend: the others must not notice
-            # `except Exception` would not do: a nursery's group may mix a crash with Cancelled, and that slips past it.
-            self._lose(member, f"crashed in its connection: {describe_crash(crash)}")
-
-    async def _connect(self, member: Member, backend: Backend, nursery: trio.Nursery) -> None:
-        """Connect and list. At the end the member has joined, or has a failure."""
-        member.begun_at = trio.current_time()
-        limit = self._settings.backend_init_timeout
-        member.attempt.deadline = member.begun_at + limit
-        note = Outbound()
-        outbound.set(note)  # in this task's own context
-        client = None
-        try:
-            with member.attempt:
-                client = await self._connector(
-                    backend,
-                    identity=self._identity,
-                    resume=member.resume,
-                    nursery=nursery,
-                    events=_no_events,
-                )
-                listing = await list_backend(backend, client, identity=self._identity, settings=self._settings)
-                member.joined(client, listing)
-                return
-        except BackendError as error:
-            failure = member.fail_with(error)
-        except Exception as crash:  # noqa: BLE001  # a connector of the user's may raise anything
-            failure = member.fail(FailureReason.UNREACHABLE, f"could not be connected: {describe_crash(crash)}")
-        else:  # only a cancelled attempt comes here
-            if self._close_requested.is_set():
-                failure = member.fail(FailureReason.PENDING, "was still connecting when the session closed")
-            else:
-                step = f"did not answer {note.method!r}" if note.method else "was not ready"
-                failure = member.fail(FailureReason.TIMEOUT, f"{step} within {limit} s (backend_init_timeout)")
-        self._warn(failure)
-        if client is not None:  # connected, but not listed
-            start_clean(nursery, self._let_go, member, client)
-
-    def _settle(self, member: Member) -> None:
-        self._unsettled -= 1
-        if not self._unsettled:
-            self._all_settled.set()
-        if member.client is not None and self.state is SessionState.OPEN and self._is_open.is_set():
-            self._refresh(member)  # it missed session_init_timeout and joins now
-
-    def _lose(self, member: Member, detail: str) -> None:
-        client, member.client = member.client, None
-        self._warn(member.fail(FailureReason.UNREACHABLE, detail))
-        if client is not None and self._services is not None:
-            start_clean(self._services, self._let_go, member, client)
-            self._changes.publish(SessionChange("backend", member.backend_id))
-
-    def _refresh(self, member: Member) -> None:
-        """A member joined the open session: advertise what it brings, and write it down."""
-        self._reroute()
-        self._changed.set()
-        for kind in ("backend", "tools", "resources", "prompts"):
-            self._changes.publish(SessionChange(kind, member.backend_id))
-
-    def _warn(self, failure: BackendFailure) -> None:
-        logger.warning(
-            "%s: backend %r is missing (%s): it %s",
-            session_tag(self.id),
-            failure.backend_id,
-            failure.reason.value,
-            failure.detail,
-        )
-
-    def _reroute(self) -> None:
-        """Names from scratch out of what everybody offers: a pure function of the configured order and what is
-        bound.
-        """
-        self._routing = build_routing(
-            [member.listing.offer(member.backend_id) for member in self._members.values()],
-            self._settings.conflict_resolution,
-            bindings=self._routing.bindings,
-            max_name_length=self._settings.max_name_length,
-        )
-        self._advertised = advertise(self._routing, {m.backend_id: m.listing for m in self._members.values()})
-
-    def _records(self) -> tuple[BackendRecord, ...]:
-        return tuple(member.record for member in self._members.values() if member.record is not None)
-
-    async def _keep(self) -> None:
-        """Off the calls' path: write what changed, keep the row from expiring, end a session that nobody uses."""
-        touch_every = self._row.ttl / TOUCHES_PER_TTL
-        touch_at = trio.current_time() + touch_every
-        with self._keeping:
-            while True:
-                idle_at = self._idle_at()
-                with trio.move_on_at(min(touch_at, idle_at)):
-                    await self._changed.wait()
-                if trio.current_time() >= self._idle_at():
-                    logger.info(
-                        "%s: no call for %s s (idle_timeout)", session_tag(self.id), self._settings.idle_timeout
-                    )
-                    self.request_close(terminate=True)
-                    return
-                try:
-                    if self._changed.is_set():
-                        self._changed = trio.Event()
-                        await self._row.write(self._records(), self._routing.bindings)
-                    if trio.current_time() >= touch_at:
-                        await self._row.touch()
-                except SessionExists:
-                    logger.warning("%s was terminated elsewhere", session_tag(self.id))
-                    self.request_close(terminate=True)
-                    return
-                except VmcpError as error:  # live sessions keep serving while the storage is away
-                    logger.warning("%s: %s", session_tag(self.id), error)
-                if trio.current_time() >= touch_at:
-                    touch_at = trio.current_time() + touch_every
-
-    def _idle_at(self) -> float:
-        since = trio.current_time() if self._admission.in_flight else self._last_call_at
-        return since + self._settings.idle_timeout
-
     async def _shut_down(self) -> None:
         """Drain, cut off, say goodbye: at most the drain plus `teardown_timeout`."""
-        self._connecting.cancel(reason="session closed")
-        for member in self._members.values():
-            member.attempt.cancel(reason="session closed")
+        self._membership.stop_connecting()
         with self._drain:
             await self._admission.drained.wait()
         self._admission.cut_off(f"the session closed under this call, after drain_timeout={self._drain_limit:g} s")
@@ -603,39 +441,46 @@ class DefaultSession(trio.abc.AsyncResource):
             # Half, so that a caller who shields himself cannot take everybody's goodbye along.
             with trio.move_on_after(budget / 2):
                 await self._admission.drained.wait()
-            self._keeping.cancel(reason="session closed")
+            self._keeper.stop()
             async with trio.open_nursery() as goodbyes:
-                goodbyes.start_soon(self._leave_row)
-                for member in self._members.values():
-                    if member.client is not None:
-                        goodbyes.start_soon(self._let_go, member, member.client)
+                goodbyes.start_soon(partial(self._keeper.leave, terminate=self._terminate))
+                goodbyes.start_soon(partial(self._membership.say_goodbye, terminate=self._terminate))
 
-    async def _let_go(self, member: Member, client: BackendClient) -> None:
-        """Close one connection. Its backend session ends too, unless it is in the row and may be restored."""
-        row = self._row.record(member.backend_id)
-        record = client.record
-        kept = row is not None and row.session_id == record.session_id
-        terminate = not kept or (self._terminate and self._close_requested.is_set())
-        try:
-            with trio.move_on_after(self._settings.teardown_timeout, shield=True):
-                await client.aclose(terminate=terminate)
-        except* Exception as crash:  # noqa: BLE001  # a close raises for no backend
-            logger.warning(
-                "%s: backend %r: goodbye failed: %s", session_tag(self.id), member.backend_id, describe_crash(crash)
-            )
+    async def _end_when_idle(self) -> None:
+        while True:
+            since = trio.current_time() if self.in_flight else self._last_call_at
+            idle_at = since + self._settings.idle_timeout
+            if idle_at <= trio.current_time():
+                break
+            await trio.sleep_until(idle_at)
+        logger.info("%s: no call for %s s (idle_timeout)", session_tag(self.id), self._settings.idle_timeout)
+        self.request_close(terminate=True)
 
-    async def _leave_row(self) -> None:
-        try:
-            if self._terminate:
-                await self._row.delete()
-            elif self._changed.is_set():
-                await self._row.write(self._records(), self._routing.bindings)
-        except VmcpError as error:  # the TTL ends the row
-            logger.warning("%s: %s", session_tag(self.id), error)
+    def _terminated_elsewhere(self) -> None:
+        self.request_close(terminate=True)
 
+    def _member_changed(self, member: Member) -> None:
+        """A backend joined the open session, or was lost: advertise what it brings, write it down, tell who listens."""
+        self._reroute()
+        self._keeper.note_change()
+        self._changes.publish(SessionChange("backend", member.backend_id))
+        if member.client is not None:
+            for kind in _LISTS:
+                self._changes.publish(SessionChange(kind, member.backend_id))
 
-def _no_events(method: str, params: JSON) -> None:
-    """Notifications outside of a call are of use once lists stay current; until then they are dropped here."""
+    def _reroute(self) -> None:
+        """Names from scratch: a pure function of what everybody offers, in configured order, and what is bound."""
+        members = self._membership.members.values()
+        self._routing = build_routing(
+            [member.listing.offer(member.backend_id) for member in members],
+            self._settings.conflict_resolution,
+            bindings=self._routing.bindings,
+            max_name_length=self._settings.max_name_length,
+        )
+        self._advertised = advertise(self._routing, {member.backend_id: member.listing for member in members})
+
+    def _row_state(self) -> tuple[tuple[BackendRecord, ...], Bindings]:
+        return self._membership.records, self._routing.bindings
 
 
 def _forwarded_meta(meta: JSON | None) -> JSON:
