@@ -40,8 +40,8 @@ __all__ = [
 DIGEST_LENGTH = 12  # base32 characters, 60 bits: two of 10 000 names collide with a probability of 4e-11
 _SEPARATOR = "_"
 
-# What one search for close names may cost, however large the table: a few ms.
-_SCANNED_NAMES = 20_000
+# What one search for close names may cost, however large the table and hostile the names: about 15 ms.
+_SCANNED_NAMES = 10_000
 _COMPARED_NAMES = 500
 _RATED_NAMES = 20
 _COMPARED_LENGTH = 64  # characters
