@@ -56,6 +56,8 @@ INTEROP_PACKAGES = {
 }
 INTEROP_NODE = "@modelcontextprotocol/server-everything@2026.8.31"
 
+ESCAPE = "\x1b["  # begins a terminal's colours and cursor movements
+
 built: list[Path] = []
 
 
@@ -167,12 +169,24 @@ def readme(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """`trio-vmcp demo` from the wheel: plain, for machines, and with rich."""
+    """`trio-vmcp demo` from the wheel: in a pipe, for machines, on a terminal without rich, and with it."""
     session.install(str(wheel(session)))
     session.run("trio-vmcp", "demo")
-    json.loads(str(session.run("trio-vmcp", "demo", "--json", silent=True)))
+    report = Path(session.create_tmp()) / "report.json"
+    with report.open("w") as file:
+        session.run("trio-vmcp", "demo", "--json", stdout=file, stderr=sys.stderr)
+    failed = {entry["id"] for entry in json.loads(report.read_text())["session"]["backends"] if entry["failure"]}
+    if failed != {"hangs", "refuses"}:
+        session.error(f"{failed} failed in the demo, not 'hangs' and 'refuses'")
+
+    spawn = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+    on_terminal = ("python", "-c", spawn, "trio-vmcp", "demo")
+    env = {"TERM": "xterm-256color"}
+    if ESCAPE in str(session.run(*on_terminal, env=env, silent=True)):
+        session.error("the demo without rich writes terminal sequences: is rich installed all the same?")
     session.install(f"{wheel(session)}[cli]")
-    session.run("trio-vmcp", "demo")
+    if ESCAPE not in str(session.run(*on_terminal, env=env, silent=True)):
+        session.error("the demo with rich writes no terminal sequences: it was not rich that drew")
 
 
 @nox.session

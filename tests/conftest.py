@@ -10,6 +10,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import hypothesis
+import hypothesis.strategies
 import pytest
 
 # No deadline: a loaded machine is no bug. CI draws the same examples every time: what fails there fails here.
@@ -23,6 +24,17 @@ BUSY_MACHINE = 3  # a test may take this many times its CPU limit of wall time, 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--installed-only", action="store_true", help="refuse a trio_vmcp that no wheel installed")
     parser.addoption("--max-seconds", type=float, help="fail a test that computes for longer")
+
+
+@hypothesis.settings(max_examples=1, database=None)
+@hypothesis.given(hypothesis.strategies.text())
+def draw_one_text(_: str) -> None:
+    """The first text of all takes Hypothesis about a second, for a table of Unicode that it then keeps in a file."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_hypothesis() -> None:
+    draw_one_text()  # in a fixture: it counts for no test's duration
 
 
 def library_home() -> Path:
