@@ -1,7 +1,7 @@
 """Who a session belongs to, and how its metadata remembers that without naming anybody.
 
-A session is bound to `(issuer, subject)`, never to token bytes: a refreshed token is still the same principal. The metadata
-holds a keyed digest of the two, so that a stolen row neither names the user nor lets a guess be tested.
+A session is bound to `(issuer, subject)`, never to token bytes: a refreshed token is still the same principal. The
+metadata holds a keyed digest of the two, so that a stolen row neither names the user nor lets a guess be tested.
 """
 
 from __future__ import annotations

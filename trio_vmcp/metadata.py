@@ -1,7 +1,7 @@
 """What outlives a process: a session's metadata, and the one converter between it and JSON.
 
-Plain data only. Nothing in here is a connection, a function or a credential, with one exception: the backends' session ids,
-which are bearer tokens. They are stored because a restore needs them, and are hidden from every repr and error.
+Plain data only. Nothing in here is a connection, a function or a credential, with one exception: the backends' session
+ids, which are bearer tokens. They are stored because a restore needs them, and are hidden from every repr and error.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Literal, NoReturn
@@ -76,6 +76,10 @@ class BackendRecord:
     endpoint_digest: str = attrs.field(validator=instance_of(str))
 
 
+def _in_order(records: Iterable[BackendRecord]) -> tuple[BackendRecord, ...]:
+    return tuple(records)
+
+
 @attrs.frozen
 class SessionMetadata:
     """A session as its storage knows it.
@@ -99,15 +103,15 @@ class SessionMetadata:
     version: int = attrs.field(validator=_count)
     identity_binding: str | None = attrs.field(repr=False, validator=optional(instance_of(str)))
     backends: tuple[BackendRecord, ...] = attrs.field(
-        converter=tuple, validator=deep_iterable(instance_of(BackendRecord))
+        converter=_in_order, validator=deep_iterable(instance_of(BackendRecord))
     )
     bindings: _Bindings = attrs.field(converter=_read_only, hash=False)
 
 
 def endpoint_digest(backend: Backend) -> str:
     """Names a backend's endpoint without showing it: hex SHA-256 over transport and url, the same in every process."""
-    # A stored backend session id is a bearer token: it is only ever sent to the endpoint that gave it, and the configuration
-    # may have changed since.
+    # A stored backend session id is a bearer token: it is only ever sent to the endpoint that gave it, and the
+    # configuration may have changed since.
     return hashlib.sha256(f"{backend.transport}\0{backend.url}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -184,7 +188,7 @@ def metadata_to_json(metadata: SessionMetadata) -> bytes:
     """
     who = f"the metadata of {session_tag(metadata.session_id)}"
     if metadata.schema_version != SCHEMA_VERSION:
-        raise StorageError(f"{who} has schema_version={metadata.schema_version!r}; only {SCHEMA_VERSION} can be written")
+        raise StorageError(f"{who} has schema_version={metadata.schema_version!r}; only {SCHEMA_VERSION} is written")
     data = _dump(_converter.unstructure(metadata))
     if data is None:
         raise StorageError(f"{who} holds what is not JSON, or is nested too deep, in server_capabilities or bindings")
@@ -208,7 +212,7 @@ def metadata_from_json(data: bytes) -> SessionMetadata:
         raise StorageError(f"{_ROW} is not a JSON object in UTF-8 @ $")
     schema = row.get("schema_version")
     if type(schema) is not int or schema != SCHEMA_VERSION:  # first: in another schema the other fields mean nothing
-        raise StorageError(f"{_ROW} is of another schema than {SCHEMA_VERSION}, which is all this version reads @ $.schema_version")
+        raise StorageError(f"{_ROW} is not of schema {SCHEMA_VERSION}, the only one read here @ $.schema_version")
     try:
         return _converter.structure(row, SessionMetadata)
     except Exception as exc:  # noqa: BLE001  # cattrs lets a field's own error through, of whatever type

@@ -12,9 +12,9 @@ __all__ = ["Storage"]
 class Storage(Protocol):
     """Rows of metadata by session id, each with a time to live.
 
-    Every method is a checkpoint. Every method but `aclose` raises StorageError when the storage is away, closed, or holds what
-    cannot be read; its own client's errors do not come through. One that is cancelled, or fails with StorageError, may have
-    had its effect.
+    Every method is a checkpoint. Every method but `aclose` raises StorageError when the storage is away, closed, or
+    holds what cannot be read; its own client's errors do not come through. One that is cancelled, or fails with
+    StorageError, may have had its effect.
     """
 
     @property
@@ -62,8 +62,8 @@ class Storage(Protocol):
     async def delete(self, session_id: str) -> None:
         """Remove the row, if there is one, and leave a tombstone, on which `create` fails.
 
-        The tombstone is left in either case: an instance that slept while the row expired must not bring it back. A second
-        delete changes nothing.
+        The tombstone is left in either case: an instance that slept while the row expired must not bring it back. A
+        second delete changes nothing.
         """
         ...
 

@@ -12,7 +12,7 @@ from trio_vmcp.metadata import SessionMetadata, metadata_from_json, metadata_to_
 
 __all__ = ["LocalStorage"]
 
-# More than the one entry that an operation adds, so that a backlog shrinks; few, so that no operation pays for all of it.
+# More than the one entry that an operation adds, so that a backlog shrinks; few, so that no operation pays for it all.
 _SWEPT_PER_OPERATION = 8
 
 
@@ -37,8 +37,8 @@ def _check_ttl(_instance: object, _attribute: object, ttl: object) -> None:
 class LocalStorage:
     """A `Storage` of this process, for one run of Trio: its TTL is counted on `trio.current_time()`.
 
-    It keeps the bytes that any other storage would, so that no live object finds its way in and every load is a fresh one.
-    Each method takes its checkpoint first and then changes all or nothing: one that is cancelled has had no effect.
+    It keeps the bytes that any other storage would, so that no live object finds its way in and every load is a fresh
+    one. Each method takes its checkpoint first and then changes all or nothing: what is cancelled has had no effect.
 
     Args:
         ttl: s; `math.inf` keeps rows until they are deleted, and tombstones for good.

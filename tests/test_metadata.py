@@ -1,0 +1,443 @@
+"""What a session leaves in its storage: plain data, read back whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import traceback
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta, timezone
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from trio_vmcp import metadata as metadata_module
+from trio_vmcp.errors import StorageError
+from trio_vmcp.identity import Identity, bind
+from trio_vmcp.metadata import (
+    MAX_METADATA_BYTES,
+    SCHEMA_VERSION,
+    BackendRecord,
+    SessionMetadata,
+    endpoint_digest,
+    metadata_from_json,
+    metadata_to_json,
+)
+from trio_vmcp.models import Backend
+
+NOON = datetime(2026, 7, 28, 12, 0, tzinfo=UTC)
+RECORD = BackendRecord(
+    backend_id="files",
+    session_id="backend-secret",
+    era="legacy",
+    protocol_version="2025-11-25",
+    server_capabilities={"tools": {"listChanged": True}, "experimental": {"x": [1, 2.5, None]}},
+    endpoint_digest="ab12",
+)
+METADATA = SessionMetadata(
+    schema_version=SCHEMA_VERSION,
+    session_id="session-secret",
+    created_at=NOON,
+    updated_at=NOON + timedelta(microseconds=1),
+    version=3,
+    identity_binding="v1:binding-secret",
+    backends=(RECORD, attrs.evolve(RECORD, backend_id="time", session_id=None, era="modern")),
+    bindings={"tools": {"files_read": "files"}, "prompts": {}},
+)
+ROW = json.loads(metadata_to_json(METADATA))
+
+PLAIN = {str, int, float, bool, bytes, type(None), datetime}
+CONTAINERS = {dict, OrderedDict, MappingProxyType, list, tuple}
+
+
+def plain_leaves(root: Any, *classes: type[attrs.AttrsInstance]) -> Iterator[object]:
+    """Everything that `root` leads to, down to its plain values; fails on whatever is not data.
+
+    Args:
+        classes: The attrs classes that may be met on the way. Exact types throughout: a subclass may carry anything.
+    """
+    if type(root) in PLAIN:
+        yield root
+    elif type(root) in classes:
+        for field in attrs.fields(type(root)):
+            yield from plain_leaves(getattr(root, field.name), *classes)
+    else:
+        assert type(root) in CONTAINERS, f"{type(root).__qualname__} is not plain data"
+        for part in (*root.keys(), *root.values()) if isinstance(root, Mapping) else root:
+            yield from plain_leaves(part, *classes)
+
+
+def changed(path: str, value: object) -> bytes:
+    """A row as it would be with another value at a path like "backends.0.era"."""
+    row = json.loads(json.dumps(ROW))
+    *parents, last = (int(part) if part.isdigit() else part for part in path.split("."))
+    target = row
+    for part in parents:
+        target = target[part]
+    target[last] = value
+    return json.dumps(row).encode()
+
+
+def canonical(data: bytes) -> str:
+    """JSON to compare by: as objects, true and 1 and 1.0 would be equal."""
+    return json.dumps(json.loads(data), sort_keys=True)
+
+
+def refusal(data: bytes) -> str:
+    """What the reader says of a row that it refuses, with everything that a log would show."""
+    with pytest.raises(StorageError) as caught:
+        metadata_from_json(data)
+    assert caught.value.__context__ is None  # whatever cattrs and json say holds values of the row
+    return "".join(traceback.format_exception_only(caught.value))
+
+
+texts = st.text(max_size=8)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+instants = st.datetimes(
+    min_value=datetime(1, 1, 2),  # noqa: DTZ001  # hypothesis wants naive bounds beside `timezones`
+    max_value=datetime(9999, 12, 30),  # noqa: DTZ001
+    timezones=st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes))),
+)
+records = st.builds(
+    BackendRecord,
+    backend_id=texts,
+    session_id=st.none() | texts,
+    era=st.sampled_from(["legacy", "modern"]),
+    protocol_version=texts,
+    server_capabilities=st.dictionaries(texts, json_values, max_size=3),
+    endpoint_digest=texts,
+)
+sessions = st.builds(
+    SessionMetadata,
+    schema_version=st.just(SCHEMA_VERSION),
+    session_id=texts,
+    created_at=instants,
+    updated_at=instants,
+    version=st.integers(min_value=0),
+    identity_binding=st.none() | texts,
+    backends=st.lists(records, max_size=3),
+    bindings=st.dictionaries(
+        st.sampled_from(["tools", "prompts", "later"]), st.dictionaries(texts, texts, max_size=3), max_size=3
+    ),
+)
+
+
+@settings(max_examples=50)  # the largest examples of all: a second has to do
+@given(sessions)
+def test_what_is_written_is_read_back(session: SessionMetadata) -> None:
+    """Every metadata survives the converter, to the microsecond and the lone surrogate."""
+    data = metadata_to_json(session)
+    again = metadata_from_json(data)
+    assert session == again
+    assert data == metadata_to_json(again)
+
+
+def test_the_row_is_pinned() -> None:
+    """Fields and formats on the wire are those of schema 1: other instances read them."""
+    assert {
+        "schema_version": 1,
+        "session_id": "session-secret",
+        "created_at": "2026-07-28T12:00:00+00:00",
+        "updated_at": "2026-07-28T12:00:00.000001+00:00",
+        "version": 3,
+        "identity_binding": "v1:binding-secret",
+        "backends": [
+            {
+                "backend_id": "files",
+                "session_id": "backend-secret",
+                "era": "legacy",
+                "protocol_version": "2025-11-25",
+                "server_capabilities": {"tools": {"listChanged": True}, "experimental": {"x": [1, 2.5, None]}},
+                "endpoint_digest": "ab12",
+            },
+            {
+                "backend_id": "time",
+                "session_id": None,
+                "era": "modern",
+                "protocol_version": "2025-11-25",
+                "server_capabilities": {"tools": {"listChanged": True}, "experimental": {"x": [1, 2.5, None]}},
+                "endpoint_digest": "ab12",
+            },
+        ],
+        "bindings": {"tools": {"files_read": "files"}, "prompts": {}},
+    } == json.loads(metadata_to_json(METADATA))
+
+
+def test_metadata_is_plain_data() -> None:
+    """Neither the object nor its bytes lead to anything but data, and no token is in them."""
+    alice = Identity(issuer="https://idp.example", subject="alice", token="token-secret")
+    session = attrs.evolve(METADATA, identity_binding=bind(alice, (b"key",)))
+    data = metadata_to_json(session)
+    for root in (session, metadata_from_json(data), json.loads(data)):
+        leaves = [str(leaf) for leaf in plain_leaves(root, SessionMetadata, BackendRecord)]
+        assert "session-secret" in leaves  # the walk has arrived
+        assert [] == [leaf for leaf in leaves if "token-secret" in leaf or "alice" in leaf]
+
+
+@pytest.mark.parametrize("intruder", [print, Identity(issuer="i", subject="s"), object(), {1}, lambda: None])
+def test_the_walk_finds_what_is_not_data(intruder: object) -> None:
+    """The walk that this suite trusts fails on a function or a live object, wherever it hides."""
+    with pytest.raises(AssertionError, match="is not plain data"):
+        list(plain_leaves({"a": ({"b": [intruder]},)}))
+
+
+@pytest.mark.parametrize(
+    "intruder", [print, Identity(issuer="i", subject="s", token="t"), b"bytes", math.nan, math.inf]
+)
+def test_nothing_but_json_is_written(intruder: object) -> None:
+    """A live object in the open-ended fields is an error of the writer: it is not taken apart to fit."""
+    record = attrs.evolve(RECORD, server_capabilities={"tools": {"x": intruder}})
+    with pytest.raises(StorageError, match="server_capabilities") as caught:
+        metadata_to_json(attrs.evolve(METADATA, backends=(record,)))
+    assert "secret" not in str(caught.value)
+    assert caught.value.__context__ is None
+
+
+def test_capabilities_nested_without_end_are_not_written() -> None:
+    """A backend that nests its capabilities too deep is an error, not the end of the interpreter's stack."""
+    nested: dict[str, Any] = {}
+    for _ in range(200_000):
+        nested = {"a": nested}
+    record = attrs.evolve(RECORD, server_capabilities=nested)
+    with pytest.raises(StorageError, match="nested too deep"):
+        metadata_to_json(attrs.evolve(METADATA, backends=(record,)))
+
+
+def test_a_row_of_another_schema_is_not_written() -> None:
+    """What this version could not read again it does not write."""
+    with pytest.raises(StorageError, match="schema_version=2"):
+        metadata_to_json(attrs.evolve(METADATA, schema_version=2))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("schema_version", True),
+        ("schema_version", -1),
+        ("version", 1.0),
+        ("session_id", None),
+        ("identity_binding", Identity(issuer="i", subject="s")),
+        ("created_at", "2026-07-28"),
+        ("updated_at", datetime(2026, 7, 28)),  # noqa: DTZ001  # naive on purpose
+        ("backends", "ab"),
+        ("backends", (ROW,)),
+    ],
+)
+def test_metadata_is_checked_when_it_is_made(field: str, value: Any) -> None:
+    """A field of the wrong kind fails where it is set, not when the row is read elsewhere."""
+    with pytest.raises((ValueError, TypeError)):
+        attrs.evolve(METADATA, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("backend_id", 1),
+        ("session_id", b"s"),
+        ("era", "auto"),
+        ("protocol_version", None),
+        ("server_capabilities", []),
+        ("endpoint_digest", None),
+    ],
+)
+def test_a_record_is_checked_when_it_is_made(field: str, value: Any) -> None:
+    """As for the session, so for its backends."""
+    with pytest.raises((ValueError, TypeError)):
+        attrs.evolve(RECORD, **{field: value})
+
+
+def test_instants_are_utc() -> None:
+    """Whatever the offset they came with, instants are kept in UTC."""
+    session = attrs.evolve(METADATA, created_at=datetime(2026, 7, 28, 14, tzinfo=timezone(timedelta(hours=2))))
+    assert "2026-07-28T12:00:00+00:00" == session.created_at.isoformat()
+
+
+def test_bindings_are_read_only_and_complete() -> None:
+    """Nobody rebinds a name behind the storage's back, and no reader has to ask whether a kind is there."""
+    tools = {"read": "files"}
+    session = attrs.evolve(METADATA, bindings={"tools": tools})
+    tools["read"] = "mallory"
+    assert {"tools": {"read": "files"}, "prompts": {}} == session.bindings
+    with pytest.raises(TypeError):
+        session.bindings["tools"]["read"] = "mallory"  # type: ignore[index]
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        session.version = 4  # type: ignore[misc]
+
+
+def test_no_repr_shows_a_secret() -> None:
+    """Session ids, the backends' too, and the binding stay out of logs."""
+    assert "secret" not in repr(METADATA)
+    assert "files" in repr(METADATA)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("schema_version", 2),
+        ("schema_version", "1"),
+        ("schema_version", True),
+        ("schema_version", 1.0),
+        ("session_id", None),
+        ("session_id", 7),
+        ("created_at", "2026-07-28T12:00:00"),
+        ("created_at", "secret"),
+        ("created_at", 1.5),
+        ("updated_at", "0001-01-01T00:00:00+05:00"),
+        ("version", True),
+        ("version", "3"),
+        ("version", 3.0),
+        ("version", -1),
+        ("identity_binding", {"secret": 1}),
+        ("backends", ""),
+        ("backends", {}),
+        ("backends", None),
+        ("backends[0]", "secret"),
+        ("backends[1]", None),
+        ("backends[0].backend_id", ["secret"]),
+        ("backends[1].session_id", 1),
+        ("backends[0].era", "secret"),
+        ("backends[0].era", ["legacy"]),
+        ("backends[0].protocol_version", None),
+        ("backends[0].server_capabilities", [["tools", "secret"]]),
+        ("bindings", []),
+        ("bindings", {"tools": {}}),
+        ("bindings", {"tools": {}, "prompts": []}),
+        ("bindings", {"tools": {"secret": 1}, "prompts": {}}),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named(path: str, value: object) -> None:
+    """Nothing is coerced; the error says which field it was and nothing of what it held."""
+    told = refusal(changed(path.replace("[", ".").replace("]", ""), value))
+    assert told.rstrip().endswith(f" @ $.{path}")
+    assert "secret" not in told
+
+
+@pytest.mark.parametrize("path", [*ROW, *(f"backends.0.{name}" for name in ROW["backends"][0])])
+def test_a_missing_field_is_named(path: str) -> None:
+    """Half a row is no row: no field has a default."""
+    row = json.loads(json.dumps(ROW))
+    *parents, name = path.split(".")
+    del (row["backends"][0] if parents else row)[name]
+    assert refusal(json.dumps(row).encode()).rstrip().endswith(" @ $." + path.replace(".0", "[0]"))
+
+
+@pytest.mark.parametrize(("path", "place"), [("secret", "$"), ("backends.1.secret", "$.backends[1]")])
+def test_an_unknown_field_is_refused(path: str, place: str) -> None:
+    """A reader that ignored it would lose it with its next write; its name, which may be anything, is not shown."""
+    told = refusal(changed(path, "secret"))
+    assert told.rstrip().endswith(f"unknown fields @ {place}")
+    assert "secret" not in told
+
+
+def test_every_field_that_does_not_fit_is_named() -> None:
+    """One error tells all: a corrupt row is looked at once."""
+    told = refusal(changed("version", None).replace(b'"files_read": "files"', b'"files_read": 1'))
+    assert "@ $.version" in told
+    assert "@ $.bindings" in told
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"null", id="null"),
+        pytest.param(b"[1]", id="array"),
+        pytest.param(b'"secret"', id="string"),
+        pytest.param(metadata_to_json(METADATA)[:-1], id="cut off"),
+        pytest.param(metadata_to_json(METADATA) + b"}", id="too much"),
+        pytest.param(metadata_to_json(METADATA).replace(b"session-secret", b"\xff"), id="not UTF-8"),
+        pytest.param(metadata_to_json(METADATA).replace(b"session-secret", b"\xed\xa0\x80"), id="UTF-8 surrogate"),
+        pytest.param(metadata_to_json(METADATA).decode().encode("utf-16"), id="UTF-16"),
+        pytest.param(b"\xef\xbb\xbf" + metadata_to_json(METADATA), id="byte order mark"),
+        pytest.param(metadata_to_json(METADATA).replace(b"2.5", b"NaN"), id="NaN"),
+        pytest.param(metadata_to_json(METADATA).replace(b"2.5", b"-Infinity"), id="Infinity"),
+        pytest.param(metadata_to_json(METADATA).replace(b"2.5", b"1e999"), id="1e999"),
+        pytest.param(metadata_to_json(METADATA).replace(b"2.5", b"9" * 5000), id="5000 digits"),
+        pytest.param(metadata_to_json(METADATA).replace(b"2.5", b"[" * 200_000 + b"]" * 200_000), id="deep arrays"),
+        pytest.param(metadata_to_json(METADATA).replace(b"2.5", b'{"a":' * 200_000 + b"1" + b"}" * 200_000), id="deep"),
+    ],
+)
+def test_a_row_that_is_not_json_is_refused(data: bytes) -> None:
+    """Whatever json.loads lets pass or stumbles over, a row is a JSON object in UTF-8."""
+    told = refusal(data)
+    assert told.rstrip().endswith("is not a JSON object in UTF-8 @ $")
+    assert "secret" not in told
+
+
+@given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
+@example(b'{"schema_version":1}')
+def test_any_bytes_are_metadata_or_an_error(data: bytes) -> None:
+    """Reading ends in StorageError, whatever the bytes are."""
+    refusal(data)
+
+
+@given(st.sampled_from([*ROW, *(f"backends.0.{name}" for name in ROW["backends"][0]), "bindings.tools"]), json_values)
+def test_any_damaged_field_is_metadata_or_an_error(path: str, value: object) -> None:
+    """A row with one field replaced is read as it is written, or refused; it never comes back as something else."""
+    data = changed(path, value)
+    try:
+        session = metadata_from_json(data)
+    except StorageError:
+        return
+    assert session == metadata_from_json(metadata_to_json(session))
+    if not path.endswith("_at"):
+        assert canonical(data) == canonical(metadata_to_json(session))
+
+
+@given(st.integers(0, len(metadata_to_json(METADATA)) - 1), st.binary(max_size=3))
+def test_any_damaged_byte_is_metadata_or_an_error(at: int, replacement: bytes) -> None:
+    """A flipped, lost or added byte may go unseen in a text, but never ends in another error."""
+    data = metadata_to_json(METADATA)
+    with contextlib.suppress(StorageError):
+        metadata_from_json(data[:at] + replacement + data[at + 1 :])
+
+
+def test_a_row_has_a_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte over the limit is refused on both ways, naming the limit; the limit itself is not."""
+    data = metadata_to_json(METADATA)
+    monkeypatch.setattr(metadata_module, "MAX_METADATA_BYTES", len(data))
+    assert METADATA == metadata_from_json(metadata_to_json(METADATA))
+    monkeypatch.setattr(metadata_module, "MAX_METADATA_BYTES", len(data) - 1)
+    limit = rf"takes {len(data)} bytes, more than {len(data) - 1} \(MAX_METADATA_BYTES\)"
+    with pytest.raises(StorageError, match=limit):
+        metadata_to_json(METADATA)
+    with pytest.raises(StorageError, match=limit):
+        metadata_from_json(data)
+
+
+def test_a_large_session_fits() -> None:
+    """A hundred backends with a thousand tools each are well within the limit."""
+    owners = {
+        f"backend-{number}_{'tool' * 5}_{tool}": f"backend-{number}" for number in range(100) for tool in range(1000)
+    }
+    data = metadata_to_json(attrs.evolve(METADATA, bindings={"tools": owners}))
+    assert len(data) < MAX_METADATA_BYTES / 2
+
+
+def test_an_endpoint_is_its_transport_and_url() -> None:
+    """Another url or transport is another endpoint, which gets no stored backend session id; another header is not."""
+    backend = Backend(id="a", url="http://a.example/mcp")
+    assert hashlib.sha256(b"streamable-http\0http://a.example/mcp").hexdigest() == endpoint_digest(backend)
+    others = [
+        Backend(id="a", url="http://b.example/mcp"),
+        Backend(id="a", url="http://a.example/mcp?x=1"),
+        Backend(id="a", url="http://a.example/mcp", transport="sse"),
+    ]
+    assert 4 == len({endpoint_digest(other) for other in (backend, *others)})
+    assert endpoint_digest(backend) == endpoint_digest(attrs.evolve(backend, id="b", headers={"X": "secret"}))
+
+
+def test_any_url_has_a_digest() -> None:
+    """A url that is not encodable is still one endpoint."""
+    assert 64 == len(endpoint_digest(Backend(id="a", url="http://a.example/\ud800")))
