@@ -22,7 +22,7 @@ TOUCHES_PER_TTL = 3  # "touched at least every ttl/3" (design: metadata and stor
 
 @attrs.define(eq=False)
 class Keeper:
-    """Writes what changed and puts the TTL off. While the storage is away the session goes on; the next turn retries."""
+    """Writes what changed and puts the TTL off. While the storage is away the session goes on; the next turn tries."""
 
     _row: Stored
     _state: Callable[[], tuple[tuple[BackendRecord, ...], Bindings]]  # what the row should say

@@ -114,7 +114,8 @@ class DefaultSession(trio.abc.AsyncResource):
         self._routing = build_routing((), settings.conflict_resolution, bindings=row.bindings)
 
     def __repr__(self) -> str:
-        return f"<{session_tag(self.id)} {self.state.value}, {len(self._membership.members)} backends, {self.in_flight} in flight>"
+        backends = len(self._membership.members)
+        return f"<{session_tag(self.id)} {self.state.value}, {backends} backends, {self.in_flight} in flight>"
 
     # --- what it is
 

@@ -6,6 +6,7 @@ Everything below `httpx.AsyncBaseTransport` is somebody else's; everything above
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TypeAlias
@@ -332,7 +333,10 @@ def _kind(exc: BaseException) -> str:
     """The operating system's word for it where there is one, else the kind of error."""
     cause: BaseException | None = exc
     while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
+        if isinstance(cause, BaseExceptionGroup):  # an attempt for each address: the first stands for all
+            cause = cause.exceptions[0]
+        if isinstance(cause, OSError) and cause.errno:
+            # Not `strerror`, in which Trio names the address, too; but of a resolver's own codes `os` knows nothing.
+            return os.strerror(cause.errno) if cause.errno > 0 else cause.strerror
         cause = cause.__cause__ or cause.__context__
     return type(exc).__name__
