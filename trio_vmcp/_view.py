@@ -212,8 +212,7 @@ def duration(seconds: float) -> str:
 def summary(report: SessionReport) -> str:
     count = len(report.backends)
     connected = sum(backend.status.state == "connected" for backend in report.backends)
-    how_many = f"all {count}" if connected == count else f"{connected} of {count}"
-    return f"{how_many} backends connected in {duration(report.opened_in)}"
+    return f"{connected} of {count} backends connected in {duration(report.opened_in)}"
 
 
 def missing_text(status: BackendStatus) -> str:
