@@ -337,6 +337,6 @@ def _kind(exc: BaseException) -> str:
             cause = cause.exceptions[0]
         if isinstance(cause, OSError) and cause.errno:
             # Not `strerror`, in which Trio names the address, too; but of a resolver's own codes `os` knows nothing.
-            return os.strerror(cause.errno) if cause.errno > 0 else cause.strerror
+            return os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)
         cause = cause.__cause__ or cause.__context__
     return type(exc).__name__
