@@ -209,17 +209,34 @@ async def test_rows_without_an_end(autojump_clock: MockClock) -> None:
 
 
 async def test_the_dead_take_no_room(autojump_clock: MockClock) -> None:
-    """Expired rows and tombstones are dropped along the way: at once none pays for all, and soon all are gone."""
-    storage = LocalStorage(TTL)
+    """Expired rows and tombstones are dropped along the way: no operation pays for all, and soon all are gone.
+
+    A row that lives on does not keep those that are younger.
+    """
+    storage = await storage_with_a_row()
     for number in range(50):
         await storage.create(attrs.evolve(METADATA, session_id=f"row-{number}"))
         await storage.delete(f"tombstone-{number}")
-    await trio.sleep(TTL)
-    await storage.create(METADATA)
+    await trio.sleep(TTL - 1)
+    await storage.touch(ID)
+    await trio.sleep(1)
+    await storage.touch(ID)
     assert 100 - 8 + 1 == len(storage._entries)
     for _ in range(100 // 8):
         await storage.touch(ID)
     assert [ID] == list(storage._entries)
+
+
+async def test_the_dead_are_dead_before_they_are_dropped(autojump_clock: MockClock) -> None:
+    """An expired row or tombstone has no effect while it waits for its turn behind many others."""
+    storage = LocalStorage(TTL)
+    for number in range(50):
+        await storage.delete(f"tombstone-{number}")
+    await storage.create(METADATA)
+    await trio.sleep(TTL)
+    assert not await is_there(storage)
+    await storage.create(attrs.evolve(METADATA, session_id="tombstone-49"))
+    await storage.create(METADATA)
 
 
 @attrs.define
