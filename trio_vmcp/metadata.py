@@ -33,7 +33,7 @@ __all__ = [
 
 # Any change of the fields takes the next number: older readers then refuse the row instead of losing a field.
 SCHEMA_VERSION = 1
-# 100 backends with 1000 tools each take about 4 MiB. Reading a row holds up the loop, so there has to be an end to it.
+# 100 backends with 1000 tools each take about 5 MiB. Reading a row holds up the loop, so there has to be an end to it.
 MAX_METADATA_BYTES = 16 * 1024 * 1024
 
 _ROW = "a stored row of metadata"
