@@ -63,10 +63,10 @@ def starved_for() -> float:
         return 0.0
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """Fail a passing test that took too long, be it computing or sleeping. That the machine was busy is not its fault."""
-    limit: float | None = pyfuncitem.config.getoption("--max-seconds")
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Fail a passing test that took too long, computing or sleeping. That the machine was busy is not its fault."""
+    limit: float | None = item.config.getoption("--max-seconds")
     started = time.perf_counter() - starved_for()
     outcome = yield
     took = time.perf_counter() - starved_for() - started
