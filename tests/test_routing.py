@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from difflib import SequenceMatcher
 from typing import Any
 
 import attrs
@@ -279,15 +281,22 @@ def test_a_misspelt_name_is_told_the_closest_one(wanted: str, closest: tuple[str
 
 
 def test_looking_for_close_names_is_cheap_whatever_the_names() -> None:
-    """A table full of anagrams and an endless name do not hold up the loop."""
-    names = ["".join("ab"[index >> bit & 1] for bit in range(16)) * 4 + str(index) for index in range(30_000)]
+    """A table full of anagrams and an endless name cost less than difflib takes to rate 60 of them."""
+    names = ["".join("ab"[index >> bit & 1] for bit in range(16)) * 4 + str(index) for index in range(12_000)]
     table = RoutingTable(tools=dict.fromkeys(names, Target("a", "x")))
-    best = math.inf
-    for _ in range(3):
+    unknown = "abba" * 50_000
+    unit = _cpu_time(lambda: [SequenceMatcher(None, name[:64], unknown[:64]).ratio() for name in names[-60:]], runs=1)
+    assert _cpu_time(lambda: table.closest("tools", unknown), runs=2) < unit
+
+
+def _cpu_time(work: Callable[[], object], *, runs: int = 3) -> float:
+    """The best run, in s."""
+    times: list[float] = []
+    for _ in range(runs):
         began = time.process_time()
-        assert 3 == len(table.closest("tools", "abba" * 50_000))
-        best = min(best, time.process_time() - began)
-    assert best < 0.2  # about 0.01 s; seconds, were every name rated
+        work()
+        times.append(time.process_time() - began)
+    return min(times)
 
 
 # What users write.
@@ -353,9 +362,5 @@ def test_strategies_and_results_cannot_change() -> None:
 def test_ten_backends_with_a_thousand_tools_each_are_routed_at_once() -> None:
     """A list change rebuilds the whole table; the loop must not notice."""
     offers = [Offer(f"backend{i}", tools=tuple(f"tool_{j}" for j in range(1000))) for i in range(10)]
-    best = math.inf
-    for _ in range(5):
-        began = time.process_time()
-        assert 10_000 == len(build_routing(offers, Prefix()).table.tools)
-        best = min(best, time.process_time() - began)
-    assert best < 0.1  # about 0.012 s; the rest is for slow machines under coverage
+    assert 10_000 == len(build_routing(offers, Prefix()).table.tools)
+    assert _cpu_time(lambda: build_routing(offers, Prefix())) < 0.2  # about 0.012 s; what is squared takes minutes

@@ -313,7 +313,7 @@ def test_many_templates_that_do_not_match_cost_little() -> None:
     ):
         many = [compile_template(template)] * count
         assert first_match(many, uri) is None
-        assert min(_cpu_time(partial(first_match, many), uri) for _ in range(3)) < 0.1  # about 0.01 s
+        assert min(_cpu_time(partial(first_match, many), uri) for _ in range(3)) < 0.2  # about 0.01 s
 
 
 def _cpu_time(function: Callable[[str], object], uri: str) -> float:
