@@ -35,6 +35,7 @@ async def test_a_call_counts_from_admission_to_its_end() -> None:
     with pytest.raises(KeyError):
         await failing_call()
     assert 0 == admission.in_flight
+    assert outbound.get() is None
 
 
 async def test_refusal_is_synchronous() -> None:

@@ -45,9 +45,9 @@ class Keeper:
                     await self._changed.wait()
                 self._changed = trio.Event()
                 try:
-                    await self._save()
                     if trio.current_time() >= touch_at:
-                        await self._row.touch()
+                        await self._row.touch()  # first: it brings back a row that vanished
+                    await self._save()
                 except SessionExists:  # its tombstone
                     logger.warning("%s was terminated elsewhere", session_tag(self._row.metadata.session_id))
                     on_terminated()
@@ -72,5 +72,9 @@ class Keeper:
 
     async def _save(self) -> None:
         if self._unsaved:
-            await self._row.write(*self._state())
-            self._unsaved = False
+            self._unsaved = False  # before the write: what changes meanwhile is in none of it
+            try:
+                await self._row.write(*self._state())
+            except BaseException:
+                self._unsaved = True
+                raise

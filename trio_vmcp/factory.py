@@ -111,6 +111,7 @@ class DefaultSessionFactory:
     ) -> Session:
         configured = _by_id(backends)
         _require_valid(session_id)
+        self._require_open()
         row = await self._load_for(session_id, identity)
         with self._claim(session_id):
             members = {
@@ -151,11 +152,14 @@ class DefaultSessionFactory:
             members = {backend_id: Member(backend_id, backend) for backend_id, backend in configured.items()}
             return await self._run(members, row, identity)
 
+    def _require_open(self) -> None:
+        if self._closing:
+            raise SessionClosed("the session factory is closing or closed and opens no sessions")
+
     @contextmanager
     def _claim(self, session_id: str) -> Iterator[None]:
         """Nobody else opens a session of this id meanwhile. Once it runs, its own end gives the id back."""
-        if self._closing:
-            raise SessionClosed("the session factory is closing or closed and opens no sessions")
+        self._require_open()
         if session_id in self._live:
             raise SessionExists(session_id)
         self._live[session_id] = None
