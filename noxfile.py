@@ -156,17 +156,16 @@ def interop(session: nox.Session) -> None:
         session.error("server-everything needs node (18 or newer) and npm on PATH: install both and run again")
     quiet = ("--silent", "--no-audit", "--no-fund")
     session.run("npm", "install", *quiet, "--prefix", str(homes / "node"), INTEROP_NODE, external=True)
-    env = {"PYTHONSAFEPATH": "1", "INTEROP_HOMES": str(homes)}
-    session.run("python", "-m", "pytest", "--installed-only", "tests/interop", *session.posargs, env=env)
+    # -P, not PYTHONSAFEPATH: the servers are scripts with a module beside them, and inherit the environment.
+    command = ("python", "-P", "-m", "pytest", "--installed-only", "tests/interop")
+    session.run(*command, *session.posargs, env={"INTEROP_HOMES": str(homes)})
 
 
 @nox.session
 def readme(session: nox.Session) -> None:
     """The Python blocks of README.md run."""
     session.install(str(wheel(session)), *group("test"))
-    session.run(
-        "python", "-m", "pytest", "--installed-only", "tests/readme", *session.posargs, env={"PYTHONSAFEPATH": "1"}
-    )
+    session.run("python", "-P", "-m", "pytest", "--installed-only", "tests/readme", *session.posargs)
 
 
 @nox.session
