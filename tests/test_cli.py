@@ -30,7 +30,7 @@ from trio_vmcp.cli import Outcome, main, run_command, until_interrupted
 from trio_vmcp.models import JSON, Backend
 from trio_vmcp.testing import CallContext, Error, Hang, MemoryNetwork, ScriptedBackend, open_memory_network
 
-SECRET = "c4nary-s3cret"
+SECRET, PASSWORD, KEY = "c4nary-s3cret", "c4nary-passw0rd", "c4nary-k3y"
 
 
 @attrs.define(eq=False)
@@ -289,13 +289,13 @@ async def test_a_secret_is_not_shown_even_if_backends_repeat_it(autojump_clock: 
 
     echoes, refuses = ScriptedBackend(name="echoes"), ScriptedBackend(name="refuses")
     echoes.add_tool("headers", echo_headers, description="x" * 50 + f" token {SECRET}")
-    refuses.fail("POST", Error(-32000, f"bad token {SECRET}, key q{SECRET}", status=400))
+    refuses.fail("POST", Error(-32000, f"bad token {SECRET}, {PASSWORD}, {KEY}"))
     async with open_memory_network() as network:
         for server in (echoes, refuses):
             network.attach(f"{server.name}.test", server)
         backends = [
             Backend(id="echoes", url="http://echoes.test/mcp", headers={"Authorization": f"Bearer {SECRET}"}),
-            Backend(id="refuses", url=f"http://user:p{SECRET}@refuses.test/{SECRET}?key=q{SECRET}"),
+            Backend(id="refuses", url=f"http://user:{PASSWORD}@refuses.test/{PASSWORD}?x=1&key={KEY}", era="legacy"),
         ]
         terminal = Terminal(Sanitizer.of(backends))
         outcomes = [
@@ -304,8 +304,9 @@ async def test_a_secret_is_not_shown_even_if_backends_repeat_it(autojump_clock: 
             await call(network, terminal.view, backends[1], "refuses_x", {}),
         ]
     shown = [terminal.both, *(json.dumps(terminal.safe.document(outcome.document)) for outcome in outcomes)]
-    assert any(SECRET in json.dumps(outcome.document) for outcome in outcomes)  # it was there to be blotted out
-    assert [False] * 4 == [SECRET in text for text in shown]
+    for secret in (SECRET, PASSWORD, KEY):
+        assert any(secret in json.dumps(outcome.document) for outcome in outcomes)  # it was there to be blotted out
+        assert [False] * 4 == [secret in text for text in shown]
     assert "'authorization': '[secret]'" in terminal.out.getvalue()
 
 
@@ -392,7 +393,7 @@ async def test_a_terminal_shows_calls_errors_and_conflicts(autojump_clock: MockC
     view = RichView(_terminal(drawn), _terminal(errors))
     servers = [build_time_server(), ScriptedBackend(name="time_now")]
     servers[1].add_tool("x")
-    servers[1].add_tool("y", description="[red]alert[/red] \x1b[31m")
+    servers[1].add_tool("y", description="[red]alert[/red] \x1b[31m " + "long " * 20)
     servers[0].add_tool("now_x")
     async with open_memory_network() as network:
         backends = [Backend(id=server.name, url=network.attach(f"{server.name}.test", server)) for server in servers]
@@ -404,29 +405,31 @@ async def test_a_terminal_shows_calls_errors_and_conflicts(autojump_clock: MockC
     assert "── conflict: tool time_now_x is offered by time, time_now: nobody is advertised" in shown
     assert "\nValueError: no time today\n" in shown
     assert "\nnoon in [b]UTC\n" in shown
-    assert "[red]alert[/red] \\x1b[31m" in shown
+    (alert,) = [line for line in shown.splitlines() if "time_now_y" in line]
+    assert "[red]alert[/red] \\x1b[31m long" in alert
+    assert alert.rstrip().endswith("…")
     assert "trio-vmcp: time_break reported an error\n" in _without_escapes(errors.getvalue())
 
 
 # --- the process
 
 
-async def test_an_interrupt_closes_the_session_in_order(autojump_clock: MockClock) -> None:
-    """Status 130; the call is taken back, and the backend has its goodbye."""
-    server = ScriptedBackend(name="a")
+async def test_an_interrupt_closes_the_session_in_order(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """Status 130; the call is taken back, the backend has its goodbye, and the terminal its cursor."""
+    server, drawn = ScriptedBackend(name="a"), io.StringIO()
     server.add_tool("nap", _nap)
 
     async with open_memory_network() as network:
         backend = Backend(id="a", url=network.attach("a.test", server))
 
         async def call_and_interrupt() -> Outcome:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_interrupt_after, 1.0)
-                return await call(network, Terminal().view, backend, "a_nap", {})
+            nursery.start_soon(_interrupt_after, 1.0)
+            return await call(network, RichView(_terminal(drawn), _terminal(drawn)), backend, "a_nap", {})
 
         outcome = await until_interrupted(call_and_interrupt)
         assert (130, {}) == (outcome.status, server.sessions)
     assert ["a-session-1"] == server.deleted_sessions
+    assert drawn.getvalue().rindex("\x1b[?25h") > drawn.getvalue().rindex("\x1b[?25l")
 
 
 async def _interrupt_after(seconds: float) -> None:
@@ -505,7 +508,7 @@ def test_a_file_that_cannot_be_read_is_status_2(tmp_path: Path, capsys: pytest.C
         ([], "COMMAND"),
         (["check"], "--config"),
         (["call", "a", "[1", "--config", "x"], "argument JSON: not JSON: Expecting ',' delimiter at 1:3"),
-        (["call", "a", "[1]", "--config", "x"], "argument JSON: not a JSON object"),
+        (["call", "a", "[1]", "--config", "x"], "argument JSON: not a JSON object, such as {}"),
         (["call", "a", '{"a": NaN}', "--config", "x"], "argument JSON: not JSON that can be sent"),
         (["call", "a", "[" * 100_000, "--config", "x"], "argument JSON: not JSON that can be sent"),
         (["check", "--config", "x", "--timeout", "0"], "argument --timeout: '0' is not a number of seconds above 0"),

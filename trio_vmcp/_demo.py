@@ -56,8 +56,9 @@ async def run_demo(
     for backend_id, about in INTRODUCTION:
         view.line(f"{backend_id}: {about}")
     view.heading("One session opens over all of them, in parallel")
+    open_backends = open_backends or _open_on_loopback
     async with (
-        (open_backends or _open_on_loopback)() as backends,
+        open_backends() as backends,
         open_watched_session(backends, SETTINGS, view, transport=transport) as (session, report),
     ):
         view.session(report)

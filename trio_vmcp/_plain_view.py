@@ -121,4 +121,4 @@ def _call_text(call: CallStatus) -> str:
         case "error":
             return f"reported an error after {duration(call.elapsed)}"
         case "failed":
-            return f"failed after {duration(call.elapsed)}: {call.note}"
+            return f"failed after {duration(call.elapsed)}"

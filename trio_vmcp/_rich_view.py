@@ -51,9 +51,8 @@ class RichView:
     _live: Live | None = attrs.field(default=None, init=False)
     _spinner: Spinner = attrs.field(init=False)  # one, so that all turn together
 
-    @_spinner.default
-    def _spinner_of_the_console(self) -> Spinner:
-        return Spinner("line" if self.console.options.ascii_only else "dots")
+    def __attrs_post_init__(self) -> None:
+        self._spinner = Spinner("line" if self.console.options.ascii_only else "dots")
 
     def show_backends(self, statuses: Sequence[BackendStatus]) -> None:
         rows = Table.grid(padding=(0, 1))
@@ -79,13 +78,13 @@ class RichView:
         rows.add_column(overflow="ellipsis", no_wrap=True)
         for call in calls:
             mark = self._spinner if call.state == "running" else self._mark(good=call.state == "done")
-            note = progress_text(call) if call.state != "done" else ""
+            note = {"running": progress_text(call), "done": "", "error": "reported an error", "failed": "failed"}
             rows.add_row(
                 mark,
                 Text(self.safe.line(call.label)),
                 _bar(call),
                 Text(duration(call.elapsed), QUIET),
-                Text(self.safe.line(note), BAD if call.state in ("error", "failed") else QUIET),
+                Text(self.safe.line(note[call.state]), BAD if call.state in ("error", "failed") else QUIET),
             )
         self._draw(rows)
 

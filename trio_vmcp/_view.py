@@ -119,7 +119,7 @@ class SessionReport:
 
     def document(self) -> JSON:
         return {
-            "complete": self.complete,
+            "ok": self.complete,
             "opened_in": round(self.opened_in, 6),
             "backends": [backend.document() for backend in self.backends],
             "conflicts": [attrs.asdict(conflict) for conflict in self.conflicts],
@@ -205,6 +205,7 @@ def _origin(url: str) -> str:
 
 # --- as text
 
+
 def duration(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 0.9995 else f"{seconds:.1f} s"
 
@@ -278,9 +279,7 @@ def _item_text(item: object) -> str:
 
 # C0 and C1 (escape sequences), line separators, marks that reorder text ("Trojan Source"), and half surrogates, which
 # no output can encode.
-_UNSAFE: Final = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+_UNSAFE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _SHORTEST_SECRET: Final = 6  # shorter ones would blot out ordinary words, and are no secrets
 _PLAIN_HEADERS: Final = frozenset({"accept", "accept-encoding", "accept-language", "content-type", "user-agent"})
 

@@ -102,23 +102,19 @@ class WatchedCall:
     """One tool call. It raises nothing of ours: afterwards it has a `result` or an `error`.
 
     Attributes:
-        label: What tells it from the others; the tool's name, if nothing else.
+        label: What tells it from the others, if the tool's name does not.
         at_work: Set when the backend first says how far it is, and at the latest when the call is over.
     """
 
     tool: str
     arguments: JSON
-    label: str = attrs.field()
+    label: str = ""
     at_work: trio.Event = attrs.field(factory=trio.Event, init=False)
     result: ToolResult | None = attrs.field(default=None, init=False)
     error: VmcpError | None = attrs.field(default=None, init=False)
     _began_at: float | None = attrs.field(default=None, init=False)
     _ended_at: float | None = attrs.field(default=None, init=False)
     _progress: tuple[float | None, float | None, str] = attrs.field(default=(None, None, ""), init=False)
-
-    @label.default
-    def _label_of_the_tool(self) -> str:
-        return self.tool
 
     @property
     def elapsed(self) -> float:
@@ -135,7 +131,7 @@ class WatchedCall:
             state, message = "failed", str(self.error)
         elif self.result is not None:
             state = "error" if self.result.is_error else "done"
-        return CallStatus(self.label, state, self.elapsed, progress, total, message)
+        return CallStatus(self.label or self.tool, state, self.elapsed, progress, total, message)
 
     async def run(self, session: Session, timeout: float | None = None) -> None:
         self._began_at = trio.current_time()

@@ -127,7 +127,7 @@ async def _check(
 ) -> Outcome:
     async with open_watched_session(backends, _settings(timeout), view, transport=transport) as (_, report):
         view.session(report)
-    return Outcome(OK if report.complete else FAILED, {"ok": report.complete, **report.document()})
+    return Outcome(OK if report.complete else FAILED, report.document())
 
 
 async def _call(
@@ -214,7 +214,7 @@ def _json_object(text: str) -> JSON:
     except (ValueError, RecursionError):
         raise argparse.ArgumentTypeError("not JSON that can be sent") from None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError("not a JSON object such as '{\"city\": \"Oslo\"}'")
+        raise argparse.ArgumentTypeError("not a JSON object, such as {}")
     return value
 
 
