@@ -26,6 +26,7 @@ from trio_vmcp import (
     SessionFactory,
     SessionMetadata,
     SessionNotFound,
+    SessionState,
     Storage,
     open_session_factory,
 )
@@ -52,6 +53,11 @@ def slow_backend(seconds: float = 60, era: str = "legacy", answers: str = "json"
     backend = echo_backend(era, answers)
     backend.add_tool("slow", slow)
     return backend
+
+
+def state_of(session: Session) -> SessionState:
+    """As a function, since a type checker takes a property that was looked at for what it then was."""
+    return session.state
 
 
 def library_tasks() -> list[str]:
@@ -230,7 +236,9 @@ async def open_world(
         await transport.aclose()
         await wait_all_tasks_blocked()
         assert 0 == network.open_connections
-        assert {} == {name: backend.open_connections for name, backend in backends.items() if backend.open_connections}
+        # A legacy backend works on what nobody told it to stop, and holds the connection for as long.
+        held = {name: backend.open_connections for name, backend in backends.items() if not backend.in_flight}
+        assert dict.fromkeys(held, 0) == held
 
 
 async def assert_nothing_left(world: World) -> None:

@@ -100,7 +100,7 @@ class Membership:
         async with trio.open_nursery() as goodbyes:
             for member in self.members.values():
                 if member.client is not None:
-                    goodbyes.start_soon(self._let_go, member, member.client)
+                    goodbyes.start_soon(self._part, member, member.client)
 
     async def _serve(self, member: Member, backend: Backend, slots: trio.CapacityLimiter) -> None:
         """One backend's task: connect, then hold the nursery that its client's services run in."""
@@ -176,12 +176,16 @@ class Membership:
         )
 
     async def _let_go(self, member: Member, client: BackendClient) -> None:
+        """Close one connection apart from the others: outside of a close nobody else bounds that."""
+        with trio.move_on_after(self._settings.teardown_timeout, shield=True):
+            await self._part(member, client)
+
+    async def _part(self, member: Member, client: BackendClient) -> None:
         """Close one connection. Its backend session ends too, unless it is in the row and may be restored."""
         stored = self._row.record(member.backend_id)
         kept = stored is not None and stored.session_id == client.record.session_id
         try:
-            with trio.move_on_after(self._settings.teardown_timeout, shield=True):
-                await client.aclose(terminate=self._terminating or not kept)
+            await client.aclose(terminate=self._terminating or not kept)
         except* Exception as crash:  # noqa: BLE001  # a close raises for no backend
             logger.warning(
                 "%s: backend %r: goodbye failed: %s",

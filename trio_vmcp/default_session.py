@@ -289,17 +289,18 @@ class DefaultSession(trio.abc.AsyncResource):
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout={timeout!r} is not 0 s or more")
         async with self._admission.admit():
-            self._last_call_at = trio.current_time()
             self._check_caller(caller)
-            target, params = route()
-            member = self._membership.members[target.backend_id]
-            forwarded = _forwarded_meta(meta)
-            if forwarded:
-                params["_meta"] = forwarded
-            raw = await member.live_client().request(
-                method, params, identity=caller, timeout=self._timeout(member, timeout), on_progress=on_progress
-            )
-            self._last_call_at = trio.current_time()
+            try:
+                target, params = route()
+                member = self._membership.members[target.backend_id]
+                forwarded = _forwarded_meta(meta)
+                if forwarded:
+                    params["_meta"] = forwarded
+                raw = await member.live_client().request(
+                    method, params, identity=caller, timeout=self._timeout(member, timeout), on_progress=on_progress
+                )
+            finally:  # however it ends; but a stranger's call keeps no session alive
+                self._last_call_at = trio.current_time()
         if array_field is not None and not isinstance(raw.get(array_field, []), list):
             raise BackendProtocolError(
                 target.backend_id, f"answered {method!r} without an array {array_field!r}", may_have_executed=True
