@@ -6,11 +6,15 @@ time which request it was waiting for. So the caller leaves a note in its contex
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 import attrs
 
-__all__ = ["Outbound", "begin_request", "note_written", "outbound"]
+from trio_vmcp.errors import BackendError
+
+__all__ = ["Outbound", "begin_request", "note_written", "outbound", "preparing"]
 
 
 @attrs.define(eq=False)
@@ -44,3 +48,17 @@ def note_written(written: bool) -> None:
     note = outbound.get()
     if note is not None:
         note.written = written
+
+
+@contextmanager
+def preparing(method: str) -> Iterator[None]:
+    """Around the requests that one of this method, which provably did not run, has to wait for before it is sent again:
+    whatever becomes of them, it has not run.
+    """
+    try:
+        yield
+    except BackendError as error:
+        error.may_have_executed = False
+        raise
+    finally:
+        begin_request(method)

@@ -54,18 +54,23 @@ class StreamableClient(abc.ABC):
         if on_progress is not None:
             params = params | {"_meta": params.get("_meta", {}) | {"progressToken": message_id}}
 
+        in_callback = False
+
         async def on_other(message: Request | Notification) -> None:
+            nonlocal in_callback
+            in_callback = True
             await self._on_other(message, message_id, identity, on_progress)
+            in_callback = False
 
         try:
             # Not fail_after: a TooSlowError of the caller's callback must not pass for this deadline.
             with trio.move_on_after(timeout):
                 await trio.lowlevel.checkpoint_if_cancelled()  # a timeout of 0 sends nothing
                 return await self._exchange(message_id, method, params, identity, on_other)
-        except BackendError:
-            raise
-        except BaseException:  # the caller was cancelled, or its callback raised
-            if note.written:
+        except BaseException as error:
+            # An error of the backend's own is the end of the request. Else the caller was cancelled, or its callback
+            # raised, which may be some other backend's error.
+            if note.written and (in_callback or not isinstance(error, BackendError)):
                 self._give_up(message_id, identity, "the caller gave up")
             raise
         if note.written:

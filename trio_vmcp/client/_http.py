@@ -6,9 +6,11 @@ Everything below `httpx.AsyncBaseTransport` is somebody else's; everything above
 from __future__ import annotations
 
 import base64
+import logging
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from typing import TypeAlias
 from urllib.parse import unquote
 
@@ -32,10 +34,13 @@ from trio_vmcp.models import Backend
 
 __all__ = ["Headers", "HttpLink", "Reply"]
 
+logger = logging.getLogger("trio_vmcp.client")
+
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 MOST_REDIRECTS = 3
 _REDIRECTS = (307, 308)  # the two that keep method and body
+_SEE_OTHER = 303  # after the request was acted on
 _CLOSE_TIMEOUT = 1.0  # s, to let go of one response
 _CHUNKS_AFTER_STOP = 64  # that a transport may still have buffered when it is told to stop
 # Headers that are ours to say: a user's value would break the protocol or the connection.
@@ -81,30 +86,30 @@ class Reply:
     backend_id: str
     status: int
     body: RequestBody
-    _response: httpx.Response = attrs.field(alias="response", repr=False)
+    response: httpx.Response = attrs.field(repr=False)
     _chunks: AsyncIterator[bytes] = attrs.field(init=False, repr=False)
     _ended: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        stream = self._response.stream
+        stream = self.response.stream
         assert isinstance(stream, httpx.AsyncByteStream)
         self._chunks = stream.__aiter__()
 
     def header(self, name: str) -> str | None:
         """One header's value, the values of repeated ones joined; None: absent."""
-        value: str | None = self._response.headers.get(name)
+        value: str | None = self.response.headers.get(name)
         return value
 
     def header_values(self, name: str) -> list[str]:
-        return self._response.headers.get_list(name)
+        return self.response.headers.get_list(name)
 
     @property
     def media_type(self) -> str:
-        return parse_media_type(self._response.headers.get("content-type"))
+        return parse_media_type(self.response.headers.get("content-type"))
 
     def refuse_encoding(self) -> None:
         """Compressed bytes are refused, not inflated: 1 KiB can become 1 GiB, and we asked for identity."""
-        encoding = self._response.headers.get("content-encoding", "identity").strip().lower()
+        encoding = self.response.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
             raise self.protocol_error("answered with a Content-Encoding although identity was asked for")
 
@@ -146,7 +151,10 @@ class Reply:
         with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
             if not self._ended:
                 await self._stop()
-            await self._response.aclose()
+            try:
+                await self.response.aclose()
+            except Exception as exc:  # noqa: BLE001  # a transport of the user's may raise anything
+                logger.debug("backend %r: letting go of a response failed: %s", self.backend_id, type(exc).__name__)
 
     async def _stop(self) -> None:
         # The body comes out of nested async generators that are not ours. Dropping them half-way warns at garbage
@@ -166,6 +174,18 @@ class Reply:
 
 
 @attrs.define(eq=False)
+class _Slot:
+    """One under the connection limit. What a progress callback asks for shares its task's slot, of whatever backend:
+    with a slot of its own it could wait for itself.
+    """
+
+    held: bool = True
+
+
+_slot: ContextVar[_Slot | None] = ContextVar("trio_vmcp_slot", default=None)
+
+
+@attrs.define(eq=False)
 class HttpLink:
     """One session's way to one backend."""
 
@@ -173,6 +193,7 @@ class HttpLink:
     transport: httpx.AsyncBaseTransport
     _auth: OutgoingAuth | None = attrs.field(alias="auth", repr=False)
     _slots: trio.CapacityLimiter = attrs.field(alias="slots", repr=False)
+    _max_message_bytes: int = attrs.field(alias="max_message_bytes")
     _owns_transport: bool = attrs.field(alias="owns_transport")
     _url: httpx.URL = attrs.field(init=False, repr=False)
     _constant: Headers = attrs.field(init=False, repr=False)
@@ -189,29 +210,45 @@ class HttpLink:
 
     @asynccontextmanager
     async def exchange(
-        self, verb: str, headers: Headers, data: bytes = b"", *, identity: Identity | None
+        self, verb: str, headers: Headers, data: bytes = b"", *, identity: Identity | None, limited: bool = True
     ) -> AsyncIterator[Reply]:
         """Send one request and hold its response open.
+
+        Args:
+            limited: Counts under the connection limit. A notification must not queue behind the calls that it is about.
 
         Raises:
             BackendUnavailable: No connection, or it broke.
             BackendProtocolError: What came back is not HTTP, or redirects elsewhere.
             BackendUnauthorized: `auth` has no credentials to give.
         """
-        slot = object()  # a token of the limiter belongs to a task; a callback may make another request in the same one
+        async with self._under_limit(limited):
+            body = RequestBody(data)
+            try:
+                reply = await self._follow(verb, headers, body, identity)
+                try:
+                    yield reply
+                finally:
+                    await reply.aclose()
+            finally:
+                note_written(body.written)
+
+    @asynccontextmanager
+    async def _under_limit(self, limited: bool) -> AsyncIterator[None]:
+        outer = _slot.get()
+        if not limited or (outer is not None and outer.held):
+            yield
+            return
+        slot = _Slot()
         try:
             self._slots.acquire_on_behalf_of_nowait(slot)
         except trio.WouldBlock:
             await self._slots.acquire_on_behalf_of(slot)
-        body = RequestBody(data)
+        _slot.set(slot)
         try:
-            reply = await self._follow(verb, headers, body, identity)
-            try:
-                yield reply
-            finally:
-                await reply.aclose()
+            yield
         finally:
-            note_written(body.written)
+            slot.held = False  # whoever inherited this context queues again
             self._slots.release_on_behalf_of(slot)
 
     async def aclose(self) -> None:
@@ -227,11 +264,10 @@ class HttpLink:
                 headers=[*self._constant, *headers, (b"Content-Length", b"%d" % len(body.data))],
                 stream=body,
             )
-            response = await self._authenticated(request, body, identity)
-            reply = Reply(self.backend.id, response.status_code, body, response)
+            reply = await self._authenticated(request, body, identity)
             if not 300 <= reply.status < 400:
                 return reply
-            body.written = False  # "307/308": the request was not acted on here
+            body.written = reply.status == _SEE_OTHER  # the others: it was not acted on here
             url = await self._redirected(url, reply)
         raise BackendProtocolError(self.backend.id, f"redirects more than {MOST_REDIRECTS} times")
 
@@ -244,6 +280,7 @@ class HttpLink:
                 f"answered with HTTP {reply.status}, which is not followed",
                 code=reply.status,
                 message="redirect",
+                may_have_executed=reply.body.written,
             )
         try:
             target = url.join(location)
@@ -254,35 +291,53 @@ class HttpLink:
             raise reply.protocol_error(f"redirects (HTTP {reply.status}) to another origin, which is not followed")
         return target.copy_with(userinfo=b"", fragment=None)
 
-    async def _authenticated(
-        self, request: httpx.Request, body: RequestBody, identity: Identity | None
-    ) -> httpx.Response:
+    async def _authenticated(self, request: httpx.Request, body: RequestBody, identity: Identity | None) -> Reply:
         """Send with the credentials of `identity`. Source of the loop: httpx, `Auth.async_auth_flow`."""
         auth = self._credentials(identity)
         if auth is None:
             return await self._send(request, body)
+        target = (request.method, request.url)
+        with self._credential_errors():
+            flow = auth.async_auth_flow(request)
         if auth.requires_request_body:
-            await request.aread()
-        flow = auth.async_auth_flow(request)
+            await request.aread()  # replaces the stream: from here on it is sent as a copy
+            body.written = False
         try:
-            with self._credential_errors():
-                wanted = await anext(flow)
+            try:
+                with self._credential_errors():
+                    wanted = await anext(flow)
+            except StopAsyncIteration:
+                raise BackendUnauthorized(self.backend.id, "cannot be asked: its credentials sent nothing") from None
             while True:
-                response = await self._send(wanted, body)
+                ours = wanted.stream is body or (wanted.method, wanted.url) == target
+                if ours and wanted.stream is not body:
+                    body.written = True  # a copy, signed perhaps: nobody sees when it leaves
+                reply = await self._send(wanted, body)
                 try:
-                    if auth.requires_response_body:
-                        with _translated(self.backend.id, body):
-                            await response.aread()
+                    if auth.requires_response_body and not (ours and reply.response.is_success):
+                        reply = await self._whole(reply)
+                    shown = reply.response
+                    if auth.requires_response_body and not shown.is_closed:
+                        # The answer itself, which may be a stream, is not read ahead: the flow sees its head.
+                        shown = httpx.Response(reply.status, headers=shown.headers, request=wanted)
                     with self._credential_errors():
-                        wanted = await flow.asend(response)
+                        wanted = await flow.asend(shown)
                 except StopAsyncIteration:
-                    return response
+                    return reply
                 except BaseException:
-                    await Reply(self.backend.id, response.status_code, body, response).aclose()
+                    await reply.aclose()
                     raise
-                await Reply(self.backend.id, response.status_code, body, response).aclose()
+                await reply.aclose()
         finally:
             await flow.aclose()
+
+    async def _whole(self, reply: Reply) -> Reply:
+        """The same with its body. Not `aread`, which inflates what is compressed and knows no limit."""
+        data = await reply.read(self._max_message_bytes)
+        await reply.aclose()
+        head = reply.response
+        response = httpx.Response(reply.status, headers=head.headers, content=data, request=head.request)
+        return Reply(self.backend.id, reply.status, reply.body, response)
 
     def _credentials(self, identity: Identity | None) -> httpx.Auth | None:
         if self._auth is None:
@@ -301,9 +356,11 @@ class HttpLink:
                 self.backend.id, f"cannot be asked: its credentials failed: {type(exc).__name__}"
             ) from exc
 
-    async def _send(self, request: httpx.Request, body: RequestBody) -> httpx.Response:
+    async def _send(self, request: httpx.Request, body: RequestBody) -> Reply:
         with _translated(self.backend.id, body):
-            return await self.transport.handle_async_request(request)
+            response = await self.transport.handle_async_request(request)
+        response.request = request  # an Auth may look at it
+        return Reply(self.backend.id, response.status_code, body, response)
 
 
 @contextmanager

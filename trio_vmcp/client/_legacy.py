@@ -8,11 +8,11 @@ import attrs
 import trio
 
 from trio_vmcp._nursery import start_clean
-from trio_vmcp._outbound import begin_request, note_written
+from trio_vmcp._outbound import begin_request, note_written, preparing
 from trio_vmcp.client._client import CLIENT_INFO, StreamableClient
 from trio_vmcp.client._era import LEGACY_VERSIONS
 from trio_vmcp.client._headers import check_session_id
-from trio_vmcp.client._http import Headers
+from trio_vmcp.client._http import Headers, Reply
 from trio_vmcp.client._jsonrpc import (
     ErrorReply,
     Request,
@@ -81,13 +81,15 @@ class LegacyClient(StreamableClient):
         message_id = next(self._ids)
         params = {"protocolVersion": LEGACY_VERSIONS[0], "capabilities": {}, "clientInfo": CLIENT_INFO}
         data = encode_request(message_id, "initialize", params)
-        answer = await self._http.ask(message_id, data, [], identity=identity, on_other=ignore_other)
+        answer = await self._http.ask(
+            message_id, data, [], identity=identity, on_other=ignore_other, on_head=self._note_id
+        )
         if isinstance(answer.outcome, Interrupted):
             raise BackendUnavailable(backend_id, "closed the stream before it answered 'initialize'")
         if not isinstance(answer.outcome, Result):
+            self.record = attrs.evolve(self.record, session_id=None)
             raise InitializeRefused(answer.outcome, answer.status)
         result = answer.outcome.result
-        # First of all the id, so that whatever goes wrong from here on, the backend's session gets its DELETE.
         self.record = attrs.evolve(self.record, session_id=self._assigned_id(answer))
         version = result.get("protocolVersion")
         if version not in LEGACY_VERSIONS:
@@ -101,6 +103,12 @@ class LegacyClient(StreamableClient):
         # Awaited: two POSTs have no order, and some servers refuse a request that overtakes this. Any answer will do.
         initialized = encode_notification("notifications/initialized", None)
         await self._http.tell(initialized, self._headers(), identity=identity)
+
+    def _note_id(self, reply: Reply) -> None:
+        """As soon as there is a head: whatever goes wrong from here on, the backend's session gets its DELETE."""
+        ids = reply.header_values("mcp-session-id")
+        if 200 <= reply.status < 300 and len(ids) == 1 and check_session_id(ids[0]):
+            self.record = attrs.evolve(self.record, session_id=ids[0])
 
     def _assigned_id(self, answer: Answer) -> str | None:
         """The id in the head of a successful InitializeResult: the only response that it is taken from."""
@@ -145,7 +153,8 @@ class LegacyClient(StreamableClient):
         if self._unproven and answer.status in (400, 404):
             # The stored session is gone, and the request with it: "start a new session by sending a new
             # InitializeRequest".
-            await self._initialize_again(identity)
+            with preparing(method):
+                await self._initialize_again(identity)
             answer = await self._http.ask(message_id, data, self._headers(), identity=identity, on_other=on_other)
         self._unproven = False
         if isinstance(answer.outcome, Interrupted):
@@ -160,12 +169,10 @@ class LegacyClient(StreamableClient):
         raise refusal(self._http.backend_id, method, outcome)
 
     async def _initialize_again(self, identity: Identity | None) -> None:
-        note = begin_request("initialize")
         try:
             await self.initialize(identity)
         except InitializeRefused as refused:
             raise refusal(self._http.backend_id, "initialize", refused.outcome) from None
-        note.written = False
 
     async def _resumed(
         self, broken: Interrupted, message_id: int, method: str, identity: Identity | None, on_other: OnOther
@@ -175,12 +182,9 @@ class LegacyClient(StreamableClient):
         while last_event_id is not None and fruitless < MOST_RESUMPTIONS:
             await trio.sleep(RETRY if retry is None else min(max(retry, LEAST_RETRY), MOST_RETRY))
             fruitless += 1
-            try:
-                answer = await self._http.resume(
-                    message_id, last_event_id, self._headers(), identity=identity, on_other=on_other
-                )
-            except BackendUnavailable:
-                continue
+            answer = await self._http.resume(
+                message_id, last_event_id, self._headers(), identity=identity, on_other=on_other
+            )
             if not isinstance(answer.outcome, Interrupted):
                 if 200 <= answer.status < 300:
                     return answer
@@ -198,9 +202,11 @@ class LegacyClient(StreamableClient):
         self._start_notice(notice, identity)
 
     def _on_request(self, message: Request, identity: Identity | None) -> None:
+        if self._notices >= MOST_ANSWERS:
+            return
         if message.method == "ping":
             self._start_notice(encode_result(message.id, {}), identity)
-        elif self._notices < MOST_ANSWERS:
+        else:
             refused = encode_error(message.id, METHOD_NOT_FOUND, "this client offers no such capability")
             self._start_notice(refused, identity)
 
@@ -216,6 +222,7 @@ class LegacyClient(StreamableClient):
                 await self._http.tell(data, self._headers(), identity=identity)
             except BackendError as error:
                 logger.debug("%s, on a message that nobody waits for", error)
-        self._notices -= 1
-        if self._closing and not self._notices:
-            self._quiet.set()
+            finally:
+                self._notices -= 1
+                if self._closing and not self._notices:
+                    self._quiet.set()

@@ -8,7 +8,7 @@ import logging
 
 import attrs
 
-from trio_vmcp._outbound import begin_request, note_written
+from trio_vmcp._outbound import begin_request, note_written, preparing
 from trio_vmcp.client._client import CLIENT_INFO, StreamableClient
 from trio_vmcp.client._era import HEADER_MISMATCH, MODERN_VERSION
 from trio_vmcp.client._headers import BadParamHeader, ParamHeaders, encode_header_value, param_headers
@@ -43,7 +43,7 @@ class ModernClient(StreamableClient):
     async def discover(self, identity: Identity | None) -> Answer:
         """`server/discover`, whatever the answer; `adopt` takes a good one."""
         begin_request("server/discover")
-        return await self._send(next(self._ids), "server/discover", {}, [], identity, ignore_other)
+        return await self._send(next(self._ids), "server/discover", {}, identity, ignore_other)
 
     def adopt(self, result: JSON) -> None:
         """Take over what the server declared.
@@ -64,13 +64,12 @@ class ModernClient(StreamableClient):
     async def _exchange(
         self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
     ) -> JSON:
-        answer = await self._send(message_id, method, params, self._mirrored(method, params), identity, on_other)
+        answer = await self._send(message_id, method, params, identity, on_other)
         if method == "tools/call" and getattr(answer.outcome, "code", None) == HEADER_MISMATCH:
             # Our copy of the schema is old. "Refetch and retry once": the error proves that the call did not run.
-            await self._list_tools_again(identity)
-            begin_request(method)
-            again = next(self._ids)
-            answer = await self._send(again, method, params, self._mirrored(method, params), identity, on_other)
+            with preparing(method):
+                await self._list_tools_again(identity)
+            answer = await self._send(next(self._ids), method, params, identity, on_other)
         outcome = answer.outcome
         if isinstance(outcome, Interrupted):
             raise BackendUnavailable(
@@ -89,13 +88,13 @@ class ModernClient(StreamableClient):
         return self._with_usable_tools(outcome.result) if method == "tools/list" else outcome.result
 
     async def _send(
-        self, message_id: int, method: str, params: JSON, headers: Headers, identity: Identity | None, on_other: OnOther
+        self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
     ) -> Answer:
         data = encode_request(message_id, method, params | {"_meta": params.get("_meta", {}) | _RESERVED})
         headers = [
             (b"MCP-Protocol-Version", MODERN_VERSION.encode()),
             (b"Mcp-Method", method.encode()),
-            *headers,
+            *self._mirrored(method, params),  # after the encoding, which refuses what is no text
         ]
         return await self._http.ask(message_id, data, headers, identity=identity, on_other=on_other)
 

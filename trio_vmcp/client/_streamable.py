@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import TypeAlias
 
 import attrs
 import trio
 
+from trio_vmcp._outbound import note_written
 from trio_vmcp.client._http import Headers, HttpLink, Reply
 from trio_vmcp.client._jsonrpc import (
     BadMessage,
@@ -25,7 +27,7 @@ from trio_vmcp.client._jsonrpc import (
     same_id,
 )
 from trio_vmcp.client._sse import SseDecoder, SseLimit
-from trio_vmcp.errors import BackendError, BackendRejected, BackendUnauthorized, MessageTooLarge
+from trio_vmcp.errors import BackendError, BackendRejected, BackendUnauthorized, BackendUnavailable, MessageTooLarge
 from trio_vmcp.identity import Identity
 
 __all__ = ["Answer", "HttpRefusal", "Interrupted", "OnOther", "Outcome", "StreamableHttp", "ignore_other", "refusal"]
@@ -90,7 +92,14 @@ class StreamableHttp:
         return self.link.backend.id
 
     async def ask(
-        self, message_id: int, data: bytes, headers: Headers, *, identity: Identity | None, on_other: OnOther
+        self,
+        message_id: int,
+        data: bytes,
+        headers: Headers,
+        *,
+        identity: Identity | None,
+        on_other: OnOther,
+        on_head: Callable[[Reply], None] = lambda reply: None,
     ) -> Answer:
         """POST a request and wait for its answer.
 
@@ -98,6 +107,7 @@ class StreamableHttp:
             BackendError: There is none, and there will be none.
         """
         async with self.link.exchange("POST", [*headers, *_POST_HEADERS], data, identity=identity) as reply:
+            on_head(reply)
             return await self._answer(reply, message_id, on_other)
 
     async def resume(
@@ -105,28 +115,42 @@ class StreamableHttp:
     ) -> Answer:
         """Go on with an interrupted stream. "Resumption is always via HTTP GET" (2025-11-25, transports)."""
         headers = [*headers, (b"Accept", b"text/event-stream"), (b"Last-Event-ID", last_event_id.encode())]
-        async with self.link.exchange("GET", headers, identity=identity) as reply:
-            reply.body.written = True  # the request that this is about was
-            return await self._answer(reply, message_id, on_other)
+        try:
+            async with AsyncExitStack() as stack:
+                try:
+                    reply = await stack.enter_async_context(self.link.exchange("GET", headers, identity=identity))
+                except BackendUnavailable:  # as if the stream had ended once more
+                    return Answer(Interrupted(last_event_id, None), 0, ())
+                except BackendError as error:
+                    error.may_have_executed = True
+                    raise
+                reply.body.written = True
+                return await self._answer(reply, message_id, on_other, last_event_id)
+        finally:
+            note_written(True)  # whatever became of this GET: the request that it is about was
 
     async def tell(self, data: bytes, headers: Headers, *, identity: Identity | None) -> int:
         """POST what has no answer: a notification, or our answer to a backend's request. Returns the HTTP status."""
-        async with self.link.exchange("POST", [*headers, *_POST_HEADERS], data, identity=identity) as reply:
+        async with self.link.exchange(
+            "POST", [*headers, *_POST_HEADERS], data, identity=identity, limited=False
+        ) as reply:
             await self._drain(reply)
             return reply.status
 
     async def delete(self, headers: Headers, *, identity: Identity | None) -> int:
         """End the backend's session. Returns the HTTP status."""
-        async with self.link.exchange("DELETE", headers, identity=identity) as reply:
+        async with self.link.exchange("DELETE", headers, identity=identity, limited=False) as reply:
             await self._drain(reply)
             return reply.status
 
-    async def _answer(self, reply: Reply, message_id: int, on_other: OnOther) -> Answer:
+    async def _answer(
+        self, reply: Reply, message_id: int, on_other: OnOther, last_event_id: str | None = None
+    ) -> Answer:
         session_ids = tuple(reply.header_values("mcp-session-id"))
-        outcome = await self._outcome(reply, message_id, on_other)
+        outcome = await self._outcome(reply, message_id, on_other, last_event_id)
         return Answer(outcome, reply.status, session_ids)
 
-    async def _outcome(self, reply: Reply, message_id: int, on_other: OnOther) -> Outcome:
+    async def _outcome(self, reply: Reply, message_id: int, on_other: OnOther, last_event_id: str | None) -> Outcome:
         if not 200 <= reply.status < 300:
             return await self._refused(reply, message_id)
         match reply.media_type:
@@ -135,15 +159,18 @@ class StreamableHttp:
                 return self._matching(self._parse(data, reply), message_id, reply)
             case "text/event-stream":
                 reply.refuse_encoding()
-                return await self._streamed(reply, message_id, on_other)
+                return await self._streamed(reply, message_id, on_other, last_event_id)
             case other:
                 kind = repr(other[:MOST_QUOTED]) if other else "no content"
                 raise reply.protocol_error(f"answered a request with HTTP {reply.status} and {kind}")
 
-    async def _streamed(self, reply: Reply, message_id: int, on_other: OnOther) -> Result | ErrorReply | Interrupted:
+    async def _streamed(
+        self, reply: Reply, message_id: int, on_other: OnOther, last_event_id: str | None
+    ) -> Result | ErrorReply | Interrupted:
         decoder = SseDecoder(max_event_bytes=self.max_message_bytes)
+        decoder.last_event_id = last_event_id
         budget = MESSAGES_PER_EXCHANGE * self.max_message_bytes
-        while (chunk := await reply.receive()) is not None:
+        while (chunk := await self._more(reply, decoder)) is not None:
             budget -= len(chunk)
             if budget < 0:
                 raise MessageTooLarge(
@@ -173,6 +200,15 @@ class StreamableHttp:
                         "backend %r: dropped an answer to a request that is not waiting here", self.backend_id
                     )
         return Interrupted(decoder.last_event_id, decoder.retry)
+
+    async def _more(self, reply: Reply, decoder: SseDecoder) -> bytes | None:
+        """The next bytes of a stream. One that breaks where it can be resumed has ended, like any other."""
+        try:
+            return await reply.receive()
+        except BackendUnavailable:
+            if decoder.last_event_id is None:
+                raise
+            return None
 
     async def _refused(self, reply: Reply, message_id: int) -> ErrorReply | HttpRefusal:
         """An HTTP error may have a JSON-RPC error in its body, whatever its Content-Type says."""

@@ -33,9 +33,9 @@ class Transports:
     _context: ssl.SSLContext | None = attrs.field(default=None, init=False)
     _no_tls: ssl.SSLContext | None = attrs.field(default=None, init=False)
 
-    def make(self, url: httpx.URL) -> httpx.AsyncBaseTransport:
+    def make(self, url: str) -> httpx.AsyncBaseTransport:
         return httpx.AsyncHTTPTransport(
-            verify=self._tls() if url.scheme == "https" else self._plain(),
+            verify=self._tls() if url.lower().startswith("https:") else self._plain(),
             trust_env=False,
             limits=httpx.Limits(
                 max_connections=None, max_keepalive_connections=_MOST_IDLE, keepalive_expiry=_KEEPALIVE_EXPIRY

@@ -12,7 +12,7 @@ from trio_vmcp.client._http import HttpLink
 from trio_vmcp.client._jsonrpc import Result
 from trio_vmcp.client._legacy import InitializeRefused, LegacyClient
 from trio_vmcp.client._modern import ModernClient
-from trio_vmcp.client._streamable import Interrupted, Outcome, StreamableHttp, refusal
+from trio_vmcp.client._streamable import HttpRefusal, Interrupted, Outcome, StreamableHttp, refusal
 from trio_vmcp.client._transport import Transports
 from trio_vmcp.client.interface import BackendClient, EventSink, OutgoingAuth
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, BackendUnavailable, MessageTooLarge
@@ -55,9 +55,19 @@ class HttpConnector:
         return await _Attempt(self, backend, identity, nursery, events).connect(resume)
 
     def link(self, backend: Backend) -> HttpLink:
-        transport = self._transport or self._transports.make(httpx.URL(backend.url))
+        transport = self._transport or self._transports.make(backend.url)
         slots = trio.CapacityLimiter(self._settings.max_connections_per_backend)
-        return HttpLink(backend, transport, auth=self._auth, slots=slots, owns_transport=self._transport is None)
+        try:
+            return HttpLink(
+                backend,
+                transport,
+                auth=self._auth,
+                slots=slots,
+                max_message_bytes=self._settings.max_message_bytes,
+                owns_transport=self._transport is None,
+            )
+        except (httpx.InvalidURL, UnicodeEncodeError):  # from None: either quotes what it chokes on
+            raise BackendUnavailable(backend.id, "has a url or a header that HTTP cannot carry") from None
 
     @property
     def settings(self) -> FactorySettings:
@@ -127,9 +137,11 @@ class _Attempt:
     async def _probe(self, resume: BackendRecord | None) -> BackendClient:
         eras = self.connector.eras
         discovered: JSON | None = None
+        probed = False
 
         async def probe() -> Verdict:
-            nonlocal discovered
+            nonlocal discovered, probed
+            probed = True
             verdict, discovered = await self._ask_for_era()
             return verdict
 
@@ -143,10 +155,15 @@ class _Attempt:
             self.modern.adopt(discovered)
             return self.modern
         try:
-            return await self._initialize(fallback=True)
-        except _ModernAfterAll:
-            eras.correct(self.endpoint, Verdict.MODERN)
-            return await self._discover()
+            return await self._handshake()
+        except InitializeRefused as refused:
+            if is_modern_error(refused.outcome) or not probed:  # the verdict is wrong, or may be out of date
+                verdict = await probe()
+                eras.correct(self.endpoint, verdict)
+                if verdict is Verdict.MODERN and discovered is not None:
+                    self.modern.adopt(discovered)
+                    return self.modern
+            raise self._not_legacy(refused) from None
 
     async def _ask_for_era(self) -> tuple[Verdict, JSON | None]:
         """The verdict, and what a modern server declared of itself."""
@@ -177,27 +194,27 @@ class _Attempt:
         self.modern.adopt(answer.outcome.result)
         return self.modern
 
-    async def _initialize(self, *, fallback: bool = False) -> LegacyClient:
+    async def _initialize(self) -> LegacyClient:
         try:
-            await self.legacy.initialize(self.identity)
+            return await self._handshake()
         except InitializeRefused as refused:
-            if fallback and is_modern_error(refused.outcome):
-                raise _ModernAfterAll from None
-            if fallback and refused.status in _SSE_ONLY:
-                raise _unsupported(
-                    self.backend.id, f"answered 'initialize' with HTTP {refused.status}, as servers of HTTP+SSE (2024-11-05) do"
-                ) from None
             raise refusal(self.backend.id, "initialize", refused.outcome) from None
+
+    async def _handshake(self) -> LegacyClient:
+        await self.legacy.initialize(self.identity)
         return self.legacy
+
+    def _not_legacy(self, refused: InitializeRefused) -> BackendError:
+        """Neither `server/discover` nor `initialize` got an answer of its era."""
+        if refused.status in _SSE_ONLY and isinstance(refused.outcome, HttpRefusal):
+            what = f"answered 'initialize' with HTTP {refused.status}, as servers of HTTP+SSE (2024-11-05) do"
+            return _unsupported(self.backend.id, what)
+        return refusal(self.backend.id, "initialize", refused.outcome)
 
     def _refused(self, method: str, outcome: Outcome) -> BackendError:
         if isinstance(outcome, Interrupted | Result):
             return BackendUnavailable(self.backend.id, f"closed the stream before it answered {method!r}")
         return refusal(self.backend.id, method, outcome)
-
-
-class _ModernAfterAll(Exception):
-    """`initialize` was answered by a server that speaks only the modern era: the verdict was wrong."""
 
 
 def _unsupported(backend_id: str, what: str) -> BackendRejected:
