@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import attrs
 import httpx
-import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -184,19 +183,13 @@ def result(request_id: object, **fields: Any) -> JSON:
     return {"jsonrpc": "2.0", "id": request_id, "result": fields}
 
 
-def in_json(message: object, status: int = 200, **headers: str) -> httpx.Response:
+def in_json(message: object, status: int = 200, headers: Mapping[str, str] | None = None) -> httpx.Response:
     return httpx.Response(status, headers=headers, json=message)
 
 
-def in_sse(*pieces: bytes | float | Exception, **headers: str) -> httpx.Response:
-    return httpx.Response(200, headers={"content-type": "text/event-stream", **headers}, stream=Chunks(*pieces))
+def in_sse(*pieces: bytes | float | Exception) -> httpx.Response:
+    return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=Chunks(*pieces))
 
 
 def message_of(request: httpx.Request) -> JSON:
     return json.loads(request.content) if request.content else {}
-
-
-@contextmanager
-def no_warnings(recwarn: pytest.WarningsRecorder) -> Iterator[None]:
-    yield
-    assert [] == [str(warning.message) for warning in recwarn]

@@ -42,6 +42,7 @@ MOST_REDIRECTS = 3
 _REDIRECTS = (307, 308)  # the two that keep method and body
 _SEE_OTHER = 303  # after the request was acted on
 _CLOSE_TIMEOUT = 1.0  # s, to let go of one response
+_EARLY_ENDS = ("Server disconnected", "peer closed", "peer unexpectedly closed")  # in httpcore's and h11's words
 _CHUNKS_AFTER_STOP = 64  # that a transport may still have buffered when it is told to stop
 # Headers that are ours to say: a user's value would break the protocol or the connection.
 _OURS = frozenset(
@@ -371,7 +372,7 @@ def _translated(backend_id: str, body: RequestBody) -> Iterator[None]:
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as exc:
         raise BackendUnavailable(backend_id, f"could not be reached: {_kind(exc)}") from exc
     except (httpx.RemoteProtocolError, httpx.DecodingError) as exc:
-        if str(exc).startswith(("Server disconnected", "peer closed")):  # httpcore's and h11's words for an early end
+        if str(exc).startswith(_EARLY_ENDS):
             raise BackendUnavailable(
                 backend_id, "closed the connection before its answer was whole", may_have_executed=body.written
             ) from exc
