@@ -381,6 +381,7 @@ async def test_a_caller_that_will_not_unwind_holds_nobody_up(autojump_clock: Moc
 
     async def chat(arguments: object, context: object) -> str:
         await context.progress(1)  # type: ignore[attr-defined]
+        await trio.sleep(60)
         return "done"
 
     backends["a"].add_tool("chat", chat)

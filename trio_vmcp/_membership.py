@@ -136,8 +136,9 @@ class Membership:
                     backend, identity=self._identity, resume=member.resume, nursery=nursery, events=_no_events
                 )
                 listing = await list_backend(backend, client, identity=self._identity, settings=self._settings)
-                member.joined(client, listing)
-                return
+                if not self._stopped:  # else it got ready without noticing that it was given up
+                    member.joined(client, listing)
+                    return
         except BackendError as error:
             failure = member.fail_with(error)
         except Exception as crash:  # noqa: BLE001  # a connector of the user's may raise anything
@@ -145,12 +146,13 @@ class Membership:
         else:  # only a cancelled attempt comes here
             step = f"did not answer {note.method!r}" if note.method else "was not ready"
             failure = member.fail(FailureReason.TIMEOUT, f"{step} within {limit} s (backend_init_timeout)")
+        finally:  # also where a crash beside us cancelled this nursery
+            if client is not None and member.client is None:  # connected, but not listed
+                start_clean(nursery, self._let_go, member, client)
         if self._stopped:
             member.fail(FailureReason.PENDING, "was still connecting when the session closed")
         else:
             self._warn(failure)
-        if client is not None:  # connected, but not listed
-            start_clean(nursery, self._let_go, member, client)
 
     def _settle(self, member: Member) -> None:
         self._unsettled -= 1

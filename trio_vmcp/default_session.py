@@ -390,14 +390,8 @@ class DefaultSession(trio.abc.AsyncResource):
             self._drain.deadline, self._drain_limit = deadline, limit
 
     async def wait_closed(self) -> None:
-        """Until CLOSED. Cancelled, it still stays to the end, which is then bounded by `MOST_CANCELLED_DRAIN`."""
-        try:
-            await self._closed.wait()
-        finally:
-            if not self._closed.is_set():
-                self.shorten_drain(MOST_CANCELLED_DRAIN)
-                with trio.CancelScope(shield=True):
-                    await self._closed.wait()
+        """Until CLOSED."""
+        await self._closed.wait()
 
     async def aclose(self, *, drain_timeout: float | None = None) -> None:
         await self._close(terminate=True, drain_timeout=drain_timeout)
@@ -427,7 +421,8 @@ class DefaultSession(trio.abc.AsyncResource):
             services.start_soon(self._end_when_idle)
         except VmcpError as error:
             self._opening_error = error
-            self.request_close(terminate=not self._row.restored, drain_timeout=0)
+            self.request_close(terminate=True, drain_timeout=0)
+            self._terminate = not self._row.restored  # whoever asked first: nobody ever had this session
         finally:
             self._last_call_at = trio.current_time()
             self._is_open.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Protocol
 
@@ -100,11 +100,17 @@ class DefaultSessionFactory:
         self, backends: Iterable[Backend], *, identity: Identity | None = None, session_id: str | None = None
     ) -> AsyncIterator[Session]:
         session = await self._make(backends, identity, session_id)
+        body_error: BaseException | None = None
         try:
             yield session
+        except BaseException as exc:  # noqa: BLE001  # raised below
+            body_error = exc
+        session.request_close(terminate=True)
+        try:
+            await _wait_closed([session])
         finally:
-            session.request_close(terminate=True)
-            await session.wait_closed()
+            if body_error is not None:
+                raise body_error  # it wins over a cancel that came while the session closed
 
     async def restore_session(
         self, session_id: str, backends: Iterable[Backend], *, identity: Identity | None = None
@@ -128,15 +134,7 @@ class DefaultSessionFactory:
         sessions = [session for session in self._live.values() if session is not None]
         for session in sessions:
             session.request_close(terminate=self._settings.on_exit == "terminate")
-        try:
-            for session in sessions:
-                await session.wait_closed()
-        finally:
-            for session in sessions:
-                session.shorten_drain(MOST_CANCELLED_DRAIN)
-            with trio.CancelScope(shield=True):
-                for session in sessions:
-                    await session.wait_closed()
+        await _wait_closed(sessions)
 
     async def _make(
         self, backends: Iterable[Backend], identity: Identity | None, session_id: str | None
@@ -207,6 +205,19 @@ class DefaultSessionFactory:
             raise SessionNotFound(session_id)
         row.metadata = attrs.evolve(row.metadata, identity_binding=bind(identity, self._keys))  # by today's first key
         return row
+
+
+async def _wait_closed(sessions: Sequence[DefaultSession]) -> None:
+    """Until all of them are CLOSED. Cancelled, it still stays to the end, which is then bounded."""
+    try:
+        for session in sessions:
+            await session.wait_closed()
+    finally:
+        for session in sessions:  # all at once: their drains go on side by side
+            session.shorten_drain(MOST_CANCELLED_DRAIN)
+        with trio.CancelScope(shield=True):
+            for session in sessions:
+                await session.wait_closed()
 
 
 def _by_id(backends: Iterable[Backend]) -> dict[str, Backend]:
