@@ -1,0 +1,292 @@
+"""Cancels each operation of a session at every moment of it, in whatever task that moment is, and looks what is left.
+
+A moment is every point at which Trio can deliver a cancel: behind each step of each task, and before the first step
+behind each wait, when a deadline has woken somebody who has not run yet. So a cancel arrives while its victim waits,
+and also when what it waited for is already there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal
+
+import attrs
+import httpx
+import trio
+from harness import World, assert_nothing_left, echo_backend, library_tasks, open_world
+
+from sweeps.judge import judge
+from trio_vmcp import JSON, Backend, FactorySettings, Session, SessionState, open_session_factory
+from trio_vmcp.client._headers import check_session_id
+from trio_vmcp.testing import CallContext, ScriptedBackend
+
+__all__ = ["SCENARIOS", "Scenario", "Witness", "cancel_at", "sweep"]
+
+# One connection per backend: a token that a cancelled call keeps makes the next call wait for ever.
+SETTINGS = FactorySettings(max_connections_per_backend=1)
+BOUND = SETTINGS.drain_timeout + SETTINGS.teardown_timeout
+
+
+@attrs.define(eq=False)
+class Cut(trio.abc.Instrument):
+    """Cancels its block at one moment of it."""
+
+    moment: int
+    seen: int = attrs.field(default=0, init=False)
+    struck: str | None = attrs.field(default=None, init=False)  # behind whose step
+    _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    _woken: bool = attrs.field(default=False, init=False)
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        trio.lowlevel.add_instrument(self)
+        try:
+            with self._scope:
+                yield
+        finally:
+            trio.lowlevel.remove_instrument(self)
+
+    def after_io_wait(self, timeout: float) -> None:
+        self._woken = True
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if self._woken:
+            self._look(f"before a step of {task.name}")
+        self._woken = False
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._look(f"behind a step of {task.name}")
+
+    def _look(self, where: str) -> None:
+        if self.seen == self.moment:
+            self.struck = where
+            self._scope.cancel(reason="the sweep")
+        self.seen += 1
+
+
+class Witness(httpx.AsyncBaseTransport):
+    """Knows the backend session ids whose heads have come back: those that the library has read."""
+
+    def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
+        self.inner = inner
+        self.ids: set[str] = set()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await self.inner.handle_async_request(request)  # no checkpoint from here to the library
+        ids = response.headers.get_list("mcp-session-id")
+        if response.is_success and len(ids) == 1 and check_session_id(ids[0]):
+            self.ids.add(ids[0])
+        return response
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
+Operation = Callable[[World, Cut], Awaitable[None]]
+
+
+@attrs.frozen
+class Scenario:
+    """What is cancelled, and in front of which backends."""
+
+    name: str
+    operation: Operation
+    backends: Callable[[], Mapping[str, ScriptedBackend]]
+    probed: bool = False
+
+    def configure(self, backend: Backend) -> Backend:
+        return attrs.evolve(backend, era="auto") if self.probed else backend
+
+
+# What is cancelled
+
+
+async def opening(world: World, cut: Cut) -> None:
+    session: Session | None = None
+    with cut.block():
+        session = await world.make_session()
+    if session is None:
+        assert [] == library_tasks()  # at once: a cancelled opener has waited
+    else:
+        await session.aclose()
+
+
+async def holding(world: World, cut: Cut) -> None:
+    """The whole block of a session."""
+    with cut.block():
+        async with world.open_session() as session:
+            await session.call_tool("a_echo")
+    assert [] == library_tasks()
+
+
+async def living(world: World, cut: Cut) -> None:
+    """A factory from its opening to its end."""
+    with cut.block():
+        async with open_session_factory(transport=world.transport, storage=world.storage, settings=SETTINGS) as factory:
+            async with factory.open_session(world.configured) as session:
+                await session.call_tool("a_echo")
+    assert [] == library_tasks()
+
+
+async def calling(world: World, cut: Cut) -> None:
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async with world.open_session() as session:
+        with cut.block():
+            await session.call_tool("a_steps", on_progress=on_progress)
+        assert 0 == session.in_flight
+        assert SessionState.OPEN is session.state
+        await session.call_tool("a_echo")
+    assert world["a"].executed["steps"] <= 1
+
+
+async def closing(world: World, cut: Cut) -> None:
+    session = await world.make_session()
+    with cut.block():
+        await session.aclose()
+    await _closes(session)
+
+
+async def closing_in_use(world: World, cut: Cut) -> None:
+    """With a call in flight, which ends as if nobody had been cancelled."""
+    session = await world.make_session()
+    answers: list[object] = []
+
+    async def call() -> None:
+        answers.append((await session.call_tool("a_steps")).is_error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call)
+        await trio.testing.wait_all_tasks_blocked()
+        with cut.block():
+            await session.aclose()
+        await _closes(session)
+    assert [False] == answers
+
+
+async def suspending(world: World, cut: Cut) -> None:
+    session = await world.make_session()
+    with cut.block():
+        await session.suspend()
+    await _closes(session)
+    assert [session.id] == [row.session_id for row in await world.storage.rows()]
+    await _restored(world, session.id)
+
+
+async def restoring(world: World, cut: Cut, *, gone: bool = False) -> None:
+    """A cancelled restore leaves the row, and the backend session that it names, as they were."""
+    suspended = await world.make_session()
+    await suspended.suspend()
+    if gone:
+        world["a"].restart()
+    session: Session | None = None
+    with cut.block():
+        session = await world.restore_session(suspended.id)
+    if session is not None:
+        await session.suspend()
+    await _restored(world, suspended.id)
+    if not gone:
+        assert 1 >= len(world["a"].received("initialize"))
+
+
+async def _closes(session: Session) -> None:
+    """A cancelled closer does not undo the close: whoever asks next sees its end."""
+    with trio.fail_after(BOUND):
+        await session.aclose()
+    assert SessionState.CLOSED is session.state
+    assert 0 == session.in_flight
+
+
+async def _restored(world: World, session_id: str) -> None:
+    session = await world.restore_session(session_id)
+    await session.call_tool("a_echo")
+    await session.aclose()
+
+
+# In front of whom
+
+
+def backend(era: str, answers: str) -> ScriptedBackend:
+    """With a tool "steps" that takes its time and tells."""
+
+    async def steps(arguments: JSON, context: CallContext) -> str:
+        for step in range(2):
+            await trio.sleep(0.5)
+            await context.progress(step, 2)
+        return "done"
+
+    scripted = echo_backend(era, answers, latency=0.01)
+    scripted.add_tool("steps", steps)
+    return scripted
+
+
+def one(era: str, answers: str) -> Callable[[], Mapping[str, ScriptedBackend]]:
+    return lambda: {"a": backend(era, answers)}
+
+
+def mixed() -> Mapping[str, ScriptedBackend]:
+    """Of both eras, and one that takes a second."""
+    slow = backend("modern", "json")
+    slow.latency = 1.0
+    return {"a": backend("legacy", "sse"), "b": backend("modern", "json"), "c": slow}
+
+
+def _scenarios() -> Iterator[Scenario]:
+    kinds: list[tuple[Literal["legacy", "modern"], Literal["json", "sse"]]] = [
+        ("legacy", "json"),
+        ("legacy", "sse"),
+        ("modern", "json"),
+        ("modern", "sse"),
+    ]
+    for era, answers in kinds:
+        for what in (opening, calling):
+            yield Scenario(f"{what.__name__}-{era}-{answers}-pinned", what, one(era, answers))
+            yield Scenario(f"{what.__name__}-{era}-{answers}-probed", what, one(era, answers), probed=True)
+    for era, answers in (kinds[1], kinds[2]):
+        for what in (holding, living, closing, closing_in_use, suspending, restoring):
+            yield Scenario(f"{what.__name__}-{era}-{answers}", what, one(era, answers))
+    for answers in ("json", "sse"):
+        yield Scenario(f"restoring-gone-{answers}", partial(restoring, gone=True), one("legacy", answers))
+    yield Scenario("opening-three-backends", opening, mixed)
+    yield Scenario("closing-three-backends", closing_in_use, mixed)
+
+
+SCENARIOS = tuple(_scenarios())
+
+
+# The sweep
+
+
+def cancel_at(scenario: Scenario, moment: int) -> tuple[str | None, bool]:
+    """One case: what is wrong with it, and whether its moment came at all."""
+    cut = Cut(moment)
+
+    async def run() -> None:
+        async with open_world(scenario.backends(), settings=SETTINGS, configure=scenario.configure) as world:
+            world.leaves_sessions = True  # one whose id was never read cannot be ended
+            witness = Witness(world.transport.inner)
+            world.transport.inner = witness
+            await scenario.operation(world, cut)
+            await assert_nothing_left(world)
+            for scripted in world.backends.values():
+                assert set() == witness.ids & set(scripted.sessions)
+            async with world.open_session() as session:
+                assert () == session.failures
+                await session.call_tool("a_echo")
+
+    problem = judge(run)
+    return problem and f"cancelled {cut.struck}: {problem}", cut.struck is not None
+
+
+def sweep(scenario: Scenario) -> Iterator[str | None]:
+    """What is wrong at each moment that the scenario has; then once more without a cancel."""
+    struck = True
+    for moment in itertools.count():
+        if not struck:
+            return
+        problem, struck = cancel_at(scenario, moment)
+        yield problem

@@ -1,0 +1,38 @@
+"""One case by itself, and the figures: how many cases each sweep went through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from sweeps.judge import frozen_heap
+
+pytest.register_assert_rewrite("harness", "sweeps.cancel", "sweeps.bytewise")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--case", type=int, help="of each selected sweep, this case only")
+
+
+@pytest.fixture
+def only_case(request: pytest.FixtureRequest) -> int | None:
+    case: int | None = request.config.getoption("--case")
+    return case
+
+
+@pytest.fixture(autouse=True)
+def quick_collections() -> Iterator[None]:
+    with frozen_heap():
+        yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    cases = [
+        value
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
+        if name == "cases"
+    ]
+    if cases:
+        terminalreporter.line(f"{sum(cases)} cases in {len(cases)} sweeps found nothing")
