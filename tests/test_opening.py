@@ -669,3 +669,18 @@ async def test_a_failure_reads_as_a_sentence(autojump_clock: MockClock) -> None:
         assert str(unavailable.value).startswith("backend 'a' is not connected: it could not be reached")
         assert not unavailable.value.may_have_executed
         assert attrs.evolve(restored.failures[0], elapsed=0.0) == restored.failures[0]
+
+
+async def test_the_last_slow_backend_asks_for_all_its_lists_at_once(autojump_clock: MockClock) -> None:
+    """While others connect, lists come one after the other; who is alone and far away has them in one round trip."""
+    near, far = ScriptedBackend(), ScriptedBackend(latency=1.0)
+    for backend in (near, far):
+        backend.add_tool("t")
+        backend.add_resource("file:///r")
+        backend.add_prompt("p")
+    async with open_world({"near": near, "far": far}) as world:
+        started = trio.current_time()
+        async with world.open_session() as session:
+            assert 3.0 == trio.current_time() - started  # initialize, initialized, and four lists side by side
+            assert 2 == len(session.tools)
+            assert 2 == len(session.prompts)

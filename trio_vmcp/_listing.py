@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
+import trio
 
 from trio_vmcp.client.interface import BackendClient
-from trio_vmcp.errors import BackendProtocolError, BackendRejected, MessageTooLarge
+from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, MessageTooLarge
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON, Backend
 from trio_vmcp.routing import Offer
@@ -46,32 +47,51 @@ class Listing:
         )
 
 
+@attrs.frozen
+class _List:
+    """How one list is asked for. `optional`: servers advertise it and then answer that the method is not there."""
+
+    capability: str
+    method: str
+    field: str
+    key: str
+    optional: bool = True
+
+
+_TOOLS = _List("tools", "tools/list", "tools", key="name", optional=False)
+_RESOURCES = _List("resources", "resources/list", "resources", key="uri")
+_TEMPLATES = _List("resources", "resources/templates/list", "resourceTemplates", key="uriTemplate")
+_PROMPTS = _List("prompts", "prompts/list", "prompts", key="name")
+
+
 async def list_backend(
-    backend: Backend, client: BackendClient, *, identity: Identity | None, settings: FactorySettings
+    backend: Backend,
+    client: BackendClient,
+    *,
+    identity: Identity | None,
+    settings: FactorySettings,
+    overlap: bool = False,
 ) -> Listing:
     """Every list of one backend, as far as it advertises them and the user allows them.
+
+    Args:
+        overlap: Ask for all lists at once: a third of the round trips, for three times the connections.
 
     Raises:
         MessageTooLarge: Over `max_pages` or `max_items_per_backend`.
         BackendError: A subclass says what else went wrong.
     """
     lister = _Lister(backend, client, identity, settings)
-    offered = client.server_capabilities
-    tools = await lister.fetch("tools/list", "tools", key="name") if "tools" in offered else {}
-    resources, templates, prompts = {}, {}, {}
-    if "resources" in offered:
-        resources = await lister.fetch("resources/list", "resources", key="uri", optional=True)
-        templates = await lister.fetch(
-            "resources/templates/list", "resourceTemplates", key="uriTemplate", optional=True
-        )
-    if "prompts" in offered:
-        prompts = await lister.fetch("prompts/list", "prompts", key="name", optional=True)
+    wanted = [
+        each for each in (_TOOLS, _RESOURCES, _TEMPLATES, _PROMPTS) if each.capability in client.server_capabilities
+    ]
+    found = await (lister.fetch_together(wanted) if overlap else lister.fetch_in_turn(wanted))
     allowed = {
         name: tool
-        for name, tool in tools.items()
+        for name, tool in found.get(_TOOLS, {}).items()
         if (backend.allow_tools is None or name in backend.allow_tools) and name not in backend.deny_tools
     }
-    return Listing(allowed, resources, templates, prompts)
+    return Listing(allowed, found.get(_RESOURCES, {}), found.get(_TEMPLATES, {}), found.get(_PROMPTS, {}))
 
 
 @attrs.define
@@ -82,20 +102,42 @@ class _Lister:
     settings: FactorySettings
     items: int = 0
 
-    async def fetch(self, method: str, field: str, *, key: str, optional: bool = False) -> dict[str, JSON]:
+    async def fetch_in_turn(self, wanted: Sequence[_List]) -> dict[_List, dict[str, JSON]]:
+        return {each: await self._fetch(each) for each in wanted}
+
+    async def fetch_together(self, wanted: Sequence[_List]) -> dict[_List, dict[str, JSON]]:
+        found: dict[_List, dict[str, JSON]] = {}
+        errors: list[BackendError] = []
+
+        async def fetch(each: _List) -> None:
+            try:
+                found[each] = await self._fetch(each)
+            except BackendError as error:  # kept from the nursery, which would wrap it in a group
+                errors.append(error)
+                nursery.cancel_scope.cancel(reason="another list of this backend failed")
+
+        async with trio.open_nursery() as nursery:
+            for each in wanted:
+                nursery.start_soon(fetch, each)
+        if errors:
+            raise errors[0]
+        return found
+
+    async def _fetch(self, wanted: _List) -> dict[str, JSON]:
+        method = wanted.method
         found: dict[str, JSON] = {}
         try:
             cursor: Any = None
             for _ in range(self.settings.max_pages):
                 page = await self._request(method, {} if cursor is None else {"cursor": cursor})
-                for name, item in self._usable(page, method, field, key):
+                for name, item in self._usable(page, wanted):
                     found.setdefault(name, item)
                 cursor = page.get("nextCursor")
                 # "only null/absent ends the list": "" is a cursor (protocol 2026-07-28, pagination).
                 if cursor is None:
                     return found
         except BackendRejected as rejected:
-            if not optional or rejected.code != METHOD_NOT_FOUND:
+            if not wanted.optional or rejected.code != METHOD_NOT_FOUND:
                 raise
             logger.warning("backend %r advertises %s but answers that it is not there", self.backend.id, method)
             return found
@@ -107,21 +149,23 @@ class _Lister:
         # No deadline of its own: whoever lists has one for all of it.
         return await self.client.request(method, params, identity=self.identity, timeout=math.inf, on_progress=None)
 
-    def _usable(self, page: JSON, method: str, field: str, key: str) -> Iterator[tuple[str, JSON]]:
-        items = page.get(field)
+    def _usable(self, page: JSON, wanted: _List) -> Iterator[tuple[str, JSON]]:
+        items = page.get(wanted.field)
         if not isinstance(items, list):
-            raise BackendProtocolError(self.backend.id, f"answered {method!r} without an array {field!r}")
+            raise BackendProtocolError(self.backend.id, f"answered {wanted.method!r} without an array {wanted.field!r}")
         self.items += len(items)
         if self.items > self.settings.max_items_per_backend:
             raise MessageTooLarge(
                 self.backend.id, f"lists over {self.settings.max_items_per_backend} items (max_items_per_backend)"
             )
         for position, item in enumerate(items):
-            problem = _problem(item, key)
+            problem = _problem(item, wanted.key)
             if problem:  # one bad entry costs itself, not its list
-                logger.warning("backend %r: %s: dropped entry %d: %s", self.backend.id, method, position, problem)
+                logger.warning(
+                    "backend %r: %s: dropped entry %d: %s", self.backend.id, wanted.method, position, problem
+                )
             else:
-                yield item[key], item
+                yield item[wanted.key], item
 
 
 _TEXT_FIELDS = ("title", "description")

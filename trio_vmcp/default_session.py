@@ -378,7 +378,8 @@ class DefaultSession(trio.abc.AsyncResource):
         self._admission.refuse()
         self.shorten_drain(limit)
         if not self._close_requested.is_set():
-            self._terminate = terminate
+            # A restore that does not come to its end leaves what was stored as it was, whatever ended it.
+            self._terminate = terminate and (self._is_open.is_set() or not self._row.restored)
             self._close_requested.set()
         if not self._is_open.is_set():
             self._opening.cancel(reason="session closed while opening")
