@@ -147,6 +147,14 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def simulation(session: nox.Session) -> None:
+    """Random histories in virtual time, each judged. `-- --seed N` replays one, `-- --histories N` runs so many."""
+    session.install(str(wheel(session)), *group("test"))
+    env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": "tests"}
+    session.run("python", "-m", "simulation", *session.posargs, env=env)
+
+
+@nox.session
 def interop(session: nox.Session) -> None:
     """Servers by other authors, each in an environment of its own, and the official client beside ours."""
     session.install(str(wheel(session)), *group("test"))

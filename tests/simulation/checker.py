@@ -1,0 +1,482 @@
+"""Judges a trace: a pure function from what happened to what is wrong with it.
+
+Nothing is asserted while a history runs: the sentences of the design are checked here, one function each, against what
+was seen from both sides. Every check is proved able to fail by a planted defect (tests/test_simulation_checker.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+import attrs
+
+from simulation.history import Call, Disturb, History, Open, Restore, Strike
+from simulation.trace import (
+    Audit,
+    Began,
+    Canary,
+    Closing,
+    Crashed,
+    Ended,
+    Executed,
+    Exiting,
+    GaveUp,
+    Hung,
+    IdRead,
+    Opened,
+    Outcome,
+    Sent,
+    Shielded,
+    Trace,
+)
+from trio_vmcp import Prefix, Priority
+
+__all__ = ["CHECKS", "Violation", "judge"]
+
+MILLISECOND = 0.001  # of virtual time, and nothing takes any that is not asked to
+CANCELLED_DRAIN = 10.0  # s, the most that a cancelled close drains (design: ownership)
+
+BACKEND_ERRORS = {
+    "BackendUnavailable",
+    "BackendTimeout",
+    "BackendProtocolError",
+    "BackendRejected",
+    "BackendUnauthorized",
+    "MessageTooLarge",
+}
+ERRORS = {
+    "call": {
+        "SessionClosed",
+        "ToolNotFound",
+        "ResourceNotFound",
+        "PromptNotFound",
+        "UnauthorizedCaller",
+        *BACKEND_ERRORS,
+    },
+    "open": {"NoBackends", "SessionClosed"},
+    "restore": {"NoBackends", "SessionClosed", "SessionNotFound", "SessionExists"},
+    "close": set[str](),
+    "hold": set[str](),
+    "exit": set[str](),
+}
+
+
+@attrs.frozen
+class Violation:
+    """A sentence of the design that did not hold."""
+
+    check: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.text}"
+
+
+@attrs.define
+class _Operation:
+    """One operation, from its beginning to its end, with positions in the trace."""
+
+    began: Began
+    position: int
+    ends: list[tuple[int, Ended]] = attrs.field(factory=list)
+    gave_up: tuple[int, GaveUp] | None = None
+    was_shielded: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.began.what} {self.began.op} ({self.began.step or self.began.instance})"
+
+    @property
+    def outcome(self) -> Outcome:
+        return self.ends[0][1].outcome
+
+    @property
+    def ended_at(self) -> float:
+        return self.ends[0][1].at
+
+
+@attrs.define
+class _Case:
+    """A trace, looked up in every way that the checks need."""
+
+    history: History
+    trace: Trace
+    operations: dict[int, _Operation] = attrs.field(factory=dict, init=False)
+    opened: dict[int, Opened] = attrs.field(factory=dict, init=False)
+    closings: dict[int, list[tuple[int, Closing]]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+    exits: dict[int, list[tuple[int, Exiting]]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+    executed: dict[int, list[Executed]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+
+    def __attrs_post_init__(self) -> None:
+        for position, event in enumerate(self.trace.events):
+            match event:
+                case Began():
+                    self.operations[event.op] = _Operation(event, position)
+                case Ended():
+                    self.operations[event.op].ends.append((position, event))
+                case GaveUp():
+                    self.operations[event.op].gave_up = position, event
+                case Shielded():
+                    self.operations[event.op].was_shielded = True
+                case Opened():
+                    self.opened[event.op] = event
+                case Closing():
+                    self.closings[event.life].append((position, event))
+                case Exiting():
+                    self.exits[event.instance].append((position, event))
+                case Executed():
+                    self.executed[event.key].append(event)
+                case _:
+                    pass
+
+    def ended(self, *what: str) -> Iterator[_Operation]:
+        """Operations with an outcome."""
+        return (operation for operation in self.operations.values() if operation.ends and operation.began.what in what)
+
+    def instance_of(self, life: int) -> int:
+        step = self.operations[life].began.step
+        assert isinstance(step, Open | Restore)
+        return step.instance
+
+    def drained_by(self, life: int) -> float:
+        """When the last call of this session ends at the latest; inf: nobody that we know of closes it."""
+        settings = self.history.settings
+        asked = [closing.at + closing.drain_timeout for _, closing in self.closings[life]]
+        for _, exiting in self.exits[self.instance_of(life)]:
+            if exiting.cancelled and not self._is_in_body(exiting):
+                asked.append(exiting.at + CANCELLED_DRAIN)
+            elif not exiting.cancelled:
+                asked.append(exiting.at + settings.drain_timeout)
+        for _, closing in self.closings[life]:
+            held = self.operations[closing.op]
+            if held.began.what == "hold" and held.gave_up is not None:
+                asked.append(max(closing.at, held.gave_up[1].at) + CANCELLED_DRAIN)
+        return min(asked, default=math.inf)
+
+    def _is_in_body(self, cancelled: Exiting) -> bool:
+        """The cancel came while the block's body ran, and the factory begins to close a moment later."""
+        left = [exiting.at for _, exiting in self.exits[cancelled.instance] if not exiting.cancelled]
+        return bool(left) and cancelled.at < left[0]
+
+    def decided_to_terminate(self, life: int) -> bool | None:
+        """What kind of close this session's was; None: not to be seen from outside."""
+        for _, closing in self.closings[life]:
+            if closing.found == "OPEN":
+                return closing.terminate
+        by_exit = self.history.settings.on_exit == "terminate"
+        may_be_idle = self.history.settings.idle_timeout < 1000
+        return None if may_be_idle and not by_exit else by_exit
+
+
+def judge(history: History, trace: Trace) -> list[Violation]:
+    """Everything that is wrong with this trace; nothing: it is as the design says."""
+    case = _Case(history, trace)
+    return [Violation(name, text) for name, check in CHECKS.items() for text in check(case)]
+
+
+def _nothing_hangs_or_crashes(case: _Case) -> Iterator[str]:
+    for event in case.trace.events:
+        match event:
+            case Hung():
+                yield f"everybody waits for ever since {event.at}"
+            case Crashed():
+                yield event.text
+            case _:
+                pass
+    for text in case.trace.remains.broken if case.trace.remains else ():
+        yield f"a scripted backend broke, which is a bug of the simulation: {text}"
+
+
+def _no_secret_is_told(case: _Case) -> Iterator[str]:
+    for event in case.trace.events:
+        if isinstance(event, Canary):
+            yield f"{event.where}: {event.text!r}"
+
+
+def _one_outcome_each(case: _Case) -> Iterator[str]:
+    for operation in case.operations.values():
+        if len(operation.ends) != 1:
+            yield f"{operation} has {len(operation.ends)} outcomes"
+
+
+def _only_listed_errors(case: _Case) -> Iterator[str]:
+    for operation in case.ended(*ERRORS):
+        outcome, began = operation.outcome, operation.began
+        allowed = ERRORS[began.what]
+        if isinstance(began.step, Call) and began.step.on_progress == "raise":
+            allowed = allowed | {"CallbackBroke"}
+        if outcome.kind == "error" and outcome.error not in allowed:
+            yield f"{operation} ended in {outcome.error}: {outcome.text}"
+
+
+def _nothing_admitted_while_closing(case: _Case) -> Iterator[str]:
+    requested = {seen.key for seen in case.trace.seen}
+    for call in case.ended("call"):
+        life = call.began.life
+        assert life is not None
+        closing = [position for position, _ in case.closings[life]]
+        closing += [position for position, left in case.exits[case.instance_of(life)] if not left.cancelled]
+        if call.began.state == "OPEN" and not any(position < call.position for position in closing):
+            continue
+        outcome = call.outcome
+        refused = outcome.error == "SessionClosed" and not outcome.may_have_executed
+        if not refused and outcome.kind != "cancelled":
+            yield f"{call} began while its session was closing and ended in {outcome}"
+        if call.began.op in requested:
+            yield f"{call} began while its session was closing and was sent to its backend"
+
+
+def _cancels_surface_alone(case: _Case) -> Iterator[str]:
+    for operation in case.ended("call", "open", "restore", "close"):
+        outcome, began = operation.outcome, operation.began
+        causes: list[tuple[int, GaveUp | Exiting]] = [] if operation.gave_up is None else [operation.gave_up]
+        if began.instance is not None:
+            causes += [exiting for exiting in case.exits[began.instance] if exiting[1].cancelled]
+        causes = [cause for cause in causes if cause[0] < operation.ends[0][0]]
+        if outcome.kind == "cancelled" and not causes and not began.nested:
+            yield f"{operation} was cancelled, and not by its caller"
+        if not causes:
+            continue
+        position, cause = min(causes, key=lambda cause: cause[0])
+        if outcome.kind != "cancelled" and operation.ended_at > cause.at + MILLISECOND and not operation.was_shielded:
+            yield f"{operation} was cancelled at {cause.at} and ended at {operation.ended_at} in {outcome}"
+        if began.what == "call" and outcome.error == "SessionClosed":
+            assert began.life is not None
+            earlier = [at for at, _ in (*case.closings[began.life], *case.exits[case.instance_of(began.life)])]
+            if not any(at < position for at in earlier) and began.state == "OPEN" and not _may_be_idle(case):
+                yield f"{operation} was cancelled before anybody closed the session, and ended in {outcome}"
+
+
+def _may_be_idle(case: _Case) -> bool:
+    return case.history.settings.idle_timeout < 1000
+
+
+def _executed_at_most_once(case: _Case) -> Iterator[str]:
+    for key, times in case.executed.items():
+        if len(times) > 1:
+            yield f"{case.operations[key]} was executed {len(times)} times"
+
+
+def _executed_by_the_owner_alone(case: _Case) -> Iterator[str]:
+    for key, times in case.executed.items():
+        call = case.operations[key].began
+        for executed in times:
+            if (executed.backend_id, executed.name) != call.target:
+                yield f"{case.operations[key]} is for {call.target} and was executed by {executed}"
+    for operation in case.ended("call"):
+        outcome, began = operation.outcome, operation.began
+        if outcome.kind != "ok":
+            continue
+        if began.target is None or outcome.backend_id != began.target[0]:
+            yield f"{operation} is for {began.target} and was answered by {outcome.backend_id!r}"
+        if outcome.key not in (None, began.op):
+            yield f"{operation} got the answer to call {outcome.key}"
+
+
+def _a_name_means_one_backend(case: _Case) -> Iterator[str]:
+    bound: dict[int, dict[str, str]] = defaultdict(dict)
+    for opened in case.opened.values():
+        is_first = opened.session not in bound
+        names = bound[opened.session]
+        for name, backend_id, own_name in opened.tools:
+            if names.setdefault(name, backend_id) != backend_id:
+                yield f"{name!r} of session {opened.session} went from {names[name]!r} to {backend_id!r}"
+            if is_first and (owner := _owner(case.history, opened.connected, name, own_name)) != backend_id:
+                yield f"{name!r} of session {opened.session} is {owner!r}'s and was given to {backend_id!r}"
+    for call in case.operations.values():
+        began = call.began
+        if isinstance(began.step, Call) and began.step.kind == "tool" and began.target is not None:
+            owner = bound[began.step.session].setdefault(began.name, began.target[0])
+            if owner != began.target[0]:
+                yield f"{call} means {owner!r} by {began.name!r} and is routed to {began.target[0]!r}"
+
+
+def _owner(history: History, connected: Sequence[str], name: str, own_name: str) -> str | None:
+    """Whose a name is when an opening ends."""
+    strategy = history.settings.conflict_resolution
+    offering = [spec.id for spec in history.backends if own_name in spec.tools]
+    in_order = [backend_id for backend_id in connected if backend_id in offering]
+    if isinstance(strategy, Prefix):
+        return next((backend_id for backend_id in in_order if name == f"{backend_id}_{own_name}"), None)
+    if isinstance(strategy, Priority):
+        in_order.sort(key=lambda backend_id: backend_id not in strategy.backend_ids)
+    return in_order[0] if in_order and name == own_name else None
+
+
+def _no_false_denial(case: _Case) -> Iterator[str]:
+    for call in case.ended("call"):
+        if call.outcome.kind == "error" and call.outcome.may_have_executed is False and case.executed[call.began.op]:
+            yield f"{call} was executed, and ended in {call.outcome}"
+
+
+def _strangers_get_nothing(case: _Case) -> Iterator[str]:
+    requested = {seen.key for seen in case.trace.seen}
+    for call in case.ended("call"):
+        if isinstance(call.began.step, Call) and call.began.step.caller == "wrong":
+            if call.outcome.kind != "cancelled" and call.outcome.error not in ("UnauthorizedCaller", "SessionClosed"):
+                yield f"{call} is not by the session's caller, and ended in {call.outcome}"
+            if call.began.op in requested:
+                yield f"{call} is not by the session's caller, and was sent to its backend"
+
+
+def _calls_end_in_time(case: _Case) -> Iterator[str]:
+    for call in case.ended("call"):
+        step = call.began.step
+        assert isinstance(step, Call)
+        assert call.began.life is not None
+        if call.was_shielded:
+            continue
+        timeout = case.history.settings.request_timeout if step.timeout is None else step.timeout
+        latest = min(call.began.at + timeout, max(call.began.at, case.drained_by(call.began.life)))
+        yield from _late(call, latest)
+
+
+def _openings_end_in_time(case: _Case) -> Iterator[str]:
+    settings = case.history.settings
+    for opening in case.ended("open", "restore"):
+        step = opening.began.step
+        assert isinstance(step, Open | Restore)
+        rounds = math.ceil(len(step.backends) / settings.max_backend_init_concurrency)
+        latest = opening.began.at + min(settings.session_init_timeout, rounds * settings.backend_init_timeout)
+        if opening.gave_up is not None:
+            latest = min(latest, opening.gave_up[1].at)
+        for _, left in case.exits[step.instance]:
+            if not left.cancelled:
+                latest = min(latest, max(left.at, opening.began.at))
+        if opening.outcome.kind != "ok":
+            latest += settings.teardown_timeout  # what was connected already gets its goodbye
+        yield from _late(opening, latest)
+
+
+def _closings_end_in_time(case: _Case) -> Iterator[str]:
+    settings = case.history.settings
+    for closer in case.ended("close", "hold"):
+        assert closer.began.life is not None
+        own = [closing.at for _, closing in case.closings[closer.began.life] if closing.op == closer.began.op]
+        latest = max(own[0], case.drained_by(closer.began.life) + settings.teardown_timeout)
+        if closer.began.what == "close" and closer.gave_up is not None:
+            latest = min(latest, closer.gave_up[1].at)
+        if closer.began.nested:
+            latest = own[0]
+        yield from _late(closer, latest)
+    for leaving in case.ended("exit"):
+        assert leaving.began.instance is not None
+        latest = leaving.began.at + settings.drain_timeout
+        for _, exiting in case.exits[leaving.began.instance]:
+            if exiting.cancelled:
+                latest = min(latest, max(exiting.at, leaving.began.at) + CANCELLED_DRAIN)
+        yield from _late(leaving, latest + settings.teardown_timeout)
+
+
+def _late(operation: _Operation, latest: float) -> Iterator[str]:
+    if operation.ended_at > latest + MILLISECOND:
+        yield f"{operation} ended at {operation.ended_at}, later than {latest}: {operation.outcome}"
+
+
+def _nothing_is_left(case: _Case) -> Iterator[str]:
+    audits = [event for event in case.trace.events if isinstance(event, Audit)]
+    remains = case.trace.remains
+    for audit in [*audits, remains.audit] if remains else audits:
+        for name in ("tasks", "responses", "tokens"):
+            if getattr(audit, name):
+                yield f"{name} left at {audit.at}, while no session was open: {getattr(audit, name)}"
+    if remains is None:
+        return
+    if remains.connections:
+        yield f"{remains.connections} connections left at the end"
+    for life, state, in_flight in remains.sessions:
+        if state != "CLOSED":
+            yield f"session of {case.operations[life]} is left {state}"
+        if in_flight:
+            yield f"session of {case.operations[life]} is left with {in_flight} in flight"
+
+
+def _every_backend_session_gets_its_delete(case: _Case) -> Iterator[str]:
+    remains = case.trace.remains
+    if remains is None:
+        return
+    read = {(event.backend_id, event.session_id) for event in case.trace.events if isinstance(event, IdRead)}
+    deletes = Counter[tuple[str, str | None]](
+        (event.backend_id, event.session_id)
+        for event in case.trace.events
+        if isinstance(event, Sent) and event.verb == "DELETE"
+    )
+    disowned = {(seen.backend_id, seen.session_id) for seen in case.trace.seen if seen.status in (400, 404)}
+    troubled = {case.history.backends[s.backend].id for s in case.history.steps if isinstance(s, Strike | Disturb)}
+    restored = [opened for op, opened in case.opened.items() if case.operations[op].began.what == "restore"]
+    for alive in remains.alive:
+        backend_id, session_id = alive
+        if alive not in read or alive in disowned or session_id in remains.stored_ids:
+            continue
+        if any(backend_id not in opened.connected for opened in restored):
+            continue  # restored without this backend, a session has no way to tell it anything
+        if not deletes[alive]:
+            yield f"session {session_id!r} of backend {backend_id!r} is alive and was never sent a DELETE"
+        elif backend_id not in troubled:
+            yield f"session {session_id!r} of backend {backend_id!r} is alive in spite of its DELETE"
+    for (backend_id, told), times in deletes.items():
+        if times > 1:
+            yield f"session {told!r} of backend {backend_id!r} was sent {times} DELETEs"
+
+
+def _rows_live_and_die_with_their_sessions(case: _Case) -> Iterator[str]:
+    last: dict[int, int] = {}
+    order = sorted(
+        [(case.operations[op].ends[0][0], opened) for op, opened in case.opened.items() if case.operations[op].ends],
+        key=lambda entry: entry[0],
+    )
+    lives: dict[int, list[int]] = defaultdict(list)
+    for _, opened in order:
+        lives[opened.session].append(opened.op)
+        last[opened.session] = opened.op
+    remains = case.trace.remains
+    if remains is not None:
+        for session, life in last.items():
+            terminated = case.decided_to_terminate(life)
+            if terminated is True and session in remains.rows:
+                yield f"session {session} was terminated, and its metadata is left"
+            if terminated is False and session not in remains.rows:
+                yield f"session {session} was suspended, and its metadata is lost"
+        for session in remains.rows:
+            if session not in last:
+                yield f"session {session} was never opened, and its metadata is left"
+    for restoring in case.ended("restore"):
+        step = restoring.began.step
+        assert isinstance(step, Restore)
+        before = [life for life in lives[step.session] if case.operations[life].ends[0][0] < restoring.position]
+        if not before:
+            if restoring.outcome.kind == "ok":
+                yield f"{restoring} restored what was never opened"
+            continue
+        terminated = case.decided_to_terminate(before[-1])
+        if terminated is True and restoring.outcome.kind == "ok":
+            yield f"{restoring} restored a terminated session"
+        if terminated is False and restoring.outcome.error == "SessionNotFound":
+            yield f"{restoring} did not find a suspended session"
+        if restoring.began.state == "CLOSED" and restoring.outcome.error == "SessionExists":
+            yield f"{restoring} took a closed session for a live one"
+
+
+CHECKS: dict[str, Callable[[_Case], Iterator[str]]] = {
+    check.__name__.removeprefix("_"): check
+    for check in (
+        _nothing_hangs_or_crashes,
+        _no_secret_is_told,
+        _one_outcome_each,
+        _only_listed_errors,
+        _nothing_admitted_while_closing,
+        _cancels_surface_alone,
+        _executed_at_most_once,
+        _executed_by_the_owner_alone,
+        _a_name_means_one_backend,
+        _no_false_denial,
+        _strangers_get_nothing,
+        _calls_end_in_time,
+        _openings_end_in_time,
+        _closings_end_in_time,
+        _nothing_is_left,
+        _every_backend_session_gets_its_delete,
+        _rows_live_and_die_with_their_sessions,
+    )
+}

@@ -1,0 +1,151 @@
+"""Run random histories, or one of them again.
+
+nox -s simulation -- --histories 100000
+nox -s simulation -- --seed 4711
+"""
+# ruff: noqa: T201  # a command prints
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import attrs
+
+from simulation.checker import judge
+from simulation.history import draw_history
+from simulation.trace import Began, Ended, Trace
+from simulation.world import run_history
+
+HISTORIES = 1000
+PROCESSES = 2
+CHUNK = 20  # seeds, that one process takes at a time
+LONGEST = 60  # s of real time for one history, which takes some 50 ms: it spins
+BAR = 40  # characters
+
+
+class Spins(BaseException):
+    """A history takes real time without end. Not an Exception: it has to go past everything."""
+
+
+@attrs.frozen
+class Report:
+    """What became of a chunk of seeds.
+
+    Attributes:
+        failed: The first seed that failed, and what is wrong with it.
+        tally: Histories, and operations by kind and outcome.
+    """
+
+    failed: tuple[int, str] | None
+    tally: Counter[str]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="simulation", description="Random histories of sessions, in virtual time.")
+    parser.add_argument("--seed", type=int, help="run this one, show everything about it, and no other")
+    parser.add_argument("--histories", type=int, default=HISTORIES, help=f"how many (default: {HISTORIES})")
+    parser.add_argument("--first", type=int, default=0, help="the first seed of them (default: 0)")
+    arguments = parser.parse_args()
+    if arguments.seed is not None:
+        return replay(arguments.seed)
+    return explore(range(arguments.first, arguments.first + arguments.histories))
+
+
+def replay(seed: int) -> int:
+    history = draw_history(seed)
+    print(f"seed {seed}\n\n{history}\n")
+    trace = run_history(history)
+    print(trace)
+    print(f"\ndigest {digest(trace)}")
+    if trace != run_history(history):
+        print("\nNOT DETERMINISTIC: a second run of this seed went another way")
+        return 1
+    violations = judge(history, trace)
+    print("\n".join(["", *map(str, violations), f"{len(violations)} violations"]))
+    return 1 if violations else 0
+
+
+def digest(trace: Trace) -> str:
+    """Equal for equal traces, in every process."""
+    plain = attrs.asdict(trace, filter=lambda attribute, _: bool(attribute.eq))
+    return hashlib.blake2s(repr(plain).encode(), digest_size=8).hexdigest()
+
+
+def explore(seeds: range) -> int:
+    """All of these seeds, or until one fails."""
+    began_at = time.monotonic()
+    tally: Counter[str] = Counter()
+    for report in _reports(seeds):
+        tally += report.tally
+        if report.failed is not None:
+            seed, wrong = report.failed
+            print(f"\nseed {seed} failed:\n{wrong}\nreplay it: nox -s simulation -- --seed {seed}")
+            return 1
+        _draw_progress(tally["histories"], len(seeds), time.monotonic() - began_at)
+    print(f"\n{len(seeds)} histories, {time.monotonic() - began_at:.0f} s, nothing wrong")
+    for name, count in sorted(tally.items()):
+        print(f"{count:9} {name}")
+    return 0
+
+
+def _reports(seeds: range) -> Iterator[Report]:
+    chunks = [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
+    with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn"), initializer=_prepare) as pool:
+        try:
+            yield from pool.map(run_chunk, chunks)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _prepare() -> None:
+    gc.freeze()  # what is imported is no garbage: each history collects what it made, and nothing else
+
+    def give_up(*_: object) -> None:
+        raise Spins
+
+    signal.signal(signal.SIGALRM, give_up)
+
+
+def run_chunk(seeds: range) -> Report:
+    tally: Counter[str] = Counter()
+    for seed in seeds:
+        history = draw_history(seed)
+        signal.alarm(LONGEST)
+        try:
+            trace = run_history(history)
+            wrong = "\n".join(map(str, judge(history, trace)))
+        except BaseException:  # noqa: BLE001  # of whatever kind: the seed must not be lost with it
+            return Report((seed, traceback.format_exc()), tally)
+        finally:
+            signal.alarm(0)
+        if wrong:
+            return Report((seed, wrong), tally)
+        tally["histories"] += 1
+        tally += _tally(trace)
+    return Report(None, tally)
+
+
+def _tally(trace: Trace) -> Counter[str]:
+    what = {event.op: event.what for event in trace.events if isinstance(event, Began)}
+    ended = [event for event in trace.events if isinstance(event, Ended)]
+    return Counter(f"{what[event.op]}: {event.outcome.error or event.outcome.kind}" for event in ended) + Counter(
+        requests=len(trace.seen)
+    )
+
+
+def _draw_progress(done: int, of: int, elapsed: float) -> None:
+    if sys.stderr.isatty():
+        filled = BAR * done // of
+        left = elapsed / done * (of - done)
+        bar = "█" * filled + "░" * (BAR - filled)
+        print(f"\r{bar} {done}/{of}, {left:.0f} s left ", end="", file=sys.stderr, flush=True)

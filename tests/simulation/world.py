@@ -1,0 +1,666 @@
+"""Runs a history: real sessions over an in-memory network, on a mock clock, with Trio's scheduler seeded."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import random
+import re
+import sys
+import warnings
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import attrs
+import httpx
+import trio
+import trio._core._run as scheduler  # its randomness has no public handle
+from harness import Ledger, ScriptedStorage
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from simulation.history import BackendSpec, Call, Close, Disturb, Exit, GiveUp, History, Open, Restore, Step, Strike
+from simulation.trace import (
+    Audit,
+    Began,
+    Canary,
+    Closing,
+    Crashed,
+    Ended,
+    Event,
+    Executed,
+    Exiting,
+    GaveUp,
+    Hung,
+    IdRead,
+    Names,
+    Opened,
+    Outcome,
+    Remains,
+    Seen,
+    Sent,
+    Shielded,
+    Trace,
+)
+from trio_vmcp import (
+    JSON,
+    Backend,
+    Identity,
+    Session,
+    SessionFactory,
+    SessionState,
+    Target,
+    VmcpError,
+    open_session_factory,
+)
+from trio_vmcp.testing import CallContext, MemoryNetwork, ScriptedBackend, open_memory_network
+
+__all__ = ["CANARY", "run_history"]
+
+CANARY = "canary"
+SECRET = re.compile(CANARY + r"|-session-\d")  # what a scripted backend's session ids look like
+KEY = "simulation/key"  # in `_meta`, which the library forwards: the call that a request belongs to
+LONGEST = 4000.0  # s, virtual; no history that ends takes half of it
+SHIELDED = 2.0  # s
+NOBODYS = "nobody has this"
+
+ALICE = Identity(issuer="https://issuer.test", subject="alice", token=f"{CANARY}-token")
+BOB = Identity(issuer="https://issuer.test", subject="bob")
+
+
+def run_history(history: History) -> Trace:
+    """Run it. Whatever the library does wrong is in the trace; what this raises is a bug of the simulation."""
+    trace = Trace()
+    clock = MockClock(autojump_threshold=0)
+    with _seeded(history.seed), _watched_garbage(trace), _watched_log(trace, clock):
+        try:
+            trio.run(_World(history, trace).run, clock=_ending(clock))
+        except trio.TrioInternalError as exc:
+            if not isinstance(exc.__cause__, _Hung):
+                raise
+            trace.events.append(Hung(at=clock.current_time()))
+    return trace
+
+
+class _Hung(BaseException):
+    """Raised in the run loop itself: what waits for ever may be shielded."""
+
+
+class CallbackBroke(Exception):
+    """What a caller's own callback raises."""
+
+
+def _ending(clock: MockClock) -> MockClock:
+    def jump() -> None:
+        ahead = trio.lowlevel.current_statistics().seconds_to_next_deadline
+        if not clock.current_time() + ahead < LONGEST:
+            raise _Hung
+        clock.jump(max(0.0, ahead))
+
+    clock._autojump = jump  # type: ignore[method-assign]
+    return clock
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """One seed, one order of everything. Trio then sorts each batch of tasks by their age before it shuffles them."""
+    before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING
+    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
+    states = scheduler._r.getstate(), random.getstate()
+    scheduler._r.seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        scheduler._ALLOW_DETERMINISTIC_SCHEDULING = before  # type: ignore[misc]
+        scheduler._r.setstate(states[0])
+        random.setstate(states[1])
+
+
+@contextmanager
+def _watched_garbage(trace: Trace) -> Iterator[None]:
+    """Collected at the end and not in between: finalizers would run at moments that no seed rules."""
+    at_the_end = float("inf")
+    was_enabled, hook = gc.isenabled(), sys.unraisablehook
+    gc.collect()
+    gc.disable()
+    sys.unraisablehook = lambda unraisable: trace.events.append(
+        Crashed(at=at_the_end, text=f"in a finalizer: {unraisable.exc_value!r}")
+    )
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+            gc.collect()
+        trace.events += [Crashed(at=at_the_end, text=f"warned: {warning.message}") for warning in caught]
+    finally:
+        sys.unraisablehook = hook
+        if was_enabled:
+            gc.enable()
+
+
+@contextmanager
+def _watched_log(trace: Trace, clock: MockClock) -> Iterator[None]:
+    class Watch(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.name.startswith("trio_vmcp.testing"):
+                return
+            text = self.format(record)  # with the traceback
+            if SECRET.search(text):
+                trace.events.append(Canary(at=clock.current_time(), where=f"log of {record.name}", text=text))
+            if record.levelno >= logging.ERROR:
+                trace.events.append(Crashed(at=clock.current_time(), text=text))
+
+    logger, watch = logging.getLogger("trio_vmcp"), Watch()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(watch)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(watch)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+@contextmanager
+def _watched_limiters() -> Iterator[list[trio.CapacityLimiter]]:
+    """Every CapacityLimiter that is made meanwhile."""
+    made: list[trio.CapacityLimiter] = []
+    original = trio.CapacityLimiter
+
+    def make(total_tokens: float) -> trio.CapacityLimiter:
+        made.append(original(total_tokens))
+        return made[-1]
+
+    trio.CapacityLimiter = make  # type: ignore[misc, assignment]
+    try:
+        yield made
+    finally:
+        trio.CapacityLimiter = original  # type: ignore[misc]
+
+
+class _Seam(Ledger):
+    """The transport, with a record of what goes through it."""
+
+    def __init__(self, inner: httpx.AsyncBaseTransport, note: Callable[[Event], None]) -> None:
+        super().__init__(inner)
+        self.note = note
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        backend_id = request.url.host.removesuffix(".test")
+        self.note(
+            Sent(
+                at=trio.current_time(),
+                backend_id=backend_id,
+                verb=request.method,
+                session_id=request.headers.get("mcp-session-id"),
+            )
+        )
+        response = await super().handle_async_request(request)
+        assigned = response.headers.get("mcp-session-id")
+        if assigned is not None:
+            self.note(IdRead(at=trio.current_time(), backend_id=backend_id, session_id=assigned))
+        return response
+
+
+@attrs.define(eq=False)
+class _Life:
+    """What one opening or restoring led to."""
+
+    op: int
+    number: int
+    instance: int
+    identity: Identity | None
+    session: Session
+
+    @property
+    def is_over(self) -> bool:
+        return self.session.state is SessionState.CLOSED
+
+
+@attrs.define(eq=False)
+class _World:
+    history: History
+    trace: Trace
+    backends: list[ScriptedBackend] = attrs.field(factory=list, init=False)
+    configured: list[Backend] = attrs.field(factory=list, init=False)
+    storage: ScriptedStorage = attrs.field(factory=ScriptedStorage, init=False)
+    factories: dict[int, SessionFactory] = attrs.field(factory=dict, init=False)
+    owners: dict[int, trio.Nursery] = attrs.field(factory=dict, init=False)  # what the factories' tasks live in
+    callers: dict[int, trio.Nursery] = attrs.field(factory=dict, init=False)  # inside the factories' blocks
+    lives: dict[int, _Life] = attrs.field(factory=dict, init=False)  # the latest of each session
+    every_life: list[_Life] = attrs.field(factory=list, init=False)
+    opening: list[int] = attrs.field(factory=list, init=False)  # numbers of sessions
+    shielded: int = attrs.field(default=0, init=False)  # callers who hold on to their calls, whatever becomes of those
+    over: trio.Event = attrs.field(factory=trio.Event, init=False)  # for the blocks that hold a session
+    operations: int = attrs.field(default=0, init=False)
+    limiters: list[trio.CapacityLimiter] = attrs.field(factory=list, init=False)
+    seam: _Seam = attrs.field(init=False)
+
+    async def run(self) -> None:
+        with _watched_limiters() as self.limiters:
+            async with open_memory_network() as network:
+                for spec in self.history.backends:
+                    self._attach(spec, network)
+                transport = network.transport()
+                self.seam = _Seam(transport, self.note)
+                await self._live()
+                await wait_all_tasks_blocked()
+                remains = self._audit()
+                await transport.aclose()
+                await wait_all_tasks_blocked()
+                await self._sum_up(remains, network.open_connections)
+
+    async def _live(self) -> None:
+        async with trio.open_nursery() as everybody:
+            async with trio.open_nursery() as instances:
+                for number, leaving in enumerate(self.history.instances):
+                    await instances.start(self._instance, number, leaving, everybody)
+                for step in self.history.steps:
+                    await trio.sleep_until(step.at)
+                    self._start(step, everybody)
+            self.over.set()
+
+    def _attach(self, spec: BackendSpec, network: MemoryNetwork) -> None:
+        backend = ScriptedBackend(
+            name=spec.id,
+            era=spec.era,
+            answers=spec.answers,
+            resumable=spec.resumable,
+            latency=spec.latency,
+            session_ids=spec.session_ids,
+            server_info={"name": spec.id, "version": "1"},
+            page_size=spec.page_size,
+        )
+
+        async def work(arguments: JSON, context: CallContext) -> str:
+            key, name = arguments["key"], str(context.params["name"])
+            self.note(Executed(at=trio.current_time(), backend_id=spec.id, name=name, key=key))
+            for count in range(arguments["progress"]):
+                await context.progress(count)
+            await trio.sleep(arguments["seconds"])
+            return json.dumps({"key": key, "backend": spec.id})
+
+        for name in spec.tools:
+            backend.add_tool(name, work)
+        for uri in spec.resources:
+            backend.add_resource(uri, json.dumps({"backend": spec.id}))
+        for name in spec.prompts:
+            backend.add_prompt(name, '{"key": {key}, "backend": "' + spec.id + '"}')
+        self.backends.append(backend)
+        self.configured.append(
+            Backend(
+                id=spec.id,
+                url=network.attach(f"{spec.id}.test", backend),
+                era=spec.configured_era,
+                headers={"authorization": f"Bearer {CANARY}-header"},
+            )
+        )
+
+    # --- operations
+
+    def note(self, event: Event) -> None:
+        self.trace.events.append(event)
+
+    def _begin(self, what: Any, **details: Any) -> Began:
+        self.operations += 1
+        began = Began(at=trio.current_time(), op=self.operations, what=what, **details)
+        self.note(began)
+        return began
+
+    def _end(self, op: int, outcome: Outcome) -> None:
+        self.note(Ended(at=trio.current_time(), op=op, outcome=outcome))
+
+    def _ask_to_close(self, op: int, life: _Life, terminate: bool, drain_timeout: float | None = None) -> None:
+        limit = self.history.settings.drain_timeout if drain_timeout is None else drain_timeout
+        self.note(
+            Closing(
+                at=trio.current_time(),
+                op=op,
+                life=life.op,
+                terminate=terminate,
+                drain_timeout=limit,
+                found=life.session.state.name,
+            )
+        )
+
+    def _start(self, step: Step, everybody: trio.Nursery) -> None:
+        """Begin a step; one that has nothing to be done to is left out."""
+        life = self.lives.get(getattr(step, "session", -1))
+        match step:
+            case Disturb():
+                self._disturb(step)
+            case Strike():
+                self.backends[step.backend].fail(step.matches, step.fault, times=step.times, skip=step.skip)
+            case Open():
+                work = partial(self._hold if step.held else self._make, step)
+                everybody.start_soon(self._operate, step, lambda: self._begin("open", step=step), work, everybody)
+            case Restore():
+                elsewhere = life is not None and not life.is_over and life.instance != step.instance
+                if not elsewhere and step.session not in self.opening:
+                    work = partial(self._restore, step)
+                    everybody.start_soon(self._operate, step, lambda: self._begin_restore(step), work, everybody)
+            case Call() if life is not None:
+                nursery = self.callers.get(life.instance, everybody) if step.inside else everybody
+                begin = partial(self._begin_call, step, life, is_inside=nursery is not everybody)
+                nursery.start_soon(self._operate, step, begin, partial(self._call, step, life), everybody)
+            case Close() if life is not None:
+                begin = partial(self._begin_close, step, life)
+                everybody.start_soon(self._operate, step, begin, partial(self._close, step, life), everybody)
+
+    async def _operate(
+        self,
+        step: Open | Restore | Call | Close,
+        begin: Callable[[], Began],
+        work: Callable[[list[Began]], Awaitable[Outcome]],
+        everybody: trio.Nursery,
+    ) -> None:
+        """The task of a step. It begins with its first turn: what came before that did not happen during it."""
+        doing = [begin()]
+        outcome = Outcome(kind="cancelled")
+        try:
+            with trio.CancelScope() as scope:
+                if step.give_up is not None:
+                    everybody.start_soon(self._give_up, scope, step.give_up, doing)
+                outcome = await self._outcome_of(work, doing)
+        finally:
+            self._end(doing.pop().op, outcome)
+
+    async def _outcome_of(self, work: Callable[[list[Began]], Awaitable[Outcome]], doing: list[Began]) -> Outcome:
+        try:
+            return await work(doing)
+        except BaseException as exc:  # groups, too: which errors are right is the checker's to say
+            if _is_cancel(exc):
+                raise
+            self._look_for_secrets(exc)
+            return Outcome(
+                kind="error",
+                error=type(exc).__name__,
+                is_ours=isinstance(exc, VmcpError),
+                may_have_executed=getattr(exc, "may_have_executed", None),
+                backend_id=getattr(exc, "backend_id", None),
+                text=str(exc),
+            )
+
+    def _look_for_secrets(self, exc: BaseException) -> None:
+        seen: BaseException | None = exc
+        while seen is not None:
+            for text in (str(seen), repr(seen)):
+                if SECRET.search(text):
+                    self.note(Canary(at=trio.current_time(), where=f"text of {type(seen).__name__}", text=text))
+            seen = seen.__cause__ or seen.__context__
+
+    async def _give_up(self, scope: trio.CancelScope, give_up: GiveUp, doing: list[Began]) -> None:
+        await trio.sleep(give_up.after)
+        for _ in range(give_up.checkpoints):
+            await trio.lowlevel.checkpoint()
+        if doing:
+            self.note(GaveUp(at=trio.current_time(), op=doing[-1].op))
+            scope.cancel()
+
+    # --- what each of them does
+
+    async def _make(self, step: Open, doing: list[Began]) -> Outcome:
+        identity = ALICE if step.bound else None
+        factory = self.factories[step.instance]
+        with self._being_opened(step.session):
+            session = await factory.make_session(
+                self._members(step.backends), identity=identity, session_id=self._session_id(step.session)
+            )
+            self._opened(doing[-1].op, step, identity, session)
+        return Outcome(kind="ok")
+
+    async def _hold(self, step: Open, doing: list[Began]) -> Outcome:
+        identity = ALICE if step.bound else None
+        factory = self.factories[step.instance]
+        opening = factory.open_session(
+            self._members(step.backends), identity=identity, session_id=self._session_id(step.session)
+        )
+        with self._being_opened(step.session):
+            session = await opening.__aenter__()
+            life = self._opened(doing[-1].op, step, identity, session)
+        self._end(doing.pop().op, Outcome(kind="ok"))
+        doing.append(self._begin("hold", life=life.op))
+        try:
+            await self.over.wait()
+        finally:
+            self._ask_to_close(doing[-1].op, life, terminate=True)
+            await opening.__aexit__(*sys.exc_info())
+        return Outcome(kind="ok")
+
+    async def _restore(self, step: Restore, doing: list[Began]) -> Outcome:
+        last = next((life for life in reversed(self.every_life) if life.number == step.session), None)
+        identity = None if last is None else last.identity
+        with self._being_opened(step.session):
+            session = await self.factories[step.instance].restore_session(
+                self._session_id(step.session), self._members(step.backends), identity=identity
+            )
+            self._opened(doing[-1].op, step, identity, session)
+        return Outcome(kind="ok")
+
+    @contextmanager
+    def _being_opened(self, number: int) -> Iterator[None]:
+        self.opening.append(number)
+        try:
+            yield
+        finally:
+            self.opening.remove(number)
+
+    def _members(self, backends: tuple[int, ...]) -> list[Backend]:
+        return [self.configured[index] for index in backends]
+
+    def _session_id(self, number: int) -> str:
+        return f"{CANARY}-{number}"
+
+    def _opened(self, op: int, step: Open | Restore, identity: Identity | None, session: Session) -> _Life:
+        life = self.lives[step.session] = _Life(op, step.session, step.instance, identity, session)
+        self.every_life.append(life)
+        missing = {failure.backend_id for failure in session.failures}
+        connected = (self.configured[index].id for index in step.backends)
+        self.note(
+            Opened(
+                at=trio.current_time(),
+                op=op,
+                session=step.session,
+                connected=tuple(backend_id for backend_id in connected if backend_id not in missing),
+                tools=_names(session),
+            )
+        )
+        return life
+
+    def _begin_restore(self, step: Restore) -> Began:
+        life = self.lives.get(step.session)
+        return self._begin("restore", step=step, state="" if life is None else life.session.state.name)
+
+    def _begin_close(self, step: Close, life: _Life, *, nested: bool = False) -> Began:
+        return self._begin("close", step=step, life=life.op, state=life.session.state.name, nested=nested)
+
+    def _begin_call(self, step: Call, life: _Life, *, is_inside: bool) -> Began:
+        session, table = life.session, life.session.routing_table
+        offered: Mapping[str, Target] = {"tool": table.tools, "resource": table.resources, "prompt": table.prompts}[
+            step.kind
+        ]
+        names = sorted(offered)
+        name = NOBODYS if step.pick is None or not names else names[step.pick % len(names)]
+        target = offered.get(name)
+        return self._begin(
+            "call",
+            step=step,
+            life=life.op,
+            instance=life.instance if is_inside else None,
+            state=session.state.name,
+            name=name,
+            target=None if target is None else (target.backend_id, target.name),
+        )
+
+    async def _call(self, step: Call, life: _Life, doing: list[Began]) -> Outcome:
+        op, name = doing[-1].op, doing[-1].name
+        acted = False
+
+        async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+            nonlocal acted
+            if acted:
+                return
+            acted = True
+            match step.on_progress:
+                case "note":
+                    await trio.lowlevel.checkpoint()
+                case "raise":
+                    raise CallbackBroke
+                case "shield":
+                    self.note(Shielded(at=trio.current_time(), op=op))
+                    self.shielded += 1
+                    with trio.CancelScope(shield=True):
+                        await trio.sleep(SHIELDED)
+                    self.shielded -= 1
+                case closing:
+                    close = Close(session=life.number, terminate=closing == "aclose")
+                    inner = [self._begin_close(close, life, nested=True)]
+                    outcome = Outcome(kind="cancelled")
+                    try:
+                        outcome = await self._outcome_of(partial(self._close, close, life), inner)
+                    finally:
+                        self._end(inner[0].op, outcome)
+
+        right = life.identity
+        caller = right if step.caller == "right" else BOB
+        options: dict[str, Any] = {"caller": caller, "meta": {KEY: op}, "timeout": step.timeout}
+        if step.progress:
+            options["on_progress"] = on_progress
+        match step.kind:
+            case "tool":
+                arguments = {"key": op, "seconds": step.seconds, "progress": step.progress}
+                called = await life.session.call_tool(name, arguments, **options)
+                texts = [block["text"] for block in called.content]
+            case "resource":
+                read = await life.session.read_resource(name, **options)
+                texts = [content["text"] for content in read.contents]
+            case _:
+                said = await life.session.get_prompt(name, {"key": str(op)}, **options)
+                texts = [message["content"]["text"] for message in said.messages]
+        (answer,) = map(json.loads, texts)
+        return Outcome(kind="ok", backend_id=answer["backend"], key=answer.get("key"))
+
+    async def _close(self, step: Close, life: _Life, doing: list[Began]) -> Outcome:
+        self._ask_to_close(doing[-1].op, life, step.terminate, step.drain_timeout)
+        close = life.session.aclose if step.terminate else life.session.suspend
+        await close(drain_timeout=step.drain_timeout)
+        if not doing[-1].nested:
+            await self._look_around()
+        return Outcome(kind="ok")
+
+    def _disturb(self, step: Disturb) -> None:
+        backend = self.backends[step.backend]
+        match step.what:
+            case "crash":
+                backend.crash()
+            case "restart":
+                backend.crash()
+                backend.restart()
+            case "forget":
+                backend.sessions.clear()
+            case "heal":
+                backend.heal()
+
+    async def _instance(
+        self, number: int, leaving: Exit, everybody: trio.Nursery, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        outcome = Outcome(kind="cancelled")
+
+        async def live(doing: list[Began]) -> Outcome:
+            async with open_session_factory(
+                transport=self.seam, storage=self.storage, settings=self.history.settings
+            ) as factory:
+                self.factories[number] = factory
+                (self.owners[number],) = trio.lowlevel.current_task().child_nurseries
+                try:
+                    async with trio.open_nursery() as self.callers[number]:
+                        task_status.started()
+                        await trio.sleep_until(leaving.at)
+                        del self.callers[number]
+                finally:
+                    self.callers.pop(number, None)
+                    doing.append(self._begin("exit", instance=number))
+                    self.note(Exiting(at=trio.current_time(), instance=number, cancelled=False))
+            return Outcome(kind="ok")
+
+        doing: list[Began] = []
+        with trio.CancelScope() as surroundings:
+            if leaving.cancelled_at is not None:
+                everybody.start_soon(self._cancel_instance, number, leaving.cancelled_at, surroundings)
+            outcome = await self._outcome_of(live, doing)
+        self._end(doing[-1].op, outcome)
+
+    async def _cancel_instance(self, number: int, at: float, surroundings: trio.CancelScope) -> None:
+        await trio.sleep_until(at)
+        self.note(Exiting(at=trio.current_time(), instance=number, cancelled=True))
+        surroundings.cancel()
+
+    # --- what is left
+
+    async def _look_around(self) -> None:
+        """While no session is open, nothing is in use."""
+        if self._is_quiet():
+            await wait_all_tasks_blocked()
+            if self._is_quiet():
+                self.note(self._audit())
+
+    def _is_quiet(self) -> bool:
+        return not self.opening and not self.shielded and all(life.is_over for life in self.every_life)
+
+    def _audit(self) -> Audit:
+        return Audit(
+            at=trio.current_time(),
+            tasks=tuple(sorted(task.name for owner in self.owners.values() for task in owner.child_tasks)),
+            responses=self.seam.in_use,
+            tokens=sum(limiter.borrowed_tokens for limiter in self.limiters),
+        )
+
+    async def _sum_up(self, audit: Audit, connections: int) -> None:
+        rows = await self.storage.rows()
+        ids = [self.configured[index].id for index in range(len(self.configured))]
+        self.trace.seen = [
+            Seen(
+                at=exchange.received_at,
+                backend_id=backend_id,
+                verb=exchange.verb,
+                method=exchange.method,
+                key=exchange.meta.get(KEY),
+                session_id=exchange.session_id,
+                status=exchange.status,
+                outcome=exchange.outcome,
+            )
+            for backend_id, backend in zip(ids, self.backends, strict=True)
+            for exchange in backend.exchanges
+        ]
+        self.trace.remains = Remains(
+            audit=audit,
+            connections=connections,
+            rows=tuple(sorted(int(row.session_id.rpartition("-")[2]) for row in rows)),
+            stored_ids=tuple(
+                sorted(record.session_id for row in rows for record in row.backends if record.session_id is not None)
+            ),
+            alive=tuple(
+                (backend_id, session_id)
+                for backend_id, backend in zip(ids, self.backends, strict=True)
+                for session_id in backend.sessions
+            ),
+            sessions=tuple((life.op, life.session.state.name, life.session.in_flight) for life in self.every_life),
+            broken=tuple(repr(exc) for backend in self.backends for exc in (*backend.errors, *backend.handler_errors)),
+        )
+
+
+def _is_cancel(exc: BaseException) -> bool:
+    """Nurseries of our own bundle what they are cancelled with."""
+    return isinstance(exc, trio.Cancelled) or (
+        isinstance(exc, BaseExceptionGroup) and all(_is_cancel(inner) for inner in exc.exceptions)
+    )
+
+
+def _names(session: Session) -> Names:
+    table = session.routing_table.tools
+    return tuple((name, target.backend_id, target.name) for name, target in sorted(table.items()))
