@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -45,6 +45,24 @@ _BACKEND_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
 def _read_only(mapping: Mapping[str, str] | None) -> Mapping[str, str]:
     return MappingProxyType(dict(mapping or {}))
+
+
+def _in_order(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(_not_one_str(values))
+
+
+def _name_set(names: Iterable[str]) -> frozenset[str]:
+    return frozenset(_not_one_str(names))
+
+
+def _optional_name_set(names: Iterable[str] | None) -> frozenset[str] | None:
+    return None if names is None else _name_set(names)
+
+
+def _not_one_str(values: Iterable[str]) -> Iterable[str]:
+    if isinstance(values, str):  # which would be taken for its letters: deny_tools="wipe" would deny nothing
+        raise ValueError(f"{values!r} is one str where several are wanted (args, allow_tools, deny_tools)")
+    return values
 
 
 def _names_only(mapping: Mapping[str, str]) -> str:
@@ -89,14 +107,14 @@ class Backend:
     transport: Transport = "streamable-http"
     headers: Mapping[str, str] = attrs.field(default=None, converter=_read_only, repr=_names_only, hash=False)
     command: str | None = None
-    args: tuple[str, ...] = attrs.field(default=(), converter=tuple, repr=False)  # command lines hold tokens, too
+    args: tuple[str, ...] = attrs.field(default=(), converter=_in_order, repr=False)  # command lines hold tokens, too
     env: Mapping[str, str] = attrs.field(default=None, converter=_read_only, repr=_names_only, hash=False)
     cwd: str | None = None
     request_timeout: float | None = None
     era: Era = "auto"
     listen: bool = True
-    allow_tools: frozenset[str] | None = attrs.field(default=None, converter=attrs.converters.optional(frozenset))
-    deny_tools: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+    allow_tools: frozenset[str] | None = attrs.field(default=None, converter=_optional_name_set)
+    deny_tools: frozenset[str] = attrs.field(default=frozenset(), converter=_name_set)
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.id, str) or not _BACKEND_ID.fullmatch(self.id):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import attrs
 
@@ -12,6 +13,10 @@ __all__ = ["FactorySettings"]
 
 MIB = 1024 * 1024
 SHORTEST_NAME_LIMIT = 16  # room for a digest that tells shortened names apart, and for something to read
+
+
+def _keys(keys: Iterable[bytes]) -> tuple[bytes, ...]:
+    return tuple(keys)
 
 
 @attrs.frozen(kw_only=True)
@@ -55,7 +60,7 @@ class FactorySettings:
     reconnect_delay: float = 0.5
     reconnect_max_delay: float = 60.0
     on_exit: str = attrs.field(default="terminate", validator=attrs.validators.in_(("terminate", "suspend")))
-    identity_keys: tuple[bytes, ...] = attrs.field(default=(), converter=tuple, repr=False)
+    identity_keys: tuple[bytes, ...] = attrs.field(default=(), converter=_keys, repr=False)
     max_message_bytes: int = 16 * MIB
     max_name_length: int = 128
     max_pages: int = 1000

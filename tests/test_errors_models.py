@@ -1,0 +1,356 @@
+"""What users write and catch: checked at construction, texts that name who and what, and no secret in any of them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import trio_vmcp
+from trio_vmcp import (
+    Backend,
+    BackendError,
+    BackendFailure,
+    BackendRejected,
+    CompletionResult,
+    FactorySettings,
+    FailureReason,
+    MetadataConflict,
+    NilCaller,
+    NoBackends,
+    Prompt,
+    PromptResult,
+    Resource,
+    ResourceResult,
+    ResourceTemplate,
+    SessionClosed,
+    SessionExists,
+    SessionLimitReached,
+    SessionNotFound,
+    StorageError,
+    Tool,
+    ToolNotFound,
+    ToolResult,
+    UnauthorizedCaller,
+    VmcpError,
+)
+
+# Backend
+
+
+@given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", fullmatch=True))
+def test_a_backend_id_may_be(backend_id: str) -> None:
+    """1-64 of A-Za-z0-9_.- starting with a letter or digit."""
+    assert backend_id == Backend(id=backend_id, url="http://a.test").id
+
+
+@pytest.mark.parametrize("backend_id", ["", "-a", ".a", "_a", "a" * 65, "a b", "é", "a\n", 7, None])
+def test_a_bad_backend_id_is_named(backend_id: Any) -> None:
+    """ValueError at construction, with the value."""
+    with pytest.raises(ValueError, match=r"is not 1-64 of A-Za-z0-9_\.-") as bad:
+        Backend(id=backend_id, url="http://a.test")
+    assert repr(backend_id) in str(bad.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        ({}, "backend 'a': transport 'streamable-http' needs a url"),
+        ({"transport": "sse"}, "backend 'a': transport 'sse' needs a url"),
+        ({"transport": "stdio"}, "backend 'a': transport 'stdio' needs a command"),
+        ({"transport": "carrier-pigeon"}, "backend 'a': unknown transport 'carrier-pigeon'"),
+        ({"url": "http://a.test", "era": "bronze"}, "backend 'a': unknown era 'bronze'"),
+        ({"url": "http://a.test", "request_timeout": -1}, "backend 'a': request_timeout -1 is not 0 s or more"),
+        ({"url": "http://a.test", "request_timeout": math.nan}, "backend 'a': request_timeout nan is not 0 s or more"),
+        ({"url": "ftp://a.test"}, "backend 'a': url 'ftp://a.test' is not http:// or https:// with a host"),
+        ({"url": "http://"}, "is not http:// or https:// with a host"),
+        ({"url": "http://a.test:port"}, "is not http:// or https:// with a host"),
+        ({"url": "http://[::1"}, "backend 'a': url '<unreadable url>' is not http://"),
+        ({"url": "http://a.test", "allow_tools": "wipe"}, "'wipe' is one str where several are wanted"),
+        ({"url": "http://a.test", "deny_tools": "wipe"}, "'wipe' is one str where several are wanted"),
+        ({"transport": "stdio", "command": "x", "args": "--all"}, "'--all' is one str where several are wanted"),
+    ],
+)
+def test_a_bad_backend_is_a_value_error_that_names_the_entry(entry: dict[str, Any], text: str) -> None:
+    """At construction, not when it is first used."""
+    with pytest.raises(ValueError) as bad:  # noqa: PT011  # the text is compared below, whole
+        Backend(id="a", **entry)
+    assert text in str(bad.value)
+
+
+def test_a_bad_url_is_shown_without_its_secrets() -> None:
+    """Userinfo, query and fragment may be credentials."""
+    with pytest.raises(ValueError, match="is not http://") as bad:
+        Backend(id="a", url="ftp://user:CANARY@a.test/x?token=CANARY#CANARY")
+    assert "CANARY" not in str(bad.value)
+    assert "ftp://a.test/x" in str(bad.value)
+
+
+def test_a_backends_mappings_are_its_own() -> None:
+    """Copied, and read-only; lists become tuples and sets."""
+    headers = {"X-Key": "1"}
+    backend = Backend(id="a", url="http://a.test", headers=headers, allow_tools=["x"], deny_tools=["y", "y"])
+    headers["X-Key"] = "2"
+    assert {"X-Key": "1"} == backend.headers
+    with pytest.raises(TypeError):
+        backend.headers["X-Key"] = "3"  # type: ignore[index]
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        backend.id = "b"  # type: ignore[misc]
+    assert frozenset("x") == backend.allow_tools
+    assert frozenset("y") == backend.deny_tools
+    assert ("z",) == Backend(id="b", transport="stdio", command="c", args=["z"]).args
+    assert hash(backend) == hash(copy.copy(backend))
+
+
+def test_a_backends_repr_shows_names_and_no_values() -> None:
+    """Header and environment names, the url without userinfo and query; no header, environment or argument value."""
+    backend = Backend(
+        id="a",
+        url="https://user:CANARY@a.test:8443/mcp?key=CANARY#CANARY",
+        headers={"Authorization": "Bearer CANARY", "X-Api-Key": "CANARY"},
+        env={"TOKEN": "CANARY"},
+        command="server",
+        args=("--token=CANARY",),
+    )
+    for text in (repr(backend), str(backend), f"{[backend]}"):
+        assert "CANARY" not in text
+        for shown in ("'a'", "https://a.test:8443/mcp", "'Authorization': …", "'X-Api-Key': …", "'TOKEN': …"):
+            assert shown in text
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_backend_init_concurrency", 0),
+        ("max_backend_init_concurrency", 1.5),
+        ("backend_init_timeout", -0.1),
+        ("session_init_timeout", math.nan),
+        ("request_timeout", True),
+        ("min_backends", -1),
+        ("max_name_length", 15),
+        ("max_pages", 0),
+        ("reconnect_delay", -1),
+    ],
+)
+def test_a_bad_setting_is_named(name: str, value: Any) -> None:
+    """With its value."""
+    with pytest.raises(ValueError, match=f"^{name}={value!r} is not "):
+        FactorySettings(**{name: value})
+
+
+def test_other_bad_settings() -> None:
+    """`on_exit` is one of two words; identity keys are bytes, and never shown."""
+    with pytest.raises(ValueError, match="on_exit"):
+        FactorySettings(on_exit="explode")
+    for keys in ((b"",), ("CANARY",), b"CANARY"):
+        with pytest.raises(ValueError, match="identity_keys holds something that is not non-empty bytes") as bad:
+            FactorySettings(identity_keys=keys)  # type: ignore[arg-type]
+        assert "CANARY" not in str(bad.value)
+    assert "CANARY" not in repr(FactorySettings(identity_keys=[b"CANARY"]))
+
+
+def test_the_defaults_are_the_contracts() -> None:
+    """What the design states."""
+    defaults = {
+        "max_backend_init_concurrency": 10,
+        "backend_init_timeout": 30.0,
+        "session_init_timeout": 35.0,
+        "min_backends": 0,
+        "max_connections_per_backend": 100,
+        "request_timeout": 120.0,
+        "drain_timeout": 10.0,
+        "teardown_timeout": 2.0,
+        "idle_timeout": 1800.0,
+        "storage_timeout": 5.0,
+        "reconnect_delay": 0.5,
+        "reconnect_max_delay": 60.0,
+        "on_exit": "terminate",
+        "identity_keys": (),
+        "max_message_bytes": 16 * 1024 * 1024,
+        "max_name_length": 128,
+        "max_pages": 1000,
+        "max_items_per_backend": 10_000,
+        "max_json_depth": 128,
+        "conflict_resolution": trio_vmcp.Prefix("{backend}_"),
+    }
+    assert defaults == attrs.asdict(FactorySettings(), recurse=False)
+
+
+# Views
+
+
+def test_views_name_the_parts_and_keep_the_rest() -> None:
+    """Capabilities and results read their JSON; `raw` has what has no name."""
+    tool = Tool(
+        "a_x", "a", "x", {"title": "X", "description": "d", "inputSchema": {"type": "object"}, "outputSchema": {}}
+    )
+    assert ("X", "d", {"type": "object"}, {}, {}) == (
+        tool.title,
+        tool.description,
+        tool.input_schema,
+        tool.output_schema,
+        tool.annotations,
+    )
+    resource = Resource("memo://1", "a", {"name": "n", "mimeType": "text/plain", "size": 3, "annotations": {"x": 1}})
+    assert ("n", "text/plain", 3, {"x": 1}) == (
+        resource.name,
+        resource.mime_type,
+        resource.size,
+        resource.annotations,
+    )
+    template = ResourceTemplate("memo://{x}", "a", {"name": "n", "mimeType": "text/plain"})
+    assert ("n", "text/plain", {}) == (template.name, template.mime_type, template.annotations)
+    prompt = Prompt("a_p", "a", "p", {"arguments": [{"name": "who"}]})
+    assert ({"name": "who"},) == prompt.arguments
+    assert ({"k": 1}, ({"uri": "memo://1"},)) == (
+        ResourceResult({"_meta": {"k": 1}, "contents": [{"uri": "memo://1"}]}, "a").meta,
+        ResourceResult({"contents": [{"uri": "memo://1"}]}, "a").contents,
+    )
+    filled = PromptResult({"messages": [{}], "description": "d"}, "a")
+    assert (({},), "d") == (filled.messages, filled.description)
+    completion = CompletionResult({"completion": {"values": ["x"], "total": 7, "hasMore": True}}, "a")
+    assert (("x",), 7, True) == (completion.values, completion.total, completion.has_more)
+
+
+def test_views_of_nothing_are_empty() -> None:
+    """Everything that MCP makes optional may be missing, or null."""
+    for raw in ({}, dict.fromkeys(("content", "contents", "messages", "completion", "_meta", "annotations"))):
+        assert ((), None, False, {}) == (
+            ToolResult(raw, "a").content,
+            ToolResult(raw, "a").structured_content,
+            ToolResult(raw, "a").is_error,
+            ToolResult(raw, "a").meta,
+        )
+        assert ((), (), (), None, False) == (
+            ResourceResult(raw, "a").contents,
+            PromptResult(raw, "a").messages,
+            CompletionResult(raw, "a").values,
+            CompletionResult(raw, "a").total,
+            CompletionResult(raw, "a").has_more,
+        )
+        assert ("", None, {}) == (
+            Resource("u", "a", raw).name,
+            Resource("u", "a", raw).size,
+            Tool("t", "a", "t", raw).annotations,
+        )
+        assert ("", ()) == (ResourceTemplate("u", "a", raw).name, Prompt("p", "a", "p", raw).arguments)
+
+
+# Errors
+
+
+def test_the_error_tree() -> None:
+    """Who is caught by catching whom."""
+    tree = {
+        "VmcpError": "SessionClosed SessionNotFound SessionExists InvalidSessionId SessionLimitReached NoBackends "
+        "CapabilityNotFound NotAuthorized StorageError BackendError",
+        "CapabilityNotFound": "ToolNotFound ResourceNotFound PromptNotFound",
+        "NotAuthorized": "NilCaller UnauthorizedCaller",
+        "StorageError": "MetadataConflict",
+        "BackendError": "BackendUnavailable BackendTimeout BackendProtocolError BackendRejected BackendUnauthorized "
+        "MessageTooLarge",
+    }
+    for base, names in tree.items():
+        children = {child.__name__ for child in getattr(trio_vmcp, base).__subclasses__()}
+        assert set(names.split()) == children
+
+
+SIMPLE_BACKEND_ERRORS = (
+    trio_vmcp.BackendError,
+    trio_vmcp.BackendUnavailable,
+    trio_vmcp.BackendTimeout,
+    trio_vmcp.BackendProtocolError,
+    trio_vmcp.BackendUnauthorized,
+    trio_vmcp.MessageTooLarge,
+)
+
+
+@pytest.mark.parametrize("kind", SIMPLE_BACKEND_ERRORS)
+def test_backend_errors_are_built_alike(kind: type[BackendError]) -> None:
+    """`(backend_id, detail, *, may_have_executed=False)`; the text is a sentence about the backend."""
+    error = kind("a", "is away")
+    assert ("a", "is away", False) == (error.backend_id, error.detail, error.may_have_executed)
+    assert "backend 'a' is away" == str(error)
+    assert kind("a", "is away", may_have_executed=True).may_have_executed
+    with pytest.raises(TypeError):
+        kind("a", "is away", True)  # type: ignore[call-arg]
+
+
+def test_a_rejection_has_code_message_and_data() -> None:
+    """Besides what every backend error has."""
+    error = BackendRejected("a", "said no", code=-32000, message="no", data={"x": 1}, may_have_executed=True)
+    assert (-32000, "no", {"x": 1}, True, "backend 'a' said no") == (
+        error.code,
+        error.message,
+        error.data,
+        error.may_have_executed,
+        str(error),
+    )
+    assert BackendRejected("a", "said no", code=1, message="no").data is None
+
+
+@pytest.mark.parametrize(
+    ("build", "text"),
+    [
+        (partial(SessionClosed, "it is closed"), "it is closed"),
+        (partial(StorageError, "the disk is full"), "the disk is full"),
+        (partial(SessionLimitReached, 2.5), "no room for another session; try again in 2.5 s"),
+        (partial(ToolNotFound, "x"), "no tool 'x' in this session"),
+        (
+            partial(ToolNotFound, "x", ("x1", "x2", "x3", "x4", "x5", "x6")),
+            "no tool 'x' in this session; closest: 'x1', 'x2', 'x3', 'x4', 'x5'",
+        ),
+        (partial(trio_vmcp.ResourceNotFound, "memo://1"), "no resource 'memo://1' in this session"),
+        (partial(trio_vmcp.PromptNotFound, "p"), "no prompt 'p' in this session"),
+        (partial(trio_vmcp.InvalidSessionId, "too long"), "too long"),
+        (NilCaller, "this session is bound to an identity; pass caller= or use as_caller()"),
+        (UnauthorizedCaller, "this caller is not the one that the session is bound to"),
+        (partial(NoBackends, ()), "0 backends connected, 1 wanted (min_backends): none configured"),
+        (
+            partial(NoBackends, (BackendFailure("a", FailureReason.TIMEOUT, "was slow", 1.0),), 1, 2),
+            "1 backends connected, 2 wanted (min_backends): 'a': TIMEOUT, was slow",
+        ),
+    ],
+)
+def test_texts(build: Callable[[], VmcpError], text: str) -> None:
+    """Each is a line that names who, what and the knob."""
+    error = build()
+    assert text == str(error)
+    assert isinstance(error, VmcpError)
+    assert text in f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize("kind", [SessionNotFound, SessionExists, MetadataConflict])
+def test_session_ids_are_fields_and_never_text(kind: Callable[[str], VmcpError]) -> None:
+    """The id is a bearer token: code may read it, logs show a tag."""
+    error = kind("CANARY")
+    assert "CANARY" == error.session_id  # type: ignore[attr-defined]
+    for text in (str(error), repr(error), str(error.args) if kind is MetadataConflict else ""):
+        assert "CANARY" not in text
+    assert "session #" in str(error)
+    assert str(error) == str(kind("CANARY"))
+    assert str(error) != str(kind("canary"))
+
+
+def test_closed_says_whether_the_call_may_have_run() -> None:
+    """`SessionClosed(detail, *, may_have_executed=False)`."""
+    assert [False, True] == [
+        SessionClosed("x").may_have_executed,
+        SessionClosed("x", may_have_executed=True).may_have_executed,
+    ]
+
+
+def test_errors_are_told_apart_by_identity() -> None:
+    """Two alike are two: exception groups and logs keep them apart."""
+    assert BackendError("a", "x") != BackendError("a", "x")
+    assert 2 == len({BackendError("a", "x"), BackendError("a", "x")})
