@@ -44,7 +44,7 @@ from trio_vmcp import (
 )
 from trio_vmcp._outbound import Outbound, outbound
 from trio_vmcp.client._http import HttpLink
-from trio_vmcp.client._transport import Transports
+from trio_vmcp.client._transport import Transports, _Stack
 from trio_vmcp.client.connector import HttpConnector
 from trio_vmcp.testing import (
     CONNECT,
@@ -566,12 +566,132 @@ async def test_proxies_netrc_and_cookies_are_ignored(monkeypatch: pytest.MonkeyP
     assert [] == [e for e in backend.exchanges if "cookie" in e.headers or "authorization" in e.headers]
 
 
-def test_one_tls_context_serves_every_transport() -> None:
+async def test_one_tls_context_serves_every_transport(monkeypatch: pytest.MonkeyPatch) -> None:
     """Building one blocks the loop for 20 ms; a scheme in capitals is https all the same."""
+    contexts: list[int] = []
+
+    def handle(self: httpx.AsyncHTTPTransport, **given: Any) -> None:
+        contexts.append(id(given["verify"]))
+        assert (None, False) == (given["limits"].max_connections, given["trust_env"])
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "__init__", handle)
     transports = Transports()
-    pools: list[Any] = [transports.make(f"{scheme}://a.test") for scheme in ("https", "HTTPS", "http", "http")]
-    contexts = [id(pool._pool._ssl_context) for pool in pools]
+    for scheme in ("https", "HTTPS", "http", "http"):
+        with pytest.raises(AttributeError):  # nothing was built
+            await transports.make(f"{scheme}://a.test").handle_async_request(httpx.Request("GET", "http://a.test"))
+    assert 4 == len(contexts)
     assert contexts[0] == contexts[1] != contexts[2] == contexts[3]
+
+
+class OneConnection(httpx.AsyncBaseTransport):
+    """Counts itself, and answers with `Chunks`, or with an error."""
+
+    def __init__(self, made: list[OneConnection], failing: dict[str, Exception]) -> None:
+        made.append(self)
+        self.failing, self.used, self.closed = failing, 0, False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.used += 1
+        await trio.lowlevel.checkpoint()
+        if "head" in self.failing:
+            raise self.failing["head"]
+        return httpx.Response(200, stream=Tearing(self.failing, b"ok"))
+
+    async def aclose(self) -> None:
+        self.closed = True
+        await trio.lowlevel.checkpoint()
+
+
+class Tearing(Chunks):
+    def __init__(self, failing: dict[str, Exception], *pieces: bytes) -> None:
+        super().__init__(*pieces)
+        self.failing = failing
+
+    async def aclose(self) -> None:
+        if "close" in self.failing:
+            raise self.failing["close"]
+
+
+def stacked(made: list[OneConnection], failing: dict[str, Exception] | None = None) -> _Stack:
+    return _Stack(lambda: OneConnection(made, failing or {}))
+
+
+async def test_the_newest_idle_connection_is_used_first(autojump_clock: MockClock) -> None:
+    """One for each request at the same time; those that nobody needs any more are closed after 4 s."""
+    made: list[OneConnection] = []
+    link = link_over(stacked(made), slots=100)
+
+    async def hold(seconds: float) -> None:
+        async with link.exchange("GET", [], identity=None):
+            await trio.sleep(seconds)
+
+    async with trio.open_nursery() as nursery:
+        for seconds in (1, 2, 3):
+            nursery.start_soon(hold, seconds)
+    newest = max(range(3), key=lambda number: made[number].used and number)
+    for _ in range(10):
+        await get(link)
+    assert 3 == len(made)
+    assert [1, 1, 11] == sorted(one.used for one in made)
+    assert newest in range(3)
+    await trio.sleep(4.5)
+    await get(link)
+    assert [False, True, True] == sorted(one.closed for one in made)
+
+
+async def test_no_more_than_twenty_connections_idle(autojump_clock: MockClock) -> None:
+    """Of sixty that were needed at once, and none when the transport is closed, be they in use."""
+    made: list[OneConnection] = []
+    stack = stacked(made)
+    link = link_over(stack, slots=100)
+    async with trio.open_nursery() as nursery:
+        for _ in range(60):
+            nursery.start_soon(get, link)
+    assert (60, 20) == (len(made), len([one for one in made if not one.closed]))
+    async with link.exchange("GET", [], identity=None):
+        await stack.aclose()
+        assert 60 == len([one for one in made if one.closed])
+    await get(link)
+    assert 61 == len(made)  # what came back to a closed transport is not used again
+
+
+@pytest.mark.parametrize("step", ["head", "close"])
+async def test_a_connection_that_failed_is_not_used_again(step: str) -> None:
+    """At its head, or when its response is let go of."""
+    made: list[OneConnection] = []
+    failing: dict[str, Exception] = {step: httpx.ReadError("reset")}
+    link = link_over(stacked(made, failing))
+    try:
+        await get(link)
+    except BackendUnavailable:
+        assert "head" == step  # noqa: PT017  # the other one costs nobody anything
+    failing.clear()
+    await get(link)
+    assert [True, False] == [one.closed for one in made]
+
+
+async def test_the_built_in_transport_survives_cancellation_at_every_step(recwarn: pytest.WarningsRecorder) -> None:
+    """Over real sockets: the next call always works, and no connection is left when the client has closed."""
+    backend = echo_backend("modern", "sse")
+    async with open_loopback(backend) as url, trio.open_nursery() as nursery:
+        client = await HttpConnector(FactorySettings(max_connections_per_backend=1))(
+            Backend(id="b", url=url, era="modern"),
+            identity=None,
+            resume=None,
+            nursery=nursery,
+            events=lambda method, params: None,
+        )
+        for step in range(1, 100):
+            if not await cancel_at(step, lambda: call(client, "steps", on_progress=no_progress)):
+                break
+            await call(client, timeout=5)
+        assert 5 < step < 99
+        await client.aclose(terminate=True)
+        with trio.fail_after(5):
+            while backend.open_connections:
+                await trio.sleep(0.001)
+    gc.collect()
+    assert [] == [str(warning.message) for warning in recwarn]
 
 
 # Raw bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import attrs
 import httpx
@@ -42,7 +42,7 @@ class _Attempt:
             return BackendStatus(backend_id, "connecting", 0.0)
         if self.ended_at is None:
             return BackendStatus(backend_id, "connecting", trio.current_time() - self.began_at)
-        state = "connected" if self.connected else "failed"
+        state: Literal["connected", "failed"] = "connected" if self.connected else "failed"
         return BackendStatus(backend_id, state, self.ended_at - self.began_at, detail=self.detail)
 
 

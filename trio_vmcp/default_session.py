@@ -64,7 +64,7 @@ from trio_vmcp.settings import FactorySettings
 
 __all__ = ["DefaultSession"]
 
-logger = logging.getLogger("trio_vmcp.session")
+logger: logging.Logger = logging.getLogger("trio_vmcp.session")
 
 # s. However long a user lets a close wait, a close that was caused by a cancel must end soon (design: ownership).
 MOST_CANCELLED_DRAIN = 10.0
@@ -75,17 +75,20 @@ _PROGRESS_TOKEN = "progressToken"
 _LISTS: tuple[Literal["tools", "resources", "prompts"], ...] = ("tools", "resources", "prompts")
 
 
-@attrs.define(eq=False, init=False)
+@attrs.define(eq=False)
 class DefaultSession(trio.abc.AsyncResource):
     """A session over live backends. Made by a factory; see `Session` for what each method promises."""
 
+    _members: Mapping[str, Member] = attrs.field(alias="members", repr=False)
     _row: Stored = attrs.field(alias="row", repr=False)
+    _identity: Identity | None = attrs.field(alias="identity", repr=False)
+    _connector: BackendConnector = attrs.field(alias="connector", repr=False)
+    _settings: FactorySettings = attrs.field(alias="settings", repr=False)
+
     _membership: Membership = attrs.field(init=False, repr=False)
     _keeper: Keeper = attrs.field(init=False, repr=False)
     _admission: Admission = attrs.field(factory=Admission, init=False, repr=False)
     _changes: ChangeFeed = attrs.field(factory=ChangeFeed, init=False, repr=False)
-    _identity: Identity | None = attrs.field(alias="identity", repr=False)
-    _settings: FactorySettings = attrs.field(alias="settings", repr=False)
     _routing: Routing = attrs.field(init=False, repr=False)
     _advertised: Advertised = attrs.field(factory=Advertised, init=False, repr=False)
 
@@ -100,21 +103,15 @@ class DefaultSession(trio.abc.AsyncResource):
     _drain_limit: float = attrs.field(default=math.inf, init=False, repr=False)
     _closed: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
 
-    def __init__(
-        self,
-        members: Mapping[str, Member],
-        row: Stored,
-        identity: Identity | None,
-        connector: BackendConnector,
-        settings: FactorySettings,
-    ) -> None:
-        self.__attrs_init__(row=row, identity=identity, settings=settings)
-        self._membership = Membership(members, connector, identity, row, settings, self._member_changed)
-        self._keeper = Keeper(row, self._row_state)
-        self._routing = build_routing((), settings.conflict_resolution, bindings=row.bindings)
+    def __attrs_post_init__(self) -> None:
+        self._membership = Membership(
+            self._members, self._connector, self._identity, self._row, self._settings, self._member_changed
+        )
+        self._keeper = Keeper(self._row, self._row_state)
+        self._routing = build_routing((), self._settings.conflict_resolution, bindings=self._row.bindings)
 
     def __repr__(self) -> str:
-        backends = len(self._membership.members)
+        backends = len(self._members)
         return f"<{session_tag(self.id)} {self.state.value}, {backends} backends, {self.in_flight} in flight>"
 
     # --- what it is
@@ -161,7 +158,7 @@ class DefaultSession(trio.abc.AsyncResource):
 
     @property
     def backend_sessions(self) -> Mapping[str, str]:
-        clients = [member.client for member in self._membership.members.values() if member.client is not None]
+        clients = [member.client for member in self._members.values() if member.client is not None]
         assigned = {client.record.backend_id: client.record.session_id for client in clients}
         return MappingProxyType({backend_id: given for backend_id, given in assigned.items() if given is not None})
 
@@ -259,7 +256,7 @@ class DefaultSession(trio.abc.AsyncResource):
                     raise ValueError(
                         "ref is neither {'type': 'ref/prompt', 'name': …} nor {'type': 'ref/resource', 'uri': …}"
                     )
-            client = self._membership.members[target.backend_id].live_client()
+            client = self._members[target.backend_id].live_client()
             if "completions" not in client.server_capabilities:  # "use only negotiated capabilities" (lifecycle)
                 raise BackendRejected(
                     target.backend_id,
@@ -292,7 +289,7 @@ class DefaultSession(trio.abc.AsyncResource):
             self._check_caller(caller)
             try:
                 target, params = route()
-                member = self._membership.members[target.backend_id]
+                member = self._members[target.backend_id]
                 forwarded = _forwarded_meta(meta)
                 if forwarded:
                     params["_meta"] = forwarded
@@ -323,8 +320,8 @@ class DefaultSession(trio.abc.AsyncResource):
         if target is not None:
             return target
         owner = getattr(self._routing.bindings, kind).get(name)
-        if owner is not None and owner in self._membership.members:
-            self._membership.members[owner].live_client()  # bound to a backend that is missing: say that
+        if owner is not None and owner in self._members:
+            self._members[owner].live_client()  # bound to a backend that is missing: say that
         raise not_found(name, self._routing.table.closest(kind, name))
 
     def _find_resource(self, uri: str) -> Target:
@@ -347,6 +344,7 @@ class DefaultSession(trio.abc.AsyncResource):
                     await self._open(services)
                     await self._close_requested.wait()
                     await self._shut_down()
+                    self._services = None  # a nursery that ends takes nobody in
                     services.cancel_scope.cancel(reason="session closed")
             except* Exception as bug:  # a bug of ours must not take other sessions along
                 logger.error("%s crashed: %s", session_tag(self.id), describe_crash(bug), exc_info=bug)
@@ -468,7 +466,7 @@ class DefaultSession(trio.abc.AsyncResource):
 
     def _reroute(self) -> None:
         """Names from scratch: a pure function of what everybody offers, in configured order, and what is bound."""
-        members = self._membership.members.values()
+        members = self._members.values()
         self._routing = build_routing(
             [member.listing.offer(member.backend_id) for member in members],
             self._settings.conflict_resolution,

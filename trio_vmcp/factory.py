@@ -28,7 +28,7 @@ from trio_vmcp.storage import LocalStorage, Storage
 
 __all__ = ["DefaultSessionFactory", "SessionFactory", "open_session_factory"]
 
-logger = logging.getLogger("trio_vmcp.factory")
+logger: logging.Logger = logging.getLogger("trio_vmcp.factory")
 
 _SESSION_ID = re.compile(r"[\x21-\x7e]{1,256}")
 _SESSION_ID_BYTES = 32  # twice the 128 bits that the front's rule asks for
@@ -103,7 +103,7 @@ class DefaultSessionFactory:
         body_error: BaseException | None = None
         try:
             yield session
-        except BaseException as exc:  # noqa: BLE001  # raised below
+        except BaseException as exc:  # noqa: ASYNC103, BLE001  # raised below
             body_error = exc
         session.request_close(terminate=True)
         try:
@@ -270,7 +270,7 @@ async def open_session_factory(
             )
             try:
                 yield factory
-            except BaseException as exc:  # noqa: BLE001  # raised below: the nursery would wrap it in a group
+            except BaseException as exc:  # noqa: ASYNC103, BLE001  # raised below: the nursery would group it
                 body_error = exc
             await factory.close()
     finally:

@@ -157,6 +157,16 @@ class Reply:
             except Exception as exc:  # noqa: BLE001  # a transport of the user's may raise anything
                 logger.debug("backend %r: letting go of a response failed: %s", self.backend_id, type(exc).__name__)
 
+    async def disconnect(self) -> None:
+        """Never use this connection again: who gets an answer wrong may get its length wrong, and what is left of it
+        would be taken for the beginning of the next one.
+        """
+        stream = self._response.extensions.get("network_stream")
+        # The connection of any other version is not this request's alone.
+        if stream is not None and self._response.extensions.get("http_version") == b"HTTP/1.1":
+            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+                await stream.aclose()
+
     async def _stop(self) -> None:
         # The body comes out of nested async generators that are not ours. Dropping them half-way warns at garbage
         # collection; a cancel at the innermost read ends every one of them in order.
@@ -229,6 +239,9 @@ class HttpLink:
                 reply = await self._follow(verb, headers, body, identity)
                 try:
                     yield reply
+                except BackendProtocolError:
+                    pass
+                    raise
                 finally:
                     await reply.aclose()
             finally:
@@ -379,8 +392,6 @@ def _translated(backend_id: str, body: RequestBody) -> Iterator[None]:
         raise BackendProtocolError(
             backend_id, f"does not speak HTTP/1.1: {_kind(exc)}", may_have_executed=body.written
         ) from exc
-    except StopAsyncIteration:
-        raise
     except Exception as exc:  # a transport of the user's may raise anything
         raise BackendUnavailable(
             backend_id, f"lost its connection: {_kind(exc)}", may_have_executed=body.written

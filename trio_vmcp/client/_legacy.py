@@ -112,13 +112,14 @@ class LegacyClient(StreamableClient):
 
     def _assigned_id(self, answer: Answer) -> str | None:
         """The id in the head of a successful InitializeResult: the only response that it is taken from."""
-        if not answer.session_ids:
-            return None
-        if len(answer.session_ids) > 1 or not check_session_id(answer.session_ids[0]):
-            raise BackendProtocolError(
-                self._http.backend_id, "assigned a session id that is repeated, too long or not visible ASCII"
-            )
-        return answer.session_ids[0]
+        match answer.session_ids:
+            case ():
+                return None
+            case (session_id,) if check_session_id(session_id):
+                return session_id
+        raise BackendProtocolError(
+            self._http.backend_id, "assigned a session id that is repeated, too long or not visible ASCII"
+        )
 
     async def aclose(self, *, terminate: bool) -> None:
         self._closing = True

@@ -236,15 +236,17 @@ class StreamableHttp:
     async def _drain(self, reply: Reply) -> None:
         if not self._ends_streams:
             return
-        # Shielded, so that an answer that is already here is not lost to a deadline that ends just now.
-        with trio.move_on_after(DRAIN_TIMEOUT, shield=True) as patience:
+        # Shielded, so that an answer that is already here is not lost to a deadline that ends just now; and only up to
+        # that deadline, which is not to be missed for the sake of a connection.
+        enough = trio.current_time() + DRAIN_TIMEOUT
+        with trio.move_on_at(min(enough, trio.current_effective_deadline()), shield=True) as patience:
             try:
                 for _ in range(MOST_DRAINED):
                     if await reply.receive() is None:
                         return
             except BackendError:
                 return  # what was to come has come
-        if patience.cancelled_caught:
+        if patience.cancelled_caught and trio.current_time() >= enough:
             self._ends_streams = False
 
 

@@ -70,7 +70,7 @@ class _Stack(httpx.AsyncBaseTransport):
         try:
             response = await one.handle_async_request(request)
         except BaseException:
-            await self._drop(one)
+            await self.drop(one)  # noqa: ASYNC102  # which is shielded, and bounded
             raise
         assert isinstance(response.stream, httpx.AsyncByteStream)
         response.stream = _Body(response.stream, self, one)
@@ -84,15 +84,16 @@ class _Stack(httpx.AsyncBaseTransport):
         while self._idle and (
             len(self._idle) > _MOST_IDLE or self._idle[0][1] < trio.current_time() - _KEEPALIVE_EXPIRY
         ):
-            await self._drop(self._idle.popleft()[0])
+            await self.drop(self._idle.popleft()[0])
 
     async def aclose(self) -> None:
         everything = [*self._busy, *(one for one, _ in self._idle)]
         self._idle.clear()
         for one in everything:
-            await self._drop(one)
+            await self.drop(one)
 
-    async def _drop(self, one: httpx.AsyncBaseTransport) -> None:
+    async def drop(self, one: httpx.AsyncBaseTransport) -> None:
+        """Close its connection."""
         self._busy.discard(one)
         with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
             await one.aclose()
@@ -110,5 +111,9 @@ class _Body(httpx.AsyncByteStream):
         return self._body.__aiter__()
 
     async def aclose(self) -> None:
-        await self._body.aclose()
+        try:
+            await self._body.aclose()
+        except BaseException:
+            await self._stack.drop(self._one)  # noqa: ASYNC102  # which is shielded, and bounded
+            raise
         await self._stack.take_back(self._one)

@@ -35,9 +35,9 @@ _SSE_ONLY = (400, 404, 405)  # how a server of 2024-11-05 refuses a POST to its 
 class HttpConnector:
     """Connects to backends over streamable HTTP, in whichever era they speak. One for all sessions of a factory."""
 
-    _settings: FactorySettings
-    _auth: OutgoingAuth | None = attrs.field(default=None, kw_only=True, repr=False)
-    _transport: httpx.AsyncBaseTransport | None = attrs.field(default=None, kw_only=True)
+    _settings: FactorySettings = attrs.field(alias="settings")
+    _auth: OutgoingAuth | None = attrs.field(default=None, alias="auth", kw_only=True, repr=False)
+    _transport: httpx.AsyncBaseTransport | None = attrs.field(default=None, alias="transport", kw_only=True)
     _transports: Transports = attrs.field(factory=Transports, init=False, repr=False)
     _eras: EraCache = attrs.field(factory=EraCache, init=False, repr=False)
 
@@ -156,14 +156,15 @@ class _Attempt:
             return self.modern
         try:
             return await self._handshake()
-        except InitializeRefused as refused:
-            if is_modern_error(refused.outcome) or not probed:  # the verdict is wrong, or may be out of date
-                verdict = await probe()
-                eras.correct(self.endpoint, verdict)
-                if verdict is Verdict.MODERN and discovered is not None:
-                    self.modern.adopt(discovered)
-                    return self.modern
-            raise self._not_legacy(refused) from None
+        except InitializeRefused as error:
+            refused = error
+        if is_modern_error(refused.outcome) or not probed:  # the verdict is wrong, or may be out of date
+            verdict = await probe()
+            eras.correct(self.endpoint, verdict)
+            if verdict is Verdict.MODERN and discovered is not None:
+                self.modern.adopt(discovered)
+                return self.modern
+        raise self._not_legacy(refused)
 
     async def _ask_for_era(self) -> tuple[Verdict, JSON | None]:
         """The verdict, and what a modern server declared of itself."""

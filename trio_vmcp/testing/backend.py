@@ -44,7 +44,7 @@ from trio_vmcp.testing.streams import reset
 
 __all__ = ["ScriptedBackend"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 BackendEra: TypeAlias = Literal["legacy", "modern", "both"]
 
@@ -59,6 +59,10 @@ class _Question:
     session_id: str | None
     answered: trio.Event = attrs.field(factory=trio.Event)
     response: JSON = attrs.field(factory=dict)
+
+
+def _server_info(backend: ScriptedBackend) -> JSON:
+    return {"name": backend.name, "version": "1"}
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -92,7 +96,7 @@ class ScriptedBackend(Catalog):
     latency: float = 0.0
     session_ids: bool = True
     protocol_version: str = LEGACY_VERSIONS[-1]
-    server_info: JSON = attrs.field()
+    server_info: JSON = attrs.field(default=attrs.Factory(_server_info, takes_self=True))
     instructions: str | None = None
     ttl_ms: int = 0
     cache_scope: Literal["public", "private"] = "private"
@@ -111,10 +115,6 @@ class ScriptedBackend(Catalog):
     _question_ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
     _session_numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
     _crashed: bool = attrs.field(default=False, init=False)
-
-    @server_info.default
-    def _server_info_of_the_name(self) -> JSON:
-        return {"name": self.name, "version": "1"}
 
     # What tests look at
 
