@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import httpx
 import pytest
 import trio
@@ -15,16 +17,15 @@ PING = b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersio
 
 async def ask(stack: httpx.AsyncBaseTransport) -> int:
     """One request, its response read to the end and closed."""
-    headers = [
-        ("Host", "b.test"),
-        ("Content-Type", "application/json"),
-        ("Accept", "application/json, text/event-stream"),
-    ]
-    request = httpx.Request("POST", "http://b.test/mcp", headers=headers, content=PING)
-    response = await stack.handle_async_request(request)
+    response = await stack.handle_async_request(ping())
     await response.aread()
     await response.aclose()
     return response.status_code
+
+
+def ping() -> httpx.Request:
+    headers = {"Content-Type": "application/json", "Accept": "*/*"}
+    return httpx.Request("POST", "http://b.test/mcp", headers=headers, content=PING)
 
 
 def stack_over(network: MemoryNetwork) -> _Stack:
@@ -65,7 +66,9 @@ async def test_idle_connections_are_few_and_young(autojump_clock: MockClock) -> 
 
 
 @pytest.mark.parametrize("at", ["head", "body"])
-async def test_a_cancelled_request_costs_its_own_connection(at: str, autojump_clock: MockClock) -> None:
+async def test_a_cancelled_request_costs_its_own_connection(
+    at: Literal["head", "body"], autojump_clock: MockClock
+) -> None:
     """The others stay, and the next request works."""
     backend = ScriptedBackend()
     async with open_memory_network() as network:
@@ -74,10 +77,7 @@ async def test_a_cancelled_request_costs_its_own_connection(at: str, autojump_cl
         await many(stack, 2)
         backend.fail("initialize", Hang(at=at), times=1)
         with trio.move_on_after(1) as patience:
-            request = httpx.Request(
-                "POST", "http://b.test/mcp", headers={"Content-Type": "application/json", "Accept": "*/*"}, content=PING
-            )
-            response = await stack.handle_async_request(request)
+            response = await stack.handle_async_request(ping())
             try:
                 await response.aread()
             finally:
@@ -97,10 +97,7 @@ async def test_closing_takes_the_connections_of_running_requests_along() -> None
     async with open_memory_network() as network:
         network.attach("b.test", backend)
         stack = stack_over(network)
-        request = httpx.Request(
-            "POST", "http://b.test/mcp", headers={"Content-Type": "application/json", "Accept": "*/*"}, content=PING
-        )
-        response = await stack.handle_async_request(request)
+        response = await stack.handle_async_request(ping())
         await stack.aclose()
         assert 0 == network.open_connections
         await response.aclose()

@@ -77,7 +77,7 @@ class _Stack(httpx.AsyncBaseTransport):
         return response
 
     async def take_back(self, one: httpx.AsyncBaseTransport) -> None:
-        """Its response is closed; the connection lives on if the response was read to its end."""
+        """Its response was read to the end and is closed, so the connection is good for another."""
         if one in self._busy:  # else the stack was closed meanwhile
             self._busy.discard(one)
             self._idle.append((one, trio.current_time()))
@@ -106,9 +106,20 @@ class _Body(httpx.AsyncByteStream):
         self._body = body
         self._stack = stack
         self._one = one
+        self._chunks: AsyncIterator[bytes] | None = None
+        self._ended = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._body.__aiter__()
+        self._chunks = self._body.__aiter__()
+        return self
+
+    async def __anext__(self) -> bytes:
+        assert self._chunks is not None
+        try:
+            return await self._chunks.__anext__()
+        except StopAsyncIteration:
+            self._ended = True
+            raise
 
     async def aclose(self) -> None:
         try:
@@ -116,4 +127,7 @@ class _Body(httpx.AsyncByteStream):
         except BaseException:
             await self._stack.drop(self._one)  # noqa: ASYNC102  # which is shielded, and bounded
             raise
-        await self._stack.take_back(self._one)
+        if self._ended:
+            await self._stack.take_back(self._one)
+        else:
+            await self._stack.drop(self._one)
