@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import attrs
 import trio
@@ -31,7 +31,8 @@ class _Subscriber:
         self.news.set()
 
     async def feed(self, channel: trio.MemorySendChannel[SessionChange]) -> None:
-        with self.subscribed, channel:
+        # BrokenResourceError: the subscriber has closed its channel, and hears no more.
+        with self.subscribed, channel, suppress(trio.BrokenResourceError):
             while True:
                 await self.news.wait()
                 self.news = trio.Event()
