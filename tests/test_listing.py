@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import pytest
+import trio
 from clients import echo_backend, open_client
 from trio.testing import MockClock
 
@@ -20,18 +21,22 @@ from trio_vmcp import (
     MessageTooLarge,
 )
 from trio_vmcp._listing import Listing, list_backend
-from trio_vmcp.testing import Error, Reset, Rewrite, ScriptedBackend
+from trio_vmcp.testing import Delay, Error, Reset, Rewrite, ScriptedBackend
 
 LISTS = ("tools/list", "resources/list", "resources/templates/list", "prompts/list")
 URL = "http://b.test/mcp"
 
 
 async def listing_of(
-    backend: ScriptedBackend, *, settings: FactorySettings | None = None, **configured: Any
+    backend: ScriptedBackend, *, settings: FactorySettings | None = None, overlap: bool = False, **configured: Any
 ) -> Listing:
     async with open_client(backend, settings=settings) as client:
         return await list_backend(
-            Backend(id="b", url=URL, **configured), client, identity=None, settings=settings or FactorySettings()
+            Backend(id="b", url=URL, **configured),
+            client,
+            identity=None,
+            settings=settings or FactorySettings(),
+            overlap=overlap,
         )
 
 
@@ -130,6 +135,31 @@ async def test_the_number_of_items_is_limited_over_all_lists() -> None:
     backend.fail("tools/list", pages({"tools": [None] * 21}))
     with pytest.raises(MessageTooLarge):
         await listing_of(backend, settings=settings)
+
+
+# All lists at once
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_lists_that_overlap_are_the_same_lists(autojump_clock: MockClock, era: str) -> None:
+    """In a quarter of the time."""
+    backend = full_backend(era, page_size=2, latency=1)
+    one_by_one, started = await listing_of(backend), trio.current_time()
+    assert one_by_one == await listing_of(backend, overlap=True)
+    assert trio.current_time() - started < 7
+
+
+@pytest.mark.parametrize("method", LISTS)
+async def test_one_list_that_fails_ends_the_others(autojump_clock: MockClock, method: str) -> None:
+    """With its own error, at once; a limit counts over all of them."""
+    backend = full_backend()
+    backend.fail(method, Error(-32603, "broken"))
+    backend.fail(lambda exchange: exchange.method in LISTS, Delay(60))
+    with pytest.raises(BackendRejected, match="broken"):
+        await listing_of(backend, overlap=True)
+    assert trio.current_time() < 5
+    with pytest.raises(MessageTooLarge, match="max_items_per_backend"):
+        await listing_of(full_backend(), overlap=True, settings=FactorySettings(max_items_per_backend=19))
 
 
 # What is asked for
