@@ -13,6 +13,8 @@ import hypothesis
 import hypothesis.strategies
 import pytest
 
+pytest_plugins = ["leaks", "pytester"]  # no test leaves anything behind; and that is tested by running pytest
+
 # No deadline: a loaded machine is no bug. CI draws the same examples every time: what fails there fails here.
 hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
