@@ -80,8 +80,8 @@ class SessionFactory(Protocol):
 class DefaultSessionFactory:
     """Built by `open_session_factory` alone."""
 
-    _storage: Storage = attrs.field(alias="storage")
-    _connector: BackendConnector = attrs.field(alias="connector")
+    _storage: Storage = attrs.field(alias="storage", repr=False)  # these two may be the user's, secrets and all
+    _connector: BackendConnector = attrs.field(alias="connector", repr=False)
     _settings: FactorySettings = attrs.field(alias="settings")
     _nursery: trio.Nursery = attrs.field(alias="nursery")
     _keys: tuple[bytes, ...] = attrs.field(alias="keys", repr=False)
