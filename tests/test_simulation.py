@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from simulation.checker import judge
 from simulation.command import CHUNK, digest, run_chunk
-from simulation.history import Call, Close, History, Open, draw_history
+from simulation.history import Call, Close, History, Open, Step, draw_history
 from simulation.world import run_history
 
 
@@ -31,7 +31,8 @@ def test_a_seed_replays_exactly(seed: int) -> None:
 
 def test_the_seed_rules_the_scheduler() -> None:
     """Steps of the same moment come in another order under another seed."""
-    steps = (Open(), *(Call(at=1.0, seconds=1.0) for _ in range(5)), Close(at=1.0))
+    calls: list[Step] = [Call(at=1.0, seconds=1.0)] * 5
+    steps = (Open(), *calls, Close(at=1.0))
     traces = [run_history(History(seed=seed, steps=steps)) for seed in range(4)]
     assert len({digest(trace) for trace in traces}) > 1
 

@@ -273,7 +273,7 @@ class _Draw:
             on_exit=self.one_of("terminate", "terminate", "suspend"),
             max_message_bytes=self.one_of(1500, 1 << 20, 1 << 20, 1 << 20),
             conflict_resolution=self.one_of(*strategies),
-            identity_keys=KEYS,  # type: ignore[arg-type]  # mypy loses the converter
+            identity_keys=KEYS,
         )
 
     def backend(self, backend_id: str) -> BackendSpec:
@@ -312,6 +312,7 @@ class _Draw:
             )
         ]
         while True:
+            at += self.one_of(0.0, 0.5, 2.0, 2.0)  # an opening with latency takes 1.6 s
             span = self.one_of(0.5, self.random.uniform(2.0, end / 2 + 1))
             returns = self.chance(0.5)
             steps += self.calls(number, at, span)
@@ -321,7 +322,7 @@ class _Draw:
             steps += closers
             if not returns or at > end:
                 return steps
-            at = closers[-1].at + self.moment(end / 4)
+            at = max(closer.at for closer in closers) + self.moment(end / 4)
             passed = members if self.chance(0.8) else self.some(range(len(backends))) or members
             steps.append(
                 Restore(
