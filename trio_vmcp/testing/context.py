@@ -54,8 +54,8 @@ class Answer:
 
     async def drop(self) -> None:
         """End without a response: the client has taken the request back."""
-        if not self.as_sse:
-            await self.reply.hang_up()  # a JSON answer has no way to say nothing
+        if not self.as_sse or self.reply.broken_off:
+            await self.reply.hang_up()  # half an answer cannot be taken back, and JSON has no way to say nothing
             return
         await self.open()
         await self._end()

@@ -51,6 +51,7 @@ class Reply:
         written_bytes: Of the raw response, before the fault.
         cut: The server ended the connection early: a fault, or nothing to say.
         complete: The whole response was handed to the connection.
+        broken_off: A write was cancelled half-way: nothing that follows could be understood.
     """
 
     _http: h11.Connection = attrs.field(alias="http")
@@ -61,6 +62,7 @@ class Reply:
     status: int | None = attrs.field(default=None, init=False)
     written_bytes: int = attrs.field(default=0, init=False)
     cut: bool = attrs.field(default=False, init=False)
+    broken_off: bool = attrs.field(default=False, init=False)
     _lost: bool = attrs.field(default=False, init=False)  # some bytes never went out
     _gone: trio.Event = attrs.field(factory=trio.Event, init=False)
 
@@ -130,6 +132,11 @@ class Reply:
         data = self._http.send(event) or b""
         sent = self.written_bytes
         self.written_bytes += len(data)
+        self.broken_off = True
+        await self._deliver_with_fault(data, sent)
+        self.broken_off = False
+
+    async def _deliver_with_fault(self, data: bytes, sent: int) -> None:
         if self.fault is None:
             await self._deliver(data)
             return

@@ -1,0 +1,32 @@
+"""What random histories found, each as the smallest case that shows it."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from harness import echo_backend, open_world
+from trio.testing import MockClock
+
+from trio_vmcp import BackendTimeout
+from trio_vmcp.testing import Drip
+
+
+async def test_waiting_for_the_end_of_a_stream_is_over_with_the_deadline(autojump_clock: MockClock) -> None:
+    """An answer that came in time counts, and what its backend still has to send may not take longer than the call."""
+    async with open_world({"a": echo_backend(answers="sse")}) as world, world.open_session() as session:
+        world["a"].fail("tools/call", Drip(bytes_per_step=64, step_seconds=0.4))
+        for _ in range(2):
+            began_at = trio.current_time()
+            await session.call_tool("a_echo", timeout=1.65)  # the answer is whole after 1.6 s, the stream after 2.0 s
+            assert 1.65 == pytest.approx(trio.current_time() - began_at)
+
+
+async def test_a_scripted_backend_hangs_up_on_a_cancel_in_the_middle_of_its_answer(autojump_clock: MockClock) -> None:
+    """Half an answer cannot be taken back: told to while it sent the end of one, a scripted backend broke."""
+    async with open_world({"a": echo_backend(answers="sse")}) as world, world.open_session() as session:
+        world["a"].fail("tools/call", Drip(bytes_per_step=64, step_seconds=0.4), times=1)
+        world["a"].latency = 0.3
+        with pytest.raises(BackendTimeout):  # the answer is whole after 1.9 s, the stream after 2.3 s
+            await session.call_tool("a_echo", timeout=1.8)
+        await session.call_tool("a_echo")
+        assert ["cancelled", "answered"] == [exchange.outcome for exchange in world["a"].received("tools/call")]
