@@ -161,9 +161,9 @@ class Reply:
         """Never use this connection again: who gets an answer wrong may get its length wrong, and what is left of it
         would be taken for the beginning of the next one.
         """
-        stream = self._response.extensions.get("network_stream")
+        stream = self.response.extensions.get("network_stream")
         # The connection of any other version is not this request's alone.
-        if stream is not None and self._response.extensions.get("http_version") == b"HTTP/1.1":
+        if stream is not None and self.response.extensions.get("http_version") == b"HTTP/1.1":
             with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
                 await stream.aclose()
 
@@ -240,7 +240,7 @@ class HttpLink:
                 try:
                     yield reply
                 except BackendProtocolError:
-                    pass
+                    await reply.disconnect()
                     raise
                 finally:
                     await reply.aclose()
