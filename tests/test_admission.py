@@ -248,5 +248,5 @@ class AdmissionMachine(RuleBasedStateMachine):
         trio.run(replay, self.script, clock=MockClock(autojump_threshold=0))
 
 
-AdmissionMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=12)
+AdmissionMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=12)
 TestAdmissionHistories = AdmissionMachine.TestCase

@@ -380,24 +380,28 @@ async def test_admission_comes_before_the_caller(autojump_clock: MockClock) -> N
 
 async def test_as_caller_fills_the_caller_in(autojump_clock: MockClock) -> None:
     """A view is the same session; what it refuses, it refuses for the identity that was filled in."""
-    backend = echo_backend()
+    backend = echo_backend(completions={"who": ["Ada"]})
     backend.add_resource("memo://1")
     backend.add_prompt("greet")
     async with open_world({"a": backend}) as world:
-        session = await world.make_session(identity=ALICE)
+        session = await world.make_session(identity=ALICE, session_id="one")
         views: dict[str, Session] = {"alice": session.as_caller(ALICE), "bob": session.as_caller(BOB)}
         alice = views["alice"]
         await alice.call_tool("a_echo")
         await alice.read_resource("memo://1")
         await alice.get_prompt("a_greet")
+        await alice.complete({"type": "ref/prompt", "name": "a_greet"}, {"name": "who", "value": ""})
         with pytest.raises(UnauthorizedCaller):
             await views["bob"].call_tool("a_echo")
         await views["bob"].call_tool("a_echo", caller=ALICE)
         await views["bob"].as_caller(ALICE).call_tool("a_echo")
         with pytest.raises(NilCaller):
             await alice.as_caller(None).call_tool("a_echo")
-        await alice.aclose()
+        await alice.suspend()
         assert SessionState.CLOSED is state_of(session)
+        restored = await world.restore_session("one", identity=ALICE)
+        await restored.as_caller(None).aclose()  # closing is not checked
+        assert SessionState.CLOSED is state_of(restored)
 
 
 async def test_a_stranger_keeps_no_session_alive(autojump_clock: MockClock) -> None:

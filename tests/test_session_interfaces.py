@@ -142,8 +142,8 @@ def test_the_contracts_names_are_importable() -> None:
 
 def leaves(value: object, path: str = "$") -> Iterator[tuple[str, object]]:
     """Everything that hangs on a value, with the way to it."""
-    if attrs.has(type(value)):
-        for name in attrs.fields_dict(type(value)):
+    if attrs.has(kind := type(value)):
+        for name in attrs.fields_dict(kind):
             yield from leaves(getattr(value, name), f"{path}.{name}")
     elif isinstance(value, Mapping):
         for key, item in value.items():
