@@ -1030,3 +1030,24 @@ async def test_a_bad_chunk_in_json_is_told_apart() -> None:
         with pytest.raises(BackendUnavailable, match="lost its connection") as caught:
             await call(await bench.connect())
         assert caught.value.may_have_executed
+
+
+async def test_a_protocol_error_costs_its_connection() -> None:
+    """Who gets an answer wrong may get its length wrong: the rest would begin the next one."""
+    backend = echo_backend("modern")
+    async with open_memory_network() as network:
+        async with open_client(backend, network=network) as client:
+            backend.fail("tools/call", Status(200, b"{", {"content-type": "application/json"}), times=1)
+            with pytest.raises(BackendProtocolError):
+                await call(client)
+            await call(client)
+        assert 2 == network.connection_attempts
+
+
+async def test_the_first_of_several_addresses_stands_for_all() -> None:
+    """Trio tries each, and raises a group."""
+    error = httpx.ConnectError("x")
+    error.__cause__ = OSError("all failed")
+    error.__cause__.__cause__ = ExceptionGroup("", [ConnectionRefusedError(111, "secret address"), OSError(101, "x")])
+    with pytest.raises(BackendUnavailable, match="could not be reached: Connection refused"):
+        await get(link_over(Failing(error, takes_body=False)))
