@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-
-from sweeps.judge import frozen_heap
 
 pytest.register_assert_rewrite("harness", "sweeps.cancel", "sweeps.bytewise")
 
@@ -19,12 +15,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def only_case(request: pytest.FixtureRequest) -> int | None:
     case: int | None = request.config.getoption("--case")
     return case
-
-
-@pytest.fixture(autouse=True)
-def quick_collections() -> Iterator[None]:
-    with frozen_heap():
-        yield
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

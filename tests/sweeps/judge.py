@@ -13,10 +13,11 @@ from unittest import mock
 
 import attrs
 import trio
+from leaks import LeakWatch
 from trio._core import _run as scheduler
 from trio.testing import MockClock
 
-__all__ = ["frozen_heap", "judge"]
+__all__ = ["judge"]
 
 LONGEST = 1e6  # s, virtual; a case that ends takes minutes
 
@@ -25,7 +26,7 @@ def judge(case: Callable[[], Awaitable[object]]) -> str | None:
     """What is wrong with a case; None: nothing. Run twice, it takes the same steps in the same order."""
     problems: list[str] = []
     clock = _ending(MockClock(autojump_threshold=0))
-    with _seeded(), _watched_garbage(problems), _watched_log(problems), _watched_limiters(problems):
+    with _seeded(), _watched_garbage(problems), _watched_log(problems), _watched_leaks(problems):
         try:
             trio.run(case, clock=clock)
         except trio.TrioInternalError as exc:
@@ -35,17 +36,6 @@ def judge(case: Callable[[], Awaitable[object]]) -> str | None:
         except (Exception, BaseExceptionGroup) as exc:  # noqa: BLE001  # whatever it is, it is the finding
             problems += [_brief(leaf) for leaf in _leaves(exc)]
     return "; ".join(problems) or None
-
-
-@contextmanager
-def frozen_heap() -> Iterator[None]:
-    """What is there already is not looked at by each case's garbage collection, which then takes no time."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _leaves(exc: BaseException) -> Iterator[BaseException]:
@@ -131,16 +121,11 @@ def _watched_log(problems: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _watched_limiters(problems: list[str]) -> Iterator[None]:
-    limiters: list[trio.CapacityLimiter] = []
-    make = trio.CapacityLimiter
-
-    def recorded(total_tokens: float) -> trio.CapacityLimiter:
-        limiters.append(make(total_tokens))
-        return limiters[-1]
-
-    with mock.patch.object(trio, "CapacityLimiter", recorded):
+def _watched_leaks(problems: list[str]) -> Iterator[None]:
+    watch = LeakWatch()
+    watch.begin()
+    try:
         yield
-    held = sum(limiter.borrowed_tokens for limiter in limiters)
-    if held:
-        problems.append(f"{held} limiter tokens are still borrowed")
+    finally:
+        watch.end()
+        problems += [f"left behind: {what}" for what in watch.found]

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
+from leaks import WATCH
 
-from sweeps import cancel
-from trio_vmcp import factory
+from sweeps import bytewise, cancel
+from trio_vmcp import JSON, BackendUnavailable, factory
 from trio_vmcp._admission import Admission, Call
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._outbound import outbound
 from trio_vmcp._stored import Stored
-from trio_vmcp.client._http import HttpLink, Reply, _Slot
+from trio_vmcp.client import _http
+from trio_vmcp.client._client import StreamableClient
+from trio_vmcp.client._http import HttpLink, Reply, _OneChunk, _Slot
 from trio_vmcp.client._legacy import LegacyClient
 from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.factory import DefaultSessionFactory
+
+
+@pytest.fixture(autouse=True)
+def leaks_are_wanted(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The check that follows every test reports none of what a sweep has found."""
+    yield
+    request.config.stash[WATCH].found = []
 
 
 def first_finding(problems: Iterable[str | None]) -> str:
@@ -27,6 +37,14 @@ def first_finding(problems: Iterable[str | None]) -> str:
 def cancel_sweep(name: str) -> str:
     (scenario,) = (scenario for scenario in cancel.SCENARIOS if scenario.name == name)
     return first_finding(cancel.sweep(scenario))
+
+
+def byte_sweep(name: str) -> str:
+    (scenario,) = (scenario for scenario in bytewise.SCENARIOS if scenario.name == name)
+    return first_finding(bytewise.sweep(scenario))
+
+
+# The cancel sweep
 
 
 def test_a_task_that_outlives_its_cancelled_opener(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,16 +91,16 @@ def test_a_limiter_token_without_a_finally(monkeypatch: pytest.MonkeyPatch) -> N
             self._slots.release_on_behalf_of(slot)
 
     monkeypatch.setattr(HttpLink, "_under_limit", under_limit)
-    assert "limiter tokens are still borrowed" in cancel_sweep("opening-modern-json-pinned")
+    assert "tokens of the limiter" in cancel_sweep("opening-modern-json-pinned")
 
 
 def test_a_response_that_is_not_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     async def aclose(self: Reply) -> None:
-        """Awaits under the caller's cancel, and so does nothing."""
-        await self._response.aclose()  # type: ignore[attr-defined]
+        if self._ended:  # and whoever was cancelled in the middle of it keeps it
+            await self.response.aclose()
 
     monkeypatch.setattr(Reply, "aclose", aclose)
-    assert "" != cancel_sweep("calling-legacy-sse-pinned")
+    assert "in_use" in cancel_sweep("calling-legacy-sse-pinned")
 
 
 def test_a_row_that_a_cancelled_restore_takes_along(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,3 +120,58 @@ def test_a_close_that_its_cancelled_closer_undoes(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(factory, "_wait_closed", wait_closed)
     assert "library_tasks()" in cancel_sweep("holding-legacy-sse")
+
+
+# The byte sweep
+
+
+def test_a_deadline_that_is_a_second_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = StreamableClient.request
+
+    async def late(self: StreamableClient, method: str, params: JSON, *, timeout: float, **more: Any) -> JSON:
+        return await request(self, method, params, timeout=timeout + 1, **more)
+
+    monkeypatch.setattr(StreamableClient, "request", late)
+    assert "request_timeout + INEXACT" in byte_sweep("tools.call-modern-sse")
+
+
+def test_an_error_of_the_http_stack_that_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def translated(backend_id: str, body: object) -> Iterator[None]:
+        yield
+
+    monkeypatch.setattr(_http, "_translated", translated)
+    assert "RemoteProtocolError" in byte_sweep("tools.call-legacy-json")
+    assert "could not be connected" in byte_sweep("initialize-legacy-json")
+
+
+def test_a_call_that_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    exchange = LegacyClient._exchange
+
+    async def twice(self: LegacyClient, *args: Any) -> JSON:
+        try:
+            return await exchange(self, *args)
+        except BackendUnavailable:
+            return await exchange(self, *args)
+
+    monkeypatch.setattr(LegacyClient, "_exchange", twice)
+    assert 'assert 1 == scripted.executed["echo"]' in byte_sweep("tools.call-legacy-sse")
+
+
+def test_a_call_that_claims_not_to_have_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unnoticed(self: _OneChunk) -> bytes:
+        if self._body is None:
+            raise StopAsyncIteration
+        body, self._body = self._body, None
+        return body.data
+
+    monkeypatch.setattr(_OneChunk, "__anext__", unnoticed)
+    assert "may_have_executed" in byte_sweep("tools.call-modern-json")
+
+
+def test_a_connection_that_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def disconnect(self: Reply) -> None:
+        """Does not."""
+
+    monkeypatch.setattr(Reply, "disconnect", disconnect)
+    assert "does not speak HTTP/1.1" in byte_sweep("tools.call-modern-json")
