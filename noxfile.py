@@ -155,6 +155,14 @@ def simulation(session: nox.Session) -> None:
 
 
 @nox.session
+def sweeps(session: nox.Session) -> None:
+    """One fault at every possible place, and hostile answers. A finding prints what runs its one case again."""
+    session.install(str(wheel(session)), *group("test"), *group("sweeps"))
+    command = ("python", "-m", "pytest", "--installed-only", "--verbose", "--numprocesses=auto", "tests/sweeps")
+    session.run(*command, *session.posargs, env={"PYTHONSAFEPATH": "1"})
+
+
+@nox.session
 def interop(session: nox.Session) -> None:
     """Servers by other authors, each in an environment of its own, and the official client beside ours."""
     session.install(str(wheel(session)), *group("test"))
