@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from functools import partial
 
@@ -125,6 +126,16 @@ async def test_a_subscriber_that_is_far_behind_is_told_in_short(autojump_clock: 
         assert MOST_PENDING + 1 == len(received)
         assert SessionChange("resources", "a") == received[-1]
         nursery.cancel_scope.cancel()
+
+
+async def test_nothing_is_kept_for_who_has_left(autojump_clock: MockClock) -> None:
+    """A subscriber that is gone holds no change."""
+    feed, change = ChangeFeed(), SessionChange("tools", "a")
+    async with trio.open_nursery() as nursery, feed.subscribe(nursery):
+        pass
+    before = sys.getrefcount(change)
+    feed.publish(change)
+    assert before == sys.getrefcount(change)
 
 
 @settings(max_examples=40)

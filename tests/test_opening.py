@@ -577,6 +577,29 @@ async def test_every_page_of_every_list_is_read(autojump_clock: MockClock) -> No
         assert {"a"} == {entry.backend_id for entries in lists for entry in entries}
 
 
+async def test_an_empty_cursor_is_a_cursor(autojump_clock: MockClock) -> None:
+    """Only null or nothing ends a list: protocol 2026-07-28, pagination."""
+    backend = echo_backend()
+    backend.fail("tools/list", Rewrite(lambda page: page["result"].update(nextCursor="") or page), times=1)
+    last = {"tools": [{"name": "last"}], "nextCursor": None}
+    backend.fail("tools/list", Rewrite(lambda page: {"jsonrpc": "2.0", "id": page["id"], "result": last}))
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        assert ["a_echo", "a_last"] == [tool.name for tool in session.tools]
+    assert [{}, {"cursor": ""}] == [exchange.params for exchange in backend.received("tools/list")]
+
+
+async def test_a_list_that_fails_does_not_wait_for_the_others(autojump_clock: MockClock) -> None:
+    """One rejected list is the backend's failure at once, as itself, though another one hangs."""
+    backend = echo_backend()
+    backend.add_prompt("greet")
+    backend.fail("tools/list", Error(-32603, "no tools today"))
+    backend.fail("prompts/list", Hang())
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        (failure,) = session.failures
+        assert "rejected 'tools/list': 'no tools today' (-32603)" == failure.detail
+        assert 0.0 == trio.current_time()
+
+
 async def test_a_list_that_is_not_there_after_all_is_empty(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:

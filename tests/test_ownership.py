@@ -350,6 +350,22 @@ async def test_a_factory_left_while_a_session_is_restored(
         await (await outer.restore_session("one")).aclose()
 
 
+async def test_a_factory_left_while_an_id_is_looked_up(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """The storage answers after the factory has gone: SessionClosed, and no backend is contacted."""
+
+    async def open_one(factory: SessionFactory) -> None:
+        with pytest.raises(SessionClosed, match="closed while the session was opening"):
+            await factory.make_session(plain_backends(1), session_id="one")
+
+    storage, connector = ScriptedStorage(before={"load": partial(trio.sleep, 1)}), PlainConnector()
+    async with open_session_factory(storage=storage, connector=connector) as factory:
+        nursery.start_soon(open_one, factory)
+        await wait_all_tasks_blocked()
+    assert 0.0 == trio.current_time()
+    await trio.sleep(2)
+    assert {} == connector.started
+
+
 # Errors of the user's
 
 
