@@ -154,6 +154,13 @@ class _Case:
                 asked.append(max(closing.at, held.gave_up[1].at) + CANCELLED_DRAIN)
         return min(asked, default=math.inf)
 
+    def running(self, life: int, position: int) -> Iterator[_Operation]:
+        """The calls of a session that had begun and not ended at this place in the trace."""
+        for call in self.operations.values():
+            has_ended = bool(call.ends) and call.ends[0][0] < position
+            if call.began.what == "call" and call.began.life == life and call.position < position and not has_ended:
+                yield call
+
     def _is_in_body(self, cancelled: Exiting) -> bool:
         """The cancel came while the block's body ran, and the factory begins to close a moment later."""
         left = [exiting.at for _, exiting in self.exits[cancelled.instance] if not exiting.cancelled]
@@ -227,6 +234,14 @@ def _nothing_admitted_while_closing(case: _Case) -> Iterator[str]:
             yield f"{call} began while its session was closing and was sent to its backend"
 
 
+def _calls_are_counted_once(case: _Case) -> Iterator[str]:
+    for life, closings in case.closings.items():
+        for position, closing in closings:
+            running = sum(1 for _ in case.running(life, position))
+            if closing.in_flight > running:
+                yield f"{closing.in_flight} in flight, while {running} calls run, at {closing}"
+
+
 def _cancels_surface_alone(case: _Case) -> Iterator[str]:
     for operation in case.ended("call", "open", "restore", "close"):
         outcome, began = operation.outcome, operation.began
@@ -239,7 +254,8 @@ def _cancels_surface_alone(case: _Case) -> Iterator[str]:
         if not causes:
             continue
         position, cause = min(causes, key=lambda cause: cause[0])
-        if outcome.kind != "cancelled" and operation.ended_at > cause.at + MILLISECOND and not operation.was_shielded:
+        late = operation.ended_at > max(cause.at, began.at) + MILLISECOND
+        if outcome.kind != "cancelled" and late and not operation.was_shielded:
             yield f"{operation} was cancelled at {cause.at} and ended at {operation.ended_at} in {outcome}"
         if began.what == "call" and outcome.error == "SessionClosed":
             assert began.life is not None
@@ -353,12 +369,16 @@ def _closings_end_in_time(case: _Case) -> Iterator[str]:
     settings = case.history.settings
     for closer in case.ended("close", "hold"):
         assert closer.began.life is not None
-        own = [closing.at for _, closing in case.closings[closer.began.life] if closing.op == closer.began.op]
-        latest = max(own[0], case.drained_by(closer.began.life) + settings.teardown_timeout)
+        ((position, asked),) = [entry for entry in case.closings[closer.began.life] if entry[1].op == closer.began.op]
+        calls = list(case.running(closer.began.life, position))
+        drained_by = case.drained_by(closer.began.life)
+        if all(call.ends for call in calls):  # with nothing left to wait for, nobody waits
+            drained_by = min(drained_by, max((call.ended_at for call in calls), default=asked.at))
+        latest = max(asked.at, drained_by + settings.teardown_timeout)
         if closer.began.what == "close" and closer.gave_up is not None:
             latest = min(latest, closer.gave_up[1].at)
         if closer.began.nested:
-            latest = own[0]
+            latest = asked.at
         yield from _late(closer, latest)
     for leaving in case.ended("exit"):
         assert leaving.began.instance is not None
@@ -466,6 +486,7 @@ CHECKS: dict[str, Callable[[_Case], Iterator[str]]] = {
         _one_outcome_each,
         _only_listed_errors,
         _nothing_admitted_while_closing,
+        _calls_are_counted_once,
         _cancels_surface_alone,
         _executed_at_most_once,
         _executed_by_the_owner_alone,

@@ -127,6 +127,7 @@ class Closing:
     Attributes:
         found: The session's state just before; only who finds it OPEN decides what kind of close it is.
         drain_timeout: s, as the caller means it.
+        in_flight: What the session counts just before.
     """
 
     at: float
@@ -135,6 +136,7 @@ class Closing:
     terminate: bool
     drain_timeout: float
     found: str
+    in_flight: int
 
 
 @attrs.frozen(kw_only=True)

@@ -325,6 +325,7 @@ class _World:
                 terminate=terminate,
                 drain_timeout=limit,
                 found=life.session.state.name,
+                in_flight=life.session.in_flight,
             )
         )
 

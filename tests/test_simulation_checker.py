@@ -1,0 +1,327 @@
+"""Each check of the simulation is checked: a library with a planted defect is reported, by the check that is meant to.
+
+Every defect has a history of its own, as small as it gets, in which the library as it is does nothing wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from leaks import WATCH
+from simulation.checker import CHECKS, judge
+from simulation.history import BackendSpec, Call, Close, GiveUp, History, Open, Restore, Step, Strike
+from simulation.world import run_history
+
+import trio_vmcp.client._http
+import trio_vmcp.default_session
+from trio_vmcp import Bare, FactorySettings, SessionClosed
+from trio_vmcp._admission import Admission
+from trio_vmcp._admission import Call as AdmittedCall
+from trio_vmcp._keeper import Keeper
+from trio_vmcp._membership import Membership
+from trio_vmcp.client._client import StreamableClient
+from trio_vmcp.client._http import HttpLink, Reply
+from trio_vmcp.client._legacy import LegacyClient
+from trio_vmcp.default_session import DefaultSession
+from trio_vmcp.factory import DefaultSessionFactory
+from trio_vmcp.routing import Bindings, build_routing
+from trio_vmcp.testing import Hang
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+SETTINGS = FactorySettings(drain_timeout=5.0, teardown_timeout=2.0, request_timeout=3.0)
+TWINS = (BackendSpec(id="b0"), BackendSpec(id="b1"))  # whatever one of them offers, the other does, too
+
+CLOSED: tuple[Step, ...] = (Open(), Call(at=1.0), Close(at=2.0))
+TIMED_OUT: tuple[Step, ...] = (Open(), Call(at=1.0, seconds=20.0), Close(at=5.0))
+CUT_OFF: tuple[Step, ...] = (Open(), Call(at=1.0, seconds=20.0), Close(at=1.0, drain_timeout=1.0))
+REFUSED: tuple[Step, ...] = (Open(), Call(at=1.0, seconds=2.0), Close(at=2.0), Call(at=2.5))
+GIVEN_UP: tuple[Step, ...] = (Open(), Call(at=1.0, seconds=2.0, give_up=GiveUp(1.0)), Close(at=3.0))
+STRANGER: tuple[Step, ...] = (Open(bound=True), Call(at=1.0, caller="wrong"), Close(at=2.0))
+RETURNED: tuple[Step, ...] = (Open(), Close(at=1.0, terminate=False), Restore(at=2.0), Call(at=3.0), Close(at=4.0))
+ALL_HANG: tuple[Step, ...] = tuple(Strike(backend=index, matches="POST", times=9) for index in range(2))
+
+
+def wrapped(owner: type, name: str, around: Callable[..., Any]) -> Plant:
+    """Replace a method by `around(original, self, …)`."""
+
+    def plant(monkeypatch: pytest.MonkeyPatch) -> None:
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda self, *args, **kw: around(original, self, *args, **kw))
+
+    return plant
+
+
+def replaced(module: object, name: str, value: object) -> Plant:
+    return lambda monkeypatch: monkeypatch.setattr(module, name, value)
+
+
+async def lingers(original: Any, factory: Any, session: Any) -> None:
+    await original(factory, session)
+    await trio.sleep(1.0)
+
+
+async def never_returns(original: Any, *args: Any, **kw: Any) -> None:
+    with trio.CancelScope(shield=True):
+        await trio.sleep_forever()
+
+
+async def breaks_on_calls(original: Any, client: Any, method: str, *args: Any, **kw: Any) -> Any:
+    if method == "tools/call":
+        raise ExceptionGroup("of one error", [ValueError("raw")])
+    return await original(client, method, *args, **kw)
+
+
+async def sends_no_delete(original: Any, client: Any, *, terminate: bool) -> None:
+    await original(client, terminate=False)
+
+
+async def tells_its_id(original: Any, client: LegacyClient, *, terminate: bool) -> None:
+    logging.getLogger("trio_vmcp.client").debug("closes %s", client.record.session_id)
+    await original(client, terminate=terminate)
+
+
+async def sends_twice(original: Any, client: Any, message_id: int, method: str, *args: Any) -> Any:
+    if method == "tools/call":
+        await original(client, message_id, method, *args)
+    return await original(client, message_id, method, *args)
+
+
+async def takes_longer(original: Any, session: Any, services: Any) -> None:
+    if not session._close_requested.is_set():
+        await trio.sleep(0.01)
+    await original(session, services)
+
+
+async def waits_longer(original: Any, client: Any, *args: Any, timeout: float, **kw: Any) -> Any:
+    return await original(client, *args, timeout=timeout + 0.01, **kw)
+
+
+def drains_longer(original: Any, session: Any, limit: float) -> None:
+    original(session, limit + 1.0)
+
+
+def holds_one_slot_less(original: Any, membership: Membership, *args: Any) -> Any:
+    fewer = attrs.evolve(membership._settings, max_backend_init_concurrency=1)
+    membership._settings = fewer
+    return original(membership, *args)
+
+
+@asynccontextmanager
+async def admits_late(original: Any, admission: Admission) -> AsyncIterator[Any]:
+    admission._refused = False
+    async with original(admission) as call:
+        yield call
+
+
+@asynccontextmanager
+async def counts_twice(original: Any, admission: Admission) -> AsyncIterator[Any]:
+    again = AdmittedCall(admission=admission, outer=None)
+    admission._calls.add(again)
+    async with original(admission) as call:
+        yield call
+    admission._calls.discard(again)  # the `finally` is missing, too: a call that fails is never uncounted
+
+
+@asynccontextmanager
+async def forgets_its_slot(original: Any, link: Any, *args: Any, **kw: Any) -> AsyncIterator[Any]:
+    slot = object()
+    link._slots.acquire_on_behalf_of_nowait(slot)
+    async with original(link, *args, **kw) as reply:
+        yield reply
+    link._slots.release_on_behalf_of(slot)  # no `finally`
+
+
+@asynccontextmanager
+async def renames_cancels(original: Any, admission: Admission) -> AsyncIterator[Any]:
+    async with original(admission) as call:
+        try:
+            yield call
+        except trio.Cancelled:
+            raise SessionClosed("closed, or so it says") from None
+
+
+async def lets_go_of_nothing(original: Any, reply: Any) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+async def stays_away(original: Any, keeper: Any, *, terminate: bool) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+def swaps_owners(original: Any, session: Any, *args: Any) -> Any:
+    target = original(session, *args)
+    return attrs.evolve(target, backend_id={"b0": "b1", "b1": "b0"}[target.backend_id])
+
+
+def routes_to_the_last(offers: Any, *args: Any, **kw: Any) -> Any:
+    return build_routing(list(reversed(offers)), *args, **kw | {"bindings": Bindings()})
+
+
+# What is planted; the history that shows it; the check that has to see it.
+DEFECTS: dict[str, tuple[Plant, History, str]] = {
+    "a leaked task": (
+        wrapped(DefaultSessionFactory, "_own", lingers),
+        History(steps=CLOSED),
+        "nothing_is_left",
+    ),
+    "a call that never ends": (
+        wrapped(StreamableClient, "_on_other", never_returns),
+        History(
+            backends=(BackendSpec(id="b0", answers="sse"),),
+            steps=(Open(), Call(at=1.0, progress=1)),
+        ),
+        "nothing_hangs_or_crashes",
+    ),
+    "an operation without an outcome": (
+        wrapped(StreamableClient, "_on_other", never_returns),
+        History(
+            backends=(BackendSpec(id="b0", answers="sse"),),
+            steps=(Open(), Call(at=1.0, progress=1)),
+        ),
+        "one_outcome_each",
+    ),
+    "a crash of the owner": (
+        lambda monkeypatch: monkeypatch.setattr(Admission, "cut_off", lambda *_: 1 / 0),
+        History(steps=CLOSED),
+        "nothing_hangs_or_crashes",
+    ),
+    "a session id in the log": (
+        wrapped(LegacyClient, "aclose", tells_its_id),
+        History(steps=CLOSED),
+        "no_secret_is_told",
+    ),
+    "an error of no listed type": (
+        wrapped(StreamableClient, "request", breaks_on_calls),
+        History(steps=CLOSED),
+        "only_listed_errors",
+    ),
+    "a call admitted after closing began": (
+        wrapped(Admission, "admit", admits_late),
+        History(steps=REFUSED),
+        "nothing_admitted_while_closing",
+    ),
+    "a call counted twice": (
+        wrapped(Admission, "admit", counts_twice),
+        History(steps=(Open(), Call(at=1.0, seconds=2.0), Close(at=2.0))),
+        "calls_are_counted_once",
+    ),
+    "a missing finally in admission": (
+        wrapped(Admission, "admit", counts_twice),
+        History(settings=SETTINGS, steps=TIMED_OUT),
+        "closings_end_in_time",
+    ),
+    "a missing finally around a slot": (
+        wrapped(HttpLink, "exchange", forgets_its_slot),
+        History(steps=CUT_OFF),
+        "nothing_is_left",
+    ),
+    "a response that nobody lets go of": (
+        wrapped(Reply, "aclose", lets_go_of_nothing),
+        History(steps=CLOSED),
+        "nothing_is_left",
+    ),
+    "a cancel of the caller that comes out as an error": (
+        wrapped(Admission, "admit", renames_cancels),
+        History(steps=GIVEN_UP),
+        "cancels_surface_alone",
+    ),
+    "a call sent twice": (
+        wrapped(LegacyClient, "_exchange", sends_twice),
+        History(steps=CLOSED),
+        "executed_at_most_once",
+    ),
+    "a call executed by the wrong backend": (
+        wrapped(DefaultSession, "_find", swaps_owners),
+        History(backends=TWINS, steps=(Open(backends=(0, 1)), Call(at=1.0), Close(at=2.0))),
+        "executed_by_the_owner_alone",
+    ),
+    "a name given to whoever comes last": (
+        replaced(trio_vmcp.default_session, "build_routing", routes_to_the_last),
+        History(
+            settings=FactorySettings(conflict_resolution=Bare()),
+            backends=TWINS,
+            steps=(Open(backends=(0, 1)), Close(at=2.0)),
+        ),
+        "a_name_means_one_backend",
+    ),
+    "a call that ran and is said not to have": (
+        replaced(trio_vmcp.client._http, "note_written", lambda _: None),
+        History(settings=SETTINGS, steps=TIMED_OUT),
+        "no_false_denial",
+    ),
+    "a caller who is not asked who he is": (
+        wrapped(DefaultSession, "_check_caller", lambda *_: None),
+        History(steps=STRANGER),
+        "strangers_get_nothing",
+    ),
+    "a call that outlasts its timeout": (
+        wrapped(StreamableClient, "request", waits_longer),
+        History(settings=SETTINGS, steps=TIMED_OUT),
+        "calls_end_in_time",
+    ),
+    "an opening that is late": (
+        wrapped(DefaultSession, "_open", takes_longer),
+        History(
+            settings=FactorySettings(session_init_timeout=2.0),
+            steps=(Strike(matches="POST", fault=Hang()), Open()),
+        ),
+        "openings_end_in_time",
+    ),
+    "a bound off by one": (
+        wrapped(Membership, "connect_all", holds_one_slot_less),
+        History(
+            settings=FactorySettings(max_backend_init_concurrency=2, backend_init_timeout=3.0),
+            backends=TWINS,
+            steps=(*ALL_HANG, Open(backends=(0, 1))),
+        ),
+        "openings_end_in_time",
+    ),
+    "a drain that is longer than asked for": (
+        wrapped(DefaultSession, "shorten_drain", drains_longer),
+        History(settings=FactorySettings(teardown_timeout=0.5), steps=CUT_OFF),
+        "closings_end_in_time",
+    ),
+    "a lost DELETE": (
+        wrapped(LegacyClient, "aclose", sends_no_delete),
+        History(steps=CLOSED),
+        "every_backend_session_gets_its_delete",
+    ),
+    "metadata that outlives its session": (
+        wrapped(Keeper, "leave", stays_away),
+        History(steps=CLOSED),
+        "rows_live_and_die_with_their_sessions",
+    ),
+    "metadata that is lost": (
+        wrapped(Keeper, "leave", lambda original, keeper, *, terminate: original(keeper, terminate=True)),
+        History(steps=RETURNED),
+        "rows_live_and_die_with_their_sessions",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def leaks_are_wanted(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What the planted defects leave behind is the point of them."""
+    yield
+    request.config.stash[WATCH].found.clear()
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_planted_defect_is_reported(defect: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the check that is meant to; without it, nothing is wrong with the same history."""
+    plant, history, check = DEFECTS[defect]
+    assert [] == judge(history, run_history(history))
+    plant(monkeypatch)
+    assert check in {violation.check for violation in judge(history, run_history(history))}
+
+
+def test_every_check_has_a_defect() -> None:
+    """A check that nothing can fail is worth nothing."""
+    assert set(CHECKS) == {check for _, _, check in DEFECTS.values()}
