@@ -383,15 +383,19 @@ async def test_an_auth_may_sign_a_copy() -> None:
 
 
 async def test_digest_auth_of_httpx_works() -> None:
-    """It looks at the response's cookies, and sends the same body a second time."""
+    """It looks at the response's cookies, and sends the same body a second time; the challenge is let go of."""
+    refusal = Chunks(b"no")
     challenge = httpx.Response(
-        401, headers={"www-authenticate": 'Digest realm="r", nonce="n", qop="auth"', "set-cookie": "a=b"}
+        401,
+        headers={"www-authenticate": 'Digest realm="r", nonce="n", qop="auth"', "set-cookie": "a=b"},
+        stream=refusal,
     )
     seen = Seen(challenge)
     link = link_over(seen, auth=lambda backend, identity: httpx.DigestAuth("user", "pass"))
     assert b"ok" == await get(link, data=b"body")
     assert [b"body", b"body"] == [request.content for request in seen.requests]
     assert str(seen.headers("authorization")[1]).startswith("Digest ")
+    assert refusal.closed
 
 
 class Refreshing(httpx.Auth):

@@ -37,7 +37,7 @@ from trio_vmcp import (
     BackendUnavailable,
     FactorySettings,
 )
-from trio_vmcp.testing import CallContext, Delay, Disconnect, Error, Hang, Reset, Rewrite, Status
+from trio_vmcp.testing import CONNECT, CallContext, Delay, Disconnect, Error, Hang, Refuse, Reset, Rewrite, Status
 
 VERSION = "mcp-protocol-version"
 SESSION = "mcp-session-id"
@@ -544,6 +544,22 @@ async def test_resumption_survives_refused_connections(autojump_clock: MockClock
             await call(await bench.connect(), timeout=2.5)
         assert timeout.value.may_have_executed
     assert 1 == len(server.sent("notifications/cancelled"))
+
+
+async def test_a_resumption_without_a_connection_forgets_nothing(autojump_clock: MockClock) -> None:
+    """The GET was never written; the request that it is about was, and may have run."""
+    backend = echo_backend(answers="sse", resumable=True)
+    async with open_client(backend) as client:
+        await call(client)
+        whole = backend.received("tools/call")[0].response_bytes
+        backend.fail("tools/call", Disconnect(whole - 20), times=1)
+        refusing = backend.fail(CONNECT, Refuse(), times=3)
+        with pytest.raises(BackendTimeout) as caught:
+            await call(client, timeout=3.5)
+        assert caught.value.may_have_executed
+        assert 3 == refusing.struck
+        await wait_all_tasks_blocked()
+    assert 1 == len(backend.received("notifications/cancelled"))
 
 
 @pytest.mark.parametrize(
