@@ -465,6 +465,18 @@ async def test_an_id_is_taken_while_its_session_lives_and_a_while_after(autojump
         await factory.make_session([], session_id="two")
 
 
+async def test_an_id_is_taken_while_the_storage_is_asked_about_it(autojump_clock: MockClock) -> None:
+    """The second who asks for an id gets SessionExists at once, and the storage is not asked again."""
+    storage = ScriptedStorage(before={"load": lasting(1)})
+    async with open_session_factory(storage=storage) as factory, trio.open_nursery() as nursery:
+        nursery.start_soon(partial(factory.make_session, [], session_id="one"))
+        await wait_all_tasks_blocked()
+        with pytest.raises(SessionExists):
+            await factory.make_session([], session_id="one")
+        assert 0.0 == trio.current_time()
+        assert Counter(load=1) == storage.calls
+
+
 async def test_two_backends_cannot_have_one_id() -> None:
     """ValueError names it, and nobody is contacted."""
     connector = PlainConnector()
@@ -654,12 +666,18 @@ async def test_handlers_that_are_not_used_yet_are_said_so(caplog: pytest.LogCapt
     assert ["handlers are not supported yet: backends are told that this client offers nothing"] == caplog.messages
 
 
-async def test_a_factory_closes_the_storage_that_it_made_and_no_other(autojump_clock: MockClock) -> None:
+async def test_a_factory_closes_the_storage_that_it_made_and_no_other(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A storage that was passed is the user's, and may serve several factories."""
     storage = ScriptedStorage()
     async with open_session_factory(storage=storage):
         pass
     assert Counter() == storage.calls
+    monkeypatch.setattr("trio_vmcp.factory.LocalStorage", lambda: storage)
+    async with open_session_factory():
+        pass
+    assert Counter(aclose=1) == storage.calls
 
 
 async def test_sessions_of_one_factory_are_strangers_to_each_other(autojump_clock: MockClock) -> None:

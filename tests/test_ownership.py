@@ -427,9 +427,15 @@ async def test_a_body_error_wins_over_a_cancel_during_the_close(
             raise KeyError("mine")
 
     async with open_world({"a": slow_backend(5)}) as world:
-        with trio.move_on_after(1), pytest.raises(KeyError):
-            await (body(world.factory, world) if opener == "session" else factory_body(world))
+        errors: list[str] = []
+        with trio.move_on_after(1) as surroundings:
+            try:
+                await (body(world.factory, world) if opener == "session" else factory_body(world))
+            except KeyError as error:
+                errors += error.args
+        assert surroundings.cancel_called
         assert 5.0 == trio.current_time()
+        assert ["mine"] == errors
 
 
 async def test_several_errors_of_the_users_stay_a_group(autojump_clock: MockClock) -> None:
