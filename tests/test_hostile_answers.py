@@ -359,7 +359,7 @@ async def test_one_byte_at_a_time_is_an_answer_like_any_other(autojump_clock: Mo
         await call(client)
 
 
-@pytest.mark.parametrize("bit", [0, 3, 5, 7])
+@pytest.mark.parametrize("bit", [0, 1, 4, 5, 7])
 @pytest.mark.parametrize("answers", ["json", "sse"])
 async def test_a_flipped_bit_is_an_answer_or_a_typed_error(autojump_clock: MockClock, answers: str, bit: int) -> None:
     """Anywhere in head or body."""
@@ -368,13 +368,13 @@ async def test_a_flipped_bit_is_an_answer_or_a_typed_error(autojump_clock: MockC
         await call(client)
         size = backend.received("tools/call")[0].response_bytes
         errors = 0
-        for byte in range(size):
+        for byte in range(bit % 2, size, 2):  # half of a sweep is quick enough for one test
             backend.fail("tools/call", Flip(byte, bit), times=1)
             try:
                 await call(client, timeout=DEADLINE)
             except BackendError:
                 errors += 1
-        assert errors > 20
+        assert errors > 10
         await call(client)
 
 
