@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import AsyncIterator, Iterator
 
+import httpx
 import pytest
+import trio
 from harness import echo_backend, open_world
 from trio.testing import MockClock
 
 from trio_vmcp import BackendProtocolError
+from trio_vmcp.client import _jsonrpc
+from trio_vmcp.client._http import Reply, RequestBody
 from trio_vmcp.testing import WireFault
 
 
@@ -30,3 +36,61 @@ async def test_the_rest_of_a_wrong_answer_is_not_the_next_one(era: str, autojump
             await session.call_tool("a_echo")
         result = await session.call_tool("a_echo", {"after": "it"})
     assert '{"after": "it"}' == result.content[0]["text"]
+
+
+def test_a_message_that_does_not_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a bad message like any other: what it would have taken is free again."""
+
+    def out_of_memory(_: str) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(_jsonrpc, "_decoder", json.JSONDecoder(parse_int=out_of_memory))
+    with pytest.raises(_jsonrpc.BadMessage, match="more memory"):
+        _jsonrpc.parse_message(b'{"jsonrpc":"2.0","id":1,"result":{}}', max_depth=128)
+
+
+class Crumbs(httpx.AsyncByteStream):
+    """A body in chunks of two bytes, all of them here at once."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self.left:
+            raise StopAsyncIteration
+        self.left -= 1
+        return b"%02d" % (self.left % 100)
+
+
+def reply(count: int) -> Reply:
+    return Reply("a", 200, RequestBody(b""), httpx.Response(200, stream=Crumbs(count)))
+
+
+async def test_a_body_in_crumbs_takes_its_size() -> None:
+    """At most twice the bytes of an answer are held, however small its chunks are."""
+    tracemalloc.start()
+    data = await reply(20_000).read(limit=1 << 20)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 40_000 == len(data)
+    assert peak < 4 * 40_000  # Trio's own included
+
+
+async def test_a_body_in_crumbs_lets_others_run() -> None:
+    """A backend whose answer is a great many chunks holds nobody up with them."""
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        await reply(1600).read(limit=1 << 20)
+        nursery.cancel_scope.cancel()
+    assert turns >= 1600 // 32

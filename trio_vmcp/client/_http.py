@@ -43,6 +43,7 @@ _REDIRECTS = (307, 308)  # the two that keep method and body
 _SEE_OTHER = 303  # after the request was acted on
 _CLOSE_TIMEOUT = 1.0  # s, to let go of one response
 _EARLY_ENDS = ("Server disconnected", "peer closed", "peer unexpectedly closed")  # in httpcore's and h11's words
+_CHUNKS_PER_STEP = 16  # of a body, before others have their turn: a chunk of one byte costs as much as one of 64 KiB
 _CHUNKS_AFTER_STOP = 64  # that a transport may still have buffered when it is told to stop
 # Headers that are ours to say: a user's value would break the protocol or the connection.
 _OURS = frozenset(
@@ -90,6 +91,7 @@ class Reply:
     response: httpx.Response = attrs.field(repr=False)
     _chunks: AsyncIterator[bytes] = attrs.field(init=False, repr=False)
     _ended: bool = attrs.field(default=False, init=False)
+    _received: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
         stream = self.response.stream
@@ -122,6 +124,9 @@ class Reply:
         """
         if self._ended:
             return None
+        self._received += 1
+        if self._received % _CHUNKS_PER_STEP == 0:  # what is buffered already needs no wait, and would have no end
+            await trio.lowlevel.checkpoint()
         with _translated(self.backend_id, self.body):
             try:
                 return await self._chunks.__anext__()
@@ -136,16 +141,18 @@ class Reply:
             MessageTooLarge: Over `limit` bytes.
         """
         self.refuse_encoding()
-        chunks: list[bytes] = []
-        size = 0
+        data: bytes | bytearray = b""
         while (chunk := await self.receive()) is not None:
-            size += len(chunk)
-            if size > limit:
+            if len(data) + len(chunk) > limit:
                 raise MessageTooLarge(
                     self.backend_id, f"sent an answer of over {limit} bytes (max_message_bytes)", may_have_executed=True
                 )
-            chunks.append(chunk)
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            if not data:
+                data = chunk  # all of it, as a rule
+            else:  # one buffer: a list of chunks of a byte or two would take twenty times their size
+                data = data if isinstance(data, bytearray) else bytearray(data)
+                data += chunk
+        return bytes(data)
 
     async def aclose(self) -> None:
         """Let go. A body that was not read to its end costs the connection."""

@@ -168,6 +168,8 @@ def _loads(text: str) -> Any:
         problem = f"is not JSON at character {exc.pos}"
     except RecursionError:
         problem = "is nested deeper than the JSON parser goes"
+    except MemoryError:  # a message of small objects takes thirty times its size
+        problem = "takes more memory to parse than there is"
     except ValueError:  # int() refuses more digits than sys.get_int_max_str_digits(), since they cost quadratic time
         problem = "holds an integer of too many digits"
     raise BadMessage(problem)  # out here as well: JSONDecodeError holds the document
