@@ -36,6 +36,8 @@ from trio_vmcp import Prefix, Priority
 __all__ = ["CHECKS", "Violation", "judge"]
 
 MILLISECOND = 0.001  # of virtual time, and nothing takes any that is not asked to
+# s, for the end of a stream whose answer is here already (client/_streamable.py): a cancel waits so long for it.
+LAST_BYTES = 0.1
 CANCELLED_DRAIN = 10.0  # s, the most that a cancelled close drains (design: ownership)
 
 BACKEND_ERRORS = {
@@ -161,6 +163,13 @@ class _Case:
             if call.began.what == "call" and call.began.life == life and call.position < position and not has_ended:
                 yield call
 
+    def cancels_of(self, operation: _Operation) -> list[tuple[int, GaveUp | Exiting]]:
+        """What cancelled whoever waited for it before it ended, with places in the trace."""
+        causes: list[tuple[int, GaveUp | Exiting]] = [] if operation.gave_up is None else [operation.gave_up]
+        if operation.began.instance is not None:
+            causes += [entry for entry in self.exits[operation.began.instance] if entry[1].cancelled]
+        return [cause for cause in causes if cause[0] < operation.ends[0][0]]
+
     def _is_in_body(self, cancelled: Exiting) -> bool:
         """The cancel came while the block's body ran, and the factory begins to close a moment later."""
         left = [exiting.at for _, exiting in self.exits[cancelled.instance] if not exiting.cancelled]
@@ -245,16 +254,13 @@ def _calls_are_counted_once(case: _Case) -> Iterator[str]:
 def _cancels_surface_alone(case: _Case) -> Iterator[str]:
     for operation in case.ended("call", "open", "restore", "close"):
         outcome, began = operation.outcome, operation.began
-        causes: list[tuple[int, GaveUp | Exiting]] = [] if operation.gave_up is None else [operation.gave_up]
-        if began.instance is not None:
-            causes += [exiting for exiting in case.exits[began.instance] if exiting[1].cancelled]
-        causes = [cause for cause in causes if cause[0] < operation.ends[0][0]]
+        causes = case.cancels_of(operation)
         if outcome.kind == "cancelled" and not causes and not began.nested:
             yield f"{operation} was cancelled, and not by its caller"
         if not causes:
             continue
         position, cause = min(causes, key=lambda cause: cause[0])
-        late = operation.ended_at > max(cause.at, began.at) + MILLISECOND
+        late = operation.ended_at > max(cause.at, began.at) + LAST_BYTES + MILLISECOND
         if outcome.kind != "cancelled" and late and not operation.was_shielded:
             yield f"{operation} was cancelled at {cause.at} and ended at {operation.ended_at} in {outcome}"
         if began.what == "call" and outcome.error == "SessionClosed":
@@ -338,14 +344,14 @@ def _strangers_get_nothing(case: _Case) -> Iterator[str]:
 
 def _calls_end_in_time(case: _Case) -> Iterator[str]:
     for call in case.ended("call"):
-        step = call.began.step
+        step, began = call.began.step, call.began
         assert isinstance(step, Call)
-        assert call.began.life is not None
+        assert began.life is not None
         if call.was_shielded:
             continue
         timeout = case.history.settings.request_timeout if step.timeout is None else step.timeout
-        latest = min(call.began.at + timeout, max(call.began.at, case.drained_by(call.began.life)))
-        yield from _late(call, latest)
+        cancels = [case.drained_by(began.life), *(cause.at for _, cause in case.cancels_of(call))]
+        yield from _late(call, min(began.at + timeout, max(began.at, min(cancels)) + LAST_BYTES))
 
 
 def _openings_end_in_time(case: _Case) -> Iterator[str]:

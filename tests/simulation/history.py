@@ -231,7 +231,7 @@ GARBAGE = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 2\r\n\r\nhi",
     b"\x00\xff" * 40,
 )
-HANDSHAKES = ("initialize", "server/discover", "notifications/initialized", "tools/list", "resources/list", "POST")
+HANDSHAKES = ("initialize", "initialize", "server/discover", "notifications/initialized", "tools/list", "POST")
 CALLS = ("tools/call", "tools/call", "resources/read", "prompts/get", "POST")
 
 
@@ -244,7 +244,7 @@ class _Draw:
         backends = tuple(self.backend(f"b{number}") for number in range(self.one_of(1, 1, 2, 2, 3, 4, 5)))
         instances = tuple(self.exit(end) for _ in range(self.one_of(1, 1, 1, 2)))
         steps = [step for number in range(self.one_of(1, 2, 3)) for step in self.session(number, backends, end)]
-        steps += [self.trouble(len(backends), end) for _ in range(self.one_of(0, 1, 2, 3, 5, 8))]
+        steps += [self.trouble(len(backends), end) for _ in range(self.one_of(0, 1, 3, 5, 8, 12))]
         return History(
             seed=seed,
             settings=self.settings(backends),
@@ -381,7 +381,7 @@ class _Draw:
             matches=matches,
             fault=fault,
             times=self.one_of(1, 1, 3, float("inf")),
-            skip=self.one_of(0, 0, 1, 3),
+            skip=self.one_of(0, 0, 0, 1, 3),
         )
 
     def fault(self) -> Fault:
