@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
-from simulation.history import Call, Disturb, History, Open, Restore, Strike
+from simulation.history import Call, Disturb, History, Open, Restore, Strike, brief
 from simulation.trace import (
     Audit,
     Began,
@@ -87,7 +87,7 @@ class _Operation:
     was_shielded: bool = False
 
     def __str__(self) -> str:
-        return f"{self.began.what} {self.began.op} ({self.began.step or self.began.instance})"
+        return f"{self.began.what} {self.began.op} ({brief(self.began.step or self.began.instance)})"
 
     @property
     def outcome(self) -> Outcome:
@@ -397,7 +397,7 @@ def _closings_end_in_time(case: _Case) -> Iterator[str]:
 
 def _late(operation: _Operation, latest: float) -> Iterator[str]:
     if operation.ended_at > latest + MILLISECOND:
-        yield f"{operation} ended at {operation.ended_at}, later than {latest}: {operation.outcome}"
+        yield f"{operation} ended at {operation.ended_at}, later than {latest}: {brief(operation.outcome)}"
 
 
 def _nothing_is_left(case: _Case) -> Iterator[str]:

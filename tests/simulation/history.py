@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import attrs
 
@@ -41,6 +41,7 @@ __all__ = [
     "Restore",
     "Step",
     "Strike",
+    "brief",
     "draw_history",
 ]
 
@@ -201,14 +202,19 @@ class History:
 
     def __str__(self) -> str:
         parts = (self.settings, *self.backends, *self.instances, *self.steps)
-        return "\n".join(_brief(part) for part in parts)
+        return "\n".join(map(brief, parts))
 
 
-def _brief(part: attrs.AttrsInstance) -> str:
-    """Its repr without what is as ever."""
-    usual = type(part)(**({"id": ""} if isinstance(part, BackendSpec) else {}))
-    unusual = {field.name: getattr(part, field.name) for field in attrs.fields(type(part))}
-    shown = (f"{name}={value!r}" for name, value in unusual.items() if value != getattr(usual, name))
+def brief(part: Any) -> str:
+    """The repr of a frozen object, without what is as ever."""
+    if not attrs.has(type(part)):
+        return repr(part)
+    shown = []
+    for field in attrs.fields(type(part)):
+        value = getattr(part, field.name)
+        usual = field.default.factory() if isinstance(field.default, attrs.Factory) else field.default  # type: ignore[arg-type]
+        if value != usual:
+            shown.append(f"{field.name}={brief(value)}")
     return f"{type(part).__name__}({', '.join(shown)})"
 
 

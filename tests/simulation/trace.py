@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import attrs
 
-from simulation.history import Call, Close, Open, Restore
+from simulation.history import Call, Close, Open, Restore, brief
 
 __all__ = [
     "Audit",
@@ -281,4 +281,4 @@ class Trace:
     remains: Remains | None = None
 
     def __str__(self) -> str:
-        return "\n".join(map(str, [*self.events, *self.seen, self.remains]))
+        return "\n".join(map(brief, [*self.events, *self.seen, self.remains]))
