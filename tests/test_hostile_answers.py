@@ -230,7 +230,7 @@ ENDLESS: dict[str, bytes] = {
     "data line": b"data: x\n",
     "comments": b": keep-alive\n",
     "comment events": b": keep-alive\n\n",
-    "blank lines": b"\n" * 100,
+    "blank lines": b"\n",
     "ids": b"id: 1\n\n",
     "priming": b"id: 1\ndata:\n\n",
     "retry": b"retry: 1\n\n",

@@ -744,7 +744,6 @@ class Failing(httpx.AsyncBaseTransport):
         (httpx.WriteError("secret"), BackendUnavailable, "lost its connection"),
         (httpx.ReadTimeout("secret"), BackendUnavailable, "lost its connection"),
         (httpx.PoolTimeout("secret"), BackendUnavailable, "lost its connection"),
-        (httpx.LocalProtocolError("secret"), BackendUnavailable, "lost its connection"),
         (httpx.RemoteProtocolError("Server disconnected"), BackendUnavailable, "before its answer was whole"),
         (httpx.RemoteProtocolError("secret"), BackendProtocolError, "does not speak HTTP/1.1"),
         (OSError(104, "Connection reset by peer"), BackendUnavailable, "Connection reset by peer"),

@@ -101,6 +101,7 @@ class _Lister:
     identity: Identity | None
     settings: FactorySettings
     items: int = 0
+    kept_bytes: int = 0  # of the items that were kept, as JSON
 
     async def fetch_in_turn(self, wanted: Sequence[_List]) -> dict[_List, dict[str, JSON]]:
         return {each: await self._fetch(each) for each in wanted}
@@ -128,7 +129,9 @@ class _Lister:
         found: dict[str, JSON] = {}
         try:
             cursor: Any = None
-            for _ in range(self.settings.max_pages):
+            pages = 0
+            while pages < self.settings.max_pages:
+                pages += 1
                 page = await self._request(method, {} if cursor is None else {"cursor": cursor})
                 for name, item in self._usable(page, wanted):
                     found.setdefault(name, item)
@@ -158,14 +161,26 @@ class _Lister:
             raise MessageTooLarge(
                 self.backend.id, f"lists over {self.settings.max_items_per_backend} items (max_items_per_backend)"
             )
+        bad: list[str] = []
         for position, item in enumerate(items):
             problem = _problem(item, wanted.key)
-            if problem:  # one bad entry costs itself, not its list
-                logger.warning(
-                    "backend %r: %s: dropped entry %d: %s", self.backend.id, wanted.method, position, problem
-                )
-            else:
+            encoded = b"" if problem else _encoded(item)
+            if encoded:
+                self._count(encoded)
                 yield item[wanted.key], item
+            else:  # one bad entry costs itself, not its list
+                bad.append(f"{position}: {problem or 'it holds half a surrogate pair, which is not text'}")
+        if bad:
+            more = f", and {len(bad) - 1} more" if bad[1:] else ""
+            logger.warning("backend %r: %s: dropped entry %s%s", self.backend.id, wanted.method, bad[0], more)
+
+    def _count(self, encoded: bytes) -> None:
+        """What is listed is kept, so pages must not add up without end."""
+        self.kept_bytes += len(encoded)
+        if self.kept_bytes > self.settings.max_message_bytes:
+            raise MessageTooLarge(
+                self.backend.id, f"lists more than {self.settings.max_message_bytes} bytes (max_message_bytes)"
+            )
 
 
 _TEXT_FIELDS = ("title", "description")
@@ -183,9 +198,12 @@ def _problem(item: object, key: str) -> str | None:
     for field in _TEXT_FIELDS:
         if not isinstance(item.get(field, ""), str | None):
             return f"its {field!r} is not a string"
-    try:
-        # A lone surrogate parses, but whoever sends the list on as UTF-8 would lose all of it.
-        json.dumps(item, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return "it holds half a surrogate pair, which is not text"
     return None
+
+
+def _encoded(item: JSON) -> bytes:
+    """An entry as JSON; empty: a lone surrogate parses, but whoever sends the list on as UTF-8 would lose all of it."""
+    try:
+        return json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return b""

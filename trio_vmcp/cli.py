@@ -19,7 +19,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import attrs
 import httpx
@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # The library warns of what the command shows anyway; without a handler Python would print it once more.
     logging.getLogger("trio_vmcp").addHandler(logging.NullHandler())
+    sys.stdout = sys.stdout or _nowhere()  # None: whoever started us has closed it
+    sys.stderr = sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an old terminal is no reason to fail
@@ -236,6 +238,10 @@ def _read_backends(path: Path) -> tuple[Backend, ...]:
 
 
 # --- what goes out
+
+
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")
 
 
 def _choose_view(as_json: bool, safe: Sanitizer) -> View:

@@ -422,9 +422,9 @@ class DefaultSession(trio.abc.AsyncResource):
             self._opening_error = error
             self.request_close(terminate=True, drain_timeout=0)
             self._terminate = not self._row.restored  # whoever asked first: nobody ever had this session
-        finally:
-            self._last_call_at = trio.current_time()
-            self._is_open.set()
+        # Not in a `finally`: after a crash there is nothing to hand out, and `serve` says so first.
+        self._last_call_at = trio.current_time()
+        self._is_open.set()
 
     async def _shut_down(self) -> None:
         """Drain, cut off, say goodbye: at most the drain plus `teardown_timeout`."""

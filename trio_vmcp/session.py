@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 import trio
 
@@ -170,6 +171,13 @@ class Session(TransportSession, Protocol):
 
     def changes(self) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[SessionChange]]:
         """What changes from here on. Coalescing and bounded; ends with EndOfChannel when the session closes."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """`aclose`."""
         ...
 
     async def aclose(self, *, drain_timeout: float | None = None) -> None:

@@ -75,9 +75,9 @@ class FactorySettings:
                 self._require(not isinstance(value, bool) and value >= 0, field.name, value, "0 s or more")
             elif field.name.startswith("max_"):
                 least = SHORTEST_NAME_LIMIT if field.name == "max_name_length" else 1
-                self._require(
-                    value >= least and (value == math.inf or value == int(value)), field.name, value, f"{least} or more"
-                )
+                # Not 5.0: what counts with it takes whole numbers only.
+                fits = value == math.inf or (type(value) is int and value >= least)
+                self._require(fits, field.name, value, f"a whole number, {least} or more")
         self._require(self.min_backends >= 0, "min_backends", self.min_backends, "0 or more")
         if not all(isinstance(key, bytes) and key for key in self.identity_keys):
             raise ValueError("identity_keys holds something that is not non-empty bytes")

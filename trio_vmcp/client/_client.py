@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import itertools
+import json
 import logging
 from collections.abc import Iterator
 from importlib import metadata as distribution
@@ -15,16 +16,18 @@ from trio_vmcp._outbound import begin_request
 from trio_vmcp.client._jsonrpc import Notification, Request
 from trio_vmcp.client._streamable import OnOther, StreamableHttp
 from trio_vmcp.client.interface import EventSink, OnProgress
-from trio_vmcp.errors import BackendError, BackendTimeout
+from trio_vmcp.errors import BackendError, BackendProtocolError, BackendTimeout, MessageTooLarge
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord
 from trio_vmcp.models import JSON
 
-__all__ = ["CLIENT_INFO", "StreamableClient"]
+__all__ = ["CLIENT_INFO", "StreamableClient", "declared_capabilities"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
 CLIENT_INFO = {"name": "trio-vmcp", "version": distribution.version("trio-vmcp")}
+# As JSON. They go into the metadata, and a row that one backend made too large could not be written for any.
+MAX_CAPABILITIES_BYTES = 64 * 1024
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -110,6 +113,21 @@ class StreamableClient(abc.ABC):
             progress = _progress_of(message.params, message_id)
             if progress is not None:
                 await on_progress(*progress)
+
+
+def declared_capabilities(backend_id: str, method: str, result: JSON) -> JSON:
+    """What a server declared of itself in its answer to `method`.
+
+    Raises:
+        BackendProtocolError: It is no object.
+        MessageTooLarge: Over MAX_CAPABILITIES_BYTES.
+    """
+    capabilities = result.get("capabilities", {})
+    if not isinstance(capabilities, dict):
+        raise BackendProtocolError(backend_id, f"answered {method!r} with capabilities that are no object")
+    if len(json.dumps(capabilities)) > MAX_CAPABILITIES_BYTES:
+        raise MessageTooLarge(backend_id, f"declares capabilities of over {MAX_CAPABILITIES_BYTES} bytes")
+    return capabilities
 
 
 def _progress_of(params: JSON, token: int) -> tuple[float, float | None, str | None] | None:

@@ -307,7 +307,8 @@ class HttpLink:
             target = url.join(location)
         except httpx.InvalidURL as exc:
             raise reply.protocol_error(f"redirects (HTTP {reply.status}) to what is no URL") from exc
-        if (target.scheme, target.host, target.port) != (url.scheme, url.host, url.port):
+        # Not `host`, which decodes IDNA and raises what is no error of httpx where there is nothing to decode.
+        if (target.scheme, target.raw_host, target.port) != (url.scheme, url.raw_host, url.port):
             # Headers of the user and the backend's session id would go along.
             raise reply.protocol_error(f"redirects (HTTP {reply.status}) to another origin, which is not followed")
         return target.copy_with(userinfo=b"", fragment=None)
@@ -391,6 +392,10 @@ def _translated(backend_id: str, body: RequestBody) -> Iterator[None]:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as exc:
         raise BackendUnavailable(backend_id, f"could not be reached: {_kind(exc)}") from exc
+    except httpx.LocalProtocolError:  # from None: it quotes the header, which may be a credential
+        raise BackendUnavailable(
+            backend_id, "has a url or a header that HTTP cannot carry", may_have_executed=body.written
+        ) from None
     except (httpx.RemoteProtocolError, httpx.DecodingError) as exc:
         if str(exc).startswith(_EARLY_ENDS):
             raise BackendUnavailable(

@@ -9,7 +9,7 @@ import logging
 import attrs
 
 from trio_vmcp._outbound import begin_request, note_written, preparing
-from trio_vmcp.client._client import CLIENT_INFO, StreamableClient
+from trio_vmcp.client._client import CLIENT_INFO, StreamableClient, declared_capabilities
 from trio_vmcp.client._era import HEADER_MISMATCH, MODERN_VERSION
 from trio_vmcp.client._headers import BadParamHeader, ParamHeaders, encode_header_value, param_headers
 from trio_vmcp.client._http import Headers
@@ -37,6 +37,7 @@ class ModernClient(StreamableClient):
     """One backend of the modern era."""
 
     _max_pages: int = attrs.field(alias="max_pages")
+    _max_tools: int = attrs.field(alias="max_tools")
     # Of the tools in the last listing that mirror arguments in headers.
     _param_headers: dict[str, ParamHeaders] = attrs.field(factory=dict, init=False, repr=False)
 
@@ -49,13 +50,9 @@ class ModernClient(StreamableClient):
         """Take over what the server declared.
 
         Raises:
-            BackendProtocolError: Its capabilities are no object.
+            BackendProtocolError, MessageTooLarge: Its capabilities cannot be kept.
         """
-        capabilities = result.get("capabilities", {})
-        if not isinstance(capabilities, dict):
-            raise BackendProtocolError(
-                self._http.backend_id, "answered 'server/discover' with capabilities that are no object"
-            )
+        capabilities = declared_capabilities(self._http.backend_id, "server/discover", result)
         self.record = attrs.evolve(self.record, server_capabilities=capabilities)
 
     async def aclose(self, *, terminate: bool) -> None:
@@ -113,9 +110,17 @@ class ModernClient(StreamableClient):
         stay.
         """
         tools = page.get("tools")
-        return page | {"tools": [tool for tool in tools if self._learn(tool)]} if isinstance(tools, list) else page
+        if not isinstance(tools, list):
+            return page
+        bad: list[str] = []
+        usable = [tool for tool in tools if self._learn(tool, bad)]
+        if bad:
+            more = f", and {len(bad) - 1} more" if bad[1:] else ""
+            logger.warning("backend %r: dropped tool %s%s", self._http.backend_id, bad[0], more)
+        return page | {"tools": usable}
 
-    def _learn(self, tool: object) -> bool:
+    def _learn(self, tool: object, bad: list[str]) -> bool:
+        """Note the headers of one tool. False, and an entry in `bad`: it has to be dropped."""
         schema = tool.get("inputSchema") if isinstance(tool, dict) else None
         name = tool.get("name") if isinstance(tool, dict) else None
         if not isinstance(schema, dict) or not isinstance(name, str):
@@ -123,9 +128,10 @@ class ModernClient(StreamableClient):
         try:
             mirrored = param_headers(schema)
         except BadParamHeader as exc:
-            logger.warning("backend %r: dropped tool %r: its input schema %s", self._http.backend_id, name[:128], exc)
+            bad.append(f"{name[:128]!r}: its input schema {exc}")
             return False
-        if mirrored.paths:
+        # Limited here, too: unlike a listing, the lists that are fetched again are counted by nobody.
+        if mirrored.paths and (name in self._param_headers or len(self._param_headers) < self._max_tools):
             self._param_headers[name] = mirrored
         else:
             self._param_headers.pop(name, None)
@@ -133,7 +139,9 @@ class ModernClient(StreamableClient):
 
     async def _list_tools_again(self, identity: Identity | None) -> None:
         cursor: object = None
-        for _ in range(self._max_pages):
+        pages = 0
+        while pages < self._max_pages:
+            pages += 1
             params = {} if cursor is None else {"cursor": cursor}
             page = await self._exchange(next(self._ids), "tools/list", params, identity, ignore_other)
             cursor = page.get("nextCursor")

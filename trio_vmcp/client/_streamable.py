@@ -41,6 +41,7 @@ OnOther: TypeAlias = Callable[[Request | Notification], Awaitable[None]]
 DRAIN_TIMEOUT = 0.1
 # Bytes of one exchange over all its messages, in messages of the largest size: nothing of it is kept, but it is parsed.
 MESSAGES_PER_EXCHANGE = 4
+LINE_BYTES = 128  # that a line of a stream counts for beside its own: a short one costs time, not bytes
 MOST_DRAINED = 16  # chunks after the answer
 MOST_ERROR_BYTES = 64 * 1024  # of the body of an HTTP error, where a JSON-RPC error may be
 MOST_QUOTED = 300  # characters of a backend's own error text in ours
@@ -171,12 +172,12 @@ class StreamableHttp:
         decoder.last_event_id = last_event_id
         budget = MESSAGES_PER_EXCHANGE * self.max_message_bytes
         while (chunk := await self._more(reply, decoder)) is not None:
-            budget -= len(chunk)
+            budget -= len(chunk) + LINE_BYTES * (chunk.count(b"\n") + chunk.count(b"\r"))
             if budget < 0:
                 raise MessageTooLarge(
                     self.backend_id,
-                    f"sent over {MESSAGES_PER_EXCHANGE} x {self.max_message_bytes} bytes in one exchange "
-                    "(max_message_bytes)",
+                    f"sent over {MESSAGES_PER_EXCHANGE} x {self.max_message_bytes} bytes in one exchange, each line "
+                    f"counted as {LINE_BYTES} more (max_message_bytes)",
                     may_have_executed=True,
                 )
             try:

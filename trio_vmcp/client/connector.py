@@ -66,7 +66,7 @@ class HttpConnector:
                 max_message_bytes=self._settings.max_message_bytes,
                 owns_transport=self._transport is None,
             )
-        except (httpx.InvalidURL, UnicodeEncodeError):  # from None: either quotes what it chokes on
+        except (httpx.InvalidURL, UnicodeError):  # from None: either quotes what it chokes on
             raise BackendUnavailable(backend.id, "has a url or a header that HTTP cannot carry") from None
 
     @property
@@ -103,6 +103,7 @@ class _Attempt:
             http=self.http,
             events=self.events,
             max_pages=settings.max_pages,
+            max_tools=settings.max_items_per_backend,
         )
         self.legacy = LegacyClient(
             record=BackendRecord(self.backend.id, None, "legacy", "", {}, self.endpoint),

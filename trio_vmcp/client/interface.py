@@ -119,7 +119,7 @@ class ServerRequest:
 Handler: TypeAlias = Callable[[ServerRequest], Awaitable[Any]]
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class ClientHandlers:
     """What this client can do for backends. Only what is given is declared to them."""
 
