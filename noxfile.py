@@ -160,8 +160,9 @@ def simulation(session: nox.Session) -> None:
 def sweeps(session: nox.Session) -> None:
     """One fault at every possible place, and hostile answers. A finding prints what runs its one case again."""
     session.install(str(wheel(session)), *group("test"), *group("sweeps"))
-    command = ("python", "-m", "pytest", "--installed-only", "--verbose", "--numprocesses=auto", "tests/sweeps")
-    session.run(*command, *session.posargs, env={"PYTHONSAFEPATH": "1"})
+    command = ("python", "-m", "pytest", "--installed-only", "--verbose", "--numprocesses=auto")
+    patience = "--override-ini=faulthandler_timeout=300"  # a sweep is a minute's work on a busy machine
+    session.run(*command, patience, "tests/sweeps", *session.posargs, env={"PYTHONSAFEPATH": "1"})
 
 
 @nox.session
