@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import httpx
 import pytest
 import trio
@@ -28,6 +29,7 @@ from trio_vmcp import (
     SessionClosed,
     open_session_factory,
 )
+from trio_vmcp.cli import main
 from trio_vmcp.client._http import HttpLink
 from trio_vmcp.routing import Offer, build_routing
 from trio_vmcp.testing import Rewrite, ScriptedBackend, open_loopback
@@ -203,6 +205,18 @@ async def test_a_crash_in_the_opening_hands_no_session_out() -> None:
             await factory.make_session(plain_backends(1))
 
 
+async def test_a_pinned_era_wins_over_the_stored_one(autojump_clock: MockClock) -> None:
+    """Whoever pins a backend to the modern era after it was stored as a legacy one has a reason."""
+    async with open_world({"a": echo_backend("both")}) as world:
+        world.leaves_sessions = True  # the legacy one, which nobody goes on with
+        (backend,) = world.configured
+        session = await world.factory.make_session([attrs.evolve(backend, era="legacy")])
+        await session.suspend()
+        restored = await world.factory.restore_session(session.id, [attrs.evolve(backend, era="modern")])
+        assert ["modern"] == [record.era for record in restored.metadata.backends]
+        await restored.aclose()
+
+
 async def test_a_session_is_an_async_resource(autojump_clock: MockClock) -> None:
     """`async with` over what `make_session` returned closes it: for a type checker, too."""
 
@@ -231,8 +245,17 @@ def test_the_command_without_a_stream(closed: str, tmp_path: Path) -> None:
     """A stream that the shell has closed is no reason for a traceback: what goes there goes nowhere."""
     config = tmp_path / "mcp.json"
     config.write_text('{"off": {"url": "http://a.test/", "disabled": true}}')
-    main = "from trio_vmcp.cli import main; raise SystemExit(main())"
-    command = f'"{sys.executable}" -c "{main}" check --config "{config}" {closed}'
+    program = "from trio_vmcp.cli import main; raise SystemExit(main())"
+    command = f'"{sys.executable}" -c "{program}" check --config "{config}" {closed}'
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert 2 == done.returncode
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("text", ['{"a": 1e999}', '{"a": "\\ud800"}', '{"a": ' + "[" * 5000 + "]" * 5000 + "}"])
+def test_arguments_that_cannot_be_sent(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are bad usage, one line and status 2, before any server is asked."""
+    with pytest.raises(SystemExit) as caught:
+        main(["call", "a_echo", text, "--config", "no such file"])
+    assert 2 == caught.value.code
+    assert "not JSON that can be sent" in capsys.readouterr().err

@@ -211,6 +211,7 @@ def _seconds(text: str) -> float:
 def _json_object(text: str) -> JSON:
     try:
         value: Any = json.loads(text, parse_constant=_refuse_constant)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # refuses 1e999 and half surrogate pairs
     except json.JSONDecodeError as exc:
         raise argparse.ArgumentTypeError(f"not JSON: {exc.msg} at {exc.lineno}:{exc.colno}") from None
     except (ValueError, RecursionError):

@@ -116,7 +116,7 @@ class _Attempt:
 
     async def connect(self, resume: BackendRecord | None) -> BackendClient:
         try:
-            if resume is not None and resume.era == "legacy":
+            if resume is not None and resume.era == "legacy" and self.backend.era != "modern":  # what is pinned wins
                 return self.legacy.resume(resume)
             match self.backend.era:
                 case "legacy":
