@@ -43,7 +43,7 @@ class Answer:
 
 
 def mostly(right: T, wrong: Iterable[T]) -> st.SearchStrategy[T]:
-    """A whole answer can be wrong in a dozen places: in one or two of them it is, as a rule, and some answers are right."""
+    """An answer can be wrong in a dozen places: in one or two of them it is, as a rule, and some are right."""
     odd = list(wrong)
     return st.sampled_from([right] * (12 * len(odd)) + odd)
 

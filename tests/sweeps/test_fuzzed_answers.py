@@ -75,6 +75,7 @@ class Server:
 async def call_through(era: Era, wrong: list[Answer]) -> None:
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:
         assert isinstance(progress, int | float)
+        await trio.lowlevel.checkpoint()
 
     server = Server("tools/call")
     backend = Backend(id="a", url="http://a.test/mcp", era=era)

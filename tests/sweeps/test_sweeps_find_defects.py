@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
+import trio
 from leaks import WATCH
 
 from sweeps import bytewise, cancel
@@ -163,6 +164,7 @@ def test_a_call_that_claims_not_to_have_run(monkeypatch: pytest.MonkeyPatch) -> 
         if self._body is None:
             raise StopAsyncIteration
         body, self._body = self._body, None
+        await trio.lowlevel.checkpoint()
         return body.data
 
     monkeypatch.setattr(_OneChunk, "__anext__", unnoticed)

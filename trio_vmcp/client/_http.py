@@ -247,7 +247,7 @@ class HttpLink:
                 try:
                     yield reply
                 except BackendProtocolError:
-                    await reply.disconnect()
+                    await reply.disconnect()  # noqa: ASYNC120  # which is shielded, and bounded
                     raise
                 finally:
                     await reply.aclose()
