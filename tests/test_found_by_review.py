@@ -13,7 +13,7 @@ import attrs
 import httpx
 import pytest
 import trio
-from harness import PlainConnector, echo_backend, open_world, plain_backends
+from harness import PlainConnector, ScriptedStorage, echo_backend, open_world, plain_backends
 from trio.testing import MockClock
 
 from trio_vmcp import (
@@ -27,12 +27,13 @@ from trio_vmcp import (
     Prefix,
     Session,
     SessionClosed,
+    StorageError,
     open_session_factory,
 )
 from trio_vmcp.cli import main
 from trio_vmcp.client._http import HttpLink
 from trio_vmcp.routing import Offer, build_routing
-from trio_vmcp.testing import Rewrite, ScriptedBackend, open_loopback
+from trio_vmcp.testing import Delay, Rewrite, ScriptedBackend, open_loopback
 
 KIB = 1024
 
@@ -215,6 +216,27 @@ async def test_a_pinned_era_wins_over_the_stored_one(autojump_clock: MockClock) 
         restored = await world.factory.restore_session(session.id, [attrs.evolve(backend, era="modern")])
         assert ["modern"] == [record.era for record in restored.metadata.backends]
         await restored.aclose()
+
+
+async def test_a_write_whose_answer_was_lost_is_no_conflict(autojump_clock: MockClock) -> None:
+    """A storage may have done what it says it could not: the next write goes on from there."""
+    storage = ScriptedStorage()
+    late, later = echo_backend(), echo_backend()
+    late.fail("initialize", Delay(2), times=1)
+    later.fail("initialize", Delay(4), times=1)
+
+    async def lose_the_answer() -> None:
+        del storage.after["replace"]
+        raise StorageError("the connection broke")
+
+    storage.after["replace"] = lose_the_answer
+    backends = {"a": echo_backend(), "late": late, "later": later}
+    settings = FactorySettings(session_init_timeout=1)
+    async with open_world(backends, storage=storage, settings=settings) as world, world.open_session() as session:
+        await trio.sleep(5)
+        (row,) = await storage.rows()
+        assert ["a", "late", "later"] == [record.backend_id for record in row.backends]
+        assert row == session.metadata
 
 
 async def test_a_session_is_an_async_resource(autojump_clock: MockClock) -> None:

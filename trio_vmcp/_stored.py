@@ -47,6 +47,7 @@ class Stored:
     restored: bool = False
     _written: bool = attrs.field(init=False)
     _may_be_ours: bool = attrs.field(init=False)
+    _unsure: SessionMetadata | None = attrs.field(default=None, init=False, repr=False)  # a write of unknown outcome
 
     def __attrs_post_init__(self) -> None:
         self._written = self._may_be_ours = self.restored
@@ -70,6 +71,11 @@ class Stored:
             SessionExists: On the first write: the id is taken.
             StorageError: Away, too slow, or (MetadataConflict) written by somebody else.
         """
+        if self._unsure is not None:  # without this, one lost answer would be a conflict with ourselves for good
+            with _storage_errors("load", self._timeout):
+                stored = await self._storage.load(self.metadata.session_id)
+            if stored == self._unsure:
+                self.metadata = stored
         wanted = attrs.evolve(
             self.metadata,
             backends=backends,
@@ -78,8 +84,10 @@ class Stored:
             version=self.metadata.version + 1,
         )
         if self._written:
+            self._unsure = wanted
             with _storage_errors("update", self._timeout):
                 await self._storage.replace(wanted, expected_version=self.metadata.version)
+            self._unsure = None
         else:
             await self._create(wanted)
         self.metadata = wanted
