@@ -166,6 +166,15 @@ def sweeps(session: nox.Session) -> None:
 
 
 @nox.session
+def mutation(session: nox.Session) -> None:
+    """Lines of admission and close, gone or inverted one by one: a test must notice. `-- --only TEXT` runs a part."""
+    session.install(str(wheel(session)), *group("test"))
+    env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": "tests"}
+    session.run("python", "-m", "pytest", "--installed-only", "tests/mutation", env=env)
+    session.run("python", "-m", "mutation", *session.posargs, env=env)
+
+
+@nox.session
 def interop(session: nox.Session) -> None:
     """Servers by other authors, each in an environment of its own, and the official client beside ours."""
     session.install(str(wheel(session)), *group("test"))

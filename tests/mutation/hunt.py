@@ -1,0 +1,311 @@
+"""Run the tests against mutants: a forked child each, with the mutated module in memory and nothing on disk.
+
+The parent has imported what tests need except the package under test, so a child is at its first test in a moment. A
+first run over everything tells which lines each test runs and how long it takes; a mutant then meets only the tests
+that run its lines, those that killed others first.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import traceback
+import types
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import attrs
+import hypothesis
+import pytest
+import trio
+
+from mutation.mutants import Mutant, noted
+
+MOST_CPU = 5  # s for one test: the suite allows a second
+MOST_TIME = 60  # s for one test, on a clock that others slow down
+MOST_MEMORY = 4 << 30  # bytes of address space: a loop that does not end may also grow
+# Rounds of Trio's loop in which no task takes a step. A clock that jumps would have jumped; what is left is a deadlock.
+MOST_IDLE_ROUNDS = 1000
+LONG_SLEEP = 60  # s
+MOST_SILENCE = 1  # s of such a sleep: a signal of Trio's to itself, or another thread's, comes at once
+
+SURVIVED = 0  # pytest.ExitCode.OK
+KILLED = 1  # pytest.ExitCode.TESTS_FAILED
+HANGS = 100
+BROKEN = 101
+
+
+@attrs.frozen
+class Test:
+    """What the first run learned about one test."""
+
+    id: str
+    took: float  # s
+    lines: frozenset[int]  # of the module that is mutated
+
+
+@attrs.frozen
+class Verdict:
+    mutant: Mutant
+    killed_by: str | None  # a test's id, or how it ended; None: it survived
+    tests: int  # how many tests it met
+
+    @property
+    def survived(self) -> bool:
+        return self.killed_by is None
+
+
+@attrs.frozen
+class Suite:
+    """The tests that mutants meet.
+
+    Attributes:
+        options: Command line of pytest, without the tests.
+        files: Where the tests are.
+        root: Where pytest is run.
+        path: Directories for `sys.path`, in the children alone.
+    """
+
+    files: Sequence[Path]
+    root: Path
+    options: Sequence[str] = ()
+    path: Sequence[str] = ()
+
+
+class _Loader(importlib.abc.Loader):
+    def __init__(self, source: str, file: str) -> None:
+        self.source, self.file = source, file
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        exec(compile(self.source, self.file, "exec"), module.__dict__)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Gives one module another source."""
+
+    def __init__(self, module: str, source: str, file: str) -> None:
+        self.module, self.loader = module, _Loader(source, file)
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        return importlib.util.spec_from_loader(name, self.loader) if name == self.module else None
+
+
+class _Deadlock(trio.abc.Instrument):
+    """Ends the process when no task can ever run again."""
+
+    def __init__(self) -> None:
+        self.idle = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.idle = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.idle += 1
+        if self.idle > MOST_IDLE_ROUNDS:
+            os._exit(HANGS)
+        if timeout > LONG_SLEEP:  # nothing in a test sleeps for that long in earnest
+            signal.setitimer(signal.ITIMER_REAL, MOST_SILENCE)
+
+    def after_io_wait(self, timeout: float) -> None:
+        if timeout > LONG_SLEEP:
+            signal.setitimer(signal.ITIMER_REAL, MOST_TIME)
+
+
+class _Limits:
+    """A pytest plugin for children: nobody hangs, and what fails need not be made small first."""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_configure(self) -> None:
+        hypothesis.settings.register_profile(
+            "mutation",
+            deadline=None,
+            derandomize=True,
+            database=None,
+            phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        hypothesis.settings.load_profile("mutation")
+        run = trio.run
+
+        def watched(*args: Any, instruments: Sequence[trio.abc.Instrument] = (), **options: Any) -> Any:
+            return run(*args, instruments=(*instruments, _Deadlock()), **options)
+
+        trio.run = watched  # type: ignore[assignment]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self) -> None:
+        signal.setitimer(signal.ITIMER_PROF, MOST_CPU)
+        signal.setitimer(signal.ITIMER_REAL, MOST_TIME)
+
+
+class _Notes:
+    """A pytest plugin for children: what happened in each test, and which failed first."""
+
+    def __init__(self) -> None:
+        self.current = ""
+        self.lines: defaultdict[tuple[str, str], set[int]] = defaultdict(set)  # by module and test
+        self.took: defaultdict[str, float] = defaultdict(float)
+        self.failed: str | None = None
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.current = nodeid
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.took[report.nodeid] += report.duration
+        if report.failed and self.failed is None:
+            self.failed = report.nodeid
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed and self.failed is None:
+            self.failed = report.nodeid or "collection"
+
+
+def _fork(work: Callable[[], tuple[int, object]], *, aloud: bool = False) -> tuple[int, IO[bytes]]:
+    """Do this in a child, which is silent unless `aloud`. Its result comes as JSON in the file."""
+    result = tempfile.TemporaryFile()  # noqa: SIM115  # closed by who reads it
+    pid = os.fork()
+    if pid:
+        return pid, result
+    status = BROKEN
+    try:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in () if aloud else (0, 1, 2):
+            os.dup2(nowhere, stream)
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        try:
+            status, value = work()
+        except Exception:  # noqa: BLE001  # the child ends here, whatever happened
+            value = traceback.format_exc()
+        result.write(json.dumps(value).encode())
+        result.flush()
+    finally:
+        os._exit(status)
+
+
+def _read(result: IO[bytes]) -> Any:
+    with result:
+        result.seek(0)
+        return json.loads(result.read() or b"null")
+
+
+def _run_pytest(suite: Suite, tests: Iterable[str], plugins: list[object]) -> int:
+    os.chdir(suite.root)
+    sys.path[:0] = suite.path
+    # Hypothesis warns about what its users import before it: here that is on purpose, and once for all children.
+    quiet = ["-W", "ignore::hypothesis.errors.HypothesisSideeffectWarning", "-p", "no:cacheprovider", "--tb=no", "-q"]
+    options = ["-x", "--assert=plain", "-p", "no:randomly", *quiet, *suite.options]
+    return int(pytest.main([*options, *tests], plugins=[_Limits(), *plugins]))
+
+
+def survey(suite: Suite, modules: Mapping[str, Collection[str] | None]) -> dict[str, list[Test]]:
+    """Run everything once, unmutated: by module, the tests and which of its lines they run.
+
+    Raises:
+        RuntimeError: A test fails as it is; then it proves nothing about mutants.
+    """
+
+    def work() -> tuple[int, object]:
+        sys.path[:0] = suite.path
+        notes = _Notes()
+        for module, functions in modules.items():
+            note = f"_note_{module.replace('.', '_')}"
+            setattr(builtins, note, lambda line, module=module: notes.lines[module, notes.current].add(line))
+            source = noted(source_of(module), functions, note)
+            sys.meta_path.insert(0, _Finder(module, source, _origin(module)))
+        status = _run_pytest(suite, map(str, suite.files), [notes])
+        return status, [
+            notes.failed,
+            {
+                module: [[test, took, [*notes.lines[module, test]]] for test, took in notes.took.items()]
+                for module in modules
+            },
+        ]
+
+    pid, result = _fork(work, aloud=True)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    found = _read(result)
+    if status == BROKEN:
+        raise RuntimeError(f"the tests cannot be run: {found}")
+    if status != SURVIVED:
+        raise RuntimeError(f"the tests fail without any mutant: {found[0] if found else f'status {status}'}")
+    return {
+        module: [Test(test, took, frozenset(lines)) for test, took, lines in tests]
+        for module, tests in found[1].items()
+    }
+
+
+def hunt(
+    suite: Suite, mutants: Sequence[tuple[str, Mutant]], surveyed: dict[str, list[Test]], *, workers: int
+) -> Iterator[Verdict]:
+    """A verdict on each mutant, given with the name of its module; in no particular order."""
+    kills: Counter[str] = Counter()
+    running: dict[int, tuple[Mutant, int, IO[bytes]]] = {}
+    waiting = list(reversed(mutants))
+    while waiting or running:
+        while waiting and len(running) < workers:
+            module, mutant = waiting.pop()
+            tests = _that_may_notice(mutant, surveyed[module], kills)
+            if not tests:
+                yield Verdict(mutant, None, 0)
+                continue
+            pid, result = _fork(lambda module=module, mutant=mutant, tests=tests: _try(suite, module, mutant, tests))  # type: ignore[misc]
+            running[pid] = mutant, len(tests), result
+        if not running:
+            continue
+        pid, wait_status = os.wait()
+        mutant, count, result = running.pop(pid)
+        status, killer = os.waitstatus_to_exitcode(wait_status), _read(result)
+        if status == SURVIVED:
+            yield Verdict(mutant, None, count)
+        elif status == HANGS or status in {-signal.SIGPROF, -signal.SIGALRM}:
+            yield Verdict(mutant, "it hangs", count)
+        elif status == KILLED or killer:
+            kills[killer] += 1
+            yield Verdict(mutant, killer, count)
+        else:
+            yield Verdict(mutant, f"pytest ends with status {status}", count)
+
+
+def _that_may_notice(mutant: Mutant, tests: Iterable[Test], kills: Counter[str]) -> list[str]:
+    # What is outside of functions runs when the module is imported, for all tests.
+    those = [test for test in tests if not mutant.in_function or mutant.line in test.lines]
+    return [test.id for test in sorted(those, key=lambda test: (-kills[test.id], test.took))]
+
+
+def _try(suite: Suite, module: str, mutant: Mutant, tests: Sequence[str]) -> tuple[int, object]:
+    sys.path[:0] = suite.path
+    sys.meta_path.insert(0, _Finder(module, mutant.source, _origin(module)))
+    notes = _Notes()
+    return _run_pytest(suite, tests, [notes]), notes.failed
+
+
+def _origin(module: str) -> str:
+    """Where the module's source is, found without importing it."""
+    package, _, name = module.rpartition(".")
+    if not package:
+        spec = importlib.machinery.PathFinder.find_spec(name)
+    else:
+        outer = importlib.machinery.PathFinder.find_spec(package)
+        if outer is None:
+            raise ModuleNotFoundError(package)
+        spec = importlib.machinery.PathFinder.find_spec(module, outer.submodule_search_locations)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(module)
+    return spec.origin
+
+
+def source_of(module: str) -> str:
+    return Path(_origin(module)).read_text(encoding="utf-8")

@@ -1,0 +1,30 @@
+"""The lines that must not be wrong, the tests that must notice, and what they need not notice, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = ["EQUIVALENT", "TARGETS", "TESTS"]
+
+# By module: the functions, or None for all of it.
+TARGETS: Mapping[str, tuple[str, ...] | None] = {
+    "trio_vmcp._admission": None,
+    "trio_vmcp.default_session": tuple(
+        f"DefaultSession.{name}"
+        for name in ("serve", "request_close", "shorten_drain", "wait_closed", "_close", "_shut_down")
+    ),
+    "trio_vmcp._membership": tuple(f"Membership.{name}" for name in ("stop_connecting", "say_goodbye", "_let_go")),
+}
+
+TESTS = ("admission", "closing", "calls", "ownership", "opening", "changes", "close_path", "found_by_review")
+
+# Mutants that no test can tell from the original, or that are no worse: name, and why. One that does not survive, or
+# does not exist, is an error.
+EQUIVALENT: Mapping[str, str] = {
+    "DefaultSession.serve: delete `self._close_requested.set()`": (
+        "After a crash nobody asks for it: `state` asks for CLOSED first, and a later close changes nothing any more."
+    ),
+    "DefaultSession.shorten_drain: < becomes <= in `if deadline < self._drain.deadline:`": (
+        "Two drains that end at the same instant: the message names the one limit or the other, and both hold."
+    ),
+}
