@@ -137,6 +137,15 @@ async def test_the_number_of_items_is_limited_over_all_lists() -> None:
         await listing_of(backend, settings=settings)
 
 
+async def test_the_names_of_one_backend_are_limited() -> None:
+    """They all go into the session's row: one backend with huge names must not cost the others their session."""
+    backend = ScriptedBackend()
+    for number in range(9):
+        backend.add_tool(f"{number}" + "n" * 60_000)
+    with pytest.raises(MessageTooLarge, match="over 524288 bytes of names"):
+        await listing_of(backend)
+
+
 # All lists at once
 
 

@@ -45,7 +45,7 @@ from trio_vmcp import (
     UnauthorizedCaller,
     open_session_factory,
 )
-from trio_vmcp.testing import CONNECT, Error, Hang, Refuse, ScriptedBackend
+from trio_vmcp.testing import CONNECT, Delay, Error, Hang, Refuse, ScriptedBackend
 
 BOTH_ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
 
@@ -540,3 +540,20 @@ async def test_a_backend_that_is_down_at_the_restore_keeps_its_session(autojump_
         session = await world.restore_session("one")
         await session.call_tool("a_echo")
         assert 1 == len(backends["a"].received("initialize"))
+
+
+async def test_suspending_saves_a_late_joiner_before_it_lets_go_of_it(autojump_clock: MockClock) -> None:
+    """However slow the storage: a backend session that the row names afterwards is alive."""
+    backends = {"a": echo_backend(), "late": echo_backend()}
+    backends["late"].fail("tools/list", Delay(2))
+    storage = ScriptedStorage()
+    async with open_world(backends, settings=FactorySettings(session_init_timeout=1), storage=storage) as world:
+        session = await world.make_session()
+        storage.before["replace"] = lambda: trio.sleep(0.3)
+        async with session.changes() as changes:
+            assert "late" == (await changes.receive()).backend_id
+            await session.suspend()
+        (row,) = await storage.rows()
+        assert {"a", "late"} == {record.backend_id for record in row.backends}
+        assert [] == backends["late"].deleted_sessions
+        world.leaves_rows = world.leaves_sessions = True

@@ -29,6 +29,7 @@ class Keeper:
     _unsaved: bool = attrs.field(default=False, init=False)
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
     _keeping: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    _ended: trio.Event | None = attrs.field(default=None, init=False)  # None: not begun
 
     def note_change(self) -> None:
         """The row no longer says what it should."""
@@ -39,26 +40,33 @@ class Keeper:
         """Until `stop`. Calls `on_terminated` and ends where the session turns out to be terminated elsewhere."""
         every = self._row.ttl / TOUCHES_PER_TTL
         touch_at = trio.current_time() + every
-        with self._keeping:
-            while True:
-                with trio.move_on_at(touch_at):
-                    await self._changed.wait()
-                self._changed = trio.Event()
-                try:
+        self._ended = trio.Event()
+        try:
+            with self._keeping:
+                while True:
+                    with trio.move_on_at(touch_at):
+                        await self._changed.wait()
+                    self._changed = trio.Event()
+                    try:
+                        if trio.current_time() >= touch_at:
+                            await self._row.touch()  # first: it brings back a row that vanished
+                        await self._save()
+                    except SessionExists:  # its tombstone
+                        logger.warning("%s was terminated elsewhere", session_tag(self._row.metadata.session_id))
+                        on_terminated()
+                        return
+                    except VmcpError as error:
+                        logger.warning("%s: %s", session_tag(self._row.metadata.session_id), error)
                     if trio.current_time() >= touch_at:
-                        await self._row.touch()  # first: it brings back a row that vanished
-                    await self._save()
-                except SessionExists:  # its tombstone
-                    logger.warning("%s was terminated elsewhere", session_tag(self._row.metadata.session_id))
-                    on_terminated()
-                    return
-                except VmcpError as error:
-                    logger.warning("%s: %s", session_tag(self._row.metadata.session_id), error)
-                if trio.current_time() >= touch_at:
-                    touch_at = trio.current_time() + every
+                        touch_at = trio.current_time() + every
+        finally:
+            self._ended.set()
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
+        """Give up what `keep` is at, and wait until it has: two writes at once would not know of each other."""
         self._keeping.cancel(reason="session closed")
+        if self._ended is not None:
+            await self._ended.wait()
 
     async def leave(self, *, terminate: bool) -> None:
         """The last thing done to the row. Raises for no storage: the TTL ends the row."""

@@ -22,6 +22,9 @@ __all__ = ["Listing", "list_backend"]
 
 logger = logging.getLogger("trio_vmcp.session")
 
+# Names go into the session's row, which has one limit for all backends: 10 000 of 50 bytes are within this, and five
+# backends at this limit, with every character escaped, are within that of the row.
+MOST_NAME_BYTES = 512 * 1024
 METHOD_NOT_FOUND = -32601  # JSON-RPC 2.0
 
 
@@ -102,6 +105,7 @@ class _Lister:
     settings: FactorySettings
     items: int = 0
     kept_bytes: int = 0  # of the items that were kept, as JSON
+    name_bytes: int = 0  # of the tools and prompts among them
 
     async def fetch_in_turn(self, wanted: Sequence[_List]) -> dict[_List, dict[str, JSON]]:
         return {each: await self._fetch(each) for each in wanted}
@@ -166,7 +170,7 @@ class _Lister:
             problem = _problem(item, wanted.key)
             encoded = b"" if problem else _encoded(item)
             if encoded:
-                self._count(encoded)
+                self._count(encoded, item["name"] if wanted.key == "name" else "")
                 yield item[wanted.key], item
             else:  # one bad entry costs itself, not its list
                 bad.append(f"{position}: {problem or 'it holds half a surrogate pair, which is not text'}")
@@ -174,8 +178,11 @@ class _Lister:
             more = f", and {len(bad) - 1} more" if bad[1:] else ""
             logger.warning("backend %r: %s: dropped entry %s%s", self.backend.id, wanted.method, bad[0], more)
 
-    def _count(self, encoded: bytes) -> None:
+    def _count(self, encoded: bytes, name: str) -> None:
         """What is listed is kept, so pages must not add up without end."""
+        self.name_bytes += len(name.encode())
+        if self.name_bytes > MOST_NAME_BYTES:
+            raise MessageTooLarge(self.backend.id, f"lists tools and prompts with over {MOST_NAME_BYTES} bytes of names")
         self.kept_bytes += len(encoded)
         if self.kept_bytes > self.settings.max_message_bytes:
             raise MessageTooLarge(

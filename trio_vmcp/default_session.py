@@ -437,10 +437,15 @@ class DefaultSession(trio.abc.AsyncResource):
             # Half, so that a caller who shields himself cannot take everybody's goodbye along.
             with trio.move_on_after(budget / 2):
                 await self._admission.drained.wait()
-            self._keeper.stop()
+            await self._keeper.stop()
+            if not self._terminate:
+                # First of all: a backend session that the row names stays, and one that it does not name yet would go.
+                with trio.move_on_after(budget / 4):
+                    await self._keeper.leave(terminate=False)
             async with trio.open_nursery() as goodbyes:
-                goodbyes.start_soon(partial(self._keeper.leave, terminate=self._terminate))
                 goodbyes.start_soon(partial(self._membership.say_goodbye, terminate=self._terminate))
+                if self._terminate:
+                    goodbyes.start_soon(partial(self._keeper.leave, terminate=True))
 
     async def _end_when_idle(self) -> None:
         while True:
