@@ -174,6 +174,15 @@ def mutation(session: nox.Session) -> None:
     session.run("python", "-m", "mutation", *session.posargs, env=env)
 
 
+@nox.session(python="3.12")  # atheris comes built for some Pythons only
+def fuzz(session: nox.Session) -> None:
+    """Parsers under a fuzzer, for 60 s or `-- --seconds N`. Not part of CI: what it finds is luck, and takes long."""
+    session.install(str(wheel(session)), "atheris==3.1.0")
+    env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": "tests"}
+    findings = WORK / "fuzz-findings"
+    session.run("python", "-m", "fuzz.fuzz_parsers", f"--findings={findings}", *session.posargs, env=env)
+
+
 @nox.session
 def interop(session: nox.Session) -> None:
     """Servers by other authors, each in an environment of its own, and the official client beside ours."""
