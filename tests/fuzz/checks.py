@@ -135,7 +135,9 @@ def template(data: bytes) -> None:
     matches = compiled.matches(uri)
     if "{" not in text:
         assert (text == uri) == matches
-    assert compiled.matches(re.sub(r"\{[^{}]*\}", "", text))  # every variable undefined
+    # Not where an expression may stand in the middle of a percent-encoded character: such a URI is read as one token.
+    if "%" not in text:
+        assert compiled.matches(re.sub(r"\{[^{}]*\}", "", text))  # every variable undefined
 
 
 def metadata(data: bytes) -> None:
