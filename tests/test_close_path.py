@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 from harness import PlainConnector, ScriptedStorage, echo_backend, open_world, plain_backends, slow_backend, state_of
@@ -68,6 +70,25 @@ async def test_goodbyes_begin_at_half_of_the_teardown(autojump_clock: MockClock)
             await wait_all_tasks_blocked()
             await session.aclose()
             assert [3.0 + 4.0 / 2] == [request.received_at for request in backends["b"].received("DELETE")]
+
+
+async def test_a_suspend_waits_for_its_row_for_a_quarter_of_the_teardown(autojump_clock: MockClock) -> None:
+    """A storage that hangs costs the goodbyes that much, to the instant, and takes none of them along."""
+    closed_at: list[float] = []
+
+    async def note() -> None:
+        await trio.lowlevel.checkpoint()
+        closed_at.append(trio.current_time())
+
+    storage = ScriptedStorage()
+    connector = PlainConnector(on_connect={"b0": partial(trio.sleep, 2)}, on_close={"b0": note})
+    limits = FactorySettings(session_init_timeout=1, teardown_timeout=4)
+    async with open_session_factory(connector=connector, storage=storage, settings=limits) as factory:
+        session = await factory.make_session(plain_backends(1))
+        storage.before["replace"] = trio.sleep_forever
+        await trio.sleep(5)  # b0 has joined, and the row does not say so
+        await session.suspend()
+        assert [6.0 + 4.0 / 4] == closed_at
 
 
 async def test_the_row_is_left_alone_once_goodbyes_are_said(
