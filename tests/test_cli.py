@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 from trio.testing import MockClock
 
-from trio_vmcp._demo import build_servers, run_demo
-from trio_vmcp._plain_view import PlainView, write_text
-from trio_vmcp._rich_view import RichView
-from trio_vmcp._view import Sanitizer, View
+from trio_vmcp._cli.demo import build_servers, run_demo
+from trio_vmcp._cli.plain_view import PlainView, write_text
+from trio_vmcp._cli.rich_view import RichView
+from trio_vmcp._cli.view import Sanitizer, View
 from trio_vmcp.cli import Outcome, main, run_command, until_interrupted
 from trio_vmcp.models import JSON, Backend
 from trio_vmcp.testing import CallContext, Error, Hang, MemoryNetwork, ScriptedBackend, open_memory_network

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trio_vmcp._config_file import ConfigError, parse_config
+from trio_vmcp._cli.config_file import ConfigError, parse_config
 from trio_vmcp.models import Backend
 
 URL = "https://mcp.test/mcp"

@@ -456,7 +456,7 @@ class Broken(httpx.Auth):
 
 
 class Silent(httpx.Auth):
-    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:  # noqa: ASYNC900  # httpx's interface
         if request.url.host == "nowhere.test":
             yield request
 
@@ -492,7 +492,7 @@ async def test_a_cancelled_auth_leaves_nothing(autojump_clock: MockClock, recwar
     """Before its request and after the response."""
 
     class Slow(httpx.Auth):
-        async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:  # noqa: ASYNC900  # httpx's interface
             await trio.sleep(1)
             yield request
             await trio.sleep(1)

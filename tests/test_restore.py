@@ -549,7 +549,7 @@ async def test_suspending_saves_a_late_joiner_before_it_lets_go_of_it(autojump_c
     storage = ScriptedStorage()
     async with open_world(backends, settings=FactorySettings(session_init_timeout=1), storage=storage) as world:
         session = await world.make_session()
-        storage.before["replace"] = lambda: trio.sleep(0.3)
+        storage.before["replace"] = partial(trio.sleep, 0.3)
         async with session.changes() as changes:
             assert "late" == (await changes.receive()).backend_id
             await session.suspend()

@@ -144,7 +144,7 @@ async def renames_cancels(original: Any, admission: Admission) -> AsyncIterator[
         try:
             yield call
         except trio.Cancelled:
-            raise SessionClosed("closed, or so it says") from None
+            raise SessionClosed("closed, or so it says") from None  # noqa: ASYNC104  # the planted defect
 
 
 async def lets_go_of_nothing(original: Any, reply: Any) -> None:

@@ -329,5 +329,5 @@ async def until(condition: object) -> None:
     """Real sockets: give the other side its turns."""
     assert callable(condition)
     with trio.fail_after(5):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await trio.lowlevel.checkpoint()

@@ -182,7 +182,9 @@ class _Lister:
         """What is listed is kept, so pages must not add up without end."""
         self.name_bytes += len(name.encode())
         if self.name_bytes > MOST_NAME_BYTES:
-            raise MessageTooLarge(self.backend.id, f"lists tools and prompts with over {MOST_NAME_BYTES} bytes of names")
+            raise MessageTooLarge(
+                self.backend.id, f"lists tools and prompts with over {MOST_NAME_BYTES} bytes of names"
+            )
         self.kept_bytes += len(encoded)
         if self.kept_bytes > self.settings.max_message_bytes:
             raise MessageTooLarge(

@@ -25,11 +25,11 @@ import attrs
 import httpx
 import trio
 
-from trio_vmcp._config_file import ConfigError, parse_config
-from trio_vmcp._demo import run_demo
-from trio_vmcp._plain_view import PlainView, write_text
-from trio_vmcp._view import Sanitizer, View
-from trio_vmcp._watch import WatchedCall, open_watched_session, run_watched_calls
+from trio_vmcp._cli.config_file import ConfigError, parse_config
+from trio_vmcp._cli.demo import run_demo
+from trio_vmcp._cli.plain_view import PlainView, write_text
+from trio_vmcp._cli.view import Sanitizer, View
+from trio_vmcp._cli.watch import WatchedCall, open_watched_session, run_watched_calls
 from trio_vmcp.errors import ToolNotFound
 from trio_vmcp.models import JSON, Backend
 from trio_vmcp.settings import FactorySettings
@@ -250,7 +250,7 @@ def _choose_view(as_json: bool, safe: Sanitizer) -> View:
         return PlainView(sys.stderr, sys.stderr, safe)
     on_terminal = sys.stdout.isatty() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     if on_terminal and importlib.util.find_spec("rich"):
-        from trio_vmcp._rich_view import build_rich_view
+        from trio_vmcp._cli.rich_view import build_rich_view
 
         return build_rich_view(safe)
     return PlainView(sys.stdout, sys.stderr, safe)

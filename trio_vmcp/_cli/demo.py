@@ -9,8 +9,8 @@ import attrs
 import httpx
 import trio
 
-from trio_vmcp._view import SessionReport, View, duration
-from trio_vmcp._watch import WatchedCall, open_watched_session, run_watched_calls
+from trio_vmcp._cli.view import SessionReport, View, duration
+from trio_vmcp._cli.watch import WatchedCall, open_watched_session, run_watched_calls
 from trio_vmcp.errors import SessionClosed
 from trio_vmcp.models import JSON, Backend, FailureReason, SessionState
 from trio_vmcp.session import Session

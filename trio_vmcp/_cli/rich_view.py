@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from trio_vmcp._view import (
+from trio_vmcp._cli.view import (
     BackendReport,
     BackendStatus,
     CallStatus,

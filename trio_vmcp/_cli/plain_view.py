@@ -8,7 +8,7 @@ from typing import TextIO
 
 import attrs
 
-from trio_vmcp._view import (
+from trio_vmcp._cli.view import (
     BackendReport,
     BackendStatus,
     CallStatus,

@@ -10,7 +10,7 @@ import attrs
 import httpx
 import trio
 
-from trio_vmcp._view import BackendStatus, CallState, CallStatus, SessionReport, View, report_session
+from trio_vmcp._cli.view import BackendStatus, CallState, CallStatus, SessionReport, View, report_session
 from trio_vmcp.client.connector import HttpConnector
 from trio_vmcp.client.interface import BackendClient, BackendConnector, EventSink
 from trio_vmcp.errors import BackendError, VmcpError

@@ -1,0 +1,1 @@
+"""What the command `trio-vmcp` is made of: configuration files, watching a session, showing it, and the demo."""
