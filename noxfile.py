@@ -64,6 +64,8 @@ INTEROP_NODE = "@modelcontextprotocol/server-everything@2026.8.31"
 
 ESCAPE = "\x1b["  # begins a terminal's colours and cursor movements
 
+ALL_CORES = "--numprocesses=auto"
+
 built: list[Path] = []
 
 
@@ -83,13 +85,11 @@ def group(name: str) -> list[str]:
 
 
 def run_suite(session: nox.Session, *command: str, **env: str) -> None:
-    """pytest over tests/, on every core, with trio_vmcp from the wheel.
+    """pytest over tests/, with trio_vmcp from the wheel.
 
     PYTHONSAFEPATH keeps the working directory and the tree's trio_vmcp off sys.path; `--installed-only` proves it.
     """
-    session.run(
-        *command, "--numprocesses=auto", "--installed-only", *session.posargs, env={"PYTHONSAFEPATH": "1", **env}
-    )
+    session.run(*command, "--installed-only", *session.posargs, env={"PYTHONSAFEPATH": "1", **env})
 
 
 @nox.session(python=PYTHONS)
@@ -97,13 +97,13 @@ def tests(session: nox.Session) -> None:
     """The suite, on every Python that is present; in CI on all three. Then the coverage, measured on one of them."""
     session.install(f"{wheel(session)}[cli]", *group("test"))
     if session.python != HERE:
-        run_suite(session, "python", "-m", "pytest")
+        run_suite(session, "python", "-m", "pytest", ALL_CORES)
         return
     COVERAGE_DATA.mkdir(parents=True, exist_ok=True)
     data = COVERAGE_DATA / "all.run"  # `combine` goes by the first part
     for stale in COVERAGE_DATA.glob(f"{data.name}*"):
         stale.unlink()
-    run_suite(session, "coverage", "run", "-m", "pytest", COVERAGE_FILE=str(data))
+    run_suite(session, "coverage", "run", "-m", "pytest", ALL_CORES, COVERAGE_FILE=str(data))
     if not session.posargs:  # a part of the suite says nothing about coverage
         session.notify("coverage")
 
@@ -127,7 +127,7 @@ def lowest(session: nox.Session) -> None:
     session.install(
         str(wheel(session)), *group("test"), *(re.sub(r">=([\d.]+).*", r"==\1", entry) for entry in promised)
     )
-    run_suite(session, "python", "-m", "pytest", "--max-seconds=1")
+    run_suite(session, "python", "-m", "pytest", "--max-seconds=1")  # one core stays free for what tests start
 
 
 @nox.session

@@ -274,7 +274,7 @@ def test_the_command_without_a_stream(closed: str, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("text", ['{"a": 1e999}', '{"a": "\\ud800"}', '{"a": ' + "[" * 5000 + "]" * 5000 + "}"])
+@pytest.mark.parametrize("text", ['{"a": 1e999}', '{"a": "\\ud800"}', '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"])
 def test_arguments_that_cannot_be_sent(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     """They are bad usage, one line and status 2, before any server is asked."""
     with pytest.raises(SystemExit) as caught:
