@@ -237,6 +237,24 @@ class _Definition(_View):
         return self.raw.get("description")
 
 
+class _Located(_Definition):
+    """What resources and their templates have besides: a name of the backend's own, which need not be unique."""
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        return self.raw.get("name") or ""
+
+    @property
+    def mime_type(self) -> str | None:
+        return self.raw.get("mimeType")
+
+    @property
+    def annotations(self) -> JSON:
+        return self.raw.get("annotations") or {}
+
+
 @attrs.frozen
 class Tool(_Definition):
     """A tool under its advertised name; `raw` is the backend's definition, its own `name` included."""
@@ -260,7 +278,7 @@ class Tool(_Definition):
 
 
 @attrs.frozen
-class Resource(_Definition):
+class Resource(_Located):
     """A resource, keyed by its URI; `name` is the backend's own and need not be unique."""
 
     uri: str
@@ -268,42 +286,18 @@ class Resource(_Definition):
     raw: JSON = attrs.field(repr=False, hash=False)
 
     @property
-    def name(self) -> str:
-        return self.raw.get("name") or ""
-
-    @property
-    def mime_type(self) -> str | None:
-        return self.raw.get("mimeType")
-
-    @property
     def size(self) -> int | None:
         """Bytes, as the backend declares them."""
         return self.raw.get("size")
 
-    @property
-    def annotations(self) -> JSON:
-        return self.raw.get("annotations") or {}
-
 
 @attrs.frozen
-class ResourceTemplate(_Definition):
+class ResourceTemplate(_Located):
     """A family of resources, keyed by its RFC 6570 template."""
 
     uri_template: str
     backend_id: str
     raw: JSON = attrs.field(repr=False, hash=False)
-
-    @property
-    def name(self) -> str:
-        return self.raw.get("name") or ""
-
-    @property
-    def mime_type(self) -> str | None:
-        return self.raw.get("mimeType")
-
-    @property
-    def annotations(self) -> JSON:
-        return self.raw.get("annotations") or {}
 
 
 @attrs.frozen
