@@ -149,11 +149,13 @@ class Close:
 
 @attrs.frozen(kw_only=True)
 class Disturb:
-    """Something befalls a whole backend; "forget": it no longer knows any session."""
+    """Something befalls a whole backend; "forget": it no longer knows any session; "relist": it
+    describes its tools otherwise, or as at first again, and says so on the stream of every call.
+    """
 
     at: float = 0.0
     backend: int = 0
-    what: Literal["crash", "restart", "forget", "heal"] = "crash"
+    what: Literal["crash", "restart", "forget", "heal", "relist"] = "crash"
 
 
 @attrs.frozen(kw_only=True)
@@ -368,7 +370,7 @@ class _Draw:
     def trouble(self, backends: int, end: float) -> Step:
         at, backend = self.moment(end), self.random.randrange(backends)
         if self.chance(0.3):
-            return Disturb(at=at, backend=backend, what=self.one_of("crash", "restart", "forget", "heal"))
+            return Disturb(at=at, backend=backend, what=self.one_of("crash", "restart", "forget", "heal", "relist"))
         kind = self.one_of("connect", "goodbye", "handshake", "handshake", "call", "call")
         fault: Fault
         match kind:

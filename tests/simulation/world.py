@@ -227,6 +227,7 @@ class _World:
     history: History
     trace: Trace
     backends: list[ScriptedBackend] = attrs.field(factory=list, init=False)
+    listed: list[list[JSON]] = attrs.field(factory=list, init=False)  # the tools of each, before any "relist"
     configured: list[Backend] = attrs.field(factory=list, init=False)
     storage: ScriptedStorage = attrs.field(factory=ScriptedStorage, init=False)
     factories: dict[int, SessionFactory] = attrs.field(factory=dict, init=False)
@@ -280,6 +281,8 @@ class _World:
         async def work(arguments: JSON, context: CallContext) -> str:
             key, name = arguments["key"], str(context.params["name"])
             self.note(Executed(at=trio.current_time(), backend_id=spec.id, name=name, key=key))
+            if backend.tools != listed:
+                await context.notify("notifications/tools/list_changed", {})
             for count in range(arguments["progress"]):
                 await context.progress(count)
             await trio.sleep(arguments["seconds"])
@@ -287,6 +290,8 @@ class _World:
 
         for name in spec.tools:
             backend.add_tool(name, work)
+        listed = list(backend.tools)
+        self.listed.append(listed)
         for uri in spec.resources:
             backend.add_resource(uri, json.dumps({"backend": spec.id}))
         for name in spec.prompts:
@@ -566,6 +571,10 @@ class _World:
                 backend.sessions.clear()
             case "heal":
                 backend.heal()
+            case "relist":
+                tools = self.listed[step.backend]
+                changed = [tool | {"description": "another"} for tool in tools]
+                backend.tools = changed if backend.tools == tools else list(tools)
 
     async def _instance(  # noqa: ASYNC114  # only ever started in a nursery
         self, number: int, leaving: Exit, everybody: trio.Nursery, *, task_status: trio.TaskStatus[None]
