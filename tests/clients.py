@@ -37,7 +37,7 @@ def echo_backend(era: str = "legacy", answers: str = "json", **more: Any) -> Scr
         await trio.sleep_forever()
         raise AssertionError
 
-    backend = ScriptedBackend(era=era, answers=answers, **more)  # type: ignore[arg-type]
+    backend = ScriptedBackend(era=era, answers=answers, **more)  # type: ignore[arg-type]  # parametrized: plain str
     backend.add_tool("echo")
     backend.add_tool("steps", steps)
     backend.add_tool("hang", hang)

@@ -38,7 +38,7 @@ BOB = Identity(issuer="https://issuer.test", subject="bob")
 
 def echo_backend(era: str = "legacy", answers: str = "json", **more: Any) -> ScriptedBackend:
     """One tool, "echo"."""
-    backend = ScriptedBackend(era=era, answers=answers, **more)  # type: ignore[arg-type]
+    backend = ScriptedBackend(era=era, answers=answers, **more)  # type: ignore[arg-type]  # parametrized: plain str
     backend.add_tool("echo")
     return backend
 
