@@ -8,7 +8,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import attrs
-import httpx
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -30,6 +29,8 @@ from trio_vmcp import (
     Storage,
     open_session_factory,
 )
+from trio_vmcp.client._dial import Origin
+from trio_vmcp.client.http11 import Http11Transport, RawResponse
 from trio_vmcp.testing import CallContext, MemoryNetwork, ScriptedBackend, open_memory_network
 
 ALICE = Identity(issuer="https://issuer.test", subject="alice", token="alice-token")
@@ -75,45 +76,26 @@ def library_tasks() -> list[str]:
     return sorted(name for name in own if not name.startswith("trio_vmcp.testing."))
 
 
-class Ledger(httpx.AsyncBaseTransport):
-    """A transport that counts what is in use: requests without an answer, and answers that nobody let go of.
-
-    It also notes the backend sessions whose ids have come through: of others the library cannot know.
+class Ledger(Http11Transport):
+    """The library's transport over a network. It notes the backend sessions whose ids have come through: of others the
+    library cannot know.
     """
 
-    def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
-        self.inner = inner
-        self.in_use = 0
+    def __init__(self, network: MemoryNetwork) -> None:
+        super().__init__(dial=network.dial)
         self.session_ids: defaultdict[str, set[str]] = defaultdict(set)  # by host
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        self.in_use += 1
-        try:
-            response = await self.inner.handle_async_request(request)
-        except BaseException:
-            self.in_use -= 1
-            raise
-        self.session_ids[request.url.host].update(response.headers.get_list("mcp-session-id"))
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream = _Counted(response.stream, self)
+    async def send(
+        self, origin: Origin, verb: str, head: bytes, body: bytes, on_write: Callable[[], None]
+    ) -> RawResponse:
+        response = await super().send(origin, verb, head, body, on_write)
+        self.session_ids[origin.host].update(session_ids_in(response))
         return response
 
-    async def aclose(self) -> None:
-        await self.inner.aclose()
 
-
-class _Counted(httpx.AsyncByteStream):
-    def __init__(self, inner: httpx.AsyncByteStream, ledger: Ledger) -> None:
-        self.inner, self.ledger, self.closed = inner, ledger, False
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self.inner.__aiter__()
-
-    async def aclose(self) -> None:
-        if not self.closed:
-            self.closed = True
-            self.ledger.in_use -= 1
-        await self.inner.aclose()
+def session_ids_in(response: RawResponse) -> list[str]:
+    """The values of `Mcp-Session-Id`."""
+    return [value.decode() for name, value in response.headers if name == b"mcp-session-id"]
 
 
 @attrs.define(eq=False)
@@ -231,7 +213,7 @@ async def open_world(
             )
             for backend_id, backend in backends.items()
         )
-        transport = Ledger(network.transport())
+        transport = Ledger(network)
         async with open_session_factory(transport=transport, storage=storage, settings=settings, auth=auth) as factory:
             world = World(network, backends, configured, transport, storage, factory)
             yield world
@@ -248,7 +230,7 @@ async def assert_nothing_left(world: World) -> None:
     """No task of the library, no request, no response, no backend session, no row. The factory itself may be open."""
     await wait_all_tasks_blocked()
     assert [] == library_tasks()
-    assert 0 == world.transport.in_use
+    assert 0 == world.transport.busy_connections
     assert {} == {name: backend.errors for name, backend in world.backends.items() if backend.errors}
     if not world.leaves_sessions:
         ids = world.transport.session_ids

@@ -185,7 +185,6 @@ async def test_a_redirect_to_a_host_that_is_no_name() -> None:
         auth=None,
         slots=trio.CapacityLimiter(1),
         max_message_bytes=KIB,
-        owns_transport=False,
     )
     with pytest.raises(BackendProtocolError, match="to another origin"):
         async with link.exchange("POST", [], b"{}", identity=None):

@@ -15,7 +15,7 @@ from trio.testing import MockClock
 
 from trio_vmcp import BackendProtocolError
 from trio_vmcp.client import _jsonrpc
-from trio_vmcp.client._http import Reply, RequestBody
+from trio_vmcp.client._http import HttpxSource, Reply, RequestBody
 from trio_vmcp.testing import WireFault
 
 
@@ -66,7 +66,7 @@ class Crumbs(httpx.AsyncByteStream):
 
 
 def reply(count: int) -> Reply:
-    return Reply("a", 200, RequestBody(b""), httpx.Response(200, stream=Crumbs(count)))
+    return Reply("a", 200, RequestBody(b""), [], HttpxSource("a", httpx.Response(200, stream=Crumbs(count))))
 
 
 async def test_a_body_in_crumbs_takes_its_size() -> None:

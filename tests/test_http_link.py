@@ -29,6 +29,7 @@ from clients import (
     result,
 )
 from trio.testing import MockClock, wait_all_tasks_blocked
+from trio_vmcp.client._transport import Transports, _Stack
 
 from trio_vmcp import (
     Backend,
@@ -44,7 +45,6 @@ from trio_vmcp import (
 )
 from trio_vmcp._outbound import Outbound, outbound
 from trio_vmcp.client._http import HttpLink
-from trio_vmcp.client._transport import Transports, _Stack
 from trio_vmcp.client.connector import HttpConnector
 from trio_vmcp.testing import (
     CONNECT,
@@ -76,7 +76,6 @@ def link_over(
         auth=auth,
         slots=trio.CapacityLimiter(slots),
         max_message_bytes=1000,
-        owns_transport=False,
     )
 
 

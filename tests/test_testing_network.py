@@ -44,7 +44,7 @@ async def test_a_reset_breaks_the_peer_after_what_was_sent() -> None:
     client, server = memory_connection()
     await server.send_all(b"last words")
     reset(server)
-    assert client.peer_is_gone
+    assert client.has_news
     assert b"last words" == await client.receive_some()
     with pytest.raises(trio.BrokenResourceError):
         await client.receive_some()

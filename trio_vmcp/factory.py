@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+import ssl
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Protocol
@@ -244,6 +245,7 @@ async def open_session_factory(
     handlers: ClientHandlers | None = None,
     auth: OutgoingAuth | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
+    ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[SessionFactory]:
     """Open a factory for sessions. Leaving it ends every session that it made, as `settings.on_exit` says.
 
@@ -253,27 +255,33 @@ async def open_session_factory(
         handlers: What this client can do for backends. Not built in yet: nothing is declared to them.
         auth: Credentials, asked for before every HTTP request; of no effect on a `connector` of your own.
         transport: Replaces the built-in HTTP transport; shared by all sessions, and not closed.
+        ssl_context: For the built-in transport: private CAs, client certificates. None: the platform's trust store.
     """
     settings = settings or FactorySettings()
     if handlers is not None and handlers != ClientHandlers():
         logger.warning("handlers are not supported yet: backends are told that this client offers nothing")
     store = LocalStorage() if storage is None else storage
+    built_in = HttpConnector(settings, auth=auth, transport=transport, ssl_context=ssl_context)
     body_error: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
             factory = DefaultSessionFactory(
                 storage=store,
-                connector=connector or HttpConnector(settings, auth=auth, transport=transport),
+                connector=connector or built_in,
                 settings=settings,
                 nursery=nursery,
                 keys=settings.identity_keys or process_keys(),
             )
+            if connector is None and transport is None:
+                start_clean(nursery, built_in.tidy)
             try:
                 yield factory
             except BaseException as exc:  # noqa: ASYNC103, BLE001  # raised below: the nursery would group it
                 body_error = exc
             await factory.close()
+            nursery.cancel_scope.cancel(reason="the session factory is closed")
     finally:
+        built_in.close()
         if storage is None:
             with trio.move_on_after(settings.teardown_timeout, shield=True):
                 await store.aclose()

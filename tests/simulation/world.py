@@ -15,10 +15,9 @@ from functools import partial
 from typing import Any
 
 import attrs
-import httpx
 import trio
 import trio._core._run as scheduler  # its randomness has no public handle
-from harness import Ledger, ScriptedStorage
+from harness import Ledger, ScriptedStorage, session_ids_in
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from simulation.history import BackendSpec, Call, Close, Disturb, Exit, GiveUp, History, Open, Restore, Step, Strike
@@ -55,6 +54,8 @@ from trio_vmcp import (
     VmcpError,
     open_session_factory,
 )
+from trio_vmcp.client._dial import Origin
+from trio_vmcp.client.http11 import RawResponse
 from trio_vmcp.testing import CallContext, MemoryNetwork, ScriptedBackend, open_memory_network
 
 __all__ = ["CANARY", "run_history"]
@@ -183,26 +184,31 @@ def _watched_limiters() -> Iterator[list[trio.CapacityLimiter]]:
         trio.CapacityLimiter = original  # type: ignore[misc]
 
 
+_SESSION_ID = re.compile(rb"\r\nMcp-Session-Id: ([^\r]*)")
+
+
 class _Seam(Ledger):
     """The transport, with a record of what goes through it."""
 
-    def __init__(self, inner: httpx.AsyncBaseTransport, note: Callable[[Event], None]) -> None:
-        super().__init__(inner)
+    def __init__(self, network: MemoryNetwork, note: Callable[[Event], None]) -> None:
+        super().__init__(network)
         self.note = note
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        backend_id = request.url.host.removesuffix(".test")
+    async def send(
+        self, origin: Origin, verb: str, head: bytes, body: bytes, on_write: Callable[[], None]
+    ) -> RawResponse:
+        backend_id = origin.host.removesuffix(".test")
+        sent_id = _SESSION_ID.search(head)
         self.note(
             Sent(
                 at=trio.current_time(),
                 backend_id=backend_id,
-                verb=request.method,
-                session_id=request.headers.get("mcp-session-id"),
+                verb=verb,
+                session_id=None if sent_id is None else sent_id[1].decode(),
             )
         )
-        response = await super().handle_async_request(request)
-        assigned = response.headers.get("mcp-session-id")
-        if assigned is not None:
+        response = await super().send(origin, verb, head, body, on_write)
+        for assigned in session_ids_in(response):
             self.note(IdRead(at=trio.current_time(), backend_id=backend_id, session_id=assigned))
         return response
 
@@ -247,12 +253,11 @@ class _World:
             async with open_memory_network() as network:
                 for spec in self.history.backends:
                     self._attach(spec, network)
-                transport = network.transport()
-                self.seam = _Seam(transport, self.note)
+                self.seam = _Seam(network, self.note)
                 await self._live()
                 await wait_all_tasks_blocked()
                 remains = self._audit()
-                await transport.aclose()
+                await self.seam.aclose()
                 await wait_all_tasks_blocked()
                 await self._sum_up(remains, network.open_connections)
 
@@ -626,7 +631,7 @@ class _World:
         return Audit(
             at=trio.current_time(),
             tasks=tuple(sorted(task.name for owner in self.owners.values() for task in owner.child_tasks)),
-            responses=self.seam.in_use,
+            responses=self.seam.busy_connections,
             tokens=sum(limiter.borrowed_tokens for limiter in self.limiters),
         )
 

@@ -101,7 +101,7 @@ def test_a_response_that_is_not_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
             await self.response.aclose()
 
     monkeypatch.setattr(Reply, "aclose", aclose)
-    assert "in_use" in cancel_sweep("calling-legacy-sse-pinned")
+    assert "busy_connections" in cancel_sweep("calling-legacy-sse-pinned")
 
 
 def test_a_row_that_a_cancelled_restore_takes_along(monkeypatch: pytest.MonkeyPatch) -> None:

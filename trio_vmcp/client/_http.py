@@ -9,9 +9,10 @@ import base64
 import logging
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeAlias
+from types import TracebackType
+from typing import Protocol
 from urllib.parse import unquote
 
 import attrs
@@ -19,7 +20,10 @@ import httpx
 import trio
 
 from trio_vmcp._outbound import note_written
+from trio_vmcp.client._connection import Headers, encode_head, encode_headers
+from trio_vmcp.client._dial import Origin
 from trio_vmcp.client._headers import parse_media_type
+from trio_vmcp.client.http11 import Http11Transport, origin_of
 from trio_vmcp.client.interface import OutgoingAuth
 from trio_vmcp.errors import (
     BackendError,
@@ -35,8 +39,6 @@ from trio_vmcp.models import Backend
 __all__ = ["Headers", "HttpLink", "Reply"]
 
 logger = logging.getLogger("trio_vmcp.client")
-
-Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 MOST_REDIRECTS = 3
 _REDIRECTS = (307, 308)  # the two that keep method and body
@@ -62,6 +64,9 @@ class RequestBody(httpx.AsyncByteStream):
         self.data = data
         self.written = False
 
+    def mark_written(self) -> None:
+        self.written = True
+
     def __aiter__(self) -> AsyncIterator[bytes]:
         return _OneChunk(self)
 
@@ -81,6 +86,22 @@ class _OneChunk:
         return body.data
 
 
+class Source(Protocol):
+    """Where a reply's bytes come from: a connection of ours, or a transport of the user's."""
+
+    async def receive(self) -> bytes | bytearray | None:
+        """The next bytes of the body; None at its end."""
+        ...
+
+    async def let_go(self) -> None:
+        """Nobody reads on. Bounded, and raises nothing. A body that was not read to its end costs the connection."""
+        ...
+
+    async def disconnect(self) -> None:
+        """Never use this connection again."""
+        ...
+
+
 @attrs.define(eq=False)
 class Reply:
     """The head of a response, and its body as raw bytes."""
@@ -88,35 +109,31 @@ class Reply:
     backend_id: str
     status: int
     body: RequestBody
-    response: httpx.Response = attrs.field(repr=False)
-    _chunks: AsyncIterator[bytes] = attrs.field(init=False, repr=False)
+    headers: Headers = attrs.field(repr=False)  # names in lower case
+    source: Source = attrs.field(repr=False)
     _ended: bool = attrs.field(default=False, init=False)
     _received: int = attrs.field(default=0, init=False)
 
-    def __attrs_post_init__(self) -> None:
-        stream = self.response.stream
-        assert isinstance(stream, httpx.AsyncByteStream)
-        self._chunks = stream.__aiter__()
-
     def header(self, name: str) -> str | None:
         """One header's value, the values of repeated ones joined; None: absent."""
-        value: str | None = self.response.headers.get(name)
-        return value
+        values = self.header_values(name)
+        return ", ".join(values) if values else None
 
     def header_values(self, name: str) -> list[str]:
-        return self.response.headers.get_list(name)
+        wanted = name.encode()
+        return [value.decode("latin-1") for header, value in self.headers if header == wanted]
 
     @property
     def media_type(self) -> str:
-        return parse_media_type(self.response.headers.get("content-type"))
+        return parse_media_type(self.header("content-type"))
 
     def refuse_encoding(self) -> None:
         """Compressed bytes are refused, not inflated: 1 KiB can become 1 GiB, and we asked for identity."""
-        encoding = self.response.headers.get("content-encoding", "identity").strip().lower()
+        encoding = (self.header("content-encoding") or "").strip().lower()
         if encoding not in ("", "identity"):
             raise self.protocol_error("answered with a Content-Encoding although identity was asked for")
 
-    async def receive(self) -> bytes | None:
+    async def receive(self) -> bytes | bytearray | None:
         """The next bytes of the body; None at its end.
 
         Raises:
@@ -127,14 +144,15 @@ class Reply:
         self._received += 1
         if self._received % _CHUNKS_PER_STEP == 0:  # what is buffered already needs no wait, and would have no end
             await trio.lowlevel.checkpoint()
-        with _translated(self.backend_id, self.body):
-            try:
-                return await self._chunks.__anext__()
-            except StopAsyncIteration:
-                self._ended = True
-                return None
+        try:
+            chunk = await self.source.receive()
+        except Exception as exc:  # noqa: BLE001  # a transport of the user's may raise anything
+            raise translated(exc, self.backend_id, self.body) from _cause(exc)
+        if chunk is None:
+            self._ended = True
+        return chunk
 
-    async def read(self, limit: int) -> bytes:
+    async def read(self, limit: int) -> bytes | bytearray:
         """The whole body.
 
         Raises:
@@ -152,10 +170,44 @@ class Reply:
             else:  # one buffer: a list of chunks of a byte or two would take twenty times their size
                 data = data if isinstance(data, bytearray) else bytearray(data)
                 data += chunk
-        return bytes(data)
+        return data
 
     async def aclose(self) -> None:
         """Let go. A body that was not read to its end costs the connection."""
+        await self.source.let_go()
+
+    async def disconnect(self) -> None:
+        """Never use this connection again: who gets an answer wrong may get its length wrong, and what is left of it
+        would be taken for the beginning of the next one.
+        """
+        await self.source.disconnect()
+
+    def protocol_error(self, detail: str) -> BackendProtocolError:
+        return BackendProtocolError(self.backend_id, detail, may_have_executed=self.body.written)
+
+
+@attrs.define(eq=False)
+class HttpxSource:
+    """A response of a transport that was passed in, or that an `httpx.Auth` has seen."""
+
+    backend_id: str
+    response: httpx.Response
+    _chunks: AsyncIterator[bytes] = attrs.field(init=False)
+    _ended: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        stream = self.response.stream
+        assert isinstance(stream, httpx.AsyncByteStream)
+        self._chunks = stream.__aiter__()
+
+    async def receive(self) -> bytes | None:
+        try:
+            return await self._chunks.__anext__()
+        except StopAsyncIteration:
+            self._ended = True
+            return None
+
+    async def let_go(self) -> None:
         with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
             if not self._ended:
                 await self._stop()
@@ -165,9 +217,6 @@ class Reply:
                 logger.debug("backend %r: letting go of a response failed: %s", self.backend_id, type(exc).__name__)
 
     async def disconnect(self) -> None:
-        """Never use this connection again: who gets an answer wrong may get its length wrong, and what is left of it
-        would be taken for the beginning of the next one.
-        """
         stream = self.response.extensions.get("network_stream")
         # The connection of any other version is not this request's alone.
         if stream is not None and self.response.extensions.get("http_version") == b"HTTP/1.1":
@@ -187,9 +236,6 @@ class Reply:
                 except Exception:  # noqa: BLE001  # nobody waits for this response any more
                     break
 
-    def protocol_error(self, detail: str) -> BackendProtocolError:
-        return BackendProtocolError(self.backend_id, detail, may_have_executed=self.body.written)
-
 
 @attrs.define(eq=False)
 class _Slot:
@@ -204,6 +250,52 @@ _slot: ContextVar[_Slot | None] = ContextVar("trio_vmcp_slot", default=None)
 
 
 @attrs.define(eq=False)
+class Exchange:
+    """One request and its reply, as an async context manager: a class, since one made of a generator costs a call some
+    per cent of its time.
+    """
+
+    _link: HttpLink
+    _verb: str
+    _headers: Headers
+    _body: RequestBody
+    _identity: Identity | None
+    _limited: bool
+    _held: _Slot | None = attrs.field(default=None, init=False)
+    _reply: Reply | None = attrs.field(default=None, init=False)
+
+    async def __aenter__(self) -> Reply:
+        outer = _slot.get()
+        if self._limited and not (outer is not None and outer.held):
+            slot = _Slot()
+            await self._link.enter(slot)
+            self._held = slot
+            _slot.set(slot)
+        try:
+            self._reply = await self._link.send(self._verb, self._headers, self._body, self._identity)
+        except BaseException:
+            self._end()
+            raise
+        return self._reply
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._reply is not None
+        try:
+            if isinstance(exc, BackendProtocolError):
+                await self._reply.disconnect()
+            await self._link.let_go(self._reply)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        note_written(self._body.written)
+        if self._held is not None:
+            self._link.leave(self._held)
+
+
+@attrs.define(eq=False)
 class HttpLink:
     """One session's way to one backend."""
 
@@ -212,9 +304,10 @@ class HttpLink:
     _auth: OutgoingAuth | None = attrs.field(alias="auth", repr=False)
     _slots: trio.CapacityLimiter = attrs.field(alias="slots", repr=False)
     _max_message_bytes: int = attrs.field(alias="max_message_bytes")
-    _owns_transport: bool = attrs.field(alias="owns_transport")
     _url: httpx.URL = attrs.field(init=False, repr=False)
     _constant: Headers = attrs.field(init=False, repr=False)
+    _heads: dict[str, tuple[Origin, bytes]] = attrs.field(factory=dict, init=False, repr=False)  # by verb, for our url
+    _open: set[Reply] = attrs.field(factory=set, init=False, repr=False)  # replies that somebody holds
 
     def __attrs_post_init__(self) -> None:
         url = httpx.URL(self.backend.url)
@@ -226,11 +319,10 @@ class HttpLink:
             userinfo = unquote(url.userinfo.decode()).encode()
             self._constant.append((b"Authorization", b"Basic " + base64.b64encode(userinfo)))
 
-    @asynccontextmanager
-    async def exchange(
+    def exchange(
         self, verb: str, headers: Headers, data: bytes = b"", *, identity: Identity | None, limited: bool = True
-    ) -> AsyncIterator[Reply]:
-        """Send one request and hold its response open.
+    ) -> Exchange:
+        """`async with` it: send one request and hold its response, a `Reply`, open.
 
         Args:
             limited: Counts under the connection limit. A notification must not queue behind the calls that it is about.
@@ -240,57 +332,61 @@ class HttpLink:
             BackendProtocolError: What came back is not HTTP, or redirects elsewhere.
             BackendUnauthorized: `auth` has no credentials to give.
         """
-        async with self._under_limit(limited):
-            body = RequestBody(data)
-            try:
-                reply = await self._follow(verb, headers, body, identity)
-                try:
-                    yield reply
-                except BackendProtocolError:
-                    await reply.disconnect()  # noqa: ASYNC120  # which is shielded, and bounded
-                    raise
-                finally:
-                    await reply.aclose()
-            finally:
-                note_written(body.written)
+        return Exchange(self, verb, headers, RequestBody(data), identity, limited)
 
-    @asynccontextmanager
-    async def _under_limit(self, limited: bool) -> AsyncIterator[None]:
-        outer = _slot.get()
-        if not limited or (outer is not None and outer.held):
-            yield
-            return
-        slot = _Slot()
+    async def enter(self, slot: _Slot) -> None:
+        """Wait for a turn under the connection limit."""
         try:
             self._slots.acquire_on_behalf_of_nowait(slot)
         except trio.WouldBlock:
             await self._slots.acquire_on_behalf_of(slot)
-        _slot.set(slot)
-        try:
-            yield
-        finally:
-            slot.held = False  # whoever inherited this context queues again
-            self._slots.release_on_behalf_of(slot)
 
-    async def aclose(self) -> None:
-        if self._owns_transport:
-            await self.transport.aclose()
+    def leave(self, slot: _Slot) -> None:
+        slot.held = False  # whoever inherited this context queues again
+        self._slots.release_on_behalf_of(slot)
 
-    async def _follow(self, verb: str, headers: Headers, body: RequestBody, identity: Identity | None) -> Reply:
+    async def send(self, verb: str, headers: Headers, body: RequestBody, identity: Identity | None) -> Reply:
+        """Ask, and follow careful redirects."""
         url = self._url
         for _ in range(MOST_REDIRECTS + 1):
-            request = httpx.Request(
-                verb,
-                url,
-                headers=[*self._constant, *headers, (b"Content-Length", b"%d" % len(body.data))],
-                stream=body,
-            )
-            reply = await self._authenticated(request, body, identity)
+            if self._auth is None and isinstance(self.transport, Http11Transport):
+                reply = await self._send_plainly(self.transport, verb, url, headers, body)
+            else:
+                everything = [*self._constant, *headers, (b"Content-Length", b"%d" % len(body.data))]
+                request = httpx.Request(verb, url, headers=everything, stream=body)
+                reply = await self._authenticated(request, body, identity)
             if not 300 <= reply.status < 400:
+                self._open.add(reply)
                 return reply
             body.written = reply.status == _SEE_OTHER  # the others: it was not acted on here
             url = await self._redirected(url, reply)
         raise BackendProtocolError(self.backend.id, f"redirects more than {MOST_REDIRECTS} times")
+
+    async def let_go(self, reply: Reply) -> None:
+        self._open.discard(reply)
+        await reply.aclose()
+
+    async def aclose(self) -> None:
+        """End every exchange that is still open: its caller has shielded himself from the end of the session."""
+        for reply in list(self._open):
+            await reply.disconnect()
+
+    async def _send_plainly(
+        self, transport: Http11Transport, verb: str, url: httpx.URL, headers: Headers, body: RequestBody
+    ) -> Reply:
+        """By the built-in transport, with nothing made anew that is the same every time."""
+        prepared = self._heads.get(verb) if url is self._url else None
+        try:
+            if prepared is None:
+                prepared = origin_of(url), encode_head(verb, url.raw_path, self._constant)
+                if url is self._url:
+                    self._heads[verb] = prepared
+            origin, constant = prepared
+            head = constant + encode_headers(headers) + b"Content-Length: %d\r\n\r\n" % len(body.data)
+            response = await transport.send(origin, verb, head, body.data, body.mark_written)
+        except Exception as exc:  # noqa: BLE001  # translated, whatever it is
+            raise translated(exc, self.backend.id, body) from _cause(exc)
+        return Reply(self.backend.id, response.status, body, response.headers, response)
 
     async def _redirected(self, url: httpx.URL, reply: Reply) -> httpx.URL:
         location = reply.header("location")
@@ -317,7 +413,7 @@ class HttpLink:
         """Send with the credentials of `identity`. Source of the loop: httpx, `Auth.async_auth_flow`."""
         auth = self._credentials(identity)
         if auth is None:
-            return await self._send(request, body)
+            return (await self._send(request, body))[0]
         target = (request.method, request.url)
         with self._credential_errors():
             flow = auth.async_auth_flow(request)
@@ -334,11 +430,10 @@ class HttpLink:
                 ours = wanted.stream is body or (wanted.method, wanted.url) == target
                 if ours and wanted.stream is not body:
                     body.written = True  # a copy, signed perhaps: nobody sees when it leaves
-                reply = await self._send(wanted, body)
+                reply, shown = await self._send(wanted, body)
                 try:
-                    if auth.requires_response_body and not (ours and reply.response.is_success):
-                        reply = await self._whole(reply)
-                    shown = reply.response
+                    if auth.requires_response_body and not (ours and shown.is_success):
+                        reply, shown = await self._whole(reply, shown)
                     if auth.requires_response_body and not shown.is_closed:
                         # The answer itself, which may be a stream, is not read ahead: the flow sees its head.
                         shown = httpx.Response(reply.status, headers=shown.headers, request=wanted)
@@ -353,13 +448,12 @@ class HttpLink:
         finally:
             await flow.aclose()
 
-    async def _whole(self, reply: Reply) -> Reply:
+    async def _whole(self, reply: Reply, head: httpx.Response) -> tuple[Reply, httpx.Response]:
         """The same with its body. Not `aread`, which inflates what is compressed and knows no limit."""
         data = await reply.read(self._max_message_bytes)
         await reply.aclose()
-        head = reply.response
-        response = httpx.Response(reply.status, headers=head.headers, content=data, request=head.request)
-        return Reply(self.backend.id, reply.status, reply.body, response)
+        response = httpx.Response(reply.status, headers=head.headers, content=bytes(data), request=head.request)
+        return self._reply(response, reply.body), response
 
     def _credentials(self, identity: Identity | None) -> httpx.Auth | None:
         if self._auth is None:
@@ -378,36 +472,43 @@ class HttpLink:
                 self.backend.id, f"cannot be asked: its credentials failed: {type(exc).__name__}"
             ) from exc
 
-    async def _send(self, request: httpx.Request, body: RequestBody) -> Reply:
-        with _translated(self.backend.id, body):
+    async def _send(self, request: httpx.Request, body: RequestBody) -> tuple[Reply, httpx.Response]:
+        try:
             response = await self.transport.handle_async_request(request)
+        except Exception as exc:  # noqa: BLE001  # a transport of the user's may raise anything
+            raise translated(exc, self.backend.id, body) from _cause(exc)
         response.request = request  # an Auth may look at it
-        return Reply(self.backend.id, response.status_code, body, response)
+        return self._reply(response, body), response
+
+    def _reply(self, response: httpx.Response, body: RequestBody) -> Reply:
+        headers = [(name.lower(), value) for name, value in response.headers.raw]
+        source = HttpxSource(self.backend.id, response)
+        return Reply(self.backend.id, response.status_code, body, headers, source)
 
 
-@contextmanager
-def _translated(backend_id: str, body: RequestBody) -> Iterator[None]:
+def translated(exc: Exception, backend_id: str, body: RequestBody) -> BackendError:
     """Foreign errors end here. Their texts stay out of ours: they may quote what the backend sent."""
-    try:
-        yield
-    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as exc:
-        raise BackendUnavailable(backend_id, f"could not be reached: {_kind(exc)}") from exc
-    except httpx.LocalProtocolError:  # from None: it quotes the header, which may be a credential
-        raise BackendUnavailable(
-            backend_id, "has a url or a header that HTTP cannot carry", may_have_executed=body.written
-        ) from None
-    except (httpx.RemoteProtocolError, httpx.DecodingError) as exc:
-        if str(exc).startswith(_EARLY_ENDS):
-            raise BackendUnavailable(
-                backend_id, "closed the connection before its answer was whole", may_have_executed=body.written
-            ) from exc
-        raise BackendProtocolError(
-            backend_id, f"does not speak HTTP/1.1: {_kind(exc)}", may_have_executed=body.written
-        ) from exc
-    except Exception as exc:  # a transport of the user's may raise anything
-        raise BackendUnavailable(
-            backend_id, f"lost its connection: {_kind(exc)}", may_have_executed=body.written
-        ) from exc
+    match exc:
+        case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.ProxyError() | httpx.UnsupportedProtocol():
+            return BackendUnavailable(backend_id, f"could not be reached: {_kind(exc)}")
+        case httpx.LocalProtocolError():
+            return BackendUnavailable(
+                backend_id, "has a url or a header that HTTP cannot carry", may_have_executed=body.written
+            )
+        case httpx.RemoteProtocolError() | httpx.DecodingError() if not str(exc).startswith(_EARLY_ENDS):
+            return BackendProtocolError(
+                backend_id, f"does not speak HTTP/1.1: {_kind(exc)}", may_have_executed=body.written
+            )
+        case httpx.RemoteProtocolError() | httpx.DecodingError():
+            detail = "closed the connection before its answer was whole"
+        case _:  # a transport of the user's may raise anything
+            detail = f"lost its connection: {_kind(exc)}"
+    return BackendUnavailable(backend_id, detail, may_have_executed=body.written)
+
+
+def _cause(exc: Exception) -> Exception | None:
+    """What a translated error shows as its cause: not what quotes a header, which may be a credential."""
+    return None if isinstance(exc, httpx.LocalProtocolError) else exc
 
 
 def _kind(exc: BaseException) -> str:

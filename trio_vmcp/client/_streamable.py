@@ -202,7 +202,7 @@ class StreamableHttp:
                     )
         return Interrupted(decoder.last_event_id, decoder.retry)
 
-    async def _more(self, reply: Reply, decoder: SseDecoder) -> bytes | None:
+    async def _more(self, reply: Reply, decoder: SseDecoder) -> bytes | bytearray | None:
         """The next bytes of a stream. One that breaks where it can be resumed has ended, like any other."""
         try:
             return await reply.receive()
@@ -221,7 +221,7 @@ class StreamableHttp:
             return message
         return HttpRefusal(reply.status, reply.header("www-authenticate"))
 
-    def _parse(self, data: bytes, reply: Reply) -> Message:
+    def _parse(self, data: bytes | bytearray, reply: Reply) -> Message:
         try:
             return parse_message(data, max_depth=self.max_json_depth)
         except BadMessage as exc:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 import attrs
 import httpx
 import trio
@@ -13,7 +15,7 @@ from trio_vmcp.client._jsonrpc import Result
 from trio_vmcp.client._legacy import InitializeRefused, LegacyClient
 from trio_vmcp.client._modern import ModernClient
 from trio_vmcp.client._streamable import HttpRefusal, Interrupted, Outcome, StreamableHttp, refusal
-from trio_vmcp.client._transport import Transports
+from trio_vmcp.client.http11 import Http11Transport
 from trio_vmcp.client.interface import BackendClient, EventSink, OutgoingAuth
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, BackendUnavailable, MessageTooLarge
 from trio_vmcp.identity import Identity
@@ -38,8 +40,12 @@ class HttpConnector:
     _settings: FactorySettings = attrs.field(alias="settings")
     _auth: OutgoingAuth | None = attrs.field(default=None, alias="auth", kw_only=True, repr=False)
     _transport: httpx.AsyncBaseTransport | None = attrs.field(default=None, alias="transport", kw_only=True)
-    _transports: Transports = attrs.field(factory=Transports, init=False, repr=False)
+    _ssl_context: ssl.SSLContext | None = attrs.field(default=None, alias="ssl_context", kw_only=True, repr=False)
+    _built_in: Http11Transport = attrs.field(init=False, repr=False)
     _eras: EraCache = attrs.field(factory=EraCache, init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._built_in = Http11Transport(ssl_context=self._ssl_context)
 
     async def __call__(
         self,
@@ -55,7 +61,7 @@ class HttpConnector:
         return await _Attempt(self, backend, identity, nursery, events).connect(resume)
 
     def link(self, backend: Backend) -> HttpLink:
-        transport = self._transport or self._transports.make(backend.url)
+        transport = self._transport or self._built_in  # one for all sessions: a second one finds warm connections
         slots = trio.CapacityLimiter(self._settings.max_connections_per_backend)
         try:
             return HttpLink(
@@ -64,10 +70,17 @@ class HttpConnector:
                 auth=self._auth,
                 slots=slots,
                 max_message_bytes=self._settings.max_message_bytes,
-                owns_transport=self._transport is None,
             )
         except (httpx.InvalidURL, UnicodeError):  # from None: either quotes what it chokes on
             raise BackendUnavailable(backend.id, "has a url or a header that HTTP cannot carry") from None
+
+    async def tidy(self) -> None:
+        """Close connections that idle for too long. Runs until it is cancelled."""
+        await self._built_in.tidy()
+
+    def close(self) -> None:
+        """Close the built-in transport. One that was passed belongs to whoever passed it."""
+        self._built_in.close()
 
     @property
     def settings(self) -> FactorySettings:

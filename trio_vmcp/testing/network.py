@@ -9,13 +9,13 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 import attrs
-import httpx
 import trio
 
 from trio_vmcp._nursery import start_clean
+from trio_vmcp.client._dial import Origin, Wire
+from trio_vmcp.client.http11 import Http11Transport
 from trio_vmcp.testing._servers import open_servers
 from trio_vmcp.testing.streams import MemoryStream, memory_connection
-from trio_vmcp.testing.transport import MemoryTransport
 
 __all__ = ["MemoryNetwork", "StreamServer", "open_memory_network"]
 
@@ -64,7 +64,7 @@ class MemoryNetwork:
         self._servers[parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme]] = server
         return url
 
-    async def connect(self, host: str, port: int) -> trio.abc.Stream:
+    async def connect(self, host: str, port: int) -> MemoryStream:
         """A new connection, as a transport makes it.
 
         Raises:
@@ -87,9 +87,14 @@ class MemoryNetwork:
         start_clean(self._nursery, server.serve_connection, served)  # a server does not share its client's contextvars
         return client
 
-    def transport(self) -> httpx.AsyncBaseTransport:
-        """A transport for httpx clients: HTTP/1.1 with keep-alive over this network, any number of connections."""
-        return MemoryTransport(self.connect)
+    async def dial(self, origin: Origin) -> Wire:
+        """`connect` as the library's transport does it; https goes in the clear."""
+        stream = await self.connect(origin.host, origin.port)
+        return Wire(stream, lambda: stream.has_news, stream.close)
+
+    def transport(self) -> Http11Transport:
+        """The library's own transport over this network, also for httpx clients."""
+        return Http11Transport(dial=self.dial)
 
 
 @asynccontextmanager

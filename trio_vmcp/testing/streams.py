@@ -19,6 +19,7 @@ class _Link:
 
     was_reset: bool = False
     open_ends: int = 2
+    unread: list[int] = attrs.field(factory=lambda: [0, 0])  # bytes that each end has sent and the other not read
 
 
 @attrs.define(eq=False)
@@ -27,6 +28,7 @@ class MemoryStream(trio.abc.Stream):
 
     _inner: trio.StapledStream[MemorySendStream, MemoryReceiveStream] = attrs.field(alias="inner", repr=False)
     _link: _Link = attrs.field(alias="link", repr=False)
+    _end: int = attrs.field(alias="end", repr=False)  # 0 or 1: which of the two
     _on_close: Callable[[MemoryStream], None] | None = attrs.field(default=None, init=False, repr=False)
     _closed: bool = attrs.field(default=False, init=False)
 
@@ -35,18 +37,20 @@ class MemoryStream(trio.abc.Stream):
         self._on_close = hook
 
     @property
-    def peer_is_gone(self) -> bool:
-        """What `is_readable` says of an idle socket: the other end closed or reset the connection."""
-        return self._link.was_reset or self._link.open_ends < 2
+    def has_news(self) -> bool:
+        """What `poll` says of a socket: the other end sent something, or closed or reset the connection."""
+        return self._link.was_reset or self._link.open_ends < 2 or self._link.unread[1 - self._end] > 0
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._inner.send_all(data)
+        self._link.unread[self._end] += len(data)
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._inner.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         data = await self._inner.receive_some(max_bytes)
+        self._link.unread[1 - self._end] -= len(data)
         if not data and self._link.was_reset:
             raise trio.BrokenResourceError("connection reset by peer")
         return bytes(data)
@@ -74,7 +78,7 @@ def memory_connection() -> tuple[MemoryStream, MemoryStream]:
     """The two ends of a new connection."""
     link = _Link()
     one, other = memory_stream_pair()
-    return MemoryStream(one, link), MemoryStream(other, link)
+    return MemoryStream(one, link, 0), MemoryStream(other, link, 1)
 
 
 def reset(stream: trio.abc.Stream) -> None:

@@ -8,8 +8,8 @@ import httpx
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
-
 from trio_vmcp.client._transport import _KEEPALIVE_EXPIRY, _MOST_IDLE, Transports, _Stack
+
 from trio_vmcp.testing import Hang, MemoryNetwork, ScriptedBackend, open_memory_network
 
 PING = b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{}}}'
