@@ -325,7 +325,7 @@ class HttpLink:
 
     def __attrs_post_init__(self) -> None:
         url = httpx.URL(self.backend.url)
-        self._url = url.copy_with(userinfo=b"", fragment=None)
+        self._url = url.copy_with(userinfo=b"", fragment=None) if url.userinfo or url.fragment else url
         self._constant = [(b"Host", url.netloc), (b"Accept-Encoding", b"identity")]
         given = [(name.encode(), value.encode()) for name, value in self.backend.headers.items()]
         self._constant += [(name, value) for name, value in given if name.lower() not in _OURS]

@@ -24,7 +24,9 @@ from trio_vmcp.client._jsonrpc import (
     Request,
     Result,
     parse_message,
+    parse_text,
     same_id,
+    to_text,
 )
 from trio_vmcp.client._sse import SseDecoder, SseLimit
 from trio_vmcp.errors import BackendError, BackendRejected, BackendUnauthorized, BackendUnavailable, MessageTooLarge
@@ -147,8 +149,8 @@ class StreamableHttp:
             return await self._refused(reply, message_id)
         match reply.media_type:
             case "application/json":
-                data = await reply.read(self.max_message_bytes)
-                return self._matching(self._parse(data, reply), message_id, reply)
+                text = self._text(await reply.read(self.max_message_bytes), reply)  # the bytes are gone by now
+                return self._matching(self._parse(text, reply), message_id, reply)
             case "text/event-stream":
                 reply.refuse_encoding()
                 return await self._streamed(reply, message_id, on_other, last_event_id)
@@ -181,7 +183,7 @@ class StreamableHttp:
                 # "Unknown event names are ignored"; an empty one only carries an id.
                 if event.event != "message" or not event.data:
                     continue
-                message = self._parse(event.data, reply)
+                message = self._parse(self._text(event.data, reply), reply)
                 if isinstance(message, Request | Notification):
                     await on_other(message)
                 elif same_id(message.id, message_id) or (isinstance(message, ErrorReply) and message.id is None):
@@ -212,9 +214,15 @@ class StreamableHttp:
             return message
         return HttpRefusal(reply.status, reply.header("www-authenticate"))
 
-    def _parse(self, data: bytes | bytearray, reply: Reply) -> Message:
+    def _text(self, data: bytes | bytearray, reply: Reply) -> str:
         try:
-            return parse_message(data, max_depth=self.max_json_depth)
+            return to_text(data)
+        except BadMessage as exc:
+            raise reply.protocol_error(f"sent a message that {exc}") from exc
+
+    def _parse(self, text: str, reply: Reply) -> Message:
+        try:
+            return parse_text(text, max_depth=self.max_json_depth)
         except BadMessage as exc:
             raise reply.protocol_error(f"sent a message that {exc}") from exc
 
