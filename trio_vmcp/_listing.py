@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -29,6 +29,15 @@ METHOD_NOT_FOUND = -32601  # JSON-RPC 2.0
 
 
 @attrs.frozen
+class Weight:
+    """What one list counts for under the limits of its backend: entries, bytes as JSON, bytes of names."""
+
+    items: int = 0
+    size: int = 0
+    names: int = 0
+
+
+@attrs.frozen
 class Listing:
     """What one backend offers: MCP's JSON objects by their key (a name, a URI or a template), in the backend's
     order.
@@ -38,6 +47,7 @@ class Listing:
     resources: dict[str, JSON] = attrs.field(factory=dict)
     resource_templates: dict[str, JSON] = attrs.field(factory=dict)
     prompts: dict[str, JSON] = attrs.field(factory=dict)
+    weights: dict[str, Weight] = attrs.field(factory=dict, repr=False)  # by the name of the field
 
     def offer(self, backend_id: str) -> Offer:
         """The names alone: what routing decides on."""
@@ -60,11 +70,23 @@ class _List:
     key: str
     optional: bool = True
 
+    @property
+    def kept_as(self) -> str:
+        """The field of a `Listing`."""
+        return "resource_templates" if self.field == "resourceTemplates" else self.field
+
 
 _TOOLS = _List("tools", "tools/list", "tools", key="name", optional=False)
 _RESOURCES = _List("resources", "resources/list", "resources", key="uri")
 _TEMPLATES = _List("resources", "resources/templates/list", "resourceTemplates", key="uriTemplate")
 _PROMPTS = _List("prompts", "prompts/list", "prompts", key="name")
+
+
+_BY_CAPABILITY: dict[str, tuple[_List, ...]] = {
+    "tools": (_TOOLS,),
+    "resources": (_RESOURCES, _TEMPLATES),
+    "prompts": (_PROMPTS,),
+}
 
 
 async def list_backend(
@@ -74,38 +96,44 @@ async def list_backend(
     identity: Identity | None,
     settings: FactorySettings,
     overlap: bool = False,
+    kinds: Iterable[str] = tuple(_BY_CAPABILITY),
+    known: Listing | None = None,
 ) -> Listing:
     """Every list of one backend, as far as it advertises them and the user allows them.
 
     Args:
         overlap: Ask for all lists at once: a third of the round trips, for three times the connections.
+        kinds: "tools", "resources" (their templates, too) and "prompts": of the others, what is `known` stays.
 
     Raises:
         MessageTooLarge: Over `max_pages` or `max_items_per_backend`.
         BackendError: A subclass says what else went wrong.
     """
-    lister = _Lister(backend, client, identity, settings)
-    wanted = [
-        each for each in (_TOOLS, _RESOURCES, _TEMPLATES, _PROMPTS) if each.capability in client.server_capabilities
-    ]
+    known = known or Listing()
+    asked = [each for kind in kinds for each in _BY_CAPABILITY[kind]]
+    kept = {field: weight for field, weight in known.weights.items() if field not in {each.kept_as for each in asked}}
+    lister = _Lister(backend, client, identity, settings, kept)
+    wanted = [each for each in asked if each.capability in client.server_capabilities]
     found = await (lister.fetch_together(wanted) if overlap else lister.fetch_in_turn(wanted))
-    allowed = {
-        name: tool
-        for name, tool in found.get(_TOOLS, {}).items()
-        if (backend.allow_tools is None or name in backend.allow_tools) and name not in backend.deny_tools
-    }
-    return Listing(allowed, found.get(_RESOURCES, {}), found.get(_TEMPLATES, {}), found.get(_PROMPTS, {}))
+    new: dict[str, Any] = {each.kept_as: found.get(each, {}) for each in asked}
+    if "tools" in new:
+        new["tools"] = {
+            name: tool
+            for name, tool in new["tools"].items()
+            if (backend.allow_tools is None or name in backend.allow_tools) and name not in backend.deny_tools
+        }
+    return attrs.evolve(known, **new, weights=lister.weights)
 
 
 @attrs.define
 class _Lister:
+    """Asks, and counts over all lists together: what is listed is kept, so pages must not add up without end."""
+
     backend: Backend
     client: BackendClient
     identity: Identity | None
     settings: FactorySettings
-    items: int = 0
-    kept_bytes: int = 0  # of the pages, as JSON
-    name_bytes: int = 0  # of the tools and prompts among them
+    weights: dict[str, Weight]
 
     async def fetch_in_turn(self, wanted: Sequence[_List]) -> dict[_List, dict[str, JSON]]:
         return {each: await self._fetch(each) for each in wanted}
@@ -160,22 +188,18 @@ class _Lister:
         items = page.get(wanted.field)
         if not isinstance(items, list):
             raise BackendProtocolError(self.backend.id, f"answered {wanted.method!r} without an array {wanted.field!r}")
-        self.items += len(items)
-        if self.items > self.settings.max_items_per_backend:
-            raise MessageTooLarge(
-                self.backend.id, f"lists over {self.settings.max_items_per_backend} items (max_items_per_backend)"
-            )
         size = _encoded_size(items)
-        self._count(size or 0, 0)
+        self._count(wanted, Weight(items=len(items), size=size or 0))
         bad: list[str] = []
         for position, item in enumerate(items):
             problem = _problem(item, wanted.key)
             if problem is None and size is None:  # something on this page is no text
                 own = _encoded_size(item)
                 problem = "it holds half a surrogate pair, which is not text" if own is None else None
-                self._count(own or 0, 0)
+                self._count(wanted, Weight(size=own or 0))
             if problem is None:
-                self._count(0, len(item["name"].encode()) if wanted.key == "name" else 0)
+                if wanted.key == "name":
+                    self._count(wanted, Weight(names=len(item["name"].encode())))
                 yield item[wanted.key], item
             else:  # one bad entry costs itself, not its list
                 bad.append(f"{position}: {problem}")
@@ -183,15 +207,19 @@ class _Lister:
             more = f", and {len(bad) - 1} more" if bad[1:] else ""
             logger.warning("backend %r: %s: dropped entry %s%s", self.backend.id, wanted.method, bad[0], more)
 
-    def _count(self, size: int, name_size: int) -> None:
-        """What is listed is kept, so pages must not add up without end."""
-        self.name_bytes += name_size
-        if self.name_bytes > MOST_NAME_BYTES:
+    def _count(self, wanted: _List, more: Weight) -> None:
+        own = self.weights.get(wanted.kept_as, Weight())
+        self.weights[wanted.kept_as] = Weight(own.items + more.items, own.size + more.size, own.names + more.names)
+        everything = self.weights.values()
+        if sum(weight.items for weight in everything) > self.settings.max_items_per_backend:
+            raise MessageTooLarge(
+                self.backend.id, f"lists over {self.settings.max_items_per_backend} items (max_items_per_backend)"
+            )
+        if sum(weight.names for weight in everything) > MOST_NAME_BYTES:
             raise MessageTooLarge(
                 self.backend.id, f"lists tools and prompts with over {MOST_NAME_BYTES} bytes of names"
             )
-        self.kept_bytes += size
-        if self.kept_bytes > self.settings.max_message_bytes:
+        if sum(weight.size for weight in everything) > self.settings.max_message_bytes:
             raise MessageTooLarge(
                 self.backend.id, f"lists more than {self.settings.max_message_bytes} bytes (max_message_bytes)"
             )
