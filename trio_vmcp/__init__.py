@@ -1,5 +1,6 @@
 """One Trio session over many MCP servers."""
 
+from trio_vmcp.auth import BearerAuth, ClientCredentials, HeaderAuth, PerBackend
 from trio_vmcp.client.interface import (
     BackendClient,
     BackendConnector,
@@ -74,7 +75,9 @@ __all__ = [
     "BackendUnauthorized",
     "BackendUnavailable",
     "Bare",
+    "BearerAuth",
     "CapabilityNotFound",
+    "ClientCredentials",
     "ClientHandlers",
     "CompletionResult",
     "ConflictResolution",
@@ -82,6 +85,7 @@ __all__ = [
     "DefaultSessionFactory",
     "FactorySettings",
     "FailureReason",
+    "HeaderAuth",
     "Identity",
     "InvalidSessionId",
     "LocalStorage",
@@ -94,6 +98,7 @@ __all__ = [
     "NotAuthorized",
     "OnProgress",
     "OutgoingAuth",
+    "PerBackend",
     "Prefix",
     "Priority",
     "Prompt",
