@@ -57,6 +57,8 @@ def read_token_response(status: int, body: bytes) -> Granted | Refused:
         if len(body) > MOST_TOKEN_BYTES:
             return Refused(f"answered with over {MOST_TOKEN_BYTES} bytes where a token was asked for", temporary)
         parsed = BackendApplicationClient("").parse_request_body_response(body.decode())
+        expires_in = parsed.get("expires_in")
+        lifetime = None if expires_in is None else float(min(max(int(expires_in), 0), MOST_LIFETIME))
     except OAuth2Error as error:
         if error.error in _CODES:
             return Refused(f"refused a token: {error.error!r}, HTTP {status}", temporary or error.error in _TEMPORARY)
@@ -65,9 +67,9 @@ def read_token_response(status: int, body: bytes) -> Granted | Refused:
         return Refused(f"answered HTTP {status} and what is no token", temporary)
     if not 200 <= status < 300:
         return Refused(f"answered HTTP {status} where a token was asked for", temporary)
-    token, kind, lifetime = (parsed.get(name) for name in ("access_token", "token_type", "expires_in"))
+    token, kind = parsed.get("access_token"), parsed.get("token_type")
     if str(kind or "bearer").lower() != "bearer":
         return Refused("issued a token that is no bearer token", is_temporary=False)
     if not isinstance(token, str) or not _VISIBLE_ASCII.fullmatch(token):
         return Refused("issued a token that no header can carry", is_temporary=False)
-    return Granted(token, None if lifetime is None else float(min(max(lifetime, 0), MOST_LIFETIME)))
+    return Granted(token, lifetime)

@@ -241,7 +241,7 @@ def header_value_problem(value: object) -> str | None:
         return f"has a value that is {type(value).__name__}, not str"
     if _CONTROL.search(value):
         return "has a value with a control character, such as CR, LF or NUL"
-    if value != value.strip(" \t"):
+    if value != value.strip():  # HTTP strips some of what this does, and receivers the rest
         return "has a value with a blank at its edge"
     return None if all(char <= "\xff" for char in value) else "has a value with a character beyond Latin-1"
 
