@@ -16,6 +16,7 @@ from issuer import CHALLENGE, SlowOnce
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
+    JSON,
     Backend,
     BackendError,
     BackendUnauthorized,
@@ -25,7 +26,7 @@ from trio_vmcp import (
     OutgoingAuth,
 )
 from trio_vmcp._outbound import Outbound, outbound
-from trio_vmcp.testing import Disconnect, Exchange, Reset, ScriptedBackend, Status, open_memory_network
+from trio_vmcp.testing import CallContext, Disconnect, Exchange, Reset, ScriptedBackend, Status, open_memory_network
 
 MANY = 100
 
@@ -103,6 +104,26 @@ async def test_every_kind_of_request_is_sent_once_more(method: str, autojump_clo
             pass
     assert [("Bearer old", 401), ("Bearer new", 202 if "notif" in method else 200)] == sent(backend, method)[-2:]
     assert ALICE == tokens.asked[-1]
+
+
+async def test_a_resumption_carries_the_callers_credentials(autojump_clock: MockClock) -> None:
+    """A GET is asked for like everything else, and sent once more after a 401."""
+
+    async def detaching(arguments: JSON, context: CallContext) -> str:
+        await context.detach()
+        return "done"
+
+    backend, tokens = echo_backend(answers="sse", resumable=True), Tokens(next="old")
+    backend.add_tool("detaching", detaching)
+    refuse(backend, "GET", ("new",))
+    async with open_client(backend, identity=ALICE, auth=tokens) as client:
+        tokens.next = "new"
+        tokens.renew_after(2)  # the call, and the GET
+        begun = len(tokens.asked)
+        await call(client, "detaching", identity=BOB)
+        assert [BOB] * 3 == tokens.asked[begun:]
+    assert [("Bearer old", 401), ("Bearer new", 200)] == sent(backend, "GET")
+    assert 1 == backend.executed["detaching"]
 
 
 @pytest.mark.parametrize("renewed", ["same", "none", "fails"])
