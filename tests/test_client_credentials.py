@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import gzip
+import itertools
 import json
 import logging
 import sys
@@ -15,6 +16,7 @@ import pytest
 import trio
 from clients import ALICE, BOB, Chunks, call
 from issuer import CHALLENGE, CLIENT_ID, CLIENT_SECRET, TOKEN_URL, Issuer, SlowOnce, basic, open_protected
+from sweeps.cancel import Cut
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
@@ -334,6 +336,36 @@ async def test_a_call_cut_off_while_it_waits_for_a_token_did_not_run(autojump_cl
                 await call(client)
             assert patience.cancelled_caught
             assert ("tools/call", False) == (note.method, note.written)
+
+
+@pytest.mark.parametrize("share", range(4))  # of the moments: all in one test would take it a second
+def test_a_caller_cancelled_at_any_moment_costs_the_others_nothing(share: int) -> None:
+    """Behind every step of anybody: those who waited with it get their token, and the next caller, too."""
+
+    async def main(cut: Cut) -> None:
+        async with open_protected() as protected:
+            client = await protected.connect()
+            protected.issuer.valid.clear()
+
+            async def cancelled() -> None:
+                with cut.block():
+                    await call(client)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cancelled)
+                await wait_all_tasks_blocked()
+                nursery.start_soon(call, client)
+                nursery.start_soon(call, client)
+            await call(client)
+            assert protected.issuer.asked[1:3] == protected.issuer.asked[1:]
+            assert 3 <= protected.backend.executed["echo"] <= 4
+
+    for moment in itertools.count(share, 4):
+        cut = Cut(moment)
+        trio.run(main, cut, clock=MockClock(autojump_threshold=0))
+        if cut.struck is None:
+            break
+    assert moment > 30
 
 
 async def test_a_cancelled_flow_leaves_nothing(autojump_clock: MockClock, recwarn: pytest.WarningsRecorder) -> None:

@@ -267,6 +267,34 @@ async def test_an_answer_that_changed_nothing_is_not_shared(autojump_clock: Mock
     assert 1 == backend.executed["echo"]
 
 
+async def test_the_newest_answer_is_the_one_that_is_shared(autojump_clock: MockClock) -> None:
+    """With those whose credentials are older; not with who has it already, and not an older one with who waited."""
+    backend = echo_backend("modern")
+    takes = ["one"]
+    backend.fail(lambda e: e.headers["authorization"] != f"Bearer {takes[-1]}", Status(401))
+    shown = iter(["one", "one", "one", "two", "two", "three"])
+
+    def auth(configured: Backend, identity: Identity | None) -> httpx.Auth | None:
+        return BearerAuth(next(shown))(configured, identity)
+
+    async with open_memory_network() as network:
+        url = network.attach("b.test", backend)
+        transport = SlowOnce(network.transport(), 5, httpx.Response(401))
+        async with open_bench(transport, auth=auth, url=url, era="modern") as bench:
+            transport.passing = 1  # the discovery
+            client = await bench.connect()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(call, client)
+                await wait_all_tasks_blocked()
+                for newest in ("two", "three"):
+                    takes.append(newest)
+                    await call(client)
+        await transport.aclose()
+    assert [] == [*shown]
+    accepted = [token for token, status in sent(backend) if status == 200]
+    assert ["Bearer two", "Bearer three", "Bearer three"] == accepted
+
+
 # What may have run
 
 

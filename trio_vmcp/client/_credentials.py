@@ -44,13 +44,15 @@ Signed: TypeAlias = tuple[httpx.URL, httpx.Headers]
 
 
 @attrs.define(eq=False)
-class _Round:
-    """Requests of one identity that got their credentials before any of them was refused.
+class _InFlight:
+    """The requests of one identity that are on their way.
 
     Attributes:
-        renewed: What `auth` gave when it was asked again for the first one refused; good for the others, too.
+        renewals: How often `auth` was asked again for one of them.
+        renewed: What it gave the last time; good for all whose credentials are older.
     """
 
+    renewals: int = 0
     renewed: httpx.Auth | None = None
 
 
@@ -71,8 +73,8 @@ class Credentials(Generic[R, B]):
     _read: Callable[[R, httpx.Response], Awaitable[tuple[R, httpx.Response]]] = attrs.field(
         alias="read", kw_only=True, repr=False
     )
-    # A round lives as long as its requests.
-    _rounds: weakref.WeakValueDictionary[tuple[Identity | None, str], _Round] = attrs.field(
+    # Held by the requests themselves.
+    _in_flight: weakref.WeakValueDictionary[tuple[Identity | None, str], _InFlight] = attrs.field(
         factory=weakref.WeakValueDictionary, init=False, repr=False
     )
 
@@ -85,7 +87,8 @@ class Credentials(Generic[R, B]):
         """
         # Not the identity alone: the same principal may come with another token.
         key = (identity, identity.token if identity else "")
-        round_ = self._rounds.get(key) or self._rounds.setdefault(key, _Round())
+        others = self._in_flight.get(key) or self._in_flight.setdefault(key, _InFlight())
+        asked_after = others.renewals
         unsigned = list(request.headers.raw)  # an Auth writes into the request
         sent: list[Signed] = []
         auth = self._ask(identity)
@@ -93,19 +96,19 @@ class Credentials(Generic[R, B]):
         if reply.status != _UNAUTHORIZED:
             return reply
         try:
-            renewed = self._ask(identity) if round_.renewed is None else round_.renewed
+            renewed = others.renewed if others.renewals > asked_after else None
+            if renewed is None:
+                renewed = self._ask(identity)
+                others.renewals, others.renewed = others.renewals + 1, renewed
         except BaseException:
             await reply.aclose()
             raise
         if renewed is None:
             return reply
-        if self._rounds.get(key) is round_:
-            del self._rounds[key]  # who comes now is no part of it: his credentials are as new
-        round_.renewed = renewed
         again = httpx.Request(request.method, request.url, headers=unsigned, stream=body)
         last = await self._run(renewed, again, body, sent, reply)
-        if last is reply:
-            round_.renewed = None  # the same as before: there may be others when the next one asks
+        if last is reply and others.renewed is renewed:
+            others.renewed = None  # the same as before: there may be others when the next one asks
         return last
 
     def _ask(self, identity: Identity | None) -> httpx.Auth | None:
