@@ -201,8 +201,8 @@ class Session(TransportSession, Protocol):
         ...
 
     async def remove_backend(self, backend_id: str, *, drain_timeout: float | None = None) -> None:
-        """Let one backend go: its names and its part of the metadata are gone at once, calls that it is at may end for
-        `drain_timeout` s (None: the factory's) and are then cut off with `BackendUnavailable`. The others do not notice.
+        """Let one backend go. Its names and its part of the metadata are gone at once. Calls that it is at may end for
+        `drain_timeout` s (None: as the factory) and are then cut off with `BackendUnavailable`.
 
         A cancelled caller stops waiting, and does not undo it. From inside one of the session's own calls this asks and
         returns at once. Names stay bound: should the backend be added again, they come back to it.
