@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
 import trio
 
@@ -24,6 +26,7 @@ class Incarnation:
         drain_by: `trio.current_time()` at which calls on it are cut off, once it is over.
     """
 
+    _on_settled: Callable[[], None]
     attempt: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     client: BackendClient | None = attrs.field(default=None, init=False)
     settled: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -37,6 +40,12 @@ class Incarnation:
     @property
     def in_flight(self) -> int:
         return len(self._calls)
+
+    def settle(self) -> None:
+        """Connecting is over, well or not."""
+        if not self.settled.is_set():
+            self.settled.set()
+            self._on_settled()
 
     def enter(self, call: Call) -> None:
         self._calls.add(call)

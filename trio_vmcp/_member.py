@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import attrs
 import trio
@@ -49,10 +50,11 @@ class Member:
         listing: What it offers, as last seen; None before the first time.
         failure: Why it is missing; None once it is connected.
         last_failure: The latest `failure`, also when it is connected again.
-        attention: Set to wake whoever sees to its connection.
+        connecting: The latest attempt.
+        retrying: Around the task that tries it again; None while there is no need.
+        on_missing: Called when it has lost its connection.
         recovery: While it is connected anew, and calls had better wait: set when that ended, well or not.
         subscriptions: URIs whose updates the session wants.
-        supervision: Cancelled when nobody is to see to it any more.
         gone: Once it was removed: its connection was let go of.
     """
 
@@ -65,10 +67,11 @@ class Member:
     failure: BackendFailure | None = attrs.field(default=None, init=False)
     last_failure: BackendFailure | None = attrs.field(default=None, init=False)
     health: Health = attrs.field(factory=Health, init=False)
-    attention: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+    connecting: Incarnation | None = attrs.field(default=None, init=False, repr=False)
+    retrying: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
+    on_missing: Callable[[Member], None] = attrs.field(default=lambda member: None, init=False, repr=False)
     recovery: trio.Event | None = attrs.field(default=None, init=False, repr=False)
     subscriptions: set[str] = attrs.field(factory=set, init=False)
-    supervision: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     gone: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     begun_at: float | None = attrs.field(default=None, init=False)
 
@@ -121,6 +124,14 @@ class Member:
 
     def fail_with(self, error: BackendError) -> BackendFailure:
         return self.fail(_REASONS.get(type(error), FailureReason.PROTOCOL), error.detail)
+
+    def give_up(self, why: str) -> None:
+        """Nobody is to connect it any more."""
+        if self.connecting is not None:
+            self.connecting.attempt.cancel(reason=why)
+        if self.retrying is not None:
+            self.retrying.cancel(reason=why)
+        self.end_recovery()
 
     def live_client(self) -> BackendClient:
         """The connection.
@@ -229,7 +240,7 @@ class Member:
         incarnation.terminate = error.may_have_executed  # it was not said that the session is gone: let it go properly
         incarnation.end()
         self.enter(BackendState.RECOVERING)
-        self.attention.set()
+        self.on_missing(self)
 
     async def _recovered(self, method: str, deadline: float, timeout: float) -> None:
         """Wait until the connection was made anew, or could not be."""

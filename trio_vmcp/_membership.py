@@ -1,8 +1,8 @@
 """The backends of one session: connected side by side, each behind a boundary of its own, connected anew when they
 went away, let go all at once.
 
-Each backend has a supervisor, a task that sees to its having a connection for as long as the session lives. Each
-connection is a task of its own beside it: a new one can be made while calls on the one before still end.
+Each connection is a task of its own: a new one can be made while calls on the one before still end. Beside it there is
+another task for a backend only as long as it is missing: that one tries it again.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ class Membership:
     _services: trio.Nursery | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
+        for member in self.members.values():
+            member.on_missing = self._see_to
         self._unsettled = sum(member.backend is not None for member in self.members.values())
         if not self._unsettled:
             self.all_settled.set()
@@ -105,7 +107,7 @@ class Membership:
             for member in self.members.values():
                 if member.backend is not None:
                     await slots.acquire_on_behalf_of(member)
-                    services.start_soon(self._supervise, member, member.backend, partial(self._settled, member, slots))
+                    self._try_first(member, member.backend, partial(self._settled, member, slots))
 
     def end_opening(self) -> None:
         """The opening is over: who is not here is missing, for a reason. Who comes later is a change.
@@ -131,8 +133,7 @@ class Membership:
         self._stopped = True
         self._connecting.cancel(reason="session closed")
         for member in self.everybody:
-            member.supervision.cancel(reason="session closed")
-            member.end_recovery()
+            member.give_up("session closed")
 
     async def say_goodbye(self, *, terminate: bool) -> None:
         """Let every connection go, side by side. Bounded by whoever calls; raises for nobody."""
@@ -160,7 +161,8 @@ class Membership:
         if before is not None:
             await before.gone.wait()
         settled = trio.Event()
-        start_clean(self._services, self._supervise, member, backend, settled.set)
+        member.on_missing = self._see_to
+        self._try_first(member, backend, settled.set)
         await settled.wait()
 
     def remove(self, backend_id: str, drain_timeout: float) -> Member:
@@ -171,9 +173,8 @@ class Membership:
         """
         member = self.members.pop(backend_id)
         self._removed[backend_id] = member
-        member.supervision.cancel(reason="the backend was removed")
+        member.give_up("the backend was removed")
         member.failure = None
-        member.end_recovery()
         member.enter(BackendState.REMOVED)
         incarnation, member.current = member.current, None
         if incarnation is None:
@@ -186,21 +187,33 @@ class Membership:
 
     # --- one backend's tasks
 
-    async def _supervise(self, member: Member, backend: Backend, done: Callable[[], None]) -> None:
-        """See to its having a connection, until the session closes or the backend is removed."""
-        with member.supervision:
-            try:
-                await self._attempt(member, backend, member.resume)
-            finally:
-                done()
+    def _try_first(self, member: Member, backend: Backend, done: Callable[[], None]) -> None:
+        """The first attempt. Calls `done` when it is over, well or not."""
+
+        def settled() -> None:
+            done()
             self._note_first(member, backend)
+
+        self._attempt(member, backend, member.resume, settled)
+
+    def _see_to(self, member: Member) -> None:
+        """A backend is missing: have it tried again, unless somebody is at it."""
+        if member.backend is None or member.retrying is not None or not self._wants(member):
+            return
+        assert self._services is not None
+        member.retrying = trio.CancelScope()
+        start_clean(self._services, self._retry, member, member.backend, member.retrying)
+
+    def _wants(self, member: Member) -> bool:
+        return not self._stopped and self.members.get(member.backend_id) is member
+
+    async def _retry(self, member: Member, backend: Backend, scope: trio.CancelScope) -> None:
+        """Until it has a connection, the session closes or the backend is removed."""
+        with scope:
             await self._opened.wait()  # a second attempt takes no slot from anybody's first
-            while True:
-                member.attention = trio.Event()
-                if member.current is None:
-                    await self._connect_anew(member, backend)
-                else:
-                    await member.attention.wait()
+            while member.current is None:
+                await self._connect_anew(member, backend)
+        member.retrying = None
 
     async def _connect_anew(self, member: Member, backend: Backend) -> None:
         """One more attempt, when its turn has come. A recovery that would have to wait for it has failed."""
@@ -209,9 +222,15 @@ class Membership:
                 why = member.last_failure.detail if member.last_failure else "lost our session"
                 self._warn(member.fail(FailureReason.UNREACHABLE, why))
                 self._note_missing(member)
-            await trio.sleep(turn.wait)
+            while turn.wait:  # noqa: ASYNC110  # no event: a failure of somebody else may put it off meanwhile
+                await trio.sleep(turn.wait)
             member.enter(BackendState.RECOVERING)
-            await self._attempt(member, backend, member.resume if member.recovery is None else None)
+            incarnation = self._attempt(member, backend, member.resume if member.recovery is None else None)
+            try:
+                await incarnation.settled.wait()
+            except BaseException:
+                incarnation.attempt.cancel(reason="given up")
+                raise
             if member.client is None:
                 turn.failed()
             else:
@@ -221,39 +240,50 @@ class Membership:
         elif not self._stopped:
             self._note_returned(member)
 
-    async def _attempt(self, member: Member, backend: Backend, resume: BackendRecord | None) -> None:
-        """Connect once. At the end it has joined, or has a failure."""
+    def _attempt(
+        self,
+        member: Member,
+        backend: Backend,
+        resume: BackendRecord | None,
+        on_settled: Callable[[], None] = lambda: None,
+    ) -> Incarnation:
+        """Begin to connect. Once it has settled, the member has joined or has a failure."""
         assert self._services is not None
-        incarnation = Incarnation()
-        try:
-            self._services.start_soon(self._live, member, backend, incarnation, resume)
-            await incarnation.settled.wait()
-        except BaseException:
-            incarnation.attempt.cancel(reason="given up")
-            raise
+        incarnation = member.connecting = Incarnation(on_settled)
+        start_clean(self._services, self._live, member, backend, incarnation, resume)
+        return incarnation
 
     async def _live(
         self, member: Member, backend: Backend, incarnation: Incarnation, resume: BackendRecord | None
     ) -> None:
         """One connection's task: make it, hold the nursery that its services run in, see its last calls end."""
-        detail = ""
+        try:
+            detail = await self._hold(member, backend, incarnation, resume)
+            if detail:
+                await self._lose(member, incarnation, detail)
+        finally:
+            incarnation.settle()
+
+    async def _hold(
+        self, member: Member, backend: Backend, incarnation: Incarnation, resume: BackendRecord | None
+    ) -> str:
+        """Returns how it crashed; empty: not at all."""
         try:
             async with trio.open_nursery() as nursery:
                 await self._connect(member, backend, incarnation, resume, nursery)
-                incarnation.settled.set()  # who failed, too: what is still said on its way out holds nobody up
+                incarnation.settle()  # who failed, too: what is still said on its way out holds nobody up
                 if incarnation.client is not None:
                     await incarnation.over.wait()
-                    await incarnation.drain(
-                        BackendUnavailable(backend.id, "was removed from the session (drain_timeout)")
-                    )
+                    # No deadline where it was replaced: the calls still on it have their own.
+                    await incarnation.drain(BackendUnavailable(backend.id, "was removed: its drain_timeout ran out"))
                     await self._let_go(member, incarnation)
                 nursery.cancel_scope.cancel()  # its goodbyes are shielded, and bounded
         except* Exception as crash:  # noqa: BLE001  # the boundary of one backend: the others must not notice
             # `except Exception` would not do: a nursery's group may mix a crash with Cancelled, and that slips past it.
-            detail = f"crashed in its connection: {describe_crash(crash)}"
-        if detail:
-            await self._lose(member, incarnation, detail)
-        incarnation.settled.set()
+            kinds = describe_crash(crash)
+        else:
+            return ""
+        return f"crashed in its connection: {kinds}"
 
     async def _connect(
         self,
@@ -362,10 +392,13 @@ class Membership:
 
     def _note_first(self, member: Member, backend: Backend) -> None:
         """The first attempt is over, be it in the opening or behind it."""
+        if not self._wants(member):
+            return
         if member.client is None:
             member.enter(BackendState.DEGRADED)
             self._reconnects.note_failure(endpoint_digest(backend))
-        elif self._opened.is_set() and not self._stopped:
+            self._see_to(member)
+        elif self._opened.is_set():
             self._observer.member_changed(member, ("backend", "tools", "resources", "prompts"))
 
     def _note_returned(self, member: Member) -> None:
@@ -393,7 +426,7 @@ class Membership:
             member.enter(BackendState.DEGRADED)
             assert member.backend is not None  # or it would not have been connected
             self._reconnects.note_failure(endpoint_digest(member.backend))
-            member.attention.set()
+            self._see_to(member)
             self._observer.member_changed(member, ("backend",))
         if client is not None:
             await self._let_go(member, incarnation)
@@ -411,7 +444,7 @@ class Membership:
         self, member: Member, client: BackendClient, nursery: trio.Nursery, *, terminate: bool = False
     ) -> None:
         """Close a connection that takes no part: in a task of its own, since its attempt may be out of time."""
-        incarnation = Incarnation()
+        incarnation = Incarnation(lambda: None)
         incarnation.client, incarnation.terminate = client, terminate
         self._incarnations[incarnation] = member
         start_clean(nursery, self._let_go, member, incarnation)
