@@ -121,7 +121,7 @@ class Membership:
                     await trio.sleep_forever()
         except* Exception as crash:  # noqa: BLE001  # the boundary of one backend: the others must not notice
             # `except Exception` would not do: a nursery's group may mix a crash with Cancelled, and that slips past it.
-            detail = f"crashed in its connection: {describe_crash(crash)}"
+            detail = describe_end(crash)
         if detail:
             await self._lose(member, detail)
 
@@ -206,6 +206,14 @@ class Membership:
                 member.backend_id,
                 describe_crash(crash),
             )
+
+
+def describe_end(crash: BaseExceptionGroup[Exception]) -> str:
+    """What ended a connection, to complete "backend 'x' …"; its own word for it, where it ended by itself."""
+    match crash.exceptions:
+        case [BackendError() as error]:
+            return error.detail
+    return f"crashed in its connection: {describe_crash(crash)}"
 
 
 def _no_events(method: str, params: JSON) -> None:
