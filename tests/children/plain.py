@@ -1,53 +1,68 @@
-"""A stdio server in one file without imports that cost: a test starts hundreds of them. What it does wrong: argv.
+"""A stdio server without imports that cost, since tests start many. Its arguments say what it does wrong.
 
-It speaks the handshake era by default. Tools: "echo" answers its arguments; "die" ends the process with status 7;
-"crash" kills it; "hang" never answers; "slow" answers after the next request; "pid" answers the process's number; "env"
-answers its environment.
+- modern: speaks that era alone, instead of the handshake's. fragile: a question before `initialize` ends it. mute: it
+  does not answer that question. silent: it answers nothing. unlisted: it ends when it is asked for its tools.
+- dead: ends at once, with a word on stderr. banner: begins with text on stdout. flood: begins with 3 MB on stderr.
+- stubborn: stays when its stdin ends and when it is asked to leave. deaf: stays when its stdin ends.
+- fork: has a grandchild that holds its pipes and ignores SIGTERM. detached: and that is in a session of its own.
+
+Its tools are the branches of `call`.
 """
+
+from __future__ import annotations
 
 import json
 import os
 import signal
 import sys
-import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing takes as long as all of the rest
+    from typing import Any
+
+    Message = dict[str, Any]
 
 flags = set(sys.argv[1:])
 out = sys.stdout.buffer
-parked = []
+parked: list[Message] = []
+seen: list[object] = []
 
 
-def send(message):
+def send(message: Message) -> None:
     out.write(json.dumps(message).encode() + b"\n")
     out.flush()
 
 
-def answer(request, **result):
+def answer(request: Message, **result: Any) -> None:
     send({"jsonrpc": "2.0", "id": request["id"], "result": result})
 
 
-def say(text):
+def say(text: str) -> None:
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
 
-def text(value):
+def text(value: str) -> Message:
     return {"content": [{"type": "text", "text": value}]}
 
 
-def hold_pipes():
+def wait_for_ever() -> None:
+    while True:
+        signal.pause()
+
+
+def hold_pipes() -> None:
     """A grandchild that has our pipes, and no wish to leave."""
     if os.fork() == 0:
         if "detached" in flags:
             os.setsid()
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if "detached" in flags:
-            time.sleep(3)
-            os._exit(0)
-        while True:
-            time.sleep(60)
+            signal.alarm(3)  # nobody else ends it
+        wait_for_ever()
 
 
-def call(request):
+def call(request: Message) -> None:
     name = request["params"]["name"]
     arguments = request["params"].get("arguments", {})
     if name == "die":
@@ -85,13 +100,12 @@ def call(request):
         answer(request, **text(json.dumps(arguments, sort_keys=True)))
 
 
-seen = []
 if "stubborn" in flags:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if "fork" in flags:
     hold_pipes()
 if "banner" in flags:
-    print("Welcome to the server of secrets", flush=True)
+    out.write(b"Welcome to the server of secrets\n")
 if "flood" in flags:
     for _ in range(20_000):
         sys.stderr.write("x" * 100 + "\n")
@@ -105,8 +119,7 @@ while True:
     line = sys.stdin.buffer.readline()
     if not line:
         if "stubborn" in flags or "deaf" in flags:
-            while True:
-                time.sleep(60)
+            wait_for_ever()
         break
     message = json.loads(line)
     method = message.get("method")
@@ -129,7 +142,9 @@ while True:
         version = message["params"]["protocolVersion"]
         answer(message, protocolVersion=version, capabilities={"tools": {}}, serverInfo={"name": "p", "version": "1"})
     elif method == "tools/list":
-        names = "echo die crash close hang slow steps endless large pid env seen".split()
+        if "unlisted" in flags:
+            sys.exit(4)
+        names = ["echo", "die", "crash", "close", "hang", "slow", "steps", "endless", "large", "pid", "env", "seen"]
         answer(message, tools=[{"name": name, "inputSchema": {"type": "object"}} for name in names])
     elif method == "tools/call":
         call(message)
