@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any, Literal, TypeAlias
-from urllib.parse import urlsplit
 
 import attrs
 import httpx
@@ -330,10 +329,10 @@ class ScriptedBackend(Catalog):
 
     async def _respond(self, exchange: Exchange, answer: Answer, is_modern: bool, fault: Fault | None) -> None:
         try:
-            if isinstance(fault, Error):
-                raise RpcError(fault.code, fault.message, fault.data, fault.status)
             if self.transport == "sse" and exchange.verb:
-                await self._older(exchange, answer)
+                await self._older(exchange, answer, fault)
+            elif isinstance(fault, Error):
+                raise RpcError(fault.code, fault.message, fault.data, fault.status)
             elif exchange.verb == "DELETE" and not is_modern:
                 await self._delete(exchange, answer.reply)
             elif exchange.verb == "GET" and not is_modern and (self.listens or self.resumable):
@@ -378,20 +377,25 @@ class ScriptedBackend(Catalog):
             await answer.reply.send(b"".join(events))
         await answer.reply.end()
 
-    async def _older(self, exchange: Exchange, answer: Answer) -> None:
+    async def _older(self, exchange: Exchange, answer: Answer, fault: Fault | None) -> None:
         """HTTP+SSE: the stream, or a message to the session that is the stream."""
         path, _, session_id = exchange.target.partition("?session=")
         if exchange.verb == "GET":
             await self._open_stream(answer)
-        elif exchange.verb != "POST" or path != urlsplit(self.endpoint).path:
+        elif exchange.verb != "POST" or path.rpartition("/")[2] != self.endpoint.rpartition("/")[2]:
             await answer.reply.respond(405, b"Method Not Allowed", headers=(("allow", "GET"),))
         elif session_id not in self._streams:
             await answer.reply.respond(404, b"Could not find session")
+        elif not isinstance(exchange.message, dict):
+            await answer.reply.respond(400, b"Could not parse message")
         else:
             exchange.headers["mcp-session-id"] = session_id
             posted = PostedAnswer(answer.reply, self._streams[session_id], self.holds_posts, answer.change)
-            await posted.accept()
+            if exchange.request_id is not None and exchange.method:
+                await posted.accept()
             try:
+                if isinstance(fault, Error):
+                    raise RpcError(fault.code, fault.message, fault.data)
                 await self._legacy(exchange, posted)
             except RpcError as error:
                 await posted.finish(error_message(exchange.request_id, error))
@@ -412,8 +416,8 @@ class ScriptedBackend(Catalog):
             del self._streams[session_id], self.sessions[session_id]
 
     async def _legacy(self, exchange: Exchange, answer: Answer) -> None:
-        if exchange.verb:
-            check_legacy(exchange, self.sessions if self._has_ids() else None)
+        if exchange.verb and self.transport == "streamable-http":
+            check_legacy(exchange, self.sessions if self.session_ids else None)
         elif not isinstance(exchange.message, dict):
             raise RpcError(PARSE_ERROR, "the line is not a JSON object")
         if exchange.method == "initialize":
@@ -428,11 +432,8 @@ class ScriptedBackend(Catalog):
             result = await self.call(CallContext(exchange, False, answer, self._ask))
         await answer.finish(result_message(exchange.request_id, result))
 
-    def _has_ids(self) -> bool:
-        return self.session_ids and self.transport == "streamable-http"
-
     def _initialize(self, exchange: Exchange, answer: Answer) -> JSON:
-        if exchange.verb and self._has_ids():
+        if exchange.verb and self.transport == "streamable-http" and self.session_ids:
             session_id = f"{self.name}-session-{next(self._session_numbers)}"
             self.sessions[session_id] = exchange.params
             answer.headers = (("mcp-session-id", session_id),)
