@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 import attrs
@@ -107,7 +106,7 @@ async def open_pair(
                 nursery=nursery,
                 on_request=on_request,
             )
-            nursery.start_soon(partial(wire.serve, near))
+            nursery.start_soon(wire.serve, near)
             if backend is not None:
                 nursery.start_soon(backend.serve_lines, far)
             yield Pair(client, wire, Raw(far), nursery, near.send_stream, events)

@@ -217,7 +217,8 @@ async def open_world(
 ) -> AsyncIterator[World]:
     """A world that is checked when it ends: no task, request, connection, backend session or row is left.
 
-    Backends that speak one era are pinned to it; `configure` may change what a user would write.
+    Backends that speak one era are pinned to it, and to their transport; `configure` may change what a user would
+    write.
     """
     storage = storage or ScriptedStorage()
     async with open_memory_network() as network:
@@ -227,6 +228,7 @@ async def open_world(
                     id=backend_id,
                     url=network.attach(f"{backend_id}.test", backend),
                     era="auto" if backend.era == "both" else backend.era,
+                    transport=backend.transport,
                 )
             )
             for backend_id, backend in backends.items()

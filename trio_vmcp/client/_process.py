@@ -185,7 +185,7 @@ class ChildProcess:
                 self.link.inbox.lose(Loss("crashed in its connection"))
                 if not self._exited.is_set():  # a pump broke
                     self.kill()
-                    with trio.move_on_after(REAP_TIMEOUT):
+                    with trio.move_on_after(REAP_TIMEOUT, shield=True):
                         await process.wait()
                 for stream in (process.stdin, process.stdout, process.stderr):
                     await trio.aclose_forcefully(stream)
