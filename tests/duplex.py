@@ -106,7 +106,7 @@ async def open_pair(
                 nursery=nursery,
                 on_request=on_request,
             )
-            nursery.start_soon(wire.serve, near)
+            nursery.start_soon(wire.serve, near)  # noqa: ASYNC113  # it needs no start: what is queued waits for it
             if backend is not None:
                 nursery.start_soon(backend.serve_lines, far)
             yield Pair(client, wire, Raw(far), nursery, near.send_stream, events)

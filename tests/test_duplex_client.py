@@ -21,9 +21,11 @@ from trio_vmcp import (
     MessageTooLarge,
 )
 from trio_vmcp._outbound import Outbound, outbound
-from trio_vmcp.client._jsonrpc import Request, encode_result
+from trio_vmcp.client._inbox import Inbox, Loss
+from trio_vmcp.client._jsonrpc import Request, Result, encode_result
 from trio_vmcp.client._legacy import MOST_ANSWERS, InitializeRefused
 from trio_vmcp.client._lines import MOST_NOTICES
+from trio_vmcp.client._streamable import ignore_other
 from trio_vmcp.testing import Error, Hang, Rewrite
 
 BOTH_ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
@@ -138,6 +140,25 @@ async def test_progress_without_a_listener_reaches_nobody(autojump_clock: MockCl
 def progress_of(token: object, progress: object) -> JSON:
     params = {"progressToken": token, "progress": progress}
     return {"jsonrpc": "2.0", "method": "notifications/progress", "params": params}
+
+
+async def test_progress_behind_the_answer_is_late(autojump_clock: MockClock) -> None:
+    """Though it came in the same piece of the stream."""
+    heard: list[float] = []
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        heard.append(progress)
+
+    async with open_pair() as pair:
+
+        async def serve() -> None:
+            request = await pair.server.receive()
+            lines = (progress_of(request["id"], 1), {"jsonrpc": "2.0", "id": request["id"], "result": {}})
+            await pair.server.send(b"\n".join(json.dumps(line).encode() for line in (*lines, lines[0])))
+
+        pair.nursery.start_soon(serve)
+        await call(pair.client, on_progress=on_progress)
+    assert [1] == heard
 
 
 async def test_notifications_reach_the_session(autojump_clock: MockClock) -> None:
@@ -290,8 +311,20 @@ async def test_late_second_and_unknown_answers_are_dropped(autojump_clock: MockC
         pair.nursery.start_soon(serve)
         with trio.move_on_after(1):
             await call(pair.client)
+        assert {} == pair.wire.inbox._waiting
         assert {"n": "first"} == await call(pair.client)
         assert {"n": "other"} == await call(pair.client)
+
+
+async def test_the_first_answer_wins_wherever_the_others_come_from(autojump_clock: MockClock) -> None:
+    """The stream, or the POST that carried the request, or the end of the connection."""
+    inbox = Inbox(backend_id="b", max_message_bytes=LIMIT, max_json_depth=128)
+    with inbox.waiting(1, "ping", Outbound()) as waiter:
+        inbox.take(b'{"jsonrpc": "2.0", "id": 1, "result": {"n": "first"}}')
+        waiter.settle(BackendUnavailable("b", "broke"))
+        inbox.lose(Loss("ended"))
+        settled = await waiter.wait(ignore_other)
+    assert Result(1, {"n": "first"}) == settled
 
 
 async def test_an_error_without_an_id_is_for_the_one_who_waits(autojump_clock: MockClock) -> None:

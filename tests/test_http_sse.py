@@ -247,6 +247,18 @@ async def test_a_timeout_and_a_cancel_tell_the_backend(holds_posts: bool, autoju
         await call(client)
 
 
+async def test_a_close_waits_for_what_is_on_its_way(autojump_clock: MockClock) -> None:
+    """The backend hears that a call was given up, although its client is closed right behind it."""
+    backend = sse_backend()
+    async with open_sse(backend) as bench:
+        client = await bench.connect()
+        with pytest.raises(BackendTimeout):
+            await call(client, "hang", timeout=2)
+        backend.latency = 0.5
+        await client.aclose(terminate=True)
+        assert {"hang": 1} == backend.cancelled
+
+
 @BOTH_MANNERS
 async def test_a_callbacks_error_comes_out_as_itself(holds_posts: bool, autojump_clock: MockClock) -> None:
     """In no group, and the request is taken back."""

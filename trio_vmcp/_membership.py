@@ -108,6 +108,7 @@ class Membership:
     async def _serve(self, member: Member, backend: Backend, slots: trio.CapacityLimiter) -> None:
         """One backend's task: connect, then hold the nursery that its client's services run in."""
         detail = ""
+        failed = False
         try:
             async with trio.open_nursery() as nursery:
                 try:
@@ -115,13 +116,15 @@ class Membership:
                 finally:
                     slots.release_on_behalf_of(member)
                     self._settle(member)
-                if member.client is None:
+                failed = member.client is None
+                if failed:
                     nursery.cancel_scope.cancel()  # its goodbyes are shielded, and bounded
                 else:
                     await trio.sleep_forever()
         except* Exception as crash:  # noqa: BLE001  # the boundary of one backend: the others must not notice
             # `except Exception` would not do: a nursery's group may mix a crash with Cancelled, and that slips past it.
-            detail = describe_end(crash)
+            # A connection that ended by itself has told so whoever was connecting, too.
+            detail = "" if failed and ended_by_itself(crash) else describe_end(crash)
         if detail:
             await self._lose(member, detail)
 
@@ -208,11 +211,15 @@ class Membership:
             )
 
 
+def ended_by_itself(crash: BaseExceptionGroup[Exception]) -> bool:
+    """Whether a client said that its connection is over, which is no crash."""
+    return all(isinstance(error, BackendError) for error in crash.exceptions)
+
+
 def describe_end(crash: BaseExceptionGroup[Exception]) -> str:
     """What ended a connection, to complete "backend 'x' …"; its own word for it, where it ended by itself."""
-    match crash.exceptions:
-        case [BackendError() as error]:
-            return error.detail
+    if ended_by_itself(crash):
+        return "; ".join(error.detail for error in crash.exceptions if isinstance(error, BackendError))
     return f"crashed in its connection: {describe_crash(crash)}"
 
 

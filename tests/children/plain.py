@@ -1,7 +1,8 @@
 """A stdio server without imports that cost, since tests start many. Its arguments say what it does wrong.
 
 - modern: speaks that era alone, instead of the handshake's. fragile: a question before `initialize` ends it. mute: it
-  does not answer that question. silent: it answers nothing. unlisted: it ends when it is asked for its tools.
+  does not answer that question. silent: it answers nothing. unlisted: it ends when it is asked for its tools. late: it
+  takes half a second to begin.
 - dead: ends at once, with a word on stderr. banner: begins with text on stdout. flood: begins with 3 MB on stderr.
 - stubborn: stays when its stdin ends and when it is asked to leave. deaf: stays when its stdin ends.
 - fork: has a grandchild that holds its pipes and ignores SIGTERM. detached: and that is in a session of its own.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 
@@ -100,6 +102,8 @@ def call(request: Message) -> None:
         answer(request, **text(json.dumps(arguments, sort_keys=True)))
 
 
+if "late" in flags:
+    select.select([], [], [], 0.5)
 if "stubborn" in flags:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if "fork" in flags:
@@ -109,7 +113,7 @@ if "banner" in flags:
 if "flood" in flags:
     for _ in range(20_000):
         sys.stderr.write("x" * 100 + "\n")
-    sys.stderr.write("y" * 1_000_000)
+    sys.stderr.write("y" * 1_000_000 + "\n")
     sys.stderr.flush()
 if "dead" in flags:
     say("cannot find the config")

@@ -49,7 +49,7 @@ _KILL: signal.Signals = getattr(
 EOF_SHARE, TERM_SHARE = 3 / 8, 2 / 8
 MOST_TEARDOWN = 10.0  # s, when the teardown itself is endless
 REAP_TIMEOUT = 1.0  # s, for the kernel to end what was killed
-LAST_WORDS_TIMEOUT = 0.5  # s, for a child that has closed its stdout to exit, or one that has exited to be read out
+LAST_WORDS_TIMEOUT = 1.0  # s, for a child that has closed its stdout to exit, or one that has exited to be read out
 
 
 def child_environment(environment: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
@@ -115,8 +115,6 @@ class ChildProcess:
             self.gone.set()
             self.started.set()
             self.link.inbox.lose(Loss("was not started"))
-        # Whoever is connecting has heard of it as an error of his own, and cancelled this nursery before we do.
-        await trio.lowlevel.checkpoint_if_cancelled()
         loss = self.link.inbox.loss
         if self._wanted and not self._asked and loss is not None:
             raise loss.error(self.backend.id)
@@ -193,7 +191,7 @@ class ChildProcess:
 
     async def _part(self, process: trio.Process) -> None:
         """From the first sign of the end to the last."""
-        if not self._asked:
+        if not self._asked and self._flood is None:
             # One sign is followed by others, which say more: the status, and what stderr has on it. An answer may be
             # among what is still to be read.
             with trio.move_on_after(LAST_WORDS_TIMEOUT):

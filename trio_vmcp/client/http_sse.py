@@ -147,10 +147,6 @@ class _EventStream:
                     loss = Loss("closed its event stream")
                 except BackendError as error:
                     self._failure, loss = error, Loss(error.detail)
-                self.inbox.lose(loss)
-                # Whoever is connecting hears of it as an error of his own, and cancels this nursery before we do.
-                for _ in range(2):
-                    await trio.lowlevel.checkpoint()
         finally:
             self.inbox.lose(loss)
             self.ready.set()
@@ -183,7 +179,6 @@ class _EventStream:
     def abandon(self) -> None:
         """Nobody wants it any more."""
         self._life.cancel(reason="the attempt to connect was given up")
-        self.inbox.lose(Loss("was closed"))
         self.notices.start(self._let_go)
 
     async def aclose(self) -> None:
@@ -192,8 +187,7 @@ class _EventStream:
             await self.notices.aclose()
         finally:
             self._life.cancel(reason="the client was closed")
-            self.inbox.lose(Loss("was closed"))
-            await self._let_go()
+            await self._let_go()  # noqa: ASYNC102  # which is shielded, and bounded
 
     async def _let_go(self) -> None:
         with trio.move_on_after(self.close_timeout, shield=True):

@@ -148,15 +148,8 @@ class _Attempt:
             self.eras.correct(endpoint, verdict)
         if self._adopted(verdict):
             return
-        restarted = self.client.loss is not None
-        if restarted:  # there are servers that a question before `initialize` ends
-            await self.child.gone.wait()
-            self._make()
-            await self._start()
         try:
-            await self.client.initialize(None)
-            if restarted:
-                self.eras.correct(endpoint, Verdict.LEGACY)  # it need not die of it again
+            await self._greet()
             return
         except InitializeRefused as error:
             refused = error
@@ -166,6 +159,21 @@ class _Attempt:
             if self._adopted(verdict):
                 return
         raise refusal(self.backend.id, "initialize", refused.outcome)
+
+    async def _greet(self) -> None:
+        """`initialize`; with another process, where the question before it has ended the first, as some servers do."""
+        if self.client.loss is None:
+            try:
+                await self.client.initialize(None)
+                return
+            except BackendUnavailable:
+                if not self.probed:
+                    raise
+        await self.child.gone.wait()
+        self._make()
+        await self._start()
+        await self.client.initialize(None)
+        self.eras.correct(self.client.record.endpoint_digest, Verdict.LEGACY)  # it need not die of it again
 
     def _adopted(self, verdict: Verdict) -> bool:
         if verdict is not Verdict.MODERN or self.discovered is None:
