@@ -267,7 +267,8 @@ class Membership:
     async def _hold(
         self, member: Member, backend: Backend, incarnation: Incarnation, resume: BackendRecord | None
     ) -> str:
-        """Returns how it crashed; empty: not at all."""
+        """Returns what ended it, if that has yet to be told."""
+        detail = ""
         try:
             async with trio.open_nursery() as nursery:
                 await self._connect(member, backend, incarnation, resume, nursery)
@@ -280,10 +281,10 @@ class Membership:
                 nursery.cancel_scope.cancel()  # its goodbyes are shielded, and bounded
         except* Exception as crash:  # noqa: BLE001  # the boundary of one backend: the others must not notice
             # `except Exception` would not do: a nursery's group may mix a crash with Cancelled, and that slips past it.
-            kinds = describe_crash(crash)
-        else:
-            return ""
-        return f"crashed in its connection: {kinds}"
+            # A connection that ended by itself has told so whoever was connecting, too.
+            told = incarnation.client is None and ended_by_itself(crash)
+            detail = "" if told else describe_end(crash)
+        return detail
 
     async def _connect(
         self,
@@ -474,3 +475,15 @@ class Membership:
         finally:
             self._incarnations.pop(incarnation, None)
             member.gone.set()
+
+
+def ended_by_itself(crash: BaseExceptionGroup[Exception]) -> bool:
+    """Whether a client said that its connection is over, which is no crash."""
+    return all(isinstance(error, BackendError) for error in crash.exceptions)
+
+
+def describe_end(crash: BaseExceptionGroup[Exception]) -> str:
+    """What ended a connection, to complete "backend 'x' …"; its own word for it, where it ended by itself."""
+    if ended_by_itself(crash):
+        return "; ".join(error.detail for error in crash.exceptions if isinstance(error, BackendError))
+    return f"crashed in its connection: {describe_crash(crash)}"

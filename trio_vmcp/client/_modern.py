@@ -19,11 +19,12 @@ from trio_vmcp.errors import BackendProtocolError, BackendUnavailable
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
-__all__ = ["ModernClient"]
+__all__ = ["RESERVED_META", "ModernClient", "completed"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
-_RESERVED = {
+# What every request says of its sender, in `_meta`.
+RESERVED_META = {
     "io.modelcontextprotocol/protocolVersion": MODERN_VERSION,
     "io.modelcontextprotocol/clientCapabilities": {},
     "io.modelcontextprotocol/clientInfo": CLIENT_INFO,
@@ -78,19 +79,13 @@ class ModernClient(StreamableClient):
             if answer.status in _NO_LONGER_MODERN and (isinstance(outcome, HttpRefusal) or names_session(outcome)):
                 note_session_lost()  # of a server that was exchanged for one of the other era, or for a proxy's page
             raise refusal(self._http.backend_id, method, outcome)
-        # "Absent means complete"; what is neither is an invalid response.
-        kind = outcome.result.get("resultType", "complete")
-        if kind != "complete":
-            asked = (
-                "for input, and this client declares none" if kind == "input_required" else "with an unknown resultType"
-            )
-            raise BackendProtocolError(self._http.backend_id, f"answered {method!r} {asked}", may_have_executed=True)
-        return self._with_usable_tools(outcome.result) if method == "tools/list" else outcome.result
+        result = completed(self._http.backend_id, method, outcome.result)
+        return self._with_usable_tools(result) if method == "tools/list" else result
 
     async def _send(
         self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
     ) -> Answer:
-        data = encode_request(message_id, method, params | {"_meta": params.get("_meta", {}) | _RESERVED})
+        data = encode_request(message_id, method, params | {"_meta": params.get("_meta", {}) | RESERVED_META})
         headers = [
             (b"MCP-Protocol-Version", MODERN_VERSION.encode()),
             (b"Mcp-Method", method.encode()),
@@ -157,3 +152,17 @@ class ModernClient(StreamableClient):
     def _on_request(self, message: Request, identity: Identity | None) -> None:
         # "Servers MUST NOT send requests" on a response stream of this era.
         logger.warning("backend %r: ignored a request on a response stream", self._http.backend_id)
+
+
+def completed(backend_id: str, method: str, result: JSON) -> JSON:
+    """The same, if it is the end of its request.
+
+    Raises:
+        BackendProtocolError: It is not.
+    """
+    # "Absent means complete"; what is neither is an invalid response.
+    kind = result.get("resultType", "complete")
+    if kind != "complete":
+        asked = "for input, and this client declares none" if kind == "input_required" else "with an unknown resultType"
+        raise BackendProtocolError(backend_id, f"answered {method!r} {asked}", may_have_executed=True)
+    return result
