@@ -1,4 +1,4 @@
-"""The stack of one-connection transports: what is reused, what is let go, and what a cancel costs."""
+"""The built-in transport: what is reused, what is let go, and what a cancel costs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import httpx
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
-from trio_vmcp.client._transport import _KEEPALIVE_EXPIRY, _MOST_IDLE, Transports, _Stack
 
-from trio_vmcp.testing import Hang, MemoryNetwork, ScriptedBackend, open_memory_network
+from trio_vmcp.client.http11 import KEEPALIVE_EXPIRY, MOST_IDLE, Http11Transport
+from trio_vmcp.testing import Hang, ScriptedBackend, open_memory_network
 
 PING = b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{}}}'
 
 
-async def ask(stack: httpx.AsyncBaseTransport) -> int:
+async def ask(transport: httpx.AsyncBaseTransport) -> int:
     """One request, its response read to the end and closed."""
-    response = await stack.handle_async_request(ping())
+    response = await transport.handle_async_request(ping())
     await response.aread()
     await response.aclose()
     return response.status_code
@@ -28,27 +28,23 @@ def ping() -> httpx.Request:
     return httpx.Request("POST", "http://b.test/mcp", headers=headers, content=PING)
 
 
-def stack_over(network: MemoryNetwork) -> _Stack:
-    return _Stack(network.transport)
-
-
-async def many(stack: _Stack, count: int) -> None:
+async def many(transport: Http11Transport, count: int) -> None:
     async with trio.open_nursery() as nursery:
         for _ in range(count):
-            nursery.start_soon(ask, stack)
+            nursery.start_soon(ask, transport)
 
 
 async def test_a_connection_is_used_again() -> None:
     """One request after another takes one connection; requests side by side take one each."""
     async with open_memory_network() as network:
         network.attach("b.test", ScriptedBackend())
-        stack = stack_over(network)
+        transport = network.transport()
         for _ in range(3):
-            assert 200 == await ask(stack)
+            assert 200 == await ask(transport)
         assert 1 == network.connection_attempts
-        await many(stack, 4)
+        await many(transport, 4)
         assert 4 == network.connection_attempts == network.open_connections
-        await stack.aclose()
+        await transport.aclose()
         assert 0 == network.open_connections
 
 
@@ -56,13 +52,13 @@ async def test_idle_connections_are_few_and_young(autojump_clock: MockClock) -> 
     """Over the limit they are closed at once; those that nobody used for a while go with the next request."""
     async with open_memory_network() as network:
         network.attach("b.test", ScriptedBackend(latency=0.5))
-        stack = stack_over(network)
-        await many(stack, _MOST_IDLE + 5)
-        assert _MOST_IDLE == network.open_connections
-        await trio.sleep(_KEEPALIVE_EXPIRY)
-        await ask(stack)
+        transport = network.transport()
+        await many(transport, MOST_IDLE + 5)
+        assert MOST_IDLE == network.open_connections
+        await trio.sleep(KEEPALIVE_EXPIRY)
+        await ask(transport)
         assert 1 == network.open_connections
-        await stack.aclose()
+        await transport.aclose()
 
 
 @pytest.mark.parametrize("at", ["head", "body"])
@@ -73,11 +69,11 @@ async def test_a_cancelled_request_costs_its_own_connection(
     backend = ScriptedBackend()
     async with open_memory_network() as network:
         network.attach("b.test", backend)
-        stack = stack_over(network)
-        await many(stack, 2)
+        transport = network.transport()
+        await many(transport, 2)
         backend.fail("initialize", Hang(at=at), times=1)
         with trio.move_on_after(1) as patience:
-            response = await stack.handle_async_request(ping())
+            response = await transport.handle_async_request(ping())
             try:
                 await response.aread()
             finally:
@@ -86,31 +82,36 @@ async def test_a_cancelled_request_costs_its_own_connection(
         assert patience.cancelled_caught
         await wait_all_tasks_blocked()
         assert 1 == network.open_connections
-        assert 200 == await ask(stack)
+        assert 200 == await ask(transport)
         assert 2 == network.connection_attempts
-        await stack.aclose()
+        await transport.aclose()
 
 
 async def test_closing_takes_the_connections_of_running_requests_along() -> None:
-    """A response that is let go after the stack was closed brings nothing back."""
+    """A response that is let go after the transport was closed brings nothing back."""
     backend = ScriptedBackend()
     async with open_memory_network() as network:
         network.attach("b.test", backend)
-        stack = stack_over(network)
-        response = await stack.handle_async_request(ping())
-        await stack.aclose()
+        transport = network.transport()
+        response = await transport.handle_async_request(ping())
+        await transport.aclose()
         assert 0 == network.open_connections
         await response.aclose()
         await wait_all_tasks_blocked()
         assert 0 == network.open_connections
 
 
-def test_https_and_http_share_one_context_each() -> None:
-    """Building a context with the trust store blocks the loop for 20 ms, so it is built once, and only for https."""
-    transports = Transports()
-    transports.make("http://a.test")
-    assert transports._context is None
-    transports.make("https://a.test")
-    context = transports._context
-    transports.make("https://b.test")
-    assert context is transports._context is not None
+async def test_the_newest_idle_connection_is_used_first(autojump_clock: MockClock) -> None:
+    """So those that nobody needs any more grow old, and are closed."""
+    async with open_memory_network() as network:
+        network.attach("b.test", ScriptedBackend(latency=1))
+        transport = network.transport()
+        await many(transport, 3)
+        for _ in range(3):
+            await ask(transport)
+        assert 3 == network.connection_attempts == network.open_connections
+        await trio.sleep(KEEPALIVE_EXPIRY - 2.5)
+        await ask(transport)
+        assert 1 == network.open_connections
+        assert 3 == network.connection_attempts
+        await transport.aclose()
