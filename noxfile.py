@@ -61,6 +61,12 @@ INTEROP_PACKAGES = {
     "fastmcp": ("fastmcp==4.1.2",),
 }
 INTEROP_NODE = "@modelcontextprotocol/server-everything@2026.8.31"
+# The suite, the SDK that its servers are built on (it asks for ^1), and the node that it needs.
+CONFORMANCE_NODE = (
+    "@modelcontextprotocol/conformance@0.2.0-alpha.12",
+    "@modelcontextprotocol/sdk@1.32.2",
+    "node@22.23.3",
+)
 
 ESCAPE = "\x1b["  # begins a terminal's colours and cursor movements
 
@@ -201,6 +207,19 @@ def interop(session: nox.Session) -> None:
     # -P, not PYTHONSAFEPATH: the servers are scripts with a module beside them, and inherit the environment.
     command = ("python", "-P", "-m", "pytest", "--installed-only", "tests/interop")
     session.run(*command, *session.posargs, env={"INTEROP_HOMES": str(homes)})
+
+
+@nox.session
+def conformance(session: nox.Session) -> None:
+    """The official suite's scenarios for clients, but for OAuth. `-- --only TEXT` runs those whose name has it."""
+    session.install(str(wheel(session)))
+    home = Path(session.create_tmp()).resolve()
+    if not shutil.which("npm"):
+        session.error("the suite needs npm (and any node) on PATH: install both and run again")
+    quiet = ("--silent", "--no-audit", "--no-fund")
+    session.run("npm", "install", *quiet, "--prefix", str(home), *CONFORMANCE_NODE, external=True)
+    env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": "tests"}
+    session.run("python", "-m", "conformance", f"--home={home}", *session.posargs, env=env)
 
 
 @nox.session

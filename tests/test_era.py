@@ -31,15 +31,15 @@ MODERN, LEGACY, INCONCLUSIVE = Verdict.MODERN, Verdict.LEGACY, Verdict.INCONCLUS
 
 
 def discovered(**fields: Any) -> Answer:
-    return Answer(Result(1, fields), 200, ())
+    return Answer(Result(1, fields), 200)
 
 
 def error(code: int, data: Any = None, status: int = 400) -> Answer:
-    return Answer(ErrorReply(1, code, "no", data), status, ())
+    return Answer(ErrorReply(1, code, "no", data), status)
 
 
 def refused(status: int) -> Answer:
-    return Answer(HttpRefusal(status, None), status, ())
+    return Answer(HttpRefusal(status, None), status)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def refused(status: int) -> Answer:
         (refused(503), INCONCLUSIVE),
         (error(-32603, status=500), INCONCLUSIVE),
         (error(-32000, status=401), INCONCLUSIVE),
-        (Answer(Interrupted(None, None), 200, ()), LEGACY),
+        (Answer(Interrupted(None, None), 200), LEGACY),
     ],
 )
 def test_every_answer_to_the_probe_has_a_verdict(answer: Answer, verdict: Verdict) -> None:

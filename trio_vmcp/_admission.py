@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextvars import Token
+from types import TracebackType
 
 import attrs
 import trio
@@ -16,11 +16,35 @@ __all__ = ["Admission", "Call"]
 
 @attrs.define(eq=False)
 class Call(Outbound):
-    """An admitted call. Tasks started inside it inherit the note, so it counts only while it is in flight."""
+    """A call from admission to its end: `async with` it. A class, since one made of a generator costs more than all
+    that happens here. Tasks started inside it inherit the note, so it counts only while it is in flight.
+    """
 
     admission: Admission = attrs.field(kw_only=True)
     outer: Outbound | None = attrs.field(kw_only=True)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
+    _token: Token[Outbound | None] | None = attrs.field(default=None, init=False, repr=False)
+
+    async def __aenter__(self) -> Call:
+        await self.admission.enter(self)
+        self._token = outbound.set(self)
+        self.scope.__enter__()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        # Awaits nothing, so it also runs to its end when cancelled.
+        try:
+            absorbed = self.scope.__exit__(exc_type, exc, traceback)
+        finally:
+            assert self._token is not None
+            outbound.reset(self._token)
+            self.admission.leave(self)
+        # False when the caller's own surroundings were cancelled, too: then the Cancelled goes past us, to them.
+        if self.scope.cancelled_caught:
+            raise SessionClosed(self.admission.cut_off_because, may_have_executed=self.written)
+        return absorbed
 
 
 @attrs.define(eq=False)
@@ -29,7 +53,7 @@ class Admission:
 
     _calls: set[Call] = attrs.field(factory=set, init=False, repr=False)
     _refused: bool = attrs.field(default=False, init=False)
-    _cut_off: str = attrs.field(default="", init=False)
+    cut_off_because: str = attrs.field(default="", init=False)
     # Set at most once, while refusing with nothing in flight; never cleared or replaced: an event for "count is zero
     # now" would be set after the very first call and let a later close through.
     drained: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
@@ -38,30 +62,24 @@ class Admission:
     def in_flight(self) -> int:
         return len(self._calls)
 
-    @asynccontextmanager
-    async def admit(self) -> AsyncIterator[Call]:
-        """One call, from admission to its end.
+    def admit(self) -> Call:
+        """One call; what it is in is admitted.
 
         Raises:
-            SessionClosed: Not admitted, or cut off.
+            SessionClosed: On entering, not admitted; on leaving, cut off.
         """
+        return Call(admission=self, outer=outbound.get())
+
+    async def enter(self, call: Call) -> None:
         if self._refused:
             # One cancel may both close the session and hit this caller; it then surfaces as the cancel alone.
             await trio.lowlevel.checkpoint_if_cancelled()
             raise SessionClosed("the session is closing or closed and admits no new calls")
-        call = Call(admission=self, outer=outbound.get())
         self._calls.add(call)
-        token = outbound.set(call)
-        try:
-            with call.scope:
-                yield call
-        finally:  # awaits nothing, so it also runs to its end when cancelled
-            outbound.reset(token)
-            self._calls.discard(call)
-            self._look_drained()
-        # False when the caller's own surroundings were cancelled, too: then the Cancelled went past us, to them.
-        if call.scope.cancelled_caught:
-            raise SessionClosed(self._cut_off, may_have_executed=call.written)
+
+    def leave(self, call: Call) -> None:
+        self._calls.discard(call)
+        self._look_drained()
 
     def holds_current_task(self) -> bool:
         """Does the current task run inside one of these calls, however deep, or was it started there?"""
@@ -79,7 +97,7 @@ class Admission:
 
     def cut_off(self, detail: str) -> None:
         """End what is still in flight with `SessionClosed(detail)`; only the calls' own scopes are cancelled."""
-        self._cut_off = detail
+        self.cut_off_because = detail
         for call in self._calls:
             call.scope.cancel(reason=detail)
 

@@ -104,7 +104,7 @@ class _Lister:
     identity: Identity | None
     settings: FactorySettings
     items: int = 0
-    kept_bytes: int = 0  # of the items that were kept, as JSON
+    kept_bytes: int = 0  # of the pages, as JSON
     name_bytes: int = 0  # of the tools and prompts among them
 
     async def fetch_in_turn(self, wanted: Sequence[_List]) -> dict[_List, dict[str, JSON]]:
@@ -165,27 +165,32 @@ class _Lister:
             raise MessageTooLarge(
                 self.backend.id, f"lists over {self.settings.max_items_per_backend} items (max_items_per_backend)"
             )
+        size = _encoded_size(items)
+        self._count(size or 0, 0)
         bad: list[str] = []
         for position, item in enumerate(items):
             problem = _problem(item, wanted.key)
-            encoded = b"" if problem else _encoded(item)
-            if encoded:
-                self._count(encoded, item["name"] if wanted.key == "name" else "")
+            if problem is None and size is None:  # something on this page is no text
+                own = _encoded_size(item)
+                problem = "it holds half a surrogate pair, which is not text" if own is None else None
+                self._count(own or 0, 0)
+            if problem is None:
+                self._count(0, len(item["name"].encode()) if wanted.key == "name" else 0)
                 yield item[wanted.key], item
             else:  # one bad entry costs itself, not its list
-                bad.append(f"{position}: {problem or 'it holds half a surrogate pair, which is not text'}")
+                bad.append(f"{position}: {problem}")
         if bad:
             more = f", and {len(bad) - 1} more" if bad[1:] else ""
             logger.warning("backend %r: %s: dropped entry %s%s", self.backend.id, wanted.method, bad[0], more)
 
-    def _count(self, encoded: bytes, name: str) -> None:
+    def _count(self, size: int, name_size: int) -> None:
         """What is listed is kept, so pages must not add up without end."""
-        self.name_bytes += len(name.encode())
+        self.name_bytes += name_size
         if self.name_bytes > MOST_NAME_BYTES:
             raise MessageTooLarge(
                 self.backend.id, f"lists tools and prompts with over {MOST_NAME_BYTES} bytes of names"
             )
-        self.kept_bytes += len(encoded)
+        self.kept_bytes += size
         if self.kept_bytes > self.settings.max_message_bytes:
             raise MessageTooLarge(
                 self.backend.id, f"lists more than {self.settings.max_message_bytes} bytes (max_message_bytes)"
@@ -210,9 +215,12 @@ def _problem(item: object, key: str) -> str | None:
     return None
 
 
-def _encoded(item: JSON) -> bytes:
-    """An entry as JSON; empty: a lone surrogate parses, but whoever sends the list on as UTF-8 would lose all of it."""
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+def _encoded_size(value: object) -> int | None:
+    """Bytes as JSON. None: a lone surrogate parses, but whoever sends the list on as UTF-8 would lose all of it."""
     try:
-        return json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode()
+        return len(_encoder.encode(value).encode())
     except UnicodeEncodeError:
-        return b""
+        return None

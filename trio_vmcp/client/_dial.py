@@ -94,12 +94,7 @@ class TcpDial:
 
 
 def _wire_of(tcp: trio.SocketStream, tls: trio.SSLStream[trio.SocketStream] | None) -> Wire:
-    socket = tcp.socket
-
-    def has_news() -> bool:
-        # Not `select.select`, which knows no descriptor over 1023.
-        poll = select.poll()
-        poll.register(socket.fileno(), select.POLLIN)
-        return bool(poll.poll(0))
-
-    return Wire(tls or tcp, has_news, socket.close)
+    # Not `select.select`, which knows no descriptor over 1023. The registration ends with the descriptor.
+    poll = select.poll()
+    poll.register(tcp.socket.fileno(), select.POLLIN)
+    return Wire(tls or tcp, lambda: bool(poll.poll(0)), tcp.socket.close)

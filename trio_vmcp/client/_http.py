@@ -20,9 +20,9 @@ import httpx
 import trio
 
 from trio_vmcp._outbound import note_written
-from trio_vmcp.client._connection import Headers, encode_head, encode_headers
 from trio_vmcp.client._dial import Origin
 from trio_vmcp.client._headers import parse_media_type
+from trio_vmcp.client._response import BadHead, Headers, encode_head, encode_headers
 from trio_vmcp.client.http11 import Http11Transport, origin_of
 from trio_vmcp.client.interface import OutgoingAuth
 from trio_vmcp.errors import (
@@ -44,7 +44,7 @@ MOST_REDIRECTS = 3
 _REDIRECTS = (307, 308)  # the two that keep method and body
 _SEE_OTHER = 303  # after the request was acted on
 _CLOSE_TIMEOUT = 1.0  # s, to let go of one response
-_EARLY_ENDS = ("Server disconnected", "peer closed", "peer unexpectedly closed")  # in httpcore's and h11's words
+_EARLY_ENDS = ("Server disconnected", "peer closed", "peer unexpectedly closed")  # in our words, httpcore's and h11's
 _CHUNKS_PER_STEP = 16  # of a body, before others have their turn: a chunk of one byte costs as much as one of 64 KiB
 _CHUNKS_AFTER_STOP = 64  # that a transport may still have buffered when it is told to stop
 # Headers that are ours to say: a user's value would break the protocol or the connection.
@@ -52,6 +52,13 @@ _OURS = frozenset(
     b"accept accept-encoding connection content-length content-type host last-event-id mcp-method mcp-name "
     b"mcp-protocol-version mcp-session-id transfer-encoding".split()
 )
+
+# What MCP says of every request of a verb (transports: streamable HTTP).
+_BY_VERB: dict[str, Headers] = {
+    "POST": [(b"Accept", b"application/json, text/event-stream"), (b"Content-Type", b"application/json")],
+    "GET": [(b"Accept", b"text/event-stream")],
+    "DELETE": [],
+}
 
 
 class RequestBody(httpx.AsyncByteStream):
@@ -89,8 +96,13 @@ class _OneChunk:
 class Source(Protocol):
     """Where a reply's bytes come from: a connection of ours, or a transport of the user's."""
 
-    async def receive(self) -> bytes | bytearray | None:
+    async def receive(self) -> bytes | None:
         """The next bytes of the body; None at its end."""
+        ...
+
+    @property
+    def is_ended(self) -> bool:
+        """The body was handed out to its end."""
         ...
 
     async def let_go(self) -> None:
@@ -111,8 +123,12 @@ class Reply:
     body: RequestBody
     headers: Headers = attrs.field(repr=False)  # names in lower case
     source: Source = attrs.field(repr=False)
-    _ended: bool = attrs.field(default=False, init=False)
     _received: int = attrs.field(default=0, init=False)
+
+    @property
+    def is_ended(self) -> bool:
+        """The body was read to its end."""
+        return self.source.is_ended
 
     def header(self, name: str) -> str | None:
         """One header's value, the values of repeated ones joined; None: absent."""
@@ -133,24 +149,21 @@ class Reply:
         if encoding not in ("", "identity"):
             raise self.protocol_error("answered with a Content-Encoding although identity was asked for")
 
-    async def receive(self) -> bytes | bytearray | None:
+    async def receive(self) -> bytes | None:
         """The next bytes of the body; None at its end.
 
         Raises:
             BackendUnavailable, BackendProtocolError: The body broke off.
         """
-        if self._ended:
+        if self.source.is_ended:
             return None
         self._received += 1
         if self._received % _CHUNKS_PER_STEP == 0:  # what is buffered already needs no wait, and would have no end
             await trio.lowlevel.checkpoint()
         try:
-            chunk = await self.source.receive()
+            return await self.source.receive()
         except Exception as exc:  # noqa: BLE001  # a transport of the user's may raise anything
             raise translated(exc, self.backend_id, self.body) from _cause(exc)
-        if chunk is None:
-            self._ended = True
-        return chunk
 
     async def read(self, limit: int) -> bytes | bytearray:
         """The whole body.
@@ -193,7 +206,7 @@ class HttpxSource:
     backend_id: str
     response: httpx.Response
     _chunks: AsyncIterator[bytes] = attrs.field(init=False)
-    _ended: bool = attrs.field(default=False, init=False)
+    is_ended: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         stream = self.response.stream
@@ -204,12 +217,12 @@ class HttpxSource:
         try:
             return await self._chunks.__anext__()
         except StopAsyncIteration:
-            self._ended = True
+            self.is_ended = True
             return None
 
     async def let_go(self) -> None:
         with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-            if not self._ended:
+            if not self.is_ended:
                 await self._stop()
             try:
                 await self.response.aclose()
@@ -307,11 +320,12 @@ class HttpLink:
     _url: httpx.URL = attrs.field(init=False, repr=False)
     _constant: Headers = attrs.field(init=False, repr=False)
     _heads: dict[str, tuple[Origin, bytes]] = attrs.field(factory=dict, init=False, repr=False)  # by verb, for our url
+    _last_headers: tuple[Headers, bytes] = attrs.field(factory=lambda: ([], b""), init=False, repr=False)
     _open: set[Reply] = attrs.field(factory=set, init=False, repr=False)  # replies that somebody holds
 
     def __attrs_post_init__(self) -> None:
         url = httpx.URL(self.backend.url)
-        self._url = url.copy_with(userinfo=b"", fragment=None)
+        self._url = url.copy_with(userinfo=b"", fragment=None) if url.userinfo or url.fragment else url
         self._constant = [(b"Host", url.netloc), (b"Accept-Encoding", b"identity")]
         given = [(name.encode(), value.encode()) for name, value in self.backend.headers.items()]
         self._constant += [(name, value) for name, value in given if name.lower() not in _OURS]
@@ -325,6 +339,7 @@ class HttpLink:
         """`async with` it: send one request and hold its response, a `Reply`, open.
 
         Args:
+            headers: Beside those that every request of this verb has. Not changed by anybody any more.
             limited: Counts under the connection limit. A notification must not queue behind the calls that it is about.
 
         Raises:
@@ -352,7 +367,7 @@ class HttpLink:
             if self._auth is None and isinstance(self.transport, Http11Transport):
                 reply = await self._send_plainly(self.transport, verb, url, headers, body)
             else:
-                everything = [*self._constant, *headers, (b"Content-Length", b"%d" % len(body.data))]
+                everything = [*self._constant, *_BY_VERB[verb], *headers, (b"Content-Length", b"%d" % len(body.data))]
                 request = httpx.Request(verb, url, headers=everything, stream=body)
                 reply = await self._authenticated(request, body, identity)
             if not 300 <= reply.status < 400:
@@ -378,11 +393,13 @@ class HttpLink:
         prepared = self._heads.get(verb) if url is self._url else None
         try:
             if prepared is None:
-                prepared = origin_of(url), encode_head(verb, url.raw_path, self._constant)
+                prepared = origin_of(url), encode_head(verb, url.raw_path, [*self._constant, *_BY_VERB[verb]])
                 if url is self._url:
                     self._heads[verb] = prepared
             origin, constant = prepared
-            head = constant + encode_headers(headers) + b"Content-Length: %d\r\n\r\n" % len(body.data)
+            if headers is not self._last_headers[0]:  # the same list again means: the same headers
+                self._last_headers = headers, encode_headers(headers)
+            head = b"%s%sContent-Length: %d\r\n\r\n" % (constant, self._last_headers[1], len(body.data))
             response = await transport.send(origin, verb, head, body.data, body.mark_written)
         except Exception as exc:  # noqa: BLE001  # translated, whatever it is
             raise translated(exc, self.backend.id, body) from _cause(exc)
@@ -491,7 +508,7 @@ def translated(exc: Exception, backend_id: str, body: RequestBody) -> BackendErr
     match exc:
         case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.ProxyError() | httpx.UnsupportedProtocol():
             return BackendUnavailable(backend_id, f"could not be reached: {_kind(exc)}")
-        case httpx.LocalProtocolError():
+        case httpx.LocalProtocolError() | BadHead():
             return BackendUnavailable(
                 backend_id, "has a url or a header that HTTP cannot carry", may_have_executed=body.written
             )
@@ -508,7 +525,7 @@ def translated(exc: Exception, backend_id: str, body: RequestBody) -> BackendErr
 
 def _cause(exc: Exception) -> Exception | None:
     """What a translated error shows as its cause: not what quotes a header, which may be a credential."""
-    return None if isinstance(exc, httpx.LocalProtocolError) else exc
+    return None if isinstance(exc, httpx.LocalProtocolError | BadHead) else exc
 
 
 def _kind(exc: BaseException) -> str:

@@ -35,7 +35,9 @@ __all__ = [
     "encode_request",
     "encode_result",
     "parse_message",
+    "parse_text",
     "same_id",
+    "to_text",
 ]
 
 RequestId: TypeAlias = int | str
@@ -133,7 +135,11 @@ def parse_message(data: bytes | bytearray | memoryview, *, max_depth: int) -> Me
     Raises:
         BadMessage: Says what is wrong, and where, without any of the data.
     """
-    text = _to_text(data)
+    return parse_text(to_text(data), max_depth=max_depth)
+
+
+def parse_text(text: str, *, max_depth: int) -> Message:
+    """`parse_message` behind `to_text`, for who can let go of the bytes in between: a message may be large."""
     message = _loads(text)
     if not _is_object(message):
         raise BadMessage(f"is {_kind(message)}, not a JSON-RPC object")  # MCP took batches out again in 2025-06-18
@@ -150,7 +156,8 @@ def same_id(received: RequestId | None, ours: int) -> bool:
     return type(received) is int and received == ours
 
 
-def _to_text(data: bytes | bytearray | memoryview) -> str:
+def to_text(data: bytes | bytearray | memoryview) -> str:
+    """Raises: BadMessage."""
     try:
         return str(data, "utf-8").removeprefix("\ufeff")  # not left to json.loads, which would guess UTF-16 and UTF-32
     except UnicodeDecodeError as exc:

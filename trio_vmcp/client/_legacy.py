@@ -57,6 +57,7 @@ class LegacyClient(StreamableClient):
     _notice_timeout: float = attrs.field(alias="notice_timeout")  # s, for what nobody waits for
     # Taken up from metadata and not yet known to be alive: the first answer shows.
     _unproven: bool = attrs.field(default=False, init=False)
+    _last_headers: tuple[BackendRecord | None, Headers] = attrs.field(default=(None, []), init=False, repr=False)
     _notices: int = attrs.field(default=0, init=False)
     _closing: bool = attrs.field(default=False, init=False)
     _quiet: trio.Event = attrs.field(
@@ -81,16 +82,22 @@ class LegacyClient(StreamableClient):
         message_id = next(self._ids)
         params = {"protocolVersion": LEGACY_VERSIONS[0], "capabilities": {}, "clientInfo": CLIENT_INFO}
         data = encode_request(message_id, "initialize", params)
-        answer = await self._http.ask(
-            message_id, data, [], identity=identity, on_other=ignore_other, on_head=self._note_id
-        )
+        session_ids: list[str] = []
+
+        def note_id(reply: Reply) -> None:
+            """As soon as there is a head: whatever goes wrong from here on, the backend's session gets its DELETE."""
+            session_ids[:] = reply.header_values("mcp-session-id")
+            if 200 <= reply.status < 300 and len(session_ids) == 1 and check_session_id(session_ids[0]):
+                self.record = attrs.evolve(self.record, session_id=session_ids[0])
+
+        answer = await self._http.ask(message_id, data, [], identity=identity, on_other=ignore_other, on_head=note_id)
         if isinstance(answer.outcome, Interrupted):
             raise BackendUnavailable(backend_id, "closed the stream before it answered 'initialize'")
         if not isinstance(answer.outcome, Result):
             self.record = attrs.evolve(self.record, session_id=None)
             raise InitializeRefused(answer.outcome, answer.status)
         result = answer.outcome.result
-        self.record = attrs.evolve(self.record, session_id=self._assigned_id(answer))
+        self.record = attrs.evolve(self.record, session_id=self._assigned_id(session_ids))
         version = result.get("protocolVersion")
         if version not in LEGACY_VERSIONS:
             shown = repr(version[:40]) if isinstance(version, str) else "no version"
@@ -102,18 +109,12 @@ class LegacyClient(StreamableClient):
         initialized = encode_notification("notifications/initialized", None)
         await self._http.tell(initialized, self._headers(), identity=identity)
 
-    def _note_id(self, reply: Reply) -> None:
-        """As soon as there is a head: whatever goes wrong from here on, the backend's session gets its DELETE."""
-        ids = reply.header_values("mcp-session-id")
-        if 200 <= reply.status < 300 and len(ids) == 1 and check_session_id(ids[0]):
-            self.record = attrs.evolve(self.record, session_id=ids[0])
-
-    def _assigned_id(self, answer: Answer) -> str | None:
+    def _assigned_id(self, session_ids: list[str]) -> str | None:
         """The id in the head of a successful InitializeResult: the only response that it is taken from."""
-        match answer.session_ids:
-            case ():
+        match session_ids:
+            case []:
                 return None
-            case (session_id,) if check_session_id(session_id):
+            case [session_id] if check_session_id(session_id):
                 return session_id
         raise BackendProtocolError(
             self._http.backend_id, "assigned a session id that is repeated, too long or not visible ASCII"
@@ -136,12 +137,16 @@ class LegacyClient(StreamableClient):
                 await self._http.link.aclose()
 
     def _headers(self) -> Headers:
+        """The same list as long as the record is the same."""
         record = self.record
+        if record is self._last_headers[0]:
+            return self._last_headers[1]
         headers: Headers = []
         if record.protocol_version:
             headers.append((b"MCP-Protocol-Version", record.protocol_version.encode()))
         if record.session_id is not None:
             headers.append((b"Mcp-Session-Id", record.session_id.encode()))
+        self._last_headers = record, headers
         return headers
 
     async def _exchange(

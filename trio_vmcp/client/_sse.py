@@ -71,7 +71,7 @@ class SseDecoder:
     _data: bytes | bytearray | None = attrs.field(default=None, init=False, repr=False)  # bytes while it is one line
     _id: str | None = attrs.field(default=None, init=False)
 
-    def feed(self, chunk: bytes | bytearray) -> list[SseEvent]:
+    def feed(self, chunk: bytes) -> list[SseEvent]:
         """Return the events that end in `chunk`.
 
         Raises:
@@ -88,7 +88,7 @@ class SseDecoder:
                 raise
         return events
 
-    def _feed(self, chunk: bytes | bytearray, events: list[SseEvent]) -> None:
+    def _feed(self, chunk: bytes, events: list[SseEvent]) -> None:
         if self._broken is not None:
             raise SseLimit(self._broken)
         if not chunk:
@@ -110,7 +110,7 @@ class SseDecoder:
                 self._end_line(line, events)
         self._extend_line(rest)
 
-    def _extend_line(self, piece: bytes | bytearray) -> None:
+    def _extend_line(self, piece: bytes) -> None:
         self._check(len(self._line) + len(piece))  # before it is stored
         self._line += piece
 

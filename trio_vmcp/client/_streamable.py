@@ -24,7 +24,9 @@ from trio_vmcp.client._jsonrpc import (
     Request,
     Result,
     parse_message,
+    parse_text,
     same_id,
+    to_text,
 )
 from trio_vmcp.client._sse import SseDecoder, SseLimit
 from trio_vmcp.errors import BackendError, BackendRejected, BackendUnauthorized, BackendUnavailable, MessageTooLarge
@@ -72,11 +74,10 @@ Outcome: TypeAlias = Result | ErrorReply | HttpRefusal | Interrupted
 
 @attrs.frozen
 class Answer:
-    """What became of a request, with the head that it came under."""
+    """What became of a request, and the HTTP status that it came under."""
 
     outcome: Outcome
     status: int
-    session_ids: tuple[str, ...] = attrs.field(repr=False)
 
 
 @attrs.define(eq=False)
@@ -100,41 +101,40 @@ class StreamableHttp:
         *,
         identity: Identity | None,
         on_other: OnOther,
-        on_head: Callable[[Reply], None] = lambda reply: None,
+        on_head: Callable[[Reply], None] | None = None,
     ) -> Answer:
         """POST a request and wait for its answer.
 
         Raises:
             BackendError: There is none, and there will be none.
         """
-        async with self.link.exchange("POST", [*headers, *_POST_HEADERS], data, identity=identity) as reply:
-            on_head(reply)
-            return await self._answer(reply, message_id, on_other)
+        async with self.link.exchange("POST", headers, data, identity=identity) as reply:
+            if on_head is not None:
+                on_head(reply)
+            return Answer(await self._outcome(reply, message_id, on_other, None), reply.status)
 
     async def resume(
         self, message_id: int, last_event_id: str, headers: Headers, *, identity: Identity | None, on_other: OnOther
     ) -> Answer:
         """Go on with an interrupted stream. "Resumption is always via HTTP GET" (2025-11-25, transports)."""
-        headers = [*headers, (b"Accept", b"text/event-stream"), (b"Last-Event-ID", last_event_id.encode())]
+        headers = [*headers, (b"Last-Event-ID", last_event_id.encode())]
         try:
             async with AsyncExitStack() as stack:
                 try:
                     reply = await stack.enter_async_context(self.link.exchange("GET", headers, identity=identity))
                 except BackendUnavailable:  # as if the stream had ended once more
-                    return Answer(Interrupted(last_event_id, None), 0, ())
+                    return Answer(Interrupted(last_event_id, None), 0)
                 except BackendError as error:
                     error.may_have_executed = True
                     raise
                 reply.body.written = True
-                return await self._answer(reply, message_id, on_other, last_event_id)
+                return Answer(await self._outcome(reply, message_id, on_other, last_event_id), reply.status)
         finally:
             note_written(True)  # whatever became of this GET: the request that it is about was
 
     async def tell(self, data: bytes, headers: Headers, *, identity: Identity | None) -> int:
         """POST what has no answer: a notification, or our answer to a backend's request. Returns the HTTP status."""
-        async with self.link.exchange(
-            "POST", [*headers, *_POST_HEADERS], data, identity=identity, limited=False
-        ) as reply:
+        async with self.link.exchange("POST", headers, data, identity=identity, limited=False) as reply:
             await self._drain(reply)
             return reply.status
 
@@ -144,20 +144,13 @@ class StreamableHttp:
             await self._drain(reply)
             return reply.status
 
-    async def _answer(
-        self, reply: Reply, message_id: int, on_other: OnOther, last_event_id: str | None = None
-    ) -> Answer:
-        session_ids = tuple(reply.header_values("mcp-session-id"))
-        outcome = await self._outcome(reply, message_id, on_other, last_event_id)
-        return Answer(outcome, reply.status, session_ids)
-
     async def _outcome(self, reply: Reply, message_id: int, on_other: OnOther, last_event_id: str | None) -> Outcome:
         if not 200 <= reply.status < 300:
             return await self._refused(reply, message_id)
         match reply.media_type:
             case "application/json":
-                data = await reply.read(self.max_message_bytes)
-                return self._matching(self._parse(data, reply), message_id, reply)
+                text = self._text(await reply.read(self.max_message_bytes), reply)  # the bytes are gone by now
+                return self._matching(self._parse(text, reply), message_id, reply)
             case "text/event-stream":
                 reply.refuse_encoding()
                 return await self._streamed(reply, message_id, on_other, last_event_id)
@@ -190,7 +183,7 @@ class StreamableHttp:
                 # "Unknown event names are ignored"; an empty one only carries an id.
                 if event.event != "message" or not event.data:
                     continue
-                message = self._parse(event.data, reply)
+                message = self._parse(self._text(event.data, reply), reply)
                 if isinstance(message, Request | Notification):
                     await on_other(message)
                 elif same_id(message.id, message_id) or (isinstance(message, ErrorReply) and message.id is None):
@@ -202,7 +195,7 @@ class StreamableHttp:
                     )
         return Interrupted(decoder.last_event_id, decoder.retry)
 
-    async def _more(self, reply: Reply, decoder: SseDecoder) -> bytes | bytearray | None:
+    async def _more(self, reply: Reply, decoder: SseDecoder) -> bytes | None:
         """The next bytes of a stream. One that breaks where it can be resumed has ended, like any other."""
         try:
             return await reply.receive()
@@ -221,9 +214,15 @@ class StreamableHttp:
             return message
         return HttpRefusal(reply.status, reply.header("www-authenticate"))
 
-    def _parse(self, data: bytes | bytearray, reply: Reply) -> Message:
+    def _text(self, data: bytes | bytearray, reply: Reply) -> str:
         try:
-            return parse_message(data, max_depth=self.max_json_depth)
+            return to_text(data)
+        except BadMessage as exc:
+            raise reply.protocol_error(f"sent a message that {exc}") from exc
+
+    def _parse(self, text: str, reply: Reply) -> Message:
+        try:
+            return parse_text(text, max_depth=self.max_json_depth)
         except BadMessage as exc:
             raise reply.protocol_error(f"sent a message that {exc}") from exc
 
@@ -235,7 +234,7 @@ class StreamableHttp:
         return message
 
     async def _drain(self, reply: Reply) -> None:
-        if not self._ends_streams:
+        if reply.is_ended or not self._ends_streams:
             return
         # Shielded, so that an answer that is already here is not lost to a deadline that ends just now; and only up to
         # that deadline, which is not to be missed for the sake of a connection.
@@ -250,11 +249,6 @@ class StreamableHttp:
         if patience.cancelled_caught and trio.current_time() >= enough:
             self._ends_streams = False
 
-
-_POST_HEADERS: Headers = [
-    (b"Accept", b"application/json, text/event-stream"),
-    (b"Content-Type", b"application/json"),
-]
 
 # JSON-RPC and MCP errors that say: this was not run.
 _NOT_RUN = frozenset({-32700, -32600, -32601, -32602, -32020, -32021, -32022})

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import math
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 import attrs
 import httpx
 import trio
 
-from trio_vmcp.client._connection import Connection, Headers, encode_head
+from trio_vmcp.client._connection import Connection
 from trio_vmcp.client._dial import Dial, Origin, TcpDial
+from trio_vmcp.client._response import BadHead, Headers, encode_head
 
 __all__ = ["Http11Transport", "RawResponse", "origin_of"]
 
@@ -62,13 +64,17 @@ class RawResponse:
     _give_back: Callable[[Connection], None] = attrs.field(alias="give_back", repr=False)
     _held: bool = attrs.field(default=True, init=False)
 
-    async def receive(self) -> bytes | bytearray | None:
+    @property
+    def is_ended(self) -> bool:
+        return self._connection.is_ended
+
+    def receive(self) -> Coroutine[Any, Any, bytes | None]:
         """The next bytes of the body; None at its end.
 
         Raises:
             httpx.TransportError: It broke off.
         """
-        return await self._connection.receive()
+        return self._connection.receive()
 
     def release(self) -> None:
         """Let go, without waiting. A connection whose response was not read to its end is closed."""
@@ -127,12 +133,12 @@ class Http11Transport(httpx.AsyncBaseTransport):
         self._busy[connection] = origin
         try:
             on_write()
-            response = await connection.ask(verb, head + body)
+            status, headers = await connection.ask(verb, head + body)
         except BaseException:
             del self._busy[connection]
             connection.cut()
             raise
-        return RawResponse(response.status_code, list(response.headers), connection, self._give_back)
+        return RawResponse(status, headers, connection, self._give_back)
 
     async def connect(self, origin: Origin) -> None:
         """See to an idle connection.
@@ -161,7 +167,10 @@ class Http11Transport(httpx.AsyncBaseTransport):
         assert isinstance(request.stream, httpx.AsyncByteStream)
         origin = origin_of(request.url)
         headers = [pair for pair in request.headers.raw if pair[0].lower() not in _FRAMING]
-        head = encode_head(request.method, request.url.raw_path, headers)
+        try:
+            head = encode_head(request.method, request.url.raw_path, headers)
+        except BadHead as exc:
+            raise httpx.LocalProtocolError(str(exc), request=request) from None
         timeouts: dict[str, float | None] = request.extensions.get("timeout", {})
         written = False
 
@@ -257,7 +266,7 @@ class _Body(httpx.AsyncByteStream):
             data = await self._response.receive()
             if data is None:
                 raise StopAsyncIteration
-            return bytes(data)
+            return data
         raise httpx.ReadTimeout("no more of the body in time")
 
     async def aclose(self) -> None:

@@ -1,0 +1,1 @@
+"""The official conformance suite, and the client of ours that it looks at; `nox -s conformance`."""
