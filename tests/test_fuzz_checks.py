@@ -27,7 +27,7 @@ def test_the_corpus_passes(file: Path) -> None:
 class Forgetful(SseDecoder):
     """Loses what one chunk leaves for the next."""
 
-    def feed(self, chunk: bytes | bytearray) -> list[SseEvent]:
+    def feed(self, chunk: bytes) -> list[SseEvent]:
         events = super().feed(chunk)
         self._line.clear()
         return events

@@ -28,6 +28,7 @@ from clients import (
     open_scripted,
     result,
 )
+from steps import cancel_at
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
@@ -528,9 +529,14 @@ async def test_headers_of_the_protocol_are_not_the_users_to_set() -> None:
     seen = Seen()
     await get(link_over(seen, headers=given))
     (request,) = seen.requests
-    assert [("host", "b.test"), ("accept-encoding", "identity"), ("x-mine", "yes"), ("content-length", "2")] == [
-        *request.headers.multi_items()
-    ]
+    assert [
+        ("host", "b.test"),
+        ("accept-encoding", "identity"),
+        ("x-mine", "yes"),
+        ("accept", "application/json, text/event-stream"),
+        ("content-type", "application/json"),
+        ("content-length", "2"),
+    ] == [*request.headers.multi_items()]
 
 
 @pytest.mark.parametrize("given", [{"url": "http://b\x7f.test/"}, {"headers": {"x": "\ud800"}}])
@@ -813,31 +819,6 @@ async def test_what_follows_an_answer_is_read_within_bounds(autojump_clock: Mock
 
 
 # Cancellation
-
-
-class _Countdown(trio.abc.Instrument):
-    """Cancels a scope just before the n-th step of a task."""
-
-    def __init__(self, task: trio.lowlevel.Task, scope: trio.CancelScope, step: int) -> None:
-        self.task, self.scope, self.left = task, scope, step
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        if task is self.task:
-            self.left -= 1
-            if self.left == 0:
-                self.scope.cancel()
-
-
-async def cancel_at(step: int, work: Callable[[], Any]) -> bool:
-    """Run `work` and cancel it when its task is about to take its n-th step; False: it ended before."""
-    with trio.CancelScope() as scope:
-        countdown = _Countdown(trio.lowlevel.current_task(), scope, step)
-        trio.lowlevel.add_instrument(countdown)
-        try:
-            await work()
-        finally:
-            trio.lowlevel.remove_instrument(countdown)
-    return scope.cancelled_caught
 
 
 @pytest.mark.parametrize("answers", ["json", "sse"])
