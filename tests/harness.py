@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -33,6 +34,9 @@ from trio_vmcp.client._dial import Origin
 from trio_vmcp.client._headers import check_session_id
 from trio_vmcp.client.http11 import Http11Transport, RawResponse
 from trio_vmcp.testing import CallContext, MemoryNetwork, ScriptedBackend, open_memory_network
+
+# Who went away stays away: for what is not about coming back.
+NO_RETRIES: dict[str, float] = {"reconnect_delay": math.inf, "reconnect_max_delay": math.inf}
 
 ALICE = Identity(issuer="https://issuer.test", subject="alice", token="alice-token")
 BOB = Identity(issuer="https://issuer.test", subject="bob")

@@ -37,7 +37,8 @@ from trio_vmcp import (
     BackendUnavailable,
     FactorySettings,
 )
-from trio_vmcp.testing import CONNECT, CallContext, Delay, Disconnect, Error, Hang, Refuse, Reset, Rewrite, Status
+from trio_vmcp._outbound import Outbound, outbound
+from trio_vmcp.testing import CONNECT, CallContext, Delay, Disconnect, Error, Hang, Refuse, Reset, Status
 
 VERSION = "mcp-protocol-version"
 SESSION = "mcp-session-id"
@@ -842,52 +843,47 @@ async def test_a_stored_session_is_used_without_a_handshake() -> None:
     assert record.protocol_version == backend.received("tools/call")[0].headers[VERSION]
 
 
-@pytest.mark.parametrize("forgets", ["404", "400"])
-async def test_a_stored_session_that_is_gone_is_opened_afresh(forgets: str) -> None:
-    """Once, and the request that found out is sent again: it did not run."""
-    backend = echo_backend()
-    async with open_scripted(backend) as bench:
-        record = await stored(bench)
-        backend.restart()
-        if forgets == "400":
-            backend.fail("tools/call", Status(400, b"no valid session"), times=1)
-        client = await bench.connect(resume=record)
-        await call(client)
-        await call(client)
-        assert record.session_id != client.record.session_id
-    assert 2 == len(backend.received("initialize"))
-    assert 2 == backend.executed["echo"]
-    assert [record.session_id] == [e.session_id for e in backend.received("tools/call")][:1]
-
-
-@pytest.mark.parametrize(
-    "fault", [Status(503), Reset(0), Hang(), Error(-32000, "no"), Rewrite(lambda m: {**m, "result": {}})]
-)
-async def test_a_call_whose_session_cannot_be_opened_again_has_not_run(autojump_clock: MockClock, fault: Any) -> None:
-    """Its 404 proved it; what became of the handshake says nothing else. The next call tries again."""
+@pytest.mark.parametrize("refusal", [Status(404), Status(404, b"<html>"), Status(400, b"whatever"), Status(400)])
+async def test_a_stored_session_that_is_gone_is_said_to_be(refusal: Status) -> None:
+    """By whatever 400 or 404 meets its first request, which did not run: whoever has the client needs another one."""
     backend = echo_backend()
     async with open_scripted(backend, leaves_sessions=True) as bench:
-        record = await stored(bench)
-        backend.restart()
-        backend.fail("initialize", fault, times=1)
-        client = await bench.connect(resume=record)
-        with pytest.raises(BackendError) as caught:
-            await call(client, timeout=5)
+        client = await bench.connect(resume=await stored(bench))
+        backend.fail("tools/call", refusal, times=1)
+        outbound.set(note := Outbound())
+        with pytest.raises(BackendUnavailable, match="no longer knows our session") as caught:
+            await call(client)
+        assert note.session_lost
         assert not caught.value.may_have_executed
-        assert [] == backend.received("notifications/cancelled")
+    assert 1 == len(backend.received("initialize"))
     assert 0 == backend.executed["echo"]
 
 
-async def test_a_second_404_after_a_new_handshake_is_no_loop() -> None:
-    """One fresh session, one retry."""
+@pytest.mark.parametrize(
+    ("refusal", "lost"),
+    [
+        (Status(404), True),
+        (Status(400, b"Bad Request: No valid session ID provided"), True),
+        (Error(-32000, "Session expired", status=400), True),
+        (Status(400, b"your arguments are bad"), False),
+        (Status(503), True),
+        (Status(500), False),
+        (Error(-32602, "no such session setting"), False),
+    ],
+)
+async def test_what_says_that_a_session_is_lost(refusal: Any, lost: bool) -> None:
+    """404, a 400 that names it, and 503; not what is about the request."""
     backend = echo_backend()
     async with open_scripted(backend, leaves_sessions=True) as bench:
-        record = await stored(bench)
-        client = await bench.connect(resume=record)
-        backend.fail("tools/call", Status(404))
-        with pytest.raises(BackendUnavailable, match="no longer knows"):
+        client = await bench.connect()
+        await call(client)
+        backend.fail("tools/call", refusal, times=1)
+        outbound.set(note := Outbound())
+        with pytest.raises(BackendError):
             await call(client)
-    assert 2 == len(backend.received("tools/call"))
+        assert lost is note.session_lost
+        await call(client)  # the client goes on: it is for its owner to replace it
+    assert 2 == backend.executed["echo"]
 
 
 async def test_no_secret_is_shown() -> None:

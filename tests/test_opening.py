@@ -98,7 +98,7 @@ def test_an_opening_ends_at_its_bound(backends: int, limit: int, backend_timeout
                 waves = math.ceil(backends / limit)
                 assert min(session_timeout, waves * backend_timeout) == trio.current_time() - begun
                 assert backends == len(session.failures)
-        assert connector.most_connecting <= limit
+                assert connector.most_connecting <= limit
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
 

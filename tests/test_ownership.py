@@ -14,6 +14,7 @@ from typing import Literal
 import pytest
 import trio
 from harness import (
+    NO_RETRIES,
     Ledger,
     PlainConnector,
     ScriptedStorage,
@@ -487,7 +488,7 @@ async def test_a_crash_in_one_backends_service_costs_that_backend(
             await trio.sleep(1)
 
     connector.services |= {f"b{number}": count for number in range(1, 10)}
-    async with open_session_factory(connector=connector) as factory:
+    async with open_session_factory(connector=connector, settings=FactorySettings(**NO_RETRIES)) as factory:
         async with factory.open_session(plain_backends(10)) as session, session.changes() as changes:
             await session.call_tool("b0_echo")
             await trio.sleep(5)

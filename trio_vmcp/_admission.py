@@ -9,7 +9,7 @@ import attrs
 import trio
 
 from trio_vmcp._outbound import Outbound, outbound
-from trio_vmcp.errors import SessionClosed
+from trio_vmcp.errors import BackendError, SessionClosed
 
 __all__ = ["Admission", "Call"]
 
@@ -23,6 +23,7 @@ class Call(Outbound):
     admission: Admission = attrs.field(kw_only=True)
     outer: Outbound | None = attrs.field(kw_only=True)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
+    _verdict: SessionClosed | BackendError | None = attrs.field(default=None, init=False, repr=False)
     _token: Token[Outbound | None] | None = attrs.field(default=None, init=False, repr=False)
 
     async def __aenter__(self) -> Call:
@@ -42,9 +43,15 @@ class Call(Outbound):
             outbound.reset(self._token)
             self.admission.leave(self)
         # False when the caller's own surroundings were cancelled, too: then the Cancelled goes past us, to them.
-        if self.scope.cancelled_caught:
-            raise SessionClosed(self.admission.cut_off_because, may_have_executed=self.written)
+        if self.scope.cancelled_caught and self._verdict is not None:
+            self._verdict.may_have_executed = self.written
+            raise self._verdict
         return absorbed
+
+    def cut_off(self, verdict: SessionClosed | BackendError) -> None:
+        """End it with this error; only the call's own scope is cancelled."""
+        self._verdict = self._verdict or verdict
+        self.scope.cancel(reason=str(verdict))
 
 
 @attrs.define(eq=False)
@@ -53,7 +60,6 @@ class Admission:
 
     _calls: set[Call] = attrs.field(factory=set, init=False, repr=False)
     _refused: bool = attrs.field(default=False, init=False)
-    cut_off_because: str = attrs.field(default="", init=False)
     # Set at most once, while refusing with nothing in flight; never cleared or replaced: an event for "count is zero
     # now" would be set after the very first call and let a later close through.
     drained: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
@@ -96,10 +102,9 @@ class Admission:
         self._look_drained()
 
     def cut_off(self, detail: str) -> None:
-        """End what is still in flight with `SessionClosed(detail)`; only the calls' own scopes are cancelled."""
-        self.cut_off_because = detail
+        """End what is still in flight with `SessionClosed(detail)`."""
         for call in self._calls:
-            call.scope.cancel(reason=detail)
+            call.cut_off(SessionClosed(detail))
 
     def abandon(self) -> None:
         """Forget calls that do not unwind: their callers shielded themselves, and no close can wait for ever."""

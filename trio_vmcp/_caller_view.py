@@ -15,7 +15,9 @@ from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import SessionMetadata
 from trio_vmcp.models import (
     JSON,
+    Backend,
     BackendFailure,
+    BackendStatus,
     CompletionResult,
     NameConflict,
     Prompt,
@@ -88,6 +90,10 @@ class CallerView(trio.abc.AsyncResource):
         return self._session.failures
 
     @property
+    def backends(self) -> Mapping[str, BackendStatus]:
+        return self._session.backends
+
+    @property
     def conflicts(self) -> tuple[NameConflict, ...]:
         return self._session.conflicts
 
@@ -153,6 +159,22 @@ class CallerView(trio.abc.AsyncResource):
         return await self._session.complete(
             ref, argument, context=context, caller=caller or self._caller, meta=meta, timeout=timeout
         )
+
+    async def subscribe_resource(
+        self, uri: str, *, caller: Identity | None = None, timeout: float | None = None
+    ) -> None:
+        await self._session.subscribe_resource(uri, caller=caller or self._caller, timeout=timeout)
+
+    async def unsubscribe_resource(
+        self, uri: str, *, caller: Identity | None = None, timeout: float | None = None
+    ) -> None:
+        await self._session.unsubscribe_resource(uri, caller=caller or self._caller, timeout=timeout)
+
+    async def add_backend(self, backend: Backend) -> None:
+        await self._session.add_backend(backend)
+
+    async def remove_backend(self, backend_id: str, *, drain_timeout: float | None = None) -> None:
+        await self._session.remove_backend(backend_id, drain_timeout=drain_timeout)
 
     def as_caller(self, identity: Identity | None) -> Session:
         return self._session.as_caller(identity)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -29,6 +29,18 @@ METHOD_NOT_FOUND = -32601  # JSON-RPC 2.0
 
 
 @attrs.frozen
+class Weight:
+    """What one list counts for under the limits of its backend: entries, bytes as JSON, bytes of names."""
+
+    items: int = 0
+    size: int = 0
+    names: int = 0
+
+    def __add__(self, more: Weight) -> Weight:
+        return Weight(self.items + more.items, self.size + more.size, self.names + more.names)
+
+
+@attrs.frozen
 class Listing:
     """What one backend offers: MCP's JSON objects by their key (a name, a URI or a template), in the backend's
     order.
@@ -38,6 +50,7 @@ class Listing:
     resources: dict[str, JSON] = attrs.field(factory=dict)
     resource_templates: dict[str, JSON] = attrs.field(factory=dict)
     prompts: dict[str, JSON] = attrs.field(factory=dict)
+    weights: dict[str, Weight] = attrs.field(factory=dict, repr=False)  # by the name of the field
 
     def offer(self, backend_id: str) -> Offer:
         """The names alone: what routing decides on."""
@@ -60,11 +73,23 @@ class _List:
     key: str
     optional: bool = True
 
+    @property
+    def kept_as(self) -> str:
+        """The field of a `Listing`."""
+        return "resource_templates" if self.field == "resourceTemplates" else self.field
+
 
 _TOOLS = _List("tools", "tools/list", "tools", key="name", optional=False)
 _RESOURCES = _List("resources", "resources/list", "resources", key="uri")
 _TEMPLATES = _List("resources", "resources/templates/list", "resourceTemplates", key="uriTemplate")
 _PROMPTS = _List("prompts", "prompts/list", "prompts", key="name")
+
+
+_BY_CAPABILITY: dict[str, tuple[_List, ...]] = {
+    "tools": (_TOOLS,),
+    "resources": (_RESOURCES, _TEMPLATES),
+    "prompts": (_PROMPTS,),
+}
 
 
 async def list_backend(
@@ -74,38 +99,48 @@ async def list_backend(
     identity: Identity | None,
     settings: FactorySettings,
     overlap: bool = False,
+    kinds: Iterable[str] = tuple(_BY_CAPABILITY),
+    known: Listing | None = None,
 ) -> Listing:
     """Every list of one backend, as far as it advertises them and the user allows them.
 
     Args:
         overlap: Ask for all lists at once: a third of the round trips, for three times the connections.
+        kinds: "tools", "resources" (their templates, too) and "prompts": of the others, what is `known` stays.
 
     Raises:
         MessageTooLarge: Over `max_pages` or `max_items_per_backend`.
         BackendError: A subclass says what else went wrong.
     """
-    lister = _Lister(backend, client, identity, settings)
-    wanted = [
-        each for each in (_TOOLS, _RESOURCES, _TEMPLATES, _PROMPTS) if each.capability in client.server_capabilities
-    ]
+    known = known or Listing()
+    asked = [each for kind in kinds for each in _BY_CAPABILITY[kind]]
+    kept = {field: weight for field, weight in known.weights.items() if field not in {each.kept_as for each in asked}}
+    lister = _Lister(backend, client, identity, settings, kept)
+    wanted = [each for each in asked if each.capability in client.server_capabilities]
     found = await (lister.fetch_together(wanted) if overlap else lister.fetch_in_turn(wanted))
-    allowed = {
-        name: tool
-        for name, tool in found.get(_TOOLS, {}).items()
-        if (backend.allow_tools is None or name in backend.allow_tools) and name not in backend.deny_tools
-    }
-    return Listing(allowed, found.get(_RESOURCES, {}), found.get(_TEMPLATES, {}), found.get(_PROMPTS, {}))
+    new: dict[str, Any] = {each.kept_as: found.get(each, {}) for each in asked}
+    if "tools" in new:
+        new["tools"] = {
+            name: tool
+            for name, tool in new["tools"].items()
+            if (backend.allow_tools is None or name in backend.allow_tools) and name not in backend.deny_tools
+        }
+    return attrs.evolve(known, **new, weights=lister.weights)
 
 
 @attrs.define
 class _Lister:
+    """Asks, and counts over all lists together: what is listed is kept, so pages must not add up without end."""
+
     backend: Backend
     client: BackendClient
     identity: Identity | None
     settings: FactorySettings
-    items: int = 0
-    kept_bytes: int = 0  # of the pages, as JSON
-    name_bytes: int = 0  # of the tools and prompts among them
+    weights: dict[str, Weight]
+    total: Weight = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.total = sum(self.weights.values(), Weight())
 
     async def fetch_in_turn(self, wanted: Sequence[_List]) -> dict[_List, dict[str, JSON]]:
         return {each: await self._fetch(each) for each in wanted}
@@ -137,8 +172,7 @@ class _Lister:
             while pages < self.settings.max_pages:
                 pages += 1
                 page = await self._request(method, {} if cursor is None else {"cursor": cursor})
-                for name, item in self._usable(page, wanted):
-                    found.setdefault(name, item)
+                found |= {name: item for name, item in self._usable(page, wanted).items() if name not in found}
                 cursor = page.get("nextCursor")
                 # "only null/absent ends the list": "" is a cursor (protocol 2026-07-28, pagination).
                 if cursor is None:
@@ -156,42 +190,44 @@ class _Lister:
         # No deadline of its own: whoever lists has one for all of it.
         return await self.client.request(method, params, identity=self.identity, timeout=math.inf, on_progress=None)
 
-    def _usable(self, page: JSON, wanted: _List) -> Iterator[tuple[str, JSON]]:
+    def _usable(self, page: JSON, wanted: _List) -> dict[str, JSON]:
+        """The entries of a page by their key, without those that cannot be listed: one costs itself, not its list."""
         items = page.get(wanted.field)
         if not isinstance(items, list):
             raise BackendProtocolError(self.backend.id, f"answered {wanted.method!r} without an array {wanted.field!r}")
-        self.items += len(items)
-        if self.items > self.settings.max_items_per_backend:
-            raise MessageTooLarge(
-                self.backend.id, f"lists over {self.settings.max_items_per_backend} items (max_items_per_backend)"
-            )
-        size = _encoded_size(items)
-        self._count(size or 0, 0)
+        page_size = _encoded_size(items)
+        size = page_size or 0
+        usable: dict[str, JSON] = {}
         bad: list[str] = []
         for position, item in enumerate(items):
             problem = _problem(item, wanted.key)
-            if problem is None and size is None:  # something on this page is no text
-                own = _encoded_size(item)
-                problem = "it holds half a surrogate pair, which is not text" if own is None else None
-                self._count(own or 0, 0)
+            if problem is None and page_size is None:  # something on this page is no text
+                own_size = _encoded_size(item)
+                problem = "it holds half a surrogate pair, which is not text" if own_size is None else None
+                size += own_size or 0
             if problem is None:
-                self._count(0, len(item["name"].encode()) if wanted.key == "name" else 0)
-                yield item[wanted.key], item
-            else:  # one bad entry costs itself, not its list
+                usable.setdefault(item[wanted.key], item)
+            else:
                 bad.append(f"{position}: {problem}")
+        names = len("".join(usable).encode()) if wanted.key == "name" else 0
+        self._count(wanted, Weight(len(items), size, names))
         if bad:
             more = f", and {len(bad) - 1} more" if bad[1:] else ""
             logger.warning("backend %r: %s: dropped entry %s%s", self.backend.id, wanted.method, bad[0], more)
+        return usable
 
-    def _count(self, size: int, name_size: int) -> None:
-        """What is listed is kept, so pages must not add up without end."""
-        self.name_bytes += name_size
-        if self.name_bytes > MOST_NAME_BYTES:
+    def _count(self, wanted: _List, more: Weight) -> None:
+        self.total += more
+        self.weights[wanted.kept_as] = self.weights.get(wanted.kept_as, Weight()) + more
+        if self.total.items > self.settings.max_items_per_backend:
+            raise MessageTooLarge(
+                self.backend.id, f"lists over {self.settings.max_items_per_backend} items (max_items_per_backend)"
+            )
+        if self.total.names > MOST_NAME_BYTES:
             raise MessageTooLarge(
                 self.backend.id, f"lists tools and prompts with over {MOST_NAME_BYTES} bytes of names"
             )
-        self.kept_bytes += size
-        if self.kept_bytes > self.settings.max_message_bytes:
+        if self.total.size > self.settings.max_message_bytes:
             raise MessageTooLarge(
                 self.backend.id, f"lists more than {self.settings.max_message_bytes} bytes (max_message_bytes)"
             )
@@ -210,7 +246,8 @@ def _problem(item: object, key: str) -> str | None:
     if key == "name" and not isinstance(item.get("inputSchema", {}), dict):
         return "its 'inputSchema' is not an object"
     for field in _TEXT_FIELDS:
-        if not isinstance(item.get(field, ""), str | None):
+        text = item.get(field)
+        if text is not None and not isinstance(text, str):
             return f"its {field!r} is not a string"
     return None
 

@@ -14,7 +14,7 @@ import attrs
 
 from trio_vmcp.errors import BackendError
 
-__all__ = ["Outbound", "begin_request", "note_written", "outbound", "preparing"]
+__all__ = ["Outbound", "begin_request", "note_session_lost", "note_written", "outbound", "preparing"]
 
 
 @attrs.define(eq=False)
@@ -24,10 +24,12 @@ class Outbound:
     Attributes:
         method: The request last begun; None before the first.
         written: Some of its bytes may have reached the backend, and no answer proved that it did not run.
+        session_lost: The backend no longer knows what was agreed with it: only a new connection helps.
     """
 
     method: str | None = None
     written: bool = False
+    session_lost: bool = False
 
 
 outbound: ContextVar[Outbound | None] = ContextVar("trio_vmcp_outbound", default=None)
@@ -48,6 +50,13 @@ def note_written(written: bool) -> None:
     note = outbound.get()
     if note is not None:
         note.written = written
+
+
+def note_session_lost() -> None:
+    """The request in the current task met a backend that no longer knows us."""
+    note = outbound.get()
+    if note is not None:
+        note.session_lost = True
 
 
 @contextmanager

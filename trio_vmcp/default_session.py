@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from functools import partial
@@ -24,9 +24,11 @@ from trio_vmcp._advertised import Advertised, advertise
 from trio_vmcp._caller_view import CallerView
 from trio_vmcp._changes import ChangeFeed
 from trio_vmcp._keeper import Keeper
-from trio_vmcp._member import Member
-from trio_vmcp._membership import Membership
+from trio_vmcp._listing import Listing
+from trio_vmcp._member import Member, new_member
+from trio_vmcp._membership import Change, Membership
 from trio_vmcp._nursery import describe_crash
+from trio_vmcp._reconnects import Reconnects
 from trio_vmcp._stored import Stored
 from trio_vmcp.client.interface import BackendConnector, OnProgress
 from trio_vmcp.errors import (
@@ -46,7 +48,9 @@ from trio_vmcp.identity import Identity, same_principal
 from trio_vmcp.metadata import BackendRecord, SessionMetadata
 from trio_vmcp.models import (
     JSON,
+    Backend,
     BackendFailure,
+    BackendStatus,
     CompletionResult,
     NameConflict,
     Prompt,
@@ -72,18 +76,18 @@ METHOD_NOT_FOUND = -32601  # JSON-RPC 2.0
 # Keys of `_meta` that belong to one hop: MCP's own, and the token that ties progress to a request of ours.
 _RESERVED_META = "io.modelcontextprotocol/"
 _PROGRESS_TOKEN = "progressToken"
-_LISTS: tuple[Literal["tools", "resources", "prompts"], ...] = ("tools", "resources", "prompts")
 
 
 @attrs.define(eq=False)
 class DefaultSession(trio.abc.AsyncResource):
     """A session over live backends. Made by a factory; see `Session` for what each method promises."""
 
-    _members: Mapping[str, Member] = attrs.field(alias="members", repr=False)
+    _members: dict[str, Member] = attrs.field(alias="members", repr=False)
     _row: Stored = attrs.field(alias="row", repr=False)
     _identity: Identity | None = attrs.field(alias="identity", repr=False)
     _connector: BackendConnector = attrs.field(alias="connector", repr=False)
     _settings: FactorySettings = attrs.field(alias="settings", repr=False)
+    _reconnects: Reconnects = attrs.field(alias="reconnects", repr=False)
 
     _membership: Membership = attrs.field(init=False, repr=False)
     _keeper: Keeper = attrs.field(init=False, repr=False)
@@ -105,7 +109,7 @@ class DefaultSession(trio.abc.AsyncResource):
 
     def __attrs_post_init__(self) -> None:
         self._membership = Membership(
-            self._members, self._connector, self._identity, self._row, self._settings, self._member_changed
+            self._members, self._connector, self._identity, self._row, self._settings, self._reconnects, self
         )
         self._keeper = Keeper(self._row, self._row_state)
         self._routing = build_routing((), self._settings.conflict_resolution, bindings=self._row.bindings)
@@ -165,6 +169,10 @@ class DefaultSession(trio.abc.AsyncResource):
     @property
     def failures(self) -> tuple[BackendFailure, ...]:
         return self._membership.failures
+
+    @property
+    def backends(self) -> Mapping[str, BackendStatus]:
+        return MappingProxyType({member.backend_id: member.status for member in self._membership.everybody})
 
     @property
     def state(self) -> SessionState:
@@ -285,17 +293,15 @@ class DefaultSession(trio.abc.AsyncResource):
     ) -> tuple[str, JSON]:
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout={timeout!r} is not 0 s or more")
-        async with self._admission.admit():
+        async with self._admission.admit() as call:
             self._check_caller(caller)
             try:
                 target, params = route()
                 member = self._members[target.backend_id]
-                forwarded = _forwarded_meta(meta)
+                forwarded = _forwarded_meta(meta) if meta else None
                 if forwarded:
                     params["_meta"] = forwarded
-                raw = await member.live_client().request(
-                    method, params, identity=caller, timeout=self._timeout(member, timeout), on_progress=on_progress
-                )
+                raw = await member.request(call, method, params, caller, self._timeout(member, timeout), on_progress)
             finally:  # however it ends; but a stranger's call keeps no session alive
                 self._last_call_at = trio.current_time()
         if array_field is not None and not isinstance(raw.get(array_field, []), list):
@@ -333,6 +339,49 @@ class DefaultSession(trio.abc.AsyncResource):
     def _find_template(self, uri: str) -> Target | None:
         return next((target for target in self._routing.table.templates if target.name == uri), None)
 
+    async def subscribe_resource(
+        self, uri: str, *, caller: Identity | None = None, timeout: float | None = None
+    ) -> None:
+        member = await self._resource_call("resources/subscribe", uri, caller, timeout)
+        member.subscriptions.add(uri)
+
+    async def unsubscribe_resource(
+        self, uri: str, *, caller: Identity | None = None, timeout: float | None = None
+    ) -> None:
+        member = await self._resource_call("resources/unsubscribe", uri, caller, timeout)
+        member.subscriptions.discard(uri)
+
+    async def _resource_call(self, method: str, uri: str, caller: Identity | None, timeout: float | None) -> Member:
+        def route() -> tuple[Target, JSON]:
+            target = self._find_resource(uri)
+            return target, {"uri": target.name}
+
+        backend_id, _ = await self._call(method, route, None, caller, None, timeout, None)
+        return self._members[backend_id]
+
+    # --- members that come and go
+
+    async def add_backend(self, backend: Backend) -> None:
+        self._require_open()
+        await self._membership.add(new_member(backend.id, backend, self._settings), backend)
+
+    async def remove_backend(self, backend_id: str, *, drain_timeout: float | None = None) -> None:
+        self._require_open()
+        limit = self._settings.drain_timeout if drain_timeout is None else drain_timeout
+        if not limit >= 0:
+            raise ValueError(f"drain_timeout={drain_timeout!r} is not 0 s or more")
+        if backend_id not in self._members:
+            raise ValueError(f"no backend {backend_id!r} in this session")
+        member = self._membership.remove(backend_id, limit)
+        if self._admission.holds_current_task():
+            await trio.lowlevel.checkpoint()  # what is waited for may be this very call
+        else:
+            await member.gone.wait()
+
+    def _require_open(self) -> None:
+        if self._close_requested.is_set():
+            raise SessionClosed("the session is closing or closed: its backends stay as they are")
+
     # --- the owner task
 
     async def serve(self) -> None:
@@ -353,6 +402,7 @@ class DefaultSession(trio.abc.AsyncResource):
                 self._close_requested.set()
                 self._admission.refuse()
                 self._admission.abandon()
+                self._membership.abandon()
                 self._is_open.set()
                 self._closed.set()
 
@@ -460,25 +510,28 @@ class DefaultSession(trio.abc.AsyncResource):
     def _terminated_elsewhere(self) -> None:
         self.request_close(terminate=True)
 
-    def _member_changed(self, member: Member) -> None:
-        """A backend joined the open session, or was lost: advertise what it brings, write it down, tell who listens."""
+    # --- what the membership tells
+
+    def member_changed(self, member: Member, changes: Sequence[Change]) -> None:
+        """Advertise what it lists now, write it down, tell who listens."""
         self._reroute()
         self._keeper.note_change()
-        self._changes.publish(SessionChange("backend", member.backend_id))
-        if member.client is not None:
-            for kind in _LISTS:
-                self._changes.publish(SessionChange(kind, member.backend_id))
+        for kind in changes:
+            self._changes.publish(SessionChange(kind, member.backend_id))
+
+    def resource_updated(self, member: Member, uri: str) -> None:
+        self._changes.publish(SessionChange("resource_updated", member.backend_id, uri))
 
     def _reroute(self) -> None:
         """Names from scratch: a pure function of what everybody offers, in configured order, and what is bound."""
-        members = self._members.values()
+        listings = {member.backend_id: member.listing or Listing() for member in self._members.values()}
         self._routing = build_routing(
-            [member.listing.offer(member.backend_id) for member in members],
+            [listing.offer(backend_id) for backend_id, listing in listings.items()],
             self._settings.conflict_resolution,
             bindings=self._routing.bindings,
             max_name_length=self._settings.max_name_length,
         )
-        self._advertised = advertise(self._routing, {member.backend_id: member.listing for member in members})
+        self._advertised = advertise(self._routing, listings)
 
     def _row_state(self) -> tuple[tuple[BackendRecord, ...], Bindings]:
         return self._membership.records, self._routing.bindings

@@ -14,8 +14,9 @@ import attrs
 import httpx
 import trio
 
-from trio_vmcp._member import Member
+from trio_vmcp._member import Member, new_member
 from trio_vmcp._nursery import start_clean
+from trio_vmcp._reconnects import Reconnects
 from trio_vmcp._stored import Stored, load_row, new_row
 from trio_vmcp.client.connector import HttpConnector
 from trio_vmcp.client.interface import BackendConnector, ClientHandlers, OutgoingAuth
@@ -89,7 +90,11 @@ class DefaultSessionFactory:
     _live: dict[str, DefaultSession | None] = attrs.field(
         factory=dict, init=False, repr=False
     )  # None: id taken, not opening yet
+    _reconnects: Reconnects = attrs.field(init=False, repr=False)
     _closing: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._reconnects = Reconnects(self._settings.reconnect_delay, self._settings.reconnect_max_delay)
 
     async def make_session(
         self, backends: Iterable[Backend], *, identity: Identity | None = None, session_id: str | None = None
@@ -122,11 +127,11 @@ class DefaultSessionFactory:
         row = await self._load_for(session_id, identity)
         with self._claim(session_id):
             members = {
-                backend_id: Member(backend_id, backend, row.record(backend_id))
+                backend_id: new_member(backend_id, backend, self._settings, row.record(backend_id))
                 for backend_id, backend in configured.items()
             }
             for record in row.metadata.backends:
-                members.setdefault(record.backend_id, Member(record.backend_id, None, record))
+                members.setdefault(record.backend_id, new_member(record.backend_id, None, self._settings, record))
             return await self._run(members, row, identity)
 
     async def close(self) -> None:
@@ -148,7 +153,10 @@ class DefaultSessionFactory:
             if session_id is not None:
                 await self._require_unknown(session_id)
             row = new_row(chosen, bind(identity, self._keys), self._storage, self._settings.storage_timeout)
-            members = {backend_id: Member(backend_id, backend) for backend_id, backend in configured.items()}
+            members = {
+                backend_id: new_member(backend_id, backend, self._settings)
+                for backend_id, backend in configured.items()
+            }
             return await self._run(members, row, identity)
 
     def _require_open(self) -> None:
@@ -171,7 +179,7 @@ class DefaultSessionFactory:
     async def _run(self, members: dict[str, Member], row: Stored, identity: Identity | None) -> DefaultSession:
         if self._closing:  # since the id was claimed: the storage was asked in between
             raise SessionClosed("the session factory closed while the session was opening")
-        session = DefaultSession(members, row, identity, self._connector, self._settings)
+        session = DefaultSession(members, row, identity, self._connector, self._settings, self._reconnects)
         self._live[session.id] = session
         start_clean(self._nursery, self._own, session)
         try:

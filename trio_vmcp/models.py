@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -19,8 +20,11 @@ __all__ = [
     "JSON",
     "Backend",
     "BackendFailure",
+    "BackendState",
+    "BackendStatus",
     "CompletionResult",
     "FailureReason",
+    "Latency",
     "NameConflict",
     "Prompt",
     "PromptResult",
@@ -37,6 +41,8 @@ JSON: TypeAlias = dict[str, Any]  # a JSON object as `json.loads` gives it
 
 Transport: TypeAlias = Literal["streamable-http", "sse", "stdio"]
 Era: TypeAlias = Literal["auto", "legacy", "modern"]
+
+STATE_LOST = "trio-vmcp/backend-state-lost"  # a key of `_meta` (MCP: prefix/name)
 
 _TRANSPORTS = ("streamable-http", "sse", "stdio")
 _ERAS = ("auto", "legacy", "modern")
@@ -170,6 +176,50 @@ class BackendFailure:
     reason: FailureReason
     detail: str
     elapsed: float
+
+
+class BackendState(enum.Enum):
+    """How one backend of a session is."""
+
+    CONNECTING = "connecting"  # for the first time
+    READY = "ready"
+    DEGRADED = "degraded"  # away or failing; it is tried again in the background
+    RECOVERING = "recovering"  # being connected anew
+    REMOVED = "removed"
+
+
+@attrs.frozen
+class Latency:
+    """Percentiles of the latest calls that were answered, s from admission to answer."""
+
+    p50: float
+    p90: float
+    p99: float
+
+
+@attrs.frozen
+class BackendStatus:
+    """How one backend of a session is, without a probe: from the calls that it had.
+
+    Attributes:
+        since: When it came into this state, UTC.
+        era, protocol_version: Of the connection, or of the last one; None before the first.
+        last_failure: The latest, also when it is ready again; None: none so far.
+        in_flight: Calls that it is at.
+        calls: Calls that ended, however they ended; `errors` of them with a `BackendError`.
+        latency: None before the first answer.
+    """
+
+    backend_id: str
+    state: BackendState
+    since: datetime
+    era: Literal["legacy", "modern"] | None
+    protocol_version: str | None
+    last_failure: BackendFailure | None
+    in_flight: int
+    calls: int
+    errors: int
+    latency: Latency | None
 
 
 @attrs.frozen
@@ -332,6 +382,13 @@ class ToolResult(_View):
     @property
     def is_error(self) -> bool:
         return self.raw.get("isError") is True
+
+    @property
+    def backend_state_lost(self) -> bool:
+        """The backend had lost our session with it: this call ran in a new one, which knows nothing of the calls
+        before. Ours, in `meta` under `STATE_LOST`.
+        """
+        return self.meta.get(STATE_LOST) is True
 
 
 @attrs.frozen

@@ -15,7 +15,9 @@ from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import SessionMetadata
 from trio_vmcp.models import (
     JSON,
+    Backend,
     BackendFailure,
+    BackendStatus,
     CompletionResult,
     NameConflict,
     Prompt,
@@ -82,6 +84,11 @@ class Session(TransportSession, Protocol):
 
     @property
     def conflicts(self) -> tuple[NameConflict, ...]: ...
+    @property
+    def backends(self) -> Mapping[str, BackendStatus]:
+        """How each backend is, by its id; those that were removed included."""
+        ...
+
     @property
     def state(self) -> SessionState: ...
     @property
@@ -162,6 +169,46 @@ class Session(TransportSession, Protocol):
         Raises:
             PromptNotFound, ResourceNotFound: `ref` names nothing here.
             ValueError: `ref` is of neither form.
+        """
+        ...
+
+    async def subscribe_resource(
+        self, uri: str, *, caller: Identity | None = None, timeout: float | None = None
+    ) -> None:
+        """Be told of updates of a resource, as `SessionChange`s of kind "resource_updated", until the session closes.
+
+        A backend that is connected anew is subscribed to again, and may have missed updates: one is told for each URI.
+
+        Raises:
+            ResourceNotFound: Neither listed nor matched by a template.
+            BackendRejected: Its backend offers no subscriptions.
+        """
+        ...
+
+    async def unsubscribe_resource(
+        self, uri: str, *, caller: Identity | None = None, timeout: float | None = None
+    ) -> None:
+        """The reverse of `subscribe_resource`."""
+        ...
+
+    async def add_backend(self, backend: Backend) -> None:
+        """Take another backend into the live session. Returns once it has joined or failed (then it is in `failures`,
+        and tried again in the background), within `backend_init_timeout`. Names that are taken stay with their owners.
+
+        Raises:
+            ValueError: A backend of this id is in the session.
+        """
+        ...
+
+    async def remove_backend(self, backend_id: str, *, drain_timeout: float | None = None) -> None:
+        """Let one backend go. Its names and its part of the metadata are gone at once. Calls that it is at may end for
+        `drain_timeout` s (None: as the factory) and are then cut off with `BackendUnavailable`.
+
+        A cancelled caller stops waiting, and does not undo it. From inside one of the session's own calls this asks and
+        returns at once. Names stay bound: should the backend be added again, they come back to it.
+
+        Raises:
+            ValueError: There is no such backend.
         """
         ...
 

@@ -8,7 +8,7 @@ import attrs
 import trio
 
 from trio_vmcp._nursery import start_clean
-from trio_vmcp._outbound import begin_request, note_written, preparing
+from trio_vmcp._outbound import begin_request, note_session_lost, note_written
 from trio_vmcp.client._client import CLIENT_INFO, StreamableClient, declared_capabilities
 from trio_vmcp.client._era import LEGACY_VERSIONS
 from trio_vmcp.client._headers import check_session_id
@@ -22,7 +22,7 @@ from trio_vmcp.client._jsonrpc import (
     encode_request,
     encode_result,
 )
-from trio_vmcp.client._streamable import Answer, HttpRefusal, Interrupted, OnOther, ignore_other, refusal
+from trio_vmcp.client._streamable import Answer, HttpRefusal, Interrupted, OnOther, ignore_other, names_session, refusal
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendUnavailable
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord
@@ -33,6 +33,7 @@ __all__ = ["InitializeRefused", "LegacyClient"]
 logger = logging.getLogger("trio_vmcp.client")
 
 METHOD_NOT_FOUND = -32601
+SERVICE_UNAVAILABLE = 503
 # s between a broken stream and the GET that resumes it: the server's `retry` within these bounds, else the default.
 RETRY, LEAST_RETRY, MOST_RETRY = 1.0, 0.1, 60.0
 MOST_RESUMPTIONS = 5  # in a row without a new event id
@@ -50,7 +51,7 @@ class InitializeRefused(Exception):
 
 @attrs.define(eq=False, kw_only=True)
 class LegacyClient(StreamableClient):
-    """One backend of the handshake era."""
+    """One backend of the handshake era. It has one session with its backend; who loses it needs a new client."""
 
     _identity: Identity | None = attrs.field(alias="identity", repr=False)  # whose session it is: for its DELETE
     _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
@@ -104,7 +105,6 @@ class LegacyClient(StreamableClient):
             raise BackendProtocolError(backend_id, f"answered 'initialize' with {shown}; we speak {LEGACY_VERSIONS}")
         capabilities = declared_capabilities(backend_id, "initialize", result)
         self.record = attrs.evolve(self.record, protocol_version=version, server_capabilities=capabilities)
-        self._unproven = False
         # Awaited: two POSTs have no order, and some servers refuse a request that overtakes this. Any answer will do.
         initialized = encode_notification("notifications/initialized", None)
         await self._http.tell(initialized, self._headers(), identity=identity)
@@ -154,29 +154,33 @@ class LegacyClient(StreamableClient):
     ) -> JSON:
         data = encode_request(message_id, method, params)
         answer = await self._http.ask(message_id, data, self._headers(), identity=identity, on_other=on_other)
-        if self._unproven and answer.status in (400, 404):
-            # The stored session is gone, and the request with it: "start a new session by sending a new
-            # InitializeRequest".
-            with preparing(method):
-                await self._initialize_again(identity)
-            answer = await self._http.ask(message_id, data, self._headers(), identity=identity, on_other=on_other)
-        self._unproven = False
+        unproven, self._unproven = self._unproven, False
         if isinstance(answer.outcome, Interrupted):
             answer = await self._resumed(answer.outcome, message_id, method, identity, on_other)
         outcome = answer.outcome
         if isinstance(outcome, Result):
             return outcome.result
-        note_written(False)
-        if answer.status == 404 and self.record.session_id is not None:
-            raise BackendUnavailable(self._http.backend_id, f"no longer knows our session (HTTP 404 to {method!r})")
         assert not isinstance(outcome, Interrupted)
+        note_written(False)
+        self._look_lost(answer.status, outcome, method, unproven)
         raise refusal(self._http.backend_id, method, outcome)
 
-    async def _initialize_again(self, identity: Identity | None) -> None:
-        try:
-            await self.initialize(identity)
-        except InitializeRefused as refused:
-            raise refusal(self._http.backend_id, "initialize", refused.outcome) from None
+    def _look_lost(self, status: int, outcome: ErrorReply | HttpRefusal, method: str, unproven: bool) -> None:
+        """Whether this refusal says that the backend's session is gone. "When a client receives HTTP 404 in response to
+        a request containing an Mcp-Session-Id, it MUST start a new session" (2025-11-25, transports); restarted servers
+        also answer 400, and what stands before them 503.
+
+        Raises:
+            BackendUnavailable: It does, and the request was not looked at.
+        """
+        gone = status == 404 and self.record.session_id is not None
+        if gone or (status == 400 and (unproven or names_session(outcome))):
+            note_session_lost()
+            raise BackendUnavailable(
+                self._http.backend_id, f"no longer knows our session (HTTP {status} to {method!r})"
+            )
+        if status == SERVICE_UNAVAILABLE:
+            note_session_lost()
 
     async def _resumed(
         self, broken: Interrupted, message_id: int, method: str, identity: Identity | None, on_other: OnOther

@@ -8,13 +8,13 @@ import logging
 
 import attrs
 
-from trio_vmcp._outbound import begin_request, note_written, preparing
+from trio_vmcp._outbound import begin_request, note_session_lost, note_written, preparing
 from trio_vmcp.client._client import CLIENT_INFO, StreamableClient, declared_capabilities
 from trio_vmcp.client._era import HEADER_MISMATCH, MODERN_VERSION
 from trio_vmcp.client._headers import BadParamHeader, ParamHeaders, encode_header_value, param_headers
 from trio_vmcp.client._http import Headers
 from trio_vmcp.client._jsonrpc import Request, Result, encode_request
-from trio_vmcp.client._streamable import Answer, Interrupted, OnOther, ignore_other, refusal
+from trio_vmcp.client._streamable import Answer, HttpRefusal, Interrupted, OnOther, ignore_other, names_session, refusal
 from trio_vmcp.errors import BackendProtocolError, BackendUnavailable
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
@@ -28,6 +28,7 @@ _RESERVED = {
     "io.modelcontextprotocol/clientCapabilities": {},
     "io.modelcontextprotocol/clientInfo": CLIENT_INFO,
 }
+_NO_LONGER_MODERN = (400, 404, 405)  # without an error of this era in the body
 # Which member of `params` a gateway on the way may route by (2026-07-28, transports: standard headers).
 _NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 
@@ -74,6 +75,8 @@ class ModernClient(StreamableClient):
             )
         if not isinstance(outcome, Result):
             note_written(False)
+            if answer.status in _NO_LONGER_MODERN and (isinstance(outcome, HttpRefusal) or names_session(outcome)):
+                note_session_lost()  # of a server that was exchanged for one of the other era, or for a proxy's page
             raise refusal(self._http.backend_id, method, outcome)
         # "Absent means complete"; what is neither is an invalid response.
         kind = outcome.result.get("resultType", "complete")

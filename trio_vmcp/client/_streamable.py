@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TypeAlias
 
 import attrs
@@ -32,7 +32,17 @@ from trio_vmcp.client._sse import SseDecoder, SseLimit
 from trio_vmcp.errors import BackendError, BackendRejected, BackendUnauthorized, BackendUnavailable, MessageTooLarge
 from trio_vmcp.identity import Identity
 
-__all__ = ["Answer", "HttpRefusal", "Interrupted", "OnOther", "Outcome", "StreamableHttp", "ignore_other", "refusal"]
+__all__ = [
+    "Answer",
+    "HttpRefusal",
+    "Interrupted",
+    "OnOther",
+    "Outcome",
+    "StreamableHttp",
+    "ignore_other",
+    "names_session",
+    "refusal",
+]
 
 logger = logging.getLogger("trio_vmcp.client")
 
@@ -59,6 +69,7 @@ class HttpRefusal:
 
     status: int
     www_authenticate: str | None
+    names_session: bool = False  # its text does
 
 
 @attrs.frozen
@@ -165,7 +176,7 @@ class StreamableHttp:
         decoder.last_event_id = last_event_id
         budget = MESSAGES_PER_EXCHANGE * self.max_message_bytes
         while (chunk := await self._more(reply, decoder)) is not None:
-            budget -= len(chunk) + LINE_BYTES * (chunk.count(b"\n") + chunk.count(b"\r"))
+            budget -= len(chunk) + LINE_BYTES * _line_ends(chunk)
             if budget < 0:
                 raise MessageTooLarge(
                     self.backend_id,
@@ -206,13 +217,14 @@ class StreamableHttp:
 
     async def _refused(self, reply: Reply, message_id: int) -> ErrorReply | HttpRefusal:
         """An HTTP error may have a JSON-RPC error in its body, whatever its Content-Type says."""
-        try:
-            message = parse_message(await reply.read(MOST_ERROR_BYTES), max_depth=self.max_json_depth)
-        except (BadMessage, BackendError):
-            message = None
+        data: bytes | bytearray = b""
+        message: Message | None = None
+        with suppress(BadMessage, BackendError):
+            data = await reply.read(MOST_ERROR_BYTES)
+            message = parse_message(data, max_depth=self.max_json_depth)
         if isinstance(message, ErrorReply) and (message.id is None or same_id(message.id, message_id)):
             return message
-        return HttpRefusal(reply.status, reply.header("www-authenticate"))
+        return HttpRefusal(reply.status, reply.header("www-authenticate"), b"session" in data.lower())
 
     def _text(self, data: bytes | bytearray, reply: Reply) -> str:
         try:
@@ -250,8 +262,20 @@ class StreamableHttp:
             self._ends_streams = False
 
 
+def _line_ends(chunk: bytes) -> int:
+    """Counted only where there are some: to look is a twentieth of counting, and most chunks are inside of a line."""
+    return sum(chunk.count(end) for end in (b"\n", b"\r") if end in chunk)
+
+
 # JSON-RPC and MCP errors that say: this was not run.
 _NOT_RUN = frozenset({-32700, -32600, -32601, -32602, -32020, -32021, -32022})
+
+
+def names_session(outcome: Outcome) -> bool:
+    """Whether a refusal is about the session, and not about what was asked in it: restarted servers answer so."""
+    if isinstance(outcome, ErrorReply):
+        return "session" in outcome.message.lower()
+    return isinstance(outcome, HttpRefusal) and outcome.names_session
 
 
 def refusal(backend_id: str, method: str, outcome: ErrorReply | HttpRefusal) -> BackendError:
