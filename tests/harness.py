@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -35,6 +36,9 @@ from trio_vmcp.testing import CallContext, MemoryNetwork, ScriptedBackend, open_
 
 ALICE = Identity(issuer="https://issuer.test", subject="alice", token="alice-token")
 BOB = Identity(issuer="https://issuer.test", subject="bob")
+
+# For tests of something else: who is missing stays missing.
+NO_RETRIES = FactorySettings(reconnect_delay=math.inf)
 
 
 def echo_backend(era: str = "legacy", answers: str = "json", **more: Any) -> ScriptedBackend:
