@@ -101,7 +101,7 @@ def run_suite(session: nox.Session, *command: str, **env: str) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The suite, on every Python that is present; in CI on all three. Then the coverage, measured on one of them."""
-    session.install(f"{wheel(session)}[cli]", *group("test"))
+    session.install(f"{wheel(session)}[cli,oauth]", *group("test"))
     if session.python != HERE:
         run_suite(session, "python", "-m", "pytest", ALL_CORES)
         return
@@ -129,7 +129,8 @@ def coverage(session: nox.Session) -> None:
 def lowest(session: nox.Session) -> None:
     """The suite on the oldest dependencies that pyproject.toml promises to work with; no test takes over a second."""
     project = PYPROJECT["project"]
-    promised = [*project["dependencies"], *project["optional-dependencies"]["cli"]]
+    extras = project["optional-dependencies"]
+    promised = [*project["dependencies"], *extras["cli"], *extras["oauth"]]
     session.install(
         str(wheel(session)), *group("test"), *(re.sub(r">=([\d.]+).*", r"==\1", entry) for entry in promised)
     )
@@ -150,7 +151,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """mypy and pyright over the code, then pyright over what users see of it."""
-    session.install(f"{wheel(session)}[cli]", *group("test"), *group("types"))
+    session.install(f"{wheel(session)}[cli,oauth]", *group("test"), *group("types"))
     session.run("mypy", "trio_vmcp", "tests", "noxfile.py")
     session.run("pyright")
     session.chdir(session.create_tmp())  # away from the tree: users have the installed package and its py.typed
@@ -225,7 +226,7 @@ def conformance(session: nox.Session) -> None:
 @nox.session
 def readme(session: nox.Session) -> None:
     """The Python blocks of README.md run."""
-    session.install(str(wheel(session)), *group("test"))
+    session.install(f"{wheel(session)}[oauth]", *group("test"))
     session.run("python", "-P", "-m", "pytest", "--installed-only", "tests/readme", *session.posargs)
 
 

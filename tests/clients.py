@@ -98,11 +98,12 @@ async def open_bench(
     *,
     settings: FactorySettings | None = None,
     auth: OutgoingAuth | None = None,
+    transport_name: str = "streamable-http",
     **configured: Any,
 ) -> AsyncIterator[Bench]:
     """Leaving it says goodbye to every client's backend session, waits for what they started, and finds it ended."""
     connector = HttpConnector(settings or FactorySettings(), auth=auth, transport=transport)
-    backend = Backend(**{"id": "b", "url": "http://b.test/mcp", **configured})
+    backend = Backend(**{"id": "b", "url": "http://b.test/mcp", "transport": transport_name, **configured})
     with sole_error():
         async with trio.open_nursery() as nursery:
             bench = Bench(connector, backend, nursery)

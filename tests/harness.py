@@ -34,11 +34,11 @@ from trio_vmcp.client._dial import Origin
 from trio_vmcp.client.http11 import Http11Transport, RawResponse
 from trio_vmcp.testing import CallContext, MemoryNetwork, ScriptedBackend, open_memory_network
 
+# Who went away stays away: for what is not about coming back.
+NO_RETRIES = FactorySettings(reconnect_delay=math.inf, reconnect_max_delay=math.inf)
+
 ALICE = Identity(issuer="https://issuer.test", subject="alice", token="alice-token")
 BOB = Identity(issuer="https://issuer.test", subject="bob")
-
-# For tests of something else: who is missing stays missing.
-NO_RETRIES = FactorySettings(reconnect_delay=math.inf)
 
 
 def echo_backend(era: str = "legacy", answers: str = "json", **more: Any) -> ScriptedBackend:
@@ -203,7 +203,8 @@ async def open_world(
 ) -> AsyncIterator[World]:
     """A world that is checked when it ends: no task, request, connection, backend session or row is left.
 
-    Backends that speak one era are pinned to it; `configure` may change what a user would write.
+    Backends that speak one era are pinned to it, and to their transport; `configure` may change what a user would
+    write.
     """
     storage = storage or ScriptedStorage()
     async with open_memory_network() as network:
@@ -213,6 +214,7 @@ async def open_world(
                     id=backend_id,
                     url=network.attach(f"{backend_id}.test", backend),
                     era="auto" if backend.era == "both" else backend.era,
+                    transport=backend.transport,
                 )
             )
             for backend_id, backend in backends.items()

@@ -524,6 +524,7 @@ async def test_userinfo_becomes_basic_credentials() -> None:
 async def test_headers_of_the_protocol_are_not_the_users_to_set() -> None:
     """His others are sent as they are."""
     given = {"Accept-Encoding": "gzip", "Mcp-Session-Id": "x", "Host": "evil", "X-Mine": "yes", "Content-Length": "9"}
+    given |= {"Connection": "close", "TE": "trailers", "Mcp-Param-Region": "mine"}
     seen = Seen()
     await get(link_over(seen, headers=given))
     (request,) = seen.requests

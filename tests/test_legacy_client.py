@@ -889,6 +889,7 @@ async def test_which_refusals_say_that_the_session_is_lost(fault: Any, is_lost: 
         assert is_lost == note.session_lost
         if is_lost and fault != Status(503):
             assert not caught.value.may_have_executed
+        await call(client)  # it goes on: to replace it is for its owner
 
 
 async def test_no_secret_is_shown() -> None:

@@ -29,6 +29,7 @@ class Incarnation:
         is_parting: Somebody is at closing it, or has.
     """
 
+    _on_settled: Callable[[], None] = lambda: None
     attempt: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     client: BackendClient | None = attrs.field(default=None, init=False)
     is_listed: bool = attrs.field(default=False, init=False)
@@ -43,6 +44,12 @@ class Incarnation:
     @property
     def in_flight(self) -> int:
         return len(self._calls)
+
+    def settle(self) -> None:
+        """Connecting is over, well or not."""
+        if not self.settled.is_set():
+            self.settled.set()
+            self._on_settled()
 
     def enter(self, call: Call) -> None:
         self._calls.add(call)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import attrs
 import trio
@@ -13,6 +14,7 @@ from trio_vmcp._breaker import FAILURES_TO_OPEN, Breaker
 from trio_vmcp._health import Health
 from trio_vmcp._incarnation import Incarnation
 from trio_vmcp._listing import Listing
+from trio_vmcp._reconnects import Turns
 from trio_vmcp.client.interface import BackendClient, OnProgress
 from trio_vmcp.errors import (
     BackendError,
@@ -59,10 +61,11 @@ class Member:
         listing: What it offers, as last seen; None before the first time.
         failure: Why it is missing; None once it is connected.
         last_failure: The latest `failure`, also when it is connected again.
-        attention: Set to wake whoever sees to its connection.
+        turns: At connecting to its endpoint, which all sessions share.
+        retrying: Around the task that tries it again; None while there is no need.
+        on_missing: Called when it has to be connected anew.
         recovery: While it is connected anew, and calls had better wait: set when that ended, well or not.
         subscriptions: URIs whose updates the session wants.
-        supervision: Cancelled when nobody is to see to it any more.
         gone: It was removed, and all its connections were let go of.
         refused: How long it is left alone after it refused the credentials of this session, which says nothing about
             other sessions.
@@ -80,10 +83,11 @@ class Member:
     failure: BackendFailure | None = attrs.field(default=None, init=False)
     last_failure: BackendFailure | None = attrs.field(default=None, init=False)
     health: Health = attrs.field(factory=Health, init=False)
-    attention: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+    turns: Turns | None = attrs.field(default=None, init=False, repr=False)
+    retrying: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
+    on_missing: Callable[[Member], None] = attrs.field(default=lambda member: None, init=False, repr=False)
     recovery: trio.Event | None = attrs.field(default=None, init=False, repr=False)
     subscriptions: set[str] = attrs.field(factory=set, init=False)
-    supervision: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     gone: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     begun_at: float | None = attrs.field(default=None, init=False)
     not_before: float = attrs.field(default=0.0, init=False)
@@ -157,7 +161,7 @@ class Member:
         incarnation.terminate = True  # it may live all the same: a proxy's page says 404, too
         incarnation.end()
         self.enter(BackendState.RECOVERING)
-        self.attention.set()
+        self.on_missing(self)
 
     def end_recovery(self) -> None:
         """Whoever waits for the connection looks at what came of it."""
@@ -165,13 +169,20 @@ class Member:
             self.recovery.set()
             self.recovery = None
 
+    def give_up(self, why: str) -> None:
+        """Nobody is to connect it any more."""
+        for incarnation in self.connections:
+            incarnation.attempt.cancel(reason=why)  # of no effect on those that have joined
+        if self.retrying is not None:
+            self.retrying.cancel(reason=why)
+        self.end_recovery()
+
     def remove(self, drain_by: float) -> None:
         """Take no more calls, and connect no more."""
-        self.supervision.cancel(reason="the backend was removed")
         self.enter(BackendState.REMOVED)
         self.current = self.failure = self.listing = None
         self.subscriptions.clear()
-        self.end_recovery()
+        self.give_up("the backend was removed")
         for incarnation in self.connections:
             incarnation.terminate = True
             incarnation.end(drain_by)

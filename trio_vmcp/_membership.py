@@ -1,8 +1,8 @@
 """The backends of one session: connected side by side, each behind a boundary of its own, connected anew when they
 went away, let go all at once.
 
-Each backend has a supervisor, a task that sees to its having a connection for as long as the session lives. Each
-connection is a task of its own beside it: a new one can be made while calls on the one before still end.
+Each connection is a task of its own: a new one can be made while calls on the one before still end. Beside it there is
+another task for a backend only as long as it is missing: that one tries it again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trio_vmcp._listing import Listing, list_backend
 from trio_vmcp._member import Member, reason_of
 from trio_vmcp._nursery import describe_crash, start_clean
 from trio_vmcp._outbound import Outbound, outbound
-from trio_vmcp._reconnects import Reconnects, Turns
+from trio_vmcp._reconnects import Reconnects
 from trio_vmcp._refresh import Refresher
 from trio_vmcp._stored import Stored
 from trio_vmcp.client.interface import BackendClient, BackendConnector
@@ -94,6 +94,8 @@ class Membership:
     _services: trio.Nursery | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
+        for member in self.members.values():
+            self._adopt(member)
         self._slots = trio.CapacityLimiter(self._settings.max_backend_init_concurrency)
         self._unsettled = sum(member.backend is not None for member in self.members.values())
         if not self._unsettled:
@@ -120,7 +122,7 @@ class Membership:
                 if member.backend is None:
                     continue
                 await self._slots.acquire_on_behalf_of(member)
-                services.start_soon(self._supervise, member, member.backend, partial(self._settled, member))
+                self._try_first(member, member.backend, partial(self._settled, member))
 
     def end_opening(self) -> None:
         """The opening is over: who is not here is missing, for a reason. Who comes later is a change.
@@ -147,14 +149,13 @@ class Membership:
         self._connecting.cancel(reason="session closed")
         for member in self.members.values():
             if member.current is None and member.recovery is None:
-                member.supervision.cancel(reason="session closed")
+                member.give_up("session closed")
 
     def stop_recovering(self) -> None:
         """No call is left that waits for a connection."""
         self._closed = True
         for member in self.members.values():
-            member.supervision.cancel(reason="session closed")
-            member.end_recovery()
+            member.give_up("session closed")
 
     async def say_goodbye(self, *, terminate: bool) -> None:
         """Let every connection go, side by side. Bounded by whoever calls; raises for nobody."""
@@ -185,11 +186,11 @@ class Membership:
             if known.backend is not None:
                 raise ValueError(f"a backend with the id {backend.id!r} is in this session already")
             member.stored = known.stored  # of a restored session that was not told of it until now
-        assert self._services is not None  # a session that is open has them
         self._removed.pop(backend.id, None)
         self.members[backend.id] = member
+        self._adopt(member)
         settled = trio.Event()
-        start_clean(self._services, self._supervise, member, backend, settled.set)
+        self._try_first(member, backend, settled.set)
         await settled.wait()
         if self._closing and member.current is None and not member.is_removed:
             raise SessionClosed(f"the session closed before backend {backend.id!r} had joined it")
@@ -214,37 +215,56 @@ class Membership:
 
     # --- one backend's tasks
 
-    async def _supervise(self, member: Member, backend: Backend, done: Callable[[], None]) -> None:
-        """See to its having a connection, until the session closes or the backend is removed."""
-        turns = self._reconnects.turns(endpoint_digest(backend))
-        with member.supervision:
-            try:
-                await self._attempt(member, backend)
-            finally:
-                done()
-            self._note_attempt(member, turns)
-            if member.current is None:
-                self._note_missing(member)
+    def _adopt(self, member: Member) -> None:
+        member.on_missing = self._see_to
+        if member.backend is not None:
+            member.turns = self._reconnects.turns(endpoint_digest(member.backend))
+
+    def _try_first(self, member: Member, backend: Backend, done: Callable[[], None]) -> None:
+        """The first attempt. Calls `done` when it is over, well or not."""
+
+        def settled() -> None:
+            done()
+            if self._may_join(member):
+                self._note_attempt(member)
+                if member.current is None:
+                    self._note_missing(member)
+                    self._see_to(member)
+
+        self._begin(member, backend, settled)
+
+    def _see_to(self, member: Member) -> None:
+        """A backend is missing: have it tried again, unless somebody is at it."""
+        if member.backend is not None and member.retrying is None and self._may_join(member):
+            assert self._services is not None
+            member.retrying = trio.CancelScope()
+            start_clean(self._services, self._retry, member, member.backend, member.retrying)
+
+    async def _retry(self, member: Member, backend: Backend, scope: trio.CancelScope) -> None:
+        """Until it has a connection, the session closes or the backend is removed."""
+        with scope:
             await self._opened.wait()
             await trio.sleep_until(member.not_before)
-            while True:
-                member.attention = trio.Event()
-                if member.current is not None:
-                    await member.attention.wait()
-                elif self._closing and member.recovery is None:
-                    return
-                else:
-                    await self._connect_anew(member, backend, turns)
+            while member.current is None and self._may_join(member):
+                await self._connect_anew(member, backend)
+        member.retrying = None
 
-    async def _connect_anew(self, member: Member, backend: Backend, turns: Turns) -> None:
+    async def _connect_anew(self, member: Member, backend: Backend) -> None:
         """One more attempt, or the wait for its time. A recovery that would have to wait for that has failed."""
+        turns = member.turns
+        assert turns is not None
         # The slot first: whoever is in the line of an endpoint holds up other sessions, and must not wait for his own.
         async with self._slot(member), turns.line:
             too_early = turns.wait > 0
             if not too_early:
                 member.enter(BackendState.RECOVERING)
-                await self._attempt(member, backend)
-                self._note_attempt(member, turns)
+                incarnation = self._begin(member, backend)
+                try:
+                    await incarnation.settled.wait()
+                except BaseException:
+                    incarnation.attempt.cancel(reason="given up")
+                    raise
+                self._note_attempt(member)
         if member.current is None:
             self._note_missing(member)
             await trio.sleep_until(member.not_before)
@@ -262,26 +282,32 @@ class Membership:
         finally:
             self._slots.release_on_behalf_of(member)
 
-    async def _attempt(self, member: Member, backend: Backend) -> None:
-        """Connect once. At the end it has joined, or has a failure."""
+    def _begin(self, member: Member, backend: Backend, on_settled: Callable[[], None] = lambda: None) -> Incarnation:
+        """Begin to connect. Once it has settled, the member has joined or has a failure."""
         assert self._services is not None
-        incarnation = Incarnation()
+        incarnation = Incarnation(on_settled)
         member.connections.add(incarnation)
-        try:
-            self._services.start_soon(self._live, member, backend, incarnation)
-            await incarnation.settled.wait()
-        except BaseException:
-            incarnation.attempt.cancel(reason="given up")
-            raise
+        start_clean(self._services, self._live, member, backend, incarnation)
+        return incarnation
 
     async def _live(self, member: Member, backend: Backend, incarnation: Incarnation) -> None:
         """One connection's task: make it, hold the nursery that its services run in, see its last calls end."""
-        crashed = ""
+        try:
+            ended = await self._hold(member, backend, incarnation)
+            if ended:
+                await self._lose(member, incarnation, ended)
+        finally:
+            incarnation.settle()
+            member.let_go(incarnation)
+
+    async def _hold(self, member: Member, backend: Backend, incarnation: Incarnation) -> str:
+        """Returns what ended it, if that has yet to be told."""
+        ended = ""
         try:
             async with trio.open_nursery() as nursery:
                 try:
                     await self._connect(member, backend, incarnation, nursery)
-                    incarnation.settled.set()  # who failed, too: what is said on its way out holds nobody up
+                    incarnation.settle()  # who failed, too: what is still said on its way out holds nobody up
                     if incarnation.client is not None:
                         await incarnation.over.wait()
                         await incarnation.drain(partial(_cut_off, backend.id), self._settings.teardown_timeout)
@@ -291,13 +317,10 @@ class Membership:
                 nursery.cancel_scope.cancel()  # its goodbyes are shielded, and bounded
         except* Exception as crash:  # noqa: BLE001  # the boundary of one backend: the others must not notice
             # `except Exception` would not do: a nursery's group may mix a crash with Cancelled, and that slips past it.
-            crashed = f"crashed in its connection: {describe_crash(crash)}"
-        try:
-            if crashed:
-                await self._lose(member, incarnation, crashed)
-        finally:
-            incarnation.settled.set()
-            member.let_go(incarnation)
+            # A connection that ended by itself has told so whoever was connecting, too.
+            told = incarnation.client is None and ended_by_itself(crash)
+            ended = "" if told else describe_end(crash)
+        return ended
 
     async def _connect(self, member: Member, backend: Backend, incarnation: Incarnation, nursery: trio.Nursery) -> None:
         """Connect and list. At the end the member has joined, or has a failure."""
@@ -398,10 +421,11 @@ class Membership:
         if not self._unsettled:
             self.all_settled.set()
 
-    def _note_attempt(self, member: Member, turns: Turns) -> None:
+    def _note_attempt(self, member: Member) -> None:
         """An attempt is over."""
+        assert member.turns is not None
         if member.current is not None:
-            turns.succeeded()
+            member.turns.succeeded()
             member.end_recovery()
             if self._opened.is_set():
                 self._observer.member_changed(member, EVERYTHING if member.current.is_listed else ("backend",))
@@ -410,7 +434,7 @@ class Membership:
         elif member.failure.reason is FailureReason.UNAUTHORIZED:  # which says nothing to other sessions
             member.not_before = trio.current_time() + member.refused.next(random.random())
         else:
-            turns.failed()
+            member.turns.failed()
 
     def _note_missing(self, member: Member) -> None:
         member.enter(BackendState.DEGRADED)
@@ -421,18 +445,18 @@ class Membership:
             member.end_recovery()
             self._observer.member_changed(member, ("backend",))
 
-    async def _lose(self, member: Member, incarnation: Incarnation, crashed: str) -> None:
-        """Its connection crashed, before it had joined or behind it."""
+    async def _lose(self, member: Member, incarnation: Incarnation, ended: str) -> None:
+        """Its connection crashed or ended, before it had joined or behind it."""
         client = incarnation.client
         if (member.current is incarnation or not incarnation.settled.is_set()) and not member.is_removed:
-            self._warn(member.fail(FailureReason.UNREACHABLE, crashed))
+            self._warn(member.fail(FailureReason.UNREACHABLE, ended))
         if member.current is incarnation and client is not None:
             member.stored = client.record  # it may be taken up again
             member.current = None
             member.enter(BackendState.DEGRADED)
-            assert member.backend is not None  # or it would not have been connected
-            self._reconnects.turns(endpoint_digest(member.backend)).failed()
-            member.attention.set()
+            assert member.turns is not None  # or it would not have been connected
+            member.turns.failed()
+            self._see_to(member)
             self._observer.member_changed(member, ("backend",))
         if client is not None:
             await self._let_go(member, incarnation, client)
@@ -475,6 +499,18 @@ class Membership:
                 member.backend_id,
                 describe_crash(crash),
             )
+
+
+def ended_by_itself(crash: BaseExceptionGroup[Exception]) -> bool:
+    """Whether a client said that its connection is over, which is no crash."""
+    return all(isinstance(error, BackendError) for error in crash.exceptions)
+
+
+def describe_end(crash: BaseExceptionGroup[Exception]) -> str:
+    """What ended a connection, to complete "backend 'x' …"; its own word for it, where it ended by itself."""
+    if ended_by_itself(crash):
+        return "; ".join(error.detail for error in crash.exceptions if isinstance(error, BackendError))
+    return f"crashed in its connection: {describe_crash(crash)}"
 
 
 def _cut_off(backend_id: str) -> BackendUnavailable:

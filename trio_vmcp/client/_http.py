@@ -8,8 +8,7 @@ from __future__ import annotations
 import base64
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Protocol
@@ -20,8 +19,9 @@ import httpx
 import trio
 
 from trio_vmcp._outbound import note_written
+from trio_vmcp.client._credentials import Body, Credentials
 from trio_vmcp.client._dial import Origin
-from trio_vmcp.client._headers import parse_media_type
+from trio_vmcp.client._headers import is_reserved_header, parse_media_type
 from trio_vmcp.client._response import BadHead, Headers, encode_head, encode_headers
 from trio_vmcp.client.http11 import Http11Transport, origin_of
 from trio_vmcp.client.interface import OutgoingAuth
@@ -29,7 +29,6 @@ from trio_vmcp.errors import (
     BackendError,
     BackendProtocolError,
     BackendRejected,
-    BackendUnauthorized,
     BackendUnavailable,
     MessageTooLarge,
 )
@@ -47,11 +46,6 @@ _CLOSE_TIMEOUT = 1.0  # s, to let go of one response
 _EARLY_ENDS = ("Server disconnected", "peer closed", "peer unexpectedly closed")  # in our words, httpcore's and h11's
 _CHUNKS_PER_STEP = 16  # of a body, before others have their turn: a chunk of one byte costs as much as one of 64 KiB
 _CHUNKS_AFTER_STOP = 64  # that a transport may still have buffered when it is told to stop
-# Headers that are ours to say: a user's value would break the protocol or the connection.
-_OURS = frozenset(
-    b"accept accept-encoding connection content-length content-type host last-event-id mcp-method mcp-name "
-    b"mcp-protocol-version mcp-session-id transfer-encoding".split()
-)
 
 # What MCP says of every request of a verb (transports: streamable HTTP).
 _BY_VERB: dict[str, Headers] = {
@@ -61,7 +55,7 @@ _BY_VERB: dict[str, Headers] = {
 }
 
 
-class RequestBody(httpx.AsyncByteStream):
+class RequestBody(Body):
     """One chunk, and whether anybody has taken it: a request whose body never left was not executed.
 
     A class with `__anext__`, since a generator that a cancelled write leaves half-way warns at garbage collection.
@@ -319,6 +313,7 @@ class HttpLink:
     _max_message_bytes: int = attrs.field(alias="max_message_bytes")
     _url: httpx.URL = attrs.field(init=False, repr=False)
     _constant: Headers = attrs.field(init=False, repr=False)
+    _credentials: Credentials[Reply, RequestBody] | None = attrs.field(default=None, init=False, repr=False)
     _heads: dict[str, tuple[Origin, bytes]] = attrs.field(factory=dict, init=False, repr=False)  # by verb, for our url
     _last_headers: tuple[Headers, bytes] = attrs.field(factory=lambda: ([], b""), init=False, repr=False)
     _open: set[Reply] = attrs.field(factory=set, init=False, repr=False)  # replies that somebody holds
@@ -327,11 +322,14 @@ class HttpLink:
         url = httpx.URL(self.backend.url)
         self._url = url.copy_with(userinfo=b"", fragment=None) if url.userinfo or url.fragment else url
         self._constant = [(b"Host", url.netloc), (b"Accept-Encoding", b"identity")]
-        given = [(name.encode(), value.encode()) for name, value in self.backend.headers.items()]
-        self._constant += [(name, value) for name, value in given if name.lower() not in _OURS]
+        own = {name: value for name, value in self.backend.headers.items() if not is_reserved_header(name)}
+        given = [(name.encode(), value.encode()) for name, value in own.items()]
+        self._constant += given
         if url.userinfo and not any(name.lower() == b"authorization" for name, _ in given):
             userinfo = unquote(url.userinfo.decode()).encode()
             self._constant.append((b"Authorization", b"Basic " + base64.b64encode(userinfo)))
+        if self._auth is not None:
+            self._credentials = Credentials(self.backend, self._auth, transmit=self._send, read=self._whole)
 
     def exchange(
         self, verb: str, headers: Headers, data: bytes = b"", *, identity: Identity | None, limited: bool = True
@@ -427,43 +425,9 @@ class HttpLink:
         return target.copy_with(userinfo=b"", fragment=None)
 
     async def _authenticated(self, request: httpx.Request, body: RequestBody, identity: Identity | None) -> Reply:
-        """Send with the credentials of `identity`. Source of the loop: httpx, `Auth.async_auth_flow`."""
-        auth = self._credentials(identity)
-        if auth is None:
+        if self._credentials is None:
             return (await self._send(request, body))[0]
-        target = (request.method, request.url)
-        with self._credential_errors():
-            flow = auth.async_auth_flow(request)
-        if auth.requires_request_body:
-            await request.aread()  # replaces the stream: from here on it is sent as a copy
-            body.written = False
-        try:
-            try:
-                with self._credential_errors():
-                    wanted = await anext(flow)
-            except StopAsyncIteration:
-                raise BackendUnauthorized(self.backend.id, "cannot be asked: its credentials sent nothing") from None
-            while True:
-                ours = wanted.stream is body or (wanted.method, wanted.url) == target
-                if ours and wanted.stream is not body:
-                    body.written = True  # a copy, signed perhaps: nobody sees when it leaves
-                reply, shown = await self._send(wanted, body)
-                try:
-                    if auth.requires_response_body and not (ours and shown.is_success):
-                        reply, shown = await self._whole(reply, shown)
-                    if auth.requires_response_body and not shown.is_closed:
-                        # The answer itself, which may be a stream, is not read ahead: the flow sees its head.
-                        shown = httpx.Response(reply.status, headers=shown.headers, request=wanted)
-                    with self._credential_errors():
-                        wanted = await flow.asend(shown)
-                except StopAsyncIteration:
-                    return reply
-                except BaseException:
-                    await reply.aclose()
-                    raise
-                await reply.aclose()
-        finally:
-            await flow.aclose()
+        return await self._credentials.send(request, body, identity)
 
     async def _whole(self, reply: Reply, head: httpx.Response) -> tuple[Reply, httpx.Response]:
         """The same with its body. Not `aread`, which inflates what is compressed and knows no limit."""
@@ -471,23 +435,6 @@ class HttpLink:
         await reply.aclose()
         response = httpx.Response(reply.status, headers=head.headers, content=bytes(data), request=head.request)
         return self._reply(response, reply.body), response
-
-    def _credentials(self, identity: Identity | None) -> httpx.Auth | None:
-        if self._auth is None:
-            return None
-        with self._credential_errors():
-            return self._auth(self.backend, identity)
-
-    @contextmanager
-    def _credential_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (BackendError, StopAsyncIteration):
-            raise
-        except Exception as exc:
-            raise BackendUnauthorized(
-                self.backend.id, f"cannot be asked: its credentials failed: {type(exc).__name__}"
-            ) from exc
 
     async def _send(self, request: httpx.Request, body: RequestBody) -> tuple[Reply, httpx.Response]:
         try:

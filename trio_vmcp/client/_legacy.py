@@ -9,7 +9,7 @@ import trio
 
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._outbound import begin_request, note_session_lost, note_written
-from trio_vmcp.client._client import CLIENT_INFO, StreamableClient, declared_capabilities
+from trio_vmcp.client._client import CLIENT_INFO, StreamableClient, negotiated
 from trio_vmcp.client._era import LEGACY_VERSIONS, is_modern_error
 from trio_vmcp.client._headers import check_session_id
 from trio_vmcp.client._http import Headers, Reply
@@ -99,11 +99,7 @@ class LegacyClient(StreamableClient):
             raise InitializeRefused(answer.outcome, answer.status)
         result = answer.outcome.result
         self.record = attrs.evolve(self.record, session_id=self._assigned_id(session_ids))
-        version = result.get("protocolVersion")
-        if version not in LEGACY_VERSIONS:
-            shown = repr(version[:40]) if isinstance(version, str) else "no version"
-            raise BackendProtocolError(backend_id, f"answered 'initialize' with {shown}; we speak {LEGACY_VERSIONS}")
-        capabilities = declared_capabilities(backend_id, "initialize", result)
+        version, capabilities = negotiated(backend_id, result)
         self.record = attrs.evolve(self.record, protocol_version=version, server_capabilities=capabilities)
         # Awaited: two POSTs have no order, and some servers refuse a request that overtakes this. Any answer will do.
         initialized = encode_notification("notifications/initialized", None)

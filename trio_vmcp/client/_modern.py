@@ -19,11 +19,12 @@ from trio_vmcp.errors import BackendProtocolError, BackendUnavailable
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
-__all__ = ["ModernClient"]
+__all__ = ["RESERVED_META", "ModernClient", "completed"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
-_RESERVED = {
+# What every request says of its sender, in `_meta`.
+RESERVED_META = {
     "io.modelcontextprotocol/protocolVersion": MODERN_VERSION,
     "io.modelcontextprotocol/clientCapabilities": {},
     "io.modelcontextprotocol/clientInfo": CLIENT_INFO,
@@ -80,19 +81,13 @@ class ModernClient(StreamableClient):
                 note_session_lost()
                 refused.may_have_executed = False  # whatever its code: it was not understood
             raise refused
-        # "Absent means complete"; what is neither is an invalid response.
-        kind = outcome.result.get("resultType", "complete")
-        if kind != "complete":
-            asked = (
-                "for input, and this client declares none" if kind == "input_required" else "with an unknown resultType"
-            )
-            raise BackendProtocolError(self._http.backend_id, f"answered {method!r} {asked}", may_have_executed=True)
-        return self._with_usable_tools(outcome.result) if method == "tools/list" else outcome.result
+        result = completed(self._http.backend_id, method, outcome.result)
+        return self._with_usable_tools(result) if method == "tools/list" else result
 
     async def _send(
         self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
     ) -> Answer:
-        data = encode_request(message_id, method, params | {"_meta": params.get("_meta", {}) | _RESERVED})
+        data = encode_request(message_id, method, params | {"_meta": params.get("_meta", {}) | RESERVED_META})
         headers = [
             (b"MCP-Protocol-Version", MODERN_VERSION.encode()),
             (b"Mcp-Method", method.encode()),
@@ -168,3 +163,17 @@ def _is_of_the_other_era(outcome: ErrorReply | HttpRefusal) -> bool:
     if isinstance(outcome, HttpRefusal):
         return True
     return not is_modern_error(outcome) and (names_session(outcome) or "protocol version" in outcome.message.lower())
+
+
+def completed(backend_id: str, method: str, result: JSON) -> JSON:
+    """The same, if it is the end of its request.
+
+    Raises:
+        BackendProtocolError: It is not.
+    """
+    # "Absent means complete"; what is neither is an invalid response.
+    kind = result.get("resultType", "complete")
+    if kind != "complete":
+        asked = "for input, and this client declares none" if kind == "input_required" else "with an unknown resultType"
+        raise BackendProtocolError(backend_id, f"answered {method!r} {asked}", may_have_executed=True)
+    return result

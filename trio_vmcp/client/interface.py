@@ -32,7 +32,17 @@ EventSink: TypeAlias = Callable[[str, JSON], None]
 """`(method, params)` of a backend's notification; never blocks."""
 
 OutgoingAuth: TypeAlias = Callable[[Backend, Identity | None], httpx.Auth | None]
-"""Asked for every HTTP request, GET and DELETE too."""
+"""`(backend, identity)`: the credentials of one HTTP request. Asked for every one, GET and DELETE too, so what it
+returns may change at any time. It must not block; whatever takes time belongs into the `httpx.Auth`, whose flow may
+await, and may send requests of its own over the backend's transport.
+
+- `identity` is the caller's; for what no caller asked for, the one that the session was opened with.
+- The flow sees every response, a 401 too: whoever holds a token drops it there, if it is still the one that he holds.
+- After a 401, which proves that the request did not run, this is asked once more, and the request sent once more with
+  what it returns, unless that signs it as before or is None. Callers that were refused meanwhile share that one answer,
+  so it must be good for several requests, as the classes of httpx are. A second 401 is `BackendUnauthorized`.
+- What it raises, or the flow, becomes `BackendUnauthorized` without its text; a `BackendError` comes out as itself.
+"""
 
 
 class BackendClient(Protocol):

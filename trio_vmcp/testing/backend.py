@@ -1,4 +1,4 @@
-"""A scripted MCP server of either era, as an HTTP application: what it offers, how it answers, what it saw."""
+"""A scripted MCP server of either era, over any transport: what it offers, how it answers, what it saw."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, Literal, TypeAlias
 
 import attrs
+import httpx
 import trio
 
 from trio_vmcp.models import JSON
@@ -30,10 +32,12 @@ from trio_vmcp.testing.faults import (
 from trio_vmcp.testing.http import Reply, Request, serve_http
 from trio_vmcp.testing.legacy import check_legacy, check_session
 from trio_vmcp.testing.listening import EventLog, Listeners, wanted_by
-from trio_vmcp.testing.modern import VERSION_KEY, check_modern, check_parameters
+from trio_vmcp.testing.modern import VERSION_KEY, check_modern, check_parameters, check_stamp
+from trio_vmcp.testing.other_ways import LineAnswer, LineReply, PostedAnswer, read_lines
 from trio_vmcp.testing.rpc import (
     LEGACY_VERSIONS,
     MODERN_VERSION,
+    PARSE_ERROR,
     SESSION_ERROR,
     RpcError,
     error_message,
@@ -47,6 +51,7 @@ __all__ = ["ScriptedBackend"]
 log: logging.Logger = logging.getLogger(__name__)
 
 BackendEra: TypeAlias = Literal["legacy", "modern", "both"]
+BackendTransport: TypeAlias = Literal["streamable-http", "sse"]
 
 LISTS = ("tools/list", "resources/list", "resources/templates/list", "prompts/list")
 CACHEABLE = ("server/discover", *LISTS, "resources/read")
@@ -72,6 +77,10 @@ class ScriptedBackend(Catalog):
     Attributes:
         name: In `server_info` and at the beginning of session ids.
         era: Of the protocol it speaks; "both" decides for each request.
+        transport: How it speaks HTTP. With "sse", the transport of 2024-11-05, a GET opens a stream on which all
+            answers come, and `sessions` holds the open streams. Beside HTTP: see `serve_lines`.
+        endpoint: Where an "sse" backend has messages POSTed to; it answers anywhere else as its like do, with 405.
+        holds_posts: An "sse" backend ends a POST when its answer is on the stream, and not at once.
         answers: The form of a response: one JSON object, or a stream of events.
         resumable: Event streams of a legacy backend have ids, and a GET with `Last-Event-ID` resumes them.
         retry_ms: What a resumable stream tells clients to wait.
@@ -89,6 +98,9 @@ class ScriptedBackend(Catalog):
 
     name: str = "scripted"
     era: BackendEra = "legacy"
+    transport: BackendTransport = "streamable-http"
+    endpoint: str = "/messages"
+    holds_posts: bool = False
     answers: Literal["json", "sse"] = "json"
     resumable: bool = False
     retry_ms: int | None = None
@@ -108,6 +120,7 @@ class ScriptedBackend(Catalog):
 
     _logs: dict[str, EventLog] = attrs.field(factory=dict, init=False)
     _listeners: Listeners = attrs.field(factory=Listeners, init=False)
+    _streams: dict[str, trio.MemorySendChannel[JSON]] = attrs.field(factory=dict, init=False)  # of "sse", by session
     _rules: list[FaultRule] = attrs.field(factory=list, init=False)
     _running: dict[Exchange, None] = attrs.field(factory=dict, init=False)
     _connections: dict[trio.abc.Stream, trio.CancelScope] = attrs.field(factory=dict, init=False)
@@ -214,14 +227,51 @@ class ScriptedBackend(Catalog):
             finally:
                 self._connections.pop(stream, None)
 
+    async def serve_lines(self, stream: trio.abc.Stream) -> None:
+        """Serve one connection as over stdio: one JSON-RPC message a line, either way. Raises nothing."""
+        session_id = f"{self.name}-lines-{next(self._session_numbers)}"
+        lock = trio.Lock()
+
+        def begin(line: bytes) -> None:
+            exchange = Exchange("", "", httpx.Headers({"mcp-session-id": session_id}), line, trio.current_time())
+            self._begin(exchange)  # here, in the order of the lines
+            reply = LineReply(stream, nursery.cancel_scope, lock)
+            nursery.start_soon(self._run, exchange, LineAnswer(reply, True), self._is_modern(exchange))
+
+        with trio.CancelScope() as lifetime:
+            self._connections[stream] = lifetime
+            try:
+                async with trio.open_nursery() as nursery:
+                    if self.listens and self.era == "legacy":
+                        nursery.start_soon(self._tell_lines, LineReply(stream, nursery.cancel_scope, lock))
+                    await read_lines(stream, begin)
+                    nursery.cancel_scope.cancel(reason="the client closed the connection")
+            except* Exception as group:  # a nursery within may have bundled them
+                self.errors.extend(_leaves(group))
+                log.error("scripted backend %r broke", self.name, exc_info=group)
+            finally:
+                self._connections.pop(stream, None)
+                await trio.aclose_forcefully(stream)
+
+    async def _tell_lines(self, reply: LineReply) -> None:
+        async with self._listeners.listen() as notifications:
+            async for notification in notifications:
+                await LineAnswer(reply, True).notify(notification)
+
     async def _handle(self, request: Request, reply: Reply) -> None:
         exchange = Exchange(request.verb, request.target, request.headers, request.body, trio.current_time())
-        self.exchanges.append(exchange)
-        self._running[exchange] = None
+        self._begin(exchange)
         is_modern = self._is_modern(exchange)
         # Legacy: "disconnection SHOULD NOT be interpreted as the client cancelling its request". Modern: that it is.
         reply.outlives_peer = not is_modern and request.verb != "GET"
-        answer = Answer(reply, self.answers == "sse", self._log(is_modern), self.retry_ms)
+        await self._run(exchange, Answer(reply, self.answers == "sse", self._log(is_modern), self.retry_ms), is_modern)
+
+    def _begin(self, exchange: Exchange) -> None:
+        self.exchanges.append(exchange)
+        self._running[exchange] = None
+
+    async def _run(self, exchange: Exchange, answer: Answer, is_modern: bool) -> None:
+        reply = answer.reply
         try:
             with exchange.scope:
                 await self._script(exchange, answer, is_modern)
@@ -279,13 +329,15 @@ class ScriptedBackend(Catalog):
 
     async def _respond(self, exchange: Exchange, answer: Answer, is_modern: bool, fault: Fault | None) -> None:
         try:
-            if isinstance(fault, Error):
+            if self.transport == "sse" and exchange.verb:
+                await self._older(exchange, answer, fault)
+            elif isinstance(fault, Error):
                 raise RpcError(fault.code, fault.message, fault.data, fault.status)
-            if exchange.verb == "DELETE" and not is_modern:
+            elif exchange.verb == "DELETE" and not is_modern:
                 await self._delete(exchange, answer.reply)
             elif exchange.verb == "GET" and not is_modern and (self.listens or self.resumable):
                 await self._stream(exchange, answer)
-            elif exchange.verb != "POST":
+            elif exchange.verb not in ("POST", ""):
                 allow = "POST" if is_modern else "POST, DELETE"
                 await answer.reply.respond(405, headers=(("allow", allow),))
             elif is_modern:
@@ -325,8 +377,49 @@ class ScriptedBackend(Catalog):
             await answer.reply.send(b"".join(events))
         await answer.reply.end()
 
+    async def _older(self, exchange: Exchange, answer: Answer, fault: Fault | None) -> None:
+        """HTTP+SSE: the stream, or a message to the session that is the stream."""
+        path, _, session_id = exchange.target.partition("?session=")
+        if exchange.verb == "GET":
+            await self._open_stream(answer)
+        elif exchange.verb != "POST" or path.rpartition("/")[2] != self.endpoint.rpartition("/")[2]:
+            await answer.reply.respond(405, b"Method Not Allowed", headers=(("allow", "GET"),))
+        elif session_id not in self._streams:
+            await answer.reply.respond(404, b"Could not find session")
+        elif not isinstance(exchange.message, dict):
+            await answer.reply.respond(400, b"Could not parse message")
+        else:
+            exchange.headers["mcp-session-id"] = session_id
+            posted = PostedAnswer(answer.reply, self._streams[session_id], self.holds_posts, answer.change)
+            if exchange.request_id is not None and exchange.method:
+                await posted.accept()
+            try:
+                if isinstance(fault, Error):
+                    raise RpcError(fault.code, fault.message, fault.data)
+                await self._legacy(exchange, posted)
+            except RpcError as error:
+                await posted.finish(error_message(exchange.request_id, error))
+
+    async def _open_stream(self, answer: Answer) -> None:
+        """Until the client closes it."""
+        session_id = f"{self.name}-stream-{next(self._session_numbers)}"
+        send, receive = trio.open_memory_channel[JSON](float("inf"))  # a test decides how much it sends
+        answer.as_sse, answer.log = True, None
+        self._streams[session_id], self.sessions[session_id] = send, {}
+        try:
+            await answer.open()
+            await answer.reply.send(f"event: endpoint\ndata: {self.endpoint}?session={session_id}\n\n".encode())
+            with self._listeners.also_tell(send) if self.listens else nullcontext():
+                async for message in receive:
+                    await answer.notify(message)
+        finally:
+            del self._streams[session_id], self.sessions[session_id]
+
     async def _legacy(self, exchange: Exchange, answer: Answer) -> None:
-        check_legacy(exchange, self.sessions if self.session_ids else None)
+        if exchange.verb and self.transport == "streamable-http":
+            check_legacy(exchange, self.sessions if self.session_ids else None)
+        elif not isinstance(exchange.message, dict):
+            raise RpcError(PARSE_ERROR, "the line is not a JSON object")
         if exchange.method == "initialize":
             result = self._initialize(exchange, answer)
         elif exchange.request_id is None or not exchange.method:
@@ -340,7 +433,7 @@ class ScriptedBackend(Catalog):
         await answer.finish(result_message(exchange.request_id, result))
 
     def _initialize(self, exchange: Exchange, answer: Answer) -> JSON:
-        if self.session_ids:
+        if exchange.verb and self.transport == "streamable-http" and self.session_ids:
             session_id = f"{self.name}-session-{next(self._session_numbers)}"
             self.sessions[session_id] = exchange.params
             answer.headers = (("mcp-session-id", session_id),)
@@ -377,11 +470,16 @@ class ScriptedBackend(Catalog):
 
     async def _modern(self, exchange: Exchange, answer: Answer) -> None:
         served = (MODERN_VERSION,) if self.era == "modern" else (MODERN_VERSION, *reversed(LEGACY_VERSIONS))
-        check_modern(exchange, served)
+        if exchange.verb:
+            check_modern(exchange, served)
+        else:
+            check_stamp(exchange, served)
         if exchange.request_id is None:
+            if not exchange.verb:  # over HTTP it is the end of the stream that cancels
+                self._take_notice(exchange)
             await answer.reply.respond(202)
             return
-        if exchange.method == "tools/call":
+        if exchange.method == "tools/call" and exchange.verb:
             tool = next((tool for tool in self.tools if tool["name"] == exchange.params.get("name")), {})
             check_parameters(exchange, tool.get("inputSchema") or {})
         if exchange.method == "subscriptions/listen" and self.listens:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import attrs
 import trio
@@ -81,9 +81,16 @@ class Listeners:
         self, wants: Callable[[str, JSON], bool] = lambda method, params: True
     ) -> AsyncIterator[trio.MemoryReceiveChannel[JSON]]:
         send, receive = trio.open_memory_channel[JSON](float("inf"))  # a test decides how much it sends
+        with send, receive, self.also_tell(send, wants):
+            yield receive
+
+    @contextmanager
+    def also_tell(
+        self, send: trio.MemorySendChannel[JSON], wants: Callable[[str, JSON], bool] = lambda method, params: True
+    ) -> Iterator[None]:
+        """`send`, whose channel is never full, carries something else besides."""
         self._open[send] = wants
         try:
-            with send, receive:
-                yield receive
+            yield
         finally:
             del self._open[send]
