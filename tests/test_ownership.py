@@ -478,7 +478,9 @@ async def crash_in_a_group_after(seconds: float) -> None:
 async def test_a_crash_in_one_backends_service_costs_that_backend(
     crash: Callable[[float], Awaitable[None]], autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is missing with the reason, its names stay its own, its client is let go; the nine others do not notice."""
+    """It is missing with the reason until it is connected anew, its names stay its own, its client is let go; the nine
+    others do not notice.
+    """
     connector = PlainConnector(services={"b0": partial(crash, 3)})
     ticks: list[int] = []
 

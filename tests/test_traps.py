@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import inspect
+import math
 import time
 import weakref
 from contextvars import ContextVar
 from functools import partial
 
-import attrs
 import pytest
 import trio
 from harness import (
@@ -215,7 +215,7 @@ async def test_t09_what_nobody_got_does_not_live_on(autojump_clock: MockClock) -
 @pytest.mark.parametrize("late", [-0.001, 0.0, 0.001])
 async def test_t10_what_is_ready_at_the_deadline_is_had_or_let_go(late: float, autojump_clock: MockClock) -> None:
     """A backend that is connected in the instant in which its time is up has joined, or was closed: not both."""
-    limits = attrs.evolve(NO_RETRIES, backend_init_timeout=5)
+    limits = FactorySettings(backend_init_timeout=5, reconnect_delay=math.inf)
     backend = echo_backend()
     backend.fail("tools/list", trio_vmcp.testing.Delay(5 + late))
     async with open_world({"a": backend}, settings=limits) as world:

@@ -10,7 +10,7 @@ import trio
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._outbound import begin_request, note_session_lost, note_written
 from trio_vmcp.client._client import CLIENT_INFO, StreamableClient, negotiated
-from trio_vmcp.client._era import LEGACY_VERSIONS
+from trio_vmcp.client._era import LEGACY_VERSIONS, is_modern_error
 from trio_vmcp.client._headers import check_session_id
 from trio_vmcp.client._http import Headers, Reply
 from trio_vmcp.client._jsonrpc import (
@@ -164,13 +164,14 @@ class LegacyClient(StreamableClient):
     def _look_lost(self, status: int, outcome: ErrorReply | HttpRefusal, method: str, unproven: bool) -> None:
         """Whether this refusal says that the backend's session is gone. "When a client receives HTTP 404 in response to
         a request containing an Mcp-Session-Id, it MUST start a new session" (2025-11-25, transports); restarted servers
-        also answer 400, and what stands before them 503.
+        also answer 400, what stands before them 503, and a server of the other era in its own way.
 
         Raises:
             BackendUnavailable: It does, and the request was not looked at.
         """
-        gone = status == 404 and self.record.session_id is not None
-        if gone or (status == 400 and (unproven or names_session(outcome))):
+        had_one = self.record.session_id is not None
+        gone = (status == 404 and had_one) or (status == 400 and (unproven or names_session(outcome)))
+        if gone or is_modern_error(outcome):
             note_session_lost()
             raise BackendUnavailable(
                 self._http.backend_id, f"no longer knows our session (HTTP {status} to {method!r})"

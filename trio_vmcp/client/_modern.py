@@ -10,10 +10,10 @@ import attrs
 
 from trio_vmcp._outbound import begin_request, note_session_lost, note_written, preparing
 from trio_vmcp.client._client import CLIENT_INFO, StreamableClient, declared_capabilities
-from trio_vmcp.client._era import HEADER_MISMATCH, MODERN_VERSION
+from trio_vmcp.client._era import HEADER_MISMATCH, MODERN_VERSION, is_modern_error
 from trio_vmcp.client._headers import BadParamHeader, ParamHeaders, encode_header_value, param_headers
 from trio_vmcp.client._http import Headers
-from trio_vmcp.client._jsonrpc import Request, Result, encode_request
+from trio_vmcp.client._jsonrpc import ErrorReply, Request, Result, encode_request
 from trio_vmcp.client._streamable import Answer, HttpRefusal, Interrupted, OnOther, ignore_other, names_session, refusal
 from trio_vmcp.errors import BackendProtocolError, BackendUnavailable
 from trio_vmcp.identity import Identity
@@ -29,7 +29,7 @@ RESERVED_META = {
     "io.modelcontextprotocol/clientCapabilities": {},
     "io.modelcontextprotocol/clientInfo": CLIENT_INFO,
 }
-_NO_LONGER_MODERN = (400, 404, 405)  # without an error of this era in the body
+_NO_LONGER_MODERN = (400, 404, 405)  # how servers of the other era refuse a request of this one
 # Which member of `params` a gateway on the way may route by (2026-07-28, transports: standard headers).
 _NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 
@@ -76,9 +76,11 @@ class ModernClient(StreamableClient):
             )
         if not isinstance(outcome, Result):
             note_written(False)
-            if answer.status in _NO_LONGER_MODERN and (isinstance(outcome, HttpRefusal) or names_session(outcome)):
-                note_session_lost()  # of a server that was exchanged for one of the other era, or for a proxy's page
-            raise refusal(self._http.backend_id, method, outcome)
+            refused = refusal(self._http.backend_id, method, outcome)
+            if answer.status in _NO_LONGER_MODERN and _is_of_the_other_era(outcome):
+                note_session_lost()
+                refused.may_have_executed = False  # whatever its code: it was not understood
+            raise refused
         result = completed(self._http.backend_id, method, outcome.result)
         return self._with_usable_tools(result) if method == "tools/list" else result
 
@@ -152,6 +154,15 @@ class ModernClient(StreamableClient):
     def _on_request(self, message: Request, identity: Identity | None) -> None:
         # "Servers MUST NOT send requests" on a response stream of this era.
         logger.warning("backend %r: ignored a request on a response stream", self._http.backend_id)
+
+
+def _is_of_the_other_era(outcome: ErrorReply | HttpRefusal) -> bool:
+    """Whether this refusal comes from a server that was exchanged for one of the handshake era, or from a proxy. A
+    server of this era refuses in JSON-RPC, and in words of their own.
+    """
+    if isinstance(outcome, HttpRefusal):
+        return True
+    return not is_modern_error(outcome) and (names_session(outcome) or "protocol version" in outcome.message.lower())
 
 
 def completed(backend_id: str, method: str, result: JSON) -> JSON:

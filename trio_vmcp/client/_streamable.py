@@ -271,10 +271,14 @@ def _line_ends(chunk: bytes) -> int:
 _NOT_RUN = frozenset({-32700, -32600, -32601, -32602, -32020, -32021, -32022})
 
 
+# JSON-RPC errors that are about what was asked, or about what came of it.
+_ABOUT_THE_REQUEST = frozenset({-32602, -32603})
+
+
 def names_session(outcome: Outcome) -> bool:
     """Whether a refusal is about the session, and not about what was asked in it: restarted servers answer so."""
     if isinstance(outcome, ErrorReply):
-        return "session" in outcome.message.lower()
+        return "session" in outcome.message.lower() and outcome.code not in _ABOUT_THE_REQUEST
     return isinstance(outcome, HttpRefusal) and outcome.names_session
 
 
