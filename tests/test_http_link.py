@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gc
+import logging
 import socket
 from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
@@ -28,6 +29,7 @@ from clients import (
     open_scripted,
     result,
 )
+from raw_http import HANG, Kind, answer, open_served, until
 from steps import cancel_at
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -42,10 +44,12 @@ from trio_vmcp import (
     FactorySettings,
     Identity,
     MessageTooLarge,
+    SessionClosed,
+    open_session_factory,
 )
 from trio_vmcp._outbound import Outbound, outbound
-from trio_vmcp.client._http import HttpLink
-from trio_vmcp.client.connector import HttpConnector
+from trio_vmcp.client._http import MOST_ASIDE, HttpLink
+from trio_vmcp.client.connector import NOTICE_TIMEOUT, HttpConnector
 from trio_vmcp.testing import (
     CONNECT,
     Delay,
@@ -936,3 +940,163 @@ async def test_the_first_of_several_addresses_stands_for_all() -> None:
     error.__cause__.__cause__ = ExceptionGroup("", [ConnectionRefusedError(111, "secret address"), OSError(101, "x")])
     with pytest.raises(BackendUnavailable, match="could not be reached: Connection refused"):
         await get(link_over(Failing(error, takes_body=False)))
+
+
+# Beside the calls
+
+
+async def test_what_counts_as_no_call_is_bounded_too(autojump_clock: MockClock) -> None:
+    """Ten notifications at once take four connections; the others wait for their turn, and all arrive."""
+    backend = echo_backend()
+    limit = FactorySettings(max_connections_per_backend=10)
+    async with open_memory_network() as network, open_client(backend, network=network, settings=limit) as client:
+        backend.fail("notifications/cancelled", Delay(0.3))
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(call, client, "hang")
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        for waited in (4, 8, 10):
+            await wait_all_tasks_blocked()
+            assert waited == len(backend.received("notifications/cancelled"))
+            assert network.open_connections <= MOST_ASIDE
+            await trio.sleep(0.3)
+        await wait_all_tasks_blocked()
+        assert 10 == backend.cancelled["hang"]
+
+
+async def test_whoever_waits_for_a_turn_beside_the_calls_gives_up_in_time(autojump_clock: MockClock) -> None:
+    """Four that hang hold the others up for as long as a notification may take; then the backend's session ends."""
+    backend = echo_backend()
+    async with open_client(backend, settings=FactorySettings(max_connections_per_backend=10)) as client:
+        backend.fail("notifications/cancelled", Hang())
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(call, client, "hang")
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        await trio.sleep(NOTICE_TIMEOUT)
+        await wait_all_tasks_blocked()
+        assert 4 == len(backend.received("notifications/cancelled"))
+        started = trio.current_time()
+        await client.aclose(terminate=True)
+        assert started == trio.current_time()
+
+
+# Connections that must not be used again
+
+
+async def find_wrong(link: HttpLink) -> None:
+    async with link.exchange("POST", [], b"{}", identity=None) as reply:
+        await reply.read(1000)
+        raise reply.protocol_error("answered wrongly")
+
+
+class _Signed(httpx.Auth):
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        yield request
+
+
+@pytest.mark.parametrize("auth", [None, lambda backend, identity: _Signed()])
+async def test_who_gets_an_answer_wrong_loses_the_connection(
+    auth: Callable[[Backend, Identity | None], httpx.Auth] | None,
+) -> None:
+    """Also when it came to its end: its length may be as wrong. With an Auth, too, which sees httpx's response."""
+    async with open_served("memory", answer(b"ok")) as served:
+        link = link_over(served.transport, url=served.url, auth=auth)
+        assert b"ok" == await get(link)
+        assert 1 == served.transport.idle_connections
+        with pytest.raises(BackendProtocolError):
+            await find_wrong(link)
+        assert 0 == served.transport.idle_connections
+
+
+class _Stubborn:
+    """A network stream of somebody else's."""
+
+    async def aclose(self) -> None:
+        raise ZeroDivisionError
+
+
+async def test_a_disconnect_that_fails_costs_nothing_else() -> None:
+    """The response is let go of all the same, and the error is the one that there was."""
+    body = Chunks(b"x")
+    extensions = {"network_stream": _Stubborn(), "http_version": b"HTTP/1.1"}
+    link = link_over(Seen(httpx.Response(200, stream=body, extensions=extensions)), slots=1)
+    with pytest.raises(BackendProtocolError, match="wrongly"):
+        await find_wrong(link)
+    assert body.closed
+    assert b"ok" == await get(link)
+
+
+async def test_a_redirect_costs_no_connection() -> None:
+    """Its body is short, and here."""
+    moved = answer(b"over there", b"Location: /other", status=b"307 Temporary Redirect")
+    async with open_served("memory", moved, answer(b"ok"), moved, answer(b"ok")) as served:
+        link = link_over(served.transport, url=served.url)
+        for _ in range(2):
+            assert b"ok" == await get(link)
+        assert (1, 4) == (served.server.connections, len(served.server.requests))
+
+
+@pytest.mark.parametrize("kind", ["memory", "tcp", "tls"])
+async def test_closing_a_link_ends_what_its_callers_hold(kind: Kind) -> None:
+    """Whoever has shielded himself in the middle of a response gets an error, and no socket is left."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"
+    async with open_served(kind, (head, HANG)) as served, trio.open_nursery() as nursery:
+        link = link_over(served.transport, url=served.url)
+
+        async def hold() -> None:
+            with trio.CancelScope(shield=True):
+                with pytest.raises(BackendUnavailable, match="lost its connection") as caught:
+                    await get(link)
+                assert caught.value.may_have_executed
+
+        nursery.start_soon(hold)
+        await until(lambda: served.server.requests != [])
+        await until(lambda: link._open != set())
+        nursery.cancel_scope.cancel()
+        await link.aclose()
+        with trio.CancelScope(shield=True):
+            await until(lambda: not served.server.open_connections)
+
+
+async def test_a_shielded_callback_keeps_no_connection(autojump_clock: MockClock) -> None:
+    """A session that closes waits for nobody's clean-up, and its sockets do not either."""
+    backend = echo_backend("modern", "sse")
+    released = trio.Event()
+
+    async def dawdle(progress: float, total: float | None, message: str | None) -> None:
+        with trio.CancelScope(shield=True):
+            await released.wait()
+
+    async with open_memory_network() as network:
+        url = network.attach("b.test", backend)
+        transport = network.transport()
+        async with open_session_factory(transport=transport) as factory, trio.open_nursery() as nursery:
+            session = await factory.make_session([Backend(id="b", url=url, era="modern")])
+
+            async def dawdling_call() -> None:
+                with pytest.raises(SessionClosed):
+                    await session.call_tool("b_steps", on_progress=dawdle)
+
+            nursery.start_soon(dawdling_call)
+            await wait_all_tasks_blocked()
+            await session.aclose(drain_timeout=1)
+            await wait_all_tasks_blocked()
+            assert transport.idle_connections == network.open_connections
+            released.set()
+        await transport.aclose()
+
+
+async def test_nothing_of_a_session_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Over the built-in transport, at DEBUG, whoever logs: neither the backend's session id nor the user's headers."""
+    caplog.set_level(logging.DEBUG)
+    backend = echo_backend()
+    async with open_loopback(backend) as url:
+        async with open_session_factory() as factory:
+            configured = Backend(id="b", url=url, headers={"x-api-key": "s3cret"})
+            async with factory.open_session([configured]) as session:
+                await session.call_tool("b_echo")
+    assert 1 == len(backend.deleted_sessions)
+    assert not [record for record in caplog.messages if "s3cret" in record or backend.deleted_sessions[0] in record]

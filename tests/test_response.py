@@ -115,6 +115,12 @@ def test_informational_responses_are_passed_over() -> None:
     assert Parsed(200, [(b"content-length", b"2")], b"{}") == parse(response) == parse(*bytewise(response))
 
 
+def test_what_an_informational_response_says_of_itself_is_not_of_the_next() -> None:
+    """Its length is none of the response's, which ends with the connection."""
+    early = b"HTTP/1.1 103 Early Hints\r\nContent-Length: 0\r\n\r\n"
+    assert Parsed(200, [], b"{}", is_clean=False) == parse(early + LINE + b"\r\n{}", eof=True)
+
+
 def test_one_response_after_another() -> None:
     """Each answers the request before it, and nothing of one is in the next."""
     parser = ResponseParser()
@@ -265,6 +271,21 @@ def test_heads_are_limited(head: bytes, piece: bytes, size: int) -> None:
     pieces = MAX_HEAD_BYTES // len(piece * size) + 1
     with pytest.raises(BadResponse):
         feed(parser, [piece * size] * pieces)
+
+
+def test_the_limit_of_a_head_is_exact() -> None:
+    for begun in range(2):  # also of a connection's second response
+        for surplus in range(2):
+            parser = ResponseParser()
+            for _ in range(begun):
+                feed(parser, [LINE + LENGTH])
+                parser.begin()
+            head = LINE + b"x: " + b"y" * (MAX_HEAD_BYTES - len(LINE) - 3 + surplus)
+            if surplus:
+                with pytest.raises(BadResponse, match="over 65536 bytes of headers"):
+                    feed(parser, bytewise(head))
+            else:
+                feed(parser, bytewise(head))
 
 
 def test_a_long_body_counts_as_no_head() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from trio_vmcp.client._client import StreamableClient
 from trio_vmcp.client._connection import Connection
 from trio_vmcp.client._http import Exchange, Reply, RequestBody
 from trio_vmcp.client._legacy import LegacyClient
+from trio_vmcp.client._streamable import Answer, StreamableHttp
 from trio_vmcp.client.http11 import RawResponse
 from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.factory import DefaultSessionFactory
@@ -63,10 +64,19 @@ def test_a_task_that_outlives_its_cancelled_opener(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_lost_delete(monkeypatch: pytest.MonkeyPatch) -> None:
-    def note_id(self: LegacyClient, reply: Reply) -> None:
-        """Leaves it to the end of the answer."""
+    ask = StreamableHttp.ask
 
-    monkeypatch.setattr(LegacyClient, "_note_id", note_id)
+    async def late(
+        self: StreamableHttp, *args: Any, on_head: Callable[[Reply], None] | None = None, **more: Any
+    ) -> Answer:
+        """Leaves the id to the end of the answer."""
+        replies: list[Reply] = []
+        outcome = await ask(self, *args, on_head=replies.append, **more)
+        if on_head is not None:
+            on_head(replies[0])
+        return outcome
+
+    monkeypatch.setattr(StreamableHttp, "ask", late)
     assert "scripted-session-" in cancel_sweep("opening-legacy-json-pinned")
 
 
