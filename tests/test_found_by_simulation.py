@@ -7,8 +7,8 @@ import trio
 from harness import echo_backend, open_world
 from trio.testing import MockClock
 
-from trio_vmcp import BackendTimeout
-from trio_vmcp.testing import Drip
+from trio_vmcp import BackendTimeout, FactorySettings
+from trio_vmcp.testing import Drip, Hang
 
 
 async def test_waiting_for_the_end_of_a_stream_is_over_with_the_deadline(autojump_clock: MockClock) -> None:
@@ -30,3 +30,17 @@ async def test_a_scripted_backend_hangs_up_on_a_cancel_in_the_middle_of_its_answ
             await session.call_tool("a_echo", timeout=1.8)
         await session.call_tool("a_echo")
         assert ["cancelled", "answered"] == [exchange.outcome for exchange in world["a"].received("tools/call")]
+
+
+async def test_an_opening_does_not_wait_for_the_goodbyes_of_an_attempt(autojump_clock: MockClock) -> None:
+    """Who has missed its time is told so, and may be slow to hear it: its slot is free, and the opening over."""
+    settings = FactorySettings(backend_init_timeout=1.0, max_backend_init_concurrency=1)
+    backends = {"a": echo_backend(), "b": echo_backend()}
+    for method in ("tools/list", "notifications/cancelled", "DELETE"):
+        backends["a"].fail(method, Hang())
+    async with open_world(backends, settings=settings) as world:
+        world.leaves_sessions = True
+        began_at = trio.current_time()
+        async with world.open_session() as session:
+            assert 1.0 == trio.current_time() - began_at
+            assert ["a"] == [failure.backend_id for failure in session.failures]

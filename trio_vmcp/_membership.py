@@ -240,8 +240,8 @@ class Membership:
         try:
             async with trio.open_nursery() as nursery:
                 await self._connect(member, backend, incarnation, resume, nursery)
+                incarnation.settled.set()  # who failed, too: what is still said on its way out holds nobody up
                 if incarnation.client is not None:
-                    incarnation.settled.set()
                     await incarnation.over.wait()
                     await incarnation.drain(
                         BackendUnavailable(backend.id, "was removed from the session (drain_timeout)")
@@ -381,7 +381,7 @@ class Membership:
         """Its connection crashed, before it had joined or behind it."""
         client = incarnation.client
         incarnation.end()
-        if member.current is incarnation or client is None:
+        if member.current is incarnation or not incarnation.settled.is_set():
             self._warn(member.fail(FailureReason.UNREACHABLE, detail))
         if member.current is incarnation and client is not None:
             member.stored = client.record  # it may be taken up again
