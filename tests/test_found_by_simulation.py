@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import trio
 from harness import echo_backend, open_world
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import BackendTimeout, FactorySettings
-from trio_vmcp.testing import Drip, Hang
+from trio_vmcp.testing import Drip, Hang, Status
 
 
 async def test_waiting_for_the_end_of_a_stream_is_over_with_the_deadline(autojump_clock: MockClock) -> None:
@@ -44,3 +44,17 @@ async def test_an_opening_does_not_wait_for_the_goodbyes_of_an_attempt(autojump_
         async with world.open_session() as session:
             assert 1.0 == trio.current_time() - began_at
             assert ["a"] == [failure.backend_id for failure in session.failures]
+
+
+async def test_a_stored_backend_session_that_is_replaced_gets_its_delete(autojump_clock: MockClock) -> None:
+    """HTTP 503 does not say that it is gone, and the row knows only of the one that took its place."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world:
+        session = await world.make_session(session_id="kept")
+        await session.suspend()
+        (stored,) = backend.sessions
+        backend.fail("tools/list", Status(503), times=1)
+        async with await world.restore_session("kept") as session:
+            assert stored != session.backend_sessions["a"]
+            await wait_all_tasks_blocked()
+            assert [stored] == backend.deleted_sessions

@@ -330,8 +330,12 @@ class Membership:
                 settings=self._settings,
                 overlap=trio.current_time() - begun_at > SLOW_HANDSHAKE,
             )
-        except BaseException:
-            self._abandon(member, client, nursery)
+        except BaseException as error:
+            # A session that is not said to be gone, and is replaced all the same, ends properly.
+            note = outbound.get()
+            lost = note is not None and note.session_lost
+            replaced = lost and isinstance(error, BackendError) and error.may_have_executed
+            self._abandon(member, client, nursery, terminate=replaced)
             raise
         return client, listing
 
@@ -403,10 +407,12 @@ class Membership:
             failure.detail,
         )
 
-    def _abandon(self, member: Member, client: BackendClient, nursery: trio.Nursery) -> None:
+    def _abandon(
+        self, member: Member, client: BackendClient, nursery: trio.Nursery, *, terminate: bool = False
+    ) -> None:
         """Close a connection that takes no part: in a task of its own, since its attempt may be out of time."""
         incarnation = Incarnation()
-        incarnation.client = client
+        incarnation.client, incarnation.terminate = client, terminate
         self._incarnations[incarnation] = member
         start_clean(nursery, self._let_go, member, incarnation)
 

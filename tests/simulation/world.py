@@ -594,11 +594,12 @@ class _World:
                 (self.owners[number],) = trio.lowlevel.current_task().child_nurseries
                 try:
                     async with trio.open_nursery() as self.callers[number]:
-                        task_status.started()
-                        await trio.sleep_until(leaving.at)
-                        del self.callers[number]
+                        try:
+                            task_status.started()
+                            await trio.sleep_until(leaving.at)
+                        finally:  # in the body: a nursery that waits for its last takes nobody in
+                            del self.callers[number]
                 finally:
-                    self.callers.pop(number, None)
                     doing.append(self._begin("exit", instance=number))
                     self.note(Exiting(at=trio.current_time(), instance=number, cancelled=False))
             return Outcome(kind="ok")
