@@ -176,14 +176,16 @@ class Member:
         timeout: float,
         on_progress: OnProgress | None,
     ) -> JSON:
+        left = timeout
         if self.current is None and self.recovery is not None:
             await self._recovered(method, deadline, timeout)
+            left = deadline - trio.current_time()
         self.live_client()
         first = self.current
         assert first is not None
         call.session_lost = False
         try:
-            return await self._on(first, call, method, params, identity, timeout, on_progress)
+            return await self._on(first, call, method, params, identity, left, on_progress)
         except BackendError as error:
             if not call.session_lost:
                 raise
@@ -232,8 +234,7 @@ class Member:
         self.attention.set()
 
     async def _recovered(self, method: str, deadline: float, timeout: float) -> None:
-        """Wait until the connection was made anew, or could not be."""
-        assert self.recovery is not None or self.current is not None
+        """Wait until the connection was made anew, or could not be: perhaps it was settled long ago."""
         with trio.move_on_at(deadline):
             if self.recovery is not None:
                 await self.recovery.wait()

@@ -102,7 +102,7 @@ class Membership:
         self._services = services
         slots = trio.CapacityLimiter(self._settings.max_backend_init_concurrency)
         with self._connecting:
-            for member in self.members.values():
+            for member in tuple(self.members.values()):  # who comes or goes meanwhile is in no need of a slot
                 if member.backend is not None:
                     await slots.acquire_on_behalf_of(member)
                     services.start_soon(self._supervise, member, member.backend, partial(self._settled, member, slots))
@@ -159,6 +159,8 @@ class Membership:
         self.members[member.backend_id] = member
         if before is not None:
             await before.gone.wait()
+            if self._stopped:
+                return
         settled = trio.Event()
         start_clean(self._services, self._supervise, member, backend, settled.set)
         await settled.wait()
