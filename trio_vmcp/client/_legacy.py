@@ -202,6 +202,9 @@ class LegacyClient(StreamableClient):
         )
 
     def _give_up(self, message_id: int, identity: Identity | None, reason: str) -> None:
+        if self.record.session_id is None:
+            # Nothing but the number would say whose request it is, and every other client begins to count at 1, too.
+            return
         # "Disconnection SHOULD NOT be interpreted as the client cancelling its request" (2025-11-25, transports).
         notice = encode_notification("notifications/cancelled", {"requestId": message_id, "reason": reason})
         self._start_notice(notice, identity)
