@@ -9,6 +9,7 @@ import httpx
 import trio
 
 from trio_vmcp._nursery import start_clean
+from trio_vmcp.client._cache import ResponseCache
 from trio_vmcp.client._era import MODERN_VERSION, EraCache, Verdict, is_modern_error, judge
 from trio_vmcp.client._http import HttpLink
 from trio_vmcp.client._jsonrpc import Result
@@ -43,6 +44,7 @@ class HttpConnector:
     _ssl_context: ssl.SSLContext | None = attrs.field(default=None, alias="ssl_context", kw_only=True, repr=False)
     _built_in: Http11Transport = attrs.field(init=False, repr=False)
     _eras: EraCache = attrs.field(factory=EraCache, init=False, repr=False)
+    _cache: ResponseCache = attrs.field(factory=ResponseCache, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._built_in = Http11Transport(ssl_context=self._ssl_context)
@@ -90,6 +92,10 @@ class HttpConnector:
     def eras(self) -> EraCache:
         return self._eras
 
+    @property
+    def cache(self) -> ResponseCache:
+        return self._cache
+
 
 @attrs.define(eq=False)
 class _Attempt:
@@ -117,6 +123,11 @@ class _Attempt:
             events=self.events,
             max_pages=settings.max_pages,
             max_tools=settings.max_items_per_backend,
+            cache=self.connector.cache.of(self.backend, MODERN_VERSION),
+            identity=self.identity,
+            nursery=self.nursery,
+            listens=self.backend.listen,
+            retries=(settings.reconnect_delay, settings.reconnect_max_delay),
         )
         self.legacy = LegacyClient(
             record=BackendRecord(self.backend.id, None, "legacy", "", {}, self.endpoint),
@@ -125,6 +136,8 @@ class _Attempt:
             identity=self.identity,
             nursery=self.nursery,
             notice_timeout=min(NOTICE_TIMEOUT, settings.teardown_timeout / 2),
+            listens=self.backend.listen,
+            retries=(settings.reconnect_delay, settings.reconnect_max_delay),
         )
 
     async def connect(self, resume: BackendRecord | None) -> BackendClient:
