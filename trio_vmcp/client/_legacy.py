@@ -153,8 +153,6 @@ class LegacyClient(StreamableClient):
         initialized = encode_notification("notifications/initialized", None)
         await self._http.tell(initialized, self._headers(), identity=identity)
         self._listen_anew()
-        if self._subscribed and not self._closing:  # they belonged to the session before
-            start_clean(self._nursery, self._subscribe_anew, self.record)
 
     @property
     def listening(self) -> Listening:
@@ -363,24 +361,6 @@ class LegacyClient(StreamableClient):
             )
         if method == SUBSCRIBE and uri not in self._subscribed and len(self._subscribed) >= MOST_SUBSCRIPTIONS:
             raise too_many_subscriptions(backend_id)
-
-    async def _subscribe_anew(self, record: BackendRecord) -> None:
-        """What was subscribed to in an earlier backend session, in the one of this record; what changed meanwhile,
-        nobody said.
-        """
-        for uri in tuple(self._subscribed):
-            if self._closing or record is not self.record or not declares_subscriptions(record.server_capabilities):
-                return
-            try:
-                with trio.move_on_after(self._notice_timeout):
-                    data = encode_request(message_id := next(self._ids), SUBSCRIBE, {"uri": uri})
-                    await self._http.ask(
-                        message_id, data, self._headers(), identity=self._identity, on_other=ignore_other
-                    )
-            except BackendError as error:
-                logger.debug("%s, on subscribing anew", error)
-                return
-        tell_missed(self._heard, (), tuple(self._subscribed))
 
     def _give_up(self, message_id: int, identity: Identity | None, reason: str) -> None:
         # "Disconnection SHOULD NOT be interpreted as the client cancelling its request" (2025-11-25, transports).

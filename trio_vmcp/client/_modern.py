@@ -170,6 +170,8 @@ class ModernClient(StreamableClient):
             )
         if not isinstance(outcome, Result):
             note_written(False)
+            if answer.status >= 400:  # it may have become another, and whoever connects again has to look
+                self._cache.drop(DISCOVER)
             raise refusal(self._http.backend_id, method, outcome)
         # "Absent means complete"; what is neither is an invalid response.
         if not _is_complete(outcome.result):

@@ -42,6 +42,7 @@ class HttpConnector:
     _auth: OutgoingAuth | None = attrs.field(default=None, alias="auth", kw_only=True, repr=False)
     _transport: httpx.AsyncBaseTransport | None = attrs.field(default=None, alias="transport", kw_only=True)
     _ssl_context: ssl.SSLContext | None = attrs.field(default=None, alias="ssl_context", kw_only=True, repr=False)
+    wants_requests: bool = attrs.field(default=False, kw_only=True)  # somebody answers what backends ask
     _built_in: Http11Transport = attrs.field(init=False, repr=False)
     _eras: EraCache = attrs.field(factory=EraCache, init=False, repr=False)
     _cache: ResponseCache = attrs.field(factory=ResponseCache, init=False, repr=False)
@@ -138,6 +139,7 @@ class _Attempt:
             notice_timeout=min(NOTICE_TIMEOUT, settings.teardown_timeout / 2),
             listens=self.backend.listen,
             retries=(settings.reconnect_delay, settings.reconnect_max_delay),
+            wants_requests=self.connector.wants_requests,
         )
 
     async def connect(self, resume: BackendRecord | None) -> BackendClient:
