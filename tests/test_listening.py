@@ -553,7 +553,8 @@ async def test_a_head_that_does_not_come_is_waited_for_once(autojump_clock: Mock
         await call(client)
         waited = trio.current_time()
         await call(client)
-        assert ((1.0 if fault == Hang() else 0.0), waited) == (pytest.approx(trio.current_time()), trio.current_time())
+        assert waited == pytest.approx(1.0 if fault == Hang() else 0.0)
+        assert waited == trio.current_time()
 
 
 async def test_who_answers_nothing_waits_for_nothing(autojump_clock: MockClock) -> None:

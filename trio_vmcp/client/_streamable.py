@@ -175,8 +175,7 @@ class StreamableHttp:
         allowance, counted_at = float(ALLOWANCE), trio.current_time()
         while (chunk := await reply.receive()) is not None:
             for message in self._messages(chunk, decoder, reply):
-                if not take(message):
-                    await self.drain(reply)
+                if not take(message):  # what is left of it costs the connection: seldom, and it may have no end
                     return
             now = trio.current_time()
             allowance = min(allowance + (now - counted_at) * PACE, ALLOWANCE) - PIECE_BYTES - _weight(chunk)

@@ -19,7 +19,7 @@ import trio
 
 from trio_vmcp._nursery import start_clean
 from trio_vmcp.client._http import Headers, Reply
-from trio_vmcp.client._jsonrpc import ErrorReply, Message, Notification, Result, same_id
+from trio_vmcp.client._jsonrpc import ErrorReply, Message, Notification, Result, encode_request, same_id
 from trio_vmcp.client._listening import (
     HELD_LONG,
     LIST_CHANGED,
@@ -179,7 +179,7 @@ class Subscriptions:
     def _listener(self, wanted: Wanted, *, is_trial: bool) -> _Listener:
         if self._closed:
             raise BackendUnavailable(self._http.backend_id, "cannot be listened to: its connection is closed")
-        self._compose(LISTEN, wanted.params())  # what cannot be sent is the caller's mistake, and not the task's
+        encode_request(0, LISTEN, wanted.params())  # what cannot be sent is the caller's mistake, and not the task's
         listener = _Listener(
             http=self._http,
             compose=self._compose,
