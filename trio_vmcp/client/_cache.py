@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import secrets
 from collections.abc import Callable
 from typing import TypeAlias
@@ -56,6 +55,7 @@ class _Entry:
     expires_at: float  # by trio.current_time()
     size: int
     uri: str  # of a resource
+    following: str | None  # the params of the next page of a list
 
 
 @attrs.define(eq=False)
@@ -116,7 +116,7 @@ class ResponseCache:
     def shelf(self, endpoint: str) -> _Shelf:
         return self._shelves.setdefault(endpoint, _Shelf())
 
-    def find(self, endpoint: str, key: _Key) -> JSON | None:
+    def find(self, endpoint: str, key: _Key) -> _Entry | None:
         shelf = self._shelves.get(endpoint)
         entry = None if shelf is None else shelf.entries.get(key)
         if shelf is None or entry is None:
@@ -124,8 +124,7 @@ class ResponseCache:
         if entry.expires_at <= trio.current_time():
             self._remove(endpoint, shelf, key)
             return None
-        found: JSON = json.loads(entry.json.decode(*_UTF8))
-        return found
+        return entry
 
     def put(self, endpoint: str, key: _Key, entry: _Entry) -> None:
         shelf = self.shelf(endpoint)
@@ -178,14 +177,29 @@ class BackendCache:
     _variant: bytes = attrs.field(alias="variant", repr=False)
 
     def find(self, method: str, params: JSON, identity: Identity | None) -> JSON | None:
-        """A result that is still fresh, as if it had just come; None: ask."""
+        """A result that is still fresh, as if it had just come; None: ask.
+
+        A page is found only with all that follow it: a cursor out of an old page may be dead, and who asks for the rest
+        of a list with it would have to begin again.
+        """
         text = _params_key(method, params)
         if text is None:
             return None
+        entry = found = self._entry(method, text, identity)
+        for _ in range(MOST_RESULTS_EACH):
+            if entry is None or found is None:
+                return None
+            if entry.following is None:
+                result: JSON = json.loads(found.json.decode(*_UTF8))
+                return result
+            entry = self._entry(method, entry.following, identity)
+        return None  # cursors that go round in a circle
+
+    def _entry(self, method: str, text: str, identity: Identity | None) -> _Entry | None:
         for whose in (_who(identity), None):
-            found = self._cache.find(self._endpoint, (self._variant, method, text, whose))
-            if found is not None:
-                return found
+            entry = self._cache.find(self._endpoint, (self._variant, method, text, whose))
+            if entry is not None:
+                return entry
         return None
 
     def fetch(self, method: str, params: JSON, identity: Identity | None) -> Fetch | None:
@@ -208,10 +222,12 @@ class BackendCache:
             data = _encoder.encode(result).encode(*_UTF8)
         except RecursionError:  # it was parsed, so `max_json_depth` is near what the parser can do
             return
-        size = len(data) + len(fetch.params) + _OVERHEAD_BYTES
+        cursor = result.get("nextCursor") if fetch.method in _LISTS else None
+        following = None if cursor is None else _canonical.encode({**json.loads(fetch.params), "cursor": cursor})
+        size = len(data) + len(fetch.params) + len(following or "") + _OVERHEAD_BYTES
         if size <= MOST_BYTES_EACH:
             whose = None if result.get("cacheScope") == "public" else _who(fetch.identity)
-            entry = _Entry(data, trio.current_time() + seconds, size, fetch.uri)
+            entry = _Entry(data, trio.current_time() + seconds, size, fetch.uri, following)
             self._cache.put(self._endpoint, (self._variant, fetch.method, fetch.params, whose), entry)
 
     def end(self, fetch: Fetch) -> None:
@@ -256,6 +272,6 @@ def _who(identity: Identity | None) -> _Who:
 def _fresh_for(result: JSON) -> float:
     """s; 0: not at all."""
     ttl = result.get("ttlMs")
-    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or math.isnan(ttl):
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not ttl > 0:  # `not >`: NaN is nothing
         return 0.0
-    return min(max(ttl, 0) / 1000, LONGEST) if ttl < LONGEST * 1000 else LONGEST
+    return ttl / 1000 if ttl < LONGEST * 1000 else LONGEST  # compared first: not every int is a float
