@@ -475,8 +475,10 @@ async def test_an_answer_cuts_no_callback_off(autojump_clock: MockClock) -> None
         await silence(1)
         backend.send(result(backend.received("tools/call")[0].request_id, content=["right"]))
         await silence(1)
+        backend.send(result(backend.received("tools/call")[0].request_id, content=["the second"]))
+        await silence(1)
         assert ([], []) == (finished, answers)
-        await silence(4)
+        await silence(3)
         assert ([0], [{"content": ["right"]}]) == (finished, answers)
         backend.end_streams()
 

@@ -18,6 +18,7 @@ from trio_vmcp.client._jsonrpc import (
     Message,
     Notification,
     Request,
+    RequestId,
     Result,
     encode_error,
     encode_notification,
@@ -97,7 +98,7 @@ class LegacyClient(StreamableClient):
     # Requests of the backend's own are answered by somebody, so there has to be a stream that they can come by.
     _wants_requests: bool = attrs.field(default=False, alias="wants_requests")
     _stream: StandaloneStream | None = attrs.field(default=None, init=False, repr=False)
-    _waiting: dict[int, _Waiting] = attrs.field(factory=dict, init=False, repr=False)  # by request id
+    _waiting: dict[RequestId | None, _Waiting] = attrs.field(factory=dict, init=False, repr=False)  # by request id
     _subscribed: dict[str, None] = attrs.field(factory=dict, init=False, repr=False)  # URIs, in order
     # Taken up from metadata and not yet known to be alive: the first answer shows.
     _unproven: bool = attrs.field(default=False, init=False)
@@ -340,7 +341,7 @@ class LegacyClient(StreamableClient):
             if message.method != "notifications/progress":  # whose request it is about has a stream of its own for it
                 self._heard(message.method, message.params)
             return message.method in USEFUL
-        waiting = self._waiting.get(message.id) if type(message.id) is int else None  # not True, not 1.0
+        waiting = self._waiting.get(message.id)  # an int or a str: True and 1.0 were no ids to the parser
         if waiting is None or waiting.answer is not None:  # nobody's, or the second
             logger.debug("backend %r: dropped an answer to a request that is not waiting", self._http.backend_id)
             return False
