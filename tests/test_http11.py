@@ -29,6 +29,7 @@ from steps import cancel_at
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp.client._connection import READ_BYTES
+from trio_vmcp.client._dial import Wire
 from trio_vmcp.client._response import MAX_HEAD_BYTES
 from trio_vmcp.client.http11 import KEEPALIVE_EXPIRY, MOST_IDLE, Http11Transport
 from trio_vmcp.testing import ScriptedBackend, open_memory_network
@@ -286,6 +287,56 @@ async def test_an_answer_that_comes_before_the_body_is_written(kind: Kind, end: 
         response.release()
         assert 0 == served.transport.idle_connections
         assert b"ok" == await served.ask(body=b"")
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+async def test_a_reset_while_the_body_is_written(kind: Kind) -> None:
+    """Without an answer it is an error of the write."""
+    async with open_served(kind, (RESET,), OK, reads_bodies=False) as served:
+        with pytest.raises(httpx.WriteError, match="the connection broke"):
+            await served.ask(body=bytes(32 * MIB))
+        assert b"ok" == await served.ask(body=b"")
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+async def test_closing_while_a_body_is_written(kind: Kind) -> None:
+    """Whoever writes gets an error."""
+    unread = trio.Event()
+    async with open_served(kind, (unread, CLOSE), reads_bodies=False) as served:
+
+        async def write() -> None:
+            with pytest.raises(httpx.WriteError, match="closed here"):
+                await served.ask(body=bytes(32 * MIB))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            await until(lambda: served.server.requests != [])
+            await wait_all_tasks_blocked(0.01)
+            served.transport.close()
+        unread.set()
+
+
+async def test_a_body_is_at_its_end_when_all_of_it_was_taken() -> None:
+    """Not when all of it is here."""
+    async with open_served("memory", OK) as served:
+        response = await served.send()
+        assert not response.is_ended
+        assert b"ok" == await response.receive()
+        assert response.is_ended
+        response.release()
+
+
+async def test_a_connection_that_was_cut_is_not_alive() -> None:
+    """Whatever is in the place of its socket by now."""
+    async with open_served("memory", OK) as served:
+        await served.ask()
+        (idle,) = served.transport._idle[served.origin]
+        assert idle.is_alive
+        idle.cut()
+        idle._wire = Wire(idle._wire.stream, lambda: False, lambda: None)
+        assert not idle.is_alive
+        assert b"ok" == await served.ask()
+        assert 2 == served.server.connections
 
 
 # Limits
