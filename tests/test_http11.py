@@ -105,12 +105,35 @@ async def test_idle_connections_are_closed_in_the_background(autojump_clock: Moc
         nursery.cancel_scope.cancel()
 
 
-async def test_no_more_than_twenty_connections_idle(autojump_clock: MockClock) -> None:
+async def test_no_more_than_twenty_connections_idle() -> None:
     """Of those that were needed at once; the oldest go."""
-    async with open_served("memory", (0.5, OK)) as served:
-        await many(served, MOST_IDLE + 5)
+    async with open_served("memory", OK) as served:
+        responses = [await served.send() for _ in range(MOST_IDLE + 5)]
+        for response in responses:
+            await read(response)
+            response.release()
         await wait_all_tasks_blocked()
         assert MOST_IDLE == served.server.open_connections == served.transport.idle_connections
+        alive = [response._connection.is_alive for response in responses]
+        assert [False] * 5 + [True] * MOST_IDLE == alive
+
+
+async def test_each_origin_is_tidied_in_its_time(autojump_clock: MockClock) -> None:
+    """The first that is old enough goes first, whoever else is younger."""
+    async with open_memory_network() as network, trio.open_nursery() as nursery:
+        server = RawServer([(OK,)])
+        transport = network.transport()
+        nursery.start_soon(transport.tidy)
+        for host in ("a.test", "b.test"):
+            await Served(transport, server, network.attach(host, server)).ask()
+            await trio.sleep(KEEPALIVE_EXPIRY / 2)
+        assert (KEEPALIVE_EXPIRY, 1) == (trio.current_time(), transport.idle_connections)
+        await trio.sleep(KEEPALIVE_EXPIRY / 2 - 0.1)
+        assert 1 == transport.idle_connections
+        await trio.sleep(0.2)
+        assert 0 == transport.idle_connections
+        nursery.cancel_scope.cancel()
+        transport.close()
 
 
 async def test_origins_do_not_share_connections() -> None:
@@ -479,7 +502,8 @@ async def test_fifty_cancelled_for_one_that_is_answered(kind: Kind) -> None:
 @kinds
 async def test_closing_takes_everything_along(kind: Kind) -> None:
     """Idle connections and those in use, whose holders get an error; nothing comes back, and nothing new begins."""
-    async with open_served(kind, (CHUNKED, HANG)) as served, trio.open_nursery() as nursery:
+    hanging = (CHUNKED, HANG)
+    async with open_served(kind, hanging, hanging, OK) as served, trio.open_nursery() as nursery:
         errors: list[Exception] = []
 
         async def fail(work: Callable[[], Awaitable[object]]) -> None:
@@ -490,14 +514,16 @@ async def test_closing_takes_everything_along(kind: Kind) -> None:
         response = await served.send()
         nursery.start_soon(fail, response.receive)
         nursery.start_soon(fail, served.ask)
-        await until(lambda: len(served.server.requests) == 2)
-        await wait_all_tasks_blocked()
+        await until(lambda: served.transport.busy_connections == 2 == len(served.server.requests))
+        await served.ask()
+        assert (1, 2) == (served.transport.idle_connections, served.transport.busy_connections)
         await served.transport.aclose()
         await until(lambda: len(errors) == 2)
         response.release()
         assert (0, 0) == (served.transport.idle_connections, served.transport.busy_connections)
-        with pytest.raises(httpx.ConnectError, match="closed"):
+        with pytest.raises(httpx.ConnectError, match="the transport is closed"):
             await served.ask()
+        assert 3 == served.server.connections
         await served.transport.aclose()
 
 
@@ -510,7 +536,7 @@ async def test_a_connection_that_comes_after_the_close(autojump_clock: MockClock
         async with trio.open_nursery() as nursery:
 
             async def ask() -> None:
-                with pytest.raises(httpx.ConnectError, match="closed"):
+                with pytest.raises(httpx.ConnectError, match="the transport was closed meanwhile"):
                     await Served(transport, server, url).ask()
 
             nursery.start_soon(ask)

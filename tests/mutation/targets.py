@@ -36,6 +36,7 @@ TESTS = (
 # does not exist, is an error.
 EQUIVALENT: Mapping[str, str] = {
     "Connection.receive: return nothing in `return None`": "Which is None.",
+    "Http11Transport._idle_connection: return nothing in `return None`": "Which is None.",
     "DefaultSession.serve: delete `self._close_requested.set()`": (
         "After a crash nobody asks for it: `state` asks for CLOSED first, and a later close changes nothing any more."
     ),
