@@ -255,6 +255,6 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
-    """The library beside a hand-written loop and the official client; in CI short, and printing only."""
+    """The library beside hand-written loops, the official client and FastMCP's; in CI short, and printing only."""
     session.install(str(wheel(session)))
     session.run("python", "benchmarks/run.py", *(("--short",) if CI else ()), *session.posargs)

@@ -36,7 +36,7 @@ from trio_vmcp.client.http11 import Http11Transport, RawResponse
 from trio_vmcp.testing import CallContext, MemoryNetwork, ScriptedBackend, open_memory_network
 
 # Who went away stays away: for what is not about coming back.
-NO_RETRIES: dict[str, float] = {"reconnect_delay": math.inf, "reconnect_max_delay": math.inf}
+NO_RETRIES = FactorySettings(reconnect_delay=math.inf, reconnect_max_delay=math.inf)
 
 ALICE = Identity(issuer="https://issuer.test", subject="alice", token="alice-token")
 BOB = Identity(issuer="https://issuer.test", subject="bob")
@@ -209,7 +209,8 @@ async def open_world(
 ) -> AsyncIterator[World]:
     """A world that is checked when it ends: no task, request, connection, backend session or row is left.
 
-    Backends that speak one era are pinned to it; `configure` may change what a user would write.
+    Backends that speak one era are pinned to it, and to their transport; `configure` may change what a user would
+    write.
     """
     storage = storage or ScriptedStorage()
     async with open_memory_network() as network:
@@ -219,6 +220,7 @@ async def open_world(
                     id=backend_id,
                     url=network.attach(f"{backend_id}.test", backend),
                     era="auto" if backend.era == "both" else backend.era,
+                    transport=backend.transport,
                 )
             )
             for backend_id, backend in backends.items()

@@ -37,7 +37,7 @@ from trio_vmcp import (
     BackendUnavailable,
     FactorySettings,
 )
-from trio_vmcp._outbound import Outbound, outbound
+from trio_vmcp._outbound import begin_request
 from trio_vmcp.testing import CONNECT, CallContext, Delay, Disconnect, Error, Hang, Refuse, Reset, Status
 
 VERSION = "mcp-protocol-version"
@@ -414,7 +414,7 @@ async def test_suspending_sends_no_delete() -> None:
 
 
 def broken_at(*, first: bytes, resumed: list[httpx.Response]) -> Server:
-    return Server(tools_call=[in_sse(first)], GET=resumed)
+    return Server(initialize=[assigning("s-1")], tools_call=[in_sse(first)], GET=resumed)
 
 
 ANSWER = event(result(2, content=["resumed"]))
@@ -843,47 +843,53 @@ async def test_a_stored_session_is_used_without_a_handshake() -> None:
     assert record.protocol_version == backend.received("tools/call")[0].headers[VERSION]
 
 
-@pytest.mark.parametrize("refusal", [Status(404), Status(404, b"<html>"), Status(400, b"whatever"), Status(400)])
-async def test_a_stored_session_that_is_gone_is_said_to_be(refusal: Status) -> None:
-    """By whatever 400 or 404 meets its first request, which did not run: whoever has the client needs another one."""
+@pytest.mark.parametrize("forgets", ["404", "400"])
+async def test_a_stored_session_that_is_gone_is_said_to_be(forgets: str) -> None:
+    """The request did not run, and is not sent again here: whoever holds the client needs another."""
     backend = echo_backend()
-    async with open_scripted(backend, leaves_sessions=True) as bench:
-        client = await bench.connect(resume=await stored(bench))
-        backend.fail("tools/call", refusal, times=1)
-        outbound.set(note := Outbound())
-        with pytest.raises(BackendUnavailable, match="no longer knows our session") as caught:
+    async with open_scripted(backend) as bench:
+        record = await stored(bench)
+        backend.restart()
+        if forgets == "400":
+            backend.fail("tools/call", Status(400, b"try again"), times=1)
+        client = await bench.connect(resume=record)
+        with pytest.raises(BackendUnavailable, match=f"no longer knows our session .HTTP {forgets}") as caught:
             await call(client)
-        assert note.session_lost
         assert not caught.value.may_have_executed
     assert 1 == len(backend.received("initialize"))
-    assert 0 == backend.executed["echo"]
+    assert [record.session_id] == [e.session_id for e in backend.received("tools/call")]
 
 
 @pytest.mark.parametrize(
-    ("refusal", "lost"),
+    ("fault", "is_lost"),
     [
+        (Error(-32000, "Bad Request: No valid session ID provided", status=400), True),
+        (Status(400, b"<html>unknown Session</html>"), True),
         (Status(404), True),
-        (Status(400, b"Bad Request: No valid session ID provided"), True),
-        (Error(-32000, "Session expired", status=400), True),
-        (Status(400, b"your arguments are bad"), False),
+        (Error(-32601, "no such thing", status=404), True),
+        (Error(-32020, "0 Mcp-Method headers, not one", status=400), True),
+        (Error(-32022, "too old", {"supported": ["2026-07-28"], "requested": "2025-11-25"}, status=400), True),
+        (Error(-32602, "'session' is not a string", status=400), False),
+        (Error(-32603, "the session of the browser broke", status=400), False),
+        (Error(-32000, "Session limit", status=200), False),
+        (Status(400, b"what?"), False),
         (Status(503), True),
         (Status(500), False),
-        (Error(-32602, "no such session setting"), False),
+        (Status(429), False),
     ],
 )
-async def test_what_says_that_a_session_is_lost(refusal: Any, lost: bool) -> None:
-    """404, a 400 that names it, and 503; not what is about the request."""
+async def test_which_refusals_say_that_the_session_is_lost(fault: Any, is_lost: bool) -> None:
+    """404, a 400 that is about the session, 503, and the words of the other era. All but 503 say that nothing ran."""
     backend = echo_backend()
-    async with open_scripted(backend, leaves_sessions=True) as bench:
-        client = await bench.connect()
-        await call(client)
-        backend.fail("tools/call", refusal, times=1)
-        outbound.set(note := Outbound())
-        with pytest.raises(BackendError):
+    async with open_client(backend) as client:
+        backend.fail("tools/call", fault, times=1)
+        note = begin_request("tools/call")
+        with pytest.raises(BackendError) as caught:
             await call(client)
-        assert lost is note.session_lost
-        await call(client)  # the client goes on: it is for its owner to replace it
-    assert 2 == backend.executed["echo"]
+        assert is_lost == note.session_lost
+        if is_lost and fault != Status(503):
+            assert not caught.value.may_have_executed
+        await call(client)  # it goes on: to replace it is for its owner
 
 
 async def test_no_secret_is_shown() -> None:

@@ -478,7 +478,9 @@ async def crash_in_a_group_after(seconds: float) -> None:
 async def test_a_crash_in_one_backends_service_costs_that_backend(
     crash: Callable[[float], Awaitable[None]], autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is missing with the reason, its names stay its own, its client is let go; the nine others do not notice."""
+    """It is missing with the reason until it is connected anew, its names stay its own, its client is let go; the nine
+    others do not notice.
+    """
     connector = PlainConnector(services={"b0": partial(crash, 3)})
     ticks: list[int] = []
 
@@ -488,7 +490,7 @@ async def test_a_crash_in_one_backends_service_costs_that_backend(
             await trio.sleep(1)
 
     connector.services |= {f"b{number}": count for number in range(1, 10)}
-    async with open_session_factory(connector=connector, settings=FactorySettings(**NO_RETRIES)) as factory:
+    async with open_session_factory(connector=connector, settings=NO_RETRIES) as factory:
         async with factory.open_session(plain_backends(10)) as session, session.changes() as changes:
             await session.call_tool("b0_echo")
             await trio.sleep(5)

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import httpx
 import pytest
 import trio
+from duplex import Raw
 from raw_mcp import ACCEPT, RawClient, messages, open_client_on, open_raw_client
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from trio_vmcp.models import JSON
 from trio_vmcp.testing import (
@@ -22,6 +23,8 @@ from trio_vmcp.testing import (
     ScriptedBackend,
     open_memory_network,
 )
+from trio_vmcp.testing import Raw as RawFault
+from trio_vmcp.testing.modern import VERSION_KEY
 
 Era = Literal["legacy", "modern"]
 Answers = Literal["json", "sse"]
@@ -613,3 +616,108 @@ async def test_a_crash_resets_everything_and_a_restart_knows_no_session(
         await client.shake_hands()
         assert ["scripted-session-2"] == list(backend.sessions)
     assert "aborted" == backend.received("tools/call")[0].outcome
+
+
+# Other ways than streamable HTTP
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern", "both"])
+async def test_a_backend_speaks_over_lines(era: str, autojump_clock: MockClock) -> None:
+    """One message a line, answered as over HTTP but for headers; garbage gets an error, and the end of the stream ends
+    what runs.
+    """
+    backend = ScriptedBackend(era=era)  # type: ignore[arg-type]
+    backend.add_tool("slow", sleep_long)
+    stamp = {VERSION_KEY: "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
+    near, far = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(backend.serve_lines, far)
+        client = Raw(near)
+        if era != "modern":
+            await client.send(rpc(1, "initialize", {"protocolVersion": "2025-11-25"}))
+            assert "2025-11-25" == (await client.receive())["result"]["protocolVersion"]
+        if era != "legacy":
+            await client.send(rpc("d", "server/discover", {"_meta": stamp}))
+            assert ["2026-07-28"] == (await client.receive())["result"]["supportedVersions"]
+            await client.send(rpc(2, "server/discover", {"_meta": stamp | {VERSION_KEY: "2099-01-01"}}))
+            assert -32022 == (await client.receive())["error"]["code"]
+        if era == "modern":
+            await client.send(rpc(3, "tools/list", {}))
+            assert -32602 == (await client.receive())["error"]["code"]
+        await client.send(b"not JSON")
+        assert (None, -32700) == ((broken := await client.receive())["id"], broken["error"]["code"])
+        meta = {"_meta": stamp} if era == "modern" else {}
+        await client.send(rpc(4, "tools/call", {"name": "slow", **meta}))
+        await client.send(rpc(5, "tools/call", {"name": "slow", **meta}))
+        await client.send(rpc(None, "notifications/cancelled", {"requestId": 4, **meta}))
+        await wait_all_tasks_blocked()
+        assert {"slow": 1} == backend.cancelled
+        assert 1 == backend.in_flight
+        await near.aclose()
+    assert 0 == backend.in_flight == backend.open_connections
+    assert [] == backend.errors
+
+
+def rpc(request_id: object, method: str, params: JSON) -> JSON:
+    message = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}
+    return {key: value for key, value in message.items() if value is not None}
+
+
+async def test_faults_strike_over_lines(autojump_clock: MockClock) -> None:
+    """On the bytes of a line, or instead of it; and notifications come beside the answers."""
+    backend = ScriptedBackend(listens=True)
+    near, far = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(backend.serve_lines, far)
+        client = Raw(near)
+        backend.fail("ping", Delay(5), times=1)
+        backend.fail("ping", RawFault(head=b"", body=b"garbage\n"), times=1)
+        await client.send(rpc(1, "ping", {}))
+        await wait_all_tasks_blocked()
+        backend.notify("notifications/tools/list_changed")
+        assert "notifications/tools/list_changed" == (await client.receive())["method"]
+        assert (1, 5) == ((await client.receive())["id"], trio.current_time())
+        await client.send(rpc(2, "ping", {}))
+        with pytest.raises(json.JSONDecodeError):
+            await client.receive()
+        backend.fail("ping", Disconnect(5))
+        await client.send(rpc(3, "ping", {}))
+        with pytest.raises(EOFError):
+            await client.receive()
+    assert [] == backend.errors
+
+
+@pytest.mark.parametrize("holds_posts", [False, True])
+async def test_a_backend_speaks_the_older_transport(holds_posts: bool, autojump_clock: MockClock) -> None:
+    """GET opens a stream, whose first event names where to POST; 202 there, 405 and 404 elsewhere."""
+    backend = ScriptedBackend(transport="sse", holds_posts=holds_posts, protocol_version="2024-11-05")
+    backend.add_tool("slow", sleep_long)
+    send, events = trio.open_memory_channel[str](10)
+
+    async def listen(client: RawClient) -> None:
+        async with client.http.stream("GET", client.url) as stream:
+            async for line in stream.aiter_lines():
+                if line.startswith("data: "):
+                    await send.send(line.removeprefix("data: "))
+
+    async with open_memory_network() as network, open_client_on(network, backend) as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen, client)
+            endpoint = httpx.URL(client.url).join(await events.receive())
+            assert ["scripted-stream-1"] == list(backend.sessions)
+            for url, body, status in (
+                (httpx.URL(client.url), "{}", 405),
+                (endpoint.copy_with(query=b"session=other"), "{}", 404),
+                (endpoint, "{", 400),
+            ):
+                assert status == (await client.http.post(url, content=body)).status_code
+            assert 202 == (await client.http.post(endpoint, json=rpc(1, "initialize", {}))).status_code
+            assert "2024-11-05" == json.loads(await events.receive())["result"]["protocolVersion"]
+            began = trio.current_time()
+            await client.http.post(endpoint, json=rpc(2, "tools/call", {"name": "slow"}))
+            assert (60 if holds_posts else 0) == trio.current_time() - began
+            assert "rested" == json.loads(await events.receive())["result"]["content"][0]["text"]
+            nursery.cancel_scope.cancel()
+        await wait_all_tasks_blocked()
+        assert {} == backend.sessions
+    assert [] == backend.errors

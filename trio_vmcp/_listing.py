@@ -18,7 +18,7 @@ from trio_vmcp.models import JSON, Backend
 from trio_vmcp.routing import Offer
 from trio_vmcp.settings import FactorySettings
 
-__all__ = ["Listing", "list_backend"]
+__all__ = ["MOST_NAME_BYTES", "Listing", "list_backend"]
 
 logger = logging.getLogger("trio_vmcp.session")
 

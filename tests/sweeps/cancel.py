@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 import trio
@@ -78,7 +78,7 @@ class Scenario:
     probed: bool = False
 
     def configure(self, backend: Backend) -> Backend:
-        return attrs.evolve(backend, era="auto") if self.probed else backend
+        return attrs.evolve(backend, era="auto", transport="streamable-http") if self.probed else backend
 
 
 # What is cancelled
@@ -190,7 +190,7 @@ async def _restored(world: World, session_id: str) -> None:
 # In front of whom
 
 
-def backend(era: str, answers: str) -> ScriptedBackend:
+def backend(era: str, answers: str, **more: Any) -> ScriptedBackend:
     """With a tool "steps" that takes its time and tells."""
 
     async def steps(arguments: JSON, context: CallContext) -> str:
@@ -199,13 +199,18 @@ def backend(era: str, answers: str) -> ScriptedBackend:
             await context.progress(step, 2)
         return "done"
 
-    scripted = echo_backend(era, answers, latency=0.01)
+    scripted = echo_backend(era, answers, latency=0.01, **more)
     scripted.add_tool("steps", steps)
     return scripted
 
 
 def one(era: str, answers: str) -> Callable[[], Mapping[str, ScriptedBackend]]:
     return lambda: {"a": backend(era, answers)}
+
+
+def older() -> Mapping[str, ScriptedBackend]:
+    """Over HTTP+SSE."""
+    return {"a": backend("legacy", "json", transport="sse")}
 
 
 def mixed() -> Mapping[str, ScriptedBackend]:
@@ -231,6 +236,12 @@ def _scenarios() -> Iterator[Scenario]:
             yield Scenario(f"{what.__name__}-{era}-{answers}", what, one(era, answers))
     for answers in ("json", "sse"):
         yield Scenario(f"restoring-gone-{answers}", partial(restoring, gone=True), one("legacy", answers))
+    for what in (opening, calling):
+        yield Scenario(f"{what.__name__}-older-pinned", what, older)
+        yield Scenario(f"{what.__name__}-older-probed", what, older, probed=True)
+    for what in (holding, closing_in_use, suspending):
+        yield Scenario(f"{what.__name__}-older", what, older)
+    yield Scenario("restoring-older", partial(restoring, gone=True), older)  # a stream is never taken up again
     yield Scenario("opening-three-backends", opening, mixed)
     yield Scenario("closing-three-backends", closing_in_use, mixed)
 
@@ -252,6 +263,7 @@ def cancel_at(scenario: Scenario, moment: int) -> tuple[str | None, bool]:
             await assert_nothing_left(world)
             for scripted in world.backends.values():
                 assert set() == world.transport.all_session_ids & set(scripted.sessions)
+                assert scripted.transport != "sse" or {} == scripted.sessions  # its sessions are open streams
             async with world.open_session() as session:
                 assert () == session.failures
                 await session.call_tool("a_echo")

@@ -1,4 +1,4 @@
-"""The built-in connector: HTTP transports, the era probe, and what is left behind when connecting fails: nothing."""
+"""The built-in connector: every transport, the era probe, and what is left behind when connecting fails: nothing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import httpx
 import trio
 
 from trio_vmcp._nursery import start_clean
+from trio_vmcp.client._cache import ResponseCache
+from trio_vmcp.client._duplex import DuplexClient
 from trio_vmcp.client._era import MODERN_VERSION, EraCache, Verdict, is_modern_error, judge
 from trio_vmcp.client._http import HttpLink
 from trio_vmcp.client._jsonrpc import Result
@@ -16,7 +18,9 @@ from trio_vmcp.client._legacy import InitializeRefused, LegacyClient
 from trio_vmcp.client._modern import ModernClient
 from trio_vmcp.client._streamable import HttpRefusal, Interrupted, Outcome, StreamableHttp, refusal
 from trio_vmcp.client.http11 import Http11Transport
+from trio_vmcp.client.http_sse import connect_sse
 from trio_vmcp.client.interface import BackendClient, EventSink, OutgoingAuth
+from trio_vmcp.client.stdio import connect_stdio
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, BackendUnavailable, MessageTooLarge
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord, endpoint_digest
@@ -35,14 +39,18 @@ _SSE_ONLY = (400, 404, 405)  # how a server of 2024-11-05 refuses a POST to its 
 
 @attrs.define(eq=False)
 class HttpConnector:
-    """Connects to backends over streamable HTTP, in whichever era they speak. One for all sessions of a factory."""
+    """Connects to backends over whatever transport they have, in whichever era they speak. One for all sessions of a
+    factory.
+    """
 
     _settings: FactorySettings = attrs.field(alias="settings")
     _auth: OutgoingAuth | None = attrs.field(default=None, alias="auth", kw_only=True, repr=False)
     _transport: httpx.AsyncBaseTransport | None = attrs.field(default=None, alias="transport", kw_only=True)
     _ssl_context: ssl.SSLContext | None = attrs.field(default=None, alias="ssl_context", kw_only=True, repr=False)
+    wants_requests: bool = attrs.field(default=False, kw_only=True)  # somebody answers what backends ask
     _built_in: Http11Transport = attrs.field(init=False, repr=False)
     _eras: EraCache = attrs.field(factory=EraCache, init=False, repr=False)
+    _cache: ResponseCache = attrs.field(factory=ResponseCache, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._built_in = Http11Transport(ssl_context=self._ssl_context)
@@ -56,9 +64,39 @@ class HttpConnector:
         nursery: trio.Nursery,
         events: EventSink,
     ) -> BackendClient:
-        if backend.transport != "streamable-http":
-            raise _unsupported(backend.id, f"is configured with transport {backend.transport!r}")
+        if backend.transport == "stdio":  # no identity: a process has no credentials but its environment
+            return await connect_stdio(
+                backend,
+                settings=self._settings,
+                eras=self._eras,
+                probe_timeout=self.probe_timeout,
+                nursery=nursery,
+                events=events,
+            )
+        if backend.transport == "sse":
+            limit = self._settings.backend_init_timeout
+            return await self.connect_sse(backend, identity, nursery, events, endpoint_timeout=limit)
         return await _Attempt(self, backend, identity, nursery, events).connect(resume)
+
+    async def connect_sse(
+        self,
+        backend: Backend,
+        identity: Identity | None,
+        nursery: trio.Nursery,
+        events: EventSink,
+        *,
+        endpoint_timeout: float,
+    ) -> DuplexClient:
+        return await connect_sse(
+            backend,
+            settings=self._settings,
+            make_link=self.link,
+            notice_timeout=self.notice_timeout,
+            endpoint_timeout=endpoint_timeout,
+            identity=identity,
+            nursery=nursery,
+            events=events,
+        )
 
     def link(self, backend: Backend) -> HttpLink:
         transport = self._transport or self._built_in  # one for all sessions: a second one finds warm connections
@@ -83,12 +121,26 @@ class HttpConnector:
         self._built_in.close()
 
     @property
+    def probe_timeout(self) -> float:
+        """s, for a question that the backend may not know."""
+        return min(PROBE_TIMEOUT, self._settings.backend_init_timeout * PROBE_SHARE)
+
+    @property
+    def notice_timeout(self) -> float:
+        """s, for a message that nobody waits for."""
+        return min(NOTICE_TIMEOUT, self._settings.teardown_timeout / 2)
+
+    @property
     def settings(self) -> FactorySettings:
         return self._settings
 
     @property
     def eras(self) -> EraCache:
         return self._eras
+
+    @property
+    def cache(self) -> ResponseCache:
+        return self._cache
 
 
 @attrs.define(eq=False)
@@ -117,6 +169,11 @@ class _Attempt:
             events=self.events,
             max_pages=settings.max_pages,
             max_tools=settings.max_items_per_backend,
+            cache=self.connector.cache.of(self.backend, MODERN_VERSION),
+            identity=self.identity,
+            nursery=self.nursery,
+            listens=self.backend.listen,
+            retries=(settings.reconnect_delay, settings.reconnect_max_delay),
         )
         self.legacy = LegacyClient(
             record=BackendRecord(self.backend.id, None, "legacy", "", {}, self.endpoint),
@@ -124,7 +181,10 @@ class _Attempt:
             events=self.events,
             identity=self.identity,
             nursery=self.nursery,
-            notice_timeout=min(NOTICE_TIMEOUT, settings.teardown_timeout / 2),
+            notice_timeout=self.connector.notice_timeout,
+            listens=self.backend.listen,
+            retries=(settings.reconnect_delay, settings.reconnect_max_delay),
+            wants_requests=self.connector.wants_requests,
         )
 
     async def connect(self, resume: BackendRecord | None) -> BackendClient:
@@ -162,6 +222,12 @@ class _Attempt:
         if resume is not None:  # modern: its metadata is as good a hint as the cache's
             eras.correct(self.endpoint, Verdict.MODERN)
         verdict = await eras.verdict(self.endpoint, probe)
+        if verdict is Verdict.SSE:
+            try:
+                return await self._open_stream()
+            except (BackendProtocolError, BackendRejected, MessageTooLarge):  # the verdict is out of date
+                verdict = await probe()
+                eras.correct(self.endpoint, verdict)
         if verdict is Verdict.MODERN and discovered is None:  # somebody else's probe, perhaps long ago
             verdict = await probe()
             eras.correct(self.endpoint, verdict)
@@ -178,12 +244,11 @@ class _Attempt:
             if verdict is Verdict.MODERN and discovered is not None:
                 self.modern.adopt(discovered)
                 return self.modern
-        raise self._not_legacy(refused)
+        return await self._fall_back(refused)
 
     async def _ask_for_era(self) -> tuple[Verdict, JSON | None]:
         """The verdict, and what a modern server declared of itself."""
-        limit = min(PROBE_TIMEOUT, self.connector.settings.backend_init_timeout * PROBE_SHARE)
-        with trio.move_on_after(limit):
+        with trio.move_on_after(self.connector.probe_timeout):
             try:
                 answer = await self.modern.discover(self.identity)
                 if is_modern_error(answer.outcome):  # "retry with a mutual version, once"
@@ -219,18 +284,27 @@ class _Attempt:
         await self.legacy.initialize(self.identity)
         return self.legacy
 
-    def _not_legacy(self, refused: InitializeRefused) -> BackendError:
-        """Neither `server/discover` nor `initialize` got an answer of its era."""
-        if refused.status in _SSE_ONLY and isinstance(refused.outcome, HttpRefusal):
-            what = f"answered 'initialize' with HTTP {refused.status}, as servers of HTTP+SSE (2024-11-05) do"
-            return _unsupported(self.backend.id, what)
-        return refusal(self.backend.id, "initialize", refused.outcome)
+    async def _fall_back(self, refused: InitializeRefused) -> BackendClient:
+        """Neither `server/discover` nor `initialize` got an answer of its era; so answers a server of HTTP+SSE."""
+        status = refused.status
+        if status not in _SSE_ONLY or not isinstance(refused.outcome, HttpRefusal):
+            raise refusal(self.backend.id, "initialize", refused.outcome)
+        try:
+            client = await self._open_stream()
+        except (BackendProtocolError, BackendRejected, MessageTooLarge) as error:
+            detail = f"answered 'initialize' with HTTP {status}, and over HTTP+SSE (2024-11-05) it {error.detail}"
+            raise BackendRejected(self.backend.id, detail, code=status, message=f"HTTP {status}") from error
+        self.connector.eras.correct(self.endpoint, Verdict.SSE)
+        return client
+
+    async def _open_stream(self) -> BackendClient:
+        client = await self.connector.connect_sse(
+            self.backend, self.identity, self.nursery, self.events, endpoint_timeout=self.connector.probe_timeout
+        )
+        start_clean(self.nursery, self._abandon)  # the link that streamable HTTP would have gone over
+        return client
 
     def _refused(self, method: str, outcome: Outcome) -> BackendError:
         if isinstance(outcome, Interrupted | Result):
             return BackendUnavailable(self.backend.id, f"closed the stream before it answered {method!r}")
         return refusal(self.backend.id, method, outcome)
-
-
-def _unsupported(backend_id: str, what: str) -> BackendRejected:
-    return BackendRejected(backend_id, f"{what}, which is not supported yet", code=0, message="not supported yet")
