@@ -35,6 +35,8 @@ TESTS = (
 # Mutants that no test can tell from the original, or that are no worse: name, and why. One that does not survive, or
 # does not exist, is an error.
 EQUIVALENT: Mapping[str, str] = {
+    "Connection.receive: return nothing in `return None`": "Which is None.",
+    "Http11Transport._idle_connection: return nothing in `return None`": "Which is None.",
     "DefaultSession.serve: delete `self._close_requested.set()`": (
         "After a crash nobody asks for it: `state` asks for CLOSED first, and a later close changes nothing any more."
     ),
