@@ -32,6 +32,7 @@ from trio_vmcp import (
     open_session_factory,
 )
 from trio_vmcp.client._dial import Origin
+from trio_vmcp.client._headers import check_session_id
 from trio_vmcp.client.http11 import Http11Transport, RawResponse
 from trio_vmcp.testing import CallContext, MemoryNetwork, ScriptedBackend, open_memory_network
 
@@ -102,14 +103,19 @@ class Ledger(Http11Transport):
     async def send(
         self, origin: Origin, verb: str, head: bytes, body: bytes, on_write: Callable[[], None]
     ) -> RawResponse:
-        response = await super().send(origin, verb, head, body, on_write)
+        response = await super().send(origin, verb, head, body, on_write)  # no checkpoint from here to the library
         self.session_ids[origin.host].update(session_ids_in(response))
         return response
 
+    @property
+    def all_session_ids(self) -> set[str]:
+        return set().union(*self.session_ids.values())
+
 
 def session_ids_in(response: RawResponse) -> list[str]:
-    """The values of `Mcp-Session-Id`."""
-    return [value.decode() for name, value in response.headers if name == b"mcp-session-id"]
+    """The one that the library may take from it, if there is one."""
+    ids = [value.decode("latin-1") for name, value in response.headers if name == b"mcp-session-id"]
+    return ids if 200 <= response.status < 300 and len(ids) == 1 and check_session_id(ids[0]) else []
 
 
 @attrs.define(eq=False)

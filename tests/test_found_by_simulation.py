@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import trio
-from harness import echo_backend, open_world
+from harness import echo_backend, open_world, slow_backend
+from trio import Nursery
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vmcp import BackendTimeout, FactorySettings
-from trio_vmcp.testing import Drip, Hang, Status
+from trio_vmcp import BackendTimeout, BackendUnavailable, FactorySettings
+from trio_vmcp.testing import Delay, Drip, Hang, Status
 
 
 async def test_waiting_for_the_end_of_a_stream_is_over_with_the_deadline(autojump_clock: MockClock) -> None:
@@ -58,3 +59,89 @@ async def test_a_stored_backend_session_that_is_replaced_gets_its_delete(autojum
             assert stored != session.backend_sessions["a"]
             await wait_all_tasks_blocked()
             assert [stored] == backend.deleted_sessions
+
+
+async def test_without_sessions_a_cancel_reaches_nobody_elses_call(autojump_clock: MockClock, nursery: Nursery) -> None:
+    """Both clients number their requests alike, and this backend could not tell whose is to be cancelled."""
+    backend = slow_backend(seconds=2.0)
+    backend.session_ids = False
+    async with open_world({"a": backend}) as world, world.open_session() as mine, world.open_session() as another:
+
+        async def call() -> None:
+            await another.call_tool("a_slow")
+
+        nursery.start_soon(call)
+        with pytest.raises(BackendTimeout):
+            await mine.call_tool("a_slow", timeout=1.0)
+        await trio.sleep(2.0)
+        assert 0 == another.in_flight
+        assert [] == backend.received("notifications/cancelled")
+
+
+async def test_a_recovery_counts_against_the_deadline_of_the_call(autojump_clock: MockClock, nursery: Nursery) -> None:
+    """A call that has to wait for the connection to be made anew has that much less time for its answer."""
+    backend = slow_backend(seconds=60.0)
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.sessions.clear()
+        backend.fail("initialize", Delay(0.6))
+
+        async def notice() -> None:
+            await session.call_tool("a_echo")
+
+        nursery.start_soon(notice)
+        await wait_all_tasks_blocked()
+        began_at = trio.current_time()
+        with pytest.raises(BackendTimeout):
+            await session.call_tool("a_slow", timeout=1.0)
+        assert 1.0 == pytest.approx(trio.current_time() - began_at)
+
+
+async def test_a_refusal_that_comes_after_a_recovery_has_failed(autojump_clock: MockClock, nursery: Nursery) -> None:
+    """Of two calls that hear of a lost session, the second hears of it when all is over: it says what is known."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.sessions.clear()
+        backend.fail("tools/call", Delay(1.0), times=1)
+        backend.fail("initialize", Status(500))
+
+        async def call() -> None:
+            with pytest.raises(BackendUnavailable, match="is not connected: it answered 'initialize' with HTTP 500"):
+                await session.call_tool("a_echo")
+
+        nursery.start_soon(call)
+        await wait_all_tasks_blocked()
+        await call()
+        assert 0.0 == trio.current_time()  # and the first one has yet to be refused
+        await trio.sleep(2.0)
+        assert 0 == session.in_flight
+
+
+async def test_backends_come_and_go_while_others_still_connect(autojump_clock: MockClock) -> None:
+    """Who waits for a slot when the opening ends still has its turn, whatever becomes of the members meanwhile."""
+    settings = FactorySettings(max_backend_init_concurrency=1, backend_init_timeout=1.0, session_init_timeout=0.5)
+    backends = {"a": echo_backend(), "b": echo_backend(), "c": echo_backend()}
+    backends["a"].fail("POST", Hang())
+    async with open_world(backends, settings=settings) as world:
+        async with world.factory.open_session(world.configured[:2]) as session:
+            await session.add_backend(world.configured[2])
+            await session.remove_backend("a")
+            await trio.sleep(1.0)
+            assert ["b_echo", "c_echo"] == [tool.name for tool in session.tools]
+
+
+async def test_sessions_close_while_a_backend_is_to_be_added_again(autojump_clock: MockClock, nursery: Nursery) -> None:
+    """What is added waits for its predecessor to be gone, and then finds the session closed. Of ten sessions some meet
+    the moment in between.
+    """
+    backend = echo_backend()
+    backend.fail("DELETE", Delay(1.0))
+    async with open_world({"a": backend}) as world:
+        sessions = [await world.make_session() for _ in range(10)]
+        for session in sessions:
+            nursery.start_soon(session.remove_backend, "a")
+        await wait_all_tasks_blocked()
+        for session in sessions:
+            nursery.start_soon(session.add_backend, world.configured[0])
+        await wait_all_tasks_blocked()
+        for session in sessions:
+            nursery.start_soon(session.aclose)

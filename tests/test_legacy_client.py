@@ -414,7 +414,7 @@ async def test_suspending_sends_no_delete() -> None:
 
 
 def broken_at(*, first: bytes, resumed: list[httpx.Response]) -> Server:
-    return Server(tools_call=[in_sse(first)], GET=resumed)
+    return Server(initialize=[assigning("s-1")], tools_call=[in_sse(first)], GET=resumed)
 
 
 ANSWER = event(result(2, content=["resumed"]))

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from simulation.checker import judge
 from simulation.command import CHUNK, digest, run_chunk
-from simulation.history import Call, Close, History, Open, Step, draw_history
+from simulation.draw import draw_history
+from simulation.history import Call, Close, History, Open, Step
 from simulation.world import run_history
 
 

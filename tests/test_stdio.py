@@ -41,6 +41,7 @@ from trio_vmcp.client.connector import HttpConnector
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 
 QUICK = FactorySettings(teardown_timeout=0.4)
+STRIDE = 8  # tests that share the moments of a sweep
 
 
 @pytest.fixture
@@ -347,8 +348,9 @@ async def test_a_cancel_of_its_nursery_ends_it(children: Children) -> None:
     assert await children.all_gone()
 
 
-async def test_cancelled_anywhere_it_leaves_nothing(children: Children) -> None:
-    """Behind each of the first steps of connecting, calling and closing: the spawn, the handshake, the pipes."""
+@pytest.mark.parametrize("first", range(STRIDE))
+async def test_cancelled_anywhere_it_leaves_nothing(first: int, children: Children) -> None:
+    """Behind each step of connecting, calling and closing: the spawn, the handshake, the pipes."""
 
     async def live(bench: Bench) -> None:
         client = await bench.connect()
@@ -356,7 +358,7 @@ async def test_cancelled_anywhere_it_leaves_nothing(children: Children) -> None:
         await client.aclose(terminate=True)
 
     done = False
-    for moment in range(200):
+    for moment in range(first, 400, STRIDE):
         async with trio.open_nursery() as nursery:
             cut = _CancelAfter(moment, nursery.cancel_scope)
             trio.lowlevel.add_instrument(cut)

@@ -2,7 +2,7 @@
 
 - modern: speaks that era alone, instead of the handshake's. fragile: a question before `initialize` ends it. mute: it
   does not answer that question. silent: it answers nothing. unlisted: it ends when it is asked for its tools. late: it
-  takes half a second to begin.
+  takes its time to begin.
 - dead: ends at once, with a word on stderr. banner: begins with text on stdout. flood: begins with 3 MB on stderr.
 - stubborn: stays when its stdin ends and when it is asked to leave. deaf: stays when its stdin ends.
 - fork: has a grandchild that holds its pipes and ignores SIGTERM. detached: and that is in a session of its own.
@@ -103,7 +103,7 @@ def call(request: Message) -> None:
 
 
 if "late" in flags:
-    select.select([], [], [], 0.5)
+    select.select([], [], [], 0.25)
 if "stubborn" in flags:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if "fork" in flags:

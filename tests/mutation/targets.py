@@ -13,10 +13,24 @@ TARGETS: Mapping[str, tuple[str, ...] | None] = {
         f"DefaultSession.{name}"
         for name in ("serve", "request_close", "shorten_drain", "wait_closed", "_close", "_shut_down")
     ),
+    "trio_vmcp.client._connection": None,
+    "trio_vmcp.client.http11": (
+        *(f"RawResponse.{name}" for name in ("release", "disconnect")),
+        *(
+            f"Http11Transport.{name}"
+            for name in (
+                *("send", "connect", "tidy", "close"),
+                *("_idle_connection", "_connect", "_give_back", "_keep", "_close_expired"),
+            )
+        ),
+    ),
     "trio_vmcp._membership": tuple(f"Membership.{name}" for name in ("stop_connecting", "say_goodbye", "_let_go")),
 }
 
-TESTS = ("admission", "closing", "calls", "ownership", "opening", "changes", "close_path", "found_by_review")
+TESTS = (
+    *("admission", "closing", "calls", "ownership", "opening", "changes", "close_path", "found_by_review"),
+    "http11",
+)
 
 # Mutants that no test can tell from the original, or that are no worse: name, and why. One that does not survive, or
 # does not exist, is an error.

@@ -8,190 +8,50 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
-import attrs
-
-from simulation.history import Call, Disturb, History, Open, Restore, Strike, brief
+from simulation.case import BACKEND_ERRORS, CANCELLED_DRAIN, LAST_BYTES, MILLISECOND, Case, Operation, Violation
+from simulation.healing import HEALING
+from simulation.history import Add, Call, Disturb, Expire, History, Open, Remove, Restore, Strike, brief
 from simulation.trace import (
     Audit,
-    Began,
     Canary,
-    Closing,
     Crashed,
-    Ended,
-    Executed,
-    Exiting,
-    GaveUp,
     Hung,
     IdRead,
+    Looked,
+    Names,
     Opened,
-    Outcome,
     Sent,
-    Shielded,
+    StorageFailed,
     Trace,
 )
 from trio_vmcp import Prefix, Priority
 
 __all__ = ["CHECKS", "Violation", "judge"]
 
-MILLISECOND = 0.001  # of virtual time, and nothing takes any that is not asked to
-# s, for the end of a stream whose answer is here already (client/_streamable.py): a cancel waits so long for it.
-LAST_BYTES = 0.1
-CANCELLED_DRAIN = 10.0  # s, the most that a cancelled close drains (design: ownership)
-
-BACKEND_ERRORS = {
-    "BackendUnavailable",
-    "BackendTimeout",
-    "BackendProtocolError",
-    "BackendRejected",
-    "BackendUnauthorized",
-    "MessageTooLarge",
-}
+NOT_FOUND = {"ToolNotFound", "ResourceNotFound", "PromptNotFound"}
 ERRORS = {
-    "call": {
-        "SessionClosed",
-        "ToolNotFound",
-        "ResourceNotFound",
-        "PromptNotFound",
-        "UnauthorizedCaller",
-        *BACKEND_ERRORS,
-    },
+    "call": {"SessionClosed", "UnauthorizedCaller", *NOT_FOUND, *BACKEND_ERRORS},
+    "subscribe": {"SessionClosed", "ResourceNotFound", *BACKEND_ERRORS},
     "open": {"NoBackends", "SessionClosed"},
     "restore": {"NoBackends", "SessionClosed", "SessionNotFound", "SessionExists"},
+    "add": {"SessionClosed"},
+    "remove": {"SessionClosed"},
+    "watch": set[str](),
     "close": set[str](),
     "hold": set[str](),
     "exit": set[str](),
 }
 
 
-@attrs.frozen
-class Violation:
-    """A sentence of the design that did not hold."""
-
-    check: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.check}: {self.text}"
-
-
-@attrs.define
-class _Operation:
-    """One operation, from its beginning to its end, with positions in the trace."""
-
-    began: Began
-    position: int
-    ends: list[tuple[int, Ended]] = attrs.field(factory=list)
-    gave_up: tuple[int, GaveUp] | None = None
-    was_shielded: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.began.what} {self.began.op} ({brief(self.began.step or self.began.instance)})"
-
-    @property
-    def outcome(self) -> Outcome:
-        return self.ends[0][1].outcome
-
-    @property
-    def ended_at(self) -> float:
-        return self.ends[0][1].at
-
-
-@attrs.define
-class _Case:
-    """A trace, looked up in every way that the checks need."""
-
-    history: History
-    trace: Trace
-    operations: dict[int, _Operation] = attrs.field(factory=dict, init=False)
-    opened: dict[int, Opened] = attrs.field(factory=dict, init=False)
-    closings: dict[int, list[tuple[int, Closing]]] = attrs.field(factory=lambda: defaultdict(list), init=False)
-    exits: dict[int, list[tuple[int, Exiting]]] = attrs.field(factory=lambda: defaultdict(list), init=False)
-    executed: dict[int, list[Executed]] = attrs.field(factory=lambda: defaultdict(list), init=False)
-
-    def __attrs_post_init__(self) -> None:
-        for position, event in enumerate(self.trace.events):
-            match event:
-                case Began():
-                    self.operations[event.op] = _Operation(event, position)
-                case Ended():
-                    self.operations[event.op].ends.append((position, event))
-                case GaveUp():
-                    self.operations[event.op].gave_up = position, event
-                case Shielded():
-                    self.operations[event.op].was_shielded = True
-                case Opened():
-                    self.opened[event.op] = event
-                case Closing():
-                    self.closings[event.life].append((position, event))
-                case Exiting():
-                    self.exits[event.instance].append((position, event))
-                case Executed():
-                    self.executed[event.key].append(event)
-                case _:
-                    pass
-
-    def ended(self, *what: str) -> Iterator[_Operation]:
-        """Operations with an outcome."""
-        return (operation for operation in self.operations.values() if operation.ends and operation.began.what in what)
-
-    def instance_of(self, life: int) -> int:
-        step = self.operations[life].began.step
-        assert isinstance(step, Open | Restore)
-        return step.instance
-
-    def drained_by(self, life: int) -> float:
-        """When the last call of this session ends at the latest; inf: nobody that we know of closes it."""
-        settings = self.history.settings
-        asked = [closing.at + closing.drain_timeout for _, closing in self.closings[life]]
-        for _, exiting in self.exits[self.instance_of(life)]:
-            if exiting.cancelled and not self._is_in_body(exiting):
-                asked.append(exiting.at + CANCELLED_DRAIN)
-            elif not exiting.cancelled:
-                asked.append(exiting.at + settings.drain_timeout)
-        for _, closing in self.closings[life]:
-            held = self.operations[closing.op]
-            if held.began.what == "hold" and held.gave_up is not None:
-                asked.append(max(closing.at, held.gave_up[1].at) + CANCELLED_DRAIN)
-        return min(asked, default=math.inf)
-
-    def running(self, life: int, position: int) -> Iterator[_Operation]:
-        """The calls of a session that had begun and not ended at this place in the trace."""
-        for call in self.operations.values():
-            has_ended = bool(call.ends) and call.ends[0][0] < position
-            if call.began.what == "call" and call.began.life == life and call.position < position and not has_ended:
-                yield call
-
-    def cancels_of(self, operation: _Operation) -> list[tuple[int, GaveUp | Exiting]]:
-        """What cancelled whoever waited for it before it ended, with places in the trace."""
-        causes: list[tuple[int, GaveUp | Exiting]] = [] if operation.gave_up is None else [operation.gave_up]
-        if operation.began.instance is not None:
-            causes += [entry for entry in self.exits[operation.began.instance] if entry[1].cancelled]
-        return [cause for cause in causes if cause[0] < operation.ends[0][0]]
-
-    def _is_in_body(self, cancelled: Exiting) -> bool:
-        """The cancel came while the block's body ran, and the factory begins to close a moment later."""
-        left = [exiting.at for _, exiting in self.exits[cancelled.instance] if not exiting.cancelled]
-        return bool(left) and cancelled.at < left[0]
-
-    def decided_to_terminate(self, life: int) -> bool | None:
-        """What kind of close this session's was; None: not to be seen from outside."""
-        for _, closing in self.closings[life]:
-            if closing.found == "OPEN":
-                return closing.terminate
-        by_exit = self.history.settings.on_exit == "terminate"
-        may_be_idle = self.history.settings.idle_timeout < 1000
-        return None if may_be_idle and not by_exit else by_exit
-
-
 def judge(history: History, trace: Trace) -> list[Violation]:
     """Everything that is wrong with this trace; nothing: it is as the design says."""
-    case = _Case(history, trace)
+    case = Case(history, trace)
     return [Violation(name, text) for name, check in CHECKS.items() for text in check(case)]
 
 
-def _nothing_hangs_or_crashes(case: _Case) -> Iterator[str]:
+def _nothing_hangs_or_crashes(case: Case) -> Iterator[str]:
     for event in case.trace.events:
         match event:
             case Hung():
@@ -204,31 +64,35 @@ def _nothing_hangs_or_crashes(case: _Case) -> Iterator[str]:
         yield f"a scripted backend broke, which is a bug of the simulation: {text}"
 
 
-def _no_secret_is_told(case: _Case) -> Iterator[str]:
+def _no_secret_is_told(case: Case) -> Iterator[str]:
     for event in case.trace.events:
         if isinstance(event, Canary):
             yield f"{event.where}: {event.text!r}"
 
 
-def _one_outcome_each(case: _Case) -> Iterator[str]:
+def _one_outcome_each(case: Case) -> Iterator[str]:
     for operation in case.operations.values():
         if len(operation.ends) != 1:
             yield f"{operation} has {len(operation.ends)} outcomes"
 
 
-def _only_listed_errors(case: _Case) -> Iterator[str]:
+def _only_listed_errors(case: Case) -> Iterator[str]:
     for operation in case.ended(*ERRORS):
         outcome, began = operation.outcome, operation.began
         allowed = ERRORS[began.what]
         if isinstance(began.step, Call) and began.step.on_progress == "raise":
             allowed = allowed | {"CallbackBroke"}
+        if isinstance(began.step, Add | Remove) and bool(began.found) is isinstance(began.step, Add):
+            allowed = allowed | {"ValueError"}  # it is in the session already, or is not
+        if isinstance(began.step, Open | Restore) and case.storage_failures(operation):
+            allowed = allowed | {"StorageError"}
         if outcome.kind == "error" and outcome.error not in allowed:
             yield f"{operation} ended in {outcome.error}: {outcome.text}"
 
 
-def _nothing_admitted_while_closing(case: _Case) -> Iterator[str]:
+def _nothing_admitted_while_closing(case: Case) -> Iterator[str]:
     requested = {seen.key for seen in case.trace.seen}
-    for call in case.ended("call"):
+    for call in case.ended("call", "subscribe"):
         life = call.began.life
         assert life is not None
         closing = [position for position, _ in case.closings[life]]
@@ -243,7 +107,7 @@ def _nothing_admitted_while_closing(case: _Case) -> Iterator[str]:
             yield f"{call} began while its session was closing and was sent to its backend"
 
 
-def _calls_are_counted_once(case: _Case) -> Iterator[str]:
+def _calls_are_counted_once(case: Case) -> Iterator[str]:
     for life, closings in case.closings.items():
         for position, closing in closings:
             running = sum(1 for _ in case.running(life, position))
@@ -251,8 +115,8 @@ def _calls_are_counted_once(case: _Case) -> Iterator[str]:
                 yield f"{closing.in_flight} in flight, while {running} calls run, at {closing}"
 
 
-def _cancels_surface_alone(case: _Case) -> Iterator[str]:
-    for operation in case.ended("call", "open", "restore", "close"):
+def _cancels_surface_alone(case: Case) -> Iterator[str]:
+    for operation in case.ended("call", "open", "restore", "close", "add", "remove", "subscribe", "watch"):
         outcome, began = operation.outcome, operation.began
         causes = case.cancels_of(operation)
         if outcome.kind == "cancelled" and not causes and not began.nested:
@@ -270,17 +134,17 @@ def _cancels_surface_alone(case: _Case) -> Iterator[str]:
                 yield f"{operation} was cancelled before anybody closed the session, and ended in {outcome}"
 
 
-def _may_be_idle(case: _Case) -> bool:
+def _may_be_idle(case: Case) -> bool:
     return case.history.settings.idle_timeout < 1000
 
 
-def _executed_at_most_once(case: _Case) -> Iterator[str]:
+def _executed_at_most_once(case: Case) -> Iterator[str]:
     for key, times in case.executed.items():
         if len(times) > 1:
             yield f"{case.operations[key]} was executed {len(times)} times"
 
 
-def _executed_by_the_owner_alone(case: _Case) -> Iterator[str]:
+def _executed_by_the_owner_alone(case: Case) -> Iterator[str]:
     for key, times in case.executed.items():
         call = case.operations[key].began
         for executed in times:
@@ -296,16 +160,26 @@ def _executed_by_the_owner_alone(case: _Case) -> Iterator[str]:
             yield f"{operation} got the answer to call {outcome.key}"
 
 
-def _a_name_means_one_backend(case: _Case) -> Iterator[str]:
+def _a_name_means_one_backend(case: Case) -> Iterator[str]:
     bound: dict[int, dict[str, str]] = defaultdict(dict)
-    for opened in case.opened.values():
-        is_first = opened.session not in bound
-        names = bound[opened.session]
-        for name, backend_id, own_name in opened.tools:
-            if names.setdefault(name, backend_id) != backend_id:
-                yield f"{name!r} of session {opened.session} went from {names[name]!r} to {backend_id!r}"
-            if is_first and (owner := _owner(case.history, opened.connected, name, own_name)) != backend_id:
-                yield f"{name!r} of session {opened.session} is {owner!r}'s and was given to {backend_id!r}"
+    for event in case.trace.events:
+        match event:
+            case Opened():
+                is_first = event.session not in bound
+                yield from _moved(event.session, event.tools, bound[event.session])
+                if not is_first or case.offers_changed(case.operations[event.op]):
+                    continue
+                for name, backend_id, own_name in event.tools:
+                    if (owner := _owner(case, event, name, own_name)) != backend_id:
+                        yield f"{name!r} of session {event.session} is {owner!r}'s and was given to {backend_id!r}"
+            case Looked():
+                session = case.opened[event.life].session
+                yield from _moved(session, event.tools, bound[session])
+            case StorageFailed():  # what is bound from here on may be lost with this process
+                if case.is_restored_after(event):
+                    bound[event.session] = _Forgetful()
+            case _:
+                pass
     for call in case.operations.values():
         began = call.began
         if isinstance(began.step, Call) and began.step.kind == "tool" and began.target is not None:
@@ -314,11 +188,23 @@ def _a_name_means_one_backend(case: _Case) -> Iterator[str]:
                 yield f"{call} means {owner!r} by {began.name!r} and is routed to {began.target[0]!r}"
 
 
-def _owner(history: History, connected: Sequence[str], name: str, own_name: str) -> str | None:
+class _Forgetful(dict[str, str]):
+    """Nobody is bound to it for good."""
+
+    def setdefault(self, name: str, owner: str) -> str:
+        return owner
+
+
+def _moved(session: int, tools: Names, bound: dict[str, str]) -> Iterator[str]:
+    for name, backend_id, _ in tools:
+        if bound.setdefault(name, backend_id) != backend_id:
+            yield f"{name!r} of session {session} went from {bound[name]!r} to {backend_id!r}"
+
+
+def _owner(case: Case, opened: Opened, name: str, own_name: str) -> str | None:
     """Whose a name is when an opening ends."""
-    strategy = history.settings.conflict_resolution
-    offering = [spec.id for spec in history.backends if own_name in spec.tools]
-    in_order = [backend_id for backend_id in connected if backend_id in offering]
+    strategy = case.history.settings.conflict_resolution
+    in_order = [each for each in opened.connected if own_name in case.offer(each, opened.at)]
     if isinstance(strategy, Prefix):
         return next((backend_id for backend_id in in_order if name == f"{backend_id}_{own_name}"), None)
     if isinstance(strategy, Priority):
@@ -326,13 +212,13 @@ def _owner(history: History, connected: Sequence[str], name: str, own_name: str)
     return in_order[0] if in_order and name == own_name else None
 
 
-def _no_false_denial(case: _Case) -> Iterator[str]:
+def _no_false_denial(case: Case) -> Iterator[str]:
     for call in case.ended("call"):
         if call.outcome.kind == "error" and call.outcome.may_have_executed is False and case.executed[call.began.op]:
             yield f"{call} was executed, and ended in {call.outcome}"
 
 
-def _strangers_get_nothing(case: _Case) -> Iterator[str]:
+def _strangers_get_nothing(case: Case) -> Iterator[str]:
     requested = {seen.key for seen in case.trace.seen}
     for call in case.ended("call"):
         if isinstance(call.began.step, Call) and call.began.step.caller == "wrong":
@@ -342,7 +228,7 @@ def _strangers_get_nothing(case: _Case) -> Iterator[str]:
                 yield f"{call} is not by the session's caller, and was sent to its backend"
 
 
-def _calls_end_in_time(case: _Case) -> Iterator[str]:
+def _calls_end_in_time(case: Case) -> Iterator[str]:
     for call in case.ended("call"):
         step, began = call.began.step, call.began
         assert isinstance(step, Call)
@@ -354,24 +240,26 @@ def _calls_end_in_time(case: _Case) -> Iterator[str]:
         yield from _late(call, min(began.at + timeout, max(began.at, min(cancels)) + LAST_BYTES))
 
 
-def _openings_end_in_time(case: _Case) -> Iterator[str]:
+def _openings_end_in_time(case: Case) -> Iterator[str]:
     settings = case.history.settings
     for opening in case.ended("open", "restore"):
         step = opening.began.step
         assert isinstance(step, Open | Restore)
         rounds = math.ceil(len(step.backends) / settings.max_backend_init_concurrency)
         latest = opening.began.at + min(settings.session_init_timeout, rounds * settings.backend_init_timeout)
-        if opening.gave_up is not None:
-            latest = min(latest, opening.gave_up[1].at)
         for _, left in case.exits[step.instance]:
             if not left.cancelled:
                 latest = min(latest, max(left.at, opening.began.at))
+        # What is stored is looked for first, and written last.
+        latest += settings.storage_timeout * min(case.storage_failures(opening), 2)
+        if opening.gave_up is not None:
+            latest = min(latest, opening.gave_up[1].at)
         if opening.outcome.kind != "ok":
             latest += settings.teardown_timeout  # what was connected already gets its goodbye
         yield from _late(opening, latest)
 
 
-def _closings_end_in_time(case: _Case) -> Iterator[str]:
+def _closings_end_in_time(case: Case) -> Iterator[str]:
     settings = case.history.settings
     for closer in case.ended("close", "hold"):
         assert closer.began.life is not None
@@ -395,12 +283,12 @@ def _closings_end_in_time(case: _Case) -> Iterator[str]:
         yield from _late(leaving, latest + settings.teardown_timeout)
 
 
-def _late(operation: _Operation, latest: float) -> Iterator[str]:
+def _late(operation: Operation, latest: float) -> Iterator[str]:
     if operation.ended_at > latest + MILLISECOND:
         yield f"{operation} ended at {operation.ended_at}, later than {latest}: {brief(operation.outcome)}"
 
 
-def _nothing_is_left(case: _Case) -> Iterator[str]:
+def _nothing_is_left(case: Case) -> Iterator[str]:
     audits = [event for event in case.trace.events if isinstance(event, Audit)]
     remains = case.trace.remains
     for audit in [*audits, remains.audit] if remains else audits:
@@ -418,7 +306,7 @@ def _nothing_is_left(case: _Case) -> Iterator[str]:
             yield f"session of {case.operations[life]} is left with {in_flight} in flight"
 
 
-def _every_backend_session_gets_its_delete(case: _Case) -> Iterator[str]:
+def _every_backend_session_gets_its_delete(case: Case) -> Iterator[str]:
     remains = case.trace.remains
     if remains is None:
         return
@@ -429,7 +317,8 @@ def _every_backend_session_gets_its_delete(case: _Case) -> Iterator[str]:
         if isinstance(event, Sent) and event.verb == "DELETE"
     )
     disowned = {(seen.backend_id, seen.session_id) for seen in case.trace.seen if seen.status in (400, 404)}
-    troubled = {case.history.backends[s.backend].id for s in case.history.steps if isinstance(s, Strike | Disturb)}
+    trouble = (step for step in case.history.steps if isinstance(step, Strike | Disturb | Expire))
+    troubled = {case.history.backends[step.backend].id for step in trouble}
     restored = [opened for op, opened in case.opened.items() if case.operations[op].began.what == "restore"]
     for alive in remains.alive:
         backend_id, session_id = alive
@@ -446,7 +335,7 @@ def _every_backend_session_gets_its_delete(case: _Case) -> Iterator[str]:
             yield f"session {told!r} of backend {backend_id!r} was sent {times} DELETEs"
 
 
-def _rows_live_and_die_with_their_sessions(case: _Case) -> Iterator[str]:
+def _rows_live_and_die_with_their_sessions(case: Case) -> Iterator[str]:
     last: dict[int, int] = {}
     order = sorted(
         [(case.operations[op].ends[0][0], opened) for op, opened in case.opened.items() if case.operations[op].ends],
@@ -457,15 +346,17 @@ def _rows_live_and_die_with_their_sessions(case: _Case) -> Iterator[str]:
         lives[opened.session].append(opened.op)
         last[opened.session] = opened.op
     remains = case.trace.remains
+    # A storage that is away keeps what it has: the TTL ends it.
+    kept = {event.session for event in case.storage_failed if event.operation == "delete"}
     if remains is not None:
         for session, life in last.items():
             terminated = case.decided_to_terminate(life)
-            if terminated is True and session in remains.rows:
+            if terminated is True and session in remains.rows and session not in kept:
                 yield f"session {session} was terminated, and its metadata is left"
             if terminated is False and session not in remains.rows:
                 yield f"session {session} was suspended, and its metadata is lost"
         for session in remains.rows:
-            if session not in last:
+            if session not in last and session not in kept:
                 yield f"session {session} was never opened, and its metadata is left"
     for restoring in case.ended("restore"):
         step = restoring.began.step
@@ -476,7 +367,7 @@ def _rows_live_and_die_with_their_sessions(case: _Case) -> Iterator[str]:
                 yield f"{restoring} restored what was never opened"
             continue
         terminated = case.decided_to_terminate(before[-1])
-        if terminated is True and restoring.outcome.kind == "ok":
+        if terminated is True and restoring.outcome.kind == "ok" and step.session not in kept:
             yield f"{restoring} restored a terminated session"
         if terminated is False and restoring.outcome.error == "SessionNotFound":
             yield f"{restoring} did not find a suspended session"
@@ -484,7 +375,7 @@ def _rows_live_and_die_with_their_sessions(case: _Case) -> Iterator[str]:
             yield f"{restoring} took a closed session for a live one"
 
 
-CHECKS: dict[str, Callable[[_Case], Iterator[str]]] = {
+CHECKS: dict[str, Callable[[Case], Iterator[str]]] = {
     check.__name__.removeprefix("_"): check
     for check in (
         _nothing_hangs_or_crashes,
@@ -505,5 +396,6 @@ CHECKS: dict[str, Callable[[_Case], Iterator[str]]] = {
         _nothing_is_left,
         _every_backend_session_gets_its_delete,
         _rows_live_and_die_with_their_sessions,
+        *HEALING,
     )
 }

@@ -22,7 +22,7 @@ from multiprocessing import get_context
 import attrs
 
 from simulation.checker import judge
-from simulation.history import draw_history
+from simulation.draw import draw_history
 from simulation.trace import Began, Ended, Trace
 from simulation.world import run_history
 

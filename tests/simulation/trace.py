@@ -10,9 +10,12 @@ from typing import Literal, TypeAlias
 
 import attrs
 
-from simulation.history import Call, Close, Open, Restore, brief
+from simulation.history import Add, Call, Close, Open, Remove, Restore, Subscribe, Watch, brief
 
 __all__ = [
+    "Asked",
+    "Attempt",
+    "Attempted",
     "Audit",
     "Began",
     "Canary",
@@ -22,18 +25,30 @@ __all__ = [
     "Event",
     "Executed",
     "Exiting",
+    "Felt",
     "GaveUp",
     "Hung",
     "IdRead",
+    "Looked",
     "Names",
+    "Offered",
     "Opened",
+    "Operated",
     "Outcome",
     "Remains",
+    "Removing",
     "Seen",
     "Sent",
+    "Settled",
     "Shielded",
+    "StorageFailed",
     "Trace",
+    "What",
 ]
+
+What: TypeAlias = Literal["open", "restore", "call", "close", "add", "remove", "subscribe", "watch", "hold", "exit"]
+Operated: TypeAlias = Open | Restore | Call | Close | Add | Remove | Subscribe | Watch
+"""The steps that are operations: they have an outcome."""
 
 Names: TypeAlias = tuple[tuple[str, str, str], ...]
 """Advertised tool, the backend that it belongs to, and its name there."""
@@ -69,18 +84,20 @@ class Began:
         name: What is called.
         target: Whose it is, by the session's routing table: backend id and the name there.
         nested: From inside a call of the same session.
+        found: What the session said just before of the backend that is called, added or removed; "" if nothing.
     """
 
     at: float
     op: int
-    what: Literal["open", "restore", "call", "close", "hold", "exit"]
-    step: Open | Restore | Call | Close | None = None
+    what: What
+    step: Operated | None = None
     life: int | None = None
     instance: int | None = None
     state: str = ""
     name: str = ""
     target: tuple[str, str] | None = None
     nested: bool = False
+    found: str = ""
 
 
 @attrs.frozen(kw_only=True)
@@ -140,6 +157,22 @@ class Closing:
 
 
 @attrs.frozen(kw_only=True)
+class Removing:
+    """A backend is to be let go of in the very next step of this task.
+
+    Attributes:
+        session_id: Of the backend's session, if it has assigned one.
+    """
+
+    at: float
+    op: int
+    life: int
+    backend_id: str
+    drain_timeout: float
+    session_id: str | None
+
+
+@attrs.frozen(kw_only=True)
 class Exiting:
     """The block of a factory is left, or (`cancelled`) its surroundings were cancelled."""
 
@@ -156,6 +189,101 @@ class Executed:
     backend_id: str
     name: str
     key: int
+
+
+@attrs.frozen(kw_only=True)
+class Asked:
+    """A tool asked its client something, and was answered or gave up."""
+
+    at: float
+    backend_id: str
+    key: int
+    answered: bool
+
+
+@attrs.frozen(kw_only=True)
+class Felt:
+    """A backend is well from now on, or no longer. What made it ill may have lost its effect a little earlier."""
+
+    at: float
+    backend_id: str
+    well: bool
+
+
+@attrs.frozen(kw_only=True)
+class Offered:
+    """A backend lists these tools from now on."""
+
+    at: float
+    backend_id: str
+    tools: tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Attempt:
+    """A connector was asked for a connection.
+
+    Attributes:
+        op: The opening, restoring or adding that the backend was passed to.
+        resumed: With the record of an earlier connection.
+    """
+
+    at: float
+    number: int
+    op: int
+    instance: int
+    backend_id: str
+    resumed: bool
+
+
+@attrs.frozen(kw_only=True)
+class Attempted:
+    """It has answered."""
+
+    at: float
+    number: int
+    outcome: Literal["ok", "error", "cancelled"]
+
+
+@attrs.frozen(kw_only=True)
+class Looked:
+    """How an open session is.
+
+    Attributes:
+        members: Backend id, state, and whether it is among the failures.
+    """
+
+    at: float
+    life: int
+    members: tuple[tuple[str, str, bool], ...]
+    tools: Names
+
+
+@attrs.frozen(kw_only=True)
+class Settled:
+    """What the storage holds of an open session, and what the session says, when nobody has anything to do right now.
+
+    Attributes:
+        row, said: Backend id and the id of its session, of every backend that is connected.
+        unbound: Advertised tools that the row gives to nobody, or to another.
+        is_written: The row is what the session takes it for.
+    """
+
+    at: float
+    life: int
+    row: tuple[tuple[str, str | None], ...]
+    said: tuple[tuple[str, str | None], ...]
+    unbound: tuple[str, ...]
+    is_written: bool
+
+
+@attrs.frozen(kw_only=True)
+class StorageFailed:
+    """The storage did not do what it should about a session."""
+
+    at: float
+    operation: str
+    session: int
 
 
 @attrs.frozen(kw_only=True)
@@ -224,8 +352,17 @@ Event: TypeAlias = (
     | Shielded
     | Opened
     | Closing
+    | Removing
     | Exiting
     | Executed
+    | Asked
+    | Felt
+    | Offered
+    | Attempt
+    | Attempted
+    | Looked
+    | Settled
+    | StorageFailed
     | Sent
     | IdRead
     | Audit

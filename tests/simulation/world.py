@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import logging
-import random
 import re
 import sys
-import warnings
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -16,36 +12,66 @@ from typing import Any
 
 import attrs
 import trio
-import trio._core._run as scheduler  # its randomness has no public handle
-from harness import Ledger, ScriptedStorage, session_ids_in
+from harness import Ledger, session_ids_in
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from simulation.history import BackendSpec, Call, Close, Disturb, Exit, GiveUp, History, Open, Restore, Step, Strike
+from simulation.actors import CANARY, Actor
+from simulation.history import (
+    Add,
+    Call,
+    Close,
+    Disturb,
+    Exit,
+    Expire,
+    Failing,
+    GiveUp,
+    History,
+    Look,
+    Open,
+    Relist,
+    Remove,
+    Restore,
+    Step,
+    Strike,
+    Subscribe,
+    Watch,
+)
+from simulation.storage import FaultyStorage
 from simulation.trace import (
+    Attempt,
+    Attempted,
     Audit,
     Began,
     Canary,
     Closing,
-    Crashed,
     Ended,
     Event,
-    Executed,
     Exiting,
     GaveUp,
     Hung,
     IdRead,
+    Looked,
     Names,
     Opened,
+    Operated,
     Outcome,
     Remains,
+    Removing,
     Seen,
     Sent,
+    Settled,
     Shielded,
+    StorageFailed,
     Trace,
+    What,
 )
+from simulation.watch import SECRET, HangsForEver, ending, seeded, watched_garbage, watched_limiters, watched_log
 from trio_vmcp import (
-    JSON,
     Backend,
+    BackendClient,
+    BackendConnector,
+    BackendRecord,
+    BackendState,
     Identity,
     Session,
     SessionFactory,
@@ -56,14 +82,13 @@ from trio_vmcp import (
 )
 from trio_vmcp.client._dial import Origin
 from trio_vmcp.client.http11 import RawResponse
-from trio_vmcp.testing import CallContext, MemoryNetwork, ScriptedBackend, open_memory_network
+from trio_vmcp.client.interface import EventSink
+from trio_vmcp.factory import DefaultSessionFactory
+from trio_vmcp.testing import MemoryNetwork, open_memory_network
 
-__all__ = ["CANARY", "run_history"]
+__all__ = ["run_history"]
 
-CANARY = "canary"
-SECRET = re.compile(CANARY + r"|-session-\d")  # what a scripted backend's session ids look like
 KEY = "simulation/key"  # in `_meta`, which the library forwards: the call that a request belongs to
-LONGEST = 4000.0  # s, virtual; no history that ends takes half of it
 SHIELDED = 2.0  # s
 NOBODYS = "nobody has this"
 
@@ -75,113 +100,18 @@ def run_history(history: History) -> Trace:
     """Run it. Whatever the library does wrong is in the trace; what this raises is a bug of the simulation."""
     trace = Trace()
     clock = MockClock(autojump_threshold=0)
-    with _seeded(history.seed), _watched_garbage(trace), _watched_log(trace, clock):
+    with seeded(history.seed), watched_garbage(trace), watched_log(trace, clock):
         try:
-            trio.run(_World(history, trace).run, clock=_ending(clock))
+            trio.run(_World(history, trace).run, clock=ending(clock))
         except trio.TrioInternalError as exc:
-            if not isinstance(exc.__cause__, _Hung):
+            if not isinstance(exc.__cause__, HangsForEver):
                 raise
             trace.events.append(Hung(at=clock.current_time()))
     return trace
 
 
-class _Hung(BaseException):
-    """Raised in the run loop itself: what waits for ever may be shielded."""
-
-
 class CallbackBroke(Exception):
     """What a caller's own callback raises."""
-
-
-def _ending(clock: MockClock) -> MockClock:
-    def jump() -> None:
-        ahead = trio.lowlevel.current_statistics().seconds_to_next_deadline
-        if not clock.current_time() + ahead < LONGEST:
-            raise _Hung
-        clock.jump(max(0.0, ahead))
-
-    clock._autojump = jump  # type: ignore[method-assign]
-    return clock
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """One seed, one order of everything. Trio then sorts each batch of tasks by their age before it shuffles them."""
-    before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING
-    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
-    states = scheduler._r.getstate(), random.getstate()
-    scheduler._r.seed(seed)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        scheduler._ALLOW_DETERMINISTIC_SCHEDULING = before  # type: ignore[misc]
-        scheduler._r.setstate(states[0])
-        random.setstate(states[1])
-
-
-@contextmanager
-def _watched_garbage(trace: Trace) -> Iterator[None]:
-    """Collected at the end and not in between: finalizers would run at moments that no seed rules."""
-    at_the_end = float("inf")
-    was_enabled, hook = gc.isenabled(), sys.unraisablehook
-    gc.collect()
-    gc.disable()
-    sys.unraisablehook = lambda unraisable: trace.events.append(
-        Crashed(at=at_the_end, text=f"in a finalizer: {unraisable.exc_value!r}")
-    )
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield
-            gc.collect()
-        trace.events += [Crashed(at=at_the_end, text=f"warned: {warning.message}") for warning in caught]
-    finally:
-        sys.unraisablehook = hook
-        if was_enabled:
-            gc.enable()
-
-
-@contextmanager
-def _watched_log(trace: Trace, clock: MockClock) -> Iterator[None]:
-    class Watch(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.name.startswith("trio_vmcp.testing"):
-                return
-            text = self.format(record)  # with the traceback
-            if SECRET.search(text):
-                trace.events.append(Canary(at=clock.current_time(), where=f"log of {record.name}", text=text))
-            if record.levelno >= logging.ERROR:
-                trace.events.append(Crashed(at=clock.current_time(), text=text))
-
-    logger, watch = logging.getLogger("trio_vmcp"), Watch()
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(watch)
-    logger.setLevel(logging.DEBUG)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(watch)
-        logger.setLevel(level)
-        logger.propagate = propagate
-
-
-@contextmanager
-def _watched_limiters() -> Iterator[list[trio.CapacityLimiter]]:
-    """Every CapacityLimiter that is made meanwhile."""
-    made: list[trio.CapacityLimiter] = []
-    original = trio.CapacityLimiter
-
-    def make(total_tokens: float) -> trio.CapacityLimiter:
-        made.append(original(total_tokens))
-        return made[-1]
-
-    trio.CapacityLimiter = make  # type: ignore[misc, assignment]
-    try:
-        yield made
-    finally:
-        trio.CapacityLimiter = original  # type: ignore[misc]
 
 
 _SESSION_ID = re.compile(rb"\r\nMcp-Session-Id: ([^\r]*)")
@@ -190,9 +120,10 @@ _SESSION_ID = re.compile(rb"\r\nMcp-Session-Id: ([^\r]*)")
 class _Seam(Ledger):
     """The transport, with a record of what goes through it."""
 
-    def __init__(self, network: MemoryNetwork, note: Callable[[Event], None]) -> None:
+    def __init__(self, network: MemoryNetwork, note: Callable[[Event], None], actors: Mapping[str, Actor]) -> None:
         super().__init__(network)
         self.note = note
+        self.actors = actors
 
     async def send(
         self, origin: Origin, verb: str, head: bytes, body: bytes, on_write: Callable[[], None]
@@ -207,10 +138,55 @@ class _Seam(Ledger):
                 session_id=None if sent_id is None else sent_id[1].decode(),
             )
         )
-        response = await super().send(origin, verb, head, body, on_write)
+        self.actors[backend_id].feel()
+        try:
+            response = await super().send(origin, verb, head, body, on_write)
+        finally:
+            self.actors[backend_id].feel()
         for assigned in session_ids_in(response):
             self.note(IdRead(at=trio.current_time(), backend_id=backend_id, session_id=assigned))
         return response
+
+
+@attrs.define(eq=False)
+class _NotingConnector:
+    """A factory's connector, with a record of what it is asked for."""
+
+    inner: BackendConnector
+    instance: int
+    world: _World
+
+    async def __call__(
+        self,
+        backend: Backend,
+        *,
+        identity: Identity | None,
+        resume: BackendRecord | None,
+        nursery: trio.Nursery,
+        events: EventSink,
+    ) -> BackendClient:
+        self.world.attempts += 1
+        number = self.world.attempts
+        self.world.note(
+            Attempt(
+                at=trio.current_time(),
+                number=number,
+                op=self.world.passed[id(backend)][1],
+                instance=self.instance,
+                backend_id=backend.id,
+                resumed=resume is not None,
+            )
+        )
+        outcome = "cancelled"
+        try:
+            client = await self.inner(backend, identity=identity, resume=resume, nursery=nursery, events=events)
+            outcome = "ok"
+        except Exception:
+            outcome = "error"
+            raise
+        finally:
+            self.world.note(Attempted(at=trio.current_time(), number=number, outcome=outcome))  # type: ignore[arg-type]
+        return client
 
 
 @attrs.define(eq=False)
@@ -232,10 +208,11 @@ class _Life:
 class _World:
     history: History
     trace: Trace
-    backends: list[ScriptedBackend] = attrs.field(factory=list, init=False)
-    listed: list[list[JSON]] = attrs.field(factory=list, init=False)  # the tools of each, before any "relist"
-    configured: list[Backend] = attrs.field(factory=list, init=False)
-    storage: ScriptedStorage = attrs.field(factory=ScriptedStorage, init=False)
+    actors: dict[str, Actor] = attrs.field(factory=dict, init=False)
+    storage: FaultyStorage = attrs.field(init=False)
+    # By the identity of the object: what it is, and the operation that passed it on.
+    passed: dict[int, tuple[Backend, int]] = attrs.field(factory=dict, init=False)
+    attempts: int = attrs.field(default=0, init=False)
     factories: dict[int, SessionFactory] = attrs.field(factory=dict, init=False)
     owners: dict[int, trio.Nursery] = attrs.field(factory=dict, init=False)  # what the factories' tasks live in
     callers: dict[int, trio.Nursery] = attrs.field(factory=dict, init=False)  # inside the factories' blocks
@@ -249,11 +226,12 @@ class _World:
     seam: _Seam = attrs.field(init=False)
 
     async def run(self) -> None:
-        with _watched_limiters() as self.limiters:
+        self.storage = FaultyStorage(self._note_storage)
+        with watched_limiters() as self.limiters:
             async with open_memory_network() as network:
                 for spec in self.history.backends:
-                    self._attach(spec, network)
-                self.seam = _Seam(network, self.note)
+                    self.actors[spec.id] = Actor(spec, network, self.note)
+                self.seam = _Seam(network, self.note, self.actors)
                 await self._live()
                 await wait_all_tasks_blocked()
                 remains = self._audit()
@@ -268,55 +246,19 @@ class _World:
                     await instances.start(self._instance, number, leaving, everybody)
                 for step in self.history.steps:
                     await trio.sleep_until(step.at)
+                    self._look()
                     self._start(step, everybody)
             self.over.set()
 
-    def _attach(self, spec: BackendSpec, network: MemoryNetwork) -> None:
-        backend = ScriptedBackend(
-            name=spec.id,
-            era=spec.era,
-            answers=spec.answers,
-            resumable=spec.resumable,
-            latency=spec.latency,
-            session_ids=spec.session_ids,
-            server_info={"name": spec.id, "version": "1"},
-            page_size=spec.page_size,
-        )
-
-        async def work(arguments: JSON, context: CallContext) -> str:
-            key, name = arguments["key"], str(context.params["name"])
-            self.note(Executed(at=trio.current_time(), backend_id=spec.id, name=name, key=key))
-            if backend.tools != listed:
-                await context.notify("notifications/tools/list_changed", {})
-            for count in range(arguments["progress"]):
-                await context.progress(count)
-            await trio.sleep(arguments["seconds"])
-            return json.dumps({"key": key, "backend": spec.id})
-
-        for name in spec.tools:
-            backend.add_tool(name, work)
-        listed = list(backend.tools)
-        self.listed.append(listed)
-        for uri in spec.resources:
-            backend.add_resource(uri, json.dumps({"backend": spec.id}))
-        for name in spec.prompts:
-            backend.add_prompt(name, '{"key": {key}, "backend": "' + spec.id + '"}')
-        self.backends.append(backend)
-        self.configured.append(
-            Backend(
-                id=spec.id,
-                url=network.attach(f"{spec.id}.test", backend),
-                era=spec.configured_era,
-                headers={"authorization": f"Bearer {CANARY}-header"},
-            )
-        )
+    def _note_storage(self, operation: str, session_id: str) -> None:
+        self.note(StorageFailed(at=trio.current_time(), operation=operation, session=_number_of(session_id)))
 
     # --- operations
 
     def note(self, event: Event) -> None:
         self.trace.events.append(event)
 
-    def _begin(self, what: Any, **details: Any) -> Began:
+    def _begin(self, what: What, **details: Any) -> Began:
         self.operations += 1
         began = Began(at=trio.current_time(), op=self.operations, what=what, **details)
         self.note(began)
@@ -344,9 +286,17 @@ class _World:
         life = self.lives.get(getattr(step, "session", -1))
         match step:
             case Disturb():
-                self._disturb(step)
+                self._actor(step.backend).disturb(step)
             case Strike():
-                self.backends[step.backend].fail(step.matches, step.fault, times=step.times, skip=step.skip)
+                self._actor(step.backend).strike(step)
+            case Expire():
+                self._actor(step.backend).expire(step)
+            case Relist():
+                everybody.start_soon(self._actor(step.backend).relist, step)
+            case Failing():
+                self.storage.fail(step)
+            case Look():
+                everybody.start_soon(self._look_closely)
             case Open():
                 work = partial(self._hold if step.held else self._make, step)
                 everybody.start_soon(self._operate, step, lambda: self._begin("open", step=step), work, everybody)
@@ -362,10 +312,22 @@ class _World:
             case Close() if life is not None:
                 begin = partial(self._begin_close, step, life)
                 everybody.start_soon(self._operate, step, begin, partial(self._close, step, life), everybody)
+            case Add() if life is not None:
+                begin = partial(self._begin_member, "add", step, life)
+                everybody.start_soon(self._operate, step, begin, partial(self._add, step, life), everybody)
+            case Remove() if life is not None:
+                begin = partial(self._begin_member, "remove", step, life)
+                everybody.start_soon(self._operate, step, begin, partial(self._remove, step, life), everybody)
+            case Subscribe() if life is not None:
+                begin = partial(self._begin_subscribe, step, life)
+                everybody.start_soon(self._operate, step, begin, partial(self._subscribe, step, life), everybody)
+            case Watch() if life is not None:
+                begin = partial(self._begin, "watch", step=step, life=life.op, state=life.session.state.name)
+                everybody.start_soon(self._operate, step, begin, partial(self._watch, step, life), everybody)
 
     async def _operate(
         self,
-        step: Open | Restore | Call | Close,
+        step: Operated,
         begin: Callable[[], Began],
         work: Callable[[list[Began]], Awaitable[Outcome]],
         everybody: trio.Nursery,
@@ -420,7 +382,7 @@ class _World:
         factory = self.factories[step.instance]
         with self._being_opened(step.session):
             session = await factory.make_session(
-                self._members(step.backends), identity=identity, session_id=self._session_id(step.session)
+                self._members(step.backends, doing[-1].op), identity=identity, session_id=self._session_id(step.session)
             )
             self._opened(doing[-1].op, step, identity, session)
         return Outcome(kind="ok")
@@ -429,7 +391,7 @@ class _World:
         identity = ALICE if step.bound else None
         factory = self.factories[step.instance]
         opening = factory.open_session(
-            self._members(step.backends), identity=identity, session_id=self._session_id(step.session)
+            self._members(step.backends, doing[-1].op), identity=identity, session_id=self._session_id(step.session)
         )
         with self._being_opened(step.session):
             session = await opening.__aenter__()
@@ -448,7 +410,7 @@ class _World:
         identity = None if last is None else last.identity
         with self._being_opened(step.session):
             session = await self.factories[step.instance].restore_session(
-                self._session_id(step.session), self._members(step.backends), identity=identity
+                self._session_id(step.session), self._members(step.backends, doing[-1].op), identity=identity
             )
             self._opened(doing[-1].op, step, identity, session)
         return Outcome(kind="ok")
@@ -461,17 +423,26 @@ class _World:
         finally:
             self.opening.remove(number)
 
-    def _members(self, backends: tuple[int, ...]) -> list[Backend]:
-        return [self.configured[index] for index in backends]
+    def _actor(self, index: int) -> Actor:
+        return self.actors[self.history.backends[index].id]
+
+    def _members(self, backends: tuple[int, ...], op: int) -> list[Backend]:
+        return [self._pass(index, op) for index in backends]
+
+    def _pass(self, index: int, op: int) -> Backend:
+        """A copy of its own for everybody whom it is passed to, so that who connects it can be told."""
+        backend = attrs.evolve(self._actor(index).configured)
+        self.passed[id(backend)] = backend, op
+        return backend
 
     def _session_id(self, number: int) -> str:
-        return f"{CANARY}-{number}"
+        return f"{CANARY}-{number}"  # `_number_of` reads it
 
     def _opened(self, op: int, step: Open | Restore, identity: Identity | None, session: Session) -> _Life:
         life = self.lives[step.session] = _Life(op, step.session, step.instance, identity, session)
         self.every_life.append(life)
         missing = {failure.backend_id for failure in session.failures}
-        connected = (self.configured[index].id for index in step.backends)
+        connected = (self.history.backends[index].id for index in step.backends)
         self.note(
             Opened(
                 at=trio.current_time(),
@@ -498,6 +469,7 @@ class _World:
         names = sorted(offered)
         name = NOBODYS if step.pick is None or not names else names[step.pick % len(names)]
         target = offered.get(name)
+        found = "" if target is None else self._state_of(session, target.backend_id)
         return self._begin(
             "call",
             step=step,
@@ -506,7 +478,23 @@ class _World:
             state=session.state.name,
             name=name,
             target=None if target is None else (target.backend_id, target.name),
+            found=found,
         )
+
+    def _begin_member(self, what: What, step: Add | Remove, life: _Life) -> Began:
+        found = self._state_of(life.session, self.history.backends[step.backend].id)
+        return self._begin(what, step=step, life=life.op, state=life.session.state.name, found=found)
+
+    def _begin_subscribe(self, step: Subscribe, life: _Life) -> Began:
+        offered = life.session.routing_table.resources
+        name = sorted(offered)[step.pick % len(offered)] if offered else NOBODYS
+        return self._begin("subscribe", step=step, life=life.op, state=life.session.state.name, name=name)
+
+    @staticmethod
+    def _state_of(session: Session, backend_id: str) -> str:
+        """ "" also for one that was removed."""
+        status = session.backends.get(backend_id)
+        return "" if status is None or status.state is BackendState.REMOVED else status.state.name
 
     async def _call(self, step: Call, life: _Life, doing: list[Began]) -> Outcome:
         op, name = doing[-1].op, doing[-1].name
@@ -544,7 +532,7 @@ class _World:
             options["on_progress"] = on_progress
         match step.kind:
             case "tool":
-                arguments = {"key": op, "seconds": step.seconds, "progress": step.progress}
+                arguments = {"key": op, "seconds": step.seconds, "progress": step.progress, "asks": step.asks}
                 called = await life.session.call_tool(name, arguments, **options)
                 texts = [block["text"] for block in called.content]
             case "resource":
@@ -564,22 +552,38 @@ class _World:
             await self._look_around()
         return Outcome(kind="ok")
 
-    def _disturb(self, step: Disturb) -> None:
-        backend = self.backends[step.backend]
-        match step.what:
-            case "crash":
-                backend.crash()
-            case "restart":
-                backend.crash()
-                backend.restart()
-            case "forget":
-                backend.sessions.clear()
-            case "heal":
-                backend.heal()
-            case "relist":
-                tools = self.listed[step.backend]
-                changed = [tool | {"description": "another"} for tool in tools]
-                backend.tools = changed if backend.tools == tools else list(tools)
+    async def _add(self, step: Add, life: _Life, doing: list[Began]) -> Outcome:
+        await life.session.add_backend(self._pass(step.backend, doing[-1].op))
+        return Outcome(kind="ok")
+
+    async def _remove(self, step: Remove, life: _Life, doing: list[Began]) -> Outcome:
+        backend_id = self.history.backends[step.backend].id
+        if doing[-1].found and life.session.state is SessionState.OPEN:
+            limit = self.history.settings.drain_timeout if step.drain_timeout is None else step.drain_timeout
+            self.note(
+                Removing(
+                    at=trio.current_time(),
+                    op=doing[-1].op,
+                    life=life.op,
+                    backend_id=backend_id,
+                    drain_timeout=limit,
+                    session_id=life.session.backend_sessions.get(backend_id),
+                )
+            )
+        await life.session.remove_backend(backend_id, drain_timeout=step.drain_timeout)
+        return Outcome(kind="ok")
+
+    async def _subscribe(self, step: Subscribe, life: _Life, doing: list[Began]) -> Outcome:
+        ask = life.session.subscribe_resource if step.wanted else life.session.unsubscribe_resource
+        await ask(doing[-1].name, caller=life.identity)
+        return Outcome(kind="ok")
+
+    async def _watch(self, step: Watch, life: _Life, doing: list[Began]) -> Outcome:
+        with trio.move_on_after(step.seconds):
+            async with life.session.changes() as changes:
+                async for _ in changes:
+                    pass
+        return Outcome(kind="ok")
 
     async def _instance(  # noqa: ASYNC114  # only ever started in a nursery
         self, number: int, leaving: Exit, everybody: trio.Nursery, *, task_status: trio.TaskStatus[None]
@@ -590,6 +594,8 @@ class _World:
             async with open_session_factory(
                 transport=self.seam, storage=self.storage, settings=self.history.settings
             ) as factory:
+                assert isinstance(factory, DefaultSessionFactory)
+                factory._connector = _NotingConnector(factory._connector, number, self)
                 self.factories[number] = factory
                 (self.owners[number],) = trio.lowlevel.current_task().child_nurseries
                 try:
@@ -616,6 +622,44 @@ class _World:
         self.note(Exiting(at=trio.current_time(), instance=number, cancelled=True))
         surroundings.cancel()
 
+    # --- how it is
+
+    def _look(self) -> None:
+        for actor in self.actors.values():
+            actor.feel()
+        for life in self._open_lives():
+            members = tuple(self._members_of(life))
+            self.note(Looked(at=trio.current_time(), life=life.op, members=members, tools=_names(life.session)))
+
+    @staticmethod
+    def _members_of(life: _Life) -> Iterator[tuple[str, str, bool]]:
+        missing = {failure.backend_id for failure in life.session.failures}
+        for backend_id, status in life.session.backends.items():
+            yield backend_id, status.state.name, backend_id in missing
+
+    def _open_lives(self) -> list[_Life]:
+        return [life for life in self.every_life if life.session.state is SessionState.OPEN]
+
+    async def _look_closely(self) -> None:
+        await wait_all_tasks_blocked()
+        self._look()
+        for life in self._open_lives():
+            row = await self.storage.row(life.session.id)
+            said = life.session.backend_sessions
+            live = [b for b, state, missing in self._members_of(life) if state == "READY" and not missing]
+            stored = {} if row is None else {record.backend_id: record.session_id for record in row.backends}
+            bound = {} if row is None else row.bindings["tools"]
+            self.note(
+                Settled(
+                    at=trio.current_time(),
+                    life=life.op,
+                    row=tuple((backend_id, stored.get(backend_id)) for backend_id in live),
+                    said=tuple((backend_id, said.get(backend_id)) for backend_id in live),
+                    unbound=tuple(name for name, owner, _ in _names(life.session) if bound.get(name) != owner),
+                    is_written=row == life.session.metadata,
+                )
+            )
+
     # --- what is left
 
     async def _look_around(self) -> None:
@@ -638,7 +682,7 @@ class _World:
 
     async def _sum_up(self, audit: Audit, connections: int) -> None:
         rows = await self.storage.rows()
-        ids = [self.configured[index].id for index in range(len(self.configured))]
+        scripted = {backend_id: actor.scripted for backend_id, actor in self.actors.items()}
         self.trace.seen = [
             Seen(
                 at=exchange.received_at,
@@ -650,23 +694,23 @@ class _World:
                 status=exchange.status,
                 outcome=exchange.outcome,
             )
-            for backend_id, backend in zip(ids, self.backends, strict=True)
+            for backend_id, backend in scripted.items()
             for exchange in backend.exchanges
         ]
         self.trace.remains = Remains(
             audit=audit,
             connections=connections,
-            rows=tuple(sorted(int(row.session_id.rpartition("-")[2]) for row in rows)),
+            rows=tuple(sorted(_number_of(row.session_id) for row in rows)),
             stored_ids=tuple(
                 sorted(record.session_id for row in rows for record in row.backends if record.session_id is not None)
             ),
             alive=tuple(
-                (backend_id, session_id)
-                for backend_id, backend in zip(ids, self.backends, strict=True)
-                for session_id in backend.sessions
+                (backend_id, session_id) for backend_id, backend in scripted.items() for session_id in backend.sessions
             ),
             sessions=tuple((life.op, life.session.state.name, life.session.in_flight) for life in self.every_life),
-            broken=tuple(repr(exc) for backend in self.backends for exc in (*backend.errors, *backend.handler_errors)),
+            broken=tuple(
+                repr(exc) for backend in scripted.values() for exc in (*backend.errors, *backend.handler_errors)
+            ),
         )
 
 
@@ -675,6 +719,10 @@ def _is_cancel(exc: BaseException) -> bool:
     return isinstance(exc, trio.Cancelled) or (
         isinstance(exc, BaseExceptionGroup) and all(_is_cancel(inner) for inner in exc.exceptions)
     )
+
+
+def _number_of(session_id: str) -> int:
+    return int(session_id.rpartition("-")[2])
 
 
 def _names(session: Session) -> Names:

@@ -14,16 +14,14 @@ from functools import partial
 from typing import Any, Literal
 
 import attrs
-import httpx
 import trio
 from harness import World, assert_nothing_left, echo_backend, library_tasks, open_world
 
 from sweeps.judge import judge
 from trio_vmcp import JSON, Backend, FactorySettings, Session, SessionState, open_session_factory
-from trio_vmcp.client._headers import check_session_id
 from trio_vmcp.testing import CallContext, ScriptedBackend
 
-__all__ = ["SCENARIOS", "Scenario", "Witness", "cancel_at", "sweep"]
+__all__ = ["SCENARIOS", "Scenario", "cancel_at", "sweep"]
 
 # One connection per backend: a token that a cancelled call keeps makes the next call wait for ever.
 SETTINGS = FactorySettings(max_connections_per_backend=1)
@@ -65,24 +63,6 @@ class Cut(trio.abc.Instrument):
             self.struck = where
             self._scope.cancel(reason="the sweep")
         self.seen += 1
-
-
-class Witness(httpx.AsyncBaseTransport):
-    """Knows the backend session ids whose heads have come back: those that the library has read."""
-
-    def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
-        self.inner = inner
-        self.ids: set[str] = set()
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        response = await self.inner.handle_async_request(request)  # no checkpoint from here to the library
-        ids = response.headers.get_list("mcp-session-id")
-        if response.is_success and len(ids) == 1 and check_session_id(ids[0]):
-            self.ids.add(ids[0])
-        return response
-
-    async def aclose(self) -> None:
-        await self.inner.aclose()
 
 
 Operation = Callable[[World, Cut], Awaitable[None]]
@@ -279,12 +259,10 @@ def cancel_at(scenario: Scenario, moment: int) -> tuple[str | None, bool]:
     async def run() -> None:
         async with open_world(scenario.backends(), settings=SETTINGS, configure=scenario.configure) as world:
             world.leaves_sessions = True  # one whose id was never read cannot be ended
-            witness = Witness(world.transport.inner)
-            world.transport.inner = witness
             await scenario.operation(world, cut)
             await assert_nothing_left(world)
             for scripted in world.backends.values():
-                assert set() == witness.ids & set(scripted.sessions)
+                assert set() == world.transport.all_session_ids & set(scripted.sessions)
                 assert scripted.transport != "sse" or {} == scripted.sessions  # its sessions are open streams
             async with world.open_session() as session:
                 assert () == session.failures

@@ -15,6 +15,7 @@ import trio
 from trio_vmcp._outbound import begin_request
 from trio_vmcp.client._era import LEGACY_VERSIONS
 from trio_vmcp.client._jsonrpc import Notification, Request
+from trio_vmcp.client._listening import Listening
 from trio_vmcp.client._streamable import OnOther, StreamableHttp
 from trio_vmcp.client.interface import EventSink, OnProgress
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendTimeout, MessageTooLarge
@@ -98,6 +99,10 @@ class CallingClient(abc.ABC):
     def _on_request(self, message: Request, identity: Identity | None) -> None:
         """The backend asks something of us, on the stream of a request; answered without holding up that stream."""
 
+    def _heard(self, method: str, params: JSON) -> None:
+        """A notification that is about more than one request, on whatever stream it came."""
+        self._events(method, params)
+
     async def _on_other(
         self,
         message: Request | Notification,
@@ -108,7 +113,7 @@ class CallingClient(abc.ABC):
         if isinstance(message, Request):
             self._on_request(message, identity)
         elif message.method != "notifications/progress":
-            self._events(message.method, message.params)
+            self._heard(message.method, message.params)
         elif on_progress is not None:
             progress = _progress_of(message.params, message_id)
             if progress is not None:
@@ -120,6 +125,15 @@ class StreamableClient(CallingClient):
     """A `BackendClient` over streamable HTTP."""
 
     _http: StreamableHttp = attrs.field(alias="http", repr=False)
+
+    @property
+    @abc.abstractmethod
+    def listening(self) -> Listening:
+        """Whether changes are heard of that no request brought."""
+
+    @abc.abstractmethod
+    def listen_again(self) -> None:
+        """Open the stream for changes anew, if there should be one and it was given up; without waiting."""
 
 
 def negotiated(backend_id: str, result: JSON) -> tuple[str, JSON]:

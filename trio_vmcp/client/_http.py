@@ -8,7 +8,8 @@ from __future__ import annotations
 import base64
 import logging
 import os
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Awaitable
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Protocol
@@ -40,6 +41,7 @@ __all__ = ["Headers", "HttpLink", "Reply"]
 logger = logging.getLogger("trio_vmcp.client")
 
 MOST_REDIRECTS = 3
+MOST_ASIDE = 4  # connections for what does not count as a call: notifications, answers, the end of a session
 _REDIRECTS = (307, 308)  # the two that keep method and body
 _SEE_OTHER = 303  # after the request was acted on
 _CLOSE_TIMEOUT = 1.0  # s, to let go of one response
@@ -90,7 +92,7 @@ class _OneChunk:
 class Source(Protocol):
     """Where a reply's bytes come from: a connection of ours, or a transport of the user's."""
 
-    async def receive(self) -> bytes | None:
+    def receive(self) -> Awaitable[bytes | None]:
         """The next bytes of the body; None at its end."""
         ...
 
@@ -104,7 +106,7 @@ class Source(Protocol):
         ...
 
     async def disconnect(self) -> None:
-        """Never use this connection again."""
+        """Never use this connection again. Bounded, and raises nothing."""
         ...
 
 
@@ -228,7 +230,10 @@ class HttpxSource:
         # The connection of any other version is not this request's alone.
         if stream is not None and self.response.extensions.get("http_version") == b"HTTP/1.1":
             with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                await stream.aclose()
+                try:
+                    await stream.aclose()
+                except Exception as exc:  # noqa: BLE001  # a transport of the user's may raise anything
+                    logger.debug("backend %r: disconnecting failed: %s", self.backend_id, type(exc).__name__)
 
     async def _stop(self) -> None:
         # The body comes out of nested async generators that are not ours. Dropping them half-way warns at garbage
@@ -273,11 +278,12 @@ class Exchange:
 
     async def __aenter__(self) -> Reply:
         outer = _slot.get()
-        if self._limited and not (outer is not None and outer.held):
+        if not self._limited or not (outer is not None and outer.held):
             slot = _Slot()
-            await self._link.enter(slot)
+            await self._link.enter(slot, limited=self._limited)
             self._held = slot
-            _slot.set(slot)
+            if self._limited:
+                _slot.set(slot)
         try:
             self._reply = await self._link.send(self._verb, self._headers, self._body, self._identity)
         except BaseException:
@@ -291,15 +297,15 @@ class Exchange:
         assert self._reply is not None
         try:
             if isinstance(exc, BackendProtocolError):
-                await self._reply.disconnect()
-            await self._link.let_go(self._reply)
+                await self._reply.disconnect()  # noqa: ASYNC102  # which is shielded, and bounded
+            await self._link.let_go(self._reply)  # noqa: ASYNC102  # and so is this
         finally:
             self._end()
 
     def _end(self) -> None:
         note_written(self._body.written)
         if self._held is not None:
-            self._link.leave(self._held)
+            self._link.leave(self._held, limited=self._limited)
 
 
 @attrs.define(eq=False)
@@ -317,6 +323,7 @@ class HttpLink:
     _heads: dict[str, tuple[Origin, bytes]] = attrs.field(factory=dict, init=False, repr=False)  # by verb, for our url
     _last_headers: tuple[Headers, bytes] = attrs.field(factory=lambda: ([], b""), init=False, repr=False)
     _open: set[Reply] = attrs.field(factory=set, init=False, repr=False)  # replies that somebody holds
+    _aside: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(MOST_ASIDE), init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         url = httpx.URL(self.backend.url)
@@ -338,7 +345,8 @@ class HttpLink:
 
         Args:
             headers: Beside those that every request of this verb has. Not changed by anybody any more.
-            limited: Counts under the connection limit. A notification must not queue behind the calls that it is about.
+            limited: Counts under the connection limit. A notification must not queue behind the calls that it is about:
+                what is not limited has `MOST_ASIDE` connections of its own.
 
         Raises:
             BackendUnavailable: No connection, or it broke.
@@ -347,16 +355,17 @@ class HttpLink:
         """
         return Exchange(self, verb, headers, RequestBody(data), identity, limited)
 
-    async def enter(self, slot: _Slot) -> None:
-        """Wait for a turn under the connection limit."""
+    async def enter(self, slot: _Slot, *, limited: bool) -> None:
+        """Wait for a turn under the connection limit, or beside it."""
+        limiter = self._slots if limited else self._aside
         try:
-            self._slots.acquire_on_behalf_of_nowait(slot)
+            limiter.acquire_on_behalf_of_nowait(slot)
         except trio.WouldBlock:
-            await self._slots.acquire_on_behalf_of(slot)
+            await limiter.acquire_on_behalf_of(slot)
 
-    def leave(self, slot: _Slot) -> None:
+    def leave(self, slot: _Slot, *, limited: bool) -> None:
         slot.held = False  # whoever inherited this context queues again
-        self._slots.release_on_behalf_of(slot)
+        (self._slots if limited else self._aside).release_on_behalf_of(slot)
 
     async def send(self, verb: str, headers: Headers, body: RequestBody, identity: Identity | None) -> Reply:
         """Ask, and follow careful redirects."""
@@ -455,7 +464,7 @@ def translated(exc: Exception, backend_id: str, body: RequestBody) -> BackendErr
     match exc:
         case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.ProxyError() | httpx.UnsupportedProtocol():
             return BackendUnavailable(backend_id, f"could not be reached: {_kind(exc)}")
-        case httpx.LocalProtocolError() | BadHead():
+        case httpx.LocalProtocolError() | httpx.InvalidURL() | BadHead():
             return BackendUnavailable(
                 backend_id, "has a url or a header that HTTP cannot carry", may_have_executed=body.written
             )
@@ -481,6 +490,12 @@ def _kind(exc: BaseException) -> str:
     while cause is not None:
         if isinstance(cause, BaseExceptionGroup):  # an attempt for each address: the first stands for all
             cause = cause.exceptions[0]
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is refused: {cause.verify_message}"
+        if isinstance(cause, ssl.SSLError):  # whose errno is OpenSSL's
+            return f"TLS failed: {(cause.reason or type(cause).__name__).replace('_', ' ').lower()}"
+        if isinstance(cause, UnicodeError):
+            return "its host is no name that DNS can have"
         if isinstance(cause, OSError) and cause.errno:
             # Not `strerror`, in which Trio names the address, too; but of a resolver's own codes `os` knows nothing.
             return os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)

@@ -7,15 +7,20 @@ from __future__ import annotations
 import logging
 
 import attrs
+import trio
 
 from trio_vmcp._outbound import begin_request, note_session_lost, note_written, preparing
+from trio_vmcp.client._cache import CACHEABLE, DISCOVER, BackendCache
 from trio_vmcp.client._client import CLIENT_INFO, StreamableClient, declared_capabilities
 from trio_vmcp.client._era import HEADER_MISMATCH, MODERN_VERSION, is_modern_error
 from trio_vmcp.client._headers import BadParamHeader, ParamHeaders, encode_header_value, param_headers
 from trio_vmcp.client._http import Headers
 from trio_vmcp.client._jsonrpc import ErrorReply, Request, Result, encode_request
+from trio_vmcp.client._listening import SUBSCRIBE, UNSUBSCRIBE, Listening, listed_as_changing
 from trio_vmcp.client._streamable import Answer, HttpRefusal, Interrupted, OnOther, ignore_other, names_session, refusal
-from trio_vmcp.errors import BackendProtocolError, BackendUnavailable
+from trio_vmcp.client._subscriptions import Subscriptions
+from trio_vmcp.client.interface import OnProgress
+from trio_vmcp.errors import BackendProtocolError, BackendRejected, BackendTimeout, BackendUnavailable
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
@@ -34,33 +39,124 @@ _NO_LONGER_MODERN = (400, 404, 405)  # how servers of the other era refuse a req
 _NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 
 
+def _is_complete(result: JSON) -> bool:
+    kind: object = result.get("resultType", "complete")  # "absent means complete"
+    return kind == "complete"
+
+
 @attrs.define(eq=False, kw_only=True)
 class ModernClient(StreamableClient):
     """One backend of the modern era."""
 
     _max_pages: int = attrs.field(alias="max_pages")
     _max_tools: int = attrs.field(alias="max_tools")
+    _cache: BackendCache = attrs.field(alias="cache", repr=False)
+    _identity: Identity | None = attrs.field(alias="identity", repr=False)  # whose session it is: for what it hears
+    _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
+    _listens: bool = attrs.field(alias="listens")  # Backend.listen
+    _retries: tuple[float, float] = attrs.field(alias="retries")  # s, the first and the longest between two streams
     # Of the tools in the last listing that mirror arguments in headers.
     _param_headers: dict[str, ParamHeaders] = attrs.field(factory=dict, init=False, repr=False)
+    _subscriptions: Subscriptions | None = attrs.field(default=None, init=False, repr=False)
+    _closed: bool = attrs.field(default=False, init=False)
 
     async def discover(self, identity: Identity | None) -> Answer:
         """`server/discover`, whatever the answer; `adopt` takes a good one."""
-        begin_request("server/discover")
-        return await self._send(next(self._ids), "server/discover", {}, identity, ignore_other)
+        begin_request(DISCOVER)
+        message_id = next(self._ids)
+        known = self._cache.find(DISCOVER, {}, identity)
+        if known is not None:
+            await trio.lowlevel.checkpoint()
+            return Answer(Result(message_id, known), 200)
+        fetch = self._cache.fetch(DISCOVER, {}, identity)
+        try:
+            answer = await self._send(message_id, DISCOVER, {}, identity, ignore_other)
+            if fetch is not None and isinstance(answer.outcome, Result) and _is_complete(answer.outcome.result):
+                fetch.keep(answer.outcome.result)
+            return answer
+        finally:
+            if fetch is not None:
+                fetch.end()
 
     def adopt(self, result: JSON) -> None:
-        """Take over what the server declared.
+        """Take over what the server declared, and listen to what it says it will tell of.
 
         Raises:
             BackendProtocolError, MessageTooLarge: Its capabilities cannot be kept.
         """
-        capabilities = declared_capabilities(self._http.backend_id, "server/discover", result)
+        capabilities = declared_capabilities(self._http.backend_id, DISCOVER, result)
         self.record = attrs.evolve(self.record, server_capabilities=capabilities)
+        self.listen_again()
+
+    @property
+    def listening(self) -> Listening:
+        return "none" if self._subscriptions is None else self._subscriptions.listening
+
+    def listen_again(self) -> None:
+        kinds = listed_as_changing(self.server_capabilities) if self._listens else ()
+        if self._subscriptions is not None:
+            if self.listening == "given up":
+                self._subscriptions.open(kinds)
+        elif kinds:
+            self._all_subscriptions().open(kinds)
+
+    async def request(
+        self,
+        method: str,
+        params: JSON,
+        *,
+        identity: Identity | None,
+        timeout: float,
+        on_progress: OnProgress | None,
+    ) -> JSON:
+        try:
+            return await super().request(method, params, identity=identity, timeout=timeout, on_progress=on_progress)
+        except BackendTimeout:
+            self._cache.drop(DISCOVER)  # whoever connects again has to find out whether it is there
+            raise
+        except (BackendUnavailable, BackendProtocolError):
+            self._cache.drop_all()  # and what else it once said: it may come back as another
+            raise
 
     async def aclose(self, *, terminate: bool) -> None:
+        self._closed = True
+        if self._subscriptions is not None:
+            self._subscriptions.close()
         await self._http.link.aclose()
 
     async def _exchange(
+        self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
+    ) -> JSON:
+        if method in (SUBSCRIBE, UNSUBSCRIBE):
+            return await self._subscribed(method, params["uri"])
+        if method not in CACHEABLE:
+            return await self._asked(message_id, method, params, identity, on_other)
+        result = self._cache.find(method, params, identity)
+        if result is None:
+            result = await self._fetched(message_id, method, params, identity, on_other)
+        else:
+            await trio.lowlevel.checkpoint()
+        return self._with_usable_tools(result) if method == "tools/list" else result
+
+    async def _fetched(
+        self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
+    ) -> JSON:
+        """A result from the backend itself, kept for others if it says so."""
+        fetch = self._cache.fetch(method, params, identity)
+        if fetch is None:
+            return await self._asked(message_id, method, params, identity, on_other)
+        try:
+            result = await self._asked(message_id, method, params, identity, on_other)
+            fetch.keep(result)
+            return result
+        except BackendRejected:
+            if "cursor" in params:  # it may be a dead one, and then the pages before it are of another list
+                self._cache.drop(method)
+            raise
+        finally:
+            fetch.end()
+
+    async def _asked(
         self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
     ) -> JSON:
         answer = await self._send(message_id, method, params, identity, on_other)
@@ -76,24 +172,61 @@ class ModernClient(StreamableClient):
             )
         if not isinstance(outcome, Result):
             note_written(False)
+            if answer.status >= 400:  # it may have become another, and whoever connects again has to look
+                self._cache.drop(DISCOVER)
             refused = refusal(self._http.backend_id, method, outcome)
             if answer.status in _NO_LONGER_MODERN and _is_of_the_other_era(outcome):
                 note_session_lost()
                 refused.may_have_executed = False  # whatever its code: it was not understood
             raise refused
-        result = completed(self._http.backend_id, method, outcome.result)
-        return self._with_usable_tools(result) if method == "tools/list" else result
+        return completed(self._http.backend_id, method, outcome.result)
 
     async def _send(
         self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
     ) -> Answer:
+        data, headers = self._composed(message_id, method, params)
+        return await self._http.ask(message_id, data, headers, identity=identity, on_other=on_other)
+
+    def _composed(self, message_id: int, method: str, params: JSON) -> tuple[bytes, Headers]:
+        """A request as it goes out: its body, and its headers."""
         data = encode_request(message_id, method, params | {"_meta": params.get("_meta", {}) | RESERVED_META})
         headers = [
             (b"MCP-Protocol-Version", MODERN_VERSION.encode()),
             (b"Mcp-Method", method.encode()),
             *self._mirrored(method, params),  # after the encoding, which refuses what is no text
         ]
-        return await self._http.ask(message_id, data, headers, identity=identity, on_other=on_other)
+        return data, headers
+
+    def _compose(self, method: str, params: JSON) -> tuple[int, bytes, Headers]:
+        message_id = next(self._ids)
+        return message_id, *self._composed(message_id, method, params)
+
+    def _all_subscriptions(self) -> Subscriptions:
+        """Made when they are needed: few backends have any."""
+        if self._subscriptions is None:
+            self._subscriptions = Subscriptions(
+                http=self._http,
+                compose=self._compose,
+                events=self._heard,
+                identity=self._identity,
+                nursery=self._nursery,
+                retries=self._retries,
+            )
+            if self._closed:
+                self._subscriptions.close()
+        return self._subscriptions
+
+    async def _subscribed(self, method: str, uri: str) -> JSON:
+        """What were requests of their own in the handshake era changes the set that `subscriptions/listen` names."""
+        if method == SUBSCRIBE:
+            await self._all_subscriptions().subscribe(uri)
+        elif self._subscriptions is not None:
+            await self._subscriptions.unsubscribe(uri)
+        return {}
+
+    def _heard(self, method: str, params: JSON) -> None:
+        self._cache.note_change(method, params)  # first: whoever hears of it asks anew
+        super()._heard(method, params)
 
     def _mirrored(self, method: str, params: JSON) -> Headers:
         headers: Headers = []
@@ -138,6 +271,7 @@ class ModernClient(StreamableClient):
         return True
 
     async def _list_tools_again(self, identity: Identity | None) -> None:
+        self._cache.drop("tools/list")
         cursor: object = None
         pages = 0
         while pages < self._max_pages:

@@ -44,12 +44,11 @@ _KILL: signal.Signals = getattr(
     signal, "SIGKILL", signal.SIGTERM
 )  # Windows knows one way to end a process, by any name
 
-# Shares of the teardown time: until a child that sees the end of its stdin has left, and until one that was asked to
-# (SIGTERM) has. What is left is for whoever else is being closed.
-EOF_SHARE, TERM_SHARE = 3 / 8, 2 / 8
+# Shares of the teardown time: for a child that has closed its stdout to exit, or one that has exited to be read out;
+# until one that sees the end of its stdin has left; and until one that was asked to (SIGTERM) has.
+LAST_WORDS_SHARE, EOF_SHARE, TERM_SHARE = 2 / 8, 3 / 8, 2 / 8
 MOST_TEARDOWN = 10.0  # s, when the teardown itself is endless
 REAP_TIMEOUT = 1.0  # s, for the kernel to end what was killed
-LAST_WORDS_TIMEOUT = 1.0  # s, for a child that has closed its stdout to exit, or one that has exited to be read out
 
 
 def child_environment(environment: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
@@ -191,16 +190,16 @@ class ChildProcess:
 
     async def _part(self, process: trio.Process) -> None:
         """From the first sign of the end to the last."""
+        budget = min(self.teardown_timeout, MOST_TEARDOWN)
         if not self._asked and self._flood is None:
             # One sign is followed by others, which say more: the status, and what stderr has on it. An answer may be
             # among what is still to be read.
-            with trio.move_on_after(LAST_WORDS_TIMEOUT):
+            with trio.move_on_after(LAST_WORDS_SHARE * budget):
                 await self._exited.wait()
                 await self._read_out.wait()
                 await self._heard_out.wait()
         self.link.inbox.lose(self._obituary(process))
         self.link.finish()
-        budget = min(self.teardown_timeout, MOST_TEARDOWN)
         for share, request in ((EOF_SHARE, signal.SIGTERM), (TERM_SHARE, _KILL)):
             with trio.move_on_after(share * budget):
                 await self._exited.wait()

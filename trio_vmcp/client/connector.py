@@ -9,6 +9,7 @@ import httpx
 import trio
 
 from trio_vmcp._nursery import start_clean
+from trio_vmcp.client._cache import ResponseCache
 from trio_vmcp.client._duplex import DuplexClient
 from trio_vmcp.client._era import MODERN_VERSION, EraCache, Verdict, is_modern_error, judge
 from trio_vmcp.client._http import HttpLink
@@ -46,8 +47,10 @@ class HttpConnector:
     _auth: OutgoingAuth | None = attrs.field(default=None, alias="auth", kw_only=True, repr=False)
     _transport: httpx.AsyncBaseTransport | None = attrs.field(default=None, alias="transport", kw_only=True)
     _ssl_context: ssl.SSLContext | None = attrs.field(default=None, alias="ssl_context", kw_only=True, repr=False)
+    wants_requests: bool = attrs.field(default=False, kw_only=True)  # somebody answers what backends ask
     _built_in: Http11Transport = attrs.field(init=False, repr=False)
     _eras: EraCache = attrs.field(factory=EraCache, init=False, repr=False)
+    _cache: ResponseCache = attrs.field(factory=ResponseCache, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._built_in = Http11Transport(ssl_context=self._ssl_context)
@@ -135,6 +138,10 @@ class HttpConnector:
     def eras(self) -> EraCache:
         return self._eras
 
+    @property
+    def cache(self) -> ResponseCache:
+        return self._cache
+
 
 @attrs.define(eq=False)
 class _Attempt:
@@ -162,6 +169,11 @@ class _Attempt:
             events=self.events,
             max_pages=settings.max_pages,
             max_tools=settings.max_items_per_backend,
+            cache=self.connector.cache.of(self.backend, MODERN_VERSION),
+            identity=self.identity,
+            nursery=self.nursery,
+            listens=self.backend.listen,
+            retries=(settings.reconnect_delay, settings.reconnect_max_delay),
         )
         self.legacy = LegacyClient(
             record=BackendRecord(self.backend.id, None, "legacy", "", {}, self.endpoint),
@@ -170,6 +182,9 @@ class _Attempt:
             identity=self.identity,
             nursery=self.nursery,
             notice_timeout=self.connector.notice_timeout,
+            listens=self.backend.listen,
+            retries=(settings.reconnect_delay, settings.reconnect_max_delay),
+            wants_requests=self.connector.wants_requests,
         )
 
     async def connect(self, resume: BackendRecord | None) -> BackendClient:

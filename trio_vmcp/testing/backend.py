@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, TypeAlias
 
 import attrs
@@ -84,7 +85,11 @@ class ScriptedBackend(Catalog):
         answers: The form of a response: one JSON object, or a stream of events.
         resumable: Event streams of a legacy backend have ids, and a GET with `Last-Event-ID` resumes them.
         retry_ms: What a resumable stream tells clients to wait.
-        listens: Offers the stream for notifications: GET, or `subscriptions/listen`; declares `listChanged`.
+        listens: Offers the stream for notifications: GET, or `subscriptions/listen`; declares `listChanged`. With
+            `resumable`, what is said meanwhile is kept for clients that come back to a GET stream with its last id.
+        stream_seconds: After which the backend ends such a stream; 0: behind its head or acknowledgement; None: never.
+        graceful: In the modern era it ends with a result, else without a word.
+        honours: What of a subscription is acknowledged, and told of.
         latency: s, before each HTTP answer.
         session_ids: A legacy backend gives out session ids and insists on them.
         protocol_version: What `initialize` is answered with, whatever the client asks for.
@@ -93,6 +98,7 @@ class ScriptedBackend(Catalog):
         exchanges: Every HTTP request received, in order.
         sessions: The live legacy sessions: id → the params of their `initialize`.
         deleted_sessions: Ids that clients have DELETEd, in order.
+        subscriptions: The resources that legacy clients have subscribed to, by session.
         errors: What broke in here; anything in it is a bug of the test or of this package.
     """
 
@@ -105,6 +111,9 @@ class ScriptedBackend(Catalog):
     resumable: bool = False
     retry_ms: int | None = None
     listens: bool = False
+    stream_seconds: float | None = None
+    graceful: bool = True
+    honours: Callable[[JSON], JSON] = lambda subscription: subscription
     latency: float = 0.0
     session_ids: bool = True
     protocol_version: str = LEGACY_VERSIONS[-1]
@@ -116,11 +125,13 @@ class ScriptedBackend(Catalog):
     exchanges: list[Exchange] = attrs.field(factory=list, init=False)
     sessions: dict[str, JSON] = attrs.field(factory=dict, init=False)
     deleted_sessions: list[str] = attrs.field(factory=list, init=False)
+    subscriptions: dict[str | None, set[str]] = attrs.field(factory=dict, init=False)
     errors: list[Exception] = attrs.field(factory=list, init=False)
 
     _logs: dict[str, EventLog] = attrs.field(factory=dict, init=False)
     _listeners: Listeners = attrs.field(factory=Listeners, init=False)
     _streams: dict[str, trio.MemorySendChannel[JSON]] = attrs.field(factory=dict, init=False)  # of "sse", by session
+    _held_streams: set[trio.CancelScope] = attrs.field(factory=set, init=False)  # that are held for notifications
     _rules: list[FaultRule] = attrs.field(factory=list, init=False)
     _running: dict[Exchange, None] = attrs.field(factory=dict, init=False)
     _connections: dict[trio.abc.Stream, trio.CancelScope] = attrs.field(factory=dict, init=False)
@@ -139,7 +150,7 @@ class ScriptedBackend(Catalog):
     @property
     def listening(self) -> int:
         """Clients that have a stream for notifications open."""
-        return len(self._listeners)
+        return len(self._held_streams)
 
     @property
     def open_connections(self) -> int:
@@ -180,6 +191,24 @@ class ScriptedBackend(Catalog):
         """Tell every client that listens now, and in the modern era has subscribed to it."""
         self._listeners.tell(method, params or {})
 
+    def send(self, message: JSON) -> None:
+        """Send any message to every client that listens, well-formed or not, subscribed to or not."""
+        self._listeners.send(message)
+
+    async def ask(self, method: str, params: JSON) -> Any:
+        """Ask the one legacy client that listens, outside of any call, and wait for what it answers.
+
+        Raises:
+            RpcError: The client answered with an error.
+        """
+        (session_id,) = self.sessions
+        return await self._ask(session_id, self._listeners.send, method, params)
+
+    def end_streams(self) -> None:
+        """End every stream for notifications, as `graceful` says."""
+        for scope in self._held_streams:
+            scope.cancel(reason="end_streams")
+
     def crash(self) -> None:
         """Reset every connection, stop every handler, and refuse new connections until `restart`."""
         self._crashed = True
@@ -193,7 +222,9 @@ class ScriptedBackend(Catalog):
         """Accept connections again, as a new process: it knows no session."""
         self._crashed = False
         self.sessions.clear()
+        self.subscriptions.clear()
         self._logs.clear()
+        self._listeners.logs.clear()
 
     # What a network does with it
 
@@ -360,22 +391,54 @@ class ScriptedBackend(Catalog):
             check_session(exchange, self.sessions)
         last_event_id = exchange.headers.get("last-event-id")
         if last_event_id is None and self.listens:
-            answer.as_sse, answer.log = True, None
+            answer.as_sse = True
             await answer.open()
-            async with self._listeners.listen() as notifications:
-                async for notification in notifications:
-                    await answer.notify(notification)
+            with self._held():
+                if answer.log is None:
+                    await self._tell_all(answer, exchange.session_id)
+                else:
+                    self._listeners.logs.append(answer.log)
+                    await self._replay(answer.log, 1, answer.reply)  # the first has told it to come back
+            await answer.reply.end()
+            return
         log_name, _, count = str(last_event_id).partition("/")
         log = self._logs.get(log_name)
         if log is None or not count.isdecimal():
             raise RpcError(SESSION_ERROR, f"nothing to resume after {last_event_id!r}", status=400)
         answer.log = None
         await answer.open()
-        sent = int(count)
+        if log in self._listeners.logs:
+            with self._held():
+                await self._replay(log, int(count), answer.reply)
+        else:
+            await self._replay(log, int(count), answer.reply)
+        await answer.reply.end()
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Around a stream for notifications, until this side ends it."""
+        seconds = math.inf if self.stream_seconds is None else self.stream_seconds
+        with trio.move_on_after(seconds) as scope:
+            self._held_streams.add(scope)
+            try:
+                yield
+            finally:
+                self._held_streams.remove(scope)
+
+    async def _tell_all(self, answer: Answer, session_id: str | None) -> None:
+        def wants(method: str, params: JSON) -> bool:
+            is_update = method == "notifications/resources/updated"
+            return not is_update or params.get("uri") in self.subscriptions.get(session_id, ())
+
+        async with self._listeners.listen(wants) as notifications:
+            async for notification in notifications:
+                await answer.notify(notification)
+
+    @staticmethod
+    async def _replay(log: EventLog, sent: int, reply: Reply) -> None:
         while events := await log.after(sent):
             sent += len(events)
-            await answer.reply.send(b"".join(events))
-        await answer.reply.end()
+            await reply.send(b"".join(events))
 
     async def _older(self, exchange: Exchange, answer: Answer, fault: Fault | None) -> None:
         """HTTP+SSE: the stream, or a message to the session that is the stream."""
@@ -428,8 +491,13 @@ class ScriptedBackend(Catalog):
             return
         elif exchange.method == "ping":
             result = {}
+        elif exchange.method in ("resources/subscribe", "resources/unsubscribe") and self.listens:
+            uris = self.subscriptions.setdefault(exchange.session_id, set())
+            change = uris.add if exchange.method == "resources/subscribe" else uris.discard
+            change(str(exchange.params.get("uri")))
+            result = {}
         else:
-            result = await self.call(CallContext(exchange, False, answer, self._ask))
+            result = await self.call(CallContext(exchange, False, answer, self._ask_within))
         await answer.finish(result_message(exchange.request_id, result))
 
     def _initialize(self, exchange: Exchange, answer: Answer) -> JSON:
@@ -455,11 +523,18 @@ class ScriptedBackend(Catalog):
                 question.response = exchange.message
                 question.answered.set()
 
-    async def _ask(self, context: CallContext, method: str, params: JSON) -> Any:
+    async def _ask_within(self, context: CallContext, method: str, params: JSON) -> Any:
+        return await self._ask(context.exchange.session_id, context.send, method, params)
+
+    async def _ask(
+        self, session_id: str | None, send: Callable[[JSON], Awaitable[None] | None], method: str, params: JSON
+    ) -> Any:
         question_id = next(self._question_ids)
-        question = self._questions[question_id] = _Question(context.exchange.session_id)
+        question = self._questions[question_id] = _Question(session_id)
         try:
-            await context.send({"jsonrpc": "2.0", "id": question_id, "method": method, "params": params})
+            sent = send({"jsonrpc": "2.0", "id": question_id, "method": method, "params": params})
+            if sent is not None:
+                await sent
             await question.answered.wait()
         finally:
             del self._questions[question_id]
@@ -484,31 +559,40 @@ class ScriptedBackend(Catalog):
             check_parameters(exchange, tool.get("inputSchema") or {})
         if exchange.method == "subscriptions/listen" and self.listens:
             await self._listen(exchange, answer)
+            return
         if exchange.method == "server/discover":
             result = {"supportedVersions": [MODERN_VERSION], **self._introduction()}
         else:
-            result = await self.call(CallContext(exchange, True, answer, self._ask))
+            result = await self.call(CallContext(exchange, True, answer, self._ask_within))
         extras: JSON = {"resultType": "complete"}
         if exchange.method in CACHEABLE:
             extras |= {"ttlMs": self.ttl_ms, "cacheScope": self.cache_scope}
         await answer.finish(result_message(exchange.request_id, extras | result))
 
     async def _listen(self, exchange: Exchange, answer: Answer) -> None:
-        """Until the client closes the stream."""
-        subscription = exchange.params.get("notifications") or {}
+        """Until either side ends the stream."""
+        subscription = self.honours(exchange.params.get("notifications") or {})
         tag = {"io.modelcontextprotocol/subscriptionId": exchange.request_id}
         acknowledged = {"notifications": subscription, "_meta": tag}
         answer.as_sse = True
         async with self._listeners.listen(wanted_by(subscription)) as notifications:
             await answer.notify(notification_message("notifications/subscriptions/acknowledged", acknowledged))
-            async for notification in notifications:
-                await answer.notify(notification | {"params": {**notification["params"], "_meta": tag}})
+            with self._held():
+                async for message in notifications:
+                    tagged = {"params": {**message["params"], "_meta": tag}} if "params" in message else {}
+                    await answer.notify(message | tagged)
+        if self.graceful:
+            await answer.finish(result_message(exchange.request_id, {"resultType": "complete", "_meta": tag}))
+        else:
+            await answer.reply.end()
 
     def declared_capabilities(self) -> JSON:
         declared = super().declared_capabilities()
         if self.capabilities is not None or not self.listens:
             return declared
-        return {name: {"listChanged": True} if name in ("tools", "resources", "prompts") else {} for name in declared}
+        flags: dict[str, JSON] = {name: {"listChanged": True} for name in ("tools", "resources", "prompts")}
+        flags["resources"]["subscribe"] = True
+        return {name: flags.get(name, {}) for name in declared}
 
 
 def _same_id(exchange: Exchange, request_id: object) -> bool:

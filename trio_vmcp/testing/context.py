@@ -10,7 +10,7 @@ import attrs
 from trio_vmcp.models import JSON
 from trio_vmcp.testing.exchange import Exchange
 from trio_vmcp.testing.http import Reply
-from trio_vmcp.testing.listening import EventLog
+from trio_vmcp.testing.listening import EventLog, message_event
 from trio_vmcp.testing.rpc import encode, notification_message
 
 __all__ = ["Answer", "CallContext"]
@@ -82,7 +82,7 @@ class Answer:
 
     async def _event(self, message: object) -> None:
         await self.open()
-        event = b"event: message\ndata: " + encode(message) + b"\n\n"
+        event = message_event(message)
         if self.log is not None:
             event = self.log.append(event)
         if not self._detached:

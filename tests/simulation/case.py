@@ -1,0 +1,236 @@
+"""A trace, looked up in every way that the checks need."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+
+import attrs
+
+from simulation.history import History, Open, Restore, brief
+from simulation.trace import (
+    Attempt,
+    Attempted,
+    Began,
+    Closing,
+    Ended,
+    Executed,
+    Exiting,
+    Felt,
+    GaveUp,
+    Offered,
+    Opened,
+    Outcome,
+    Removing,
+    Shielded,
+    StorageFailed,
+    Trace,
+)
+
+__all__ = ["BACKEND_ERRORS", "CANCELLED_DRAIN", "LAST_BYTES", "MILLISECOND", "Case", "Operation", "Tried", "Violation"]
+
+MILLISECOND = 0.001  # of virtual time, and nothing takes any that is not asked to
+# s, for the end of a stream whose answer is here already (client/_streamable.py): a cancel waits so long for it.
+LAST_BYTES = 0.1
+CANCELLED_DRAIN = 10.0  # s, the most that a cancelled close drains (design: ownership)
+
+
+BACKEND_ERRORS = {
+    "BackendUnavailable",
+    "BackendTimeout",
+    "BackendProtocolError",
+    "BackendRejected",
+    "BackendUnauthorized",
+    "MessageTooLarge",
+}
+
+
+@attrs.frozen
+class Violation:
+    """A sentence of the design that did not hold."""
+
+    check: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.text}"
+
+
+@attrs.define
+class Operation:
+    """One operation, from its beginning to its end, with positions in the trace."""
+
+    began: Began
+    position: int
+    ends: list[tuple[int, Ended]] = attrs.field(factory=list)
+    gave_up: tuple[int, GaveUp] | None = None
+    was_shielded: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.began.what} {self.began.op} ({brief(self.began.step or self.began.instance)})"
+
+    @property
+    def outcome(self) -> Outcome:
+        return self.ends[0][1].outcome
+
+    @property
+    def ended_at(self) -> float:
+        return self.ends[0][1].at
+
+
+@attrs.define
+class Tried:
+    """One attempt to connect, with its end."""
+
+    attempt: Attempt
+    position: int
+    end: Attempted | None = None
+
+    @property
+    def ended_at(self) -> float:
+        return math.inf if self.end is None else self.end.at
+
+    def failed(self, limit: float) -> bool:
+        """For sure: it said so, or was cut off by its own time. What else cuts it off is no failure of the backend."""
+        if self.end is None:
+            return False
+        lasted = self.end.at - self.attempt.at
+        return self.end.outcome == "error" or (self.end.outcome == "cancelled" and lasted > limit - MILLISECOND)
+
+
+@attrs.define
+class Case:
+    """A trace, looked up in every way that the checks need."""
+
+    history: History
+    trace: Trace
+    operations: dict[int, Operation] = attrs.field(factory=dict, init=False)
+    opened: dict[int, Opened] = attrs.field(factory=dict, init=False)
+    closings: dict[int, list[tuple[int, Closing]]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+    exits: dict[int, list[tuple[int, Exiting]]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+    executed: dict[int, list[Executed]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+    removals: dict[int, list[tuple[int, Removing]]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+    felt: dict[str, list[Felt]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+    offered: dict[str, list[Offered]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+    tried: dict[int, Tried] = attrs.field(factory=dict, init=False)
+    storage_failed: list[StorageFailed] = attrs.field(factory=list, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        for position, event in enumerate(self.trace.events):
+            match event:
+                case Began():
+                    self.operations[event.op] = Operation(event, position)
+                case Ended():
+                    self.operations[event.op].ends.append((position, event))
+                case GaveUp():
+                    self.operations[event.op].gave_up = position, event
+                case Shielded():
+                    self.operations[event.op].was_shielded = True
+                case Opened():
+                    self.opened[event.op] = event
+                case Closing():
+                    self.closings[event.life].append((position, event))
+                case Exiting():
+                    self.exits[event.instance].append((position, event))
+                case Executed():
+                    self.executed[event.key].append(event)
+                case Removing():
+                    self.removals[event.life].append((position, event))
+                case Felt():
+                    self.felt[event.backend_id].append(event)
+                case Offered():
+                    self.offered[event.backend_id].append(event)
+                case Attempt():
+                    self.tried[event.number] = Tried(event, position)
+                case Attempted():
+                    self.tried[event.number].end = event
+                case StorageFailed():
+                    self.storage_failed.append(event)
+                case _:
+                    pass
+
+    def ended(self, *what: str) -> Iterator[Operation]:
+        """Operations with an outcome."""
+        return (operation for operation in self.operations.values() if operation.ends and operation.began.what in what)
+
+    def instance_of(self, life: int) -> int:
+        step = self.operations[life].began.step
+        assert isinstance(step, Open | Restore)
+        return step.instance
+
+    def drained_by(self, life: int) -> float:
+        """When the last call of this session ends at the latest; inf: nobody that we know of closes it."""
+        settings = self.history.settings
+        asked = [closing.at + closing.drain_timeout for _, closing in self.closings[life]]
+        for _, exiting in self.exits[self.instance_of(life)]:
+            if exiting.cancelled and not self._is_in_body(exiting):
+                asked.append(exiting.at + CANCELLED_DRAIN)
+            elif not exiting.cancelled:
+                asked.append(exiting.at + settings.drain_timeout)
+        for _, closing in self.closings[life]:
+            held = self.operations[closing.op]
+            if held.began.what == "hold" and held.gave_up is not None:
+                asked.append(max(closing.at, held.gave_up[1].at) + CANCELLED_DRAIN)
+        return min(asked, default=math.inf)
+
+    def running(self, life: int, position: int) -> Iterator[Operation]:
+        """The calls of a session that had begun and not ended at this place in the trace."""
+        for call in self.operations.values():
+            has_ended = bool(call.ends) and call.ends[0][0] < position
+            if call.began.what not in ("call", "subscribe") or has_ended:
+                continue
+            if call.began.life == life and call.position < position:
+                yield call
+
+    def storage_failures(self, operation: Operation) -> int:
+        """How often the storage failed this opening."""
+        step = operation.began.step
+        assert isinstance(step, Open | Restore)
+        return sum(
+            event.session == step.session and operation.began.at <= event.at <= operation.ended_at
+            for event in self.storage_failed
+        )
+
+    def is_restored_after(self, failure: StorageFailed) -> bool:
+        return any(
+            isinstance(step := operation.began.step, Restore)
+            and step.session == failure.session
+            and operation.began.at >= failure.at
+            for operation in self.operations.values()
+        )
+
+    def offer(self, backend_id: str, at: float) -> tuple[str, ...]:
+        """The tools that a backend lists then."""
+        return next(offered.tools for offered in reversed(self.offered[backend_id]) if offered.at <= at)
+
+    def offers_changed(self, operation: Operation) -> bool:
+        """Some backend's, during this operation."""
+        everybody = (offered for each in self.offered.values() for offered in each[1:])
+        return any(operation.began.at <= offered.at <= operation.ended_at for offered in everybody)
+
+    def well_since(self, backend_id: str, at: float) -> float | None:
+        """Since when a backend has been well without a break, up to then; None: it is not."""
+        latest = next((felt for felt in reversed(self.felt[backend_id]) if felt.at <= at), None)
+        return latest.at if latest is not None and latest.well else None
+
+    def cancels_of(self, operation: Operation) -> list[tuple[int, GaveUp | Exiting]]:
+        """What cancelled whoever waited for it before it ended, with places in the trace."""
+        causes: list[tuple[int, GaveUp | Exiting]] = [] if operation.gave_up is None else [operation.gave_up]
+        if operation.began.instance is not None:
+            causes += [entry for entry in self.exits[operation.began.instance] if entry[1].cancelled]
+        return [cause for cause in causes if cause[0] < operation.ends[0][0]]
+
+    def _is_in_body(self, cancelled: Exiting) -> bool:
+        """The cancel came while the block's body ran, and the factory begins to close a moment later."""
+        left = [exiting.at for _, exiting in self.exits[cancelled.instance] if not exiting.cancelled]
+        return bool(left) and cancelled.at < left[0]
+
+    def decided_to_terminate(self, life: int) -> bool | None:
+        """What kind of close this session's was; None: not to be seen from outside."""
+        for _, closing in self.closings[life]:
+            if closing.found == "OPEN":
+                return closing.terminate
+        by_exit = self.history.settings.on_exit == "terminate"
+        may_be_idle = self.history.settings.idle_timeout < 1000
+        return None if may_be_idle and not by_exit else by_exit

@@ -1,0 +1,322 @@
+"""Draws a history from a seed. The same seed is the same history, in every process."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Literal, TypeVar
+
+import attrs
+
+from simulation.history import (
+    PROMPTS,
+    RESOURCES,
+    TOOLS,
+    Add,
+    BackendSpec,
+    Call,
+    Close,
+    Disturb,
+    Exit,
+    Expire,
+    Failing,
+    GiveUp,
+    History,
+    Kind,
+    Look,
+    Open,
+    Operation,
+    Relist,
+    Remove,
+    Restore,
+    Step,
+    Strike,
+    Subscribe,
+    Watch,
+)
+from trio_vmcp import Bare, ConflictResolution, FactorySettings, Prefix, Priority
+from trio_vmcp.testing import (
+    CONNECT,
+    Delay,
+    Disconnect,
+    Drip,
+    Error,
+    Fault,
+    Hang,
+    Raw,
+    Refuse,
+    Reset,
+    Rewrite,
+    Stall,
+    Status,
+)
+
+__all__ = ["draw_history"]
+
+T = TypeVar("T")
+
+
+def draw_history(seed: int) -> History:
+    """The history of this seed."""
+    return _Draw(random.Random(seed)).history(seed)
+
+
+def garbled(_: object) -> object:
+    """An answer that is JSON, and no JSON-RPC."""
+    return {"jsonrpc": "2.0", "id": True, "result": {}, "error": 1}
+
+
+KEYS: tuple[bytes, ...] = (b"one for all instances",)
+SHORT = (0.0, 0.0, 0.001, 0.05, 0.3, 1.0, 3.0)  # s
+GARBAGE = (
+    b"",
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n{",
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: {\r\r",
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 2\r\n\r\nhi",
+    b"\x00\xff" * 40,
+)
+HANDSHAKES = ("initialize", "initialize", "server/discover", "notifications/initialized", "tools/list", "POST")
+CALLS = ("tools/call", "tools/call", "resources/read", "prompts/get", "POST")
+
+
+@attrs.define
+class _Draw:
+    random: random.Random
+
+    def history(self, seed: int) -> History:
+        end = self.one_of(5.0, 12.0, 30.0, 30.0)
+        backends = tuple(self.backend(f"b{number}") for number in range(self.one_of(1, 1, 2, 2, 3, 4, 5)))
+        instances = tuple(self.exit(end) for _ in range(self.one_of(1, 1, 1, 2)))
+        steps = [step for number in range(self.one_of(1, 2, 3)) for step in self.session(number, backends, end)]
+        steps += [step for _ in range(self.one_of(0, 1, 2, 4, 6, 10)) for step in self.trouble(backends, end)]
+        steps += [Look(at=self.random.uniform(0, end)) for _ in range(self.one_of(1, 3))]
+        return History(
+            seed=seed,
+            settings=self.settings(backends),
+            backends=backends,
+            instances=instances,
+            steps=tuple(
+                attrs.evolve(step, instance=step.instance % len(instances))
+                if isinstance(step, Open | Restore)
+                else step
+                for step in sorted(steps, key=lambda step: step.at)
+            ),
+        )
+
+    def settings(self, backends: Sequence[BackendSpec]) -> FactorySettings:
+        strategies: tuple[ConflictResolution, ...] = (Prefix(), Bare(), Priority(backends[-1].id))
+        return FactorySettings(
+            max_backend_init_concurrency=self.one_of(1, 2, 10),
+            backend_init_timeout=self.one_of(1.0, 3.0, 5.0),
+            session_init_timeout=self.one_of(0.5, 4.0, 20.0, 20.0),
+            min_backends=self.one_of(0, 0, 0, 0, 0, 0, 0, 1, 2),
+            max_connections_per_backend=self.one_of(1, 2, 100),
+            request_timeout=self.one_of(0.5, 3.0, 8.0),
+            drain_timeout=self.one_of(0.0, 0.5, 3.0, 12.0),
+            teardown_timeout=self.one_of(0.5, 2.0),
+            storage_timeout=self.one_of(0.5, 5.0),
+            reconnect_delay=self.one_of(0.05, 0.5, 0.5),
+            reconnect_max_delay=self.one_of(0.5, 2.0, 2.0, 60.0),
+            idle_timeout=self.one_of(4.0, *[1800.0] * 5),
+            on_exit=self.one_of("terminate", "terminate", "suspend"),
+            max_message_bytes=self.one_of(1500, 1 << 20, 1 << 20, 1 << 20),
+            conflict_resolution=self.one_of(*strategies),
+            identity_keys=KEYS,
+        )
+
+    def backend(self, backend_id: str) -> BackendSpec:
+        era: Literal["legacy", "modern", "both"] = self.one_of("legacy", "legacy", "modern", "both")
+        return BackendSpec(
+            id=backend_id,
+            era=era,
+            configured_era=self.one_of("auto", "auto", "legacy" if era == "both" else era),
+            answers=self.one_of("json", "sse"),
+            resumable=self.chance(0.2),
+            listens=self.chance(0.3),
+            latency=self.one_of(0.0, 0.0, 0.001, 0.2),
+            session_ids=self.chance(0.9),
+            page_size=self.one_of(None, None, 1),
+            tools=self.some(TOOLS),
+            resources=self.some(RESOURCES),
+            prompts=self.some(PROMPTS),
+        )
+
+    def exit(self, end: float) -> Exit:
+        at = end + self.one_of(*SHORT)
+        return Exit(at=at, cancelled_at=at + self.one_of(-1.0, 0.0, 0.001, 0.5) if self.chance(0.4) else None)
+
+    def session(self, number: int, backends: Sequence[BackendSpec], end: float) -> list[Step]:
+        """The lives of one session: opened, called, closed by any number of closers, perhaps restored, and again."""
+        members = tuple(self.random.sample(range(len(backends)), self.random.randint(1, len(backends))))
+        at = self.moment(end / 3)
+        steps: list[Step] = [
+            Open(
+                at=at,
+                session=number,
+                instance=self.random.randrange(2),
+                backends=members,
+                bound=self.chance(0.3),
+                held=self.chance(0.3),
+                give_up=self.give_up(0.08),
+            )
+        ]
+        while True:
+            at += self.one_of(0.0, 0.5, 2.0, 2.0)  # an opening with latency takes 1.6 s
+            span = self.one_of(0.5, self.random.uniform(2.0, end / 2 + 1))
+            returns = self.chance(0.5)
+            steps += self.calls(number, at, span)
+            steps += [self.change(number, len(backends), at, span) for _ in range(self.one_of(0, 0, 1, 3))]
+            if not returns and self.chance(0.3):  # it is left to its factory
+                return steps
+            closers = [self.close(number, at + span, returns) for _ in range(self.one_of(1, 1, 1, 2, 3))]
+            steps += closers
+            if not returns or at > end:
+                return steps
+            at = max(closer.at for closer in closers) + self.moment(end / 4)
+            passed = members if self.chance(0.8) else self.some(range(len(backends))) or members
+            steps.append(
+                Restore(
+                    at=at, session=number, instance=self.random.randrange(2), backends=passed, give_up=self.give_up(0.1)
+                )
+            )
+
+    def calls(self, session: int, since: float, span: float) -> list[Step]:
+        """Some alone, some at the same moment, a few when it is too late."""
+        moments = [since + self.one_of(0.0, self.random.uniform(0, 1.1 * span)) for _ in range(self.one_of(1, 3, 6))]
+        return [self.call(session, at) for at in moments for _ in range(self.one_of(1, 1, 1, 2, 5))]
+
+    def call(self, session: int, at: float) -> Call:
+        return Call(
+            at=at,
+            session=session,
+            kind=self.one_of("tool", "tool", "tool", "resource", "prompt"),
+            pick=None if self.chance(0.05) else self.random.randrange(12),
+            seconds=self.one_of(*SHORT, 20.0),
+            progress=self.one_of(0, 0, 1, 3),
+            asks=self.one_of(0, 0, 0, 1, 2),
+            on_progress="note" if self.chance(0.85) else self.one_of("raise", "shield", "aclose", "suspend"),
+            timeout=self.one_of(None, None, None, 0.0, 0.001, 0.3, 2.0),
+            caller="wrong" if self.chance(0.05) else "right",
+            inside=self.chance(0.5),
+            give_up=self.give_up(0.2),
+        )
+
+    def close(self, session: int, at: float, returns: bool) -> Close:
+        return Close(
+            at=at + self.one_of(*SHORT),
+            session=session,
+            terminate=self.chance(0.03 if returns else 0.7),
+            drain_timeout=self.one_of(None, None, 0.0, 0.3, 2.0),
+            give_up=self.give_up(0.2),
+        )
+
+    def change(self, session: int, backends: int, since: float, span: float) -> Step:
+        """To a live session, or what is heard of it."""
+        at, backend = since + self.random.uniform(0, span), self.random.randrange(backends)
+        match self.one_of("add", "add", "remove", "remove", "subscribe", "watch"):
+            case "add":
+                return Add(at=at, session=session, backend=backend, give_up=self.give_up(0.1))
+            case "remove":
+                limit = self.one_of(None, 0.0, 0.3, 2.0)
+                give_up = self.give_up(0.1)
+                return Remove(at=at, session=session, backend=backend, drain_timeout=limit, give_up=give_up)
+            case "subscribe":
+                wanted, pick = self.chance(0.8), self.random.randrange(4)
+                return Subscribe(at=at, session=session, pick=pick, wanted=wanted, give_up=self.give_up(0.1))
+            case _:
+                seconds = self.one_of(0.0, 1.0, 60.0)
+                return Watch(at=at, session=session, seconds=seconds, give_up=self.give_up(0.1))
+
+    def trouble(self, backends: Sequence[BackendSpec], end: float) -> list[Step]:
+        """Something goes wrong, and as a rule is right again some time later."""
+        at, backend = self.moment(end), self.random.randrange(len(backends))
+        over = at + self.one_of(0.05, 1.0, self.random.uniform(0, end / 2))
+        lasts = self.chance(0.3)
+        match self.one_of("outage", "outage", "moment", "expire", "relist", "storage", *["fault"] * 6):
+            case "outage":
+                crash = Disturb(at=at, backend=backend, what="crash")
+                return [crash] if lasts else [crash, Disturb(at=over, backend=backend, what="return")]
+            case "moment":
+                what = self.one_of("restart", "restart", "flip", "forget", "heal", "update")
+                return [Disturb(at=at, backend=backend, what=what)]  # type: ignore[arg-type]
+            case "expire":
+                return [Expire(at=at, backend=backend, how=self.one_of("404", "400", "page", "503"))]
+            case "relist":
+                return self.relist(at, backend, backends[backend])
+            case "storage":
+                operation: Operation = self.one_of("create", "load", "replace", "delete")
+                how: Literal["fail", "lose", "slow"] = self.one_of("fail", "lose", "slow")
+                seconds, times = self.one_of(0.3, 2.0, 60.0), self.one_of(1, 1, 3)
+                return [Failing(at=at, operation=operation, how=how, seconds=seconds, times=times)]
+            case _:
+                strike = self.strike(at, backend)
+                healed = Disturb(at=max(over, strike.at), backend=backend, what="heal")
+                return [strike] if lasts or strike.times < 4 else [strike, healed]
+
+    def relist(self, at: float, backend: int, spec: BackendSpec) -> list[Step]:
+        """A kind that it declares is never empty: it would declare it no longer."""
+        kinds: list[tuple[Kind, tuple[str, ...]]] = [("tool", TOOLS)] if spec.tools else []
+        kinds += [("resource", RESOURCES)] if spec.resources else []
+        kinds += [("prompt", PROMPTS)] if spec.prompts else []
+        if not kinds:
+            return []
+        kind, pool = self.random.choice(kinds)
+        names = self.some(pool) or pool[:1]
+        return [Relist(at=at, backend=backend, kind=kind, names=names)]
+
+    def strike(self, at: float, backend: int) -> Strike:
+        kind = self.one_of("connect", "goodbye", "handshake", "handshake", "call", "call")
+        fault: Fault
+        match kind:
+            case "connect":
+                matches, fault = CONNECT, self.random.choice((Refuse(), Hang(), Delay(0.5)))
+            case "goodbye":
+                matches, fault = "DELETE", self.fault()
+            case "handshake":
+                matches, fault = self.one_of(*HANDSHAKES), self.fault()
+            case _:
+                matches, fault = self.one_of(*CALLS), self.fault()
+        early = self.chance(0.5)  # most of what can go wrong goes wrong while a session opens
+        return Strike(
+            at=0.0 if early else at,
+            backend=backend,
+            matches=matches,
+            fault=fault,
+            times=self.one_of(1, 1, 3, float("inf")),
+            skip=self.one_of(0, 0, 0, 1, 3),
+        )
+
+    def fault(self) -> Fault:
+        cut_at = self.random.randrange(400)
+        faults: tuple[Fault, ...] = (
+            Hang("head"),
+            Hang("body"),
+            Drip(self.one_of(8, 64), self.one_of(0.001, 0.1, 0.4)),
+            Reset(cut_at),
+            Disconnect(cut_at),
+            Stall(cut_at),
+            Status(self.one_of(202, 204, 302, 400, 401, 404, 405, 429, 500, 503)),
+            Raw(head=self.one_of(*GARBAGE)),
+            Error(self.one_of(-32601, -32603, -32000), "no"),
+            Delay(self.one_of(0.01, 0.5, 2.0)),
+            Rewrite(garbled),
+        )
+        return self.random.choice(faults)
+
+    def give_up(self, chance: float) -> GiveUp | None:
+        if not self.chance(chance):
+            return None
+        return GiveUp(self.one_of(*SHORT), self.one_of(0, 1, 2, 5, 20, 60))
+
+    def moment(self, within: float) -> float:
+        """s; often one that other steps have, too."""
+        return self.one_of(*SHORT, self.random.uniform(0, within))
+
+    def chance(self, probability: float) -> bool:
+        return self.random.random() < probability
+
+    def one_of(self, *choices: T) -> T:
+        return self.random.choice(choices)
+
+    def some(self, pool: Sequence[T]) -> tuple[T, ...]:
+        return tuple(item for item in pool if self.chance(0.6))

@@ -1,0 +1,433 @@
+"""The checks of how sessions heal: whether who comes back is taken up again, how often it is asked, and what is said
+meanwhile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import TypeVar
+
+from simulation.case import BACKEND_ERRORS, LAST_BYTES, MILLISECOND, Case, Operation, Tried
+from simulation.history import Add, BackendSpec, Call, Disturb, Expire, Open, Relist, Restore, Step
+from simulation.trace import Asked, Looked, Removing, Sent, Settled
+from trio_vmcp import Prefix
+
+__all__ = ["HEALING"]
+
+T = TypeVar("T")
+
+JITTER = 0.2  # of a delay, either way (design: settings)
+REFETCH = 1.0  # s between the beginnings of two refetches (design: backends)
+ROUND_TRIPS = 16  # that connecting and listing takes at most, with pages of one entry
+RESENT = (400, 404)  # what says that a request did not run, and may be sent once more
+BUSY = 100  # connections of one session to one backend, that no history comes close to
+
+
+def _who_is_back_is_ready_again(case: Case) -> Iterator[str]:
+    for looked in _every(case, Looked):
+        for backend_id, state, is_missing in looked.members:
+            patience = _patience(case, backend_id)
+            since = _ready_since(case, looked.life, backend_id, looked.at)
+            if patience is None or since is None or looked.at <= since + patience or _is_closing(case, looked):
+                continue
+            # DEGRADED all the same: its calls failed so often that the next one is a trial.
+            if is_missing or state not in ("READY", "DEGRADED", "RECOVERING"):
+                yield f"{backend_id!r} is well since {since} and {state} at {looked.at}, in session of {looked.life}"
+
+
+def _calls_to_the_healthy_succeed(case: Case) -> Iterator[str]:
+    for call in case.ended("call"):
+        if call.outcome.error not in BACKEND_ERRORS or not _is_ordinary(case, call):
+            continue
+        assert call.began.target is not None
+        assert call.began.life is not None
+        backend_id, _ = call.began.target
+        patience = _patience(case, backend_id)
+        since = _ready_since(case, call.began.life, backend_id, call.ended_at)
+        if patience is None or since is None or since > call.began.at:
+            continue
+        settled = call.began.at > since + patience
+        if not settled and not _was_well_all_along(case, call, since):
+            continue
+        if _had_too_little_time(case, call) or _is_behind_a_trial(case, call) or _is_the_first_to_notice(case, call):
+            continue
+        yield f"{call} to {backend_id!r}, which is well since {since}, ended in {call.outcome}"
+
+
+def _attempts_keep_to_the_backoff(case: Case) -> Iterator[str]:
+    settings = case.history.settings
+    for instance, backend_id, attempts in _attempts_anew(case):
+        failed = 0  # in a row
+        for before, after in pairwise(attempts):
+            if not before.failed(settings.backend_init_timeout):
+                failed = 0
+                continue
+            failed += 1
+            if _others_failed_before(case, before):  # "what others found out in the same moment counts once"
+                continue
+            delay = min(settings.reconnect_delay * 2 ** (failed - 1), settings.reconnect_max_delay)
+            earliest = before.ended_at + delay * (1 - JITTER)
+            if after.attempt.at < earliest - MILLISECOND:
+                yield (
+                    f"instance {instance} tried {backend_id!r} again at {after.attempt.at}, before {earliest}: "
+                    f"{failed} attempts in a row had failed"
+                )
+
+
+def _one_attempt_at_a_time(case: Case) -> Iterator[str]:
+    for instance, backend_id, attempts in _attempts_anew(case):
+        for before, after in pairwise(attempts):
+            if after.position < _position_of_end(case, before):
+                yield f"instance {instance} has two attempts at {backend_id!r} under way at {after.attempt.at}"
+
+
+def _nobody_reconnects_without_a_reason(case: Case) -> Iterator[str]:
+    refused = defaultdict[str, list[float]](list)
+    for seen in case.trace.seen:
+        if seen.status is not None and seen.status >= 400:
+            refused[seen.backend_id].append(seen.at)
+    by_member = defaultdict[tuple[int, str], list[Tried]](list)
+    for tried in case.tried.values():
+        by_member[tried.attempt.op, tried.attempt.backend_id].append(tried)
+    for (_, backend_id), attempts in by_member.items():
+        for before, after in pairwise(attempts):
+            if before.end is None or before.end.outcome != "ok":
+                continue
+            since, again = before.attempt.at, after.attempt.at
+            if any(since <= at <= again for at in refused[backend_id]):
+                continue
+            if not _may_fail_to_list(case, backend_id, since, again):
+                yield f"{backend_id!r} was connected at {before.ended_at} and again at {again}, for nothing"
+
+
+def _sent_again_only_if_it_did_not_run(case: Case) -> Iterator[str]:
+    sent = defaultdict[int, list[int | None]](list)
+    for seen in case.trace.seen:
+        if seen.key is not None and seen.verb == "POST":
+            sent[seen.key].append(seen.status)
+    for key, statuses in sent.items():
+        if len(statuses) > 2 or any(status not in RESENT for status in statuses[:-1]):
+            yield f"{case.operations[key]} was sent {len(statuses)} times, and answered with HTTP {statuses}"
+
+
+def _rows_say_what_sessions_say(case: Case) -> Iterator[str]:
+    for settled in _every(case, Settled):
+        session = case.opened[settled.life].session
+        if any(failure.session == session and failure.at <= settled.at for failure in case.storage_failed):
+            continue  # it is written with the next change
+        if not settled.is_written:
+            yield f"the row of session {session} is not what it takes it for, at {settled.at}"
+        for (backend_id, stored), (_, said) in zip(settled.row, settled.said, strict=True):
+            if stored != said:
+                yield f"session {session} has {said!r} of {backend_id!r}, and its row {stored!r}, at {settled.at}"
+        for name in settled.unbound:
+            yield f"session {session} advertises {name!r}, and its row gives it to nobody or another, at {settled.at}"
+
+
+def _removed_backends_get_their_delete(case: Case) -> Iterator[str]:
+    deleted = {(sent.backend_id, sent.session_id): sent.at for sent in _every(case, Sent) if sent.verb == "DELETE"}
+    disowned = {(seen.backend_id, seen.session_id) for seen in case.trace.seen if seen.status in RESENT}
+    for removing in _every(case, Removing):
+        its = removing.backend_id, removing.session_id
+        if removing.session_id is None or its in disowned or case.operations[removing.op].outcome.error:
+            continue
+        latest = removing.at + removing.drain_timeout + case.history.settings.teardown_timeout
+        if deleted.get(its, math.inf) > latest + LAST_BYTES and not _holds_on(case, removing.life):
+            yield f"{removing.backend_id!r} was removed at {removing.at}, and its session {its[1]!r} got no DELETE"
+
+
+def _members_come_and_go_in_time(case: Case) -> Iterator[str]:
+    settings = case.history.settings
+    for removing in _every(case, Removing):
+        operation = case.operations[removing.op]
+        latest = removing.at + removing.drain_timeout + LAST_BYTES + settings.teardown_timeout
+        if operation.ends and operation.ended_at > latest + MILLISECOND and not _holds_on(case, removing.life):
+            yield f"{operation} ended at {operation.ended_at}, later than {latest}"
+    for operation in case.ended("add"):
+        assert isinstance(operation.began.step, Add)
+        assert operation.began.life is not None
+        backend_id = case.history.backends[operation.began.step.backend].id
+        latest = operation.began.at + settings.backend_init_timeout
+        for position, removing in case.removals[operation.began.life]:
+            if removing.backend_id == backend_id and position < operation.position:  # it has to be gone first
+                gone_at = removing.at + removing.drain_timeout + LAST_BYTES + settings.teardown_timeout
+                latest = max(latest, gone_at + settings.backend_init_timeout)
+        if operation.ended_at > latest + MILLISECOND and not _holds_on(case, operation.began.life):
+            yield f"{operation} ended at {operation.ended_at}, later than {latest}"
+
+
+def _what_is_told_is_listed(case: Case) -> Iterator[str]:
+    if not isinstance(case.history.settings.conflict_resolution, Prefix):
+        return  # names may be withheld
+    told = _told_of_lists(case)
+    for looked in _every(case, Looked):
+        for backend_id, _, _ in looked.members:
+            spec = _spec(case, backend_id)
+            changed_at = case.offered[backend_id][-1].at
+            heard_at = next((at for at in told[looked.life, backend_id] if at >= changed_at), None)
+            since = _ready_since(case, looked.life, backend_id, looked.at)
+            patience = _patience(case, backend_id)
+            if heard_at is None or since is None or patience is None or since > heard_at:
+                continue
+            if looked.at <= heard_at + REFETCH + 2 * ROUND_TRIPS * spec.latency + MILLISECOND or looked.at < changed_at:
+                continue
+            listed = {own_name for _, owner, own_name in looked.tools if owner == backend_id}
+            offered = set(case.offered[backend_id][-1].tools)
+            if listed != offered:
+                yield f"{backend_id!r} offers {sorted(offered)}, told of it at {heard_at}; listed are {sorted(listed)}"
+
+
+def _questions_are_answered(case: Case) -> Iterator[str]:
+    for asked in _every(case, Asked):
+        call = case.operations[asked.key]
+        if not asked.answered and call.ends and call.outcome.kind == "ok":
+            since = case.well_since(asked.backend_id, asked.at)
+            if since is not None and since <= call.began.at:
+                yield f"{call} was asked something by its tool, and did not answer until {asked.at}"
+
+
+# --- when a backend is one that must work
+
+
+def _ready_since(case: Case, life: int, backend_id: str, at: float) -> float | None:
+    """Since when a backend is well, and a member of the session that this process was given; None: it is not."""
+    well = case.well_since(backend_id, at)
+    step = case.operations[life].began.step
+    assert isinstance(step, Open | Restore)
+    joined: float | None = None
+    if any(case.history.backends[index].id == backend_id for index in step.backends):
+        joined = case.opened[life].at
+    for operation in case.operations.values():
+        added = operation.began.step
+        if not isinstance(added, Add) or operation.began.life != life or operation.began.at > at:
+            continue
+        if case.history.backends[added.backend].id == backend_id and not operation.began.found:
+            joined = operation.began.at
+    for _, removing in case.removals[life]:
+        if removing.backend_id == backend_id and joined is not None and joined <= removing.at <= at:
+            return None
+    if well is None or joined is None:
+        return None
+    spec = _spec(case, backend_id)
+    relisted = [offered.at for offered in case.offered[backend_id][1:] if offered.at <= at]
+    if relisted and spec.page_size is not None:  # pages do not fit together while a list changes
+        well = max(well, relisted[-1])
+    return max(well, joined)
+
+
+def _patience(case: Case, backend_id: str) -> float | None:
+    """s until a backend that is well is ready, whatever was before; None: there is no such time."""
+    settings, spec = case.history.settings, _spec(case, backend_id)
+    if _one_connecting(spec) >= settings.backend_init_timeout or settings.max_message_bytes < 1 << 20:
+        return None
+    # The attempt that is under way fails; that makes all wait; then every session has its turn, one after another.
+    longest_wait = settings.reconnect_max_delay * (1 + JITTER)
+    return settings.backend_init_timeout + longest_wait + _turns(case, spec) + MILLISECOND
+
+
+def _turns(case: Case, spec: BackendSpec) -> float:
+    return len(case.opened) * _one_connecting(spec)
+
+
+def _one_connecting(spec: BackendSpec) -> float:
+    return ROUND_TRIPS * spec.latency
+
+
+def _spec(case: Case, backend_id: str) -> BackendSpec:
+    return next(spec for spec in case.history.backends if spec.id == backend_id)
+
+
+def _is_closing(case: Case, looked: Looked) -> bool:
+    return any(closing.at <= looked.at for _, closing in case.closings[looked.life])
+
+
+def _holds_on(case: Case, life: int) -> bool:
+    """Somebody shielded himself in a call, and the session waits."""
+    return any(call.was_shielded and call.began.life == life for call in case.operations.values())
+
+
+# --- when a call is one that must succeed
+
+
+def _is_ordinary(case: Case, call: Operation) -> bool:
+    """Nothing about the call itself makes it fail, nor about what is asked for."""
+    step, target = call.began.step, call.began.target
+    assert isinstance(step, Call)
+    assert call.began.life is not None
+    if target is None or call.gave_up is not None or call.was_shielded or step.on_progress != "note":
+        return False
+    if any(exiting.cancelled for _, exiting in case.exits[case.instance_of(call.began.life)]):
+        return False
+    if step.kind != "tool":
+        changes = (s for s in case.history.steps if isinstance(s, Relist) and s.kind == step.kind)
+        return all(change.at > call.ended_at for change in changes)
+    backend_id, name = target
+    during = [offered for offered in case.offered[backend_id] if call.began.at <= offered.at <= call.ended_at]
+    return name in case.offer(backend_id, call.began.at) and all(name in offered.tools for offered in during)
+
+
+def _was_well_all_along(case: Case, call: Operation, since: float) -> bool:
+    """It was there when its session opened, and nothing has happened to it since."""
+    assert call.began.target is not None
+    assert call.began.life is not None
+    backend_id, _ = call.began.target
+    opening, opened = case.operations[call.began.life], case.opened[call.began.life]
+    well = case.well_since(backend_id, call.ended_at)
+    if well is None or well > opening.began.at or backend_id not in opened.connected or since > opened.at:
+        return False
+    return not any(opening.began.at <= at <= call.ended_at for at in _losses(case, backend_id))
+
+
+def _losses(case: Case, backend_id: str) -> Iterator[float]:
+    """When a backend forgot a session, or became another."""
+    for step in _befalling(case, backend_id):
+        match step:
+            case Expire() | Disturb(what="return" | "restart" | "flip" | "forget"):
+                yield step.at
+            case _:
+                pass
+
+
+def _had_too_little_time(case: Case, call: Operation) -> bool:
+    if call.outcome.error != "BackendTimeout":
+        return False
+    step, settings = call.began.step, case.history.settings
+    assert isinstance(step, Call)
+    assert call.began.target is not None
+    spec = _spec(case, call.began.target[0])
+    timeout = settings.request_timeout if step.timeout is None else step.timeout
+    work = (step.seconds if step.kind == "tool" else 0.0) + (2 + 2 * step.asks) * spec.latency
+    return timeout <= work + _turns(case, spec) + MILLISECOND or settings.max_connections_per_backend < BUSY
+
+
+def _is_behind_a_trial(case: Case, call: Operation) -> bool:
+    """The circuit is open, and another call is at trying it."""
+    others = case.operations.values()
+    return call.began.found == "DEGRADED" and any(
+        other.began.life == call.began.life
+        and other.began.target is not None
+        and call.began.target is not None
+        and other.began.target[0] == call.began.target[0]
+        and other.position < call.ends[0][0]
+        and (not other.ends or other.ends[0][0] > call.position)
+        for other in others
+        if other is not call
+    )
+
+
+def _is_the_first_to_notice(case: Case, call: Operation) -> bool:
+    """A server of another era stands where this session's was, and no call has met it before: its own may be lost."""
+    assert call.began.target is not None
+    assert call.began.life is not None
+    backend_id = call.began.target[0]
+    flips = [step.at for step in _befalling(case, backend_id) if isinstance(step, Disturb) and step.what == "flip"]
+    flipped_at = max((at for at in flips if at <= call.ended_at), default=None)
+    if flipped_at is None or flipped_at < case.opened[call.began.life].at:
+        return False
+    enough = _turns(case, _spec(case, backend_id)) + MILLISECOND
+    return not any(
+        other.began.life == call.began.life
+        and other.began.target is not None
+        and other.began.target[0] == backend_id
+        and other.began.at > flipped_at
+        and bool(other.ends)
+        and other.ended_at + enough < call.began.at
+        for other in case.ended("call")
+    )
+
+
+def _befalling(case: Case, backend_id: str) -> Iterator[Step]:
+    for step in case.history.steps:
+        index = getattr(step, "backend", None)
+        if index is not None and case.history.backends[index].id == backend_id:
+            yield step
+
+
+# --- attempts
+
+
+def _attempts_anew(case: Case) -> Iterator[tuple[int, str, list[Tried]]]:
+    """By instance and backend, those that were not the first of an opening, in order."""
+    first = set[tuple[int, str]]()
+    found = defaultdict[tuple[int, str], list[Tried]](list)
+    resumed = dict[tuple[int, str], Tried]()
+    for tried in case.tried.values():
+        attempt = tried.attempt
+        its = attempt.op, attempt.backend_id
+        before = resumed.pop(its, None)
+        if attempt.resumed:
+            resumed[its] = tried
+        if its not in first:
+            first.add(its)
+        elif before is None or attempt.resumed or attempt.at > before.ended_at + _longest_listing(case):
+            found[attempt.instance, attempt.backend_id].append(tried)
+        # else: what was stored turned out to be gone, and the same attempt goes on without it
+    for (instance, backend_id), attempts in found.items():
+        yield instance, backend_id, attempts
+
+
+def _others_failed_before(case: Case, tried: Tried) -> bool:
+    """In the time that a failure makes everybody wait for."""
+    settings, attempt = case.history.settings, tried.attempt
+    longest = settings.reconnect_max_delay * (1 + JITTER)
+    return any(
+        other.failed(settings.backend_init_timeout) and tried.ended_at - longest < other.ended_at <= tried.ended_at
+        for other in case.tried.values()
+        if other is not tried
+        and (other.attempt.instance, other.attempt.backend_id) == (attempt.instance, attempt.backend_id)
+        and other.ended_at > attempt.at  # else it is what this one had waited for
+    )
+
+
+def _longest_listing(case: Case) -> float:
+    return case.history.settings.backend_init_timeout
+
+
+def _position_of_end(case: Case, tried: Tried) -> float:
+    events = case.trace.events
+    return math.inf if tried.end is None else next(i for i, event in enumerate(events) if event is tried.end)
+
+
+def _may_fail_to_list(case: Case, backend_id: str, since: float, until: float) -> bool:
+    """It was ill meanwhile, or lists what is too much: then the attempt failed, after its connection was made."""
+    well = case.well_since(backend_id, until)
+    return well is None or well >= since or _patience(case, backend_id) is None
+
+
+def _told_of_lists(case: Case) -> dict[tuple[int, str], list[float]]:
+    """When sessions were told of what a backend lists, to their knowledge: by life and backend."""
+    told = defaultdict[tuple[int, str], list[float]](list)
+    relists = [step for step in case.history.steps if isinstance(step, Relist) and step.kind == "tool"]
+    for call in case.ended("call"):
+        step, began = call.began.step, call.began
+        assert isinstance(step, Call)
+        if step.kind != "tool" or call.outcome.kind != "ok" or began.target is None or began.life is None:
+            continue
+        backend_id = began.target[0]
+        spec = _spec(case, backend_id)
+        if spec.answers == "sse" and any(case.history.backends[each.backend].id == backend_id for each in relists):
+            # On the stream of a call that ended well: at its beginning, of whatever had changed before.
+            told[began.life, backend_id] += [run.at for run in case.executed[began.op]]
+    return told
+
+
+def _every(case: Case, kind: type[T]) -> Iterator[T]:
+    return (event for event in case.trace.events if isinstance(event, kind))
+
+
+HEALING: tuple[Callable[[Case], Iterator[str]], ...] = (
+    _who_is_back_is_ready_again,
+    _calls_to_the_healthy_succeed,
+    _attempts_keep_to_the_backoff,
+    _one_attempt_at_a_time,
+    _nobody_reconnects_without_a_reason,
+    _sent_again_only_if_it_did_not_run,
+    _rows_say_what_sessions_say,
+    _removed_backends_get_their_delete,
+    _members_come_and_go_in_time,
+    _what_is_told_is_listed,
+    _questions_are_answered,
+)
