@@ -86,6 +86,34 @@ def test_a_breaker_keeps_its_promises(script: list[tuple[Event, int]]) -> None:
         assert breaker.is_open is (model.failures >= FAILURES_TO_OPEN)
 
 
+def test_a_breaker_step_by_step() -> None:
+    """Each promise once, with its exact times."""
+    breaker = Breaker(Backoff(1.0, 8.0))
+
+    def fail(now: float, was_trial: bool = False) -> bool:
+        return breaker.fail(now, 0.5, was_trial=was_trial)
+
+    for delay in (1.0, 1.0):  # an answer in between: the delays begin anew
+        assert [False] * 4 + [True] == [fail(10.0) for _ in range(5)]
+        assert delay == breaker.admit(10.0)
+        assert not fail(10.25)  # of a call that was let through before
+        assert 0.5 == breaker.admit(10.5)
+        assert breaker.admit(11.0) is None
+        assert 0.0 == breaker.admit(11.0)  # the trial is under way
+        assert 0.0 == breaker.admit(12.0)
+        breaker.give_up()
+        assert breaker.admit(12.0) is None
+        assert not fail(13.0)
+        assert 0.0 == breaker.admit(13.0)  # as before: that was not the trial
+        assert not fail(13.0, was_trial=True)
+        assert 2.0 == breaker.admit(13.0)
+        assert breaker.admit(15.0) is None
+        assert breaker.succeed()
+        assert breaker.admit(15.0) is None
+        assert breaker.admit(15.0) is None
+        assert not breaker.succeed()
+
+
 def test_a_breaker_that_nothing_would_close_never_opens() -> None:
     """With `reconnect_delay=math.inf` there is no trial, so calls go on to find out for themselves."""
     breaker = Breaker(Backoff(math.inf, 60.0))
