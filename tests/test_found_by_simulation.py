@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
-import attrs
 import pytest
 import trio
 from harness import echo_backend, open_world, slow_backend
 from trio import Nursery
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vmcp import BackendRejected, BackendTimeout, BackendUnavailable, FactorySettings
+from trio_vmcp import BackendTimeout, BackendUnavailable, FactorySettings
 from trio_vmcp.testing import Delay, Drip, Hang, Status
 
 
@@ -148,24 +145,3 @@ async def test_sessions_close_while_a_backend_is_to_be_added_again(autojump_cloc
         await wait_all_tasks_blocked()
         for session in sessions:
             nursery.start_soon(session.aclose)
-
-
-@pytest.mark.parametrize("session_ids", [True, False])
-@pytest.mark.parametrize(("before", "after"), [("legacy", "modern"), ("modern", "legacy")])
-async def test_a_server_of_the_other_era_takes_the_place_of_ours(
-    before: str, after: str, session_ids: bool, autojump_clock: MockClock
-) -> None:
-    """What it answers to a request of the era that it does not speak says so: the connection is made anew."""
-    backend = echo_backend(before, session_ids=session_ids)
-    async with open_world({"a": backend}, configure=lambda each: attrs.evolve(each, era="auto")) as world:
-        async with world.open_session() as session:
-            backend.crash()
-            backend.era = after  # type: ignore[assignment]
-            backend.restart()
-            with (
-                pytest.raises(BackendRejected) if after == "legacy" else nullcontext()
-            ):  # it may have run, for all it says
-                await session.call_tool("a_echo")
-            await wait_all_tasks_blocked()
-            await session.call_tool("a_echo")
-            assert after == session.backends["a"].era

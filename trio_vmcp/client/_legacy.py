@@ -10,7 +10,7 @@ import trio
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._outbound import begin_request, note_session_lost, note_written
 from trio_vmcp.client._client import CLIENT_INFO, StreamableClient, declared_capabilities
-from trio_vmcp.client._era import LEGACY_VERSIONS, is_modern_error
+from trio_vmcp.client._era import LEGACY_VERSIONS
 from trio_vmcp.client._headers import check_session_id
 from trio_vmcp.client._http import Headers, Reply
 from trio_vmcp.client._jsonrpc import (
@@ -174,8 +174,7 @@ class LegacyClient(StreamableClient):
             BackendUnavailable: It does, and the request was not looked at.
         """
         gone = status == 404 and self.record.session_id is not None
-        # A server of the other era, in the place of ours, knows none of our sessions.
-        if gone or (status == 400 and (unproven or names_session(outcome) or is_modern_error(outcome))):
+        if gone or (status == 400 and (unproven or names_session(outcome))):
             note_session_lost()
             raise BackendUnavailable(
                 self._http.backend_id, f"no longer knows our session (HTTP {status} to {method!r})"

@@ -10,10 +10,10 @@ import attrs
 
 from trio_vmcp._outbound import begin_request, note_session_lost, note_written, preparing
 from trio_vmcp.client._client import CLIENT_INFO, StreamableClient, declared_capabilities
-from trio_vmcp.client._era import HEADER_MISMATCH, MODERN_VERSION, UNSUPPORTED_VERSION
+from trio_vmcp.client._era import HEADER_MISMATCH, MODERN_VERSION
 from trio_vmcp.client._headers import BadParamHeader, ParamHeaders, encode_header_value, param_headers
 from trio_vmcp.client._http import Headers
-from trio_vmcp.client._jsonrpc import ErrorReply, Request, Result, encode_request
+from trio_vmcp.client._jsonrpc import Request, Result, encode_request
 from trio_vmcp.client._streamable import Answer, HttpRefusal, Interrupted, OnOther, ignore_other, names_session, refusal
 from trio_vmcp.errors import BackendProtocolError, BackendUnavailable
 from trio_vmcp.identity import Identity
@@ -75,7 +75,7 @@ class ModernClient(StreamableClient):
             )
         if not isinstance(outcome, Result):
             note_written(False)
-            if answer.status in _NO_LONGER_MODERN and _is_of_another_era(outcome):
+            if answer.status in _NO_LONGER_MODERN and (isinstance(outcome, HttpRefusal) or names_session(outcome)):
                 note_session_lost()  # of a server that was exchanged for one of the other era, or for a proxy's page
             raise refusal(self._http.backend_id, method, outcome)
         # "Absent means complete"; what is neither is an invalid response.
@@ -157,10 +157,3 @@ class ModernClient(StreamableClient):
     def _on_request(self, message: Request, identity: Identity | None) -> None:
         # "Servers MUST NOT send requests" on a response stream of this era.
         logger.warning("backend %r: ignored a request on a response stream", self._http.backend_id)
-
-
-def _is_of_another_era(outcome: ErrorReply | HttpRefusal) -> bool:
-    """It is no error of this era, and finds fault with the session or the version that every request here says."""
-    if isinstance(outcome, HttpRefusal) or names_session(outcome):
-        return True
-    return outcome.code != UNSUPPORTED_VERSION and "protocol version" in outcome.message.lower()
