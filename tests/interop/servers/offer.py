@@ -4,6 +4,7 @@ import base64
 import sys
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 from typing_extensions import TypedDict  # typing has its own, which pydantic refuses before Python 3.12
@@ -58,6 +59,14 @@ def offer_everything(server: Any, context_class: type, image: Callable[..., Any]
         for step in range(1, to + 1):
             await ctx.report_progress(step, to, f"step {step}")  # type: ignore[attr-defined]
         return f"counted to {to}"
+
+    @server.tool()
+    async def visit(url: str) -> str:
+        """Fetch a page, once."""
+        page = urlsplit(url)
+        async with await anyio.connect_tcp(page.hostname or "", page.port or 80) as stream:
+            await stream.send(f"GET {page.path} HTTP/1.0\r\n\r\n".encode())
+            return (await stream.receive()).decode()
 
     @server.tool()
     async def wait() -> str:
