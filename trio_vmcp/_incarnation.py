@@ -26,7 +26,7 @@ class Incarnation:
         settled: It has joined, or failed.
         over: It takes no more calls, and is let go of once those on it have ended.
         terminate: Nobody will take its backend session up again.
-        is_parting: Somebody is at closing it, or has.
+        parted: Set once it was closed; None while nobody is at it.
     """
 
     _on_settled: Callable[[], None] = lambda: None
@@ -36,7 +36,7 @@ class Incarnation:
     settled: trio.Event = attrs.field(factory=trio.Event, init=False)
     over: trio.Event = attrs.field(factory=trio.Event, init=False)
     terminate: bool = attrs.field(default=False, init=False)
-    is_parting: bool = attrs.field(default=False, init=False)
+    parted: trio.Event | None = attrs.field(default=None, init=False)
     _calls: set[Call] = attrs.field(factory=set, init=False, repr=False)
     _idle: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)  # set once, when over with no calls
     _patience: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)

@@ -168,6 +168,7 @@ class Membership:
                 for incarnation in member.connections:
                     if incarnation.client is not None:
                         goodbyes.start_soon(self._part, member, incarnation, incarnation.client)
+                        incarnation.end()  # its task has time to come to its end while the backend takes its own
 
     def abandon(self) -> None:
         """The session has closed: nobody waits here any more."""
@@ -488,9 +489,10 @@ class Membership:
 
     async def _part(self, member: Member, incarnation: Incarnation, client: BackendClient) -> None:
         """Close one connection. Its backend session ends too, unless it is in the row and may be restored."""
-        if incarnation.is_parting:
+        if incarnation.parted is not None:
+            await incarnation.parted.wait()
             return
-        incarnation.is_parting = True
+        incarnation.parted = trio.Event()
         stored = self._row.record(member.backend_id)
         kept = stored is not None and stored.session_id == client.record.session_id
         kept = kept and not (self._terminating or incarnation.terminate or member.is_removed)
@@ -503,6 +505,8 @@ class Membership:
                 member.backend_id,
                 describe_crash(crash),
             )
+        finally:
+            incarnation.parted.set()
 
 
 def ended_by_itself(crash: BaseExceptionGroup[Exception]) -> bool:
