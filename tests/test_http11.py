@@ -124,14 +124,14 @@ async def test_each_origin_is_tidied_in_its_time(autojump_clock: MockClock) -> N
         server = RawServer([(OK,)])
         transport = network.transport()
         nursery.start_soon(transport.tidy)
-        for host in ("a.test", "b.test"):
-            await Served(transport, server, network.attach(host, server)).ask()
-            await trio.sleep(KEEPALIVE_EXPIRY / 2)
-        assert (KEEPALIVE_EXPIRY, 1) == (trio.current_time(), transport.idle_connections)
-        await trio.sleep(KEEPALIVE_EXPIRY / 2 - 0.1)
-        assert 1 == transport.idle_connections
-        await trio.sleep(0.2)
-        assert 0 == transport.idle_connections
+        await Served(transport, server, network.attach("a.test", server)).ask()
+        await trio.sleep_until(2)
+        await Served(transport, server, network.attach("b.test", server)).ask()
+        left = []
+        for at in (KEEPALIVE_EXPIRY - 0.1, KEEPALIVE_EXPIRY + 0.1, KEEPALIVE_EXPIRY + 1.9, KEEPALIVE_EXPIRY + 2.1):
+            await trio.sleep_until(at)
+            left.append(transport.idle_connections)
+        assert [2, 1, 1, 0] == left
         nursery.cancel_scope.cancel()
         transport.close()
 

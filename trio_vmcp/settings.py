@@ -32,6 +32,7 @@ class FactorySettings:
         max_connections_per_backend: Requests of one session that one backend has at the same time; more wait. Beside
             them go up to 4 connections for notifications, answers to the backend's own requests and the end of its
             session, which must not wait for the calls that they are about; more than 4 wait, within their own timeout.
+            And one for what the backend tells on its own (`Backend.listen`).
         request_timeout: s, the whole exchange of one call. `Backend.request_timeout` and a call's `timeout=` win.
         drain_timeout: s, how long closing waits for calls in flight.
         teardown_timeout: s, for everything after the drain, in parallel.

@@ -200,7 +200,7 @@ class _EventStream:
 
     async def _listen(self) -> None:
         # Not limited: it would take the place of a call for as long as the session lasts.
-        async with self.link.exchange("GET", [], identity=self.identity, limited=False) as reply:
+        async with self.link.exchange("GET", [], identity=self.identity, is_stream=True) as reply:
             if not 200 <= reply.status < 300:
                 challenge = reply.header("www-authenticate")
                 raise refusal(self.backend.id, "GET", HttpRefusal(reply.status, challenge))
