@@ -36,12 +36,13 @@ from trio_vmcp.errors import (
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import Backend
 
-__all__ = ["Headers", "HttpLink", "Reply"]
+__all__ = ["Headers", "HttpLink", "Reply", "calls_within"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
 MOST_REDIRECTS = 3
 MOST_ASIDE = 4  # connections for what does not count as a call: notifications, answers, the end of a session
+LEAST_SHARED = 16  # a limit from which on those are part of it
 _REDIRECTS = (307, 308)  # the two that keep method and body
 _SEE_OTHER = 303  # after the request was acted on
 _CLOSE_TIMEOUT = 1.0  # s, to let go of one response
@@ -55,6 +56,14 @@ _BY_VERB: dict[str, Headers] = {
     "GET": [(b"Accept", b"text/event-stream")],
     "DELETE": [],
 }
+
+
+def calls_within(limit: float) -> float:
+    """How many of a backend's connections are for calls, so that what goes beside them is within the limit, too.
+
+    A limit of few connections is not halved for it: there it comes on top.
+    """
+    return limit - MOST_ASIDE if limit >= LEAST_SHARED else limit
 
 
 class RequestBody(Body):

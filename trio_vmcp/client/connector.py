@@ -12,7 +12,7 @@ from trio_vmcp._nursery import start_clean
 from trio_vmcp.client._cache import ResponseCache
 from trio_vmcp.client._duplex import DuplexClient
 from trio_vmcp.client._era import MODERN_VERSION, EraCache, Verdict, is_modern_error, judge
-from trio_vmcp.client._http import HttpLink
+from trio_vmcp.client._http import HttpLink, calls_within
 from trio_vmcp.client._jsonrpc import Result
 from trio_vmcp.client._legacy import InitializeRefused, LegacyClient
 from trio_vmcp.client._modern import ModernClient
@@ -100,7 +100,7 @@ class HttpConnector:
 
     def link(self, backend: Backend) -> HttpLink:
         transport = self._transport or self._built_in  # one for all sessions: a second one finds warm connections
-        slots = trio.CapacityLimiter(self._settings.max_connections_per_backend)
+        slots = trio.CapacityLimiter(calls_within(self._settings.max_connections_per_backend))
         try:
             return HttpLink(
                 backend,
