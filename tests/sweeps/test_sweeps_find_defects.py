@@ -18,8 +18,9 @@ from trio_vmcp._outbound import outbound
 from trio_vmcp._stored import Stored
 from trio_vmcp.client import _http
 from trio_vmcp.client._client import StreamableClient
-from trio_vmcp.client._http import HttpLink, Reply, _OneChunk, _Slot
+from trio_vmcp.client._http import HttpLink, Reply, _OneChunk
 from trio_vmcp.client._legacy import LegacyClient
+from trio_vmcp.client._slots import Slot
 from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.factory import DefaultSessionFactory
 
@@ -84,7 +85,7 @@ def test_an_in_flight_count_without_a_finally(monkeypatch: pytest.MonkeyPatch) -
 def test_a_limiter_token_without_a_finally(monkeypatch: pytest.MonkeyPatch) -> None:
     @asynccontextmanager
     async def under_limit(self: Any, limited: bool) -> AsyncIterator[None]:
-        slot = _Slot()
+        slot = Slot()
         if limited:
             await self._slots.acquire_on_behalf_of(slot)
         yield

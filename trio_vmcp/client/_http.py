@@ -10,7 +10,6 @@ import logging
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from types import TracebackType
 from typing import Protocol
 from urllib.parse import unquote
@@ -23,6 +22,7 @@ from trio_vmcp._outbound import note_written
 from trio_vmcp.client._dial import Origin
 from trio_vmcp.client._headers import parse_media_type
 from trio_vmcp.client._response import BadHead, Headers, encode_head, encode_headers
+from trio_vmcp.client._slots import Slot, current_slot
 from trio_vmcp.client.http11 import Http11Transport, origin_of
 from trio_vmcp.client.interface import OutgoingAuth
 from trio_vmcp.errors import (
@@ -251,18 +251,6 @@ class HttpxSource:
 
 
 @attrs.define(eq=False)
-class _Slot:
-    """One under the connection limit. What a progress callback asks for shares its task's slot, of whatever backend:
-    with a slot of its own it could wait for itself.
-    """
-
-    held: bool = True
-
-
-_slot: ContextVar[_Slot | None] = ContextVar("trio_vmcp_slot", default=None)
-
-
-@attrs.define(eq=False)
 class Exchange:
     """One request and its reply, as an async context manager: a class, since one made of a generator costs a call some
     per cent of its time.
@@ -274,16 +262,16 @@ class Exchange:
     _body: RequestBody
     _identity: Identity | None
     _limited: bool
-    _held: _Slot | None = attrs.field(default=None, init=False)
+    _held: Slot | None = attrs.field(default=None, init=False)
     _reply: Reply | None = attrs.field(default=None, init=False)
 
     async def __aenter__(self) -> Reply:
-        outer = _slot.get()
+        outer = current_slot.get()
         if self._limited and not (outer is not None and outer.held):
-            slot = _Slot()
+            slot = Slot()
             await self._link.enter(slot)
             self._held = slot
-            _slot.set(slot)
+            current_slot.set(slot)
         try:
             self._reply = await self._link.send(self._verb, self._headers, self._body, self._identity)
         except BaseException:
@@ -349,14 +337,14 @@ class HttpLink:
         """
         return Exchange(self, verb, headers, RequestBody(data), identity, limited)
 
-    async def enter(self, slot: _Slot) -> None:
+    async def enter(self, slot: Slot) -> None:
         """Wait for a turn under the connection limit."""
         try:
             self._slots.acquire_on_behalf_of_nowait(slot)
         except trio.WouldBlock:
             await self._slots.acquire_on_behalf_of(slot)
 
-    def leave(self, slot: _Slot) -> None:
+    def leave(self, slot: Slot) -> None:
         slot.held = False  # whoever inherited this context queues again
         self._slots.release_on_behalf_of(slot)
 
