@@ -13,13 +13,23 @@ import httpx
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_vmcp import JSON, Backend, BackendRecord, FactorySettings, Identity, OnProgress, OutgoingAuth
+from trio_vmcp import (
+    JSON,
+    Backend,
+    BackendRecord,
+    ClientHandlers,
+    FactorySettings,
+    Identity,
+    OnProgress,
+    OutgoingAuth,
+)
 from trio_vmcp.client.connector import HttpConnector
 from trio_vmcp.client.interface import BackendClient
 from trio_vmcp.testing import CallContext, MemoryNetwork, ScriptedBackend, open_memory_network
 
 ALICE = Identity(issuer="https://issuer.test", subject="alice", token="alice-token")
 BOB = Identity(issuer="https://issuer.test", subject="bob", token="bob-token")
+SESSION_ID = "the-session"
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -61,7 +71,7 @@ class Bench:
     async def connect(
         self, *, identity: Identity | None = None, resume: BackendRecord | None = None, backend: Backend | None = None
     ) -> BackendClient:
-        client = await self.connector(
+        client = await self.connector.for_session(SESSION_ID)(
             backend or self.backend,
             identity=identity,
             resume=resume,
@@ -98,10 +108,13 @@ async def open_bench(
     *,
     settings: FactorySettings | None = None,
     auth: OutgoingAuth | None = None,
+    handlers: ClientHandlers | None = None,
     **configured: Any,
 ) -> AsyncIterator[Bench]:
     """Leaving it says goodbye to every client's backend session, waits for what they started, and finds it ended."""
-    connector = HttpConnector(settings or FactorySettings(), auth=auth, transport=transport)
+    connector = HttpConnector(
+        settings or FactorySettings(), handlers=handlers or ClientHandlers(), auth=auth, transport=transport
+    )
     backend = Backend(**{"id": "b", "url": "http://b.test/mcp", **configured})
     with sole_error():
         async with trio.open_nursery() as nursery:

@@ -8,7 +8,7 @@ import attrs
 import trio
 
 from trio_vmcp._nursery import start_clean
-from trio_vmcp._outbound import begin_request, note_written, preparing
+from trio_vmcp._outbound import begin_request, note_written, outbound, preparing
 from trio_vmcp.client._client import CLIENT_INFO, StreamableClient, declared_capabilities
 from trio_vmcp.client._era import LEGACY_VERSIONS
 from trio_vmcp.client._headers import check_session_id
@@ -17,10 +17,8 @@ from trio_vmcp.client._jsonrpc import (
     ErrorReply,
     Request,
     Result,
-    encode_error,
     encode_notification,
     encode_request,
-    encode_result,
 )
 from trio_vmcp.client._streamable import Answer, HttpRefusal, Interrupted, OnOther, ignore_other, refusal
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendUnavailable
@@ -32,11 +30,9 @@ __all__ = ["InitializeRefused", "LegacyClient"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
-METHOD_NOT_FOUND = -32601
 # s between a broken stream and the GET that resumes it: the server's `retry` within these bounds, else the default.
 RETRY, LEAST_RETRY, MOST_RETRY = 1.0, 0.1, 60.0
 MOST_RESUMPTIONS = 5  # in a row without a new event id
-MOST_ANSWERS = 16  # to the backend's own requests, at the same time
 
 
 class InitializeRefused(Exception):
@@ -78,9 +74,14 @@ class LegacyClient(StreamableClient):
         """
         backend_id = self._http.backend_id
         begin_request("initialize")
+        self._requests.forget()
         self.record = attrs.evolve(self.record, session_id=None, protocol_version="")
         message_id = next(self._ids)
-        params = {"protocolVersion": LEGACY_VERSIONS[0], "capabilities": {}, "clientInfo": CLIENT_INFO}
+        params = {
+            "protocolVersion": LEGACY_VERSIONS[0],
+            "capabilities": self._requests.capabilities,
+            "clientInfo": CLIENT_INFO,
+        }
         data = encode_request(message_id, "initialize", params)
         session_ids: list[str] = []
 
@@ -122,6 +123,7 @@ class LegacyClient(StreamableClient):
 
     async def aclose(self, *, terminate: bool) -> None:
         self._closing = True
+        self._requests.close()
         if not self._notices:
             self._quiet.set()
         try:
@@ -204,15 +206,18 @@ class LegacyClient(StreamableClient):
         # "Disconnection SHOULD NOT be interpreted as the client cancelling its request" (2025-11-25, transports).
         notice = encode_notification("notifications/cancelled", {"requestId": message_id, "reason": reason})
         self._start_notice(notice, identity)
+        self._requests.give_up_on(outbound.get())
 
     def _on_request(self, message: Request, identity: Identity | None) -> None:
-        if self._notices >= MOST_ANSWERS:
-            return
-        if message.method == "ping":
-            self._start_notice(encode_result(message.id, {}), identity)
-        else:
-            refused = encode_error(message.id, METHOD_NOT_FOUND, "this client offers no such capability")
-            self._start_notice(refused, identity)
+        headers = self._headers()  # of the session that asks, whatever becomes of it until there is an answer
+        whose = self._identity if identity is None else identity
+
+        async def send(data: bytes) -> None:
+            status = await self._http.tell(data, headers, identity=whose)
+            if status >= 400:
+                logger.warning("backend %r: answered our answer with HTTP %d", self._http.backend_id, status)
+
+        self._requests.take(message, identity, send)
 
     def _start_notice(self, data: bytes, identity: Identity | None) -> None:
         if not self._closing:

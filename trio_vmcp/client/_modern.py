@@ -14,8 +14,9 @@ from trio_vmcp.client._era import HEADER_MISMATCH, MODERN_VERSION
 from trio_vmcp.client._headers import BadParamHeader, ParamHeaders, encode_header_value, param_headers
 from trio_vmcp.client._http import Headers
 from trio_vmcp.client._jsonrpc import Request, Result, encode_request
+from trio_vmcp.client._rounds import finish_rounds, is_complete
 from trio_vmcp.client._streamable import Answer, Interrupted, OnOther, ignore_other, refusal
-from trio_vmcp.errors import BackendProtocolError, BackendUnavailable
+from trio_vmcp.errors import BackendUnavailable
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
@@ -23,11 +24,8 @@ __all__ = ["ModernClient"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
-_RESERVED = {
-    "io.modelcontextprotocol/protocolVersion": MODERN_VERSION,
-    "io.modelcontextprotocol/clientCapabilities": {},
-    "io.modelcontextprotocol/clientInfo": CLIENT_INFO,
-}
+# Of log messages, where somebody takes them; without it "the server MUST NOT send" any.
+LOG_LEVEL = "info"
 # Which member of `params` a gateway on the way may route by (2026-07-28, transports: standard headers).
 _NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 
@@ -38,8 +36,18 @@ class ModernClient(StreamableClient):
 
     _max_pages: int = attrs.field(alias="max_pages")
     _max_tools: int = attrs.field(alias="max_tools")
+    _reserved: JSON = attrs.field(init=False, repr=False)  # what every request says of its sender, in `_meta`
     # Of the tools in the last listing that mirror arguments in headers.
     _param_headers: dict[str, ParamHeaders] = attrs.field(factory=dict, init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._reserved = {
+            "io.modelcontextprotocol/protocolVersion": MODERN_VERSION,
+            "io.modelcontextprotocol/clientCapabilities": self._requests.capabilities,
+            "io.modelcontextprotocol/clientInfo": CLIENT_INFO,
+        }
+        if self._requests.handling.has_log:
+            self._reserved["io.modelcontextprotocol/logLevel"] = LOG_LEVEL
 
     async def discover(self, identity: Identity | None) -> Answer:
         """`server/discover`, whatever the answer; `adopt` takes a good one."""
@@ -56,11 +64,25 @@ class ModernClient(StreamableClient):
         self.record = attrs.evolve(self.record, server_capabilities=capabilities)
 
     async def aclose(self, *, terminate: bool) -> None:
+        self._requests.close()
         await self._http.link.aclose()
 
     async def _exchange(
         self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
     ) -> JSON:
+        result = await self._ask(message_id, method, params, identity, on_other)
+        if not is_complete(self._http.backend_id, method, result):
+
+            async def ask_again(more: JSON) -> JSON:
+                return await self._ask(next(self._ids), method, more, identity, on_other)
+
+            result = await finish_rounds(result, method, params, ask_again, self._requests.handling, identity)
+        return self._with_usable_tools(result) if method == "tools/list" else result
+
+    async def _ask(
+        self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
+    ) -> JSON:
+        """One request, and its result as it came."""
         answer = await self._send(message_id, method, params, identity, on_other)
         if method == "tools/call" and getattr(answer.outcome, "code", None) == HEADER_MISMATCH:
             # Our copy of the schema is old. "Refetch and retry once": the error proves that the call did not run.
@@ -75,19 +97,12 @@ class ModernClient(StreamableClient):
         if not isinstance(outcome, Result):
             note_written(False)
             raise refusal(self._http.backend_id, method, outcome)
-        # "Absent means complete"; what is neither is an invalid response.
-        kind = outcome.result.get("resultType", "complete")
-        if kind != "complete":
-            asked = (
-                "for input, and this client declares none" if kind == "input_required" else "with an unknown resultType"
-            )
-            raise BackendProtocolError(self._http.backend_id, f"answered {method!r} {asked}", may_have_executed=True)
-        return self._with_usable_tools(outcome.result) if method == "tools/list" else outcome.result
+        return outcome.result
 
     async def _send(
         self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
     ) -> Answer:
-        data = encode_request(message_id, method, params | {"_meta": params.get("_meta", {}) | _RESERVED})
+        data = encode_request(message_id, method, params | {"_meta": params.get("_meta", {}) | self._reserved})
         headers = [
             (b"MCP-Protocol-Version", MODERN_VERSION.encode()),
             (b"Mcp-Method", method.encode()),
