@@ -252,6 +252,7 @@ async def test_answers_outside_a_call_have_the_openers_credentials(autojump_cloc
     server = Server()
     async with over(server, ClientHandlers(elicitation=handler), auth=auth) as bench:
         client: Any = await bench.connect(identity=ALICE)
+        await wait_all_tasks_blocked()  # its stream is asked for
         asked_for.clear()
         client._on_request(Request("x", "elicitation/create", {}), None)
         await wait_all_tasks_blocked()
@@ -622,14 +623,15 @@ async def test_a_default_that_cannot_be_sent_is_an_error(autojump_clock: MockClo
 
 
 async def test_a_url_is_shown_to_the_handler_and_opened_by_nobody(autojump_clock: MockClock) -> None:
-    """No request but the answer goes out."""
+    """No request goes out but those of a connection with a call, and the answer."""
     params = {"mode": "url", "url": "http://b.test/mcp?login", "elicitationId": "1", "message": "log in"}
     handler = Heard(answer={"action": "accept"})
     server = Server([request(1, **params), 1.0, ANSWER])
     async with over(server, ClientHandlers(elicitation=handler)) as bench:
         await call(await bench.connect())
     assert [params] == [asked.params for asked in handler.requests]
-    assert ["http://b.test/mcp"] * 5 == [str(sent.url) for sent in server.requests]
+    assert ["POST", "POST", "GET", "POST", "POST", "DELETE"] == [sent.method for sent in server.requests]
+    assert {"http://b.test/mcp"} == {str(sent.url) for sent in server.requests}
 
 
 # Log messages
