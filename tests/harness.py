@@ -24,6 +24,7 @@ from trio_vmcp import (
     OnProgress,
     OutgoingAuth,
     Session,
+    SessionChange,
     SessionFactory,
     SessionMetadata,
     SessionNotFound,
@@ -65,6 +66,15 @@ def slow_backend(seconds: float = 60, era: str = "legacy", answers: str = "json"
 def state_of(session: Session) -> SessionState:
     """As a function, since a type checker takes a property that was looked at for what it then was."""
     return session.state
+
+
+async def drained(changes: trio.MemoryReceiveChannel[SessionChange]) -> list[SessionChange]:
+    """What changed until a second from now."""
+    found: list[SessionChange] = []
+    with trio.move_on_after(1):
+        while True:
+            found.append(await changes.receive())
+    return found
 
 
 def library_tasks() -> list[str]:

@@ -114,6 +114,8 @@ class RawServer:
                 reset(stream.transport_stream if isinstance(stream, trio.SSLStream) else stream)
                 return False
             else:
+                with trio.move_on_after(1):
+                    await stream.aclose()  # politely: TLS says so
                 return False
         return True
 
@@ -141,7 +143,7 @@ async def open_tls_loopback(server: StreamServer, context: ssl.SSLContext) -> As
     """The URL of `server` on this machine, as long as the block lasts."""
 
     async def serve(tcp: trio.SocketStream) -> None:
-        stream = trio.SSLStream(tcp, context, server_side=True, https_compatible=True)
+        stream = trio.SSLStream(tcp, context, server_side=True)
         try:
             await stream.do_handshake()
         except (trio.BrokenResourceError, trio.ClosedResourceError):

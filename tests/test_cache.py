@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 from clients import ALICE, BOB, Bench, ask, call, echo_backend, open_scripted
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from trio_vmcp import JSON, Backend, BackendRejected, BackendTimeout, BackendUnavailable, Identity
 from trio_vmcp.client import _cache
@@ -340,7 +340,7 @@ async def test_what_has_ended_makes_room(autojump_clock: MockClock) -> None:
 
 
 def offering(**more: Any) -> ScriptedBackend:
-    backend = echo_backend("modern", **{"ttl_ms": 60_000, **more})
+    backend = echo_backend(**{"era": "modern", "ttl_ms": 60_000, **more})
     backend.add_resource("memo://one", "first")
     backend.add_prompt("greet")
     return backend
@@ -374,6 +374,15 @@ async def test_a_second_session_asks_for_nothing_that_is_fresh(autojump_clock: M
         await trio.sleep(60)
         await list_all(await bench.connect())
         assert before + 7 == len(backend.exchanges)
+
+
+async def test_the_probe_asks_for_nothing_that_is_fresh() -> None:
+    """Where the era is known by the factory, and what the backend declared, too."""
+    backend = offering(era="both")
+    async with two_clients(backend) as bench:
+        before = len(backend.exchanges)
+        assert "modern" == (await bench.connect()).record.era
+        assert before == len(backend.exchanges)
 
 
 async def test_one_identity_s_lists_are_not_another_s() -> None:
@@ -512,7 +521,9 @@ async def test_a_cancelled_fetch_leaves_nothing(autojump_clock: MockClock) -> No
 async def test_a_result_from_the_cache_is_a_checkpoint(autojump_clock: MockClock) -> None:
     """A loop over what is fresh lets others run, and can be cancelled."""
     async with two_clients(offering()) as bench:
-        with trio.move_on_after(1) as scope:
+        with assert_checkpoints():
+            await ask(bench.clients[0], "tools/list")
+        with trio.CancelScope() as scope:
             scope.cancel()
             await ask(bench.clients[0], "tools/list")
         assert scope.cancelled_caught

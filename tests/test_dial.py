@@ -34,6 +34,7 @@ from trio_vmcp.client._tls import TlsStream
 from trio_vmcp.client.http11 import Http11Transport
 from trio_vmcp.testing import ScriptedBackend
 from trio_vmcp.testing._servers import open_servers
+from trio_vmcp.testing.streams import reset
 
 
 async def ask(transport: Http11Transport, url: str) -> bytes:
@@ -244,13 +245,15 @@ async def test_an_expired_certificate_is_refused() -> None:
 
 
 @asynccontextmanager
-async def open_plain(says: bytes) -> AsyncIterator[str]:
-    """It speaks no TLS: it says this to whatever comes, and closes. The URL is for https."""
+async def open_plain(says: bytes | None) -> AsyncIterator[str]:
+    """It speaks no TLS: it says this to whatever comes, and closes; None: it resets. The URL is for https."""
 
     async def say(stream: trio.SocketStream) -> None:
         async with stream:
             await stream.receive_some()
-            if says:
+            if says is None:
+                reset(stream)
+            elif says:
                 await stream.send_all(says)
 
     async with open_servers() as nursery:
@@ -269,6 +272,14 @@ async def test_a_server_that_closes_in_the_handshake() -> None:
     async with open_plain(b"") as url:
         said = await refusal(Http11Transport(ssl_context=client_context()), url)
     assert "could not be reached: TLS failed: " in said
+
+
+async def test_a_reset_in_the_handshake() -> None:
+    async with open_plain(None) as url:
+        with pytest.raises(httpx.ConnectError, match="Connection reset by peer"):
+            await ask(Http11Transport(ssl_context=client_context()), url)
+        said = await refusal(Http11Transport(ssl_context=client_context()), url)
+        assert "could not be reached: Connection reset by peer" in said
 
 
 def insisting_context() -> ssl.SSLContext:

@@ -29,6 +29,7 @@ from steps import cancel_at
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp.client._connection import READ_BYTES
+from trio_vmcp.client._dial import Wire
 from trio_vmcp.client._response import MAX_HEAD_BYTES
 from trio_vmcp.client.http11 import KEEPALIVE_EXPIRY, MOST_IDLE, Http11Transport
 from trio_vmcp.testing import ScriptedBackend, open_memory_network
@@ -104,12 +105,35 @@ async def test_idle_connections_are_closed_in_the_background(autojump_clock: Moc
         nursery.cancel_scope.cancel()
 
 
-async def test_no_more_than_twenty_connections_idle(autojump_clock: MockClock) -> None:
+async def test_no_more_than_twenty_connections_idle() -> None:
     """Of those that were needed at once; the oldest go."""
-    async with open_served("memory", (0.5, OK)) as served:
-        await many(served, MOST_IDLE + 5)
+    async with open_served("memory", OK) as served:
+        responses = [await served.send() for _ in range(MOST_IDLE + 5)]
+        for response in responses:
+            await read(response)
+            response.release()
         await wait_all_tasks_blocked()
         assert MOST_IDLE == served.server.open_connections == served.transport.idle_connections
+        alive = [response._connection.is_alive for response in responses]
+        assert [False] * 5 + [True] * MOST_IDLE == alive
+
+
+async def test_each_origin_is_tidied_in_its_time(autojump_clock: MockClock) -> None:
+    """The first that is old enough goes first, whoever else is younger."""
+    async with open_memory_network() as network, trio.open_nursery() as nursery:
+        server = RawServer([(OK,)])
+        transport = network.transport()
+        nursery.start_soon(transport.tidy)
+        for host in ("a.test", "b.test"):
+            await Served(transport, server, network.attach(host, server)).ask()
+            await trio.sleep(KEEPALIVE_EXPIRY / 2)
+        assert (KEEPALIVE_EXPIRY, 1) == (trio.current_time(), transport.idle_connections)
+        await trio.sleep(KEEPALIVE_EXPIRY / 2 - 0.1)
+        assert 1 == transport.idle_connections
+        await trio.sleep(0.2)
+        assert 0 == transport.idle_connections
+        nursery.cancel_scope.cancel()
+        transport.close()
 
 
 async def test_origins_do_not_share_connections() -> None:
@@ -288,6 +312,56 @@ async def test_an_answer_that_comes_before_the_body_is_written(kind: Kind, end: 
         assert b"ok" == await served.ask(body=b"")
 
 
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+async def test_a_reset_while_the_body_is_written(kind: Kind) -> None:
+    """Without an answer it is an error of the write."""
+    async with open_served(kind, (RESET,), OK, reads_bodies=False) as served:
+        with pytest.raises(httpx.WriteError, match="the connection broke"):
+            await served.ask(body=bytes(32 * MIB))
+        assert b"ok" == await served.ask(body=b"")
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+async def test_closing_while_a_body_is_written(kind: Kind) -> None:
+    """Whoever writes gets an error."""
+    unread = trio.Event()
+    async with open_served(kind, (unread, CLOSE), reads_bodies=False) as served:
+
+        async def write() -> None:
+            with pytest.raises(httpx.WriteError, match="closed here"):
+                await served.ask(body=bytes(32 * MIB))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            await until(lambda: served.server.requests != [])
+            await wait_all_tasks_blocked(0.01)
+            served.transport.close()
+        unread.set()
+
+
+async def test_a_body_is_at_its_end_when_all_of_it_was_taken() -> None:
+    """Not when all of it is here."""
+    async with open_served("memory", OK) as served:
+        response = await served.send()
+        assert not response.is_ended
+        assert b"ok" == await response.receive()
+        assert response.is_ended
+        response.release()
+
+
+async def test_a_connection_that_was_cut_is_not_alive() -> None:
+    """Whatever is in the place of its socket by now."""
+    async with open_served("memory", OK) as served:
+        await served.ask()
+        (idle,) = served.transport._idle[served.origin]
+        assert idle.is_alive
+        idle.cut()
+        idle._wire = Wire(idle._wire.stream, lambda: False, lambda: None)
+        assert not idle.is_alive
+        assert b"ok" == await served.ask()
+        assert 2 == served.server.connections
+
+
 # Limits
 
 
@@ -428,7 +502,8 @@ async def test_fifty_cancelled_for_one_that_is_answered(kind: Kind) -> None:
 @kinds
 async def test_closing_takes_everything_along(kind: Kind) -> None:
     """Idle connections and those in use, whose holders get an error; nothing comes back, and nothing new begins."""
-    async with open_served(kind, (CHUNKED, HANG)) as served, trio.open_nursery() as nursery:
+    hanging = (CHUNKED, HANG)
+    async with open_served(kind, hanging, hanging, OK) as served, trio.open_nursery() as nursery:
         errors: list[Exception] = []
 
         async def fail(work: Callable[[], Awaitable[object]]) -> None:
@@ -439,14 +514,16 @@ async def test_closing_takes_everything_along(kind: Kind) -> None:
         response = await served.send()
         nursery.start_soon(fail, response.receive)
         nursery.start_soon(fail, served.ask)
-        await until(lambda: len(served.server.requests) == 2)
-        await wait_all_tasks_blocked()
+        await until(lambda: served.transport.busy_connections == 2 == len(served.server.requests))
+        await served.ask()
+        assert (1, 2) == (served.transport.idle_connections, served.transport.busy_connections)
         await served.transport.aclose()
         await until(lambda: len(errors) == 2)
         response.release()
         assert (0, 0) == (served.transport.idle_connections, served.transport.busy_connections)
-        with pytest.raises(httpx.ConnectError, match="closed"):
+        with pytest.raises(httpx.ConnectError, match="the transport is closed"):
             await served.ask()
+        assert 3 == served.server.connections
         await served.transport.aclose()
 
 
@@ -459,7 +536,7 @@ async def test_a_connection_that_comes_after_the_close(autojump_clock: MockClock
         async with trio.open_nursery() as nursery:
 
             async def ask() -> None:
-                with pytest.raises(httpx.ConnectError, match="closed"):
+                with pytest.raises(httpx.ConnectError, match="the transport was closed meanwhile"):
                     await Served(transport, server, url).ask()
 
             nursery.start_soon(ask)

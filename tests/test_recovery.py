@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from harness import ALICE, NO_RETRIES, ScriptedStorage, World, echo_backend, open_world, slow_backend
+from harness import ALICE, NO_RETRIES, ScriptedStorage, World, drained, echo_backend, open_world, slow_backend
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
@@ -43,15 +43,6 @@ def status_of(session: Session, backend_id: str = "a") -> tuple[BackendState, in
     """As a function, since a type checker takes a property that was looked at for what it then was."""
     status = session.backends[backend_id]
     return status.state, status.in_flight
-
-
-async def drained(changes: trio.MemoryReceiveChannel[SessionChange]) -> list[SessionChange]:
-    """What changed until a second from now."""
-    found: list[SessionChange] = []
-    with trio.move_on_after(1):
-        while True:
-            found.append(await changes.receive())
-    return found
 
 
 # One call
@@ -245,6 +236,7 @@ async def test_calls_that_come_meanwhile_wait_and_run_once(autojump_clock: MockC
         assert (BackendState.RECOVERING, 0) == status_of(session)
         assert (await session.call_tool("a_echo")).backend_state_lost
         assert 3.0 == trio.current_time()
+        await wait_all_tasks_blocked()
         assert (BackendState.READY, 0) == status_of(session)
         assert (2, 2, 3) == (initialized(world), backend.executed["echo"], calls(world))
 

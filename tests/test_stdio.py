@@ -596,7 +596,10 @@ async def test_a_cancelled_factory_leaves_no_process(children: Children) -> None
 @pytest.mark.parametrize("era", ["legacy", "modern", "both"])
 async def test_a_scripted_backend_runs_as_a_process(era: str, children: Children) -> None:
     """`python -m trio_vmcp.testing.stdio`: what users test with is what we speak."""
-    command = {"command": sys.executable, "args": ["-m", "trio_vmcp.testing.stdio", "--era", era, "now", "then"]}
+    command: dict[str, Any] = {
+        "command": sys.executable,
+        "args": ["-m", "trio_vmcp.testing.stdio", "--era", era, "now", "then"],
+    }
     async with open_children_session(
         children, settings=FactorySettings(), **command, era="auto", env={"PYTHONPATH": os.pathsep.join(sys.path)}
     ) as session:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from typing import Any, Literal
 
 import httpx
@@ -421,6 +422,90 @@ async def test_clients_that_listen_hear_of_changes(era: Era, nursery: trio.Nurse
         with pytest.raises(httpx.ReadError):
             await next_data(lines)
         assert 0 == backend.listening
+
+
+@both_eras
+async def test_a_stream_for_notifications_is_ended_by_the_backend(era: Era, autojump_clock: MockClock) -> None:
+    """After so many seconds, or at once; in the modern era with a result or without a word."""
+    backend = ScriptedBackend(era=era, listens=True, stream_seconds=5)
+    backend.add_tool("a")
+    async with open_memory_network() as network, open_client_on(network, backend) as client:
+        await client.shake_hands()
+
+        def request() -> httpx.Request:
+            if era == "modern":
+                return client.build("subscriptions/listen", {"notifications": {"toolsListChanged": True}})
+            return client.http.build_request("GET", client.url, headers=client.headers)
+
+        graceful = await client.http.send(request())
+        assert 5.0 == trio.current_time()
+        assert (era == "modern") == ('"resultType":"complete"' in graceful.text)
+        backend.graceful, backend.stream_seconds = False, None
+        response = await client.http.send(request(), stream=True)
+        await wait_all_tasks_blocked()
+        assert 1 == backend.listening
+        backend.end_streams()
+        assert "resultType" not in (await response.aread()).decode()
+        assert (0, 0) == (backend.listening, backend.in_flight)
+
+
+async def test_a_modern_backend_honours_what_it_wants() -> None:
+    """What it does not acknowledge it does not tell of either."""
+    backend = ScriptedBackend(era="modern", listens=True, stream_seconds=0, honours=lambda wanted: {})
+    backend.add_tool("a")
+    async with open_memory_network() as network, open_client_on(network, backend) as client:
+        response = await client.http.send(
+            client.build("subscriptions/listen", {"notifications": {"toolsListChanged": True}})
+        )
+        assert '"notifications":{}' in response.text
+
+
+async def test_what_a_listener_missed_is_kept_for_its_return(autojump_clock: MockClock) -> None:
+    """With `resumable`: a GET with its last id gets the rest, and goes on."""
+    backend = ScriptedBackend(listens=True, resumable=True, retry_ms=700, stream_seconds=1)
+    backend.add_tool("a")
+    async with open_memory_network() as network, open_client_on(network, backend) as client:
+        await client.shake_hands()
+        first = await client.http.get(client.url, headers=client.headers)
+        assert "retry: 700" in first.text
+        backend.notify("notifications/tools/list_changed")
+        (last_id,) = re.findall("id: (.*)", first.text)
+        second = await client.http.get(client.url, headers={**client.headers, "last-event-id": last_id})
+        assert 1 == second.text.count("list_changed")
+        assert 2.0 == trio.current_time()
+
+
+async def test_a_legacy_backend_takes_subscriptions(nursery: trio.Nursery) -> None:
+    """Each session is told of its own; what a backend asks outside of calls goes to whoever listens."""
+    backend = ScriptedBackend(listens=True)
+    backend.add_resource("memo://one")
+    async with open_memory_network() as network, open_client_on(network, backend) as client:
+        introduced = await client.shake_hands()
+        assert {"listChanged": True, "subscribe": True} == introduced["capabilities"]["resources"]
+        response = await client.http.send(
+            client.http.build_request("GET", client.url, headers=client.headers), stream=True
+        )
+        lines = response.aiter_lines()
+        await client.result("resources/subscribe", {"uri": "memo://one"})
+        backend.notify("notifications/resources/updated", {"uri": "memo://two"})
+        backend.notify("notifications/resources/updated", {"uri": "memo://one"})
+        assert "memo://one" in await next_data(lines)
+        await client.result("resources/unsubscribe", {"uri": "memo://one"})
+        assert {client.headers["mcp-session-id"]: set()} == backend.subscriptions
+        answers: list[object] = []
+
+        async def asking() -> None:
+            answers.append(await backend.ask("roots/list", {}))
+
+        nursery.start_soon(asking)
+        question = json.loads((await next_data(lines)).removeprefix("data: "))
+        answer = {"jsonrpc": "2.0", "id": question["id"], "result": {"roots": []}}
+        await client.http.post(client.url, headers=client.headers, json=answer)
+        await wait_all_tasks_blocked()
+        assert [{"roots": []}] == answers
+        backend.crash()
+        with pytest.raises(httpx.ReadError):
+            await next_data(lines)
 
 
 async def test_a_legacy_handler_can_ask_the_client() -> None:

@@ -290,3 +290,10 @@ async def test_the_client_sees_a_fault_as_over_tcp(autojump_clock: MockClock) ->
             with pytest.raises(error):
                 await client.request("ping")
         assert [200] == await status_of_pings(client, 1)
+
+
+def test_what_hangs_in_its_body_sends_nothing_more() -> None:
+    """Nor when its application goes on: a tool may have waited with a limit of its own."""
+    hang = Hang(at="body")
+    assert [b"HTTP/1.1 200 OK\r\n\r\n", Cut.STALL] == list(hang.steps(0, b"HTTP/1.1 200 OK\r\n\r\nmore"))
+    assert [Cut.STALL] == list(hang.steps(19, b"more"))

@@ -44,7 +44,7 @@ class Breaker:
     def succeed(self) -> bool:
         """An answer came, whatever it says. Returns whether that closed the circuit."""
         was_open = self.is_open
-        self._failures, self._trial_at, self._on_trial = 0, None, False
+        self._failures, self._trial_at = 0, None
         self._backoff.reset()
         return was_open
 

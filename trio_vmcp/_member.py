@@ -184,7 +184,6 @@ class Member:
         self.subscriptions.clear()
         self.give_up("the backend was removed")
         for incarnation in self.connections:
-            incarnation.terminate = True
             incarnation.end(drain_by)
         self._look_gone()
 

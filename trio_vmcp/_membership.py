@@ -122,6 +122,9 @@ class Membership:
                 if member.backend is None:
                     continue
                 await self._slots.acquire_on_behalf_of(member)
+                if member.is_removed:
+                    self._settled(member)
+                    continue
                 self._try_first(member, member.backend, partial(self._settled, member))
 
     def end_opening(self) -> None:
@@ -489,9 +492,10 @@ class Membership:
             return
         incarnation.is_parting = True
         stored = self._row.record(member.backend_id)
-        kept = stored is not None and stored.session_id == client.record.session_id and not incarnation.terminate
+        kept = stored is not None and stored.session_id == client.record.session_id
+        kept = kept and not (self._terminating or incarnation.terminate or member.is_removed)
         try:
-            await client.aclose(terminate=self._terminating or not kept)
+            await client.aclose(terminate=not kept)
         except* Exception as crash:  # noqa: BLE001  # a close raises for no backend
             logger.warning(
                 "%s: backend %r: goodbye failed: %s",

@@ -152,7 +152,21 @@ while True:
     elif method == "tools/list":
         if "unlisted" in flags:
             sys.exit(4)
-        names = ["echo", "die", "crash", "close", "hang", "slow", "steps", "endless", "large", "pid", "env", "ask", "seen"]
+        names = [
+            "echo",
+            "die",
+            "crash",
+            "close",
+            "hang",
+            "slow",
+            "steps",
+            "endless",
+            "large",
+            "pid",
+            "env",
+            "ask",
+            "seen",
+        ]
         answer(message, tools=[{"name": name, "inputSchema": {"type": "object"}} for name in names])
     elif method == "tools/call":
         call(message)

@@ -84,11 +84,14 @@ class _Draw:
     random: random.Random
 
     def history(self, seed: int) -> History:
-        end = self.one_of(5.0, 12.0, 30.0, 30.0)
+        end = self.one_of(5.0, 12.0, 30.0, 60.0)
         backends = tuple(self.backend(f"b{number}") for number in range(self.one_of(1, 1, 2, 2, 3, 4, 5)))
         instances = tuple(self.exit(end) for _ in range(self.one_of(1, 1, 1, 2)))
-        steps = [step for number in range(self.one_of(1, 2, 3)) for step in self.session(number, backends, end)]
-        steps += [step for _ in range(self.one_of(0, 1, 2, 4, 6, 10)) for step in self.trouble(backends, end)]
+        sessions = self.one_of(1, 2, 3)
+        steps = [step for number in range(sessions) for step in self.session(number, backends, end)]
+        for _ in range(self.one_of(0, 1, 2, 4, 6, 8)):
+            trouble = self.trouble(backends, end)
+            steps += [*trouble, *self.aftermath(sessions, trouble)]
         steps += [Look(at=self.random.uniform(0, end)) for _ in range(self.one_of(1, 3))]
         return History(
             seed=seed,
@@ -136,7 +139,7 @@ class _Draw:
             latency=self.one_of(0.0, 0.0, 0.001, 0.2),
             session_ids=self.chance(0.9),
             page_size=self.one_of(None, None, 1),
-            tools=self.some(TOOLS),
+            tools=self.some(TOOLS) or TOOLS[: self.one_of(0, 1, 1)],
             resources=self.some(RESOURCES),
             prompts=self.some(PROMPTS),
         )
@@ -232,7 +235,7 @@ class _Draw:
         at, backend = self.moment(end), self.random.randrange(len(backends))
         over = at + self.one_of(0.05, 1.0, self.random.uniform(0, end / 2))
         lasts = self.chance(0.3)
-        match self.one_of("outage", "outage", "moment", "expire", "relist", "storage", *["fault"] * 6):
+        match self.one_of("outage", "outage", "moment", "expire", "relist", "storage", *["fault"] * 5):
             case "outage":
                 crash = Disturb(at=at, backend=backend, what="crash")
                 return [crash] if lasts else [crash, Disturb(at=over, backend=backend, what="return")]
@@ -252,6 +255,25 @@ class _Draw:
                 strike = self.strike(at, backend)
                 healed = Disturb(at=max(over, strike.at), backend=backend, what="heal")
                 return [strike] if lasts or strike.times < 4 else [strike, healed]
+
+    def aftermath(self, sessions: int, trouble: Sequence[Step]) -> list[Step]:
+        """Calls that want nothing special, at the moments when it shows whether things are right again."""
+        if not trouble or self.chance(0.3):
+            return []
+        since, session = trouble[-1].at, self.random.randrange(sessions)
+        moments = [since + self.one_of(0.0, 0.001, 0.5, 3.0, 7.0, 12.0) for _ in range(self.one_of(1, 3, 6))]
+        calls: list[Step] = [
+            Call(
+                at=at,
+                session=session,
+                pick=self.random.randrange(12),
+                seconds=self.one_of(0.0, 0.0, 0.05, 1.0),
+                asks=self.one_of(0, 0, 1),
+                timeout=self.one_of(None, 5.0),
+            )
+            for at in moments
+        ]
+        return [*calls, Look(at=max(moments) + self.one_of(0.0, 1.5, 3.0))]
 
     def relist(self, at: float, backend: int, spec: BackendSpec) -> list[Step]:
         """A kind that it declares is never empty: it would declare it no longer."""

@@ -259,7 +259,8 @@ def _is_ordinary(case: Case, call: Operation) -> bool:
     assert call.began.life is not None
     if target is None or call.gave_up is not None or call.was_shielded or step.on_progress != "note":
         return False
-    if any(exiting.cancelled for _, exiting in case.exits[case.instance_of(call.began.life)]):
+    exits = (exiting for _, exiting in case.exits[case.instance_of(call.began.life)])
+    if any(exiting.at <= call.ended_at for exiting in exits):
         return False
     if step.kind != "tool":
         changes = (s for s in case.history.steps if isinstance(s, Relist) and s.kind == step.kind)

@@ -124,6 +124,21 @@ async def calling(world: World, cut: Cut) -> None:
     assert world["a"].executed["steps"] <= 1
 
 
+async def hearing(world: World, cut: Cut) -> None:
+    """A change, and the end of the stream that it came by."""
+    world["a"].add_resource("memo://one")
+    async with world.open_session() as session:
+        with cut.block():
+            await session.subscribe_resource("memo://one")
+            world["a"].notify("notifications/tools/list_changed")
+            await trio.sleep(1)
+            world["a"].end_streams()
+            await trio.sleep(2)
+            await session.unsubscribe_resource("memo://one")
+        assert 0 == session.in_flight
+        await session.call_tool("a_echo")
+
+
 async def closing(world: World, cut: Cut) -> None:
     session = await world.make_session()
     with cut.block():
@@ -208,6 +223,11 @@ def one(era: str, answers: str) -> Callable[[], Mapping[str, ScriptedBackend]]:
     return lambda: {"a": backend(era, answers)}
 
 
+def listening(era: str) -> Callable[[], Mapping[str, ScriptedBackend]]:
+    """With a stream for changes beside the calls."""
+    return lambda: {"a": backend(era, "sse", listens=True)}
+
+
 def older() -> Mapping[str, ScriptedBackend]:
     """Over HTTP+SSE."""
     return {"a": backend("legacy", "json", transport="sse")}
@@ -234,6 +254,9 @@ def _scenarios() -> Iterator[Scenario]:
     for era, answers in (kinds[1], kinds[2]):
         for what in (holding, living, closing, closing_in_use, suspending, restoring):
             yield Scenario(f"{what.__name__}-{era}-{answers}", what, one(era, answers))
+    for era in ("legacy", "modern"):
+        for what in (opening, calling, holding, closing_in_use, suspending, hearing):
+            yield Scenario(f"{what.__name__}-{era}-listening", what, listening(era))
     for answers in ("json", "sse"):
         yield Scenario(f"restoring-gone-{answers}", partial(restoring, gone=True), one("legacy", answers))
     for what in (opening, calling):

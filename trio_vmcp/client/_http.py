@@ -261,12 +261,13 @@ class Exchange:
     _body: RequestBody
     _identity: Identity | None
     _limited: bool
+    _is_stream: bool  # that is held, outside of every limit
     _held: Slot | None = attrs.field(default=None, init=False)
     _reply: Reply | None = attrs.field(default=None, init=False)
 
     async def __aenter__(self) -> Reply:
         outer = current_slot.get()
-        if not self._limited or not (outer is not None and outer.held):
+        if not self._is_stream and (not self._limited or not (outer is not None and outer.held)):
             slot = Slot()
             await self._link.enter(slot, limited=self._limited)
             self._held = slot
@@ -327,7 +328,14 @@ class HttpLink:
             self._credentials = Credentials(self.backend, self._auth, transmit=self._send, read=self._whole)
 
     def exchange(
-        self, verb: str, headers: Headers, data: bytes = b"", *, identity: Identity | None, limited: bool = True
+        self,
+        verb: str,
+        headers: Headers,
+        data: bytes = b"",
+        *,
+        identity: Identity | None,
+        limited: bool = True,
+        is_stream: bool = False,
     ) -> Exchange:
         """`async with` it: send one request and hold its response, a `Reply`, open.
 
@@ -335,13 +343,15 @@ class HttpLink:
             headers: Beside those that every request of this verb has. Not changed by anybody any more.
             limited: Counts under the connection limit. A notification must not queue behind the calls that it is about:
                 what is not limited has `MOST_ASIDE` connections of its own.
+            is_stream: Held for as long as the backend is connected, so that it would keep its place under any limit for
+                ever: it has none. Whoever asks sees to it that there is one.
 
         Raises:
             BackendUnavailable: No connection, or it broke.
             BackendProtocolError: What came back is not HTTP, or redirects elsewhere.
             BackendUnauthorized: `auth` has no credentials to give.
         """
-        return Exchange(self, verb, headers, RequestBody(data), identity, limited)
+        return Exchange(self, verb, headers, RequestBody(data), identity, limited, is_stream)
 
     async def enter(self, slot: Slot, *, limited: bool) -> None:
         """Wait for a turn under the connection limit, or beside it."""

@@ -163,7 +163,7 @@ class StreamableHttp:
         """The exchange of a stream that stays open, which counts under no limit: it would keep a call's place for ever.
         What is in it is for `follow`, or for `plain_outcome` where it `is_stream` not.
         """
-        return self.link.exchange(verb, headers, data, identity=identity, limited=False)
+        return self.link.exchange(verb, headers, data, identity=identity, is_stream=True)
 
     async def follow(self, reply: Reply, decoder: SseDecoder, take: Callable[[Message], bool]) -> None:
         """Hand over every message of a stream that is held, until it ends or `take` wants no more of it.

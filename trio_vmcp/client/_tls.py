@@ -23,7 +23,6 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 READ_BYTES = 64 * 1024
-MOST_LOOKS = 4  # at an idle connection that goes on sending: by then it is not one that only had a session ticket
 
 
 @attrs.define(eq=False)
@@ -92,27 +91,25 @@ class TlsStream:
         return self._heard
 
     def _hears(self) -> bool:
-        for _ in range(MOST_LOOKS):
-            if self._tls.pending() or (self._incoming.pending and self._comes_out()):
-                return True
-            if not self.is_readable():
-                return False
-            try:
-                data = self._receive_nowait()
-            except OSError:
-                return True
-            if not data:
-                return True
-            self._incoming.write(data)
-        return True
+        if self._tls.pending() or self._comes_out():
+            return True
+        if not self.is_readable():
+            return False
+        try:
+            data = self._receive_nowait()
+        except OSError:
+            return True
+        self._incoming.write(data)
+        return not data or self._comes_out() or self.is_readable()  # what goes on and on is no session ticket
 
     def _comes_out(self) -> bool:
+        """Whether what is here is of the application, or the end."""
+        if not self._incoming.pending:
+            return False
         try:
             self._tls.read(1)
-        except ssl.SSLWantReadError:
-            return False
-        except ssl.SSLError:
-            return True
+        except ssl.SSLError as exc:
+            return not isinstance(exc, ssl.SSLWantReadError)
         return True
 
     def _receive_nowait(self) -> bytes:

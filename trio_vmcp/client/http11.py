@@ -239,7 +239,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
         try:
             connection = Connection(await self._dial(origin))
         except (OSError, ValueError, trio.BrokenResourceError) as exc:  # ValueError: of a host that cannot be one
-            raise httpx.ConnectError(str(exc) or "the connection broke") from exc
+            raise httpx.ConnectError(str(exc)) from exc
         if self._closed:
             connection.cut()
             raise httpx.ConnectError("the transport was closed meanwhile")

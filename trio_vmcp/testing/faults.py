@@ -143,7 +143,8 @@ class Hang(WireFault):
     at: Literal["head", "body"] = "head"
 
     def steps(self, sent: int, data: bytes) -> Iterator[Step]:
-        yield data[: data.index(HEAD_END) + len(HEAD_END)]  # h11 writes a head in one piece
+        if not sent:
+            yield data[: data.index(HEAD_END) + len(HEAD_END)]  # h11 writes a head in one piece
         yield Cut.STALL
 
 
