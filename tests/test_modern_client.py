@@ -313,7 +313,7 @@ async def test_a_list_without_an_end_is_fetched_within_bounds() -> None:
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"resultType": "input_required", "inputRequests": {}}, "for input, and this client declares none"),
+        ({"resultType": "input_required", "inputRequests": {}}, "for input, and named none"),
         ({"resultType": "later"}, "unknown resultType"),
         ({"resultType": None}, "unknown resultType"),
         ({"resultType": ["complete"]}, "unknown resultType"),

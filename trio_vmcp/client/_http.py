@@ -10,7 +10,6 @@ import logging
 import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable
-from contextvars import ContextVar
 from types import TracebackType
 from typing import Protocol
 from urllib.parse import unquote
@@ -24,6 +23,7 @@ from trio_vmcp.client._credentials import Body, Credentials
 from trio_vmcp.client._dial import Origin
 from trio_vmcp.client._headers import is_reserved_header, parse_media_type
 from trio_vmcp.client._response import BadHead, Headers, encode_head, encode_headers
+from trio_vmcp.client._slots import Slot, current_slot
 from trio_vmcp.client.http11 import Http11Transport, origin_of
 from trio_vmcp.client.interface import OutgoingAuth
 from trio_vmcp.errors import (
@@ -259,18 +259,6 @@ class HttpxSource:
 
 
 @attrs.define(eq=False)
-class _Slot:
-    """One under the connection limit. What a progress callback asks for shares its task's slot, of whatever backend:
-    with a slot of its own it could wait for itself.
-    """
-
-    held: bool = True
-
-
-_slot: ContextVar[_Slot | None] = ContextVar("trio_vmcp_slot", default=None)
-
-
-@attrs.define(eq=False)
 class Exchange:
     """One request and its reply, as an async context manager: a class, since one made of a generator costs a call some
     per cent of its time.
@@ -283,17 +271,17 @@ class Exchange:
     _identity: Identity | None
     _limited: bool
     _is_stream: bool  # that is held, outside of every limit
-    _held: _Slot | None = attrs.field(default=None, init=False)
+    _held: Slot | None = attrs.field(default=None, init=False)
     _reply: Reply | None = attrs.field(default=None, init=False)
 
     async def __aenter__(self) -> Reply:
-        outer = _slot.get()
+        outer = current_slot.get()
         if not self._is_stream and (not self._limited or not (outer is not None and outer.held)):
-            slot = _Slot()
+            slot = Slot()
             await self._link.enter(slot, limited=self._limited)
             self._held = slot
             if self._limited:
-                _slot.set(slot)
+                current_slot.set(slot)
         try:
             self._reply = await self._link.send(self._verb, self._headers, self._body, self._identity)
         except BaseException:
@@ -374,7 +362,7 @@ class HttpLink:
         """
         return Exchange(self, verb, headers, RequestBody(data), identity, limited, is_stream)
 
-    async def enter(self, slot: _Slot, *, limited: bool) -> None:
+    async def enter(self, slot: Slot, *, limited: bool) -> None:
         """Wait for a turn under the connection limit, or beside it."""
         limiter = self._slots if limited else self._aside
         try:
@@ -382,7 +370,7 @@ class HttpLink:
         except trio.WouldBlock:
             await limiter.acquire_on_behalf_of(slot)
 
-    def leave(self, slot: _Slot, *, limited: bool) -> None:
+    def leave(self, slot: Slot, *, limited: bool) -> None:
         slot.held = False  # whoever inherited this context queues again
         (self._slots if limited else self._aside).release_on_behalf_of(slot)
 
