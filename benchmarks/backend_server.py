@@ -1,9 +1,12 @@
 """A backend so cheap that it does not matter: MCP in hand-written bytes, on as many ports as there are backends.
 
 Every port is a backend of the legacy era, since connection pools are per origin. The path says how it answers, so that
-one server serves every workload: `/json/0` answers JSON at once, `/sse/20` answers an event stream after 20 ms.
-`GET /seen` on any port tells what the server was asked since it last told, and how many sessions are left: contenders
-that asked the same did the same work.
+one server serves every workload: `/json/0` answers JSON at once, `/sse/20` an event stream after 20 ms, `/held/0` JSON,
+and holds a stream for whoever asks for one. A third part changes one result: `/json/0/1000` lists 1000 tools,
+`/json/0/8MiB` answers every call with a text of that size.
+
+`GET /seen` on any port tells what the server was asked since it last told, how many sessions are left, and the most
+connections that one port had open at a time: contenders that asked the same did the same work.
 
     python backend_server.py COUNT        # prints the COUNT ports as JSON and serves until its stdin closes
 """
@@ -12,17 +15,22 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
 import sys
 from collections import Counter
 from functools import partial
 
+import attrs
 import trio
+from worker import raise_descriptor_limit
 
-JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n%scontent-length: %d\r\n\r\n%s"
+JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n%scontent-length: %d\r\n\r\n"
 # Chunked, as real servers send a stream: whoever closes before the last chunk loses the connection.
-SSE_HEAD = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n%stransfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n"
-)
+SSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n%stransfer-encoding: chunked\r\n\r\n%x\r\n"
+SSE_END = b"\r\n0\r\n\r\n"
+EVENT = b"event: message\ndata: "
+EVENT_END = b"\n\n"
+HELD_STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 ACCEPTED = b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n"
 NO_STREAM = b"HTTP/1.1 405 Method Not Allowed\r\nallow: POST, DELETE\r\ncontent-length: 0\r\n\r\n"
 SESSION_GONE = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
@@ -65,47 +73,94 @@ INITIALIZED = {
     },
     "serverInfo": {"name": "cheap", "version": "1"},
 }
-TOOLS = {"tools": [_tool(index) for index in range(10)]}
 PROMPTS = {
     "prompts": [
         {"name": f"prompt_{index}", "description": "Asks nicely.", "arguments": [{"name": "who", "required": True}]}
         for index in range(3)
     ]
 }
-CALLED = {"content": [{"type": "text", "text": "one line of text, as most tools answer"}], "isError": False}
+TEXT = "one line of text, as most tools answer"
+MIB = 1024 * 1024
+LARGE = 64 * 1024  # bytes; a result over this is sent as it is, without a copy of it in every answer
+
+
+def _called(text: str) -> dict[str, object]:
+    return {"content": [{"type": "text", "text": text}], "isError": False}
+
+
 RESULTS = {
     "initialize": _compact(INITIALIZED),
-    "tools/list": _compact(TOOLS),
+    "tools/list": _compact({"tools": [_tool(index) for index in range(10)]}),
     "prompts/list": _compact(PROMPTS),
-    "tools/call": _compact(CALLED),
+    "tools/call": _compact(_called(TEXT)),
+}
+OTHERWISE = {
+    b"": {},
+    b"1000": {"tools/list": _compact({"tools": [_tool(index) for index in range(1000)]})},
+    **{
+        b"%dMiB" % size: {"tools/call": _compact(_called((TEXT * (size * MIB // len(TEXT) + 1))[: size * MIB]))}
+        for size in (1, 8)
+    },
 }
 
 
-def results_of(port: int) -> dict[str, bytes]:
-    """Results by method. URIs are a backend's own: one that two backends offered would be advertised once."""
+@attrs.frozen
+class Path:
+    """How one port answers under one path.
+
+    Attributes:
+        latency: s.
+        results: JSON, by method.
+    """
+
+    form: bytes
+    latency: float
+    results: dict[str, bytes]
+
+
+def read_path(port: int, path: bytes) -> Path:
+    """URIs are a backend's own: one that two backends offered would be advertised once."""
+    _, form, latency, *otherwise = path.split(b"/")
     at = f"cheap://{port}"
     resources = [{"uri": f"{at}/{index}", "name": f"resource {index}", "mimeType": "text/plain"} for index in range(3)]
-    return RESULTS | {
+    lists = {
         "resources/list": _compact({"resources": resources}),
         "resources/templates/list": _compact({"resourceTemplates": [{"uriTemplate": f"{at}/{{id}}", "name": "item"}]}),
     }
+    return Path(form, int(latency) / 1000, RESULTS | lists | OTHERWISE[otherwise[0] if otherwise else b""])
 
 
+@attrs.define
 class Seen:
     """What all backends together were asked, and the sessions they hold."""
 
-    def __init__(self) -> None:
-        self.asked: Counter[str] = Counter()
-        self.sessions: set[bytes] = set()
-        self.ids = itertools.count(1)
+    asked: Counter[str] = attrs.field(factory=Counter)
+    sessions: set[bytes] = attrs.field(factory=set)
+    connections: int = 0  # the most that one port had at a time
+    ids: itertools.count[int] = attrs.field(factory=lambda: itertools.count(1))
 
     def tell(self) -> bytes:
-        body = _compact({"asked": self.asked, "sessions": len(self.sessions)})
-        self.asked = Counter()
-        return JSON_HEAD % (b"", len(body), body)
+        """And forget it, so that nobody answers for what another left."""
+        told = {"asked": self.asked, "sessions": len(self.sessions), "connections": self.connections}
+        self.asked, self.sessions, self.connections = Counter(), set(), 0
+        body = _compact(told)
+        return JSON_HEAD % (b"", len(body)) + body
+
+
+def is_open(stream: trio.SocketStream) -> bool:
+    """Whether the client has it open, too: a connection that it closed before it opened the next is not one more,
+    though we may hear of the next one first.
+    """
+    if not hasattr(socket, "TCP_INFO"):
+        return True  # only Linux tells
+    return stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_ESTABLISHED
+
+
+TCP_ESTABLISHED = 1  # the first byte of the kernel's struct tcp_info
 
 
 def _header(head: bytes, name: bytes) -> bytes:
+    """`head` in lower case."""
     start = head.find(b"\r\n" + name + b":")
     if start < 0:
         return b""
@@ -113,15 +168,16 @@ def _header(head: bytes, name: bytes) -> bytes:
     return head[start : head.find(b"\r\n", start)].strip()
 
 
-def answer(seen: Seen, results: dict[str, bytes], verb: bytes, form: bytes, head: bytes, body: bytes) -> bytes:
-    session_id = _header(head.lower(), b"mcp-session-id")
+def answer(seen: Seen, path: Path, verb: bytes, head: bytes, body: bytes) -> tuple[bytes, ...]:
+    """In the pieces in which it is sent."""
+    session_id = _header(head, b"mcp-session-id")
     if verb == b"GET":
         seen.asked["GET"] += 1
-        return NO_STREAM
+        return (HELD_STREAM if path.form == b"held" else NO_STREAM,)
     if verb == b"DELETE":
         seen.asked["DELETE"] += 1
         seen.sessions.discard(session_id)
-        return DELETED
+        return (DELETED,)
     message = json.loads(body)
     method = message["method"]
     seen.asked[method] += 1
@@ -131,57 +187,81 @@ def answer(seen: Seen, results: dict[str, bytes], verb: bytes, form: bytes, head
         seen.sessions.add(session_id)
         assigned = b"mcp-session-id: %s\r\n" % session_id
     elif not session_id:
-        return NO_SESSION
+        return (NO_SESSION,)
     elif session_id not in seen.sessions:
-        return SESSION_GONE
+        return (SESSION_GONE,)
     if "id" not in message:
-        return ACCEPTED
-    reply = b'{"jsonrpc":"2.0","id":%s,"result":%s}' % (_compact(message["id"]), results[method])
-    if form == b"sse":
-        event = b"event: message\ndata: %s\n\n" % reply
-        return SSE_HEAD % (assigned, len(event), event)
-    return JSON_HEAD % (assigned, len(reply), reply)
+        return (ACCEPTED,)
+    result = path.results[method]
+    before = b'{"jsonrpc":"2.0","id":%s,"result":' % _compact(message["id"])
+    size = len(before) + len(result) + 1
+    if path.form == b"sse":
+        before = SSE_HEAD % (assigned, len(EVENT) + size + len(EVENT_END)) + EVENT + before
+        pieces = (before, result, b"}" + EVENT_END + SSE_END)
+    else:
+        pieces = (JSON_HEAD % (assigned, size) + before, result, b"}")
+    return pieces if len(result) > LARGE else (b"".join(pieces),)
 
 
-async def serve_connection(seen: Seen, results: dict[str, bytes], stream: trio.SocketStream) -> None:
-    received = b""
-    async with stream:
-        try:
-            while True:
-                while (end := received.find(b"\r\n\r\n")) < 0:
-                    if not (chunk := await stream.receive_some()):
-                        return
-                    received += chunk
-                head, received = received[: end + 2], received[end + 4 :]
-                length = int(_header(head.lower(), b"content-length") or 0)
-                while len(received) < length:
-                    if not (chunk := await stream.receive_some()):
-                        return
-                    received += chunk
-                body, received = received[:length], received[length:]
-                verb, path, _ = head.split(b" ", 2)
-                if path == b"/seen":
-                    await stream.send_all(seen.tell())
-                    continue
-                _, form, latency = path.split(b"/")  # ms
-                if latency != b"0":
-                    await trio.sleep(int(latency) / 1000)
-                await stream.send_all(answer(seen, results, verb, form, head, body))
-        except trio.BrokenResourceError:
-            return  # the client left without reading; that is its right
+@attrs.define
+class Port:
+    """One backend."""
+
+    number: int
+    seen: Seen
+    open: set[trio.SocketStream] = attrs.field(factory=set)
+    paths: dict[bytes, Path] = attrs.field(factory=dict)
+
+    async def serve_connection(self, stream: trio.SocketStream) -> None:
+        self.open.add(stream)
+        if len(self.open) > self.seen.connections:
+            self.seen.connections = max(self.seen.connections, sum(map(is_open, self.open)))
+        async with stream:
+            try:
+                await self._serve(stream)
+            except trio.BrokenResourceError:
+                return  # the client left without reading; that is its right
+            finally:
+                self.open.discard(stream)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        received = b""
+        while True:
+            while (end := received.find(b"\r\n\r\n")) < 0:
+                if not (chunk := await stream.receive_some()):
+                    return
+                received += chunk
+            verb, target, _ = received.split(b" ", 2)
+            head, received = received[: end + 2].lower(), received[end + 4 :]
+            length = int(_header(head, b"content-length") or 0)
+            while len(received) < length:
+                if not (chunk := await stream.receive_some()):
+                    return
+                received += chunk
+            body, received = received[:length], received[length:]
+            if target == b"/seen":
+                await stream.send_all(self.seen.tell())
+                continue
+            if (path := self.paths.get(target)) is None:
+                path = self.paths[target] = read_path(self.number, target)
+            if path.latency:
+                await trio.sleep(path.latency)
+            for piece in answer(self.seen, path, verb, head, body):
+                await stream.send_all(piece)
 
 
 async def serve(count: int) -> None:
     seen = Seen()
     listeners = [listener for _ in range(count) for listener in await trio.open_tcp_listeners(0, host="127.0.0.1")]
-    ports = [listener.socket.getsockname()[1] for listener in listeners]
+    ports = [Port(listener.socket.getsockname()[1], seen) for listener in listeners]
     async with trio.open_nursery() as nursery:
         for port, listener in zip(ports, listeners, strict=True):
-            nursery.start_soon(trio.serve_listeners, partial(serve_connection, seen, results_of(port)), [listener])
-        print(json.dumps(ports), flush=True)
+            nursery.start_soon(partial(trio.serve_listeners, port.serve_connection, [listener]))
+        print(json.dumps([port.number for port in ports]), flush=True)
         await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
         nursery.cancel_scope.cancel()
 
 
 if __name__ == "__main__":
+    raise_descriptor_limit()
     trio.run(serve, int(sys.argv[1]))

@@ -1,30 +1,27 @@
-"""What does a tool call cost, alone and with 64 in flight?
+"""What does a tool call cost, one after another?
 
 python benchmarks/bench_call.py        # or run.py, which asks the other questions too
 """
 
 from __future__ import annotations
 
-from harness import LIBRARY, LOOP, MCP_ASYNCIO, MCP_TRIO, Bar, Question, Row, main
+from contest import FASTMCP, FLOORS, H11, LIBRARY, OFFICIAL, Question, Ratio, Row, Shown, times_as_fast
+from harness import main
 
 QUESTION = Question(
     name="call",
-    asks="call a tool with a short answer",
-    unit="us a call",
-    scale=1e6,
-    contenders=(LOOP, LIBRARY, MCP_ASYNCIO, MCP_TRIO),
+    asks="call a tool with a short answer, one after another",
     rows=tuple(
         Row(
-            label=f"{label}, {form.upper()}",
-            backends=backends,
+            label=f"5 backends, {form.upper()}",
+            backends=5,
             path=f"/{form}/0",
-            command={"do": "call", "limit": 10, "callers": callers, "calls": calls},
-            short={"calls": short_calls},
-            bars=(Bar(LOOP, 1 / 1.1), Bar(MCP_ASYNCIO, 1.3), Bar(MCP_TRIO, 1.3)),
-        )
-        for label, backends, callers, calls, short_calls in (
-            ("one after another, 5 backends", 5, 1, 600, 100),
-            ("64 in flight, 10 backends", 10, 64, 12, 4),
+            contenders=(*FLOORS, LIBRARY, *OFFICIAL, FASTMCP),
+            command={"do": "call", "callers": 1, "calls": 600},
+            short={"calls": 100},
+            slow={"calls": 200},
+            shows=(Shown("wall", "us a call", 1e6), Shown("cpu", "us of CPU a call", 1e6)),
+            bars=(Ratio(H11, 1.35, of="cpu"), *(times_as_fast(4, peer, of="cpu") for peer in OFFICIAL)),
         )
         for form in ("json", "sse")
     ),

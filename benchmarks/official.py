@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import anyio
+import anyio.abc
 from mcp import Client
-from worker import Measures, serve, stopwatch
+from worker import serve
+from workloads import ARGUMENTS, TOOL, Functions, Terms, Workloads
 
-UNTIMED = nullcontext()
 
-
-class Opened:
+class Backend:
     """A client in a task of its own, since it has to be closed in the task that opened it."""
 
     def __init__(self, url: str) -> None:
         self.client = Client(url, mode="legacy")
-        self.listed = 0
+        self.lists: list[list[Any]] = []
         self.ready = anyio.Event()
         self.close = anyio.Event()
+        self.closed = anyio.Event()
 
     async def run(self, slots: anyio.CapacityLimiter) -> None:
         # Not `async with slots`: the slot is for opening, the client stays.
@@ -35,67 +38,70 @@ class Opened:
         finally:
             slots.release_on_behalf_of(self)
         self.ready.set()
-        await self.close.wait()
-        await self.client.__aexit__(None, None, None)
+        try:
+            await self.close.wait()
+        finally:
+            await self.client.__aexit__(None, None, None)  # noqa: ASYNC102  # a hang ends with the answer's timeout
+            self.closed.set()
 
     async def list_all(self) -> None:
         offered = self.client.server_capabilities
         if offered.tools:
-            self.listed += len((await self.client.list_tools()).tools)
+            self.lists.append((await self.client.list_tools()).tools)
         if offered.resources:
-            self.listed += len((await self.client.list_resources()).resources)
-            self.listed += len((await self.client.list_resource_templates()).resource_templates)
+            self.lists.append((await self.client.list_resources()).resources)
+            self.lists.append((await self.client.list_resource_templates()).resource_templates)
         if offered.prompts:
-            self.listed += len((await self.client.list_prompts()).prompts)
+            self.lists.append((await self.client.list_prompts()).prompts)
+
+
+@dataclass(frozen=True)
+class Session:
+    backends: list[Backend]
+
+    @property
+    def listed(self) -> int:
+        return sum(len(items) for backend in self.backends for items in backend.lists)
+
+    async def call(self, index: int) -> int:
+        result = await self.backends[index % len(self.backends)].client.call_tool(TOOL, ARGUMENTS)
+        assert not result.is_error
+        return len(result.content[0].text)
+
+    async def close(self) -> None:
+        for backend in self.backends:
+            backend.close.set()
+        for backend in self.backends:
+            await backend.closed.wait()
+
+
+@dataclass(frozen=True)
+class Host:
+    tasks: anyio.abc.TaskGroup
+    terms: Terms
+
+    async def open(self, urls: list[str]) -> Session:
+        slots = anyio.CapacityLimiter(self.terms.opening)
+        backends = [Backend(url) for url in urls]
+        for backend in backends:
+            self.tasks.start_soon(backend.run, slots)
+        for backend in backends:
+            await backend.ready.wait()
+        return Session(backends)
 
 
 @asynccontextmanager
-async def open_clients(
-    urls: list[str], limit: int, timed: AbstractContextManager[None] = UNTIMED
-) -> AsyncIterator[list[Opened]]:
-    """Open and list them, `timed`; then yield them; then end their sessions side by side."""
+async def open_host(terms: Terms) -> AsyncIterator[Host]:
+    assert terms.era == "legacy", f"not asked to speak {terms.era!r}"
     async with anyio.create_task_group() as tasks:
-        with timed:
-            slots = anyio.CapacityLimiter(limit)
-            opened = [Opened(url) for url in urls]
-            for one in opened:
-                tasks.start_soon(one.run, slots)
-            for one in opened:
-                await one.ready.wait()
-        yield opened
-        for one in opened:
-            one.close.set()
+        yield Host(tasks, terms)
 
 
-async def open_and_list(urls: list[str], spare: str, limit: int, era: str) -> Measures:
-    assert era == "legacy", f"not asked to speak {era!r}"
-    async with open_clients([spare], limit):
-        pass
-    measures: Measures = {}
-    async with open_clients(urls, limit, timed=stopwatch(measures)) as opened:
-        measures["listed"] = sum(one.listed for one in opened)
-    return measures
-
-
-async def call(urls: list[str], limit: int, callers: int, calls: int) -> Measures:
-    async def caller(first: int, count: int) -> None:
-        for index in range(first, first + count):
-            client = opened[index % len(opened)].client
-            result = await client.call_tool("tool_0", {"query": "anything", "limit": 3})
-            assert not result.is_error
-
-    async def all_callers(count: int) -> None:
-        async with anyio.create_task_group() as tasks:
-            for first in range(callers):
-                tasks.start_soon(caller, first, count)
-
-    measures: Measures = {}
-    async with open_clients(urls, limit) as opened:
-        await all_callers(len(urls))  # connections as warm as they get
-        with stopwatch(measures, per=callers * calls):
-            await all_callers(calls)
-    return measures
+async def side_by_side(functions: Functions) -> None:
+    async with anyio.create_task_group() as tasks:
+        for function in functions:
+            tasks.start_soon(function)
 
 
 if __name__ == "__main__":
-    serve(partial(anyio.run, backend=sys.argv[1]), {"open": open_and_list, "call": call})
+    serve(partial(anyio.run, backend=sys.argv[1]), Workloads(open_host, side_by_side).by_name())

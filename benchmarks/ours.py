@@ -1,61 +1,141 @@
-"""The library, through its public names only."""
+"""The library, through its public names only; and what is asked of nobody else: endurance."""
 
 from __future__ import annotations
 
-import trio
-from worker import Measures, serve, stopwatch
+import random
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
 
-from trio_vmcp import Backend, FactorySettings, Session, SessionFactory, open_session_factory
+import attrs
+import trio
+from hand_written import side_by_side
+from worker import Measures, raise_descriptor_limit, serve, stopwatch
+from workloads import ARGUMENTS, TOOL, Terms, Workloads
+
+import trio_vmcp
+from trio_vmcp import Backend, FactorySettings, SessionFactory, VmcpError, open_session_factory
 from trio_vmcp.models import Era
 
-
-def backends_at(urls: list[str], era: Era = "legacy") -> list[Backend]:
-    # The loop holds no stream for list changes, and the backends offer none.
-    return [Backend(id=f"b{index}", url=url, era=era, listen=False) for index, url in enumerate(urls)]
+STUCK = 20.0  # s, after which an answer that usually takes some ms counts as none
 
 
-async def open_complete(factory: SessionFactory, backends: list[Backend]) -> Session:
-    session = await factory.make_session(backends)
-    assert not session.failures, session.failures
-    return session
+@attrs.frozen
+class Session:
+    session: trio_vmcp.Session
+    tools: list[str]
+    listed: int
+
+    async def call(self, index: int) -> int:
+        result = await self.session.call_tool(self.tools[index % len(self.tools)], ARGUMENTS)
+        assert not result.is_error
+        return len(result.content[0]["text"])
+
+    async def close(self) -> None:
+        await self.session.aclose()
 
 
-async def open_and_list(urls: list[str], spare: str, limit: int, era: Era) -> Measures:
-    settings = FactorySettings(max_backend_init_concurrency=limit)
-    measures: Measures = {}
-    # A factory of its own: it remembers the era of a backend, so a second opening would not probe.
+@attrs.frozen
+class Host:
+    factory: SessionFactory
+    terms: Terms
+
+    async def open(self, urls: list[str]) -> Session:
+        era = cast(Era, self.terms.era)
+        session = await self.factory.make_session(
+            [Backend(id=f"b{at}", url=url, era=era, listen=self.terms.listen) for at, url in enumerate(urls)]
+        )
+        assert not session.failures, session.failures
+        # Whoever opens a session looks at what it has, so a list that is made when somebody looks is made here.
+        lists = (session.tools, session.resources, session.resource_templates, session.prompts)
+        return Session(session, [f"b{at}_{TOOL}" for at in range(len(urls))], sum(map(len, lists)))
+
+
+@asynccontextmanager
+async def open_host(terms: Terms) -> AsyncIterator[Host]:
+    settings = FactorySettings(
+        max_backend_init_concurrency=terms.opening,
+        max_connections_per_backend=terms.connections,
+        request_timeout=STUCK,
+    )
     async with open_session_factory(settings=settings) as factory:
-        # What is there once per factory (TLS) is not what opening a session costs.
-        await (await open_complete(factory, backends_at([spare], era))).aclose()
-        with stopwatch(measures):
-            session = await open_complete(factory, backends_at(urls, era))
-        listed = (session.tools, session.resources, session.resource_templates, session.prompts)
-        measures["listed"] = sum(map(len, listed))
-        await session.aclose()
+        yield Host(factory, terms)
+
+
+async def open_many(urls: list[str], spare: str, terms: dict[str, Any], sessions: int) -> Measures:
+    """Per link: many sessions open at the same time, then closed; and "failed": those that did not open."""
+    raise_descriptor_limit(needed=sessions * len(urls) + 1000)
+    measures: Measures = {"failed": 0}
+    opened: list[Session] = []
+    async with open_host(Terms(**terms)) as host:
+        with stopwatch(measures, per=sessions * len(urls)):
+            for _ in range(sessions):
+                try:
+                    opened.append(await host.open(urls))
+                except (VmcpError, AssertionError) as exc:
+                    measures["failed"] += 1
+                    print(f"a session failed: {exc}", file=sys.stderr)
+            for session in opened:
+                await session.close()
     return measures
 
 
-async def call(urls: list[str], limit: int, callers: int, calls: int) -> Measures:
-    async def caller(first: int, count: int) -> None:
-        for index in range(first, first + count):
-            result = await session.call_tool(names[index % len(names)], {"query": "anything", "limit": 3})
-            assert not result.is_error
+@attrs.define
+class Churn:
+    """Callers that cancel most of their calls, at moments that a seed decides."""
 
-    async def all_callers(count: int) -> None:
-        async with trio.open_nursery() as nursery:
-            for first in range(callers):
-                nursery.start_soon(caller, first, count)
+    session: Session
+    backends: int
+    share: float  # of calls to be cancelled
+    rng: random.Random
+    usual: float = 0.005  # s that a call takes; measured as we go
+    begun: int = 0
+    ended: int = 0
+    cancelled: int = 0
+    failed: int = 0
 
+    async def call(self, calls: int) -> None:
+        """One of the callers that make `calls` between them."""
+        while self.begun < calls:
+            self.begun += 1
+            # Some answers are there before their cancel, so the share is steered.
+            doomed = self.rng.random() < self.share + (self.share * self.ended - self.cancelled) / 50
+            began = trio.current_time()
+            with trio.CancelScope() as scope:
+                if doomed:
+                    scope.deadline = began + self.rng.random() * self.usual
+                try:
+                    await self.session.call(self.rng.randrange(self.backends))
+                except VmcpError as exc:
+                    self.failed += 1
+                    print(f"a call failed: {exc}", file=sys.stderr)
+                else:
+                    self.usual += (trio.current_time() - began - self.usual) / 50
+            self.cancelled += scope.cancelled_caught
+            self.ended += 1
+
+
+async def churn(
+    urls: list[str], spare: str, terms: dict[str, Any], callers: int, calls: int, share: float, then: int, seed: int
+) -> Measures:
+    """Per call: `calls` of which a `share` is cancelled, `then` some of which none is. Adds "failed", of the
+    calls that were not cancelled, and "off": how far the share was missed.
+    """
     measures: Measures = {}
-    async with open_session_factory(settings=FactorySettings(max_backend_init_concurrency=limit)) as factory:
-        session = await open_complete(factory, backends_at(urls))
-        names = [f"b{index}_tool_0" for index in range(len(urls))]
-        await all_callers(len(urls))  # connections as warm as they get
-        with stopwatch(measures, per=callers * calls):
-            await all_callers(calls)
-        await session.aclose()
+    async with open_host(Terms(**terms)) as host:
+        session = await host.open(urls)
+        before = Churn(session, len(urls), share, random.Random(seed))
+        with stopwatch(measures, per=calls):
+            await side_by_side([lambda: before.call(calls)] * callers)
+        after = Churn(session, len(urls), 0.0, random.Random(seed))
+        await side_by_side([lambda: after.call(then)] * callers)
+        assert after.ended == then
+        await session.close()
+    measures["failed"] = before.failed + after.failed
+    measures["off"] = abs(before.cancelled / before.ended - share)
     return measures
 
 
 if __name__ == "__main__":
-    serve(trio.run, {"open": open_and_list, "call": call})
+    serve(trio.run, Workloads(open_host, side_by_side).by_name() | {"open_many": open_many, "churn": churn})

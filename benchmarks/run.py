@@ -6,8 +6,25 @@ README.md says how to read it.
 from __future__ import annotations
 
 import bench_call
+import bench_churn
+import bench_close
+import bench_concurrency
+import bench_footprint
+import bench_large
+import bench_many_tools
 import bench_open
 from harness import main
 
+QUESTIONS = [
+    bench_open.QUESTION,
+    bench_call.QUESTION,
+    bench_concurrency.QUESTION,
+    bench_large.QUESTION,
+    bench_many_tools.QUESTION,
+    bench_footprint.QUESTION,
+    bench_close.QUESTION,
+    bench_churn.QUESTION,
+]
+
 if __name__ == "__main__":
-    main([bench_open.QUESTION, bench_call.QUESTION])
+    main(QUESTIONS)

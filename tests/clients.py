@@ -13,13 +13,25 @@ import httpx
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_vmcp import JSON, Backend, BackendRecord, FactorySettings, Identity, OnProgress, OutgoingAuth
+from trio_vmcp import (
+    JSON,
+    Backend,
+    BackendRecord,
+    ClientHandlers,
+    FactorySettings,
+    Identity,
+    OnProgress,
+    OutgoingAuth,
+    ServerRequest,
+)
+from trio_vmcp.client._client import StreamableClient
 from trio_vmcp.client.connector import HttpConnector
 from trio_vmcp.client.interface import BackendClient
-from trio_vmcp.testing import CallContext, MemoryNetwork, ScriptedBackend, open_memory_network
+from trio_vmcp.testing import CallContext, MemoryNetwork, Raw, ScriptedBackend, open_memory_network
 
 ALICE = Identity(issuer="https://issuer.test", subject="alice", token="alice-token")
 BOB = Identity(issuer="https://issuer.test", subject="bob", token="bob-token")
+SESSION_ID = "the-session"
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -61,7 +73,7 @@ class Bench:
     async def connect(
         self, *, identity: Identity | None = None, resume: BackendRecord | None = None, backend: Backend | None = None
     ) -> BackendClient:
-        client = await self.connector(
+        client = await self.connector.for_session(SESSION_ID)(
             backend or self.backend,
             identity=identity,
             resume=resume,
@@ -70,6 +82,13 @@ class Bench:
         )
         self.clients.append(client)
         return client
+
+
+async def no_roots(request: ServerRequest) -> JSON:
+    return {"roots": []}
+
+
+ASKED = ClientHandlers(roots=no_roots)  # of a client that backends may ask for something
 
 
 async def ask(
@@ -98,11 +117,15 @@ async def open_bench(
     *,
     settings: FactorySettings | None = None,
     auth: OutgoingAuth | None = None,
+    handlers: ClientHandlers | None = None,
+    transport_name: str = "streamable-http",
     **configured: Any,
 ) -> AsyncIterator[Bench]:
     """Leaving it says goodbye to every client's backend session, waits for what they started, and finds it ended."""
-    connector = HttpConnector(settings or FactorySettings(), auth=auth, transport=transport)
-    backend = Backend(**{"id": "b", "url": "http://b.test/mcp", **configured})
+    connector = HttpConnector(
+        settings or FactorySettings(), handlers=handlers or ClientHandlers(), auth=auth, transport=transport
+    )
+    backend = Backend(**{"id": "b", "url": "http://b.test/mcp", "transport": transport_name, **configured})
     with sole_error():
         async with trio.open_nursery() as nursery:
             bench = Bench(connector, backend, nursery)
@@ -193,3 +216,22 @@ def in_sse(*pieces: bytes | float | Exception) -> httpx.Response:
 
 def message_of(request: httpx.Request) -> JSON:
     return json.loads(request.content) if request.content else {}
+
+
+def listening(client: BackendClient) -> str:
+    """How the client's stream for changes stands."""
+    assert isinstance(client, StreamableClient)
+    return client.listening
+
+
+def listen_again(client: BackendClient) -> None:
+    assert isinstance(client, StreamableClient)
+    client.listen_again()
+
+
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+
+
+def streamed(*pieces: bytes) -> Raw:
+    """A whole stream of events, that ends behind them."""
+    return Raw(STREAM_HEAD, b"".join(pieces))

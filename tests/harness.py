@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -16,12 +17,14 @@ from trio_vmcp import (
     Backend,
     BackendConnector,
     BackendRecord,
+    ClientHandlers,
     FactorySettings,
     Identity,
     LocalStorage,
     OnProgress,
     OutgoingAuth,
     Session,
+    SessionChange,
     SessionFactory,
     SessionMetadata,
     SessionNotFound,
@@ -30,8 +33,12 @@ from trio_vmcp import (
     open_session_factory,
 )
 from trio_vmcp.client._dial import Origin
+from trio_vmcp.client._headers import check_session_id
 from trio_vmcp.client.http11 import Http11Transport, RawResponse
 from trio_vmcp.testing import CallContext, MemoryNetwork, ScriptedBackend, open_memory_network
+
+# Who went away stays away: for what is not about coming back.
+NO_RETRIES = FactorySettings(reconnect_delay=math.inf, reconnect_max_delay=math.inf)
 
 ALICE = Identity(issuer="https://issuer.test", subject="alice", token="alice-token")
 BOB = Identity(issuer="https://issuer.test", subject="bob")
@@ -61,6 +68,15 @@ def state_of(session: Session) -> SessionState:
     return session.state
 
 
+async def drained(changes: trio.MemoryReceiveChannel[SessionChange]) -> list[SessionChange]:
+    """What changed until a second from now."""
+    found: list[SessionChange] = []
+    with trio.move_on_after(1):
+        while True:
+            found.append(await changes.receive())
+    return found
+
+
 def library_tasks() -> list[str]:
     """The names of the tasks that belong to the library, and not to a scripted backend."""
 
@@ -88,14 +104,19 @@ class Ledger(Http11Transport):
     async def send(
         self, origin: Origin, verb: str, head: bytes, body: bytes, on_write: Callable[[], None]
     ) -> RawResponse:
-        response = await super().send(origin, verb, head, body, on_write)
+        response = await super().send(origin, verb, head, body, on_write)  # no checkpoint from here to the library
         self.session_ids[origin.host].update(session_ids_in(response))
         return response
 
+    @property
+    def all_session_ids(self) -> set[str]:
+        return set().union(*self.session_ids.values())
+
 
 def session_ids_in(response: RawResponse) -> list[str]:
-    """The values of `Mcp-Session-Id`."""
-    return [value.decode() for name, value in response.headers if name == b"mcp-session-id"]
+    """The one that the library may take from it, if there is one."""
+    ids = [value.decode("latin-1") for name, value in response.headers if name == b"mcp-session-id"]
+    return ids if 200 <= response.status < 300 and len(ids) == 1 and check_session_id(ids[0]) else []
 
 
 @attrs.define(eq=False)
@@ -195,11 +216,13 @@ async def open_world(
     settings: FactorySettings | None = None,
     storage: ScriptedStorage | None = None,
     auth: OutgoingAuth | None = None,
+    handlers: ClientHandlers | None = None,
     configure: Callable[[Backend], Backend] = lambda backend: backend,
 ) -> AsyncIterator[World]:
     """A world that is checked when it ends: no task, request, connection, backend session or row is left.
 
-    Backends that speak one era are pinned to it; `configure` may change what a user would write.
+    Backends that speak one era are pinned to it, and to their transport; `configure` may change what a user would
+    write.
     """
     storage = storage or ScriptedStorage()
     async with open_memory_network() as network:
@@ -209,12 +232,15 @@ async def open_world(
                     id=backend_id,
                     url=network.attach(f"{backend_id}.test", backend),
                     era="auto" if backend.era == "both" else backend.era,
+                    transport=backend.transport,
                 )
             )
             for backend_id, backend in backends.items()
         )
         transport = Ledger(network)
-        async with open_session_factory(transport=transport, storage=storage, settings=settings, auth=auth) as factory:
+        async with open_session_factory(
+            transport=transport, storage=storage, settings=settings, auth=auth, handlers=handlers
+        ) as factory:
             world = World(network, backends, configured, transport, storage, factory)
             yield world
         await assert_nothing_left(world)

@@ -19,6 +19,7 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import PYTHON_OPTIONS, SERVER
 from rich.console import Console
 from trio.testing import MockClock
 
@@ -467,13 +468,32 @@ def test_check_exits_with_1_when_a_backend_is_missing(
     assert capsys.readouterr().out.startswith("0 of 1 backends connected in ")
 
 
+def test_the_commands_of_a_file_are_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checked and called; shown are the program's name and no secret of its environment, though it repeats it."""
+    monkeypatch.setenv("TOKEN", "s3cret-value")
+    entry = {"command": sys.executable, "args": [*PYTHON_OPTIONS, str(SERVER), "modern"], "env": {"SECRET": "${TOKEN}"}}
+    config = write_config(tmp_path, json.dumps({"mcpServers": {"plain": entry}}))
+    assert 0 == main(["check", "--config", config])
+    assert f"plain: modern 2026-07-28, {Path(sys.executable).name}, " in capsys.readouterr().out
+    assert 0 == main(["call", "plain_echo", '{"a": 1}', "--config", config])
+    assert '{"a": 1}' in capsys.readouterr().out
+    assert 0 == main(["call", "plain_env", "--config", config])
+    printed = capsys.readouterr().out
+    assert "SECRET" in printed
+    assert "s3cret-value" not in printed
+    assert 1 == main(["call", "plain_die", "--config", config])
+    assert "its last words on stderr: 'about to die', 'of $SECRET'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
         ('{"a": {"url": "x"}}', "FILE: a.url: is not an http:// or https:// URL with a host"),
         ('{\n"a": }', "FILE:2:6: not JSON: Expecting value"),
         ("{}", "FILE: enables no server"),
-        ('{"a": {"command": "npx"}}', "FILE: a: is a stdio server (command), which is not supported yet"),
+        ('{"a": {"command": "npx", "args": "-y"}}', "FILE: a.args: is a string, not a list"),
         ('{"a": {"url": "${NOT_SET_HERE}"}}', "FILE: a.url: needs the environment variable NOT_SET_HERE, which is"),
     ],
 )

@@ -169,12 +169,57 @@ def test_a_bad_file_gets_one_line_that_names_the_path(document: Any, line: str) 
     assert line == refusal(json.dumps(document))
 
 
-@pytest.mark.parametrize("entry", [{"command": "npx"}, {"type": "stdio"}, {"type": "local", "url": URL}])
-def test_a_stdio_server_is_named_as_not_supported_yet(entry: Any) -> None:
-    """The line also says how to leave it out."""
-    line = refusal(json.dumps({"mcpServers": {"files": entry}}))
-    assert line.startswith("mcp.json: mcpServers.files: is a stdio server (command), which is not supported yet")
-    assert line.endswith('"disabled": true leaves it out')
+def test_a_command_is_a_process() -> None:
+    """With its args, environment and directory, in all of which variables are filled in."""
+    entry = {
+        "command": "${BIN}/npx",
+        "args": ["-y", "server", "--token=${TOKEN}", ""],
+        "env": {"API_KEY": "${TOKEN}", "MODE": "fast"},
+        "cwd": "${HOME:-/}",
+        "timeout": 1500,
+    }
+    backend = Backend(
+        id="time",
+        transport="stdio",
+        command="/opt/npx",
+        args=["-y", "server", "--token=t0ken", ""],
+        env={"API_KEY": "t0ken", "MODE": "fast"},
+        cwd="/",
+        request_timeout=1.5,
+    )
+    assert backend == parse_one(entry, BIN="/opt", TOKEN="t0ken")
+
+
+@pytest.mark.parametrize("entry", [{}, {"type": "stdio"}, {"type": "local"}])
+def test_a_command_alone_is_enough(entry: Any) -> None:
+    """What is null or absent is as if it were not there."""
+    expected, entry = Backend(id="time", transport="stdio", command="x"), {**entry, "command": "x"}
+    assert expected == parse_one(entry) == parse_one({**entry, "args": None, "env": None, "cwd": None})
+
+
+@pytest.mark.parametrize(
+    ("entry", "line"),
+    [
+        ({"type": "stdio"}, "a: has no command"),
+        ({"type": "local", "url": URL}, "a: has no command"),
+        ({"command": ""}, "a.command: is empty"),
+        ({"command": "${NOPE:-}"}, "a.command: is empty"),
+        ({"command": ["x"]}, "a.command: is a list, not a string"),
+        ({"command": "x", "args": "-y"}, "a.args: is a string, not a list"),
+        ({"command": "x", "args": ["-y", 1]}, "a.args[1]: is a number, not a string"),
+        ({"command": "x", "args": ["a\0b"]}, "a.args[0]: holds NUL, which no process can be given"),
+        ({"command": "x", "env": ["A=b"]}, "a.env: is a list, not an object"),
+        ({"command": "x", "env": {"A": 1}}, "a.env.A: is a number, not a string"),
+        ({"command": "x", "env": {"A=B": ""}}, 'a.env["A=B"]: is no name of an environment variable'),
+        ({"command": "x", "cwd": 1}, "a.cwd: is a number, not a string"),
+        ({"command": "${NOPE}"}, "a.command: needs the environment variable NOPE, which is not set"),
+        ({"command": "x", "args": ["${NOPE}"]}, "a.args[0]: needs the environment variable NOPE, which is not set"),
+        ({"command": "x", "timeout": 0}, "a.timeout: is not a number of ms above 0"),
+    ],
+)
+def test_a_process_that_cannot_be_is_named(entry: Any, line: str) -> None:
+    """Place and reason; no value."""
+    assert f"mcp.json: {line}" == refusal(json.dumps({"a": entry}))
 
 
 @pytest.mark.parametrize(

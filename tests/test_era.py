@@ -433,19 +433,6 @@ async def test_endpoints_do_not_share_verdicts() -> None:
         assert "modern" == (await bench.connect()).record.era
 
 
-# What is not built yet
-
-
-@pytest.mark.parametrize("status", [400, 404, 405])
-async def test_a_server_of_the_older_transport_is_named(status: int) -> None:
-    """It refuses the POST to its stream's URL; not a riddle about HTTP statuses."""
-    backend = echo_backend("both")
-    backend.fail("POST", Status(status, b"Method Not Allowed"))
-    async with open_scripted(backend) as bench:
-        with pytest.raises(BackendRejected, match=rf"HTTP {status}, as servers of HTTP\+SSE.*not supported yet"):
-            await bench.connect()
-
-
 async def test_a_refusal_in_json_rpc_is_not_taken_for_the_older_transport() -> None:
     """Servers of HTTP+SSE do not answer in JSON-RPC there."""
     backend = echo_backend("both")
@@ -453,20 +440,6 @@ async def test_a_refusal_in_json_rpc_is_not_taken_for_the_older_transport() -> N
     async with open_scripted(backend) as bench:
         with pytest.raises(BackendRejected, match="rejected 'initialize': 'client too old'"):
             await bench.connect()
-
-
-@pytest.mark.parametrize(
-    "configured", [{"transport": "sse", "url": "http://b.test/sse"}, {"transport": "stdio", "command": "server"}]
-)
-async def test_transports_to_come_are_refused_by_name(configured: Any) -> None:
-    """No request is sent, no process started."""
-
-    def never(request: httpx.Request) -> httpx.Response:
-        raise AssertionError
-
-    async with open_bench(httpx.MockTransport(never)) as bench:
-        with pytest.raises(BackendRejected, match=f"transport '{configured['transport']}', which is not supported yet"):
-            await bench.connect(backend=Backend(id="b", **configured))
 
 
 async def test_a_probe_answered_in_a_stream_that_stays_open_is_answered(autojump_clock: MockClock) -> None:

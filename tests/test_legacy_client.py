@@ -37,7 +37,8 @@ from trio_vmcp import (
     BackendUnavailable,
     FactorySettings,
 )
-from trio_vmcp.testing import CONNECT, CallContext, Delay, Disconnect, Error, Hang, Refuse, Reset, Rewrite, Status
+from trio_vmcp._outbound import begin_request
+from trio_vmcp.testing import CONNECT, CallContext, Delay, Disconnect, Error, Hang, Refuse, Reset, Status
 
 VERSION = "mcp-protocol-version"
 SESSION = "mcp-session-id"
@@ -843,51 +844,52 @@ async def test_a_stored_session_is_used_without_a_handshake() -> None:
 
 
 @pytest.mark.parametrize("forgets", ["404", "400"])
-async def test_a_stored_session_that_is_gone_is_opened_afresh(forgets: str) -> None:
-    """Once, and the request that found out is sent again: it did not run."""
+async def test_a_stored_session_that_is_gone_is_said_to_be(forgets: str) -> None:
+    """The request did not run, and is not sent again here: whoever holds the client needs another."""
     backend = echo_backend()
     async with open_scripted(backend) as bench:
         record = await stored(bench)
         backend.restart()
         if forgets == "400":
-            backend.fail("tools/call", Status(400, b"no valid session"), times=1)
+            backend.fail("tools/call", Status(400, b"try again"), times=1)
         client = await bench.connect(resume=record)
-        await call(client)
-        await call(client)
-        assert record.session_id != client.record.session_id
-    assert 2 == len(backend.received("initialize"))
-    assert 2 == backend.executed["echo"]
-    assert [record.session_id] == [e.session_id for e in backend.received("tools/call")][:1]
+        with pytest.raises(BackendUnavailable, match=f"no longer knows our session .HTTP {forgets}") as caught:
+            await call(client)
+        assert not caught.value.may_have_executed
+    assert 1 == len(backend.received("initialize"))
+    assert [record.session_id] == [e.session_id for e in backend.received("tools/call")]
 
 
 @pytest.mark.parametrize(
-    "fault", [Status(503), Reset(0), Hang(), Error(-32000, "no"), Rewrite(lambda m: {**m, "result": {}})]
+    ("fault", "is_lost"),
+    [
+        (Error(-32000, "Bad Request: No valid session ID provided", status=400), True),
+        (Status(400, b"<html>unknown Session</html>"), True),
+        (Status(404), True),
+        (Error(-32601, "no such thing", status=404), True),
+        (Error(-32020, "0 Mcp-Method headers, not one", status=400), True),
+        (Error(-32022, "too old", {"supported": ["2026-07-28"], "requested": "2025-11-25"}, status=400), True),
+        (Error(-32602, "'session' is not a string", status=400), False),
+        (Error(-32603, "the session of the browser broke", status=400), False),
+        (Error(-32000, "Session limit", status=200), False),
+        (Status(400, b"what?"), False),
+        (Status(503), True),
+        (Status(500), False),
+        (Status(429), False),
+    ],
 )
-async def test_a_call_whose_session_cannot_be_opened_again_has_not_run(autojump_clock: MockClock, fault: Any) -> None:
-    """Its 404 proved it; what became of the handshake says nothing else. The next call tries again."""
+async def test_which_refusals_say_that_the_session_is_lost(fault: Any, is_lost: bool) -> None:
+    """404, a 400 that is about the session, 503, and the words of the other era. All but 503 say that nothing ran."""
     backend = echo_backend()
-    async with open_scripted(backend, leaves_sessions=True) as bench:
-        record = await stored(bench)
-        backend.restart()
-        backend.fail("initialize", fault, times=1)
-        client = await bench.connect(resume=record)
+    async with open_client(backend) as client:
+        backend.fail("tools/call", fault, times=1)
+        note = begin_request("tools/call")
         with pytest.raises(BackendError) as caught:
-            await call(client, timeout=5)
-        assert not caught.value.may_have_executed
-        assert [] == backend.received("notifications/cancelled")
-    assert 0 == backend.executed["echo"]
-
-
-async def test_a_second_404_after_a_new_handshake_is_no_loop() -> None:
-    """One fresh session, one retry."""
-    backend = echo_backend()
-    async with open_scripted(backend, leaves_sessions=True) as bench:
-        record = await stored(bench)
-        client = await bench.connect(resume=record)
-        backend.fail("tools/call", Status(404))
-        with pytest.raises(BackendUnavailable, match="no longer knows"):
             await call(client)
-    assert 2 == len(backend.received("tools/call"))
+        assert is_lost == note.session_lost
+        if is_lost and fault != Status(503):
+            assert not caught.value.may_have_executed
+        await call(client)  # it goes on: to replace it is for its owner
 
 
 async def test_no_secret_is_shown() -> None:

@@ -438,6 +438,20 @@ def test_an_endpoint_is_its_transport_and_url() -> None:
     assert endpoint_digest(backend) == endpoint_digest(attrs.evolve(backend, id="b", headers={"X": "secret"}))
 
 
+def test_a_process_is_its_command_line() -> None:
+    """And where it runs; its environment is not, since short secrets could be guessed from a stored digest."""
+    backend = Backend(id="a", transport="stdio", command="server", args=["--all"])
+    others = [
+        attrs.evolve(backend, command="other"),
+        attrs.evolve(backend, args=["--", "all"]),
+        attrs.evolve(backend, args=[]),
+        attrs.evolve(backend, cwd="/srv"),
+        Backend(id="a", url="http://a.example/mcp"),
+    ]
+    assert 6 == len({endpoint_digest(other) for other in (backend, *others)})
+    assert endpoint_digest(backend) == endpoint_digest(attrs.evolve(backend, id="b", env={"TOKEN": "secret"}))
+
+
 def test_any_url_has_a_digest() -> None:
     """A url that is not encodable is still one endpoint."""
     assert 64 == len(endpoint_digest(Backend(id="a", url="http://a.example/\ud800")))

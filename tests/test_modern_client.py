@@ -37,9 +37,10 @@ from trio_vmcp import (
     BackendUnavailable,
     FactorySettings,
 )
+from trio_vmcp._outbound import begin_request
 from trio_vmcp.client._headers import decode_header_value
 from trio_vmcp.client._jsonrpc import NotJson
-from trio_vmcp.testing import CallContext, Error, Hang, Raw, Reset, Rewrite, ScriptedBackend, Status
+from trio_vmcp.testing import CallContext, Error, Fault, Hang, Raw, Reset, Rewrite, ScriptedBackend, Status
 
 META = "io.modelcontextprotocol/"
 VERSION = "2026-07-28"
@@ -312,7 +313,7 @@ async def test_a_list_without_an_end_is_fetched_within_bounds() -> None:
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"resultType": "input_required", "inputRequests": {}}, "for input, and this client declares none"),
+        ({"resultType": "input_required", "inputRequests": {}}, "for input, and named none"),
         ({"resultType": "later"}, "unknown resultType"),
         ({"resultType": None}, "unknown resultType"),
         ({"resultType": ["complete"]}, "unknown resultType"),
@@ -339,10 +340,38 @@ async def test_results_are_handed_on_as_they_came() -> None:
     ("status", "error"), [(401, BackendUnauthorized), (404, BackendRejected), (500, BackendRejected)]
 )
 async def test_http_errors_are_typed(status: int, error: type[BackendError]) -> None:
-    """As in the other era; no 404 is a lost session here."""
+    """As in the other era, the 404 of a lost session included: there is no session here."""
     async with over(Server(httpx.Response(status))) as bench:
         with pytest.raises(error, match=f"HTTP {status}"):
             await call(await bench.connect())
+
+
+@pytest.mark.parametrize(
+    ("fault", "is_lost"),
+    [
+        (Error(-32000, "Bad Request: Mcp-Session-Id header is required", status=400), True),
+        (Error(-32000, "Bad Request: Unsupported protocol version: 2026-07-28", status=400), True),
+        (Status(404, b"<html>"), True),
+        (Status(405), True),
+        (Status(400), True),
+        (Error(-32601, "no such method", status=404), False),
+        (Error(-32602, "'session' is not a string", status=400), False),
+        (Error(-32020, "the session header differs", status=400), False),
+        (Error(-32021, "roots", {"requiredCapabilities": {}}, status=400), False),
+        (Status(503), False),
+        (Error(-32000, "Unsupported protocol version", status=200), False),
+    ],
+)
+async def test_which_refusals_are_those_of_another_server(fault: Fault, is_lost: bool) -> None:
+    """Of one that was exchanged for a server of the other era, or for a proxy's page: those did not run anything."""
+    backend = echo_backend("modern")
+    async with open_client(backend) as client:
+        backend.fail("tools/call", fault)
+        note = begin_request("tools/call")
+        with pytest.raises(BackendError) as caught:
+            await call(client)
+        assert is_lost == note.session_lost
+        assert not (is_lost and caught.value.may_have_executed)
 
 
 # Streams

@@ -29,7 +29,6 @@ from trio_vmcp import (
     Backend,
     BackendFailure,
     BackendUnavailable,
-    ClientHandlers,
     FactorySettings,
     FailureReason,
     InvalidSessionId,
@@ -98,7 +97,7 @@ def test_an_opening_ends_at_its_bound(backends: int, limit: int, backend_timeout
                 waves = math.ceil(backends / limit)
                 assert min(session_timeout, waves * backend_timeout) == trio.current_time() - begun
                 assert backends == len(session.failures)
-        assert connector.most_connecting <= limit
+                assert connector.most_connecting <= limit
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
 
@@ -250,22 +249,17 @@ async def test_a_failing_backend_is_data(
     assert f"backend 'bad' is missing ({reason.value}): it {failure.detail}" in warning.getMessage()
 
 
-async def test_hosts_and_transports_that_are_not_there_are_failures(autojump_clock: MockClock) -> None:
-    """An unknown host is unreachable; a transport that is not built yet says so; neither raises."""
+async def test_hosts_that_are_not_there_are_failures(autojump_clock: MockClock) -> None:
+    """An unknown host is unreachable, over the older transport as well; neither raises."""
     async with open_world({"good": echo_backend()}) as world:
         backends = [
             *world.configured,
             Backend(id="gone", url="http://gone.test/mcp"),
-            Backend(id="old", url="http://good.test/sse", transport="sse"),
-            Backend(id="local", transport="stdio", command="server"),
+            Backend(id="old", url="http://gone.test/sse", transport="sse"),
         ]
         async with world.factory.open_session(backends) as session:
-            assert {
-                "gone": FailureReason.UNREACHABLE,
-                "old": FailureReason.REJECTED,
-                "local": FailureReason.REJECTED,
-            } == reasons(session.failures)
-            assert 2 == sum("not supported yet" in failure.detail for failure in session.failures)
+            unreachable = FailureReason.UNREACHABLE
+            assert {"gone": unreachable, "old": unreachable} == reasons(session.failures)
             assert 1 == len(session.tools)
 
 
@@ -651,19 +645,6 @@ async def test_one_malformed_tool_costs_itself(
 
 
 # What a factory is given
-
-
-async def test_handlers_that_are_not_used_yet_are_said_so(caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing is declared to backends on behalf of handlers that nobody would call."""
-
-    async def sample(request: object) -> None: ...
-
-    async with open_session_factory(handlers=ClientHandlers()):
-        pass
-    assert [] == caplog.messages
-    async with open_session_factory(handlers=ClientHandlers(sampling=sample)):
-        pass
-    assert ["handlers are not supported yet: backends are told that this client offers nothing"] == caplog.messages
 
 
 async def test_a_factory_closes_the_storage_that_it_made_and_no_other(

@@ -45,6 +45,7 @@ from trio_vmcp import (
     UnauthorizedCaller,
     open_session_factory,
 )
+from trio_vmcp.client.http11 import KEEPALIVE_EXPIRY
 from trio_vmcp.testing import CONNECT, Delay, Error, Hang, Refuse, ScriptedBackend
 
 BOTH_ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
@@ -530,7 +531,7 @@ async def test_a_backend_that_is_down_at_the_restore_keeps_its_session(autojump_
     backends = {"a": echo_backend()}
     async with open_world(backends) as world:
         stored = await make_and_suspend(world)
-        await world.transport.aclose()  # kept-alive connections would not be refused
+        await trio.sleep(KEEPALIVE_EXPIRY)  # kept-alive connections would not be refused
         backends["a"].fail(CONNECT, Refuse())
         session = await world.restore_session("one")
         assert [FailureReason.UNREACHABLE] == [failure.reason for failure in session.failures]

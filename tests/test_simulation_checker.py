@@ -108,8 +108,7 @@ def drains_longer(original: Any, session: Any, limit: float) -> None:
 
 
 def holds_one_slot_less(original: Any, membership: Membership, *args: Any) -> Any:
-    fewer = attrs.evolve(membership._settings, max_backend_init_concurrency=1)
-    membership._settings = fewer
+    membership._slots = trio.CapacityLimiter(1)
     return original(membership, *args)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from typing import Any, Literal
 
 import httpx
 import pytest
 import trio
+from duplex import Raw
 from raw_mcp import ACCEPT, RawClient, messages, open_client_on, open_raw_client
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from trio_vmcp.models import JSON
 from trio_vmcp.testing import (
@@ -22,6 +24,8 @@ from trio_vmcp.testing import (
     ScriptedBackend,
     open_memory_network,
 )
+from trio_vmcp.testing import Raw as RawFault
+from trio_vmcp.testing.modern import VERSION_KEY
 
 Era = Literal["legacy", "modern"]
 Answers = Literal["json", "sse"]
@@ -420,6 +424,90 @@ async def test_clients_that_listen_hear_of_changes(era: Era, nursery: trio.Nurse
         assert 0 == backend.listening
 
 
+@both_eras
+async def test_a_stream_for_notifications_is_ended_by_the_backend(era: Era, autojump_clock: MockClock) -> None:
+    """After so many seconds, or at once; in the modern era with a result or without a word."""
+    backend = ScriptedBackend(era=era, listens=True, stream_seconds=5)
+    backend.add_tool("a")
+    async with open_memory_network() as network, open_client_on(network, backend) as client:
+        await client.shake_hands()
+
+        def request() -> httpx.Request:
+            if era == "modern":
+                return client.build("subscriptions/listen", {"notifications": {"toolsListChanged": True}})
+            return client.http.build_request("GET", client.url, headers=client.headers)
+
+        graceful = await client.http.send(request())
+        assert 5.0 == trio.current_time()
+        assert (era == "modern") == ('"resultType":"complete"' in graceful.text)
+        backend.graceful, backend.stream_seconds = False, None
+        response = await client.http.send(request(), stream=True)
+        await wait_all_tasks_blocked()
+        assert 1 == backend.listening
+        backend.end_streams()
+        assert "resultType" not in (await response.aread()).decode()
+        assert (0, 0) == (backend.listening, backend.in_flight)
+
+
+async def test_a_modern_backend_honours_what_it_wants() -> None:
+    """What it does not acknowledge it does not tell of either."""
+    backend = ScriptedBackend(era="modern", listens=True, stream_seconds=0, honours=lambda wanted: {})
+    backend.add_tool("a")
+    async with open_memory_network() as network, open_client_on(network, backend) as client:
+        response = await client.http.send(
+            client.build("subscriptions/listen", {"notifications": {"toolsListChanged": True}})
+        )
+        assert '"notifications":{}' in response.text
+
+
+async def test_what_a_listener_missed_is_kept_for_its_return(autojump_clock: MockClock) -> None:
+    """With `resumable`: a GET with its last id gets the rest, and goes on."""
+    backend = ScriptedBackend(listens=True, resumable=True, retry_ms=700, stream_seconds=1)
+    backend.add_tool("a")
+    async with open_memory_network() as network, open_client_on(network, backend) as client:
+        await client.shake_hands()
+        first = await client.http.get(client.url, headers=client.headers)
+        assert "retry: 700" in first.text
+        backend.notify("notifications/tools/list_changed")
+        (last_id,) = re.findall("id: (.*)", first.text)
+        second = await client.http.get(client.url, headers={**client.headers, "last-event-id": last_id})
+        assert 1 == second.text.count("list_changed")
+        assert 2.0 == trio.current_time()
+
+
+async def test_a_legacy_backend_takes_subscriptions(nursery: trio.Nursery) -> None:
+    """Each session is told of its own; what a backend asks outside of calls goes to whoever listens."""
+    backend = ScriptedBackend(listens=True)
+    backend.add_resource("memo://one")
+    async with open_memory_network() as network, open_client_on(network, backend) as client:
+        introduced = await client.shake_hands()
+        assert {"listChanged": True, "subscribe": True} == introduced["capabilities"]["resources"]
+        response = await client.http.send(
+            client.http.build_request("GET", client.url, headers=client.headers), stream=True
+        )
+        lines = response.aiter_lines()
+        await client.result("resources/subscribe", {"uri": "memo://one"})
+        backend.notify("notifications/resources/updated", {"uri": "memo://two"})
+        backend.notify("notifications/resources/updated", {"uri": "memo://one"})
+        assert "memo://one" in await next_data(lines)
+        await client.result("resources/unsubscribe", {"uri": "memo://one"})
+        assert {client.headers["mcp-session-id"]: set()} == backend.subscriptions
+        answers: list[object] = []
+
+        async def asking() -> None:
+            answers.append(await backend.ask("roots/list", {}))
+
+        nursery.start_soon(asking)
+        question = json.loads((await next_data(lines)).removeprefix("data: "))
+        answer = {"jsonrpc": "2.0", "id": question["id"], "result": {"roots": []}}
+        await client.http.post(client.url, headers=client.headers, json=answer)
+        await wait_all_tasks_blocked()
+        assert [{"roots": []}] == answers
+        backend.crash()
+        with pytest.raises(httpx.ReadError):
+            await next_data(lines)
+
+
 async def test_a_legacy_handler_can_ask_the_client() -> None:
     """A server request goes out on the call's stream; the client's POST answers it, and only in its own session."""
 
@@ -438,14 +526,14 @@ async def test_a_legacy_handler_can_ask_the_client() -> None:
         response = await client.http.send(request, stream=True)
         lines = response.aiter_lines()
         assert "roots/list" in await next_data(lines)
-        assert 202 == (await other.post(id=1, result={"roots": ["forged"]})).status_code
-        assert 202 == (await client.post(id=1, result={"roots": []})).status_code
+        assert 202 == (await other.post(id=0, result={"roots": ["forged"]})).status_code
+        assert 202 == (await client.post(id=0, result={"roots": []})).status_code
         assert "sampling/createMessage" in await next_data(lines)
-        assert 202 == (await client.post(id=2, error={"code": -32601, "message": "no"})).status_code
+        assert 202 == (await client.post(id=1, error={"code": -32601, "message": "no"})).status_code
         assert "[] -32601: no" in await next_data(lines)
         assert [""] == [line async for line in lines]
         await response.aclose()
-        assert 202 == (await client.post(id=2, result={})).status_code  # late: nobody waits
+        assert 202 == (await client.post(id=1, result={})).status_code  # late: nobody waits
 
 
 class open_other_session:  # noqa: N801  # used like a function
@@ -468,7 +556,7 @@ async def next_data(lines: Any) -> str:
 
 @pytest.mark.parametrize(("era", "answers"), [("modern", "sse"), ("legacy", "json")])
 async def test_asking_the_client_without_a_way_is_the_handlers_error(era: Era, answers: Answers) -> None:
-    """Modern backends send no requests, and JSON answers cannot carry any."""
+    """Modern backends have no way to ask for that, and JSON answers cannot carry requests."""
 
     async def ask(arguments: JSON, context: CallContext) -> str:
         return str(await context.request("ping", {}))
@@ -477,6 +565,113 @@ async def test_asking_the_client_without_a_way_is_the_handlers_error(era: Era, a
     backend.add_tool("ask", ask)
     async with open_raw_client(backend) as client:
         assert (await client.result("tools/call", {"name": "ask"}))["isError"]
+
+
+CONFIRM = {"action": "accept", "content": {}}
+SAMPLE = {"role": "assistant", "content": {"type": "text", "text": "hi"}, "model": "none"}
+
+
+def curious_backend(answers: Answers = "json") -> ScriptedBackend:
+    """A modern one that asks twice before it answers."""
+
+    async def ask(arguments: JSON, context: CallContext) -> str:
+        action = (await context.elicit("sure?"))["action"]
+        two: dict[str, tuple[str, JSON]] = {"roots": ("roots/list", {}), "sample": ("sampling/createMessage", {})}
+        return f"{arguments} {action} {sorted(await context.request_all(two))}"
+
+    backend = ScriptedBackend(era="modern", answers=answers)
+    backend.add_tool("ask", ask)
+    return backend
+
+
+@both_forms
+async def test_a_modern_handler_asks_by_answering(answers: Answers) -> None:
+    """It begins anew with every round, which is no other call, and gets the answers of all rounds so far."""
+    backend = curious_backend(answers)
+    call: JSON = {"name": "ask", "arguments": {"a": 1}}
+    async with open_raw_client(backend) as client:
+        client.capabilities = {"elicitation": {}, "roots": {}, "sampling": {}}
+        first = await client.result("tools/call", call)
+        params = {"message": "sure?", "requestedSchema": {"type": "object", "properties": {}}}
+        inputs = {"elicitation/create": {"method": "elicitation/create", "params": params}}
+        assert ("input_required", inputs) == (first["resultType"], first["inputRequests"])
+        retry = {"requestState": first["requestState"], "inputResponses": {"elicitation/create": CONFIRM}}
+        second = await client.result("tools/call", call | retry)
+        assert {"roots", "sample"} == second["inputRequests"].keys()
+        retry = {"requestState": second["requestState"], "inputResponses": {"roots": {"roots": []}, "sample": SAMPLE}}
+        third = await client.result("tools/call", call | retry)
+    assert "complete" == third["resultType"]
+    assert "{'a': 1} accept ['roots', 'sample']" == third["content"][0]["text"]
+    assert {"ask": 1} == backend.executed
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"requestState": "another"},
+        {"requestState": None},
+        {"inputResponses": {}},
+        {"inputResponses": None},
+        {"inputResponses": {"elicitation/create": CONFIRM, "more": CONFIRM}},
+        {"arguments": {"b": 2}},
+    ],
+)
+async def test_a_retry_that_is_not_exact_is_refused(wrong: JSON) -> None:
+    """State, keys and params have to be those of the round before."""
+    async with open_raw_client(curious_backend()) as client:
+        client.capabilities = {"elicitation": {}}
+        state = (await client.result("tools/call", {"name": "ask"}))["requestState"]
+        right: JSON = {"name": "ask", "requestState": state, "inputResponses": {"elicitation/create": CONFIRM}}
+        assert (400, -32602) == await client.error("tools/call", right | wrong)
+
+
+async def test_a_retry_has_an_id_of_its_own_and_happens_once() -> None:
+    """A state is good for one retry; neither may be given to another request."""
+    async with open_raw_client(curious_backend()) as client:
+        client.capabilities = {"elicitation": {}, "roots": {}, "sampling": {}}
+        first = client.build("tools/call", {"name": "ask"})
+        state = messages(await client.http.send(first))[-1]["result"]["requestState"]
+        retry: JSON = {"requestState": state, "inputResponses": {"elicitation/create": CONFIRM}}
+        client.ids = iter([json.loads(first.content)["id"], 7, 8, 9])
+        assert (400, -32602) == await client.error("tools/call", {"name": "ask"} | retry)
+        state = (await client.result("tools/call", {"name": "ask"}))["requestState"]
+        assert (400, -32602) == await client.error("tools/list", retry | {"requestState": state})
+
+
+async def test_a_client_is_not_asked_for_what_it_has_not_declared() -> None:
+    """ "Servers MUST NOT"; the client learns what it lacks."""
+    async with open_raw_client(curious_backend()) as client:
+        response = await client.request("tools/call", {"name": "ask"})
+        (message,) = messages(response)
+    assert (400, -32021) == (response.status_code, message["error"]["code"])
+    assert {"requiredCapabilities": {"elicitation": {}}} == message["error"]["data"]
+
+
+async def test_a_legacy_handler_can_ask_several_things_at_once() -> None:
+    """They are on the stream before the first is answered, and the answers may come in any order."""
+
+    async def ask(arguments: JSON, context: CallContext) -> str:
+        roots = await context.roots()
+        sampled = (await context.sample("hello", maxTokens=5))["content"]
+        both = await context.request_all({"a": ("ping", {}), "b": ("roots/list", {})})
+        return f"{roots} {sampled['text']} {both}"
+
+    backend = ScriptedBackend(answers="sse")
+    backend.add_tool("ask", ask)
+    async with open_raw_client(backend) as client:
+        response = await client.http.send(client.build("tools/call", {"name": "ask"}), stream=True)
+        lines = response.aiter_lines()
+        assert '"id":0,"method":"roots/list"' in await next_data(lines)
+        await client.post(id=0, result={"roots": []})
+        assert '"maxTokens":5' in await next_data(lines)
+        await client.post(id=1, result=SAMPLE)
+        assert '"ping"' in await next_data(lines)
+        assert "roots/list" in await next_data(lines)
+        await client.post(id=3, result={"roots": [1]})
+        await client.post(id=2, result={})
+        assert "[] hi {'a': {}, 'b': {'roots': [1]}}" in await next_data(lines)
+        assert [""] == [line async for line in lines]
+        await response.aclose()
 
 
 # Cancellation
@@ -613,3 +808,108 @@ async def test_a_crash_resets_everything_and_a_restart_knows_no_session(
         await client.shake_hands()
         assert ["scripted-session-2"] == list(backend.sessions)
     assert "aborted" == backend.received("tools/call")[0].outcome
+
+
+# Other ways than streamable HTTP
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern", "both"])
+async def test_a_backend_speaks_over_lines(era: str, autojump_clock: MockClock) -> None:
+    """One message a line, answered as over HTTP but for headers; garbage gets an error, and the end of the stream ends
+    what runs.
+    """
+    backend = ScriptedBackend(era=era)  # type: ignore[arg-type]
+    backend.add_tool("slow", sleep_long)
+    stamp = {VERSION_KEY: "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
+    near, far = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(backend.serve_lines, far)
+        client = Raw(near)
+        if era != "modern":
+            await client.send(rpc(1, "initialize", {"protocolVersion": "2025-11-25"}))
+            assert "2025-11-25" == (await client.receive())["result"]["protocolVersion"]
+        if era != "legacy":
+            await client.send(rpc("d", "server/discover", {"_meta": stamp}))
+            assert ["2026-07-28"] == (await client.receive())["result"]["supportedVersions"]
+            await client.send(rpc(2, "server/discover", {"_meta": stamp | {VERSION_KEY: "2099-01-01"}}))
+            assert -32022 == (await client.receive())["error"]["code"]
+        if era == "modern":
+            await client.send(rpc(3, "tools/list", {}))
+            assert -32602 == (await client.receive())["error"]["code"]
+        await client.send(b"not JSON")
+        assert (None, -32700) == ((broken := await client.receive())["id"], broken["error"]["code"])
+        meta = {"_meta": stamp} if era == "modern" else {}
+        await client.send(rpc(4, "tools/call", {"name": "slow", **meta}))
+        await client.send(rpc(5, "tools/call", {"name": "slow", **meta}))
+        await client.send(rpc(None, "notifications/cancelled", {"requestId": 4, **meta}))
+        await wait_all_tasks_blocked()
+        assert {"slow": 1} == backend.cancelled
+        assert 1 == backend.in_flight
+        await near.aclose()
+    assert 0 == backend.in_flight == backend.open_connections
+    assert [] == backend.errors
+
+
+def rpc(request_id: object, method: str, params: JSON) -> JSON:
+    message = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}
+    return {key: value for key, value in message.items() if value is not None}
+
+
+async def test_faults_strike_over_lines(autojump_clock: MockClock) -> None:
+    """On the bytes of a line, or instead of it; and notifications come beside the answers."""
+    backend = ScriptedBackend(listens=True)
+    near, far = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(backend.serve_lines, far)
+        client = Raw(near)
+        backend.fail("ping", Delay(5), times=1)
+        backend.fail("ping", RawFault(head=b"", body=b"garbage\n"), times=1)
+        await client.send(rpc(1, "ping", {}))
+        await wait_all_tasks_blocked()
+        backend.notify("notifications/tools/list_changed")
+        assert "notifications/tools/list_changed" == (await client.receive())["method"]
+        assert (1, 5) == ((await client.receive())["id"], trio.current_time())
+        await client.send(rpc(2, "ping", {}))
+        with pytest.raises(json.JSONDecodeError):
+            await client.receive()
+        backend.fail("ping", Disconnect(5))
+        await client.send(rpc(3, "ping", {}))
+        with pytest.raises(EOFError):
+            await client.receive()
+    assert [] == backend.errors
+
+
+@pytest.mark.parametrize("holds_posts", [False, True])
+async def test_a_backend_speaks_the_older_transport(holds_posts: bool, autojump_clock: MockClock) -> None:
+    """GET opens a stream, whose first event names where to POST; 202 there, 405 and 404 elsewhere."""
+    backend = ScriptedBackend(transport="sse", holds_posts=holds_posts, protocol_version="2024-11-05")
+    backend.add_tool("slow", sleep_long)
+    send, events = trio.open_memory_channel[str](10)
+
+    async def listen(client: RawClient) -> None:
+        async with client.http.stream("GET", client.url) as stream:
+            async for line in stream.aiter_lines():
+                if line.startswith("data: "):
+                    await send.send(line.removeprefix("data: "))
+
+    async with open_memory_network() as network, open_client_on(network, backend) as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen, client)
+            endpoint = httpx.URL(client.url).join(await events.receive())
+            assert ["scripted-stream-1"] == list(backend.sessions)
+            for url, body, status in (
+                (httpx.URL(client.url), "{}", 405),
+                (endpoint.copy_with(query=b"session=other"), "{}", 404),
+                (endpoint, "{", 400),
+            ):
+                assert status == (await client.http.post(url, content=body)).status_code
+            assert 202 == (await client.http.post(endpoint, json=rpc(1, "initialize", {}))).status_code
+            assert "2024-11-05" == json.loads(await events.receive())["result"]["protocolVersion"]
+            began = trio.current_time()
+            await client.http.post(endpoint, json=rpc(2, "tools/call", {"name": "slow"}))
+            assert (60 if holds_posts else 0) == trio.current_time() - began
+            assert "rested" == json.loads(await events.receive())["result"]["content"][0]["text"]
+            nursery.cancel_scope.cancel()
+        await wait_all_tasks_blocked()
+        assert {} == backend.sessions
+    assert [] == backend.errors

@@ -151,10 +151,7 @@ async def test_connections_are_kept_alive_and_replaced_when_they_end() -> None:
 
 
 async def test_a_response_left_early_closes_its_connection(autojump_clock: MockClock) -> None:
-    """Closing a body half-read leaves neither a connection nor a half-run generator of httpcore's behind.
-
-    httpx's client wraps the body in generators of its own, out of a transport's reach; hence without it.
-    """
+    """Closing a body half-read leaves no connection behind."""
 
     async def talk(arguments: JSON, context: CallContext) -> str:
         await context.progress(1)

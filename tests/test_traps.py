@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import math
 import time
 import weakref
 from contextvars import ContextVar
@@ -12,6 +13,7 @@ from functools import partial
 import pytest
 import trio
 from harness import (
+    NO_RETRIES,
     PlainConnector,
     ScriptedStorage,
     echo_backend,
@@ -172,7 +174,7 @@ async def test_t07_a_crash_in_one_reader_leaves_its_siblings_alone(
                     raise ValueError  # beside the Cancelled of its sibling
 
     connector = PlainConnector(services={f"b{number}": partial(read, number) for number in range(10)})
-    async with open_session_factory(connector=connector) as factory:
+    async with open_session_factory(connector=connector, settings=NO_RETRIES) as factory:
         async with factory.open_session(plain_backends(10)) as session:
             await trio.sleep(6)
             assert ["b0"] == [failure.backend_id for failure in session.failures]
@@ -213,7 +215,7 @@ async def test_t09_what_nobody_got_does_not_live_on(autojump_clock: MockClock) -
 @pytest.mark.parametrize("late", [-0.001, 0.0, 0.001])
 async def test_t10_what_is_ready_at_the_deadline_is_had_or_let_go(late: float, autojump_clock: MockClock) -> None:
     """A backend that is connected in the instant in which its time is up has joined, or was closed: not both."""
-    limits = FactorySettings(backend_init_timeout=5)
+    limits = FactorySettings(backend_init_timeout=5, reconnect_delay=math.inf)
     backend = echo_backend()
     backend.fail("tools/list", trio_vmcp.testing.Delay(5 + late))
     async with open_world({"a": backend}, settings=limits) as world:

@@ -1,5 +1,6 @@
 """One Trio session over many MCP servers."""
 
+from trio_vmcp.auth import BearerAuth, ClientCredentials, HeaderAuth, PerBackend
 from trio_vmcp.client.interface import (
     BackendClient,
     BackendConnector,
@@ -79,7 +80,9 @@ __all__ = [
     "BackendUnauthorized",
     "BackendUnavailable",
     "Bare",
+    "BearerAuth",
     "CapabilityNotFound",
+    "ClientCredentials",
     "ClientHandlers",
     "CompletionResult",
     "ConflictResolution",
@@ -87,6 +90,7 @@ __all__ = [
     "DefaultSessionFactory",
     "FactorySettings",
     "FailureReason",
+    "HeaderAuth",
     "Identity",
     "InvalidSessionId",
     "Latency",
@@ -100,6 +104,7 @@ __all__ = [
     "NotAuthorized",
     "OnProgress",
     "OutgoingAuth",
+    "PerBackend",
     "Prefix",
     "Priority",
     "Prompt",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -18,7 +18,7 @@ from trio_vmcp.models import JSON, Backend
 from trio_vmcp.routing import Offer
 from trio_vmcp.settings import FactorySettings
 
-__all__ = ["Listing", "list_backend"]
+__all__ = ["MOST_NAME_BYTES", "Listing", "list_backend"]
 
 logger = logging.getLogger("trio_vmcp.session")
 
@@ -35,6 +35,9 @@ class Weight:
     items: int = 0
     size: int = 0
     names: int = 0
+
+    def __add__(self, more: Weight) -> Weight:
+        return Weight(self.items + more.items, self.size + more.size, self.names + more.names)
 
 
 @attrs.frozen
@@ -134,6 +137,10 @@ class _Lister:
     identity: Identity | None
     settings: FactorySettings
     weights: dict[str, Weight]
+    total: Weight = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.total = sum(self.weights.values(), Weight())
 
     async def fetch_in_turn(self, wanted: Sequence[_List]) -> dict[_List, dict[str, JSON]]:
         return {each: await self._fetch(each) for each in wanted}
@@ -165,8 +172,7 @@ class _Lister:
             while pages < self.settings.max_pages:
                 pages += 1
                 page = await self._request(method, {} if cursor is None else {"cursor": cursor})
-                for name, item in self._usable(page, wanted):
-                    found.setdefault(name, item)
+                found |= {name: item for name, item in self._usable(page, wanted).items() if name not in found}
                 cursor = page.get("nextCursor")
                 # "only null/absent ends the list": "" is a cursor (protocol 2026-07-28, pagination).
                 if cursor is None:
@@ -184,42 +190,44 @@ class _Lister:
         # No deadline of its own: whoever lists has one for all of it.
         return await self.client.request(method, params, identity=self.identity, timeout=math.inf, on_progress=None)
 
-    def _usable(self, page: JSON, wanted: _List) -> Iterator[tuple[str, JSON]]:
+    def _usable(self, page: JSON, wanted: _List) -> dict[str, JSON]:
+        """The entries of a page by their key, without those that cannot be listed: one costs itself, not its list."""
         items = page.get(wanted.field)
         if not isinstance(items, list):
             raise BackendProtocolError(self.backend.id, f"answered {wanted.method!r} without an array {wanted.field!r}")
-        size = _encoded_size(items)
-        self._count(wanted, Weight(items=len(items), size=size or 0))
+        page_size = _encoded_size(items)
+        size = page_size or 0
+        usable: dict[str, JSON] = {}
         bad: list[str] = []
         for position, item in enumerate(items):
             problem = _problem(item, wanted.key)
-            if problem is None and size is None:  # something on this page is no text
-                own = _encoded_size(item)
-                problem = "it holds half a surrogate pair, which is not text" if own is None else None
-                self._count(wanted, Weight(size=own or 0))
+            if problem is None and page_size is None:  # something on this page is no text
+                own_size = _encoded_size(item)
+                problem = "it holds half a surrogate pair, which is not text" if own_size is None else None
+                size += own_size or 0
             if problem is None:
-                if wanted.key == "name":
-                    self._count(wanted, Weight(names=len(item["name"].encode())))
-                yield item[wanted.key], item
-            else:  # one bad entry costs itself, not its list
+                usable.setdefault(item[wanted.key], item)
+            else:
                 bad.append(f"{position}: {problem}")
+        names = len("".join(usable).encode()) if wanted.key == "name" else 0
+        self._count(wanted, Weight(len(items), size, names))
         if bad:
             more = f", and {len(bad) - 1} more" if bad[1:] else ""
             logger.warning("backend %r: %s: dropped entry %s%s", self.backend.id, wanted.method, bad[0], more)
+        return usable
 
     def _count(self, wanted: _List, more: Weight) -> None:
-        own = self.weights.get(wanted.kept_as, Weight())
-        self.weights[wanted.kept_as] = Weight(own.items + more.items, own.size + more.size, own.names + more.names)
-        everything = self.weights.values()
-        if sum(weight.items for weight in everything) > self.settings.max_items_per_backend:
+        self.total += more
+        self.weights[wanted.kept_as] = self.weights.get(wanted.kept_as, Weight()) + more
+        if self.total.items > self.settings.max_items_per_backend:
             raise MessageTooLarge(
                 self.backend.id, f"lists over {self.settings.max_items_per_backend} items (max_items_per_backend)"
             )
-        if sum(weight.names for weight in everything) > MOST_NAME_BYTES:
+        if self.total.names > MOST_NAME_BYTES:
             raise MessageTooLarge(
                 self.backend.id, f"lists tools and prompts with over {MOST_NAME_BYTES} bytes of names"
             )
-        if sum(weight.size for weight in everything) > self.settings.max_message_bytes:
+        if self.total.size > self.settings.max_message_bytes:
             raise MessageTooLarge(
                 self.backend.id, f"lists more than {self.settings.max_message_bytes} bytes (max_message_bytes)"
             )
@@ -238,7 +246,8 @@ def _problem(item: object, key: str) -> str | None:
     if key == "name" and not isinstance(item.get("inputSchema", {}), dict):
         return "its 'inputSchema' is not an object"
     for field in _TEXT_FIELDS:
-        if not isinstance(item.get(field, ""), str | None):
+        text = item.get(field)
+        if text is not None and not isinstance(text, str):
             return f"its {field!r} is not a string"
     return None
 

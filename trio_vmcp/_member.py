@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import attrs
 import trio
 
 from trio_vmcp._admission import Call
+from trio_vmcp._backoff import Backoff
 from trio_vmcp._breaker import FAILURES_TO_OPEN, Breaker
 from trio_vmcp._health import Health
 from trio_vmcp._incarnation import Incarnation
 from trio_vmcp._listing import Listing
+from trio_vmcp._reconnects import Turns
 from trio_vmcp.client.interface import BackendClient, OnProgress
 from trio_vmcp.errors import (
     BackendError,
@@ -27,7 +30,10 @@ from trio_vmcp.metadata import BackendRecord, endpoint_digest
 from trio_vmcp.models import JSON, STATE_LOST, Backend, BackendFailure, BackendState, BackendStatus, FailureReason
 from trio_vmcp.settings import FactorySettings
 
-__all__ = ["Member", "new_member"]
+__all__ = ["Member", "new_member", "reason_of"]
+
+# s. Whoever gives a backend less than this to be reached proves nothing about it.
+TELLING_TIMEOUT = 1.0
 
 _REASONS: dict[type[BackendError], FailureReason] = {
     BackendUnavailable: FailureReason.UNREACHABLE,
@@ -39,6 +45,11 @@ _REASONS: dict[type[BackendError], FailureReason] = {
 }
 
 
+def reason_of(error: BackendError) -> FailureReason:
+    """Why a backend is missing that failed so."""
+    return next((_REASONS[kind] for kind in type(error).__mro__ if kind in _REASONS), FailureReason.PROTOCOL)
+
+
 @attrs.define(eq=False)
 class Member:
     """A backend of one session.
@@ -46,36 +57,50 @@ class Member:
     Attributes:
         stored: Its record in the metadata, as of the restore or of the connection before.
         current: The connection that takes calls; None while it is missing.
+        connections: Those that were begun and not yet let go of, `current` among them.
         listing: What it offers, as last seen; None before the first time.
         failure: Why it is missing; None once it is connected.
         last_failure: The latest `failure`, also when it is connected again.
-        attention: Set to wake whoever sees to its connection.
+        turns: At connecting to its endpoint, which all sessions share.
+        retrying: Around the task that tries it again; None while there is no need.
+        on_missing: Called when it has to be connected anew.
         recovery: While it is connected anew, and calls had better wait: set when that ended, well or not.
         subscriptions: URIs whose updates the session wants.
-        supervision: Cancelled when nobody is to see to it any more.
-        gone: Once it was removed: its connection was let go of.
+        gone: It was removed, and all its connections were let go of.
+        refused: How long it is left alone after it refused the credentials of this session, which says nothing about
+            other sessions.
+        not_before: `trio.current_time()` until when it is.
     """
 
     backend_id: str
     backend: Backend | None  # None: a stored member whose backend was not passed to restore_session
     breaker: Breaker
+    refused: Backoff
     stored: BackendRecord | None = None
     current: Incarnation | None = attrs.field(default=None, init=False)
+    connections: set[Incarnation] = attrs.field(factory=set, init=False)
     listing: Listing | None = attrs.field(default=None, init=False)
     failure: BackendFailure | None = attrs.field(default=None, init=False)
     last_failure: BackendFailure | None = attrs.field(default=None, init=False)
     health: Health = attrs.field(factory=Health, init=False)
-    attention: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+    turns: Turns | None = attrs.field(default=None, init=False, repr=False)
+    retrying: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
+    on_missing: Callable[[Member], None] = attrs.field(default=lambda member: None, init=False, repr=False)
     recovery: trio.Event | None = attrs.field(default=None, init=False, repr=False)
     subscriptions: set[str] = attrs.field(factory=set, init=False)
-    supervision: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     gone: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     begun_at: float | None = attrs.field(default=None, init=False)
+    not_before: float = attrs.field(default=0.0, init=False)
+    _lost: bool = attrs.field(default=False, init=False)  # what is stored is not to be taken up again
 
     @property
     def client(self) -> BackendClient | None:
         """The live connection; None while it is missing."""
         return None if self.current is None else self.current.client
+
+    @property
+    def is_removed(self) -> bool:
+        return self.health.state is BackendState.REMOVED
 
     @property
     def record(self) -> BackendRecord | None:
@@ -85,9 +110,9 @@ class Member:
     @property
     def resume(self) -> BackendRecord | None:
         """What a connector may take up again: a backend session's id goes to nobody but the endpoint that gave it."""
-        if self.backend is None or self.stored is None or self.stored.endpoint_digest != endpoint_digest(self.backend):
+        if self._lost or self.backend is None or self.stored is None:
             return None
-        return self.stored
+        return self.stored if self.stored.endpoint_digest == endpoint_digest(self.backend) else None
 
     @property
     def status(self) -> BackendStatus:
@@ -100,40 +125,87 @@ class Member:
             era=record.era if record is not None and known else None,
             protocol_version=record.protocol_version if record is not None and known else None,
             last_failure=self.last_failure,
-            in_flight=0 if self.current is None else self.current.in_flight,
+            in_flight=sum(incarnation.in_flight for incarnation in self.connections),
             calls=health.calls,
             errors=health.errors,
             latency=health.latency,
         )
 
+    # --- what becomes of its connection
+
     def joined(self, incarnation: Incarnation, listing: Listing | None) -> None:
-        self.current, self.failure = incarnation, None
+        self.current, self.failure, self._lost = incarnation, None, False
         self.listing = listing or self.listing
+        self.breaker.succeed()
+        self.refused.reset()
         self.enter(BackendState.READY)
 
     def enter(self, state: BackendState) -> None:
-        self.health.enter(state)
+        if not self.is_removed:  # its last calls may still be answered
+            self.health.enter(state)
 
     def fail(self, reason: FailureReason, detail: str) -> BackendFailure:
         elapsed = 0.0 if self.begun_at is None else trio.current_time() - self.begun_at
         self.failure = self.last_failure = BackendFailure(self.backend_id, reason, detail, elapsed)
         return self.failure
 
-    def fail_with(self, error: BackendError) -> BackendFailure:
-        return self.fail(_REASONS.get(type(error), FailureReason.PROTOCOL), error.detail)
+    def lose_session(self, incarnation: Incarnation, error: BackendError) -> None:
+        """The backend no longer knows this connection's session. Whoever notices it first has it replaced."""
+        if self.current is not incarnation:
+            return
+        assert incarnation.client is not None
+        # Its id is worth nothing any more; nobody is to take it up again.
+        self.stored, self._lost = attrs.evolve(incarnation.client.record, session_id=None), True
+        self.last_failure = BackendFailure(self.backend_id, FailureReason.REJECTED, error.detail, 0.0)
+        self.current, self.recovery = None, trio.Event()
+        incarnation.terminate = True  # it may live all the same: a proxy's page says 404, too
+        incarnation.end()
+        self.enter(BackendState.RECOVERING)
+        self.on_missing(self)
 
-    def live_client(self) -> BackendClient:
-        """The connection.
+    def end_recovery(self) -> None:
+        """Whoever waits for the connection looks at what came of it."""
+        if self.recovery is not None:
+            self.recovery.set()
+            self.recovery = None
 
-        Raises:
-            BackendUnavailable: The backend is missing; nothing was sent.
-        """
-        if self.client is not None:
-            return self.client
-        why = f": it {self.failure.detail}" if self.failure else ""
-        raise BackendUnavailable(self.backend_id, f"is not connected{why}")
+    def give_up(self, why: str) -> None:
+        """Nobody is to connect it any more."""
+        for incarnation in self.connections:
+            incarnation.attempt.cancel(reason=why)  # of no effect on those that have joined
+        if self.retrying is not None:
+            self.retrying.cancel(reason=why)
+        self.end_recovery()
+
+    def remove(self, drain_by: float) -> None:
+        """Take no more calls, and connect no more."""
+        self.enter(BackendState.REMOVED)
+        self.current = self.failure = self.listing = None
+        self.subscriptions.clear()
+        self.give_up("the backend was removed")
+        for incarnation in self.connections:
+            incarnation.end(drain_by)
+        self._look_gone()
+
+    def let_go(self, incarnation: Incarnation) -> None:
+        """This connection is no more."""
+        self.connections.discard(incarnation)
+        self._look_gone()
+
+    def _look_gone(self) -> None:
+        if self.is_removed and not self.connections:
+            self.gone.set()
 
     # --- calls
+
+    def require_reachable(self) -> None:
+        """
+        Raises:
+            BackendUnavailable: The backend is missing, and not just being replaced; nothing was sent.
+        """
+        if self.current is None and self.recovery is None:
+            self.health.failed()
+            raise self._missing()
 
     async def request(
         self,
@@ -151,19 +223,21 @@ class Member:
             BackendError: As the client says; at once where the circuit is open or the backend is missing.
         """
         begun_at = trio.current_time()
-        self._pass_breaker(begun_at)
+        is_trial = False
         try:
+            is_trial = self._pass_breaker(begun_at)
             raw = await self._ask(call, method, params, identity, begun_at + timeout, timeout, on_progress)
         except BackendError as error:
             self.health.failed()
-            self._note_error(error)
+            self._note_error(error, call, trio.current_time() - begun_at, is_trial)
             raise
         except BaseException:
             self.health.calls += 1
-            self.breaker.give_up()
+            if is_trial:
+                self.breaker.give_up()
             raise
         self.health.answered(trio.current_time() - begun_at)
-        self._note_connected()
+        self._note_answer()
         return raw
 
     async def _ask(
@@ -176,29 +250,27 @@ class Member:
         timeout: float,
         on_progress: OnProgress | None,
     ) -> JSON:
-        left = timeout
-        if self.current is None and self.recovery is not None:
-            await self._recovered(method, deadline, timeout)
-            left = deadline - trio.current_time()
-        self.live_client()
-        first = self.current
-        assert first is not None
+        if self.current is not None:
+            incarnation = self.current
+            call.session_lost = False
+            try:
+                return await self._on(incarnation, call, method, params, identity, timeout, on_progress)
+            except BackendError as error:
+                if not call.session_lost:
+                    raise
+                self.lose_session(incarnation, error)
+                if error.may_have_executed:
+                    raise
+        incarnation = await self._recovered(method, deadline, timeout)
+        left = max(deadline - trio.current_time(), 0.0)
         call.session_lost = False
         try:
-            return await self._on(first, call, method, params, identity, left, on_progress)
-        except BackendError as error:
-            if not call.session_lost:
-                raise
-            self.lose_session(first, error)
-            if error.may_have_executed:
-                raise
-        await self._recovered(method, deadline, timeout)
-        self.live_client()
-        second = self.current
-        assert second is not None
-        left = deadline - trio.current_time()
-        raw = await self._on(second, call, method, params, identity, left, on_progress)
-        return raw | {"_meta": (raw.get("_meta") or {}) | {STATE_LOST: True}}
+            raw = await self._on(incarnation, call, method, params, identity, left, on_progress)
+        except BackendTimeout as error:
+            error.detail = f"did not answer {method!r} within {timeout} s (request_timeout), connecting anew included"
+            raise
+        meta = raw.get("_meta")
+        return raw | {"_meta": (meta if isinstance(meta, dict) else {}) | {STATE_LOST: True}}
 
     async def _on(
         self,
@@ -219,37 +291,37 @@ class Member:
         finally:
             incarnation.leave(call)
 
-    def lose_session(self, incarnation: Incarnation, error: BackendError) -> None:
-        """The backend no longer knows this connection's session. Whoever notices it first has it replaced."""
-        if self.current is not incarnation:
-            return
-        assert incarnation.client is not None
-        # Its id is worth nothing any more; nobody is to take it up again.
-        self.stored = attrs.evolve(incarnation.client.record, session_id=None)
-        self.last_failure = BackendFailure(self.backend_id, FailureReason.REJECTED, error.detail, 0.0)
-        self.current, self.recovery = None, trio.Event()
-        incarnation.terminate = error.may_have_executed  # it was not said that the session is gone: let it go properly
-        incarnation.end()
-        self.enter(BackendState.RECOVERING)
-        self.attention.set()
+    async def _recovered(self, method: str, deadline: float, timeout: float) -> Incarnation:
+        """The connection, once it was made anew.
 
-    async def _recovered(self, method: str, deadline: float, timeout: float) -> None:
-        """Wait until the connection was made anew, or could not be: perhaps it was settled long ago."""
+        Raises:
+            BackendUnavailable: It could not be.
+            BackendTimeout: Not by then.
+        """
         with trio.move_on_at(deadline):
-            if self.recovery is not None:
+            while self.current is None and self.recovery is not None:
                 await self.recovery.wait()
-            return
+            if self.current is None:
+                raise self._missing()
+            return self.current
         raise BackendTimeout(
             self.backend_id, f"was not connected anew for {method!r} within {timeout} s (request_timeout)"
         )
 
-    def end_recovery(self) -> None:
-        """Whoever waits for the connection looks at what came of it."""
-        if self.recovery is not None:
-            self.recovery.set()
-            self.recovery = None
+    def _missing(self) -> BackendUnavailable:
+        if self.is_removed:
+            return BackendUnavailable(self.backend_id, "was removed from the session")
+        why = f": it {self.failure.detail}" if self.failure else ""
+        return BackendUnavailable(self.backend_id, f"is not connected{why}")
 
-    def _pass_breaker(self, now: float) -> None:
+    # --- what calls tell about it
+
+    def _pass_breaker(self, now: float) -> bool:
+        """Whether this call is a trial.
+
+        Raises:
+            BackendUnavailable: The circuit is open.
+        """
         wait = self.breaker.admit(now)
         if wait is not None:
             raise BackendUnavailable(
@@ -257,24 +329,24 @@ class Member:
                 f"failed {FAILURES_TO_OPEN} times in a row to be reached, and is tried again in {wait:.1f} s "
                 "(reconnect_delay, reconnect_max_delay)",
             )
+        return self.breaker.is_open
 
-    def _note_error(self, error: BackendError) -> None:
+    def _note_error(self, error: BackendError, call: Call, waited: float, was_trial: bool) -> None:
         """Whoever answers, be it with an error, is there."""
-        unreachable = isinstance(error, BackendUnavailable) or (
-            isinstance(error, BackendTimeout) and not error.may_have_executed
-        )
-        if not unreachable:
-            self._note_connected()
-        elif self.breaker.fail(trio.current_time(), random.random()):
-            self.fail_quietly(error)
+        # Calls that never got to a connection tell nothing about it; nor do errors of a callback of the caller's.
+        tells_nothing = self.current is None or error.backend_id != self.backend_id
+        if isinstance(error, BackendTimeout) and (error.may_have_executed or waited < TELLING_TIMEOUT):
+            tells_nothing = True  # it was reached and is slow, or nobody knows
+        if tells_nothing:
+            if was_trial:
+                self.breaker.give_up()
+        elif call.session_lost or not isinstance(error, BackendUnavailable | BackendTimeout):
+            self._note_answer()
+        elif self.breaker.fail(trio.current_time(), random.random(), was_trial=was_trial):
+            self.last_failure = BackendFailure(self.backend_id, reason_of(error), error.detail, 0.0)
+            self.enter(BackendState.DEGRADED)  # its calls fail, though its connection was not given up
 
-    def fail_quietly(self, error: BackendError) -> None:
-        """Its calls fail, though its connection was not given up."""
-        self.last_failure = BackendFailure(self.backend_id, _REASONS[type(error)], error.detail, 0.0)
-        if self.current is not None:
-            self.enter(BackendState.DEGRADED)
-
-    def _note_connected(self) -> None:
+    def _note_answer(self) -> None:
         if self.breaker.succeed() and self.current is not None:
             self.enter(BackendState.READY)
 
@@ -283,4 +355,5 @@ def new_member(
     backend_id: str, backend: Backend | None, settings: FactorySettings, stored: BackendRecord | None = None
 ) -> Member:
     """A backend that nobody has tried yet."""
-    return Member(backend_id, backend, Breaker(settings.reconnect_delay, settings.reconnect_max_delay), stored)
+    delays = settings.reconnect_delay, settings.reconnect_max_delay
+    return Member(backend_id, backend, Breaker(Backoff(*delays)), Backoff(*delays), stored)

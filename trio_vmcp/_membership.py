@@ -1,14 +1,16 @@
 """The backends of one session: connected side by side, each behind a boundary of its own, connected anew when they
 went away, let go all at once.
 
-Each backend has a supervisor, a task that sees to its having a connection for as long as the session lives. Each
-connection is a task of its own beside it: a new one can be made while calls on the one before still end.
+Each connection is a task of its own: a new one can be made while calls on the one before still end. Beside it there is
+another task for a backend only as long as it is missing: that one tries it again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
@@ -17,17 +19,17 @@ import trio
 
 from trio_vmcp._incarnation import Incarnation
 from trio_vmcp._listing import Listing, list_backend
-from trio_vmcp._member import Member
+from trio_vmcp._member import Member, reason_of
 from trio_vmcp._nursery import describe_crash, start_clean
 from trio_vmcp._outbound import Outbound, outbound
 from trio_vmcp._reconnects import Reconnects
 from trio_vmcp._refresh import Refresher
 from trio_vmcp._stored import Stored
 from trio_vmcp.client.interface import BackendClient, BackendConnector
-from trio_vmcp.errors import BackendError, BackendUnavailable, NoBackends, session_tag
+from trio_vmcp.errors import BackendError, BackendUnavailable, NoBackends, SessionClosed, session_tag
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord, endpoint_digest
-from trio_vmcp.models import JSON, Backend, BackendFailure, BackendState, FailureReason
+from trio_vmcp.models import JSON, Backend, BackendFailure, BackendState, BackendStatus, FailureReason
 from trio_vmcp.settings import FactorySettings
 
 __all__ = ["Change", "Membership", "Observer"]
@@ -37,12 +39,22 @@ logger = logging.getLogger("trio_vmcp.session")
 # s. Two answers that take longer come from afar: then round trips are what an opening waits for, and all lists at once
 # save some. Nearby they would cost three connections more, and gain nothing.
 SLOW_HANDSHAKE = 0.02
+MOST_REMOVED = 100  # backends that `session.backends` still shows
+MOST_SUB_RESOURCE = 4096  # characters of a URI beyond the one that was subscribed to: a backend chooses them
 
 Change: TypeAlias = Literal["backend", "tools", "resources", "prompts"]
+EVERYTHING: tuple[Change, ...] = ("backend", "tools", "resources", "prompts")
 
 
 class Observer(Protocol):
     """Who advertises, writes down and tells what changes. Never waits."""
+
+    def check_names(self, member: Member, listing: Listing) -> None:
+        """
+        Raises:
+            MessageTooLarge: Names stay bound for the session's life, and this backend has had too many by now.
+        """
+        ...
 
     def member_changed(self, member: Member, changes: Sequence[Change]) -> None:
         """After the opening: it joined, was lost, or lists something else."""
@@ -71,15 +83,20 @@ class Membership:
     _observer: Observer
     all_settled: trio.Event = attrs.field(factory=trio.Event, init=False)
     _unsettled: int = attrs.field(init=False)
+    _slots: trio.CapacityLimiter = attrs.field(init=False)
     _opened: trio.Event = attrs.field(factory=trio.Event, init=False)
-    _stopped: bool = attrs.field(default=False, init=False)
+    _closing: bool = attrs.field(default=False, init=False)  # nobody joins but who was connected, and calls wait for
+    _closed: bool = attrs.field(default=False, init=False)  # nobody at all
     _terminating: bool = attrs.field(default=False, init=False)
     _connecting: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
-    _incarnations: dict[Incarnation, Member] = attrs.field(factory=dict, init=False)  # with a client not yet let go of
-    _removed: dict[str, Member] = attrs.field(factory=dict, init=False)
+    _removed: dict[str, Member] = attrs.field(factory=dict, init=False)  # the latest of each id, to be shown
+    _leaving: set[Member] = attrs.field(factory=set, init=False)  # removed, and not yet gone
     _services: trio.Nursery | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
+        for member in self.members.values():
+            self._adopt(member)
+        self._slots = trio.CapacityLimiter(self._settings.max_backend_init_concurrency)
         self._unsettled = sum(member.backend is not None for member in self.members.values())
         if not self._unsettled:
             self.all_settled.set()
@@ -93,19 +110,22 @@ class Membership:
         return tuple(member.record for member in self.members.values() if member.record is not None)
 
     @property
-    def everybody(self) -> tuple[Member, ...]:
-        """Those who were removed as well."""
-        return (*self.members.values(), *self._removed.values())
+    def statuses(self) -> dict[str, BackendStatus]:
+        """By backend id; of those that were removed as well."""
+        return {known.backend_id: known.status for known in (*self.members.values(), *self._removed.values())}
 
     async def connect_all(self, services: trio.Nursery) -> None:
         """Hand the slots out, one task for all of them: their order is the caller's, and Trio starts tasks in any."""
         self._services = services
-        slots = trio.CapacityLimiter(self._settings.max_backend_init_concurrency)
         with self._connecting:
-            for member in tuple(self.members.values()):  # who comes or goes meanwhile is in no need of a slot
-                if member.backend is not None:
-                    await slots.acquire_on_behalf_of(member)
-                    services.start_soon(self._supervise, member, member.backend, partial(self._settled, member, slots))
+            for member in list(self.members.values()):  # once the session is open, backends may come and go
+                if member.backend is None:
+                    continue
+                await self._slots.acquire_on_behalf_of(member)
+                if member.is_removed:
+                    self._settled(member)
+                    continue
+                self._try_first(member, member.backend, partial(self._settled, member))
 
     def end_opening(self) -> None:
         """The opening is over: who is not here is missing, for a reason. Who comes later is a change.
@@ -127,151 +147,193 @@ class Membership:
             raise NoBackends(self.failures, connected, self._settings.min_backends)
 
     def stop_connecting(self) -> None:
-        """Nobody joins any more."""
-        self._stopped = True
+        """The session drains: nobody joins any more. Only what calls in flight wait for is still connected anew."""
+        self._closing = True
         self._connecting.cancel(reason="session closed")
-        for member in self.everybody:
-            member.supervision.cancel(reason="session closed")
-            member.end_recovery()
+        for member in self.members.values():
+            if member.current is None and member.recovery is None:
+                member.give_up("session closed")
+
+    def stop_recovering(self) -> None:
+        """No call is left that waits for a connection."""
+        self._closed = True
+        for member in self.members.values():
+            member.give_up("session closed")
 
     async def say_goodbye(self, *, terminate: bool) -> None:
         """Let every connection go, side by side. Bounded by whoever calls; raises for nobody."""
         self._terminating = terminate
         async with trio.open_nursery() as goodbyes:
-            for incarnation, member in list(self._incarnations.items()):
-                goodbyes.start_soon(self._part, member, incarnation)
+            for member in (*self.members.values(), *self._leaving):
+                for incarnation in member.connections:
+                    if incarnation.client is not None:
+                        goodbyes.start_soon(self._part, member, incarnation, incarnation.client)
+                        incarnation.end()  # its task has time to come to its end while the backend takes its own
 
     def abandon(self) -> None:
         """The session has closed: nobody waits here any more."""
-        for member in self.everybody:
-            member.end_recovery()
+        self.stop_recovering()
+        for member in self._leaving:
             member.gone.set()
 
     # --- members that come and go
 
     async def add(self, member: Member, backend: Backend) -> None:
-        """Take a backend in, and wait until it has joined or failed. Cancelled, the caller stops waiting."""
-        if member.backend_id in self.members:
-            raise ValueError(f"a backend with the id {member.backend_id!r} is in this session already")
-        if self._services is None or self._stopped:
-            return
-        before = self._removed.pop(member.backend_id, None)
-        self.members[member.backend_id] = member
-        if before is not None:
-            await before.gone.wait()
-            if self._stopped:
-                return
+        """Take a backend in, and wait until it has joined or failed. Cancelled, the caller stops waiting.
+
+        Raises:
+            ValueError: There is one of this id.
+            SessionClosed: The session closed first.
+        """
+        known = self.members.get(backend.id)
+        if known is not None:
+            if known.backend is not None:
+                raise ValueError(f"a backend with the id {backend.id!r} is in this session already")
+            member.stored = known.stored  # of a restored session that was not told of it until now
+        self._removed.pop(backend.id, None)
+        self.members[backend.id] = member
+        self._adopt(member)
         settled = trio.Event()
-        start_clean(self._services, self._supervise, member, backend, settled.set)
+        self._try_first(member, backend, settled.set)
         await settled.wait()
+        if self._closing and member.current is None and not member.is_removed:
+            raise SessionClosed(f"the session closed before backend {backend.id!r} had joined it")
 
     def remove(self, backend_id: str, drain_timeout: float) -> Member:
         """Take no more calls for a backend, and let go of it once those that it has have ended.
 
         Raises:
-            KeyError: There is none of this id.
+            ValueError: There is none of this id.
         """
-        member = self.members.pop(backend_id)
+        member = self.members.pop(backend_id, None)
+        if member is None:
+            raise ValueError(f"no backend {backend_id!r} in this session")
+        self._leaving = {leaving for leaving in self._leaving if not leaving.gone.is_set()} | {member}
+        self._removed.pop(backend_id, None)
         self._removed[backend_id] = member
-        member.supervision.cancel(reason="the backend was removed")
-        member.failure = None
-        member.end_recovery()
-        member.enter(BackendState.REMOVED)
-        incarnation, member.current = member.current, None
-        if incarnation is None:
-            member.gone.set()
-        else:
-            incarnation.terminate, incarnation.drain_by = True, trio.current_time() + drain_timeout
-            incarnation.end()
-        self._observer.member_changed(member, ("backend", "tools", "resources", "prompts"))
+        if len(self._removed) > MOST_REMOVED:
+            del self._removed[next(iter(self._removed))]
+        member.remove(trio.current_time() + drain_timeout)
+        self._observer.member_changed(member, EVERYTHING)
         return member
 
     # --- one backend's tasks
 
-    async def _supervise(self, member: Member, backend: Backend, done: Callable[[], None]) -> None:
-        """See to its having a connection, until the session closes or the backend is removed."""
-        with member.supervision:
-            try:
-                await self._attempt(member, backend, member.resume)
-            finally:
-                done()
-            self._note_first(member, backend)
-            await self._opened.wait()  # a second attempt takes no slot from anybody's first
-            while True:
-                member.attention = trio.Event()
+    def _adopt(self, member: Member) -> None:
+        member.on_missing = self._see_to
+        if member.backend is not None:
+            member.turns = self._reconnects.turns(endpoint_digest(member.backend))
+
+    def _try_first(self, member: Member, backend: Backend, done: Callable[[], None]) -> None:
+        """The first attempt. Calls `done` when it is over, well or not."""
+
+        def settled() -> None:
+            done()
+            if self._may_join(member):
+                self._note_attempt(member)
                 if member.current is None:
-                    await self._connect_anew(member, backend)
-                else:
-                    await member.attention.wait()
+                    self._note_missing(member)
+                    self._see_to(member)
+
+        self._begin(member, backend, settled)
+
+    def _see_to(self, member: Member) -> None:
+        """A backend is missing: have it tried again, unless somebody is at it."""
+        if member.backend is not None and member.retrying is None and self._may_join(member):
+            assert self._services is not None
+            member.retrying = trio.CancelScope()
+            start_clean(self._services, self._retry, member, member.backend, member.retrying)
+
+    async def _retry(self, member: Member, backend: Backend, scope: trio.CancelScope) -> None:
+        """Until it has a connection, the session closes or the backend is removed."""
+        with scope:
+            await self._opened.wait()
+            await trio.sleep_until(member.not_before)
+            while member.current is None and self._may_join(member):
+                await self._connect_anew(member, backend)
+        member.retrying = None
 
     async def _connect_anew(self, member: Member, backend: Backend) -> None:
-        """One more attempt, when its turn has come. A recovery that would have to wait for it has failed."""
-        async with self._reconnects.queue(endpoint_digest(backend)) as turn:
-            if turn.wait and member.recovery is not None:
-                why = member.last_failure.detail if member.last_failure else "lost our session"
-                self._warn(member.fail(FailureReason.UNREACHABLE, why))
-                self._note_missing(member)
-            await trio.sleep(turn.wait)
-            member.enter(BackendState.RECOVERING)
-            await self._attempt(member, backend, member.resume if member.recovery is None else None)
-            if member.client is None:
-                turn.failed()
-            else:
-                turn.succeeded()
-        if member.client is None:
+        """One more attempt, or the wait for its time. A recovery that would have to wait for that has failed."""
+        turns = member.turns
+        assert turns is not None
+        # The slot first: whoever is in the line of an endpoint holds up other sessions, and must not wait for his own.
+        async with self._slot(member), turns.line:
+            too_early = turns.wait > 0
+            if not too_early:
+                member.enter(BackendState.RECOVERING)
+                incarnation = self._begin(member, backend)
+                try:
+                    await incarnation.settled.wait()
+                except BaseException:
+                    incarnation.attempt.cancel(reason="given up")
+                    raise
+                self._note_attempt(member)
+        if member.current is None:
             self._note_missing(member)
-        elif not self._stopped:
-            self._note_returned(member)
+            await trio.sleep_until(member.not_before)
+            await turns.pause()
 
-    async def _attempt(self, member: Member, backend: Backend, resume: BackendRecord | None) -> None:
-        """Connect once. At the end it has joined, or has a failure."""
-        assert self._services is not None
-        incarnation = Incarnation()
+    @asynccontextmanager
+    async def _slot(self, member: Member) -> AsyncIterator[None]:
+        """One of those that the opening hands out. A recovery needs none: calls wait for it."""
+        if member.recovery is not None:
+            yield
+            return
+        await self._slots.acquire_on_behalf_of(member)
         try:
-            self._services.start_soon(self._live, member, backend, incarnation, resume)
-            await incarnation.settled.wait()
-        except BaseException:
-            incarnation.attempt.cancel(reason="given up")
-            raise
+            yield
+        finally:
+            self._slots.release_on_behalf_of(member)
 
-    async def _live(
-        self, member: Member, backend: Backend, incarnation: Incarnation, resume: BackendRecord | None
-    ) -> None:
+    def _begin(self, member: Member, backend: Backend, on_settled: Callable[[], None] = lambda: None) -> Incarnation:
+        """Begin to connect. Once it has settled, the member has joined or has a failure."""
+        assert self._services is not None
+        incarnation = Incarnation(on_settled)
+        member.connections.add(incarnation)
+        start_clean(self._services, self._live, member, backend, incarnation)
+        return incarnation
+
+    async def _live(self, member: Member, backend: Backend, incarnation: Incarnation) -> None:
         """One connection's task: make it, hold the nursery that its services run in, see its last calls end."""
-        detail = ""
+        try:
+            ended = await self._hold(member, backend, incarnation)
+            if ended:
+                await self._lose(member, incarnation, ended)
+        finally:
+            incarnation.settle()
+            member.let_go(incarnation)
+
+    async def _hold(self, member: Member, backend: Backend, incarnation: Incarnation) -> str:
+        """Returns what ended it, if that has yet to be told."""
+        ended = ""
         try:
             async with trio.open_nursery() as nursery:
-                await self._connect(member, backend, incarnation, resume, nursery)
-                incarnation.settled.set()  # who failed, too: what is still said on its way out holds nobody up
-                if incarnation.client is not None:
-                    await incarnation.over.wait()
-                    await incarnation.drain(
-                        BackendUnavailable(backend.id, "was removed from the session (drain_timeout)")
-                    )
-                    await self._let_go(member, incarnation)
+                try:
+                    await self._connect(member, backend, incarnation, nursery)
+                    incarnation.settle()  # who failed, too: what is still said on its way out holds nobody up
+                    if incarnation.client is not None:
+                        await incarnation.over.wait()
+                        await incarnation.drain(partial(_cut_off, backend.id), self._settings.teardown_timeout)
+                        await self._let_go(member, incarnation, incarnation.client)
+                finally:
+                    incarnation.end()  # while the nursery is open: what it hears until then starts tasks there
                 nursery.cancel_scope.cancel()  # its goodbyes are shielded, and bounded
         except* Exception as crash:  # noqa: BLE001  # the boundary of one backend: the others must not notice
             # `except Exception` would not do: a nursery's group may mix a crash with Cancelled, and that slips past it.
-            detail = f"crashed in its connection: {describe_crash(crash)}"
-        if detail:
-            await self._lose(member, incarnation, detail)
-        incarnation.settled.set()
+            # A connection that ended by itself has told so whoever was connecting, too.
+            told = incarnation.client is None and ended_by_itself(crash)
+            ended = "" if told else describe_end(crash)
+        return ended
 
-    async def _connect(
-        self,
-        member: Member,
-        backend: Backend,
-        incarnation: Incarnation,
-        resume: BackendRecord | None,
-        nursery: trio.Nursery,
-    ) -> None:
+    async def _connect(self, member: Member, backend: Backend, incarnation: Incarnation, nursery: trio.Nursery) -> None:
         """Connect and list. At the end the member has joined, or has a failure."""
         member.begun_at = trio.current_time()
         limit = self._settings.backend_init_timeout
         incarnation.attempt.deadline = member.begun_at + limit
         note = Outbound()
         outbound.set(note)  # in this task's own context
-        client = None
+        client, resume = None, member.resume
         try:
             with incarnation.attempt:
                 try:
@@ -281,26 +343,27 @@ class Membership:
                         raise
                     # What was stored is gone: "start a new session by sending a new InitializeRequest".
                     client, listing = await self._open(member, backend, incarnation, None, nursery)
-                if not self._stopped and member.backend_id not in self._removed:
-                    # else it got ready without noticing that it was given up
-                    incarnation.client = client
-                    self._incarnations[incarnation] = member
+                if self._may_join(member):  # else it got ready without noticing that it was given up
+                    incarnation.client, incarnation.is_listed = client, listing is not None
                     member.joined(incarnation, listing)
                     return
         except BackendError as error:
-            failure = member.fail_with(error)
+            why = reason_of(error), error.detail
         except Exception as crash:  # noqa: BLE001  # a connector of the user's may raise anything
-            failure = member.fail(FailureReason.UNREACHABLE, f"could not be connected: {describe_crash(crash)}")
+            why = FailureReason.UNREACHABLE, f"could not be connected: {describe_crash(crash)}"
         else:  # only a cancelled attempt comes here
             step = f"did not answer {note.method!r}" if note.method else "was not ready"
-            failure = member.fail(FailureReason.TIMEOUT, f"{step} within {limit} s (backend_init_timeout)")
+            why = FailureReason.TIMEOUT, f"{step} within {limit} s (backend_init_timeout)"
         finally:  # also where a crash beside us cancelled this nursery
             if client is not None and incarnation.client is None:  # connected, but not listed
                 self._abandon(member, client, nursery)
-        if self._stopped:
+        if self._may_join(member):
+            self._warn(member.fail(*why))
+        elif not member.is_removed:
             member.fail(FailureReason.PENDING, "was still connecting when the session closed")
-        else:
-            self._warn(failure)
+
+    def _may_join(self, member: Member) -> bool:
+        return not (member.is_removed or self._closed or (self._closing and member.recovery is None))
 
     async def _open(
         self,
@@ -312,7 +375,7 @@ class Membership:
     ) -> tuple[BackendClient, Listing | None]:
         """A client, and what it lists; who is known already lists later, and takes calls at once."""
         begun_at = trio.current_time()
-        refresher = Refresher(member, backend, self._identity, self._settings, nursery, self._observer)
+        refresher = Refresher(member, incarnation, backend, self._identity, self._settings, nursery, self._observer)
         client = await self._connector(
             backend,
             identity=self._identity,
@@ -320,10 +383,10 @@ class Membership:
             nursery=nursery,
             events=partial(self._on_event, member, incarnation, refresher),
         )
-        refresher.client = client
         try:
             if member.listing is not None and resume is None:
-                refresher.everything_is_stale()
+                refresher.subscribe_again()
+                refresher.list_again()
                 return client, None
             listing = await list_backend(
                 backend,
@@ -332,12 +395,12 @@ class Membership:
                 settings=self._settings,
                 overlap=trio.current_time() - begun_at > SLOW_HANDSHAKE,
             )
-        except BaseException as error:
-            # A session that is not said to be gone, and is replaced all the same, ends properly.
+            if member.listing is not None:  # a connection that crashed was taken up again
+                self._observer.check_names(member, listing)
+            refresher.subscribe_again()
+        except BaseException:
             note = outbound.get()
-            lost = note is not None and note.session_lost
-            replaced = lost and isinstance(error, BackendError) and error.may_have_executed
-            self._abandon(member, client, nursery, terminate=replaced)
+            self._abandon(member, client, nursery, terminate=note is not None and note.session_lost)
             raise
         return client, listing
 
@@ -350,55 +413,57 @@ class Membership:
         if incarnation.over.is_set():
             return
         if method == "notifications/resources/updated":
-            uri = params.get("uri")
-            if isinstance(uri, str) and uri in member.subscriptions:
+            uri = _subscribed(params.get("uri"), member.subscriptions)
+            if uri is not None:
                 self._observer.resource_updated(member, uri)
         else:
             refresher.note(method)
 
-    def _settled(self, member: Member, slots: trio.CapacityLimiter) -> None:
-        slots.release_on_behalf_of(member)
+    def _settled(self, member: Member) -> None:
+        self._slots.release_on_behalf_of(member)
         self._unsettled -= 1
         if not self._unsettled:
             self.all_settled.set()
 
-    def _note_first(self, member: Member, backend: Backend) -> None:
-        """The first attempt is over, be it in the opening or behind it."""
-        if member.client is None:
-            member.enter(BackendState.DEGRADED)
-            self._reconnects.note_failure(endpoint_digest(backend))
-        elif self._opened.is_set() and not self._stopped:
-            self._observer.member_changed(member, ("backend", "tools", "resources", "prompts"))
-
-    def _note_returned(self, member: Member) -> None:
-        member.end_recovery()
-        member.breaker.succeed()
-        self._observer.member_changed(member, ("backend", "tools", "resources", "prompts"))
-        for uri in member.subscriptions:  # what was updated meanwhile was told to nobody
-            self._observer.resource_updated(member, uri)
+    def _note_attempt(self, member: Member) -> None:
+        """An attempt is over."""
+        assert member.turns is not None
+        if member.current is not None:
+            member.turns.succeeded()
+            member.end_recovery()
+            if self._opened.is_set():
+                self._observer.member_changed(member, EVERYTHING if member.current.is_listed else ("backend",))
+        elif member.failure is None or member.failure.reason is FailureReason.PENDING:
+            return  # it was given up, or is lost again
+        elif member.failure.reason is FailureReason.UNAUTHORIZED:  # which says nothing to other sessions
+            member.not_before = trio.current_time() + member.refused.next(random.random())
+        else:
+            member.turns.failed()
 
     def _note_missing(self, member: Member) -> None:
         member.enter(BackendState.DEGRADED)
         if member.recovery is not None:  # until now it was not missing, but being replaced
+            if member.failure is None:
+                why = member.last_failure.detail if member.last_failure else "lost our session"
+                self._warn(member.fail(FailureReason.UNREACHABLE, why))
             member.end_recovery()
             self._observer.member_changed(member, ("backend",))
 
-    async def _lose(self, member: Member, incarnation: Incarnation, detail: str) -> None:
-        """Its connection crashed, before it had joined or behind it."""
+    async def _lose(self, member: Member, incarnation: Incarnation, ended: str) -> None:
+        """Its connection crashed or ended, before it had joined or behind it."""
         client = incarnation.client
-        incarnation.end()
-        if member.current is incarnation or not incarnation.settled.is_set():
-            self._warn(member.fail(FailureReason.UNREACHABLE, detail))
+        if (member.current is incarnation or not incarnation.settled.is_set()) and not member.is_removed:
+            self._warn(member.fail(FailureReason.UNREACHABLE, ended))
         if member.current is incarnation and client is not None:
             member.stored = client.record  # it may be taken up again
             member.current = None
             member.enter(BackendState.DEGRADED)
-            assert member.backend is not None  # or it would not have been connected
-            self._reconnects.note_failure(endpoint_digest(member.backend))
-            member.attention.set()
+            assert member.turns is not None  # or it would not have been connected
+            member.turns.failed()
+            self._see_to(member)
             self._observer.member_changed(member, ("backend",))
         if client is not None:
-            await self._let_go(member, incarnation)
+            await self._let_go(member, incarnation, client)
 
     def _warn(self, failure: BackendFailure) -> None:
         logger.warning(
@@ -413,26 +478,26 @@ class Membership:
         self, member: Member, client: BackendClient, nursery: trio.Nursery, *, terminate: bool = False
     ) -> None:
         """Close a connection that takes no part: in a task of its own, since its attempt may be out of time."""
-        incarnation = Incarnation()
-        incarnation.client, incarnation.terminate = client, terminate
-        self._incarnations[incarnation] = member
-        start_clean(nursery, self._let_go, member, incarnation)
+        outcast = Incarnation()
+        outcast.terminate = terminate
+        start_clean(nursery, self._let_go, member, outcast, client)
 
-    async def _let_go(self, member: Member, incarnation: Incarnation) -> None:
+    async def _let_go(self, member: Member, incarnation: Incarnation, client: BackendClient) -> None:
         """Close one connection apart from the others: outside of a close nobody else bounds that."""
         with trio.move_on_after(self._settings.teardown_timeout, shield=True):
-            await self._part(member, incarnation)
+            await self._part(member, incarnation, client)
 
-    async def _part(self, member: Member, incarnation: Incarnation) -> None:
+    async def _part(self, member: Member, incarnation: Incarnation, client: BackendClient) -> None:
         """Close one connection. Its backend session ends too, unless it is in the row and may be restored."""
-        client = incarnation.client
-        if client is None or incarnation.is_parting:
+        if incarnation.parted is not None:
+            await incarnation.parted.wait()
             return
-        incarnation.is_parting = True
+        incarnation.parted = trio.Event()
         stored = self._row.record(member.backend_id)
-        kept = stored is not None and stored.session_id == client.record.session_id and not incarnation.terminate
+        kept = stored is not None and stored.session_id == client.record.session_id
+        kept = kept and not (self._terminating or incarnation.terminate or member.is_removed)
         try:
-            await client.aclose(terminate=self._terminating or not kept)
+            await client.aclose(terminate=not kept)
         except* Exception as crash:  # noqa: BLE001  # a close raises for no backend
             logger.warning(
                 "%s: backend %r: goodbye failed: %s",
@@ -441,5 +506,30 @@ class Membership:
                 describe_crash(crash),
             )
         finally:
-            self._incarnations.pop(incarnation, None)
-            member.gone.set()
+            incarnation.parted.set()
+
+
+def ended_by_itself(crash: BaseExceptionGroup[Exception]) -> bool:
+    """Whether a client said that its connection is over, which is no crash."""
+    return all(isinstance(error, BackendError) for error in crash.exceptions)
+
+
+def describe_end(crash: BaseExceptionGroup[Exception]) -> str:
+    """What ended a connection, to complete "backend 'x' …"; its own word for it, where it ended by itself."""
+    if ended_by_itself(crash):
+        return "; ".join(error.detail for error in crash.exceptions if isinstance(error, BackendError))
+    return f"crashed in its connection: {describe_crash(crash)}"
+
+
+def _cut_off(backend_id: str) -> BackendUnavailable:
+    return BackendUnavailable(backend_id, "was removed from the session (drain_timeout)")
+
+
+def _subscribed(uri: object, subscriptions: Iterable[str]) -> str | None:
+    """Which resource to tell of. It "might be a sub-resource of the one that the client actually subscribed to" (MCP
+    2025-11-25, resources); None: of none.
+    """
+    if not isinstance(uri, str):
+        return None
+    own = next((known for known in subscriptions if uri.startswith(known)), None)
+    return own if own is None or len(uri) > len(own) + MOST_SUB_RESOURCE else uri

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import attrs
 import trio
 
-from trio_vmcp._listing import Listing, list_backend
+from trio_vmcp._listing import list_backend
 from trio_vmcp._nursery import start_clean
 from trio_vmcp.client.interface import BackendClient
 from trio_vmcp.errors import BackendError
@@ -22,6 +22,7 @@ from trio_vmcp.models import Backend
 from trio_vmcp.settings import FactorySettings
 
 if TYPE_CHECKING:  # who has refreshers, and hears of them
+    from trio_vmcp._incarnation import Incarnation
     from trio_vmcp._member import Member
     from trio_vmcp._membership import Observer
 
@@ -42,21 +43,16 @@ _KINDS: dict[str, Kind] = {
 
 @attrs.define(eq=False)
 class Refresher:
-    """Of one connection. Its task runs only while there is something to fetch.
-
-    Attributes:
-        client: The connection, once it is one.
-    """
+    """Of one connection. Its task runs only while there is something to fetch."""
 
     _member: Member
+    _incarnation: Incarnation
     _backend: Backend
     _identity: Identity | None
     _settings: FactorySettings
     _nursery: trio.Nursery
     _observer: Observer
-    client: BackendClient | None = attrs.field(default=None, init=False)
     _stale: dict[Kind, None] = attrs.field(factory=dict, init=False)  # an ordered set
-    _to_subscribe: tuple[str, ...] = attrs.field(default=(), init=False)
     _running: bool = attrs.field(default=False, init=False)
 
     def note(self, method: str) -> None:
@@ -64,10 +60,19 @@ class Refresher:
         if method in _KINDS:
             self._want(_KINDS[method])
 
-    def everything_is_stale(self) -> None:
+    def list_again(self) -> None:
         """The connection is new: what is known is what was seen through the one before."""
-        self._to_subscribe = tuple(sorted(self._member.subscriptions))
         self._want(*_KINDS.values())
+
+    def subscribe_again(self) -> None:
+        """Subscriptions were of the connection before. Once for each connection; later ones are its own."""
+        if self._member.subscriptions:
+            start_clean(self._nursery, self._subscribe, sorted(self._member.subscriptions))
+
+    @property
+    def _client(self) -> BackendClient | None:
+        """None while it is being made or listed for the first time, and once it takes no more calls."""
+        return self._member.client if self._member.current is self._incarnation else None
 
     def _want(self, *kinds: Kind) -> None:
         self._stale |= dict.fromkeys(kinds)
@@ -76,30 +81,52 @@ class Refresher:
             start_clean(self._nursery, self._refresh)
 
     async def _refresh(self) -> None:
-        await self._subscribe_again()
-        tries = 0
-        while self._stale:
+        failures = 0
+        while self._stale and not self._incarnation.over.is_set():
             kinds = tuple(self._stale)
             begun_at = trio.current_time()
-            # A client that is still being made, or listed for the first time, has nothing to be fetched again.
-            if self.client is not None and self._member.client is self.client:
+            client = self._client
+            if client is not None:
                 self._stale.clear()
-                if await self._fetch(kinds):
-                    tries = 0
-                else:
-                    tries += 1
-                    if tries < MOST_TRIES:
-                        self._stale = dict.fromkeys(kinds) | self._stale
+                failures = 0 if await self._fetch(client, kinds) else failures + 1
+                if 0 < failures < MOST_TRIES:
+                    self._stale = dict.fromkeys(kinds) | self._stale
             await trio.sleep_until(begun_at + REFETCH_INTERVAL)
         self._running = False
 
-    async def _subscribe_again(self) -> None:
-        """Subscriptions were of the connection before. Once for each connection; later ones are its own."""
-        uris, self._to_subscribe = self._to_subscribe, ()
+    async def _fetch(self, client: BackendClient, kinds: Sequence[Kind]) -> bool:
+        """Whether the lists are new. A session that turns out to be lost is for the next call to replace: what it must
+        wait for is not started over and over by a backend that cries and then knows nobody.
+        """
+        try:
+            with trio.move_on_after(self._settings.backend_init_timeout):
+                listing = await list_backend(
+                    self._backend,
+                    client,
+                    identity=self._identity,
+                    settings=self._settings,
+                    kinds=kinds,
+                    known=self._member.listing,
+                )
+                if client is self._client:
+                    self._observer.check_names(self._member, listing)
+                    self._member.listing = listing
+                    self._observer.member_changed(self._member, kinds)
+                return True
+            why = f"did not answer within {self._settings.backend_init_timeout} s (backend_init_timeout)"
+        except BackendError as error:
+            why = error.detail
+        logger.warning("backend %r: its new %s could not be listed: it %s", self._backend.id, ", ".join(kinds), why)
+        return False
+
+    async def _subscribe(self, uris: Sequence[str]) -> None:
+        """And tell of each: it may have been updated meanwhile."""
         for uri in uris:
-            assert self.client is not None
+            client = self._client
+            if client is None or uri not in self._member.subscriptions:
+                continue
             try:
-                await self.client.request(
+                await client.request(
                     "resources/subscribe",
                     {"uri": uri},
                     identity=self._identity,
@@ -108,25 +135,4 @@ class Refresher:
                 )
             except BackendError as error:
                 logger.warning("%s, when it was to be subscribed to again", error)
-
-    async def _fetch(self, kinds: Sequence[Kind]) -> bool:
-        assert self.client is not None
-        known = self._member.listing or Listing()
-        try:
-            with trio.move_on_after(self._settings.backend_init_timeout):
-                listing = await list_backend(
-                    self._backend,
-                    self.client,
-                    identity=self._identity,
-                    settings=self._settings,
-                    kinds=kinds,
-                    known=known,
-                )
-                self._member.listing = listing
-                self._observer.member_changed(self._member, kinds)
-                return True
-            why = f"did not answer within {self._settings.backend_init_timeout} s (backend_init_timeout)"
-        except BackendError as error:
-            why = error.detail
-        logger.warning("backend %r: its new %s could not be listed: it %s", self._backend.id, ", ".join(kinds), why)
-        return False
+            self._observer.resource_updated(self._member, uri)

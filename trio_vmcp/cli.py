@@ -163,7 +163,8 @@ async def _call(
 
 def _settings(timeout: float | None) -> FactorySettings:
     """No limit for the whole opening: a check is over when every backend has had its turn."""
-    settings = FactorySettings(session_init_timeout=math.inf)
+    # A command asks once and ends: who is missing is not tried again.
+    settings = FactorySettings(session_init_timeout=math.inf, reconnect_delay=math.inf, reconnect_max_delay=math.inf)
     return settings if timeout is None else attrs.evolve(settings, backend_init_timeout=timeout)
 
 

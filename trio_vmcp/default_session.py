@@ -24,10 +24,11 @@ from trio_vmcp._advertised import Advertised, advertise
 from trio_vmcp._caller_view import CallerView
 from trio_vmcp._changes import ChangeFeed
 from trio_vmcp._keeper import Keeper
-from trio_vmcp._listing import Listing
+from trio_vmcp._listing import MOST_NAME_BYTES, Listing
 from trio_vmcp._member import Member, new_member
 from trio_vmcp._membership import Change, Membership
 from trio_vmcp._nursery import describe_crash
+from trio_vmcp._outbound import holds_callback_of
 from trio_vmcp._reconnects import Reconnects
 from trio_vmcp._stored import Stored
 from trio_vmcp.client.interface import BackendConnector, OnProgress
@@ -35,6 +36,7 @@ from trio_vmcp.errors import (
     BackendProtocolError,
     BackendRejected,
     CapabilityNotFound,
+    MessageTooLarge,
     NilCaller,
     PromptNotFound,
     ResourceNotFound,
@@ -73,6 +75,9 @@ logger: logging.Logger = logging.getLogger("trio_vmcp.session")
 # s. However long a user lets a close wait, a close that was caused by a cancel must end soon (design: ownership).
 MOST_CANCELLED_DRAIN = 10.0
 METHOD_NOT_FOUND = -32601  # JSON-RPC 2.0
+# Of one backend: names stay bound, and are in the row, even when their backend no longer lists them. Twice what one
+# listing may have, prefixes included.
+MOST_BOUND_BYTES = 2 * MOST_NAME_BYTES
 # Keys of `_meta` that belong to one hop: MCP's own, and the token that ties progress to a request of ours.
 _RESERVED_META = "io.modelcontextprotocol/"
 _PROGRESS_TOKEN = "progressToken"
@@ -172,7 +177,7 @@ class DefaultSession(trio.abc.AsyncResource):
 
     @property
     def backends(self) -> Mapping[str, BackendStatus]:
-        return MappingProxyType({member.backend_id: member.status for member in self._membership.everybody})
+        return MappingProxyType(self._membership.statuses)
 
     @property
     def state(self) -> SessionState:
@@ -206,8 +211,8 @@ class DefaultSession(trio.abc.AsyncResource):
             target = self._find("tools", name, ToolNotFound)
             return target, {"name": target.name, "arguments": {} if arguments is None else arguments}
 
-        backend_id, raw = await self._call("tools/call", route, "content", caller, meta, timeout, on_progress)
-        return ToolResult(raw, backend_id)
+        member, raw = await self._call("tools/call", route, "content", caller, meta, timeout, on_progress)
+        return ToolResult(raw, member.backend_id)
 
     async def read_resource(
         self,
@@ -222,8 +227,8 @@ class DefaultSession(trio.abc.AsyncResource):
             target = self._find_resource(uri)
             return target, {"uri": target.name}
 
-        backend_id, raw = await self._call("resources/read", route, "contents", caller, meta, timeout, on_progress)
-        return ResourceResult(raw, backend_id)
+        member, raw = await self._call("resources/read", route, "contents", caller, meta, timeout, on_progress)
+        return ResourceResult(raw, member.backend_id)
 
     async def get_prompt(
         self,
@@ -239,8 +244,8 @@ class DefaultSession(trio.abc.AsyncResource):
             target = self._find("prompts", name, PromptNotFound)
             return target, {"name": target.name} | ({} if arguments is None else {"arguments": dict(arguments)})
 
-        backend_id, raw = await self._call("prompts/get", route, "messages", caller, meta, timeout, on_progress)
-        return PromptResult(raw, backend_id)
+        member, raw = await self._call("prompts/get", route, "messages", caller, meta, timeout, on_progress)
+        return PromptResult(raw, member.backend_id)
 
     async def complete(
         self,
@@ -264,8 +269,10 @@ class DefaultSession(trio.abc.AsyncResource):
                     raise ValueError(
                         "ref is neither {'type': 'ref/prompt', 'name': …} nor {'type': 'ref/resource', 'uri': …}"
                     )
-            client = self._members[target.backend_id].live_client()
-            if "completions" not in client.server_capabilities:  # "use only negotiated capabilities" (lifecycle)
+            member = self._members[target.backend_id]
+            member.require_reachable()
+            # "Use only negotiated capabilities" (lifecycle): of this connection, or of the one that is being replaced.
+            if member.record is not None and "completions" not in member.record.server_capabilities:
                 raise BackendRejected(
                     target.backend_id,
                     "does not offer completions",
@@ -274,12 +281,14 @@ class DefaultSession(trio.abc.AsyncResource):
                 )
             return target, {"ref": translated, "argument": argument} | ({} if context is None else {"context": context})
 
-        backend_id, raw = await self._call("completion/complete", route, None, caller, meta, timeout, None)
+        owner, raw = await self._call("completion/complete", route, None, caller, meta, timeout, None)
         if not isinstance(raw.get("completion", {}), dict):
             raise BackendProtocolError(
-                backend_id, "answered 'completion/complete' without an object 'completion'", may_have_executed=True
+                owner.backend_id,
+                "answered 'completion/complete' without an object 'completion'",
+                may_have_executed=True,
             )
-        return CompletionResult(raw, backend_id)
+        return CompletionResult(raw, owner.backend_id)
 
     async def _call(
         self,
@@ -290,7 +299,7 @@ class DefaultSession(trio.abc.AsyncResource):
         meta: JSON | None,
         timeout: float | None,
         on_progress: OnProgress | None,
-    ) -> tuple[str, JSON]:
+    ) -> tuple[Member, JSON]:
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout={timeout!r} is not 0 s or more")
         async with self._admission.admit() as call:
@@ -308,7 +317,7 @@ class DefaultSession(trio.abc.AsyncResource):
             raise BackendProtocolError(
                 target.backend_id, f"answered {method!r} without an array {array_field!r}", may_have_executed=True
             )
-        return target.backend_id, raw
+        return member, raw
 
     def _check_caller(self, caller: Identity | None) -> None:
         if not same_principal(caller, self._identity):
@@ -327,7 +336,7 @@ class DefaultSession(trio.abc.AsyncResource):
             return target
         owner = getattr(self._routing.bindings, kind).get(name)
         if owner is not None and owner in self._members:
-            self._members[owner].live_client()  # bound to a backend that is missing: say that
+            self._members[owner].require_reachable()  # bound to a backend that is missing: say that
         raise not_found(name, self._routing.table.closest(kind, name))
 
     def _find_resource(self, uri: str) -> Target:
@@ -342,44 +351,56 @@ class DefaultSession(trio.abc.AsyncResource):
     async def subscribe_resource(
         self, uri: str, *, caller: Identity | None = None, timeout: float | None = None
     ) -> None:
-        member = await self._resource_call("resources/subscribe", uri, caller, timeout)
-        member.subscriptions.add(uri)
+        added_to: set[str] | None = None
+
+        def route() -> tuple[Target, JSON]:
+            nonlocal added_to
+            target = self._find_resource(uri)
+            subscriptions = self._members[target.backend_id].subscriptions
+            if uri not in subscriptions:  # before it is asked: should it be connected anew meanwhile, it is asked again
+                added_to = subscriptions
+                subscriptions.add(uri)
+            return target, {"uri": target.name}
+
+        try:
+            await self._call("resources/subscribe", route, None, caller, None, timeout, None)
+        except BaseException:
+            if added_to is not None:
+                added_to.discard(uri)
+            raise
 
     async def unsubscribe_resource(
         self, uri: str, *, caller: Identity | None = None, timeout: float | None = None
     ) -> None:
-        member = await self._resource_call("resources/unsubscribe", uri, caller, timeout)
-        member.subscriptions.discard(uri)
-
-    async def _resource_call(self, method: str, uri: str, caller: Identity | None, timeout: float | None) -> Member:
         def route() -> tuple[Target, JSON]:
-            target = self._find_resource(uri)
+            # Whoever lists it by now: the subscription is with whom it was made.
+            owners = [member for member in self._members.values() if uri in member.subscriptions]
+            target = Target(owners[0].backend_id, uri) if owners else self._find_resource(uri)
             return target, {"uri": target.name}
 
-        backend_id, _ = await self._call(method, route, None, caller, None, timeout, None)
-        return self._members[backend_id]
+        member, _ = await self._call("resources/unsubscribe", route, None, caller, None, timeout, None)
+        member.subscriptions.discard(uri)
 
     # --- members that come and go
 
     async def add_backend(self, backend: Backend) -> None:
-        self._require_open()
+        await self._require_open()
         await self._membership.add(new_member(backend.id, backend, self._settings), backend)
 
     async def remove_backend(self, backend_id: str, *, drain_timeout: float | None = None) -> None:
-        self._require_open()
         limit = self._settings.drain_timeout if drain_timeout is None else drain_timeout
         if not limit >= 0:
             raise ValueError(f"drain_timeout={drain_timeout!r} is not 0 s or more")
-        if backend_id not in self._members:
-            raise ValueError(f"no backend {backend_id!r} in this session")
+        await self._require_open()
         member = self._membership.remove(backend_id, limit)
         if self._admission.holds_current_task():
             await trio.lowlevel.checkpoint()  # what is waited for may be this very call
         else:
             await member.gone.wait()
 
-    def _require_open(self) -> None:
+    async def _require_open(self) -> None:
         if self._close_requested.is_set():
+            await trio.lowlevel.checkpoint_if_cancelled()  # one cancel may both close the session and hit this caller
             raise SessionClosed("the session is closing or closed: its backends stay as they are")
 
     # --- the owner task
@@ -450,8 +471,9 @@ class DefaultSession(trio.abc.AsyncResource):
 
     async def _close(self, *, terminate: bool, drain_timeout: float | None) -> None:
         self.request_close(terminate=terminate, drain_timeout=drain_timeout)
-        if self._admission.holds_current_task():
-            await trio.lowlevel.checkpoint()  # the close waits for this very call, so the call must not wait for it
+        if self._admission.holds_current_task() or holds_callback_of(self.id):
+            # The close waits for this very call, and ends this very handler: neither must wait for it.
+            await trio.lowlevel.checkpoint()
         else:
             await self._closed.wait()  # a cancelled waiter does not undo the close
 
@@ -482,6 +504,7 @@ class DefaultSession(trio.abc.AsyncResource):
         with self._drain:
             await self._admission.drained.wait()
         self._admission.cut_off(f"the session closed under this call, after drain_timeout={self._drain_limit:g} s")
+        self._membership.stop_recovering()  # now that nobody hears of it
         budget = self._settings.teardown_timeout
         with trio.move_on_after(budget):
             # Half, so that a caller who shields himself cannot take everybody's goodbye along.
@@ -518,6 +541,19 @@ class DefaultSession(trio.abc.AsyncResource):
         self._keeper.note_change()
         for kind in changes:
             self._changes.publish(SessionChange(kind, member.backend_id))
+
+    def check_names(self, member: Member, listing: Listing) -> None:
+        known, bindings = member.listing or Listing(), self._routing.bindings
+        new = (listing.tools.keys() - known.tools.keys()) | (listing.prompts.keys() - known.prompts.keys())
+        if not new:
+            return
+        bound = (bindings.tools, bindings.prompts)
+        owned = (name for names in bound for name, owner in names.items() if owner == member.backend_id)
+        if sum(len(name.encode()) for names in (owned, new) for name in names) > MOST_BOUND_BYTES:
+            raise MessageTooLarge(
+                member.backend_id,
+                f"lists ever new names: over {MOST_BOUND_BYTES} bytes of them in the life of this session",
+            )
 
     def resource_updated(self, member: Member, uri: str) -> None:
         self._changes.publish(SessionChange("resource_updated", member.backend_id, uri))

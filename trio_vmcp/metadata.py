@@ -109,10 +109,14 @@ class SessionMetadata:
 
 
 def endpoint_digest(backend: Backend) -> str:
-    """Names a backend's endpoint without showing it: hex SHA-256 over transport and url, the same in every process."""
+    """Names a backend's endpoint without showing it: hex SHA-256 over how it is reached, the same in every process."""
     # A stored backend session id is a bearer token: it is only ever sent to the endpoint that gave it, and the
-    # configuration may have changed since.
-    return hashlib.sha256(f"{backend.transport}\0{backend.url}".encode("utf-8", "surrogatepass")).hexdigest()
+    # configuration may have changed since. Of a child process the environment is left out: nothing is sent there on the
+    # strength of a stored record, and from a stored digest short secrets could be guessed.
+    where = backend.url
+    if backend.transport == "stdio":
+        where = json.dumps([backend.command, *backend.args, backend.cwd])
+    return hashlib.sha256(f"{backend.transport}\0{where}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class _Misfit(ValueError):

@@ -100,7 +100,8 @@ class Backend:
         command, args, env, cwd: The child process, for "stdio".
         request_timeout: s, the whole exchange of one call; None: the factory's.
         era: "auto" probes; the others pin the protocol era and save the probe.
-        listen: Hold a stream open for list changes where the backend offers one.
+        listen: Hold a stream open for changes, where the backend declares that it tells of any, and for what it asks
+            outside of calls. Without it only what comes along with the answers to calls is heard.
         allow_tools: Exact backend names; None allows all. What it does not name is not advertised.
         deny_tools: Exact backend names; deny wins over allow.
 

@@ -86,7 +86,7 @@ class Session(TransportSession, Protocol):
     def conflicts(self) -> tuple[NameConflict, ...]: ...
     @property
     def backends(self) -> Mapping[str, BackendStatus]:
-        """How each backend is, by its id; those that were removed included."""
+        """How each backend is, by its id; the latest 100 that were removed included."""
         ...
 
     @property
@@ -195,20 +195,26 @@ class Session(TransportSession, Protocol):
         """Take another backend into the live session. Returns once it has joined or failed (then it is in `failures`,
         and tried again in the background), within `backend_init_timeout`. Names that are taken stay with their owners.
 
+        A cancelled caller stops waiting, and does not undo it. One that was removed may be added again, also while its
+        last calls end; and so may a member of a restored session that was not passed to `restore_session`.
+
         Raises:
             ValueError: A backend of this id is in the session.
+            SessionClosed: The session is closing or closed, or closed first.
         """
         ...
 
     async def remove_backend(self, backend_id: str, *, drain_timeout: float | None = None) -> None:
         """Let one backend go: its names and its part of the metadata are gone at once, calls that it is at may end for
-        `drain_timeout` s (None: the factory's) and are then cut off with `BackendUnavailable`. The others do not notice.
+        `drain_timeout` s (None: the factory's) and are then cut off with `BackendUnavailable`. The others do not
+        notice. Returns when all is let go of.
 
         A cancelled caller stops waiting, and does not undo it. From inside one of the session's own calls this asks and
         returns at once. Names stay bound: should the backend be added again, they come back to it.
 
         Raises:
             ValueError: There is no such backend.
+            SessionClosed: The session is closing or closed.
         """
         ...
 

@@ -24,17 +24,23 @@ class FactorySettings:
     """The limits of a factory and its sessions. Durations are seconds, sizes bytes; `math.inf` means no limit of ours.
 
     Attributes:
-        max_backend_init_concurrency: Backends of one session that connect at the same time.
+        max_backend_init_concurrency: Backends of one session that connect at the same time, in its opening and when
+            they are tried again. `add_backend`, and a connection that calls wait for, need no turn.
         backend_init_timeout: s, per backend, from the moment it holds a slot: probe, handshake and lists.
         session_init_timeout: s, for the whole opening; who is still connecting then joins the open session when ready.
         min_backends: Fewer connected than this when the opening ends: NoBackends.
-        max_connections_per_backend: Requests of one session that one backend has at the same time; more wait.
+        max_connections_per_backend: Connections of one session to one backend at the same time; more calls wait. Four
+            of them are for notifications, answers to the backend's own requests and the end of its session, which must
+            not wait for the calls that they are about; a limit below 16 is for calls alone, and those come on top. On
+            top comes also one for what the backend tells on its own (`Backend.listen`).
         request_timeout: s, the whole exchange of one call. `Backend.request_timeout` and a call's `timeout=` win.
         drain_timeout: s, how long closing waits for calls in flight.
         teardown_timeout: s, for everything after the drain, in parallel.
         idle_timeout: s without a call, after which a session terminates itself.
         storage_timeout: s, every storage operation; then StorageError.
-        reconnect_delay, reconnect_max_delay: s, doubled from one to the other, ±20 %.
+        reconnect_delay, reconnect_max_delay: s until a backend that failed or went away is tried again, doubled from
+            one to the other, ±20 %; 0.05 at least. With `reconnect_delay=math.inf` nobody is tried again in the
+            background; what calls find out to be lost is still replaced once, for those calls.
         on_exit: What leaving or cancelling the factory does to open sessions.
         identity_keys: The first makes binding digests, all verify; empty: one random key per process.
         max_message_bytes: One message of a backend.

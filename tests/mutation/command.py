@@ -20,7 +20,10 @@ from mutation.targets import EQUIVALENT, TARGETS, TESTS
 LEAST_KILLED = 0.95  # of those that differ from the original
 TESTS_HOME = Path(__file__).parent.parent
 # What tests import, read once for all children. Not what is mutated, and nothing that imports it.
-LIBRARIES = ("pytest_trio.plugin", "httpx", "h11", "attrs", "cattrs.preconf.json", "hypothesis.stateful")
+LIBRARIES = (
+    *("pytest_trio.plugin", "httpx", "h11", "httptools", "trustme", "attrs", "cattrs.preconf.json"),
+    "hypothesis.stateful",
+)
 
 
 @hypothesis.settings(max_examples=1, database=None)

@@ -294,17 +294,15 @@ def _try(suite: Suite, module: str, mutant: Mutant, tests: Sequence[str]) -> tup
 
 def _origin(module: str) -> str:
     """Where the module's source is, found without importing it."""
-    package, _, name = module.rpartition(".")
-    if not package:
-        spec = importlib.machinery.PathFinder.find_spec(name)
-    else:
-        outer = importlib.machinery.PathFinder.find_spec(package)
-        if outer is None:
-            raise ModuleNotFoundError(package)
-        spec = importlib.machinery.PathFinder.find_spec(module, outer.submodule_search_locations)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(module)
-    return spec.origin
+    outermost, *inner = module.split(".")
+    spec = importlib.machinery.PathFinder.find_spec(outermost)
+    if spec is not None and not inner and spec.origin is not None:
+        return spec.origin
+    for home in (spec and spec.submodule_search_locations) or ():
+        source = Path(home, *inner).with_suffix(".py")
+        if source.is_file():
+            return str(source)
+    raise ModuleNotFoundError(module)
 
 
 def source_of(module: str) -> str:

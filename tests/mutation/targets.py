@@ -13,17 +13,54 @@ TARGETS: Mapping[str, tuple[str, ...] | None] = {
         f"DefaultSession.{name}"
         for name in ("serve", "request_close", "shorten_drain", "wait_closed", "_close", "_shut_down")
     ),
-    "trio_vmcp._membership": tuple(f"Membership.{name}" for name in ("stop_connecting", "say_goodbye", "_let_go")),
+    "trio_vmcp.client._connection": None,
+    "trio_vmcp.client.http11": (
+        *(f"RawResponse.{name}" for name in ("release", "disconnect")),
+        *(
+            f"Http11Transport.{name}"
+            for name in (
+                *("send", "connect", "tidy", "close"),
+                *("_idle_connection", "_connect", "_give_back", "_keep", "_close_expired"),
+            )
+        ),
+    ),
+    "trio_vmcp._membership": tuple(
+        f"Membership.{name}"
+        for name in (
+            *("stop_connecting", "stop_recovering", "say_goodbye", "add", "remove", "_let_go", "_part"),
+            *("_try_first", "_see_to", "_retry", "_connect_anew", "_may_join", "_note_attempt", "_note_missing"),
+        )
+    ),
+    "trio_vmcp._member": tuple(
+        f"Member.{name}"
+        for name in (
+            *("joined", "lose_session", "end_recovery", "give_up", "remove", "let_go", "_look_gone", "request"),
+            *("_ask", "_on", "_recovered", "_pass_breaker", "_note_error", "_note_answer"),
+        )
+    ),
+    "trio_vmcp._incarnation": None,
+    "trio_vmcp._reconnects": None,
+    "trio_vmcp._backoff": None,
+    "trio_vmcp._breaker": None,
 }
 
-TESTS = ("admission", "closing", "calls", "ownership", "opening", "changes", "close_path", "found_by_review")
+TESTS = (
+    *("admission", "closing", "calls", "ownership", "opening", "changes", "close_path", "found_by_review"),
+    *("recovery", "coming_back", "add_remove", "breaker"),
+    "http11",
+)
 
 # Mutants that no test can tell from the original, or that are no worse: name, and why. One that does not survive, or
 # does not exist, is an error.
 EQUIVALENT: Mapping[str, str] = {
+    "Connection.receive: return nothing in `return None`": "Which is None.",
+    "Http11Transport._idle_connection: return nothing in `return None`": "Which is None.",
     "DefaultSession.serve: delete `self._close_requested.set()`": (
         "After a crash nobody asks for it: `state` asks for CLOSED first, and a later close changes nothing any more."
     ),
+    "Breaker.admit: return nothing in `return None`": "The same.",
+    "Breaker.admit: return nothing in `return None` (no. 2)": "The same.",
+    "Breaker.fail: return nothing in `return False`": "Whoever asks looks whether it is true.",
     "DefaultSession.shorten_drain: < becomes <= in `if deadline < self._drain.deadline:`": (
         "Two drains that end at the same instant: the message names the one limit or the other, and both hold."
     ),

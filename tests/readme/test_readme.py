@@ -2,11 +2,13 @@
 
 Each runs in a process of its own. The servers whose addresses a block names are there for it: they are scripted, have
 the tools that the block calls, and listen on free ports that take the place of those in the text. A block with
-`def test_` in it runs under pytest.
+`def test_` in it runs under pytest. A token endpoint that is named is there, too, and its token opens the scripted
+servers that the block has it for.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -16,11 +18,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from trio_vmcp.testing import ScriptedBackend, open_loopback
+from trio_vmcp.testing import ScriptedBackend, Status, open_loopback
 
 README = Path(__file__).parent.parent.parent / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 BACKEND = re.compile(r'Backend\(\s*(?:id=)?"([\w.-]+)",\s*url="(http://127\.0\.0\.1:\d+/mcp)"')
+TOKEN_URL = re.compile(r'"(\w+)": ClientCredentials\(\s*"(http://127\.0\.0\.1:\d+/token)"')
+TOKEN = "token-for-the-readme"
 PATIENCE = 30.0  # s, for one program to end
 
 
@@ -33,10 +37,18 @@ def test_the_readme_has_examples() -> None:
 async def test_block_runs(block: str, tmp_path: Path) -> None:
     """The program ends by itself, with status 0 and without a warning."""
     async with AsyncExitStack() as servers:
+        guarded = set[str]()
+        for backend_id, url in TOKEN_URL.findall(block):
+            issuer = ScriptedBackend()
+            issuer.fail("POST", Status(200, json.dumps({"access_token": TOKEN, "token_type": "Bearer"}).encode()))
+            block = block.replace(url, await servers.enter_async_context(open_loopback(issuer)))
+            guarded.add(backend_id)
         for backend_id, url in BACKEND.findall(block):
             backend = ScriptedBackend()
             for name in re.findall(rf'call_tool\(\s*"{re.escape(backend_id)}_(\w+)"', block):
                 backend.add_tool(name)
+            if backend_id in guarded:
+                backend.fail(lambda exchange: exchange.headers.get("authorization") != f"Bearer {TOKEN}", Status(401))
             block = block.replace(url, await servers.enter_async_context(open_loopback(backend)))
         program = tmp_path / "test_block.py"
         program.write_text(block, encoding="utf-8")

@@ -595,7 +595,8 @@ class _World:
                 transport=self.seam, storage=self.storage, settings=self.history.settings
             ) as factory:
                 assert isinstance(factory, DefaultSessionFactory)
-                factory._connector = _NotingConnector(factory._connector, number, self)
+                connector = _NotingConnector(factory._connector_for(""), number, self)
+                factory._connector_for = lambda session_id: connector
                 self.factories[number] = factory
                 (self.owners[number],) = trio.lowlevel.current_task().child_nurseries
                 try:

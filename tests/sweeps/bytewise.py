@@ -15,7 +15,6 @@ import attrs
 import trio
 from harness import World, assert_nothing_left, echo_backend, open_world
 
-from sweeps.cancel import Witness
 from sweeps.judge import judge
 from trio_vmcp import (
     Backend,
@@ -126,8 +125,6 @@ async def _open(scenario: Scenario) -> AsyncIterator[tuple[World, ScriptedBacken
 
 async def _run(scenario: Scenario, faults: Sequence[WireFault]) -> None:
     async with _open(scenario) as (world, scripted):
-        witness = Witness(world.transport.inner)
-        world.transport.inner = witness
         if scenario.step == "tools/call":
             async with world.open_session() as session:
                 for one in faults:
@@ -140,7 +137,7 @@ async def _run(scenario: Scenario, faults: Sequence[WireFault]) -> None:
                 ) as factory:
                     await _break_an_opening(world, scripted, factory, scenario.step, one)
                 await assert_nothing_left(world)
-        assert witness.ids <= {str(exchange.session_id) for exchange in scripted.received("DELETE")}
+        assert world.transport.all_session_ids <= {str(exchange.session_id) for exchange in scripted.received("DELETE")}
 
 
 async def _break_a_call(scripted: ScriptedBackend, session: Session, one: WireFault) -> None:

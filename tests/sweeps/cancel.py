@@ -11,19 +11,17 @@ import itertools
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
-import httpx
 import trio
 from harness import World, assert_nothing_left, echo_backend, library_tasks, open_world
 
 from sweeps.judge import judge
 from trio_vmcp import JSON, Backend, FactorySettings, Session, SessionState, open_session_factory
-from trio_vmcp.client._headers import check_session_id
 from trio_vmcp.testing import CallContext, ScriptedBackend
 
-__all__ = ["SCENARIOS", "Scenario", "Witness", "cancel_at", "sweep"]
+__all__ = ["SCENARIOS", "Scenario", "cancel_at", "sweep"]
 
 # One connection per backend: a token that a cancelled call keeps makes the next call wait for ever.
 SETTINGS = FactorySettings(max_connections_per_backend=1)
@@ -67,24 +65,6 @@ class Cut(trio.abc.Instrument):
         self.seen += 1
 
 
-class Witness(httpx.AsyncBaseTransport):
-    """Knows the backend session ids whose heads have come back: those that the library has read."""
-
-    def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
-        self.inner = inner
-        self.ids: set[str] = set()
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        response = await self.inner.handle_async_request(request)  # no checkpoint from here to the library
-        ids = response.headers.get_list("mcp-session-id")
-        if response.is_success and len(ids) == 1 and check_session_id(ids[0]):
-            self.ids.add(ids[0])
-        return response
-
-    async def aclose(self) -> None:
-        await self.inner.aclose()
-
-
 Operation = Callable[[World, Cut], Awaitable[None]]
 
 
@@ -98,7 +78,7 @@ class Scenario:
     probed: bool = False
 
     def configure(self, backend: Backend) -> Backend:
-        return attrs.evolve(backend, era="auto") if self.probed else backend
+        return attrs.evolve(backend, era="auto", transport="streamable-http") if self.probed else backend
 
 
 # What is cancelled
@@ -142,6 +122,21 @@ async def calling(world: World, cut: Cut) -> None:
         assert SessionState.OPEN is session.state
         await session.call_tool("a_echo")
     assert world["a"].executed["steps"] <= 1
+
+
+async def hearing(world: World, cut: Cut) -> None:
+    """A change, and the end of the stream that it came by."""
+    world["a"].add_resource("memo://one")
+    async with world.open_session() as session:
+        with cut.block():
+            await session.subscribe_resource("memo://one")
+            world["a"].notify("notifications/tools/list_changed")
+            await trio.sleep(1)
+            world["a"].end_streams()
+            await trio.sleep(2)
+            await session.unsubscribe_resource("memo://one")
+        assert 0 == session.in_flight
+        await session.call_tool("a_echo")
 
 
 async def closing(world: World, cut: Cut) -> None:
@@ -210,7 +205,7 @@ async def _restored(world: World, session_id: str) -> None:
 # In front of whom
 
 
-def backend(era: str, answers: str) -> ScriptedBackend:
+def backend(era: str, answers: str, **more: Any) -> ScriptedBackend:
     """With a tool "steps" that takes its time and tells."""
 
     async def steps(arguments: JSON, context: CallContext) -> str:
@@ -219,13 +214,23 @@ def backend(era: str, answers: str) -> ScriptedBackend:
             await context.progress(step, 2)
         return "done"
 
-    scripted = echo_backend(era, answers, latency=0.01)
+    scripted = echo_backend(era, answers, latency=0.01, **more)
     scripted.add_tool("steps", steps)
     return scripted
 
 
 def one(era: str, answers: str) -> Callable[[], Mapping[str, ScriptedBackend]]:
     return lambda: {"a": backend(era, answers)}
+
+
+def listening(era: str) -> Callable[[], Mapping[str, ScriptedBackend]]:
+    """With a stream for changes beside the calls."""
+    return lambda: {"a": backend(era, "sse", listens=True)}
+
+
+def older() -> Mapping[str, ScriptedBackend]:
+    """Over HTTP+SSE."""
+    return {"a": backend("legacy", "json", transport="sse")}
 
 
 def mixed() -> Mapping[str, ScriptedBackend]:
@@ -249,8 +254,17 @@ def _scenarios() -> Iterator[Scenario]:
     for era, answers in (kinds[1], kinds[2]):
         for what in (holding, living, closing, closing_in_use, suspending, restoring):
             yield Scenario(f"{what.__name__}-{era}-{answers}", what, one(era, answers))
+    for era in ("legacy", "modern"):
+        for what in (opening, calling, holding, closing_in_use, suspending, hearing):
+            yield Scenario(f"{what.__name__}-{era}-listening", what, listening(era))
     for answers in ("json", "sse"):
         yield Scenario(f"restoring-gone-{answers}", partial(restoring, gone=True), one("legacy", answers))
+    for what in (opening, calling):
+        yield Scenario(f"{what.__name__}-older-pinned", what, older)
+        yield Scenario(f"{what.__name__}-older-probed", what, older, probed=True)
+    for what in (holding, closing_in_use, suspending):
+        yield Scenario(f"{what.__name__}-older", what, older)
+    yield Scenario("restoring-older", partial(restoring, gone=True), older)  # a stream is never taken up again
     yield Scenario("opening-three-backends", opening, mixed)
     yield Scenario("closing-three-backends", closing_in_use, mixed)
 
@@ -268,12 +282,11 @@ def cancel_at(scenario: Scenario, moment: int) -> tuple[str | None, bool]:
     async def run() -> None:
         async with open_world(scenario.backends(), settings=SETTINGS, configure=scenario.configure) as world:
             world.leaves_sessions = True  # one whose id was never read cannot be ended
-            witness = Witness(world.transport.inner)
-            world.transport.inner = witness
             await scenario.operation(world, cut)
             await assert_nothing_left(world)
             for scripted in world.backends.values():
-                assert set() == witness.ids & set(scripted.sessions)
+                assert set() == world.transport.all_session_ids & set(scripted.sessions)
+                assert scripted.transport != "sse" or {} == scripted.sessions  # its sessions are open streams
             async with world.open_session() as session:
                 assert () == session.failures
                 await session.call_tool("a_echo")

@@ -145,16 +145,20 @@ def test_fuzzed_answers_to_an_opening(method: str, record_property: Callable[[st
     record_property("cases", OPENINGS * DRAWN * SLICED)
 
 
-def refuse_crookedly(data: bytes, *, max_depth: int) -> _jsonrpc.Message:
-    try:
-        return _jsonrpc.parse_message(data, max_depth=max_depth)
-    except _jsonrpc.BadMessage as exc:
-        raise KeyError("id") from exc
+def crooked(parse: Callable[..., _jsonrpc.Message]) -> Callable[..., _jsonrpc.Message]:
+    def refuse(data: object, *, max_depth: int) -> _jsonrpc.Message:
+        try:
+            return parse(data, max_depth=max_depth)
+        except _jsonrpc.BadMessage as exc:
+            raise KeyError("id") from exc
+
+    return refuse
 
 
 def test_an_error_that_nobody_expects_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """So the answers are wrong enough to come to every refusal."""
-    monkeypatch.setattr(_streamable, "parse_message", refuse_crookedly)
+    for parse in ("parse_message", "parse_text"):
+        monkeypatch.setattr(_streamable, parse, crooked(getattr(_jsonrpc, parse)))
     with pytest.raises(AssertionError, match="KeyError"):
         fuzz(partial(call_through, "modern"), 20, shrink=False)
     with pytest.raises(AssertionError, match="could not be connected"):

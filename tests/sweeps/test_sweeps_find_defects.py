@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -18,8 +18,11 @@ from trio_vmcp._outbound import outbound
 from trio_vmcp._stored import Stored
 from trio_vmcp.client import _http
 from trio_vmcp.client._client import StreamableClient
-from trio_vmcp.client._http import HttpLink, Reply, _OneChunk, _Slot
+from trio_vmcp.client._connection import Connection
+from trio_vmcp.client._http import Exchange, Reply, RequestBody
 from trio_vmcp.client._legacy import LegacyClient
+from trio_vmcp.client._streamable import Answer, StreamableHttp
+from trio_vmcp.client.http11 import RawResponse
 from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.factory import DefaultSessionFactory
 
@@ -50,7 +53,8 @@ def byte_sweep(name: str) -> str:
 
 def test_a_task_that_outlives_its_cancelled_opener(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run(self: Any, members: Any, row: Stored, identity: Any) -> DefaultSession:
-        session = DefaultSession(members, row, identity, self._connector, self._settings)
+        connector = self._connector_for(row.metadata.session_id)
+        session = DefaultSession(members, row, identity, connector, self._settings, self._reconnects)
         self._live[session.id] = session
         start_clean(self._nursery, self._own, session)
         await session.wait_open()  # and no `except BaseException`
@@ -61,10 +65,19 @@ def test_a_task_that_outlives_its_cancelled_opener(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_lost_delete(monkeypatch: pytest.MonkeyPatch) -> None:
-    def note_id(self: LegacyClient, reply: Reply) -> None:
-        """Leaves it to the end of the answer."""
+    ask = StreamableHttp.ask
 
-    monkeypatch.setattr(LegacyClient, "_note_id", note_id)
+    async def late(
+        self: StreamableHttp, *args: Any, on_head: Callable[[Reply], None] | None = None, **more: Any
+    ) -> Answer:
+        """Leaves the id to the end of the answer."""
+        replies: list[Reply] = []
+        outcome = await ask(self, *args, on_head=replies.append, **more)
+        if on_head is not None:
+            on_head(replies[0])
+        return outcome
+
+    monkeypatch.setattr(StreamableHttp, "ask", late)
     assert "scripted-session-" in cancel_sweep("opening-legacy-json-pinned")
 
 
@@ -82,25 +95,24 @@ def test_an_in_flight_count_without_a_finally(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_limiter_token_without_a_finally(monkeypatch: pytest.MonkeyPatch) -> None:
-    @asynccontextmanager
-    async def under_limit(self: Any, limited: bool) -> AsyncIterator[None]:
-        slot = _Slot()
-        if limited:
-            await self._slots.acquire_on_behalf_of(slot)
-        yield
-        if limited:
-            self._slots.release_on_behalf_of(slot)
+    aexit = Exchange.__aexit__
 
-    monkeypatch.setattr(HttpLink, "_under_limit", under_limit)
+    async def forgetful(self: Exchange, kind: Any, exc: BaseException | None, traceback: Any) -> None:
+        if isinstance(exc, trio.Cancelled):
+            self._held = None
+        await aexit(self, kind, exc, traceback)
+
+    monkeypatch.setattr(Exchange, "__aexit__", forgetful)
     assert "tokens of the limiter" in cancel_sweep("opening-modern-json-pinned")
 
 
 def test_a_response_that_is_not_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def aclose(self: Reply) -> None:
-        if self._ended:  # and whoever was cancelled in the middle of it keeps it
-            await self.response.aclose()
+    def release(self: RawResponse) -> None:
+        if self._connection.is_ended:  # and whoever was cancelled in the middle of it keeps it
+            give_back(self)
 
-    monkeypatch.setattr(Reply, "aclose", aclose)
+    give_back = RawResponse.release
+    monkeypatch.setattr(RawResponse, "release", release)
     assert "busy_connections" in cancel_sweep("calling-legacy-sse-pinned")
 
 
@@ -137,11 +149,7 @@ def test_a_deadline_that_is_a_second_off(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_error_of_the_http_stack_that_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    @contextmanager
-    def translated(backend_id: str, body: object) -> Iterator[None]:
-        yield
-
-    monkeypatch.setattr(_http, "_translated", translated)
+    monkeypatch.setattr(_http, "translated", lambda exc, backend_id, body: exc)
     assert "RemoteProtocolError" in byte_sweep("tools.call-legacy-json")
     assert "could not be connected" in byte_sweep("initialize-legacy-json")
 
@@ -160,20 +168,10 @@ def test_a_call_that_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_call_that_claims_not_to_have_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def unnoticed(self: _OneChunk) -> bytes:
-        if self._body is None:
-            raise StopAsyncIteration
-        body, self._body = self._body, None
-        await trio.lowlevel.checkpoint()
-        return body.data
-
-    monkeypatch.setattr(_OneChunk, "__anext__", unnoticed)
+    monkeypatch.setattr(RequestBody, "mark_written", lambda body: None)
     assert "may_have_executed" in byte_sweep("tools.call-modern-json")
 
 
-def test_a_connection_that_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def disconnect(self: Reply) -> None:
-        """Does not."""
-
-    monkeypatch.setattr(Reply, "disconnect", disconnect)
-    assert "does not speak HTTP/1.1" in byte_sweep("tools.call-modern-json")
+def test_a_connection_that_died_and_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connection, "is_alive", True)
+    assert "lost its connection" in byte_sweep("tools.call-modern-json")

@@ -1,9 +1,9 @@
 """The `mcpServers` JSON that people already have, read as backends.
 
 Pure: text and environment in, backends or one error line out. There is no one specification of that file. What
-is understood here is what Claude, VS Code, Cursor, Windsurf, Cline and Gemini CLI write for HTTP servers; keys that are
-not about reaching a server are ignored. Values can be secrets, so messages show names and places, never a value of a
-header, of the environment or of a url.
+is understood here is what Claude, VS Code, Cursor, Windsurf, Cline and Gemini CLI write; keys that are not about
+reaching a server are ignored. Values can be secrets, so messages show names and places, never a value of a header, of
+the environment, of a command line or of a url.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def parse_config(text: str, environment: Mapping[str, str]) -> tuple[Backend, ..
 
     Args:
         text: JSON under `mcpServers`, `servers` or as a bare map; comments and trailing commas are tolerated.
-        environment: What `${NAME}` stands for in urls and header values.
+        environment: What `${NAME}` stands for in urls, header values, and commands with their args, env and cwd.
 
     Raises:
         ConfigError: Names the place and what is wrong there.
@@ -210,8 +210,7 @@ def _backend(backend_id: str, entry: _Object, path: str, environment: Mapping[st
     transport = _transport(entry, path)
     url_path, url = next(((_join(path, key), entry[key]) for key in _URL_KEYS if key in entry), ("", None))
     if transport == "stdio":
-        detail = 'is a stdio server (command), which is not supported yet; "disabled": true leaves it out'
-        raise ConfigError(path, detail)
+        return _process(backend_id, entry, path, environment)
     if not url_path:
         raise ConfigError(path, "has no url")
     url = _substitute(_string(url, url_path), url_path, environment)
@@ -223,6 +222,38 @@ def _backend(backend_id: str, entry: _Object, path: str, environment: Mapping[st
         return Backend(id=backend_id, url=url, transport=transport, headers=headers, request_timeout=timeout)
     except ValueError:  # everything but the url has been checked; Backend would show it, and ours may be all secret
         raise ConfigError(url_path, "is not an http:// or https:// URL with a host") from None
+
+
+def _process(backend_id: str, entry: _Object, path: str, environment: Mapping[str, str]) -> Backend:
+    if entry.get("command") is None:
+        raise ConfigError(path, "has no command")
+
+    def text(value: Any, place: str) -> str:
+        filled = _substitute(_string(value, place), place, environment)
+        if "\0" in filled:
+            raise ConfigError(place, "holds NUL, which no process can be given")
+        return filled
+
+    command_path, args_path, env_path = _join(path, "command"), _join(path, "args"), _join(path, "env")
+    command = text(entry["command"], command_path)
+    if not command:
+        raise ConfigError(command_path, "is empty")
+    args = [] if entry.get("args") is None else entry["args"]
+    if not isinstance(args, list):
+        raise ConfigError(args_path, f"is {_kind(args)}, not a list")
+    env = {} if entry.get("env") is None else _object(entry["env"], env_path)
+    for name in env:
+        if not name or "=" in name or "\0" in name:
+            raise ConfigError(_join(env_path, name), "is no name of an environment variable")
+    return Backend(
+        id=backend_id,
+        transport="stdio",
+        command=command,
+        args=[text(arg, f"{args_path}[{number}]") for number, arg in enumerate(args)],
+        env={name: text(value, _join(env_path, name)) for name, value in env.items()},
+        cwd=text(entry["cwd"], _join(path, "cwd")) if entry.get("cwd") else None,
+        request_timeout=_seconds(entry, path),
+    )
 
 
 def _transport(entry: _Object, path: str) -> Transport:

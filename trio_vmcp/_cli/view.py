@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Any, Final, Literal, Protocol, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
 
@@ -71,7 +72,8 @@ class BackendReport:
     """One backend and what it brings.
 
     Attributes:
-        address: Scheme, host and port. The rest of a url may be secret, its path included.
+        address: Scheme, host and port, or the program that is run. The rest of a url may be secret, its path included,
+            and so may the rest of a command line.
         protocol: Era and version, as "modern 2026-07-28"; empty while it is missing.
     """
 
@@ -186,7 +188,7 @@ def report_session(
         reports.append(
             BackendReport(
                 status=status,
-                address=_origin(backend.url),
+                address=_address(backend),
                 era=record.era if record else "",
                 protocol_version=record.protocol_version if record else "",
                 tools=tuple(tool for tool in session.tools if tool.backend_id == backend.id),
@@ -198,8 +200,10 @@ def report_session(
     return SessionReport(tuple(reports), session.conflicts, opened_in)
 
 
-def _origin(url: str) -> str:
-    parts = urlsplit(url)
+def _address(backend: Backend) -> str:
+    if backend.command is not None and backend.transport == "stdio":
+        return PurePath(backend.command).name
+    parts = urlsplit(backend.url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
@@ -301,6 +305,7 @@ class Sanitizer:
             for name, value in backend.headers.items():
                 if name.lower() not in _PLAIN_HEADERS:
                     found |= {value, value.partition(" ")[2]}  # "Bearer xyz" comes back as "xyz"
+            found |= set(backend.env.values())
             parts = urlsplit(backend.url)
             userinfo = parts.netloc.rpartition("@")[0]
             found |= {userinfo, userinfo.partition(":")[2], parts.query}

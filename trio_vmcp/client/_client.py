@@ -1,4 +1,4 @@
-"""What the clients of both eras share: ids, the deadline, progress, and what becomes of a request that is given up."""
+"""What all clients share: ids, the deadline, progress, and what becomes of a request that is given up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import attrs
 import trio
 
 from trio_vmcp._outbound import begin_request
+from trio_vmcp.client._era import LEGACY_VERSIONS
 from trio_vmcp.client._jsonrpc import Notification, Request
+from trio_vmcp.client._listening import Listening
+from trio_vmcp.client._server_requests import ServerRequests
 from trio_vmcp.client._streamable import OnOther, StreamableHttp
 from trio_vmcp.client.interface import EventSink, OnProgress
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendTimeout, MessageTooLarge
@@ -21,7 +24,7 @@ from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord
 from trio_vmcp.models import JSON
 
-__all__ = ["CLIENT_INFO", "StreamableClient", "declared_capabilities"]
+__all__ = ["CLIENT_INFO", "CallingClient", "StreamableClient", "declared_capabilities", "negotiated"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
@@ -31,12 +34,12 @@ MAX_CAPABILITIES_BYTES = 64 * 1024
 
 
 @attrs.define(eq=False, kw_only=True)
-class StreamableClient(abc.ABC):
-    """A `BackendClient` over streamable HTTP."""
+class CallingClient(abc.ABC):
+    """A `BackendClient`, whatever carries its messages."""
 
     record: BackendRecord
-    _http: StreamableHttp = attrs.field(alias="http", repr=False)
     _events: EventSink = attrs.field(alias="events", repr=False)
+    _requests: ServerRequests = attrs.field(alias="requests", repr=False)  # the backend's own
     _ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
 
     @property
@@ -79,7 +82,7 @@ class StreamableClient(abc.ABC):
         if note.written:
             self._give_up(message_id, identity, "timed out")
         raise BackendTimeout(
-            self._http.backend_id,
+            self.record.backend_id,
             f"did not answer {method!r} within {timeout} s (request_timeout)",
             may_have_executed=note.written,
         )
@@ -96,7 +99,24 @@ class StreamableClient(abc.ABC):
 
     @abc.abstractmethod
     def _on_request(self, message: Request, identity: Identity | None) -> None:
-        """The backend asks something of us, on the stream of a request; answered without holding up that stream."""
+        """The backend asks something of us; answered without holding up the stream that it came on.
+
+        Args:
+            identity: Whose request the stream belongs to; None: no request's.
+        """
+
+    def _on_notification(self, message: Notification, identity: Identity | None) -> None:
+        """The backend tells something, other than progress, on any stream."""
+        if message.method == "notifications/cancelled":
+            self._requests.cancel(message.params)
+            return
+        if message.method == "notifications/message":
+            self._requests.log(message.params, identity)
+        self._heard(message.method, message.params)
+
+    def _heard(self, method: str, params: JSON) -> None:
+        """A notification that is about more than one request, on whatever stream it came."""
+        self._events(method, params)
 
     async def _on_other(
         self,
@@ -108,11 +128,41 @@ class StreamableClient(abc.ABC):
         if isinstance(message, Request):
             self._on_request(message, identity)
         elif message.method != "notifications/progress":
-            self._events(message.method, message.params)
+            self._on_notification(message, identity)
         elif on_progress is not None:
             progress = _progress_of(message.params, message_id)
             if progress is not None:
                 await on_progress(*progress)
+
+
+@attrs.define(eq=False, kw_only=True)
+class StreamableClient(CallingClient):
+    """A `BackendClient` over streamable HTTP."""
+
+    _http: StreamableHttp = attrs.field(alias="http", repr=False)
+
+    @property
+    @abc.abstractmethod
+    def listening(self) -> Listening:
+        """Whether changes are heard of that no request brought."""
+
+    @abc.abstractmethod
+    def listen_again(self) -> None:
+        """Open the stream for changes anew, if there should be one and it was given up; without waiting."""
+
+
+def negotiated(backend_id: str, result: JSON) -> tuple[str, JSON]:
+    """The version that an answer to `initialize` settles on, and the capabilities it declares.
+
+    Raises:
+        BackendProtocolError: A version that we do not speak, or capabilities that are no object.
+        MessageTooLarge: As in `declared_capabilities`.
+    """
+    version = result.get("protocolVersion")
+    if version not in LEGACY_VERSIONS:
+        shown = repr(version[:40]) if isinstance(version, str) else "no version"
+        raise BackendProtocolError(backend_id, f"answered 'initialize' with {shown}; we speak {LEGACY_VERSIONS}")
+    return version, declared_capabilities(backend_id, "initialize", result)
 
 
 def declared_capabilities(backend_id: str, method: str, result: JSON) -> JSON:

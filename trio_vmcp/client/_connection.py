@@ -27,6 +27,7 @@ class Connection:
     idle_since: float = attrs.field(default=0.0, init=False)
     _parser: ResponseParser = attrs.field(factory=ResponseParser, init=False, repr=False)
     _is_cut: bool = attrs.field(default=False, init=False)
+    _takes_more: bool = attrs.field(default=True, init=False)  # no write has failed
 
     @property
     def is_ended(self) -> bool:
@@ -36,7 +37,7 @@ class Connection:
     @property
     def is_reusable(self) -> bool:
         """Another request may follow: the response is at its end, nothing came behind it, and nobody wants to close."""
-        return self._parser.is_clean and not self._is_cut
+        return self._parser.is_clean and self._takes_more and not self._is_cut
 
     @property
     def is_alive(self) -> bool:
@@ -60,7 +61,7 @@ class Connection:
         try:
             await self._wire.stream.send_all(message)
         except trio.BrokenResourceError as exc:
-            broken = exc  # a server that refuses a body it has not read may have answered first
+            broken, self._takes_more = exc, False  # a server that refuses a body it has not read has answered first
         except trio.ClosedResourceError as exc:
             raise httpx.WriteError("the connection was closed here") from exc
         try:

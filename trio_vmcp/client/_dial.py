@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import select
 import ssl
+import sys
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import attrs
 import trio
 
-__all__ = ["Dial", "Origin", "TcpDial", "Wire"]
+from trio_vmcp.client._tls import TlsStream
+
+__all__ = ["ByteStream", "Dial", "Origin", "TcpDial", "Wire"]
 
 
 @attrs.frozen
@@ -22,6 +25,14 @@ class Origin:
     port: int
 
 
+class ByteStream(Protocol):
+    """What a connection needs of a stream. Any `trio.abc.Stream` has it."""
+
+    async def send_all(self, data: bytes) -> None: ...
+
+    async def receive_some(self, max_bytes: int) -> bytes | bytearray: ...
+
+
 @attrs.frozen(eq=False)
 class Wire:
     """A connected stream.
@@ -31,13 +42,15 @@ class Wire:
         cut: Close it at once, saying nothing to the peer. Awaits nothing, so it works in a cancelled task as well.
     """
 
-    stream: trio.abc.Stream
+    stream: ByteStream
     has_news: Callable[[], bool]
     cut: Callable[[], None]
 
 
 Dial: TypeAlias = Callable[[Origin], Awaitable[Wire]]
-"""Connects, TLS included. Raises OSError or `trio.BrokenResourceError`; cancelled, it leaves no socket."""
+"""Connects, TLS included. Raises OSError, ValueError (of a host that cannot be one) or `trio.BrokenResourceError`;
+cancelled, it leaves no socket.
+"""
 
 
 @attrs.define(eq=False)
@@ -53,38 +66,46 @@ class TcpDial:
 
     async def __call__(self, origin: Origin) -> Wire:
         if origin.scheme != "https":
-            return _wire_of(await trio.open_tcp_stream(origin.host, origin.port), None)
-        tcp = await self._connect_and_prepare(origin)
-        assert self.ssl_context is not None
-        tls = trio.SSLStream(tcp, self.ssl_context, server_hostname=origin.host, https_compatible=True)
+            tcp = await trio.open_tcp_stream(origin.host, origin.port)
+            return Wire(tcp, _readability(tcp), tcp.socket.close)
+        tcp, context = await self._connect_and_prepare(origin)
         try:
-            await tls.do_handshake()
+            tls = TlsStream(tcp, _readability(tcp))
+            await tls.do_handshake(context, origin.host)
         except BaseException:
             tcp.socket.close()
             raise
-        return _wire_of(tcp, tls)
+        return Wire(tls, tls.has_news, tcp.socket.close)
 
-    async def _connect_and_prepare(self, origin: Origin) -> trio.SocketStream:
+    async def _connect_and_prepare(self, origin: Origin) -> tuple[trio.SocketStream, ssl.SSLContext]:
         """TCP and, for the first of all, the context, side by side: neither needs the other."""
         if self.ssl_context is not None:
-            return await trio.open_tcp_stream(origin.host, origin.port)
+            return await trio.open_tcp_stream(origin.host, origin.port), self.ssl_context
         tcp: trio.SocketStream | None = None
-        refused: OSError | None = None
+        failed: list[Exception] = []  # kept from the nursery, which would wrap them in a group
+
+        async def prepare() -> None:
+            try:
+                await self._build_context()
+            except (OSError, ValueError) as exc:
+                failed.append(exc)
+
         try:
             async with trio.open_nursery() as both:
-                both.start_soon(self._build_context)
+                both.start_soon(prepare)
                 try:
                     tcp = await trio.open_tcp_stream(origin.host, origin.port)
-                except OSError as exc:  # kept from the nursery, which would wrap it in a group
-                    refused = exc
+                except (OSError, ValueError) as exc:
+                    failed.append(exc)
+            if failed:
+                raise failed[0]
         except BaseException:
             if tcp is not None:
                 tcp.socket.close()
             raise
-        if tcp is None:
-            assert refused is not None
-            raise refused
-        return tcp
+        assert tcp is not None
+        assert self.ssl_context is not None
+        return tcp, self.ssl_context
 
     async def _build_context(self) -> None:
         async with self._building:
@@ -93,8 +114,12 @@ class TcpDial:
                 self.ssl_context = await trio.to_thread.run_sync(ssl.create_default_context)
 
 
-def _wire_of(tcp: trio.SocketStream, tls: trio.SSLStream[trio.SocketStream] | None) -> Wire:
-    # Not `select.select`, which knows no descriptor over 1023. The registration ends with the descriptor.
+def _readability(tcp: trio.SocketStream) -> Callable[[], bool]:
+    """Whether a read would not wait, be it for bytes or for an end."""
+    descriptor = tcp.socket.fileno()
+    if sys.platform == "win32":  # no `poll`, and a `select` that takes any descriptor
+        return lambda: bool(select.select([descriptor], [], [], 0)[0])
+    # Not `select`, which knows no descriptor over 1023. The registration ends with the descriptor.
     poll = select.poll()
-    poll.register(tcp.socket.fileno(), select.POLLIN)
-    return Wire(tls or tcp, lambda: bool(poll.poll(0)), tcp.socket.close)
+    poll.register(descriptor, select.POLLIN)
+    return lambda: bool(poll.poll(0))

@@ -27,10 +27,13 @@ _MOST_CACHED = 4096  # endpoints; the oldest goes first
 
 
 class Verdict(enum.Enum):
-    """What a probe proved. INCONCLUSIVE is treated as legacy once, and not remembered."""
+    """What a probe proved. INCONCLUSIVE is treated as legacy once, and not remembered. SSE is what the older transport,
+    HTTP+SSE, proved by working where `initialize` was refused.
+    """
 
     MODERN = "modern"
     LEGACY = "legacy"
+    SSE = "sse"
     INCONCLUSIVE = "inconclusive"
 
 

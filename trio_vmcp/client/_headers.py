@@ -1,7 +1,7 @@
-"""HTTP header values: what MCP 2026-07-28 mirrors into headers, and what we take from a backend's. Sans-IO.
+"""HTTP headers: what MCP 2026-07-28 mirrors into them, what we take from a backend's, what users may set. Sans-IO.
 
-Sources: MCP 2026-07-28, basic/transports/streamable-http ("Custom Headers from Tool Parameters"), RFC 9110 §5.6.2
-(token).
+Sources: MCP 2026-07-28, basic/transports/streamable-http ("Custom Headers from Tool Parameters"), RFC 9110 §5.5 (field
+values), §5.6.2 (token), §7.6.1 (hop by hop).
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ __all__ = [
     "check_session_id",
     "decode_header_value",
     "encode_header_value",
+    "header_name_problem",
+    "header_value_problem",
+    "is_reserved_header",
     "param_headers",
     "parse_media_type",
 ]
@@ -33,6 +36,37 @@ _PREFIX, _SUFFIX = "=?base64?", "?="  # lower case, and compared so
 _PLAIN = re.compile(r"(?:[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)?")  # RFC 9110 strips blanks at the edges; no controls
 _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]+")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+# What is ours to say: a user's value would break the protocol or the connection.
+_PROTOCOL = frozenset(
+    [
+        "accept",
+        "accept-encoding",
+        "content-length",
+        "content-type",
+        "host",
+        "last-event-id",
+        "mcp-method",
+        "mcp-name",
+        "mcp-protocol-version",
+        "mcp-session-id",
+    ]
+)
+_HOP_BY_HOP = frozenset(
+    [
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ]
+)
+_MIRRORED = "mcp-param-"  # the prefix of what comes out of a tool's arguments
+_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f]")
 
 _ANNOTATION = "x-mcp-header"
 _MIRRORED_TYPES = ("string", "integer", "boolean")  # not "number": its text differs between languages
@@ -184,6 +218,32 @@ def _is_object(value: object) -> TypeGuard[JSON]:
 
 def _shown(text: str) -> str:
     return repr(text if len(text) <= 80 else text[:79] + "…")  # for a log line; a backend may well send megabytes
+
+
+def is_reserved_header(name: str) -> bool:
+    """Whether a header is the protocol's own or the connection's, and no user's to set."""
+    name = name.lower()
+    return name in _PROTOCOL or name in _HOP_BY_HOP or name.startswith(_MIRRORED)
+
+
+def header_name_problem(name: str) -> str | None:
+    """Why users cannot set this header; None: they can. Completes the sentence "header 'x' …"."""
+    if not _TOKEN.fullmatch(name):
+        return "has a name that is not an RFC 9110 token"
+    if name.lower() in _HOP_BY_HOP:
+        return "belongs to the connection, not to a request"
+    return "is the protocol's own" if is_reserved_header(name) else None
+
+
+def header_value_problem(value: object) -> str | None:
+    """Why HTTP cannot carry this value; None: it can. Does not show it, and completes the sentence "header 'x' …"."""
+    if not isinstance(value, str):
+        return f"has a value that is {type(value).__name__}, not str"
+    if _CONTROL.search(value):
+        return "has a value with a control character, such as CR, LF or NUL"
+    if value != value.strip():  # HTTP strips some of what this does, and receivers the rest
+        return "has a value with a blank at its edge"
+    return None if all(char <= "\xff" for char in value) else "has a value with a character beyond Latin-1"
 
 
 def check_session_id(value: str) -> bool:

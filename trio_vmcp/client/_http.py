@@ -8,9 +8,8 @@ from __future__ import annotations
 import base64
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+import ssl
+from collections.abc import AsyncIterator, Awaitable
 from types import TracebackType
 from typing import Protocol
 from urllib.parse import unquote
@@ -20,38 +19,36 @@ import httpx
 import trio
 
 from trio_vmcp._outbound import note_written
+from trio_vmcp.client._credentials import Body, Credentials
 from trio_vmcp.client._dial import Origin
-from trio_vmcp.client._headers import parse_media_type
+from trio_vmcp.client._headers import is_reserved_header, parse_media_type
 from trio_vmcp.client._response import BadHead, Headers, encode_head, encode_headers
+from trio_vmcp.client._slots import Slot, current_slot
 from trio_vmcp.client.http11 import Http11Transport, origin_of
 from trio_vmcp.client.interface import OutgoingAuth
 from trio_vmcp.errors import (
     BackendError,
     BackendProtocolError,
     BackendRejected,
-    BackendUnauthorized,
     BackendUnavailable,
     MessageTooLarge,
 )
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import Backend
 
-__all__ = ["Headers", "HttpLink", "Reply"]
+__all__ = ["Headers", "HttpLink", "Reply", "calls_within"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
 MOST_REDIRECTS = 3
+MOST_ASIDE = 4  # connections for what does not count as a call: notifications, answers, the end of a session
+LEAST_SHARED = 16  # a limit from which on those are part of it
 _REDIRECTS = (307, 308)  # the two that keep method and body
 _SEE_OTHER = 303  # after the request was acted on
 _CLOSE_TIMEOUT = 1.0  # s, to let go of one response
 _EARLY_ENDS = ("Server disconnected", "peer closed", "peer unexpectedly closed")  # in our words, httpcore's and h11's
 _CHUNKS_PER_STEP = 16  # of a body, before others have their turn: a chunk of one byte costs as much as one of 64 KiB
 _CHUNKS_AFTER_STOP = 64  # that a transport may still have buffered when it is told to stop
-# Headers that are ours to say: a user's value would break the protocol or the connection.
-_OURS = frozenset(
-    b"accept accept-encoding connection content-length content-type host last-event-id mcp-method mcp-name "
-    b"mcp-protocol-version mcp-session-id transfer-encoding".split()
-)
 
 # What MCP says of every request of a verb (transports: streamable HTTP).
 _BY_VERB: dict[str, Headers] = {
@@ -61,7 +58,15 @@ _BY_VERB: dict[str, Headers] = {
 }
 
 
-class RequestBody(httpx.AsyncByteStream):
+def calls_within(limit: float) -> float:
+    """How many of a backend's connections are for calls, so that what goes beside them is within the limit, too.
+
+    A limit of few connections is not halved for it: there it comes on top.
+    """
+    return limit - MOST_ASIDE if limit >= LEAST_SHARED else limit
+
+
+class RequestBody(Body):
     """One chunk, and whether anybody has taken it: a request whose body never left was not executed.
 
     A class with `__anext__`, since a generator that a cancelled write leaves half-way warns at garbage collection.
@@ -96,7 +101,7 @@ class _OneChunk:
 class Source(Protocol):
     """Where a reply's bytes come from: a connection of ours, or a transport of the user's."""
 
-    async def receive(self) -> bytes | None:
+    def receive(self) -> Awaitable[bytes | None]:
         """The next bytes of the body; None at its end."""
         ...
 
@@ -110,7 +115,7 @@ class Source(Protocol):
         ...
 
     async def disconnect(self) -> None:
-        """Never use this connection again."""
+        """Never use this connection again. Bounded, and raises nothing."""
         ...
 
 
@@ -234,7 +239,10 @@ class HttpxSource:
         # The connection of any other version is not this request's alone.
         if stream is not None and self.response.extensions.get("http_version") == b"HTTP/1.1":
             with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                await stream.aclose()
+                try:
+                    await stream.aclose()
+                except Exception as exc:  # noqa: BLE001  # a transport of the user's may raise anything
+                    logger.debug("backend %r: disconnecting failed: %s", self.backend_id, type(exc).__name__)
 
     async def _stop(self) -> None:
         # The body comes out of nested async generators that are not ours. Dropping them half-way warns at garbage
@@ -251,18 +259,6 @@ class HttpxSource:
 
 
 @attrs.define(eq=False)
-class _Slot:
-    """One under the connection limit. What a progress callback asks for shares its task's slot, of whatever backend:
-    with a slot of its own it could wait for itself.
-    """
-
-    held: bool = True
-
-
-_slot: ContextVar[_Slot | None] = ContextVar("trio_vmcp_slot", default=None)
-
-
-@attrs.define(eq=False)
 class Exchange:
     """One request and its reply, as an async context manager: a class, since one made of a generator costs a call some
     per cent of its time.
@@ -274,16 +270,18 @@ class Exchange:
     _body: RequestBody
     _identity: Identity | None
     _limited: bool
-    _held: _Slot | None = attrs.field(default=None, init=False)
+    _is_stream: bool  # that is held, outside of every limit
+    _held: Slot | None = attrs.field(default=None, init=False)
     _reply: Reply | None = attrs.field(default=None, init=False)
 
     async def __aenter__(self) -> Reply:
-        outer = _slot.get()
-        if self._limited and not (outer is not None and outer.held):
-            slot = _Slot()
-            await self._link.enter(slot)
+        outer = current_slot.get()
+        if not self._is_stream and (not self._limited or not (outer is not None and outer.held)):
+            slot = Slot()
+            await self._link.enter(slot, limited=self._limited)
             self._held = slot
-            _slot.set(slot)
+            if self._limited:
+                current_slot.set(slot)
         try:
             self._reply = await self._link.send(self._verb, self._headers, self._body, self._identity)
         except BaseException:
@@ -297,15 +295,15 @@ class Exchange:
         assert self._reply is not None
         try:
             if isinstance(exc, BackendProtocolError):
-                await self._reply.disconnect()
-            await self._link.let_go(self._reply)
+                await self._reply.disconnect()  # noqa: ASYNC102  # which is shielded, and bounded
+            await self._link.let_go(self._reply)  # noqa: ASYNC102  # and so is this
         finally:
             self._end()
 
     def _end(self) -> None:
         note_written(self._body.written)
         if self._held is not None:
-            self._link.leave(self._held)
+            self._link.leave(self._held, limited=self._limited)
 
 
 @attrs.define(eq=False)
@@ -319,46 +317,62 @@ class HttpLink:
     _max_message_bytes: int = attrs.field(alias="max_message_bytes")
     _url: httpx.URL = attrs.field(init=False, repr=False)
     _constant: Headers = attrs.field(init=False, repr=False)
+    _credentials: Credentials[Reply, RequestBody] | None = attrs.field(default=None, init=False, repr=False)
     _heads: dict[str, tuple[Origin, bytes]] = attrs.field(factory=dict, init=False, repr=False)  # by verb, for our url
     _last_headers: tuple[Headers, bytes] = attrs.field(factory=lambda: ([], b""), init=False, repr=False)
     _open: set[Reply] = attrs.field(factory=set, init=False, repr=False)  # replies that somebody holds
+    _aside: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(MOST_ASIDE), init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         url = httpx.URL(self.backend.url)
         self._url = url.copy_with(userinfo=b"", fragment=None) if url.userinfo or url.fragment else url
         self._constant = [(b"Host", url.netloc), (b"Accept-Encoding", b"identity")]
-        given = [(name.encode(), value.encode()) for name, value in self.backend.headers.items()]
-        self._constant += [(name, value) for name, value in given if name.lower() not in _OURS]
+        own = {name: value for name, value in self.backend.headers.items() if not is_reserved_header(name)}
+        given = [(name.encode(), value.encode()) for name, value in own.items()]
+        self._constant += given
         if url.userinfo and not any(name.lower() == b"authorization" for name, _ in given):
             userinfo = unquote(url.userinfo.decode()).encode()
             self._constant.append((b"Authorization", b"Basic " + base64.b64encode(userinfo)))
+        if self._auth is not None:
+            self._credentials = Credentials(self.backend, self._auth, transmit=self._send, read=self._whole)
 
     def exchange(
-        self, verb: str, headers: Headers, data: bytes = b"", *, identity: Identity | None, limited: bool = True
+        self,
+        verb: str,
+        headers: Headers,
+        data: bytes = b"",
+        *,
+        identity: Identity | None,
+        limited: bool = True,
+        is_stream: bool = False,
     ) -> Exchange:
         """`async with` it: send one request and hold its response, a `Reply`, open.
 
         Args:
             headers: Beside those that every request of this verb has. Not changed by anybody any more.
-            limited: Counts under the connection limit. A notification must not queue behind the calls that it is about.
+            limited: Counts under the connection limit. A notification must not queue behind the calls that it is about:
+                what is not limited has `MOST_ASIDE` connections of its own.
+            is_stream: Held for as long as the backend is connected, so that it would keep its place under any limit for
+                ever: it has none. Whoever asks sees to it that there is one.
 
         Raises:
             BackendUnavailable: No connection, or it broke.
             BackendProtocolError: What came back is not HTTP, or redirects elsewhere.
             BackendUnauthorized: `auth` has no credentials to give.
         """
-        return Exchange(self, verb, headers, RequestBody(data), identity, limited)
+        return Exchange(self, verb, headers, RequestBody(data), identity, limited, is_stream)
 
-    async def enter(self, slot: _Slot) -> None:
-        """Wait for a turn under the connection limit."""
+    async def enter(self, slot: Slot, *, limited: bool) -> None:
+        """Wait for a turn under the connection limit, or beside it."""
+        limiter = self._slots if limited else self._aside
         try:
-            self._slots.acquire_on_behalf_of_nowait(slot)
+            limiter.acquire_on_behalf_of_nowait(slot)
         except trio.WouldBlock:
-            await self._slots.acquire_on_behalf_of(slot)
+            await limiter.acquire_on_behalf_of(slot)
 
-    def leave(self, slot: _Slot) -> None:
+    def leave(self, slot: Slot, *, limited: bool) -> None:
         slot.held = False  # whoever inherited this context queues again
-        self._slots.release_on_behalf_of(slot)
+        (self._slots if limited else self._aside).release_on_behalf_of(slot)
 
     async def send(self, verb: str, headers: Headers, body: RequestBody, identity: Identity | None) -> Reply:
         """Ask, and follow careful redirects."""
@@ -427,43 +441,9 @@ class HttpLink:
         return target.copy_with(userinfo=b"", fragment=None)
 
     async def _authenticated(self, request: httpx.Request, body: RequestBody, identity: Identity | None) -> Reply:
-        """Send with the credentials of `identity`. Source of the loop: httpx, `Auth.async_auth_flow`."""
-        auth = self._credentials(identity)
-        if auth is None:
+        if self._credentials is None:
             return (await self._send(request, body))[0]
-        target = (request.method, request.url)
-        with self._credential_errors():
-            flow = auth.async_auth_flow(request)
-        if auth.requires_request_body:
-            await request.aread()  # replaces the stream: from here on it is sent as a copy
-            body.written = False
-        try:
-            try:
-                with self._credential_errors():
-                    wanted = await anext(flow)
-            except StopAsyncIteration:
-                raise BackendUnauthorized(self.backend.id, "cannot be asked: its credentials sent nothing") from None
-            while True:
-                ours = wanted.stream is body or (wanted.method, wanted.url) == target
-                if ours and wanted.stream is not body:
-                    body.written = True  # a copy, signed perhaps: nobody sees when it leaves
-                reply, shown = await self._send(wanted, body)
-                try:
-                    if auth.requires_response_body and not (ours and shown.is_success):
-                        reply, shown = await self._whole(reply, shown)
-                    if auth.requires_response_body and not shown.is_closed:
-                        # The answer itself, which may be a stream, is not read ahead: the flow sees its head.
-                        shown = httpx.Response(reply.status, headers=shown.headers, request=wanted)
-                    with self._credential_errors():
-                        wanted = await flow.asend(shown)
-                except StopAsyncIteration:
-                    return reply
-                except BaseException:
-                    await reply.aclose()
-                    raise
-                await reply.aclose()
-        finally:
-            await flow.aclose()
+        return await self._credentials.send(request, body, identity)
 
     async def _whole(self, reply: Reply, head: httpx.Response) -> tuple[Reply, httpx.Response]:
         """The same with its body. Not `aread`, which inflates what is compressed and knows no limit."""
@@ -471,23 +451,6 @@ class HttpLink:
         await reply.aclose()
         response = httpx.Response(reply.status, headers=head.headers, content=bytes(data), request=head.request)
         return self._reply(response, reply.body), response
-
-    def _credentials(self, identity: Identity | None) -> httpx.Auth | None:
-        if self._auth is None:
-            return None
-        with self._credential_errors():
-            return self._auth(self.backend, identity)
-
-    @contextmanager
-    def _credential_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (BackendError, StopAsyncIteration):
-            raise
-        except Exception as exc:
-            raise BackendUnauthorized(
-                self.backend.id, f"cannot be asked: its credentials failed: {type(exc).__name__}"
-            ) from exc
 
     async def _send(self, request: httpx.Request, body: RequestBody) -> tuple[Reply, httpx.Response]:
         try:
@@ -508,7 +471,7 @@ def translated(exc: Exception, backend_id: str, body: RequestBody) -> BackendErr
     match exc:
         case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.ProxyError() | httpx.UnsupportedProtocol():
             return BackendUnavailable(backend_id, f"could not be reached: {_kind(exc)}")
-        case httpx.LocalProtocolError() | BadHead():
+        case httpx.LocalProtocolError() | httpx.InvalidURL() | BadHead():
             return BackendUnavailable(
                 backend_id, "has a url or a header that HTTP cannot carry", may_have_executed=body.written
             )
@@ -534,6 +497,12 @@ def _kind(exc: BaseException) -> str:
     while cause is not None:
         if isinstance(cause, BaseExceptionGroup):  # an attempt for each address: the first stands for all
             cause = cause.exceptions[0]
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is refused: {cause.verify_message}"
+        if isinstance(cause, ssl.SSLError):  # whose errno is OpenSSL's
+            return f"TLS failed: {(cause.reason or type(cause).__name__).replace('_', ' ').lower()}"
+        if isinstance(cause, UnicodeError):
+            return "its host is no name that DNS can have"
         if isinstance(cause, OSError) and cause.errno:
             # Not `strerror`, in which Trio names the address, too; but of a resolver's own codes `os` knows nothing.
             return os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)

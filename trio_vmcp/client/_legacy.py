@@ -8,22 +8,38 @@ import attrs
 import trio
 
 from trio_vmcp._nursery import start_clean
-from trio_vmcp._outbound import begin_request, note_session_lost, note_written
-from trio_vmcp.client._client import CLIENT_INFO, StreamableClient, declared_capabilities
-from trio_vmcp.client._era import LEGACY_VERSIONS
+from trio_vmcp._outbound import begin_request, note_session_lost, note_written, outbound
+from trio_vmcp.client._client import CLIENT_INFO, StreamableClient, negotiated
+from trio_vmcp.client._era import LEGACY_VERSIONS, is_modern_error
 from trio_vmcp.client._headers import check_session_id
 from trio_vmcp.client._http import Headers, Reply
 from trio_vmcp.client._jsonrpc import (
     ErrorReply,
+    Message,
+    Notification,
     Request,
+    RequestId,
     Result,
-    encode_error,
     encode_notification,
     encode_request,
-    encode_result,
 )
+from trio_vmcp.client._listening import (
+    LEAST_RETRY,
+    MOST_RETRY,
+    MOST_SUBSCRIPTIONS,
+    SUBSCRIBE,
+    UNSUBSCRIBE,
+    USEFUL,
+    Listening,
+    Patience,
+    declares_subscriptions,
+    listed_as_changing,
+    tell_missed,
+    too_many_subscriptions,
+)
+from trio_vmcp.client._standalone import StandaloneStream
 from trio_vmcp.client._streamable import Answer, HttpRefusal, Interrupted, OnOther, ignore_other, names_session, refusal
-from trio_vmcp.errors import BackendError, BackendProtocolError, BackendUnavailable
+from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, BackendUnavailable
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord
 from trio_vmcp.models import JSON
@@ -34,10 +50,13 @@ logger = logging.getLogger("trio_vmcp.client")
 
 METHOD_NOT_FOUND = -32601
 SERVICE_UNAVAILABLE = 503
-# s between a broken stream and the GET that resumes it: the server's `retry` within these bounds, else the default.
-RETRY, LEAST_RETRY, MOST_RETRY = 1.0, 0.1, 60.0
+_MAY_SAY_GONE = (400, 404)
+RETRY = 1.0  # s between a broken stream and the GET that resumes it, where the server asks for nothing else
 MOST_RESUMPTIONS = 5  # in a row without a new event id
-MOST_ANSWERS = 16  # to the backend's own requests, at the same time
+# s that requests wait for the head of the stream on which the backend may have to ask back: what it asks while there is
+# none is lost, and the request with it. Some servers send no head before they have something to say.
+HEAD_PATIENCE = 1.0
+_MAY_ASK_BACK = frozenset({"tools/call", "prompts/get", "resources/read"})
 
 
 class InitializeRefused(Exception):
@@ -49,6 +68,23 @@ class InitializeRefused(Exception):
         self.status = status
 
 
+@attrs.define(eq=False)
+class _Waiting:
+    """A request in flight, while its answer may come by the standalone stream as well."""
+
+    answer: Result | ErrorReply | None = None
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    in_callback: bool = False  # of the caller's, which is not to be cut off
+
+    def take(self, answer: Result | ErrorReply) -> None:
+        self.answer = answer
+        self.stop_waiting()
+
+    def stop_waiting(self) -> None:
+        if self.answer is not None and not self.in_callback:
+            self.scope.cancel(reason="the answer came by another stream")
+
+
 @attrs.define(eq=False, kw_only=True)
 class LegacyClient(StreamableClient):
     """One backend of the handshake era. It has one session with its backend; who loses it needs a new client."""
@@ -56,6 +92,11 @@ class LegacyClient(StreamableClient):
     _identity: Identity | None = attrs.field(alias="identity", repr=False)  # whose session it is: for its DELETE
     _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
     _notice_timeout: float = attrs.field(alias="notice_timeout")  # s, for what nobody waits for
+    _listens: bool = attrs.field(alias="listens")  # Backend.listen
+    _retries: tuple[float, float] = attrs.field(alias="retries")  # s, the first and the longest between two streams
+    _stream: StandaloneStream | None = attrs.field(default=None, init=False, repr=False)
+    _waiting: dict[RequestId | None, _Waiting] = attrs.field(factory=dict, init=False, repr=False)  # by request id
+    _subscribed: dict[str, None] = attrs.field(factory=dict, init=False, repr=False)  # URIs, in order
     # Taken up from metadata and not yet known to be alive: the first answer shows.
     _unproven: bool = attrs.field(default=False, init=False)
     _last_headers: tuple[BackendRecord | None, Headers] = attrs.field(default=(None, []), init=False, repr=False)
@@ -79,9 +120,14 @@ class LegacyClient(StreamableClient):
         """
         backend_id = self._http.backend_id
         begin_request("initialize")
+        self._requests.forget()
         self.record = attrs.evolve(self.record, session_id=None, protocol_version="")
         message_id = next(self._ids)
-        params = {"protocolVersion": LEGACY_VERSIONS[0], "capabilities": {}, "clientInfo": CLIENT_INFO}
+        params = {
+            "protocolVersion": LEGACY_VERSIONS[0],
+            "capabilities": self._requests.capabilities,
+            "clientInfo": CLIENT_INFO,
+        }
         data = encode_request(message_id, "initialize", params)
         session_ids: list[str] = []
 
@@ -99,15 +145,29 @@ class LegacyClient(StreamableClient):
             raise InitializeRefused(answer.outcome, answer.status)
         result = answer.outcome.result
         self.record = attrs.evolve(self.record, session_id=self._assigned_id(session_ids))
-        version = result.get("protocolVersion")
-        if version not in LEGACY_VERSIONS:
-            shown = repr(version[:40]) if isinstance(version, str) else "no version"
-            raise BackendProtocolError(backend_id, f"answered 'initialize' with {shown}; we speak {LEGACY_VERSIONS}")
-        capabilities = declared_capabilities(backend_id, "initialize", result)
+        version, capabilities = negotiated(backend_id, result)
         self.record = attrs.evolve(self.record, protocol_version=version, server_capabilities=capabilities)
         # Awaited: two POSTs have no order, and some servers refuse a request that overtakes this. Any answer will do.
         initialized = encode_notification("notifications/initialized", None)
         await self._http.tell(initialized, self._headers(), identity=identity)
+        self._listen_anew()
+
+    @property
+    def listening(self) -> Listening:
+        return "none" if self._stream is None else self._stream.listening
+
+    def listen_again(self) -> None:
+        if self.listening == "given up":
+            self._listen_anew()
+
+    async def wait_listening(self) -> None:
+        """Until the standalone stream is open or is known not to be, at most HEAD_PATIENCE s from when it was asked
+        for. Whoever answers requests of the backend's waits for this before it sends what makes a backend ask.
+        """
+        stream = self._stream
+        if stream is not None:
+            with trio.move_on_at(stream.started_at + HEAD_PATIENCE):
+                await stream.settled.wait()
 
     def _assigned_id(self, session_ids: list[str]) -> str | None:
         """The id in the head of a successful InitializeResult: the only response that it is taken from."""
@@ -122,6 +182,8 @@ class LegacyClient(StreamableClient):
 
     async def aclose(self, *, terminate: bool) -> None:
         self._closing = True
+        self._stop_listening()
+        self._requests.close()
         if not self._notices:
             self._quiet.set()
         try:
@@ -152,13 +214,22 @@ class LegacyClient(StreamableClient):
     async def _exchange(
         self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
     ) -> JSON:
+        if method in (SUBSCRIBE, UNSUBSCRIBE):
+            self._require_subscriptions(method, params["uri"])
         data = encode_request(message_id, method, params)
-        answer = await self._http.ask(message_id, data, self._headers(), identity=identity, on_other=on_other)
-        unproven, self._unproven = self._unproven, False
-        if isinstance(answer.outcome, Interrupted):
-            answer = await self._resumed(answer.outcome, message_id, method, identity, on_other)
+        unproven = self._unproven
+        if self._stream is None or not self._stream.is_running:
+            answer = await self._answered(message_id, method, data, identity, on_other)
+        else:
+            if self._requests.are_wanted and method in _MAY_ASK_BACK and not self._stream.settled.is_set():
+                await self.wait_listening()
+            answer = await self._answered_anywhere(message_id, method, data, identity, on_other)
         outcome = answer.outcome
         if isinstance(outcome, Result):
+            if method == SUBSCRIBE:
+                self._subscribed[params["uri"]] = None
+            elif method == UNSUBSCRIBE:
+                self._subscribed.pop(params["uri"], None)
             return outcome.result
         assert not isinstance(outcome, Interrupted)
         note_written(False)
@@ -168,19 +239,52 @@ class LegacyClient(StreamableClient):
     def _look_lost(self, status: int, outcome: ErrorReply | HttpRefusal, method: str, unproven: bool) -> None:
         """Whether this refusal says that the backend's session is gone. "When a client receives HTTP 404 in response to
         a request containing an Mcp-Session-Id, it MUST start a new session" (2025-11-25, transports); restarted servers
-        also answer 400, and what stands before them 503.
+        also answer 400, what stands before them 503, and a server of the other era in its own way.
 
         Raises:
             BackendUnavailable: It does, and the request was not looked at.
         """
-        gone = status == 404 and self.record.session_id is not None
-        if gone or (status == 400 and (unproven or names_session(outcome))):
+        had_one = self.record.session_id is not None
+        gone = (status == 404 and had_one) or (status == 400 and (unproven or names_session(outcome)))
+        if gone or is_modern_error(outcome):
             note_session_lost()
             raise BackendUnavailable(
                 self._http.backend_id, f"no longer knows our session (HTTP {status} to {method!r})"
             )
         if status == SERVICE_UNAVAILABLE:
             note_session_lost()
+
+    async def _answered_anywhere(
+        self, message_id: int, method: str, data: bytes, identity: Identity | None, on_other: OnOther
+    ) -> Answer:
+        """The answer on the request's own stream, or on the standalone one: whichever comes first."""
+        waiting = self._waiting[message_id] = _Waiting()
+
+        async def uncut(message: Request | Notification) -> None:
+            waiting.in_callback = True
+            await on_other(message)
+            waiting.in_callback = False
+            waiting.stop_waiting()
+
+        try:
+            with waiting.scope:
+                return await self._answered(message_id, method, data, identity, uncut)
+        finally:
+            del self._waiting[message_id]
+        assert waiting.answer is not None
+        return Answer(waiting.answer, 200)
+
+    async def _answered(
+        self, message_id: int, method: str, data: bytes, identity: Identity | None, on_other: OnOther
+    ) -> Answer:
+        """The answer on the request's own stream, in as many pieces as it has."""
+        answer = await self._http.ask(message_id, data, self._headers(), identity=identity, on_other=on_other)
+        if self._unproven and answer.status not in _MAY_SAY_GONE:
+            self._unproven = False  # it is alive
+            self._listen_anew()
+        if isinstance(answer.outcome, Interrupted):
+            answer = await self._resumed(answer.outcome, message_id, method, identity, on_other)
+        return answer
 
     async def _resumed(
         self, broken: Interrupted, message_id: int, method: str, identity: Identity | None, on_other: OnOther
@@ -204,6 +308,64 @@ class LegacyClient(StreamableClient):
             self._http.backend_id, f"closed the stream before it answered {method!r}", may_have_executed=True
         )
 
+    def _listen_anew(self) -> None:
+        """Ask for the standalone stream of this backend session, if anything needs it."""
+        self._stop_listening()
+        capabilities = self.server_capabilities
+        needed = (
+            self._requests.are_wanted
+            or "logging" in capabilities
+            or declares_subscriptions(capabilities)
+            or bool(listed_as_changing(capabilities))
+        )
+        if not self._listens or self._closing or self.record.session_id is None or not needed:
+            return
+        self._stream = StandaloneStream(
+            http=self._http,
+            headers=self._headers(),
+            identity=self._identity,
+            patience=Patience(*self._retries),
+            take=self._take,
+            missed=self._tell_missed,
+        )
+        start_clean(self._nursery, self._stream.run)
+
+    def _stop_listening(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _take(self, message: Message) -> bool:
+        """One message of the standalone stream. Whether it was of use."""
+        if isinstance(message, Request):
+            self._on_request(message, None)
+            return True
+        if isinstance(message, Notification):
+            if message.method != "notifications/progress":  # whose request it is about has a stream of its own for it
+                self._on_notification(message, None)
+            return message.method in USEFUL
+        waiting = self._waiting.get(message.id)  # an int or a str: True and 1.0 were no ids to the parser
+        if waiting is None or waiting.answer is not None:  # nobody's, or the second
+            logger.debug("backend %r: dropped an answer to a request that is not waiting", self._http.backend_id)
+            return False
+        waiting.take(message)
+        return True
+
+    def _tell_missed(self) -> None:
+        tell_missed(self._heard, listed_as_changing(self.server_capabilities), tuple(self._subscribed))
+
+    def _require_subscriptions(self, method: str, uri: str) -> None:
+        backend_id = self._http.backend_id
+        if not declares_subscriptions(self.server_capabilities):
+            raise BackendRejected(
+                backend_id,
+                f"does not offer {method!r}: it declares no resources.subscribe",
+                code=METHOD_NOT_FOUND,
+                message="not declared",
+            )
+        if method == SUBSCRIBE and uri not in self._subscribed and len(self._subscribed) >= MOST_SUBSCRIPTIONS:
+            raise too_many_subscriptions(backend_id)
+
     def _give_up(self, message_id: int, identity: Identity | None, reason: str) -> None:
         if self.record.session_id is None:
             # Nothing but the number would say whose request it is, and every other client begins to count at 1, too.
@@ -211,15 +373,18 @@ class LegacyClient(StreamableClient):
         # "Disconnection SHOULD NOT be interpreted as the client cancelling its request" (2025-11-25, transports).
         notice = encode_notification("notifications/cancelled", {"requestId": message_id, "reason": reason})
         self._start_notice(notice, identity)
+        self._requests.give_up_on(outbound.get())
 
     def _on_request(self, message: Request, identity: Identity | None) -> None:
-        if self._notices >= MOST_ANSWERS:
-            return
-        if message.method == "ping":
-            self._start_notice(encode_result(message.id, {}), identity)
-        else:
-            refused = encode_error(message.id, METHOD_NOT_FOUND, "this client offers no such capability")
-            self._start_notice(refused, identity)
+        headers = self._headers()  # of the session that asks, whatever becomes of it until there is an answer
+        whose = self._identity if identity is None else identity
+
+        async def send(data: bytes) -> None:
+            status = await self._http.tell(data, headers, identity=whose)
+            if status >= 400:
+                logger.warning("backend %r: answered our answer with HTTP %d", self._http.backend_id, status)
+
+        self._requests.take(message, identity, send)
 
     def _start_notice(self, data: bytes, identity: Identity | None) -> None:
         if not self._closing:

@@ -53,7 +53,7 @@ def encode_headers(headers: Headers) -> bytes:
         BadHead: A value would be more than a line.
     """
     lines = b"".join([b"%s: %s\r\n" % pair for pair in headers])
-    if lines.count(b"\n") != len(headers):
+    if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers) or b"\0" in lines:
         raise BadHead("a header holds a line break")
     return lines
 
@@ -80,7 +80,7 @@ class ResponseParser:
         self._body: list[bytes] = []
         self._no_body = 0  # bytes since the last one of a body
         self._informational = 0
-        self._keeps_alive = self._ends_at_eof = False
+        self._has_length = self._is_chunked = self._keeps_alive = False
         self._problem: str | None = None
 
     def feed(self, data: bytes | bytearray) -> None:
@@ -88,11 +88,14 @@ class ResponseParser:
         bodies = len(self._body)
         try:
             self._llhttp.feed_data(data)
+        except httptools.HttpParserCallbackError as exc:
+            raise exc.__context__ or exc from None  # a Ctrl-C in one of our callbacks, say
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
             if not self.is_ended:  # else it is about what came behind
-                self._problem = self._problem or type(exc).__name__
+                self._refuse(type(exc).__name__)
             self.is_clean = False
         if self._problem is not None:
+            self.is_clean = False
             raise BadResponse(self._problem)  # out here: the parser's own error quotes what it was given
         self._no_body = 0 if len(self._body) > bodies else self._no_body + len(data)
         if self._no_body > MAX_HEAD_BYTES and not self.is_ended:
@@ -100,13 +103,13 @@ class ResponseParser:
 
     def feed_eof(self) -> bool:
         """The peer has closed. Whether that ends the response as it should."""
-        if self.status and self._ends_at_eof:
+        if self.status and not self._has_length and not self._is_chunked:
             self.is_ended = True
         return self.is_ended
 
     def end_without_body(self) -> None:
         """The response is to a HEAD request, of which llhttp does not know."""
-        self.is_ended, self.is_clean = True, False
+        self.is_ended, self.is_clean, self._body = True, False, []
 
     @property
     def has_body(self) -> bool:
@@ -125,8 +128,17 @@ class ResponseParser:
             self.is_clean, self._keeps_alive = False, False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.status:  # not of a trailer, and not of what comes behind
-            self.headers.append((name.lower(), value))
+        if self.status:  # of a trailer, or of what comes behind
+            return
+        name = name.lower()
+        if name == b"content-length":
+            self._has_length = True
+        elif name == b"transfer-encoding":
+            # Spaces only: of "chunked" and a tab llhttp thinks that it is no chunks.
+            if self._is_chunked or value.rstrip(b" ").lower() != b"chunked":
+                self._refuse("a transfer coding other than chunked")
+            self._is_chunked = True
+        self.headers.append((name, value.rstrip(b" \t")))  # RFC 9110 §5.5; what is before it llhttp takes off
 
     def on_headers_complete(self) -> None:
         if self.status:
@@ -135,26 +147,26 @@ class ResponseParser:
         if 100 <= status < 200:
             self._informational += 1
             self.headers = []
+            self._has_length = self._is_chunked = False
             if self._informational > MOST_INFORMATIONAL:
-                self._problem = f"over {MOST_INFORMATIONAL} informational responses"
+                self._refuse(f"over {MOST_INFORMATIONAL} informational responses")
             return
+        if status < 100:
+            self._refuse("a status that is none")
         if self._llhttp.get_http_version() not in ("1.1", "1.0"):
-            self._problem = "another version of HTTP"
-        has_length = is_chunked = False
-        for name, value in self.headers:
-            if name == b"content-length":
-                has_length = True
-            elif name == b"transfer-encoding":
-                is_chunked = True
-                if value.strip().lower() != b"chunked":
-                    self._problem = "a transfer coding other than chunked"
+            self._refuse("another version of HTTP")
         self.status = status
         self._keeps_alive = self._llhttp.should_keep_alive()
-        self._ends_at_eof = not has_length and not is_chunked
 
     def on_body(self, piece: bytes) -> None:
-        self._body.append(piece)
+        if not self.status:
+            self._refuse("an informational response with a body")
+        elif not self.is_ended:  # else it is of a response that nobody asked for
+            self._body.append(piece)
 
     def on_message_complete(self) -> None:
         if self.status:  # else it was an informational one
             self.is_ended, self.is_clean = True, self._keeps_alive
+
+    def _refuse(self, problem: str) -> None:
+        self._problem = self._problem or problem

@@ -40,7 +40,7 @@ class SseEvent:
     """
 
     event: str
-    data: bytes = attrs.field(repr=False)
+    data: bytes | bytearray = attrs.field(repr=False)
     id: str | None
 
 
@@ -140,7 +140,7 @@ class SseDecoder:
             start += 1
         name, size = line[begin:end], max(len(line) - start, 0)
         if name == b"data":
-            self._take_data(memoryview(line)[start:])
+            self._take_data(line, start)
         elif name == b"event":
             self._event = bytes(line[start : start + MAX_FIELD_BYTES])  # a longer one is as unknown without its end
         elif name == b"id" and size <= MAX_FIELD_BYTES and _VISIBLE_ASCII.fullmatch(line, start):
@@ -148,7 +148,12 @@ class SseDecoder:
         elif name == b"retry" and size <= MAX_FIELD_BYTES and line[start:].isdigit():
             self.retry = float(line[start:]) / 1000
 
-    def _take_data(self, value: memoryview) -> None:
+    def _take_data(self, line: bytes | bytearray, start: int) -> None:
+        if self._data is None and isinstance(line, bytearray):  # ours alone, and large, or it had come in one piece
+            del line[:start]  # which moves nothing
+            self._data = line
+            return
+        value = memoryview(line)[start:]
         if self._data is None:
             self._data = bytes(value)
             return
@@ -162,5 +167,5 @@ class SseDecoder:
             self.last_event_id = self._id or None
         if self._data is not None:
             name = self._event.decode(errors="replace") or "message"
-            events.append(SseEvent(name, bytes(self._data), self._id or None))
+            events.append(SseEvent(name, self._data, self._id or None))
         self._event_bytes, self._event, self._data, self._id = 0, b"", None, None

@@ -7,7 +7,7 @@ their own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
 from typing import TypeAlias
 
@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from trio_vmcp._outbound import note_written
-from trio_vmcp.client._http import Headers, HttpLink, Reply
+from trio_vmcp.client._http import Exchange, Headers, HttpLink, Reply
 from trio_vmcp.client._jsonrpc import (
     BadMessage,
     ErrorReply,
@@ -40,6 +40,7 @@ __all__ = [
     "Outcome",
     "StreamableHttp",
     "ignore_other",
+    "is_stream",
     "names_session",
     "refusal",
 ]
@@ -54,6 +55,9 @@ DRAIN_TIMEOUT = 0.1
 # Bytes of one exchange over all its messages, in messages of the largest size: nothing of it is kept, but it is parsed.
 MESSAGES_PER_EXCHANGE = 4
 LINE_BYTES = 128  # that a line of a stream counts for beside its own: a short one costs time, not bytes
+# A stream that is held has no end, so it has a pace instead: bytes a second, counted like those of an exchange and with
+# so much for every piece that arrives, once it has used up its allowance. Beyond that the backend has to wait for us.
+PACE, ALLOWANCE, PIECE_BYTES = 1024 * 1024, 16 * 1024 * 1024, 1024
 MOST_DRAINED = 16  # chunks after the answer
 MOST_ERROR_BYTES = 64 * 1024  # of the body of an HTTP error, where a JSON-RPC error may be
 MOST_QUOTED = 300  # characters of a backend's own error text in ours
@@ -146,28 +150,61 @@ class StreamableHttp:
     async def tell(self, data: bytes, headers: Headers, *, identity: Identity | None) -> int:
         """POST what has no answer: a notification, or our answer to a backend's request. Returns the HTTP status."""
         async with self.link.exchange("POST", headers, data, identity=identity, limited=False) as reply:
-            await self._drain(reply)
+            await self.drain(reply)
             return reply.status
 
     async def delete(self, headers: Headers, *, identity: Identity | None) -> int:
         """End the backend's session. Returns the HTTP status."""
         async with self.link.exchange("DELETE", headers, identity=identity, limited=False) as reply:
-            await self._drain(reply)
+            await self.drain(reply)
             return reply.status
 
+    def hold(self, verb: str, headers: Headers, data: bytes = b"", *, identity: Identity | None) -> Exchange:
+        """The exchange of a stream that stays open, which counts under no limit: it would keep a call's place for ever.
+        What is in it is for `follow`, or for `plain_outcome` where it `is_stream` not.
+        """
+        return self.link.exchange(verb, headers, data, identity=identity, is_stream=True)
+
+    async def follow(self, reply: Reply, decoder: SseDecoder, take: Callable[[Message], bool]) -> None:
+        """Hand over every message of a stream that is held, until it ends or `take` wants no more of it.
+
+        There is no limit to all of it together, only to its pace: whoever floods us fills his own buffers.
+
+        Raises:
+            BackendError: It broke, is over a limit, or is not MCP.
+        """
+        reply.refuse_encoding()
+        allowance, counted_at = float(ALLOWANCE), trio.current_time()
+        while (chunk := await reply.receive()) is not None:
+            for message in self._messages(chunk, decoder, reply):
+                if not take(message):  # what is left of it costs the connection: seldom, and it may have no end
+                    return
+            now = trio.current_time()
+            allowance = min(allowance + (now - counted_at) * PACE, ALLOWANCE) - PIECE_BYTES - _weight(chunk)
+            counted_at = now
+            if allowance < 0:
+                await trio.sleep(-allowance / PACE)
+
     async def _outcome(self, reply: Reply, message_id: int, on_other: OnOther, last_event_id: str | None) -> Outcome:
+        if is_stream(reply):
+            reply.refuse_encoding()
+            return await self._streamed(reply, message_id, on_other, last_event_id)
+        return await self.plain_outcome(reply, message_id)
+
+    async def plain_outcome(self, reply: Reply, message_id: int) -> Result | ErrorReply | HttpRefusal:
+        """What a response says that is no stream.
+
+        Raises:
+            BackendError: It is no answer to this request.
+        """
         if not 200 <= reply.status < 300:
             return await self._refused(reply, message_id)
-        match reply.media_type:
-            case "application/json":
-                text = self._text(await reply.read(self.max_message_bytes), reply)  # the bytes are gone by now
-                return self._matching(self._parse(text, reply), message_id, reply)
-            case "text/event-stream":
-                reply.refuse_encoding()
-                return await self._streamed(reply, message_id, on_other, last_event_id)
-            case other:
-                kind = repr(other[:MOST_QUOTED]) if other else "no content"
-                raise reply.protocol_error(f"answered a request with HTTP {reply.status} and {kind}")
+        kind = reply.media_type
+        if kind == "application/json":
+            text = self._text(await reply.read(self.max_message_bytes), reply)  # the bytes are gone by now
+            return self._matching(self._parse(text, reply), message_id, reply)
+        shown = repr(kind[:MOST_QUOTED]) if kind else "no content"
+        raise reply.protocol_error(f"answered a request with HTTP {reply.status} and {shown}")
 
     async def _streamed(
         self, reply: Reply, message_id: int, on_other: OnOther, last_event_id: str | None
@@ -176,7 +213,7 @@ class StreamableHttp:
         decoder.last_event_id = last_event_id
         budget = MESSAGES_PER_EXCHANGE * self.max_message_bytes
         while (chunk := await self._more(reply, decoder)) is not None:
-            budget -= len(chunk) + LINE_BYTES * (chunk.count(b"\n") + chunk.count(b"\r"))
+            budget -= _weight(chunk)
             if budget < 0:
                 raise MessageTooLarge(
                     self.backend_id,
@@ -184,27 +221,30 @@ class StreamableHttp:
                     f"counted as {LINE_BYTES} more (max_message_bytes)",
                     may_have_executed=True,
                 )
-            try:
-                events = decoder.feed(chunk)
-            except SseLimit as exc:
-                raise MessageTooLarge(
-                    self.backend_id, f"sent an event over a limit (max_message_bytes): {exc}", may_have_executed=True
-                ) from exc
-            for event in events:
-                # "Unknown event names are ignored"; an empty one only carries an id.
-                if event.event != "message" or not event.data:
-                    continue
-                message = self._parse(self._text(event.data, reply), reply)
+            for message in self._messages(chunk, decoder, reply):
                 if isinstance(message, Request | Notification):
                     await on_other(message)
                 elif same_id(message.id, message_id) or (isinstance(message, ErrorReply) and message.id is None):
-                    await self._drain(reply)
+                    await self.drain(reply)
                     return message
                 else:
                     logger.warning(
                         "backend %r: dropped an answer to a request that is not waiting here", self.backend_id
                     )
         return Interrupted(decoder.last_event_id, decoder.retry)
+
+    def _messages(self, chunk: bytes, decoder: SseDecoder, reply: Reply) -> Iterator[Message]:
+        """The messages whose events end in `chunk`."""
+        try:
+            events = decoder.feed(chunk)
+        except SseLimit as exc:
+            raise MessageTooLarge(
+                self.backend_id, f"sent an event over a limit (max_message_bytes): {exc}", may_have_executed=True
+            ) from exc
+        for event in events:
+            # "Unknown event names are ignored"; an empty one only carries an id.
+            if event.event == "message" and event.data:
+                yield self._parse(self._text(event.data, reply), reply)
 
     async def _more(self, reply: Reply, decoder: SseDecoder) -> bytes | None:
         """The next bytes of a stream. One that breaks where it can be resumed has ended, like any other."""
@@ -245,7 +285,7 @@ class StreamableHttp:
             raise reply.protocol_error("answered with the id of another request")
         return message
 
-    async def _drain(self, reply: Reply) -> None:
+    async def drain(self, reply: Reply) -> None:
         if reply.is_ended or not self._ends_streams:
             return
         # Shielded, so that an answer that is already here is not lost to a deadline that ends just now; and only up to
@@ -262,14 +302,30 @@ class StreamableHttp:
             self._ends_streams = False
 
 
+def is_stream(reply: Reply) -> bool:
+    """Events come in it, or are to come."""
+    return 200 <= reply.status < 300 and reply.media_type == "text/event-stream"
+
+
+def _weight(chunk: bytes) -> int:
+    """What a piece of a stream counts for."""
+    # Counted only where there are some: to look is a twentieth of counting, and most pieces are inside of a line.
+    ends = sum(chunk.count(end) for end in (b"\n", b"\r") if end in chunk)
+    return len(chunk) + LINE_BYTES * ends
+
+
 # JSON-RPC and MCP errors that say: this was not run.
 _NOT_RUN = frozenset({-32700, -32600, -32601, -32602, -32020, -32021, -32022})
+
+
+# JSON-RPC errors that are about what was asked, or about what came of it.
+_ABOUT_THE_REQUEST = frozenset({-32602, -32603})
 
 
 def names_session(outcome: Outcome) -> bool:
     """Whether a refusal is about the session, and not about what was asked in it: restarted servers answer so."""
     if isinstance(outcome, ErrorReply):
-        return "session" in outcome.message.lower()
+        return "session" in outcome.message.lower() and outcome.code not in _ABOUT_THE_REQUEST
     return isinstance(outcome, HttpRefusal) and outcome.names_session
 
 

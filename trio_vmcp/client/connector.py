@@ -1,22 +1,29 @@
-"""The built-in connector: HTTP transports, the era probe, and what is left behind when connecting fails: nothing."""
+"""The built-in connector: every transport, the era probe, and what is left behind when connecting fails: nothing."""
 
 from __future__ import annotations
 
 import ssl
+from functools import partial
 
 import attrs
 import httpx
 import trio
 
 from trio_vmcp._nursery import start_clean
+from trio_vmcp.client._cache import ResponseCache
+from trio_vmcp.client._duplex import DuplexClient
 from trio_vmcp.client._era import MODERN_VERSION, EraCache, Verdict, is_modern_error, judge
-from trio_vmcp.client._http import HttpLink
+from trio_vmcp.client._handling import Handling
+from trio_vmcp.client._http import HttpLink, calls_within
 from trio_vmcp.client._jsonrpc import Result
 from trio_vmcp.client._legacy import InitializeRefused, LegacyClient
 from trio_vmcp.client._modern import ModernClient
+from trio_vmcp.client._server_requests import ServerRequests
 from trio_vmcp.client._streamable import HttpRefusal, Interrupted, Outcome, StreamableHttp, refusal
 from trio_vmcp.client.http11 import Http11Transport
-from trio_vmcp.client.interface import BackendClient, EventSink, OutgoingAuth
+from trio_vmcp.client.http_sse import connect_sse
+from trio_vmcp.client.interface import BackendClient, BackendConnector, ClientHandlers, EventSink, OutgoingAuth
+from trio_vmcp.client.stdio import connect_stdio
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, BackendUnavailable, MessageTooLarge
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord, endpoint_digest
@@ -30,22 +37,31 @@ __all__ = ["HttpConnector"]
 PROBE_TIMEOUT = 10.0
 PROBE_SHARE = 1 / 3
 NOTICE_TIMEOUT = 1.0  # s, for a message that nobody waits for
+PENDING_MESSAGES = 2  # of the largest size: what a backend may have handlers at, in memory and not on the wire
 _SSE_ONLY = (400, 404, 405)  # how a server of 2024-11-05 refuses a POST to its stream's URL
 
 
 @attrs.define(eq=False)
 class HttpConnector:
-    """Connects to backends over streamable HTTP, in whichever era they speak. One for all sessions of a factory."""
+    """Connects to backends over whatever transport they have, in whichever era they speak. One for all sessions of a
+    factory, which have it by `for_session`: handlers are told whose backend asks.
+    """
 
     _settings: FactorySettings = attrs.field(alias="settings")
+    _handlers: ClientHandlers = attrs.field(factory=ClientHandlers, alias="handlers", kw_only=True, repr=False)
     _auth: OutgoingAuth | None = attrs.field(default=None, alias="auth", kw_only=True, repr=False)
     _transport: httpx.AsyncBaseTransport | None = attrs.field(default=None, alias="transport", kw_only=True)
     _ssl_context: ssl.SSLContext | None = attrs.field(default=None, alias="ssl_context", kw_only=True, repr=False)
     _built_in: Http11Transport = attrs.field(init=False, repr=False)
     _eras: EraCache = attrs.field(factory=EraCache, init=False, repr=False)
+    _cache: ResponseCache = attrs.field(factory=ResponseCache, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._built_in = Http11Transport(ssl_context=self._ssl_context)
+
+    def for_session(self, session_id: str) -> BackendConnector:
+        """The same, for the backends of one session."""
+        return partial(self, session_id=session_id)
 
     async def __call__(
         self,
@@ -55,14 +71,53 @@ class HttpConnector:
         resume: BackendRecord | None,
         nursery: trio.Nursery,
         events: EventSink,
+        session_id: str = "",
     ) -> BackendClient:
-        if backend.transport != "streamable-http":
-            raise _unsupported(backend.id, f"is configured with transport {backend.transport!r}")
-        return await _Attempt(self, backend, identity, nursery, events).connect(resume)
+        if backend.transport == "stdio":  # no identity: a process has no credentials but its environment
+            return await connect_stdio(
+                backend,
+                settings=self._settings,
+                eras=self._eras,
+                probe_timeout=self.probe_timeout,
+                nursery=nursery,
+                events=events,
+                requests=self.requests_of(backend, session_id, nursery),
+            )
+        if backend.transport == "sse":
+            limit = self._settings.backend_init_timeout
+            return await self.connect_sse(backend, identity, nursery, events, session_id, endpoint_timeout=limit)
+        return await _Attempt(self, backend, identity, nursery, events, session_id).connect(resume)
+
+    def requests_of(self, backend: Backend, session_id: str, nursery: trio.Nursery) -> ServerRequests:
+        """What answers one backend of one session. Its tasks run in `nursery`."""
+        most = PENDING_MESSAGES * self._settings.max_message_bytes
+        return ServerRequests(Handling(self._handlers, session_id, backend.id), nursery, most)
+
+    async def connect_sse(
+        self,
+        backend: Backend,
+        identity: Identity | None,
+        nursery: trio.Nursery,
+        events: EventSink,
+        session_id: str,
+        *,
+        endpoint_timeout: float,
+    ) -> DuplexClient:
+        return await connect_sse(
+            backend,
+            settings=self._settings,
+            make_link=self.link,
+            notice_timeout=self.notice_timeout,
+            endpoint_timeout=endpoint_timeout,
+            identity=identity,
+            nursery=nursery,
+            events=events,
+            requests=self.requests_of(backend, session_id, nursery),
+        )
 
     def link(self, backend: Backend) -> HttpLink:
         transport = self._transport or self._built_in  # one for all sessions: a second one finds warm connections
-        slots = trio.CapacityLimiter(self._settings.max_connections_per_backend)
+        slots = trio.CapacityLimiter(calls_within(self._settings.max_connections_per_backend))
         try:
             return HttpLink(
                 backend,
@@ -83,12 +138,26 @@ class HttpConnector:
         self._built_in.close()
 
     @property
+    def probe_timeout(self) -> float:
+        """s, for a question that the backend may not know."""
+        return min(PROBE_TIMEOUT, self._settings.backend_init_timeout * PROBE_SHARE)
+
+    @property
+    def notice_timeout(self) -> float:
+        """s, for a message that nobody waits for."""
+        return min(NOTICE_TIMEOUT, self._settings.teardown_timeout / 2)
+
+    @property
     def settings(self) -> FactorySettings:
         return self._settings
 
     @property
     def eras(self) -> EraCache:
         return self._eras
+
+    @property
+    def cache(self) -> ResponseCache:
+        return self._cache
 
 
 @attrs.define(eq=False)
@@ -100,6 +169,7 @@ class _Attempt:
     identity: Identity | None
     nursery: trio.Nursery
     events: EventSink
+    session_id: str = attrs.field(repr=False)
     http: StreamableHttp = attrs.field(init=False)
     modern: ModernClient = attrs.field(init=False)
     legacy: LegacyClient = attrs.field(init=False)
@@ -111,20 +181,30 @@ class _Attempt:
         self.http = StreamableHttp(
             self.connector.link(self.backend), settings.max_message_bytes, settings.max_json_depth
         )
+        requests = self.connector.requests_of(self.backend, self.session_id, self.nursery)
         self.modern = ModernClient(
             record=BackendRecord(self.backend.id, None, "modern", MODERN_VERSION, {}, self.endpoint),
             http=self.http,
             events=self.events,
+            requests=requests,
             max_pages=settings.max_pages,
             max_tools=settings.max_items_per_backend,
+            cache=self.connector.cache.of(self.backend, MODERN_VERSION),
+            identity=self.identity,
+            nursery=self.nursery,
+            listens=self.backend.listen,
+            retries=(settings.reconnect_delay, settings.reconnect_max_delay),
         )
         self.legacy = LegacyClient(
             record=BackendRecord(self.backend.id, None, "legacy", "", {}, self.endpoint),
             http=self.http,
             events=self.events,
+            requests=requests,
             identity=self.identity,
             nursery=self.nursery,
-            notice_timeout=min(NOTICE_TIMEOUT, settings.teardown_timeout / 2),
+            notice_timeout=self.connector.notice_timeout,
+            listens=self.backend.listen,
+            retries=(settings.reconnect_delay, settings.reconnect_max_delay),
         )
 
     async def connect(self, resume: BackendRecord | None) -> BackendClient:
@@ -162,6 +242,12 @@ class _Attempt:
         if resume is not None:  # modern: its metadata is as good a hint as the cache's
             eras.correct(self.endpoint, Verdict.MODERN)
         verdict = await eras.verdict(self.endpoint, probe)
+        if verdict is Verdict.SSE:
+            try:
+                return await self._open_stream()
+            except (BackendProtocolError, BackendRejected, MessageTooLarge):  # the verdict is out of date
+                verdict = await probe()
+                eras.correct(self.endpoint, verdict)
         if verdict is Verdict.MODERN and discovered is None:  # somebody else's probe, perhaps long ago
             verdict = await probe()
             eras.correct(self.endpoint, verdict)
@@ -178,12 +264,11 @@ class _Attempt:
             if verdict is Verdict.MODERN and discovered is not None:
                 self.modern.adopt(discovered)
                 return self.modern
-        raise self._not_legacy(refused)
+        return await self._fall_back(refused)
 
     async def _ask_for_era(self) -> tuple[Verdict, JSON | None]:
         """The verdict, and what a modern server declared of itself."""
-        limit = min(PROBE_TIMEOUT, self.connector.settings.backend_init_timeout * PROBE_SHARE)
-        with trio.move_on_after(limit):
+        with trio.move_on_after(self.connector.probe_timeout):
             try:
                 answer = await self.modern.discover(self.identity)
                 if is_modern_error(answer.outcome):  # "retry with a mutual version, once"
@@ -219,18 +304,32 @@ class _Attempt:
         await self.legacy.initialize(self.identity)
         return self.legacy
 
-    def _not_legacy(self, refused: InitializeRefused) -> BackendError:
-        """Neither `server/discover` nor `initialize` got an answer of its era."""
-        if refused.status in _SSE_ONLY and isinstance(refused.outcome, HttpRefusal):
-            what = f"answered 'initialize' with HTTP {refused.status}, as servers of HTTP+SSE (2024-11-05) do"
-            return _unsupported(self.backend.id, what)
-        return refusal(self.backend.id, "initialize", refused.outcome)
+    async def _fall_back(self, refused: InitializeRefused) -> BackendClient:
+        """Neither `server/discover` nor `initialize` got an answer of its era; so answers a server of HTTP+SSE."""
+        status = refused.status
+        if status not in _SSE_ONLY or not isinstance(refused.outcome, HttpRefusal):
+            raise refusal(self.backend.id, "initialize", refused.outcome)
+        try:
+            client = await self._open_stream()
+        except (BackendProtocolError, BackendRejected, MessageTooLarge) as error:
+            detail = f"answered 'initialize' with HTTP {status}, and over HTTP+SSE (2024-11-05) it {error.detail}"
+            raise BackendRejected(self.backend.id, detail, code=status, message=f"HTTP {status}") from error
+        self.connector.eras.correct(self.endpoint, Verdict.SSE)
+        return client
+
+    async def _open_stream(self) -> BackendClient:
+        client = await self.connector.connect_sse(
+            self.backend,
+            self.identity,
+            self.nursery,
+            self.events,
+            self.session_id,
+            endpoint_timeout=self.connector.probe_timeout,
+        )
+        start_clean(self.nursery, self._abandon)  # the link that streamable HTTP would have gone over
+        return client
 
     def _refused(self, method: str, outcome: Outcome) -> BackendError:
         if isinstance(outcome, Interrupted | Result):
             return BackendUnavailable(self.backend.id, f"closed the stream before it answered {method!r}")
         return refusal(self.backend.id, method, outcome)
-
-
-def _unsupported(backend_id: str, what: str) -> BackendRejected:
-    return BackendRejected(backend_id, f"{what}, which is not supported yet", code=0, message="not supported yet")

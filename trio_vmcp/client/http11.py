@@ -30,6 +30,7 @@ __all__ = ["Http11Transport", "RawResponse", "origin_of"]
 # s. Below the 5 s after which common servers (uvicorn, hypercorn, Node) close an idle connection, so that we let go
 # first and no request is written into a connection that is just closing.
 KEEPALIVE_EXPIRY = 4.0
+MOST_PORT = 65535
 MOST_IDLE = 20  # connections to one origin that are kept between requests
 
 _PORTS = {"http": 80, "https": 443}
@@ -42,11 +43,14 @@ def origin_of(url: httpx.URL) -> Origin:
 
     Raises:
         httpx.UnsupportedProtocol: It is neither http nor https.
+        httpx.InvalidURL: There is no such port.
     """
-    scheme = url.scheme
+    scheme, port = url.scheme, url.port
     if scheme not in _PORTS:
         raise httpx.UnsupportedProtocol(f"{scheme!r} is neither 'http' nor 'https'")
-    return Origin(scheme, url.raw_host.decode("ascii").strip("[]"), url.port or _PORTS[scheme])
+    if port is not None and not 0 < port <= MOST_PORT:  # the resolver would take it modulo 65536
+        raise httpx.InvalidURL(f"port {port} is not in 1–{MOST_PORT}")
+    return Origin(scheme, url.raw_host.decode("ascii"), port or _PORTS[scheme])
 
 
 @attrs.define(eq=False)
@@ -87,7 +91,8 @@ class RawResponse:
 
     async def disconnect(self) -> None:
         """Never use this connection again."""
-        self._connection.cut()
+        if self._held:  # else it may be somebody else's by now
+            self._connection.cut()
 
 
 class Http11Transport(httpx.AsyncBaseTransport):
@@ -98,7 +103,11 @@ class Http11Transport(httpx.AsyncBaseTransport):
             private CAs and client certificates; it is used as it is.
         dial: Makes the connections; None: TCP, and TLS by `ssl_context`.
 
-    The timeouts that an `httpx.AsyncClient` puts into a request hold; the library's own deadlines are Trio's.
+    The timeouts that an `httpx.AsyncClient` puts into a request hold: `connect` for a connection, TLS included, `write`
+    and `read` together from the first byte that is written to the response's head, `read` for each piece of its body.
+    There is no pool to wait for. The library's own deadlines are Trio's.
+
+    A response's extensions hold "http_version", and a "network_stream" whose `aclose` ends the connection for good.
     """
 
     def __init__(self, *, ssl_context: ssl.SSLContext | None = None, dial: Dial | None = None) -> None:
@@ -106,6 +115,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
         self._idle: dict[Origin, list[Connection]] = {}  # of each the newest last
         self._busy: dict[Connection, Origin] = {}
         self._some_idle = trio.Event()
+        self._closed = False
 
     @property
     def busy_connections(self) -> int:
@@ -172,30 +182,34 @@ class Http11Transport(httpx.AsyncBaseTransport):
         except BadHead as exc:
             raise httpx.LocalProtocolError(str(exc), request=request) from None
         timeouts: dict[str, float | None] = request.extensions.get("timeout", {})
+        connect, write, read = (_seconds(timeouts.get(step)) for step in ("connect", "write", "read"))
         written = False
 
         def on_write() -> None:
             nonlocal written
-            written, patience.deadline = True, _deadline(timeouts.get("read"))
+            written, patience.deadline = True, trio.current_time() + write + read
 
-        with trio.CancelScope(deadline=_deadline(timeouts.get("connect"))) as patience:
+        with trio.CancelScope(deadline=trio.current_time() + connect) as patience:
             await self.connect(origin)  # first: whose body was not taken, that request provably did not run
+            patience.deadline = math.inf
             body = b"".join([chunk async for chunk in request.stream])
             if body or request.method in _WITH_BODY:
                 head += b"Content-Length: %d\r\n" % len(body)
+            patience.deadline = trio.current_time() + connect
             response = await self.send(origin, request.method, head + b"\r\n", body, on_write)
             return httpx.Response(
                 response.status,
                 headers=response.headers,
-                stream=_Body(response, timeouts.get("read")),
-                extensions={"http_version": b"HTTP/1.1"},
+                stream=_Body(response, read),
+                extensions={"http_version": b"HTTP/1.1", "network_stream": _NetworkStream(response)},
             )
         if written:
-            raise httpx.ReadTimeout("no response in time", request=request)
-        raise httpx.ConnectTimeout("no connection in time", request=request)
+            raise httpx.ReadTimeout(f"no response within {write + read} s (write + read)", request=request)
+        raise httpx.ConnectTimeout(f"no connection within {connect} s (connect)", request=request)
 
     def close(self) -> None:
-        """Close every connection, those in use included: whoever holds one gets an error, and lets go."""
+        """For good. Every connection is closed, those in use included: whoever holds one gets an error, and lets go."""
+        self._closed = True
         for connections in self._idle.values():
             for connection in connections:
                 connection.cut()
@@ -220,10 +234,16 @@ class Http11Transport(httpx.AsyncBaseTransport):
         return None
 
     async def _connect(self, origin: Origin) -> Connection:
+        if self._closed:
+            raise httpx.ConnectError("the transport is closed")
         try:
-            return Connection(await self._dial(origin))
-        except (OSError, trio.BrokenResourceError) as exc:  # TLS: a handshake that fails breaks the stream
+            connection = Connection(await self._dial(origin))
+        except (OSError, ValueError, trio.BrokenResourceError) as exc:  # ValueError: of a host that cannot be one
             raise httpx.ConnectError(str(exc)) from exc
+        if self._closed:
+            connection.cut()
+            raise httpx.ConnectError("the transport was closed meanwhile")
+        return connection
 
     def _give_back(self, connection: Connection) -> None:
         origin = self._busy.pop(connection)
@@ -254,25 +274,35 @@ class Http11Transport(httpx.AsyncBaseTransport):
 class _Body(httpx.AsyncByteStream):
     """A response's body as httpx reads one. A class, since a generator that is left half-way warns when collected."""
 
-    def __init__(self, response: RawResponse, read_timeout: float | None) -> None:
+    def __init__(self, response: RawResponse, patience: float) -> None:
         self._response = response
-        self._read_timeout = read_timeout
+        self._patience = patience  # s, for each piece
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        with trio.CancelScope(deadline=_deadline(self._read_timeout)):
+        with trio.CancelScope(deadline=trio.current_time() + self._patience):
             data = await self._response.receive()
             if data is None:
                 raise StopAsyncIteration
             return data
-        raise httpx.ReadTimeout("no more of the body in time")
+        raise httpx.ReadTimeout(f"no more of the body within {self._patience} s (read)")
 
     async def aclose(self) -> None:
         self._response.release()
         await trio.lowlevel.checkpoint()
 
 
-def _deadline(timeout: float | None) -> float:
-    return math.inf if timeout is None else trio.current_time() + timeout
+class _NetworkStream:
+    """What httpx hands out as one, as far as it can be had without the connection itself."""
+
+    def __init__(self, response: RawResponse) -> None:
+        self._response = response
+
+    async def aclose(self) -> None:
+        await self._response.disconnect()
+
+
+def _seconds(timeout: float | None) -> float:
+    return math.inf if timeout is None else timeout

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import attrs
 import trio
 
 from trio_vmcp.models import JSON
-from trio_vmcp.testing.rpc import notification_message
+from trio_vmcp.testing.rpc import encode, notification_message
 
-__all__ = ["EventLog", "Listeners", "wanted_by"]
+__all__ = ["EventLog", "Listeners", "message_event", "wanted_by"]
 
 SUBSCRIPTION_KEYS = {
     "notifications/tools/list_changed": "toolsListChanged",
     "notifications/prompts/list_changed": "promptsListChanged",
     "notifications/resources/list_changed": "resourcesListChanged",
 }
+
+
+def message_event(message: object) -> bytes:
+    """A message as an event without an id."""
+    return b"event: message\ndata: " + encode(message) + b"\n\n"
 
 
 @attrs.define(eq=False)
@@ -64,26 +69,42 @@ def wanted_by(subscription: JSON) -> Callable[[str, JSON], bool]:
 
 @attrs.define(eq=False)
 class Listeners:
-    """The clients that listen, and how each is told. Nothing is kept for those that come later."""
+    """The clients that listen, and how each is told. Nothing is kept for those that come later, except in logs, for
+    those who had listened before.
+    """
 
+    logs: list[EventLog] = attrs.field(factory=list, init=False)
     _open: dict[trio.MemorySendChannel[JSON], Callable[[str, JSON], bool]] = attrs.field(factory=dict, init=False)
 
-    def __len__(self) -> int:
-        return len(self._open)
-
     def tell(self, method: str, params: JSON) -> None:
+        self._send(notification_message(method, params), lambda wants: wants(method, params))
+
+    def send(self, message: JSON) -> None:
+        """Any message, whatever was subscribed to."""
+        self._send(message, lambda wants: True)
+
+    def _send(self, message: JSON, goes_to: Callable[[Callable[[str, JSON], bool]], bool]) -> None:
         for channel, wants in self._open.items():
-            if wants(method, params):
-                channel.send_nowait(notification_message(method, params))
+            if goes_to(wants):
+                channel.send_nowait(message)
+        for log in self.logs:
+            log.append(message_event(message))
 
     @asynccontextmanager
     async def listen(
         self, wants: Callable[[str, JSON], bool] = lambda method, params: True
     ) -> AsyncIterator[trio.MemoryReceiveChannel[JSON]]:
         send, receive = trio.open_memory_channel[JSON](float("inf"))  # a test decides how much it sends
+        with send, receive, self.also_tell(send, wants):
+            yield receive
+
+    @contextmanager
+    def also_tell(
+        self, send: trio.MemorySendChannel[JSON], wants: Callable[[str, JSON], bool] = lambda method, params: True
+    ) -> Iterator[None]:
+        """`send`, whose channel is never full, carries something else besides."""
         self._open[send] = wants
         try:
-            with send, receive:
-                yield receive
+            yield
         finally:
             del self._open[send]

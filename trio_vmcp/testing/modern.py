@@ -19,7 +19,7 @@ from trio_vmcp.testing.rpc import (
     RpcError,
 )
 
-__all__ = ["VERSION_KEY", "check_modern", "check_parameters"]
+__all__ = ["VERSION_KEY", "check_modern", "check_parameters", "check_stamp"]
 
 VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
 CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
@@ -47,9 +47,7 @@ def check_modern(exchange: Exchange, served: Sequence[str]) -> None:
         raise _unsupported(exchange.params.get("protocolVersion"), served)
     version = _header(exchange, "MCP-Protocol-Version")
     method = _header(exchange, "Mcp-Method")
-    meta = exchange.meta
-    if VERSION_KEY not in meta or not isinstance(meta.get(CAPABILITIES_KEY), dict):
-        raise RpcError(INVALID_PARAMS, f"_meta lacks {VERSION_KEY} or {CAPABILITIES_KEY}", status=400)
+    meta = _stamp(exchange)
     if version != meta[VERSION_KEY]:
         raise _mismatch("MCP-Protocol-Version", version, meta[VERSION_KEY])
     if method != exchange.method:
@@ -60,6 +58,27 @@ def check_modern(exchange: Exchange, served: Sequence[str]) -> None:
             raise _mismatch("Mcp-Name", name, exchange.params.get(NAMED_BY[exchange.method]))
     if version != MODERN_VERSION:
         raise _unsupported(version, served)
+
+
+def check_stamp(exchange: Exchange, served: Sequence[str]) -> None:
+    """What is wrong with a message that comes without headers.
+
+    Raises:
+        RpcError: To answer.
+    """
+    if not isinstance(exchange.message, dict):
+        raise RpcError(PARSE_ERROR, "the line is not a JSON object")
+    if exchange.method == "initialize":
+        raise _unsupported(exchange.params.get("protocolVersion"), served)
+    if exchange.request_id is not None and _stamp(exchange)[VERSION_KEY] != MODERN_VERSION:
+        raise _unsupported(exchange.meta[VERSION_KEY], served)
+
+
+def _stamp(exchange: Exchange) -> JSON:
+    meta = exchange.meta
+    if VERSION_KEY not in meta or not isinstance(meta.get(CAPABILITIES_KEY), dict):
+        raise RpcError(INVALID_PARAMS, f"_meta lacks {VERSION_KEY} or {CAPABILITIES_KEY}", status=400)
+    return meta
 
 
 def check_parameters(exchange: Exchange, schema: JSON) -> None:

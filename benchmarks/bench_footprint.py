@@ -1,0 +1,61 @@
+"""What does an open session hold while nobody uses it, and how long do many of them take to open?
+
+python benchmarks/bench_footprint.py        # or run.py, which asks the other questions too
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from contest import FASTMCP, FLOORS, LIBRARY, OFFICIAL, Bound, Question, Row, Shown, times_as_fast
+from harness import main
+
+KIB = Shown("held", "KiB a link", 1 / 1024)
+MOMENTS = Shown("wall", "ms a link", 1e3)
+
+
+def row(label: str, path: str, *, listen: bool, **special: Any) -> Row:
+    return Row(
+        label=label,
+        backends=10,
+        path=path,
+        command={"do": "footprint", "sessions": 100, "terms": {"listen": listen}},
+        short={"sessions": 10},
+        shows=(KIB, MOMENTS),
+        rounds=3,
+        fresh=True,
+        **special,
+    )
+
+
+QUESTION = Question(
+    name="footprint",
+    asks="open sessions over 10 backends; each of them a link",
+    rows=(
+        row(
+            "100 sessions",
+            "/json/0",
+            listen=False,
+            contenders=(*FLOORS, LIBRARY, *OFFICIAL, FASTMCP),
+            slow={"sessions": 10},  # what their cost allows; a hundred cost them no less for each
+            bars=(Bound("held", 60.0, "KiB a link", per=1024), *(times_as_fast(10, peer) for peer in OFFICIAL)),
+        ),
+        row("100 sessions with streams", "/held/0", listen=True, contenders=(LIBRARY,)),
+        Row(
+            label="1000 sessions, opened and closed",
+            backends=10,
+            path="/json/0",
+            contenders=(LIBRARY,),
+            command={"do": "open_many", "sessions": 1000},
+            short={"sessions": 50},
+            shows=(MOMENTS, Shown("failed", "sessions that failed")),
+            bars=(Bound("failed", 0, "sessions that failed"),),
+            rounds=1,
+            fresh=True,
+            timeout=300.0,
+        ),
+    ),
+)
+
+if __name__ == "__main__":
+    main([QUESTION])

@@ -1,0 +1,109 @@
+"""What the hand-written floors have in common: the protocol in the fewest lines that a careful program gets by with.
+
+No ids are checked, nothing is validated, no deadline and no cancellation is kept track of. How a message travels is
+each floor's own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import trio
+from worker import serve
+from workloads import ARGUMENTS, TOOL, Functions, Terms, Workloads
+
+HEADERS = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
+VERSION = "2025-11-25"
+CLIENT: dict[str, Any] = {
+    "protocolVersion": VERSION,
+    "capabilities": {},
+    "clientInfo": {"name": "floor", "version": "1"},
+}
+LISTS = {
+    "tools": ("tools/list",),
+    "resources": ("resources/list", "resources/templates/list"),
+    "prompts": ("prompts/list",),
+}
+
+
+class Backend(ABC):
+    """One backend and its connections."""
+
+    def __init__(self) -> None:
+        self.ids = itertools.count(1)
+        self.lists: list[list[Any]] = []  # kept, as somebody wants to look at them
+
+    @abstractmethod
+    async def post(self, message: bytes) -> bytes:
+        """Send it, with the session's headers; the answer's JSON."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Send DELETE, close the connections."""
+
+    async def request(self, method: str, params: dict[str, Any]) -> Any:
+        message = {"jsonrpc": "2.0", "id": next(self.ids), "method": method, "params": params}
+        return json.loads(await self.post(json.dumps(message).encode()))["result"]
+
+    async def open(self, slots: trio.CapacityLimiter) -> None:
+        async with slots:
+            offered = await self.request("initialize", CLIENT)
+            await self.post(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
+            for capability, methods in LISTS.items():
+                if capability in offered["capabilities"]:
+                    for method in methods:
+                        (items,) = (await self.request(method, {})).values()
+                        self.lists.append(items)
+
+
+@attrs.frozen
+class Session:
+    backends: list[Backend]
+
+    @property
+    def listed(self) -> int:
+        return sum(len(items) for backend in self.backends for items in backend.lists)
+
+    async def call(self, index: int) -> int:
+        backend = self.backends[index % len(self.backends)]
+        result = await backend.request("tools/call", {"name": TOOL, "arguments": ARGUMENTS})
+        assert not result["isError"]
+        return len(result["content"][0]["text"])
+
+    async def close(self) -> None:
+        await side_by_side([backend.close for backend in self.backends])
+
+
+@attrs.frozen
+class Host:
+    make_backend: Callable[[str, Terms], Backend]
+    terms: Terms
+
+    async def open(self, urls: list[str]) -> Session:
+        backends = [self.make_backend(url, self.terms) for url in urls]
+        slots = trio.CapacityLimiter(self.terms.opening)
+        async with trio.open_nursery() as nursery:
+            for backend in backends:
+                nursery.start_soon(backend.open, slots)
+        return Session(backends)
+
+
+async def side_by_side(functions: Functions) -> None:
+    async with trio.open_nursery() as nursery:
+        for function in functions:
+            nursery.start_soon(function)
+
+
+def serve_floor(make_backend: Callable[[str, Terms], Backend]) -> None:
+    @asynccontextmanager
+    async def open_host(terms: Terms) -> AsyncIterator[Host]:
+        assert terms.era == "legacy", f"the floors do not speak {terms.era!r}"
+        yield Host(make_backend, terms)
+
+    serve(trio.run, Workloads(open_host, side_by_side).by_name())

@@ -1,0 +1,95 @@
+"""What a child process says on its stderr: to the log, within limits, and its last words for the error that ends it."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping
+
+import attrs
+import trio
+
+__all__ = ["StderrLog"]
+
+logger = logging.getLogger("trio_vmcp.client.stdio")
+
+MOST_CHARACTERS = 1000  # of one line in the log
+LINES_PER_SECOND = 50
+MOST_LINES = 10_000  # of one process
+LAST_LINES = 3  # that an error quotes, with so many characters of each:
+MOST_QUOTED = 200
+_MOST_LINE_BYTES = 8 * 1024  # that are kept of a line until it ends
+_SHORTEST_SECRET = 6  # characters; shorter values would blot out ordinary words, and are no secrets
+
+
+@attrs.define(eq=False)
+class StderrLog:
+    """Free text, line by line. Values of the configured environment are shown as their names."""
+
+    backend_id: str
+    environment: Mapping[str, str] = attrs.field(repr=False)
+    _line: bytearray = attrs.field(factory=bytearray, init=False, repr=False)
+    _last: deque[str] = attrs.field(factory=lambda: deque(maxlen=LAST_LINES), init=False, repr=False)
+    _lines: int = attrs.field(default=0, init=False)
+    _second: float = attrs.field(default=0.0, init=False)  # when the current one began
+    _lines_this_second: int = attrs.field(default=0, init=False)
+    _withheld: int = attrs.field(default=0, init=False)
+
+    async def drain(self, stream: trio.abc.ReceiveStream) -> None:
+        """Until the stream ends: a child that nobody listens to is held up once its pipe is full."""
+        try:
+            while chunk := await stream.receive_some():
+                self.feed(chunk)
+        except trio.BrokenResourceError:
+            pass
+        self._end_line()  # what it died in the middle of
+
+    def feed(self, chunk: bytes | bytearray) -> None:
+        *ended, rest = chunk.split(b"\n")
+        for piece in ended:
+            self._extend(piece)
+            self._end_line()
+        self._extend(rest)
+
+    def last_words(self) -> str:
+        """The last lines, quoted; empty when there was none."""
+        return ", ".join(repr(line[:MOST_QUOTED]) for line in self._last)
+
+    def _extend(self, piece: bytes | bytearray) -> None:
+        self._line += piece[: _MOST_LINE_BYTES - len(self._line)]
+
+    def _end_line(self) -> None:
+        # Before anything is cut, or a part of a secret could stay.
+        text = self._line.decode(errors="replace").strip()
+        self._line = bytearray()
+        if not text:
+            return
+        for name, value in self.environment.items():
+            if len(value) >= _SHORTEST_SECRET:
+                text = text.replace(value, f"${name}")
+        self._last.append(text)
+        self._log(text)
+
+    def _log(self, text: str) -> None:
+        now = trio.current_time()
+        if now - self._second >= 1:
+            self._tell_withheld()
+            self._second, self._lines_this_second = now, 0
+        if self._lines >= MOST_LINES or self._lines_this_second >= LINES_PER_SECOND:
+            self._withheld += 1
+            return
+        self._lines += 1
+        self._lines_this_second += 1
+        logger.debug("backend %r: %s", self.backend_id, _printable(text[:MOST_CHARACTERS]))
+        if self._lines == MOST_LINES:
+            logger.debug("backend %r: no more of its stderr is shown after %d lines", self.backend_id, MOST_LINES)
+
+    def _tell_withheld(self) -> None:
+        if self._withheld and self._lines < MOST_LINES:
+            logger.debug("backend %r: %d lines of its stderr were not shown", self.backend_id, self._withheld)
+        self._withheld = 0
+
+
+def _printable(text: str) -> str:
+    """Without what could forge other lines of a log or repaint a terminal."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
