@@ -68,6 +68,9 @@ def _attempts_keep_to_the_backoff(case: Case) -> Iterator[str]:
             failed += 1
             if _others_failed_before(case, before):  # "what others found out in the same moment counts once"
                 continue
+            if _others_succeeded(case, before, after):
+                failed = 0
+                continue
             delay = min(settings.reconnect_delay * 2 ** (failed - 1), settings.reconnect_max_delay)
             earliest = before.ended_at + delay * (1 - JITTER)
             if after.attempt.at < earliest - MILLISECOND:
@@ -128,14 +131,17 @@ def _rows_say_what_sessions_say(case: Case) -> Iterator[str]:
 
 
 def _removed_backends_get_their_delete(case: Case) -> Iterator[str]:
-    deleted = {(sent.backend_id, sent.session_id): sent.at for sent in _every(case, Sent) if sent.verb == "DELETE"}
+    deletes = [sent for sent in _every(case, Sent) if sent.verb == "DELETE"]
     disowned = {(seen.backend_id, seen.session_id) for seen in case.trace.seen if seen.status in RESENT}
     for removing in _every(case, Removing):
         its = removing.backend_id, removing.session_id
         if removing.session_id is None or its in disowned or case.operations[removing.op].outcome.error:
             continue
-        latest = removing.at + removing.drain_timeout + case.history.settings.teardown_timeout
-        if deleted.get(its, math.inf) > latest + LAST_BYTES and not _holds_on(case, removing.life):
+        latest = removing.at + removing.drain_timeout + case.history.settings.teardown_timeout + LAST_BYTES
+        in_time = any(
+            (sent.backend_id, sent.session_id) == its and removing.at <= sent.at <= latest for sent in deletes
+        )
+        if not in_time and not _holds_on(case, removing.life):
             yield f"{removing.backend_id!r} was removed at {removing.at}, and its session {its[1]!r} got no DELETE"
 
 
@@ -167,7 +173,7 @@ def _what_is_told_is_listed(case: Case) -> Iterator[str]:
         for backend_id, _, _ in looked.members:
             spec = _spec(case, backend_id)
             changed_at = case.offered[backend_id][-1].at
-            heard_at = next((at for at in told[looked.life, backend_id] if at >= changed_at), None)
+            heard_at = min((at for at in told[looked.life, backend_id] if at >= changed_at), default=None)
             since = _ready_since(case, looked.life, backend_id, looked.at)
             patience = _patience(case, backend_id)
             if heard_at is None or since is None or patience is None or since > heard_at:
@@ -383,6 +389,17 @@ def _others_failed_before(case: Case, tried: Tried) -> bool:
     )
 
 
+def _others_succeeded(case: Case, before: Tried, after: Tried) -> bool:
+    """Which lets everybody try at once. A connection counts as one when all is listed, which may be later."""
+    since = before.attempt.at - case.history.settings.backend_init_timeout
+    its = before.attempt.instance, before.attempt.backend_id
+    return any(
+        other.end is not None and other.end.outcome == "ok" and since <= other.end.at <= after.attempt.at
+        for other in case.tried.values()
+        if (other.attempt.instance, other.attempt.backend_id) == its
+    )
+
+
 def _longest_listing(case: Case) -> float:
     return case.history.settings.backend_init_timeout
 
@@ -412,7 +429,21 @@ def _told_of_lists(case: Case) -> dict[tuple[int, str], list[float]]:
         if spec.answers == "sse" and any(case.history.backends[each.backend].id == backend_id for each in relists):
             # On the stream of a call that ended well: at its beginning, of whatever had changed before.
             told[began.life, backend_id] += [run.at for run in case.executed[began.op]]
+    for life in case.opened:
+        for spec in case.history.backends:
+            told[life, spec.id] += _heard_while_listening(case, life, spec)
     return told
+
+
+def _heard_while_listening(case: Case, life: int, spec: BackendSpec) -> Iterator[float]:
+    """By a session that has had the time to open its stream, and to open another one after the last misfortune."""
+    patience = _patience(case, spec.id)
+    if not spec.listens or patience is None:
+        return
+    for offered in case.offered[spec.id][1:]:
+        since = _ready_since(case, life, spec.id, offered.at)
+        if since is not None and offered.at > since + 2 * patience:
+            yield offered.at + spec.latency
 
 
 def _every(case: Case, kind: type[T]) -> Iterator[T]:
