@@ -5,7 +5,7 @@ meanwhile.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import TypeVar
@@ -90,7 +90,7 @@ def _one_attempt_at_a_time(case: Case) -> Iterator[str]:
 def _nobody_reconnects_without_a_reason(case: Case) -> Iterator[str]:
     refused = defaultdict[str, list[float]](list)
     for seen in case.trace.seen:
-        if seen.status is not None and seen.status >= 400:
+        if seen.status is not None and seen.status >= 400 and seen.method != "server/discover":
             refused[seen.backend_id].append(seen.at)
     by_member = defaultdict[tuple[int, str], list[Tried]](list)
     for tried in case.tried.values():
@@ -104,6 +104,28 @@ def _nobody_reconnects_without_a_reason(case: Case) -> Iterator[str]:
                 continue
             if not _may_fail_to_list(case, backend_id, since, again):
                 yield f"{backend_id!r} was connected at {before.ended_at} and again at {again}, for nothing"
+
+
+def _connections_are_let_go_of(case: Case) -> Iterator[str]:
+    made = [tried for tried in case.tried.values() if tried.end is not None and tried.end.outcome == "ok"]
+    for tried in made if case.trace.remains is not None else ():
+        if tried.let_go is None:
+            yield f"the connection to {tried.attempt.backend_id!r}, made at {tried.ended_at}, was never let go of"
+    teardown = case.history.settings.teardown_timeout
+    for settled in _every(case, Settled):
+        calls = (call for call in case.ended("call", "subscribe") if call.began.life == settled.life)
+        if settled.in_flight or any(settled.at - teardown <= call.ended_at <= settled.at for call in calls):
+            continue  # whoever was at a call still had its old connection, and is only now being said goodbye to
+        held = Counter(
+            tried.attempt.backend_id
+            for tried in made
+            if case.life_of(tried.attempt.op) == settled.life
+            and tried.ended_at < settled.at - teardown
+            and (tried.let_go is None or tried.let_go.at > settled.at)
+        )
+        for backend_id, count in held.items():
+            if count > 1 and not _is_settling(case, backend_id, settled.at):
+                yield f"session of {settled.life} holds {count} connections to {backend_id!r} at {settled.at}"
 
 
 def _sent_again_only_if_it_did_not_run(case: Case) -> Iterator[str]:
@@ -229,9 +251,11 @@ def _patience(case: Case, backend_id: str) -> float | None:
     settings, spec = case.history.settings, _spec(case, backend_id)
     if _one_connecting(spec) >= settings.backend_init_timeout or settings.max_message_bytes < 1 << 20:
         return None
-    # The attempt that is under way fails; that makes all wait; then every session has its turn, one after another.
+    # The attempt that is under way fails; that makes all wait; then every session has its turn, one after another. And
+    # a session tries so many of its backends at a time.
     longest_wait = settings.reconnect_max_delay * (1 + JITTER)
-    return settings.backend_init_timeout + longest_wait + _turns(case, spec) + MILLISECOND
+    rounds = math.ceil(len(case.history.backends) / settings.max_backend_init_concurrency)
+    return rounds * settings.backend_init_timeout + longest_wait + _turns(case, spec) + MILLISECOND
 
 
 def _turns(case: Case, spec: BackendSpec) -> float:
@@ -240,6 +264,16 @@ def _turns(case: Case, spec: BackendSpec) -> float:
 
 def _one_connecting(spec: BackendSpec) -> float:
     return ROUND_TRIPS * spec.latency
+
+
+def _is_settling(case: Case, backend_id: str, at: float) -> bool:
+    """An attempt was under way not long before: what it replaced is being said goodbye to, or what came of it is."""
+    recently = at - case.history.settings.teardown_timeout - case.history.settings.backend_init_timeout
+    return any(
+        tried.attempt.at <= at and tried.ended_at > recently
+        for tried in case.tried.values()
+        if tried.attempt.backend_id == backend_id
+    )
 
 
 def _spec(case: Case, backend_id: str) -> BackendSpec:
@@ -411,8 +445,9 @@ def _position_of_end(case: Case, tried: Tried) -> float:
 
 def _may_fail_to_list(case: Case, backend_id: str, since: float, until: float) -> bool:
     """It was ill meanwhile, or lists what is too much: then the attempt failed, after its connection was made."""
-    well = case.well_since(backend_id, until)
-    return well is None or well >= since or _patience(case, backend_id) is None
+    before = [felt.well for felt in case.felt[backend_id] if felt.at < since]
+    meanwhile = [felt.well for felt in case.felt[backend_id] if since <= felt.at <= until]
+    return not all((*before[-1:], *meanwhile)) or _patience(case, backend_id) is None
 
 
 def _told_of_lists(case: Case) -> dict[tuple[int, str], list[float]]:
@@ -456,6 +491,7 @@ HEALING: tuple[Callable[[Case], Iterator[str]], ...] = (
     _attempts_keep_to_the_backoff,
     _one_attempt_at_a_time,
     _nobody_reconnects_without_a_reason,
+    _connections_are_let_go_of,
     _sent_again_only_if_it_did_not_run,
     _rows_say_what_sessions_say,
     _removed_backends_get_their_delete,
