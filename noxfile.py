@@ -173,6 +173,14 @@ def simulation(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """A virtual hour with twenty backends that crash, hang, restart, forget and change."""
+    session.install(str(wheel(session)), *group("test"))
+    command = ("python", "-m", "pytest", "--installed-only", "--verbose")
+    session.run(*command, "tests/soak", *session.posargs, env={"PYTHONSAFEPATH": "1"})
+
+
+@nox.session
 def sweeps(session: nox.Session) -> None:
     """One fault at every possible place, and hostile answers. A finding prints what runs its one case again."""
     session.install(str(wheel(session)), *group("test"), *group("sweeps"))

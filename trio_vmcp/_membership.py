@@ -298,7 +298,7 @@ class Membership:
         """One connection's task: make it, hold the nursery that its services run in, see its last calls end."""
         try:
             ended = await self._hold(member, backend, incarnation)
-            if ended:
+            if ended and not self._closed:  # who breaks on the way out of a closing session is missed by nobody
                 await self._lose(member, incarnation, ended)
         finally:
             incarnation.settle()
