@@ -68,6 +68,8 @@ class Incarnation:
         """Once it is over: wait for the calls on it, until they are to be cut off. Then end each with a `verdict` of
         its own, and give them `unwind_timeout` s: a caller who shields himself must not hold up the rest.
         """
+        if not self._calls:
+            return
         with self._patience:
             await self._idle.wait()
         for call in list(self._calls):

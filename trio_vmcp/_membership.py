@@ -487,10 +487,10 @@ class Membership:
             await incarnation.parted.wait()
             return
         incarnation.parted = trio.Event()
-        stored = self._row.record(member.backend_id)
-        kept = stored is not None and stored.session_id == client.record.session_id
-        kept = kept and not (self._terminating or incarnation.terminate or member.is_removed)
         try:
+            stored = self._row.record(member.backend_id)
+            kept = stored is not None and stored.session_id == client.record.session_id
+            kept = kept and not (self._terminating or incarnation.terminate or member.is_removed)
             await client.aclose(terminate=not kept)
         except* Exception as crash:  # noqa: BLE001  # a close raises for no backend
             logger.warning(

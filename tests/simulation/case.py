@@ -19,6 +19,7 @@ from simulation.trace import (
     Exiting,
     Felt,
     GaveUp,
+    LetGo,
     Offered,
     Opened,
     Outcome,
@@ -81,11 +82,12 @@ class Operation:
 
 @attrs.define
 class Tried:
-    """One attempt to connect, with its end."""
+    """One attempt to connect, with its end, and the end of the connection that it led to."""
 
     attempt: Attempt
     position: int
     end: Attempted | None = None
+    let_go: LetGo | None = None
 
     @property
     def ended_at(self) -> float:
@@ -145,6 +147,8 @@ class Case:
                     self.tried[event.number] = Tried(event, position)
                 case Attempted():
                     self.tried[event.number].end = event
+                case LetGo():
+                    self.tried[event.number].let_go = event
                 case StorageFailed():
                     self.storage_failed.append(event)
                 case _:
@@ -158,6 +162,10 @@ class Case:
         step = self.operations[life].began.step
         assert isinstance(step, Open | Restore)
         return step.instance
+
+    def life_of(self, op: int) -> int:
+        """The session that an opening led to, or that somebody was added to."""
+        return self.operations[op].began.life or op
 
     def drained_by(self, life: int) -> float:
         """When the last call of this session ends at the latest; inf: nobody that we know of closes it."""

@@ -29,6 +29,7 @@ __all__ = [
     "GaveUp",
     "Hung",
     "IdRead",
+    "LetGo",
     "Looked",
     "Names",
     "Offered",
@@ -246,6 +247,14 @@ class Attempted:
 
 
 @attrs.frozen(kw_only=True)
+class LetGo:
+    """The connection that an attempt had led to is closed."""
+
+    at: float
+    number: int
+
+
+@attrs.frozen(kw_only=True)
 class Looked:
     """How an open session is.
 
@@ -271,6 +280,7 @@ class Settled:
 
     at: float
     life: int
+    in_flight: int
     row: tuple[tuple[str, str | None], ...]
     said: tuple[tuple[str, str | None], ...]
     unbound: tuple[str, ...]
@@ -360,6 +370,7 @@ Event: TypeAlias = (
     | Offered
     | Attempt
     | Attempted
+    | LetGo
     | Looked
     | Settled
     | StorageFailed

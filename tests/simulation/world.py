@@ -8,7 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal, cast
 
 import attrs
 import trio
@@ -50,6 +50,7 @@ from simulation.trace import (
     GaveUp,
     Hung,
     IdRead,
+    LetGo,
     Looked,
     Names,
     Opened,
@@ -177,7 +178,7 @@ class _NotingConnector:
                 resumed=resume is not None,
             )
         )
-        outcome = "cancelled"
+        outcome: Literal["ok", "error", "cancelled"] = "cancelled"
         try:
             client = await self.inner(backend, identity=identity, resume=resume, nursery=nursery, events=events)
             outcome = "ok"
@@ -185,8 +186,26 @@ class _NotingConnector:
             outcome = "error"
             raise
         finally:
-            self.world.note(Attempted(at=trio.current_time(), number=number, outcome=outcome))  # type: ignore[arg-type]
-        return client
+            self.world.note(Attempted(at=trio.current_time(), number=number, outcome=outcome))
+        return cast(BackendClient, _NotingClient(client, number, self.world))
+
+
+@attrs.define(eq=False)
+class _NotingClient:
+    """A client, all of it, with a record of its end."""
+
+    inner: BackendClient
+    number: int
+    world: _World
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    async def aclose(self, *, terminate: bool) -> None:
+        try:
+            await self.inner.aclose(terminate=terminate)
+        finally:
+            self.world.note(LetGo(at=trio.current_time(), number=self.number))
 
 
 @attrs.define(eq=False)
@@ -654,6 +673,7 @@ class _World:
                 Settled(
                     at=trio.current_time(),
                     life=life.op,
+                    in_flight=life.session.in_flight,
                     row=tuple((backend_id, stored.get(backend_id)) for backend_id in live),
                     said=tuple((backend_id, said.get(backend_id)) for backend_id in live),
                     unbound=tuple(name for name, owner, _ in _names(life.session) if bound.get(name) != owner),

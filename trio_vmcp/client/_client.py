@@ -6,7 +6,9 @@ import abc
 import itertools
 import json
 import logging
+import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from importlib import metadata as distribution
 
 import attrs
@@ -31,6 +33,9 @@ logger = logging.getLogger("trio_vmcp.client")
 CLIENT_INFO = {"name": "trio-vmcp", "version": distribution.version("trio-vmcp")}
 # As JSON. They go into the metadata, and a row that one backend made too large could not be written for any.
 MAX_CAPABILITIES_BYTES = 64 * 1024
+
+
+_UNLIMITED = nullcontext()  # a scope costs a listing as much as its answer's parsing
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -70,7 +75,7 @@ class CallingClient(abc.ABC):
 
         try:
             # Not fail_after: a TooSlowError of the caller's callback must not pass for this deadline.
-            with trio.move_on_after(timeout):
+            with trio.move_on_after(timeout) if timeout < math.inf else _UNLIMITED:
                 await trio.lowlevel.checkpoint_if_cancelled()  # a timeout of 0 sends nothing
                 return await self._exchange(message_id, method, params, identity, on_other)
         except BaseException as error:

@@ -137,8 +137,9 @@ class Reply:
 
     def header(self, name: str) -> str | None:
         """One header's value, the values of repeated ones joined; None: absent."""
-        values = self.header_values(name)
-        return ", ".join(values) if values else None
+        wanted = name.encode()
+        values = [value for header, value in self.headers if header == wanted]
+        return b", ".join(values).decode("latin-1") if values else None
 
     def header_values(self, name: str) -> list[str]:
         wanted = name.encode()
@@ -394,6 +395,11 @@ class HttpLink:
     async def let_go(self, reply: Reply) -> None:
         self._open.discard(reply)
         await reply.aclose()
+
+    @property
+    def is_in_use(self) -> bool:
+        """Somebody holds a reply."""
+        return bool(self._open)
 
     async def aclose(self) -> None:
         """End every exchange that is still open: its caller has shielded himself from the end of the session."""

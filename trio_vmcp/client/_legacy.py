@@ -121,7 +121,8 @@ class LegacyClient(StreamableClient):
         backend_id = self._http.backend_id
         begin_request("initialize")
         self._requests.forget()
-        self.record = attrs.evolve(self.record, session_id=None, protocol_version="")
+        if self.record.protocol_version or self.record.session_id is not None:
+            self.record = attrs.evolve(self.record, session_id=None, protocol_version="")
         message_id = next(self._ids)
         params = {
             "protocolVersion": LEGACY_VERSIONS[0],
@@ -195,8 +196,9 @@ class LegacyClient(StreamableClient):
         except BackendError as error:
             logger.debug("%s, on DELETE of its session", error)
         finally:
-            with trio.move_on_after(self._notice_timeout, shield=True):
-                await self._http.link.aclose()
+            if self._http.link.is_in_use:
+                with trio.move_on_after(self._notice_timeout, shield=True):
+                    await self._http.link.aclose()
 
     def _headers(self) -> Headers:
         """The same list as long as the record is the same."""
