@@ -68,10 +68,10 @@ def state_of(session: Session) -> SessionState:
     return session.state
 
 
-async def drained(changes: trio.MemoryReceiveChannel[SessionChange]) -> list[SessionChange]:
-    """What changed until a second from now."""
+async def drained(changes: trio.MemoryReceiveChannel[SessionChange], seconds: float = 1) -> list[SessionChange]:
+    """What changed until so many seconds from now."""
     found: list[SessionChange] = []
-    with trio.move_on_after(1):
+    with trio.move_on_after(seconds):
         while True:
             found.append(await changes.receive())
     return found

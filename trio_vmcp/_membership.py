@@ -151,7 +151,7 @@ class Membership:
         self._closing = True
         self._connecting.cancel(reason="session closed")
         for member in self.members.values():
-            if member.current is None and member.recovery is None:
+            if member.recovery is None:
                 member.give_up("session closed")
 
     def stop_recovering(self) -> None:
@@ -196,7 +196,7 @@ class Membership:
         settled = trio.Event()
         self._try_first(member, backend, settled.set)
         await settled.wait()
-        if self._closing and member.current is None and not member.is_removed:
+        if self._closing:
             raise SessionClosed(f"the session closed before backend {backend.id!r} had joined it")
 
     def remove(self, backend_id: str, drain_timeout: float) -> Member:
@@ -209,7 +209,6 @@ class Membership:
         if member is None:
             raise ValueError(f"no backend {backend_id!r} in this session")
         self._leaving = {leaving for leaving in self._leaving if not leaving.gone.is_set()} | {member}
-        self._removed.pop(backend_id, None)
         self._removed[backend_id] = member
         if len(self._removed) > MOST_REMOVED:
             del self._removed[next(iter(self._removed))]
@@ -239,8 +238,9 @@ class Membership:
 
     def _see_to(self, member: Member) -> None:
         """A backend is missing: have it tried again, unless somebody is at it."""
-        if member.backend is not None and member.retrying is None and self._may_join(member):
+        if member.retrying is None:
             assert self._services is not None
+            assert member.backend is not None
             member.retrying = trio.CancelScope()
             start_clean(self._services, self._retry, member, member.backend, member.retrying)
 
@@ -262,12 +262,7 @@ class Membership:
             too_early = turns.wait > 0
             if not too_early:
                 member.enter(BackendState.RECOVERING)
-                incarnation = self._begin(member, backend)
-                try:
-                    await incarnation.settled.wait()
-                except BaseException:
-                    incarnation.attempt.cancel(reason="given up")
-                    raise
+                await self._begin(member, backend).settled.wait()  # whoever gives us up gives that up, too
                 self._note_attempt(member)
         if member.current is None:
             self._note_missing(member)
@@ -433,9 +428,8 @@ class Membership:
             member.end_recovery()
             if self._opened.is_set():
                 self._observer.member_changed(member, EVERYTHING if member.current.is_listed else ("backend",))
-        elif member.failure is None or member.failure.reason is FailureReason.PENDING:
-            return  # it was given up, or is lost again
-        elif member.failure.reason is FailureReason.UNAUTHORIZED:  # which says nothing to other sessions
+        elif member.failure is not None and member.failure.reason is FailureReason.UNAUTHORIZED:
+            # Which says nothing to other sessions.
             member.not_before = trio.current_time() + member.refused.next(random.random())
         else:
             member.turns.failed()

@@ -61,6 +61,14 @@ EQUIVALENT: Mapping[str, str] = {
     "Breaker.admit: return nothing in `return None`": "The same.",
     "Breaker.admit: return nothing in `return None` (no. 2)": "The same.",
     "Breaker.fail: return nothing in `return False`": "Whoever asks looks whether it is true.",
+    "Breaker: False becomes True in `_on_trial: bool = attrs.field(default=False, init=False)`": (
+        "Nobody looks before the circuit opens, and that sets it."
+    ),
+    "Incarnation: False becomes True in `is_listed: bool = attrs.field(default=False, init=False)`": (
+        "Nobody looks before it has joined, and that sets it."
+    ),
+    "Turns.failed: > becomes >= in `if self._succeeded_at is not None and now - self._succeeded_at > "
+    "self._backoff.max_delay:`": "An instant.",
     "DefaultSession.shorten_drain: < becomes <= in `if deadline < self._drain.deadline:`": (
         "Two drains that end at the same instant: the message names the one limit or the other, and both hold."
     ),
