@@ -179,14 +179,15 @@ class _NotingConnector:
             )
         )
         outcome: Literal["ok", "error", "cancelled"] = "cancelled"
+        error = ""
         try:
             client = await self.inner(backend, identity=identity, resume=resume, nursery=nursery, events=events)
             outcome = "ok"
-        except Exception:
-            outcome = "error"
+        except Exception as exc:
+            outcome, error = "error", type(exc).__name__
             raise
         finally:
-            self.world.note(Attempted(at=trio.current_time(), number=number, outcome=outcome))
+            self.world.note(Attempted(at=trio.current_time(), number=number, outcome=outcome, error=error))
         return cast(BackendClient, _NotingClient(client, number, self.world))
 
 
