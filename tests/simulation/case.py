@@ -93,6 +93,11 @@ class Tried:
     def ended_at(self) -> float:
         return math.inf if self.end is None else self.end.at
 
+    @property
+    def was_refused(self) -> bool:
+        """For want of the right credentials, which says nothing about anybody else's."""
+        return self.end is not None and self.end.error == "BackendUnauthorized"
+
     def failed(self, limit: float) -> bool:
         """For sure: it said so, or was cut off by its own time. What else cuts it off is no failure of the backend."""
         if self.end is None:

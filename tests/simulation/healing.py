@@ -58,26 +58,36 @@ def _calls_to_the_healthy_succeed(case: Case) -> Iterator[str]:
 
 
 def _attempts_keep_to_the_backoff(case: Case) -> Iterator[str]:
-    settings = case.history.settings
-    for instance, backend_id, attempts in _attempts_anew(case):
+    limit = case.history.settings.backend_init_timeout
+    for instance, _, attempts in _attempts_anew(case):
         failed = 0  # in a row
         for before, after in pairwise(attempts):
-            if not before.failed(settings.backend_init_timeout):
+            if not before.failed(limit) or before.was_refused or _others_succeeded(case, before, after):
                 failed = 0
                 continue
             failed += 1
-            if _others_failed_before(case, before):  # "what others found out in the same moment counts once"
-                continue
-            if _others_succeeded(case, before, after):
-                failed = 0
-                continue
-            delay = min(settings.reconnect_delay * 2 ** (failed - 1), settings.reconnect_max_delay)
-            earliest = before.ended_at + delay * (1 - JITTER)
-            if after.attempt.at < earliest - MILLISECOND:
-                yield (
-                    f"instance {instance} tried {backend_id!r} again at {after.attempt.at}, before {earliest}: "
-                    f"{failed} attempts in a row had failed"
-                )
+            if not _others_failed_before(case, before):  # "what others found out in the same moment counts once"
+                yield from _too_early(case, before, after, failed, f"instance {instance}")
+        by_member = defaultdict[int, list[Tried]](list)
+        for tried in attempts:
+            by_member[tried.attempt.op].append(tried)
+        for op, its_attempts in by_member.items():
+            refused = 0  # in a row
+            for before, after in pairwise(its_attempts):
+                refused = refused + 1 if before.was_refused else 0
+                if refused:
+                    yield from _too_early(case, before, after, refused, f"session of {op}")
+
+
+def _too_early(case: Case, before: Tried, after: Tried, failed: int, who: str) -> Iterator[str]:
+    settings = case.history.settings
+    delay = min(settings.reconnect_delay * 2 ** (failed - 1), settings.reconnect_max_delay)
+    earliest = before.ended_at + delay * (1 - JITTER)
+    if after.attempt.at < earliest - MILLISECOND:
+        yield (
+            f"{who} tried {before.attempt.backend_id!r} again at {after.attempt.at}, before {earliest}: "
+            f"{failed} attempts in a row had failed"
+        )
 
 
 def _one_attempt_at_a_time(case: Case) -> Iterator[str]:
@@ -444,10 +454,12 @@ def _position_of_end(case: Case, tried: Tried) -> float:
 
 
 def _may_fail_to_list(case: Case, backend_id: str, since: float, until: float) -> bool:
-    """It was ill meanwhile, or lists what is too much: then the attempt failed, after its connection was made."""
+    """It was ill meanwhile, or lists what cannot be kept: then the attempt failed, after its connection was made."""
     before = [felt.well for felt in case.felt[backend_id] if felt.at < since]
     meanwhile = [felt.well for felt in case.felt[backend_id] if since <= felt.at <= until]
-    return not all((*before[-1:], *meanwhile)) or _patience(case, backend_id) is None
+    relisted = any(since <= offered.at <= until for offered in case.offered[backend_id][1:])
+    torn = relisted and _spec(case, backend_id).page_size is not None  # pages that do not fit together
+    return torn or not all((*before[-1:], *meanwhile)) or _patience(case, backend_id) is None
 
 
 def _told_of_lists(case: Case) -> dict[tuple[int, str], list[float]]:

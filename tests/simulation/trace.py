@@ -239,11 +239,16 @@ class Attempt:
 
 @attrs.frozen(kw_only=True)
 class Attempted:
-    """It has answered."""
+    """It has answered.
+
+    Attributes:
+        error: The name of the exception's class.
+    """
 
     at: float
     number: int
     outcome: Literal["ok", "error", "cancelled"]
+    error: str = ""
 
 
 @attrs.frozen(kw_only=True)
