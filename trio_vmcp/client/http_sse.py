@@ -33,7 +33,7 @@ from trio_vmcp.settings import FactorySettings
 
 __all__ = ["connect_sse"]
 
-logger = logging.getLogger("trio_vmcp.client")
+logger: logging.Logger = logging.getLogger("trio_vmcp.client")
 
 MOST_ENDPOINT_BYTES = 8 * 1024  # what common servers take as a request line
 MOST_DRAINED = 16  # chunks of a body that says nothing

@@ -28,13 +28,13 @@ from trio_vmcp.metadata import BackendRecord, endpoint_digest
 from trio_vmcp.models import JSON, Backend
 from trio_vmcp.settings import FactorySettings
 
-__all__ = ["StdioConnection", "connect_stdio"]
+__all__ = ["connect_stdio"]
 
-logger = logging.getLogger("trio_vmcp.client.stdio")
+logger: logging.Logger = logging.getLogger("trio_vmcp.client.stdio")
 
 
 @attrs.define(eq=False)
-class StdioConnection(LineLink):
+class _StdioConnection(LineLink):
     """The `Wire` of a child process."""
 
     child: ChildProcess = attrs.field(init=False)
@@ -114,7 +114,7 @@ class _Attempt:
 
     def _make(self) -> None:
         settings = self.settings
-        wire = StdioConnection(
+        wire = _StdioConnection(
             Inbox(
                 backend_id=self.backend.id,
                 max_message_bytes=settings.max_message_bytes,

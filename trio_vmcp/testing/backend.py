@@ -15,6 +15,7 @@ import httpx
 import trio
 
 from trio_vmcp.models import JSON
+from trio_vmcp.testing._other_ways import LineAnswer, LineReply, PostedAnswer, read_lines
 from trio_vmcp.testing.catalog import Catalog
 from trio_vmcp.testing.context import Answer, CallContext, InputRequired, Requests
 from trio_vmcp.testing.exchange import Exchange, Outcome
@@ -34,7 +35,6 @@ from trio_vmcp.testing.http import Reply, Request, serve_http
 from trio_vmcp.testing.legacy import check_legacy, check_session
 from trio_vmcp.testing.listening import EventLog, Listeners, wanted_by
 from trio_vmcp.testing.modern import VERSION_KEY, check_modern, check_parameters, check_stamp
-from trio_vmcp.testing.other_ways import LineAnswer, LineReply, PostedAnswer, read_lines
 from trio_vmcp.testing.rounds import Rounds, check_inputs
 from trio_vmcp.testing.rpc import (
     LEGACY_VERSIONS,
