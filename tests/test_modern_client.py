@@ -352,7 +352,7 @@ async def test_http_errors_are_typed(status: int, error: type[BackendError]) -> 
         (Error(-32000, "Bad Request: Mcp-Session-Id header is required", status=400), True),
         (Error(-32000, "Bad Request: Unsupported protocol version: 2026-07-28", status=400), True),
         (Status(404, b"<html>"), True),
-        (Status(405), True),
+        (Status(405), False),
         (Status(400), True),
         (Error(-32601, "no such method", status=404), False),
         (Error(-32602, "'session' is not a string", status=400), False),

@@ -32,7 +32,7 @@ logger = logging.getLogger("trio_vmcp.client")
 
 # Of log messages, where somebody takes them; without it "the server MUST NOT send" any.
 LOG_LEVEL = "info"
-_NO_LONGER_MODERN = (400, 404, 405)  # how servers of the other era refuse a request of this one
+_NO_LONGER_MODERN = (400, 404)  # how servers of the other era refuse a request of this one
 # Which member of `params` a gateway on the way may route by (2026-07-28, transports: standard headers).
 _NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 
