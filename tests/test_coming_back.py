@@ -169,6 +169,20 @@ async def test_a_name_stays_with_a_backend_that_is_away(autojump_clock: MockCloc
             assert "b0" == (await session.call_tool("echo")).backend_id
 
 
+async def test_a_crash_in_the_opening_binds_no_names(autojump_clock: MockClock) -> None:
+    """Who joined early and crashed has no claim before those in front of it."""
+
+    async def crash() -> None:
+        await trio.sleep(1)
+        raise ZeroDivisionError
+
+    connector = PlainConnector(on_connect={"b0": partial(trio.sleep, 5)}, services={"b1": crash})
+    limits = FactorySettings(conflict_resolution=Bare())
+    async with open_session_factory(connector=connector, settings=limits) as factory:
+        async with factory.open_session(plain_backends(2)) as session:
+            assert "b0" == (await session.call_tool("echo")).backend_id
+
+
 async def test_the_sessions_identity_connects_in_the_background(autojump_clock: MockClock) -> None:
     """Nobody's call is there to lend one."""
     asked: list[Identity | None] = []

@@ -364,3 +364,23 @@ async def test_an_update_is_heard_of_without_a_call(era: str, autojump_clock: Mo
         await drained(changes)
         backend.notify("notifications/resources/updated", {"uri": "file:///x"})
         assert [] == await drained(changes)
+
+
+async def test_a_change_in_the_opening_binds_no_names(autojump_clock: MockClock) -> None:
+    """They are bound when it ends, in configured order: a fast backend whose list changes is not the first for that."""
+    slow, fast = echo_backend(), crying_backend()
+    slow.fail("initialize", Delay(5))
+    fast.listens = True
+    limits = FactorySettings(conflict_resolution=Bare())
+    async with open_world({"a": slow, "b": fast}, settings=limits) as world, trio.open_nursery() as nursery:
+
+        async def change() -> None:
+            await trio.sleep(1)
+            fast.add_tool("new")
+            fast.notify("notifications/tools/list_changed")
+
+        nursery.start_soon(change)
+        async with world.open_session() as session:
+            assert 5.0 == trio.current_time()
+            assert "a" == (await session.call_tool("echo")).backend_id
+            assert "b" == (await session.call_tool("new")).backend_id

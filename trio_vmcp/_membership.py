@@ -57,7 +57,7 @@ class Observer(Protocol):
         ...
 
     def member_changed(self, member: Member, changes: Sequence[Change]) -> None:
-        """After the opening: it joined, was lost, or lists something else."""
+        """It joined, was lost, or lists something else. Of what happens before the opening is over, nobody is told."""
         ...
 
     def resource_updated(self, member: Member, uri: str) -> None:
@@ -100,6 +100,11 @@ class Membership:
         self._unsettled = sum(member.backend is not None for member in self.members.values())
         if not self._unsettled:
             self.all_settled.set()
+
+    @property
+    def is_opened(self) -> bool:
+        """The opening is over: whatever happens now is a change."""
+        return self._opened.is_set()
 
     @property
     def failures(self) -> tuple[BackendFailure, ...]:
@@ -426,8 +431,7 @@ class Membership:
         if member.current is not None:
             member.turns.succeeded()
             member.end_recovery()
-            if self._opened.is_set():
-                self._observer.member_changed(member, EVERYTHING if member.current.is_listed else ("backend",))
+            self._observer.member_changed(member, EVERYTHING if member.current.is_listed else ("backend",))
         elif member.failure is not None and member.failure.reason is FailureReason.UNAUTHORIZED:
             # Which says nothing to other sessions.
             member.not_before = trio.current_time() + member.refused.next(random.random())

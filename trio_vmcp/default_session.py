@@ -537,6 +537,8 @@ class DefaultSession(trio.abc.AsyncResource):
 
     def member_changed(self, member: Member, changes: Sequence[Change]) -> None:
         """Advertise what it lists now, write it down, tell who listens."""
+        if not self._membership.is_opened:
+            return  # names are bound when the opening ends, by the configured order and not by who was the first
         self._reroute()
         self._keeper.note_change()
         for kind in changes:
