@@ -59,9 +59,7 @@ def judge(verdicts: Sequence[Verdict], equivalent: Collection[str]) -> tuple[boo
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m mutation", description=__doc__)
     parser.add_argument("--only", default="", metavar="TEXT", help="mutants with this text in their name")
-    parser.add_argument(
-        "--every", type=int, default=1, metavar="N", help="of the modules outside of CORE, one mutant in N"
-    )
+    parser.add_argument("--core", action="store_true", help="only the modules of CORE")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
 
@@ -77,8 +75,8 @@ def main() -> int:
     ]
     mutants = [
         (module, mutant)
-        for number, (module, mutant) in enumerate(everything)
-        if options.only in mutant.name and (module in CORE or number % options.every == 0)
+        for module, mutant in everything
+        if options.only in mutant.name and (module in CORE or not options.core)
     ]
     say(f"{len(mutants)} mutants; what tests run is known after {time.perf_counter() - started:.0f} s")
 

@@ -44,7 +44,7 @@ TARGETS: Mapping[str, tuple[str, ...] | None] = {
     "trio_vmcp._breaker": None,
 }
 
-# Every line of these on every push; of the others a part, and all of them when somebody asks.
+# These on every push, the others when somebody asks: they take a quarter of an hour.
 CORE = ("trio_vmcp._admission", "trio_vmcp.default_session")
 
 TESTS = (
