@@ -57,11 +57,16 @@ ASYNC_IGNORES = (
 
 # Exact: which servers we speak with changes by a commit, not by somebody's release.
 INTEROP_PACKAGES = {
-    "mcp2": ("mcp==2.3.0", "uvicorn==0.54.0"),
+    # The reference servers are programs on that SDK.
+    "mcp2": ("mcp==2.3.0", "uvicorn==0.54.0", "mcp-server-time==2026.10.19", "mcp-server-git==2026.10.19"),
     "mcp1": ("mcp==1.30.0",),
     "fastmcp": ("fastmcp==4.1.2",),
 }
-INTEROP_NODE = "@modelcontextprotocol/server-everything@2026.8.31"
+INTEROP_NODE = (
+    "@modelcontextprotocol/server-everything@2026.8.31",
+    "@modelcontextprotocol/server-memory@2026.8.31",
+    "@modelcontextprotocol/server-filesystem@2026.8.31",
+)
 # The suite, the SDK that its servers are built on (it asks for ^1), and the node that it needs.
 CONFORMANCE_NODE = (
     "@modelcontextprotocol/conformance@0.2.0-alpha.12",
@@ -168,6 +173,14 @@ def simulation(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """A virtual hour with twenty backends that crash, hang, restart, forget and change."""
+    session.install(str(wheel(session)), *group("test"))
+    command = ("python", "-m", "pytest", "--installed-only", "--verbose")
+    session.run(*command, "tests/soak", *session.posargs, env={"PYTHONSAFEPATH": "1"})
+
+
+@nox.session
 def sweeps(session: nox.Session) -> None:
     """One fault at every possible place, and hostile answers. A finding prints what runs its one case again."""
     session.install(str(wheel(session)), *group("test"), *group("sweeps"))
@@ -178,11 +191,14 @@ def sweeps(session: nox.Session) -> None:
 
 @nox.session
 def mutation(session: nox.Session) -> None:
-    """Lines of admission and close, gone or inverted one by one: a test must notice. `-- --only TEXT` runs a part."""
+    """Lines of admission, close, recovery and transport, gone or inverted one by one: a test must notice.
+
+    `-- --only TEXT` runs a part, and so does CI: admission and close.
+    """
     session.install(str(wheel(session)), *group("test"))
     env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": "tests"}
     session.run("python", "-m", "pytest", "--installed-only", "tests/mutation", env=env)
-    session.run("python", "-m", "mutation", *session.posargs, env=env)
+    session.run("python", "-m", "mutation", *(("--core",) if CI else ()), *session.posargs, env=env)
 
 
 @nox.session(python="3.12")  # atheris comes built for some Pythons only
@@ -196,19 +212,22 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def interop(session: nox.Session) -> None:
-    """Servers by other authors, each in an environment of its own, and the official client beside ours."""
+    """Servers by other authors: killed, started again, changed under a session; and the official client beside ours."""
+    for program in ("node", "npm", "git"):
+        if not shutil.which(program):
+            session.error(f"the servers need node (18 or newer), npm and git on PATH: {program} is missing")
     session.install(str(wheel(session)), *group("test"))
     homes = Path(session.create_tmp()).resolve()
     for name, packages in INTEROP_PACKAGES.items():
-        session.run("python", "-m", "venv", str(homes / name))
-        session.run(str(homes / name / "bin" / "python"), "-m", "pip", "install", "--quiet", *packages, external=True)
-    if not (shutil.which("node") and shutil.which("npm")):
-        session.error("server-everything needs node (18 or newer) and npm on PATH: install both and run again")
+        # Without a pip of its own: ours does it, and unpacking one takes as long as some of the servers.
+        session.run("python", "-m", "venv", "--without-pip", str(homes / name))
+        session.run("python", "-m", "pip", "--python", str(homes / name), "install", "--quiet", *packages)
     quiet = ("--silent", "--no-audit", "--no-fund")
-    session.run("npm", "install", *quiet, "--prefix", str(homes / "node"), INTEROP_NODE, external=True)
+    session.run("npm", "install", *quiet, "--prefix", str(homes / "node"), *INTEROP_NODE, external=True)
     # -P, not PYTHONSAFEPATH: the servers are scripts with a module beside them, and inherit the environment.
-    command = ("python", "-P", "-m", "pytest", "--installed-only", "tests/interop")
-    session.run(*command, *session.posargs, env={"INTEROP_HOMES": str(homes)})
+    command = ("python", "-P", "-m", "pytest", "--installed-only", "--durations=5")
+    patience = "--override-ini=faulthandler_timeout=180"  # real servers start in real time, on a busy machine
+    session.run(*command, patience, "tests/interop", *session.posargs, env={"INTEROP_HOMES": str(homes)})
 
 
 @nox.session

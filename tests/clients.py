@@ -13,7 +13,17 @@ import httpx
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_vmcp import JSON, Backend, BackendRecord, FactorySettings, Identity, OnProgress, OutgoingAuth
+from trio_vmcp import (
+    JSON,
+    Backend,
+    BackendRecord,
+    ClientHandlers,
+    FactorySettings,
+    Identity,
+    OnProgress,
+    OutgoingAuth,
+    ServerRequest,
+)
 from trio_vmcp.client._client import StreamableClient
 from trio_vmcp.client.connector import HttpConnector
 from trio_vmcp.client.interface import BackendClient
@@ -21,6 +31,7 @@ from trio_vmcp.testing import CallContext, MemoryNetwork, Raw, ScriptedBackend, 
 
 ALICE = Identity(issuer="https://issuer.test", subject="alice", token="alice-token")
 BOB = Identity(issuer="https://issuer.test", subject="bob", token="bob-token")
+SESSION_ID = "the-session"
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -62,7 +73,7 @@ class Bench:
     async def connect(
         self, *, identity: Identity | None = None, resume: BackendRecord | None = None, backend: Backend | None = None
     ) -> BackendClient:
-        client = await self.connector(
+        client = await self.connector.for_session(SESSION_ID)(
             backend or self.backend,
             identity=identity,
             resume=resume,
@@ -71,6 +82,13 @@ class Bench:
         )
         self.clients.append(client)
         return client
+
+
+async def no_roots(request: ServerRequest) -> JSON:
+    return {"roots": []}
+
+
+ASKED = ClientHandlers(roots=no_roots)  # of a client that backends may ask for something
 
 
 async def ask(
@@ -99,13 +117,13 @@ async def open_bench(
     *,
     settings: FactorySettings | None = None,
     auth: OutgoingAuth | None = None,
+    handlers: ClientHandlers | None = None,
     transport_name: str = "streamable-http",
-    wants_requests: bool = False,
     **configured: Any,
 ) -> AsyncIterator[Bench]:
     """Leaving it says goodbye to every client's backend session, waits for what they started, and finds it ended."""
     connector = HttpConnector(
-        settings or FactorySettings(), auth=auth, transport=transport, wants_requests=wants_requests
+        settings or FactorySettings(), handlers=handlers or ClientHandlers(), auth=auth, transport=transport
     )
     backend = Backend(**{"id": "b", "url": "http://b.test/mcp", "transport": transport_name, **configured})
     with sole_error():

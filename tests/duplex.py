@@ -12,10 +12,12 @@ import trio
 from clients import sole_error
 from trio.testing import MemorySendStream, memory_stream_pair, wait_all_tasks_blocked
 
-from trio_vmcp import JSON, BackendRecord
-from trio_vmcp.client._duplex import DuplexClient, OnRequest, refuse_request
+from trio_vmcp import JSON, BackendRecord, ClientHandlers
+from trio_vmcp.client._duplex import DuplexClient
+from trio_vmcp.client._handling import Handling
 from trio_vmcp.client._inbox import Inbox, Loss
 from trio_vmcp.client._lines import LineLink
+from trio_vmcp.client._server_requests import ServerRequests
 from trio_vmcp.testing import ScriptedBackend
 
 LIMIT = 10_000
@@ -89,7 +91,7 @@ class Pair:
 
 @asynccontextmanager
 async def open_pair(
-    *, on_request: OnRequest = refuse_request, limit: int = LIMIT, backend: ScriptedBackend | None = None
+    *, handlers: ClientHandlers | None = None, limit: int = LIMIT, backend: ScriptedBackend | None = None
 ) -> AsyncIterator[Pair]:
     """A client that has not shaken hands, and a raw server; or, with `backend`, a scripted one."""
     near, far = memory_stream_pair()
@@ -103,8 +105,7 @@ async def open_pair(
                 events=lambda method, params: events.append((method, params)),
                 inbox=inbox,
                 wire=wire,
-                nursery=nursery,
-                on_request=on_request,
+                requests=ServerRequests(Handling(handlers or ClientHandlers(), "s", "b"), nursery, 2 * limit),
             )
             nursery.start_soon(wire.serve, near)  # noqa: ASYNC113  # it needs no start: what is queued waits for it
             if backend is not None:

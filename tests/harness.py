@@ -17,6 +17,7 @@ from trio_vmcp import (
     Backend,
     BackendConnector,
     BackendRecord,
+    ClientHandlers,
     FactorySettings,
     Identity,
     LocalStorage,
@@ -67,10 +68,10 @@ def state_of(session: Session) -> SessionState:
     return session.state
 
 
-async def drained(changes: trio.MemoryReceiveChannel[SessionChange]) -> list[SessionChange]:
-    """What changed until a second from now."""
+async def drained(changes: trio.MemoryReceiveChannel[SessionChange], seconds: float = 1) -> list[SessionChange]:
+    """What changed until so many seconds from now."""
     found: list[SessionChange] = []
-    with trio.move_on_after(1):
+    with trio.move_on_after(seconds):
         while True:
             found.append(await changes.receive())
     return found
@@ -215,6 +216,7 @@ async def open_world(
     settings: FactorySettings | None = None,
     storage: ScriptedStorage | None = None,
     auth: OutgoingAuth | None = None,
+    handlers: ClientHandlers | None = None,
     configure: Callable[[Backend], Backend] = lambda backend: backend,
 ) -> AsyncIterator[World]:
     """A world that is checked when it ends: no task, request, connection, backend session or row is left.
@@ -236,7 +238,9 @@ async def open_world(
             for backend_id, backend in backends.items()
         )
         transport = Ledger(network)
-        async with open_session_factory(transport=transport, storage=storage, settings=settings, auth=auth) as factory:
+        async with open_session_factory(
+            transport=transport, storage=storage, settings=settings, auth=auth, handlers=handlers
+        ) as factory:
             world = World(network, backends, configured, transport, storage, factory)
             yield world
         await assert_nothing_left(world)

@@ -33,6 +33,7 @@ class RawClient:
     url: str
     modern: bool
     headers: dict[str, str] = attrs.field(factory=lambda: dict(ACCEPT))
+    capabilities: dict[str, Any] = attrs.field(factory=dict)  # what a modern one declares
     ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
 
     def build(self, method: str, params: dict[str, Any] | None = None, *, token: Any = None) -> httpx.Request:
@@ -40,7 +41,7 @@ class RawClient:
         meta: dict[str, Any] = {} if token is None else {"progressToken": token}
         if self.modern:
             meta["io.modelcontextprotocol/protocolVersion"] = MODERN_VERSION
-            meta["io.modelcontextprotocol/clientCapabilities"] = {}
+            meta["io.modelcontextprotocol/clientCapabilities"] = self.capabilities
             headers |= {"mcp-protocol-version": MODERN_VERSION, "mcp-method": method}
             if method in NAMED_BY:
                 headers["mcp-name"] = params[NAMED_BY[method]]

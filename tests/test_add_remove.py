@@ -36,6 +36,7 @@ from trio_vmcp import (
     ToolNotFound,
     open_session_factory,
 )
+from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.testing import CONNECT, CallContext, Delay, Hang, Refuse, ScriptedBackend, Status
 
 ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
@@ -321,6 +322,64 @@ async def test_a_caller_who_shields_himself_does_not_hold_a_removal_up(autojump_
             assert {} == backend.sessions
 
 
+async def test_a_removal_waits_for_its_calls_though_the_first_attempt_had_failed(autojump_clock: MockClock) -> None:
+    """That nothing was connected for a while is not the end of the backend either."""
+    backend = slow_backend(5)
+    async with open_world({"a": backend}) as world:
+        backend.fail(CONNECT, Refuse(), times=1)
+        async with world.open_session() as session, trio.open_nursery() as nursery:
+            await trio.sleep(1)
+            nursery.start_soon(session.call_tool, "a_slow")
+            await wait_all_tasks_blocked()
+            await session.remove_backend("a")
+            assert 6.0 == trio.current_time()
+            assert {} == backend.sessions
+
+
+async def test_a_backend_that_is_leaving_gets_one_goodbye(autojump_clock: MockClock) -> None:
+    """Though the session closes while its DELETE is on its way."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world:
+        session = await world.make_session()
+        backend.fail("DELETE", Delay(1))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.remove_backend, "a")
+            await trio.sleep(0.5)
+            await session.aclose()
+        assert 1 == len(backend.received("DELETE"))
+        assert {} == backend.sessions
+
+
+async def test_a_leaving_backend_gets_its_goodbye_from_the_close(autojump_clock: MockClock) -> None:
+    """Its last caller shields himself from both the drain of its backend and that of the session."""
+
+    async def shielded(*progress: Any) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(100)
+
+    async def steps(arguments: JSON, context: CallContext) -> str:
+        await context.progress(1)
+        await trio.sleep_forever()
+        raise AssertionError
+
+    backend = echo_backend(answers="sse")
+    backend.add_tool("steps", steps)
+    async with open_world({"a": backend}) as world, trio.open_nursery() as nursery:
+        session = await world.make_session()
+
+        async def call() -> None:
+            with pytest.raises((SessionClosed, BackendUnavailable)):
+                await session.call_tool("a_steps", on_progress=shielded)
+
+        nursery.start_soon(call)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(partial(session.remove_backend, "a", drain_timeout=60))
+        await wait_all_tasks_blocked()
+        await session.aclose(drain_timeout=1)
+        assert trio.current_time() <= 3
+        assert {} == backend.sessions
+
+
 @pytest.mark.parametrize("which", ["own", "other"])
 async def test_removing_from_inside_a_call_asks_and_returns(which: str, autojump_clock: MockClock) -> None:
     """What would be waited for may be this very call, which then ends as any other."""
@@ -403,11 +462,12 @@ async def test_removing_a_backend_that_is_away(fault: Any, autojump_clock: MockC
     async with open_world({"a": backend}, settings=limits) as world, world.open_session() as session:
         await trio.sleep(100)
         await session.remove_backend("a")
+        await wait_all_tasks_blocked()
+        assert [] == [name for name in library_tasks() if "_retry" in name or "_live" in name]
         assert () == session.failures
         attempts = world.network.connection_attempts
         await trio.sleep(1000)
         assert attempts == world.network.connection_attempts
-        assert [] == [name for name in library_tasks() if "_retry" in name or "_live" in name]
 
 
 async def test_removing_a_backend_that_is_recovering(autojump_clock: MockClock) -> None:
@@ -516,6 +576,10 @@ async def test_removed_backends_are_not_remembered_without_end(autojump_clock: M
             await session.remove_backend(backend.id)
         assert [f"b{number}" for number in range(30, 130)] == list(session.backends)
         assert () == session.tools
+        assert isinstance(session, DefaultSession)
+        membership = session._membership
+        assert len(membership._leaving) <= 1
+        assert {(None, None)} == {(member.listing, member.current) for member in membership._removed.values()}
 
 
 # Closing
@@ -543,6 +607,20 @@ async def test_a_session_closes_while_a_backend_is_added(closing: str, autojump_
             await (await world.factory.restore_session("one", backends)).aclose()
         await trio.sleep(5)
         world["a"].sessions.clear()  # made after the client had gone: of that id nobody knows
+
+
+async def test_a_close_hands_out_no_more_slots(autojump_clock: MockClock) -> None:
+    """Backends that had no turn when the close began are not contacted while it drains."""
+    connector = PlainConnector(on_connect={"b1": partial(trio.sleep, 8)}, on_request={"b0": partial(trio.sleep, 9)})
+    limits = FactorySettings(max_backend_init_concurrency=1, session_init_timeout=2)
+    async with open_session_factory(connector=connector, settings=limits) as factory:
+        session = await factory.make_session(plain_backends(3))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.call_tool, "b0_echo")
+            await wait_all_tasks_blocked()
+            await session.aclose()
+        assert 11.0 == trio.current_time()
+        assert {"b0", "b1"} == connector.started.keys()
 
 
 @pytest.mark.parametrize("closing", ["aclose", "suspend"])

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import attrs
 import pytest
 import trio
-from harness import NO_RETRIES, PlainConnector, echo_backend, open_world, plain_backends
+from harness import NO_RETRIES, PlainConnector, echo_backend, open_world, plain_backends, slow_backend
 from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -26,7 +26,7 @@ from trio_vmcp import (
 )
 from trio_vmcp._backoff import Backoff
 from trio_vmcp._breaker import FAILURES_TO_OPEN, Breaker
-from trio_vmcp.testing import CONNECT, CallContext, Disconnect, Error, Hang, Refuse, Status
+from trio_vmcp.testing import CONNECT, CallContext, Delay, Disconnect, Error, Hang, Refuse, Status
 
 Event = Literal["begin", "succeed", "fail", "leave"]
 
@@ -154,6 +154,7 @@ async def test_a_circuit_opens_and_closes(era: str, autojump_clock: MockClock) -
         last = session.backends["a"].last_failure
         assert last is not None
         assert "could not be reached" in last.detail
+        assert 0.0 == last.elapsed
         attempts = world.network.connection_attempts
         (told,) = await fail_calls(session, 1)
         assert "backend 'a' failed 5 times in a row to be reached, and is tried again in 0." in told
@@ -293,6 +294,75 @@ async def test_a_connection_that_is_never_made_opens_it(autojump_clock: MockCloc
         assert "tried again in" in told
         assert began == trio.current_time()
         backend.heal()
+
+
+async def test_a_second_is_enough_to_tell(autojump_clock: MockClock) -> None:
+    """Exactly TELLING_TIMEOUT s without a connection are a failure to connect."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.crash()
+        backend.fail(CONNECT, Hang())
+        await fail_calls(session, 5, timeout=1.0)
+        (told,) = await fail_calls(session, 1, timeout=1.0)
+        assert "tried again in" in told
+        backend.restart()
+
+
+async def test_an_answer_that_is_an_error_begins_the_count_anew(autojump_clock: MockClock) -> None:
+    """Four failures, one answer, four failures: closed."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        for _ in range(3):
+            backend.fail("tools/call", Disconnect(0), times=4)
+            backend.fail("tools/call", Error(-32000, "no"), times=1)
+            for told in await fail_calls(session, 5):
+                assert "tried again" not in told
+        await session.call_tool("a_echo")
+
+
+async def test_an_old_answer_does_not_make_a_recovering_backend_ready(autojump_clock: MockClock) -> None:
+    """It closes the circuit; what is being connected anew is not connected for that."""
+    backend = slow_backend(5)
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.call_tool, "a_slow")
+            await wait_all_tasks_blocked()
+            backend.fail("tools/call", Disconnect(0), times=5)
+            await fail_calls(session, 5)
+            await trio.sleep(1)
+            backend.fail("tools/call", Status(404), times=1)
+            backend.fail("initialize", Delay(20), times=1)
+            nursery.start_soon(session.call_tool, "a_echo")  # the trial
+            await trio.sleep(5)
+            assert BackendState.RECOVERING is state_of_a(session)
+        assert BackendState.READY is state_of_a(session)
+
+
+async def test_a_new_connection_closes_the_circuit(autojump_clock: MockClock) -> None:
+    """Whoever was connected anew is there: its calls do not wait for a trial's time."""
+    connector = PlainConnector()
+    crash = trio.Event()
+
+    async def refuse() -> None:
+        await trio.lowlevel.checkpoint()
+        raise BackendUnavailable("b0", "could not be reached")
+
+    async def serve() -> None:
+        await crash.wait()
+        connector.services.clear()
+        raise ZeroDivisionError
+
+    connector.on_request["b0"], connector.services["b0"] = refuse, serve
+    async with open_session_factory(connector=connector) as factory:
+        async with factory.open_session(plain_backends(1)) as session:
+            for _ in range(12):
+                await fail_calls(session, 1, "b0_echo")
+                await trio.sleep(10)
+            await fail_calls(session, 1, "b0_echo")
+            connector.on_request.clear()
+            crash.set()
+            await trio.sleep(1)
+            await session.call_tool("b0_echo")
 
 
 async def test_a_hung_trial_closes_nothing(autojump_clock: MockClock) -> None:

@@ -33,7 +33,7 @@ from trio_vmcp._outbound import Outbound, outbound
 from trio_vmcp.client.interface import BackendClient
 from trio_vmcp.testing import Reset, Status
 
-MANY = 100
+MANY = 96  # as many calls as one backend is asked at a time
 CANARY = "CANARY"
 
 
@@ -499,10 +499,10 @@ async def test_what_was_sent_again_may_have_run(autojump_clock: MockClock) -> No
 )
 def test_what_is_configured_wrongly_is_refused_at_construction(changed: dict[str, Any], message: str) -> None:
     """Named, and without what may be secret in it."""
+    # Not in the call itself, whose source Python 3.13 shows whole.
+    given = {"token_url": TOKEN_URL, "client_id": CLIENT_ID, "client_secret": "CANARY-secret", **changed}
     with pytest.raises(ValueError, match=message) as caught:
-        ClientCredentials(
-            **{"token_url": TOKEN_URL, "client_id": CLIENT_ID, "client_secret": "CANARY-secret", **changed}
-        )
+        ClientCredentials(**given)
     assert CANARY not in "".join(traceback.format_exception(caught.value))
 
 

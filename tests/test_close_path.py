@@ -181,4 +181,4 @@ async def test_an_opening_that_fails_and_then_crashes_tells_the_failure(
         connector.on_connect["b1"] = fail_late
         with pytest.raises(NoBackends):
             await factory.restore_session("s", plain_backends(2))
-    assert any("crashed: ZeroDivisionError" in message for message in caplog.messages)
+    assert any("goodbye failed: ZeroDivisionError" in message for message in caplog.messages)

@@ -17,10 +17,12 @@ from harness import (
     ALICE,
     BOB,
     NO_RETRIES,
+    PlainClient,
     PlainConnector,
     World,
     drained,
     echo_backend,
+    library_tasks,
     open_world,
     plain_backends,
 )
@@ -31,6 +33,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from trio_vmcp import (
     Backend,
     BackendState,
+    BackendUnauthorized,
     BackendUnavailable,
     Bare,
     FactorySettings,
@@ -42,7 +45,9 @@ from trio_vmcp import (
     open_session_factory,
 )
 from trio_vmcp._backoff import LEAST_DELAY, Backoff
+from trio_vmcp._outbound import note_session_lost
 from trio_vmcp._reconnects import Reconnects
+from trio_vmcp.metadata import endpoint_digest
 from trio_vmcp.testing import CONNECT, Delay, Disconnect, Error, FaultRule, Hang, Refuse, ScriptedBackend, Status
 
 FOR_HOURS = FactorySettings(idle_timeout=math.inf)
@@ -161,6 +166,20 @@ async def test_a_name_stays_with_a_backend_that_is_away(autojump_clock: MockCloc
                 await session.call_tool("echo")
             assert 6.0 == trio.current_time()
             await trio.sleep(30)
+            assert "b0" == (await session.call_tool("echo")).backend_id
+
+
+async def test_a_crash_in_the_opening_binds_no_names(autojump_clock: MockClock) -> None:
+    """Who joined early and crashed has no claim before those in front of it."""
+
+    async def crash() -> None:
+        await trio.sleep(1)
+        raise ZeroDivisionError
+
+    connector = PlainConnector(on_connect={"b0": partial(trio.sleep, 5)}, services={"b1": crash})
+    limits = FactorySettings(conflict_resolution=Bare())
+    async with open_session_factory(connector=connector, settings=limits) as factory:
+        async with factory.open_session(plain_backends(2)) as session:
             assert "b0" == (await session.call_tool("echo")).backend_id
 
 
@@ -340,6 +359,144 @@ async def test_refused_credentials_hold_nobody_else_up(autojump_clock: MockClock
         assert 600 / 72 <= len(refused) <= most_attempts(600)
 
 
+async def test_what_many_find_out_together_is_one_failure(autojump_clock: MockClock) -> None:
+    """Twenty openings fail in the same moment: the next attempt is half a second later, and not a minute."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world:
+        backend.fail(CONNECT, Refuse(), times=20)
+        sessions: list[Session] = []
+
+        async def open_one() -> None:
+            sessions.append(await world.make_session())
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(open_one)
+        await trio.sleep(0.61)
+        assert [()] * 20 == [session.failures for session in sessions]
+
+
+async def test_one_that_dies_after_a_long_life_is_asked_ever_less_often(autojump_clock: MockClock) -> None:
+    """That it once lasted counts for its first failure alone."""
+    connector = PlainConnector()
+    attempts: list[float] = []
+
+    async def refuse() -> None:
+        attempts.append(trio.current_time())
+        raise OSError
+
+    async def live_long() -> None:
+        await trio.sleep(500)
+        connector.on_connect["b0"] = refuse
+        raise ZeroDivisionError
+
+    connector.services["b0"] = live_long
+    async with open_session_factory(connector=connector) as factory:
+        async with factory.open_session(plain_backends(1)):
+            await trio.sleep(1100)
+    assert len(attempts) <= most_attempts(600)
+
+
+async def test_nobody_is_tried_a_second_time_before_the_opening_has_ended(autojump_clock: MockClock) -> None:
+    """However early it failed."""
+    connector = PlainConnector(on_connect={"b1": partial(trio.sleep, 20)})
+    attempts: list[float] = []
+
+    async def refuse() -> None:
+        attempts.append(trio.current_time())
+        raise OSError
+
+    connector.on_connect["b0"] = refuse
+    async with open_session_factory(connector=connector) as factory:
+        async with factory.open_session(plain_backends(2)):
+            assert 20.0 == trio.current_time()
+            assert [0.0] == attempts
+            await trio.sleep(1)
+            assert 2 <= len(attempts)
+
+
+async def test_a_backend_that_is_tried_again_says_so(autojump_clock: MockClock) -> None:
+    """Recovering while the attempt lasts, degraded between two."""
+    backend = echo_backend()
+    limits = FactorySettings(backend_init_timeout=5, reconnect_delay=10)
+    async with open_world({"a": backend}, settings=limits) as world:
+        backend.fail(CONNECT, Refuse(), times=1)
+        async with world.open_session() as session:
+            assert BackendState.DEGRADED is state_of_a(session)
+            backend.fail(CONNECT, Hang())
+            await trio.sleep(12.5)
+            assert BackendState.RECOVERING is state_of_a(session)
+            await trio.sleep(5)
+            assert BackendState.DEGRADED is state_of_a(session)
+
+
+async def test_refused_credentials_are_asked_for_soon_once_they_were_good(autojump_clock: MockClock) -> None:
+    """At once never; each time in a row after twice the delay; after a success from the beginning."""
+    attempts: list[float] = []
+    refused = [True] * 4 + [False] + [True] * 2 + [False]
+    connector = PlainConnector()
+
+    async def judge() -> None:
+        attempts.append(trio.current_time())
+        await trio.lowlevel.checkpoint()
+        if refused[len(attempts) - 1]:
+            raise BackendUnauthorized("b0", "refused the credentials")
+
+    async def crash() -> None:
+        await trio.sleep(100)
+        raise ZeroDivisionError
+
+    connector.on_connect["b0"], connector.services["b0"] = judge, crash
+    async with open_session_factory(connector=connector) as factory:
+        async with factory.open_session(plain_backends(1)):
+            await trio.sleep(190)
+    gaps = [after - before for before, after in pairwise(attempts)]
+    for expected, gap in zip((0.5, 1.0, 2.0, 4.0, 100.5, 0.5, 1.0), gaps, strict=True):
+        assert gap == pytest.approx(expected, rel=0.21)
+
+
+class Resuming(PlainConnector):
+    """Notes what it is given to resume."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.resumed: list[bool] = []
+
+    async def __call__(self, backend: Backend, **options: Any) -> PlainClient:
+        self.resumed.append(options["resume"] is not None)
+        client = await super().__call__(backend, **options)
+        client.record = attrs.evolve(client.record, endpoint_digest=endpoint_digest(backend))
+        return client
+
+
+async def test_a_connection_that_crashed_is_taken_up_and_a_lost_session_is_not(autojump_clock: MockClock) -> None:
+    """Whatever came before: a crash says nothing about the backend's session, and a lost one is lost but once."""
+    connector = Resuming()
+    crash = trio.Event()
+
+    async def serve() -> None:
+        await crash.wait()
+        raise ZeroDivisionError
+
+    async def lose() -> None:
+        await trio.lowlevel.checkpoint()
+        note_session_lost()
+        raise BackendUnavailable("b0", "no longer knows our session")
+
+    connector.services["b0"] = serve
+    async with open_session_factory(connector=connector) as factory:
+        async with factory.open_session(plain_backends(1)) as session:
+            for _ in range(2):
+                connector.clients["b0"].on_request = lose
+                await session.call_tool("b0_echo")
+                crash.set()
+                await trio.sleep(0.001)
+                crash = trio.Event()
+                await trio.sleep(10)
+                await session.call_tool("b0_echo")
+    assert [False, False, True, False, True] == connector.resumed
+
+
 @pytest.mark.parametrize("lives", [0.0, 0.2, 5.0])
 async def test_a_backend_that_crashes_right_after_joining_is_not_hammered(
     lives: float, autojump_clock: MockClock
@@ -349,6 +506,7 @@ async def test_a_backend_that_crashes_right_after_joining_is_not_hammered(
 
     async def crash() -> None:
         joined.append(trio.current_time())
+        assert sum(name.endswith("._retry") for name in library_tasks()) <= 1
         await trio.sleep(lives)
         raise ZeroDivisionError
 

@@ -28,7 +28,7 @@ from trio_vmcp import (
 from trio_vmcp._outbound import Outbound, outbound
 from trio_vmcp.testing import CallContext, Disconnect, Exchange, Reset, ScriptedBackend, Status, open_memory_network
 
-MANY = 100
+MANY = 96  # as many calls as one backend is asked at a time
 
 
 @attrs.define(eq=False)

@@ -17,16 +17,18 @@ from trio_vmcp import (
     BackendRejected,
     BackendTimeout,
     BackendUnavailable,
-    Identity,
+    ClientHandlers,
     MessageTooLarge,
+    ServerRequest,
 )
 from trio_vmcp._outbound import Outbound, outbound
 from trio_vmcp.client._inbox import Inbox, Loss
-from trio_vmcp.client._jsonrpc import Request, Result, encode_result
-from trio_vmcp.client._legacy import MOST_ANSWERS, InitializeRefused
+from trio_vmcp.client._jsonrpc import Result
+from trio_vmcp.client._legacy import InitializeRefused
 from trio_vmcp.client._lines import MOST_NOTICES
+from trio_vmcp.client._server_requests import MOST_ANSWERS
 from trio_vmcp.client._streamable import ignore_other
-from trio_vmcp.testing import Error, Hang, Rewrite
+from trio_vmcp.testing import CallContext, Error, Hang, Rewrite
 
 BOTH_ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
 
@@ -483,7 +485,7 @@ async def test_a_backend_that_does_not_read_is_sent_no_more_notices(autojump_clo
         await pair.clog()
         for number in range(10 * MOST_NOTICES):
             await pair.server.send({"jsonrpc": "2.0", "id": number, "method": "ping"})
-        await wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
         assert MOST_NOTICES == len(pair.wire._queue)
 
 
@@ -517,73 +519,137 @@ async def test_servers_of_the_modern_era_ask_nothing(autojump_clock: MockClock) 
     assert ["server/discover", "tools/call"] == [exchange.method for exchange in backend.exchanges]
 
 
-async def test_a_hook_answers_beside_the_stream(autojump_clock: MockClock) -> None:
-    """Slow answers hold up neither the stream nor each other, and carry nobody's context."""
-    asked: list[tuple[str, Identity | None, Outbound | None]] = []
+async def test_handlers_answer_beside_the_stream(autojump_clock: MockClock) -> None:
+    """Slow answers hold up neither the stream nor each other, and belong to nobody's call."""
+    asked: list[tuple[ServerRequest, bool]] = []
 
-    async def on_request(message: Request, identity: Identity | None) -> bytes | None:
-        asked.append((message.method, identity, outbound.get()))
-        if message.method == "never":
-            return None
-        if message.method == "broken":
-            raise ZeroDivisionError("secret")
+    async def roots(request: ServerRequest) -> JSON:
+        note = outbound.get()
+        asked.append((request, note is not None and note.outer is None))
         await trio.sleep(5)
-        return encode_result(message.id, {"roots": []})
+        return {"roots": []}
 
-    async with open_pair(on_request=on_request) as pair:
+    async def sampling(request: ServerRequest) -> JSON:
+        raise ZeroDivisionError("secret")
+
+    async with open_pair(handlers=ClientHandlers(roots=roots, sampling=sampling)) as pair:
 
         async def serve() -> None:
             request = await pair.server.receive()
-            for number, method in enumerate(["roots/list", "never", "broken", "roots/list"]):
+            for number, method in enumerate(
+                ["roots/list", "elicitation/create", "sampling/createMessage", "roots/list"]
+            ):
                 await pair.server.send({"jsonrpc": "2.0", "id": number, "method": method})
             await pair.server.answer(request)
 
         pair.nursery.start_soon(serve)
         await call(pair.client)
         assert 0 == trio.current_time()
-        answers = {answer["id"]: answer for answer in [await pair.server.receive() for _ in range(3)]}
+        answers = {answer["id"]: answer for answer in [await pair.server.receive() for _ in range(4)]}
         assert 5 == trio.current_time()
         assert {"roots": []} == answers[0]["result"] == answers[3]["result"]
+        assert -32601 == answers[1]["error"]["code"]
         assert {"code": -32603, "message": "the client failed to answer"} == answers[2]["error"]
-        assert [(None, None)] * 4 == [seen[1:] for seen in asked]
+        assert [(ServerRequest("s", "b", None, {}), True)] * 2 == asked
+
+
+@BOTH_ERAS
+async def test_handlers_are_declared(era: str, autojump_clock: MockClock) -> None:
+    """In the handshake of one era, and with every request of the other, where log messages are asked for as well."""
+
+    async def handler(request: ServerRequest) -> JSON:
+        return {}
+
+    backend = echo_backend(era)
+    async with open_pair(backend=backend, handlers=ClientHandlers(roots=handler, log=handler)) as pair:
+        await greet(pair, era)
+        await call(pair.client)
+    if era == "legacy":
+        assert {"roots": {}} == backend.exchanges[0].params["capabilities"]
+    else:
+        for exchange in backend.exchanges:
+            assert {"roots": {}} == exchange.meta["io.modelcontextprotocol/clientCapabilities"]
+            assert "info" == exchange.meta["io.modelcontextprotocol/logLevel"]
+
+
+@BOTH_ERAS
+async def test_a_tool_may_ask_back(era: str, autojump_clock: MockClock) -> None:
+    """With a request of its own, or by an answer that asks for another round."""
+
+    async def roots(request: ServerRequest) -> JSON:
+        await trio.sleep(1)
+        return {"roots": [{"uri": f"file:///{request.backend_id}"}]}
+
+    async def tool(arguments: JSON, context: CallContext) -> JSON:
+        return {"content": [], "structuredContent": (await context.roots())[0]}
+
+    backend = echo_backend(era)
+    backend.add_tool("ask", tool)
+    async with open_pair(backend=backend, handlers=ClientHandlers(roots=roots)) as pair:
+        await greet(pair, era)
+        assert {"uri": "file:///b"} == (await call(pair.client, "ask"))["structuredContent"]
+        assert 1 == trio.current_time()
+    assert [] == backend.errors
+    assert (1 if era == "legacy" else 2) == len(backend.received("tools/call"))
+
+
+async def test_log_messages_go_to_their_handler(autojump_clock: MockClock) -> None:
+    """In order; whoever listens to events hears of them as well."""
+    told: list[JSON] = []
+
+    async def log(request: ServerRequest) -> None:
+        told.append(request.params)
+
+    async with open_pair(handlers=ClientHandlers(log=log)) as pair:
+        for number in range(3):
+            params = {"level": "info", "data": number}
+            await pair.server.send({"jsonrpc": "2.0", "method": "notifications/message", "params": params})
+        await wait_all_tasks_blocked()
+        assert [{"level": "info", "data": number} for number in range(3)] == told
+        assert [("notifications/message", params) for params in told] == pair.events
 
 
 async def test_a_backend_may_take_its_request_back(autojump_clock: MockClock) -> None:
     """The handler is cancelled and nothing is answered. What was never asked changes nothing."""
-    ended: list[object] = []
+    ended = 0
 
-    async def on_request(message: Request, identity: Identity | None) -> bytes | None:
+    async def roots(request: ServerRequest) -> JSON:
+        nonlocal ended
         try:
             await trio.sleep_forever()
         finally:
-            ended.append(message.id)
+            ended += 1
+        raise AssertionError
 
-    async with open_pair(on_request=on_request) as pair:
+    async with open_pair(handlers=ClientHandlers(roots=roots)) as pair:
         await pair.server.send({"jsonrpc": "2.0", "id": 1, "method": "roots/list"})
         for wrong in ("1", True, 2, None):
             await pair.server.send(
                 {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": wrong}}
             )
         await wait_all_tasks_blocked()
-        assert [] == ended
+        assert 0 == ended
         await pair.server.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}})
         await wait_all_tasks_blocked()
-        assert [1] == ended
+        assert 1 == ended
         await pair.server.send({"jsonrpc": "2.0", "id": 2, "method": "ping"})
         assert 2 == (await pair.server.receive())["id"]
 
 
 async def test_answers_to_the_backend_are_bounded(autojump_clock: MockClock) -> None:
-    """Of a thousand requests at once a few are worked on, and one of each id."""
+    """Of a thousand requests at once a few are worked on, and one of each id. A close ends them."""
     running = 0
 
-    async def on_request(message: Request, identity: Identity | None) -> bytes | None:
+    async def roots(request: ServerRequest) -> JSON:
         nonlocal running
         running += 1
-        await trio.sleep_forever()
+        try:
+            await trio.sleep_forever()
+        finally:
+            running -= 1
         raise AssertionError
 
-    async with open_pair(on_request=on_request) as pair:
+    async with open_pair(handlers=ClientHandlers(roots=roots)) as pair:
         for _ in range(3):
             await pair.server.send({"jsonrpc": "2.0", "id": "same", "method": "roots/list"})
         await wait_all_tasks_blocked()
@@ -592,6 +658,9 @@ async def test_answers_to_the_backend_are_bounded(autojump_clock: MockClock) -> 
             await pair.server.send({"jsonrpc": "2.0", "id": number, "method": "roots/list"})
         await wait_all_tasks_blocked()
         assert MOST_ANSWERS == running
+        await pair.close()
+        await wait_all_tasks_blocked()
+        assert 0 == running
 
 
 # The end of the stream

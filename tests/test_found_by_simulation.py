@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import trio
 from harness import echo_backend, open_world, slow_backend
-from trio import Nursery
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import BackendTimeout, BackendUnavailable, FactorySettings
@@ -61,7 +60,9 @@ async def test_a_stored_backend_session_that_is_replaced_gets_its_delete(autojum
             assert [stored] == backend.deleted_sessions
 
 
-async def test_without_sessions_a_cancel_reaches_nobody_elses_call(autojump_clock: MockClock, nursery: Nursery) -> None:
+async def test_without_sessions_a_cancel_reaches_nobody_elses_call(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     """Both clients number their requests alike, and this backend could not tell whose is to be cancelled."""
     backend = slow_backend(seconds=2.0)
     backend.session_ids = False
@@ -78,7 +79,9 @@ async def test_without_sessions_a_cancel_reaches_nobody_elses_call(autojump_cloc
         assert [] == backend.received("notifications/cancelled")
 
 
-async def test_a_recovery_counts_against_the_deadline_of_the_call(autojump_clock: MockClock, nursery: Nursery) -> None:
+async def test_a_recovery_counts_against_the_deadline_of_the_call(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     """A call that has to wait for the connection to be made anew has that much less time for its answer."""
     backend = slow_backend(seconds=60.0)
     async with open_world({"a": backend}) as world, world.open_session() as session:
@@ -96,7 +99,9 @@ async def test_a_recovery_counts_against_the_deadline_of_the_call(autojump_clock
         assert 1.0 == pytest.approx(trio.current_time() - began_at)
 
 
-async def test_a_refusal_that_comes_after_a_recovery_has_failed(autojump_clock: MockClock, nursery: Nursery) -> None:
+async def test_a_refusal_that_comes_after_a_recovery_has_failed(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     """Of two calls that hear of a lost session, the second hears of it when all is over: it says what is known."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session:
@@ -129,7 +134,9 @@ async def test_backends_come_and_go_while_others_still_connect(autojump_clock: M
             assert ["b_echo", "c_echo"] == [tool.name for tool in session.tools]
 
 
-async def test_sessions_close_while_a_backend_is_to_be_added_again(autojump_clock: MockClock, nursery: Nursery) -> None:
+async def test_sessions_close_while_a_backend_is_to_be_added_again(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     """What is added waits for its predecessor to be gone, and then finds the session closed. Of ten sessions some meet
     the moment in between.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gc
 import logging
+import math
 import socket
 from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
@@ -48,7 +49,7 @@ from trio_vmcp import (
     open_session_factory,
 )
 from trio_vmcp._outbound import Outbound, outbound
-from trio_vmcp.client._http import MOST_ASIDE, HttpLink
+from trio_vmcp.client._http import MOST_ASIDE, HttpLink, calls_within
 from trio_vmcp.client.connector import NOTICE_TIMEOUT, HttpConnector
 from trio_vmcp.testing import (
     CONNECT,
@@ -1100,3 +1101,36 @@ async def test_nothing_of_a_session_is_in_the_log(caplog: pytest.LogCaptureFixtu
                 await session.call_tool("b_echo")
     assert 1 == len(backend.deleted_sessions)
     assert not [record for record in caplog.messages if "s3cret" in record or backend.deleted_sessions[0] in record]
+
+
+@pytest.mark.parametrize(("limit", "calls"), [(1, 1), (15, 15), (16, 12), (100, 96), (math.inf, math.inf)])
+def test_a_limit_that_can_be_shared_is_for_everything(limit: float, calls: float) -> None:
+    """Four of the connections are for what goes beside the calls; where there are few, those come on top."""
+    assert calls == calls_within(limit)
+
+
+async def test_cancelled_calls_stay_within_the_limit(autojump_clock: MockClock) -> None:
+    """Forty callers who give up, and the notices about it, never have more than the 16 connections together."""
+    backend = echo_backend()
+    limit = FactorySettings(max_connections_per_backend=16)
+    most = 0
+    async with open_memory_network() as network, open_client(backend, network=network, settings=limit) as client:
+        backend.fail("notifications/cancelled", Delay(0.05))
+
+        async def watch() -> None:
+            nonlocal most
+            while True:
+                most = max(most, network.open_connections)
+                await trio.sleep(0.01)
+
+        async def give_up_after(seconds: float) -> None:
+            with trio.move_on_after(seconds):
+                await call(client, "hang")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            async with trio.open_nursery() as callers:
+                for number in range(40):
+                    callers.start_soon(give_up_after, 0.1 + number / 50)
+            nursery.cancel_scope.cancel()
+    assert 12 < most <= 16

@@ -13,6 +13,7 @@ import trio
 from clients import (
     ALICE,
     BOB,
+    SESSION_ID,
     Bench,
     Chunks,
     ask,
@@ -36,11 +37,13 @@ from trio_vmcp import (
     BackendTimeout,
     BackendUnauthorized,
     BackendUnavailable,
+    ClientHandlers,
     FactorySettings,
     FailureReason,
     Identity,
     MessageTooLarge,
     OutgoingAuth,
+    ServerRequest,
     SessionChange,
 )
 from trio_vmcp.client._era import Verdict
@@ -142,6 +145,37 @@ async def test_credentials_are_the_callers(autojump_clock: MockClock) -> None:
     sent = [exchange.headers["authorization"] for exchange in backend.exchanges]
     alice, bob = (httpx.BasicAuth(name, "")._auth_header for name in ("alice", "bob"))
     assert [alice, alice, alice, bob] == sent
+
+
+@BOTH_MANNERS
+async def test_handlers_answer_with_the_openers_credentials(holds_posts: bool, autojump_clock: MockClock) -> None:
+    """What can be asked is declared; whose call a question belongs to is not known here. The call's place under the
+    connection limit does not stand in the answer's way.
+    """
+
+    def auth(backend: Backend, identity: Identity | None) -> httpx.Auth:
+        return httpx.BasicAuth(identity.subject if identity else "nobody", "")
+
+    async def curious(arguments: JSON, context: Any) -> str:
+        return str((await context.roots())[0]["uri"])
+
+    asked: list[ServerRequest] = []
+
+    async def roots(request: ServerRequest) -> JSON:
+        asked.append(request)
+        return {"roots": [{"uri": "file:///x"}]}
+
+    backend = sse_backend(holds_posts=holds_posts)
+    backend.add_tool("curious", curious)
+    settings = FactorySettings(max_connections_per_backend=1)
+    handlers = ClientHandlers(roots=roots)
+    async with open_sse(backend, auth=auth, settings=settings, handlers=handlers) as bench:
+        client = await bench.connect(identity=ALICE)
+        assert "file:///x" == (await call(client, "curious", identity=BOB))["content"][0]["text"]
+    assert {"roots": {}} == backend.received("initialize")[0].params["capabilities"]
+    assert [ServerRequest(SESSION_ID, "b", None, {})] == asked
+    (answer,) = [exchange for exchange in backend.exchanges if "result" in (exchange.message or {})]
+    assert httpx.BasicAuth("alice", "")._auth_header == answer.headers["authorization"]
 
 
 async def test_userinfo_of_the_url_goes_to_both(autojump_clock: MockClock) -> None:
@@ -520,7 +554,7 @@ async def test_a_restored_session_probes_anew_in_another_process(autojump_clock:
     async with open_world({"b": backend}, configure=lambda b: Backend(id="b", url=b.url)) as world:
         session = await world.make_session()
         await session.suspend()
-        world.factory._connector.eras._verdicts.clear()  # type: ignore[attr-defined]
+        world.factory._connector_for("").func.eras._verdicts.clear()  # type: ignore[attr-defined]
         session = await world.restore_session(session.id)
         assert () == session.failures
         await session.call_tool("b_echo")

@@ -12,6 +12,7 @@ import httpx
 import pytest
 import trio
 from clients import (
+    ASKED,
     STREAM_HEAD,
     ask,
     call,
@@ -34,6 +35,7 @@ from trio_vmcp import JSON, BackendRejected, BackendTimeout, FactorySettings, Me
 from trio_vmcp.client import _legacy, _listening
 from trio_vmcp.client._http import MOST_ASIDE
 from trio_vmcp.client._listening import MOST_FRUITLESS, MOST_SUBSCRIPTIONS, Patience
+from trio_vmcp.client._server_requests import MOST_ANSWERS
 from trio_vmcp.client.connector import HttpConnector
 from trio_vmcp.models import Backend
 from trio_vmcp.testing import (
@@ -162,8 +164,8 @@ async def test_a_declared_need_opens_it(capabilities: JSON) -> None:
         (ScriptedBackend(capabilities={"tools": True, "prompts": [], "resources": {"listChanged": "yes"}}), {}),
         (ScriptedBackend(listens=True, tools=[{"name": "t"}]), {"listen": False}),
         (ScriptedBackend(listens=True, tools=[{"name": "t"}], session_ids=False), {}),
-        (ScriptedBackend(listens=True, session_ids=False), {"wants_requests": True}),
-        (ScriptedBackend(listens=True, capabilities={}), {"wants_requests": True, "listen": False}),
+        (ScriptedBackend(listens=True, session_ids=False), {"handlers": ASKED}),
+        (ScriptedBackend(listens=True, capabilities={}), {"handlers": ASKED, "listen": False}),
     ],
 )
 async def test_without_a_need_or_a_session_there_is_none(
@@ -178,7 +180,7 @@ async def test_without_a_need_or_a_session_there_is_none(
 async def test_who_answers_requests_needs_it() -> None:
     """A server asks outside of the streams of calls, and declares nothing for it."""
     backend = listening_backend(capabilities={"tools": {}})
-    async with open_client(backend, wants_requests=True) as client:
+    async with open_client(backend, handlers=ASKED) as client:
         await wait_all_tasks_blocked()
         assert "open" == listening(client)
 
@@ -511,15 +513,23 @@ async def test_a_flood_of_questions_is_bounded(autojump_clock: MockClock) -> Non
     """No more than sixteen answers are on their way at a time, four of them sent; the others are not given. The stream
     has a connection of its own beside those four.
     """
+
+    def answers() -> int:
+        return sum("result" in (exchange.message or {}) for exchange in backend.exchanges)
+
     backend = listening_backend()
     backend.fail(lambda exchange: "result" in (exchange.message or {}), Delay(0.2))
     async with open_client(backend):
         await wait_all_tasks_blocked()
         for number in range(1000):
             backend.send({"jsonrpc": "2.0", "id": number, "method": "ping"})
-        for seconds, sent in ((0, MOST_ASIDE), (HOUR, 16)):
-            await silence(seconds)
-            assert sent == sum("result" in (exchange.message or {}) for exchange in backend.exchanges)
+        await wait_all_tasks_blocked()
+        assert MOST_ASIDE == answers()
+        await silence(HOUR)
+        assert MOST_ANSWERS == answers()
+        backend.send({"jsonrpc": "2.0", "id": "later", "method": "ping"})
+        await silence(HOUR)
+        assert MOST_ANSWERS + 1 == answers()
 
 
 async def test_progress_of_nobody_is_no_event() -> None:
@@ -540,7 +550,7 @@ async def test_calls_wait_for_the_head_and_the_opening_does_not(autojump_clock: 
     """What a backend asks while there is no stream is lost, and the call with it."""
     backend = listening_backend(capabilities={"tools": {}})
     backend.fail("GET", Delay(0.4))
-    async with open_client(backend, wants_requests=True) as client:
+    async with open_client(backend, handlers=ASKED) as client:
         assert 0 == trio.current_time()
         await ask(client, "tools/list")
         assert 0 == trio.current_time()
@@ -555,7 +565,7 @@ async def test_a_head_that_does_not_come_is_waited_for_once(autojump_clock: Mock
     """At most a second since it was asked for, over all calls together; servers may send none before they speak."""
     backend = listening_backend()
     backend.fail("GET", fault)
-    async with open_client(backend, wants_requests=True) as client:
+    async with open_client(backend, handlers=ASKED) as client:
         await call(client)
         waited = trio.current_time()
         await call(client)
@@ -697,7 +707,7 @@ async def live_and_die(cut: Cut, era: str) -> None:
     async with open_memory_network() as network:
         url = network.attach("b.test", backend)
         transport = network.transport()
-        connector = HttpConnector(FactorySettings(), transport=transport, wants_requests=True)
+        connector = HttpConnector(FactorySettings(), transport=transport, handlers=ASKED)
         configured = Backend("b", url, era="legacy" if era == "legacy" else "modern")
         with cut.block():
             async with trio.open_nursery() as nursery:

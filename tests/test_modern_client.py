@@ -313,7 +313,7 @@ async def test_a_list_without_an_end_is_fetched_within_bounds() -> None:
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"resultType": "input_required", "inputRequests": {}}, "for input, and this client declares none"),
+        ({"resultType": "input_required", "inputRequests": {}}, "for input, and named none"),
         ({"resultType": "later"}, "unknown resultType"),
         ({"resultType": None}, "unknown resultType"),
         ({"resultType": ["complete"]}, "unknown resultType"),
@@ -352,7 +352,7 @@ async def test_http_errors_are_typed(status: int, error: type[BackendError]) -> 
         (Error(-32000, "Bad Request: Mcp-Session-Id header is required", status=400), True),
         (Error(-32000, "Bad Request: Unsupported protocol version: 2026-07-28", status=400), True),
         (Status(404, b"<html>"), True),
-        (Status(405), True),
+        (Status(405), False),
         (Status(400), True),
         (Error(-32601, "no such method", status=404), False),
         (Error(-32602, "'session' is not a string", status=400), False),

@@ -29,7 +29,6 @@ from trio_vmcp import (
     Backend,
     BackendFailure,
     BackendUnavailable,
-    ClientHandlers,
     FactorySettings,
     FailureReason,
     InvalidSessionId,
@@ -646,19 +645,6 @@ async def test_one_malformed_tool_costs_itself(
 
 
 # What a factory is given
-
-
-async def test_handlers_that_are_not_used_yet_are_said_so(caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing is declared to backends on behalf of handlers that nobody would call."""
-
-    async def sample(request: object) -> None: ...
-
-    async with open_session_factory(handlers=ClientHandlers()):
-        pass
-    assert [] == caplog.messages
-    async with open_session_factory(handlers=ClientHandlers(sampling=sample)):
-        pass
-    assert ["handlers are not supported yet: backends are told that this client offers nothing"] == caplog.messages
 
 
 async def test_a_factory_closes_the_storage_that_it_made_and_no_other(

@@ -329,8 +329,10 @@ async def test_a_failed_recovery_leaves_the_backend_retryable(fault: Any, autoju
         backend.restart()
         world.leaves_sessions = True  # some of these faults come after the backend made a session
         backend.fail("initialize", fault, times=1)
-        with pytest.raises(BackendUnavailable, match="is not connected: it ") as caught:
-            await session.call_tool("a_echo")
+        async with session.changes() as changes:
+            with pytest.raises(BackendUnavailable, match="is not connected: it ") as caught:
+                await session.call_tool("a_echo")
+            assert [SessionChange("backend", "a")] == await drained(changes, 0.1)
         assert not caught.value.may_have_executed
         assert ["a"] == [failure.backend_id for failure in session.failures]
         assert BackendState.DEGRADED is session.backends["a"].state
@@ -344,6 +346,7 @@ async def test_a_failed_recovery_leaves_the_backend_retryable(fault: Any, autoju
         assert session.backends["a"].last_failure is not None
         await session.call_tool("a_echo")
         assert 1 == backend.executed["echo"]
+        assert None not in {e.session_id for e in backend.exchanges if e.method.endswith("/list")}
 
 
 async def test_a_stampede_on_a_backend_that_stays_away_asks_once(autojump_clock: MockClock) -> None:
@@ -610,3 +613,82 @@ async def test_a_failed_inner_call_says_nothing_about_the_outer_backend(autojump
         assert 1 == initialized(world, "a")
         dead.restart()
         world.leaves_sessions = True
+
+
+async def test_a_recovery_that_takes_the_whole_timeout_leaves_none_for_the_call(autojump_clock: MockClock) -> None:
+    """It ends at that very moment, not sent."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.restart()
+        backend.fail("initialize", Delay(2), times=1)
+        with pytest.raises(BackendTimeout) as caught:
+            await session.call_tool("a_echo", timeout=2)
+        assert not caught.value.may_have_executed
+        assert 2.0 == trio.current_time()
+        assert 0 == backend.executed["echo"]
+
+
+async def test_a_recovery_in_line_behind_another_session_is_one(autojump_clock: MockClock) -> None:
+    """Its state says so while it waits for the other's attempt; that one's failure is told to its callers at once."""
+    backend = echo_backend()
+    async with open_world({"a": backend}, settings=FactorySettings(backend_init_timeout=5)) as world:
+        one, two = await world.make_session(), await world.make_session()
+        world.leaves_sessions = True
+        backend.restart()
+        backend.fail("initialize", Hang())
+
+        async def call(session: Session) -> None:
+            with pytest.raises(BackendUnavailable):
+                await session.call_tool("a_echo")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call, one)
+            await trio.sleep(1)
+            nursery.start_soon(call, two)
+            await trio.sleep(1)
+            assert (BackendState.RECOVERING, 0) == status_of(two)
+            last = two.backends["a"].last_failure
+            assert last is not None
+            assert 0.0 == last.elapsed
+        assert 5.0 == trio.current_time()
+        assert 2 + 1 == initialized(world)
+
+
+async def test_what_gets_ready_once_the_drain_is_over_joins_nobody(autojump_clock: MockClock) -> None:
+    """While another backend takes its time for the goodbye: its own session has its DELETE, too."""
+    limits = FactorySettings(drain_timeout=1)
+    backend, slow = echo_backend(), echo_backend()
+    async with open_world({"a": backend, "b": slow}, settings=limits) as world, trio.open_nursery() as nursery:
+        session = await world.make_session()
+        slow.fail("DELETE", Delay(1))
+        backend.restart()
+        backend.fail("notifications/initialized", Delay(1.5))
+
+        async def call() -> None:
+            with pytest.raises(SessionClosed):
+                await session.call_tool("a_echo")
+
+        nursery.start_soon(call)
+        await wait_all_tasks_blocked()
+        await session.aclose()
+        assert 2.0 == trio.current_time()
+        assert {} == backend.sessions
+
+
+async def test_an_id_that_the_row_never_learned_ends_with_a_suspend(autojump_clock: MockClock) -> None:
+    """The storage was away: nobody would find that backend session again."""
+    storage = ScriptedStorage()
+
+    async def away() -> None:
+        raise StorageError("is away")
+
+    async with open_world({"a": echo_backend()}, storage=storage) as world:
+        session = await world.make_session(session_id="one")
+        storage.before["replace"] = away
+        world["a"].restart()
+        await session.call_tool("a_echo")
+        await session.suspend()
+        assert {} == world["a"].sessions
+        storage.before.clear()
+        async with await world.restore_session("one") as restored:
+            await restored.call_tool("a_echo")

@@ -318,3 +318,69 @@ async def test_many_criers_at_once_are_one_refetch(autojump_clock: MockClock) ->
         await many(session, 100)
         await trio.sleep(10)
         assert len(listings(backend)) - before <= 2 * 4
+
+
+# By the streams that clients hold open
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_a_change_is_heard_of_without_a_call(era: str, autojump_clock: MockClock) -> None:
+    """Also by the connection that replaced another: what changed in between was not missed."""
+    backend = crying_backend(era)
+    backend.listens = True
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        await wait_all_tasks_blocked()
+        for number in range(3):
+            backend.add_tool(f"new{number}")
+            backend.notify("notifications/tools/list_changed")
+            await trio.sleep(2)
+            assert f"a_new{number}" == names(session)[-1]
+            backend.restart()
+            backend.fail("tools/call", Status(404), times=1)
+            await session.call_tool("a_echo")
+            await trio.sleep(2)
+            assert 1 == backend.listening
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_an_update_is_heard_of_without_a_call(era: str, autojump_clock: MockClock) -> None:
+    """Before and behind a lost session, and not once nobody wants it."""
+    backend = crying_backend(era)
+    backend.listens = True
+    update = SessionChange("resource_updated", "a", "file:///x")
+    async with open_world({"a": backend}) as world, world.open_session() as session, session.changes() as changes:
+        await session.subscribe_resource("file:///x")
+        await trio.sleep(1)
+        for _ in range(3):
+            await drained(changes)
+            backend.notify("notifications/resources/updated", {"uri": "file:///x"})
+            assert [update] == await drained(changes)
+            backend.restart()
+            backend.fail("tools/call", Status(404), times=1)
+            await session.call_tool("a_echo")
+            await trio.sleep(2)
+        await session.unsubscribe_resource("file:///x")
+        await trio.sleep(1)
+        await drained(changes)
+        backend.notify("notifications/resources/updated", {"uri": "file:///x"})
+        assert [] == await drained(changes)
+
+
+async def test_a_change_in_the_opening_binds_no_names(autojump_clock: MockClock) -> None:
+    """They are bound when it ends, in configured order: a fast backend whose list changes is not the first for that."""
+    slow, fast = echo_backend(), crying_backend()
+    slow.fail("initialize", Delay(5))
+    fast.listens = True
+    limits = FactorySettings(conflict_resolution=Bare())
+    async with open_world({"a": slow, "b": fast}, settings=limits) as world, trio.open_nursery() as nursery:
+
+        async def change() -> None:
+            await trio.sleep(1)
+            fast.add_tool("new")
+            fast.notify("notifications/tools/list_changed")
+
+        nursery.start_soon(change)
+        async with world.open_session() as session:
+            assert 5.0 == trio.current_time()
+            assert "a" == (await session.call_tool("echo")).backend_id
+            assert "b" == (await session.call_tool("new")).backend_id

@@ -6,6 +6,7 @@ Every defect has a history of its own, as small as it gets, in which the library
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,16 +16,36 @@ import pytest
 import trio
 from leaks import WATCH
 from simulation.checker import CHECKS, judge
-from simulation.history import BackendSpec, Call, Close, GiveUp, History, Open, Restore, Step, Strike
+from simulation.history import (
+    BackendSpec,
+    Call,
+    Close,
+    Disturb,
+    Exit,
+    GiveUp,
+    History,
+    Look,
+    Open,
+    Relist,
+    Remove,
+    Restore,
+    Step,
+    Strike,
+)
 from simulation.world import run_history
 
 import trio_vmcp.client._http
 import trio_vmcp.default_session
-from trio_vmcp import Bare, FactorySettings, SessionClosed
+from trio_vmcp import BackendUnavailable, Bare, FactorySettings, SessionClosed
 from trio_vmcp._admission import Admission
 from trio_vmcp._admission import Call as AdmittedCall
+from trio_vmcp._backoff import Backoff
+from trio_vmcp._incarnation import Incarnation
 from trio_vmcp._keeper import Keeper
+from trio_vmcp._member import Member
 from trio_vmcp._membership import Membership
+from trio_vmcp._reconnects import Reconnects
+from trio_vmcp._refresh import Refresher
 from trio_vmcp.client._client import StreamableClient
 from trio_vmcp.client._http import HttpLink, Reply
 from trio_vmcp.client._legacy import LegacyClient
@@ -36,6 +57,10 @@ from trio_vmcp.testing import Hang
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 SETTINGS = FactorySettings(drain_timeout=5.0, teardown_timeout=2.0, request_timeout=3.0)
+PATIENT = FactorySettings(backend_init_timeout=3.0, reconnect_max_delay=2.0, teardown_timeout=0.5)
+LEGACY = (BackendSpec(id="b0", configured_era="legacy"),)
+STREAMS = (BackendSpec(id="b0", answers="sse"),)
+LONG = (Exit(at=40.0),)
 TWINS = (BackendSpec(id="b0"), BackendSpec(id="b1"))  # whatever one of them offers, the other does, too
 
 CLOSED: tuple[Step, ...] = (Open(), Call(at=1.0), Close(at=2.0))
@@ -45,6 +70,18 @@ REFUSED: tuple[Step, ...] = (Open(), Call(at=1.0, seconds=2.0), Close(at=2.0), C
 GIVEN_UP: tuple[Step, ...] = (Open(), Call(at=1.0, seconds=2.0, give_up=GiveUp(1.0)), Close(at=3.0))
 STRANGER: tuple[Step, ...] = (Open(bound=True), Call(at=1.0, caller="wrong"), Close(at=2.0))
 RETURNED: tuple[Step, ...] = (Open(), Close(at=1.0, terminate=False), Restore(at=2.0), Call(at=3.0), Close(at=4.0))
+OUTAGE: tuple[Step, ...] = (
+    Disturb(what="crash"),
+    Open(),
+    Disturb(at=2.0, what="return"),
+    Look(at=20.0),
+    Close(at=21.0),
+)
+TWO_WAIT: tuple[Step, ...] = (Strike(matches="POST", times=math.inf), Open(), Open(session=1), Look(at=20.0))
+FORGOTTEN: tuple[Step, ...] = (Open(), Disturb(at=1.0, what="forget"), Call(at=2.0), Look(at=20.0), Close(at=21.0))
+REMOVED: tuple[Step, ...] = (Open(), Remove(at=1.0), Close(at=5.0))
+RELIST = Relist(at=1.0, names=("echo", "now"))
+CHANGED: tuple[Step, ...] = (Open(), RELIST, Call(at=2.0), Look(at=20.0), Close(at=21.0))
 ALL_HANG: tuple[Step, ...] = tuple(Strike(backend=index, matches="POST", times=9) for index in range(2))
 
 
@@ -88,7 +125,7 @@ async def tells_its_id(original: Any, client: LegacyClient, *, terminate: bool) 
 
 
 async def sends_twice(original: Any, client: Any, message_id: int, method: str, *args: Any) -> Any:
-    if method == "tools/call":
+    if method in ("tools/call", "resources/read"):
         await original(client, message_id, method, *args)
     return await original(client, message_id, method, *args)
 
@@ -152,6 +189,39 @@ async def lets_go_of_nothing(original: Any, reply: Any) -> None:
 
 async def stays_away(original: Any, keeper: Any, *, terminate: bool) -> None:
     await trio.lowlevel.checkpoint()
+
+
+async def is_refused(original: Any, member: Member, call: Any, method: str, *args: Any) -> Any:
+    if method == "tools/call":
+        raise BackendUnavailable(member.backend_id, "is away, or so it says")
+    return await original(member, call, method, *args)
+
+
+def hurries(original: Any, backoff: Backoff, chance: float) -> float:
+    return original(backoff, chance) / 10  # type: ignore[no-any-return]
+
+
+def is_nobody_elses(original: Any, reconnects: Reconnects, endpoint: str) -> Any:
+    reconnects._turns.clear()
+    return original(reconnects, endpoint)
+
+
+def starts_afresh(original: Any, member: Member) -> None:
+    original(member)
+    assert member.current is not None
+    member.lose_session(member.current, BackendUnavailable(member.backend_id, "is better asked anew"))
+
+
+async def waits_on(original: Any, incarnation: Incarnation, *args: Any) -> None:
+    await original(incarnation, *args)
+    await trio.sleep(1.0)
+
+
+async def keeps_hold(original: Any, membership: Membership, member: Member, *args: Any) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+def does_nothing(original: Any, *args: Any) -> None: ...
 
 
 def swaps_owners(original: Any, session: Any, *args: Any) -> Any:
@@ -296,6 +366,66 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         wrapped(Keeper, "leave", stays_away),
         History(steps=CLOSED),
         "rows_live_and_die_with_their_sessions",
+    ),
+    "a backend that is never tried again": (
+        wrapped(Membership, "_see_to", does_nothing),
+        History(settings=PATIENT, instances=LONG, steps=OUTAGE),
+        "who_is_back_is_ready_again",
+    ),
+    "a call to a backend that is well, and fails": (
+        wrapped(Member, "request", is_refused),
+        History(steps=CLOSED),
+        "calls_to_the_healthy_succeed",
+    ),
+    "a backoff that is too short": (
+        wrapped(Backoff, "next", hurries),
+        History(settings=PATIENT, instances=LONG, steps=(Disturb(what="crash"), Open(), Close(at=20.0))),
+        "attempts_keep_to_the_backoff",
+    ),
+    "sessions that try one backend at the same time": (
+        wrapped(Reconnects, "turns", is_nobody_elses),
+        History(settings=PATIENT, instances=LONG, steps=TWO_WAIT),
+        "one_attempt_at_a_time",
+    ),
+    "a connection that is made anew for nothing": (
+        wrapped(Member, "_note_answer", starts_afresh),
+        History(backends=LEGACY, steps=CLOSED),
+        "nobody_reconnects_without_a_reason",
+    ),
+    "a connection that was replaced and is kept": (
+        wrapped(Membership, "_let_go", keeps_hold),
+        History(settings=PATIENT, instances=LONG, steps=FORGOTTEN),
+        "connections_are_let_go_of",
+    ),
+    "a read that was answered, and is sent again": (
+        wrapped(LegacyClient, "_exchange", sends_twice),
+        History(steps=(Open(), Call(at=1.0, kind="resource"), Close(at=2.0))),
+        "sent_again_only_if_it_did_not_run",
+    ),
+    "metadata that names a session of before": (
+        wrapped(Keeper, "note_change", does_nothing),
+        History(settings=PATIENT, instances=LONG, steps=FORGOTTEN),
+        "rows_say_what_sessions_say",
+    ),
+    "a backend that is removed without a word": (
+        wrapped(LegacyClient, "aclose", sends_no_delete),
+        History(steps=REMOVED),
+        "removed_backends_get_their_delete",
+    ),
+    "a removal that is late": (
+        wrapped(Incarnation, "drain", waits_on),
+        History(settings=PATIENT, steps=(Open(), Remove(at=1.0, drain_timeout=0.0), Close(at=5.0))),
+        "members_come_and_go_in_time",
+    ),
+    "a change that nobody looks at": (
+        wrapped(Refresher, "note", does_nothing),
+        History(settings=PATIENT, instances=LONG, backends=STREAMS, steps=CHANGED),
+        "what_is_told_is_listed",
+    ),
+    "a question that gets no answer": (
+        wrapped(LegacyClient, "_on_request", does_nothing),
+        History(backends=STREAMS, steps=(Open(), Call(at=1.0, asks=1), Close(at=10.0))),
+        "questions_are_answered",
     ),
     "metadata that is lost": (
         wrapped(Keeper, "leave", lambda original, keeper, *, terminate: original(keeper, terminate=True)),

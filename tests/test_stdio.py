@@ -22,14 +22,17 @@ from processes import Children, marked_children, zombies
 from trio.testing import wait_all_tasks_blocked
 
 from trio_vmcp import (
+    JSON,
     BackendError,
     BackendRejected,
     BackendTimeout,
     BackendUnavailable,
+    ClientHandlers,
     FactorySettings,
     FailureReason,
     LocalStorage,
     MessageTooLarge,
+    ServerRequest,
     Session,
     SessionChange,
     open_session_factory,
@@ -389,10 +392,14 @@ class _CancelAfter(trio.abc.Instrument):
 
 @asynccontextmanager
 async def open_children_session(
-    children: Children, *flags: str, settings: FactorySettings = QUICK, **options: Any
+    children: Children,
+    *flags: str,
+    settings: FactorySettings = QUICK,
+    handlers: ClientHandlers | None = None,
+    **options: Any,
 ) -> AsyncIterator[Session]:
     """A session over one child. At its end no process is left."""
-    async with open_session_factory(settings=settings) as factory:
+    async with open_session_factory(settings=settings, handlers=handlers) as factory:
         async with factory.open_session([children.backend(*flags, **options)]) as session:
             yield session
     assert await children.all_gone()
@@ -400,6 +407,48 @@ async def open_children_session(
 
 async def session_pid(session: Session) -> int:
     return int((await session.call_tool("b_pid")).content[0]["text"])
+
+
+async def test_a_child_may_ask(children: Children) -> None:
+    """It is told whose session it is in, and gets the handler's answer."""
+    asked: list[ServerRequest] = []
+
+    async def roots(request: ServerRequest) -> JSON:
+        asked.append(request)
+        return {"roots": [{"uri": "file:///x"}]}
+
+    async with open_children_session(children, handlers=ClientHandlers(roots=roots)) as session:
+        answer = await session.call_tool("b_ask")
+        assert {"roots": [{"uri": "file:///x"}]} == json.loads(answer.content[0]["text"])
+        assert [ServerRequest(session.id, "b", None, {})] == asked
+
+
+async def test_a_handler_ends_with_the_child_that_asked(children: Children) -> None:
+    """Nobody is there for its answer; the next process is asked and answered anew."""
+    ended = trio.Event()
+    patient = True
+
+    async def roots(request: ServerRequest) -> JSON:
+        if patient:
+            (pid,) = children.alive()
+            os.kill(pid, signal.SIGKILL)
+            try:
+                await trio.sleep_forever()
+            finally:
+                ended.set()
+        return {"roots": []}
+
+    handlers = ClientHandlers(roots=roots)
+    async with open_children_session(children, handlers=handlers) as session, session.changes() as changes:
+        with trio.fail_after(20):
+            with pytest.raises(BackendUnavailable):
+                await session.call_tool("b_ask")
+            await ended.wait()
+            patient = False
+            while session.failures or not children.alive():
+                await changes.receive()
+            answer = await session.call_tool("b_ask")
+        assert {"roots": []} == json.loads(answer.content[0]["text"])
 
 
 @pytest.mark.parametrize(
@@ -547,7 +596,10 @@ async def test_a_cancelled_factory_leaves_no_process(children: Children) -> None
 @pytest.mark.parametrize("era", ["legacy", "modern", "both"])
 async def test_a_scripted_backend_runs_as_a_process(era: str, children: Children) -> None:
     """`python -m trio_vmcp.testing.stdio`: what users test with is what we speak."""
-    command = {"command": sys.executable, "args": ["-m", "trio_vmcp.testing.stdio", "--era", era, "now", "then"]}
+    command: dict[str, Any] = {
+        "command": sys.executable,
+        "args": ["-m", "trio_vmcp.testing.stdio", "--era", era, "now", "then"],
+    }
     async with open_children_session(
         children, settings=FactorySettings(), **command, era="auto", env={"PYTHONPATH": os.pathsep.join(sys.path)}
     ) as session:

@@ -8,6 +8,7 @@ import pytest
 import trio
 from clients import (
     ALICE,
+    ASKED,
     Bench,
     ask,
     call,
@@ -111,7 +112,7 @@ async def test_what_is_declared_is_asked_for(autojump_clock: MockClock) -> None:
         (ScriptedBackend(era="modern", capabilities={"tools": {}, "resources": {"subscribe": True}}), {}),
         (ScriptedBackend(era="modern", capabilities={"tools": {"listChanged": 1}}), {}),
         (ScriptedBackend(era="modern", listens=True, tools=[{"name": "t"}]), {"listen": False}),
-        (ScriptedBackend(era="modern", capabilities={"tools": {}}), {"wants_requests": True}),
+        (ScriptedBackend(era="modern", capabilities={"tools": {}}), {"handlers": ASKED}),
     ],
 )
 async def test_without_a_need_nothing_is_sent(

@@ -526,14 +526,14 @@ async def test_a_legacy_handler_can_ask_the_client() -> None:
         response = await client.http.send(request, stream=True)
         lines = response.aiter_lines()
         assert "roots/list" in await next_data(lines)
-        assert 202 == (await other.post(id=1, result={"roots": ["forged"]})).status_code
-        assert 202 == (await client.post(id=1, result={"roots": []})).status_code
+        assert 202 == (await other.post(id=0, result={"roots": ["forged"]})).status_code
+        assert 202 == (await client.post(id=0, result={"roots": []})).status_code
         assert "sampling/createMessage" in await next_data(lines)
-        assert 202 == (await client.post(id=2, error={"code": -32601, "message": "no"})).status_code
+        assert 202 == (await client.post(id=1, error={"code": -32601, "message": "no"})).status_code
         assert "[] -32601: no" in await next_data(lines)
         assert [""] == [line async for line in lines]
         await response.aclose()
-        assert 202 == (await client.post(id=2, result={})).status_code  # late: nobody waits
+        assert 202 == (await client.post(id=1, result={})).status_code  # late: nobody waits
 
 
 class open_other_session:  # noqa: N801  # used like a function
@@ -556,7 +556,7 @@ async def next_data(lines: Any) -> str:
 
 @pytest.mark.parametrize(("era", "answers"), [("modern", "sse"), ("legacy", "json")])
 async def test_asking_the_client_without_a_way_is_the_handlers_error(era: Era, answers: Answers) -> None:
-    """Modern backends send no requests, and JSON answers cannot carry any."""
+    """Modern backends have no way to ask for that, and JSON answers cannot carry requests."""
 
     async def ask(arguments: JSON, context: CallContext) -> str:
         return str(await context.request("ping", {}))
@@ -565,6 +565,113 @@ async def test_asking_the_client_without_a_way_is_the_handlers_error(era: Era, a
     backend.add_tool("ask", ask)
     async with open_raw_client(backend) as client:
         assert (await client.result("tools/call", {"name": "ask"}))["isError"]
+
+
+CONFIRM = {"action": "accept", "content": {}}
+SAMPLE = {"role": "assistant", "content": {"type": "text", "text": "hi"}, "model": "none"}
+
+
+def curious_backend(answers: Answers = "json") -> ScriptedBackend:
+    """A modern one that asks twice before it answers."""
+
+    async def ask(arguments: JSON, context: CallContext) -> str:
+        action = (await context.elicit("sure?"))["action"]
+        two: dict[str, tuple[str, JSON]] = {"roots": ("roots/list", {}), "sample": ("sampling/createMessage", {})}
+        return f"{arguments} {action} {sorted(await context.request_all(two))}"
+
+    backend = ScriptedBackend(era="modern", answers=answers)
+    backend.add_tool("ask", ask)
+    return backend
+
+
+@both_forms
+async def test_a_modern_handler_asks_by_answering(answers: Answers) -> None:
+    """It begins anew with every round, which is no other call, and gets the answers of all rounds so far."""
+    backend = curious_backend(answers)
+    call: JSON = {"name": "ask", "arguments": {"a": 1}}
+    async with open_raw_client(backend) as client:
+        client.capabilities = {"elicitation": {}, "roots": {}, "sampling": {}}
+        first = await client.result("tools/call", call)
+        params = {"message": "sure?", "requestedSchema": {"type": "object", "properties": {}}}
+        inputs = {"elicitation/create": {"method": "elicitation/create", "params": params}}
+        assert ("input_required", inputs) == (first["resultType"], first["inputRequests"])
+        retry = {"requestState": first["requestState"], "inputResponses": {"elicitation/create": CONFIRM}}
+        second = await client.result("tools/call", call | retry)
+        assert {"roots", "sample"} == second["inputRequests"].keys()
+        retry = {"requestState": second["requestState"], "inputResponses": {"roots": {"roots": []}, "sample": SAMPLE}}
+        third = await client.result("tools/call", call | retry)
+    assert "complete" == third["resultType"]
+    assert "{'a': 1} accept ['roots', 'sample']" == third["content"][0]["text"]
+    assert {"ask": 1} == backend.executed
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"requestState": "another"},
+        {"requestState": None},
+        {"inputResponses": {}},
+        {"inputResponses": None},
+        {"inputResponses": {"elicitation/create": CONFIRM, "more": CONFIRM}},
+        {"arguments": {"b": 2}},
+    ],
+)
+async def test_a_retry_that_is_not_exact_is_refused(wrong: JSON) -> None:
+    """State, keys and params have to be those of the round before."""
+    async with open_raw_client(curious_backend()) as client:
+        client.capabilities = {"elicitation": {}}
+        state = (await client.result("tools/call", {"name": "ask"}))["requestState"]
+        right: JSON = {"name": "ask", "requestState": state, "inputResponses": {"elicitation/create": CONFIRM}}
+        assert (400, -32602) == await client.error("tools/call", right | wrong)
+
+
+async def test_a_retry_has_an_id_of_its_own_and_happens_once() -> None:
+    """A state is good for one retry; neither may be given to another request."""
+    async with open_raw_client(curious_backend()) as client:
+        client.capabilities = {"elicitation": {}, "roots": {}, "sampling": {}}
+        first = client.build("tools/call", {"name": "ask"})
+        state = messages(await client.http.send(first))[-1]["result"]["requestState"]
+        retry: JSON = {"requestState": state, "inputResponses": {"elicitation/create": CONFIRM}}
+        client.ids = iter([json.loads(first.content)["id"], 7, 8, 9])
+        assert (400, -32602) == await client.error("tools/call", {"name": "ask"} | retry)
+        state = (await client.result("tools/call", {"name": "ask"}))["requestState"]
+        assert (400, -32602) == await client.error("tools/list", retry | {"requestState": state})
+
+
+async def test_a_client_is_not_asked_for_what_it_has_not_declared() -> None:
+    """ "Servers MUST NOT"; the client learns what it lacks."""
+    async with open_raw_client(curious_backend()) as client:
+        response = await client.request("tools/call", {"name": "ask"})
+        (message,) = messages(response)
+    assert (400, -32021) == (response.status_code, message["error"]["code"])
+    assert {"requiredCapabilities": {"elicitation": {}}} == message["error"]["data"]
+
+
+async def test_a_legacy_handler_can_ask_several_things_at_once() -> None:
+    """They are on the stream before the first is answered, and the answers may come in any order."""
+
+    async def ask(arguments: JSON, context: CallContext) -> str:
+        roots = await context.roots()
+        sampled = (await context.sample("hello", maxTokens=5))["content"]
+        both = await context.request_all({"a": ("ping", {}), "b": ("roots/list", {})})
+        return f"{roots} {sampled['text']} {both}"
+
+    backend = ScriptedBackend(answers="sse")
+    backend.add_tool("ask", ask)
+    async with open_raw_client(backend) as client:
+        response = await client.http.send(client.build("tools/call", {"name": "ask"}), stream=True)
+        lines = response.aiter_lines()
+        assert '"id":0,"method":"roots/list"' in await next_data(lines)
+        await client.post(id=0, result={"roots": []})
+        assert '"maxTokens":5' in await next_data(lines)
+        await client.post(id=1, result=SAMPLE)
+        assert '"ping"' in await next_data(lines)
+        assert "roots/list" in await next_data(lines)
+        await client.post(id=3, result={"roots": [1]})
+        await client.post(id=2, result={})
+        assert "[] hi {'a': {}, 'b': {'roots': [1]}}" in await next_data(lines)
+        assert [""] == [line async for line in lines]
+        await response.aclose()
 
 
 # Cancellation

@@ -8,7 +8,7 @@ from types import TracebackType
 import attrs
 import trio
 
-from trio_vmcp._outbound import Outbound, outbound
+from trio_vmcp._outbound import Outbound, notes_of_current_task, outbound
 from trio_vmcp.errors import BackendError, SessionClosed
 
 __all__ = ["Admission", "Call"]
@@ -21,7 +21,6 @@ class Call(Outbound):
     """
 
     admission: Admission = attrs.field(kw_only=True)
-    outer: Outbound | None = attrs.field(kw_only=True)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _verdict: SessionClosed | BackendError | None = attrs.field(default=None, init=False, repr=False)
     _token: Token[Outbound | None] | None = attrs.field(default=None, init=False, repr=False)
@@ -89,12 +88,7 @@ class Admission:
 
     def holds_current_task(self) -> bool:
         """Does the current task run inside one of these calls, however deep, or was it started there?"""
-        note = outbound.get()
-        while isinstance(note, Call):
-            if note in self._calls:
-                return True
-            note = note.outer
-        return False
+        return any(note in self._calls for note in notes_of_current_task())
 
     def refuse(self) -> None:
         """Admit no more, from this very moment."""

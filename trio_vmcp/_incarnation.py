@@ -26,7 +26,7 @@ class Incarnation:
         settled: It has joined, or failed.
         over: It takes no more calls, and is let go of once those on it have ended.
         terminate: Nobody will take its backend session up again.
-        is_parting: Somebody is at closing it, or has.
+        parted: Set once it was closed; None while nobody is at it.
     """
 
     _on_settled: Callable[[], None] = lambda: None
@@ -36,7 +36,7 @@ class Incarnation:
     settled: trio.Event = attrs.field(factory=trio.Event, init=False)
     over: trio.Event = attrs.field(factory=trio.Event, init=False)
     terminate: bool = attrs.field(default=False, init=False)
-    is_parting: bool = attrs.field(default=False, init=False)
+    parted: trio.Event | None = attrs.field(default=None, init=False)
     _calls: set[Call] = attrs.field(factory=set, init=False, repr=False)
     _idle: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)  # set once, when over with no calls
     _patience: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
@@ -68,6 +68,8 @@ class Incarnation:
         """Once it is over: wait for the calls on it, until they are to be cut off. Then end each with a `verdict` of
         its own, and give them `unwind_timeout` s: a caller who shields himself must not hold up the rest.
         """
+        if not self._calls:
+            return
         with self._patience:
             await self._idle.wait()
         for call in list(self._calls):

@@ -181,7 +181,6 @@ class Member:
         """Take no more calls, and connect no more."""
         self.enter(BackendState.REMOVED)
         self.current = self.failure = self.listing = None
-        self.subscriptions.clear()
         self.give_up("the backend was removed")
         for incarnation in self.connections:
             incarnation.end(drain_by)
@@ -229,7 +228,7 @@ class Member:
             raw = await self._ask(call, method, params, identity, begun_at + timeout, timeout, on_progress)
         except BackendError as error:
             self.health.failed()
-            self._note_error(error, call, trio.current_time() - begun_at, is_trial)
+            self._note_error(error, trio.current_time() - begun_at, is_trial)
             raise
         except BaseException:
             self.health.calls += 1
@@ -252,7 +251,6 @@ class Member:
     ) -> JSON:
         if self.current is not None:
             incarnation = self.current
-            call.session_lost = False
             try:
                 return await self._on(incarnation, call, method, params, identity, timeout, on_progress)
             except BackendError as error:
@@ -263,7 +261,6 @@ class Member:
                     raise
         incarnation = await self._recovered(method, deadline, timeout)
         left = max(deadline - trio.current_time(), 0.0)
-        call.session_lost = False
         try:
             raw = await self._on(incarnation, call, method, params, identity, left, on_progress)
         except BackendTimeout as error:
@@ -299,7 +296,7 @@ class Member:
             BackendTimeout: Not by then.
         """
         with trio.move_on_at(deadline):
-            while self.current is None and self.recovery is not None:
+            while self.recovery is not None:
                 await self.recovery.wait()
             if self.current is None:
                 raise self._missing()
@@ -331,7 +328,7 @@ class Member:
             )
         return self.breaker.is_open
 
-    def _note_error(self, error: BackendError, call: Call, waited: float, was_trial: bool) -> None:
+    def _note_error(self, error: BackendError, waited: float, was_trial: bool) -> None:
         """Whoever answers, be it with an error, is there."""
         # Calls that never got to a connection tell nothing about it; nor do errors of a callback of the caller's.
         tells_nothing = self.current is None or error.backend_id != self.backend_id
@@ -340,7 +337,7 @@ class Member:
         if tells_nothing:
             if was_trial:
                 self.breaker.give_up()
-        elif call.session_lost or not isinstance(error, BackendUnavailable | BackendTimeout):
+        elif not isinstance(error, BackendUnavailable | BackendTimeout):
             self._note_answer()
         elif self.breaker.fail(trio.current_time(), random.random(), was_trial=was_trial):
             self.last_failure = BackendFailure(self.backend_id, reason_of(error), error.detail, 0.0)

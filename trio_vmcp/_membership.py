@@ -57,7 +57,7 @@ class Observer(Protocol):
         ...
 
     def member_changed(self, member: Member, changes: Sequence[Change]) -> None:
-        """After the opening: it joined, was lost, or lists something else."""
+        """It joined, was lost, or lists something else. Of what happens before the opening is over, nobody is told."""
         ...
 
     def resource_updated(self, member: Member, uri: str) -> None:
@@ -100,6 +100,11 @@ class Membership:
         self._unsettled = sum(member.backend is not None for member in self.members.values())
         if not self._unsettled:
             self.all_settled.set()
+
+    @property
+    def is_opened(self) -> bool:
+        """The opening is over: whatever happens now is a change."""
+        return self._opened.is_set()
 
     @property
     def failures(self) -> tuple[BackendFailure, ...]:
@@ -151,7 +156,7 @@ class Membership:
         self._closing = True
         self._connecting.cancel(reason="session closed")
         for member in self.members.values():
-            if member.current is None and member.recovery is None:
+            if member.recovery is None:
                 member.give_up("session closed")
 
     def stop_recovering(self) -> None:
@@ -168,6 +173,7 @@ class Membership:
                 for incarnation in member.connections:
                     if incarnation.client is not None:
                         goodbyes.start_soon(self._part, member, incarnation, incarnation.client)
+                        incarnation.end()  # its task has time to come to its end while the backend takes its own
 
     def abandon(self) -> None:
         """The session has closed: nobody waits here any more."""
@@ -195,7 +201,7 @@ class Membership:
         settled = trio.Event()
         self._try_first(member, backend, settled.set)
         await settled.wait()
-        if self._closing and member.current is None and not member.is_removed:
+        if self._closing:
             raise SessionClosed(f"the session closed before backend {backend.id!r} had joined it")
 
     def remove(self, backend_id: str, drain_timeout: float) -> Member:
@@ -208,7 +214,6 @@ class Membership:
         if member is None:
             raise ValueError(f"no backend {backend_id!r} in this session")
         self._leaving = {leaving for leaving in self._leaving if not leaving.gone.is_set()} | {member}
-        self._removed.pop(backend_id, None)
         self._removed[backend_id] = member
         if len(self._removed) > MOST_REMOVED:
             del self._removed[next(iter(self._removed))]
@@ -238,8 +243,9 @@ class Membership:
 
     def _see_to(self, member: Member) -> None:
         """A backend is missing: have it tried again, unless somebody is at it."""
-        if member.backend is not None and member.retrying is None and self._may_join(member):
+        if member.retrying is None:
             assert self._services is not None
+            assert member.backend is not None
             member.retrying = trio.CancelScope()
             start_clean(self._services, self._retry, member, member.backend, member.retrying)
 
@@ -261,12 +267,7 @@ class Membership:
             too_early = turns.wait > 0
             if not too_early:
                 member.enter(BackendState.RECOVERING)
-                incarnation = self._begin(member, backend)
-                try:
-                    await incarnation.settled.wait()
-                except BaseException:
-                    incarnation.attempt.cancel(reason="given up")
-                    raise
+                await self._begin(member, backend).settled.wait()  # whoever gives us up gives that up, too
                 self._note_attempt(member)
         if member.current is None:
             self._note_missing(member)
@@ -297,7 +298,7 @@ class Membership:
         """One connection's task: make it, hold the nursery that its services run in, see its last calls end."""
         try:
             ended = await self._hold(member, backend, incarnation)
-            if ended:
+            if ended and not self._closed:  # who breaks on the way out of a closing session is missed by nobody
                 await self._lose(member, incarnation, ended)
         finally:
             incarnation.settle()
@@ -430,11 +431,9 @@ class Membership:
         if member.current is not None:
             member.turns.succeeded()
             member.end_recovery()
-            if self._opened.is_set():
-                self._observer.member_changed(member, EVERYTHING if member.current.is_listed else ("backend",))
-        elif member.failure is None or member.failure.reason is FailureReason.PENDING:
-            return  # it was given up, or is lost again
-        elif member.failure.reason is FailureReason.UNAUTHORIZED:  # which says nothing to other sessions
+            self._observer.member_changed(member, EVERYTHING if member.current.is_listed else ("backend",))
+        elif member.failure is not None and member.failure.reason is FailureReason.UNAUTHORIZED:
+            # Which says nothing to other sessions.
             member.not_before = trio.current_time() + member.refused.next(random.random())
         else:
             member.turns.failed()
@@ -488,13 +487,14 @@ class Membership:
 
     async def _part(self, member: Member, incarnation: Incarnation, client: BackendClient) -> None:
         """Close one connection. Its backend session ends too, unless it is in the row and may be restored."""
-        if incarnation.is_parting:
+        if incarnation.parted is not None:
+            await incarnation.parted.wait()
             return
-        incarnation.is_parting = True
-        stored = self._row.record(member.backend_id)
-        kept = stored is not None and stored.session_id == client.record.session_id
-        kept = kept and not (self._terminating or incarnation.terminate or member.is_removed)
+        incarnation.parted = trio.Event()
         try:
+            stored = self._row.record(member.backend_id)
+            kept = stored is not None and stored.session_id == client.record.session_id
+            kept = kept and not (self._terminating or incarnation.terminate or member.is_removed)
             await client.aclose(terminate=not kept)
         except* Exception as crash:  # noqa: BLE001  # a close raises for no backend
             logger.warning(
@@ -503,6 +503,8 @@ class Membership:
                 member.backend_id,
                 describe_crash(crash),
             )
+        finally:
+            incarnation.parted.set()
 
 
 def ended_by_itself(crash: BaseExceptionGroup[Exception]) -> bool:

@@ -1,7 +1,8 @@
 """What a client has sent for the current task, readable although the client was cancelled.
 
 A cancelled `await` returns nothing, but whoever cut a call off must say whether it may have run, and whoever ran out of
-time which request it was waiting for. So the caller leaves a note in its context, and the client writes on it.
+time which request it was waiting for. So the caller leaves a note in its context, and the client writes on it. The
+notes also say what the current task runs inside of: a close must not wait for what waits for it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ import attrs
 
 from trio_vmcp.errors import BackendError
 
-__all__ = ["Outbound", "begin_request", "note_session_lost", "note_written", "outbound", "preparing"]
+__all__ = [
+    "Callback",
+    "Outbound",
+    "begin_request",
+    "holds_callback_of",
+    "note_session_lost",
+    "note_written",
+    "notes_of_current_task",
+    "outbound",
+    "preparing",
+]
 
 
 @attrs.define(eq=False)
@@ -25,14 +36,40 @@ class Outbound:
         method: The request last begun; None before the first.
         written: Some of its bytes may have reached the backend, and no answer proved that it did not run.
         session_lost: The backend no longer knows what was agreed with it: only a new connection helps.
+        outer: The note that was there before.
     """
 
     method: str | None = None
     written: bool = False
     session_lost: bool = False
+    outer: Outbound | None = attrs.field(default=None, kw_only=True)
+
+
+@attrs.define(eq=False)
+class Callback(Outbound):
+    """Around a handler that answers a backend of this session. Tasks started inside it inherit the note, so it counts
+    only while the handler runs.
+    """
+
+    session_id: str = attrs.field(kw_only=True, repr=False)
+    running: bool = attrs.field(default=True, init=False)
 
 
 outbound: ContextVar[Outbound | None] = ContextVar("trio_vmcp_outbound", default=None)
+
+
+def notes_of_current_task() -> Iterator[Outbound]:
+    """What the current task runs inside of, or was started in: the innermost first."""
+    note = outbound.get()
+    while note is not None:
+        yield note
+        note = note.outer
+
+
+def holds_callback_of(session_id: str) -> bool:
+    """Does the current task run inside a handler for a backend of this session, however deep?"""
+    notes = notes_of_current_task()
+    return any(isinstance(note, Callback) and note.running and note.session_id == session_id for note in notes)
 
 
 def begin_request(method: str) -> Outbound:

@@ -28,6 +28,7 @@ from trio_vmcp._listing import MOST_NAME_BYTES, Listing
 from trio_vmcp._member import Member, new_member
 from trio_vmcp._membership import Change, Membership
 from trio_vmcp._nursery import describe_crash
+from trio_vmcp._outbound import holds_callback_of
 from trio_vmcp._reconnects import Reconnects
 from trio_vmcp._stored import Stored
 from trio_vmcp.client.interface import BackendConnector, OnProgress
@@ -470,8 +471,9 @@ class DefaultSession(trio.abc.AsyncResource):
 
     async def _close(self, *, terminate: bool, drain_timeout: float | None) -> None:
         self.request_close(terminate=terminate, drain_timeout=drain_timeout)
-        if self._admission.holds_current_task():
-            await trio.lowlevel.checkpoint()  # the close waits for this very call, so the call must not wait for it
+        if self._admission.holds_current_task() or holds_callback_of(self.id):
+            # The close waits for this very call, and ends this very handler: neither must wait for it.
+            await trio.lowlevel.checkpoint()
         else:
             await self._closed.wait()  # a cancelled waiter does not undo the close
 
@@ -535,6 +537,8 @@ class DefaultSession(trio.abc.AsyncResource):
 
     def member_changed(self, member: Member, changes: Sequence[Change]) -> None:
         """Advertise what it lists now, write it down, tell who listens."""
+        if not self._membership.is_opened:
+            return  # names are bound when the opening ends, by the configured order and not by who was the first
         self._reroute()
         self._keeper.note_change()
         for kind in changes:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Protocol
 
@@ -29,8 +28,6 @@ from trio_vmcp.settings import FactorySettings
 from trio_vmcp.storage import LocalStorage, Storage
 
 __all__ = ["DefaultSessionFactory", "SessionFactory", "open_session_factory"]
-
-logger: logging.Logger = logging.getLogger("trio_vmcp.factory")
 
 _SESSION_ID = re.compile(r"[\x21-\x7e]{1,256}")
 _SESSION_ID_BYTES = 32  # twice the 128 bits that the front's rule asks for
@@ -83,7 +80,7 @@ class DefaultSessionFactory:
     """Built by `open_session_factory` alone."""
 
     _storage: Storage = attrs.field(alias="storage", repr=False)  # these two may be the user's, secrets and all
-    _connector: BackendConnector = attrs.field(alias="connector", repr=False)
+    _connector_for: Callable[[str], BackendConnector] = attrs.field(alias="connector_for", repr=False)  # by session id
     _settings: FactorySettings = attrs.field(alias="settings")
     _nursery: trio.Nursery = attrs.field(alias="nursery")
     _keys: tuple[bytes, ...] = attrs.field(alias="keys", repr=False)
@@ -179,7 +176,8 @@ class DefaultSessionFactory:
     async def _run(self, members: dict[str, Member], row: Stored, identity: Identity | None) -> DefaultSession:
         if self._closing:  # since the id was claimed: the storage was asked in between
             raise SessionClosed("the session factory closed while the session was opening")
-        session = DefaultSession(members, row, identity, self._connector, self._settings, self._reconnects)
+        connector = self._connector_for(row.metadata.session_id)
+        session = DefaultSession(members, row, identity, connector, self._settings, self._reconnects)
         self._live[session.id] = session
         start_clean(self._nursery, self._own, session)
         try:
@@ -260,22 +258,22 @@ async def open_session_factory(
     Args:
         storage: Where metadata lives; None: a `LocalStorage` of its own. A storage that is passed is not closed.
         connector: Makes the clients; None: one that goes by `Backend.transport`.
-        handlers: What this client can do for backends. Not built in yet: nothing is declared to them.
+        handlers: What this client can do for backends; of no effect on a `connector` of your own.
         auth: Credentials, asked for before every HTTP request; of no effect on a `connector` of your own.
         transport: Replaces the built-in HTTP transport; shared by all sessions, and not closed.
         ssl_context: For the built-in transport: private CAs, client certificates. None: the platform's trust store.
     """
     settings = settings or FactorySettings()
-    if handlers is not None and handlers != ClientHandlers():
-        logger.warning("handlers are not supported yet: backends are told that this client offers nothing")
     store = LocalStorage() if storage is None else storage
-    built_in = HttpConnector(settings, auth=auth, transport=transport, ssl_context=ssl_context)
+    built_in = HttpConnector(
+        settings, handlers=handlers or ClientHandlers(), auth=auth, transport=transport, ssl_context=ssl_context
+    )
     body_error: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
             factory = DefaultSessionFactory(
                 storage=store,
-                connector=connector or built_in,
+                connector_for=built_in.for_session if connector is None else lambda _: connector,
                 settings=settings,
                 nursery=nursery,
                 keys=settings.identity_keys or process_keys(),

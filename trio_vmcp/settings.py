@@ -29,10 +29,10 @@ class FactorySettings:
         backend_init_timeout: s, per backend, from the moment it holds a slot: probe, handshake and lists.
         session_init_timeout: s, for the whole opening; who is still connecting then joins the open session when ready.
         min_backends: Fewer connected than this when the opening ends: NoBackends.
-        max_connections_per_backend: Requests of one session that one backend has at the same time; more wait. Beside
-            them go up to 4 connections for notifications, answers to the backend's own requests and the end of its
-            session, which must not wait for the calls that they are about; more than 4 wait, within their own timeout.
-            And one for what the backend tells on its own (`Backend.listen`).
+        max_connections_per_backend: Connections of one session to one backend at the same time; more calls wait. Four
+            of them are for notifications, answers to the backend's own requests and the end of its session, which must
+            not wait for the calls that they are about; a limit below 16 is for calls alone, and those come on top. On
+            top comes also one for what the backend tells on its own (`Backend.listen`).
         request_timeout: s, the whole exchange of one call. `Backend.request_timeout` and a call's `timeout=` win.
         drain_timeout: s, how long closing waits for calls in flight.
         teardown_timeout: s, for everything after the drain, in parallel.

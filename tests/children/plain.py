@@ -96,6 +96,10 @@ def call(request: Message) -> None:
         answer(request, **text(str(os.getpid())))
     elif name == "env":
         answer(request, **text(json.dumps(dict(os.environ))))
+    elif name == "ask":
+        send({"jsonrpc": "2.0", "id": 0, "method": "roots/list"})
+        reply = json.loads(sys.stdin.buffer.readline())
+        answer(request, **text(json.dumps(reply.get("result", reply.get("error")))))
     elif name == "seen":
         answer(request, **text(json.dumps(seen)))
     else:
@@ -148,7 +152,21 @@ while True:
     elif method == "tools/list":
         if "unlisted" in flags:
             sys.exit(4)
-        names = ["echo", "die", "crash", "close", "hang", "slow", "steps", "endless", "large", "pid", "env", "seen"]
+        names = [
+            "echo",
+            "die",
+            "crash",
+            "close",
+            "hang",
+            "slow",
+            "steps",
+            "endless",
+            "large",
+            "pid",
+            "env",
+            "ask",
+            "seen",
+        ]
         answer(message, tools=[{"name": name, "inputSchema": {"type": "object"}} for name in names])
     elif method == "tools/call":
         call(message)

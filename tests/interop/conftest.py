@@ -20,6 +20,6 @@ def url_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UrlOf]:
 
         @cache
         def started(server: Server) -> str:
-            return stack.enter_context(running(server, logs / f"{server.name}.log"))
+            return stack.enter_context(running(server, logs / f"{server.name}.log")).url
 
         yield started

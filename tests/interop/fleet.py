@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -20,6 +21,9 @@ Era: TypeAlias = Literal["legacy", "modern"]
 START_TIMEOUT = 60.0  # s; the slowest takes 3 s here, to import pydantic and the rest
 STOP_TIMEOUT = 5.0  # s from SIGTERM to SIGKILL
 POLL_INTERVAL = 0.05  # s
+# Below what systems give to clients: while a server is down nobody else gets its port, and a client that tries it again
+# and again does not meet itself there, as loopback would let it.
+PORTS = range(20_000, 30_000)
 HERE = Path(__file__).parent
 
 
@@ -83,6 +87,7 @@ class Server:
         command: With `{home}`, `{here}` and `{port}` filled in; node's server takes its port from PORT.
         eras: What it speaks, the newest last: what a probe should find.
         stops_in: The eras in which giving a call up stops the tool.
+        visit: A tool that fetches a page once, and its argument that names the page: so its executions can be counted.
         calls: The answers to these are compared, so they must not hold the time of day.
     """
 
@@ -91,6 +96,7 @@ class Server:
     command: tuple[str, ...]
     eras: tuple[Era, ...]
     stops_in: tuple[Era, ...]
+    visit: tuple[str, str] = ("visit", "url")
     calls: tuple[JSON, ...] = attrs.field(repr=False, hash=False)
 
     def command_line(self, port: int) -> list[str]:
@@ -150,6 +156,7 @@ SERVERS = (
         command=("node", EVERYTHING, "streamableHttp"),
         eras=LEGACY,
         stops_in=(),  # none of its tools waits for ever
+        visit=("gzip-file-as-resource", "data"),
         calls=EVERYTHING_CALLS,
     ),
 )
@@ -164,46 +171,82 @@ def homes() -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Poll for a TCP connection, at most START_TIMEOUT, and no longer than the process lives."""
-    for _ in range(int(START_TIMEOUT / POLL_INTERVAL)):
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=START_TIMEOUT).close()
-        except OSError:
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
             try:
-                status = process.wait(POLL_INTERVAL)  # the pause between two tries, unless it died
-            except subprocess.TimeoutExpired:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
                 continue
-            raise RuntimeError(f"{process.args!r} ended with status {status}:\n{log.read_text()[-2000:]}") from None
-        else:
-            return
-    raise RuntimeError(f"{process.args!r} does not listen after {START_TIMEOUT} s:\n{log.read_text()[-2000:]}")
+            return port
+    raise RuntimeError(f"no port of {PORTS} is free")
+
+
+@attrs.define(eq=False)
+class Running:
+    """A server on a port of loopback, which it keeps when it is started again. Blocking."""
+
+    server: Server
+    log: Path
+    port: int = attrs.field(factory=free_port)
+    _process: subprocess.Popen[bytes] | None = attrs.field(default=None, init=False)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/mcp"
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        command = self.server.command_line(self.port)
+        if shutil.which(command[0]) is None:
+            raise RuntimeError(
+                f"{self.server.name} needs {command[0]!r}, which is not there; `nox -s interop` makes what it can"
+            )
+        with self.log.open("ab") as output:
+            environment = os.environ | {"PORT": str(self.port)}
+            self._process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        self._wait_until_listening(self._process)
+
+    def kill(self) -> None:
+        """End it without a warning, whatever it is at."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """End it, politely at first."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def _wait_until_listening(self, process: subprocess.Popen[bytes]) -> None:
+        """Poll for a TCP connection, at most START_TIMEOUT, and no longer than the process lives."""
+        for _ in range(int(START_TIMEOUT / POLL_INTERVAL)):
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=START_TIMEOUT).close()
+            except OSError:
+                try:
+                    status = process.wait(POLL_INTERVAL)  # the pause between two tries, unless it died
+                except subprocess.TimeoutExpired:
+                    continue
+                raise RuntimeError(f"{process.args!r} ended with status {status}:\n{self._last_words()}") from None
+            else:
+                return
+        raise RuntimeError(f"{process.args!r} does not listen after {START_TIMEOUT} s:\n{self._last_words()}")
+
+    def _last_words(self) -> str:
+        return self.log.read_text()[-2000:]
 
 
 @contextmanager
-def running(server: Server, log: Path) -> Iterator[str]:
-    """Run a server on a free port of loopback; yields its url."""
-    port = free_port()
-    command = server.command_line(port)
-    if shutil.which(command[0]) is None:
-        raise RuntimeError(
-            f"{server.name} needs {command[0]!r}, which is not there; `nox -s interop` makes what it can"
-        )
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=os.environ | {"PORT": str(port)}, stdout=output, stderr=output)
+def running(server: Server, log: Path) -> Iterator[Running]:
+    """Run a server, and whatever it is started again as, until the block ends."""
+    it = Running(server, log)
     try:
-        wait_until_listening(process, port, log)
-        yield f"http://127.0.0.1:{port}/mcp"
+        it.start()
+        yield it
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        it.stop()

@@ -166,6 +166,8 @@ def _statement_edits(node: ast.stmt, *, is_last: bool) -> Iterator[tuple[str, ob
             return
         case ast.AnnAssign(value=None) | ast.Assign(targets=[ast.Name("__all__")]):
             return
+        case ast.Assert():  # tells the type checker what holds anyway
+            return
         case ast.With() | ast.AsyncWith():
             for number, item in enumerate(node.items):
                 rest = node.items[:number] + node.items[number + 1 :]

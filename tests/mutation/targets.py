@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["EQUIVALENT", "TARGETS", "TESTS"]
+__all__ = ["CORE", "EQUIVALENT", "TARGETS", "TESTS"]
 
 # By module: the functions, or None for all of it.
 TARGETS: Mapping[str, tuple[str, ...] | None] = {
@@ -44,6 +44,9 @@ TARGETS: Mapping[str, tuple[str, ...] | None] = {
     "trio_vmcp._breaker": None,
 }
 
+# These on every push, the others when somebody asks: they take a quarter of an hour.
+CORE = ("trio_vmcp._admission", "trio_vmcp.default_session")
+
 TESTS = (
     *("admission", "closing", "calls", "ownership", "opening", "changes", "close_path", "found_by_review"),
     *("recovery", "coming_back", "add_remove", "breaker"),
@@ -53,6 +56,9 @@ TESTS = (
 # Mutants that no test can tell from the original, or that are no worse: name, and why. One that does not survive, or
 # does not exist, is an error.
 EQUIVALENT: Mapping[str, str] = {
+    "Membership.say_goodbye: delete `incarnation.end()`": (
+        "A close only takes a little longer: what ends by itself meanwhile is cancelled afterwards."
+    ),
     "Connection.receive: return nothing in `return None`": "Which is None.",
     "Http11Transport._idle_connection: return nothing in `return None`": "Which is None.",
     "DefaultSession.serve: delete `self._close_requested.set()`": (
@@ -61,6 +67,14 @@ EQUIVALENT: Mapping[str, str] = {
     "Breaker.admit: return nothing in `return None`": "The same.",
     "Breaker.admit: return nothing in `return None` (no. 2)": "The same.",
     "Breaker.fail: return nothing in `return False`": "Whoever asks looks whether it is true.",
+    "Breaker: False becomes True in `_on_trial: bool = attrs.field(default=False, init=False)`": (
+        "Nobody looks before the circuit opens, and that sets it."
+    ),
+    "Incarnation: False becomes True in `is_listed: bool = attrs.field(default=False, init=False)`": (
+        "Nobody looks before it has joined, and that sets it."
+    ),
+    "Turns.failed: > becomes >= in `if self._succeeded_at is not None and now - self._succeeded_at > "
+    "self._backoff.max_delay:`": "An instant.",
     "DefaultSession.shorten_drain: < becomes <= in `if deadline < self._drain.deadline:`": (
         "Two drains that end at the same instant: the message names the one limit or the other, and both hold."
     ),

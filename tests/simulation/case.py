@@ -19,6 +19,7 @@ from simulation.trace import (
     Exiting,
     Felt,
     GaveUp,
+    LetGo,
     Offered,
     Opened,
     Outcome,
@@ -81,15 +82,21 @@ class Operation:
 
 @attrs.define
 class Tried:
-    """One attempt to connect, with its end."""
+    """One attempt to connect, with its end, and the end of the connection that it led to."""
 
     attempt: Attempt
     position: int
     end: Attempted | None = None
+    let_go: LetGo | None = None
 
     @property
     def ended_at(self) -> float:
         return math.inf if self.end is None else self.end.at
+
+    @property
+    def was_refused(self) -> bool:
+        """For want of the right credentials, which says nothing about anybody else's."""
+        return self.end is not None and self.end.error == "BackendUnauthorized"
 
     def failed(self, limit: float) -> bool:
         """For sure: it said so, or was cut off by its own time. What else cuts it off is no failure of the backend."""
@@ -145,6 +152,8 @@ class Case:
                     self.tried[event.number] = Tried(event, position)
                 case Attempted():
                     self.tried[event.number].end = event
+                case LetGo():
+                    self.tried[event.number].let_go = event
                 case StorageFailed():
                     self.storage_failed.append(event)
                 case _:
@@ -158,6 +167,10 @@ class Case:
         step = self.operations[life].began.step
         assert isinstance(step, Open | Restore)
         return step.instance
+
+    def life_of(self, op: int) -> int:
+        """The session that an opening led to, or that somebody was added to."""
+        return self.operations[op].began.life or op
 
     def drained_by(self, life: int) -> float:
         """When the last call of this session ends at the latest; inf: nobody that we know of closes it."""

@@ -119,10 +119,10 @@ class _Draw:
             teardown_timeout=self.one_of(0.5, 2.0),
             storage_timeout=self.one_of(0.5, 5.0),
             reconnect_delay=self.one_of(0.05, 0.5, 0.5),
-            reconnect_max_delay=self.one_of(0.5, 2.0, 2.0, 60.0),
+            reconnect_max_delay=self.one_of(0.5, 0.5, 2.0, 2.0, 60.0),
             idle_timeout=self.one_of(4.0, *[1800.0] * 5),
             on_exit=self.one_of("terminate", "terminate", "suspend"),
-            max_message_bytes=self.one_of(1500, 1 << 20, 1 << 20, 1 << 20),
+            max_message_bytes=self.one_of(1500, *[1 << 20] * 7),
             conflict_resolution=self.one_of(*strategies),
             identity_keys=KEYS,
         )
@@ -136,7 +136,7 @@ class _Draw:
             answers=self.one_of("json", "sse"),
             resumable=self.chance(0.2),
             listens=self.chance(0.3),
-            latency=self.one_of(0.0, 0.0, 0.001, 0.2),
+            latency=self.one_of(0.0, 0.0, 0.001, 0.05, 0.2),
             session_ids=self.chance(0.9),
             page_size=self.one_of(None, None, 1),
             tools=self.some(TOOLS) or TOOLS[: self.one_of(0, 1, 1)],
@@ -169,7 +169,7 @@ class _Draw:
             returns = self.chance(0.5)
             steps += self.calls(number, at, span)
             steps += [self.change(number, len(backends), at, span) for _ in range(self.one_of(0, 0, 1, 3))]
-            if not returns and self.chance(0.3):  # it is left to its factory
+            if not returns and self.chance(0.6):  # it is left to its factory
                 return steps
             closers = [self.close(number, at + span, returns) for _ in range(self.one_of(1, 1, 1, 2, 3))]
             steps += closers

@@ -5,7 +5,7 @@ meanwhile.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import TypeVar
@@ -58,23 +58,36 @@ def _calls_to_the_healthy_succeed(case: Case) -> Iterator[str]:
 
 
 def _attempts_keep_to_the_backoff(case: Case) -> Iterator[str]:
-    settings = case.history.settings
-    for instance, backend_id, attempts in _attempts_anew(case):
+    limit = case.history.settings.backend_init_timeout
+    for instance, _, attempts in _attempts_anew(case):
         failed = 0  # in a row
         for before, after in pairwise(attempts):
-            if not before.failed(settings.backend_init_timeout):
+            if not before.failed(limit) or before.was_refused or _others_succeeded(case, before, after):
                 failed = 0
                 continue
             failed += 1
-            if _others_failed_before(case, before):  # "what others found out in the same moment counts once"
-                continue
-            delay = min(settings.reconnect_delay * 2 ** (failed - 1), settings.reconnect_max_delay)
-            earliest = before.ended_at + delay * (1 - JITTER)
-            if after.attempt.at < earliest - MILLISECOND:
-                yield (
-                    f"instance {instance} tried {backend_id!r} again at {after.attempt.at}, before {earliest}: "
-                    f"{failed} attempts in a row had failed"
-                )
+            if not _others_failed_before(case, before):  # "what others found out in the same moment counts once"
+                yield from _too_early(case, before, after, failed, f"instance {instance}")
+        by_member = defaultdict[int, list[Tried]](list)
+        for tried in attempts:
+            by_member[tried.attempt.op].append(tried)
+        for op, its_attempts in by_member.items():
+            refused = 0  # in a row
+            for before, after in pairwise(its_attempts):
+                refused = refused + 1 if before.was_refused else 0
+                if refused:
+                    yield from _too_early(case, before, after, refused, f"session of {op}")
+
+
+def _too_early(case: Case, before: Tried, after: Tried, failed: int, who: str) -> Iterator[str]:
+    settings = case.history.settings
+    delay = min(settings.reconnect_delay * 2 ** (failed - 1), settings.reconnect_max_delay)
+    earliest = before.ended_at + delay * (1 - JITTER)
+    if after.attempt.at < earliest - MILLISECOND:
+        yield (
+            f"{who} tried {before.attempt.backend_id!r} again at {after.attempt.at}, before {earliest}: "
+            f"{failed} attempts in a row had failed"
+        )
 
 
 def _one_attempt_at_a_time(case: Case) -> Iterator[str]:
@@ -87,7 +100,7 @@ def _one_attempt_at_a_time(case: Case) -> Iterator[str]:
 def _nobody_reconnects_without_a_reason(case: Case) -> Iterator[str]:
     refused = defaultdict[str, list[float]](list)
     for seen in case.trace.seen:
-        if seen.status is not None and seen.status >= 400:
+        if seen.status is not None and seen.status >= 400 and seen.method != "server/discover":
             refused[seen.backend_id].append(seen.at)
     by_member = defaultdict[tuple[int, str], list[Tried]](list)
     for tried in case.tried.values():
@@ -101,6 +114,28 @@ def _nobody_reconnects_without_a_reason(case: Case) -> Iterator[str]:
                 continue
             if not _may_fail_to_list(case, backend_id, since, again):
                 yield f"{backend_id!r} was connected at {before.ended_at} and again at {again}, for nothing"
+
+
+def _connections_are_let_go_of(case: Case) -> Iterator[str]:
+    made = [tried for tried in case.tried.values() if tried.end is not None and tried.end.outcome == "ok"]
+    for tried in made if case.trace.remains is not None else ():
+        if tried.let_go is None:
+            yield f"the connection to {tried.attempt.backend_id!r}, made at {tried.ended_at}, was never let go of"
+    teardown = case.history.settings.teardown_timeout
+    for settled in _every(case, Settled):
+        calls = (call for call in case.ended("call", "subscribe") if call.began.life == settled.life)
+        if settled.in_flight or any(settled.at - teardown <= call.ended_at <= settled.at for call in calls):
+            continue  # whoever was at a call still had its old connection, and is only now being said goodbye to
+        held = Counter(
+            tried.attempt.backend_id
+            for tried in made
+            if case.life_of(tried.attempt.op) == settled.life
+            and tried.ended_at < settled.at - teardown
+            and (tried.let_go is None or tried.let_go.at > settled.at)
+        )
+        for backend_id, count in held.items():
+            if count > 1 and not _is_settling(case, backend_id, settled.at):
+                yield f"session of {settled.life} holds {count} connections to {backend_id!r} at {settled.at}"
 
 
 def _sent_again_only_if_it_did_not_run(case: Case) -> Iterator[str]:
@@ -128,14 +163,17 @@ def _rows_say_what_sessions_say(case: Case) -> Iterator[str]:
 
 
 def _removed_backends_get_their_delete(case: Case) -> Iterator[str]:
-    deleted = {(sent.backend_id, sent.session_id): sent.at for sent in _every(case, Sent) if sent.verb == "DELETE"}
+    deletes = [sent for sent in _every(case, Sent) if sent.verb == "DELETE"]
     disowned = {(seen.backend_id, seen.session_id) for seen in case.trace.seen if seen.status in RESENT}
     for removing in _every(case, Removing):
         its = removing.backend_id, removing.session_id
         if removing.session_id is None or its in disowned or case.operations[removing.op].outcome.error:
             continue
-        latest = removing.at + removing.drain_timeout + case.history.settings.teardown_timeout
-        if deleted.get(its, math.inf) > latest + LAST_BYTES and not _holds_on(case, removing.life):
+        latest = removing.at + removing.drain_timeout + case.history.settings.teardown_timeout + LAST_BYTES
+        in_time = any(
+            (sent.backend_id, sent.session_id) == its and removing.at <= sent.at <= latest for sent in deletes
+        )
+        if not in_time and not _holds_on(case, removing.life):
             yield f"{removing.backend_id!r} was removed at {removing.at}, and its session {its[1]!r} got no DELETE"
 
 
@@ -167,7 +205,7 @@ def _what_is_told_is_listed(case: Case) -> Iterator[str]:
         for backend_id, _, _ in looked.members:
             spec = _spec(case, backend_id)
             changed_at = case.offered[backend_id][-1].at
-            heard_at = next((at for at in told[looked.life, backend_id] if at >= changed_at), None)
+            heard_at = min((at for at in told[looked.life, backend_id] if at >= changed_at), default=None)
             since = _ready_since(case, looked.life, backend_id, looked.at)
             patience = _patience(case, backend_id)
             if heard_at is None or since is None or patience is None or since > heard_at:
@@ -223,9 +261,11 @@ def _patience(case: Case, backend_id: str) -> float | None:
     settings, spec = case.history.settings, _spec(case, backend_id)
     if _one_connecting(spec) >= settings.backend_init_timeout or settings.max_message_bytes < 1 << 20:
         return None
-    # The attempt that is under way fails; that makes all wait; then every session has its turn, one after another.
+    # The attempt that is under way fails; that makes all wait; then every session has its turn, one after another. And
+    # a session tries so many of its backends at a time.
     longest_wait = settings.reconnect_max_delay * (1 + JITTER)
-    return settings.backend_init_timeout + longest_wait + _turns(case, spec) + MILLISECOND
+    rounds = math.ceil(len(case.history.backends) / settings.max_backend_init_concurrency)
+    return rounds * settings.backend_init_timeout + longest_wait + _turns(case, spec) + MILLISECOND
 
 
 def _turns(case: Case, spec: BackendSpec) -> float:
@@ -234,6 +274,16 @@ def _turns(case: Case, spec: BackendSpec) -> float:
 
 def _one_connecting(spec: BackendSpec) -> float:
     return ROUND_TRIPS * spec.latency
+
+
+def _is_settling(case: Case, backend_id: str, at: float) -> bool:
+    """An attempt was under way not long before: what it replaced is being said goodbye to, or what came of it is."""
+    recently = at - case.history.settings.teardown_timeout - case.history.settings.backend_init_timeout
+    return any(
+        tried.attempt.at <= at and tried.ended_at > recently
+        for tried in case.tried.values()
+        if tried.attempt.backend_id == backend_id
+    )
 
 
 def _spec(case: Case, backend_id: str) -> BackendSpec:
@@ -383,6 +433,17 @@ def _others_failed_before(case: Case, tried: Tried) -> bool:
     )
 
 
+def _others_succeeded(case: Case, before: Tried, after: Tried) -> bool:
+    """Which lets everybody try at once. A connection counts as one when all is listed, which may be later."""
+    since = before.attempt.at - case.history.settings.backend_init_timeout
+    its = before.attempt.instance, before.attempt.backend_id
+    return any(
+        other.end is not None and other.end.outcome == "ok" and since <= other.end.at <= after.attempt.at
+        for other in case.tried.values()
+        if (other.attempt.instance, other.attempt.backend_id) == its
+    )
+
+
 def _longest_listing(case: Case) -> float:
     return case.history.settings.backend_init_timeout
 
@@ -393,9 +454,12 @@ def _position_of_end(case: Case, tried: Tried) -> float:
 
 
 def _may_fail_to_list(case: Case, backend_id: str, since: float, until: float) -> bool:
-    """It was ill meanwhile, or lists what is too much: then the attempt failed, after its connection was made."""
-    well = case.well_since(backend_id, until)
-    return well is None or well >= since or _patience(case, backend_id) is None
+    """It was ill meanwhile, or lists what cannot be kept: then the attempt failed, after its connection was made."""
+    before = [felt.well for felt in case.felt[backend_id] if felt.at < since]
+    meanwhile = [felt.well for felt in case.felt[backend_id] if since <= felt.at <= until]
+    relisted = any(since <= offered.at <= until for offered in case.offered[backend_id][1:])
+    torn = relisted and _spec(case, backend_id).page_size is not None  # pages that do not fit together
+    return torn or not all((*before[-1:], *meanwhile)) or _patience(case, backend_id) is None
 
 
 def _told_of_lists(case: Case) -> dict[tuple[int, str], list[float]]:
@@ -412,7 +476,21 @@ def _told_of_lists(case: Case) -> dict[tuple[int, str], list[float]]:
         if spec.answers == "sse" and any(case.history.backends[each.backend].id == backend_id for each in relists):
             # On the stream of a call that ended well: at its beginning, of whatever had changed before.
             told[began.life, backend_id] += [run.at for run in case.executed[began.op]]
+    for life in case.opened:
+        for spec in case.history.backends:
+            told[life, spec.id] += _heard_while_listening(case, life, spec)
     return told
+
+
+def _heard_while_listening(case: Case, life: int, spec: BackendSpec) -> Iterator[float]:
+    """By a session that has had the time to open its stream, and to open another one after the last misfortune."""
+    patience = _patience(case, spec.id)
+    if not spec.listens or patience is None:
+        return
+    for offered in case.offered[spec.id][1:]:
+        since = _ready_since(case, life, spec.id, offered.at)
+        if since is not None and offered.at > since + 2 * patience:
+            yield offered.at + spec.latency
 
 
 def _every(case: Case, kind: type[T]) -> Iterator[T]:
@@ -425,6 +503,7 @@ HEALING: tuple[Callable[[Case], Iterator[str]], ...] = (
     _attempts_keep_to_the_backoff,
     _one_attempt_at_a_time,
     _nobody_reconnects_without_a_reason,
+    _connections_are_let_go_of,
     _sent_again_only_if_it_did_not_run,
     _rows_say_what_sessions_say,
     _removed_backends_get_their_delete,

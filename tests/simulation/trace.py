@@ -29,6 +29,7 @@ __all__ = [
     "GaveUp",
     "Hung",
     "IdRead",
+    "LetGo",
     "Looked",
     "Names",
     "Offered",
@@ -238,11 +239,24 @@ class Attempt:
 
 @attrs.frozen(kw_only=True)
 class Attempted:
-    """It has answered."""
+    """It has answered.
+
+    Attributes:
+        error: The name of the exception's class.
+    """
 
     at: float
     number: int
     outcome: Literal["ok", "error", "cancelled"]
+    error: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class LetGo:
+    """The connection that an attempt had led to is closed."""
+
+    at: float
+    number: int
 
 
 @attrs.frozen(kw_only=True)
@@ -271,6 +285,7 @@ class Settled:
 
     at: float
     life: int
+    in_flight: int
     row: tuple[tuple[str, str | None], ...]
     said: tuple[tuple[str, str | None], ...]
     unbound: tuple[str, ...]
@@ -360,6 +375,7 @@ Event: TypeAlias = (
     | Offered
     | Attempt
     | Attempted
+    | LetGo
     | Looked
     | Settled
     | StorageFailed

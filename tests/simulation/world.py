@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -16,6 +17,7 @@ from harness import Ledger, session_ids_in
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from simulation.actors import CANARY, Actor
+from simulation.connecting import NotingConnector
 from simulation.history import (
     Add,
     Call,
@@ -38,8 +40,6 @@ from simulation.history import (
 )
 from simulation.storage import FaultyStorage
 from simulation.trace import (
-    Attempt,
-    Attempted,
     Audit,
     Began,
     Canary,
@@ -68,9 +68,6 @@ from simulation.trace import (
 from simulation.watch import SECRET, HangsForEver, ending, seeded, watched_garbage, watched_limiters, watched_log
 from trio_vmcp import (
     Backend,
-    BackendClient,
-    BackendConnector,
-    BackendRecord,
     BackendState,
     Identity,
     Session,
@@ -82,7 +79,6 @@ from trio_vmcp import (
 )
 from trio_vmcp.client._dial import Origin
 from trio_vmcp.client.http11 import RawResponse
-from trio_vmcp.client.interface import EventSink
 from trio_vmcp.factory import DefaultSessionFactory
 from trio_vmcp.testing import MemoryNetwork, open_memory_network
 
@@ -149,47 +145,6 @@ class _Seam(Ledger):
 
 
 @attrs.define(eq=False)
-class _NotingConnector:
-    """A factory's connector, with a record of what it is asked for."""
-
-    inner: BackendConnector
-    instance: int
-    world: _World
-
-    async def __call__(
-        self,
-        backend: Backend,
-        *,
-        identity: Identity | None,
-        resume: BackendRecord | None,
-        nursery: trio.Nursery,
-        events: EventSink,
-    ) -> BackendClient:
-        self.world.attempts += 1
-        number = self.world.attempts
-        self.world.note(
-            Attempt(
-                at=trio.current_time(),
-                number=number,
-                op=self.world.passed[id(backend)][1],
-                instance=self.instance,
-                backend_id=backend.id,
-                resumed=resume is not None,
-            )
-        )
-        outcome = "cancelled"
-        try:
-            client = await self.inner(backend, identity=identity, resume=resume, nursery=nursery, events=events)
-            outcome = "ok"
-        except Exception:
-            outcome = "error"
-            raise
-        finally:
-            self.world.note(Attempted(at=trio.current_time(), number=number, outcome=outcome))  # type: ignore[arg-type]
-        return client
-
-
-@attrs.define(eq=False)
 class _Life:
     """What one opening or restoring led to."""
 
@@ -212,7 +167,7 @@ class _World:
     storage: FaultyStorage = attrs.field(init=False)
     # By the identity of the object: what it is, and the operation that passed it on.
     passed: dict[int, tuple[Backend, int]] = attrs.field(factory=dict, init=False)
-    attempts: int = attrs.field(default=0, init=False)
+    attempts: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
     factories: dict[int, SessionFactory] = attrs.field(factory=dict, init=False)
     owners: dict[int, trio.Nursery] = attrs.field(factory=dict, init=False)  # what the factories' tasks live in
     callers: dict[int, trio.Nursery] = attrs.field(factory=dict, init=False)  # inside the factories' blocks
@@ -435,6 +390,9 @@ class _World:
         self.passed[id(backend)] = backend, op
         return backend
 
+    def _passed_to(self, backend: Backend) -> int:
+        return self.passed[id(backend)][1]
+
     def _session_id(self, number: int) -> str:
         return f"{CANARY}-{number}"  # `_number_of` reads it
 
@@ -595,7 +553,10 @@ class _World:
                 transport=self.seam, storage=self.storage, settings=self.history.settings
             ) as factory:
                 assert isinstance(factory, DefaultSessionFactory)
-                factory._connector = _NotingConnector(factory._connector, number, self)
+                connector = NotingConnector(
+                    factory._connector_for(""), number, self.note, self.attempts, self._passed_to
+                )
+                factory._connector_for = lambda session_id: connector
                 self.factories[number] = factory
                 (self.owners[number],) = trio.lowlevel.current_task().child_nurseries
                 try:
@@ -653,6 +614,7 @@ class _World:
                 Settled(
                     at=trio.current_time(),
                     life=life.op,
+                    in_flight=life.session.in_flight,
                     row=tuple((backend_id, stored.get(backend_id)) for backend_id in live),
                     said=tuple((backend_id, said.get(backend_id)) for backend_id in live),
                     unbound=tuple(name for name, owner, _ in _names(life.session) if bound.get(name) != owner),

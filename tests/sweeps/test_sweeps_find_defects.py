@@ -53,7 +53,8 @@ def byte_sweep(name: str) -> str:
 
 def test_a_task_that_outlives_its_cancelled_opener(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run(self: Any, members: Any, row: Stored, identity: Any) -> DefaultSession:
-        session = DefaultSession(members, row, identity, self._connector, self._settings, self._reconnects)
+        connector = self._connector_for(row.metadata.session_id)
+        session = DefaultSession(members, row, identity, connector, self._settings, self._reconnects)
         self._live[session.id] = session
         start_clean(self._nursery, self._own, session)
         await session.wait_open()  # and no `except BaseException`

@@ -6,7 +6,9 @@ import abc
 import itertools
 import json
 import logging
+import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from importlib import metadata as distribution
 
 import attrs
@@ -16,6 +18,7 @@ from trio_vmcp._outbound import begin_request
 from trio_vmcp.client._era import LEGACY_VERSIONS
 from trio_vmcp.client._jsonrpc import Notification, Request
 from trio_vmcp.client._listening import Listening
+from trio_vmcp.client._server_requests import ServerRequests
 from trio_vmcp.client._streamable import OnOther, StreamableHttp
 from trio_vmcp.client.interface import EventSink, OnProgress
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendTimeout, MessageTooLarge
@@ -32,12 +35,16 @@ CLIENT_INFO = {"name": "trio-vmcp", "version": distribution.version("trio-vmcp")
 MAX_CAPABILITIES_BYTES = 64 * 1024
 
 
+_UNLIMITED = nullcontext()  # a scope costs a listing as much as its answer's parsing
+
+
 @attrs.define(eq=False, kw_only=True)
 class CallingClient(abc.ABC):
     """A `BackendClient`, whatever carries its messages."""
 
     record: BackendRecord
     _events: EventSink = attrs.field(alias="events", repr=False)
+    _requests: ServerRequests = attrs.field(alias="requests", repr=False)  # the backend's own
     _ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
 
     @property
@@ -68,7 +75,7 @@ class CallingClient(abc.ABC):
 
         try:
             # Not fail_after: a TooSlowError of the caller's callback must not pass for this deadline.
-            with trio.move_on_after(timeout):
+            with trio.move_on_after(timeout) if timeout < math.inf else _UNLIMITED:
                 await trio.lowlevel.checkpoint_if_cancelled()  # a timeout of 0 sends nothing
                 return await self._exchange(message_id, method, params, identity, on_other)
         except BaseException as error:
@@ -97,7 +104,20 @@ class CallingClient(abc.ABC):
 
     @abc.abstractmethod
     def _on_request(self, message: Request, identity: Identity | None) -> None:
-        """The backend asks something of us, on the stream of a request; answered without holding up that stream."""
+        """The backend asks something of us; answered without holding up the stream that it came on.
+
+        Args:
+            identity: Whose request the stream belongs to; None: no request's.
+        """
+
+    def _on_notification(self, message: Notification, identity: Identity | None) -> None:
+        """The backend tells something, other than progress, on any stream."""
+        if message.method == "notifications/cancelled":
+            self._requests.cancel(message.params)
+            return
+        if message.method == "notifications/message":
+            self._requests.log(message.params, identity)
+        self._heard(message.method, message.params)
 
     def _heard(self, method: str, params: JSON) -> None:
         """A notification that is about more than one request, on whatever stream it came."""
@@ -113,7 +133,7 @@ class CallingClient(abc.ABC):
         if isinstance(message, Request):
             self._on_request(message, identity)
         elif message.method != "notifications/progress":
-            self._heard(message.method, message.params)
+            self._on_notification(message, identity)
         elif on_progress is not None:
             progress = _progress_of(message.params, message_id)
             if progress is not None:

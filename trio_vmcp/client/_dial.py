@@ -11,6 +11,7 @@ from typing import Protocol, TypeAlias
 import attrs
 import trio
 
+from trio_vmcp.client._tcp import TcpStream
 from trio_vmcp.client._tls import TlsStream
 
 __all__ = ["ByteStream", "Dial", "Origin", "TcpDial", "Wire"]
@@ -67,7 +68,7 @@ class TcpDial:
     async def __call__(self, origin: Origin) -> Wire:
         if origin.scheme != "https":
             tcp = await trio.open_tcp_stream(origin.host, origin.port)
-            return Wire(tcp, _readability(tcp), tcp.socket.close)
+            return Wire(TcpStream(tcp.socket), _readability(tcp), tcp.socket.close)
         tcp, context = await self._connect_and_prepare(origin)
         try:
             tls = TlsStream(tcp, _readability(tcp))

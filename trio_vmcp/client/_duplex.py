@@ -7,14 +7,12 @@ business: see `Wire`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import attrs
 import trio
 
-from trio_vmcp._nursery import describe_crash, start_clean
 from trio_vmcp._outbound import begin_request, note_written
 from trio_vmcp.client._client import CLIENT_INFO, CallingClient, declared_capabilities, negotiated
 from trio_vmcp.client._era import LEGACY_VERSIONS, MODERN_VERSION
@@ -23,39 +21,21 @@ from trio_vmcp.client._jsonrpc import (
     ErrorReply,
     Notification,
     Request,
-    RequestId,
     Result,
-    encode_error,
     encode_notification,
     encode_request,
-    encode_result,
 )
-from trio_vmcp.client._legacy import METHOD_NOT_FOUND, MOST_ANSWERS, InitializeRefused
-from trio_vmcp.client._modern import RESERVED_META, completed
+from trio_vmcp.client._legacy import InitializeRefused
+from trio_vmcp.client._modern import reserved_meta
+from trio_vmcp.client._rounds import finish_rounds, is_complete
 from trio_vmcp.client._streamable import HttpRefusal, OnOther, ignore_other, refusal
 from trio_vmcp.errors import BackendError
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
-__all__ = ["DuplexClient", "OnRequest", "Wire", "refuse_request"]
+__all__ = ["DuplexClient", "Wire"]
 
 logger = logging.getLogger("trio_vmcp.client")
-
-INTERNAL_ERROR = -32603
-
-OnRequest: TypeAlias = Callable[[Request, Identity | None], Awaitable[bytes | None]]
-"""Answers a request of the backend's, other than `ping`: the encoded JSON-RPC answer, or None for no answer at all.
-
-It runs in a task of its own, in a clean context, beside the reading of the stream; at most MOST_ANSWERS of one
-connection at a time, more are dropped. The backend's `notifications/cancelled` cancels it. The identity is None: such a
-stream does not say to which call a request belongs. What it raises is logged by its kind and answered as an internal
-error.
-"""
-
-
-async def refuse_request(message: Request, identity: Identity | None) -> bytes:
-    """For a client that declares nothing."""
-    return encode_error(message.id, METHOD_NOT_FOUND, "this client offers no such capability")
 
 
 class Wire(Protocol):
@@ -92,13 +72,11 @@ class DuplexClient(CallingClient):
 
     _inbox: Inbox = attrs.field(alias="inbox", repr=False)
     _wire: Wire = attrs.field(alias="wire", repr=False)
-    _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
-    _answer_request: OnRequest = attrs.field(default=refuse_request, alias="on_request", repr=False)
-    _capabilities: JSON = attrs.field(factory=dict, alias="capabilities", repr=False)  # what is declared to the backend
-    _answering: dict[RequestId, trio.CancelScope] = attrs.field(factory=dict, init=False, repr=False)
+    _reserved: JSON = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._inbox.on_other = self._take_other
+        self._reserved = reserved_meta(self._requests)
 
     @property
     def loss(self) -> Loss | None:
@@ -112,7 +90,11 @@ class DuplexClient(CallingClient):
             InitializeRefused: The backend answered with an error.
             BackendError: It did not answer, or not with MCP.
         """
-        params = {"protocolVersion": LEGACY_VERSIONS[0], "capabilities": self._capabilities, "clientInfo": CLIENT_INFO}
+        params = {
+            "protocolVersion": LEGACY_VERSIONS[0],
+            "capabilities": self._requests.capabilities,
+            "clientInfo": CLIENT_INFO,
+        }
         outcome = await self._ask("initialize", params, identity)
         if not isinstance(outcome, Result):
             raise InitializeRefused(outcome, outcome.status if isinstance(outcome, HttpRefusal) else 200)
@@ -139,6 +121,7 @@ class DuplexClient(CallingClient):
 
     async def aclose(self, *, terminate: bool) -> None:
         # Nobody is to be told of the end: the backend's session is the connection.
+        self._requests.close()
         await self._wire.aclose()
 
     async def _ask(self, method: str, params: JSON, identity: Identity | None) -> Result | ErrorReply | HttpRefusal:
@@ -148,18 +131,29 @@ class DuplexClient(CallingClient):
     async def _exchange(
         self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
     ) -> JSON:
-        modern = self.record.era == "modern"
-        outcome = await self._settled(
-            message_id, method, self._stamped(params) if modern else params, identity, on_other
-        )
+        if self.record.era == "legacy":
+            return await self._result(message_id, method, params, identity, on_other)
+
+        async def ask_again(more: JSON) -> JSON:
+            return await self._result(next(self._ids), method, self._stamped(more), identity, on_other)
+
+        result = await self._result(message_id, method, self._stamped(params), identity, on_other)
+        if is_complete(self.record.backend_id, method, result):
+            return result
+        return await finish_rounds(result, method, params, ask_again, self._requests.handling, identity)
+
+    async def _result(
+        self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
+    ) -> JSON:
+        """One request, and its result as it came."""
+        outcome = await self._settled(message_id, method, params, identity, on_other)
         if isinstance(outcome, Result):
-            return completed(self.record.backend_id, method, outcome.result) if modern else outcome.result
+            return outcome.result
         note_written(False)
         raise refusal(self.record.backend_id, method, outcome)
 
     def _stamped(self, params: JSON) -> JSON:
-        own = RESERVED_META | {"io.modelcontextprotocol/clientCapabilities": self._capabilities}
-        return params | {"_meta": params.get("_meta", {}) | own}
+        return params | {"_meta": params.get("_meta", {}) | self._reserved}
 
     async def _settled(
         self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
@@ -183,38 +177,19 @@ class DuplexClient(CallingClient):
         self._wire.say_soon(notice, identity)
 
     def _take_other(self, message: Request | Notification) -> None:
-        match message:
-            case Request():
-                self._on_request(message, None)
-            case Notification(method="notifications/cancelled", params={"requestId": int() | str() as request_id}):
-                scope = self._answering.get(request_id)
-                if scope is not None and not isinstance(request_id, bool):
-                    scope.cancel(reason="notifications/cancelled")
-            case _:
-                self._events(message.method, message.params)
+        # Nobody's: such a stream does not say to which call it belongs.
+        if isinstance(message, Request):
+            self._on_request(message, None)
+        else:
+            self._on_notification(message, None)
 
     def _on_request(self, message: Request, identity: Identity | None) -> None:
-        backend_id = self.record.backend_id
         if self.record.era == "modern":
+            backend_id = self.record.backend_id
             logger.warning("backend %r: ignored a request, which this era's servers do not send", backend_id)
-        elif message.method == "ping":
-            self._wire.say_soon(encode_result(message.id, {}), identity)
-        elif message.id in self._answering or len(self._answering) >= MOST_ANSWERS:
-            logger.debug("backend %r: dropped a request: %d are being answered", backend_id, len(self._answering))
         else:
-            self._answering[message.id] = trio.CancelScope()
-            start_clean(self._nursery, self._answer, message, identity)
+            self._requests.take(message, identity, self._send_answer)
 
-    async def _answer(self, message: Request, identity: Identity | None) -> None:
-        answer: bytes | None = None
-        try:
-            with self._answering[message.id]:
-                answer = await self._answer_request(message, identity)
-        except Exception as crash:  # noqa: BLE001  # a handler is the user's, and may raise anything
-            backend_id, kind = self.record.backend_id, describe_crash(crash)
-            logger.warning("backend %r: %r could not be answered: %s", backend_id, message.method[:128], kind)
-            answer = encode_error(message.id, INTERNAL_ERROR, "the client failed to answer")
-        finally:
-            del self._answering[message.id]
-        if answer is not None:
-            self._wire.say_soon(answer, identity)
+    async def _send_answer(self, data: bytes) -> None:
+        self._wire.say_soon(data, None)  # bounded: who asks and does not read gets no answers
+        await trio.lowlevel.checkpoint()

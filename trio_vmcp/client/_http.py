@@ -10,7 +10,6 @@ import logging
 import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable
-from contextvars import ContextVar
 from types import TracebackType
 from typing import Protocol
 from urllib.parse import unquote
@@ -24,6 +23,7 @@ from trio_vmcp.client._credentials import Body, Credentials
 from trio_vmcp.client._dial import Origin
 from trio_vmcp.client._headers import is_reserved_header, parse_media_type
 from trio_vmcp.client._response import BadHead, Headers, encode_head, encode_headers
+from trio_vmcp.client._slots import Slot, current_slot
 from trio_vmcp.client.http11 import Http11Transport, origin_of
 from trio_vmcp.client.interface import OutgoingAuth
 from trio_vmcp.errors import (
@@ -36,12 +36,13 @@ from trio_vmcp.errors import (
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import Backend
 
-__all__ = ["Headers", "HttpLink", "Reply"]
+__all__ = ["Headers", "HttpLink", "Reply", "calls_within"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
 MOST_REDIRECTS = 3
 MOST_ASIDE = 4  # connections for what does not count as a call: notifications, answers, the end of a session
+LEAST_SHARED = 16  # a limit from which on those are part of it
 _REDIRECTS = (307, 308)  # the two that keep method and body
 _SEE_OTHER = 303  # after the request was acted on
 _CLOSE_TIMEOUT = 1.0  # s, to let go of one response
@@ -55,6 +56,14 @@ _BY_VERB: dict[str, Headers] = {
     "GET": [(b"Accept", b"text/event-stream")],
     "DELETE": [],
 }
+
+
+def calls_within(limit: float) -> float:
+    """How many of a backend's connections are for calls, so that what goes beside them is within the limit, too.
+
+    A limit of few connections is not halved for it: there it comes on top.
+    """
+    return limit - MOST_ASIDE if limit >= LEAST_SHARED else limit
 
 
 class RequestBody(Body):
@@ -128,8 +137,9 @@ class Reply:
 
     def header(self, name: str) -> str | None:
         """One header's value, the values of repeated ones joined; None: absent."""
-        values = self.header_values(name)
-        return ", ".join(values) if values else None
+        wanted = name.encode()
+        values = [value for header, value in self.headers if header == wanted]
+        return b", ".join(values).decode("latin-1") if values else None
 
     def header_values(self, name: str) -> list[str]:
         wanted = name.encode()
@@ -250,18 +260,6 @@ class HttpxSource:
 
 
 @attrs.define(eq=False)
-class _Slot:
-    """One under the connection limit. What a progress callback asks for shares its task's slot, of whatever backend:
-    with a slot of its own it could wait for itself.
-    """
-
-    held: bool = True
-
-
-_slot: ContextVar[_Slot | None] = ContextVar("trio_vmcp_slot", default=None)
-
-
-@attrs.define(eq=False)
 class Exchange:
     """One request and its reply, as an async context manager: a class, since one made of a generator costs a call some
     per cent of its time.
@@ -274,17 +272,17 @@ class Exchange:
     _identity: Identity | None
     _limited: bool
     _is_stream: bool  # that is held, outside of every limit
-    _held: _Slot | None = attrs.field(default=None, init=False)
+    _held: Slot | None = attrs.field(default=None, init=False)
     _reply: Reply | None = attrs.field(default=None, init=False)
 
     async def __aenter__(self) -> Reply:
-        outer = _slot.get()
+        outer = current_slot.get()
         if not self._is_stream and (not self._limited or not (outer is not None and outer.held)):
-            slot = _Slot()
+            slot = Slot()
             await self._link.enter(slot, limited=self._limited)
             self._held = slot
             if self._limited:
-                _slot.set(slot)
+                current_slot.set(slot)
         try:
             self._reply = await self._link.send(self._verb, self._headers, self._body, self._identity)
         except BaseException:
@@ -365,7 +363,7 @@ class HttpLink:
         """
         return Exchange(self, verb, headers, RequestBody(data), identity, limited, is_stream)
 
-    async def enter(self, slot: _Slot, *, limited: bool) -> None:
+    async def enter(self, slot: Slot, *, limited: bool) -> None:
         """Wait for a turn under the connection limit, or beside it."""
         limiter = self._slots if limited else self._aside
         try:
@@ -373,7 +371,7 @@ class HttpLink:
         except trio.WouldBlock:
             await limiter.acquire_on_behalf_of(slot)
 
-    def leave(self, slot: _Slot, *, limited: bool) -> None:
+    def leave(self, slot: Slot, *, limited: bool) -> None:
         slot.held = False  # whoever inherited this context queues again
         (self._slots if limited else self._aside).release_on_behalf_of(slot)
 
@@ -397,6 +395,11 @@ class HttpLink:
     async def let_go(self, reply: Reply) -> None:
         self._open.discard(reply)
         await reply.aclose()
+
+    @property
+    def is_in_use(self) -> bool:
+        """Somebody holds a reply."""
+        return bool(self._open)
 
     async def aclose(self) -> None:
         """End every exchange that is still open: its caller has shielded himself from the end of the session."""

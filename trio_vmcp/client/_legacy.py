@@ -8,7 +8,7 @@ import attrs
 import trio
 
 from trio_vmcp._nursery import start_clean
-from trio_vmcp._outbound import begin_request, note_session_lost, note_written
+from trio_vmcp._outbound import begin_request, note_session_lost, note_written, outbound
 from trio_vmcp.client._client import CLIENT_INFO, StreamableClient, negotiated
 from trio_vmcp.client._era import LEGACY_VERSIONS, is_modern_error
 from trio_vmcp.client._headers import check_session_id
@@ -20,10 +20,8 @@ from trio_vmcp.client._jsonrpc import (
     Request,
     RequestId,
     Result,
-    encode_error,
     encode_notification,
     encode_request,
-    encode_result,
 )
 from trio_vmcp.client._listening import (
     LEAST_RETRY,
@@ -55,7 +53,6 @@ SERVICE_UNAVAILABLE = 503
 _MAY_SAY_GONE = (400, 404)
 RETRY = 1.0  # s between a broken stream and the GET that resumes it, where the server asks for nothing else
 MOST_RESUMPTIONS = 5  # in a row without a new event id
-MOST_ANSWERS = 16  # to the backend's own requests, at the same time
 # s that requests wait for the head of the stream on which the backend may have to ask back: what it asks while there is
 # none is lost, and the request with it. Some servers send no head before they have something to say.
 HEAD_PATIENCE = 1.0
@@ -97,8 +94,6 @@ class LegacyClient(StreamableClient):
     _notice_timeout: float = attrs.field(alias="notice_timeout")  # s, for what nobody waits for
     _listens: bool = attrs.field(alias="listens")  # Backend.listen
     _retries: tuple[float, float] = attrs.field(alias="retries")  # s, the first and the longest between two streams
-    # Requests of the backend's own are answered by somebody, so there has to be a stream that they can come by.
-    _wants_requests: bool = attrs.field(default=False, alias="wants_requests")
     _stream: StandaloneStream | None = attrs.field(default=None, init=False, repr=False)
     _waiting: dict[RequestId | None, _Waiting] = attrs.field(factory=dict, init=False, repr=False)  # by request id
     _subscribed: dict[str, None] = attrs.field(factory=dict, init=False, repr=False)  # URIs, in order
@@ -125,9 +120,15 @@ class LegacyClient(StreamableClient):
         """
         backend_id = self._http.backend_id
         begin_request("initialize")
-        self.record = attrs.evolve(self.record, session_id=None, protocol_version="")
+        self._requests.forget()
+        if self.record.protocol_version or self.record.session_id is not None:
+            self.record = attrs.evolve(self.record, session_id=None, protocol_version="")
         message_id = next(self._ids)
-        params = {"protocolVersion": LEGACY_VERSIONS[0], "capabilities": {}, "clientInfo": CLIENT_INFO}
+        params = {
+            "protocolVersion": LEGACY_VERSIONS[0],
+            "capabilities": self._requests.capabilities,
+            "clientInfo": CLIENT_INFO,
+        }
         data = encode_request(message_id, "initialize", params)
         session_ids: list[str] = []
 
@@ -183,6 +184,7 @@ class LegacyClient(StreamableClient):
     async def aclose(self, *, terminate: bool) -> None:
         self._closing = True
         self._stop_listening()
+        self._requests.close()
         if not self._notices:
             self._quiet.set()
         try:
@@ -194,8 +196,9 @@ class LegacyClient(StreamableClient):
         except BackendError as error:
             logger.debug("%s, on DELETE of its session", error)
         finally:
-            with trio.move_on_after(self._notice_timeout, shield=True):
-                await self._http.link.aclose()
+            if self._http.link.is_in_use:
+                with trio.move_on_after(self._notice_timeout, shield=True):
+                    await self._http.link.aclose()
 
     def _headers(self) -> Headers:
         """The same list as long as the record is the same."""
@@ -220,7 +223,7 @@ class LegacyClient(StreamableClient):
         if self._stream is None or not self._stream.is_running:
             answer = await self._answered(message_id, method, data, identity, on_other)
         else:
-            if self._wants_requests and method in _MAY_ASK_BACK and not self._stream.settled.is_set():
+            if self._requests.are_wanted and method in _MAY_ASK_BACK and not self._stream.settled.is_set():
                 await self.wait_listening()
             answer = await self._answered_anywhere(message_id, method, data, identity, on_other)
         outcome = answer.outcome
@@ -312,7 +315,7 @@ class LegacyClient(StreamableClient):
         self._stop_listening()
         capabilities = self.server_capabilities
         needed = (
-            self._wants_requests
+            self._requests.are_wanted
             or "logging" in capabilities
             or declares_subscriptions(capabilities)
             or bool(listed_as_changing(capabilities))
@@ -341,7 +344,7 @@ class LegacyClient(StreamableClient):
             return True
         if isinstance(message, Notification):
             if message.method != "notifications/progress":  # whose request it is about has a stream of its own for it
-                self._heard(message.method, message.params)
+                self._on_notification(message, None)
             return message.method in USEFUL
         waiting = self._waiting.get(message.id)  # an int or a str: True and 1.0 were no ids to the parser
         if waiting is None or waiting.answer is not None:  # nobody's, or the second
@@ -372,15 +375,18 @@ class LegacyClient(StreamableClient):
         # "Disconnection SHOULD NOT be interpreted as the client cancelling its request" (2025-11-25, transports).
         notice = encode_notification("notifications/cancelled", {"requestId": message_id, "reason": reason})
         self._start_notice(notice, identity)
+        self._requests.give_up_on(outbound.get())
 
     def _on_request(self, message: Request, identity: Identity | None) -> None:
-        if self._notices >= MOST_ANSWERS:
-            return
-        if message.method == "ping":
-            self._start_notice(encode_result(message.id, {}), identity)
-        else:
-            refused = encode_error(message.id, METHOD_NOT_FOUND, "this client offers no such capability")
-            self._start_notice(refused, identity)
+        headers = self._headers()  # of the session that asks, whatever becomes of it until there is an answer
+        whose = self._identity if identity is None else identity
+
+        async def send(data: bytes) -> None:
+            status = await self._http.tell(data, headers, identity=whose)
+            if status >= 400:
+                logger.warning("backend %r: answered our answer with HTTP %d", self._http.backend_id, status)
+
+        self._requests.take(message, identity, send)
 
     def _start_notice(self, data: bytes, identity: Identity | None) -> None:
         if not self._closing:

@@ -17,6 +17,8 @@ from trio_vmcp.client._headers import BadParamHeader, ParamHeaders, encode_heade
 from trio_vmcp.client._http import Headers
 from trio_vmcp.client._jsonrpc import ErrorReply, Request, Result, encode_request
 from trio_vmcp.client._listening import SUBSCRIBE, UNSUBSCRIBE, Listening, listed_as_changing
+from trio_vmcp.client._rounds import finish_rounds, is_complete
+from trio_vmcp.client._server_requests import ServerRequests
 from trio_vmcp.client._streamable import Answer, HttpRefusal, Interrupted, OnOther, ignore_other, names_session, refusal
 from trio_vmcp.client._subscriptions import Subscriptions
 from trio_vmcp.client.interface import OnProgress
@@ -24,19 +26,25 @@ from trio_vmcp.errors import BackendProtocolError, BackendRejected, BackendTimeo
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
-__all__ = ["RESERVED_META", "ModernClient", "completed"]
+__all__ = ["ModernClient", "reserved_meta"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
-# What every request says of its sender, in `_meta`.
-RESERVED_META = {
-    "io.modelcontextprotocol/protocolVersion": MODERN_VERSION,
-    "io.modelcontextprotocol/clientCapabilities": {},
-    "io.modelcontextprotocol/clientInfo": CLIENT_INFO,
-}
-_NO_LONGER_MODERN = (400, 404, 405)  # how servers of the other era refuse a request of this one
+# Of log messages, where somebody takes them; without it "the server MUST NOT send" any.
+LOG_LEVEL = "info"
+_NO_LONGER_MODERN = (400, 404)  # how servers of the other era refuse a request of this one
 # Which member of `params` a gateway on the way may route by (2026-07-28, transports: standard headers).
 _NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+
+
+def reserved_meta(requests: ServerRequests) -> JSON:
+    """What every request says of its sender, in `_meta`."""
+    reserved: JSON = {
+        "io.modelcontextprotocol/protocolVersion": MODERN_VERSION,
+        "io.modelcontextprotocol/clientCapabilities": requests.capabilities,
+        "io.modelcontextprotocol/clientInfo": CLIENT_INFO,
+    }
+    return reserved | {"io.modelcontextprotocol/logLevel": LOG_LEVEL} if requests.handling.has_log else reserved
 
 
 def _is_complete(result: JSON) -> bool:
@@ -50,6 +58,7 @@ class ModernClient(StreamableClient):
 
     _max_pages: int = attrs.field(alias="max_pages")
     _max_tools: int = attrs.field(alias="max_tools")
+    _reserved: JSON = attrs.field(init=False, repr=False)  # what every request says of its sender, in `_meta`
     _cache: BackendCache = attrs.field(alias="cache", repr=False)
     _identity: Identity | None = attrs.field(alias="identity", repr=False)  # whose session it is: for what it hears
     _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
@@ -59,6 +68,9 @@ class ModernClient(StreamableClient):
     _param_headers: dict[str, ParamHeaders] = attrs.field(factory=dict, init=False, repr=False)
     _subscriptions: Subscriptions | None = attrs.field(default=None, init=False, repr=False)
     _closed: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._reserved = reserved_meta(self._requests)
 
     async def discover(self, identity: Identity | None) -> Answer:
         """`server/discover`, whatever the answer; `adopt` takes a good one."""
@@ -122,6 +134,7 @@ class ModernClient(StreamableClient):
         self._closed = True
         if self._subscriptions is not None:
             self._subscriptions.close()
+        self._requests.close()
         await self._http.link.aclose()
 
     async def _exchange(
@@ -130,35 +143,52 @@ class ModernClient(StreamableClient):
         if method in (SUBSCRIBE, UNSUBSCRIBE):
             return await self._subscribed(method, params["uri"])
         if method not in CACHEABLE:
-            return await self._asked(message_id, method, params, identity, on_other)
-        result = self._cache.find(method, params, identity)
-        if result is None:
+            result = await self._ask(message_id, method, params, identity, on_other)
+            if is_complete(self._http.backend_id, method, result):
+                return result
+            return await self._finish(result, method, params, identity, on_other)
+        kept = self._cache.find(method, params, identity)
+        if kept is None:
             result = await self._fetched(message_id, method, params, identity, on_other)
         else:
+            result = kept
             await trio.lowlevel.checkpoint()
         return self._with_usable_tools(result) if method == "tools/list" else result
 
     async def _fetched(
         self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
     ) -> JSON:
-        """A result from the backend itself, kept for others if it says so."""
+        """A result from the backend itself, kept for others if it says so and came of this request alone."""
         fetch = self._cache.fetch(method, params, identity)
-        if fetch is None:
-            return await self._asked(message_id, method, params, identity, on_other)
         try:
-            result = await self._asked(message_id, method, params, identity, on_other)
-            fetch.keep(result)
-            return result
+            result = await self._ask(message_id, method, params, identity, on_other)
+            if is_complete(self._http.backend_id, method, result):
+                if fetch is not None:
+                    fetch.keep(result)
+                return result
         except BackendRejected:
             if "cursor" in params:  # it may be a dead one, and then the pages before it are of another list
                 self._cache.drop(method)
             raise
         finally:
-            fetch.end()
+            if fetch is not None:
+                fetch.end()
+        return await self._finish(result, method, params, identity, on_other)
 
-    async def _asked(
+    async def _finish(
+        self, first: JSON, method: str, params: JSON, identity: Identity | None, on_other: OnOther
+    ) -> JSON:
+        """The result of a request whose first answer asks for input."""
+
+        async def ask_again(more: JSON) -> JSON:
+            return await self._ask(next(self._ids), method, more, identity, on_other)
+
+        return await finish_rounds(first, method, params, ask_again, self._requests.handling, identity)
+
+    async def _ask(
         self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
     ) -> JSON:
+        """One request, and its result as it came."""
         answer = await self._send(message_id, method, params, identity, on_other)
         if method == "tools/call" and getattr(answer.outcome, "code", None) == HEADER_MISMATCH:
             # Our copy of the schema is old. "Refetch and retry once": the error proves that the call did not run.
@@ -179,7 +209,7 @@ class ModernClient(StreamableClient):
                 note_session_lost()
                 refused.may_have_executed = False  # whatever its code: it was not understood
             raise refused
-        return completed(self._http.backend_id, method, outcome.result)
+        return outcome.result
 
     async def _send(
         self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
@@ -189,7 +219,7 @@ class ModernClient(StreamableClient):
 
     def _composed(self, message_id: int, method: str, params: JSON) -> tuple[bytes, Headers]:
         """A request as it goes out: its body, and its headers."""
-        data = encode_request(message_id, method, params | {"_meta": params.get("_meta", {}) | RESERVED_META})
+        data = encode_request(message_id, method, params | {"_meta": params.get("_meta", {}) | self._reserved})
         headers = [
             (b"MCP-Protocol-Version", MODERN_VERSION.encode()),
             (b"Mcp-Method", method.encode()),
@@ -297,17 +327,3 @@ def _is_of_the_other_era(outcome: ErrorReply | HttpRefusal) -> bool:
     if isinstance(outcome, HttpRefusal):
         return True
     return not is_modern_error(outcome) and (names_session(outcome) or "protocol version" in outcome.message.lower())
-
-
-def completed(backend_id: str, method: str, result: JSON) -> JSON:
-    """The same, if it is the end of its request.
-
-    Raises:
-        BackendProtocolError: It is not.
-    """
-    # "Absent means complete"; what is neither is an invalid response.
-    kind = result.get("resultType", "complete")
-    if kind != "complete":
-        asked = "for input, and this client declares none" if kind == "input_required" else "with an unknown resultType"
-        raise BackendProtocolError(backend_id, f"answered {method!r} {asked}", may_have_executed=True)
-    return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from functools import partial
 
 import attrs
 import httpx
@@ -12,14 +13,16 @@ from trio_vmcp._nursery import start_clean
 from trio_vmcp.client._cache import ResponseCache
 from trio_vmcp.client._duplex import DuplexClient
 from trio_vmcp.client._era import MODERN_VERSION, EraCache, Verdict, is_modern_error, judge
-from trio_vmcp.client._http import HttpLink
+from trio_vmcp.client._handling import Handling
+from trio_vmcp.client._http import HttpLink, calls_within
 from trio_vmcp.client._jsonrpc import Result
 from trio_vmcp.client._legacy import InitializeRefused, LegacyClient
 from trio_vmcp.client._modern import ModernClient
+from trio_vmcp.client._server_requests import ServerRequests
 from trio_vmcp.client._streamable import HttpRefusal, Interrupted, Outcome, StreamableHttp, refusal
 from trio_vmcp.client.http11 import Http11Transport
 from trio_vmcp.client.http_sse import connect_sse
-from trio_vmcp.client.interface import BackendClient, EventSink, OutgoingAuth
+from trio_vmcp.client.interface import BackendClient, BackendConnector, ClientHandlers, EventSink, OutgoingAuth
 from trio_vmcp.client.stdio import connect_stdio
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, BackendUnavailable, MessageTooLarge
 from trio_vmcp.identity import Identity
@@ -34,26 +37,31 @@ __all__ = ["HttpConnector"]
 PROBE_TIMEOUT = 10.0
 PROBE_SHARE = 1 / 3
 NOTICE_TIMEOUT = 1.0  # s, for a message that nobody waits for
+PENDING_MESSAGES = 2  # of the largest size: what a backend may have handlers at, in memory and not on the wire
 _SSE_ONLY = (400, 404, 405)  # how a server of 2024-11-05 refuses a POST to its stream's URL
 
 
 @attrs.define(eq=False)
 class HttpConnector:
     """Connects to backends over whatever transport they have, in whichever era they speak. One for all sessions of a
-    factory.
+    factory, which have it by `for_session`: handlers are told whose backend asks.
     """
 
     _settings: FactorySettings = attrs.field(alias="settings")
+    _handlers: ClientHandlers = attrs.field(factory=ClientHandlers, alias="handlers", kw_only=True, repr=False)
     _auth: OutgoingAuth | None = attrs.field(default=None, alias="auth", kw_only=True, repr=False)
     _transport: httpx.AsyncBaseTransport | None = attrs.field(default=None, alias="transport", kw_only=True)
     _ssl_context: ssl.SSLContext | None = attrs.field(default=None, alias="ssl_context", kw_only=True, repr=False)
-    wants_requests: bool = attrs.field(default=False, kw_only=True)  # somebody answers what backends ask
     _built_in: Http11Transport = attrs.field(init=False, repr=False)
     _eras: EraCache = attrs.field(factory=EraCache, init=False, repr=False)
     _cache: ResponseCache = attrs.field(factory=ResponseCache, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._built_in = Http11Transport(ssl_context=self._ssl_context)
+
+    def for_session(self, session_id: str) -> BackendConnector:
+        """The same, for the backends of one session."""
+        return partial(self, session_id=session_id)
 
     async def __call__(
         self,
@@ -63,6 +71,7 @@ class HttpConnector:
         resume: BackendRecord | None,
         nursery: trio.Nursery,
         events: EventSink,
+        session_id: str = "",
     ) -> BackendClient:
         if backend.transport == "stdio":  # no identity: a process has no credentials but its environment
             return await connect_stdio(
@@ -72,11 +81,17 @@ class HttpConnector:
                 probe_timeout=self.probe_timeout,
                 nursery=nursery,
                 events=events,
+                requests=self.requests_of(backend, session_id, nursery),
             )
         if backend.transport == "sse":
             limit = self._settings.backend_init_timeout
-            return await self.connect_sse(backend, identity, nursery, events, endpoint_timeout=limit)
-        return await _Attempt(self, backend, identity, nursery, events).connect(resume)
+            return await self.connect_sse(backend, identity, nursery, events, session_id, endpoint_timeout=limit)
+        return await _Attempt(self, backend, identity, nursery, events, session_id).connect(resume)
+
+    def requests_of(self, backend: Backend, session_id: str, nursery: trio.Nursery) -> ServerRequests:
+        """What answers one backend of one session. Its tasks run in `nursery`."""
+        most = PENDING_MESSAGES * self._settings.max_message_bytes
+        return ServerRequests(Handling(self._handlers, session_id, backend.id), nursery, most)
 
     async def connect_sse(
         self,
@@ -84,6 +99,7 @@ class HttpConnector:
         identity: Identity | None,
         nursery: trio.Nursery,
         events: EventSink,
+        session_id: str,
         *,
         endpoint_timeout: float,
     ) -> DuplexClient:
@@ -96,11 +112,12 @@ class HttpConnector:
             identity=identity,
             nursery=nursery,
             events=events,
+            requests=self.requests_of(backend, session_id, nursery),
         )
 
     def link(self, backend: Backend) -> HttpLink:
         transport = self._transport or self._built_in  # one for all sessions: a second one finds warm connections
-        slots = trio.CapacityLimiter(self._settings.max_connections_per_backend)
+        slots = trio.CapacityLimiter(calls_within(self._settings.max_connections_per_backend))
         try:
             return HttpLink(
                 backend,
@@ -152,6 +169,7 @@ class _Attempt:
     identity: Identity | None
     nursery: trio.Nursery
     events: EventSink
+    session_id: str = attrs.field(repr=False)
     http: StreamableHttp = attrs.field(init=False)
     modern: ModernClient = attrs.field(init=False)
     legacy: LegacyClient = attrs.field(init=False)
@@ -163,10 +181,12 @@ class _Attempt:
         self.http = StreamableHttp(
             self.connector.link(self.backend), settings.max_message_bytes, settings.max_json_depth
         )
+        requests = self.connector.requests_of(self.backend, self.session_id, self.nursery)
         self.modern = ModernClient(
             record=BackendRecord(self.backend.id, None, "modern", MODERN_VERSION, {}, self.endpoint),
             http=self.http,
             events=self.events,
+            requests=requests,
             max_pages=settings.max_pages,
             max_tools=settings.max_items_per_backend,
             cache=self.connector.cache.of(self.backend, MODERN_VERSION),
@@ -179,12 +199,12 @@ class _Attempt:
             record=BackendRecord(self.backend.id, None, "legacy", "", {}, self.endpoint),
             http=self.http,
             events=self.events,
+            requests=requests,
             identity=self.identity,
             nursery=self.nursery,
             notice_timeout=self.connector.notice_timeout,
             listens=self.backend.listen,
             retries=(settings.reconnect_delay, settings.reconnect_max_delay),
-            wants_requests=self.connector.wants_requests,
         )
 
     async def connect(self, resume: BackendRecord | None) -> BackendClient:
@@ -299,7 +319,12 @@ class _Attempt:
 
     async def _open_stream(self) -> BackendClient:
         client = await self.connector.connect_sse(
-            self.backend, self.identity, self.nursery, self.events, endpoint_timeout=self.connector.probe_timeout
+            self.backend,
+            self.identity,
+            self.nursery,
+            self.events,
+            self.session_id,
+            endpoint_timeout=self.connector.probe_timeout,
         )
         start_clean(self.nursery, self._abandon)  # the link that streamable HTTP would have gone over
         return client

@@ -16,23 +16,24 @@ import httpx
 import trio
 
 from trio_vmcp._nursery import start_clean
-from trio_vmcp.client._duplex import DuplexClient, OnRequest, refuse_request
+from trio_vmcp.client._duplex import DuplexClient
 from trio_vmcp.client._http import Headers, HttpLink, Reply
 from trio_vmcp.client._inbox import Inbox, Loss, Waiter
 from trio_vmcp.client._legacy import InitializeRefused
 from trio_vmcp.client._notices import Notices
+from trio_vmcp.client._server_requests import ServerRequests
 from trio_vmcp.client._sse import SseDecoder, SseEvent, SseLimit
 from trio_vmcp.client._streamable import HttpRefusal, refusal
 from trio_vmcp.client.interface import EventSink
 from trio_vmcp.errors import BackendError, BackendProtocolError, MessageTooLarge
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord, endpoint_digest
-from trio_vmcp.models import JSON, Backend
+from trio_vmcp.models import Backend
 from trio_vmcp.settings import FactorySettings
 
 __all__ = ["connect_sse"]
 
-logger = logging.getLogger("trio_vmcp.client")
+logger: logging.Logger = logging.getLogger("trio_vmcp.client")
 
 MOST_ENDPOINT_BYTES = 8 * 1024  # what common servers take as a request line
 MOST_DRAINED = 16  # chunks of a body that says nothing
@@ -50,8 +51,7 @@ async def connect_sse(
     identity: Identity | None,
     nursery: trio.Nursery,
     events: EventSink,
-    on_request: OnRequest = refuse_request,
-    capabilities: JSON | None = None,
+    requests: ServerRequests,
 ) -> DuplexClient:
     """Open the backend's stream and shake hands.
 
@@ -61,7 +61,7 @@ async def connect_sse(
         endpoint_timeout: s, until the stream has named that other url.
         identity: Whose credentials the stream carries.
         nursery: Owns the stream, whatever becomes of this call.
-        capabilities: What is declared to the backend: what `on_request` answers.
+        requests: Answers what the backend asks.
 
     Raises:
         BackendError: There is no such stream, or what comes on it is not MCP.
@@ -88,9 +88,7 @@ async def connect_sse(
         events=events,
         inbox=inbox,
         wire=wire,
-        nursery=nursery,
-        on_request=on_request,
-        capabilities=capabilities or {},
+        requests=requests,
     )
     start_clean(nursery, wire.serve)
     try:
@@ -106,6 +104,7 @@ async def connect_sse(
         wire.rely(client.record.protocol_version)
         return client
     except BaseException:
+        requests.close()
         wire.abandon()
         raise
 
@@ -272,7 +271,8 @@ class _EventStream:
         await self._post(data, identity, limited=False)  # any answer will do
 
     def say_soon(self, data: bytes, identity: Identity | None) -> None:
-        self.notices.start(partial(self._post, data, identity, limited=False))
+        whose = self.identity if identity is None else identity  # no caller's: the one that the stream was opened with
+        self.notices.start(partial(self._post, data, whose, limited=False))
 
     async def _post(self, data: bytes, identity: Identity | None, *, limited: bool) -> HttpRefusal | None:
         assert self._posts is not None

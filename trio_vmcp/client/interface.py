@@ -18,6 +18,7 @@ __all__ = [
     "BackendConnector",
     "ClientHandlers",
     "EventSink",
+    "Handler",
     "OnProgress",
     "OutgoingAuth",
     "ServerRequest",
@@ -113,11 +114,11 @@ class BackendConnector(Protocol):
 
 @attrs.frozen
 class ServerRequest:
-    """What a backend asks of its client.
+    """What a backend asks of its client, or tells it.
 
     Attributes:
         caller: Whose call the request belongs to; None outside of one, and on anonymous sessions.
-        params: As received.
+        params: As received: untrusted, like everything of a backend's.
     """
 
     session_id: str = attrs.field(repr=False)
@@ -131,7 +132,22 @@ Handler: TypeAlias = Callable[[ServerRequest], Awaitable[Any]]
 
 @attrs.frozen
 class ClientHandlers:
-    """What this client can do for backends. Only what is given is declared to them."""
+    """What this client can do for backends. Only what is given is declared to them.
+
+    Each handler runs in a task of its own, in a clean context, beside the call that it belongs to and not in its
+    caller's task. It is cancelled when the backend takes its request back, when that call is given up, and when the
+    session closes. It may call tools of its own session, and close it: `aclose()` asks and returns at once. What it
+    raises is logged by its kind and never told to the backend.
+
+    Attributes:
+        sampling: Answers `sampling/createMessage` with a CreateMessageResult.
+        elicitation: Answers `elicitation/create` with an ElicitResult: `{"action": "accept", "content": {…}}`,
+            `"decline"` or `"cancel"`. What an accepted form leaves out has its schema's defaults filled in. With
+            `params["mode"] == "url"` the backend wants the user to open `params["url"]`; the library never does.
+        roots: Answers `roots/list` with a ListRootsResult.
+        log: Is told of `notifications/message`, in order, one at a time; of a backend that is told of faster than the
+            handler takes it, the oldest messages are dropped.
+    """
 
     sampling: Handler | None = None
     elicitation: Handler | None = None

@@ -13,13 +13,14 @@ import attrs
 import trio
 
 from trio_vmcp._nursery import start_clean
-from trio_vmcp.client._duplex import DuplexClient, OnRequest, refuse_request
+from trio_vmcp.client._duplex import DuplexClient
 from trio_vmcp.client._era import MODERN_VERSION, EraCache, Verdict, is_modern_error, judge
 from trio_vmcp.client._inbox import Inbox
 from trio_vmcp.client._jsonrpc import ErrorReply, Result
 from trio_vmcp.client._legacy import InitializeRefused
 from trio_vmcp.client._lines import LineLink
 from trio_vmcp.client._process import ChildProcess
+from trio_vmcp.client._server_requests import ServerRequests
 from trio_vmcp.client._streamable import Answer, HttpRefusal, refusal
 from trio_vmcp.client.interface import EventSink
 from trio_vmcp.errors import BackendProtocolError, BackendUnavailable, MessageTooLarge
@@ -27,13 +28,13 @@ from trio_vmcp.metadata import BackendRecord, endpoint_digest
 from trio_vmcp.models import JSON, Backend
 from trio_vmcp.settings import FactorySettings
 
-__all__ = ["StdioConnection", "connect_stdio"]
+__all__ = ["connect_stdio"]
 
-logger = logging.getLogger("trio_vmcp.client.stdio")
+logger: logging.Logger = logging.getLogger("trio_vmcp.client.stdio")
 
 
 @attrs.define(eq=False)
-class StdioConnection(LineLink):
+class _StdioConnection(LineLink):
     """The `Wire` of a child process."""
 
     child: ChildProcess = attrs.field(init=False)
@@ -54,20 +55,19 @@ async def connect_stdio(
     probe_timeout: float,
     nursery: trio.Nursery,
     events: EventSink,
-    on_request: OnRequest = refuse_request,
-    capabilities: JSON | None = None,
+    requests: ServerRequests,
 ) -> DuplexClient:
     """Start the backend's process and greet it, in the era that it speaks.
 
     Args:
         probe_timeout: s, for `server/discover`, which an old server may ignore.
         nursery: Owns the process, whatever becomes of this call.
-        capabilities: What is declared to the backend: what `on_request` answers.
+        requests: Answers what the backend asks.
 
     Raises:
         BackendError: The process could not be started, ended, or does not speak MCP.
     """
-    attempt = _Attempt(backend, settings, eras, probe_timeout, nursery, events, on_request, capabilities or {})
+    attempt = _Attempt(backend, settings, eras, probe_timeout, nursery, events, requests)
     try:
         client = await attempt.connect()
         attempt.child.rely()
@@ -87,8 +87,7 @@ class _Attempt:
     probe_timeout: float
     nursery: trio.Nursery
     events: EventSink
-    on_request: OnRequest
-    capabilities: JSON
+    requests: ServerRequests
     client: DuplexClient = attrs.field(init=False)
     child: ChildProcess = attrs.field(init=False)
     discovered: JSON | None = attrs.field(default=None, init=False)
@@ -110,11 +109,12 @@ class _Attempt:
 
     def abandon(self) -> None:
         """Nobody wants it any more. Its own task ends it, which is bounded."""
+        self.requests.close()
         self.child.end()
 
     def _make(self) -> None:
         settings = self.settings
-        wire = StdioConnection(
+        wire = _StdioConnection(
             Inbox(
                 backend_id=self.backend.id,
                 max_message_bytes=settings.max_message_bytes,
@@ -129,9 +129,7 @@ class _Attempt:
             events=self.events,
             inbox=wire.inbox,
             wire=wire,
-            nursery=self.nursery,
-            on_request=self.on_request,
-            capabilities=self.capabilities,
+            requests=self.requests,
         )
 
     async def _start(self) -> None:
@@ -170,6 +168,7 @@ class _Attempt:
                 if not self.probed:
                     raise
         await self.child.gone.wait()
+        self.requests.forget()
         self._make()
         await self._start()
         await self.client.initialize(None)

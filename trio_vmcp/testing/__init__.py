@@ -14,7 +14,7 @@ assert 1 == backend.executed["now"]
 
 from trio_vmcp.testing.backend import ScriptedBackend
 from trio_vmcp.testing.catalog import Catalog, ToolHandler, echo
-from trio_vmcp.testing.context import CallContext
+from trio_vmcp.testing.context import CallContext, InputRequired
 from trio_vmcp.testing.exchange import Exchange, Outcome
 from trio_vmcp.testing.faults import (
     CONNECT,
@@ -55,6 +55,7 @@ __all__ = [
     "FaultRule",
     "Flip",
     "Hang",
+    "InputRequired",
     "MemoryNetwork",
     "MemoryStream",
     "Outcome",

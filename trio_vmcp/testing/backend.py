@@ -15,8 +15,9 @@ import httpx
 import trio
 
 from trio_vmcp.models import JSON
+from trio_vmcp.testing._other_ways import LineAnswer, LineReply, PostedAnswer, read_lines
 from trio_vmcp.testing.catalog import Catalog
-from trio_vmcp.testing.context import Answer, CallContext
+from trio_vmcp.testing.context import Answer, CallContext, InputRequired, Requests
 from trio_vmcp.testing.exchange import Exchange, Outcome
 from trio_vmcp.testing.faults import (
     Delay,
@@ -34,7 +35,7 @@ from trio_vmcp.testing.http import Reply, Request, serve_http
 from trio_vmcp.testing.legacy import check_legacy, check_session
 from trio_vmcp.testing.listening import EventLog, Listeners, wanted_by
 from trio_vmcp.testing.modern import VERSION_KEY, check_modern, check_parameters, check_stamp
-from trio_vmcp.testing.other_ways import LineAnswer, LineReply, PostedAnswer, read_lines
+from trio_vmcp.testing.rounds import Rounds, check_inputs
 from trio_vmcp.testing.rpc import (
     LEGACY_VERSIONS,
     MODERN_VERSION,
@@ -65,6 +66,17 @@ class _Question:
     session_id: str | None
     answered: trio.Event = attrs.field(factory=trio.Event)
     response: JSON = attrs.field(factory=dict)
+
+    async def answer(self) -> Any:
+        """
+        Raises:
+            RpcError: The client refused.
+        """
+        await self.answered.wait()
+        if "error" in self.response:
+            error = self.response["error"]
+            raise RpcError(error["code"], error["message"], error.get("data"))
+        return self.response["result"]
 
 
 def _server_info(backend: ScriptedBackend) -> JSON:
@@ -136,7 +148,8 @@ class ScriptedBackend(Catalog):
     _running: dict[Exchange, None] = attrs.field(factory=dict, init=False)
     _connections: dict[trio.abc.Stream, trio.CancelScope] = attrs.field(factory=dict, init=False)
     _questions: dict[int, _Question] = attrs.field(factory=dict, init=False)
-    _question_ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
+    _question_ids: Iterator[int] = attrs.field(factory=itertools.count, init=False)  # from 0, as the official SDKs
+    _rounds: Rounds = attrs.field(factory=Rounds, init=False)
     _session_numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
     _crashed: bool = attrs.field(default=False, init=False)
 
@@ -202,7 +215,7 @@ class ScriptedBackend(Catalog):
             RpcError: The client answered with an error.
         """
         (session_id,) = self.sessions
-        return await self._ask(session_id, self._listeners.send, method, params)
+        return (await self._ask(session_id, self._listeners.send, {method: (method, params)}))[method]
 
     def end_streams(self) -> None:
         """End every stream for notifications, as `graceful` says."""
@@ -523,25 +536,29 @@ class ScriptedBackend(Catalog):
                 question.response = exchange.message
                 question.answered.set()
 
-    async def _ask_within(self, context: CallContext, method: str, params: JSON) -> Any:
-        return await self._ask(context.exchange.session_id, context.send, method, params)
+    async def _ask_within(self, context: CallContext, requests: Requests) -> dict[str, Any]:
+        if context.is_modern:
+            check_inputs(context.exchange, requests)
+            raise InputRequired(requests)
+        return await self._ask(context.exchange.session_id, context.send, requests)
 
     async def _ask(
-        self, session_id: str | None, send: Callable[[JSON], Awaitable[None] | None], method: str, params: JSON
-    ) -> Any:
-        question_id = next(self._question_ids)
-        question = self._questions[question_id] = _Question(session_id)
+        self, session_id: str | None, send: Callable[[JSON], Awaitable[None] | None], requests: Requests
+    ) -> dict[str, Any]:
+        questions: dict[str, _Question] = {}
+        ids: list[int] = []
         try:
-            sent = send({"jsonrpc": "2.0", "id": question_id, "method": method, "params": params})
-            if sent is not None:
-                await sent
-            await question.answered.wait()
+            for key, (method, params) in requests.items():
+                question_id = next(self._question_ids)
+                ids.append(question_id)
+                questions[key] = self._questions[question_id] = _Question(session_id)
+                sent = send({"jsonrpc": "2.0", "id": question_id, "method": method, "params": params})
+                if sent is not None:
+                    await sent
+            return {key: await question.answer() for key, question in questions.items()}
         finally:
-            del self._questions[question_id]
-        if "error" in question.response:
-            error = question.response["error"]
-            raise RpcError(error["code"], error["message"], error.get("data"))
-        return question.response["result"]
+            for question_id in ids:
+                del self._questions[question_id]
 
     async def _modern(self, exchange: Exchange, answer: Answer) -> None:
         served = (MODERN_VERSION,) if self.era == "modern" else (MODERN_VERSION, *reversed(LEGACY_VERSIONS))
@@ -563,7 +580,11 @@ class ScriptedBackend(Catalog):
         if exchange.method == "server/discover":
             result = {"supportedVersions": [MODERN_VERSION], **self._introduction()}
         else:
-            result = await self.call(CallContext(exchange, True, answer, self._ask_within))
+            answered = self._rounds.resume(exchange)
+            try:
+                result = await self.call(CallContext(exchange, True, answer, self._ask_within, answered))
+            except InputRequired as question:
+                result = self._rounds.suspend(exchange, question.requests, answered)
         extras: JSON = {"resultType": "complete"}
         if exchange.method in CACHEABLE:
             extras |= {"ttlMs": self.ttl_ms, "cacheScope": self.cache_scope}

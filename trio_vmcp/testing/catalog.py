@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import attrs
 
 from trio_vmcp.models import JSON
-from trio_vmcp.testing.context import CallContext
+from trio_vmcp.testing.context import CallContext, InputRequired
 from trio_vmcp.testing.rpc import INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND, RpcError
 
 __all__ = ["Catalog", "ToolHandler", "echo"]
@@ -59,7 +59,7 @@ class Catalog:
         completions: Possible values by argument name; the ones with the given prefix are answered.
         page_size: Entries of one page of a list; None: all of them.
         capabilities: What the server declares, if not what it has.
-        executed: How often each tool began to run.
+        executed: How often each tool began to run; the rounds of one call are one.
         handler_errors: What tools raised, other than RpcError. The client gets them as `isError` results.
     """
 
@@ -156,10 +156,11 @@ class Catalog:
         name = params.get("name")
         if not any(tool["name"] == name for tool in self.tools):
             raise RpcError(INVALID_PARAMS, f"unknown tool: {name!r}")
-        self.executed[str(name)] += 1
+        if not context.answered:  # a later round of a call is no other call
+            self.executed[str(name)] += 1
         try:
             return _tool_result(await self.handlers.get(str(name), echo)(params.get("arguments") or {}, context))
-        except RpcError:
+        except (RpcError, InputRequired):
             raise
         except Exception as exc:  # noqa: BLE001  # as in the official SDKs, a tool that fails is a result
             self.handler_errors.append(exc)

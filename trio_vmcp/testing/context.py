@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import attrs
 
@@ -13,7 +13,7 @@ from trio_vmcp.testing.http import Reply
 from trio_vmcp.testing.listening import EventLog, message_event
 from trio_vmcp.testing.rpc import encode, notification_message
 
-__all__ = ["Answer", "CallContext"]
+__all__ = ["Answer", "CallContext", "InputRequired", "Requests"]
 
 SSE_HEADERS = (("content-type", "text/event-stream"), ("cache-control", "no-cache, no-transform"))
 JSON_HEADERS = (("content-type", "application/json"),)
@@ -89,19 +89,33 @@ class Answer:
             await self.reply.send(event)
 
 
+Requests: TypeAlias = Mapping[str, tuple[str, JSON]]
+"""Method and params of what the client is asked, by a key of one's own."""
+
+
+@attrs.define(eq=False)
+class InputRequired(Exception):
+    """Ends the run of a modern handler: it begins anew when the client has answered. Not to be caught in a handler."""
+
+    requests: Requests
+
+
 @attrs.define(eq=False)
 class CallContext:
-    """What a handler knows of its request, and what it can tell the client before it answers.
+    """What a handler knows of its request, and what it can tell and ask the client before it answers.
 
     Attributes:
         exchange: The HTTP request, headers and all.
         is_modern: The request is of the modern era.
+        answered: What the client has answered in earlier rounds of a modern request, in order.
     """
 
     exchange: Exchange
     is_modern: bool
     _answer: Answer = attrs.field(alias="answer", repr=False)
-    _ask: Callable[[CallContext, str, JSON], Awaitable[JSON]] = attrs.field(alias="ask", repr=False)
+    _ask: Callable[[CallContext, Requests], Awaitable[dict[str, Any]]] = attrs.field(alias="ask", repr=False)
+    answered: Sequence[dict[str, Any]] = ()
+    _asked: int = attrs.field(default=0, init=False)
 
     @property
     def method(self) -> str:
@@ -127,16 +141,49 @@ class CallContext:
         """Send a notification on this request's stream; dropped if the backend answers in JSON."""
         await self._answer.notify(notification_message(method, params))
 
+    async def elicit(self, message: str, requested_schema: JSON | None = None, **more: Any) -> JSON:
+        """Ask the user to fill in a form; `more` is the rest of the params. As for all questions: see `request_all`."""
+        params = {"message": message, "requestedSchema": requested_schema or {"type": "object", "properties": {}}}
+        result: JSON = await self._one("elicitation/create", params | more)
+        return result
+
+    async def sample(self, text: str, **more: Any) -> JSON:
+        """Ask for a message of the client's model."""
+        messages = [{"role": "user", "content": {"type": "text", "text": text}}]
+        result: JSON = await self._one("sampling/createMessage", {"messages": messages, "maxTokens": 100} | more)
+        return result
+
+    async def roots(self) -> list[JSON]:
+        """Ask for the client's roots."""
+        listed: list[JSON] = (await self._one("roots/list", {}))["roots"]
+        return listed
+
     async def request(self, method: str, params: JSON) -> Any:
-        """Ask the client and wait for what it answers in a POST of its own. Legacy era over SSE only.
+        """Ask the client one thing."""
+        return await self._one(method, params)
+
+    async def request_all(self, requests: Requests) -> dict[str, Any]:
+        """Ask the client several things at once; its answers, by the same keys.
+
+        A legacy backend sends requests and waits for what the client answers in POSTs of its own. A modern one answers
+        this request with the question: its handler begins anew with every round, and is given what the client has
+        answered by then as soon as it asks again. So it must ask the same in the same order.
 
         Raises:
-            RpcError: The client answered with an error.
+            RpcError: A legacy client answered with an error, or a modern one has not declared what is asked for.
             RuntimeError: There is no way to ask.
+            InputRequired: To be let through.
         """
-        if self.is_modern or not self._answer.as_sse:
-            raise RuntimeError(f"cannot send {method!r} to the client: only a legacy backend with answers='sse' can")
-        return await self._ask(self, method, params)
+        if self.is_modern:
+            self._asked += 1
+            if self._asked <= len(self.answered):
+                return self.answered[self._asked - 1]
+        elif not self._answer.as_sse:
+            raise RuntimeError("cannot ask the client: a legacy backend needs answers='sse'")
+        return await self._ask(self, requests)
+
+    async def _one(self, method: str, params: JSON) -> Any:
+        return (await self.request_all({method: (method, params)}))[method]
 
     async def detach(self) -> None:
         """End the HTTP response and run on. The client gets the rest when it resumes: needs `resumable=True`."""

@@ -4,13 +4,21 @@ Usage: mcp2.py PORT sse|json
 """
 
 import sys
+from functools import partial
 
+from mcp.server import NotificationOptions
 from mcp.server.mcpserver import Context, Image, MCPServer
 from mcp_types import Completion
-from offer import offer_everything, port_argument
+from offer import offer_everything, offer_toggle, port_argument
 
 server = MCPServer("interop-mcp2", instructions="Be kind to this server.")
 offer_everything(server, Context, Image)
+offer_toggle(server, Context, server.remove_tool, Context.notify_tools_changed)
+# In the legacy era it declares no listChanged by itself, and has no public way to.
+lowlevel = server._lowlevel_server
+lowlevel.create_initialization_options = partial(  # type: ignore[method-assign]
+    lowlevel.create_initialization_options, NotificationOptions(tools_changed=True)
+)
 
 
 @server.completion()

@@ -2,8 +2,9 @@
 
 import base64
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 from typing_extensions import TypedDict  # typing has its own, which pydantic refuses before Python 3.12
@@ -60,6 +61,14 @@ def offer_everything(server: Any, context_class: type, image: Callable[..., Any]
         return f"counted to {to}"
 
     @server.tool()
+    async def visit(url: str) -> str:
+        """Fetch a page, once."""
+        page = urlsplit(url)
+        async with await anyio.connect_tcp(page.hostname or "", page.port or 80) as stream:
+            await stream.send(f"GET {page.path} HTTP/1.0\r\n\r\n".encode())
+            return (await stream.receive()).decode()
+
+    @server.tool()
     async def wait() -> str:
         """Never answers, and notices when it is cancelled."""
         waits["begun"] += 1
@@ -96,3 +105,44 @@ def offer_everything(server: Any, context_class: type, image: Callable[..., Any]
     def review(code: str, style: str = "kind") -> str:
         """Ask for a review."""
         return f"Please give a {style} review of:\n{code}"
+
+
+def offer_toggle(
+    server: Any, context_class: type, remove: Callable[[str], None], tell: Callable[[Any], Awaitable[None]]
+) -> None:
+    """A tool that comes and goes while the server runs.
+
+    Args:
+        remove: Takes a tool away.
+        tell: Tells of it whoever the SDK's own means reach, through the context of the call that toggles.
+    """
+    watchers: list[Any] = []
+    is_there = False
+
+    def extra() -> str:
+        """Here today."""
+        return "gone tomorrow"
+
+    @server.tool()
+    async def watch(ctx: context_class) -> str:  # type: ignore[valid-type]
+        """From now on this session is told, whoever toggles."""
+        watchers.append(ctx.session)  # type: ignore[attr-defined]
+        return "watching"
+
+    @server.tool()
+    async def toggle(ctx: context_class) -> bool:  # type: ignore[valid-type]
+        """Offer `extra`, or do so no more. Returns whether it is there now."""
+        nonlocal is_there
+        is_there = not is_there
+        if is_there:
+            server.tool(name="extra")(extra)
+        else:
+            remove("extra")
+        for session in list(watchers):
+            try:
+                with anyio.fail_after(1):
+                    await session.send_tool_list_changed()
+            except Exception:  # noqa: BLE001  # it has ended, and each SDK has an error of its own for that
+                watchers.remove(session)
+        await tell(ctx)
+        return is_there

@@ -1,0 +1,81 @@
+"""A connector with a record of what it is asked for, and of what becomes of the connections that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, cast
+
+import attrs
+import trio
+
+from simulation.trace import Attempt, Attempted, Event, LetGo
+from trio_vmcp import Backend, BackendClient, BackendConnector, BackendRecord, Identity
+from trio_vmcp.client.interface import EventSink
+
+__all__ = ["NotingConnector"]
+
+
+@attrs.define(eq=False)
+class NotingConnector:
+    """A factory's connector, with that record.
+
+    Attributes:
+        numbers: Of the attempts, over all instances.
+        passed_to: The operation that this very object was passed to.
+    """
+
+    inner: BackendConnector
+    instance: int
+    note: Callable[[Event], None]
+    numbers: Iterator[int]
+    passed_to: Callable[[Backend], int]
+
+    async def __call__(
+        self,
+        backend: Backend,
+        *,
+        identity: Identity | None,
+        resume: BackendRecord | None,
+        nursery: trio.Nursery,
+        events: EventSink,
+    ) -> BackendClient:
+        number = next(self.numbers)
+        self.note(
+            Attempt(
+                at=trio.current_time(),
+                number=number,
+                op=self.passed_to(backend),
+                instance=self.instance,
+                backend_id=backend.id,
+                resumed=resume is not None,
+            )
+        )
+        outcome: Literal["ok", "error", "cancelled"] = "cancelled"
+        error = ""
+        try:
+            client = await self.inner(backend, identity=identity, resume=resume, nursery=nursery, events=events)
+            outcome = "ok"
+        except Exception as exc:
+            outcome, error = "error", type(exc).__name__
+            raise
+        finally:
+            self.note(Attempted(at=trio.current_time(), number=number, outcome=outcome, error=error))
+        return cast(BackendClient, _NotingClient(client, number, self.note))
+
+
+@attrs.define(eq=False)
+class _NotingClient:
+    """A client, all of it, with a record of its end."""
+
+    inner: BackendClient
+    number: int
+    note: Callable[[Event], None]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    async def aclose(self, *, terminate: bool) -> None:
+        try:
+            await self.inner.aclose(terminate=terminate)
+        finally:
+            self.note(LetGo(at=trio.current_time(), number=self.number))

@@ -1,0 +1,233 @@
+"""Twenty backends of both eras crash, hang, restart, forget and change for a virtual hour, under six sessions of two
+factories that call them all the time.
+
+A backend counts as healthy when nothing was done to it for SETTLING s. Calls to a healthy one succeed, each runs at
+most once, whoever is down is asked no more often than the backoff allows, and in the end nothing is left.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import attrs
+import pytest
+import trio
+from harness import library_tasks
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vmcp import (
+    JSON,
+    Backend,
+    BackendError,
+    FactorySettings,
+    Session,
+    SessionChange,
+    open_session_factory,
+)
+from trio_vmcp.client.http11 import Http11Transport
+from trio_vmcp.testing import CallContext, Hang, MemoryNetwork, ScriptedBackend, Status, open_memory_network
+
+BACKENDS, FACTORIES, SESSIONS = 20, 2, 3  # sessions of each factory
+HOUR = 3600.0  # s
+SETTINGS = FactorySettings(
+    backend_init_timeout=5, request_timeout=3, reconnect_delay=0.5, reconnect_max_delay=10, idle_timeout=2 * HOUR
+)
+# s until a backend that is well again must be of use: the longest delay (10 s, and 20 %) of an attempt and of the
+# circuit, and an attempt that began while it still hung, by each session of a factory.
+SETTLING = 12 + 12 + SESSIONS * SETTINGS.backend_init_timeout
+LEAST_DELAY = 8.0  # s: the longest delay less 20 %
+HANDSHAKES = ("initialize", "server/discover")
+QUICK_ATTEMPTS = 7  # 0.5 s, doubled, until the delay is at its longest; and the one that had just begun
+
+
+@attrs.define(eq=False)
+class Patient(ScriptedBackend):
+    """A backend that knows what was done to it.
+
+    Attributes:
+        well_since: When it was last left alone; infinity while something is wrong.
+        dialled: Connections that were asked for, also in vain.
+        executed_once: How often each call ran.
+    """
+
+    well_since: float = 0.0
+    dialled: int = 0
+    executed_once: Counter[str] = attrs.field(factory=Counter)
+
+    async def accept(self) -> None:
+        self.dialled += 1
+        await super().accept()
+
+    async def count(self, arguments: JSON, context: CallContext) -> str:
+        self.executed_once[arguments["key"]] += 1
+        await trio.sleep(arguments["seconds"])
+        return str(arguments["key"])
+
+
+@attrs.define(eq=False)
+class Soak:
+    """What happened.
+
+    Attributes:
+        answered, failed: Calls, of all kinds.
+        wrong: What must not happen, in words.
+        changes: Told by sessions, by kind.
+    """
+
+    chance: random.Random
+    backends: dict[str, Patient]
+    answered: int = 0
+    failed: int = 0
+    outages: Counter[str] = attrs.field(factory=Counter)
+    wrong: list[str] = attrs.field(factory=list)
+    changes: Counter[str] = attrs.field(factory=Counter)
+
+    async def trouble(self, backend: Patient) -> None:
+        """An illness after the other, with some peace in between."""
+        kinds = (self._crash, self._hang, self._restart, self._forget, self._shut_out, self._change)
+        while True:
+            await trio.sleep(self.chance.uniform(1, 4) * SETTLING)
+            ill = self.chance.choice(kinds)
+            self.outages[ill.__name__.strip("_")] += 1
+            backend.well_since = float("inf")
+            backend.dialled, began_at = 0, trio.current_time()
+            backend.exchanges.clear()  # an hour of them is a lot of memory
+            await ill(backend)
+            backend.well_since = trio.current_time()
+            self._check_storm(backend, trio.current_time() - began_at)
+
+    async def _crash(self, backend: Patient) -> None:
+        backend.crash()
+        await trio.sleep(self.chance.uniform(1, 120))
+        backend.restart()
+
+    async def _hang(self, backend: Patient) -> None:
+        backend.fail("POST", Hang())
+        await trio.sleep(self.chance.uniform(1, 60))
+        backend.heal()
+
+    async def _restart(self, backend: Patient) -> None:
+        backend.restart()
+        await trio.lowlevel.checkpoint()
+
+    async def _forget(self, backend: Patient) -> None:
+        backend.sessions.clear()
+        await trio.lowlevel.checkpoint()
+
+    async def _shut_out(self, backend: Patient) -> None:
+        backend.sessions.clear()
+        for handshake in HANDSHAKES:
+            backend.fail(handshake, Status(503))
+        await trio.sleep(self.chance.uniform(1, 120))
+        backend.heal()
+
+    async def _change(self, backend: Patient) -> None:
+        name = f"extra_{self.outages['change']}"
+        backend.add_tool(name)
+        backend.notify("notifications/tools/list_changed")
+        await trio.sleep(10)
+        backend.tools[:] = [tool for tool in backend.tools if tool["name"] != name]
+        backend.notify("notifications/tools/list_changed")
+
+    def _check_storm(self, backend: Patient, seconds: float) -> None:
+        """Attempts are one at a time for a factory, and take three requests at most: one of each era, and one more to
+        ask again. Calls dial, too: five of each session until its circuit is open, those that were on their way, and
+        then a trial at a time.
+        """
+        turns = QUICK_ATTEMPTS + seconds / LEAST_DELAY
+        shaken = sum(len(backend.received(handshake)) for handshake in HANDSHAKES)
+        for what, count, budget in (
+            ("asked for a handshake", shaken, 3 * FACTORIES * turns),
+            ("dialled", backend.dialled, FACTORIES * turns + FACTORIES * SESSIONS * (2 * 5 + turns)),
+        ):
+            if count > budget:
+                self.wrong.append(f"{backend.name} was {what} {count} times in {seconds:.0f} s; {budget:.0f} allowed")
+
+    async def call_on(self, session: Session, number: int) -> None:
+        turn = 0
+        while True:
+            await trio.sleep(self.chance.uniform(0.5, 2.0))
+            turn += 1
+            backend = self.backends[self.chance.choice(list(self.backends))]
+            key, began_at = f"{number}-{turn}", trio.current_time()
+            arguments = {"key": key, "seconds": self.chance.choice([0.0, 0.0, 0.1, 1.0])}
+            try:
+                result = await session.call_tool(f"{backend.name}_count", arguments)
+            except BackendError as error:
+                self.failed += 1
+                if backend.well_since + SETTLING < began_at:
+                    self.wrong.append(
+                        f"at {began_at:.1f} s, {trio.current_time() - backend.well_since:.1f} s well: {error}"
+                    )
+            else:
+                self.answered += 1
+                assert key == result.content[0]["text"]
+
+    async def follow(self, session: Session) -> None:
+        async with session.changes() as changes:
+            async for change in changes:
+                assert isinstance(change, SessionChange)
+                self.changes[change.kind] += 1
+
+
+def patients(network: MemoryNetwork) -> tuple[dict[str, Patient], list[Backend]]:
+    """Half of each era, half of each way to answer, some that can resume."""
+    backends: dict[str, Patient] = {}
+    configured: list[Backend] = []
+    for number in range(BACKENDS):
+        backend = Patient(
+            name=f"b{number}",
+            era="modern" if number % 2 else "legacy",
+            answers="sse" if number % 4 > 1 else "json",
+            resumable=number % 5 == 0,
+        )
+        backend.add_tool("count", backend.count)
+        backends[backend.name] = backend
+        configured.append(Backend(id=backend.name, url=network.attach(f"{backend.name}.test", backend)))
+    return backends, configured
+
+
+async def live(seed: int) -> Soak:
+    async with open_memory_network() as network:
+        backends, configured = patients(network)
+        soak = Soak(random.Random(seed), backends)
+        transports = [network.transport() for _ in range(FACTORIES)]
+        with trio.move_on_after(HOUR):
+            async with trio.open_nursery() as everything:
+                for number, transport in enumerate(transports):
+                    everything.start_soon(run_factory, soak, configured, transport, number)
+                for backend in backends.values():
+                    everything.start_soon(soak.trouble, backend)
+        await wait_all_tasks_blocked()
+        assert [] == library_tasks()
+        assert [0] * FACTORIES == [transport.busy_connections for transport in transports]
+        for transport in transports:
+            await transport.aclose()
+        await wait_all_tasks_blocked()
+        assert 0 == network.open_connections
+    return soak
+
+
+async def run_factory(soak: Soak, configured: list[Backend], transport: Http11Transport, number: int) -> None:
+    async with open_session_factory(transport=transport, settings=SETTINGS) as factory, trio.open_nursery() as nursery:
+        for one in range(SESSIONS):
+            session = await factory.make_session(configured)
+            nursery.start_soon(soak.call_on, session, SESSIONS * number + one)
+            nursery.start_soon(soak.follow, session)
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_an_hour_of_trouble(seed: int, record_property: Callable[[str, object], None]) -> None:
+    """No leak, no storm, no call twice, and every call to a healthy backend succeeds."""
+
+    random.seed(seed)  # of the library's own jitter
+    soak = trio.run(live, seed, clock=MockClock(autojump_threshold=0))
+    twice = [key for backend in soak.backends.values() for key, count in backend.executed_once.items() if count > 1]
+    record_property("calls", f"{soak.answered} answered, {soak.failed} failed, {dict(soak.outages)}")
+    assert [] == soak.wrong[:20]
+    assert [] == twice
+    assert soak.answered > 10_000
+    assert soak.failed > 100  # or there was no trouble
+    assert set() == {"backend", "tools"} - soak.changes.keys()
