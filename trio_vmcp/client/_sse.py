@@ -20,6 +20,8 @@ __all__ = ["MAX_FIELD_BYTES", "SseDecoder", "SseEvent", "SseLimit"]
 # together.
 MAX_FIELD_BYTES = 1024
 
+LARGE_PIECE = 4096  # bytes, next to which an entry in a list is nothing
+
 _LONGEST_FIELD = len(b"event:")  # no field that we read has its colon further on
 _VISIBLE_ASCII = re.compile(rb"[\x21-\x7e]*")
 _BOM = b"\xef\xbb\xbf"
@@ -61,7 +63,9 @@ class SseDecoder:
     last_event_id: str | None = attrs.field(default=None, init=False)
     retry: float | None = attrs.field(default=None, init=False)
 
-    _line: bytearray = attrs.field(factory=bytearray, init=False, repr=False)  # the begun one
+    # The begun line: large pieces as they came, small ones together. A buffer that grows would be moved again and again.
+    _pieces: list[bytes | bytearray] = attrs.field(factory=list, init=False, repr=False)
+    _line_bytes: int = attrs.field(default=0, init=False)
     _after_cr: bool = attrs.field(default=False, init=False)  # an LF that comes now belongs to a line end already seen
     _at_start: bool = attrs.field(default=True, init=False)
     _broken: str | None = attrs.field(default=None, init=False)
@@ -83,7 +87,7 @@ class SseDecoder:
             self._feed(chunk, events)
         except SseLimit as exc:
             self._broken = str(exc)
-            self._line, self._data = bytearray(), None
+            self._pieces, self._data = [], None
             if not events:
                 raise
         return events
@@ -102,17 +106,24 @@ class SseDecoder:
         lines = chunk.splitlines()  # of bytes: at CR, LF and CRLF alone
         rest = b"" if chunk[-1:] in (b"\r", b"\n") else lines.pop()
         for line in lines:
-            if self._line:
+            if self._line_bytes:
                 self._extend_line(line)
-                begun, self._line = self._line, bytearray()
+                begun = bytearray().join(self._pieces)
+                self._pieces, self._line_bytes = [], 0
                 self._end_line(begun, events)
             else:
                 self._end_line(line, events)
         self._extend_line(rest)
 
     def _extend_line(self, piece: bytes) -> None:
-        self._check(len(self._line) + len(piece))  # before it is stored
-        self._line += piece
+        self._check(self._line_bytes + len(piece))  # before it is stored
+        self._line_bytes += len(piece)
+        if len(piece) >= LARGE_PIECE:
+            self._pieces.append(piece)
+        elif self._pieces and isinstance(self._pieces[-1], bytearray):
+            self._pieces[-1] += piece
+        else:
+            self._pieces.append(bytearray(piece))
 
     def _check(self, line_bytes: int) -> None:
         if self.max_line_bytes is not None and line_bytes > self.max_line_bytes:
