@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Literal, Protocol, TypeAlias
 
 import attrs
 import trio
@@ -21,6 +20,7 @@ from trio_vmcp._incarnation import Incarnation
 from trio_vmcp._listing import Listing, list_backend
 from trio_vmcp._member import Member, reason_of
 from trio_vmcp._nursery import describe_crash, start_clean
+from trio_vmcp._observer import EVERYTHING, Observer
 from trio_vmcp._outbound import Outbound, outbound
 from trio_vmcp._reconnects import Reconnects
 from trio_vmcp._refresh import Refresher
@@ -32,7 +32,7 @@ from trio_vmcp.metadata import BackendRecord, endpoint_digest
 from trio_vmcp.models import JSON, Backend, BackendFailure, BackendState, BackendStatus, FailureReason
 from trio_vmcp.settings import FactorySettings
 
-__all__ = ["Change", "Membership", "Observer"]
+__all__ = ["Membership"]
 
 logger = logging.getLogger("trio_vmcp.session")
 
@@ -41,28 +41,6 @@ logger = logging.getLogger("trio_vmcp.session")
 SLOW_HANDSHAKE = 0.02
 MOST_REMOVED = 100  # backends that `session.backends` still shows
 MOST_SUB_RESOURCE = 4096  # characters of a URI beyond the one that was subscribed to: a backend chooses them
-
-Change: TypeAlias = Literal["backend", "tools", "resources", "prompts"]
-EVERYTHING: tuple[Change, ...] = ("backend", "tools", "resources", "prompts")
-
-
-class Observer(Protocol):
-    """Who advertises, writes down and tells what changes. Never waits."""
-
-    def check_names(self, member: Member, listing: Listing) -> None:
-        """
-        Raises:
-            MessageTooLarge: Names stay bound for the session's life, and this backend has had too many by now.
-        """
-        ...
-
-    def member_changed(self, member: Member, changes: Sequence[Change]) -> None:
-        """It joined, was lost, or lists something else. Of what happens before the opening is over, nobody is told."""
-        ...
-
-    def resource_updated(self, member: Member, uri: str) -> None:
-        """A resource that was subscribed to has new content, or may have."""
-        ...
 
 
 @attrs.define(eq=False)

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import attrs
 import trio
 
+from trio_vmcp._incarnation import Incarnation
 from trio_vmcp._listing import list_backend
+from trio_vmcp._member import Member
 from trio_vmcp._nursery import start_clean
+from trio_vmcp._observer import Observer
 from trio_vmcp.client.interface import BackendClient
 from trio_vmcp.errors import BackendError
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import Backend
 from trio_vmcp.settings import FactorySettings
-
-if TYPE_CHECKING:  # who has refreshers, and hears of them
-    from trio_vmcp._incarnation import Incarnation
-    from trio_vmcp._member import Member
-    from trio_vmcp._membership import Observer
 
 __all__ = ["Refresher"]
 

@@ -26,8 +26,9 @@ from trio_vmcp._changes import ChangeFeed
 from trio_vmcp._keeper import Keeper
 from trio_vmcp._listing import MOST_NAME_BYTES, Listing
 from trio_vmcp._member import Member, new_member
-from trio_vmcp._membership import Change, Membership
+from trio_vmcp._membership import Membership
 from trio_vmcp._nursery import describe_crash
+from trio_vmcp._observer import Change
 from trio_vmcp._outbound import holds_callback_of
 from trio_vmcp._reconnects import Reconnects
 from trio_vmcp._stored import Stored

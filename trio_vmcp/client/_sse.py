@@ -63,7 +63,7 @@ class SseDecoder:
     last_event_id: str | None = attrs.field(default=None, init=False)
     retry: float | None = attrs.field(default=None, init=False)
 
-    # The begun line: large pieces as they came, small ones together. A buffer that grows would be moved again and again.
+    # The begun line: large pieces as they came, small ones together. A buffer that grows is moved again and again.
     _pieces: list[bytes | bytearray] = attrs.field(factory=list, init=False, repr=False)
     _line_bytes: int = attrs.field(default=0, init=False)
     _after_cr: bool = attrs.field(default=False, init=False)  # an LF that comes now belongs to a line end already seen
