@@ -264,9 +264,12 @@ async def test_a_cut_off_call_takes_its_handler_along(autojump_clock: MockClock,
     assert 0 == user.acted
 
 
+@pytest.mark.parametrize("session_ids", [True, False])
 @both_eras
-async def test_cancelling_the_callers_scope_ends_the_handler(autojump_clock: MockClock, era: str) -> None:
-    """At once, and the session and its other calls go on."""
+async def test_cancelling_the_callers_scope_ends_the_handler(
+    autojump_clock: MockClock, era: str, session_ids: bool
+) -> None:
+    """At once, and the session and its other calls go on; the backend need not have given out a session id."""
     user = User()
     ended = trio.Event()
 
@@ -277,7 +280,9 @@ async def test_cancelling_the_callers_scope_ends_the_handler(autojump_clock: Moc
             ended.set()
 
     user.act = act
-    async with user.world({"a": asking_backend(era)}) as world, world.open_session() as session:
+    backend = asking_backend(era)
+    backend.session_ids = session_ids
+    async with user.world({"a": backend}) as world, world.open_session() as session:
         with trio.move_on_after(2):
             await session.call_tool("a_ask")
         with trio.fail_after(0.5):

@@ -369,13 +369,13 @@ class LegacyClient(StreamableClient):
             raise too_many_subscriptions(backend_id)
 
     def _give_up(self, message_id: int, identity: Identity | None, reason: str) -> None:
+        self._requests.give_up_on(outbound.get())
         if self.record.session_id is None:
             # Nothing but the number would say whose request it is, and every other client begins to count at 1, too.
             return
         # "Disconnection SHOULD NOT be interpreted as the client cancelling its request" (2025-11-25, transports).
         notice = encode_notification("notifications/cancelled", {"requestId": message_id, "reason": reason})
         self._start_notice(notice, identity)
-        self._requests.give_up_on(outbound.get())
 
     def _on_request(self, message: Request, identity: Identity | None) -> None:
         headers = self._headers()  # of the session that asks, whatever becomes of it until there is an answer
