@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import trio
-from harness import echo_backend, open_world, slow_backend
+from harness import PlainConnector, echo_backend, open_world, plain_backends, slow_backend
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vmcp import BackendTimeout, BackendUnavailable, FactorySettings
+from trio_vmcp import BackendTimeout, BackendUnavailable, FactorySettings, open_session_factory
 from trio_vmcp.testing import Delay, Drip, Hang, Status
 
 
@@ -152,3 +152,26 @@ async def test_sessions_close_while_a_backend_is_to_be_added_again(
         await wait_all_tasks_blocked()
         for session in sessions:
             nursery.start_soon(session.aclose)
+
+
+@pytest.mark.parametrize("moment", range(12))
+async def test_a_connection_that_breaks_at_the_end_of_the_drain_is_let_go_of(
+    autojump_clock: MockClock, moment: int
+) -> None:
+    """What ends the last call may be what ends its connection: the client is closed all the same, once."""
+    broken = trio.Event()
+
+    async def crash() -> None:
+        await trio.sleep(3)
+        broken.set()
+        for _ in range(moment):
+            await trio.lowlevel.checkpoint()
+        raise ZeroDivisionError
+
+    connector = PlainConnector(services={"b0": crash}, on_request={"b0": broken.wait})
+    async with open_session_factory(connector=connector) as factory, trio.open_nursery() as nursery:
+        session = await factory.make_session(plain_backends(1))
+        nursery.start_soon(session.call_tool, "b0_echo")
+        await wait_all_tasks_blocked()
+        await session.aclose()
+    assert 1 == len(connector.clients["b0"].closed)

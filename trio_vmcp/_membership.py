@@ -277,7 +277,9 @@ class Membership:
         try:
             ended = await self._hold(member, backend, incarnation)
             if ended and not self._closed:  # who breaks on the way out of a closing session is missed by nobody
-                await self._lose(member, incarnation, ended)
+                self._lose(member, incarnation, ended)
+            if ended and incarnation.client is not None:
+                await self._let_go(member, incarnation, incarnation.client)
         finally:
             incarnation.settle()
             member.let_go(incarnation)
@@ -425,7 +427,7 @@ class Membership:
             member.end_recovery()
             self._observer.member_changed(member, ("backend",))
 
-    async def _lose(self, member: Member, incarnation: Incarnation, ended: str) -> None:
+    def _lose(self, member: Member, incarnation: Incarnation, ended: str) -> None:
         """Its connection crashed or ended, before it had joined or behind it."""
         client = incarnation.client
         if (member.current is incarnation or not incarnation.settled.is_set()) and not member.is_removed:
@@ -438,8 +440,6 @@ class Membership:
             member.turns.failed()
             self._see_to(member)
             self._observer.member_changed(member, ("backend",))
-        if client is not None:
-            await self._let_go(member, incarnation, client)
 
     def _warn(self, failure: BackendFailure) -> None:
         logger.warning(
