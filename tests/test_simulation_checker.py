@@ -35,6 +35,7 @@ from simulation.history import (
 from simulation.world import run_history
 
 import trio_vmcp.client._http
+import trio_vmcp.client._process
 import trio_vmcp.default_session
 from trio_vmcp import BackendUnavailable, Bare, FactorySettings, SessionClosed
 from trio_vmcp._admission import Admission
@@ -47,8 +48,11 @@ from trio_vmcp._membership import Membership
 from trio_vmcp._reconnects import Reconnects
 from trio_vmcp._refresh import Refresher
 from trio_vmcp.client._client import StreamableClient
+from trio_vmcp.client._handling import Handling
 from trio_vmcp.client._http import HttpLink, Reply
 from trio_vmcp.client._legacy import LegacyClient
+from trio_vmcp.client._log_feed import LogFeed
+from trio_vmcp.client._server_requests import ServerRequests
 from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.factory import DefaultSessionFactory
 from trio_vmcp.routing import Bindings, build_routing
@@ -60,6 +64,8 @@ SETTINGS = FactorySettings(drain_timeout=5.0, teardown_timeout=2.0, request_time
 PATIENT = FactorySettings(backend_init_timeout=3.0, reconnect_max_delay=2.0, teardown_timeout=0.5)
 LEGACY = (BackendSpec(id="b0", configured_era="legacy"),)
 STREAMS = (BackendSpec(id="b0", answers="sse"),)
+DEAF = (BackendSpec(id="b0", transport="stdio", manners="deaf"),)
+PARENT = (BackendSpec(id="b0", transport="stdio", manners="parent"),)
 LONG = (Exit(at=40.0),)
 TWINS = (BackendSpec(id="b0"), BackendSpec(id="b1"))  # whatever one of them offers, the other does, too
 
@@ -82,6 +88,13 @@ FORGOTTEN: tuple[Step, ...] = (Open(), Disturb(at=1.0, what="forget"), Call(at=2
 REMOVED: tuple[Step, ...] = (Open(), Remove(at=1.0), Close(at=5.0))
 RELIST = Relist(at=1.0, names=("echo", "now"))
 CHANGED: tuple[Step, ...] = (Open(), RELIST, Call(at=2.0), Look(at=20.0), Close(at=21.0))
+QUESTION: tuple[Step, ...] = (Open(bound=True), Call(at=1.0, asks=1, question="sampling"), Close(at=10.0))
+GIVEN_UP_ON: tuple[Step, ...] = (
+    Open(),
+    Call(at=1.0, asks=1, question="elicitation", reply="hang", timeout=0.5),
+    Close(at=10.0),
+)
+LOG: tuple[Step, ...] = (Open(), Call(at=1.0, logs=3), Close(at=3.0))
 ALL_HANG: tuple[Step, ...] = tuple(Strike(backend=index, matches="POST", times=9) for index in range(2))
 
 
@@ -222,6 +235,24 @@ async def keeps_hold(original: Any, membership: Membership, member: Member, *arg
 
 
 def does_nothing(original: Any, *args: Any) -> None: ...
+
+
+def declares_nothing(original: Any, handling: Handling) -> None:
+    handling.capabilities = {}
+
+
+def tells_no_caller(original: Any, handling: Handling, kind: str, params: Any, caller: Any, **kw: Any) -> Any:
+    return original(handling, kind, params, None, **kw)
+
+
+async def runs_twice(original: Any, handling: Handling, *args: Any, **kw: Any) -> Any:
+    await original(handling, *args, **kw)
+    return await original(handling, *args, **kw)
+
+
+def tells_twice(original: Any, feed: LogFeed, *args: Any) -> None:
+    original(feed, *args)
+    original(feed, *args)
 
 
 def swaps_owners(original: Any, session: Any, *args: Any) -> Any:
@@ -426,6 +457,41 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         wrapped(LegacyClient, "_on_request", does_nothing),
         History(backends=STREAMS, steps=(Open(), Call(at=1.0, asks=1), Close(at=10.0))),
         "questions_are_answered",
+    ),
+    "a process that is killed at once": (
+        replaced(trio_vmcp.client._process, "TERM_SHARE", 0.0),
+        History(backends=DEAF, steps=CLOSED),
+        "processes_are_asked_before_they_are_killed",
+    ),
+    "a process that leaves one of its own behind": (
+        replaced(trio_vmcp.client._process, "_signal_group", lambda *_: None),
+        History(backends=PARENT, steps=CLOSED),
+        "nothing_is_left",
+    ),
+    "handlers that nobody is told of": (
+        wrapped(Handling, "__attrs_post_init__", declares_nothing),
+        History(backends=STREAMS, given=("sampling",), steps=QUESTION),
+        "what_is_given_is_declared",
+    ),
+    "a handler that is not told who calls": (
+        wrapped(Handling, "run", tells_no_caller),
+        History(backends=STREAMS, given=("sampling",), steps=QUESTION),
+        "handlers_are_told_whose_question_it_is",
+    ),
+    "a question that is asked twice": (
+        wrapped(Handling, "run", runs_twice),
+        History(backends=STREAMS, given=("sampling",), steps=QUESTION),
+        "a_question_is_asked_once",
+    ),
+    "a handler for a call that nobody waits for": (
+        wrapped(ServerRequests, "give_up_on", does_nothing),
+        History(backends=STREAMS, given=("elicitation",), steps=GIVEN_UP_ON),
+        "handlers_end_with_their_calls",
+    ),
+    "a log message that is told twice": (
+        wrapped(LogFeed, "put", tells_twice),
+        History(backends=STREAMS, given=("log",), steps=LOG),
+        "log_messages_come_in_order",
     ),
     "metadata that is lost": (
         wrapped(Keeper, "leave", lambda original, keeper, *, terminate: original(keeper, terminate=True)),

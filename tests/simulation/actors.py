@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterator
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import attrs
 import trio
 
+from simulation.asking import Question, declared_to, log_message, question
 from simulation.history import BackendSpec, Disturb, Expire, Relist, Strike
+from simulation.processes import MemoryProcess, ProcessTable, Program
 from simulation.trace import Asked, Event, Executed, Felt, Offered
 from trio_vmcp import JSON, Backend
 from trio_vmcp.testing import CallContext, Exchange, MemoryNetwork, RpcError, ScriptedBackend, Status
@@ -20,6 +27,7 @@ CANARY = "canary"
 PATIENCE = 5.0  # s, for an answer of the client to a tool's question
 SESSION_ERROR = -32000
 
+NEXT_TRANSPORT = {"sse": "streamable-http", "streamable-http": "sse"}
 OTHER_ERA = {"legacy": "modern", "modern": "legacy", "both": "legacy"}
 CHANGED = {
     "tool": "notifications/tools/list_changed",
@@ -39,6 +47,7 @@ class Actor:
 
     spec: BackendSpec
     network: MemoryNetwork
+    processes: ProcessTable
     note: Callable[[Event], None]
     scripted: ScriptedBackend = attrs.field(init=False)
     configured: Backend = attrs.field(init=False)
@@ -55,6 +64,8 @@ class Actor:
         self.scripted = ScriptedBackend(
             name=spec.id,
             era=spec.era,
+            transport="sse" if spec.transport == "sse" else "streamable-http",
+            holds_posts=spec.holds_posts,
             answers=spec.answers,
             resumable=spec.resumable,
             listens=spec.listens,
@@ -66,14 +77,51 @@ class Actor:
         for kind, names in (("tool", spec.tools), ("resource", spec.resources), ("prompt", spec.prompts)):
             for name in names:
                 self._offer(kind, name, "")
-        self.configured = Backend(
-            id=spec.id,
-            url=self.network.attach(f"{spec.id}.test", self.scripted),
-            era=spec.configured_era,
-            headers={"authorization": f"Bearer {CANARY}-header"},
-        )
+        self.configured = self._program() if spec.transport == "stdio" else self._service()
         self._note_offer()
         self.feel()
+
+    def _service(self) -> Backend:
+        return Backend(
+            id=self.spec.id,
+            url=self.network.attach(f"{self.spec.id}.test", self.scripted),
+            transport=self.spec.transport if self.spec.is_named else "streamable-http",
+            era=self.spec.configured_era,
+            headers={"authorization": f"Bearer {CANARY}-header"},
+        )
+
+    def _program(self) -> Backend:
+        def says(env: Mapping[str, str]) -> str:
+            return f"{self.spec.id} begins with {env['TOKEN']}\n"
+
+        command = f"{self.spec.id}-server"
+        is_there = itertools.cycle([False, True])  # while it is down: cannot be started, or ends at once
+        self.processes.programs[command] = Program(
+            main=self._run, manners=self.spec.manners, is_there=lambda: self._is_up or next(is_there), says=says
+        )
+        return Backend(
+            id=self.spec.id,
+            transport="stdio",
+            command=command,
+            era=self.spec.configured_era,
+            env={"TOKEN": f"{CANARY}-environment"},
+        )
+
+    async def _run(self, process: MemoryProcess, pipes: trio.abc.Stream) -> int:
+        """One process."""
+        if not self._is_up:
+            return 1
+        self.feel()
+        try:
+            manners, process.manners = process.manners, "deaf"
+            await self.scripted.accept()
+            process.manners = manners
+            await self.scripted.serve_lines(_FeltStream(pipes, self.feel))
+        except ConnectionRefusedError:  # a fault
+            return 1
+        finally:
+            self.feel()
+        return 0
 
     def _offer(self, kind: str, name: str, description: str) -> None:
         match kind:
@@ -86,32 +134,50 @@ class Actor:
                 self.scripted.add_prompt(name, text, description=description)
 
     async def _work(self, arguments: JSON, context: CallContext) -> str:
-        """What every tool does, as its arguments say."""
+        """What every tool does, as its arguments say. A modern one that asks begins anew with every answer."""
         key, name = arguments["key"], str(context.params["name"])
-        self.note(Executed(at=trio.current_time(), backend_id=self.spec.id, name=name, key=key))
+        if not context.answered:
+            self.note(Executed(at=trio.current_time(), backend_id=self.spec.id, name=name, key=key))
         self._calls[context] = None
         try:
-            for method in list(self._changed):
-                await context.notify(method, {})
-            for count in range(arguments["progress"]):
-                await context.progress(count)
-            if not context.is_modern and self.spec.answers == "sse":
-                for _ in range(arguments["asks"]):
-                    await self._ask(key, context)
+            if not context.answered:
+                for method in list(self._changed):
+                    await context.notify(method, {})
+                for count in range(arguments["progress"]):
+                    await context.progress(count)
+            if self.spec.can_ask:
+                for number in range(arguments["asks"]):
+                    await self._ask(question(key, number, arguments), context)
+            for number in range(arguments["logs"]):
+                await context.notify("notifications/message", log_message(key, number))
             await trio.sleep(arguments["seconds"])
         finally:
             del self._calls[context]
         return json.dumps({"key": key, "backend": self.spec.id})
 
-    async def _ask(self, key: int, context: CallContext) -> None:
-        answered = False
-        with trio.move_on_after(PATIENCE):
+    async def _ask(self, asked: Question, context: CallContext) -> None:
+        """What it is not told that it may ask, it asks all the same where that costs nobody the call."""
+        declared = asked.kind == "ping" or declared_to(context, self.scripted, asked.kind)
+        if context.is_modern and (asked.kind == "ping" or not declared):
+            return  # it would fail
+        result: Any = None
+        refused = False
+        with trio.move_on_after(math.inf if context.is_modern else PATIENCE):
             try:
-                await context.request("ping", {})
-                answered = True
+                result = await context.request(asked.method, asked.params)
             except RpcError:
-                pass
-        self.note(Asked(at=trio.current_time(), backend_id=self.spec.id, key=key, answered=answered))
+                refused = True
+        self.note(
+            Asked(
+                at=trio.current_time(),
+                backend_id=self.spec.id,
+                key=asked.key,
+                number=asked.number,
+                kind=asked.kind,
+                declared=declared,
+                outcome="refused" if refused else "silence" if result is None else asked.judge(result),
+            )
+        )
 
     # --- what befalls it
 
@@ -124,11 +190,14 @@ class Actor:
             case "restart" | "flip":
                 self._crash()
                 self.feel()
-                if step.what == "flip":
+                if step.what == "flip" and self.spec.transport == "sse":
+                    self.scripted.transport = NEXT_TRANSPORT[self.scripted.transport]  # type: ignore[assignment]
+                elif step.what == "flip":
                     self.scripted.era = OTHER_ERA[self.scripted.era]  # type: ignore[assignment]
                 self._return()
             case "forget":
-                self.scripted.sessions.clear()
+                for lost in self._sessions():
+                    self._lose(lost)
             case "heal":
                 self.scripted.heal()
                 self._faults.clear()
@@ -143,10 +212,12 @@ class Actor:
 
     def expire(self, step: Expire) -> None:
         """One that it has given out no id for has nothing to expire."""
-        session_id = next(iter(self.scripted.sessions), None)
+        session_id = next(iter(self._sessions()), None)
         if session_id is None:
             return
-        del self.scripted.sessions[session_id]
+        self._lose(session_id)
+        if isinstance(session_id, MemoryProcess) or self.scripted.transport == "sse":
+            return
 
         def is_its(exchange: Exchange) -> bool:
             return exchange.session_id == session_id
@@ -183,11 +254,41 @@ class Actor:
         for context in list(self._calls):
             await context.notify(method, {})
 
+    def _lose(self, session: str | MemoryProcess) -> None:
+        """A session that is its connection takes with it what is under way."""
+        if isinstance(session, MemoryProcess):
+            with self._out_of_order():
+                session.end(0)
+        elif self.scripted.transport == "sse":
+            with self._out_of_order():
+                self.scripted.end_session(session)
+        else:
+            self.scripted.end_session(session)
+
+    @contextmanager
+    def _out_of_order(self) -> Iterator[None]:
+        was_up, self._is_up = self._is_up, False
+        self.feel()
+        yield
+        self._is_up = was_up
+        self.feel()
+
+    def _sessions(self) -> list[str | MemoryProcess]:
+        return [*self.scripted.sessions, *self._living()]
+
+    def _living(self) -> list[MemoryProcess]:
+        return self.processes.running(self.configured.command)
+
     def _crash(self) -> None:
         self._is_up = False
-        self.scripted.crash()
+        if self.spec.transport != "stdio":
+            self.scripted.crash()
+        for process in self._living():
+            process.end(-signal.SIGSEGV)
 
     def _return(self) -> None:
+        for lost in list(self.scripted.sessions) if self._is_up and self.scripted.transport == "sse" else ():
+            self._lose(lost)  # it was there already, and is another process from now on
         self._is_up = True
         self.scripted.restart()
 
@@ -217,4 +318,29 @@ class Actor:
 
     @property
     def _speaks_as_configured(self) -> bool:
+        if self.spec.transport == "sse" and self.spec.is_named:
+            return self.scripted.transport == "sse"
         return "auto" == self.configured.era or self.scripted.era in ("both", self.configured.era)
+
+
+@attrs.define(eq=False)
+class _FeltStream(trio.abc.Stream):
+    """A process's end of its pipes, with eyes on it: nothing else sees when it is well."""
+
+    inner: trio.abc.Stream
+    feel: Callable[[], None]
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self.feel()
+        await self.inner.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.inner.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        self.feel()
+        return await self.inner.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        self.feel()
+        await self.inner.aclose()

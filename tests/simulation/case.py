@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import TypeVar
 
 import attrs
 
-from simulation.history import History, Open, Restore, brief
+from simulation.history import BackendSpec, History, Open, Restore, brief
 from simulation.trace import (
     Attempt,
     Attempted,
@@ -29,7 +30,20 @@ from simulation.trace import (
     Trace,
 )
 
-__all__ = ["BACKEND_ERRORS", "CANCELLED_DRAIN", "LAST_BYTES", "MILLISECOND", "Case", "Operation", "Tried", "Violation"]
+__all__ = [
+    "BACKEND_ERRORS",
+    "CANCELLED_DRAIN",
+    "LAST_BYTES",
+    "MILLISECOND",
+    "Case",
+    "Operation",
+    "Tried",
+    "Violation",
+    "every",
+    "spec_of",
+]
+
+T = TypeVar("T")
 
 MILLISECOND = 0.001  # of virtual time, and nothing takes any that is not asked to
 # s, for the end of a stream whose answer is here already (client/_streamable.py): a cancel waits so long for it.
@@ -247,3 +261,12 @@ class Case:
         by_exit = self.history.settings.on_exit == "terminate"
         may_be_idle = self.history.settings.idle_timeout < 1000
         return None if may_be_idle and not by_exit else by_exit
+
+
+def every(case: Case, kind: type[T]) -> Iterator[T]:
+    """The events of one kind, in order."""
+    return (event for event in case.trace.events if isinstance(event, kind))
+
+
+def spec_of(case: Case, backend_id: str) -> BackendSpec:
+    return next(spec for spec in case.history.backends if spec.id == backend_id)

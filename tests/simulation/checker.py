@@ -7,16 +7,19 @@ was seen from both sides. Every check is proved able to fail by a planted defect
 from __future__ import annotations
 
 import math
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 
-from simulation.case import BACKEND_ERRORS, CANCELLED_DRAIN, LAST_BYTES, MILLISECOND, Case, Operation, Violation
+from simulation.answers import ANSWERS
+from simulation.case import BACKEND_ERRORS, CANCELLED_DRAIN, LAST_BYTES, MILLISECOND, Case, Operation, Violation, every
 from simulation.healing import HEALING
 from simulation.history import Add, Call, Disturb, Expire, History, Open, Remove, Restore, Strike, brief
 from simulation.trace import (
     Audit,
     Canary,
     Crashed,
+    EndedProcess,
     Hung,
     IdRead,
     Looked,
@@ -42,6 +45,13 @@ ERRORS = {
     "close": set[str](),
     "hold": set[str](),
     "exit": set[str](),
+}
+# How a program ends that was asked to in order; 1: it could not begin.
+EXPECTED_STATUS = {
+    "polite": {0, 1},
+    "parent": {0, 1},
+    "deaf": {-signal.SIGTERM, 1},
+    "stubborn": {-signal.SIGKILL, 1},
 }
 
 
@@ -204,12 +214,28 @@ def _moved(session: int, tools: Names, bound: dict[str, str]) -> Iterator[str]:
 def _owner(case: Case, opened: Opened, name: str, own_name: str) -> str | None:
     """Whose a name is when an opening ends."""
     strategy = case.history.settings.conflict_resolution
-    in_order = [each for each in opened.connected if own_name in case.offer(each, opened.at)]
+    in_order = [each for each in _were_there(case, opened) if own_name in case.offer(each, opened.at)]
     if isinstance(strategy, Prefix):
         return next((backend_id for backend_id in in_order if name == f"{backend_id}_{own_name}"), None)
     if isinstance(strategy, Priority):
         in_order.sort(key=lambda backend_id: backend_id not in strategy.backend_ids)
     return in_order[0] if in_order and name == own_name else None
+
+
+def _were_there(case: Case, opened: Opened) -> Iterator[str]:
+    """Who is connected, or had been listed and was lost again before the opening was over; in configured order."""
+    opening = case.operations[opened.op].began
+    assert isinstance(opening.step, Open | Restore)
+    had_connected = {
+        tried.attempt.backend_id
+        for tried in case.tried.values()
+        if tried.attempt.op == opening.op and tried.end is not None and tried.end.outcome == "ok"
+    }
+    lost = had_connected & {backend_id for _, backend_id, _ in opened.tools}
+    for index in opening.step.backends:
+        backend_id = case.history.backends[index].id
+        if backend_id in opened.connected or backend_id in lost:
+            yield backend_id
 
 
 def _no_false_denial(case: Case) -> Iterator[str]:
@@ -292,7 +318,7 @@ def _nothing_is_left(case: Case) -> Iterator[str]:
     audits = [event for event in case.trace.events if isinstance(event, Audit)]
     remains = case.trace.remains
     for audit in [*audits, remains.audit] if remains else audits:
-        for name in ("tasks", "responses", "tokens"):
+        for name in ("tasks", "processes", "responses", "tokens"):
             if getattr(audit, name):
                 yield f"{name} left at {audit.at}, while no session was open: {getattr(audit, name)}"
     if remains is None:
@@ -382,6 +408,12 @@ def _rows_live_and_die_with_their_sessions(case: Case) -> Iterator[str]:
             yield f"{restoring} took a closed session for a live one"
 
 
+def _processes_are_asked_before_they_are_killed(case: Case) -> Iterator[str]:
+    for ended in every(case, EndedProcess):
+        if not ended.by_itself and ended.status not in EXPECTED_STATUS[ended.manners]:
+            yield f"process {ended.pid} of {ended.backend_id!r} is {ended.manners}, and ended with {ended.status}"
+
+
 CHECKS: dict[str, Callable[[Case], Iterator[str]]] = {
     check.__name__.removeprefix("_"): check
     for check in (
@@ -403,6 +435,8 @@ CHECKS: dict[str, Callable[[Case], Iterator[str]]] = {
         _nothing_is_left,
         _every_backend_session_gets_its_delete,
         _rows_live_and_die_with_their_sessions,
+        _processes_are_asked_before_they_are_killed,
         *HEALING,
+        *ANSWERS,
     )
 }

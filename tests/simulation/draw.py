@@ -20,10 +20,12 @@ from simulation.history import (
     Exit,
     Expire,
     Failing,
+    Given,
     GiveUp,
     History,
     Kind,
     Look,
+    Manners,
     Open,
     Operation,
     Relist,
@@ -75,8 +77,8 @@ GARBAGE = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 2\r\n\r\nhi",
     b"\x00\xff" * 40,
 )
-HANDSHAKES = ("initialize", "initialize", "server/discover", "notifications/initialized", "tools/list", "POST")
-CALLS = ("tools/call", "tools/call", "resources/read", "prompts/get", "POST")
+HANDSHAKES = ("initialize", "initialize", "server/discover", "notifications/initialized", "tools/list")
+CALLS = ("tools/call", "tools/call", "resources/read", "prompts/get")
 
 
 @attrs.define
@@ -98,6 +100,7 @@ class _Draw:
             settings=self.settings(backends),
             backends=backends,
             instances=instances,
+            given=self.given(),
             steps=tuple(
                 attrs.evolve(step, instance=step.instance % len(instances))
                 if isinstance(step, Open | Restore)
@@ -127,15 +130,30 @@ class _Draw:
             identity_keys=KEYS,
         )
 
+    def given(self) -> tuple[Given, ...]:
+        every: tuple[Given, ...] = ("sampling", "elicitation", "roots", "log")
+        return self.one_of((), every, self.some(every))
+
     def backend(self, backend_id: str) -> BackendSpec:
+        transport: Literal["streamable-http", "sse", "stdio"] = self.one_of(
+            "streamable-http", "streamable-http", "streamable-http", "streamable-http", "sse", "stdio"
+        )
         era: Literal["legacy", "modern", "both"] = self.one_of("legacy", "legacy", "modern", "both")
+        if transport == "sse":  # is older than the eras
+            era = "legacy"
+        is_named = transport != "sse" or self.chance(0.5)
+        manners: tuple[Manners, ...] = ("polite", "polite", "deaf", "stubborn", "parent")
         return BackendSpec(
             id=backend_id,
+            transport=transport,
+            is_named=is_named,
+            holds_posts=self.chance(0.3),
+            manners=self.one_of(*manners) if transport == "stdio" else "polite",
             era=era,
-            configured_era=self.one_of("auto", "auto", "legacy" if era == "both" else era),
-            answers=self.one_of("json", "sse"),
-            resumable=self.chance(0.2),
-            listens=self.chance(0.3),
+            configured_era=self.one_of("auto", "auto", "legacy" if era == "both" else era) if is_named else "auto",
+            answers="sse" if transport == "sse" else self.one_of("json", "sse"),
+            resumable=self.chance(0.2) and transport == "streamable-http",
+            listens=self.chance(0.3) and (transport != "stdio" or era == "legacy"),
             latency=self.one_of(0.0, 0.0, 0.001, 0.05, 0.2),
             session_ids=self.chance(0.9),
             page_size=self.one_of(None, None, 1),
@@ -196,7 +214,11 @@ class _Draw:
             pick=None if self.chance(0.05) else self.random.randrange(12),
             seconds=self.one_of(*SHORT, 20.0),
             progress=self.one_of(0, 0, 1, 3),
+            logs=self.one_of(0, 0, 0, 1, 3),
             asks=self.one_of(0, 0, 0, 1, 2),
+            question=self.one_of("ping", "sampling", "elicitation", "roots"),
+            thinks=self.one_of(0.0, 0.0, 0.0, 0.05, 1.0),
+            reply=self.one_of("right", "right", "right", "fail", "hang", "call") if self.chance(0.97) else "close",
             on_progress="note" if self.chance(0.85) else self.one_of("raise", "shield", "aclose", "suspend"),
             timeout=self.one_of(None, None, None, 0.0, 0.001, 0.3, 2.0),
             caller="wrong" if self.chance(0.05) else "right",
@@ -252,7 +274,7 @@ class _Draw:
                 seconds, times = self.one_of(0.3, 2.0, 60.0), self.one_of(1, 1, 3)
                 return [Failing(at=at, operation=operation, how=how, seconds=seconds, times=times)]
             case _:
-                strike = self.strike(at, backend)
+                strike = self.strike(at, backend, backends[backend])
                 healed = Disturb(at=max(over, strike.at), backend=backend, what="heal")
                 return [strike] if lasts or strike.times < 4 else [strike, healed]
 
@@ -269,6 +291,8 @@ class _Draw:
                 pick=self.random.randrange(12),
                 seconds=self.one_of(0.0, 0.0, 0.05, 1.0),
                 asks=self.one_of(0, 0, 1),
+                question=self.one_of("ping", "sampling", "elicitation", "roots"),
+                logs=self.one_of(0, 0, 2),
                 timeout=self.one_of(None, 5.0),
             )
             for at in moments
@@ -286,18 +310,20 @@ class _Draw:
         names = self.some(pool) or pool[:1]
         return [Relist(at=at, backend=backend, kind=kind, names=names)]
 
-    def strike(self, at: float, backend: int) -> Strike:
+    def strike(self, at: float, backend: int, spec: BackendSpec) -> Strike:
         kind = self.one_of("connect", "goodbye", "handshake", "handshake", "call", "call")
-        fault: Fault
+        verb = "GET" if spec.transport == "sse" and self.chance(0.5) else "POST"  # the GET of others: see `listens`
+        matches: str
+        fault = self.fault_of_a_line() if spec.transport == "stdio" else self.fault()
         match kind:
             case "connect":
                 matches, fault = CONNECT, self.random.choice((Refuse(), Hang(), Delay(0.5)))
             case "goodbye":
-                matches, fault = "DELETE", self.fault()
+                matches = "DELETE"
             case "handshake":
-                matches, fault = self.one_of(*HANDSHAKES), self.fault()
+                matches = self.one_of(*HANDSHAKES, verb)
             case _:
-                matches, fault = self.one_of(*CALLS), self.fault()
+                matches = self.one_of(*CALLS, verb)
         early = self.chance(0.5)  # most of what can go wrong goes wrong while a session opens
         return Strike(
             at=0.0 if early else at,
@@ -319,6 +345,17 @@ class _Draw:
             Stall(cut_at),
             Status(self.one_of(202, 204, 302, 400, 401, 404, 405, 429, 500, 503)),
             Raw(head=self.one_of(*GARBAGE)),
+            Error(self.one_of(-32601, -32603, -32000), "no"),
+            Delay(self.one_of(0.01, 0.5, 2.0)),
+            Rewrite(garbled),
+        )
+        return self.random.choice(faults)
+
+    def fault_of_a_line(self) -> Fault:
+        """None that leaves half a line to whoever answers next."""
+        faults: tuple[Fault, ...] = (
+            Hang("head"),
+            Disconnect(self.random.randrange(400)),
             Error(self.one_of(-32601, -32603, -32000), "no"),
             Delay(self.one_of(0.01, 0.5, 2.0)),
             Rewrite(garbled),

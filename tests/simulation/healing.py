@@ -8,26 +8,23 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import TypeVar
 
-from simulation.case import BACKEND_ERRORS, LAST_BYTES, MILLISECOND, Case, Operation, Tried
+from simulation.case import BACKEND_ERRORS, LAST_BYTES, MILLISECOND, Case, Operation, Tried, every, spec_of
 from simulation.history import Add, BackendSpec, Call, Disturb, Expire, Open, Relist, Restore, Step
-from simulation.trace import Asked, Looked, Removing, Sent, Settled
+from simulation.trace import Looked, Removing, Sent, Settled
 from trio_vmcp import Prefix
 
 __all__ = ["HEALING"]
 
-T = TypeVar("T")
-
 JITTER = 0.2  # of a delay, either way (design: settings)
 REFETCH = 1.0  # s between the beginnings of two refetches (design: backends)
-ROUND_TRIPS = 16  # that connecting and listing takes at most, with pages of one entry
+ROUND_TRIPS = 20  # that connecting and listing takes at most, with pages of one entry
 RESENT = (400, 404)  # what says that a request did not run, and may be sent once more
 BUSY = 100  # connections of one session to one backend, that no history comes close to
 
 
 def _who_is_back_is_ready_again(case: Case) -> Iterator[str]:
-    for looked in _every(case, Looked):
+    for looked in every(case, Looked):
         for backend_id, state, is_missing in looked.members:
             patience = _patience(case, backend_id)
             since = _ready_since(case, looked.life, backend_id, looked.at)
@@ -122,7 +119,7 @@ def _connections_are_let_go_of(case: Case) -> Iterator[str]:
         if tried.let_go is None:
             yield f"the connection to {tried.attempt.backend_id!r}, made at {tried.ended_at}, was never let go of"
     teardown = case.history.settings.teardown_timeout
-    for settled in _every(case, Settled):
+    for settled in every(case, Settled):
         calls = (call for call in case.ended("call", "subscribe") if call.began.life == settled.life)
         if settled.in_flight or any(settled.at - teardown <= call.ended_at <= settled.at for call in calls):
             continue  # whoever was at a call still had its old connection, and is only now being said goodbye to
@@ -141,7 +138,7 @@ def _connections_are_let_go_of(case: Case) -> Iterator[str]:
 def _sent_again_only_if_it_did_not_run(case: Case) -> Iterator[str]:
     sent = defaultdict[int, list[int | None]](list)
     for seen in case.trace.seen:
-        if seen.key is not None and seen.verb == "POST":
+        if seen.key is not None and not seen.is_retry:
             sent[seen.key].append(seen.status)
     for key, statuses in sent.items():
         if len(statuses) > 2 or any(status not in RESENT for status in statuses[:-1]):
@@ -149,7 +146,7 @@ def _sent_again_only_if_it_did_not_run(case: Case) -> Iterator[str]:
 
 
 def _rows_say_what_sessions_say(case: Case) -> Iterator[str]:
-    for settled in _every(case, Settled):
+    for settled in every(case, Settled):
         session = case.opened[settled.life].session
         if any(failure.session == session and failure.at <= settled.at for failure in case.storage_failed):
             continue  # it is written with the next change
@@ -163,9 +160,9 @@ def _rows_say_what_sessions_say(case: Case) -> Iterator[str]:
 
 
 def _removed_backends_get_their_delete(case: Case) -> Iterator[str]:
-    deletes = [sent for sent in _every(case, Sent) if sent.verb == "DELETE"]
+    deletes = [sent for sent in every(case, Sent) if sent.verb == "DELETE"]
     disowned = {(seen.backend_id, seen.session_id) for seen in case.trace.seen if seen.status in RESENT}
-    for removing in _every(case, Removing):
+    for removing in every(case, Removing):
         its = removing.backend_id, removing.session_id
         if removing.session_id is None or its in disowned or case.operations[removing.op].outcome.error:
             continue
@@ -179,7 +176,7 @@ def _removed_backends_get_their_delete(case: Case) -> Iterator[str]:
 
 def _members_come_and_go_in_time(case: Case) -> Iterator[str]:
     settings = case.history.settings
-    for removing in _every(case, Removing):
+    for removing in every(case, Removing):
         operation = case.operations[removing.op]
         latest = removing.at + removing.drain_timeout + LAST_BYTES + settings.teardown_timeout
         if operation.ends and operation.ended_at > latest + MILLISECOND and not _holds_on(case, removing.life):
@@ -201,9 +198,9 @@ def _what_is_told_is_listed(case: Case) -> Iterator[str]:
     if not isinstance(case.history.settings.conflict_resolution, Prefix):
         return  # names may be withheld
     told = _told_of_lists(case)
-    for looked in _every(case, Looked):
+    for looked in every(case, Looked):
         for backend_id, _, _ in looked.members:
-            spec = _spec(case, backend_id)
+            spec = spec_of(case, backend_id)
             changed_at = case.offered[backend_id][-1].at
             heard_at = min((at for at in told[looked.life, backend_id] if at >= changed_at), default=None)
             since = _ready_since(case, looked.life, backend_id, looked.at)
@@ -216,15 +213,6 @@ def _what_is_told_is_listed(case: Case) -> Iterator[str]:
             offered = set(case.offered[backend_id][-1].tools)
             if listed != offered:
                 yield f"{backend_id!r} offers {sorted(offered)}, told of it at {heard_at}; listed are {sorted(listed)}"
-
-
-def _questions_are_answered(case: Case) -> Iterator[str]:
-    for asked in _every(case, Asked):
-        call = case.operations[asked.key]
-        if not asked.answered and call.ends and call.outcome.kind == "ok":
-            since = case.well_since(asked.backend_id, asked.at)
-            if since is not None and since <= call.began.at:
-                yield f"{call} was asked something by its tool, and did not answer until {asked.at}"
 
 
 # --- when a backend is one that must work
@@ -249,7 +237,7 @@ def _ready_since(case: Case, life: int, backend_id: str, at: float) -> float | N
             return None
     if well is None or joined is None:
         return None
-    spec = _spec(case, backend_id)
+    spec = spec_of(case, backend_id)
     relisted = [offered.at for offered in case.offered[backend_id][1:] if offered.at <= at]
     if relisted and spec.page_size is not None:  # pages do not fit together while a list changes
         well = max(well, relisted[-1])
@@ -258,7 +246,7 @@ def _ready_since(case: Case, life: int, backend_id: str, at: float) -> float | N
 
 def _patience(case: Case, backend_id: str) -> float | None:
     """s until a backend that is well is ready, whatever was before; None: there is no such time."""
-    settings, spec = case.history.settings, _spec(case, backend_id)
+    settings, spec = case.history.settings, spec_of(case, backend_id)
     if _one_connecting(spec) >= settings.backend_init_timeout or settings.max_message_bytes < 1 << 20:
         return None
     # The attempt that is under way fails; that makes all wait; then every session has its turn, one after another. And
@@ -286,10 +274,6 @@ def _is_settling(case: Case, backend_id: str, at: float) -> bool:
     )
 
 
-def _spec(case: Case, backend_id: str) -> BackendSpec:
-    return next(spec for spec in case.history.backends if spec.id == backend_id)
-
-
 def _is_closing(case: Case, looked: Looked) -> bool:
     return any(closing.at <= looked.at for _, closing in case.closings[looked.life])
 
@@ -308,6 +292,8 @@ def _is_ordinary(case: Case, call: Operation) -> bool:
     assert isinstance(step, Call)
     assert call.began.life is not None
     if target is None or call.gave_up is not None or call.was_shielded or step.on_progress != "note":
+        return False
+    if step.asks and step.reply != "right":  # a modern tool has no other way to be told than the end of its call
         return False
     exits = (exiting for _, exiting in case.exits[case.instance_of(call.began.life)])
     if any(exiting.at <= call.ended_at for exiting in exits):
@@ -348,9 +334,10 @@ def _had_too_little_time(case: Case, call: Operation) -> bool:
     step, settings = call.began.step, case.history.settings
     assert isinstance(step, Call)
     assert call.began.target is not None
-    spec = _spec(case, call.began.target[0])
+    spec = spec_of(case, call.began.target[0])
     timeout = settings.request_timeout if step.timeout is None else step.timeout
-    work = (step.seconds if step.kind == "tool" else 0.0) + (2 + 2 * step.asks) * spec.latency
+    work = step.seconds + step.asks * step.thinks if step.kind == "tool" else 0.0
+    work += (2 + 2 * step.asks) * spec.latency
     return timeout <= work + _turns(case, spec) + MILLISECOND or settings.max_connections_per_backend < BUSY
 
 
@@ -378,7 +365,7 @@ def _is_the_first_to_notice(case: Case, call: Operation) -> bool:
     flipped_at = max((at for at in flips if at <= call.ended_at), default=None)
     if flipped_at is None or flipped_at < case.opened[call.began.life].at:
         return False
-    enough = _turns(case, _spec(case, backend_id)) + MILLISECOND
+    enough = _turns(case, spec_of(case, backend_id)) + MILLISECOND
     return not any(
         other.began.life == call.began.life
         and other.began.target is not None
@@ -458,7 +445,7 @@ def _may_fail_to_list(case: Case, backend_id: str, since: float, until: float) -
     before = [felt.well for felt in case.felt[backend_id] if felt.at < since]
     meanwhile = [felt.well for felt in case.felt[backend_id] if since <= felt.at <= until]
     relisted = any(since <= offered.at <= until for offered in case.offered[backend_id][1:])
-    torn = relisted and _spec(case, backend_id).page_size is not None  # pages that do not fit together
+    torn = relisted and spec_of(case, backend_id).page_size is not None  # pages that do not fit together
     return torn or not all((*before[-1:], *meanwhile)) or _patience(case, backend_id) is None
 
 
@@ -472,8 +459,8 @@ def _told_of_lists(case: Case) -> dict[tuple[int, str], list[float]]:
         if step.kind != "tool" or call.outcome.kind != "ok" or began.target is None or began.life is None:
             continue
         backend_id = began.target[0]
-        spec = _spec(case, backend_id)
-        if spec.answers == "sse" and any(case.history.backends[each.backend].id == backend_id for each in relists):
+        spec = spec_of(case, backend_id)
+        if spec.can_ask and any(case.history.backends[each.backend].id == backend_id for each in relists):
             # On the stream of a call that ended well: at its beginning, of whatever had changed before.
             told[began.life, backend_id] += [run.at for run in case.executed[began.op]]
     for life in case.opened:
@@ -493,10 +480,6 @@ def _heard_while_listening(case: Case, life: int, spec: BackendSpec) -> Iterator
             yield offered.at + spec.latency
 
 
-def _every(case: Case, kind: type[T]) -> Iterator[T]:
-    return (event for event in case.trace.events if isinstance(event, kind))
-
-
 HEALING: tuple[Callable[[Case], Iterator[str]], ...] = (
     _who_is_back_is_ready_again,
     _calls_to_the_healthy_succeed,
@@ -509,5 +492,4 @@ HEALING: tuple[Callable[[Case], Iterator[str]], ...] = (
     _removed_backends_get_their_delete,
     _members_come_and_go_in_time,
     _what_is_told_is_listed,
-    _questions_are_answered,
 )

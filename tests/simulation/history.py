@@ -26,11 +26,14 @@ __all__ = [
     "Expire",
     "Failing",
     "GiveUp",
+    "Given",
     "History",
     "Kind",
     "Look",
+    "Manners",
     "Open",
     "Operation",
+    "Question",
     "Relist",
     "Remove",
     "Restore",
@@ -42,6 +45,16 @@ __all__ = [
 ]
 
 Kind: TypeAlias = Literal["tool", "resource", "prompt"]
+Question: TypeAlias = Literal["ping", "sampling", "elicitation", "roots"]
+Given: TypeAlias = Literal["sampling", "elicitation", "roots", "log"]
+Manners: TypeAlias = Literal["polite", "deaf", "stubborn", "parent"]
+"""How a process takes its end.
+
+polite    It leaves when its stdin ends.
+deaf      It leaves on SIGTERM.
+stubborn  It does not leave.
+parent    As polite, and leaves behind a process that holds its output open.
+"""
 Operation: TypeAlias = Literal["create", "load", "replace", "delete"]
 
 TOOLS = ("echo", "work", "now", "b0_echo")  # few, so that backends share them; the last one looks like a prefixed name
@@ -51,9 +64,19 @@ PROMPTS = ("greet", "sum")
 
 @attrs.frozen(kw_only=True)
 class BackendSpec:
-    """One scripted backend, and how a user configures it."""
+    """One scripted backend, and how a user configures it.
+
+    Attributes:
+        is_named: The user names its transport; an "sse" backend that is not is left to the probe.
+        holds_posts: An "sse" backend ends a POST with its answer.
+        manners: Of a "stdio" backend's process.
+    """
 
     id: str
+    transport: Literal["streamable-http", "sse", "stdio"] = "streamable-http"
+    is_named: bool = True
+    holds_posts: bool = False
+    manners: Manners = "polite"
     era: Literal["legacy", "modern", "both"] = "legacy"
     configured_era: Literal["auto", "legacy", "modern"] = "auto"
     answers: Literal["json", "sse"] = "json"
@@ -65,6 +88,11 @@ class BackendSpec:
     tools: tuple[str, ...] = TOOLS[:2]
     resources: tuple[str, ...] = RESOURCES[:1]
     prompts: tuple[str, ...] = PROMPTS[:1]
+
+    @property
+    def can_ask(self) -> bool:
+        """There is a way to its client while it is at a call, whatever era it speaks."""
+        return self.transport != "streamable-http" or self.answers == "sse"
 
 
 @attrs.frozen
@@ -116,7 +144,12 @@ class Call:
     Attributes:
         seconds: How long the tool works.
         progress: How often it says how far it is.
+        logs: How many log messages it sends, if there is a way.
         asks: How often it asks its client something before it answers, if there is a way.
+        question: What it asks for.
+        thinks: s, that the client's handler takes.
+        reply: What the handler does then: give the right answer, fail, never answer, or first call a tool of its own
+            session, or close that.
         on_progress: What the caller's callback does at the first of those.
         timeout: s; None: the factory's.
         inside: Its task belongs to the block that holds the factory, and goes with it.
@@ -128,7 +161,11 @@ class Call:
     pick: int | None = 0
     seconds: float = 0.0
     progress: int = 0
+    logs: int = 0
     asks: int = 0
+    question: Question = "ping"
+    thinks: float = 0.0
+    reply: Literal["right", "fail", "hang", "call", "close"] = "right"
     on_progress: Literal["note", "raise", "aclose", "suspend", "shield"] = "note"
     timeout: float | None = None
     caller: Literal["right", "wrong"] = "right"
@@ -200,11 +237,11 @@ class Look:
 class Disturb:
     """Something befalls a whole backend.
 
-    crash    It refuses connections from now on.
+    crash    It refuses connections from now on; a program cannot be started, or ends at once.
     return   It takes them again, as a new process that knows no session.
     restart  Both at once.
-    flip     It restarts as a server of the other era.
-    forget   It no longer knows any session.
+    flip     It restarts as a server of the other era, or an "sse" one as a server of the next transport.
+    forget   It no longer knows any session: streams that are one end, and so does every process.
     heal     Whatever `Strike` did to it is over.
     update   It says that its resources have new content.
     """
@@ -220,7 +257,7 @@ class Expire:
 
     Attributes:
         how: What requests of it are answered with: HTTP 404; 400 and an error that names the session; a web page under
-            404; or (for the first of them, then 404) 503.
+            404; or (for the first of them, then 404) 503. Where a stream or a process is the session, it ends.
     """
 
     at: float = 0.0
@@ -302,6 +339,7 @@ class History:
     Attributes:
         seed: Also of Trio's scheduler.
         instances: Processes with a factory each; they share a storage.
+        given: The handlers that every factory is given.
         steps: In order of their times.
     """
 
@@ -309,11 +347,12 @@ class History:
     settings: FactorySettings = attrs.field(factory=FactorySettings)
     backends: tuple[BackendSpec, ...] = (BackendSpec(id="b0"),)
     instances: tuple[Exit, ...] = (Exit(),)
+    given: tuple[Given, ...] = ()
     steps: tuple[Step, ...] = ()
 
     def __str__(self) -> str:
         parts = (self.settings, *self.backends, *self.instances, *self.steps)
-        return "\n".join(map(brief, parts))
+        return "\n".join([*map(brief, parts), f"given: {', '.join(self.given) or 'no handlers'}"])
 
 
 def brief(part: Any) -> str:

@@ -10,9 +10,10 @@ from typing import Literal, TypeAlias
 
 import attrs
 
-from simulation.history import Add, Call, Close, Open, Remove, Restore, Subscribe, Watch, brief
+from simulation.history import Add, Call, Close, Manners, Open, Question, Remove, Restore, Subscribe, Watch, brief
 
 __all__ = [
+    "Answered",
     "Asked",
     "Attempt",
     "Attempted",
@@ -22,14 +23,17 @@ __all__ = [
     "Closing",
     "Crashed",
     "Ended",
+    "EndedProcess",
     "Event",
     "Executed",
     "Exiting",
     "Felt",
     "GaveUp",
+    "Handled",
     "Hung",
     "IdRead",
     "LetGo",
+    "Logged",
     "Looked",
     "Names",
     "Offered",
@@ -194,12 +198,76 @@ class Executed:
 
 @attrs.frozen(kw_only=True)
 class Asked:
-    """A tool asked its client something, and was answered or gave up."""
+    """A tool asked its client something, and was answered or gave up. A modern one is told again with every answer.
+
+    Attributes:
+        number: Of the question among those of its call.
+        declared: That client has said that it can answer this; None: not to be known.
+    """
 
     at: float
     backend_id: str
     key: int
-    answered: bool
+    number: int
+    kind: Question
+    declared: bool | None
+    outcome: Literal["right", "wrong", "refused", "silence"]
+
+
+@attrs.frozen(kw_only=True)
+class Handled:
+    """A handler was asked something.
+
+    Attributes:
+        session, backend_id, caller: Whom it was told of: the session's number, and the subject of an identity.
+        key, number: The question.
+    """
+
+    at: float
+    session: int
+    backend_id: str
+    caller: str | None
+    key: int
+    number: int
+    kind: Question
+
+
+@attrs.frozen(kw_only=True)
+class Answered:
+    """That handler came to its end, with an answer or without."""
+
+    at: float
+    key: int
+    number: int
+
+
+@attrs.frozen(kw_only=True)
+class Logged:
+    """The handler for log messages was told of one. Attributes: as in `Handled`."""
+
+    at: float
+    session: int
+    backend_id: str
+    caller: str | None
+    key: int
+    number: int
+
+
+@attrs.frozen(kw_only=True)
+class EndedProcess:
+    """A program came to its end.
+
+    Attributes:
+        status: Below 0, the signal that ended it.
+        by_itself: Nobody asked it to.
+    """
+
+    at: float
+    backend_id: str
+    pid: int
+    manners: Manners
+    status: int
+    by_itself: bool
 
 
 @attrs.frozen(kw_only=True)
@@ -326,12 +394,14 @@ class Audit:
 
     Attributes:
         tasks: In the nurseries of the factories.
+        processes: That run, or that nobody has waited for, or that have left something running.
         responses: That nobody has let go of.
         tokens: Borrowed from limiters of the library.
     """
 
     at: float
     tasks: tuple[str, ...]
+    processes: tuple[int, ...]
     responses: int
     tokens: int
 
@@ -371,6 +441,10 @@ Event: TypeAlias = (
     | Exiting
     | Executed
     | Asked
+    | Handled
+    | Answered
+    | Logged
+    | EndedProcess
     | Felt
     | Offered
     | Attempt
@@ -390,10 +464,12 @@ Event: TypeAlias = (
 
 @attrs.frozen(kw_only=True)
 class Seen:
-    """One HTTP request that a backend received.
+    """One HTTP request that a backend received, or one line.
 
     Attributes:
+        verb: "" of a line.
         key: Of the call that it belongs to.
+        is_retry: It is a later round of a modern request, which the backend had asked for input.
     """
 
     at: float
@@ -404,6 +480,7 @@ class Seen:
     session_id: str | None
     status: int | None
     outcome: str
+    is_retry: bool = False
 
 
 @attrs.frozen(kw_only=True)

@@ -17,6 +17,7 @@ from harness import Ledger, session_ids_in
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from simulation.actors import CANARY, Actor
+from simulation.asking import HandlerBroke, Handlers, Question
 from simulation.connecting import NotingConnector
 from simulation.history import (
     Add,
@@ -38,6 +39,7 @@ from simulation.history import (
     Subscribe,
     Watch,
 )
+from simulation.processes import MemoryProcess, ProcessTable, open_process_table
 from simulation.storage import FaultyStorage
 from simulation.trace import (
     Audit,
@@ -45,6 +47,7 @@ from simulation.trace import (
     Canary,
     Closing,
     Ended,
+    EndedProcess,
     Event,
     Exiting,
     GaveUp,
@@ -179,13 +182,16 @@ class _World:
     operations: int = attrs.field(default=0, init=False)
     limiters: list[trio.CapacityLimiter] = attrs.field(factory=list, init=False)
     seam: _Seam = attrs.field(init=False)
+    processes: ProcessTable = attrs.field(init=False)
+    handlers: Handlers = attrs.field(init=False)
 
     async def run(self) -> None:
         self.storage = FaultyStorage(self._note_storage)
+        self.handlers = Handlers(self.note, self._act, _number_of)
         with watched_limiters() as self.limiters:
-            async with open_memory_network() as network:
+            async with open_process_table(self._note_process) as self.processes, open_memory_network() as network:
                 for spec in self.history.backends:
-                    self.actors[spec.id] = Actor(spec, network, self.note)
+                    self.actors[spec.id] = Actor(spec, network, self.processes, self.note)
                 self.seam = _Seam(network, self.note, self.actors)
                 await self._live()
                 await wait_all_tasks_blocked()
@@ -207,6 +213,20 @@ class _World:
 
     def _note_storage(self, operation: str, session_id: str) -> None:
         self.note(StorageFailed(at=trio.current_time(), operation=operation, session=_number_of(session_id)))
+
+    def _note_process(self, process: MemoryProcess) -> None:
+        (backend_id,) = (b for b, actor in self.actors.items() if actor.configured.command == process.command)
+        assert process.returncode is not None
+        self.note(
+            EndedProcess(
+                at=trio.current_time(),
+                backend_id=backend_id,
+                pid=process.pid,
+                manners=process.manners,
+                status=process.returncode,
+                by_itself=process.ended_by_itself,
+            )
+        )
 
     # --- operations
 
@@ -419,7 +439,7 @@ class _World:
     def _begin_close(self, step: Close, life: _Life, *, nested: bool = False) -> Began:
         return self._begin("close", step=step, life=life.op, state=life.session.state.name, nested=nested)
 
-    def _begin_call(self, step: Call, life: _Life, *, is_inside: bool) -> Began:
+    def _begin_call(self, step: Call, life: _Life, *, is_inside: bool, nested: bool = False) -> Began:
         session, table = life.session, life.session.routing_table
         offered: Mapping[str, Target] = {"tool": table.tools, "resource": table.resources, "prompt": table.prompts}[
             step.kind
@@ -436,6 +456,7 @@ class _World:
             state=session.state.name,
             name=name,
             target=None if target is None else (target.backend_id, target.name),
+            nested=nested,
             found=found,
         )
 
@@ -475,13 +496,7 @@ class _World:
                         await trio.sleep(SHIELDED)
                     self.shielded -= 1
                 case closing:
-                    close = Close(session=life.number, terminate=closing == "aclose")
-                    inner = [self._begin_close(close, life, nested=True)]
-                    outcome = Outcome(kind="cancelled")
-                    try:
-                        outcome = await self._outcome_of(partial(self._close, close, life), inner)
-                    finally:
-                        self._end(inner[0].op, outcome)
+                    await self._close_within(life, terminate=closing == "aclose")
 
         right = life.identity
         caller = right if step.caller == "right" else BOB
@@ -490,17 +505,45 @@ class _World:
             options["on_progress"] = on_progress
         match step.kind:
             case "tool":
-                arguments = {"key": op, "seconds": step.seconds, "progress": step.progress, "asks": step.asks}
+                asked = {"asks": step.asks, "question": step.question, "thinks": step.thinks, "reply": step.reply}
+                said = {"progress": step.progress, "logs": step.logs}
+                arguments = {"key": op, "seconds": step.seconds, **asked, **said}
                 called = await life.session.call_tool(name, arguments, **options)
                 texts = [block["text"] for block in called.content]
             case "resource":
                 read = await life.session.read_resource(name, **options)
                 texts = [content["text"] for content in read.contents]
             case _:
-                said = await life.session.get_prompt(name, {"key": str(op)}, **options)
-                texts = [message["content"]["text"] for message in said.messages]
+                prompt = await life.session.get_prompt(name, {"key": str(op)}, **options)
+                texts = [message["content"]["text"] for message in prompt.messages]
         (answer,) = map(json.loads, texts)
         return Outcome(kind="ok", backend_id=answer["backend"], key=answer.get("key"))
+
+    async def _act(self, session_id: str, asked: Question, caller: Identity | None) -> None:
+        """What a handler does before it answers."""
+        life = self.lives[_number_of(session_id)]
+        if asked.reply == "close":
+            await self._close_within(life, terminate=True)
+            return
+        step = Call(session=life.number, pick=asked.number)
+        doing = [self._begin_call(step, life, is_inside=False, nested=True)]
+        outcome = Outcome(kind="cancelled")
+        try:
+            outcome = await self._outcome_of(partial(self._call, step, life), doing)
+        finally:
+            self._end(doing[0].op, outcome)
+        if outcome.kind == "error":
+            raise HandlerBroke
+
+    async def _close_within(self, life: _Life, *, terminate: bool) -> None:
+        """From inside one of the session's own calls."""
+        close = Close(session=life.number, terminate=terminate)
+        inner = [self._begin_close(close, life, nested=True)]
+        outcome = Outcome(kind="cancelled")
+        try:
+            outcome = await self._outcome_of(partial(self._close, close, life), inner)
+        finally:
+            self._end(inner[0].op, outcome)
 
     async def _close(self, step: Close, life: _Life, doing: list[Began]) -> Outcome:
         self._ask_to_close(doing[-1].op, life, step.terminate, step.drain_timeout)
@@ -550,13 +593,16 @@ class _World:
 
         async def live(doing: list[Began]) -> Outcome:
             async with open_session_factory(
-                transport=self.seam, storage=self.storage, settings=self.history.settings
+                transport=self.seam,
+                storage=self.storage,
+                settings=self.history.settings,
+                handlers=self.handlers.given(self.history.given),
             ) as factory:
                 assert isinstance(factory, DefaultSessionFactory)
-                connector = NotingConnector(
-                    factory._connector_for(""), number, self.note, self.attempts, self._passed_to
+                connector_for = factory._connector_for
+                factory._connector_for = lambda session_id: NotingConnector(
+                    connector_for(session_id), number, self.note, self.attempts, self._passed_to
                 )
-                factory._connector_for = lambda session_id: connector
                 self.factories[number] = factory
                 (self.owners[number],) = trio.lowlevel.current_task().child_nurseries
                 try:
@@ -638,6 +684,7 @@ class _World:
         return Audit(
             at=trio.current_time(),
             tasks=tuple(sorted(task.name for owner in self.owners.values() for task in owner.child_tasks)),
+            processes=self.processes.alive,
             responses=self.seam.busy_connections,
             tokens=sum(limiter.borrowed_tokens for limiter in self.limiters),
         )
@@ -655,6 +702,7 @@ class _World:
                 session_id=exchange.session_id,
                 status=exchange.status,
                 outcome=exchange.outcome,
+                is_retry="requestState" in exchange.params,
             )
             for backend_id, backend in scripted.items()
             for exchange in backend.exchanges

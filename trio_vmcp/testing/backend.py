@@ -79,6 +79,14 @@ class _Question:
         return self.response["result"]
 
 
+@attrs.define(eq=False)
+class _SessionStream:
+    """The stream that an "sse" session is."""
+
+    send: trio.MemorySendChannel[JSON]
+    lifetime: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+
+
 def _server_info(backend: ScriptedBackend) -> JSON:
     return {"name": backend.name, "version": "1"}
 
@@ -142,7 +150,7 @@ class ScriptedBackend(Catalog):
 
     _logs: dict[str, EventLog] = attrs.field(factory=dict, init=False)
     _listeners: Listeners = attrs.field(factory=Listeners, init=False)
-    _streams: dict[str, trio.MemorySendChannel[JSON]] = attrs.field(factory=dict, init=False)  # of "sse", by session
+    _streams: dict[str, _SessionStream] = attrs.field(factory=dict, init=False)  # of "sse", by session
     _held_streams: set[trio.CancelScope] = attrs.field(factory=set, init=False)  # that are held for notifications
     _rules: list[FaultRule] = attrs.field(factory=list, init=False)
     _running: dict[Exchange, None] = attrs.field(factory=dict, init=False)
@@ -217,6 +225,13 @@ class ScriptedBackend(Catalog):
         (session_id,) = self.sessions
         return (await self._ask(session_id, self._listeners.send, {method: (method, params)}))[method]
 
+    def end_session(self, session_id: str) -> None:
+        """Know a session no longer. One of an "sse" backend is its stream, which ends."""
+        del self.sessions[session_id]
+        stream = self._streams.pop(session_id, None)
+        if stream is not None:
+            stream.lifetime.cancel(reason="end_session")
+
     def end_streams(self) -> None:
         """End every stream for notifications, as `graceful` says."""
         for scope in self._held_streams:
@@ -234,6 +249,8 @@ class ScriptedBackend(Catalog):
     def restart(self) -> None:
         """Accept connections again, as a new process: it knows no session."""
         self._crashed = False
+        for session_id in list(self._streams):
+            self.end_session(session_id)
         self.sessions.clear()
         self.subscriptions.clear()
         self._logs.clear()
@@ -460,13 +477,14 @@ class ScriptedBackend(Catalog):
             await self._open_stream(answer)
         elif exchange.verb != "POST" or path.rpartition("/")[2] != self.endpoint.rpartition("/")[2]:
             await answer.reply.respond(405, b"Method Not Allowed", headers=(("allow", "GET"),))
-        elif session_id not in self._streams:
+        elif session_id not in self._streams:  # has ended, or never was
             await answer.reply.respond(404, b"Could not find session")
         elif not isinstance(exchange.message, dict):
             await answer.reply.respond(400, b"Could not parse message")
         else:
             exchange.headers["mcp-session-id"] = session_id
-            posted = PostedAnswer(answer.reply, self._streams[session_id], self.holds_posts, answer.change)
+            stream = self._streams[session_id]
+            posted = PostedAnswer(answer.reply, stream.send, self.holds_posts, answer.change)
             if exchange.request_id is not None and exchange.method:
                 await posted.accept()
             try:
@@ -477,19 +495,26 @@ class ScriptedBackend(Catalog):
                 await posted.finish(error_message(exchange.request_id, error))
 
     async def _open_stream(self, answer: Answer) -> None:
-        """Until the client closes it."""
+        """Until either side ends it."""
         session_id = f"{self.name}-stream-{next(self._session_numbers)}"
         send, receive = trio.open_memory_channel[JSON](float("inf"))  # a test decides how much it sends
         answer.as_sse, answer.log = True, None
-        self._streams[session_id], self.sessions[session_id] = send, {}
+        stream = _SessionStream(send)
+        self._streams[session_id], self.sessions[session_id] = stream, {}
         try:
-            await answer.open()
-            await answer.reply.send(f"event: endpoint\ndata: {self.endpoint}?session={session_id}\n\n".encode())
-            with self._listeners.also_tell(send) if self.listens else nullcontext():
-                async for message in receive:
-                    await answer.notify(message)
-        finally:
-            del self._streams[session_id], self.sessions[session_id]
+            with stream.lifetime:
+                await answer.open()
+                await answer.reply.send(f"event: endpoint\ndata: {self.endpoint}?session={session_id}\n\n".encode())
+                with self._listeners.also_tell(send) if self.listens else nullcontext():
+                    async for message in receive:
+                        await answer.notify(message)
+        finally:  # a restart may have forgotten it first
+            self._streams.pop(session_id, None)
+            self.sessions.pop(session_id, None)
+        if answer.reply.broken_off:
+            await answer.reply.hang_up()
+        else:
+            await answer.reply.end()
 
     async def _legacy(self, exchange: Exchange, answer: Answer) -> None:
         if exchange.verb and self.transport == "streamable-http":

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import attrs
+import trio
 
 from trio_vmcp.models import JSON
 from trio_vmcp.testing.exchange import Exchange
@@ -40,8 +41,8 @@ class Answer:
     _detached: bool = attrs.field(default=False, init=False)
 
     async def notify(self, message: JSON) -> None:
-        """Send a message ahead of the response; there is no place for it in a JSON answer, where it is dropped."""
-        if self.as_sse:
+        """Send a message ahead of the response. Behind it, or in a JSON answer, there is no place: it is dropped."""
+        if self.as_sse and not self.reply.ended:
             await self._event(message)
 
     async def finish(self, response: JSON, status: int = 200) -> None:
@@ -54,6 +55,9 @@ class Answer:
 
     async def drop(self) -> None:
         """End without a response: the client has taken the request back."""
+        if self.reply.ended:  # of a POST of HTTP+SSE, say, which says only that it came
+            await trio.lowlevel.checkpoint()
+            return
         if not self.as_sse or self.reply.broken_off:
             await self.reply.hang_up()  # half an answer cannot be taken back, and JSON has no way to say nothing
             return

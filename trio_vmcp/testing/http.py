@@ -42,7 +42,7 @@ Application: TypeAlias = Callable[[Request, "Reply"], Awaitable[None]]
 
 @attrs.define(eq=False)
 class Reply:
-    """The way back to the client. What is written after the client has gone is dropped.
+    """The way back to the client, for any number of tasks. What is written after the client has gone is dropped.
 
     Attributes:
         fault: What happens to the raw bytes on their way.
@@ -50,6 +50,7 @@ class Reply:
         status: Of the answer; None while there is none.
         written_bytes: Of the raw response, before the fault.
         cut: The server ended the connection early: a fault, or nothing to say.
+        ended: There is nothing more to say.
         complete: The whole response was handed to the connection.
         broken_off: A write was cancelled half-way: nothing that follows could be understood.
     """
@@ -65,14 +66,19 @@ class Reply:
     broken_off: bool = attrs.field(default=False, init=False)
     _lost: bool = attrs.field(default=False, init=False)  # some bytes never went out
     _gone: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _writing: trio.Lock = attrs.field(factory=trio.Lock, init=False)
 
     @property
     def peer_is_gone(self) -> bool:
         return self._gone.is_set()
 
     @property
+    def ended(self) -> bool:
+        return self._http.our_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
+
+    @property
     def complete(self) -> bool:
-        return not self.cut and not self._lost and self._http.our_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
+        return not self.cut and not self._lost and self.ended
 
     async def start(self, status: int, headers: Headers = ()) -> None:
         """Send the head; without a content-length the body is chunked."""
@@ -129,12 +135,13 @@ class Reply:
             await trio.lowlevel.checkpoint()
 
     async def _write(self, event: h11.Event) -> None:
-        data = self._http.send(event) or b""
-        sent = self.written_bytes
-        self.written_bytes += len(data)
-        self.broken_off = True
-        await self._deliver_with_fault(data, sent)
-        self.broken_off = False
+        async with self._writing:
+            data = self._http.send(event) or b""
+            sent = self.written_bytes
+            self.written_bytes += len(data)
+            self.broken_off = True
+            await self._deliver_with_fault(data, sent)
+            self.broken_off = False
 
     async def _deliver_with_fault(self, data: bytes, sent: int) -> None:
         if self.fault is None:

@@ -1,0 +1,126 @@
+"""The checks of what backends ask and tell in the middle of a call: who is asked, how often, and what comes back."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+
+from simulation.case import MILLISECOND, Case, Operation, every, spec_of
+from simulation.history import Call, Open
+from simulation.trace import Answered, Asked, Handled, Logged
+
+__all__ = ["ANSWERS"]
+
+ROOM = 1 << 20  # bytes of a message, of which two may wait for handlers
+
+
+def _questions_are_answered(case: Case) -> Iterator[str]:
+    for asked in every(case, Asked):
+        call = case.operations[asked.key]
+        if not call.ends or call.outcome.kind != "ok" or not _is_well_throughout(case, call, asked.at):
+            continue
+        step = call.began.step
+        assert isinstance(step, Call)
+        if asked.kind == "ping":
+            expected = "right"
+        elif case.history.settings.max_message_bytes < ROOM:
+            continue  # there may be no room for what is asked at the same time
+        elif asked.kind not in case.history.given or step.reply == "fail":
+            expected = "refused"
+        elif step.reply == "right":
+            expected = "right"
+        else:
+            continue
+        if asked.outcome != expected:
+            yield f"{call} was asked for {asked.kind}, and what came was {asked.outcome}, not {expected}"
+
+
+def _what_is_given_is_declared(case: Case) -> Iterator[str]:
+    for asked in every(case, Asked):
+        if asked.kind != "ping" and asked.declared not in (None, asked.kind in case.history.given):
+            yield f"{asked.backend_id!r} was told that {asked.kind} is {'' if asked.declared else 'not '}to be had"
+
+
+def _handlers_are_told_whose_question_it_is(case: Case) -> Iterator[str]:
+    tellings: list[Handled | Logged] = [*every(case, Handled), *every(case, Logged)]
+    for told in tellings:
+        call = case.operations[told.key]
+        step, target = call.began.step, call.began.target
+        assert isinstance(step, Call)
+        assert target is not None
+        if (told.session, told.backend_id) != (step.session, target[0]):
+            yield f"{call} of {target[0]!r} came to a handler as {told}"
+        # A stream that carries everybody's does not say to which call a question belongs.
+        unknown = [None] if spec_of(case, target[0]).transport != "streamable-http" else []
+        if told.caller not in (_caller(case, step.session), *unknown):
+            yield f"{call} came to a handler as {told.caller!r}'s"
+
+
+def _a_question_is_asked_once(case: Case) -> Iterator[str]:
+    for (key, number), times in Counter((told.key, told.number) for told in every(case, Handled)).items():
+        if times > 1:
+            yield f"question {number} of {case.operations[key]} came to a handler {times} times"
+
+
+def _handlers_end_with_their_calls(case: Case) -> Iterator[str]:
+    ended = {(answered.key, answered.number): answered.at for answered in every(case, Answered)}
+    for told in every(case, Handled):
+        call = case.operations[told.key]
+        at = ended.get((told.key, told.number))
+        if at is None:
+            yield f"question {told.number} of {call} never left its handler"
+            continue
+        was_given_up = bool(call.ends) and (call.outcome.kind == "cancelled" or call.outcome.error == "BackendTimeout")
+        if spec_of(case, told.backend_id).transport == "streamable-http" and was_given_up:
+            latest = max(call.ended_at, told.at) + MILLISECOND
+            if at > latest:
+                yield f"{call} was given up, and its handler was at question {told.number} until {at}"
+
+
+def _log_messages_come_in_order(case: Case) -> Iterator[str]:
+    heard = defaultdict[int, list[Logged]](list)
+    for logged in every(case, Logged):
+        heard[logged.key].append(logged)
+    for call in case.ended("call"):
+        step, began = call.began.step, call.began
+        assert isinstance(step, Call)
+        numbers = [logged.number for logged in heard[began.op]]
+        if numbers != sorted(set(numbers)):
+            yield f"{call} sent its log messages in order, and the handler was told of {numbers}"
+        if not step.logs or step.kind != "tool" or began.target is None or call.outcome.kind != "ok":
+            continue
+        all_came = numbers == list(range(step.logs))
+        should = "log" in case.history.given and spec_of(case, began.target[0]).can_ask
+        if should and not all_came and _is_well_throughout(case, call, call.ended_at) and _is_left_open(case, call):
+            yield f"{call} sent {step.logs} log messages, and the handler was told of {numbers}"
+
+
+def _is_well_throughout(case: Case, call: Operation, at: float) -> bool:
+    assert call.began.target is not None
+    since = case.well_since(call.began.target[0], at)
+    return since is not None and since <= call.began.at
+
+
+def _is_left_open(case: Case, call: Operation) -> bool:
+    """Nobody had asked for the end of the session, or of this member, when the call ended."""
+    life = call.began.life
+    assert life is not None
+    asked = [closing.at for _, closing in case.closings[life]]
+    asked += [removing.at for _, removing in case.removals[life]]
+    asked += [exiting.at for _, exiting in case.exits[case.instance_of(life)]]
+    return all(at > call.ended_at + MILLISECOND for at in asked)
+
+
+def _caller(case: Case, session: int) -> str | None:
+    opened = next(step for step in case.history.steps if isinstance(step, Open) and step.session == session)
+    return "alice" if opened.bound else None
+
+
+ANSWERS: tuple[Callable[[Case], Iterator[str]], ...] = (
+    _questions_are_answered,
+    _what_is_given_is_declared,
+    _handlers_are_told_whose_question_it_is,
+    _a_question_is_asked_once,
+    _handlers_end_with_their_calls,
+    _log_messages_come_in_order,
+)

@@ -1,0 +1,160 @@
+"""What backends ask of their clients and tell them in the middle of a call, and the handlers that answer, with a record
+of whom they were told of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal
+
+import attrs
+import trio
+
+from simulation import history
+from simulation.history import Given
+from simulation.trace import Answered, Event, Handled, Logged
+from trio_vmcp import JSON, ClientHandlers, Identity, ServerRequest
+from trio_vmcp.testing import CallContext, ScriptedBackend
+
+__all__ = ["HandlerBroke", "Handlers", "Question", "declared_to", "log_message", "question"]
+
+NOTE = "simulation/question"  # in `_meta`: what handlers and tools know each other's words by
+METHODS: dict[history.Question, str] = {
+    "ping": "ping",
+    "sampling": "sampling/createMessage",
+    "elicitation": "elicitation/create",
+    "roots": "roots/list",
+}
+PARAMS: dict[history.Question, JSON] = {
+    "ping": {},
+    "sampling": {"messages": [{"role": "user", "content": {"type": "text", "text": "?"}}], "maxTokens": 1},
+    "elicitation": {
+        "message": "?",
+        "requestedSchema": {"type": "object", "properties": {"answer": {"type": "string"}}},
+    },
+    "roots": {},
+}
+CAPABILITIES = "io.modelcontextprotocol/clientCapabilities"
+
+
+class HandlerBroke(Exception):
+    """What a user's handler raises."""
+
+
+@attrs.frozen
+class Question:
+    """One question of a tool.
+
+    Attributes:
+        key: Of the call that it belongs to.
+        number: Among those of that call.
+    """
+
+    kind: history.Question
+    key: int
+    number: int
+    thinks: float
+    reply: str
+
+    @property
+    def method(self) -> str:
+        return METHODS[self.kind]
+
+    @property
+    def params(self) -> JSON:
+        return PARAMS[self.kind] | {"_meta": {NOTE: attrs.asdict(self)}}
+
+    def answer(self) -> JSON:
+        text = f"{self.key}/{self.number}"
+        match self.kind:
+            case "sampling":
+                return {"role": "assistant", "model": "m", "content": {"type": "text", "text": text}}
+            case "elicitation":
+                return {"action": "accept", "content": {"answer": text}}
+            case "roots":
+                return {"roots": [{"uri": f"file:///{text}"}]}
+            case _:
+                return {}
+
+    def judge(self, result: object) -> Literal["right", "wrong"]:
+        return "right" if result == self.answer() else "wrong"
+
+
+def question(key: int, number: int, arguments: JSON) -> Question:
+    """The question that a call's arguments want its tool to ask."""
+    return Question(arguments["question"], key, number, arguments["thinks"], arguments["reply"])
+
+
+def log_message(key: int, number: int) -> JSON:
+    """The params of a notification."""
+    return {"level": "info", "data": "said in the middle of a call", "_meta": {NOTE: {"key": key, "number": number}}}
+
+
+def declared_to(context: CallContext, backend: ScriptedBackend, kind: history.Question) -> bool | None:
+    """Whether the client of this call has said that it can answer this; None: nothing tells whose call it is."""
+    if context.is_modern:
+        return kind in context.meta[CAPABILITIES]
+    session_id = context.exchange.session_id
+    greeting = backend.sessions.get(session_id or "")
+    if not greeting:  # the session is its connection
+        greetings = (each for each in backend.received("initialize") if each.session_id == session_id is not None)
+        greeting = next((each.params for each in greetings), None)
+    return None if greeting is None else kind in greeting["capabilities"]
+
+
+@attrs.define(eq=False)
+class Handlers:
+    """A user's handlers.
+
+    Attributes:
+        act: Does what a handler does of its own accord before it answers: the session's id, the question, the caller.
+        number_of: Of a session, from its id.
+    """
+
+    note: Callable[[Event], None]
+    act: Callable[[str, Question, Identity | None], Awaitable[None]]
+    number_of: Callable[[str], int]
+
+    def given(self, kinds: Sequence[Given]) -> ClientHandlers:
+        return ClientHandlers(**{kind: self._log if kind == "log" else self._answer for kind in kinds})
+
+    async def _answer(self, request: ServerRequest) -> JSON:
+        asked = Question(**request.params["_meta"][NOTE])
+        who: dict[str, Any] = {"key": asked.key, "number": asked.number}
+        self.note(
+            Handled(
+                at=trio.current_time(),
+                session=self.number_of(request.session_id),
+                backend_id=request.backend_id,
+                caller=None if request.caller is None else request.caller.subject,
+                kind=asked.kind,
+                **who,
+            )
+        )
+        try:
+            await trio.sleep(asked.thinks)
+            match asked.reply:
+                case "fail":
+                    raise HandlerBroke
+                case "hang":
+                    await trio.sleep_forever()
+                case "call" | "close":
+                    await self.act(request.session_id, asked, request.caller)
+                case _:
+                    pass
+            return asked.answer()
+        finally:
+            self.note(Answered(at=trio.current_time(), **who))
+
+    async def _log(self, request: ServerRequest) -> None:
+        said = request.params["_meta"][NOTE]
+        await trio.lowlevel.checkpoint()
+        self.note(
+            Logged(
+                at=trio.current_time(),
+                session=self.number_of(request.session_id),
+                backend_id=request.backend_id,
+                caller=None if request.caller is None else request.caller.subject,
+                **said,
+            )
+        )
