@@ -175,3 +175,25 @@ async def test_a_connection_that_breaks_at_the_end_of_the_drain_is_let_go_of(
         await wait_all_tasks_blocked()
         await session.aclose()
     assert 1 == len(connector.clients["b0"].closed)
+
+
+async def test_whoever_says_goodbye_first_is_bound_by_the_close(autojump_clock: MockClock) -> None:
+    """A connection's own task may be quicker than the session's goodbye to it, and takes no time of its own, even where
+    a caller who shields himself has cost half of it already.
+    """
+
+    async def hold_on() -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(30)
+
+    backends = plain_backends(8)  # for each of them it is chance who is quicker
+    connector = PlainConnector(on_close={each.id: trio.sleep_forever for each in backends}, on_request={"b0": hold_on})
+    limits = FactorySettings(drain_timeout=0, teardown_timeout=2)
+    async with open_session_factory(connector=connector, settings=limits) as factory, trio.open_nursery() as nursery:
+        session = await factory.make_session(backends)
+        nursery.start_soon(session.call_tool, "b0_echo")
+        await wait_all_tasks_blocked()
+        began_at = trio.current_time()
+        await session.aclose()
+        assert 2.0 == trio.current_time() - began_at
+        nursery.cancel_scope.cancel()

@@ -8,6 +8,7 @@ another task for a backend only as long as it is missing: that one tries it agai
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -65,6 +66,7 @@ class Membership:
     _opened: trio.Event = attrs.field(factory=trio.Event, init=False)
     _closing: bool = attrs.field(default=False, init=False)  # nobody joins but who was connected, and calls wait for
     _closed: bool = attrs.field(default=False, init=False)  # nobody at all
+    _part_by: float = attrs.field(default=math.inf, init=False)
     _terminating: bool = attrs.field(default=False, init=False)
     _connecting: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     _removed: dict[str, Member] = attrs.field(factory=dict, init=False)  # the latest of each id, to be shown
@@ -137,9 +139,9 @@ class Membership:
             if member.recovery is None:
                 member.give_up("session closed")
 
-    def stop_recovering(self) -> None:
-        """No call is left that waits for a connection."""
-        self._closed = True
+    def stop_recovering(self, part_by: float) -> None:
+        """No call is left that waits for a connection. Each is let go of by then, by `trio.current_time()`."""
+        self._closed, self._part_by = True, min(part_by, self._part_by)
         for member in self.members.values():
             member.give_up("session closed")
 
@@ -151,11 +153,10 @@ class Membership:
                 for incarnation in member.connections:
                     if incarnation.client is not None:
                         goodbyes.start_soon(self._part, member, incarnation, incarnation.client)
-                        incarnation.end()  # its task has time to come to its end while the backend takes its own
 
     def abandon(self) -> None:
         """The session has closed: nobody waits here any more."""
-        self.stop_recovering()
+        self.stop_recovering(math.inf)
         for member in self._leaving:
             member.gone.set()
 
@@ -460,7 +461,8 @@ class Membership:
 
     async def _let_go(self, member: Member, incarnation: Incarnation, client: BackendClient) -> None:
         """Close one connection apart from the others: outside of a close nobody else bounds that."""
-        with trio.move_on_after(self._settings.teardown_timeout, shield=True):
+        by = min(trio.current_time() + self._settings.teardown_timeout, self._part_by)
+        with trio.CancelScope(deadline=by, shield=True):
             await self._part(member, incarnation, client)
 
     async def _part(self, member: Member, incarnation: Incarnation, client: BackendClient) -> None:
@@ -469,6 +471,7 @@ class Membership:
             await incarnation.parted.wait()
             return
         incarnation.parted = trio.Event()
+        incarnation.end()  # its task has time to come to its end while the backend takes its own
         try:
             stored = self._row.record(member.backend_id)
             kept = stored is not None and stored.session_id == client.record.session_id
