@@ -34,6 +34,7 @@ from simulation.history import (
 )
 from simulation.world import run_history
 
+import trio_vmcp.client._cache
 import trio_vmcp.client._http
 import trio_vmcp.client._process
 import trio_vmcp.default_session
@@ -64,6 +65,7 @@ SETTINGS = FactorySettings(drain_timeout=5.0, teardown_timeout=2.0, request_time
 PATIENT = FactorySettings(backend_init_timeout=3.0, reconnect_max_delay=2.0, teardown_timeout=0.5)
 LEGACY = (BackendSpec(id="b0", configured_era="legacy"),)
 STREAMS = (BackendSpec(id="b0", answers="sse"),)
+LASTING = (BackendSpec(id="b0", era="modern", ttl=1.0),)
 DEAF = (BackendSpec(id="b0", transport="stdio", manners="deaf"),)
 PARENT = (BackendSpec(id="b0", transport="stdio", manners="parent"),)
 LONG = (Exit(at=40.0),)
@@ -93,6 +95,13 @@ GIVEN_UP_ON: tuple[Step, ...] = (
     Open(),
     Call(at=1.0, asks=1, question="elicitation", reply="hang", timeout=0.5),
     Close(at=10.0),
+)
+READ_TWICE: tuple[Step, ...] = (
+    Open(),
+    Call(at=1.0, kind="resource", plain=True),
+    Disturb(at=2.0, what="update"),
+    Call(at=5.0, kind="resource", plain=True),
+    Close(at=6.0),
 )
 LOG: tuple[Step, ...] = (Open(), Call(at=1.0, logs=3), Close(at=3.0))
 ALL_HANG: tuple[Step, ...] = tuple(Strike(backend=index, matches="POST", times=9) for index in range(2))
@@ -457,6 +466,11 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         wrapped(LegacyClient, "_on_request", does_nothing),
         History(backends=STREAMS, steps=(Open(), Call(at=1.0, asks=1), Close(at=10.0))),
         "questions_are_answered",
+    ),
+    "a result that is kept for too long": (
+        replaced(trio_vmcp.client._cache, "_fresh_for", lambda _: math.inf),
+        History(backends=LASTING, steps=READ_TWICE),
+        "what_is_read_is_fresh",
     ),
     "a process that is killed at once": (
         replaced(trio_vmcp.client._process, "TERM_SHARE", 0.0),

@@ -16,7 +16,7 @@ import trio
 from simulation.asking import Question, declared_to, log_message, question
 from simulation.history import BackendSpec, Disturb, Expire, Relist, Strike
 from simulation.processes import MemoryProcess, ProcessTable, Program
-from simulation.trace import Asked, Event, Executed, Felt, Offered
+from simulation.trace import Asked, Event, Executed, Felt, Offered, Updated
 from trio_vmcp import JSON, Backend
 from trio_vmcp.testing import CallContext, Exchange, MemoryNetwork, RpcError, ScriptedBackend, Status
 from trio_vmcp.testing.faults import FaultRule
@@ -54,6 +54,7 @@ class Actor:
     well: bool = attrs.field(default=False, init=False)
     _is_up: bool = attrs.field(default=True, init=False)
     _faults: list[FaultRule] = attrs.field(factory=list, init=False)  # that make it ill
+    _version: int = attrs.field(default=0, init=False)  # of its resources
     _struck: int = attrs.field(default=0, init=False)
     _ill_until: list[Exchange] = attrs.field(factory=list, init=False)  # these have ended
     _calls: dict[CallContext, None] = attrs.field(factory=dict, init=False)
@@ -71,6 +72,8 @@ class Actor:
             listens=spec.listens,
             latency=spec.latency,
             session_ids=spec.session_ids,
+            ttl_ms=int(1000 * spec.ttl),
+            cache_scope=spec.cache_scope,
             server_info={"name": spec.id, "version": "1"},
             page_size=spec.page_size,
         )
@@ -128,10 +131,13 @@ class Actor:
             case "tool":
                 self.scripted.add_tool(name, self._work, description=description)
             case "resource":
-                self.scripted.add_resource(name, json.dumps({"backend": self.spec.id}), description=description)
+                self.scripted.add_resource(name, self._content(), description=description)
             case _:
                 text = '{"key": {key}, "backend": "' + self.spec.id + '"}'
                 self.scripted.add_prompt(name, text, description=description)
+
+    def _content(self) -> str:
+        return json.dumps({"backend": self.spec.id, "version": self._version})
 
     async def _work(self, arguments: JSON, context: CallContext) -> str:
         """What every tool does, as its arguments say. A modern one that asks begins anew with every answer."""
@@ -202,8 +208,14 @@ class Actor:
                 self.scripted.heal()
                 self._faults.clear()
             case "update":
-                for uri in self.spec.resources:
+                self._version += 1
+                self.note(Updated(at=trio.current_time(), backend_id=self.spec.id, version=self._version))
+                for uri in self.scripted.texts:
+                    self.scripted.texts[uri] = self._content()
                     self.scripted.notify("notifications/resources/updated", {"uri": uri})
+            case "hush":
+                with self._out_of_order():
+                    self.scripted.end_streams()
         self.feel()
 
     def strike(self, step: Strike) -> None:

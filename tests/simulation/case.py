@@ -232,9 +232,12 @@ class Case:
         return next(offered.tools for offered in reversed(self.offered[backend_id]) if offered.at <= at)
 
     def offers_changed(self, operation: Operation) -> bool:
-        """Some backend's, during this operation."""
-        everybody = (offered for each in self.offered.values() for offered in each[1:])
-        return any(operation.began.at <= offered.at <= operation.ended_at for offered in everybody)
+        """Some backend's, during this operation, or so shortly before that what was listed then may do."""
+        return any(
+            operation.began.at - spec.ttl <= offered.at <= operation.ended_at
+            for spec in self.history.backends
+            for offered in self.offered[spec.id][1:]
+        )
 
     def well_since(self, backend_id: str, at: float) -> float | None:
         """Since when a backend has been well without a break, up to then; None: it is not."""

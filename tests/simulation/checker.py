@@ -12,7 +12,17 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 
 from simulation.answers import ANSWERS
-from simulation.case import BACKEND_ERRORS, CANCELLED_DRAIN, LAST_BYTES, MILLISECOND, Case, Operation, Violation, every
+from simulation.case import (
+    BACKEND_ERRORS,
+    CANCELLED_DRAIN,
+    LAST_BYTES,
+    MILLISECOND,
+    Case,
+    Operation,
+    Violation,
+    every,
+    spec_of,
+)
 from simulation.healing import HEALING
 from simulation.history import Add, Call, Disturb, Expire, History, Open, Remove, Restore, Strike, brief
 from simulation.trace import (
@@ -28,6 +38,7 @@ from simulation.trace import (
     Sent,
     StorageFailed,
     Trace,
+    Updated,
 )
 from trio_vmcp import Prefix, Priority
 
@@ -177,7 +188,9 @@ def _a_name_means_one_backend(case: Case) -> Iterator[str]:
             case Opened():
                 is_first = event.session not in bound
                 yield from _moved(event.session, event.tools, bound[event.session])
-                if not is_first or case.offers_changed(case.operations[event.op]):
+                opening = case.operations[event.op]
+                # Where the storage was slow to take the row, somebody may have joined since the names were given.
+                if not is_first or case.offers_changed(opening) or case.storage_failures(opening):
                     continue
                 for name, backend_id, own_name in event.tools:
                     if (owner := _owner(case, event, name, own_name)) != backend_id:
@@ -408,6 +421,18 @@ def _rows_live_and_die_with_their_sessions(case: Case) -> Iterator[str]:
             yield f"{restoring} took a closed session for a live one"
 
 
+def _what_is_read_is_fresh(case: Case) -> Iterator[str]:
+    for call in case.ended("call"):
+        if call.outcome.version is None or call.began.target is None:
+            continue
+        backend_id, _ = call.began.target
+        since = call.began.at - spec_of(case, backend_id).ttl
+        updates = (update for update in every(case, Updated) if update.backend_id == backend_id)
+        oldest = max((update.version for update in updates if update.at < since), default=0)
+        if call.outcome.version < oldest:
+            yield f"{call} read version {call.outcome.version}, where {oldest} is the oldest that may be kept"
+
+
 def _processes_are_asked_before_they_are_killed(case: Case) -> Iterator[str]:
     for ended in every(case, EndedProcess):
         if not ended.by_itself and ended.status not in EXPECTED_STATUS[ended.manners]:
@@ -435,6 +460,7 @@ CHECKS: dict[str, Callable[[Case], Iterator[str]]] = {
         _nothing_is_left,
         _every_backend_session_gets_its_delete,
         _rows_live_and_die_with_their_sessions,
+        _what_is_read_is_fresh,
         _processes_are_asked_before_they_are_killed,
         *HEALING,
         *ANSWERS,

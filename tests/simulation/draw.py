@@ -155,6 +155,8 @@ class _Draw:
             resumable=self.chance(0.2) and transport == "streamable-http",
             listens=self.chance(0.3) and (transport != "stdio" or era == "legacy"),
             latency=self.one_of(0.0, 0.0, 0.001, 0.05, 0.2),
+            ttl=self.one_of(0.0, 0.0, 1.0, 10.0) if era != "legacy" else 0.0,
+            cache_scope=self.one_of("private", "public"),
             session_ids=self.chance(0.9),
             page_size=self.one_of(None, None, 1),
             tools=self.some(TOOLS) or TOOLS[: self.one_of(0, 1, 1)],
@@ -222,6 +224,7 @@ class _Draw:
             on_progress="note" if self.chance(0.85) else self.one_of("raise", "shield", "aclose", "suspend"),
             timeout=self.one_of(None, None, None, 0.0, 0.001, 0.3, 2.0),
             caller="wrong" if self.chance(0.05) else "right",
+            plain=self.chance(0.5),
             inside=self.chance(0.5),
             give_up=self.give_up(0.2),
         )
@@ -262,7 +265,7 @@ class _Draw:
                 crash = Disturb(at=at, backend=backend, what="crash")
                 return [crash] if lasts else [crash, Disturb(at=over, backend=backend, what="return")]
             case "moment":
-                what = self.one_of("restart", "restart", "flip", "forget", "heal", "update")
+                what = self.one_of("restart", "restart", "flip", "forget", "heal", "update", "update", "hush")
                 return [Disturb(at=at, backend=backend, what=what)]  # type: ignore[arg-type]
             case "expire":
                 return [Expire(at=at, backend=backend, how=self.one_of("404", "400", "page", "503"))]

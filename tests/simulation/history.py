@@ -70,6 +70,7 @@ class BackendSpec:
         is_named: The user names its transport; an "sse" backend that is not is left to the probe.
         holds_posts: An "sse" backend ends a POST with its answer.
         manners: Of a "stdio" backend's process.
+        ttl, cache_scope: s, and for whom a modern one allows to keep what it lists and what is read.
     """
 
     id: str
@@ -85,6 +86,8 @@ class BackendSpec:
     session_ids: bool = True
     page_size: int | None = None
     listens: bool = False
+    ttl: float = 0.0
+    cache_scope: Literal["public", "private"] = "private"
     tools: tuple[str, ...] = TOOLS[:2]
     resources: tuple[str, ...] = RESOURCES[:1]
     prompts: tuple[str, ...] = PROMPTS[:1]
@@ -152,6 +155,7 @@ class Call:
             session, or close that.
         on_progress: What the caller's callback does at the first of those.
         timeout: s; None: the factory's.
+        plain: It takes nothing along that is its own, so that what was read before may do.
         inside: Its task belongs to the block that holds the factory, and goes with it.
     """
 
@@ -169,6 +173,7 @@ class Call:
     on_progress: Literal["note", "raise", "aclose", "suspend", "shield"] = "note"
     timeout: float | None = None
     caller: Literal["right", "wrong"] = "right"
+    plain: bool = False
     inside: bool = False
     give_up: GiveUp | None = None
 
@@ -243,12 +248,13 @@ class Disturb:
     flip     It restarts as a server of the other era, or an "sse" one as a server of the next transport.
     forget   It no longer knows any session: streams that are one end, and so does every process.
     heal     Whatever `Strike` did to it is over.
-    update   It says that its resources have new content.
+    update   Its resources have new content, and it says so to whoever has subscribed.
+    hush     It ends every stream on which it tells of changes.
     """
 
     at: float = 0.0
     backend: int = 0
-    what: Literal["crash", "return", "restart", "flip", "forget", "heal", "update"] = "crash"
+    what: Literal["crash", "return", "restart", "flip", "forget", "heal", "update", "hush"] = "crash"
 
 
 @attrs.frozen(kw_only=True)

@@ -16,7 +16,7 @@ import itertools
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 import attrs
 import trio
@@ -24,7 +24,7 @@ from trio.testing import MemoryReceiveStream, MemorySendStream, memory_stream_on
 
 from simulation.history import Manners
 
-__all__ = ["MemoryProcess", "ProcessTable", "Program", "open_process_table"]
+__all__ = ["MemoryProcess", "ProcessTable", "Program", "memory_processes"]
 
 LAST_WISH = 0.05  # s, that a process takes to end when it was asked to
 
@@ -149,16 +149,34 @@ class ProcessTable:
         programs: By command.
     """
 
-    _nursery: trio.Nursery = attrs.field(alias="nursery")
-    _on_end: Callable[[MemoryProcess], None] = attrs.field(alias="on_end")
     programs: dict[str, Program] = attrs.field(factory=dict, init=False)
     processes: list[MemoryProcess] = attrs.field(factory=list, init=False)
+    _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
+    _on_end: Callable[[MemoryProcess], None] = attrs.field(default=lambda process: None, init=False)
     _pids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1000), init=False)
 
     @property
     def alive(self) -> tuple[int, ...]:
         """Processes that run, that nobody has waited for, or that have left one of theirs behind."""
         return tuple(p.pid for p in self.processes if not p.was_reaped or p.has_helper)
+
+    @asynccontextmanager
+    async def running_in_virtual_time(self, on_end: Callable[[MemoryProcess], None]) -> AsyncIterator[None]:
+        """Where processes live. Leaving the block ends whatever is left of them.
+
+        Args:
+            on_end: Told of every process that ends.
+        """
+        self._on_end = on_end
+        async with trio.open_nursery() as self._nursery:
+            yield
+            self._nursery.cancel_scope.cancel()
+
+    def forget(self) -> None:
+        """Hold nothing of a run any more: one that hangs for ever is left to the garbage collector."""
+        self.programs.clear()
+        self.processes.clear()
+        self._nursery, self._on_end = None, lambda process: None
 
     def running(self, command: str | None) -> list[MemoryProcess]:
         """The processes of a command, oldest first."""
@@ -167,6 +185,7 @@ class ProcessTable:
 
     async def open_process(self, command: Sequence[str], *, env: Mapping[str, str], **options: object) -> MemoryProcess:
         """`trio.lowlevel.open_process`, as far as the library asks for it."""
+        assert self._nursery is not None
         assert options["start_new_session"]
         await trio.lowlevel.checkpoint_if_cancelled()
         with trio.CancelScope(shield=True):  # the thread
@@ -194,19 +213,14 @@ class ProcessTable:
         next(process for process in self.processes if process.pid == pid).take(number)
 
 
-@asynccontextmanager
-async def open_process_table(on_end: Callable[[MemoryProcess], None]) -> AsyncIterator[ProcessTable]:
-    """A table that takes the place of the operating system's; leaving the block ends whatever is left in it.
-
-    Args:
-        on_end: Told of every process that ends.
-    """
+@contextmanager
+def memory_processes() -> Iterator[ProcessTable]:
+    """A table that takes the place of the operating system's while the block lasts."""
     open_process, killpg = trio.lowlevel.open_process, os.killpg
-    async with trio.open_nursery() as nursery:
-        table = ProcessTable(nursery, on_end)
-        trio.lowlevel.open_process, os.killpg = table.open_process, table.killpg  # type: ignore[assignment]
-        try:
-            yield table
-        finally:
-            trio.lowlevel.open_process, os.killpg = open_process, killpg
-            nursery.cancel_scope.cancel()
+    table = ProcessTable()
+    trio.lowlevel.open_process, os.killpg = table.open_process, table.killpg  # type: ignore[assignment]
+    try:
+        yield table
+    finally:
+        trio.lowlevel.open_process, os.killpg = open_process, killpg
+        table.forget()

@@ -48,6 +48,7 @@ __all__ = [
     "Shielded",
     "StorageFailed",
     "Trace",
+    "Updated",
     "What",
 ]
 
@@ -68,6 +69,7 @@ class Outcome:
         is_ours: It is a `VmcpError`.
         backend_id: Of the result or the error.
         key: What the answer says that it answers.
+        version: Of what was read.
     """
 
     kind: Literal["ok", "error", "cancelled"]
@@ -76,6 +78,7 @@ class Outcome:
     may_have_executed: bool | None = None
     backend_id: str | None = None
     key: int | None = None
+    version: int | None = None
     text: str = attrs.field(default="", eq=False)
 
 
@@ -289,6 +292,15 @@ class Offered:
 
 
 @attrs.frozen(kw_only=True)
+class Updated:
+    """What is read of a backend is of this version from now on; the first one is 0."""
+
+    at: float
+    backend_id: str
+    version: int
+
+
+@attrs.frozen(kw_only=True)
 class Attempt:
     """A connector was asked for a connection.
 
@@ -447,6 +459,7 @@ Event: TypeAlias = (
     | EndedProcess
     | Felt
     | Offered
+    | Updated
     | Attempt
     | Attempted
     | LetGo

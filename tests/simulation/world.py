@@ -39,7 +39,7 @@ from simulation.history import (
     Subscribe,
     Watch,
 )
-from simulation.processes import MemoryProcess, ProcessTable, open_process_table
+from simulation.processes import MemoryProcess, ProcessTable, memory_processes
 from simulation.storage import FaultyStorage
 from simulation.trace import (
     Audit,
@@ -99,9 +99,9 @@ def run_history(history: History) -> Trace:
     """Run it. Whatever the library does wrong is in the trace; what this raises is a bug of the simulation."""
     trace = Trace()
     clock = MockClock(autojump_threshold=0)
-    with seeded(history.seed), watched_garbage(trace), watched_log(trace, clock):
+    with seeded(history.seed), watched_log(trace, clock), watched_garbage(trace), memory_processes() as processes:
         try:
-            trio.run(_World(history, trace).run, clock=ending(clock))
+            trio.run(_World(history, trace, processes).run, clock=ending(clock))
         except trio.TrioInternalError as exc:
             if not isinstance(exc.__cause__, HangsForEver):
                 raise
@@ -166,6 +166,7 @@ class _Life:
 class _World:
     history: History
     trace: Trace
+    processes: ProcessTable
     actors: dict[str, Actor] = attrs.field(factory=dict, init=False)
     storage: FaultyStorage = attrs.field(init=False)
     # By the identity of the object: what it is, and the operation that passed it on.
@@ -182,14 +183,13 @@ class _World:
     operations: int = attrs.field(default=0, init=False)
     limiters: list[trio.CapacityLimiter] = attrs.field(factory=list, init=False)
     seam: _Seam = attrs.field(init=False)
-    processes: ProcessTable = attrs.field(init=False)
     handlers: Handlers = attrs.field(init=False)
 
     async def run(self) -> None:
         self.storage = FaultyStorage(self._note_storage)
         self.handlers = Handlers(self.note, self._act, _number_of)
         with watched_limiters() as self.limiters:
-            async with open_process_table(self._note_process) as self.processes, open_memory_network() as network:
+            async with self.processes.running_in_virtual_time(self._note_process), open_memory_network() as network:
                 for spec in self.history.backends:
                     self.actors[spec.id] = Actor(spec, network, self.processes, self.note)
                 self.seam = _Seam(network, self.note, self.actors)
@@ -500,7 +500,9 @@ class _World:
 
         right = life.identity
         caller = right if step.caller == "right" else BOB
-        options: dict[str, Any] = {"caller": caller, "meta": {KEY: op}, "timeout": step.timeout}
+        options: dict[str, Any] = {"caller": caller, "timeout": step.timeout}
+        if step.kind != "resource" or not step.plain:
+            options["meta"] = {KEY: op}
         if step.progress:
             options["on_progress"] = on_progress
         match step.kind:
@@ -517,7 +519,7 @@ class _World:
                 prompt = await life.session.get_prompt(name, {"key": str(op)}, **options)
                 texts = [message["content"]["text"] for message in prompt.messages]
         (answer,) = map(json.loads, texts)
-        return Outcome(kind="ok", backend_id=answer["backend"], key=answer.get("key"))
+        return Outcome(kind="ok", backend_id=answer["backend"], key=answer.get("key"), version=answer.get("version"))
 
     async def _act(self, session_id: str, asked: Question, caller: Identity | None) -> None:
         """What a handler does before it answers."""

@@ -42,7 +42,7 @@ class Answer:
 
     async def notify(self, message: JSON) -> None:
         """Send a message ahead of the response. Behind it, or in a JSON answer, there is no place: it is dropped."""
-        if self.as_sse and not self.reply.ended:
+        if self.as_sse and (self._detached or not self.reply.ended):
             await self._event(message)
 
     async def finish(self, response: JSON, status: int = 200) -> None:

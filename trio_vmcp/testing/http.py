@@ -23,6 +23,7 @@ __all__ = ["Application", "Reply", "Request", "serve_http"]
 
 READ_BYTES = 64 * 1024
 MAX_BODY_BYTES = 16 * 1024 * 1024
+ENDS = (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
 
 Headers: TypeAlias = Iterable[tuple[str, str]]
 
@@ -74,11 +75,11 @@ class Reply:
 
     @property
     def ended(self) -> bool:
-        return self._http.our_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
+        return self._http.our_state in (*ENDS, h11.ERROR)
 
     @property
     def complete(self) -> bool:
-        return not self.cut and not self._lost and self.ended
+        return not self.cut and not self._lost and self._http.our_state in ENDS
 
     async def start(self, status: int, headers: Headers = ()) -> None:
         """Send the head; without a content-length the body is chunked."""
@@ -136,6 +137,9 @@ class Reply:
 
     async def _write(self, event: h11.Event) -> None:
         async with self._writing:
+            if self._http.our_state is h11.ERROR:  # somebody has broken it off meanwhile
+                self._lost = True
+                return
             data = self._http.send(event) or b""
             sent = self.written_bytes
             self.written_bytes += len(data)
