@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from functools import partial
 from typing import Any, Literal
 
 import httpx
@@ -716,6 +717,18 @@ async def test_a_legacy_initialize_is_never_cancelled(autojump_clock: MockClock,
         await client.post(method="notifications/cancelled", params={"requestId": 1})
         await trio.sleep(1.0)
         assert "answered" == backend.received("initialize")[0].outcome
+
+
+async def test_a_clients_answer_is_no_request_to_cancel(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """It has an id of the backend's own, which may be the number of a call that is given up meanwhile."""
+    backend = ScriptedBackend()
+    backend.fail(lambda exchange: exchange.request_id == 7, Delay(1.0))
+    async with open_raw_client(backend) as client:
+        nursery.start_soon(partial(client.post, id=7, result={}))
+        await trio.sleep(0.5)
+        await client.post(method="notifications/cancelled", params={"requestId": 7})
+        await trio.sleep(1.0)
+        assert "answered" == next(e for e in backend.exchanges if e.request_id == 7).outcome
 
 
 async def test_a_legacy_call_outlives_its_connection(autojump_clock: MockClock) -> None:

@@ -642,9 +642,14 @@ class ScriptedBackend(Catalog):
 
 
 def _same_id(exchange: Exchange, request_id: object) -> bool:
-    """By type, too: 1 is not "1". `initialize` is never cancelled."""
+    """By type, too: 1 is not "1". `initialize` is never cancelled, nor is the answer to a question of ours."""
     own = exchange.request_id
-    return exchange.method != "initialize" and own is not None and type(own) is type(request_id) and own == request_id
+    return (
+        exchange.method not in ("", "initialize")
+        and own is not None
+        and type(own) is type(request_id)
+        and own == request_id
+    )
 
 
 def _outcome(reply: Reply, is_modern: bool) -> Outcome:
