@@ -42,6 +42,7 @@ from trio_vmcp import BackendUnavailable, Bare, FactorySettings, SessionClosed
 from trio_vmcp._admission import Admission
 from trio_vmcp._admission import Call as AdmittedCall
 from trio_vmcp._backoff import Backoff
+from trio_vmcp._health import Health
 from trio_vmcp._incarnation import Incarnation
 from trio_vmcp._keeper import Keeper
 from trio_vmcp._member import Member
@@ -466,6 +467,11 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         wrapped(LegacyClient, "_on_request", does_nothing),
         History(backends=STREAMS, steps=(Open(), Call(at=1.0, asks=1), Close(at=10.0))),
         "questions_are_answered",
+    ),
+    "an error that nobody counts": (
+        wrapped(Health, "failed", does_nothing),
+        History(settings=SETTINGS, steps=(Open(), Call(at=1.0, seconds=20.0), Look(at=5.0), Close(at=6.0))),
+        "health_counts_every_call",
     ),
     "a result that is kept for too long": (
         replaced(trio_vmcp.client._cache, "_fresh_for", lambda _: math.inf),

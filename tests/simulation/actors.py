@@ -76,6 +76,7 @@ class Actor:
             cache_scope=spec.cache_scope,
             server_info={"name": spec.id, "version": "1"},
             page_size=spec.page_size,
+            completions={"backend": (spec.id,)},
         )
         for kind, names in (("tool", spec.tools), ("resource", spec.resources), ("prompt", spec.prompts)):
             for name in names:
@@ -90,6 +91,7 @@ class Actor:
             url=self.network.attach(f"{self.spec.id}.test", self.scripted),
             transport=self.spec.transport if self.spec.is_named else "streamable-http",
             era=self.spec.configured_era,
+            listen=self.spec.is_listened_to,
             headers={"authorization": f"Bearer {CANARY}-header"},
         )
 
@@ -107,6 +109,7 @@ class Actor:
             transport="stdio",
             command=command,
             era=self.spec.configured_era,
+            listen=self.spec.is_listened_to,
             env={"TOKEN": f"{CANARY}-environment"},
         )
 

@@ -155,6 +155,7 @@ class _Draw:
             resumable=self.chance(0.2) and transport == "streamable-http",
             listens=self.chance(0.3) and (transport != "stdio" or era == "legacy"),
             latency=self.one_of(0.0, 0.0, 0.001, 0.05, 0.2),
+            is_listened_to=self.chance(0.9),
             ttl=self.one_of(0.0, 0.0, 1.0, 10.0) if era != "legacy" else 0.0,
             cache_scope=self.one_of("private", "public"),
             session_ids=self.chance(0.9),
@@ -212,7 +213,7 @@ class _Draw:
         return Call(
             at=at,
             session=session,
-            kind=self.one_of("tool", "tool", "tool", "resource", "prompt"),
+            kind=self.one_of("tool", "tool", "tool", "tool", "resource", "resource", "prompt", "completion"),
             pick=None if self.chance(0.05) else self.random.randrange(12),
             seconds=self.one_of(*SHORT, 20.0),
             progress=self.one_of(0, 0, 1, 3),

@@ -215,6 +215,40 @@ def _what_is_told_is_listed(case: Case) -> Iterator[str]:
                 yield f"{backend_id!r} offers {sorted(offered)}, told of it at {heard_at}; listed are {sorted(listed)}"
 
 
+def _health_counts_every_call(case: Case) -> Iterator[str]:
+    for settled in every(case, Settled):
+        calls = [call for call in case.ended("call", "subscribe") if call.began.life == settled.life]
+        for backend_id, counted, errors, in_flight in settled.health:
+            if any(step.backend_id == backend_id for _, step in case.removals[settled.life]):
+                continue  # it counts from the beginning when it comes back
+            its = [
+                call for call in calls if call.ended_at <= settled.at and backend_id in (_owner(call), _sender(call))
+            ]
+            failed = sum(call.outcome.error in BACKEND_ERRORS and _sender(call) == backend_id for call in its)
+            answered = sum(call.outcome.kind == "ok" and call.began.what == "call" for call in its)
+            # Who was cancelled may have been so before it was his turn; a subscription need not be asked for.
+            if not failed + answered <= counted <= len(its) or errors != failed:
+                yield (
+                    f"session of {settled.life} counts {counted} calls to {backend_id!r} and {errors} errors at "
+                    f"{settled.at}, where {answered} were answered and {failed} failed of {len(its)}"
+                )
+            if in_flight > sum(_owner(call) in (backend_id, None) for call in _running(case, settled)):
+                yield f"session of {settled.life} counts {in_flight} calls to {backend_id!r} under way at {settled.at}"
+
+
+def _owner(call: Operation) -> str | None:
+    return None if call.began.target is None else call.began.target[0]
+
+
+def _sender(call: Operation) -> str | None:
+    return call.outcome.backend_id
+
+
+def _running(case: Case, settled: Settled) -> Iterator[Operation]:
+    position = next(i for i, event in enumerate(case.trace.events) if event is settled)
+    return case.running(settled.life, position)
+
+
 # --- when a backend is one that must work
 
 
@@ -299,7 +333,8 @@ def _is_ordinary(case: Case, call: Operation) -> bool:
     if any(exiting.at <= call.ended_at for exiting in exits):
         return False
     if step.kind != "tool":
-        changes = (s for s in case.history.steps if isinstance(s, Relist) and s.kind == step.kind)
+        kind = "prompt" if step.kind == "completion" else step.kind
+        changes = (s for s in case.history.steps if isinstance(s, Relist) and s.kind == kind)
         return all(change.at > call.ended_at for change in changes)
     backend_id, name = target
     during = [offered for offered in case.offered[backend_id] if call.began.at <= offered.at <= call.ended_at]
@@ -472,7 +507,7 @@ def _told_of_lists(case: Case) -> dict[tuple[int, str], list[float]]:
 def _heard_while_listening(case: Case, life: int, spec: BackendSpec) -> Iterator[float]:
     """By a session that has had the time to open its stream, and to open another one after the last misfortune."""
     patience = _patience(case, spec.id)
-    if not spec.listens or patience is None:
+    if not (spec.listens and spec.is_listened_to) or patience is None:
         return
     for offered in case.offered[spec.id][1:]:
         since = _ready_since(case, life, spec.id, offered.at)
@@ -492,4 +527,5 @@ HEALING: tuple[Callable[[Case], Iterator[str]], ...] = (
     _removed_backends_get_their_delete,
     _members_come_and_go_in_time,
     _what_is_told_is_listed,
+    _health_counts_every_call,
 )

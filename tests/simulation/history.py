@@ -67,6 +67,7 @@ class BackendSpec:
     """One scripted backend, and how a user configures it.
 
     Attributes:
+        is_listened_to: The user wants to hear of changes.
         is_named: The user names its transport; an "sse" backend that is not is left to the probe.
         holds_posts: An "sse" backend ends a POST with its answer.
         manners: Of a "stdio" backend's process.
@@ -86,6 +87,7 @@ class BackendSpec:
     session_ids: bool = True
     page_size: int | None = None
     listens: bool = False
+    is_listened_to: bool = True
     ttl: float = 0.0
     cache_scope: Literal["public", "private"] = "private"
     tools: tuple[str, ...] = TOOLS[:2]
@@ -145,6 +147,7 @@ class Call:
     """One call, of the `pick`-th name that the session advertises, or of one that nobody has.
 
     Attributes:
+        kind: What is called; a "completion" is of a prompt's argument.
         seconds: How long the tool works.
         progress: How often it says how far it is.
         logs: How many log messages it sends, if there is a way.
@@ -161,7 +164,7 @@ class Call:
 
     at: float = 0.0
     session: int = 0
-    kind: Kind = "tool"
+    kind: Kind | Literal["completion"] = "tool"
     pick: int | None = 0
     seconds: float = 0.0
     progress: int = 0

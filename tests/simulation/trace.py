@@ -360,6 +360,7 @@ class Settled:
     Attributes:
         row, said: Backend id and the id of its session, of every backend that is connected.
         unbound: Advertised tools that the row gives to nobody, or to another.
+        health: Of every backend: its id, calls, errors and calls in flight.
         is_written: The row is what the session takes it for.
     """
 
@@ -368,6 +369,7 @@ class Settled:
     in_flight: int
     row: tuple[tuple[str, str | None], ...]
     said: tuple[tuple[str, str | None], ...]
+    health: tuple[tuple[str, int, int, int], ...]
     unbound: tuple[str, ...]
     is_written: bool
 

@@ -441,9 +441,14 @@ class _World:
 
     def _begin_call(self, step: Call, life: _Life, *, is_inside: bool, nested: bool = False) -> Began:
         session, table = life.session, life.session.routing_table
-        offered: Mapping[str, Target] = {"tool": table.tools, "resource": table.resources, "prompt": table.prompts}[
-            step.kind
-        ]
+        offered: Mapping[str, Target]
+        match step.kind:
+            case "tool":
+                offered = table.tools
+            case "resource":
+                offered = table.resources
+            case _:
+                offered = table.prompts
         names = sorted(offered)
         name = NOBODYS if step.pick is None or not names else names[step.pick % len(names)]
         target = offered.get(name)
@@ -467,7 +472,15 @@ class _World:
     def _begin_subscribe(self, step: Subscribe, life: _Life) -> Began:
         offered = life.session.routing_table.resources
         name = sorted(offered)[step.pick % len(offered)] if offered else NOBODYS
-        return self._begin("subscribe", step=step, life=life.op, state=life.session.state.name, name=name)
+        target = offered.get(name)
+        return self._begin(
+            "subscribe",
+            step=step,
+            life=life.op,
+            state=life.session.state.name,
+            name=name,
+            target=None if target is None else (target.backend_id, target.name),
+        )
 
     @staticmethod
     def _state_of(session: Session, backend_id: str) -> str:
@@ -515,6 +528,11 @@ class _World:
             case "resource":
                 read = await life.session.read_resource(name, **options)
                 texts = [content["text"] for content in read.contents]
+            case "completion":
+                options.pop("on_progress", None)
+                ref = {"type": "ref/prompt", "name": name}
+                completed = await life.session.complete(ref, {"name": "backend", "value": ""}, **options)
+                texts = [json.dumps({"backend": value}) for value in completed.values]
             case _:
                 prompt = await life.session.get_prompt(name, {"key": str(op)}, **options)
                 texts = [message["content"]["text"] for message in prompt.messages]
@@ -665,6 +683,11 @@ class _World:
                     in_flight=life.session.in_flight,
                     row=tuple((backend_id, stored.get(backend_id)) for backend_id in live),
                     said=tuple((backend_id, said.get(backend_id)) for backend_id in live),
+                    health=tuple(
+                        (backend_id, status.calls, status.errors, status.in_flight)
+                        for backend_id, status in life.session.backends.items()
+                        if status.state is not BackendState.REMOVED
+                    ),
                     unbound=tuple(name for name, owner, _ in _names(life.session) if bound.get(name) != owner),
                     is_written=row == life.session.metadata,
                 )
