@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 import httpx
 import trio
 
+from trio_vmcp.errors import BackendError
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord
 from trio_vmcp.models import JSON, Backend
@@ -19,6 +20,7 @@ __all__ = [
     "ClientHandlers",
     "EventSink",
     "Handler",
+    "LossSink",
     "OnProgress",
     "OutgoingAuth",
     "ServerRequest",
@@ -44,6 +46,19 @@ await, and may send requests of its own over the backend's transport.
   so it must be good for several requests, as the classes of httpx are. A second 401 is `BackendUnauthorized`.
 - What it raises, or the flow, becomes `BackendUnauthorized` without its text; a `BackendError` comes out as itself.
 """
+
+
+@runtime_checkable
+class LossSink(Protocol):
+    """An `EventSink` that also takes what a client finds out outside of any request; never blocks. Those that a session
+    passes are.
+    """
+
+    def __call__(self, method: str, params: JSON, /) -> None: ...
+
+    def session_lost(self, error: BackendError) -> None:
+        """The backend no longer knows our session. The client stays as it is: requests on it may still be answered."""
+        ...
 
 
 class BackendClient(Protocol):
