@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,8 +10,8 @@ import trio
 from harness import World, echo_backend, open_world
 from trio.testing import MockClock
 
-from trio_vmcp import Session, SessionChange
-from trio_vmcp.testing import ScriptedBackend
+from trio_vmcp import FactorySettings, Session, SessionChange
+from trio_vmcp.testing import CONNECT, Refuse, ScriptedBackend
 
 TOOLS_CHANGED, UPDATED = "notifications/tools/list_changed", "notifications/resources/updated"
 
@@ -95,6 +96,24 @@ async def test_a_restarted_backend_is_listened_to_again(autojump_clock: MockCloc
         async with session.changes() as changes:
             backend.notify(UPDATED, {"uri": "memo://one"})
             assert ("resource_updated", "memo://one") in await heard(changes)
+
+
+@both_eras
+async def test_a_backend_that_was_away_for_hours_is_listened_to_again(autojump_clock: MockClock, era: str) -> None:
+    """Without a call, at the longest delay: who cannot be reached is not given up, and asked no more often for that."""
+    backend = changing(era)
+    settings = FactorySettings(idle_timeout=math.inf)
+    async with open_world({"a": backend}, settings=settings) as world, world.open_session() as session:
+        await trio.sleep(1)
+        asked = backend.fail(CONNECT, Refuse())
+        backend.crash()
+        await trio.sleep(5 * 3600)
+        assert 5 * 3600 / 72 - 5 <= asked.struck <= 5 * 3600 / 48 + 10
+        backend.add_tool("new")
+        backend.heal()
+        backend.restart()
+        await trio.sleep(80)
+        assert (["a_echo", "a_new"], 1, ()) == (names(session), backend.listening, session.failures)
 
 
 @both_eras

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import attrs
 
 from trio_vmcp.client.interface import EventSink
-from trio_vmcp.errors import MessageTooLarge
+from trio_vmcp.errors import BackendError, BackendUnavailable, MessageTooLarge
 from trio_vmcp.models import JSON
 
 __all__ = [
@@ -78,6 +78,13 @@ class Patience:
     def reward(self) -> None:
         """The stream was of use: what went wrong before is forgotten."""
         self._fruitless = 0
+
+    def note(self, error: BackendError) -> None:
+        """Who cannot even be reached says nothing about streams, however long he is away: asked as seldom as ever, but
+        not given up. Else nobody would find out that he is back.
+        """
+        if isinstance(error, BackendUnavailable) and not error.may_have_executed:
+            self._fruitless = min(self._fruitless, MOST_FRUITLESS - 1)
 
     def next_delay(self) -> float | None:
         """s until the next attempt; None: there is none."""

@@ -102,6 +102,7 @@ class StandaloneStream:
         except BackendRejected:  # a redirect that is not followed
             return False
         except BackendError as error:
+            self._patience.note(error)
             logger.debug("%s, on its stream for changes", error)
         if opened_at is not None:
             self._last_event_id = decoder.last_event_id

@@ -281,6 +281,7 @@ class _Listener:
                         self._outcome = await self._http.plain_outcome(reply, self._request_id)
         except BackendError as error:
             self.problem = error
+            self._patience.note(error)
             logger.debug("%s, on its subscriptions", error)
         if self._patient.cancelled_caught:
             detail = f"did not acknowledge {LISTEN!r} within {ACKNOWLEDGE_TIMEOUT} s"
