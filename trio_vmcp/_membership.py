@@ -362,6 +362,7 @@ class Membership:
             events=_Ear(
                 partial(self._on_event, member, incarnation, refresher),
                 partial(self._on_session_lost, member, incarnation, nursery),
+                refresher.doubt,
             ),
         )
         try:
@@ -505,16 +506,20 @@ class Membership:
 
 @attrs.define(eq=False)
 class _Ear:
-    """A `LossSink`."""
+    """A `SessionSink`."""
 
     _take: Callable[[str, JSON], None]
     _lose: Callable[[BackendError], None]
+    _doubt: Callable[[tuple[str, ...]], None]
 
     def __call__(self, method: str, params: JSON, /) -> None:
         self._take(method, params)
 
     def session_lost(self, error: BackendError) -> None:
         self._lose(error)
+
+    def listed_too_early(self, kinds: tuple[str, ...]) -> None:
+        self._doubt(kinds)
 
 
 def ended_by_itself(crash: BaseExceptionGroup[Exception]) -> bool:

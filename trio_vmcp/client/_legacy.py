@@ -39,7 +39,7 @@ from trio_vmcp.client._listening import (
 )
 from trio_vmcp.client._standalone import StandaloneStream
 from trio_vmcp.client._streamable import Answer, HttpRefusal, Interrupted, OnOther, ignore_other, names_session, refusal
-from trio_vmcp.client.interface import LossSink
+from trio_vmcp.client.interface import SessionSink
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, BackendUnavailable
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord
@@ -219,6 +219,7 @@ class LegacyClient(StreamableClient):
     ) -> JSON:
         if method in (SUBSCRIBE, UNSUBSCRIBE):
             self._require_subscriptions(method, params["uri"])
+        self._unwatched.note(method, self.listening)
         data = encode_request(message_id, method, params)
         unproven = self._unproven
         if self._stream is None or not self._stream.is_running:
@@ -267,7 +268,7 @@ class LegacyClient(StreamableClient):
         if not self._says_gone(status, outcome, unproven=False):
             return False
         detail = f"no longer knows our session (HTTP {status} to its stream for changes)"
-        if isinstance(self._events, LossSink):
+        if isinstance(self._events, SessionSink):
             self._events.session_lost(BackendUnavailable(self._http.backend_id, detail))
         return True
 
@@ -343,6 +344,7 @@ class LegacyClient(StreamableClient):
             identity=self._identity,
             patience=Patience(*self._retries),
             take=self._take,
+            first=self._tell_first,
             missed=self._tell_missed,
             is_gone=self._stream_is_gone,
         )
@@ -368,6 +370,9 @@ class LegacyClient(StreamableClient):
             return False
         waiting.take(message)
         return True
+
+    def _tell_first(self) -> None:
+        self._watched(listed_as_changing(self.server_capabilities))
 
     def _tell_missed(self) -> None:
         tell_missed(self._heard, listed_as_changing(self.server_capabilities), tuple(self._subscribed))

@@ -16,7 +16,7 @@ from trio_vmcp.client._era import HEADER_MISMATCH, MODERN_VERSION, is_modern_err
 from trio_vmcp.client._headers import BadParamHeader, ParamHeaders, encode_header_value, param_headers
 from trio_vmcp.client._http import Headers
 from trio_vmcp.client._jsonrpc import ErrorReply, Request, Result, encode_request
-from trio_vmcp.client._listening import SUBSCRIBE, UNSUBSCRIBE, Listening, listed_as_changing
+from trio_vmcp.client._listening import LIST_CHANGED, SUBSCRIBE, UNSUBSCRIBE, Listening, listed_as_changing
 from trio_vmcp.client._rounds import finish_rounds, is_complete
 from trio_vmcp.client._server_requests import ServerRequests
 from trio_vmcp.client._streamable import Answer, HttpRefusal, Interrupted, OnOther, ignore_other, names_session, refusal
@@ -147,6 +147,7 @@ class ModernClient(StreamableClient):
             if is_complete(self._http.backend_id, method, result):
                 return result
             return await self._finish(result, method, params, identity, on_other)
+        self._unwatched.note(method, self.listening)
         kept = self._cache.find(method, params, identity)
         if kept is None:
             result = await self._fetched(message_id, method, params, identity, on_other)
@@ -238,6 +239,7 @@ class ModernClient(StreamableClient):
                 http=self._http,
                 compose=self._compose,
                 events=self._heard,
+                watched=self._watched,
                 identity=self._identity,
                 nursery=self._nursery,
                 retries=self._retries,
@@ -257,6 +259,11 @@ class ModernClient(StreamableClient):
     def _heard(self, method: str, params: JSON) -> None:
         self._cache.note_change(method, params)  # first: whoever hears of it asks anew
         super()._heard(method, params)
+
+    def _doubt(self, kinds: tuple[str, ...]) -> None:
+        for kind in kinds:  # however fresh it is called, and whoever asked for it: nobody may have listened since
+            self._cache.note_change(LIST_CHANGED[kind], {})
+        super()._doubt(kinds)
 
     def _mirrored(self, method: str, params: JSON) -> Headers:
         headers: Headers = []

@@ -44,6 +44,7 @@ class StandaloneStream:
     _identity: Identity | None = attrs.field(alias="identity", repr=False)
     _patience: Patience = attrs.field(alias="patience")
     _take: Callable[[Message], bool] = attrs.field(alias="take", repr=False)  # returns whether it was of use
+    _first: Callable[[], None] = attrs.field(alias="first", repr=False)  # open for the first time
     _missed: Callable[[], None] = attrs.field(alias="missed", repr=False)  # open again, with a gap
     # Asked about a refusal of what was open before: whether the backend's session is gone, and nobody need ask again.
     _is_gone: Callable[[int, ErrorReply | HttpRefusal], bool] = attrs.field(alias="is_gone", repr=False)
@@ -116,7 +117,9 @@ class StandaloneStream:
         again = self.listening == "retrying"
         self.listening, self._was_open = "open", True
         self.settled.set()
-        if again and asked_after is None:
+        if not again:
+            self._first()
+        elif asked_after is None:
             self._missed()
 
     async def _refused(self, reply: Reply) -> bool:

@@ -59,6 +59,8 @@ ACKNOWLEDGE_TIMEOUT = 30.0
 
 Compose: TypeAlias = Callable[[str, JSON], tuple[int, bytes, Headers]]
 """A request of this era: its id, its body and its headers."""
+Watched: TypeAlias = Callable[[tuple[str, ...]], None]
+"""Told of the kinds of lists whose changes are heard of from now on."""
 
 
 @attrs.frozen
@@ -97,6 +99,7 @@ class Subscriptions:
     _http: StreamableHttp = attrs.field(alias="http")
     _compose: Compose = attrs.field(alias="compose", repr=False)
     _events: EventSink = attrs.field(alias="events", repr=False)
+    _watched: Watched = attrs.field(alias="watched", repr=False)
     _identity: Identity | None = attrs.field(alias="identity", repr=False)
     _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
     _retries: tuple[float, float] = attrs.field(alias="retries")  # s, the first and the longest
@@ -174,6 +177,9 @@ class Subscriptions:
                 self._trial = None
         self._current = trial
         if before is not None:
+            # It would have told of its gap once it was back.
+            if trial is not None and before.listening in ("retrying", "given up"):
+                tell_missed(self._events, trial.heard_of.kinds, trial.heard_of.uris)
             before.close()
 
     def _listener(self, wanted: Wanted, *, is_trial: bool) -> _Listener:
@@ -184,6 +190,7 @@ class Subscriptions:
             http=self._http,
             compose=self._compose,
             events=self._events,
+            watched=self._watched,
             identity=self._identity,
             patience=Patience(*self._retries),
             wanted=wanted,
@@ -207,6 +214,7 @@ class _Listener:
     _http: StreamableHttp = attrs.field(alias="http")
     _compose: Compose = attrs.field(alias="compose", repr=False)
     _events: EventSink = attrs.field(alias="events", repr=False)
+    _watched: Watched = attrs.field(alias="watched", repr=False)
     _identity: Identity | None = attrs.field(alias="identity", repr=False)
     _patience: Patience = attrs.field(alias="patience")
     wanted: Wanted
@@ -221,6 +229,10 @@ class _Listener:
     _patient: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _is_acknowledged: bool = attrs.field(default=False, init=False)
     _outcome: Result | ErrorReply | HttpRefusal | None = attrs.field(default=None, init=False)
+
+    @property
+    def heard_of(self) -> Wanted:
+        return self.honoured or Wanted((), ())
 
     def close(self) -> None:
         """End it, without waiting. "Closing the response stream" is how a subscription is cancelled."""
@@ -350,4 +362,6 @@ class _Listener:
         self.settled.set()
         if again:
             tell_missed(self._events, honoured.kinds, honoured.uris)
+        else:
+            self._watched(honoured.kinds)
         return True

@@ -20,10 +20,10 @@ __all__ = [
     "ClientHandlers",
     "EventSink",
     "Handler",
-    "LossSink",
     "OnProgress",
     "OutgoingAuth",
     "ServerRequest",
+    "SessionSink",
 ]
 
 OnProgress: TypeAlias = Callable[[float, float | None, str | None], Awaitable[None]]
@@ -49,8 +49,8 @@ await, and may send requests of its own over the backend's transport.
 
 
 @runtime_checkable
-class LossSink(Protocol):
-    """An `EventSink` that also takes what a client finds out outside of any request; never blocks. Those that a session
+class SessionSink(Protocol):
+    """An `EventSink` that also takes what no backend says, but a client finds out; never blocks. Those that a session
     passes are.
     """
 
@@ -58,6 +58,12 @@ class LossSink(Protocol):
 
     def session_lost(self, error: BackendError) -> None:
         """The backend no longer knows our session. The client stays as it is: requests on it may still be answered."""
+        ...
+
+    def listed_too_early(self, kinds: tuple[str, ...]) -> None:
+        """Lists of these kinds ("tools", "resources", "prompts") were asked for before their changes were heard of, and
+        from now on they are: whether they have changed in between is not known.
+        """
         ...
 
 
