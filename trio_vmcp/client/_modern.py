@@ -11,6 +11,7 @@ import trio
 
 from trio_vmcp._outbound import begin_request, note_session_lost, note_written, preparing
 from trio_vmcp.client._cache import CACHEABLE, DISCOVER, BackendCache
+from trio_vmcp.client._carriers import HttpCarrier
 from trio_vmcp.client._client import CLIENT_INFO, StreamableClient, declared_capabilities
 from trio_vmcp.client._era import HEADER_MISMATCH, MODERN_VERSION, is_modern_error
 from trio_vmcp.client._headers import BadParamHeader, ParamHeaders, encode_header_value, param_headers
@@ -236,11 +237,9 @@ class ModernClient(StreamableClient):
         """Made when they are needed: few backends have any."""
         if self._subscriptions is None:
             self._subscriptions = Subscriptions(
-                http=self._http,
-                compose=self._compose,
+                carrier=HttpCarrier(self._http, self._compose, self._identity),
                 events=self._heard,
                 watched=self._watched,
-                identity=self._identity,
                 nursery=self._nursery,
                 retries=self._retries,
             )
