@@ -13,7 +13,7 @@ from clients import sole_error
 from trio.testing import MemorySendStream, memory_stream_pair, wait_all_tasks_blocked
 
 from trio_vmcp import JSON, BackendRecord, ClientHandlers
-from trio_vmcp.client._duplex import DuplexClient
+from trio_vmcp.client._duplex import DuplexClient, Listens
 from trio_vmcp.client._handling import Handling
 from trio_vmcp.client._inbox import Inbox, Loss
 from trio_vmcp.client._lines import LineLink
@@ -91,9 +91,17 @@ class Pair:
 
 @asynccontextmanager
 async def open_pair(
-    *, handlers: ClientHandlers | None = None, limit: int = LIMIT, backend: ScriptedBackend | None = None
+    *,
+    handlers: ClientHandlers | None = None,
+    limit: int = LIMIT,
+    backend: ScriptedBackend | None = None,
+    listens: bool | None = None,
 ) -> AsyncIterator[Pair]:
-    """A client that has not shaken hands, and a raw server; or, with `backend`, a scripted one."""
+    """A client that has not shaken hands, and a raw server; or, with `backend`, a scripted one.
+
+    Args:
+        listens: Whether it does, in the modern era; None: it cannot.
+    """
     near, far = memory_stream_pair()
     inbox = Inbox(backend_id="b", max_message_bytes=limit, max_json_depth=128)
     wire = MemoryWire(inbox)
@@ -106,6 +114,7 @@ async def open_pair(
                 inbox=inbox,
                 wire=wire,
                 requests=ServerRequests(Handling(handlers or ClientHandlers(), "s", "b"), nursery, 2 * limit),
+                listens=None if listens is None else Listens(listens, nursery, (0.5, 60)),
             )
             nursery.start_soon(wire.serve, near)  # noqa: ASYNC113  # it needs no start: what is queued waits for it
             if backend is not None:

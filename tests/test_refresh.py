@@ -80,6 +80,35 @@ async def test_a_list_that_changed_is_fetched_again_at_once(kind: str, era: str,
         assert [SessionChange(kind, "a")] == await drained(changes)  # type: ignore[arg-type]  # parametrized: plain str
 
 
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_what_was_cried_about_stays_so_when_it_is_doubted(era: str, autojump_clock: MockClock) -> None:
+    """The stream opens behind the cry: one refetch for both, and what was said to have changed is told, as it was."""
+    backend = crying_backend(era)
+    backend.listens = True
+    backend.fail("GET" if era == "legacy" else "subscriptions/listen", Delay(0.5))
+    async with open_world({"a": backend}) as world, world.open_session() as session, session.changes() as changes:
+        await cry(session, "prompts")
+        await cry(session, "tools")
+        assert [SessionChange("prompts", "a")] == await drained(changes, 0.4)
+        before = len(listings(backend))
+        assert [SessionChange("tools", "a")] == await drained(changes, 2)
+        assert {METHODS[kind][0] for kind in KINDS} <= {method for _, method in listings(backend)[before:]}
+
+
+async def test_a_refetch_that_fails_takes_along_what_came_meanwhile(autojump_clock: MockClock) -> None:
+    """Both are fetched a second later, and both are told of."""
+    backend = crying_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session, session.changes() as changes:
+        backend.latency = 0.2
+        backend.fail("tools/list", Status(500), times=1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cry, session, "tools")
+            await trio.sleep(0.1)
+            nursery.start_soon(cry, session, "resources")  # heard at 0.3 s, between the question and its refusal
+        await trio.sleep(2)
+        assert [SessionChange(kind, "a") for kind in ("tools", "resources")] == await drained(changes)
+
+
 async def test_a_storm_is_one_refetch_a_second(autojump_clock: MockClock) -> None:
     """The first at once; however often it cries meanwhile, the next begins a second after the one before."""
     backend = crying_backend()

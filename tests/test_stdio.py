@@ -497,6 +497,34 @@ async def test_killed_from_outside_between_calls_it_is_missed(children: Children
         assert "was ended by signal SIGKILL" == session.failures[0].detail
 
 
+async def test_what_a_program_of_the_modern_era_changes_is_heard(children: Children) -> None:
+    """Its new tool is listed, told of and called; started anew it is listened to as before."""
+    delays = FactorySettings(reconnect_delay=0.05, teardown_timeout=0.4)
+    options: dict[str, Any] = {"era": "modern", "settings": delays}
+    async with open_children_session(children, "modern", "telling", **options) as session, session.changes() as changes:
+        for name in ("first", "second"):
+            await session.call_tool("b_grow", {"name": name})
+            with trio.fail_after(5):
+                while f"b_{name}" not in [tool.name for tool in session.tools]:
+                    await changes.receive()
+            assert not (await session.call_tool(f"b_{name}")).is_error
+            os.kill(await session_pid(session), signal.SIGKILL)
+            with trio.fail_after(5):
+                while await changes.receive() != SessionChange("backend", "b") or not session.failures:
+                    pass
+                while f"b_{name}" in [tool.name for tool in session.tools]:  # the next one knows nothing of it
+                    await changes.receive()
+
+
+@pytest.mark.parametrize("listens", [True, False])
+async def test_a_program_is_subscribed_to_once(children: Children, listens: bool) -> None:
+    """If the user wants that."""
+    options: dict[str, Any] = {"era": "modern", "listen": listens}
+    async with open_children_session(children, "modern", "telling", **options) as session:
+        seen = json.loads((await session.call_tool("b_seen")).content[0]["text"])
+        assert int(listens) == seen.count("subscriptions/listen")
+
+
 async def test_one_that_dies_while_it_is_listed_is_one_failure(
     children: Children, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -52,6 +52,11 @@ class Listing:
     prompts: dict[str, JSON] = attrs.field(factory=dict)
     weights: dict[str, Weight] = attrs.field(factory=dict, repr=False)  # by the name of the field
 
+    def differs(self, other: Listing | None, kind: str) -> bool:
+        """Whether a kind of capability ("resources": their templates, too) is not what the other says of it."""
+        fields = [each.kept_as for each in _BY_CAPABILITY[kind]]
+        return other is None or any(getattr(self, field) != getattr(other, field) for field in fields)
+
     def offer(self, backend_id: str) -> Offer:
         """The names alone: what routing decides on."""
         return Offer(

@@ -69,6 +69,8 @@ class Member:
         gone: It was removed, and all its connections were let go of.
         refused: How long it is left alone after it refused the credentials of this session, which says nothing about
             other sessions.
+        relapses: How long a connection is kept at least though its stream says that its session is gone: whoever says
+            so of every session, and answers calls all the same, must not be greeted for ever.
         not_before: `trio.current_time()` until when it is.
     """
 
@@ -76,6 +78,7 @@ class Member:
     backend: Backend | None  # None: a stored member whose backend was not passed to restore_session
     breaker: Breaker
     refused: Backoff
+    relapses: Backoff
     stored: BackendRecord | None = None
     current: Incarnation | None = attrs.field(default=None, init=False)
     connections: set[Incarnation] = attrs.field(factory=set, init=False)
@@ -90,6 +93,7 @@ class Member:
     subscriptions: set[str] = attrs.field(factory=set, init=False)
     gone: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     begun_at: float | None = attrs.field(default=None, init=False)
+    joined_at: float = attrs.field(default=0.0, init=False)
     not_before: float = attrs.field(default=0.0, init=False)
     _lost: bool = attrs.field(default=False, init=False)  # what is stored is not to be taken up again
 
@@ -135,6 +139,7 @@ class Member:
 
     def joined(self, incarnation: Incarnation, listing: Listing | None) -> None:
         self.current, self.failure, self._lost = incarnation, None, False
+        self.joined_at = trio.current_time()
         self.listing = listing or self.listing
         self.breaker.succeed()
         self.refused.reset()
@@ -162,6 +167,14 @@ class Member:
         incarnation.end()
         self.enter(BackendState.RECOVERING)
         self.on_missing(self)
+
+    def relapse(self) -> float:
+        """Its session is said to be gone by what no call depends on. Returns from when on, by `trio.current_time()`,
+        that may be acted on: at once, unless the one before was gone soon, too.
+        """
+        if trio.current_time() - self.joined_at > self.relapses.max_delay:
+            self.relapses.reset()
+        return self.joined_at + self.relapses.next(random.random())
 
     def end_recovery(self) -> None:
         """Whoever waits for the connection looks at what came of it."""
@@ -353,4 +366,4 @@ def new_member(
 ) -> Member:
     """A backend that nobody has tried yet."""
     delays = settings.reconnect_delay, settings.reconnect_max_delay
-    return Member(backend_id, backend, Breaker(Backoff(*delays)), Backoff(*delays), stored)
+    return Member(backend_id, backend, Breaker(Backoff(*delays)), Backoff(*delays), Backoff(*delays), stored)

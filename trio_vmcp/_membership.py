@@ -362,7 +362,11 @@ class Membership:
             identity=self._identity,
             resume=resume,
             nursery=nursery,
-            events=partial(self._on_event, member, incarnation, refresher),
+            events=_Ear(
+                partial(self._on_event, member, incarnation, refresher),
+                partial(self._on_session_lost, member, incarnation, nursery),
+                refresher.doubt,
+            ),
         )
         try:
             if member.listing is not None and resume is None:
@@ -399,6 +403,21 @@ class Membership:
                 self._observer.resource_updated(member, uri)
         else:
             refresher.note(method)
+
+    def _on_session_lost(
+        self, member: Member, incarnation: Incarnation, nursery: trio.Nursery, error: BackendError
+    ) -> None:
+        start_clean(nursery, self._replace, member, incarnation, error)
+
+    async def _replace(self, member: Member, incarnation: Incarnation, error: BackendError) -> None:
+        """Its session is gone, though no call has met that yet: what a call would begin begins now, so that the next
+        one finds it done. Ends with the connection: who finds out meanwhile, or removes it, was faster.
+        """
+        await self._opened.wait()
+        await incarnation.settled.wait()
+        await trio.sleep_until(member.relapse())
+        if not self._closing:
+            member.lose_session(incarnation, error)
 
     def _settled(self, member: Member) -> None:
         self._slots.release_on_behalf_of(member)
@@ -486,6 +505,24 @@ class Membership:
             )
         finally:
             incarnation.parted.set()
+
+
+@attrs.define(eq=False)
+class _Ear:
+    """A `SessionSink`."""
+
+    _take: Callable[[str, JSON], None]
+    _lose: Callable[[BackendError], None]
+    _doubt: Callable[[tuple[str, ...]], None]
+
+    def __call__(self, method: str, params: JSON, /) -> None:
+        self._take(method, params)
+
+    def session_lost(self, error: BackendError) -> None:
+        self._lose(error)
+
+    def listed_too_early(self, kinds: tuple[str, ...]) -> None:
+        self._doubt(kinds)
 
 
 def ended_by_itself(crash: BaseExceptionGroup[Exception]) -> bool:

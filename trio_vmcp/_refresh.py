@@ -7,7 +7,7 @@ the lists that it cried about meanwhile.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import attrs
@@ -50,13 +50,18 @@ class Refresher:
     _settings: FactorySettings
     _nursery: trio.Nursery
     _observer: Observer
-    _stale: dict[Kind, None] = attrs.field(factory=dict, init=False)  # an ordered set
+    # In order. True: the backend says so, which is told on whatever the list says then; False: it may be old.
+    _stale: dict[Kind, bool] = attrs.field(factory=dict, init=False)
     _running: bool = attrs.field(default=False, init=False)
 
     def note(self, method: str) -> None:
         """A notification came; only those about lists matter here."""
         if method in _KINDS:
             self._want(_KINDS[method])
+
+    def doubt(self, kinds: Sequence[str]) -> None:
+        """These may have changed before anybody listened. If not, nobody is told."""
+        self._want(*(kind for kind in _KINDS.values() if kind in kinds), said=False)
 
     def list_again(self) -> None:
         """The connection is new: what is known is what was seen through the one before."""
@@ -72,8 +77,9 @@ class Refresher:
         """None while it is being made or listed for the first time, and once it takes no more calls."""
         return self._member.client if self._member.current is self._incarnation else None
 
-    def _want(self, *kinds: Kind) -> None:
-        self._stale |= dict.fromkeys(kinds)
+    def _want(self, *kinds: Kind, said: bool = True) -> None:
+        for kind in kinds:
+            self._stale[kind] = said or self._stale.get(kind, False)
         if not self._running:
             self._running = True
             start_clean(self._nursery, self._refresh)
@@ -81,18 +87,20 @@ class Refresher:
     async def _refresh(self) -> None:
         failures = 0
         while self._stale and not self._incarnation.over.is_set():
-            kinds = tuple(self._stale)
+            kinds = self._stale
             begun_at = trio.current_time()
             client = self._client
             if client is not None:
-                self._stale.clear()
+                self._stale = {}
                 failures = 0 if await self._fetch(client, kinds) else failures + 1
                 if 0 < failures < MOST_TRIES:
-                    self._stale = dict.fromkeys(kinds) | self._stale
+                    meanwhile, self._stale = self._stale, kinds
+                    for kind, said in meanwhile.items():
+                        self._want(kind, said=said)
             await trio.sleep_until(begun_at + REFETCH_INTERVAL)
         self._running = False
 
-    async def _fetch(self, client: BackendClient, kinds: Sequence[Kind]) -> bool:
+    async def _fetch(self, client: BackendClient, kinds: Mapping[Kind, bool]) -> bool:
         """Whether the lists are new. A session that turns out to be lost is for the next call to replace: what it must
         wait for is not started over and over by a backend that cries and then knows nobody.
         """
@@ -107,9 +115,12 @@ class Refresher:
                     known=self._member.listing,
                 )
                 if client is self._client:
-                    self._observer.check_names(self._member, listing)
-                    self._member.listing = listing
-                    self._observer.member_changed(self._member, kinds)
+                    known = self._member.listing
+                    told = tuple(kind for kind, said in kinds.items() if said or listing.differs(known, kind))
+                    if told:
+                        self._observer.check_names(self._member, listing)
+                        self._member.listing = listing
+                        self._observer.member_changed(self._member, told)
                 return True
             why = f"did not answer within {self._settings.backend_init_timeout} s (backend_init_timeout)"
         except BackendError as error:

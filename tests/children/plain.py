@@ -2,7 +2,7 @@
 
 - modern: speaks that era alone, instead of the handshake's. fragile: a question before `initialize` ends it. mute: it
   does not answer that question. silent: it answers nothing. unlisted: it ends when it is asked for its tools. late: it
-  takes its time to begin.
+  takes its time to begin. telling: it tells who has subscribed when its tools change.
 - dead: ends at once, with a word on stderr. banner: begins with text on stdout. flood: begins with 3 MB on stderr.
 - stubborn: stays when its stdin ends and when it is asked to leave. deaf: stays when its stdin ends.
 - fork: has a grandchild that holds its pipes and ignores SIGTERM. detached: and that is in a session of its own.
@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # typing takes as long as all of the rest
 flags = set(sys.argv[1:])
 out = sys.stdout.buffer
 parked: list[Message] = []
+listeners: list[int] = []
+grown: list[str] = []
 seen: list[object] = []
 
 
@@ -37,6 +39,11 @@ def send(message: Message) -> None:
 
 def answer(request: Message, **result: Any) -> None:
     send({"jsonrpc": "2.0", "id": request["id"], "result": result})
+
+
+def tell(method: str, listener: int, **params: Any) -> None:
+    tag = {"io.modelcontextprotocol/subscriptionId": listener}
+    send({"jsonrpc": "2.0", "method": method, "params": {**params, "_meta": tag}})
 
 
 def say(text: str) -> None:
@@ -100,6 +107,11 @@ def call(request: Message) -> None:
         send({"jsonrpc": "2.0", "id": 0, "method": "roots/list"})
         reply = json.loads(sys.stdin.buffer.readline())
         answer(request, **text(json.dumps(reply.get("result", reply.get("error")))))
+    elif name == "grow":
+        grown.append(arguments["name"])
+        for listener in listeners:
+            tell("notifications/tools/list_changed", listener)
+        answer(request, **text("grown"))
     elif name == "seen":
         answer(request, **text(json.dumps(seen)))
     else:
@@ -140,7 +152,12 @@ while True:
         answer(other, **text("late"))
     parked.clear()
     if method == "server/discover" and "modern" in flags:
-        answer(message, supportedVersions=["2026-07-28"], capabilities={"tools": {}}, resultType="complete")
+        tools = {"listChanged": True} if "telling" in flags else {}
+        answer(message, supportedVersions=["2026-07-28"], capabilities={"tools": tools}, resultType="complete")
+    elif method == "subscriptions/listen" and "telling" in flags:
+        listeners.append(message["id"])
+        wanted = message["params"]["notifications"]
+        tell("notifications/subscriptions/acknowledged", message["id"], notifications=wanted)
     elif method == "server/discover" and "fragile" in flags:
         say("unexpected method before initialize")
         sys.exit(1)
@@ -166,6 +183,8 @@ while True:
             "env",
             "ask",
             "seen",
+            "grow",
+            *grown,
         ]
         answer(message, tools=[{"name": name, "inputSchema": {"type": "object"}} for name in names])
     elif method == "tools/call":

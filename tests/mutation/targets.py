@@ -29,13 +29,14 @@ TARGETS: Mapping[str, tuple[str, ...] | None] = {
         for name in (
             *("stop_connecting", "stop_recovering", "say_goodbye", "add", "remove", "_let_go", "_part"),
             *("_try_first", "_see_to", "_retry", "_connect_anew", "_may_join", "_note_attempt", "_note_missing"),
+            "_replace",
         )
     ),
     "trio_vmcp._member": tuple(
         f"Member.{name}"
         for name in (
             *("joined", "lose_session", "end_recovery", "give_up", "remove", "let_go", "_look_gone", "request"),
-            *("_ask", "_on", "_recovered", "_pass_breaker", "_note_error", "_note_answer"),
+            *("relapse", "_ask", "_on", "_recovered", "_pass_breaker", "_note_error", "_note_answer"),
         )
     ),
     "trio_vmcp._incarnation": None,
@@ -49,7 +50,7 @@ CORE = ("trio_vmcp._admission", "trio_vmcp.default_session")
 
 TESTS = (
     *("admission", "closing", "calls", "ownership", "opening", "changes", "close_path", "found_by_review"),
-    *("recovery", "coming_back", "add_remove", "breaker"),
+    *("recovery", "idle_recovery", "coming_back", "add_remove", "breaker"),
     "http11",
 )
 

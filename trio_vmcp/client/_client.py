@@ -17,7 +17,7 @@ import trio
 from trio_vmcp._outbound import begin_request
 from trio_vmcp.client._era import LEGACY_VERSIONS
 from trio_vmcp.client._jsonrpc import Notification, Request
-from trio_vmcp.client._listening import Listening
+from trio_vmcp.client._listening import Listening, Unwatched, tell_unwatched
 from trio_vmcp.client._server_requests import ServerRequests
 from trio_vmcp.client._streamable import OnOther, StreamableHttp
 from trio_vmcp.client.interface import EventSink, OnProgress
@@ -46,6 +46,7 @@ class CallingClient(abc.ABC):
     _events: EventSink = attrs.field(alias="events", repr=False)
     _requests: ServerRequests = attrs.field(alias="requests", repr=False)  # the backend's own
     _ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
+    _unwatched: Unwatched = attrs.field(factory=Unwatched, init=False, repr=False)
 
     @property
     def server_capabilities(self) -> JSON:
@@ -122,6 +123,16 @@ class CallingClient(abc.ABC):
     def _heard(self, method: str, params: JSON) -> None:
         """A notification that is about more than one request, on whatever stream it came."""
         self._events(method, params)
+
+    def _watched(self, kinds: tuple[str, ...]) -> None:
+        """From now on changes of these kinds of lists are heard of."""
+        taken = self._unwatched.take(kinds)
+        if taken:
+            self._doubt(taken)
+
+    def _doubt(self, kinds: tuple[str, ...]) -> None:
+        """What was listed of these kinds may be old."""
+        tell_unwatched(self._events, kinds)
 
     async def _on_other(
         self,

@@ -1,22 +1,21 @@
 """A client over one stream of JSON-RPC messages in both directions: what HTTP+SSE and stdio have in common.
 
 Calls wait in their callers' tasks (`_inbox`). How a message gets out, and how the connection ends, is the wire's
-business: see `Wire`.
+business: see `_wire`.
 """
 
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractAsyncContextManager
-from typing import Protocol
 
 import attrs
 import trio
 
 from trio_vmcp._outbound import begin_request, note_written
+from trio_vmcp.client._carriers import DuplexCarrier
 from trio_vmcp.client._client import CLIENT_INFO, CallingClient, declared_capabilities, negotiated
 from trio_vmcp.client._era import LEGACY_VERSIONS, MODERN_VERSION
-from trio_vmcp.client._inbox import Inbox, Loss, Waiter
+from trio_vmcp.client._inbox import Inbox, Loss
 from trio_vmcp.client._jsonrpc import (
     ErrorReply,
     Notification,
@@ -26,44 +25,34 @@ from trio_vmcp.client._jsonrpc import (
     encode_request,
 )
 from trio_vmcp.client._legacy import InitializeRefused
+from trio_vmcp.client._listening import SUBSCRIBE, UNSUBSCRIBE, Listening, listed_as_changing
 from trio_vmcp.client._modern import reserved_meta
 from trio_vmcp.client._rounds import finish_rounds, is_complete
 from trio_vmcp.client._streamable import HttpRefusal, OnOther, ignore_other, refusal
+from trio_vmcp.client._subscriptions import Subscriptions
+from trio_vmcp.client._wire import Wire
 from trio_vmcp.errors import BackendError
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
-__all__ = ["DuplexClient", "Wire"]
+__all__ = ["DuplexClient", "Listens"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
 
-class Wire(Protocol):
-    """The way out of a connection, and its end."""
+@attrs.frozen
+class Listens:
+    """How a client of the modern era listens.
 
-    def sending(self, data: bytes, waiter: Waiter, identity: Identity | None) -> AbstractAsyncContextManager[None]:
-        """Send a request while the block waits for its answer; leaving the block early takes back what can be.
+    Attributes:
+        to_lists: To changes of lists, where they are declared (Backend.listen).
+        nursery: For the tasks that do.
+        retries: s, the first and the longest between two streams.
+    """
 
-        What keeps the request from being sent settles the waiter. As soon as some of it may be out, and not before,
-        `waiter.note.written` is True.
-        """
-        ...
-
-    async def say(self, data: bytes, identity: Identity | None) -> None:
-        """Send what has no answer, so that whatever is sent afterwards comes behind it.
-
-        Raises:
-            BackendError: It could not be sent.
-        """
-        ...
-
-    def say_soon(self, data: bytes, identity: Identity | None) -> None:
-        """The same without waiting. It may get lost, and does so when too much is on its way already."""
-        ...
-
-    async def aclose(self) -> None:
-        """End the connection. Cancelled, it is over at once all the same."""
-        ...
+    to_lists: bool
+    nursery: trio.Nursery
+    retries: tuple[float, float]
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -72,16 +61,25 @@ class DuplexClient(CallingClient):
 
     _inbox: Inbox = attrs.field(alias="inbox", repr=False)
     _wire: Wire = attrs.field(alias="wire", repr=False)
+    _listens: Listens | None = attrs.field(default=None, alias="listens", repr=False)  # None: it is not asked to
     _reserved: JSON = attrs.field(init=False, repr=False)
+    _carrier: DuplexCarrier = attrs.field(init=False, repr=False)
+    _subscriptions: Subscriptions | None = attrs.field(default=None, init=False, repr=False)  # of the modern era
 
     def __attrs_post_init__(self) -> None:
         self._inbox.on_other = self._take_other
         self._reserved = reserved_meta(self._requests)
+        self._carrier = DuplexCarrier(self._inbox, self._wire, lambda params: (next(self._ids), self._stamped(params)))
 
     @property
     def loss(self) -> Loss | None:
         """Why nothing will ever be answered again; None while the connection lives."""
         return self._inbox.loss
+
+    @property
+    def listening(self) -> Listening:
+        """Whether changes are heard of that have to be subscribed to."""
+        return "none" if self._subscriptions is None else self._subscriptions.listening
 
     async def initialize(self, identity: Identity | None) -> None:
         """The handshake of the legacy era.
@@ -109,7 +107,7 @@ class DuplexClient(CallingClient):
         return await self._ask("server/discover", self._stamped({}), identity)
 
     def adopt(self, result: JSON) -> None:
-        """Speak the modern era from now on, and take over what the server declared.
+        """Speak the modern era from now on, take over what the server declared, and listen to what it will tell of.
 
         Raises:
             BackendProtocolError, MessageTooLarge: Its capabilities cannot be kept.
@@ -118,10 +116,25 @@ class DuplexClient(CallingClient):
         self.record = attrs.evolve(
             self.record, era="modern", protocol_version=MODERN_VERSION, server_capabilities=capabilities
         )
+        if self._listens is not None:
+            self._subscriptions = Subscriptions(
+                carrier=self._carrier,
+                events=self._heard,
+                watched=self._watched,
+                nursery=self._listens.nursery,
+                retries=self._listens.retries,
+            )
+            self._subscriptions.open(listed_as_changing(capabilities) if self._listens.to_lists else ())
+
+    def abandon(self) -> None:
+        """Nobody wants what it hears any more."""
+        if self._subscriptions is not None:
+            self._subscriptions.close()
+        self._requests.close()
 
     async def aclose(self, *, terminate: bool) -> None:
         # Nobody is to be told of the end: the backend's session is the connection.
-        self._requests.close()
+        self.abandon()
         await self._wire.aclose()
 
     async def _ask(self, method: str, params: JSON, identity: Identity | None) -> Result | ErrorReply | HttpRefusal:
@@ -133,6 +146,12 @@ class DuplexClient(CallingClient):
     ) -> JSON:
         if self.record.era == "legacy":
             return await self._result(message_id, method, params, identity, on_other)
+        if self._subscriptions is not None:
+            if method in (SUBSCRIBE, UNSUBSCRIBE):  # they change the set that `subscriptions/listen` names
+                change = self._subscriptions.subscribe if method == SUBSCRIBE else self._subscriptions.unsubscribe
+                await change(params["uri"])
+                return {}
+            self._unwatched.note(method, self.listening)
 
         async def ask_again(more: JSON) -> JSON:
             return await self._result(next(self._ids), method, self._stamped(more), identity, on_other)
@@ -180,7 +199,7 @@ class DuplexClient(CallingClient):
         # Nobody's: such a stream does not say to which call it belongs.
         if isinstance(message, Request):
             self._on_request(message, None)
-        else:
+        elif self._subscriptions is None or not self._carrier.hear(message):
             self._on_notification(message, None)
 
     def _on_request(self, message: Request, identity: Identity | None) -> None:

@@ -68,6 +68,7 @@ class Waiter:
     method: str
     note: Outbound = attrs.field(repr=False)
     _most_bytes: int = attrs.field(alias="most_bytes")
+    is_held: bool = False  # its answer is the end of what it asked for, and not what anybody else may take for his
     _settled: Settled | None = attrs.field(default=None, init=False, repr=False)
     _heard: deque[tuple[Notification, int]] = attrs.field(factory=deque, init=False, repr=False)
     _heard_bytes: int = attrs.field(default=0, init=False)
@@ -121,15 +122,19 @@ class Inbox:
     _waiting: dict[int, Waiter] = attrs.field(factory=dict, init=False, repr=False)
 
     @contextmanager
-    def waiting(self, message_id: int, method: str, note: Outbound) -> Iterator[Waiter]:
+    def waiting(self, message_id: int, method: str, note: Outbound, *, is_held: bool = False) -> Iterator[Waiter]:
         """A place for the answer to one request, as long as the block lasts.
+
+        Args:
+            is_held: The request stays open; what cannot be told whose answer it is, is a call's.
 
         Raises:
             BackendUnavailable: The connection is over.
         """
         if self.loss is not None:
             raise BackendUnavailable(self.backend_id, f"is not connected: it {self.loss.what}{self.loss.why}")
-        waiter = self._waiting[message_id] = Waiter(message_id, method, note, most_bytes=self.max_message_bytes)
+        waiter = Waiter(message_id, method, note, most_bytes=self.max_message_bytes, is_held=is_held)
+        self._waiting[message_id] = waiter
         try:
             yield waiter
         finally:
@@ -162,26 +167,29 @@ class Inbox:
         if found:
             self._answer(int(found[1]), error)
         else:
-            self._settle_all(lambda waiter: MessageTooLarge(self.backend_id, error.detail))
+            for waiter in self._likely():
+                self._answer(waiter.id, MessageTooLarge(self.backend_id, error.detail))
 
     def lose(self, loss: Loss) -> None:
         """The connection is over: so is everybody's wait."""
         if self.loss is None:
             self.loss = loss
-            self._settle_all(lambda waiter: loss)
+            for waiter in self._waiting.values():
+                waiter.settle(loss)
+            self._waiting.clear()
 
-    def _settle_all(self, settled: Callable[[Waiter], Settled]) -> None:
-        for waiter in self._waiting.values():
-            waiter.settle(settled(waiter))
-        self._waiting.clear()
+    def _likely(self) -> list[Waiter]:
+        """Who may be meant by what does not say whom it answers: the calls, if there are any."""
+        waiters = list(self._waiting.values())
+        return [waiter for waiter in waiters if not waiter.is_held] or waiters
 
     def _waiter(self, message_id: object) -> Waiter | None:
         # By type, too: `True == 1 == 1.0`.
         return self._waiting.get(message_id) if type(message_id) is int else None
 
     def _answer(self, message_id: RequestId | None, settled: Settled) -> None:
-        if message_id is None and len(self._waiting) == 1:  # an error that could not tell whose it is
-            message_id = next(iter(self._waiting))
+        if message_id is None and len(likely := self._likely()) == 1:  # an error that could not tell whose it is
+            message_id = likely[0].id
         waiter = self._waiter(message_id)
         if waiter is None:
             logger.debug("backend %r: dropped an answer that nobody waits for", self.backend_id)

@@ -39,6 +39,7 @@ from trio_vmcp.client._listening import (
 )
 from trio_vmcp.client._standalone import StandaloneStream
 from trio_vmcp.client._streamable import Answer, HttpRefusal, Interrupted, OnOther, ignore_other, names_session, refusal
+from trio_vmcp.client.interface import SessionSink
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, BackendUnavailable
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord
@@ -218,6 +219,7 @@ class LegacyClient(StreamableClient):
     ) -> JSON:
         if method in (SUBSCRIBE, UNSUBSCRIBE):
             self._require_subscriptions(method, params["uri"])
+        self._unwatched.note(method, self.listening)
         data = encode_request(message_id, method, params)
         unproven = self._unproven
         if self._stream is None or not self._stream.is_running:
@@ -246,15 +248,29 @@ class LegacyClient(StreamableClient):
         Raises:
             BackendUnavailable: It does, and the request was not looked at.
         """
-        had_one = self.record.session_id is not None
-        gone = (status == 404 and had_one) or (status == 400 and (unproven or names_session(outcome)))
-        if gone or is_modern_error(outcome):
+        if self._says_gone(status, outcome, unproven=unproven):
             note_session_lost()
             raise BackendUnavailable(
                 self._http.backend_id, f"no longer knows our session (HTTP {status} to {method!r})"
             )
         if status == SERVICE_UNAVAILABLE:
             note_session_lost()
+
+    def _says_gone(self, status: int, outcome: ErrorReply | HttpRefusal, *, unproven: bool) -> bool:
+        had_one = self.record.session_id is not None
+        gone = (status == 404 and had_one) or (status == 400 and (unproven or names_session(outcome)))
+        return gone or is_modern_error(outcome)
+
+    def _stream_is_gone(self, status: int, outcome: ErrorReply | HttpRefusal) -> bool:
+        """The standalone stream was there, and is refused. Whether its session is gone; whoever can replace it is told.
+        A stream that never was says nothing: there are servers that work, and answer 404 because they have none.
+        """
+        if not self._says_gone(status, outcome, unproven=False):
+            return False
+        detail = f"no longer knows our session (HTTP {status} to its stream for changes)"
+        if isinstance(self._events, SessionSink):
+            self._events.session_lost(BackendUnavailable(self._http.backend_id, detail))
+        return True
 
     async def _answered_anywhere(
         self, message_id: int, method: str, data: bytes, identity: Identity | None, on_other: OnOther
@@ -328,7 +344,9 @@ class LegacyClient(StreamableClient):
             identity=self._identity,
             patience=Patience(*self._retries),
             take=self._take,
+            first=self._tell_first,
             missed=self._tell_missed,
+            is_gone=self._stream_is_gone,
         )
         start_clean(self._nursery, self._stream.run)
 
@@ -352,6 +370,9 @@ class LegacyClient(StreamableClient):
             return False
         waiting.take(message)
         return True
+
+    def _tell_first(self) -> None:
+        self._watched(listed_as_changing(self.server_capabilities))
 
     def _tell_missed(self) -> None:
         tell_missed(self._heard, listed_as_changing(self.server_capabilities), tuple(self._subscribed))

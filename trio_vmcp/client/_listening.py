@@ -7,8 +7,8 @@ from typing import Literal, TypeAlias
 
 import attrs
 
-from trio_vmcp.client.interface import EventSink
-from trio_vmcp.errors import MessageTooLarge
+from trio_vmcp.client.interface import EventSink, SessionSink
+from trio_vmcp.errors import BackendError, BackendUnavailable, MessageTooLarge
 from trio_vmcp.models import JSON
 
 __all__ = [
@@ -24,9 +24,11 @@ __all__ = [
     "USEFUL",
     "Listening",
     "Patience",
+    "Unwatched",
     "declares_subscriptions",
     "listed_as_changing",
     "tell_missed",
+    "tell_unwatched",
     "too_many_subscriptions",
 ]
 
@@ -79,6 +81,13 @@ class Patience:
         """The stream was of use: what went wrong before is forgotten."""
         self._fruitless = 0
 
+    def note(self, error: BackendError) -> None:
+        """Who cannot even be reached says nothing about streams, however long he is away: asked as seldom as ever, but
+        not given up. Else nobody would find out that he is back.
+        """
+        if isinstance(error, BackendUnavailable) and not error.may_have_executed:
+            self._fruitless = min(self._fruitless, MOST_FRUITLESS - 1)
+
     def next_delay(self) -> float | None:
         """s until the next attempt; None: there is none."""
         if self._fruitless >= MOST_FRUITLESS:
@@ -89,6 +98,30 @@ class Patience:
         if asked is None:
             return max(backoff, LEAST_RETRY)
         return asked if self._fruitless == 1 else max(asked, backoff)
+
+
+_LISTED_BY = {f"{kind}/list": kind for kind in LIST_CHANGED}  # a session asks for templates behind resources
+
+
+@attrs.define
+class Unwatched:
+    """The kinds of lists that were asked for while no stream told of their changes. What changes between the question
+    and the stream is told by nobody, so they are asked for once more when there is one. To have the stream first would
+    cost every opening the time until it is there, and some servers send no head before they have something to say.
+    """
+
+    _kinds: set[str] = attrs.field(factory=set, init=False)
+
+    def note(self, method: str, listening: Listening) -> None:
+        """A request goes out. What is asked for while a stream is open is new enough, or the stream says so."""
+        if method in _LISTED_BY and listening != "open":
+            self._kinds.add(_LISTED_BY[method])
+
+    def take(self, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of these kinds, which are told of from now on."""
+        taken = tuple(kind for kind in kinds if kind in self._kinds)
+        self._kinds.difference_update(taken)
+        return taken
 
 
 def listed_as_changing(capabilities: JSON) -> tuple[str, ...]:
@@ -111,6 +144,14 @@ def tell_missed(events: EventSink, kinds: tuple[str, ...], uris: tuple[str, ...]
         events(LIST_CHANGED[kind], {})
     for uri in uris:
         events(RESOURCE_UPDATED, {"uri": uri})
+
+
+def tell_unwatched(events: EventSink, kinds: tuple[str, ...]) -> None:
+    """Lists were asked for before their changes were heard of. A sink that knows of changes alone is told of those."""
+    if isinstance(events, SessionSink):
+        events.listed_too_early(kinds)
+    else:
+        tell_missed(events, kinds, ())
 
 
 def too_many_subscriptions(backend_id: str) -> MessageTooLarge:

@@ -11,12 +11,13 @@ import trio
 
 from trio_vmcp._outbound import begin_request, note_session_lost, note_written, preparing
 from trio_vmcp.client._cache import CACHEABLE, DISCOVER, BackendCache
+from trio_vmcp.client._carriers import HttpCarrier
 from trio_vmcp.client._client import CLIENT_INFO, StreamableClient, declared_capabilities
 from trio_vmcp.client._era import HEADER_MISMATCH, MODERN_VERSION, is_modern_error
 from trio_vmcp.client._headers import BadParamHeader, ParamHeaders, encode_header_value, param_headers
 from trio_vmcp.client._http import Headers
 from trio_vmcp.client._jsonrpc import ErrorReply, Request, Result, encode_request
-from trio_vmcp.client._listening import SUBSCRIBE, UNSUBSCRIBE, Listening, listed_as_changing
+from trio_vmcp.client._listening import LIST_CHANGED, SUBSCRIBE, UNSUBSCRIBE, Listening, listed_as_changing
 from trio_vmcp.client._rounds import finish_rounds, is_complete
 from trio_vmcp.client._server_requests import ServerRequests
 from trio_vmcp.client._streamable import Answer, HttpRefusal, Interrupted, OnOther, ignore_other, names_session, refusal
@@ -147,6 +148,7 @@ class ModernClient(StreamableClient):
             if is_complete(self._http.backend_id, method, result):
                 return result
             return await self._finish(result, method, params, identity, on_other)
+        self._unwatched.note(method, self.listening)
         kept = self._cache.find(method, params, identity)
         if kept is None:
             result = await self._fetched(message_id, method, params, identity, on_other)
@@ -235,10 +237,9 @@ class ModernClient(StreamableClient):
         """Made when they are needed: few backends have any."""
         if self._subscriptions is None:
             self._subscriptions = Subscriptions(
-                http=self._http,
-                compose=self._compose,
+                carrier=HttpCarrier(self._http, self._compose, self._identity),
                 events=self._heard,
-                identity=self._identity,
+                watched=self._watched,
                 nursery=self._nursery,
                 retries=self._retries,
             )
@@ -257,6 +258,11 @@ class ModernClient(StreamableClient):
     def _heard(self, method: str, params: JSON) -> None:
         self._cache.note_change(method, params)  # first: whoever hears of it asks anew
         super()._heard(method, params)
+
+    def _doubt(self, kinds: tuple[str, ...]) -> None:
+        for kind in kinds:  # however fresh it is called, and whoever asked for it: nobody may have listened since
+            self._cache.note_change(LIST_CHANGED[kind], {})
+        super()._doubt(kinds)
 
     def _mirrored(self, method: str, params: JSON) -> Headers:
         headers: Headers = []

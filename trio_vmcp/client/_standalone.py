@@ -12,10 +12,10 @@ import attrs
 import trio
 
 from trio_vmcp.client._http import Headers, Reply
-from trio_vmcp.client._jsonrpc import Message
+from trio_vmcp.client._jsonrpc import ErrorReply, Message
 from trio_vmcp.client._listening import HELD_LONG, Listening, Patience
 from trio_vmcp.client._sse import SseDecoder
-from trio_vmcp.client._streamable import StreamableHttp, is_stream
+from trio_vmcp.client._streamable import HttpRefusal, StreamableHttp, is_stream
 from trio_vmcp.errors import BackendError, BackendRejected
 from trio_vmcp.identity import Identity
 
@@ -23,9 +23,9 @@ __all__ = ["StandaloneStream"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
-# 405 is what the specification has for "no such stream"; the others are what servers answer that work all the same. A
-# 404 may also mean that the session is gone: the next POST shows, and a new session asks anew.
+# 405 is what the specification has for "no such stream"; the others are what servers answer that work all the same.
 _NOT_OFFERED = frozenset({400, 404, 405, 406, 501})
+_MAY_SAY_GONE = frozenset({400, 404})  # where there was such a stream before
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -44,13 +44,17 @@ class StandaloneStream:
     _identity: Identity | None = attrs.field(alias="identity", repr=False)
     _patience: Patience = attrs.field(alias="patience")
     _take: Callable[[Message], bool] = attrs.field(alias="take", repr=False)  # returns whether it was of use
+    _first: Callable[[], None] = attrs.field(alias="first", repr=False)  # open for the first time
     _missed: Callable[[], None] = attrs.field(alias="missed", repr=False)  # open again, with a gap
+    # Asked about a refusal of what was open before: whether the backend's session is gone, and nobody need ask again.
+    _is_gone: Callable[[int, ErrorReply | HttpRefusal], bool] = attrs.field(alias="is_gone", repr=False)
     listening: Listening = attrs.field(default="none", init=False)
     settled: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     started_at: float = attrs.field(factory=trio.current_time, init=False)
     is_running: bool = attrs.field(default=True, init=False)
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _last_event_id: str | None = attrs.field(default=None, init=False, repr=False)
+    _was_open: bool = attrs.field(default=False, init=False)
 
     def close(self) -> None:
         """End it, without waiting."""
@@ -99,6 +103,7 @@ class StandaloneStream:
         except BackendRejected:  # a redirect that is not followed
             return False
         except BackendError as error:
+            self._patience.note(error)
             logger.debug("%s, on its stream for changes", error)
         if opened_at is not None:
             self._last_event_id = decoder.last_event_id
@@ -110,19 +115,26 @@ class StandaloneStream:
 
     def _opened(self, asked_after: str | None) -> None:
         again = self.listening == "retrying"
-        self.listening = "open"
+        self.listening, self._was_open = "open", True
         self.settled.set()
-        if again and asked_after is None:
+        if not again:
+            self._first()
+        elif asked_after is None:
             self._missed()
 
     async def _refused(self, reply: Reply) -> bool:
         """Whether to ask again. A body that is short leaves the connection to others."""
-        status = reply.status
-        await self._http.drain(reply)
+        status, outcome = reply.status, None
+        if self._was_open and status in _MAY_SAY_GONE:
+            outcome = await self._http.refusal_in(reply)
+        else:
+            await self._http.drain(reply)
         logger.debug("backend %r: answered its stream for changes with HTTP %d", self._http.backend_id, status)
         if self._last_event_id is not None and status in _NOT_OFFERED:
             self._last_event_id = None  # it may be the id that it knows nothing of
             return True
+        if outcome is not None and self._is_gone(status, outcome):
+            return False
         return status not in _NOT_OFFERED and not 200 <= status < 300
 
     def _rewarding(self, message: Message) -> bool:

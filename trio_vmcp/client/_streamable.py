@@ -255,14 +255,20 @@ class StreamableHttp:
                 raise
             return None
 
-    async def _refused(self, reply: Reply, message_id: int) -> ErrorReply | HttpRefusal:
+    async def refusal_in(self, reply: Reply) -> ErrorReply | HttpRefusal:
+        """What an HTTP error says that answers no request; a JSON-RPC error in it may name any id."""
+        return await self._refused(reply, None)
+
+    async def _refused(self, reply: Reply, message_id: int | None) -> ErrorReply | HttpRefusal:
         """An HTTP error may have a JSON-RPC error in its body, whatever its Content-Type says."""
         data: bytes | bytearray = b""
         message: Message | None = None
         with suppress(BadMessage, BackendError):
             data = await reply.read(MOST_ERROR_BYTES)
             message = parse_message(data, max_depth=self.max_json_depth)
-        if isinstance(message, ErrorReply) and (message.id is None or same_id(message.id, message_id)):
+        if isinstance(message, ErrorReply) and (
+            message.id is None or message_id is None or same_id(message.id, message_id)
+        ):
             return message
         return HttpRefusal(reply.status, reply.header("www-authenticate"), b"session" in data.lower())
 

@@ -1,4 +1,6 @@
-"""`subscriptions/listen` of the modern era: one POST whose response stays open and brings the changes asked for.
+"""`subscriptions/listen` of the modern era: one request that stays open and brings the changes asked for.
+
+Over HTTP its response is a stream of its own, over stdio what it brings is among everything else: see `Carrier`.
 
 What is asked for cannot be changed on an open stream. So whoever changes the set of subscribed resources opens another
 stream, and the one before ends once the new one is acknowledged: nothing is missed in between.
@@ -12,13 +14,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import attrs
 import trio
 
 from trio_vmcp._nursery import start_clean
-from trio_vmcp.client._http import Headers, Reply
 from trio_vmcp.client._jsonrpc import ErrorReply, Message, Notification, Result, encode_request, same_id
 from trio_vmcp.client._listening import (
     HELD_LONG,
@@ -31,8 +32,7 @@ from trio_vmcp.client._listening import (
     tell_missed,
     too_many_subscriptions,
 )
-from trio_vmcp.client._sse import SseDecoder
-from trio_vmcp.client._streamable import MOST_QUOTED, HttpRefusal, StreamableHttp, is_stream, refusal
+from trio_vmcp.client._streamable import MOST_QUOTED, HttpRefusal, refusal
 from trio_vmcp.client.interface import EventSink
 from trio_vmcp.errors import (
     BackendError,
@@ -41,10 +41,9 @@ from trio_vmcp.errors import (
     BackendTimeout,
     BackendUnavailable,
 )
-from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
-__all__ = ["LISTEN", "Subscriptions"]
+__all__ = ["LISTEN", "SUBSCRIPTION_ID", "Carrier", "Ear", "Refused", "Subscriptions"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
@@ -57,8 +56,51 @@ _NOT_OFFERED = frozenset({404, 405, 406, 501, METHOD_NOT_FOUND})  # HTTP's ways 
 # silent for days.
 ACKNOWLEDGE_TIMEOUT = 30.0
 
-Compose: TypeAlias = Callable[[str, JSON], tuple[int, bytes, Headers]]
-"""A request of this era: its id, its body and its headers."""
+Refused: TypeAlias = Result | ErrorReply | HttpRefusal
+"""What a backend answers in place of a stream, or to end one."""
+Watched: TypeAlias = Callable[[tuple[str, ...]], None]
+"""Told of the kinds of lists whose changes are heard of from now on."""
+
+
+class Ear(Protocol):
+    """Whoever a stream is for."""
+
+    def begin(self, request_id: int) -> None:
+        """A request of this id goes out now; what comes by its stream is tagged with it."""
+        ...
+
+    def take(self, message: Message) -> bool:
+        """One message of the stream. False: no more is wanted.
+
+        Raises:
+            BackendProtocolError: It has no place there.
+        """
+        ...
+
+    def be_patient(self, retry: float) -> None:
+        """The stream asks not to be opened again within so many seconds of its end."""
+        ...
+
+
+class Carrier(Protocol):
+    """What such a request goes out by, and its stream comes back by."""
+
+    @property
+    def backend_id(self) -> str: ...
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing is carried any more, whoever asks."""
+        ...
+
+    async def carry(self, params: JSON, ear: Ear) -> Refused | None:
+        """Send `subscriptions/listen`, and hand over what comes of it until it ends or `ear` wants no more. Cancelled,
+        it takes the request back. Returns an answer that `ear` has not seen.
+
+        Raises:
+            BackendError: There was no stream, or it broke.
+        """
+        ...
 
 
 @attrs.frozen
@@ -94,10 +136,9 @@ class Wanted:
 class Subscriptions:
     """What one client is told of by one backend."""
 
-    _http: StreamableHttp = attrs.field(alias="http")
-    _compose: Compose = attrs.field(alias="compose", repr=False)
+    _carrier: Carrier = attrs.field(alias="carrier")
     _events: EventSink = attrs.field(alias="events", repr=False)
-    _identity: Identity | None = attrs.field(alias="identity", repr=False)
+    _watched: Watched = attrs.field(alias="watched", repr=False)
     _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
     _retries: tuple[float, float] = attrs.field(alias="retries")  # s, the first and the longest
     _kinds: tuple[str, ...] = attrs.field(default=(), init=False)
@@ -142,7 +183,7 @@ class Subscriptions:
                 return
             uris = (*(known for known in self.uris if known != uri), uri)
             if len(uris) > MOST_SUBSCRIPTIONS:
-                raise too_many_subscriptions(self._http.backend_id)
+                raise too_many_subscriptions(self._carrier.backend_id)
             await self._change(uris, uri)
 
     async def unsubscribe(self, uri: str) -> None:
@@ -174,17 +215,19 @@ class Subscriptions:
                 self._trial = None
         self._current = trial
         if before is not None:
+            # It would have told of its gap once it was back.
+            if trial is not None and before.listening in ("retrying", "given up"):
+                tell_missed(self._events, trial.heard_of.kinds, trial.heard_of.uris)
             before.close()
 
     def _listener(self, wanted: Wanted, *, is_trial: bool) -> _Listener:
         if self._closed:
-            raise BackendUnavailable(self._http.backend_id, "cannot be listened to: its connection is closed")
+            raise BackendUnavailable(self._carrier.backend_id, "cannot be listened to: its connection is closed")
         encode_request(0, LISTEN, wanted.params())  # what cannot be sent is the caller's mistake, and not the task's
         listener = _Listener(
-            http=self._http,
-            compose=self._compose,
+            carrier=self._carrier,
             events=self._events,
-            identity=self._identity,
+            watched=self._watched,
             patience=Patience(*self._retries),
             wanted=wanted,
             is_trial=is_trial,
@@ -195,7 +238,7 @@ class Subscriptions:
 
 @attrs.define(eq=False, kw_only=True)
 class _Listener:
-    """One task: a stream for one set of wishes, opened again for as long as there is patience.
+    """One task: a stream for one set of wishes, opened again for as long as there is patience. An `Ear`.
 
     Attributes:
         settled: It was acknowledged for the first time, or never will be.
@@ -204,10 +247,9 @@ class _Listener:
         problem: Why there was none.
     """
 
-    _http: StreamableHttp = attrs.field(alias="http")
-    _compose: Compose = attrs.field(alias="compose", repr=False)
+    _carrier: Carrier = attrs.field(alias="carrier")
     _events: EventSink = attrs.field(alias="events", repr=False)
-    _identity: Identity | None = attrs.field(alias="identity", repr=False)
+    _watched: Watched = attrs.field(alias="watched", repr=False)
     _patience: Patience = attrs.field(alias="patience")
     wanted: Wanted
     is_trial: bool
@@ -220,7 +262,11 @@ class _Listener:
     _request_id: int = attrs.field(default=0, init=False)
     _patient: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _is_acknowledged: bool = attrs.field(default=False, init=False)
-    _outcome: Result | ErrorReply | HttpRefusal | None = attrs.field(default=None, init=False)
+    _outcome: Refused | None = attrs.field(default=None, init=False)
+
+    @property
+    def heard_of(self) -> Wanted:
+        return self.honoured or Wanted((), ())
 
     def close(self) -> None:
         """End it, without waiting. "Closing the response stream" is how a subscription is cancelled."""
@@ -234,10 +280,12 @@ class _Listener:
             BackendError: There was no acknowledgement, or it leaves `uri` out.
         """
         if self.honoured is None:
-            raise self.problem or BackendUnavailable(self._http.backend_id, "closed a stream before it acknowledged it")
+            raise self.problem or BackendUnavailable(
+                self._carrier.backend_id, "closed a stream before it acknowledged it"
+            )
         if uri is not None and uri not in self.honoured.uris:
             raise BackendRejected(
-                self._http.backend_id,
+                self._carrier.backend_id,
                 f"does not tell of changes of the resource {uri!r}",
                 code=INVALID_PARAMS,
                 message="not honoured",
@@ -260,7 +308,7 @@ class _Listener:
                 self.listening = "given up"
                 logger.warning(
                     "backend %r: its subscriptions ended too often without use; not listening any more",
-                    self._http.backend_id,
+                    self._carrier.backend_id,
                 )
                 return
             self.listening = "retrying"
@@ -269,41 +317,36 @@ class _Listener:
 
     async def _once(self) -> bool:
         """One request and what comes by it. False: there is no use in another."""
-        self._request_id, data, headers = self._compose(LISTEN, self.wanted.params())
         self._outcome, self._is_acknowledged, self.problem = None, False, None
         started_at = trio.current_time()
         try:
             with trio.CancelScope(deadline=started_at + ACKNOWLEDGE_TIMEOUT) as self._patient:
-                async with self._http.hold("POST", headers, data, identity=self._identity) as reply:
-                    if is_stream(reply):
-                        await self._follow(reply)
-                    else:
-                        self._outcome = await self._http.plain_outcome(reply, self._request_id)
+                self._outcome = await self._carrier.carry(self.wanted.params(), self) or self._outcome
         except BackendError as error:
             self.problem = error
+            self._patience.note(error)
             logger.debug("%s, on its subscriptions", error)
+            if self._carrier.is_over:
+                return False
         if self._patient.cancelled_caught:
             detail = f"did not acknowledge {LISTEN!r} within {ACKNOWLEDGE_TIMEOUT} s"
-            self.problem = BackendTimeout(self._http.backend_id, detail)
+            self.problem = BackendTimeout(self._carrier.backend_id, detail)
         if self._is_acknowledged and trio.current_time() - started_at >= HELD_LONG:
             self._patience.reward()
         if isinstance(self._outcome, ErrorReply | HttpRefusal):
-            self.problem = refusal(self._http.backend_id, LISTEN, self._outcome)
+            self.problem = refusal(self._carrier.backend_id, LISTEN, self._outcome)
             logger.debug("%s", self.problem)
             code = self._outcome.code if isinstance(self._outcome, ErrorReply) else self._outcome.status
             return code not in _NOT_OFFERED
         return not self._is_acknowledged or bool(self.honoured)
 
-    async def _follow(self, reply: Reply) -> None:
-        decoder = SseDecoder(max_event_bytes=self._http.max_message_bytes)
-        try:
-            await self._http.follow(reply, decoder, self._take)
-        finally:
-            if decoder.retry is not None:
-                self._patience.retry = decoder.retry
+    def begin(self, request_id: int) -> None:
+        self._request_id = request_id
 
-    def _take(self, message: Message) -> bool:
-        """One message of the stream. False: it was the last."""
+    def be_patient(self, retry: float) -> None:
+        self._patience.retry = retry
+
+    def take(self, message: Message) -> bool:
         match message:
             case Result() | ErrorReply():
                 if same_id(message.id, self._request_id) or (isinstance(message, ErrorReply) and message.id is None):
@@ -317,7 +360,7 @@ class _Listener:
                 pass
         if not self._is_acknowledged:
             detail = f"answered {LISTEN!r} with something else before {ACKNOWLEDGED!r}"
-            raise BackendProtocolError(self._http.backend_id, detail)
+            raise BackendProtocolError(self._carrier.backend_id, detail)
         return True
 
     def _is_ours(self, params: JSON) -> bool:
@@ -329,7 +372,7 @@ class _Listener:
             return self._acknowledged(self.wanted.honoured_by(params))
         if self.honoured is None or not self._is_acknowledged:
             detail = f"answered {LISTEN!r} with {method[:MOST_QUOTED]!r} before {ACKNOWLEDGED!r}"
-            raise BackendProtocolError(self._http.backend_id, detail)
+            raise BackendProtocolError(self._carrier.backend_id, detail)
         of_a_list = any(method == LIST_CHANGED[kind] for kind in self.honoured.kinds)
         of_a_resource = method == RESOURCE_UPDATED and bool(self.honoured.uris) and isinstance(params.get("uri"), str)
         if of_a_list or of_a_resource:  # "only what was asked for"
@@ -344,9 +387,11 @@ class _Listener:
         if not honoured:
             return False
         if honoured != self.wanted:
-            logger.info("backend %r: tells of changes of less than it was asked to", self._http.backend_id)
+            logger.info("backend %r: tells of changes of less than it was asked to", self._carrier.backend_id)
         self.listening = "open"
         self.settled.set()
         if again:
             tell_missed(self._events, honoured.kinds, honoured.uris)
+        else:
+            self._watched(honoured.kinds)
         return True

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 import httpx
 import trio
 
+from trio_vmcp.errors import BackendError
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord
 from trio_vmcp.models import JSON, Backend
@@ -22,6 +23,7 @@ __all__ = [
     "OnProgress",
     "OutgoingAuth",
     "ServerRequest",
+    "SessionSink",
 ]
 
 OnProgress: TypeAlias = Callable[[float, float | None, str | None], Awaitable[None]]
@@ -44,6 +46,25 @@ await, and may send requests of its own over the backend's transport.
   so it must be good for several requests, as the classes of httpx are. A second 401 is `BackendUnauthorized`.
 - What it raises, or the flow, becomes `BackendUnauthorized` without its text; a `BackendError` comes out as itself.
 """
+
+
+@runtime_checkable
+class SessionSink(Protocol):
+    """An `EventSink` that also takes what no backend says, but a client finds out; never blocks. Those that a session
+    passes are.
+    """
+
+    def __call__(self, method: str, params: JSON, /) -> None: ...
+
+    def session_lost(self, error: BackendError) -> None:
+        """The backend no longer knows our session. The client stays as it is: requests on it may still be answered."""
+        ...
+
+    def listed_too_early(self, kinds: tuple[str, ...]) -> None:
+        """Lists of these kinds ("tools", "resources", "prompts") were asked for before their changes were heard of, and
+        from now on they are: whether they have changed in between is not known.
+        """
+        ...
 
 
 class BackendClient(Protocol):

@@ -13,7 +13,7 @@ import attrs
 import trio
 
 from trio_vmcp._nursery import start_clean
-from trio_vmcp.client._duplex import DuplexClient
+from trio_vmcp.client._duplex import DuplexClient, Listens
 from trio_vmcp.client._era import MODERN_VERSION, EraCache, Verdict, is_modern_error, judge
 from trio_vmcp.client._inbox import Inbox
 from trio_vmcp.client._jsonrpc import ErrorReply, Result
@@ -109,7 +109,7 @@ class _Attempt:
 
     def abandon(self) -> None:
         """Nobody wants it any more. Its own task ends it, which is bounded."""
-        self.requests.close()
+        self.client.abandon()
         self.child.end()
 
     def _make(self) -> None:
@@ -130,6 +130,9 @@ class _Attempt:
             inbox=wire.inbox,
             wire=wire,
             requests=self.requests,
+            listens=Listens(
+                self.backend.listen, self.nursery, (settings.reconnect_delay, settings.reconnect_max_delay)
+            ),
         )
 
     async def _start(self) -> None:

@@ -108,7 +108,7 @@ class ScriptedBackend(Catalog):
         listens: Offers the stream for notifications: GET, or `subscriptions/listen`; declares `listChanged`. With
             `resumable`, what is said meanwhile is kept for clients that come back to a GET stream with its last id.
         stream_seconds: After which the backend ends such a stream; 0: behind its head or acknowledgement; None: never.
-        graceful: In the modern era it ends with a result, else without a word.
+        graceful: In the modern era it ends with a result, else without a word, and over lines with a `cancelled`.
         honours: What of a subscription is acknowledged, and told of.
         latency: s, before each HTTP answer.
         session_ids: A legacy backend gives out session ids and insists on them.
@@ -629,8 +629,12 @@ class ScriptedBackend(Catalog):
                     await answer.notify(message | tagged)
         if self.graceful:
             await answer.finish(result_message(exchange.request_id, {"resultType": "complete", "_meta": tag}))
-        else:
+        elif exchange.verb:
             await answer.reply.end()
+        else:  # lines that others use do not end; this is the other word that the specification has for it
+            taken_back = {"requestId": exchange.request_id}
+            await answer.notify(notification_message("notifications/cancelled", taken_back))
+            await answer.reply.respond(200)
 
     def declared_capabilities(self) -> JSON:
         declared = super().declared_capabilities()
