@@ -153,7 +153,7 @@ class _Draw:
             configured_era=self.one_of("auto", "auto", "legacy" if era == "both" else era) if is_named else "auto",
             answers="sse" if transport == "sse" else self.one_of("json", "sse"),
             resumable=self.chance(0.2) and transport == "streamable-http",
-            listens=self.chance(0.3) and (transport != "stdio" or era == "legacy"),
+            listens=self.chance(0.3) and (transport, era) != ("stdio", "both"),
             latency=self.one_of(0.0, 0.0, 0.001, 0.05, 0.2),
             is_listened_to=self.chance(0.9),
             ttl=self.one_of(0.0, 0.0, 1.0, 10.0) if era != "legacy" else 0.0,
