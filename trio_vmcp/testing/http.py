@@ -136,7 +136,11 @@ class Reply:
             await trio.lowlevel.checkpoint()
 
     async def _write(self, event: h11.Event) -> None:
-        async with self._writing:
+        try:  # no checkpoint where nobody else writes: a client would see an answer that its exchange knows nothing of
+            self._writing.acquire_nowait()
+        except trio.WouldBlock:
+            await self._writing.acquire()
+        try:
             if self._http.our_state is h11.ERROR:  # somebody has broken it off meanwhile
                 self._lost = True
                 return
@@ -146,6 +150,8 @@ class Reply:
             self.broken_off = True
             await self._deliver_with_fault(data, sent)
             self.broken_off = False
+        finally:
+            self._writing.release()
 
     async def _deliver_with_fault(self, data: bytes, sent: int) -> None:
         if self.fault is None:
