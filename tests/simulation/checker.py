@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 
 from simulation.case import BACKEND_ERRORS, CANCELLED_DRAIN, LAST_BYTES, MILLISECOND, Case, Operation, Violation
+from simulation.credentials import CREDENTIALS
 from simulation.healing import HEALING
 from simulation.history import Add, Call, Disturb, Expire, History, Open, Remove, Restore, Strike, brief
 from simulation.trace import (
@@ -332,12 +333,15 @@ def _every_backend_session_gets_its_delete(case: Case) -> Iterator[str]:
             continue
         if any(backend_id not in opened.connected for opened in restored):
             continue  # restored without this backend, a session has no way to tell it anything
+        if case.askings.had_no_way_in(backend_id, session_id):
+            continue
         if not deletes[alive]:
             yield f"session {session_id!r} of backend {backend_id!r} is alive and was never sent a DELETE"
         elif backend_id not in troubled:
             yield f"session {session_id!r} of backend {backend_id!r} is alive in spite of its DELETE"
     for (backend_id, told), times in deletes.items():
         stale = any(failed.operation in ("delete", "replace") for failed in case.storage_failed)
+        times -= case.askings.sent_again(backend_id, told)
         if times > 1 and (backend_id, told) not in denied and not stale:  # stale: a row may name what has ended
             yield f"session {told!r} of backend {backend_id!r} was sent {times} DELETEs"
 
@@ -404,5 +408,6 @@ CHECKS: dict[str, Callable[[Case], Iterator[str]]] = {
         _every_backend_session_gets_its_delete,
         _rows_live_and_die_with_their_sessions,
         *HEALING,
+        *CREDENTIALS,
     )
 }

@@ -398,6 +398,7 @@ class IdRead:
     at: float
     backend_id: str
     session_id: str
+    asking: int | None = None
 
 
 @attrs.frozen(kw_only=True)

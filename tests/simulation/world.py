@@ -151,12 +151,18 @@ class _Seam(Ledger):
             response = await super().send(origin, verb, head, body, on_write)
         finally:
             self.actors[backend_id].feel()
+        asking, _ = self._stamp
         for assigned in session_ids_in(response):
-            self.note(IdRead(at=trio.current_time(), backend_id=backend_id, session_id=assigned))
+            self.note(IdRead(at=trio.current_time(), backend_id=backend_id, session_id=assigned, asking=asking))
         return response
 
+    @property
+    def _stamp(self) -> tuple[int | None, int | None]:
+        """Of what this task sends, if there are credentials."""
+        return self.stamped.get(trio.lowlevel.current_task(), (None, None))
+
     def _note_sent(self, backend_id: str, verb: str, session_id: str | None) -> None:
-        asking, number = self.stamped.get(trio.lowlevel.current_task(), (None, None))
+        asking, number = self._stamp
         self.note(
             Sent(
                 at=trio.current_time(),
