@@ -87,19 +87,26 @@ class Askings:
             return -math.inf
         return self._rotated.get((seen.token.backend_id, seen.token.generation + 1), math.inf)
 
-    def overtaken(self, backend_id: str, since: float, until: float) -> Iterator[Seen]:
-        """Requests that were refused, and refused again with a token that was new when they set out."""
-        for received in self.seen.values():
-            last = received[-1]
-            if last.backend_id == backend_id and since <= last.at <= until and self._is_overtaken(received):
-                yield last
+    def were_overtaken(self, attempts: set[int], backend_id: str, since: float, until: float) -> bool:
+        """A request over these connections was refused, and refused again with a token that was new when it set out."""
+        return any(
+            received[-1].backend_id == backend_id
+            and since <= received[-1].at <= until
+            and self.attempt_of(received[-1].asking) in attempts
+            and self._is_overtaken(received)
+            for received in self.seen.values()
+        )
 
-    def struck(self, backend_id: str, since: float, until: float) -> Iterator[Seen]:
-        """Requests that were refused in a way that looks like a matter of credentials, and is not."""
-        for seen in self.trace.seen:
-            is_its = seen.backend_id == backend_id and since <= seen.at <= until
-            if is_its and seen.status in (401, 403) and not seen.turned_away:
-                yield seen
+    def were_struck(self, attempts: set[int], backend_id: str, since: float, until: float) -> bool:
+        """A request over these connections was refused in a way that looks like a matter of credentials, and is not."""
+        return any(
+            seen.backend_id == backend_id
+            and since <= seen.at <= until
+            and self.attempt_of(seen.asking) in (None, *attempts)  # None: there are no credentials in this history
+            and seen.status in (401, 403)
+            and not seen.turned_away
+            for seen in self.trace.seen
+        )
 
     def fetching(self, backend_id: str, since: float, until: float) -> float:
         """s of this time in which somebody waited for a new token."""

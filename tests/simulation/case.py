@@ -175,6 +175,10 @@ class Case:
         """The session that an opening led to, or that somebody was added to."""
         return self.operations[op].began.life or op
 
+    def attempts_of(self, life: int) -> set[int]:
+        """Everybody's that this session had tried, by number."""
+        return {number for number, tried in self.tried.items() if self.life_of(tried.attempt.op) == life}
+
     def session_of(self, op: int) -> int:
         """The number of the session that an opening, restoring or adding is about."""
         step = self.operations[op].began.step

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from simulation.case import Case
 from simulation.history import Open
-from simulation.trace import AskedFor, Seen, Whose
+from simulation.trace import AskedFor, Whose
 
 __all__ = ["CREDENTIALS"]
 
@@ -81,8 +81,7 @@ def _a_rotation_costs_nobody_a_call(case: Case) -> Iterator[str]:
         backend_id, life = call.outcome.backend_id, call.began.life
         if call.outcome.error != "BackendUnauthorized" or backend_id is None or life is None:
             continue
-        its = {tried.attempt.number for tried in case.tried.values() if case.life_of(tried.attempt.op) == life}
-        if not _had_reason(case, backend_id, call.began.at, call.ended_at, its):
+        if not _had_reason(case, backend_id, call.began.at, call.ended_at, case.attempts_of(life)):
             yield f"{call} ended in {call.outcome}, and {backend_id!r} could be satisfied"
     for tried in case.tried.values():
         attempt = tried.attempt
@@ -108,12 +107,11 @@ def _was_nothing_new(case: Case, asked: AskedFor, before: int) -> bool:
 def _had_reason(case: Case, backend_id: str, since: float, until: float, attempts: set[int]) -> bool:
     """To refuse for good."""
     askings = case.askings
-    refused: list[Seen] = [
-        *askings.overtaken(backend_id, since, until),
-        *askings.struck(backend_id, since, until),
-    ]
-    is_their_own = any(askings.attempt_of(seen.asking) in (None, *attempts) for seen in refused)
-    return is_their_own or askings.was_withheld(backend_id, since, until)
+    return (
+        askings.was_withheld(backend_id, since, until)
+        or askings.were_overtaken(attempts, backend_id, since, until)
+        or askings.were_struck(attempts, backend_id, since, until)
+    )
 
 
 CREDENTIALS: tuple[Callable[[Case], Iterator[str]], ...] = (

@@ -53,6 +53,9 @@ def _calls_to_the_healthy_succeed(case: Case) -> Iterator[str]:
         settled = call.began.at > since + patience
         if not settled and not _was_well_all_along(case, call, since):
             continue
+        its = case.attempts_of(call.began.life)
+        if case.askings.were_overtaken(its, backend_id, call.began.at, call.ended_at):
+            continue
         if _had_too_little_time(case, call) or _is_behind_a_trial(case, call) or _is_the_first_to_notice(case, call):
             continue
         yield f"{call} to {backend_id!r}, which is well since {since}, ended in {call.outcome}"
