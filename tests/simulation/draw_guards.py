@@ -19,9 +19,10 @@ SHORT = (0.0, 0.001, 0.05, 0.3, 1.0)  # s
 def draw_guards(history: History) -> History:
     """The same history; in some, backends want tokens, and change their minds about them."""
     chance = random.Random(f"{history.seed} guards")
-    guarded = [index for index, spec in enumerate(history.backends) if _can_be(spec) and chance.random() < 0.7]
-    if chance.random() >= SHARE or not guarded:
+    able = [index for index, spec in enumerate(history.backends) if _can_be(spec)]
+    if chance.random() >= SHARE or not able:
         return history
+    guarded = chance.sample(able, chance.randint(1, len(able)))
     backends = tuple(
         attrs.evolve(spec, guard=_guard(chance)) if index in guarded else spec
         for index, spec in enumerate(history.backends)
@@ -38,7 +39,7 @@ def _can_be(spec: BackendSpec) -> bool:
 
 
 def _guard(chance: random.Random) -> Guard:
-    return Guard(seconds=chance.choice((0.0, 0.0, 0.01, 0.3)), reads_refusals=chance.random() < 0.3)
+    return Guard(seconds=chance.choice((0.0, 0.0, 0.01, 0.3, 1.0)), reads_refusals=chance.random() < 0.3)
 
 
 def _trouble(chance: random.Random, backend: int, history: History) -> list[Step]:
