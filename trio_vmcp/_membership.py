@@ -8,6 +8,7 @@ another task for a backend only as long as it is missing: that one tries it agai
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -66,6 +67,9 @@ class Membership:
     _closing: bool = attrs.field(default=False, init=False)  # nobody joins but who was connected, and calls wait for
     _closed: bool = attrs.field(default=False, init=False)  # nobody at all
     _terminating: bool = attrs.field(default=False, init=False)
+    _ends_at: float = attrs.field(
+        default=math.inf, init=False
+    )  # by `trio.current_time()`: known after the drain
     _connecting: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     _removed: dict[str, Member] = attrs.field(factory=dict, init=False)  # the latest of each id, to be shown
     _leaving: set[Member] = attrs.field(factory=set, init=False)  # removed, and not yet gone
@@ -137,9 +141,9 @@ class Membership:
             if member.recovery is None:
                 member.give_up("session closed")
 
-    def stop_recovering(self) -> None:
-        """No call is left that waits for a connection."""
-        self._closed = True
+    def stop_recovering(self, ends_at: float) -> None:
+        """No call is left that waits for a connection. By `ends_at` the last goodbye is said."""
+        self._closed, self._ends_at = True, ends_at
         for member in self.members.values():
             member.give_up("session closed")
 
@@ -155,7 +159,7 @@ class Membership:
 
     def abandon(self) -> None:
         """The session has closed: nobody waits here any more."""
-        self.stop_recovering()
+        self.stop_recovering(trio.current_time())
         for member in self._leaving:
             member.gone.set()
 
@@ -460,7 +464,9 @@ class Membership:
 
     async def _let_go(self, member: Member, incarnation: Incarnation, client: BackendClient) -> None:
         """Close one connection apart from the others: outside of a close nobody else bounds that."""
-        with trio.move_on_after(self._settings.teardown_timeout, shield=True):
+        with trio.CancelScope(
+            deadline=min(trio.current_time() + self._settings.teardown_timeout, self._ends_at), shield=True
+        ):
             await self._part(member, incarnation, client)
 
     async def _part(self, member: Member, incarnation: Incarnation, client: BackendClient) -> None:

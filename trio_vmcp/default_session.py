@@ -505,8 +505,8 @@ class DefaultSession(trio.abc.AsyncResource):
         with self._drain:
             await self._admission.drained.wait()
         self._admission.cut_off(f"the session closed under this call, after drain_timeout={self._drain_limit:g} s")
-        self._membership.stop_recovering()  # now that nobody hears of it
         budget = self._settings.teardown_timeout
+        self._membership.stop_recovering(trio.current_time() + budget)  # now that nobody hears of it
         with trio.move_on_after(budget):
             # Half, so that a caller who shields himself cannot take everybody's goodbye along.
             with trio.move_on_after(budget / 2):
