@@ -67,9 +67,7 @@ class Membership:
     _closing: bool = attrs.field(default=False, init=False)  # nobody joins but who was connected, and calls wait for
     _closed: bool = attrs.field(default=False, init=False)  # nobody at all
     _terminating: bool = attrs.field(default=False, init=False)
-    _ends_at: float = attrs.field(
-        default=math.inf, init=False
-    )  # by `trio.current_time()`: known after the drain
+    _ends_at: float = attrs.field(default=math.inf, init=False)  # by `trio.current_time()`: known after the drain
     _connecting: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     _removed: dict[str, Member] = attrs.field(factory=dict, init=False)  # the latest of each id, to be shown
     _leaving: set[Member] = attrs.field(factory=set, init=False)  # removed, and not yet gone
