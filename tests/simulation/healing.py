@@ -97,6 +97,10 @@ def _too_early(case: Case, before: Tried, after: Tried, failed: int, who: str) -
 def _one_attempt_at_a_time(case: Case) -> Iterator[str]:
     for instance, backend_id, attempts in _attempts_anew(case):
         for before, after in pairwise(attempts):
+            # Given up at this very moment, it is on its way out, which takes as many turns as it had to undo.
+            is_given_up = before.end is not None and before.end.outcome == "cancelled"
+            if is_given_up and before.ended_at == after.attempt.at:
+                continue
             if after.position < _position_of_end(case, before):
                 yield f"instance {instance} has two attempts at {backend_id!r} under way at {after.attempt.at}"
 
