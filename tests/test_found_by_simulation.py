@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import trio
-from harness import echo_backend, open_world, slow_backend, state_of
+from harness import echo_backend, open_world, slow_backend
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vmcp import JSON, BackendTimeout, BackendUnavailable, FactorySettings, SessionClosed, SessionState
-from trio_vmcp.testing import CallContext, Delay, Drip, Hang, Raw, Status
+from trio_vmcp import BackendTimeout, BackendUnavailable, FactorySettings
+from trio_vmcp.testing import Delay, Drip, Hang, Raw, Status
 
 
 async def test_waiting_for_the_end_of_a_stream_is_over_with_the_deadline(autojump_clock: MockClock) -> None:
@@ -152,38 +152,6 @@ async def test_sessions_close_while_a_backend_is_to_be_added_again(
         await wait_all_tasks_blocked()
         for session in sessions:
             nursery.start_soon(session.aclose)
-
-
-async def test_goodbyes_are_over_with_the_teardown(autojump_clock: MockClock) -> None:
-    """What went before them is off their time, whichever of a session's tasks comes to say one first."""
-    backends = {f"b{number}": echo_backend() for number in range(9)}  # Trio runs the tasks of one round in any order
-    for backend in backends.values():
-        backend.fail("DELETE", Hang())
-
-    async def chat(arguments: JSON, context: CallContext) -> str:
-        await context.progress(1)
-        await trio.sleep(60)
-        return "done"
-
-    async def linger(progress: float, total: float | None, message: str | None) -> None:
-        with trio.CancelScope(shield=True):
-            await trio.sleep(30)
-
-    async def stubborn_call() -> None:
-        with pytest.raises(SessionClosed):
-            await session.call_tool("a_chat", on_progress=linger)
-
-    backends["a"] = echo_backend(answers="sse")
-    backends["a"].add_tool("chat", chat)
-    async with open_world(backends, settings=FactorySettings(drain_timeout=3, teardown_timeout=4)) as world:
-        world.leaves_sessions = True
-        async with trio.open_nursery() as stubborn:
-            session = await world.make_session()
-            stubborn.start_soon(stubborn_call)
-            await wait_all_tasks_blocked()
-            await session.aclose()
-            assert SessionState.CLOSED is state_of(session)
-            assert 3.0 + 4.0 == trio.current_time()
 
 
 async def test_a_scripted_backend_takes_a_cancel_in_the_middle_of_raw_bytes(autojump_clock: MockClock) -> None:

@@ -66,8 +66,8 @@ class Membership:
     _opened: trio.Event = attrs.field(factory=trio.Event, init=False)
     _closing: bool = attrs.field(default=False, init=False)  # nobody joins but who was connected, and calls wait for
     _closed: bool = attrs.field(default=False, init=False)  # nobody at all
+    _part_by: float = attrs.field(default=math.inf, init=False)
     _terminating: bool = attrs.field(default=False, init=False)
-    _ends_at: float = attrs.field(default=math.inf, init=False)  # by `trio.current_time()`: known after the drain
     _connecting: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     _removed: dict[str, Member] = attrs.field(factory=dict, init=False)  # the latest of each id, to be shown
     _leaving: set[Member] = attrs.field(factory=set, init=False)  # removed, and not yet gone
@@ -139,9 +139,9 @@ class Membership:
             if member.recovery is None:
                 member.give_up("session closed")
 
-    def stop_recovering(self, ends_at: float) -> None:
-        """No call is left that waits for a connection. By `ends_at` the last goodbye is said."""
-        self._closed, self._ends_at = True, ends_at
+    def stop_recovering(self, part_by: float) -> None:
+        """No call is left that waits for a connection. Each is let go of by then, by `trio.current_time()`."""
+        self._closed, self._part_by = True, min(part_by, self._part_by)
         for member in self.members.values():
             member.give_up("session closed")
 
@@ -153,11 +153,10 @@ class Membership:
                 for incarnation in member.connections:
                     if incarnation.client is not None:
                         goodbyes.start_soon(self._part, member, incarnation, incarnation.client)
-                        incarnation.end()  # its task has time to come to its end while the backend takes its own
 
     def abandon(self) -> None:
         """The session has closed: nobody waits here any more."""
-        self.stop_recovering(trio.current_time())
+        self.stop_recovering(math.inf)
         for member in self._leaving:
             member.gone.set()
 
@@ -279,7 +278,9 @@ class Membership:
         try:
             ended = await self._hold(member, backend, incarnation)
             if ended and not self._closed:  # who breaks on the way out of a closing session is missed by nobody
-                await self._lose(member, incarnation, ended)
+                self._lose(member, incarnation, ended)
+            if ended and incarnation.client is not None:
+                await self._let_go(member, incarnation, incarnation.client)
         finally:
             incarnation.settle()
             member.let_go(incarnation)
@@ -427,7 +428,7 @@ class Membership:
             member.end_recovery()
             self._observer.member_changed(member, ("backend",))
 
-    async def _lose(self, member: Member, incarnation: Incarnation, ended: str) -> None:
+    def _lose(self, member: Member, incarnation: Incarnation, ended: str) -> None:
         """Its connection crashed or ended, before it had joined or behind it."""
         client = incarnation.client
         if (member.current is incarnation or not incarnation.settled.is_set()) and not member.is_removed:
@@ -440,8 +441,6 @@ class Membership:
             member.turns.failed()
             self._see_to(member)
             self._observer.member_changed(member, ("backend",))
-        if client is not None:
-            await self._let_go(member, incarnation, client)
 
     def _warn(self, failure: BackendFailure) -> None:
         logger.warning(
@@ -462,9 +461,8 @@ class Membership:
 
     async def _let_go(self, member: Member, incarnation: Incarnation, client: BackendClient) -> None:
         """Close one connection apart from the others: outside of a close nobody else bounds that."""
-        with trio.CancelScope(
-            deadline=min(trio.current_time() + self._settings.teardown_timeout, self._ends_at), shield=True
-        ):
+        by = min(trio.current_time() + self._settings.teardown_timeout, self._part_by)
+        with trio.CancelScope(deadline=by, shield=True):
             await self._part(member, incarnation, client)
 
     async def _part(self, member: Member, incarnation: Incarnation, client: BackendClient) -> None:
@@ -473,6 +471,7 @@ class Membership:
             await incarnation.parted.wait()
             return
         incarnation.parted = trio.Event()
+        incarnation.end()  # its task has time to come to its end while the backend takes its own
         try:
             stored = self._row.record(member.backend_id)
             kept = stored is not None and stored.session_id == client.record.session_id
