@@ -168,10 +168,10 @@ def _a_name_means_one_backend(case: Case) -> Iterator[str]:
             case Opened():
                 is_first = event.session not in bound
                 yield from _moved(event.session, event.tools, bound[event.session])
-                if not is_first or case.offers_changed(case.operations[event.op]):
+                opening = case.operations[event.op]
+                # Where the storage was slow to take the row, somebody may have joined since the names were given.
+                if not is_first or case.offers_changed(opening) or case.storage_failures(opening):
                     continue
-                if case.storage_failures(case.operations[event.op]):
-                    continue  # whoever comes while the row is written is connected by now, and too late for a name
                 for name, backend_id, own_name in event.tools:
                     if (owner := _owner(case, event, name, own_name)) != backend_id:
                         yield f"{name!r} of session {event.session} is {owner!r}'s and was given to {backend_id!r}"
