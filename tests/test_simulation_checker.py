@@ -241,47 +241,6 @@ def routes_to_the_last(offers: Any, *args: Any, **kw: Any) -> Any:
     return build_routing(list(reversed(offers)), *args, **kw | {"bindings": Bindings()})
 
 
-def asks_for_nobody(original: Any, credentials: Any, identity: Any) -> Any:
-    return original(credentials, None)
-
-
-def asks_for_the_opener(original: Any, credentials: Any, identity: Any) -> Any:
-    return original(credentials, None if identity is None else ALICE)
-
-
-def mistakes_the_backend(original: Any, credentials: Any, identity: Any) -> Any:
-    own = credentials._backend
-    credentials._backend = attrs.evolve(own, id={"b0": "b1", "b1": "b0"}[own.id])
-    try:
-        return original(credentials, identity)
-    finally:
-        credentials._backend = own
-
-
-async def parts_unsigned(original: Any, link: HttpLink, request: Any, body: Any, identity: Any) -> Reply:
-    if request.method == "DELETE":
-        return (await link._send(request, body))[0]
-    return await original(link, request, body, identity)  # type: ignore[no-any-return]
-
-
-async def gives_up(original: Any, credentials: Any, request: Any, body: Any, identity: Any) -> Reply:
-    return await credentials._run(credentials._ask(identity), request, body, [], None)  # type: ignore[no-any-return]
-
-
-async def insists(original: Any, credentials: Any, request: Any, body: Any, identity: Any) -> Reply:
-    reply = await original(credentials, request, body, identity)
-    if reply.status != 401:
-        return reply  # type: ignore[no-any-return]
-    await reply.aclose()
-    again = httpx.Request(request.method, request.url, headers=request.headers.raw, stream=body)
-    return await original(credentials, again, body, identity)  # type: ignore[no-any-return]
-
-
-async def asks_alone(original: Any, credentials: Any, *args: Any) -> Reply:
-    credentials._in_flight.clear()
-    return await original(credentials, *args)  # type: ignore[no-any-return]
-
-
 # What is planted; the history that shows it; the check that has to see it.
 DEFECTS: dict[str, tuple[Plant, History, str]] = {
     "a leaked task": (
@@ -476,6 +435,57 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         History(backends=STREAMS, steps=(Open(), Call(at=1.0, asks=1), Close(at=10.0))),
         "questions_are_answered",
     ),
+    "metadata that is lost": (
+        wrapped(Keeper, "leave", lambda original, keeper, *, terminate: original(keeper, terminate=True)),
+        History(steps=RETURNED),
+        "rows_live_and_die_with_their_sessions",
+    ),
+}
+
+
+def asks_for_nobody(original: Any, credentials: Any, identity: Any) -> Any:
+    return original(credentials, None)
+
+
+def asks_for_the_opener(original: Any, credentials: Any, identity: Any) -> Any:
+    return original(credentials, None if identity is None else ALICE)
+
+
+def mistakes_the_backend(original: Any, credentials: Any, identity: Any) -> Any:
+    own = credentials._backend
+    credentials._backend = attrs.evolve(own, id={"b0": "b1", "b1": "b0"}[own.id])
+    try:
+        return original(credentials, identity)
+    finally:
+        credentials._backend = own
+
+
+async def parts_unsigned(original: Any, link: HttpLink, request: Any, body: Any, identity: Any) -> Reply:
+    if request.method == "DELETE":
+        return (await link._send(request, body))[0]
+    return await original(link, request, body, identity)  # type: ignore[no-any-return]
+
+
+async def gives_up(original: Any, credentials: Any, request: Any, body: Any, identity: Any) -> Reply:
+    return await credentials._run(credentials._ask(identity), request, body, [], None)  # type: ignore[no-any-return]
+
+
+async def insists(original: Any, credentials: Any, request: Any, body: Any, identity: Any) -> Reply:
+    reply = await original(credentials, request, body, identity)
+    if reply.status != 401:
+        return reply  # type: ignore[no-any-return]
+    await reply.aclose()
+    again = httpx.Request(request.method, request.url, headers=request.headers.raw, stream=body)
+    return await original(credentials, again, body, identity)  # type: ignore[no-any-return]
+
+
+async def asks_alone(original: Any, credentials: Any, *args: Any) -> Reply:
+    credentials._in_flight.clear()
+    return await original(credentials, *args)  # type: ignore[no-any-return]
+
+
+# The same, of what is done with credentials.
+DEFECTS |= {
     "credentials that are asked for nobody": (
         wrapped(Credentials, "_ask", asks_for_nobody),
         History(backends=GUARDED, steps=(Open(bound=True), Call(at=1.0), Close(at=2.0))),
@@ -530,11 +540,6 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         wrapped(LegacyClient, "_exchange", sends_twice),
         History(backends=GUARDED, steps=ROTATED),
         "executed_at_most_once",
-    ),
-    "metadata that is lost": (
-        wrapped(Keeper, "leave", lambda original, keeper, *, terminate: original(keeper, terminate=True)),
-        History(steps=RETURNED),
-        "rows_live_and_die_with_their_sessions",
     ),
 }
 
