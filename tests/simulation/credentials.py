@@ -44,6 +44,8 @@ def _every_request_has_its_own_credentials(case: Case) -> Iterator[str]:
     if not askings.is_in_use:
         return
     for seen in case.trace.seen:
+        if not seen.verb:
+            continue  # a line, to a child process
         if seen.asking is None:
             yield f"{seen} was sent without anybody being asked for credentials"
         elif askings.is_guarded(seen.backend_id) and seen.token is None and askings.asked[seen.asking][1].gives:
