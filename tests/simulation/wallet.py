@@ -44,7 +44,6 @@ class Wallet:
         numbers: Of the askings, over all instances.
     """
 
-    instance: int
     gates: Mapping[str, Gate]
     note: Callable[[Event], None]
     numbers: Iterator[int]

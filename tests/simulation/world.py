@@ -130,7 +130,7 @@ class _Seam(Ledger):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Where there are credentials, requests come this way; those that find no connection go no further."""
         task = trio.lowlevel.current_task()
-        self.stamped[task] = asking, _ = self.stamper.stamp(request)
+        asking, _ = self.stamped[task] = self.stamper.stamp(request)
         session_id = request.headers.get("mcp-session-id")
         self._note_sent(request.url.host.removesuffix(".test"), request.method, session_id)
         try:
@@ -585,7 +585,7 @@ class _World:
 
         async def live(doing: list[Began]) -> Outcome:
             async with open_session_factory(
-                transport=self.seam, storage=self.storage, settings=self.history.settings, auth=self._wallet(number)
+                transport=self.seam, storage=self.storage, settings=self.history.settings, auth=self._wallet()
             ) as factory:
                 assert isinstance(factory, DefaultSessionFactory)
                 connector = NotingConnector(
@@ -613,9 +613,10 @@ class _World:
             outcome = await self._outcome_of(live, doing)
         self._end(doing[-1].op, outcome)
 
-    def _wallet(self, instance: int) -> Wallet | None:
+    def _wallet(self) -> Wallet | None:
+        """Of one factory; where no backend is guarded, it goes without."""
         gates = {backend_id: actor.gate for backend_id, actor in self.actors.items() if actor.gate is not None}
-        return Wallet(instance, gates, self.note, self.askings) if gates else None
+        return Wallet(gates, self.note, self.askings) if gates else None
 
     async def _cancel_instance(self, number: int, at: float, surroundings: trio.CancelScope) -> None:
         await trio.sleep_until(at)
