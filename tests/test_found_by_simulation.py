@@ -8,7 +8,7 @@ from harness import PlainConnector, echo_backend, open_world, plain_backends, sl
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import BackendTimeout, BackendUnavailable, FactorySettings, open_session_factory
-from trio_vmcp.testing import Delay, Drip, Hang, Status
+from trio_vmcp.testing import Delay, Drip, Hang, Raw, Status
 
 
 async def test_waiting_for_the_end_of_a_stream_is_over_with_the_deadline(autojump_clock: MockClock) -> None:
@@ -197,3 +197,25 @@ async def test_whoever_says_goodbye_first_is_bound_by_the_close(autojump_clock: 
         await session.aclose()
         assert 2.0 == trio.current_time() - began_at
         nursery.cancel_scope.cancel()
+
+
+async def test_a_scripted_backend_takes_a_cancel_in_the_middle_of_raw_bytes(autojump_clock: MockClock) -> None:
+    """They are half an answer, too: told to, at whatever moment, it does not try to end them as a stream."""
+    backend = echo_backend(answers="sse")
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.fail("tools/call", Raw(head=b""))
+        backend.latency = 0.3  # of the answer, and of the notice that it is not wanted
+
+        async def call(scope: trio.CancelScope) -> None:
+            with scope, pytest.raises(BackendUnavailable):
+                await session.call_tool("a_echo")
+
+        for turns in range(30):
+            async with trio.open_nursery() as nursery:
+                scope = trio.CancelScope()
+                nursery.start_soon(call, scope)
+                for _ in range(turns):
+                    await trio.lowlevel.checkpoint()
+                scope.cancel()
+            await trio.sleep(1.0)
+        assert [] == backend.errors

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import attrs
+import httpx
 import pytest
 import trio
 from leaks import WATCH
@@ -23,15 +24,19 @@ from simulation.history import (
     Disturb,
     Exit,
     GiveUp,
+    Guard,
     History,
     Look,
     Open,
     Relist,
     Remove,
     Restore,
+    Rotate,
     Step,
     Strike,
+    Withhold,
 )
+from simulation.people import ALICE
 from simulation.world import run_history
 
 import trio_vmcp.client._cache
@@ -50,6 +55,7 @@ from trio_vmcp._membership import Membership
 from trio_vmcp._reconnects import Reconnects
 from trio_vmcp._refresh import Refresher
 from trio_vmcp.client._client import StreamableClient
+from trio_vmcp.client._credentials import Credentials
 from trio_vmcp.client._handling import Handling
 from trio_vmcp.client._http import HttpLink, Reply
 from trio_vmcp.client._legacy import LegacyClient
@@ -105,6 +111,8 @@ READ_TWICE: tuple[Step, ...] = (
     Close(at=6.0),
 )
 LOG: tuple[Step, ...] = (Open(), Call(at=1.0, logs=3), Close(at=3.0))
+GUARDED = (BackendSpec(id="b0", guard=Guard(seconds=0.1)),)
+ROTATED: tuple[Step, ...] = (Open(), Rotate(at=1.0), Call(at=2.0), Close(at=3.0))
 ALL_HANG: tuple[Step, ...] = tuple(Strike(backend=index, matches="POST", times=9) for index in range(2))
 
 
@@ -517,6 +525,107 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         wrapped(Keeper, "leave", lambda original, keeper, *, terminate: original(keeper, terminate=True)),
         History(steps=RETURNED),
         "rows_live_and_die_with_their_sessions",
+    ),
+}
+
+
+def asks_for_nobody(original: Any, credentials: Any, identity: Any) -> Any:
+    return original(credentials, None)
+
+
+def asks_for_the_opener(original: Any, credentials: Any, identity: Any) -> Any:
+    return original(credentials, None if identity is None else ALICE)
+
+
+def mistakes_the_backend(original: Any, credentials: Any, identity: Any) -> Any:
+    own = credentials._backend
+    credentials._backend = attrs.evolve(own, id={"b0": "b1", "b1": "b0"}[own.id])
+    try:
+        return original(credentials, identity)
+    finally:
+        credentials._backend = own
+
+
+async def parts_unsigned(original: Any, link: HttpLink, request: Any, body: Any, identity: Any) -> Reply:
+    if request.method == "DELETE":
+        return (await link._send(request, body))[0]
+    return await original(link, request, body, identity)  # type: ignore[no-any-return]
+
+
+async def gives_up(original: Any, credentials: Any, request: Any, body: Any, identity: Any) -> Reply:
+    return await credentials._run(credentials._ask(identity), request, body, [], None)  # type: ignore[no-any-return]
+
+
+async def insists(original: Any, credentials: Any, request: Any, body: Any, identity: Any) -> Reply:
+    reply = await original(credentials, request, body, identity)
+    if reply.status != 401:
+        return reply  # type: ignore[no-any-return]
+    await reply.aclose()
+    again = httpx.Request(request.method, request.url, headers=request.headers.raw, stream=body)
+    return await original(credentials, again, body, identity)  # type: ignore[no-any-return]
+
+
+async def asks_alone(original: Any, credentials: Any, *args: Any) -> Reply:
+    credentials._in_flight.clear()
+    return await original(credentials, *args)  # type: ignore[no-any-return]
+
+
+# The same, of what is done with credentials.
+DEFECTS |= {
+    "credentials that are asked for nobody": (
+        wrapped(Credentials, "_ask", asks_for_nobody),
+        History(backends=GUARDED, steps=(Open(bound=True), Call(at=1.0), Close(at=2.0))),
+        "credentials_reach_whom_they_are_for",
+    ),
+    "credentials that are the opener's, whoever calls": (
+        wrapped(Credentials, "_ask", asks_for_the_opener),
+        History(backends=GUARDED, steps=(Open(bound=True), Call(at=1.0), Close(at=2.0))),
+        "credentials_reach_whom_they_are_for",
+    ),
+    "credentials that are somebody else's": (
+        wrapped(Credentials, "_ask", mistakes_the_backend),
+        History(backends=(*GUARDED, *TWINS[1:]), steps=(Open(backends=(0, 1)), Close(at=2.0))),
+        "credentials_reach_whom_they_are_for",
+    ),
+    "a goodbye without credentials": (
+        wrapped(HttpLink, "_authenticated", parts_unsigned),
+        History(backends=GUARDED, steps=CLOSED),
+        "every_request_has_its_own_credentials",
+    ),
+    "a lost DELETE of a backend that could be satisfied": (
+        wrapped(LegacyClient, "aclose", sends_no_delete),
+        History(backends=GUARDED, steps=ROTATED),
+        "every_backend_session_gets_its_delete",
+    ),
+    "a DELETE that is refused and not sent again": (
+        wrapped(Credentials, "send", gives_up),
+        History(backends=GUARDED, steps=(Open(), Rotate(at=1.0), Close(at=2.0))),
+        "every_backend_session_gets_its_delete",
+    ),
+    "a call that is sent again and again, refused": (
+        wrapped(Credentials, "send", insists),
+        History(backends=GUARDED, steps=(Open(), Withhold(at=1.0, how="refuse"), Call(at=2.0), Close(at=3.0))),
+        "what_is_refused_is_sent_again_once",
+    ),
+    "credentials that everybody asks for anew": (
+        wrapped(Credentials, "send", asks_alone),
+        History(backends=GUARDED, steps=(Open(), Rotate(at=1.0), *[Call(at=2.0)] * 5, Close(at=3.0))),
+        "who_is_refused_together_asks_together",
+    ),
+    "a rotation that costs a call": (
+        wrapped(Credentials, "send", gives_up),
+        History(backends=GUARDED, steps=ROTATED),
+        "a_rotation_costs_nobody_a_call",
+    ),
+    "a guarded backend that is well, and whose calls fail": (
+        wrapped(Credentials, "send", gives_up),
+        History(backends=GUARDED, steps=ROTATED),
+        "calls_to_the_healthy_succeed",
+    ),
+    "a call that a guarded backend runs twice": (
+        wrapped(LegacyClient, "_exchange", sends_twice),
+        History(backends=GUARDED, steps=ROTATED),
+        "executed_at_most_once",
     ),
 }
 

@@ -14,8 +14,9 @@ import attrs
 import trio
 
 from simulation.asking import Question, declared_to, log_message, question
-from simulation.history import BackendSpec, Disturb, Expire, Relist, Strike
+from simulation.history import BackendSpec, Disturb, Expire, Relent, Relist, Rotate, Strike, Withhold
 from simulation.processes import MemoryProcess, ProcessTable, Program
+from simulation.tokens import CANARY, Gate
 from simulation.trace import Asked, Event, Executed, Felt, Offered, Updated
 from trio_vmcp import JSON, Backend
 from trio_vmcp.testing import CallContext, Exchange, MemoryNetwork, RpcError, ScriptedBackend, Status
@@ -23,7 +24,6 @@ from trio_vmcp.testing.faults import FaultRule
 
 __all__ = ["CANARY", "Actor"]
 
-CANARY = "canary"
 PATIENCE = 5.0  # s, for an answer of the client to a tool's question
 SESSION_ERROR = -32000
 
@@ -51,6 +51,7 @@ class Actor:
     note: Callable[[Event], None]
     scripted: ScriptedBackend = attrs.field(init=False)
     configured: Backend = attrs.field(init=False)
+    gate: Gate | None = attrs.field(default=None, init=False)
     well: bool = attrs.field(default=False, init=False)
     _is_up: bool = attrs.field(default=True, init=False)
     _faults: list[FaultRule] = attrs.field(factory=list, init=False)  # that make it ill
@@ -78,6 +79,9 @@ class Actor:
             page_size=spec.page_size,
             completions={"backend": (spec.id,)},
         )
+        if spec.guard is not None:
+            self.gate = Gate(spec, self.note)
+            self.gate.stand_before(self.scripted)
         for kind, names in (("tool", spec.tools), ("resource", spec.resources), ("prompt", spec.prompts)):
             for name in names:
                 self._offer(kind, name, "")
@@ -210,6 +214,8 @@ class Actor:
             case "heal":
                 self.scripted.heal()
                 self._faults.clear()
+                if self.gate is not None:
+                    self.gate.stand_before(self.scripted)
             case "update":
                 self._version += 1
                 self.note(Updated(at=trio.current_time(), backend_id=self.spec.id, version=self._version))
@@ -223,6 +229,11 @@ class Actor:
 
     def strike(self, step: Strike) -> None:
         self._faults.append(self.scripted.fail(step.matches, step.fault, times=step.times, skip=step.skip))
+        self.feel()
+
+    def guard(self, step: Rotate | Withhold | Relent) -> None:
+        assert self.gate is not None
+        self.gate.obey(step)
         self.feel()
 
     def expire(self, step: Expire) -> None:
@@ -326,7 +337,8 @@ class Actor:
             self._struck = struck
             self._ill_until = [exchange for exchange in self.scripted.exchanges if exchange.outcome == "running"]
         self._ill_until = [exchange for exchange in self._ill_until if exchange.outcome == "running"]
-        return self._is_up and self._speaks_as_configured and not self._ill_until and not any(self._still_to_come())
+        is_there = self._is_up and self._speaks_as_configured and (self.gate is None or self.gate.is_passable)
+        return is_there and not self._ill_until and not any(self._still_to_come())
 
     def _still_to_come(self) -> Iterator[FaultRule]:
         return (rule for rule in self._faults if rule.times > 0)

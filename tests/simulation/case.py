@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import attrs
 
-from simulation.history import BackendSpec, History, Open, Restore, brief
+from simulation.askings import Askings
+from simulation.history import Add, BackendSpec, History, Open, Restore, brief
 from simulation.trace import (
     Attempt,
     Attempted,
@@ -136,8 +137,10 @@ class Case:
     offered: dict[str, list[Offered]] = attrs.field(factory=lambda: defaultdict(list), init=False)
     tried: dict[int, Tried] = attrs.field(factory=dict, init=False)
     storage_failed: list[StorageFailed] = attrs.field(factory=list, init=False)
+    askings: Askings = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.askings = Askings(self.history, self.trace)
         for position, event in enumerate(self.trace.events):
             match event:
                 case Began():
@@ -185,6 +188,16 @@ class Case:
     def life_of(self, op: int) -> int:
         """The session that an opening led to, or that somebody was added to."""
         return self.operations[op].began.life or op
+
+    def attempts_of(self, life: int) -> set[int]:
+        """Everybody's that this session had tried, by number."""
+        return {number for number, tried in self.tried.items() if self.life_of(tried.attempt.op) == life}
+
+    def session_of(self, op: int) -> int:
+        """The number of the session that an opening, restoring or adding is about."""
+        step = self.operations[op].began.step
+        assert isinstance(step, Open | Restore | Add)
+        return step.session
 
     def drained_by(self, life: int) -> float:
         """When the last call of this session ends at the latest; inf: nobody that we know of closes it."""

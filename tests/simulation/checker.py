@@ -23,6 +23,7 @@ from simulation.case import (
     every,
     spec_of,
 )
+from simulation.credentials import CREDENTIALS
 from simulation.healing import HEALING
 from simulation.history import Add, Call, Disturb, Expire, History, Open, Remove, Restore, Strike, brief
 from simulation.trace import (
@@ -371,12 +372,15 @@ def _every_backend_session_gets_its_delete(case: Case) -> Iterator[str]:
             continue
         if any(backend_id not in opened.connected for opened in restored):
             continue  # restored without this backend, a session has no way to tell it anything
+        if case.askings.had_no_way_in(backend_id, session_id):
+            continue
         if not deletes[alive]:
             yield f"session {session_id!r} of backend {backend_id!r} is alive and was never sent a DELETE"
         elif backend_id not in troubled:
             yield f"session {session_id!r} of backend {backend_id!r} is alive in spite of its DELETE"
     for (backend_id, told), times in deletes.items():
         stale = any(failed.operation in ("delete", "replace") for failed in case.storage_failed)
+        times -= case.askings.sent_again(backend_id, told)
         if times > 1 and (backend_id, told) not in denied and not stale:  # stale: a row may name what has ended
             yield f"session {told!r} of backend {backend_id!r} was sent {times} DELETEs"
 
@@ -464,5 +468,6 @@ CHECKS: dict[str, Callable[[Case], Iterator[str]]] = {
         _processes_are_asked_before_they_are_killed,
         *HEALING,
         *ANSWERS,
+        *CREDENTIALS,
     )
 }

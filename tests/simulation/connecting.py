@@ -12,7 +12,14 @@ from simulation.trace import Attempt, Attempted, Event, LetGo
 from trio_vmcp import Backend, BackendClient, BackendConnector, BackendRecord, Identity
 from trio_vmcp.client.interface import EventSink
 
-__all__ = ["NotingConnector"]
+__all__ = ["NotingConnector", "TriedBackend"]
+
+
+@attrs.frozen
+class TriedBackend(Backend):
+    """A backend that tells which attempt it was handed to."""
+
+    attempt: int = attrs.field(default=0, eq=False, repr=False)
 
 
 @attrs.define(eq=False)
@@ -53,7 +60,8 @@ class NotingConnector:
         outcome: Literal["ok", "error", "cancelled"] = "cancelled"
         error = ""
         try:
-            client = await self.inner(backend, identity=identity, resume=resume, nursery=nursery, events=events)
+            tried = TriedBackend(**attrs.asdict(backend, recurse=False), attempt=number)
+            client = await self.inner(tried, identity=identity, resume=resume, nursery=nursery, events=events)
             outcome = "ok"
         except Exception as exc:
             outcome, error = "error", type(exc).__name__

@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 
 import attrs
 
+from simulation.draw_guards import draw_guards
 from simulation.history import (
     PROMPTS,
     RESOURCES,
@@ -60,7 +61,7 @@ T = TypeVar("T")
 
 def draw_history(seed: int) -> History:
     """The history of this seed."""
-    return _Draw(random.Random(seed)).history(seed)
+    return draw_guards(_Draw(random.Random(seed)).history(seed))
 
 
 def garbled(_: object) -> object:

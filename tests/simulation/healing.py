@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from simulation.case import BACKEND_ERRORS, LAST_BYTES, MILLISECOND, Case, Operation, Tried, every, spec_of
 from simulation.history import Add, BackendSpec, Call, Disturb, Expire, Open, Relist, Restore, Step
-from simulation.trace import Looked, Removing, Sent, Settled
+from simulation.trace import Looked, Removing, Seen, Sent, Settled
 from trio_vmcp import Prefix
 
 __all__ = ["HEALING"]
@@ -20,6 +20,7 @@ JITTER = 0.2  # of a delay, either way (design: settings)
 REFETCH = 1.0  # s between the beginnings of two refetches (design: backends)
 ROUND_TRIPS = 20  # that connecting and listing takes at most, with pages of one entry
 RESENT = (400, 404)  # what says that a request did not run, and may be sent once more
+UNAUTHORIZED = 401
 BUSY = 100  # connections of one session to one backend, that no history comes close to
 
 
@@ -48,6 +49,9 @@ def _calls_to_the_healthy_succeed(case: Case) -> Iterator[str]:
             continue
         settled = call.began.at > since + patience
         if not settled and not _was_well_all_along(case, call, since):
+            continue
+        its = case.attempts_of(call.began.life)
+        if case.askings.were_overtaken(its, backend_id, call.began.at, call.ended_at):
             continue
         if _had_too_little_time(case, call) or _is_behind_a_trial(case, call) or _is_the_first_to_notice(case, call):
             continue
@@ -90,6 +94,10 @@ def _too_early(case: Case, before: Tried, after: Tried, failed: int, who: str) -
 def _one_attempt_at_a_time(case: Case) -> Iterator[str]:
     for instance, backend_id, attempts in _attempts_anew(case):
         for before, after in pairwise(attempts):
+            # Given up at this very moment, it is on its way out, which takes as many turns as it had to undo.
+            is_given_up = before.end is not None and before.end.outcome == "cancelled"
+            if is_given_up and before.ended_at == after.attempt.at:
+                continue
             if after.position < _position_of_end(case, before):
                 yield f"instance {instance} has two attempts at {backend_id!r} under way at {after.attempt.at}"
 
@@ -97,6 +105,8 @@ def _one_attempt_at_a_time(case: Case) -> Iterator[str]:
 def _nobody_reconnects_without_a_reason(case: Case) -> Iterator[str]:
     refused = defaultdict[str, list[float]](list)
     for seen in case.trace.seen:
+        if _is_sent_with_another_token(case, seen):
+            continue
         if seen.status is not None and seen.status >= 400 and seen.method != "server/discover":
             refused[seen.backend_id].append(seen.at)
     by_member = defaultdict[tuple[int, str], list[Tried]](list)
@@ -138,11 +148,17 @@ def _connections_are_let_go_of(case: Case) -> Iterator[str]:
 def _sent_again_only_if_it_did_not_run(case: Case) -> Iterator[str]:
     sent = defaultdict[int, list[int | None]](list)
     for seen in case.trace.seen:
-        if seen.key is not None and not seen.is_retry:
+        if seen.key is not None and not seen.is_retry and not _is_sent_with_another_token(case, seen):
             sent[seen.key].append(seen.status)
     for key, statuses in sent.items():
         if len(statuses) > 2 or any(status not in RESENT for status in statuses[:-1]):
             yield f"{case.operations[key]} was sent {len(statuses)} times, and answered with HTTP {statuses}"
+
+
+def _is_sent_with_another_token(case: Case, seen: Seen) -> bool:
+    """Refused, and sent again as the same request: what became of that counts."""
+    received = [] if seen.number is None else case.askings.seen[seen.number]
+    return seen.status == UNAUTHORIZED and len(received) > 1 and seen is received[0]
 
 
 def _rows_say_what_sessions_say(case: Case) -> Iterator[str]:
@@ -170,7 +186,8 @@ def _removed_backends_get_their_delete(case: Case) -> Iterator[str]:
         in_time = any(
             (sent.backend_id, sent.session_id) == its and removing.at <= sent.at <= latest for sent in deletes
         )
-        if not in_time and not _holds_on(case, removing.life):
+        without = case.askings.had_no_way_in(removing.backend_id, removing.session_id)
+        if not in_time and not without and not _holds_on(case, removing.life):
             yield f"{removing.backend_id!r} was removed at {removing.at}, and its session {its[1]!r} got no DELETE"
 
 
@@ -207,7 +224,7 @@ def _what_is_told_is_listed(case: Case) -> Iterator[str]:
             patience = _patience(case, backend_id)
             if heard_at is None or since is None or patience is None or since > heard_at:
                 continue
-            if looked.at <= heard_at + REFETCH + 2 * ROUND_TRIPS * spec.latency + MILLISECOND or looked.at < changed_at:
+            if looked.at <= heard_at + REFETCH + 2 * _one_connecting(spec) + MILLISECOND or looked.at < changed_at:
                 continue
             listed = {own_name for _, owner, own_name in looked.tools if owner == backend_id}
             offered = set(case.offered[backend_id][-1].tools)
@@ -295,7 +312,8 @@ def _turns(case: Case, spec: BackendSpec) -> float:
 
 
 def _one_connecting(spec: BackendSpec) -> float:
-    return ROUND_TRIPS * spec.latency
+    """s, with the time that it takes to get a token, and another one."""
+    return ROUND_TRIPS * spec.latency + (0.0 if spec.guard is None else 2 * spec.guard.seconds)
 
 
 def _is_settling(case: Case, backend_id: str, at: float) -> bool:
@@ -373,6 +391,8 @@ def _had_too_little_time(case: Case, call: Operation) -> bool:
     timeout = settings.request_timeout if step.timeout is None else step.timeout
     work = step.seconds + step.asks * step.thinks if step.kind == "tool" else 0.0
     work += (2 + 2 * step.asks) * spec.latency
+    work += case.askings.fetching(spec.id, call.began.at, call.ended_at)
+    work += 0.0 if spec.guard is None else spec.latency  # for a request that is refused
     return timeout <= work + _turns(case, spec) + MILLISECOND or settings.max_connections_per_backend < BUSY
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "Failing",
     "GiveUp",
     "Given",
+    "Guard",
     "History",
     "Kind",
     "Look",
@@ -34,13 +35,16 @@ __all__ = [
     "Open",
     "Operation",
     "Question",
+    "Relent",
     "Relist",
     "Remove",
     "Restore",
+    "Rotate",
     "Step",
     "Strike",
     "Subscribe",
     "Watch",
+    "Withhold",
     "brief",
 ]
 
@@ -60,6 +64,19 @@ Operation: TypeAlias = Literal["create", "load", "replace", "delete"]
 TOOLS = ("echo", "work", "now", "b0_echo")  # few, so that backends share them; the last one looks like a prefixed name
 RESOURCES = ("mem://notes", "mem://log")
 PROMPTS = ("greet", "sum")
+
+
+@attrs.frozen(kw_only=True)
+class Guard:
+    """A backend wants a token of its own for each identity, and answers every request without it with HTTP 401.
+
+    Attributes:
+        seconds: How long it takes to get a new one.
+        reads_refusals: Whose token it is looks at the whole answer that refuses it.
+    """
+
+    seconds: float = 0.0
+    reads_refusals: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -93,6 +110,7 @@ class BackendSpec:
     tools: tuple[str, ...] = TOOLS[:2]
     resources: tuple[str, ...] = RESOURCES[:1]
     prompts: tuple[str, ...] = PROMPTS[:1]
+    guard: Guard | None = None
 
     @property
     def can_ask(self) -> bool:
@@ -311,6 +329,36 @@ class Strike:
 
 
 @attrs.frozen(kw_only=True)
+class Rotate:
+    """From now on a guarded backend takes only new tokens. Who has an old one learns of it when that is refused."""
+
+    at: float = 0.0
+    backend: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Withhold:
+    """From now on, a guarded backend cannot be satisfied.
+
+    Attributes:
+        how: It refuses whatever it is given; or there are no new tokens: getting one fails, or (none) those who have
+            none say so, and ask without.
+    """
+
+    at: float = 0.0
+    backend: int = 0
+    how: Literal["refuse", "fail", "none"] = "fail"
+
+
+@attrs.frozen(kw_only=True)
+class Relent:
+    """Whatever a guarded backend withheld is over."""
+
+    at: float = 0.0
+    backend: int = 0
+
+
+@attrs.frozen(kw_only=True)
 class Exit:
     """How the block that holds an instance's factory ends.
 
@@ -338,6 +386,9 @@ Step: TypeAlias = (
     | Relist
     | Failing
     | Strike
+    | Rotate
+    | Withhold
+    | Relent
 )
 
 

@@ -15,6 +15,7 @@ from simulation.history import Add, Call, Close, Manners, Open, Question, Remove
 __all__ = [
     "Answered",
     "Asked",
+    "AskedFor",
     "Attempt",
     "Attempted",
     "Audit",
@@ -28,6 +29,7 @@ __all__ = [
     "Executed",
     "Exiting",
     "Felt",
+    "Fetched",
     "GaveUp",
     "Handled",
     "Hung",
@@ -42,19 +44,26 @@ __all__ = [
     "Outcome",
     "Remains",
     "Removing",
+    "Rotated",
     "Seen",
     "Sent",
     "Settled",
     "Shielded",
+    "Signed",
     "StorageFailed",
+    "Token",
     "Trace",
     "Updated",
     "What",
+    "Whose",
 ]
 
 What: TypeAlias = Literal["open", "restore", "call", "close", "add", "remove", "subscribe", "watch", "hold", "exit"]
 Operated: TypeAlias = Open | Restore | Call | Close | Add | Remove | Subscribe | Watch
 """The steps that are operations: they have an outcome."""
+
+Whose: TypeAlias = Literal["nobody", "opener", "caller", "stranger"]
+"""Who credentials are for: who opened the session, who calls, or, where it is open to anybody, nobody."""
 
 Names: TypeAlias = tuple[tuple[str, str, str], ...]
 """Advertised tool, the backend that it belongs to, and its name there."""
@@ -383,14 +392,85 @@ class StorageFailed:
     session: int
 
 
+@attrs.frozen
+class Token:
+    """What a guarded backend wants to see.
+
+    Attributes:
+        generation: One more with every rotation.
+    """
+
+    backend_id: str
+    whose: Whose
+    generation: int
+
+
+@attrs.frozen(kw_only=True)
+class Rotated:
+    """A guarded backend takes no older tokens from now on."""
+
+    at: float
+    backend_id: str
+    generation: int
+
+
+@attrs.frozen(kw_only=True)
+class AskedFor:
+    """The factory's `auth` was asked for credentials.
+
+    Attributes:
+        attempt: That made the connection that they are for.
+        gives: There are some.
+        after: The asking whose credentials, or lack of them, were refused just before, in the same task.
+    """
+
+    at: float
+    number: int
+    attempt: int
+    backend_id: str
+    whose: Whose
+    gives: bool
+    after: int | None
+
+
+@attrs.frozen(kw_only=True)
+class Fetched:
+    """A new token was there, or (None) could not be had, or nobody waited for it any more.
+
+    Attributes:
+        since: When it was begun.
+    """
+
+    at: float
+    since: float
+    asking: int
+    token: Token | None
+
+
+@attrs.frozen(kw_only=True)
+class Signed:
+    """A request was given a token, and may be sent."""
+
+    at: float
+    asking: int
+    token: Token
+
+
 @attrs.frozen(kw_only=True)
 class Sent:
-    """A request was handed to the transport."""
+    """A request was handed to the transport.
+
+    Attributes:
+        asking: Where its credentials are from; None: nobody was asked for any.
+        number: The same for what is sent again. Only where there are credentials.
+    """
 
     at: float
     backend_id: str
     verb: str
     session_id: str | None
+    asking: int | None = None
+    number: int | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -400,6 +480,7 @@ class IdRead:
     at: float
     backend_id: str
     session_id: str
+    asking: int | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -468,6 +549,10 @@ Event: TypeAlias = (
     | Looked
     | Settled
     | StorageFailed
+    | Rotated
+    | AskedFor
+    | Fetched
+    | Signed
     | Sent
     | IdRead
     | Audit
@@ -485,6 +570,9 @@ class Seen:
         verb: "" of a line.
         key: Of the call that it belongs to.
         is_retry: It is a later round of a modern request, which the backend had asked for input.
+        asking, number: As it was sent.
+        token: That it showed.
+        turned_away: For want of a good one.
     """
 
     at: float
@@ -496,6 +584,10 @@ class Seen:
     status: int | None
     outcome: str
     is_retry: bool = False
+    asking: int | None = None
+    number: int | None = None
+    token: Token | None = None
+    turned_away: bool = False
 
 
 @attrs.frozen(kw_only=True)

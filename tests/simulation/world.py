@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import attrs
+import httpx
 import trio
 from harness import Ledger, session_ids_in
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -31,16 +32,21 @@ from simulation.history import (
     History,
     Look,
     Open,
+    Relent,
     Relist,
     Remove,
     Restore,
+    Rotate,
     Step,
     Strike,
     Subscribe,
     Watch,
+    Withhold,
 )
+from simulation.people import ALICE, BOB, calling
 from simulation.processes import MemoryProcess, ProcessTable, memory_processes
 from simulation.storage import FaultyStorage
+from simulation.tokens import read_token
 from simulation.trace import (
     Audit,
     Began,
@@ -68,6 +74,7 @@ from simulation.trace import (
     Trace,
     What,
 )
+from simulation.wallet import Stamper, Wallet, read_stamp
 from simulation.watch import SECRET, HangsForEver, ending, seeded, watched_garbage, watched_limiters, watched_log
 from trio_vmcp import (
     Backend,
@@ -90,9 +97,6 @@ __all__ = ["run_history"]
 KEY = "simulation/key"  # in `_meta`, which the library forwards: the call that a request belongs to
 SHIELDED = 2.0  # s
 NOBODYS = "nobody has this"
-
-ALICE = Identity(issuer="https://issuer.test", subject="alice", token=f"{CANARY}-token")
-BOB = Identity(issuer="https://issuer.test", subject="bob")
 
 
 def run_history(history: History) -> Trace:
@@ -123,28 +127,56 @@ class _Seam(Ledger):
         super().__init__(network)
         self.note = note
         self.actors = actors
+        self.stamper = Stamper()
+        self.stamped: dict[trio.lowlevel.Task, tuple[int | None, int]] = {}  # of those who send with credentials
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Where there are credentials, requests come this way; those that find no connection go no further."""
+        task = trio.lowlevel.current_task()
+        asking, _ = self.stamped[task] = self.stamper.stamp(request)
+        session_id = request.headers.get("mcp-session-id")
+        self._note_sent(request.url.host.removesuffix(".test"), request.method, session_id)
+        try:
+            response = await super().handle_async_request(request)
+        finally:
+            del self.stamped[task]
+        self.stamper.note_answer(asking, response.status_code)
+        return response
 
     async def send(
         self, origin: Origin, verb: str, head: bytes, body: bytes, on_write: Callable[[], None]
     ) -> RawResponse:
         backend_id = origin.host.removesuffix(".test")
         sent_id = _SESSION_ID.search(head)
+        if trio.lowlevel.current_task() not in self.stamped:
+            self._note_sent(backend_id, verb, None if sent_id is None else sent_id[1].decode())
+        try:
+            response = await super().send(origin, verb, head, body, on_write)
+        finally:
+            self.actors[backend_id].feel()
+        asking, _ = self._stamp
+        for assigned in session_ids_in(response):
+            self.note(IdRead(at=trio.current_time(), backend_id=backend_id, session_id=assigned, asking=asking))
+        return response
+
+    @property
+    def _stamp(self) -> tuple[int | None, int | None]:
+        """Of what this task sends, if there are credentials."""
+        return self.stamped.get(trio.lowlevel.current_task(), (None, None))
+
+    def _note_sent(self, backend_id: str, verb: str, session_id: str | None) -> None:
+        asking, number = self._stamp
         self.note(
             Sent(
                 at=trio.current_time(),
                 backend_id=backend_id,
                 verb=verb,
-                session_id=None if sent_id is None else sent_id[1].decode(),
+                session_id=session_id,
+                asking=asking,
+                number=number,
             )
         )
         self.actors[backend_id].feel()
-        try:
-            response = await super().send(origin, verb, head, body, on_write)
-        finally:
-            self.actors[backend_id].feel()
-        for assigned in session_ids_in(response):
-            self.note(IdRead(at=trio.current_time(), backend_id=backend_id, session_id=assigned))
-        return response
 
 
 @attrs.define(eq=False)
@@ -172,6 +204,7 @@ class _World:
     # By the identity of the object: what it is, and the operation that passed it on.
     passed: dict[int, tuple[Backend, int]] = attrs.field(factory=dict, init=False)
     attempts: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
+    askings: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
     factories: dict[int, SessionFactory] = attrs.field(factory=dict, init=False)
     owners: dict[int, trio.Nursery] = attrs.field(factory=dict, init=False)  # what the factories' tasks live in
     callers: dict[int, trio.Nursery] = attrs.field(factory=dict, init=False)  # inside the factories' blocks
@@ -268,6 +301,8 @@ class _World:
                 self._actor(step.backend).expire(step)
             case Relist():
                 everybody.start_soon(self._actor(step.backend).relist, step)
+            case Rotate() | Withhold() | Relent():
+                self._actor(step.backend).guard(step)
             case Failing():
                 self.storage.fail(step)
             case Look():
@@ -511,7 +546,7 @@ class _World:
                 case closing:
                     await self._close_within(life, terminate=closing == "aclose")
 
-        right = life.identity
+        right = calling(life.identity)
         caller = right if step.caller == "right" else BOB
         options: dict[str, Any] = {"caller": caller, "timeout": step.timeout}
         if step.kind != "resource" or not step.plain:
@@ -596,7 +631,7 @@ class _World:
 
     async def _subscribe(self, step: Subscribe, life: _Life, doing: list[Began]) -> Outcome:
         ask = life.session.subscribe_resource if step.wanted else life.session.unsubscribe_resource
-        await ask(doing[-1].name, caller=life.identity)
+        await ask(doing[-1].name, caller=calling(life.identity))
         return Outcome(kind="ok")
 
     async def _watch(self, step: Watch, life: _Life, doing: list[Began]) -> Outcome:
@@ -617,6 +652,7 @@ class _World:
                 storage=self.storage,
                 settings=self.history.settings,
                 handlers=self.handlers.given(self.history.given),
+                auth=self._wallet(),
             ) as factory:
                 assert isinstance(factory, DefaultSessionFactory)
                 connector_for = factory._connector_for
@@ -643,6 +679,11 @@ class _World:
                 everybody.start_soon(self._cancel_instance, number, leaving.cancelled_at, surroundings)
             outcome = await self._outcome_of(live, doing)
         self._end(doing[-1].op, outcome)
+
+    def _wallet(self) -> Wallet | None:
+        """Of one factory; where no backend is guarded, it goes without."""
+        gates = {backend_id: actor.gate for backend_id, actor in self.actors.items() if actor.gate is not None}
+        return Wallet(gates, self.note, self.askings) if gates else None
 
     async def _cancel_instance(self, number: int, at: float, surroundings: trio.CancelScope) -> None:
         await trio.sleep_until(at)
@@ -717,6 +758,8 @@ class _World:
     async def _sum_up(self, audit: Audit, connections: int) -> None:
         rows = await self.storage.rows()
         scripted = {backend_id: actor.scripted for backend_id, actor in self.actors.items()}
+        gates = [actor.gate for actor in self.actors.values() if actor.gate is not None]
+        turned_away = {id(exchange) for gate in gates for exchange in gate.turned_away}
         self.trace.seen = [
             Seen(
                 at=exchange.received_at,
@@ -728,9 +771,14 @@ class _World:
                 status=exchange.status,
                 outcome=exchange.outcome,
                 is_retry="requestState" in exchange.params,
+                asking=asking,
+                number=number,
+                token=read_token(exchange.headers.get("authorization")),
+                turned_away=id(exchange) in turned_away,
             )
             for backend_id, backend in scripted.items()
             for exchange in backend.exchanges
+            for asking, number in (read_stamp(exchange.headers),)
         ]
         self.trace.remains = Remains(
             audit=audit,

@@ -53,7 +53,7 @@ class Reply:
         cut: The server ended the connection early: a fault, or nothing to say.
         ended: There is nothing more to say.
         complete: The whole response was handed to the connection.
-        broken_off: A write was cancelled half-way: nothing that follows could be understood.
+        broken_off: A write was cancelled half-way, or was of raw bytes: nothing that follows could be understood.
     """
 
     _http: h11.Connection = attrs.field(alias="http")
@@ -104,6 +104,7 @@ class Reply:
     async def respond_raw(self, data: bytes) -> None:
         """Send bytes that h11 would not, and end the connection."""
         self._http.send_failed()
+        self.broken_off = True  # whatever becomes of them
         await self._deliver(data)
         await self.hang_up()
 

@@ -1,0 +1,173 @@
+"""What was asked for credentials, and what came of it: a trace, looked up in every way that the checks need."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+import attrs
+
+from simulation.history import History, Relent, Withhold
+from simulation.trace import AskedFor, Fetched, IdRead, Rotated, Seen, Sent, Signed, Trace
+
+__all__ = ["Askings"]
+
+
+@attrs.define
+class Askings:
+    """A trace, as far as it is about credentials. Positions are places in the trace.
+
+    Attributes:
+        asked, signed, sent, fetched: By the number of the asking.
+        seen: What was sent under one number, as its backend received it, in order.
+        is_in_use: The factories were given credentials to use.
+    """
+
+    history: History
+    trace: Trace
+    asked: dict[int, tuple[int, AskedFor]] = attrs.field(factory=dict, init=False)
+    signed: dict[int, list[tuple[int, Signed]]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+    sent: dict[int | None, list[tuple[int, Sent]]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+    fetched: dict[int, list[Fetched]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+    seen: dict[int, list[Seen]] = attrs.field(factory=dict, init=False)
+    _rotated: dict[tuple[str, int], float] = attrs.field(factory=dict, init=False)
+    _attempts: dict[tuple[str, str], set[int]] = attrs.field(factory=lambda: defaultdict(set), init=False)
+
+    def __attrs_post_init__(self) -> None:
+        for position, event in enumerate(self.trace.events):
+            match event:
+                case AskedFor():
+                    self.asked[event.number] = position, event
+                case Signed():
+                    self.signed[event.asking].append((position, event))
+                case Fetched():
+                    self.fetched[event.asking].append(event)
+                case Rotated():
+                    self._rotated[event.backend_id, event.generation] = event.at
+                case Sent():
+                    self.sent[event.asking].append((position, event))
+                    self._note_attempt(event)
+                case IdRead():
+                    self._note_attempt(event)
+                case _:
+                    pass
+        for seen in self.trace.seen:
+            if seen.number is not None:
+                self.seen.setdefault(seen.number, []).append(seen)
+
+    @property
+    def is_in_use(self) -> bool:
+        return any(spec.guard is not None for spec in self.history.backends)
+
+    def is_guarded(self, backend_id: str) -> bool:
+        return any(spec.id == backend_id and spec.guard is not None for spec in self.history.backends)
+
+    def attempt_of(self, asking: int | None) -> int | None:
+        """That made the connection that these credentials are for."""
+        return None if asking is None else self.asked[asking][1].attempt
+
+    def was_withheld(self, backend_id: str, since: float, until: float) -> bool:
+        """At some moment, a guarded backend could not be satisfied."""
+        began: float | None = None
+        for step in self.history.steps:
+            if not isinstance(step, Withhold | Relent) or self.history.backends[step.backend].id != backend_id:
+                continue
+            if isinstance(step, Withhold):
+                began = step.at if began is None else began
+            elif began is not None:
+                if began <= until and step.at >= since:
+                    return True
+                began = None
+        return began is not None and began <= until
+
+    def _retired_at(self, seen: Seen) -> float:
+        """When what this request showed was no longer good."""
+        if seen.token is None:
+            return -math.inf
+        return self._rotated.get((seen.token.backend_id, seen.token.generation + 1), math.inf)
+
+    def were_overtaken(self, attempts: set[int], backend_id: str, since: float, until: float) -> bool:
+        """A request over these connections was refused, and refused again with a token that was new when it set out."""
+        return any(
+            received[-1].backend_id == backend_id
+            and since <= received[-1].at <= until
+            and self.attempt_of(received[-1].asking) in attempts
+            and self._is_overtaken(received)
+            for received in self.seen.values()
+        )
+
+    def were_struck(self, attempts: set[int], backend_id: str, since: float, until: float) -> bool:
+        """A request over these connections was refused in a way that looks like a matter of credentials, and is not."""
+        return any(
+            seen.backend_id == backend_id
+            and since <= seen.at <= until
+            and self.attempt_of(seen.asking) in (None, *attempts)  # None: there are no credentials in this history
+            and seen.status in (401, 403)
+            and not seen.turned_away
+            for seen in self.trace.seen
+        )
+
+    def fetching(self, backend_id: str, since: float, until: float) -> float:
+        """s of this time in which somebody waited for a new token."""
+        total, covered = 0.0, since
+        for fetched in sorted((each for many in self.fetched.values() for each in many), key=lambda each: each.since):
+            if self.asked[fetched.asking][1].backend_id == backend_id:
+                total += max(0.0, min(fetched.at, until) - max(fetched.since, covered))
+                covered = max(covered, fetched.at)
+        return total
+
+    def had_no_way_in(self, backend_id: str, session_id: str) -> bool:
+        """A backend session's DELETE was refused for want of a good token, or there was none to send it with."""
+        attempts = self._attempts[backend_id, session_id]
+        deletes = self._deletes(backend_id, session_id)
+        if not any(sent.verb == "DELETE" for sent in self._all_sent(backend_id, session_id)):
+            return any(self._went_without(attempt) for attempt in attempts)
+        return bool(deletes) and all(self._was_kept_out(received) for received in deletes)
+
+    def sent_again(self, backend_id: str, session_id: str | None) -> int:
+        """How many DELETEs of a backend session were one that had been refused, with another token."""
+        sent = [sent for sent in self._all_sent(backend_id, session_id) if sent.verb == "DELETE"]
+        received = self._deletes(backend_id, session_id)
+        times = Counter(event.number for event in sent)
+        return sum(times[each[0].number] - 1 for each in received if each[0].turned_away)
+
+    def _all_sent(self, backend_id: str, session_id: str | None) -> Iterator[Sent]:
+        everything = (event for many in self.sent.values() for _, event in many)
+        return (event for event in everything if (event.backend_id, event.session_id) == (backend_id, session_id))
+
+    def _deletes(self, backend_id: str, session_id: str | None) -> list[list[Seen]]:
+        return [
+            received
+            for received in self.seen.values()
+            if received[0].verb == "DELETE"
+            and (received[0].backend_id, received[0].session_id) == (backend_id, session_id)
+        ]
+
+    def _went_without(self, attempt: int) -> bool:
+        """The last time that a connection asked for credentials, there were none in time, and nothing was sent."""
+        last = max((number for number, (_, asked) in self.asked.items() if asked.attempt == attempt), default=None)
+        return last is not None and not self.sent[last] and any(each.token is None for each in self.fetched[last])
+
+    def _was_kept_out(self, received: list[Seen]) -> bool:
+        """For good, and for a reason."""
+        first, last = received[0], received[-1]
+        given_up = any(
+            asked.after == first.asking and any(fetched.token is None for fetched in self.fetched[number])
+            for number, (_, asked) in self.asked.items()
+        )
+        reason = given_up or self._is_overtaken(received) or self.was_withheld(last.backend_id, first.at, last.at)
+        return last.turned_away and reason
+
+    def _is_overtaken(self, received: list[Seen]) -> bool:
+        first, second = received[0], received[-1]
+        if first is second or not second.turned_away or first.asking is None:
+            return False
+        set_out_at = self.asked[first.asking][1].at
+        is_new = second.token is not None and (first.token is None or second.token.generation > first.token.generation)
+        return is_new and self._retired_at(second) >= set_out_at
+
+    def _note_attempt(self, event: Sent | IdRead) -> None:
+        attempt = self.attempt_of(event.asking)
+        if event.session_id is not None and attempt is not None:
+            self._attempts[event.backend_id, event.session_id].add(attempt)

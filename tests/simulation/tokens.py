@@ -1,0 +1,84 @@
+"""Tokens, and what stands before a guarded backend: it gives them out, and lets nobody in without one that is good."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import attrs
+import trio
+
+from simulation.history import BackendSpec, Relent, Rotate, Withhold
+from simulation.trace import Event, Rotated, Token, Whose
+from trio_vmcp.testing import Exchange, ScriptedBackend, Status
+
+__all__ = ["CANARY", "Gate", "read_token", "written"]
+
+CANARY = "canary"  # in every secret
+
+_TOKEN = re.compile(rf"Bearer {CANARY}\.(\w+)\.(nobody|opener|caller)\.(\d+)")
+_REFUSAL = Status(401, b'{"error": "invalid_token"}', {"www-authenticate": 'Bearer realm="simulation"'})
+
+
+def written(token: Token) -> str:
+    """As it goes out."""
+    return f"{CANARY}.{token.backend_id}.{token.whose}.{token.generation}"
+
+
+def read_token(header: str | None) -> Token | None:
+    """What `Authorization` holds; None: nothing that was given out as a token."""
+    found = _TOKEN.fullmatch(header or "")
+    return None if found is None else Token(found[1], found[2], int(found[3]))  # type: ignore[arg-type]
+
+
+@attrs.define(eq=False)
+class Gate:
+    """What stands before one guarded backend.
+
+    Attributes:
+        turned_away: What it refused.
+    """
+
+    spec: BackendSpec
+    note: Callable[[Event], None]
+    turned_away: list[Exchange] = attrs.field(factory=list, init=False)
+    _generation: int = attrs.field(default=1, init=False)
+    _withheld: str = attrs.field(default="", init=False)
+
+    def stand_before(self, backend: ScriptedBackend) -> None:
+        """In front of every fault that is scripted later."""
+        backend.fail(self._refuses, _REFUSAL)
+
+    def obey(self, step: Rotate | Withhold | Relent) -> None:
+        match step:
+            case Rotate():
+                self._generation += 1
+                self.note(Rotated(at=trio.current_time(), backend_id=self.spec.id, generation=self._generation))
+            case Withhold():
+                self._withheld = step.how
+            case Relent():
+                self._withheld = ""
+
+    @property
+    def is_passable(self) -> bool:
+        """Whoever asks for a token gets one, and is let in with it."""
+        return not self._withheld
+
+    @property
+    def has_none(self) -> bool:
+        """There is no new token, and whoever asks is told so before."""
+        return self._withheld == "none"
+
+    def issue(self, whose: Whose) -> Token | None:
+        """The token that is good now; None: there is none to be had."""
+        if self._withheld in ("none", "fail"):
+            return None
+        return Token(self.spec.id, whose, self._generation)
+
+    def _refuses(self, exchange: Exchange) -> bool:
+        token = read_token(exchange.headers.get("authorization"))
+        is_good = token is not None and (token.backend_id, token.generation) == (self.spec.id, self._generation)
+        if is_good and self._withheld != "refuse":
+            return False
+        self.turned_away.append(exchange)
+        return True

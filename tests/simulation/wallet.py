@@ -1,0 +1,137 @@
+"""The credentials of one factory, as a user may write them: tokens that are kept until a backend refuses them.
+
+Which request was sent with the credentials of which asking can be told from a header that is added on the way out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextvars import ContextVar
+
+import attrs
+import httpx
+import trio
+
+from simulation.connecting import TriedBackend
+from simulation.people import whose
+from simulation.tokens import Gate, written
+from simulation.trace import AskedFor, Event, Fetched, Signed, Token, Whose
+from trio_vmcp import Backend, Identity
+
+__all__ = ["Stamper", "Wallet", "read_stamp"]
+
+STAMP = "x-simulation"
+UNAUTHORIZED = 401
+
+_asked: ContextVar[int | None] = ContextVar("asked", default=None)  # what this task sends next is of this asking
+_refused: ContextVar[int | None] = ContextVar("refused", default=None)  # what it sent last was of this one, refused
+_signed: ContextVar[bool] = ContextVar("signed", default=False)  # a flow will see what comes back
+_again: ContextVar[bool] = ContextVar("again", default=False)  # it was sent for a second time
+
+
+class NoToken(Exception):
+    """The issuer has none to give."""
+
+
+@attrs.define(eq=False)
+class Wallet:
+    """An `OutgoingAuth`.
+
+    Attributes:
+        gates: By backend id; who has none gets no credentials.
+        numbers: Of the askings, over all instances.
+    """
+
+    gates: Mapping[str, Gate]
+    note: Callable[[Event], None]
+    numbers: Iterator[int]
+    held: dict[tuple[str, Whose], Token] = attrs.field(factory=dict, init=False)
+
+    def __call__(self, backend: Backend, identity: Identity | None) -> httpx.Auth | None:
+        assert isinstance(backend, TriedBackend)
+        gate, who, number = self.gates.get(backend.id), whose(identity), next(self.numbers)
+        gives = gate is not None and not (gate.has_none and (backend.id, who) not in self.held)
+        after = _refused.get()
+        _refused.set(None)
+        _asked.set(number)
+        _signed.set(False)
+        self.note(
+            AskedFor(
+                at=trio.current_time(),
+                number=number,
+                attempt=backend.attempt,
+                backend_id=backend.id,
+                whose=who,
+                gives=gives,
+                after=after,
+            )
+        )
+        return _Flow(self, gate, who, number) if gate is not None and gives else None
+
+
+class _Flow(httpx.Auth):
+    """Takes whatever is known when it runs: credentials that were asked for once may serve several requests."""
+
+    def __init__(self, wallet: Wallet, gate: Gate, who: Whose, number: int) -> None:
+        assert gate.spec.guard is not None
+        self.requires_response_body = gate.spec.guard.reads_refusals
+        self._wallet = wallet
+        self._gate = gate
+        self._seconds = gate.spec.guard.seconds
+        self._key = gate.spec.id, who
+        self._number = number
+
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:  # noqa: ASYNC900  # httpx's interface
+        held, note = self._wallet.held, self._wallet.note
+        token = held.get(self._key) or await self._fetch()
+        request.headers["Authorization"] = f"Bearer {written(token)}"
+        _asked.set(self._number)
+        _signed.set(True)
+        note(Signed(at=trio.current_time(), asking=self._number, token=token))
+        response = yield request  # noqa: ASYNC119  # whoever sends for us closes this generator
+        if response.status_code == UNAUTHORIZED:
+            if held.get(self._key) == token:
+                del held[self._key]
+            _refused.set(None if _again.get() else self._number)
+
+    async def _fetch(self) -> Token:
+        since, token = trio.current_time(), None
+        try:
+            await trio.sleep(self._seconds)
+            token = self._gate.issue(self._key[1])
+        finally:
+            self._wallet.note(Fetched(at=trio.current_time(), since=since, asking=self._number, token=token))
+        if token is None:
+            raise NoToken
+        self._wallet.held[self._key] = token
+        return token
+
+
+@attrs.define(eq=False)
+class Stamper:
+    """Numbers what goes out: the same number for what is sent again."""
+
+    _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
+    _known: weakref.WeakKeyDictionary[object, int] = attrs.field(factory=weakref.WeakKeyDictionary, init=False)
+
+    def stamp(self, request: httpx.Request) -> tuple[int | None, int]:
+        """The asking that it has its credentials from, if there was one, and its own number."""
+        asking, number = _asked.get(), self._known.get(request.stream)
+        _asked.set(None)
+        _again.set(number is not None)
+        if number is None:
+            number = self._known[request.stream] = next(self._numbers)
+        request.headers[STAMP] = f"{asking or ''}/{number}"
+        return asking, number
+
+    def note_answer(self, asking: int | None, status: int) -> None:
+        """Of a request that there were no credentials for, no flow sees what came back."""
+        _refused.set(asking if status == UNAUTHORIZED and not _again.get() and not _signed.get() else None)
+
+
+def read_stamp(headers: httpx.Headers) -> tuple[int | None, int | None]:
+    """The asking and the number."""
+    asking, _, number = headers.get(STAMP, "").partition("/")
+    return int(asking) if asking else None, int(number) if number else None
