@@ -1,5 +1,5 @@
-"""Twenty backends of both eras crash, hang, restart, forget and change for a virtual hour, under six sessions of two
-factories that call them all the time.
+"""Twenty backends of both eras and every transport crash, hang, restart, forget and change for a virtual hour, under
+six sessions of two factories that call them all the time.
 
 A backend counts as healthy when nothing was done to it for SETTLING s. Calls to a healthy one succeed, each runs at
 most once, whoever is down is asked no more often than the backoff allows, and in the end nothing is left.
@@ -15,6 +15,8 @@ import attrs
 import pytest
 import trio
 from harness import library_tasks
+from simulation.history import Manners
+from simulation.processes import MemoryProcess, ProcessTable, Program, memory_processes
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
@@ -27,9 +29,10 @@ from trio_vmcp import (
     open_session_factory,
 )
 from trio_vmcp.client.http11 import Http11Transport
-from trio_vmcp.testing import CallContext, Hang, MemoryNetwork, ScriptedBackend, Status, open_memory_network
+from trio_vmcp.testing import CallContext, Error, Hang, MemoryNetwork, ScriptedBackend, Status, open_memory_network
 
 BACKENDS, FACTORIES, SESSIONS = 20, 2, 3  # sessions of each factory
+OVER_SSE, PROGRAMS = 2, 4  # of the backends
 HOUR = 3600.0  # s
 SETTINGS = FactorySettings(
     backend_init_timeout=5, request_timeout=3, reconnect_delay=0.5, reconnect_max_delay=10, idle_timeout=2 * HOUR
@@ -39,6 +42,7 @@ SETTINGS = FactorySettings(
 SETTLING = 12 + 12 + SESSIONS * SETTINGS.backend_init_timeout
 LEAST_DELAY = 8.0  # s: the longest delay less 20 %
 HANDSHAKES = ("initialize", "server/discover")
+MANNERS: tuple[Manners, ...] = ("polite", "deaf", "stubborn", "parent")
 QUICK_ATTEMPTS = 7  # 0.5 s, doubled, until the delay is at its longest; and the one that had just begun
 
 
@@ -47,18 +51,46 @@ class Patient(ScriptedBackend):
     """A backend that knows what was done to it.
 
     Attributes:
+        processes: Where its own are, if it is a program: one for every session.
         well_since: When it was last left alone; infinity while something is wrong.
         dialled: Connections that were asked for, also in vain.
         executed_once: How often each call ran.
     """
 
+    processes: ProcessTable | None = None
     well_since: float = 0.0
     dialled: int = 0
     executed_once: Counter[str] = attrs.field(factory=Counter)
+    is_up: bool = True
 
     async def accept(self) -> None:
         self.dialled += 1
         await super().accept()
+
+    async def run(self, process: MemoryProcess, pipes: trio.abc.Stream) -> int:
+        """A process of this program."""
+        self.dialled += 1
+        if not self.is_up:
+            return 1
+        await self.serve_lines(pipes)
+        return 0
+
+    def go_down(self) -> None:
+        self.is_up = False
+        if self.processes is None:
+            self.crash()
+        self.lose_sessions()
+
+    def come_up(self) -> None:
+        self.is_up = True
+        self.restart()
+
+    def lose_sessions(self) -> None:
+        """Where a stream or a process is the session, it ends."""
+        for session_id in list(self.sessions):
+            self.end_session(session_id)
+        for process in () if self.processes is None else self.processes.running(self.name):
+            process.end(0)
 
     async def count(self, arguments: JSON, context: CallContext) -> str:
         self.executed_once[arguments["key"]] += 1
@@ -99,27 +131,28 @@ class Soak:
             self._check_storm(backend, trio.current_time() - began_at)
 
     async def _crash(self, backend: Patient) -> None:
-        backend.crash()
+        backend.go_down()
         await trio.sleep(self.chance.uniform(1, 120))
-        backend.restart()
+        backend.come_up()
 
     async def _hang(self, backend: Patient) -> None:
-        backend.fail("POST", Hang())
+        backend.fail(lambda exchange: exchange.verb != "GET", Hang())
         await trio.sleep(self.chance.uniform(1, 60))
         backend.heal()
 
     async def _restart(self, backend: Patient) -> None:
-        backend.restart()
+        backend.lose_sessions()
+        backend.come_up()
         await trio.lowlevel.checkpoint()
 
     async def _forget(self, backend: Patient) -> None:
-        backend.sessions.clear()
+        backend.lose_sessions()
         await trio.lowlevel.checkpoint()
 
     async def _shut_out(self, backend: Patient) -> None:
-        backend.sessions.clear()
+        backend.lose_sessions()
         for handshake in HANDSHAKES:
-            backend.fail(handshake, Status(503))
+            backend.fail(handshake, Status(503) if backend.processes is None else Error(-32603, "not now"))
         await trio.sleep(self.chance.uniform(1, 120))
         backend.heal()
 
@@ -172,26 +205,41 @@ class Soak:
                 self.changes[change.kind] += 1
 
 
-def patients(network: MemoryNetwork) -> tuple[dict[str, Patient], list[Backend]]:
-    """Half of each era, half of each way to answer, some that can resume."""
+def patients(network: MemoryNetwork, processes: ProcessTable) -> tuple[dict[str, Patient], list[Backend]]:
+    """Half of each era, half of each way to answer, some that can resume; the last ones over other transports."""
     backends: dict[str, Patient] = {}
     configured: list[Backend] = []
     for number in range(BACKENDS):
+        is_program = number >= BACKENDS - PROGRAMS
+        is_older = not is_program and number >= BACKENDS - PROGRAMS - OVER_SSE
         backend = Patient(
             name=f"b{number}",
-            era="modern" if number % 2 else "legacy",
+            era="modern" if number % 2 and not is_older else "legacy",
+            transport="sse" if is_older else "streamable-http",
             answers="sse" if number % 4 > 1 else "json",
-            resumable=number % 5 == 0,
+            resumable=number % 5 == 0 and not is_older,
+            listens=number % 3 == 0,
+            processes=processes if is_program else None,
         )
         backend.add_tool("count", backend.count)
         backends[backend.name] = backend
-        configured.append(Backend(id=backend.name, url=network.attach(f"{backend.name}.test", backend)))
+        if is_program:
+            configured.append(Backend(id=backend.name, transport="stdio", command=backend.name))
+            processes.programs[backend.name] = Program(
+                main=backend.run,
+                manners=MANNERS[number % len(MANNERS)],
+                is_there=lambda: True,
+                says=lambda env: "",
+            )
+        else:
+            url = network.attach(f"{backend.name}.test", backend)
+            configured.append(Backend(id=backend.name, url=url))  # which transport is found out
     return backends, configured
 
 
-async def live(seed: int) -> Soak:
-    async with open_memory_network() as network:
-        backends, configured = patients(network)
+async def live(seed: int, processes: ProcessTable) -> Soak:
+    async with processes.running_in_virtual_time(lambda process: None), open_memory_network() as network:
+        backends, configured = patients(network, processes)
         soak = Soak(random.Random(seed), backends)
         transports = [network.transport() for _ in range(FACTORIES)]
         with trio.move_on_after(HOUR):
@@ -202,6 +250,7 @@ async def live(seed: int) -> Soak:
                     everything.start_soon(soak.trouble, backend)
         await wait_all_tasks_blocked()
         assert [] == library_tasks()
+        assert () == processes.alive
         assert [0] * FACTORIES == [transport.busy_connections for transport in transports]
         for transport in transports:
             await transport.aclose()
@@ -223,7 +272,8 @@ def test_an_hour_of_trouble(seed: int, record_property: Callable[[str, object], 
     """No leak, no storm, no call twice, and every call to a healthy backend succeeds."""
 
     random.seed(seed)  # of the library's own jitter
-    soak = trio.run(live, seed, clock=MockClock(autojump_threshold=0))
+    with memory_processes() as processes:
+        soak = trio.run(live, seed, processes, clock=MockClock(autojump_threshold=0))
     twice = [key for backend in soak.backends.values() for key, count in backend.executed_once.items() if count > 1]
     record_property("calls", f"{soak.answered} answered, {soak.failed} failed, {dict(soak.outages)}")
     assert [] == soak.wrong[:20]
