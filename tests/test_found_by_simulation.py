@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+
+import httpx
 import pytest
 import trio
 from harness import PlainConnector, echo_backend, open_world, plain_backends, slow_backend
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vmcp import BackendTimeout, BackendUnavailable, FactorySettings, open_session_factory
-from trio_vmcp.testing import Delay, Drip, Hang, Raw, Status
+from trio_vmcp import (
+    JSON,
+    BackendTimeout,
+    BackendUnavailable,
+    ClientHandlers,
+    FactorySettings,
+    ServerRequest,
+    open_session_factory,
+)
+from trio_vmcp.testing import CallContext, Delay, Drip, Hang, Raw, Status
 
 
 async def test_waiting_for_the_end_of_a_stream_is_over_with_the_deadline(autojump_clock: MockClock) -> None:
@@ -219,3 +230,28 @@ async def test_a_scripted_backend_takes_a_cancel_in_the_middle_of_raw_bytes(auto
                 scope.cancel()
             await trio.sleep(1.0)
         assert [] == backend.errors
+
+
+class SlowToken(httpx.Auth):
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:  # noqa: ASYNC900  # httpx's interface
+        await trio.sleep(2.0)
+        yield request  # noqa: ASYNC119  # whoever sends for us closes this generator
+
+
+async def test_an_answer_over_http_sse_may_take_its_time(autojump_clock: MockClock) -> None:
+    """The backend waits for it, so it is not given up as early as a message that nobody waits for."""
+
+    async def ask(arguments: JSON, context: CallContext) -> str:
+        return str((await context.elicit("?"))["action"])
+
+    async def accept(request: ServerRequest) -> JSON:
+        await trio.lowlevel.checkpoint()
+        return {"action": "accept", "content": {}}
+
+    backend = echo_backend(transport="sse")
+    backend.add_tool("ask", ask)
+    handlers = ClientHandlers(elicitation=accept)
+    async with open_world({"a": backend}, handlers=handlers, auth=lambda *_: SlowToken()) as world:
+        async with world.open_session() as session:
+            result = await session.call_tool("a_ask")
+    assert "accept" == result.content[0]["text"]

@@ -207,8 +207,4 @@ class DuplexClient(CallingClient):
             backend_id = self.record.backend_id
             logger.warning("backend %r: ignored a request, which this era's servers do not send", backend_id)
         else:
-            self._requests.take(message, identity, self._send_answer)
-
-    async def _send_answer(self, data: bytes) -> None:
-        self._wire.say_soon(data, None)  # bounded: who asks and does not read gets no answers
-        await trio.lowlevel.checkpoint()
+            self._requests.take(message, identity, self._wire.answer)

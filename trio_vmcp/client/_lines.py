@@ -133,6 +133,11 @@ class LineLink:
         else:
             logger.debug("backend %r does not read: dropped a message to it", self.inbox.backend_id)
 
+    async def answer(self, data: bytes) -> None:
+        """See `Wire`."""
+        self.say_soon(data, None)
+        await trio.lowlevel.checkpoint()
+
     def finish(self) -> None:
         """Nothing more goes out than what is queued; then the stream is closed."""
         self._finished = True

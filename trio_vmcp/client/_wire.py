@@ -34,6 +34,15 @@ class Wire(Protocol):
         """The same without waiting. It may get lost, and does so when too much is on its way already."""
         ...
 
+    async def answer(self, data: bytes) -> None:
+        """Send the answer to a request of the backend's own. Bounded by whoever calls, in number and time; who asks
+        and does not read gets none.
+
+        Raises:
+            BackendError: It could not be sent.
+        """
+        ...
+
     async def aclose(self) -> None:
         """End the connection. Cancelled, it is over at once all the same."""
         ...

@@ -274,6 +274,11 @@ class _EventStream:
         whose = self.identity if identity is None else identity  # no caller's: the one that the stream was opened with
         self.notices.start(partial(self._post, data, whose, limited=False))
 
+    async def answer(self, data: bytes) -> None:
+        refused = await self._post(data, self.identity, limited=False)
+        if refused is not None:
+            logger.warning("backend %r: answered our answer with HTTP %d", self.backend.id, refused.status)
+
     async def _post(self, data: bytes, identity: Identity | None, *, limited: bool) -> HttpRefusal | None:
         assert self._posts is not None
         headers: Headers = [(b"MCP-Protocol-Version", self._version.encode())] if self._version else []
