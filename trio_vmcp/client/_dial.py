@@ -19,7 +19,7 @@ from trio_vmcp.client._tls import TlsStream
 __all__ = ["ByteStream", "Dial", "Origin", "TcpDial", "Wire"]
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class Origin:
     """Where connections go: what may share one. `host` is as DNS takes it, without brackets."""
 
