@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -28,7 +29,7 @@ from raw_http import (
 )
 
 from trio_vmcp import Backend, BackendUnavailable, FactorySettings, FailureReason, open_session_factory
-from trio_vmcp.client._dial import Origin, TcpDial
+from trio_vmcp.client._dial import Origin, TcpDial, Wire
 from trio_vmcp.client._http import HttpLink
 from trio_vmcp.client._tls import TlsStream
 from trio_vmcp.client.http11 import Http11Transport
@@ -110,6 +111,28 @@ async def test_whoever_does_not_listen_is_unreachable() -> None:
     for scheme in ("http", "https"):
         said = await refusal(Http11Transport(), f"{scheme}://127.0.0.1:{port}/")
         assert "backend 'b' could not be reached: Connection refused" == said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a full queue takes more, or refuses")
+async def test_cancelled_on_the_way_to_an_address() -> None:
+    """No socket is left of those that were not taken in."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)  # one is taken in, the others wait
+        origin = Origin("http", "127.0.0.1", listener.getsockname()[1])
+        dial, wires = TcpDial(), list[Wire]()
+
+        async def connect() -> None:
+            wires.append(await dial(origin))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(connect)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            nursery.cancel_scope.cancel()
+        assert len(wires) < 8
+        for wire in wires:
+            wire.cut()
 
 
 @pytest.mark.parametrize("host", ["a" * 64 + ".test", "a..test", ".test"])

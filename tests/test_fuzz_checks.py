@@ -29,7 +29,7 @@ class Forgetful(SseDecoder):
 
     def feed(self, chunk: bytes) -> list[SseEvent]:
         events = super().feed(chunk)
-        self._pieces, self._line_bytes = [], 0
+        self._line = bytearray()
         return events
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -296,6 +297,26 @@ async def test_a_malformed_entry_costs_itself_and_not_its_list(
     assert "backend 'b': tools/list: dropped entry 1: " in warning.getMessage()
     assert why in warning.getMessage()
     assert warning.getMessage().isprintable()
+
+
+@pytest.mark.parametrize("count", [0, 1, 64, 65, 128, 200])
+async def test_a_list_weighs_its_json(count: int) -> None:
+    """To the byte, however long it is."""
+    tools = [{**GOOD, "name": f"tool {at}", "description": "é"} for at in range(count)]
+    backend = echo_backend()
+    backend.fail("tools/list", pages({"tools": tools}))
+    weight = (await listing_of(backend)).weights["tools"]
+    text = json.dumps(tools, ensure_ascii=False, separators=(",", ":"))
+    assert (count, len(text.encode())) == (weight.items, weight.size)
+
+
+async def test_a_malformed_entry_far_down_a_long_list(caplog: pytest.LogCaptureFixture) -> None:
+    """It costs itself there, too."""
+    tools = [{**GOOD, "name": f"tool {at}"} for at in range(200)]
+    backend = echo_backend()
+    backend.fail("tools/list", pages({"tools": [*tools[:150], {"name": "\ud800"}, *tools[150:]]}))
+    assert [tool["name"] for tool in tools] == list((await listing_of(backend)).tools)
+    assert "dropped entry 150: it holds half a surrogate pair" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ logger = logging.getLogger("trio_vmcp.session")
 # backends at this limit, with every character escaped, are within that of the row.
 MOST_NAME_BYTES = 512 * 1024
 METHOD_NOT_FOUND = -32601  # JSON-RPC 2.0
+AT_ONCE = 64  # entries that are written as JSON at a time
 
 
 @attrs.frozen
@@ -200,7 +201,7 @@ class _Lister:
         items = page.get(wanted.field)
         if not isinstance(items, list):
             raise BackendProtocolError(self.backend.id, f"answered {wanted.method!r} without an array {wanted.field!r}")
-        page_size = _encoded_size(items)
+        page_size = _page_size(items)
         size = page_size or 0
         usable: dict[str, JSON] = {}
         bad: list[str] = []
@@ -257,7 +258,19 @@ def _problem(item: object, key: str) -> str | None:
     return None
 
 
-_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+# What was parsed holds itself nowhere, so that nobody has to look for circles.
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False)
+
+
+def _page_size(items: list[Any]) -> int | None:
+    """As `_encoded_size`, of a list that may be long: what the encoder holds meanwhile is many times the text."""
+    size = 1
+    for start in range(0, len(items) or 1, AT_ONCE):
+        part = _encoded_size(items[start : start + AT_ONCE])
+        if part is None:
+            return None
+        size += part - 1  # one bracket, or the comma to the next part
+    return size
 
 
 def _encoded_size(value: object) -> int | None:

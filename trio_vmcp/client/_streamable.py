@@ -28,7 +28,7 @@ from trio_vmcp.client._jsonrpc import (
     same_id,
     to_text,
 )
-from trio_vmcp.client._sse import SseDecoder, SseLimit
+from trio_vmcp.client._sse import SseDecoder, SseEvent, SseLimit, line_ends
 from trio_vmcp.errors import BackendError, BackendRejected, BackendUnauthorized, BackendUnavailable, MessageTooLarge
 from trio_vmcp.identity import Identity
 
@@ -241,10 +241,16 @@ class StreamableHttp:
             raise MessageTooLarge(
                 self.backend_id, f"sent an event over a limit (max_message_bytes): {exc}", may_have_executed=True
             ) from exc
-        for event in events:
-            # "Unknown event names are ignored"; an empty one only carries an id.
-            if event.event == "message" and event.data:
-                yield self._parse(self._text(event.data, reply), reply)
+        events.reverse()
+        while events:
+            text = self._text_of(events.pop(), reply)  # the bytes are gone by now
+            if text is not None:
+                yield self._parse(text, reply)
+
+    def _text_of(self, event: SseEvent, reply: Reply) -> str | None:
+        """The message in an event, if it is one."""
+        # "Unknown event names are ignored"; an empty one only carries an id.
+        return self._text(event.data, reply) if event.event == "message" and event.data else None
 
     async def _more(self, reply: Reply, decoder: SseDecoder) -> bytes | None:
         """The next bytes of a stream. One that breaks where it can be resumed has ended, like any other."""
@@ -315,8 +321,8 @@ def is_stream(reply: Reply) -> bool:
 
 def _weight(chunk: bytes) -> int:
     """What a piece of a stream counts for."""
-    # Counted only where there are some: to look is a twentieth of counting, and most pieces are inside of a line.
-    ends = sum(chunk.count(end) for end in (b"\n", b"\r") if end in chunk)
+    begin, end = line_ends(chunk)
+    ends = chunk.count(b"\n", begin, end) + chunk.count(b"\r", begin, end)
     return len(chunk) + LINE_BYTES * ends
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from functools import partial
+from functools import cached_property, partial
 
 import attrs
 import httpx
@@ -171,7 +171,7 @@ class _Attempt:
     events: EventSink
     session_id: str = attrs.field(repr=False)
     http: StreamableHttp = attrs.field(init=False)
-    modern: ModernClient = attrs.field(init=False)
+    requests: ServerRequests = attrs.field(init=False)
     legacy: LegacyClient = attrs.field(init=False)
     endpoint: str = attrs.field(init=False)
 
@@ -181,28 +181,33 @@ class _Attempt:
         self.http = StreamableHttp(
             self.connector.link(self.backend), settings.max_message_bytes, settings.max_json_depth
         )
-        requests = self.connector.requests_of(self.backend, self.session_id, self.nursery)
-        self.modern = ModernClient(
+        self.requests = self.connector.requests_of(self.backend, self.session_id, self.nursery)
+        self.legacy = LegacyClient(
+            record=BackendRecord(self.backend.id, None, "legacy", "", {}, self.endpoint),
+            http=self.http,
+            events=self.events,
+            requests=self.requests,
+            identity=self.identity,
+            nursery=self.nursery,
+            notice_timeout=self.connector.notice_timeout,
+            listens=self.backend.listen,
+            retries=(settings.reconnect_delay, settings.reconnect_max_delay),
+        )
+
+    @cached_property
+    def modern(self) -> ModernClient:
+        """Where the legacy era is pinned there is none."""
+        settings = self.connector.settings
+        return ModernClient(
             record=BackendRecord(self.backend.id, None, "modern", MODERN_VERSION, {}, self.endpoint),
             http=self.http,
             events=self.events,
-            requests=requests,
+            requests=self.requests,
             max_pages=settings.max_pages,
             max_tools=settings.max_items_per_backend,
             cache=self.connector.cache.of(self.backend, MODERN_VERSION),
             identity=self.identity,
             nursery=self.nursery,
-            listens=self.backend.listen,
-            retries=(settings.reconnect_delay, settings.reconnect_max_delay),
-        )
-        self.legacy = LegacyClient(
-            record=BackendRecord(self.backend.id, None, "legacy", "", {}, self.endpoint),
-            http=self.http,
-            events=self.events,
-            requests=requests,
-            identity=self.identity,
-            nursery=self.nursery,
-            notice_timeout=self.connector.notice_timeout,
             listens=self.backend.listen,
             retries=(settings.reconnect_delay, settings.reconnect_max_delay),
         )
