@@ -17,8 +17,13 @@ from trio_vmcp import (
     ClientHandlers,
     FactorySettings,
     ServerRequest,
+    SessionClosed,
     open_session_factory,
 )
+from trio_vmcp.client._handling import Handling
+from trio_vmcp.client._jsonrpc import Request
+from trio_vmcp.client._notices import Notices
+from trio_vmcp.client._server_requests import ServerRequests
 from trio_vmcp.testing import CallContext, Delay, Drip, Hang, Raw, Status
 
 
@@ -255,3 +260,51 @@ async def test_an_answer_over_http_sse_may_take_its_time(autojump_clock: MockClo
         async with world.open_session() as session:
             result = await session.call_tool("a_ask")
     assert "accept" == result.content[0]["text"]
+
+
+@pytest.mark.parametrize("moment", range(12))
+async def test_a_call_that_is_cut_off_while_its_connection_breaks_ends_in_one_of_both(
+    autojump_clock: MockClock, moment: int
+) -> None:
+    """Its backend cannot be told of that any more, since who would tell it is gone, too."""
+    backend = slow_backend()
+    backend.transport = "sse"
+    async with open_world({"a": backend}) as world, trio.open_nursery() as nursery:
+        session = await world.make_session()
+
+        async def call() -> None:
+            with pytest.raises((SessionClosed, BackendUnavailable)):
+                await session.call_tool("a_slow")
+
+        async def crash() -> None:
+            await trio.sleep(1.0)
+            for _ in range(moment):
+                await trio.lowlevel.checkpoint()
+            backend.crash()
+
+        nursery.start_soon(call)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(crash)
+        await session.aclose(drain_timeout=1.0)
+
+
+async def test_nothing_is_started_for_a_connection_that_has_broken(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A caller may still read its own stream when the tasks of its connection have ended: what comes is dropped."""
+
+    async def never(request: ServerRequest) -> JSON:
+        raise AssertionError
+
+    async def send(data: bytes) -> None:
+        raise AssertionError
+
+    handling = Handling(ClientHandlers(elicitation=never, log=never), "s", "b")
+    async with trio.open_nursery() as nursery:
+        requests = ServerRequests(handling, nursery, 1000)
+        notices = Notices(nursery=nursery, timeout=1.0)
+    requests.take(Request(1, "elicitation/create", {}), None, send)
+    requests.take(Request(2, "ping", {}), None, send)
+    requests.log({"level": "info", "data": "?"}, None)
+    notices.start(trio.sleep_forever)
+    await notices.aclose()  # and nothing is waited for

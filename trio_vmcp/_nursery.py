@@ -8,7 +8,7 @@ from typing import TypeVarTuple
 
 import trio
 
-__all__ = ["describe_crash", "start_clean"]
+__all__ = ["describe_crash", "start_clean", "start_if_open"]
 
 Args = TypeVarTuple("Args")
 
@@ -16,6 +16,17 @@ Args = TypeVarTuple("Args")
 def start_clean(nursery: trio.Nursery, function: Callable[[*Args], Awaitable[object]], *args: *Args) -> None:
     """`nursery.start_soon` in an empty context: a task that outlives a request must not carry its identity or trace."""
     Context().run(lambda: nursery.start_soon(function, *args))
+
+
+def start_if_open(nursery: trio.Nursery, function: Callable[[*Args], Awaitable[object]], *args: *Args) -> bool:
+    """`start_clean` for a task that does not belong to the nursery, which may have ended by now: False, and nothing
+    was started.
+    """
+    try:
+        start_clean(nursery, function, *args)
+    except RuntimeError:  # "Nursery is closed to new arrivals": there is no other public sign of it
+        return False
+    return True
 
 
 def describe_crash(crash: BaseException) -> str:

@@ -7,7 +7,7 @@ import logging
 import attrs
 import trio
 
-from trio_vmcp._nursery import start_clean
+from trio_vmcp._nursery import start_if_open
 from trio_vmcp._outbound import begin_request, note_session_lost, note_written, outbound
 from trio_vmcp.client._client import CLIENT_INFO, StreamableClient, negotiated
 from trio_vmcp.client._era import LEGACY_VERSIONS, is_modern_error
@@ -338,7 +338,7 @@ class LegacyClient(StreamableClient):
         )
         if not self._listens or self._closing or self.record.session_id is None or not needed:
             return
-        self._stream = StandaloneStream(
+        stream = StandaloneStream(
             http=self._http,
             headers=self._headers(),
             identity=self._identity,
@@ -348,7 +348,8 @@ class LegacyClient(StreamableClient):
             missed=self._tell_missed,
             is_gone=self._stream_is_gone,
         )
-        start_clean(self._nursery, self._stream.run)
+        if start_if_open(self._nursery, stream.run):
+            self._stream = stream
 
     def _stop_listening(self) -> None:
         if self._stream is not None:
@@ -410,9 +411,8 @@ class LegacyClient(StreamableClient):
         self._requests.take(message, identity, send)
 
     def _start_notice(self, data: bytes, identity: Identity | None) -> None:
-        if not self._closing:
+        if not self._closing and start_if_open(self._nursery, self._notify, data, identity):
             self._notices += 1
-            start_clean(self._nursery, self._notify, data, identity)
 
     async def _notify(self, data: bytes, identity: Identity | None) -> None:
         # Shielded: the session's nursery may be cancelled right behind the call that this is about.

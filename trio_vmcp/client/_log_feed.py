@@ -8,7 +8,7 @@ from collections import deque
 import attrs
 import trio
 
-from trio_vmcp._nursery import start_clean
+from trio_vmcp._nursery import start_if_open
 from trio_vmcp.client._handling import Handling, Refused
 from trio_vmcp.client._slots import Slot
 from trio_vmcp.client._weight import weigh
@@ -49,8 +49,8 @@ class LogFeed:
             self._weight -= self._waiting.popleft()[2]
             self._drop_one()
         if not self._telling:
-            self._telling, self._scope = True, trio.CancelScope()
-            start_clean(self._nursery, self._tell)
+            self._scope = trio.CancelScope()
+            self._telling = start_if_open(self._nursery, self._tell)
 
     def close(self) -> None:
         """Nobody is told any more."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import attrs
 import trio
 
-from trio_vmcp._nursery import start_clean
+from trio_vmcp._nursery import start_if_open
 from trio_vmcp.errors import BackendError
 
 __all__ = ["Notices"]
@@ -30,10 +30,9 @@ class Notices:
     _quiet: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
 
     def start(self, tell: Callable[[], Awaitable[object]]) -> None:
-        """Have `tell` run, unless too much is on its way already."""
-        if not self._closing and self._on_their_way < MOST:
+        """Have `tell` run, unless too much is on its way already, or the connection has broken by now."""
+        if not self._closing and self._on_their_way < MOST and start_if_open(self._nursery, self._tell, tell):
             self._on_their_way += 1
-            start_clean(self._nursery, self._tell, tell)
 
     async def aclose(self) -> None:
         """Start no more, and wait for what is on its way."""

@@ -6,6 +6,8 @@
   connection.
 - At most MOST_ANSWERS handlers run at a time, and what they were asked takes `max_pending_bytes` at most. What comes
   over that is refused. Of refusals and pings as many are on their way at most; a flood of them is dropped.
+- Streams of calls are read by their callers, who may still be at it when the connection has broken and its nursery has
+  ended: what they hear then is nobody's any more.
 - Ids are the backend's: integers and strings of its own number space, 0 and "" among them.
 """
 
@@ -18,7 +20,7 @@ from typing import TypeAlias
 import attrs
 import trio
 
-from trio_vmcp._nursery import start_clean
+from trio_vmcp._nursery import start_if_open
 from trio_vmcp._outbound import Outbound, outbound
 from trio_vmcp.client._handling import MOST_QUOTED, Handling, Refused
 from trio_vmcp.client._jsonrpc import Request, RequestId, encode_error, encode_result
@@ -106,10 +108,10 @@ class ServerRequests:
             self._reply(encode_error(message.id, refused.code, refused.message), send)
             return
         asked = _Asked(message, caller, send, outbound.get(), weight)
-        self._asked[message.id] = asked
-        self._running.add(asked)
-        self._pending_bytes += weight
-        start_clean(self._nursery, self._handle, asked)
+        if start_if_open(self._nursery, self._handle, asked):
+            self._asked[message.id] = asked
+            self._running.add(asked)
+            self._pending_bytes += weight
 
     def cancel(self, params: JSON) -> None:
         """`notifications/cancelled`: the backend does not wait for this answer any more, and gets none."""
@@ -186,8 +188,8 @@ class ServerRequests:
                 logger.warning("backend %r: drops requests: %d answers are on their way", backend_id, MOST_ANSWERS)
             return
         scope = trio.CancelScope()
-        self._replies.add(scope)
-        start_clean(self._nursery, self._send_reply, scope, data, send)
+        if start_if_open(self._nursery, self._send_reply, scope, data, send):
+            self._replies.add(scope)
 
     async def _send_reply(self, scope: trio.CancelScope, data: bytes, send: Send) -> None:
         try:

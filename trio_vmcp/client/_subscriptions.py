@@ -19,7 +19,7 @@ from typing import Protocol, TypeAlias
 import attrs
 import trio
 
-from trio_vmcp._nursery import start_clean
+from trio_vmcp._nursery import start_if_open
 from trio_vmcp.client._jsonrpc import ErrorReply, Message, Notification, Result, encode_request, same_id
 from trio_vmcp.client._listening import (
     HELD_LONG,
@@ -232,7 +232,8 @@ class Subscriptions:
             wanted=wanted,
             is_trial=is_trial,
         )
-        start_clean(self._nursery, listener.run)
+        if not start_if_open(self._nursery, listener.run):
+            raise BackendUnavailable(self._carrier.backend_id, "cannot be listened to: its connection is closed")
         return listener
 
 
