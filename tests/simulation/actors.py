@@ -125,7 +125,8 @@ class Actor:
         try:
             manners, process.manners = process.manners, "deaf"
             await self.scripted.accept()
-            process.manners = manners
+            if not process.is_ending:
+                process.manners = manners
             await self.scripted.serve_lines(_FeltStream(pipes, self.feel))
         except ConnectionRefusedError:  # a fault
             return 1

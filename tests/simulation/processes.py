@@ -80,6 +80,11 @@ class MemoryProcess:
         self.manners = self.program.manners
         self.has_helper = self.manners == "parent"
 
+    @property
+    def is_ending(self) -> bool:
+        """It was asked to, and listens."""
+        return self._asked_to_end.is_set()
+
     async def wait(self) -> int:
         await self._over.wait()
         assert self.returncode is not None
