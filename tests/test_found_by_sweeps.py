@@ -15,7 +15,8 @@ from trio.testing import MockClock
 
 from trio_vmcp import BackendProtocolError
 from trio_vmcp.client import _jsonrpc
-from trio_vmcp.client._http import HttpxSource, Reply, RequestBody
+from trio_vmcp.client._foreign import HttpxSource, RequestBody
+from trio_vmcp.client._reply import Reply
 from trio_vmcp.testing import WireFault
 
 

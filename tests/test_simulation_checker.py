@@ -57,9 +57,10 @@ from trio_vmcp._refresh import Refresher
 from trio_vmcp.client._client import StreamableClient
 from trio_vmcp.client._credentials import Credentials
 from trio_vmcp.client._handling import Handling
-from trio_vmcp.client._http import HttpLink, Reply
+from trio_vmcp.client._http import HttpLink
 from trio_vmcp.client._legacy import LegacyClient
 from trio_vmcp.client._log_feed import LogFeed
+from trio_vmcp.client._reply import Reply
 from trio_vmcp.client._server_requests import ServerRequests
 from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.factory import DefaultSessionFactory

@@ -57,7 +57,7 @@ TESTS = (
 # Mutants that no test can tell from the original, or that are no worse: name, and why. One that does not survive, or
 # does not exist, is an error.
 EQUIVALENT: Mapping[str, str] = {
-    "Membership.say_goodbye: delete `incarnation.end()`": (
+    "Membership._part: delete `incarnation.end()`": (
         "A close only takes a little longer: what ends by itself meanwhile is cancelled afterwards."
     ),
     "Connection.receive: return nothing in `return None`": "Which is None.",

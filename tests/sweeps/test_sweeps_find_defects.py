@@ -16,11 +16,13 @@ from trio_vmcp._admission import Admission, Call
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._outbound import outbound
 from trio_vmcp._stored import Stored
-from trio_vmcp.client import _http
+from trio_vmcp.client import _http, _reply
 from trio_vmcp.client._client import StreamableClient
 from trio_vmcp.client._connection import Connection
-from trio_vmcp.client._http import Exchange, Reply, RequestBody
+from trio_vmcp.client._foreign import RequestBody
+from trio_vmcp.client._http import Exchange
 from trio_vmcp.client._legacy import LegacyClient
+from trio_vmcp.client._reply import Reply
 from trio_vmcp.client._streamable import Answer, StreamableHttp
 from trio_vmcp.client.http11 import RawResponse
 from trio_vmcp.default_session import DefaultSession
@@ -149,7 +151,8 @@ def test_a_deadline_that_is_a_second_off(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_error_of_the_http_stack_that_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_http, "translated", lambda exc, backend_id, body: exc)
+    for module in (_http, _reply):
+        monkeypatch.setattr(module, "translated", lambda exc, backend_id, *, written: exc)
     assert "RemoteProtocolError" in byte_sweep("tools.call-legacy-json")
     assert "could not be connected" in byte_sweep("initialize-legacy-json")
 

@@ -6,12 +6,7 @@ Everything below `httpx.AsyncBaseTransport` is somebody else's; everything above
 from __future__ import annotations
 
 import base64
-import logging
-import os
-import ssl
-from collections.abc import AsyncIterator, Awaitable
 from types import TracebackType
-from typing import Protocol
 from urllib.parse import unquote
 
 import attrs
@@ -21,34 +16,25 @@ import trio
 from trio_vmcp._outbound import note_written
 from trio_vmcp.client._credentials import Body, Credentials
 from trio_vmcp.client._dial import Origin
-from trio_vmcp.client._headers import is_reserved_header, parse_media_type
-from trio_vmcp.client._response import BadHead, Headers, encode_head, encode_headers
+from trio_vmcp.client._foreign import HttpxSource, RequestBody
+from trio_vmcp.client._headers import is_reserved_header
+from trio_vmcp.client._http_errors import cause_of, translated
+from trio_vmcp.client._reply import Reply
+from trio_vmcp.client._response import Headers, encode_head, encode_headers
 from trio_vmcp.client._slots import Slot, current_slot
 from trio_vmcp.client.http11 import Http11Transport, origin_of
 from trio_vmcp.client.interface import OutgoingAuth
-from trio_vmcp.errors import (
-    BackendError,
-    BackendProtocolError,
-    BackendRejected,
-    BackendUnavailable,
-    MessageTooLarge,
-)
+from trio_vmcp.errors import BackendProtocolError, BackendRejected
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import Backend
 
-__all__ = ["Headers", "HttpLink", "Reply", "calls_within"]
-
-logger = logging.getLogger("trio_vmcp.client")
+__all__ = ["Exchange", "Headers", "HttpLink", "calls_within"]
 
 MOST_REDIRECTS = 3
 MOST_ASIDE = 4  # connections for what does not count as a call: notifications, answers, the end of a session
 LEAST_SHARED = 16  # a limit from which on those are part of it
 _REDIRECTS = (307, 308)  # the two that keep method and body
 _SEE_OTHER = 303  # after the request was acted on
-_CLOSE_TIMEOUT = 1.0  # s, to let go of one response
-_EARLY_ENDS = ("Server disconnected", "peer closed", "peer unexpectedly closed")  # in our words, httpcore's and h11's
-_CHUNKS_PER_STEP = 16  # of a body, before others have their turn: a chunk of one byte costs as much as one of 64 KiB
-_CHUNKS_AFTER_STOP = 64  # that a transport may still have buffered when it is told to stop
 
 # What MCP says of every request of a verb (transports: streamable HTTP).
 _BY_VERB: dict[str, Headers] = {
@@ -64,199 +50,6 @@ def calls_within(limit: float) -> float:
     A limit of few connections is not halved for it: there it comes on top.
     """
     return limit - MOST_ASIDE if limit >= LEAST_SHARED else limit
-
-
-class RequestBody(Body):
-    """One chunk, and whether anybody has taken it: a request whose body never left was not executed.
-
-    A class with `__anext__`, since a generator that a cancelled write leaves half-way warns at garbage collection.
-    """
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.written = False
-
-    def mark_written(self) -> None:
-        self.written = True
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return _OneChunk(self)
-
-
-class _OneChunk:
-    def __init__(self, body: RequestBody) -> None:
-        self._body: RequestBody | None = body
-
-    def __aiter__(self) -> _OneChunk:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._body is None:
-            raise StopAsyncIteration
-        body, self._body = self._body, None
-        body.written = True
-        return body.data
-
-
-class Source(Protocol):
-    """Where a reply's bytes come from: a connection of ours, or a transport of the user's."""
-
-    def receive(self) -> Awaitable[bytes | None]:
-        """The next bytes of the body; None at its end."""
-        ...
-
-    @property
-    def is_ended(self) -> bool:
-        """The body was handed out to its end."""
-        ...
-
-    async def let_go(self) -> None:
-        """Nobody reads on. Bounded, and raises nothing. A body that was not read to its end costs the connection."""
-        ...
-
-    async def disconnect(self) -> None:
-        """Never use this connection again. Bounded, and raises nothing."""
-        ...
-
-
-@attrs.define(eq=False)
-class Reply:
-    """The head of a response, and its body as raw bytes."""
-
-    backend_id: str
-    status: int
-    body: RequestBody
-    headers: Headers = attrs.field(repr=False)  # names in lower case
-    source: Source = attrs.field(repr=False)
-    _received: int = attrs.field(default=0, init=False)
-
-    @property
-    def is_ended(self) -> bool:
-        """The body was read to its end."""
-        return self.source.is_ended
-
-    def header(self, name: str) -> str | None:
-        """One header's value, the values of repeated ones joined; None: absent."""
-        wanted = name.encode()
-        values = [value for header, value in self.headers if header == wanted]
-        return b", ".join(values).decode("latin-1") if values else None
-
-    def header_values(self, name: str) -> list[str]:
-        wanted = name.encode()
-        return [value.decode("latin-1") for header, value in self.headers if header == wanted]
-
-    @property
-    def media_type(self) -> str:
-        return parse_media_type(self.header("content-type"))
-
-    def refuse_encoding(self) -> None:
-        """Compressed bytes are refused, not inflated: 1 KiB can become 1 GiB, and we asked for identity."""
-        encoding = (self.header("content-encoding") or "").strip().lower()
-        if encoding not in ("", "identity"):
-            raise self.protocol_error("answered with a Content-Encoding although identity was asked for")
-
-    async def receive(self) -> bytes | None:
-        """The next bytes of the body; None at its end.
-
-        Raises:
-            BackendUnavailable, BackendProtocolError: The body broke off.
-        """
-        if self.source.is_ended:
-            return None
-        self._received += 1
-        if self._received % _CHUNKS_PER_STEP == 0:  # what is buffered already needs no wait, and would have no end
-            await trio.lowlevel.checkpoint()
-        try:
-            return await self.source.receive()
-        except Exception as exc:  # noqa: BLE001  # a transport of the user's may raise anything
-            raise translated(exc, self.backend_id, self.body) from _cause(exc)
-
-    async def read(self, limit: int) -> bytes | bytearray:
-        """The whole body.
-
-        Raises:
-            MessageTooLarge: Over `limit` bytes.
-        """
-        self.refuse_encoding()
-        data: bytes | bytearray = b""
-        while (chunk := await self.receive()) is not None:
-            if len(data) + len(chunk) > limit:
-                raise MessageTooLarge(
-                    self.backend_id, f"sent an answer of over {limit} bytes (max_message_bytes)", may_have_executed=True
-                )
-            if not data:
-                data = chunk  # all of it, as a rule
-            else:  # one buffer: a list of chunks of a byte or two would take twenty times their size
-                data = data if isinstance(data, bytearray) else bytearray(data)
-                data += chunk
-        return data
-
-    async def aclose(self) -> None:
-        """Let go. A body that was not read to its end costs the connection."""
-        await self.source.let_go()
-
-    async def disconnect(self) -> None:
-        """Never use this connection again: who gets an answer wrong may get its length wrong, and what is left of it
-        would be taken for the beginning of the next one.
-        """
-        await self.source.disconnect()
-
-    def protocol_error(self, detail: str) -> BackendProtocolError:
-        return BackendProtocolError(self.backend_id, detail, may_have_executed=self.body.written)
-
-
-@attrs.define(eq=False)
-class HttpxSource:
-    """A response of a transport that was passed in, or that an `httpx.Auth` has seen."""
-
-    backend_id: str
-    response: httpx.Response
-    _chunks: AsyncIterator[bytes] = attrs.field(init=False)
-    is_ended: bool = attrs.field(default=False, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        stream = self.response.stream
-        assert isinstance(stream, httpx.AsyncByteStream)
-        self._chunks = stream.__aiter__()
-
-    async def receive(self) -> bytes | None:
-        try:
-            return await self._chunks.__anext__()
-        except StopAsyncIteration:
-            self.is_ended = True
-            return None
-
-    async def let_go(self) -> None:
-        with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-            if not self.is_ended:
-                await self._stop()
-            try:
-                await self.response.aclose()
-            except Exception as exc:  # noqa: BLE001  # a transport of the user's may raise anything
-                logger.debug("backend %r: letting go of a response failed: %s", self.backend_id, type(exc).__name__)
-
-    async def disconnect(self) -> None:
-        stream = self.response.extensions.get("network_stream")
-        # The connection of any other version is not this request's alone.
-        if stream is not None and self.response.extensions.get("http_version") == b"HTTP/1.1":
-            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                try:
-                    await stream.aclose()
-                except Exception as exc:  # noqa: BLE001  # a transport of the user's may raise anything
-                    logger.debug("backend %r: disconnecting failed: %s", self.backend_id, type(exc).__name__)
-
-    async def _stop(self) -> None:
-        # The body comes out of nested async generators that are not ours. Dropping them half-way warns at garbage
-        # collection; a cancel at the innermost read ends every one of them in order.
-        with trio.CancelScope() as stopping:
-            stopping.cancel(reason="the rest of this response is not wanted")
-            for _ in range(_CHUNKS_AFTER_STOP):
-                try:
-                    await self._chunks.__anext__()
-                except StopAsyncIteration:
-                    break
-                except Exception:  # noqa: BLE001  # nobody waits for this response any more
-                    break
 
 
 @attrs.define(eq=False)
@@ -422,7 +215,7 @@ class HttpLink:
             head = b"%s%sContent-Length: %d\r\n\r\n" % (constant, self._last_headers[1], len(body.data))
             response = await transport.send(origin, verb, head, body.data, body.mark_written)
         except Exception as exc:  # noqa: BLE001  # translated, whatever it is
-            raise translated(exc, self.backend.id, body) from _cause(exc)
+            raise translated(exc, self.backend.id, written=body.written) from cause_of(exc)
         return Reply(self.backend.id, response.status, body, response.headers, response)
 
     async def _redirected(self, url: httpx.URL, reply: Reply) -> httpx.URL:
@@ -462,55 +255,11 @@ class HttpLink:
         try:
             response = await self.transport.handle_async_request(request)
         except Exception as exc:  # noqa: BLE001  # a transport of the user's may raise anything
-            raise translated(exc, self.backend.id, body) from _cause(exc)
+            raise translated(exc, self.backend.id, written=body.written) from cause_of(exc)
         response.request = request  # an Auth may look at it
         return self._reply(response, body), response
 
-    def _reply(self, response: httpx.Response, body: RequestBody) -> Reply:
+    def _reply(self, response: httpx.Response, body: Body) -> Reply:
         headers = [(name.lower(), value) for name, value in response.headers.raw]
         source = HttpxSource(self.backend.id, response)
         return Reply(self.backend.id, response.status_code, body, headers, source)
-
-
-def translated(exc: Exception, backend_id: str, body: RequestBody) -> BackendError:
-    """Foreign errors end here. Their texts stay out of ours: they may quote what the backend sent."""
-    match exc:
-        case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.ProxyError() | httpx.UnsupportedProtocol():
-            return BackendUnavailable(backend_id, f"could not be reached: {_kind(exc)}")
-        case httpx.LocalProtocolError() | httpx.InvalidURL() | BadHead():
-            return BackendUnavailable(
-                backend_id, "has a url or a header that HTTP cannot carry", may_have_executed=body.written
-            )
-        case httpx.RemoteProtocolError() | httpx.DecodingError() if not str(exc).startswith(_EARLY_ENDS):
-            return BackendProtocolError(
-                backend_id, f"does not speak HTTP/1.1: {_kind(exc)}", may_have_executed=body.written
-            )
-        case httpx.RemoteProtocolError() | httpx.DecodingError():
-            detail = "closed the connection before its answer was whole"
-        case _:  # a transport of the user's may raise anything
-            detail = f"lost its connection: {_kind(exc)}"
-    return BackendUnavailable(backend_id, detail, may_have_executed=body.written)
-
-
-def _cause(exc: Exception) -> Exception | None:
-    """What a translated error shows as its cause: not what quotes a header, which may be a credential."""
-    return None if isinstance(exc, httpx.LocalProtocolError | BadHead) else exc
-
-
-def _kind(exc: BaseException) -> str:
-    """The operating system's word for it where there is one, else the kind of error."""
-    cause: BaseException | None = exc
-    while cause is not None:
-        if isinstance(cause, BaseExceptionGroup):  # an attempt for each address: the first stands for all
-            cause = cause.exceptions[0]
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"its certificate is refused: {cause.verify_message}"
-        if isinstance(cause, ssl.SSLError):  # whose errno is OpenSSL's
-            return f"TLS failed: {(cause.reason or type(cause).__name__).replace('_', ' ').lower()}"
-        if isinstance(cause, UnicodeError):
-            return "its host is no name that DNS can have"
-        if isinstance(cause, OSError) and cause.errno:
-            # Not `strerror`, in which Trio names the address, too; but of a resolver's own codes `os` knows nothing.
-            return os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)
-        cause = cause.__cause__ or cause.__context__
-    return type(exc).__name__

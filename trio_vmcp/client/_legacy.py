@@ -12,7 +12,7 @@ from trio_vmcp._outbound import begin_request, note_session_lost, note_written, 
 from trio_vmcp.client._client import CLIENT_INFO, StreamableClient, negotiated
 from trio_vmcp.client._era import LEGACY_VERSIONS, is_modern_error
 from trio_vmcp.client._headers import check_session_id
-from trio_vmcp.client._http import Headers, Reply
+from trio_vmcp.client._http import Headers
 from trio_vmcp.client._jsonrpc import (
     ErrorReply,
     Message,
@@ -37,6 +37,7 @@ from trio_vmcp.client._listening import (
     tell_missed,
     too_many_subscriptions,
 )
+from trio_vmcp.client._reply import Reply
 from trio_vmcp.client._standalone import StandaloneStream
 from trio_vmcp.client._streamable import Answer, HttpRefusal, Interrupted, OnOther, ignore_other, names_session, refusal
 from trio_vmcp.client.interface import SessionSink

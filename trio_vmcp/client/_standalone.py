@@ -11,9 +11,10 @@ from collections.abc import Callable
 import attrs
 import trio
 
-from trio_vmcp.client._http import Headers, Reply
+from trio_vmcp.client._http import Headers
 from trio_vmcp.client._jsonrpc import ErrorReply, Message
 from trio_vmcp.client._listening import HELD_LONG, Listening, Patience
+from trio_vmcp.client._reply import Reply
 from trio_vmcp.client._sse import SseDecoder
 from trio_vmcp.client._streamable import HttpRefusal, StreamableHttp, is_stream
 from trio_vmcp.errors import BackendError, BackendRejected

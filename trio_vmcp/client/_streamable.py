@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from trio_vmcp._outbound import note_written
-from trio_vmcp.client._http import Exchange, Headers, HttpLink, Reply
+from trio_vmcp.client._http import Exchange, Headers, HttpLink
 from trio_vmcp.client._jsonrpc import (
     BadMessage,
     ErrorReply,
@@ -28,6 +28,7 @@ from trio_vmcp.client._jsonrpc import (
     same_id,
     to_text,
 )
+from trio_vmcp.client._reply import Reply
 from trio_vmcp.client._sse import SseDecoder, SseEvent, SseLimit, line_ends
 from trio_vmcp.errors import BackendError, BackendRejected, BackendUnauthorized, BackendUnavailable, MessageTooLarge
 from trio_vmcp.identity import Identity

@@ -17,10 +17,11 @@ import trio
 
 from trio_vmcp._nursery import start_clean
 from trio_vmcp.client._duplex import DuplexClient
-from trio_vmcp.client._http import Headers, HttpLink, Reply
+from trio_vmcp.client._http import Headers, HttpLink
 from trio_vmcp.client._inbox import Inbox, Loss, Waiter
 from trio_vmcp.client._legacy import InitializeRefused
 from trio_vmcp.client._notices import Notices
+from trio_vmcp.client._reply import Reply
 from trio_vmcp.client._server_requests import ServerRequests
 from trio_vmcp.client._sse import SseDecoder, SseEvent, SseLimit
 from trio_vmcp.client._streamable import HttpRefusal, refusal
