@@ -85,6 +85,7 @@ class _Flow(httpx.Auth):
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:  # noqa: ASYNC900  # httpx's interface
         held, note = self._wallet.held, self._wallet.note
+        _refused.set(None)  # somebody else has asked anew for it, and this is the answer
         token = held.get(self._key) or await self._fetch()
         request.headers["Authorization"] = f"Bearer {written(token)}"
         _asked.set(self._number)
