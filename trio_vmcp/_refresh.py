@@ -61,7 +61,8 @@ class Refresher:
 
     def doubt(self, kinds: Sequence[str]) -> None:
         """These may have changed before anybody listened. If not, nobody is told."""
-        self._want(*(kind for kind in _KINDS.values() if kind in kinds), said=False)
+        doubted: list[Kind] = [kind for kind in _KINDS.values() if kind in kinds]
+        self._want(*doubted, said=False)
 
     def list_again(self) -> None:
         """The connection is new: what is known is what was seen through the one before."""
@@ -116,7 +117,9 @@ class Refresher:
                 )
                 if client is self._client:
                     known = self._member.listing
-                    told = tuple(kind for kind, said in kinds.items() if said or listing.differs(known, kind))
+                    told: tuple[Kind, ...] = tuple(
+                        kind for kind, said in kinds.items() if said or listing.differs(known, kind)
+                    )
                     if told:
                         self._observer.check_names(self._member, listing)
                         self._member.listing = listing

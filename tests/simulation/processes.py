@@ -109,7 +109,8 @@ class MemoryProcess:
                 status = self._status
         finally:
             self.returncode = status
-            await self._close()
+            for pipe in self._pipes[:1] if self.has_helper else self._pipes:
+                pipe.close()
             self._over.set()
 
     def end(self, status: int) -> None:
@@ -139,11 +140,6 @@ class MemoryProcess:
         await self._asked_to_end.wait()
         await trio.sleep(LAST_WISH)
         scope.cancel(reason="SIGTERM")
-
-    async def _close(self) -> None:
-        with trio.CancelScope(shield=True):
-            for pipe in self._pipes[:1] if self.has_helper else self._pipes:
-                await trio.aclose_forcefully(pipe)
 
 
 @attrs.define(eq=False)
