@@ -72,6 +72,34 @@ async def test_goodbyes_begin_at_half_of_the_teardown(autojump_clock: MockClock)
             assert [3.0 + 4.0 / 2] == [request.received_at for request in backends["b"].received("DELETE")]
 
 
+async def test_who_breaks_during_the_teardown_has_the_rest_of_it(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A connection that breaks while a caller who shields himself holds up the goodbyes is let go of at once, but not
+    for longer than the close lasts. Nobody misses it.
+    """
+
+    async def hold_on() -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(30)
+
+    async def crash() -> None:
+        await trio.sleep(0.5)
+        raise ZeroDivisionError
+
+    connector = PlainConnector(services={"b0": crash}, on_request={"b1": hold_on}, on_close={"b0": trio.sleep_forever})
+    limits = FactorySettings(drain_timeout=0, teardown_timeout=2)
+    async with open_session_factory(connector=connector, settings=limits) as factory, trio.open_nursery() as nursery:
+        session = await factory.make_session(plain_backends(2))
+        nursery.start_soon(session.call_tool, "b1_echo")
+        await wait_all_tasks_blocked()
+        await session.aclose()
+        assert 2.0 == trio.current_time()
+        nursery.cancel_scope.cancel()
+    assert [1, 1] == [len(client.closed) for client in connector.clients.values()]
+    assert [] == caplog.messages
+
+
 async def test_a_suspend_waits_for_its_row_for_a_quarter_of_the_teardown(autojump_clock: MockClock) -> None:
     """A storage that hangs costs the goodbyes that much, to the instant, and takes none of them along."""
     closed_at: list[float] = []

@@ -50,7 +50,7 @@ CORE = ("trio_vmcp._admission", "trio_vmcp.default_session")
 
 TESTS = (
     *("admission", "closing", "calls", "ownership", "opening", "changes", "close_path", "found_by_review"),
-    *("recovery", "idle_recovery", "coming_back", "add_remove", "breaker"),
+    *("recovery", "idle_recovery", "coming_back", "add_remove", "breaker", "health", "found_by_simulation"),
     "http11",
 )
 
