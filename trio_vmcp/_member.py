@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 
 import attrs
@@ -65,7 +66,7 @@ class Member:
         retrying: Around the task that tries it again; None while there is no need.
         on_missing: Called when it has to be connected anew.
         recovery: While it is connected anew, and calls had better wait: set when that ended, well or not.
-        subscriptions: URIs whose updates the session wants.
+        subscriptions: URIs whose updates the session wants, and how many calls have asked for each and not failed.
         gone: It was removed, and all its connections were let go of.
         refused: How long it is left alone after it refused the credentials of this session, which says nothing about
             other sessions.
@@ -90,7 +91,7 @@ class Member:
     retrying: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
     on_missing: Callable[[Member], None] = attrs.field(default=lambda member: None, init=False, repr=False)
     recovery: trio.Event | None = attrs.field(default=None, init=False, repr=False)
-    subscriptions: set[str] = attrs.field(factory=set, init=False)
+    subscriptions: Counter[str] = attrs.field(factory=Counter, init=False)
     gone: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     begun_at: float | None = attrs.field(default=None, init=False)
     joined_at: float = attrs.field(default=0.0, init=False)
