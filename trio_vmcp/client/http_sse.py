@@ -6,7 +6,6 @@ ever says comes as events after that. The stream is the session: it has no id, c
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -33,7 +32,6 @@ from trio_vmcp.settings import FactorySettings
 
 __all__ = ["connect_sse"]
 
-logger: logging.Logger = logging.getLogger("trio_vmcp.client")
 
 MOST_ENDPOINT_BYTES = 8 * 1024  # what common servers take as a request line
 MOST_DRAINED = 16  # chunks of a body that says nothing
@@ -224,9 +222,8 @@ class _EventStream:
                 self._posts = self.make_link(attrs.evolve(self.backend, url=self._resolve(bytes(event.data))))
                 self.ready.set()
         elif event.event == "message" and event.data and not self.inbox.take(event.data):
-            logger.warning(
-                "backend %r: skipped an event of %d bytes that is not JSON", self.backend.id, len(event.data)
-            )
+            text = "backend %r: skipped an event of %d bytes that is not JSON"
+            self.inbox.complaints.make(text, self.backend.id, len(event.data))
 
     def _resolve(self, endpoint: bytes) -> str:
         """Where to POST. Its query often holds the session's id, a bearer token: no text of ours shows it."""
