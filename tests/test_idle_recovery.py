@@ -225,6 +225,28 @@ async def test_who_is_to_stay_away_does(autojump_clock: MockClock) -> None:
         assert (await session.call_tool("a_echo")).backend_state_lost
 
 
+async def test_what_was_stored_is_missed_once(autojump_clock: MockClock) -> None:
+    """It is forgotten while it is listed, and the stream finds out first: the session that the listing then makes is
+    not replaced for it.
+    """
+    backend = telling()
+    backend.add_resource("memo://one")
+    async with open_world({"a": backend}) as world, trio.open_nursery() as nursery:
+        session = await world.make_session()
+        await trio.sleep(SOON)
+        await session.suspend()
+        backend.fail("resources/list", Delay(SOON), times=1)
+
+        async def forget_meanwhile() -> None:
+            await trio.sleep(1)
+            forget(backend)
+
+        nursery.start_soon(forget_meanwhile)
+        async with await world.restore_session(session.id):
+            await trio.sleep(HOUR / 60)
+            assert (2, 1) == (initialized(backend), backend.listening)
+
+
 # Beside calls
 
 

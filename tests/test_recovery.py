@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -112,6 +114,34 @@ async def test_a_503_replaces_the_connection_but_sends_nothing_again(autojump_cl
         assert (2, 1, 0) == (initialized(world), calls(world), world["a"].executed["echo"])
         assert [old] == world["a"].deleted_sessions
         await session.call_tool("a_echo")
+
+
+async def test_who_is_busy_is_not_greeted_for_every_call(autojump_clock: MockClock) -> None:
+    """It answers every other call with a 503, and knows its session all along. It is replaced at the pace of the
+    backoff, and its other calls are answered.
+    """
+    backend = echo_backend(latency=0.01)
+    numbers = itertools.count()
+    backend.fail(lambda exchange: exchange.method == "tools/call" and bool(next(numbers) % 2), Status(503))
+    outcomes: Counter[str] = Counter()
+
+    async def keep_calling(session: Session) -> None:
+        while True:
+            try:
+                await session.call_tool("a_echo")
+                outcomes["answered"] += 1
+            except BackendRejected:
+                outcomes["refused"] += 1
+            await trio.sleep(1)
+
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        with trio.move_on_after(600):
+            async with trio.open_nursery() as nursery:
+                for _ in range(10):
+                    nursery.start_soon(keep_calling, session)
+        assert 10 <= initialized(world) <= 30  # one a minute, ±20 %, and the first ones
+    assert abs(outcomes["answered"] - outcomes["refused"]) <= 10
+    assert outcomes.total() > 5000
 
 
 async def test_a_400_about_the_request_changes_nothing(autojump_clock: MockClock) -> None:

@@ -274,6 +274,33 @@ async def test_a_resource_that_was_subscribed_to_is_told_of(autojump_clock: Mock
 
 
 @both_eras
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_who_gives_up_a_subscription_takes_it_from_nobody(
+    autojump_clock: MockClock, era: str, is_late: bool
+) -> None:
+    """Two ask for the same. The first leaves, before or after the second has it."""
+    backend = changing(era)
+    async with open_world({"a": backend}) as world, world.open_session() as session, session.changes() as changes:
+        await trio.sleep(1)
+        backend.fail("resources/subscribe" if era == "legacy" else "subscriptions/listen", Delay(5), times=2 - is_late)
+
+        async def ask(leaves_after: float) -> None:
+            with trio.move_on_after(leaves_after):
+                await session.subscribe_resource("memo://one")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, 3)
+            await trio.sleep(1)
+            nursery.start_soon(ask, math.inf)
+        await heard(changes)
+        backend.notify(UPDATED, {"uri": "memo://one"})
+        assert {("resource_updated", "memo://one")} == await heard(changes)
+        await session.unsubscribe_resource("memo://one")
+        backend.notify(UPDATED, {"uri": "memo://one"})
+        assert set() == await heard(changes)
+
+
+@both_eras
 async def test_what_changed_while_nobody_listened_is_found_out(autojump_clock: MockClock, era: str) -> None:
     """A stream that broke and came back had a gap: lists are fetched, and resources may have changed."""
     backend = changing(era, ttl_ms=3_600_000)

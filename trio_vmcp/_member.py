@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections import Counter
 from collections.abc import Callable
 
 import attrs
@@ -65,12 +67,13 @@ class Member:
         retrying: Around the task that tries it again; None while there is no need.
         on_missing: Called when it has to be connected anew.
         recovery: While it is connected anew, and calls had better wait: set when that ended, well or not.
-        subscriptions: URIs whose updates the session wants.
+        subscriptions: URIs whose updates the session wants, and how many calls have asked for each and not failed.
         gone: It was removed, and all its connections were let go of.
         refused: How long it is left alone after it refused the credentials of this session, which says nothing about
             other sessions.
-        relapses: How long a connection is kept at least though its stream says that its session is gone: whoever says
-            so of every session, and answers calls all the same, must not be greeted for ever.
+        relapses: How long a connection is kept at least though its stream says that its session is gone, or a 503 may
+            say so: whoever says so of every session, and answers calls all the same, must not be greeted for ever.
+        trusted_until: `trio.current_time()` until when a 503 says nothing about the session.
         not_before: `trio.current_time()` until when it is.
     """
 
@@ -90,10 +93,11 @@ class Member:
     retrying: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
     on_missing: Callable[[Member], None] = attrs.field(default=lambda member: None, init=False, repr=False)
     recovery: trio.Event | None = attrs.field(default=None, init=False, repr=False)
-    subscriptions: set[str] = attrs.field(factory=set, init=False)
+    subscriptions: Counter[str] = attrs.field(factory=Counter, init=False)
     gone: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     begun_at: float | None = attrs.field(default=None, init=False)
     joined_at: float = attrs.field(default=0.0, init=False)
+    trusted_until: float = attrs.field(default=-math.inf, init=False)
     not_before: float = attrs.field(default=0.0, init=False)
     _lost: bool = attrs.field(default=False, init=False)  # what is stored is not to be taken up again
 
@@ -175,6 +179,18 @@ class Member:
         if trio.current_time() - self.joined_at > self.relapses.max_delay:
             self.relapses.reset()
         return self.joined_at + self.relapses.next(random.random())
+
+    def _may_replace_on_suspicion(self) -> bool:
+        """A call met what may say that its session is gone, or only that the backend is busy. At once, unless that was
+        acted on soon before: who is busy and is greeted for every call he cannot take is kept busy.
+        """
+        now = trio.current_time()
+        if now < self.trusted_until:
+            return False
+        if now - self.trusted_until > self.relapses.max_delay:
+            self.relapses.reset()
+        self.trusted_until = now + self.relapses.next(random.random())
+        return True
 
     def end_recovery(self) -> None:
         """Whoever waits for the connection looks at what came of it."""
@@ -269,8 +285,11 @@ class Member:
             except BackendError as error:
                 if not call.session_lost:
                     raise
-                self.lose_session(incarnation, error)
-                if error.may_have_executed:
+                if not error.may_have_executed:
+                    self.lose_session(incarnation, error)
+                else:  # a 503, which heals nothing for this call
+                    if self.current is incarnation and self._may_replace_on_suspicion():
+                        self.lose_session(incarnation, error)
                     raise
         incarnation = await self._recovered(method, deadline, timeout)
         left = max(deadline - trio.current_time(), 0.0)

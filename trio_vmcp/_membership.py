@@ -357,16 +357,13 @@ class Membership:
         """A client, and what it lists; who is known already lists later, and takes calls at once."""
         begun_at = trio.current_time()
         refresher = Refresher(member, incarnation, backend, self._identity, self._settings, nursery, self._observer)
-        client = await self._connector(
-            backend,
-            identity=self._identity,
-            resume=resume,
-            nursery=nursery,
-            events=_Ear(
-                partial(self._on_event, member, incarnation, refresher),
-                partial(self._on_session_lost, member, incarnation, nursery),
-                refresher.doubt,
-            ),
+        ear = _Ear(
+            partial(self._on_event, member, incarnation, refresher),
+            partial(self._on_session_lost, member, incarnation, nursery),
+            refresher.doubt,
+        )
+        client = ear.client = await self._connector(
+            backend, identity=self._identity, resume=resume, nursery=nursery, events=ear
         )
         try:
             if member.listing is not None and resume is None:
@@ -405,16 +402,18 @@ class Membership:
             refresher.note(method)
 
     def _on_session_lost(
-        self, member: Member, incarnation: Incarnation, nursery: trio.Nursery, error: BackendError
+        self, member: Member, incarnation: Incarnation, nursery: trio.Nursery, ear: _Ear, error: BackendError
     ) -> None:
-        start_clean(nursery, self._replace, member, incarnation, error)
+        start_clean(nursery, self._replace, member, incarnation, ear, error)
 
-    async def _replace(self, member: Member, incarnation: Incarnation, error: BackendError) -> None:
+    async def _replace(self, member: Member, incarnation: Incarnation, ear: _Ear, error: BackendError) -> None:
         """Its session is gone, though no call has met that yet: what a call would begin begins now, so that the next
         one finds it done. Ends with the connection: who finds out meanwhile, or removes it, was faster.
         """
         await self._opened.wait()
         await incarnation.settled.wait()
+        if incarnation.client is not ear.client:  # what was stored, and is replaced already
+            return
         await trio.sleep_until(member.relapse())
         if not self._closing:
             member.lose_session(incarnation, error)
@@ -509,17 +508,18 @@ class Membership:
 
 @attrs.define(eq=False)
 class _Ear:
-    """A `SessionSink`."""
+    """A `SessionSink`, of one `client`; None while that is being made."""
 
     _take: Callable[[str, JSON], None]
-    _lose: Callable[[BackendError], None]
+    _lose: Callable[[_Ear, BackendError], None]
     _doubt: Callable[[tuple[str, ...]], None]
+    client: BackendClient | None = attrs.field(default=None, init=False)
 
     def __call__(self, method: str, params: JSON, /) -> None:
         self._take(method, params)
 
     def session_lost(self, error: BackendError) -> None:
-        self._lose(error)
+        self._lose(self, error)
 
     def listed_too_early(self, kinds: tuple[str, ...]) -> None:
         self._doubt(kinds)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
@@ -352,22 +353,22 @@ class DefaultSession(trio.abc.AsyncResource):
     async def subscribe_resource(
         self, uri: str, *, caller: Identity | None = None, timeout: float | None = None
     ) -> None:
-        added_to: set[str] | None = None
+        wanted: Counter[str] | None = None
 
         def route() -> tuple[Target, JSON]:
-            nonlocal added_to
+            nonlocal wanted
             target = self._find_resource(uri)
-            subscriptions = self._members[target.backend_id].subscriptions
-            if uri not in subscriptions:  # before it is asked: should it be connected anew meanwhile, it is asked again
-                added_to = subscriptions
-                subscriptions.add(uri)
+            wanted = self._members[target.backend_id].subscriptions
+            wanted[uri] += 1  # before it is asked: should it be connected anew meanwhile, it is asked again
             return target, {"uri": target.name}
 
         try:
             await self._call("resources/subscribe", route, None, caller, None, timeout, None)
         except BaseException:
-            if added_to is not None:
-                added_to.discard(uri)
+            if wanted is not None:
+                wanted[uri] -= 1
+                if wanted[uri] <= 0:  # nobody else has asked for it; below: it was unsubscribed from meanwhile
+                    del wanted[uri]
             raise
 
     async def unsubscribe_resource(
@@ -380,7 +381,7 @@ class DefaultSession(trio.abc.AsyncResource):
             return target, {"uri": target.name}
 
         member, _ = await self._call("resources/unsubscribe", route, None, caller, None, timeout, None)
-        member.subscriptions.discard(uri)
+        del member.subscriptions[uri]
 
     # --- members that come and go
 

@@ -6,8 +6,6 @@ business: see `_wire`.
 
 from __future__ import annotations
 
-import logging
-
 import attrs
 import trio
 
@@ -36,8 +34,6 @@ from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
 __all__ = ["DuplexClient", "Listens"]
-
-logger = logging.getLogger("trio_vmcp.client")
 
 
 @attrs.frozen
@@ -205,6 +201,8 @@ class DuplexClient(CallingClient):
     def _on_request(self, message: Request, identity: Identity | None) -> None:
         if self.record.era == "modern":
             backend_id = self.record.backend_id
-            logger.warning("backend %r: ignored a request, which this era's servers do not send", backend_id)
+            self._inbox.complaints.make(
+                "backend %r: ignored a request, which this era's servers do not send", backend_id
+            )
         else:
             self._requests.take(message, identity, self._wire.answer)

@@ -19,6 +19,7 @@ import attrs
 import trio
 
 from trio_vmcp._outbound import Outbound
+from trio_vmcp.client._complaints import Complaints
 from trio_vmcp.client._jsonrpc import (
     BadMessage,
     ErrorReply,
@@ -111,6 +112,7 @@ class Inbox:
 
     Attributes:
         on_other: Takes what is neither an answer nor the progress of a request; never blocks.
+        complaints: About what comes.
         loss: Set once the connection is over; nobody can wait any more.
     """
 
@@ -118,6 +120,7 @@ class Inbox:
     max_message_bytes: int
     max_json_depth: int
     on_other: Callable[[Request | Notification], None] = ignore
+    complaints: Complaints = attrs.field(factory=Complaints, init=False, repr=False)
     loss: Loss | None = attrs.field(default=None, init=False)
     _waiting: dict[int, Waiter] = attrs.field(factory=dict, init=False, repr=False)
 
@@ -161,7 +164,7 @@ class Inbox:
         """A message over the limit went by. Its request fails, if the two ends tell whose it was, else every one."""
         error = MessageTooLarge(self.backend_id, f"sent a message of {size} bytes (max_message_bytes)")
         if _CALL.match(head):
-            logger.warning("%s; it was no answer", error)
+            self.complaints.make("%s; it was no answer", error)
             return
         found = _ID_FIRST.match(head) or (_ANSWER.match(head) and _ID_LAST.search(tail))
         if found:
@@ -207,7 +210,7 @@ class Inbox:
         if isinstance(message, dict) and "method" not in message:
             waiter = self._waiter(message.get("id"))
         if waiter is None:
-            logger.warning("backend %r: dropped a message that %s", self.backend_id, bad)
+            self.complaints.make("backend %r: dropped a message that %s", self.backend_id, bad)
         else:
             self._answer(waiter.id, BackendProtocolError(self.backend_id, f"sent a message that {bad}"))
         return True

@@ -407,7 +407,8 @@ class LegacyClient(StreamableClient):
         async def send(data: bytes) -> None:
             status = await self._http.tell(data, headers, identity=whose)
             if status >= 400:
-                logger.warning("backend %r: answered our answer with HTTP %d", self._http.backend_id, status)
+                text = "backend %r: answered our answer with HTTP %d"
+                self._http.complaints.make(text, self._http.backend_id, status)
 
         self._requests.take(message, identity, send)
 

@@ -25,7 +25,6 @@ logger = logging.getLogger("trio_vmcp.client")
 
 MOST_NOTICES = 64  # on their way at once; a backend that does not read may not make us keep more
 MOST_SKIPPED = 4  # times the limit, that a line may go on; then it is none
-MOST_NOISE = 100  # lines of other things than JSON that are worth a record each
 _END_BYTES = 256  # that are kept of either end of a line over the limit
 
 
@@ -106,7 +105,6 @@ class LineLink:
     _queue: deque[_Outgoing] = attrs.field(factory=deque, init=False, repr=False)
     _queued: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _finished: bool = attrs.field(default=False, init=False)
-    _noise: int = attrs.field(default=0, init=False)
 
     @asynccontextmanager
     async def sending(self, data: bytes, waiter: Waiter, identity: Identity | None) -> AsyncIterator[None]:
@@ -185,13 +183,7 @@ class LineLink:
         if isinstance(line, TooLong):
             self.inbox.take_too_long(line.head, line.tail, line.size)
         elif not line.isspace() and not self.inbox.take(line):
-            # Without its text, which may be secret. One warning: servers that print a banner print it in order to be
-            # seen, and those that log to stdout have no end of it.
-            self._noise += 1
-            if self._noise <= MOST_NOISE:
-                level = logging.WARNING if self._noise == 1 else logging.DEBUG
-                logger.log(level, "backend %r: skipped a line of %d bytes that is not JSON", self._who, len(line))
-
-    @property
-    def _who(self) -> str:
-        return self.inbox.backend_id
+            # Without its text, which may be secret. Servers that print a banner print it in order to be seen, and those
+            # that log to stdout have no end of it.
+            text = "backend %r: skipped a line of %d bytes that is not JSON"
+            self.inbox.complaints.make(text, self.inbox.backend_id, len(line))

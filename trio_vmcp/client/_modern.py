@@ -323,7 +323,7 @@ class ModernClient(StreamableClient):
 
     def _on_request(self, message: Request, identity: Identity | None) -> None:
         # "Servers MUST NOT send requests" on a response stream of this era.
-        logger.warning("backend %r: ignored a request on a response stream", self._http.backend_id)
+        self._http.complaints.make("backend %r: ignored a request on a response stream", self._http.backend_id)
 
 
 def _is_of_the_other_era(outcome: ErrorReply | HttpRefusal) -> bool:

@@ -22,6 +22,7 @@ import trio
 
 from trio_vmcp._nursery import start_if_open
 from trio_vmcp._outbound import Outbound, outbound
+from trio_vmcp.client._complaints import Complaints
 from trio_vmcp.client._handling import MOST_QUOTED, Handling, Refused
 from trio_vmcp.client._jsonrpc import Request, RequestId, encode_error, encode_result
 from trio_vmcp.client._log_feed import LogFeed
@@ -73,6 +74,7 @@ class ServerRequests:
     _pending_bytes: int = attrs.field(default=0, init=False)
     _replies: set[trio.CancelScope] = attrs.field(factory=set, init=False, repr=False)
     _flooded: bool = attrs.field(default=False, init=False)
+    _complaints: Complaints = attrs.field(factory=Complaints, init=False, repr=False)
     _closed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -96,7 +98,7 @@ class ServerRequests:
         method, backend_id = message.method, self.handling.backend_id
         if message.id in self._asked:
             # No answer: it would pass for the answer to the first of that id. A replay comes here, too.
-            logger.warning("backend %r: ignored a request whose id is in use", backend_id)
+            self._complaints.make("backend %r: ignored a request whose id is in use", backend_id)
             return
         if method == "ping":
             self._reply(encode_result(message.id, {}), send)

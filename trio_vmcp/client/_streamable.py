@@ -6,7 +6,6 @@ their own.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
 from typing import TypeAlias
@@ -15,6 +14,7 @@ import attrs
 import trio
 
 from trio_vmcp._outbound import note_written
+from trio_vmcp.client._complaints import Complaints
 from trio_vmcp.client._http import Exchange, Headers, HttpLink
 from trio_vmcp.client._jsonrpc import (
     BadMessage,
@@ -46,7 +46,6 @@ __all__ = [
     "refusal",
 ]
 
-logger = logging.getLogger("trio_vmcp.client")
 
 OnOther: TypeAlias = Callable[[Request | Notification], Awaitable[None]]
 
@@ -103,6 +102,7 @@ class StreamableHttp:
     link: HttpLink
     max_message_bytes: int
     max_json_depth: int
+    complaints: Complaints = attrs.field(factory=Complaints, init=False, repr=False)
     _ends_streams: bool = attrs.field(default=True, init=False)
 
     @property
@@ -229,7 +229,7 @@ class StreamableHttp:
                     await self.drain(reply)
                     return message
                 else:
-                    logger.warning(
+                    self.complaints.make(
                         "backend %r: dropped an answer to a request that is not waiting here", self.backend_id
                     )
         return Interrupted(decoder.last_event_id, decoder.retry)

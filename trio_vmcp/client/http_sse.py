@@ -6,7 +6,6 @@ ever says comes as events after that. The stream is the session: it has no id, c
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -34,7 +33,6 @@ from trio_vmcp.settings import FactorySettings
 
 __all__ = ["connect_sse"]
 
-logger: logging.Logger = logging.getLogger("trio_vmcp.client")
 
 MOST_ENDPOINT_BYTES = 8 * 1024  # what common servers take as a request line
 MOST_DRAINED = 16  # chunks of a body that says nothing
@@ -225,9 +223,8 @@ class _EventStream:
                 self._posts = self.make_link(attrs.evolve(self.backend, url=self._resolve(bytes(event.data))))
                 self.ready.set()
         elif event.event == "message" and event.data and not self.inbox.take(event.data):
-            logger.warning(
-                "backend %r: skipped an event of %d bytes that is not JSON", self.backend.id, len(event.data)
-            )
+            text = "backend %r: skipped an event of %d bytes that is not JSON"
+            self.inbox.complaints.make(text, self.backend.id, len(event.data))
 
     def _resolve(self, endpoint: bytes) -> str:
         """Where to POST. Its query often holds the session's id, a bearer token: no text of ours shows it."""
@@ -278,7 +275,8 @@ class _EventStream:
     async def answer(self, data: bytes) -> None:
         refused = await self._post(data, self.identity, limited=False)
         if refused is not None:
-            logger.warning("backend %r: answered our answer with HTTP %d", self.backend.id, refused.status)
+            text = "backend %r: answered our answer with HTTP %d"
+            self.inbox.complaints.make(text, self.backend.id, refused.status)
 
     async def _post(self, data: bytes, identity: Identity | None, *, limited: bool) -> HttpRefusal | None:
         assert self._posts is not None
