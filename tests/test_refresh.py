@@ -22,7 +22,7 @@ from trio_vmcp import (
     ToolNotFound,
 )
 from trio_vmcp.default_session import MOST_BOUND_BYTES
-from trio_vmcp.testing import CallContext, Delay, Hang, ScriptedBackend, Status
+from trio_vmcp.testing import CallContext, Delay, Drip, Hang, ScriptedBackend, Status
 
 KINDS = ("tools", "resources", "prompts")
 METHODS = {
@@ -413,3 +413,20 @@ async def test_a_change_in_the_opening_binds_no_names(autojump_clock: MockClock)
             assert 5.0 == trio.current_time()
             assert "a" == (await session.call_tool("echo")).backend_id
             assert "b" == (await session.call_tool("new")).backend_id
+
+
+async def test_a_refetch_that_is_overtaken_by_the_close_is_no_news(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The backend session that it asks for a list has just got its DELETE: nobody wants that list any more."""
+    backend = echo_backend(answers="sse", listens=True)
+    async with open_world({"a": backend}) as world:
+        session = await world.make_session()
+        await trio.sleep(2)  # the stream is open, and what it may have missed is listed
+        backend.fail("tools/list", Delay(1.0))
+        backend.fail("DELETE", Drip(8, 0.5))  # it is done, and its answer is late
+        backend.notify("notifications/tools/list_changed")
+        await wait_all_tasks_blocked()
+        await session.aclose()
+        assert 404 == backend.received("tools/list")[-1].status
+    assert not [message for message in caplog.messages if "could not be listed" in message]

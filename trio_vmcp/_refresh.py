@@ -128,7 +128,8 @@ class Refresher:
             why = f"did not answer within {self._settings.backend_init_timeout} s (backend_init_timeout)"
         except BackendError as error:
             why = error.detail
-        logger.warning("backend %r: its new %s could not be listed: it %s", self._backend.id, ", ".join(kinds), why)
+        if not self._incarnation.over.is_set():  # else nobody wants them any more
+            logger.warning("backend %r: its new %s could not be listed: it %s", self._backend.id, ", ".join(kinds), why)
         return False
 
     async def _subscribe(self, uris: Sequence[str]) -> None:
