@@ -13,6 +13,7 @@ from harness import World, drained, echo_backend, open_world
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import JSON, FactorySettings, Session, SessionChange
+from trio_vmcp.client._listening import MOST_FRUITLESS
 from trio_vmcp.testing import CONNECT, Delay, Refuse, ScriptedBackend, Status
 
 TOOLS_CHANGED, UPDATED = "notifications/tools/list_changed", "notifications/resources/updated"
@@ -349,6 +350,37 @@ async def test_a_backend_that_was_away_for_hours_is_listened_to_again(autojump_c
         backend.restart()
         await trio.sleep(80)
         assert (["a_echo", "a_new"], 1, ()) == (names(session), backend.listening, session.failures)
+
+
+@both_eras
+@pytest.mark.parametrize("status", [502, 503, 504])
+async def test_a_backend_whose_gateway_answers_for_it_is_listened_to_again(
+    autojump_clock: MockClock, era: str, status: int
+) -> None:
+    """For hours, as if it could not be reached: it had a stream before."""
+    backend = changing(era)
+    settings = FactorySettings(idle_timeout=math.inf)
+    async with open_world({"a": backend}, settings=settings) as world, world.open_session() as session:
+        await trio.sleep(1)
+        asked = backend.fail(STREAM[era], Status(status))
+        backend.end_streams()
+        await trio.sleep(5 * 3600)
+        assert 5 * 3600 / 72 - 5 <= asked.struck <= 5 * 3600 / 48 + 10
+        backend.add_tool("new")
+        backend.heal()
+        await trio.sleep(80)
+        assert (["a_echo", "a_new"], 1) == (names(session), backend.listening)
+
+
+@both_eras
+async def test_a_stream_that_never_was_is_given_up(autojump_clock: MockClock, era: str) -> None:
+    """Though it is a gateway that says so: perhaps it lets no stream through."""
+    backend = changing(era)
+    refused = backend.fail(STREAM[era], Status(503))
+    settings = FactorySettings(idle_timeout=math.inf)
+    async with open_world({"a": backend}, settings=settings) as world, world.open_session():
+        await trio.sleep(5 * 3600)
+        assert 1 + MOST_FRUITLESS == refused.struck
 
 
 @both_eras

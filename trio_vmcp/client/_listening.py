@@ -58,6 +58,7 @@ MOST_FRUITLESS = 10  # reconnects in a row to a stream that brings nothing
 # s. A stream that was held for so long did what it is for, though there was nothing to say: proxies end what is idle,
 # commonly after 55 s and more. Opened again at this pace it is no storm.
 HELD_LONG = 30.0
+_AWAY = frozenset({502, 503, 504})  # HTTP's ways to say that it is somebody else who does not answer
 _JITTER = 0.2
 
 
@@ -82,11 +83,20 @@ class Patience:
         self._fruitless = 0
 
     def note(self, error: BackendError) -> None:
+        """Why there was no stream, or no more of it."""
+        if isinstance(error, BackendUnavailable) and not error.may_have_executed:
+            self._spare()
+
+    def note_status(self, status: int) -> None:
+        """How a stream was refused that was open before. A gateway speaks for who is away behind it."""
+        if status in _AWAY:
+            self._spare()
+
+    def _spare(self) -> None:
         """Who cannot even be reached says nothing about streams, however long he is away: asked as seldom as ever, but
         not given up. Else nobody would find out that he is back.
         """
-        if isinstance(error, BackendUnavailable) and not error.may_have_executed:
-            self._fruitless = min(self._fruitless, MOST_FRUITLESS - 1)
+        self._fruitless = min(self._fruitless, MOST_FRUITLESS - 1)
 
     def next_delay(self) -> float | None:
         """s until the next attempt; None: there is none."""

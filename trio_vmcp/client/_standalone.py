@@ -131,6 +131,8 @@ class StandaloneStream:
         else:
             await self._http.drain(reply)
         logger.debug("backend %r: answered its stream for changes with HTTP %d", self._http.backend_id, status)
+        if self._was_open:
+            self._patience.note_status(status)
         if self._last_event_id is not None and status in _NOT_OFFERED:
             self._last_event_id = None  # it may be the id that it knows nothing of
             return True

@@ -338,6 +338,8 @@ class _Listener:
             self.problem = refusal(self._carrier.backend_id, LISTEN, self._outcome)
             logger.debug("%s", self.problem)
             code = self._outcome.code if isinstance(self._outcome, ErrorReply) else self._outcome.status
+            if self.honoured is not None:
+                self._patience.note_status(code)
             return code not in _NOT_OFFERED
         return not self._is_acknowledged or bool(self.honoured)
 
