@@ -9,18 +9,21 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from harness import World, drained, echo_backend, open_world
+from harness import NO_RETRIES, PlainClient, PlainConnector, World, drained, echo_backend, open_world, plain_backends
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
     JSON,
+    Backend,
     BackendState,
     BackendUnavailable,
     FactorySettings,
     Session,
     SessionChange,
     ToolResult,
+    open_session_factory,
 )
+from trio_vmcp.client.interface import SessionSink
 from trio_vmcp.testing import CallContext, Delay, Error, Exchange, Fault, ScriptedBackend, Status
 
 HOUR = 3600.0
@@ -393,3 +396,28 @@ async def test_each_session_of_a_restarted_backend_heals_once(autojump_clock: Mo
 
     async with open_world({"a": backend}) as world:
         await look(world, 20)
+
+
+async def test_a_connector_may_tell_of_what_has_ended_already(autojump_clock: MockClock) -> None:
+    """A client of the user's own need not know that its connection has crashed: what it finds out is no error."""
+    sinks: list[SessionSink] = []
+
+    async def crash() -> None:
+        await trio.sleep(1)
+        raise ZeroDivisionError
+
+    inner = PlainConnector(services={"b0": crash})
+
+    async def connector(backend: Backend, **wanted: Any) -> PlainClient:
+        sinks.append(wanted["events"])
+        return await inner(backend, **wanted)
+
+    async with open_session_factory(connector=connector, settings=NO_RETRIES) as factory:
+        async with factory.open_session(plain_backends(1)) as session:
+            await trio.sleep(2)
+            (sink,) = sinks
+            sink.session_lost(BackendUnavailable("b0", "no longer knows us"))
+            sink.listed_too_early(("tools",))
+            sink("notifications/tools/list_changed", {})
+            await trio.sleep(2)
+            assert BackendState.DEGRADED is session.backends["b0"].state

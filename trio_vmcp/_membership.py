@@ -20,7 +20,7 @@ import trio
 from trio_vmcp._incarnation import Incarnation
 from trio_vmcp._listing import Listing, list_backend
 from trio_vmcp._member import Member, reason_of
-from trio_vmcp._nursery import describe_crash, start_clean
+from trio_vmcp._nursery import describe_crash, start_clean, start_if_open
 from trio_vmcp._observer import EVERYTHING, Observer
 from trio_vmcp._outbound import Outbound, outbound
 from trio_vmcp._reconnects import Reconnects
@@ -404,7 +404,7 @@ class Membership:
     def _on_session_lost(
         self, member: Member, incarnation: Incarnation, nursery: trio.Nursery, ear: _Ear, error: BackendError
     ) -> None:
-        start_clean(nursery, self._replace, member, incarnation, ear, error)
+        start_if_open(nursery, self._replace, member, incarnation, ear, error)  # ended: it is being replaced already
 
     async def _replace(self, member: Member, incarnation: Incarnation, ear: _Ear, error: BackendError) -> None:
         """Its session is gone, though no call has met that yet: what a call would begin begins now, so that the next

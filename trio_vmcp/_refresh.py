@@ -16,7 +16,7 @@ import trio
 from trio_vmcp._incarnation import Incarnation
 from trio_vmcp._listing import list_backend
 from trio_vmcp._member import Member
-from trio_vmcp._nursery import start_clean
+from trio_vmcp._nursery import start_clean, start_if_open
 from trio_vmcp._observer import Observer
 from trio_vmcp.client.interface import BackendClient
 from trio_vmcp.errors import BackendError
@@ -82,8 +82,7 @@ class Refresher:
         for kind in kinds:
             self._stale[kind] = said or self._stale.get(kind, False)
         if not self._running:
-            self._running = True
-            start_clean(self._nursery, self._refresh)
+            self._running = start_if_open(self._nursery, self._refresh)
 
     async def _refresh(self) -> None:
         failures = 0
