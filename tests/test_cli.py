@@ -34,6 +34,12 @@ from trio_vmcp.testing import CallContext, Error, Hang, MemoryNetwork, ScriptedB
 SECRET, PASSWORD, KEY = "c4nary-s3cret", "c4nary-passw0rd", "c4nary-k3y"
 
 
+@pytest.fixture(autouse=True)
+def any_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the suite may have none, or a dumb one."""
+    monkeypatch.setenv("TERM", "xterm")
+
+
 @attrs.define(eq=False)
 class Terminal:
     """What a plain view wrote."""
