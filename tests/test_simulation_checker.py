@@ -47,6 +47,7 @@ from trio_vmcp import BackendUnavailable, Bare, FactorySettings, SessionClosed
 from trio_vmcp._admission import Admission
 from trio_vmcp._admission import Call as AdmittedCall
 from trio_vmcp._backoff import Backoff
+from trio_vmcp._breaker import Breaker
 from trio_vmcp._health import Health
 from trio_vmcp._incarnation import Incarnation
 from trio_vmcp._keeper import Keeper
@@ -65,7 +66,7 @@ from trio_vmcp.client._server_requests import ServerRequests
 from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.factory import DefaultSessionFactory
 from trio_vmcp.routing import Bindings, build_routing
-from trio_vmcp.testing import Hang
+from trio_vmcp.testing import CONNECT, Hang
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -103,6 +104,14 @@ GIVEN_UP_ON: tuple[Step, ...] = (
     Open(),
     Call(at=1.0, asks=1, question="elicitation", reply="hang", timeout=0.5),
     Close(at=10.0),
+)
+TOO_OFTEN: tuple[Step, ...] = (
+    Open(),
+    Strike(at=1.0, matches=CONNECT, times=math.inf),
+    Disturb(at=1.0, what="crash"),
+    *[Call(at=2.0, timeout=1.5)] * 6,
+    *[Call(at=5.0, timeout=1.5)] * 2,
+    Close(at=20.0),
 )
 READ_TWICE: tuple[Step, ...] = (
     Open(),
@@ -476,6 +485,11 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         wrapped(LegacyClient, "_on_request", does_nothing),
         History(backends=STREAMS, steps=(Open(), Call(at=1.0, asks=1), Close(at=10.0))),
         "questions_are_answered",
+    ),
+    "a circuit that never opens": (
+        wrapped(Breaker, "admit", does_nothing),
+        History(settings=PATIENT, backends=LEGACY, instances=LONG, steps=TOO_OFTEN),
+        "who_is_away_costs_no_time",
     ),
     "an error that nobody counts": (
         wrapped(Health, "failed", does_nothing),

@@ -232,6 +232,33 @@ def _what_is_told_is_listed(case: Case) -> Iterator[str]:
                 yield f"{backend_id!r} offers {sorted(offered)}, told of it at {heard_at}; listed are {sorted(listed)}"
 
 
+def _who_is_away_costs_no_time(case: Case) -> Iterator[str]:
+    """Of the calls to a backend that is missing, or whose calls failed too often, one at a time is a trial."""
+    tried = defaultdict[tuple[int, str], list[Operation]](list)
+    for call in case.ended("call", "subscribe"):
+        owner, life = _owner(call), call.began.life
+        if call.began.found == "DEGRADED" and call.ended_at > call.began.at + MILLISECOND and owner and life:
+            tried[life, owner].append(call)
+    for (_, backend_id), trials in tried.items():
+        for before, after in pairwise(sorted(trials, key=lambda call: call.position)):
+            if before.ends[0][0] > after.position and not _was_there_meanwhile(case, before, after):
+                yield f"{after} took its time with {backend_id!r}, which {before} was trying already"
+
+
+def _was_there_meanwhile(case: Case, before: Operation, after: Operation) -> bool:
+    """Between the beginnings of two calls to one backend, it had answered somebody else, or was connected anew."""
+    backend_id = _owner(before)
+    answered = any(
+        _owner(call) == backend_id and before.position < call.ends[0][0] < after.position
+        for call in case.ended("call", "subscribe")
+        if call.outcome.error not in ("BackendUnavailable", "BackendTimeout")
+    )
+    return answered or any(
+        tried.attempt.backend_id == backend_id and before.began.at <= tried.ended_at <= after.began.at
+        for tried in case.tried.values()
+    )
+
+
 def _health_counts_every_call(case: Case) -> Iterator[str]:
     for settled in every(case, Settled):
         calls = [call for call in case.ended("call", "subscribe") if call.began.life == settled.life]
@@ -547,5 +574,6 @@ HEALING: tuple[Callable[[Case], Iterator[str]], ...] = (
     _removed_backends_get_their_delete,
     _members_come_and_go_in_time,
     _what_is_told_is_listed,
+    _who_is_away_costs_no_time,
     _health_counts_every_call,
 )

@@ -515,6 +515,7 @@ class _World:
             state=life.session.state.name,
             name=name,
             target=None if target is None else (target.backend_id, target.name),
+            found="" if target is None else self._state_of(life.session, target.backend_id),
         )
 
     @staticmethod
