@@ -497,8 +497,11 @@ async def test_killed_from_outside_between_calls_it_is_missed(children: Children
         assert "was ended by signal SIGKILL" == session.failures[0].detail
 
 
-async def test_what_a_program_of_the_modern_era_changes_is_heard(children: Children) -> None:
+async def test_what_a_program_of_the_modern_era_changes_is_heard(
+    children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its new tool is listed, told of and called; started anew it is listened to as before."""
+    monkeypatch.setattr("trio_vmcp._refresh.REFETCH_INTERVAL", 0.05)  # in real time, as long as everything else here
     delays = FactorySettings(reconnect_delay=0.05, teardown_timeout=0.4)
     options: dict[str, Any] = {"era": "modern", "settings": delays}
     async with open_children_session(children, "modern", "telling", **options) as session, session.changes() as changes:
