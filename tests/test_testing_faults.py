@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -102,6 +103,28 @@ async def test_a_cut_beyond_the_end_is_none(autojump_clock: MockClock) -> None:
     """A response shorter than `after_bytes` is left alone."""
     async with open_memory_network() as network:
         assert (RESPONSE, "open") == await exchange(network, pong(Reset(len(RESPONSE) + 1)))
+
+
+class Endless(WireFault):
+    """Bytes without a pause, and so many of them that whoever does not see that nobody reads them is found out."""
+
+    def steps(self, sent: int, data: bytes) -> Iterator[bytes]:
+        for _ in range(100_000):
+            yield b" "
+        raise AssertionError("nobody had been there for a long time")
+
+
+async def test_what_has_no_end_ends_with_its_client(autojump_clock: MockClock) -> None:
+    """Also where the request outlives its connection: a client that has gone is not written to without ever waiting."""
+    backend = pong(Endless())
+    async with open_memory_network() as network:
+        network.attach("x", backend)
+        async with await network.connect("x", 80) as stream:
+            await stream.send_all(PING)
+            await stream.receive_some()
+        await trio.testing.wait_all_tasks_blocked()
+    assert [] == backend.errors
+    assert ["disconnected"] == [received.outcome for received in backend.exchanges]
 
 
 async def test_a_drip_arrives_step_by_step(autojump_clock: MockClock) -> None:

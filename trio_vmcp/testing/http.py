@@ -161,6 +161,9 @@ class Reply:
         for step in self.fault.steps(sent, data):
             if self.cut:
                 return
+            if self.peer_is_gone:  # what has no end would go on, and would not even wait
+                self._lost = True
+                return
             match step:
                 case bytes():
                     await self._deliver(step)
