@@ -161,9 +161,6 @@ class Reply:
         for step in self.fault.steps(sent, data):
             if self.cut:
                 return
-            if self.peer_is_gone:  # what has no end would go on, and would not even wait
-                self._lost = True
-                return
             match step:
                 case bytes():
                     await self._deliver(step)
@@ -183,6 +180,7 @@ class Reply:
             return
         if self.peer_is_gone:
             self._lost = True
+            await trio.lowlevel.checkpoint()  # what has no end would go on, and never see that it is cancelled
             return
         try:
             await self._stream.send_all(data)
