@@ -293,12 +293,14 @@ async def test_a_cancelled_remover_stops_waiting_only(autojump_clock: MockClock)
         assert {} == world["a"].sessions
 
 
-async def test_a_caller_who_shields_himself_does_not_hold_a_removal_up(autojump_clock: MockClock) -> None:
-    """Drain, then teardown_timeout for what was cut off; the backend session gets its DELETE."""
+async def shielded(*progress: Any) -> None:
+    """A caller's callback that nobody can cut off."""
+    with trio.CancelScope(shield=True):
+        await trio.sleep(100)
 
-    async def shielded(*progress: Any) -> None:
-        with trio.CancelScope(shield=True):
-            await trio.sleep(100)
+
+def stepping_backend() -> ScriptedBackend:
+    """A tool "steps" that tells of one step, and never of its end."""
 
     async def steps(arguments: JSON, context: CallContext) -> str:
         await context.progress(1)
@@ -307,6 +309,12 @@ async def test_a_caller_who_shields_himself_does_not_hold_a_removal_up(autojump_
 
     backend = echo_backend(answers="sse")
     backend.add_tool("steps", steps)
+    return backend
+
+
+async def test_a_caller_who_shields_himself_does_not_hold_a_removal_up(autojump_clock: MockClock) -> None:
+    """Drain, then teardown_timeout for what was cut off; the backend session gets its DELETE."""
+    backend = stepping_backend()
     limits = FactorySettings(teardown_timeout=2)
     async with open_world({"a": backend}, settings=limits) as world, world.open_session() as session:
         async with trio.open_nursery() as nursery:
@@ -352,18 +360,7 @@ async def test_a_backend_that_is_leaving_gets_one_goodbye(autojump_clock: MockCl
 
 async def test_a_leaving_backend_gets_its_goodbye_from_the_close(autojump_clock: MockClock) -> None:
     """Its last caller shields himself from both the drain of its backend and that of the session."""
-
-    async def shielded(*progress: Any) -> None:
-        with trio.CancelScope(shield=True):
-            await trio.sleep(100)
-
-    async def steps(arguments: JSON, context: CallContext) -> str:
-        await context.progress(1)
-        await trio.sleep_forever()
-        raise AssertionError
-
-    backend = echo_backend(answers="sse")
-    backend.add_tool("steps", steps)
+    backend = stepping_backend()
     async with open_world({"a": backend}) as world, trio.open_nursery() as nursery:
         session = await world.make_session()
 

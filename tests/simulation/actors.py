@@ -20,6 +20,7 @@ from simulation.tokens import CANARY, Gate
 from simulation.trace import Asked, Event, Executed, Felt, Offered, Updated
 from trio_vmcp import JSON, Backend
 from trio_vmcp.testing import CallContext, Exchange, MemoryNetwork, RpcError, ScriptedBackend, Status
+from trio_vmcp.testing.backend import BackendEra, BackendTransport
 from trio_vmcp.testing.faults import FaultRule
 
 __all__ = ["CANARY", "Actor"]
@@ -27,8 +28,8 @@ __all__ = ["CANARY", "Actor"]
 PATIENCE = 5.0  # s, for an answer of the client to a tool's question
 SESSION_ERROR = -32000
 
-NEXT_TRANSPORT = {"sse": "streamable-http", "streamable-http": "sse"}
-OTHER_ERA = {"legacy": "modern", "modern": "legacy", "both": "legacy"}
+NEXT_TRANSPORT: dict[BackendTransport, BackendTransport] = {"sse": "streamable-http", "streamable-http": "sse"}
+OTHER_ERA: dict[BackendEra, BackendEra] = {"legacy": "modern", "modern": "legacy", "both": "legacy"}
 CHANGED = {
     "tool": "notifications/tools/list_changed",
     "resource": "notifications/resources/list_changed",
@@ -205,9 +206,9 @@ class Actor:
                 self._crash()
                 self.feel()
                 if step.what == "flip" and self.spec.transport == "sse":
-                    self.scripted.transport = NEXT_TRANSPORT[self.scripted.transport]  # type: ignore[assignment]
+                    self.scripted.transport = NEXT_TRANSPORT[self.scripted.transport]
                 elif step.what == "flip":
-                    self.scripted.era = OTHER_ERA[self.scripted.era]  # type: ignore[assignment]
+                    self.scripted.era = OTHER_ERA[self.scripted.era]
                 self._return()
             case "forget":
                 for lost in self._sessions():

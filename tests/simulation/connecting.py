@@ -63,7 +63,7 @@ class NotingConnector:
             tried = TriedBackend(**attrs.asdict(backend, recurse=False), attempt=number)
             client = await self.inner(tried, identity=identity, resume=resume, nursery=nursery, events=events)
             outcome = "ok"
-        except Exception as exc:
+        except Exception as exc:  # of a connector of whatever kind: noted, and raised again
             outcome, error = "error", type(exc).__name__
             raise
         finally:

@@ -24,4 +24,5 @@ def calling(opener: Identity | None) -> Identity | None:
 def whose(identity: Identity | None) -> Whose:
     if identity is None:
         return "nobody"
-    return {ALICE.token: "opener", _ALICE_LATER.token: "caller"}.get(identity.token, "stranger")  # type: ignore[return-value]
+    known: dict[str, Whose] = {ALICE.token: "opener", _ALICE_LATER.token: "caller"}
+    return known.get(identity.token, "stranger")

@@ -219,7 +219,7 @@ def memory_processes() -> Iterator[ProcessTable]:
     """A table that takes the place of the operating system's while the block lasts."""
     open_process, killpg = trio.lowlevel.open_process, os.killpg
     table = ProcessTable()
-    trio.lowlevel.open_process, os.killpg = table.open_process, table.killpg  # type: ignore[assignment]
+    trio.lowlevel.open_process, os.killpg = table.open_process, table.killpg  # type: ignore[assignment]  # as much as is used
     try:
         yield table
     finally:

@@ -28,7 +28,7 @@ def written(token: Token) -> str:
 def read_token(header: str | None) -> Token | None:
     """What `Authorization` holds; None: nothing that was given out as a token."""
     found = _TOKEN.fullmatch(header or "")
-    return None if found is None else Token(found[1], found[2], int(found[3]))  # type: ignore[arg-type]
+    return None if found is None else Token(found[1], found[2], int(found[3]))  # type: ignore[arg-type]  # `_TOKEN` has no other
 
 
 @attrs.define(eq=False)
