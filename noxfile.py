@@ -34,14 +34,14 @@ COVERAGE_DATA = WORK / "coverage-data"
 
 # Decisions without I/O: no line or branch of theirs has an excuse for not being run.
 FULLY_COVERED = (
-    "_admission.py",
-    "_uri_template.py",
+    "_session/admission.py",
+    "_protocol/uri_template.py",
     "metadata.py",
     "routing.py",
-    "client/_headers.py",
-    "client/_jsonrpc.py",
-    "client/_response.py",
-    "client/_sse.py",
+    "_protocol/headers.py",
+    "_protocol/jsonrpc.py",
+    "_http/response.py",
+    "_protocol/sse.py",
 )
 
 ASYNC_IGNORES = (

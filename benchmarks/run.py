@@ -13,7 +13,7 @@ import bench_footprint
 import bench_large
 import bench_many_tools
 import bench_open
-from harness import main
+from support.harness import main
 
 QUESTIONS = [
     bench_open.QUESTION,

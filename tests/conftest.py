@@ -13,7 +13,7 @@ import hypothesis
 import hypothesis.strategies
 import pytest
 
-pytest_plugins = ["leaks", "pytester"]  # no test leaves anything behind; and that is tested by running pytest
+pytest_plugins = ["support.leaks", "pytester"]  # no test leaves anything behind; and that is tested by running pytest
 
 # No deadline: a loaded machine is no bug. CI draws the same examples every time: what fails there fails here.
 hypothesis.settings.register_profile("here", deadline=None)

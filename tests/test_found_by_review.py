@@ -13,7 +13,7 @@ import attrs
 import httpx
 import pytest
 import trio
-from harness import PlainConnector, ScriptedStorage, echo_backend, open_world, plain_backends
+from support.harness import PlainConnector, ScriptedStorage, echo_backend, open_world, plain_backends
 from trio.testing import MockClock
 
 from trio_vmcp import (
@@ -30,8 +30,8 @@ from trio_vmcp import (
     StorageError,
     open_session_factory,
 )
+from trio_vmcp._client.http.link import HttpLink
 from trio_vmcp.cli import main
-from trio_vmcp.client._http import HttpLink
 from trio_vmcp.routing import Offer, build_routing
 from trio_vmcp.testing import Delay, Rewrite, ScriptedBackend, open_loopback
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 import httpx
 import pytest
 import trio
-from harness import PlainConnector, echo_backend, open_world, plain_backends, slow_backend
+from support.harness import PlainConnector, echo_backend, open_world, plain_backends, slow_backend
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
@@ -20,10 +20,10 @@ from trio_vmcp import (
     SessionClosed,
     open_session_factory,
 )
-from trio_vmcp.client._handling import Handling
-from trio_vmcp.client._jsonrpc import Request
-from trio_vmcp.client._notices import Notices
-from trio_vmcp.client._server_requests import ServerRequests
+from trio_vmcp._client.handlers import Handling
+from trio_vmcp._client.notices import Notices
+from trio_vmcp._client.server_requests import ServerRequests
+from trio_vmcp._protocol.jsonrpc import Request
 from trio_vmcp.testing import CallContext, Delay, Drip, Hang, Raw, Status
 
 

@@ -10,13 +10,13 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 import trio
-from harness import echo_backend, open_world
+from support.harness import echo_backend, open_world
 from trio.testing import MockClock
 
 from trio_vmcp import BackendProtocolError
-from trio_vmcp.client import _jsonrpc
-from trio_vmcp.client._foreign import HttpxSource, RequestBody
-from trio_vmcp.client._reply import Reply
+from trio_vmcp._client.http.foreign import HttpxSource, RequestBody
+from trio_vmcp._client.http.reply import Reply
+from trio_vmcp._protocol import jsonrpc
 from trio_vmcp.testing import WireFault
 
 
@@ -45,9 +45,9 @@ def test_a_message_that_does_not_fit_in_memory(monkeypatch: pytest.MonkeyPatch) 
     def out_of_memory(_: str) -> int:
         raise MemoryError
 
-    monkeypatch.setattr(_jsonrpc, "_decoder", json.JSONDecoder(parse_int=out_of_memory))
-    with pytest.raises(_jsonrpc.BadMessage, match="more memory"):
-        _jsonrpc.parse_message(b'{"jsonrpc":"2.0","id":1,"result":{}}', max_depth=128)
+    monkeypatch.setattr(jsonrpc, "_decoder", json.JSONDecoder(parse_int=out_of_memory))
+    with pytest.raises(jsonrpc.BadMessage, match="more memory"):
+        jsonrpc.parse_message(b'{"jsonrpc":"2.0","id":1,"result":{}}', max_depth=128)
 
 
 class Crumbs(httpx.AsyncByteStream):

@@ -13,7 +13,7 @@ import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import OWN_NAMES, histories, offer_lists, resolutions
+from support.strategies import OWN_NAMES, histories, offer_lists, resolutions
 
 from trio_vmcp.models import NameConflict
 from trio_vmcp.routing import (

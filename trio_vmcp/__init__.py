@@ -1,7 +1,7 @@
 """One Trio session over many MCP servers."""
 
 from trio_vmcp.auth import BearerAuth, ClientCredentials, HeaderAuth, PerBackend
-from trio_vmcp.client.interface import (
+from trio_vmcp.connector import (
     BackendClient,
     BackendConnector,
     ClientHandlers,

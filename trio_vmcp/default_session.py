@@ -20,20 +20,20 @@ from typing import Literal
 import attrs
 import trio
 
-from trio_vmcp._admission import Admission
-from trio_vmcp._advertised import Advertised, advertise
-from trio_vmcp._caller_view import CallerView
-from trio_vmcp._changes import ChangeFeed
-from trio_vmcp._keeper import Keeper
-from trio_vmcp._listing import MOST_NAME_BYTES, Listing
-from trio_vmcp._member import Member, new_member
-from trio_vmcp._membership import Membership
 from trio_vmcp._nursery import describe_crash
-from trio_vmcp._observer import Change
-from trio_vmcp._outbound import holds_callback_of
-from trio_vmcp._reconnects import Reconnects
-from trio_vmcp._stored import Stored
-from trio_vmcp.client.interface import BackendConnector, OnProgress
+from trio_vmcp._request_note import is_inside_handler_of
+from trio_vmcp._session.admission import Admission
+from trio_vmcp._session.advertised import Advertised, advertise
+from trio_vmcp._session.caller_view import CallerView
+from trio_vmcp._session.changes import ChangeFeed
+from trio_vmcp._session.keeper import Keeper
+from trio_vmcp._session.listing import MOST_NAME_BYTES, Listing
+from trio_vmcp._session.member import Member, new_member
+from trio_vmcp._session.members import Membership
+from trio_vmcp._session.observer import Change
+from trio_vmcp._session.reconnects import Reconnects
+from trio_vmcp._session.row import Stored
+from trio_vmcp.connector import BackendConnector, OnProgress
 from trio_vmcp.errors import (
     BackendProtocolError,
     BackendRejected,
@@ -473,7 +473,7 @@ class DefaultSession(trio.abc.AsyncResource):
 
     async def _close(self, *, terminate: bool, drain_timeout: float | None) -> None:
         self.request_close(terminate=terminate, drain_timeout=drain_timeout)
-        if self._admission.holds_current_task() or holds_callback_of(self.id):
+        if self._admission.holds_current_task() or is_inside_handler_of(self.id):
             # The close waits for this very call, and ends this very handler: neither must wait for it.
             await trio.lowlevel.checkpoint()
         else:

@@ -13,12 +13,12 @@ import attrs
 import httpx
 import trio
 
-from trio_vmcp._member import Member, new_member
+from trio_vmcp._client.built_in import HttpConnector
 from trio_vmcp._nursery import start_clean
-from trio_vmcp._reconnects import Reconnects
-from trio_vmcp._stored import Stored, load_row, new_row
-from trio_vmcp.client.connector import HttpConnector
-from trio_vmcp.client.interface import BackendConnector, ClientHandlers, OutgoingAuth
+from trio_vmcp._session.member import Member, new_member
+from trio_vmcp._session.reconnects import Reconnects
+from trio_vmcp._session.row import Stored, load_row, new_row
+from trio_vmcp.connector import BackendConnector, ClientHandlers, OutgoingAuth
 from trio_vmcp.default_session import MOST_CANCELLED_DRAIN, DefaultSession
 from trio_vmcp.errors import InvalidSessionId, SessionClosed, SessionExists, SessionNotFound
 from trio_vmcp.identity import Identity, bind, is_bound_to, process_keys

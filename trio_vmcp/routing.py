@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 import attrs
 
-from trio_vmcp._uri_template import UriTemplate, compile_template, first_match
+from trio_vmcp._protocol.uri_template import UriTemplate, compile_template, first_match
 from trio_vmcp.models import NameConflict
 
 __all__ = [

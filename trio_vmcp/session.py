@@ -10,7 +10,7 @@ from typing import Protocol, Self
 
 import trio
 
-from trio_vmcp.client.interface import OnProgress
+from trio_vmcp.connector import OnProgress
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import SessionMetadata
 from trio_vmcp.models import (

@@ -10,8 +10,7 @@ import re
 from collections.abc import Callable
 
 from trio_vmcp import StorageError
-from trio_vmcp._uri_template import compile_template
-from trio_vmcp.client._headers import (
+from trio_vmcp._protocol.headers import (
     BadParamHeader,
     check_session_id,
     decode_header_value,
@@ -19,8 +18,9 @@ from trio_vmcp.client._headers import (
     param_headers,
     parse_media_type,
 )
-from trio_vmcp.client._jsonrpc import BadMessage, ErrorReply, Notification, Request, Result, parse_message
-from trio_vmcp.client._sse import SseDecoder, SseEvent, SseLimit
+from trio_vmcp._protocol.jsonrpc import BadMessage, ErrorReply, Notification, Request, Result, parse_message
+from trio_vmcp._protocol.sse import SseDecoder, SseEvent, SseLimit
+from trio_vmcp._protocol.uri_template import compile_template
 from trio_vmcp.metadata import metadata_from_json, metadata_to_json
 
 MAX_DEPTH = 16

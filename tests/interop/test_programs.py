@@ -17,7 +17,7 @@ from interop.fleet import Era
 from interop.outcomes import Outcomes
 from interop.programs import PROGRAMS, Program, text_of
 from interop.views import PATIENCE
-from processes import Children, marked_children, zombies
+from support.processes import Children, marked_children, zombies
 
 from trio_vmcp import JSON, BackendState, BackendUnavailable, FactorySettings, Session, open_session_factory
 

@@ -68,7 +68,7 @@ def main() -> int:
     draw_one_text()
 
     started = time.perf_counter()
-    suite = Suite(files=[TESTS_HOME / f"test_{name}.py" for name in TESTS], root=TESTS_HOME.parent)
+    suite = Suite(files=[TESTS_HOME / f"{name}.py" for name in TESTS], root=TESTS_HOME.parent)
     surveyed = survey(suite, TARGETS)
     everything = [
         (module, mutant) for module, functions in TARGETS.items() for mutant in mutants_of(source_of(module), functions)

@@ -8,13 +8,13 @@ __all__ = ["CORE", "EQUIVALENT", "TARGETS", "TESTS"]
 
 # By module: the functions, or None for all of it.
 TARGETS: Mapping[str, tuple[str, ...] | None] = {
-    "trio_vmcp._admission": None,
+    "trio_vmcp._session.admission": None,
     "trio_vmcp.default_session": tuple(
         f"DefaultSession.{name}"
         for name in ("serve", "request_close", "shorten_drain", "wait_closed", "_close", "_shut_down")
     ),
-    "trio_vmcp.client._connection": None,
-    "trio_vmcp.client.http11": (
+    "trio_vmcp._http.connection": None,
+    "trio_vmcp._http.transport": (
         *(f"RawResponse.{name}" for name in ("release", "disconnect")),
         *(
             f"Http11Transport.{name}"
@@ -24,7 +24,7 @@ TARGETS: Mapping[str, tuple[str, ...] | None] = {
             )
         ),
     ),
-    "trio_vmcp._membership": tuple(
+    "trio_vmcp._session.members": tuple(
         f"Membership.{name}"
         for name in (
             *("stop_connecting", "stop_recovering", "say_goodbye", "add", "remove", "_let_go", "_part"),
@@ -32,26 +32,31 @@ TARGETS: Mapping[str, tuple[str, ...] | None] = {
             "_replace",
         )
     ),
-    "trio_vmcp._member": tuple(
+    "trio_vmcp._session.member": tuple(
         f"Member.{name}"
         for name in (
             *("joined", "lose_session", "end_recovery", "give_up", "remove", "let_go", "_look_gone", "request"),
             *("relapse", "_ask", "_on", "_recovered", "_pass_breaker", "_note_error", "_note_answer"),
         )
     ),
-    "trio_vmcp._incarnation": None,
-    "trio_vmcp._reconnects": None,
-    "trio_vmcp._backoff": None,
-    "trio_vmcp._breaker": None,
+    "trio_vmcp._session.connection": None,
+    "trio_vmcp._session.reconnects": None,
+    "trio_vmcp._session.backoff": None,
+    "trio_vmcp._session.breaker": None,
 }
 
 # These on every push, the others when somebody asks: they take a quarter of an hour.
-CORE = ("trio_vmcp._admission", "trio_vmcp.default_session")
+CORE = ("trio_vmcp._session.admission", "trio_vmcp.default_session")
 
 TESTS = (
-    *("admission", "closing", "calls", "ownership", "opening", "changes", "close_path", "found_by_review"),
-    *("recovery", "idle_recovery", "coming_back", "add_remove", "breaker", "health", "found_by_simulation"),
-    "http11",
+    *(
+        f"session/test_{name}"
+        for name in (
+            *("admission", "closing", "calls", "ownership", "opening", "changes", "close_path"),
+            *("recovery", "idle_recovery", "coming_back", "add_remove", "breaker", "health"),
+        )
+    ),
+    *("test_found_by_review", "test_found_by_simulation", "http/test_transport"),
 )
 
 # Mutants that no test can tell from the original, or that are no worse: name, and why. One that does not survive, or

@@ -10,7 +10,7 @@ import trio
 
 from simulation.trace import Attempt, Attempted, Event, LetGo
 from trio_vmcp import Backend, BackendClient, BackendConnector, BackendRecord, Identity
-from trio_vmcp.client.interface import EventSink
+from trio_vmcp.connector import EventSink
 
 __all__ = ["NotingConnector", "TriedBackend"]
 

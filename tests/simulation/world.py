@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 import httpx
 import trio
-from harness import Ledger, session_ids_in
+from support.harness import Ledger, session_ids_in
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from simulation.actors import CANARY, Actor
@@ -87,8 +87,8 @@ from trio_vmcp import (
     VmcpError,
     open_session_factory,
 )
-from trio_vmcp.client._dial import Origin
-from trio_vmcp.client.http11 import RawResponse
+from trio_vmcp._http.dial import Origin
+from trio_vmcp._http.transport import RawResponse
 from trio_vmcp.factory import DefaultSessionFactory
 from trio_vmcp.testing import MemoryNetwork, open_memory_network
 

@@ -14,9 +14,9 @@ from collections.abc import Callable
 import attrs
 import pytest
 import trio
-from harness import library_tasks
 from simulation.history import Manners
 from simulation.processes import MemoryProcess, ProcessTable, Program, memory_processes
+from support.harness import library_tasks
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
@@ -28,7 +28,7 @@ from trio_vmcp import (
     SessionChange,
     open_session_factory,
 )
-from trio_vmcp.client.http11 import Http11Transport
+from trio_vmcp._http.transport import Http11Transport
 from trio_vmcp.testing import CallContext, Error, Hang, MemoryNetwork, ScriptedBackend, Status, open_memory_network
 
 BACKENDS, FACTORIES, SESSIONS = 20, 2, 3  # sessions of each factory

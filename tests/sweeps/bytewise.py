@@ -13,7 +13,7 @@ from typing import Literal
 
 import attrs
 import trio
-from harness import World, assert_nothing_left, echo_backend, open_world
+from support.harness import World, assert_nothing_left, echo_backend, open_world
 
 from sweeps.judge import judge
 from trio_vmcp import (

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import attrs
 import trio
-from harness import World, assert_nothing_left, echo_backend, library_tasks, open_world
+from support.harness import World, assert_nothing_left, echo_backend, library_tasks, open_world
 
 from sweeps.judge import judge
 from trio_vmcp import JSON, Backend, FactorySettings, Session, SessionState, open_session_factory

@@ -13,7 +13,7 @@ from unittest import mock
 
 import attrs
 import trio
-from leaks import LeakWatch
+from support.leaks import LeakWatch
 from trio._core import _run as scheduler
 from trio.testing import MockClock
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import trio
-from harness import echo_backend
+from support.harness import echo_backend
 
 from sweeps.bombs import BOMBS, KIB, MIB, Bomb
 from trio_vmcp.testing import ScriptedBackend, open_loopback

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from sweeps.answers import Answer, answers
 from sweeps.judge import judge
 from trio_vmcp import JSON, Backend, BackendError, FactorySettings, ToolResult, open_session_factory
-from trio_vmcp.client import _jsonrpc, _streamable
+from trio_vmcp._client.channels import streamable
+from trio_vmcp._protocol import jsonrpc
 
 Era = Literal["legacy", "modern"]
 
@@ -145,11 +146,11 @@ def test_fuzzed_answers_to_an_opening(method: str, record_property: Callable[[st
     record_property("cases", OPENINGS * DRAWN * SLICED)
 
 
-def crooked(parse: Callable[..., _jsonrpc.Message]) -> Callable[..., _jsonrpc.Message]:
-    def refuse(data: object, *, max_depth: int) -> _jsonrpc.Message:
+def crooked(parse: Callable[..., jsonrpc.Message]) -> Callable[..., jsonrpc.Message]:
+    def refuse(data: object, *, max_depth: int) -> jsonrpc.Message:
         try:
             return parse(data, max_depth=max_depth)
-        except _jsonrpc.BadMessage as exc:
+        except jsonrpc.BadMessage as exc:
             raise KeyError("id") from exc
 
     return refuse
@@ -158,7 +159,7 @@ def crooked(parse: Callable[..., _jsonrpc.Message]) -> Callable[..., _jsonrpc.Me
 def test_an_error_that_nobody_expects_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """So the answers are wrong enough to come to every refusal."""
     for parse in ("parse_message", "parse_text"):
-        monkeypatch.setattr(_streamable, parse, crooked(getattr(_jsonrpc, parse)))
+        monkeypatch.setattr(streamable, parse, crooked(getattr(jsonrpc, parse)))
     with pytest.raises(AssertionError, match="KeyError"):
         fuzz(partial(call_through, "modern"), 20, shrink=False)
     with pytest.raises(AssertionError, match="could not be connected"):
@@ -167,6 +168,6 @@ def test_an_error_that_nobody_expects_is_found(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_number_that_is_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """And right enough to come through where they should not."""
-    monkeypatch.setattr(_jsonrpc, "_decoder", json.JSONDecoder())
+    monkeypatch.setattr(jsonrpc, "_decoder", json.JSONDecoder())
     with pytest.raises(AssertionError, match="not JSON compliant"):
         fuzz(partial(call_through, "modern"), 200, shrink=False)

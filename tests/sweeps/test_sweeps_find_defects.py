@@ -8,23 +8,23 @@ from typing import Any
 
 import pytest
 import trio
-from leaks import WATCH
+from support.leaks import WATCH
 
 from sweeps import bytewise, cancel
 from trio_vmcp import JSON, BackendUnavailable, factory
-from trio_vmcp._admission import Admission, Call
+from trio_vmcp._client.channels.streamable import Answer, StreamableHttp
+from trio_vmcp._client.client import StreamableClient
+from trio_vmcp._client.handshake import LegacyClient
+from trio_vmcp._client.http import link, reply
+from trio_vmcp._client.http.foreign import RequestBody
+from trio_vmcp._client.http.link import Exchange
+from trio_vmcp._client.http.reply import Reply
+from trio_vmcp._http.connection import Connection
+from trio_vmcp._http.transport import RawResponse
 from trio_vmcp._nursery import start_clean
-from trio_vmcp._outbound import outbound
-from trio_vmcp._stored import Stored
-from trio_vmcp.client import _http, _reply
-from trio_vmcp.client._client import StreamableClient
-from trio_vmcp.client._connection import Connection
-from trio_vmcp.client._foreign import RequestBody
-from trio_vmcp.client._http import Exchange
-from trio_vmcp.client._legacy import LegacyClient
-from trio_vmcp.client._reply import Reply
-from trio_vmcp.client._streamable import Answer, StreamableHttp
-from trio_vmcp.client.http11 import RawResponse
+from trio_vmcp._request_note import current_note
+from trio_vmcp._session.admission import Admission, Call
+from trio_vmcp._session.row import Stored
 from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.factory import DefaultSessionFactory
 
@@ -86,7 +86,7 @@ def test_a_lost_delete(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_in_flight_count_without_a_finally(monkeypatch: pytest.MonkeyPatch) -> None:
     @asynccontextmanager
     async def admit(self: Any) -> AsyncIterator[Call]:
-        call = Call(admission=self, outer=outbound.get())
+        call = Call(admission=self, outer=current_note.get())
         self._calls.add(call)
         yield call
         self._calls.discard(call)
@@ -151,7 +151,7 @@ def test_a_deadline_that_is_a_second_off(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_error_of_the_http_stack_that_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (_http, _reply):
+    for module in (link, reply):
         monkeypatch.setattr(module, "translated", lambda exc, backend_id, *, written: exc)
     assert "RemoteProtocolError" in byte_sweep("tools.call-legacy-json")
     assert "could not be connected" in byte_sweep("initialize-legacy-json")

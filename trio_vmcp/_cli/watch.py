@@ -11,8 +11,8 @@ import httpx
 import trio
 
 from trio_vmcp._cli.view import BackendStatus, CallState, CallStatus, SessionReport, View, report_session
-from trio_vmcp.client.connector import HttpConnector
-from trio_vmcp.client.interface import BackendClient, BackendConnector, EventSink
+from trio_vmcp._client.built_in import HttpConnector
+from trio_vmcp.connector import BackendClient, BackendConnector, EventSink
 from trio_vmcp.errors import BackendError, VmcpError
 from trio_vmcp.factory import open_session_factory
 from trio_vmcp.identity import Identity

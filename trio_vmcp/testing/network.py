@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import attrs
 import trio
 
+from trio_vmcp._http.dial import Origin, Wire
+from trio_vmcp._http.transport import Http11Transport
 from trio_vmcp._nursery import start_clean
-from trio_vmcp.client._dial import Origin, Wire
-from trio_vmcp.client.http11 import Http11Transport
 from trio_vmcp.testing._servers import open_servers
 from trio_vmcp.testing.streams import MemoryStream, memory_connection
 

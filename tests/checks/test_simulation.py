@@ -1,0 +1,64 @@
+"""The simulation itself: one seed is one history, whatever the process, and a few of them as a part of every run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from simulation.checker import judge
+from simulation.command import CHUNK, digest, run_chunk
+from simulation.draw import draw_history
+from simulation.history import Call, Close, History, Open, Step
+from simulation.world import run_history
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_drawn_history_is_as_the_design_says(seed: int) -> None:
+    """Nothing is wrong with it. `nox -s simulation` runs a thousand more."""
+    history = draw_history(seed)
+    assert [] == judge(history, run_history(history))
+
+
+@pytest.mark.parametrize("seed", [3, 11, 20])
+def test_a_seed_replays_exactly(seed: int) -> None:
+    """Two runs of one seed leave equal traces, event by event."""
+    assert draw_history(seed) == draw_history(seed)
+    assert run_history(draw_history(seed)) == run_history(draw_history(seed))
+
+
+def test_the_seed_rules_the_scheduler() -> None:
+    """Steps of the same moment come in another order under another seed."""
+    calls: list[Step] = [Call(at=1.0, seconds=1.0)] * 5
+    steps = (Open(), *calls, Close(at=1.0))
+    traces = [run_history(History(seed=seed, steps=steps)) for seed in range(4)]
+    assert len({digest(trace) for trace in traces}) > 1
+
+
+@pytest.fixture
+def replayed_elsewhere() -> str:
+    """What the command prints about seed 4; in a fixture, since a new process counts for no test's duration."""
+    environment = os.environ | {"PYTHONHASHSEED": "4711", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-m", "simulation", "--seed", "4"]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True).stdout
+
+
+def test_a_seed_replays_in_another_process(replayed_elsewhere: str) -> None:
+    """Neither the hashes of strings nor the addresses of objects have a say."""
+    expected = digest(run_history(draw_history(4)))
+    assert [expected] == re.findall(r"^digest (\w+)$", replayed_elsewhere, re.MULTILINE)
+
+
+def test_a_failing_seed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong comes with the one seed that replays it, even if the simulation itself broke."""
+    monkeypatch.setattr("simulation.command.judge", lambda history, trace: ["wrong"] if history.seed == 2 else [])
+    report = run_chunk(range(1, 1 + CHUNK))
+    assert (2, "wrong") == report.failed
+    assert 1 == report.tally["histories"]
+    monkeypatch.setattr("simulation.command.run_history", lambda history: 1 / 0)
+    report = run_chunk(range(7, 9))
+    assert report.failed is not None
+    assert (7, "ZeroDivisionError: division by zero") == (report.failed[0], report.failed[1].splitlines()[-1])

@@ -1,0 +1,666 @@
+"""Each check of the simulation is checked: a library with a planted defect is reported, by the check that is meant to.
+
+Every defect has a history of its own, as small as it gets, in which the library as it is does nothing wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import httpx
+import pytest
+import trio
+from simulation.checker import CHECKS, judge
+from simulation.history import (
+    BackendSpec,
+    Call,
+    Close,
+    Disturb,
+    Exit,
+    GiveUp,
+    Guard,
+    History,
+    Look,
+    Open,
+    Relist,
+    Remove,
+    Restore,
+    Rotate,
+    Step,
+    Strike,
+    Withhold,
+)
+from simulation.people import ALICE
+from simulation.world import run_history
+from support.leaks import WATCH
+
+import trio_vmcp._client.cache
+import trio_vmcp._client.channels.process
+import trio_vmcp._client.http.link
+import trio_vmcp.default_session
+from trio_vmcp import BackendUnavailable, Bare, FactorySettings, SessionClosed
+from trio_vmcp._client.client import StreamableClient
+from trio_vmcp._client.handlers import Handling
+from trio_vmcp._client.handshake import LegacyClient
+from trio_vmcp._client.http.credentials import Credentials
+from trio_vmcp._client.http.link import HttpLink
+from trio_vmcp._client.http.reply import Reply
+from trio_vmcp._client.log_feed import LogFeed
+from trio_vmcp._client.server_requests import ServerRequests
+from trio_vmcp._session.admission import Admission
+from trio_vmcp._session.admission import Call as AdmittedCall
+from trio_vmcp._session.backoff import Backoff
+from trio_vmcp._session.breaker import Breaker
+from trio_vmcp._session.connection import Incarnation
+from trio_vmcp._session.health import Health
+from trio_vmcp._session.keeper import Keeper
+from trio_vmcp._session.member import Member
+from trio_vmcp._session.members import Membership
+from trio_vmcp._session.reconnects import Reconnects
+from trio_vmcp._session.refresh import Refresher
+from trio_vmcp.default_session import DefaultSession
+from trio_vmcp.factory import DefaultSessionFactory
+from trio_vmcp.routing import Bindings, build_routing
+from trio_vmcp.testing import CONNECT, Hang
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+SETTINGS = FactorySettings(drain_timeout=5.0, teardown_timeout=2.0, request_timeout=3.0)
+PATIENT = FactorySettings(backend_init_timeout=3.0, reconnect_max_delay=2.0, teardown_timeout=0.5)
+LEGACY = (BackendSpec(id="b0", configured_era="legacy"),)
+STREAMS = (BackendSpec(id="b0", answers="sse"),)
+LASTING = (BackendSpec(id="b0", era="modern", ttl=1.0),)
+DEAF = (BackendSpec(id="b0", transport="stdio", manners="deaf"),)
+PARENT = (BackendSpec(id="b0", transport="stdio", manners="parent"),)
+LONG = (Exit(at=40.0),)
+TWINS = (BackendSpec(id="b0"), BackendSpec(id="b1"))  # whatever one of them offers, the other does, too
+
+CLOSED: tuple[Step, ...] = (Open(), Call(at=1.0), Close(at=2.0))
+TIMED_OUT: tuple[Step, ...] = (Open(), Call(at=1.0, seconds=20.0), Close(at=5.0))
+CUT_OFF: tuple[Step, ...] = (Open(), Call(at=1.0, seconds=20.0), Close(at=1.0, drain_timeout=1.0))
+REFUSED: tuple[Step, ...] = (Open(), Call(at=1.0, seconds=2.0), Close(at=2.0), Call(at=2.5))
+GIVEN_UP: tuple[Step, ...] = (Open(), Call(at=1.0, seconds=2.0, give_up=GiveUp(1.0)), Close(at=3.0))
+STRANGER: tuple[Step, ...] = (Open(bound=True), Call(at=1.0, caller="wrong"), Close(at=2.0))
+RETURNED: tuple[Step, ...] = (Open(), Close(at=1.0, terminate=False), Restore(at=2.0), Call(at=3.0), Close(at=4.0))
+OUTAGE: tuple[Step, ...] = (
+    Disturb(what="crash"),
+    Open(),
+    Disturb(at=2.0, what="return"),
+    Look(at=20.0),
+    Close(at=21.0),
+)
+TWO_WAIT: tuple[Step, ...] = (Strike(matches="POST", times=math.inf), Open(), Open(session=1), Look(at=20.0))
+FORGOTTEN: tuple[Step, ...] = (Open(), Disturb(at=1.0, what="forget"), Call(at=2.0), Look(at=20.0), Close(at=21.0))
+REMOVED: tuple[Step, ...] = (Open(), Remove(at=1.0), Close(at=5.0))
+RELIST = Relist(at=1.0, names=("echo", "now"))
+CHANGED: tuple[Step, ...] = (Open(), RELIST, Call(at=2.0), Look(at=20.0), Close(at=21.0))
+QUESTION: tuple[Step, ...] = (Open(bound=True), Call(at=1.0, asks=1, question="sampling"), Close(at=10.0))
+GIVEN_UP_ON: tuple[Step, ...] = (
+    Open(),
+    Call(at=1.0, asks=1, question="elicitation", reply="hang", timeout=0.5),
+    Close(at=10.0),
+)
+TOO_OFTEN: tuple[Step, ...] = (
+    Open(),
+    Strike(at=1.0, matches=CONNECT, times=math.inf),
+    Disturb(at=1.0, what="crash"),
+    *[Call(at=2.0, timeout=1.5)] * 6,
+    *[Call(at=5.0, timeout=1.5)] * 2,
+    Close(at=20.0),
+)
+READ_TWICE: tuple[Step, ...] = (
+    Open(),
+    Call(at=1.0, kind="resource", plain=True),
+    Disturb(at=2.0, what="update"),
+    Call(at=5.0, kind="resource", plain=True),
+    Close(at=6.0),
+)
+LOG: tuple[Step, ...] = (Open(), Call(at=1.0, logs=3), Close(at=3.0))
+GUARDED = (BackendSpec(id="b0", guard=Guard(seconds=0.1)),)
+ROTATED: tuple[Step, ...] = (Open(), Rotate(at=1.0), Call(at=2.0), Close(at=3.0))
+ALL_HANG: tuple[Step, ...] = tuple(Strike(backend=index, matches="POST", times=9) for index in range(2))
+
+
+def wrapped(owner: type, name: str, around: Callable[..., Any]) -> Plant:
+    """Replace a method by `around(original, self, …)`."""
+
+    def plant(monkeypatch: pytest.MonkeyPatch) -> None:
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda self, *args, **kw: around(original, self, *args, **kw))
+
+    return plant
+
+
+def replaced(module: object, name: str, value: object) -> Plant:
+    return lambda monkeypatch: monkeypatch.setattr(module, name, value)
+
+
+async def lingers(original: Any, factory: Any, session: Any) -> None:
+    await original(factory, session)
+    await trio.sleep(1.0)
+
+
+async def never_returns(original: Any, *args: Any, **kw: Any) -> None:
+    with trio.CancelScope(shield=True):
+        await trio.sleep_forever()
+
+
+async def breaks_on_calls(original: Any, client: Any, method: str, *args: Any, **kw: Any) -> Any:
+    if method == "tools/call":
+        raise ExceptionGroup("of one error", [ValueError("raw")])
+    return await original(client, method, *args, **kw)
+
+
+async def sends_no_delete(original: Any, client: Any, *, terminate: bool) -> None:
+    await original(client, terminate=False)
+
+
+async def tells_its_id(original: Any, client: LegacyClient, *, terminate: bool) -> None:
+    logging.getLogger("trio_vmcp.client").debug("closes %s", client.record.session_id)
+    await original(client, terminate=terminate)
+
+
+async def sends_twice(original: Any, client: Any, message_id: int, method: str, *args: Any) -> Any:
+    if method in ("tools/call", "resources/read"):
+        await original(client, message_id, method, *args)
+    return await original(client, message_id, method, *args)
+
+
+async def takes_longer(original: Any, session: Any, services: Any) -> None:
+    if not session._close_requested.is_set():
+        await trio.sleep(0.01)
+    await original(session, services)
+
+
+async def waits_longer(original: Any, client: Any, *args: Any, timeout: float, **kw: Any) -> Any:
+    return await original(client, *args, timeout=timeout + 0.01, **kw)
+
+
+def drains_longer(original: Any, session: Any, limit: float) -> None:
+    original(session, limit + 1.0)
+
+
+def holds_one_slot_less(original: Any, membership: Membership, *args: Any) -> Any:
+    membership._slots = trio.CapacityLimiter(1)
+    return original(membership, *args)
+
+
+@asynccontextmanager
+async def admits_late(original: Any, admission: Admission) -> AsyncIterator[Any]:
+    admission._refused = False
+    async with original(admission) as call:
+        yield call
+
+
+@asynccontextmanager
+async def counts_twice(original: Any, admission: Admission) -> AsyncIterator[Any]:
+    again = AdmittedCall(admission=admission, outer=None)
+    admission._calls.add(again)
+    async with original(admission) as call:
+        yield call
+    admission._calls.discard(again)  # the `finally` is missing, too: a call that fails is never uncounted
+
+
+@asynccontextmanager
+async def forgets_its_slot(original: Any, link: Any, *args: Any, **kw: Any) -> AsyncIterator[Any]:
+    slot = object()
+    link._slots.acquire_on_behalf_of_nowait(slot)
+    async with original(link, *args, **kw) as reply:
+        yield reply
+    link._slots.release_on_behalf_of(slot)  # no `finally`
+
+
+@asynccontextmanager
+async def renames_cancels(original: Any, admission: Admission) -> AsyncIterator[Any]:
+    async with original(admission) as call:
+        try:
+            yield call
+        except trio.Cancelled:
+            raise SessionClosed("closed, or so it says") from None  # noqa: ASYNC104  # the planted defect
+
+
+async def lets_go_of_nothing(original: Any, reply: Any) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+async def stays_away(original: Any, keeper: Any, *, terminate: bool) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+async def is_refused(original: Any, member: Member, call: Any, method: str, *args: Any) -> Any:
+    if method == "tools/call":
+        raise BackendUnavailable(member.backend_id, "is away, or so it says")
+    return await original(member, call, method, *args)
+
+
+def hurries(original: Any, backoff: Backoff, chance: float) -> float:
+    return original(backoff, chance) / 10  # type: ignore[no-any-return]
+
+
+def is_nobody_elses(original: Any, reconnects: Reconnects, endpoint: str) -> Any:
+    reconnects._turns.clear()
+    return original(reconnects, endpoint)
+
+
+def starts_afresh(original: Any, member: Member) -> None:
+    original(member)
+    assert member.current is not None
+    member.lose_session(member.current, BackendUnavailable(member.backend_id, "is better asked anew"))
+
+
+async def waits_on(original: Any, incarnation: Incarnation, *args: Any) -> None:
+    await original(incarnation, *args)
+    await trio.sleep(1.0)
+
+
+async def keeps_hold(original: Any, membership: Membership, member: Member, *args: Any) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+def does_nothing(original: Any, *args: Any) -> None: ...
+
+
+def declares_nothing(original: Any, handling: Handling) -> None:
+    handling.capabilities = {}
+
+
+def tells_no_caller(original: Any, handling: Handling, kind: str, params: Any, caller: Any, **kw: Any) -> Any:
+    return original(handling, kind, params, None, **kw)
+
+
+async def runs_twice(original: Any, handling: Handling, *args: Any, **kw: Any) -> Any:
+    await original(handling, *args, **kw)
+    return await original(handling, *args, **kw)
+
+
+def tells_twice(original: Any, feed: LogFeed, *args: Any) -> None:
+    original(feed, *args)
+    original(feed, *args)
+
+
+def swaps_owners(original: Any, session: Any, *args: Any) -> Any:
+    target = original(session, *args)
+    return attrs.evolve(target, backend_id={"b0": "b1", "b1": "b0"}[target.backend_id])
+
+
+def routes_to_the_last(offers: Any, *args: Any, **kw: Any) -> Any:
+    return build_routing(list(reversed(offers)), *args, **kw | {"bindings": Bindings()})
+
+
+# What is planted; the history that shows it; the check that has to see it.
+DEFECTS: dict[str, tuple[Plant, History, str]] = {
+    "a leaked task": (
+        wrapped(DefaultSessionFactory, "_own", lingers),
+        History(steps=CLOSED),
+        "nothing_is_left",
+    ),
+    "a call that never ends": (
+        wrapped(StreamableClient, "_on_other", never_returns),
+        History(
+            backends=(BackendSpec(id="b0", answers="sse"),),
+            steps=(Open(), Call(at=1.0, progress=1)),
+        ),
+        "nothing_hangs_or_crashes",
+    ),
+    "an operation without an outcome": (
+        wrapped(StreamableClient, "_on_other", never_returns),
+        History(
+            backends=(BackendSpec(id="b0", answers="sse"),),
+            steps=(Open(), Call(at=1.0, progress=1)),
+        ),
+        "one_outcome_each",
+    ),
+    "a crash of the owner": (
+        lambda monkeypatch: monkeypatch.setattr(Admission, "cut_off", lambda *_: 1 / 0),
+        History(steps=CLOSED),
+        "nothing_hangs_or_crashes",
+    ),
+    "a session id in the log": (
+        wrapped(LegacyClient, "aclose", tells_its_id),
+        History(steps=CLOSED),
+        "no_secret_is_told",
+    ),
+    "an error of no listed type": (
+        wrapped(StreamableClient, "request", breaks_on_calls),
+        History(steps=CLOSED),
+        "only_listed_errors",
+    ),
+    "a call admitted after closing began": (
+        wrapped(Admission, "admit", admits_late),
+        History(steps=REFUSED),
+        "nothing_admitted_while_closing",
+    ),
+    "a call counted twice": (
+        wrapped(Admission, "admit", counts_twice),
+        History(steps=(Open(), Call(at=1.0, seconds=2.0), Close(at=2.0))),
+        "calls_are_counted_once",
+    ),
+    "a missing finally in admission": (
+        wrapped(Admission, "admit", counts_twice),
+        History(settings=SETTINGS, steps=TIMED_OUT),
+        "closings_end_in_time",
+    ),
+    "a missing finally around a slot": (
+        wrapped(HttpLink, "exchange", forgets_its_slot),
+        History(steps=CUT_OFF),
+        "nothing_is_left",
+    ),
+    "a response that nobody lets go of": (
+        wrapped(Reply, "aclose", lets_go_of_nothing),
+        History(steps=CLOSED),
+        "nothing_is_left",
+    ),
+    "a cancel of the caller that comes out as an error": (
+        wrapped(Admission, "admit", renames_cancels),
+        History(steps=GIVEN_UP),
+        "cancels_surface_alone",
+    ),
+    "a call sent twice": (
+        wrapped(LegacyClient, "_exchange", sends_twice),
+        History(steps=CLOSED),
+        "executed_at_most_once",
+    ),
+    "a call executed by the wrong backend": (
+        wrapped(DefaultSession, "_find", swaps_owners),
+        History(backends=TWINS, steps=(Open(backends=(0, 1)), Call(at=1.0), Close(at=2.0))),
+        "executed_by_the_owner_alone",
+    ),
+    "a name given to whoever comes last": (
+        replaced(trio_vmcp.default_session, "build_routing", routes_to_the_last),
+        History(
+            settings=FactorySettings(conflict_resolution=Bare()),
+            backends=TWINS,
+            steps=(Open(backends=(0, 1)), Close(at=2.0)),
+        ),
+        "a_name_means_one_backend",
+    ),
+    "a call that ran and is said not to have": (
+        replaced(trio_vmcp._client.http.link, "note_written", lambda _: None),
+        History(settings=SETTINGS, steps=TIMED_OUT),
+        "no_false_denial",
+    ),
+    "a caller who is not asked who he is": (
+        wrapped(DefaultSession, "_check_caller", lambda *_: None),
+        History(steps=STRANGER),
+        "strangers_get_nothing",
+    ),
+    "a call that outlasts its timeout": (
+        wrapped(StreamableClient, "request", waits_longer),
+        History(settings=SETTINGS, steps=TIMED_OUT),
+        "calls_end_in_time",
+    ),
+    "an opening that is late": (
+        wrapped(DefaultSession, "_open", takes_longer),
+        History(
+            settings=FactorySettings(session_init_timeout=2.0),
+            steps=(Strike(matches="POST", fault=Hang()), Open()),
+        ),
+        "openings_end_in_time",
+    ),
+    "a bound off by one": (
+        wrapped(Membership, "connect_all", holds_one_slot_less),
+        History(
+            settings=FactorySettings(max_backend_init_concurrency=2, backend_init_timeout=3.0),
+            backends=TWINS,
+            steps=(*ALL_HANG, Open(backends=(0, 1))),
+        ),
+        "openings_end_in_time",
+    ),
+    "a drain that is longer than asked for": (
+        wrapped(DefaultSession, "shorten_drain", drains_longer),
+        History(settings=FactorySettings(teardown_timeout=0.5), steps=CUT_OFF),
+        "closings_end_in_time",
+    ),
+    "a lost DELETE": (
+        wrapped(LegacyClient, "aclose", sends_no_delete),
+        History(steps=CLOSED),
+        "every_backend_session_gets_its_delete",
+    ),
+    "metadata that outlives its session": (
+        wrapped(Keeper, "leave", stays_away),
+        History(steps=CLOSED),
+        "rows_live_and_die_with_their_sessions",
+    ),
+    "a backend that is never tried again": (
+        wrapped(Membership, "_see_to", does_nothing),
+        History(settings=PATIENT, instances=LONG, steps=OUTAGE),
+        "who_is_back_is_ready_again",
+    ),
+    "a call to a backend that is well, and fails": (
+        wrapped(Member, "request", is_refused),
+        History(steps=CLOSED),
+        "calls_to_the_healthy_succeed",
+    ),
+    "a backoff that is too short": (
+        wrapped(Backoff, "next", hurries),
+        History(settings=PATIENT, instances=LONG, steps=(Disturb(what="crash"), Open(), Close(at=20.0))),
+        "attempts_keep_to_the_backoff",
+    ),
+    "sessions that try one backend at the same time": (
+        wrapped(Reconnects, "turns", is_nobody_elses),
+        History(settings=PATIENT, instances=LONG, steps=TWO_WAIT),
+        "one_attempt_at_a_time",
+    ),
+    "a connection that is made anew for nothing": (
+        wrapped(Member, "_note_answer", starts_afresh),
+        History(backends=LEGACY, steps=CLOSED),
+        "nobody_reconnects_without_a_reason",
+    ),
+    "a connection that was replaced and is kept": (
+        wrapped(Membership, "_let_go", keeps_hold),
+        History(settings=PATIENT, instances=LONG, steps=FORGOTTEN),
+        "connections_are_let_go_of",
+    ),
+    "a read that was answered, and is sent again": (
+        wrapped(LegacyClient, "_exchange", sends_twice),
+        History(steps=(Open(), Call(at=1.0, kind="resource"), Close(at=2.0))),
+        "sent_again_only_if_it_did_not_run",
+    ),
+    "metadata that names a session of before": (
+        wrapped(Keeper, "note_change", does_nothing),
+        History(settings=PATIENT, instances=LONG, steps=FORGOTTEN),
+        "rows_say_what_sessions_say",
+    ),
+    "a backend that is removed without a word": (
+        wrapped(LegacyClient, "aclose", sends_no_delete),
+        History(steps=REMOVED),
+        "removed_backends_get_their_delete",
+    ),
+    "a removal that is late": (
+        wrapped(Incarnation, "drain", waits_on),
+        History(settings=PATIENT, steps=(Open(), Remove(at=1.0, drain_timeout=0.0), Close(at=5.0))),
+        "members_come_and_go_in_time",
+    ),
+    "a change that nobody looks at": (
+        wrapped(Refresher, "note", does_nothing),
+        History(settings=PATIENT, instances=LONG, backends=STREAMS, steps=CHANGED),
+        "what_is_told_is_listed",
+    ),
+    "a question that gets no answer": (
+        wrapped(LegacyClient, "_on_request", does_nothing),
+        History(backends=STREAMS, steps=(Open(), Call(at=1.0, asks=1), Close(at=10.0))),
+        "questions_are_answered",
+    ),
+    "a circuit that never opens": (
+        wrapped(Breaker, "admit", does_nothing),
+        History(settings=PATIENT, backends=LEGACY, instances=LONG, steps=TOO_OFTEN),
+        "who_is_away_costs_no_time",
+    ),
+    "an error that nobody counts": (
+        wrapped(Health, "failed", does_nothing),
+        History(settings=SETTINGS, steps=(Open(), Call(at=1.0, seconds=20.0), Look(at=5.0), Close(at=6.0))),
+        "health_counts_every_call",
+    ),
+    "a result that is kept for too long": (
+        replaced(trio_vmcp._client.cache, "_fresh_for", lambda _: math.inf),
+        History(backends=LASTING, steps=READ_TWICE),
+        "what_is_read_is_fresh",
+    ),
+    "a process that is killed at once": (
+        replaced(trio_vmcp._client.channels.process, "TERM_SHARE", 0.0),
+        History(backends=DEAF, steps=CLOSED),
+        "processes_are_asked_before_they_are_killed",
+    ),
+    "a process that leaves one of its own behind": (
+        replaced(trio_vmcp._client.channels.process, "_signal_group", lambda *_: None),
+        History(backends=PARENT, steps=CLOSED),
+        "nothing_is_left",
+    ),
+    "handlers that nobody is told of": (
+        wrapped(Handling, "__attrs_post_init__", declares_nothing),
+        History(backends=STREAMS, given=("sampling",), steps=QUESTION),
+        "what_is_given_is_declared",
+    ),
+    "a handler that is not told who calls": (
+        wrapped(Handling, "run", tells_no_caller),
+        History(backends=STREAMS, given=("sampling",), steps=QUESTION),
+        "handlers_are_told_whose_question_it_is",
+    ),
+    "a question that is asked twice": (
+        wrapped(Handling, "run", runs_twice),
+        History(backends=STREAMS, given=("sampling",), steps=QUESTION),
+        "a_question_is_asked_once",
+    ),
+    "a handler for a call that nobody waits for": (
+        wrapped(ServerRequests, "give_up_on", does_nothing),
+        History(backends=STREAMS, given=("elicitation",), steps=GIVEN_UP_ON),
+        "handlers_end_with_their_calls",
+    ),
+    "a log message that is told twice": (
+        wrapped(LogFeed, "put", tells_twice),
+        History(backends=STREAMS, given=("log",), steps=LOG),
+        "log_messages_come_in_order",
+    ),
+    "metadata that is lost": (
+        wrapped(Keeper, "leave", lambda original, keeper, *, terminate: original(keeper, terminate=True)),
+        History(steps=RETURNED),
+        "rows_live_and_die_with_their_sessions",
+    ),
+}
+
+
+def asks_for_nobody(original: Any, credentials: Any, identity: Any) -> Any:
+    return original(credentials, None)
+
+
+def asks_for_the_opener(original: Any, credentials: Any, identity: Any) -> Any:
+    return original(credentials, None if identity is None else ALICE)
+
+
+def mistakes_the_backend(original: Any, credentials: Any, identity: Any) -> Any:
+    own = credentials._backend
+    credentials._backend = attrs.evolve(own, id={"b0": "b1", "b1": "b0"}[own.id])
+    try:
+        return original(credentials, identity)
+    finally:
+        credentials._backend = own
+
+
+async def parts_unsigned(original: Any, link: HttpLink, request: Any, body: Any, identity: Any) -> Reply:
+    if request.method == "DELETE":
+        return (await link._send(request, body))[0]
+    return await original(link, request, body, identity)  # type: ignore[no-any-return]
+
+
+async def gives_up(original: Any, credentials: Any, request: Any, body: Any, identity: Any) -> Reply:
+    return await credentials._run(credentials._ask(identity), request, body, [], None)  # type: ignore[no-any-return]
+
+
+async def insists(original: Any, credentials: Any, request: Any, body: Any, identity: Any) -> Reply:
+    reply = await original(credentials, request, body, identity)
+    if reply.status != 401:
+        return reply  # type: ignore[no-any-return]
+    await reply.aclose()
+    again = httpx.Request(request.method, request.url, headers=request.headers.raw, stream=body)
+    return await original(credentials, again, body, identity)  # type: ignore[no-any-return]
+
+
+async def asks_alone(original: Any, credentials: Any, *args: Any) -> Reply:
+    credentials._in_flight.clear()
+    return await original(credentials, *args)  # type: ignore[no-any-return]
+
+
+# The same, of what is done with credentials.
+DEFECTS |= {
+    "credentials that are asked for nobody": (
+        wrapped(Credentials, "_ask", asks_for_nobody),
+        History(backends=GUARDED, steps=(Open(bound=True), Call(at=1.0), Close(at=2.0))),
+        "credentials_reach_whom_they_are_for",
+    ),
+    "credentials that are the opener's, whoever calls": (
+        wrapped(Credentials, "_ask", asks_for_the_opener),
+        History(backends=GUARDED, steps=(Open(bound=True), Call(at=1.0), Close(at=2.0))),
+        "credentials_reach_whom_they_are_for",
+    ),
+    "credentials that are somebody else's": (
+        wrapped(Credentials, "_ask", mistakes_the_backend),
+        History(backends=(*GUARDED, *TWINS[1:]), steps=(Open(backends=(0, 1)), Close(at=2.0))),
+        "credentials_reach_whom_they_are_for",
+    ),
+    "a goodbye without credentials": (
+        wrapped(HttpLink, "_authenticated", parts_unsigned),
+        History(backends=GUARDED, steps=CLOSED),
+        "every_request_has_its_own_credentials",
+    ),
+    "a lost DELETE of a backend that could be satisfied": (
+        wrapped(LegacyClient, "aclose", sends_no_delete),
+        History(backends=GUARDED, steps=ROTATED),
+        "every_backend_session_gets_its_delete",
+    ),
+    "a DELETE that is refused and not sent again": (
+        wrapped(Credentials, "send", gives_up),
+        History(backends=GUARDED, steps=(Open(), Rotate(at=1.0), Close(at=2.0))),
+        "every_backend_session_gets_its_delete",
+    ),
+    "a call that is sent again and again, refused": (
+        wrapped(Credentials, "send", insists),
+        History(backends=GUARDED, steps=(Open(), Withhold(at=1.0, how="refuse"), Call(at=2.0), Close(at=3.0))),
+        "what_is_refused_is_sent_again_once",
+    ),
+    "credentials that everybody asks for anew": (
+        wrapped(Credentials, "send", asks_alone),
+        History(backends=GUARDED, steps=(Open(), Rotate(at=1.0), *[Call(at=2.0)] * 5, Close(at=3.0))),
+        "who_is_refused_together_asks_together",
+    ),
+    "a rotation that costs a call": (
+        wrapped(Credentials, "send", gives_up),
+        History(backends=GUARDED, steps=ROTATED),
+        "a_rotation_costs_nobody_a_call",
+    ),
+    "a guarded backend that is well, and whose calls fail": (
+        wrapped(Credentials, "send", gives_up),
+        History(backends=GUARDED, steps=ROTATED),
+        "calls_to_the_healthy_succeed",
+    ),
+    "a call that a guarded backend runs twice": (
+        wrapped(LegacyClient, "_exchange", sends_twice),
+        History(backends=GUARDED, steps=ROTATED),
+        "executed_at_most_once",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def leaks_are_wanted(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What the planted defects leave behind is the point of them."""
+    yield
+    request.config.stash[WATCH].found.clear()
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_planted_defect_is_reported(defect: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the check that is meant to; without it, nothing is wrong with the same history."""
+    plant, history, check = DEFECTS[defect]
+    assert [] == judge(history, run_history(history))
+    plant(monkeypatch)
+    assert check in {violation.check for violation in judge(history, run_history(history))}
+
+
+def test_every_check_has_a_defect() -> None:
+    """A check that nothing can fail is worth nothing."""
+    assert set(CHECKS) == {check for _, _, check in DEFECTS.values()}

@@ -1,0 +1,590 @@
+"""The command: what it prints, what it never prints, and how it exits."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from support.processes import PYTHON_OPTIONS, SERVER
+from trio.testing import MockClock
+
+from trio_vmcp._cli.demo import build_servers, run_demo
+from trio_vmcp._cli.plain_view import PlainView, write_text
+from trio_vmcp._cli.rich_view import RichView
+from trio_vmcp._cli.view import Sanitizer, View
+from trio_vmcp.cli import Outcome, main, run_command, until_interrupted
+from trio_vmcp.models import JSON, Backend
+from trio_vmcp.testing import CallContext, Error, Hang, MemoryNetwork, ScriptedBackend, open_memory_network
+
+SECRET, PASSWORD, KEY = "c4nary-s3cret", "c4nary-passw0rd", "c4nary-k3y"
+
+
+@pytest.fixture(autouse=True)
+def any_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the suite may have none, or a dumb one."""
+    monkeypatch.setenv("TERM", "xterm")
+
+
+@attrs.define(eq=False)
+class Terminal:
+    """What a plain view wrote."""
+
+    safe: Sanitizer = attrs.field(factory=Sanitizer)
+    out: io.StringIO = attrs.field(factory=io.StringIO)
+    log: io.StringIO = attrs.field(factory=io.StringIO)
+
+    @property
+    def view(self) -> PlainView:
+        return PlainView(self.out, self.log, self.safe)
+
+    @property
+    def both(self) -> str:
+        return self.out.getvalue() + self.log.getvalue()
+
+
+def build_time_server() -> ScriptedBackend:
+    server = ScriptedBackend(name="time", era="modern", answers="sse")
+    server.add_tool("now", _tell_time, description="What time it is\nand much more")
+    server.add_tool("break", _break)
+    server.add_tool("nap", _nap)
+    return server
+
+
+async def _tell_time(arguments: JSON, context: CallContext) -> str:
+    await context.progress(1, 2, "asking")
+    return f"noon in {arguments['zone']}"
+
+
+async def _break(arguments: JSON, context: CallContext) -> str:
+    raise ValueError("no time today")
+
+
+async def _nap(arguments: JSON, context: CallContext) -> str:
+    await trio.sleep(600)
+    return "rested"
+
+
+async def run(
+    network: MemoryNetwork, view: View, backends: Sequence[Backend], command: str, **options: object
+) -> Outcome:
+    given_options = argparse.Namespace(**({"command": command, "timeout": None} | options))
+    return await run_command(given_options, backends, view, transport=network.transport())
+
+
+async def call(
+    network: MemoryNetwork, view: View, backend: Backend, tool: str, arguments: JSON, **options: object
+) -> Outcome:
+    return await run(network, view, [backend], "call", tool=tool, arguments=arguments, **options)
+
+
+# --- check
+
+
+async def test_check_shows_who_is_there_and_who_is_not(autojump_clock: MockClock) -> None:
+    """One backend answers, one hangs: a tree of both, the reason, and status 1."""
+    hangs = ScriptedBackend(name="hangs")
+    hangs.fail("POST", Hang())
+    terminal = Terminal()
+    async with open_memory_network() as network:
+        backends = [
+            Backend(id="time", url=network.attach("http://time.test/path?key=x", build_time_server())),
+            Backend(id="hangs", url=network.attach("hangs.test", hangs)),
+        ]
+        outcome = await run(network, terminal.view, backends, "check", timeout=3.0)
+    expected = """\
+1 of 2 backends connected in 3.0 s
+  time: modern 2026-07-28, http://time.test, 0 ms
+    tool      time_now                      What time it is
+    tool      time_break
+    tool      time_nap
+  hangs: missing after 3.0 s, TIMEOUT: it did not answer 'initialize' within 3.0 s (backend_init_timeout)
+"""
+    assert expected == terminal.out.getvalue()
+    live = ["time: connecting", "hangs: connecting", "time: connected in 0 ms", "hangs: missing after 3.0 s"]
+    assert live == terminal.log.getvalue().splitlines()
+    assert 1 == outcome.status
+    assert (False, ["connected", "failed"]) == (
+        outcome.document["ok"],
+        [backend["state"] for backend in outcome.document["backends"]],
+    )
+
+
+async def test_check_waits_for_every_backend(autojump_clock: MockClock) -> None:
+    """Thirty that hang take three turns of ten; a session that is not for looking would not wait for the last."""
+    hangs = ScriptedBackend(name="hangs")
+    hangs.fail("POST", Hang())
+    async with open_memory_network() as network:
+        url = network.attach("hangs.test", hangs)
+        outcome = await run(network, Terminal().view, [Backend(id=f"b{n}", url=url) for n in range(30)], "check")
+    assert {"timeout"} == {backend["failure"]["reason"] for backend in outcome.document["backends"]}
+    assert 90 == pytest.approx(outcome.document["opened_in"], abs=1)
+
+
+async def test_check_succeeds_when_all_are_connected(autojump_clock: MockClock) -> None:
+    """Status 0, and a document that has everything that the backends declared."""
+    server = build_time_server()
+    server.add_resource("time://zones", title="Zones")
+    server.add_prompt("ask")
+    async with open_memory_network() as network:
+        backend = Backend(id="time", url=network.attach("time.test", server))
+        outcome = await run(network, Terminal().view, [backend], "check")
+    (document,) = outcome.document["backends"]
+    assert (0, True, []) == (outcome.status, outcome.document["ok"], outcome.document["conflicts"])
+    assert ["time_now", "time_break", "time_nap"] == [tool["name"] for tool in document["tools"]]
+    assert server.tools == [tool["definition"] for tool in document["tools"]]
+    assert server.resources == document["resources"]
+    assert ["time_ask"] == [prompt["name"] for prompt in document["prompts"]]
+    json.dumps(outcome.document)
+
+
+async def test_check_shows_conflicts(autojump_clock: MockClock) -> None:
+    """Two names that compose to one are nobody's, and said to be."""
+    terminal = Terminal()
+    async with open_memory_network() as network:
+        backends = []
+        for backend_id, tool in (("a", "b_c"), ("a_b", "c")):
+            server = ScriptedBackend(name=backend_id)
+            server.add_tool(tool)
+            backends.append(Backend(id=backend_id, url=network.attach(f"{backend_id}.test", server)))
+        outcome = await run(network, terminal.view, backends, "check")
+    assert "  conflict: tool a_b_c is offered by a, a_b: nobody is advertised under it\n" in terminal.out.getvalue()
+    conflict = {"kind": "tool", "name": "a_b_c", "backend_ids": ("a", "a_b"), "owner": None}
+    assert [conflict] == outcome.document["conflicts"]
+
+
+# --- call
+
+
+async def test_a_call_prints_its_result_and_shows_its_progress(autojump_clock: MockClock) -> None:
+    """The result alone goes to stdout; progress goes to stderr."""
+    terminal = Terminal()
+    async with open_memory_network() as network:
+        backend = Backend(id="time", url=network.attach("time.test", build_time_server()))
+        outcome = await call(network, terminal.view, backend, "time_now", {"zone": "UTC"})
+    assert "noon in UTC\n" == terminal.out.getvalue()
+    assert "time_now: done in 0 ms" == terminal.log.getvalue().splitlines()[-1]
+    assert (0, True, "time") == (outcome.status, outcome.document["ok"], outcome.document["backend_id"])
+    assert [{"type": "text", "text": "noon in UTC"}] == outcome.document["result"]["content"]
+
+
+async def test_progress_is_a_line_when_it_changes(autojump_clock: MockClock) -> None:
+    """A call that says how far it is: a line per quarter, however often it says so."""
+
+    async def count(arguments: JSON, context: CallContext) -> str:
+        for step in range(100):
+            await context.progress(step, 100, "steps")
+            await trio.sleep(1)
+        return "counted"
+
+    server, terminal = ScriptedBackend(name="a", answers="sse"), Terminal()
+    server.add_tool("count", count)
+    async with open_memory_network() as network:
+        backend = Backend(id="a", url=network.attach("a.test", server))
+        await call(network, terminal.view, backend, "a_count", {})
+    lines = [line for line in terminal.log.getvalue().splitlines() if line.startswith("a_count")]
+    shown = ["running", "0/100 steps", "25/100 steps", "50/100 steps", "75/100 steps", "done in 100.0 s"]
+    assert [f"a_count: {text}" for text in shown] == lines
+
+
+async def test_a_tool_that_reports_an_error_is_status_1(autojump_clock: MockClock) -> None:
+    """Its words are the result, and stderr says that they are an error."""
+    terminal = Terminal()
+    async with open_memory_network() as network:
+        backend = Backend(id="time", url=network.attach("time.test", build_time_server()))
+        outcome = await call(network, terminal.view, backend, "time_break", {})
+    assert "ValueError: no time today\n" == terminal.out.getvalue()
+    assert "trio-vmcp: time_break reported an error" == terminal.log.getvalue().splitlines()[-1]
+    assert (1, False) == (outcome.status, outcome.document["ok"])
+
+
+async def test_a_call_that_fails_is_one_plain_line(autojump_clock: MockClock) -> None:
+    """The library's own words, status 1, and nothing on stdout."""
+    terminal = Terminal()
+    async with open_memory_network() as network:
+        backend = Backend(id="time", url=network.attach("time.test", build_time_server()))
+        outcome = await call(network, terminal.view, backend, "time_nap", {}, timeout=5.0)
+    (line,) = [line for line in terminal.log.getvalue().splitlines() if line.startswith("trio-vmcp")]
+    assert line.startswith("trio-vmcp: backend 'time' did not answer 'tools/call' within 5.0 s")
+    assert ("", 1, "BackendTimeout") == (terminal.out.getvalue(), outcome.status, outcome.document["error"]["type"])
+
+
+async def test_a_tool_of_a_missing_backend_names_what_is_missing(autojump_clock: MockClock) -> None:
+    """Without that, a typo and a backend that is down would look the same."""
+    terminal = Terminal()
+    async with open_memory_network() as network:
+        backend = Backend(id="time", url="http://nowhere.test/mcp")
+        outcome = await call(network, terminal.view, backend, "time_now", {})
+    assert "no tool 'time_now' in this session; missing: 'time' " in terminal.log.getvalue().splitlines()[-1]
+    assert (1, "ToolNotFound") == (outcome.status, outcome.document["error"]["type"])
+
+
+async def test_a_call_asks_only_who_can_own_the_name(autojump_clock: MockClock) -> None:
+    """A backend of another prefix that hangs costs the call nothing."""
+    hangs = ScriptedBackend(name="hangs")
+    hangs.fail("POST", Hang())
+    async with open_memory_network() as network:
+        backends = [
+            Backend(id="hangs", url=network.attach("hangs.test", hangs)),
+            Backend(id="time", url=network.attach("time.test", build_time_server())),
+        ]
+        outcome = await run(network, Terminal().view, backends, "call", tool="time_now", arguments={"zone": "UTC"})
+    assert (0, 0.0) == (outcome.status, trio.current_time())
+    assert [] == hangs.exchanges
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "a\nb\n"),
+        ([{"type": "image", "data": "AAAA", "mimeType": "image/png"}], "[image image/png, 3 bytes]\n"),
+        ([{"type": "resource", "resource": {"uri": "a:b", "text": "inside"}}], "inside\n"),
+        ([{"type": "resource", "resource": {"uri": "a:b", "blob": "AAAA"}}], "[resource a:b]\n"),
+        ([{"type": "resource_link", "uri": "a:b"}], "[resource a:b]\n"),
+        ([{"type": "smell"}, 3], "[smell]\n[content of no type]\n"),
+        ([{"type": "text", "text": "\x1b[31mred\x07 \u202eback\r\nnext"}], "\\x1b[31mred\\x07 \\u202eback\nnext\n"),
+    ],
+)
+async def test_results_are_for_a_reader(content: list[object], text: str, autojump_clock: MockClock) -> None:
+    """Text as it is, everything else named, and nothing that steers the terminal."""
+
+    async def answer(arguments: JSON, context: CallContext) -> JSON:
+        return {"content": content}
+
+    server, terminal = ScriptedBackend(name="a"), Terminal()
+    server.add_tool("b", answer)
+    async with open_memory_network() as network:
+        await call(network, terminal.view, Backend(id="a", url=network.attach("a.test", server)), "a_b", {})
+    assert text == terminal.out.getvalue()
+
+
+async def test_structured_content_is_shown_where_there_is_no_other(autojump_clock: MockClock) -> None:
+    """As JSON that can be read."""
+
+    async def answer(arguments: JSON, context: CallContext) -> JSON:
+        return {"content": [], "structuredContent": {"city": "Málaga"}}
+
+    server, terminal = ScriptedBackend(name="a"), Terminal()
+    server.add_tool("b", answer)
+    async with open_memory_network() as network:
+        await call(network, terminal.view, Backend(id="a", url=network.attach("a.test", server)), "a_b", {})
+    assert '{\n  "city": "Málaga"\n}\n' == terminal.out.getvalue()
+
+
+# --- secrets
+
+
+async def test_a_secret_is_not_shown_even_if_backends_repeat_it(autojump_clock: MockClock) -> None:
+    """Failures, descriptions, results, errors and the JSON document: an echoed token is blotted out of all of them."""
+
+    async def echo_headers(arguments: JSON, context: CallContext) -> str:
+        return f"you sent {dict(context.exchange.headers)}"
+
+    echoes, refuses = ScriptedBackend(name="echoes"), ScriptedBackend(name="refuses")
+    echoes.add_tool("headers", echo_headers, description="x" * 50 + f" token {SECRET}")
+    refuses.fail("POST", Error(-32000, f"bad token {SECRET}, {PASSWORD}, {KEY}"))
+    async with open_memory_network() as network:
+        for server in (echoes, refuses):
+            network.attach(f"{server.name}.test", server)
+        backends = [
+            Backend(id="echoes", url="http://echoes.test/mcp", headers={"Authorization": f"Bearer {SECRET}"}),
+            Backend(id="refuses", url=f"http://user:{PASSWORD}@refuses.test/{PASSWORD}?x=1&key={KEY}", era="legacy"),
+        ]
+        terminal = Terminal(Sanitizer.of(backends))
+        outcomes = [
+            await run(network, terminal.view, backends, "check"),
+            await call(network, terminal.view, backends[0], "echoes_headers", {}),
+            await call(network, terminal.view, backends[1], "refuses_x", {}),
+        ]
+    shown = [terminal.both, *(json.dumps(terminal.safe.document(outcome.document)) for outcome in outcomes)]
+    for secret in (SECRET, PASSWORD, KEY):
+        assert any(secret in json.dumps(outcome.document) for outcome in outcomes)  # it was there to be blotted out
+        assert [False] * 4 == [secret in text for text in shown]
+    assert "'authorization': '[secret]'" in terminal.out.getvalue()
+
+
+@given(st.text(), st.text(min_size=6))
+def test_a_line_is_one_line_and_holds_no_secret(text: str, secret: str) -> None:
+    """Whatever a backend says: no control characters, no line breaks, and nothing is cut short inside of a secret."""
+    line = Sanitizer((secret,)).line(f"{text}{secret}{text}", limit=60)
+    assert len(line) <= 60
+    assert line == line.strip() or line.isprintable()
+    assert secret not in line or secret in "[secret]"
+    line.encode()
+
+
+# --- the demo
+
+
+@asynccontextmanager
+async def open_in_memory(network: MemoryNetwork) -> AsyncIterator[list[Backend]]:
+    backends = [
+        Backend(id=server.name, url=network.attach(f"{server.name}.test", server)) for server in build_servers()
+    ]
+    yield [*backends, Backend(id="refuses", url="http://refuses.test/mcp")]
+
+
+async def test_the_demo_goes_as_it_says(autojump_clock: MockClock) -> None:
+    """Its claims hold: who is missing, calls side by side, a refusal while a call in flight ends, and the timings."""
+    terminal = Terminal()
+    async with open_memory_network() as network:
+        document = await run_demo(terminal.view, lambda: open_in_memory(network), network.transport())
+    assert [] == document["problems"]
+    assert document["ok"]
+    assert 1.2 == pytest.approx(document["calls_took"])
+    assert 0.8 == pytest.approx(document["closing_took"])
+    assert 3.5 == pytest.approx(document["took"])
+    out = terminal.out.getvalue()
+    assert "  1.2 s together; one after another 4.2 s\n" in out
+    assert "  after 100 ms: a new call is refused (the session is closing or closed and admits no new calls)\n" in out
+    assert "  after 800 ms: the call in flight has its answer\n" in out
+
+
+async def test_the_demo_says_so_when_something_else_happened(autojump_clock: MockClock) -> None:
+    """A backend that should be there is not: the demo has failed, and names what did not hold."""
+    terminal = Terminal()
+
+    @asynccontextmanager
+    async def open_without_weather() -> AsyncIterator[list[Backend]]:
+        async with open_in_memory(network) as backends:
+            yield [Backend(id="weather", url="http://nowhere.test/mcp"), *backends[1:]]
+
+    async with open_memory_network() as network:
+        document = await run_demo(terminal.view, open_without_weather, network.transport())
+    assert not document["ok"]
+    assert "'weather': 'unreachable'" in document["problems"][0]
+    assert "weather_forecast Oslo: no tool 'weather_forecast'" in document["problems"][1]
+    assert "trio-vmcp: not as expected: " in terminal.log.getvalue()
+
+
+async def test_a_terminal_is_drawn_within_its_width(autojump_clock: MockClock) -> None:
+    """80 columns hold the demo, from the first frame to the last line; the reasons are not cut off."""
+    drawn = io.StringIO()
+    view = RichView(_terminal(drawn), _terminal(drawn))
+    async with open_memory_network() as network:
+        await run_demo(view, lambda: open_in_memory(network), network.transport())
+    lines = [_without_escapes(line) for line in drawn.getvalue().splitlines()]
+    assert 80 >= max(map(len, lines))
+    assert "✗ hangs   missing   1.5 s" in lines
+    assert "├── ✓ search  modern 2026-07-28, http://search.test, 0 ms" in lines
+    reason = "│   missing after 1.5 s, TIMEOUT: it did not answer 'initialize' within 1.5 s"
+    assert reason in [line.rstrip() for line in lines]
+    assert "\x1b[?25h" in drawn.getvalue()[-4000:]  # the cursor is back
+
+
+def _terminal(drawn: io.StringIO) -> Console:
+    return Console(file=drawn, width=80, force_terminal=True, no_color=True, highlight=False, legacy_windows=False)
+
+
+def _without_escapes(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "")
+
+
+async def test_a_terminal_shows_calls_errors_and_conflicts(autojump_clock: MockClock) -> None:
+    """What a backend says is text there, and not markup."""
+    drawn, errors = io.StringIO(), io.StringIO()
+    view = RichView(_terminal(drawn), _terminal(errors))
+    servers = [build_time_server(), ScriptedBackend(name="time_now")]
+    servers[1].add_tool("x")
+    servers[1].add_tool("y", description="[red]alert[/red] \x1b[31m " + "long " * 20)
+    servers[0].add_tool("now_x")
+    async with open_memory_network() as network:
+        backends = [Backend(id=server.name, url=network.attach(f"{server.name}.test", server)) for server in servers]
+        await run(network, view, backends, "check")
+        await call(network, view, backends[0], "time_break", {})
+        await call(network, view, backends[0], "time_now", {"zone": "[b]UTC"})
+        await call(network, view, backends[0], "time_nap", {}, timeout=1.0)
+    shown = _without_escapes(drawn.getvalue())
+    assert "── conflict: tool time_now_x is offered by time, time_now: nobody is advertised" in shown
+    assert "\nValueError: no time today\n" in shown
+    assert "\nnoon in [b]UTC\n" in shown
+    (alert,) = [line for line in shown.splitlines() if "time_now_y" in line]
+    assert "[red]alert[/red] \\x1b[31m long" in alert
+    assert alert.rstrip().endswith("…")
+    assert "trio-vmcp: time_break reported an error\n" in _without_escapes(errors.getvalue())
+
+
+# --- the process
+
+
+async def test_an_interrupt_closes_the_session_in_order(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """Status 130; the call is taken back, the backend has its goodbye, and the terminal its cursor."""
+    server, drawn = ScriptedBackend(name="a"), io.StringIO()
+    server.add_tool("nap", _nap)
+
+    async with open_memory_network() as network:
+        backend = Backend(id="a", url=network.attach("a.test", server))
+
+        async def call_and_interrupt() -> Outcome:
+            nursery.start_soon(_interrupt_after, 1.0)
+            return await call(network, RichView(_terminal(drawn), _terminal(drawn)), backend, "a_nap", {})
+
+        outcome = await until_interrupted(call_and_interrupt)
+        assert (130, {}) == (outcome.status, server.sessions)
+    assert ["a-session-1"] == server.deleted_sessions
+    assert drawn.getvalue().rindex("\x1b[?25h") > drawn.getvalue().rindex("\x1b[?25l")
+
+
+async def _interrupt_after(seconds: float) -> None:
+    await trio.sleep(seconds)
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def refusing_url() -> Iterator[str]:
+    """Of a port that nobody listens on, and that nobody else can get."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{held.getsockname()[1]}/mcp"
+
+
+def write_config(directory: Path, text: str) -> str:
+    path = directory / "mcp.json"
+    path.write_text(text)
+    return str(path)
+
+
+def test_check_exits_with_1_when_a_backend_is_missing(
+    refusing_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --json, stdout is one document, and what is going on is on stderr. Without, it is plain text in a pipe."""
+    config = write_config(tmp_path, json.dumps({"mcpServers": {"time": {"url": refusing_url}}}))
+    assert 1 == main(["check", "--config", config, "--json"])
+    printed = capsys.readouterr()
+    assert (False, "unreachable") == (
+        json.loads(printed.out)["ok"],
+        json.loads(printed.out)["backends"][0]["failure"]["reason"],
+    )
+    assert printed.err.startswith("time: connecting\n")
+    assert 1 == main(["check", "--config", config])
+    assert capsys.readouterr().out.startswith("0 of 1 backends connected in ")
+
+
+def test_the_commands_of_a_file_are_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checked and called; shown are the program's name and no secret of its environment, though it repeats it."""
+    monkeypatch.setenv("TOKEN", "s3cret-value")
+    entry = {"command": sys.executable, "args": [*PYTHON_OPTIONS, str(SERVER), "modern"], "env": {"SECRET": "${TOKEN}"}}
+    config = write_config(tmp_path, json.dumps({"mcpServers": {"plain": entry}}))
+    assert 0 == main(["check", "--config", config])
+    assert f"plain: modern 2026-07-28, {Path(sys.executable).name}, " in capsys.readouterr().out
+    assert 0 == main(["call", "plain_echo", '{"a": 1}', "--config", config])
+    assert '{"a": 1}' in capsys.readouterr().out
+    assert 0 == main(["call", "plain_env", "--config", config])
+    printed = capsys.readouterr().out
+    assert "SECRET" in printed
+    assert "s3cret-value" not in printed
+    assert 1 == main(["call", "plain_die", "--config", config])
+    assert "its last words on stderr: 'about to die', 'of $SECRET'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('{"a": {"url": "x"}}', "FILE: a.url: is not an http:// or https:// URL with a host"),
+        ('{\n"a": }', "FILE:2:6: not JSON: Expecting value"),
+        ("{}", "FILE: enables no server"),
+        ('{"a": {"command": "npx", "args": "-y"}}', "FILE: a.args: is a string, not a list"),
+        ('{"a": {"url": "${NOT_SET_HERE}"}}', "FILE: a.url: needs the environment variable NOT_SET_HERE, which is"),
+    ],
+)
+def test_a_bad_file_is_one_line_and_status_2(
+    text: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same for check and call; with --json the line is also in the document."""
+    config = write_config(tmp_path, text)
+    assert 2 == main(["check", "--config", config])
+    printed = capsys.readouterr()
+    assert ("", 1) == (printed.out, len(printed.err.splitlines()))
+    assert printed.err.startswith(f"trio-vmcp: {line.replace('FILE', config)}")
+    assert 2 == main(["call", "a_b", "{}", "--json", "--config", config])
+    assert "ConfigError" == json.loads(capsys.readouterr().out)["error"]["type"]
+
+
+def test_a_file_that_cannot_be_read_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Missing, a directory, or not UTF-8."""
+    latin = tmp_path / "latin.json"
+    latin.write_bytes(b'{"\xe4": 1}')
+    assert [2, 2, 2] == [main(["check", "--config", str(path)]) for path in (tmp_path / "none", tmp_path, latin)]
+    assert [
+        f"trio-vmcp: {tmp_path}/none: cannot be read: {os.strerror(2)}",
+        f"trio-vmcp: {tmp_path}: cannot be read: {os.strerror(21)}",
+        f"trio-vmcp: {latin}: is not UTF-8 at byte 2",
+    ] == capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "COMMAND"),
+        (["check"], "--config"),
+        (["call", "a", "[1", "--config", "x"], "argument JSON: not JSON: Expecting ',' delimiter at 1:3"),
+        (["call", "a", "[1]", "--config", "x"], "argument JSON: not a JSON object, such as {}"),
+        (["call", "a", '{"a": NaN}', "--config", "x"], "argument JSON: not JSON that can be sent"),
+        (["call", "a", "[" * 100_000, "--config", "x"], "argument JSON: not JSON that can be sent"),
+        (["check", "--config", "x", "--timeout", "0"], "argument --timeout: '0' is not a number of seconds above 0"),
+        (["check", "--config", "x", "--timeout", "x"], "argument --timeout: 'x' is not a number of seconds above 0"),
+    ],
+)
+def test_bad_usage_is_status_2(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The line names the option, and what was wrong with it."""
+    with pytest.raises(SystemExit) as exited:
+        main(arguments)
+    assert 2 == exited.value.code
+    assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("term", "rich_is_there", "drawn"), [("xterm", True, True), ("dumb", True, False), ("xterm", False, False)]
+)
+def test_a_terminal_is_drawn_on_if_it_can_be(
+    term: str,
+    rich_is_there: bool,
+    drawn: bool,
+    refusing_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A tree with `rich` on a terminal that moves its cursor; plain ASCII lines without either."""
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    if not rich_is_there:
+        monkeypatch.setitem(sys.modules, "rich", None)
+    config = write_config(tmp_path, json.dumps({"time": {"url": refusing_url}}))
+    assert 1 == main(["check", "--config", config])
+    out = capsys.readouterr().out
+    assert (drawn, not drawn) == ("└── ✗ time" in _without_escapes(out), out.isascii())
+
+
+def test_the_version_is_the_distribution_s(capsys: pytest.CaptureFixture[str]) -> None:
+    """For bug reports."""
+    with pytest.raises(SystemExit) as exited:
+        main(["--version"])
+    assert 0 == exited.value.code
+    assert capsys.readouterr().out.startswith("trio-vmcp ")
+
+
+def test_a_reader_who_leaves_is_no_error() -> None:
+    """`trio-vmcp check | head -1` ends without a traceback, now and when Python flushes at its exit."""
+    reading, writing = os.pipe()
+    with open(writing, "w") as stream:
+        os.close(reading)
+        write_text(stream, "the first line that nobody reads\n")
+        write_text(stream, "another\n")

@@ -1,0 +1,529 @@
+"""Results that may be kept: how long, for whom, until what happens, how many; and that nobody can change another's."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+from support.clients import ALICE, BOB, Bench, ask, call, echo_backend, open_scripted
+from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
+
+from trio_vmcp import JSON, Backend, BackendRejected, BackendTimeout, BackendUnavailable, Identity
+from trio_vmcp._client import cache as result_cache
+from trio_vmcp._client.cache import LONGEST, MOST_BYTES_EACH, MOST_RESULTS_EACH, BackendCache, ResponseCache
+from trio_vmcp.testing import Delay, Disconnect, Error, Hang, Reset, Rewrite, ScriptedBackend, Status
+
+MODERN = "2026-07-28"
+LISTS = ("tools/list", "resources/list", "resources/templates/list", "prompts/list")
+
+
+def of(cache: ResponseCache, url: str = "http://b.test/mcp", version: str = MODERN, **more: Any) -> BackendCache:
+    return cache.of(Backend(**{"id": "b", "url": url, **more}), version)
+
+
+def keep(
+    kept: BackendCache, method: str, result: JSON, params: JSON | None = None, identity: Identity | None = None
+) -> None:
+    fetch = kept.fetch(method, params or {}, identity)
+    assert fetch is not None
+    fetch.keep(result)
+    fetch.end()
+
+
+def lasting(seconds: float, **fields: Any) -> JSON:
+    return {"ttlMs": seconds * 1000, "cacheScope": "private", **fields}
+
+
+def find(kept: BackendCache, method: str, params: JSON | None = None, identity: Identity | None = None) -> JSON | None:
+    return kept.find(method, params or {}, identity)
+
+
+# How long
+
+
+async def test_fresh_until_the_very_end(autojump_clock: MockClock) -> None:
+    """ "While now < received + ttl"."""
+    kept = of(ResponseCache())
+    keep(kept, "tools/list", lasting(5, tools=[]))
+    await trio.sleep(4.999)
+    assert lasting(5, tools=[]) == find(kept, "tools/list")
+    await trio.sleep(0.001)
+    assert None is find(kept, "tools/list")
+
+
+@pytest.mark.parametrize("ttl", [None, 0, -1, -0.0, "5000", True, [5000], math.nan, -math.inf])
+async def test_no_time_to_live_is_none(ttl: Any) -> None:
+    """Absent, zero, negative, or no number."""
+    cache = ResponseCache()
+    keep(of(cache), "tools/list", {"ttlMs": ttl, "cacheScope": "public"})
+    keep(of(cache), "prompts/list", {"cacheScope": "public"})
+    assert (0, 0) == (len(cache), cache.size)
+
+
+@pytest.mark.parametrize("ttl", [1e300, 10**400, math.inf, 24 * 3600 * 1000 + 1], ids=["float", "int", "inf", "near"])
+async def test_nothing_is_kept_longer_than_a_day(autojump_clock: MockClock, ttl: float) -> None:
+    """Whatever a server says."""
+    kept = of(ResponseCache())
+    keep(kept, "tools/list", {"ttlMs": ttl})
+    await trio.sleep(LONGEST - 1)
+    assert None is not find(kept, "tools/list")
+    await trio.sleep(1)
+    assert 24 * 3600 == LONGEST
+    assert None is find(kept, "tools/list")
+
+
+async def test_each_page_has_a_clock_of_its_own(autojump_clock: MockClock) -> None:
+    """A page is found with all that follow it, or not at all: half an old list has cursors that may be dead."""
+    kept = of(ResponseCache())
+    keep(kept, "tools/list", lasting(10, nextCursor="", tools=[1]))
+    assert None is find(kept, "tools/list")
+    keep(kept, "tools/list", lasting(5, nextCursor=2, tools=[2]), {"cursor": ""})
+    assert None is find(kept, "tools/list")
+    keep(kept, "tools/list", lasting(20, tools=[3]), {"cursor": 2})
+    pages = [find(kept, "tools/list", params) for params in ({}, {"cursor": ""}, {"cursor": 2})]
+    assert [[1], [2], [3]] == [page and page["tools"] for page in pages]
+    await trio.sleep(5)
+    pages = [find(kept, "tools/list", params) for params in ({}, {"cursor": ""}, {"cursor": 2})]
+    assert [None, None, [3]] == [page and page["tools"] for page in pages]
+
+
+async def test_cursors_in_a_circle_are_no_list() -> None:
+    """Whoever asked for it would ask for ever."""
+    kept = of(ResponseCache())
+    keep(kept, "tools/list", lasting(10, nextCursor="a"))
+    keep(kept, "tools/list", lasting(10, nextCursor="a"), {"cursor": "a"})
+    assert None is find(kept, "tools/list")
+
+
+# For whom
+
+
+SOMEBODY = [
+    None,
+    ALICE,
+    BOB,
+    Identity(issuer="https://issuer.test", subject="alice2"),
+    Identity(issuer="i", subject="alice"),
+]
+
+
+@pytest.mark.parametrize("scope", ["private", None, "Public", "shared", 1])
+async def test_what_is_not_public_is_its_owner_s(scope: Any) -> None:
+    """Of two principals, neither sees the other's; nobody is a principal of its own."""
+    for owner in SOMEBODY:
+        kept = of(ResponseCache())
+        keep(kept, "tools/list", {"ttlMs": 5000, "cacheScope": scope}, identity=owner)
+        found = [find(kept, "tools/list", identity=somebody) is not None for somebody in SOMEBODY]
+        assert [somebody == owner for somebody in SOMEBODY] == found
+
+
+async def test_a_refreshed_token_is_the_same_principal() -> None:
+    """As everywhere."""
+    kept = of(ResponseCache())
+    keep(kept, "tools/list", lasting(5), identity=ALICE)
+    refreshed = Identity(issuer=ALICE.issuer, subject=ALICE.subject, token="another")
+    assert None is not find(kept, "tools/list", identity=refreshed)
+
+
+async def test_what_is_public_is_everybody_s() -> None:
+    """Of the same backend."""
+    kept = of(ResponseCache())
+    keep(kept, "tools/list", {"ttlMs": 5000, "cacheScope": "public"}, identity=ALICE)
+    assert all(find(kept, "tools/list", identity=somebody) for somebody in SOMEBODY)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"url": "http://b.test/other"},
+        {"url": "https://b.test/mcp"},
+        {"id": "c"},
+        {"headers": {"X-Tenant": "b"}},
+        {"headers": {"X-Tenant": "a", "X-More": ""}},
+        {"headers": {}},
+        {"headers": {"X-Tenan": "ta"}},
+        {"version": "2027-01-01"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("scope", ["private", "public"])
+async def test_another_way_to_ask_is_another_result(other: JSON, scope: str) -> None:
+    """Headers may be credentials, or choose what is shown; and a backend's id may choose its credentials."""
+    cache = ResponseCache()
+    usual: JSON = {"headers": {"X-Tenant": "a"}}
+    keep(of(cache, **usual), "tools/list", {"ttlMs": 5000, "cacheScope": scope})
+    assert None is not find(of(cache, **usual), "tools/list")
+    assert None is find(of(cache, **{**usual, **other}), "tools/list")
+
+
+async def test_no_header_is_kept() -> None:
+    """Nor anything that one could be guessed by elsewhere."""
+    cache = ResponseCache()
+    kept = of(cache, headers={"Authorization": "Bearer canary"})
+    keep(kept, "tools/list", lasting(5))
+    assert "canary" not in repr((cache, kept, cache._shelves))
+
+
+# What
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("tools/call", {"name": "t"}),
+        ("prompts/get", {"name": "p"}),
+        ("completion/complete", {}),
+        ("resources/read", {"uri": "memo://one", "inputResponses": {"a": {}}}),
+        ("resources/read", {"uri": "memo://one", "requestState": "s"}),
+        ("tools/list", {"_meta": {"traceparent": "00-1"}}),
+        ("tools/list", {"cursor": {1, 2}}),
+    ],
+    ids=str,
+)
+async def test_what_is_not_for_keeping(method: str, params: JSON) -> None:
+    """Calls, rounds of input, and what a caller changed in a way that nobody here understands."""
+    kept = of(ResponseCache())
+    assert (None, None) == (kept.fetch(method, params, None), find(kept, method, params))
+
+
+async def test_a_progress_token_changes_no_result() -> None:
+    """It is ours."""
+    kept = of(ResponseCache())
+    keep(kept, "resources/read", lasting(5), {"uri": "memo://one", "_meta": {"progressToken": 7}})
+    assert None is not find(kept, "resources/read", {"_meta": {"progressToken": 8}, "uri": "memo://one"})
+    assert None is find(kept, "resources/read", {"uri": "memo://two"})
+
+
+async def test_whoever_finds_it_has_it_for_himself() -> None:
+    """Changing what one was given, or what came, changes nobody else's."""
+    kept = of(ResponseCache())
+    received = lasting(5, tools=[{"name": "t\ud800", "n": 0.1, "big": 10**30, "text": "é"}])
+    keep(kept, "tools/list", received)
+    wanted = json.loads(json.dumps(received))
+    received["tools"].clear()
+    for _ in range(2):
+        found = find(kept, "tools/list") or {}
+        assert wanted == found
+        found["tools"][0]["name"] = "changed"
+
+
+# Until what happens
+
+
+@pytest.mark.parametrize(
+    ("notification", "gone"),
+    [
+        ("notifications/tools/list_changed", {"tools/list"}),
+        ("notifications/prompts/list_changed", {"prompts/list"}),
+        ("notifications/resources/list_changed", {"resources/list", "resources/templates/list"}),
+        ("notifications/message", set()),
+    ],
+)
+async def test_a_change_ends_what_it_is_about(notification: str, gone: set[str]) -> None:
+    """Every page, for whomever, whatever headers were sent."""
+    cache = ResponseCache()
+    for identity in (None, ALICE):
+        for params in ({}, {"cursor": "a"}):
+            for method in LISTS:
+                keep(of(cache), method, lasting(60), params, identity)
+    keep(of(cache), "server/discover", lasting(60))
+    of(cache, headers={"a": "b"}).note_change(notification, {})
+    left = {method for method in LISTS if find(of(cache), method) is not None}
+    assert {*LISTS} - gone == left
+    assert 17 - 4 * len(gone) == len(cache)
+    of(cache, url="http://other.test/").note_change(notification, {})
+    assert 17 - 4 * len(gone) == len(cache)
+
+
+@pytest.mark.parametrize(
+    ("params", "left"),
+    [
+        ({"uri": "memo://a"}, {"memo://a/b", "memo://b"}),
+        ({"uri": "memo://a/b"}, {"memo://b"}),
+        ({"uri": "memo://c"}, {"memo://a", "memo://a/b", "memo://b"}),
+        ({}, set()),
+        ({"uri": 1}, set()),
+    ],
+)
+async def test_an_updated_resource_is_read_again(params: JSON, left: set[str]) -> None:
+    """And what it is a part of; without a name it may be any."""
+    kept = of(ResponseCache())
+    uris = ("memo://a", "memo://a/b", "memo://b")
+    for uri in uris:
+        keep(kept, "resources/read", lasting(60), {"uri": uri})
+    keep(kept, "resources/list", lasting(60))
+    kept.note_change("notifications/resources/updated", params)
+    assert left == {uri for uri in uris if find(kept, "resources/read", {"uri": uri})}
+    assert find(kept, "resources/list")
+
+
+async def test_what_was_on_its_way_when_it_changed_is_not_kept() -> None:
+    """It may have been made before the change; what is asked for behind it is."""
+    cache = ResponseCache()
+    kept = of(cache)
+    before, other = kept.fetch("tools/list", {}, None), kept.fetch("prompts/list", {}, None)
+    kept.note_change("notifications/tools/list_changed", {})
+    after = kept.fetch("tools/list", {"cursor": "a"}, None)
+    for fetch in (before, other, after):
+        assert fetch is not None
+        fetch.keep(lasting(60))
+        fetch.end()
+    assert (False, True, True) == (
+        find(kept, "tools/list") is not None,
+        find(kept, "prompts/list") is not None,
+        find(kept, "tools/list", {"cursor": "a"}) is not None,
+    )
+    kept.drop_all()
+    assert (0, 0, {}) == (len(cache), cache.size, cache._shelves)
+
+
+# How many
+
+
+async def test_one_endpoint_pushes_out_its_own_alone() -> None:
+    """The oldest of it; a greedy backend costs the others nothing."""
+    cache = ResponseCache()
+    keep(of(cache, url="http://quiet.test/"), "tools/list", lasting(60))
+    for number in range(MOST_RESULTS_EACH + 10):
+        keep(of(cache), "resources/read", lasting(60), {"uri": f"memo://{number}"})
+    assert MOST_RESULTS_EACH + 1 == len(cache)
+    found = [find(of(cache), "resources/read", {"uri": f"memo://{number}"}) for number in (0, 9, 10, 521)]
+    assert [False, False, True, True] == [each is not None for each in found]
+    large = "x" * (MOST_BYTES_EACH // 3)
+    for number in range(6):
+        keep(of(cache), "resources/read", lasting(60, text=large), {"uri": f"large://{number}"})
+    assert MOST_BYTES_EACH * 2 // 3 < cache.size <= MOST_BYTES_EACH + 2000
+    keep(of(cache), "tools/list", lasting(60, text="x" * MOST_BYTES_EACH))
+    assert None is find(of(cache), "tools/list")
+    assert None is not find(of(cache, url="http://quiet.test/"), "tools/list")
+
+
+async def test_all_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest endpoint gives way."""
+    monkeypatch.setattr(result_cache, "MOST_RESULTS", 20)
+    monkeypatch.setattr(result_cache, "MOST_BYTES", 40_000)
+    cache = ResponseCache()
+    keep(of(cache, url="http://quiet.test/"), "tools/list", lasting(60))
+    for number in range(50):
+        keep(of(cache, url=f"http://{number % 5}.test/"), "resources/read", lasting(60), {"uri": f"memo://{number}"})
+        assert len(cache) <= 20
+    for number in range(50):
+        keep(of(cache), "resources/read", lasting(60, text="x" * 5000), {"uri": f"memo://{number}"})
+        assert cache.size <= 40_000
+    assert None is not find(of(cache, url="http://quiet.test/"), "tools/list")
+
+
+async def test_the_same_again_takes_the_place_of_what_there_was() -> None:
+    """And is counted once."""
+    cache = ResponseCache()
+    for text in ("x" * 1000, "y"):
+        keep(of(cache), "tools/list", lasting(60, text=text))
+    assert (1, "y") == (len(cache), (find(of(cache), "tools/list") or {})["text"])
+    assert cache.size < 1000
+
+
+async def test_what_has_ended_makes_room(autojump_clock: MockClock) -> None:
+    """When it is looked for."""
+    cache = ResponseCache()
+    keep(of(cache), "tools/list", lasting(1))
+    await trio.sleep(1)
+    find(of(cache), "tools/list")
+    assert (0, 0, {}) == (len(cache), cache.size, cache._shelves)
+
+
+# In a client
+
+
+def offering(**more: Any) -> ScriptedBackend:
+    backend = echo_backend(**{"era": "modern", "ttl_ms": 60_000, **more})
+    backend.add_resource("memo://one", "first")
+    backend.add_prompt("greet")
+    return backend
+
+
+@asynccontextmanager
+async def two_clients(backend: ScriptedBackend, **options: Any) -> AsyncIterator[Bench]:
+    """The first has listed everything."""
+    async with open_scripted(backend, **options) as bench:
+        client = await bench.connect()
+        await list_all(client)
+        yield bench
+
+
+async def list_all(client: Any) -> list[JSON]:
+    pages = [await ask(client, method) for method in LISTS]
+    return [*pages, await ask(client, "resources/read", {"uri": "memo://one"})]
+
+
+async def test_a_second_session_asks_for_nothing_that_is_fresh(autojump_clock: MockClock) -> None:
+    """Discovery, the lists, what was read; until their time is over."""
+    backend = offering()
+    async with two_clients(backend) as bench:
+        before = len(backend.exchanges)
+        again = await bench.connect()
+        assert await list_all(bench.clients[0]) == await list_all(again)
+        assert before == len(backend.exchanges) == 6
+        assert bench.clients[0].server_capabilities == again.server_capabilities
+        await call(again)
+        assert before + 1 == len(backend.exchanges)
+        await trio.sleep(60)
+        await list_all(await bench.connect())
+        assert before + 7 == len(backend.exchanges)
+
+
+async def test_the_probe_asks_for_nothing_that_is_fresh() -> None:
+    """Where the era is known by the factory, and what the backend declared, too."""
+    backend = offering(era="both")
+    async with two_clients(backend) as bench:
+        before = len(backend.exchanges)
+        assert "modern" == (await bench.connect()).record.era
+        assert before == len(backend.exchanges)
+
+
+async def test_one_identity_s_lists_are_not_another_s() -> None:
+    """Unless the server says that they are."""
+    for scope, asked in (("private", 12), ("public", 6)):
+        backend = offering(cache_scope=scope)
+        async with open_scripted(backend) as bench:
+            for identity in (ALICE, BOB):
+                client = await bench.connect(identity=identity)
+                for method in LISTS:
+                    await ask(client, method, identity=identity)
+                await ask(client, "resources/read", {"uri": "memo://one"}, identity=identity)
+        assert asked == len(backend.exchanges)
+
+
+async def test_what_is_found_in_the_cache_is_looked_at_all_the_same() -> None:
+    """A session that was never told a tool's headers by the backend sends them; a bad tool is no tool."""
+    backend = offering()
+    schema = {"type": "object", "properties": {"region": {"type": "string", "x-mcp-header": "Region"}}}
+    backend.add_tool("located", inputSchema=schema)
+    backend.add_tool("bad", inputSchema={"properties": {"a": {"type": "object", "x-mcp-header": "A"}}})
+    async with two_clients(backend) as bench:
+        again = await bench.connect()
+        tools = [tool["name"] for tool in (await ask(again, "tools/list"))["tools"]]
+        assert ["echo", "steps", "hang", "located"] == tools
+        await call(again, "located", {"region": "eu"})
+    assert "eu" == backend.received("tools/call")[0].headers["mcp-param-region"]
+
+
+async def test_a_notification_makes_everybody_ask_again() -> None:
+    """It comes by one client's stream, and is about the lists of all."""
+    backend = offering(listens=True)
+    async with two_clients(backend) as bench:
+        other = await bench.connect()
+        await wait_all_tasks_blocked()
+        backend.add_tool("new")
+        backend.notify("notifications/tools/list_changed")
+        await wait_all_tasks_blocked()
+        assert "new" == (await ask(other, "tools/list"))["tools"][-1]["name"]
+        assert 2 == len(backend.received("tools/list"))
+
+
+async def test_a_change_during_a_fetch_is_not_lost(autojump_clock: MockClock) -> None:
+    """What was asked for before it is given to the caller, who hears of the change, and is not kept."""
+    backend = offering(listens=True)
+    async with open_scripted(backend) as bench, trio.open_nursery() as nursery:
+        client = await bench.connect()
+        await wait_all_tasks_blocked()
+        backend.fail("tools/list", Delay(2), times=1)
+        nursery.start_soon(lambda: ask(client, "tools/list"))
+        await trio.sleep(1)
+        backend.notify("notifications/tools/list_changed")
+        await trio.sleep(2)
+        await ask(client, "tools/list")
+        await ask(client, "tools/list")
+    assert 2 == len(backend.received("tools/list"))
+
+
+async def test_a_schema_that_proved_old_is_fetched_whatever_is_fresh() -> None:
+    """The backend said so by HeaderMismatch."""
+    backend = offering()
+    async with two_clients(backend) as bench:
+        backend.fail("tools/call", Error(-32020, "header mismatch", status=400), times=1)
+        await call(bench.clients[0])
+    assert 2 == len(backend.received("tools/list"))
+
+
+async def test_a_dead_cursor_drops_every_page() -> None:
+    """The pages before it are of a list that is gone."""
+    backend = offering(page_size=1)
+    async with open_scripted(backend) as bench:
+        client = await bench.connect()
+        await ask(client, "tools/list")
+        await ask(client, "tools/list", {"cursor": "after 1"})
+        await ask(client, "tools/list", {"cursor": "after 2"})
+        await ask(client, "tools/list")
+        assert 3 == len(backend.received("tools/list"))
+        with pytest.raises(BackendRejected):
+            await ask(client, "tools/list", {"cursor": "after 9"})
+        await ask(client, "tools/list")
+        await ask(client, "tools/list", {"cursor": "after 2"})
+    assert 6 == len(backend.received("tools/list"))
+
+
+@pytest.mark.parametrize("kind", ["input_required", "unknown"])
+async def test_what_is_no_whole_result_is_not_kept(kind: str) -> None:
+    """Whatever time it says it is good for."""
+    backend = offering()
+    change = Rewrite(lambda response: {**response, "result": {**response["result"], "resultType": kind}})
+    backend.fail("resources/read", change, times=1)
+    async with open_scripted(backend) as bench:
+        client = await bench.connect()
+        with pytest.raises(Exception, match="answered 'resources/read'"):
+            await ask(client, "resources/read", {"uri": "memo://one"})
+        assert await ask(client, "resources/read", {"uri": "memo://one"})
+    assert 2 == len(backend.received("resources/read"))
+
+
+@pytest.mark.parametrize("fault", [Disconnect(0), Reset(0)])
+async def test_who_was_away_is_asked_anew(autojump_clock: MockClock, fault: Any) -> None:
+    """It may come back as another, and whoever connects again has to find out whether it does."""
+    backend = offering()
+    async with two_clients(backend) as bench:
+        backend.fail("tools/call", fault, times=1)
+        with pytest.raises(BackendUnavailable):
+            await call(bench.clients[0])
+        await list_all(await bench.connect())
+    assert (2, 2, 2) == tuple(len(backend.received(m)) for m in ("server/discover", "tools/list", "resources/read"))
+
+
+@pytest.mark.parametrize("fault", [Hang(), Status(404)])
+async def test_who_does_not_answer_is_discovered_anew(autojump_clock: MockClock, fault: Any) -> None:
+    """Its lists are not in doubt, its being there is."""
+    backend = offering()
+    async with two_clients(backend) as bench:
+        backend.fail("tools/call", fault, times=1)
+        with pytest.raises((BackendTimeout, BackendRejected)):
+            await call(bench.clients[0], timeout=5)
+        await list_all(await bench.connect())
+    assert (2, 1) == tuple(len(backend.received(m)) for m in ("server/discover", "tools/list"))
+
+
+async def test_a_cancelled_fetch_leaves_nothing(autojump_clock: MockClock) -> None:
+    """Nobody waits for it."""
+    backend = offering()
+    backend.fail("tools/list", Hang(), times=1)
+    async with open_scripted(backend) as bench:
+        client = await bench.connect()
+        with trio.move_on_after(1):
+            await ask(client, "tools/list")
+        (shelf,) = bench.connector.cache._shelves.values()
+        assert set() == shelf.fetches
+        assert await ask(client, "tools/list")
+
+
+async def test_a_result_from_the_cache_is_a_checkpoint(autojump_clock: MockClock) -> None:
+    """A loop over what is fresh lets others run, and can be cancelled."""
+    async with two_clients(offering()) as bench:
+        with assert_checkpoints():
+            await ask(bench.clients[0], "tools/list")
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await ask(bench.clients[0], "tools/list")
+        assert scope.cancelled_caught

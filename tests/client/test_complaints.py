@@ -1,0 +1,108 @@
+"""What a backend does wrong at the pace of its wire does not fill the log at that pace."""
+
+from __future__ import annotations
+
+import logging
+
+import httpx
+import pytest
+import trio
+from support.clients import call, event, in_json, in_sse, message_of, open_bench, result
+from support.duplex import open_pair
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vmcp import JSON, ClientHandlers, ServerRequest
+from trio_vmcp._client.complaints import MOST_COMPLAINTS
+
+MANY = 5 * MOST_COMPLAINTS
+LEVELS = ["WARNING"] + ["DEBUG"] * (MOST_COMPLAINTS - 1)
+
+
+def levels(caplog: pytest.LogCaptureFixture, what: str) -> list[str]:
+    return [record.levelname for record in caplog.records if what in record.getMessage()]
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        (b"Listening for requests", "skipped a line of 22 bytes that is not JSON"),
+        (b"{}", "dropped a message that"),
+        (b'{"jsonrpc":"2.0","id":7,"method":"ping"}', "ignored a request, which this era's servers do not send"),
+        (b'{"method":"x","params":"' + b"x" * 10_000 + b'"}', "it was no answer"),
+    ],
+)
+async def test_a_flood_of_lines(
+    line: bytes, what: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One warning, some records more for whoever looks for them; the call that waits is answered."""
+    caplog.set_level(logging.DEBUG)
+    async with open_pair() as pair, trio.open_nursery() as nursery:
+        pair.client.adopt({"capabilities": {}})
+        nursery.start_soon(call, pair.client)
+        request = await pair.server.receive()
+        await pair.server.send(*[line] * MANY)
+        await wait_all_tasks_blocked()
+        assert LEVELS == levels(caplog, what)
+        await pair.server.answer(request, content=[])
+
+
+def flood(era: str, message: JSON) -> httpx.MockTransport:
+    """A server that answers a call with so many of one message ahead of its answer."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked = message_of(request)
+        match asked.get("method"):
+            case "server/discover":
+                return in_json(result(asked["id"], supportedVersions=["2026-07-28"], capabilities={}))
+            case "initialize":
+                return in_json(result(asked["id"], protocolVersion="2025-11-25", capabilities={}))
+            case "tools/call":
+                return in_sse(*[event(message)] * MANY, event(result(asked["id"], content=[])))
+        return httpx.Response(202)
+
+    return httpx.MockTransport(answer)
+
+
+PING: JSON = {"jsonrpc": "2.0", "id": 7, "method": "ping"}
+QUESTION: JSON = {"jsonrpc": "2.0", "id": 7, "method": "roots/list"}
+
+
+@pytest.mark.parametrize(
+    ("era", "message", "what"),
+    [
+        ("modern", PING, "ignored a request on a response stream"),
+        ("modern", result(99), "dropped an answer to a request that is not waiting here"),
+        ("legacy", result(99), "dropped an answer to a request that is not waiting here"),
+    ],
+)
+async def test_a_flood_on_a_response(
+    era: str, message: JSON, what: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same over HTTP, whose connections last beyond a response."""
+    caplog.set_level(logging.DEBUG)
+    async with open_bench(flood(era, message), era=era) as bench:
+        client = await bench.connect()
+        for _ in range(2):
+            assert {"content": []} == await call(client)
+    assert LEVELS == levels(caplog, what)
+
+
+async def test_a_flood_of_one_question(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    """While the first of its id is answered, the others are ignored."""
+    caplog.set_level(logging.DEBUG)
+
+    async def roots(request: ServerRequest) -> JSON:
+        await trio.sleep_forever()
+
+    async with open_bench(flood("legacy", QUESTION), era="legacy", handlers=ClientHandlers(roots=roots)) as bench:
+        assert {"content": []} == await call(await bench.connect())
+    assert LEVELS == levels(caplog, "ignored a request whose id is in use")
+
+
+async def test_kinds_are_counted_apart(caplog: pytest.LogCaptureFixture) -> None:
+    """What is new is a warning, whatever came before."""
+    async with open_pair() as pair:
+        pair.client.adopt({"capabilities": {}})
+        await pair.server.send(b"{}", b"a banner", b"{}")
+        await wait_all_tasks_blocked()
+    assert ["WARNING", "WARNING"] == [record.levelname for record in caplog.records if record.levelname != "DEBUG"]

@@ -1,0 +1,764 @@
+"""One stream for everybody: each caller gets its own answer, and nobody waits for anybody else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import trio
+from support.clients import ask, call, echo_backend, no_progress
+from support.duplex import LIMIT, Pair, open_pair
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vmcp import (
+    JSON,
+    BackendProtocolError,
+    BackendRejected,
+    BackendTimeout,
+    BackendUnavailable,
+    ClientHandlers,
+    MessageTooLarge,
+    ServerRequest,
+)
+from trio_vmcp._client.channels.inbox import Inbox, Loss
+from trio_vmcp._client.channels.lines import MOST_NOTICES
+from trio_vmcp._client.channels.streamable import ignore_other
+from trio_vmcp._client.handshake import InitializeRefused
+from trio_vmcp._client.server_requests import MOST_ANSWERS
+from trio_vmcp._protocol.jsonrpc import Result
+from trio_vmcp._request_note import RequestNote, current_note
+from trio_vmcp.testing import CallContext, Error, Hang, Rewrite
+
+BOTH_ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
+
+
+async def greet(pair: Pair, era: str) -> None:
+    if era == "legacy":
+        await pair.client.initialize(None)
+    else:
+        outcome: Any = await pair.client.discover(None)
+        pair.client.adopt(outcome.result)
+
+
+# What is right
+
+
+@BOTH_ERAS
+async def test_calls_of_both_eras_are_answered(era: str, autojump_clock: MockClock) -> None:
+    """Handshake or discovery, a list and a call; the record says what was agreed on."""
+    backend = echo_backend(era)
+    async with open_pair(backend=backend) as pair:
+        await greet(pair, era)
+        assert "echo" == (await ask(pair.client, "tools/list"))["tools"][0]["name"]
+        answer = await call(pair.client, arguments={"a": 1})
+        assert '{"a": 1}' == answer["content"][0]["text"]
+        version = "2025-11-25" if era == "legacy" else "2026-07-28"
+        assert (era, version) == (pair.client.record.era, pair.client.record.protocol_version)
+        assert {"tools": {}} == pair.client.server_capabilities
+        assert pair.client.record.session_id is None
+    assert [] == backend.errors
+    first = ["initialize", "notifications/initialized"] if era == "legacy" else ["server/discover"]
+    assert [*first, "tools/list", "tools/call"] == [exchange.method for exchange in backend.exchanges]
+
+
+async def test_requests_of_the_modern_era_say_who_asks(autojump_clock: MockClock) -> None:
+    """Every one of them, in `_meta`, beside what the caller put there. In the legacy era none does."""
+    backend = echo_backend("modern")
+    async with open_pair(backend=backend) as pair:
+        await greet(pair, "modern")
+        await ask(pair.client, "tools/call", {"name": "echo", "_meta": {"trace": "t"}})
+    for exchange in backend.exchanges:
+        assert "2026-07-28" == exchange.meta["io.modelcontextprotocol/protocolVersion"]
+        assert {} == exchange.meta["io.modelcontextprotocol/clientCapabilities"]
+        assert "trio-vmcp" == exchange.meta["io.modelcontextprotocol/clientInfo"]["name"]
+    assert "t" == backend.exchanges[-1].meta["trace"]
+    backend = echo_backend("legacy")
+    async with open_pair(backend=backend) as pair:
+        await greet(pair, "legacy")
+        await call(pair.client)
+    assert all(exchange.meta == {} for exchange in backend.exchanges)
+
+
+async def test_answers_find_their_callers_in_any_order(autojump_clock: MockClock) -> None:
+    """Fifty calls in flight, answered in reverse: each caller gets what it asked for."""
+    got: dict[int, object] = {}
+
+    async def caller(pair: Pair, number: int) -> None:
+        got[number] = (await call(pair.client, arguments={"n": number}))["n"]
+
+    async with open_pair() as pair:
+        async with trio.open_nursery() as callers:
+            for number in range(50):
+                callers.start_soon(caller, pair, number)
+            requests = [await pair.server.receive() for _ in range(50)]
+            for request in reversed(requests):
+                await pair.server.answer(request, n=request["params"]["arguments"]["n"])
+    assert {number: number for number in range(50)} == got
+
+
+async def test_progress_comes_in_order_and_before_the_answer(autojump_clock: MockClock) -> None:
+    """In the caller's own task; what comes with the answer in one piece is not lost."""
+    heard: list[object] = []
+    here = trio.lowlevel.current_task()
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        assert here is trio.lowlevel.current_task()
+        await trio.sleep(1)
+        heard.append((progress, total, message))
+
+    async with open_pair(backend=echo_backend()) as pair:
+        await greet(pair, "legacy")
+        await call(pair.client, "steps", on_progress=on_progress)
+        assert [(1, 3, "step 1"), (2, 3, "step 2"), (3, 3, "step 3")] == heard
+
+
+async def test_progress_without_a_listener_reaches_nobody(autojump_clock: MockClock) -> None:
+    """Nor does that of somebody else's token, or of none."""
+    heard: list[float] = []
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        heard.append(progress)
+
+    async def serve(pair: Pair) -> None:
+        request = await pair.server.receive()
+        token = request["params"]["_meta"]["progressToken"]
+        for wrong in (token + 1, str(token), float(token), True, None, [token]):
+            await pair.server.send(progress_of(wrong, 1))
+        await pair.server.send(progress_of(token, "much"), progress_of(token, 2))
+        await pair.server.answer(request)
+        request = await pair.server.receive()
+        await pair.server.send(progress_of(request["id"], 3))
+        await pair.server.answer(request)
+
+    async with open_pair() as pair:
+        pair.nursery.start_soon(serve, pair)
+        await call(pair.client, on_progress=on_progress)
+        await call(pair.client)
+        assert [] == pair.events
+    assert [2] == heard
+
+
+def progress_of(token: object, progress: object) -> JSON:
+    params = {"progressToken": token, "progress": progress}
+    return {"jsonrpc": "2.0", "method": "notifications/progress", "params": params}
+
+
+async def test_progress_behind_the_answer_is_late(autojump_clock: MockClock) -> None:
+    """Though it came in the same piece of the stream."""
+    heard: list[float] = []
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        heard.append(progress)
+
+    async with open_pair() as pair:
+
+        async def serve() -> None:
+            request = await pair.server.receive()
+            lines = (progress_of(request["id"], 1), {"jsonrpc": "2.0", "id": request["id"], "result": {}})
+            await pair.server.send(b"\n".join(json.dumps(line).encode() for line in (*lines, lines[0])))
+
+        pair.nursery.start_soon(serve)
+        await call(pair.client, on_progress=on_progress)
+    assert [1] == heard
+
+
+async def test_notifications_reach_the_session(autojump_clock: MockClock) -> None:
+    """Whatever is neither an answer nor progress."""
+    async with open_pair() as pair:
+        await pair.server.send(
+            {"jsonrpc": "2.0", "method": "notifications/tools/list_changed"},
+            {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info"}},
+        )
+        await wait_all_tasks_blocked()
+        expected = [("notifications/tools/list_changed", {}), ("notifications/message", {"level": "info"})]
+        assert expected == pair.events
+
+
+# What the backend says no to
+
+
+async def test_an_error_is_an_error_and_the_next_call_works(autojump_clock: MockClock) -> None:
+    """With its code; whether the call may have run depends on it."""
+    backend = echo_backend()
+    backend.fail("tools/call", Error(-32602, "unknown tool"), times=1)
+    backend.fail("tools/call", Error(-32000, "out of luck"), times=1)
+    async with open_pair(backend=backend) as pair:
+        await greet(pair, "legacy")
+        for may_have_executed in (False, True):
+            with pytest.raises(BackendRejected) as caught:
+                await call(pair.client)
+            assert may_have_executed is caught.value.may_have_executed
+        await call(pair.client)
+
+
+async def test_an_unfinished_result_of_the_modern_era_is_no_result(autojump_clock: MockClock) -> None:
+    """`input_required` asks for what this client does not offer."""
+    backend = echo_backend("modern")
+    backend.fail("tools/call", Rewrite(lambda m: m | {"result": {"resultType": "input_required"}}))
+    async with open_pair(backend=backend) as pair:
+        await greet(pair, "modern")
+        with pytest.raises(BackendProtocolError, match="for input"):
+            await call(pair.client)
+
+
+async def test_a_refused_handshake_says_how(autojump_clock: MockClock) -> None:
+    """The connector judges the error by itself."""
+    backend = echo_backend()
+    backend.fail("initialize", Error(-32000, "not today"))
+    async with open_pair(backend=backend) as pair:
+        with pytest.raises(InitializeRefused) as caught:
+            await pair.client.initialize(None)
+        assert "not today" == caught.value.outcome.message  # type: ignore[union-attr]
+
+
+async def test_an_unknown_version_is_refused(autojump_clock: MockClock) -> None:
+    """As over HTTP; 2024-11-05 is one that we know."""
+    async with open_pair(backend=echo_backend(protocol_version="2024-11-05")) as pair:
+        await pair.client.initialize(None)
+        assert "2024-11-05" == pair.client.record.protocol_version
+    async with open_pair(backend=echo_backend(protocol_version="1999-01-01")) as pair:
+        with pytest.raises(BackendProtocolError, match="answered 'initialize' with '1999-01-01'; we speak"):
+            await pair.client.initialize(None)
+
+
+# What nobody waits for any more
+
+
+@BOTH_ERAS
+async def test_a_timeout_tells_the_backend(era: str, autojump_clock: MockClock) -> None:
+    """By a notification, in both eras; the stream is everybody's. The next call works."""
+    backend = echo_backend(era)
+    async with open_pair(backend=backend) as pair:
+        await greet(pair, era)
+        with pytest.raises(
+            BackendTimeout, match=r"did not answer 'tools/call' within 2 s \(request_timeout\)"
+        ) as caught:
+            await call(pair.client, "hang", timeout=2)
+        assert caught.value.may_have_executed
+        await call(pair.client)
+        assert {"hang": 1} == backend.cancelled
+    assert [] == backend.errors
+
+
+async def test_a_cancelled_caller_tells_the_backend(autojump_clock: MockClock) -> None:
+    """Without waiting for anything."""
+    backend = echo_backend()
+    async with open_pair(backend=backend) as pair:
+        await greet(pair, "legacy")
+        with trio.move_on_after(3) as scope:
+            await call(pair.client, "hang", on_progress=no_progress)
+        assert scope.cancelled_caught
+        assert 3 == trio.current_time()
+        await wait_all_tasks_blocked()
+        assert {"hang": 1} == backend.cancelled
+
+
+async def test_an_error_of_a_callback_comes_out_as_itself(autojump_clock: MockClock) -> None:
+    """And takes the request back."""
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        raise ZeroDivisionError
+
+    backend = echo_backend()
+    async with open_pair(backend=backend) as pair:
+        await greet(pair, "legacy")
+        with pytest.raises(ZeroDivisionError):
+            await call(pair.client, "hang", on_progress=on_progress)
+        await wait_all_tasks_blocked()
+        assert {"hang": 1} == backend.cancelled
+
+
+async def test_a_timeout_of_nothing_sends_nothing(autojump_clock: MockClock) -> None:
+    """Nor a word about it."""
+    backend = echo_backend()
+    async with open_pair(backend=backend) as pair:
+        await greet(pair, "legacy")
+        with pytest.raises(BackendTimeout) as caught:
+            await call(pair.client, timeout=0)
+        assert not caught.value.may_have_executed
+        await wait_all_tasks_blocked()
+    assert ["initialize", "notifications/initialized"] == [exchange.method for exchange in backend.exchanges]
+
+
+async def test_the_handshake_is_never_taken_back(autojump_clock: MockClock) -> None:
+    """`initialize` MUST NOT be cancelled with a notification, nor may `server/discover`."""
+    backend = echo_backend("both")
+    backend.fail("initialize", Hang())
+    backend.fail("server/discover", Hang())
+    async with open_pair(backend=backend) as pair:
+        for greeting in (pair.client.initialize, pair.client.discover):
+            with trio.move_on_after(1):
+                await greeting(None)
+        await wait_all_tasks_blocked()
+    assert ["initialize", "server/discover"] == [exchange.method for exchange in backend.exchanges]
+
+
+async def test_late_second_and_unknown_answers_are_dropped(autojump_clock: MockClock) -> None:
+    """The first one wins, by type and value of its id, and the call after it is not confused."""
+    async with open_pair() as pair:
+
+        async def serve() -> None:
+            late = await pair.server.receive()
+            assert "notifications/cancelled" == (await pair.server.receive())["method"]
+            await pair.server.answer(late, n="late")
+            request = await pair.server.receive()
+            right = request["id"]
+            for wrong in (str(right), float(right), True, right + 1, 10**30):
+                await pair.server.send({"jsonrpc": "2.0", "id": wrong, "result": {"n": "wrong"}})
+            await pair.server.answer(request, n="first")
+            await pair.server.answer(request, n="second")
+            await pair.server.answer(await pair.server.receive(), n="other")
+
+        pair.nursery.start_soon(serve)
+        with trio.move_on_after(1):
+            await call(pair.client)
+        assert {} == pair.wire.inbox._waiting
+        assert {"n": "first"} == await call(pair.client)
+        assert {"n": "other"} == await call(pair.client)
+
+
+async def test_the_first_answer_wins_wherever_the_others_come_from(autojump_clock: MockClock) -> None:
+    """The stream, or the POST that carried the request, or the end of the connection."""
+    inbox = Inbox(backend_id="b", max_message_bytes=LIMIT, max_json_depth=128)
+    with inbox.waiting(1, "ping", RequestNote()) as waiter:
+        inbox.take(b'{"jsonrpc": "2.0", "id": 1, "result": {"n": "first"}}')
+        waiter.settle(BackendUnavailable("b", "broke"))
+        inbox.lose(Loss("ended"))
+        settled = await waiter.wait(ignore_other)
+    assert Result(1, {"n": "first"}) == settled
+
+
+async def test_an_error_without_an_id_is_for_the_one_who_waits(autojump_clock: MockClock) -> None:
+    """Of two it is nobody's."""
+    bad: JSON = {"jsonrpc": "2.0", "id": None, "error": {"code": -32700, "message": "parse error"}}
+    async with open_pair() as pair:
+
+        async def serve() -> None:
+            await pair.server.receive()
+            await pair.server.send(bad)
+            requests = [await pair.server.receive() for _ in range(2)]
+            await pair.server.send(bad)
+            for request in requests:
+                await pair.server.answer(request)
+
+        pair.nursery.start_soon(serve)
+        with pytest.raises(BackendRejected, match="parse error"):
+            await call(pair.client)
+        async with trio.open_nursery() as callers:
+            callers.start_soon(call, pair.client)
+            callers.start_soon(call, pair.client)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"result": {}, "error": {"code": 1, "message": "x"}},
+        {"result": []},
+        {"error": {"code": "1", "message": "x"}},
+        {"result": {"n": float("nan")}},
+        {"result": {"deep": json.loads("[" * 200 + "]" * 200)}},
+        {},
+    ],
+)
+async def test_a_malformed_answer_ends_its_call_at_once(bad: JSON, autojump_clock: MockClock) -> None:
+    """Its id tells whose it was; the others go on waiting, and the next call works."""
+    async with open_pair() as pair:
+
+        async def serve() -> None:
+            requests = [await pair.server.receive() for _ in range(2)]
+            by_name = {request["params"]["name"]: request for request in requests}
+            await pair.server.send({"jsonrpc": "2.0", "id": by_name["bad"]["id"], **bad})
+            await pair.server.answer(by_name["good"])
+
+        pair.nursery.start_soon(serve)
+        async with trio.open_nursery() as callers:
+            callers.start_soon(call, pair.client, "good")
+            with pytest.raises(BackendProtocolError, match="sent a message that") as caught:
+                await call(pair.client, "bad")
+        assert caught.value.may_have_executed
+        assert 0 == trio.current_time()
+
+
+# Limits
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"jsonrpc":"2.0","id":%d,"result":{"x":"%s"}}',
+        '{ "id" : %d , "error" : {"x": "%s"}, "jsonrpc": "2.0"}',
+        '{"result":{"x":"%s"},"jsonrpc":"2.0","id":%d}',
+        '{"jsonrpc":"2.0","result":{"x":"%s"},"id":%d}',
+    ],
+)
+async def test_an_answer_over_the_limit_fails_its_own_call_alone(text: str, autojump_clock: MockClock) -> None:
+    """The two ends tell whose it was, as serializers write them."""
+    async with open_pair() as pair:
+
+        async def serve() -> None:
+            requests = [await pair.server.receive() for _ in range(2)]
+            by_name = {request["params"]["name"]: request for request in requests}
+            filler = "y" * LIMIT
+            values = (by_name["large"]["id"], filler)
+            line = text % (values if text.index("%d") < text.index("%s") else values[::-1])
+            await pair.server.send(line.encode())
+            await pair.server.answer(by_name["small"])
+
+        pair.nursery.start_soon(serve)
+        async with trio.open_nursery() as callers:
+            callers.start_soon(call, pair.client, "small")
+            with pytest.raises(MessageTooLarge, match=r"sent a message of \d+ bytes \(max_message_bytes\)"):
+                await call(pair.client, "large")
+        pair.nursery.start_soon(answer_one, pair)
+        await call(pair.client)
+
+
+async def answer_one(pair: Pair) -> None:
+    await pair.server.answer(await pair.server.receive())
+
+
+async def test_a_message_over_the_limit_that_may_be_anybodys_fails_all(autojump_clock: MockClock) -> None:
+    """Who is not told would wait for his deadline. The stream lives on."""
+    errors: list[MessageTooLarge] = []
+
+    async def caller(pair: Pair) -> None:
+        with pytest.raises(MessageTooLarge) as caught:
+            await call(pair.client)
+        errors.append(caught.value)
+
+    async with open_pair() as pair:
+        async with trio.open_nursery() as callers:
+            callers.start_soon(caller, pair)
+            callers.start_soon(caller, pair)
+            await wait_all_tasks_blocked()
+            await pair.server.send(b"[" + b"y" * LIMIT)
+        assert 2 == len({id(error) for error in errors})
+        assert all(error.may_have_executed for error in errors)
+        await pair.server.receive()
+        await pair.server.receive()
+        pair.nursery.start_soon(answer_one, pair)
+        await call(pair.client)
+
+
+async def test_a_call_over_the_limit_is_no_answer(autojump_clock: MockClock) -> None:
+    """A request or notification of the backend's own may have the id of ours."""
+    async with open_pair() as pair:
+
+        async def serve() -> None:
+            request = await pair.server.receive()
+            filler = "y" * LIMIT
+            for begin in (f'"id":{request["id"]},"method":"ping"', '"method":"notifications/message"'):
+                await pair.server.send(f'{{"jsonrpc":"2.0",{begin},"params":{{"x":"{filler}"}}}}'.encode())
+            await pair.server.answer(request)
+
+        pair.nursery.start_soon(serve)
+        await call(pair.client)
+
+
+async def test_a_flood_of_progress_keeps_the_newest(autojump_clock: MockClock) -> None:
+    """A callback that is slow costs no more than one message may."""
+    heard: list[float] = []
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        heard.append(progress)
+        await trio.sleep(1)
+
+    async with open_pair() as pair:
+
+        async def serve() -> None:
+            request = await pair.server.receive()
+            for number in range(500):
+                await pair.server.send(progress_of(request["id"], number))
+            await pair.server.answer(request)
+
+        pair.nursery.start_soon(serve)
+        await call(pair.client, on_progress=on_progress)
+    assert sorted(heard) == heard
+    assert 499 == heard[-1]
+    assert len(heard) < 20
+
+
+async def test_a_backend_that_does_not_read_is_sent_no_more_notices(autojump_clock: MockClock) -> None:
+    """Pings and cancels that it does not take are dropped; requests are their callers' own business."""
+    async with open_pair() as pair:
+        await pair.clog()
+        for number in range(10 * MOST_NOTICES):
+            await pair.server.send({"jsonrpc": "2.0", "id": number, "method": "ping"})
+            await wait_all_tasks_blocked()
+        assert MOST_NOTICES == len(pair.wire._queue)
+
+
+# The backend's own requests
+
+
+async def test_pings_are_answered_and_the_rest_is_refused(autojump_clock: MockClock) -> None:
+    """Also while a call is on its way; ids are the backend's, of either type."""
+    async with open_pair() as pair:
+
+        async def serve() -> None:
+            request = await pair.server.receive()
+            await pair.server.send({"jsonrpc": "2.0", "id": "p", "method": "ping"})
+            assert {"jsonrpc": "2.0", "id": "p", "result": {}} == await pair.server.receive()
+            await pair.server.send({"jsonrpc": "2.0", "id": request["id"], "method": "roots/list"})
+            refused = await pair.server.receive()
+            assert (request["id"], -32601) == (refused["id"], refused["error"]["code"])
+            await pair.server.answer(request)
+
+        pair.nursery.start_soon(serve)
+        await call(pair.client)
+
+
+async def test_servers_of_the_modern_era_ask_nothing(autojump_clock: MockClock) -> None:
+    """A request is ignored, a ping too."""
+    backend = echo_backend("modern")
+    async with open_pair(backend=backend) as pair:
+        await greet(pair, "modern")
+        pair.wire.inbox.take(b'{"jsonrpc": "2.0", "id": 1, "method": "ping"}')
+        await call(pair.client)
+    assert ["server/discover", "tools/call"] == [exchange.method for exchange in backend.exchanges]
+
+
+async def test_handlers_answer_beside_the_stream(autojump_clock: MockClock) -> None:
+    """Slow answers hold up neither the stream nor each other, and belong to nobody's call."""
+    asked: list[tuple[ServerRequest, bool]] = []
+
+    async def roots(request: ServerRequest) -> JSON:
+        note = current_note.get()
+        asked.append((request, note is not None and note.outer is None))
+        await trio.sleep(5)
+        return {"roots": []}
+
+    async def sampling(request: ServerRequest) -> JSON:
+        raise ZeroDivisionError("secret")
+
+    async with open_pair(handlers=ClientHandlers(roots=roots, sampling=sampling)) as pair:
+
+        async def serve() -> None:
+            request = await pair.server.receive()
+            for number, method in enumerate(
+                ["roots/list", "elicitation/create", "sampling/createMessage", "roots/list"]
+            ):
+                await pair.server.send({"jsonrpc": "2.0", "id": number, "method": method})
+            await pair.server.answer(request)
+
+        pair.nursery.start_soon(serve)
+        await call(pair.client)
+        assert 0 == trio.current_time()
+        answers = {answer["id"]: answer for answer in [await pair.server.receive() for _ in range(4)]}
+        assert 5 == trio.current_time()
+        assert {"roots": []} == answers[0]["result"] == answers[3]["result"]
+        assert -32601 == answers[1]["error"]["code"]
+        assert {"code": -32603, "message": "the client failed to answer"} == answers[2]["error"]
+        assert [(ServerRequest("s", "b", None, {}), True)] * 2 == asked
+
+
+@BOTH_ERAS
+async def test_handlers_are_declared(era: str, autojump_clock: MockClock) -> None:
+    """In the handshake of one era, and with every request of the other, where log messages are asked for as well."""
+
+    async def handler(request: ServerRequest) -> JSON:
+        return {}
+
+    backend = echo_backend(era)
+    async with open_pair(backend=backend, handlers=ClientHandlers(roots=handler, log=handler)) as pair:
+        await greet(pair, era)
+        await call(pair.client)
+    if era == "legacy":
+        assert {"roots": {}} == backend.exchanges[0].params["capabilities"]
+    else:
+        for exchange in backend.exchanges:
+            assert {"roots": {}} == exchange.meta["io.modelcontextprotocol/clientCapabilities"]
+            assert "info" == exchange.meta["io.modelcontextprotocol/logLevel"]
+
+
+@BOTH_ERAS
+async def test_a_tool_may_ask_back(era: str, autojump_clock: MockClock) -> None:
+    """With a request of its own, or by an answer that asks for another round."""
+
+    async def roots(request: ServerRequest) -> JSON:
+        await trio.sleep(1)
+        return {"roots": [{"uri": f"file:///{request.backend_id}"}]}
+
+    async def tool(arguments: JSON, context: CallContext) -> JSON:
+        return {"content": [], "structuredContent": (await context.roots())[0]}
+
+    backend = echo_backend(era)
+    backend.add_tool("ask", tool)
+    async with open_pair(backend=backend, handlers=ClientHandlers(roots=roots)) as pair:
+        await greet(pair, era)
+        assert {"uri": "file:///b"} == (await call(pair.client, "ask"))["structuredContent"]
+        assert 1 == trio.current_time()
+    assert [] == backend.errors
+    assert (1 if era == "legacy" else 2) == len(backend.received("tools/call"))
+
+
+async def test_log_messages_go_to_their_handler(autojump_clock: MockClock) -> None:
+    """In order; whoever listens to events hears of them as well."""
+    told: list[JSON] = []
+
+    async def log(request: ServerRequest) -> None:
+        told.append(request.params)
+
+    async with open_pair(handlers=ClientHandlers(log=log)) as pair:
+        for number in range(3):
+            params = {"level": "info", "data": number}
+            await pair.server.send({"jsonrpc": "2.0", "method": "notifications/message", "params": params})
+        await wait_all_tasks_blocked()
+        assert [{"level": "info", "data": number} for number in range(3)] == told
+        assert [("notifications/message", params) for params in told] == pair.events
+
+
+async def test_a_backend_may_take_its_request_back(autojump_clock: MockClock) -> None:
+    """The handler is cancelled and nothing is answered. What was never asked changes nothing."""
+    ended = 0
+
+    async def roots(request: ServerRequest) -> JSON:
+        nonlocal ended
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended += 1
+        raise AssertionError
+
+    async with open_pair(handlers=ClientHandlers(roots=roots)) as pair:
+        await pair.server.send({"jsonrpc": "2.0", "id": 1, "method": "roots/list"})
+        for wrong in ("1", True, 2, None):
+            await pair.server.send(
+                {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": wrong}}
+            )
+        await wait_all_tasks_blocked()
+        assert 0 == ended
+        await pair.server.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}})
+        await wait_all_tasks_blocked()
+        assert 1 == ended
+        await pair.server.send({"jsonrpc": "2.0", "id": 2, "method": "ping"})
+        assert 2 == (await pair.server.receive())["id"]
+
+
+async def test_answers_to_the_backend_are_bounded(autojump_clock: MockClock) -> None:
+    """Of a thousand requests at once a few are worked on, and one of each id. A close ends them."""
+    running = 0
+
+    async def roots(request: ServerRequest) -> JSON:
+        nonlocal running
+        running += 1
+        try:
+            await trio.sleep_forever()
+        finally:
+            running -= 1
+        raise AssertionError
+
+    async with open_pair(handlers=ClientHandlers(roots=roots)) as pair:
+        for _ in range(3):
+            await pair.server.send({"jsonrpc": "2.0", "id": "same", "method": "roots/list"})
+        await wait_all_tasks_blocked()
+        assert 1 == running
+        for number in range(1000):
+            await pair.server.send({"jsonrpc": "2.0", "id": number, "method": "roots/list"})
+        await wait_all_tasks_blocked()
+        assert MOST_ANSWERS == running
+        await pair.close()
+        await wait_all_tasks_blocked()
+        assert 0 == running
+
+
+# The end of the stream
+
+
+async def test_the_end_of_the_stream_is_everybodys(autojump_clock: MockClock) -> None:
+    """At once, each with an error of his own that says whether the call may have run; the next is refused at once."""
+    errors: list[BackendUnavailable] = []
+
+    async def caller(pair: Pair) -> None:
+        with pytest.raises(BackendUnavailable) as caught:
+            await call(pair.client)
+        errors.append(caught.value)
+
+    async with open_pair() as pair:
+        async with trio.open_nursery() as callers:
+            callers.start_soon(caller, pair)
+            callers.start_soon(caller, pair)
+            await pair.server.receive()
+            await pair.server.receive()
+            await pair.server.stream.aclose()
+        assert ["closed its stream before it answered 'tools/call'; for a reason"] * 2 == [e.detail for e in errors]
+        assert errors[0] is not errors[1]
+        assert [True, True] == [error.may_have_executed for error in errors]
+        with pytest.raises(BackendUnavailable, match="is not connected: it closed its stream; for a reason") as caught:
+            await call(pair.client)
+        assert not caught.value.may_have_executed
+
+
+async def test_an_answer_right_before_the_end_counts(autojump_clock: MockClock) -> None:
+    """It was there."""
+    async with open_pair() as pair:
+
+        async def serve() -> None:
+            await pair.server.answer(await pair.server.receive(), n=1)
+            await pair.server.stream.aclose()
+
+        pair.nursery.start_soon(serve)
+        assert {"n": 1} == await call(pair.client)
+
+
+async def test_half_a_message_at_the_end_is_none(autojump_clock: MockClock) -> None:
+    """Even where what is there is JSON."""
+    async with open_pair() as pair:
+
+        async def serve() -> None:
+            request = await pair.server.receive()
+            line = json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": {}})
+            await pair.server.stream.send_all(line.encode())  # and no line end
+            await pair.server.stream.aclose()
+
+        pair.nursery.start_soon(serve)
+        with pytest.raises(BackendUnavailable):
+            await call(pair.client)
+
+
+async def test_closing_ends_the_calls_that_wait(autojump_clock: MockClock) -> None:
+    """Nobody closes under a running call but he who closes the client himself."""
+    async with open_pair() as pair:
+        async with trio.open_nursery() as callers:
+
+            async def caller() -> None:
+                with pytest.raises(BackendUnavailable, match="was closed before it answered 'tools/call'"):
+                    await call(pair.client)
+
+            callers.start_soon(caller)
+            await wait_all_tasks_blocked()
+            await pair.close()
+            await pair.close()
+
+
+async def test_a_request_that_never_left_did_not_run(autojump_clock: MockClock) -> None:
+    """It waited behind another that the backend did not read; taken back, it never goes out."""
+    async with open_pair() as pair:
+        await pair.clog()
+        with pytest.raises(BackendTimeout) as caught:
+            await call(pair.client, timeout=1)
+        assert not caught.value.may_have_executed
+        assert 0 == len(pair.wire._queue)  # and there is nothing to take back
+
+
+async def test_a_cancelled_caller_leaves_whole_lines(autojump_clock: MockClock) -> None:
+    """Wherever he is cancelled, what the backend reads is JSON, line by line: the writer is not his task."""
+    async with open_pair() as pair:
+        for step in range(8):
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(call, pair.client, "x" * 100_000)
+                    for _ in range(step):
+                        await trio.lowlevel.cancel_shielded_checkpoint()
+                    scope.cancel()
+        pair.nursery.start_soon(drop_all, pair)
+        with trio.fail_after(1):
+            await call(pair.client, "last")
+
+
+async def drop_all(pair: Pair) -> None:
+    """Answer the last one."""
+    while (request := await pair.server.receive()).get("params", {}).get("name") != "last":
+        continue
+    await pair.server.answer(request)

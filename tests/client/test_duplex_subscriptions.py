@@ -1,0 +1,390 @@
+"""`subscriptions/listen` on a stream that carries everything else, too: as over HTTP, and in nobody's way."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+import trio
+from support.clients import ask, call, echo_backend
+from support.duplex import LIMIT, Pair, open_pair
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vmcp import JSON, BackendError, BackendProtocolError, BackendRejected, BackendTimeout, BackendUnavailable
+from trio_vmcp._client.listening import MOST_FRUITLESS
+from trio_vmcp.testing import Error, Exchange, Hang, ScriptedBackend
+
+HOUR = 3600.0
+TOOLS_CHANGED, UPDATED = "notifications/tools/list_changed", "notifications/resources/updated"
+RESOURCES_CHANGED = "notifications/resources/list_changed"
+CANCELLED = "notifications/cancelled"
+LISTEN = "subscriptions/listen"
+TAG = "io.modelcontextprotocol/subscriptionId"
+
+
+def telling(**more: Any) -> ScriptedBackend:
+    backend = echo_backend("modern", listens=True, **more)
+    backend.add_resource("memo://one")
+    return backend
+
+
+async def greet(pair: Pair) -> None:
+    outcome: Any = await pair.client.discover(None)
+    pair.client.adopt(outcome.result)
+    await wait_all_tasks_blocked()
+
+
+async def silence(seconds: float) -> None:
+    await trio.sleep(seconds)
+    await wait_all_tasks_blocked()
+
+
+def listens(backend: ScriptedBackend) -> list[Exchange]:
+    return backend.received(LISTEN)
+
+
+def told(pair: Pair) -> list[tuple[str, JSON]]:
+    """What was heard, without the tags."""
+    return [(method, {key: value for key, value in params.items() if key != "_meta"}) for method, params in pair.events]
+
+
+# What is asked for, and what comes
+
+
+async def test_what_is_declared_is_asked_for_and_heard(autojump_clock: MockClock) -> None:
+    """Once, for as long as the connection lasts; only what was asked for, and calls go on beside it."""
+    backend = telling()
+    async with open_pair(backend=backend, listens=True) as pair:
+        await greet(pair)
+        assert ("open", 1) == (pair.client.listening, backend.listening)
+        await silence(24 * HOUR)
+        assert (await call(pair.client))["content"]
+        backend.notify(TOOLS_CHANGED)
+        backend.notify(RESOURCES_CHANGED)
+        backend.notify("notifications/prompts/list_changed")  # not declared, so not asked for
+        await wait_all_tasks_blocked()
+        assert [(TOOLS_CHANGED, {}), (RESOURCES_CHANGED, {})] == told(pair)
+    (listen,) = listens(backend)
+    assert {"toolsListChanged": True, "resourcesListChanged": True} == listen.params["notifications"]
+    assert "2026-07-28" == listen.meta["io.modelcontextprotocol/protocolVersion"]
+    assert [] == backend.errors
+
+
+@pytest.mark.parametrize(
+    ("backend", "listening"),
+    [
+        (telling(), False),
+        (telling(), None),
+        (telling(capabilities={"tools": {}, "resources": {"subscribe": True}}), True),
+    ],
+)
+async def test_without_a_need_nothing_is_sent(
+    autojump_clock: MockClock, backend: ScriptedBackend, listening: bool | None
+) -> None:
+    """`Backend.listen` is off, or it declares no changes."""
+    async with open_pair(backend=backend, listens=listening) as pair:
+        await greet(pair)
+        await silence(HOUR)
+        assert ("none", []) == (pair.client.listening, listens(backend))
+
+
+async def test_the_handshake_era_hears_without_asking(autojump_clock: MockClock) -> None:
+    """Its servers say what they have to say, and mean nothing by a tag."""
+    backend = echo_backend("legacy", listens=True)
+    async with open_pair(backend=backend, listens=True) as pair:
+        await pair.client.initialize(None)
+        backend.notify(TOOLS_CHANGED)
+        backend.send(note(TOOLS_CHANGED, 1))
+        await wait_all_tasks_blocked()
+        assert ([(TOOLS_CHANGED, {})] * 2, []) == (told(pair), listens(backend))
+
+
+async def test_what_was_listed_before_is_in_doubt(autojump_clock: MockClock) -> None:
+    """Once there is an acknowledgement; what is listed behind it is not."""
+    async with open_pair(listens=True) as pair:
+        listen = await listened(pair, {"tools": {"listChanged": True}, "prompts": {"listChanged": True}})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, pair.client, "tools/list")
+            await pair.server.answer(await pair.server.receive(), tools=[])
+        assert [] == pair.events
+        await pair.server.send(ack(listen, toolsListChanged=True, promptsListChanged=True))
+        await wait_all_tasks_blocked()
+        assert [(TOOLS_CHANGED, {})] == pair.events
+
+
+# How it ends
+
+
+@pytest.mark.parametrize("graceful", [True, False])
+async def test_a_stream_that_ended_is_opened_again(autojump_clock: MockClock, graceful: bool) -> None:
+    """With a result or a `cancelled`; whatever was missed is taken for changed. It need not be taken back."""
+    backend = telling(graceful=graceful)
+    async with open_pair(backend=backend, listens=True) as pair:
+        await greet(pair)
+        backend.end_streams()
+        await wait_all_tasks_blocked()
+        assert ("retrying", 0, []) == (pair.client.listening, backend.listening, pair.events)
+        await silence(1)
+        assert ("open", 1) == (pair.client.listening, backend.listening)
+        assert [(TOOLS_CHANGED, {}), (RESOURCES_CHANGED, {})] == told(pair)
+        assert [] == backend.received(CANCELLED)
+
+
+@pytest.mark.parametrize("graceful", [True, False])
+async def test_a_storm_of_ends_ends(
+    autojump_clock: MockClock, graceful: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the same patience as over HTTP; calls know nothing of it."""
+    backend = telling(stream_seconds=0, graceful=graceful)
+    async with open_pair(backend=backend, listens=True) as pair:
+        await greet(pair)
+        await silence(10 * HOUR)
+        assert ("given up", 1 + MOST_FRUITLESS) == (pair.client.listening, len(listens(backend)))
+        assert "not listening any more" in caplog.text
+        assert (await call(pair.client))["content"]
+
+
+async def test_a_program_without_subscriptions_is_asked_once(autojump_clock: MockClock) -> None:
+    """Whatever it declares."""
+    backend = telling()
+    backend.fail(LISTEN, Error(-32601, "method not found"))
+    async with open_pair(backend=backend, listens=True) as pair:
+        await greet(pair)
+        await silence(HOUR)
+        assert ("none", 1) == (pair.client.listening, len(listens(backend)))
+        assert (await call(pair.client))["content"]
+        with pytest.raises(BackendRejected, match="rejected 'subscriptions/listen'"):
+            await ask(pair.client, "resources/subscribe", {"uri": "memo://one"})
+
+
+async def test_it_ends_with_the_connection(autojump_clock: MockClock) -> None:
+    """At once, and for good: there is nothing to ask any more."""
+    backend = telling()
+    async with open_pair(backend=backend, listens=True) as pair:
+        await greet(pair)
+        await trio.aclose_forcefully(pair.server.stream)
+        await wait_all_tasks_blocked()
+        assert "none" == pair.client.listening
+        with pytest.raises(BackendUnavailable, match="is not connected: it closed its stream"):
+            await ask(pair.client, "resources/subscribe", {"uri": "memo://one"})
+        await silence(HOUR)
+    assert 1 == len(listens(backend))
+
+
+async def test_a_loss_while_it_waits_to_come_back_is_an_end_too(autojump_clock: MockClock) -> None:
+    """The attempt that was due finds out."""
+    backend = telling()
+    async with open_pair(backend=backend, listens=True) as pair:
+        await greet(pair)
+        backend.end_streams()
+        await wait_all_tasks_blocked()
+        await trio.aclose_forcefully(pair.server.stream)
+        await silence(HOUR)
+        assert ("none", 1) == (pair.client.listening, len(listens(backend)))
+
+
+async def test_a_closed_client_listens_no_more(autojump_clock: MockClock) -> None:
+    """And opens nothing."""
+    backend = telling()
+    async with open_pair(backend=backend, listens=True) as pair:
+        await greet(pair)
+        await pair.close()
+        await silence(HOUR)
+        assert ("none", 0, 1) == (pair.client.listening, backend.listening, len(listens(backend)))
+
+
+# The set changes
+
+
+async def test_a_resource_that_was_subscribed_to_is_heard_of(autojump_clock: MockClock) -> None:
+    """Another request with the new set; the one before is taken back once it is acknowledged."""
+    backend = telling()
+    async with open_pair(backend=backend, listens=True) as pair:
+        await greet(pair)
+        assert {} == await ask(pair.client, "resources/subscribe", {"uri": "memo://one"})
+        await wait_all_tasks_blocked()
+        assert 1 == backend.listening
+        backend.notify(UPDATED, {"uri": "memo://one"})
+        backend.notify(UPDATED, {"uri": "memo://two"})
+        backend.notify(TOOLS_CHANGED)
+        await wait_all_tasks_blocked()
+        assert [(UPDATED, {"uri": "memo://one"}), (TOOLS_CHANGED, {})] == told(pair)
+        assert {} == await ask(pair.client, "resources/unsubscribe", {"uri": "memo://one"})
+        backend.notify(UPDATED, {"uri": "memo://one"})
+        await wait_all_tasks_blocked()
+        assert 2 == len(pair.events)
+    first, second, third = listens(backend)
+    assert ["memo://one"] == second.params["notifications"]["resourceSubscriptions"]
+    assert first.params["notifications"] == third.params["notifications"]
+    taken_back = [exchange.params["requestId"] for exchange in backend.received(CANCELLED)]
+    assert [first.request_id, second.request_id] == taken_back
+    assert ("cancelled", "cancelled") == (first.outcome, second.outcome)
+    assert [] == backend.errors
+
+
+async def test_resources_are_heard_of_without_lists(autojump_clock: MockClock) -> None:
+    """`Backend(listen=False)` is about what the library would listen to by itself."""
+    backend = telling()
+    async with open_pair(backend=backend, listens=False) as pair:
+        await greet(pair)
+        await ask(pair.client, "resources/subscribe", {"uri": "memo://one"})
+        assert {"resourceSubscriptions": ["memo://one"]} == listens(backend)[0].params["notifications"]
+
+
+async def test_a_subscription_that_is_given_up_leaves_the_one_before(autojump_clock: MockClock) -> None:
+    """It is taken back, whether it was acknowledged or not."""
+    backend = telling()
+    async with open_pair(backend=backend, listens=True) as pair:
+        await greet(pair)
+        backend.fail(LISTEN, Hang())
+        with pytest.raises(BackendTimeout, match=r"did not answer 'resources/subscribe' within 5 s"):
+            await ask(pair.client, "resources/subscribe", {"uri": "memo://one"}, timeout=5)
+        await wait_all_tasks_blocked()
+        first, second = listens(backend)
+        assert [second.request_id] == [exchange.params["requestId"] for exchange in backend.received(CANCELLED)]
+        backend.notify(TOOLS_CHANGED)
+        await wait_all_tasks_blocked()
+        assert ([(TOOLS_CHANGED, {})], "running") == (told(pair), first.outcome)
+
+
+# What comes in its place
+
+
+async def listened(pair: Pair, capabilities: JSON | None = None) -> JSON:
+    """The request of a client whose server is a test."""
+    pair.client.adopt({"capabilities": {"tools": {"listChanged": True}} if capabilities is None else capabilities})
+    listen = await pair.server.receive()
+    assert LISTEN == listen["method"]
+    return listen
+
+
+def note(method: str, tag: object, **params: Any) -> JSON:
+    return {"jsonrpc": "2.0", "method": method, "params": params | {"_meta": {TAG: tag}}}
+
+
+def ack(listen: JSON, **wanted: Any) -> JSON:
+    return note("notifications/subscriptions/acknowledged", listen["id"], notifications=wanted)
+
+
+async def test_what_has_no_place_there_is_not_heard(autojump_clock: MockClock) -> None:
+    """A change before the acknowledgement: that one is taken back, another is opened, and the reader lives on."""
+    async with open_pair(listens=True) as pair:
+        listen = await listened(pair)
+        await pair.server.send(note(TOOLS_CHANGED, listen["id"]), note(TOOLS_CHANGED, listen["id"]))
+        taken_back, again = await pair.server.receive(), await pair.server.receive()
+        assert (CANCELLED, listen["id"]) == (taken_back["method"], taken_back["params"]["requestId"])
+        await pair.server.send(ack(again, toolsListChanged=True), note(TOOLS_CHANGED, again["id"]))
+        await wait_all_tasks_blocked()
+        assert ("open", (TOOLS_CHANGED, {})) == (pair.client.listening, told(pair)[-1])
+
+
+@pytest.mark.parametrize("tag", ["1", 1.0, 99, None, True, [], {}])
+async def test_tags_of_nobody_are_heard_by_nobody(autojump_clock: MockClock, tag: object) -> None:
+    """By type, too. What has no tag is about no subscription, and heard as ever."""
+    async with open_pair(listens=True) as pair:
+        listen = await listened(pair)
+        assert 1 == listen["id"]
+        await pair.server.send(ack(listen, toolsListChanged=True), note(TOOLS_CHANGED, tag))
+        await pair.server.send({"jsonrpc": "2.0", "method": CANCELLED, "params": {"requestId": tag}})
+        await wait_all_tasks_blocked()
+        assert ("open", []) == (pair.client.listening, pair.events)
+        await pair.server.send({"jsonrpc": "2.0", "method": RESOURCES_CHANGED})
+        await wait_all_tasks_blocked()
+        assert [(RESOURCES_CHANGED, {})] == told(pair)
+
+
+async def test_what_is_not_honoured_is_taken_back(autojump_clock: MockClock) -> None:
+    """Nothing of what was wanted: there is no use in it, nor in asking again."""
+    async with open_pair(listens=True) as pair:
+        listen = await listened(pair)
+        await pair.server.send(ack(listen), note(TOOLS_CHANGED, listen["id"]))
+        taken_back = await pair.server.receive()
+        assert (CANCELLED, listen["id"]) == (taken_back["method"], taken_back["params"]["requestId"])
+        await silence(HOUR)
+        assert ("none", []) == (pair.client.listening, pair.events)
+
+
+async def test_behind_its_end_nothing_is_heard(autojump_clock: MockClock) -> None:
+    """Though it came in the same piece."""
+    async with open_pair(listens=True) as pair:
+        listen = await listened(pair)
+        end: JSON = {"jsonrpc": "2.0", "method": CANCELLED, "params": {"requestId": listen["id"]}}
+        lines = ack(listen, toolsListChanged=True), end, note(TOOLS_CHANGED, listen["id"])
+        await pair.server.send(b"\n".join(json.dumps(line).encode() for line in lines))
+        await wait_all_tasks_blocked()
+        assert ("retrying", []) == (pair.client.listening, pair.events)
+
+
+async def test_what_was_never_sent_is_not_taken_back(autojump_clock: MockClock) -> None:
+    """The program does not read; whatever waits behind the request for the same pipe stays as it is."""
+    async with open_pair(listens=True) as pair:
+        await pair.clog()
+        pair.client.adopt({"capabilities": {"tools": {"listChanged": True}}})
+        await wait_all_tasks_blocked()
+        assert [LISTEN] == [json.loads(outgoing.data)["method"] for outgoing in pair.wire._queue]
+        await silence(31)  # it was not acknowledged
+        assert [LISTEN] == [json.loads(outgoing.data)["method"] for outgoing in pair.wire._queue]
+
+
+async def test_an_acknowledgement_has_its_time(autojump_clock: MockClock) -> None:
+    """30 s; then the request is taken back, and sent anew."""
+    async with open_pair(listens=True) as pair:
+        listen = await listened(pair)
+        began = trio.current_time()
+        taken_back = await pair.server.receive()
+        assert (CANCELLED, listen["id"]) == (taken_back["method"], taken_back["params"]["requestId"])
+        assert 30.0 == trio.current_time() - began
+        assert LISTEN == (await pair.server.receive())["method"]
+
+
+async def asked(pair: Pair, errors: list[BackendError]) -> None:
+    try:
+        await call(pair.client)
+    except BackendError as error:
+        errors.append(error)
+
+
+async def test_an_error_without_an_id_is_a_call_s(autojump_clock: MockClock) -> None:
+    """What is held open is not what failed; with no call there is nothing else that could have."""
+    async with open_pair(listens=True) as pair, trio.open_nursery() as nursery:
+        listen = await listened(pair)
+        await pair.server.send(ack(listen, toolsListChanged=True))
+        errors: list[BackendError] = []
+        nursery.start_soon(asked, pair, errors)
+        await pair.server.receive()
+        no_id = {"jsonrpc": "2.0", "error": {"code": -32000, "message": "broken"}}
+        await pair.server.send(no_id)
+        await wait_all_tasks_blocked()
+        assert ([BackendRejected], "open") == ([type(error) for error in errors], pair.client.listening)
+        await pair.server.send(no_id)
+        await wait_all_tasks_blocked()
+        assert "retrying" == pair.client.listening
+
+
+async def test_a_line_over_the_limit_is_a_call_s(autojump_clock: MockClock) -> None:
+    """Whose answer it was cannot be told; it was not the end of a subscription."""
+    async with open_pair(listens=True) as pair, trio.open_nursery() as nursery:
+        listen = await listened(pair)
+        await pair.server.send(ack(listen, toolsListChanged=True))
+        errors: list[BackendError] = []
+        nursery.start_soon(asked, pair, errors)
+        await pair.server.receive()
+        await pair.server.send(b'{"x": "' + b"x" * LIMIT + b'"}')
+        await wait_all_tasks_blocked()
+        assert (["MessageTooLarge"], "open") == ([type(error).__name__ for error in errors], pair.client.listening)
+
+
+async def test_a_bad_answer_says_nothing_of_the_subscription(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may go on at the server, so it is taken back before another is opened."""
+    caplog.set_level(logging.DEBUG)
+    async with open_pair(listens=True) as pair:
+        listen = await listened(pair)
+        await pair.server.send({"jsonrpc": "2.0", "id": listen["id"], "result": 5})
+        taken_back, again = await pair.server.receive(), await pair.server.receive()
+        assert (CANCELLED, listen["id"]) == (taken_back["method"], taken_back["params"]["requestId"])
+        assert LISTEN == again["method"]
+    assert BackendProtocolError("b", "sent a message that").detail in caplog.text

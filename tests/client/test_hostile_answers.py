@@ -1,0 +1,527 @@
+"""Whatever a backend answers ends in a typed error within the deadline, and the next call works."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.clients import (
+    Chunks,
+    call,
+    echo_backend,
+    event,
+    in_json,
+    message_of,
+    no_progress,
+    open_bench,
+    open_client,
+    result,
+)
+from trio.testing import MockClock
+
+from trio_vmcp import (
+    JSON,
+    BackendError,
+    BackendProtocolError,
+    BackendRejected,
+    BackendTimeout,
+    BackendUnavailable,
+    FactorySettings,
+    MessageTooLarge,
+)
+from trio_vmcp.testing import Disconnect, Drip, Error, Flip, Raw, Reset, Rewrite, Stall
+
+CALL_ID = 2  # in both eras the first request took the 1
+TINY = FactorySettings(max_message_bytes=2000, max_json_depth=16)
+WHOLE = result(CALL_ID, content=[{"type": "text", "text": "whole"}])
+DEADLINE = 5.0
+
+
+class Hostile:
+    """Connects like an honest server, gives its first call `answer`, and every other the right one."""
+
+    def __init__(self, answer: Callable[[], httpx.Response]) -> None:
+        self.answer: Callable[[], httpx.Response] | None = answer
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        asked = message_of(request)
+        if asked.get("method") == "tools/call":
+            answer, self.answer = self.answer, None
+            return answer() if answer else in_json(result(asked["id"], content=["next"]))
+        if "id" not in asked:
+            return httpx.Response(202)
+        versions = {"supportedVersions": ["2026-07-28"], "protocolVersion": "2025-11-25"}
+        return in_json(result(asked["id"], **versions, capabilities={"tools": {}}))
+
+
+async def outcome_of(
+    answer: Callable[[], httpx.Response], era: str, limits: FactorySettings = TINY
+) -> JSON | BackendError:
+    """The result or error of the hostile call, after it was seen that it kept the deadline and that the next works."""
+    async with open_bench(httpx.MockTransport(Hostile(answer)), era=era, settings=limits) as bench:
+        client = await bench.connect()
+        started = trio.current_time()
+        outcome: JSON | BackendError
+        try:
+            outcome = await call(client, timeout=DEADLINE, on_progress=no_progress)
+        except BackendError as error:
+            outcome = error
+        assert trio.current_time() - started <= DEADLINE + 0.1
+        assert {"content": ["next"]} == await call(client, timeout=DEADLINE)
+        return outcome
+
+
+def json_of(data: bytes) -> Callable[[], httpx.Response]:
+    return lambda: httpx.Response(200, headers={"content-type": "application/json"}, content=data)
+
+
+def sse_of(*pieces: bytes | float | Exception) -> Callable[[], httpx.Response]:
+    return lambda: httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=Chunks(*pieces))
+
+
+def nested(levels: int) -> bytes:
+    """`levels` in all, the message itself and its result among them."""
+    inside = levels - 2
+    return b'{"jsonrpc":"2.0","id":%d,"result":{"content":%s%s}}' % (CALL_ID, b"[" * inside, b"]" * inside)
+
+
+def sized(size: int) -> bytes:
+    head = json.dumps(result(CALL_ID, content=[""])).encode()
+    return head.replace(b'""', b'"' + b"x" * (size - len(head)) + b'"')
+
+
+BAD_MESSAGES: dict[str, bytes] = {
+    "empty": b"",
+    "not JSON": b"hello",
+    "half": json.dumps(WHOLE).encode()[:-1],
+    "two": json.dumps(WHOLE).encode() * 2,
+    "not UTF-8": b'{"jsonrpc":"2.0","id":2,"result":{"a":"\xff"}}',
+    "UTF-16": json.dumps(WHOLE).encode("utf-16"),
+    "NaN": b'{"jsonrpc":"2.0","id":2,"result":{"a":NaN}}',
+    "Infinity": b'{"jsonrpc":"2.0","id":2,"result":{"a":-Infinity}}',
+    "1e999": b'{"jsonrpc":"2.0","id":2,"result":{"a":1e999}}',
+    "deep": nested(17),
+    "deepest": b"[" * 1900,
+    "scalar": b"7",
+    "null": b"null",
+    "batch": b"[" + json.dumps(WHOLE).encode() + b"]",
+    "no version": b'{"id":2,"result":{}}',
+    "version 1": b'{"jsonrpc":"1.0","id":2,"result":{}}',
+    "neither": b'{"jsonrpc":"2.0","id":2}',
+    "both": b'{"jsonrpc":"2.0","id":2,"result":{},"error":{"code":1,"message":"x"}}',
+    "scalar result": b'{"jsonrpc":"2.0","id":2,"result":7}',
+    "null result": b'{"jsonrpc":"2.0","id":2,"result":null}',
+    "array result": b'{"jsonrpc":"2.0","id":2,"result":[]}',
+    "text error": b'{"jsonrpc":"2.0","id":2,"error":"x"}',
+    "no code": b'{"jsonrpc":"2.0","id":2,"error":{"message":"x"}}',
+    "true code": b'{"jsonrpc":"2.0","id":2,"error":{"code":true,"message":"x"}}',
+    "no message": b'{"jsonrpc":"2.0","id":2,"error":{"code":1}}',
+    "no id": b'{"jsonrpc":"2.0","result":{}}',
+    "float id": b'{"jsonrpc":"2.0","id":2.0,"result":{}}',
+    "true id": b'{"jsonrpc":"2.0","id":true,"result":{}}',
+    "object id": b'{"jsonrpc":"2.0","id":{},"result":{}}',
+    "no method": b'{"jsonrpc":"2.0","id":2,"method":7}',
+    "array params": b'{"jsonrpc":"2.0","method":"x","params":[]}',
+}
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        *((name, "json") for name in BAD_MESSAGES),
+        *((name, "sse") for name in BAD_MESSAGES if name != "empty"),  # an event without data is a priming event
+    ],
+)
+async def test_what_is_no_message_is_a_protocol_error(
+    autojump_clock: MockClock, name: str, form: str, era: str
+) -> None:
+    """It names the backend, quotes nothing, and the call may have run."""
+    data = BAD_MESSAGES[name]
+    lines = b"".join(b"data: " + line + b"\n" for line in data.split(b"\n"))
+    error = await outcome_of(json_of(data) if form == "json" else sse_of(lines + b"\n"), era)
+    assert isinstance(error, BackendProtocolError)
+    assert error.may_have_executed
+    assert str(error).startswith("backend 'b' sent a message that ")
+    assert len(str(error)) < 200
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+@pytest.mark.parametrize("wrong", [1, 3, "2", -2, 2**70])
+async def test_the_id_of_another_request_is_no_answer(autojump_clock: MockClock, wrong: Any, era: str) -> None:
+    """In JSON a protocol error; in a stream nothing, so that the end of the stream is the error."""
+    error = await outcome_of(json_of(json.dumps({**WHOLE, "id": wrong}).encode()), era)
+    assert isinstance(error, BackendProtocolError)
+    assert "the id of another request" in error.detail
+    error = await outcome_of(sse_of(event({**WHOLE, "id": wrong})), era)
+    assert isinstance(error, BackendUnavailable)
+    assert WHOLE["result"] == await outcome_of(sse_of(event({**WHOLE, "id": wrong}), event(WHOLE)), era)
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_a_request_is_no_answer(autojump_clock: MockClock, era: str) -> None:
+    """Nor is a notification, where one JSON object is all there is."""
+    for message in ({"jsonrpc": "2.0", "id": 2, "method": "ping"}, {"jsonrpc": "2.0", "method": "x"}):
+        error = await outcome_of(json_of(json.dumps(message).encode()), era)
+        assert isinstance(error, BackendProtocolError)
+        assert "with a request or notification" in error.detail
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/html", "text/plain; charset=utf-8", "", "application/json-seq", "x" * 5000, "application"]
+)
+async def test_other_media_types_are_named_and_cut(autojump_clock: MockClock, content_type: str) -> None:
+    """A login page in place of an answer says so; a 200 event stream of plain text ends as lost."""
+    error = await outcome_of(
+        lambda: httpx.Response(200, headers={"content-type": content_type}, text="hello"), "modern"
+    )
+    assert isinstance(error, BackendProtocolError)
+    assert len(str(error)) < 400
+    assert content_type.partition(";")[0][:50] in str(error)
+    error = await outcome_of(sse_of(b"hello, I am plain text\n"), "modern")
+    assert isinstance(error, BackendUnavailable)
+
+
+@pytest.mark.parametrize("content_type", ["application/json; charset=utf-16", "APPLICATION/JSON", " application/json "])
+async def test_what_the_head_says_of_charsets_does_not_count(autojump_clock: MockClock, content_type: str) -> None:
+    """JSON is UTF-8; media types have no case."""
+    data = json.dumps(WHOLE).encode()
+    headers = {"content-type": content_type}
+    assert WHOLE["result"] == await outcome_of(lambda: httpx.Response(200, headers=headers, content=data), "modern")
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_the_limits_are_exact(autojump_clock: MockClock, era: str) -> None:
+    """What is just within them is answered; one byte or level more is not."""
+    assert isinstance(await outcome_of(json_of(sized(2000)), era), dict)
+    error = await outcome_of(json_of(sized(2001)), era)
+    assert isinstance(error, MessageTooLarge)
+    assert (True, "backend 'b' sent an answer of over 2000 bytes (max_message_bytes)") == (
+        error.may_have_executed,
+        str(error),
+    )
+    assert isinstance(await outcome_of(json_of(nested(16)), era), dict)
+    error = await outcome_of(json_of(nested(17)), era)
+    assert "deeper than 16 (max_json_depth)" in str(error)
+
+
+class Endless(httpx.AsyncByteStream):
+    """The same bytes for ever; counts what was taken."""
+
+    def __init__(self, piece: bytes, pause: float = 0) -> None:
+        self.piece, self.pause, self.taken = piece, pause, 0
+
+    def __aiter__(self) -> Endless:
+        return self
+
+    async def __anext__(self) -> bytes:
+        await trio.sleep(self.pause)
+        self.taken += len(self.piece)
+        return self.piece
+
+    async def aclose(self) -> None:
+        pass
+
+
+PROGRESS = event(
+    {"jsonrpc": "2.0", "method": "notifications/progress", "params": {"progressToken": CALL_ID, "progress": 1}}
+)
+ENDLESS: dict[str, bytes] = {
+    "line": b"x" * 100,
+    "data line": b"data: x\n",
+    "comments": b": keep-alive\n",
+    "comment events": b": keep-alive\n\n",
+    "blank lines": b"\n",
+    "ids": b"id: 1\n\n",
+    "priming": b"id: 1\ndata:\n\n",
+    "retry": b"retry: 1\n\n",
+    "progress": PROGRESS,
+    "unknown events": b"event: other\ndata: x\n\n",
+    "stray answers": event({**WHOLE, "id": 99}),
+    "notifications": event({"jsonrpc": "2.0", "method": "x"}),
+}
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+@pytest.mark.parametrize("name", ENDLESS)
+async def test_an_endless_stream_is_cut_by_size(autojump_clock: MockClock, name: str, era: str) -> None:
+    """As fast as it comes: at most four messages of the largest size are read."""
+    body = Endless(ENDLESS[name])
+    stream = httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=body)
+    error = await outcome_of(lambda: stream, era)
+    assert isinstance(error, MessageTooLarge)
+    assert "(max_message_bytes)" in str(error)
+    assert error.may_have_executed
+    assert body.taken <= 4 * 2000 + 70 * len(body.piece)  # what is read on when it is let go of is bounded, too
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+@pytest.mark.parametrize("name", ENDLESS)
+async def test_an_endless_stream_is_cut_by_the_deadline(autojump_clock: MockClock, name: str, era: str) -> None:
+    """As slowly as it comes: progress and comments do not extend it."""
+    body = Endless(ENDLESS[name], pause=0.5)
+    stream = httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=body)
+    error = await outcome_of(lambda: stream, era)
+    assert isinstance(error, BackendTimeout)
+    assert error.may_have_executed
+
+
+async def test_an_endless_json_body_is_cut_by_size(autojump_clock: MockClock) -> None:
+    """And an endless error body, which is not worth reading, is left."""
+    body = Endless(b" " * 100)
+    error = await outcome_of(
+        lambda: httpx.Response(200, headers={"content-type": "application/json"}, stream=body), "modern"
+    )
+    assert isinstance(error, MessageTooLarge)
+    body = Endless(b" " * 10_000)
+    error = await outcome_of(lambda: httpx.Response(503, stream=body), "modern")
+    assert isinstance(error, BackendRejected)
+    assert body.taken < 1_000_000
+
+
+# Error texts
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "%s %d {0} {secret}", "\x1b[31m\r\nfake log line", "\ud800", "\0"])
+async def test_a_backends_own_words_are_quoted_and_cut(autojump_clock: MockClock, text: str) -> None:
+    """In full only in `message`, which says that it is untrusted; never a format, never a control character."""
+    body = {"jsonrpc": "2.0", "id": CALL_ID, "error": {"code": -1, "message": text}}
+    error = await outcome_of(json_of(json.dumps(body).encode()), "modern", FactorySettings())
+    assert isinstance(error, BackendRejected)
+    assert text == error.message
+    assert len(str(error)) < 400
+    assert str(error).isprintable()
+
+
+async def test_a_challenge_is_quoted_and_cut(autojump_clock: MockClock) -> None:
+    """`WWW-Authenticate` comes from the backend, too."""
+    headers = {"www-authenticate": "Bearer " + "x" * 5000}
+    error = await outcome_of(lambda: httpx.Response(401, headers=headers), "modern")
+    assert isinstance(error, BackendError)
+    assert "'Bearer xxx" in str(error)
+    assert len(str(error)) < 400
+
+
+@pytest.mark.parametrize("code", [2**63, -(2**200), 0])
+async def test_any_integer_is_a_code(autojump_clock: MockClock, code: int) -> None:
+    """It is handed on; only the ones that MCP defines mean something."""
+    body = {"jsonrpc": "2.0", "id": CALL_ID, "error": {"code": code, "message": "", "data": [1]}}
+    error = await outcome_of(json_of(json.dumps(body).encode()), "modern")
+    assert isinstance(error, BackendRejected)
+    assert (code, [1], True) == (error.code, error.data, error.may_have_executed)
+
+
+# Truncation, over real HTTP
+
+
+@pytest.mark.parametrize("fault", [Disconnect, Reset, Stall])
+@pytest.mark.parametrize("answers", ["json", "sse"])
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+@pytest.mark.parametrize("first", [0, 1])  # every other byte: half of a sweep is quick enough for one test
+async def test_an_answer_cut_at_any_byte_is_no_answer(
+    autojump_clock: MockClock, first: int, era: str, answers: str, fault: Any
+) -> None:
+    """Never a success with something missing: an error that says it may have run, and the next call works."""
+    backend = echo_backend(era, answers)
+    async with open_client(backend) as client:
+        whole = await call(client, arguments={"text": "ü"})
+        size = backend.received("tools/call")[0].response_bytes
+        assert size > 150
+        failed = 0
+        cuts = range(first, size, 2)
+        for cut in cuts:
+            backend.fail("tools/call", fault(cut), times=1)
+            try:
+                answer = await call(client, arguments={"text": "ü"}, timeout=DEADLINE)
+            except (BackendUnavailable, BackendTimeout, BackendProtocolError) as error:
+                failed += error.may_have_executed
+            else:
+                assert whole == answer
+                assert answers == "sse"  # the answer was there, only the end of its stream was not
+                failed += 1
+            if cut % 10 == first:
+                assert whole == await call(client, arguments={"text": "ü"}, timeout=DEADLINE)
+    assert len(cuts) == failed
+    assert len(backend.received("tools/call")) == backend.executed["echo"]
+
+
+@pytest.mark.parametrize("answers", ["json", "sse"])
+async def test_one_byte_at_a_time_is_an_answer_like_any_other(autojump_clock: MockClock, answers: str) -> None:
+    """If it comes within the deadline; else it is a timeout, however steadily it drips."""
+    backend = echo_backend("modern", answers)
+    async with open_client(backend) as client:
+        backend.fail("tools/call", Drip(1, 0.001), times=1)
+        await call(client, timeout=DEADLINE)
+        backend.fail("tools/call", Drip(1, 0.1), times=1)
+        started = trio.current_time()
+        with pytest.raises(BackendTimeout):
+            await call(client, timeout=DEADLINE)
+        assert DEADLINE == pytest.approx(trio.current_time() - started)
+        await call(client)
+
+
+@pytest.mark.parametrize("bit", [0, 1, 4, 5, 7])
+@pytest.mark.parametrize("answers", ["json", "sse"])
+async def test_a_flipped_bit_is_an_answer_or_a_typed_error(autojump_clock: MockClock, answers: str, bit: int) -> None:
+    """Anywhere in head or body."""
+    backend = echo_backend("modern", answers)
+    async with open_client(backend) as client:
+        await call(client)
+        size = backend.received("tools/call")[0].response_bytes
+        errors = 0
+        for byte in range(bit % 2, size, 2):  # half of a sweep is quick enough for one test
+            backend.fail("tools/call", Flip(byte, bit), times=1)
+            try:
+                await call(client, timeout=DEADLINE)
+            except BackendError:
+                errors += 1
+        assert errors > 10
+        await call(client)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99999\r\n\r\n{}",
+        b"HTTP/1.1 999 What\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 20_000 + b"\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 100,
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        b"HTTP/2.0 200 OK\r\n\r\n",
+        b"\x16\x03\x01\x00\x05hello",
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n" + json.dumps(WHOLE).encode()[:-1],
+    ],
+)
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_what_is_not_http_is_a_typed_error(autojump_clock: MockClock, raw: bytes, era: str) -> None:
+    """Of whichever kind; it may have run, and the next call has a connection of its own."""
+    backend = echo_backend(era)
+    async with open_client(backend) as client:
+        backend.fail("tools/call", Raw(raw), times=1)
+        with pytest.raises(BackendError) as caught:
+            await call(client, timeout=DEADLINE)
+        assert caught.value.may_have_executed
+        assert len(str(caught.value)) < 300
+        await call(client)
+
+
+# Everything at once
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+)
+IDS = st.sampled_from([CALL_ID, CALL_ID, 1, "2", 2.0, True, None])
+
+
+def objects(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[JSON]:
+    return st.fixed_dictionaries({}, optional=fields)
+
+
+MESSAGES = VALUES | objects(
+    jsonrpc=st.sampled_from(["2.0", "2.0", "2.0", "1.0", 2]),
+    id=IDS,
+    method=st.sampled_from(["ping", "notifications/progress", "notifications/cancelled", "x"]) | VALUES,
+    params=objects(progressToken=IDS, progress=SCALARS, total=SCALARS, message=SCALARS) | VALUES,
+    result=objects(resultType=st.sampled_from(["complete", "input_required", None]), content=VALUES) | VALUES,
+    error=objects(code=st.integers() | SCALARS, message=SCALARS, data=VALUES) | VALUES,
+)
+NOISE = st.sampled_from(
+    [b": x\n\n", b"id: 1\n", b"retry: 1\n", b"event: x\n", b"data:\n\n", b"\r", b"\xef\xbb\xbf", b"data: {\n"]
+)
+
+
+@given(
+    messages=st.lists(MESSAGES.map(json.dumps).map(str.encode), max_size=4),
+    noise=st.lists(NOISE, max_size=4),
+    status=st.sampled_from([200, 200, 200, 201, 202, 400, 404, 500]),
+    media_type=st.sampled_from(["application/json", "text/event-stream", "text/event-stream", "text/plain"]),
+    era=st.sampled_from(["legacy", "modern"]),
+)
+@settings(max_examples=60)
+def test_any_answer_is_a_result_or_a_typed_error(
+    messages: list[bytes], noise: list[bytes], status: int, media_type: str, era: str
+) -> None:
+    """Structure-aware: nearly right messages in nearly right streams under nearly right heads."""
+    if media_type == "text/event-stream":
+        pieces = [b"data: " + message + b"\n\n" for message in messages]
+        for position, piece in enumerate(noise):
+            pieces.insert(position * 2, piece)
+    else:
+        pieces = messages[:1]
+    headers = {"content-type": media_type}
+
+    async def main() -> None:
+        outcome = await outcome_of(lambda: httpx.Response(status, headers=headers, stream=Chunks(*pieces)), era)
+        assert isinstance(outcome, dict | BackendError)
+        if isinstance(outcome, BackendError):
+            assert outcome.backend_id == "b"
+            assert len(str(outcome)) < 600
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+# While connecting, a hostile backend costs the same
+
+
+@pytest.mark.parametrize("era", ["auto", "legacy", "modern"])
+@pytest.mark.parametrize("name", [*BAD_MESSAGES])
+async def test_no_answer_to_the_handshake_is_worse(autojump_clock: MockClock, name: str, era: str) -> None:
+    """Typed errors there, too."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"content-type": "application/json"}, content=BAD_MESSAGES[name])
+
+    async with open_bench(httpx.MockTransport(answer), era=era, settings=TINY) as bench:
+        with pytest.raises(BackendProtocolError, match="sent a message that"):
+            await bench.connect()
+
+
+async def test_deep_json_never_reaches_the_recursion_limit(autojump_clock: MockClock) -> None:
+    """With the default limit, whatever the parser of this Python takes."""
+    for levels in (129, sys.getrecursionlimit(), 100_000):
+        error = await outcome_of(json_of(nested(levels)), "modern", FactorySettings())
+        assert isinstance(error, BackendProtocolError)
+    assert isinstance(await outcome_of(json_of(nested(128)), "modern", FactorySettings()), dict)
+
+
+async def test_integers_of_any_length_cost_no_quadratic_time(autojump_clock: MockClock) -> None:
+    """Python refuses to read more than 4300 digits, with a ValueError that is no JSONDecodeError."""
+    data = b'{"jsonrpc":"2.0","id":2,"result":{"a":%s}}' % (b"9" * 5000)
+    error = await outcome_of(json_of(data), "modern", FactorySettings())
+    assert isinstance(error, BackendProtocolError)
+    assert "an integer of too many digits" in error.detail
+
+
+async def test_an_error_in_place_of_a_result_is_capped_in_the_log(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing that a backend sends gets into the log at any length."""
+    backend = echo_backend("modern")
+    async with open_client(backend) as client:
+        backend.fail("tools/call", Error(-1, "y" * 100_000), times=1)
+        with pytest.raises(BackendRejected):
+            await call(client)
+        backend.add_tool("x" * 100_000, inputSchema={"properties": {"a": {"x-mcp-header": "y" * 100_000}}})
+        backend.fail("tools/call", Rewrite(lambda message: {**message, "id": "z" * 100_000}), times=1)
+        with pytest.raises(BackendProtocolError):
+            await call(client)
+        await client.request("tools/list", {}, identity=None, timeout=DEADLINE, on_progress=None)
+    assert 0 < max(len(record.getMessage()) for record in caplog.records) < 1000

@@ -1,0 +1,1136 @@
+"""HTTP to one backend: the connection limit, credentials, redirects, raw bytes, and one kind of error."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import logging
+import math
+import socket
+from collections.abc import AsyncGenerator, Callable, Generator
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from support.clients import (
+    ALICE,
+    BOB,
+    Chunks,
+    Handler,
+    call,
+    echo_backend,
+    event,
+    in_json,
+    in_sse,
+    message_of,
+    no_progress,
+    open_bench,
+    open_client,
+    open_scripted,
+    result,
+)
+from support.raw_http import HANG, Kind, answer, open_served, until
+from support.steps import cancel_at
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vmcp import (
+    Backend,
+    BackendError,
+    BackendProtocolError,
+    BackendRejected,
+    BackendTimeout,
+    BackendUnauthorized,
+    BackendUnavailable,
+    FactorySettings,
+    Identity,
+    MessageTooLarge,
+    SessionClosed,
+    open_session_factory,
+)
+from trio_vmcp._client.built_in import NOTICE_TIMEOUT, HttpConnector
+from trio_vmcp._client.http.link import MOST_ASIDE, HttpLink, calls_within
+from trio_vmcp._request_note import RequestNote, current_note
+from trio_vmcp.testing import (
+    CONNECT,
+    Delay,
+    Disconnect,
+    Hang,
+    Raw,
+    Refuse,
+    Reset,
+    Status,
+    open_loopback,
+    open_memory_network,
+)
+
+ONE_SLOT = FactorySettings(max_connections_per_backend=1)
+
+
+def link_over(
+    handler: Handler | httpx.AsyncBaseTransport,
+    *,
+    auth: Callable[[Backend, Identity | None], Any] | None = None,
+    slots: int = 2,
+    **configured: Any,
+) -> HttpLink:
+    transport = handler if isinstance(handler, httpx.AsyncBaseTransport) else httpx.MockTransport(handler)
+    return HttpLink(
+        Backend(**{"id": "b", "url": "http://b.test/mcp", **configured}),
+        transport,
+        auth=auth,
+        slots=trio.CapacityLimiter(slots),
+        max_message_bytes=1000,
+    )
+
+
+async def get(
+    link: HttpLink, verb: str = "POST", *, data: bytes = b"{}", identity: Identity | None = None
+) -> bytes | bytearray:
+    async with link.exchange(verb, [], data, identity=identity) as reply:
+        return await reply.read(1000)
+
+
+class Seen:
+    """A handler that keeps what it saw and answers 200."""
+
+    def __init__(self, *answers: httpx.Response) -> None:
+        self.requests: list[httpx.Request] = []
+        self.answers = list(answers)
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        return self.answers.pop(0) if self.answers else httpx.Response(200, content=b"ok")
+
+    def headers(self, name: str) -> list[str | None]:
+        return [request.headers.get(name) for request in self.requests]
+
+
+# The limit
+
+
+async def test_no_more_requests_than_the_limit_are_on_their_way(autojump_clock: MockClock) -> None:
+    """The others wait, none is refused, and all are answered: seven of 1 s each, two at a time, take 4 s."""
+    backend = echo_backend(latency=0)
+    async with open_client(backend, settings=FactorySettings(max_connections_per_backend=2)) as client:
+        backend.fail("tools/call", Delay(1))
+        started = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for _ in range(7):
+                nursery.start_soon(call, client)
+            await trio.testing.wait_all_tasks_blocked()
+            assert 2 == len(backend.received("tools/call"))
+        assert 4 == trio.current_time() - started
+    assert 7 == backend.executed["echo"]
+
+
+async def test_the_wait_for_a_connection_is_part_of_the_deadline(autojump_clock: MockClock) -> None:
+    """Whoever waits too long gets a timeout that says that nothing was sent."""
+    backend = echo_backend()
+    async with open_client(backend, settings=ONE_SLOT) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: call(client, "hang"))
+        await wait_all_tasks_blocked()
+        with pytest.raises(BackendTimeout, match="within 3 s") as caught:
+            await call(client, timeout=3)
+        assert not caught.value.may_have_executed
+        assert 0 == backend.executed["echo"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_cancelled_waiter_loses_no_slot(autojump_clock: MockClock) -> None:
+    """However many give up while they wait, or while they are served, the limit is whole afterwards."""
+    backend = echo_backend()
+    async with open_client(backend, settings=FactorySettings(max_connections_per_backend=2)) as client:
+        backend.fail("tools/call", Delay(1), times=20)
+        async with trio.open_nursery() as nursery:
+
+            async def give_up_after(seconds: float) -> None:
+                with trio.move_on_after(seconds):
+                    await call(client)
+
+            for step in range(20):
+                nursery.start_soon(give_up_after, step / 4)
+        backend.heal()
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(call, client, "hang")
+            await wait_all_tasks_blocked()
+            assert 2 == len([e for e in backend.received("tools/call") if e.params["name"] == "hang"])
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_a_progress_callback_may_call_the_same_backend(autojump_clock: MockClock, era: str) -> None:
+    """Even when its own call holds the only connection: it would wait for itself."""
+    backend = echo_backend(era, "sse")
+    heard: list[float] = []
+
+    async with open_client(backend, settings=ONE_SLOT) as client:
+
+        async def nested(progress: float, total: float | None, message: str | None) -> None:
+            await call(client, "steps", on_progress=innermost)
+            heard.append(progress)
+
+        async def innermost(progress: float, total: float | None, message: str | None) -> None:
+            await call(client)
+
+        await call(client, "steps", on_progress=nested, timeout=5)
+    assert [1, 2, 3] == heard
+    assert 9 == backend.executed["echo"]
+
+
+async def test_a_task_left_behind_by_a_callback_queues_again(autojump_clock: MockClock) -> None:
+    """What a callback starts shares its call's connection only as long as that call runs."""
+    backend = echo_backend("modern", "sse")
+    async with open_client(backend, settings=ONE_SLOT) as client, trio.open_nursery() as nursery:
+        over = trio.Event()
+
+        async def later() -> None:
+            await over.wait()
+            await call(client)
+
+        async def leave_behind(progress: float, total: float | None, message: str | None) -> None:
+            nursery.start_soon(later)
+
+        await call(client, "steps", on_progress=leave_behind)
+        async with trio.open_nursery() as hanging:
+            hanging.start_soon(call, client, "hang")
+            await wait_all_tasks_blocked()
+            over.set()
+            await wait_all_tasks_blocked()
+            assert 0 == backend.executed["echo"]
+            hanging.cancel_scope.cancel()
+    assert 3 == backend.executed["echo"]
+
+
+async def test_a_notification_does_not_queue_behind_the_calls_it_is_about(autojump_clock: MockClock) -> None:
+    """With every connection taken and more callers waiting, a cancelled call is still reported."""
+    backend = echo_backend()
+    async with open_client(backend, settings=ONE_SLOT) as client, trio.open_nursery() as nursery:
+        doomed = trio.CancelScope()
+
+        async def be_doomed() -> None:
+            with doomed:
+                await call(client, "hang")
+
+        nursery.start_soon(be_doomed)
+        await wait_all_tasks_blocked()
+        for _ in range(3):
+            nursery.start_soon(call, client, "hang")
+        await wait_all_tasks_blocked()
+        doomed.cancel()
+        await trio.sleep(0.5)
+        assert 1 == backend.cancelled["hang"]
+        assert 1 == backend.in_flight  # the next one
+        nursery.cancel_scope.cancel()
+
+
+# Redirects
+
+
+@pytest.mark.parametrize("status", [307, 308])
+@pytest.mark.parametrize("location", ["/mcp/", "http://b.test:80/mcp/", "//b.test/mcp/", "http://u:p@B.test/mcp/#part"])
+async def test_redirects_on_one_origin_are_followed_with_method_and_body(status: int, location: str) -> None:
+    """Servers send /mcp to /mcp/."""
+    seen = Seen(httpx.Response(status, headers={"location": location}))
+    assert b"ok" == await get(link_over(seen), data=b'{"a":1}')
+    assert ["http://b.test/mcp", "http://b.test/mcp/"] == [str(request.url) for request in seen.requests]
+    assert [b'{"a":1}', b'{"a":1}'] == [request.content for request in seen.requests]
+    assert ["POST", "POST"] == [request.method for request in seen.requests]
+
+
+async def test_three_redirects_are_followed_and_no_more() -> None:
+    """Whoever redirects for ever gets four requests."""
+    around = [httpx.Response(307, headers={"location": f"/{step}"}) for step in range(5)]
+    assert b"ok" == await get(link_over(Seen(*around[:3])))
+    seen = Seen(*around)
+    with pytest.raises(BackendProtocolError, match="redirects more than 3 times") as caught:
+        await get(link_over(seen))
+    assert 4 == len(seen.requests)
+    assert not caught.value.may_have_executed
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://other.test/mcp",
+        "https://b.test/mcp",
+        "http://b.test:8080/mcp",
+        "//other.test/mcp",
+        "http://b.test@other.test/",
+        "ftp://b.test/mcp",
+    ],
+)
+async def test_no_redirect_crosses_an_origin(location: str) -> None:
+    """Headers, credentials and the backend's session id would go along."""
+    seen = Seen(httpx.Response(307, headers={"location": location}))
+    link = link_over(seen, headers={"x-api-key": "secret"}, auth=lambda b, i: httpx.BasicAuth("user", "pass"))
+    with pytest.raises(BackendProtocolError, match="another origin") as caught:
+        await get(link)
+    assert 1 == len(seen.requests)
+    assert not caught.value.may_have_executed
+
+
+@pytest.mark.parametrize("location", ["http://b.test:port/", "http://b\x7f.test/", "http://b.test/" * 9000])
+async def test_a_location_that_is_no_url_is_a_protocol_error(location: str) -> None:
+    """Whatever a backend writes there, no error of httpx comes out."""
+    with pytest.raises(BackendProtocolError, match="no URL"):
+        await get(link_over(Seen(httpx.Response(308, headers={"location": location}))))
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "executed"),
+    [
+        (301, {"location": "/mcp/"}, False),
+        (302, {"location": "/mcp/"}, False),
+        (303, {"location": "/mcp/"}, True),
+        (300, {}, False),
+        (304, {}, False),
+        (307, {}, False),
+    ],
+)
+async def test_other_redirects_are_refused(status: int, headers: dict[str, str], executed: bool) -> None:
+    """They change the method, or lead nowhere. 303 answers a request that was acted on."""
+    with pytest.raises(BackendRejected, match=f"HTTP {status}, which is not followed") as caught:
+        await get(link_over(Seen(httpx.Response(status, headers=headers))))
+    assert (status, executed) == (caught.value.code, caught.value.may_have_executed)
+
+
+# Credentials
+
+
+async def test_auth_is_asked_for_every_request_with_the_right_identity(autojump_clock: MockClock) -> None:
+    """The handshake and DELETE carry the opener's credentials, calls and their cancellation the caller's."""
+    backend = echo_backend()
+
+    def bearer(configured: Backend, identity: Identity | None) -> httpx.Auth:
+        assert "b" == configured.id
+        return _Bearer(identity.token if identity else "nobody")
+
+    async with open_client(backend, identity=ALICE, auth=bearer) as client:
+        await call(client, identity=BOB)
+        await call(client)
+        with pytest.raises(BackendTimeout):
+            await call(client, "hang", identity=BOB, timeout=1)
+    carried = [(e.method or e.verb, e.headers["authorization"]) for e in backend.exchanges]
+    assert [
+        ("initialize", "Bearer alice-token"),
+        ("notifications/initialized", "Bearer alice-token"),
+        ("tools/call", "Bearer bob-token"),
+        ("tools/call", "Bearer nobody"),
+        ("tools/call", "Bearer bob-token"),
+        ("notifications/cancelled", "Bearer bob-token"),
+        ("DELETE", "Bearer alice-token"),
+    ] == carried
+
+
+class _Bearer(httpx.Auth):
+    def __init__(self, token: str) -> None:
+        self.token = token
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        request.headers["Authorization"] = f"Bearer {self.token}"
+        yield request
+
+
+async def test_no_auth_leaves_the_request_alone() -> None:
+    """`None` means: nothing to add."""
+    seen = Seen()
+    await get(link_over(seen, auth=lambda backend, identity: None))
+    assert [None] == seen.headers("authorization")
+
+
+async def test_every_hop_of_a_redirect_is_authorized_anew() -> None:
+    """A signature covers the path."""
+
+    class Sign(httpx.Auth):
+        def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+            request.headers["x-signature"] = request.url.path
+            yield request
+
+    seen = Seen(httpx.Response(307, headers={"location": "/mcp/"}))
+    await get(link_over(seen, auth=lambda backend, identity: Sign()))
+    assert ["/mcp", "/mcp/"] == seen.headers("x-signature")
+
+
+async def test_an_auth_may_sign_the_body() -> None:
+    """`requires_request_body`: it sees every byte that is sent."""
+
+    class SignBody(httpx.Auth):
+        requires_request_body = True
+
+        def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+            request.headers["x-signature"] = request.content.decode()
+            yield request
+
+    backend = echo_backend(session_ids=False)
+    async with open_client(backend, auth=lambda configured, identity: SignBody()) as client:
+        assert "{}" == (await call(client))["content"][0]["text"]
+    assert [e.body.decode() for e in backend.exchanges] == [e.headers["x-signature"] for e in backend.exchanges]
+
+
+async def test_an_auth_may_sign_a_copy() -> None:
+    """A copy that left counts as written, though it is not the request that we made."""
+
+    class SignCopy(httpx.Auth):
+        requires_request_body = True
+
+        def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+            yield httpx.Request(request.method, request.url, headers=request.headers, content=request.content)
+
+    backend = echo_backend(session_ids=False)
+    async with open_client(backend, auth=lambda configured, identity: SignCopy()) as client:
+        await call(client)
+        backend.fail("tools/call", Reset(0))
+        with pytest.raises(BackendUnavailable) as caught:
+            await call(client)
+        assert caught.value.may_have_executed
+    assert 2 == backend.executed["echo"]
+
+
+async def test_digest_auth_of_httpx_works() -> None:
+    """It looks at the response's cookies, and sends the same body a second time; the challenge is let go of."""
+    refusal = Chunks(b"no")
+    challenge = httpx.Response(
+        401,
+        headers={"www-authenticate": 'Digest realm="r", nonce="n", qop="auth"', "set-cookie": "a=b"},
+        stream=refusal,
+    )
+    seen = Seen(challenge)
+    link = link_over(seen, auth=lambda backend, identity: httpx.DigestAuth("user", "pass"))
+    assert b"ok" == await get(link, data=b"body")
+    assert [b"body", b"body"] == [request.content for request in seen.requests]
+    assert str(seen.headers("authorization")[1]).startswith("Digest ")
+    assert refusal.closed
+
+
+class Refreshing(httpx.Auth):
+    """Fetches a token when it is told to, as httpx's documentation shows it."""
+
+    requires_response_body = True
+    token = "old"
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        request.headers["Authorization"] = self.token
+        response = yield request
+        if response.status_code == 401:
+            fetched = yield httpx.Request("POST", "http://issuer.test/token")
+            self.token = fetched.json()["token"]
+            request.headers["Authorization"] = self.token
+            yield request
+
+
+@pytest.mark.parametrize("answers", ["json", "sse"])
+async def test_an_auth_may_read_what_refuses_it_and_fetch_a_token(answers: str) -> None:
+    """`requires_response_body`: refusals and tokens are read for it; the answer itself goes to whoever asked."""
+    backend, issuer = echo_backend("modern", answers), echo_backend()
+    issuer.fail("POST", Status(200, b'{"token": "new"}'))
+    auth = Refreshing()
+    heard: list[float] = []
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        heard.append(progress)
+
+    async with open_memory_network() as network:
+        network.attach("issuer.test", issuer)
+        backend.fail(lambda exchange: exchange.headers.get("authorization") != "new", Status(401, b'{"why": "old"}'))
+        async with open_client(backend, network=network, auth=lambda configured, identity: auth) as client:
+            await call(client, "steps", on_progress=on_progress)
+    assert 1 == len(issuer.exchanges)
+    assert ["old", "new", "new"] == [e.headers["authorization"] for e in backend.exchanges]
+    assert ([1, 2, 3] if answers == "sse" else []) == heard
+
+
+async def test_what_is_read_for_an_auth_is_bounded_and_not_inflated() -> None:
+    """A token endpoint can be as hostile as a backend."""
+    refused = httpx.Response(401, content=b"x" * 1001)
+    with pytest.raises(MessageTooLarge, match="over 1000 bytes"):
+        await get(link_over(Seen(refused), auth=lambda backend, identity: Refreshing()))
+    zipped = httpx.Response(401, headers={"content-encoding": "gzip"}, stream=Chunks(b"\x1f\x8b"))
+    with pytest.raises(BackendProtocolError, match="Content-Encoding"):
+        await get(link_over(Seen(zipped), auth=lambda backend, identity: Refreshing()))
+
+
+class Broken(httpx.Auth):
+    def __init__(self, *, after: bool) -> None:
+        self.after = after
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        if self.after:
+            yield request
+        raise RuntimeError("token alice-token is broken")
+
+
+class Silent(httpx.Auth):
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:  # noqa: ASYNC900  # httpx's interface
+        if request.url.host == "nowhere.test":
+            yield request
+
+
+@pytest.mark.parametrize(
+    "auth",
+    [
+        lambda backend, identity: Broken(after=False),
+        lambda backend, identity: Broken(after=True),
+        lambda backend, identity: Silent(),
+        lambda backend, identity: ("user", "pass"),
+        lambda backend, identity: 1 / 0,
+    ],
+)
+async def test_credentials_that_fail_are_a_typed_error(auth: Callable[[Backend, Identity | None], Any]) -> None:
+    """Named as such, without their text: it may hold a token."""
+    with pytest.raises(BackendUnauthorized, match="credentials") as caught:
+        await get(link_over(Seen(), auth=auth))
+    assert "alice-token" not in str(caught.value)
+
+
+async def test_an_error_of_ours_in_auth_comes_out_as_itself() -> None:
+    """An `auth` may say that a backend is away, in this library's words."""
+
+    def away(backend: Backend, identity: Identity | None) -> httpx.Auth:
+        raise BackendUnavailable(backend.id, "waits for its token")
+
+    with pytest.raises(BackendUnavailable, match="waits for its token"):
+        await get(link_over(Seen(), auth=away))
+
+
+async def test_a_cancelled_auth_leaves_nothing(autojump_clock: MockClock, recwarn: pytest.WarningsRecorder) -> None:
+    """Before its request and after the response."""
+
+    class Slow(httpx.Auth):
+        async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:  # noqa: ASYNC900  # httpx's interface
+            await trio.sleep(1)
+            yield request
+            await trio.sleep(1)
+
+    body = Chunks(b"x")
+    link = link_over(Seen(httpx.Response(200, stream=body)), auth=lambda backend, identity: Slow(), slots=1)
+    for patience in (0.5, 1.5):
+        with trio.move_on_after(patience):
+            await get(link)
+    assert body.closed
+    assert b"ok" == await get(link)
+    gc.collect()
+    assert [] == [str(warning.message) for warning in recwarn]
+
+
+async def test_userinfo_becomes_basic_credentials() -> None:
+    """Decoded once; and a header that the user wrote goes before them."""
+    seen = Seen()
+    await get(link_over(seen, url="http://us%40er:p%3Ass@b.test/mcp"))
+    await get(link_over(seen, url="http://user:pass@b.test/mcp", headers={"Authorization": "Bearer mine"}))
+    basic = "Basic " + base64.b64encode(b"us@er:p:ss").decode()
+    assert [basic, "Bearer mine"] == seen.headers("authorization")
+    assert ["b.test", "b.test"] == seen.headers("host")
+    assert ["", ""] == [request.url.userinfo.decode() for request in seen.requests]
+
+
+# Headers, environment, cookies
+
+
+async def test_headers_of_the_protocol_are_not_the_users_to_set() -> None:
+    """His others are sent as they are."""
+    given = {"Accept-Encoding": "gzip", "Mcp-Session-Id": "x", "Host": "evil", "X-Mine": "yes", "Content-Length": "9"}
+    given |= {"Connection": "close", "TE": "trailers", "Mcp-Param-Region": "mine"}
+    seen = Seen()
+    await get(link_over(seen, headers=given))
+    (request,) = seen.requests
+    assert [
+        ("host", "b.test"),
+        ("accept-encoding", "identity"),
+        ("x-mine", "yes"),
+        ("accept", "application/json, text/event-stream"),
+        ("content-type", "application/json"),
+        ("content-length", "2"),
+    ] == [*request.headers.multi_items()]
+
+
+@pytest.mark.parametrize("given", [{"url": "http://b\x7f.test/"}, {"headers": {"x": "\ud800"}}])
+async def test_what_http_cannot_carry_is_a_typed_error(given: dict[str, Any]) -> None:
+    """Found when connecting, and not quoted."""
+    async with open_bench(httpx.MockTransport(Seen()), **given) as bench:
+        with pytest.raises(BackendUnavailable, match="cannot carry"):
+            await bench.connect()
+
+
+async def test_proxies_netrc_and_cookies_are_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """Over the built-in transport: the environment of the process decides nothing, and no cookie comes back."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login user password pass")
+    monkeypatch.setenv("NETRC", str(netrc))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    backend = echo_backend(session_ids=False)
+    backend.fail("initialize", Status(200, headers={"set-cookie": "a=b", "content-type": "text/plain"}), times=1)
+    async with open_loopback(backend) as url:
+        connector = HttpConnector(FactorySettings())
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                try:
+                    client = await connector(
+                        Backend(id="b", url=url, era="legacy"),
+                        identity=None,
+                        resume=None,
+                        nursery=nursery,
+                        events=lambda method, params: None,
+                    )
+                except BackendProtocolError:
+                    continue
+                await call(client)
+                await client.aclose(terminate=True)
+        connector.close()
+    assert 4 == len(backend.exchanges)
+    assert [] == [e for e in backend.exchanges if "cookie" in e.headers or "authorization" in e.headers]
+
+
+async def test_the_built_in_transport_survives_cancellation_at_every_step(recwarn: pytest.WarningsRecorder) -> None:
+    """Over real sockets: the next call always works, and no connection is left when the client has closed."""
+    backend = echo_backend("modern", "sse")
+    async with open_loopback(backend) as url, trio.open_nursery() as nursery:
+        connector = HttpConnector(FactorySettings(max_connections_per_backend=1))
+        client = await connector(
+            Backend(id="b", url=url, era="modern"),
+            identity=None,
+            resume=None,
+            nursery=nursery,
+            events=lambda method, params: None,
+        )
+        for step in range(1, 100):
+            if not await cancel_at(step, lambda: call(client, "steps", on_progress=no_progress)):
+                break
+            await call(client, timeout=5)
+        assert 2 < step < 99  # it waits when it writes, for the head, and as often for events as they come apart
+        await client.aclose(terminate=True)
+        connector.close()
+        with trio.fail_after(5):
+            while backend.open_connections:  # noqa: ASYNC110  # the other side of a real socket ends when it does
+                await trio.sleep(0.001)
+    gc.collect()
+    assert [] == [str(warning.message) for warning in recwarn]
+
+
+# Raw bytes
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "zstd", "deflate", "x-unknown", "identity, gzip"])
+@pytest.mark.parametrize("media_type", ["application/json", "text/event-stream"])
+async def test_encoded_answers_are_refused(encoding: str, media_type: str) -> None:
+    """Inflated they could be a million times their size."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        headers = {"content-type": media_type, "content-encoding": encoding}
+        return httpx.Response(200, headers=headers, stream=Chunks(b"\x1f\x8b\x08 not read"))
+
+    async with open_bench(httpx.MockTransport(answer), era="legacy") as bench:
+        with pytest.raises(BackendProtocolError, match="Content-Encoding although identity was asked for"):
+            await bench.connect()
+
+
+async def test_identity_is_no_encoding() -> None:
+    """In any case, and with blanks."""
+    assert b"ok" == await get(
+        link_over(Seen(httpx.Response(200, headers={"content-encoding": " Identity "}, stream=Chunks(b"o", b"k"))))
+    )
+
+
+# Errors
+
+
+class Failing(httpx.AsyncBaseTransport):
+    """Raises, before or after it has taken the body, or in the middle of its own."""
+
+    def __init__(self, error: Exception, *, takes_body: bool) -> None:
+        self.error, self.takes_body = error, takes_body
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self.takes_body:
+            await request.aread()
+        raise self.error
+
+
+@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize(
+    ("error", "expected", "text"),
+    [
+        (httpx.ReadError("secret"), BackendUnavailable, "lost its connection: ReadError"),
+        (httpx.WriteError("secret"), BackendUnavailable, "lost its connection"),
+        (httpx.ReadTimeout("secret"), BackendUnavailable, "lost its connection"),
+        (httpx.PoolTimeout("secret"), BackendUnavailable, "lost its connection"),
+        (httpx.RemoteProtocolError("Server disconnected"), BackendUnavailable, "before its answer was whole"),
+        (httpx.RemoteProtocolError("secret"), BackendProtocolError, "does not speak HTTP/1.1"),
+        (OSError(104, "Connection reset by peer"), BackendUnavailable, "Connection reset by peer"),
+        (RuntimeError("secret"), BackendUnavailable, "lost its connection: RuntimeError"),
+    ],
+)
+async def test_foreign_errors_are_translated(
+    error: Exception, expected: type[BackendError], text: str, written: bool
+) -> None:
+    """With their cause, without their text, and with the truth about what was written."""
+    with pytest.raises(BackendError, match=text) as caught:
+        await get(link_over(Failing(error, takes_body=written)))
+    assert expected is type(caught.value)
+    assert written is caught.value.may_have_executed
+    assert error is caught.value.__cause__
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error", [httpx.ConnectError("x"), httpx.ConnectTimeout("x"), httpx.ProxyError("x"), httpx.UnsupportedProtocol("x")]
+)
+async def test_a_failed_connection_executed_nothing(error: Exception) -> None:
+    """Whatever the transport did with the body before."""
+    with pytest.raises(BackendUnavailable, match="could not be reached") as caught:
+        await get(link_over(Failing(error, takes_body=True)))
+    assert not caught.value.may_have_executed
+
+
+async def test_the_operating_systems_word_is_kept() -> None:
+    """A name that does not resolve says so."""
+    error = httpx.ConnectError("x")
+    error.__cause__ = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    with pytest.raises(BackendUnavailable, match="Name or service not known"):
+        await get(link_over(Failing(error, takes_body=False)))
+
+
+async def test_a_response_that_cannot_be_let_go_of_costs_nothing() -> None:
+    """The answer is here; what its transport raises afterwards is nobody's business."""
+
+    class Sticky(Chunks):
+        async def aclose(self) -> None:
+            raise RuntimeError("already closed")
+
+    assert b"ok" == await get(link_over(Seen(httpx.Response(200, stream=Sticky(b"ok")))))
+    async with link_over(Seen(httpx.Response(200, stream=Sticky(b"ok")))).exchange("GET", [], identity=None):
+        pass  # nor when nobody has read it
+
+
+async def test_a_body_that_fails_when_it_is_left_costs_nothing() -> None:
+    """Its generator raises instead of ending."""
+    body = Chunks(RuntimeError("torn"))
+    async with link_over(Seen(httpx.Response(200, stream=body))).exchange("GET", [], identity=None):
+        pass
+    assert body.closed
+
+
+async def test_reading_after_the_end_is_harmless() -> None:
+    """A body ends once, and stays ended."""
+    async with link_over(Seen()).exchange("GET", [], identity=None) as reply:
+        assert b"ok" == await reply.read(2)
+        assert b"" == await reply.read(2)
+
+
+# What was executed, over real HTTP
+
+
+async def written_after(wait: Any) -> tuple[BackendError, bool]:
+    """The error of a call, and what its note says."""
+    note = RequestNote()
+    current_note.set(note)
+    with pytest.raises(BackendError) as caught:
+        await wait
+    return caught.value, note.written
+
+
+async def test_refused_connections_executed_nothing(autojump_clock: MockClock) -> None:
+    """Refused, unknown, or never made: not executed."""
+    backend = echo_backend("modern")
+    async with open_scripted(backend) as bench:
+        client = await bench.connect()
+        backend.crash()
+        error, _ = await written_after(call(client))
+        assert (BackendUnavailable, False) == (type(error), error.may_have_executed)
+        backend.restart()
+        backend.fail(CONNECT, Refuse(), times=1)
+        error, _ = await written_after(call(client))
+        assert (BackendUnavailable, False) == (type(error), error.may_have_executed)
+        backend.fail(CONNECT, Delay(60), times=1)
+        error, written = await written_after(call(client, timeout=5))
+        assert (BackendTimeout, False, False) == (type(error), error.may_have_executed, written)
+    assert 0 == backend.executed["echo"]
+
+
+@pytest.mark.parametrize("answers", ["json", "sse"])
+@pytest.mark.parametrize("fault", [Reset(0), Disconnect(0), Reset(20), Disconnect(80), Raw(b"SSH-2.0-x\r\n")])
+async def test_a_written_request_may_have_executed(answers: str, fault: Any) -> None:
+    """However the answer is lost."""
+    backend = echo_backend("modern", answers)
+    async with open_client(backend) as client:
+        backend.fail("tools/call", fault, times=1)
+        error, _ = await written_after(call(client))
+        assert error.may_have_executed
+        await call(client)
+
+
+async def test_a_timeout_after_writing_may_have_executed(autojump_clock: MockClock) -> None:
+    """The request is at the backend; nobody knows more."""
+    backend = echo_backend("modern")
+    async with open_client(backend) as client:
+        error, written = await written_after(call(client, "hang", timeout=5))
+        assert (BackendTimeout, True, True) == (type(error), error.may_have_executed, written)
+        error, written = await written_after(call(client, timeout=0))
+        assert (BackendTimeout, False, False) == (type(error), error.may_have_executed, written)
+
+
+# Connections
+
+
+async def test_a_stream_is_read_to_its_end_so_that_its_connection_is_used_again() -> None:
+    """Twenty calls answered in SSE need one connection."""
+    async with open_memory_network() as network:
+        async with open_client(echo_backend("modern", "sse"), network=network) as client:
+            for _ in range(20):
+                await call(client, "steps", on_progress=no_progress)
+        assert 1 == network.connection_attempts
+
+
+async def test_a_stream_that_is_left_early_costs_its_connection(autojump_clock: MockClock) -> None:
+    """And only that: the next call makes a new one."""
+    async with open_memory_network() as network:
+        async with open_client(echo_backend("modern", "sse"), network=network) as client:
+            with trio.move_on_after(1):
+                await call(client, "hang")
+            await wait_all_tasks_blocked()
+            assert 0 == network.open_connections
+            await call(client)
+        assert 2 == network.connection_attempts
+
+
+async def test_a_server_that_keeps_streams_open_is_waited_for_once(autojump_clock: MockClock) -> None:
+    """A tenth of a second for the end of the first stream; the next are closed with their answer."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        reply = result(message_of(request)["id"], supportedVersions=["2026-07-28"], capabilities={}, content=[])
+        return in_sse(event(reply), 60.0)
+
+    async with open_bench(httpx.MockTransport(answer), era="modern") as bench:
+        started = trio.current_time()
+        client = await bench.connect()
+        assert 0.1 == pytest.approx(trio.current_time() - started)
+        for _ in range(10):
+            await call(client)
+        assert 0.1 == pytest.approx(trio.current_time() - started)
+
+
+async def test_what_follows_an_answer_is_read_within_bounds(autojump_clock: MockClock) -> None:
+    """A stream that breaks or goes on for ever after the answer takes nothing away from it."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked = message_of(request)
+        reply = result(asked["id"], supportedVersions=["2026-07-28"], capabilities={}, content=[])
+        noise = [b": noise\n"] * 1000 if asked["method"] == "server/discover" else [httpx.ReadError("reset")]
+        return in_sse(event(reply), *noise)
+
+    async with open_bench(httpx.MockTransport(answer), era="modern") as bench:
+        assert [] == (await call(await bench.connect()))["content"]
+
+
+# Cancellation
+
+
+@pytest.mark.parametrize("answers", ["json", "sse"])
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_a_call_can_be_cancelled_at_every_step(
+    autojump_clock: MockClock, recwarn: pytest.WarningsRecorder, era: str, answers: str
+) -> None:
+    """No slot, connection, generator or task is lost, and the next call works."""
+    backend = echo_backend(era, answers)
+    cancelled = 0
+    async with open_memory_network() as network:
+        async with open_client(backend, network=network, settings=ONE_SLOT) as client:
+            for fresh in (False, True):  # over a kept connection, and over a new one
+                for step in range(1, 60):
+                    if fresh:
+                        backend.crash()
+                        sessions = dict(backend.sessions)
+                        backend.restart()
+                        backend.sessions |= sessions
+                    was_cancelled = await cancel_at(step, lambda: call(client, "steps", on_progress=no_progress))
+                    cancelled += was_cancelled
+                    await call(client, timeout=5)
+                    if not was_cancelled:
+                        break
+                else:
+                    raise AssertionError("a call takes 60 steps")
+    gc.collect()
+    assert [] == [str(warning.message) for warning in recwarn]
+    assert cancelled > 10
+    assert 0 == backend.in_flight
+
+
+async def test_connecting_can_be_cancelled_at_every_step(
+    autojump_clock: MockClock, recwarn: pytest.WarningsRecorder
+) -> None:
+    """The backend's session ends with the attempt, as soon as the head with its id is here."""
+    for answers in ("json", "sse"):
+        backend = echo_backend("both", answers)
+        backend.fail("server/discover", Status(404))
+        async with open_scripted(backend) as bench:
+            for step in range(1, 120):
+                if not await cancel_at(step, bench.connect):
+                    break
+                await wait_all_tasks_blocked()
+                known = {e.session_id for e in backend.received("notifications/initialized")}
+                assert set() == known & backend.sessions.keys()
+            else:
+                raise AssertionError("connecting takes 120 steps")
+            assert step > 10
+            backend.sessions = {client.record.session_id: {} for client in bench.clients}  # type: ignore[misc]
+    gc.collect()
+    assert [] == [str(warning.message) for warning in recwarn]
+
+
+async def test_an_id_in_the_head_of_a_stalled_handshake_is_given_back(autojump_clock: MockClock) -> None:
+    """The body of the InitializeResult never comes, its id is here: it gets its DELETE."""
+    backend = echo_backend()
+    backend.fail("initialize", Hang(at="body"))
+    async with open_scripted(backend) as bench:
+        with trio.move_on_after(1):
+            await bench.connect()
+        await wait_all_tasks_blocked()
+        assert ["scripted-session-1"] == backend.deleted_sessions
+
+
+def test_no_secret_is_in_a_repr() -> None:
+    """Neither credentials nor session ids."""
+    link = link_over(Seen(), url="http://user:pass@b.test/mcp", headers={"x-api-key": "secret"})
+    assert "pass" not in repr(link)
+    assert "secret" not in repr(link)
+
+
+async def test_json_answers_use_one_connection() -> None:
+    """Keep-alive, with the handshake's."""
+    async with open_memory_network() as network:
+        async with open_client(echo_backend(), network=network) as client:
+            for _ in range(5):
+                await call(client)
+        assert 1 == network.connection_attempts
+
+
+async def test_a_bad_chunk_in_json_is_told_apart() -> None:
+    """A reset in the middle of a JSON body is no protocol error."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if message_of(request)["method"] != "tools/call":
+            return in_json(result(message_of(request)["id"], supportedVersions=["2026-07-28"], capabilities={}))
+        return httpx.Response(
+            200, headers={"content-type": "application/json"}, stream=Chunks(b"{", httpx.ReadError("reset"))
+        )
+
+    async with open_bench(httpx.MockTransport(answer), era="modern") as bench:
+        with pytest.raises(BackendUnavailable, match="lost its connection") as caught:
+            await call(await bench.connect())
+        assert caught.value.may_have_executed
+
+
+async def test_a_protocol_error_costs_its_connection() -> None:
+    """Who gets an answer wrong may get its length wrong: the rest would begin the next one."""
+    backend = echo_backend("modern")
+    async with open_memory_network() as network:
+        async with open_client(backend, network=network) as client:
+            backend.fail("tools/call", Status(200, b"{", {"content-type": "application/json"}), times=1)
+            with pytest.raises(BackendProtocolError):
+                await call(client)
+            await call(client)
+        assert 2 == network.connection_attempts
+
+
+async def test_the_first_of_several_addresses_stands_for_all() -> None:
+    """Trio tries each, and raises a group."""
+    error = httpx.ConnectError("x")
+    error.__cause__ = OSError("all failed")
+    error.__cause__.__cause__ = ExceptionGroup("", [ConnectionRefusedError(111, "secret address"), OSError(101, "x")])
+    with pytest.raises(BackendUnavailable, match="could not be reached: Connection refused"):
+        await get(link_over(Failing(error, takes_body=False)))
+
+
+# Beside the calls
+
+
+async def test_what_counts_as_no_call_is_bounded_too(autojump_clock: MockClock) -> None:
+    """Ten notifications at once take four connections; the others wait for their turn, and all arrive."""
+    backend = echo_backend()
+    limit = FactorySettings(max_connections_per_backend=10)
+    async with open_memory_network() as network, open_client(backend, network=network, settings=limit) as client:
+        backend.fail("notifications/cancelled", Delay(0.3))
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(call, client, "hang")
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        for waited in (4, 8, 10):
+            await wait_all_tasks_blocked()
+            assert waited == len(backend.received("notifications/cancelled"))
+            assert network.open_connections <= MOST_ASIDE
+            await trio.sleep(0.3)
+        await wait_all_tasks_blocked()
+        assert 10 == backend.cancelled["hang"]
+
+
+async def test_whoever_waits_for_a_turn_beside_the_calls_gives_up_in_time(autojump_clock: MockClock) -> None:
+    """Four that hang hold the others up for as long as a notification may take; then the backend's session ends."""
+    backend = echo_backend()
+    async with open_client(backend, settings=FactorySettings(max_connections_per_backend=10)) as client:
+        backend.fail("notifications/cancelled", Hang())
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(call, client, "hang")
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        await trio.sleep(NOTICE_TIMEOUT)
+        await wait_all_tasks_blocked()
+        assert 4 == len(backend.received("notifications/cancelled"))
+        started = trio.current_time()
+        await client.aclose(terminate=True)
+        assert started == trio.current_time()
+
+
+# Connections that must not be used again
+
+
+async def find_wrong(link: HttpLink) -> None:
+    async with link.exchange("POST", [], b"{}", identity=None) as reply:
+        await reply.read(1000)
+        raise reply.protocol_error("answered wrongly")
+
+
+class _Signed(httpx.Auth):
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        yield request
+
+
+@pytest.mark.parametrize("auth", [None, lambda backend, identity: _Signed()])
+async def test_who_gets_an_answer_wrong_loses_the_connection(
+    auth: Callable[[Backend, Identity | None], httpx.Auth] | None,
+) -> None:
+    """Also when it came to its end: its length may be as wrong. With an Auth, too, which sees httpx's response."""
+    async with open_served("memory", answer(b"ok")) as served:
+        link = link_over(served.transport, url=served.url, auth=auth)
+        assert b"ok" == await get(link)
+        assert 1 == served.transport.idle_connections
+        with pytest.raises(BackendProtocolError):
+            await find_wrong(link)
+        assert 0 == served.transport.idle_connections
+
+
+class _Stubborn:
+    """A network stream of somebody else's."""
+
+    async def aclose(self) -> None:
+        raise ZeroDivisionError
+
+
+async def test_a_disconnect_that_fails_costs_nothing_else() -> None:
+    """The response is let go of all the same, and the error is the one that there was."""
+    body = Chunks(b"x")
+    extensions = {"network_stream": _Stubborn(), "http_version": b"HTTP/1.1"}
+    link = link_over(Seen(httpx.Response(200, stream=body, extensions=extensions)), slots=1)
+    with pytest.raises(BackendProtocolError, match="wrongly"):
+        await find_wrong(link)
+    assert body.closed
+    assert b"ok" == await get(link)
+
+
+async def test_a_redirect_costs_no_connection() -> None:
+    """Its body is short, and here."""
+    moved = answer(b"over there", b"Location: /other", status=b"307 Temporary Redirect")
+    async with open_served("memory", moved, answer(b"ok"), moved, answer(b"ok")) as served:
+        link = link_over(served.transport, url=served.url)
+        for _ in range(2):
+            assert b"ok" == await get(link)
+        assert (1, 4) == (served.server.connections, len(served.server.requests))
+
+
+@pytest.mark.parametrize("kind", ["memory", "tcp", "tls"])
+async def test_closing_a_link_ends_what_its_callers_hold(kind: Kind) -> None:
+    """Whoever has shielded himself in the middle of a response gets an error, and no socket is left."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"
+    async with open_served(kind, (head, HANG)) as served, trio.open_nursery() as nursery:
+        link = link_over(served.transport, url=served.url)
+
+        async def hold() -> None:
+            with trio.CancelScope(shield=True):
+                with pytest.raises(BackendUnavailable, match="lost its connection") as caught:
+                    await get(link)
+                assert caught.value.may_have_executed
+
+        nursery.start_soon(hold)
+        await until(lambda: served.server.requests != [])
+        await until(lambda: link._open != set())
+        nursery.cancel_scope.cancel()
+        await link.aclose()
+        with trio.CancelScope(shield=True):
+            await until(lambda: not served.server.open_connections)
+
+
+async def test_a_shielded_callback_keeps_no_connection(autojump_clock: MockClock) -> None:
+    """A session that closes waits for nobody's clean-up, and its sockets do not either."""
+    backend = echo_backend("modern", "sse")
+    released = trio.Event()
+
+    async def dawdle(progress: float, total: float | None, message: str | None) -> None:
+        with trio.CancelScope(shield=True):
+            await released.wait()
+
+    async with open_memory_network() as network:
+        url = network.attach("b.test", backend)
+        transport = network.transport()
+        async with open_session_factory(transport=transport) as factory, trio.open_nursery() as nursery:
+            session = await factory.make_session([Backend(id="b", url=url, era="modern")])
+
+            async def dawdling_call() -> None:
+                with pytest.raises(SessionClosed):
+                    await session.call_tool("b_steps", on_progress=dawdle)
+
+            nursery.start_soon(dawdling_call)
+            await wait_all_tasks_blocked()
+            await session.aclose(drain_timeout=1)
+            await wait_all_tasks_blocked()
+            assert transport.idle_connections == network.open_connections
+            released.set()
+        await transport.aclose()
+
+
+async def test_nothing_of_a_session_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Over the built-in transport, at DEBUG, whoever logs: neither the backend's session id nor the user's headers."""
+    caplog.set_level(logging.DEBUG)
+    backend = echo_backend()
+    async with open_loopback(backend) as url:
+        async with open_session_factory() as factory:
+            configured = Backend(id="b", url=url, headers={"x-api-key": "s3cret"})
+            async with factory.open_session([configured]) as session:
+                await session.call_tool("b_echo")
+    assert 1 == len(backend.deleted_sessions)
+    assert not [record for record in caplog.messages if "s3cret" in record or backend.deleted_sessions[0] in record]
+
+
+@pytest.mark.parametrize(("limit", "calls"), [(1, 1), (15, 15), (16, 12), (100, 96), (math.inf, math.inf)])
+def test_a_limit_that_can_be_shared_is_for_everything(limit: float, calls: float) -> None:
+    """Four of the connections are for what goes beside the calls; where there are few, those come on top."""
+    assert calls == calls_within(limit)
+
+
+async def test_cancelled_calls_stay_within_the_limit(autojump_clock: MockClock) -> None:
+    """Forty callers who give up, and the notices about it, never have more than the 16 connections together."""
+    backend = echo_backend()
+    limit = FactorySettings(max_connections_per_backend=16)
+    most = 0
+    async with open_memory_network() as network, open_client(backend, network=network, settings=limit) as client:
+        backend.fail("notifications/cancelled", Delay(0.05))
+
+        async def watch() -> None:
+            nonlocal most
+            while True:
+                most = max(most, network.open_connections)
+                await trio.sleep(0.01)
+
+        async def give_up_after(seconds: float) -> None:
+            with trio.move_on_after(seconds):
+                await call(client, "hang")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            async with trio.open_nursery() as callers:
+                for number in range(40):
+                    callers.start_soon(give_up_after, 0.1 + number / 50)
+            nursery.cancel_scope.cancel()
+    assert 12 < most <= 16

@@ -1,0 +1,599 @@
+"""The older HTTP transport: one stream for all answers, POSTs beside it, and the probe's way there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from support.clients import (
+    ALICE,
+    BOB,
+    SESSION_ID,
+    Bench,
+    Chunks,
+    ask,
+    call,
+    echo_backend,
+    event,
+    message_of,
+    no_progress,
+    open_bench,
+    open_scripted,
+    result,
+)
+from support.harness import open_world
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vmcp import (
+    JSON,
+    Backend,
+    BackendProtocolError,
+    BackendRejected,
+    BackendTimeout,
+    BackendUnauthorized,
+    BackendUnavailable,
+    ClientHandlers,
+    FactorySettings,
+    FailureReason,
+    Identity,
+    MessageTooLarge,
+    OutgoingAuth,
+    ServerRequest,
+    SessionChange,
+)
+from trio_vmcp._client.eras import Verdict
+from trio_vmcp.testing import Disconnect, Error, Hang, ScriptedBackend, Stall, Status
+
+SSE = {"content-type": "text/event-stream"}
+BOTH_MANNERS = pytest.mark.parametrize("holds_posts", [False, True])
+
+
+def sse_backend(**more: Any) -> ScriptedBackend:
+    """As `echo_backend`, over the older transport."""
+    return echo_backend(transport="sse", protocol_version="2024-11-05", **more)
+
+
+@asynccontextmanager
+async def open_sse(backend: ScriptedBackend, **options: Any) -> AsyncIterator[Bench]:
+    """Configured by name; at the end no stream, connection or request is left."""
+    async with open_scripted(backend, **{"transport_name": "sse", "era": "auto", **options}) as bench:
+        yield bench
+    assert 0 == backend.in_flight
+
+
+# What is right
+
+
+@BOTH_MANNERS
+async def test_calls_go_by_post_and_come_by_stream(holds_posts: bool, autojump_clock: MockClock) -> None:
+    """One GET for all of them; no session id, no DELETE; whether the server ends its POSTs at once or with the
+    answer.
+    """
+    backend = sse_backend(holds_posts=holds_posts)
+    async with open_sse(backend) as bench:
+        client = await bench.connect()
+        assert "echo" == (await ask(client, "tools/list"))["tools"][0]["name"]
+        assert '{"a": 1}' == (await call(client, arguments={"a": 1}))["content"][0]["text"]
+        assert ("legacy", "2024-11-05", None) == (
+            client.record.era,
+            client.record.protocol_version,
+            client.record.session_id,
+        )
+    methods = ["", "initialize", "notifications/initialized", "tools/list", "tools/call"]
+    assert methods == [exchange.method for exchange in backend.exchanges]
+    assert ["GET", "POST"] == sorted({exchange.verb for exchange in backend.exchanges})
+    assert "2024-11-05" == backend.exchanges[-1].headers["mcp-protocol-version"]
+    assert "mcp-protocol-version" not in backend.exchanges[1].headers
+
+
+@BOTH_MANNERS
+async def test_many_calls_share_the_stream(holds_posts: bool, autojump_clock: MockClock) -> None:
+    """Each caller gets its own answer, progress in order before it; the stream takes no place under the connection
+    limit.
+    """
+    settings = FactorySettings(max_connections_per_backend=1)
+
+    async def caller(client: Any, number: int) -> None:
+        heard: list[float] = []
+
+        async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+            heard.append(progress)
+
+        await call(client, "steps", on_progress=on_progress)
+        assert [1, 2, 3] == heard
+        assert f'{{"n": {number}}}' == (await call(client, arguments={"n": number}))["content"][0]["text"]
+
+    async with open_sse(sse_backend(holds_posts=holds_posts), settings=settings) as bench:
+        client = await bench.connect()
+        async with trio.open_nursery() as callers:
+            for number in range(20):
+                callers.start_soon(caller, client, number)
+
+
+async def test_notifications_and_questions_come_by_the_stream(autojump_clock: MockClock) -> None:
+    """List changes reach the session; a question is refused by a POST, as this client offers nothing."""
+    backend = sse_backend(listens=True)
+
+    async def curious(arguments: JSON, context: Any) -> str:
+        return str(await context.request("roots/list", {}))
+
+    backend.add_tool("curious", curious)
+    async with open_sse(backend) as bench:
+        client = await bench.connect()
+        backend.notify("notifications/tools/list_changed")
+        with pytest.raises(BackendRejected, match="offers no such capability"):
+            await call(client, "curious")
+        assert [("notifications/tools/list_changed", {})] == bench.events
+
+
+async def test_credentials_are_the_callers(autojump_clock: MockClock) -> None:
+    """The stream has those of whoever opened it, each POST its caller's."""
+
+    def auth(backend: Backend, identity: Identity | None) -> httpx.Auth:
+        return httpx.BasicAuth(identity.subject if identity else "nobody", "")
+
+    asked: OutgoingAuth = auth
+    backend = sse_backend()
+    async with open_sse(backend, auth=asked) as bench:
+        client = await bench.connect(identity=ALICE)
+        await call(client, identity=BOB)
+    sent = [exchange.headers["authorization"] for exchange in backend.exchanges]
+    alice, bob = (httpx.BasicAuth(name, "")._auth_header for name in ("alice", "bob"))
+    assert [alice, alice, alice, bob] == sent
+
+
+@BOTH_MANNERS
+async def test_handlers_answer_with_the_openers_credentials(holds_posts: bool, autojump_clock: MockClock) -> None:
+    """What can be asked is declared; whose call a question belongs to is not known here. The call's place under the
+    connection limit does not stand in the answer's way.
+    """
+
+    def auth(backend: Backend, identity: Identity | None) -> httpx.Auth:
+        return httpx.BasicAuth(identity.subject if identity else "nobody", "")
+
+    async def curious(arguments: JSON, context: Any) -> str:
+        return str((await context.roots())[0]["uri"])
+
+    asked: list[ServerRequest] = []
+
+    async def roots(request: ServerRequest) -> JSON:
+        asked.append(request)
+        return {"roots": [{"uri": "file:///x"}]}
+
+    backend = sse_backend(holds_posts=holds_posts)
+    backend.add_tool("curious", curious)
+    settings = FactorySettings(max_connections_per_backend=1)
+    handlers = ClientHandlers(roots=roots)
+    async with open_sse(backend, auth=auth, settings=settings, handlers=handlers) as bench:
+        client = await bench.connect(identity=ALICE)
+        assert "file:///x" == (await call(client, "curious", identity=BOB))["content"][0]["text"]
+    assert {"roots": {}} == backend.received("initialize")[0].params["capabilities"]
+    assert [ServerRequest(SESSION_ID, "b", None, {})] == asked
+    (answer,) = [exchange for exchange in backend.exchanges if "result" in (exchange.message or {})]
+    assert httpx.BasicAuth("alice", "")._auth_header == answer.headers["authorization"]
+
+
+async def test_userinfo_of_the_url_goes_to_both(autojump_clock: MockClock) -> None:
+    """As basic credentials, to the stream and to what it names."""
+    backend = sse_backend()
+    async with open_sse(backend, url="http://u:p@b.test/sse?tenant=1") as bench:
+        await call(await bench.connect())
+    assert 1 == len({exchange.headers["authorization"] for exchange in backend.exchanges})
+
+
+# The endpoint
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["http://evil.test/messages", "//evil.test/messages", "https://b.test/messages", "http://b.test:81/messages"],
+)
+async def test_another_origin_is_refused(endpoint: str, autojump_clock: MockClock) -> None:
+    """Nothing is sent there, and no text shows the session in the url."""
+    backend = sse_backend(endpoint=endpoint)
+    async with open_sse(backend) as bench:
+        with pytest.raises(BackendProtocolError, match="named an endpoint of another origin") as caught:
+            await bench.connect()
+        assert "session" not in str(caught.value)
+    assert ["GET"] == [exchange.verb for exchange in backend.exchanges]
+
+
+@pytest.mark.parametrize("endpoint", ["/messages", "messages", "http://b.test/messages", "http://b.test:80/messages"])
+async def test_the_endpoint_is_resolved_against_the_stream(endpoint: str, autojump_clock: MockClock) -> None:
+    """Relative to its directory, to its host, or whole."""
+    backend = sse_backend(endpoint=endpoint)
+    async with open_sse(backend, url="http://b.test/sse") as bench:
+        await call(await bench.connect())
+
+
+@pytest.mark.parametrize(
+    ("pieces", "error", "match"),
+    [
+        ([b"event: endpoint\ndata: http://b.test:x/\n\n"], BackendProtocolError, "named an endpoint that is no URL"),
+        ([b"event: endpoint\ndata: /\xff\n\n"], BackendProtocolError, "named an endpoint that is no URL"),
+        ([b"event: endpoint\ndata: /" + b"x" * 9000 + b"\n\n"], BackendProtocolError, "named an endpoint that is no"),
+        ([event({}), b": hello\n\n"], BackendUnavailable, "closed its event stream"),
+        ([100.0], BackendProtocolError, r"named no endpoint on its event stream within 30.0 s"),
+        (
+            [b"data: " + b"x" * 2000],
+            MessageTooLarge,
+            r"sent an SSE event of more than 1000 bytes \(max_message_bytes\)",
+        ),
+    ],
+)
+async def test_a_stream_that_does_not_begin_right_is_no_backend(
+    pieces: list[Any], error: type[Exception], match: str, autojump_clock: MockClock
+) -> None:
+    """It ends in a typed error in bounded time."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert "GET" == request.method
+        return httpx.Response(200, headers=SSE, stream=Chunks(*pieces))
+
+    settings = FactorySettings(max_message_bytes=1000 if error is MessageTooLarge else 10_000)
+    async with open_bench(
+        httpx.MockTransport(answer), settings=settings, url="http://b.test/sse", transport_name="sse"
+    ) as bench:
+        with pytest.raises(error, match=match):
+            await bench.connect()
+
+
+@pytest.mark.parametrize(
+    ("response", "error", "match"),
+    [
+        (httpx.Response(404), BackendRejected, "answered 'GET' with HTTP 404"),
+        (httpx.Response(401), BackendUnauthorized, "refused the credentials for 'GET': HTTP 401"),
+        (httpx.Response(200, json={}), BackendProtocolError, "answered a GET with what is no event stream"),
+        (httpx.Response(200, headers={**SSE, "content-encoding": "br"}), BackendProtocolError, "Content-Encoding"),
+    ],
+)
+async def test_what_is_no_stream_is_named(
+    response: httpx.Response, error: type[Exception], match: str, autojump_clock: MockClock
+) -> None:
+    """With its status, or with what it is instead."""
+    async with open_bench(httpx.MockTransport(lambda _: response), transport_name="sse") as bench:
+        with pytest.raises(error, match=match):
+            await bench.connect()
+
+
+# What goes wrong
+
+
+@BOTH_MANNERS
+async def test_a_timeout_and_a_cancel_tell_the_backend(holds_posts: bool, autojump_clock: MockClock) -> None:
+    """By a notification of their own, also where the POST is still open; the next call works."""
+    backend = sse_backend(holds_posts=holds_posts)
+    async with open_sse(backend) as bench:
+        client = await bench.connect()
+        with pytest.raises(BackendTimeout) as caught:
+            await call(client, "hang", timeout=2)
+        assert caught.value.may_have_executed
+        with trio.move_on_after(3) as scope:
+            await call(client, "hang", on_progress=no_progress)
+        assert scope.cancelled_caught
+        await wait_all_tasks_blocked()
+        assert {"hang": 2} == backend.cancelled
+        await call(client)
+
+
+async def test_a_close_waits_for_what_is_on_its_way(autojump_clock: MockClock) -> None:
+    """The backend hears that a call was given up, although its client is closed right behind it."""
+    backend = sse_backend()
+    async with open_sse(backend) as bench:
+        client = await bench.connect()
+        with pytest.raises(BackendTimeout):
+            await call(client, "hang", timeout=2)
+        backend.latency = 0.5
+        await client.aclose(terminate=True)
+        assert {"hang": 1} == backend.cancelled
+
+
+@BOTH_MANNERS
+async def test_a_callbacks_error_comes_out_as_itself(holds_posts: bool, autojump_clock: MockClock) -> None:
+    """In no group, and the request is taken back."""
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        raise ZeroDivisionError
+
+    backend = sse_backend(holds_posts=holds_posts)
+    async with open_sse(backend) as bench:
+        client = await bench.connect()
+        with pytest.raises(ZeroDivisionError):
+            await call(client, "hang", on_progress=on_progress)
+        await wait_all_tasks_blocked()
+        assert {"hang": 1} == backend.cancelled
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "may_have_executed"),
+    [
+        (400, BackendRejected, False),
+        (403, BackendUnauthorized, False),
+        (404, BackendRejected, False),
+        (500, BackendRejected, True),
+    ],
+)
+async def test_a_refused_post_ends_its_call_alone(
+    status: int, error: type[Any], may_have_executed: bool, autojump_clock: MockClock
+) -> None:
+    """At once, with its status; the stream and the other calls live on."""
+    backend = sse_backend()
+    backend.fail("tools/call", Status(status), times=1)
+    async with open_sse(backend) as bench:
+        client = await bench.connect()
+        with pytest.raises(error, match=f"HTTP {status}") as caught:
+            await call(client)
+        assert may_have_executed is caught.value.may_have_executed
+        assert 0 == trio.current_time()
+        await call(client)
+
+
+async def test_a_post_that_breaks_ends_its_call_alone(autojump_clock: MockClock) -> None:
+    """It may have run, and what comes on the stream for it is dropped; the stream is another connection."""
+
+    async def late(arguments: JSON, context: Any) -> str:
+        await trio.sleep(1)
+        return "late"
+
+    backend = sse_backend()
+    backend.add_tool("late", late)
+    async with open_sse(backend) as bench:
+        client = await bench.connect()
+        backend.fail("tools/call", Disconnect(0), times=1)
+        with pytest.raises(BackendUnavailable) as caught:
+            await call(client, "late")
+        assert caught.value.may_have_executed
+        assert 0 == trio.current_time()
+        assert "late" == (await call(client, "late"))["content"][0]["text"]
+
+
+async def test_an_error_on_the_stream_is_an_error(autojump_clock: MockClock) -> None:
+    """Whether the call may have run depends on its code."""
+    backend = sse_backend()
+    backend.fail("tools/call", Error(-32602, "unknown tool"))
+    async with open_sse(backend) as bench:
+        client = await bench.connect()
+        with pytest.raises(BackendRejected, match="unknown tool") as caught:
+            await call(client)
+        assert not caught.value.may_have_executed
+
+
+async def test_a_refused_handshake_leaves_no_stream(autojump_clock: MockClock) -> None:
+    """Nor does one that is given up; `initialize` is not cancelled by a notification."""
+    for fault in (Error(-32000, "not today"), Hang()):
+        backend = sse_backend()
+        backend.fail("initialize", fault)
+        async with open_sse(backend) as bench:
+            with trio.move_on_after(5), pytest.raises(BackendRejected, match="not today"):
+                await bench.connect()
+            await wait_all_tasks_blocked()
+            assert {} == backend.sessions
+        assert [] == backend.received("notifications/cancelled")
+
+
+async def test_the_end_of_the_stream_is_everybodys(autojump_clock: MockClock) -> None:
+    """All calls fail at once; the session notices, says why, and the next call is refused at once."""
+    backend = sse_backend()
+    async with (
+        open_world({"b": backend}, configure=lambda b: Backend(id="b", url=b.url, transport="sse")) as world,
+        world.open_session() as session,
+    ):
+        errors: list[BackendUnavailable] = []
+
+        async def caller() -> None:
+            with pytest.raises(BackendUnavailable) as caught:
+                await session.call_tool("b_hang")
+            errors.append(caught.value)
+
+        async with session.changes() as changes:
+            async with trio.open_nursery() as callers:
+                callers.start_soon(caller)
+                callers.start_soon(caller)
+                await wait_all_tasks_blocked()
+                backend.crash()
+            assert 0 == trio.current_time()
+            assert [True, True] == [error.may_have_executed for error in errors]
+            assert SessionChange("backend", "b") == await changes.receive()
+        (failure,) = session.failures
+        assert FailureReason.UNREACHABLE is failure.reason
+        with pytest.raises(BackendUnavailable, match="is not connected"):
+            await session.call_tool("b_echo")
+
+
+async def test_a_stream_that_ends_while_it_is_listed_is_one_failure(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Told once."""
+    backend = sse_backend()
+    backend.fail("GET", Disconnect(600))
+    for number in range(50):
+        backend.add_tool(f"tool{number}")
+    async with (
+        open_world({"b": backend}, configure=lambda b: Backend(id="b", url=b.url, transport="sse")) as world,
+        world.open_session() as session,
+    ):
+        (failure,) = session.failures
+        assert FailureReason.UNREACHABLE is failure.reason
+    assert 1 == sum("is missing" in message for message in caplog.messages)
+
+
+async def test_a_silent_stream_costs_each_call_its_timeout(autojump_clock: MockClock) -> None:
+    """There is nothing to see, and closing is not held up."""
+    backend = sse_backend()
+    backend.fail("GET", Stall(1000))
+    async with open_sse(backend) as bench:
+        client = await bench.connect()
+        await call(client)
+        late = 0
+        for _ in range(20):
+            try:
+                await call(client, timeout=1)
+            except BackendTimeout:
+                late += 1
+        assert late > 5
+    assert late == trio.current_time()
+
+
+async def test_an_event_that_is_not_json_is_skipped(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whose it was cannot be known; its text is not shown, and other events mean nothing."""
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, headers=SSE, stream=Chunks(*stream))
+        return httpx.Response(202)
+
+    hello = result(1, protocolVersion="2024-11-05", capabilities={})
+    stream: list[bytes | float] = [
+        b"event: endpoint\ndata: /messages\n\n",
+        0.1,
+        b"data: secret, not JSON\n\nevent: other\ndata: x\n\nevent: endpoint\ndata: http://evil.test/\n\n",
+        event(hello),
+        1000.0,
+    ]
+    async with open_bench(httpx.MockTransport(answer), transport_name="sse") as bench:
+        await bench.connect()
+    assert "backend 'b': skipped an event of 16 bytes that is not JSON" in caplog.messages
+    assert "secret" not in caplog.text
+
+
+# The probe
+
+
+@pytest.mark.parametrize("status", [400, 404, 405])
+async def test_the_probe_falls_back_to_the_older_transport(status: int, autojump_clock: MockClock) -> None:
+    """Where `initialize` is refused as its servers refuse it; the verdict is kept."""
+    backend = sse_backend()
+    backend.fail(lambda e: e.verb == "POST" and "session" not in e.target, Status(status))
+    async with open_scripted(backend, era="auto") as bench:
+        client = await bench.connect()
+        assert "2024-11-05" == client.record.protocol_version
+        await call(client)
+        assert ["POST", "POST", "GET"] == [exchange.verb for exchange in backend.exchanges][:3]
+        seen = len(backend.exchanges)
+        assert "2024-11-05" == (await bench.connect()).record.protocol_version
+        assert ["GET", "POST", "POST"] == [exchange.verb for exchange in backend.exchanges][seen:]
+
+
+async def test_what_is_no_older_server_either_says_so(autojump_clock: MockClock) -> None:
+    """With both statuses."""
+    backend = echo_backend("both")
+    backend.fail("POST", Status(404))
+    async with open_scripted(backend) as bench:
+        with pytest.raises(
+            BackendRejected, match=r"HTTP 404, and over HTTP\+SSE .* answered 'GET' with HTTP 405"
+        ) as caught:
+            await bench.connect()
+        assert 404 == caught.value.code
+
+
+async def test_a_stream_without_an_endpoint_is_not_waited_for_long(autojump_clock: MockClock) -> None:
+    """Of a fallback: servers of the newer transport have a GET stream, too."""
+    backend = echo_backend("both", listens=True, session_ids=False)
+    backend.fail("POST", Status(405))
+    async with open_scripted(backend) as bench:
+        with pytest.raises(BackendRejected, match=r"named no endpoint on its event stream within 10\.0 s"):
+            await bench.connect()
+
+
+@pytest.mark.parametrize("status", [401, 403, 500, 503])
+async def test_other_refusals_do_not_fall_back(status: int, autojump_clock: MockClock) -> None:
+    """An outage or a closed door says nothing about the transport."""
+    backend = sse_backend()
+    backend.fail("POST", Status(status))
+    async with open_scripted(backend, era="auto") as bench:
+        with pytest.raises((BackendRejected, BackendUnauthorized), match=f"HTTP {status}"):
+            await bench.connect()
+    assert [] == backend.received("GET")
+
+
+async def test_a_verdict_that_proves_wrong_is_corrected(autojump_clock: MockClock) -> None:
+    """The server was replaced by one of the newer transport, and back."""
+    backend = sse_backend()
+    async with open_scripted(backend, era="auto") as bench:
+        await bench.connect()
+        (endpoint,) = bench.connector.eras._verdicts
+        assert Verdict.SSE is bench.connector.eras._verdicts[endpoint]
+        for client in bench.clients:
+            await client.aclose(terminate=True)
+        backend.transport, backend.protocol_version = "streamable-http", "2025-06-18"
+        client = await bench.connect()
+        assert client.record.session_id is not None
+        await call(client)
+        assert Verdict.LEGACY is bench.connector.eras._verdicts[endpoint]
+        await client.aclose(terminate=True)
+        backend.transport = "sse"
+        await call(await bench.connect())
+        assert Verdict.SSE is bench.connector.eras._verdicts[endpoint]
+
+
+async def test_a_restored_session_opens_another_stream(autojump_clock: MockClock) -> None:
+    """There is no id to take up, and no request is sent on the strength of the row."""
+    backend = sse_backend()
+    async with open_world({"b": backend}, configure=lambda b: Backend(id="b", url=b.url)) as world:
+        session = await world.make_session()
+        await session.call_tool("b_echo")
+        assert {} == dict(session.backend_sessions)
+        await session.suspend()
+        assert {} == backend.sessions
+        session = await world.restore_session(session.id)
+        await session.call_tool("b_echo")
+        assert 1 == len(backend.sessions)
+        await session.aclose()
+
+
+async def test_a_restored_session_probes_anew_in_another_process(autojump_clock: MockClock) -> None:
+    """Whose cache knows nothing: what was stored is of the older transport, and no hint for the newer one."""
+    backend = sse_backend()
+    async with open_world({"b": backend}, configure=lambda b: Backend(id="b", url=b.url)) as world:
+        session = await world.make_session()
+        await session.suspend()
+        world.factory._connector_for("").func.eras._verdicts.clear()  # type: ignore[attr-defined]
+        session = await world.restore_session(session.id)
+        assert () == session.failures
+        await session.call_tool("b_echo")
+        await session.aclose()
+
+
+async def test_the_messages_themselves_are_plain(autojump_clock: MockClock) -> None:
+    """One JSON-RPC object a POST, by the rules of its media types; nothing of the modern era leaks into it."""
+    posted: list[JSON] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            assert "text/event-stream" == request.headers["accept"]
+            hello = result(1, protocolVersion="2024-11-05", capabilities={})
+            pieces: list[bytes | float] = [b"event: endpoint\ndata: /m?s=1\n\n", 1.0, event(hello), 1000.0]
+            return httpx.Response(200, headers=SSE, stream=Chunks(*pieces))
+        assert ("application/json", "/m?s=1") == (request.headers["content-type"], request.url.raw_path.decode())
+        posted.append(message_of(request))
+        return httpx.Response(202)
+
+    async with open_bench(httpx.MockTransport(answer), transport_name="sse") as bench:
+        await bench.connect()
+    assert ["initialize", "notifications/initialized"] == [message["method"] for message in posted]
+    assert "_meta" not in posted[0]["params"]
+
+
+async def test_nothing_secret_is_logged(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    """The endpoint's query is a bearer token."""
+    caplog.set_level(logging.DEBUG, "trio_vmcp")
+    backend = sse_backend(name="canary")
+    async with (
+        open_world({"b": backend}, configure=lambda b: Backend(id="b", url=b.url, transport="sse")) as world,
+        world.open_session() as session,
+    ):
+        await session.call_tool("b_echo")
+        backend.crash()
+        with pytest.raises(BackendUnavailable) as caught:
+            await session.call_tool("b_echo")
+        members = session._membership.members  # type: ignore[attr-defined]
+        assert "canary" not in repr(members) + str(caught.value) + str(session.failures)
+    assert "is missing" in caplog.text
+    assert "canary" not in caplog.text

@@ -1,0 +1,57 @@
+"""Lines from bytes in any pieces, and no more memory than the limit."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_vmcp._client.channels.lines import MOST_SKIPPED, LineDecoder, LineFlood, TooLong
+
+LIMIT = 600
+
+
+def cut(data: bytes, points: list[int]) -> list[bytes]:
+    ends = sorted(point % (len(data) + 1) for point in points)
+    return [data[start:end] for start, end in zip([0, *ends], [*ends, len(data)], strict=True)]
+
+
+@given(st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b" "))), st.lists(st.integers(0, 10_000)))
+def test_lines_do_not_depend_on_how_the_stream_was_cut(lines: list[bytes], points: list[int]) -> None:
+    """All that are not empty, in order; what has no end yet is none."""
+    decoder = LineDecoder(LIMIT)
+    found = [line for piece in cut(b"\n".join([*lines, b"begun"]), points) for line in decoder.feed(piece)]
+    assert [line for line in lines if line] == found
+
+
+@given(st.integers(LIMIT + 1, LIMIT * MOST_SKIPPED), st.lists(st.integers(0, 10_000)))
+def test_a_line_over_the_limit_keeps_its_ends_alone(size: int, points: list[int]) -> None:
+    """However it comes; the lines around it are whole."""
+    long = b"head" + b"x" * (size - 8) + b"tail"
+    decoder = LineDecoder(LIMIT)
+    found = [line for piece in cut(b"before\n" + long + b"\nafter\n", points) for line in decoder.feed(piece)]
+    before, between, after = found
+    assert (b"before", b"after") == (before, after)
+    assert isinstance(between, TooLong)
+    assert size == between.size
+    assert long[:256] == between.head
+    assert long[-256:] == between.tail
+
+
+@pytest.mark.parametrize(("size", "fits"), [(LIMIT - 1, True), (LIMIT, True), (LIMIT + 1, False)])
+@pytest.mark.parametrize("step", [1, 7, LIMIT * 2])
+def test_the_limit_is_exact(size: int, fits: bool, step: int) -> None:
+    """A line of so many bytes without its end, in one piece or many."""
+    decoder = LineDecoder(LIMIT)
+    data = b"x" * size + b"\n"
+    (line,) = (line for start in range(0, len(data), step) for line in decoder.feed(data[start : start + step]))
+    assert fits is not isinstance(line, TooLong)
+
+
+def test_a_line_without_end_is_given_up() -> None:
+    """After four times the limit, of which the decoder holds next to nothing."""
+    decoder = LineDecoder(LIMIT)
+    decoder.feed(b"x" * LIMIT * MOST_SKIPPED)
+    assert len(decoder._line) + len(decoder._tail) <= 512
+    with pytest.raises(LineFlood, match=r"a line of over 4 x 600 bytes \(max_message_bytes\)"):
+        decoder.feed(b"x")

@@ -1,0 +1,745 @@
+"""The stream of the handshake era on which a backend speaks unasked: opened when needed, held, and given up in time."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import httpx
+import pytest
+import trio
+from support.clients import (
+    ASKED,
+    STREAM_HEAD,
+    ask,
+    call,
+    echo_backend,
+    event,
+    in_json,
+    listen_again,
+    listening,
+    message_of,
+    open_bench,
+    open_client,
+    open_scripted,
+    result,
+    streamed,
+)
+from sweeps.cancel import Cut
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vmcp import JSON, BackendRejected, BackendTimeout, FactorySettings, MessageTooLarge
+from trio_vmcp._client import handshake
+from trio_vmcp._client import listening as held_streams
+from trio_vmcp._client.built_in import HttpConnector
+from trio_vmcp._client.http.link import MOST_ASIDE
+from trio_vmcp._client.listening import MOST_FRUITLESS, MOST_SUBSCRIPTIONS, Patience
+from trio_vmcp._client.server_requests import MOST_ANSWERS
+from trio_vmcp.models import Backend
+from trio_vmcp.testing import (
+    Delay,
+    Disconnect,
+    Exchange,
+    Fault,
+    Hang,
+    Raw,
+    Reset,
+    ScriptedBackend,
+    Status,
+    open_memory_network,
+)
+
+TOOLS_CHANGED = "notifications/tools/list_changed"
+HOUR = 3600.0
+
+
+def gets(backend: ScriptedBackend) -> list[Exchange]:
+    return backend.received("GET")
+
+
+def listening_backend(**more: Any) -> ScriptedBackend:
+    return echo_backend(listens=True, **more)
+
+
+async def silence(seconds: float) -> None:
+    """Let virtual time pass, and everybody act on it."""
+    await trio.sleep(seconds)
+    await wait_all_tasks_blocked()
+
+
+# When to come back
+
+
+def test_attempts_come_at_doubled_intervals_and_end() -> None:
+    """Twenty per cent around 0.5, 1, 2 … 60 s, ten of them."""
+    patience = Patience(0.5, 60)
+    delays = list(iter(patience.next_delay, None))
+    assert MOST_FRUITLESS == len(delays) == 10
+    expected = [0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert all(0.8 * wanted <= delay <= 1.2 * wanted for wanted, delay in zip(expected, delays, strict=True))
+    assert len({delay / wanted for wanted, delay in zip(expected, delays, strict=True)}) > 5  # they differ
+
+
+def test_a_reward_makes_patience_new() -> None:
+    """What went wrong before something useful came is forgotten."""
+    patience = Patience(0.5, 60)
+    for _ in range(9):
+        patience.next_delay()
+    patience.reward()
+    assert 0.6 >= (patience.next_delay() or 9)
+
+
+@pytest.mark.parametrize(("asked", "waited"), [(0.0, 0.1), (2.5, 2.5), (1e15, 60.0), (float("inf"), 60.0)])
+def test_a_server_may_say_when_within_bounds(asked: float, waited: float) -> None:
+    """Exactly so the first time; who closes again and again is asked less often than he likes."""
+    patience = Patience(0.5, 60, asked)
+    delays = [delay for delay in iter(patience.next_delay, None) if delay is not None]
+    assert waited == delays[0]
+    assert min(delays) >= waited
+    assert delays[7] >= 48
+    assert 10 == len(delays)
+
+
+@pytest.mark.parametrize("settings", [(0.0, 0.0), (0.0, 60.0)])
+def test_no_setting_makes_a_busy_loop(settings: tuple[float, float]) -> None:
+    """`reconnect_delay=0` is a tenth of a second here."""
+    patience = Patience(*settings)
+    assert 0.1 == patience.next_delay() == patience.next_delay()
+
+
+# Whether there is one
+
+
+async def test_a_stream_is_opened_behind_the_handshake(autojump_clock: MockClock) -> None:
+    """With the session's headers, beside the connection limit, and what comes by it is an event."""
+    backend = listening_backend()
+    async with open_scripted(backend, settings=FactorySettings(max_connections_per_backend=1)) as bench:
+        client = await bench.connect()
+        await wait_all_tasks_blocked()
+        assert ("open", 1) == (listening(client), backend.listening)
+        backend.notify(TOOLS_CHANGED)
+        backend.notify("notifications/message", {"level": "info", "data": "hello"})
+        await call(client)
+        assert [(TOOLS_CHANGED, {}), ("notifications/message", {"level": "info", "data": "hello"})] == bench.events
+        await silence(24 * HOUR)  # there is no read timeout
+        backend.notify(TOOLS_CHANGED)
+        await wait_all_tasks_blocked()
+        assert 3 == len(bench.events)
+    (get,) = gets(backend)
+    assert ("text/event-stream", "scripted-session-1", "2025-11-25") == (
+        get.headers["accept"],
+        get.session_id,
+        get.headers["mcp-protocol-version"],
+    )
+    assert "last-event-id" not in get.headers
+    methods = [exchange.method or exchange.verb for exchange in backend.exchanges]
+    assert methods.index("notifications/initialized") < methods.index("GET") < methods.index("DELETE")
+    assert "disconnected" == get.outcome
+
+
+NEEDS: list[JSON] = [
+    {"tools": {"listChanged": True}},
+    {"prompts": {"listChanged": True}},
+    {"resources": {"listChanged": True}},
+    {"resources": {"subscribe": True}},
+    {"tools": {}, "logging": {}},
+]
+
+
+@pytest.mark.parametrize("capabilities", NEEDS, ids=json.dumps)
+async def test_a_declared_need_opens_it(capabilities: JSON) -> None:
+    """Changes of lists, updates of resources, and log messages come by it."""
+    backend = listening_backend(capabilities=capabilities)
+    async with open_client(backend) as client:
+        await wait_all_tasks_blocked()
+        assert "open" == listening(client)
+
+
+@pytest.mark.parametrize(
+    ("backend", "options"),
+    [
+        (ScriptedBackend(capabilities={"tools": {}}), {}),
+        (ScriptedBackend(capabilities={"tools": True, "prompts": [], "resources": {"listChanged": "yes"}}), {}),
+        (ScriptedBackend(listens=True, tools=[{"name": "t"}]), {"listen": False}),
+        (ScriptedBackend(listens=True, tools=[{"name": "t"}], session_ids=False), {}),
+        (ScriptedBackend(listens=True, session_ids=False), {"handlers": ASKED}),
+        (ScriptedBackend(listens=True, capabilities={}), {"handlers": ASKED, "listen": False}),
+    ],
+)
+async def test_without_a_need_or_a_session_there_is_none(
+    autojump_clock: MockClock, backend: ScriptedBackend, options: JSON
+) -> None:
+    """Nor where the user wants none."""
+    async with open_client(backend, **options) as client:
+        await silence(HOUR)
+        assert ("none", []) == (listening(client), gets(backend))
+
+
+async def test_who_answers_requests_needs_it() -> None:
+    """A server asks outside of the streams of calls, and declares nothing for it."""
+    backend = listening_backend(capabilities={"tools": {}})
+    async with open_client(backend, handlers=ASKED) as client:
+        await wait_all_tasks_blocked()
+        assert "open" == listening(client)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(Status(code) for code in (400, 404, 405, 406, 501)),
+        Status(405, b"x" * 100_000),
+        Status(404, b"<html>"),
+        Status(302, headers={"location": "http://b.test/login"}),
+        Status(200, b"{}", {"content-type": "application/json"}),
+        Status(200, b"<html>", {"content-type": "text/html"}),
+        Status(202),
+        Status(204),
+    ],
+    ids=str,
+)
+async def test_no_stream_is_an_answer(autojump_clock: MockClock, answer: Status) -> None:
+    """It is asked for once; calls know nothing of it."""
+    backend = listening_backend()
+    backend.fail("GET", answer)
+    async with open_client(backend) as client:
+        await silence(HOUR)
+        assert ("none", 1) == (listening(client), len(gets(backend)))
+        listen_again(client)
+        assert "echo" == (await ask(client, "tools/list"))["tools"][0]["name"]
+        await silence(HOUR)
+    assert 1 == len(gets(backend))
+
+
+async def test_a_restored_session_listens_once_it_is_known_to_live() -> None:
+    """The first answer shows that; before it, a stream would only be refused."""
+    backend = listening_backend()
+    async with open_scripted(backend) as bench:
+        first = await bench.connect()
+        await wait_all_tasks_blocked()
+        await first.aclose(terminate=False)
+        await wait_all_tasks_blocked()
+        assert 0 == backend.listening
+        second = await bench.connect(resume=first.record)
+        await wait_all_tasks_blocked()
+        assert 0 == backend.listening
+        await call(second)
+        await call(second)
+        await wait_all_tasks_blocked()
+        assert (1, "open") == (backend.listening, listening(second))
+    assert 2 == len(gets(backend))
+
+
+# What becomes of it
+
+
+TROUBLE: list[Fault] = [
+    Status(500),
+    Status(503),
+    Status(401),
+    Status(409),
+    Disconnect(0),
+    Reset(0),
+    Raw(STREAM_HEAD),
+    Raw(b"not HTTP"),
+    streamed(b"id: 1\ndata: \n\n"),
+    streamed(b": alive\n\n"),
+    streamed(b"retry: 0\n\n"),
+    streamed(b"retry: 999999999999999\n\n"),
+    streamed(event({"jsonrpc": "2.0", "method": "notifications/whatever"})),
+    streamed(event({"jsonrpc": "2.0", "id": 7, "result": {}})),
+    streamed(b"data: {not json\n\n"),
+    streamed(event([])),
+    Status(307, headers={"location": "http://elsewhere.test/"}),
+    Raw(STREAM_HEAD.replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n"), b"\x1f\x8b"),
+]
+
+
+@pytest.mark.parametrize("fault", TROUBLE, ids=lambda fault: repr(fault)[:60])
+async def test_a_storm_of_closes_ends(
+    autojump_clock: MockClock, fault: Fault, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Over virtual hours a stream that brings nothing is opened eleven times; then it is given up, and only that."""
+    backend = listening_backend()
+    rule = backend.fail("GET", fault)
+    async with open_client(backend) as client:
+        await silence(0.05)
+        assert "retrying" == listening(client)
+        await silence(10 * HOUR)
+        assert ("given up", 1 + MOST_FRUITLESS) == (listening(client), len(gets(backend)))
+        assert "not listening any more" in caplog.text
+        assert "scripted-session" not in caplog.text
+        assert {"content"} <= (await call(client)).keys()
+        rule.times = 0
+        listen_again(client)
+        await wait_all_tasks_blocked()
+        assert "open" == listening(client)
+    assert 2 + MOST_FRUITLESS == len(gets(backend))
+
+
+async def test_ids_alone_are_no_progress(autojump_clock: MockClock) -> None:
+    """A new id on every stream, and nothing else, is the same storm."""
+    backend = listening_backend(resumable=True, retry_ms=100, stream_seconds=0)
+    async with open_client(backend) as client:
+        await silence(10 * HOUR)
+        assert ("given up", 1 + MOST_FRUITLESS) == (listening(client), len(gets(backend)))
+
+
+async def test_proxies_that_end_idle_streams_cost_one_get_each(autojump_clock: MockClock) -> None:
+    """A minute of silence is no failure: the stream is opened again, for ever."""
+    backend = listening_backend(stream_seconds=60)
+    async with open_client(backend) as client:
+        await silence(5 * HOUR)
+        backend.notify(TOOLS_CHANGED)
+        assert "open" == listening(client)
+    assert 290 < len(gets(backend)) <= 300
+
+
+async def test_what_is_useful_counts_again(autojump_clock: MockClock) -> None:
+    """A stream that ends behind every message is what some servers have."""
+    backend = listening_backend()
+    backend.fail("GET", streamed(b"retry: 200\n", event({"jsonrpc": "2.0", "method": TOOLS_CHANGED})), times=100)
+    async with open_client(backend) as client:
+        await silence(30)
+        assert "open" == listening(client)
+    assert 101 == len(gets(backend))
+
+
+async def test_a_stream_is_resumed_behind_its_last_event(autojump_clock: MockClock) -> None:
+    """What was said meanwhile comes once, and `retry` is kept to."""
+    backend = listening_backend(resumable=True, retry_ms=2500)
+    async with open_scripted(backend) as bench:
+        client = await bench.connect()
+        await wait_all_tasks_blocked()
+        backend.notify("notifications/message", {"data": 1})
+        await wait_all_tasks_blocked()
+        backend.end_streams()
+        await wait_all_tasks_blocked()
+        assert "retrying" == listening(client)
+        backend.notify("notifications/message", {"data": 2})
+        ended_at = trio.current_time()
+        await silence(3)
+        assert [1, 2] == [params["data"] for _, params in bench.events]
+    _, second = gets(backend)
+    assert "stream-3/2" == second.headers["last-event-id"]
+    assert 2.5 == pytest.approx(second.received_at - ended_at)
+
+
+@pytest.mark.parametrize("fault", [Disconnect(150), Reset(150)])
+async def test_what_was_missed_without_ids_is_taken_for_changed(autojump_clock: MockClock, fault: Fault) -> None:
+    """Nothing is sent again: every list that may have changed has, and every resource that was subscribed to."""
+    backend = listening_backend()
+    backend.add_resource("memo://one")
+    async with open_scripted(backend) as bench:
+        client = await bench.connect()
+        await wait_all_tasks_blocked()
+        await ask(client, "resources/subscribe", {"uri": "memo://one"})
+        await ask(client, "resources/subscribe", {"uri": "memo://two"})
+        await ask(client, "resources/unsubscribe", {"uri": "memo://two"})
+        assert [] == bench.events
+        backend.fail("GET", Status(500), times=2)
+        backend.end_streams()
+        await silence(10)
+        assert "open" == listening(client)
+        assert [
+            (TOOLS_CHANGED, {}),
+            ("notifications/resources/list_changed", {}),
+            ("notifications/resources/updated", {"uri": "memo://one"}),
+        ] == bench.events
+
+
+async def test_an_id_that_is_not_known_any_more_is_dropped(autojump_clock: MockClock) -> None:
+    """A server that forgot its events refuses them; that is no word on streams."""
+    backend = listening_backend(resumable=True)
+    async with open_scripted(backend) as bench:
+        client = await bench.connect()
+        await wait_all_tasks_blocked()
+        backend._logs.clear()
+        backend.end_streams()
+        await silence(10)
+        assert "open" == listening(client)
+        assert [(TOOLS_CHANGED, {})] == bench.events  # a gap, after all
+    assert ["stream-3/1", None] == [get.headers.get("last-event-id") for get in gets(backend)[1:]]
+
+
+@pytest.mark.parametrize("odd", [b"x" * 1025, b"a b", b"caf\xc3\xa9", b"a\0b", b""])
+async def test_odd_event_ids_are_not_sent_back(autojump_clock: MockClock, odd: bytes) -> None:
+    """No header could carry them."""
+    backend = listening_backend()
+    backend.fail("GET", streamed(b"id: " + odd + b"\n", event({"jsonrpc": "2.0", "method": TOOLS_CHANGED})), times=1)
+    async with open_client(backend):
+        await silence(1)
+    assert [None, None] == [get.headers.get("last-event-id") for get in gets(backend)]
+
+
+async def test_a_crash_is_survived(autojump_clock: MockClock) -> None:
+    """While connections are refused, too."""
+    backend = listening_backend()
+    async with open_client(backend) as client:
+        await wait_all_tasks_blocked()
+        backend.crash()
+        await silence(20)
+        assert "retrying" == listening(client)
+        backend._crashed = False  # the network is back, the session was never away
+        await silence(30)
+        assert "open" == listening(client)
+
+
+async def test_a_closed_client_listens_no_more(autojump_clock: MockClock) -> None:
+    """In whatever state it was: while it waits to come back, too."""
+    for fault in (None, Hang(), Hang("body"), Status(500)):
+        backend = listening_backend()
+        if fault is not None:
+            backend.fail("GET", fault)
+        async with open_client(backend) as client:
+            await wait_all_tasks_blocked()
+            started = trio.current_time()
+            await client.aclose(terminate=True)
+            listen_again(client)
+            await silence(HOUR)
+            assert (HOUR, 0, "none") == (trio.current_time() - started, backend.listening, listening(client))
+            assert 1 == len(gets(backend))
+
+
+# What comes by it
+
+
+@pytest.mark.parametrize("way", ["hung", "resumed"])
+async def test_an_answer_may_come_by_the_other_stream(autojump_clock: MockClock, way: str) -> None:
+    """While the call's own response has no head, or its stream ended and is being resumed."""
+    backend = listening_backend(answers="sse")
+    backend.fail("tools/call", Hang() if way == "hung" else streamed(b"id: 1\nretry: 60000\ndata:\n\n"), times=1)
+    async with open_scripted(backend) as bench, trio.open_nursery() as nursery:
+        client = await bench.connect()
+        await wait_all_tasks_blocked()
+        answers: list[JSON] = []
+
+        async def asking() -> None:
+            answers.append(await call(client))
+
+        nursery.start_soon(asking)
+        await silence(1)
+        request_id = backend.received("tools/call")[0].request_id
+        for wrong in (str(request_id), float(str(request_id)), True, 99, None):
+            backend.send({"jsonrpc": "2.0", "id": wrong, "result": {"content": ["wrong"]}} if wrong else event_only())
+        await silence(1)
+        assert [] == answers
+        backend.send(result(request_id, content=["right"]))
+        backend.send(result(request_id, content=["late"]))
+        await silence(1)
+        assert [{"content": ["right"]}] == answers
+        assert "open" == listening(client)
+        assert (await call(client))["content"]
+
+
+def event_only() -> JSON:
+    return {"jsonrpc": "2.0", "method": "notifications/whatever", "params": {}}
+
+
+async def test_an_error_by_the_other_stream_is_the_answer(autojump_clock: MockClock) -> None:
+    """As if it had come where it belongs."""
+    backend = listening_backend()
+    backend.fail("tools/call", Hang(), times=1)
+    async with open_client(backend) as client, trio.open_nursery() as nursery:
+        await wait_all_tasks_blocked()
+        refusals: list[BackendRejected] = []
+
+        async def asking() -> None:
+            with pytest.raises(BackendRejected, match="no such tool") as caught:
+                await call(client)
+            refusals.append(caught.value)
+
+        nursery.start_soon(asking)
+        await silence(1)
+        request_id = backend.received("tools/call")[0].request_id
+        backend.send({"jsonrpc": "2.0", "id": request_id, "error": {"code": -32602, "message": "no such tool"}})
+        await silence(1)
+        assert [False] == [refused.may_have_executed for refused in refusals]
+
+
+async def test_an_answer_cuts_no_callback_off(autojump_clock: MockClock) -> None:
+    """It waits for the caller's own code, which runs to its end."""
+    backend = listening_backend(answers="sse")
+    finished: list[float] = []
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        await trio.sleep(5)
+        finished.append(progress)
+
+    async with open_client(backend) as client, trio.open_nursery() as nursery:
+        await wait_all_tasks_blocked()
+        answers: list[JSON] = []
+
+        async def asking() -> None:
+            answers.append(await call(client, "hang", on_progress=on_progress))
+
+        nursery.start_soon(asking)
+        await silence(1)
+        backend.send(result(backend.received("tools/call")[0].request_id, content=["right"]))
+        await silence(1)
+        backend.send(result(backend.received("tools/call")[0].request_id, content=["the second"]))
+        await silence(1)
+        assert ([], []) == (finished, answers)
+        await silence(3)
+        assert ([0], [{"content": ["right"]}]) == (finished, answers)
+        backend.end_streams()
+
+
+async def test_a_call_that_is_not_answered_still_times_out(autojump_clock: MockClock) -> None:
+    """And is forgotten: what comes then is nobody's."""
+    backend = listening_backend()
+    backend.fail("tools/call", Hang(), times=1)
+    async with open_client(backend) as client:
+        await wait_all_tasks_blocked()
+        with pytest.raises(BackendTimeout):
+            await call(client, timeout=3)
+        backend.send(result(backend.received("tools/call")[0].request_id, content=[]))
+        await silence(1)
+        assert (await call(client))["content"]
+
+
+async def test_what_a_backend_asks_is_answered() -> None:
+    """A ping with an empty result, everything else with "not offered", beside the stream."""
+    backend = listening_backend()
+    async with open_client(backend):
+        await wait_all_tasks_blocked()
+        assert {} == await backend.ask("ping", {})
+        with pytest.raises(Exception, match="offers no such capability"):
+            await backend.ask("roots/list", {})
+
+
+async def test_a_flood_of_questions_is_bounded(autojump_clock: MockClock) -> None:
+    """No more than sixteen answers are on their way at a time, four of them sent; the others are not given. The stream
+    has a connection of its own beside those four.
+    """
+
+    def answers() -> int:
+        return sum("result" in (exchange.message or {}) for exchange in backend.exchanges)
+
+    backend = listening_backend()
+    backend.fail(lambda exchange: "result" in (exchange.message or {}), Delay(0.2))
+    async with open_client(backend):
+        await wait_all_tasks_blocked()
+        for number in range(1000):
+            backend.send({"jsonrpc": "2.0", "id": number, "method": "ping"})
+        await wait_all_tasks_blocked()
+        assert MOST_ASIDE == answers()
+        await silence(HOUR)
+        assert MOST_ANSWERS == answers()
+        backend.send({"jsonrpc": "2.0", "id": "later", "method": "ping"})
+        await silence(HOUR)
+        assert MOST_ANSWERS + 1 == answers()
+
+
+async def test_progress_of_nobody_is_no_event() -> None:
+    """It belongs to a request, whose stream it should have come by."""
+    backend = listening_backend()
+    async with open_scripted(backend) as bench:
+        await bench.connect()
+        await wait_all_tasks_blocked()
+        backend.notify("notifications/progress", {"progressToken": 3, "progress": 1})
+        await wait_all_tasks_blocked()
+        assert [] == bench.events
+
+
+# The head, for those who answer requests
+
+
+async def test_calls_wait_for_the_head_and_the_opening_does_not(autojump_clock: MockClock) -> None:
+    """What a backend asks while there is no stream is lost, and the call with it."""
+    backend = listening_backend(capabilities={"tools": {}})
+    backend.fail("GET", Delay(0.4))
+    async with open_client(backend, handlers=ASKED) as client:
+        assert 0 == trio.current_time()
+        await ask(client, "tools/list")
+        assert 0 == trio.current_time()
+        await call(client)
+        assert 0.4 == pytest.approx(trio.current_time())
+        await call(client)
+        assert 0.4 == pytest.approx(trio.current_time())
+
+
+@pytest.mark.parametrize("fault", [Hang(), Status(405), Status(500)])
+async def test_a_head_that_does_not_come_is_waited_for_once(autojump_clock: MockClock, fault: Fault) -> None:
+    """At most a second since it was asked for, over all calls together; servers may send none before they speak."""
+    backend = listening_backend()
+    backend.fail("GET", fault)
+    async with open_client(backend, handlers=ASKED) as client:
+        await call(client)
+        waited = trio.current_time()
+        await call(client)
+        assert waited == pytest.approx(1.0 if fault == Hang() else 0.0)
+        assert waited == trio.current_time()
+
+
+async def test_who_answers_nothing_waits_for_nothing(autojump_clock: MockClock) -> None:
+    """The stream is there for changes, which can wait."""
+    backend = listening_backend()
+    backend.fail("GET", Hang())
+    async with open_client(backend) as client:
+        await call(client)
+        assert 0 == trio.current_time()
+
+
+# Hostile streams
+
+
+@attrs.define(eq=False)
+class Endless(httpx.AsyncByteStream):
+    """The same piece for ever, as fast as it is taken."""
+
+    piece: bytes
+    taken: int = 0
+
+    def __aiter__(self) -> Endless:
+        return self
+
+    async def __anext__(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        self.taken += 1
+        return self.piece
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+def server_with(stream: Endless) -> httpx.MockTransport:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=stream)
+        asked = message_of(request)
+        if asked.get("method") == "initialize":
+            fields = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {"listChanged": True}}}
+            return in_json(result(asked["id"], **fields), headers={"Mcp-Session-Id": "s-1"})
+        return in_json(result(asked["id"], content=[])) if "id" in asked else httpx.Response(202)
+
+    return httpx.MockTransport(answer)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [b":\n", b": a\n" * 4000, b"\n", b"x", event({"jsonrpc": "2.0", "method": TOOLS_CHANGED}) * 1000],
+    ids=["comment", "comments", "blank", "byte", "notifications"],
+)
+async def test_a_flood_is_read_at_a_pace(autojump_clock: MockClock, piece: bytes) -> None:
+    """16 MiB at once and a MiB a second from then on, lines and pieces counted for more; calls go on beside it."""
+    stream = Endless(piece)
+    async with open_bench(server_with(stream), era="legacy") as bench:
+        client = await bench.connect()
+        with trio.move_on_after(20):
+            while True:
+                await call(client)
+                await trio.sleep(1)
+        weight = len(piece) + 128 * piece.count(b"\n") + 1024
+        assert (16 + 19) * 2**20 <= stream.taken * weight + weight
+        assert stream.taken * weight <= (16 + 21) * 2**20 + 2 * weight
+        await client.aclose(terminate=True)
+
+
+@pytest.mark.parametrize(
+    "piece", [b"data: " + b"x" * 5000, b"data\n" * 5000, b": " + b"x" * 5000], ids=["line", "lines", "comment"]
+)
+async def test_an_endless_event_ends_the_stream(autojump_clock: MockClock, piece: bytes) -> None:
+    """`max_message_bytes` holds for each of them."""
+    backend = listening_backend()
+    backend.fail("GET", streamed(piece), times=1)
+    async with open_client(backend, settings=FactorySettings(max_message_bytes=4000)) as client:
+        await silence(2)
+        assert "open" == listening(client)
+    assert 2 == len(gets(backend))
+
+
+# Subscriptions
+
+
+async def test_subscriptions_are_requests() -> None:
+    """In this era; what they bring comes by the stream."""
+    backend = listening_backend()
+    backend.add_resource("memo://one")
+    async with open_scripted(backend) as bench:
+        client = await bench.connect()
+        await wait_all_tasks_blocked()
+        assert {} == await ask(client, "resources/subscribe", {"uri": "memo://one"})
+        for uri in ("memo://one", "memo://two"):
+            backend.notify("notifications/resources/updated", {"uri": uri})
+        await wait_all_tasks_blocked()
+        assert {} == await ask(client, "resources/unsubscribe", {"uri": "memo://one"})
+        backend.notify("notifications/resources/updated", {"uri": "memo://one"})
+        await wait_all_tasks_blocked()
+        assert [("notifications/resources/updated", {"uri": "memo://one"})] == bench.events
+
+
+@pytest.mark.parametrize("method", ["resources/subscribe", "resources/unsubscribe"])
+async def test_what_is_not_declared_is_not_sent(method: str) -> None:
+    """`resources.subscribe` is a capability of its own."""
+    backend = listening_backend(capabilities={"resources": {"listChanged": True}})
+    async with open_client(backend) as client:
+        with pytest.raises(BackendRejected, match=r"declares no resources\.subscribe") as caught:
+            await ask(client, method, {"uri": "memo://one"})
+    assert (-32601, False) == (caught.value.code, caught.value.may_have_executed)
+    assert [] == backend.received(method)
+
+
+async def test_subscriptions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller's loop must not fill the backend's memory, nor ours."""
+    assert 1000 == MOST_SUBSCRIPTIONS
+    monkeypatch.setattr(handshake, "MOST_SUBSCRIPTIONS", 3)
+    monkeypatch.setattr(held_streams, "MOST_SUBSCRIPTIONS", 3)
+    backend = listening_backend()
+    backend.add_resource("memo://one")
+    async with open_client(backend) as client:
+        for number in (1, 2, 3, 2):
+            await ask(client, "resources/subscribe", {"uri": f"memo://{number}"})
+        with pytest.raises(MessageTooLarge, match="has 3 resource subscriptions"):
+            await ask(client, "resources/subscribe", {"uri": "memo://4"})
+        await ask(client, "resources/unsubscribe", {"uri": "memo://1"})
+        await ask(client, "resources/subscribe", {"uri": "memo://4"})
+
+
+# Cancelled anywhere
+
+
+async def live_and_die(cut: Cut, era: str) -> None:
+    """Connect, hear, call, subscribe, come back after a break, close: cancelled at one moment of it."""
+    backend = echo_backend(era, "sse", listens=True)
+    backend.add_resource("memo://one")
+    async with open_memory_network() as network:
+        url = network.attach("b.test", backend)
+        transport = network.transport()
+        connector = HttpConnector(FactorySettings(), transport=transport, handlers=ASKED)
+        configured = Backend("b", url, era="legacy" if era == "legacy" else "modern")
+        with cut.block():
+            async with trio.open_nursery() as nursery:
+                client = await connector(
+                    configured, identity=None, resume=None, nursery=nursery, events=lambda method, params: None
+                )
+                await call(client)
+                await ask(client, "resources/subscribe", {"uri": "memo://one"})
+                backend.notify(TOOLS_CHANGED)
+                backend.end_streams()
+                await trio.sleep(1)
+                await ask(client, "resources/unsubscribe", {"uri": "memo://one"})
+                await client.aclose(terminate=True)
+        await wait_all_tasks_blocked()
+        assert (0, 0) == (transport.busy_connections, backend.listening)
+        await transport.aclose()
+        await wait_all_tasks_blocked()
+        assert 0 == network.open_connections
+        assert [] == backend.errors
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+def test_a_cancel_at_any_moment_leaves_nothing(era: str) -> None:
+    """No task, connection or stream; the backend does not notice more than a client that left."""
+
+    def moments() -> Iterator[int]:
+        for moment in itertools.count():
+            cut = Cut(moment)
+            trio.run(live_and_die, cut, era, clock=MockClock(autojump_threshold=0))
+            yield moment
+            if cut.struck is None:
+                return
+
+    assert len(list(moments())) > 50

@@ -1,0 +1,467 @@
+"""Which era a backend speaks: every answer to the probe, and what becomes of verdicts that were wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from support.clients import Bench, Chunks, call, echo_backend, event, message_of, open_bench, open_scripted, result
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vmcp import (
+    JSON,
+    Backend,
+    BackendError,
+    BackendProtocolError,
+    BackendRejected,
+    BackendUnauthorized,
+    BackendUnavailable,
+    FactorySettings,
+)
+from trio_vmcp._client.channels.streamable import Answer, HttpRefusal, Interrupted
+from trio_vmcp._client.eras import EraCache, Verdict, is_modern_error, judge
+from trio_vmcp._protocol.jsonrpc import ErrorReply, Result
+from trio_vmcp.connector import BackendClient
+from trio_vmcp.testing import CONNECT, Delay, Error, Fault, Hang, Raw, Refuse, Reset, Rewrite, Status
+
+VERSION = "2026-07-28"
+MODERN, LEGACY, INCONCLUSIVE = Verdict.MODERN, Verdict.LEGACY, Verdict.INCONCLUSIVE
+
+
+def discovered(**fields: Any) -> Answer:
+    return Answer(Result(1, fields), 200)
+
+
+def error(code: int, data: Any = None, status: int = 400) -> Answer:
+    return Answer(ErrorReply(1, code, "no", data), status)
+
+
+def refused(status: int) -> Answer:
+    return Answer(HttpRefusal(status, None), status)
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        (discovered(supportedVersions=[VERSION]), MODERN),
+        (discovered(supportedVersions=["2025-11-25", VERSION], resultType="complete"), MODERN),
+        (discovered(supportedVersions=[VERSION, 7, None]), MODERN),
+        (discovered(resultType="input_required", inputRequests={}), MODERN),
+        # go-sdk's stateful servers list legacy versions only
+        (discovered(supportedVersions=["2025-11-25", "2025-06-18"]), LEGACY),
+        (discovered(supportedVersions=[]), LEGACY),
+        (discovered(supportedVersions=VERSION), LEGACY),
+        (discovered(supportedVersions={VERSION: 1}), LEGACY),
+        (discovered(), LEGACY),
+        (discovered(resultType="complete"), LEGACY),
+        (error(-32020), MODERN),
+        (error(-32021, {"requiredCapabilities": {"roots": {}}}), MODERN),
+        (error(-32020, status=200), MODERN),
+        (error(-32022, {"supported": [VERSION], "requested": "x"}), MODERN),
+        # -32022 counts only if we speak something on its list
+        (error(-32022, {"supported": ["2027-01-01"]}), LEGACY),
+        (error(-32022, {"supported": ["2025-11-25"]}), LEGACY),
+        (error(-32022, {"supported": VERSION}), LEGACY),
+        (error(-32022, [VERSION]), LEGACY),
+        (error(-32022), LEGACY),
+        (error(-32601, status=404), LEGACY),
+        (error(-32601, status=200), LEGACY),
+        # go-sdk 1.7 refuses any _meta version; sessions are missed with 400 -32000
+        (error(-32602), LEGACY),
+        (error(-32000, status=400), LEGACY),
+        (error(-32600, status=406), LEGACY),
+        (error(-32603, status=200), LEGACY),
+        (refused(400), LEGACY),
+        (refused(404), LEGACY),
+        (refused(405), LEGACY),
+        (refused(406), LEGACY),
+        (refused(415), LEGACY),
+        (refused(422), LEGACY),
+        (refused(401), INCONCLUSIVE),
+        (refused(403), INCONCLUSIVE),
+        (refused(407), INCONCLUSIVE),
+        (refused(408), INCONCLUSIVE),
+        (refused(429), INCONCLUSIVE),
+        (refused(500), INCONCLUSIVE),
+        (refused(503), INCONCLUSIVE),
+        (error(-32603, status=500), INCONCLUSIVE),
+        (error(-32000, status=401), INCONCLUSIVE),
+        (Answer(Interrupted(None, None), 200), LEGACY),
+    ],
+)
+def test_every_answer_to_the_probe_has_a_verdict(answer: Answer, verdict: Verdict) -> None:
+    """An outage, an overload or a closed door proves nothing; only a modern server sends modern errors."""
+    assert verdict is judge(answer)
+
+
+def test_only_errors_are_modern_errors() -> None:
+    """Not a refusal over HTTP, nor a result."""
+    assert not is_modern_error(HttpRefusal(400, None))
+    assert not is_modern_error(Result(1, {}))
+
+
+# The probe over the wire: what comes back, and what is spoken then
+
+
+async def connect_to(bench: Bench, fault: Fault, backend: Any) -> BackendClient:
+    backend.fail("server/discover", fault)
+    return await bench.connect()
+
+
+def rewritten(**fields: Any) -> Rewrite:
+    return Rewrite(lambda message: {**message, "result": fields})
+
+
+SSE = {"content-type": "text/event-stream"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "remembered"),
+    [
+        (Status(202), True),
+        (Status(204), True),
+        (Status(200), True),
+        (Status(200, b"hello", {"content-type": "text/plain"}), True),
+        (Status(200, b"<html>", {"content-type": "text/html"}), True),
+        (Status(200, b"{", {"content-type": "application/json"}), True),
+        (Status(200, b"[]", {"content-type": "application/json"}), True),
+        (Status(200, b"", SSE), True),
+        (Status(200, b": only a comment\n\n", SSE), True),
+        (Status(301, headers={"location": "/elsewhere"}), True),
+        (Status(400), True),
+        (Status(404, b"x" * 100_000), True),
+        (Status(400, b'{"error":"Missing session ID"}'), True),
+        (Error(-32601, "unknown"), True),
+        (Error(-32000, "Bad Request: Server not initialized", status=400), True),
+        (Raw(b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n"), True),
+        (rewritten(supportedVersions=["2025-11-25"]), True),
+        (rewritten(), True),
+        (Status(401), False),
+        (Status(429), False),
+        (Status(503, b"starting"), False),
+    ],
+)
+async def test_whatever_is_not_modern_falls_back_to_the_handshake(
+    autojump_clock: MockClock, fault: Fault, remembered: bool
+) -> None:
+    """At once, and the next session asks again only when the answer proved nothing."""
+    backend = echo_backend("both")
+    async with open_scripted(backend) as bench:
+        first = await connect_to(bench, fault, backend)
+        await call(first)
+        second = await bench.connect()
+        assert ["legacy", "legacy"] == [client.record.era for client in (first, second)]
+    assert (1 if remembered else 2) == len(backend.received("server/discover"))
+
+
+async def test_a_modern_backend_is_discovered_once_per_session() -> None:
+    """The second session knows the era, but needs the capabilities."""
+    backend = echo_backend("both")
+    async with open_scripted(backend) as bench:
+        for _ in range(2):
+            client = await bench.connect()
+            assert ("modern", {"tools": {}}) == (client.record.era, client.server_capabilities)
+    assert ["server/discover"] * 2 == [e.method for e in backend.exchanges]
+
+
+async def test_modern_by_the_list_although_the_result_type_is_missing() -> None:
+    """github-mcp-server answers so: "absent means complete"."""
+    backend = echo_backend("modern")
+    async with open_scripted(backend, era="auto") as bench:
+        client = await connect_to(bench, rewritten(supportedVersions=[VERSION], capabilities={"tools": {}}), backend)
+        assert "modern" == client.record.era
+
+
+@pytest.mark.parametrize("supported", [[VERSION], ["2025-11-25", VERSION]])
+async def test_unsupported_version_is_retried_once(supported: list[str]) -> None:
+    """With the mutual version, which is the same one; no fallback, for the server is modern."""
+    backend = echo_backend("both")
+    backend.fail("server/discover", Error(-32022, "no", {"supported": supported}, status=400), times=1)
+    async with open_scripted(backend) as bench:
+        assert "modern" == (await bench.connect()).record.era
+    assert ["server/discover"] * 2 == [e.method for e in backend.exchanges]
+
+
+@pytest.mark.parametrize("code", [-32020, -32021, -32022])
+async def test_a_modern_server_that_goes_on_refusing_is_an_error(code: int) -> None:
+    """It has proved its era: no handshake is tried."""
+    backend = echo_backend("both")
+    async with open_scripted(backend) as bench:
+        with pytest.raises(BackendRejected, match="rejected 'server/discover'") as caught:
+            await connect_to(bench, Error(code, "no", {"supported": [VERSION]}, status=400), backend)
+        assert code == caught.value.code
+    assert ["server/discover"] * 2 == [e.method for e in backend.exchanges]
+
+
+async def test_a_modern_error_once_and_then_none() -> None:
+    """The second answer counts: a plain server after all."""
+    backend = echo_backend("both")
+    backend.fail("server/discover", Error(-32021, "no", status=400), times=1)
+    async with open_scripted(backend) as bench:
+        assert "legacy" == (await connect_to(bench, Status(404), backend)).record.era
+
+
+@pytest.mark.parametrize("fault", [Reset(0), Reset(30)])
+async def test_a_lost_connection_is_no_verdict(fault: Fault) -> None:
+    """An outage is reported as one; nothing is remembered."""
+    backend = echo_backend("both")
+    backend.fail("server/discover", fault, times=1)
+    async with open_scripted(backend) as bench:
+        with pytest.raises(BackendUnavailable):
+            await bench.connect()
+        assert "modern" == (await bench.connect()).record.era
+    assert [] == backend.received("initialize")
+
+
+async def test_a_refused_connection_is_no_verdict() -> None:
+    """Nor asked a second time in the other era."""
+    backend = echo_backend("both")
+    backend.fail(CONNECT, Refuse(), times=1)
+    async with open_scripted(backend) as bench:
+        with pytest.raises(BackendUnavailable, match="could not be reached"):
+            await bench.connect()
+        assert "modern" == (await bench.connect()).record.era
+
+
+@pytest.mark.parametrize(("init_timeout", "waited"), [(60.0, 10.0), (6.0, 2.0)])
+async def test_a_probe_that_hangs_leaves_time_for_the_handshake(
+    autojump_clock: MockClock, init_timeout: float, waited: float
+) -> None:
+    """10 s or a third of the time to connect; then `initialize`, and nothing is remembered."""
+    backend = echo_backend("both")
+    backend.fail("server/discover", Hang(), times=1)
+    settings = FactorySettings(backend_init_timeout=init_timeout)
+    async with open_scripted(backend, settings=settings) as bench:
+        started = trio.current_time()
+        assert "legacy" == (await bench.connect()).record.era
+        assert waited == pytest.approx(trio.current_time() - started)
+        assert "modern" == (await bench.connect()).record.era
+
+
+@pytest.mark.parametrize(("fault", "kind"), [(Status(401), BackendUnauthorized), (Status(503), BackendRejected)])
+async def test_a_closed_door_is_reported_by_the_handshake(fault: Fault, kind: type[BackendError]) -> None:
+    """401 to the probe, 401 to `initialize`: unauthorized, not "wrong era"."""
+    backend = echo_backend("both")
+    backend.fail("POST", fault)
+    async with open_scripted(backend) as bench:
+        with pytest.raises(kind, match="'initialize'"):
+            await bench.connect()
+    assert ["server/discover", "initialize"] == [e.method for e in backend.exchanges]
+
+
+# Wrong verdicts
+
+
+async def test_a_backend_that_became_modern_is_found_out() -> None:
+    """The cached verdict says handshake, the handshake says -32022: probed again, corrected, no error."""
+    backend = echo_backend("legacy")
+    async with open_scripted(backend, era="auto", leaves_sessions=True) as bench:
+        assert "legacy" == (await bench.connect()).record.era
+        backend.era = "modern"
+        assert "modern" == (await bench.connect()).record.era
+        seen = len(backend.exchanges)
+        assert "modern" == (await bench.connect()).record.era
+        assert ["server/discover"] == [e.method for e in backend.exchanges[seen:]]
+
+
+@pytest.mark.parametrize(
+    "fault", [Error(-32601, "method not found", status=404), Status(404), Status(400), Status(405)]
+)
+async def test_a_modern_server_that_does_not_know_initialize_is_found_out(fault: Fault) -> None:
+    """A refusal that any server could send: with a verdict from the cache, the probe decides."""
+    backend = echo_backend("legacy")
+    async with open_scripted(backend, era="auto", leaves_sessions=True) as bench:
+        await bench.connect()
+        backend.era = "modern"
+        backend.fail("initialize", fault)
+        assert "modern" == (await bench.connect()).record.era
+
+
+async def test_a_backend_that_became_legacy_is_found_out() -> None:
+    """The cached verdict says modern, `server/discover` fails: handshake, corrected."""
+    backend = echo_backend("modern")
+    async with open_scripted(backend, era="auto") as bench:
+        assert "modern" == (await bench.connect()).record.era
+        backend.era = "legacy"
+        assert "legacy" == (await bench.connect()).record.era
+        seen = len(backend.exchanges)
+        assert "legacy" == (await bench.connect()).record.era
+        assert "initialize" == backend.exchanges[seen].method
+
+
+async def test_contradictions_end(autojump_clock: MockClock) -> None:
+    """A server that refuses each era by pointing to the other gets a handful of requests, and an error."""
+    backend = echo_backend("both")
+    backend.fail("server/discover", Error(-32601, "no", status=404))
+    backend.fail("initialize", Error(-32022, "no", {"supported": [VERSION]}, status=400))
+    async with open_scripted(backend) as bench:
+        for _ in range(2):
+            with pytest.raises(BackendRejected, match="rejected 'initialize'"):
+                await bench.connect()
+    methods = [e.method for e in backend.exchanges]
+    assert ["server/discover", "initialize", "server/discover", "initialize", "server/discover"] == methods
+
+
+async def test_a_stored_modern_record_is_a_hint_and_no_more() -> None:
+    """A restored session probes as the record says, and finds out if that is no longer so."""
+    backend = echo_backend("modern")
+    async with open_scripted(backend, era="auto") as bench:
+        record = (await bench.connect()).record
+        assert "modern" == (await bench.connect(resume=record)).record.era
+        backend.era = "legacy"
+        assert "legacy" == (await bench.connect(resume=record)).record.era
+
+
+async def test_capabilities_that_are_no_object_are_an_error() -> None:
+    """Of a server that is modern otherwise."""
+    backend = echo_backend("both")
+    async with open_scripted(backend) as bench:
+        with pytest.raises(BackendProtocolError, match="no object"):
+            await connect_to(bench, rewritten(supportedVersions=[VERSION], capabilities=[]), backend)
+
+
+# The cache
+
+
+async def test_sessions_that_connect_together_share_one_probe(autojump_clock: MockClock) -> None:
+    """Ten at once: one asks, nine wait for its verdict."""
+    backend = echo_backend("both")
+    backend.fail("server/discover", Status(404))
+    backend.latency = 1
+    async with open_scripted(backend) as bench, trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(bench.connect)
+    assert 1 == len(backend.received("server/discover"))
+    assert 10 == len(backend.received("initialize"))
+
+
+async def test_a_cancelled_prober_passes_its_turn_on(autojump_clock: MockClock) -> None:
+    """Another one asks, at once; nobody waits for ever."""
+    backend = echo_backend("both")
+    backend.fail("server/discover", Hang(), times=1)
+    async with open_scripted(backend) as bench, trio.open_nursery() as nursery:
+        prober = trio.CancelScope(deadline=trio.current_time() + 1)
+
+        async def probe() -> None:
+            with prober:
+                await bench.connect()
+
+        nursery.start_soon(probe)
+        await wait_all_tasks_blocked()
+        for _ in range(3):
+            nursery.start_soon(bench.connect)
+        await trio.sleep(1.5)
+        assert ["modern"] * 3 == [client.record.era for client in bench.clients]
+    # One that hung, one that was shared, and one each for the two who then knew the era, but not the capabilities.
+    assert 4 == len(backend.received("server/discover"))
+
+
+async def test_a_probe_that_fails_passes_its_turn_on(autojump_clock: MockClock) -> None:
+    """Its error is its own; the waiter asks for itself."""
+    cache = EraCache()
+    asked: list[str] = []
+
+    async def fail() -> Verdict:
+        asked.append("first")
+        await trio.sleep(1)
+        raise BackendUnavailable("b", "is away")
+
+    async def succeed() -> Verdict:
+        asked.append("second")
+        return LEGACY
+
+    async with trio.open_nursery() as nursery:
+
+        async def first() -> None:
+            with pytest.raises(BackendUnavailable):
+                await cache.verdict("e", fail)
+
+        nursery.start_soon(first)
+        await wait_all_tasks_blocked()
+        assert LEGACY is await cache.verdict("e", succeed)
+    assert ["first", "second"] == asked
+
+
+async def test_what_proves_nothing_is_not_remembered() -> None:
+    """Shared by those who waited for it, and gone."""
+    cache = EraCache()
+
+    async def unknown() -> Verdict:
+        await trio.lowlevel.checkpoint()
+        return INCONCLUSIVE
+
+    async def modern() -> Verdict:
+        return MODERN
+
+    assert INCONCLUSIVE is await cache.verdict("e", unknown)
+    assert MODERN is await cache.verdict("e", modern)
+    assert MODERN is await cache.verdict("e", unknown)
+    cache.correct("e", INCONCLUSIVE)
+    assert INCONCLUSIVE is await cache.verdict("e", unknown)
+
+
+async def test_the_cache_is_bounded() -> None:
+    """4096 endpoints, and the oldest goes first; a corrected one is young again."""
+    cache = EraCache()
+
+    async def never() -> Verdict:
+        raise AssertionError
+
+    async def probed() -> Verdict:
+        return INCONCLUSIVE
+
+    for number in range(4096):
+        cache.correct(str(number), LEGACY)
+    cache.correct("0", MODERN)
+    cache.correct("new", LEGACY)
+    assert MODERN is await cache.verdict("0", never)
+    assert LEGACY is await cache.verdict("2", never)
+    assert INCONCLUSIVE is await cache.verdict("1", probed)
+
+
+async def test_endpoints_do_not_share_verdicts() -> None:
+    """One host may serve both eras on two paths."""
+    backend = echo_backend("both")
+    async with open_scripted(backend) as bench:
+        await bench.connect()
+        other = Backend(id="c", url="http://b.test/other", era="auto")
+        backend.fail("server/discover", Status(404))
+        assert "legacy" == (await bench.connect(backend=other)).record.era
+        backend.heal()
+        assert "modern" == (await bench.connect()).record.era
+
+
+async def test_a_refusal_in_json_rpc_is_not_taken_for_the_older_transport() -> None:
+    """Servers of HTTP+SSE do not answer in JSON-RPC there."""
+    backend = echo_backend("both")
+    backend.fail("POST", Error(-32602, "client too old", status=400))
+    async with open_scripted(backend) as bench:
+        with pytest.raises(BackendRejected, match="rejected 'initialize': 'client too old'"):
+            await bench.connect()
+
+
+async def test_a_probe_answered_in_a_stream_that_stays_open_is_answered(autojump_clock: MockClock) -> None:
+    """The verdict does not wait for the end of the stream."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked: JSON = message_of(request)
+        fields = {"supportedVersions": [VERSION], "capabilities": {}}
+        return httpx.Response(200, headers=SSE, stream=Chunks(event(result(asked["id"], **fields)), 1000.0))
+
+    async with open_bench(httpx.MockTransport(answer)) as bench:
+        started = trio.current_time()
+        assert "modern" == (await bench.connect()).record.era
+        assert trio.current_time() - started < 1
+
+
+async def test_a_late_probe_answer_changes_nothing(autojump_clock: MockClock) -> None:
+    """The probe was given up; the handshake has its own connection."""
+    backend = echo_backend("both")
+    backend.fail("server/discover", Delay(15), times=1)
+    async with open_scripted(backend) as bench:
+        client = await bench.connect()
+        await trio.sleep(10)
+        await call(client)
+        assert "legacy" == client.record.era

@@ -1,0 +1,732 @@
+"""The built-in transport: what is reused, what is let go, and what faults, limits and cancels cost."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+
+import httpx
+import pytest
+import trio
+from support.raw_http import (
+    CLOSE,
+    HANG,
+    OK,
+    RESET,
+    Kind,
+    RawServer,
+    Served,
+    answer,
+    open_served,
+    read,
+    until,
+)
+from support.steps import cancel_at
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vmcp._http.connection import READ_BYTES
+from trio_vmcp._http.dial import Wire
+from trio_vmcp._http.response import MAX_HEAD_BYTES
+from trio_vmcp._http.transport import KEEPALIVE_EXPIRY, MOST_IDLE, Http11Transport
+from trio_vmcp.testing import ScriptedBackend, open_memory_network
+
+KIB, MIB = 1 << 10, 1 << 20
+LINE = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = LINE + b"Transfer-Encoding: chunked\r\n\r\n"
+
+kinds = pytest.mark.parametrize("kind", ["memory", "tcp", "tls"])
+
+
+async def many(served: Served, count: int) -> None:
+    async with trio.open_nursery() as nursery:
+        for _ in range(count):
+            nursery.start_soon(served.ask)
+
+
+# What is reused
+
+
+@kinds
+async def test_a_connection_is_used_again(kind: Kind) -> None:
+    """One request after another takes one connection; requests side by side take one each."""
+    async with open_served(kind, OK) as served:
+        for _ in range(3):
+            assert b"ok" == await served.ask()
+        assert (1, 1) == (served.server.connections, served.transport.idle_connections)
+        together = trio.Event()
+        served.server.answers = [(together, OK)]
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(served.ask)
+            await until(lambda: len(served.server.requests) == 7)
+            assert (4, 4, 0) == (
+                served.server.connections,
+                served.transport.busy_connections,
+                served.transport.idle_connections,
+            )
+            together.set()
+        assert (0, 4) == (served.transport.busy_connections, served.transport.idle_connections)
+
+
+async def test_the_newest_idle_connection_is_used_first(autojump_clock: MockClock) -> None:
+    """So those that nobody needs any more grow old, and are closed by the next request."""
+    async with open_served("memory", (1.0, OK)) as served:
+        await many(served, 3)
+        for _ in range(int(KEEPALIVE_EXPIRY)):
+            await served.ask()
+            assert 3 == served.server.open_connections
+        await served.ask()
+        await wait_all_tasks_blocked()
+        assert (1, 3) == (served.server.open_connections, served.server.connections)
+
+
+async def test_idle_connections_are_closed_in_the_background(autojump_clock: MockClock) -> None:
+    """Each when it is old enough, without a request; and those that come later, too."""
+    async with open_served("memory", OK) as served, trio.open_nursery() as nursery:
+        nursery.start_soon(served.transport.tidy)
+        for _ in range(2):
+            await served.ask()
+            async with trio.open_nursery() as inner:
+                inner.start_soon(served.ask)
+                inner.start_soon(trio.sleep, 1)
+                inner.start_soon(served.ask)
+            await wait_all_tasks_blocked()
+            assert 2 == served.server.open_connections
+            await trio.sleep(KEEPALIVE_EXPIRY - 1.5)
+            await served.ask()
+            await trio.sleep(1)
+            assert 1 == served.server.open_connections
+            await trio.sleep(KEEPALIVE_EXPIRY)
+            assert 0 == served.server.open_connections
+        nursery.cancel_scope.cancel()
+
+
+async def test_no_more_than_twenty_connections_idle() -> None:
+    """Of those that were needed at once; the oldest go."""
+    async with open_served("memory", OK) as served:
+        responses = [await served.send() for _ in range(MOST_IDLE + 5)]
+        for response in responses:
+            await read(response)
+            response.release()
+        await wait_all_tasks_blocked()
+        assert MOST_IDLE == served.server.open_connections == served.transport.idle_connections
+        alive = [response._connection.is_alive for response in responses]
+        assert [False] * 5 + [True] * MOST_IDLE == alive
+
+
+async def test_each_origin_is_tidied_in_its_time(autojump_clock: MockClock) -> None:
+    """The first that is old enough goes first, whoever else is younger."""
+    async with open_memory_network() as network, trio.open_nursery() as nursery:
+        server = RawServer([(OK,)])
+        transport = network.transport()
+        nursery.start_soon(transport.tidy)
+        for second in range(3):
+            await trio.sleep_until(second)
+            await Served(transport, server, network.attach(f"{second}.test", server)).ask()
+        left = []
+        for second in range(3):
+            for edge in (-0.1, 0.1):
+                await trio.sleep_until(second + KEEPALIVE_EXPIRY + edge)
+                left.append(transport.idle_connections)
+        assert [3, 2, 2, 1, 1, 0] == left
+        nursery.cancel_scope.cancel()
+        transport.close()
+
+
+async def test_origins_do_not_share_connections() -> None:
+    """Neither hosts nor ports nor schemes; what names the same port does."""
+    async with open_memory_network() as network:
+        server = RawServer([(OK,)])
+        urls = ["http://a.test/", "http://b.test/", "http://a.test:81/", "https://a.test/", "http://a.test:80/x"]
+        async with network.transport() as transport, httpx.AsyncClient(transport=transport) as client:
+            for url in urls:
+                network.attach(url, server)
+                await client.get(url)
+            assert (4, 4) == (network.connection_attempts, transport.idle_connections)
+
+
+async def test_a_connection_made_beforehand_is_used() -> None:
+    """`connect` sees to one; if there is one, it does nothing."""
+    async with open_served("memory", OK) as served:
+        for _ in range(2):
+            await served.transport.connect(served.origin)
+            assert 1 == served.transport.idle_connections
+        await served.ask()
+        assert 1 == served.server.connections
+
+
+# What is noticed
+
+
+@kinds
+@pytest.mark.parametrize("news", [CLOSE, RESET, answer(b"unasked"), b"x"])
+async def test_what_happens_to_an_idle_connection_is_noticed(kind: Kind, news: str | bytes) -> None:
+    """Its end and bytes that nobody asked for: no request is written on it, none fails, none gets them."""
+    more = trio.Event()
+    async with open_served(kind, (OK, more, news), OK) as served:
+        assert b"ok" == await served.ask()
+        (idle,) = served.transport._idle[served.origin]
+        assert idle.is_alive
+        more.set()
+        await until(lambda: not idle.is_alive)
+        assert b"ok" == await served.ask()
+        assert (2, 2) == (served.server.connections, len(served.server.requests))
+
+
+@kinds
+@pytest.mark.parametrize(
+    "surplus",
+    [
+        answer(b"unasked"),
+        b"x",
+        # The transport reads so many bytes at once: what is behind them stays where no poll of the socket finds it.
+        b"",
+    ],
+)
+async def test_a_wrong_length_does_not_poison_the_next_request(kind: Kind, surplus: bytes) -> None:
+    """What is behind a response goes with its connection, be it here already or not read yet."""
+    whole = answer(b"ok")
+    if not surplus:
+        surplus = answer(b"unasked")
+        whole = answer(b"o" * (READ_BYTES - len(answer(b"o" * 60_000)) + 60_000))
+        assert READ_BYTES == len(whole)
+    async with open_served(kind, (whole + surplus,), OK) as served:
+        assert whole.endswith(await served.ask())
+        for _ in range(3):
+            assert b"ok" == await served.ask()
+        assert 2 == served.server.connections
+
+
+@kinds
+@pytest.mark.parametrize(
+    "response",
+    [
+        LINE + b"Content-Length: 2\r\nConnection: close\r\n\r\nok",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        LINE + b"\r\nok",
+    ],
+)
+async def test_a_server_that_closes(kind: Kind, response: bytes) -> None:
+    """Says so, or speaks HTTP/1.0, or ends its body by it."""
+    async with open_served(kind, (response, CLOSE)) as served:
+        for number in range(1, 4):
+            assert b"ok" == await served.ask()
+            assert (number, 0) == (served.server.connections, served.transport.idle_connections)
+
+
+async def test_a_response_that_nobody_read_is_as_good_when_it_is_here() -> None:
+    """A refusal or a redirect, whose body is short, costs no connection; one that goes on does."""
+    async with open_served("memory", OK, LINE + b"Content-Length: 3\r\n\r\nok", OK) as served:
+        (await served.send()).release()
+        assert 1 == served.transport.idle_connections
+        (await served.send()).release()
+        assert 0 == served.transport.idle_connections
+        assert b"ok" == await served.ask()
+        assert 2 == served.server.connections
+
+
+async def test_letting_go_twice_is_letting_go_once() -> None:
+    """By then the connection may be another request's, and stays so."""
+    async with open_served("memory", OK) as served:
+        first = await served.send()
+        first.release()
+        second = await served.send()
+        first.release()
+        await first.disconnect()
+        await first.let_go()
+        assert 1 == served.transport.busy_connections
+        assert b"ok" == await read(second)
+        second.release()
+
+
+# Bodies
+
+
+@kinds
+async def test_bodies_stream(kind: Kind) -> None:
+    """Each piece is handed on when it has come."""
+    more = trio.Event()
+    async with open_served(kind, (CHUNKED + b"3\r\none\r\n", more, b"3\r\ntwo\r\n0\r\n\r\n")) as served:
+        response = await served.send()
+        assert b"one" == await response.receive()
+        assert not response.is_ended
+        more.set()
+        assert b"two" == await response.receive()
+        assert None is await response.receive() is await response.receive()
+        assert response.is_ended
+        response.release()
+        assert 1 == served.transport.idle_connections
+
+
+@kinds
+@pytest.mark.parametrize("size", [0, 1, READ_BYTES - 1, READ_BYTES, READ_BYTES + 1, 3 * MIB + 7])
+async def test_bodies_of_any_size(kind: Kind, size: int) -> None:
+    """There and back, and the connection is used again."""
+    body = bytes(range(256)) * (size // 256 + 1)
+    async with open_served(kind, answer(body[:size])) as served:
+        for _ in range(2):
+            assert body[:size] == await served.ask(body=body[:size])
+        assert [body[:size]] * 2 == [sent for _, sent in served.server.requests]
+        assert 1 == served.server.connections
+
+
+@kinds
+@pytest.mark.parametrize("end", [CLOSE, RESET])
+@pytest.mark.parametrize(
+    "response",
+    [b"HTTP/1.1 2", LINE + b"Content-Length: 100000\r\n\r\nok", CHUNKED + b"2\r\nok\r\n", CHUNKED + b"5\r\nok"],
+)
+async def test_an_end_in_the_middle(kind: Kind, end: str, response: bytes) -> None:
+    """Never passes for the end of a response."""
+    async with open_served(kind, (response, end), OK) as served:
+        with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
+            await served.ask()
+        assert b"ok" == await served.ask()
+
+
+@pytest.mark.parametrize("verb", ["HEAD", "GET", "DELETE", "POST"])
+@pytest.mark.parametrize("status", [b"200 OK", b"204 No Content", b"304 Not Modified"])
+async def test_responses_without_a_body(verb: str, status: bytes) -> None:
+    """Those to HEAD, 204 and 304: whatever length they name, nothing is waited for."""
+    response = b"HTTP/1.1 " + status + b"\r\nContent-Length: 300000\r\n\r\n"
+    if verb != "HEAD" and status == b"200 OK":
+        response += b"x" * 300_000
+    async with open_served("memory", response) as served:
+        for _ in range(2):
+            assert len(response.partition(b"\r\n\r\n")[2]) == len(await served.ask(verb))
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tls"])  # memory takes all of a body
+@pytest.mark.parametrize("end", [CLOSE, RESET])
+async def test_an_answer_that_comes_before_the_body_is_written(kind: Kind, end: str) -> None:
+    """A server that will not take a body says so and closes, with most of the body not sent: its answer is read."""
+    refusal = answer(b"too large", status=b"413 Content Too Large")
+    async with open_served(kind, (refusal, 0.05, end), OK, reads_bodies=False) as served:
+        response = await served.send(body=bytes(32 * MIB))
+        assert (413, b"too large") == (response.status, await read(response))
+        response.release()
+        assert 0 == served.transport.idle_connections
+        assert b"ok" == await served.ask(body=b"")
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+async def test_a_reset_while_the_body_is_written(kind: Kind) -> None:
+    """Without an answer it is an error of the write."""
+    async with open_served(kind, (RESET,), OK, reads_bodies=False) as served:
+        with pytest.raises(httpx.WriteError, match="the connection broke"):
+            await served.ask(body=bytes(32 * MIB))
+        assert b"ok" == await served.ask(body=b"")
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+async def test_closing_while_a_body_is_written(kind: Kind) -> None:
+    """Whoever writes gets an error."""
+    unread = trio.Event()
+    async with open_served(kind, (unread, CLOSE), reads_bodies=False) as served:
+
+        async def write() -> None:
+            with pytest.raises(httpx.WriteError, match="closed here"):
+                await served.ask(body=bytes(32 * MIB))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            await until(lambda: served.server.requests != [])
+            await wait_all_tasks_blocked(0.01)
+            served.transport.close()
+        unread.set()
+
+
+async def test_a_body_is_at_its_end_when_all_of_it_was_taken() -> None:
+    """Not when all of it is here."""
+    async with open_served("memory", OK) as served:
+        response = await served.send()
+        assert not response.is_ended
+        assert b"ok" == await response.receive()
+        assert response.is_ended
+        response.release()
+
+
+async def test_a_connection_that_was_cut_is_not_alive() -> None:
+    """Whatever is in the place of its socket by now."""
+    async with open_served("memory", OK) as served:
+        await served.ask()
+        (idle,) = served.transport._idle[served.origin]
+        assert idle.is_alive
+        idle.cut()
+        idle._wire = Wire(idle._wire.stream, lambda: False, lambda: None)
+        assert not idle.is_alive
+        assert b"ok" == await served.ask()
+        assert 2 == served.server.connections
+
+
+# Limits
+
+
+@kinds
+@pytest.mark.parametrize("piece", [b"x: y\r\n", b"x", b"\r\n"])
+async def test_an_endless_head(kind: Kind, piece: bytes) -> None:
+    """Refused after 64 KiB."""
+    async with open_served(kind, (LINE, piece * (2 * MAX_HEAD_BYTES // len(piece)), HANG), OK) as served:
+        if piece == b"\r\n":
+            served.server.answers[0] = (piece * MAX_HEAD_BYTES, HANG)
+        with pytest.raises(httpx.RemoteProtocolError):
+            await served.ask()
+        assert b"ok" == await served.ask()
+
+
+@pytest.mark.parametrize("apart", [False, True])
+async def test_a_flood_of_informational_responses(apart: bool) -> None:
+    """Refused, in one piece or one by one."""
+    hints = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+    flood = (hints,) * 1000 if apart else (hints * 1000,)
+    async with open_served("memory", (*flood, HANG), OK) as served:
+        with pytest.raises(httpx.RemoteProtocolError, match="16 informational"):
+            await served.ask()
+        assert b"ok" == await served.ask()
+
+
+class LongestStep(trio.abc.Instrument):
+    """s of CPU that the longest step of any task took."""
+
+    def __init__(self) -> None:
+        self.seconds, self._begun = 0.0, math.inf  # the step in which it is added does not count
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._begun = time.thread_time()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.seconds = max(self.seconds, time.thread_time() - self._begun)
+
+
+async def test_crumbs_cost_little() -> None:
+    """64 KiB in chunks of a byte hold nobody up for long, and are handed on in large pieces."""
+    async with open_served("memory", CHUNKED + b"1\r\nx\r\n" * (64 * KIB) + b"0\r\n\r\n") as served:
+        watch = LongestStep()
+        trio.lowlevel.add_instrument(watch)
+        response = await served.send()
+        pieces = []
+        while (piece := await response.receive()) is not None:
+            pieces.append(len(piece))
+        trio.lowlevel.remove_instrument(watch)
+        response.release()
+        assert 64 * KIB == sum(pieces)
+        assert len(pieces) < 10
+        assert watch.seconds < 0.05
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        LINE + b"Mcp-Session-Id: s3cret\x01\r\n\r\n",
+        b"s3cret\r\n\r\n",
+        LINE + b"Mcp-Session-Id: s3cret\r\nContent-Length: x\r\n\r\n",
+        CHUNKED + b"s3cret",
+        CHUNKED + b"6\r\ns3cret\r\nx",
+    ],
+)
+async def test_no_error_quotes_what_came(broken: bytes) -> None:
+    """Neither its text nor its traceback: a header may be a session id. Nor does it quote what was sent."""
+    body = b"".join([b"p4ss", b"word"])  # not as a source line of the traceback has it
+    async with open_served("memory", (broken, CLOSE)) as served:
+        with pytest.raises(httpx.RemoteProtocolError) as caught:
+            await served.ask(body=body)
+        said = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+        assert "s3cret" not in said
+        assert "p4ssword" not in said
+
+
+# Cancels
+
+
+@kinds
+@pytest.mark.parametrize("fresh", [False, True])
+async def test_cancelled_at_every_step(kind: Kind, fresh: bool) -> None:
+    """While it connects, shakes hands, writes, waits for head and body: that connection is lost, and no other."""
+    response = CHUNKED + b"3\r\none\r\n"
+    async with open_served(kind, (response, 0.001, b"3\r\ntwo\r\n0\r\n\r\n")) as served:
+        other = await served.send()
+        for behind in (False, True):
+            for step in range(1, 100):
+                if fresh:
+                    for idle in served.transport._idle.pop(served.origin, []):
+                        idle.cut()
+                if not await cancel_at(step, served.ask, behind=behind):
+                    break
+                assert (1, 0) == (served.transport.busy_connections, served.transport.idle_connections)
+                assert b"onetwo" == await served.ask()
+            assert 2 < step < 99
+        assert b"onetwo" == await read(other)
+        other.release()
+
+
+async def test_a_handshake_that_hangs_leaves_no_socket() -> None:
+    """A server that accepts and says nothing; that nothing is left is looked for after every test."""
+    heard: list[bytes] = []
+
+    async def never_answer(stream: trio.SocketStream) -> None:
+        heard.append(bytes(await stream.receive_some(4096)))
+        scope.cancel()
+        assert b"" == await stream.receive_some()  # it hears the end
+        heard.append(b"")
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, never_answer, 0, host="127.0.0.1"))
+        port = listener.socket.getsockname()[1]
+        transport = Http11Transport()
+        with trio.CancelScope() as scope:
+            async with httpx.AsyncClient(transport=transport) as client:
+                await client.get(f"https://127.0.0.1:{port}/")
+        assert scope.cancelled_caught
+        await until(lambda: len(heard) == 2)
+        nursery.cancel_scope.cancel()
+
+
+@kinds
+async def test_fifty_cancelled_for_one_that_is_answered(kind: Kind) -> None:
+    """However many give up at whatever moment, what comes next works, and no connection is over."""
+    async with open_served(kind, OK) as served:
+        for round_ in range(20):
+            async with trio.open_nursery() as nursery:
+                for step in range(1, 6):
+                    nursery.start_soon(cancel_at, step + round_ % 3, served.ask)
+        assert 0 == served.transport.busy_connections
+        assert b"ok" == await served.ask()
+
+
+# Closing
+
+
+@kinds
+async def test_closing_takes_everything_along(kind: Kind) -> None:
+    """Idle connections and those in use, whose holders get an error; nothing comes back, and nothing new begins."""
+    hanging = (CHUNKED, HANG)
+    async with open_served(kind, hanging, hanging, OK) as served, trio.open_nursery() as nursery:
+        errors: list[Exception] = []
+
+        async def fail(work: Callable[[], Awaitable[object]]) -> None:
+            with pytest.raises(httpx.TransportError) as caught:
+                await work()
+            errors.append(caught.value)
+
+        response = await served.send()
+        nursery.start_soon(fail, response.receive)
+        nursery.start_soon(fail, served.ask)
+        await until(lambda: served.transport.busy_connections == 2 == len(served.server.requests))
+        await served.ask()
+        assert (1, 2) == (served.transport.idle_connections, served.transport.busy_connections)
+        await served.transport.aclose()
+        await until(lambda: len(errors) == 2)
+        response.release()
+        assert (0, 0) == (served.transport.idle_connections, served.transport.busy_connections)
+        with pytest.raises(httpx.ConnectError, match="the transport is closed"):
+            await served.ask()
+        assert 3 == served.server.connections
+        await served.transport.aclose()
+
+
+async def test_a_connection_that_comes_after_the_close(autojump_clock: MockClock) -> None:
+    """It is closed, and its request fails: nothing was written."""
+    async with open_memory_network(connect_latency=1) as network:
+        server = RawServer([(OK,)])
+        url = network.attach("b.test", server)
+        transport = network.transport()
+        async with trio.open_nursery() as nursery:
+
+            async def ask() -> None:
+                with pytest.raises(httpx.ConnectError, match="the transport was closed meanwhile"):
+                    await Served(transport, server, url).ask()
+
+            nursery.start_soon(ask)
+            await wait_all_tasks_blocked()
+            transport.close()
+        assert 1 == network.connection_attempts
+        assert 0 == network.open_connections
+        assert [] == server.requests
+
+
+async def test_letting_go_needs_no_time(autojump_clock: MockClock) -> None:
+    """Of a response whose server hangs, in a cancelled task, too."""
+    async with open_served("memory", (CHUNKED, HANG)) as served:
+        response = await served.send()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await response.let_go()
+        assert 0 == trio.current_time()
+        assert 0 == served.transport.busy_connections
+
+
+# As a transport of httpx's client
+
+
+@contextlib.asynccontextmanager
+async def open_client(served: Served, **options: float | None) -> AsyncIterator[httpx.AsyncClient]:
+    timeout = httpx.Timeout(options.pop("timeout", None), **options) if options else httpx.Timeout(5)
+    async with httpx.AsyncClient(transport=served.transport, timeout=timeout) as client:
+        yield client
+
+
+@kinds
+async def test_httpxs_client_uses_it(kind: Kind) -> None:
+    """Whole and streamed, with a body and without, and with httpx's own headers."""
+    async with open_served(kind, answer(b"body", b"X-Answer: 1")) as served, open_client(served) as client:
+        response = await client.post(served.url, json={"a": 1}, params={"b": "c d"})
+        assert (200, b"body", "1") == (response.status_code, response.content, response.headers["x-answer"])
+        assert "HTTP/1.1" == response.http_version
+        async with client.stream("GET", served.url) as streamed:
+            assert [b"body"] == [piece async for piece in streamed.aiter_raw()]
+        async with client.stream("GET", served.url):
+            pass
+        (head, body), (get, nothing), _ = served.server.requests
+        assert b'{"a":1}' == body
+        assert head.startswith(b"POST /mcp?b=c+d HTTP/1.1\r\nHost: ")
+        assert b"\r\nContent-Length: 7" in head
+        assert b"" == nothing
+        assert b"content-length" not in get.lower()
+        assert 1 == served.server.connections
+
+
+async def test_httpxs_client_may_stream_a_body() -> None:
+    """It goes out whole: its length is known by then."""
+
+    async def pieces() -> AsyncIterator[bytes]:  # noqa: ASYNC900  # httpx's interface
+        for piece in (b"one", b"two"):
+            await trio.lowlevel.checkpoint()
+            yield piece
+
+    async with open_served("memory", OK) as served, open_client(served) as client:
+        await client.post(served.url, content=pieces())
+        ((head, body),) = served.server.requests
+        assert b"onetwo" == body
+        assert b"transfer-encoding" not in head.lower()
+
+
+async def test_a_body_that_fails_was_not_sent() -> None:
+    """Nothing of its request left, and the connection stays."""
+
+    async def broken() -> AsyncIterator[bytes]:  # noqa: ASYNC900  # httpx's interface
+        yield b"one"
+        raise ZeroDivisionError
+
+    async with open_served("memory", OK) as served, open_client(served) as client:
+        with pytest.raises(ZeroDivisionError):
+            await client.post(served.url, content=broken())
+        await client.post(served.url)
+        assert [b""] == [body for _, body in served.server.requests]
+        assert 1 == served.server.connections
+
+
+async def test_no_connection_no_body() -> None:
+    """Whose body was not taken, that request provably did not run."""
+    taken = False
+
+    async def body() -> AsyncIterator[bytes]:  # noqa: ASYNC900  # httpx's interface
+        nonlocal taken
+        taken = True
+        yield b"one"
+
+    async with open_memory_network() as network, httpx.AsyncClient(transport=network.transport()) as client:
+        with pytest.raises(httpx.ConnectError):
+            await client.post("http://b.test/", content=body())
+    assert not taken
+
+
+@pytest.mark.parametrize("limits", [{"connect": 3.0}, {"connect": 3.0, "read": 1.0, "write": 1.0}])
+async def test_a_connection_that_takes_too_long(limits: dict[str, float], autojump_clock: MockClock) -> None:
+    async with open_memory_network(connect_latency=10) as network:
+        url = network.attach("b.test", RawServer([(OK,)]))
+        timeout = httpx.Timeout(None, **limits)
+        async with httpx.AsyncClient(transport=network.transport(), timeout=timeout) as client:
+            with pytest.raises(httpx.ConnectTimeout, match=r"3.0 s \(connect\)"):
+                await client.get(url)
+        assert 3 == trio.current_time()
+        assert 0 == network.open_connections
+
+
+async def test_a_head_that_takes_too_long(autojump_clock: MockClock) -> None:
+    """`read` and `write` together, from the first byte on."""
+    async with open_served("memory", HANG) as served, open_client(served, read=2, write=1) as client:
+        with pytest.raises(httpx.ReadTimeout, match="within 3"):
+            await client.get(served.url)
+        assert 3 == trio.current_time()
+        assert 0 == served.transport.idle_connections
+
+
+async def test_a_body_that_takes_too_long(autojump_clock: MockClock) -> None:
+    """Each piece has its own time, so a slow body is none."""
+    slow = tuple(piece for byte in b"ok" for piece in (1.5, b"%c" % byte))
+    head = LINE + b"Content-Length: 2\r\n\r\n"
+    async with (
+        open_served("memory", (head, *slow), (head, b"o", HANG)) as served,
+        open_client(served, read=2) as client,
+    ):
+        assert b"ok" == (await client.get(served.url)).content
+        assert 3 == trio.current_time()
+        with pytest.raises(httpx.ReadTimeout, match="within 2"):
+            await client.get(served.url)
+        assert 5 == trio.current_time()
+        assert (0, 0) == (served.transport.idle_connections, served.transport.busy_connections)
+
+
+async def test_a_body_that_is_taken_slowly_is_no_timeout(autojump_clock: MockClock) -> None:
+    """The caller's own time counts under none of them."""
+
+    async def slow() -> AsyncIterator[bytes]:  # noqa: ASYNC900  # httpx's interface
+        await trio.sleep(60)
+        yield b"one"
+
+    async with open_served("memory", OK) as served, open_client(served, connect=1, read=1, write=1) as client:
+        assert 200 == (await client.post(served.url, content=slow())).status_code
+
+
+async def test_a_response_can_end_its_connection() -> None:
+    """By the "network_stream" in its extensions, as httpx documents it; once let go of, it is not its connection."""
+    async with open_served("memory", OK) as served:
+        for number in range(1, 3):
+            response = await served.transport.handle_async_request(httpx.Request("GET", served.url))
+            stream = response.extensions["network_stream"]
+            if number == 1:
+                await response.aread()  # lets go of it
+                await stream.aclose()
+                assert 1 == served.transport.idle_connections
+            else:
+                await stream.aclose()
+                await response.aclose()
+                assert 0 == served.transport.idle_connections
+
+
+@pytest.mark.parametrize("url", ["ftp://b.test/", "ws://b.test/"])
+async def test_other_schemes_are_refused(url: str) -> None:
+    async with Http11Transport() as transport:
+        with pytest.raises(httpx.UnsupportedProtocol, match="neither"):
+            await transport.handle_async_request(httpx.Request("GET", url))
+
+
+@pytest.mark.parametrize("port", [0, 65536, 99999])
+async def test_ports_that_are_none_are_refused(port: int) -> None:
+    """The system's resolver would take them modulo 65536."""
+    async with Http11Transport() as transport:
+        with pytest.raises(httpx.InvalidURL, match=f"port {port} is not in"):
+            await transport.handle_async_request(httpx.Request("GET", f"http://127.0.0.1:{port}/"))
+
+
+async def test_what_http_cannot_carry_is_not_quoted() -> None:
+    """A header may be a credential."""
+    async with Http11Transport() as transport:
+        request = httpx.Request("GET", "http://b.test/", headers=[(b"Authorization", b"s3cret\r\n")])
+        with pytest.raises(httpx.LocalProtocolError) as caught:
+            await transport.handle_async_request(request)
+        assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+async def test_scripted_backends_speak_it(autojump_clock: MockClock) -> None:
+    """The memory network's transport is this one."""
+    async with open_memory_network() as network:
+        url = network.attach("b.test", ScriptedBackend(era="modern"))
+        async with network.transport() as transport, httpx.AsyncClient(transport=transport) as client:
+            assert 400 <= (await client.post(url, json={})).status_code < 500
+        assert isinstance(transport, Http11Transport)
+        assert math.inf > trio.current_time()

@@ -1,0 +1,275 @@
+"""JSON-RPC: a message comes out whole or not at all, and never speaks of what it held."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_vmcp._protocol.jsonrpc import (
+    BadMessage,
+    ErrorReply,
+    Notification,
+    NotJson,
+    Request,
+    Result,
+    encode_error,
+    encode_notification,
+    encode_request,
+    encode_result,
+    parse_message,
+    same_id,
+)
+from trio_vmcp.models import JSON
+
+DEPTH = 128
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))  # Cs: surrogates, which UTF-8 has not
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=6,
+)
+json_objects = st.dictionaries(texts, json_values, max_size=4)
+odd_values = st.sampled_from(
+    [None, True, False, 0, 1, 1.0, -1, "", "1", "2.0", [], {}, [1], {"code": 1, "message": ""}]
+)
+odd_messages = st.fixed_dictionaries(
+    {},
+    optional={
+        "jsonrpc": st.just("2.0") | odd_values,
+        "id": odd_values,
+        "method": odd_values,
+        "params": odd_values,
+        "result": odd_values,
+        "error": odd_values | st.fixed_dictionaries({"code": odd_values, "message": odd_values, "data": odd_values}),
+    },
+)
+
+
+def parse(text: str | bytes, max_depth: int = DEPTH) -> Result | ErrorReply | Request | Notification:
+    return parse_message(text.encode() if isinstance(text, str) else text, max_depth=max_depth)
+
+
+@given(request_id=st.integers(), method=texts, params=json_objects)
+def test_what_is_sent_can_be_read(request_id: int, method: str, params: JSON) -> None:
+    """Requests, notifications and results arrive as they were written."""
+    assert Request(request_id, method, params) == parse(encode_request(request_id, method, params))
+    assert Notification(method, params) == parse(encode_notification(method, params))
+    assert Result(request_id, params) == parse(encode_result(request_id, params))
+    assert ErrorReply("x", request_id, method, None) == parse(encode_error("x", request_id, method))
+
+
+@given(data=st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_are_a_message_or_bad(data: bytes) -> None:
+    """Whatever a backend sends, nothing but BadMessage comes out of the parser, and it keeps nothing alive."""
+    with pytest.raises(BadMessage) as caught:
+        parse(data)
+    assert caught.value.__context__ is None
+
+
+@given(message=odd_messages)
+def test_what_is_accepted_keeps_its_promises(message: JSON) -> None:
+    """A message that passes has exactly the fields and types that its class says, as they were sent."""
+    try:
+        parsed = parse(json.dumps(message))
+    except BadMessage:
+        return
+    assert "2.0" == message["jsonrpc"]
+    assert ("method" in message) != ("result" in message or "error" in message)
+    match parsed:
+        case Result(id, result):
+            assert type(id) in (int, str)
+            assert (message["id"], message["result"]) == (id, result)
+        case ErrorReply(id, code, text, data):
+            assert (message.get("id"), type(message.get("id"))) == (id, type(id))
+            assert type(code) is int
+            assert {"data": None, **message["error"]} == {"code": code, "message": text, "data": data}
+        case Request(id, method, params):
+            assert type(id) in (int, str)
+            assert (message["id"], message["method"], message.get("params", {})) == (id, method, params)
+        case Notification(method, params):
+            assert (message["method"], message.get("params", {})) == (method, params)
+            assert "id" not in message
+
+
+def test_the_wire_is_compact_utf_8() -> None:
+    """One line without blanks; text is UTF-8, not escapes; absent params are absent."""
+    assert '{"jsonrpc":"2.0","id":1,"method":"m","params":{"é":[1,2]}}'.encode() == encode_request(
+        1, "m", {"é": [1, 2]}
+    )
+    assert b'{"jsonrpc":"2.0","id":1,"method":"m"}' == encode_request(1, "m", None)
+    assert b'{"jsonrpc":"2.0","method":"m"}' == encode_notification("m", None)
+    assert b'{"jsonrpc":"2.0","id":"a","error":{"code":-1,"message":"no"}}' == encode_error("a", -1, "no")
+
+
+def nested(depth: int) -> JSON:
+    value: JSON = {}
+    for _ in range(depth - 1):
+        value = {"a": value}
+    return value
+
+
+def circular() -> JSON:
+    value: JSON = {}
+    value["a"] = value
+    return value
+
+
+@pytest.mark.parametrize(
+    ("params", "why"),
+    [
+        ({"a": {1}}, "set is not JSON serializable"),
+        ({("a",): 1}, "keys must be"),
+        ({"a": math.nan}, "not JSON compliant"),
+        ({"a": math.inf}, "not JSON compliant"),
+        ({"a": "\ud800"}, "lone surrogate"),
+        (circular(), "Circular"),
+        (nested(100_000), "nested too deeply"),
+    ],
+    ids=["type", "key", "nan", "inf", "surrogate", "circular", "deep"],
+)
+def test_params_that_are_not_json_are_the_callers_mistake(params: JSON, why: str) -> None:
+    """The error names the method and the reason, and is not the backend's."""
+    with pytest.raises(NotJson, match=rf"^params of 'tools/call' cannot be sent as JSON: .*{why}"):
+        encode_request(1, "tools/call", params)
+    with pytest.raises(NotJson, match=r"^params of 'notifications/x' cannot"):
+        encode_notification("notifications/x", params)
+    with pytest.raises(NotJson, match=r"^the result cannot"):
+        encode_result(1, params)
+
+
+def test_a_surrogate_in_an_error_text_is_refused() -> None:
+    """So is an error that has no UTF-8."""
+    with pytest.raises(NotJson, match=r"^the error cannot"):
+        encode_error(1, -1, "\udfff")
+
+
+@pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview])
+def test_any_buffer_is_read(wrap: type[bytes] | type[bytearray] | type[memoryview]) -> None:
+    """bytes, bytearray and memoryview are all the same to the parser."""
+    assert Result(1, {}) == parse_message(wrap(b'{"jsonrpc":"2.0","id":1,"result":{}}'), max_depth=DEPTH)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('\ufeff{"jsonrpc":"2.0","id":1,"result":{}}', Result(1, {})),
+        ('{"jsonrpc":"2.0","id":1,"id":2,"result":{}}', Result(2, {})),
+        ('{"jsonrpc":"2.0","id":"1","result":{"a":"\\ud800"}}', Result("1", {"a": "\ud800"})),
+        ('{"jsonrpc":"2.0","error":{"code":1,"message":"m"}}', ErrorReply(None, 1, "m", None)),
+        ('{"jsonrpc":"2.0","id":null,"error":{"code":1,"message":"m","data":[]}}', ErrorReply(None, 1, "m", [])),
+        ('{"jsonrpc":"2.0","id":"","method":"ping"}', Request("", "ping", {})),
+        ('{"jsonrpc":"2.0","id":1,"result":{"a":1e300}}', Result(1, {"a": 1e300})),
+    ],
+    ids=["byte order mark", "duplicate key", "lone surrogate", "no error id", "null error id", "empty id", "big float"],
+)
+def test_what_is_tolerated(text: str, expected: object) -> None:
+    """Oddities that leave no doubt about what a message means do not cost it."""
+    assert expected == parse(text)
+
+
+RESULT = '{"jsonrpc":"2.0","id":1,"result":{"canary":%s}}'
+BAD: dict[str, tuple[str | bytes, str]] = {
+    "not UTF-8": (b'{"canary\xff"', "is not UTF-8 at byte 8"),
+    "UTF-16": ('{"canary":1}'.encode("utf-16"), "is not UTF-8 at byte 0"),
+    "empty": ("", "is not JSON at character 0"),
+    "html": ("<html>canary", "is not JSON at character 0"),
+    "truncated": ('{"canary":', "is not JSON at character 10"),
+    "two": ('{"canary":1}{}', "is not JSON at character 12"),
+    "control": ('{"canary":"\n"}', "is not JSON at character 11"),
+    "NaN": (RESULT % "NaN", "holds NaN or Infinity"),
+    "-Infinity": (RESULT % "-Infinity", "holds NaN or Infinity"),
+    "1e999": (RESULT % "-1e999", "holds a number that no float can hold"),
+    "5000 digits": (RESULT % ("7" * 5000), "holds an integer of too many digits"),
+    "bottomless": ("[" * 100_000, "is nested deeper than the JSON parser goes"),
+    "batch": ('[{"jsonrpc":"2.0","id":1,"result":{"canary":1}}]', "is an array, not"),
+    "string": ('"canary"', "is a string, not"),
+    "number": ("1234", "is a number, not"),
+    "boolean": ("true", "is a boolean, not"),
+    "null": ("null", "is null, not"),
+    "no version": ('{"id":1,"result":{"canary":1}}', "not marked as JSON-RPC 2.0"),
+    "version 1": ('{"jsonrpc":"1.0","id":1,"result":{"canary":1}}', "not marked as JSON-RPC 2.0"),
+    "version number": ('{"jsonrpc":2.0,"id":1,"result":{"canary":1}}', "not marked as JSON-RPC 2.0"),
+    "nothing": ('{"jsonrpc":"2.0","id":1,"canary":1}', "has neither of result and error, and no method"),
+    "both": ('{"jsonrpc":"2.0","id":1,"result":{},"error":null,"canary":1}', "has both of result and error"),
+    "call and reply": ('{"jsonrpc":"2.0","id":1,"method":"canary","result":{}}', "is a request and a response"),
+    "call and error": ('{"jsonrpc":"2.0","id":1,"method":"canary","error":{}}', "is a request and a response"),
+    "result array": ('{"jsonrpc":"2.0","id":1,"result":["canary"]}', "an array for a result, not an object"),
+    "result null": ('{"jsonrpc":"2.0","id":1,"result":null}', "null for a result, not an object"),
+    "result without id": ('{"jsonrpc":"2.0","result":{"canary":1}}', "a result without an id"),
+    "null id": ('{"jsonrpc":"2.0","id":null,"result":{"canary":1}}', "a result without an id"),
+    "true id": ('{"jsonrpc":"2.0","id":true,"result":{"canary":1}}', "a boolean for an id"),
+    "float id": ('{"jsonrpc":"2.0","id":1.0,"result":{"canary":1}}', "a number for an id"),
+    "error string": ('{"jsonrpc":"2.0","id":1,"error":"canary"}', "a string for an error, not an object"),
+    "error without code": (
+        '{"jsonrpc":"2.0","id":1,"error":{"message":"canary"}}',
+        "null for a code and a string for a message",
+    ),
+    "error code true": (
+        '{"jsonrpc":"2.0","id":1,"error":{"code":true,"message":"canary"}}',
+        "a boolean for a code and a string for a message",
+    ),
+    "error message": (
+        '{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":["canary"]}}',
+        "a number for a code and an array for a message",
+    ),
+    "method number": ('{"jsonrpc":"2.0","method":1}', "a number for a method"),
+    "method surrogate": ('{"jsonrpc":"2.0","method":"canary\\ud800"}', "a string for a method, not encodable"),
+    "params array": ('{"jsonrpc":"2.0","method":"m","params":["canary"]}', "an array for params, not an object"),
+    "params null": ('{"jsonrpc":"2.0","method":"m","params":null}', "null for params, not an object"),
+    "request id null": ('{"jsonrpc":"2.0","id":null,"method":"canary"}', "null for an id"),
+    "request id true": ('{"jsonrpc":"2.0","id":true,"method":"canary"}', "a boolean for an id"),
+    "request id surrogate": ('{"jsonrpc":"2.0","id":"canary\\udfff","method":"m"}', "a string for an id, not"),
+}
+
+
+@pytest.mark.parametrize(("text", "problem"), BAD.values(), ids=BAD.keys())
+def test_what_is_refused(text: str | bytes, problem: str) -> None:
+    """The error says what is wrong without a word of what was received, and does not keep it alive as its context."""
+    with pytest.raises(BadMessage, match=problem) as caught:
+        parse(text)
+    assert "canary" not in str(caught.value)
+    context = caught.value.__context__
+    assert not isinstance(context, UnicodeDecodeError | json.JSONDecodeError)
+
+
+@pytest.mark.parametrize("opening", ['{"a":', "["], ids=["objects", "arrays"])
+def test_depth_counts_nesting_only(opening: str) -> None:
+    """`max_depth` levels pass and one more does not; brackets side by side or inside strings are no levels."""
+    closing = "}" if opening.startswith("{") else "]"
+    inside = opening * 6 + "{}" + closing * 6
+    assert isinstance(parse(RESULT % inside, max_depth=9), Result)
+    with pytest.raises(BadMessage, match="deeper than 8 \\(max_json_depth\\)"):
+        parse(RESULT % inside, max_depth=8)
+    assert isinstance(parse(RESULT % '"[[[[[[[[{{{{{{{{"', max_depth=2), Result)
+    assert isinstance(parse(RESULT % "[[],[],[],{},{},{}]", max_depth=4), Result)
+
+
+@pytest.mark.parametrize("received", [True, 1.0, "1", None, 2, -1], ids=repr)
+def test_an_id_is_the_same_in_type_and_value(received: Any) -> None:
+    """Only the integer 1 is the id 1."""
+    assert same_id(1, 1)
+    assert not same_id(received, 1)
+
+
+def test_zero_is_not_false() -> None:
+    """False == 0 in Python, but it is nobody's id."""
+    assert same_id(0, 0)
+    assert not same_id(False, 0)
+
+
+def test_reprs_hold_no_payload() -> None:
+    """Params, results and error data may be secret, and reach no log by way of a repr."""
+    payload = {"token": "canary"}
+    messages = [
+        Result(1, payload),
+        ErrorReply(1, 1, "m", payload),
+        Request(1, "m", payload),
+        Notification("m", payload),
+    ]
+    assert "canary" not in repr(messages)

@@ -1,0 +1,800 @@
+"""Backends that join and leave a live session because its owner says so."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from support.harness import (
+    PlainConnector,
+    World,
+    assert_nothing_left,
+    drained,
+    echo_backend,
+    library_tasks,
+    open_world,
+    plain_backends,
+    slow_backend,
+)
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vmcp import (
+    JSON,
+    Backend,
+    BackendState,
+    BackendUnavailable,
+    Bare,
+    FactorySettings,
+    FailureReason,
+    Session,
+    SessionChange,
+    SessionClosed,
+    ToolNotFound,
+    open_session_factory,
+)
+from trio_vmcp.default_session import DefaultSession
+from trio_vmcp.testing import CONNECT, CallContext, Delay, Hang, Refuse, ScriptedBackend, Status
+
+ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
+ALL_OF_A = {SessionChange(kind, "a") for kind in ("backend", "tools", "resources", "prompts")}
+
+
+def states(session: Session) -> dict[str, BackendState]:
+    """As a function, since a type checker takes a property that was looked at for what it then was."""
+    return {backend_id: status.state for backend_id, status in session.backends.items()}
+
+
+def names(session: Session) -> list[str]:
+    """As a function, as above."""
+    return [tool.name for tool in session.tools]
+
+
+async def stored_ids(world: World) -> list[str]:
+    """Of the backends in the row."""
+    await wait_all_tasks_blocked()
+    (row,) = await world.storage.rows()
+    return [record.backend_id for record in row.backends]
+
+
+async def open_with(world: World, *backend_ids: str, **options: Any) -> Session:
+    """A session over some of the backends of a world."""
+    chosen = [backend for backend in world.configured if backend.id in backend_ids]
+    return await world.factory.make_session(chosen, **options)
+
+
+def configured(world: World, backend_id: str) -> Backend:
+    return next(backend for backend in world.configured if backend.id == backend_id)
+
+
+# Adding
+
+
+@ERAS
+async def test_a_backend_is_added(era: str, autojump_clock: MockClock) -> None:
+    """It has joined when `add_backend` returns: names, metadata, changes, and calls."""
+    async with open_world({"a": echo_backend(era), "b": echo_backend(era)}) as world:
+        async with await open_with(world, "b") as session, session.changes() as changes:
+            await session.add_backend(configured(world, "a"))
+            assert ["b_echo", "a_echo"] == names(session)
+            assert BackendState.READY is states(session)["a"]
+            await session.call_tool("a_echo")
+            assert ALL_OF_A == set(await drained(changes))
+            assert ["b", "a"] == await stored_ids(world)
+
+
+@pytest.mark.parametrize("fault", [Refuse(), Hang()])
+async def test_an_added_backend_that_fails_is_in_failures_and_tried_again(
+    fault: Any, autojump_clock: MockClock
+) -> None:
+    """`add_backend` returns within backend_init_timeout, and raises nothing for that."""
+    async with open_world({"a": echo_backend()}, settings=FactorySettings(backend_init_timeout=4)) as world:
+        async with await open_with(world) as session:
+            world["a"].fail(CONNECT, fault)
+            await session.add_backend(configured(world, "a"))
+            assert trio.current_time() <= 4
+            assert ["a"] == [failure.backend_id for failure in session.failures]
+            world["a"].heal()
+            await trio.sleep(20)
+            await session.call_tool("a_echo")
+            assert () == session.failures
+
+
+async def test_what_is_in_the_session_cannot_be_added(autojump_clock: MockClock) -> None:
+    """Connected or not: ValueError names it, and nothing changes."""
+    async with open_world({"a": echo_backend(), "b": echo_backend()}) as world:
+        world["b"].fail(CONNECT, Refuse())
+        async with world.open_session() as session:
+            for backend in world.configured:
+                with pytest.raises(ValueError, match=f"id '{backend.id}' is in this session already"):
+                    await session.add_backend(backend)
+            await session.call_tool("a_echo")
+
+
+async def test_an_added_backend_takes_nobodys_names(autojump_clock: MockClock) -> None:
+    """Under `Bare`, too."""
+    limits = FactorySettings(conflict_resolution=Bare())
+    async with open_world({"a": echo_backend(), "b": echo_backend()}, settings=limits) as world:
+        async with await open_with(world, "b") as session:
+            await session.add_backend(configured(world, "a"))
+            assert "b" == (await session.call_tool("echo")).backend_id
+            assert [("echo", "b")] == [(conflict.name, conflict.owner) for conflict in session.conflicts]
+
+
+async def test_a_cancelled_adder_stops_waiting_only(autojump_clock: MockClock) -> None:
+    """The backend joins all the same."""
+    async with open_world({"a": echo_backend()}) as world, await open_with(world) as session:
+        world["a"].fail("initialize", Delay(5))
+        with trio.move_on_after(1) as impatience:
+            await session.add_backend(configured(world, "a"))
+        assert impatience.cancelled_caught
+        await trio.sleep(5)
+        await session.call_tool("a_echo")
+
+
+async def test_backends_come_and_go_while_the_opening_still_hands_out_slots(autojump_clock: MockClock) -> None:
+    """The session is open, and not everybody has had a turn: whoever is removed by then has none."""
+    connector = PlainConnector(on_connect={f"b{number}": partial(trio.sleep, 4) for number in range(6)})
+    limits = FactorySettings(max_backend_init_concurrency=1, session_init_timeout=6)
+    async with open_session_factory(connector=connector, settings=limits) as factory:
+        async with factory.open_session(plain_backends(4)) as session:
+            await session.remove_backend("b3")
+            await session.add_backend(plain_backends(5)[4])
+            assert 10.0 == trio.current_time()
+            await session.remove_backend("b1")  # it has the slot
+            await trio.sleep(20)
+            assert {"b0", "b1", "b2", "b4"} == connector.started.keys()
+            assert ["b0_echo", "b2_echo", "b4_echo"] == names(session)
+            assert () == session.failures
+
+
+async def test_a_member_of_a_restored_session_may_be_brought_in_later(autojump_clock: MockClock) -> None:
+    """It was not passed to `restore_session`: its stored backend session is taken up, and its names are its own."""
+    async with open_world({"a": echo_backend(), "b": echo_backend()}) as world:
+        await (await world.make_session(session_id="one")).suspend()
+        backends = [configured(world, "a")]
+        async with await world.factory.restore_session("one", backends) as session:
+            assert ["b"] == [failure.backend_id for failure in session.failures]
+            await session.add_backend(configured(world, "b"))
+            assert () == session.failures
+            await session.call_tool("b_echo")
+        assert 1 == len(world["b"].received("initialize"))
+
+
+# Removing
+
+
+@ERAS
+async def test_a_backend_is_removed(era: str, autojump_clock: MockClock) -> None:
+    """Names, metadata and backend session are gone; the others notice nothing; its status says so."""
+    async with open_world({"a": echo_backend(era), "b": echo_backend(era)}) as world:
+        async with world.open_session() as session, session.changes() as changes:
+            await session.call_tool("a_echo")
+            await session.remove_backend("a")
+            assert ["b_echo"] == names(session)
+            assert {"a": BackendState.REMOVED, "b": BackendState.READY} == states(session)
+            assert 1 == session.backends["a"].calls
+            with pytest.raises(ToolNotFound):
+                await session.call_tool("a_echo")
+            assert {} == world["a"].sessions
+            assert ALL_OF_A == set(await drained(changes))
+            assert ["b"] == await stored_ids(world)
+            assert () == session.failures
+            await session.call_tool("b_echo")
+            await trio.sleep(600)
+            assert 1 == world["a"].executed["echo"]
+
+
+async def test_who_is_not_there_cannot_be_removed(autojump_clock: MockClock) -> None:
+    """Nor twice; and a bad timeout is refused before anything happens."""
+    async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
+        for timeout in (-1, math.nan):
+            with pytest.raises(ValueError, match="drain_timeout"):
+                await session.remove_backend("a", drain_timeout=timeout)
+        with pytest.raises(ValueError, match="no backend 'x' in this session"):
+            await session.remove_backend("x")
+        await session.remove_backend("a")
+        with pytest.raises(ValueError, match="no backend 'a' in this session"):
+            await session.remove_backend("a")
+
+
+async def call_and_note(session: Session, name: str, ends: list[Any]) -> None:
+    try:
+        ends.append(await session.call_tool(name))
+    except (BackendUnavailable, SessionClosed) as error:
+        ends.append(error)
+
+
+async def test_calls_may_end_before_their_backend_goes(autojump_clock: MockClock) -> None:
+    """It takes no more calls from that moment; those that it has end in peace, and then `remove_backend` returns."""
+    async with open_world({"a": slow_backend(5)}) as world, world.open_session() as session:
+        ends: list[Any] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call_and_note, session, "a_slow", ends)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(session.remove_backend, "a")
+            await wait_all_tasks_blocked()
+            with pytest.raises(ToolNotFound):
+                await session.call_tool("a_echo")
+            assert 1 == session.backends["a"].in_flight
+            assert 1 == len(world["a"].sessions)
+        assert 5.0 == trio.current_time()
+        assert ["rested"] == [end.content[0]["text"] for end in ends]
+
+
+async def test_calls_that_outlast_the_drain_are_cut_off(autojump_clock: MockClock) -> None:
+    """Each with an error of its own, which names the backend and the knob and says whether it may have run. Calls to
+    others go on, and their surroundings are not cancelled.
+    """
+    limits = FactorySettings(drain_timeout=3)
+    async with open_world({"a": slow_backend(60), "b": slow_backend(9)}, settings=limits) as world:
+        async with world.open_session() as session:
+            ends: list[Any] = []
+            others: list[Any] = []
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(call_and_note, session, "a_slow", ends)
+                nursery.start_soon(call_and_note, session, "b_slow", others)
+                await wait_all_tasks_blocked()
+                await session.remove_backend("a")
+                assert 3.0 == trio.current_time()
+            assert [True] * 3 == [end.may_have_executed for end in ends]
+            assert 3 == len({id(end) for end in ends})
+            assert "backend 'a' was removed from the session (drain_timeout)" == str(ends[0])
+            assert ["rested"] == [end.content[0]["text"] for end in others]
+            assert 3 == world["a"].cancelled["slow"]
+
+
+async def test_calls_on_a_connection_that_was_replaced_are_cut_off_too(autojump_clock: MockClock) -> None:
+    """Removal means the backend, whichever of its connections a call is on."""
+    async with open_world({"a": slow_backend(60)}) as world, world.open_session() as session:
+        ends: list[Any] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call_and_note, session, "a_slow", ends)
+            await wait_all_tasks_blocked()
+            world["a"].fail("tools/call", Status(404), times=1)
+            await session.call_tool("a_echo")
+            await session.remove_backend("a", drain_timeout=2)
+            assert 2.0 == trio.current_time()
+        assert [BackendUnavailable] == [type(end) for end in ends]
+        assert {} == world["a"].sessions
+
+
+async def test_a_removal_after_a_recovery_waits_for_its_calls(autojump_clock: MockClock) -> None:
+    """That an earlier connection was let go of is not the end of the backend."""
+    async with open_world({"a": slow_backend(5)}) as world, world.open_session() as session:
+        world["a"].restart()
+        await session.call_tool("a_echo")
+        await trio.sleep(1)
+        ends: list[Any] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call_and_note, session, "a_slow", ends)
+            await wait_all_tasks_blocked()
+            await session.remove_backend("a")
+            assert 6.0 == trio.current_time()
+        assert {} == world["a"].sessions
+
+
+async def test_a_cancelled_remover_stops_waiting_only(autojump_clock: MockClock) -> None:
+    """The calls have their time, and the backend is let go of then."""
+    async with open_world({"a": slow_backend(5)}) as world, world.open_session() as session:
+        ends: list[Any] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call_and_note, session, "a_slow", ends)
+            await wait_all_tasks_blocked()
+            with trio.move_on_after(1):
+                await session.remove_backend("a")
+            assert 1.0 == trio.current_time()
+        assert ["rested"] == [end.content[0]["text"] for end in ends]
+        await wait_all_tasks_blocked()
+        assert {} == world["a"].sessions
+
+
+async def shielded(*progress: Any) -> None:
+    """A caller's callback that nobody can cut off."""
+    with trio.CancelScope(shield=True):
+        await trio.sleep(100)
+
+
+def stepping_backend() -> ScriptedBackend:
+    """A tool "steps" that tells of one step, and never of its end."""
+
+    async def steps(arguments: JSON, context: CallContext) -> str:
+        await context.progress(1)
+        await trio.sleep_forever()
+        raise AssertionError
+
+    backend = echo_backend(answers="sse")
+    backend.add_tool("steps", steps)
+    return backend
+
+
+async def test_a_caller_who_shields_himself_does_not_hold_a_removal_up(autojump_clock: MockClock) -> None:
+    """Drain, then teardown_timeout for what was cut off; the backend session gets its DELETE."""
+    backend = stepping_backend()
+    limits = FactorySettings(teardown_timeout=2)
+    async with open_world({"a": backend}, settings=limits) as world, world.open_session() as session:
+        async with trio.open_nursery() as nursery:
+
+            async def call() -> None:
+                with pytest.raises(BackendUnavailable):
+                    await session.call_tool("a_steps", on_progress=shielded)
+
+            nursery.start_soon(call)
+            await wait_all_tasks_blocked()
+            await session.remove_backend("a", drain_timeout=1)
+            assert trio.current_time() <= 1 + 2 + 2
+            assert {} == backend.sessions
+
+
+async def test_a_removal_waits_for_its_calls_though_the_first_attempt_had_failed(autojump_clock: MockClock) -> None:
+    """That nothing was connected for a while is not the end of the backend either."""
+    backend = slow_backend(5)
+    async with open_world({"a": backend}) as world:
+        backend.fail(CONNECT, Refuse(), times=1)
+        async with world.open_session() as session, trio.open_nursery() as nursery:
+            await trio.sleep(1)
+            nursery.start_soon(session.call_tool, "a_slow")
+            await wait_all_tasks_blocked()
+            await session.remove_backend("a")
+            assert 6.0 == trio.current_time()
+            assert {} == backend.sessions
+
+
+async def test_a_backend_that_is_leaving_gets_one_goodbye(autojump_clock: MockClock) -> None:
+    """Though the session closes while its DELETE is on its way."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world:
+        session = await world.make_session()
+        backend.fail("DELETE", Delay(1))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.remove_backend, "a")
+            await trio.sleep(0.5)
+            await session.aclose()
+        assert 1 == len(backend.received("DELETE"))
+        assert {} == backend.sessions
+
+
+async def test_a_leaving_backend_gets_its_goodbye_from_the_close(autojump_clock: MockClock) -> None:
+    """Its last caller shields himself from both the drain of its backend and that of the session."""
+    backend = stepping_backend()
+    async with open_world({"a": backend}) as world, trio.open_nursery() as nursery:
+        session = await world.make_session()
+
+        async def call() -> None:
+            with pytest.raises((SessionClosed, BackendUnavailable)):
+                await session.call_tool("a_steps", on_progress=shielded)
+
+        nursery.start_soon(call)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(partial(session.remove_backend, "a", drain_timeout=60))
+        await wait_all_tasks_blocked()
+        await session.aclose(drain_timeout=1)
+        assert trio.current_time() <= 3
+        assert {} == backend.sessions
+
+
+@pytest.mark.parametrize("which", ["own", "other"])
+async def test_removing_from_inside_a_call_asks_and_returns(which: str, autojump_clock: MockClock) -> None:
+    """What would be waited for may be this very call, which then ends as any other."""
+
+    async def steps(arguments: JSON, context: CallContext) -> str:
+        await context.progress(1)
+        return "done"
+
+    backend = echo_backend(answers="sse")
+    backend.add_tool("steps", steps)
+    async with open_world({"a": backend, "b": slow_backend(5)}) as world, world.open_session() as session:
+        removed = {"own": "a", "other": "b"}[which]
+
+        async def on_progress(*progress: Any) -> None:
+            await session.remove_backend(removed)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.call_tool, "b_slow")
+            await wait_all_tasks_blocked()
+            result = await session.call_tool("a_steps", on_progress=on_progress)
+            assert 0.0 == trio.current_time()
+            assert "done" == result.content[0]["text"]
+            assert BackendState.REMOVED is states(session)[removed]
+        await wait_all_tasks_blocked()
+        assert {} == world[removed].sessions
+
+
+async def test_adding_from_inside_a_call(autojump_clock: MockClock) -> None:
+    """It waits for the backend alone, which does not wait for the call; a close meanwhile ends both."""
+
+    async def steps(arguments: JSON, context: CallContext) -> str:
+        await context.progress(1)
+        return "done"
+
+    backend = echo_backend(answers="sse")
+    backend.add_tool("steps", steps)
+    async with open_world({"a": backend, "b": echo_backend(), "c": echo_backend()}) as world:
+        world["c"].fail(CONNECT, Hang())
+        session = await open_with(world, "a")
+
+        async def on_progress(*progress: Any) -> None:
+            await session.add_backend(configured(world, "b"))
+            with pytest.raises(SessionClosed, match="closed before backend 'c' had joined"):
+                await session.add_backend(configured(world, "c"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(session.call_tool, "a_steps", on_progress=on_progress))
+            await trio.sleep(1)
+            assert ["a_echo", "a_steps", "b_echo"] == names(session)
+            await session.aclose()
+            assert 1.0 == trio.current_time()
+
+
+# Removing what is not connected
+
+
+async def test_removing_a_backend_that_is_connecting(autojump_clock: MockClock) -> None:
+    """At once; nothing of it comes later, and no failure is told."""
+    backend = echo_backend()
+    backend.fail("initialize", Delay(8))
+    limits = FactorySettings(session_init_timeout=1)
+    async with open_world({"a": backend}, settings=limits) as world, world.open_session() as session:
+        await session.remove_backend("a")
+        assert 1.0 == trio.current_time()
+        assert () == session.failures
+        assert session.backends["a"].last_failure is not None
+        assert FailureReason.PENDING is session.backends["a"].last_failure.reason
+        await trio.sleep(100)
+        assert [] == names(session)
+        assert BackendState.REMOVED is states(session)["a"]
+        world.leaves_sessions = True  # its id never came through
+
+
+@pytest.mark.parametrize("fault", [Refuse(), Hang()])
+async def test_removing_a_backend_that_is_away(fault: Any, autojump_clock: MockClock) -> None:
+    """It is not tried any more."""
+    backend = echo_backend()
+    backend.fail(CONNECT, fault)
+    limits = FactorySettings(backend_init_timeout=2)
+    async with open_world({"a": backend}, settings=limits) as world, world.open_session() as session:
+        await trio.sleep(100)
+        await session.remove_backend("a")
+        await wait_all_tasks_blocked()
+        assert [] == [name for name in library_tasks() if "_retry" in name or "_live" in name]
+        assert () == session.failures
+        attempts = world.network.connection_attempts
+        await trio.sleep(1000)
+        assert attempts == world.network.connection_attempts
+
+
+async def test_removing_a_backend_that_is_recovering(autojump_clock: MockClock) -> None:
+    """Calls that wait for it are told at once."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.restart()
+        backend.fail("initialize", Delay(8))
+        ends: list[Any] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call_and_note, session, "a_echo", ends)
+            await trio.sleep(1)
+            nursery.start_soon(call_and_note, session, "a_echo", ends)
+            await trio.sleep(1)
+            await session.remove_backend("a")
+            assert 2.0 == trio.current_time()
+        assert ["backend 'a' was removed from the session"] * 2 == [str(end) for end in ends]
+        assert [False] * 2 == [end.may_have_executed for end in ends]
+        await trio.sleep(100)
+        assert BackendState.REMOVED is states(session)["a"]
+        world.leaves_sessions = True  # of the handshake that was broken off, no id came through
+
+
+async def test_removing_what_was_never_passed_to_a_restore(autojump_clock: MockClock) -> None:
+    """A stored member leaves the metadata for good."""
+    async with open_world({"a": echo_backend(), "b": echo_backend()}) as world:
+        await (await world.make_session(session_id="one")).suspend()
+        async with await world.factory.restore_session("one", [configured(world, "a")]) as session:
+            await session.remove_backend("b")
+            assert () == session.failures
+            assert ["a"] == await stored_ids(world)
+            with pytest.raises(ToolNotFound):
+                await session.call_tool("b_echo")
+        world.leaves_sessions = True  # nobody was told where its backend is
+
+
+# And again
+
+
+@ERAS
+async def test_a_removed_backend_is_added_again(era: str, autojump_clock: MockClock) -> None:
+    """Its names come back to it, also those that somebody else would have had meanwhile."""
+    limits = FactorySettings(conflict_resolution=Bare())
+    async with open_world({"a": echo_backend(era), "b": echo_backend(era)}, settings=limits) as world:
+        async with world.open_session() as session:
+            assert "a" == (await session.call_tool("echo")).backend_id
+            for _ in range(3):
+                await session.remove_backend("a")
+                with pytest.raises(ToolNotFound):  # and not b's, which offers it as well
+                    await session.call_tool("echo")
+                await session.add_backend(configured(world, "a"))
+                assert "a" == (await session.call_tool("echo")).backend_id
+            assert BackendState.READY is states(session)["a"]
+            assert {"a", "b"} == set(await stored_ids(world))
+
+
+async def test_adding_again_does_not_wait_for_the_last_calls(autojump_clock: MockClock) -> None:
+    """The old connection ends by its own rules beside the new one; neither disturbs the other."""
+    async with open_world({"a": slow_backend(5)}) as world, world.open_session() as session:
+        ends: list[Any] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call_and_note, session, "a_slow", ends)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(session.remove_backend, "a")
+            await wait_all_tasks_blocked()
+            await session.add_backend(configured(world, "a"))
+            await session.call_tool("a_echo")
+            assert 0.0 == trio.current_time()
+            assert 2 == len(world["a"].sessions)
+        assert ["rested"] == [end.content[0]["text"] for end in ends]
+        await wait_all_tasks_blocked()
+        assert 1 == len(world["a"].sessions)
+        await session.call_tool("a_echo")
+
+
+async def test_an_attempt_that_was_given_up_joins_nobody(autojump_clock: MockClock) -> None:
+    """It gets ready without noticing that its backend was removed, and was added again by then."""
+    connector = PlainConnector()
+
+    async def stubborn() -> None:
+        connector.on_connect.clear()
+        with trio.CancelScope(shield=True):
+            await trio.sleep(5)
+
+    connector.on_connect["b0"] = stubborn
+    async with open_session_factory(connector=connector, settings=FactorySettings(session_init_timeout=1)) as factory:
+        async with factory.open_session(plain_backends(1)) as session, trio.open_nursery() as nursery:
+            nursery.start_soon(session.remove_backend, "b0")
+            await wait_all_tasks_blocked()
+            await session.add_backend(plain_backends(1)[0])
+            second = connector.clients["b0"]
+            await trio.sleep(10)
+            assert connector.clients["b0"] is not second
+            assert [True] == connector.clients["b0"].closed
+            assert [] == second.closed
+            await session.call_tool("b0_echo")
+
+
+async def test_removed_backends_are_not_remembered_without_end(autojump_clock: MockClock) -> None:
+    """The latest hundred are still shown; their connections and lists are not kept."""
+    connector = PlainConnector()
+    async with open_session_factory(connector=connector) as factory, factory.open_session([]) as session:
+        for number in range(130):
+            backend = Backend(id=f"b{number}", url="http://b.test/mcp")
+            await session.add_backend(backend)
+            await session.remove_backend(backend.id)
+        assert [f"b{number}" for number in range(30, 130)] == list(session.backends)
+        assert () == session.tools
+        assert isinstance(session, DefaultSession)
+        membership = session._membership
+        assert len(membership._leaving) <= 1
+        assert {(None, None)} == {(member.listing, member.current) for member in membership._removed.values()}
+
+
+# Closing
+
+
+@pytest.mark.parametrize("closing", ["aclose", "suspend"])
+async def test_a_session_closes_while_a_backend_is_added(closing: str, autojump_clock: MockClock) -> None:
+    """The adder hears SessionClosed; nothing of the backend is left, and the row has it not."""
+    async with open_world({"a": echo_backend(), "b": echo_backend()}) as world:
+        session = await open_with(world, "b", session_id="one")
+        world["a"].fail("initialize", Delay(5))
+        async with trio.open_nursery() as nursery:
+
+            async def add() -> None:
+                with pytest.raises(SessionClosed, match="closed before backend 'a' had joined"):
+                    await session.add_backend(configured(world, "a"))
+
+            nursery.start_soon(add)
+            await trio.sleep(1)
+            await getattr(session, closing)()
+            assert 1.0 == trio.current_time()
+        if closing == "suspend":
+            assert ["b"] == await stored_ids(world)
+            backends = [configured(world, "b")]
+            await (await world.factory.restore_session("one", backends)).aclose()
+        await trio.sleep(5)
+        world["a"].sessions.clear()  # made after the client had gone: of that id nobody knows
+
+
+async def test_a_close_hands_out_no_more_slots(autojump_clock: MockClock) -> None:
+    """Backends that had no turn when the close began are not contacted while it drains."""
+    connector = PlainConnector(on_connect={"b1": partial(trio.sleep, 8)}, on_request={"b0": partial(trio.sleep, 9)})
+    limits = FactorySettings(max_backend_init_concurrency=1, session_init_timeout=2)
+    async with open_session_factory(connector=connector, settings=limits) as factory:
+        session = await factory.make_session(plain_backends(3))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.call_tool, "b0_echo")
+            await wait_all_tasks_blocked()
+            await session.aclose()
+        assert 11.0 == trio.current_time()
+        assert {"b0", "b1"} == connector.started.keys()
+
+
+@pytest.mark.parametrize("closing", ["aclose", "suspend"])
+async def test_a_session_closes_while_a_backend_is_removed(closing: str, autojump_clock: MockClock) -> None:
+    """Both wait for the same calls; whoever is the first to lose patience cuts them off."""
+    for first, second in ((2, 5), (5, 2)):
+        async with open_world({"a": slow_backend(60), "b": echo_backend()}) as world:
+            session = await world.make_session(session_id="one")
+            began = trio.current_time()
+            ends: list[Any] = []
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(call_and_note, session, "a_slow", ends)
+                await wait_all_tasks_blocked()
+                nursery.start_soon(partial(session.remove_backend, "a", drain_timeout=first))
+                await wait_all_tasks_blocked()
+                await getattr(session, closing)(drain_timeout=second)
+                assert 2.0 == trio.current_time() - began
+            assert [BackendUnavailable if first < second else SessionClosed] == [type(end) for end in ends]
+            if closing == "suspend":
+                assert ["b"] == await stored_ids(world)
+                await (await world.restore_session("one")).aclose()
+            await assert_nothing_left(world)
+
+
+async def test_a_session_that_closes_takes_nobody_in(autojump_clock: MockClock) -> None:
+    """SessionClosed, from the moment at which the close has begun."""
+    async with open_world({"a": slow_backend(3), "b": echo_backend()}) as world:
+        session = await open_with(world, "a")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.call_tool, "a_slow")
+            await wait_all_tasks_blocked()
+            nursery.start_soon(session.aclose)
+            await wait_all_tasks_blocked()
+            for _ in range(2):
+                with pytest.raises(SessionClosed):
+                    await session.add_backend(configured(world, "b"))
+                with pytest.raises(SessionClosed):
+                    await session.remove_backend("a")
+                await trio.sleep(4)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await session.add_backend(configured(world, "b"))
+        assert scope.cancelled_caught
+
+
+async def test_a_suspended_session_is_restored_with_what_it_became(autojump_clock: MockClock) -> None:
+    """One added, one removed: the row says so, and a restore has their names accordingly."""
+    async with open_world({"a": echo_backend(), "b": echo_backend()}) as world:
+        session = await open_with(world, "a", session_id="one")
+        await session.add_backend(configured(world, "b"))
+        await session.remove_backend("a")
+        await session.suspend()
+        assert ["b"] == await stored_ids(world)
+        async with await world.factory.restore_session("one", [configured(world, "b")]) as restored:
+            assert ["b_echo"] == names(restored)
+            assert () == restored.failures
+        assert (1, 1) == (len(world["a"].deleted_sessions), len(world["b"].received("initialize")))
+
+
+# Subscriptions
+
+
+class SubscribableBackend(ScriptedBackend):
+    """One tool, "echo", and one resource. It takes subscriptions, and tells nobody."""
+
+    async def call(self, context: CallContext) -> JSON:
+        if context.method in ("resources/subscribe", "resources/unsubscribe"):
+            return {}
+        return await super().call(context)
+
+
+def subscribable(**more: Any) -> ScriptedBackend:
+    backend = SubscribableBackend(**more)
+    backend.add_tool("echo")
+    backend.add_resource("file:///x")
+    backend.capabilities = {"tools": {}, "resources": {"subscribe": True}}
+    return backend
+
+
+def subscribed(backend: ScriptedBackend) -> list[tuple[str, str]]:
+    """What was asked for, in order."""
+    methods = ("resources/subscribe", "resources/unsubscribe")
+    return [(e.method.removeprefix("resources/"), e.params["uri"]) for e in backend.exchanges if e.method in methods]
+
+
+async def test_a_subscription_outlives_its_connection(autojump_clock: MockClock) -> None:
+    """The new one is subscribed again, and one update is told for each, since it may have been missed."""
+    backend = subscribable()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        await session.subscribe_resource("file:///x")
+        async with session.changes() as changes:
+            backend.restart()
+            await session.call_tool("a_echo")
+            assert SessionChange("resource_updated", "a", "file:///x") in await drained(changes)
+        assert [("subscribe", "file:///x")] * 2 == subscribed(backend)
+        await session.unsubscribe_resource("file:///x")
+        async with session.changes() as changes:
+            backend.restart()
+            await session.call_tool("a_echo")
+            assert "resource_updated" not in {change.kind for change in await drained(changes)}
+        assert 3 == len(subscribed(backend))
+
+
+async def test_a_subscription_that_fails_is_none(autojump_clock: MockClock) -> None:
+    """Nothing is subscribed to again behind it."""
+    backend = subscribable()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.fail("resources/subscribe", Status(500), times=1)
+        with pytest.raises(Exception, match="HTTP 500"):
+            await session.subscribe_resource("file:///x")
+        backend.restart()
+        await session.call_tool("a_echo")
+        await trio.sleep(2)
+        assert 1 == len(subscribed(backend))
+
+
+async def test_a_subscription_is_given_back_to_whom_it_was_made_with(autojump_clock: MockClock) -> None:
+    """Though the resource is no longer listed."""
+    backend = subscribable()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        await session.subscribe_resource("file:///x")
+        backend.resources.clear()
+        backend.restart()
+        await session.call_tool("a_echo")
+        await trio.sleep(2)
+        assert () == session.resources
+        await session.unsubscribe_resource("file:///x")
+        assert ("unsubscribe", "file:///x") == subscribed(backend)[-1]
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("file:///x", "file:///x"),
+        ("file:///x/part", "file:///x/part"),
+        ("file:///x/" + "y" * 5000, "file:///x"),
+        ("file:///other", None),
+        (7, None),
+    ],
+)
+async def test_updates_of_what_was_subscribed_to_are_told(
+    uri: Any, told: str | None, autojump_clock: MockClock
+) -> None:
+    """And of its sub-resources, whose URIs a backend chooses: not of what is too long, nor of what nobody asked for."""
+
+    async def steps(arguments: JSON, context: CallContext) -> str:
+        await context.notify("notifications/resources/updated", {"uri": uri})
+        return "done"
+
+    backend = subscribable(answers="sse")
+    backend.add_tool("steps", steps)
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        await session.subscribe_resource("file:///x")
+        async with session.changes() as changes:
+            await session.call_tool("a_steps")
+            expected = [SessionChange("resource_updated", "a", told)] if told else []
+            assert expected == await drained(changes)
+
+
+async def test_a_removed_backend_has_no_subscriptions(autojump_clock: MockClock) -> None:
+    """Not when it is added again either."""
+    backend = subscribable()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        await session.subscribe_resource("file:///x")
+        await session.remove_backend("a")
+        await session.add_backend(attrs.evolve(configured(world, "a")))
+        await trio.sleep(2)
+        assert 1 == len(subscribed(backend))
+
+
+async def test_a_backend_removed_while_a_subscription_is_asked_for(autojump_clock: MockClock) -> None:
+    """The answer came in time: no error, and nothing is left of it."""
+    backend = subscribable()
+    backend.fail("resources/subscribe", Delay(3))
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.subscribe_resource, "file:///x")
+            await trio.sleep(1)
+            await session.remove_backend("a")
+        assert 3.0 == trio.current_time()

@@ -1,0 +1,466 @@
+"""The circuit breaker: who cannot be reached is not waited for over and over, but asked again by one call at a time."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import attrs
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from support.harness import NO_RETRIES, PlainConnector, echo_backend, open_world, plain_backends, slow_backend
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vmcp import (
+    JSON,
+    BackendError,
+    BackendRejected,
+    BackendState,
+    BackendTimeout,
+    BackendUnavailable,
+    FactorySettings,
+    Session,
+    open_session_factory,
+)
+from trio_vmcp._session.backoff import Backoff
+from trio_vmcp._session.breaker import FAILURES_TO_OPEN, Breaker
+from trio_vmcp.testing import CONNECT, CallContext, Delay, Disconnect, Error, Hang, Refuse, Status
+
+Event = Literal["begin", "succeed", "fail", "leave"]
+
+
+@attrs.define
+class Model:
+    """What a breaker promises, said differently: a log of what its calls told."""
+
+    failures: int = 0
+    opened: int = 0  # times that it opened since it was last closed
+    until: float = 0.0  # at the least, with the jitter at its smallest
+    trial: object = None
+
+
+@given(st.lists(st.tuples(st.sampled_from(["begin", "succeed", "fail", "leave"]), st.integers(0, 5)), max_size=120))
+def test_a_breaker_keeps_its_promises(script: list[tuple[Event, int]]) -> None:
+    """Opens after five failures in a row, lets one trial through at a time, doubles, closes with the first answer, and
+    is moved by nobody who was let through before it opened.
+    """
+    breaker, model, now = Breaker(Backoff(1.0, 8.0)), Model(), 0.0
+    running: list[tuple[object, bool]] = []
+    for event, seconds in script:
+        now += seconds
+        if event == "begin":
+            wait = breaker.admit(now)
+            if model.failures < FAILURES_TO_OPEN:
+                assert wait is None
+            elif model.trial is not None or now < model.until:
+                assert wait is not None
+                assert 0 <= wait <= 8.0
+            else:
+                assert wait is None
+            if wait is None:
+                call = object()
+                running.append((call, breaker.is_open))
+                if breaker.is_open:
+                    model.trial = call
+        elif running:
+            call, is_trial = running.pop(seconds % len(running))
+            assert is_trial == (model.trial is call) or model.trial is None
+            if event == "succeed":
+                assert breaker.succeed() is (model.failures >= FAILURES_TO_OPEN)
+                model = Model()
+            elif event == "leave":
+                if is_trial:
+                    breaker.give_up()
+                    model.trial = None
+            elif is_trial or model.failures < FAILURES_TO_OPEN:
+                opened = breaker.fail(now, 0.5, was_trial=is_trial)
+                model.failures += 1
+                assert opened is (model.failures == FAILURES_TO_OPEN)
+                if model.failures >= FAILURES_TO_OPEN:
+                    model.until, model.trial = now + min(2.0**model.opened, 8.0), None
+                    model.opened += 1
+            else:
+                assert not breaker.fail(now, 0.5, was_trial=False)
+        assert breaker.is_open is (model.failures >= FAILURES_TO_OPEN)
+
+
+def test_a_breaker_step_by_step() -> None:
+    """Each promise once, with its exact times."""
+    breaker = Breaker(Backoff(1.0, 8.0))
+
+    def fail(now: float, was_trial: bool = False) -> bool:
+        return breaker.fail(now, 0.5, was_trial=was_trial)
+
+    for delay in (1.0, 1.0):  # an answer in between: the delays begin anew
+        assert [False] * 4 + [True] == [fail(10.0) for _ in range(5)]
+        assert delay == breaker.admit(10.0)
+        assert not fail(10.25)  # of a call that was let through before
+        assert 0.5 == breaker.admit(10.5)
+        assert breaker.admit(11.0) is None
+        assert 0.0 == breaker.admit(11.0)  # the trial is under way
+        assert 0.0 == breaker.admit(12.0)
+        breaker.give_up()
+        assert breaker.admit(12.0) is None
+        assert not fail(13.0)
+        assert 0.0 == breaker.admit(13.0)  # as before: that was not the trial
+        assert not fail(13.0, was_trial=True)
+        assert 2.0 == breaker.admit(13.0)
+        assert breaker.admit(15.0) is None
+        assert breaker.succeed()
+        assert breaker.admit(15.0) is None
+        assert breaker.admit(15.0) is None
+        assert not breaker.succeed()
+
+
+def test_a_breaker_that_nothing_would_close_never_opens() -> None:
+    """With `reconnect_delay=math.inf` there is no trial, so calls go on to find out for themselves."""
+    breaker = Breaker(Backoff(math.inf, 60.0))
+    for _ in range(20):
+        assert not breaker.fail(0.0, 0.5, was_trial=False)
+    assert breaker.admit(0.0) is None
+
+
+# In a session
+
+
+def state_of_a(session: Session) -> BackendState:
+    """As a function, since a type checker takes a property that was looked at for what it then was."""
+    return session.backends["a"].state
+
+
+async def fail_calls(session: Session, count: int, name: str = "a_echo", **options: Any) -> list[str]:
+    """The errors of so many calls, one after another."""
+    told: list[str] = []
+    for _ in range(count):
+        with pytest.raises(BackendError) as caught:
+            await session.call_tool(name, **options)
+        told.append(str(caught.value))
+    return told
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_a_circuit_opens_and_closes(era: str, autojump_clock: MockClock) -> None:
+    """Five failures to connect; then at once, without a byte, and the state says so; then one trial; then as ever."""
+    backend = echo_backend(era)
+    async with open_world({"a": backend, "b": echo_backend(era)}) as world, world.open_session() as session:
+        backend.fail("POST", Disconnect(0), times=1)  # the connection that is kept alive
+        backend.fail(CONNECT, Refuse())
+        await fail_calls(session, 4)
+        assert BackendState.READY is state_of_a(session)
+        await fail_calls(session, 1)
+        assert BackendState.DEGRADED is state_of_a(session)
+        last = session.backends["a"].last_failure
+        assert last is not None
+        assert "could not be reached" in last.detail
+        assert 0.0 == last.elapsed
+        attempts = world.network.connection_attempts
+        (told,) = await fail_calls(session, 1)
+        assert "backend 'a' failed 5 times in a row to be reached, and is tried again in 0." in told
+        assert "(reconnect_delay, reconnect_max_delay)" in told
+        assert attempts == world.network.connection_attempts
+        await session.call_tool("b_echo")
+        assert () == session.failures
+        assert ["a_echo", "b_echo"] == [tool.name for tool in session.tools]
+        await trio.sleep(0.7)
+        (told,) = await fail_calls(session, 1)  # the trial
+        assert "could not be reached" in told
+        (told,) = await fail_calls(session, 1)
+        assert "tried again in" in told
+        backend.heal()
+        await trio.sleep(1.3)
+        await session.call_tool("a_echo")
+        assert BackendState.READY is state_of_a(session)
+        await fail_calls_to_reopen(backend, session)
+
+
+async def fail_calls_to_reopen(backend: Any, session: Session) -> None:
+    """An answer has reset the count: four more failures are not enough."""
+    backend.fail("POST", Disconnect(0), times=4)
+    for told in await fail_calls(session, 4):
+        assert "tried again" not in told
+    await session.call_tool("a_echo")
+
+
+async def test_one_trial_at_a_time(autojump_clock: MockClock) -> None:
+    """A hundred callers come when the delay is over: one is let through, and the others hear so at once."""
+    asked: list[float] = []
+    connector = PlainConnector()
+
+    async def refuse() -> None:
+        asked.append(trio.current_time())
+        await trio.sleep(2)
+        raise BackendUnavailable("b0", "could not be reached")
+
+    connector.on_request["b0"] = refuse
+    async with open_session_factory(connector=connector) as factory:
+        async with factory.open_session(plain_backends(1)) as session:
+            await fail_calls(session, 5, "b0_echo")
+            await trio.sleep(1)
+            asked.clear()
+            began, ends = trio.current_time(), []
+
+            async def one() -> None:
+                await fail_calls(session, 1, "b0_echo")
+                ends.append(trio.current_time() - began)
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(100):
+                    nursery.start_soon(one)
+            assert 1 == len(asked)
+            assert [0.0] * 99 + [2.0] == ends
+
+
+async def test_a_trial_that_is_cancelled_tells_nothing(autojump_clock: MockClock) -> None:
+    """The next call is one: neither does the circuit close, nor is it stuck."""
+    asked: list[int] = []
+    connector = PlainConnector()
+
+    async def refuse() -> None:
+        await trio.lowlevel.checkpoint()
+        raise BackendUnavailable("b0", "could not be reached")
+
+    async def hang() -> None:
+        asked.append(1)
+        await trio.sleep_forever()
+
+    connector.on_request["b0"] = refuse
+    async with open_session_factory(connector=connector) as factory:
+        async with factory.open_session(plain_backends(1)) as session, trio.open_nursery() as nursery:
+            client = connector.clients["b0"]
+            client.on_request = hang
+            nursery.start_soon(session.call_tool, "b0_echo")  # let through while it is closed
+            await wait_all_tasks_blocked()
+            client.on_request = refuse
+            await fail_calls(session, 5, "b0_echo")
+            client.on_request = hang
+            await trio.sleep(1)
+            for count in (2, 3):
+                with trio.move_on_after(1):
+                    await session.call_tool("b0_echo")
+                assert count == len(asked)
+            with trio.move_on_after(1):
+                async with trio.open_nursery() as trial:
+                    trial.start_soon(session.call_tool, "b0_echo")
+                    await wait_all_tasks_blocked()
+                    nursery.cancel_scope.cancel()  # the early one leaves: that is not the trial
+                    await wait_all_tasks_blocked()
+                    (told,) = await fail_calls(session, 1, "b0_echo")
+                    assert "tried again" in told
+
+
+@pytest.mark.parametrize(
+    "fault", [Status(500), Status(401), Error(-32000, "no"), Status(200, b"?"), Error(-32602, "bad")]
+)
+async def test_whoever_answers_is_there(fault: Any, autojump_clock: MockClock) -> None:
+    """Errors that the backend gives, of whatever kind and however many, open nothing."""
+    backend = echo_backend("modern")
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.fail("tools/call", fault)
+        for told in await fail_calls(session, 20):
+            assert "tried again" not in told
+        assert BackendState.READY is state_of_a(session)
+
+
+async def test_slow_answers_and_impatient_callers_open_nothing(autojump_clock: MockClock) -> None:
+    """A call that was written and not answered was received; and who waits for no time at all learns nothing."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        for told in await fail_calls(session, 20, timeout=0):
+            assert "tried again" not in told
+        backend.fail("tools/call", Hang())
+        for told in await fail_calls(session, 20, timeout=5):
+            assert "tried again" not in told
+        backend.heal()
+        backend.crash()  # and what is kept alive ends
+        backend.fail(CONNECT, Hang())
+        for told in await fail_calls(session, 20, timeout=0.5):
+            assert "tried again" not in told
+        backend.restart()
+
+
+async def test_a_connection_that_is_never_made_opens_it(autojump_clock: MockClock) -> None:
+    """Every call would wait for its timeout: from the sixth on, none does."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.fail("POST", Disconnect(0), times=1)
+        backend.fail(CONNECT, Hang())
+        for _ in range(5):
+            with pytest.raises((BackendTimeout, BackendUnavailable)):
+                await session.call_tool("a_echo", timeout=30)
+        began = trio.current_time()
+        (told,) = await fail_calls(session, 1, timeout=30)
+        assert "tried again in" in told
+        assert began == trio.current_time()
+        backend.heal()
+
+
+async def test_a_second_is_enough_to_tell(autojump_clock: MockClock) -> None:
+    """Exactly TELLING_TIMEOUT s without a connection are a failure to connect."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.crash()
+        backend.fail(CONNECT, Hang())
+        await fail_calls(session, 5, timeout=1.0)
+        (told,) = await fail_calls(session, 1, timeout=1.0)
+        assert "tried again in" in told
+        backend.restart()
+
+
+async def test_an_answer_that_is_an_error_begins_the_count_anew(autojump_clock: MockClock) -> None:
+    """Four failures, one answer, four failures: closed."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        for _ in range(3):
+            backend.fail("tools/call", Disconnect(0), times=4)
+            backend.fail("tools/call", Error(-32000, "no"), times=1)
+            for told in await fail_calls(session, 5):
+                assert "tried again" not in told
+        await session.call_tool("a_echo")
+
+
+async def test_an_old_answer_does_not_make_a_recovering_backend_ready(autojump_clock: MockClock) -> None:
+    """It closes the circuit; what is being connected anew is not connected for that."""
+    backend = slow_backend(5)
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.call_tool, "a_slow")
+            await wait_all_tasks_blocked()
+            backend.fail("tools/call", Disconnect(0), times=5)
+            await fail_calls(session, 5)
+            await trio.sleep(1)
+            backend.fail("tools/call", Status(404), times=1)
+            backend.fail("initialize", Delay(20), times=1)
+            nursery.start_soon(session.call_tool, "a_echo")  # the trial
+            await trio.sleep(5)
+            assert BackendState.RECOVERING is state_of_a(session)
+        assert BackendState.READY is state_of_a(session)
+
+
+async def test_a_new_connection_closes_the_circuit(autojump_clock: MockClock) -> None:
+    """Whoever was connected anew is there: its calls do not wait for a trial's time."""
+    connector = PlainConnector()
+    crash = trio.Event()
+
+    async def refuse() -> None:
+        await trio.lowlevel.checkpoint()
+        raise BackendUnavailable("b0", "could not be reached")
+
+    async def serve() -> None:
+        await crash.wait()
+        connector.services.clear()
+        raise ZeroDivisionError
+
+    connector.on_request["b0"], connector.services["b0"] = refuse, serve
+    async with open_session_factory(connector=connector) as factory:
+        async with factory.open_session(plain_backends(1)) as session:
+            for _ in range(12):
+                await fail_calls(session, 1, "b0_echo")
+                await trio.sleep(10)
+            await fail_calls(session, 1, "b0_echo")
+            connector.on_request.clear()
+            crash.set()
+            await trio.sleep(1)
+            await session.call_tool("b0_echo")
+
+
+async def test_a_hung_trial_closes_nothing(autojump_clock: MockClock) -> None:
+    """It was written, and there was no answer: the next call is the trial."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.fail("POST", Disconnect(0), times=1)
+        backend.fail(CONNECT, Refuse())
+        await fail_calls(session, 5)
+        backend.heal()
+        backend.fail("tools/call", Hang())
+        await trio.sleep(1)
+        (told,) = await fail_calls(session, 1, timeout=9)
+        assert "did not answer" in told
+        assert BackendState.DEGRADED is state_of_a(session)
+        backend.heal()
+        await session.call_tool("a_echo")
+        assert BackendState.READY is state_of_a(session)
+
+
+async def test_calls_to_a_backend_that_is_missing_open_nothing(autojump_clock: MockClock) -> None:
+    """They say why it is missing; once it is back, calls flow at once."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.restart()
+        backend.fail("initialize", Status(500))
+        for told in await fail_calls(session, 20):
+            assert "is not connected: it answered 'initialize' with HTTP 500" in told
+        backend.heal()
+        await trio.sleep(80)
+        await session.call_tool("a_echo")
+
+
+async def test_a_lost_session_is_an_answer(autojump_clock: MockClock) -> None:
+    """A 404 on every call opens nothing."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.fail("tools/call", Status(404))
+        for told in await fail_calls(session, 12):
+            assert "no longer knows our session" in told
+
+
+async def test_a_trial_may_find_the_session_lost(autojump_clock: MockClock) -> None:
+    """The backend was restarted meanwhile: it is connected anew, and the circuit is closed."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.fail("POST", Disconnect(0), times=1)
+        backend.fail(CONNECT, Refuse())
+        await fail_calls(session, 5)
+        backend.heal()
+        backend.restart()
+        await trio.sleep(1)
+        assert (await session.call_tool("a_echo")).backend_state_lost
+        assert BackendState.READY is state_of_a(session)
+
+
+async def test_without_retries_there_is_no_breaker(autojump_clock: MockClock) -> None:
+    """`reconnect_delay=math.inf`: every call finds out for itself."""
+    backend = echo_backend()
+    async with open_world({"a": backend}, settings=NO_RETRIES) as world, world.open_session() as session:
+        backend.fail("POST", Disconnect(0), times=1)
+        backend.fail(CONNECT, Refuse())
+        for told in await fail_calls(session, 20):
+            assert "tried again" not in told
+        backend.heal()
+        await session.call_tool("a_echo")
+
+
+async def test_callers_own_errors_are_not_the_backends(autojump_clock: MockClock) -> None:
+    """What a progress callback raises counts as a call, and neither as an error nor as a failure."""
+
+    async def steps(arguments: JSON, context: CallContext) -> str:
+        await context.progress(1)
+        return "done"
+
+    async def raise_mine(*progress: Any) -> None:
+        raise KeyError("mine")
+
+    backend = echo_backend(answers="sse")
+    backend.add_tool("steps", steps)
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        for _ in range(7):
+            with pytest.raises(KeyError, match="mine"):
+                await session.call_tool("a_steps", on_progress=raise_mine)
+        assert (7, 0) == (session.backends["a"].calls, session.backends["a"].errors)
+        await session.call_tool("a_echo")
+
+
+async def test_a_delay_has_its_limit(autojump_clock: MockClock) -> None:
+    """However long it lasts: a trial every reconnect_max_delay s, ±20 %."""
+    backend = echo_backend()
+    limits = FactorySettings(reconnect_max_delay=4.0)
+    async with open_world({"a": backend}, settings=limits) as world, world.open_session() as session:
+        backend.fail("POST", Disconnect(0), times=1)
+        rule = backend.fail(CONNECT, Refuse())
+        for _ in range(1000):
+            with pytest.raises((BackendUnavailable, BackendRejected)):
+                await session.call_tool("a_echo")
+            await trio.sleep(0.1)
+        assert 100 / 4.8 <= rule.struck <= 10 + 100 / 3.2
+        backend.heal()

@@ -1,0 +1,227 @@
+"""Cancelled at any step: a recovery, a backend that joins, leaves or is listed again, and a session in that."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from session.test_ownership import CancelAtStep, quarters, sweep
+from session.test_refresh import crying_backend
+from support.harness import assert_nothing_left, echo_backend, open_world, slow_backend
+from trio.testing import wait_all_tasks_blocked
+
+from trio_vmcp import BackendError, BackendState, Session, SessionClosed
+from trio_vmcp.testing import CONNECT, Delay, Refuse, Status
+
+ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
+
+
+@quarters
+@ERAS
+def test_a_recovering_call_cancelled_at_any_step_leaves_the_session_whole(era: Any, first: int) -> None:
+    """The call ran at most once; whoever calls next finds the backend, or has it replaced."""
+
+    async def body(cancel: CancelAtStep) -> None:
+        backend = echo_backend(era)
+        async with open_world({"a": backend}) as world, world.open_session() as session:
+            backend.fail("tools/call", Status(404), times=1)
+            with cancel.scope:
+                cancel.armed = True
+                await session.call_tool("a_echo")
+            cancel.armed = False
+            assert backend.executed["echo"] <= 1
+            await session.call_tool("a_echo")
+            assert 0 == session.in_flight
+            assert () == session.failures
+
+    sweep(body, first, waits=6)
+
+
+@quarters
+@ERAS
+def test_a_session_cancelled_at_any_step_of_a_recovery_leaves_nothing(era: Any, first: int) -> None:
+    """Both the caller and the block that holds the session: CLOSED, and every backend session has its DELETE."""
+
+    async def body(cancel: CancelAtStep) -> None:
+        backend = echo_backend(era)
+        async with open_world({"a": backend}) as world:
+            with cancel.scope:
+                async with world.open_session() as session:
+                    backend.fail("tools/call", Status(404), times=1)
+                    cancel.armed = True
+                    await session.call_tool("a_echo")
+                    await trio.sleep(1)
+            cancel.armed = False
+            await assert_nothing_left(world)
+            assert backend.executed["echo"] <= 1
+
+    sweep(body, first, waits=6)
+
+
+@quarters
+@pytest.mark.parametrize("closing", ["aclose", "suspend"])
+def test_a_close_at_any_step_of_a_recovery_gives_every_call_its_outcome(closing: str, first: int) -> None:
+    """A result or a typed error, and nothing is left; what was suspended can be restored."""
+
+    async def body(cancel: CancelAtStep) -> None:
+        backend = echo_backend()
+        async with open_world({"a": backend}) as world:
+            session = await world.make_session(session_id="one")
+            backend.restart()
+            ends: list[object] = []
+
+            async def call() -> None:
+                try:
+                    ends.append(await session.call_tool("a_echo"))
+                except (SessionClosed, BackendError) as error:
+                    ends.append(error)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(call)
+                nursery.start_soon(call)
+                with cancel.scope:
+                    cancel.armed = True
+                    await trio.sleep(1)
+                cancel.armed = False
+                await getattr(session, closing)()
+            assert 2 == len(ends)
+            if closing == "suspend":
+                async with await world.restore_session("one") as restored:
+                    await restored.call_tool("a_echo")
+            await assert_nothing_left(world)
+
+    sweep(body, first, waits=6)
+
+
+@quarters
+@ERAS
+def test_an_adder_cancelled_at_any_step_does_not_undo_it(era: Any, first: int) -> None:
+    """Either it was never begun, or the backend is there before long."""
+
+    async def body(cancel: CancelAtStep) -> None:
+        async with open_world({"a": echo_backend(era), "b": echo_backend(era)}) as world:
+            async with await world.factory.make_session(world.configured[:1]) as session:
+                with cancel.scope:
+                    cancel.armed = True
+                    await session.add_backend(world.configured[1])
+                cancel.armed = False
+                await trio.sleep(2)
+                if "b" in session.backends:
+                    await session.call_tool("b_echo")
+                else:
+                    await session.add_backend(world.configured[1])
+                await session.call_tool("a_echo")
+
+    sweep(body, first, waits=6)
+
+
+@quarters
+@ERAS
+def test_a_remover_cancelled_at_any_step_does_not_undo_it(era: Any, first: int) -> None:
+    """Either it was never begun, or the backend is gone for good; the slow call on it has its answer."""
+
+    async def body(cancel: CancelAtStep) -> None:
+        async with open_world({"a": slow_backend(1, era), "b": echo_backend(era)}) as world:
+            async with world.open_session() as session, trio.open_nursery() as nursery:
+                nursery.start_soon(session.call_tool, "a_slow")
+                await wait_all_tasks_blocked()
+                with cancel.scope:
+                    cancel.armed = True
+                    await session.remove_backend("a")
+                cancel.armed = False
+                if session.backends["a"].state is not BackendState.REMOVED:
+                    await session.remove_backend("a")
+                await trio.sleep(2)
+                assert {} == world["a"].sessions
+                assert ["b_echo"] == [tool.name for tool in session.tools]
+
+    sweep(body, first, waits=2)
+
+
+@quarters
+@ERAS
+def test_a_session_cancelled_at_any_step_of_a_refetch_leaves_nothing(era: Any, first: int) -> None:
+    """It ends with its lists half fetched."""
+
+    async def body(cancel: CancelAtStep) -> None:
+        backend = crying_backend(era)
+        async with open_world({"a": backend}) as world:
+            with cancel.scope:
+                async with world.open_session() as session:
+                    cancel.armed = True
+                    await session.call_tool("a_cry", {"kinds": ["tools", "resources", "prompts"]})
+                    await trio.sleep(3)
+            cancel.armed = False
+            await assert_nothing_left(world)
+
+    sweep(body, first, waits=6)
+
+
+@quarters
+@pytest.mark.parametrize("fault", [Refuse(), Delay(0.3)])
+def test_a_session_cancelled_while_a_backend_is_tried_again_leaves_nothing(fault: Any, first: int) -> None:
+    """Through failures, delays and the join."""
+
+    async def body(cancel: CancelAtStep) -> None:
+        backend = echo_backend()
+        async with open_world({"a": backend, "b": echo_backend()}) as world:
+            backend.fail(CONNECT, Refuse(), times=1)
+            with cancel.scope:
+                async with world.open_session():
+                    backend.fail(CONNECT, fault, times=2)
+                    cancel.armed = True
+                    await trio.sleep(10)
+            cancel.armed = False
+            await assert_nothing_left(world)
+
+    sweep(body, first, waits=6)
+
+
+@quarters
+def test_a_waiting_session_cancelled_at_any_step_passes_its_turn_on(first: int) -> None:
+    """Two sessions stand in one endpoint's line; whichever step the one is cancelled at, the other gets in."""
+
+    async def body(cancel: CancelAtStep) -> None:
+        backend = echo_backend()
+        async with open_world({"a": backend}) as world:
+            backend.fail(CONNECT, Refuse(), times=4)
+            other = await world.make_session()
+            with cancel.scope:
+                async with world.open_session():
+                    cancel.armed = True
+                    await trio.sleep(20)
+            cancel.armed = False
+            await trio.sleep(20)
+            await other.call_tool("a_echo")
+            await other.aclose()
+            await assert_nothing_left(world)
+
+    sweep(body, first, waits=6)
+
+
+@quarters
+def test_an_era_that_changed_survives_a_cancel_at_any_step(first: int) -> None:
+    """The probe that a recovery makes anew is shared by all: whoever is cancelled in it leaves it to the next."""
+
+    async def body(cancel: CancelAtStep) -> None:
+        backend = echo_backend("legacy")
+        async with open_world({"a": backend}, configure=partial(attrs.evolve, era="auto")) as world:
+            async with world.open_session() as session:
+                backend.era = "modern"
+                backend.restart()
+                with cancel.scope:
+                    cancel.armed = True
+                    await session.call_tool("a_echo")
+                cancel.armed = False
+                assert backend.executed["echo"] <= 1
+                await session.call_tool("a_echo")
+                assert "modern" == era_of(session)
+
+    sweep(body, first, waits=6)
+
+
+def era_of(session: Session) -> str | None:
+    return session.backends["a"].era

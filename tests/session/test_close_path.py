@@ -1,0 +1,220 @@
+"""Closing, line by line: what only a mutant of `nox -s mutation` showed to be nobody's promise yet."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import trio
+from support.harness import (
+    PlainConnector,
+    ScriptedStorage,
+    echo_backend,
+    open_world,
+    plain_backends,
+    slow_backend,
+    state_of,
+)
+from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
+
+from trio_vmcp import (
+    BackendRecord,
+    FactorySettings,
+    LocalStorage,
+    NoBackends,
+    SessionClosed,
+    SessionState,
+    open_session_factory,
+)
+from trio_vmcp.testing import Delay
+
+
+@pytest.mark.parametrize("restored", [False, True])
+async def test_a_close_that_comes_with_the_last_step_of_an_opening(
+    restored: bool, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """The row is written and the factory is left in one breath: a new session leaves nothing, a stored one stays."""
+    stored = trio.Event()
+    operation = "replace" if restored else "create"
+
+    async def open_it() -> None:
+        session = await (world.restore_session("s") if restored else world.make_session(session_id="s"))
+        await session.aclose()
+
+    async with open_world({"a": echo_backend()}) as world:
+        if restored:
+            await (await world.make_session(session_id="s")).suspend()
+        world.storage.after[operation] = stored.wait
+        nursery.start_soon(open_it)
+        await wait_all_tasks_blocked()
+        world.leaves_rows = world.leaves_sessions = restored
+        stored.set()
+    assert int(restored) == len(await world.storage.rows())
+    assert int(restored) == len(world["a"].sessions)
+
+
+async def test_goodbyes_begin_at_half_of_the_teardown(autojump_clock: MockClock) -> None:
+    """A caller that shields itself costs the others half of `teardown_timeout`, to the instant."""
+    backends = {"a": slow_backend(60, "legacy", "sse"), "b": echo_backend()}
+
+    async def stubborn_call() -> None:
+        with pytest.raises(SessionClosed):
+            await session.call_tool("a_chat", on_progress=linger)
+
+    async def linger(progress: float, total: float | None, message: str | None) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(30)
+
+    async def chat(arguments: object, context: object) -> str:
+        await context.progress(1)  # type: ignore[attr-defined]
+        await trio.sleep(60)
+        return "done"
+
+    backends["a"].add_tool("chat", chat)
+    async with open_world(backends, settings=FactorySettings(drain_timeout=3, teardown_timeout=4)) as world:
+        async with trio.open_nursery() as stubborn:
+            session = await world.make_session()
+            stubborn.start_soon(stubborn_call)
+            await wait_all_tasks_blocked()
+            await session.aclose()
+            assert [3.0 + 4.0 / 2] == [request.received_at for request in backends["b"].received("DELETE")]
+
+
+async def test_who_breaks_during_the_teardown_has_the_rest_of_it(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A connection that breaks while a caller who shields himself holds up the goodbyes is let go of at once, but not
+    for longer than the close lasts. Nobody misses it.
+    """
+
+    async def hold_on() -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(30)
+
+    async def crash() -> None:
+        await trio.sleep(0.5)
+        raise ZeroDivisionError
+
+    connector = PlainConnector(services={"b0": crash}, on_request={"b1": hold_on}, on_close={"b0": trio.sleep_forever})
+    limits = FactorySettings(drain_timeout=0, teardown_timeout=2)
+    async with open_session_factory(connector=connector, settings=limits) as factory, trio.open_nursery() as nursery:
+        session = await factory.make_session(plain_backends(2))
+        nursery.start_soon(session.call_tool, "b1_echo")
+        await wait_all_tasks_blocked()
+        await session.aclose()
+        assert 2.0 == trio.current_time()
+        nursery.cancel_scope.cancel()
+    assert [1, 1] == [len(client.closed) for client in connector.clients.values()]
+    assert [] == caplog.messages
+
+
+async def test_a_suspend_waits_for_its_row_for_a_quarter_of_the_teardown(autojump_clock: MockClock) -> None:
+    """A storage that hangs costs the goodbyes that much, to the instant, and takes none of them along."""
+    closed_at: list[float] = []
+
+    async def note() -> None:
+        await trio.lowlevel.checkpoint()
+        closed_at.append(trio.current_time())
+
+    storage = ScriptedStorage()
+    connector = PlainConnector(on_connect={"b0": partial(trio.sleep, 2)}, on_close={"b0": note})
+    limits = FactorySettings(session_init_timeout=1, teardown_timeout=4)
+    async with open_session_factory(connector=connector, storage=storage, settings=limits) as factory:
+        session = await factory.make_session(plain_backends(1))
+        storage.before["replace"] = trio.sleep_forever
+        await trio.sleep(5)  # b0 has joined, and the row does not say so
+        await session.suspend()
+        assert [6.0 + 4.0 / 4] == closed_at
+
+
+async def test_the_row_is_left_alone_once_goodbyes_are_said(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A touch that falls due while a backend takes its time to go does not happen, and warns of nothing."""
+    backend = echo_backend()
+    backend.fail("DELETE", Delay(1.5))
+    async with open_world({"a": backend}, storage=ScriptedStorage(LocalStorage(ttl=3))) as world:
+        session = await world.make_session()
+        await session.aclose()
+        assert 1.5 == trio.current_time()
+        assert 0 == world.storage.calls["touch"]
+    assert [] == caplog.messages
+
+
+async def test_a_close_gives_no_more_slots_out(autojump_clock: MockClock) -> None:
+    """Who still waits for a slot when the session closes is never asked for."""
+    connector = PlainConnector(on_connect={"b0": trio.sleep_forever})
+    limits = FactorySettings(session_init_timeout=1, max_backend_init_concurrency=1)
+    async with open_session_factory(connector=connector, settings=limits) as factory:
+        session = await factory.make_session(plain_backends(3))
+        await session.aclose()
+    assert {"b0": 0.0} == connector.started
+
+
+async def test_changes_may_be_asked_for_at_every_moment_of_a_close(autojump_clock: MockClock) -> None:
+    """Also at the one at which the session's tasks have ended and it is not CLOSED yet: the channel has ended."""
+
+    async def linger() -> None:
+        with trio.CancelScope(shield=True):
+            await let_go.wait()
+
+    connector = PlainConnector(services={"b0": linger})
+    async with open_session_factory(connector=connector) as factory:
+        for _ in range(10):  # Trio runs the tasks of one round in any order
+            let_go = trio.Event()
+            session = await factory.make_session(plain_backends(1))
+            with trio.CancelScope() as at_once:
+                at_once.cancel()
+                await session.aclose()
+            await wait_all_tasks_blocked()
+            let_go.set()
+            while state_of(session) is not SessionState.CLOSED:
+                async with session.changes():
+                    pass
+                await trio.lowlevel.checkpoint()
+
+
+async def test_asking_for_a_close_from_inside_is_a_checkpoint(autojump_clock: MockClock) -> None:
+    """Also where it does not wait: a loop of such calls starves nobody."""
+    answered: list[bool] = []
+
+    async def ask() -> None:
+        with assert_checkpoints():
+            await session.aclose()
+        answered.append(True)
+
+    connector = PlainConnector(on_request={"b0": ask})
+    async with open_session_factory(connector=connector) as factory:
+        session = await factory.make_session(plain_backends(1))
+        await session.call_tool("b0_echo")
+        await session.aclose()
+    assert [True] == answered
+
+
+class WithoutId(BackendRecord):
+    """A record of a user's connector that breaks whoever asks for the id in it."""
+
+    @property
+    def session_id(self) -> str:
+        raise ZeroDivisionError
+
+
+async def test_an_opening_that_fails_and_then_crashes_tells_the_failure(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first error is the one to act on; what broke while cleaning up is in the log."""
+    connector = PlainConnector()
+    async with open_session_factory(connector=connector, settings=FactorySettings(min_backends=2)) as factory:
+        session = await factory.make_session(plain_backends(2), session_id="s")
+        await session.suspend()
+
+        async def fail_late() -> None:
+            await trio.sleep(1)
+            client = connector.clients["b0"]
+            client.record = object.__new__(WithoutId)
+            raise OSError
+
+        connector.on_connect["b1"] = fail_late
+        with pytest.raises(NoBackends):
+            await factory.restore_session("s", plain_backends(2))
+    assert any("goodbye failed: ZeroDivisionError" in message for message in caplog.messages)

@@ -1,0 +1,514 @@
+"""Closing: refuse at once, let calls end, cut off what is stuck, say goodbye to everybody, and never take too long."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import pytest
+import trio
+from support.harness import (
+    PlainConnector,
+    ScriptedStorage,
+    echo_backend,
+    library_tasks,
+    open_world,
+    plain_backends,
+    slow_backend,
+    state_of,
+)
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vmcp import (
+    FactorySettings,
+    Session,
+    SessionClosed,
+    SessionState,
+    open_session_factory,
+)
+from trio_vmcp.testing import Delay, Hang, ScriptedBackend, Status
+
+BOTH_ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
+
+
+class Caller:
+    """One call in a task of its own, and how it ended."""
+
+    def __init__(self, session: Session, name: str = "a_slow") -> None:
+        self.session = session
+        self.name = name
+        self.outcomes: list[tuple[str, float]] = []
+        self.error: SessionClosed | None = None
+        self.surroundings = trio.CancelScope()
+
+    async def __call__(self) -> None:
+        with self.surroundings:
+            try:
+                await self.session.call_tool(self.name)
+            except SessionClosed as closed:
+                self.error = closed
+                self.outcomes.append(("closed", trio.current_time()))
+            else:
+                self.outcomes.append(("answered", trio.current_time()))
+            await trio.lowlevel.checkpoint()
+        if self.surroundings.cancelled_caught:
+            self.outcomes.append(("cancelled", trio.current_time()))
+
+
+# Waiting for calls
+
+
+@BOTH_ERAS
+@pytest.mark.parametrize("answers", ["json", "sse"])
+async def test_close_waits_for_calls_in_flight(
+    era: str, answers: str, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """A call that ends within the drain gets its answer, the close ends with it, and nothing was torn down under it."""
+    backend = slow_backend(4, era, answers)
+    async with open_world({"a": backend}) as world:
+        async with world.open_session() as session:
+            caller = Caller(session)
+            nursery.start_soon(caller)
+            await wait_all_tasks_blocked()
+            assert 1 == session.in_flight
+        assert 4.0 == trio.current_time()
+        assert (SessionState.CLOSED, 0) == (session.state, session.in_flight)
+        await wait_all_tasks_blocked()
+    assert [("answered", 4.0)] == caller.outcomes
+    assert {"answered"} == {e.outcome for e in backend.exchanges}
+
+
+@BOTH_ERAS
+async def test_a_stuck_call_is_cut_off_and_its_caller_lives_on(
+    era: str, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """SessionClosed exactly `drain_timeout` later, naming the limit; the backend sees the cancellation."""
+    backend = slow_backend(60, era)
+    async with open_world({"a": backend}, settings=FactorySettings(drain_timeout=3)) as world:
+        async with world.open_session() as session:
+            caller = Caller(session)
+            nursery.start_soon(caller)
+            await trio.sleep(1)
+        assert 4.0 == trio.current_time()
+        assert (SessionState.CLOSED, 0) == (session.state, session.in_flight)
+        await wait_all_tasks_blocked()
+        assert [("closed", 4.0)] == caller.outcomes
+        assert not caller.surroundings.cancel_called
+        assert "the session closed under this call, after drain_timeout=3 s" == str(caller.error)
+        assert caller.error is not None
+        assert caller.error.may_have_executed
+        assert 1 == backend.cancelled["slow"]
+
+
+async def test_a_call_that_was_not_written_did_not_execute(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """Cut off while it waits for a connection: `may_have_executed` is False."""
+    backend = slow_backend(60)
+    limits = FactorySettings(drain_timeout=3, max_connections_per_backend=1)
+    async with open_world({"a": backend}, settings=limits) as world:
+        async with world.open_session() as session:
+            callers = [Caller(session), Caller(session)]
+            nursery.start_soon(callers[0])
+            await wait_all_tasks_blocked()
+            nursery.start_soon(callers[1])
+            await wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
+    assert [True, False] == [caller.error.may_have_executed for caller in callers if caller.error]
+    assert 1 == backend.executed["slow"]
+
+
+@pytest.mark.parametrize("seconds", [2.9, 3.0, 3.1])
+async def test_a_call_that_ends_about_the_deadline_has_one_outcome(
+    seconds: float, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """Before it: an answer. After it: SessionClosed. At the same instant: either, once."""
+    async with open_world({"a": slow_backend(seconds)}, settings=FactorySettings(drain_timeout=3)) as world:
+        async with world.open_session() as session:
+            caller = Caller(session)
+            nursery.start_soon(caller)
+            await wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
+    outcomes = {2.9: [[("answered", 2.9)]], 3.0: [[("answered", 3.0)], [("closed", 3.0)]], 3.1: [[("closed", 3.0)]]}
+    assert caller.outcomes in outcomes[seconds]
+
+
+async def test_refusal_is_immediate(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """From the moment that a close is asked for, nothing is admitted, whatever still runs."""
+    async with open_world({"a": slow_backend(4)}) as world:
+        session = await world.make_session()
+        nursery.start_soon(Caller(session))
+        await wait_all_tasks_blocked()
+
+        with trio.CancelScope() as at_once:
+            at_once.cancel()  # the close does not get as far as its first checkpoint's other side
+            await session.aclose()
+        assert SessionState.DRAINING is state_of(session)
+        for refused in (
+            partial(session.call_tool, "a_echo"),
+            partial(session.read_resource, "memo://1"),
+            partial(session.get_prompt, "a_greet"),
+            partial(session.complete, {"type": "ref/prompt", "name": "a_greet"}, {"name": "who", "value": ""}),
+        ):
+            with pytest.raises(SessionClosed, match="closing or closed"):
+                await refused()
+        assert 1 == session.in_flight
+        assert 1 == world["a"].in_flight
+
+
+async def test_a_drain_without_end_waits_for_ever(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """`math.inf` is a drain_timeout."""
+    async with open_world(
+        {"a": slow_backend(86_400)}, settings=FactorySettings(drain_timeout=math.inf, request_timeout=math.inf)
+    ) as world:
+        async with world.open_session() as session:
+            caller = Caller(session)
+            nursery.start_soon(caller)
+            await wait_all_tasks_blocked()
+        assert 86_400.0 == trio.current_time()
+        await wait_all_tasks_blocked()
+    assert [("answered", 86_400.0)] == caller.outcomes
+
+
+async def test_a_drain_of_nothing_cuts_off_at_once(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """0 is 0 s."""
+    async with open_world({"a": slow_backend(60)}) as world:
+        session = await world.make_session()
+        caller = Caller(session)
+        nursery.start_soon(caller)
+        await wait_all_tasks_blocked()
+        await session.aclose(drain_timeout=0)
+        assert 0.0 == trio.current_time()
+        await wait_all_tasks_blocked()
+    assert [("closed", 0.0)] == caller.outcomes
+
+
+@pytest.mark.parametrize("drain_timeout", [-1, math.nan])
+async def test_a_drain_is_not_negative(drain_timeout: float) -> None:
+    """ValueError names the value, and the session goes on."""
+    async with open_session_factory() as factory, factory.open_session([]) as session:
+        with pytest.raises(ValueError, match=f"drain_timeout={drain_timeout!r}"):
+            await session.aclose(drain_timeout=drain_timeout)
+        assert SessionState.OPEN is state_of(session)
+
+
+# Several closers
+
+
+@pytest.mark.parametrize("closers", [2, 3])
+async def test_closers_return_together(closers: int, autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """However many come, and whenever: all return when the session is CLOSED, none before."""
+    returned: list[tuple[float, SessionState]] = []
+
+    async def close(after: float) -> None:
+        await trio.sleep(after)
+        await session.aclose()
+        returned.append((trio.current_time(), session.state))
+
+    async with open_world({"a": slow_backend(6)}) as world:
+        session = await world.make_session()
+        nursery.start_soon(Caller(session))
+        await wait_all_tasks_blocked()
+        async with trio.open_nursery() as closing:
+            for number in range(closers):
+                closing.start_soon(close, 2 * number)
+        assert [(6.0, SessionState.CLOSED)] * closers == returned
+        await session.aclose()
+        assert 6.0 == trio.current_time()
+        assert 1 == len(world["a"].deleted_sessions)
+
+
+async def test_a_cancelled_closer_does_not_undo_the_close(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """It stops waiting; the session closes all the same, and the next closer waits for that."""
+    async with open_world({"a": slow_backend(6)}) as world:
+        session = await world.make_session()
+        nursery.start_soon(Caller(session))
+        await wait_all_tasks_blocked()
+        with trio.move_on_after(1) as impatience:
+            await session.aclose()
+        assert impatience.cancelled_caught
+        assert 1.0 == trio.current_time()
+        assert SessionState.DRAINING is state_of(session)
+        await session.aclose()
+        assert 6.0 == trio.current_time()
+        assert SessionState.CLOSED is state_of(session)
+
+
+async def test_the_shorter_drain_wins(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """A later closer may shorten the drain, and cannot make it longer."""
+    async with open_world({"a": slow_backend(60)}) as world:
+        session = await world.make_session()
+        caller = Caller(session)
+        nursery.start_soon(caller)
+        await wait_all_tasks_blocked()
+        async with trio.open_nursery() as closing:
+            closing.start_soon(partial(session.aclose, drain_timeout=8))
+            await trio.sleep(1)
+            closing.start_soon(partial(session.aclose, drain_timeout=2))
+            await trio.sleep(1)
+            closing.start_soon(partial(session.aclose, drain_timeout=60))
+        assert 3.0 == trio.current_time()
+        await wait_all_tasks_blocked()
+        assert "after drain_timeout=2 s" in str(caller.error)
+
+
+@pytest.mark.parametrize("suspend_first", [True, False])
+async def test_the_first_closer_decides(suspend_first: bool, autojump_clock: MockClock) -> None:
+    """Suspend then terminate suspends; terminate then suspend terminates."""
+    async with open_world({"a": echo_backend()}) as world:
+        session = await world.make_session()
+        first, second = (session.suspend, session.aclose) if suspend_first else (session.aclose, session.suspend)
+        with trio.CancelScope() as at_once:
+            at_once.cancel()
+            await first()
+        await second()
+        world.leaves_rows = world.leaves_sessions = suspend_first
+        assert int(suspend_first) == len(await world.storage.rows())
+        assert int(suspend_first) == len(world["a"].sessions)
+
+
+# From inside
+
+
+async def test_closing_from_inside_a_call_does_not_wait_for_it(autojump_clock: MockClock) -> None:
+    """`aclose` in a progress callback asks, returns at once, and the call still gets its answer."""
+
+    async def work(arguments: object, context: object) -> str:
+        await context.progress(1)  # type: ignore[attr-defined]
+        await trio.sleep(2)
+        return "done"
+
+    backend = ScriptedBackend(answers="sse")
+    backend.add_tool("work", work)
+    seen: list[tuple[float, SessionState]] = []
+
+    async def close_it(progress: float, total: float | None, message: str | None) -> None:
+        await session.aclose()
+        seen.append((trio.current_time(), session.state))
+
+    async with open_world({"a": backend}) as world:
+        session = await world.make_session()
+        result = await session.call_tool("a_work", on_progress=close_it)
+        assert "done" == result.content[0]["text"]
+        assert 2.0 == trio.current_time()
+        await session.aclose()
+    assert [(0.0, SessionState.DRAINING)] == seen
+
+
+async def test_closing_from_a_task_that_a_call_started(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """A grandchild of a call does not wait while the call runs; once that has ended, it waits like anybody."""
+    returned: list[tuple[str, float]] = []
+
+    async def close_after(seconds: float, name: str) -> None:
+        await trio.sleep(seconds)
+        await session.aclose()
+        returned.append((name, trio.current_time()))
+
+    async def spawn(progress: float, total: float | None, message: str | None) -> None:
+        nursery.start_soon(close_after, 1, "during")
+        nursery.start_soon(close_after, 3, "afterwards")
+
+    async def work(arguments: object, context: object) -> str:
+        await context.progress(1)  # type: ignore[attr-defined]
+        await trio.sleep(2)
+        return "done"
+
+    backend = slow_backend(6, "legacy", "sse")
+    backend.add_tool("work", work)
+    async with open_world({"a": backend}) as world:
+        session = await world.make_session()
+        nursery.start_soon(Caller(session))
+        await session.call_tool("a_work", on_progress=spawn)
+        await trio.sleep(5)
+        await wait_all_tasks_blocked()
+    assert [("during", 1.0), ("afterwards", 6.0)] == returned
+
+
+# Goodbyes
+
+
+async def test_everybody_gets_a_goodbye_though_others_hang(autojump_clock: MockClock) -> None:
+    """Every DELETE is sent, in parallel; the close ends within `teardown_timeout`."""
+    backends = {name: echo_backend() for name in "abcdef"}
+    backends["b"].fail("DELETE", Hang())
+    backends["c"].fail("DELETE", Status(500))
+    backends["d"].fail("DELETE", Delay(1))
+    backends["e"].fail("DELETE", Status(405))
+    async with open_world(backends) as world:
+        world.leaves_sessions = True
+        async with world.open_session():
+            pass
+        assert 2.0 == trio.current_time()
+        assert [] == await world.storage.rows()
+        assert [1] * 6 == [len(backend.received("DELETE")) for backend in backends.values()]
+        assert {0.0} == {backend.received("DELETE")[0].received_at for backend in backends.values()}
+        assert [1, 0, 0, 1, 0, 1] == [len(backend.deleted_sessions) for backend in backends.values()]
+
+
+@pytest.mark.parametrize("shielded", [False, True])
+@pytest.mark.parametrize("stuck", [False, True])
+async def test_a_close_takes_no_longer_than_drain_and_teardown(
+    stuck: bool, shielded: bool, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """Every backend hangs on everything, so does the storage, and a caller shields itself: still the same bound."""
+    backends = {name: slow_backend(60) for name in "abc"}
+    storage = ScriptedStorage()
+    limits = FactorySettings(drain_timeout=3, teardown_timeout=2, storage_timeout=50)
+
+    async def shielded_call() -> None:
+        with trio.CancelScope(shield=True), pytest.raises(SessionClosed):
+            await session.call_tool("a_slow", on_progress=None)
+
+    async with open_world(backends, settings=limits, storage=storage) as world:
+        world.leaves_rows = world.leaves_sessions = True
+        async with world.open_session() as session:
+            if stuck:
+                nursery.start_soon(shielded_call if shielded else Caller(session))
+                nursery.start_soon(Caller(session, "b_slow"))
+                await wait_all_tasks_blocked()
+            for backend in backends.values():
+                backend.fail("notifications/cancelled", Hang())
+                backend.fail("DELETE", Hang())
+            storage.before["delete"] = trio.sleep_forever
+        assert (5.0 if stuck else 2.0) == trio.current_time()
+        assert SessionState.CLOSED is state_of(session)
+        assert [] == library_tasks()
+
+
+async def test_a_caller_that_will_not_unwind_holds_nobody_up(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """Its clean-up is shielded and long: goodbyes are said without it, within the same bound."""
+    limits = FactorySettings(drain_timeout=3, teardown_timeout=2)
+    backends = {name: slow_backend(60, "legacy", "sse") for name in "ab"}
+
+    async def chat(arguments: object, context: object) -> str:
+        await context.progress(1)  # type: ignore[attr-defined]
+        await trio.sleep(60)
+        return "done"
+
+    backends["a"].add_tool("chat", chat)
+
+    async def linger(progress: float, total: float | None, message: str | None) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(30)
+
+    async def stubborn_call() -> None:
+        with pytest.raises(SessionClosed):
+            await session.call_tool("a_chat", on_progress=linger)
+
+    async with open_world(backends, settings=limits) as world:
+        world.leaves_sessions = True
+        async with trio.open_nursery() as stubborn:
+            session = await world.make_session()
+            stubborn.start_soon(stubborn_call)
+            await wait_all_tasks_blocked()
+            backends["a"].fail("DELETE", Hang())
+            await session.aclose()
+            assert 5.0 == trio.current_time()
+            assert (SessionState.CLOSED, 0) == (session.state, session.in_flight)
+            assert 1 == len(backends["b"].deleted_sessions)
+
+
+async def test_closing_is_quick_when_nothing_is_in_the_way(autojump_clock: MockClock) -> None:
+    """No calls, healthy backends: no time at all."""
+    async with open_world({name: echo_backend() for name in "abc"}) as world:
+        async with world.open_session():
+            pass
+        assert 0.0 == trio.current_time()
+
+
+async def raise_value_error() -> None:
+    raise ValueError("secret")
+
+
+async def crash_in_a_nursery() -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(raise_value_error)
+        nursery.start_soon(trio.sleep_forever)
+
+
+@pytest.mark.parametrize("crash", [raise_value_error, crash_in_a_nursery])
+async def test_a_close_raises_for_no_backend(
+    crash: Callable[[], Awaitable[None]], autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client that crashes in its goodbye is a warning; the others get theirs."""
+    connector = PlainConnector(on_close={"b0": crash})
+    async with open_session_factory(connector=connector) as factory:
+        session = await factory.make_session(plain_backends(2))
+        await session.aclose()
+    assert [[True], [True]] == [client.closed for client in connector.clients.values()]
+    (warning,) = caplog.messages
+    assert warning.endswith("backend 'b0': goodbye failed: ValueError")
+
+
+@pytest.mark.parametrize("terminate", [True, False])
+async def test_a_close_raises_for_no_storage(
+    terminate: bool, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The row stays until its TTL ends it; a warning says why."""
+    storage = ScriptedStorage()
+    connector = PlainConnector(on_connect={"b0": partial(trio.sleep, 2)})
+    limits = FactorySettings(session_init_timeout=1)
+    async with open_session_factory(storage=storage, connector=connector, settings=limits) as factory:
+        session = await factory.make_session(plain_backends(1))
+        storage.before["delete"] = storage.before["replace"] = raise_value_error
+        await trio.sleep(2)  # a change that the row does not get
+        caplog.clear()
+        await (session.aclose() if terminate else session.suspend())
+        assert SessionState.CLOSED is state_of(session)
+    (warning,) = caplog.messages
+    step = "delete" if terminate else "update"
+    assert warning.endswith(f"the storage failed to {step} the session: ValueError")
+
+
+async def test_what_is_still_connecting_is_given_up(autojump_clock: MockClock) -> None:
+    """A close does not wait for a late backend, and its backend session ends though nobody had seen it yet."""
+    backends = {"a": echo_backend(), "late": echo_backend(), "later": echo_backend()}
+    backends["late"].fail("tools/list", Hang())
+    backends["later"].fail("initialize", Hang())
+    limits = FactorySettings(session_init_timeout=1)
+    async with open_world(backends, settings=limits) as world:
+        async with world.open_session() as session:
+            assert 1 == len(backends["late"].sessions)
+        assert 1.0 == trio.current_time()
+        assert ["was still connecting when the session closed"] * 2 == [f.detail for f in session.failures]
+        assert 1 == len(backends["late"].deleted_sessions)
+
+
+# Leaving by itself
+
+
+async def test_an_idle_session_terminates_itself(autojump_clock: MockClock) -> None:
+    """`idle_timeout` after its last call, and not while one runs."""
+    limits = FactorySettings(idle_timeout=10)
+    async with open_world({"a": slow_backend(25)}, settings=limits) as world:
+        session = await world.make_session()
+        await trio.sleep(9)
+        await session.call_tool("a_echo")
+        await trio.sleep(9)
+        await session.call_tool("a_slow")
+        assert 43.0 == trio.current_time()
+        await trio.sleep(9.9)
+        assert SessionState.OPEN is state_of(session)
+        await trio.sleep(0.2)
+        assert SessionState.CLOSED is state_of(session)
+        assert [] == await world.storage.rows()
+
+
+async def test_a_failed_call_is_a_call(autojump_clock: MockClock) -> None:
+    """The idle time begins when a call ends, however it ends."""
+    limits = FactorySettings(idle_timeout=10)
+    async with open_world({"a": slow_backend(60)}, settings=limits) as world:
+        session = await world.make_session()
+        with trio.move_on_after(15):
+            await session.call_tool("a_slow")
+        await trio.sleep(9.9)
+        assert SessionState.OPEN is state_of(session)
+        await trio.sleep(0.2)
+        assert SessionState.CLOSED is state_of(session)
+
+
+async def test_a_session_without_idle_timeout_stays(autojump_clock: MockClock) -> None:
+    """`math.inf`: never idle."""
+    async with open_world({"a": echo_backend()}, settings=FactorySettings(idle_timeout=math.inf)) as world:
+        async with world.open_session() as session:
+            await trio.sleep(80_000)
+            assert SessionState.OPEN is state_of(session)

@@ -1,0 +1,680 @@
+"""Backends that are late, fail or go away come back by themselves, after a bounded number of attempts, and take nothing
+that is somebody else's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from support.harness import (
+    ALICE,
+    BOB,
+    NO_RETRIES,
+    PlainClient,
+    PlainConnector,
+    World,
+    drained,
+    echo_backend,
+    library_tasks,
+    open_world,
+    plain_backends,
+)
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vmcp import (
+    Backend,
+    BackendState,
+    BackendUnauthorized,
+    BackendUnavailable,
+    Bare,
+    FactorySettings,
+    FailureReason,
+    Identity,
+    Priority,
+    Session,
+    SessionChange,
+    open_session_factory,
+)
+from trio_vmcp._request_note import note_session_lost
+from trio_vmcp._session.backoff import LEAST_DELAY, Backoff
+from trio_vmcp._session.reconnects import Reconnects
+from trio_vmcp.metadata import endpoint_digest
+from trio_vmcp.testing import CONNECT, Delay, Disconnect, Error, FaultRule, Hang, Refuse, ScriptedBackend, Status
+
+FOR_HOURS = FactorySettings(idle_timeout=math.inf)
+ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
+
+
+def failures_of(session: Session) -> dict[str, FailureReason]:
+    """As a function, since a type checker takes a property that was looked at for what it then was."""
+    return {failure.backend_id: failure.reason for failure in session.failures}
+
+
+def state_of_a(session: Session) -> BackendState:
+    """As a function, as above."""
+    return session.backends["a"].state
+
+
+# Joining
+
+
+@ERAS
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (Refuse(), FailureReason.UNREACHABLE),
+        (Hang(), FailureReason.TIMEOUT),
+        (Status(401), FailureReason.UNAUTHORIZED),
+        (Status(503), FailureReason.REJECTED),
+        (Status(200, b"hello"), FailureReason.PROTOCOL),
+    ],
+)
+async def test_whoever_failed_is_tried_again_and_joins(
+    era: str, fault: Any, reason: FailureReason, autojump_clock: MockClock
+) -> None:
+    """Whatever it failed with: `failures` empties, its names come, the metadata learn it, subscribers hear of it."""
+    backend = echo_backend(era)
+    where = CONNECT if isinstance(fault, Refuse) else "POST"
+    backend.fail(where, fault)
+    limits = FactorySettings(backend_init_timeout=2)
+    async with open_world({"a": backend, "b": echo_backend(era)}, settings=limits) as world:
+        async with world.open_session() as session, session.changes() as changes:
+            assert {"a": reason} == failures_of(session)
+            assert BackendState.DEGRADED is state_of_a(session)
+            await trio.sleep(60)
+            assert {"a": reason} == failures_of(session)
+            assert ["b_echo"] == [tool.name for tool in session.tools]
+            assert [] == await drained(changes)
+            backend.heal()
+            await trio.sleep(80)
+            assert {} == failures_of(session)
+            assert ["a_echo", "b_echo"] == [tool.name for tool in session.tools]
+            told = await drained(changes)
+            assert {SessionChange(kind, "a") for kind in ("backend", "tools", "resources", "prompts")} == set(told)
+            assert BackendState.READY is state_of_a(session)
+            last = session.backends["a"].last_failure
+            assert last is not None
+            assert reason is last.reason
+            await session.call_tool("a_echo")
+            (row,) = await world.storage.rows()
+            assert {"a", "b"} == {record.backend_id for record in row.backends}
+
+
+async def test_a_late_backend_joins_and_is_told(autojump_clock: MockClock) -> None:
+    """It missed session_init_timeout: PENDING, then there; its first attempt is not begun anew."""
+    backend = echo_backend()
+    backend.fail("initialize", Delay(20))
+    limits = FactorySettings(session_init_timeout=5)
+    async with open_world({"a": backend}, settings=limits) as world, world.open_session() as session:
+        assert {"a": FailureReason.PENDING} == failures_of(session)
+        assert BackendState.CONNECTING is session.backends["a"].state
+        async with session.changes() as changes:
+            await trio.sleep(16)
+            assert SessionChange("backend", "a") in await drained(changes)
+        assert {} == failures_of(session)
+        assert 1 == len(backend.received("initialize"))
+
+
+@pytest.mark.parametrize("strategy", [Bare(), Priority("late", "early")])
+async def test_a_late_joiner_takes_nobodys_names(strategy: Any, autojump_clock: MockClock) -> None:
+    """Though it comes first in every order: what is bound stays, its own name is withheld and in the conflicts."""
+    late, early = echo_backend(name="late"), echo_backend(name="early")
+    late.add_tool("own")
+    late.fail(CONNECT, Refuse())
+    limits = FactorySettings(conflict_resolution=strategy)
+    async with open_world({"late": late, "early": early}, settings=limits) as world:
+        async with world.open_session() as session:
+            await session.call_tool("echo")
+            late.heal()
+            await trio.sleep(60)
+            assert {} == failures_of(session)
+            await session.call_tool("echo")
+            await session.call_tool("own")
+            assert (0, 2, 1) == (late.executed["echo"], early.executed["echo"], late.executed["own"])
+            (conflict,) = session.conflicts
+            assert ("echo", ("late", "early"), "early") == (conflict.name, conflict.backend_ids, conflict.owner)
+
+
+async def test_a_name_stays_with_a_backend_that_is_away(autojump_clock: MockClock) -> None:
+    """The other, which offers the same, does not get it; calls to it are refused at once; it is back with its owner."""
+    connector = PlainConnector()
+    limits = FactorySettings(conflict_resolution=Bare())
+
+    async def crash() -> None:
+        await trio.sleep(5)
+        connector.on_connect["b0"] = partial(trio.sleep, 20)
+        connector.services.clear()
+        raise ZeroDivisionError
+
+    connector.services["b0"] = crash
+    async with open_session_factory(connector=connector, settings=limits) as factory:
+        async with factory.open_session(plain_backends(2)) as session:
+            owner = (await session.call_tool("echo")).backend_id
+            assert "b0" == owner
+            await trio.sleep(6)
+            assert ["echo"] == [tool.name for tool in session.tools]
+            with pytest.raises(BackendUnavailable, match="backend 'b0' is not connected: it crashed"):
+                await session.call_tool("echo")
+            assert 6.0 == trio.current_time()
+            await trio.sleep(30)
+            assert "b0" == (await session.call_tool("echo")).backend_id
+
+
+async def test_a_crash_in_the_opening_binds_no_names(autojump_clock: MockClock) -> None:
+    """Who joined early and crashed has no claim before those in front of it."""
+
+    async def crash() -> None:
+        await trio.sleep(1)
+        raise ZeroDivisionError
+
+    connector = PlainConnector(on_connect={"b0": partial(trio.sleep, 5)}, services={"b1": crash})
+    limits = FactorySettings(conflict_resolution=Bare())
+    async with open_session_factory(connector=connector, settings=limits) as factory:
+        async with factory.open_session(plain_backends(2)) as session:
+            assert "b0" == (await session.call_tool("echo")).backend_id
+
+
+async def test_the_sessions_identity_connects_in_the_background(autojump_clock: MockClock) -> None:
+    """Nobody's call is there to lend one."""
+    asked: list[Identity | None] = []
+    backend = echo_backend()
+    backend.fail("POST", Status(503), times=1)
+
+    def auth(_: Backend, identity: Identity | None) -> None:
+        asked.append(identity)
+
+    async with open_world({"a": backend}, auth=auth) as world, world.open_session(identity=ALICE) as session:
+        asked.clear()
+        await trio.sleep(5)
+        assert {} == failures_of(session)
+        assert {ALICE} == set(asked)
+
+
+async def test_retries_can_be_switched_off(autojump_clock: MockClock) -> None:
+    """`reconnect_delay=math.inf`: never in the background, neither who failed nor who crashed. A session that a call
+    finds lost is replaced all the same, for that call.
+    """
+    for limits in (NO_RETRIES, FactorySettings(reconnect_delay=math.inf)):
+        failed, lost = echo_backend(), echo_backend()
+        failed.fail(CONNECT, Refuse(), times=1)
+        async with open_world({"a": failed, "b": lost}, settings=limits) as world, world.open_session() as session:
+            attempts = world.network.connection_attempts
+            await trio.sleep(1000)
+            assert attempts == world.network.connection_attempts
+            assert {"a": FailureReason.UNREACHABLE} == failures_of(session)
+            lost.restart()
+            await session.call_tool("b_echo")
+            lost.restart()
+            await session.call_tool("b_echo")
+
+
+# How often
+
+
+@given(st.floats(0, 10), st.floats(0.05, 100) | st.just(math.inf), st.lists(st.floats(0, 1), min_size=1, max_size=40))
+def test_delays_double_up_to_a_limit(first: float, longest: float, chances: list[float]) -> None:
+    """Each within ±20 % of a delay that doubles, from the first to the longest, and never nothing."""
+    backoff = Backoff(first, longest)
+    expected = max(first, LEAST_DELAY)
+    for chance in chances:
+        delay = backoff.next(chance)
+        assert 0.8 * expected <= delay * 1.000001
+        assert delay <= 1.2 * expected * 1.000001
+        expected = max(min(expected * 2, longest), first, LEAST_DELAY)
+    backoff.reset()
+    assert backoff.next(0.5) == pytest.approx(max(first, LEAST_DELAY))
+
+
+def attempts_at(world: World, backend: ScriptedBackend) -> list[float]:
+    """When connections were tried; from now on none succeeds."""
+    times: list[float] = []
+
+    def note(exchange: object) -> bool:
+        return False
+
+    class Noted(FaultRule):
+        def strikes(self, exchange: object) -> bool:
+            if exchange is None:
+                times.append(trio.current_time())
+            return exchange is None
+
+    backend._rules.append(Noted(note, Refuse()))
+    return times
+
+
+def most_attempts(seconds: float, delay: float = 0.5, longest: float = 60.0) -> int:
+    """The budget of one endpoint: doubled delays at 80 %, from the first failure on."""
+    count, at = 1, 0.0
+    while at <= seconds:
+        at += 0.8 * delay
+        delay = min(delay * 2, longest)
+        count += 1
+    return count
+
+
+async def test_a_dead_backend_is_asked_ever_less_often(autojump_clock: MockClock) -> None:
+    """0.5, 1, 2 … 60 s between two attempts, ±20 %, for as long as it takes."""
+    backend = echo_backend()
+    async with open_world({"a": backend}, settings=FOR_HOURS) as world:
+        times = attempts_at(world, backend)
+        async with world.open_session():
+            await trio.sleep(3600)
+        gaps = [after - before for before, after in pairwise(times)]
+        delay = 0.5
+        for gap in gaps:
+            assert 0.8 * delay - 1e-9 <= gap <= 1.2 * delay + 1e-9
+            delay = min(delay * 2, 60.0)
+        assert len(gaps) >= 3600 / 72
+
+
+async def test_a_hundred_sessions_share_one_budget(autojump_clock: MockClock) -> None:
+    """One attempt at a time, whoever's it is, and as many in an hour as one session would make; the success of one lets
+    the others in at once, one after another.
+    """
+    backend = echo_backend(latency=0.01)
+    async with open_world({"a": backend}, settings=FOR_HOURS) as world:
+        rule = backend.fail(CONNECT, Refuse())
+        sessions = [await world.make_session() for _ in range(100)]
+        opened = world.network.connection_attempts
+        assert 100 == opened
+        await trio.sleep(3600)
+        assert world.network.connection_attempts - opened <= most_attempts(3600)
+        assert rule.struck - opened >= 3600 / 72 - 2
+        backend.heal()
+        await trio.sleep(72 + 100 * 4 * 0.01)
+        assert [()] * 100 == [session.failures for session in sessions]
+
+
+async def test_attempts_do_not_overlap(autojump_clock: MockClock) -> None:
+    """Over twenty sessions, whether they fail, hang or succeed: at most one at a time behind the openings."""
+    connector = PlainConnector(on_connect={"b0": partial(trio.sleep, 7)})
+
+    async def refuse() -> None:
+        await trio.sleep(3)
+        raise OSError
+
+    connector.on_connect["b0"] = refuse
+    async with open_session_factory(connector=connector) as factory:
+        sessions: list[Session] = []
+
+        async def open_one() -> None:
+            sessions.append(await factory.make_session(plain_backends(1)))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(open_one)
+        assert 20 == connector.most_connecting
+        connector.most_connecting = 0
+        await trio.sleep(1000)
+        connector.on_connect["b0"] = partial(trio.sleep, 2)
+        await trio.sleep(200)
+        assert 1 == connector.most_connecting
+        assert [()] * 20 == [session.failures for session in sessions]
+
+
+async def test_who_opens_lets_those_in_who_wait(autojump_clock: MockClock) -> None:
+    """A session that opens well has shown that the endpoint is there: the others need not sit out their minute."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world:
+        backend.fail(CONNECT, Refuse())
+        waiting = [await world.make_session() for _ in range(3)]
+        await trio.sleep(600)
+        backend.heal()
+        await world.make_session()
+        await trio.sleep(0.001)
+        assert [()] * 3 == [session.failures for session in waiting]
+
+
+async def test_refused_credentials_hold_nobody_else_up(autojump_clock: MockClock) -> None:
+    """Alice's are refused for ever, ever less often; Bob, on the same endpoint, is connected anew at once."""
+    backend = echo_backend()
+
+    def from_alice(exchange: Any) -> bool:
+        return bool(exchange.headers.get("x-who") == "alice")
+
+    async with open_world({"a": backend}) as world:
+        (configured,) = world.configured
+        backend.fail(from_alice, Status(401))
+        alices = [attrs.evolve(configured, headers={"x-who": "alice"})]
+        alice = await world.factory.make_session(alices, identity=ALICE)
+        bob = await world.make_session(identity=BOB)
+        for number in range(20):
+            await trio.sleep(30)
+            backend.restart()
+            began = trio.current_time()
+            await bob.call_tool("a_echo", caller=BOB)
+            assert began == trio.current_time()
+            assert number + 1 == backend.executed["echo"]
+        assert {"a": FailureReason.UNAUTHORIZED} == failures_of(alice)
+        refused = [e for e in backend.exchanges if e.status == 401]
+        assert 600 / 72 <= len(refused) <= most_attempts(600)
+
+
+async def test_what_many_find_out_together_is_one_failure(autojump_clock: MockClock) -> None:
+    """Twenty openings fail in the same moment: the next attempt is half a second later, and not a minute."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world:
+        backend.fail(CONNECT, Refuse(), times=20)
+        sessions: list[Session] = []
+
+        async def open_one() -> None:
+            sessions.append(await world.make_session())
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(open_one)
+        await trio.sleep(0.61)
+        assert [()] * 20 == [session.failures for session in sessions]
+
+
+async def test_one_that_dies_after_a_long_life_is_asked_ever_less_often(autojump_clock: MockClock) -> None:
+    """That it once lasted counts for its first failure alone."""
+    connector = PlainConnector()
+    attempts: list[float] = []
+
+    async def refuse() -> None:
+        attempts.append(trio.current_time())
+        raise OSError
+
+    async def live_long() -> None:
+        await trio.sleep(500)
+        connector.on_connect["b0"] = refuse
+        raise ZeroDivisionError
+
+    connector.services["b0"] = live_long
+    async with open_session_factory(connector=connector) as factory:
+        async with factory.open_session(plain_backends(1)):
+            await trio.sleep(1100)
+    assert len(attempts) <= most_attempts(600)
+
+
+async def test_nobody_is_tried_a_second_time_before_the_opening_has_ended(autojump_clock: MockClock) -> None:
+    """However early it failed."""
+    connector = PlainConnector(on_connect={"b1": partial(trio.sleep, 20)})
+    attempts: list[float] = []
+
+    async def refuse() -> None:
+        attempts.append(trio.current_time())
+        raise OSError
+
+    connector.on_connect["b0"] = refuse
+    async with open_session_factory(connector=connector) as factory:
+        async with factory.open_session(plain_backends(2)):
+            assert 20.0 == trio.current_time()
+            assert [0.0] == attempts
+            await trio.sleep(1)
+            assert 2 <= len(attempts)
+
+
+async def test_a_backend_that_is_tried_again_says_so(autojump_clock: MockClock) -> None:
+    """Recovering while the attempt lasts, degraded between two."""
+    backend = echo_backend()
+    limits = FactorySettings(backend_init_timeout=5, reconnect_delay=10)
+    async with open_world({"a": backend}, settings=limits) as world:
+        backend.fail(CONNECT, Refuse(), times=1)
+        async with world.open_session() as session:
+            assert BackendState.DEGRADED is state_of_a(session)
+            backend.fail(CONNECT, Hang())
+            await trio.sleep(12.5)
+            assert BackendState.RECOVERING is state_of_a(session)
+            await trio.sleep(5)
+            assert BackendState.DEGRADED is state_of_a(session)
+
+
+async def test_refused_credentials_are_asked_for_soon_once_they_were_good(autojump_clock: MockClock) -> None:
+    """At once never; each time in a row after twice the delay; after a success from the beginning."""
+    attempts: list[float] = []
+    refused = [True] * 4 + [False] + [True] * 2 + [False]
+    connector = PlainConnector()
+
+    async def judge() -> None:
+        attempts.append(trio.current_time())
+        await trio.lowlevel.checkpoint()
+        if refused[len(attempts) - 1]:
+            raise BackendUnauthorized("b0", "refused the credentials")
+
+    async def crash() -> None:
+        await trio.sleep(100)
+        raise ZeroDivisionError
+
+    connector.on_connect["b0"], connector.services["b0"] = judge, crash
+    async with open_session_factory(connector=connector) as factory:
+        async with factory.open_session(plain_backends(1)):
+            await trio.sleep(190)
+    gaps = [after - before for before, after in pairwise(attempts)]
+    for expected, gap in zip((0.5, 1.0, 2.0, 4.0, 100.5, 0.5, 1.0), gaps, strict=True):
+        assert gap == pytest.approx(expected, rel=0.21)
+
+
+class Resuming(PlainConnector):
+    """Notes what it is given to resume."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.resumed: list[bool] = []
+
+    async def __call__(self, backend: Backend, **options: Any) -> PlainClient:
+        self.resumed.append(options["resume"] is not None)
+        client = await super().__call__(backend, **options)
+        client.record = attrs.evolve(client.record, endpoint_digest=endpoint_digest(backend))
+        return client
+
+
+async def test_a_connection_that_crashed_is_taken_up_and_a_lost_session_is_not(autojump_clock: MockClock) -> None:
+    """Whatever came before: a crash says nothing about the backend's session, and a lost one is lost but once."""
+    connector = Resuming()
+    crash = trio.Event()
+
+    async def serve() -> None:
+        await crash.wait()
+        raise ZeroDivisionError
+
+    async def lose() -> None:
+        await trio.lowlevel.checkpoint()
+        note_session_lost()
+        raise BackendUnavailable("b0", "no longer knows our session")
+
+    connector.services["b0"] = serve
+    async with open_session_factory(connector=connector) as factory:
+        async with factory.open_session(plain_backends(1)) as session:
+            for _ in range(2):
+                connector.clients["b0"].on_request = lose
+                await session.call_tool("b0_echo")
+                crash.set()
+                await trio.sleep(0.001)
+                crash = trio.Event()
+                await trio.sleep(10)
+                await session.call_tool("b0_echo")
+    assert [False, False, True, False, True] == connector.resumed
+
+
+@pytest.mark.parametrize("lives", [0.0, 0.2, 5.0])
+async def test_a_backend_that_crashes_right_after_joining_is_not_hammered(
+    lives: float, autojump_clock: MockClock
+) -> None:
+    """Each attempt succeeds, and each connection crashes: the delays double all the same."""
+    joined: list[float] = []
+
+    async def crash() -> None:
+        joined.append(trio.current_time())
+        assert sum(name.endswith("._retry") for name in library_tasks()) <= 1
+        await trio.sleep(lives)
+        raise ZeroDivisionError
+
+    connector = PlainConnector(services={"b0": crash})
+    async with open_session_factory(connector=connector, settings=FOR_HOURS) as factory:
+        async with factory.open_session(plain_backends(1)):
+            await trio.sleep(3600)
+    assert 3600 / (72 + lives) <= len(joined) <= most_attempts(3600) + 1
+
+
+async def test_one_that_lasted_is_tried_soon_again(autojump_clock: MockClock) -> None:
+    """After more than reconnect_max_delay s of service the delays begin anew."""
+    lifetimes = iter([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 100.0])
+    crashed_at, joined_at = [], []
+
+    async def crash() -> None:
+        joined_at.append(trio.current_time())
+        await trio.sleep(next(lifetimes, math.inf))
+        crashed_at.append(trio.current_time())
+        raise ZeroDivisionError
+
+    connector = PlainConnector(services={"b0": crash})
+    async with open_session_factory(connector=connector) as factory:
+        async with factory.open_session(plain_backends(1)):
+            await trio.sleep(1000)
+    assert joined_at[-1] - crashed_at[-1] <= 0.6
+    assert joined_at[-2] - crashed_at[-2] >= 0.8 * 16
+
+
+async def test_a_crash_while_it_is_connected_anew_is_one_more_failure(autojump_clock: MockClock) -> None:
+    """A service that crashes before its backend is listed, every time."""
+    began: list[float] = []
+
+    async def crash() -> None:
+        began.append(trio.current_time())
+        raise ZeroDivisionError
+
+    connector = PlainConnector(services={"b0": crash})
+    async with open_session_factory(connector=connector) as factory:
+        async with factory.open_session(plain_backends(2)) as session:
+            await trio.sleep(600)
+            assert {"b0": FailureReason.UNREACHABLE} == failures_of(session)
+            await session.call_tool("b1_echo")
+    assert len(began) <= most_attempts(600)
+
+
+async def test_retries_share_the_slots_of_the_opening(autojump_clock: MockClock) -> None:
+    """max_backend_init_concurrency holds for them, too; and a recovery waits for nobody's slot."""
+    hang: dict[str, Callable[[], Any]] = {f"b{number}": trio.sleep_forever for number in range(8)}
+    connector = PlainConnector(on_connect=hang)
+    limits = FactorySettings(max_backend_init_concurrency=2, backend_init_timeout=5, session_init_timeout=6)
+    async with open_session_factory(connector=connector, settings=limits) as factory:
+        async with factory.open_session(plain_backends(8)):
+            await trio.sleep(300)
+        assert 2 == connector.most_connecting
+        assert 0 == connector.connecting
+    backends = {f"b{number}": echo_backend() for number in range(4)}
+    async with open_world(backends, settings=limits) as world:
+        for number in range(3):
+            backends[f"b{number}"].fail("POST", Hang())
+        async with world.open_session() as session:
+            await trio.sleep(2)
+            backends["b3"].restart()
+            began = trio.current_time()
+            await session.call_tool("b3_echo")
+            assert began == trio.current_time()
+
+
+def test_endpoints_are_forgotten_with_the_last_who_asked() -> None:
+    """A factory that meets ever new endpoints keeps none of them."""
+    reconnects = Reconnects(0.5, 60.0)
+    kept = reconnects.turns("a")
+    assert kept is reconnects.turns("a")
+    for number in range(1000):
+        reconnects.turns(f"endpoint {number}")
+    assert ["a"] == list(reconnects._turns)
+
+
+# When sessions end
+
+
+@pytest.mark.parametrize("fault", [Refuse(), Hang(), Delay(1)])
+@pytest.mark.parametrize("closing", ["aclose", "suspend"])
+async def test_a_session_closes_while_a_backend_is_tried_again(
+    closing: str, fault: Any, autojump_clock: MockClock
+) -> None:
+    """At once, with nothing left of the attempt; and a stored record stays for whoever restores."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world:
+        for _ in range(4):
+            backend.fail(CONNECT, fault)
+            session = await world.make_session(session_id="one")
+            await trio.sleep(0.7)
+            began = trio.current_time()
+            await getattr(session, closing)()
+            assert began == trio.current_time()
+            backend.heal()
+            if closing == "suspend":
+                async with await world.restore_session("one") as restored:
+                    await restored.call_tool("a_echo")
+                world.storage.inner = type(world.storage.inner)()
+            else:
+                world.storage.inner = type(world.storage.inner)()
+
+
+async def test_a_restored_session_takes_its_backend_session_up_once_it_is_back(autojump_clock: MockClock) -> None:
+    """The stored id is kept while the backend is away, and used as it is: no handshake."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world:
+        await (await world.make_session(session_id="one")).suspend()
+        backend.fail("POST", Disconnect(0))
+        async with await world.restore_session("one") as restored:
+            assert {"a": FailureReason.UNREACHABLE} == failures_of(restored)
+            with pytest.raises(BackendUnavailable, match="is not connected"):
+                await restored.call_tool("a_echo")
+            await trio.sleep(10)
+            backend.heal()
+            await trio.sleep(20)
+            assert not (await restored.call_tool("a_echo")).backend_state_lost
+        assert 1 == len(backend.received("initialize"))
+
+
+async def test_a_suspended_session_keeps_a_backend_that_never_came(autojump_clock: MockClock) -> None:
+    """Restored, away all the time, suspended again: the record and the names are as they were."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world:
+        await (await world.make_session(session_id="one")).suspend()
+        (before,) = await world.storage.rows()
+        backend.fail("POST", Disconnect(0))
+        restored = await world.restore_session("one")
+        await trio.sleep(5)
+        await restored.suspend()
+        (after,) = await world.storage.rows()
+        assert (before.backends, before.bindings) == (after.backends, after.bindings)
+        backend.heal()
+        async with await world.restore_session("one") as restored:
+            await restored.call_tool("a_echo")
+        assert 1 == len(backend.received("initialize"))
+
+
+async def test_nothing_is_tried_once_a_session_has_closed(autojump_clock: MockClock) -> None:
+    """Nor by another that shares the endpoint more often than by itself."""
+    backend = echo_backend()
+    backend.fail(CONNECT, Refuse())
+    async with open_world({"a": backend}) as world:
+        for _ in range(5):
+            await (await world.make_session()).aclose()
+        await wait_all_tasks_blocked()
+        attempts = world.network.connection_attempts
+        await trio.sleep(600)
+        assert attempts == world.network.connection_attempts
+
+
+async def test_a_call_that_recovers_fails_at_once_where_others_wait_already(autojump_clock: MockClock) -> None:
+    """Session one is in its delay after a failure; session two loses its backend session then: its call hears so at
+    once, and does not wait for the minute to pass.
+    """
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world:
+        two = await world.make_session()
+        backend.fail("initialize", Error(-32000, "no"))
+        await world.make_session()
+        await trio.sleep(300)
+        backend.restart()
+        began = trio.current_time()
+        with pytest.raises(BackendUnavailable, match="is not connected: it no longer knows our session"):
+            await two.call_tool("a_echo")
+        assert began == trio.current_time()
+        backend.heal()
+        await trio.sleep(73)
+        await two.call_tool("a_echo")

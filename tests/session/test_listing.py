@@ -1,0 +1,360 @@
+"""Everything that one backend offers: what it advertises, every page, within the limits, and nothing malformed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+import trio
+from support.clients import echo_backend, open_client
+from trio.testing import MockClock
+
+from trio_vmcp import (
+    JSON,
+    Backend,
+    BackendError,
+    BackendProtocolError,
+    BackendRejected,
+    BackendUnavailable,
+    FactorySettings,
+    MessageTooLarge,
+)
+from trio_vmcp._session.listing import Listing, list_backend
+from trio_vmcp.testing import Delay, Error, Reset, Rewrite, ScriptedBackend
+
+LISTS = ("tools/list", "resources/list", "resources/templates/list", "prompts/list")
+URL = "http://b.test/mcp"
+
+
+async def listing_of(
+    backend: ScriptedBackend, *, settings: FactorySettings | None = None, overlap: bool = False, **configured: Any
+) -> Listing:
+    async with open_client(backend, settings=settings) as client:
+        return await list_backend(
+            Backend(id="b", url=URL, **configured),
+            client,
+            identity=None,
+            settings=settings or FactorySettings(),
+            overlap=overlap,
+        )
+
+
+def full_backend(era: str = "legacy", count: int = 5, **more: Any) -> ScriptedBackend:
+    """As many of everything."""
+    backend = ScriptedBackend(era=era, **more)  # type: ignore[arg-type]
+    for number in range(count):
+        backend.add_tool(f"tool{number}")
+        backend.add_resource(f"mem://{number}")
+        backend.add_resource_template(f"mem://{number}/{{x}}")
+        backend.add_prompt(f"prompt{number}")
+    return backend
+
+
+def pages(*given: JSON) -> Rewrite:
+    """These results, one after another, whatever is asked."""
+    left = iter(given)
+    return Rewrite(lambda message: {"jsonrpc": "2.0", "id": message["id"], "result": next(left)})
+
+
+def tools(*names: str, **more: Any) -> JSON:
+    return {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in names], **more}
+
+
+def asked(backend: ScriptedBackend) -> list[tuple[str, Any]]:
+    return [(e.method, e.params.get("cursor")) for e in backend.exchanges if e.method in LISTS]
+
+
+# Pages
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+@pytest.mark.parametrize("page_size", [1, 2, 5, None])
+async def test_every_page_of_every_list_is_read(era: str, page_size: int | None) -> None:
+    """In the backend's order, keyed by name, URI or template, with all fields as received."""
+    backend = full_backend(era, page_size=page_size)
+    backend.tools[0]["vendor"] = {"deep": [None]}
+    listing = await listing_of(backend)
+    assert [f"tool{n}" for n in range(5)] == list(listing.tools)
+    assert [f"mem://{n}" for n in range(5)] == list(listing.resources)
+    assert [f"mem://{n}/{{x}}" for n in range(5)] == list(listing.resource_templates)
+    assert [f"prompt{n}" for n in range(5)] == list(listing.prompts)
+    assert backend.tools == list(listing.tools.values())
+    offer = listing.offer("b")
+    assert ("b", tuple(listing.tools), tuple(listing.prompts)) == (offer.backend_id, offer.tools, offer.prompts)
+    assert (tuple(listing.resources), tuple(listing.resource_templates)) == (offer.resources, offer.templates)
+    assert 4 * {1: 5, 2: 3, 5: 1, None: 1}[page_size] == len(asked(backend))
+
+
+@pytest.mark.parametrize("cursor", ["", "x", " ", "0", 0, 7, False, ["a"], {"a": 1}])
+async def test_cursors_are_opaque_and_only_null_ends_the_list(cursor: Any) -> None:
+    """The empty string is one, too; whatever it is goes back as it came."""
+    backend = echo_backend()
+    backend.fail("tools/list", pages(tools("a", nextCursor=cursor), tools("b", nextCursor=None)))
+    listing = await listing_of(backend)
+    assert ["a", "b"] == list(listing.tools)
+    assert [("tools/list", None), ("tools/list", cursor)] == asked(backend)
+    assert "cursor" not in backend.received("tools/list")[0].params
+
+
+async def test_a_repeated_cursor_or_empty_page_is_no_end() -> None:
+    """Opaque means: not compared. What comes twice is kept as it came first."""
+    backend = echo_backend()
+    answers = [tools("a", nextCursor="same"), tools(nextCursor="same"), tools("a", "b", nextCursor="same"), tools("c")]
+    answers[2]["tools"][0]["description"] = "later"
+    backend.fail("tools/list", pages(*answers))
+    listing = await listing_of(backend)
+    assert ["a", "b", "c"] == list(listing.tools)
+    assert "description" not in listing.tools["a"]
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+async def test_a_list_without_an_end_is_cut_off(fresh: bool) -> None:
+    """After `max_pages`, whether its cursors are new or always the same."""
+    backend = echo_backend()
+    answers = [tools(f"t{n}", nextCursor=str(n) if fresh else "x") for n in range(20)]
+    backend.fail("tools/list", pages(*answers))
+    with pytest.raises(MessageTooLarge, match=r"backend 'b' has not ended 'tools/list' after 7 pages \(max_pages\)"):
+        await listing_of(backend, settings=FactorySettings(max_pages=7))
+    assert 7 == len(asked(backend))
+
+
+async def test_exactly_max_pages_are_fine() -> None:
+    """The limit is the last one that is allowed."""
+    backend = full_backend(count=7, page_size=1)
+    assert 7 == len((await listing_of(backend, settings=FactorySettings(max_pages=7))).prompts)
+
+
+async def test_the_number_of_items_is_limited_over_all_lists() -> None:
+    """Malformed ones and duplicates count: they cost as much."""
+    settings = FactorySettings(max_items_per_backend=20)
+    assert 5 == len((await listing_of(full_backend(count=5), settings=settings)).prompts)
+    with pytest.raises(MessageTooLarge, match=r"lists over 20 items \(max_items_per_backend\)"):
+        await listing_of(full_backend(count=6), settings=settings)
+    backend = echo_backend()
+    backend.fail("tools/list", pages({"tools": [None] * 21}))
+    with pytest.raises(MessageTooLarge):
+        await listing_of(backend, settings=settings)
+
+
+async def test_the_names_of_one_backend_are_limited() -> None:
+    """They all go into the session's row: one backend with huge names must not cost the others their session."""
+    backend = ScriptedBackend()
+    for number in range(9):
+        backend.add_tool(f"{number}" + "n" * 60_000)
+    with pytest.raises(MessageTooLarge, match="over 524288 bytes of names"):
+        await listing_of(backend)
+
+
+# All lists at once
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_lists_that_overlap_are_the_same_lists(autojump_clock: MockClock, era: str) -> None:
+    """In a quarter of the time."""
+    backend = full_backend(era, page_size=2, latency=1)
+    one_by_one, started = await listing_of(backend), trio.current_time()
+    assert one_by_one == await listing_of(backend, overlap=True)
+    assert trio.current_time() - started < 7
+
+
+@pytest.mark.parametrize("method", LISTS)
+async def test_one_list_that_fails_ends_the_others(autojump_clock: MockClock, method: str) -> None:
+    """With its own error, at once; a limit counts over all of them."""
+    backend = full_backend()
+    backend.fail(method, Error(-32603, "broken"))
+    backend.fail(lambda exchange: exchange.method in LISTS, Delay(60))
+    with pytest.raises(BackendRejected, match="broken"):
+        await listing_of(backend, overlap=True)
+    assert trio.current_time() < 5
+    with pytest.raises(MessageTooLarge, match="max_items_per_backend"):
+        await listing_of(full_backend(), overlap=True, settings=FactorySettings(max_items_per_backend=19))
+
+
+# What is asked for
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "methods"),
+    [
+        ({}, []),
+        ({"tools": {}}, ["tools/list"]),
+        ({"tools": {"listChanged": True}}, ["tools/list"]),
+        ({"resources": {}}, ["resources/list", "resources/templates/list"]),
+        ({"prompts": {}}, ["prompts/list"]),
+        ({"logging": {}, "completions": {}, "experimental": {}, "tasks": {}}, []),
+        ({"prompts": {}, "tools": {}}, ["tools/list", "prompts/list"]),
+    ],
+)
+async def test_only_what_is_advertised_is_asked_for(capabilities: JSON, methods: list[str]) -> None:
+    """ "Use only negotiated capabilities"."""
+    backend = full_backend(capabilities=capabilities)
+    listing = await listing_of(backend)
+    assert methods == [method for method, _ in asked(backend)]
+    assert ("tools" in capabilities) == bool(listing.tools)
+
+
+async def test_lists_that_are_advertised_but_not_there_are_empty(caplog: pytest.LogCaptureFixture) -> None:
+    """A warning each; what the other lists hold is kept."""
+    backend = full_backend()
+    for method in LISTS[1:]:
+        backend.fail(method, Error(-32601, "method not found"))
+    listing = await listing_of(backend)
+    assert (5, 0, 0, 0) == tuple(
+        map(len, (listing.tools, listing.resources, listing.resource_templates, listing.prompts))
+    )
+    assert [f"backend 'b' advertises {method} but answers that it is not there" for method in LISTS[1:]] == [
+        record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
+    ]
+
+
+async def test_resources_without_templates_are_resources() -> None:
+    """Many servers know the one list and not the other."""
+    backend = full_backend()
+    backend.fail("resources/templates/list", Error(-32601, "method not found"))
+    assert 5 == len((await listing_of(backend)).resources)
+
+
+@pytest.mark.parametrize("method", LISTS)
+@pytest.mark.parametrize(
+    ("fault", "error"), [(Error(-32603, "broken"), BackendRejected), (Reset(0), BackendUnavailable)]
+)
+async def test_any_other_failure_of_a_list_is_an_error(method: str, fault: Any, error: type[BackendError]) -> None:
+    """Half of a backend would be worse than none."""
+    backend = full_backend()
+    backend.fail(method, fault)
+    with pytest.raises(error):
+        await listing_of(backend)
+
+
+async def test_tools_that_are_not_there_are_an_error() -> None:
+    """A server that advertises tools and has no `tools/list` is broken."""
+    backend = full_backend()
+    backend.fail("tools/list", Error(-32601, "method not found"))
+    with pytest.raises(BackendRejected):
+        await listing_of(backend)
+
+
+async def test_allowed_and_denied_tools() -> None:
+    """Exact names; deny wins; prompts and resources are not concerned."""
+    backend = full_backend()
+    listing = await listing_of(
+        backend, allow_tools={"tool0", "tool1", "Tool2", "prompt0"}, deny_tools={"tool1", "prompt1"}
+    )
+    assert ["tool0"] == list(listing.tools)
+    assert 5 == len(listing.prompts)
+    assert ["tool0", "tool2", "tool3", "tool4"] == list((await listing_of(backend, deny_tools={"tool1"})).tools)
+    assert [] == list((await listing_of(backend, allow_tools=())).tools)
+
+
+# What is malformed
+
+
+@pytest.mark.parametrize("page", [{}, {"tools": None}, {"tools": {}}, {"tools": "x"}, {"Tools": []}])
+async def test_a_page_without_its_array_is_a_protocol_error(page: JSON) -> None:
+    """There is nothing to keep."""
+    backend = echo_backend()
+    backend.fail("tools/list", pages(page))
+    with pytest.raises(BackendProtocolError, match="answered 'tools/list' without an array 'tools'"):
+        await listing_of(backend)
+
+
+GOOD: JSON = {"name": "good", "inputSchema": {}}
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        (None, "it is not an object"),
+        (7, "it is not an object"),
+        ("tool", "it is not an object"),
+        ([GOOD], "it is not an object"),
+        ({}, "its 'name' is not a non-empty string"),
+        ({"name": ""}, "its 'name' is not a non-empty string"),
+        ({"name": None}, "its 'name' is not a non-empty string"),
+        ({"name": 7}, "its 'name' is not a non-empty string"),
+        ({"name": ["x"]}, "its 'name' is not a non-empty string"),
+        ({"name": "x", "inputSchema": None}, "its 'inputSchema' is not an object"),
+        ({"name": "x", "inputSchema": True}, "its 'inputSchema' is not an object"),
+        ({"name": "x", "description": 7}, "its 'description' is not a string"),
+        ({"name": "x", "title": ["x"]}, "its 'title' is not a string"),
+        ({"name": "x\ud800"}, "half a surrogate pair"),
+        ({"name": "x", "description": "\udc00"}, "half a surrogate pair"),
+        ({"name": "x", "inputSchema": {"properties": {"\ud800": {}}}}, "half a surrogate pair"),
+    ],
+)
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_a_malformed_entry_costs_itself_and_not_its_list(
+    entry: Any, why: str, era: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning says which and why, and quotes nothing of it."""
+    backend = echo_backend(era)
+    backend.fail("tools/list", pages({"tools": [{**GOOD, "name": "first"}, entry, GOOD]}))
+    listing = await listing_of(backend)
+    assert ["first", "good"] == list(listing.tools)
+    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "backend 'b': tools/list: dropped entry 1: " in warning.getMessage()
+    assert why in warning.getMessage()
+    assert warning.getMessage().isprintable()
+
+
+@pytest.mark.parametrize("count", [0, 1, 64, 65, 128, 200])
+async def test_a_list_weighs_its_json(count: int) -> None:
+    """To the byte, however long it is."""
+    tools = [{**GOOD, "name": f"tool {at}", "description": "é"} for at in range(count)]
+    backend = echo_backend()
+    backend.fail("tools/list", pages({"tools": tools}))
+    weight = (await listing_of(backend)).weights["tools"]
+    text = json.dumps(tools, ensure_ascii=False, separators=(",", ":"))
+    assert (count, len(text.encode())) == (weight.items, weight.size)
+
+
+async def test_a_malformed_entry_far_down_a_long_list(caplog: pytest.LogCaptureFixture) -> None:
+    """It costs itself there, too."""
+    tools = [{**GOOD, "name": f"tool {at}"} for at in range(200)]
+    backend = echo_backend()
+    backend.fail("tools/list", pages({"tools": [*tools[:150], {"name": "\ud800"}, *tools[150:]]}))
+    assert [tool["name"] for tool in tools] == list((await listing_of(backend)).tools)
+    assert "dropped entry 150: it holds half a surrogate pair" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("entry", "kept"),
+    [
+        ({"name": "x", "inputSchema": {}, "title": None, "description": None}, True),
+        ({"name": "x"}, True),
+        ({"name": "😀", "description": "\ud83d\ude00"}, True),
+        ({"name": " "}, True),
+        ({"name": "x" * 10_000}, True),
+    ],
+)
+async def test_what_is_only_unusual_stays(entry: JSON, kept: bool) -> None:
+    """As received: null where text may be, no schema, pairs of surrogates, odd names."""
+    backend = echo_backend()
+    backend.fail("tools/list", pages({"tools": [entry]}))
+    listing = await listing_of(backend)
+    assert kept is (len(listing.tools) == 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "field", "key"),
+    [
+        ("resources/list", "resources", "uri"),
+        ("resources/templates/list", "resourceTemplates", "uriTemplate"),
+        ("prompts/list", "prompts", "name"),
+    ],
+)
+async def test_the_other_lists_have_keys_of_their_own(
+    autojump_clock: MockClock, method: str, field: str, key: str
+) -> None:
+    """A resource is its URI, and needs no name of any kind."""
+    backend = full_backend()
+    backend.fail(method, pages({field: [{key: "k", "inputSchema": {}}, {"other": "x"}, {key: 7}]}))
+    listing = await listing_of(backend)
+    found = {
+        "resources": listing.resources,
+        "resourceTemplates": listing.resource_templates,
+        "prompts": listing.prompts,
+    }
+    assert ["k"] == list(found[field])

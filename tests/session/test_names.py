@@ -1,0 +1,243 @@
+"""Names through a whole session: what is advertised is what a call reaches, whoever is up and whoever was first."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from itertools import permutations
+
+import attrs
+import pytest
+import trio
+from support.harness import echo_backend, open_world
+from trio.testing import MockClock
+
+from trio_vmcp import (
+    Backend,
+    Bare,
+    ConflictResolution,
+    FactorySettings,
+    Manual,
+    NameConflict,
+    Prefix,
+    Priority,
+    Session,
+    Target,
+    ToolNotFound,
+)
+from trio_vmcp.testing import CONNECT, Delay, Refuse, ScriptedBackend
+
+
+def backends_of(**tools: str) -> dict[str, ScriptedBackend]:
+    """Backends by id, each with the tools and prompts that are named, apart from each other by space."""
+    made: dict[str, ScriptedBackend] = {}
+    for backend_id, names in tools.items():
+        made[backend_id] = ScriptedBackend(name=backend_id)
+        for name in names.split():
+            made[backend_id].add_tool(name)
+            made[backend_id].add_prompt(name)
+    return made
+
+
+def resolved_by(strategy: ConflictResolution, **more: float) -> FactorySettings:
+    return FactorySettings(conflict_resolution=strategy, **more)  # type: ignore[arg-type]
+
+
+def owners(session: Session) -> dict[str, tuple[str, str]]:
+    """Advertised tool to backend and its own name, checked against the table and the prompts."""
+    tools = {tool.name: (tool.backend_id, tool.backend_name) for tool in session.tools}
+    assert {name: Target(*to) for name, to in tools.items()} == session.routing_table.tools
+    assert tools == {prompt.name: (prompt.backend_id, prompt.backend_name) for prompt in session.prompts}
+    return tools
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected", "conflicts"),
+    [
+        (
+            Prefix(),
+            {"a_x": ("a", "x"), "a_y": ("a", "y"), "b_x": ("b", "x"), "c_z": ("c", "z")},
+            {},
+        ),
+        (
+            Prefix("mcp.{backend}."),
+            {"mcp.a.x": ("a", "x"), "mcp.a.y": ("a", "y"), "mcp.b.x": ("b", "x"), "mcp.c.z": ("c", "z")},
+            {},
+        ),
+        (Bare(), {"x": ("a", "x"), "y": ("a", "y"), "z": ("c", "z")}, {"x": "a"}),
+        (Priority("c", "b"), {"x": ("b", "x"), "y": ("a", "y"), "z": ("c", "z")}, {"x": "b"}),
+        (
+            Manual({"one": ("b", "x"), "two": ("a", "x"), "gone": ("z", "x")}),
+            {"one": ("b", "x"), "two": ("a", "x")},
+            {},
+        ),
+    ],
+)
+async def test_every_strategy_routes_to_its_owner(
+    strategy: ConflictResolution,
+    expected: dict[str, tuple[str, str]],
+    conflicts: dict[str, str],
+    autojump_clock: MockClock,
+) -> None:
+    """Each advertised name is executed by the backend that the session says has it, and by nobody else."""
+    backends = backends_of(a="x y", b="x", c="z")
+    async with open_world(backends, settings=resolved_by(strategy)) as world, world.open_session() as session:
+        assert expected == owners(session)
+        assert conflicts == {conflict.name: conflict.owner for conflict in session.conflicts if conflict.kind == "tool"}
+        for name, (backend_id, own_name) in expected.items():
+            before = backends[backend_id].executed[own_name]
+            assert backend_id == (await session.call_tool(name)).backend_id
+            assert before + 1 == backends[backend_id].executed[own_name]
+            assert backend_id == (await session.get_prompt(name)).backend_id
+        assert {name: to[0] for name, to in expected.items()} == session.metadata.bindings["tools"]
+
+
+@pytest.mark.parametrize("order", list(permutations((0.0, 1.0, 2.0))))
+@pytest.mark.parametrize("strategy", [Bare(), Priority("c")])
+async def test_who_was_faster_does_not_matter(
+    strategy: ConflictResolution, order: tuple[float, ...], autojump_clock: MockClock
+) -> None:
+    """Names are bound when the opening ends, in configured order, whatever order backends connected in."""
+    backends = backends_of(a="x", b="x", c="x")
+    for backend, seconds in zip(backends.values(), order, strict=True):
+        backend.fail(CONNECT, Delay(seconds), times=1)
+    async with open_world(backends, settings=resolved_by(strategy)) as world, world.open_session() as session:
+        assert {"x": ("c" if strategy == Priority("c") else "a", "x")} == owners(session)
+
+
+@pytest.mark.parametrize("down", ["a", "b", "c"])
+async def test_a_prefixed_name_does_not_depend_on_who_else_is_up(down: str, autojump_clock: MockClock) -> None:
+    """Whoever is missing, the others are called as ever."""
+    backends = backends_of(a="x", b="x", c="x")
+    backends[down].fail(CONNECT, Refuse())
+    async with open_world(backends) as world, world.open_session() as session:
+        assert {f"{name}_x": (name, "x") for name in "abc" if name != down} == owners(session)
+
+
+async def test_names_that_compose_alike_are_nobodys(autojump_clock: MockClock) -> None:
+    """ "a" + "_" + "_b" and "a_" + "_" + "b": advertised by neither, and reported."""
+    async with open_world(backends_of(a="_b x", a_="b x")) as world, world.open_session() as session:
+        assert {"a_x": ("a", "x"), "a__x": ("a_", "x")} == owners(session)
+        assert (
+            NameConflict("tool", "a__b", ("a", "a_"), None),
+            NameConflict("prompt", "a__b", ("a", "a_"), None),
+        ) == session.conflicts
+        with pytest.raises(ToolNotFound):
+            await session.call_tool("a__b")
+
+
+async def test_a_late_joiner_takes_no_name(autojump_clock: MockClock) -> None:
+    """What was bound when the opening ended stays bound; the joiner's own name is withheld and reported."""
+    backends = backends_of(a="x y", b="x")
+    backends["a"].fail(CONNECT, Delay(8), times=1)
+    settings = resolved_by(Bare(), session_init_timeout=5)
+    async with open_world(backends, settings=settings) as world, world.open_session() as session:
+        assert {"x": ("b", "x")} == owners(session)
+        await trio.sleep(5)
+        assert {"y": ("a", "y"), "x": ("b", "x")} == owners(session)
+        assert (
+            NameConflict("tool", "x", ("a", "b"), "b"),
+            NameConflict("prompt", "x", ("a", "b"), "b"),
+        ) == session.conflicts
+        assert "b" == (await session.call_tool("x")).backend_id
+        assert {"x": "b", "y": "a"} == session.metadata.bindings["tools"]
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "expected"),
+    [
+        (None, (), {"a_x", "a_y", "a_z"}),
+        (("x", "nowhere"), (), {"a_x"}),
+        ((), (), set()),
+        (None, ("x", "nowhere"), {"a_y", "a_z"}),
+        (("x", "y"), ("y",), {"a_x"}),
+        (("X",), (), set()),
+    ],
+)
+async def test_allow_and_deny(
+    allow: tuple[str, ...] | None, deny: tuple[str, ...], expected: set[str], autojump_clock: MockClock
+) -> None:
+    """Exact backend names, tools only; deny wins; what is not advertised cannot be called."""
+
+    def configure(backend: Backend) -> Backend:
+        return attrs.evolve(backend, allow_tools=allow, deny_tools=deny)
+
+    backends = backends_of(a="x y z")
+    async with open_world(backends, configure=configure) as world, world.open_session() as session:
+        assert expected == {tool.name for tool in session.tools}
+        assert 3 == len(session.prompts)
+        for hidden in {"a_x", "a_y", "a_z"} - expected:
+            with pytest.raises(ToolNotFound):
+                await session.call_tool(hidden)
+        assert 0 == backends["a"].executed.total()
+
+
+async def test_a_denied_tool_does_not_take_a_name(autojump_clock: MockClock) -> None:
+    """What the first may not advertise is the next one's, without a conflict."""
+
+    def configure(backend: Backend) -> Backend:
+        return attrs.evolve(backend, deny_tools={"x"}) if backend.id == "a" else backend
+
+    backends = {"a": echo_backend(), "b": echo_backend()}
+    for backend in backends.values():
+        backend.add_tool("x")
+    async with open_world(backends, settings=resolved_by(Bare()), configure=configure) as world:
+        async with world.open_session() as session:
+            assert "b" == (await session.call_tool("x")).backend_id
+            assert ["echo"] == [conflict.name for conflict in session.conflicts]
+
+
+async def test_a_long_name_is_shortened_and_still_calls(autojump_clock: MockClock) -> None:
+    """At most `max_name_length`, deterministic, and two that begin alike stay apart."""
+    backends = backends_of(a=f"{'x' * 100}1 {'x' * 100}2")
+    settings = FactorySettings(max_name_length=64)
+    seen: list[list[str]] = []
+    async with open_world(backends, settings=settings) as world:
+        for _ in range(2):
+            async with world.open_session() as session:
+                seen.append([tool.name for tool in session.tools])
+                assert [64, 64] == [len(name) for name in seen[-1]]
+                await session.call_tool(seen[-1][1])
+                with pytest.raises(ToolNotFound):
+                    await session.call_tool(f"a_{'x' * 100}1")
+    assert seen[0] == seen[1]
+    assert 2 == len(set(seen[0]))
+    assert {"x" * 100 + "2": 2} == backends["a"].executed
+
+
+async def test_the_first_backend_serves_a_resource(autojump_clock: MockClock) -> None:
+    """URIs are never rewritten; of several that list one the first in configured order answers."""
+    backends = backends_of(a="", b="")
+    for mark, backend in backends.items():
+        backend.add_resource("memo://shared", f"{mark}'s")
+        backend.add_resource(f"memo://{mark}", f"{mark}'s")
+        backend.add_resource_template("memo://shared/{day}", f"{mark}'s")
+    async with open_world(backends) as world, world.open_session() as session:
+        assert ["memo://shared", "memo://a", "memo://b"] == [resource.uri for resource in session.resources]
+        assert ["a"] == [template.backend_id for template in session.resource_templates]
+        assert (NameConflict("resource", "memo://shared", ("a", "b"), "a"),) == session.conflicts
+        for uri, owner in (("memo://shared", "a"), ("memo://b", "b"), ("memo://shared/monday", "a")):
+            result = await session.read_resource(uri)
+            assert (owner, f"{owner}'s") == (result.backend_id, result.contents[0]["text"])
+
+
+async def test_a_template_that_cannot_be_read_is_listed_and_matches_nothing(autojump_clock: MockClock) -> None:
+    """One malformed template costs itself."""
+    backends = backends_of(a="x")
+    backends["a"].add_resource_template("memo://{")
+    backends["a"].add_resource_template("memo://{day}", "a day")
+    async with open_world(backends) as world, world.open_session() as session:
+        assert ["memo://{", "memo://{day}"] == [template.uri_template for template in session.resource_templates]
+        assert "a" == (await session.read_resource("memo://monday")).backend_id
+
+
+async def test_the_table_is_read_only(autojump_clock: MockClock) -> None:
+    """What a caller holds cannot change the session."""
+    async with open_world(backends_of(a="x")) as world, world.open_session() as session:
+        for mapping in (
+            session.routing_table.tools,
+            session.routing_table.prompts,
+            session.routing_table.resources,
+            session.backend_sessions,
+            session.metadata.bindings["tools"],
+        ):
+            assert not isinstance(mapping, MutableMapping)

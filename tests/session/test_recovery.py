@@ -1,0 +1,725 @@
+"""A backend that lost our session: one handshake for all, one retry of what did not run, and nobody else notices."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from support.harness import ALICE, NO_RETRIES, ScriptedStorage, World, drained, echo_backend, open_world, slow_backend
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vmcp import (
+    JSON,
+    BackendError,
+    BackendRejected,
+    BackendState,
+    BackendTimeout,
+    BackendUnavailable,
+    FactorySettings,
+    Session,
+    SessionChange,
+    SessionClosed,
+    SessionState,
+    StorageError,
+    ToolResult,
+)
+from trio_vmcp.testing import CONNECT, CallContext, Delay, Error, Hang, Refuse, Rewrite, Status
+
+
+def initialized(world: World, backend_id: str = "a") -> int:
+    return len(world[backend_id].received("initialize"))
+
+
+def calls(world: World, backend_id: str = "a") -> int:
+    return len(world[backend_id].received("tools/call"))
+
+
+def status_of(session: Session, backend_id: str = "a") -> tuple[BackendState, int]:
+    """As a function, since a type checker takes a property that was looked at for what it then was."""
+    status = session.backends[backend_id]
+    return status.state, status.in_flight
+
+
+# One call
+
+
+async def test_a_lost_session_is_opened_anew_and_the_call_is_sent_again(autojump_clock: MockClock) -> None:
+    """Once, with the new id, which the metadata learn; the result says that what the old session knew is gone."""
+    async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
+        old = session.backend_sessions["a"]
+        assert not (await session.call_tool("a_echo")).backend_state_lost
+        world["a"].restart()
+        result = await session.call_tool("a_echo", {"n": 1})
+        assert '{"n": 1}' == result.content[0]["text"]
+        assert result.backend_state_lost
+        assert {"trio-vmcp/backend-state-lost": True} == result.meta
+        new = session.backend_sessions["a"]
+        assert (2, 2, 3) == (initialized(world), world["a"].executed["echo"], calls(world))
+        assert [old, old, new] == [e.session_id for e in world["a"].received("tools/call")]
+        await wait_all_tasks_blocked()
+        (row,) = await world.storage.rows()
+        assert [new] == [record.session_id for record in row.backends]
+        assert row == session.metadata
+        assert not (await session.call_tool("a_echo")).backend_state_lost
+        assert () == session.failures
+
+
+async def test_a_replacement_is_told_as_a_change(autojump_clock: MockClock) -> None:
+    """The backend, and then its lists, which are asked for again; names stay as they were meanwhile."""
+    async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
+        async with session.changes() as changes:
+            world["a"].restart()
+            world["a"].add_tool("new")
+            await session.call_tool("a_echo")
+            told = await drained(changes)
+        assert SessionChange("backend", "a") == told[0]
+        assert {SessionChange(kind, "a") for kind in ("tools", "resources", "prompts")} <= set(told)
+        assert ["a_echo", "a_new"] == [tool.name for tool in session.tools]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Status(404),
+        Status(404, b"<html>no route</html>", {"content-type": "text/html"}),
+        Error(-32001, "Session not found", status=404),
+        Error(-32000, "Bad Request: No valid session ID provided", status=400),
+        Status(400, b"session expired"),
+    ],
+)
+async def test_refusals_that_prove_that_nothing_ran(fault: Any, autojump_clock: MockClock) -> None:
+    """404 in any form, and a 400 that names the session: the call is sent once more, and runs once."""
+    async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
+        world["a"].fail("tools/call", fault, times=1)
+        assert (await session.call_tool("a_echo")).backend_state_lost
+        assert (2, 2, 1) == (initialized(world), calls(world), world["a"].executed["echo"])
+
+
+async def test_a_503_replaces_the_connection_but_sends_nothing_again(autojump_clock: MockClock) -> None:
+    """Whatever stands before the server: nobody knows whether the call ran. The old session gets its DELETE."""
+    async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
+        old = session.backend_sessions["a"]
+        world["a"].fail("tools/call", Status(503), times=1)
+        with pytest.raises(BackendRejected, match="HTTP 503") as caught:
+            await session.call_tool("a_echo")
+        assert caught.value.may_have_executed
+        await wait_all_tasks_blocked()
+        assert (2, 1, 0) == (initialized(world), calls(world), world["a"].executed["echo"])
+        assert [old] == world["a"].deleted_sessions
+        await session.call_tool("a_echo")
+
+
+async def test_who_is_busy_is_not_greeted_for_every_call(autojump_clock: MockClock) -> None:
+    """It answers every other call with a 503, and knows its session all along. It is replaced at the pace of the
+    backoff, and its other calls are answered.
+    """
+    backend = echo_backend(latency=0.01)
+    numbers = itertools.count()
+    backend.fail(lambda exchange: exchange.method == "tools/call" and bool(next(numbers) % 2), Status(503))
+    outcomes: Counter[str] = Counter()
+
+    async def keep_calling(session: Session) -> None:
+        while True:
+            try:
+                await session.call_tool("a_echo")
+                outcomes["answered"] += 1
+            except BackendRejected:
+                outcomes["refused"] += 1
+            await trio.sleep(1)
+
+    settings = FactorySettings(reconnect_max_delay=20)
+    async with open_world({"a": backend}, settings=settings) as world, world.open_session() as session:
+        with trio.move_on_after(200):
+            async with trio.open_nursery() as nursery:
+                for _ in range(5):
+                    nursery.start_soon(keep_calling, session)
+        assert 10 <= initialized(world) <= 20  # one every 20 s, ±20 %, and the first ones
+    assert abs(outcomes["answered"] - outcomes["refused"]) <= 5
+    assert outcomes.total() > 800
+
+
+async def test_a_400_about_the_request_changes_nothing(autojump_clock: MockClock) -> None:
+    """It is the answer, and the session stays."""
+    async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
+        world["a"].fail("tools/call", Error(-32602, "session_name is not a string", status=400), times=1)
+        with pytest.raises(BackendRejected, match="session_name"):
+            await session.call_tool("a_echo")
+        assert 1 == initialized(world)
+
+
+@pytest.mark.parametrize("fault", [Status(404), Status(400, b"no session")])
+async def test_a_second_refusal_is_no_loop(fault: Status, autojump_clock: MockClock) -> None:
+    """One handshake and one retry for one call; the next call has the same chance."""
+    async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
+        world["a"].fail("tools/call", fault)
+        for number in range(1, 4):
+            with pytest.raises(BackendUnavailable, match="no longer knows our session") as caught:
+                await session.call_tool("a_echo")
+            assert not caught.value.may_have_executed
+            await trio.sleep(600)
+            assert (1 + number, 2 * number) == (initialized(world), calls(world))
+        world["a"].heal()
+        await session.call_tool("a_echo")
+
+
+@pytest.mark.parametrize("meta", [None, [1], "x", {"mine": 1}])
+async def test_what_the_backend_says_in_meta_stays(meta: Any, autojump_clock: MockClock) -> None:
+    """Our key goes beside its own; what is no object has no room for it."""
+    async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
+        world["a"].restart()
+        world["a"].fail("tools/call", Rewrite(lambda m: m["result"].update(_meta=meta) or m), skip=1)
+        result = await session.call_tool("a_echo")
+        assert result.backend_state_lost
+        assert meta != {"mine": 1} or result.meta["mine"] == 1
+
+
+@pytest.mark.parametrize("kind", ["read_resource", "get_prompt", "complete"])
+async def test_every_kind_of_call_recovers(kind: str, autojump_clock: MockClock) -> None:
+    """Not tools alone."""
+    backend = echo_backend()
+    backend.add_resource("file:///x", "text")
+    backend.add_prompt("p")
+    backend.completions = {"n": ["one"]}
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.restart()
+        match kind:
+            case "read_resource":
+                assert "text" == (await session.read_resource("file:///x")).contents[0]["text"]
+            case "get_prompt":
+                assert 1 == len((await session.get_prompt("a_p")).messages)
+            case _:
+                ref = {"type": "ref/prompt", "name": "a_p"}
+                assert ("one",) == (await session.complete(ref, {"name": "n", "value": ""})).values
+        assert 2 == initialized(world)
+
+
+async def test_the_sessions_identity_makes_the_handshake(autojump_clock: MockClock) -> None:
+    """Whoever's call it was: the backend session is the session's. The call itself is its caller's."""
+    asked: list[str | None] = []
+    backend = echo_backend()
+    async with open_world({"a": backend}, auth=lambda _, who: asked.append(who.subject if who else None)) as world:
+        async with world.open_session(identity=ALICE) as session:
+            asked.clear()
+            backend.restart()
+            await session.call_tool("a_echo", caller=attrs.evolve(ALICE, token="fresh"))
+            assert {"alice"} == set(asked)
+
+
+# Many calls
+
+
+async def gather(count: int, call: Any) -> list[Any]:
+    """Results and errors of so many calls at once."""
+    outcomes: list[Any] = []
+
+    async def one() -> None:
+        try:
+            outcomes.append(await call())
+        except BackendError as error:
+            outcomes.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(count):
+            nursery.start_soon(one)
+    return outcomes
+
+
+async def test_a_stampede_shares_one_handshake(autojump_clock: MockClock) -> None:
+    """100 callers, each of whose requests met the 404: at most two handshakes, and every call runs exactly once."""
+    backend = echo_backend(latency=0.1)
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.restart()
+        outcomes = await gather(100, lambda: session.call_tool("a_echo"))
+        assert 100 == sum(isinstance(outcome, ToolResult) for outcome in outcomes)
+        assert all(outcome.backend_state_lost for outcome in outcomes)
+        assert 100 == backend.executed["echo"]
+        assert initialized(world) <= 3  # the first included
+
+
+async def test_late_404s_of_the_old_connection_replace_nothing(autojump_clock: MockClock) -> None:
+    """A call that was slow to hear of it goes to the connection that is there already."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.restart()
+        backend.fail("tools/call", Delay(5), times=1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.call_tool, "a_echo")
+            await wait_all_tasks_blocked()
+            await session.call_tool("a_echo")
+        assert (2, 2) == (initialized(world), backend.executed["echo"])
+
+
+async def test_calls_that_come_meanwhile_wait_and_run_once(autojump_clock: MockClock) -> None:
+    """They were never sent to the lost session. Each says that it ran in a new one; none is counted twice."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session, trio.open_nursery() as nursery:
+        backend.restart()
+        backend.fail("initialize", Delay(3), times=1)
+        nursery.start_soon(session.call_tool, "a_echo")
+        await trio.sleep(1)
+        assert (BackendState.RECOVERING, 0) == status_of(session)
+        assert (await session.call_tool("a_echo")).backend_state_lost
+        assert 3.0 == trio.current_time()
+        await wait_all_tasks_blocked()
+        assert (BackendState.READY, 0) == status_of(session)
+        assert (2, 2, 3) == (initialized(world), backend.executed["echo"], calls(world))
+
+
+async def test_calls_on_the_old_connection_end_in_peace(autojump_clock: MockClock) -> None:
+    """Its replacement tears nothing down: the slow call has its answer, and only then the old session its DELETE."""
+    backend = slow_backend(30)
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        old = session.backend_sessions["a"]
+        results: list[ToolResult] = []
+
+        async def slow() -> None:
+            results.append(await session.call_tool("a_slow"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(slow)
+            await wait_all_tasks_blocked()
+            backend.fail("tools/call", Status(404), times=1)
+            await session.call_tool("a_echo")
+            await trio.sleep(1)
+            assert [] == backend.deleted_sessions
+            assert (BackendState.READY, 1) == status_of(session)
+        assert 30.0 == trio.current_time()
+        assert ["rested"] == [result.content[0]["text"] for result in results]
+        assert not results[0].backend_state_lost
+        await wait_all_tasks_blocked()
+        assert [old] == backend.deleted_sessions
+        assert 1 == backend.executed["slow"]
+
+
+# When it cannot be made anew
+
+
+@pytest.mark.parametrize("limit", [2.0, 0.0])
+async def test_who_waits_for_a_recovery_has_a_timeout_of_their_own(limit: float, autojump_clock: MockClock) -> None:
+    """BackendTimeout that names the knob, and nothing has run. The recovery itself goes on."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session, trio.open_nursery() as nursery:
+        backend.restart()
+        backend.fail("initialize", Delay(9), times=1)
+        nursery.start_soon(session.call_tool, "a_echo")
+        await wait_all_tasks_blocked()
+        with pytest.raises(BackendTimeout, match=f"within {limit} s .request_timeout") as caught:
+            await session.call_tool("a_echo", timeout=limit)
+        assert not caught.value.may_have_executed
+        assert limit == trio.current_time()
+        nursery.cancel_scope.cancel()
+    async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
+        world["a"].restart()
+        world["a"].fail("initialize", Delay(9), times=1)
+        with pytest.raises(BackendTimeout, match="was not connected anew for 'tools/call' within 2 s") as caught:
+            await session.call_tool("a_echo", timeout=2)
+        assert not caught.value.may_have_executed
+        await trio.sleep(10)
+        assert (BackendState.READY, 0) == status_of(session)
+        assert 0 == world["a"].executed["echo"]
+
+
+async def test_the_timeout_is_of_both_tries_together(autojump_clock: MockClock) -> None:
+    """The first, the handshake and the second: the whole exchange of one call."""
+    backend = slow_backend(60)
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.restart()
+        backend.fail("initialize", Delay(3), times=1)
+        with pytest.raises(BackendTimeout, match="did not answer 'tools/call' within 10 s") as caught:
+            await session.call_tool("a_slow", timeout=10)
+        assert 10.0 == trio.current_time()
+        assert caught.value.may_have_executed
+
+
+async def test_a_call_without_a_timeout_waits_for_the_recovery(autojump_clock: MockClock) -> None:
+    """`math.inf` is no limit."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.restart()
+        backend.fail("initialize", Delay(25), times=1)
+        await session.call_tool("a_echo", timeout=math.inf)
+        assert 25.0 == trio.current_time()
+
+
+@pytest.mark.parametrize(
+    "fault", [Status(503), Status(500), Hang(), Error(-32000, "no"), Rewrite(lambda m: {**m, "result": {}})]
+)
+async def test_a_failed_recovery_leaves_the_backend_retryable(fault: Any, autojump_clock: MockClock) -> None:
+    """The call did not run, whatever became of the handshake. The backend is missing with the reason, is tried again,
+    and is back: nothing is dead.
+    """
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.restart()
+        world.leaves_sessions = True  # some of these faults come after the backend made a session
+        backend.fail("initialize", fault, times=1)
+        async with session.changes() as changes:
+            with pytest.raises(BackendUnavailable, match="is not connected: it ") as caught:
+                await session.call_tool("a_echo")
+            assert [SessionChange("backend", "a")] == await drained(changes, 0.1)
+        assert not caught.value.may_have_executed
+        assert ["a"] == [failure.backend_id for failure in session.failures]
+        assert BackendState.DEGRADED is session.backends["a"].state
+        assert ["a_echo"] == [tool.name for tool in session.tools]
+        began = trio.current_time()
+        with pytest.raises(BackendUnavailable):  # at once, and not after a timeout
+            await session.call_tool("a_echo")
+        assert began == trio.current_time()
+        await trio.sleep(1)
+        assert () == session.failures
+        assert session.backends["a"].last_failure is not None
+        await session.call_tool("a_echo")
+        assert 1 == backend.executed["echo"]
+        assert None not in {e.session_id for e in backend.exchanges if e.method.endswith("/list")}
+
+
+async def test_a_stampede_on_a_backend_that_stays_away_asks_once(autojump_clock: MockClock) -> None:
+    """100 callers hear of one failed handshake; no further one is begun for them before its time."""
+    backend = echo_backend(latency=0.1)
+    async with open_world({"a": backend}, settings=NO_RETRIES) as world, world.open_session() as session:
+        backend.restart()
+        backend.fail("initialize", Status(503))
+        outcomes = await gather(100, lambda: session.call_tool("a_echo"))
+        assert {BackendUnavailable} == {type(outcome) for outcome in outcomes}
+        assert 1 + 1 == initialized(world)
+        await trio.sleep(3600)
+        assert 1 + 1 == initialized(world)
+
+
+async def test_a_completion_waits_for_the_recovery_like_any_call(autojump_clock: MockClock) -> None:
+    """Whether completions were negotiated is known from the connection that is being replaced."""
+    backend = echo_backend()
+    backend.add_prompt("p")
+    backend.completions = {"n": ["one"]}
+    async with open_world({"a": backend}) as world, world.open_session() as session, trio.open_nursery() as nursery:
+        backend.restart()
+        backend.fail("initialize", Delay(3), times=1)
+        nursery.start_soon(session.call_tool, "a_echo")
+        await wait_all_tasks_blocked()
+        ref = {"type": "ref/prompt", "name": "a_p"}
+        assert ("one",) == (await session.complete(ref, {"name": "n", "value": ""})).values
+
+
+# Eras
+
+
+def era_of(session: Session) -> str | None:
+    """As a function: see `status_of`."""
+    return session.backends["a"].era
+
+
+@pytest.mark.parametrize("was", ["legacy", "modern"])
+@pytest.mark.parametrize("session_ids", [True, False])
+@pytest.mark.parametrize("answers", ["json", "sse"])
+async def test_a_backend_that_comes_back_in_the_other_era(
+    was: Any, session_ids: bool, answers: str, autojump_clock: MockClock
+) -> None:
+    """Redeployed as modern, and back: the session goes on, and every call runs once."""
+    backend = echo_backend(was, answers, session_ids=session_ids)
+    becomes: Iterator[Any] = iter(["modern", "legacy", "modern"] if was == "legacy" else ["legacy", "modern", "legacy"])
+    async with open_world({"a": backend}, configure=partial(attrs.evolve, era="auto")) as world:
+        async with world.open_session() as session:
+            for count, era in enumerate(becomes, start=1):
+                backend.era = era
+                backend.restart()
+                result = await session.call_tool("a_echo", {"n": count})
+                assert result.backend_state_lost
+                assert era == era_of(session)
+                assert count == backend.executed["echo"]
+                await trio.sleep(2)
+                assert () == session.failures
+                (row,) = await world.storage.rows()
+                assert [era] == [record.era for record in row.backends]
+
+
+async def test_a_pinned_era_is_not_left(autojump_clock: MockClock) -> None:
+    """Who pins "legacy" gets a failure that says so, until it speaks that era again."""
+    backend = echo_backend("legacy")
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.era = "modern"
+        backend.restart()
+        with pytest.raises(BackendUnavailable):
+            await session.call_tool("a_echo")
+        assert ["a"] == [failure.backend_id for failure in session.failures]
+        backend.era = "legacy"
+        backend.restart()
+        await trio.sleep(120)
+        await session.call_tool("a_echo")
+
+
+# Metadata
+
+
+async def test_a_new_id_that_the_storage_did_not_take_is_written_later(autojump_clock: MockClock) -> None:
+    """The call does not wait for the storage, nor fail with it; the row follows once it is back."""
+    storage = ScriptedStorage()
+
+    async def away() -> None:
+        raise StorageError("is away")
+
+    async with open_world({"a": echo_backend()}, storage=storage) as world, world.open_session() as session:
+        old = session.backend_sessions["a"]
+        storage.before["replace"] = away
+        world["a"].restart()
+        await session.call_tool("a_echo")
+        await wait_all_tasks_blocked()
+        (row,) = await storage.rows()
+        assert [old] == [record.session_id for record in row.backends]
+        storage.before.clear()
+        await trio.sleep(storage.ttl / 3 + 1)
+        (row,) = await storage.rows()
+        assert [session.backend_sessions["a"]] == [record.session_id for record in row.backends]
+
+
+async def test_a_session_is_suspended_while_a_backend_is_recovering(autojump_clock: MockClock) -> None:
+    """Its record stays; the restored session has the backend and its names, in a new backend session."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, trio.open_nursery() as nursery:
+        session = await world.make_session(session_id="one")
+        backend.restart()
+        backend.fail("initialize", Delay(20), times=1)
+
+        async def call() -> None:
+            with pytest.raises(SessionClosed):
+                await session.call_tool("a_echo")
+
+        nursery.start_soon(call)
+        await trio.sleep(1)
+        await session.suspend(drain_timeout=1)
+        (row,) = await world.storage.rows()
+        assert ["a"] == [record.backend_id for record in row.backends]
+        async with await world.restore_session("one") as restored:
+            assert not (await restored.call_tool("a_echo")).backend_state_lost
+            assert restored.backend_sessions["a"] in backend.sessions
+        await trio.sleep(30)
+
+
+async def test_a_suspended_session_keeps_the_id_that_a_recovery_brought(autojump_clock: MockClock) -> None:
+    """It is restored without another handshake."""
+    async with open_world({"a": echo_backend()}) as world:
+        session = await world.make_session(session_id="one")
+        world["a"].restart()
+        await session.call_tool("a_echo")
+        await session.suspend()
+        async with await world.restore_session("one") as restored:
+            await restored.call_tool("a_echo")
+        assert 2 == initialized(world)
+
+
+@pytest.mark.parametrize("latency", [0.0, 0.5])
+async def test_a_restored_session_that_is_gone_is_initialised_once(latency: float, autojump_clock: MockClock) -> None:
+    """Though, far away, all its lists were asked for side by side and each met the 404."""
+    backend = echo_backend(latency=latency)
+    backend.add_resource("file:///x")
+    backend.add_prompt("p")
+    async with open_world({"a": backend}) as world:
+        await (await world.make_session(session_id="one")).suspend()
+        backend.restart()
+        async with await world.restore_session("one") as restored:
+            await restored.call_tool("a_echo")
+            assert () == restored.failures
+        assert 2 == initialized(world)
+
+
+# Closing
+
+
+@pytest.mark.parametrize("closing", ["aclose", "suspend"])
+async def test_a_close_lets_a_recovery_end_that_calls_wait_for(closing: str, autojump_clock: MockClock) -> None:
+    """What was admitted finishes: the call that waits for the handshake has its result."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, trio.open_nursery() as nursery:
+        session = await world.make_session(session_id="one")
+        results: list[ToolResult] = []
+
+        async def call() -> None:
+            results.append(await session.call_tool("a_echo"))
+
+        backend.restart()
+        backend.fail("initialize", Delay(3), times=1)
+        nursery.start_soon(call)
+        await wait_all_tasks_blocked()
+        await getattr(session, closing)()
+        assert 3.0 == trio.current_time()
+        assert [True] == [result.backend_state_lost for result in results]
+        if closing == "suspend":
+            async with await world.restore_session("one") as restored:
+                await restored.call_tool("a_echo")
+            assert 2 == initialized(world)
+
+
+async def test_a_session_lost_while_it_drains_is_still_replaced(autojump_clock: MockClock) -> None:
+    """The 404 may come after the close has begun."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, trio.open_nursery() as nursery:
+        session = await world.make_session()
+        backend.restart()
+        backend.fail("tools/call", Delay(2), times=1)
+        nursery.start_soon(session.call_tool, "a_echo")
+        await wait_all_tasks_blocked()
+        await session.aclose()
+        assert 2.0 == trio.current_time()
+        assert 1 == backend.executed["echo"]
+
+
+@pytest.mark.parametrize("at", range(9))
+@pytest.mark.parametrize("fault", [Hang(), Status(503), Delay(3)])
+async def test_a_close_at_any_moment_of_a_recovery_is_bounded(at: int, fault: Any, autojump_clock: MockClock) -> None:
+    """Drain and teardown, however the backend hangs, and though the call has no timeout: it ends in one of the ways."""
+    backend = echo_backend(latency=0.5)
+    limits = FactorySettings(drain_timeout=2, teardown_timeout=1, backend_init_timeout=5)
+    async with open_world({"a": backend}, settings=limits) as world, trio.open_nursery() as nursery:
+        session = await world.make_session()
+        world.leaves_sessions = True  # the DELETE of what came up in the last moment may be out of time
+        ends: list[type[BaseException] | None] = []
+
+        async def call() -> None:
+            try:
+                await session.call_tool("a_echo", timeout=math.inf)
+                ends.append(None)
+            except (BackendUnavailable, SessionClosed) as error:
+                ends.append(type(error))
+
+        backend.restart()
+        backend.fail("initialize", fault)
+        nursery.start_soon(call)
+        await trio.sleep(at * 0.5)
+        began = trio.current_time()
+        await session.aclose()
+        assert trio.current_time() - began <= 3.0
+        assert SessionState.CLOSED is session.state
+        assert 1 == len(ends)
+
+
+async def test_a_call_back_in_a_call_recovers_another_backend(autojump_clock: MockClock) -> None:
+    """From inside a progress callback: the inner call's loss is the inner backend's alone."""
+
+    async def steps(arguments: JSON, context: CallContext) -> str:
+        await context.progress(1)
+        return "done"
+
+    outer = echo_backend(answers="sse")
+    outer.add_tool("steps", steps)
+    inner = echo_backend()
+    async with open_world({"a": outer, "b": inner}) as world, world.open_session() as session:
+        inner.restart()
+        results: list[ToolResult] = []
+
+        async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+            results.append(await session.call_tool("b_echo"))
+
+        assert not (await session.call_tool("a_steps", on_progress=on_progress)).backend_state_lost
+        assert [True] == [result.backend_state_lost for result in results]
+        assert (1, 2) == (initialized(world, "a"), initialized(world, "b"))
+
+
+async def test_a_failed_inner_call_says_nothing_about_the_outer_backend(autojump_clock: MockClock) -> None:
+    """An error of another backend that comes out through a callback neither counts nor replaces anything here."""
+
+    async def steps(arguments: JSON, context: CallContext) -> str:
+        await context.progress(1)
+        return "done"
+
+    outer = echo_backend(answers="sse")
+    outer.add_tool("steps", steps)
+    dead = echo_backend()
+    async with open_world({"a": outer, "b": dead}) as world, world.open_session() as session:
+        dead.crash()
+        dead.fail(CONNECT, Refuse())
+
+        async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+            await session.call_tool("b_echo")
+
+        for _ in range(7):
+            with pytest.raises(BackendUnavailable, match="backend 'b'"):
+                await session.call_tool("a_steps", on_progress=on_progress)
+        await session.call_tool("a_echo")
+        assert 1 == initialized(world, "a")
+        dead.restart()
+        world.leaves_sessions = True
+
+
+async def test_a_recovery_that_takes_the_whole_timeout_leaves_none_for_the_call(autojump_clock: MockClock) -> None:
+    """It ends at that very moment, not sent."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.restart()
+        backend.fail("initialize", Delay(2), times=1)
+        with pytest.raises(BackendTimeout) as caught:
+            await session.call_tool("a_echo", timeout=2)
+        assert not caught.value.may_have_executed
+        assert 2.0 == trio.current_time()
+        assert 0 == backend.executed["echo"]
+
+
+async def test_a_recovery_in_line_behind_another_session_is_one(autojump_clock: MockClock) -> None:
+    """Its state says so while it waits for the other's attempt; that one's failure is told to its callers at once."""
+    backend = echo_backend()
+    async with open_world({"a": backend}, settings=FactorySettings(backend_init_timeout=5)) as world:
+        one, two = await world.make_session(), await world.make_session()
+        world.leaves_sessions = True
+        backend.restart()
+        backend.fail("initialize", Hang())
+
+        async def call(session: Session) -> None:
+            with pytest.raises(BackendUnavailable):
+                await session.call_tool("a_echo")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call, one)
+            await trio.sleep(1)
+            nursery.start_soon(call, two)
+            await trio.sleep(1)
+            assert (BackendState.RECOVERING, 0) == status_of(two)
+            last = two.backends["a"].last_failure
+            assert last is not None
+            assert 0.0 == last.elapsed
+        assert 5.0 == trio.current_time()
+        assert 2 + 1 == initialized(world)
+
+
+async def test_what_gets_ready_once_the_drain_is_over_joins_nobody(autojump_clock: MockClock) -> None:
+    """While another backend takes its time for the goodbye: its own session has its DELETE, too."""
+    limits = FactorySettings(drain_timeout=1)
+    backend, slow = echo_backend(), echo_backend()
+    async with open_world({"a": backend, "b": slow}, settings=limits) as world, trio.open_nursery() as nursery:
+        session = await world.make_session()
+        slow.fail("DELETE", Delay(1))
+        backend.restart()
+        backend.fail("notifications/initialized", Delay(1.5))
+
+        async def call() -> None:
+            with pytest.raises(SessionClosed):
+                await session.call_tool("a_echo")
+
+        nursery.start_soon(call)
+        await wait_all_tasks_blocked()
+        await session.aclose()
+        assert 2.0 == trio.current_time()
+        assert {} == backend.sessions
+
+
+async def test_an_id_that_the_row_never_learned_ends_with_a_suspend(autojump_clock: MockClock) -> None:
+    """The storage was away: nobody would find that backend session again."""
+    storage = ScriptedStorage()
+
+    async def away() -> None:
+        raise StorageError("is away")
+
+    async with open_world({"a": echo_backend()}, storage=storage) as world:
+        session = await world.make_session(session_id="one")
+        storage.before["replace"] = away
+        world["a"].restart()
+        await session.call_tool("a_echo")
+        await session.suspend()
+        assert {} == world["a"].sessions
+        storage.before.clear()
+        async with await world.restore_session("one") as restored:
+            await restored.call_tool("a_echo")

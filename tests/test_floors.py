@@ -1,0 +1,120 @@
+"""Imports between the parts of `trio_vmcp` go down its floors, never up, and never in a circle."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+# From the ground up. A module or package may import what stands on a lower floor; parts on the same floor know nothing
+# of each other. A part that is not named here fails the test: say where it belongs.
+FLOORS = (
+    ("models",),
+    ("errors",),
+    ("_protocol", "identity", "metadata", "_nursery", "_request_note"),
+    ("routing", "storage"),
+    ("settings", "_http"),
+    ("connector",),
+    ("_client", "session"),
+    ("_session", "auth"),
+    ("default_session",),
+    ("factory",),
+    ("testing",),
+    ("_cli",),
+    ("cli", "__init__", "__main__"),
+)
+# What knows neither I/O nor Trio: no test of theirs needs an event loop.
+PURE = ("errors", "models", "identity", "metadata", "routing", "_protocol")
+IO = ("trio", "httpx", "socket", "ssl", "subprocess", "asyncio", "anyio")
+
+
+def home() -> Path:
+    spec = find_spec("trio_vmcp")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def modules() -> dict[str, Path]:
+    """Dotted names below `trio_vmcp`, "__init__" for the package itself."""
+    package = home()
+    names = {path: path.relative_to(package).with_suffix("").parts for path in package.rglob("*.py")}
+    return {
+        ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts): path
+        for path, parts in names.items()
+    }
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in the file; names of functions are cut off by `known`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def own_imports(name: str, known: dict[str, Path]) -> set[str]:
+    """The modules of the package that one of them imports."""
+    found = set()
+    for imported in imports(known[name]):
+        if imported.split(".")[0] == "trio_vmcp":
+            parts = imported.split(".")[1:]
+            while parts and ".".join(parts) not in known:
+                parts.pop()
+            found.add(".".join(parts) or "__init__")
+    return found - {name}
+
+
+def part_of(name: str) -> str:
+    return name.split(".")[0]
+
+
+def floor_of(part: str) -> int:
+    return next((floor for floor, parts in enumerate(FLOORS) if part in parts), -1)
+
+
+@pytest.mark.parametrize("part", sorted({part_of(name) for name in modules()}))
+def test_a_part_imports_from_lower_floors_alone(part: str) -> None:
+    """Upward imports are what a layered library must not have: the layer below would know what is built on it."""
+    assert floor_of(part) >= 0, f"{part} has no floor"
+    known = modules()
+    upward = {
+        f"{name} imports {imported}"
+        for name in known
+        for imported in own_imports(name, known)
+        if part_of(name) == part != part_of(imported) and floor_of(part_of(imported)) >= floor_of(part)
+    }
+    assert set() == upward
+
+
+def test_no_module_is_in_a_circle_of_imports() -> None:
+    """Also not inside a part, and not behind `TYPE_CHECKING`."""
+    known = modules()
+    # A package's __init__ collects the names of its own modules: what it imports from them is no circle.
+    graph = {
+        name: {imported for imported in own_imports(name, known) if not name.startswith(f"{imported}.")}
+        for name in known
+    }
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"a circle: {' → '.join(reversed(error.args[1]))}")
+
+
+@pytest.mark.parametrize("part", PURE)
+def test_what_decides_without_io_imports_none(part: str) -> None:
+    """Decisions are pure functions: they import nothing that waits, connects or starts."""
+    found = {
+        f"{name} imports {imported}"
+        for name, path in modules().items()
+        if part_of(name) == part
+        for imported in imports(path)
+        if imported.split(".")[0] in IO
+    }
+    assert set() == found

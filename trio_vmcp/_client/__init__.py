@@ -1,0 +1,3 @@
+"""One backend: the built-in connector and its clients."""
+
+__all__: list[str] = []

@@ -1,0 +1,189 @@
+"""One JSON-RPC message a line, both ways, over any two Trio streams.
+
+What goes out is written by one task, from a queue: a caller that wrote by himself and was cancelled half-way would
+leave half a line, and whatever followed would be part of it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import attrs
+import trio
+
+from trio_vmcp._client.channels.inbox import Inbox, Waiter
+from trio_vmcp._request_note import RequestNote
+from trio_vmcp.errors import BackendUnavailable
+from trio_vmcp.identity import Identity
+
+__all__ = ["LineDecoder", "LineFlood", "LineLink", "TooLong"]
+
+logger = logging.getLogger("trio_vmcp.client")
+
+MOST_NOTICES = 64  # on their way at once; a backend that does not read may not make us keep more
+MOST_SKIPPED = 4  # times the limit, that a line may go on; then it is none
+_END_BYTES = 256  # that are kept of either end of a line over the limit
+
+
+class LineFlood(ValueError):
+    """A line does not end. The text completes the sentence "sent …"."""
+
+
+@attrs.frozen
+class TooLong:
+    """A line over the limit, of which only the ends were kept."""
+
+    head: bytes = attrs.field(repr=False)
+    tail: bytes = attrs.field(repr=False)
+    size: int
+
+
+@attrs.define(eq=False)
+class LineDecoder:
+    """Lines from bytes, in any pieces. Sans-IO. JSON escapes its line ends, so LF ends a message and nothing else does.
+
+    Attributes:
+        max_line_bytes: Of one line without its end. A longer one is skipped.
+    """
+
+    max_line_bytes: int
+    _line: bytearray = attrs.field(factory=bytearray, init=False, repr=False)  # the begun one; its head, once too long
+    _tail: bytes = attrs.field(default=b"", init=False, repr=False)
+    _size: int = attrs.field(default=0, init=False)
+
+    def feed(self, chunk: bytes | bytearray) -> list[bytes | bytearray | TooLong]:
+        """Return the lines that end in `chunk`, empty ones left out.
+
+        Raises:
+            LineFlood: A line goes on for over MOST_SKIPPED x `max_line_bytes`. The decoder is of no more use.
+        """
+        *ended, rest = chunk.split(b"\n")
+        lines: list[bytes | bytearray | TooLong] = []
+        for piece in ended:
+            if not self._size and len(piece) <= self.max_line_bytes:  # the whole of it, as a rule
+                line: bytes | bytearray | TooLong = piece
+            else:
+                self._extend(piece)
+                line = self._end_line()
+            if line:
+                lines.append(line)
+        self._extend(rest)
+        return lines
+
+    def _extend(self, piece: bytes | bytearray) -> None:
+        self._size += len(piece)
+        if self._size <= self.max_line_bytes:
+            self._line += piece
+            return
+        if self._size - len(piece) <= self.max_line_bytes:  # it has just become too long
+            self._tail = bytes(self._line[-_END_BYTES:])
+            self._line = (self._line + piece[:_END_BYTES])[:_END_BYTES]
+        self._tail = (self._tail + piece[-_END_BYTES:])[-_END_BYTES:]
+        if self._size > MOST_SKIPPED * self.max_line_bytes:
+            raise LineFlood(f"a line of over {MOST_SKIPPED} x {self.max_line_bytes} bytes (max_message_bytes)")
+
+    def _end_line(self) -> bytearray | TooLong:
+        line, tail, size = self._line, self._tail, self._size
+        self._line, self._tail, self._size = bytearray(), b"", 0
+        return TooLong(bytes(line), tail, size) if size > self.max_line_bytes else line
+
+
+@attrs.define(eq=False)
+class _Outgoing:
+    data: bytes = attrs.field(repr=False)
+    note: RequestNote | None  # None: a notice
+
+
+@attrs.define(eq=False)
+class LineLink:
+    """The lines of one connection. `read` and `write` run in tasks of the connection's owner."""
+
+    inbox: Inbox
+    _queue: deque[_Outgoing] = attrs.field(factory=deque, init=False, repr=False)
+    _queued: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+    _finished: bool = attrs.field(default=False, init=False)
+
+    @asynccontextmanager
+    async def sending(self, data: bytes, waiter: Waiter, identity: Identity | None) -> AsyncIterator[None]:
+        """See `Wire`."""
+        outgoing = _Outgoing(data, waiter.note)
+        self._put(outgoing)
+        try:
+            yield
+        finally:
+            if outgoing in self._queue:  # nothing of it is out
+                self._queue.remove(outgoing)
+
+    async def say(self, data: bytes, identity: Identity | None) -> None:
+        """See `Wire`: what is queued goes out in order."""
+        if self.inbox.loss is not None:
+            raise BackendUnavailable(self.inbox.backend_id, self.inbox.loss.what + self.inbox.loss.why)
+        self._put(_Outgoing(data, None))
+        await trio.lowlevel.checkpoint()
+
+    def say_soon(self, data: bytes, identity: Identity | None) -> None:
+        """See `Wire`."""
+        if sum(outgoing.note is None for outgoing in self._queue) < MOST_NOTICES:
+            self._put(_Outgoing(data, None))
+        else:
+            logger.debug("backend %r does not read: dropped a message to it", self.inbox.backend_id)
+
+    async def answer(self, data: bytes) -> None:
+        """See `Wire`."""
+        self.say_soon(data, None)
+        await trio.lowlevel.checkpoint()
+
+    def finish(self) -> None:
+        """Nothing more goes out than what is queued; then the stream is closed."""
+        self._finished = True
+        self._queued.set()
+
+    def _put(self, outgoing: _Outgoing) -> None:
+        if not self._finished:
+            self._queue.append(outgoing)
+            self._queued.set()
+
+    async def write(self, stream: trio.abc.SendStream) -> None:
+        """Until `finish`.
+
+        Raises:
+            trio.BrokenResourceError: Nobody reads any more.
+        """
+        try:
+            while self._queue or not self._finished:
+                if not self._queue:
+                    self._queued = trio.Event()
+                    await self._queued.wait()
+                    continue
+                outgoing = self._queue.popleft()
+                if outgoing.note is not None:
+                    outgoing.note.written = True
+                await stream.send_all(outgoing.data + b"\n")
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def read(self, stream: trio.abc.ReceiveStream) -> None:
+        """Until the other side ends or breaks its stream.
+
+        Raises:
+            LineFlood: A line does not end.
+        """
+        decoder = LineDecoder(self.inbox.max_message_bytes)
+        try:
+            while chunk := await stream.receive_some():
+                for line in decoder.feed(chunk):
+                    self._take(line)
+        except trio.BrokenResourceError:
+            return
+
+    def _take(self, line: bytes | bytearray | TooLong) -> None:
+        if isinstance(line, TooLong):
+            self.inbox.take_too_long(line.head, line.tail, line.size)
+        elif not line.isspace() and not self.inbox.take(line):
+            # Without its text, which may be secret. Servers that print a banner print it in order to be seen, and those
+            # that log to stdout have no end of it.
+            text = "backend %r: skipped a line of %d bytes that is not JSON"
+            self.inbox.complaints.make(text, self.inbox.backend_id, len(line))

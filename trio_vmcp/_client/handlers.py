@@ -1,0 +1,155 @@
+"""What this client can do for a backend: which handler answers what, and what becomes of its answer. No transport."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import attrs
+
+from trio_vmcp._client.slots import Slot, current_slot
+from trio_vmcp._nursery import describe_crash
+from trio_vmcp._protocol.jsonrpc import NotJson, encode_result
+from trio_vmcp._request_note import HandlerNote, RequestNote, current_note
+from trio_vmcp.connector import ClientHandlers, Handler, ServerRequest
+from trio_vmcp.identity import Identity
+from trio_vmcp.models import JSON
+
+__all__ = ["INTERNAL_ERROR", "MOST_QUOTED", "Handling", "Refused"]
+
+logger = logging.getLogger("trio_vmcp.client")
+
+METHOD_NOT_FOUND, INVALID_PARAMS, INTERNAL_ERROR = -32601, -32602, -32603
+MOST_QUOTED = 128  # characters of a method that a backend made up
+
+_KINDS = {"sampling/createMessage": "sampling", "elicitation/create": "elicitation", "roots/list": "roots"}
+# `form` and `url` since 2025-11-25; versions before know an object without members, and ignore these.
+_DECLARED: JSON = {"sampling": {}, "elicitation": {"form": {}, "url": {}}, "roots": {}}
+# "The client MUST return an error if this field is provided but sampling.tools is not declared" (schema, 2025-11-25).
+_SAMPLING_TOOLS = ("tools", "toolChoice")
+
+
+@attrs.define(eq=False)
+class Refused(Exception):
+    """What a backend asked for is not given. The text goes to the backend, so it holds nothing of ours."""
+
+    code: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.code})"
+
+
+@attrs.define(eq=False)
+class Handling:
+    """The handlers of one session, for one of its backends.
+
+    Attributes:
+        capabilities: What is declared to the backend: an object for each handler that was given.
+        has_log: Its log messages have somewhere to go.
+    """
+
+    handlers: ClientHandlers
+    session_id: str = attrs.field(repr=False)
+    backend_id: str
+    capabilities: JSON = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.capabilities = {kind: value for kind, value in _DECLARED.items() if self._handler(kind) is not None}
+
+    @property
+    def has_log(self) -> bool:
+        return self.handlers.log is not None
+
+    def refusal(self, method: str, params: JSON) -> Refused | None:
+        """Why this request is not for a handler; None: it is."""
+        kind = _KINDS.get(method)
+        if kind is None or self._handler(kind) is None:
+            return Refused(METHOD_NOT_FOUND, "this client offers no such capability")
+        if kind == "elicitation" and params.get("mode", "form") not in ("form", "url"):
+            return Refused(INVALID_PARAMS, "this client knows the modes 'form' and 'url'")
+        if kind == "sampling" and any(name in params for name in _SAMPLING_TOOLS):
+            return Refused(INVALID_PARAMS, "this client does not declare sampling.tools")
+        return None
+
+    async def answer(
+        self, method: str, params: JSON, caller: Identity | None, *, outer: RequestNote | None, slot: Slot | None
+    ) -> JSON:
+        """Run the handler. To be called in a task of its own, whose context it changes.
+
+        Args:
+            outer: The note of the task that heard the request: what the handler runs inside of.
+            slot: What the handler's own calls share, as long as it is held.
+
+        Returns:
+            A JSON object that can be sent.
+
+        Raises:
+            Refused: There is no answer. What the handler raised is in the log, by its kind.
+        """
+        refused = self.refusal(method, params)
+        if refused is not None:
+            raise refused
+        kind = _KINDS[method]
+        result = await self.run(kind, params, caller, outer=outer, slot=slot)
+        if not isinstance(result, dict):
+            raise self._useless(kind, f"returned {type(result).__name__}, not a JSON object")
+        if kind == "elicitation":
+            result = _with_defaults(params, result)
+        try:
+            encode_result(0, result)
+        except NotJson as exc:
+            raise self._useless(kind, f"returned what is not JSON: {exc}") from None
+        return dict(result)
+
+    async def run(
+        self, kind: str, params: JSON, caller: Identity | None, *, outer: RequestNote | None, slot: Slot | None
+    ) -> Any:
+        """What the handler of this kind returns.
+
+        Raises:
+            Refused: It raised something.
+        """
+        handler = self._handler(kind)
+        assert handler is not None
+        note = HandlerNote(session_id=self.session_id, outer=outer)
+        current_note.set(note)
+        current_slot.set(slot)
+        crash, result = "", None
+        try:
+            result = await handler(ServerRequest(self.session_id, self.backend_id, caller, params))
+        except* Exception as group:  # noqa: BLE001  # a handler is the user's; a nursery of its own may mix in a Cancelled
+            crash = describe_crash(group)
+        finally:
+            note.running = False
+        if crash:
+            raise self._useless(kind, f"raised {crash}")
+        return result
+
+    def _handler(self, kind: str) -> Handler | None:
+        handler: Handler | None = getattr(self.handlers, kind)
+        return handler
+
+    def _useless(self, kind: str, what: str) -> Refused:
+        logger.warning("backend %r: the %s handler %s", self.backend_id, kind, what)
+        return Refused(INTERNAL_ERROR, "the client failed to answer")
+
+
+def _with_defaults(params: JSON, result: JSON) -> JSON:
+    """A form that was accepted, with the schema's defaults for what was left out; whatever else it is, as it is.
+
+    Source: MCP 2025-11-25, elicitation (SEP-1034). A form has one level: properties of primitive types.
+    """
+    content = result.get("content")
+    if result.get("action") != "accept" or params.get("mode", "form") != "form":
+        return result
+    if content is None:
+        content = {}
+    schema = params.get("requestedSchema")
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    if not isinstance(content, dict) or not isinstance(properties, dict):
+        return result
+    defaults = {
+        name: form["default"] for name, form in properties.items() if isinstance(form, dict) and "default" in form
+    }
+    return result | {"content": defaults | content}

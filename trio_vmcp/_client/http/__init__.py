@@ -1,0 +1,3 @@
+"""HTTP requests to one backend: limits, credentials, redirects, errors."""
+
+__all__: list[str] = []

@@ -1,0 +1,61 @@
+"""The errors of HTTP, whoever speaks it, become ours: one kind, without texts that may quote what a backend sent."""
+
+from __future__ import annotations
+
+import os
+import ssl
+
+import httpx
+
+from trio_vmcp._http.response import BadHead
+from trio_vmcp.errors import BackendError, BackendProtocolError, BackendUnavailable
+
+__all__ = ["cause_of", "translated"]
+
+_EARLY_ENDS = ("Server disconnected", "peer closed", "peer unexpectedly closed")  # in our words, httpcore's and h11's
+
+
+def translated(exc: Exception, backend_id: str, *, written: bool) -> BackendError:
+    """Foreign errors end here.
+
+    Args:
+        written: Some of the request may have left.
+    """
+    match exc:
+        case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.ProxyError() | httpx.UnsupportedProtocol():
+            return BackendUnavailable(backend_id, f"could not be reached: {_kind(exc)}")
+        case httpx.LocalProtocolError() | httpx.InvalidURL() | BadHead():
+            return BackendUnavailable(
+                backend_id, "has a url or a header that HTTP cannot carry", may_have_executed=written
+            )
+        case httpx.RemoteProtocolError() | httpx.DecodingError() if not str(exc).startswith(_EARLY_ENDS):
+            return BackendProtocolError(backend_id, f"does not speak HTTP/1.1: {_kind(exc)}", may_have_executed=written)
+        case httpx.RemoteProtocolError() | httpx.DecodingError():
+            detail = "closed the connection before its answer was whole"
+        case _:  # a transport of the user's may raise anything
+            detail = f"lost its connection: {_kind(exc)}"
+    return BackendUnavailable(backend_id, detail, may_have_executed=written)
+
+
+def cause_of(exc: Exception) -> Exception | None:
+    """What a translated error shows as its cause: not what quotes a header, which may be a credential."""
+    return None if isinstance(exc, httpx.LocalProtocolError | BadHead) else exc
+
+
+def _kind(exc: BaseException) -> str:
+    """The operating system's word for it where there is one, else the kind of error."""
+    cause: BaseException | None = exc
+    while cause is not None:
+        if isinstance(cause, BaseExceptionGroup):  # an attempt for each address: the first stands for all
+            cause = cause.exceptions[0]
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is refused: {cause.verify_message}"
+        if isinstance(cause, ssl.SSLError):  # whose errno is OpenSSL's
+            return f"TLS failed: {(cause.reason or type(cause).__name__).replace('_', ' ').lower()}"
+        if isinstance(cause, UnicodeError):
+            return "its host is no name that DNS can have"
+        if isinstance(cause, OSError) and cause.errno:
+            # Not `strerror`, in which Trio names the address, too; but of a resolver's own codes `os` knows nothing.
+            return os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)
+        cause = cause.__cause__ or cause.__context__
+    return type(exc).__name__

@@ -1,0 +1,265 @@
+"""HTTP to one backend: a connection limit, credentials per request, careful redirects, raw bytes, one kind of error.
+
+Everything below `httpx.AsyncBaseTransport` is somebody else's; everything above sees `Reply` and `BackendError` only.
+"""
+
+from __future__ import annotations
+
+import base64
+from types import TracebackType
+from urllib.parse import unquote
+
+import attrs
+import httpx
+import trio
+
+from trio_vmcp._client.http.credentials import Body, Credentials
+from trio_vmcp._client.http.errors import cause_of, translated
+from trio_vmcp._client.http.foreign import HttpxSource, RequestBody
+from trio_vmcp._client.http.reply import Reply
+from trio_vmcp._client.slots import Slot, current_slot
+from trio_vmcp._http.dial import Origin
+from trio_vmcp._http.response import Headers, encode_head, encode_headers
+from trio_vmcp._http.transport import Http11Transport, origin_of
+from trio_vmcp._protocol.headers import is_reserved_header
+from trio_vmcp._request_note import note_written
+from trio_vmcp.connector import OutgoingAuth
+from trio_vmcp.errors import BackendProtocolError, BackendRejected
+from trio_vmcp.identity import Identity
+from trio_vmcp.models import Backend
+
+__all__ = ["Exchange", "Headers", "HttpLink", "calls_within"]
+
+MOST_REDIRECTS = 3
+MOST_ASIDE = 4  # connections for what does not count as a call: notifications, answers, the end of a session
+LEAST_SHARED = 16  # a limit from which on those are part of it
+_REDIRECTS = (307, 308)  # the two that keep method and body
+_SEE_OTHER = 303  # after the request was acted on
+
+# What MCP says of every request of a verb (transports: streamable HTTP).
+_BY_VERB: dict[str, Headers] = {
+    "POST": [(b"Accept", b"application/json, text/event-stream"), (b"Content-Type", b"application/json")],
+    "GET": [(b"Accept", b"text/event-stream")],
+    "DELETE": [],
+}
+
+
+def calls_within(limit: float) -> float:
+    """How many of a backend's connections are for calls, so that what goes beside them is within the limit, too.
+
+    A limit of few connections is not halved for it: there it comes on top.
+    """
+    return limit - MOST_ASIDE if limit >= LEAST_SHARED else limit
+
+
+@attrs.define(eq=False)
+class Exchange:
+    """One request and its reply, as an async context manager: a class, since one made of a generator costs a call some
+    per cent of its time.
+    """
+
+    _link: HttpLink
+    _verb: str
+    _headers: Headers
+    _body: RequestBody
+    _identity: Identity | None
+    _limited: bool
+    _is_stream: bool  # that is held, outside of every limit
+    _held: Slot | None = attrs.field(default=None, init=False)
+    _reply: Reply | None = attrs.field(default=None, init=False)
+
+    async def __aenter__(self) -> Reply:
+        outer = current_slot.get()
+        if not self._is_stream and (not self._limited or not (outer is not None and outer.held)):
+            slot = Slot()
+            await self._link.enter(slot, limited=self._limited)
+            self._held = slot
+            if self._limited:
+                current_slot.set(slot)
+        try:
+            self._reply = await self._link.send(self._verb, self._headers, self._body, self._identity)
+        except BaseException:
+            self._end()
+            raise
+        return self._reply
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._reply is not None
+        try:
+            if isinstance(exc, BackendProtocolError):
+                await self._reply.disconnect()  # noqa: ASYNC102  # which is shielded, and bounded
+            await self._link.let_go(self._reply)  # noqa: ASYNC102  # and so is this
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        note_written(self._body.written)
+        if self._held is not None:
+            self._link.leave(self._held, limited=self._limited)
+
+
+@attrs.define(eq=False)
+class HttpLink:
+    """One session's way to one backend."""
+
+    backend: Backend
+    transport: httpx.AsyncBaseTransport
+    _auth: OutgoingAuth | None = attrs.field(alias="auth", repr=False)
+    _slots: trio.CapacityLimiter = attrs.field(alias="slots", repr=False)
+    _max_message_bytes: int = attrs.field(alias="max_message_bytes")
+    _url: httpx.URL = attrs.field(init=False, repr=False)
+    _constant: Headers = attrs.field(init=False, repr=False)
+    _credentials: Credentials[Reply, RequestBody] | None = attrs.field(default=None, init=False, repr=False)
+    _heads: dict[str, tuple[Origin, bytes]] = attrs.field(factory=dict, init=False, repr=False)  # by verb, for our url
+    _last_headers: tuple[Headers, bytes] = attrs.field(factory=lambda: ([], b""), init=False, repr=False)
+    _open: set[Reply] = attrs.field(factory=set, init=False, repr=False)  # replies that somebody holds
+    _aside: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(MOST_ASIDE), init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        url = httpx.URL(self.backend.url)
+        self._url = url.copy_with(userinfo=b"", fragment=None) if url.userinfo or url.fragment else url
+        self._constant = [(b"Host", url.netloc), (b"Accept-Encoding", b"identity")]
+        own = {name: value for name, value in self.backend.headers.items() if not is_reserved_header(name)}
+        given = [(name.encode(), value.encode()) for name, value in own.items()]
+        self._constant += given
+        if url.userinfo and not any(name.lower() == b"authorization" for name, _ in given):
+            userinfo = unquote(url.userinfo.decode()).encode()
+            self._constant.append((b"Authorization", b"Basic " + base64.b64encode(userinfo)))
+        if self._auth is not None:
+            self._credentials = Credentials(self.backend, self._auth, transmit=self._send, read=self._whole)
+
+    def exchange(
+        self,
+        verb: str,
+        headers: Headers,
+        data: bytes = b"",
+        *,
+        identity: Identity | None,
+        limited: bool = True,
+        is_stream: bool = False,
+    ) -> Exchange:
+        """`async with` it: send one request and hold its response, a `Reply`, open.
+
+        Args:
+            headers: Beside those that every request of this verb has. Not changed by anybody any more.
+            limited: Counts under the connection limit. A notification must not queue behind the calls that it is about:
+                what is not limited has `MOST_ASIDE` connections of its own.
+            is_stream: Held for as long as the backend is connected, so that it would keep its place under any limit for
+                ever: it has none. Whoever asks sees to it that there is one.
+
+        Raises:
+            BackendUnavailable: No connection, or it broke.
+            BackendProtocolError: What came back is not HTTP, or redirects elsewhere.
+            BackendUnauthorized: `auth` has no credentials to give.
+        """
+        return Exchange(self, verb, headers, RequestBody(data), identity, limited, is_stream)
+
+    async def enter(self, slot: Slot, *, limited: bool) -> None:
+        """Wait for a turn under the connection limit, or beside it."""
+        limiter = self._slots if limited else self._aside
+        try:
+            limiter.acquire_on_behalf_of_nowait(slot)
+        except trio.WouldBlock:
+            await limiter.acquire_on_behalf_of(slot)
+
+    def leave(self, slot: Slot, *, limited: bool) -> None:
+        slot.held = False  # whoever inherited this context queues again
+        (self._slots if limited else self._aside).release_on_behalf_of(slot)
+
+    async def send(self, verb: str, headers: Headers, body: RequestBody, identity: Identity | None) -> Reply:
+        """Ask, and follow careful redirects."""
+        url = self._url
+        for _ in range(MOST_REDIRECTS + 1):
+            if self._auth is None and isinstance(self.transport, Http11Transport):
+                reply = await self._send_plainly(self.transport, verb, url, headers, body)
+            else:
+                everything = [*self._constant, *_BY_VERB[verb], *headers, (b"Content-Length", b"%d" % len(body.data))]
+                request = httpx.Request(verb, url, headers=everything, stream=body)
+                reply = await self._authenticated(request, body, identity)
+            if not 300 <= reply.status < 400:
+                self._open.add(reply)
+                return reply
+            body.written = reply.status == _SEE_OTHER  # the others: it was not acted on here
+            url = await self._redirected(url, reply)
+        raise BackendProtocolError(self.backend.id, f"redirects more than {MOST_REDIRECTS} times")
+
+    async def let_go(self, reply: Reply) -> None:
+        self._open.discard(reply)
+        await reply.aclose()
+
+    @property
+    def is_in_use(self) -> bool:
+        """Somebody holds a reply."""
+        return bool(self._open)
+
+    async def aclose(self) -> None:
+        """End every exchange that is still open: its caller has shielded himself from the end of the session."""
+        for reply in list(self._open):
+            await reply.disconnect()
+
+    async def _send_plainly(
+        self, transport: Http11Transport, verb: str, url: httpx.URL, headers: Headers, body: RequestBody
+    ) -> Reply:
+        """By the built-in transport, with nothing made anew that is the same every time."""
+        prepared = self._heads.get(verb) if url is self._url else None
+        try:
+            if prepared is None:
+                prepared = origin_of(url), encode_head(verb, url.raw_path, [*self._constant, *_BY_VERB[verb]])
+                if url is self._url:
+                    self._heads[verb] = prepared
+            origin, constant = prepared
+            if headers is not self._last_headers[0]:  # the same list again means: the same headers
+                self._last_headers = headers, encode_headers(headers)
+            head = b"%s%sContent-Length: %d\r\n\r\n" % (constant, self._last_headers[1], len(body.data))
+            response = await transport.send(origin, verb, head, body.data, body.mark_written)
+        except Exception as exc:  # noqa: BLE001  # translated, whatever it is
+            raise translated(exc, self.backend.id, written=body.written) from cause_of(exc)
+        return Reply(self.backend.id, response.status, body, response.headers, response)
+
+    async def _redirected(self, url: httpx.URL, reply: Reply) -> httpx.URL:
+        location = reply.header("location")
+        await reply.aclose()
+        if reply.status not in _REDIRECTS or location is None:
+            raise BackendRejected(
+                self.backend.id,
+                f"answered with HTTP {reply.status}, which is not followed",
+                code=reply.status,
+                message="redirect",
+                may_have_executed=reply.body.written,
+            )
+        try:
+            target = url.join(location)
+        except httpx.InvalidURL as exc:
+            raise reply.protocol_error(f"redirects (HTTP {reply.status}) to what is no URL") from exc
+        # Not `host`, which decodes IDNA and raises what is no error of httpx where there is nothing to decode.
+        if (target.scheme, target.raw_host, target.port) != (url.scheme, url.raw_host, url.port):
+            # Headers of the user and the backend's session id would go along.
+            raise reply.protocol_error(f"redirects (HTTP {reply.status}) to another origin, which is not followed")
+        return target.copy_with(userinfo=b"", fragment=None)
+
+    async def _authenticated(self, request: httpx.Request, body: RequestBody, identity: Identity | None) -> Reply:
+        if self._credentials is None:
+            return (await self._send(request, body))[0]
+        return await self._credentials.send(request, body, identity)
+
+    async def _whole(self, reply: Reply, head: httpx.Response) -> tuple[Reply, httpx.Response]:
+        """The same with its body. Not `aread`, which inflates what is compressed and knows no limit."""
+        data = await reply.read(self._max_message_bytes)
+        await reply.aclose()
+        response = httpx.Response(reply.status, headers=head.headers, content=bytes(data), request=head.request)
+        return self._reply(response, reply.body), response
+
+    async def _send(self, request: httpx.Request, body: RequestBody) -> tuple[Reply, httpx.Response]:
+        try:
+            response = await self.transport.handle_async_request(request)
+        except Exception as exc:  # noqa: BLE001  # a transport of the user's may raise anything
+            raise translated(exc, self.backend.id, written=body.written) from cause_of(exc)
+        response.request = request  # an Auth may look at it
+        return self._reply(response, body), response
+
+    def _reply(self, response: httpx.Response, body: Body) -> Reply:
+        headers = [(name.lower(), value) for name, value in response.headers.raw]
+        source = HttpxSource(self.backend.id, response)
+        return Reply(self.backend.id, response.status_code, body, headers, source)

@@ -1,0 +1,159 @@
+"""Requests in several rounds (2026-07-28): an answer may ask for input, and the request is sent again with it.
+
+Source: MCP 2026-07-28, multi round-trip requests. What a round brings belongs to this request alone, so it is in the
+frames here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+import attrs
+import trio
+
+from trio_vmcp._client.handlers import INTERNAL_ERROR, MOST_QUOTED, Handling, Refused
+from trio_vmcp._client.slots import current_slot
+from trio_vmcp._nursery import start_clean
+from trio_vmcp._protocol.jsonrpc import NotJson, encode_result
+from trio_vmcp._request_note import current_note, note_written
+from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected
+from trio_vmcp.identity import Identity
+from trio_vmcp.models import JSON
+
+__all__ = ["MOST_ROUNDS", "AskAgain", "finish_rounds", "is_complete"]
+
+MOST_ROUNDS = 10  # as the official SDKs; after so many answers with input, one more question is an error
+MOST_INPUTS = 16  # of one round: each has a handler of its own
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.25  # s before the next round where nothing was asked: "still waiting"
+# "Servers MUST NOT send InputRequiredResult responses on any other client requests."
+_IN_ROUNDS = ("tools/call", "prompts/get", "resources/read")
+
+AskAgain: TypeAlias = Callable[[JSON], Awaitable[JSON]]
+"""Sends the same request with these params, under a new id, and returns its result."""
+
+
+def is_complete(backend_id: str, method: str, result: JSON) -> bool:
+    """Is this result the end of its request, or a question?
+
+    Raises:
+        BackendProtocolError: It is neither.
+    """
+    kind = result.get("resultType", "complete")  # "absent means complete"
+    if kind == "complete":
+        return True
+    if kind == "input_required" and method in _IN_ROUNDS:
+        return False
+    what = "for input, which this method has no place for" if kind == "input_required" else "with an unknown resultType"
+    raise BackendProtocolError(backend_id, f"answered {method!r} {what}", may_have_executed=True)
+
+
+async def finish_rounds(
+    first: JSON, method: str, params: JSON, ask_again: AskAgain, handling: Handling, caller: Identity | None
+) -> JSON:
+    """The result of a request whose first answer, `first`, asked for input.
+
+    The caller's deadline and cancel hold over all of it, the handlers included.
+
+    Raises:
+        BackendProtocolError: Asks for what was not declared or makes no sense, or goes on for over MOST_ROUNDS rounds.
+        BackendRejected: A handler failed: there is no way to tell the backend.
+        BackendError: A round failed. `may_have_executed` in any case: the rounds before were acted on.
+    """
+    backend_id, answer, pause = handling.backend_id, first, FIRST_PAUSE
+    for _ in range(MOST_ROUNDS):
+        round_ = _read(answer, backend_id, method, handling)
+        more: JSON = {} if round_.state is None else {"requestState": round_.state}
+        if round_.inputs:
+            more["inputResponses"] = await _fulfil(round_.inputs, method, handling, caller)
+        else:
+            await trio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        try:
+            answer = await ask_again(params | more)
+        except BackendError as error:
+            error.may_have_executed = True
+            raise
+        finally:
+            note_written(True)
+        if is_complete(backend_id, method, answer):
+            return answer
+    raise _protocol_error(backend_id, method, f"for input over {MOST_ROUNDS} times")
+
+
+@attrs.frozen
+class _Round:
+    """What one answer asks for.
+
+    Attributes:
+        inputs: Method and params, by the backend's key.
+        state: To be sent back as it is, and not to be looked at; None: there is none.
+    """
+
+    inputs: dict[str, tuple[str, JSON]]
+    state: str | None
+
+
+def _read(answer: JSON, backend_id: str, method: str, handling: Handling) -> _Round:
+    requests, state = answer.get("inputRequests"), answer.get("requestState")
+    if requests is None:
+        requests = {}
+    if not isinstance(requests, dict) or not (state is None or isinstance(state, str)):
+        raise _protocol_error(backend_id, method, "for input in a form that is not MCP's")
+    if not requests and state is None:
+        raise _protocol_error(backend_id, method, "for input, and named none")
+    if len(requests) > MOST_INPUTS:
+        raise _protocol_error(backend_id, method, f"for {len(requests)} inputs at once; {MOST_INPUTS} are the most")
+    try:
+        encode_result(0, {"state": state, "keys": list(requests)})
+    except NotJson:  # its mistake, not the caller's: a lone surrogate
+        raise _protocol_error(backend_id, method, "for input under a name or state that cannot be sent back") from None
+    inputs: dict[str, tuple[str, JSON]] = {}
+    for key, request in requests.items():
+        match request:
+            case {"method": str(wanted), "params": dict(given)}:
+                inputs[key] = wanted, given
+            case {"method": str(wanted)} if "params" not in request:
+                inputs[key] = wanted, {}
+            case _:
+                raise _protocol_error(backend_id, method, "for input in a form that is not MCP's")
+        refused = handling.refusal(*inputs[key])
+        if refused is not None:
+            raise _protocol_error(
+                backend_id, method, f"for the input {wanted[:MOST_QUOTED]!r}, which is not given: {refused.message}"
+            )
+    return _Round(inputs, state)
+
+
+async def _fulfil(
+    inputs: dict[str, tuple[str, JSON]], method: str, handling: Handling, caller: Identity | None
+) -> dict[str, JSON]:
+    """Run all handlers side by side; the responses by the same keys."""
+    responses: dict[str, JSON] = {}
+    failed: list[str] = []
+    # Handlers share what this task holds of a connection limit: nothing, as a rule, since no exchange is open now.
+    outer, slot = current_note.get(), current_slot.get()
+
+    async def answer(key: str, wanted: str, given: JSON) -> None:
+        try:
+            responses[key] = await handling.answer(wanted, given, caller, outer=outer, slot=slot)
+        except Refused:
+            failed.append(wanted)
+            handlers.cancel_scope.cancel(reason="another handler failed")
+
+    async with trio.open_nursery() as handlers:
+        for key, (wanted, given) in inputs.items():
+            start_clean(handlers, answer, key, wanted, given)
+    if failed:
+        raise BackendRejected(
+            handling.backend_id,
+            f"asked for the input {failed[0]!r} on {method!r}, and the handler for it failed: see the log",
+            code=INTERNAL_ERROR,
+            message="the client failed to answer",
+            may_have_executed=True,
+        )
+    return {key: responses[key] for key in inputs}
+
+
+def _protocol_error(backend_id: str, method: str, what: str) -> BackendProtocolError:
+    return BackendProtocolError(backend_id, f"answered {method!r} with a question {what}", may_have_executed=True)

@@ -1,0 +1,308 @@
+"""The built-in HTTP transport: HTTP/1.1 on Trio, connections kept alive per origin, the newest idle one used first.
+
+It is an `httpx.AsyncBaseTransport`, and can be used as one. The library itself asks through `send`, which makes no
+httpx objects on the way.
+
+- There is no queue: a request takes an idle connection or makes one. How many there are at once is for a
+  `CapacityLimiter` in front to say. (httpcore's queue of waiting requests loses connections for good when Trio cancels
+  a request: httpcore #830, #961, #1093. And it looks at every connection for every request.)
+- A request owns its connection. Cancelled or failing, wherever it is, it costs that one and no other.
+- Credentials are in requests, so a connection belongs to nobody, and sessions share them.
+"""
+
+from __future__ import annotations
+
+import math
+import ssl
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import attrs
+import httpx
+import trio
+
+from trio_vmcp._http.connection import Connection
+from trio_vmcp._http.dial import Dial, Origin, TcpDial
+from trio_vmcp._http.response import BadHead, Headers, encode_head
+
+__all__ = ["Http11Transport", "RawResponse", "origin_of"]
+
+# s. Below the 5 s after which common servers (uvicorn, hypercorn, Node) close an idle connection, so that we let go
+# first and no request is written into a connection that is just closing.
+KEEPALIVE_EXPIRY = 4.0
+MOST_PORT = 65535
+MOST_IDLE = 20  # connections to one origin that are kept between requests
+
+_PORTS = {"http": 80, "https": 443}
+_FRAMING = (b"content-length", b"transfer-encoding")  # ours to say: a body goes out in one piece
+_WITH_BODY = ("POST", "PUT", "PATCH")  # for which an empty body is a body, too
+
+
+def origin_of(url: httpx.URL) -> Origin:
+    """Where to connect for a URL.
+
+    Raises:
+        httpx.UnsupportedProtocol: It is neither http nor https.
+        httpx.InvalidURL: There is no such port.
+    """
+    scheme, port = url.scheme, url.port
+    if scheme not in _PORTS:
+        raise httpx.UnsupportedProtocol(f"{scheme!r} is neither 'http' nor 'https'")
+    if port is not None and not 0 < port <= MOST_PORT:  # the resolver would take it modulo 65536
+        raise httpx.InvalidURL(f"port {port} is not in 1–{MOST_PORT}")
+    return Origin(scheme, url.raw_host.decode("ascii"), port or _PORTS[scheme])
+
+
+@attrs.define(eq=False)
+class RawResponse:
+    """A response while its connection is held. Whoever has it lets go of it, read to its end or not.
+
+    Attributes:
+        status: As in HTTP.
+        headers: Names in lower case.
+    """
+
+    status: int
+    headers: Headers = attrs.field(repr=False)
+    _connection: Connection = attrs.field(alias="connection", repr=False)
+    _give_back: Callable[[Connection], None] = attrs.field(alias="give_back", repr=False)
+    _held: bool = attrs.field(default=True, init=False)
+
+    @property
+    def is_ended(self) -> bool:
+        return self._connection.is_ended
+
+    def receive(self) -> Coroutine[Any, Any, bytes | None]:
+        """The next bytes of the body; None at its end.
+
+        Raises:
+            httpx.TransportError: It broke off.
+        """
+        return self._connection.receive()
+
+    def release(self) -> None:
+        """Let go, without waiting. A connection whose response was not read to its end is closed."""
+        if self._held:
+            self._held = False
+            self._give_back(self._connection)
+
+    async def let_go(self) -> None:
+        self.release()
+
+    async def disconnect(self) -> None:
+        """Never use this connection again."""
+        if self._held:  # else it may be somebody else's by now
+            self._connection.cut()
+
+
+class Http11Transport(httpx.AsyncBaseTransport):
+    """Requests to any number of origins.
+
+    Args:
+        ssl_context: For https. None: the platform's trust store, loaded once, at the first https request. Pass one for
+            private CAs and client certificates; it is used as it is.
+        dial: Makes the connections; None: TCP, and TLS by `ssl_context`.
+
+    The timeouts that an `httpx.AsyncClient` puts into a request hold: `connect` for a connection, TLS included, `write`
+    and `read` together from the first byte that is written to the response's head, `read` for each piece of its body.
+    There is no pool to wait for. The library's own deadlines are Trio's.
+
+    A response's extensions hold "http_version", and a "network_stream" whose `aclose` ends the connection for good.
+    """
+
+    def __init__(self, *, ssl_context: ssl.SSLContext | None = None, dial: Dial | None = None) -> None:
+        self._dial: Dial = dial or TcpDial(ssl_context)
+        self._idle: dict[Origin, list[Connection]] = {}  # of each the newest last
+        self._busy: dict[Connection, Origin] = {}
+        self._some_idle = trio.Event()
+        self._closed = False
+
+    @property
+    def busy_connections(self) -> int:
+        """Connections that a request or its response holds."""
+        return len(self._busy)
+
+    @property
+    def idle_connections(self) -> int:
+        return sum(map(len, self._idle.values()))
+
+    async def send(
+        self, origin: Origin, verb: str, head: bytes, body: bytes, on_write: Callable[[], None]
+    ) -> RawResponse:
+        """Send one request, in one write, and wait for the head of its response.
+
+        Args:
+            head: From `encode_head`, any more header lines, Content-Length, and an empty line.
+            on_write: Called when the first byte may be about to leave.
+
+        Raises:
+            httpx.ConnectError: No connection; nothing was written.
+            httpx.TransportError: It broke, or what came is not HTTP/1.1.
+        """
+        connection = self._idle_connection(origin) or await self._connect(origin)
+        self._busy[connection] = origin
+        try:
+            on_write()
+            status, headers = await connection.ask(verb, head + body)
+        except BaseException:
+            del self._busy[connection]
+            connection.cut()
+            raise
+        return RawResponse(status, headers, connection, self._give_back)
+
+    async def connect(self, origin: Origin) -> None:
+        """See to an idle connection.
+
+        Raises:
+            httpx.ConnectError: There is none to be had.
+        """
+        connection = self._idle_connection(origin) or await self._connect(origin)
+        self._keep(connection, origin)
+
+    async def tidy(self) -> None:
+        """Close connections that nobody has used for a while. Runs until it is cancelled.
+
+        Without it they are closed when the next request to their origin comes.
+        """
+        while True:
+            await self._some_idle.wait()
+            self._some_idle = trio.Event()
+            while self._idle:
+                oldest = min(connections[0].idle_since for connections in self._idle.values())
+                await trio.sleep_until(oldest + KEEPALIVE_EXPIRY)
+                for origin in list(self._idle):
+                    self._close_expired(origin)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        assert isinstance(request.stream, httpx.AsyncByteStream)
+        origin = origin_of(request.url)
+        headers = [pair for pair in request.headers.raw if pair[0].lower() not in _FRAMING]
+        try:
+            head = encode_head(request.method, request.url.raw_path, headers)
+        except BadHead as exc:
+            raise httpx.LocalProtocolError(str(exc), request=request) from None
+        timeouts: dict[str, float | None] = request.extensions.get("timeout", {})
+        connect, write, read = (_seconds(timeouts.get(step)) for step in ("connect", "write", "read"))
+        written = False
+
+        def on_write() -> None:
+            nonlocal written
+            written, patience.deadline = True, trio.current_time() + write + read
+
+        with trio.CancelScope(deadline=trio.current_time() + connect) as patience:
+            await self.connect(origin)  # first: whose body was not taken, that request provably did not run
+            patience.deadline = math.inf
+            body = b"".join([chunk async for chunk in request.stream])
+            if body or request.method in _WITH_BODY:
+                head += b"Content-Length: %d\r\n" % len(body)
+            patience.deadline = trio.current_time() + connect
+            response = await self.send(origin, request.method, head + b"\r\n", body, on_write)
+            return httpx.Response(
+                response.status,
+                headers=response.headers,
+                stream=_Body(response, read),
+                extensions={"http_version": b"HTTP/1.1", "network_stream": _NetworkStream(response)},
+            )
+        if written:
+            raise httpx.ReadTimeout(f"no response within {write + read} s (write + read)", request=request)
+        raise httpx.ConnectTimeout(f"no connection within {connect} s (connect)", request=request)
+
+    def close(self) -> None:
+        """For good. Every connection is closed, those in use included: whoever holds one gets an error, and lets go."""
+        self._closed = True
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.cut()
+        self._idle.clear()
+        for connection in self._busy:
+            connection.cut()
+
+    async def aclose(self) -> None:
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def _idle_connection(self, origin: Origin) -> Connection | None:
+        self._close_expired(origin)
+        connections = self._idle.get(origin)
+        while connections:
+            connection = connections.pop()
+            if not connections:
+                del self._idle[origin]
+            if connection.is_alive:
+                return connection
+            connection.cut()
+        return None
+
+    async def _connect(self, origin: Origin) -> Connection:
+        if self._closed:
+            raise httpx.ConnectError("the transport is closed")
+        try:
+            connection = Connection(await self._dial(origin))
+        except (OSError, ValueError, trio.BrokenResourceError) as exc:  # ValueError: of a host that cannot be one
+            raise httpx.ConnectError(str(exc)) from exc
+        if self._closed:
+            connection.cut()
+            raise httpx.ConnectError("the transport was closed meanwhile")
+        return connection
+
+    def _give_back(self, connection: Connection) -> None:
+        origin = self._busy.pop(connection)
+        if connection.is_reusable:
+            self._keep(connection, origin)
+        else:
+            connection.cut()
+
+    def _keep(self, connection: Connection, origin: Origin) -> None:
+        connection.idle_since = trio.current_time()
+        connections = self._idle.setdefault(origin, [])
+        connections.append(connection)
+        if len(connections) > MOST_IDLE:
+            connections.pop(0).cut()
+        self._some_idle.set()
+
+    def _close_expired(self, origin: Origin) -> None:
+        connections = self._idle.get(origin)
+        if not connections:
+            return
+        oldest = trio.current_time() - KEEPALIVE_EXPIRY
+        while connections and connections[0].idle_since <= oldest:
+            connections.pop(0).cut()
+        if not connections:
+            del self._idle[origin]
+
+
+class _Body(httpx.AsyncByteStream):
+    """A response's body as httpx reads one. A class, since a generator that is left half-way warns when collected."""
+
+    def __init__(self, response: RawResponse, patience: float) -> None:
+        self._response = response
+        self._patience = patience  # s, for each piece
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        with trio.CancelScope(deadline=trio.current_time() + self._patience):
+            data = await self._response.receive()
+            if data is None:
+                raise StopAsyncIteration
+            return data
+        raise httpx.ReadTimeout(f"no more of the body within {self._patience} s (read)")
+
+    async def aclose(self) -> None:
+        self._response.release()
+        await trio.lowlevel.checkpoint()
+
+
+class _NetworkStream:
+    """What httpx hands out as one, as far as it can be had without the connection itself."""
+
+    def __init__(self, response: RawResponse) -> None:
+        self._response = response
+
+    async def aclose(self) -> None:
+        await self._response.disconnect()
+
+
+def _seconds(timeout: float | None) -> float:
+    return math.inf if timeout is None else timeout

@@ -1,0 +1,3 @@
+"""Many backends: one session over them."""
+
+__all__: list[str] = []

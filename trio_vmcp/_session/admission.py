@@ -1,0 +1,110 @@
+"""Admit calls, wait for them, cut them off. Trio switches tasks only at an await, so there is no lock."""
+
+from __future__ import annotations
+
+from contextvars import Token
+from types import TracebackType
+
+import attrs
+import trio
+
+from trio_vmcp._request_note import RequestNote, current_note, notes_of_current_task
+from trio_vmcp.errors import BackendError, SessionClosed
+
+__all__ = ["Admission", "Call"]
+
+
+@attrs.define(eq=False)
+class Call(RequestNote):
+    """A call from admission to its end: `async with` it. A class, since one made of a generator costs more than all
+    that happens here. Tasks started inside it inherit the note, so it counts only while it is in flight.
+    """
+
+    admission: Admission = attrs.field(kw_only=True)
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
+    _verdict: SessionClosed | BackendError | None = attrs.field(default=None, init=False, repr=False)
+    _token: Token[RequestNote | None] | None = attrs.field(default=None, init=False, repr=False)
+
+    async def __aenter__(self) -> Call:
+        await self.admission.enter(self)
+        self._token = current_note.set(self)
+        self.scope.__enter__()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        # Awaits nothing, so it also runs to its end when cancelled.
+        try:
+            absorbed = self.scope.__exit__(exc_type, exc, traceback)
+        finally:
+            assert self._token is not None
+            current_note.reset(self._token)
+            self.admission.leave(self)
+        # False when the caller's own surroundings were cancelled, too: then the Cancelled goes past us, to them.
+        if self.scope.cancelled_caught and self._verdict is not None:
+            self._verdict.may_have_executed = self.written
+            raise self._verdict
+        return absorbed
+
+    def cut_off(self, verdict: SessionClosed | BackendError) -> None:
+        """End it with this error; only the call's own scope is cancelled."""
+        self._verdict = self._verdict or verdict
+        self.scope.cancel(reason=str(verdict))
+
+
+@attrs.define(eq=False)
+class Admission:
+    """The calls of one session: admitted, and not yet at their end."""
+
+    _calls: set[Call] = attrs.field(factory=set, init=False, repr=False)
+    _refused: bool = attrs.field(default=False, init=False)
+    # Set at most once, while refusing with nothing in flight; never cleared or replaced: an event for "count is zero
+    # now" would be set after the very first call and let a later close through.
+    drained: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._calls)
+
+    def admit(self) -> Call:
+        """One call; what it is in is admitted.
+
+        Raises:
+            SessionClosed: On entering, not admitted; on leaving, cut off.
+        """
+        return Call(admission=self, outer=current_note.get())
+
+    async def enter(self, call: Call) -> None:
+        if self._refused:
+            # One cancel may both close the session and hit this caller; it then surfaces as the cancel alone.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            raise SessionClosed("the session is closing or closed and admits no new calls")
+        self._calls.add(call)
+
+    def leave(self, call: Call) -> None:
+        self._calls.discard(call)
+        self._look_drained()
+
+    def holds_current_task(self) -> bool:
+        """Does the current task run inside one of these calls, however deep, or was it started there?"""
+        return any(note in self._calls for note in notes_of_current_task())
+
+    def refuse(self) -> None:
+        """Admit no more, from this very moment."""
+        self._refused = True
+        self._look_drained()
+
+    def cut_off(self, detail: str) -> None:
+        """End what is still in flight with `SessionClosed(detail)`."""
+        for call in self._calls:
+            call.cut_off(SessionClosed(detail))
+
+    def abandon(self) -> None:
+        """Forget calls that do not unwind: their callers shielded themselves, and no close can wait for ever."""
+        self._calls.clear()
+        self._look_drained()
+
+    def _look_drained(self) -> None:
+        if self._refused and not self._calls:
+            self.drained.set()

@@ -1,0 +1,66 @@
+"""A circuit breaker: who fails to be reached time after time is not asked for a while. Pure: the time is passed in."""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+
+from trio_vmcp._session.backoff import Backoff
+
+__all__ = ["FAILURES_TO_OPEN", "Breaker"]
+
+FAILURES_TO_OPEN = 5  # connection failures in a row
+
+
+@attrs.define(eq=False)
+class Breaker:
+    """Closed, it lets every call through. It opens after five connection failures in a row; once its delay is over, one
+    call at a time is a trial: a success closes it, a failure doubles the delay. With a first delay of `math.inf` it
+    never opens, for nothing would ever close it.
+    """
+
+    _backoff: Backoff
+    _failures: int = attrs.field(default=0, init=False)  # in a row
+    _trial_at: float | None = attrs.field(default=None, init=False)  # None: calls flow
+    _on_trial: bool = attrs.field(default=False, init=False)
+
+    @property
+    def is_open(self) -> bool:
+        return self._trial_at is not None
+
+    def admit(self, now: float) -> float | None:
+        """None: go ahead, and report what became of it. Else the s until the next trial, which may be under way.
+
+        Whoever is let through while `is_open` is the trial.
+        """
+        if self._trial_at is None:
+            return None
+        if self._on_trial or now < self._trial_at:
+            return max(self._trial_at - now, 0.0)
+        self._on_trial = True
+        return None
+
+    def succeed(self) -> bool:
+        """An answer came, whatever it says. Returns whether that closed the circuit."""
+        was_open = self.is_open
+        self._failures, self._trial_at = 0, None
+        self._backoff.reset()
+        return was_open
+
+    def fail(self, now: float, chance: float, *, was_trial: bool) -> bool:
+        """There was no connection. Returns whether that opened the circuit. Failures of calls that were let through
+        before it opened say nothing new.
+        """
+        if self.is_open and not was_trial:
+            return False
+        self._failures += 1
+        if self._failures < FAILURES_TO_OPEN or math.isinf(self._backoff.min_delay):
+            return False
+        was_open = self.is_open
+        self._trial_at, self._on_trial = now + self._backoff.next(chance), False
+        return not was_open
+
+    def give_up(self) -> None:
+        """The trial ended without telling anything: its caller left, say. The next call is one."""
+        self._on_trial = False

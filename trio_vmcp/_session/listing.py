@@ -1,0 +1,281 @@
+"""Ask one backend for everything it offers: only what it advertises, every page, and no more than the limits allow."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import attrs
+import trio
+
+from trio_vmcp.connector import BackendClient
+from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, MessageTooLarge
+from trio_vmcp.identity import Identity
+from trio_vmcp.models import JSON, Backend
+from trio_vmcp.routing import Offer
+from trio_vmcp.settings import FactorySettings
+
+__all__ = ["MOST_NAME_BYTES", "Listing", "list_backend"]
+
+logger = logging.getLogger("trio_vmcp.session")
+
+# Names go into the session's row, which has one limit for all backends: 10 000 of 50 bytes are within this, and five
+# backends at this limit, with every character escaped, are within that of the row.
+MOST_NAME_BYTES = 512 * 1024
+METHOD_NOT_FOUND = -32601  # JSON-RPC 2.0
+AT_ONCE = 64  # entries that are written as JSON at a time
+
+
+@attrs.frozen
+class Weight:
+    """What one list counts for under the limits of its backend: entries, bytes as JSON, bytes of names."""
+
+    items: int = 0
+    size: int = 0
+    names: int = 0
+
+    def __add__(self, more: Weight) -> Weight:
+        return Weight(self.items + more.items, self.size + more.size, self.names + more.names)
+
+
+@attrs.frozen
+class Listing:
+    """What one backend offers: MCP's JSON objects by their key (a name, a URI or a template), in the backend's
+    order.
+    """
+
+    tools: dict[str, JSON] = attrs.field(factory=dict)
+    resources: dict[str, JSON] = attrs.field(factory=dict)
+    resource_templates: dict[str, JSON] = attrs.field(factory=dict)
+    prompts: dict[str, JSON] = attrs.field(factory=dict)
+    weights: dict[str, Weight] = attrs.field(factory=dict, repr=False)  # by the name of the field
+
+    def differs(self, other: Listing | None, kind: str) -> bool:
+        """Whether a kind of capability ("resources": their templates, too) is not what the other says of it."""
+        fields = [each.kept_as for each in _BY_CAPABILITY[kind]]
+        return other is None or any(getattr(self, field) != getattr(other, field) for field in fields)
+
+    def offer(self, backend_id: str) -> Offer:
+        """The names alone: what routing decides on."""
+        return Offer(
+            backend_id=backend_id,
+            tools=tuple(self.tools),
+            prompts=tuple(self.prompts),
+            resources=tuple(self.resources),
+            templates=tuple(self.resource_templates),
+        )
+
+
+@attrs.frozen
+class _List:
+    """How one list is asked for. `optional`: servers advertise it and then answer that the method is not there."""
+
+    capability: str
+    method: str
+    field: str
+    key: str
+    optional: bool = True
+
+    @property
+    def kept_as(self) -> str:
+        """The field of a `Listing`."""
+        return "resource_templates" if self.field == "resourceTemplates" else self.field
+
+
+_TOOLS = _List("tools", "tools/list", "tools", key="name", optional=False)
+_RESOURCES = _List("resources", "resources/list", "resources", key="uri")
+_TEMPLATES = _List("resources", "resources/templates/list", "resourceTemplates", key="uriTemplate")
+_PROMPTS = _List("prompts", "prompts/list", "prompts", key="name")
+
+
+_BY_CAPABILITY: dict[str, tuple[_List, ...]] = {
+    "tools": (_TOOLS,),
+    "resources": (_RESOURCES, _TEMPLATES),
+    "prompts": (_PROMPTS,),
+}
+
+
+async def list_backend(
+    backend: Backend,
+    client: BackendClient,
+    *,
+    identity: Identity | None,
+    settings: FactorySettings,
+    overlap: bool = False,
+    kinds: Iterable[str] = tuple(_BY_CAPABILITY),
+    known: Listing | None = None,
+) -> Listing:
+    """Every list of one backend, as far as it advertises them and the user allows them.
+
+    Args:
+        overlap: Ask for all lists at once: a third of the round trips, for three times the connections.
+        kinds: "tools", "resources" (their templates, too) and "prompts": of the others, what is `known` stays.
+
+    Raises:
+        MessageTooLarge: Over `max_pages` or `max_items_per_backend`.
+        BackendError: A subclass says what else went wrong.
+    """
+    known = known or Listing()
+    asked = [each for kind in kinds for each in _BY_CAPABILITY[kind]]
+    kept = {field: weight for field, weight in known.weights.items() if field not in {each.kept_as for each in asked}}
+    lister = _Lister(backend, client, identity, settings, kept)
+    wanted = [each for each in asked if each.capability in client.server_capabilities]
+    found = await (lister.fetch_together(wanted) if overlap else lister.fetch_in_turn(wanted))
+    new: dict[str, Any] = {each.kept_as: found.get(each, {}) for each in asked}
+    if "tools" in new:
+        new["tools"] = {
+            name: tool
+            for name, tool in new["tools"].items()
+            if (backend.allow_tools is None or name in backend.allow_tools) and name not in backend.deny_tools
+        }
+    return attrs.evolve(known, **new, weights=lister.weights)
+
+
+@attrs.define
+class _Lister:
+    """Asks, and counts over all lists together: what is listed is kept, so pages must not add up without end."""
+
+    backend: Backend
+    client: BackendClient
+    identity: Identity | None
+    settings: FactorySettings
+    weights: dict[str, Weight]
+    total: Weight = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.total = sum(self.weights.values(), Weight())
+
+    async def fetch_in_turn(self, wanted: Sequence[_List]) -> dict[_List, dict[str, JSON]]:
+        return {each: await self._fetch(each) for each in wanted}
+
+    async def fetch_together(self, wanted: Sequence[_List]) -> dict[_List, dict[str, JSON]]:
+        found: dict[_List, dict[str, JSON]] = {}
+        errors: list[BackendError] = []
+
+        async def fetch(each: _List) -> None:
+            try:
+                found[each] = await self._fetch(each)
+            except BackendError as error:  # kept from the nursery, which would wrap it in a group
+                errors.append(error)
+                nursery.cancel_scope.cancel(reason="another list of this backend failed")
+
+        async with trio.open_nursery() as nursery:
+            for each in wanted:
+                nursery.start_soon(fetch, each)
+        if errors:
+            raise errors[0]
+        return found
+
+    async def _fetch(self, wanted: _List) -> dict[str, JSON]:
+        method = wanted.method
+        found: dict[str, JSON] = {}
+        try:
+            cursor: Any = None
+            pages = 0
+            while pages < self.settings.max_pages:
+                pages += 1
+                page = await self._request(method, {} if cursor is None else {"cursor": cursor})
+                found |= {name: item for name, item in self._usable(page, wanted).items() if name not in found}
+                cursor = page.get("nextCursor")
+                # "only null/absent ends the list": "" is a cursor (protocol 2026-07-28, pagination).
+                if cursor is None:
+                    return found
+        except BackendRejected as rejected:
+            if not wanted.optional or rejected.code != METHOD_NOT_FOUND:
+                raise
+            logger.warning("backend %r advertises %s but answers that it is not there", self.backend.id, method)
+            return found
+        raise MessageTooLarge(
+            self.backend.id, f"has not ended {method!r} after {self.settings.max_pages} pages (max_pages)"
+        )
+
+    async def _request(self, method: str, params: JSON) -> JSON:
+        # No deadline of its own: whoever lists has one for all of it.
+        return await self.client.request(method, params, identity=self.identity, timeout=math.inf, on_progress=None)
+
+    def _usable(self, page: JSON, wanted: _List) -> dict[str, JSON]:
+        """The entries of a page by their key, without those that cannot be listed: one costs itself, not its list."""
+        items = page.get(wanted.field)
+        if not isinstance(items, list):
+            raise BackendProtocolError(self.backend.id, f"answered {wanted.method!r} without an array {wanted.field!r}")
+        page_size = _page_size(items)
+        size = page_size or 0
+        usable: dict[str, JSON] = {}
+        bad: list[str] = []
+        for position, item in enumerate(items):
+            problem = _problem(item, wanted.key)
+            if problem is None and page_size is None:  # something on this page is no text
+                own_size = _encoded_size(item)
+                problem = "it holds half a surrogate pair, which is not text" if own_size is None else None
+                size += own_size or 0
+            if problem is None:
+                usable.setdefault(item[wanted.key], item)
+            else:
+                bad.append(f"{position}: {problem}")
+        names = len("".join(usable).encode()) if wanted.key == "name" else 0
+        self._count(wanted, Weight(len(items), size, names))
+        if bad:
+            more = f", and {len(bad) - 1} more" if bad[1:] else ""
+            logger.warning("backend %r: %s: dropped entry %s%s", self.backend.id, wanted.method, bad[0], more)
+        return usable
+
+    def _count(self, wanted: _List, more: Weight) -> None:
+        self.total += more
+        self.weights[wanted.kept_as] = self.weights.get(wanted.kept_as, Weight()) + more
+        if self.total.items > self.settings.max_items_per_backend:
+            raise MessageTooLarge(
+                self.backend.id, f"lists over {self.settings.max_items_per_backend} items (max_items_per_backend)"
+            )
+        if self.total.names > MOST_NAME_BYTES:
+            raise MessageTooLarge(
+                self.backend.id, f"lists tools and prompts with over {MOST_NAME_BYTES} bytes of names"
+            )
+        if self.total.size > self.settings.max_message_bytes:
+            raise MessageTooLarge(
+                self.backend.id, f"lists more than {self.settings.max_message_bytes} bytes (max_message_bytes)"
+            )
+
+
+_TEXT_FIELDS = ("title", "description")
+
+
+def _problem(item: object, key: str) -> str | None:
+    """Why an entry cannot be listed; None: it can."""
+    if not isinstance(item, dict):
+        return "it is not an object"
+    name = item.get(key)
+    if not isinstance(name, str) or not name:
+        return f"its {key!r} is not a non-empty string"
+    if key == "name" and not isinstance(item.get("inputSchema", {}), dict):
+        return "its 'inputSchema' is not an object"
+    for field in _TEXT_FIELDS:
+        text = item.get(field)
+        if text is not None and not isinstance(text, str):
+            return f"its {field!r} is not a string"
+    return None
+
+
+# What was parsed holds itself nowhere, so that nobody has to look for circles.
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False)
+
+
+def _page_size(items: list[Any]) -> int | None:
+    """As `_encoded_size`, of a list that may be long: what the encoder holds meanwhile is many times the text."""
+    size = 1
+    for start in range(0, len(items) or 1, AT_ONCE):
+        part = _encoded_size(items[start : start + AT_ONCE])
+        if part is None:
+            return None
+        size += part - 1  # one bracket, or the comma to the next part
+    return size
+
+
+def _encoded_size(value: object) -> int | None:
+    """Bytes as JSON. None: a lone surrogate parses, but whoever sends the list on as UTF-8 would lose all of it."""
+    try:
+        return len(_encoder.encode(value).encode())
+    except UnicodeEncodeError:
+        return None

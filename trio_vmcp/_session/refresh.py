@@ -1,0 +1,150 @@
+"""Keeps what a backend lists up to date while it is connected.
+
+"The first at once, then at most one a second": a backend that cries for every change has one refetch at a time, of all
+the lists that it cried about meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import attrs
+import trio
+
+from trio_vmcp._nursery import start_clean, start_if_open
+from trio_vmcp._session.connection import Incarnation
+from trio_vmcp._session.listing import list_backend
+from trio_vmcp._session.member import Member
+from trio_vmcp._session.observer import Observer
+from trio_vmcp.connector import BackendClient
+from trio_vmcp.errors import BackendError
+from trio_vmcp.identity import Identity
+from trio_vmcp.models import Backend
+from trio_vmcp.settings import FactorySettings
+
+__all__ = ["Refresher"]
+
+logger = logging.getLogger("trio_vmcp.session")
+
+REFETCH_INTERVAL = 1.0  # s between the beginnings of two refetches of one backend
+MOST_TRIES = 3  # of a refetch that fails; whatever it is about, the next notification tries again
+
+Kind = Literal["tools", "resources", "prompts"]
+_KINDS: dict[str, Kind] = {
+    "notifications/tools/list_changed": "tools",
+    "notifications/resources/list_changed": "resources",
+    "notifications/prompts/list_changed": "prompts",
+}
+
+
+@attrs.define(eq=False)
+class Refresher:
+    """Of one connection. Its task runs only while there is something to fetch."""
+
+    _member: Member
+    _incarnation: Incarnation
+    _backend: Backend
+    _identity: Identity | None
+    _settings: FactorySettings
+    _nursery: trio.Nursery
+    _observer: Observer
+    # In order. True: the backend says so, which is told on whatever the list says then; False: it may be old.
+    _stale: dict[Kind, bool] = attrs.field(factory=dict, init=False)
+    _running: bool = attrs.field(default=False, init=False)
+
+    def note(self, method: str) -> None:
+        """A notification came; only those about lists matter here."""
+        if method in _KINDS:
+            self._want(_KINDS[method])
+
+    def doubt(self, kinds: Sequence[str]) -> None:
+        """These may have changed before anybody listened. If not, nobody is told."""
+        doubted: list[Kind] = [kind for kind in _KINDS.values() if kind in kinds]
+        self._want(*doubted, said=False)
+
+    def list_again(self) -> None:
+        """The connection is new: what is known is what was seen through the one before."""
+        self._want(*_KINDS.values())
+
+    def subscribe_again(self) -> None:
+        """Subscriptions were of the connection before. Once for each connection; later ones are its own."""
+        if self._member.subscriptions:
+            start_clean(self._nursery, self._subscribe, sorted(self._member.subscriptions))
+
+    @property
+    def _client(self) -> BackendClient | None:
+        """None while it is being made or listed for the first time, and once it takes no more calls."""
+        return self._member.client if self._member.current is self._incarnation else None
+
+    def _want(self, *kinds: Kind, said: bool = True) -> None:
+        for kind in kinds:
+            self._stale[kind] = said or self._stale.get(kind, False)
+        if not self._running:
+            self._running = start_if_open(self._nursery, self._refresh)
+
+    async def _refresh(self) -> None:
+        failures = 0
+        while self._stale and not self._incarnation.over.is_set():
+            kinds = self._stale
+            begun_at = trio.current_time()
+            client = self._client
+            if client is not None:
+                self._stale = {}
+                failures = 0 if await self._fetch(client, kinds) else failures + 1
+                if 0 < failures < MOST_TRIES:
+                    meanwhile, self._stale = self._stale, kinds
+                    for kind, said in meanwhile.items():
+                        self._want(kind, said=said)
+            await trio.sleep_until(begun_at + REFETCH_INTERVAL)
+        self._running = False
+
+    async def _fetch(self, client: BackendClient, kinds: Mapping[Kind, bool]) -> bool:
+        """Whether the lists are new. A session that turns out to be lost is for the next call to replace: what it must
+        wait for is not started over and over by a backend that cries and then knows nobody.
+        """
+        try:
+            with trio.move_on_after(self._settings.backend_init_timeout):
+                listing = await list_backend(
+                    self._backend,
+                    client,
+                    identity=self._identity,
+                    settings=self._settings,
+                    kinds=kinds,
+                    known=self._member.listing,
+                )
+                if client is self._client:
+                    known = self._member.listing
+                    told: tuple[Kind, ...] = tuple(
+                        kind for kind, said in kinds.items() if said or listing.differs(known, kind)
+                    )
+                    if told:
+                        self._observer.check_names(self._member, listing)
+                        self._member.listing = listing
+                        self._observer.member_changed(self._member, told)
+                return True
+            why = f"did not answer within {self._settings.backend_init_timeout} s (backend_init_timeout)"
+        except BackendError as error:
+            why = error.detail
+        if not self._incarnation.over.is_set():  # else nobody wants them any more
+            logger.warning("backend %r: its new %s could not be listed: it %s", self._backend.id, ", ".join(kinds), why)
+        return False
+
+    async def _subscribe(self, uris: Sequence[str]) -> None:
+        """And tell of each: it may have been updated meanwhile."""
+        for uri in uris:
+            client = self._client
+            if client is None or uri not in self._member.subscriptions:
+                continue
+            try:
+                await client.request(
+                    "resources/subscribe",
+                    {"uri": uri},
+                    identity=self._identity,
+                    timeout=self._settings.backend_init_timeout,
+                    on_progress=None,
+                )
+            except BackendError as error:
+                logger.warning("%s, when it was to be subscribed to again", error)
+            self._observer.resource_updated(self._member, uri)
