@@ -12,10 +12,10 @@ from typing import Any
 
 import attrs
 import trio
+from support.memory_processes import MemoryProcess, ProcessTable, Program
 
 from simulation.asking import Question, declared_to, log_message, question
 from simulation.history import BackendSpec, Disturb, Expire, Relent, Relist, Rotate, Strike, Withhold
-from simulation.processes import MemoryProcess, ProcessTable, Program
 from simulation.tokens import CANARY, Gate
 from simulation.trace import Asked, Event, Executed, Felt, Offered, Updated
 from trio_vmcp import JSON, Backend

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, TypeVar
 
 import attrs
+from support.memory_processes import Manners
 
 from simulation.draw_guards import draw_guards
 from simulation.history import (
@@ -26,7 +27,6 @@ from simulation.history import (
     History,
     Kind,
     Look,
-    Manners,
     Open,
     Operation,
     Relist,

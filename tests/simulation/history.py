@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypeAlias
 
 import attrs
+from support.memory_processes import Manners
 
 from trio_vmcp import FactorySettings
 from trio_vmcp.testing import Fault, Hang
@@ -31,7 +32,6 @@ __all__ = [
     "History",
     "Kind",
     "Look",
-    "Manners",
     "Open",
     "Operation",
     "Question",
@@ -51,14 +51,6 @@ __all__ = [
 Kind: TypeAlias = Literal["tool", "resource", "prompt"]
 Question: TypeAlias = Literal["ping", "sampling", "elicitation", "roots"]
 Given: TypeAlias = Literal["sampling", "elicitation", "roots", "log"]
-Manners: TypeAlias = Literal["polite", "deaf", "stubborn", "parent"]
-"""How a process takes its end.
-
-polite    It leaves when its stdin ends.
-deaf      It leaves on SIGTERM.
-stubborn  It does not leave.
-parent    As polite, and leaves behind a process that holds its output open.
-"""
 Operation: TypeAlias = Literal["create", "load", "replace", "delete"]
 
 TOOLS = ("echo", "work", "now", "b0_echo")  # few, so that backends share them; the last one looks like a prefixed name

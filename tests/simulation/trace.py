@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 import attrs
+from support.memory_processes import Manners
 
-from simulation.history import Add, Call, Close, Manners, Open, Question, Remove, Restore, Subscribe, Watch, brief
+from simulation.history import Add, Call, Close, Open, Question, Remove, Restore, Subscribe, Watch, brief
 
 __all__ = [
     "Answered",

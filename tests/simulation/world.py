@@ -15,6 +15,7 @@ import attrs
 import httpx
 import trio
 from support.harness import Ledger, session_ids_in
+from support.memory_processes import MemoryProcess, ProcessTable, memory_processes
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from simulation.actors import CANARY, Actor
@@ -44,7 +45,6 @@ from simulation.history import (
     Withhold,
 )
 from simulation.people import ALICE, BOB, calling
-from simulation.processes import MemoryProcess, ProcessTable, memory_processes
 from simulation.storage import FaultyStorage
 from simulation.tokens import read_token
 from simulation.trace import (

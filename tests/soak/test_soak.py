@@ -14,9 +14,8 @@ from collections.abc import Callable
 import attrs
 import pytest
 import trio
-from simulation.history import Manners
-from simulation.processes import MemoryProcess, ProcessTable, Program, memory_processes
 from support.harness import library_tasks
+from support.memory_processes import Manners, MemoryProcess, ProcessTable, Program, memory_processes
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (

@@ -1,12 +1,12 @@
-"""Child processes without an operating system: what Trio is asked to start while a history runs, in virtual time.
+"""Child processes without an operating system, in virtual time: what Trio starts while a test or a history runs.
 
-Only the two calls that the library makes of the outside are replaced, `trio.lowlevel.open_process` and `os.killpg`; who
-starts, supervises and ends a process is the library as it is. Facts that the replacement keeps:
+Two calls are replaced, `trio.lowlevel.open_process` and `os.killpg`. The library starts, supervises and ends a process
+with its own code. Facts that the replacement keeps:
 
-- A process starts in a thread that a cancel does not abandon: there is none, or whoever asked holds it.
-- Its exit breaks its stdin for who writes to it. Its output ends when nobody holds the pipe any more, and whatever it
-  has started holds it, too, until the whole group is killed.
-- It is a zombie until somebody has waited for it, and the number of its group is not given to another one.
+- A process starts in a thread that a cancel does not abandon: there is no process, or the starting task has it.
+- The exit of a process breaks its stdin for the writer. Its stdout ends when no process holds the pipe any more; a
+  helper that it has started holds the pipe, too, until the whole group is killed.
+- A process is a zombie until a task has waited for it, and the number of its group is not given to another process.
 """
 
 from __future__ import annotations
@@ -17,16 +17,24 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from typing import Literal, TypeAlias
 
 import attrs
 import trio
 from trio.testing import MemoryReceiveStream, MemorySendStream, memory_stream_one_way_pair
 
-from simulation.history import Manners
+__all__ = ["Manners", "MemoryProcess", "ProcessTable", "Program", "memory_processes"]
 
-__all__ = ["MemoryProcess", "ProcessTable", "Program", "memory_processes"]
+Manners: TypeAlias = Literal["polite", "deaf", "stubborn", "parent"]
+"""How a process takes its end.
 
-LAST_WISH = 0.05  # s, that a process takes to end when it was asked to
+polite    It leaves when its stdin ends.
+deaf      It leaves on SIGTERM.
+stubborn  It does not leave.
+parent    As polite, and leaves behind a process that holds its output open.
+"""
+
+LAST_WISH = 0.05  # s from SIGTERM to the exit
 
 
 @attrs.frozen(eq=False)
@@ -34,10 +42,10 @@ class Program:
     """What a command starts.
 
     Attributes:
-        main: A whole run, over its stdin and stdout; returns its exit status. Cancelled when it is killed.
-        manners: How it takes its end, as a rule.
-        is_there: Whether it can be started at all.
-        says: What it writes to stderr at its beginning, whatever its environment holds.
+        main: One run over stdin and stdout; returns the exit status, and is cancelled when the process is killed.
+        manners: How its processes end, unless one is changed.
+        is_there: Whether the command can be started.
+        says: What a process writes to stderr when it starts, made of its environment.
     """
 
     main: Callable[[MemoryProcess, trio.abc.Stream], Awaitable[int]]
@@ -48,15 +56,15 @@ class Program:
 
 @attrs.define(eq=False)
 class MemoryProcess:
-    """As much of a `trio.Process` as the library uses.
+    """The part of `trio.Process` that the library uses.
 
     Attributes:
-        stdin, stdout, stderr: Our ends.
-        manners: How it takes its end right now.
-        returncode: None while it runs; below 0, the signal that ended it.
-        was_reaped: Somebody has waited for it.
-        has_helper: A process that it has started is left.
-        ended_by_itself: Nobody had asked it to.
+        stdin, stdout, stderr: The ends of the pipes that the library holds.
+        manners: How this process ends.
+        returncode: None while the process runs; below 0, the signal that ended it.
+        was_reaped: A task has waited for the process.
+        has_helper: A process that this one has started is left.
+        ended_by_itself: The process ended without a signal and without the end of its stdin.
     """
 
     pid: int
@@ -71,7 +79,9 @@ class MemoryProcess:
     was_reaped: bool = attrs.field(default=False, init=False)
     has_helper: bool = attrs.field(init=False)
     ended_by_itself: bool = attrs.field(default=False, init=False)
-    _status: int = attrs.field(default=-signal.SIGKILL, init=False)  # with which it ends when it is not asked
+    _status: int = attrs.field(
+        default=-signal.SIGKILL, init=False
+    )  # the exit status when nothing asked the process to end
     _life: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     _asked_to_end: trio.Event = attrs.field(factory=trio.Event, init=False)
     _over: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -82,7 +92,7 @@ class MemoryProcess:
 
     @property
     def is_ending(self) -> bool:
-        """It was asked to, and listens."""
+        """A signal asked the process to end, and it listens to signals."""
         return self._asked_to_end.is_set()
 
     async def wait(self) -> int:
@@ -92,7 +102,7 @@ class MemoryProcess:
         return self.returncode
 
     async def run(self, env: Mapping[str, str]) -> None:
-        """Its whole life."""
+        """Run the program from its start to its exit."""
         stdin, stdout, stderr = self._pipes
         status: int = -signal.SIGTERM
         try:
@@ -114,15 +124,15 @@ class MemoryProcess:
             self._over.set()
 
     def end(self, status: int) -> None:
-        """Of itself, all at once."""
+        """Exit at once, without having been asked to."""
         self._status, self.ended_by_itself = status, True
         self._life.cancel(reason="it ends")
 
     def take(self, number: int) -> None:
-        """A signal to the whole group.
+        """Deliver a signal to the whole group.
 
         Raises:
-            ProcessLookupError: Nobody is in it any more.
+            ProcessLookupError: The group is empty.
         """
         if self.was_reaped and not self.has_helper:
             raise ProcessLookupError(errno.ESRCH, "No such process")
@@ -158,15 +168,15 @@ class ProcessTable:
 
     @property
     def alive(self) -> tuple[int, ...]:
-        """Processes that run, that nobody has waited for, or that have left one of theirs behind."""
+        """Processes that run, that are zombies, or that have left a helper behind."""
         return tuple(p.pid for p in self.processes if not p.was_reaped or p.has_helper)
 
     @asynccontextmanager
     async def running_in_virtual_time(self, on_end: Callable[[MemoryProcess], None]) -> AsyncIterator[None]:
-        """Where processes live. Leaving the block ends whatever is left of them.
+        """Processes live in this block. Leaving the block ends those that are left.
 
         Args:
-            on_end: Told of every process that ends.
+            on_end: Called with every process that ends.
         """
         self._on_end = on_end
         async with trio.open_nursery() as self._nursery:
@@ -174,7 +184,7 @@ class ProcessTable:
             self._nursery.cancel_scope.cancel()
 
     def forget(self) -> None:
-        """Hold nothing of a run any more: one that hangs for ever is left to the garbage collector."""
+        """Drop all references to a run, so that one that hangs for ever can be collected."""
         self.programs.clear()
         self.processes.clear()
         self._nursery, self._on_end = None, lambda process: None
@@ -185,7 +195,7 @@ class ProcessTable:
         return [process for process in self.processes if process.program is program and process.returncode is None]
 
     async def open_process(self, command: Sequence[str], *, env: Mapping[str, str], **options: object) -> MemoryProcess:
-        """`trio.lowlevel.open_process`, as far as the library asks for it."""
+        """Replace `trio.lowlevel.open_process`, with the options that the library uses."""
         assert self._nursery is not None
         assert options["start_new_session"]
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -210,13 +220,13 @@ class ProcessTable:
             self._on_end(process)
 
     def killpg(self, pid: int, number: int) -> None:
-        """`os.killpg`."""
+        """Replace `os.killpg`."""
         next(process for process in self.processes if process.pid == pid).take(number)
 
 
 @contextmanager
 def memory_processes() -> Iterator[ProcessTable]:
-    """A table that takes the place of the operating system's while the block lasts."""
+    """Replace the process table of the operating system while the block lasts."""
     open_process, killpg = trio.lowlevel.open_process, os.killpg
     table = ProcessTable()
     trio.lowlevel.open_process, os.killpg = table.open_process, table.killpg  # type: ignore[assignment]  # as much as is used
