@@ -30,7 +30,8 @@ from support.raw_http import (
 
 from trio_vmcp import Backend, BackendUnavailable, FactorySettings, FailureReason, open_session_factory
 from trio_vmcp._client.http.link import HttpLink
-from trio_vmcp._http.dial import Origin, TcpDial, Wire
+from trio_vmcp._http.dial import ConnectedStream, TcpDial
+from trio_vmcp._http.origin import Origin
 from trio_vmcp._http.tls import TlsStream
 from trio_vmcp._http.transport import Http11Transport
 from trio_vmcp.testing import ScriptedBackend
@@ -120,7 +121,7 @@ async def test_cancelled_on_the_way_to_an_address() -> None:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)  # one is taken in, the others wait
         origin = Origin("http", "127.0.0.1", listener.getsockname()[1])
-        dial, wires = TcpDial(), list[Wire]()
+        dial, wires = TcpDial(), list[ConnectedStream]()
 
         async def connect() -> None:
             wires.append(await dial(origin))
@@ -132,7 +133,7 @@ async def test_cancelled_on_the_way_to_an_address() -> None:
             nursery.cancel_scope.cancel()
         assert len(wires) < 8
         for wire in wires:
-            wire.cut()
+            wire.close()
 
 
 @pytest.mark.parametrize("host", ["a" * 64 + ".test", "a..test", ".test"])
@@ -218,7 +219,7 @@ async def test_cancelled_while_the_context_is_built(monkeypatch: pytest.MonkeyPa
             go_on.set()
         assert dial.ssl_context is not None
         wire = await dial(served.origin)
-        wire.cut()
+        wire.close()
 
 
 async def test_the_servers_name_is_sent_and_checked() -> None:
@@ -395,7 +396,7 @@ async def test_session_tickets_are_no_news() -> None:
             await transport.connect(origin)
             (idle,) = transport._idle[origin]
             await trio.to_thread.run_sync(shook.wait, 5)
-            stream = idle._wire.stream
+            stream = idle._connected.stream
             assert isinstance(stream, TlsStream)
             await until(stream.is_readable)
             for _ in range(3):

@@ -29,7 +29,7 @@ from support.steps import cancel_at
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp._http.connection import READ_BYTES
-from trio_vmcp._http.dial import Wire
+from trio_vmcp._http.dial import ConnectedStream
 from trio_vmcp._http.response import MAX_HEAD_BYTES
 from trio_vmcp._http.transport import KEEPALIVE_EXPIRY, MOST_IDLE, Http11Transport
 from trio_vmcp.testing import ScriptedBackend, open_memory_network
@@ -111,7 +111,7 @@ async def test_no_more_than_twenty_connections_idle() -> None:
         responses = [await served.send() for _ in range(MOST_IDLE + 5)]
         for response in responses:
             await read(response)
-            response.release()
+            response.close()
         await wait_all_tasks_blocked()
         assert MOST_IDLE == served.server.open_connections == served.transport.idle_connections
         alive = [response._connection.is_alive for response in responses]
@@ -221,9 +221,9 @@ async def test_a_server_that_closes(kind: Kind, response: bytes) -> None:
 async def test_a_response_that_nobody_read_is_as_good_when_it_is_here() -> None:
     """A refusal or a redirect, whose body is short, costs no connection; one that goes on does."""
     async with open_served("memory", OK, LINE + b"Content-Length: 3\r\n\r\nok", OK) as served:
-        (await served.send()).release()
+        (await served.send()).close()
         assert 1 == served.transport.idle_connections
-        (await served.send()).release()
+        (await served.send()).close()
         assert 0 == served.transport.idle_connections
         assert b"ok" == await served.ask()
         assert 2 == served.server.connections
@@ -233,14 +233,14 @@ async def test_letting_go_twice_is_letting_go_once() -> None:
     """By then the connection may be another request's, and stays so."""
     async with open_served("memory", OK) as served:
         first = await served.send()
-        first.release()
+        first.close()
         second = await served.send()
-        first.release()
-        await first.disconnect()
-        await first.let_go()
+        first.close()
+        await first.close_connection()
+        await first.aclose()
         assert 1 == served.transport.busy_connections
         assert b"ok" == await read(second)
-        second.release()
+        second.close()
 
 
 # Bodies
@@ -258,7 +258,7 @@ async def test_bodies_stream(kind: Kind) -> None:
         assert b"two" == await response.receive()
         assert None is await response.receive() is await response.receive()
         assert response.is_ended
-        response.release()
+        response.close()
         assert 1 == served.transport.idle_connections
 
 
@@ -308,7 +308,7 @@ async def test_an_answer_that_comes_before_the_body_is_written(kind: Kind, end: 
     async with open_served(kind, (refusal, 0.05, end), OK, reads_bodies=False) as served:
         response = await served.send(body=bytes(32 * MIB))
         assert (413, b"too large") == (response.status, await read(response))
-        response.release()
+        response.close()
         assert 0 == served.transport.idle_connections
         assert b"ok" == await served.ask(body=b"")
 
@@ -347,7 +347,7 @@ async def test_a_body_is_at_its_end_when_all_of_it_was_taken() -> None:
         assert not response.is_ended
         assert b"ok" == await response.receive()
         assert response.is_ended
-        response.release()
+        response.close()
 
 
 async def test_a_connection_that_was_cut_is_not_alive() -> None:
@@ -356,8 +356,8 @@ async def test_a_connection_that_was_cut_is_not_alive() -> None:
         await served.ask()
         (idle,) = served.transport._idle[served.origin]
         assert idle.is_alive
-        idle.cut()
-        idle._wire = Wire(idle._wire.stream, lambda: False, lambda: None)
+        idle.close()
+        idle._connected = ConnectedStream(idle._connected.stream, lambda: False, lambda: None)
         assert not idle.is_alive
         assert b"ok" == await served.ask()
         assert 2 == served.server.connections
@@ -412,7 +412,7 @@ async def test_crumbs_cost_little() -> None:
         while (piece := await response.receive()) is not None:
             pieces.append(len(piece))
         trio.lowlevel.remove_instrument(watch)
-        response.release()
+        response.close()
         assert 64 * KIB == sum(pieces)
         assert len(pieces) < 10
         assert watch.seconds < 0.05
@@ -453,14 +453,14 @@ async def test_cancelled_at_every_step(kind: Kind, fresh: bool) -> None:
             for step in range(1, 100):
                 if fresh:
                     for idle in served.transport._idle.pop(served.origin, []):
-                        idle.cut()
+                        idle.close()
                 if not await cancel_at(step, served.ask, behind=behind):
                     break
                 assert (1, 0) == (served.transport.busy_connections, served.transport.idle_connections)
                 assert b"onetwo" == await served.ask()
             assert 2 < step < 99
         assert b"onetwo" == await read(other)
-        other.release()
+        other.close()
 
 
 async def test_a_handshake_that_hangs_leaves_no_socket() -> None:
@@ -520,7 +520,7 @@ async def test_closing_takes_everything_along(kind: Kind) -> None:
         assert (1, 2) == (served.transport.idle_connections, served.transport.busy_connections)
         await served.transport.aclose()
         await until(lambda: len(errors) == 2)
-        response.release()
+        response.close()
         assert (0, 0) == (served.transport.idle_connections, served.transport.busy_connections)
         with pytest.raises(httpx.ConnectError, match="the transport is closed"):
             await served.ask()
@@ -554,7 +554,7 @@ async def test_letting_go_needs_no_time(autojump_clock: MockClock) -> None:
         response = await served.send()
         with trio.CancelScope() as scope:
             scope.cancel()
-            await response.let_go()
+            await response.aclose()
         assert 0 == trio.current_time()
         assert 0 == served.transport.busy_connections
 

@@ -15,7 +15,7 @@ TARGETS: Mapping[str, tuple[str, ...] | None] = {
     ),
     "trio_vmcp._http.connection": None,
     "trio_vmcp._http.transport": (
-        *(f"RawResponse.{name}" for name in ("release", "disconnect")),
+        *(f"RawResponse.{name}" for name in ("close", "close_connection")),
         *(
             f"Http11Transport.{name}"
             for name in (

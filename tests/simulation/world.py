@@ -87,7 +87,7 @@ from trio_vmcp import (
     VmcpError,
     open_session_factory,
 )
-from trio_vmcp._http.dial import Origin
+from trio_vmcp._http.origin import Origin
 from trio_vmcp._http.transport import RawResponse
 from trio_vmcp.factory import DefaultSessionFactory
 from trio_vmcp.testing import MemoryNetwork, open_memory_network

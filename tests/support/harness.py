@@ -32,7 +32,7 @@ from trio_vmcp import (
     Storage,
     open_session_factory,
 )
-from trio_vmcp._http.dial import Origin
+from trio_vmcp._http.origin import Origin
 from trio_vmcp._http.transport import Http11Transport, RawResponse
 from trio_vmcp._protocol.headers import check_session_id
 from trio_vmcp.testing import CallContext, MemoryNetwork, ScriptedBackend, open_memory_network

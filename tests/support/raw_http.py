@@ -13,8 +13,8 @@ import httpx
 import trio
 import trustme
 
-from trio_vmcp._http.dial import Origin
-from trio_vmcp._http.transport import Http11Transport, RawResponse, origin_of
+from trio_vmcp._http.origin import Origin, origin_of
+from trio_vmcp._http.transport import Http11Transport, RawResponse
 from trio_vmcp.testing import MemoryNetwork, open_loopback, open_memory_network
 from trio_vmcp.testing._servers import open_servers
 from trio_vmcp.testing.network import StreamServer
@@ -180,7 +180,7 @@ class Served:
         try:
             return await read(response)
         finally:
-            response.release()
+            response.close()
 
 
 async def read(response: RawResponse) -> bytes:

@@ -108,13 +108,13 @@ def test_a_limiter_token_without_a_finally(monkeypatch: pytest.MonkeyPatch) -> N
     assert "tokens of the limiter" in cancel_sweep("opening-modern-json-pinned")
 
 
-def test_a_response_that_is_not_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    def release(self: RawResponse) -> None:
-        if self._connection.is_ended:  # and whoever was cancelled in the middle of it keeps it
-            give_back(self)
+def test_a_response_that_is_not_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def close_if_ended(self: RawResponse) -> None:
+        if self._connection.is_ended:  # a request that is cancelled in the middle of its body keeps its connection
+            close(self)
 
-    give_back = RawResponse.release
-    monkeypatch.setattr(RawResponse, "release", release)
+    close = RawResponse.close
+    monkeypatch.setattr(RawResponse, "close", close_if_ended)
     assert "busy_connections" in cancel_sweep("calling-legacy-sse-pinned")
 
 

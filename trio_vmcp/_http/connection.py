@@ -6,7 +6,7 @@ import attrs
 import httpx
 import trio
 
-from trio_vmcp._http.dial import Wire
+from trio_vmcp._http.dial import ConnectedStream
 from trio_vmcp._http.response import BadResponse, Headers, ResponseParser
 
 __all__ = ["Connection"]
@@ -24,10 +24,10 @@ class Connection:
         idle_since: `trio.current_time()` of its last response's end.
     """
 
-    _wire: Wire
+    _connected: ConnectedStream
     idle_since: float = attrs.field(default=0.0, init=False)
     _parser: ResponseParser = attrs.field(factory=ResponseParser, init=False, repr=False)
-    _is_cut: bool = attrs.field(default=False, init=False)
+    _is_closed: bool = attrs.field(default=False, init=False)
     _takes_more: bool = attrs.field(default=True, init=False)  # no write has failed
 
     @property
@@ -38,19 +38,19 @@ class Connection:
     @property
     def is_reusable(self) -> bool:
         """Another request may follow: the response is at its end, nothing came behind it, and nobody wants to close."""
-        return self._parser.is_clean and self._takes_more and not self._is_cut
+        return self._parser.is_clean and self._takes_more and not self._is_closed
 
     @property
     def is_alive(self) -> bool:
         """An idle connection hears nothing. What it hears all the same is its end, or bytes that nobody asked for."""
-        return not self._is_cut and not self._wire.has_news()
+        return not self._is_closed and not self._connected.has_news()
 
-    def cut(self) -> None:
-        """Close, at once and for good. Whoever waits on it gets an error."""
-        self._is_cut = True
-        self._wire.cut()
+    def close(self) -> None:
+        """Close the connection at once and for good. A task that waits for its bytes gets an error."""
+        self._is_closed = True
+        self._connected.close()
 
-    async def ask(self, verb: str, message: bytes) -> tuple[int, Headers]:
+    async def send_request(self, verb: str, message: bytes) -> tuple[int, Headers]:
         """Write a request and read the head of its response: the status, and headers whose names are in lower case.
 
         Raises:
@@ -60,7 +60,7 @@ class Connection:
         parser.begin()
         broken: trio.BrokenResourceError | None = None
         try:
-            await self._wire.stream.send_all(message)
+            await self._connected.stream.send_all(message)
         except trio.BrokenResourceError as exc:
             broken, self._takes_more = exc, False  # a server that refuses a body it has not read has answered first
         except trio.ClosedResourceError as exc:
@@ -91,7 +91,7 @@ class Connection:
 
     async def _read(self) -> None:
         try:
-            data = await self._wire.stream.receive_some(READ_BYTES)
+            data = await self._connected.stream.receive_some(READ_BYTES)
         except trio.BrokenResourceError as exc:
             raise httpx.ReadError("the connection broke") from exc
         except trio.ClosedResourceError as exc:

@@ -13,19 +13,11 @@ from typing import Protocol, TypeAlias
 import attrs
 import trio
 
+from trio_vmcp._http.origin import Origin
 from trio_vmcp._http.tcp import TcpStream
 from trio_vmcp._http.tls import TlsStream
 
-__all__ = ["ByteStream", "Dial", "Origin", "TcpDial", "Wire"]
-
-
-@attrs.frozen(cache_hash=True)
-class Origin:
-    """Where connections go: what may share one. `host` is as DNS takes it, without brackets."""
-
-    scheme: str
-    host: str
-    port: int
+__all__ = ["ByteStream", "ConnectedStream", "Dial", "TcpDial"]
 
 
 class ByteStream(Protocol):
@@ -37,20 +29,21 @@ class ByteStream(Protocol):
 
 
 @attrs.frozen(eq=False)
-class Wire:
-    """A connected stream.
+class ConnectedStream:
+    """A stream whose connection is made, TLS included.
 
     Attributes:
-        has_news: Bytes or an end have arrived that nobody has read. Never blocks.
-        cut: Close it at once, saying nothing to the peer. Awaits nothing, so it works in a cancelled task as well.
+        has_news: Whether bytes or an end have arrived that no read has taken. Never blocks.
+        close: Closes the connection at once, without TLS's close_notify. Awaits nothing, so it works in a cancelled
+            task, too.
     """
 
     stream: ByteStream
     has_news: Callable[[], bool]
-    cut: Callable[[], None]
+    close: Callable[[], None]
 
 
-Dial: TypeAlias = Callable[[Origin], Awaitable[Wire]]
+Dial: TypeAlias = Callable[[Origin], Awaitable[ConnectedStream]]
 """Connects, TLS included. Raises OSError, ValueError (of a host that cannot be one) or `trio.BrokenResourceError`;
 cancelled, it leaves no socket.
 """
@@ -67,12 +60,12 @@ class TcpDial:
     ssl_context: ssl.SSLContext | None = attrs.field(default=None, repr=False)
     _building: trio.Lock = attrs.field(factory=trio.Lock, init=False, repr=False)
 
-    async def __call__(self, origin: Origin) -> Wire:
+    async def __call__(self, origin: Origin) -> ConnectedStream:
         if origin.scheme != "https":
             tcp = await _open_tcp(origin.host, origin.port)
             plain = _detached(tcp)
             stream = TcpStream(plain)
-            return Wire(stream, _readability(plain), stream.close)
+            return ConnectedStream(stream, _readability(plain), stream.close)
         tcp, context = await self._connect_and_prepare(origin)
         try:
             tls = TlsStream(tcp, _readability(tcp.socket))
@@ -80,7 +73,7 @@ class TcpDial:
         except BaseException:
             tcp.socket.close()
             raise
-        return Wire(tls, tls.has_news, tcp.socket.close)
+        return ConnectedStream(tls, tls.has_news, tcp.socket.close)
 
     async def _connect_and_prepare(self, origin: Origin) -> tuple[trio.SocketStream, ssl.SSLContext]:
         """TCP and, for the first of all, the context, side by side: neither needs the other."""

@@ -22,35 +22,19 @@ import httpx
 import trio
 
 from trio_vmcp._http.connection import Connection
-from trio_vmcp._http.dial import Dial, Origin, TcpDial
+from trio_vmcp._http.dial import Dial, TcpDial
+from trio_vmcp._http.origin import Origin, origin_of
 from trio_vmcp._http.response import BadHead, Headers, encode_head
 
-__all__ = ["Http11Transport", "RawResponse", "origin_of"]
+__all__ = ["Http11Transport", "RawResponse"]
 
 # s. Below the 5 s after which common servers (uvicorn, hypercorn, Node) close an idle connection, so that we let go
 # first and no request is written into a connection that is just closing.
 KEEPALIVE_EXPIRY = 4.0
-MOST_PORT = 65535
 MOST_IDLE = 20  # connections to one origin that are kept between requests
 
-_PORTS = {"http": 80, "https": 443}
 _FRAMING = (b"content-length", b"transfer-encoding")  # ours to say: a body goes out in one piece
 _WITH_BODY = ("POST", "PUT", "PATCH")  # for which an empty body is a body, too
-
-
-def origin_of(url: httpx.URL) -> Origin:
-    """Where to connect for a URL.
-
-    Raises:
-        httpx.UnsupportedProtocol: It is neither http nor https.
-        httpx.InvalidURL: There is no such port.
-    """
-    scheme, port = url.scheme, url.port
-    if scheme not in _PORTS:
-        raise httpx.UnsupportedProtocol(f"{scheme!r} is neither 'http' nor 'https'")
-    if port is not None and not 0 < port <= MOST_PORT:  # the resolver would take it modulo 65536
-        raise httpx.InvalidURL(f"port {port} is not in 1–{MOST_PORT}")
-    return Origin(scheme, url.raw_host.decode("ascii"), port or _PORTS[scheme])
 
 
 @attrs.define(eq=False)
@@ -80,19 +64,19 @@ class RawResponse:
         """
         return self._connection.receive()
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Let go, without waiting. A connection whose response was not read to its end is closed."""
         if self._held:
             self._held = False
             self._give_back(self._connection)
 
-    async def let_go(self) -> None:
-        self.release()
+    async def aclose(self) -> None:
+        self.close()
 
-    async def disconnect(self) -> None:
+    async def close_connection(self) -> None:
         """Never use this connection again."""
         if self._held:  # else it may be somebody else's by now
-            self._connection.cut()
+            self._connection.close()
 
 
 class Http11Transport(httpx.AsyncBaseTransport):
@@ -143,10 +127,10 @@ class Http11Transport(httpx.AsyncBaseTransport):
         self._busy[connection] = origin
         try:
             on_write()
-            status, headers = await connection.ask(verb, head + body)
+            status, headers = await connection.send_request(verb, head + body)
         except BaseException:
             del self._busy[connection]
-            connection.cut()
+            connection.close()
             raise
         return RawResponse(status, headers, connection, self._give_back)
 
@@ -212,10 +196,10 @@ class Http11Transport(httpx.AsyncBaseTransport):
         self._closed = True
         for connections in self._idle.values():
             for connection in connections:
-                connection.cut()
+                connection.close()
         self._idle.clear()
         for connection in self._busy:
-            connection.cut()
+            connection.close()
 
     async def aclose(self) -> None:
         self.close()
@@ -230,7 +214,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
                 del self._idle[origin]
             if connection.is_alive:
                 return connection
-            connection.cut()
+            connection.close()
         return None
 
     async def _connect(self, origin: Origin) -> Connection:
@@ -241,7 +225,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
         except (OSError, ValueError, trio.BrokenResourceError) as exc:  # ValueError: of a host that cannot be one
             raise httpx.ConnectError(str(exc)) from exc
         if self._closed:
-            connection.cut()
+            connection.close()
             raise httpx.ConnectError("the transport was closed meanwhile")
         return connection
 
@@ -250,14 +234,14 @@ class Http11Transport(httpx.AsyncBaseTransport):
         if connection.is_reusable:
             self._keep(connection, origin)
         else:
-            connection.cut()
+            connection.close()
 
     def _keep(self, connection: Connection, origin: Origin) -> None:
         connection.idle_since = trio.current_time()
         connections = self._idle.setdefault(origin, [])
         connections.append(connection)
         if len(connections) > MOST_IDLE:
-            connections.pop(0).cut()
+            connections.pop(0).close()
         self._some_idle.set()
 
     def _close_expired(self, origin: Origin) -> None:
@@ -266,7 +250,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
             return
         oldest = trio.current_time() - KEEPALIVE_EXPIRY
         while connections and connections[0].idle_since <= oldest:
-            connections.pop(0).cut()
+            connections.pop(0).close()
         if not connections:
             del self._idle[origin]
 
@@ -290,7 +274,7 @@ class _Body(httpx.AsyncByteStream):
         raise httpx.ReadTimeout(f"no more of the body within {self._patience} s (read)")
 
     async def aclose(self) -> None:
-        self._response.release()
+        self._response.close()
         await trio.lowlevel.checkpoint()
 
 
@@ -301,7 +285,7 @@ class _NetworkStream:
         self._response = response
 
     async def aclose(self) -> None:
-        await self._response.disconnect()
+        await self._response.close_connection()
 
 
 def _seconds(timeout: float | None) -> float:

@@ -15,7 +15,7 @@ import attrs
 import httpx
 import trio
 
-from trio_vmcp._client.http.credentials import origin_of
+from trio_vmcp._http.origin import shown_origin
 from trio_vmcp._protocol.headers import header_name_problem, header_value_problem
 from trio_vmcp.auth._tokens import Refused, SharedToken
 from trio_vmcp.connector import OutgoingAuth
@@ -287,7 +287,7 @@ class _ClientCredentialsFlow(httpx.Auth):
 
     def _error(self, refused: Refused) -> BackendUnauthorized | BackendUnavailable:
         kind = BackendUnavailable if refused.is_temporary else BackendUnauthorized
-        issuer = origin_of(httpx.URL(self._credentials.token_url))
+        issuer = shown_origin(httpx.URL(self._credentials.token_url))
         return kind(self._backend_id, f"cannot be asked: {issuer} {refused.detail}")
 
 

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 import attrs
 import trio
 
-from trio_vmcp._http.dial import Origin, Wire
+from trio_vmcp._http.dial import ConnectedStream
+from trio_vmcp._http.origin import Origin
 from trio_vmcp._http.transport import Http11Transport
 from trio_vmcp._nursery import start_clean
 from trio_vmcp.testing._servers import open_servers
@@ -87,10 +88,10 @@ class MemoryNetwork:
         start_clean(self._nursery, server.serve_connection, served)  # a server does not share its client's contextvars
         return client
 
-    async def dial(self, origin: Origin) -> Wire:
+    async def dial(self, origin: Origin) -> ConnectedStream:
         """`connect` as the library's transport does it; https goes in the clear."""
         stream = await self.connect(origin.host, origin.port)
-        return Wire(stream, lambda: stream.has_news, stream.close)
+        return ConnectedStream(stream, lambda: stream.has_news, stream.close)
 
     def transport(self) -> Http11Transport:
         """The library's own transport over this network, also for httpx clients."""

@@ -13,12 +13,13 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 import attrs
 import httpx
 
+from trio_vmcp._http.origin import shown_origin
 from trio_vmcp.connector import OutgoingAuth
 from trio_vmcp.errors import BackendError, BackendUnauthorized
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import Backend
 
-__all__ = ["Body", "Credentials", "origin_of"]
+__all__ = ["Body", "Credentials"]
 
 _UNAUTHORIZED = 401
 
@@ -183,7 +184,7 @@ class Credentials(Generic[R, B]):
                 raise
         except BackendError as error:
             if not ours:
-                error.detail = f"cannot be asked: {origin_of(wanted.url)} {error.detail}"
+                error.detail = f"cannot be asked: {shown_origin(wanted.url)} {error.detail}"
                 error.may_have_executed = body.written
             raise
 
@@ -197,8 +198,3 @@ class Credentials(Generic[R, B]):
             raise BackendUnauthorized(
                 self._backend.id, f"cannot be asked: its credentials failed: {type(exc).__name__}"
             ) from exc
-
-
-def origin_of(url: httpx.URL) -> str:
-    """Whom a URL names, without userinfo, path and query, which may hold secrets."""
-    return f"{url.scheme}://{url.netloc.decode('ascii')}"

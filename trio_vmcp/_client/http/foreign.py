@@ -74,7 +74,7 @@ class HttpxSource:
             self.is_ended = True
             return None
 
-    async def let_go(self) -> None:
+    async def aclose(self) -> None:
         with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
             if not self.is_ended:
                 await self._stop()
@@ -83,7 +83,7 @@ class HttpxSource:
             except Exception as exc:  # noqa: BLE001  # a transport of the user's may raise anything
                 logger.debug("backend %r: letting go of a response failed: %s", self.backend_id, type(exc).__name__)
 
-    async def disconnect(self) -> None:
+    async def close_connection(self) -> None:
         stream = self.response.extensions.get("network_stream")
         # The connection of any other version is not this request's alone.
         if stream is not None and self.response.extensions.get("http_version") == b"HTTP/1.1":

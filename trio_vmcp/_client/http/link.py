@@ -18,9 +18,9 @@ from trio_vmcp._client.http.errors import cause_of, translated
 from trio_vmcp._client.http.foreign import HttpxSource, RequestBody
 from trio_vmcp._client.http.reply import Reply
 from trio_vmcp._client.slots import Slot, current_slot
-from trio_vmcp._http.dial import Origin
+from trio_vmcp._http.origin import Origin, origin_of
 from trio_vmcp._http.response import Headers, encode_head, encode_headers
-from trio_vmcp._http.transport import Http11Transport, origin_of
+from trio_vmcp._http.transport import Http11Transport
 from trio_vmcp._protocol.headers import is_reserved_header
 from trio_vmcp._request_note import note_written
 from trio_vmcp.connector import OutgoingAuth
@@ -72,14 +72,14 @@ class Exchange:
         outer = current_slot.get()
         if not self._is_stream and (not self._limited or not (outer is not None and outer.held)):
             slot = Slot()
-            await self._link.enter(slot, limited=self._limited)
+            await self._link.acquire_slot(slot, limited=self._limited)
             self._held = slot
             if self._limited:
                 current_slot.set(slot)
         try:
             self._reply = await self._link.send(self._verb, self._headers, self._body, self._identity)
         except BaseException:
-            self._end()
+            self._close()
             raise
         return self._reply
 
@@ -89,15 +89,15 @@ class Exchange:
         assert self._reply is not None
         try:
             if isinstance(exc, BackendProtocolError):
-                await self._reply.disconnect()  # noqa: ASYNC102  # which is shielded, and bounded
-            await self._link.let_go(self._reply)  # noqa: ASYNC102  # and so is this
+                await self._reply.close_connection()  # noqa: ASYNC102  # which is shielded, and bounded
+            await self._link.aclose_reply(self._reply)  # noqa: ASYNC102  # and so is this
         finally:
-            self._end()
+            self._close()
 
-    def _end(self) -> None:
+    def _close(self) -> None:
         note_written(self._body.written)
         if self._held is not None:
-            self._link.leave(self._held, limited=self._limited)
+            self._link.release_slot(self._held, limited=self._limited)
 
 
 @attrs.define(eq=False)
@@ -156,7 +156,7 @@ class HttpLink:
         """
         return Exchange(self, verb, headers, RequestBody(data), identity, limited, is_stream)
 
-    async def enter(self, slot: Slot, *, limited: bool) -> None:
+    async def acquire_slot(self, slot: Slot, *, limited: bool) -> None:
         """Wait for a turn under the connection limit, or beside it."""
         limiter = self._slots if limited else self._aside
         try:
@@ -164,7 +164,7 @@ class HttpLink:
         except trio.WouldBlock:
             await limiter.acquire_on_behalf_of(slot)
 
-    def leave(self, slot: Slot, *, limited: bool) -> None:
+    def release_slot(self, slot: Slot, *, limited: bool) -> None:
         slot.held = False  # whoever inherited this context queues again
         (self._slots if limited else self._aside).release_on_behalf_of(slot)
 
@@ -185,7 +185,7 @@ class HttpLink:
             url = await self._redirected(url, reply)
         raise BackendProtocolError(self.backend.id, f"redirects more than {MOST_REDIRECTS} times")
 
-    async def let_go(self, reply: Reply) -> None:
+    async def aclose_reply(self, reply: Reply) -> None:
         self._open.discard(reply)
         await reply.aclose()
 
@@ -197,7 +197,7 @@ class HttpLink:
     async def aclose(self) -> None:
         """End every exchange that is still open: its caller has shielded himself from the end of the session."""
         for reply in list(self._open):
-            await reply.disconnect()
+            await reply.close_connection()
 
     async def _send_plainly(
         self, transport: Http11Transport, verb: str, url: httpx.URL, headers: Headers, body: RequestBody

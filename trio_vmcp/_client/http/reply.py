@@ -31,11 +31,11 @@ class Source(Protocol):
         """The body was handed out to its end."""
         ...
 
-    async def let_go(self) -> None:
+    async def aclose(self) -> None:
         """Nobody reads on. Bounded, and raises nothing. A body that was not read to its end costs the connection."""
         ...
 
-    async def disconnect(self) -> None:
+    async def close_connection(self) -> None:
         """Never use this connection again. Bounded, and raises nothing."""
         ...
 
@@ -114,13 +114,13 @@ class Reply:
 
     async def aclose(self) -> None:
         """Let go. A body that was not read to its end costs the connection."""
-        await self.source.let_go()
+        await self.source.aclose()
 
-    async def disconnect(self) -> None:
+    async def close_connection(self) -> None:
         """Never use this connection again: who gets an answer wrong may get its length wrong, and what is left of it
         would be taken for the beginning of the next one.
         """
-        await self.source.disconnect()
+        await self.source.close_connection()
 
     def protocol_error(self, detail: str) -> BackendProtocolError:
         return BackendProtocolError(self.backend_id, detail, may_have_executed=self.body.written)
