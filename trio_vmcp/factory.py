@@ -16,10 +16,11 @@ import trio
 from trio_vmcp._client.built_in import HttpConnector
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._session.member import Member, new_member
+from trio_vmcp._session.owner import MOST_CANCELLED_DRAIN, SessionOwner
 from trio_vmcp._session.reconnects import Reconnects
 from trio_vmcp._session.row import Stored, load_row, new_row
 from trio_vmcp.connector import BackendConnector, ClientHandlers, OutgoingAuth
-from trio_vmcp.default_session import MOST_CANCELLED_DRAIN, DefaultSession
+from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.errors import InvalidSessionId, SessionClosed, SessionExists, SessionNotFound
 from trio_vmcp.identity import Identity, bind, is_bound_to, process_keys
 from trio_vmcp.models import Backend
@@ -84,7 +85,7 @@ class DefaultSessionFactory:
     _settings: FactorySettings = attrs.field(alias="settings")
     _nursery: trio.Nursery = attrs.field(alias="nursery")
     _keys: tuple[bytes, ...] = attrs.field(alias="keys", repr=False)
-    _live: dict[str, DefaultSession | None] = attrs.field(
+    _live: dict[str, SessionOwner | None] = attrs.field(
         factory=dict, init=False, repr=False
     )  # None: id taken, not opening yet
     _reconnects: Reconnects = attrs.field(init=False, repr=False)
@@ -96,21 +97,22 @@ class DefaultSessionFactory:
     async def make_session(
         self, backends: Iterable[Backend], *, identity: Identity | None = None, session_id: str | None = None
     ) -> Session:
-        return await self._make(backends, identity, session_id)
+        _, session = await self._make(backends, identity, session_id)
+        return session
 
     @asynccontextmanager
     async def open_session(
         self, backends: Iterable[Backend], *, identity: Identity | None = None, session_id: str | None = None
     ) -> AsyncIterator[Session]:
-        session = await self._make(backends, identity, session_id)
+        owner, session = await self._make(backends, identity, session_id)
         body_error: BaseException | None = None
         try:
             yield session
         except BaseException as exc:  # noqa: ASYNC103, BLE001  # raised below
             body_error = exc
-        session.request_close(terminate=True)
+        owner.request_close(terminate=True)
         try:
-            await _wait_closed([session])
+            await _wait_closed([owner])
         finally:
             if body_error is not None:
                 raise body_error  # it wins over a cancel that came while the session closed
@@ -129,19 +131,20 @@ class DefaultSessionFactory:
             }
             for record in row.metadata.backends:
                 members.setdefault(record.backend_id, new_member(record.backend_id, None, self._settings, record))
-            return await self._run(members, row, identity)
+            _, session = await self._run(members, row, identity)
+            return session
 
     async def close(self) -> None:
         """End every session, all of them at once. Cancelled, it still stays to the end, with a shorter drain."""
         self._closing = True
-        sessions = [session for session in self._live.values() if session is not None]
-        for session in sessions:
-            session.request_close(terminate=self._settings.on_exit == "terminate")
-        await _wait_closed(sessions)
+        owners = [owner for owner in self._live.values() if owner is not None]
+        for owner in owners:
+            owner.request_close(terminate=self._settings.on_exit == "terminate")
+        await _wait_closed(owners)
 
     async def _make(
         self, backends: Iterable[Backend], identity: Identity | None, session_id: str | None
-    ) -> DefaultSession:
+    ) -> tuple[SessionOwner, DefaultSession]:
         configured = _by_id(backends)
         if session_id is not None:
             _require_valid(session_id)
@@ -173,27 +176,31 @@ class DefaultSessionFactory:
             if self._live.get(session_id, self) is None:
                 del self._live[session_id]
 
-    async def _run(self, members: dict[str, Member], row: Stored, identity: Identity | None) -> DefaultSession:
+    async def _run(
+        self, members: dict[str, Member], row: Stored, identity: Identity | None
+    ) -> tuple[SessionOwner, DefaultSession]:
         if self._closing:  # since the id was claimed: the storage was asked in between
             raise SessionClosed("the session factory closed while the session was opening")
         connector = self._connector_for(row.metadata.session_id)
-        session = DefaultSession(members, row, identity, connector, self._settings, self._reconnects)
-        self._live[session.id] = session
-        start_clean(self._nursery, self._own, session)
+        owner = SessionOwner(members, row, identity, connector, self._settings, self._reconnects)
+        self._live[owner.id] = owner
+        session = DefaultSession(owner)
+        start_clean(self._nursery, self._own, owner, session)
         try:
-            await session.wait_open()
+            await owner.wait_open()
         except BaseException:  # a cancelled opener, too: what nobody holds must not live on
-            session.request_close(terminate=not row.restored, drain_timeout=0)
+            owner.request_close(terminate=not row.restored, drain_timeout=0)
             with trio.CancelScope(shield=True):
-                await session.wait_closed()
+                await owner.wait_closed()
             raise
-        return session
+        return owner, session
 
-    async def _own(self, session: DefaultSession) -> None:
+    async def _own(self, owner: SessionOwner, session: DefaultSession) -> None:
+        """The owner task. Its frame holds `session`, or garbage collection would empty weak caches of open ones."""
         try:
-            await session.serve()
+            await owner.serve()
         finally:
-            del self._live[session.id]
+            del self._live[owner.id]
 
     async def _require_unknown(self, session_id: str) -> None:
         try:
@@ -214,17 +221,17 @@ class DefaultSessionFactory:
         return row
 
 
-async def _wait_closed(sessions: Sequence[DefaultSession]) -> None:
+async def _wait_closed(owners: Sequence[SessionOwner]) -> None:
     """Until all of them are CLOSED. Cancelled, it still stays to the end, which is then bounded."""
     try:
-        for session in sessions:
-            await session.wait_closed()
+        for owner in owners:
+            await owner.wait_closed()
     finally:
-        for session in sessions:  # all at once: their drains go on side by side
-            session.shorten_drain(MOST_CANCELLED_DRAIN)
+        for owner in owners:  # all at once: their drains go on side by side
+            owner.shorten_drain(MOST_CANCELLED_DRAIN)
         with trio.CancelScope(shield=True):
-            for session in sessions:
-                await session.wait_closed()
+            for owner in owners:
+                await owner.wait_closed()
 
 
 def _by_id(backends: Iterable[Backend]) -> dict[str, Backend]:

@@ -42,7 +42,7 @@ from support.leaks import WATCH
 import trio_vmcp._client.cache
 import trio_vmcp._client.channels.process
 import trio_vmcp._client.http.link
-import trio_vmcp.default_session
+import trio_vmcp._session.names
 from trio_vmcp import BackendUnavailable, Bare, FactorySettings, SessionClosed
 from trio_vmcp._client.client import StreamableClient
 from trio_vmcp._client.handlers import Handling
@@ -56,14 +56,15 @@ from trio_vmcp._session.admission import Admission
 from trio_vmcp._session.admission import Call as AdmittedCall
 from trio_vmcp._session.backoff import Backoff
 from trio_vmcp._session.breaker import Breaker
+from trio_vmcp._session.calls import Calls
 from trio_vmcp._session.connection import Incarnation
 from trio_vmcp._session.health import Health
 from trio_vmcp._session.keeper import Keeper
 from trio_vmcp._session.member import Member
 from trio_vmcp._session.members import Membership
+from trio_vmcp._session.owner import SessionOwner
 from trio_vmcp._session.reconnects import Reconnects
 from trio_vmcp._session.refresh import Refresher
-from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.factory import DefaultSessionFactory
 from trio_vmcp.routing import Bindings, build_routing
 from trio_vmcp.testing import CONNECT, Hang
@@ -140,8 +141,8 @@ def replaced(module: object, name: str, value: object) -> Plant:
     return lambda monkeypatch: monkeypatch.setattr(module, name, value)
 
 
-async def lingers(original: Any, factory: Any, session: Any) -> None:
-    await original(factory, session)
+async def lingers(original: Any, factory: Any, *args: Any) -> None:
+    await original(factory, *args)
     await trio.sleep(1.0)
 
 
@@ -366,12 +367,12 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "executed_at_most_once",
     ),
     "a call executed by the wrong backend": (
-        wrapped(DefaultSession, "_find", swaps_owners),
+        wrapped(Calls, "_find", swaps_owners),
         History(backends=TWINS, steps=(Open(backends=(0, 1)), Call(at=1.0), Close(at=2.0))),
         "executed_by_the_owner_alone",
     ),
     "a name given to whoever comes last": (
-        replaced(trio_vmcp.default_session, "build_routing", routes_to_the_last),
+        replaced(trio_vmcp._session.names, "build_routing", routes_to_the_last),
         History(
             settings=FactorySettings(conflict_resolution=Bare()),
             backends=TWINS,
@@ -385,7 +386,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "no_false_denial",
     ),
     "a caller who is not asked who he is": (
-        wrapped(DefaultSession, "_check_caller", lambda *_: None),
+        wrapped(Calls, "_check_caller", lambda *_: None),
         History(steps=STRANGER),
         "strangers_get_nothing",
     ),
@@ -395,7 +396,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "calls_end_in_time",
     ),
     "an opening that is late": (
-        wrapped(DefaultSession, "_open", takes_longer),
+        wrapped(SessionOwner, "_open", takes_longer),
         History(
             settings=FactorySettings(session_init_timeout=2.0),
             steps=(Strike(matches="POST", fault=Hang()), Open()),
@@ -412,7 +413,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "openings_end_in_time",
     ),
     "a drain that is longer than asked for": (
-        wrapped(DefaultSession, "shorten_drain", drains_longer),
+        wrapped(SessionOwner, "shorten_drain", drains_longer),
         History(settings=FactorySettings(teardown_timeout=0.5), steps=CUT_OFF),
         "closings_end_in_time",
     ),

@@ -574,7 +574,7 @@ async def test_removed_backends_are_not_remembered_without_end(autojump_clock: M
         assert [f"b{number}" for number in range(30, 130)] == list(session.backends)
         assert () == session.tools
         assert isinstance(session, DefaultSession)
-        membership = session._membership
+        membership = session._core.membership
         assert len(membership._leaving) <= 1
         assert {(None, None)} == {(member.listing, member.current) for member in membership._removed.values()}
 

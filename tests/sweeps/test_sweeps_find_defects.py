@@ -24,6 +24,7 @@ from trio_vmcp._http.transport import RawResponse
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._request_note import current_note
 from trio_vmcp._session.admission import Admission, Call
+from trio_vmcp._session.owner import SessionOwner
 from trio_vmcp._session.row import Stored
 from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.factory import DefaultSessionFactory
@@ -54,13 +55,14 @@ def byte_sweep(name: str) -> str:
 
 
 def test_a_task_that_outlives_its_cancelled_opener(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run(self: Any, members: Any, row: Stored, identity: Any) -> DefaultSession:
+    async def run(self: Any, members: Any, row: Stored, identity: Any) -> tuple[SessionOwner, DefaultSession]:
         connector = self._connector_for(row.metadata.session_id)
-        session = DefaultSession(members, row, identity, connector, self._settings, self._reconnects)
-        self._live[session.id] = session
-        start_clean(self._nursery, self._own, session)
-        await session.wait_open()  # and no `except BaseException`
-        return session
+        owner = SessionOwner(members, row, identity, connector, self._settings, self._reconnects)
+        self._live[owner.id] = owner
+        session = DefaultSession(owner)
+        start_clean(self._nursery, self._own, owner, session)
+        await owner.wait_open()  # and no `except BaseException`
+        return owner, session
 
     monkeypatch.setattr(DefaultSessionFactory, "_run", run)
     assert "library_tasks()" in cancel_sweep("opening-modern-json-pinned")
@@ -119,19 +121,19 @@ def test_a_response_that_is_not_closed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_row_that_a_cancelled_restore_takes_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    request_close = DefaultSession.request_close
+    request_close = SessionOwner.request_close
 
-    def always_for_good(self: DefaultSession, *, terminate: bool, drain_timeout: float | None = None) -> None:
+    def always_for_good(self: SessionOwner, *, terminate: bool, drain_timeout: float | None = None) -> None:
         request_close(self, terminate=terminate or drain_timeout == 0, drain_timeout=drain_timeout)
 
-    monkeypatch.setattr(DefaultSession, "request_close", always_for_good)
+    monkeypatch.setattr(SessionOwner, "request_close", always_for_good)
     assert "SessionNotFound" in cancel_sweep("restoring-modern-json")
 
 
 def test_a_close_that_its_cancelled_closer_undoes(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def wait_closed(sessions: Sequence[DefaultSession]) -> None:
-        for session in sessions:
-            await session.wait_closed()  # and not shielded, once that is cancelled
+    async def wait_closed(owners: Sequence[SessionOwner]) -> None:
+        for owner in owners:
+            await owner.wait_closed()  # and not shielded, once that is cancelled
 
     monkeypatch.setattr(factory, "_wait_closed", wait_closed)
     assert "library_tasks()" in cancel_sweep("holding-legacy-sse")

@@ -1,0 +1,179 @@
+"""The calls of one session: admission, then the caller, then the route, then the backend that owns the name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Literal
+
+import attrs
+import trio
+
+from trio_vmcp._session.admission import Admission
+from trio_vmcp._session.member import Member
+from trio_vmcp._session.names import Names
+from trio_vmcp.connector import OnProgress
+from trio_vmcp.errors import (
+    BackendProtocolError,
+    BackendRejected,
+    CapabilityNotFound,
+    NilCaller,
+    PromptNotFound,
+    ToolNotFound,
+    UnauthorizedCaller,
+)
+from trio_vmcp.identity import Identity, same_principal
+from trio_vmcp.models import JSON
+from trio_vmcp.routing import Target
+from trio_vmcp.settings import FactorySettings
+
+__all__ = ["Calls"]
+
+METHOD_NOT_FOUND = -32601  # JSON-RPC 2.0
+# Keys of `_meta` that belong to one hop: MCP's own, and the token that ties progress to a request of ours.
+_RESERVED_META = "io.modelcontextprotocol/"
+_PROGRESS_TOKEN = "progressToken"
+
+
+@attrs.define(eq=False)
+class Calls:
+    """What callers ask of a session's backends, each in its caller's task.
+
+    Attributes:
+        last_call_at: `trio.current_time()` when the latest call ended, or the opening did.
+    """
+
+    _members: Mapping[str, Member]
+    _names: Names
+    _admission: Admission
+    _identity: Identity | None
+    _settings: FactorySettings
+    last_call_at: float = attrs.field(default=0.0, init=False)
+
+    async def call(
+        self,
+        method: str,
+        route: Callable[[], tuple[Target, JSON]],
+        array_field: str | None,
+        caller: Identity | None,
+        meta: JSON | None,
+        timeout: float | None,
+        on_progress: OnProgress | None,
+    ) -> tuple[Member, JSON]:
+        """Make one call, and return the backend that answered and its answer.
+
+        Args:
+            route: Finds the backend and the params; runs once the call is admitted and its caller is known.
+            array_field: What the answer must hold as an array, where it is there; None: nothing.
+        """
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"timeout={timeout!r} is not 0 s or more")
+        async with self._admission.admit() as call:
+            self._check_caller(caller)
+            try:
+                target, params = route()
+                member = self._members[target.backend_id]
+                forwarded = _forwarded_meta(meta) if meta else None
+                if forwarded:
+                    params["_meta"] = forwarded
+                raw = await member.request(call, method, params, caller, self._timeout(member, timeout), on_progress)
+            finally:  # however it ends; but a stranger's call keeps no session alive
+                self.last_call_at = trio.current_time()
+        if array_field is not None and not isinstance(raw.get(array_field, []), list):
+            raise BackendProtocolError(
+                target.backend_id, f"answered {method!r} without an array {array_field!r}", may_have_executed=True
+            )
+        return member, raw
+
+    async def subscribe(self, uri: str, caller: Identity | None, timeout: float | None) -> None:
+        wanted: Counter[str] | None = None
+
+        def route() -> tuple[Target, JSON]:
+            nonlocal wanted
+            target = self._names.find_resource(uri)
+            wanted = self._members[target.backend_id].subscriptions
+            wanted[uri] += 1  # before it is asked: should it be connected anew meanwhile, it is asked again
+            return target, {"uri": target.name}
+
+        try:
+            await self.call("resources/subscribe", route, None, caller, None, timeout, None)
+        except BaseException:
+            if wanted is not None:
+                wanted[uri] -= 1
+                if wanted[uri] <= 0:  # nobody else has asked for it; below: it was unsubscribed from meanwhile
+                    del wanted[uri]
+            raise
+
+    async def unsubscribe(self, uri: str, caller: Identity | None, timeout: float | None) -> None:
+        route = partial(self._route_unsubscription, uri)
+        member, _ = await self.call("resources/unsubscribe", route, None, caller, None, timeout, None)
+        del member.subscriptions[uri]
+
+    # --- routes: where a call goes, and with which params
+
+    def route_tool(self, name: str, arguments: JSON | None) -> tuple[Target, JSON]:
+        target = self._find("tools", name, ToolNotFound)
+        return target, {"name": target.name, "arguments": {} if arguments is None else arguments}
+
+    def route_prompt(self, name: str, arguments: Mapping[str, str] | None) -> tuple[Target, JSON]:
+        target = self._find("prompts", name, PromptNotFound)
+        return target, {"name": target.name} | ({} if arguments is None else {"arguments": dict(arguments)})
+
+    def route_resource(self, uri: str) -> tuple[Target, JSON]:
+        target = self._names.find_resource(uri)
+        return target, {"uri": target.name}
+
+    def route_completion(self, ref: JSON, argument: JSON, context: JSON | None) -> tuple[Target, JSON]:
+        match ref:
+            case {"type": "ref/prompt", "name": str(name)}:
+                target = self._find("prompts", name, PromptNotFound)
+                translated = ref | {"name": target.name}
+            case {"type": "ref/resource", "uri": str(uri)}:
+                target = self._names.find_template(uri) or self._names.find_resource(uri)
+                translated = ref
+            case _:
+                raise ValueError(
+                    "ref is neither {'type': 'ref/prompt', 'name': …} nor {'type': 'ref/resource', 'uri': …}"
+                )
+        member = self._members[target.backend_id]
+        member.require_reachable()
+        # "Use only negotiated capabilities" (lifecycle): of this connection, or of the one that is being replaced.
+        if member.record is not None and "completions" not in member.record.server_capabilities:
+            raise BackendRejected(
+                target.backend_id,
+                "does not offer completions",
+                code=METHOD_NOT_FOUND,
+                message="completions were not advertised",
+            )
+        return target, {"ref": translated, "argument": argument} | ({} if context is None else {"context": context})
+
+    def _route_unsubscription(self, uri: str) -> tuple[Target, JSON]:
+        # Whichever backend lists it by now: the subscription is with the one that it was made with.
+        owners = [member for member in self._members.values() if uri in member.subscriptions]
+        target = Target(owners[0].backend_id, uri) if owners else self._names.find_resource(uri)
+        return target, {"uri": target.name}
+
+    def _find(self, kind: Literal["tools", "prompts"], name: str, not_found: type[CapabilityNotFound]) -> Target:
+        target = self._names.find(kind, name)
+        if target is not None:
+            return target
+        owner = self._names.owner_of(kind, name)
+        if owner is not None and owner in self._members:
+            self._members[owner].require_reachable()  # bound to a backend that is missing: say that
+        raise self._names.not_found(kind, name, not_found)
+
+    def _check_caller(self, caller: Identity | None) -> None:
+        if not same_principal(caller, self._identity):
+            raise NilCaller if caller is None else UnauthorizedCaller
+
+    def _timeout(self, member: Member, timeout: float | None) -> float:
+        if timeout is not None:
+            return timeout
+        assert member.backend is not None  # a member that is connected was configured
+        configured = member.backend.request_timeout
+        return self._settings.request_timeout if configured is None else configured
+
+
+def _forwarded_meta(meta: JSON) -> JSON:
+    return {key: value for key, value in meta.items() if not key.startswith(_RESERVED_META) and key != _PROGRESS_TOKEN}

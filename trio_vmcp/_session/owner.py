@@ -1,0 +1,268 @@
+"""The owner of one session: its task runs the session from its opening to CLOSED, and it alone closes.
+
+The owner task is shielded: nothing under it is torn down because somebody outside was cancelled. A close is asked for
+(`request_close`), and the owner does it in one order: refuse, drain, cut off, say goodbye, cancel the session's
+nursery, CLOSED. Every step of that is bounded, so the shield is, too.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import attrs
+import trio
+
+from trio_vmcp._nursery import describe_crash
+from trio_vmcp._request_note import is_inside_handler_of
+from trio_vmcp._session.admission import Admission
+from trio_vmcp._session.calls import Calls
+from trio_vmcp._session.changes import ChangeFeed
+from trio_vmcp._session.keeper import Keeper
+from trio_vmcp._session.listing import Listing
+from trio_vmcp._session.member import Member, new_member
+from trio_vmcp._session.members import Membership
+from trio_vmcp._session.names import Names, new_names
+from trio_vmcp._session.observer import Change
+from trio_vmcp._session.reconnects import Reconnects
+from trio_vmcp._session.row import Stored
+from trio_vmcp.connector import BackendConnector
+from trio_vmcp.errors import SessionClosed, VmcpError, session_tag
+from trio_vmcp.identity import Identity
+from trio_vmcp.metadata import BackendRecord
+from trio_vmcp.models import Backend, SessionChange, SessionState
+from trio_vmcp.routing import Bindings
+from trio_vmcp.settings import FactorySettings
+
+__all__ = ["MOST_CANCELLED_DRAIN", "SessionOwner"]
+
+logger: logging.Logger = logging.getLogger("trio_vmcp.session")
+
+# s. However long a user lets a close wait, a close that was caused by a cancel must end soon (design: ownership).
+MOST_CANCELLED_DRAIN = 10.0
+
+
+@attrs.define(eq=False)
+class SessionOwner:
+    """One session: what it is made of, and its life.
+
+    Attributes:
+        row: The session's metadata in the storage.
+        membership: The backends.
+        names: What they offer.
+        admission: The calls in flight.
+        calls: What callers ask of the backends.
+        feed: The subscribers of `Session.changes()`.
+        services: The session's nursery; None before it is open, and once it ends.
+    """
+
+    _members: dict[str, Member] = attrs.field(alias="members", repr=False)
+    row: Stored = attrs.field(repr=False)
+    identity: Identity | None = attrs.field(repr=False)
+    _connector: BackendConnector = attrs.field(alias="connector", repr=False)
+    settings: FactorySettings = attrs.field(repr=False)
+    _reconnects: Reconnects = attrs.field(alias="reconnects", repr=False)
+
+    membership: Membership = attrs.field(init=False, repr=False)
+    names: Names = attrs.field(init=False, repr=False)
+    admission: Admission = attrs.field(factory=Admission, init=False, repr=False)
+    calls: Calls = attrs.field(init=False, repr=False)
+    feed: ChangeFeed = attrs.field(factory=ChangeFeed, init=False, repr=False)
+    services: trio.Nursery | None = attrs.field(default=None, init=False, repr=False)
+
+    _keeper: Keeper = attrs.field(init=False, repr=False)
+    _opening: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
+    _opening_error: VmcpError | None = attrs.field(default=None, init=False, repr=False)
+    _is_open: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)  # the opening has ended, well or not
+    _close_requested: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+    _terminate: bool = attrs.field(default=True, init=False, repr=False)
+    _drain: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
+    _drain_limit: float = attrs.field(default=math.inf, init=False, repr=False)
+    _closed: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.membership = Membership(
+            self._members, self._connector, self.identity, self.row, self.settings, self._reconnects, self
+        )
+        self.names = new_names(self.row.bindings, self.settings)
+        self.calls = Calls(self._members, self.names, self.admission, self.identity, self.settings)
+        self._keeper = Keeper(self.row, self._row_state)
+
+    @property
+    def id(self) -> str:
+        return self.row.metadata.session_id
+
+    @property
+    def state(self) -> SessionState:
+        if self._closed.is_set():
+            return SessionState.CLOSED
+        return SessionState.DRAINING if self._close_requested.is_set() else SessionState.OPEN
+
+    # --- members that come and go
+
+    async def add_backend(self, backend: Backend) -> None:
+        await self._require_open()
+        await self.membership.add(new_member(backend.id, backend, self.settings), backend)
+
+    async def remove_backend(self, backend_id: str, *, drain_timeout: float | None = None) -> None:
+        limit = self.settings.drain_timeout if drain_timeout is None else drain_timeout
+        if not limit >= 0:
+            raise ValueError(f"drain_timeout={drain_timeout!r} is not 0 s or more")
+        await self._require_open()
+        member = self.membership.remove(backend_id, limit)
+        if self.admission.holds_current_task():
+            await trio.lowlevel.checkpoint()  # what is waited for may be this very call
+        else:
+            await member.gone.wait()
+
+    async def _require_open(self) -> None:
+        if self._close_requested.is_set():
+            await trio.lowlevel.checkpoint_if_cancelled()  # one cancel may both close the session and hit this caller
+            raise SessionClosed("the session is closing or closed: its backends stay as they are")
+
+    # --- the owner task
+
+    async def serve(self) -> None:
+        """The session's life. Run once, in the factory's nursery."""
+        with trio.CancelScope(shield=True):
+            try:
+                async with trio.open_nursery() as services:
+                    self.services = services
+                    await self._open(services)
+                    await self._close_requested.wait()
+                    await self._shut_down()
+                    self.services = None  # a nursery that ends takes nobody in
+                    services.cancel_scope.cancel(reason="session closed")
+            except* Exception as bug:  # a bug of ours must not take other sessions along
+                logger.error("%s crashed: %s", session_tag(self.id), describe_crash(bug), exc_info=bug)
+                self._opening_error = self._opening_error or SessionClosed("the session crashed: see the log")
+            finally:
+                self._close_requested.set()
+                self.admission.refuse()
+                self.admission.abandon()
+                self.membership.abandon()
+                self.services = None
+                self._is_open.set()
+                self._closed.set()
+
+    async def wait_open(self) -> None:
+        """Until the opening has ended.
+
+        Raises:
+            NoBackends, SessionExists, StorageError: It failed, and nothing of it is left.
+            SessionClosed: It was closed meanwhile.
+        """
+        await self._is_open.wait()
+        if self._opening_error is not None:
+            await self._closed.wait()
+            raise self._opening_error
+
+    def request_close(self, *, terminate: bool, drain_timeout: float | None = None) -> None:
+        """Ask the owner to close: from now on nothing is admitted. The first to ask decides whether it terminates."""
+        limit = self.settings.drain_timeout if drain_timeout is None else drain_timeout
+        if not limit >= 0:
+            raise ValueError(f"drain_timeout={drain_timeout!r} is not 0 s or more")
+        self.admission.refuse()
+        self.shorten_drain(limit)
+        if not self._close_requested.is_set():
+            # A restore that does not come to its end leaves what was stored as it was, whatever ended it.
+            self._terminate = terminate and (self._is_open.is_set() or not self.row.restored)
+            self._close_requested.set()
+        if not self._is_open.is_set():
+            self._opening.cancel(reason="session closed while opening")
+
+    def shorten_drain(self, limit: float) -> None:
+        """Calls in flight have at most `limit` s from now."""
+        deadline = trio.current_time() + limit
+        if deadline < self._drain.deadline:
+            self._drain.deadline, self._drain_limit = deadline, limit
+
+    async def wait_closed(self) -> None:
+        """Until CLOSED."""
+        await self._closed.wait()
+
+    async def close(self, *, terminate: bool, drain_timeout: float | None) -> None:
+        self.request_close(terminate=terminate, drain_timeout=drain_timeout)
+        if self.admission.holds_current_task() or is_inside_handler_of(self.id):
+            # The close waits for this very call, and ends this very handler: neither must wait for it.
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._closed.wait()  # a cancelled waiter does not undo the close
+
+    async def _open(self, services: trio.Nursery) -> None:
+        try:
+            with self._opening:
+                services.start_soon(self.membership.connect_all, services)
+                with trio.move_on_after(self.settings.session_init_timeout):
+                    await self.membership.all_settled.wait()
+                self.membership.end_opening()
+                self.names.update(self._members.values())
+                await self.row.write(*self._row_state())
+            if self._opening.cancelled_caught:
+                raise SessionClosed("the session was closed while it was opening")
+            services.start_soon(self._keeper.keep, self._terminated_elsewhere)
+            services.start_soon(self._end_when_idle)
+        except VmcpError as error:
+            self._opening_error = error
+            self.request_close(terminate=True, drain_timeout=0)
+            self._terminate = not self.row.restored  # whoever asked first: nobody ever had this session
+        # Not in a `finally`: after a crash there is nothing to hand out, and `serve` says so first.
+        self.calls.last_call_at = trio.current_time()
+        self._is_open.set()
+
+    async def _shut_down(self) -> None:
+        """Drain, cut off, say goodbye: at most the drain plus `teardown_timeout`."""
+        self.membership.stop_connecting()
+        with self._drain:
+            await self.admission.drained.wait()
+        self.admission.cut_off(f"the session closed under this call, after drain_timeout={self._drain_limit:g} s")
+        budget = self.settings.teardown_timeout
+        self.membership.stop_recovering(trio.current_time() + budget)  # now that nobody hears of it
+        with trio.move_on_after(budget):
+            # Half, so that a caller who shields himself cannot take everybody's goodbye along.
+            with trio.move_on_after(budget / 2):
+                await self.admission.drained.wait()
+            await self._keeper.stop()
+            if not self._terminate:
+                # First of all: a backend session that the row names stays, and one that it does not name yet would go.
+                with trio.move_on_after(budget / 4):
+                    await self._keeper.leave(terminate=False)
+            async with trio.open_nursery() as goodbyes:
+                goodbyes.start_soon(partial(self.membership.say_goodbye, terminate=self._terminate))
+                if self._terminate:
+                    goodbyes.start_soon(partial(self._keeper.leave, terminate=True))
+
+    async def _end_when_idle(self) -> None:
+        while True:
+            since = trio.current_time() if self.admission.in_flight else self.calls.last_call_at
+            idle_at = since + self.settings.idle_timeout
+            if idle_at <= trio.current_time():
+                break
+            await trio.sleep_until(idle_at)
+        logger.info("%s: no call for %s s (idle_timeout)", session_tag(self.id), self.settings.idle_timeout)
+        self.request_close(terminate=True)
+
+    def _terminated_elsewhere(self) -> None:
+        self.request_close(terminate=True)
+
+    # --- what the membership tells
+
+    def member_changed(self, member: Member, changes: Sequence[Change]) -> None:
+        """Advertise what it lists now, write it down, tell who listens."""
+        if not self.membership.is_opened:
+            return  # names are bound when the opening ends, by the configured order and not by who was the first
+        self.names.update(self._members.values())
+        self._keeper.note_change()
+        for kind in changes:
+            self.feed.publish(SessionChange(kind, member.backend_id))
+
+    def check_names(self, member: Member, listing: Listing) -> None:
+        self.names.check(member, listing)
+
+    def resource_updated(self, member: Member, uri: str) -> None:
+        self.feed.publish(SessionChange("resource_updated", member.backend_id, uri))
+
+    def _row_state(self) -> tuple[tuple[BackendRecord, ...], Bindings]:
+        return self.membership.records, self.names.bindings
