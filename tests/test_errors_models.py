@@ -354,3 +354,12 @@ def test_errors_are_told_apart_by_identity() -> None:
     """Two alike are two: exception groups and logs keep them apart."""
     assert BackendError("a", "x") != BackendError("a", "x")
     assert 2 == len({BackendError("a", "x"), BackendError("a", "x")})
+
+
+@pytest.mark.parametrize("name", ["max_backend_init_concurrency", "max_pages", "max_connections_per_backend"])
+def test_settings_that_count_take_no_float(name: str) -> None:
+    """A float such as 5.0 is a ValueError in `FactorySettings`; later it would be a TypeError in the middle of an
+    opening.
+    """
+    with pytest.raises(ValueError, match=f"{name}=5.0 is not a whole number, 1 or more"):
+        FactorySettings(**{name: 5.0})  # type: ignore[arg-type]

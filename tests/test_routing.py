@@ -29,6 +29,8 @@ from trio_vmcp.routing import (
     build_routing,
 )
 
+KIB = 1024
+
 TIME = Offer("time", tools=("now", "zone"), prompts=("ask",), resources=("clock://utc",))
 FILES = Offer("files", tools=("now", "read"), prompts=("ask",), resources=("clock://utc", "file:///a"))
 
@@ -364,3 +366,17 @@ def test_ten_backends_with_a_thousand_tools_each_are_routed_at_once() -> None:
     offers = [Offer(f"backend{i}", tools=tuple(f"tool_{j}" for j in range(1000))) for i in range(10)]
     assert 10_000 == len(build_routing(offers, Prefix()).table.tools)
     assert _cpu_time(lambda: build_routing(offers, Prefix())) < 0.2  # about 0.012 s; what is squared takes minutes
+
+
+def test_all_templates_of_a_backend_share_one_limit_of_bytes() -> None:
+    """A backend with 2000 costly templates keeps 64 KiB of them, so matching a URI is bounded; other backends'
+    templates match.
+    """
+    costly = tuple("{?" + ",".join(f"v{n}_{m}" for m in range(64)) + "}" for n in range(2000))
+    table = build_routing(
+        [Offer("hostile", templates=costly), Offer("good", templates=("note:///{x}",))], Prefix()
+    ).table
+    assert sum(len(target.name) for target in table.templates if target.backend_id == "hostile") <= 64 * KIB
+    found = table.find_resource("note:///1")
+    assert found is not None
+    assert "good" == found.backend_id

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -588,3 +589,24 @@ def test_a_reader_who_leaves_is_no_error() -> None:
         os.close(reading)
         write_text(stream, "the first line that nobody reads\n")
         write_text(stream, "another\n")
+
+
+@pytest.mark.parametrize("closed", ["<&- >&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_standard_stream_is_no_traceback(closed: str, tmp_path: Path) -> None:
+    """Started with stdin, stdout or stderr closed by the shell, the command drops what it would print there."""
+    config = tmp_path / "mcp.json"
+    config.write_text('{"off": {"url": "http://a.test/", "disabled": true}}')
+    program = "from trio_vmcp.cli import main; raise SystemExit(main())"
+    command = f'"{sys.executable}" -c "{program}" check --config "{config}" {closed}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert 2 == done.returncode
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("text", ['{"a": 1e999}', '{"a": "\\ud800"}', '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"])
+def test_arguments_that_are_not_json_are_status_2(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Arguments that JSON cannot carry are bad usage: one line and status 2, before any server is asked."""
+    with pytest.raises(SystemExit) as caught:
+        main(["call", "a_echo", text, "--config", "no such file"])
+    assert 2 == caught.value.code
+    assert "not JSON that can be sent" in capsys.readouterr().err

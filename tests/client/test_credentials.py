@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncGenerator, Callable, Generator
+import traceback
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from functools import partial
 from typing import Any
 
@@ -24,9 +25,19 @@ from trio_vmcp import (
     BearerAuth,
     Identity,
     OutgoingAuth,
+    open_session_factory,
 )
 from trio_vmcp._request_note import RequestNote, current_note
-from trio_vmcp.testing import CallContext, Disconnect, Exchange, Reset, ScriptedBackend, Status, open_memory_network
+from trio_vmcp.testing import (
+    CallContext,
+    Disconnect,
+    Exchange,
+    Reset,
+    ScriptedBackend,
+    Status,
+    open_loopback,
+    open_memory_network,
+)
 
 MANY = 96  # as many calls as one backend is asked at a time
 
@@ -390,3 +401,24 @@ async def test_every_refusal_is_let_go_of(autojump_clock: MockClock) -> None:
         with pytest.raises(BackendError):
             await discover(answer, auth)
         assert {True} == {body.closed for body in bodies}
+
+
+class BadToken(httpx.Auth):
+    """Leaves the line end of a token file in the header."""
+
+    def auth_flow(self, request: httpx.Request) -> Iterator[httpx.Request]:  # type: ignore[override]
+        request.headers["Authorization"] = "Bearer canary\n"
+        yield request
+
+
+async def test_a_token_that_no_header_can_carry_is_in_no_traceback() -> None:
+    """A token with a line end is refused before the request is written, and no error of the chain quotes the token."""
+    auth: list[httpx.Auth | None] = [None]
+    async with open_loopback(echo_backend()) as url, open_session_factory(auth=lambda backend, who: auth[0]) as factory:
+        async with factory.open_session([Backend(id="a", url=url, era="legacy")]) as session:
+            auth[0] = BadToken()
+            with pytest.raises(BackendUnavailable, match="a header that HTTP cannot carry") as caught:
+                await session.call_tool("a_echo")
+            auth[0] = None
+    assert not caught.value.may_have_executed
+    assert "canary" not in "".join(traceback.format_exception(caught.value))

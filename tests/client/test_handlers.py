@@ -314,3 +314,12 @@ async def test_a_crash_in_a_handler_costs_its_answer_alone(autojump_clock: MockC
 async def test_no_session_id_is_shown() -> None:
     """Whoever logs a request logs no bearer secret."""
     assert "secret" not in repr(ServerRequest("secret", "a", ALICE, {}))
+
+
+def test_handlers_can_be_given_by_position() -> None:
+    """`ClientHandlers(sampling, elicitation, roots, log)`, the order of the documented signature."""
+
+    async def sample(request: object) -> object:
+        return request
+
+    assert ClientHandlers(sampling=sample) == ClientHandlers(sample)

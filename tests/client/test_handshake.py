@@ -25,6 +25,7 @@ from support.clients import (
     open_scripted,
     result,
 )
+from support.harness import open_world, slow_backend
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
@@ -896,3 +897,22 @@ async def test_no_secret_is_shown() -> None:
     """A backend's session id is a bearer token."""
     async with open_client(echo_backend()) as client:
         assert str(client.record.session_id) not in repr(client)
+
+
+async def test_without_a_session_id_no_cancel_is_sent(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """Without `Mcp-Session-Id` a backend cannot tell clients apart, and both number requests from 1: a cancel could end
+    another client's call.
+    """
+    backend = slow_backend(seconds=2.0)
+    backend.session_ids = False
+    async with open_world({"a": backend}) as world, world.open_session() as mine, world.open_session() as another:
+
+        async def call() -> None:
+            await another.call_tool("a_slow")
+
+        nursery.start_soon(call)
+        with pytest.raises(BackendTimeout):
+            await mine.call_tool("a_slow", timeout=1.0)
+        await trio.sleep(2.0)
+        assert 0 == another.in_flight
+        assert [] == backend.received("notifications/cancelled")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx
@@ -24,19 +26,27 @@ from support.clients import (
     open_client,
     result,
 )
+from support.harness import open_world
 from trio.testing import MockClock
 
 from trio_vmcp import (
     JSON,
+    Backend,
     BackendError,
     BackendProtocolError,
     BackendRejected,
     BackendTimeout,
     BackendUnavailable,
     FactorySettings,
+    FailureReason,
     MessageTooLarge,
+    open_session_factory,
 )
-from trio_vmcp.testing import Disconnect, Drip, Error, Flip, Raw, Reset, Rewrite, Stall
+from trio_vmcp._client.http.foreign import HttpxSource, RequestBody
+from trio_vmcp._client.http.reply import Reply
+from trio_vmcp.testing import Disconnect, Drip, Error, Flip, Raw, Reset, Rewrite, Stall, WireFault
+
+KIB = 1024
 
 CALL_ID = 2  # in both eras the first request took the 1
 TINY = FactorySettings(max_message_bytes=2000, max_json_depth=16)
@@ -525,3 +535,96 @@ async def test_an_error_in_place_of_a_result_is_capped_in_the_log(
             await call(client)
         await client.request("tools/list", {}, identity=None, timeout=DEADLINE, on_progress=None)
     assert 0 < max(len(record.getMessage()) for record in caplog.records) < 1000
+
+
+@pytest.mark.parametrize("line", [b"\n", b":\n", b"\r", b"id:1\n"])
+async def test_a_flood_of_tiny_lines_is_cut_before_its_bytes_reach_the_limit(line: bytes) -> None:
+    """An empty line or a comment counts for more than its bytes: a flood of them is cut below `max_message_bytes`."""
+    taken = 0
+
+    class Flood(httpx.AsyncByteStream):
+        def __aiter__(self) -> Flood:
+            return self
+
+        async def __anext__(self) -> bytes:
+            nonlocal taken
+            taken += 1
+            await trio.lowlevel.checkpoint()
+            return line * (KIB // len(line))
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=Flood())
+
+    backend = Backend(id="a", url="http://a.test/mcp", era="modern")
+    settings = FactorySettings(max_message_bytes=256 * KIB)
+    async with open_session_factory(transport=httpx.MockTransport(answer), settings=settings) as factory:
+        async with factory.open_session([backend]) as session:
+            (failure,) = session.failures
+    assert FailureReason.LIMIT is failure.reason
+    assert taken < 4 * 256 / 16
+
+
+class ShortLength(WireFault):
+    """The Content-Length lacks its first digit."""
+
+    def steps(self, sent: int, data: bytes) -> Iterator[bytes]:
+        yield re.sub(rb"(?<=content-length: )\d", b"", data)
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_a_connection_whose_answer_was_too_long_is_not_used_again(era: str, autojump_clock: MockClock) -> None:
+    """Bytes behind a Content-Length that is too small must not be read as the answer to the next call."""
+    backend = echo_backend(era)
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.fail("tools/call", ShortLength(), times=1)
+        with pytest.raises(BackendProtocolError, match="not JSON"):
+            await session.call_tool("a_echo")
+        result = await session.call_tool("a_echo", {"after": "it"})
+    assert '{"after": "it"}' == result.content[0]["text"]
+
+
+class Crumbs(httpx.AsyncByteStream):
+    """A body in chunks of two bytes, all available at once."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self.left:
+            raise StopAsyncIteration
+        self.left -= 1
+        return b"%02d" % (self.left % 100)
+
+
+def reply_in_crumbs(count: int) -> Reply:
+    return Reply("a", 200, RequestBody(b""), [], HttpxSource("a", httpx.Response(200, stream=Crumbs(count))))
+
+
+async def test_tiny_chunks_take_no_more_memory_than_their_bytes() -> None:
+    """At most about twice the bytes of an answer are held, however small its chunks are."""
+    tracemalloc.start()
+    data = await reply_in_crumbs(20_000).read(limit=1 << 20)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 40_000 == len(data)
+    assert peak < 4 * 40_000  # Trio's own included
+
+
+async def test_a_body_of_many_chunks_lets_other_tasks_run() -> None:
+    """Reading chunks that are all available yields to the scheduler at least every 32 chunks."""
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        await reply_in_crumbs(1600).read(limit=1 << 20)
+        nursery.cancel_scope.cancel()
+    assert turns >= 1600 // 32

@@ -64,6 +64,8 @@ from trio_vmcp.testing import (
     open_memory_network,
 )
 
+KIB = 1024
+
 ONE_SLOT = FactorySettings(max_connections_per_backend=1)
 
 
@@ -1134,3 +1136,21 @@ async def test_cancelled_calls_stay_within_the_limit(autojump_clock: MockClock) 
                     callers.start_soon(give_up_after, 0.1 + number / 50)
             nursery.cancel_scope.cancel()
     assert 12 < most <= 16
+
+
+async def test_a_redirect_to_a_host_that_idna_refuses_is_a_protocol_error() -> None:
+    """httpx parses `http://xn--/` and raises an error of `idna` only when asked for the host."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(307, headers={"location": "http://xn--/"})
+
+    link = HttpLink(
+        Backend(id="a", url="http://a.test/mcp"),
+        httpx.MockTransport(answer),
+        auth=None,
+        slots=trio.CapacityLimiter(1),
+        max_message_bytes=KIB,
+    )
+    with pytest.raises(BackendProtocolError, match="to another origin"):
+        async with link.exchange("POST", [], b"{}", identity=None):
+            raise AssertionError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -47,7 +47,7 @@ from trio_vmcp import (
     SessionChange,
 )
 from trio_vmcp._client.eras import Verdict
-from trio_vmcp.testing import Disconnect, Error, Hang, ScriptedBackend, Stall, Status
+from trio_vmcp.testing import CallContext, Disconnect, Error, Hang, ScriptedBackend, Stall, Status
 
 SSE = {"content-type": "text/event-stream"}
 BOTH_MANNERS = pytest.mark.parametrize("holds_posts", [False, True])
@@ -597,3 +597,28 @@ async def test_nothing_secret_is_logged(autojump_clock: MockClock, caplog: pytes
         assert "canary" not in repr(members) + str(caught.value) + str(session.failures)
     assert "is missing" in caplog.text
     assert "canary" not in caplog.text
+
+
+class SlowToken(httpx.Auth):
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:  # noqa: ASYNC900  # httpx's interface
+        await trio.sleep(2.0)
+        yield request  # noqa: ASYNC119  # the credentials wrapper closes this generator
+
+
+async def test_the_post_of_an_answer_may_take_its_time(autojump_clock: MockClock) -> None:
+    """A backend waits for the answer to its request, so the POST is not given up as early as that of a notification."""
+
+    async def ask(arguments: JSON, context: CallContext) -> str:
+        return str((await context.elicit("?"))["action"])
+
+    async def accept(request: ServerRequest) -> JSON:
+        await trio.lowlevel.checkpoint()
+        return {"action": "accept", "content": {}}
+
+    backend = echo_backend(transport="sse")
+    backend.add_tool("ask", ask)
+    handlers = ClientHandlers(elicitation=accept)
+    async with open_world({"a": backend}, handlers=handlers, auth=lambda *_: SlowToken()) as world:
+        async with world.open_session() as session:
+            result = await session.call_tool("a_ask")
+    assert "accept" == result.content[0]["text"]

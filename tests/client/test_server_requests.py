@@ -29,6 +29,9 @@ from support.clients import (
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import JSON, BackendRejected, BackendTimeout, ClientHandlers, FactorySettings, ServerRequest
+from trio_vmcp._client.handlers import Handling
+from trio_vmcp._client.notices import Notices
+from trio_vmcp._client.server_requests import ServerRequests
 from trio_vmcp._client.weight import weigh
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._protocol.jsonrpc import Request
@@ -780,3 +783,27 @@ async def test_a_handler_may_call_at_the_connection_limit(autojump_clock: MockCl
                 await wait_all_tasks_blocked()
                 await call(client)
         assert patience.cancelled_caught
+
+
+async def test_messages_for_a_broken_connection_are_dropped(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A caller may still read its own stream after the tasks of its connection have ended: requests, log messages and
+    notices that arrive then start nothing.
+    """
+
+    async def never(request: ServerRequest) -> JSON:
+        raise AssertionError
+
+    async def send(data: bytes) -> None:
+        raise AssertionError
+
+    handling = Handling(ClientHandlers(elicitation=never, log=never), "s", "b")
+    async with trio.open_nursery() as nursery:
+        requests = ServerRequests(handling, nursery, 1000)
+        notices = Notices(nursery=nursery, timeout=1.0)
+    requests.take(Request(1, "elicitation/create", {}), None, send)
+    requests.take(Request(2, "ping", {}), None, send)
+    requests.log({"level": "info", "data": "?"}, None)
+    notices.start(trio.sleep_forever)
+    await notices.aclose()  # returns at once: no notice was started

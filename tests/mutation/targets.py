@@ -53,10 +53,10 @@ TESTS = (
         f"session/test_{name}"
         for name in (
             *("admission", "closing", "calls", "ownership", "opening", "changes", "close_path"),
-            *("recovery", "idle_recovery", "coming_back", "add_remove", "breaker", "health"),
+            *("restore", "recovery", "idle_recovery", "coming_back", "add_remove", "breaker", "health"),
         )
     ),
-    *("test_found_by_review", "test_found_by_simulation", "http/test_transport"),
+    "http/test_transport",
 )
 
 # Mutants that no test can tell from the original, or that are no worse: name, and why. One that does not survive, or

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trio_vmcp._protocol import jsonrpc
 from trio_vmcp._protocol.jsonrpc import (
     BadMessage,
     ErrorReply,
@@ -273,3 +274,14 @@ def test_reprs_hold_no_payload() -> None:
         Notification("m", payload),
     ]
     assert "canary" not in repr(messages)
+
+
+def test_a_message_that_does_not_fit_in_memory_is_a_bad_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A MemoryError while decoding is a BadMessage: the memory is free again when the error is raised."""
+
+    def out_of_memory(_: str) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(jsonrpc, "_decoder", json.JSONDecoder(parse_int=out_of_memory))
+    with pytest.raises(jsonrpc.BadMessage, match="more memory"):
+        jsonrpc.parse_message(b'{"jsonrpc":"2.0","id":1,"result":{}}', max_depth=128)

@@ -798,3 +798,36 @@ async def test_a_backend_removed_while_a_subscription_is_asked_for(autojump_cloc
             await trio.sleep(1)
             await session.remove_backend("a")
         assert 3.0 == trio.current_time()
+
+
+async def test_backends_come_and_go_while_others_wait_for_a_slot(autojump_clock: MockClock) -> None:
+    """A backend that waits for a slot when the opening ends keeps its turn, whatever is added or removed meanwhile."""
+    settings = FactorySettings(max_backend_init_concurrency=1, backend_init_timeout=1.0, session_init_timeout=0.5)
+    backends = {"a": echo_backend(), "b": echo_backend(), "c": echo_backend()}
+    backends["a"].fail("POST", Hang())
+    async with open_world(backends, settings=settings) as world:
+        async with world.factory.open_session(world.configured[:2]) as session:
+            await session.add_backend(world.configured[2])
+            await session.remove_backend("a")
+            await trio.sleep(1.0)
+            assert ["b_echo", "c_echo"] == [tool.name for tool in session.tools]
+
+
+async def test_a_session_closes_while_a_backend_is_added_again(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """`add_backend` of a removed id waits for the old connection's DELETE, and may find the session closed then. Ten
+    sessions, so that some are closed exactly in between.
+    """
+    backend = echo_backend()
+    backend.fail("DELETE", Delay(1.0))
+    async with open_world({"a": backend}) as world:
+        sessions = [await world.make_session() for _ in range(10)]
+        for session in sessions:
+            nursery.start_soon(session.remove_backend, "a")
+        await wait_all_tasks_blocked()
+        for session in sessions:
+            nursery.start_soon(session.add_backend, world.configured[0])
+        await wait_all_tasks_blocked()
+        for session in sessions:
+            nursery.start_soon(session.aclose)

@@ -32,6 +32,7 @@ from trio_vmcp import (
 from trio_vmcp.testing import (
     CallContext,
     Disconnect,
+    Drip,
     Error,
     Fault,
     Hang,
@@ -468,3 +469,15 @@ async def test_a_session_over_a_connector_of_ones_own(autojump_clock: MockClock)
     async with open_session_factory(connector=connector) as factory, factory.open_session(plain_backends(1)) as session:
         result = await session.call_tool("b0_echo", {"x": 1}, meta={"k": "v"})
         assert {"name": "echo", "arguments": {"x": 1}, "_meta": {"k": "v"}} == result.structured_content
+
+
+async def test_a_call_returns_at_its_deadline_though_its_stream_goes_on(autojump_clock: MockClock) -> None:
+    """An answer that came in time counts; the rest of its event stream is read until the call's deadline, and no
+    longer.
+    """
+    async with open_world({"a": echo_backend(answers="sse")}) as world, world.open_session() as session:
+        world["a"].fail("tools/call", Drip(bytes_per_step=64, step_seconds=0.4))
+        for _ in range(2):
+            began_at = trio.current_time()
+            await session.call_tool("a_echo", timeout=1.65)  # the answer is whole after 1.6 s, the stream after 2.0 s
+            assert 1.65 == pytest.approx(trio.current_time() - began_at)

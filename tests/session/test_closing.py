@@ -21,6 +21,7 @@ from support.harness import (
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
+    BackendUnavailable,
     FactorySettings,
     Session,
     SessionClosed,
@@ -512,3 +513,88 @@ async def test_a_session_without_idle_timeout_stays(autojump_clock: MockClock) -
         async with world.open_session() as session:
             await trio.sleep(80_000)
             assert SessionState.OPEN is state_of(session)
+
+
+async def test_leaving_async_with_closes_the_session(autojump_clock: MockClock) -> None:
+    """`async with` over a session of `make_session` closes the session at the end of the block, and type-checks."""
+
+    async def close_behind(session: Session) -> None:
+        async with session as same:
+            assert session is same
+
+    async with open_world({"a": echo_backend()}) as world:
+        session = await world.make_session()
+        await close_behind(session)
+        with pytest.raises(SessionClosed):
+            await session.call_tool("a_echo")
+
+
+@pytest.mark.parametrize("moment", range(12))
+async def test_a_connection_that_breaks_at_the_end_of_the_drain_is_closed_once(
+    autojump_clock: MockClock, moment: int
+) -> None:
+    """The event that ends the last call may crash its connection, too: the client is still closed, exactly once."""
+    broken = trio.Event()
+
+    async def crash() -> None:
+        await trio.sleep(3)
+        broken.set()
+        for _ in range(moment):
+            await trio.lowlevel.checkpoint()
+        raise ZeroDivisionError
+
+    connector = PlainConnector(services={"b0": crash}, on_request={"b0": broken.wait})
+    async with open_session_factory(connector=connector) as factory, trio.open_nursery() as nursery:
+        session = await factory.make_session(plain_backends(1))
+        nursery.start_soon(session.call_tool, "b0_echo")
+        await wait_all_tasks_blocked()
+        await session.aclose()
+    assert 1 == len(connector.clients["b0"].closed)
+
+
+async def test_a_connection_that_closes_itself_keeps_to_the_teardown(autojump_clock: MockClock) -> None:
+    """A connection's own task may begin its goodbye before the session's teardown does: `teardown_timeout` bounds both,
+    even after a shielded caller has used up half of that time.
+    """
+
+    async def hold_on() -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(30)
+
+    backends = plain_backends(8)  # several, since Trio starts tasks in any order: either side may be first
+    connector = PlainConnector(on_close={each.id: trio.sleep_forever for each in backends}, on_request={"b0": hold_on})
+    limits = FactorySettings(drain_timeout=0, teardown_timeout=2)
+    async with open_session_factory(connector=connector, settings=limits) as factory, trio.open_nursery() as nursery:
+        session = await factory.make_session(backends)
+        nursery.start_soon(session.call_tool, "b0_echo")
+        await wait_all_tasks_blocked()
+        began_at = trio.current_time()
+        await session.aclose()
+        assert 2.0 == trio.current_time() - began_at
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("moment", range(12))
+async def test_a_call_cut_off_while_its_connection_breaks_has_one_outcome(
+    autojump_clock: MockClock, moment: int
+) -> None:
+    """SessionClosed or BackendUnavailable: the connection over which the cancel would be sent is gone, too."""
+    backend = slow_backend()
+    backend.transport = "sse"
+    async with open_world({"a": backend}) as world, trio.open_nursery() as nursery:
+        session = await world.make_session()
+
+        async def call() -> None:
+            with pytest.raises((SessionClosed, BackendUnavailable)):
+                await session.call_tool("a_slow")
+
+        async def crash() -> None:
+            await trio.sleep(1.0)
+            for _ in range(moment):
+                await trio.lowlevel.checkpoint()
+            backend.crash()
+
+        nursery.start_soon(call)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(crash)
+        await session.aclose(drain_timeout=1.0)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from typing import Any
 
 import pytest
 import trio
 from support.clients import echo_backend, open_client
+from support.harness import open_world
 from trio.testing import MockClock
 
 from trio_vmcp import (
@@ -19,10 +21,13 @@ from trio_vmcp import (
     BackendRejected,
     BackendUnavailable,
     FactorySettings,
+    FailureReason,
     MessageTooLarge,
 )
 from trio_vmcp._session.listing import Listing, list_backend
 from trio_vmcp.testing import Delay, Error, Reset, Rewrite, ScriptedBackend
+
+KIB = 1024
 
 LISTS = ("tools/list", "resources/list", "resources/templates/list", "prompts/list")
 URL = "http://b.test/mcp"
@@ -358,3 +363,61 @@ async def test_the_other_lists_have_keys_of_their_own(
         "prompts": listing.prompts,
     }
     assert ["k"] == list(found[field])
+
+
+async def test_all_lists_of_a_backend_share_one_limit_of_bytes(autojump_clock: MockClock) -> None:
+    """Lists are kept for the life of the session, so all pages together must fit into `max_message_bytes`."""
+    backend = ScriptedBackend(page_size=1)
+    for number in range(8):
+        backend.add_tool(f"t{number}", description="x" * 40 * KIB)
+    settings = FactorySettings(max_message_bytes=256 * KIB)
+    async with open_world({"a": backend}, settings=settings) as world, world.open_session() as session:
+        (failure,) = session.failures
+    assert FailureReason.LIMIT is failure.reason
+    assert "lists more than 262144 bytes (max_message_bytes)" == failure.detail
+
+
+async def test_tools_dropped_for_their_param_headers_share_one_warning(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """500 tools with a bad `x-mcp-header` annotation write one log record: it names the first and counts the others."""
+
+    def spoil(response: JSON) -> JSON:
+        response["result"]["tools"] += [{"name": f"bad{n}", "inputSchema": {"x-mcp-header": 1}} for n in range(500)]
+        return response
+
+    backend = ScriptedBackend(era="modern")
+    backend.add_tool("echo")
+    backend.fail("tools/list", Rewrite(spoil))
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        assert ["a_echo"] == [tool.name for tool in session.tools]
+    (warning,) = caplog.records
+    assert "dropped tool 'bad0'" in warning.getMessage()
+    assert "499 more" in warning.getMessage()
+
+
+async def test_malformed_entries_share_one_warning(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    """500 malformed entries write one log record: it names the first and counts the others."""
+
+    def spoil(response: JSON) -> JSON:
+        response["result"]["tools"] += [None] * 500
+        return response
+
+    backend = ScriptedBackend()
+    backend.add_tool("echo")
+    backend.fail("tools/list", Rewrite(spoil))
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        assert ["a_echo"] == [tool.name for tool in session.tools]
+    (warning,) = caplog.records
+    assert "dropped entry 1: it is not an object, and 499 more" in warning.getMessage()
+
+
+async def test_max_pages_may_be_infinite(autojump_clock: MockClock) -> None:
+    """`max_pages=math.inf` means no limit."""
+    backend = ScriptedBackend(page_size=1)
+    for number in range(3):
+        backend.add_tool(f"t{number}")
+    settings = FactorySettings(max_pages=math.inf)  # type: ignore[arg-type]
+    async with open_world({"a": backend}, settings=settings) as world, world.open_session() as session:
+        assert () == session.failures
+        assert ["a_t0", "a_t1", "a_t2"] == [tool.name for tool in session.tools]

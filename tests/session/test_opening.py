@@ -42,6 +42,8 @@ from trio_vmcp import (
 )
 from trio_vmcp.testing import CONNECT, Delay, Error, Fault, Hang, Raw, Refuse, Rewrite, ScriptedBackend, Status
 
+KIB = 1024
+
 LEGACY_AND_MODERN = pytest.mark.parametrize("era", ["legacy", "modern"])
 
 
@@ -706,3 +708,45 @@ async def test_the_last_slow_backend_asks_for_all_its_lists_at_once(autojump_clo
             assert 3.0 == trio.current_time() - started  # initialize, initialized, and four lists side by side
             assert 2 == len(session.tools)
             assert 2 == len(session.prompts)
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_capabilities_over_64_kib_fail_their_backend_alone(era: str, autojump_clock: MockClock) -> None:
+    """Capabilities are stored in the session's row: a backend that declares over 64 KiB fails with LIMIT, alone."""
+    greedy = echo_backend(era)
+    greedy.capabilities = {"tools": {}, "experimental": {"x": "y" * 64 * KIB}}
+    async with open_world({"greedy": greedy, "good": echo_backend(era)}) as world, world.open_session() as session:
+        (failure,) = session.failures
+        assert ["good_echo"] == [tool.name for tool in session.tools]
+    assert ("greedy", FailureReason.LIMIT) == (failure.backend_id, failure.reason)
+    assert "declares capabilities of over 65536 bytes" == failure.detail
+
+
+async def test_a_crash_in_the_opening_is_an_error_of_make_session() -> None:
+    """A session that crashes while it opens is not handed out: `make_session` raises SessionClosed."""
+
+    class BadRecord(PlainConnector):
+        async def __call__(self, *args: object, **options: object) -> object:  # type: ignore[override]
+            client = await super().__call__(*args, **options)  # type: ignore[arg-type]
+            client.record = {}  # type: ignore[assignment]
+            return client
+
+    async with open_session_factory(connector=BadRecord()) as factory:  # type: ignore[arg-type]
+        with pytest.raises(SessionClosed, match="crashed"):
+            await factory.make_session(plain_backends(1))
+
+
+async def test_an_opening_does_not_wait_for_the_goodbyes_of_a_timed_out_attempt(autojump_clock: MockClock) -> None:
+    """A backend that timed out may answer `notifications/cancelled` and DELETE slowly: its slot is free, and the
+    opening ends.
+    """
+    settings = FactorySettings(backend_init_timeout=1.0, max_backend_init_concurrency=1)
+    backends = {"a": echo_backend(), "b": echo_backend()}
+    for method in ("tools/list", "notifications/cancelled", "DELETE"):
+        backends["a"].fail(method, Hang())
+    async with open_world(backends, settings=settings) as world:
+        world.leaves_sessions = True
+        began_at = trio.current_time()
+        async with world.open_session() as session:
+            assert 1.0 == trio.current_time() - began_at
+            assert ["a"] == [failure.backend_id for failure in session.failures]

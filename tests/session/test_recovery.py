@@ -723,3 +723,47 @@ async def test_an_id_that_the_row_never_learned_ends_with_a_suspend(autojump_clo
         storage.before.clear()
         async with await world.restore_session("one") as restored:
             await restored.call_tool("a_echo")
+
+
+async def test_a_recovery_counts_against_the_deadline_of_the_call(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """A call that waits for a recovery has that much less time for its answer."""
+    backend = slow_backend(seconds=60.0)
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.sessions.clear()
+        backend.fail("initialize", Delay(0.6))
+
+        async def notice() -> None:
+            await session.call_tool("a_echo")
+
+        nursery.start_soon(notice)
+        await wait_all_tasks_blocked()
+        began_at = trio.current_time()
+        with pytest.raises(BackendTimeout):
+            await session.call_tool("a_slow", timeout=1.0)
+        assert 1.0 == pytest.approx(trio.current_time() - began_at)
+
+
+async def test_a_call_refused_after_a_failed_recovery_carries_its_reason(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """Of two calls that are refused for a lost session, the later one ends with the reason for which the recovery
+    failed.
+    """
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.sessions.clear()
+        backend.fail("tools/call", Delay(1.0), times=1)
+        backend.fail("initialize", Status(500))
+
+        async def call() -> None:
+            with pytest.raises(BackendUnavailable, match="is not connected: it answered 'initialize' with HTTP 500"):
+                await session.call_tool("a_echo")
+
+        nursery.start_soon(call)
+        await wait_all_tasks_blocked()
+        await call()
+        assert 0.0 == trio.current_time()  # and the first one has yet to be refused
+        await trio.sleep(2.0)
+        assert 0 == session.in_flight

@@ -46,7 +46,7 @@ from trio_vmcp import (
     open_session_factory,
 )
 from trio_vmcp._http.transport import KEEPALIVE_EXPIRY
-from trio_vmcp.testing import CONNECT, Delay, Error, Hang, Refuse, ScriptedBackend
+from trio_vmcp.testing import CONNECT, Delay, Error, Hang, Refuse, ScriptedBackend, Status
 
 BOTH_ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
 
@@ -558,3 +558,52 @@ async def test_suspending_saves_a_late_joiner_before_it_lets_go_of_it(autojump_c
         assert {"a", "late"} == {record.backend_id for record in row.backends}
         assert [] == backends["late"].deleted_sessions
         world.leaves_rows = world.leaves_sessions = True
+
+
+async def test_a_pinned_era_wins_over_the_stored_one(autojump_clock: MockClock) -> None:
+    """A backend that was stored as legacy and is restored with `era="modern"` is connected as modern."""
+    async with open_world({"a": echo_backend("both")}) as world:
+        world.leaves_sessions = True  # the legacy one, which nobody goes on with
+        (backend,) = world.configured
+        session = await world.factory.make_session([attrs.evolve(backend, era="legacy")])
+        await session.suspend()
+        restored = await world.factory.restore_session(session.id, [attrs.evolve(backend, era="modern")])
+        assert ["modern"] == [record.era for record in restored.metadata.backends]
+        await restored.aclose()
+
+
+async def test_a_write_whose_answer_was_lost_is_no_conflict(autojump_clock: MockClock) -> None:
+    """After a StorageError the row may have been written all the same: the next write goes on from that version."""
+    storage = ScriptedStorage()
+    late, later = echo_backend(), echo_backend()
+    late.fail("initialize", Delay(2), times=1)
+    later.fail("initialize", Delay(4), times=1)
+
+    async def lose_the_answer() -> None:
+        del storage.after["replace"]
+        raise StorageError("the connection broke")
+
+    storage.after["replace"] = lose_the_answer
+    backends = {"a": echo_backend(), "late": late, "later": later}
+    settings = FactorySettings(session_init_timeout=1)
+    async with open_world(backends, storage=storage, settings=settings) as world, world.open_session() as session:
+        await trio.sleep(5)
+        (row,) = await storage.rows()
+        assert ["a", "late", "later"] == [record.backend_id for record in row.backends]
+        assert row == session.metadata
+
+
+async def test_a_stored_backend_session_that_is_replaced_gets_its_delete(autojump_clock: MockClock) -> None:
+    """HTTP 503 does not say that the stored session is gone. After a new `initialize` the row names only the new one,
+    so the old one is DELETEd.
+    """
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world:
+        session = await world.make_session(session_id="kept")
+        await session.suspend()
+        (stored,) = backend.sessions
+        backend.fail("tools/list", Status(503), times=1)
+        async with await world.restore_session("kept") as session:
+            assert stored != session.backend_sessions["a"]
+            await wait_all_tasks_blocked()
+            assert [stored] == backend.deleted_sessions

@@ -12,14 +12,17 @@ import httpx
 import pytest
 import trio
 from support.duplex import Raw
+from support.harness import echo_backend, open_world
 from support.raw_mcp import ACCEPT, RawClient, messages, open_client_on, open_raw_client
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
+from trio_vmcp import BackendTimeout, BackendUnavailable
 from trio_vmcp.models import JSON
 from trio_vmcp.testing import (
     CallContext,
     Delay,
     Disconnect,
+    Drip,
     Fault,
     RpcError,
     ScriptedBackend,
@@ -926,3 +929,40 @@ async def test_a_backend_speaks_the_older_transport(holds_posts: bool, autojump_
         await wait_all_tasks_blocked()
         assert {} == backend.sessions
     assert [] == backend.errors
+
+
+async def test_a_cancel_in_the_middle_of_an_answer_breaks_the_connection(autojump_clock: MockClock) -> None:
+    """Half an answer cannot be taken back: on a cancel the scripted backend closes the connection and records
+    `cancelled`.
+    """
+    async with open_world({"a": echo_backend(answers="sse")}) as world, world.open_session() as session:
+        world["a"].fail("tools/call", Drip(bytes_per_step=64, step_seconds=0.4), times=1)
+        world["a"].latency = 0.3
+        with pytest.raises(BackendTimeout):  # the answer is whole after 1.9 s, the stream after 2.3 s
+            await session.call_tool("a_echo", timeout=1.8)
+        await session.call_tool("a_echo")
+        assert ["cancelled", "answered"] == [exchange.outcome for exchange in world["a"].received("tools/call")]
+
+
+async def test_a_cancel_in_the_middle_of_raw_bytes_breaks_the_connection(autojump_clock: MockClock) -> None:
+    """Raw bytes are half an answer, too: cancelled at any moment, a scripted backend does not end them as an event
+    stream.
+    """
+    backend = echo_backend(answers="sse")
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.fail("tools/call", RawFault(head=b""))
+        backend.latency = 0.3  # of the answer, and of the notice that it is not wanted
+
+        async def call(scope: trio.CancelScope) -> None:
+            with scope, pytest.raises(BackendUnavailable):
+                await session.call_tool("a_echo")
+
+        for turns in range(30):
+            async with trio.open_nursery() as nursery:
+                scope = trio.CancelScope()
+                nursery.start_soon(call, scope)
+                for _ in range(turns):
+                    await trio.lowlevel.checkpoint()
+                scope.cancel()
+            await trio.sleep(1.0)
+        assert [] == backend.errors
