@@ -20,8 +20,8 @@ from simulation.tokens import CANARY, Gate
 from simulation.trace import Asked, Event, Executed, Felt, Offered, Updated
 from trio_vmcp import JSON, Backend
 from trio_vmcp.testing import CallContext, Exchange, MemoryNetwork, RpcError, ScriptedBackend, Status
-from trio_vmcp.testing.backend import BackendEra, BackendTransport
 from trio_vmcp.testing.faults import FaultRule
+from trio_vmcp.testing.script import BackendEra, BackendTransport
 
 __all__ = ["CANARY", "Actor"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -11,7 +12,7 @@ import trio
 from trio_vmcp.models import JSON
 from trio_vmcp.testing.rpc import encode, notification_message
 
-__all__ = ["EventLog", "Listeners", "message_event", "wanted_by"]
+__all__ = ["EventLog", "HeldStreams", "Listeners", "message_event", "wanted_by"]
 
 SUBSCRIPTION_KEYS = {
     "notifications/tools/list_changed": "toolsListChanged",
@@ -108,3 +109,27 @@ class Listeners:
             yield
         finally:
             del self._open[send]
+
+
+@attrs.define(eq=False)
+class HeldStreams:
+    """The streams for notifications that clients have open."""
+
+    _scopes: set[trio.CancelScope] = attrs.field(factory=set, init=False)
+
+    def __len__(self) -> int:
+        return len(self._scopes)
+
+    @contextmanager
+    def hold_stream(self, seconds: float | None) -> Iterator[None]:
+        """Around the body of one stream: leaves the block after `seconds` (None: never) or at `cancel_all`."""
+        with trio.move_on_after(math.inf if seconds is None else seconds) as scope:
+            self._scopes.add(scope)
+            try:
+                yield
+            finally:
+                self._scopes.remove(scope)
+
+    def cancel_all(self) -> None:
+        for scope in self._scopes:
+            scope.cancel(reason="end_streams")

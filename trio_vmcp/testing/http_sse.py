@@ -1,0 +1,70 @@
+"""HTTP+SSE of a scripted backend, the transport of MCP 2024-11-05: all answers come on the stream of a GET."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import trio
+
+from trio_vmcp.models import JSON
+from trio_vmcp.testing._other_ways import PostedAnswer
+from trio_vmcp.testing.context import Answer
+from trio_vmcp.testing.exchange import Exchange
+from trio_vmcp.testing.faults import Error, Fault
+from trio_vmcp.testing.legacy_server import LegacyServer
+from trio_vmcp.testing.rpc import RpcError, error_message
+from trio_vmcp.testing.script import SessionStream
+
+__all__ = ["HttpSseServer"]
+
+
+class HttpSseServer(LegacyServer):
+    """A session is a stream: the id in its `endpoint` event routes what is POSTed, and ends with the stream."""
+
+    __slots__ = ()
+
+    async def _older(self, exchange: Exchange, answer: Answer, fault: Fault | None) -> None:
+        """HTTP+SSE: the stream, or a message to the session that is the stream."""
+        path, _, session_id = exchange.target.partition("?session=")
+        if exchange.verb == "GET":
+            await self._open_stream(answer)
+        elif exchange.verb != "POST" or path.rpartition("/")[2] != self.endpoint.rpartition("/")[2]:
+            await answer.reply.respond(405, b"Method Not Allowed", headers=(("allow", "GET"),))
+        elif session_id not in self._streams:  # has ended, or never was
+            await answer.reply.respond(404, b"Could not find session")
+        elif not isinstance(exchange.message, dict):
+            await answer.reply.respond(400, b"Could not parse message")
+        else:
+            exchange.headers["mcp-session-id"] = session_id
+            stream = self._streams[session_id]
+            posted = PostedAnswer(answer.reply, stream.send, self.holds_posts, answer.change)
+            if exchange.request_id is not None and exchange.method:
+                await posted.accept()
+            try:
+                if isinstance(fault, Error):
+                    raise RpcError(fault.code, fault.message, fault.data)
+                await self._legacy(exchange, posted)
+            except RpcError as error:
+                await posted.finish(error_message(exchange.request_id, error))
+
+    async def _open_stream(self, answer: Answer) -> None:
+        """Until either side ends it."""
+        session_id = f"{self.name}-stream-{next(self._session_numbers)}"
+        send, receive = trio.open_memory_channel[JSON](float("inf"))  # a test decides how much it sends
+        answer.as_sse, answer.log = True, None
+        stream = SessionStream(send)
+        self._streams[session_id], self.sessions[session_id] = stream, {}
+        try:
+            with stream.lifetime:
+                await answer.open()
+                await answer.reply.send(f"event: endpoint\ndata: {self.endpoint}?session={session_id}\n\n".encode())
+                with self._listeners.also_tell(send) if self.listens else nullcontext():
+                    async for message in receive:
+                        await answer.notify(message)
+        finally:  # a restart may have forgotten it first
+            self._streams.pop(session_id, None)
+            self.sessions.pop(session_id, None)
+        if answer.reply.broken_off:
+            await answer.reply.hang_up()
+        else:
+            await answer.reply.end()
