@@ -52,7 +52,7 @@ async def test_block_runs(block: str, tmp_path: Path) -> None:
             block = block.replace(url, await servers.enter_async_context(open_loopback(backend)))
         program = tmp_path / "test_block.py"
         program.write_text(block, encoding="utf-8")
-        under_pytest = ["-m", "pytest", "-q", "-o", "trio_mode=true"] if "def test_" in block else []
+        under_pytest = ["-m", "pytest", "-q"] if "def test_" in block else []
         with trio.fail_after(PATIENCE):
             done = await trio.run_process(
                 [sys.executable, "-W", "error", *under_pytest, str(program)],
