@@ -13,16 +13,16 @@ VmcpError
 │   └── PromptNotFound
 ├── NotAuthorized             the session is not this caller's
 │   ├── NilCaller             a bound session was called without a caller
-│   └── UnauthorizedCaller    somebody else, or anybody on an anonymous session
-├── StorageError              the storage is away or holds what cannot be read; may be retried
-│   └── MetadataConflict      somebody else wrote the row first
-└── BackendError              one backend failed; its siblings carry on
-    ├── BackendUnavailable    it is away: not connected, or the connection broke
+│   └── UnauthorizedCaller    another identity, or any identity on an anonymous session
+├── StorageError              the storage is away or holds an unreadable row; may be retried
+│   └── MetadataConflict      another writer changed the row first
+└── BackendError              one backend failed; the others carry on
+    ├── BackendUnavailable    the backend is away: not connected, or the connection broke
     ├── BackendTimeout        no answer in time
-    ├── BackendProtocolError  it answered, but not with MCP
-    ├── BackendRejected       it answered with a JSON-RPC error or refused over HTTP
-    ├── BackendUnauthorized   it wants other credentials (HTTP 401 or 403)
-    └── MessageTooLarge       its answer is over a limit of ours
+    ├── BackendProtocolError  the answer was not MCP
+    ├── BackendRejected       the answer was a JSON-RPC error, or a refusal over HTTP
+    ├── BackendUnauthorized   the backend wants other credentials (HTTP 401 or 403)
+    └── MessageTooLarge       the answer is over a limit of ours
 
 `may_have_executed` is True whenever a request was written and no answer proves that it did not run.
 Session ids are bearer secrets: an error carries the id as a field, its text shows a short tag.
@@ -71,7 +71,7 @@ _SHOWN_NAMES = 5
 
 
 def session_tag(session_id: str) -> str:
-    """A short name for a session that logs may hold: keyed, so that it leads nobody to the id."""
+    """A short name for a session, fit for logs: a keyed digest, from which the id cannot be found."""
     data = session_id.encode("utf-8", "surrogatepass")
     return "session #" + hashlib.blake2s(data, key=_TAG_KEY, digest_size=4).hexdigest()
 
@@ -86,7 +86,7 @@ class SessionClosed(VmcpError):
 
     Attributes:
         detail: What happened, with the limit that ran out.
-        may_have_executed: The call had been written to its backend; it may have had its effect.
+        may_have_executed: The call had been written to its backend, and may have had its effect.
     """
 
     detail: str
@@ -98,7 +98,7 @@ class SessionClosed(VmcpError):
 
 @attrs.define(eq=False)
 class SessionNotFound(VmcpError):
-    """No session of this id, or one that is bound to somebody else."""
+    """No session of this id, or one that is bound to another identity."""
 
     session_id: str = attrs.field(repr=False)
 
@@ -220,10 +220,10 @@ class StorageError(VmcpError):
 
 
 class MetadataConflict(StorageError):
-    """The row is not at the expected version: somebody else wrote it first."""
+    """The row is not at the expected version: another writer changed it first."""
 
     def __init__(self, session_id: str) -> None:
-        super().__init__(f"the metadata of {session_tag(session_id)} was changed by somebody else")
+        super().__init__(f"the metadata of {session_tag(session_id)} was changed by another writer")
         self.session_id = session_id
 
 
@@ -232,7 +232,7 @@ class BackendError(VmcpError):
     """One backend failed.
 
     Attributes:
-        backend_id: Which one.
+        backend_id: `Backend.id` of that backend.
         detail: Completes the sentence "backend 'x' …".
         may_have_executed: The request was written and no answer proves that it did not run.
     """
@@ -246,11 +246,16 @@ class BackendError(VmcpError):
 
 
 class BackendUnavailable(BackendError):
-    """The backend is not connected, or its connection broke before the answer was whole."""
+    """The backend is not connected, or its connection broke before the answer was whole.
+
+    After five connection failures in a row calls fail with this at once (the circuit is open). After a delay, from
+    `reconnect_delay` to `reconnect_max_delay`, one call at a time is let through as a trial; a success closes the
+    circuit.
+    """
 
 
 class BackendTimeout(BackendError):
-    """No answer in time; the call may still have its effect."""
+    """No answer within the deadline. If `may_have_executed`, the call may still have its effect."""
 
 
 class BackendProtocolError(BackendError):
@@ -259,12 +264,12 @@ class BackendProtocolError(BackendError):
 
 @attrs.define(eq=False)
 class BackendRejected(BackendError):
-    """The backend said no.
+    """The backend refused the request.
 
     Attributes:
         code: The JSON-RPC error code; for a refusal over HTTP alone, the HTTP status.
         message: The backend's own words: untrusted text.
-        data: What the backend sent beside them, as received.
+        data: The `data` of the JSON-RPC error, as received.
     """
 
     code: int
@@ -273,7 +278,10 @@ class BackendRejected(BackendError):
 
 
 class BackendUnauthorized(BackendError):
-    """The backend wants other credentials (HTTP 401 or 403)."""
+    """The backend wants other credentials (HTTP 401 or 403).
+
+    After a 401, `auth` was asked once more and the request sent once more, if that gave other credentials.
+    """
 
 
 class MessageTooLarge(BackendError):

@@ -1,7 +1,7 @@
-"""What users write and read: backends, capabilities, results, failures. Frozen, and no I/O.
+"""The records that users write and read: backends, capabilities, results, failures. Frozen, and no I/O.
 
-Capabilities and results are views on the JSON as received. `raw` has all of it, unknown fields included; the properties
-only name the parts that MCP names. Nothing is dropped, invented or validated again on the way through.
+Capabilities and results are views on the JSON as received. `raw` has the whole object, unknown fields included; the
+properties are the fields that MCP names. No field is dropped, added or validated again.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _optional_name_set(names: Iterable[str] | None) -> frozenset[str] | None:
 
 
 def _not_one_str(values: Iterable[str]) -> Iterable[str]:
-    if isinstance(values, str):  # which would be taken for its letters: deny_tools="wipe" would deny nothing
+    if isinstance(values, str):  # an iterable of its letters: deny_tools="wipe" would deny nothing
         raise ValueError(f"{values!r} is one str where several are wanted (args, allow_tools, deny_tools)")
     return values
 
@@ -95,15 +95,27 @@ class Backend:
     Attributes:
         id: 1-64 of `A-Za-z0-9_.-`, starting with a letter or digit; prefixes advertised names by default.
         url: The full endpoint, for "streamable-http" and "sse".
-        transport: How bytes get there.
-        headers: Sent with every HTTP request. Values are secrets: the repr shows names only.
-        command, args, env, cwd: The child process, for "stdio".
+        transport: "streamable-http", "sse" (HTTP+SSE of MCP 2024-11-05) or "stdio" (a child process). The probe of a
+            "streamable-http" url also finds a server that speaks HTTP+SSE; "sse" saves the probe. When the event stream
+            of HTTP+SSE or the process ends, the backend session is lost, and is opened or started again.
+        headers: Sent with every HTTP request, except those that belong to the protocol (`Mcp-Session-Id`) or to the
+            connection (RFC 9110 §7.6.1, `Connection`). Values are secrets: the repr shows names only.
+        command, args, env, cwd: The child process of "stdio". On POSIX it leads a process group. When the session ends,
+            its stdin is closed, then the group gets SIGTERM and then SIGKILL, all within `teardown_timeout`. It
+            inherits only variables that find programs and a home (`PATH`, `HOME`, `USER`, `LANG`, `LC_*`, `TERM`, …);
+            others must stand in `env`. Lines of its stderr go to the logger `trio_vmcp.client.stdio` at DEBUG, and the
+            last of them into the failure when the process exits; values of `env` appear there as their names.
         request_timeout: s, the whole exchange of one call; None: the factory's.
-        era: "auto" probes; the others pin the protocol era and save the probe.
-        listen: Hold a stream open for changes, where the backend declares that it tells of any, and for what it asks
-            outside of calls. Without it only what comes along with the answers to calls is heard.
-        allow_tools: Exact backend names; None allows all. What it does not name is not advertised.
-        deny_tools: Exact backend names; deny wins over allow.
+        era: "auto" probes; "legacy" (MCP 2025-03-26 to 2025-11-25) and "modern" (2026-07-28) save the probe.
+        listen: Hold a stream for changes, if the backend declares that it reports any: a GET (legacy) or
+            `subscriptions/listen` (modern), over HTTP on a connection of its own. False: lists are read again only when
+            the backend is connected again, and questions are heard only during calls. A stream that ends is opened
+            again, from the last event where the server supports that; else everything it may have missed counts as
+            changed. The server's `retry` is kept between 0.1 and 60 s. After ten ends in a row without an event
+            the stream is given up; the backend's calls still work. An endpoint that cannot be reached (502 to 504
+            of its gateway included) is asked again every `reconnect_max_delay` without end.
+        allow_tools: Exact backend names of the tools to advertise; None: all.
+        deny_tools: Exact backend names of tools that are not advertised; wins over `allow_tools`.
 
     Raises:
         ValueError: Names the entry and the value.
@@ -155,22 +167,22 @@ class Backend:
 class FailureReason(enum.Enum):
     """Why a backend is missing from a session."""
 
-    PENDING = "pending"  # still connecting; it joins when it is ready
+    PENDING = "pending"  # still connecting; the backend joins when it is ready
     UNREACHABLE = "unreachable"
     TIMEOUT = "timeout"
     UNAUTHORIZED = "unauthorized"
-    PROTOCOL = "protocol"  # it answers, but not with MCP
+    PROTOCOL = "protocol"  # answers that are not MCP
     REJECTED = "rejected"
     LIMIT = "limit"  # over max_pages, max_items_per_backend or max_message_bytes
 
 
 @attrs.frozen
 class BackendFailure:
-    """Who is missing and why.
+    """Which backend is missing, and why.
 
     Attributes:
         detail: Completes the sentence "backend 'x' …".
-        elapsed: s since this backend began to connect; 0 while it still waits for its turn.
+        elapsed: s since this backend began to connect; 0 while it waits for a slot.
     """
 
     backend_id: str
@@ -180,11 +192,11 @@ class BackendFailure:
 
 
 class BackendState(enum.Enum):
-    """How one backend of a session is."""
+    """The state of one backend of a session."""
 
     CONNECTING = "connecting"  # for the first time
     READY = "ready"
-    DEGRADED = "degraded"  # away or failing; it is tried again in the background
+    DEGRADED = "degraded"  # away or failing; attempts go on in the background
     RECOVERING = "recovering"  # being connected anew
     REMOVED = "removed"
 
@@ -200,15 +212,16 @@ class Latency:
 
 @attrs.frozen
 class BackendStatus:
-    """How one backend of a session is, without a probe: from the calls that it had.
+    """The condition of one backend of a session, from the calls so far and without a probe.
 
     Attributes:
-        since: When it came into this state, UTC.
-        era, protocol_version: Of the connection, or of the last one; None before the first.
-        last_failure: The latest, also when it is ready again; None: none so far.
-        in_flight: Calls that it is at.
-        calls: Calls that ended, however they ended; `errors` of them with a `BackendError`.
-        latency: None before the first answer.
+        since: The moment of the last change of `state`, UTC.
+        era, protocol_version: Those of the connection, or of the last one; None before the first.
+        last_failure: The latest failure, kept also when the backend is ready again; None: none so far.
+        in_flight: Calls that run on this backend now.
+        calls: Calls that have ended, with whatever outcome.
+        errors: Those of `calls` that ended in a `BackendError`.
+        latency: Percentiles of the latest answers; None before the first answer.
     """
 
     backend_id: str
@@ -225,13 +238,13 @@ class BackendStatus:
 
 @attrs.frozen
 class NameConflict:
-    """A name that several backends compose to, or that is taken.
+    """An advertised name that several backends claim, or that is already bound to another backend.
 
     Attributes:
         kind: "tool", "prompt" or "resource".
         name: The advertised name or URI.
-        backend_ids: Everybody who offers it, in configured order.
-        owner: Who has it; None when nobody is advertised under it.
+        backend_ids: The backends that offer the name, in configured order.
+        owner: The backend that the name belongs to; None: the name is not advertised.
     """
 
     kind: Literal["tool", "prompt", "resource"]
@@ -241,7 +254,7 @@ class NameConflict:
 
 
 class SessionState(enum.Enum):
-    """OPEN admits calls, DRAINING lets the admitted ones end, CLOSED has let everything go."""
+    """OPEN admits calls; DRAINING waits for admitted calls to end; CLOSED holds no connection and no task."""
 
     OPEN = "open"
     DRAINING = "draining"
@@ -250,11 +263,13 @@ class SessionState(enum.Enum):
 
 @attrs.frozen
 class SessionChange:
-    """Something about a live session changed.
+    """One change in a live session.
 
     Attributes:
-        kind: "tools", "resources" or "prompts" (the list is new), "backend" (it joined or left) or
-            "resource_updated" (`uri` has new content).
+        kind: "tools", "resources" or "prompts" (the session has a new list), "backend" (the backend joined or left) or
+            "resource_updated" (the resource at `uri` has new content).
+        backend_id: The backend that the change is about.
+        uri: The resource of "resource_updated"; else None.
     """
 
     kind: Literal["tools", "resources", "prompts", "backend", "resource_updated"]
@@ -263,7 +278,7 @@ class SessionChange:
 
 
 class _View:
-    """The received JSON object, and what every MCP object may have."""
+    """The received JSON object, and the field that every MCP object may have."""
 
     __slots__ = ()
     raw: JSON
@@ -275,7 +290,7 @@ class _View:
 
 
 class _Definition(_View):
-    """What every listed capability may have."""
+    """The fields that every listed capability may have."""
 
     __slots__ = ()
 
@@ -289,7 +304,7 @@ class _Definition(_View):
 
 
 class _Located(_Definition):
-    """What resources and their templates have besides: a name of the backend's own, which need not be unique."""
+    """The further fields of resources and templates. `name` is the backend's own and need not be unique."""
 
     __slots__ = ()
 
@@ -367,7 +382,11 @@ class Prompt(_Definition):
 
 @attrs.frozen
 class ToolResult(_View):
-    """What a tool answered. `is_error` is the tool's own word: a result, not an exception."""
+    """The answer of a tool.
+
+    `is_error` is the tool's own statement that it failed: a result, not an exception (MCP 2025-11-25, server/tools,
+    Error Handling).
+    """
 
     raw: JSON = attrs.field(hash=False)
     backend_id: str
@@ -386,15 +405,15 @@ class ToolResult(_View):
 
     @property
     def backend_state_lost(self) -> bool:
-        """The backend had lost our session with it: this call ran in a new one, which knows nothing of the calls
-        before. Ours, in `meta` under `STATE_LOST`.
+        """The backend had lost the session (HTTP 404, or a 400 that says so), and this call ran in a new one, which
+        knows nothing of earlier calls. The library sets this, in `meta` under `STATE_LOST`.
         """
         return self.meta.get(STATE_LOST) is True
 
 
 @attrs.frozen
 class ResourceResult(_View):
-    """What a resource held: `contents` has text or base64 `blob` items, as received."""
+    """The content of a resource: `contents` has items with `text` or a base64 `blob`, as received."""
 
     raw: JSON = attrs.field(hash=False)
     backend_id: str
@@ -406,7 +425,7 @@ class ResourceResult(_View):
 
 @attrs.frozen
 class PromptResult(_View):
-    """A prompt, filled in."""
+    """A prompt with its arguments filled in."""
 
     raw: JSON = attrs.field(hash=False)
     backend_id: str
@@ -422,7 +441,7 @@ class PromptResult(_View):
 
 @attrs.frozen
 class CompletionResult(_View):
-    """What could come next in an argument."""
+    """Proposals for the value of an argument."""
 
     raw: JSON = attrs.field(hash=False)
     backend_id: str

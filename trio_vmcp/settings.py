@@ -12,7 +12,7 @@ from trio_vmcp.routing import ConflictResolution, Prefix
 __all__ = ["FactorySettings"]
 
 MIB = 1024 * 1024
-SHORTEST_NAME_LIMIT = 16  # room for a digest that tells shortened names apart, and for something to read
+SHORTEST_NAME_LIMIT = 16  # room for the digest of a shortened name, and for a readable beginning
 
 
 def _keys(keys: Iterable[bytes]) -> tuple[bytes, ...]:
@@ -25,29 +25,38 @@ class FactorySettings:
 
     Attributes:
         max_backend_init_concurrency: Backends of one session that connect at the same time, in its opening and when
-            they are tried again. `add_backend`, and a connection that calls wait for, need no turn.
-        backend_init_timeout: s, per backend, from the moment it holds a slot: probe, handshake and lists.
-        session_init_timeout: s, for the whole opening; who is still connecting then joins the open session when ready.
-        min_backends: Fewer connected than this when the opening ends: NoBackends.
-        max_connections_per_backend: Connections of one session to one backend at the same time; more calls wait. Four
-            of them are for notifications, answers to the backend's own requests and the end of its session, which must
-            not wait for the calls that they are about; a limit below 16 is for calls alone, and those come on top. On
-            top comes also one for what the backend tells on its own (`Backend.listen`).
-        request_timeout: s, the whole exchange of one call. `Backend.request_timeout` and a call's `timeout=` win.
-        drain_timeout: s, how long closing waits for calls in flight.
-        teardown_timeout: s, for everything after the drain, in parallel.
+            they are tried again; slots are given in the order of the backends passed. `add_backend`, and a connection
+            that calls wait for, take no slot.
+        backend_init_timeout: s, per backend, from the moment it holds a slot: probe, handshake and lists. Over it, the
+            backend's failure is TIMEOUT.
+        session_init_timeout: s, for the whole opening. A backend that is still connecting then has the failure PENDING,
+            and joins the open session when it is ready.
+        min_backends: If fewer have connected when the opening ends, it fails with NoBackends.
+        max_connections_per_backend: Connections of one session to one backend at the same time; further calls wait.
+            Four of them are kept for notifications, answers to the backend's own requests and the DELETE of its
+            session, which must not wait for the calls that they are about. A limit below 16 is for calls alone, and
+            those four are added. One more is added for the stream of `Backend.listen`.
+        request_timeout: s, the whole exchange of one call, the wait for a connection included.
+            `Backend.request_timeout` wins over it, and a call's `timeout=` over both.
+        drain_timeout: s that closing waits for calls in flight; `math.inf` waits for ever. If the code around a session
+            is cancelled, the wait is at most 10 s.
+        teardown_timeout: s, for everything after the drain together: the ends of all backend sessions and processes,
+            in parallel, and the delete of the metadata.
         idle_timeout: s without a call, after which a session terminates itself.
         storage_timeout: s, every storage operation; then StorageError.
-        reconnect_delay, reconnect_max_delay: s until a backend that failed or went away is tried again, doubled from
-            one to the other, ±20 %; 0.05 at least. With `reconnect_delay=math.inf` nobody is tried again in the
-            background; what calls find out to be lost is still replaced once, for those calls.
-        on_exit: What leaving or cancelling the factory does to open sessions.
-        identity_keys: The first makes binding digests, all verify; empty: one random key per process.
-        max_message_bytes: One message of a backend.
-        max_name_length: Characters of an advertised name; longer ones are shortened with a digest at the end.
-        max_pages, max_items_per_backend: One listing of one backend.
+        reconnect_delay, reconnect_max_delay: s between attempts to connect a backend that failed or went away, doubled
+            from the first to the second, ±20 %; 0.05 at least. The attempts of all sessions of a factory at one
+            endpoint run one at a time, and after a success the next one may begin at once. With
+            `reconnect_delay=math.inf` there are no attempts in the background; a backend session that calls find lost
+            is still replaced once, for those calls.
+        on_exit: What leaving or cancelling the factory does to open sessions: "terminate" or "suspend".
+        identity_keys: Secrets of the digests that bind sessions to identities: the first makes them, all verify them.
+            Empty: one random key per process, so that only this process can restore a session with an identity.
+        max_message_bytes: Size of one message of a backend; one that is larger is MessageTooLarge.
+        max_name_length: Characters of an advertised name. A longer name is cut and ends in a digest of the whole.
+        max_pages, max_items_per_backend: Pages and entries of one list of one backend; over them, its failure is LIMIT.
         max_json_depth: Nesting of one message of a backend.
-        conflict_resolution: How names are advertised.
+        conflict_resolution: How advertised names are made: `Prefix`, `Bare`, `Priority` or `Manual`.
 
     Raises:
         ValueError: Names the setting and the value.
@@ -81,7 +90,7 @@ class FactorySettings:
                 self._require(not isinstance(value, bool) and value >= 0, field.name, value, "0 s or more")
             elif field.name.startswith("max_"):
                 least = SHORTEST_NAME_LIMIT if field.name == "max_name_length" else 1
-                # Not 5.0: what counts with it takes whole numbers only.
+                # 5.0 is refused here: trio.CapacityLimiter takes int or math.inf, and raises TypeError much later.
                 fits = value == math.inf or (type(value) is int and value >= least)
                 self._require(fits, field.name, value, f"a whole number, {least} or more")
         self._require(self.min_backends >= 0, "min_backends", self.min_backends, "0 or more")
