@@ -18,7 +18,7 @@ from trio_vmcp._nursery import start_clean
 from trio_vmcp._session.member import Member, new_member
 from trio_vmcp._session.owner import MOST_CANCELLED_DRAIN, SessionOwner
 from trio_vmcp._session.reconnects import Reconnects
-from trio_vmcp._session.row import Stored, load_row, new_row
+from trio_vmcp._session.row import SessionRow, load_row, new_row
 from trio_vmcp.connector import BackendConnector, ClientHandlers, OutgoingAuth
 from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.errors import InvalidSessionId, SessionClosed, SessionExists, SessionNotFound
@@ -177,7 +177,7 @@ class DefaultSessionFactory:
                 del self._live[session_id]
 
     async def _run(
-        self, members: dict[str, Member], row: Stored, identity: Identity | None
+        self, members: dict[str, Member], row: SessionRow, identity: Identity | None
     ) -> tuple[SessionOwner, DefaultSession]:
         if self._closing:  # since the id was claimed: the storage was asked in between
             raise SessionClosed("the session factory closed while the session was opening")
@@ -209,7 +209,7 @@ class DefaultSessionFactory:
             return
         raise SessionExists(session_id)
 
-    async def _load_for(self, session_id: str, identity: Identity | None) -> Stored:
+    async def _load_for(self, session_id: str, identity: Identity | None) -> SessionRow:
         try:
             row = await load_row(session_id, self._storage, self._settings.storage_timeout)
         except SessionNotFound:

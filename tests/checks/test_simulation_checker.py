@@ -59,12 +59,12 @@ from trio_vmcp._session.breaker import Breaker
 from trio_vmcp._session.calls import Calls
 from trio_vmcp._session.connection import Incarnation
 from trio_vmcp._session.health import Health
-from trio_vmcp._session.keeper import Keeper
 from trio_vmcp._session.member import Member
 from trio_vmcp._session.members import Membership
 from trio_vmcp._session.owner import SessionOwner
 from trio_vmcp._session.reconnects import Reconnects
 from trio_vmcp._session.refresh import Refresher
+from trio_vmcp._session.row import SessionRow
 from trio_vmcp.factory import DefaultSessionFactory
 from trio_vmcp.routing import Bindings, build_routing
 from trio_vmcp.testing import CONNECT, Hang
@@ -229,7 +229,7 @@ async def lets_go_of_nothing(original: Any, reply: Any) -> None:
     await trio.lowlevel.checkpoint()
 
 
-async def stays_away(original: Any, keeper: Any, *, terminate: bool) -> None:
+async def stays_away(original: Any, row: Any) -> None:
     await trio.lowlevel.checkpoint()
 
 
@@ -423,7 +423,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "every_backend_session_gets_its_delete",
     ),
     "metadata that outlives its session": (
-        wrapped(Keeper, "leave", stays_away),
+        wrapped(SessionRow, "discard", stays_away),
         History(steps=CLOSED),
         "rows_live_and_die_with_their_sessions",
     ),
@@ -463,7 +463,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "sent_again_only_if_it_did_not_run",
     ),
     "metadata that names a session of before": (
-        wrapped(Keeper, "note_change", does_nothing),
+        wrapped(SessionRow, "note_change", does_nothing),
         History(settings=PATIENT, instances=LONG, steps=FORGOTTEN),
         "rows_say_what_sessions_say",
     ),
@@ -538,7 +538,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "log_messages_come_in_order",
     ),
     "metadata that is lost": (
-        wrapped(Keeper, "leave", lambda original, keeper, *, terminate: original(keeper, terminate=True)),
+        wrapped(SessionRow, "write_last", lambda _, row, *args: row.discard()),
         History(steps=RETURNED),
         "rows_live_and_die_with_their_sessions",
     ),

@@ -128,6 +128,21 @@ async def test_a_subscriber_that_is_far_behind_is_told_in_short(autojump_clock: 
         nursery.cancel_scope.cancel()
 
 
+async def test_a_flood_of_one_backend_hides_no_change_of_another(autojump_clock: MockClock) -> None:
+    """At the bound, updates of resources are told in short; lists and backends are told as what they are."""
+    feed = ChangeFeed()
+    others = [SessionChange(kind, backend_id) for kind in ("tools", "prompts", "backend") for backend_id in "bc"]
+    async with trio.open_nursery() as nursery, feed.subscribe(nursery) as changes:
+        for number in range(MOST_PENDING):
+            feed.publish(SessionChange("resource_updated", "a", f"memo://{number}"))
+        for change in others:
+            feed.publish(change)
+        feed.publish(SessionChange("resource_updated", "b", "memo://b"))
+        received = [await changes.receive() for _ in range(MOST_PENDING + len(others) + 1)]
+        assert [*others, SessionChange("resources", "b")] == received[MOST_PENDING:]
+        nursery.cancel_scope.cancel()
+
+
 async def test_nothing_is_kept_for_who_has_left(autojump_clock: MockClock) -> None:
     """A subscriber that is gone holds no change."""
     feed, change = ChangeFeed(), SessionChange("tools", "a")

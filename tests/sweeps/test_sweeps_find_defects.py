@@ -25,7 +25,7 @@ from trio_vmcp._nursery import start_clean
 from trio_vmcp._request_note import current_note
 from trio_vmcp._session.admission import Admission, Call
 from trio_vmcp._session.owner import SessionOwner
-from trio_vmcp._session.row import Stored
+from trio_vmcp._session.row import SessionRow
 from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.factory import DefaultSessionFactory
 
@@ -55,7 +55,7 @@ def byte_sweep(name: str) -> str:
 
 
 def test_a_task_that_outlives_its_cancelled_opener(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run(self: Any, members: Any, row: Stored, identity: Any) -> tuple[SessionOwner, DefaultSession]:
+    async def run(self: Any, members: Any, row: SessionRow, identity: Any) -> tuple[SessionOwner, DefaultSession]:
         connector = self._connector_for(row.metadata.session_id)
         owner = SessionOwner(members, row, identity, connector, self._settings, self._reconnects)
         self._live[owner.id] = owner

@@ -13,8 +13,8 @@ from trio_vmcp.models import SessionChange
 
 __all__ = ["ChangeFeed"]
 
-# Distinct changes that one subscriber may be behind. Kinds x backends stay far below; only resource URIs could go over,
-# and then "the resources of this backend" says as much.
+# Distinct changes that one subscriber may be behind before updates of single resources are told as "the resources of
+# this backend". A backend chooses the URIs and could send ever new ones; of the other kinds it has one change each.
 MOST_PENDING = 1024
 
 
@@ -25,7 +25,7 @@ class _Subscriber:
     subscribed: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
     def add(self, change: SessionChange) -> None:
-        if len(self.pending) >= MOST_PENDING:
+        if change.kind == "resource_updated" and len(self.pending) >= MOST_PENDING:
             change = SessionChange("resources", change.backend_id)
         self.pending[change] = None
         self.news.set()

@@ -25,7 +25,7 @@ from trio_vmcp._session.member import Member, reason_of
 from trio_vmcp._session.observer import EVERYTHING, Observer
 from trio_vmcp._session.reconnects import Reconnects
 from trio_vmcp._session.refresh import Refresher
-from trio_vmcp._session.row import Stored
+from trio_vmcp._session.row import SessionRow
 from trio_vmcp.connector import BackendClient, BackendConnector
 from trio_vmcp.errors import BackendError, BackendUnavailable, NoBackends, SessionClosed, session_tag
 from trio_vmcp.identity import Identity
@@ -56,7 +56,7 @@ class Membership:
     members: dict[str, Member]
     _connector: BackendConnector
     _identity: Identity | None
-    _row: Stored
+    _row: SessionRow
     _settings: FactorySettings
     _reconnects: Reconnects
     _observer: Observer

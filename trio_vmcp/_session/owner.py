@@ -20,20 +20,17 @@ from trio_vmcp._request_note import is_inside_handler_of
 from trio_vmcp._session.admission import Admission
 from trio_vmcp._session.calls import Calls
 from trio_vmcp._session.changes import ChangeFeed
-from trio_vmcp._session.keeper import Keeper
 from trio_vmcp._session.listing import Listing
 from trio_vmcp._session.member import Member, new_member
 from trio_vmcp._session.members import Membership
 from trio_vmcp._session.names import Names, new_names
 from trio_vmcp._session.observer import Change
 from trio_vmcp._session.reconnects import Reconnects
-from trio_vmcp._session.row import Stored
+from trio_vmcp._session.row import RowContents, SessionRow
 from trio_vmcp.connector import BackendConnector
 from trio_vmcp.errors import SessionClosed, VmcpError, session_tag
 from trio_vmcp.identity import Identity
-from trio_vmcp.metadata import BackendRecord
 from trio_vmcp.models import Backend, SessionChange, SessionState
-from trio_vmcp.routing import Bindings
 from trio_vmcp.settings import FactorySettings
 
 __all__ = ["MOST_CANCELLED_DRAIN", "SessionOwner"]
@@ -59,7 +56,7 @@ class SessionOwner:
     """
 
     _members: dict[str, Member] = attrs.field(alias="members", repr=False)
-    row: Stored = attrs.field(repr=False)
+    row: SessionRow = attrs.field(repr=False)
     identity: Identity | None = attrs.field(repr=False)
     _connector: BackendConnector = attrs.field(alias="connector", repr=False)
     settings: FactorySettings = attrs.field(repr=False)
@@ -72,7 +69,6 @@ class SessionOwner:
     feed: ChangeFeed = attrs.field(factory=ChangeFeed, init=False, repr=False)
     services: trio.Nursery | None = attrs.field(default=None, init=False, repr=False)
 
-    _keeper: Keeper = attrs.field(init=False, repr=False)
     _opening: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _opening_error: VmcpError | None = attrs.field(default=None, init=False, repr=False)
     _is_open: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)  # the opening has ended, well or not
@@ -88,7 +84,6 @@ class SessionOwner:
         )
         self.names = new_names(self.row.bindings, self.settings)
         self.calls = Calls(self._members, self.names, self.admission, self.identity, self.settings)
-        self._keeper = Keeper(self.row, self._row_state)
 
     @property
     def id(self) -> str:
@@ -199,10 +194,10 @@ class SessionOwner:
                     await self.membership.all_settled.wait()
                 self.membership.end_opening()
                 self.names.update(self._members.values())
-                await self.row.write(*self._row_state())
+                await self.row.write(self._row_contents())
             if self._opening.cancelled_caught:
                 raise SessionClosed("the session was closed while it was opening")
-            services.start_soon(self._keeper.keep, self._terminated_elsewhere)
+            services.start_soon(self.row.keep, self._row_contents, self._terminated_elsewhere)
             services.start_soon(self._end_when_idle)
         except VmcpError as error:
             self._opening_error = error
@@ -224,15 +219,15 @@ class SessionOwner:
             # Half, so that a caller who shields himself cannot take everybody's goodbye along.
             with trio.move_on_after(budget / 2):
                 await self.admission.drained.wait()
-            await self._keeper.stop()
+            await self.row.stop_keeping()
             if not self._terminate:
                 # First of all: a backend session that the row names stays, and one that it does not name yet would go.
                 with trio.move_on_after(budget / 4):
-                    await self._keeper.leave(terminate=False)
+                    await self.row.write_last(self._row_contents)
             async with trio.open_nursery() as goodbyes:
                 goodbyes.start_soon(partial(self.membership.say_goodbye, terminate=self._terminate))
                 if self._terminate:
-                    goodbyes.start_soon(partial(self._keeper.leave, terminate=True))
+                    goodbyes.start_soon(self.row.discard)
 
     async def _end_when_idle(self) -> None:
         while True:
@@ -254,7 +249,7 @@ class SessionOwner:
         if not self.membership.is_opened:
             return  # names are bound when the opening ends, by the configured order and not by who was the first
         self.names.update(self._members.values())
-        self._keeper.note_change()
+        self.row.note_change()
         for kind in changes:
             self.feed.publish(SessionChange(kind, member.backend_id))
 
@@ -264,5 +259,5 @@ class SessionOwner:
     def resource_updated(self, member: Member, uri: str) -> None:
         self.feed.publish(SessionChange("resource_updated", member.backend_id, uri))
 
-    def _row_state(self) -> tuple[tuple[BackendRecord, ...], Bindings]:
+    def _row_contents(self) -> RowContents:
         return self.membership.records, self.names.bindings

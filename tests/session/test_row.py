@@ -1,0 +1,107 @@
+"""The row of one session: what is written and when, and what is deleted when the outcome of a write is unknown."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+import trio
+from support.harness import ScriptedStorage
+from trio.testing import MockClock
+
+from trio_vmcp import BackendRecord, SessionExists, StorageError
+from trio_vmcp._session.row import RowContents, SessionRow, load_row, new_row
+from trio_vmcp.routing import Bindings
+
+RECORD = BackendRecord("a", "sid", "legacy", "2025-11-25", {"tools": {}}, "digest")
+FIRST: RowContents = ((RECORD,), Bindings({"a_x": "a"}))
+SECOND: RowContents = ((attrs.evolve(RECORD, session_id="next"),), FIRST[1])
+EQUAL: RowContents = ((attrs.evolve(RECORD),), Bindings({"a_x": "a"}))
+
+
+def row_in(storage: ScriptedStorage, timeout: float = 5.0) -> SessionRow:
+    return new_row("one", None, storage, timeout)
+
+
+async def answers_late() -> None:
+    await trio.sleep(60)
+
+
+async def test_a_row_that_says_the_same_is_not_written(autojump_clock: MockClock) -> None:
+    """A state change of a backend with the same session and the same names costs the storage nothing."""
+    storage = ScriptedStorage()
+    row = row_in(storage)
+    for contents in (FIRST, FIRST, EQUAL, SECOND, SECOND):
+        await row.write(contents)
+    assert {"create": 1, "replace": 1} == storage.calls
+    (stored,) = await storage.rows()
+    assert (SECOND[0], 2) == (stored.backends, stored.version)
+    assert stored == row.metadata
+
+
+async def test_a_restored_row_is_always_written_once(autojump_clock: MockClock) -> None:
+    """The new version is what an instance that had the session before runs into."""
+    storage = ScriptedStorage()
+    await row_in(storage).write(FIRST)
+    restored = await load_row("one", storage, 5.0)
+    await restored.write(FIRST)
+    assert 2 == restored.metadata.version
+
+
+@pytest.mark.parametrize("then", [FIRST, SECOND])
+async def test_a_write_without_an_answer_is_no_conflict_with_the_next(
+    then: RowContents, autojump_clock: MockClock
+) -> None:
+    """The storage took the row and answered too late; the next write goes on from there, also back to the old row."""
+    storage = ScriptedStorage()
+    row = row_in(storage)
+    await row.write(FIRST)
+    storage.after["replace"] = answers_late
+    with pytest.raises(StorageError, match="storage_timeout"):
+        await row.write(SECOND)
+    del storage.after["replace"]
+    await row.write(then)
+    (stored,) = await storage.rows()
+    assert (then[0], 3) == (stored.backends, stored.version)
+
+
+@pytest.mark.parametrize(
+    ("events", "deletes"),
+    [
+        ((), 0),  # nothing was sent
+        (("late",), 1),  # the storage may have taken the row
+        (("taken",), 0),  # the row belongs to another session
+        (("late", "taken"), 0),
+        (("written",), 1),
+    ],
+)
+async def test_only_a_row_that_may_be_ours_is_deleted(
+    events: tuple[str, ...], deletes: int, autojump_clock: MockClock
+) -> None:
+    """Nothing sent or the id taken: nothing to delete. A create of unknown outcome: delete."""
+    storage = ScriptedStorage()
+    row = row_in(storage)
+
+    async def is_taken() -> None:
+        raise SessionExists("one")
+
+    for event in events:
+        if event == "written":
+            await row.write(FIRST)
+            continue
+        storage.before["create"] = {"late": answers_late, "taken": is_taken}[event]
+        with pytest.raises((StorageError, SessionExists)):
+            await row.write(FIRST)
+    await row.delete()
+    assert deletes == storage.calls["delete"]
+
+
+async def test_a_tombstone_does_not_make_a_written_row_foreign(autojump_clock: MockClock) -> None:
+    """A touch that finds the row terminated elsewhere leaves the delete to be sent: tombstones take it twice."""
+    storage = ScriptedStorage()
+    row = row_in(storage)
+    await row.write(FIRST)
+    await storage.inner.delete("one")
+    with pytest.raises(SessionExists):
+        await row.touch()
+    await row.delete()
+    assert 1 == storage.calls["delete"]
