@@ -35,7 +35,14 @@ _SESSION_ID_BYTES = 32  # twice the 128 bits that the front's rule asks for
 
 
 class SessionFactory(Protocol):
-    """Makes sessions. Whatever it made ends with it."""
+    """Makes sessions and owns their tasks: every session ends when its factory is left, or before.
+
+    The sessions of one factory share warm connections of the built-in transport, the verdicts of probes, the pace of
+    reconnecting to one endpoint (`FactorySettings.reconnect_delay`), and results that modern backends declare fresh
+    (`ttlMs`, MCP 2026-07-28, caching): lists, resources and `server/discover`, for at most a day and 64 MiB. A result
+    that is not `public` (`cacheScope`) is kept for the identity that asked, and a backend with other headers has other
+    results. A change that the backend reports discards the results that it is about.
+    """
 
     async def make_session(
         self, backends: Iterable[Backend], *, identity: Identity | None = None, session_id: str | None = None
@@ -43,13 +50,14 @@ class SessionFactory(Protocol):
         """Open a session that lives until its `aclose()`; it may outlive the calling task, but not the factory.
 
         Args:
-            backends: In the order that decides about slots and names.
-            identity: Binds the session; every call must then come with this identity as `caller`.
-            session_id: 1-256 characters of 0x21-0x7E; None: a random one.
+            backends: Their order is that of the slots for connecting, of the lists, and of precedence for a contested name.
+            identity: Binds the session to its issuer and subject, not to its token; every call must then have this
+                identity as `caller`. Its token is for requests that no caller made: opening, listing, closing.
+            session_id: 1-256 characters of 0x21-0x7E; None: a random one. A bearer token: keep it secret.
 
         Raises:
-            InvalidSessionId: No backend was contacted.
-            SessionExists: The id is taken.
+            InvalidSessionId: The id is of another form; no backend was contacted.
+            SessionExists: The id is taken, or was terminated within the storage's `ttl`.
             NoBackends: Fewer than `min_backends` connected.
             StorageError: The metadata could not be written.
             ValueError: Two backends have one id.
@@ -65,12 +73,16 @@ class SessionFactory(Protocol):
     async def restore_session(
         self, session_id: str, backends: Iterable[Backend], *, identity: Identity | None = None
     ) -> Session:
-        """Open a session again from its metadata.
+        """Open a session again from its metadata, after a `suspend`, or on another instance.
+
+        A stored backend session is taken up without `initialize` if the backend's endpoint is the same as before; if the
+        backend no longer knows it (404), a new one is opened. A stored backend that is not in `backends` stays a member
+        of the session, and calls to its names fail with BackendUnavailable; one that is new joins.
 
         Raises:
-            InvalidSessionId: No storage and no backend was contacted.
-            SessionNotFound: Unknown, expired, terminated, or bound to somebody else: the same answer at the same cost.
-            SessionExists: It is live here, or being restored.
+            InvalidSessionId: The id is of another form; neither storage nor backend was contacted.
+            SessionNotFound: Unknown, expired, terminated, or bound to another identity: one answer, at the same cost.
+            SessionExists: The session is live in this factory, or is being restored by it.
             StorageError, NoBackends, ValueError: As in `make_session`; the stored session stays as it was.
         """
         ...
@@ -165,7 +177,7 @@ class DefaultSessionFactory:
 
     @contextmanager
     def _claim(self, session_id: str) -> Iterator[None]:
-        """Nobody else opens a session of this id meanwhile. Once it runs, its own end gives the id back."""
+        """Reserve the id while a session opens under it. A session that runs holds the id until its own end."""
         self._require_open()
         if session_id in self._live:
             raise SessionExists(session_id)
@@ -188,7 +200,7 @@ class DefaultSessionFactory:
         start_clean(self._nursery, self._own, owner, session)
         try:
             await owner.wait_open()
-        except BaseException:  # a cancelled opener, too: what nobody holds must not live on
+        except BaseException:  # cancelled openings included: a session without a holder would run until `idle_timeout`
             owner.request_close(terminate=not row.restored, drain_timeout=0)
             with trio.CancelScope(shield=True):
                 await owner.wait_closed()
@@ -213,7 +225,9 @@ class DefaultSessionFactory:
         try:
             row = await load_row(session_id, self._storage, self._settings.storage_timeout)
         except SessionNotFound:
-            is_bound_to("", identity, self._keys)  # as much work as for a stranger, who must not see a difference
+            is_bound_to(
+                "", identity, self._keys
+            )  # the work of a refusal: a caller must not learn from the time which ids exist
             raise
         if not is_bound_to(row.metadata.identity_binding, identity, self._keys):
             raise SessionNotFound(session_id)
@@ -263,11 +277,13 @@ async def open_session_factory(
     """Open a factory for sessions. Leaving it ends every session that it made, as `settings.on_exit` says.
 
     Args:
-        storage: Where metadata lives; None: a `LocalStorage` of its own. A storage that is passed is not closed.
-        connector: Makes the clients; None: one that goes by `Backend.transport`.
-        handlers: What this client can do for backends; of no effect on a `connector` of your own.
-        auth: Credentials, asked for before every HTTP request; of no effect on a `connector` of your own.
-        transport: Replaces the built-in HTTP transport; shared by all sessions, and not closed.
+        storage: Keeps the metadata; None: a `LocalStorage` of the factory's own. A storage that is passed is not closed.
+        connector: Makes the clients; None: the built-in one, which goes by `Backend.transport`.
+        settings: Limits and durations; None: the defaults of `FactorySettings`.
+        handlers: Answers to requests of backends; of no effect on a `connector` that is passed.
+        auth: Called for the credentials of every HTTP request (`OutgoingAuth`); `HeaderAuth`, `BearerAuth`,
+            `ClientCredentials` and `PerBackend` are ready-made. Of no effect on a `connector` that is passed.
+        transport: Replaces the built-in HTTP/1.1 transport, for all sessions; not closed.
         ssl_context: For the built-in transport: private CAs, client certificates. None: the platform's trust store.
     """
     settings = settings or FactorySettings()

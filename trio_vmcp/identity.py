@@ -1,7 +1,7 @@
-"""Who a session belongs to, and how its metadata remembers that without naming anybody.
+"""The identity that a session is bound to, and the keyed digest of it that the metadata keeps.
 
 A session is bound to `(issuer, subject)`, never to token bytes: a refreshed token is still the same principal. The
-metadata holds a keyed digest of the two, so that a stolen row neither names the user nor lets a guess be tested.
+metadata holds an HMAC of the two, so that a stolen row neither names the user nor lets a guess be tested.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PROCESS_KEYS = (secrets.token_bytes(32),)
 
 
 def _check_text(name: str, value: object) -> None:
-    # Not the value: a token, or claims that came in place of a string, must not reach a log.
+    # The message has no value: it may be a token, or claims passed in place of a string, and must not reach a log.
     if not isinstance(value, str):
         raise ValueError(f"identity {name} is {type(value).__name__}, not str")
     try:
@@ -39,8 +39,8 @@ class Identity:
     """A verified principal.
 
     Attributes:
-        issuer, subject: The claims `iss` and `sub`. Together they are the principal.
-        token: What outgoing requests may be authorized with. Neither shown nor compared.
+        issuer, subject: The claims `iss` and `sub` (RFC 7519 §4.1.1, §4.1.2). Together they are the principal.
+        token: A credential for requests to backends, which `auth` may use. Neither in the repr nor in `==`.
 
     Raises:
         ValueError: `issuer` or `subject` is empty or holds NUL; one of the three is no str, or not encodable as UTF-8.
@@ -62,7 +62,7 @@ class Identity:
 
 
 def _principal(identity: Identity | None) -> bytes:
-    """Bytes that no other principal has; empty for nobody."""
+    """Bytes that no other principal has; empty for an anonymous caller."""
     if identity is None:
         return b""
     # Length-prefixed, so that ("ab", "c") and ("a", "bc") differ.
@@ -75,12 +75,12 @@ def _digest(key: bytes, principal: bytes) -> str:
 
 
 def process_keys() -> tuple[bytes, ...]:
-    """One random key per process, for whoever configured none; bindings made with it die with the process."""
+    """One random key per process, for factories without `identity_keys`; no other process can verify its bindings."""
     return _PROCESS_KEYS
 
 
 def bind(identity: Identity | None, keys: Sequence[bytes]) -> str | None:
-    """What the metadata keeps of an identity; None for an anonymous session.
+    """The binding that the metadata keeps of an identity; None for an anonymous session.
 
     Args:
         keys: The first makes the digest.
@@ -94,9 +94,10 @@ def bind(identity: Identity | None, keys: Sequence[bytes]) -> str | None:
 
 
 def is_bound_to(binding: str | None, identity: Identity | None, keys: Sequence[bytes]) -> bool:
-    """Whether `bind` made this binding of this principal, with any of the keys; anonymous fits anonymous alone.
+    """Whether `bind` made this binding of this principal, with any of the keys. None is bound to None alone.
 
-    The work is the same whatever the outcome: every key is tried, also for nobody, and nothing ends early.
+    The work does not depend on the outcome: every key is tried, for an anonymous caller too, so that the time taken
+    tells a caller nothing about the stored identity.
     """
     # Bytes: compare_digest raises TypeError for a str that is not ASCII, and a stored row may hold anything.
     stored = (binding or "").encode("utf-8", "surrogatepass")
@@ -109,5 +110,5 @@ def is_bound_to(binding: str | None, identity: Identity | None, keys: Sequence[b
 
 
 def same_principal(a: Identity | None, b: Identity | None) -> bool:
-    """Whether two callers are one: the check of every call. Nobody is the same as nobody alone."""
+    """Whether two callers are the same principal: the check of every call. None equals None alone."""
     return hmac.compare_digest(_principal(a), _principal(b))

@@ -1,4 +1,4 @@
-"""What outlives a process: a session's metadata, and the one converter between it and JSON.
+"""A session's metadata, which may outlive the process, and the one converter between it and JSON.
 
 Plain data only. Nothing in here is a connection, a function or a credential, with one exception: the backends' session
 ids, which are bearer tokens. They are stored because a restore needs them, and are hidden from every repr and error.
@@ -33,7 +33,7 @@ __all__ = [
 
 # Any change of the fields takes the next number: older readers then refuse the row instead of losing a field.
 SCHEMA_VERSION = 1
-# 100 backends with 1000 tools each take about 5 MiB. Reading a row holds up the loop, so there has to be an end to it.
+# 100 backends with 1000 tools each take about 5 MiB. A row is read in one step of the loop, so its size needs a limit.
 MAX_METADATA_BYTES = 16 * 1024 * 1024
 
 _ROW = "a stored row of metadata"
@@ -59,13 +59,15 @@ def _count(instance: object, attribute: attrs.Attribute[int], value: object) -> 
 
 @attrs.frozen
 class BackendRecord:
-    """What a session remembers of one backend.
+    """The part of a session's metadata that is about one backend.
 
     Attributes:
-        session_id: The id that the backend assigned: a bearer token. None if it assigned none.
-        era: What the backend speaks.
+        session_id: The id that the backend assigned: a bearer token. None if the backend assigned none.
+        era: The protocol era of the connection: "legacy" or "modern".
+        protocol_version: The negotiated revision of MCP, such as "2025-11-25".
         server_capabilities: The JSON object that the server declared.
-        endpoint_digest: Whose `session_id` this is, by `endpoint_digest`.
+        endpoint_digest: `endpoint_digest` of the backend that assigned `session_id`; the id is sent to no other
+            endpoint.
     """
 
     backend_id: str = attrs.field(validator=instance_of(str))
@@ -85,11 +87,11 @@ class SessionMetadata:
     """A session as its storage knows it.
 
     Attributes:
-        schema_version: `SCHEMA_VERSION`, or the row is not ours to read.
+        schema_version: `SCHEMA_VERSION`; a row of any other version is refused.
         session_id: A bearer token.
-        created_at, updated_at: Wall time in UTC. For people; nothing expires by it.
+        created_at, updated_at: Wall time in UTC, for display; nothing expires by it.
         version: Counts the writes of this row, for compare-and-set.
-        identity_binding: By `identity.bind`; None: anonymous.
+        identity_binding: The result of `identity.bind`; None: an anonymous session.
         bindings: {"tools": {advertised name: backend id}, "prompts": {…}}; read-only; both are always there.
 
     Raises:
@@ -109,7 +111,7 @@ class SessionMetadata:
 
 
 def endpoint_digest(backend: Backend) -> str:
-    """Names a backend's endpoint without showing it: hex SHA-256 over how it is reached, the same in every process."""
+    """A name for a backend's endpoint that does not show it: hex SHA-256 over url or command, equal in all processes."""
     # A stored backend session id is a bearer token: it is only ever sent to the endpoint that gave it, and the
     # configuration may have changed since. Of a child process the environment is left out: nothing is sent there on the
     # strength of a stored record, and from a stored digest short secrets could be guessed.
@@ -120,10 +122,10 @@ def endpoint_digest(backend: Backend) -> str:
 
 
 class _Misfit(ValueError):
-    """A value in a row that does not fit; the text says what was wanted and nothing of the value."""
+    """A value in a row that does not fit. The text says what was expected and never shows the value."""
 
 
-# No coercion: cattrs makes 'None' of null and 7 of "7" if left alone, and a row that needs that was not written by us.
+# No coercion: by default cattrs makes 'None' of null and 7 of "7", and would accept rows that this converter never wrote.
 _converter = cattrs.Converter(forbid_extra_keys=True)
 
 
@@ -179,7 +181,7 @@ _converter.register_structure_hook_func(lambda wanted: wanted == JSON, _structur
 _converter.register_structure_hook_func(lambda wanted: wanted == _Bindings, _structure_bindings)
 _converter.register_structure_hook_func(lambda wanted: wanted == tuple[BackendRecord, ...], _structure_backends)
 _converter.register_unstructure_hook(datetime, datetime.isoformat)
-# As they are: json.dumps refuses whatever is not JSON, where cattrs would take an attrs object apart, secrets and all.
+# Passed through: json.dumps refuses what is not JSON, where cattrs would convert an attrs object, secrets included.
 _converter.register_unstructure_hook_func(lambda given: given == JSON, lambda capabilities: capabilities)
 _converter.register_unstructure_hook_func(lambda given: given == _Bindings, _unstructure_bindings)
 
@@ -221,7 +223,7 @@ def metadata_from_json(data: bytes) -> SessionMetadata:
         return _converter.structure(row, SessionMetadata)
     except Exception as exc:  # noqa: BLE001  # cattrs lets a field's own error through, of whatever type
         problems = "; ".join(cattrs.transform_error(exc, format_exception=_describe))
-    # Raised out here: as context, the errors of cattrs would bring the row into tracebacks and crash reports.
+    # Raised outside of the `except`: as __context__, the errors of cattrs would bring the row into tracebacks.
     raise StorageError(f"{_ROW} does not fit: {problems}")
 
 
@@ -231,7 +233,7 @@ def _describe(exc: BaseException, _: type | None) -> str:
     if isinstance(exc, KeyError):
         return "required field missing"
     if isinstance(exc, cattrs.ForbiddenExtraKeysError):
-        return "unknown fields"  # not by name: in a corrupt row even a key may be somebody's secret
+        return "unknown fields"  # without their names: in a corrupt row even a key may be a secret
     return "does not fit"
 
 
