@@ -50,7 +50,7 @@ class SessionFactory(Protocol):
         """Open a session that lives until its `aclose()`; it may outlive the calling task, but not the factory.
 
         Args:
-            backends: Their order is that of the slots for connecting, of the lists, and of precedence for a contested name.
+            backends: In the order in which they get slots for connecting, are listed, and get contested names.
             identity: Binds the session to its issuer and subject, not to its token; every call must then have this
                 identity as `caller`. Its token is for requests that no caller made: opening, listing, closing.
             session_id: 1-256 characters of 0x21-0x7E; None: a random one. A bearer token: keep it secret.
@@ -75,9 +75,9 @@ class SessionFactory(Protocol):
     ) -> Session:
         """Open a session again from its metadata, after a `suspend`, or on another instance.
 
-        A stored backend session is taken up without `initialize` if the backend's endpoint is the same as before; if the
-        backend no longer knows it (404), a new one is opened. A stored backend that is not in `backends` stays a member
-        of the session, and calls to its names fail with BackendUnavailable; one that is new joins.
+        A stored backend session is taken up without `initialize` if the backend's endpoint is the same as before; if
+        the backend no longer knows it (404), a new one is opened. A stored backend that is not in `backends` stays a
+        member of the session, and calls to its names fail with BackendUnavailable; a backend that is not stored joins.
 
         Raises:
             InvalidSessionId: The id is of another form; neither storage nor backend was contacted.
@@ -225,9 +225,7 @@ class DefaultSessionFactory:
         try:
             row = await load_row(session_id, self._storage, self._settings.storage_timeout)
         except SessionNotFound:
-            is_bound_to(
-                "", identity, self._keys
-            )  # the work of a refusal: a caller must not learn from the time which ids exist
+            is_bound_to("", identity, self._keys)  # as long as a refusal takes, or the time would tell which ids exist
             raise
         if not is_bound_to(row.metadata.identity_binding, identity, self._keys):
             raise SessionNotFound(session_id)
@@ -277,7 +275,7 @@ async def open_session_factory(
     """Open a factory for sessions. Leaving it ends every session that it made, as `settings.on_exit` says.
 
     Args:
-        storage: Keeps the metadata; None: a `LocalStorage` of the factory's own. A storage that is passed is not closed.
+        storage: Keeps the metadata; None: a `LocalStorage` of this factory. A storage that is passed is not closed.
         connector: Makes the clients; None: the built-in one, which goes by `Backend.transport`.
         settings: Limits and durations; None: the defaults of `FactorySettings`.
         handlers: Answers to requests of backends; of no effect on a `connector` that is passed.

@@ -111,7 +111,7 @@ class SessionMetadata:
 
 
 def endpoint_digest(backend: Backend) -> str:
-    """A name for a backend's endpoint that does not show it: hex SHA-256 over url or command, equal in all processes."""
+    """A name for an endpoint that does not show it: hex SHA-256 over url or command line, equal in all processes."""
     # A stored backend session id is a bearer token: it is only ever sent to the endpoint that gave it, and the
     # configuration may have changed since. Of a child process the environment is left out: nothing is sent there on the
     # strength of a stored record, and from a stored digest short secrets could be guessed.
@@ -125,7 +125,7 @@ class _Misfit(ValueError):
     """A value in a row that does not fit. The text says what was expected and never shows the value."""
 
 
-# No coercion: by default cattrs makes 'None' of null and 7 of "7", and would accept rows that this converter never wrote.
+# No coercion: by default cattrs makes 'None' of null and 7 of "7", and so accepts rows that were never written here.
 _converter = cattrs.Converter(forbid_extra_keys=True)
 
 
