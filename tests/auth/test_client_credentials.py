@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 import trio
+from support.cancel_sweep import CancelAtMoment
 from support.clients import ALICE, BOB, Chunks, call
 from support.issuer import CHALLENGE, CLIENT_ID, CLIENT_SECRET, TOKEN_URL, Issuer, SlowOnce, basic, open_protected
-from sweeps.cancel import Cut
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
@@ -342,7 +342,7 @@ async def test_a_call_cut_off_while_it_waits_for_a_token_did_not_run(autojump_cl
 def test_a_caller_cancelled_at_any_moment_costs_the_others_nothing(share: int) -> None:
     """Behind every step of anybody: those who waited with it get their token, and the next caller, too."""
 
-    async def main(cut: Cut) -> None:
+    async def main(cut: CancelAtMoment) -> None:
         async with open_protected() as protected:
             client = await protected.connect()
             protected.issuer.valid.clear()
@@ -361,7 +361,7 @@ def test_a_caller_cancelled_at_any_moment_costs_the_others_nothing(share: int) -
             assert 3 <= protected.backend.executed["echo"] <= 4
 
     for moment in itertools.count(share, 4):
-        cut = Cut(moment)
+        cut = CancelAtMoment(moment)
         trio.run(main, cut, clock=MockClock(autojump_threshold=0))
         if cut.struck is None:
             break

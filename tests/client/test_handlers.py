@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import trio
-from support.harness import ALICE, PlainConnector, echo_backend, open_world, plain_backends, state_of
+from support.harness import ALICE, echo_backend, open_world, state_of
+from support.plain_connector import PlainConnector, plain_backends
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (

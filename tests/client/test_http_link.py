@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
+from support.cancel_sweep import cancel_at
 from support.clients import (
     ALICE,
     BOB,
@@ -31,7 +32,6 @@ from support.clients import (
     result,
 )
 from support.raw_http import HANG, Kind, answer, open_served, until
-from support.steps import cancel_at
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (

@@ -11,6 +11,7 @@ import attrs
 import httpx
 import pytest
 import trio
+from support.cancel_sweep import CancelAtMoment
 from support.clients import (
     ASKED,
     STREAM_HEAD,
@@ -28,7 +29,6 @@ from support.clients import (
     result,
     streamed,
 )
-from sweeps.cancel import Cut
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import JSON, BackendRejected, BackendTimeout, FactorySettings, MessageTooLarge
@@ -701,7 +701,7 @@ async def test_subscriptions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 # Cancelled anywhere
 
 
-async def live_and_die(cut: Cut, era: str) -> None:
+async def live_and_die(cut: CancelAtMoment, era: str) -> None:
     """Connect, hear, call, subscribe, come back after a break, close: cancelled at one moment of it."""
     backend = echo_backend(era, "sse", listens=True)
     backend.add_resource("memo://one")
@@ -736,7 +736,7 @@ def test_a_cancel_at_any_moment_leaves_nothing(era: str) -> None:
 
     def moments() -> Iterator[int]:
         for moment in itertools.count():
-            cut = Cut(moment)
+            cut = CancelAtMoment(moment)
             trio.run(live_and_die, cut, era, clock=MockClock(autojump_threshold=0))
             yield moment
             if cut.struck is None:

@@ -12,6 +12,7 @@ from functools import partial
 import httpx
 import pytest
 import trio
+from support.cancel_sweep import cancel_at
 from support.raw_http import (
     CLOSE,
     HANG,
@@ -25,7 +26,6 @@ from support.raw_http import (
     read,
     until,
 )
-from support.steps import cancel_at
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp._http.connection import READ_BYTES

@@ -10,7 +10,8 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from support.harness import NO_RETRIES, PlainConnector, echo_backend, open_world, plain_backends, slow_backend
+from support.harness import NO_RETRIES, echo_backend, open_world, slow_backend
+from support.plain_connector import PlainConnector, plain_backends
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (

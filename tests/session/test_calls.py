@@ -9,7 +9,8 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from support.harness import PlainConnector, echo_backend, open_world, plain_backends, slow_backend
+from support.harness import echo_backend, open_world, slow_backend
+from support.plain_connector import PlainConnector, plain_backends
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (

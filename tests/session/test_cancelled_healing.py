@@ -1,4 +1,4 @@
-"""Cancelled at any step: a recovery, a backend that joins, leaves or is listed again, and a session in that."""
+"""A cancel at any step of a recovery, of `add_backend` and `remove_backend`, of a refetch and of a reconnect."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from session.test_ownership import CancelAtStep, quarters, sweep
-from session.test_refresh import crying_backend
-from support.harness import assert_nothing_left, echo_backend, open_world, slow_backend
+from support.cancel_sweep import CancelAtStep, quarters, sweep_cancels
+from support.harness import announcing_backend, assert_nothing_left, echo_backend, open_world, slow_backend
 from trio.testing import wait_all_tasks_blocked
 
 from trio_vmcp import BackendError, BackendState, Session, SessionClosed
@@ -22,7 +21,7 @@ ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
 @quarters
 @ERAS
 def test_a_recovering_call_cancelled_at_any_step_leaves_the_session_whole(era: Any, first: int) -> None:
-    """The call ran at most once; whoever calls next finds the backend, or has it replaced."""
+    """The call ran at most once; the next call succeeds, over this connection or a new one."""
 
     async def body(cancel: CancelAtStep) -> None:
         backend = echo_backend(era)
@@ -37,13 +36,13 @@ def test_a_recovering_call_cancelled_at_any_step_leaves_the_session_whole(era: A
             assert 0 == session.in_flight
             assert () == session.failures
 
-    sweep(body, first, waits=6)
+    sweep_cancels(body, first, waits=6)
 
 
 @quarters
 @ERAS
 def test_a_session_cancelled_at_any_step_of_a_recovery_leaves_nothing(era: Any, first: int) -> None:
-    """Both the caller and the block that holds the session: CLOSED, and every backend session has its DELETE."""
+    """A cancel of the call and of the session's block: the session is CLOSED, every backend session is DELETEd."""
 
     async def body(cancel: CancelAtStep) -> None:
         backend = echo_backend(era)
@@ -58,13 +57,13 @@ def test_a_session_cancelled_at_any_step_of_a_recovery_leaves_nothing(era: Any, 
             await assert_nothing_left(world)
             assert backend.executed["echo"] <= 1
 
-    sweep(body, first, waits=6)
+    sweep_cancels(body, first, waits=6)
 
 
 @quarters
 @pytest.mark.parametrize("closing", ["aclose", "suspend"])
 def test_a_close_at_any_step_of_a_recovery_gives_every_call_its_outcome(closing: str, first: int) -> None:
-    """A result or a typed error, and nothing is left; what was suspended can be restored."""
+    """A result or a typed error, and nothing is left; a suspended session can be restored."""
 
     async def body(cancel: CancelAtStep) -> None:
         backend = echo_backend()
@@ -93,13 +92,13 @@ def test_a_close_at_any_step_of_a_recovery_gives_every_call_its_outcome(closing:
                     await restored.call_tool("a_echo")
             await assert_nothing_left(world)
 
-    sweep(body, first, waits=6)
+    sweep_cancels(body, first, waits=6)
 
 
 @quarters
 @ERAS
-def test_an_adder_cancelled_at_any_step_does_not_undo_it(era: Any, first: int) -> None:
-    """Either it was never begun, or the backend is there before long."""
+def test_a_cancelled_add_backend_is_not_begun_or_completes(era: Any, first: int) -> None:
+    """Cancelled at any step, `add_backend` leaves no trace, or the backend joins all the same."""
 
     async def body(cancel: CancelAtStep) -> None:
         async with open_world({"a": echo_backend(era), "b": echo_backend(era)}) as world:
@@ -115,13 +114,13 @@ def test_an_adder_cancelled_at_any_step_does_not_undo_it(era: Any, first: int) -
                     await session.add_backend(world.configured[1])
                 await session.call_tool("a_echo")
 
-    sweep(body, first, waits=6)
+    sweep_cancels(body, first, waits=6)
 
 
 @quarters
 @ERAS
-def test_a_remover_cancelled_at_any_step_does_not_undo_it(era: Any, first: int) -> None:
-    """Either it was never begun, or the backend is gone for good; the slow call on it has its answer."""
+def test_a_cancelled_remove_backend_is_not_begun_or_completes(era: Any, first: int) -> None:
+    """Cancelled at any step, `remove_backend` keeps the backend, or it is gone for good; running calls are answered."""
 
     async def body(cancel: CancelAtStep) -> None:
         async with open_world({"a": slow_backend(1, era), "b": echo_backend(era)}) as world:
@@ -138,32 +137,32 @@ def test_a_remover_cancelled_at_any_step_does_not_undo_it(era: Any, first: int) 
                 assert {} == world["a"].sessions
                 assert ["b_echo"] == [tool.name for tool in session.tools]
 
-    sweep(body, first, waits=2)
+    sweep_cancels(body, first, waits=2)
 
 
 @quarters
 @ERAS
 def test_a_session_cancelled_at_any_step_of_a_refetch_leaves_nothing(era: Any, first: int) -> None:
-    """It ends with its lists half fetched."""
+    """The session's block is cancelled while lists are fetched again."""
 
     async def body(cancel: CancelAtStep) -> None:
-        backend = crying_backend(era)
+        backend = announcing_backend(era)
         async with open_world({"a": backend}) as world:
             with cancel.scope:
                 async with world.open_session() as session:
                     cancel.armed = True
-                    await session.call_tool("a_cry", {"kinds": ["tools", "resources", "prompts"]})
+                    await session.call_tool("a_announce", {"kinds": ["tools", "resources", "prompts"]})
                     await trio.sleep(3)
             cancel.armed = False
             await assert_nothing_left(world)
 
-    sweep(body, first, waits=6)
+    sweep_cancels(body, first, waits=6)
 
 
 @quarters
 @pytest.mark.parametrize("fault", [Refuse(), Delay(0.3)])
 def test_a_session_cancelled_while_a_backend_is_tried_again_leaves_nothing(fault: Any, first: int) -> None:
-    """Through failures, delays and the join."""
+    """The session's block is cancelled at any step of refused, slow and successful reconnects."""
 
     async def body(cancel: CancelAtStep) -> None:
         backend = echo_backend()
@@ -177,12 +176,12 @@ def test_a_session_cancelled_while_a_backend_is_tried_again_leaves_nothing(fault
             cancel.armed = False
             await assert_nothing_left(world)
 
-    sweep(body, first, waits=6)
+    sweep_cancels(body, first, waits=6)
 
 
 @quarters
-def test_a_waiting_session_cancelled_at_any_step_passes_its_turn_on(first: int) -> None:
-    """Two sessions stand in one endpoint's line; whichever step the one is cancelled at, the other gets in."""
+def test_a_session_cancelled_in_its_endpoint_turn_frees_the_turn(first: int) -> None:
+    """Two sessions wait for turns at one endpoint: wherever the first is cancelled, the second connects."""
 
     async def body(cancel: CancelAtStep) -> None:
         backend = echo_backend()
@@ -199,12 +198,12 @@ def test_a_waiting_session_cancelled_at_any_step_passes_its_turn_on(first: int) 
             await other.aclose()
             await assert_nothing_left(world)
 
-    sweep(body, first, waits=6)
+    sweep_cancels(body, first, waits=6)
 
 
 @quarters
-def test_an_era_that_changed_survives_a_cancel_at_any_step(first: int) -> None:
-    """The probe that a recovery makes anew is shared by all: whoever is cancelled in it leaves it to the next."""
+def test_a_probe_after_an_era_change_can_be_cancelled_at_any_step(first: int) -> None:
+    """Recoveries share one probe: when the call that runs it is cancelled, the next call probes again."""
 
     async def body(cancel: CancelAtStep) -> None:
         backend = echo_backend("legacy")
@@ -220,7 +219,7 @@ def test_an_era_that_changed_survives_a_cancel_at_any_step(first: int) -> None:
                 await session.call_tool("a_echo")
                 assert "modern" == era_of(session)
 
-    sweep(body, first, waits=6)
+    sweep_cancels(body, first, waits=6)
 
 
 def era_of(session: Session) -> str | None:

@@ -10,7 +10,8 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.harness import PlainConnector, echo_backend, library_tasks, open_world, plain_backends
+from support.harness import echo_backend, library_tasks, open_world
+from support.plain_connector import PlainConnector, plain_backends
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import FactorySettings, SessionChange, open_session_factory

@@ -6,15 +6,9 @@ from functools import partial
 
 import pytest
 import trio
-from support.harness import (
-    PlainConnector,
-    ScriptedStorage,
-    echo_backend,
-    open_world,
-    plain_backends,
-    slow_backend,
-    state_of,
-)
+from support.harness import echo_backend, open_world, slow_backend, state_of
+from support.plain_connector import PlainConnector, plain_backends
+from support.scripted_storage import ScriptedStorage
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from trio_vmcp import (

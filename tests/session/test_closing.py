@@ -8,16 +8,9 @@ from functools import partial
 
 import pytest
 import trio
-from support.harness import (
-    PlainConnector,
-    ScriptedStorage,
-    echo_backend,
-    library_tasks,
-    open_world,
-    plain_backends,
-    slow_backend,
-    state_of,
-)
+from support.harness import echo_backend, library_tasks, open_world, slow_backend, state_of
+from support.plain_connector import PlainConnector, plain_backends
+from support.scripted_storage import ScriptedStorage
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
@@ -103,7 +96,7 @@ async def test_a_stuck_call_is_cut_off_and_its_caller_lives_on(
 
 
 async def test_a_call_that_was_not_written_did_not_execute(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
-    """Cut off while it waits for a connection: `may_have_executed` is False."""
+    """CancelAtMoment off while it waits for a connection: `may_have_executed` is False."""
     backend = slow_backend(60)
     limits = FactorySettings(drain_timeout=3, max_connections_per_backend=1)
     async with open_world({"a": backend}, settings=limits) as world:

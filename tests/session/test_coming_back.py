@@ -15,19 +15,8 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from support.harness import (
-    ALICE,
-    BOB,
-    NO_RETRIES,
-    PlainClient,
-    PlainConnector,
-    World,
-    drained,
-    echo_backend,
-    library_tasks,
-    open_world,
-    plain_backends,
-)
+from support.harness import ALICE, BOB, NO_RETRIES, World, drained, echo_backend, library_tasks, open_world
+from support.plain_connector import PlainClient, PlainConnector, plain_backends
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (

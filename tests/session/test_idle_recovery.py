@@ -9,16 +9,8 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from support.harness import (
-    NO_RETRIES,
-    PlainClient,
-    PlainConnector,
-    World,
-    drained,
-    echo_backend,
-    open_world,
-    plain_backends,
-)
+from support.harness import NO_RETRIES, World, drained, echo_backend, open_world
+from support.plain_connector import PlainClient, PlainConnector, plain_backends
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (

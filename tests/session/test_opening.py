@@ -14,15 +14,9 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.harness import (
-    PlainConnector,
-    ScriptedStorage,
-    assert_nothing_left,
-    echo_backend,
-    library_tasks,
-    open_world,
-    plain_backends,
-)
+from support.harness import assert_nothing_left, echo_backend, library_tasks, open_world
+from support.plain_connector import PlainConnector, plain_backends
+from support.scripted_storage import ScriptedStorage
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (

@@ -13,20 +13,20 @@ from typing import Literal
 
 import pytest
 import trio
+from support.cancel_sweep import CancelAtStep, quarters, sweep_cancels
 from support.harness import (
     NO_RETRIES,
     Ledger,
-    PlainConnector,
-    ScriptedStorage,
     World,
     assert_nothing_left,
     echo_backend,
     library_tasks,
     open_world,
-    plain_backends,
     slow_backend,
     state_of,
 )
+from support.plain_connector import PlainConnector, plain_backends
+from support.scripted_storage import ScriptedStorage
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
@@ -49,43 +49,6 @@ Era = Literal["legacy", "modern", "both"]
 # Cancelled at every step
 
 
-class CancelAtStep(trio.abc.Instrument):
-    """Cancels `scope` when the library and its caller have taken so many steps, counted while `armed`."""
-
-    def __init__(self, step: int) -> None:
-        self.scope = trio.CancelScope()
-        self.steps_left = step
-        self.armed = False
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        if self.armed and "trio_vmcp.testing." not in task.name:
-            self.steps_left -= 1
-            if not self.steps_left:
-                self.scope.cancel()
-
-
-STRIDE = 4
-
-
-def sweep(body: Callable[[CancelAtStep], Awaitable[None]], first: int, *, waits: int) -> None:
-    """Run `body` with a cancel at every fourth step, until it ends before the cancel.
-
-    Args:
-        waits: How often it waits for somebody at least, for a connection, an answer or a storage. Were there fewer
-            steps than that, the cancels would strike something else, or nothing.
-    """
-    for runs, step in enumerate(range(first, 100_000, STRIDE)):
-        cancel = CancelAtStep(step)
-        trio.run(body, cancel, clock=MockClock(autojump_threshold=0), instruments=[cancel])
-        if cancel.steps_left > 0:
-            assert runs > waits / STRIDE
-            return
-    raise AssertionError("never ended")
-
-
-quarters = pytest.mark.parametrize("first", range(1, STRIDE + 1))
-
-
 @quarters
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 def test_an_opening_cancelled_at_any_step_leaves_nothing(era: Era, first: int) -> None:
@@ -103,7 +66,7 @@ def test_an_opening_cancelled_at_any_step_leaves_nothing(era: Era, first: int) -
             else:
                 await session.call_tool("a_echo")
 
-    sweep(body, first, waits=8 if era == "legacy" else 6)
+    sweep_cancels(body, first, waits=8 if era == "legacy" else 6)
 
 
 @quarters
@@ -121,7 +84,7 @@ def test_a_session_block_cancelled_at_any_step_leaves_nothing(first: int) -> Non
             await assert_nothing_left(world)
             assert world["a"].executed["echo"] <= 1
 
-    sweep(body, first, waits=6)
+    sweep_cancels(body, first, waits=6)
 
 
 @quarters
@@ -146,7 +109,7 @@ def test_a_factory_cancelled_at_any_step_leaves_what_it_promised(on_exit: str, f
             assert left == len(await storage.rows())
             assert left == len(transport.session_ids["a.test"] & backend.sessions.keys())
 
-    sweep(body, first, waits=5)
+    sweep_cancels(body, first, waits=5)
 
 
 @quarters
@@ -170,7 +133,7 @@ def test_a_restore_cancelled_at_any_step_loses_no_session(first: int) -> None:
             await restored.call_tool("a_echo")
             assert 1 == len(world["a"].received("initialize"))
 
-    sweep(body, first, waits=4)
+    sweep_cancels(body, first, waits=4)
 
 
 @quarters
@@ -192,7 +155,7 @@ def test_a_closer_cancelled_at_any_step_does_not_undo_the_close(closing: str, fi
             world.leaves_rows = world.leaves_sessions = closing == "suspend"
             assert int(closing == "suspend") == len(await world.storage.rows())
 
-    sweep(body, first, waits=3)
+    sweep_cancels(body, first, waits=3)
 
 
 @asynccontextmanager

@@ -12,7 +12,8 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from support.harness import ALICE, NO_RETRIES, ScriptedStorage, World, drained, echo_backend, open_world, slow_backend
+from support.harness import ALICE, NO_RETRIES, World, drained, echo_backend, open_world, slow_backend
+from support.scripted_storage import ScriptedStorage
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (

@@ -9,19 +9,9 @@ import attrs
 import httpx
 import pytest
 import trio
-from support.harness import (
-    ALICE,
-    BOB,
-    PlainConnector,
-    ScriptedStorage,
-    World,
-    echo_backend,
-    library_tasks,
-    open_world,
-    plain_backends,
-    slow_backend,
-    state_of,
-)
+from support.harness import ALICE, BOB, World, echo_backend, library_tasks, open_world, slow_backend, state_of
+from support.plain_connector import PlainConnector, plain_backends
+from support.scripted_storage import ScriptedStorage
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (

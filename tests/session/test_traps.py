@@ -12,17 +12,9 @@ from functools import partial
 
 import pytest
 import trio
-from support.harness import (
-    NO_RETRIES,
-    PlainConnector,
-    ScriptedStorage,
-    echo_backend,
-    library_tasks,
-    open_world,
-    plain_backends,
-    slow_backend,
-    state_of,
-)
+from support.harness import NO_RETRIES, echo_backend, library_tasks, open_world, slow_backend, state_of
+from support.plain_connector import PlainConnector, plain_backends
+from support.scripted_storage import ScriptedStorage
 from trio.testing import MockClock, assert_no_checkpoints, wait_all_tasks_blocked
 
 import trio_vmcp

@@ -13,7 +13,7 @@ import trio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
-from test_metadata import METADATA, plain_leaves
+from support.stored import METADATA, plain_leaves
 from trio.testing import MockClock, assert_checkpoints
 
 from trio_vmcp.errors import MetadataConflict, SessionExists, SessionNotFound, StorageError, VmcpError

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import attrs
 import trio
+from support.scripted_storage import ScriptedStorage
 from trio.testing import wait_all_tasks_blocked
 
 from trio_vmcp import (
     JSON,
     Backend,
-    BackendConnector,
-    BackendRecord,
     ClientHandlers,
     FactorySettings,
     Identity,
-    LocalStorage,
-    OnProgress,
     OutgoingAuth,
     Session,
     SessionChange,
     SessionFactory,
-    SessionMetadata,
-    SessionNotFound,
     SessionState,
-    Storage,
     open_session_factory,
 )
 from trio_vmcp._http.origin import Origin
@@ -60,6 +54,23 @@ def slow_backend(seconds: float = 60, era: str = "legacy", answers: str = "json"
 
     backend = echo_backend(era, answers)
     backend.add_tool("slow", slow)
+    return backend
+
+
+def announcing_backend(era: str = "legacy") -> ScriptedBackend:
+    """One resource, one prompt, and a tool "announce" that sends `list_changed` for each of `kinds` on the stream of
+    its call.
+    """
+
+    async def announce(arguments: JSON, context: CallContext) -> str:
+        for kind in arguments["kinds"]:
+            await context.notify(f"notifications/{kind}/list_changed", {})
+        return "announced"
+
+    backend = echo_backend(era, "sse")
+    backend.add_tool("announce", announce)
+    backend.add_resource("file:///x")
+    backend.add_prompt("p")
     return backend
 
 
@@ -117,65 +128,6 @@ def session_ids_in(response: RawResponse) -> list[str]:
     """The one that the library may take from it, if there is one."""
     ids = [value.decode("latin-1") for name, value in response.headers if name == b"mcp-session-id"]
     return ids if 200 <= response.status < 300 and len(ids) == 1 and check_session_id(ids[0]) else []
-
-
-@attrs.define(eq=False)
-class ScriptedStorage:
-    """A `Storage` that knows what was asked of it, and does what a test wants before or after it obeys.
-
-    Attributes:
-        before, after: By operation; may sleep, or raise in the storage's place.
-        calls: How often each operation was asked for.
-    """
-
-    inner: Storage = attrs.field(factory=LocalStorage)
-    before: dict[str, Callable[[], Awaitable[object]]] = attrs.field(factory=dict)
-    after: dict[str, Callable[[], Awaitable[object]]] = attrs.field(factory=dict)
-    calls: Counter[str] = attrs.field(factory=Counter)
-    _ids: set[str] = attrs.field(factory=set)
-
-    @property
-    def ttl(self) -> float:
-        return self.inner.ttl
-
-    async def create(self, metadata: SessionMetadata) -> None:
-        self._ids.add(metadata.session_id)
-        await self._do("create", lambda: self.inner.create(metadata))
-
-    async def load(self, session_id: str) -> SessionMetadata:
-        row: SessionMetadata = await self._do("load", lambda: self.inner.load(session_id))
-        return row
-
-    async def replace(self, metadata: SessionMetadata, *, expected_version: int) -> None:
-        await self._do("replace", lambda: self.inner.replace(metadata, expected_version=expected_version))
-
-    async def touch(self, session_id: str) -> None:
-        await self._do("touch", lambda: self.inner.touch(session_id))
-
-    async def delete(self, session_id: str) -> None:
-        await self._do("delete", lambda: self.inner.delete(session_id))
-
-    async def aclose(self) -> None:
-        await self._do("aclose", self.inner.aclose)
-
-    async def rows(self) -> list[SessionMetadata]:
-        """Every row that is there."""
-        found: list[SessionMetadata] = []
-        for session_id in sorted(self._ids):
-            try:
-                found.append(await self.inner.load(session_id))
-            except SessionNotFound:
-                continue
-        return found
-
-    async def _do(self, operation: str, obey: Callable[[], Awaitable[Any]]) -> Any:
-        self.calls[operation] += 1
-        if operation in self.before:
-            await self.before[operation]()
-        result = await obey()
-        if operation in self.after:
-            await self.after[operation]()
-        return result
 
 
 @attrs.define(eq=False)
@@ -264,90 +216,3 @@ async def assert_nothing_left(world: World) -> None:
         assert set() == set().union(*known)
     if not world.leaves_rows:
         assert [] == await world.storage.rows()
-
-
-Script = Callable[[], Awaitable[object]]
-
-
-async def _at_once() -> None:
-    await trio.lowlevel.checkpoint()
-
-
-@attrs.define(eq=False)
-class PlainClient:
-    """A `BackendClient` without a network: it lists one tool, "echo", and answers calls with their params."""
-
-    record: BackendRecord
-    server_capabilities: JSON
-    on_request: Script = _at_once
-    on_close: Script = _at_once
-    closed: list[bool] = attrs.field(factory=list)  # one `terminate` for every close
-
-    async def request(
-        self, method: str, params: JSON, *, identity: Identity | None, timeout: float, on_progress: OnProgress | None
-    ) -> JSON:
-        if method == "tools/list":
-            await trio.lowlevel.checkpoint()
-            return {"tools": [{"name": "echo", "inputSchema": {"type": "object"}}]}
-        await self.on_request()
-        return {"content": [], "structuredContent": params}
-
-    async def aclose(self, *, terminate: bool) -> None:
-        self.closed.append(terminate)
-        await self.on_close()
-
-
-@attrs.define(eq=False)
-class PlainConnector:
-    """A connector of a user's own.
-
-    Attributes:
-        on_connect: What it does before it has a client, by backend id.
-        services: What it starts in the nursery that it is given, by backend id.
-        started: When it was asked for each backend, in order.
-    """
-
-    on_connect: dict[str, Script] = attrs.field(factory=dict)
-    on_request: dict[str, Script] = attrs.field(factory=dict)
-    on_close: dict[str, Script] = attrs.field(factory=dict)
-    services: dict[str, Script] = attrs.field(factory=dict)
-    clients: dict[str, PlainClient] = attrs.field(factory=dict)
-    started: dict[str, float] = attrs.field(factory=dict)
-    connecting: int = 0
-    most_connecting: int = 0
-
-    async def __call__(
-        self,
-        backend: Backend,
-        *,
-        identity: Identity | None,
-        resume: BackendRecord | None,
-        nursery: trio.Nursery,
-        events: Callable[[str, JSON], None],
-    ) -> PlainClient:
-        self.started[backend.id] = trio.current_time()
-        self.connecting += 1
-        self.most_connecting = max(self.most_connecting, self.connecting)
-        try:
-            await self.on_connect.get(backend.id, _at_once)()
-        finally:
-            self.connecting -= 1
-        capabilities: JSON = {"tools": {}}
-        client = PlainClient(
-            BackendRecord(backend.id, None, "modern", "2026-07-28", capabilities, "digest"),
-            capabilities,
-            self.on_request.get(backend.id, _at_once),
-            self.on_close.get(backend.id, _at_once),
-        )
-        self.clients[backend.id] = client
-        if backend.id in self.services:
-            nursery.start_soon(self.services[backend.id])
-        return client
-
-
-def _is_connector(connector: PlainConnector) -> BackendConnector:  # for the type checker
-    return connector
-
-
-def plain_backends(count: int) -> list[Backend]:
-    return [Backend(id=f"b{number}", url=f"http://b{number}.test/mcp") for number in range(count)]

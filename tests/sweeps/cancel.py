@@ -9,63 +9,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
 import attrs
 import trio
+from support.cancel_sweep import CancelAtMoment
 from support.harness import World, assert_nothing_left, echo_backend, library_tasks, open_world
 
 from sweeps.judge import judge
 from trio_vmcp import JSON, Backend, FactorySettings, Session, SessionState, open_session_factory
 from trio_vmcp.testing import CallContext, ScriptedBackend
 
-__all__ = ["SCENARIOS", "Scenario", "cancel_at", "sweep"]
+__all__ = ["SCENARIOS", "Scenario", "run_case", "sweep"]
 
 # One connection per backend: a token that a cancelled call keeps makes the next call wait for ever.
 SETTINGS = FactorySettings(max_connections_per_backend=1)
 BOUND = SETTINGS.drain_timeout + SETTINGS.teardown_timeout
 
 
-@attrs.define(eq=False)
-class Cut(trio.abc.Instrument):
-    """Cancels its block at one moment of it."""
-
-    moment: int
-    seen: int = attrs.field(default=0, init=False)
-    struck: str | None = attrs.field(default=None, init=False)  # behind whose step
-    _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
-    _woken: bool = attrs.field(default=False, init=False)
-
-    @contextmanager
-    def block(self) -> Iterator[None]:
-        trio.lowlevel.add_instrument(self)
-        try:
-            with self._scope:
-                yield
-        finally:
-            trio.lowlevel.remove_instrument(self)
-
-    def after_io_wait(self, timeout: float) -> None:
-        self._woken = True
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        if self._woken:
-            self._look(f"before a step of {task.name}")
-        self._woken = False
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        self._look(f"behind a step of {task.name}")
-
-    def _look(self, where: str) -> None:
-        if self.seen == self.moment:
-            self.struck = where
-            self._scope.cancel(reason="the sweep")
-        self.seen += 1
-
-
-Operation = Callable[[World, Cut], Awaitable[None]]
+Operation = Callable[[World, CancelAtMoment], Awaitable[None]]
 
 
 @attrs.frozen
@@ -84,7 +47,7 @@ class Scenario:
 # What is cancelled
 
 
-async def opening(world: World, cut: Cut) -> None:
+async def opening(world: World, cut: CancelAtMoment) -> None:
     session: Session | None = None
     with cut.block():
         session = await world.make_session()
@@ -94,7 +57,7 @@ async def opening(world: World, cut: Cut) -> None:
         await session.aclose()
 
 
-async def holding(world: World, cut: Cut) -> None:
+async def holding(world: World, cut: CancelAtMoment) -> None:
     """The whole block of a session."""
     with cut.block():
         async with world.open_session() as session:
@@ -102,7 +65,7 @@ async def holding(world: World, cut: Cut) -> None:
     assert [] == library_tasks()
 
 
-async def living(world: World, cut: Cut) -> None:
+async def living(world: World, cut: CancelAtMoment) -> None:
     """A factory from its opening to its end."""
     with cut.block():
         async with open_session_factory(transport=world.transport, storage=world.storage, settings=SETTINGS) as factory:
@@ -111,7 +74,7 @@ async def living(world: World, cut: Cut) -> None:
     assert [] == library_tasks()
 
 
-async def calling(world: World, cut: Cut) -> None:
+async def calling(world: World, cut: CancelAtMoment) -> None:
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:
         await trio.lowlevel.checkpoint()
 
@@ -124,7 +87,7 @@ async def calling(world: World, cut: Cut) -> None:
     assert world["a"].executed["steps"] <= 1
 
 
-async def hearing(world: World, cut: Cut) -> None:
+async def hearing(world: World, cut: CancelAtMoment) -> None:
     """A change, and the end of the stream that it came by."""
     world["a"].add_resource("memo://one")
     async with world.open_session() as session:
@@ -139,14 +102,14 @@ async def hearing(world: World, cut: Cut) -> None:
         await session.call_tool("a_echo")
 
 
-async def closing(world: World, cut: Cut) -> None:
+async def closing(world: World, cut: CancelAtMoment) -> None:
     session = await world.make_session()
     with cut.block():
         await session.aclose()
     await _closes(session)
 
 
-async def closing_in_use(world: World, cut: Cut) -> None:
+async def closing_in_use(world: World, cut: CancelAtMoment) -> None:
     """With a call in flight, which ends as if nobody had been cancelled."""
     session = await world.make_session()
     answers: list[object] = []
@@ -163,7 +126,7 @@ async def closing_in_use(world: World, cut: Cut) -> None:
     assert [False] == answers
 
 
-async def suspending(world: World, cut: Cut) -> None:
+async def suspending(world: World, cut: CancelAtMoment) -> None:
     session = await world.make_session()
     with cut.block():
         await session.suspend()
@@ -172,7 +135,7 @@ async def suspending(world: World, cut: Cut) -> None:
     await _restored(world, session.id)
 
 
-async def restoring(world: World, cut: Cut, *, gone: bool = False) -> None:
+async def restoring(world: World, cut: CancelAtMoment, *, gone: bool = False) -> None:
     """A cancelled restore leaves the row, and the backend session that it names, as they were."""
     suspended = await world.make_session()
     await suspended.suspend()
@@ -275,9 +238,9 @@ SCENARIOS = tuple(_scenarios())
 # The sweep
 
 
-def cancel_at(scenario: Scenario, moment: int) -> tuple[str | None, bool]:
+def run_case(scenario: Scenario, moment: int) -> tuple[str | None, bool]:
     """One case: what is wrong with it, and whether its moment came at all."""
-    cut = Cut(moment)
+    cut = CancelAtMoment(moment)
 
     async def run() -> None:
         async with open_world(scenario.backends(), settings=SETTINGS, configure=scenario.configure) as world:
@@ -301,5 +264,5 @@ def sweep(scenario: Scenario) -> Iterator[str | None]:
     for moment in itertools.count():
         if not struck:
             return
-        problem, struck = cancel_at(scenario, moment)
+        problem, struck = run_case(scenario, moment)
         yield problem

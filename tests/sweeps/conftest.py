@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("harness", "sweeps.cancel", "sweeps.bytewise")
+pytest.register_assert_rewrite("support.harness", "sweeps.cancel", "sweeps.bytewise")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

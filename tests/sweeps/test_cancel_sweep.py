@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sweeps.cancel import SCENARIOS, Scenario, cancel_at, sweep
+from sweeps.cancel import SCENARIOS, Scenario, run_case, sweep
 from sweeps.report import describe
 
 
@@ -16,7 +16,7 @@ def test_cancelled_at_every_moment(
 ) -> None:
     """No task, request, connection, in-flight count, limiter token, row or known backend session is left."""
     if only_case is not None:
-        problem, _ = cancel_at(scenario, only_case)
+        problem, _ = run_case(scenario, only_case)
         assert problem is None, problem
         return
     problems = list(sweep(scenario))
