@@ -28,7 +28,7 @@ from trio_vmcp._client.handshake import InitializeRefused
 from trio_vmcp._client.server_requests import MOST_ANSWERS
 from trio_vmcp._protocol.jsonrpc import Result
 from trio_vmcp._request_note import RequestNote, current_note
-from trio_vmcp.testing import CallContext, Error, Hang, Rewrite
+from trio_vmcp.testing import CallContext, Error, Hang
 
 BOTH_ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
 
@@ -42,24 +42,6 @@ async def greet(pair: Pair, era: str) -> None:
 
 
 # What is right
-
-
-@BOTH_ERAS
-async def test_calls_of_both_eras_are_answered(era: str, autojump_clock: MockClock) -> None:
-    """Handshake or discovery, a list and a call; the record says what was agreed on."""
-    backend = echo_backend(era)
-    async with open_pair(backend=backend) as pair:
-        await greet(pair, era)
-        assert "echo" == (await ask(pair.client, "tools/list"))["tools"][0]["name"]
-        answer = await call(pair.client, arguments={"a": 1})
-        assert '{"a": 1}' == answer["content"][0]["text"]
-        version = "2025-11-25" if era == "legacy" else "2026-07-28"
-        assert (era, version) == (pair.client.record.era, pair.client.record.protocol_version)
-        assert {"tools": {}} == pair.client.server_capabilities
-        assert pair.client.record.session_id is None
-    assert [] == backend.errors
-    first = ["initialize", "notifications/initialized"] if era == "legacy" else ["server/discover"]
-    assert [*first, "tools/list", "tools/call"] == [exchange.method for exchange in backend.exchanges]
 
 
 async def test_requests_of_the_modern_era_say_who_asks(autojump_clock: MockClock) -> None:
@@ -78,23 +60,6 @@ async def test_requests_of_the_modern_era_say_who_asks(autojump_clock: MockClock
         await greet(pair, "legacy")
         await call(pair.client)
     assert all(exchange.meta == {} for exchange in backend.exchanges)
-
-
-async def test_answers_find_their_callers_in_any_order(autojump_clock: MockClock) -> None:
-    """Fifty calls in flight, answered in reverse: each caller gets what it asked for."""
-    got: dict[int, object] = {}
-
-    async def caller(pair: Pair, number: int) -> None:
-        got[number] = (await call(pair.client, arguments={"n": number}))["n"]
-
-    async with open_pair() as pair:
-        async with trio.open_nursery() as callers:
-            for number in range(50):
-                callers.start_soon(caller, pair, number)
-            requests = [await pair.server.receive() for _ in range(50)]
-            for request in reversed(requests):
-                await pair.server.answer(request, n=request["params"]["arguments"]["n"])
-    assert {number: number for number in range(50)} == got
 
 
 async def test_progress_comes_in_order_and_before_the_answer(autojump_clock: MockClock) -> None:
@@ -176,30 +141,6 @@ async def test_notifications_reach_the_session(autojump_clock: MockClock) -> Non
 
 
 # What the backend says no to
-
-
-async def test_an_error_is_an_error_and_the_next_call_works(autojump_clock: MockClock) -> None:
-    """With its code; whether the call may have run depends on it."""
-    backend = echo_backend()
-    backend.fail("tools/call", Error(-32602, "unknown tool"), times=1)
-    backend.fail("tools/call", Error(-32000, "out of luck"), times=1)
-    async with open_pair(backend=backend) as pair:
-        await greet(pair, "legacy")
-        for may_have_executed in (False, True):
-            with pytest.raises(BackendRejected) as caught:
-                await call(pair.client)
-            assert may_have_executed is caught.value.may_have_executed
-        await call(pair.client)
-
-
-async def test_an_unfinished_result_of_the_modern_era_is_no_result(autojump_clock: MockClock) -> None:
-    """`input_required` asks for what this client does not offer."""
-    backend = echo_backend("modern")
-    backend.fail("tools/call", Rewrite(lambda m: m | {"result": {"resultType": "input_required"}}))
-    async with open_pair(backend=backend) as pair:
-        await greet(pair, "modern")
-        with pytest.raises(BackendProtocolError, match="for input"):
-            await call(pair.client)
 
 
 async def test_a_refused_handshake_says_how(autojump_clock: MockClock) -> None:
@@ -348,36 +289,6 @@ async def test_an_error_without_an_id_is_for_the_one_who_waits(autojump_clock: M
         async with trio.open_nursery() as callers:
             callers.start_soon(call, pair.client)
             callers.start_soon(call, pair.client)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"result": {}, "error": {"code": 1, "message": "x"}},
-        {"result": []},
-        {"error": {"code": "1", "message": "x"}},
-        {"result": {"n": float("nan")}},
-        {"result": {"deep": json.loads("[" * 200 + "]" * 200)}},
-        {},
-    ],
-)
-async def test_a_malformed_answer_ends_its_call_at_once(bad: JSON, autojump_clock: MockClock) -> None:
-    """Its id tells whose it was; the others go on waiting, and the next call works."""
-    async with open_pair() as pair:
-
-        async def serve() -> None:
-            requests = [await pair.server.receive() for _ in range(2)]
-            by_name = {request["params"]["name"]: request for request in requests}
-            await pair.server.send({"jsonrpc": "2.0", "id": by_name["bad"]["id"], **bad})
-            await pair.server.answer(by_name["good"])
-
-        pair.nursery.start_soon(serve)
-        async with trio.open_nursery() as callers:
-            callers.start_soon(call, pair.client, "good")
-            with pytest.raises(BackendProtocolError, match="sent a message that") as caught:
-                await call(pair.client, "bad")
-        assert caught.value.may_have_executed
-        assert 0 == trio.current_time()
 
 
 # Limits

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -735,19 +734,6 @@ async def test_a_json_rpc_error_is_read_whatever_carries_it(status: int, same_id
 
 
 @pytest.mark.parametrize(
-    ("code", "executed"), [(-32601, False), (-32600, False), (-32603, True), (-32000, True), (-32002, True), (7, True)]
-)
-async def test_only_some_codes_prove_that_nothing_ran(code: int, executed: bool) -> None:
-    """ "Internal error" may come after half of the work."""
-    backend = echo_backend()
-    async with open_client(backend) as client:
-        backend.fail("tools/call", Error(code, "x"))
-        with pytest.raises(BackendRejected) as caught:
-            await call(client)
-        assert (code, executed) == (caught.value.code, caught.value.may_have_executed)
-
-
-@pytest.mark.parametrize(
     ("status", "error", "executed"),
     [
         (401, BackendUnauthorized, False),
@@ -797,29 +783,6 @@ async def test_an_answer_to_another_request_is_not_ours(other: Any, form: str) -
         else:
             assert {"content": ["resumed"]} == await call(client)
         assert {"content": []} == await call(client)
-
-
-async def test_every_request_has_an_id_of_its_own(autojump_clock: MockClock) -> None:
-    """Whole numbers that count up, also over requests that failed."""
-    backend = echo_backend()
-    async with open_client(backend) as client:
-        backend.fail("tools/call", Error(1, "x"), times=2)
-        for number in range(5):
-            with pytest.raises(BackendRejected) if number < 2 else nullcontext():
-                await call(client)
-    assert [1, None, 2, 3, 4, 5, 6] == [e.request_id for e in backend.exchanges if e.verb == "POST"]
-
-
-async def test_a_late_answer_meets_nobody(autojump_clock: MockClock) -> None:
-    """The call that timed out is over; the next one gets its own answer."""
-    backend = echo_backend()
-    backend.fail("tools/call", Delay(3), times=1)
-    async with open_client(backend) as client:
-        with pytest.raises(BackendTimeout):
-            await call(client, arguments={"n": 1}, timeout=1)
-        answer = await call(client, arguments={"n": 2})
-        assert '{"n": 2}' == answer["content"][0]["text"]
-        await trio.sleep(5)
 
 
 # Taking a stored session up

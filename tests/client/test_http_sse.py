@@ -352,17 +352,6 @@ async def test_a_post_that_breaks_ends_its_call_alone(autojump_clock: MockClock)
         assert "late" == (await call(client, "late"))["content"][0]["text"]
 
 
-async def test_an_error_on_the_stream_is_an_error(autojump_clock: MockClock) -> None:
-    """Whether the call may have run depends on its code."""
-    backend = sse_backend()
-    backend.fail("tools/call", Error(-32602, "unknown tool"))
-    async with open_sse(backend) as bench:
-        client = await bench.connect()
-        with pytest.raises(BackendRejected, match="unknown tool") as caught:
-            await call(client)
-        assert not caught.value.may_have_executed
-
-
 async def test_a_refused_handshake_leaves_no_stream(autojump_clock: MockClock) -> None:
     """Nor does one that is given up; `initialize` is not cancelled by a notification."""
     for fault in (Error(-32000, "not today"), Hang()):

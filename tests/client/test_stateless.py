@@ -311,32 +311,6 @@ async def test_a_list_without_an_end_is_fetched_within_bounds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "text"),
-    [
-        ({"resultType": "input_required", "inputRequests": {}}, "for input, and named none"),
-        ({"resultType": "later"}, "unknown resultType"),
-        ({"resultType": None}, "unknown resultType"),
-        ({"resultType": ["complete"]}, "unknown resultType"),
-    ],
-)
-async def test_a_result_that_is_not_complete_is_an_error(fields: JSON, text: str) -> None:
-    """It may have executed: only "complete" is an end, and absent means that."""
-    async with over(Server(lambda asked: in_json(result(asked["id"], **fields)))) as bench:
-        client = await bench.connect()
-        with pytest.raises(BackendProtocolError, match=text) as caught:
-            await call(client)
-        assert caught.value.may_have_executed
-        assert {"content": []} == await call(client)
-
-
-async def test_results_are_handed_on_as_they_came() -> None:
-    """`resultType` included; unknown fields, too."""
-    fields = {"resultType": "complete", "content": [{"type": "new", "x": 1}], "vendor": {"a": None}}
-    async with over(Server(lambda asked: in_json(result(asked["id"], **fields)))) as bench:
-        assert fields == await call(await bench.connect())
-
-
-@pytest.mark.parametrize(
     ("status", "error"), [(401, BackendUnauthorized), (404, BackendRejected), (500, BackendRejected)]
 )
 async def test_http_errors_are_typed(status: int, error: type[BackendError]) -> None:

@@ -113,7 +113,7 @@ async def no_progress(progress: float, total: float | None, message: str | None)
 
 @asynccontextmanager
 async def open_bench(
-    transport: httpx.AsyncBaseTransport,
+    transport: httpx.AsyncBaseTransport | None,
     *,
     settings: FactorySettings | None = None,
     auth: OutgoingAuth | None = None,

@@ -79,9 +79,7 @@ class MemoryProcess:
     was_reaped: bool = attrs.field(default=False, init=False)
     has_helper: bool = attrs.field(init=False)
     ended_by_itself: bool = attrs.field(default=False, init=False)
-    _status: int = attrs.field(
-        default=-signal.SIGKILL, init=False
-    )  # the exit status when nothing asked the process to end
+    _status: int = attrs.field(default=-signal.SIGKILL, init=False)  # of a run that is cancelled
     _life: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     _asked_to_end: trio.Event = attrs.field(factory=trio.Event, init=False)
     _over: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -225,10 +223,10 @@ class ProcessTable:
 
 
 @contextmanager
-def memory_processes() -> Iterator[ProcessTable]:
+def memory_processes(table: ProcessTable | None = None) -> Iterator[ProcessTable]:
     """Replace the process table of the operating system while the block lasts."""
     open_process, killpg = trio.lowlevel.open_process, os.killpg
-    table = ProcessTable()
+    table = table or ProcessTable()
     trio.lowlevel.open_process, os.killpg = table.open_process, table.killpg  # type: ignore[assignment]  # as much as is used
     try:
         yield table

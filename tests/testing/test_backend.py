@@ -24,6 +24,7 @@ from trio_vmcp.testing import (
     Disconnect,
     Drip,
     Fault,
+    Rewrite,
     RpcError,
     ScriptedBackend,
     open_memory_network,
@@ -360,6 +361,33 @@ async def test_a_json_answer_has_no_room_for_progress() -> None:
     backend.add_tool("work", report_twice)
     async with open_raw_client(backend) as client:
         assert 1 == len(messages(await client.request("tools/call", {"name": "work"}, token="t")))
+
+
+@both_eras
+async def test_bytes_go_out_as_they_are(era: Era, nursery: trio.Nursery) -> None:
+    """On the stream of a call, in place of its response, and on a stream for notifications: no JSON need be in them."""
+
+    async def babble(arguments: JSON, context: CallContext) -> str:
+        await context.send(b"not JSON")
+        return "done"
+
+    backend = ScriptedBackend(era=era, answers="sse", listens=True)
+    backend.add_tool("babble", babble)
+    backend.fail("tools/call", Rewrite(lambda response: b"\xff"))
+    async with open_raw_client(backend) as client:
+        answer = await client.request("tools/call", {"name": "babble"})
+        assert b"data: not JSON\n\n" in answer.content
+        assert b"data: \xff\n\n" in answer.content
+    near, far = memory_stream_pair()
+    nursery.start_soon(backend.serve_lines, far)
+    raw = Raw(near)
+    asked = {"jsonrpc": "2.0", "id": 1, "method": "subscriptions/listen" if era == "modern" else "ping"}
+    meta = {VERSION_KEY: "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
+    await raw.send({**asked, "params": {"notifications": {}, "_meta": meta}})
+    await raw.receive()
+    backend.send(b'{"from": "bytes"}')
+    assert {"from": "bytes"} == await raw.receive()
+    await near.aclose()
 
 
 async def test_a_resumable_stream_begins_with_an_id() -> None:

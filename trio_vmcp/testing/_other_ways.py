@@ -21,7 +21,7 @@ class PostedAnswer(Answer):
     def __init__(
         self,
         reply: Reply,
-        stream: trio.MemorySendChannel[JSON],
+        stream: trio.MemorySendChannel[JSON | bytes],
         holds_post: bool,
         change: Callable[[JSON], object] | None,
     ) -> None:
@@ -34,13 +34,13 @@ class PostedAnswer(Answer):
         if not self._holds_post:
             await self.reply.respond(202, headers=(("connection", "close"),))
 
-    async def notify(self, message: JSON) -> None:
+    async def notify(self, message: JSON | bytes) -> None:
         self._to_stream.send_nowait(message)
         await trio.lowlevel.checkpoint()
 
     async def finish(self, response: JSON, status: int = 200) -> None:
         message = response if self.change is None else self.change(response)
-        assert isinstance(message, dict)
+        assert isinstance(message, dict | bytes)
         await self.notify(message)
         await self.drop()
 
@@ -84,7 +84,7 @@ class LineReply(Reply):
 class LineAnswer(Answer):
     """An answer in a line of its own, and so are the notifications ahead of it."""
 
-    async def notify(self, message: JSON) -> None:
+    async def notify(self, message: JSON | bytes) -> None:
         await self.reply.send(encode(message))
 
     async def finish(self, response: JSON, status: int = 200) -> None:

@@ -40,7 +40,7 @@ class Answer:
     change: Callable[[JSON], object] | None = None
     _detached: bool = attrs.field(default=False, init=False)
 
-    async def notify(self, message: JSON) -> None:
+    async def notify(self, message: JSON | bytes) -> None:
         """Send a message ahead of the response. Behind it, or in a JSON answer, there is no place: it is dropped."""
         if self.as_sse and (self._detached or not self.reply.ended):
             await self._event(message)
@@ -193,6 +193,6 @@ class CallContext:
         """End the HTTP response and run on. The client gets the rest when it resumes: needs `resumable=True`."""
         await self._answer.detach()
 
-    async def send(self, message: JSON) -> None:
-        """Send any message on this request's stream, well-formed or not."""
+    async def send(self, message: JSON | bytes) -> None:
+        """Send any message on this request's stream, well-formed or not; bytes go out as they are."""
         await self._answer.notify(message)

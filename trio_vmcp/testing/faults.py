@@ -193,7 +193,7 @@ class Error:
 
 @attrs.frozen
 class Rewrite:
-    """The request is handled, and what `change` makes of the JSON-RPC response is sent."""
+    """The request is handled, and what `change` makes of the JSON-RPC response is sent: JSON, or bytes as they are."""
 
     change: Callable[[JSON], object]
 

@@ -50,7 +50,7 @@ class HttpSseServer(LegacyServer):
     async def _open_stream(self, answer: Answer) -> None:
         """Until either side ends it."""
         session_id = f"{self.name}-stream-{next(self._session_numbers)}"
-        send, receive = trio.open_memory_channel[JSON](float("inf"))  # a test decides how much it sends
+        send, receive = trio.open_memory_channel[JSON | bytes](float("inf"))  # a test decides how much it sends
         answer.as_sse, answer.log = True, None
         stream = SessionStream(send)
         self._streams[session_id], self.sessions[session_id] = stream, {}

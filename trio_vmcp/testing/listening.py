@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import TypeAlias
 
 import attrs
 import trio
@@ -19,6 +20,9 @@ SUBSCRIPTION_KEYS = {
     "notifications/prompts/list_changed": "promptsListChanged",
     "notifications/resources/list_changed": "resourcesListChanged",
 }
+
+Wants: TypeAlias = Callable[[str, JSON], bool]
+"""Whether a client is told of a notification of this method, with these params."""
 
 
 def message_event(message: object) -> bytes:
@@ -57,7 +61,7 @@ class EventLog:
         self._grown = trio.Event()
 
 
-def wanted_by(subscription: JSON) -> Callable[[str, JSON], bool]:
+def wanted_by(subscription: JSON) -> Wants:
     """Whether a notification is one that a modern client has subscribed to."""
 
     def wants(method: str, params: JSON) -> bool:
@@ -75,16 +79,16 @@ class Listeners:
     """
 
     logs: list[EventLog] = attrs.field(factory=list, init=False)
-    _open: dict[trio.MemorySendChannel[JSON], Callable[[str, JSON], bool]] = attrs.field(factory=dict, init=False)
+    _open: dict[trio.MemorySendChannel[JSON | bytes], Wants] = attrs.field(factory=dict, init=False)
 
     def tell(self, method: str, params: JSON) -> None:
         self._send(notification_message(method, params), lambda wants: wants(method, params))
 
-    def send(self, message: JSON) -> None:
+    def send(self, message: JSON | bytes) -> None:
         """Any message, whatever was subscribed to."""
         self._send(message, lambda wants: True)
 
-    def _send(self, message: JSON, goes_to: Callable[[Callable[[str, JSON], bool]], bool]) -> None:
+    def _send(self, message: JSON | bytes, goes_to: Callable[[Wants], bool]) -> None:
         for channel, wants in self._open.items():
             if goes_to(wants):
                 channel.send_nowait(message)
@@ -93,15 +97,15 @@ class Listeners:
 
     @asynccontextmanager
     async def listen(
-        self, wants: Callable[[str, JSON], bool] = lambda method, params: True
-    ) -> AsyncIterator[trio.MemoryReceiveChannel[JSON]]:
-        send, receive = trio.open_memory_channel[JSON](float("inf"))  # a test decides how much it sends
+        self, wants: Wants = lambda method, params: True
+    ) -> AsyncIterator[trio.MemoryReceiveChannel[JSON | bytes]]:
+        send, receive = trio.open_memory_channel[JSON | bytes](float("inf"))  # a test decides how much it sends
         with send, receive, self.also_tell(send, wants):
             yield receive
 
     @contextmanager
     def also_tell(
-        self, send: trio.MemorySendChannel[JSON], wants: Callable[[str, JSON], bool] = lambda method, params: True
+        self, send: trio.MemorySendChannel[JSON | bytes], wants: Wants = lambda method, params: True
     ) -> Iterator[None]:
         """`send`, whose channel is never full, carries something else besides."""
         self._open[send] = wants

@@ -61,8 +61,9 @@ class ModernServer(Script):
             await answer.notify(notification_message("notifications/subscriptions/acknowledged", acknowledged))
             with self._held_streams.hold_stream(self.stream_seconds):
                 async for message in notifications:
-                    tagged = {"params": {**message["params"], "_meta": tag}} if "params" in message else {}
-                    await answer.notify(message | tagged)
+                    if isinstance(message, dict) and "params" in message:
+                        message = message | {"params": {**message["params"], "_meta": tag}}
+                    await answer.notify(message)
         if self.graceful:
             await answer.finish(result_message(exchange.request_id, {"resultType": "complete", "_meta": tag}))
         elif exchange.verb:

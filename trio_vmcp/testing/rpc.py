@@ -45,6 +45,9 @@ class RpcError(Exception):
 
 
 def encode(message: object) -> bytes:
+    """As JSON; bytes are a message already, well-formed or not."""
+    if isinstance(message, bytes):
+        return message
     return json.dumps(message, separators=(",", ":")).encode()
 
 

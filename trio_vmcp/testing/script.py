@@ -30,7 +30,7 @@ BackendTransport: TypeAlias = Literal["streamable-http", "sse"]
 class SessionStream:
     """The stream that an "sse" session is."""
 
-    send: trio.MemorySendChannel[JSON]
+    send: trio.MemorySendChannel[JSON | bytes]
     lifetime: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
 
@@ -151,8 +151,10 @@ class Script(Catalog):
         """Tell every client that listens now, and in the modern era has subscribed to it."""
         self._listeners.tell(method, params or {})
 
-    def send(self, message: JSON) -> None:
-        """Send any message to every client that listens, well-formed or not, subscribed to or not."""
+    def send(self, message: JSON | bytes) -> None:
+        """Send any message to every client that listens, well-formed or not, subscribed to or not; bytes go out as
+        they are.
+        """
         self._listeners.send(message)
 
     async def ask(self, method: str, params: JSON) -> Any:
