@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection: a request at a time, its response as a head and pieces of a body."""
+"""One HTTP/1.1 connection: one request after another, each response as a head and pieces of a body."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from trio_vmcp._http.response import BadResponse, Headers, ResponseParser
 
 __all__ = ["Connection"]
 
-# Larger pieces are fewer, which saves a sixth of a large body's time where memory costs nothing. But over 128 KiB the C
-# library maps each of them anew, and where it does a large body takes a fifth longer.
+# Larger reads save a sixth of a large body's time. But glibc maps every buffer over 128 KiB (M_MMAP_THRESHOLD) anew,
+# and then a large body takes a fifth longer.
 READ_BYTES = 64 * 1024
 
 
 @attrs.define(eq=False)
 class Connection:
-    """Made connected. Used by one task at a time; whoever breaks off in the middle cuts it.
+    """A connection that is made and open. One task at a time uses it.
+
+    A task that is cancelled or fails between a request and the end of its response must close the connection: the rest
+    of that response would be read as the response to the next request.
 
     Attributes:
-        idle_since: `trio.current_time()` of its last response's end.
+        idle_since: `trio.current_time()` at the end of the last response.
     """
 
     _connected: ConnectedStream
@@ -32,17 +35,21 @@ class Connection:
 
     @property
     def is_ended(self) -> bool:
-        """The response is here to its last byte, and all of it was taken."""
+        """The whole response has arrived, and `receive` has handed out all of its body."""
         return self._parser.is_ended and not self._parser.has_body
 
     @property
     def is_reusable(self) -> bool:
-        """Another request may follow: the response is at its end, nothing came behind it, and nobody wants to close."""
+        """Another request may follow: the response ended, no byte came behind it, and neither side closes the
+        connection (RFC 9112 §9.3).
+        """
         return self._parser.is_clean and self._takes_more and not self._is_closed
 
     @property
     def is_alive(self) -> bool:
-        """An idle connection hears nothing. What it hears all the same is its end, or bytes that nobody asked for."""
+        """No byte and no end has arrived since the last response. Bytes on an idle connection answer no request, so
+        they would be taken for the response to the next one.
+        """
         return not self._is_closed and not self._connected.has_news()
 
     def close(self) -> None:
@@ -51,7 +58,7 @@ class Connection:
         self._connected.close()
 
     async def send_request(self, verb: str, message: bytes) -> tuple[int, Headers]:
-        """Write a request and read the head of its response: the status, and headers whose names are in lower case.
+        """Write a request and read the head of its response: the status, and the headers with names in lower case.
 
         Raises:
             httpx.TransportError: The connection broke, or what came is not HTTP/1.1.
@@ -62,7 +69,8 @@ class Connection:
         try:
             await self._connected.stream.send_all(message)
         except trio.BrokenResourceError as exc:
-            broken, self._takes_more = exc, False  # a server that refuses a body it has not read has answered first
+            # A server may answer and close before it has read the body (RFC 9112 §9.5), so look for its response first.
+            broken, self._takes_more = exc, False
         except trio.ClosedResourceError as exc:
             raise httpx.WriteError("the connection was closed here") from exc
         try:

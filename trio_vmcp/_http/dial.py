@@ -1,4 +1,4 @@
-"""Connections to origins: TCP the way `trio.open_tcp_stream` does it, and TLS with one context for all of them."""
+"""Connections to origins: TCP as `trio.open_tcp_stream` makes them, and TLS with one context for all of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["ByteStream", "ConnectedStream", "Dial", "TcpDial"]
 
 
 class ByteStream(Protocol):
-    """What a connection needs of a stream. Any `trio.abc.Stream` has it."""
+    """The two methods of a stream that HTTP needs. Any `trio.abc.Stream` has them."""
 
     async def send_all(self, data: bytes) -> None: ...
 
@@ -30,7 +30,7 @@ class ByteStream(Protocol):
 
 @attrs.frozen(eq=False)
 class ConnectedStream:
-    """A stream whose connection is made, TLS included.
+    """A stream over a connection that is made, TLS included.
 
     Attributes:
         has_news: Whether bytes or an end have arrived that no read has taken. Never blocks.
@@ -44,17 +44,18 @@ class ConnectedStream:
 
 
 Dial: TypeAlias = Callable[[Origin], Awaitable[ConnectedStream]]
-"""Connects, TLS included. Raises OSError, ValueError (of a host that cannot be one) or `trio.BrokenResourceError`;
-cancelled, it leaves no socket.
+"""Connects, TLS included. Raises OSError, ValueError (for a host that is no possible name) or
+`trio.BrokenResourceError`. When it is cancelled, it leaves no open socket behind.
 """
 
 
 @attrs.define(eq=False)
 class TcpDial:
-    """Real connections.
+    """Makes TCP connections, with TLS for https.
 
     Attributes:
-        ssl_context: For every TLS connection; None until the first, which builds it from the platform's trust store.
+        ssl_context: Used for every TLS connection. None: the first https connection builds one from the platform's
+            trust store.
     """
 
     ssl_context: ssl.SSLContext | None = attrs.field(default=None, repr=False)
@@ -76,11 +77,11 @@ class TcpDial:
         return ConnectedStream(tls, tls.has_news, tcp.socket.close)
 
     async def _connect_and_prepare(self, origin: Origin) -> tuple[trio.SocketStream, ssl.SSLContext]:
-        """TCP and, for the first of all, the context, side by side: neither needs the other."""
+        """Connect; for the first https connection build the TLS context meanwhile, since neither needs the other."""
         if self.ssl_context is not None:
             return await _open_tcp(origin.host, origin.port), self.ssl_context
         tcp: trio.SocketStream | None = None
-        failed: list[Exception] = []  # kept from the nursery, which would wrap them in a group
+        failed: list[Exception] = []  # not raised in the nursery, which would wrap them in an ExceptionGroup
 
         async def prepare() -> None:
             try:
@@ -108,13 +109,13 @@ class TcpDial:
     async def _build_context(self) -> None:
         async with self._building:
             if self.ssl_context is None:
-                # 20 ms and 830 KiB each. In a thread, since most of it is OpenSSL reading certificates without the GIL.
+                # 20 ms and 830 KiB. In a thread: most of it is OpenSSL reading certificates, without the GIL.
                 self.ssl_context = await trio.to_thread.run_sync(ssl.create_default_context)
 
 
 async def _open_tcp(host: str, port: int) -> trio.SocketStream:
-    """`trio.open_tcp_stream`, but straight to an address: what resolves a name, and lets its addresses race, takes
-    twice as long as a connection on the same host.
+    """`trio.open_tcp_stream`, without its resolver and its race of addresses (RFC 8305) if the host is an address:
+    they take twice as long as a connection to the same machine.
     """
     family = _family(host)
     if family is None:
@@ -129,7 +130,7 @@ async def _open_tcp(host: str, port: int) -> trio.SocketStream:
 
 
 def _family(host: str) -> socket.AddressFamily | None:
-    """Of an address; None: it is a name."""
+    """The family of a numeric address; None: the host is a name."""
     for family in (socket.AF_INET, socket.AF_INET6):
         with suppress(OSError):
             socket.inet_pton(family, host)
@@ -147,11 +148,11 @@ def _detached(tcp: trio.SocketStream) -> socket.socket:
 
 
 def _readability(connected: socket.socket | trio.socket.SocketType) -> Callable[[], bool]:
-    """Whether a read would not wait, be it for bytes or for an end."""
+    """A function that tells whether a read would return at once, with bytes or with the end."""
     descriptor = connected.fileno()
     if sys.platform == "win32":  # no `poll`, and a `select` that takes any descriptor
         return lambda: bool(select.select([descriptor], [], [], 0)[0])
-    # Not `select`, which knows no descriptor over 1023. The registration ends with the descriptor.
+    # Not `select`, which fails for descriptors over 1023 (FD_SETSIZE). Closing the descriptor ends the registration.
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return lambda: bool(poll.poll(0))

@@ -1,4 +1,4 @@
-"""Origins (RFC 6454 §4): which of them a URL connects to, and how an error text may name one."""
+"""Origins (RFC 9110 §4.3.1): which of them a URL connects to, and how an error text may name one."""
 
 from __future__ import annotations
 

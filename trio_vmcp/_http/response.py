@@ -1,8 +1,9 @@
 """HTTP/1.1 on the wire, without I/O: the head of a request as bytes, the bytes of a response as head and body.
 
-llhttp reads (by httptools): Node's parser, in C, a twentieth of the CPU of one in Python, and stricter. It refuses bare
-line feeds, folded headers, repeated lengths, and a length beside a transfer coding. What it leaves to its user is
-checked here: the version, transfer codings other than chunked, and how much comes that is no body.
+The parser is llhttp, Node's, through httptools: in C, a twentieth of the CPU of a parser in Python, and stricter. It
+refuses bare line feeds (RFC 9112 §2.2), folded headers (§5.2), repeated lengths, and a length beside a transfer coding
+(§6.3). Checked here, since llhttp leaves it to its user: the version, transfer codings other than chunked, and how
+many bytes arrive that belong to no body.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ __all__ = ["BadHead", "BadResponse", "Headers", "ResponseParser", "encode_head",
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
-MAX_HEAD_BYTES = 64 * 1024  # since the last byte of a body: status line, headers, chunks' heads, trailers
-MOST_INFORMATIONAL = 16  # 1xx responses before the real one: each is cheap to send
+MAX_HEAD_BYTES = 64 * 1024  # since the last byte of a body: status line, headers, heads of chunks, trailers
+MOST_INFORMATIONAL = 16  # 1xx responses before the final one (RFC 9110 §15.2 sets no limit)
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 _VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")  # §5.5
@@ -25,18 +26,18 @@ _TARGET = re.compile(rb"[\x21-\x7e]+")
 
 
 class BadHead(ValueError):
-    """HTTP cannot carry it. The text does not quote it: a header may be a credential."""
+    """HTTP cannot carry this request's head. The text does not quote the head: a header may be a credential."""
 
 
 class BadResponse(ValueError):
-    """What came is not a response of HTTP/1.1. The text quotes none of it."""
+    """The bytes that came are no HTTP/1.1 response. The text quotes none of them."""
 
 
 def encode_head(verb: str, target: bytes, headers: Headers) -> bytes:
     """The request line and headers, without the empty line behind them.
 
     Raises:
-        BadHead: A part of it would not be one.
+        BadHead: The request line or a header breaks the grammar.
     """
     if not (_TOKEN.fullmatch(verb.encode()) and _TARGET.fullmatch(target)):
         raise BadHead("HTTP/1.1 cannot carry this request line")
@@ -47,10 +48,11 @@ def encode_head(verb: str, target: bytes, headers: Headers) -> bytes:
 
 
 def encode_headers(headers: Headers) -> bytes:
-    """Lines of a head: headers of our own making, which need no look at every character.
+    """Header lines, for headers that this library makes: the check of every character that `encode_head` does is left
+    out.
 
     Raises:
-        BadHead: A value would be more than a line.
+        BadHead: A value holds a line break or NUL, so that it would be more than one line.
     """
     lines = b"".join([b"%s: %s\r\n" % pair for pair in headers])
     if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers) or b"\0" in lines:
@@ -59,13 +61,14 @@ def encode_headers(headers: Headers) -> bytes:
 
 
 class ResponseParser:
-    """The responses of one connection, one after another. Not attrs: llhttp calls back on it, thousands of times.
+    """The responses of one connection, one after another. Not an attrs class: llhttp calls its methods thousands of
+    times for one response.
 
     Attributes:
-        status: Of the response, once its head is here; until then 0. Never 1xx: those are passed over.
-        headers: Names in lower case.
-        is_ended: It is here to its last byte.
-        is_clean: It is, nothing came behind it, and the peer goes on listening.
+        status: The status of the response once its head has arrived; until then 0. Never 1xx: those are skipped.
+        headers: The headers, with names in lower case.
+        is_ended: The response has arrived to its last byte.
+        is_clean: The response has ended, no byte came behind it, and the peer keeps the connection open.
     """
 
     def __init__(self) -> None:
@@ -73,7 +76,7 @@ class ResponseParser:
         self.begin()
 
     def begin(self) -> None:
-        """A request goes out; what comes from here on answers it."""
+        """Start over for the next request: bytes that arrive from here on answer it."""
         self.status = 0
         self.headers: Headers = []
         self.is_ended = self.is_clean = False
@@ -91,54 +94,56 @@ class ResponseParser:
         except httptools.HttpParserCallbackError as exc:
             raise exc.__context__ or exc from None  # a Ctrl-C in one of our callbacks, say
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
-            if not self.is_ended:  # else it is about what came behind
+            if not self.is_ended:  # else the error is about bytes behind the response
                 self._refuse(type(exc).__name__)
             self.is_clean = False
         if self._problem is not None:
             self.is_clean = False
-            raise BadResponse(self._problem)  # out here: the parser's own error quotes what it was given
+            raise BadResponse(self._problem)  # outside of the except: the error of llhttp quotes its input
         self._no_body = 0 if len(self._body) > bodies else self._no_body + len(data)
         if self._no_body > MAX_HEAD_BYTES and not self.is_ended:
             raise BadResponse(f"over {MAX_HEAD_BYTES} bytes of headers")
 
     def feed_eof(self) -> bool:
-        """The peer has closed. Whether that ends the response as it should."""
+        """The peer has closed the connection. Whether the response is whole: without a length and chunks, the close is
+        its end (RFC 9112 §6.3).
+        """
         if self.status and not self._has_length and not self._is_chunked:
             self.is_ended = True
         return self.is_ended
 
     def end_without_body(self) -> None:
-        """The response is to a HEAD request, of which llhttp does not know."""
+        """The request was HEAD, so no body follows (RFC 9112 §6.3). llhttp does not know the request."""
         self.is_ended, self.is_clean, self._body = True, False, []
 
     @property
     def has_body(self) -> bool:
-        """There is some of the body that was not taken yet."""
+        """Some of the body has arrived and was not taken yet."""
         return bool(self._body)
 
     def take_body(self) -> bytes:
-        """All that is here of the body and was not taken yet."""
+        """All of the body that has arrived and was not taken yet."""
         pieces, self._body = self._body, []
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     # What llhttp calls. An exception raised in here would come out wrapped: problems are noted for `feed`.
 
     def on_message_begin(self) -> None:
-        if self.is_ended:  # nobody asked for this one
+        if self.is_ended:  # a second response to one request
             self.is_clean, self._keeps_alive = False, False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.status:  # of a trailer, or of what comes behind
+        if self.status:  # a trailer, or a header of a second response
             return
         name = name.lower()
         if name == b"content-length":
             self._has_length = True
         elif name == b"transfer-encoding":
-            # Spaces only: of "chunked" and a tab llhttp thinks that it is no chunks.
+            # Strip spaces only: llhttp does not read "chunked" with a tab behind it as chunked.
             if self._is_chunked or value.rstrip(b" ").lower() != b"chunked":
                 self._refuse("a transfer coding other than chunked")
             self._is_chunked = True
-        self.headers.append((name, value.rstrip(b" \t")))  # RFC 9110 §5.5; what is before it llhttp takes off
+        self.headers.append((name, value.rstrip(b" \t")))  # RFC 9110 §5.5; llhttp strips blanks before the value only
 
     def on_headers_complete(self) -> None:
         if self.status:
@@ -161,11 +166,11 @@ class ResponseParser:
     def on_body(self, piece: bytes) -> None:
         if not self.status:
             self._refuse("an informational response with a body")
-        elif not self.is_ended:  # else it is of a response that nobody asked for
+        elif not self.is_ended:  # else the bytes belong to a second response to one request
             self._body.append(piece)
 
     def on_message_complete(self) -> None:
-        if self.status:  # else it was an informational one
+        if self.status:  # else an informational response (1xx) has ended
             self.is_ended, self.is_clean = True, self._keeps_alive
 
     def _refuse(self, problem: str) -> None:

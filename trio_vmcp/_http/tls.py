@@ -1,9 +1,10 @@
 """TLS over a connected socket, for one task at a time. Source of the loop: CPython's documentation of `ssl.SSLObject`.
 
-`trio.SSLStream` does the same for anybody, and three things that a kept connection needs it does not do. What it has
-received and not yet handed out it keeps to itself, so nobody can tell without waiting whether an idle connection has
-heard something. TLS 1.3's session tickets, which nobody asks for, look to `poll` like such a thing. And after a write
-that failed it refuses to read, although a server that will not take a body has answered before it closed.
+`trio.SSLStream` cannot do three things that a kept-alive HTTP connection needs:
+- Say without waiting whether bytes have arrived on an idle connection: it does not show what it has buffered.
+- Tell such bytes from the session tickets of TLS 1.3 (RFC 8446 §4.6.1), which servers send unasked after the
+  handshake: `poll` reports both.
+- Read after a failed write, although a server may answer and close before it has read the body (RFC 9112 §9.5).
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ READ_BYTES = 64 * 1024
 
 @attrs.define(eq=False)
 class TlsStream:
-    """Made over a new connection; `do_handshake` comes first.
+    """TLS over a new connection. Call `do_handshake` before anything else.
 
     Attributes:
-        tcp: What it runs over. Closing that ends it.
-        is_readable: Whether reading `tcp` would not wait.
+        tcp: The connection below. Closing it closes this stream.
+        is_readable: Tells whether a read of `tcp` would return at once.
     """
 
     tcp: trio.SocketStream
@@ -39,14 +40,14 @@ class TlsStream:
     _tls: ssl.SSLObject = attrs.field(init=False, repr=False)
     _incoming: ssl.MemoryBIO = attrs.field(factory=ssl.MemoryBIO, init=False, repr=False)
     _outgoing: ssl.MemoryBIO = attrs.field(factory=ssl.MemoryBIO, init=False, repr=False)
-    _heard: bool = attrs.field(default=False, init=False)  # what `has_news` took is lost, and stays news
+    _heard: bool = attrs.field(default=False, init=False)  # `has_news` has found bytes or an end, and dropped them
 
     async def do_handshake(self, context: ssl.SSLContext, host: str) -> None:
-        """Once, before anything else.
+        """Call once, first.
 
         Raises:
-            OSError: `ssl.SSLError`: the peer cannot show that it is `host`, refuses us, or does not speak TLS.
-            ValueError: `host` cannot be the name of one.
+            OSError: `ssl.SSLError`: the peer cannot prove that it is `host`, refuses us, or does not speak TLS.
+            ValueError: `host` is no possible host name.
             trio.BrokenResourceError: The connection broke.
         """
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
@@ -62,7 +63,8 @@ class TlsStream:
             raise trio.BrokenResourceError("TLS broke") from exc
 
     async def receive_some(self, max_bytes: int) -> bytes:
-        """At least one byte, or none at the end, be it said by TLS or by TCP only: HTTP knows how long a body is.
+        """At least one byte, or none at the end. An end of TCP without `close_notify` (RFC 8446 §6.1) counts as an end:
+        the framing of HTTP tells whether a response is whole (RFC 9112 §9.8).
 
         Raises:
             trio.BrokenResourceError, trio.ClosedResourceError: The connection broke, or was closed here.
@@ -79,13 +81,14 @@ class TlsStream:
                 pieces.append(self._tls.read(left))
                 left -= len(pieces[-1])
         except ssl.SSLError:
-            pass  # half a record; or the end, which the next read comes to
+            pass  # half a record, or the end, which the next read reports
         return first if len(pieces) == 1 else b"".join(pieces)
 
     def has_news(self) -> bool:
-        """Bytes or an end have arrived that nobody has read. What TLS says to itself is taken, and does not count.
+        """Whether application bytes or an end have arrived that no read has taken. Messages of TLS itself, such as
+        session tickets, are processed and do not count.
 
-        Whoever hears of news can only close: they are lost.
+        Close the stream when this is true: the bytes that were found are lost.
         """
         self._heard = self._heard or self._hears()
         return self._heard
@@ -100,10 +103,10 @@ class TlsStream:
         except OSError:
             return True
         self._incoming.write(data)
-        return not data or self._comes_out() or self.is_readable()  # what goes on and on is no session ticket
+        return not data or self._comes_out() or self.is_readable()  # tickets are less than READ_BYTES
 
     def _comes_out(self) -> bool:
-        """Whether what is here is of the application, or the end."""
+        """Whether the buffered records hold application bytes or the end."""
         if not self._incoming.pending:
             return False
         try:
@@ -122,7 +125,7 @@ class TlsStream:
             borrowed.detach()
 
     async def _until_done(self, step: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Repeat `step`, carrying bytes to and fro, until it needs no more of them."""
+        """Repeat `step` until it succeeds; in between send what TLS has to say, and receive what it waits for."""
         while True:
             try:
                 result = step(*args)
@@ -140,7 +143,7 @@ class TlsStream:
                 await self._flush()
                 return result
             with suppress(trio.BrokenResourceError):
-                await self._flush()  # an alert, which tells the peer why
+                await self._flush()  # the alert that tells the peer why (RFC 8446 §6.2)
             raise refused
 
     async def _flush(self) -> None:

@@ -1,13 +1,13 @@
 """The built-in HTTP transport: HTTP/1.1 on Trio, connections kept alive per origin, the newest idle one used first.
 
-It is an `httpx.AsyncBaseTransport`, and can be used as one. The library itself asks through `send`, which makes no
-httpx objects on the way.
+It is an `httpx.AsyncBaseTransport`, and can be used as one. The library itself calls `send`, which makes no httpx
+objects on the way.
 
-- There is no queue: a request takes an idle connection or makes one. How many there are at once is for a
-  `CapacityLimiter` in front to say. (httpcore's queue of waiting requests loses connections for good when Trio cancels
-  a request: httpcore #830, #961, #1093. And it looks at every connection for every request.)
-- A request owns its connection. Cancelled or failing, wherever it is, it costs that one and no other.
-- Credentials are in requests, so a connection belongs to nobody, and sessions share them.
+- There is no queue: a request takes an idle connection or makes one. A `CapacityLimiter` in front of the transport
+  limits how many there are. (httpcore's queue of waiting requests loses connections for good when Trio cancels a
+  request: httpcore #830, #961, #1093. And it looks at every connection for every request.)
+- A request owns its connection. A request that is cancelled or fails, at any step, costs that connection and no other.
+- Credentials are in requests, not in connections, so all sessions share the connections.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from trio_vmcp._http.response import BadHead, Headers, encode_head
 
 __all__ = ["Http11Transport", "RawResponse"]
 
-# s. Below the 5 s after which common servers (uvicorn, hypercorn, Node) close an idle connection, so that we let go
-# first and no request is written into a connection that is just closing.
+# s. Common servers (uvicorn, hypercorn, Node) close an idle connection after 5 s. The transport closes it earlier, so
+# that no request is written into a connection that the server is closing (RFC 9112 §9.5).
 KEEPALIVE_EXPIRY = 4.0
 MOST_IDLE = 20  # connections to one origin that are kept between requests
 
-_FRAMING = (b"content-length", b"transfer-encoding")  # ours to say: a body goes out in one piece
-_WITH_BODY = ("POST", "PUT", "PATCH")  # for which an empty body is a body, too
+_FRAMING = (b"content-length", b"transfer-encoding")  # set by the transport: a body goes out in one piece
+_WITH_BODY = ("POST", "PUT", "PATCH")  # an empty body needs `Content-Length: 0` here (RFC 9110 §8.6)
 
 
 @attrs.define(eq=False)
 class RawResponse:
-    """A response while its connection is held. Whoever has it lets go of it, read to its end or not.
+    """A response that holds its connection until it is closed, read to its end or not.
 
     Attributes:
-        status: As in HTTP.
-        headers: Names in lower case.
+        status: The HTTP status.
+        headers: The headers, with names in lower case.
     """
 
     status: int
@@ -65,7 +65,7 @@ class RawResponse:
         return self._connection.receive()
 
     def close(self) -> None:
-        """Let go, without waiting. A connection whose response was not read to its end is closed."""
+        """Give the connection back, without waiting. If the response was not read to its end, close the connection."""
         if self._held:
             self._held = False
             self._give_back(self._connection)
@@ -75,7 +75,7 @@ class RawResponse:
 
     async def close_connection(self) -> None:
         """Never use this connection again."""
-        if self._held:  # else it may be somebody else's by now
+        if self._held:  # else another request may use it by now
             self._connection.close()
 
 
@@ -89,9 +89,9 @@ class Http11Transport(httpx.AsyncBaseTransport):
 
     The timeouts that an `httpx.AsyncClient` puts into a request hold: `connect` for a connection, TLS included, `write`
     and `read` together from the first byte that is written to the response's head, `read` for each piece of its body.
-    There is no pool to wait for. The library's own deadlines are Trio's.
+    `pool` has no meaning, since there is no queue. The library's own deadlines are cancel scopes of Trio.
 
-    A response's extensions hold "http_version", and a "network_stream" whose `aclose` ends the connection for good.
+    A response's extensions hold "http_version", and a "network_stream": its `aclose` closes the connection for good.
     """
 
     def __init__(self, *, ssl_context: ssl.SSLContext | None = None, dial: Dial | None = None) -> None:
@@ -103,7 +103,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
 
     @property
     def busy_connections(self) -> int:
-        """Connections that a request or its response holds."""
+        """Number of connections that a request or its response holds."""
         return len(self._busy)
 
     @property
@@ -117,7 +117,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
 
         Args:
             head: From `encode_head`, any more header lines, Content-Length, and an empty line.
-            on_write: Called when the first byte may be about to leave.
+            on_write: Called before the first byte may leave.
 
         Raises:
             httpx.ConnectError: No connection; nothing was written.
@@ -135,18 +135,18 @@ class Http11Transport(httpx.AsyncBaseTransport):
         return RawResponse(status, headers, connection, self._give_back)
 
     async def connect(self, origin: Origin) -> None:
-        """See to an idle connection.
+        """Make an idle connection, unless there is one.
 
         Raises:
-            httpx.ConnectError: There is none to be had.
+            httpx.ConnectError: No connection.
         """
         connection = self._idle_connection(origin) or await self._connect(origin)
         self._keep(connection, origin)
 
     async def tidy(self) -> None:
-        """Close connections that nobody has used for a while. Runs until it is cancelled.
+        """Close connections that were idle for `KEEPALIVE_EXPIRY`. Runs until it is cancelled.
 
-        Without it they are closed when the next request to their origin comes.
+        Without this task, an expired connection stays open until the next request to its origin.
         """
         while True:
             await self._some_idle.wait()
@@ -174,7 +174,8 @@ class Http11Transport(httpx.AsyncBaseTransport):
             written, patience.deadline = True, trio.current_time() + write + read
 
         with trio.CancelScope(deadline=trio.current_time() + connect) as patience:
-            await self.connect(origin)  # first: whose body was not taken, that request provably did not run
+            # Connect before the body is read: a request with an unread body provably did not run, and may be retried.
+            await self.connect(origin)
             patience.deadline = math.inf
             body = b"".join([chunk async for chunk in request.stream])
             if body or request.method in _WITH_BODY:
@@ -192,7 +193,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
         raise httpx.ConnectTimeout(f"no connection within {connect} s (connect)", request=request)
 
     def close(self) -> None:
-        """For good. Every connection is closed, those in use included: whoever holds one gets an error, and lets go."""
+        """Close every connection for good, those in use included: their requests fail with `httpx.TransportError`."""
         self._closed = True
         for connections in self._idle.values():
             for connection in connections:
@@ -222,7 +223,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
             raise httpx.ConnectError("the transport is closed")
         try:
             connection = Connection(await self._dial(origin))
-        except (OSError, ValueError, trio.BrokenResourceError) as exc:  # ValueError: of a host that cannot be one
+        except (OSError, ValueError, trio.BrokenResourceError) as exc:  # ValueError: the host is no possible name
             raise httpx.ConnectError(str(exc)) from exc
         if self._closed:
             connection.close()
@@ -256,7 +257,9 @@ class Http11Transport(httpx.AsyncBaseTransport):
 
 
 class _Body(httpx.AsyncByteStream):
-    """A response's body as httpx reads one. A class, since a generator that is left half-way warns when collected."""
+    """A response's body as httpx reads one. A class, since Python warns when an async generator that was left half-way
+    is collected.
+    """
 
     def __init__(self, response: RawResponse, patience: float) -> None:
         self._response = response
@@ -279,7 +282,7 @@ class _Body(httpx.AsyncByteStream):
 
 
 class _NetworkStream:
-    """What httpx hands out as one, as far as it can be had without the connection itself."""
+    """The "network_stream" of a response's extensions. It can close the connection, but neither read nor write."""
 
     def __init__(self, response: RawResponse) -> None:
         self._response = response

@@ -1,4 +1,5 @@
-"""HTTP headers: what MCP 2026-07-28 mirrors into them, what we take from a backend's, what users may set. Sans-IO.
+"""HTTP headers: which arguments MCP 2026-07-28 mirrors into them, which of a backend's are read, which users may set.
+Sans-IO.
 
 Sources: MCP 2026-07-28, basic/transports/streamable-http ("Custom Headers from Tool Parameters"), RFC 9110 §5.5 (field
 values), §5.6.2 (token), §7.6.1 (hop by hop).
@@ -29,15 +30,15 @@ __all__ = [
     "parse_media_type",
 ]
 
-# As for our own ids. MCP sets no limit, but it is kept in the metadata and sent with every request.
+# MCP sets no limit, but the id is stored in the metadata and sent with every request. The same limit as for our own.
 MAX_SESSION_ID_LENGTH = 256
 
-_PREFIX, _SUFFIX = "=?base64?", "?="  # lower case, and compared so
-_PLAIN = re.compile(r"(?:[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)?")  # RFC 9110 strips blanks at the edges; no controls
+_PREFIX, _SUFFIX = "=?base64?", "?="  # MCP compares them with case
+_PLAIN = re.compile(r"(?:[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)?")  # RFC 9110 §5.5 strips blanks at the edges
 _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]+")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
-# What is ours to say: a user's value would break the protocol or the connection.
+# Set by this library: a user's value would break the protocol or the connection.
 _PROTOCOL = frozenset(
     [
         "accept",
@@ -65,14 +66,14 @@ _HOP_BY_HOP = frozenset(
         "upgrade",
     ]
 )
-_MIRRORED = "mcp-param-"  # the prefix of what comes out of a tool's arguments
+_MIRRORED = "mcp-param-"  # the prefix of headers that are made from a tool's arguments
 _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f]")
 
 _ANNOTATION = "x-mcp-header"
 _MIRRORED_TYPES = ("string", "integer", "boolean")  # not "number": its text differs between languages
 
-# JSON Schema 2020-12 and draft 7, everything that holds schemas. Other keywords (const, enum, default, examples,
-# unknown ones) hold data, in which the annotation's name means nothing.
+# The keywords of JSON Schema 2020-12 and draft 7 that hold schemas. Other keywords (const, enum, default, examples,
+# unknown ones) hold data: an `x-mcp-header` in there is no annotation.
 _SCHEMA_MAPS = frozenset(
     ["properties", "$defs", "definitions", "patternProperties", "dependentSchemas", "dependencies"]
 )
@@ -99,7 +100,7 @@ _SCHEMAS = frozenset(
 
 
 def encode_header_value(value: str | int | bool) -> str:
-    """Write a value for `Mcp-Name` and `Mcp-Param-*`: as it is where a header can carry it, else Base64 of its UTF-8.
+    """Write a value for `Mcp-Name` and `Mcp-Param-*`: unchanged if a header can carry it, else as Base64 of its UTF-8.
 
     Raises:
         ValueError: A lone surrogate, which has no UTF-8.
@@ -115,10 +116,10 @@ def encode_header_value(value: str | int | bool) -> str:
 
 
 def decode_header_value(text: str) -> str:
-    """The reverse, for whoever receives one.
+    """Read a value that `encode_header_value` wrote.
 
     Raises:
-        ValueError: Marked as Base64, but it is not, or not of UTF-8.
+        ValueError: The value is marked as Base64, but is no Base64, or not of UTF-8.
     """
     if not (text.startswith(_PREFIX) and text.endswith(_SUFFIX) and len(text) >= len(_PREFIX + _SUFFIX)):
         return text
@@ -139,11 +140,11 @@ class ParamHeaders:
     paths: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def encode(self, arguments: JSON) -> list[tuple[str, str]]:
-        """The headers for one call. An absent or null argument has none; an empty string has an empty one.
+        """The headers for one call. An absent or null argument has no header; an empty string has an empty header.
 
-        An argument of another type than its schema says goes out by its own type, a float only when it is whole (in
-        JSON Schema 5.0 is an integer, and servers compare integers as numbers). What has no form as a header is left
-        out. Either way the server, which has to check arguments anyhow, is the one to complain.
+        An argument of another type than its schema says is written by its own type; a float only if it is whole (5.0 is
+        an integer in JSON Schema, and servers compare integers as numbers). Objects, arrays and other floats get no
+        header. The server reports such arguments, since it validates them anyway.
 
         Raises:
             ValueError: An argument has a lone surrogate.
@@ -168,7 +169,7 @@ def param_headers(input_schema: JSON) -> ParamHeaders:
     """
     found: dict[str, tuple[str, tuple[str, ...]]] = {}
     todo: list[_Place] = [(input_schema, ())]
-    while todo:  # not recursion: the backend decides how deep this goes
+    while todo:  # not recursion: a backend's schema may be nested deeper than Python recurses
         schema, path = todo.pop()
         if _ANNOTATION in schema:
             name, path = _check_annotation(schema, path)
@@ -181,7 +182,7 @@ def param_headers(input_schema: JSON) -> ParamHeaders:
     return ParamHeaders(tuple(sorted(found.values())))
 
 
-# A schema inside the tool's, and where its value is in the arguments: None where `properties` alone do not lead.
+# A schema inside the tool's, and the path of its value in the arguments; None: not reached by `properties` alone.
 _Place: TypeAlias = tuple[JSON, tuple[str, ...] | None]
 
 
@@ -200,7 +201,7 @@ def _inner_places(schema: JSON, path: tuple[str, ...] | None) -> Iterator[_Place
     for keyword, inner in schema.items():
         if keyword in _SCHEMA_MAPS and _is_object(inner):
             for name, child in inner.items():
-                if _is_object(child):  # true and false are schemas, too
+                if _is_object(child):  # else `true` or `false`, which are schemas, too
                     yield child, (*path, name) if keyword == "properties" and path is not None else None
         elif keyword in _SCHEMAS:
             for child in inner if _is_array(inner) else [inner]:
@@ -217,17 +218,17 @@ def _is_object(value: object) -> TypeGuard[JSON]:
 
 
 def _shown(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:79] + "…")  # for a log line; a backend may well send megabytes
+    return repr(text if len(text) <= 80 else text[:79] + "…")  # for a log line; a backend may send megabytes
 
 
 def is_reserved_header(name: str) -> bool:
-    """Whether a header is the protocol's own or the connection's, and no user's to set."""
+    """Whether a header belongs to the protocol or the connection, so that users may not set it."""
     name = name.lower()
     return name in _PROTOCOL or name in _HOP_BY_HOP or name.startswith(_MIRRORED)
 
 
 def header_name_problem(name: str) -> str | None:
-    """Why users cannot set this header; None: they can. Completes the sentence "header 'x' …"."""
+    """Why users may not set this header; None: they may. The text completes the sentence "header 'x' …"."""
     if not _TOKEN.fullmatch(name):
         return "has a name that is not an RFC 9110 token"
     if name.lower() in _HOP_BY_HOP:
@@ -236,18 +237,23 @@ def header_name_problem(name: str) -> str | None:
 
 
 def header_value_problem(value: object) -> str | None:
-    """Why HTTP cannot carry this value; None: it can. Does not show it, and completes the sentence "header 'x' …"."""
+    """Why HTTP cannot carry this value (RFC 9110 §5.5); None: HTTP can.
+
+    The text completes the sentence "header 'x' …" and does not show the value, which may be a credential.
+    """
     if not isinstance(value, str):
         return f"has a value that is {type(value).__name__}, not str"
     if _CONTROL.search(value):
         return "has a value with a control character, such as CR, LF or NUL"
-    if value != value.strip():  # HTTP strips some of what this does, and receivers the rest
+    if value != value.strip():  # HTTP strips blanks and tabs at the edges, and some receivers more
         return "has a value with a blank at its edge"
     return None if all(char <= "\xff" for char in value) else "has a value with a character beyond Latin-1"
 
 
 def check_session_id(value: str) -> bool:
-    """Whether a backend's `Mcp-Session-Id` can be kept and sent back. Two of them, joined by ", ", cannot."""
+    """Whether a backend's `Mcp-Session-Id` can be stored and sent back. MCP (2025-11-25, basic/transports, "Session
+    Management") allows visible ASCII only; so two headers, joined by ", ", are refused.
+    """
     return len(value) <= MAX_SESSION_ID_LENGTH and _VISIBLE_ASCII.fullmatch(value) is not None
 
 

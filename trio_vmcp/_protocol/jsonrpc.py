@@ -1,12 +1,11 @@
 """JSON-RPC 2.0 as MCP uses it: our messages as bytes, a backend's bytes as a message. Sans-IO.
 
-Parsing is strict where JSON-RPC says MUST, because a peer that breaks it cannot be matched to a request safely. Two
-things are taken that a purist would refuse: a byte order mark (RFC 8259 §8.1 lets parsers ignore it), and an error
-without `id` (MCP's schema makes it optional). Of duplicate keys the last one wins, as in `json`. Lone surrogates inside
-strings stay as they are: one bad description must not cost a whole list.
+Parsing is strict where JSON-RPC says MUST: an answer that breaks these rules cannot be matched to a request safely. Two
+deviations are accepted: a byte order mark (RFC 8259 §8.1 lets parsers ignore it), and an error without `id` (MCP's
+schema makes it optional). Of duplicate keys the last one counts, as in `json` (RFC 8259 §4 leaves it open). Lone
+surrogates inside strings stay as they are: else one bad description would cost a whole list.
 
-No text of `BadMessage` holds anything that was received, and neither does its context: what a backend sends may be
-secret, or 16 MiB.
+Neither the text of `BadMessage` nor its context holds any received data, which may be secret, or 16 MiB.
 """
 
 from __future__ import annotations
@@ -44,11 +43,11 @@ RequestId: TypeAlias = int | str
 
 
 class BadMessage(ValueError):
-    """What a backend sent is not one JSON-RPC message. The text completes the sentence "a message that …"."""
+    """A backend's bytes are not one JSON-RPC message. The text completes the sentence "a message that …"."""
 
 
 class NotJson(ValueError):
-    """What the caller wants to send cannot be written as JSON: his mistake, not the backend's."""
+    """The caller's arguments cannot be written as JSON. The mistake is the caller's, not the backend's."""
 
 
 @attrs.frozen
@@ -59,7 +58,7 @@ class Result:
 
 @attrs.frozen
 class ErrorReply:
-    """A JSON-RPC error. `id` is None where the backend could not tell whose request it was."""
+    """A JSON-RPC error. `id` is None if the backend could not read the id of the request (JSON-RPC 2.0 §5)."""
 
     id: RequestId | None
     code: int
@@ -83,8 +82,8 @@ class Notification:
 Message: TypeAlias = Result | ErrorReply | Request | Notification
 
 
-# ensure_ascii=False: UTF-8 is what MCP asks for, and half the size of escapes. A lone surrogate then cannot be encoded,
-# which is right: most JSON parsers would refuse the request that carries it.
+# ensure_ascii=False: MCP demands UTF-8 (basic/transports), which is half the size of escapes. A lone surrogate then
+# raises here; escaped, most JSON parsers would refuse the request that holds it (RFC 8259 §8.2).
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -139,10 +138,10 @@ def parse_message(data: bytes | bytearray | memoryview, *, max_depth: int) -> Me
 
 
 def parse_text(text: str, *, max_depth: int) -> Message:
-    """`parse_message` behind `to_text`, for who can let go of the bytes in between: a message may be large."""
+    """`parse_message` without `to_text`, so that a caller can free the bytes of a large message in between."""
     message = _loads(text)
     if not _is_object(message):
-        raise BadMessage(f"is {_kind(message)}, not a JSON-RPC object")  # MCP took batches out again in 2025-06-18
+        raise BadMessage(f"is {_kind(message)}, not a JSON-RPC object")  # MCP 2025-06-18 removed batches
     if _has_brackets(text, max_depth) and _too_deep(message, max_depth):
         raise BadMessage(f"is nested deeper than {max_depth} (max_json_depth)")
     if message.get("jsonrpc") != "2.0":
@@ -151,17 +150,17 @@ def parse_text(text: str, *, max_depth: int) -> Message:
 
 
 def same_id(received: RequestId | None, ours: int) -> bool:
-    """Whether an answer is for our request: in Python `True == 1 == 1.0`, in JSON-RPC they are three different ids."""
+    """Whether an answer is for our request. `True == 1 == 1.0` in Python, but they are three ids in JSON-RPC."""
     return type(received) is int and received == ours
 
 
 def to_text(data: bytes | bytearray | memoryview) -> str:
     """Raises: BadMessage."""
     try:
-        return str(data, "utf-8").removeprefix("\ufeff")  # not left to json.loads, which would guess UTF-16 and UTF-32
+        return str(data, "utf-8").removeprefix("\ufeff")  # json.loads would also accept UTF-16 and UTF-32
     except UnicodeDecodeError as exc:
         problem = f"is not UTF-8 at byte {exc.start}"
-    # Raised out here, or the codec's error, which holds the whole input, would live on as the context of ours.
+    # Raised outside of the except: as a context, UnicodeDecodeError would keep the whole input alive.
     raise BadMessage(problem)
 
 
@@ -174,15 +173,15 @@ def _loads(text: str) -> Any:
         problem = f"is not JSON at character {exc.pos}"
     except RecursionError:
         problem = "is nested deeper than the JSON parser goes"
-    except MemoryError:  # a message of small objects takes thirty times its size
+    except MemoryError:  # a message of small objects takes thirty times its size in memory
         problem = "takes more memory to parse than there is"
-    except ValueError:  # int() refuses more digits than sys.get_int_max_str_digits(), since they cost quadratic time
+    except ValueError:  # int() refuses more digits than sys.get_int_max_str_digits(): the conversion is quadratic
         problem = "holds an integer of too many digits"
-    raise BadMessage(problem)  # out here as well: JSONDecodeError holds the document
+    raise BadMessage(problem)  # outside of the except, too: JSONDecodeError holds the document
 
 
 def _finite(literal: str) -> float:
-    """`parse_constant` sees NaN and Infinity, but 1e999 becomes inf all the same."""
+    """Refuse 1e999, which `float` reads as infinity. `parse_constant` sees the literals NaN and Infinity only."""
     number = float(literal)
     if math.isinf(number):
         raise BadMessage("holds a number that no float can hold")
@@ -197,10 +196,10 @@ _decoder = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse_constant
 
 
 def _has_brackets(text: str, limit: int) -> bool:
-    """Whether more than `limit` open: no nesting without them, so nearly every message is spared the walk."""
+    """Whether more than `limit` brackets open. Most messages have fewer, so the walk of `_too_deep` is left out."""
     if len(text) < _LONG_TEXT:
         return text.count("{") + text.count("[") > limit
-    for bracket in "{[":  # one after another, by memchr: to count them in a long text takes twenty times as long
+    for bracket in "{[":  # `find` uses memchr; `count` of a long text takes twenty times as long
         position = text.find(bracket)
         while position >= 0:
             limit -= 1
@@ -214,7 +213,7 @@ _LONG_TEXT = 64 * 1024
 
 
 def _too_deep(message: JSON, max_depth: int) -> bool:
-    """Level by level: recursion would fail on just those messages that this is to find."""
+    """Level by level: recursion would fail on the very messages that this has to find."""
     level: list[JSON | list[Any]] = [message]
     for _ in range(max_depth):
         level = [
@@ -239,7 +238,7 @@ def _call(message: JSON) -> Request | Notification:
     if "id" not in message:
         return Notification(method, params)
     request_id = message["id"]
-    # Encodable, since it must be sent back; MCP rules out the null that JSON-RPC allows here.
+    # The id is sent back, so it must be encodable. MCP (basic, "Requests") forbids the null that JSON-RPC allows.
     if type(request_id) is not int and not _is_encodable(request_id):
         raise BadMessage(f"has {_kind(request_id)} for an id, not an integer or encodable text")
     return Request(request_id, method, params)
@@ -279,7 +278,7 @@ def _is_encodable(value: object) -> TypeGuard[str]:
     return type(value) is str and not _LONE_SURROGATE.search(value)
 
 
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # json joins the pairs, so what is left of them is alone
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # json joins the pairs, so those that are left are alone
 
 _KINDS: dict[type, str] = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", NoneType: "null"}
 

@@ -1,11 +1,11 @@
 """Server-sent events from bytes, in any pieces. Sans-IO. Source: WHATWG HTML, §9.2.6 Interpreting an event stream.
 
 Lines end at CR, LF or CRLF and nowhere else: `str.splitlines`, and httpx's `iter_lines` with it, would also cut JSON at
-U+2028 and U+0085. An event is an event only once its blank line is here, so there is nothing to call at the end of a
-stream: what is left then was truncated.
+U+2028 and U+0085. An event counts once its blank line has arrived. There is no method for the end of a stream:
+§9.2.6 discards an event that the stream cut off.
 
-A decoder holds about twice its limit at most: the event so far, and one copy while it is put together. Time is linear
-in what is fed, however it is cut.
+A decoder holds about twice its limit at most: the event so far, and one copy while the event is put together. Time is
+linear in the bytes fed, however they are cut.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import attrs
 
 __all__ = ["MAX_FIELD_BYTES", "SseDecoder", "SseEvent", "SseLimit", "line_ends"]
 
-# Of an id, an event name or a `retry`. Ids go out again as Last-Event-ID, and many servers take 8 KiB for all headers
-# together.
+# The longest id, event name or `retry`. Ids are sent back as Last-Event-ID, and many servers allow 8 KiB for all
+# headers together.
 MAX_FIELD_BYTES = 1024
 
-_LONGEST_FIELD = len(b"event:")  # no field that we read has its colon further on
+_LONGEST_FIELD = len(b"event:")  # no field that the decoder reads has its colon further on
 _VISIBLE_ASCII = re.compile(rb"[\x21-\x7e]*")
 _BOM = b"\xef\xbb\xbf"
 
@@ -35,8 +35,9 @@ class SseEvent:
 
     Attributes:
         event: "message" unless the stream names another.
-        data: The data lines joined with LF. Empty in MCP's priming events, which say nothing but their id and `retry`.
-        id: This event's own id; None when it has none that could be sent back.
+        data: The data lines joined with LF. Empty in the priming events of MCP 2025-11-25 (basic/transports), which
+            carry an id and `retry` only.
+        id: This event's own id; None: it has no id that could be sent back.
     """
 
     event: str
@@ -49,11 +50,11 @@ class SseDecoder:
     """Turns chunks into events.
 
     Attributes:
-        max_event_bytes: All lines of one event together, comments and unknown fields included.
-        max_line_bytes: One line without its end; None: as an event.
-        last_event_id: The newest id, for Last-Event-ID; None when there is none, or the stream took it back with an
-            empty one. Ids over MAX_FIELD_BYTES or outside 0x21-0x7E are ignored, since no header could carry them.
-        retry: s until a reconnect, as the stream asks; not clamped, `inf` included. None when it does not ask.
+        max_event_bytes: Limit for all lines of one event together, comments and unknown fields included.
+        max_line_bytes: Limit for one line without its end; None: `max_event_bytes`.
+        last_event_id: The newest id, for Last-Event-ID; None: there is none, or an empty `id` field reset it. Ids over
+            MAX_FIELD_BYTES or outside 0x21-0x7E are ignored, since no header could carry them.
+        retry: s to wait before a reconnect, from the `retry` field; not clamped, `inf` included. None: no such field.
     """
 
     max_event_bytes: int
@@ -61,16 +62,16 @@ class SseDecoder:
     last_event_id: str | None = attrs.field(default=None, init=False)
     retry: float | None = attrs.field(default=None, init=False)
 
-    # The begun one, in one buffer. To keep its pieces and join them takes as much again, and with a large event that is
-    # more than the allocator keeps between two: every page is then fetched anew, which costs more than the moves.
+    # The line so far, in one buffer. A list of pieces would take its memory twice when they are joined; for a large
+    # event the allocator then gives pages back between two events and fetches each anew, which costs more than copying.
     _line: bytearray = attrs.field(factory=bytearray, init=False, repr=False)
-    _after_cr: bool = attrs.field(default=False, init=False)  # an LF that comes now belongs to a line end already seen
+    _after_cr: bool = attrs.field(default=False, init=False)  # an LF that follows belongs to the same line end
     _at_start: bool = attrs.field(default=True, init=False)
     _broken: str | None = attrs.field(default=None, init=False)
 
     _event_bytes: int = attrs.field(default=0, init=False)
     _event: bytes = attrs.field(default=b"", init=False, repr=False)
-    _data: bytes | bytearray | None = attrs.field(default=None, init=False, repr=False)  # bytes while it is one line
+    _data: bytes | bytearray | None = attrs.field(default=None, init=False, repr=False)  # bytes: of one line so far
     _id: str | None = attrs.field(default=None, init=False)
 
     def feed(self, chunk: bytes) -> list[SseEvent]:
@@ -78,7 +79,7 @@ class SseDecoder:
 
         Raises:
             SseLimit: A line or an event is too long. Events that ended before it are returned first and the next `feed`
-                raises, so what comes out does not depend on how the stream was cut. A decoder over a limit stays there.
+                raises, so the result does not depend on how the stream was cut. Every later `feed` raises, too.
         """
         events: list[SseEvent] = []
         try:
@@ -99,10 +100,10 @@ class SseDecoder:
             chunk = chunk[1:]
         self._after_cr = chunk[-1:] == b"\r"
         begin, end = line_ends(chunk)
-        if end == 0:  # inside of a big event
+        if end == 0:  # a piece from the middle of a large line
             self._extend_line(chunk)
             return
-        lines = chunk[begin:end].splitlines()  # of bytes: at CR, LF and CRLF alone
+        lines = chunk[begin:end].splitlines()  # bytes.splitlines cuts at CR, LF and CRLF alone
         lines[0] = chunk[:begin]
         for line in lines:
             if self._line:
@@ -114,7 +115,7 @@ class SseDecoder:
         self._extend_line(chunk[end:])
 
     def _extend_line(self, piece: bytes) -> None:
-        self._check(len(self._line) + len(piece))  # before it is stored
+        self._check(len(self._line) + len(piece))  # before the piece is stored
         self._line += piece
 
     def _check(self, line_bytes: int) -> None:
@@ -125,7 +126,7 @@ class SseDecoder:
 
     def _end_line(self, line: bytes | bytearray, events: list[SseEvent]) -> None:
         self._check(len(line))
-        self._event_bytes += len(line) + 1  # the end counts, or empty `data` lines would hold memory for nothing
+        self._event_bytes += len(line) + 1  # the end counts: each empty `data` line adds an LF to the data
         begin = 0
         if self._at_start:
             self._at_start = False
@@ -136,7 +137,7 @@ class SseDecoder:
             self._dispatch(events)
 
     def _take_field(self, line: bytes | bytearray, begin: int) -> None:
-        colon = line.find(b":", begin, begin + _LONGEST_FIELD)  # right at `begin` in a comment, which names no field
+        colon = line.find(b":", begin, begin + _LONGEST_FIELD)  # at `begin`: a comment, with an empty field name
         end = len(line) if colon < 0 else colon
         start = end + 1
         if line[start : start + 1] == b" ":
@@ -145,15 +146,15 @@ class SseDecoder:
         if name == b"data":
             self._take_data(line, start)
         elif name == b"event":
-            self._event = bytes(line[start : start + MAX_FIELD_BYTES])  # a longer one is as unknown without its end
+            self._event = bytes(line[start : start + MAX_FIELD_BYTES])  # no known name is longer
         elif name == b"id" and size <= MAX_FIELD_BYTES and _VISIBLE_ASCII.fullmatch(line, start):
             self._id = line[start:].decode("ascii")
         elif name == b"retry" and size <= MAX_FIELD_BYTES and line[start:].isdigit():
             self.retry = float(line[start:]) / 1000
 
     def _take_data(self, line: bytes | bytearray, start: int) -> None:
-        if self._data is None and isinstance(line, bytearray):  # ours alone, and large, or it had come in one piece
-            del line[:start]  # which moves nothing
+        if self._data is None and isinstance(line, bytearray):  # `_line`'s own buffer: keep it, without a copy
+            del line[:start]  # moves no bytes
             self._data = line
             return
         value = memoryview(line)[start:]
@@ -161,12 +162,13 @@ class SseDecoder:
             self._data = bytes(value)
             return
         if isinstance(self._data, bytes):
-            self._data = bytearray(self._data)  # one buffer: a list of tiny lines would be many times their size
+            self._data = bytearray(self._data)  # one buffer: a list of short lines takes many times their size
         self._data += b"\n"
         self._data += value
 
     def _dispatch(self, events: list[SseEvent]) -> None:
-        if self._id is not None:  # only now: the id of a truncated event would skip that event on resumption
+        # Not earlier: a stream that is resumed after the id of a truncated event would skip that event.
+        if self._id is not None:
             self.last_event_id = self._id or None
         if self._data is not None:
             name = self._event.decode(errors="replace") or "message"
@@ -175,10 +177,10 @@ class SseDecoder:
 
 
 def line_ends(chunk: bytes) -> tuple[int, int]:
-    """Where the first line end begins, and where the last one is over; (-1, 0): there is none.
+    """Where the first line end begins, and where the last line end is over; (-1, 0): there is none.
 
-    Before and behind them is most of a big event, and this is how it is spared to be gone over byte by byte, which
-    takes twenty times as long.
+    Only the part between the two is split into lines: the rest is most of a large event, and splitting takes twenty
+    times as long as finding.
     """
     lf, cr = chunk.find(b"\n"), chunk.find(b"\r")
     begin = max(lf, cr) if lf < 0 or cr < 0 else min(lf, cr)

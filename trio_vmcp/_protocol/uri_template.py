@@ -1,19 +1,19 @@
 """Whether a URI could have come from an RFC 6570 template. No I/O, and no regular expression made of foreign text.
 
 A backend supplies the template and a caller the URI, so neither may decide what a match costs. The URI is split into
-tokens (a character, or a percent-encoded one), and a set of places in it is one int: bit i says that the template so
-far can end before token i. Each piece of the template turns the set into the next one with a few operations on whole
-ints, so there is nothing to backtrack into.
+tokens (a character, or a percent-encoded one). A set of places in the URI is one int: bit i says that the template so
+far can end before token i. Each piece of the template turns the set into the next with a few operations on whole ints,
+so there is no backtracking.
 
 What matches:
 - A literal matches itself only, character by character: no decoding, no case folding, no normalisation.
-- Every variable may be undefined or empty (section 3.2.1), so an expression may match nothing.
-- `{var}`, `{.var}`, `{/var}` and `{;var}` take what a path segment may hold; `/`, `?` and `#` end it. An expansion
-  encodes `:` and `@` too, but people write `user@host` for `{user}`, and servers take it.
+- Every variable may be undefined or empty (RFC 6570 §3.2.1), so an expression may match nothing.
+- `{var}`, `{.var}`, `{/var}` and `{;var}` take a path segment; `/`, `?` and `#` end the value. An expansion encodes
+  `:` and `@`, too, but users write `user@host` for `{user}`, and servers accept it.
 - `{+var}` and `{#var}` take anything.
-- `{?a,b}`, `{&a,b}` and `{;a,b}` take the named pairs in any order, which is how whoever reads them takes them.
-- An exploded variable may be a map, whose keys are the caller's: its expression takes any names.
-- `{var:3}` counts characters; a percent-encoded UTF-8 sequence is one (section 2.4.1).
+- `{?a,b}`, `{&a,b}` and `{;a,b}` take the named pairs in any order, since servers read them in any order.
+- An exploded variable may be a map with keys that the caller chooses: its expression takes any names.
+- `{var:3}` counts characters; a percent-encoded UTF-8 sequence is one (RFC 6570 §2.4.1).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import attrs
 __all__ = ["UriTemplate", "compile_template", "first_match"]
 
 MAX_TEMPLATE_LENGTH = 2048  # characters
-MAX_VARIABLES = 64  # in one template; named pairs cost their number squared
+MAX_VARIABLES = 64  # in one template; the cost of named pairs is their number squared
 MAX_URI_LENGTH = 8192  # characters; a longer URI matches nothing
 
 _PIECE = re.compile(r"\{([^{}]*)\}|([^{}]+)")
-_RESERVED_OPERATORS = "=,!@|"  # section 2.2: kept for later levels
+_RESERVED_OPERATORS = "=,!@|"  # RFC 6570 §2.2: reserved for extensions
 _VARIABLE = re.compile(
     r"(?P<name>(?:\w|%[0-9A-Fa-f]{2})+(?:\.(?:\w|%[0-9A-Fa-f]{2})+)*)(?:(?P<explode>\*)|:(?P<prefix>[1-9][0-9]{0,3}))?",
     re.ASCII,
@@ -187,7 +187,7 @@ class UriTemplate:
 
     def fits(self, uri: Uri) -> bool:
         """`matches`, for a URI that is tried on many templates."""
-        # The literal ends of nearly all templates tell at once; that keeps thousands of templates cheap.
+        # Literal text at the ends decides for nearly all templates: without this, thousands of templates are slow.
         if self._pieces and isinstance(head := self._pieces[0], str) and not uri.text.startswith(head):
             return False
         if self._pieces and isinstance(tail := self._pieces[-1], str) and not uri.text.endswith(tail):
