@@ -1,8 +1,8 @@
 """`trio-vmcp`: a session over real backends, from one command.
 
-Exit statuses: 0 all went well; 1 a backend, a tool or the demo failed; 2 bad usage or a bad file; 130 interrupted,
-after a clean close. Results go to stdout and everything else to stderr; with --json, stdout holds one JSON document.
-Secrets of the file are in neither.
+Exit statuses: 0 success; 1 a backend, a tool or the demo failed; 2 bad usage or a bad file; 130 interrupted, after the
+session was closed. Results go to stdout and everything else to stderr; with --json, stdout holds one JSON document.
+Neither shows secrets of the file.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from trio_vmcp.errors import ToolNotFound
 from trio_vmcp.models import JSON, Backend
 from trio_vmcp.settings import FactorySettings
 
-__all__ = ["Outcome", "main", "run_command", "until_interrupted"]
+__all__ = ["CommandOutcome", "main", "run_command", "until_interrupted"]
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 DISTRIBUTION: Final = "trio-vmcp"
 
 
 @attrs.frozen
-class Outcome:
-    """How a command ended, and the document that --json prints."""
+class CommandOutcome:
+    """The exit status of a command, and the document that --json prints."""
 
     status: int
     document: JSON
@@ -53,13 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Without the program's name; None: the process's.
     """
-    # The library warns of what the command shows anyway; without a handler Python would print it once more.
+    # The command shows failures itself; without a handler Python's last resort prints the library's warnings, too.
     logging.getLogger("trio_vmcp").addHandler(logging.NullHandler())
-    sys.stdout = sys.stdout or _nowhere()  # None: whoever started us has closed it
+    sys.stdout = sys.stdout or _nowhere()  # None: the parent process has closed it
     sys.stderr = sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # an old terminal is no reason to fail
+            stream.reconfigure(errors="backslashreplace")  # else text that the terminal cannot encode ends the command
     options = _parser().parse_args(arguments)
     safe = Sanitizer()
     try:
@@ -69,21 +69,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outcome = trio.run(until_interrupted, lambda: run_command(options, backends, view))
     except ConfigError as error:
         message = error.in_file(str(options.config))
-        PlainView(sys.stdout, sys.stderr).problem(message)
-        outcome = Outcome(USAGE, {"ok": False, "error": {"type": "ConfigError", "message": message}})
-    except KeyboardInterrupt:  # before or after the part that closes in order
+        PlainView(sys.stdout, sys.stderr).show_problem(message)
+        outcome = CommandOutcome(USAGE, {"ok": False, "error": {"type": "ConfigError", "message": message}})
+    except KeyboardInterrupt:  # before or after `until_interrupted`, which handles SIGINT while a session is open
         return INTERRUPTED
     if options.json:
         write_text(sys.stdout, json.dumps(safe.document(outcome.document), indent=2) + "\n")
     return outcome.status
 
 
-async def until_interrupted(work: Callable[[], Awaitable[Outcome]]) -> Outcome:
+async def until_interrupted(work: Callable[[], Awaitable[CommandOutcome]]) -> CommandOutcome:
     """Run `work` to its end or to the first SIGINT.
 
-    A KeyboardInterrupt could hit any task, the session's own included; a cancel closes the session in order.
+    A KeyboardInterrupt could be raised in any task, the session's own included; a cancel closes the session in order.
     """
-    outcome = Outcome(INTERRUPTED, {"ok": False, "error": {"type": "KeyboardInterrupt", "message": "interrupted"}})
+    outcome = CommandOutcome(
+        INTERRUPTED, {"ok": False, "error": {"type": "KeyboardInterrupt", "message": "interrupted"}}
+    )
     with trio.open_signal_receiver(signal.SIGINT) as interrupts:
         async with trio.open_nursery() as nursery:
 
@@ -103,8 +105,8 @@ async def run_command(
     view: View,
     *,
     transport: httpx.AsyncBaseTransport | None = None,
-) -> Outcome:
-    """One command with its options parsed and its file read.
+) -> CommandOutcome:
+    """Run one command, after its options were parsed and its file was read.
 
     Args:
         transport: Replaces the built-in HTTP transport.
@@ -112,26 +114,26 @@ async def run_command(
     try:
         match options.command:
             case "demo":
-                # Here, since its servers are a quarter of what the command would read before it does anything.
+                # Imported here: its servers are a quarter of the modules, which other commands would wait for.
                 from trio_vmcp._cli.demo import run_demo
 
                 document = await run_demo(view)
-                return Outcome(OK if document["ok"] else FAILED, document)
+                return CommandOutcome(OK if document["ok"] else FAILED, document)
             case "check":
                 return await _check(backends, options.timeout, view, transport)
             case _:
                 call = WatchedCall(options.tool, options.arguments)
                 return await _call(call, backends, options.timeout, view, transport)
     finally:
-        view.settle()  # cancelled, it gives the terminal its cursor back
+        view.settle_drawing()  # when cancelled, too: else the terminal's cursor stays hidden
 
 
 async def _check(
     backends: Sequence[Backend], timeout: float | None, view: View, transport: httpx.AsyncBaseTransport | None
-) -> Outcome:
+) -> CommandOutcome:
     async with open_watched_session(backends, _settings(timeout), view, transport=transport) as (_, report):
-        view.session(report)
-    return Outcome(OK if report.complete else FAILED, report.document())
+        view.show_session(report)
+    return CommandOutcome(OK if report.complete else FAILED, report.document())
 
 
 async def _call(
@@ -140,35 +142,37 @@ async def _call(
     timeout: float | None,
     view: View,
     transport: httpx.AsyncBaseTransport | None,
-) -> Outcome:
-    # Names begin with their backend's id (Prefix), so that the others need not be asked; if none fits, all are.
+) -> CommandOutcome:
+    # Names begin with their backend's id (Prefix), so only that backend is connected; if no id fits, all are.
     owners = [backend for backend in backends if call.tool.startswith(f"{backend.id}_")] or backends
     async with open_watched_session(owners, _settings(timeout), view, transport=transport) as (session, report):
         await run_watched_calls(session, [call], view, timeout=timeout)
     document: JSON = {"ok": call.status.state == "done", "tool": call.tool, "elapsed": round(call.elapsed, 6)}
     if call.result is not None:
-        view.result(call.result)
+        view.show_result(call.result)
         if call.result.is_error:
-            view.problem(f"{call.tool} reported an error")
+            view.show_problem(f"{call.tool} reported an error")
         document |= {"backend_id": call.result.backend_id, "result": call.result.raw}
     else:
         message = str(call.error)
         missing = [backend.status for backend in report.backends if backend.status.state == "failed"]
-        if isinstance(call.error, ToolNotFound) and missing:  # it may well be one of theirs
+        if isinstance(call.error, ToolNotFound) and missing:  # the tool may belong to a missing backend
             message += "; missing: " + "; ".join(f"{status.id!r} {status.detail}" for status in missing)
-        view.problem(message)
+        view.show_problem(message)
         document |= {"error": {"type": type(call.error).__name__, "message": message}}
-    return Outcome(OK if document["ok"] else FAILED, document)
+    return CommandOutcome(OK if document["ok"] else FAILED, document)
 
 
 def _settings(timeout: float | None) -> FactorySettings:
-    """No limit for the whole opening: a check is over when every backend has had its turn."""
-    # A command asks once and ends: who is missing is not tried again.
+    """No limit for the whole opening: a check ends when every backend has connected or failed.
+
+    No reconnecting: a command reports the first failure of a backend and ends.
+    """
     settings = FactorySettings(session_init_timeout=math.inf, reconnect_delay=math.inf, reconnect_max_delay=math.inf)
     return settings if timeout is None else attrs.evolve(settings, backend_init_timeout=timeout)
 
 
-# --- what comes in
+# --- arguments and the file
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -214,7 +218,7 @@ def _seconds(text: str) -> float:
 def _json_object(text: str) -> JSON:
     try:
         value: Any = json.loads(text, parse_constant=_refuse_constant)
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # refuses 1e999 and half surrogate pairs
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # refuses 1e999 and lone surrogates
     except json.JSONDecodeError as exc:
         raise argparse.ArgumentTypeError(f"not JSON: {exc.msg} at {exc.lineno}:{exc.colno}") from None
     except (ValueError, RecursionError):
@@ -241,7 +245,7 @@ def _read_backends(path: Path) -> tuple[Backend, ...]:
     return backends
 
 
-# --- what goes out
+# --- output
 
 
 def _nowhere() -> TextIO:

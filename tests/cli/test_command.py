@@ -28,7 +28,7 @@ from trio_vmcp._cli.demo import build_servers, run_demo
 from trio_vmcp._cli.plain_view import PlainView, write_text
 from trio_vmcp._cli.rich_view import RichView
 from trio_vmcp._cli.view import Sanitizer, View
-from trio_vmcp.cli import Outcome, main, run_command, until_interrupted
+from trio_vmcp.cli import CommandOutcome, main, run_command, until_interrupted
 from trio_vmcp.models import JSON, Backend
 from trio_vmcp.testing import CallContext, Error, Hang, MemoryNetwork, ScriptedBackend, open_memory_network
 
@@ -82,14 +82,14 @@ async def _nap(arguments: JSON, context: CallContext) -> str:
 
 async def run(
     network: MemoryNetwork, view: View, backends: Sequence[Backend], command: str, **options: object
-) -> Outcome:
+) -> CommandOutcome:
     given_options = argparse.Namespace(**({"command": command, "timeout": None} | options))
     return await run_command(given_options, backends, view, transport=network.transport())
 
 
 async def call(
     network: MemoryNetwork, view: View, backend: Backend, tool: str, arguments: JSON, **options: object
-) -> Outcome:
+) -> CommandOutcome:
     return await run(network, view, [backend], "call", tool=tool, arguments=arguments, **options)
 
 
@@ -163,7 +163,7 @@ async def test_check_shows_conflicts(autojump_clock: MockClock) -> None:
             server.add_tool(tool)
             backends.append(Backend(id=backend_id, url=network.attach(f"{backend_id}.test", server)))
         outcome = await run(network, terminal.view, backends, "check")
-    assert "  conflict: tool a_b_c is offered by a, a_b: nobody is advertised under it\n" in terminal.out.getvalue()
+    assert "  conflict: tool a_b_c is offered by a, a_b: not advertised\n" in terminal.out.getvalue()
     conflict = {"kind": "tool", "name": "a_b_c", "backend_ids": ("a", "a_b"), "owner": None}
     assert [conflict] == outcome.document["conflicts"]
 
@@ -410,7 +410,7 @@ async def test_a_terminal_shows_calls_errors_and_conflicts(autojump_clock: MockC
         await call(network, view, backends[0], "time_now", {"zone": "[b]UTC"})
         await call(network, view, backends[0], "time_nap", {}, timeout=1.0)
     shown = _without_escapes(drawn.getvalue())
-    assert "── conflict: tool time_now_x is offered by time, time_now: nobody is advertised" in shown
+    assert "── conflict: tool time_now_x is offered by time, time_now: not advertised" in shown
     assert "\nValueError: no time today\n" in shown
     assert "\nnoon in [b]UTC\n" in shown
     (alert,) = [line for line in shown.splitlines() if "time_now_y" in line]
@@ -423,14 +423,14 @@ async def test_a_terminal_shows_calls_errors_and_conflicts(autojump_clock: MockC
 
 
 async def test_an_interrupt_closes_the_session_in_order(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
-    """Status 130; the call is taken back, the backend has its goodbye, and the terminal its cursor."""
+    """Status 130; the call is cancelled, the backend session ended, and the terminal's cursor shown again."""
     server, drawn = ScriptedBackend(name="a"), io.StringIO()
     server.add_tool("nap", _nap)
 
     async with open_memory_network() as network:
         backend = Backend(id="a", url=network.attach("a.test", server))
 
-        async def call_and_interrupt() -> Outcome:
+        async def call_and_interrupt() -> CommandOutcome:
             nursery.start_soon(_interrupt_after, 1.0)
             return await call(network, RichView(_terminal(drawn), _terminal(drawn)), backend, "a_nap", {})
 

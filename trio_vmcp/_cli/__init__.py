@@ -1,3 +1,3 @@
-"""What the command `trio-vmcp` is made of: configuration files, watching a session, showing it, and the demo."""
+"""The parts of the command `trio-vmcp`: configuration files, watching a session, showing it, and the demo."""
 
 __all__: list[str] = []

@@ -1,9 +1,9 @@
-"""The `mcpServers` JSON that people already have, read as backends.
+"""The `mcpServers` JSON of other MCP clients, read as backends.
 
-Pure: text and environment in, backends or one error line out. There is no one specification of that file. What
-is understood here is what Claude, VS Code, Cursor, Windsurf, Cline and Gemini CLI write; keys that are not about
-reaching a server are ignored. Values can be secrets, so messages show names and places, never a value of a header, of
-the environment, of a command line or of a url.
+Pure: text and environment in, backends or one error line out. The file has no specification. This module reads the
+forms that Claude, VS Code, Cursor, Windsurf, Cline and Gemini CLI write, and ignores keys that are not about reaching a
+server. Values can be secrets, so messages show names and places, never a value of a header, of the environment, of a
+command line or of a url.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class ConfigError(ValueError):
     """A configuration file that cannot be used.
 
     Attributes:
-        path: The place inside the JSON, such as `mcpServers.time.url`; empty: the whole.
-        detail: What is wrong there.
-        line, column: Where text stops being JSON, from 1; 0 when it is JSON.
+        path: The place inside the JSON, such as `mcpServers.time.url`; empty: the whole file.
+        detail: The fault at that place; follows it in the message.
+        line, column: The position at which the text stops being JSON, from 1; 0 if all of it is JSON.
     """
 
     path: str
@@ -45,7 +45,7 @@ class ConfigError(ValueError):
 
 
 class _Object(dict[str, Any]):
-    """A JSON object that remembers a key written twice, of which `json` would silently keep the last."""
+    """A JSON object that remembers a repeated key; `json` alone keeps the last value and says nothing."""
 
     repeated: str | None = None
 
@@ -55,10 +55,10 @@ def parse_config(text: str, environment: Mapping[str, str]) -> tuple[Backend, ..
 
     Args:
         text: JSON under `mcpServers`, `servers` or as a bare map; comments and trailing commas are tolerated.
-        environment: What `${NAME}` stands for in urls, header values, and commands with their args, env and cwd.
+        environment: Values for `${NAME}` in urls, header values, and commands with their args, env and cwd.
 
     Raises:
-        ConfigError: Names the place and what is wrong there.
+        ConfigError: Names the place and the fault.
     """
     path, servers = _servers(_load(text))
     names: dict[str, str] = {}  # id → the name it was made from
@@ -77,8 +77,8 @@ def parse_config(text: str, environment: Mapping[str, str]) -> tuple[Backend, ..
 
 # --- text to JSON
 
-# Strings come first, so that nothing in them is taken for a comment; one that is not closed swallows the rest, for
-# `json` to complain of.
+# Strings are matched first, so that `//` in a url does not begin a comment. A string without its closing quote extends
+# to the end of the text, and `json` reports it.
 _STRING: Final = r'"(?:[^"\\]++|\\.)*+(?:"|\Z)'
 _COMMENT: Final = re.compile(_STRING + r"|//[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
 _TRAILING_COMMA: Final = re.compile(_STRING + r"|,(?=\s*[}\]])", re.DOTALL)
@@ -98,7 +98,7 @@ def _load(text: str) -> Any:
 
 
 def _blank(match: re.Match[str]) -> str:
-    """Spaces for a comment or comma, line for line, so that places in the text stay what they are."""
+    """Spaces of the same length in place of a comment or comma, so that lines and columns in errors stay right."""
     found = match[0]
     if found.startswith('"'):
         return found
@@ -128,7 +128,7 @@ _KINDS: Final = {dict: "an object", list: "a list", str: "a string", bool: "true
 def _join(path: str, key: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9_$@/-]+", key, re.ASCII):
         return f"{path}.{key}" if path else key
-    return f"{path}[{json.dumps(key)}]"  # escapes whatever could spoil one line
+    return f"{path}[{json.dumps(key)}]"  # escapes line breaks and control characters
 
 
 def _kind(value: object) -> str:
@@ -162,7 +162,7 @@ def _servers(document: Any) -> tuple[str, _Object]:
 
 # --- one entry
 
-_URL_KEYS: Final = ("httpUrl", "url", "serverUrl")  # Gemini CLI, which knows two of them, prefers httpUrl
+_URL_KEYS: Final = ("httpUrl", "url", "serverUrl")  # in this order: Gemini CLI, which has two of them, prefers httpUrl
 _TRANSPORT_SPELLINGS: Final[Mapping[str, Transport]] = {
     "http": "streamable-http",
     "httpstream": "streamable-http",
@@ -179,7 +179,7 @@ _TRANSPORT_SPELLINGS: Final[Mapping[str, Transport]] = {
     "stdio": "stdio",
 }
 _MAX_ID_LENGTH: Final = 64
-# RFC 9110 §5.6.2 and §5.5: a field's name, and a value without bytes of unclear encoding.
+# RFC 9110 §5.6.2 (name) and §5.5 (value), without obs-text (0x80-0xFF), which has no defined encoding.
 _FIELD_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _FIELD_VALUE: Final = re.compile(r"[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?|")
 
@@ -194,7 +194,7 @@ def _switched_off(entry: _Object, path: str) -> bool:
 
 
 def _backend_id(name: str, path: str) -> str:
-    """The name as an id: accents dropped, every run of other characters one hyphen."""
+    """An id made from the name: accents removed, every run of other characters replaced by one hyphen."""
     letters = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
     backend_id = re.sub(r"[^A-Za-z0-9_.-]+", "-", letters, flags=re.ASCII).lstrip("_.-")
     if backend_id != name:
@@ -220,7 +220,7 @@ def _backend(backend_id: str, entry: _Object, path: str, environment: Mapping[st
         if not url.isprintable() or " " in url:
             raise ValueError(url_path)
         return Backend(id=backend_id, url=url, transport=transport, headers=headers, request_timeout=timeout)
-    except ValueError:  # everything but the url has been checked; Backend would show it, and ours may be all secret
+    except ValueError:  # about the url, the only unchecked field; its text shows the url, which may be secret
         raise ConfigError(url_path, "is not an http:// or https:// URL with a host") from None
 
 
@@ -287,14 +287,14 @@ def _headers(entry: _Object, path: str, environment: Mapping[str, str]) -> dict[
 
 
 def _seconds(entry: _Object, path: str) -> float | None:
-    """`timeout`, which these files give in milliseconds."""
+    """`timeout` in seconds; the files have it in milliseconds."""
     milliseconds = entry.get("timeout")
     if milliseconds is None:
         return None
     place = _join(path, "timeout")
     if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float):
         raise ConfigError(place, f"is {_kind(milliseconds)}, not a number of ms")
-    if not 0 < milliseconds < 1e12:  # also 1e999, which JSON's reader makes infinite
+    if not 0 < milliseconds < 1e12:  # 1e999, too, which `json` reads as infinity
         raise ConfigError(place, "is not a number of ms above 0")
     return milliseconds / 1000
 
@@ -306,11 +306,11 @@ _VARIABLE_BODY: Final = re.compile(r"(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))
 
 
 def _substitute(text: str, path: str, environment: Mapping[str, str]) -> str:
-    """Fill in `${NAME}`, `${env:NAME}` and `${NAME:-default}`, whose default also stands in for an empty value."""
+    """Fill in `${NAME}`, `${env:NAME}` and `${NAME:-default}`; the default also replaces an empty value."""
 
     def fill(match: re.Match[str]) -> str:
         body = _VARIABLE_BODY.fullmatch(match[1]) if match[2] else None
-        if body is None:  # what stands between the braces may be part of a secret
+        if body is None:  # the message does not show it: the text between the braces may be part of a secret
             raise ConfigError(path, "holds a ${...} that is none of ${NAME}, ${env:NAME} and ${NAME:-default}")
         name, default = body.groups()
         value = environment.get(name)

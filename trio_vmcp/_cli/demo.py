@@ -20,8 +20,8 @@ from trio_vmcp.testing import CallContext, Hang, ScriptedBackend, open_loopback
 
 __all__ = ["build_servers", "run_demo"]
 
-# s. The backend that hangs costs exactly this; those that work need 50 ms of it, and more only on a very busy machine.
-# Who is missing stays so for the length of the show: nobody is tried again.
+# s. The backend that hangs takes all of it; the others need 50 ms, and more only on a very busy machine. Without
+# reconnecting, so that the missing backends are still missing in the last picture.
 SETTINGS = FactorySettings(backend_init_timeout=1.5, reconnect_delay=math.inf, reconnect_max_delay=math.inf)
 EXPECTED_FAILURES = {"hangs": FailureReason.TIMEOUT.value, "refuses": FailureReason.UNREACHABLE.value}
 INTRODUCTION = (
@@ -39,7 +39,7 @@ CALLS: tuple[tuple[str, str, JSON], ...] = (  # label, tool, arguments
     ("search_crawl 10 pages", "search_crawl", {"pages": 10, "seconds": 1.2}),
     ("search_crawl 4 pages", "search_crawl", {"pages": 4, "seconds": 0.6}),
 )
-LATE = 0.1  # s after the close began, another call is tried
+LATE = 0.1  # s between the beginning of the close and one more call, which is refused
 LAST_TOOL, LAST_ARGUMENTS = "search_crawl", {"pages": 8, "seconds": 0.8}
 
 
@@ -48,40 +48,45 @@ async def run_demo(
     open_backends: Callable[[], AbstractAsyncContextManager[Sequence[Backend]]] | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> JSON:
-    """Show it all, and return what happened as a JSON object; in it, `ok` says whether all went as it should.
+    """Run the demo in `view`, and return what happened as a JSON object; its `ok` says whether all went as expected.
 
     Args:
-        open_backends: Something else than loopback connections to `build_servers()`, and `transport` to reach it.
+        open_backends: Opens other backends than `build_servers()` on loopback.
+        transport: Reaches the backends of `open_backends`.
     """
     began_at = trio.current_time()
-    view.heading("Five MCP servers start on this machine")
+    view.show_heading("Five MCP servers start on this machine")
     for backend_id, about in INTRODUCTION:
-        view.line(f"{backend_id}: {about}")
-    view.heading("One session opens over all of them, in parallel")
+        view.show_line(f"{backend_id}: {about}")
+    view.show_heading("One session opens over all of them, in parallel")
     open_backends = open_backends or _open_on_loopback
     async with (
         open_backends() as backends,
         open_watched_session(backends, SETTINGS, view, transport=transport) as (session, report),
     ):
-        view.session(report)
+        view.show_session(report)
 
         calls = [WatchedCall(tool, arguments, label) for label, tool, arguments in CALLS]
-        view.heading(f"{len(calls)} calls at once")
+        view.show_heading(f"{len(calls)} calls at once")
         calls_took = await run_watched_calls(session, calls, view)
-        view.line(f"{duration(calls_took)} together; one after another {duration(sum(call.elapsed for call in calls))}")
+        view.show_line(
+            f"{duration(calls_took)} together; one after another {duration(sum(call.elapsed for call in calls))}"
+        )
 
-        view.heading("The session closes while a call is in flight")
+        view.show_heading("The session closes while a call is in flight")
         drain = await _close_under_a_call(session, view)
     problems = _problems(report, calls, drain)
     total = trio.current_time() - began_at
 
-    view.heading("What took how long")
-    view.line(f"opening: {duration(report.opened_in)}, all of it for the backend that hangs (backend_init_timeout)")
-    view.line(f"calls: {duration(calls_took)}, as long as the longest of them")
-    view.line(f"closing: {duration(drain.took)}, until the call in flight had its answer")
-    view.line(f"altogether: {duration(total)}")
+    view.show_heading("What took how long")
+    view.show_line(
+        f"opening: {duration(report.opened_in)}, all of it for the backend that hangs (backend_init_timeout)"
+    )
+    view.show_line(f"calls: {duration(calls_took)}, as long as the longest of them")
+    view.show_line(f"closing: {duration(drain.took)}, until the call in flight had its answer")
+    view.show_line(f"altogether: {duration(total)}")
     for problem in problems:
-        view.problem(f"not as expected: {problem}")
+        view.show_problem(f"not as expected: {problem}")
     return {
         "ok": not problems,
         "problems": problems,
@@ -97,7 +102,7 @@ async def run_demo(
 
 
 def build_servers() -> list[ScriptedBackend]:
-    """Every server but the one that refuses, which is none."""
+    """The four servers; "refuses" is a port at which no server listens."""
     weather = ScriptedBackend(name="weather", era="legacy", answers="json")
     weather.add_tool("forecast", _forecast, description="The weather of the next days")
     weather.add_resource("weather://stations", "Oslo, Lima", description="Where it is measured")
@@ -115,7 +120,7 @@ def build_servers() -> list[ScriptedBackend]:
 
 @asynccontextmanager
 async def _open_on_loopback() -> AsyncIterator[Sequence[Backend]]:
-    with trio.socket.socket() as refuses:  # bound, so that nobody else gets the port, and not listening
+    with trio.socket.socket() as refuses:  # bound and not listening: no other program can take the port
         await refuses.bind(("127.0.0.1", 0))
         async with AsyncExitStack() as stack:
             urls = {"refuses": f"http://127.0.0.1:{refuses.getsockname()[1]}/mcp"}
@@ -125,7 +130,7 @@ async def _open_on_loopback() -> AsyncIterator[Sequence[Backend]]:
 
 
 async def _forecast(arguments: JSON, context: CallContext) -> str:
-    await trio.sleep(0.3)  # what a small query costs somewhere else
+    await trio.sleep(0.3)  # as long as a small query to a server far away takes
     return f"{arguments.get('city')}: sun, then rain"
 
 
@@ -143,7 +148,7 @@ async def _work(arguments: JSON, context: CallContext) -> str:
 
 @attrs.define(eq=False)
 class _Drain:
-    """What was seen of a close with one call in flight. Times are seconds since `aclose` was called."""
+    """Measurements of a close with one call in flight. Times are seconds since `aclose` was called."""
 
     call: WatchedCall
     in_flight: int = 0
@@ -180,10 +185,10 @@ async def _close_under_a_call(session: Session, view: View) -> _Drain:
         nursery.start_soon(close_soon)
         await run_watched_calls(session, [call], view)
         drain.answered_after = trio.current_time() - closing_at
-    view.line(f"after 0 ms: aclose() is called with {drain.in_flight} call in flight")
-    view.line(f"after {duration(drain.refused_after)}: a new call is refused ({drain.refusal})")
-    view.line(f"after {duration(drain.answered_after)}: the call in flight has its answer")
-    view.line(f"after {duration(drain.took)}: the session is closed, every backend has had its goodbye")
+    view.show_line(f"after 0 ms: aclose() is called with {drain.in_flight} call in flight")
+    view.show_line(f"after {duration(drain.refused_after)}: a new call is refused ({drain.refusal})")
+    view.show_line(f"after {duration(drain.answered_after)}: the call in flight has its answer")
+    view.show_line(f"after {duration(drain.took)}: the session is closed, and every backend session with it")
     return drain
 
 

@@ -27,28 +27,28 @@ from trio_vmcp.models import ToolResult
 __all__ = ["PlainView", "write_text"]
 
 DESCRIPTION_CHARACTERS = 60
-PROGRESS_STEPS = 4  # lines per call, where the backend says how far it is
+PROGRESS_STEPS = 4  # lines per call of which the backend reports progress
 
 
 def write_text(stream: TextIO, text: str) -> None:
-    """Write now. A reader who has gone (`| head`) is no error: the rest goes nowhere, the session closes in order."""
+    """Write and flush. If the reader has gone (`| head`), the rest is discarded and the session closes in order."""
     try:
         stream.write(text)
         stream.flush()
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())  # Python flushes once more when it exits
+        os.dup2(nowhere, stream.fileno())  # else Python's flush at exit fails and prints a traceback
         os.close(nowhere)
 
 
 @attrs.define(eq=False)
 class PlainView:
-    """Results go to `out`; what is going on goes to `log`, one line per change."""
+    """Results go to `out`; progress goes to `log`, one line per change."""
 
     out: TextIO
     log: TextIO
     safe: Sanitizer = attrs.field(factory=Sanitizer)
-    _shown: dict[str, object] = attrs.field(factory=dict, init=False)  # name → what its last line said
+    _shown: dict[str, object] = attrs.field(factory=dict, init=False)  # name → the state that its last line showed
 
     def show_backends(self, statuses: Sequence[BackendStatus]) -> None:
         for status in statuses:
@@ -61,10 +61,10 @@ class PlainView:
             if self._is_news(f"{number} {call.label}", (call.state, step)):
                 self._print(self.log, f"{call.label}: {_call_text(call)}")
 
-    def settle(self) -> None:
+    def settle_drawing(self) -> None:
         self._shown.clear()
 
-    def session(self, report: SessionReport) -> None:
+    def show_session(self, report: SessionReport) -> None:
         self._print(self.out, summary(report))
         for backend in report.backends:
             self._print(self.out, _backend_text(backend), indent=2)
@@ -74,16 +74,16 @@ class PlainView:
         for conflict in report.conflicts:
             self._print(self.out, f"conflict: {conflict_text(conflict)}", indent=2)
 
-    def result(self, result: ToolResult) -> None:
+    def show_result(self, result: ToolResult) -> None:
         write_text(self.out, self.safe.block(content_text(result)) + "\n")
 
-    def heading(self, text: str) -> None:
+    def show_heading(self, text: str) -> None:
         write_text(self.out, f"\n{text}\n")
 
-    def line(self, text: str) -> None:
+    def show_line(self, text: str) -> None:
         self._print(self.out, text, indent=2)
 
-    def problem(self, text: str) -> None:
+    def show_problem(self, text: str) -> None:
         self._print(self.log, f"trio-vmcp: {text}")
 
     def _is_news(self, key: str, value: object) -> bool:

@@ -43,13 +43,13 @@ def build_rich_view(safe: Sanitizer) -> RichView:
 
 @attrs.define(eq=False)
 class RichView:
-    """What is going on is drawn in place, and stays as it was when it settled."""
+    """Progress is drawn in place; `settle_drawing` leaves the last picture on the terminal."""
 
     console: Console
     errors: Console
     safe: Sanitizer = attrs.field(factory=Sanitizer)
     _live: Live | None = attrs.field(default=None, init=False)
-    _spinner: Spinner = attrs.field(init=False)  # one, so that all turn together
+    _spinner: Spinner = attrs.field(init=False)  # one for all rows, so that they turn together
 
     def __attrs_post_init__(self) -> None:
         self._spinner = Spinner("line" if self.console.options.ascii_only else "dots")
@@ -88,12 +88,12 @@ class RichView:
             )
         self._draw(rows)
 
-    def settle(self) -> None:
+    def settle_drawing(self) -> None:
         if self._live is not None:
             self._live.stop()
             self._live = None
 
-    def session(self, report: SessionReport) -> None:
+    def show_session(self, report: SessionReport) -> None:
         names = [self.safe.line(name) for backend in report.backends for _, name, _ in capability_lines(backend)]
         width = max(map(len, names), default=0)
         tree = Tree(Text(summary(report), "bold"), guide_style=QUIET)
@@ -106,23 +106,23 @@ class RichView:
         self.console.print()
         self.console.print(tree)
 
-    def result(self, result: ToolResult) -> None:
+    def show_result(self, result: ToolResult) -> None:
         text = Text(self.safe.block(content_text(result)))
-        self.console.print(text, soft_wrap=True)  # lines as they are: they may be copied
+        self.console.print(text, soft_wrap=True)  # no line breaks of ours: the text may be copied from the terminal
 
-    def heading(self, text: str) -> None:
+    def show_heading(self, text: str) -> None:
         self.console.print()
         self.console.print(Text(text, "bold"))
 
-    def line(self, text: str) -> None:
+    def show_line(self, text: str) -> None:
         self.console.print(Padding(Text(self.safe.line(text)), (0, 0, 0, 2)))
 
-    def problem(self, text: str) -> None:
+    def show_problem(self, text: str) -> None:
         self.errors.print(Text(f"trio-vmcp: {self.safe.line(text)}", BAD))
 
     def _draw(self, renderable: RenderableType) -> None:
         if self._live is None:
-            # No thread of its own: this task draws, and so nothing is drawn after settle().
+            # auto_refresh is a thread, which would draw after settle_drawing(). This task draws instead.
             self._live = Live(console=self.console, auto_refresh=False)
             self._live.start()
         self._live.update(renderable, refresh=True)

@@ -1,6 +1,6 @@
-"""What the command shows, as frozen data, and what every way of showing it shares. Nothing here writes anything.
+"""The command's output as frozen data, and the texts that all views share. Nothing here writes anything.
 
-Text from backends is untrusted, and text from anywhere may repeat a secret of the configuration: whatever is shown or
+Text from backends is untrusted, and any text may repeat a secret of the configuration: everything that is shown or
 written as JSON goes through one `Sanitizer`.
 """
 
@@ -39,7 +39,7 @@ __all__ = [
     "conflict_text",
     "content_text",
     "duration",
-    "judged",
+    "final_status",
     "missing_text",
     "progress_text",
     "report_session",
@@ -47,17 +47,19 @@ __all__ = [
 ]
 
 State: TypeAlias = Literal["connecting", "connected", "failed"]
-CallState: TypeAlias = Literal["running", "done", "error", "failed"]  # error: the tool's word; failed: no tool's answer
+CallState: TypeAlias = Literal[
+    "running", "done", "error", "failed"
+]  # error: the tool reports one; failed: no answer of the tool
 
 
 @attrs.frozen
 class BackendStatus:
-    """Where one backend is on its way into the session.
+    """How far one backend has come in joining the session.
 
     Attributes:
-        elapsed: s, until it was connected or given up; so far, while it connects; 0 while it waits for its turn.
-        reason: Of `FailureReason`; empty while nobody has judged.
-        detail: Completes the sentence "backend 'x' …", which may be the backend's own words.
+        elapsed: s until the backend connected or failed; s so far, while it connects; 0 while it waits for a slot.
+        reason: The value of a `FailureReason`; empty while the session has reported none.
+        detail: Completes the sentence "backend 'x' …"; it may hold the backend's own words.
     """
 
     id: str
@@ -69,12 +71,12 @@ class BackendStatus:
 
 @attrs.frozen(kw_only=True)
 class BackendReport:
-    """One backend and what it brings.
+    """One backend and its capabilities.
 
     Attributes:
-        address: Scheme, host and port, or the program that is run. The rest of a url may be secret, its path included,
+        address: Scheme, host and port, or the name of the program. The rest of a url, its path included, may be secret,
             and so may the rest of a command line.
-        protocol: Era and version, as "modern 2026-07-28"; empty while it is missing.
+        protocol: Era and version, such as "modern 2026-07-28"; empty while the backend is missing.
     """
 
     status: BackendStatus
@@ -109,7 +111,7 @@ class BackendReport:
 
 @attrs.frozen
 class SessionReport:
-    """A session once every backend has connected or failed; `opened_in` seconds after it began."""
+    """A session in which every backend has connected or failed; that took `opened_in` s."""
 
     backends: tuple[BackendReport, ...]
     conflicts: tuple[NameConflict, ...]
@@ -133,9 +135,9 @@ class CallStatus:
     """One tool call, running or over.
 
     Attributes:
-        label: What tells it from the others.
-        elapsed: s, so far.
-        note: The last progress message, or what came out.
+        label: Tells this call from the others.
+        elapsed: s, until now or until the end of the call.
+        note: The last progress message, or the error.
     """
 
     label: str
@@ -147,30 +149,34 @@ class CallStatus:
 
     @property
     def fraction(self) -> float | None:
-        """0 to 1; None if the backend does not say how far it is."""
+        """Progress from 0 to 1; None if the backend reports none, or no total."""
         if self.progress is None or not self.total or self.total < 0:
             return None
         return min(max(self.progress / self.total, 0.0), 1.0)
 
 
 class View(Protocol):
-    """A way of showing it. The `show_` methods draw what is going on, ten times a second; `settle` ends the drawing."""
+    """A way of showing a session and its calls.
+
+    `show_backends` and `show_calls` are called about twelve times a second while they change; `settle_drawing` then
+    leaves the last picture as it is.
+    """
 
     def show_backends(self, statuses: Sequence[BackendStatus]) -> None: ...
     def show_calls(self, calls: Sequence[CallStatus]) -> None: ...
-    def settle(self) -> None: ...
-    def session(self, report: SessionReport) -> None: ...
-    def result(self, result: ToolResult) -> None: ...
-    def heading(self, text: str) -> None: ...
-    def line(self, text: str) -> None: ...
-    def problem(self, text: str) -> None: ...
+    def settle_drawing(self) -> None: ...
+    def show_session(self, report: SessionReport) -> None: ...
+    def show_result(self, result: ToolResult) -> None: ...
+    def show_heading(self, text: str) -> None: ...
+    def show_line(self, text: str) -> None: ...
+    def show_problem(self, text: str) -> None: ...
 
 
 # --- from a session
 
 
-def judged(status: BackendStatus, failures: Sequence[BackendFailure]) -> BackendStatus:
-    """The session's word on a backend in place of what was seen: one that connected may have failed to list."""
+def final_status(status: BackendStatus, failures: Sequence[BackendFailure]) -> BackendStatus:
+    """The status by the session's failures: a backend that was seen to connect may have failed to list its tools."""
     failure = next((failure for failure in failures if failure.backend_id == status.id), None)
     if failure is None:
         return attrs.evolve(status, state="connected", reason="", detail="")
@@ -183,7 +189,7 @@ def report_session(
     records = {record.backend_id: record for record in session.metadata.backends}
     reports = []
     for backend, seen in zip(backends, statuses, strict=True):
-        status = judged(seen, session.failures)
+        status = final_status(seen, session.failures)
         record = records.get(backend.id) if status.state == "connected" else None
         reports.append(
             BackendReport(
@@ -227,12 +233,12 @@ def missing_text(status: BackendStatus) -> str:
 
 
 def conflict_text(conflict: NameConflict) -> str:
-    owner = f"{conflict.owner} has it" if conflict.owner else "nobody is advertised under it"
+    owner = f"{conflict.owner} has it" if conflict.owner else "not advertised"
     return f"{conflict.kind} {conflict.name} is offered by {', '.join(conflict.backend_ids)}: {owner}"
 
 
 def capability_lines(backend: BackendReport) -> list[tuple[str, str, str]]:
-    """(kind, name, description), in the order in which a reader looks for them."""
+    """(kind, name, description) of each: tools, resources, templates, prompts."""
     return [
         *(("tool", tool.name, _description(tool)) for tool in backend.tools),
         *(("resource", resource.uri, _description(resource)) for resource in backend.resources),
@@ -242,13 +248,13 @@ def capability_lines(backend: BackendReport) -> list[tuple[str, str, str]]:
 
 
 def _description(item: Tool | Resource | ResourceTemplate | Prompt) -> str:
-    text = item.description or item.title  # what a backend wrote there need not be text
+    text = item.description or item.title  # a backend may send another type than text
     first, *_ = (text if isinstance(text, str) else "").strip().splitlines() or [""]
     return first
 
 
 def progress_text(call: CallStatus) -> str:
-    """How far a running call is, in words."""
+    """The progress of a running call, such as "3/8 pages"."""
     if call.progress is None:
         return call.note
     amount = f"{call.progress:g}" + ("" if call.total is None else f"/{call.total:g}")
@@ -256,7 +262,7 @@ def progress_text(call: CallStatus) -> str:
 
 
 def content_text(result: ToolResult) -> str:
-    """A result for a reader: its text as it is, the rest named."""
+    """A result as text: text items as they are, other items by kind and size."""
     parts = [_item_text(item) for item in result.content]
     if not parts and result.structured_content is not None:
         parts = [json.dumps(result.structured_content, indent=2, ensure_ascii=False)]
@@ -281,10 +287,10 @@ def _item_text(item: object) -> str:
 
 # --- safe text
 
-# C0 and C1 (escape sequences), line separators, marks that reorder text ("Trojan Source"), and half surrogates, which
-# no output can encode.
+# C0 and C1 (escape sequences), line separators, marks that reorder text ("Trojan Source", CVE-2021-42574), and lone
+# surrogates, which no output can encode.
 _UNSAFE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_SHORTEST_SECRET: Final = 6  # shorter ones would blot out ordinary words, and are no secrets
+_SHORTEST_SECRET: Final = 6  # replacing shorter ones would remove ordinary words from the output
 _PLAIN_HEADERS: Final = frozenset({"accept", "accept-encoding", "accept-language", "content-type", "user-agent"})
 
 
@@ -292,8 +298,8 @@ _PLAIN_HEADERS: Final = frozenset({"accept", "accept-encoding", "accept-language
 class Sanitizer:
     """Makes text fit to be shown.
 
-    Secrets of the configuration are blotted out wherever they come back (a backend may well echo a token in its error),
-    and what would steer a terminal is made visible.
+    Secrets of the configuration are replaced wherever they appear (a backend may repeat a token in its error), and
+    control characters, which a terminal would obey, are shown as escapes.
     """
 
     secrets: tuple[str, ...] = attrs.field(default=(), repr=False)
@@ -304,26 +310,26 @@ class Sanitizer:
         for backend in backends:
             for name, value in backend.headers.items():
                 if name.lower() not in _PLAIN_HEADERS:
-                    found |= {value, value.partition(" ")[2]}  # "Bearer xyz" comes back as "xyz"
+                    found |= {value, value.partition(" ")[2]}  # of "Bearer xyz" a backend may repeat "xyz" alone
             found |= set(backend.env.values())
             parts = urlsplit(backend.url)
             userinfo = parts.netloc.rpartition("@")[0]
             found |= {userinfo, userinfo.partition(":")[2], parts.query}
             found |= {value for _, value in parse_qsl(parts.query)}
         found = {secret for secret in found if len(secret) >= _SHORTEST_SECRET}
-        return cls(tuple(sorted(found, key=len, reverse=True)))  # a longer one may hold a shorter one
+        return cls(tuple(sorted(found, key=len, reverse=True)))  # longest first: a secret may contain a shorter one
 
     def line(self, text: str, limit: int = 500) -> str:
-        """One line; longer than `limit` characters ends in an ellipsis."""
+        """The text as one line of at most `limit` characters; a longer one ends in an ellipsis."""
         line = _escape(" ".join(self._blot(text).split()))
         return line if len(line) <= limit else line[: limit - 3] + "..."
 
     def block(self, text: str) -> str:
-        """Any number of lines."""
+        """The text with its line breaks."""
         return _escape(self._blot(text).replace("\r\n", "\n"))
 
     def document(self, value: Any) -> Any:
-        """A JSON value; its text needs no escapes, which are `json`'s work."""
+        """A JSON value without secrets; `json` escapes control characters itself."""
         match value:
             case str():
                 return self._blot(value)

@@ -1,4 +1,4 @@
-"""What the command sees of a session while it opens and while calls run. Watching changes nothing about either."""
+"""A session and its calls, watched by the command while they open and run. Watching does not change them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from trio_vmcp.settings import FactorySettings
 
 __all__ = ["WatchedCall", "WatchedConnector", "open_watched_session", "run_watched_calls"]
 
-FRAME_SECONDS = 0.08  # fast enough for a spinner, and nothing waits for it
+FRAME_SECONDS = 0.08  # smooth enough for a spinner
 
 T = TypeVar("T")
 
 
 @attrs.define(eq=False)
-class _Attempt:
-    """One backend's way into the session."""
+class _Connecting:
+    """The times and the result of connecting one backend."""
 
     began_at: float | None = None
     ended_at: float | None = None
@@ -48,13 +48,13 @@ class _Attempt:
 
 @attrs.define(eq=False)
 class WatchedConnector:
-    """A connector that remembers when each backend began and how it ended."""
+    """A connector that records when each backend began to connect, and with what result that ended."""
 
     connector: BackendConnector
-    _attempts: dict[str, _Attempt] = attrs.field(factory=dict, init=False)
+    _connecting: dict[str, _Connecting] = attrs.field(factory=dict, init=False)
 
     def statuses(self, backends: Sequence[Backend]) -> list[BackendStatus]:
-        return [self._attempts.get(backend.id, _Attempt()).status(backend.id) for backend in backends]
+        return [self._connecting.get(backend.id, _Connecting()).status(backend.id) for backend in backends]
 
     async def __call__(
         self,
@@ -65,7 +65,7 @@ class WatchedConnector:
         nursery: trio.Nursery,
         events: EventSink,
     ) -> BackendClient:
-        attempt = self._attempts[backend.id] = _Attempt(trio.current_time())
+        attempt = self._connecting[backend.id] = _Connecting(trio.current_time())
         try:
             client = await self.connector(backend, identity=identity, resume=resume, nursery=nursery, events=events)
             attempt.connected = True
@@ -73,7 +73,7 @@ class WatchedConnector:
         except BackendError as error:
             attempt.detail = error.detail
             raise
-        finally:  # a cancel, too: backend_init_timeout ran out
+        finally:  # also when cancelled because backend_init_timeout ran out
             attempt.ended_at = trio.current_time()
 
 
@@ -85,7 +85,7 @@ async def open_watched_session(
     *,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> AsyncIterator[tuple[Session, SessionReport]]:
-    """A session, and what became of each of its backends. The view shows them while they connect."""
+    """Open a session, and report on each of its backends. The view shows them while they connect."""
     connector = WatchedConnector(HttpConnector(settings, transport=transport))
     async with open_session_factory(settings=settings, connector=connector) as factory:
         began_at = trio.current_time()
@@ -93,17 +93,17 @@ async def open_watched_session(
             lambda: view.show_backends(connector.statuses(backends)), lambda: factory.make_session(backends)
         )
         opened_in = trio.current_time() - began_at
-        view.settle()
+        view.settle_drawing()
         yield session, report_session(session, backends, connector.statuses(backends), opened_in)
 
 
 @attrs.define(eq=False)
 class WatchedCall:
-    """One tool call. It raises nothing of ours: afterwards it has a `result` or an `error`.
+    """One tool call. `run` keeps a `VmcpError` instead of raising it: afterwards there is a `result` or an `error`.
 
     Attributes:
-        label: What tells it from the others, if the tool's name does not.
-        at_work: Set when the backend first says how far it is, and at the latest when the call is over.
+        label: Tells this call from others of the same tool; empty: the tool's name.
+        at_work: Set with the first progress that the backend reports, and at the latest when the call is over.
     """
 
     tool: str
@@ -118,7 +118,7 @@ class WatchedCall:
 
     @property
     def elapsed(self) -> float:
-        """s, so far."""
+        """s since the call began, until now or until its end."""
         if self._began_at is None:
             return 0.0
         return (trio.current_time() if self._ended_at is None else self._ended_at) - self._began_at
@@ -154,7 +154,7 @@ class WatchedCall:
 async def run_watched_calls(
     session: Session, calls: Sequence[WatchedCall], view: View, *, timeout: float | None = None
 ) -> float:
-    """Run all of them at once and return how many seconds that took. The view shows them meanwhile."""
+    """Run all calls at once, shown by the view, and return how many seconds they took."""
 
     async def run_all() -> None:
         async with trio.open_nursery() as nursery:
@@ -163,12 +163,12 @@ async def run_watched_calls(
 
     began_at = trio.current_time()
     await _while_drawing(lambda: view.show_calls([call.status for call in calls]), run_all)
-    view.settle()
+    view.settle_drawing()
     return trio.current_time() - began_at
 
 
 async def _while_drawing(draw: Callable[[], None], work: Callable[[], Awaitable[T]]) -> T:
-    """Draw now, ten times a second while `work` runs, and once more when it is done."""
+    """Run `work`. Draw before it, about twelve times a second while it runs, and once after it."""
 
     async def redraw() -> None:
         while True:
