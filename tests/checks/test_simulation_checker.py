@@ -19,23 +19,23 @@ from simulation.checker import CHECKS, judge
 from simulation.history import (
     BackendSpec,
     Call,
+    CancelCaller,
+    ChangeList,
     Close,
     Disturb,
     Exit,
-    GiveUp,
     Guard,
     History,
-    Look,
+    InjectFault,
+    Inspect,
     Open,
-    Relist,
-    Remove,
+    RemoveBackend,
     Restore,
-    Rotate,
+    RotateTokens,
     Step,
-    Strike,
-    Withhold,
+    WithholdTokens,
 )
-from simulation.people import ALICE
+from simulation.identities import ALICE
 from simulation.world import run_history
 from support.leaks import WATCH
 
@@ -85,21 +85,27 @@ CLOSED: tuple[Step, ...] = (Open(), Call(at=1.0), Close(at=2.0))
 TIMED_OUT: tuple[Step, ...] = (Open(), Call(at=1.0, seconds=20.0), Close(at=5.0))
 CUT_OFF: tuple[Step, ...] = (Open(), Call(at=1.0, seconds=20.0), Close(at=1.0, drain_timeout=1.0))
 REFUSED: tuple[Step, ...] = (Open(), Call(at=1.0, seconds=2.0), Close(at=2.0), Call(at=2.5))
-GIVEN_UP: tuple[Step, ...] = (Open(), Call(at=1.0, seconds=2.0, give_up=GiveUp(1.0)), Close(at=3.0))
+GIVEN_UP: tuple[Step, ...] = (Open(), Call(at=1.0, seconds=2.0, cancel=CancelCaller(1.0)), Close(at=3.0))
 STRANGER: tuple[Step, ...] = (Open(bound=True), Call(at=1.0, caller="wrong"), Close(at=2.0))
 RETURNED: tuple[Step, ...] = (Open(), Close(at=1.0, terminate=False), Restore(at=2.0), Call(at=3.0), Close(at=4.0))
 OUTAGE: tuple[Step, ...] = (
     Disturb(what="crash"),
     Open(),
     Disturb(at=2.0, what="return"),
-    Look(at=20.0),
+    Inspect(at=20.0),
     Close(at=21.0),
 )
-TWO_WAIT: tuple[Step, ...] = (Strike(matches="POST", times=math.inf), Open(), Open(session=1), Look(at=20.0))
-FORGOTTEN: tuple[Step, ...] = (Open(), Disturb(at=1.0, what="forget"), Call(at=2.0), Look(at=20.0), Close(at=21.0))
-REMOVED: tuple[Step, ...] = (Open(), Remove(at=1.0), Close(at=5.0))
-RELIST = Relist(at=1.0, names=("echo", "now"))
-CHANGED: tuple[Step, ...] = (Open(), RELIST, Call(at=2.0), Look(at=20.0), Close(at=21.0))
+TWO_WAIT: tuple[Step, ...] = (InjectFault(matches="POST", times=math.inf), Open(), Open(session=1), Inspect(at=20.0))
+FORGOTTEN: tuple[Step, ...] = (
+    Open(),
+    Disturb(at=1.0, what="lose_sessions"),
+    Call(at=2.0),
+    Inspect(at=20.0),
+    Close(at=21.0),
+)
+REMOVED: tuple[Step, ...] = (Open(), RemoveBackend(at=1.0), Close(at=5.0))
+RELIST = ChangeList(at=1.0, names=("echo", "now"))
+CHANGED: tuple[Step, ...] = (Open(), RELIST, Call(at=2.0), Inspect(at=20.0), Close(at=21.0))
 QUESTION: tuple[Step, ...] = (Open(bound=True), Call(at=1.0, asks=1, question="sampling"), Close(at=10.0))
 GIVEN_UP_ON: tuple[Step, ...] = (
     Open(),
@@ -108,7 +114,7 @@ GIVEN_UP_ON: tuple[Step, ...] = (
 )
 TOO_OFTEN: tuple[Step, ...] = (
     Open(),
-    Strike(at=1.0, matches=CONNECT, times=math.inf),
+    InjectFault(at=1.0, matches=CONNECT, times=math.inf),
     Disturb(at=1.0, what="crash"),
     *[Call(at=2.0, timeout=1.5)] * 6,
     *[Call(at=5.0, timeout=1.5)] * 2,
@@ -123,8 +129,8 @@ READ_TWICE: tuple[Step, ...] = (
 )
 LOG: tuple[Step, ...] = (Open(), Call(at=1.0, logs=3), Close(at=3.0))
 GUARDED = (BackendSpec(id="b0", guard=Guard(seconds=0.1)),)
-ROTATED: tuple[Step, ...] = (Open(), Rotate(at=1.0), Call(at=2.0), Close(at=3.0))
-ALL_HANG: tuple[Step, ...] = tuple(Strike(backend=index, matches="POST", times=9) for index in range(2))
+ROTATED: tuple[Step, ...] = (Open(), RotateTokens(at=1.0), Call(at=2.0), Close(at=3.0))
+ALL_HANG: tuple[Step, ...] = tuple(InjectFault(backend=index, matches="POST", times=9) for index in range(2))
 
 
 def wrapped(owner: type, name: str, around: Callable[..., Any]) -> Plant:
@@ -324,7 +330,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
     "a session id in the log": (
         wrapped(LegacyClient, "aclose", tells_its_id),
         History(steps=CLOSED),
-        "no_secret_is_told",
+        "no_secret_leaks",
     ),
     "an error of no listed type": (
         wrapped(StreamableClient, "request", breaks_on_calls),
@@ -383,12 +389,12 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
     "a call that ran and is said not to have": (
         replaced(trio_vmcp._client.http.link, "note_written", lambda _: None),
         History(settings=SETTINGS, steps=TIMED_OUT),
-        "no_false_denial",
+        "no_false_claim_of_not_executed",
     ),
     "a caller who is not asked who he is": (
         wrapped(Calls, "_check_caller", lambda *_: None),
         History(steps=STRANGER),
-        "strangers_get_nothing",
+        "other_callers_get_nothing",
     ),
     "a call that outlasts its timeout": (
         wrapped(StreamableClient, "request", waits_longer),
@@ -399,7 +405,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         wrapped(SessionOwner, "_open", takes_longer),
         History(
             settings=FactorySettings(session_init_timeout=2.0),
-            steps=(Strike(matches="POST", fault=Hang()), Open()),
+            steps=(InjectFault(matches="POST", fault=Hang()), Open()),
         ),
         "openings_end_in_time",
     ),
@@ -430,12 +436,12 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
     "a backend that is never tried again": (
         wrapped(Membership, "_see_to", does_nothing),
         History(settings=PATIENT, instances=LONG, steps=OUTAGE),
-        "who_is_back_is_ready_again",
+        "a_healthy_backend_is_ready_again",
     ),
     "a call to a backend that is well, and fails": (
         wrapped(Member, "request", is_refused),
         History(steps=CLOSED),
-        "calls_to_the_healthy_succeed",
+        "calls_to_healthy_backends_succeed",
     ),
     "a backoff that is too short": (
         wrapped(Backoff, "next", hurries),
@@ -450,12 +456,12 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
     "a connection that is made anew for nothing": (
         wrapped(Member, "_note_answer", starts_afresh),
         History(backends=LEGACY, steps=CLOSED),
-        "nobody_reconnects_without_a_reason",
+        "no_reconnect_without_a_reason",
     ),
     "a connection that was replaced and is kept": (
         wrapped(Membership, "_let_go", keeps_hold),
         History(settings=PATIENT, instances=LONG, steps=FORGOTTEN),
-        "connections_are_let_go_of",
+        "connections_are_closed",
     ),
     "a read that was answered, and is sent again": (
         wrapped(LegacyClient, "_exchange", sends_twice),
@@ -474,13 +480,13 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
     ),
     "a removal that is late": (
         wrapped(Incarnation, "drain", waits_on),
-        History(settings=PATIENT, steps=(Open(), Remove(at=1.0, drain_timeout=0.0), Close(at=5.0))),
+        History(settings=PATIENT, steps=(Open(), RemoveBackend(at=1.0, drain_timeout=0.0), Close(at=5.0))),
         "members_come_and_go_in_time",
     ),
     "a change that nobody looks at": (
         wrapped(Refresher, "note", does_nothing),
         History(settings=PATIENT, instances=LONG, backends=STREAMS, steps=CHANGED),
-        "what_is_told_is_listed",
+        "announced_lists_are_fetched",
     ),
     "a question that gets no answer": (
         wrapped(LegacyClient, "_on_request", does_nothing),
@@ -490,17 +496,17 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
     "a circuit that never opens": (
         wrapped(Breaker, "admit", does_nothing),
         History(settings=PATIENT, backends=LEGACY, instances=LONG, steps=TOO_OFTEN),
-        "who_is_away_costs_no_time",
+        "a_missing_backend_costs_no_time",
     ),
     "an error that nobody counts": (
         wrapped(Health, "failed", does_nothing),
-        History(settings=SETTINGS, steps=(Open(), Call(at=1.0, seconds=20.0), Look(at=5.0), Close(at=6.0))),
+        History(settings=SETTINGS, steps=(Open(), Call(at=1.0, seconds=20.0), Inspect(at=5.0), Close(at=6.0))),
         "health_counts_every_call",
     ),
     "a result that is kept for too long": (
         replaced(trio_vmcp._client.cache, "_fresh_for", lambda _: math.inf),
         History(backends=LASTING, steps=READ_TWICE),
-        "what_is_read_is_fresh",
+        "cached_reads_are_fresh",
     ),
     "a process that is killed at once": (
         replaced(trio_vmcp._client.channels.process, "TERM_SHARE", 0.0),
@@ -515,12 +521,12 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
     "handlers that nobody is told of": (
         wrapped(Handling, "__attrs_post_init__", declares_nothing),
         History(backends=STREAMS, given=("sampling",), steps=QUESTION),
-        "what_is_given_is_declared",
+        "given_handlers_are_declared",
     ),
     "a handler that is not told who calls": (
         wrapped(Handling, "run", tells_no_caller),
         History(backends=STREAMS, given=("sampling",), steps=QUESTION),
-        "handlers_are_told_whose_question_it_is",
+        "handlers_know_session_backend_and_caller",
     ),
     "a question that is asked twice": (
         wrapped(Handling, "run", runs_twice),
@@ -591,17 +597,17 @@ DEFECTS |= {
     "credentials that are asked for nobody": (
         wrapped(Credentials, "_ask", asks_for_nobody),
         History(backends=GUARDED, steps=(Open(bound=True), Call(at=1.0), Close(at=2.0))),
-        "credentials_reach_whom_they_are_for",
+        "credentials_match_backend_and_principal",
     ),
     "credentials that are the opener's, whoever calls": (
         wrapped(Credentials, "_ask", asks_for_the_opener),
         History(backends=GUARDED, steps=(Open(bound=True), Call(at=1.0), Close(at=2.0))),
-        "credentials_reach_whom_they_are_for",
+        "credentials_match_backend_and_principal",
     ),
     "credentials that are somebody else's": (
         wrapped(Credentials, "_ask", mistakes_the_backend),
         History(backends=(*GUARDED, *TWINS[1:]), steps=(Open(backends=(0, 1)), Close(at=2.0))),
-        "credentials_reach_whom_they_are_for",
+        "credentials_match_backend_and_principal",
     ),
     "a goodbye without credentials": (
         wrapped(HttpLink, "_authenticated", parts_unsigned),
@@ -615,28 +621,28 @@ DEFECTS |= {
     ),
     "a DELETE that is refused and not sent again": (
         wrapped(Credentials, "send", gives_up),
-        History(backends=GUARDED, steps=(Open(), Rotate(at=1.0), Close(at=2.0))),
+        History(backends=GUARDED, steps=(Open(), RotateTokens(at=1.0), Close(at=2.0))),
         "every_backend_session_gets_its_delete",
     ),
     "a call that is sent again and again, refused": (
         wrapped(Credentials, "send", insists),
-        History(backends=GUARDED, steps=(Open(), Withhold(at=1.0, how="refuse"), Call(at=2.0), Close(at=3.0))),
-        "what_is_refused_is_sent_again_once",
+        History(backends=GUARDED, steps=(Open(), WithholdTokens(at=1.0, how="refuse"), Call(at=2.0), Close(at=3.0))),
+        "a_refused_request_is_sent_again_once",
     ),
     "credentials that everybody asks for anew": (
         wrapped(Credentials, "send", asks_alone),
-        History(backends=GUARDED, steps=(Open(), Rotate(at=1.0), *[Call(at=2.0)] * 5, Close(at=3.0))),
-        "who_is_refused_together_asks_together",
+        History(backends=GUARDED, steps=(Open(), RotateTokens(at=1.0), *[Call(at=2.0)] * 5, Close(at=3.0))),
+        "refused_requests_share_new_credentials",
     ),
     "a rotation that costs a call": (
         wrapped(Credentials, "send", gives_up),
         History(backends=GUARDED, steps=ROTATED),
-        "a_rotation_costs_nobody_a_call",
+        "a_rotation_costs_no_call",
     ),
     "a guarded backend that is well, and whose calls fail": (
         wrapped(Credentials, "send", gives_up),
         History(backends=GUARDED, steps=ROTATED),
-        "calls_to_the_healthy_succeed",
+        "calls_to_healthy_backends_succeed",
     ),
     "a call that a guarded backend runs twice": (
         wrapped(LegacyClient, "_exchange", sends_twice),

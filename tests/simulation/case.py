@@ -9,25 +9,25 @@ from typing import TypeVar
 
 import attrs
 
-from simulation.askings import Askings
-from simulation.history import Add, BackendSpec, History, Open, Restore, brief
+from simulation.credential_index import CredentialIndex
+from simulation.history import AddBackend, BackendSpec, History, Open, Restore, brief
 from simulation.trace import (
     Attempt,
     Attempted,
     Began,
+    CallerCancelled,
     Closing,
+    ConnectionClosed,
     Ended,
-    Executed,
     Exiting,
-    Felt,
-    GaveUp,
-    LetGo,
-    Offered,
+    HealthChanged,
     Opened,
     Outcome,
     Removing,
     Shielded,
     StorageFailed,
+    ToolExecuted,
+    ToolsOffered,
     Trace,
 )
 
@@ -36,9 +36,9 @@ __all__ = [
     "CANCELLED_DRAIN",
     "LAST_BYTES",
     "MILLISECOND",
+    "AttemptRecord",
     "Case",
     "Operation",
-    "Tried",
     "Violation",
     "every",
     "spec_of",
@@ -80,7 +80,7 @@ class Operation:
     began: Began
     position: int
     ends: list[tuple[int, Ended]] = attrs.field(factory=list)
-    gave_up: tuple[int, GaveUp] | None = None
+    cancelled: tuple[int, CallerCancelled] | None = None
     was_shielded: bool = False
 
     def __str__(self) -> str:
@@ -96,13 +96,13 @@ class Operation:
 
 
 @attrs.define
-class Tried:
+class AttemptRecord:
     """One attempt to connect, with its end, and the end of the connection that it led to."""
 
     attempt: Attempt
     position: int
     end: Attempted | None = None
-    let_go: LetGo | None = None
+    closed: ConnectionClosed | None = None
 
     @property
     def ended_at(self) -> float:
@@ -131,24 +131,24 @@ class Case:
     opened: dict[int, Opened] = attrs.field(factory=dict, init=False)
     closings: dict[int, list[tuple[int, Closing]]] = attrs.field(factory=lambda: defaultdict(list), init=False)
     exits: dict[int, list[tuple[int, Exiting]]] = attrs.field(factory=lambda: defaultdict(list), init=False)
-    executed: dict[int, list[Executed]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+    executed: dict[int, list[ToolExecuted]] = attrs.field(factory=lambda: defaultdict(list), init=False)
     removals: dict[int, list[tuple[int, Removing]]] = attrs.field(factory=lambda: defaultdict(list), init=False)
-    felt: dict[str, list[Felt]] = attrs.field(factory=lambda: defaultdict(list), init=False)
-    offered: dict[str, list[Offered]] = attrs.field(factory=lambda: defaultdict(list), init=False)
-    tried: dict[int, Tried] = attrs.field(factory=dict, init=False)
+    health_changes: dict[str, list[HealthChanged]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+    tools_offered: dict[str, list[ToolsOffered]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+    attempts: dict[int, AttemptRecord] = attrs.field(factory=dict, init=False)
     storage_failed: list[StorageFailed] = attrs.field(factory=list, init=False)
-    askings: Askings = attrs.field(init=False)
+    credentials: CredentialIndex = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.askings = Askings(self.history, self.trace)
+        self.credentials = CredentialIndex(self.history, self.trace)
         for position, event in enumerate(self.trace.events):
             match event:
                 case Began():
                     self.operations[event.op] = Operation(event, position)
                 case Ended():
                     self.operations[event.op].ends.append((position, event))
-                case GaveUp():
-                    self.operations[event.op].gave_up = position, event
+                case CallerCancelled():
+                    self.operations[event.op].cancelled = position, event
                 case Shielded():
                     self.operations[event.op].was_shielded = True
                 case Opened():
@@ -157,20 +157,20 @@ class Case:
                     self.closings[event.life].append((position, event))
                 case Exiting():
                     self.exits[event.instance].append((position, event))
-                case Executed():
+                case ToolExecuted():
                     self.executed[event.key].append(event)
                 case Removing():
                     self.removals[event.life].append((position, event))
-                case Felt():
-                    self.felt[event.backend_id].append(event)
-                case Offered():
-                    self.offered[event.backend_id].append(event)
+                case HealthChanged():
+                    self.health_changes[event.backend_id].append(event)
+                case ToolsOffered():
+                    self.tools_offered[event.backend_id].append(event)
                 case Attempt():
-                    self.tried[event.number] = Tried(event, position)
+                    self.attempts[event.number] = AttemptRecord(event, position)
                 case Attempted():
-                    self.tried[event.number].end = event
-                case LetGo():
-                    self.tried[event.number].let_go = event
+                    self.attempts[event.number].end = event
+                case ConnectionClosed():
+                    self.attempts[event.number].closed = event
                 case StorageFailed():
                     self.storage_failed.append(event)
                 case _:
@@ -191,12 +191,12 @@ class Case:
 
     def attempts_of(self, life: int) -> set[int]:
         """Everybody's that this session had tried, by number."""
-        return {number for number, tried in self.tried.items() if self.life_of(tried.attempt.op) == life}
+        return {number for number, tried in self.attempts.items() if self.life_of(tried.attempt.op) == life}
 
     def session_of(self, op: int) -> int:
         """The number of the session that an opening, restoring or adding is about."""
         step = self.operations[op].began.step
-        assert isinstance(step, Open | Restore | Add)
+        assert isinstance(step, Open | Restore | AddBackend)
         return step.session
 
     def drained_by(self, life: int) -> float:
@@ -210,8 +210,8 @@ class Case:
                 asked.append(exiting.at + settings.drain_timeout)
         for _, closing in self.closings[life]:
             held = self.operations[closing.op]
-            if held.began.what == "hold" and held.gave_up is not None:
-                asked.append(max(closing.at, held.gave_up[1].at) + CANCELLED_DRAIN)
+            if held.began.what == "hold" and held.cancelled is not None:
+                asked.append(max(closing.at, held.cancelled[1].at) + CANCELLED_DRAIN)
         return min(asked, default=math.inf)
 
     def running(self, life: int, position: int) -> Iterator[Operation]:
@@ -242,24 +242,29 @@ class Case:
 
     def offer(self, backend_id: str, at: float) -> tuple[str, ...]:
         """The tools that a backend lists then."""
-        return next(offered.tools for offered in reversed(self.offered[backend_id]) if offered.at <= at)
+        return next(offer.tools for offer in reversed(self.tools_offered[backend_id]) if offer.at <= at)
 
     def offers_changed(self, operation: Operation) -> bool:
         """Some backend's, during this operation, or so shortly before that what was listed then may do."""
         return any(
-            operation.began.at - spec.ttl <= offered.at <= operation.ended_at
+            operation.began.at - spec.ttl <= offer.at <= operation.ended_at
             for spec in self.history.backends
-            for offered in self.offered[spec.id][1:]
+            for offer in self.tools_offered[spec.id][1:]
         )
 
-    def well_since(self, backend_id: str, at: float) -> float | None:
+    def healthy_since(self, backend_id: str, at: float) -> float | None:
         """Since when a backend has been well without a break, up to then; None: it is not."""
-        latest = next((felt for felt in reversed(self.felt[backend_id]) if felt.at <= at), None)
+        latest = next(
+            (change for change in reversed(self.health_changes[backend_id]) if change.at <= at),
+            None,
+        )
         return latest.at if latest is not None and latest.well else None
 
-    def cancels_of(self, operation: Operation) -> list[tuple[int, GaveUp | Exiting]]:
+    def cancels_of(self, operation: Operation) -> list[tuple[int, CallerCancelled | Exiting]]:
         """What cancelled whoever waited for it before it ended, with places in the trace."""
-        causes: list[tuple[int, GaveUp | Exiting]] = [] if operation.gave_up is None else [operation.gave_up]
+        causes: list[tuple[int, CallerCancelled | Exiting]] = (
+            [] if operation.cancelled is None else [operation.cancelled]
+        )
         if operation.began.instance is not None:
             causes += [entry for entry in self.exits[operation.began.instance] if entry[1].cancelled]
         return [cause for cause in causes if cause[0] < operation.ends[0][0]]

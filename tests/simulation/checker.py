@@ -11,7 +11,6 @@ import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 
-from simulation.answers import ANSWERS
 from simulation.case import (
     BACKEND_ERRORS,
     CANCELLED_DRAIN,
@@ -23,23 +22,35 @@ from simulation.case import (
     every,
     spec_of,
 )
-from simulation.credentials import CREDENTIALS
-from simulation.healing import HEALING
-from simulation.history import Add, Call, Disturb, Expire, History, Open, Remove, Restore, Strike, brief
+from simulation.check_credentials import CREDENTIAL_CHECKS
+from simulation.check_questions import QUESTION_CHECKS
+from simulation.check_recovery import RECOVERY_CHECKS
+from simulation.history import (
+    AddBackend,
+    Call,
+    Disturb,
+    ExpireSession,
+    History,
+    InjectFault,
+    Open,
+    RemoveBackend,
+    Restore,
+    brief,
+)
 from simulation.trace import (
     Audit,
-    Canary,
     Crashed,
-    EndedProcess,
     Hung,
-    IdRead,
-    Looked,
+    Inspected,
     Names,
     Opened,
+    ProcessEnded,
+    ResourcesUpdated,
+    SecretLeaked,
     Sent,
+    SessionIdRead,
     StorageFailed,
     Trace,
-    Updated,
 )
 from trio_vmcp import Prefix, Priority
 
@@ -86,9 +97,9 @@ def _nothing_hangs_or_crashes(case: Case) -> Iterator[str]:
         yield f"a scripted backend broke, which is a bug of the simulation: {text}"
 
 
-def _no_secret_is_told(case: Case) -> Iterator[str]:
+def _no_secret_leaks(case: Case) -> Iterator[str]:
     for event in case.trace.events:
-        if isinstance(event, Canary):
+        if isinstance(event, SecretLeaked):
             yield f"{event.where}: {event.text!r}"
 
 
@@ -103,8 +114,10 @@ def _only_listed_errors(case: Case) -> Iterator[str]:
         outcome, began = operation.outcome, operation.began
         allowed = ERRORS[began.what]
         if isinstance(began.step, Call) and began.step.on_progress == "raise":
-            allowed = allowed | {"CallbackBroke"}
-        if isinstance(began.step, Add | Remove) and bool(began.found) is isinstance(began.step, Add):
+            allowed = allowed | {"CallbackError"}
+        if isinstance(began.step, AddBackend | RemoveBackend) and bool(began.found) is isinstance(
+            began.step, AddBackend
+        ):
             allowed = allowed | {"ValueError"}  # it is in the session already, or is not
         if isinstance(began.step, Open | Restore) and case.storage_failures(operation):
             allowed = allowed | {"StorageError"}
@@ -196,7 +209,7 @@ def _a_name_means_one_backend(case: Case) -> Iterator[str]:
                 for name, backend_id, own_name in event.tools:
                     if (owner := _owner(case, event, name, own_name)) != backend_id:
                         yield f"{name!r} of session {event.session} is {owner!r}'s and was given to {backend_id!r}"
-            case Looked():
+            case Inspected():
                 session = case.opened[event.life].session
                 yield from _moved(session, event.tools, bound[session])
             case StorageFailed():  # what is bound from here on may be lost with this process
@@ -242,7 +255,7 @@ def _were_there(case: Case, opened: Opened) -> Iterator[str]:
     assert isinstance(opening.step, Open | Restore)
     had_connected = {
         tried.attempt.backend_id
-        for tried in case.tried.values()
+        for tried in case.attempts.values()
         if tried.attempt.op == opening.op and tried.end is not None and tried.end.outcome == "ok"
     }
     lost = had_connected & {backend_id for _, backend_id, _ in opened.tools}
@@ -252,13 +265,13 @@ def _were_there(case: Case, opened: Opened) -> Iterator[str]:
             yield backend_id
 
 
-def _no_false_denial(case: Case) -> Iterator[str]:
+def _no_false_claim_of_not_executed(case: Case) -> Iterator[str]:
     for call in case.ended("call"):
         if call.outcome.kind == "error" and call.outcome.may_have_executed is False and case.executed[call.began.op]:
             yield f"{call} was executed, and ended in {call.outcome}"
 
 
-def _strangers_get_nothing(case: Case) -> Iterator[str]:
+def _other_callers_get_nothing(case: Case) -> Iterator[str]:
     requested = {seen.key for seen in case.trace.seen}
     for call in case.ended("call"):
         if isinstance(call.began.step, Call) and call.began.step.caller == "wrong":
@@ -292,8 +305,8 @@ def _openings_end_in_time(case: Case) -> Iterator[str]:
                 latest = min(latest, max(left.at, opening.began.at))
         # What is stored is looked for first, and written last.
         latest += settings.storage_timeout * min(case.storage_failures(opening), 2)
-        if opening.gave_up is not None:
-            latest = min(latest, opening.gave_up[1].at)
+        if opening.cancelled is not None:
+            latest = min(latest, opening.cancelled[1].at)
         if opening.outcome.kind != "ok":
             latest += settings.teardown_timeout  # what was connected already gets its goodbye
         yield from _late(opening, latest)
@@ -309,8 +322,8 @@ def _closings_end_in_time(case: Case) -> Iterator[str]:
         if all(call.ends for call in calls):  # with nothing left to wait for, nobody waits
             drained_by = min(drained_by, max((call.ended_at for call in calls), default=asked.at))
         latest = max(asked.at, drained_by + settings.teardown_timeout)
-        if closer.began.what == "close" and closer.gave_up is not None:
-            latest = min(latest, closer.gave_up[1].at)
+        if closer.began.what == "close" and closer.cancelled is not None:
+            latest = min(latest, closer.cancelled[1].at)
         if closer.began.nested:
             latest = asked.at
         yield from _late(closer, latest)
@@ -350,7 +363,7 @@ def _every_backend_session_gets_its_delete(case: Case) -> Iterator[str]:
     remains = case.trace.remains
     if remains is None:
         return
-    read = {(event.backend_id, event.session_id) for event in case.trace.events if isinstance(event, IdRead)}
+    read = {(event.backend_id, event.session_id) for event in case.trace.events if isinstance(event, SessionIdRead)}
     deletes = Counter[tuple[str, str | None]](
         (event.backend_id, event.session_id)
         for event in case.trace.events
@@ -363,7 +376,7 @@ def _every_backend_session_gets_its_delete(case: Case) -> Iterator[str]:
         for seen in case.trace.seen
         if seen.status in (400, 404) and seen.verb != "DELETE"
     }
-    trouble = (step for step in case.history.steps if isinstance(step, Strike | Disturb | Expire))
+    trouble = (step for step in case.history.steps if isinstance(step, InjectFault | Disturb | ExpireSession))
     troubled = {case.history.backends[step.backend].id for step in trouble}
     restored = [opened for op, opened in case.opened.items() if case.operations[op].began.what == "restore"]
     for alive in remains.alive:
@@ -372,7 +385,7 @@ def _every_backend_session_gets_its_delete(case: Case) -> Iterator[str]:
             continue
         if any(backend_id not in opened.connected for opened in restored):
             continue  # restored without this backend, a session has no way to tell it anything
-        if case.askings.had_no_way_in(backend_id, session_id):
+        if case.credentials.had_no_way_in(backend_id, session_id):
             continue
         if not deletes[alive]:
             yield f"session {session_id!r} of backend {backend_id!r} is alive and was never sent a DELETE"
@@ -380,7 +393,7 @@ def _every_backend_session_gets_its_delete(case: Case) -> Iterator[str]:
             yield f"session {session_id!r} of backend {backend_id!r} is alive in spite of its DELETE"
     for (backend_id, told), times in deletes.items():
         stale = any(failed.operation in ("delete", "replace") for failed in case.storage_failed)
-        times -= case.askings.sent_again(backend_id, told)
+        times -= case.credentials.sent_again(backend_id, told)
         if times > 1 and (backend_id, told) not in denied and not stale:  # stale: a row may name what has ended
             yield f"session {told!r} of backend {backend_id!r} was sent {times} DELETEs"
 
@@ -425,20 +438,20 @@ def _rows_live_and_die_with_their_sessions(case: Case) -> Iterator[str]:
             yield f"{restoring} took a closed session for a live one"
 
 
-def _what_is_read_is_fresh(case: Case) -> Iterator[str]:
+def _cached_reads_are_fresh(case: Case) -> Iterator[str]:
     for call in case.ended("call"):
         if call.outcome.version is None or call.began.target is None:
             continue
         backend_id, _ = call.began.target
         since = call.began.at - spec_of(case, backend_id).ttl
-        updates = (update for update in every(case, Updated) if update.backend_id == backend_id)
+        updates = (update for update in every(case, ResourcesUpdated) if update.backend_id == backend_id)
         oldest = max((update.version for update in updates if update.at < since), default=0)
         if call.outcome.version < oldest:
             yield f"{call} read version {call.outcome.version}, where {oldest} is the oldest that may be kept"
 
 
 def _processes_are_asked_before_they_are_killed(case: Case) -> Iterator[str]:
-    for ended in every(case, EndedProcess):
+    for ended in every(case, ProcessEnded):
         if not ended.by_itself and ended.status not in EXPECTED_STATUS[ended.manners]:
             yield f"process {ended.pid} of {ended.backend_id!r} is {ended.manners}, and ended with {ended.status}"
 
@@ -447,7 +460,7 @@ CHECKS: dict[str, Callable[[Case], Iterator[str]]] = {
     check.__name__.removeprefix("_"): check
     for check in (
         _nothing_hangs_or_crashes,
-        _no_secret_is_told,
+        _no_secret_leaks,
         _one_outcome_each,
         _only_listed_errors,
         _nothing_admitted_while_closing,
@@ -456,18 +469,18 @@ CHECKS: dict[str, Callable[[Case], Iterator[str]]] = {
         _executed_at_most_once,
         _executed_by_the_owner_alone,
         _a_name_means_one_backend,
-        _no_false_denial,
-        _strangers_get_nothing,
+        _no_false_claim_of_not_executed,
+        _other_callers_get_nothing,
         _calls_end_in_time,
         _openings_end_in_time,
         _closings_end_in_time,
         _nothing_is_left,
         _every_backend_session_gets_its_delete,
         _rows_live_and_die_with_their_sessions,
-        _what_is_read_is_fresh,
+        _cached_reads_are_fresh,
         _processes_are_asked_before_they_are_killed,
-        *HEALING,
-        *ANSWERS,
-        *CREDENTIALS,
+        *RECOVERY_CHECKS,
+        *QUESTION_CHECKS,
+        *CREDENTIAL_CHECKS,
     )
 }

@@ -110,10 +110,10 @@ def _reports(seeds: range) -> Iterator[Report]:
 def _prepare() -> None:
     gc.freeze()  # what is imported is no garbage: each history collects what it made, and nothing else
 
-    def give_up(*_: object) -> None:
+    def cancel(*_: object) -> None:
         raise Spins
 
-    signal.signal(signal.SIGALRM, give_up)
+    signal.signal(signal.SIGALRM, cancel)
 
 
 def run_chunk(seeds: range) -> Report:

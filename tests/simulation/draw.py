@@ -9,33 +9,33 @@ from typing import Literal, TypeVar
 import attrs
 from support.memory_processes import Manners
 
-from simulation.draw_guards import draw_guards
+from simulation.draw_tokens import draw_tokens
 from simulation.history import (
     PROMPTS,
     RESOURCES,
     TOOLS,
-    Add,
+    AddBackend,
     BackendSpec,
     Call,
+    CancelCaller,
+    ChangeList,
     Close,
     Disturb,
     Exit,
-    Expire,
-    Failing,
+    ExpireSession,
+    FailStorage,
     Given,
-    GiveUp,
     History,
+    InjectFault,
+    Inspect,
     Kind,
-    Look,
     Open,
     Operation,
-    Relist,
-    Remove,
+    RemoveBackend,
     Restore,
     Step,
-    Strike,
     Subscribe,
-    Watch,
+    WatchChanges,
 )
 from trio_vmcp import Bare, ConflictResolution, FactorySettings, Prefix, Priority
 from trio_vmcp.testing import (
@@ -61,7 +61,7 @@ T = TypeVar("T")
 
 def draw_history(seed: int) -> History:
     """The history of this seed."""
-    return draw_guards(_Draw(random.Random(seed)).history(seed))
+    return draw_tokens(_Draw(random.Random(seed)).history(seed))
 
 
 def garbled(_: object) -> object:
@@ -95,7 +95,7 @@ class _Draw:
         for _ in range(self.one_of(0, 1, 2, 4, 6, 8)):
             trouble = self.trouble(backends, end)
             steps += [*trouble, *self.aftermath(sessions, trouble)]
-        steps += [Look(at=self.random.uniform(0, end)) for _ in range(self.one_of(1, 3))]
+        steps += [Inspect(at=self.random.uniform(0, end)) for _ in range(self.one_of(1, 3))]
         return History(
             seed=seed,
             settings=self.settings(backends),
@@ -182,7 +182,7 @@ class _Draw:
                 backends=members,
                 bound=self.chance(0.3),
                 held=self.chance(0.3),
-                give_up=self.give_up(0.08),
+                cancel=self.cancel(0.08),
             )
         ]
         while True:
@@ -201,7 +201,7 @@ class _Draw:
             passed = members if self.chance(0.8) else self.some(range(len(backends))) or members
             steps.append(
                 Restore(
-                    at=at, session=number, instance=self.random.randrange(2), backends=passed, give_up=self.give_up(0.1)
+                    at=at, session=number, instance=self.random.randrange(2), backends=passed, cancel=self.cancel(0.1)
                 )
             )
 
@@ -228,7 +228,7 @@ class _Draw:
             caller="wrong" if self.chance(0.05) else "right",
             plain=self.chance(0.5),
             inside=self.chance(0.5),
-            give_up=self.give_up(0.2),
+            cancel=self.cancel(0.2),
         )
 
     def close(self, session: int, at: float, returns: bool) -> Close:
@@ -237,7 +237,7 @@ class _Draw:
             session=session,
             terminate=self.chance(0.03 if returns else 0.7),
             drain_timeout=self.one_of(None, None, 0.0, 0.3, 2.0),
-            give_up=self.give_up(0.2),
+            cancel=self.cancel(0.2),
         )
 
     def change(self, session: int, backends: int, since: float, span: float) -> Step:
@@ -245,17 +245,17 @@ class _Draw:
         at, backend = since + self.random.uniform(0, span), self.random.randrange(backends)
         match self.one_of("add", "add", "remove", "remove", "subscribe", "watch"):
             case "add":
-                return Add(at=at, session=session, backend=backend, give_up=self.give_up(0.1))
+                return AddBackend(at=at, session=session, backend=backend, cancel=self.cancel(0.1))
             case "remove":
                 limit = self.one_of(None, 0.0, 0.3, 2.0)
-                give_up = self.give_up(0.1)
-                return Remove(at=at, session=session, backend=backend, drain_timeout=limit, give_up=give_up)
+                cancel = self.cancel(0.1)
+                return RemoveBackend(at=at, session=session, backend=backend, drain_timeout=limit, cancel=cancel)
             case "subscribe":
                 wanted, pick = self.chance(0.8), self.random.randrange(4)
-                return Subscribe(at=at, session=session, pick=pick, wanted=wanted, give_up=self.give_up(0.1))
+                return Subscribe(at=at, session=session, pick=pick, wanted=wanted, cancel=self.cancel(0.1))
             case _:
                 seconds = self.one_of(0.0, 1.0, 60.0)
-                return Watch(at=at, session=session, seconds=seconds, give_up=self.give_up(0.1))
+                return WatchChanges(at=at, session=session, seconds=seconds, cancel=self.cancel(0.1))
 
     def trouble(self, backends: Sequence[BackendSpec], end: float) -> list[Step]:
         """Something goes wrong, and as a rule is right again some time later."""
@@ -267,17 +267,19 @@ class _Draw:
                 crash = Disturb(at=at, backend=backend, what="crash")
                 return [crash] if lasts else [crash, Disturb(at=over, backend=backend, what="return")]
             case "moment":
-                what = self.one_of("restart", "restart", "flip", "forget", "heal", "update", "update", "hush")
+                what = self.one_of(
+                    "restart", "restart", "flip", "lose_sessions", "heal", "update", "update", "end_streams"
+                )
                 return [Disturb(at=at, backend=backend, what=what)]  # type: ignore[arg-type]
             case "expire":
-                return [Expire(at=at, backend=backend, how=self.one_of("404", "400", "page", "503"))]
+                return [ExpireSession(at=at, backend=backend, how=self.one_of("404", "400", "page", "503"))]
             case "relist":
                 return self.relist(at, backend, backends[backend])
             case "storage":
                 operation: Operation = self.one_of("create", "load", "replace", "delete")
                 how: Literal["fail", "lose", "slow"] = self.one_of("fail", "lose", "slow")
                 seconds, times = self.one_of(0.3, 2.0, 60.0), self.one_of(1, 1, 3)
-                return [Failing(at=at, operation=operation, how=how, seconds=seconds, times=times)]
+                return [FailStorage(at=at, operation=operation, how=how, seconds=seconds, times=times)]
             case _:
                 strike = self.strike(at, backend, backends[backend])
                 healed = Disturb(at=max(over, strike.at), backend=backend, what="heal")
@@ -302,7 +304,7 @@ class _Draw:
             )
             for at in moments
         ]
-        return [*calls, Look(at=max(moments) + self.one_of(0.0, 1.5, 3.0))]
+        return [*calls, Inspect(at=max(moments) + self.one_of(0.0, 1.5, 3.0))]
 
     def relist(self, at: float, backend: int, spec: BackendSpec) -> list[Step]:
         """A kind that it declares is never empty: it would declare it no longer."""
@@ -313,9 +315,9 @@ class _Draw:
             return []
         kind, pool = self.random.choice(kinds)
         names = self.some(pool) or pool[:1]
-        return [Relist(at=at, backend=backend, kind=kind, names=names)]
+        return [ChangeList(at=at, backend=backend, kind=kind, names=names)]
 
-    def strike(self, at: float, backend: int, spec: BackendSpec) -> Strike:
+    def strike(self, at: float, backend: int, spec: BackendSpec) -> InjectFault:
         kind = self.one_of("connect", "goodbye", "handshake", "handshake", "call", "call")
         verb = "GET" if spec.transport == "sse" and self.chance(0.5) else "POST"  # the GET of others: see `listens`
         matches: str
@@ -330,7 +332,7 @@ class _Draw:
             case _:
                 matches = self.one_of(*CALLS, verb)
         early = self.chance(0.5)  # most of what can go wrong goes wrong while a session opens
-        return Strike(
+        return InjectFault(
             at=0.0 if early else at,
             backend=backend,
             matches=matches,
@@ -367,10 +369,10 @@ class _Draw:
         )
         return self.random.choice(faults)
 
-    def give_up(self, chance: float) -> GiveUp | None:
+    def cancel(self, chance: float) -> CancelCaller | None:
         if not self.chance(chance):
             return None
-        return GiveUp(self.one_of(*SHORT), self.one_of(0, 1, 2, 5, 20, 60))
+        return CancelCaller(self.one_of(*SHORT), self.one_of(0, 1, 2, 5, 20, 60))
 
     def moment(self, within: float) -> float:
         """s; often one that other steps have, too."""

@@ -18,33 +18,33 @@ __all__ = [
     "PROMPTS",
     "RESOURCES",
     "TOOLS",
-    "Add",
+    "AddBackend",
     "BackendSpec",
     "Call",
+    "CancelCaller",
+    "ChangeList",
     "Close",
     "Disturb",
     "Exit",
-    "Expire",
-    "Failing",
-    "GiveUp",
+    "ExpireSession",
+    "FailStorage",
     "Given",
+    "GrantTokens",
     "Guard",
     "History",
+    "InjectFault",
+    "Inspect",
     "Kind",
-    "Look",
     "Open",
     "Operation",
     "Question",
-    "Relent",
-    "Relist",
-    "Remove",
+    "RemoveBackend",
     "Restore",
-    "Rotate",
+    "RotateTokens",
     "Step",
-    "Strike",
     "Subscribe",
-    "Watch",
-    "Withhold",
+    "WatchChanges",
+    "WithholdTokens",
     "brief",
 ]
 
@@ -111,7 +111,7 @@ class BackendSpec:
 
 
 @attrs.frozen
-class GiveUp:
+class CancelCaller:
     """Who started the step is cancelled.
 
     Attributes:
@@ -138,7 +138,7 @@ class Open:
     backends: tuple[int, ...] = (0,)
     bound: bool = False
     held: bool = False
-    give_up: GiveUp | None = None
+    cancel: CancelCaller | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -149,7 +149,7 @@ class Restore:
     session: int = 0
     instance: int = 0
     backends: tuple[int, ...] = (0,)
-    give_up: GiveUp | None = None
+    cancel: CancelCaller | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -188,7 +188,7 @@ class Call:
     caller: Literal["right", "wrong"] = "right"
     plain: bool = False
     inside: bool = False
-    give_up: GiveUp | None = None
+    cancel: CancelCaller | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -199,28 +199,28 @@ class Close:
     session: int = 0
     terminate: bool = True
     drain_timeout: float | None = None
-    give_up: GiveUp | None = None
+    cancel: CancelCaller | None = None
 
 
 @attrs.frozen(kw_only=True)
-class Add:
+class AddBackend:
     """Take a backend into a live session; one that is in it already is refused."""
 
     at: float = 0.0
     session: int = 0
     backend: int = 0
-    give_up: GiveUp | None = None
+    cancel: CancelCaller | None = None
 
 
 @attrs.frozen(kw_only=True)
-class Remove:
+class RemoveBackend:
     """Let one backend of a live session go; one that is not in it is refused."""
 
     at: float = 0.0
     session: int = 0
     backend: int = 0
     drain_timeout: float | None = None
-    give_up: GiveUp | None = None
+    cancel: CancelCaller | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -231,21 +231,21 @@ class Subscribe:
     session: int = 0
     pick: int = 0
     wanted: bool = True
-    give_up: GiveUp | None = None
+    cancel: CancelCaller | None = None
 
 
 @attrs.frozen(kw_only=True)
-class Watch:
+class WatchChanges:
     """Listen for `seconds` to what changes about a session."""
 
     at: float = 0.0
     session: int = 0
     seconds: float = 10.0
-    give_up: GiveUp | None = None
+    cancel: CancelCaller | None = None
 
 
 @attrs.frozen(kw_only=True)
-class Look:
+class Inspect:
     """See how every open session is, as soon as nobody has anything to do at this moment."""
 
     at: float = 0.0
@@ -267,11 +267,11 @@ class Disturb:
 
     at: float = 0.0
     backend: int = 0
-    what: Literal["crash", "return", "restart", "flip", "forget", "heal", "update", "hush"] = "crash"
+    what: Literal["crash", "return", "restart", "flip", "lose_sessions", "heal", "update", "end_streams"] = "crash"
 
 
 @attrs.frozen(kw_only=True)
-class Expire:
+class ExpireSession:
     """A backend forgets the session that it has known for longest.
 
     Attributes:
@@ -285,7 +285,7 @@ class Expire:
 
 
 @attrs.frozen(kw_only=True)
-class Relist:
+class ChangeList:
     """From now on a backend offers these names. It says so on the streams of its calls, those that run already and
     those to come, and to whoever listens.
     """
@@ -298,7 +298,7 @@ class Relist:
 
 
 @attrs.frozen(kw_only=True)
-class Failing:
+class FailStorage:
     """From now on the storage has trouble with an operation: it fails, works and then fails to say so, or is slow."""
 
     at: float = 0.0
@@ -309,7 +309,7 @@ class Failing:
 
 
 @attrs.frozen(kw_only=True)
-class Strike:
+class InjectFault:
     """From now on, requests of a kind meet a fault."""
 
     at: float = 0.0
@@ -321,7 +321,7 @@ class Strike:
 
 
 @attrs.frozen(kw_only=True)
-class Rotate:
+class RotateTokens:
     """From now on a guarded backend takes only new tokens. Who has an old one learns of it when that is refused."""
 
     at: float = 0.0
@@ -329,7 +329,7 @@ class Rotate:
 
 
 @attrs.frozen(kw_only=True)
-class Withhold:
+class WithholdTokens:
     """From now on, a guarded backend cannot be satisfied.
 
     Attributes:
@@ -343,7 +343,7 @@ class Withhold:
 
 
 @attrs.frozen(kw_only=True)
-class Relent:
+class GrantTokens:
     """Whatever a guarded backend withheld is over."""
 
     at: float = 0.0
@@ -368,19 +368,19 @@ Step: TypeAlias = (
     | Restore
     | Call
     | Close
-    | Add
-    | Remove
+    | AddBackend
+    | RemoveBackend
     | Subscribe
-    | Watch
-    | Look
+    | WatchChanges
+    | Inspect
     | Disturb
-    | Expire
-    | Relist
-    | Failing
-    | Strike
-    | Rotate
-    | Withhold
-    | Relent
+    | ExpireSession
+    | ChangeList
+    | FailStorage
+    | InjectFault
+    | RotateTokens
+    | WithholdTokens
+    | GrantTokens
 )
 
 

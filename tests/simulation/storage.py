@@ -8,7 +8,7 @@ from typing import TypeVar
 import attrs
 import trio
 
-from simulation.history import Failing, Operation
+from simulation.history import FailStorage, Operation
 from trio_vmcp import LocalStorage, SessionMetadata, SessionNotFound
 
 __all__ = ["FaultyStorage"]
@@ -26,14 +26,14 @@ class FaultyStorage:
 
     on_failure: Callable[[str, str], None]
     _inner: LocalStorage = attrs.field(factory=LocalStorage, init=False)
-    _faults: list[Failing] = attrs.field(factory=list, init=False)
+    _faults: list[FailStorage] = attrs.field(factory=list, init=False)
     _ids: set[str] = attrs.field(factory=set, init=False)
 
     @property
     def ttl(self) -> float:
         return self._inner.ttl
 
-    def fail(self, fault: Failing) -> None:
+    def fail(self, fault: FailStorage) -> None:
         """Of several faults of one operation, the first one made strikes."""
         self._faults.append(fault)
 

@@ -8,21 +8,21 @@ from collections.abc import Callable
 import attrs
 import trio
 
-from simulation.history import BackendSpec, Relent, Rotate, Withhold
-from simulation.trace import Event, Rotated, Token, Whose
+from simulation.history import BackendSpec, GrantTokens, RotateTokens, WithholdTokens
+from simulation.trace import Event, Principal, Token, TokensRotated
 from trio_vmcp.testing import Exchange, ScriptedBackend, Status
 
-__all__ = ["CANARY", "Gate", "read_token", "written"]
+__all__ = ["CANARY", "TokenGate", "read_token", "written"]
 
 CANARY = "canary"  # in every secret
 
-_TOKEN = re.compile(rf"Bearer {CANARY}\.(\w+)\.(nobody|opener|caller)\.(\d+)")
+_TOKEN = re.compile(rf"Bearer {CANARY}\.(\w+)\.(anonymous|opener|caller)\.(\d+)")
 _REFUSAL = Status(401, b'{"error": "invalid_token"}', {"www-authenticate": 'Bearer realm="simulation"'})
 
 
 def written(token: Token) -> str:
     """As it goes out."""
-    return f"{CANARY}.{token.backend_id}.{token.whose}.{token.generation}"
+    return f"{CANARY}.{token.backend_id}.{token.principal}.{token.generation}"
 
 
 def read_token(header: str | None) -> Token | None:
@@ -32,7 +32,7 @@ def read_token(header: str | None) -> Token | None:
 
 
 @attrs.define(eq=False)
-class Gate:
+class TokenGate:
     """What stands before one guarded backend.
 
     Attributes:
@@ -49,14 +49,14 @@ class Gate:
         """In front of every fault that is scripted later."""
         backend.fail(self._refuses, _REFUSAL)
 
-    def obey(self, step: Rotate | Withhold | Relent) -> None:
+    def obey(self, step: RotateTokens | WithholdTokens | GrantTokens) -> None:
         match step:
-            case Rotate():
+            case RotateTokens():
                 self._generation += 1
-                self.note(Rotated(at=trio.current_time(), backend_id=self.spec.id, generation=self._generation))
-            case Withhold():
+                self.note(TokensRotated(at=trio.current_time(), backend_id=self.spec.id, generation=self._generation))
+            case WithholdTokens():
                 self._withheld = step.how
-            case Relent():
+            case GrantTokens():
                 self._withheld = ""
 
     @property
@@ -69,11 +69,11 @@ class Gate:
         """There is no new token, and whoever asks is told so before."""
         return self._withheld == "none"
 
-    def issue(self, whose: Whose) -> Token | None:
+    def issue(self, principal: Principal) -> Token | None:
         """The token that is good now; None: there is none to be had."""
         if self._withheld in ("none", "fail"):
             return None
-        return Token(self.spec.id, whose, self._generation)
+        return Token(self.spec.id, principal, self._generation)
 
     def _refuses(self, exchange: Exchange) -> bool:
         token = read_token(exchange.headers.get("authorization"))

@@ -11,59 +11,70 @@ from typing import Literal, TypeAlias
 import attrs
 from support.memory_processes import Manners
 
-from simulation.history import Add, Call, Close, Open, Question, Remove, Restore, Subscribe, Watch, brief
+from simulation.history import (
+    AddBackend,
+    Call,
+    Close,
+    Open,
+    Question,
+    RemoveBackend,
+    Restore,
+    Subscribe,
+    WatchChanges,
+    brief,
+)
 
 __all__ = [
-    "Answered",
-    "Asked",
-    "AskedFor",
     "Attempt",
     "Attempted",
     "Audit",
+    "AuthCalled",
     "Began",
-    "Canary",
+    "CallerCancelled",
     "Closing",
+    "ConnectionClosed",
     "Crashed",
     "Ended",
-    "EndedProcess",
     "Event",
-    "Executed",
     "Exiting",
-    "Felt",
-    "Fetched",
-    "GaveUp",
-    "Handled",
+    "HandlerCalled",
+    "HandlerReturned",
+    "HealthChanged",
     "Hung",
-    "IdRead",
-    "LetGo",
-    "Logged",
-    "Looked",
+    "Inspected",
+    "LogReceived",
     "Names",
-    "Offered",
     "Opened",
     "Operated",
     "Outcome",
+    "Principal",
+    "ProcessEnded",
+    "QuestionAsked",
     "Remains",
     "Removing",
-    "Rotated",
+    "RequestSigned",
+    "ResourcesUpdated",
+    "SecretLeaked",
     "Seen",
     "Sent",
+    "SessionIdRead",
     "Settled",
     "Shielded",
-    "Signed",
     "StorageFailed",
     "Token",
+    "TokenFetched",
+    "TokensRotated",
+    "ToolExecuted",
+    "ToolsOffered",
     "Trace",
-    "Updated",
     "What",
-    "Whose",
 ]
 
 What: TypeAlias = Literal["open", "restore", "call", "close", "add", "remove", "subscribe", "watch", "hold", "exit"]
-Operated: TypeAlias = Open | Restore | Call | Close | Add | Remove | Subscribe | Watch
+Operated: TypeAlias = Open | Restore | Call | Close | AddBackend | RemoveBackend | Subscribe | WatchChanges
 """The steps that are operations: they have an outcome."""
 
-Whose: TypeAlias = Literal["nobody", "opener", "caller", "stranger"]
+Principal: TypeAlias = Literal["anonymous", "opener", "caller", "stranger"]
 """Who credentials are for: who opened the session, who calls, or, where it is open to anybody, nobody."""
 
 Names: TypeAlias = tuple[tuple[str, str, str], ...]
@@ -126,7 +137,7 @@ class Ended:
 
 
 @attrs.frozen(kw_only=True)
-class GaveUp:
+class CallerCancelled:
     """Whoever waits for the operation was cancelled."""
 
     at: float
@@ -200,7 +211,7 @@ class Exiting:
 
 
 @attrs.frozen(kw_only=True)
-class Executed:
+class ToolExecuted:
     """A backend began to run a tool."""
 
     at: float
@@ -210,7 +221,7 @@ class Executed:
 
 
 @attrs.frozen(kw_only=True)
-class Asked:
+class QuestionAsked:
     """A tool asked its client something, and was answered or gave up. A modern one is told again with every answer.
 
     Attributes:
@@ -228,7 +239,7 @@ class Asked:
 
 
 @attrs.frozen(kw_only=True)
-class Handled:
+class HandlerCalled:
     """A handler was asked something.
 
     Attributes:
@@ -246,7 +257,7 @@ class Handled:
 
 
 @attrs.frozen(kw_only=True)
-class Answered:
+class HandlerReturned:
     """That handler came to its end, with an answer or without."""
 
     at: float
@@ -255,7 +266,7 @@ class Answered:
 
 
 @attrs.frozen(kw_only=True)
-class Logged:
+class LogReceived:
     """The handler for log messages was told of one. Attributes: as in `Handled`."""
 
     at: float
@@ -267,7 +278,7 @@ class Logged:
 
 
 @attrs.frozen(kw_only=True)
-class EndedProcess:
+class ProcessEnded:
     """A program came to its end.
 
     Attributes:
@@ -284,7 +295,7 @@ class EndedProcess:
 
 
 @attrs.frozen(kw_only=True)
-class Felt:
+class HealthChanged:
     """A backend is well from now on, or no longer. What made it ill may have lost its effect a little earlier."""
 
     at: float
@@ -293,7 +304,7 @@ class Felt:
 
 
 @attrs.frozen(kw_only=True)
-class Offered:
+class ToolsOffered:
     """A backend lists these tools from now on."""
 
     at: float
@@ -302,7 +313,7 @@ class Offered:
 
 
 @attrs.frozen(kw_only=True)
-class Updated:
+class ResourcesUpdated:
     """What is read of a backend is of this version from now on; the first one is 0."""
 
     at: float
@@ -342,7 +353,7 @@ class Attempted:
 
 
 @attrs.frozen(kw_only=True)
-class LetGo:
+class ConnectionClosed:
     """The connection that an attempt had led to is closed."""
 
     at: float
@@ -350,7 +361,7 @@ class LetGo:
 
 
 @attrs.frozen(kw_only=True)
-class Looked:
+class Inspected:
     """How an open session is.
 
     Attributes:
@@ -402,12 +413,12 @@ class Token:
     """
 
     backend_id: str
-    whose: Whose
+    principal: Principal
     generation: int
 
 
 @attrs.frozen(kw_only=True)
-class Rotated:
+class TokensRotated:
     """A guarded backend takes no older tokens from now on."""
 
     at: float
@@ -416,7 +427,7 @@ class Rotated:
 
 
 @attrs.frozen(kw_only=True)
-class AskedFor:
+class AuthCalled:
     """The factory's `auth` was asked for credentials.
 
     Attributes:
@@ -429,13 +440,13 @@ class AskedFor:
     number: int
     attempt: int
     backend_id: str
-    whose: Whose
+    principal: Principal
     gives: bool
     after: int | None
 
 
 @attrs.frozen(kw_only=True)
-class Fetched:
+class TokenFetched:
     """A new token was there, or (None) could not be had, or nobody waited for it any more.
 
     Attributes:
@@ -444,16 +455,16 @@ class Fetched:
 
     at: float
     since: float
-    asking: int
+    auth_call: int
     token: Token | None
 
 
 @attrs.frozen(kw_only=True)
-class Signed:
+class RequestSigned:
     """A request was given a token, and may be sent."""
 
     at: float
-    asking: int
+    auth_call: int
     token: Token
 
 
@@ -470,18 +481,18 @@ class Sent:
     backend_id: str
     verb: str
     session_id: str | None
-    asking: int | None = None
+    auth_call: int | None = None
     number: int | None = None
 
 
 @attrs.frozen(kw_only=True)
-class IdRead:
+class SessionIdRead:
     """The transport handed over a head that assigns a backend session."""
 
     at: float
     backend_id: str
     session_id: str
-    asking: int | None = None
+    auth_call: int | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -503,7 +514,7 @@ class Audit:
 
 
 @attrs.frozen(kw_only=True)
-class Canary:
+class SecretLeaked:
     """A secret where none may be."""
 
     at: float
@@ -529,35 +540,35 @@ class Hung:
 Event: TypeAlias = (
     Began
     | Ended
-    | GaveUp
+    | CallerCancelled
     | Shielded
     | Opened
     | Closing
     | Removing
     | Exiting
-    | Executed
-    | Asked
-    | Handled
-    | Answered
-    | Logged
-    | EndedProcess
-    | Felt
-    | Offered
-    | Updated
+    | ToolExecuted
+    | QuestionAsked
+    | HandlerCalled
+    | HandlerReturned
+    | LogReceived
+    | ProcessEnded
+    | HealthChanged
+    | ToolsOffered
+    | ResourcesUpdated
     | Attempt
     | Attempted
-    | LetGo
-    | Looked
+    | ConnectionClosed
+    | Inspected
     | Settled
     | StorageFailed
-    | Rotated
-    | AskedFor
-    | Fetched
-    | Signed
+    | TokensRotated
+    | AuthCalled
+    | TokenFetched
+    | RequestSigned
     | Sent
-    | IdRead
+    | SessionIdRead
     | Audit
-    | Canary
+    | SecretLeaked
     | Crashed
     | Hung
 )
@@ -585,7 +596,7 @@ class Seen:
     status: int | None
     outcome: str
     is_retry: bool = False
-    asking: int | None = None
+    auth_call: int | None = None
     number: int | None = None
     token: Token | None = None
     turned_away: bool = False

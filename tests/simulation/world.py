@@ -18,64 +18,65 @@ from support.harness import Ledger, session_ids_in
 from support.memory_processes import MemoryProcess, ProcessTable, memory_processes
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from simulation.actors import CANARY, Actor
-from simulation.asking import HandlerBroke, Handlers, Question
-from simulation.connecting import NotingConnector
+from simulation.backends import CANARY, SimulatedBackend
+from simulation.deterministic import HangsForEver, ending, seeded
 from simulation.history import (
-    Add,
+    AddBackend,
     Call,
+    CancelCaller,
+    ChangeList,
     Close,
     Disturb,
     Exit,
-    Expire,
-    Failing,
-    GiveUp,
+    ExpireSession,
+    FailStorage,
+    GrantTokens,
     History,
-    Look,
+    InjectFault,
+    Inspect,
     Open,
-    Relent,
-    Relist,
-    Remove,
+    RemoveBackend,
     Restore,
-    Rotate,
+    RotateTokens,
     Step,
-    Strike,
     Subscribe,
-    Watch,
-    Withhold,
+    WatchChanges,
+    WithholdTokens,
 )
-from simulation.people import ALICE, BOB, calling
+from simulation.identities import ALICE, BOB, identity_of_calls
+from simulation.outgoing_auth import RequestStamps, SimulatedAuth, read_stamp
+from simulation.questions import HandlerError, Handlers, Question
+from simulation.recording_connector import RecordingConnector
 from simulation.storage import FaultyStorage
 from simulation.tokens import read_token
 from simulation.trace import (
     Audit,
     Began,
-    Canary,
+    CallerCancelled,
     Closing,
     Ended,
-    EndedProcess,
     Event,
     Exiting,
-    GaveUp,
     Hung,
-    IdRead,
-    Looked,
+    Inspected,
     Names,
     Opened,
     Operated,
     Outcome,
+    ProcessEnded,
     Remains,
     Removing,
+    SecretLeaked,
     Seen,
     Sent,
+    SessionIdRead,
     Settled,
     Shielded,
     StorageFailed,
     Trace,
     What,
 )
-from simulation.wallet import Stamper, Wallet, read_stamp
-from simulation.watch import SECRET, HangsForEver, ending, seeded, watched_garbage, watched_limiters, watched_log
+from simulation.watchers import SECRET, watched_garbage, watched_limiters, watched_log
 from trio_vmcp import (
     Backend,
     BackendState,
@@ -96,7 +97,7 @@ __all__ = ["run_history"]
 
 KEY = "simulation/key"  # in `_meta`, which the library forwards: the call that a request belongs to
 SHIELDED = 2.0  # s
-NOBODYS = "nobody has this"
+UNKNOWN_NAME = "nobody has this"
 
 
 def run_history(history: History) -> Trace:
@@ -113,7 +114,7 @@ def run_history(history: History) -> Trace:
     return trace
 
 
-class CallbackBroke(Exception):
+class CallbackError(Exception):
     """What a caller's own callback raises."""
 
 
@@ -123,24 +124,26 @@ _SESSION_ID = re.compile(rb"\r\nMcp-Session-Id: ([^\r]*)")
 class _Seam(Ledger):
     """The transport, with a record of what goes through it."""
 
-    def __init__(self, network: MemoryNetwork, note: Callable[[Event], None], actors: Mapping[str, Actor]) -> None:
+    def __init__(
+        self, network: MemoryNetwork, note: Callable[[Event], None], backends: Mapping[str, SimulatedBackend]
+    ) -> None:
         super().__init__(network)
         self.note = note
-        self.actors = actors
-        self.stamper = Stamper()
+        self.backends = backends
+        self.stamper = RequestStamps()
         self.stamped: dict[trio.lowlevel.Task, tuple[int | None, int]] = {}  # of those who send with credentials
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Where there are credentials, requests come this way; those that find no connection go no further."""
         task = trio.lowlevel.current_task()
-        asking, _ = self.stamped[task] = self.stamper.stamp(request)
+        auth_call, _ = self.stamped[task] = self.stamper.stamp(request)
         session_id = request.headers.get("mcp-session-id")
         self._note_sent(request.url.host.removesuffix(".test"), request.method, session_id)
         try:
             response = await super().handle_async_request(request)
         finally:
             del self.stamped[task]
-        self.stamper.note_answer(asking, response.status_code)
+        self.stamper.note_answer(auth_call, response.status_code)
         return response
 
     async def send(
@@ -153,10 +156,12 @@ class _Seam(Ledger):
         try:
             response = await super().send(origin, verb, head, body, on_write)
         finally:
-            self.actors[backend_id].feel()
-        asking, _ = self._stamp
+            self.backends[backend_id].note_health()
+        auth_call, _ = self._stamp
         for assigned in session_ids_in(response):
-            self.note(IdRead(at=trio.current_time(), backend_id=backend_id, session_id=assigned, asking=asking))
+            self.note(
+                SessionIdRead(at=trio.current_time(), backend_id=backend_id, session_id=assigned, auth_call=auth_call)
+            )
         return response
 
     @property
@@ -165,18 +170,18 @@ class _Seam(Ledger):
         return self.stamped.get(trio.lowlevel.current_task(), (None, None))
 
     def _note_sent(self, backend_id: str, verb: str, session_id: str | None) -> None:
-        asking, number = self._stamp
+        auth_call, number = self._stamp
         self.note(
             Sent(
                 at=trio.current_time(),
                 backend_id=backend_id,
                 verb=verb,
                 session_id=session_id,
-                asking=asking,
+                auth_call=auth_call,
                 number=number,
             )
         )
-        self.actors[backend_id].feel()
+        self.backends[backend_id].note_health()
 
 
 @attrs.define(eq=False)
@@ -199,12 +204,12 @@ class _World:
     history: History
     trace: Trace
     processes: ProcessTable
-    actors: dict[str, Actor] = attrs.field(factory=dict, init=False)
+    backends: dict[str, SimulatedBackend] = attrs.field(factory=dict, init=False)
     storage: FaultyStorage = attrs.field(init=False)
     # By the identity of the object: what it is, and the operation that passed it on.
     passed: dict[int, tuple[Backend, int]] = attrs.field(factory=dict, init=False)
     attempts: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
-    askings: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
+    auth_call_numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
     factories: dict[int, SessionFactory] = attrs.field(factory=dict, init=False)
     owners: dict[int, trio.Nursery] = attrs.field(factory=dict, init=False)  # what the factories' tasks live in
     callers: dict[int, trio.Nursery] = attrs.field(factory=dict, init=False)  # inside the factories' blocks
@@ -224,8 +229,8 @@ class _World:
         with watched_limiters() as self.limiters:
             async with self.processes.running_in_virtual_time(self._note_process), open_memory_network() as network:
                 for spec in self.history.backends:
-                    self.actors[spec.id] = Actor(spec, network, self.processes, self.note)
-                self.seam = _Seam(network, self.note, self.actors)
+                    self.backends[spec.id] = SimulatedBackend(spec, network, self.processes, self.note)
+                self.seam = _Seam(network, self.note, self.backends)
                 await self._live()
                 await wait_all_tasks_blocked()
                 remains = self._audit()
@@ -234,24 +239,24 @@ class _World:
                 await self._sum_up(remains, network.open_connections)
 
     async def _live(self) -> None:
-        async with trio.open_nursery() as everybody:
+        async with trio.open_nursery() as step_nursery:
             async with trio.open_nursery() as instances:
                 for number, leaving in enumerate(self.history.instances):
-                    await instances.start(self._instance, number, leaving, everybody)
+                    await instances.start(self._instance, number, leaving, step_nursery)
                 for step in self.history.steps:
                     await trio.sleep_until(step.at)
                     self._look()
-                    self._start(step, everybody)
+                    self._start(step, step_nursery)
             self.over.set()
 
     def _note_storage(self, operation: str, session_id: str) -> None:
         self.note(StorageFailed(at=trio.current_time(), operation=operation, session=_number_of(session_id)))
 
     def _note_process(self, process: MemoryProcess) -> None:
-        (backend_id,) = (b for b, actor in self.actors.items() if actor.configured.command == process.command)
+        (backend_id,) = (b for b, actor in self.backends.items() if actor.configured.command == process.command)
         assert process.returncode is not None
         self.note(
-            EndedProcess(
+            ProcessEnded(
                 at=trio.current_time(),
                 backend_id=backend_id,
                 pid=process.pid,
@@ -289,66 +294,66 @@ class _World:
             )
         )
 
-    def _start(self, step: Step, everybody: trio.Nursery) -> None:
+    def _start(self, step: Step, step_nursery: trio.Nursery) -> None:
         """Begin a step; one that has nothing to be done to is left out."""
         life = self.lives.get(getattr(step, "session", -1))
         match step:
             case Disturb():
                 self._actor(step.backend).disturb(step)
-            case Strike():
+            case InjectFault():
                 self._actor(step.backend).strike(step)
-            case Expire():
+            case ExpireSession():
                 self._actor(step.backend).expire(step)
-            case Relist():
-                everybody.start_soon(self._actor(step.backend).relist, step)
-            case Rotate() | Withhold() | Relent():
+            case ChangeList():
+                step_nursery.start_soon(self._actor(step.backend).relist, step)
+            case RotateTokens() | WithholdTokens() | GrantTokens():
                 self._actor(step.backend).guard(step)
-            case Failing():
+            case FailStorage():
                 self.storage.fail(step)
-            case Look():
-                everybody.start_soon(self._look_closely)
+            case Inspect():
+                step_nursery.start_soon(self._look_closely)
             case Open():
                 work = partial(self._hold if step.held else self._make, step)
-                everybody.start_soon(self._operate, step, lambda: self._begin("open", step=step), work, everybody)
+                step_nursery.start_soon(self._operate, step, lambda: self._begin("open", step=step), work, step_nursery)
             case Restore():
                 elsewhere = life is not None and not life.is_over and life.instance != step.instance
                 if not elsewhere and step.session not in self.opening:
                     work = partial(self._restore, step)
-                    everybody.start_soon(self._operate, step, lambda: self._begin_restore(step), work, everybody)
+                    step_nursery.start_soon(self._operate, step, lambda: self._begin_restore(step), work, step_nursery)
             case Call() if life is not None:
-                nursery = self.callers.get(life.instance, everybody) if step.inside else everybody
-                begin = partial(self._begin_call, step, life, is_inside=nursery is not everybody)
-                nursery.start_soon(self._operate, step, begin, partial(self._call, step, life), everybody)
+                nursery = self.callers.get(life.instance, step_nursery) if step.inside else step_nursery
+                begin = partial(self._begin_call, step, life, is_inside=nursery is not step_nursery)
+                nursery.start_soon(self._operate, step, begin, partial(self._call, step, life), step_nursery)
             case Close() if life is not None:
                 begin = partial(self._begin_close, step, life)
-                everybody.start_soon(self._operate, step, begin, partial(self._close, step, life), everybody)
-            case Add() if life is not None:
+                step_nursery.start_soon(self._operate, step, begin, partial(self._close, step, life), step_nursery)
+            case AddBackend() if life is not None:
                 begin = partial(self._begin_member, "add", step, life)
-                everybody.start_soon(self._operate, step, begin, partial(self._add, step, life), everybody)
-            case Remove() if life is not None:
+                step_nursery.start_soon(self._operate, step, begin, partial(self._add, step, life), step_nursery)
+            case RemoveBackend() if life is not None:
                 begin = partial(self._begin_member, "remove", step, life)
-                everybody.start_soon(self._operate, step, begin, partial(self._remove, step, life), everybody)
+                step_nursery.start_soon(self._operate, step, begin, partial(self._remove, step, life), step_nursery)
             case Subscribe() if life is not None:
                 begin = partial(self._begin_subscribe, step, life)
-                everybody.start_soon(self._operate, step, begin, partial(self._subscribe, step, life), everybody)
-            case Watch() if life is not None:
+                step_nursery.start_soon(self._operate, step, begin, partial(self._subscribe, step, life), step_nursery)
+            case WatchChanges() if life is not None:
                 begin = partial(self._begin, "watch", step=step, life=life.op, state=life.session.state.name)
-                everybody.start_soon(self._operate, step, begin, partial(self._watch, step, life), everybody)
+                step_nursery.start_soon(self._operate, step, begin, partial(self._watch, step, life), step_nursery)
 
     async def _operate(
         self,
         step: Operated,
         begin: Callable[[], Began],
         work: Callable[[list[Began]], Awaitable[Outcome]],
-        everybody: trio.Nursery,
+        step_nursery: trio.Nursery,
     ) -> None:
         """The task of a step. It begins with its first turn: what came before that did not happen during it."""
         doing = [begin()]
         outcome = Outcome(kind="cancelled")
         try:
             with trio.CancelScope() as scope:
-                if step.give_up is not None:
-                    everybody.start_soon(self._give_up, scope, step.give_up, doing)
+                if step.cancel is not None:
+                    step_nursery.start_soon(self._give_up, scope, step.cancel, doing)
                 outcome = await self._outcome_of(work, doing)
         finally:
             self._end(doing.pop().op, outcome)
@@ -374,15 +379,15 @@ class _World:
         while seen is not None:
             for text in (str(seen), repr(seen)):
                 if SECRET.search(text):
-                    self.note(Canary(at=trio.current_time(), where=f"text of {type(seen).__name__}", text=text))
+                    self.note(SecretLeaked(at=trio.current_time(), where=f"text of {type(seen).__name__}", text=text))
             seen = seen.__cause__ or seen.__context__
 
-    async def _give_up(self, scope: trio.CancelScope, give_up: GiveUp, doing: list[Began]) -> None:
-        await trio.sleep(give_up.after)
-        for _ in range(give_up.checkpoints):
+    async def _give_up(self, scope: trio.CancelScope, cancel: CancelCaller, doing: list[Began]) -> None:
+        await trio.sleep(cancel.after)
+        for _ in range(cancel.checkpoints):
             await trio.lowlevel.checkpoint()
         if doing:
-            self.note(GaveUp(at=trio.current_time(), op=doing[-1].op))
+            self.note(CallerCancelled(at=trio.current_time(), op=doing[-1].op))
             scope.cancel()
 
     # --- what each of them does
@@ -433,8 +438,8 @@ class _World:
         finally:
             self.opening.remove(number)
 
-    def _actor(self, index: int) -> Actor:
-        return self.actors[self.history.backends[index].id]
+    def _actor(self, index: int) -> SimulatedBackend:
+        return self.backends[self.history.backends[index].id]
 
     def _members(self, backends: tuple[int, ...], op: int) -> list[Backend]:
         return [self._pass(index, op) for index in backends]
@@ -485,7 +490,7 @@ class _World:
             case _:
                 offered = table.prompts
         names = sorted(offered)
-        name = NOBODYS if step.pick is None or not names else names[step.pick % len(names)]
+        name = UNKNOWN_NAME if step.pick is None or not names else names[step.pick % len(names)]
         target = offered.get(name)
         found = "" if target is None else self._state_of(session, target.backend_id)
         return self._begin(
@@ -500,13 +505,13 @@ class _World:
             found=found,
         )
 
-    def _begin_member(self, what: What, step: Add | Remove, life: _Life) -> Began:
+    def _begin_member(self, what: What, step: AddBackend | RemoveBackend, life: _Life) -> Began:
         found = self._state_of(life.session, self.history.backends[step.backend].id)
         return self._begin(what, step=step, life=life.op, state=life.session.state.name, found=found)
 
     def _begin_subscribe(self, step: Subscribe, life: _Life) -> Began:
         offered = life.session.routing_table.resources
-        name = sorted(offered)[step.pick % len(offered)] if offered else NOBODYS
+        name = sorted(offered)[step.pick % len(offered)] if offered else UNKNOWN_NAME
         target = offered.get(name)
         return self._begin(
             "subscribe",
@@ -537,7 +542,7 @@ class _World:
                 case "note":
                     await trio.lowlevel.checkpoint()
                 case "raise":
-                    raise CallbackBroke
+                    raise CallbackError
                 case "shield":
                     self.note(Shielded(at=trio.current_time(), op=op))
                     self.shielded += 1
@@ -547,7 +552,7 @@ class _World:
                 case closing:
                     await self._close_within(life, terminate=closing == "aclose")
 
-        right = calling(life.identity)
+        right = identity_of_calls(life.identity)
         caller = right if step.caller == "right" else BOB
         options: dict[str, Any] = {"caller": caller, "timeout": step.timeout}
         if step.kind != "resource" or not step.plain:
@@ -589,7 +594,7 @@ class _World:
         finally:
             self._end(doing[0].op, outcome)
         if outcome.kind == "error":
-            raise HandlerBroke
+            raise HandlerError
 
     async def _close_within(self, life: _Life, *, terminate: bool) -> None:
         """From inside one of the session's own calls."""
@@ -609,11 +614,11 @@ class _World:
             await self._look_around()
         return Outcome(kind="ok")
 
-    async def _add(self, step: Add, life: _Life, doing: list[Began]) -> Outcome:
+    async def _add(self, step: AddBackend, life: _Life, doing: list[Began]) -> Outcome:
         await life.session.add_backend(self._pass(step.backend, doing[-1].op))
         return Outcome(kind="ok")
 
-    async def _remove(self, step: Remove, life: _Life, doing: list[Began]) -> Outcome:
+    async def _remove(self, step: RemoveBackend, life: _Life, doing: list[Began]) -> Outcome:
         backend_id = self.history.backends[step.backend].id
         if doing[-1].found and life.session.state is SessionState.OPEN:
             limit = self.history.settings.drain_timeout if step.drain_timeout is None else step.drain_timeout
@@ -632,10 +637,10 @@ class _World:
 
     async def _subscribe(self, step: Subscribe, life: _Life, doing: list[Began]) -> Outcome:
         ask = life.session.subscribe_resource if step.wanted else life.session.unsubscribe_resource
-        await ask(doing[-1].name, caller=calling(life.identity))
+        await ask(doing[-1].name, caller=identity_of_calls(life.identity))
         return Outcome(kind="ok")
 
-    async def _watch(self, step: Watch, life: _Life, doing: list[Began]) -> Outcome:
+    async def _watch(self, step: WatchChanges, life: _Life, doing: list[Began]) -> Outcome:
         with trio.move_on_after(step.seconds):
             async with life.session.changes() as changes:
                 async for _ in changes:
@@ -643,7 +648,7 @@ class _World:
         return Outcome(kind="ok")
 
     async def _instance(  # noqa: ASYNC114  # only ever started in a nursery
-        self, number: int, leaving: Exit, everybody: trio.Nursery, *, task_status: trio.TaskStatus[None]
+        self, number: int, leaving: Exit, step_nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]
     ) -> None:
         outcome = Outcome(kind="cancelled")
 
@@ -657,7 +662,7 @@ class _World:
             ) as factory:
                 assert isinstance(factory, DefaultSessionFactory)
                 connector_for = factory._connector_for
-                factory._connector_for = lambda session_id: NotingConnector(
+                factory._connector_for = lambda session_id: RecordingConnector(
                     connector_for(session_id), number, self.note, self.attempts, self._passed_to
                 )
                 self.factories[number] = factory
@@ -677,14 +682,14 @@ class _World:
         doing: list[Began] = []
         with trio.CancelScope() as surroundings:
             if leaving.cancelled_at is not None:
-                everybody.start_soon(self._cancel_instance, number, leaving.cancelled_at, surroundings)
+                step_nursery.start_soon(self._cancel_instance, number, leaving.cancelled_at, surroundings)
             outcome = await self._outcome_of(live, doing)
         self._end(doing[-1].op, outcome)
 
-    def _wallet(self) -> Wallet | None:
+    def _wallet(self) -> SimulatedAuth | None:
         """Of one factory; where no backend is guarded, it goes without."""
-        gates = {backend_id: actor.gate for backend_id, actor in self.actors.items() if actor.gate is not None}
-        return Wallet(gates, self.note, self.askings) if gates else None
+        gates = {backend_id: actor.gate for backend_id, actor in self.backends.items() if actor.gate is not None}
+        return SimulatedAuth(gates, self.note, self.auth_call_numbers) if gates else None
 
     async def _cancel_instance(self, number: int, at: float, surroundings: trio.CancelScope) -> None:
         await trio.sleep_until(at)
@@ -694,11 +699,11 @@ class _World:
     # --- how it is
 
     def _look(self) -> None:
-        for actor in self.actors.values():
-            actor.feel()
+        for actor in self.backends.values():
+            actor.note_health()
         for life in self._open_lives():
             members = tuple(self._members_of(life))
-            self.note(Looked(at=trio.current_time(), life=life.op, members=members, tools=_names(life.session)))
+            self.note(Inspected(at=trio.current_time(), life=life.op, members=members, tools=_names(life.session)))
 
     @staticmethod
     def _members_of(life: _Life) -> Iterator[tuple[str, str, bool]]:
@@ -758,8 +763,8 @@ class _World:
 
     async def _sum_up(self, audit: Audit, connections: int) -> None:
         rows = await self.storage.rows()
-        scripted = {backend_id: actor.scripted for backend_id, actor in self.actors.items()}
-        gates = [actor.gate for actor in self.actors.values() if actor.gate is not None]
+        scripted = {backend_id: actor.scripted for backend_id, actor in self.backends.items()}
+        gates = [actor.gate for actor in self.backends.values() if actor.gate is not None]
         turned_away = {id(exchange) for gate in gates for exchange in gate.turned_away}
         self.trace.seen = [
             Seen(
@@ -772,14 +777,14 @@ class _World:
                 status=exchange.status,
                 outcome=exchange.outcome,
                 is_retry="requestState" in exchange.params,
-                asking=asking,
+                auth_call=auth_call,
                 number=number,
                 token=read_token(exchange.headers.get("authorization")),
                 turned_away=id(exchange) in turned_away,
             )
             for backend_id, backend in scripted.items()
             for exchange in backend.exchanges
-            for asking, number in (read_stamp(exchange.headers),)
+            for auth_call, number in (read_stamp(exchange.headers),)
         ]
         self.trace.remains = Remains(
             audit=audit,

@@ -9,83 +9,87 @@ from collections.abc import Callable, Iterator
 
 from simulation.case import Case
 from simulation.history import Open
-from simulation.trace import AskedFor, Whose
+from simulation.trace import AuthCalled, Principal
 
-__all__ = ["CREDENTIALS"]
+__all__ = ["CREDENTIAL_CHECKS"]
 
 REFUSED = 401
 # What no caller asks for: it is the opener's.
 OWN = ("initialize", "notifications/initialized", "server/discover", "tools/list", "resources/list", "prompts/list")
 
 
-def _credentials_reach_whom_they_are_for(case: Case) -> Iterator[str]:
-    askings = case.askings
-    for _, asked in askings.asked.values():
+def _credentials_match_backend_and_principal(case: Case) -> Iterator[str]:
+    credentials = case.credentials
+    for _, asked in credentials.asked.values():
         allowed = _principals(case, asked)
-        if asked.whose not in allowed:
-            yield f"{asked} is for {asked.whose}, in a session of {' and '.join(allowed)}"
+        if asked.principal not in allowed:
+            yield f"{asked} is for {asked.principal}, in a session of {' and '.join(allowed)}"
     for seen in case.trace.seen:
         token = seen.token
-        if token is not None and (token.backend_id != seen.backend_id or not askings.is_guarded(seen.backend_id)):
+        if token is not None and (token.backend_id != seen.backend_id or not credentials.is_guarded(seen.backend_id)):
             yield f"{seen.backend_id!r} was shown what is meant for another: {seen}"
-        if seen.asking is None:
+        if seen.auth_call is None:
             continue
-        asked = askings.asked[seen.asking][1]
-        if asked.backend_id != seen.backend_id or (token is not None and token.whose != asked.whose):
+        asked = credentials.asked[seen.auth_call][1]
+        if asked.backend_id != seen.backend_id or (token is not None and token.principal != asked.principal):
             yield f"{seen} has credentials that were not asked for it: {asked}"
-        if asked.whose == "opener" and seen.key is not None:
+        if asked.principal == "opener" and seen.key is not None:
             yield f"{seen} belongs to a call, and has the credentials of whoever opened the session"
-        if asked.whose == "caller" and (seen.verb == "DELETE" or seen.method in OWN):
+        if asked.principal == "caller" and (seen.verb == "DELETE" or seen.method in OWN):
             yield f"{seen} is nobody's call, and has the credentials of a caller"
 
 
 def _every_request_has_its_own_credentials(case: Case) -> Iterator[str]:
-    askings = case.askings
-    if not askings.is_in_use:
+    credentials = case.credentials
+    if not credentials.is_in_use:
         return
     for seen in case.trace.seen:
         if not seen.verb:
             continue  # a line, to a child process
-        if seen.asking is None:
+        if seen.auth_call is None:
             yield f"{seen} was sent without anybody being asked for credentials"
-        elif askings.is_guarded(seen.backend_id) and seen.token is None and askings.asked[seen.asking][1].gives:
+        elif (
+            credentials.is_guarded(seen.backend_id)
+            and seen.token is None
+            and credentials.asked[seen.auth_call][1].gives
+        ):
             yield f"{seen} carries no token, and there was one"
-    for number, (_, asked) in askings.asked.items():
-        if asked.after is None and len(askings.sent[number]) > 1:
-            yield f"{asked} had to do for {len(askings.sent[number])} requests"
+    for number, (_, asked) in credentials.asked.items():
+        if asked.after is None and len(credentials.sent[number]) > 1:
+            yield f"{asked} had to do for {len(credentials.sent[number])} requests"
 
 
-def _what_is_refused_is_sent_again_once(case: Case) -> Iterator[str]:
-    for received in case.askings.seen.values():
+def _a_refused_request_is_sent_again_once(case: Case) -> Iterator[str]:
+    for received in case.credentials.seen.values():
         if len(received) > 2 or any(seen.status != REFUSED for seen in received[:-1]):
             yield f"sent {len(received)} times, and answered with HTTP {[seen.status for seen in received]}: {received}"
         elif len(received) == 2 and received[0].token == received[1].token:
             yield f"refused, and sent again with the same: {received}"
 
 
-def _who_is_refused_together_asks_together(case: Case) -> Iterator[str]:
+def _refused_requests_share_new_credentials(case: Case) -> Iterator[str]:
     """Whoever is refused takes what was asked for anew since it set out itself, if that is of use."""
-    anew = defaultdict[tuple[int, Whose], list[tuple[int, AskedFor]]](list)
-    for position, asked in case.askings.asked.values():
+    anew = defaultdict[tuple[int, Principal], list[tuple[int, AuthCalled]]](list)
+    for position, asked in case.credentials.asked.values():
         if asked.after is not None:
-            anew[asked.attempt, asked.whose].append((position, asked))
+            anew[asked.attempt, asked.principal].append((position, asked))
     for together in anew.values():
         for index, (position, asked) in enumerate(together):
             assert asked.after is not None
-            set_out_at = case.askings.asked[asked.after][0]
+            set_out_at = case.credentials.asked[asked.after][0]
             for earlier_at, earlier in together[:index]:
                 if earlier_at > set_out_at and earlier.gives and not _was_nothing_new(case, earlier, position):
                     yield f"{asked} was asked for anew, though {earlier} had just been"
 
 
-def _a_rotation_costs_nobody_a_call(case: Case) -> Iterator[str]:
+def _a_rotation_costs_no_call(case: Case) -> Iterator[str]:
     for call in case.ended("call", "subscribe"):
         backend_id, life = call.outcome.backend_id, call.began.life
         if call.outcome.error != "BackendUnauthorized" or backend_id is None or life is None:
             continue
         if not _had_reason(case, backend_id, call.began.at, call.ended_at, case.attempts_of(life)):
             yield f"{call} ended in {call.outcome}, and {backend_id!r} could be satisfied"
-    for tried in case.tried.values():
+    for tried in case.attempts.values():
         attempt = tried.attempt
         if tried.was_refused and not _had_reason(
             case, attempt.backend_id, attempt.at, tried.ended_at, {attempt.number}
@@ -93,33 +97,33 @@ def _a_rotation_costs_nobody_a_call(case: Case) -> Iterator[str]:
             yield f"{attempt} was refused until {tried.ended_at}, and {attempt.backend_id!r} could be satisfied"
 
 
-def _principals(case: Case, asked: AskedFor) -> tuple[Whose, ...]:
+def _principals(case: Case, asked: AuthCalled) -> tuple[Principal, ...]:
     """Who may be meant by what a connection asks for."""
-    session = case.session_of(case.tried[asked.attempt].attempt.op)
+    session = case.session_of(case.attempts[asked.attempt].attempt.op)
     opened = (step for step in case.history.steps if isinstance(step, Open) and step.session == session)
-    return ("opener", "caller") if next(opened).bound else ("nobody",)
+    return ("opener", "caller") if next(opened).bound else ("anonymous",)
 
 
-def _was_nothing_new(case: Case, asked: AskedFor, before: int) -> bool:
+def _was_nothing_new(case: Case, asked: AuthCalled, before: int) -> bool:
     """Credentials that were asked for anew turned out to be what had been refused: there may be others by now."""
-    signed = sum(position < before for position, _ in case.askings.signed[asked.number])
-    return signed > sum(position < before for position, _ in case.askings.sent[asked.number])
+    signed = sum(position < before for position, _ in case.credentials.signed[asked.number])
+    return signed > sum(position < before for position, _ in case.credentials.sent[asked.number])
 
 
 def _had_reason(case: Case, backend_id: str, since: float, until: float, attempts: set[int]) -> bool:
     """To refuse for good."""
-    askings = case.askings
+    credentials = case.credentials
     return (
-        askings.was_withheld(backend_id, since, until)
-        or askings.were_overtaken(attempts, backend_id, since, until)
-        or askings.were_struck(attempts, backend_id, since, until)
+        credentials.was_withheld(backend_id, since, until)
+        or credentials.were_overtaken(attempts, backend_id, since, until)
+        or credentials.were_struck(attempts, backend_id, since, until)
     )
 
 
-CREDENTIALS: tuple[Callable[[Case], Iterator[str]], ...] = (
-    _credentials_reach_whom_they_are_for,
+CREDENTIAL_CHECKS: tuple[Callable[[Case], Iterator[str]], ...] = (
+    _credentials_match_backend_and_principal,
     _every_request_has_its_own_credentials,
-    _what_is_refused_is_sent_again_once,
-    _who_is_refused_together_asks_together,
-    _a_rotation_costs_nobody_a_call,
+    _a_refused_request_is_sent_again_once,
+    _refused_requests_share_new_credentials,
+    _a_rotation_costs_no_call,
 )

@@ -12,11 +12,11 @@ import trio
 
 from simulation import history
 from simulation.history import Given
-from simulation.trace import Answered, Event, Handled, Logged
+from simulation.trace import Event, HandlerCalled, HandlerReturned, LogReceived
 from trio_vmcp import JSON, ClientHandlers, Identity, ServerRequest
 from trio_vmcp.testing import CallContext, ScriptedBackend
 
-__all__ = ["HandlerBroke", "Handlers", "Question", "declared_to", "log_message", "question"]
+__all__ = ["HandlerError", "Handlers", "Question", "declared_to", "log_message", "question"]
 
 NOTE = "simulation/question"  # in `_meta`: what handlers and tools know each other's words by
 METHODS: dict[history.Question, str] = {
@@ -37,7 +37,7 @@ PARAMS: dict[history.Question, JSON] = {
 CAPABILITIES = "io.modelcontextprotocol/clientCapabilities"
 
 
-class HandlerBroke(Exception):
+class HandlerError(Exception):
     """What a user's handler raises."""
 
 
@@ -122,7 +122,7 @@ class Handlers:
         asked = Question(**request.params["_meta"][NOTE])
         who: dict[str, Any] = {"key": asked.key, "number": asked.number}
         self.note(
-            Handled(
+            HandlerCalled(
                 at=trio.current_time(),
                 session=self.number_of(request.session_id),
                 backend_id=request.backend_id,
@@ -135,7 +135,7 @@ class Handlers:
             await trio.sleep(asked.thinks)
             match asked.reply:
                 case "fail":
-                    raise HandlerBroke
+                    raise HandlerError
                 case "hang":
                     await trio.sleep_forever()
                 case "call" | "close":
@@ -144,13 +144,13 @@ class Handlers:
                     pass
             return asked.answer()
         finally:
-            self.note(Answered(at=trio.current_time(), **who))
+            self.note(HandlerReturned(at=trio.current_time(), **who))
 
     async def _log(self, request: ServerRequest) -> None:
         said = request.params["_meta"][NOTE]
         await trio.lowlevel.checkpoint()
         self.note(
-            Logged(
+            LogReceived(
                 at=trio.current_time(),
                 session=self.number_of(request.session_id),
                 backend_id=request.backend_id,

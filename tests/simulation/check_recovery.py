@@ -9,12 +9,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-from simulation.case import BACKEND_ERRORS, LAST_BYTES, MILLISECOND, Case, Operation, Tried, every, spec_of
-from simulation.history import Add, BackendSpec, Call, Disturb, Expire, Open, Relist, Restore, Step
-from simulation.trace import Looked, Removing, Seen, Sent, Settled
+from simulation.case import BACKEND_ERRORS, LAST_BYTES, MILLISECOND, AttemptRecord, Case, Operation, every, spec_of
+from simulation.history import AddBackend, BackendSpec, Call, ChangeList, Disturb, ExpireSession, Open, Restore, Step
+from simulation.trace import Inspected, Removing, Seen, Sent, Settled
 from trio_vmcp import Prefix
 
-__all__ = ["HEALING"]
+__all__ = ["RECOVERY_CHECKS"]
 
 JITTER = 0.2  # of a delay, either way (design: settings)
 REFETCH = 1.0  # s between the beginnings of two refetches (design: backends)
@@ -24,8 +24,8 @@ UNAUTHORIZED = 401
 BUSY = 100  # connections of one session to one backend, that no history comes close to
 
 
-def _who_is_back_is_ready_again(case: Case) -> Iterator[str]:
-    for looked in every(case, Looked):
+def _a_healthy_backend_is_ready_again(case: Case) -> Iterator[str]:
+    for looked in every(case, Inspected):
         for backend_id, state, is_missing in looked.members:
             patience = _patience(case, backend_id)
             since = _ready_since(case, looked.life, backend_id, looked.at)
@@ -36,7 +36,7 @@ def _who_is_back_is_ready_again(case: Case) -> Iterator[str]:
                 yield f"{backend_id!r} is well since {since} and {state} at {looked.at}, in session of {looked.life}"
 
 
-def _calls_to_the_healthy_succeed(case: Case) -> Iterator[str]:
+def _calls_to_healthy_backends_succeed(case: Case) -> Iterator[str]:
     for call in case.ended("call"):
         if call.outcome.error not in BACKEND_ERRORS or not _is_ordinary(case, call):
             continue
@@ -48,10 +48,10 @@ def _calls_to_the_healthy_succeed(case: Case) -> Iterator[str]:
         if patience is None or since is None or since > call.began.at:
             continue
         settled = call.began.at > since + patience
-        if not settled and not _was_well_all_along(case, call, since):
+        if not settled and not _was_healthy_throughout(case, call, since):
             continue
         its = case.attempts_of(call.began.life)
-        if case.askings.were_overtaken(its, backend_id, call.began.at, call.ended_at):
+        if case.credentials.were_overtaken(its, backend_id, call.began.at, call.ended_at):
             continue
         if _had_too_little_time(case, call) or _is_behind_a_trial(case, call) or _is_the_first_to_notice(case, call):
             continue
@@ -69,7 +69,7 @@ def _attempts_keep_to_the_backoff(case: Case) -> Iterator[str]:
             failed += 1
             if not _others_failed_before(case, before):  # "what others found out in the same moment counts once"
                 yield from _too_early(case, before, after, failed, f"instance {instance}")
-        by_member = defaultdict[int, list[Tried]](list)
+        by_member = defaultdict[int, list[AttemptRecord]](list)
         for tried in attempts:
             by_member[tried.attempt.op].append(tried)
         for op, its_attempts in by_member.items():
@@ -80,7 +80,7 @@ def _attempts_keep_to_the_backoff(case: Case) -> Iterator[str]:
                     yield from _too_early(case, before, after, refused, f"session of {op}")
 
 
-def _too_early(case: Case, before: Tried, after: Tried, failed: int, who: str) -> Iterator[str]:
+def _too_early(case: Case, before: AttemptRecord, after: AttemptRecord, failed: int, who: str) -> Iterator[str]:
     settings = case.history.settings
     delay = min(settings.reconnect_delay * 2 ** (failed - 1), settings.reconnect_max_delay)
     earliest = before.ended_at + delay * (1 - JITTER)
@@ -102,15 +102,15 @@ def _one_attempt_at_a_time(case: Case) -> Iterator[str]:
                 yield f"instance {instance} has two attempts at {backend_id!r} under way at {after.attempt.at}"
 
 
-def _nobody_reconnects_without_a_reason(case: Case) -> Iterator[str]:
+def _no_reconnect_without_a_reason(case: Case) -> Iterator[str]:
     refused = defaultdict[str, list[float]](list)
     for seen in case.trace.seen:
         if _is_sent_with_another_token(case, seen):
             continue
         if seen.status is not None and seen.status >= 400 and seen.method != "server/discover":
             refused[seen.backend_id].append(seen.at)
-    by_member = defaultdict[tuple[int, str], list[Tried]](list)
-    for tried in case.tried.values():
+    by_member = defaultdict[tuple[int, str], list[AttemptRecord]](list)
+    for tried in case.attempts.values():
         by_member[tried.attempt.op, tried.attempt.backend_id].append(tried)
     for (_, backend_id), attempts in by_member.items():
         for before, after in pairwise(attempts):
@@ -123,10 +123,10 @@ def _nobody_reconnects_without_a_reason(case: Case) -> Iterator[str]:
                 yield f"{backend_id!r} was connected at {before.ended_at} and again at {again}, for nothing"
 
 
-def _connections_are_let_go_of(case: Case) -> Iterator[str]:
-    made = [tried for tried in case.tried.values() if tried.end is not None and tried.end.outcome == "ok"]
+def _connections_are_closed(case: Case) -> Iterator[str]:
+    made = [tried for tried in case.attempts.values() if tried.end is not None and tried.end.outcome == "ok"]
     for tried in made if case.trace.remains is not None else ():
-        if tried.let_go is None:
+        if tried.closed is None:
             yield f"the connection to {tried.attempt.backend_id!r}, made at {tried.ended_at}, was never let go of"
     teardown = case.history.settings.teardown_timeout
     for settled in every(case, Settled):
@@ -138,7 +138,7 @@ def _connections_are_let_go_of(case: Case) -> Iterator[str]:
             for tried in made
             if case.life_of(tried.attempt.op) == settled.life
             and tried.ended_at < settled.at - teardown
-            and (tried.let_go is None or tried.let_go.at > settled.at)
+            and (tried.closed is None or tried.closed.at > settled.at)
         )
         for backend_id, count in held.items():
             if count > 1 and not _is_settling(case, backend_id, settled.at):
@@ -157,7 +157,7 @@ def _sent_again_only_if_it_did_not_run(case: Case) -> Iterator[str]:
 
 def _is_sent_with_another_token(case: Case, seen: Seen) -> bool:
     """Refused, and sent again as the same request: what became of that counts."""
-    received = [] if seen.number is None else case.askings.seen[seen.number]
+    received = [] if seen.number is None else case.credentials.seen[seen.number]
     return seen.status == UNAUTHORIZED and len(received) > 1 and seen is received[0]
 
 
@@ -186,7 +186,7 @@ def _removed_backends_get_their_delete(case: Case) -> Iterator[str]:
         in_time = any(
             (sent.backend_id, sent.session_id) == its and removing.at <= sent.at <= latest for sent in deletes
         )
-        without = case.askings.had_no_way_in(removing.backend_id, removing.session_id)
+        without = case.credentials.had_no_way_in(removing.backend_id, removing.session_id)
         if not in_time and not without and not _holds_on(case, removing.life):
             yield f"{removing.backend_id!r} was removed at {removing.at}, and its session {its[1]!r} got no DELETE"
 
@@ -199,7 +199,7 @@ def _members_come_and_go_in_time(case: Case) -> Iterator[str]:
         if operation.ends and operation.ended_at > latest + MILLISECOND and not _holds_on(case, removing.life):
             yield f"{operation} ended at {operation.ended_at}, later than {latest}"
     for operation in case.ended("add"):
-        assert isinstance(operation.began.step, Add)
+        assert isinstance(operation.began.step, AddBackend)
         assert operation.began.life is not None
         backend_id = case.history.backends[operation.began.step.backend].id
         latest = operation.began.at + settings.backend_init_timeout
@@ -211,14 +211,14 @@ def _members_come_and_go_in_time(case: Case) -> Iterator[str]:
             yield f"{operation} ended at {operation.ended_at}, later than {latest}"
 
 
-def _what_is_told_is_listed(case: Case) -> Iterator[str]:
+def _announced_lists_are_fetched(case: Case) -> Iterator[str]:
     if not isinstance(case.history.settings.conflict_resolution, Prefix):
         return  # names may be withheld
     told = _told_of_lists(case)
-    for looked in every(case, Looked):
+    for looked in every(case, Inspected):
         for backend_id, _, _ in looked.members:
             spec = spec_of(case, backend_id)
-            changed_at = case.offered[backend_id][-1].at
+            changed_at = case.tools_offered[backend_id][-1].at
             heard_at = min((at for at in told[looked.life, backend_id] if at >= changed_at), default=None)
             since = _ready_since(case, looked.life, backend_id, looked.at)
             patience = _patience(case, backend_id)
@@ -227,12 +227,12 @@ def _what_is_told_is_listed(case: Case) -> Iterator[str]:
             if looked.at <= heard_at + REFETCH + 2 * _one_connecting(spec) + MILLISECOND or looked.at < changed_at:
                 continue
             listed = {own_name for _, owner, own_name in looked.tools if owner == backend_id}
-            offered = set(case.offered[backend_id][-1].tools)
-            if listed != offered:
-                yield f"{backend_id!r} offers {sorted(offered)}, told of it at {heard_at}; listed are {sorted(listed)}"
+            offers = set(case.tools_offered[backend_id][-1].tools)
+            if listed != offers:
+                yield f"{backend_id!r} offers {sorted(offers)}, told of it at {heard_at}; listed are {sorted(listed)}"
 
 
-def _who_is_away_costs_no_time(case: Case) -> Iterator[str]:
+def _a_missing_backend_costs_no_time(case: Case) -> Iterator[str]:
     """Of the calls to a backend that is missing, or whose calls failed too often, one at a time is a trial."""
     tried = defaultdict[tuple[int, str], list[Operation]](list)
     for call in case.ended("call", "subscribe"):
@@ -255,7 +255,7 @@ def _was_there_meanwhile(case: Case, before: Operation, after: Operation) -> boo
     )
     return answered or any(
         tried.attempt.backend_id == backend_id and before.began.at <= tried.ended_at <= after.began.at
-        for tried in case.tried.values()
+        for tried in case.attempts.values()
     )
 
 
@@ -298,7 +298,7 @@ def _running(case: Case, settled: Settled) -> Iterator[Operation]:
 
 def _ready_since(case: Case, life: int, backend_id: str, at: float) -> float | None:
     """Since when a backend is well, and a member of the session that this process was given; None: it is not."""
-    well = case.well_since(backend_id, at)
+    well = case.healthy_since(backend_id, at)
     step = case.operations[life].began.step
     assert isinstance(step, Open | Restore)
     joined: float | None = None
@@ -306,7 +306,7 @@ def _ready_since(case: Case, life: int, backend_id: str, at: float) -> float | N
         joined = case.opened[life].at
     for operation in case.operations.values():
         added = operation.began.step
-        if not isinstance(added, Add) or operation.began.life != life or operation.began.at > at:
+        if not isinstance(added, AddBackend) or operation.began.life != life or operation.began.at > at:
             continue
         if case.history.backends[added.backend].id == backend_id and not operation.began.found:
             joined = operation.began.at
@@ -316,7 +316,7 @@ def _ready_since(case: Case, life: int, backend_id: str, at: float) -> float | N
     if well is None or joined is None:
         return None
     spec = spec_of(case, backend_id)
-    relisted = [offered.at for offered in case.offered[backend_id][1:] if offered.at <= at]
+    relisted = [offer.at for offer in case.tools_offered[backend_id][1:] if offer.at <= at]
     if relisted and spec.page_size is not None:  # pages do not fit together while a list changes
         well = max(well, relisted[-1])
     return max(well, joined)
@@ -348,12 +348,12 @@ def _is_settling(case: Case, backend_id: str, at: float) -> bool:
     recently = at - case.history.settings.teardown_timeout - case.history.settings.backend_init_timeout
     return any(
         tried.attempt.at <= at and tried.ended_at > recently
-        for tried in case.tried.values()
+        for tried in case.attempts.values()
         if tried.attempt.backend_id == backend_id
     )
 
 
-def _is_closing(case: Case, looked: Looked) -> bool:
+def _is_closing(case: Case, looked: Inspected) -> bool:
     return any(closing.at <= looked.at for _, closing in case.closings[looked.life])
 
 
@@ -370,7 +370,7 @@ def _is_ordinary(case: Case, call: Operation) -> bool:
     step, target = call.began.step, call.began.target
     assert isinstance(step, Call)
     assert call.began.life is not None
-    if target is None or call.gave_up is not None or call.was_shielded or step.on_progress != "note":
+    if target is None or call.cancelled is not None or call.was_shielded or step.on_progress != "note":
         return False
     if step.asks and step.reply != "right":  # a modern tool has no other way to be told than the end of its call
         return False
@@ -379,20 +379,20 @@ def _is_ordinary(case: Case, call: Operation) -> bool:
         return False
     if step.kind != "tool":
         kind = "prompt" if step.kind == "completion" else step.kind
-        changes = (s for s in case.history.steps if isinstance(s, Relist) and s.kind == kind)
+        changes = (s for s in case.history.steps if isinstance(s, ChangeList) and s.kind == kind)
         return all(change.at > call.ended_at for change in changes)
     backend_id, name = target
-    during = [offered for offered in case.offered[backend_id] if call.began.at <= offered.at <= call.ended_at]
-    return name in case.offer(backend_id, call.began.at) and all(name in offered.tools for offered in during)
+    during = [offer for offer in case.tools_offered[backend_id] if call.began.at <= offer.at <= call.ended_at]
+    return name in case.offer(backend_id, call.began.at) and all(name in offer.tools for offer in during)
 
 
-def _was_well_all_along(case: Case, call: Operation, since: float) -> bool:
+def _was_healthy_throughout(case: Case, call: Operation, since: float) -> bool:
     """It was there when its session opened, and nothing has happened to it since."""
     assert call.began.target is not None
     assert call.began.life is not None
     backend_id, _ = call.began.target
     opening, opened = case.operations[call.began.life], case.opened[call.began.life]
-    well = case.well_since(backend_id, call.ended_at)
+    well = case.healthy_since(backend_id, call.ended_at)
     if well is None or well > opening.began.at or backend_id not in opened.connected or since > opened.at:
         return False
     return not any(opening.began.at <= at <= call.ended_at for at in _losses(case, backend_id))
@@ -402,7 +402,7 @@ def _losses(case: Case, backend_id: str) -> Iterator[float]:
     """When a backend forgot a session, or became another."""
     for step in _befalling(case, backend_id):
         match step:
-            case Expire() | Disturb(what="return" | "restart" | "flip" | "forget"):
+            case ExpireSession() | Disturb(what="return" | "restart" | "flip" | "lose_sessions"):
                 yield step.at
             case _:
                 pass
@@ -418,7 +418,7 @@ def _had_too_little_time(case: Case, call: Operation) -> bool:
     timeout = settings.request_timeout if step.timeout is None else step.timeout
     work = step.seconds + step.asks * step.thinks if step.kind == "tool" else 0.0
     work += (2 + 2 * step.asks) * spec.latency
-    work += case.askings.fetching(spec.id, call.began.at, call.ended_at)
+    work += case.credentials.fetching(spec.id, call.began.at, call.ended_at)
     work += 0.0 if spec.guard is None else spec.latency  # for a request that is refused
     return timeout <= work + _turns(case, spec) + MILLISECOND or settings.max_connections_per_backend < BUSY
 
@@ -469,12 +469,12 @@ def _befalling(case: Case, backend_id: str) -> Iterator[Step]:
 # --- attempts
 
 
-def _attempts_anew(case: Case) -> Iterator[tuple[int, str, list[Tried]]]:
+def _attempts_anew(case: Case) -> Iterator[tuple[int, str, list[AttemptRecord]]]:
     """By instance and backend, those that were not the first of an opening, in order."""
     first = set[tuple[int, str]]()
-    found = defaultdict[tuple[int, str], list[Tried]](list)
-    resumed = dict[tuple[int, str], Tried]()
-    for tried in case.tried.values():
+    found = defaultdict[tuple[int, str], list[AttemptRecord]](list)
+    resumed = dict[tuple[int, str], AttemptRecord]()
+    for tried in case.attempts.values():
         attempt = tried.attempt
         its = attempt.op, attempt.backend_id
         before = resumed.pop(its, None)
@@ -489,26 +489,26 @@ def _attempts_anew(case: Case) -> Iterator[tuple[int, str, list[Tried]]]:
         yield instance, backend_id, attempts
 
 
-def _others_failed_before(case: Case, tried: Tried) -> bool:
+def _others_failed_before(case: Case, tried: AttemptRecord) -> bool:
     """In the time that a failure makes everybody wait for."""
     settings, attempt = case.history.settings, tried.attempt
     longest = settings.reconnect_max_delay * (1 + JITTER)
     return any(
         other.failed(settings.backend_init_timeout) and tried.ended_at - longest < other.ended_at <= tried.ended_at
-        for other in case.tried.values()
+        for other in case.attempts.values()
         if other is not tried
         and (other.attempt.instance, other.attempt.backend_id) == (attempt.instance, attempt.backend_id)
         and other.ended_at > attempt.at  # else it is what this one had waited for
     )
 
 
-def _others_succeeded(case: Case, before: Tried, after: Tried) -> bool:
+def _others_succeeded(case: Case, before: AttemptRecord, after: AttemptRecord) -> bool:
     """Which lets everybody try at once. A connection counts as one when all is listed, which may be later."""
     since = before.attempt.at - case.history.settings.backend_init_timeout
     its = before.attempt.instance, before.attempt.backend_id
     return any(
         other.end is not None and other.end.outcome == "ok" and since <= other.end.at <= after.attempt.at
-        for other in case.tried.values()
+        for other in case.attempts.values()
         if (other.attempt.instance, other.attempt.backend_id) == its
     )
 
@@ -517,16 +517,16 @@ def _longest_listing(case: Case) -> float:
     return case.history.settings.backend_init_timeout
 
 
-def _position_of_end(case: Case, tried: Tried) -> float:
+def _position_of_end(case: Case, tried: AttemptRecord) -> float:
     events = case.trace.events
     return math.inf if tried.end is None else next(i for i, event in enumerate(events) if event is tried.end)
 
 
 def _may_fail_to_list(case: Case, backend_id: str, since: float, until: float) -> bool:
     """It was ill meanwhile, or lists what cannot be kept: then the attempt failed, after its connection was made."""
-    before = [felt.well for felt in case.felt[backend_id] if felt.at < since]
-    meanwhile = [felt.well for felt in case.felt[backend_id] if since <= felt.at <= until]
-    relisted = any(since <= offered.at <= until for offered in case.offered[backend_id][1:])
+    before = [change.well for change in case.health_changes[backend_id] if change.at < since]
+    meanwhile = [change.well for change in case.health_changes[backend_id] if since <= change.at <= until]
+    relisted = any(since <= offer.at <= until for offer in case.tools_offered[backend_id][1:])
     torn = relisted and spec_of(case, backend_id).page_size is not None  # pages that do not fit together
     return torn or not all((*before[-1:], *meanwhile)) or _patience(case, backend_id) is None
 
@@ -534,7 +534,7 @@ def _may_fail_to_list(case: Case, backend_id: str, since: float, until: float) -
 def _told_of_lists(case: Case) -> dict[tuple[int, str], list[float]]:
     """When sessions were told of what a backend lists, to their knowledge: by life and backend."""
     told = defaultdict[tuple[int, str], list[float]](list)
-    relists = [step for step in case.history.steps if isinstance(step, Relist) and step.kind == "tool"]
+    relists = [step for step in case.history.steps if isinstance(step, ChangeList) and step.kind == "tool"]
     for call in case.ended("call"):
         step, began = call.began.step, call.began
         assert isinstance(step, Call)
@@ -556,24 +556,24 @@ def _heard_while_listening(case: Case, life: int, spec: BackendSpec) -> Iterator
     patience = _patience(case, spec.id)
     if not (spec.listens and spec.is_listened_to) or patience is None:
         return
-    for offered in case.offered[spec.id][1:]:
-        since = _ready_since(case, life, spec.id, offered.at)
-        if since is not None and offered.at > since + 2 * patience:
-            yield offered.at + spec.latency
+    for offer in case.tools_offered[spec.id][1:]:
+        since = _ready_since(case, life, spec.id, offer.at)
+        if since is not None and offer.at > since + 2 * patience:
+            yield offer.at + spec.latency
 
 
-HEALING: tuple[Callable[[Case], Iterator[str]], ...] = (
-    _who_is_back_is_ready_again,
-    _calls_to_the_healthy_succeed,
+RECOVERY_CHECKS: tuple[Callable[[Case], Iterator[str]], ...] = (
+    _a_healthy_backend_is_ready_again,
+    _calls_to_healthy_backends_succeed,
     _attempts_keep_to_the_backoff,
     _one_attempt_at_a_time,
-    _nobody_reconnects_without_a_reason,
-    _connections_are_let_go_of,
+    _no_reconnect_without_a_reason,
+    _connections_are_closed,
     _sent_again_only_if_it_did_not_run,
     _rows_say_what_sessions_say,
     _removed_backends_get_their_delete,
     _members_come_and_go_in_time,
-    _what_is_told_is_listed,
-    _who_is_away_costs_no_time,
+    _announced_lists_are_fetched,
+    _a_missing_backend_costs_no_time,
     _health_counts_every_call,
 )

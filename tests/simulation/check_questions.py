@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator
 
 from simulation.case import MILLISECOND, Case, Operation, every, spec_of
 from simulation.history import Call, Open
-from simulation.trace import Answered, Asked, Handled, Logged
+from simulation.trace import HandlerCalled, HandlerReturned, LogReceived, QuestionAsked
 
-__all__ = ["ANSWERS"]
+__all__ = ["QUESTION_CHECKS"]
 
 ROOM = 1 << 20  # bytes of a message, of which two may wait for handlers
 
 
 def _questions_are_answered(case: Case) -> Iterator[str]:
-    for asked in every(case, Asked):
+    for asked in every(case, QuestionAsked):
         call = case.operations[asked.key]
-        if not call.ends or call.outcome.kind != "ok" or not _is_well_throughout(case, call, asked.at):
+        if not call.ends or call.outcome.kind != "ok" or not _is_healthy_throughout(case, call, asked.at):
             continue
         step = call.began.step
         assert isinstance(step, Call)
@@ -35,14 +35,14 @@ def _questions_are_answered(case: Case) -> Iterator[str]:
             yield f"{call} was asked for {asked.kind}, and what came was {asked.outcome}, not {expected}"
 
 
-def _what_is_given_is_declared(case: Case) -> Iterator[str]:
-    for asked in every(case, Asked):
+def _given_handlers_are_declared(case: Case) -> Iterator[str]:
+    for asked in every(case, QuestionAsked):
         if asked.kind != "ping" and asked.declared not in (None, asked.kind in case.history.given):
             yield f"{asked.backend_id!r} was told that {asked.kind} is {'' if asked.declared else 'not '}to be had"
 
 
-def _handlers_are_told_whose_question_it_is(case: Case) -> Iterator[str]:
-    tellings: list[Handled | Logged] = [*every(case, Handled), *every(case, Logged)]
+def _handlers_know_session_backend_and_caller(case: Case) -> Iterator[str]:
+    tellings: list[HandlerCalled | LogReceived] = [*every(case, HandlerCalled), *every(case, LogReceived)]
     for told in tellings:
         call = case.operations[told.key]
         step, target = call.began.step, call.began.target
@@ -57,14 +57,14 @@ def _handlers_are_told_whose_question_it_is(case: Case) -> Iterator[str]:
 
 
 def _a_question_is_asked_once(case: Case) -> Iterator[str]:
-    for (key, number), times in Counter((told.key, told.number) for told in every(case, Handled)).items():
+    for (key, number), times in Counter((told.key, told.number) for told in every(case, HandlerCalled)).items():
         if times > 1:
             yield f"question {number} of {case.operations[key]} came to a handler {times} times"
 
 
 def _handlers_end_with_their_calls(case: Case) -> Iterator[str]:
-    ended = {(answered.key, answered.number): answered.at for answered in every(case, Answered)}
-    for told in every(case, Handled):
+    ended = {(answered.key, answered.number): answered.at for answered in every(case, HandlerReturned)}
+    for told in every(case, HandlerCalled):
         call = case.operations[told.key]
         at = ended.get((told.key, told.number))
         if at is None:
@@ -78,8 +78,8 @@ def _handlers_end_with_their_calls(case: Case) -> Iterator[str]:
 
 
 def _log_messages_come_in_order(case: Case) -> Iterator[str]:
-    heard = defaultdict[int, list[Logged]](list)
-    for logged in every(case, Logged):
+    heard = defaultdict[int, list[LogReceived]](list)
+    for logged in every(case, LogReceived):
         heard[logged.key].append(logged)
     for call in case.ended("call"):
         step, began = call.began.step, call.began
@@ -91,13 +91,13 @@ def _log_messages_come_in_order(case: Case) -> Iterator[str]:
             continue
         all_came = numbers == list(range(step.logs))
         should = "log" in case.history.given and spec_of(case, began.target[0]).can_ask
-        if should and not all_came and _is_well_throughout(case, call, call.ended_at) and _is_left_open(case, call):
+        if should and not all_came and _is_healthy_throughout(case, call, call.ended_at) and _is_left_open(case, call):
             yield f"{call} sent {step.logs} log messages, and the handler was told of {numbers}"
 
 
-def _is_well_throughout(case: Case, call: Operation, at: float) -> bool:
+def _is_healthy_throughout(case: Case, call: Operation, at: float) -> bool:
     assert call.began.target is not None
-    since = case.well_since(call.began.target[0], at)
+    since = case.healthy_since(call.began.target[0], at)
     return since is not None and since <= call.began.at
 
 
@@ -116,10 +116,10 @@ def _caller(case: Case, session: int) -> str | None:
     return "alice" if opened.bound else None
 
 
-ANSWERS: tuple[Callable[[Case], Iterator[str]], ...] = (
+QUESTION_CHECKS: tuple[Callable[[Case], Iterator[str]], ...] = (
     _questions_are_answered,
-    _what_is_given_is_declared,
-    _handlers_are_told_whose_question_it_is,
+    _given_handlers_are_declared,
+    _handlers_know_session_backend_and_caller,
     _a_question_is_asked_once,
     _handlers_end_with_their_calls,
     _log_messages_come_in_order,

@@ -8,15 +8,25 @@ from typing import Literal
 
 import attrs
 
-from simulation.history import BackendSpec, Call, Guard, History, Look, Relent, Rotate, Step, Withhold
+from simulation.history import (
+    BackendSpec,
+    Call,
+    GrantTokens,
+    Guard,
+    History,
+    Inspect,
+    RotateTokens,
+    Step,
+    WithholdTokens,
+)
 
-__all__ = ["draw_guards"]
+__all__ = ["draw_tokens"]
 
 SHARE = 0.3  # of histories
 SHORT = (0.0, 0.001, 0.05, 0.3, 1.0)  # s
 
 
-def draw_guards(history: History) -> History:
+def draw_tokens(history: History) -> History:
     """The same history; in some, backends want tokens, and change their minds about them."""
     chance = random.Random(f"{history.seed} guards")
     able = [index for index, spec in enumerate(history.backends) if _can_be(spec)]
@@ -48,14 +58,14 @@ def _trouble(chance: random.Random, backend: int, history: History) -> list[Step
     at = chance.choice((0.0, chance.uniform(0, end), *(step.at for step in _calls(history))))
     steps: list[Step] = []
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
-        steps.append(Rotate(at=at, backend=backend))
+        steps.append(RotateTokens(at=at, backend=backend))
         at += chance.choice((*SHORT, chance.uniform(0, end / 4)))
     if chance.random() < 0.4:
         how: Literal["refuse", "fail", "none"] = chance.choice(("refuse", "fail", "none"))
-        steps.append(Withhold(at=chance.choice((steps[0].at, at)), backend=backend, how=how))
+        steps.append(WithholdTokens(at=chance.choice((steps[0].at, at)), backend=backend, how=how))
         at += chance.choice((*SHORT, 5.0, chance.uniform(0, end / 3)))
         if chance.random() < 0.8:
-            steps.append(Relent(at=at, backend=backend))
+            steps.append(GrantTokens(at=at, backend=backend))
     return [*steps, *_aftermath(chance, at, history)]
 
 
@@ -71,7 +81,7 @@ def _aftermath(chance: random.Random, since: float, history: History) -> list[St
         for at in moments
         for _ in range(many)
     ]
-    return [*calls, Look(at=max(moments) + chance.choice((0.0, 3.0, 12.0)))]
+    return [*calls, Inspect(at=max(moments) + chance.choice((0.0, 3.0, 12.0)))]
 
 
 def _calls(history: History) -> Sequence[Call]:

@@ -1,10 +1,9 @@
-"""What a run of a history is held in: one clock, one seed for everything, and eyes on whatever tells nobody."""
+"""What a run must not do unseen: write secrets or errors to the log, leave garbage, keep tokens of a limiter."""
 
 from __future__ import annotations
 
 import gc
 import logging
-import random
 import re
 import sys
 import warnings
@@ -12,47 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import trio
-import trio._core._run as scheduler  # its randomness has no public handle
 from trio.testing import MockClock
 
-from simulation.actors import CANARY
-from simulation.trace import Canary, Crashed, Trace
+from simulation.backends import CANARY
+from simulation.trace import Crashed, SecretLeaked, Trace
 
-__all__ = ["SECRET", "HangsForEver", "ending", "seeded", "watched_garbage", "watched_limiters", "watched_log"]
+__all__ = ["SECRET", "watched_garbage", "watched_limiters", "watched_log"]
 
 SECRET = re.compile(CANARY + r"|-session-\d")  # what a scripted backend's session ids look like
-LONGEST = 4000.0  # s, virtual; no history that ends takes half of it
-
-
-class HangsForEver(BaseException):
-    """Raised in the run loop itself: what waits for ever may be shielded."""
-
-
-def ending(clock: MockClock) -> MockClock:
-    def jump() -> None:
-        ahead = trio.lowlevel.current_statistics().seconds_to_next_deadline
-        if not clock.current_time() + ahead < LONGEST:
-            raise HangsForEver
-        clock.jump(max(0.0, ahead))
-
-    clock._autojump = jump  # type: ignore[method-assign]
-    return clock
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """One seed, one order of everything. Trio then sorts each batch of tasks by their age before it shuffles them."""
-    before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING
-    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
-    states = scheduler._r.getstate(), random.getstate()
-    scheduler._r.seed(seed)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        scheduler._ALLOW_DETERMINISTIC_SCHEDULING = before  # type: ignore[misc]
-        scheduler._r.setstate(states[0])
-        random.setstate(states[1])
 
 
 @contextmanager
@@ -88,7 +54,7 @@ def watched_log(trace: Trace, clock: MockClock) -> Iterator[None]:
                 return
             text = self.format(record)  # with the traceback
             if SECRET.search(text):
-                trace.events.append(Canary(at=clock.current_time(), where=f"log of {record.name}", text=text))
+                trace.events.append(SecretLeaked(at=clock.current_time(), where=f"log of {record.name}", text=text))
             if record.levelno >= logging.ERROR:
                 trace.events.append(Crashed(at=clock.current_time(), text=text))
 

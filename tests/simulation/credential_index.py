@@ -8,14 +8,14 @@ from collections.abc import Iterator
 
 import attrs
 
-from simulation.history import History, Relent, Withhold
-from simulation.trace import AskedFor, Fetched, IdRead, Rotated, Seen, Sent, Signed, Trace
+from simulation.history import GrantTokens, History, WithholdTokens
+from simulation.trace import AuthCalled, RequestSigned, Seen, Sent, SessionIdRead, TokenFetched, TokensRotated, Trace
 
-__all__ = ["Askings"]
+__all__ = ["CredentialIndex"]
 
 
 @attrs.define
-class Askings:
+class CredentialIndex:
     """A trace, as far as it is about credentials. Positions are places in the trace.
 
     Attributes:
@@ -26,10 +26,10 @@ class Askings:
 
     history: History
     trace: Trace
-    asked: dict[int, tuple[int, AskedFor]] = attrs.field(factory=dict, init=False)
-    signed: dict[int, list[tuple[int, Signed]]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+    asked: dict[int, tuple[int, AuthCalled]] = attrs.field(factory=dict, init=False)
+    signed: dict[int, list[tuple[int, RequestSigned]]] = attrs.field(factory=lambda: defaultdict(list), init=False)
     sent: dict[int | None, list[tuple[int, Sent]]] = attrs.field(factory=lambda: defaultdict(list), init=False)
-    fetched: dict[int, list[Fetched]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+    fetched: dict[int, list[TokenFetched]] = attrs.field(factory=lambda: defaultdict(list), init=False)
     seen: dict[int, list[Seen]] = attrs.field(factory=dict, init=False)
     _rotated: dict[tuple[str, int], float] = attrs.field(factory=dict, init=False)
     _attempts: dict[tuple[str, str], set[int]] = attrs.field(factory=lambda: defaultdict(set), init=False)
@@ -37,18 +37,18 @@ class Askings:
     def __attrs_post_init__(self) -> None:
         for position, event in enumerate(self.trace.events):
             match event:
-                case AskedFor():
+                case AuthCalled():
                     self.asked[event.number] = position, event
-                case Signed():
-                    self.signed[event.asking].append((position, event))
-                case Fetched():
-                    self.fetched[event.asking].append(event)
-                case Rotated():
+                case RequestSigned():
+                    self.signed[event.auth_call].append((position, event))
+                case TokenFetched():
+                    self.fetched[event.auth_call].append(event)
+                case TokensRotated():
                     self._rotated[event.backend_id, event.generation] = event.at
                 case Sent():
-                    self.sent[event.asking].append((position, event))
+                    self.sent[event.auth_call].append((position, event))
                     self._note_attempt(event)
-                case IdRead():
+                case SessionIdRead():
                     self._note_attempt(event)
                 case _:
                     pass
@@ -63,17 +63,20 @@ class Askings:
     def is_guarded(self, backend_id: str) -> bool:
         return any(spec.id == backend_id and spec.guard is not None for spec in self.history.backends)
 
-    def attempt_of(self, asking: int | None) -> int | None:
+    def attempt_of(self, auth_call: int | None) -> int | None:
         """That made the connection that these credentials are for."""
-        return None if asking is None else self.asked[asking][1].attempt
+        return None if auth_call is None else self.asked[auth_call][1].attempt
 
     def was_withheld(self, backend_id: str, since: float, until: float) -> bool:
         """At some moment, a guarded backend could not be satisfied."""
         began: float | None = None
         for step in self.history.steps:
-            if not isinstance(step, Withhold | Relent) or self.history.backends[step.backend].id != backend_id:
+            if (
+                not isinstance(step, WithholdTokens | GrantTokens)
+                or self.history.backends[step.backend].id != backend_id
+            ):
                 continue
-            if isinstance(step, Withhold):
+            if isinstance(step, WithholdTokens):
                 began = step.at if began is None else began
             elif began is not None:
                 if began <= until and step.at >= since:
@@ -92,7 +95,7 @@ class Askings:
         return any(
             received[-1].backend_id == backend_id
             and since <= received[-1].at <= until
-            and self.attempt_of(received[-1].asking) in attempts
+            and self.attempt_of(received[-1].auth_call) in attempts
             and self._is_overtaken(received)
             for received in self.seen.values()
         )
@@ -102,7 +105,7 @@ class Askings:
         return any(
             seen.backend_id == backend_id
             and since <= seen.at <= until
-            and self.attempt_of(seen.asking) in (None, *attempts)  # None: there are no credentials in this history
+            and self.attempt_of(seen.auth_call) in (None, *attempts)  # None: there are no credentials in this history
             and seen.status in (401, 403)
             and not seen.turned_away
             for seen in self.trace.seen
@@ -112,7 +115,7 @@ class Askings:
         """s of this time in which somebody waited for a new token."""
         total, covered = 0.0, since
         for fetched in sorted((each for many in self.fetched.values() for each in many), key=lambda each: each.since):
-            if self.asked[fetched.asking][1].backend_id == backend_id:
+            if self.asked[fetched.auth_call][1].backend_id == backend_id:
                 total += max(0.0, min(fetched.at, until) - max(fetched.since, covered))
                 covered = max(covered, fetched.at)
         return total
@@ -153,7 +156,7 @@ class Askings:
         """For good, and for a reason."""
         first, last = received[0], received[-1]
         given_up = any(
-            asked.after == first.asking and any(fetched.token is None for fetched in self.fetched[number])
+            asked.after == first.auth_call and any(fetched.token is None for fetched in self.fetched[number])
             for number, (_, asked) in self.asked.items()
         )
         reason = given_up or self._is_overtaken(received) or self.was_withheld(last.backend_id, first.at, last.at)
@@ -161,13 +164,13 @@ class Askings:
 
     def _is_overtaken(self, received: list[Seen]) -> bool:
         first, second = received[0], received[-1]
-        if first is second or not second.turned_away or first.asking is None:
+        if first is second or not second.turned_away or first.auth_call is None:
             return False
-        set_out_at = self.asked[first.asking][1].at
+        set_out_at = self.asked[first.auth_call][1].at
         is_new = second.token is not None and (first.token is None or second.token.generation > first.token.generation)
         return is_new and self._retired_at(second) >= set_out_at
 
-    def _note_attempt(self, event: Sent | IdRead) -> None:
-        attempt = self.attempt_of(event.asking)
+    def _note_attempt(self, event: Sent | SessionIdRead) -> None:
+        attempt = self.attempt_of(event.auth_call)
         if event.session_id is not None and attempt is not None:
             self._attempts[event.backend_id, event.session_id].add(attempt)

@@ -14,13 +14,13 @@ import attrs
 import httpx
 import trio
 
-from simulation.connecting import TriedBackend
-from simulation.people import whose
-from simulation.tokens import Gate, written
-from simulation.trace import AskedFor, Event, Fetched, Signed, Token, Whose
+from simulation.identities import principal_of
+from simulation.recording_connector import NumberedBackend
+from simulation.tokens import TokenGate, written
+from simulation.trace import AuthCalled, Event, Principal, RequestSigned, Token, TokenFetched
 from trio_vmcp import Backend, Identity
 
-__all__ = ["Stamper", "Wallet", "read_stamp"]
+__all__ = ["RequestStamps", "SimulatedAuth", "read_stamp"]
 
 STAMP = "x-simulation"
 UNAUTHORIZED = 401
@@ -36,7 +36,7 @@ class NoToken(Exception):
 
 
 @attrs.define(eq=False)
-class Wallet:
+class SimulatedAuth:
     """An `OutgoingAuth`.
 
     Attributes:
@@ -44,43 +44,43 @@ class Wallet:
         numbers: Of the askings, over all instances.
     """
 
-    gates: Mapping[str, Gate]
+    gates: Mapping[str, TokenGate]
     note: Callable[[Event], None]
     numbers: Iterator[int]
-    held: dict[tuple[str, Whose], Token] = attrs.field(factory=dict, init=False)
+    held: dict[tuple[str, Principal], Token] = attrs.field(factory=dict, init=False)
 
     def __call__(self, backend: Backend, identity: Identity | None) -> httpx.Auth | None:
-        assert isinstance(backend, TriedBackend)
-        gate, who, number = self.gates.get(backend.id), whose(identity), next(self.numbers)
-        gives = gate is not None and not (gate.has_none and (backend.id, who) not in self.held)
+        assert isinstance(backend, NumberedBackend)
+        gate, principal, number = self.gates.get(backend.id), principal_of(identity), next(self.numbers)
+        gives = gate is not None and not (gate.has_none and (backend.id, principal) not in self.held)
         after = _refused.get()
         _refused.set(None)
         _asked.set(number)
         _signed.set(False)
         self.note(
-            AskedFor(
+            AuthCalled(
                 at=trio.current_time(),
                 number=number,
                 attempt=backend.attempt,
                 backend_id=backend.id,
-                whose=who,
+                principal=principal,
                 gives=gives,
                 after=after,
             )
         )
-        return _Flow(self, gate, who, number) if gate is not None and gives else None
+        return _Flow(self, gate, principal, number) if gate is not None and gives else None
 
 
 class _Flow(httpx.Auth):
     """Takes whatever is known when it runs: credentials that were asked for once may serve several requests."""
 
-    def __init__(self, wallet: Wallet, gate: Gate, who: Whose, number: int) -> None:
+    def __init__(self, wallet: SimulatedAuth, gate: TokenGate, principal: Principal, number: int) -> None:
         assert gate.spec.guard is not None
         self.requires_response_body = gate.spec.guard.reads_refusals
         self._wallet = wallet
         self._gate = gate
         self._seconds = gate.spec.guard.seconds
-        self._key = gate.spec.id, who
+        self._key = gate.spec.id, principal
         self._number = number
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:  # noqa: ASYNC900  # httpx's interface
@@ -90,7 +90,7 @@ class _Flow(httpx.Auth):
         request.headers["Authorization"] = f"Bearer {written(token)}"
         _asked.set(self._number)
         _signed.set(True)
-        note(Signed(at=trio.current_time(), asking=self._number, token=token))
+        note(RequestSigned(at=trio.current_time(), auth_call=self._number, token=token))
         response = yield request  # noqa: ASYNC119  # whoever sends for us closes this generator
         if response.status_code == UNAUTHORIZED:
             if held.get(self._key) == token:
@@ -103,7 +103,7 @@ class _Flow(httpx.Auth):
             await trio.sleep(self._seconds)
             token = self._gate.issue(self._key[1])
         finally:
-            self._wallet.note(Fetched(at=trio.current_time(), since=since, asking=self._number, token=token))
+            self._wallet.note(TokenFetched(at=trio.current_time(), since=since, auth_call=self._number, token=token))
         if token is None:
             raise NoToken
         self._wallet.held[self._key] = token
@@ -111,7 +111,7 @@ class _Flow(httpx.Auth):
 
 
 @attrs.define(eq=False)
-class Stamper:
+class RequestStamps:
     """Numbers what goes out: the same number for what is sent again."""
 
     _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
@@ -119,20 +119,20 @@ class Stamper:
 
     def stamp(self, request: httpx.Request) -> tuple[int | None, int]:
         """The asking that it has its credentials from, if there was one, and its own number."""
-        asking, number = _asked.get(), self._known.get(request.stream)
+        auth_call, number = _asked.get(), self._known.get(request.stream)
         _asked.set(None)
         _again.set(number is not None)
         if number is None:
             number = self._known[request.stream] = next(self._numbers)
-        request.headers[STAMP] = f"{asking or ''}/{number}"
-        return asking, number
+        request.headers[STAMP] = f"{auth_call or ''}/{number}"
+        return auth_call, number
 
-    def note_answer(self, asking: int | None, status: int) -> None:
+    def note_answer(self, auth_call: int | None, status: int) -> None:
         """Of a request that there were no credentials for, no flow sees what came back."""
-        _refused.set(asking if status == UNAUTHORIZED and not _again.get() and not _signed.get() else None)
+        _refused.set(auth_call if status == UNAUTHORIZED and not _again.get() and not _signed.get() else None)
 
 
 def read_stamp(headers: httpx.Headers) -> tuple[int | None, int | None]:
     """The asking and the number."""
-    asking, _, number = headers.get(STAMP, "").partition("/")
-    return int(asking) if asking else None, int(number) if number else None
+    auth_call, _, number = headers.get(STAMP, "").partition("/")
+    return int(auth_call) if auth_call else None, int(number) if number else None

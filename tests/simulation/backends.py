@@ -14,16 +14,25 @@ import attrs
 import trio
 from support.memory_processes import MemoryProcess, ProcessTable, Program
 
-from simulation.asking import Question, declared_to, log_message, question
-from simulation.history import BackendSpec, Disturb, Expire, Relent, Relist, Rotate, Strike, Withhold
-from simulation.tokens import CANARY, Gate
-from simulation.trace import Asked, Event, Executed, Felt, Offered, Updated
+from simulation.history import (
+    BackendSpec,
+    ChangeList,
+    Disturb,
+    ExpireSession,
+    GrantTokens,
+    InjectFault,
+    RotateTokens,
+    WithholdTokens,
+)
+from simulation.questions import Question, declared_to, log_message, question
+from simulation.tokens import CANARY, TokenGate
+from simulation.trace import Event, HealthChanged, QuestionAsked, ResourcesUpdated, ToolExecuted, ToolsOffered
 from trio_vmcp import JSON, Backend
 from trio_vmcp.testing import CallContext, Exchange, MemoryNetwork, RpcError, ScriptedBackend, Status
 from trio_vmcp.testing.faults import FaultRule
 from trio_vmcp.testing.script import BackendEra, BackendTransport
 
-__all__ = ["CANARY", "Actor"]
+__all__ = ["CANARY", "SimulatedBackend"]
 
 PATIENCE = 5.0  # s, for an answer of the client to a tool's question
 SESSION_ERROR = -32000
@@ -38,7 +47,7 @@ CHANGED = {
 
 
 @attrs.define(eq=False)
-class Actor:
+class SimulatedBackend:
     """One scripted backend, and how a user configures it.
 
     Attributes:
@@ -52,7 +61,7 @@ class Actor:
     note: Callable[[Event], None]
     scripted: ScriptedBackend = attrs.field(init=False)
     configured: Backend = attrs.field(init=False)
-    gate: Gate | None = attrs.field(default=None, init=False)
+    gate: TokenGate | None = attrs.field(default=None, init=False)
     well: bool = attrs.field(default=False, init=False)
     _is_up: bool = attrs.field(default=True, init=False)
     _faults: list[FaultRule] = attrs.field(factory=list, init=False)  # that make it ill
@@ -81,14 +90,14 @@ class Actor:
             completions={"backend": (spec.id,)},
         )
         if spec.guard is not None:
-            self.gate = Gate(spec, self.note)
+            self.gate = TokenGate(spec, self.note)
             self.gate.stand_before(self.scripted)
         for kind, names in (("tool", spec.tools), ("resource", spec.resources), ("prompt", spec.prompts)):
             for name in names:
                 self._offer(kind, name, "")
         self.configured = self._program() if spec.transport == "stdio" else self._service()
         self._note_offer()
-        self.feel()
+        self.note_health()
 
     def _service(self) -> Backend:
         return Backend(
@@ -122,17 +131,17 @@ class Actor:
         """One process."""
         if not self._is_up:
             return 1
-        self.feel()
+        self.note_health()
         try:
             manners, process.manners = process.manners, "deaf"
             await self.scripted.accept()
             if not process.is_ending:
                 process.manners = manners
-            await self.scripted.serve_lines(_FeltStream(pipes, self.feel))
+            await self.scripted.serve_lines(_WatchedStream(pipes, self.note_health))
         except ConnectionRefusedError:  # a fault
             return 1
         finally:
-            self.feel()
+            self.note_health()
         return 0
 
     def _offer(self, kind: str, name: str, description: str) -> None:
@@ -152,7 +161,7 @@ class Actor:
         """What every tool does, as its arguments say. A modern one that asks begins anew with every answer."""
         key, name = arguments["key"], str(context.params["name"])
         if not context.answered:
-            self.note(Executed(at=trio.current_time(), backend_id=self.spec.id, name=name, key=key))
+            self.note(ToolExecuted(at=trio.current_time(), backend_id=self.spec.id, name=name, key=key))
         self._calls[context] = None
         try:
             if not context.answered:
@@ -183,7 +192,7 @@ class Actor:
             except RpcError:
                 refused = True
         self.note(
-            Asked(
+            QuestionAsked(
                 at=trio.current_time(),
                 backend_id=self.spec.id,
                 key=asked.key,
@@ -204,13 +213,13 @@ class Actor:
                 self._return()
             case "restart" | "flip":
                 self._crash()
-                self.feel()
+                self.note_health()
                 if step.what == "flip" and self.spec.transport == "sse":
                     self.scripted.transport = NEXT_TRANSPORT[self.scripted.transport]
                 elif step.what == "flip":
                     self.scripted.era = OTHER_ERA[self.scripted.era]
                 self._return()
-            case "forget":
+            case "lose_sessions":
                 for lost in self._sessions():
                     self._lose(lost)
             case "heal":
@@ -220,25 +229,25 @@ class Actor:
                     self.gate.stand_before(self.scripted)
             case "update":
                 self._version += 1
-                self.note(Updated(at=trio.current_time(), backend_id=self.spec.id, version=self._version))
+                self.note(ResourcesUpdated(at=trio.current_time(), backend_id=self.spec.id, version=self._version))
                 for uri in self.scripted.texts:
                     self.scripted.texts[uri] = self._content()
                     self.scripted.notify("notifications/resources/updated", {"uri": uri})
-            case "hush":
+            case "end_streams":
                 with self._out_of_order():
                     self.scripted.end_streams()
-        self.feel()
+        self.note_health()
 
-    def strike(self, step: Strike) -> None:
+    def strike(self, step: InjectFault) -> None:
         self._faults.append(self.scripted.fail(step.matches, step.fault, times=step.times, skip=step.skip))
-        self.feel()
+        self.note_health()
 
-    def guard(self, step: Rotate | Withhold | Relent) -> None:
+    def guard(self, step: RotateTokens | WithholdTokens | GrantTokens) -> None:
         assert self.gate is not None
         self.gate.obey(step)
-        self.feel()
+        self.note_health()
 
-    def expire(self, step: Expire) -> None:
+    def expire(self, step: ExpireSession) -> None:
         """One that it has given out no id for has nothing to expire."""
         session_id = next(iter(self._sessions()), None)
         if session_id is None:
@@ -262,9 +271,9 @@ class Actor:
                 self.scripted.fail(is_its, Status(404, page, {"content-type": "text/html"}))
             case "503":  # says nothing of whether the call ran: until it is over, this backend is not well
                 self._faults.append(self.scripted.fail(is_its, Status(503), times=1))
-        self.feel()
+        self.note_health()
 
-    async def relist(self, step: Relist) -> None:
+    async def relist(self, step: ChangeList) -> None:
         kept: list[JSON] = []
         match step.kind:
             case "tool":
@@ -296,10 +305,10 @@ class Actor:
     @contextmanager
     def _out_of_order(self) -> Iterator[None]:
         was_up, self._is_up = self._is_up, False
-        self.feel()
+        self.note_health()
         yield
         self._is_up = was_up
-        self.feel()
+        self.note_health()
 
     def _sessions(self) -> list[str | MemoryProcess]:
         return [*self.scripted.sessions, *self._living()]
@@ -322,18 +331,18 @@ class Actor:
 
     def _note_offer(self) -> None:
         tools = tuple(tool["name"] for tool in self.scripted.tools)
-        self.note(Offered(at=trio.current_time(), backend_id=self.spec.id, tools=tools))
+        self.note(ToolsOffered(at=trio.current_time(), backend_id=self.spec.id, tools=tools))
 
     # --- how it is
 
-    def feel(self) -> None:
+    def note_health(self) -> None:
         """Note it if it is well again, or no longer."""
-        well = self._is_well()
+        well = self._is_healthy()
         if well is not self.well:
             self.well = well
-            self.note(Felt(at=trio.current_time(), backend_id=self.spec.id, well=well))
+            self.note(HealthChanged(at=trio.current_time(), backend_id=self.spec.id, well=well))
 
-    def _is_well(self) -> bool:
+    def _is_healthy(self) -> bool:
         struck = sum(rule.struck for rule in self._faults)
         if struck != self._struck:  # whatever is under way may be what was struck
             self._struck = struck
@@ -353,23 +362,23 @@ class Actor:
 
 
 @attrs.define(eq=False)
-class _FeltStream(trio.abc.Stream):
+class _WatchedStream(trio.abc.Stream):
     """A process's end of its pipes, with eyes on it: nothing else sees when it is well."""
 
     inner: trio.abc.Stream
-    feel: Callable[[], None]
+    note_health: Callable[[], None]
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        self.feel()
+        self.note_health()
         await self.inner.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
         await self.inner.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        self.feel()
+        self.note_health()
         return await self.inner.receive_some(max_bytes)
 
     async def aclose(self) -> None:
-        self.feel()
+        self.note_health()
         await self.inner.aclose()

@@ -8,22 +8,22 @@ from typing import Any, Literal, cast
 import attrs
 import trio
 
-from simulation.trace import Attempt, Attempted, Event, LetGo
+from simulation.trace import Attempt, Attempted, ConnectionClosed, Event
 from trio_vmcp import Backend, BackendClient, BackendConnector, BackendRecord, Identity
 from trio_vmcp.connector import EventSink
 
-__all__ = ["NotingConnector", "TriedBackend"]
+__all__ = ["NumberedBackend", "RecordingConnector"]
 
 
 @attrs.frozen
-class TriedBackend(Backend):
+class NumberedBackend(Backend):
     """A backend that tells which attempt it was handed to."""
 
     attempt: int = attrs.field(default=0, eq=False, repr=False)
 
 
 @attrs.define(eq=False)
-class NotingConnector:
+class RecordingConnector:
     """A factory's connector, with that record.
 
     Attributes:
@@ -60,7 +60,7 @@ class NotingConnector:
         outcome: Literal["ok", "error", "cancelled"] = "cancelled"
         error = ""
         try:
-            tried = TriedBackend(**attrs.asdict(backend, recurse=False), attempt=number)
+            tried = NumberedBackend(**attrs.asdict(backend, recurse=False), attempt=number)
             client = await self.inner(tried, identity=identity, resume=resume, nursery=nursery, events=events)
             outcome = "ok"
         except Exception as exc:  # of a connector of whatever kind: noted, and raised again
@@ -68,11 +68,11 @@ class NotingConnector:
             raise
         finally:
             self.note(Attempted(at=trio.current_time(), number=number, outcome=outcome, error=error))
-        return cast(BackendClient, _NotingClient(client, number, self.note))
+        return cast(BackendClient, _RecordingClient(client, number, self.note))
 
 
 @attrs.define(eq=False)
-class _NotingClient:
+class _RecordingClient:
     """A client, all of it, with a record of its end."""
 
     inner: BackendClient
@@ -86,4 +86,4 @@ class _NotingClient:
         try:
             await self.inner.aclose(terminate=terminate)
         finally:
-            self.note(LetGo(at=trio.current_time(), number=self.number))
+            self.note(ConnectionClosed(at=trio.current_time(), number=self.number))

@@ -1,0 +1,46 @@
+"""One run, one order: Trio's scheduler and the clock under a seed, and an end for a run in which every task waits."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
+import trio._core._run as scheduler  # its randomness has no public handle
+from trio.testing import MockClock
+
+__all__ = ["HangsForEver", "ending", "seeded"]
+
+LONGEST = 4000.0  # s, virtual; no history that ends takes half of it
+
+
+class HangsForEver(BaseException):
+    """Raised in the run loop itself: what waits for ever may be shielded."""
+
+
+def ending(clock: MockClock) -> MockClock:
+    def jump() -> None:
+        ahead = trio.lowlevel.current_statistics().seconds_to_next_deadline
+        if not clock.current_time() + ahead < LONGEST:
+            raise HangsForEver
+        clock.jump(max(0.0, ahead))
+
+    clock._autojump = jump  # type: ignore[method-assign]
+    return clock
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """One seed, one order of everything. Trio then sorts each batch of tasks by their age before it shuffles them."""
+    before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING
+    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
+    states = scheduler._r.getstate(), random.getstate()
+    scheduler._r.seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        scheduler._ALLOW_DETERMINISTIC_SCHEDULING = before  # type: ignore[misc]
+        scheduler._r.setstate(states[0])
+        random.setstate(states[1])
