@@ -6,7 +6,7 @@ python benchmarks/bench_call.py        # or run.py, which asks the other questio
 from __future__ import annotations
 
 from contest import FASTMCP, FLOORS, H11, LIBRARY, OFFICIAL, Question, Ratio, Row, Shown, times_as_fast
-from support.harness import main
+from harness import main
 
 QUESTION = Question(
     name="call",

@@ -6,7 +6,7 @@ python benchmarks/bench_churn.py        # or run.py, which asks the other questi
 from __future__ import annotations
 
 from contest import LIBRARY, Bound, Question, Row, Shown
-from support.harness import main
+from harness import main
 
 LIMIT = 16  # connections to a backend: fewer than want one, so that calls are cancelled while they wait for one, too
 SHARE = 0.9

@@ -6,7 +6,7 @@ python benchmarks/bench_close.py        # or run.py, which asks the other questi
 from __future__ import annotations
 
 from contest import FASTMCP, FLOORS, H11, HTTPX, LIBRARY, OFFICIAL, Question, Ratio, Row
-from support.harness import main
+from harness import main
 
 QUESTION = Question(
     name="close",

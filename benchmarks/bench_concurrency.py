@@ -6,7 +6,7 @@ python benchmarks/bench_concurrency.py        # or run.py, which asks the other 
 from __future__ import annotations
 
 from contest import FASTMCP, FLOORS, HTTPX, LIBRARY, OFFICIAL, Question, Row, Shown, times_as_fast
-from support.harness import main
+from harness import main
 
 QUESTION = Question(
     name="concurrency",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from contest import FASTMCP, FLOORS, LIBRARY, OFFICIAL, Bound, Question, Row, Shown, times_as_fast
-from support.harness import main
+from harness import main
 
 KIB = Shown("held", "KiB a link", 1 / 1024)
 MOMENTS = Shown("wall", "ms a link", 1e3)

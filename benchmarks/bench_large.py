@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from contest import FASTMCP, FLOORS, HTTPX, LIBRARY, OFFICIAL, Bound, Question, Ratio, Row, Shown
-from support.harness import main
+from harness import main
 
 MIB = 1024 * 1024
 PEAK = {"json": 5.0, "sse": 6.0}  # times the size

@@ -6,7 +6,7 @@ python benchmarks/bench_many_tools.py        # or run.py, which asks the other q
 from __future__ import annotations
 
 from contest import FASTMCP, FLOORS, LIBRARY, OFFICIAL, Question, Row, times_as_fast
-from support.harness import main
+from harness import main
 
 QUESTION = Question(
     name="many_tools",

@@ -6,7 +6,7 @@ python benchmarks/bench_open.py        # or run.py, which asks the other questio
 from __future__ import annotations
 
 from contest import ALL, FASTMCP, H11, HTTPX, OFFICIAL, Bar, Question, Ratio, Row, ideal, times_as_fast
-from support.harness import main
+from harness import main
 from workloads import Terms
 
 ROUND_TRIPS = 3  # what the protocol asks for: initialize, initialized, then every list at the same time

@@ -13,7 +13,7 @@ import bench_footprint
 import bench_large
 import bench_many_tools
 import bench_open
-from support.harness import main
+from harness import main
 
 QUESTIONS = [
     bench_open.QUESTION,
