@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import trio
-from support.clients import ask, call, echo_backend, no_progress
+from support.clients import call, echo_backend
 from support.duplex import LIMIT, Pair, open_pair
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
     JSON,
-    BackendProtocolError,
     BackendRejected,
     BackendTimeout,
     BackendUnavailable,
@@ -24,11 +23,10 @@ from trio_vmcp import (
 from trio_vmcp._client.channels.inbox import Inbox, Loss
 from trio_vmcp._client.channels.lines import MOST_NOTICES
 from trio_vmcp._client.channels.streamable import ignore_other
-from trio_vmcp._client.handshake import InitializeRefused
 from trio_vmcp._client.server_requests import MOST_ANSWERS
 from trio_vmcp._protocol.jsonrpc import Result
 from trio_vmcp._request_note import RequestNote, current_note
-from trio_vmcp.testing import CallContext, Error, Hang
+from trio_vmcp.testing import CallContext
 
 BOTH_ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
 
@@ -42,24 +40,6 @@ async def greet(pair: Pair, era: str) -> None:
 
 
 # What is right
-
-
-async def test_requests_of_the_modern_era_say_who_asks(autojump_clock: MockClock) -> None:
-    """Every one of them, in `_meta`, beside what the caller put there. In the legacy era none does."""
-    backend = echo_backend("modern")
-    async with open_pair(backend=backend) as pair:
-        await greet(pair, "modern")
-        await ask(pair.client, "tools/call", {"name": "echo", "_meta": {"trace": "t"}})
-    for exchange in backend.exchanges:
-        assert "2026-07-28" == exchange.meta["io.modelcontextprotocol/protocolVersion"]
-        assert {} == exchange.meta["io.modelcontextprotocol/clientCapabilities"]
-        assert "trio-vmcp" == exchange.meta["io.modelcontextprotocol/clientInfo"]["name"]
-    assert "t" == backend.exchanges[-1].meta["trace"]
-    backend = echo_backend("legacy")
-    async with open_pair(backend=backend) as pair:
-        await greet(pair, "legacy")
-        await call(pair.client)
-    assert all(exchange.meta == {} for exchange in backend.exchanges)
 
 
 async def test_progress_comes_in_order_and_before_the_answer(autojump_clock: MockClock) -> None:
@@ -143,96 +123,7 @@ async def test_notifications_reach_the_session(autojump_clock: MockClock) -> Non
 # What the backend says no to
 
 
-async def test_a_refused_handshake_says_how(autojump_clock: MockClock) -> None:
-    """The connector judges the error by itself."""
-    backend = echo_backend()
-    backend.fail("initialize", Error(-32000, "not today"))
-    async with open_pair(backend=backend) as pair:
-        with pytest.raises(InitializeRefused) as caught:
-            await pair.client.initialize(None)
-        assert "not today" == caught.value.outcome.message  # type: ignore[union-attr]
-
-
-async def test_an_unknown_version_is_refused(autojump_clock: MockClock) -> None:
-    """As over HTTP; 2024-11-05 is one that we know."""
-    async with open_pair(backend=echo_backend(protocol_version="2024-11-05")) as pair:
-        await pair.client.initialize(None)
-        assert "2024-11-05" == pair.client.record.protocol_version
-    async with open_pair(backend=echo_backend(protocol_version="1999-01-01")) as pair:
-        with pytest.raises(BackendProtocolError, match="answered 'initialize' with '1999-01-01'; we speak"):
-            await pair.client.initialize(None)
-
-
 # What nobody waits for any more
-
-
-@BOTH_ERAS
-async def test_a_timeout_tells_the_backend(era: str, autojump_clock: MockClock) -> None:
-    """By a notification, in both eras; the stream is everybody's. The next call works."""
-    backend = echo_backend(era)
-    async with open_pair(backend=backend) as pair:
-        await greet(pair, era)
-        with pytest.raises(
-            BackendTimeout, match=r"did not answer 'tools/call' within 2 s \(request_timeout\)"
-        ) as caught:
-            await call(pair.client, "hang", timeout=2)
-        assert caught.value.may_have_executed
-        await call(pair.client)
-        assert {"hang": 1} == backend.cancelled
-    assert [] == backend.errors
-
-
-async def test_a_cancelled_caller_tells_the_backend(autojump_clock: MockClock) -> None:
-    """Without waiting for anything."""
-    backend = echo_backend()
-    async with open_pair(backend=backend) as pair:
-        await greet(pair, "legacy")
-        with trio.move_on_after(3) as scope:
-            await call(pair.client, "hang", on_progress=no_progress)
-        assert scope.cancelled_caught
-        assert 3 == trio.current_time()
-        await wait_all_tasks_blocked()
-        assert {"hang": 1} == backend.cancelled
-
-
-async def test_an_error_of_a_callback_comes_out_as_itself(autojump_clock: MockClock) -> None:
-    """And takes the request back."""
-
-    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-        raise ZeroDivisionError
-
-    backend = echo_backend()
-    async with open_pair(backend=backend) as pair:
-        await greet(pair, "legacy")
-        with pytest.raises(ZeroDivisionError):
-            await call(pair.client, "hang", on_progress=on_progress)
-        await wait_all_tasks_blocked()
-        assert {"hang": 1} == backend.cancelled
-
-
-async def test_a_timeout_of_nothing_sends_nothing(autojump_clock: MockClock) -> None:
-    """Nor a word about it."""
-    backend = echo_backend()
-    async with open_pair(backend=backend) as pair:
-        await greet(pair, "legacy")
-        with pytest.raises(BackendTimeout) as caught:
-            await call(pair.client, timeout=0)
-        assert not caught.value.may_have_executed
-        await wait_all_tasks_blocked()
-    assert ["initialize", "notifications/initialized"] == [exchange.method for exchange in backend.exchanges]
-
-
-async def test_the_handshake_is_never_taken_back(autojump_clock: MockClock) -> None:
-    """`initialize` MUST NOT be cancelled with a notification, nor may `server/discover`."""
-    backend = echo_backend("both")
-    backend.fail("initialize", Hang())
-    backend.fail("server/discover", Hang())
-    async with open_pair(backend=backend) as pair:
-        for greeting in (pair.client.initialize, pair.client.discover):
-            with trio.move_on_after(1):
-                await greeting(None)
-        await wait_all_tasks_blocked()
-    assert ["initialize", "server/discover"] == [exchange.method for exchange in backend.exchanges]
 
 
 async def test_late_second_and_unknown_answers_are_dropped(autojump_clock: MockClock) -> None:
@@ -462,25 +353,6 @@ async def test_handlers_answer_beside_the_stream(autojump_clock: MockClock) -> N
         assert -32601 == answers[1]["error"]["code"]
         assert {"code": -32603, "message": "the client failed to answer"} == answers[2]["error"]
         assert [(ServerRequest("s", "b", None, {}), True)] * 2 == asked
-
-
-@BOTH_ERAS
-async def test_handlers_are_declared(era: str, autojump_clock: MockClock) -> None:
-    """In the handshake of one era, and with every request of the other, where log messages are asked for as well."""
-
-    async def handler(request: ServerRequest) -> JSON:
-        return {}
-
-    backend = echo_backend(era)
-    async with open_pair(backend=backend, handlers=ClientHandlers(roots=handler, log=handler)) as pair:
-        await greet(pair, era)
-        await call(pair.client)
-    if era == "legacy":
-        assert {"roots": {}} == backend.exchanges[0].params["capabilities"]
-    else:
-        for exchange in backend.exchanges:
-            assert {"roots": {}} == exchange.meta["io.modelcontextprotocol/clientCapabilities"]
-            assert "info" == exchange.meta["io.modelcontextprotocol/logLevel"]
 
 
 @BOTH_ERAS

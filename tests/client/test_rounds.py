@@ -119,18 +119,6 @@ ELICIT: tuple[str, JSON] = ("elicitation/create", FORM)
 # What is declared
 
 
-async def test_every_request_says_what_the_client_can_do() -> None:
-    """Of the handlers that were given, each as an object; and from what level on it wants log messages, if any."""
-    backend = echo_backend("modern")
-    handler = Handler()
-    async with open_scripted(backend, handlers=ClientHandlers(handler, handler, handler, handler)) as bench:
-        await call(await bench.connect())
-    for exchange in backend.exchanges:
-        declared: JSON = {"sampling": {}, "elicitation": {"form": {}, "url": {}}, "roots": {}}
-        assert declared == exchange.meta[f"{META}clientCapabilities"]
-        assert "info" == exchange.meta[f"{META}logLevel"]
-
-
 async def test_log_messages_are_told(autojump_clock: MockClock) -> None:
     """They come on the response streams of requests that asked for them."""
 

@@ -131,15 +131,6 @@ async def test_progress_and_cancel_work_over_pipes(children: Children) -> None:
         assert 2 == sum(isinstance(method, list) for method in seen)
 
 
-async def test_a_late_answer_is_dropped(children: Children) -> None:
-    """The next call gets its own."""
-    async with open_children(children) as bench:
-        client = await bench.connect()
-        with pytest.raises(BackendTimeout):
-            await call(client, "slow", timeout=0.05)
-        assert '{"a": 2}' == (await call(client, arguments={"a": 2}))["content"][0]["text"]
-
-
 # Its environment
 
 
