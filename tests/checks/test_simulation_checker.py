@@ -575,7 +575,7 @@ async def parts_unsigned(original: Any, link: HttpLink, request: Any, body: Any,
 
 
 async def gives_up(original: Any, credentials: Any, request: Any, body: Any, identity: Any) -> Reply:
-    return await credentials._run(credentials._ask(identity), request, body, [], None)  # type: ignore[no-any-return]
+    return await credentials._run_auth(credentials._ask_auth(identity), request, body, [], None)  # type: ignore[no-any-return]
 
 
 async def insists(original: Any, credentials: Any, request: Any, body: Any, identity: Any) -> Reply:
@@ -588,24 +588,24 @@ async def insists(original: Any, credentials: Any, request: Any, body: Any, iden
 
 
 async def asks_alone(original: Any, credentials: Any, *args: Any) -> Reply:
-    credentials._in_flight.clear()
+    credentials._renewals.clear()
     return await original(credentials, *args)  # type: ignore[no-any-return]
 
 
 # The same, of what is done with credentials.
 DEFECTS |= {
     "credentials that are asked for nobody": (
-        wrapped(Credentials, "_ask", asks_for_nobody),
+        wrapped(Credentials, "_ask_auth", asks_for_nobody),
         History(backends=GUARDED, steps=(Open(bound=True), Call(at=1.0), Close(at=2.0))),
         "credentials_match_backend_and_principal",
     ),
     "credentials that are the opener's, whoever calls": (
-        wrapped(Credentials, "_ask", asks_for_the_opener),
+        wrapped(Credentials, "_ask_auth", asks_for_the_opener),
         History(backends=GUARDED, steps=(Open(bound=True), Call(at=1.0), Close(at=2.0))),
         "credentials_match_backend_and_principal",
     ),
     "credentials that are somebody else's": (
-        wrapped(Credentials, "_ask", mistakes_the_backend),
+        wrapped(Credentials, "_ask_auth", mistakes_the_backend),
         History(backends=(*GUARDED, *TWINS[1:]), steps=(Open(backends=(0, 1)), Close(at=2.0))),
         "credentials_match_backend_and_principal",
     ),

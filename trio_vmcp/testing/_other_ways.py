@@ -8,14 +8,14 @@ import h11
 import trio
 
 from trio_vmcp.models import JSON
-from trio_vmcp.testing.context import Answer
+from trio_vmcp.testing.context import ScriptedAnswer
 from trio_vmcp.testing.http import Headers, Reply
 from trio_vmcp.testing.rpc import encode
 
 __all__ = ["LineAnswer", "LineReply", "PostedAnswer", "read_lines"]
 
 
-class PostedAnswer(Answer):
+class PostedAnswer(ScriptedAnswer):
     """An answer to a message that was POSTed, on the stream of its session."""
 
     def __init__(
@@ -81,7 +81,7 @@ class LineReply(Reply):
             await super()._deliver(data)
 
 
-class LineAnswer(Answer):
+class LineAnswer(ScriptedAnswer):
     """An answer in a line of its own, and so are the notifications ahead of it."""
 
     async def notify(self, message: JSON | bytes) -> None:

@@ -10,7 +10,7 @@ import httpx
 import trio
 
 from trio_vmcp.testing._other_ways import LineAnswer, LineReply, read_lines
-from trio_vmcp.testing.context import Answer
+from trio_vmcp.testing.context import ScriptedAnswer
 from trio_vmcp.testing.exchange import Exchange, Outcome
 from trio_vmcp.testing.faults import Delay, Error, Fault, Hang, Raw, Refuse, Rewrite, Status, WireFault
 from trio_vmcp.testing.http import Reply, Request, serve_http
@@ -126,13 +126,14 @@ class ScriptedBackend(HttpSseServer, ModernServer):
         is_modern = self._is_modern(exchange)
         # Legacy: "disconnection SHOULD NOT be interpreted as the client cancelling its request". Modern: that it is.
         reply.outlives_peer = not is_modern and request.verb != "GET"
-        await self._run(exchange, Answer(reply, self.answers == "sse", self._log(is_modern), self.retry_ms), is_modern)
+        answer = ScriptedAnswer(reply, self.answers == "sse", self._log(is_modern), self.retry_ms)
+        await self._run(exchange, answer, is_modern)
 
     def _begin(self, exchange: Exchange) -> None:
         self.exchanges.append(exchange)
         self._running[exchange] = None
 
-    async def _run(self, exchange: Exchange, answer: Answer, is_modern: bool) -> None:
+    async def _run(self, exchange: Exchange, answer: ScriptedAnswer, is_modern: bool) -> None:
         reply = answer.reply
         try:
             with exchange.scope:
@@ -162,7 +163,7 @@ class ScriptedBackend(HttpSseServer, ModernServer):
             return False
         return VERSION_KEY in exchange.meta or exchange.headers.get("mcp-protocol-version") == MODERN_VERSION
 
-    async def _script(self, exchange: Exchange, answer: Answer, is_modern: bool) -> None:
+    async def _script(self, exchange: Exchange, answer: ScriptedAnswer, is_modern: bool) -> None:
         reply, fault = answer.reply, self._fault_for(exchange)
         match fault:
             case Hang(at="head"):
@@ -186,7 +187,7 @@ class ScriptedBackend(HttpSseServer, ModernServer):
             case _:
                 await self._respond(exchange, answer, is_modern, fault)
 
-    async def _respond(self, exchange: Exchange, answer: Answer, is_modern: bool, fault: Fault | None) -> None:
+    async def _respond(self, exchange: Exchange, answer: ScriptedAnswer, is_modern: bool, fault: Fault | None) -> None:
         try:
             if self.transport == "sse" and exchange.verb:
                 await self._older(exchange, answer, fault)

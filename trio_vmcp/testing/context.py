@@ -14,14 +14,14 @@ from trio_vmcp.testing.http import Reply
 from trio_vmcp.testing.listening import EventLog, message_event
 from trio_vmcp.testing.rpc import encode, notification_message
 
-__all__ = ["Answer", "CallContext", "InputRequired", "Requests"]
+__all__ = ["CallContext", "InputRequired", "Requests", "ScriptedAnswer"]
 
 SSE_HEADERS = (("content-type", "text/event-stream"), ("cache-control", "no-cache, no-transform"))
 JSON_HEADERS = (("content-type", "application/json"),)
 
 
 @attrs.define(eq=False)
-class Answer:
+class ScriptedAnswer:
     """The response to one request, as one JSON object or as a stream of events.
 
     Attributes:
@@ -116,7 +116,7 @@ class CallContext:
 
     exchange: Exchange
     is_modern: bool
-    _answer: Answer = attrs.field(alias="answer", repr=False)
+    _answer: ScriptedAnswer = attrs.field(alias="answer", repr=False)
     _ask: Callable[[CallContext, Requests], Awaitable[dict[str, Any]]] = attrs.field(alias="ask", repr=False)
     answered: Sequence[dict[str, Any]] = ()
     _asked: int = attrs.field(default=0, init=False)

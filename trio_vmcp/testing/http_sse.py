@@ -8,7 +8,7 @@ import trio
 
 from trio_vmcp.models import JSON
 from trio_vmcp.testing._other_ways import PostedAnswer
-from trio_vmcp.testing.context import Answer
+from trio_vmcp.testing.context import ScriptedAnswer
 from trio_vmcp.testing.exchange import Exchange
 from trio_vmcp.testing.faults import Error, Fault
 from trio_vmcp.testing.legacy_server import LegacyServer
@@ -23,7 +23,7 @@ class HttpSseServer(LegacyServer):
 
     __slots__ = ()
 
-    async def _older(self, exchange: Exchange, answer: Answer, fault: Fault | None) -> None:
+    async def _older(self, exchange: Exchange, answer: ScriptedAnswer, fault: Fault | None) -> None:
         """HTTP+SSE: the stream, or a message to the session that is the stream."""
         path, _, session_id = exchange.target.partition("?session=")
         if exchange.verb == "GET":
@@ -47,7 +47,7 @@ class HttpSseServer(LegacyServer):
             except RpcError as error:
                 await posted.finish(error_message(exchange.request_id, error))
 
-    async def _open_stream(self, answer: Answer) -> None:
+    async def _open_stream(self, answer: ScriptedAnswer) -> None:
         """Until either side ends it."""
         session_id = f"{self.name}-stream-{next(self._session_numbers)}"
         send, receive = trio.open_memory_channel[JSON | bytes](float("inf"))  # a test decides how much it sends

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trio_vmcp.models import JSON
-from trio_vmcp.testing.context import Answer, CallContext
+from trio_vmcp.testing.context import CallContext, ScriptedAnswer
 from trio_vmcp.testing.exchange import Exchange
 from trio_vmcp.testing.http import Reply
 from trio_vmcp.testing.legacy import check_legacy, check_session
@@ -19,7 +19,7 @@ class LegacyServer(Script):
 
     __slots__ = ()
 
-    async def _legacy(self, exchange: Exchange, answer: Answer) -> None:
+    async def _legacy(self, exchange: Exchange, answer: ScriptedAnswer) -> None:
         if exchange.verb and self.transport == "streamable-http":
             check_legacy(exchange, self.sessions if self.session_ids else None)
         elif not isinstance(exchange.message, dict):
@@ -41,7 +41,7 @@ class LegacyServer(Script):
             result = await self.call(CallContext(exchange, False, answer, self._ask_within))
         await answer.finish(result_message(exchange.request_id, result))
 
-    def _initialize(self, exchange: Exchange, answer: Answer) -> JSON:
+    def _initialize(self, exchange: Exchange, answer: ScriptedAnswer) -> JSON:
         if exchange.verb and self.transport == "streamable-http" and self.session_ids:
             session_id = f"{self.name}-session-{next(self._session_numbers)}"
             self.sessions[session_id] = exchange.params
@@ -55,7 +55,7 @@ class LegacyServer(Script):
         self.deleted_sessions.append(exchange.session_id)
         await reply.respond(200)
 
-    async def _stream(self, exchange: Exchange, answer: Answer) -> None:
+    async def _stream(self, exchange: Exchange, answer: ScriptedAnswer) -> None:
         """The GET of the legacy era: the rest of an answer, or whatever the server has to say."""
         if self.session_ids:
             check_session(exchange, self.sessions)
@@ -84,7 +84,7 @@ class LegacyServer(Script):
             await self._replay(log, int(count), answer.reply)
         await answer.reply.end()
 
-    async def _tell_all(self, answer: Answer, session_id: str | None) -> None:
+    async def _tell_all(self, answer: ScriptedAnswer, session_id: str | None) -> None:
         def wants(method: str, params: JSON) -> bool:
             is_update = method == "notifications/resources/updated"
             return not is_update or params.get("uri") in self.subscriptions.get(session_id, ())

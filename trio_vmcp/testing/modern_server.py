@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trio_vmcp.models import JSON
-from trio_vmcp.testing.context import Answer, CallContext, InputRequired
+from trio_vmcp.testing.context import CallContext, InputRequired, ScriptedAnswer
 from trio_vmcp.testing.exchange import Exchange
 from trio_vmcp.testing.listening import wanted_by
 from trio_vmcp.testing.modern import check_modern, check_parameters, check_stamp
@@ -21,7 +21,7 @@ class ModernServer(Script):
 
     __slots__ = ()
 
-    async def _modern(self, exchange: Exchange, answer: Answer) -> None:
+    async def _modern(self, exchange: Exchange, answer: ScriptedAnswer) -> None:
         served = (MODERN_VERSION,) if self.era == "modern" else (MODERN_VERSION, *reversed(LEGACY_VERSIONS))
         if exchange.verb:
             check_modern(exchange, served)
@@ -51,7 +51,7 @@ class ModernServer(Script):
             extras |= {"ttlMs": self.ttl_ms, "cacheScope": self.cache_scope}
         await answer.finish(result_message(exchange.request_id, extras | result))
 
-    async def _listen(self, exchange: Exchange, answer: Answer) -> None:
+    async def _listen(self, exchange: Exchange, answer: ScriptedAnswer) -> None:
         """Until either side ends the stream."""
         subscription = self.honours(exchange.params.get("notifications") or {})
         tag = {"io.modelcontextprotocol/subscriptionId": exchange.request_id}

@@ -1,6 +1,6 @@
 """The credentials of one backend's requests: asked of `OutgoingAuth`, run as an `httpx.Auth`, asked again after a 401.
 
-A 401 proves that the request did not run, so it can be sent once more, a `tools/call` too.
+With a 401 (RFC 9110 §15.5.2) the request was not applied, so it can be sent once more, a `tools/call`, too.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ __all__ = ["Body", "Credentials"]
 _UNAUTHORIZED = 401
 
 
-class Held(Protocol):
-    """A reply that somebody has to let go of."""
+class ClosableReply(Protocol):
+    """A reply that holds a connection until it is closed."""
 
     @property
     def status(self) -> int: ...
@@ -34,36 +34,38 @@ class Held(Protocol):
 
 
 class Body(httpx.AsyncByteStream):
-    """A request's body, and whether any of it may have left."""
+    """A request's body. `written`: some of it may have been sent."""
 
     written: bool
 
 
-R = TypeVar("R", bound=Held)
+R = TypeVar("R", bound=ClosableReply)
 B = TypeVar("B", bound=Body)
 Signed: TypeAlias = tuple[httpx.URL, httpx.Headers]
 
 
 @attrs.define(eq=False)
-class _InFlight:
-    """The requests of one identity that are on their way.
+class _Renewals:
+    """Credentials that were asked for again while requests of one identity are in flight.
 
     Attributes:
-        renewals: How often `auth` was asked again for one of them.
-        renewed: What it gave the last time; good for all whose credentials are older.
+        count: How often `auth` was asked again for one of these requests.
+        newest: The answer to the last of these questions. Requests that were signed before it share it: a thousand 401s
+            at once ask `auth` once.
     """
 
-    renewals: int = 0
-    renewed: httpx.Auth | None = None
+    count: int = 0
+    newest: httpx.Auth | None = None
 
 
 @attrs.define(eq=False)
 class Credentials(Generic[R, B]):
-    """Sends requests with what `auth` gives for them.
+    """Sends requests with the credentials that `auth` gives for them.
 
     Attributes:
-        transmit: Sends one request; the body says whose it is.
-        read: The same reply with its body read.
+        transmit: Sends one request, given with the body that it is sent for: an `httpx.Auth` may send other requests on
+            the way, which mark the same body.
+        read: Returns the reply with its body read.
     """
 
     _backend: Backend
@@ -74,54 +76,57 @@ class Credentials(Generic[R, B]):
     _read: Callable[[R, httpx.Response], Awaitable[tuple[R, httpx.Response]]] = attrs.field(
         alias="read", kw_only=True, repr=False
     )
-    # Held by the requests themselves.
-    _in_flight: weakref.WeakValueDictionary[tuple[Identity | None, str], _InFlight] = attrs.field(
+    # By identity and token. An entry lives as long as a request in flight refers to it.
+    _renewals: weakref.WeakValueDictionary[tuple[Identity | None, str], _Renewals] = attrs.field(
         factory=weakref.WeakValueDictionary, init=False, repr=False
     )
 
     async def send(self, request: httpx.Request, body: B, identity: Identity | None) -> R:
-        """Send with the credentials of `identity`; after a 401 once more, if `auth` has others by now.
+        """Send with the credentials of `identity`; after a 401 once more, if `auth` then gives others.
 
         Raises:
-            BackendUnauthorized: There are no credentials to send.
-            BackendError: From `transmit` and `read`; on the way to credentials it names the origin that was asked.
+            BackendUnauthorized: `auth` failed or sent nothing.
+            BackendError: From `transmit` and `read`; for a request that fetches credentials it names their origin.
         """
-        # Not the identity alone: the same principal may come with another token.
+        # With the token: `Identity.__eq__` ignores it, and the same principal may come with another one.
         key = (identity, identity.token if identity else "")
-        others = self._in_flight.get(key) or self._in_flight.setdefault(key, _InFlight())
-        asked_after = others.renewals
+        renewals = self._renewals.get(key) or self._renewals.setdefault(key, _Renewals())
+        asked_after = renewals.count
         unsigned = list(request.headers.raw)  # an Auth writes into the request
         sent: list[Signed] = []
-        auth = self._ask(identity)
-        reply = await self._run(httpx.Auth() if auth is None else auth, request, body, sent, None)
+        auth = self._ask_auth(identity)
+        reply = await self._run_auth(httpx.Auth() if auth is None else auth, request, body, sent, None)
         if reply.status != _UNAUTHORIZED:
             return reply
         try:
-            renewed = others.renewed if others.renewals > asked_after else None
+            renewed = renewals.newest if renewals.count > asked_after else None
             if renewed is None:
-                renewed = self._ask(identity)
-                others.renewals, others.renewed = others.renewals + 1, renewed
+                renewed = self._ask_auth(identity)
+                renewals.count, renewals.newest = renewals.count + 1, renewed
         except BaseException:
             await reply.aclose()
             raise
         if renewed is None:
             return reply
         again = httpx.Request(request.method, request.url, headers=unsigned, stream=body)
-        last = await self._run(renewed, again, body, sent, reply)
-        if last is reply and others.renewed is renewed:
-            others.renewed = None  # the same as before: there may be others when the next one asks
+        last = await self._run_auth(renewed, again, body, sent, reply)
+        if last is reply and renewals.newest is renewed:
+            renewals.newest = None  # the same credentials as before: let the next 401 ask `auth` again
         return last
 
-    def _ask(self, identity: Identity | None) -> httpx.Auth | None:
+    def _ask_auth(self, identity: Identity | None) -> httpx.Auth | None:
         with self._errors():
             return self._auth(self._backend, identity)
 
-    async def _run(self, auth: httpx.Auth, request: httpx.Request, body: B, sent: list[Signed], refused: R | None) -> R:
+    async def _run_auth(
+        self, auth: httpx.Auth, request: httpx.Request, body: B, sent: list[Signed], refused: R | None
+    ) -> R:
         """Run one `httpx.Auth`. Source of the loop: httpx, `Auth.async_auth_flow`.
 
         Args:
-            sent: What was sent in this way so far; grows.
-            refused: The reply to it: returned as it is if `auth` only has the same again, let go of otherwise.
+            sent: URL and headers of every attempt so far; each attempt is added.
+            refused: The 401 to the attempt before, if there was one. Returned if `auth` signs in the same way again,
+                else closed.
         """
         target = (request.method, request.url)
         try:
@@ -129,7 +134,7 @@ class Credentials(Generic[R, B]):
                 flow = auth.async_auth_flow(request)
             try:
                 if auth.requires_request_body:
-                    await request.aread()  # replaces the stream: from here on it is sent as a copy
+                    await request.aread()  # replaces the stream: from here on a copy of the body is sent
                     body.written = False
                 try:
                     with self._errors():
@@ -149,7 +154,7 @@ class Credentials(Generic[R, B]):
                             await reply.aclose()
                         sent.append(signed)
                         if wanted.stream is not body:
-                            body.written = True  # a copy, signed perhaps: nobody sees when it leaves
+                            body.written = True  # a copy of the body leaves, which cannot set it
                     reply, shown = await self._fetch(auth, wanted, body, ours=ours)
                     if ours and reply.status == _UNAUTHORIZED:
                         body.written = False
@@ -169,13 +174,13 @@ class Credentials(Generic[R, B]):
                 await refused.aclose()
 
     async def _fetch(self, auth: httpx.Auth, wanted: httpx.Request, body: B, *, ours: bool) -> tuple[R, httpx.Response]:
-        """Send what an `httpx.Auth` wants sent. Returns the reply, and what of it the Auth is shown."""
+        """Send one request of an `httpx.Auth`. Returns the reply, and the response that the Auth is shown."""
         try:
             reply, head = await self._transmit(wanted, body)
             if not auth.requires_response_body:
                 return reply, head
             if ours and head.is_success:
-                # The answer itself, which may be a stream, is not read ahead: the flow sees its head.
+                # The answer to the call may be a stream, so its body is not read ahead: the Auth sees the head only.
                 return reply, httpx.Response(reply.status, headers=head.headers, request=wanted)
             try:
                 return await self._read(reply, head)

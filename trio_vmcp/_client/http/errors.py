@@ -1,4 +1,4 @@
-"""The errors of HTTP, whoever speaks it, become ours: one kind, without texts that may quote what a backend sent."""
+"""Errors of any HTTP transport become `BackendError`, without texts that may quote a header or a backend's bytes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _EARLY_ENDS = ("Server disconnected", "peer closed", "peer unexpectedly closed")
 
 
 def translated(exc: Exception, backend_id: str, *, written: bool) -> BackendError:
-    """Foreign errors end here.
+    """The `BackendError` for an error of a transport.
 
     Args:
-        written: Some of the request may have left.
+        written: Some of the request may have been sent.
     """
     match exc:
         case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.ProxyError() | httpx.UnsupportedProtocol():
@@ -32,30 +32,30 @@ def translated(exc: Exception, backend_id: str, *, written: bool) -> BackendErro
             return BackendProtocolError(backend_id, f"does not speak HTTP/1.1: {_kind(exc)}", may_have_executed=written)
         case httpx.RemoteProtocolError() | httpx.DecodingError():
             detail = "closed the connection before its answer was whole"
-        case _:  # a transport of the user's may raise anything
+        case _:  # a user's transport may raise anything
             detail = f"lost its connection: {_kind(exc)}"
     return BackendUnavailable(backend_id, detail, may_have_executed=written)
 
 
 def cause_of(exc: Exception) -> Exception | None:
-    """What a translated error shows as its cause: not what quotes a header, which may be a credential."""
+    """The `__cause__` of a translated error; None for errors that quote a header, which may be a credential."""
     return None if isinstance(exc, httpx.LocalProtocolError | BadHead) else exc
 
 
 def _kind(exc: BaseException) -> str:
-    """The operating system's word for it where there is one, else the kind of error."""
+    """The operating system's text for the error if there is one, else the type of the error."""
     cause: BaseException | None = exc
     while cause is not None:
-        if isinstance(cause, BaseExceptionGroup):  # an attempt for each address: the first stands for all
+        if isinstance(cause, BaseExceptionGroup):  # one attempt for each address: report the first
             cause = cause.exceptions[0]
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"its certificate is refused: {cause.verify_message}"
-        if isinstance(cause, ssl.SSLError):  # whose errno is OpenSSL's
+        if isinstance(cause, ssl.SSLError):  # its errno is OpenSSL's, which `os.strerror` does not know
             return f"TLS failed: {(cause.reason or type(cause).__name__).replace('_', ' ').lower()}"
         if isinstance(cause, UnicodeError):
             return "its host is no name that DNS can have"
         if isinstance(cause, OSError) and cause.errno:
-            # Not `strerror`, in which Trio names the address, too; but of a resolver's own codes `os` knows nothing.
+            # Not `cause.strerror`, to which Trio adds the address. Codes of the resolver (EAI_…) are unknown to `os`.
             return os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)
         cause = cause.__cause__ or cause.__context__
     return type(exc).__name__

@@ -1,5 +1,5 @@
-"""A transport of httpx's, or of the user's, as this library needs one: a body that tells whether it was taken, and a
-response that can be let go of half-way.
+"""Adapters for any `httpx.AsyncBaseTransport`: a request body that tells whether it was read, and a response that can
+be closed before its end.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ __all__ = ["HttpxSource", "RequestBody"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
-_CLOSE_TIMEOUT = 1.0  # s, to let go of one response
-_CHUNKS_AFTER_STOP = 64  # that a transport may still have buffered when it is told to stop
+_CLOSE_TIMEOUT = 1.0  # s, to close one response
+_CHUNKS_AFTER_STOP = 64  # chunks that a transport may still hand out of its buffer after it is cancelled
 
 
 class RequestBody(Body):
-    """One chunk, and whether anybody has taken it: a request whose body never left was not executed.
+    """A body of one chunk. `written` becomes true when the transport reads it: before that, the request was not sent.
 
-    A class with `__anext__`, since a generator that a cancelled write leaves half-way warns at garbage collection.
+    A class with `__anext__`, since Python warns when an async generator that a cancelled write left half-way is
+    collected.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -55,7 +56,7 @@ class _OneChunk:
 
 @attrs.define(eq=False)
 class HttpxSource:
-    """A response of a transport that was passed in, or that an `httpx.Auth` has seen."""
+    """The bytes of an `httpx.Response`: of a user's transport, or of a request with an `httpx.Auth`."""
 
     backend_id: str
     response: httpx.Response
@@ -77,31 +78,31 @@ class HttpxSource:
     async def aclose(self) -> None:
         with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
             if not self.is_ended:
-                await self._stop()
+                await self._cancel_body()
             try:
                 await self.response.aclose()
-            except Exception as exc:  # noqa: BLE001  # a transport of the user's may raise anything
-                logger.debug("backend %r: letting go of a response failed: %s", self.backend_id, type(exc).__name__)
+            except Exception as exc:  # noqa: BLE001  # a user's transport may raise anything
+                logger.debug("backend %r: closing a response failed: %s", self.backend_id, type(exc).__name__)
 
     async def close_connection(self) -> None:
         stream = self.response.extensions.get("network_stream")
-        # The connection of any other version is not this request's alone.
+        # Requests of any other version (HTTP/2) share their connection.
         if stream is not None and self.response.extensions.get("http_version") == b"HTTP/1.1":
             with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
                 try:
                     await stream.aclose()
-                except Exception as exc:  # noqa: BLE001  # a transport of the user's may raise anything
-                    logger.debug("backend %r: disconnecting failed: %s", self.backend_id, type(exc).__name__)
+                except Exception as exc:  # noqa: BLE001  # a user's transport may raise anything
+                    logger.debug("backend %r: closing a connection failed: %s", self.backend_id, type(exc).__name__)
 
-    async def _stop(self) -> None:
-        # The body comes out of nested async generators that are not ours. Dropping them half-way warns at garbage
-        # collection; a cancel at the innermost read ends every one of them in order.
-        with trio.CancelScope() as stopping:
-            stopping.cancel(reason="the rest of this response is not wanted")
+    async def _cancel_body(self) -> None:
+        # The body comes out of nested async generators of httpx and httpcore. Python warns when one that was left
+        # half-way is collected; a cancel at the innermost read ends all of them in order.
+        with trio.CancelScope() as scope:
+            scope.cancel(reason="the rest of this response is not wanted")
             for _ in range(_CHUNKS_AFTER_STOP):
                 try:
                     await self._chunks.__anext__()
                 except StopAsyncIteration:
                     break
-                except Exception:  # noqa: BLE001  # nobody waits for this response any more
+                except Exception:  # noqa: BLE001  # no task waits for this response any more
                     break

@@ -1,6 +1,6 @@
 """HTTP to one backend: a connection limit, credentials per request, careful redirects, raw bytes, one kind of error.
 
-Everything below `httpx.AsyncBaseTransport` is somebody else's; everything above sees `Reply` and `BackendError` only.
+Callers of this module see `Reply` and `BackendError` only. Below it is any `httpx.AsyncBaseTransport`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from trio_vmcp.models import Backend
 __all__ = ["Exchange", "Headers", "HttpLink", "calls_within"]
 
 MOST_REDIRECTS = 3
-MOST_ASIDE = 4  # connections for what does not count as a call: notifications, answers, the end of a session
-LEAST_SHARED = 16  # a limit from which on those are part of it
-_REDIRECTS = (307, 308)  # the two that keep method and body
-_SEE_OTHER = 303  # after the request was acted on
+MOST_ASIDE = 4  # connections for requests that are no calls: notifications, answers, the DELETE of a session
+LEAST_SHARED = 16  # the smallest connection limit that includes those
+_REDIRECTS = (307, 308)  # the only two that keep method and body (RFC 9110 §15.4.8, §15.4.9)
+_SEE_OTHER = 303  # the request was applied; its result is elsewhere (RFC 9110 §15.4.4)
 
-# What MCP says of every request of a verb (transports: streamable HTTP).
+# Headers of every request of a verb (MCP 2025-11-25, basic/transports, "Sending Messages", "Listening for Messages").
 _BY_VERB: dict[str, Headers] = {
     "POST": [(b"Accept", b"application/json, text/event-stream"), (b"Content-Type", b"application/json")],
     "GET": [(b"Accept", b"text/event-stream")],
@@ -45,17 +45,17 @@ _BY_VERB: dict[str, Headers] = {
 
 
 def calls_within(limit: float) -> float:
-    """How many of a backend's connections are for calls, so that what goes beside them is within the limit, too.
+    """The part of a backend's connection limit that is for calls; `MOST_ASIDE` connections are for other requests.
 
-    A limit of few connections is not halved for it: there it comes on top.
+    A limit under `LEAST_SHARED` is for calls alone, and the other requests come on top.
     """
     return limit - MOST_ASIDE if limit >= LEAST_SHARED else limit
 
 
 @attrs.define(eq=False)
 class Exchange:
-    """One request and its reply, as an async context manager: a class, since one made of a generator costs a call some
-    per cent of its time.
+    """One request and its reply, as an async context manager. A class, since a context manager made of a generator
+    takes some per cent of a call's time.
     """
 
     _link: HttpLink
@@ -64,7 +64,7 @@ class Exchange:
     _body: RequestBody
     _identity: Identity | None
     _limited: bool
-    _is_stream: bool  # that is held, outside of every limit
+    _is_stream: bool  # held open, so outside of every limit
     _held: Slot | None = attrs.field(default=None, init=False)
     _reply: Reply | None = attrs.field(default=None, init=False)
 
@@ -89,8 +89,8 @@ class Exchange:
         assert self._reply is not None
         try:
             if isinstance(exc, BackendProtocolError):
-                await self._reply.close_connection()  # noqa: ASYNC102  # which is shielded, and bounded
-            await self._link.aclose_reply(self._reply)  # noqa: ASYNC102  # and so is this
+                await self._reply.close_connection()  # noqa: ASYNC102  # shielded and bounded
+            await self._link.aclose_reply(self._reply)  # noqa: ASYNC102  # shielded and bounded
         finally:
             self._close()
 
@@ -114,7 +114,7 @@ class HttpLink:
     _credentials: Credentials[Reply, RequestBody] | None = attrs.field(default=None, init=False, repr=False)
     _heads: dict[str, tuple[Origin, bytes]] = attrs.field(factory=dict, init=False, repr=False)  # by verb, for our url
     _last_headers: tuple[Headers, bytes] = attrs.field(factory=lambda: ([], b""), init=False, repr=False)
-    _open: set[Reply] = attrs.field(factory=set, init=False, repr=False)  # replies that somebody holds
+    _open: set[Reply] = attrs.field(factory=set, init=False, repr=False)  # replies that are not closed yet
     _aside: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(MOST_ASIDE), init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -128,7 +128,7 @@ class HttpLink:
             userinfo = unquote(url.userinfo.decode()).encode()
             self._constant.append((b"Authorization", b"Basic " + base64.b64encode(userinfo)))
         if self._auth is not None:
-            self._credentials = Credentials(self.backend, self._auth, transmit=self._send, read=self._whole)
+            self._credentials = Credentials(self.backend, self._auth, transmit=self._send, read=self._read_whole)
 
     def exchange(
         self,
@@ -143,21 +143,22 @@ class HttpLink:
         """`async with` it: send one request and hold its response, a `Reply`, open.
 
         Args:
-            headers: Beside those that every request of this verb has. Not changed by anybody any more.
-            limited: Counts under the connection limit. A notification must not queue behind the calls that it is about:
-                what is not limited has `MOST_ASIDE` connections of its own.
-            is_stream: Held for as long as the backend is connected, so that it would keep its place under any limit for
-                ever: it has none. Whoever asks sees to it that there is one.
+            headers: Beside those that every request of this verb has. The list must not be changed afterwards: its
+                encoding is kept for the next request.
+            limited: The request counts under the connection limit. False: it has one of `MOST_ASIDE` other connections,
+                since a notification must not queue behind the calls that it is about.
+            is_stream: The response is held open while the backend is connected, so the request counts under no limit:
+                it would keep its place for ever. The caller must not open more than one at a time.
 
         Raises:
-            BackendUnavailable: No connection, or it broke.
-            BackendProtocolError: What came back is not HTTP, or redirects elsewhere.
-            BackendUnauthorized: `auth` has no credentials to give.
+            BackendUnavailable: No connection, or the connection broke.
+            BackendProtocolError: The response is not HTTP, or redirects to another origin.
+            BackendUnauthorized: `auth` gave no credentials.
         """
         return Exchange(self, verb, headers, RequestBody(data), identity, limited, is_stream)
 
     async def acquire_slot(self, slot: Slot, *, limited: bool) -> None:
-        """Wait for a turn under the connection limit, or beside it."""
+        """Wait for a place under the connection limit, or among the connections beside it."""
         limiter = self._slots if limited else self._aside
         try:
             limiter.acquire_on_behalf_of_nowait(slot)
@@ -165,11 +166,11 @@ class HttpLink:
             await limiter.acquire_on_behalf_of(slot)
 
     def release_slot(self, slot: Slot, *, limited: bool) -> None:
-        slot.held = False  # whoever inherited this context queues again
+        slot.held = False  # a task that was started in this context must wait for a slot of its own
         (self._slots if limited else self._aside).release_on_behalf_of(slot)
 
     async def send(self, verb: str, headers: Headers, body: RequestBody, identity: Identity | None) -> Reply:
-        """Ask, and follow careful redirects."""
+        """Send one request, and follow redirects within the origin."""
         url = self._url
         for _ in range(MOST_REDIRECTS + 1):
             if self._auth is None and isinstance(self.transport, Http11Transport):
@@ -181,7 +182,7 @@ class HttpLink:
             if not 300 <= reply.status < 400:
                 self._open.add(reply)
                 return reply
-            body.written = reply.status == _SEE_OTHER  # the others: it was not acted on here
+            body.written = reply.status == _SEE_OTHER  # any other redirect: the request was not applied
             url = await self._redirected(url, reply)
         raise BackendProtocolError(self.backend.id, f"redirects more than {MOST_REDIRECTS} times")
 
@@ -191,18 +192,20 @@ class HttpLink:
 
     @property
     def is_in_use(self) -> bool:
-        """Somebody holds a reply."""
+        """A reply is open."""
         return bool(self._open)
 
     async def aclose(self) -> None:
-        """End every exchange that is still open: its caller has shielded himself from the end of the session."""
+        """Close the connection of every open reply. Only a caller that is shielded from the end of the session still
+        has one.
+        """
         for reply in list(self._open):
             await reply.close_connection()
 
     async def _send_plainly(
         self, transport: Http11Transport, verb: str, url: httpx.URL, headers: Headers, body: RequestBody
     ) -> Reply:
-        """By the built-in transport, with nothing made anew that is the same every time."""
+        """Send with the built-in transport. The constant parts of the head are encoded once per verb."""
         prepared = self._heads.get(verb) if url is self._url else None
         try:
             if prepared is None:
@@ -210,7 +213,7 @@ class HttpLink:
                 if url is self._url:
                     self._heads[verb] = prepared
             origin, constant = prepared
-            if headers is not self._last_headers[0]:  # the same list again means: the same headers
+            if headers is not self._last_headers[0]:  # a list is never changed, so the same list has the same encoding
                 self._last_headers = headers, encode_headers(headers)
             head = b"%s%sContent-Length: %d\r\n\r\n" % (constant, self._last_headers[1], len(body.data))
             response = await transport.send(origin, verb, head, body.data, body.mark_written)
@@ -233,9 +236,9 @@ class HttpLink:
             target = url.join(location)
         except httpx.InvalidURL as exc:
             raise reply.protocol_error(f"redirects (HTTP {reply.status}) to what is no URL") from exc
-        # Not `host`, which decodes IDNA and raises what is no error of httpx where there is nothing to decode.
+        # Not `host`, which decodes IDNA and raises UnicodeError where that fails.
         if (target.scheme, target.raw_host, target.port) != (url.scheme, url.raw_host, url.port):
-            # Headers of the user and the backend's session id would go along.
+            # The user's headers and the backend's session id would be sent along (RFC 9110 §15.4).
             raise reply.protocol_error(f"redirects (HTTP {reply.status}) to another origin, which is not followed")
         return target.copy_with(userinfo=b"", fragment=None)
 
@@ -244,8 +247,8 @@ class HttpLink:
             return (await self._send(request, body))[0]
         return await self._credentials.send(request, body, identity)
 
-    async def _whole(self, reply: Reply, head: httpx.Response) -> tuple[Reply, httpx.Response]:
-        """The same with its body. Not `aread`, which inflates what is compressed and knows no limit."""
+    async def _read_whole(self, reply: Reply, head: httpx.Response) -> tuple[Reply, httpx.Response]:
+        """The reply with its body read. Not by `aread`, which inflates compressed bodies and has no limit."""
         data = await reply.read(self._max_message_bytes)
         await reply.aclose()
         response = httpx.Response(reply.status, headers=head.headers, content=bytes(data), request=head.request)
@@ -254,7 +257,7 @@ class HttpLink:
     async def _send(self, request: httpx.Request, body: RequestBody) -> tuple[Reply, httpx.Response]:
         try:
             response = await self.transport.handle_async_request(request)
-        except Exception as exc:  # noqa: BLE001  # a transport of the user's may raise anything
+        except Exception as exc:  # noqa: BLE001  # a user's transport may raise anything
             raise translated(exc, self.backend.id, written=body.written) from cause_of(exc)
         response.request = request  # an Auth may look at it
         return self._reply(response, body), response

@@ -1,4 +1,4 @@
-"""One response on its way in: the head, and the body as raw bytes, wherever they come from."""
+"""One response: its head, and its body as raw bytes, of the built-in transport or any other."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from trio_vmcp.errors import BackendProtocolError, MessageTooLarge
 
 __all__ = ["Reply", "Source"]
 
-_CHUNKS_PER_STEP = 16  # of a body, before others have their turn: a chunk of one byte costs as much as one of 64 KiB
+# Chunks of a body between two checkpoints: buffered chunks need no wait, so a flood of them would stop all other tasks.
+# Counted in chunks, not bytes, since a chunk of one byte takes as long as one of 64 KiB.
+_CHUNKS_PER_STEP = 16
 
 
 class Source(Protocol):
-    """Where a reply's bytes come from: a connection of ours, or a transport of the user's."""
+    """The origin of a reply's bytes: a connection of the built-in transport, or a user's transport."""
 
     def receive(self) -> Awaitable[bytes | None]:
         """The next bytes of the body; None at its end."""
@@ -28,15 +30,15 @@ class Source(Protocol):
 
     @property
     def is_ended(self) -> bool:
-        """The body was handed out to its end."""
+        """The whole body was handed out."""
         ...
 
     async def aclose(self) -> None:
-        """Nobody reads on. Bounded, and raises nothing. A body that was not read to its end costs the connection."""
+        """Give the connection back, or close it if the body was not read to its end. Bounded in time; never raises."""
         ...
 
     async def close_connection(self) -> None:
-        """Never use this connection again. Bounded, and raises nothing."""
+        """Close the connection, so that no request uses it again. Bounded in time; never raises."""
         ...
 
 
@@ -71,7 +73,7 @@ class Reply:
         return parse_media_type(self.header("content-type"))
 
     def refuse_encoding(self) -> None:
-        """Compressed bytes are refused, not inflated: 1 KiB can become 1 GiB, and we asked for identity."""
+        """Refuse a compressed body. The request said `Accept-Encoding: identity`, and 1 KiB may inflate to 1 GiB."""
         encoding = (self.header("content-encoding") or "").strip().lower()
         if encoding not in ("", "identity"):
             raise self.protocol_error("answered with a Content-Encoding although identity was asked for")
@@ -85,11 +87,11 @@ class Reply:
         if self.source.is_ended:
             return None
         self._received += 1
-        if self._received % _CHUNKS_PER_STEP == 0:  # what is buffered already needs no wait, and would have no end
+        if self._received % _CHUNKS_PER_STEP == 0:
             await trio.lowlevel.checkpoint()
         try:
             return await self.source.receive()
-        except Exception as exc:  # noqa: BLE001  # a transport of the user's may raise anything
+        except Exception as exc:  # noqa: BLE001  # a user's transport may raise anything
             raise translated(exc, self.backend_id, written=self.body.written) from cause_of(exc)
 
     async def read(self, limit: int) -> bytes | bytearray:
@@ -106,19 +108,19 @@ class Reply:
                     self.backend_id, f"sent an answer of over {limit} bytes (max_message_bytes)", may_have_executed=True
                 )
             if not data:
-                data = chunk  # all of it, as a rule
-            else:  # one buffer: a list of chunks of a byte or two would take twenty times their size
+                data = chunk  # mostly the whole body, which saves a copy
+            else:  # one buffer: a list of chunks of a byte or two takes twenty times their size
                 data = data if isinstance(data, bytearray) else bytearray(data)
                 data += chunk
         return data
 
     async def aclose(self) -> None:
-        """Let go. A body that was not read to its end costs the connection."""
+        """Give the connection back, or close it if the body was not read to its end."""
         await self.source.aclose()
 
     async def close_connection(self) -> None:
-        """Never use this connection again: who gets an answer wrong may get its length wrong, and what is left of it
-        would be taken for the beginning of the next one.
+        """Close the connection after an answer that breaks the protocol: its length may be wrong, too, and then the
+        rest of it would be read as the next response.
         """
         await self.source.close_connection()
 
