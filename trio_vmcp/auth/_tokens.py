@@ -1,6 +1,7 @@
-"""One access token for all who need it: fetched once for all who wait, kept while it is good, dropped when refused.
+"""One access token, shared by all requests that need it: fetched once, kept until shortly before it expires, discarded
+when a backend refuses it.
 
-How it is fetched is not known here. Times are on Trio's clock.
+The module knows neither HTTP nor OAuth. Times are on Trio's clock.
 """
 
 from __future__ import annotations
@@ -8,24 +9,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
 
 import attrs
 import trio
 
-__all__ = ["Granted", "Refused", "SharedToken"]
+__all__ = ["SharedToken", "TokenGrant", "TokenRefusal"]
 
-_MARGIN = 30.0  # s before its end that a token is not used any more: it takes a while on its way, and clocks differ …
-_MARGIN_SHARE = 0.1  # … or of its lifetime, if that is less
-_PATIENCE = 10.0  # s, in which a backend that refused a token and then its successor gets no third one
+# A token is not used in the last `_MARGIN` s (or `_MARGIN_SHARE` of its lifetime, if that is less): a request takes a
+# while to arrive, and clocks differ.
+_MARGIN = 30.0
+_MARGIN_SHARE = 0.1
+_REFUSAL_INTERVAL = 10.0  # s; a backend that refuses two tokens within this time does not get a third one
 
 
 @attrs.frozen
-class Granted:
+class TokenGrant:
     """A token.
 
     Attributes:
-        lifetime: s; None: not told.
+        lifetime: s; None: the issuer did not say.
     """
 
     token: str = attrs.field(repr=False)
@@ -33,80 +35,86 @@ class Granted:
 
 
 @attrs.frozen
-class Refused:
-    """There is none.
+class TokenRefusal:
+    """The issuer gave no token.
 
     Attributes:
         detail: Completes the sentence "https://issuer.example …", and quotes nothing that may be secret.
-        is_temporary: Asking again later may help.
+        is_temporary: A later request may succeed.
     """
 
     detail: str
     is_temporary: bool
 
 
-Outcome: TypeAlias = Granted | Refused
-
-
 @attrs.define(eq=False)
-class Flight:
+class TokenRequest:
     """One request for a token.
 
     Attributes:
-        outcome: None when it is done: it was given up, and somebody else may have to ask.
+        done: Set when the request has ended.
+        outcome: None after `done`: the task of the request was cancelled, and another one has to ask.
     """
 
     done: trio.Event = attrs.field(factory=trio.Event)
-    outcome: Outcome | None = None
+    outcome: TokenGrant | TokenRefusal | None = None
 
 
 @attrs.define(eq=False)
 class SharedToken:
-    """A token, or the request for it that is on its way."""
+    """A token, or the request for one that is in flight.
 
-    flight: Flight | None = attrs.field(default=None, init=False)
+    Attributes:
+        pending: The request in flight; None: there is none.
+    """
+
+    pending: TokenRequest | None = attrs.field(default=None, init=False)
     _token: str | None = attrs.field(default=None, init=False, repr=False)
     _good_until: float = attrs.field(default=-math.inf, init=False)
-    _refused_at: dict[str, float] = attrs.field(factory=dict, init=False)  # by backend; until it accepts one
+    _refused_at: dict[str, float] = attrs.field(factory=dict, init=False)  # by backend id; removed when it accepts one
 
     def current(self) -> str | None:
-        """The token, if it is good for a while."""
+        """The token, unless it has expired or is about to."""
         return self._token if trio.current_time() < self._good_until else None
 
     @contextmanager
-    def fly(self) -> Iterator[Flight]:
-        """Around the one request, in an `httpx.Auth`'s flow: whatever becomes of it, nobody waits for it any longer."""
-        flight = self.flight = Flight()
+    def begin_request(self) -> Iterator[TokenRequest]:
+        """Around the one request, in the flow of an `httpx.Auth`. When the block is left, however that happens, `done`
+        is set: the tasks that wait for the request go on.
+        """
+        request = self.pending = TokenRequest()
         asked_at = trio.current_time()
         try:
-            yield flight
+            yield request
         except GeneratorExit:
-            # The flow is closed at its request. If that failed, it would fail for the others, one after the other; if
-            # its task was cancelled, the turn passes on.
+            # The sender closes the flow while its request is out. If the request failed, it fails for all tasks that wait:
+            # else each would repeat it, one after the other. If the task was cancelled, the next one asks.
             if trio.current_effective_deadline() > -math.inf:
-                flight.outcome = Refused("could not be asked for a token", is_temporary=True)
+                request.outcome = TokenRefusal("could not be asked for a token", is_temporary=True)
             raise
         finally:
-            self.flight = None
-            if isinstance(flight.outcome, Granted):
-                self._keep(flight.outcome, asked_at)
-            flight.done.set()
+            self.pending = None
+            if isinstance(request.outcome, TokenGrant):
+                self._keep_token(request.outcome, asked_at)
+            request.done.set()
 
-    def _keep(self, granted: Granted, asked_at: float) -> None:
-        lifetime = math.inf if granted.lifetime is None else granted.lifetime
-        self._token = granted.token
+    def _keep_token(self, grant: TokenGrant, asked_at: float) -> None:
+        lifetime = math.inf if grant.lifetime is None else grant.lifetime
+        self._token = grant.token
         self._good_until = asked_at + lifetime - min(_MARGIN, lifetime * _MARGIN_SHARE)
 
-    def accept(self, backend_id: str) -> None:
-        """This backend took a token."""
+    def note_accepted(self, backend_id: str) -> None:
+        """This backend accepted a token."""
         self._refused_at.pop(backend_id, None)
 
-    def refuse(self, token: str, backend_id: str) -> None:
-        """This backend did not take this token. Drops it, if it was not replaced meanwhile; but a backend that refuses
-        whatever it is given does not make us fetch a token for every request.
+    def discard_refused(self, token: str, backend_id: str) -> None:
+        """This backend refused this token (HTTP 401). Discard the token, unless it was replaced meanwhile.
+
+        Not twice within `_REFUSAL_INTERVAL` for one backend: a backend that refuses every token must not cause a token
+        request for each call.
         """
         now = trio.current_time()
-        if token != self._token or now - self._refused_at.get(backend_id, -math.inf) < _PATIENCE:
+        if token != self._token or now - self._refused_at.get(backend_id, -math.inf) < _REFUSAL_INTERVAL:
             return
         self._refused_at[backend_id] = now
         self._token, self._good_until = None, -math.inf

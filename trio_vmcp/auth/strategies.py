@@ -1,6 +1,6 @@
 """Ready-made credentials for `open_session_factory(auth=…)`: each is an `OutgoingAuth`.
 
-What they hold is in no repr, no log and no error.
+Secrets are in no repr, no log and no error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import trio
 
 from trio_vmcp._http.origin import shown_origin
 from trio_vmcp._protocol.headers import header_name_problem, header_value_problem
-from trio_vmcp.auth._tokens import Refused, SharedToken
+from trio_vmcp.auth._tokens import SharedToken, TokenRefusal
 from trio_vmcp.connector import OutgoingAuth
 from trio_vmcp.errors import BackendUnauthorized, BackendUnavailable
 from trio_vmcp.identity import Identity
@@ -26,9 +26,9 @@ from trio_vmcp.models import Backend, public_url
 __all__ = ["BearerAuth", "ClientCredentials", "HeaderAuth", "PerBackend", "Secret"]
 
 Secret: TypeAlias = str | Callable[[Backend, Identity | None], str | None]
-"""A text, or a function that gives it for each request; None: there is nothing to send."""
+"""A text, or a function that returns one for each request; None: send nothing."""
 
-_MOST_CACHED = 4096  # tokens of one ClientCredentials, one per resource; the oldest goes first
+_MOST_CACHED = 4096  # tokens of one ClientCredentials, one per resource; over it the oldest is discarded
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -54,7 +54,7 @@ def _given(secret: Secret, backend: Backend, identity: Identity | None) -> str |
 
 @attrs.frozen(eq=False)
 class PerBackend:
-    """Other credentials for every backend. One that is not named gets none: a token is for whom it was issued.
+    """Credentials by backend. A backend that is not named gets none: it could use a token that is for another server.
 
     Attributes:
         by_id: Backend id → its credentials.
@@ -69,14 +69,14 @@ class PerBackend:
 
 @attrs.frozen(eq=False)
 class HeaderAuth:
-    """Headers for every request; they replace those of the same name in `Backend.headers`.
+    """Headers for every request; they replace headers of the same name in `Backend.headers`.
 
     Attributes:
         headers: Name → value.
 
     Raises:
-        ValueError: Names the header: it is the protocol's own (`Mcp-Session-Id`) or the connection's (`Connection`), or
-            HTTP cannot carry its value. A function's value of that kind is `BackendUnauthorized` instead.
+        ValueError: Names the header: it belongs to the protocol (`Mcp-Session-Id`) or the connection (`Connection`), or
+            HTTP cannot carry its value. If a function returns such a value, the call raises `BackendUnauthorized`.
     """
 
     headers: Mapping[str, Secret] = attrs.field(converter=_read_only_secrets, repr=_names_only)
@@ -107,14 +107,15 @@ class HeaderAuth:
 
 @attrs.frozen(eq=False)
 class BearerAuth:
-    """`Authorization: Bearer …` for every request.
+    """`Authorization: Bearer …` for every request (RFC 6750 §2.1).
 
     Attributes:
-        token: Visible ASCII. A function may also return the empty string, as `Identity.token` may be: then nothing is
-            sent, as with None.
+        token: Visible ASCII. A function may also return the empty string, which `Identity.token` is by default: like
+            None, it sends nothing.
 
     Raises:
-        ValueError: A token that is empty or not visible ASCII. A function's is `BackendUnauthorized` instead.
+        ValueError: A token that is empty or not visible ASCII. If a function returns one that is not visible ASCII, the
+            call raises `BackendUnauthorized`.
     """
 
     token: Secret = attrs.field(repr=False)
@@ -145,7 +146,7 @@ class _Headers(httpx.Auth):
         self._pairs = [(name.encode("ascii"), value.encode("latin-1")) for name, value in pairs]
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        # As bytes: httpx would write text in UTF-8.
+        # As bytes, in Latin-1: httpx would write text in UTF-8.
         replaced = {name.lower() for name, _ in self._pairs}
         kept = [pair for pair in request.headers.raw if pair[0].lower() not in replaced]
         request.headers = httpx.Headers([*kept, *self._pairs])
@@ -153,27 +154,28 @@ class _Headers(httpx.Auth):
 
 
 def _own_url(backend: Backend) -> str:
-    return public_url(backend.url)  # without userinfo, query and fragment: RFC 8707 §2 and MCP, "canonical URI"
+    # Without userinfo, query and fragment: RFC 8707 §2; MCP 2025-11-25, basic/authorization, "Canonical Server URI".
+    return public_url(backend.url)
 
 
 @attrs.frozen(eq=False)
 class ClientCredentials:
-    """Tokens for this program itself, whoever calls: OAuth 2.0's client credentials grant (RFC 6749 §4.4). Needs the
-    extra `oauth`.
+    """Tokens for this program itself, the same for every caller: OAuth 2.0's client credentials grant (RFC 6749 §4.4).
+    Needs the extra `oauth`.
 
-    A token is fetched when a request needs one, kept until shortly before it expires, and dropped when a backend
-    refuses it (HTTP 401); however many requests wait for one, it is asked for once. The request for it goes out over
-    the transport of the backend that it is for, and within the deadline of the call that needs it.
+    When a request needs a token, one is fetched. It is kept until shortly before it expires, and discarded when a
+    backend refuses it (HTTP 401). All requests that wait for a token share one fetch. The fetch uses the transport of
+    the backend that the token is for, within the deadline of the call that needs it.
 
     Attributes:
         token_url: The token endpoint, https:// or on this machine.
         scope: Blank-separated; empty: the server's default.
-        audience: For servers that want it.
-        resource: Whom the token is for (RFC 8707), or a function that says it. By default the backend's own url, as MCP
-            demands, so that each backend gets a token that is of no use elsewhere; None: not sent, and one token for
-            all.
-        secret_in: The secret goes as HTTP Basic ("header"), or into the form ("body") where a server wants that.
-        allow_http: `token_url` may be http:// on another machine, and the secret readable on the way.
+        audience: Sent as `audience`, which some servers want.
+        resource: The server that the token is for (RFC 8707), or a function that returns it. By default the backend's
+            own url, as MCP demands, so that no backend can use its token at another server. None: not sent, and one
+            token for all backends.
+        secret_in: "header" sends the secret as HTTP Basic, "body" in the form (RFC 6749 §2.3.1).
+        allow_http: `token_url` may be http:// on another machine, so that the secret can be read on the way.
 
     Raises:
         ImportError: `oauthlib` is not installed.
@@ -188,7 +190,7 @@ class ClientCredentials:
     resource: str | Callable[[Backend], str | None] | None = attrs.field(default=_own_url, kw_only=True)
     secret_in: Literal["header", "body"] = attrs.field(default="header", kw_only=True)
     allow_http: bool = attrs.field(default=False, kw_only=True)
-    # Times on Trio's clock mean nothing in another run, nor do events.
+    # By run: times on Trio's clock and events are of no use in another run.
     _tokens: trio.lowlevel.RunVar[dict[str | None, SharedToken]] = attrs.field(
         factory=lambda: trio.lowlevel.RunVar("trio_vmcp_tokens"), init=False, repr=False
     )
@@ -198,7 +200,7 @@ class ClientCredentials:
         shown = public_url(self.token_url)
         try:
             url = httpx.URL(self.token_url)
-        except (httpx.InvalidURL, UnicodeError):  # from None: it quotes what it chokes on
+        except (httpx.InvalidURL, UnicodeError):  # from None: the error quotes the url, which may hold a secret
             raise ValueError(f"token_url {shown!r} is no URL") from None
         if url.scheme not in ("http", "https") or not url.host or url.userinfo:
             raise ValueError(f"token_url {shown!r} is not http:// or https:// with a host and without userinfo")
@@ -266,29 +268,29 @@ class _ClientCredentialsFlow(httpx.Auth):
 
         token = self._shared.current()
         while token is None:
-            flight = self._shared.flight
-            if flight is not None:
-                await flight.done.wait()
+            pending = self._shared.pending
+            if pending is not None:
+                await pending.done.wait()
             else:
-                with self._shared.fly() as flight:
-                    # Around it is neither a nursery nor a scope, and whoever sends for us closes this generator.
+                with self._shared.begin_request() as pending:
+                    # No nursery or cancel scope is open here, and the sender closes this generator.
                     response = yield self._credentials.build_request(self._resource)  # noqa: ASYNC119
-                    flight.outcome = read_token_response(response.status_code, response.content)
-            if isinstance(flight.outcome, Refused):
-                raise self._error(flight.outcome)
-            if flight.outcome is not None:  # else whoever asked was cancelled, and it is somebody else's turn
-                token = flight.outcome.token
+                    pending.outcome = read_token_response(response.status_code, response.content)
+            if isinstance(pending.outcome, TokenRefusal):
+                raise self._token_error(pending.outcome)
+            if pending.outcome is not None:  # else the task that asked was cancelled: ask again
+                token = pending.outcome.token
         request.headers["Authorization"] = f"Bearer {token}"
         response = yield request
         if response.status_code == httpx.codes.UNAUTHORIZED:
-            self._shared.refuse(token, self._backend_id)  # and whoever asks `auth` again gets the next one
+            self._shared.discard_refused(token, self._backend_id)  # the next flow fetches another one
         elif response.is_success:
-            self._shared.accept(self._backend_id)
+            self._shared.note_accepted(self._backend_id)
 
-    def _error(self, refused: Refused) -> BackendUnauthorized | BackendUnavailable:
-        kind = BackendUnavailable if refused.is_temporary else BackendUnauthorized
+    def _token_error(self, refusal: TokenRefusal) -> BackendUnauthorized | BackendUnavailable:
+        kind = BackendUnavailable if refusal.is_temporary else BackendUnauthorized
         issuer = shown_origin(httpx.URL(self._credentials.token_url))
-        return kind(self._backend_id, f"cannot be asked: {issuer} {refused.detail}")
+        return kind(self._backend_id, f"cannot be asked: {issuer} {refusal.detail}")
 
 
 def _need_oauthlib() -> None:

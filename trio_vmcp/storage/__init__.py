@@ -1,4 +1,4 @@
-"""Where metadata lives. Every session goes through `Storage`."""
+"""Storages for the metadata of sessions. A session knows the interface `Storage` only."""
 
 from trio_vmcp.storage.interface import Storage
 from trio_vmcp.storage.local import LocalStorage

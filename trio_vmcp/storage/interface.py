@@ -1,4 +1,4 @@
-"""What a session asks of the place where its metadata lives."""
+"""The interface between sessions and the storage of their metadata."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ __all__ = ["Storage"]
 class Storage(Protocol):
     """Rows of metadata by session id, each with a time to live.
 
-    Every method is a checkpoint. Every method but `aclose` raises StorageError when the storage is away, closed, or
-    holds what cannot be read; its own client's errors do not come through. One that is cancelled, or fails with
-    StorageError, may have had its effect.
+    Every method is a checkpoint. Every method but `aclose` raises StorageError when the storage is unreachable, closed,
+    or holds a row that cannot be read; errors of a storage's own client must not come through. A method that is
+    cancelled, or fails with StorageError, may have had its effect.
     """
 
     @property
     def ttl(self) -> float:
-        """s that a row lives after it was created, replaced or touched, and a tombstone after its delete."""
+        """s for which a row lives after it was created, replaced or touched, and a tombstone after its `delete`."""
         ...
 
     async def create(self, metadata: SessionMetadata) -> None:
-        """Add a row, at whatever version it says.
+        """Add a row, with the version that it has.
 
         Raises:
             SessionExists: The id has a row, or a tombstone.
@@ -31,10 +31,10 @@ class Storage(Protocol):
         ...
 
     async def load(self, session_id: str) -> SessionMetadata:
-        """Read a row. Does not extend its life: a stranger with a leaked id must not keep a session alive.
+        """Read a row, without extending its life: a stranger with a leaked id must not keep a session alive.
 
         Raises:
-            SessionNotFound: The id has no row, or none any more.
+            SessionNotFound: The id has no row, or no longer has one.
         """
         ...
 
@@ -42,12 +42,12 @@ class Storage(Protocol):
         """Write over a row that is still at `expected_version`; it then lives for another `ttl`.
 
         Args:
-            metadata: Its version is `expected_version + 1`, and is stored as given.
+            metadata: Its version must be `expected_version + 1`, and is stored as given.
 
         Raises:
-            ValueError: It is not.
-            MetadataConflict: The row is at another version: somebody else wrote it first.
-            SessionNotFound: The id has no row, or none any more.
+            ValueError: The version of `metadata` is another.
+            MetadataConflict: The row is at another version: another writer was first.
+            SessionNotFound: The id has no row, or no longer has one.
         """
         ...
 
@@ -55,18 +55,18 @@ class Storage(Protocol):
         """Let a row live for another `ttl` from now.
 
         Raises:
-            SessionNotFound: The id has no row, or none any more.
+            SessionNotFound: The id has no row, or no longer has one.
         """
         ...
 
     async def delete(self, session_id: str) -> None:
-        """Remove the row, if there is one, and leave a tombstone, on which `create` fails.
+        """Remove the row, if there is one, and write a tombstone: `create` fails while the tombstone lives.
 
-        The tombstone is left in either case: an instance that slept while the row expired must not bring it back. A
-        second delete changes nothing.
+        The tombstone is written in either case: an instance that was suspended while the row expired must not create
+        the row again. A second delete changes nothing.
         """
         ...
 
     async def aclose(self) -> None:
-        """Let go of the connection. Rows outlive it, unless they live in this process. Idempotent."""
+        """Close the connection to the storage. Rows stay, unless they live in this process. Idempotent."""
         ...

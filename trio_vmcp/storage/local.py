@@ -12,7 +12,8 @@ from trio_vmcp.metadata import SessionMetadata, metadata_from_json, metadata_to_
 
 __all__ = ["LocalStorage"]
 
-# More than the one entry that an operation adds, so that a backlog shrinks; few, so that no operation pays for it all.
+# Expired entries removed per operation: over 1, since an operation may add one, so that a backlog shrinks; few, so that
+# no operation takes long.
 _SWEPT_PER_OPERATION = 8
 
 
@@ -37,8 +38,8 @@ def _check_ttl(_instance: object, _attribute: object, ttl: object) -> None:
 class LocalStorage:
     """A `Storage` of this process, for one run of Trio: its TTL is counted on `trio.current_time()`.
 
-    It keeps the bytes that any other storage would, so that no live object finds its way in and every load is a fresh
-    one. Each method takes its checkpoint first and then changes all or nothing: what is cancelled has had no effect.
+    Rows are kept as bytes, as in any other storage, so that no live object gets in and every load returns a new one.
+    Each method takes its checkpoint first and then changes all or nothing: a cancelled method has had no effect.
 
     Args:
         ttl: s; `math.inf` keeps rows until they are deleted, and tombstones for good.
@@ -48,7 +49,7 @@ class LocalStorage:
     """
 
     _ttl: float = attrs.field(default=1800.0, alias="ttl", validator=_check_ttl)
-    # In the order in which they expire: the TTL is one for all, so whatever is written last expires last.
+    # In the order in which they expire: all have the same TTL, so the entry that is written last expires last.
     _entries: OrderedDict[str, _Row | _Tombstone] = attrs.field(factory=OrderedDict, init=False, repr=False)
     _closed: bool = attrs.field(default=False, init=False, repr=False)
 
@@ -86,7 +87,7 @@ class LocalStorage:
             self._put(session_id, _Tombstone(self._expiry()))
 
     async def aclose(self) -> None:
-        self._closed = True  # before the checkpoint: a cancelled close closes all the same
+        self._closed = True  # before the checkpoint, so that a cancelled `aclose` closes, too
         self._entries.clear()
         await trio.lowlevel.checkpoint()
 
