@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 import trio
-from support.clients import call, echo_backend
+from support.clients import call
 from support.duplex import LIMIT, Pair, open_pair
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -23,65 +22,8 @@ from trio_vmcp import (
 from trio_vmcp._client.channels.inbox import Inbox, Loss
 from trio_vmcp._client.channels.lines import MOST_NOTICES
 from trio_vmcp._client.channels.streamable import ignore_other
-from trio_vmcp._client.server_requests import MOST_ANSWERS
 from trio_vmcp._protocol.jsonrpc import Result
 from trio_vmcp._request_note import RequestNote, current_note
-from trio_vmcp.testing import CallContext
-
-BOTH_ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
-
-
-async def greet(pair: Pair, era: str) -> None:
-    if era == "legacy":
-        await pair.client.initialize(None)
-    else:
-        outcome: Any = await pair.client.discover(None)
-        pair.client.adopt(outcome.result)
-
-
-# What is right
-
-
-async def test_progress_comes_in_order_and_before_the_answer(autojump_clock: MockClock) -> None:
-    """In the caller's own task; what comes with the answer in one piece is not lost."""
-    heard: list[object] = []
-    here = trio.lowlevel.current_task()
-
-    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-        assert here is trio.lowlevel.current_task()
-        await trio.sleep(1)
-        heard.append((progress, total, message))
-
-    async with open_pair(backend=echo_backend()) as pair:
-        await greet(pair, "legacy")
-        await call(pair.client, "steps", on_progress=on_progress)
-        assert [(1, 3, "step 1"), (2, 3, "step 2"), (3, 3, "step 3")] == heard
-
-
-async def test_progress_without_a_listener_reaches_nobody(autojump_clock: MockClock) -> None:
-    """Nor does that of somebody else's token, or of none."""
-    heard: list[float] = []
-
-    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-        heard.append(progress)
-
-    async def serve(pair: Pair) -> None:
-        request = await pair.server.receive()
-        token = request["params"]["_meta"]["progressToken"]
-        for wrong in (token + 1, str(token), float(token), True, None, [token]):
-            await pair.server.send(progress_of(wrong, 1))
-        await pair.server.send(progress_of(token, "much"), progress_of(token, 2))
-        await pair.server.answer(request)
-        request = await pair.server.receive()
-        await pair.server.send(progress_of(request["id"], 3))
-        await pair.server.answer(request)
-
-    async with open_pair() as pair:
-        pair.nursery.start_soon(serve, pair)
-        await call(pair.client, on_progress=on_progress)
-        await call(pair.client)
-        assert [] == pair.events
-    assert [2] == heard
 
 
 def progress_of(token: object, progress: object) -> JSON:
@@ -89,41 +31,7 @@ def progress_of(token: object, progress: object) -> JSON:
     return {"jsonrpc": "2.0", "method": "notifications/progress", "params": params}
 
 
-async def test_progress_behind_the_answer_is_late(autojump_clock: MockClock) -> None:
-    """Though it came in the same piece of the stream."""
-    heard: list[float] = []
-
-    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-        heard.append(progress)
-
-    async with open_pair() as pair:
-
-        async def serve() -> None:
-            request = await pair.server.receive()
-            lines = (progress_of(request["id"], 1), {"jsonrpc": "2.0", "id": request["id"], "result": {}})
-            await pair.server.send(b"\n".join(json.dumps(line).encode() for line in (*lines, lines[0])))
-
-        pair.nursery.start_soon(serve)
-        await call(pair.client, on_progress=on_progress)
-    assert [1] == heard
-
-
-async def test_notifications_reach_the_session(autojump_clock: MockClock) -> None:
-    """Whatever is neither an answer nor progress."""
-    async with open_pair() as pair:
-        await pair.server.send(
-            {"jsonrpc": "2.0", "method": "notifications/tools/list_changed"},
-            {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info"}},
-        )
-        await wait_all_tasks_blocked()
-        expected = [("notifications/tools/list_changed", {}), ("notifications/message", {"level": "info"})]
-        assert expected == pair.events
-
-
-# What the backend says no to
-
-
-# What nobody waits for any more
+# Answers that no call waits for
 
 
 async def test_late_second_and_unknown_answers_are_dropped(autojump_clock: MockClock) -> None:
@@ -294,33 +202,6 @@ async def test_a_backend_that_does_not_read_is_sent_no_more_notices(autojump_clo
 # The backend's own requests
 
 
-async def test_pings_are_answered_and_the_rest_is_refused(autojump_clock: MockClock) -> None:
-    """Also while a call is on its way; ids are the backend's, of either type."""
-    async with open_pair() as pair:
-
-        async def serve() -> None:
-            request = await pair.server.receive()
-            await pair.server.send({"jsonrpc": "2.0", "id": "p", "method": "ping"})
-            assert {"jsonrpc": "2.0", "id": "p", "result": {}} == await pair.server.receive()
-            await pair.server.send({"jsonrpc": "2.0", "id": request["id"], "method": "roots/list"})
-            refused = await pair.server.receive()
-            assert (request["id"], -32601) == (refused["id"], refused["error"]["code"])
-            await pair.server.answer(request)
-
-        pair.nursery.start_soon(serve)
-        await call(pair.client)
-
-
-async def test_servers_of_the_modern_era_ask_nothing(autojump_clock: MockClock) -> None:
-    """A request is ignored, a ping too."""
-    backend = echo_backend("modern")
-    async with open_pair(backend=backend) as pair:
-        await greet(pair, "modern")
-        pair.wire.inbox.take(b'{"jsonrpc": "2.0", "id": 1, "method": "ping"}')
-        await call(pair.client)
-    assert ["server/discover", "tools/call"] == [exchange.method for exchange in backend.exchanges]
-
-
 async def test_handlers_answer_beside_the_stream(autojump_clock: MockClock) -> None:
     """Slow answers hold up neither the stream nor each other, and belong to nobody's call."""
     asked: list[tuple[ServerRequest, bool]] = []
@@ -353,97 +234,6 @@ async def test_handlers_answer_beside_the_stream(autojump_clock: MockClock) -> N
         assert -32601 == answers[1]["error"]["code"]
         assert {"code": -32603, "message": "the client failed to answer"} == answers[2]["error"]
         assert [(ServerRequest("s", "b", None, {}), True)] * 2 == asked
-
-
-@BOTH_ERAS
-async def test_a_tool_may_ask_back(era: str, autojump_clock: MockClock) -> None:
-    """With a request of its own, or by an answer that asks for another round."""
-
-    async def roots(request: ServerRequest) -> JSON:
-        await trio.sleep(1)
-        return {"roots": [{"uri": f"file:///{request.backend_id}"}]}
-
-    async def tool(arguments: JSON, context: CallContext) -> JSON:
-        return {"content": [], "structuredContent": (await context.roots())[0]}
-
-    backend = echo_backend(era)
-    backend.add_tool("ask", tool)
-    async with open_pair(backend=backend, handlers=ClientHandlers(roots=roots)) as pair:
-        await greet(pair, era)
-        assert {"uri": "file:///b"} == (await call(pair.client, "ask"))["structuredContent"]
-        assert 1 == trio.current_time()
-    assert [] == backend.errors
-    assert (1 if era == "legacy" else 2) == len(backend.received("tools/call"))
-
-
-async def test_log_messages_go_to_their_handler(autojump_clock: MockClock) -> None:
-    """In order; whoever listens to events hears of them as well."""
-    told: list[JSON] = []
-
-    async def log(request: ServerRequest) -> None:
-        told.append(request.params)
-
-    async with open_pair(handlers=ClientHandlers(log=log)) as pair:
-        for number in range(3):
-            params = {"level": "info", "data": number}
-            await pair.server.send({"jsonrpc": "2.0", "method": "notifications/message", "params": params})
-        await wait_all_tasks_blocked()
-        assert [{"level": "info", "data": number} for number in range(3)] == told
-        assert [("notifications/message", params) for params in told] == pair.events
-
-
-async def test_a_backend_may_take_its_request_back(autojump_clock: MockClock) -> None:
-    """The handler is cancelled and nothing is answered. What was never asked changes nothing."""
-    ended = 0
-
-    async def roots(request: ServerRequest) -> JSON:
-        nonlocal ended
-        try:
-            await trio.sleep_forever()
-        finally:
-            ended += 1
-        raise AssertionError
-
-    async with open_pair(handlers=ClientHandlers(roots=roots)) as pair:
-        await pair.server.send({"jsonrpc": "2.0", "id": 1, "method": "roots/list"})
-        for wrong in ("1", True, 2, None):
-            await pair.server.send(
-                {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": wrong}}
-            )
-        await wait_all_tasks_blocked()
-        assert 0 == ended
-        await pair.server.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}})
-        await wait_all_tasks_blocked()
-        assert 1 == ended
-        await pair.server.send({"jsonrpc": "2.0", "id": 2, "method": "ping"})
-        assert 2 == (await pair.server.receive())["id"]
-
-
-async def test_answers_to_the_backend_are_bounded(autojump_clock: MockClock) -> None:
-    """Of a thousand requests at once a few are worked on, and one of each id. A close ends them."""
-    running = 0
-
-    async def roots(request: ServerRequest) -> JSON:
-        nonlocal running
-        running += 1
-        try:
-            await trio.sleep_forever()
-        finally:
-            running -= 1
-        raise AssertionError
-
-    async with open_pair(handlers=ClientHandlers(roots=roots)) as pair:
-        for _ in range(3):
-            await pair.server.send({"jsonrpc": "2.0", "id": "same", "method": "roots/list"})
-        await wait_all_tasks_blocked()
-        assert 1 == running
-        for number in range(1000):
-            await pair.server.send({"jsonrpc": "2.0", "id": number, "method": "roots/list"})
-        await wait_all_tasks_blocked()
-        assert MOST_ANSWERS == running
-        await pair.close()
-        await wait_all_tasks_blocked()
-        assert 0 == running
 
 
 # The end of the stream

@@ -12,7 +12,6 @@ import trio
 from support.clients import (
     ALICE,
     Bench,
-    ask,
     call,
     echo_backend,
     event,
@@ -35,7 +34,6 @@ from trio_vmcp import (
     BackendTimeout,
     BackendUnauthorized,
     BackendUnavailable,
-    FactorySettings,
 )
 from trio_vmcp._request_note import begin_request
 from trio_vmcp.testing import CONNECT, CallContext, Delay, Disconnect, Error, Hang, Refuse, Reset, Status
@@ -510,35 +508,6 @@ async def test_without_an_event_id_there_is_nothing_to_resume() -> None:
 # What the backend says besides
 
 
-async def test_a_ping_is_answered_while_the_call_runs(autojump_clock: MockClock) -> None:
-    """With one connection only, too."""
-
-    async def pinging(arguments: JSON, context: CallContext) -> str:
-        return str(await context.request("ping", {}))
-
-    backend = echo_backend(answers="sse")
-    backend.add_tool("pinging", pinging)
-    async with open_client(backend, settings=FactorySettings(max_connections_per_backend=1)) as client:
-        answer = await call(client, "pinging", timeout=5)
-        assert "{}" == answer["content"][0]["text"]
-
-
-@pytest.mark.parametrize("method", ["sampling/createMessage", "roots/list", "elicitation/create", "no/such"])
-async def test_other_requests_are_refused(autojump_clock: MockClock, method: str) -> None:
-    """Nothing is declared, so nothing is offered."""
-
-    async def asking(arguments: JSON, context: CallContext) -> str:
-        await context.request(method, {})
-        return "asked"
-
-    backend = echo_backend(answers="sse")
-    backend.add_tool("asking", asking)
-    async with open_client(backend) as client:
-        with pytest.raises(BackendRejected, match="offers no such capability") as caught:
-            await call(client, "asking", timeout=5)
-        assert -32601 == caught.value.code
-
-
 @pytest.mark.parametrize("method", ["ping", "roots/list"])
 async def test_a_flood_of_requests_is_bounded(autojump_clock: MockClock, method: str) -> None:
     """A backend that asks a thousand times gets sixteen answers at a time, and its call its own."""
@@ -548,50 +517,6 @@ async def test_a_flood_of_requests_is_bounded(autojump_clock: MockClock, method:
         assert {"content": ["resumed"]} == await call(await bench.connect())
         await trio.sleep(2)
     assert 16 == len([r for r in server.requests if "method" not in message_of(r) and r.method == "POST"])
-
-
-async def test_progress_comes_with_our_token_only(autojump_clock: MockClock) -> None:
-    """Somebody else's, a look-alike, or one that makes no sense is dropped; a request without a callback has none."""
-    heard: list[tuple[float, float | None, str | None]] = []
-
-    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-        heard.append((progress, total, message))
-
-    params: list[JSON] = [
-        {"progressToken": 3, "progress": 1},
-        {"progressToken": "2", "progress": 1},
-        {"progressToken": 2.0, "progress": 1},
-        {"progressToken": True, "progress": 1},
-        {"progress": 1},
-        {"progressToken": 2},
-        {"progressToken": 2, "progress": "1"},
-        {"progressToken": 2, "progress": True},
-        {"progressToken": 2, "progress": 5, "total": 10, "message": "half"},
-        {"progressToken": 2, "progress": 4.5, "total": "x", "message": 7},
-    ]
-    stream = [event({"jsonrpc": "2.0", "method": "notifications/progress", "params": p}) for p in params]
-    server = Server(tools_call=[in_sse(*stream, ANSWER)])
-    async with over(server) as bench:
-        client = await bench.connect()
-        await ask(client, "tools/call", {"name": "x", "_meta": {"mine": 1}}, on_progress=on_progress)
-        await call(client)
-    assert [(5, 10, "half"), (4.5, None, None)] == heard
-    first, second = server.sent("tools/call")
-    assert {"mine": 1, "progressToken": 2} == first["params"]["_meta"]
-    assert "_meta" not in second["params"]
-
-
-async def test_other_notifications_are_events() -> None:
-    """List changes and log lines go to whoever connected; progress without a callback goes nowhere."""
-    stream = [
-        event({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}),
-        event({"jsonrpc": "2.0", "method": "notifications/progress", "params": {"progressToken": 2, "progress": 1}}),
-        event({"jsonrpc": "2.0", "method": "no/such", "params": {"a": 1}}),
-        b"event: other\ndata: not json\n\n",
-    ]
-    async with over(Server(tools_call=[in_sse(*stream, ANSWER)])) as bench:
-        await call(await bench.connect())
-        assert [("notifications/tools/list_changed", {}), ("no/such", {"a": 1})] == bench.events
 
 
 # Errors

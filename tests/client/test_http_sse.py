@@ -115,22 +115,6 @@ async def test_many_calls_share_the_stream(holds_posts: bool, autojump_clock: Mo
                 callers.start_soon(caller, client, number)
 
 
-async def test_notifications_and_questions_come_by_the_stream(autojump_clock: MockClock) -> None:
-    """List changes reach the session; a question is refused by a POST, as this client offers nothing."""
-    backend = sse_backend(listens=True)
-
-    async def curious(arguments: JSON, context: Any) -> str:
-        return str(await context.request("roots/list", {}))
-
-    backend.add_tool("curious", curious)
-    async with open_sse(backend) as bench:
-        client = await bench.connect()
-        backend.notify("notifications/tools/list_changed")
-        with pytest.raises(BackendRejected, match="offers no such capability"):
-            await call(client, "curious")
-        assert [("notifications/tools/list_changed", {})] == bench.events
-
-
 async def test_credentials_are_the_callers(autojump_clock: MockClock) -> None:
     """The stream has those of whoever opened it, each POST its caller's."""
 

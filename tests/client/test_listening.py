@@ -500,16 +500,6 @@ async def test_a_call_that_is_not_answered_still_times_out(autojump_clock: MockC
         assert (await call(client))["content"]
 
 
-async def test_what_a_backend_asks_is_answered() -> None:
-    """A ping with an empty result, everything else with "not offered", beside the stream."""
-    backend = listening_backend()
-    async with open_client(backend):
-        await wait_all_tasks_blocked()
-        assert {} == await backend.ask("ping", {})
-        with pytest.raises(Exception, match="offers no such capability"):
-            await backend.ask("roots/list", {})
-
-
 async def test_a_flood_of_questions_is_bounded(autojump_clock: MockClock) -> None:
     """No more than sixteen answers are on their way at a time, four of them sent; the others are not given. The stream
     has a connection of its own beside those four.

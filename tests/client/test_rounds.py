@@ -40,7 +40,6 @@ from trio_vmcp._request_note import current_note
 from trio_vmcp.testing import CallContext, Error, Raw, Reset, ScriptedBackend
 
 VERSION = "2026-07-28"
-META = "io.modelcontextprotocol/"
 ACCEPT = {"action": "accept", "content": {"yes": True}}
 FORM: JSON = {"message": "?", "requestedSchema": {"properties": {"yes": {"type": "boolean"}}}}
 CONFIRM = {"confirm": {"method": "elicitation/create", "params": FORM}}
@@ -134,25 +133,6 @@ async def test_log_messages_are_told(autojump_clock: MockClock) -> None:
         await call(await bench.connect(), "says", identity=ALICE)
         await trio.sleep(5)
     assert [(ALICE, n) for n in range(3)] == [(asked.caller, asked.params["data"]) for asked in told.requests]
-
-
-async def test_closing_ends_the_handler_for_log_messages(autojump_clock: MockClock) -> None:
-    """At once."""
-
-    async def says(arguments: JSON, context: CallContext) -> str:
-        await context.notify("notifications/message", {})
-        return "said"
-
-    backend = echo_backend("modern", "sse")
-    backend.add_tool("says", says)
-    told = Handler(seconds=100)
-    async with open_scripted(backend, handlers=ClientHandlers(log=told)) as bench:
-        client = await bench.connect()
-        await call(client, "says")
-        await wait_all_tasks_blocked()
-        await client.aclose(terminate=True)
-        await wait_all_tasks_blocked()
-        assert 1 == told.cancelled
 
 
 # Rounds that end well

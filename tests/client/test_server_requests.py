@@ -264,26 +264,6 @@ async def test_answers_outside_a_call_have_the_openers_credentials(autojump_cloc
     assert [None] == [asked.caller for asked in handler.requests]
 
 
-@pytest.mark.parametrize("request_id", [0, -1, 2, 2**60, "", "2", "0", "é"])
-async def test_ids_are_the_backends_own(autojump_clock: MockClock, request_id: object) -> None:
-    """They come back as they are, look-alikes of ours and falsy ones too."""
-    server = Server([request(request_id), 1.0, ANSWER])
-    async with over(server, ClientHandlers(elicitation=decline)) as bench:
-        assert {"content": ["answered"]} == await call(await bench.connect())
-    assert [{"jsonrpc": "2.0", "id": request_id, "result": NOTHING}] == server.answers
-
-
-async def test_an_id_in_use_is_not_answered_twice(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
-    """The second of one id is ignored: its answer would pass for the first one's. 1 is not "1"."""
-    server = Server([request(1, a=1), request(1, a=2), request("1", a=3), 2.0, request(1, a=4), 2.0, ANSWER])
-    handler = Heard(seconds=1)
-    async with over(server, ClientHandlers(elicitation=handler)) as bench:
-        await call(await bench.connect())
-    assert ["1", 1, 1] == sorted((answer["id"] for answer in server.answers), key=repr)
-    assert [1, 3, 4] == sorted(asked.params["a"] for asked in handler.requests)
-    assert ["backend 'b': ignored a request whose id is in use"] == caplog.messages
-
-
 # Handlers that fail
 
 
@@ -354,21 +334,6 @@ async def test_a_handler_that_fails_while_it_is_cancelled_answers_nothing(autoju
 
 
 # Handlers whose answer nobody waits for
-
-
-async def test_the_backend_takes_its_request_back(autojump_clock: MockClock) -> None:
-    """The handler is cancelled and nothing is answered; ids that are not running, and what is no id, are ignored."""
-    others: list[Any] = [99, "7", 7.0, True, None, [7], {}]
-    nobody = [cancelled(other) for other in others]
-    server = Server([*nobody, request(1), 1.0, *nobody, 1.0, cancelled(1), 8.0, ANSWER])
-    handler = Heard(seconds=5)
-    async with over(server, ClientHandlers(elicitation=handler)) as bench:
-        started = trio.current_time()
-        await call(await bench.connect())
-        assert 2 == handler.cancelled_at - started
-        assert [] == bench.events
-    assert [] == server.answers
-    assert (1, 1) == (len(handler.requests), handler.cancelled)
 
 
 async def test_a_handler_that_shields_itself_answers_nothing_all_the_same(autojump_clock: MockClock) -> None:

@@ -15,7 +15,6 @@ from support.clients import (
     ask,
     call,
     echo_backend,
-    event,
     in_json,
     in_sse,
     message_of,
@@ -40,7 +39,6 @@ from trio_vmcp._protocol.jsonrpc import NotJson
 from trio_vmcp._request_note import begin_request
 from trio_vmcp.testing import CallContext, Error, Fault, Hang, Raw, Reset, Rewrite, ScriptedBackend, Status
 
-META = "io.modelcontextprotocol/"
 VERSION = "2026-07-28"
 
 
@@ -328,36 +326,6 @@ async def test_a_stream_that_ends_early_is_lost(first: bytes) -> None:
             await call(await bench.connect())
         assert caught.value.may_have_executed
     assert 2 == len(server.requests)
-
-
-async def test_requests_of_the_server_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
-    """ "Servers MUST NOT send requests" here; the answer still counts, and nothing is posted."""
-    server = Server(
-        lambda asked: in_sse(
-            event({"jsonrpc": "2.0", "id": 7, "method": "ping"}),
-            event({"jsonrpc": "2.0", "method": "notifications/message", "params": {"data": "hello"}}),
-            event(result(asked["id"], content=[])),
-        )
-    )
-    async with over(server) as bench:
-        assert {"content": []} == await call(await bench.connect())
-        assert [("notifications/message", {"data": "hello"})] == bench.events
-    assert 2 == len(server.requests)
-    assert ["backend 'b': ignored a request on a response stream"] == [record.getMessage() for record in caplog.records]
-
-
-async def test_progress_arrives_in_the_callers_task(autojump_clock: MockClock) -> None:
-    """In order, with total and message, before the result."""
-    heard: list[Any] = []
-    task = trio.lowlevel.current_task()
-
-    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-        assert task is trio.lowlevel.current_task()
-        heard.append((progress, total, message))
-
-    async with open_client(echo_backend("modern", "sse")) as client:
-        await call(client, "steps", on_progress=on_progress)
-    assert [(1, 3, "step 1"), (2, 3, "step 2"), (3, 3, "step 3")] == heard
 
 
 # Discovery, pinned
