@@ -87,8 +87,9 @@ class SharedToken:
         try:
             yield request
         except GeneratorExit:
-            # The sender closes the flow while its request is out. If the request failed, it fails for all tasks that wait:
-            # else each would repeat it, one after the other. If the task was cancelled, the next one asks.
+            # The sender closes the flow while its request is out. If the request failed, all tasks that wait for the
+            # request fail, too: else each would repeat it, one after the other. If the task was cancelled, the next
+            # task asks.
             if trio.current_effective_deadline() > -math.inf:
                 request.outcome = TokenRefusal("could not be asked for a token", is_temporary=True)
             raise

@@ -1,4 +1,4 @@
-"""Answers that do not come as the response to their request: over HTTP+SSE and over lines (stdio)."""
+"""Answers that are not the HTTP response to their request: over HTTP+SSE and over lines (stdio)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PostedAnswer(ScriptedAnswer):
         self._holds_post = holds_post
 
     async def accept(self) -> None:
-        """Say that the message came. The client cannot have this connection back: we work on in its task."""
+        """Acknowledge the POST (202). The connection is closed, since the handler goes on in its task."""
         if not self._holds_post:
             await self.reply.respond(202, headers=(("connection", "close"),))
 
@@ -50,7 +50,7 @@ class PostedAnswer(ScriptedAnswer):
 
 
 class LineReply(Reply):
-    """What a reply over HTTP is to a scripted backend and its faults, over a stream that all answers share."""
+    """The `Reply` of a stream that all answers share, so that faults work on lines, too."""
 
     def __init__(self, stream: trio.abc.Stream, scope: trio.CancelScope, lock: trio.Lock) -> None:
         super().__init__(h11.Connection(h11.SERVER), stream, scope, outlives_peer=True)
@@ -82,7 +82,7 @@ class LineReply(Reply):
 
 
 class LineAnswer(ScriptedAnswer):
-    """An answer in a line of its own, and so are the notifications ahead of it."""
+    """An answer in one line; each notification ahead of it is one line, too."""
 
     async def notify(self, message: JSON | bytes) -> None:
         await self.reply.send(encode(message))
@@ -96,7 +96,7 @@ class LineAnswer(ScriptedAnswer):
 
 
 async def read_lines(stream: trio.abc.ReceiveStream, take: Callable[[bytes], None]) -> None:
-    """Until the other side closes the stream."""
+    """Pass each line to `take`, until the other end closes the stream."""
     line = bytearray()
     try:
         while chunk := await stream.receive_some():

@@ -28,7 +28,7 @@ log: logging.Logger = logging.getLogger(__name__)
 
 @attrs.define(eq=False, kw_only=True)
 class ScriptedBackend(HttpSseServer, ModernServer):
-    """An MCP server whose every answer the test decides. Its knobs, and what it records: see `Script`; what it offers:
+    """An MCP server with answers that the test decides. Knobs and record: see `Script`; tools, resources and prompts:
     see `Catalog`.
     """
 
@@ -37,7 +37,7 @@ class ScriptedBackend(HttpSseServer, ModernServer):
 
     @property
     def open_connections(self) -> int:
-        """Connections whose end this backend has not seen."""
+        """Number of connections that are open, as far as this backend knows."""
         return len(self._connections)
 
     def crash(self) -> None:
@@ -78,7 +78,7 @@ class ScriptedBackend(HttpSseServer, ModernServer):
             raise ConnectionRefusedError(f"backend {self.name!r} has crashed")
 
     async def serve_connection(self, stream: trio.abc.Stream) -> None:
-        """Serve one accepted connection to its end. Raises nothing: what breaks is in `errors`."""
+        """Serve one accepted connection to its end. Raises nothing: `errors` collects what a handler raises."""
         with trio.CancelScope() as lifetime:
             self._connections[stream] = lifetime
             try:

@@ -1,4 +1,4 @@
-"""What a scripted backend offers, and the methods that offer it, for both eras and without HTTP or sessions."""
+"""Tools, resources and prompts of a scripted backend, and the methods that list and use them, without HTTP or sessions."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def _tool_result(value: Any) -> JSON:
 
 
 def _template_pattern(template: str) -> re.Pattern[str]:
-    """Simple expansion only: `{name}` stands for anything without a slash."""
+    """Simple expansion only (RFC 6570 §3.2.2): `{name}` stands for any text without a slash."""
     parts = re.split(r"\{[^}]*\}", template)
     return re.compile("[^/]+".join(map(re.escape, parts)))
 
 
 def _own(entries: Iterable[JSON]) -> list[JSON]:
-    """A list that `add_…` may extend, though the one it was made from is a constant of somebody's."""
+    """A copy, since `add_…` extends the list and a test may pass a constant."""
     return list(entries)
 
 
@@ -58,9 +58,9 @@ class Catalog:
         prompt_texts: What prompts say; `{name}` stands for an argument.
         completions: Possible values by argument name; the ones with the given prefix are answered.
         page_size: Entries of one page of a list; None: all of them.
-        capabilities: What the server declares, if not what it has.
-        executed: How often each tool began to run; the rounds of one call are one.
-        handler_errors: What tools raised, other than RpcError. The client gets them as `isError` results.
+        capabilities: Declared instead of the capabilities that follow from the lists above.
+        executed: How often each tool began to run; all rounds of one call count once.
+        handler_errors: Exceptions of tools, other than RpcError. The client gets them as `isError` results.
     """
 
     tools: list[JSON] = attrs.field(factory=list, converter=_own)
@@ -156,7 +156,7 @@ class Catalog:
         name = params.get("name")
         if not any(tool["name"] == name for tool in self.tools):
             raise RpcError(INVALID_PARAMS, f"unknown tool: {name!r}")
-        if not context.answered:  # a later round of a call is no other call
+        if not context.answered:  # else a later round of a call that is counted already
             self.executed[str(name)] += 1
         try:
             return _tool_result(await self.handlers.get(str(name), echo)(params.get("arguments") or {}, context))

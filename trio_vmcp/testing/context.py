@@ -1,4 +1,4 @@
-"""One JSON-RPC request on its way through a scripted backend: what a handler gets, and the way back to the client."""
+"""One JSON-RPC request in a scripted backend: the context that a handler gets, and the answer that it gives."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ScriptedAnswer:
     _detached: bool = attrs.field(default=False, init=False)
 
     async def notify(self, message: JSON | bytes) -> None:
-        """Send a message ahead of the response. Behind it, or in a JSON answer, there is no place: it is dropped."""
+        """Send a message ahead of the response. After the response, or in a JSON answer, the message is dropped."""
         if self.as_sse and (self._detached or not self.reply.ended):
             await self._event(message)
 
@@ -59,13 +59,13 @@ class ScriptedAnswer:
             await trio.lowlevel.checkpoint()
             return
         if not self.as_sse or self.reply.broken_off:
-            await self.reply.hang_up()  # half an answer cannot be taken back, and JSON has no way to say nothing
+            await self.reply.hang_up()  # half an answer cannot be undone, and a JSON answer cannot be empty
             return
         await self.open()
         await self._end()
 
     async def detach(self) -> None:
-        """End the HTTP response before the answer; what follows is for those who resume."""
+        """End the HTTP response before the answer; the rest is for a client that resumes the stream."""
         await self.open()
         await self.reply.end()
         self._detached = True
@@ -94,24 +94,24 @@ class ScriptedAnswer:
 
 
 Requests: TypeAlias = Mapping[str, tuple[str, JSON]]
-"""Method and params of what the client is asked, by a key of one's own."""
+"""Requests to the client: method and params, by a key that the handler chooses."""
 
 
 @attrs.define(eq=False)
 class InputRequired(Exception):
-    """Ends the run of a modern handler: it begins anew when the client has answered. Not to be caught in a handler."""
+    """Ends the run of a modern handler, which runs again when the client has answered. A handler must not catch it."""
 
     requests: Requests
 
 
 @attrs.define(eq=False)
 class CallContext:
-    """What a handler knows of its request, and what it can tell and ask the client before it answers.
+    """A handler's view of its request, and its means to notify and ask the client before it answers.
 
     Attributes:
         exchange: The HTTP request, headers and all.
         is_modern: The request is of the modern era.
-        answered: What the client has answered in earlier rounds of a modern request, in order.
+        answered: The client's answers in earlier rounds of a modern request, in order.
     """
 
     exchange: Exchange
@@ -134,7 +134,7 @@ class CallContext:
         return self.exchange.meta
 
     async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Tell the client how far it is. A client that sent no token hears nothing, as MCP demands."""
+        """Send progress, if the client sent a `progressToken` (MCP, basic/utilities/progress)."""
         token = self.meta.get("progressToken")
         if token is None:
             return
@@ -167,16 +167,16 @@ class CallContext:
         return await self._one(method, params)
 
     async def request_all(self, requests: Requests) -> dict[str, Any]:
-        """Ask the client several things at once; its answers, by the same keys.
+        """Send several requests to the client at once; returns the results by the same keys.
 
-        A legacy backend sends requests and waits for what the client answers in POSTs of its own. A modern one answers
-        this request with the question: its handler begins anew with every round, and is given what the client has
-        answered by then as soon as it asks again. So it must ask the same in the same order.
+        A legacy backend sends requests and waits for the client's responses. A modern backend answers the call with
+        `input_required`: the handler runs again in every round, and the answers of earlier rounds are returned as soon
+        as it asks for them. So a handler must ask the same in the same order.
 
         Raises:
-            RpcError: A legacy client answered with an error, or a modern one has not declared what is asked for.
-            RuntimeError: There is no way to ask.
-            InputRequired: To be let through.
+            RpcError: A legacy client answered with an error, or a modern client has not declared the capability.
+            RuntimeError: The answer is JSON, in which a legacy backend cannot send requests.
+            InputRequired: A handler must not catch it.
         """
         if self.is_modern:
             self._asked += 1

@@ -1,4 +1,4 @@
-"""One HTTP request that a scripted backend received, and what became of it: what tests look at."""
+"""The record of one HTTP request that a scripted backend received, for tests to look at."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def _parse(body: bytes) -> Any:
 
 @attrs.define(eq=False)
 class Exchange:
-    """One HTTP request and its fate.
+    """One HTTP request and its outcome.
 
     Attributes:
-        message: The JSON in the body; None if there is none.
+        message: The JSON in the body; None: the body is no JSON.
         received_at, ended_at: On Trio's clock.
         status: The HTTP status of the answer; None before there is one.
         response_bytes: Size of the raw response, its head included, before any fault of the wire.

@@ -1,7 +1,7 @@
-"""What can go wrong with a scripted backend, and when.
+"""Faults of a scripted backend, and when they strike.
 
-Faults on the wire work on the raw bytes of an HTTP response, its head included, so that a test can sweep over every
-byte of it. They are pure: `steps` says what becomes of the bytes, the server does it.
+A `WireFault` works on the raw bytes of an HTTP response, its head included, so that a test can sweep over every byte.
+Faults are pure: `steps` says what to send, and the server sends it.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ HEAD_END = b"\r\n\r\n"
 
 
 class Cut(enum.Enum):
-    """How a response ends before its end."""
+    """How the connection behaves when a response is cut."""
 
     EOF = "eof"
     RESET = "reset"
-    STALL = "stall"  # nothing more is sent, until the client goes
+    STALL = "stall"  # nothing more is sent, until the client closes the connection
 
 
 Step: TypeAlias = bytes | float | Cut
@@ -55,21 +55,21 @@ Step: TypeAlias = bytes | float | Cut
 
 
 class WireFault:
-    """A fault of the raw response. The request itself is handled as ever: a tool that is called has run."""
+    """A fault of the raw response. The request itself is handled normally: a tool that is called has run."""
 
     __slots__ = ()
 
     def steps(self, sent: int, data: bytes) -> Iterator[Step]:
-        """What becomes of `data`, of which `sent` bytes of the same response went before."""
+        """The steps for `data`, after `sent` bytes of the same response."""
         raise NotImplementedError
 
 
 @attrs.frozen
 class _CutAfter(WireFault):
-    """What goes out is right, and ends after so many raw bytes; a shorter response is left alone.
+    """The response is cut after some raw bytes; a shorter response is sent whole.
 
     Attributes:
-        after_bytes: 0 to the `response_bytes` of a recorded exchange; 0 lets nothing out.
+        after_bytes: 0 to the `response_bytes` of a recorded exchange; 0 sends nothing.
     """
 
     after_bytes: int
@@ -106,7 +106,7 @@ class Drip(WireFault):
     """A few bytes at a time.
 
     Attributes:
-        step_seconds: s, before each step. With more than 0 each step arrives by itself, under a mock clock too.
+        step_seconds: s to wait before each step. Over 0 each step arrives by itself, also under a mock clock.
     """
 
     bytes_per_step: int = 1
@@ -137,7 +137,7 @@ class Hang(WireFault):
     """No answer, ever.
 
     Attributes:
-        at: "head": the request is taken and not handled. "body": it is handled, its head goes out and no more.
+        at: "head": the request is read and not handled. "body": it is handled, and only the head is sent.
     """
 
     at: Literal["head", "body"] = "head"
@@ -209,7 +209,7 @@ class FaultRule:
         matches: A JSON-RPC method, an HTTP verb, `CONNECT`, or a predicate over the exchange.
         times: How often it still strikes.
         skip: How many matches are still let through first.
-        struck: How often it has.
+        struck: How often it has struck.
     """
 
     matches: str | Callable[[Exchange], bool]
@@ -219,7 +219,7 @@ class FaultRule:
     struck: int = 0
 
     def strikes(self, exchange: Exchange | None) -> bool:
-        """Whether it is this one's turn, and count it. None: a connection attempt."""
+        """Whether the fault strikes this exchange (None: a connection attempt); counts the match."""
         if self.times <= 0 or not self._fits(exchange):
             return False
         if self.skip > 0:

@@ -43,17 +43,17 @@ Application: TypeAlias = Callable[[Request, "Reply"], Awaitable[None]]
 
 @attrs.define(eq=False)
 class Reply:
-    """The way back to the client, for any number of tasks. What is written after the client has gone is dropped.
+    """The response to one request; any number of tasks may write. Bytes written after the client has gone are dropped.
 
     Attributes:
-        fault: What happens to the raw bytes on their way.
-        outlives_peer: The application runs on when the client goes; otherwise it is cancelled.
-        status: Of the answer; None while there is none.
-        written_bytes: Of the raw response, before the fault.
-        cut: The server ended the connection early: a fault, or nothing to say.
-        ended: There is nothing more to say.
+        fault: Applied to the raw bytes before they are sent.
+        outlives_peer: The application runs on when the client closes the connection; otherwise it is cancelled.
+        status: The status of the response; None: its head is not written yet.
+        written_bytes: Size of the raw response so far, before the fault.
+        cut: The server closed the connection early, by a fault or by `hang_up`.
+        ended: The response is over; nothing more may be written.
         complete: The whole response was handed to the connection.
-        broken_off: A write was cancelled half-way, or was of raw bytes: nothing that follows could be understood.
+        broken_off: A write was cancelled half-way, or wrote raw bytes: a client could not parse anything after it.
     """
 
     _http: h11.Connection = attrs.field(alias="http")
@@ -65,7 +65,7 @@ class Reply:
     written_bytes: int = attrs.field(default=0, init=False)
     cut: bool = attrs.field(default=False, init=False)
     broken_off: bool = attrs.field(default=False, init=False)
-    _lost: bool = attrs.field(default=False, init=False)  # some bytes never went out
+    _lost: bool = attrs.field(default=False, init=False)  # some bytes were never sent
     _gone: trio.Event = attrs.field(factory=trio.Event, init=False)
     _writing: trio.Lock = attrs.field(factory=trio.Lock, init=False)
 
@@ -102,26 +102,26 @@ class Reply:
         await self.end()
 
     async def respond_raw(self, data: bytes) -> None:
-        """Send bytes that h11 would not, and end the connection."""
+        """Send bytes that h11 refuses, and close the connection."""
         self._http.send_failed()
-        self.broken_off = True  # whatever becomes of them
+        self.broken_off = True
         await self._deliver(data)
         await self.hang_up()
 
     async def hang_up(self) -> None:
-        """End the connection, whatever has been sent."""
+        """Close the connection in the middle of the response."""
         self.cut = True
         await trio.aclose_forcefully(self._stream)
         await self._lose_peer()
 
     async def hang(self) -> None:
-        """Send nothing until the client goes."""
+        """Send nothing until the client closes the connection."""
         await self._gone.wait()
         self._scope.cancel(reason="the client gave up on a hanging reply")
         await trio.lowlevel.checkpoint()
 
     async def watch_peer(self, max_ahead_bytes: int) -> None:
-        """Notice that the client goes; keep what it sends ahead."""
+        """Read until the client closes the connection, and buffer requests that it sends ahead."""
         ahead = 0
         while data := await _receive(self._stream):
             self._http.receive_data(data)
@@ -137,12 +137,13 @@ class Reply:
             await trio.lowlevel.checkpoint()
 
     async def _write(self, event: h11.Event) -> None:
-        try:  # no checkpoint where nobody else writes: a client would see an answer that its exchange knows nothing of
+        # No checkpoint if the lock is free: cancelled there, a client would have an answer that its exchange lacks.
+        try:
             self._writing.acquire_nowait()
         except trio.WouldBlock:
             await self._writing.acquire()
         try:
-            if self._http.our_state is h11.ERROR:  # somebody has broken it off meanwhile
+            if self._http.our_state is h11.ERROR:  # another task has broken it off meanwhile
                 self._lost = True
                 return
             data = self._http.send(event) or b""
@@ -180,7 +181,7 @@ class Reply:
             return
         if self.peer_is_gone:
             self._lost = True
-            await trio.lowlevel.checkpoint()  # what has no end would go on, and never see that it is cancelled
+            await trio.lowlevel.checkpoint()  # so that a handler that sends without end can be cancelled
             return
         try:
             await self._stream.send_all(data)
@@ -246,7 +247,7 @@ async def _next_request(http: h11.Connection, stream: trio.abc.Stream, max_body_
 
 
 async def _refuse(http: h11.Connection, stream: trio.abc.Stream, status: int) -> None:
-    """Tell a peer that does not speak HTTP so, if it still listens."""
+    """Answer 400 to a client that does not speak HTTP, unless it has closed the connection."""
     if http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
         return
     head = h11.Response(status_code=status, headers=[("content-length", "0"), ("connection", "close")])
@@ -255,7 +256,7 @@ async def _refuse(http: h11.Connection, stream: trio.abc.Stream, status: int) ->
 
 
 async def _receive(stream: trio.abc.Stream) -> bytes:
-    """A broken connection is an ended one: the server has nothing else to do about it."""
+    """Like `receive_some`; a broken connection counts as closed, since the server treats both alike."""
     try:
         return bytes(await stream.receive_some(READ_BYTES))
     except (trio.BrokenResourceError, trio.ClosedResourceError):

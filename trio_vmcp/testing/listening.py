@@ -1,4 +1,4 @@
-"""Streams that outlive one answer: what a client missed and may resume, and what it hears without having asked."""
+"""Streams that outlive one answer: events that a client may resume, and notifications outside of any request."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class EventLog:
         self._wake()
 
     async def after(self, count: int) -> list[bytes]:
-        """What follows the first `count` events, once there is something; nothing follows the end."""
+        """The events after the first `count`: waits for at least one; empty: the log has ended."""
         while count >= len(self._events) and not self.ended:
             await self._grown.wait()
         return self._events[count:]
@@ -74,8 +74,8 @@ def wanted_by(subscription: JSON) -> Wants:
 
 @attrs.define(eq=False)
 class Listeners:
-    """The clients that listen, and how each is told. Nothing is kept for those that come later, except in logs, for
-    those who had listened before.
+    """The clients that listen for notifications. A notification goes to the streams that are open at that moment, and
+    into the logs, from which a client resumes an earlier stream.
     """
 
     logs: list[EventLog] = attrs.field(factory=list, init=False)
@@ -85,7 +85,7 @@ class Listeners:
         self._send(notification_message(method, params), lambda wants: wants(method, params))
 
     def send(self, message: JSON | bytes) -> None:
-        """Any message, whatever was subscribed to."""
+        """Send any message to all, subscribed to or not."""
         self._send(message, lambda wants: True)
 
     def _send(self, message: JSON | bytes, goes_to: Callable[[Wants], bool]) -> None:
@@ -107,7 +107,7 @@ class Listeners:
     def also_tell(
         self, send: trio.MemorySendChannel[JSON | bytes], wants: Wants = lambda method, params: True
     ) -> Iterator[None]:
-        """`send`, whose channel is never full, carries something else besides."""
+        """While the block runs, notifications also go into `send`. Its channel must have no limit."""
         self._open[send] = wants
         try:
             yield

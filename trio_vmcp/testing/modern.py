@@ -1,4 +1,6 @@
-"""The rules that a modern backend checks before it answers, in the specification's order: the first failure wins."""
+"""The rules that a modern backend checks before it answers (MCP 2026-07-28, basic/transports/streamable-http), in the
+specification's order: the first failure is reported.
+"""
 
 from __future__ import annotations
 

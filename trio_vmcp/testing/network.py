@@ -81,7 +81,7 @@ class MemoryNetwork:
         await server.accept()
         if self._nursery.cancel_scope.cancel_called:
             raise ConnectionRefusedError("the network is closed")
-        # No checkpoint from here on, or a cancelled client would leave a connection that nobody holds.
+        # No checkpoint from here on: a client cancelled there would leave an open connection without an owner.
         client, served = memory_connection()
         self._clients.add(client)
         client.on_close(self._clients.discard)

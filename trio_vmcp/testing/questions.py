@@ -39,7 +39,7 @@ class _Question:
 
 @attrs.define(eq=False)
 class Questions:
-    """Sends requests to clients, and gives each response to the request whose id it has."""
+    """Sends requests to clients, and gives each response to the request with the same id."""
 
     _open: dict[int, _Question] = attrs.field(factory=dict, init=False)
     _ids: Iterator[int] = attrs.field(factory=itertools.count, init=False)  # from 0, as the official SDKs

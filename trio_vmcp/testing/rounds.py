@@ -1,4 +1,6 @@
-"""Requests of the modern era that a scripted backend answers in several rounds, and what it checks of each retry."""
+"""Modern requests that a scripted backend answers in several rounds (MCP 2026-07-28, `input_required`), and the checks
+of each retry.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +32,16 @@ class _Round:
 
 @attrs.define(eq=False)
 class Rounds:
-    """What is kept between rounds, by the state that the client sends back. Each is good for one retry."""
+    """Requests between two rounds, by the `requestState` that the client sends back. Each is good for one retry."""
 
     _waiting: dict[str, _Round] = attrs.field(factory=dict, init=False)
     _begun: int = attrs.field(default=0, init=False)
 
     def resume(self, exchange: Exchange) -> list[dict[str, Any]]:
-        """What the client has answered so far.
+        """The client's answers so far; empty for a first request.
 
         Raises:
-            RpcError: This is no proper retry, and no first request either.
+            RpcError: The request has input of a round, but is no proper retry.
         """
         if not any(key in exchange.params for key in OF_A_ROUND):
             return []
@@ -56,7 +58,7 @@ class Rounds:
     def suspend(self, exchange: Exchange, requests: Requests, answered: list[dict[str, Any]]) -> JSON:
         """The answer that asks for input."""
         self._begun += 1
-        # It looks like JSON, and who reads it as such sends another text.
+        # JSON that changes when a client parses it and writes it again, although MCP says that the state is opaque.
         state = f'{{"round" : {self._begun}, "\u00e9":1.0}} '
         self._waiting[state] = _Round(exchange, _asked_by(exchange), requests, answered)
         inputs = {key: {"method": method, "params": params} for key, (method, params) in requests.items()}
@@ -66,8 +68,8 @@ class Rounds:
 def check_inputs(exchange: Exchange, requests: Requests) -> None:
     """
     Raises:
-        RpcError: The client has not declared that it can give this.
-        RuntimeError: Nobody can.
+        RpcError: The client has not declared the capability.
+        RuntimeError: No client can be asked for this method.
     """
     declared = exchange.meta[CAPABILITIES_KEY]
     for method, _ in requests.values():

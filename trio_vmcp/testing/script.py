@@ -1,4 +1,4 @@
-"""The knobs of a scripted backend, what a test looks at and does to it, and what both eras of it need."""
+"""The knobs of a scripted backend, the record that a test looks at, and the parts that both eras share."""
 
 from __future__ import annotations
 
@@ -40,33 +40,36 @@ def _server_info(backend: Script) -> JSON:
 
 @attrs.define(eq=False, kw_only=True)
 class Script(Catalog):
-    """What a test decides of a scripted backend, and what it can see of it. What the backend offers: `Catalog`.
+    """The behaviour of a scripted backend, and its record. Its tools, resources and prompts: `Catalog`.
 
     Attributes:
-        name: In `server_info` and at the beginning of session ids.
-        era: Of the protocol it speaks; "both" decides for each request.
-        transport: How it speaks HTTP. With "sse", the transport of 2024-11-05, a GET opens a stream on which all
-            answers come, and `sessions` holds the open streams. Beside HTTP: see `serve_lines`.
-        endpoint: Where an "sse" backend has messages POSTed to; it answers anywhere else as its like do, with 405.
-        holds_posts: An "sse" backend ends a POST when its answer is on the stream, and not at once.
+        name: Stands in `server_info` and begins session ids.
+        era: The era of the protocol that the backend speaks; "both" decides for each request.
+        transport: The transport over HTTP. With "sse" (HTTP+SSE, MCP 2024-11-05) a GET opens a stream, all answers come
+            on that stream, and `sessions` holds the open streams. Not over HTTP: see `serve_lines`.
+        endpoint: The target for POSTs to an "sse" backend; any other target is answered 405.
+        holds_posts: An "sse" backend answers a POST only after the answer is on the stream.
         answers: The form of a response: one JSON object, or a stream of events.
         resumable: Event streams of a legacy backend have ids, and a GET with `Last-Event-ID` resumes them.
-        retry_ms: What a resumable stream tells clients to wait.
-        listens: Offers the stream for notifications: GET, or `subscriptions/listen`; declares `listChanged`. With
-            `resumable`, what is said meanwhile is kept for clients that come back to a GET stream with its last id.
-        stream_seconds: After which the backend ends such a stream; 0: behind its head or acknowledgement; None: never.
-        graceful: In the modern era it ends with a result, else without a word, and over lines with a `cancelled`.
-        honours: What of a subscription is acknowledged, and told of.
-        latency: s, before each HTTP answer.
-        session_ids: A legacy backend gives out session ids and insists on them.
-        protocol_version: What `initialize` is answered with, whatever the client asks for.
-        ttl_ms, cache_scope: What a modern backend says of cacheable results.
+        retry_ms: The `retry` of resumable streams: ms that a client waits before it reconnects.
+        listens: The backend offers the stream for notifications (GET, or `subscriptions/listen`) and declares
+            `listChanged`. With `resumable`, a client that comes back to a GET stream gets the notifications since its
+            last id.
+        stream_seconds: s after which the backend ends such a stream; 0: right after its head or acknowledgement; None:
+            never.
+        graceful: A modern stream ends with a result. False: it ends without one, and over lines with
+            `notifications/cancelled`.
+        honours: Returns the part of a subscription that is acknowledged and served.
+        latency: s to wait before each HTTP answer.
+        session_ids: A legacy backend gives out session ids and requires them.
+        protocol_version: The version in the answer to `initialize`, whatever the client asks for.
+        ttl_ms, cache_scope: Stand in cacheable results of a modern backend.
 
         exchanges: Every HTTP request received, in order.
         sessions: The live legacy sessions: id → the params of their `initialize`.
         deleted_sessions: Ids that clients have DELETEd, in order.
         subscriptions: The resources that legacy clients have subscribed to, by session.
-        errors: What broke in here; anything in it is a bug of the test or of this package.
+        errors: Exceptions of the backend itself: a bug of the test or of this package.
     """
 
     name: str = "scripted"
@@ -109,17 +112,17 @@ class Script(Catalog):
 
     @property
     def in_flight(self) -> int:
-        """HTTP requests that are not ended; a legacy one may outlive its connection."""
+        """Number of HTTP requests that have not ended; a legacy request may outlive its connection."""
         return len(self._running)
 
     @property
     def listening(self) -> int:
-        """Clients that have a stream for notifications open."""
+        """Number of clients that have a stream for notifications open."""
         return len(self._held_streams)
 
     @property
     def cancelled(self) -> Counter[str]:
-        """How many calls of each tool the client took back."""
+        """How many calls of each tool the client cancelled."""
         calls = (e for e in self.exchanges if e.method == "tools/call" and e.outcome == "cancelled")
         return Counter(str(call.params.get("name")) for call in calls)
 
@@ -132,23 +135,23 @@ class Script(Catalog):
     def fail(
         self, matches: str | Callable[[Exchange], bool], fault: Fault, *, times: float = float("inf"), skip: int = 0
     ) -> FaultRule:
-        """Script a fault. Of several rules that match, the first one made strikes.
+        """Script a fault. Of several rules that match, the oldest strikes.
 
         Args:
             matches: A JSON-RPC method, an HTTP verb, `CONNECT`, or a predicate over the exchange.
-            times: How often it strikes.
-            skip: Matches that are let through first.
+            times: How often the fault strikes.
+            skip: Number of matches that are served normally first.
         """
         rule = FaultRule(matches, fault, times, skip)
         self._rules.append(rule)
         return rule
 
     def heal(self) -> None:
-        """Forget every fault that was scripted. What hangs already goes on hanging."""
+        """Remove all scripted faults. Requests that hang already go on hanging."""
         self._rules.clear()
 
     def notify(self, method: str, params: JSON | None = None) -> None:
-        """Tell every client that listens now, and in the modern era has subscribed to it."""
+        """Notify every client that listens now, and in the modern era has subscribed to it."""
         self._listeners.tell(method, params or {})
 
     def send(self, message: JSON | bytes) -> None:
@@ -158,7 +161,7 @@ class Script(Catalog):
         self._listeners.send(message)
 
     async def ask(self, method: str, params: JSON) -> Any:
-        """Ask the one legacy client that listens, outside of any call, and wait for what it answers.
+        """Send a request to the one legacy client that listens, outside of any call, and wait for the result.
 
         Raises:
             RpcError: The client answered with an error.
@@ -167,7 +170,7 @@ class Script(Catalog):
         return (await self._questions.ask(session_id, self._listeners.send, {method: (method, params)}))[method]
 
     def end_session(self, session_id: str) -> None:
-        """Know a session no longer. One of an "sse" backend is its stream, which ends."""
+        """Remove a session, so that requests with its id are answered 404. Over "sse" its stream ends."""
         del self.sessions[session_id]
         stream = self._streams.pop(session_id, None)
         if stream is not None:

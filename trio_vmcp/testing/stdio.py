@@ -21,7 +21,7 @@ __all__ = ["serve_stdio"]
 
 async def serve_stdio(backend: ScriptedBackend) -> None:
     """Serve this process's stdin and stdout until the client closes them. POSIX only."""
-    # Copies: a closed stdin or stdout would go to the next file that is opened.
+    # Copies: after a close of descriptor 0 or 1, the next file that is opened would become stdin or stdout.
     receive, send = trio.lowlevel.FdStream(os.dup(0)), trio.lowlevel.FdStream(os.dup(1))
     await backend.serve_lines(trio.StapledStream(send, receive))
 

@@ -19,12 +19,12 @@ class _Link:
 
     was_reset: bool = False
     open_ends: int = 2
-    unread: list[int] = attrs.field(factory=lambda: [0, 0])  # bytes that each end has sent and the other not read
+    unread: list[int] = attrs.field(factory=lambda: [0, 0])  # bytes sent by each end that the other has not read
 
 
 @attrs.define(eq=False)
 class MemoryStream(trio.abc.Stream):
-    """One end of an in-memory connection. Buffers are unbounded: a peer that does not read holds nobody up."""
+    """One end of an in-memory connection. Buffers are unbounded: a send never waits for the other end to read."""
 
     _inner: trio.StapledStream[MemorySendStream, MemoryReceiveStream] = attrs.field(alias="inner", repr=False)
     _link: _Link = attrs.field(alias="link", repr=False)
@@ -65,7 +65,7 @@ class MemoryStream(trio.abc.Stream):
                 self._on_close(self)
 
     def reset(self) -> None:
-        """Close this end so that the other one breaks, after it has read what was sent."""
+        """Close this end as with a TCP reset: the other end reads the bytes sent so far, then its reads fail."""
         self._link.was_reset = True
         self.close()
 
@@ -82,7 +82,7 @@ def memory_connection() -> tuple[MemoryStream, MemoryStream]:
 
 
 def reset(stream: trio.abc.Stream) -> None:
-    """Break a connection off; one that is closed already is left alone.
+    """Reset a connection, unless it is closed already.
 
     Raises:
         TypeError: The stream is neither in-memory nor TCP.

@@ -36,7 +36,8 @@ LEAST_SHARED = 16  # the smallest connection limit that includes those
 _REDIRECTS = (307, 308)  # the only two that keep method and body (RFC 9110 §15.4.8, §15.4.9)
 _SEE_OTHER = 303  # the request was applied; its result is elsewhere (RFC 9110 §15.4.4)
 
-# Headers of every request of a verb (MCP 2025-11-25, basic/transports, "Sending Messages", "Listening for Messages").
+# Headers of every request of a verb (MCP 2025-11-25, basic/transports, "Sending Messages to the Server", "Listening for
+# Messages from the Server").
 _BY_VERB: dict[str, Headers] = {
     "POST": [(b"Accept", b"application/json, text/event-stream"), (b"Content-Type", b"application/json")],
     "GET": [(b"Accept", b"text/event-stream")],
