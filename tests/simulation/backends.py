@@ -1,4 +1,4 @@
-"""The scripted backends of a simulated world: what they do when a tool is called, what befalls them, how they are."""
+"""The simulated backends: their tools, the steps that disturb them, and whether each is healthy at the moment."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ CHANGED = {
 
 @attrs.define(eq=False)
 class SimulatedBackend:
-    """One scripted backend, and how a user configures it.
+    """One scripted backend with its configuration.
 
     Attributes:
-        configured: Pass copies of it on, so that it can be told whom each was passed to.
-        well: As last felt.
+        configured: Pass a copy to each session: the copy tells which opening or adding an attempt belongs to.
+        well: Healthy when last noted.
     """
 
     spec: BackendSpec
@@ -64,10 +64,12 @@ class SimulatedBackend:
     gate: TokenGate | None = attrs.field(default=None, init=False)
     well: bool = attrs.field(default=False, init=False)
     _is_up: bool = attrs.field(default=True, init=False)
-    _faults: list[FaultRule] = attrs.field(factory=list, init=False)  # that make it ill
+    _faults: list[FaultRule] = attrs.field(
+        factory=list, init=False
+    )  # while one has strikes left, the backend is not healthy
     _version: int = attrs.field(default=0, init=False)  # of its resources
     _struck: int = attrs.field(default=0, init=False)
-    _ill_until: list[Exchange] = attrs.field(factory=list, init=False)  # these have ended
+    _ill_until: list[Exchange] = attrs.field(factory=list, init=False)  # not healthy before these exchanges have ended
     _calls: dict[CallContext, None] = attrs.field(factory=dict, init=False)
     _changed: dict[str, None] = attrs.field(factory=dict, init=False)  # notifications, for every call from now on
 
@@ -158,7 +160,9 @@ class SimulatedBackend:
         return json.dumps({"backend": self.spec.id, "version": self._version})
 
     async def _work(self, arguments: JSON, context: CallContext) -> str:
-        """What every tool does, as its arguments say. A modern one that asks begins anew with every answer."""
+        """The handler of every tool; the arguments of the call say what it does. A modern tool that asks its client
+        runs anew with every answer.
+        """
         key, name = arguments["key"], str(context.params["name"])
         if not context.answered:
             self.note(ToolExecuted(at=trio.current_time(), backend_id=self.spec.id, name=name, key=key))
@@ -180,10 +184,10 @@ class SimulatedBackend:
         return json.dumps({"key": key, "backend": self.spec.id})
 
     async def _ask(self, asked: Question, context: CallContext) -> None:
-        """What it is not told that it may ask, it asks all the same where that costs nobody the call."""
+        """Ask even for an undeclared capability (the client must refuse), except where that would fail the call."""
         declared = asked.kind == "ping" or declared_to(context, self.scripted, asked.kind)
         if context.is_modern and (asked.kind == "ping" or not declared):
-            return  # it would fail
+            return  # a modern tool cannot ask for it: the call would end in an error
         result: Any = None
         refused = False
         with trio.move_on_after(math.inf if context.is_modern else PATIENCE):
@@ -203,7 +207,7 @@ class SimulatedBackend:
             )
         )
 
-    # --- what befalls it
+    # --- steps that disturb it
 
     def disturb(self, step: Disturb) -> None:
         match step.what:
@@ -238,17 +242,17 @@ class SimulatedBackend:
                     self.scripted.end_streams()
         self.note_health()
 
-    def strike(self, step: InjectFault) -> None:
+    def inject_fault(self, step: InjectFault) -> None:
         self._faults.append(self.scripted.fail(step.matches, step.fault, times=step.times, skip=step.skip))
         self.note_health()
 
-    def guard(self, step: RotateTokens | WithholdTokens | GrantTokens) -> None:
+    def change_tokens(self, step: RotateTokens | WithholdTokens | GrantTokens) -> None:
         assert self.gate is not None
         self.gate.obey(step)
         self.note_health()
 
-    def expire(self, step: ExpireSession) -> None:
-        """One that it has given out no id for has nothing to expire."""
+    def expire_session(self, step: ExpireSession) -> None:
+        """Lose the oldest session, if there is one."""
         session_id = next(iter(self._sessions()), None)
         if session_id is None:
             return
@@ -269,11 +273,11 @@ class SimulatedBackend:
             case "page":
                 page = b"<html><body>Not Found</body></html>"
                 self.scripted.fail(is_its, Status(404, page, {"content-type": "text/html"}))
-            case "503":  # says nothing of whether the call ran: until it is over, this backend is not well
+            case "503":  # does not say whether the call ran: before it has struck, this backend is not healthy
                 self._faults.append(self.scripted.fail(is_its, Status(503), times=1))
         self.note_health()
 
-    async def relist(self, step: ChangeList) -> None:
+    async def change_list(self, step: ChangeList) -> None:
         kept: list[JSON] = []
         match step.kind:
             case "tool":
@@ -292,7 +296,7 @@ class SimulatedBackend:
             await context.notify(method, {})
 
     def _lose(self, session: str | MemoryProcess) -> None:
-        """A session that is its connection takes with it what is under way."""
+        """End one session. Where the session is a stream or a process, requests that are running on it fail."""
         if isinstance(session, MemoryProcess):
             with self._out_of_order():
                 session.end(0)
@@ -325,7 +329,7 @@ class SimulatedBackend:
 
     def _return(self) -> None:
         for lost in list(self.scripted.sessions) if self._is_up and self.scripted.transport == "sse" else ():
-            self._lose(lost)  # it was there already, and is another process from now on
+            self._lose(lost)  # "return" without a crash before: another process takes over, and streams end
         self._is_up = True
         self.scripted.restart()
 
@@ -333,10 +337,10 @@ class SimulatedBackend:
         tools = tuple(tool["name"] for tool in self.scripted.tools)
         self.note(ToolsOffered(at=trio.current_time(), backend_id=self.spec.id, tools=tools))
 
-    # --- how it is
+    # --- health
 
     def note_health(self) -> None:
-        """Note it if it is well again, or no longer."""
+        """Note a change of health."""
         well = self._is_healthy()
         if well is not self.well:
             self.well = well
@@ -344,7 +348,7 @@ class SimulatedBackend:
 
     def _is_healthy(self) -> bool:
         struck = sum(rule.struck for rule in self._faults)
-        if struck != self._struck:  # whatever is under way may be what was struck
+        if struck != self._struck:  # any of the running exchanges may be the one that was struck
             self._struck = struck
             self._ill_until = [exchange for exchange in self.scripted.exchanges if exchange.outcome == "running"]
         self._ill_until = [exchange for exchange in self._ill_until if exchange.outcome == "running"]
@@ -363,7 +367,7 @@ class SimulatedBackend:
 
 @attrs.define(eq=False)
 class _WatchedStream(trio.abc.Stream):
-    """A process's end of its pipes, with eyes on it: nothing else sees when it is well."""
+    """A process's end of its pipes. It notes health whenever it is used: no transport does so for a process."""
 
     inner: trio.abc.Stream
     note_health: Callable[[], None]

@@ -1,4 +1,4 @@
-"""A trace, looked up in every way that the checks need."""
+"""A case: a history and the trace of its run, indexed for the checks."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-MILLISECOND = 0.001  # of virtual time, and nothing takes any that is not asked to
-# s, for the end of a stream whose answer is here already (client/_streamable.py): a cancel waits so long for it.
+MILLISECOND = 0.001  # tolerance in virtual time, in which computing takes no time at all
+# s: after the answer of a call has arrived, the end of its stream is read for so long, even if the call is cancelled.
 LAST_BYTES = 0.1
 CANCELLED_DRAIN = 10.0  # s, the most that a cancelled close drains (design: ownership)
 
@@ -64,7 +64,7 @@ BACKEND_ERRORS = {
 
 @attrs.frozen
 class Violation:
-    """A sentence of the design that did not hold."""
+    """A promise of the design that this run broke."""
 
     check: str
     text: str
@@ -75,7 +75,7 @@ class Violation:
 
 @attrs.define
 class Operation:
-    """One operation, from its beginning to its end, with positions in the trace."""
+    """One operation from beginning to end. A position is an index into the trace's events."""
 
     began: Began
     position: int
@@ -97,7 +97,7 @@ class Operation:
 
 @attrs.define
 class AttemptRecord:
-    """One attempt to connect, with its end, and the end of the connection that it led to."""
+    """One attempt to connect, its end, and the end of the connection that it made."""
 
     attempt: Attempt
     position: int
@@ -110,11 +110,11 @@ class AttemptRecord:
 
     @property
     def was_refused(self) -> bool:
-        """For want of the right credentials, which says nothing about anybody else's."""
+        """The backend refused the credentials of this session; those of other sessions may be good."""
         return self.end is not None and self.end.error == "BackendUnauthorized"
 
     def failed(self, limit: float) -> bool:
-        """For sure: it said so, or was cut off by its own time. What else cuts it off is no failure of the backend."""
+        """It raised, or ran into `backend_init_timeout`. Any other cancel is no failure of the backend."""
         if self.end is None:
             return False
         lasted = self.end.at - self.attempt.at
@@ -123,7 +123,15 @@ class AttemptRecord:
 
 @attrs.define
 class Case:
-    """A trace, looked up in every way that the checks need."""
+    """A history and the trace of its run, indexed for the checks.
+
+    Attributes:
+        operations, opened, attempts: By their numbers.
+        closings, removals: By `life`, the number of the opening or restoring that the session came from.
+        exits: By instance.
+        executed: By the key of a call.
+        health_changes, tools_offered: By backend id.
+    """
 
     history: History
     trace: Trace
@@ -186,11 +194,11 @@ class Case:
         return step.instance
 
     def life_of(self, op: int) -> int:
-        """The session that an opening led to, or that somebody was added to."""
+        """The life of the session that an opening led to, or that a backend was added to."""
         return self.operations[op].began.life or op
 
     def attempts_of(self, life: int) -> set[int]:
-        """Everybody's that this session had tried, by number."""
+        """The numbers of all attempts of this session."""
         return {number for number, tried in self.attempts.items() if self.life_of(tried.attempt.op) == life}
 
     def session_of(self, op: int) -> int:
@@ -200,7 +208,7 @@ class Case:
         return step.session
 
     def drained_by(self, life: int) -> float:
-        """When the last call of this session ends at the latest; inf: nobody that we know of closes it."""
+        """The time by which the last call of this session has ended; inf: no step closes the session."""
         settings = self.history.settings
         asked = [closing.at + closing.drain_timeout for _, closing in self.closings[life]]
         for _, exiting in self.exits[self.instance_of(life)]:
@@ -224,7 +232,7 @@ class Case:
                 yield call
 
     def storage_failures(self, operation: Operation) -> int:
-        """How often the storage failed this opening."""
+        """How many storage operations of this opening failed."""
         step = operation.began.step
         assert isinstance(step, Open | Restore)
         return sum(
@@ -241,11 +249,11 @@ class Case:
         )
 
     def offer(self, backend_id: str, at: float) -> tuple[str, ...]:
-        """The tools that a backend lists then."""
+        """The tools that a backend lists at this time."""
         return next(offer.tools for offer in reversed(self.tools_offered[backend_id]) if offer.at <= at)
 
     def offers_changed(self, operation: Operation) -> bool:
-        """Some backend's, during this operation, or so shortly before that what was listed then may do."""
+        """A backend changed its tools during this operation, or so shortly before that a cached list may be used."""
         return any(
             operation.began.at - spec.ttl <= offer.at <= operation.ended_at
             for spec in self.history.backends
@@ -253,7 +261,7 @@ class Case:
         )
 
     def healthy_since(self, backend_id: str, at: float) -> float | None:
-        """Since when a backend has been well without a break, up to then; None: it is not."""
+        """The backend is healthy at this time and has been since the returned time; None: it is not healthy."""
         latest = next(
             (change for change in reversed(self.health_changes[backend_id]) if change.at <= at),
             None,
@@ -261,7 +269,7 @@ class Case:
         return latest.at if latest is not None and latest.well else None
 
     def cancels_of(self, operation: Operation) -> list[tuple[int, CallerCancelled | Exiting]]:
-        """What cancelled whoever waited for it before it ended, with places in the trace."""
+        """The cancels that reached the operation's task before the operation ended, with their positions."""
         causes: list[tuple[int, CallerCancelled | Exiting]] = (
             [] if operation.cancelled is None else [operation.cancelled]
         )
@@ -275,7 +283,7 @@ class Case:
         return bool(left) and cancelled.at < left[0]
 
     def decided_to_terminate(self, life: int) -> bool | None:
-        """What kind of close this session's was; None: not to be seen from outside."""
+        """Whether the session was terminated (or suspended); None: the trace does not tell."""
         for _, closing in self.closings[life]:
             if closing.found == "OPEN":
                 return closing.terminate

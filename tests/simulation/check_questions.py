@@ -1,4 +1,6 @@
-"""The checks of what backends ask and tell in the middle of a call: who is asked, how often, and what comes back."""
+"""Checks of requests and log messages that backends send during a call: each reaches its handler once, with the right
+session, backend and caller, and the right answer comes back.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from simulation.trace import HandlerCalled, HandlerReturned, LogReceived, Questi
 
 __all__ = ["QUESTION_CHECKS"]
 
-ROOM = 1 << 20  # bytes of a message, of which two may wait for handlers
+ROOM = 1 << 20  # bytes; with a smaller `max_message_bytes` waiting requests may be refused for their size
 
 
 def _questions_are_answered(case: Case) -> Iterator[str]:
@@ -24,7 +26,7 @@ def _questions_are_answered(case: Case) -> Iterator[str]:
         if asked.kind == "ping":
             expected = "right"
         elif case.history.settings.max_message_bytes < ROOM:
-            continue  # there may be no room for what is asked at the same time
+            continue  # requests that wait at the same time may exceed the limit
         elif asked.kind not in case.history.given or step.reply == "fail":
             expected = "refused"
         elif step.reply == "right":
@@ -32,13 +34,13 @@ def _questions_are_answered(case: Case) -> Iterator[str]:
         else:
             continue
         if asked.outcome != expected:
-            yield f"{call} was asked for {asked.kind}, and what came was {asked.outcome}, not {expected}"
+            yield f"{call}: the backend asked for {asked.kind}, and the answer was {asked.outcome}, not {expected}"
 
 
 def _given_handlers_are_declared(case: Case) -> Iterator[str]:
     for asked in every(case, QuestionAsked):
         if asked.kind != "ping" and asked.declared not in (None, asked.kind in case.history.given):
-            yield f"{asked.backend_id!r} was told that {asked.kind} is {'' if asked.declared else 'not '}to be had"
+            yield f"{asked.kind} is {'' if asked.declared else 'not '}declared to {asked.backend_id!r}"
 
 
 def _handlers_know_session_backend_and_caller(case: Case) -> Iterator[str]:
@@ -50,7 +52,7 @@ def _handlers_know_session_backend_and_caller(case: Case) -> Iterator[str]:
         assert target is not None
         if (told.session, told.backend_id) != (step.session, target[0]):
             yield f"{call} of {target[0]!r} came to a handler as {told}"
-        # A stream that carries everybody's does not say to which call a question belongs.
+        # On a stream that all calls share, a request does not say to which call it belongs.
         unknown = [None] if spec_of(case, target[0]).transport != "streamable-http" else []
         if told.caller not in (_caller(case, step.session), *unknown):
             yield f"{call} came to a handler as {told.caller!r}'s"
@@ -74,7 +76,7 @@ def _handlers_end_with_their_calls(case: Case) -> Iterator[str]:
         if spec_of(case, told.backend_id).transport == "streamable-http" and was_given_up:
             latest = max(call.ended_at, told.at) + MILLISECOND
             if at > latest:
-                yield f"{call} was given up, and its handler was at question {told.number} until {at}"
+                yield f"{call} was cancelled, and its handler was at question {told.number} until {at}"
 
 
 def _log_messages_come_in_order(case: Case) -> Iterator[str]:
@@ -86,13 +88,13 @@ def _log_messages_come_in_order(case: Case) -> Iterator[str]:
         assert isinstance(step, Call)
         numbers = [logged.number for logged in heard[began.op]]
         if numbers != sorted(set(numbers)):
-            yield f"{call} sent its log messages in order, and the handler was told of {numbers}"
+            yield f"{call} sent its log messages in order, and the handler got {numbers}"
         if not step.logs or step.kind != "tool" or began.target is None or call.outcome.kind != "ok":
             continue
         all_came = numbers == list(range(step.logs))
         should = "log" in case.history.given and spec_of(case, began.target[0]).can_ask
         if should and not all_came and _is_healthy_throughout(case, call, call.ended_at) and _is_left_open(case, call):
-            yield f"{call} sent {step.logs} log messages, and the handler was told of {numbers}"
+            yield f"{call} sent {step.logs} log messages, and the handler got {numbers}"
 
 
 def _is_healthy_throughout(case: Case, call: Operation, at: float) -> bool:
@@ -102,7 +104,7 @@ def _is_healthy_throughout(case: Case, call: Operation, at: float) -> bool:
 
 
 def _is_left_open(case: Case, call: Operation) -> bool:
-    """Nobody had asked for the end of the session, or of this member, when the call ended."""
+    """When the call ended, neither a close of the session nor a removal of its backend had begun."""
     life = call.began.life
     assert life is not None
     asked = [closing.at for _, closing in case.closings[life]]

@@ -1,6 +1,4 @@
-"""The checks of how sessions heal: whether who comes back is taken up again, how often it is asked, and what is said
-meanwhile.
-"""
+"""Checks of recovery: healthy backends are connected again, attempts keep to the backoff, rows and lists are current."""
 
 from __future__ import annotations
 
@@ -18,10 +16,10 @@ __all__ = ["RECOVERY_CHECKS"]
 
 JITTER = 0.2  # of a delay, either way (design: settings)
 REFETCH = 1.0  # s between the beginnings of two refetches (design: backends)
-ROUND_TRIPS = 20  # that connecting and listing takes at most, with pages of one entry
-RESENT = (400, 404)  # what says that a request did not run, and may be sent once more
+ROUND_TRIPS = 20  # connecting and listing takes no more, with pages of one entry
+RESENT = (400, 404)  # with these a request did not run, and may be sent once more
 UNAUTHORIZED = 401
-BUSY = 100  # connections of one session to one backend, that no history comes close to
+BUSY = 100  # connections to one backend; no history needs as many, so that no call waits for one
 
 
 def _a_healthy_backend_is_ready_again(case: Case) -> Iterator[str]:
@@ -31,9 +29,9 @@ def _a_healthy_backend_is_ready_again(case: Case) -> Iterator[str]:
             since = _ready_since(case, looked.life, backend_id, looked.at)
             if patience is None or since is None or looked.at <= since + patience or _is_closing(case, looked):
                 continue
-            # DEGRADED all the same: its calls failed so often that the next one is a trial.
+            # DEGRADED is allowed: the breaker stays open until a call has tried the backend.
             if is_missing or state not in ("READY", "DEGRADED", "RECOVERING"):
-                yield f"{backend_id!r} is well since {since} and {state} at {looked.at}, in session of {looked.life}"
+                yield f"{backend_id!r} is healthy since {since} and {state} at {looked.at}, in session of {looked.life}"
 
 
 def _calls_to_healthy_backends_succeed(case: Case) -> Iterator[str]:
@@ -55,7 +53,7 @@ def _calls_to_healthy_backends_succeed(case: Case) -> Iterator[str]:
             continue
         if _had_too_little_time(case, call) or _is_behind_a_trial(case, call) or _is_the_first_to_notice(case, call):
             continue
-        yield f"{call} to {backend_id!r}, which is well since {since}, ended in {call.outcome}"
+        yield f"{call} to {backend_id!r}, which is healthy since {since}, ended in {call.outcome}"
 
 
 def _attempts_keep_to_the_backoff(case: Case) -> Iterator[str]:
@@ -67,7 +65,7 @@ def _attempts_keep_to_the_backoff(case: Case) -> Iterator[str]:
                 failed = 0
                 continue
             failed += 1
-            if not _others_failed_before(case, before):  # "what others found out in the same moment counts once"
+            if not _others_failed_before(case, before):  # failures of one outage count once
                 yield from _too_early(case, before, after, failed, f"instance {instance}")
         by_member = defaultdict[int, list[AttemptRecord]](list)
         for tried in attempts:
@@ -80,13 +78,13 @@ def _attempts_keep_to_the_backoff(case: Case) -> Iterator[str]:
                     yield from _too_early(case, before, after, refused, f"session of {op}")
 
 
-def _too_early(case: Case, before: AttemptRecord, after: AttemptRecord, failed: int, who: str) -> Iterator[str]:
+def _too_early(case: Case, before: AttemptRecord, after: AttemptRecord, failed: int, where: str) -> Iterator[str]:
     settings = case.history.settings
     delay = min(settings.reconnect_delay * 2 ** (failed - 1), settings.reconnect_max_delay)
     earliest = before.ended_at + delay * (1 - JITTER)
     if after.attempt.at < earliest - MILLISECOND:
         yield (
-            f"{who} tried {before.attempt.backend_id!r} again at {after.attempt.at}, before {earliest}: "
+            f"{where} tried {before.attempt.backend_id!r} again at {after.attempt.at}, before {earliest}: "
             f"{failed} attempts in a row had failed"
         )
 
@@ -94,7 +92,7 @@ def _too_early(case: Case, before: AttemptRecord, after: AttemptRecord, failed: 
 def _one_attempt_at_a_time(case: Case) -> Iterator[str]:
     for instance, backend_id, attempts in _attempts_anew(case):
         for before, after in pairwise(attempts):
-            # Given up at this very moment, it is on its way out, which takes as many turns as it had to undo.
+            # An attempt that was cancelled at this moment takes some more turns to clean up.
             is_given_up = before.end is not None and before.end.outcome == "cancelled"
             if is_given_up and before.ended_at == after.attempt.at:
                 continue
@@ -120,19 +118,19 @@ def _no_reconnect_without_a_reason(case: Case) -> Iterator[str]:
             if any(since <= at <= again for at in refused[backend_id]):
                 continue
             if not _may_fail_to_list(case, backend_id, since, again):
-                yield f"{backend_id!r} was connected at {before.ended_at} and again at {again}, for nothing"
+                yield f"{backend_id!r} was connected at {before.ended_at} and again at {again}, without a reason"
 
 
 def _connections_are_closed(case: Case) -> Iterator[str]:
     made = [tried for tried in case.attempts.values() if tried.end is not None and tried.end.outcome == "ok"]
     for tried in made if case.trace.remains is not None else ():
         if tried.closed is None:
-            yield f"the connection to {tried.attempt.backend_id!r}, made at {tried.ended_at}, was never let go of"
+            yield f"the connection to {tried.attempt.backend_id!r}, made at {tried.ended_at}, was never closed"
     teardown = case.history.settings.teardown_timeout
     for settled in every(case, Settled):
         calls = (call for call in case.ended("call", "subscribe") if call.began.life == settled.life)
         if settled.in_flight or any(settled.at - teardown <= call.ended_at <= settled.at for call in calls):
-            continue  # whoever was at a call still had its old connection, and is only now being said goodbye to
+            continue  # a call keeps its old connection until it ends; the goodbye of that connection comes then
         held = Counter(
             tried.attempt.backend_id
             for tried in made
@@ -156,7 +154,7 @@ def _sent_again_only_if_it_did_not_run(case: Case) -> Iterator[str]:
 
 
 def _is_sent_with_another_token(case: Case, seen: Seen) -> bool:
-    """Refused, and sent again as the same request: what became of that counts."""
+    """This request was refused with 401 and sent again with another token; the second answer counts."""
     received = [] if seen.number is None else case.credentials.seen[seen.number]
     return seen.status == UNAUTHORIZED and len(received) > 1 and seen is received[0]
 
@@ -165,14 +163,14 @@ def _rows_say_what_sessions_say(case: Case) -> Iterator[str]:
     for settled in every(case, Settled):
         session = case.opened[settled.life].session
         if any(failure.session == session and failure.at <= settled.at for failure in case.storage_failed):
-            continue  # it is written with the next change
+            continue  # the change that failed is written with the next one
         if not settled.is_written:
-            yield f"the row of session {session} is not what it takes it for, at {settled.at}"
+            yield f"the row of session {session} differs from its metadata, at {settled.at}"
         for (backend_id, stored), (_, said) in zip(settled.row, settled.said, strict=True):
             if stored != said:
                 yield f"session {session} has {said!r} of {backend_id!r}, and its row {stored!r}, at {settled.at}"
         for name in settled.unbound:
-            yield f"session {session} advertises {name!r}, and its row gives it to nobody or another, at {settled.at}"
+            yield f"session {session} advertises {name!r}, which its row does not bind to the owner, at {settled.at}"
 
 
 def _removed_backends_get_their_delete(case: Case) -> Iterator[str]:
@@ -204,7 +202,7 @@ def _members_come_and_go_in_time(case: Case) -> Iterator[str]:
         backend_id = case.history.backends[operation.began.step.backend].id
         latest = operation.began.at + settings.backend_init_timeout
         for position, removing in case.removals[operation.began.life]:
-            if removing.backend_id == backend_id and position < operation.position:  # it has to be gone first
+            if removing.backend_id == backend_id and position < operation.position:  # its removal has to end first
                 gone_at = removing.at + removing.drain_timeout + LAST_BYTES + settings.teardown_timeout
                 latest = max(latest, gone_at + settings.backend_init_timeout)
         if operation.ended_at > latest + MILLISECOND and not _holds_on(case, operation.began.life):
@@ -213,7 +211,7 @@ def _members_come_and_go_in_time(case: Case) -> Iterator[str]:
 
 def _announced_lists_are_fetched(case: Case) -> Iterator[str]:
     if not isinstance(case.history.settings.conflict_resolution, Prefix):
-        return  # names may be withheld
+        return  # other strategies may withhold names
     told = _told_of_lists(case)
     for looked in every(case, Inspected):
         for backend_id, _, _ in looked.members:
@@ -229,11 +227,11 @@ def _announced_lists_are_fetched(case: Case) -> Iterator[str]:
             listed = {own_name for _, owner, own_name in looked.tools if owner == backend_id}
             offers = set(case.tools_offered[backend_id][-1].tools)
             if listed != offers:
-                yield f"{backend_id!r} offers {sorted(offers)}, told of it at {heard_at}; listed are {sorted(listed)}"
+                yield f"{backend_id!r} offers {sorted(offers)}, announced at {heard_at}; listed are {sorted(listed)}"
 
 
 def _a_missing_backend_costs_no_time(case: Case) -> Iterator[str]:
-    """Of the calls to a backend that is missing, or whose calls failed too often, one at a time is a trial."""
+    """While a backend is DEGRADED, one call at a time tries it; others fail at once."""
     tried = defaultdict[tuple[int, str], list[Operation]](list)
     for call in case.ended("call", "subscribe"):
         owner, life = _owner(call), call.began.life
@@ -242,11 +240,11 @@ def _a_missing_backend_costs_no_time(case: Case) -> Iterator[str]:
     for (_, backend_id), trials in tried.items():
         for before, after in pairwise(sorted(trials, key=lambda call: call.position)):
             if before.ends[0][0] > after.position and not _was_there_meanwhile(case, before, after):
-                yield f"{after} took its time with {backend_id!r}, which {before} was trying already"
+                yield f"{after} waited for {backend_id!r}, while {before} was trying it already"
 
 
 def _was_there_meanwhile(case: Case, before: Operation, after: Operation) -> bool:
-    """Between the beginnings of two calls to one backend, it had answered somebody else, or was connected anew."""
+    """Between the beginnings of the two calls, the backend answered another call or was connected anew."""
     backend_id = _owner(before)
     answered = any(
         _owner(call) == backend_id and before.position < call.ends[0][0] < after.position
@@ -264,13 +262,13 @@ def _health_counts_every_call(case: Case) -> Iterator[str]:
         calls = [call for call in case.ended("call", "subscribe") if call.began.life == settled.life]
         for backend_id, counted, errors, in_flight in settled.health:
             if any(step.backend_id == backend_id for _, step in case.removals[settled.life]):
-                continue  # it counts from the beginning when it comes back
+                continue  # added again, a backend counts from 0
             its = [
                 call for call in calls if call.ended_at <= settled.at and backend_id in (_owner(call), _sender(call))
             ]
             failed = sum(call.outcome.error in BACKEND_ERRORS and _sender(call) == backend_id for call in its)
             answered = sum(call.outcome.kind == "ok" and call.began.what == "call" for call in its)
-            # Who was cancelled may have been so before it was his turn; a subscription need not be asked for.
+            # A call may be cancelled before it counts, and a subscription may need no request.
             if not failed + answered <= counted <= len(its) or errors != failed:
                 yield (
                     f"session of {settled.life} counts {counted} calls to {backend_id!r} and {errors} errors at "
@@ -293,11 +291,11 @@ def _running(case: Case, settled: Settled) -> Iterator[Operation]:
     return case.running(settled.life, position)
 
 
-# --- when a backend is one that must work
+# --- when a backend must work
 
 
 def _ready_since(case: Case, life: int, backend_id: str, at: float) -> float | None:
-    """Since when a backend is well, and a member of the session that this process was given; None: it is not."""
+    """The time since which a backend is both healthy and in the session; None: it is not."""
     well = case.healthy_since(backend_id, at)
     step = case.operations[life].began.step
     assert isinstance(step, Open | Restore)
@@ -323,12 +321,12 @@ def _ready_since(case: Case, life: int, backend_id: str, at: float) -> float | N
 
 
 def _patience(case: Case, backend_id: str) -> float | None:
-    """s until a backend that is well is ready, whatever was before; None: there is no such time."""
+    """A healthy backend is READY within so many s, whatever happened before; None: there is no such bound."""
     settings, spec = case.history.settings, spec_of(case, backend_id)
     if _one_connecting(spec) >= settings.backend_init_timeout or settings.max_message_bytes < 1 << 20:
         return None
-    # The attempt that is under way fails; that makes all wait; then every session has its turn, one after another. And
-    # a session tries so many of its backends at a time.
+    # A running attempt fails first, and its backoff follows; then the sessions connect one after another. Each session
+    # tries at most `max_backend_init_concurrency` backends at a time.
     longest_wait = settings.reconnect_max_delay * (1 + JITTER)
     rounds = math.ceil(len(case.history.backends) / settings.max_backend_init_concurrency)
     return rounds * settings.backend_init_timeout + longest_wait + _turns(case, spec) + MILLISECOND
@@ -339,12 +337,12 @@ def _turns(case: Case, spec: BackendSpec) -> float:
 
 
 def _one_connecting(spec: BackendSpec) -> float:
-    """s, with the time that it takes to get a token, and another one."""
+    """s that one attempt takes, including two new tokens."""
     return ROUND_TRIPS * spec.latency + (0.0 if spec.guard is None else 2 * spec.guard.seconds)
 
 
 def _is_settling(case: Case, backend_id: str, at: float) -> bool:
-    """An attempt was under way not long before: what it replaced is being said goodbye to, or what came of it is."""
+    """An attempt ended shortly before, so that an old connection may still be saying goodbye."""
     recently = at - case.history.settings.teardown_timeout - case.history.settings.backend_init_timeout
     return any(
         tried.attempt.at <= at and tried.ended_at > recently
@@ -358,21 +356,21 @@ def _is_closing(case: Case, looked: Inspected) -> bool:
 
 
 def _holds_on(case: Case, life: int) -> bool:
-    """Somebody shielded himself in a call, and the session waits."""
+    """A shielded callback held up a call, and the session waits for that call."""
     return any(call.was_shielded and call.began.life == life for call in case.operations.values())
 
 
-# --- when a call is one that must succeed
+# --- when a call must succeed
 
 
 def _is_ordinary(case: Case, call: Operation) -> bool:
-    """Nothing about the call itself makes it fail, nor about what is asked for."""
+    """Neither the call itself, nor a change of the name that it calls, makes it fail."""
     step, target = call.began.step, call.began.target
     assert isinstance(step, Call)
     assert call.began.life is not None
     if target is None or call.cancelled is not None or call.was_shielded or step.on_progress != "note":
         return False
-    if step.asks and step.reply != "right":  # a modern tool has no other way to be told than the end of its call
+    if step.asks and step.reply != "right":  # the error of a handler ends a modern call
         return False
     exits = (exiting for _, exiting in case.exits[case.instance_of(call.began.life)])
     if any(exiting.at <= call.ended_at for exiting in exits):
@@ -387,7 +385,7 @@ def _is_ordinary(case: Case, call: Operation) -> bool:
 
 
 def _was_healthy_throughout(case: Case, call: Operation, since: float) -> bool:
-    """It was there when its session opened, and nothing has happened to it since."""
+    """The backend was connected when its session opened, and lost no session since."""
     assert call.began.target is not None
     assert call.began.life is not None
     backend_id, _ = call.began.target
@@ -399,7 +397,7 @@ def _was_healthy_throughout(case: Case, call: Operation, since: float) -> bool:
 
 
 def _losses(case: Case, backend_id: str) -> Iterator[float]:
-    """When a backend forgot a session, or became another."""
+    """The times at which a backend lost a session or was replaced."""
     for step in _befalling(case, backend_id):
         match step:
             case ExpireSession() | Disturb(what="return" | "restart" | "flip" | "lose_sessions"):
@@ -424,7 +422,7 @@ def _had_too_little_time(case: Case, call: Operation) -> bool:
 
 
 def _is_behind_a_trial(case: Case, call: Operation) -> bool:
-    """The circuit is open, and another call is at trying it."""
+    """The breaker is open, and another call is trying the backend."""
     others = case.operations.values()
     return call.began.found == "DEGRADED" and any(
         other.began.life == call.began.life
@@ -439,7 +437,7 @@ def _is_behind_a_trial(case: Case, call: Operation) -> bool:
 
 
 def _is_the_first_to_notice(case: Case, call: Operation) -> bool:
-    """A server of another era stands where this session's was, and no call has met it before: its own may be lost."""
+    """The backend flipped its era, and this is the session's first call since: the call may fail."""
     assert call.began.target is not None
     assert call.began.life is not None
     backend_id = call.began.target[0]
@@ -470,7 +468,7 @@ def _befalling(case: Case, backend_id: str) -> Iterator[Step]:
 
 
 def _attempts_anew(case: Case) -> Iterator[tuple[int, str, list[AttemptRecord]]]:
-    """By instance and backend, those that were not the first of an opening, in order."""
+    """For each instance and backend: all attempts but the first of each opening, in order."""
     first = set[tuple[int, str]]()
     found = defaultdict[tuple[int, str], list[AttemptRecord]](list)
     resumed = dict[tuple[int, str], AttemptRecord]()
@@ -484,13 +482,13 @@ def _attempts_anew(case: Case) -> Iterator[tuple[int, str, list[AttemptRecord]]]
             first.add(its)
         elif before is None or attempt.resumed or attempt.at > before.ended_at + _longest_listing(case):
             found[attempt.instance, attempt.backend_id].append(tried)
-        # else: what was stored turned out to be gone, and the same attempt goes on without it
+        # else: the stored backend session was gone, and the same attempt goes on with a new one
     for (instance, backend_id), attempts in found.items():
         yield instance, backend_id, attempts
 
 
 def _others_failed_before(case: Case, tried: AttemptRecord) -> bool:
-    """In the time that a failure makes everybody wait for."""
+    """Another attempt failed within the longest backoff before this one did."""
     settings, attempt = case.history.settings, tried.attempt
     longest = settings.reconnect_max_delay * (1 + JITTER)
     return any(
@@ -498,12 +496,12 @@ def _others_failed_before(case: Case, tried: AttemptRecord) -> bool:
         for other in case.attempts.values()
         if other is not tried
         and (other.attempt.instance, other.attempt.backend_id) == (attempt.instance, attempt.backend_id)
-        and other.ended_at > attempt.at  # else it is what this one had waited for
+        and other.ended_at > attempt.at  # else this attempt was made after that backoff
     )
 
 
 def _others_succeeded(case: Case, before: AttemptRecord, after: AttemptRecord) -> bool:
-    """Which lets everybody try at once. A connection counts as one when all is listed, which may be later."""
+    """Another attempt succeeded, which ends the backoff; it counts when all is listed, so allow for that time."""
     since = before.attempt.at - case.history.settings.backend_init_timeout
     its = before.attempt.instance, before.attempt.backend_id
     return any(
@@ -523,16 +521,16 @@ def _position_of_end(case: Case, tried: AttemptRecord) -> float:
 
 
 def _may_fail_to_list(case: Case, backend_id: str, since: float, until: float) -> bool:
-    """It was ill meanwhile, or lists what cannot be kept: then the attempt failed, after its connection was made."""
+    """Listing may have failed after the connection was made: the backend was not healthy, or its pages changed."""
     before = [change.well for change in case.health_changes[backend_id] if change.at < since]
     meanwhile = [change.well for change in case.health_changes[backend_id] if since <= change.at <= until]
     relisted = any(since <= offer.at <= until for offer in case.tools_offered[backend_id][1:])
-    torn = relisted and spec_of(case, backend_id).page_size is not None  # pages that do not fit together
+    torn = relisted and spec_of(case, backend_id).page_size is not None  # pages of the old list and of the new one
     return torn or not all((*before[-1:], *meanwhile)) or _patience(case, backend_id) is None
 
 
 def _told_of_lists(case: Case) -> dict[tuple[int, str], list[float]]:
-    """When sessions were told of what a backend lists, to their knowledge: by life and backend."""
+    """By life and backend: the times at which a session heard of the backend's current list."""
     told = defaultdict[tuple[int, str], list[float]](list)
     relists = [step for step in case.history.steps if isinstance(step, ChangeList) and step.kind == "tool"]
     for call in case.ended("call"):
@@ -543,7 +541,7 @@ def _told_of_lists(case: Case) -> dict[tuple[int, str], list[float]]:
         backend_id = began.target[0]
         spec = spec_of(case, backend_id)
         if spec.can_ask and any(case.history.backends[each.backend].id == backend_id for each in relists):
-            # On the stream of a call that ended well: at its beginning, of whatever had changed before.
+            # A tool announces earlier changes on the stream of its call, at its beginning.
             told[began.life, backend_id] += [run.at for run in case.executed[began.op]]
     for life in case.opened:
         for spec in case.history.backends:
@@ -552,7 +550,7 @@ def _told_of_lists(case: Case) -> dict[tuple[int, str], list[float]]:
 
 
 def _heard_while_listening(case: Case, life: int, spec: BackendSpec) -> Iterator[float]:
-    """By a session that has had the time to open its stream, and to open another one after the last misfortune."""
+    """The times of announcements on a held stream, once the session has had the time to open it (again)."""
     patience = _patience(case, spec.id)
     if not (spec.listens and spec.is_listened_to) or patience is None:
         return

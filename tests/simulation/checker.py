@@ -1,7 +1,7 @@
-"""Judges a trace: a pure function from what happened to what is wrong with it.
+"""Judges a trace: `judge` is a pure function from a history and its trace to the promises that were broken.
 
-Nothing is asserted while a history runs: the sentences of the design are checked here, one function each, against what
-was seen from both sides. Every check is proved able to fail by a planted defect (tests/test_simulation_checker.py).
+Nothing is asserted while a history runs. Each check is one promise of the design, seen from the client and from the
+backends. For each check a planted defect proves that the check can fail (tests/checks/test_simulation_checker.py).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ ERRORS = {
     "hold": set[str](),
     "exit": set[str](),
 }
-# How a program ends that was asked to in order; 1: it could not begin.
+# The exit status of a process that was ended in the right order; 1: it could not start.
 EXPECTED_STATUS = {
     "polite": {0, 1},
     "parent": {0, 1},
@@ -79,7 +79,7 @@ EXPECTED_STATUS = {
 
 
 def judge(history: History, trace: Trace) -> list[Violation]:
-    """Everything that is wrong with this trace; nothing: it is as the design says."""
+    """The violations in this trace; none: the run kept every promise."""
     case = Case(history, trace)
     return [Violation(name, text) for name, check in CHECKS.items() for text in check(case)]
 
@@ -88,7 +88,7 @@ def _nothing_hangs_or_crashes(case: Case) -> Iterator[str]:
     for event in case.trace.events:
         match event:
             case Hung():
-                yield f"everybody waits for ever since {event.at}"
+                yield f"all tasks wait for ever since {event.at}"
             case Crashed():
                 yield event.text
             case _:
@@ -166,7 +166,7 @@ def _cancels_surface_alone(case: Case) -> Iterator[str]:
             assert began.life is not None
             earlier = [at for at, _ in (*case.closings[began.life], *case.exits[case.instance_of(began.life)])]
             if not any(at < position for at in earlier) and began.state == "OPEN" and not _may_be_idle(case):
-                yield f"{operation} was cancelled before anybody closed the session, and ended in {outcome}"
+                yield f"{operation} was cancelled before any close of the session, and ended in {outcome}"
 
 
 def _may_be_idle(case: Case) -> bool:
@@ -203,7 +203,7 @@ def _a_name_means_one_backend(case: Case) -> Iterator[str]:
                 is_first = event.session not in bound
                 yield from _moved(event.session, event.tools, bound[event.session])
                 opening = case.operations[event.op]
-                # Where the storage was slow to take the row, somebody may have joined since the names were given.
+                # Names are bound before the row is written: with a slow storage a backend may have joined since.
                 if not is_first or case.offers_changed(opening) or case.storage_failures(opening):
                     continue
                 for name, backend_id, own_name in event.tools:
@@ -212,9 +212,9 @@ def _a_name_means_one_backend(case: Case) -> Iterator[str]:
             case Inspected():
                 session = case.opened[event.life].session
                 yield from _moved(session, event.tools, bound[session])
-            case StorageFailed():  # what is bound from here on may be lost with this process
+            case StorageFailed():  # names bound from here on may be missing in the row of a later restore
                 if case.is_restored_after(event):
-                    bound[event.session] = _Forgetful()
+                    bound[event.session] = _Unbound()
             case _:
                 pass
     for call in case.operations.values():
@@ -225,8 +225,8 @@ def _a_name_means_one_backend(case: Case) -> Iterator[str]:
                 yield f"{call} means {owner!r} by {began.name!r} and is routed to {began.target[0]!r}"
 
 
-class _Forgetful(dict[str, str]):
-    """Nobody is bound to it for good."""
+class _Unbound(dict[str, str]):
+    """Binds no name: each lookup returns the owner that is given."""
 
     def setdefault(self, name: str, owner: str) -> str:
         return owner
@@ -239,7 +239,7 @@ def _moved(session: int, tools: Names, bound: dict[str, str]) -> Iterator[str]:
 
 
 def _owner(case: Case, opened: Opened, name: str, own_name: str) -> str | None:
-    """Whose a name is when an opening ends."""
+    """The backend that must own a name when an opening ends."""
     strategy = case.history.settings.conflict_resolution
     in_order = [each for each in _were_there(case, opened) if own_name in case.offer(each, opened.at)]
     if isinstance(strategy, Prefix):
@@ -250,7 +250,7 @@ def _owner(case: Case, opened: Opened, name: str, own_name: str) -> str | None:
 
 
 def _were_there(case: Case, opened: Opened) -> Iterator[str]:
-    """Who is connected, or had been listed and was lost again before the opening was over; in configured order."""
+    """Backends that are connected, or were listed and lost again before the opening ended; in configured order."""
     opening = case.operations[opened.op].began
     assert isinstance(opening.step, Open | Restore)
     had_connected = {
@@ -276,9 +276,9 @@ def _other_callers_get_nothing(case: Case) -> Iterator[str]:
     for call in case.ended("call"):
         if isinstance(call.began.step, Call) and call.began.step.caller == "wrong":
             if call.outcome.kind != "cancelled" and call.outcome.error not in ("UnauthorizedCaller", "SessionClosed"):
-                yield f"{call} is not by the session's caller, and ended in {call.outcome}"
+                yield f"{call} has another identity than the session, and ended in {call.outcome}"
             if call.began.op in requested:
-                yield f"{call} is not by the session's caller, and was sent to its backend"
+                yield f"{call} has another identity than the session, and was sent to its backend"
 
 
 def _calls_end_in_time(case: Case) -> Iterator[str]:
@@ -308,7 +308,7 @@ def _openings_end_in_time(case: Case) -> Iterator[str]:
         if opening.cancelled is not None:
             latest = min(latest, opening.cancelled[1].at)
         if opening.outcome.kind != "ok":
-            latest += settings.teardown_timeout  # what was connected already gets its goodbye
+            latest += settings.teardown_timeout  # backends that were connected get their DELETEs
         yield from _late(opening, latest)
 
 
@@ -319,7 +319,7 @@ def _closings_end_in_time(case: Case) -> Iterator[str]:
         ((position, asked),) = [entry for entry in case.closings[closer.began.life] if entry[1].op == closer.began.op]
         calls = list(case.running(closer.began.life, position))
         drained_by = case.drained_by(closer.began.life)
-        if all(call.ends for call in calls):  # with nothing left to wait for, nobody waits
+        if all(call.ends for call in calls):  # the drain ends with the last call
             drained_by = min(drained_by, max((call.ended_at for call in calls), default=asked.at))
         latest = max(asked.at, drained_by + settings.teardown_timeout)
         if closer.began.what == "close" and closer.cancelled is not None:
@@ -370,7 +370,7 @@ def _every_backend_session_gets_its_delete(case: Case) -> Iterator[str]:
         if isinstance(event, Sent) and event.verb == "DELETE"
     )
     disowned = {(seen.backend_id, seen.session_id) for seen in case.trace.seen if seen.status in (400, 404)}
-    # A request of it was refused so: it may live all the same, whoever is told so, and however many those are.
+    # A request of this session was refused so. The session may live all the same, and each instance may DELETE it.
     denied = {
         (seen.backend_id, seen.session_id)
         for seen in case.trace.seen
@@ -384,7 +384,7 @@ def _every_backend_session_gets_its_delete(case: Case) -> Iterator[str]:
         if alive not in read or alive in disowned or session_id in remains.stored_ids:
             continue
         if any(backend_id not in opened.connected for opened in restored):
-            continue  # restored without this backend, a session has no way to tell it anything
+            continue  # a session restored without this backend cannot DELETE its backend session
         if case.credentials.had_no_way_in(backend_id, session_id):
             continue
         if not deletes[alive]:
@@ -409,7 +409,7 @@ def _rows_live_and_die_with_their_sessions(case: Case) -> Iterator[str]:
         lives[opened.session].append(opened.op)
         last[opened.session] = opened.op
     remains = case.trace.remains
-    # A storage that is away keeps what it has: the TTL ends it.
+    # After a failed delete, the row stays until its TTL.
     kept = {event.session for event in case.storage_failed if event.operation == "delete"}
     if remains is not None:
         for session, life in last.items():

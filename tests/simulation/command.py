@@ -29,20 +29,20 @@ from simulation.world import run_history
 HISTORIES = 1000
 PROCESSES = 2
 CHUNK = 20  # seeds, that one process takes at a time
-LONGEST = 60  # s of real time for one history, which takes some 50 ms: it spins
+LONGEST = 60  # s of real time; a history takes some 50 ms, so this one is in an endless loop
 BAR = 40  # characters
 
 
 class Spins(BaseException):
-    """A history takes real time without end. Not an Exception: it has to go past everything."""
+    """A history ran for LONGEST. A BaseException, so that no `except Exception` on the way catches it."""
 
 
 @attrs.frozen
 class Report:
-    """What became of a chunk of seeds.
+    """The result of a chunk of seeds.
 
     Attributes:
-        failed: The first seed that failed, and what is wrong with it.
+        failed: The first seed that failed, and its violations.
         tally: Histories, and operations by kind and outcome.
     """
 
@@ -82,7 +82,7 @@ def digest(trace: Trace) -> str:
 
 
 def explore(seeds: range) -> int:
-    """All of these seeds, or until one fails."""
+    """Run these seeds until one fails."""
     began_at = time.monotonic()
     tally: Counter[str] = Counter()
     for report in _reports(seeds):
@@ -108,7 +108,7 @@ def _reports(seeds: range) -> Iterator[Report]:
 
 
 def _prepare() -> None:
-    gc.freeze()  # what is imported is no garbage: each history collects what it made, and nothing else
+    gc.freeze()  # each history collects garbage: keep imported modules out of that
 
     def cancel(*_: object) -> None:
         raise Spins
@@ -124,7 +124,7 @@ def run_chunk(seeds: range) -> Report:
         try:
             trace = run_history(history)
             wrong = "\n".join(map(str, judge(history, trace)))
-        except BaseException:  # noqa: ASYNC103, BLE001  # of whatever kind: the seed must not be lost with it
+        except BaseException:  # noqa: ASYNC103, BLE001  # whatever it is, the report names the seed
             return Report((seed, traceback.format_exc()), tally)  # noqa: ASYNC104  # not in a Trio task
         finally:
             signal.alarm(0)

@@ -1,4 +1,4 @@
-"""What was asked for credentials, and what came of it: a trace, looked up in every way that the checks need."""
+"""The events of a trace that are about credentials, indexed for the checks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["CredentialIndex"]
 
 @attrs.define
 class CredentialIndex:
-    """A trace, as far as it is about credentials. Positions are places in the trace.
+    """Events about credentials. A position is an index into the trace's events.
 
     Attributes:
-        asked, signed, sent, fetched: By the number of the asking.
-        seen: What was sent under one number, as its backend received it, in order.
-        is_in_use: The factories were given credentials to use.
+        asked, signed, sent, fetched: Events by the number of the call of `auth`.
+        seen: By request number: the request each time its backend received it.
+        is_in_use: The factories have an `auth`.
     """
 
     history: History
@@ -64,11 +64,11 @@ class CredentialIndex:
         return any(spec.id == backend_id and spec.guard is not None for spec in self.history.backends)
 
     def attempt_of(self, auth_call: int | None) -> int | None:
-        """That made the connection that these credentials are for."""
+        """The attempt that made the connection for which `auth` was called."""
         return None if auth_call is None else self.asked[auth_call][1].attempt
 
     def was_withheld(self, backend_id: str, since: float, until: float) -> bool:
-        """At some moment, a guarded backend could not be satisfied."""
+        """At some moment of this time a guarded backend had no good token for anything."""
         began: float | None = None
         for step in self.history.steps:
             if (
@@ -85,13 +85,13 @@ class CredentialIndex:
         return began is not None and began <= until
 
     def _retired_at(self, seen: Seen) -> float:
-        """When what this request showed was no longer good."""
+        """The time from which the request's token was no longer good."""
         if seen.token is None:
             return -math.inf
         return self._rotated.get((seen.token.backend_id, seen.token.generation + 1), math.inf)
 
     def were_overtaken(self, attempts: set[int], backend_id: str, since: float, until: float) -> bool:
-        """A request over these connections was refused, and refused again with a token that was new when it set out."""
+        """A request of these connections was refused twice, since its second token was outdated again by a rotation."""
         return any(
             received[-1].backend_id == backend_id
             and since <= received[-1].at <= until
@@ -101,18 +101,18 @@ class CredentialIndex:
         )
 
     def were_struck(self, attempts: set[int], backend_id: str, since: float, until: float) -> bool:
-        """A request over these connections was refused in a way that looks like a matter of credentials, and is not."""
+        """A fault answered a request of these connections with 401 or 403, though its token was good."""
         return any(
             seen.backend_id == backend_id
             and since <= seen.at <= until
-            and self.attempt_of(seen.auth_call) in (None, *attempts)  # None: there are no credentials in this history
+            and self.attempt_of(seen.auth_call) in (None, *attempts)  # None: no `auth` in this history
             and seen.status in (401, 403)
             and not seen.turned_away
             for seen in self.trace.seen
         )
 
     def fetching(self, backend_id: str, since: float, until: float) -> float:
-        """s of this time in which somebody waited for a new token."""
+        """s of this time in which a new token was being fetched."""
         total, covered = 0.0, since
         for fetched in sorted((each for many in self.fetched.values() for each in many), key=lambda each: each.since):
             if self.asked[fetched.auth_call][1].backend_id == backend_id:
@@ -121,7 +121,7 @@ class CredentialIndex:
         return total
 
     def had_no_way_in(self, backend_id: str, session_id: str) -> bool:
-        """A backend session's DELETE was refused for want of a good token, or there was none to send it with."""
+        """A backend session's DELETE was refused with 401, or could not be sent without a token."""
         attempts = self._attempts[backend_id, session_id]
         deletes = self._deletes(backend_id, session_id)
         if not any(sent.verb == "DELETE" for sent in self._all_sent(backend_id, session_id)):
@@ -129,7 +129,7 @@ class CredentialIndex:
         return bool(deletes) and all(self._was_kept_out(received) for received in deletes)
 
     def sent_again(self, backend_id: str, session_id: str | None) -> int:
-        """How many DELETEs of a backend session were one that had been refused, with another token."""
+        """How many DELETEs of a backend session repeat a refused DELETE with another token."""
         sent = [sent for sent in self._all_sent(backend_id, session_id) if sent.verb == "DELETE"]
         received = self._deletes(backend_id, session_id)
         times = Counter(event.number for event in sent)
@@ -148,12 +148,12 @@ class CredentialIndex:
         ]
 
     def _went_without(self, attempt: int) -> bool:
-        """The last time that a connection asked for credentials, there were none in time, and nothing was sent."""
+        """For the attempt's last call of `auth` no token was fetched, and nothing was sent."""
         last = max((number for number, (_, asked) in self.asked.items() if asked.attempt == attempt), default=None)
         return last is not None and not self.sent[last] and any(each.token is None for each in self.fetched[last])
 
     def _was_kept_out(self, received: list[Seen]) -> bool:
-        """For good, and for a reason."""
+        """The request was refused to the end, and with reason."""
         first, last = received[0], received[-1]
         given_up = any(
             asked.after == first.auth_call and any(fetched.token is None for fetched in self.fetched[number])

@@ -16,10 +16,12 @@ LONGEST = 4000.0  # s, virtual; no history that ends takes half of it
 
 
 class HangsForEver(BaseException):
-    """Raised in the run loop itself: what waits for ever may be shielded."""
+    """Raised in the run loop itself, since tasks that wait for ever may be shielded from a cancel."""
 
 
 def ending(clock: MockClock) -> MockClock:
+    """Make the clock raise HangsForEver when it has no deadline to jump to, or one behind LONGEST."""
+
     def jump() -> None:
         ahead = trio.lowlevel.current_statistics().seconds_to_next_deadline
         if not clock.current_time() + ahead < LONGEST:
@@ -32,7 +34,7 @@ def ending(clock: MockClock) -> MockClock:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """One seed, one order of everything. Trio then sorts each batch of tasks by their age before it shuffles them."""
+    """Seed Trio's scheduler and `random`. Trio then sorts each batch of tasks by age before it shuffles the batch."""
     before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING
     scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
     states = scheduler._r.getstate(), random.getstate()

@@ -1,4 +1,4 @@
-"""Draws a history from a seed. The same seed is the same history, in every process."""
+"""Draws a history from a seed. A seed gives the same history in every process."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class _Draw:
             "streamable-http", "streamable-http", "streamable-http", "streamable-http", "sse", "stdio"
         )
         era: Literal["legacy", "modern", "both"] = self.one_of("legacy", "legacy", "modern", "both")
-        if transport == "sse":  # is older than the eras
+        if transport == "sse":  # HTTP+SSE is of 2024-11-05, before the handshake and the stateless era
             era = "legacy"
         is_named = transport != "sse" or self.chance(0.5)
         manners: tuple[Manners, ...] = ("polite", "polite", "deaf", "stubborn", "parent")
@@ -171,7 +171,7 @@ class _Draw:
         return Exit(at=at, cancelled_at=at + self.one_of(-1.0, 0.0, 0.001, 0.5) if self.chance(0.4) else None)
 
     def session(self, number: int, backends: Sequence[BackendSpec], end: float) -> list[Step]:
-        """The lives of one session: opened, called, closed by any number of closers, perhaps restored, and again."""
+        """The steps of one session: it is opened, called, closed by one or more steps, perhaps restored, and so on."""
         members = tuple(self.random.sample(range(len(backends)), self.random.randint(1, len(backends))))
         at = self.moment(end / 3)
         steps: list[Step] = [
@@ -191,7 +191,7 @@ class _Draw:
             returns = self.chance(0.5)
             steps += self.calls(number, at, span)
             steps += [self.change(number, len(backends), at, span) for _ in range(self.one_of(0, 0, 1, 3))]
-            if not returns and self.chance(0.6):  # it is left to its factory
+            if not returns and self.chance(0.6):  # its factory closes it
                 return steps
             closers = [self.close(number, at + span, returns) for _ in range(self.one_of(1, 1, 1, 2, 3))]
             steps += closers
@@ -206,7 +206,7 @@ class _Draw:
             )
 
     def calls(self, session: int, since: float, span: float) -> list[Step]:
-        """Some alone, some at the same moment, a few when it is too late."""
+        """Calls alone, several at one moment, and a few after the close."""
         moments = [since + self.one_of(0.0, self.random.uniform(0, 1.1 * span)) for _ in range(self.one_of(1, 3, 6))]
         return [self.call(session, at) for at in moments for _ in range(self.one_of(1, 1, 1, 2, 5))]
 
@@ -241,7 +241,7 @@ class _Draw:
         )
 
     def change(self, session: int, backends: int, since: float, span: float) -> Step:
-        """To a live session, or what is heard of it."""
+        """A change of the session's backends or subscriptions, or a receiver of its changes."""
         at, backend = since + self.random.uniform(0, span), self.random.randrange(backends)
         match self.one_of("add", "add", "remove", "remove", "subscribe", "watch"):
             case "add":
@@ -258,7 +258,7 @@ class _Draw:
                 return WatchChanges(at=at, session=session, seconds=seconds, cancel=self.cancel(0.1))
 
     def trouble(self, backends: Sequence[BackendSpec], end: float) -> list[Step]:
-        """Something goes wrong, and as a rule is right again some time later."""
+        """A fault; in most cases the steps contain its end, too."""
         at, backend = self.moment(end), self.random.randrange(len(backends))
         over = at + self.one_of(0.05, 1.0, self.random.uniform(0, end / 2))
         lasts = self.chance(0.3)
@@ -286,7 +286,7 @@ class _Draw:
                 return [strike] if lasts or strike.times < 4 else [strike, healed]
 
     def aftermath(self, sessions: int, trouble: Sequence[Step]) -> list[Step]:
-        """Calls that want nothing special, at the moments when it shows whether things are right again."""
+        """Plain calls after a fault has ended, when recovery should be under way or done."""
         if not trouble or self.chance(0.3):
             return []
         since, session = trouble[-1].at, self.random.randrange(sessions)
@@ -307,7 +307,7 @@ class _Draw:
         return [*calls, Inspect(at=max(moments) + self.one_of(0.0, 1.5, 3.0))]
 
     def relist(self, at: float, backend: int, spec: BackendSpec) -> list[Step]:
-        """A kind that it declares is never empty: it would declare it no longer."""
+        """New names of one kind; at least one, since a backend without any would no longer declare the capability."""
         kinds: list[tuple[Kind, tuple[str, ...]]] = [("tool", TOOLS)] if spec.tools else []
         kinds += [("resource", RESOURCES)] if spec.resources else []
         kinds += [("prompt", PROMPTS)] if spec.prompts else []
@@ -319,7 +319,9 @@ class _Draw:
 
     def strike(self, at: float, backend: int, spec: BackendSpec) -> InjectFault:
         kind = self.one_of("connect", "goodbye", "handshake", "handshake", "call", "call")
-        verb = "GET" if spec.transport == "sse" and self.chance(0.5) else "POST"  # the GET of others: see `listens`
+        verb = (
+            "GET" if spec.transport == "sse" and self.chance(0.5) else "POST"
+        )  # only "sse" needs its GET; a streamable backend's is optional
         matches: str
         fault = self.fault_of_a_line() if spec.transport == "stdio" else self.fault()
         match kind:
@@ -331,7 +333,7 @@ class _Draw:
                 matches = self.one_of(*HANDSHAKES, verb)
             case _:
                 matches = self.one_of(*CALLS, verb)
-        early = self.chance(0.5)  # most of what can go wrong goes wrong while a session opens
+        early = self.chance(0.5)  # half of the faults strike while sessions open
         return InjectFault(
             at=0.0 if early else at,
             backend=backend,
@@ -359,7 +361,7 @@ class _Draw:
         return self.random.choice(faults)
 
     def fault_of_a_line(self) -> Fault:
-        """None that leaves half a line to whoever answers next."""
+        """A fault for stdio; none that leaves half a line in front of the next answer."""
         faults: tuple[Fault, ...] = (
             Hang("head"),
             Disconnect(self.random.randrange(400)),
@@ -375,7 +377,7 @@ class _Draw:
         return CancelCaller(self.one_of(*SHORT), self.one_of(0, 1, 2, 5, 20, 60))
 
     def moment(self, within: float) -> float:
-        """s; often one that other steps have, too."""
+        """A time in s; often a time that other steps have, too."""
         return self.one_of(*SHORT, self.random.uniform(0, within))
 
     def chance(self, probability: float) -> bool:

@@ -1,4 +1,4 @@
-"""Draws what a history has to do with credentials: by itself, so that what else happens does not depend on it."""
+"""Steps about credentials, from a random generator of their own: the rest of a seed's history stays as it is."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHORT = (0.0, 0.001, 0.05, 0.3, 1.0)  # s
 
 
 def draw_tokens(history: History) -> History:
-    """The same history; in some, backends want tokens, and change their minds about them."""
+    """The same history; in some histories backends are guarded, and tokens are rotated and withheld."""
     chance = random.Random(f"{history.seed} guards")
     able = [index for index, spec in enumerate(history.backends) if _can_be(spec)]
     if chance.random() >= SHARE or not able:
@@ -44,7 +44,7 @@ def draw_tokens(history: History) -> History:
 
 
 def _can_be(spec: BackendSpec) -> bool:
-    """A child process has no credentials but its environment."""
+    """stdio has no HTTP requests to authorize."""
     return spec.transport != "stdio"
 
 
@@ -53,7 +53,7 @@ def _guard(chance: random.Random) -> Guard:
 
 
 def _trouble(chance: random.Random, backend: int, history: History) -> list[Step]:
-    """Tokens are no longer good, once or several times within a short while; or none are good for some time."""
+    """One or more rotations within a short time, and perhaps a time without good tokens."""
     end = history.instances[0].at
     at = chance.choice((0.0, chance.uniform(0, end), *(step.at for step in _calls(history))))
     steps: list[Step] = []
@@ -70,7 +70,7 @@ def _trouble(chance: random.Random, backend: int, history: History) -> list[Step
 
 
 def _aftermath(chance: random.Random, since: float, history: History) -> list[Step]:
-    """Several calls at once, more than once, when it shows whether things are right again."""
+    """Calls at the same moment, after the tokens have changed."""
     sessions = sorted({step.session for step in _calls(history)})
     if not sessions:
         return []

@@ -1,7 +1,7 @@
-"""What may happen: a history is plain data, and says everything that a run needs.
+"""The steps of a history. A history is plain data and holds everything that a run needs.
 
-Steps begin at their time and do not wait for each other, so that at any moment several are under way. Times repeat on
-purpose: what happens at the same moment is ordered by Trio's scheduler, which the seed rules, too.
+Each step begins at its time and waits for no other, so several are under way at once. Steps may share a time: Trio's
+scheduler orders them, and the history's seed decides its order.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ PROMPTS = ("greet", "sum")
 
 @attrs.frozen(kw_only=True)
 class Guard:
-    """A backend wants a token of its own for each identity, and answers every request without it with HTTP 401.
+    """A backend expects a token for each identity, and answers every request without a good one with HTTP 401.
 
     Attributes:
-        seconds: How long it takes to get a new one.
-        reads_refusals: Whose token it is looks at the whole answer that refuses it.
+        seconds: A new token takes this long.
+        reads_refusals: The credentials read the whole body of a 401 (`httpx.Auth.requires_response_body`).
     """
 
     seconds: float = 0.0
@@ -73,14 +73,14 @@ class Guard:
 
 @attrs.frozen(kw_only=True)
 class BackendSpec:
-    """One scripted backend, and how a user configures it.
+    """One scripted backend, and the `Backend` that configures it.
 
     Attributes:
-        is_listened_to: The user wants to hear of changes.
-        is_named: The user names its transport; an "sse" backend that is not is left to the probe.
-        holds_posts: An "sse" backend ends a POST with its answer.
-        manners: Of a "stdio" backend's process.
-        ttl, cache_scope: s, and for whom a modern one allows to keep what it lists and what is read.
+        is_listened_to: `Backend.listen`: the session holds a stream for changes.
+        is_named: `Backend.transport` names the transport; if not, the probe has to find an "sse" backend.
+        holds_posts: An "sse" backend answers a POST only when the call is answered.
+        manners: How a "stdio" backend's process takes its end.
+        ttl, cache_scope: For so many s, and for these callers, lists and reads of a modern backend may be cached.
     """
 
     id: str
@@ -106,17 +106,17 @@ class BackendSpec:
 
     @property
     def can_ask(self) -> bool:
-        """There is a way to its client while it is at a call, whatever era it speaks."""
+        """During a call the backend can send requests to its client."""
         return self.transport != "streamable-http" or self.answers == "sse"
 
 
 @attrs.frozen
 class CancelCaller:
-    """Who started the step is cancelled.
+    """Cancel the task of a step.
 
     Attributes:
         after: s, from the beginning of the step.
-        checkpoints: How many of its own task's turns later than that: virtual time stands still while tasks run.
+        checkpoints: So many checkpoints later; virtual time stands still meanwhile.
     """
 
     after: float = 0.0
@@ -125,11 +125,12 @@ class CancelCaller:
 
 @attrs.frozen(kw_only=True)
 class Open:
-    """Open a session under a number that later steps know it by.
+    """Open a session; later steps refer to it by its number.
 
     Attributes:
-        backends: Indexes into the history's.
-        held: By an `async with open_session`, whose block ends when the step is given up, or with the history.
+        backends: Indexes into the history's backends.
+        bound: Opened with an identity, so that only this identity may call.
+        held: Opened by `async with open_session`. The block ends when the step is cancelled, or with the history.
     """
 
     at: float = 0.0
@@ -143,7 +144,7 @@ class Open:
 
 @attrs.frozen(kw_only=True)
 class Restore:
-    """Restore what was opened under this number."""
+    """Restore the session of this number."""
 
     at: float = 0.0
     session: int = 0
@@ -154,22 +155,24 @@ class Restore:
 
 @attrs.frozen(kw_only=True)
 class Call:
-    """One call, of the `pick`-th name that the session advertises, or of one that nobody has.
+    """One call of a name that the session advertises.
 
     Attributes:
-        kind: What is called; a "completion" is of a prompt's argument.
-        seconds: How long the tool works.
-        progress: How often it says how far it is.
-        logs: How many log messages it sends, if there is a way.
-        asks: How often it asks its client something before it answers, if there is a way.
-        question: What it asks for.
-        thinks: s, that the client's handler takes.
-        reply: What the handler does then: give the right answer, fail, never answer, or first call a tool of its own
-            session, or close that.
-        on_progress: What the caller's callback does at the first of those.
-        timeout: s; None: the factory's.
-        plain: It takes nothing along that is its own, so that what was read before may do.
-        inside: Its task belongs to the block that holds the factory, and goes with it.
+        kind: A "completion" completes a prompt's argument.
+        pick: The `pick`-th advertised name; None: a name that no backend has.
+        seconds: The tool works this long.
+        progress: The tool sends so many progress notifications.
+        logs: The tool sends so many log messages, if the backend can send during a call.
+        asks: The tool sends its client so many requests before it answers, if the backend can send during a call.
+        question: The method of those requests.
+        thinks: The client's handler takes this many s.
+        reply: Then the handler gives the right answer, raises, never returns, or first calls a tool of the same
+            session or closes the session.
+        on_progress: What the caller's progress callback does when it is called first.
+        timeout: s; None: the factory's `request_timeout`.
+        caller: "wrong": an identity that may not use the session.
+        plain: A read of a resource without the key of its call in `_meta`, so that a cached result may answer.
+        inside: The calling task lives inside the factory's block, and is cancelled with it.
     """
 
     at: float = 0.0
@@ -193,7 +196,7 @@ class Call:
 
 @attrs.frozen(kw_only=True)
 class Close:
-    """One of perhaps several who close a session."""
+    """Close a session; several steps may close the same one."""
 
     at: float = 0.0
     session: int = 0
@@ -204,7 +207,7 @@ class Close:
 
 @attrs.frozen(kw_only=True)
 class AddBackend:
-    """Take a backend into a live session; one that is in it already is refused."""
+    """`add_backend`; a backend that is already in the session is refused."""
 
     at: float = 0.0
     session: int = 0
@@ -214,7 +217,7 @@ class AddBackend:
 
 @attrs.frozen(kw_only=True)
 class RemoveBackend:
-    """Let one backend of a live session go; one that is not in it is refused."""
+    """`remove_backend`; a backend that is not in the session is refused."""
 
     at: float = 0.0
     session: int = 0
@@ -225,7 +228,7 @@ class RemoveBackend:
 
 @attrs.frozen(kw_only=True)
 class Subscribe:
-    """To the `pick`-th resource that the session advertises, or (`wanted` False) no longer."""
+    """Subscribe to the `pick`-th advertised resource, or (`wanted` False) unsubscribe."""
 
     at: float = 0.0
     session: int = 0
@@ -236,7 +239,7 @@ class Subscribe:
 
 @attrs.frozen(kw_only=True)
 class WatchChanges:
-    """Listen for `seconds` to what changes about a session."""
+    """Receive from `session.changes()` for so many `seconds`."""
 
     at: float = 0.0
     session: int = 0
@@ -246,23 +249,23 @@ class WatchChanges:
 
 @attrs.frozen(kw_only=True)
 class Inspect:
-    """See how every open session is, as soon as nobody has anything to do at this moment."""
+    """Record the state of every open session, as soon as all tasks wait."""
 
     at: float = 0.0
 
 
 @attrs.frozen(kw_only=True)
 class Disturb:
-    """Something befalls a whole backend.
+    """Change the state of a whole backend.
 
-    crash    It refuses connections from now on; a program cannot be started, or ends at once.
-    return   It takes them again, as a new process that knows no session.
-    restart  Both at once.
-    flip     It restarts as a server of the other era, or an "sse" one as a server of the next transport.
-    forget   It no longer knows any session: streams that are one end, and so does every process.
-    heal     Whatever `Strike` did to it is over.
-    update   Its resources have new content, and it says so to whoever has subscribed.
-    hush     It ends every stream on which it tells of changes.
+    crash          It refuses connections from now on; a program cannot be started, or ends at once.
+    return         It accepts connections again, as a new process without sessions.
+    restart        Crash and return at once.
+    flip           It restarts as a server of the other era; an "sse" backend, of the other transport.
+    lose_sessions  It loses every session; where the session is a stream or a process, that ends.
+    heal           No fault of an `InjectFault` strikes any more.
+    update         Its resources have new content, and it sends `resources/updated` to its subscribers.
+    end_streams    It ends every stream that carries notifications of changes.
     """
 
     at: float = 0.0
@@ -272,11 +275,11 @@ class Disturb:
 
 @attrs.frozen(kw_only=True)
 class ExpireSession:
-    """A backend forgets the session that it has known for longest.
+    """A backend loses its oldest session.
 
     Attributes:
-        how: What requests of it are answered with: HTTP 404; 400 and an error that names the session; a web page under
-            404; or (for the first of them, then 404) 503. Where a stream or a process is the session, it ends.
+        how: Requests of that session are answered with HTTP 404; with 400 and an error that names the session; with a
+            web page under 404; or with 503 once, then 404. Where a stream or a process is the session, that ends.
     """
 
     at: float = 0.0
@@ -286,8 +289,8 @@ class ExpireSession:
 
 @attrs.frozen(kw_only=True)
 class ChangeList:
-    """From now on a backend offers these names. It says so on the streams of its calls, those that run already and
-    those to come, and to whoever listens.
+    """From now on a backend offers these names. It announces this on held streams, and on the streams of its running
+    and later calls.
     """
 
     at: float = 0.0
@@ -299,7 +302,7 @@ class ChangeList:
 
 @attrs.frozen(kw_only=True)
 class FailStorage:
-    """From now on the storage has trouble with an operation: it fails, works and then fails to say so, or is slow."""
+    """From now on a storage operation fails ("fail"), is done but reported as failed ("lose"), or is slow."""
 
     at: float = 0.0
     operation: Operation = "replace"
@@ -310,7 +313,7 @@ class FailStorage:
 
 @attrs.frozen(kw_only=True)
 class InjectFault:
-    """From now on, requests of a kind meet a fault."""
+    """From now on requests that match meet a fault."""
 
     at: float = 0.0
     backend: int = 0
@@ -322,7 +325,7 @@ class InjectFault:
 
 @attrs.frozen(kw_only=True)
 class RotateTokens:
-    """From now on a guarded backend takes only new tokens. Who has an old one learns of it when that is refused."""
+    """From now on a guarded backend accepts only new tokens; a request with an old one is answered with HTTP 401."""
 
     at: float = 0.0
     backend: int = 0
@@ -330,11 +333,11 @@ class RotateTokens:
 
 @attrs.frozen(kw_only=True)
 class WithholdTokens:
-    """From now on, a guarded backend cannot be satisfied.
+    """From now on a guarded backend has no good token for anything.
 
     Attributes:
-        how: It refuses whatever it is given; or there are no new tokens: getting one fails, or (none) those who have
-            none say so, and ask without.
+        how: "refuse": it refuses every token; "fail": fetching a new token raises; "none": `auth` returns None where no
+            token is held, so that the request goes out without credentials.
     """
 
     at: float = 0.0
@@ -344,7 +347,7 @@ class WithholdTokens:
 
 @attrs.frozen(kw_only=True)
 class GrantTokens:
-    """Whatever a guarded backend withheld is over."""
+    """A guarded backend gives out and accepts tokens again."""
 
     at: float = 0.0
     backend: int = 0
@@ -352,11 +355,11 @@ class GrantTokens:
 
 @attrs.frozen(kw_only=True)
 class Exit:
-    """How the block that holds an instance's factory ends.
+    """The end of the `async with` block of an instance's factory.
 
     Attributes:
-        at: The body ends.
-        cancelled_at: Its surroundings are cancelled; before `at` this is what ends the body.
+        at: The body ends at this time.
+        cancelled_at: The scope around the block is cancelled at this time, before or after the body's end.
     """
 
     at: float = 30.0
@@ -389,9 +392,9 @@ class History:
     """Everything that a run needs.
 
     Attributes:
-        seed: Also of Trio's scheduler.
-        instances: Processes with a factory each; they share a storage.
-        given: The handlers that every factory is given.
+        seed: The history was drawn from this seed, and it orders Trio's scheduler.
+        instances: One factory each, as in several processes; all share one storage.
+        given: The handlers that every factory gets.
         steps: In order of their times.
     """
 
@@ -408,7 +411,7 @@ class History:
 
 
 def brief(part: Any) -> str:
-    """The repr of a frozen object, without what is as ever."""
+    """The repr of a frozen object, without fields that have their defaults."""
     if not attrs.has(type(part)):
         return repr(part)
     shown = []

@@ -1,4 +1,4 @@
-"""Who opens sessions and calls."""
+"""The identities that open sessions and call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ALICE_LATER = attrs.evolve(ALICE, token=f"{CANARY}-token-of-the-call")
 
 
 def identity_of_calls(opener: Identity | None) -> Identity | None:
-    """The same as whoever opened the session, with the token of another day."""
+    """The identity that opened the session, with a newer token: calls carry this one."""
     return None if opener is None else _ALICE_LATER
 
 

@@ -1,6 +1,6 @@
-"""The credentials of one factory, as a user may write them: tokens that are kept until a backend refuses them.
+"""The `auth` of a factory, as an application would write it: a token is kept until a backend refuses it.
 
-Which request was sent with the credentials of which asking can be told from a header that is added on the way out.
+Each call of `auth` has a number. A header on every request tells for which call of `auth` it got its credentials.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ __all__ = ["RequestStamps", "SimulatedAuth", "read_stamp"]
 STAMP = "x-simulation"
 UNAUTHORIZED = 401
 
-_asked: ContextVar[int | None] = ContextVar("asked", default=None)  # what this task sends next is of this asking
-_refused: ContextVar[int | None] = ContextVar("refused", default=None)  # what it sent last was of this one, refused
-_signed: ContextVar[bool] = ContextVar("signed", default=False)  # a flow will see what comes back
-_again: ContextVar[bool] = ContextVar("again", default=False)  # it was sent for a second time
+_asked: ContextVar[int | None] = ContextVar("asked", default=None)  # the call of `auth` for this task's next request
+_refused: ContextVar[int | None] = ContextVar("refused", default=None)  # that of its last request, if it was refused
+_signed: ContextVar[bool] = ContextVar("signed", default=False)  # a flow will see the response
+_again: ContextVar[bool] = ContextVar("again", default=False)  # the request was sent a second time
 
 
 class NoToken(Exception):
-    """The issuer has none to give."""
+    """No new token is to be had."""
 
 
 @attrs.define(eq=False)
@@ -40,8 +40,8 @@ class SimulatedAuth:
     """An `OutgoingAuth`.
 
     Attributes:
-        gates: By backend id; who has none gets no credentials.
-        numbers: Of the askings, over all instances.
+        gates: By backend id; a backend without one gets no credentials.
+        numbers: Numbers for the calls of `auth`, shared by all instances.
     """
 
     gates: Mapping[str, TokenGate]
@@ -72,7 +72,7 @@ class SimulatedAuth:
 
 
 class _Flow(httpx.Auth):
-    """Takes whatever is known when it runs: credentials that were asked for once may serve several requests."""
+    """Takes the token that is held when it runs, so one object may serve several requests."""
 
     def __init__(self, wallet: SimulatedAuth, gate: TokenGate, principal: Principal, number: int) -> None:
         assert gate.spec.guard is not None
@@ -85,13 +85,13 @@ class _Flow(httpx.Auth):
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:  # noqa: ASYNC900  # httpx's interface
         held, note = self._wallet.held, self._wallet.note
-        _refused.set(None)  # somebody else has asked anew for it, and this is the answer
+        _refused.set(None)  # these credentials were shared after the refusal of another request
         token = held.get(self._key) or await self._fetch()
         request.headers["Authorization"] = f"Bearer {written(token)}"
         _asked.set(self._number)
         _signed.set(True)
         note(RequestSigned(at=trio.current_time(), auth_call=self._number, token=token))
-        response = yield request  # noqa: ASYNC119  # whoever sends for us closes this generator
+        response = yield request  # noqa: ASYNC119  # the library closes this generator
         if response.status_code == UNAUTHORIZED:
             if held.get(self._key) == token:
                 del held[self._key]
@@ -112,13 +112,13 @@ class _Flow(httpx.Auth):
 
 @attrs.define(eq=False)
 class RequestStamps:
-    """Numbers what goes out: the same number for what is sent again."""
+    """Numbers requests; a request that is sent again keeps its number."""
 
     _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
     _known: weakref.WeakKeyDictionary[object, int] = attrs.field(factory=weakref.WeakKeyDictionary, init=False)
 
     def stamp(self, request: httpx.Request) -> tuple[int | None, int]:
-        """The asking that it has its credentials from, if there was one, and its own number."""
+        """The call of `auth` for this request, if there was one, and the request's own number."""
         auth_call, number = _asked.get(), self._known.get(request.stream)
         _asked.set(None)
         _again.set(number is not None)
@@ -128,11 +128,11 @@ class RequestStamps:
         return auth_call, number
 
     def note_answer(self, auth_call: int | None, status: int) -> None:
-        """Of a request that there were no credentials for, no flow sees what came back."""
+        """Note a 401 to a request without credentials: no flow sees that response."""
         _refused.set(auth_call if status == UNAUTHORIZED and not _again.get() and not _signed.get() else None)
 
 
 def read_stamp(headers: httpx.Headers) -> tuple[int | None, int | None]:
-    """The asking and the number."""
+    """The call of `auth` and the request's number."""
     auth_call, _, number = headers.get(STAMP, "").partition("/")
     return int(auth_call) if auth_call else None, int(number) if number else None

@@ -1,5 +1,5 @@
-"""What backends ask of their clients and tell them in the middle of a call, and the handlers that answer, with a record
-of whom they were told of.
+"""Requests and log messages that backends send to their clients during a call, and the handlers that answer them. The
+handlers record the session, backend and caller that they were called for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trio_vmcp.testing import CallContext, ScriptedBackend
 
 __all__ = ["HandlerError", "Handlers", "Question", "declared_to", "log_message", "question"]
 
-NOTE = "simulation/question"  # in `_meta`: what handlers and tools know each other's words by
+NOTE = "simulation/question"  # in `_meta`: tells a handler which question or log message it got
 METHODS: dict[history.Question, str] = {
     "ping": "ping",
     "sampling": "sampling/createMessage",
@@ -38,16 +38,16 @@ CAPABILITIES = "io.modelcontextprotocol/clientCapabilities"
 
 
 class HandlerError(Exception):
-    """What a user's handler raises."""
+    """Raised by a handler."""
 
 
 @attrs.frozen
 class Question:
-    """One question of a tool.
+    """One request of a tool to its client.
 
     Attributes:
-        key: Of the call that it belongs to.
-        number: Among those of that call.
+        key: The call that it belongs to.
+        number: Its number within the call.
     """
 
     kind: history.Question
@@ -81,17 +81,17 @@ class Question:
 
 
 def question(key: int, number: int, arguments: JSON) -> Question:
-    """The question that a call's arguments want its tool to ask."""
+    """The question that the arguments of a call describe."""
     return Question(arguments["question"], key, number, arguments["thinks"], arguments["reply"])
 
 
 def log_message(key: int, number: int) -> JSON:
-    """The params of a notification."""
+    """The params of `notifications/message`."""
     return {"level": "info", "data": "said in the middle of a call", "_meta": {NOTE: {"key": key, "number": number}}}
 
 
 def declared_to(context: CallContext, backend: ScriptedBackend, kind: history.Question) -> bool | None:
-    """Whether the client of this call has said that it can answer this; None: nothing tells whose call it is."""
+    """Whether the client declared the capability; None: the backend cannot know which client called."""
     if context.is_modern:
         return kind in context.meta[CAPABILITIES]
     session_id = context.exchange.session_id
@@ -104,11 +104,11 @@ def declared_to(context: CallContext, backend: ScriptedBackend, kind: history.Qu
 
 @attrs.define(eq=False)
 class Handlers:
-    """A user's handlers.
+    """The handlers given to a factory.
 
     Attributes:
-        act: Does what a handler does of its own accord before it answers: the session's id, the question, the caller.
-        number_of: Of a session, from its id.
+        act: Calls a tool or closes the session before the answer; gets the session's id, the question, the caller.
+        number_of: A session's number, from its id.
     """
 
     note: Callable[[Event], None]

@@ -1,4 +1,4 @@
-"""A connector with a record of what it is asked for, and of what becomes of the connections that it makes."""
+"""A connector that records each attempt, its outcome, and the end of the connection that it made."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["NumberedBackend", "RecordingConnector"]
 
 @attrs.frozen
 class NumberedBackend(Backend):
-    """A backend that tells which attempt it was handed to."""
+    """A backend that carries the number of its attempt to the transport and to `auth`."""
 
     attempt: int = attrs.field(default=0, eq=False, repr=False)
 
 
 @attrs.define(eq=False)
 class RecordingConnector:
-    """A factory's connector, with that record.
+    """A factory's connector with that record.
 
     Attributes:
-        numbers: Of the attempts, over all instances.
-        passed_to: The operation that this very object was passed to.
+        numbers: Numbers for attempts, shared by all instances.
+        passed_to: The operation to which this copy of the backend was passed.
     """
 
     inner: BackendConnector
@@ -73,7 +73,7 @@ class RecordingConnector:
 
 @attrs.define(eq=False)
 class _RecordingClient:
-    """A client, all of it, with a record of its end."""
+    """A client that records its close; everything else is the inner client's."""
 
     inner: BackendClient
     number: int

@@ -1,4 +1,4 @@
-"""The storage of a simulated world: a local one, in between which and its users a history may put faults."""
+"""The storage of a simulated world: a `LocalStorage` behind the faults of `FailStorage` steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FaultyStorage:
     """A `Storage`.
 
     Attributes:
-        on_failure: Told of every fault that strikes, with the operation and the session's id.
+        on_failure: Called for every fault that strikes, with the operation and the session's id.
     """
 
     on_failure: Callable[[str, str], None]
@@ -34,7 +34,7 @@ class FaultyStorage:
         return self._inner.ttl
 
     def fail(self, fault: FailStorage) -> None:
-        """Of several faults of one operation, the first one made strikes."""
+        """Add a fault; of several for one operation, the oldest strikes."""
         self._faults.append(fault)
 
     async def create(self, metadata: SessionMetadata) -> None:
@@ -59,7 +59,7 @@ class FaultyStorage:
         await self._inner.aclose()
 
     async def row(self, session_id: str) -> SessionMetadata | None:
-        """What is there, whatever is wrong with the storage."""
+        """The stored row, past all faults."""
         try:
             return await self._inner.load(session_id)
         except SessionNotFound:

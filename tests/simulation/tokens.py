@@ -1,4 +1,4 @@
-"""Tokens, and what stands before a guarded backend: it gives them out, and lets nobody in without one that is good."""
+"""Tokens, and the gate of a guarded backend: it issues tokens, and answers 401 to requests without a good one."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _REFUSAL = Status(401, b'{"error": "invalid_token"}', {"www-authenticate": 'Bear
 
 
 def written(token: Token) -> str:
-    """As it goes out."""
+    """The token's text in an Authorization header."""
     return f"{CANARY}.{token.backend_id}.{token.principal}.{token.generation}"
 
 
 def read_token(header: str | None) -> Token | None:
-    """What `Authorization` holds; None: nothing that was given out as a token."""
+    """The token of an Authorization header; None: it holds none of ours."""
     found = _TOKEN.fullmatch(header or "")
     return None if found is None else Token(found[1], found[2], int(found[3]))  # type: ignore[arg-type]  # `_TOKEN` has no other
 
 
 @attrs.define(eq=False)
 class TokenGate:
-    """What stands before one guarded backend.
+    """Checks the requests to one guarded backend.
 
     Attributes:
-        turned_away: What it refused.
+        turned_away: Refused exchanges.
     """
 
     spec: BackendSpec
@@ -46,7 +46,7 @@ class TokenGate:
     _withheld: str = attrs.field(default="", init=False)
 
     def stand_before(self, backend: ScriptedBackend) -> None:
-        """In front of every fault that is scripted later."""
+        """Check requests of this backend before any fault that is scripted later."""
         backend.fail(self._refuses, _REFUSAL)
 
     def obey(self, step: RotateTokens | WithholdTokens | GrantTokens) -> None:
@@ -61,16 +61,16 @@ class TokenGate:
 
     @property
     def is_passable(self) -> bool:
-        """Whoever asks for a token gets one, and is let in with it."""
+        """New tokens are issued and accepted."""
         return not self._withheld
 
     @property
     def has_none(self) -> bool:
-        """There is no new token, and whoever asks is told so before."""
+        """No new token is issued, and `auth` returns None."""
         return self._withheld == "none"
 
     def issue(self, principal: Principal) -> Token | None:
-        """The token that is good now; None: there is none to be had."""
+        """The token that is good now; None: none is issued."""
         if self._withheld in ("none", "fail"):
             return None
         return Token(self.spec.id, principal, self._generation)

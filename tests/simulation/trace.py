@@ -1,7 +1,7 @@
-"""What a run of a history leaves behind: events in the order in which they happened, and what was left at the end.
+"""The trace of a run: its events in order, the requests that backends received, and what remained at the end.
 
-Traces of two runs of one seed are equal. Texts of errors are not compared: they may hold a tag whose key is the
-process's own.
+Two runs of one seed leave equal traces. Texts of errors are left out of the comparison: they may hold a session's tag,
+which is made with a random key of the process.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ Operated: TypeAlias = Open | Restore | Call | Close | AddBackend | RemoveBackend
 """The steps that are operations: they have an outcome."""
 
 Principal: TypeAlias = Literal["anonymous", "opener", "caller", "stranger"]
-"""Who credentials are for: who opened the session, who calls, or, where it is open to anybody, nobody."""
+"""Credentials are for the identity that opened the session, for that of a call, or for an anonymous session."""
 
 Names: TypeAlias = tuple[tuple[str, str, str], ...]
 """Advertised tool, the backend that it belongs to, and its name there."""
@@ -87,10 +87,10 @@ class Outcome:
 
     Attributes:
         error: The name of the exception's class.
-        is_ours: It is a `VmcpError`.
-        backend_id: Of the result or the error.
-        key: What the answer says that it answers.
-        version: Of what was read.
+        is_ours: The exception is a `VmcpError`.
+        backend_id: The backend that the result or the error names.
+        key: The call's key, as the answer repeats it.
+        version: The version of the resource that was read.
     """
 
     kind: Literal["ok", "error", "cancelled"]
@@ -105,15 +105,15 @@ class Outcome:
 
 @attrs.frozen(kw_only=True)
 class Began:
-    """An operation began: a step, an exit of an instance, or the end of a block that held a session.
+    """An operation began: a step, the exit of an instance, or the end of a block that held a session.
 
     Attributes:
-        life: The opening or restoring that the session came from.
-        state: What the session said of itself then.
-        name: What is called.
-        target: Whose it is, by the session's routing table: backend id and the name there.
-        nested: From inside a call of the same session.
-        found: What the session said just before of the backend that is called, added or removed; "" if nothing.
+        life: The opening or restoring that the session came from, by its `op`.
+        state: The session's state.
+        name: The advertised name that is called.
+        target: The backend id and own name that the session's routing table has for the name.
+        nested: Made from inside a call of the same session.
+        found: The state of the called, added or removed backend in the session; "": the session does not have it.
     """
 
     at: float
@@ -138,7 +138,7 @@ class Ended:
 
 @attrs.frozen(kw_only=True)
 class CallerCancelled:
-    """Whoever waits for the operation was cancelled."""
+    """The task that waits for the operation was cancelled."""
 
     at: float
     op: int
@@ -146,7 +146,7 @@ class CallerCancelled:
 
 @attrs.frozen(kw_only=True)
 class Shielded:
-    """A call's callback shielded itself: from here on its deadline is not the library's to keep."""
+    """A call's progress callback shielded itself: the library cannot end the call at its deadline any more."""
 
     at: float
     op: int
@@ -171,9 +171,9 @@ class Closing:
     """A close is asked for in the very next step of this task.
 
     Attributes:
-        found: The session's state just before; only who finds it OPEN decides what kind of close it is.
-        drain_timeout: s, as the caller means it.
-        in_flight: What the session counts just before.
+        found: The session's state just before; the close that finds OPEN decides between terminate and suspend.
+        drain_timeout: s; the factory's where the caller gave none.
+        in_flight: `Session.in_flight` just before.
     """
 
     at: float
@@ -187,10 +187,10 @@ class Closing:
 
 @attrs.frozen(kw_only=True)
 class Removing:
-    """A backend is to be let go of in the very next step of this task.
+    """`remove_backend` is called in the very next step of this task.
 
     Attributes:
-        session_id: Of the backend's session, if it has assigned one.
+        session_id: The id that the backend gave to its session, if it gave one.
     """
 
     at: float
@@ -203,7 +203,7 @@ class Removing:
 
 @attrs.frozen(kw_only=True)
 class Exiting:
-    """The block of a factory is left, or (`cancelled`) its surroundings were cancelled."""
+    """The block of a factory is left, or (`cancelled`) the scope around the block was cancelled."""
 
     at: float
     instance: int
@@ -222,11 +222,11 @@ class ToolExecuted:
 
 @attrs.frozen(kw_only=True)
 class QuestionAsked:
-    """A tool asked its client something, and was answered or gave up. A modern one is told again with every answer.
+    """A tool's request to its client has ended. A modern backend's tool runs anew with each round, and notes it again.
 
     Attributes:
-        number: Of the question among those of its call.
-        declared: That client has said that it can answer this; None: not to be known.
+        number: The question's number within its call.
+        declared: The client declared the capability for this method; None: the backend cannot know.
     """
 
     at: float
@@ -240,11 +240,11 @@ class QuestionAsked:
 
 @attrs.frozen(kw_only=True)
 class HandlerCalled:
-    """A handler was asked something.
+    """A handler was called.
 
     Attributes:
-        session, backend_id, caller: Whom it was told of: the session's number, and the subject of an identity.
-        key, number: The question.
+        session, backend_id, caller: From its `ServerRequest`: the session's number, the backend, the caller's subject.
+        key, number: The call that the question belongs to, and the question's number within the call.
     """
 
     at: float
@@ -258,7 +258,7 @@ class HandlerCalled:
 
 @attrs.frozen(kw_only=True)
 class HandlerReturned:
-    """That handler came to its end, with an answer or without."""
+    """The handler returned, raised or was cancelled."""
 
     at: float
     key: int
@@ -267,7 +267,7 @@ class HandlerReturned:
 
 @attrs.frozen(kw_only=True)
 class LogReceived:
-    """The handler for log messages was told of one. Attributes: as in `Handled`."""
+    """The handler for log messages was called. The attributes are those of `HandlerCalled`."""
 
     at: float
     session: int
@@ -279,11 +279,11 @@ class LogReceived:
 
 @attrs.frozen(kw_only=True)
 class ProcessEnded:
-    """A program came to its end.
+    """A process ended.
 
     Attributes:
-        status: Below 0, the signal that ended it.
-        by_itself: Nobody asked it to.
+        status: Its exit status; below 0: the signal that ended it.
+        by_itself: The library had not asked it to end.
     """
 
     at: float
@@ -296,7 +296,7 @@ class ProcessEnded:
 
 @attrs.frozen(kw_only=True)
 class HealthChanged:
-    """A backend is well from now on, or no longer. What made it ill may have lost its effect a little earlier."""
+    """From now on a backend is healthy, or is not. A fault may have ended a little before it is noticed here."""
 
     at: float
     backend_id: str
@@ -314,7 +314,7 @@ class ToolsOffered:
 
 @attrs.frozen(kw_only=True)
 class ResourcesUpdated:
-    """What is read of a backend is of this version from now on; the first one is 0."""
+    """The backend's resources have this version from now on; the first is 0."""
 
     at: float
     backend_id: str
@@ -327,7 +327,7 @@ class Attempt:
 
     Attributes:
         op: The opening, restoring or adding that the backend was passed to.
-        resumed: With the record of an earlier connection.
+        resumed: The connector got the record of an earlier connection.
     """
 
     at: float
@@ -340,7 +340,7 @@ class Attempt:
 
 @attrs.frozen(kw_only=True)
 class Attempted:
-    """It has answered.
+    """The connector returned or raised.
 
     Attributes:
         error: The name of the exception's class.
@@ -362,10 +362,10 @@ class ConnectionClosed:
 
 @attrs.frozen(kw_only=True)
 class Inspected:
-    """How an open session is.
+    """The state of an open session.
 
     Attributes:
-        members: Backend id, state, and whether it is among the failures.
+        members: For each backend: its id, its state, and whether `failures` names it.
     """
 
     at: float
@@ -376,13 +376,13 @@ class Inspected:
 
 @attrs.frozen(kw_only=True)
 class Settled:
-    """What the storage holds of an open session, and what the session says, when nobody has anything to do right now.
+    """An open session and its row in the storage, seen while all tasks wait.
 
     Attributes:
-        row, said: Backend id and the id of its session, of every backend that is connected.
-        unbound: Advertised tools that the row gives to nobody, or to another.
-        health: Of every backend: its id, calls, errors and calls in flight.
-        is_written: The row is what the session takes it for.
+        row, said: Each connected backend's id and session id, in the row and in `Session.backend_sessions`.
+        unbound: Advertised tools that the row binds to no backend, or to another.
+        health: For each backend: its id, calls, errors and calls in flight.
+        is_written: The row equals `Session.metadata`.
     """
 
     at: float
@@ -397,7 +397,7 @@ class Settled:
 
 @attrs.frozen(kw_only=True)
 class StorageFailed:
-    """The storage did not do what it should about a session."""
+    """A storage operation for a session failed, or was reported as failed."""
 
     at: float
     operation: str
@@ -406,10 +406,10 @@ class StorageFailed:
 
 @attrs.frozen
 class Token:
-    """What a guarded backend wants to see.
+    """A token for a guarded backend.
 
     Attributes:
-        generation: One more with every rotation.
+        generation: Counts the rotations, from 1.
     """
 
     backend_id: str
@@ -419,7 +419,7 @@ class Token:
 
 @attrs.frozen(kw_only=True)
 class TokensRotated:
-    """A guarded backend takes no older tokens from now on."""
+    """A guarded backend accepts no older generation from now on."""
 
     at: float
     backend_id: str
@@ -428,12 +428,13 @@ class TokensRotated:
 
 @attrs.frozen(kw_only=True)
 class AuthCalled:
-    """The factory's `auth` was asked for credentials.
+    """The factory's `auth` was called for the credentials of a request.
 
     Attributes:
-        attempt: That made the connection that they are for.
-        gives: There are some.
-        after: The asking whose credentials, or lack of them, were refused just before, in the same task.
+        number: Identifies this call of `auth`; other events name it as `auth_call`.
+        attempt: The attempt that made the connection of the request.
+        gives: `auth` returned credentials, not None.
+        after: The call of `auth` before, in the same task, if its request was refused with HTTP 401.
     """
 
     at: float
@@ -447,10 +448,10 @@ class AuthCalled:
 
 @attrs.frozen(kw_only=True)
 class TokenFetched:
-    """A new token was there, or (None) could not be had, or nobody waited for it any more.
+    """Fetching a new token has ended; without a token if there was none, or if the request was cancelled.
 
     Attributes:
-        since: When it was begun.
+        since: The fetching began at this time.
     """
 
     at: float
@@ -461,7 +462,7 @@ class TokenFetched:
 
 @attrs.frozen(kw_only=True)
 class RequestSigned:
-    """A request was given a token, and may be sent."""
+    """A request got its token, and is about to be sent."""
 
     at: float
     auth_call: int
@@ -473,8 +474,8 @@ class Sent:
     """A request was handed to the transport.
 
     Attributes:
-        asking: Where its credentials are from; None: nobody was asked for any.
-        number: The same for what is sent again. Only where there are credentials.
+        auth_call: The call of `auth` for this request; None: there was none.
+        number: The request's number, the same when it is sent again; None: the factory has no `auth`.
     """
 
     at: float
@@ -487,7 +488,7 @@ class Sent:
 
 @attrs.frozen(kw_only=True)
 class SessionIdRead:
-    """The transport handed over a head that assigns a backend session."""
+    """The transport returned a response head with `Mcp-Session-Id`."""
 
     at: float
     backend_id: str
@@ -497,13 +498,13 @@ class SessionIdRead:
 
 @attrs.frozen(kw_only=True)
 class Audit:
-    """What is in use while no session is open.
+    """Resources in use while no session is open.
 
     Attributes:
-        tasks: In the nurseries of the factories.
-        processes: That run, or that nobody has waited for, or that have left something running.
-        responses: That nobody has let go of.
-        tokens: Borrowed from limiters of the library.
+        tasks: Tasks in the nurseries of the factories.
+        processes: Processes that run, are zombies, or have left a helper running.
+        responses: Responses that are not closed.
+        tokens: Tokens borrowed from limiters of the library.
     """
 
     at: float
@@ -515,7 +516,7 @@ class Audit:
 
 @attrs.frozen(kw_only=True)
 class SecretLeaked:
-    """A secret where none may be."""
+    """A secret in a log record or in an error's text or repr."""
 
     at: float
     where: str
@@ -532,7 +533,7 @@ class Crashed:
 
 @attrs.frozen(kw_only=True)
 class Hung:
-    """Everybody waits, and nothing will ever happen."""
+    """All tasks wait, and no deadline will wake one."""
 
     at: float
 
@@ -576,15 +577,15 @@ Event: TypeAlias = (
 
 @attrs.frozen(kw_only=True)
 class Seen:
-    """One HTTP request that a backend received, or one line.
+    """One HTTP request or stdio line that a backend received.
 
     Attributes:
-        verb: "" of a line.
-        key: Of the call that it belongs to.
-        is_retry: It is a later round of a modern request, which the backend had asked for input.
-        asking, number: As it was sent.
-        token: That it showed.
-        turned_away: For want of a good one.
+        verb: The HTTP method; "" for a line.
+        key: The call that it belongs to.
+        is_retry: A later round of a modern request (it carries `requestState`).
+        auth_call, number: As in `Sent`.
+        token: The token in its Authorization header.
+        turned_away: The backend answered 401 since the token was not good.
     """
 
     at: float
@@ -604,14 +605,14 @@ class Seen:
 
 @attrs.frozen(kw_only=True)
 class Remains:
-    """What was left when every factory had closed.
+    """The state when every factory had closed.
 
     Attributes:
-        rows: Session numbers in the storage.
+        rows: Numbers of the sessions in the storage.
         stored_ids: Backend session ids in those rows.
         alive: Backend sessions that their backends still hold.
-        sessions: Of every session that was opened: its life, state and calls in flight.
-        broken: What broke in the scripted backends: a bug of the simulation.
+        sessions: For each session that was opened: its life, state and calls in flight.
+        broken: Exceptions in scripted backends; each is a bug of the simulation.
     """
 
     audit: Audit

@@ -23,7 +23,7 @@ SECRET = re.compile(CANARY + r"|-session-\d")  # what a scripted backend's sessi
 
 @contextmanager
 def watched_garbage(trace: Trace) -> Iterator[None]:
-    """Collected at the end and not in between: finalizers would run at moments that no seed rules."""
+    """Collect garbage at the end only: in between, finalizers would run at moments that the seed does not decide."""
     at_the_end = float("inf")
     was_enabled, hook = gc.isenabled(), sys.unraisablehook
     gc.collect()
@@ -37,7 +37,7 @@ def watched_garbage(trace: Trace) -> Iterator[None]:
             yield
             before = len(trace.events)
             gc.collect()
-            if len(trace.events) > before:  # what a finalizer broke in was kept alive by that
+            if len(trace.events) > before:  # a finalizer raised, and its traceback kept objects alive
                 gc.collect()
         trace.events += [Crashed(at=at_the_end, text=f"warned: {warning.message}") for warning in caught]
     finally:
@@ -73,7 +73,7 @@ def watched_log(trace: Trace, clock: MockClock) -> Iterator[None]:
 
 @contextmanager
 def watched_limiters() -> Iterator[list[trio.CapacityLimiter]]:
-    """Every CapacityLimiter that is made meanwhile."""
+    """Every CapacityLimiter that is made inside the block."""
     made: list[trio.CapacityLimiter] = []
     original = trio.CapacityLimiter
 

@@ -101,7 +101,7 @@ UNKNOWN_NAME = "nobody has this"
 
 
 def run_history(history: History) -> Trace:
-    """Run it. Whatever the library does wrong is in the trace; what this raises is a bug of the simulation."""
+    """Run a history. Faults of the library are in the trace; an exception is a bug of the simulation."""
     trace = Trace()
     clock = MockClock(autojump_threshold=0)
     with seeded(history.seed), watched_log(trace, clock), watched_garbage(trace), memory_processes() as processes:
@@ -115,14 +115,14 @@ def run_history(history: History) -> Trace:
 
 
 class CallbackError(Exception):
-    """What a caller's own callback raises."""
+    """Raised by a caller's progress callback."""
 
 
 _SESSION_ID = re.compile(rb"\r\nMcp-Session-Id: ([^\r]*)")
 
 
 class _Seam(Ledger):
-    """The transport, with a record of what goes through it."""
+    """The transport, which records each request."""
 
     def __init__(
         self, network: MemoryNetwork, note: Callable[[Event], None], backends: Mapping[str, SimulatedBackend]
@@ -131,10 +131,10 @@ class _Seam(Ledger):
         self.note = note
         self.backends = backends
         self.stamper = RequestStamps()
-        self.stamped: dict[trio.lowlevel.Task, tuple[int | None, int]] = {}  # of those who send with credentials
+        self.stamped: dict[trio.lowlevel.Task, tuple[int | None, int]] = {}  # tasks that send with credentials
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Where there are credentials, requests come this way; those that find no connection go no further."""
+        """Requests of a factory with `auth` come here first, and go on to `send` if they get a connection."""
         task = trio.lowlevel.current_task()
         auth_call, _ = self.stamped[task] = self.stamper.stamp(request)
         session_id = request.headers.get("mcp-session-id")
@@ -166,7 +166,7 @@ class _Seam(Ledger):
 
     @property
     def _stamp(self) -> tuple[int | None, int | None]:
-        """Of what this task sends, if there are credentials."""
+        """The call of `auth` and number of this task's request, if the factory has an `auth`."""
         return self.stamped.get(trio.lowlevel.current_task(), (None, None))
 
     def _note_sent(self, backend_id: str, verb: str, session_id: str | None) -> None:
@@ -186,7 +186,7 @@ class _Seam(Ledger):
 
 @attrs.define(eq=False)
 class _Life:
-    """What one opening or restoring led to."""
+    """A session of one opening or restoring; a session number may have several of these in turn."""
 
     op: int
     number: int
@@ -206,18 +206,18 @@ class _World:
     processes: ProcessTable
     backends: dict[str, SimulatedBackend] = attrs.field(factory=dict, init=False)
     storage: FaultyStorage = attrs.field(init=False)
-    # By the identity of the object: what it is, and the operation that passed it on.
+    # By `id` of each backend passed to a session: the backend (kept alive, so that its id stays its own), and `op`.
     passed: dict[int, tuple[Backend, int]] = attrs.field(factory=dict, init=False)
     attempts: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
     auth_call_numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
     factories: dict[int, SessionFactory] = attrs.field(factory=dict, init=False)
-    owners: dict[int, trio.Nursery] = attrs.field(factory=dict, init=False)  # what the factories' tasks live in
-    callers: dict[int, trio.Nursery] = attrs.field(factory=dict, init=False)  # inside the factories' blocks
-    lives: dict[int, _Life] = attrs.field(factory=dict, init=False)  # the latest of each session
+    owners: dict[int, trio.Nursery] = attrs.field(factory=dict, init=False)  # the nurseries of the factories' tasks
+    callers: dict[int, trio.Nursery] = attrs.field(factory=dict, init=False)  # nurseries inside the factories' blocks
+    lives: dict[int, _Life] = attrs.field(factory=dict, init=False)  # the latest of each session number
     every_life: list[_Life] = attrs.field(factory=list, init=False)
     opening: list[int] = attrs.field(factory=list, init=False)  # numbers of sessions
-    shielded: int = attrs.field(default=0, init=False)  # callers who hold on to their calls, whatever becomes of those
-    over: trio.Event = attrs.field(factory=trio.Event, init=False)  # for the blocks that hold a session
+    shielded: int = attrs.field(default=0, init=False)  # callbacks that shield themselves at the moment
+    over: trio.Event = attrs.field(factory=trio.Event, init=False)  # ends the blocks that hold a session
     operations: int = attrs.field(default=0, init=False)
     limiters: list[trio.CapacityLimiter] = attrs.field(factory=list, init=False)
     seam: _Seam = attrs.field(init=False)
@@ -253,7 +253,7 @@ class _World:
         self.note(StorageFailed(at=trio.current_time(), operation=operation, session=_number_of(session_id)))
 
     def _note_process(self, process: MemoryProcess) -> None:
-        (backend_id,) = (b for b, actor in self.backends.items() if actor.configured.command == process.command)
+        (backend_id,) = (b for b, backend in self.backends.items() if backend.configured.command == process.command)
         assert process.returncode is not None
         self.note(
             ProcessEnded(
@@ -295,19 +295,19 @@ class _World:
         )
 
     def _start(self, step: Step, step_nursery: trio.Nursery) -> None:
-        """Begin a step; one that has nothing to be done to is left out."""
+        """Begin a step; a step for a session that does not exist is left out."""
         life = self.lives.get(getattr(step, "session", -1))
         match step:
             case Disturb():
-                self._actor(step.backend).disturb(step)
+                self._backend(step.backend).disturb(step)
             case InjectFault():
-                self._actor(step.backend).strike(step)
+                self._backend(step.backend).inject_fault(step)
             case ExpireSession():
-                self._actor(step.backend).expire(step)
+                self._backend(step.backend).expire_session(step)
             case ChangeList():
-                step_nursery.start_soon(self._actor(step.backend).relist, step)
+                step_nursery.start_soon(self._backend(step.backend).change_list, step)
             case RotateTokens() | WithholdTokens() | GrantTokens():
-                self._actor(step.backend).guard(step)
+                self._backend(step.backend).change_tokens(step)
             case FailStorage():
                 self.storage.fail(step)
             case Inspect():
@@ -347,7 +347,7 @@ class _World:
         work: Callable[[list[Began]], Awaitable[Outcome]],
         step_nursery: trio.Nursery,
     ) -> None:
-        """The task of a step. It begins with its first turn: what came before that did not happen during it."""
+        """The task of a step. `begin` runs in its first turn, so that earlier events do not count as during it."""
         doing = [begin()]
         outcome = Outcome(kind="cancelled")
         try:
@@ -361,11 +361,11 @@ class _World:
     async def _outcome_of(self, work: Callable[[list[Began]], Awaitable[Outcome]], doing: list[Began]) -> Outcome:
         try:
             return await work(doing)
-        except BaseException as exc:  # noqa: ASYNC103  # groups, too: which errors are right is the checker's to say
+        except BaseException as exc:  # noqa: ASYNC103  # groups, too: the checks decide which errors are right
             if _is_cancel(exc):
                 raise
             self._look_for_secrets(exc)
-            return Outcome(  # noqa: ASYNC104  # a cancel went on above
+            return Outcome(  # noqa: ASYNC104  # a cancel was raised again above
                 kind="error",
                 error=type(exc).__name__,
                 is_ours=isinstance(exc, VmcpError),
@@ -390,7 +390,7 @@ class _World:
             self.note(CallerCancelled(at=trio.current_time(), op=doing[-1].op))
             scope.cancel()
 
-    # --- what each of them does
+    # --- the work of each operation
 
     async def _make(self, step: Open, doing: list[Began]) -> Outcome:
         identity = ALICE if step.bound else None
@@ -438,15 +438,15 @@ class _World:
         finally:
             self.opening.remove(number)
 
-    def _actor(self, index: int) -> SimulatedBackend:
+    def _backend(self, index: int) -> SimulatedBackend:
         return self.backends[self.history.backends[index].id]
 
     def _members(self, backends: tuple[int, ...], op: int) -> list[Backend]:
         return [self._pass(index, op) for index in backends]
 
     def _pass(self, index: int, op: int) -> Backend:
-        """A copy of its own for everybody whom it is passed to, so that who connects it can be told."""
-        backend = attrs.evolve(self._actor(index).configured)
+        """A copy of the backend for each operation, so that an attempt can be traced to its operation."""
+        backend = attrs.evolve(self._backend(index).configured)
         self.passed[id(backend)] = backend, op
         return backend
 
@@ -525,7 +525,7 @@ class _World:
 
     @staticmethod
     def _state_of(session: Session, backend_id: str) -> str:
-        """ "" also for one that was removed."""
+        """ "": the session does not have it, or no longer."""
         status = session.backends.get(backend_id)
         return "" if status is None or status.state is BackendState.REMOVED else status.state.name
 
@@ -581,7 +581,7 @@ class _World:
         return Outcome(kind="ok", backend_id=answer["backend"], key=answer.get("key"), version=answer.get("version"))
 
     async def _act(self, session_id: str, asked: Question, caller: Identity | None) -> None:
-        """What a handler does before it answers."""
+        """Call a tool of the same session, or close the session, from inside a handler."""
         life = self.lives[_number_of(session_id)]
         if asked.reply == "close":
             await self._close_within(life, terminate=True)
@@ -597,7 +597,7 @@ class _World:
             raise HandlerError
 
     async def _close_within(self, life: _Life, *, terminate: bool) -> None:
-        """From inside one of the session's own calls."""
+        """Close the session from inside one of its own calls."""
         close = Close(session=life.number, terminate=terminate)
         inner = [self._begin_close(close, life, nested=True)]
         outcome = Outcome(kind="cancelled")
@@ -672,7 +672,7 @@ class _World:
                         try:
                             task_status.started()
                             await trio.sleep_until(leaving.at)
-                        finally:  # in the body: a nursery that waits for its last takes nobody in
+                        finally:  # inside the nursery's body: a nursery that waits for its tasks may start no more
                             del self.callers[number]
                 finally:
                     doing.append(self._begin("exit", instance=number))
@@ -687,8 +687,8 @@ class _World:
         self._end(doing[-1].op, outcome)
 
     def _wallet(self) -> SimulatedAuth | None:
-        """Of one factory; where no backend is guarded, it goes without."""
-        gates = {backend_id: actor.gate for backend_id, actor in self.backends.items() if actor.gate is not None}
+        """The `auth` of one factory; None: no backend is guarded."""
+        gates = {backend_id: backend.gate for backend_id, backend in self.backends.items() if backend.gate is not None}
         return SimulatedAuth(gates, self.note, self.auth_call_numbers) if gates else None
 
     async def _cancel_instance(self, number: int, at: float, surroundings: trio.CancelScope) -> None:
@@ -696,11 +696,11 @@ class _World:
         self.note(Exiting(at=trio.current_time(), instance=number, cancelled=True))
         surroundings.cancel()
 
-    # --- how it is
+    # --- inspections
 
     def _look(self) -> None:
-        for actor in self.backends.values():
-            actor.note_health()
+        for backend in self.backends.values():
+            backend.note_health()
         for life in self._open_lives():
             members = tuple(self._members_of(life))
             self.note(Inspected(at=trio.current_time(), life=life.op, members=members, tools=_names(life.session)))
@@ -740,10 +740,10 @@ class _World:
                 )
             )
 
-    # --- what is left
+    # --- the end
 
     async def _look_around(self) -> None:
-        """While no session is open, nothing is in use."""
+        """Record what is in use, if no session is open."""
         if self._is_quiet():
             await wait_all_tasks_blocked()
             if self._is_quiet():
@@ -763,8 +763,8 @@ class _World:
 
     async def _sum_up(self, audit: Audit, connections: int) -> None:
         rows = await self.storage.rows()
-        scripted = {backend_id: actor.scripted for backend_id, actor in self.backends.items()}
-        gates = [actor.gate for actor in self.backends.values() if actor.gate is not None]
+        scripted = {backend_id: backend.scripted for backend_id, backend in self.backends.items()}
+        gates = [backend.gate for backend in self.backends.values() if backend.gate is not None]
         turned_away = {id(exchange) for gate in gates for exchange in gate.turned_away}
         self.trace.seen = [
             Seen(
@@ -804,7 +804,7 @@ class _World:
 
 
 def _is_cancel(exc: BaseException) -> bool:
-    """Nurseries of our own bundle what they are cancelled with."""
+    """Cancelled, or a group of only that: nurseries of the simulation bundle cancels."""
     return isinstance(exc, trio.Cancelled) or (
         isinstance(exc, BaseExceptionGroup) and all(_is_cancel(inner) for inner in exc.exceptions)
     )
