@@ -1,4 +1,4 @@
-"""Checks of recovery: healthy backends are connected again, attempts keep to the backoff, rows and lists are current."""
+"""Checks of recovery: healthy backends are connected again, attempts keep to the backoff, lists and rows are right."""
 
 from __future__ import annotations
 
