@@ -1,4 +1,4 @@
-"""Real connections: addresses, TLS with its checks, and what is noticed of a connection without waiting for it."""
+"""Real connections: addresses, TLS with its checks, and how the end of an idle connection is seen without waiting."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def link_over(transport: Http11Transport, url: str) -> HttpLink:
 
 
 async def refusal(transport: Http11Transport, url: str) -> str:
-    """What a user reads of a backend that could not be reached."""
+    """The error text of a backend that could not be reached."""
     with pytest.raises(BackendUnavailable) as caught:
         async with link_over(transport, url).exchange("GET", [], identity=None):
             pass
@@ -64,7 +64,7 @@ async def refusal(transport: Http11Transport, url: str) -> str:
 
 
 async def test_ipv6_literals() -> None:
-    """In the address without brackets, in the Host header with them."""
+    """The address is dialled without brackets; the Host header has them (RFC 9110 §7.2)."""
     server = RawServer([(OK,)])
     try:
         (listener,) = await trio.open_tcp_listeners(0, host="::1")
@@ -80,7 +80,7 @@ async def test_ipv6_literals() -> None:
 
 
 async def test_a_name_with_several_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that refuses does not matter while another takes us, as with `trio.open_tcp_stream`."""
+    """If a name has several addresses and one of them refuses, another one is used, as with `trio.open_tcp_stream`."""
 
     class Resolver(trio.abc.HostnameResolver):
         async def getaddrinfo(self, host: object, port: int | str | None, *rest: int) -> list[object]:  # type: ignore[override]
@@ -106,8 +106,8 @@ async def free_port() -> int:
         return int(listener.socket.getsockname()[1])
 
 
-async def test_whoever_does_not_listen_is_unreachable() -> None:
-    """Over http and https, and in the system's words."""
+async def test_a_port_without_a_listener_is_unreachable() -> None:
+    """Over http and https, the error is "unreachable" with the operating system's text."""
     port = await free_port()
     for scheme in ("http", "https"):
         said = await refusal(Http11Transport(), f"{scheme}://127.0.0.1:{port}/")
@@ -116,10 +116,10 @@ async def test_whoever_does_not_listen_is_unreachable() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a full queue takes more, or refuses")
 async def test_cancelled_on_the_way_to_an_address() -> None:
-    """No socket is left of those that were not taken in."""
+    """A connection attempt that is cancelled while it waits to be accepted leaves no socket open."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        listener.listen(0)  # one is taken in, the others wait
+        listener.listen(0)  # one connection fits into the backlog, the others wait
         origin = Origin("http", "127.0.0.1", listener.getsockname()[1])
         dial, wires = TcpDial(), list[ConnectedStream]()
 
@@ -139,7 +139,7 @@ async def test_cancelled_on_the_way_to_an_address() -> None:
 @pytest.mark.parametrize("host", ["a" * 64 + ".test", "a..test", ".test"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_hosts_that_cannot_be_one(scheme: str, host: str) -> None:
-    """An error of the address, and not of Python's codecs."""
+    """A host that is no possible name is `httpx.ConnectError`, not an error of Python's codecs."""
     transport = Http11Transport(ssl_context=client_context())
     assert "no name that DNS can have" in await refusal(transport, f"{scheme}://{host}/")
     assert "no name that DNS can have" in await refusal(Http11Transport(), f"{scheme}://{host}/")
@@ -149,7 +149,7 @@ async def test_hosts_that_cannot_be_one(scheme: str, host: str) -> None:
 
 
 async def test_one_context_for_all_built_once_and_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the platform's trust store. It takes 20 ms, for which nobody is to wait but who needs it."""
+    """The context is built once, in a thread: it takes 20 ms, and only requests over https wait for it."""
     built: list[bool] = []
 
     def build() -> ssl.SSLContext:
@@ -176,7 +176,9 @@ async def test_http_needs_no_context(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_context_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its error comes out as one, the connection is closed, and the next request tries again."""
+    """When the context cannot be built, the request fails with that error, its connection is closed, and the next
+    request tries again.
+    """
     failing = True
 
     def build() -> ssl.SSLContext:
@@ -196,7 +198,9 @@ async def test_a_context_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("listens", [True, False])
 async def test_cancelled_while_the_context_is_built(monkeypatch: pytest.MonkeyPatch, listens: bool) -> None:
-    """With the connection there already, or refused: no socket is left, and the context is used by whoever is next."""
+    """A request that is cancelled meanwhile, connected already or refused, leaves no socket; the next request uses the
+    context.
+    """
     go_on = threading.Event()
 
     def build() -> ssl.SSLContext:
@@ -223,7 +227,9 @@ async def test_cancelled_while_the_context_is_built(monkeypatch: pytest.MonkeyPa
 
 
 async def test_the_servers_name_is_sent_and_checked() -> None:
-    """SNI; and an address is checked as one."""
+    """The name is sent as SNI (RFC 6066 §3) and checked against the certificate; an address is checked as an
+    address.
+    """
     named: list[str | None] = []
 
     def note(tls: object, name: str | None, context: ssl.SSLContext) -> None:
@@ -236,11 +242,11 @@ async def test_the_servers_name_is_sent_and_checked() -> None:
         for host in ("localhost", "127.0.0.1"):
             transport = Http11Transport(ssl_context=client_context())
             assert b"ok" == await ask(transport, url.replace("localhost", host))
-    assert ["localhost", None] == named  # RFC 6066 §3: no literal addresses
+    assert ["localhost", None] == named  # RFC 6066 §3: literal addresses are not sent
 
 
 async def test_another_name_is_refused() -> None:
-    """Plainly: what is wrong with the certificate. The server is asked nothing."""
+    """A certificate for another name: the error says so, and the server gets no request."""
     server = RawServer([(OK,)])
     async with open_tls_loopback(server, server_context("other.test")) as url:
         said = await refusal(Http11Transport(ssl_context=client_context()), url)
@@ -250,7 +256,7 @@ async def test_another_name_is_refused() -> None:
 
 
 async def test_an_unknown_authority_is_refused() -> None:
-    """By the platform's trust store, too: nothing is trusted by default that is not in it."""
+    """A certificate of an unknown authority is refused, by the platform's trust store, too."""
     server = RawServer([(OK,)])
     async with open_tls_loopback(server, server_context()) as url:
         for context in (None, ssl.create_default_context()):
@@ -270,7 +276,9 @@ async def test_an_expired_certificate_is_refused() -> None:
 
 @asynccontextmanager
 async def open_plain(says: bytes | None) -> AsyncIterator[str]:
-    """It speaks no TLS: it says this to whatever comes, and closes; None: it resets. The URL is for https."""
+    """A server without TLS, reached by https: answers anything with plain text and closes; None: resets the
+    connection.
+    """
 
     async def say(stream: trio.SocketStream) -> None:
         async with stream:
@@ -286,7 +294,7 @@ async def open_plain(says: bytes | None) -> AsyncIterator[str]:
 
 
 async def test_a_server_without_tls_is_refused() -> None:
-    """Named as such."""
+    """The error says that TLS failed."""
     async with open_plain(b"HTTP/1.1 400 Bad Request\r\n\r\n") as url:
         said = await refusal(Http11Transport(ssl_context=client_context()), url)
     assert "could not be reached: TLS failed: wrong version number" in said
@@ -307,7 +315,7 @@ async def test_a_reset_in_the_handshake() -> None:
 
 
 def insisting_context() -> ssl.SSLContext:
-    """Of a server that wants a certificate of its clients."""
+    """The context of a server that requires client certificates."""
     context = server_context()
     context.verify_mode = ssl.CERT_REQUIRED
     authority.configure_trust(context)
@@ -315,7 +323,7 @@ def insisting_context() -> ssl.SSLContext:
 
 
 async def test_client_certificates() -> None:
-    """By `ssl_context`."""
+    """A certificate in `ssl_context` is shown to a server that requires one."""
     async with open_tls_loopback(RawServer([(OK,)]), insisting_context()) as url:
         context = client_context()
         authority.issue_cert("client.test").configure_cert(context)
@@ -327,11 +335,13 @@ def refuse_client(listener: socket.socket, context: ssl.SSLContext, heard: threa
     with context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False) as tls:
         with suppress(ssl.SSLError):
             tls.do_handshake()
-        heard.wait(5)  # a reset, because of what was not read, would overtake the alert
+        heard.wait(5)  # else a reset for the unread bytes would overtake the alert
 
 
 async def test_a_missing_client_certificate() -> None:
-    """In TLS 1.3 the server says so when the client thinks that all is well, and has written its request."""
+    """In TLS 1.3 the server refuses after the client's handshake has succeeded and its request is written (RFC 8446
+    §4.4.2.4).
+    """
     heard = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(5)
@@ -359,7 +369,7 @@ async def test_both_versions_of_tls(version: ssl.TLSVersion) -> None:
 
 
 async def test_older_versions_are_refused() -> None:
-    """As the platform's OpenSSL and Python have it; here by a server that insists on TLS 1.3."""
+    """The platform's OpenSSL and Python decide which TLS versions are allowed; without a common one the error says TLS."""
     context, older = server_context(), client_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     older.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -368,7 +378,7 @@ async def test_older_versions_are_refused() -> None:
 
 
 def blocking_server(listener: socket.socket, context: ssl.SSLContext, shook: threading.Event) -> int:
-    """Serves one connection as servers by OpenSSL do: session tickets are sent behind the handshake, unasked."""
+    """Serves one connection like servers over OpenSSL: they send session tickets right after the handshake."""
     plain, _ = listener.accept()
     with context.wrap_socket(plain, server_side=True) as tls:
         shook.set()
@@ -380,7 +390,7 @@ def blocking_server(listener: socket.socket, context: ssl.SSLContext, shook: thr
 
 
 async def test_session_tickets_are_no_news() -> None:
-    """They come unasked while a new connection idles, which is as good as before."""
+    """Session tickets arrive on a new idle connection (RFC 8446 §4.6.1), and the connection is still used."""
     context, shook = server_context(), threading.Event()
     served: list[int] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -409,7 +419,9 @@ async def test_session_tickets_are_no_news() -> None:
 
 
 async def test_a_session_over_tls() -> None:
-    """`ssl_context` of a factory; one that does not trust the backend names it, and opens all the same."""
+    """`ssl_context` of a factory is used for its backends. With a context that does not trust a backend the session
+    opens, and its failure says so.
+    """
     backend = ScriptedBackend(era="modern")
     backend.add_tool("echo")
     settings = FactorySettings(min_backends=0)

@@ -1,4 +1,4 @@
-"""Heads and responses as bytes: what is read, however it arrives, what is refused, and what must not be used again."""
+"""Heads and responses as bytes: what is read, however it arrives, what is refused, and when a connection is used up."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 @attrs.define
 class Parsed:
-    """A response, as far as it came."""
+    """A response, as far as it has arrived."""
 
     status: int
     headers: Headers
@@ -62,14 +62,14 @@ def bytewise(data: bytes) -> list[bytes]:
 
 
 def test_a_response_with_a_length() -> None:
-    """Names in lower case, values without the spaces around them, in their order."""
+    """Names are in lower case, values without the blanks around them, in the order received."""
     response = LINE + b"X-One:  a b \t \r\nX-Two:\r\nX-One: \xff\r\n" + LENGTH
     headers = [(b"x-one", b"a b"), (b"x-two", b""), (b"x-one", b"\xff"), (b"content-length", b"2")]
     assert Parsed(200, headers, b"{}") == parse(response) == parse(*bytewise(response))
 
 
 def test_a_response_in_chunks() -> None:
-    """Extensions and trailers are passed over."""
+    """Chunk extensions and trailers are skipped (RFC 9112 §7.1)."""
     response = CHUNKED + b"2;a=b\r\n{}\r\nA\r\n0123456789\r\n0\r\nX-Trailer: 1\r\n\r\n"
     expected = Parsed(200, [(b"transfer-encoding", b"chunked")], b"{}0123456789")
     assert expected == parse(response) == parse(*bytewise(response))
@@ -84,7 +84,7 @@ def test_a_response_that_has_no_body_whatever_it_says(status: int, header: bytes
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
 def test_a_body_may_end_with_the_connection(version: bytes) -> None:
-    """Where neither length nor chunks say where else; such a connection is used up."""
+    """Without a length and chunks the body ends with the connection (RFC 9112 §6.3), which is not reusable then."""
     response = b"HTTP/%s 200 OK\r\n\r\n{}" % version
     assert Parsed(200, [], b"{}", is_ended=False, is_clean=False) == parse(response)
     assert Parsed(200, [], b"{}", is_ended=True, is_clean=False) == parse(response, eof=True)
@@ -101,7 +101,7 @@ def test_an_end_in_the_middle_ends_nothing(response: bytes) -> None:
 
 
 def test_a_response_to_head_has_no_body() -> None:
-    """Whatever length it names; and what a server sends all the same is no body either."""
+    """A response to HEAD has no body, whatever length it names (RFC 9112 §6.3); bytes behind it are no body either."""
     parser = ResponseParser()
     parser.feed(LINE + LENGTH)
     parser.end_without_body()
@@ -109,20 +109,20 @@ def test_a_response_to_head_has_no_body() -> None:
 
 
 def test_informational_responses_are_passed_over() -> None:
-    """With their headers, as many as a server may need."""
+    """Responses 1xx are skipped with their headers (RFC 9110 §15.2)."""
     hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
     response = (b"HTTP/1.1 100 Continue\r\n\r\n" + hints * (MOST_INFORMATIONAL - 1)) + LINE + LENGTH
     assert Parsed(200, [(b"content-length", b"2")], b"{}") == parse(response) == parse(*bytewise(response))
 
 
 def test_what_an_informational_response_says_of_itself_is_not_of_the_next() -> None:
-    """Its length is none of the response's, which ends with the connection."""
+    """The length of a 1xx response does not apply to the final response, which ends with the connection."""
     early = b"HTTP/1.1 103 Early Hints\r\nContent-Length: 0\r\n\r\n"
     assert Parsed(200, [], b"{}", is_clean=False) == parse(early + LINE + b"\r\n{}", eof=True)
 
 
 def test_one_response_after_another() -> None:
-    """Each answers the request before it, and nothing of one is in the next."""
+    """Each response answers the request before it, and nothing of one response is in the next."""
     parser = ResponseParser()
     for number in range(3):
         parser.begin()
@@ -146,7 +146,9 @@ def test_one_response_after_another() -> None:
     ],
 )
 def test_a_server_that_will_close(response: bytes) -> None:
-    """The response is whole, and the connection not to be used again."""
+    """With `Connection: close`, or in HTTP/1.0, the response is whole and the connection is not reusable (RFC 9112
+    §9.3).
+    """
     for parsed in (parse(response), parse(*bytewise(response))):
         assert (b"{}", True, False) == (parsed.body, parsed.is_ended, parsed.is_clean)
 
@@ -154,9 +156,9 @@ def test_a_server_that_will_close(response: bytes) -> None:
 @pytest.mark.parametrize(
     "response",
     [
-        LINE + b"Connection: Upgrade\r\nUpgrade: h2c\r\n" + LENGTH,  # offered, as Apache does
+        LINE + b"Connection: Upgrade\r\nUpgrade: h2c\r\n" + LENGTH,  # an offer of an upgrade, as Apache sends it
         b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n" + LENGTH,
-        LINE + LENGTH + b"\r\n",  # an empty line more than it should, as old servers do
+        LINE + LENGTH + b"\r\n",  # one empty line too many, as old servers send it
     ],
 )
 def test_a_server_that_goes_on_listening(response: bytes) -> None:
@@ -170,7 +172,9 @@ def test_a_server_that_goes_on_listening(response: bytes) -> None:
     "surplus", [b"H", b"x", b"\0", LINE, LINE + LENGTH, CHUNKED + b"5\r\nhello\r\n", b"}" * 100_000]
 )
 def test_what_comes_behind_a_response(whole: bytes, surplus: bytes) -> None:
-    """It is part of nothing, be it a whole response, and that connection is not used again."""
+    """Bytes behind a response, even a whole second response, belong to no response, and the connection is not
+    reusable.
+    """
     for pieces in ([whole + surplus], [whole, surplus], bytewise(whole + surplus[:100])):
         parsed = parse(*pieces)
         assert (b"" if b": 0" in whole else b"{}", True, False) == (parsed.body, parsed.is_ended, parsed.is_clean)
@@ -242,7 +246,7 @@ NO_RESPONSES = {
 
 @pytest.mark.parametrize("name", NO_RESPONSES)
 def test_what_is_no_response_is_refused(name: str) -> None:
-    """At once or a byte at a time; never after its end, and not to be used again."""
+    """Bytes that are no response are refused, at once or byte by byte, and the connection is not reusable."""
     for pieces in ([NO_RESPONSES[name]], bytewise(NO_RESPONSES[name])):
         parser = ResponseParser()
         with pytest.raises(BadResponse):
@@ -265,7 +269,9 @@ def test_what_is_no_response_is_refused(name: str) -> None:
 )
 @pytest.mark.parametrize("size", [1, 1000])
 def test_heads_are_limited(head: bytes, piece: bytes, size: int) -> None:
-    """A status line, a name, a value, all headers, a chunk's head or its extension, trailers, empty lines."""
+    """The limit holds for a status line, a name, a value, all headers, the head or extension of a chunk, trailers and
+    empty lines.
+    """
     parser = ResponseParser()
     feed(parser, [head])
     pieces = MAX_HEAD_BYTES // len(piece * size) + 1
@@ -274,7 +280,7 @@ def test_heads_are_limited(head: bytes, piece: bytes, size: int) -> None:
 
 
 def test_the_limit_of_a_head_is_exact() -> None:
-    for begun in range(2):  # also of a connection's second response
+    for begun in range(2):  # also for a connection's second response
         for surplus in range(2):
             parser = ResponseParser()
             for _ in range(begun):
@@ -289,7 +295,7 @@ def test_the_limit_of_a_head_is_exact() -> None:
 
 
 def test_a_long_body_counts_as_no_head() -> None:
-    """Whatever its chunks are like."""
+    """The head's limit does not count the bytes of a body, however it is chunked."""
     parser = ResponseParser()
     body = feed(parser, [CHUNKED, *[b"1\r\nx\r\n"] * MAX_HEAD_BYTES, LAST_CHUNK])
     assert MAX_HEAD_BYTES == len(body)
@@ -306,7 +312,7 @@ SECRET = b"s3cret"
 
 @pytest.mark.parametrize("response", [LINE + b"Mcp-Session-Id: s3cret\x01\r\n", LINE + b"s3cret\r\n", b"s3cret"])
 def test_nothing_of_a_response_is_in_what_refuses_it(response: bytes) -> None:
-    """Neither in its text nor in the traceback: a header may be a session id."""
+    """Received bytes are neither in the text of the error nor in its traceback: a header may be a session id."""
     with pytest.raises(BadResponse) as caught:
         parse(response)
     assert SECRET.decode() not in "".join(traceback.format_exception(caught.value))
@@ -314,7 +320,7 @@ def test_nothing_of_a_response_is_in_what_refuses_it(response: bytes) -> None:
 
 
 def test_an_interrupt_in_a_callback_is_no_bad_response(monkeypatch: pytest.MonkeyPatch) -> None:
-    """llhttp wraps whatever its callbacks raise."""
+    """llhttp wraps exceptions of its callbacks; a KeyboardInterrupt comes out as itself."""
 
     def interrupt(self: ResponseParser, piece: bytes) -> None:
         raise KeyboardInterrupt
@@ -337,12 +343,13 @@ values = st.builds(
 FRAMING = {b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"proxy-connection", b"keep-alive"}
 free_headers = st.lists(st.tuples(tokens, values).filter(lambda pair: pair[0].lower() not in FRAMING), max_size=6)
 spaces = st.sampled_from([b"", b" ", b"\t", b"  "])
-only_spaces = st.sampled_from([b"", b" ", b"  "])  # behind a framing header: llhttp refuses a tab there, or is refused
+# blanks behind a framing header: llhttp refuses a tab there, or ignores the header
+only_spaces = st.sampled_from([b"", b" ", b"  "])
 
 
 @st.composite
 def responses(draw: st.DrawFn) -> tuple[bytes, Parsed]:
-    """One as it should be, with informational ones before it, and what is to be read."""
+    """A valid response with 1xx responses before it, and the result of reading it."""
     status = draw(st.integers(200, 599).filter(lambda drawn: drawn not in (204, 304)))
     body = draw(st.binary(max_size=200))
     headers = draw(free_headers)
@@ -392,7 +399,7 @@ def test_responses_of_one_connection_stay_apart(drawn: list[tuple[bytes, Parsed]
 
 @given(st.binary(max_size=300), st.lists(st.integers(0, 10_000), max_size=6))
 def test_any_bytes_are_read_or_refused(data: bytes, places: list[int]) -> None:
-    """With no other error; and what is refused whole is refused in pieces."""
+    """Any bytes are read or refused with BadResponse, and bytes that are refused whole are refused in pieces."""
     for start in (b"", LINE, CHUNKED):
         outcomes: list[Parsed | None] = []
         for pieces in ([start + data], [start, data], [start, *cut(data, places)] if data else [start]):
@@ -407,7 +414,7 @@ def test_any_bytes_are_read_or_refused(data: bytes, places: list[int]) -> None:
 
 
 def test_a_head_is_a_line_and_headers() -> None:
-    """Without the empty line: more headers may follow."""
+    """The encoded head has no empty line at its end: more headers may follow."""
     headers = [(b"Host", b"b"), (b"X", b""), (b"Y", b"\xff a")]
     assert b"POST /mcp?a=b HTTP/1.1\r\nHost: b\r\nX: \r\nY: \xff a\r\n" == encode_head("POST", b"/mcp?a=b", headers)
 
@@ -434,7 +441,7 @@ def test_a_name_that_is_none(name: bytes) -> None:
     "value", [b"s3cret\r", b"s3cret\n", b"s3cret\r\nX: y", b"s3cret\0", b" s3cret", b"s3cret\t", b"\x7fs3cret"]
 )
 def test_a_value_that_is_none(value: bytes) -> None:
-    """Nor is it quoted: it may be a credential."""
+    """A header that HTTP cannot carry is refused, and the error does not quote it: it may be a credential."""
     with pytest.raises(BadHead) as caught:
         encode_head("GET", b"/", [(b"a", value)])
     assert "s3cret" not in "".join(traceback.format_exception(caught.value))

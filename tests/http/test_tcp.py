@@ -1,4 +1,4 @@
-"""TCP without the guards of `trio.SocketStream`: whole writes, and errors as streams have them."""
+"""TCP without the guards of `trio.SocketStream`: whole writes, and the errors that Trio's streams raise."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import trio.testing
 
 from trio_vmcp._http.tcp import TcpStream
 
-MORE_THAN_FITS = 64 * 1024 * 1024  # bytes, into the kernel's buffers
+MORE_THAN_FITS = 64 * 1024 * 1024  # bytes; more than the kernel's buffers hold
 
 
 @asynccontextmanager
 async def open_pair() -> AsyncIterator[tuple[TcpStream, trio.socket.SocketType]]:
-    """A stream, and the socket at the other end, over loopback."""
+    """A stream over loopback, and the socket at the other end."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:
         own = socket.create_connection(listener.socket.getsockname())
@@ -30,7 +30,7 @@ async def open_pair() -> AsyncIterator[tuple[TcpStream, trio.socket.SocketType]]
 
 
 async def test_bytes_go_both_ways_and_end() -> None:
-    """What was sent comes, and nothing once the other side has closed."""
+    """Bytes arrive in both directions; after the other end has closed, reads return no bytes."""
     async with open_pair() as (stream, peer):
         await stream.send_all(b"there")
         assert b"there" == await peer.recv(100)
@@ -42,7 +42,7 @@ async def test_bytes_go_both_ways_and_end() -> None:
 
 
 async def test_more_than_the_kernel_takes_at_once_is_written_whole() -> None:
-    """A write ends when all of it is on its way, however slowly the other side reads."""
+    """`send_all` ends when all bytes are sent, however slowly the other end reads."""
     data = bytes(range(256)) * 64 * 1024
     received = bytearray()
     async with open_pair() as (stream, peer):
@@ -58,7 +58,7 @@ async def test_more_than_the_kernel_takes_at_once_is_written_whole() -> None:
 
 
 async def test_a_reset_is_a_broken_stream() -> None:
-    """Reading and writing; with the system's word for it as the cause."""
+    """After a reset, reads and writes raise BrokenResourceError with the operating system's text as the cause."""
     async with open_pair() as (stream, peer):
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         peer.close()
@@ -70,7 +70,7 @@ async def test_a_reset_is_a_broken_stream() -> None:
 
 
 async def test_a_stream_that_was_closed_here_says_so() -> None:
-    """Whether somebody waits on it or comes later."""
+    """After `close`, a read or write raises ClosedResourceError, whether it waits already or starts later."""
     async with open_pair() as (stream, _):
 
         async def wait(use: Callable[[], Awaitable[object]]) -> None:
@@ -85,11 +85,11 @@ async def test_a_stream_that_was_closed_here_says_so() -> None:
             stream.close()
         for use in uses:
             await wait(use)
-        stream.close()  # once more is once
+        stream.close()  # closing again changes nothing
 
 
 async def test_a_cancelled_write_sends_nothing() -> None:
-    """Of a request that was given up before its turn came, the other side hears nothing."""
+    """A write that is cancelled before its first step sends no bytes."""
     async with open_pair() as (stream, peer):
         with trio.CancelScope() as scope:
             scope.cancel()
@@ -100,7 +100,7 @@ async def test_a_cancelled_write_sends_nothing() -> None:
 
 
 async def test_a_cancelled_read_loses_nothing() -> None:
-    """What is here already is for whoever reads next."""
+    """The bytes that a cancelled read would have returned are returned by the next read."""
     async with open_pair() as (stream, peer):
         await peer.send(b"x")
         with trio.CancelScope() as scope:
@@ -111,7 +111,9 @@ async def test_a_cancelled_read_loses_nothing() -> None:
 
 
 async def test_a_read_gives_others_their_turn() -> None:
-    """Also where nothing has to be waited for: a backend that sends without end does not hold up the rest."""
+    """Every read is a checkpoint, also if bytes are buffered: a backend that sends without end does not stop other
+    tasks.
+    """
     turns = 0
 
     async def count() -> None:

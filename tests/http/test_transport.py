@@ -1,4 +1,4 @@
-"""The built-in transport: what is reused, what is let go, and what faults, limits and cancels cost."""
+"""The built-in transport: when connections are reused or closed, and what faults, limits and cancels cost."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def many(served: Served, count: int) -> None:
 
 @kinds
 async def test_a_connection_is_used_again(kind: Kind) -> None:
-    """One request after another takes one connection; requests side by side take one each."""
+    """One request after another uses one connection; requests side by side use one each."""
     async with open_served(kind, OK) as served:
         for _ in range(3):
             assert b"ok" == await served.ask()
@@ -73,7 +73,7 @@ async def test_a_connection_is_used_again(kind: Kind) -> None:
 
 
 async def test_the_newest_idle_connection_is_used_first(autojump_clock: MockClock) -> None:
-    """So those that nobody needs any more grow old, and are closed by the next request."""
+    """The newest idle connection is used first, so that surplus connections expire and the next request closes them."""
     async with open_served("memory", (1.0, OK)) as served:
         await many(served, 3)
         for _ in range(int(KEEPALIVE_EXPIRY)):
@@ -85,7 +85,7 @@ async def test_the_newest_idle_connection_is_used_first(autojump_clock: MockCloc
 
 
 async def test_idle_connections_are_closed_in_the_background(autojump_clock: MockClock) -> None:
-    """Each when it is old enough, without a request; and those that come later, too."""
+    """`tidy` closes each connection when it has been idle long enough, without any request; later ones, too."""
     async with open_served("memory", OK) as served, trio.open_nursery() as nursery:
         nursery.start_soon(served.transport.tidy)
         for _ in range(2):
@@ -106,7 +106,7 @@ async def test_idle_connections_are_closed_in_the_background(autojump_clock: Moc
 
 
 async def test_no_more_than_twenty_connections_idle() -> None:
-    """Of those that were needed at once; the oldest go."""
+    """Of more idle connections to one origin, the oldest are closed."""
     async with open_served("memory", OK) as served:
         responses = [await served.send() for _ in range(MOST_IDLE + 5)]
         for response in responses:
@@ -119,7 +119,7 @@ async def test_no_more_than_twenty_connections_idle() -> None:
 
 
 async def test_each_origin_is_tidied_in_its_time(autojump_clock: MockClock) -> None:
-    """The first that is old enough goes first, whoever else is younger."""
+    """The oldest connection is closed first, whichever origin it belongs to."""
     async with open_memory_network() as network, trio.open_nursery() as nursery:
         server = RawServer([(OK,)])
         transport = network.transport()
@@ -138,7 +138,7 @@ async def test_each_origin_is_tidied_in_its_time(autojump_clock: MockClock) -> N
 
 
 async def test_origins_do_not_share_connections() -> None:
-    """Neither hosts nor ports nor schemes; what names the same port does."""
+    """Other hosts, ports and schemes get other connections; a URL that names the default port does not."""
     async with open_memory_network() as network:
         server = RawServer([(OK,)])
         urls = ["http://a.test/", "http://b.test/", "http://a.test:81/", "https://a.test/", "http://a.test:80/x"]
@@ -150,7 +150,7 @@ async def test_origins_do_not_share_connections() -> None:
 
 
 async def test_a_connection_made_beforehand_is_used() -> None:
-    """`connect` sees to one; if there is one, it does nothing."""
+    """`connect` makes an idle connection, or does nothing if there is one."""
     async with open_served("memory", OK) as served:
         for _ in range(2):
             await served.transport.connect(served.origin)
@@ -165,7 +165,7 @@ async def test_a_connection_made_beforehand_is_used() -> None:
 @kinds
 @pytest.mark.parametrize("news", [CLOSE, RESET, answer(b"unasked"), b"x"])
 async def test_what_happens_to_an_idle_connection_is_noticed(kind: Kind, news: str | bytes) -> None:
-    """Its end and bytes that nobody asked for: no request is written on it, none fails, none gets them."""
+    """On an idle connection that ended, or received bytes without a request, no request is written, and none fails."""
     more = trio.Event()
     async with open_served(kind, (OK, more, news), OK) as served:
         assert b"ok" == await served.ask()
@@ -183,12 +183,12 @@ async def test_what_happens_to_an_idle_connection_is_noticed(kind: Kind, news: s
     [
         answer(b"unasked"),
         b"x",
-        # The transport reads so many bytes at once: what is behind them stays where no poll of the socket finds it.
+        # The transport reads this many bytes at once: `poll` does not see bytes that it has read already.
         b"",
     ],
 )
 async def test_a_wrong_length_does_not_poison_the_next_request(kind: Kind, surplus: bytes) -> None:
-    """What is behind a response goes with its connection, be it here already or not read yet."""
+    """Bytes behind a response are discarded with their connection, whether they are read already or not."""
     whole = answer(b"ok")
     if not surplus:
         surplus = answer(b"unasked")
@@ -211,15 +211,19 @@ async def test_a_wrong_length_does_not_poison_the_next_request(kind: Kind, surpl
     ],
 )
 async def test_a_server_that_closes(kind: Kind, response: bytes) -> None:
-    """Says so, or speaks HTTP/1.0, or ends its body by it."""
+    """After `Connection: close`, a response of HTTP/1.0, or a body that ends with the connection, the connection is not
+    reused.
+    """
     async with open_served(kind, (response, CLOSE)) as served:
         for number in range(1, 4):
             assert b"ok" == await served.ask()
             assert (number, 0) == (served.server.connections, served.transport.idle_connections)
 
 
-async def test_a_response_that_nobody_read_is_as_good_when_it_is_here() -> None:
-    """A refusal or a redirect, whose body is short, costs no connection; one that goes on does."""
+async def test_an_unread_response_keeps_its_connection_if_it_has_arrived() -> None:
+    """A response that is closed unread keeps its connection if it has arrived whole (a short error or redirect), else
+    not.
+    """
     async with open_served("memory", OK, LINE + b"Content-Length: 3\r\n\r\nok", OK) as served:
         (await served.send()).close()
         assert 1 == served.transport.idle_connections
@@ -229,8 +233,8 @@ async def test_a_response_that_nobody_read_is_as_good_when_it_is_here() -> None:
         assert 2 == served.server.connections
 
 
-async def test_letting_go_twice_is_letting_go_once() -> None:
-    """By then the connection may be another request's, and stays so."""
+async def test_a_second_close_of_a_response_changes_nothing() -> None:
+    """Closing a response twice does no harm: by then another request may use the connection, and goes on."""
     async with open_served("memory", OK) as served:
         first = await served.send()
         first.close()
@@ -248,7 +252,7 @@ async def test_letting_go_twice_is_letting_go_once() -> None:
 
 @kinds
 async def test_bodies_stream(kind: Kind) -> None:
-    """Each piece is handed on when it has come."""
+    """Each piece of a body is returned as soon as it arrives."""
     more = trio.Event()
     async with open_served(kind, (CHUNKED + b"3\r\none\r\n", more, b"3\r\ntwo\r\n0\r\n\r\n")) as served:
         response = await served.send()
@@ -265,7 +269,7 @@ async def test_bodies_stream(kind: Kind) -> None:
 @kinds
 @pytest.mark.parametrize("size", [0, 1, READ_BYTES - 1, READ_BYTES, READ_BYTES + 1, 3 * MIB + 7])
 async def test_bodies_of_any_size(kind: Kind, size: int) -> None:
-    """There and back, and the connection is used again."""
+    """Bodies of any size arrive in both directions, and the connection is used again."""
     body = bytes(range(256)) * (size // 256 + 1)
     async with open_served(kind, answer(body[:size])) as served:
         for _ in range(2):
@@ -281,7 +285,7 @@ async def test_bodies_of_any_size(kind: Kind, size: int) -> None:
     [b"HTTP/1.1 2", LINE + b"Content-Length: 100000\r\n\r\nok", CHUNKED + b"2\r\nok\r\n", CHUNKED + b"5\r\nok"],
 )
 async def test_an_end_in_the_middle(kind: Kind, end: str, response: bytes) -> None:
-    """Never passes for the end of a response."""
+    """A response that ends in the middle is an error."""
     async with open_served(kind, (response, end), OK) as served:
         with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
             await served.ask()
@@ -291,7 +295,7 @@ async def test_an_end_in_the_middle(kind: Kind, end: str, response: bytes) -> No
 @pytest.mark.parametrize("verb", ["HEAD", "GET", "DELETE", "POST"])
 @pytest.mark.parametrize("status", [b"200 OK", b"204 No Content", b"304 Not Modified"])
 async def test_responses_without_a_body(verb: str, status: bytes) -> None:
-    """Those to HEAD, 204 and 304: whatever length they name, nothing is waited for."""
+    """Responses to HEAD, and 204 and 304, have no body (RFC 9112 §6.3): the length that they name is not waited for."""
     response = b"HTTP/1.1 " + status + b"\r\nContent-Length: 300000\r\n\r\n"
     if verb != "HEAD" and status == b"200 OK":
         response += b"x" * 300_000
@@ -300,10 +304,10 @@ async def test_responses_without_a_body(verb: str, status: bytes) -> None:
             assert len(response.partition(b"\r\n\r\n")[2]) == len(await served.ask(verb))
 
 
-@pytest.mark.parametrize("kind", ["tcp", "tls"])  # memory takes all of a body
+@pytest.mark.parametrize("kind", ["tcp", "tls"])  # memory streams buffer the whole body
 @pytest.mark.parametrize("end", [CLOSE, RESET])
 async def test_an_answer_that_comes_before_the_body_is_written(kind: Kind, end: str) -> None:
-    """A server that will not take a body says so and closes, with most of the body not sent: its answer is read."""
+    """A server answers and closes before it has read the body (RFC 9112 §9.5): its answer is read."""
     refusal = answer(b"too large", status=b"413 Content Too Large")
     async with open_served(kind, (refusal, 0.05, end), OK, reads_bodies=False) as served:
         response = await served.send(body=bytes(32 * MIB))
@@ -315,7 +319,7 @@ async def test_an_answer_that_comes_before_the_body_is_written(kind: Kind, end: 
 
 @pytest.mark.parametrize("kind", ["tcp", "tls"])
 async def test_a_reset_while_the_body_is_written(kind: Kind) -> None:
-    """Without an answer it is an error of the write."""
+    """A reset without an answer is `httpx.WriteError`."""
     async with open_served(kind, (RESET,), OK, reads_bodies=False) as served:
         with pytest.raises(httpx.WriteError, match="the connection broke"):
             await served.ask(body=bytes(32 * MIB))
@@ -324,7 +328,7 @@ async def test_a_reset_while_the_body_is_written(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", ["tcp", "tls"])
 async def test_closing_while_a_body_is_written(kind: Kind) -> None:
-    """Whoever writes gets an error."""
+    """The request that is writing fails with `httpx.WriteError`."""
     unread = trio.Event()
     async with open_served(kind, (unread, CLOSE), reads_bodies=False) as served:
 
@@ -341,7 +345,7 @@ async def test_closing_while_a_body_is_written(kind: Kind) -> None:
 
 
 async def test_a_body_is_at_its_end_when_all_of_it_was_taken() -> None:
-    """Not when all of it is here."""
+    """A response has ended when its body was handed out, not when it has arrived."""
     async with open_served("memory", OK) as served:
         response = await served.send()
         assert not response.is_ended
@@ -351,7 +355,7 @@ async def test_a_body_is_at_its_end_when_all_of_it_was_taken() -> None:
 
 
 async def test_a_connection_that_was_cut_is_not_alive() -> None:
-    """Whatever is in the place of its socket by now."""
+    """A closed connection counts as dead, also if its descriptor belongs to another socket by now."""
     async with open_served("memory", OK) as served:
         await served.ask()
         (idle,) = served.transport._idle[served.origin]
@@ -369,7 +373,7 @@ async def test_a_connection_that_was_cut_is_not_alive() -> None:
 @kinds
 @pytest.mark.parametrize("piece", [b"x: y\r\n", b"x", b"\r\n"])
 async def test_an_endless_head(kind: Kind, piece: bytes) -> None:
-    """Refused after 64 KiB."""
+    """A head of over 64 KiB is refused."""
     async with open_served(kind, (LINE, piece * (2 * MAX_HEAD_BYTES // len(piece)), HANG), OK) as served:
         if piece == b"\r\n":
             served.server.answers[0] = (piece * MAX_HEAD_BYTES, HANG)
@@ -380,7 +384,7 @@ async def test_an_endless_head(kind: Kind, piece: bytes) -> None:
 
 @pytest.mark.parametrize("apart", [False, True])
 async def test_a_flood_of_informational_responses(apart: bool) -> None:
-    """Refused, in one piece or one by one."""
+    """Too many 1xx responses are refused, in one piece or one by one."""
     hints = b"HTTP/1.1 103 Early Hints\r\n\r\n"
     flood = (hints,) * 1000 if apart else (hints * 1000,)
     async with open_served("memory", (*flood, HANG), OK) as served:
@@ -390,10 +394,10 @@ async def test_a_flood_of_informational_responses(apart: bool) -> None:
 
 
 class LongestStep(trio.abc.Instrument):
-    """s of CPU that the longest step of any task took."""
+    """The longest step of any task, in s of CPU."""
 
     def __init__(self) -> None:
-        self.seconds, self._begun = 0.0, math.inf  # the step in which it is added does not count
+        self.seconds, self._begun = 0.0, math.inf  # the step that adds this instrument does not count
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         self._begun = time.thread_time()
@@ -403,7 +407,7 @@ class LongestStep(trio.abc.Instrument):
 
 
 async def test_crumbs_cost_little() -> None:
-    """64 KiB in chunks of a byte hold nobody up for long, and are handed on in large pieces."""
+    """64 KiB in chunks of one byte do not keep other tasks waiting, and are handed out in large pieces."""
     async with open_served("memory", CHUNKED + b"1\r\nx\r\n" * (64 * KIB) + b"0\r\n\r\n") as served:
         watch = LongestStep()
         trio.lowlevel.add_instrument(watch)
@@ -429,8 +433,8 @@ async def test_crumbs_cost_little() -> None:
     ],
 )
 async def test_no_error_quotes_what_came(broken: bytes) -> None:
-    """Neither its text nor its traceback: a header may be a session id. Nor does it quote what was sent."""
-    body = b"".join([b"p4ss", b"word"])  # not as a source line of the traceback has it
+    """Errors quote neither received nor sent bytes, in their text or traceback: a header may be a session id."""
+    body = b"".join([b"p4ss", b"word"])  # in two parts, since a traceback shows source lines
     async with open_served("memory", (broken, CLOSE)) as served:
         with pytest.raises(httpx.RemoteProtocolError) as caught:
             await served.ask(body=body)
@@ -445,7 +449,9 @@ async def test_no_error_quotes_what_came(broken: bytes) -> None:
 @kinds
 @pytest.mark.parametrize("fresh", [False, True])
 async def test_cancelled_at_every_step(kind: Kind, fresh: bool) -> None:
-    """While it connects, shakes hands, writes, waits for head and body: that connection is lost, and no other."""
+    """A request that is cancelled while it connects, shakes hands, writes or reads costs its own connection and no
+    other.
+    """
     response = CHUNKED + b"3\r\none\r\n"
     async with open_served(kind, (response, 0.001, b"3\r\ntwo\r\n0\r\n\r\n")) as served:
         other = await served.send()
@@ -464,13 +470,15 @@ async def test_cancelled_at_every_step(kind: Kind, fresh: bool) -> None:
 
 
 async def test_a_handshake_that_hangs_leaves_no_socket() -> None:
-    """A server that accepts and says nothing; that nothing is left is looked for after every test."""
+    """A server accepts and says nothing: when the request is cancelled, no socket is left (checked after every
+    test).
+    """
     heard: list[bytes] = []
 
     async def never_answer(stream: trio.SocketStream) -> None:
         heard.append(bytes(await stream.receive_some(4096)))
         scope.cancel()
-        assert b"" == await stream.receive_some()  # it hears the end
+        assert b"" == await stream.receive_some()  # the client has closed
         heard.append(b"")
 
     async with trio.open_nursery() as nursery:
@@ -487,7 +495,7 @@ async def test_a_handshake_that_hangs_leaves_no_socket() -> None:
 
 @kinds
 async def test_fifty_cancelled_for_one_that_is_answered(kind: Kind) -> None:
-    """However many give up at whatever moment, what comes next works, and no connection is over."""
+    """However many requests are cancelled at any moment, the next one works, and no connection is left over."""
     async with open_served(kind, OK) as served:
         for round_ in range(20):
             async with trio.open_nursery() as nursery:
@@ -502,7 +510,9 @@ async def test_fifty_cancelled_for_one_that_is_answered(kind: Kind) -> None:
 
 @kinds
 async def test_closing_takes_everything_along(kind: Kind) -> None:
-    """Idle connections and those in use, whose holders get an error; nothing comes back, and nothing new begins."""
+    """`close` closes idle connections and those in use: their requests fail, no connection is kept, and no new one is
+    made.
+    """
     hanging = (CHUNKED, HANG)
     async with open_served(kind, hanging, hanging, OK) as served, trio.open_nursery() as nursery:
         errors: list[Exception] = []
@@ -529,7 +539,7 @@ async def test_closing_takes_everything_along(kind: Kind) -> None:
 
 
 async def test_a_connection_that_comes_after_the_close(autojump_clock: MockClock) -> None:
-    """It is closed, and its request fails: nothing was written."""
+    """A connection that is made after the close is closed, and its request fails before anything is written."""
     async with open_memory_network(connect_latency=1) as network:
         server = RawServer([(OK,)])
         url = network.attach("b.test", server)
@@ -548,8 +558,8 @@ async def test_a_connection_that_comes_after_the_close(autojump_clock: MockClock
         assert [] == server.requests
 
 
-async def test_letting_go_needs_no_time(autojump_clock: MockClock) -> None:
-    """Of a response whose server hangs, in a cancelled task, too."""
+async def test_closing_a_response_needs_no_time(autojump_clock: MockClock) -> None:
+    """Closing a response of a server that hangs returns at once, also in a cancelled task."""
     async with open_served("memory", (CHUNKED, HANG)) as served:
         response = await served.send()
         with trio.CancelScope() as scope:
@@ -571,7 +581,9 @@ async def open_client(served: Served, **options: float | None) -> AsyncIterator[
 
 @kinds
 async def test_httpxs_client_uses_it(kind: Kind) -> None:
-    """Whole and streamed, with a body and without, and with httpx's own headers."""
+    """`httpx.AsyncClient` works over the transport: whole and streamed, with and without a body, with httpx's own
+    headers.
+    """
     async with open_served(kind, answer(b"body", b"X-Answer: 1")) as served, open_client(served) as client:
         response = await client.post(served.url, json={"a": 1}, params={"b": "c d"})
         assert (200, b"body", "1") == (response.status_code, response.content, response.headers["x-answer"])
@@ -590,7 +602,7 @@ async def test_httpxs_client_uses_it(kind: Kind) -> None:
 
 
 async def test_httpxs_client_may_stream_a_body() -> None:
-    """It goes out whole: its length is known by then."""
+    """A streamed request body is sent whole, with its length."""
 
     async def pieces() -> AsyncIterator[bytes]:  # noqa: ASYNC900  # httpx's interface
         for piece in (b"one", b"two"):
@@ -605,7 +617,7 @@ async def test_httpxs_client_may_stream_a_body() -> None:
 
 
 async def test_a_body_that_fails_was_not_sent() -> None:
-    """Nothing of its request left, and the connection stays."""
+    """If reading the request body fails, nothing was sent, and the connection is kept."""
 
     async def broken() -> AsyncIterator[bytes]:  # noqa: ASYNC900  # httpx's interface
         yield b"one"
@@ -620,7 +632,7 @@ async def test_a_body_that_fails_was_not_sent() -> None:
 
 
 async def test_no_connection_no_body() -> None:
-    """Whose body was not taken, that request provably did not run."""
+    """If no connection can be made, the body is not read: an unread body proves that the request did not run."""
     taken = False
 
     async def body() -> AsyncIterator[bytes]:  # noqa: ASYNC900  # httpx's interface
@@ -647,7 +659,7 @@ async def test_a_connection_that_takes_too_long(limits: dict[str, float], autoju
 
 
 async def test_a_head_that_takes_too_long(autojump_clock: MockClock) -> None:
-    """`read` and `write` together, from the first byte on."""
+    """The limit is `read` and `write` together, from the first byte written."""
     async with open_served("memory", HANG) as served, open_client(served, read=2, write=1) as client:
         with pytest.raises(httpx.ReadTimeout, match="within 3"):
             await client.get(served.url)
@@ -656,7 +668,7 @@ async def test_a_head_that_takes_too_long(autojump_clock: MockClock) -> None:
 
 
 async def test_a_body_that_takes_too_long(autojump_clock: MockClock) -> None:
-    """Each piece has its own time, so a slow body is none."""
+    """`read` is the limit for each piece, so a long body in quick pieces is no timeout."""
     slow = tuple(piece for byte in b"ok" for piece in (1.5, b"%c" % byte))
     head = LINE + b"Content-Length: 2\r\n\r\n"
     async with (
@@ -672,7 +684,7 @@ async def test_a_body_that_takes_too_long(autojump_clock: MockClock) -> None:
 
 
 async def test_a_body_that_is_taken_slowly_is_no_timeout(autojump_clock: MockClock) -> None:
-    """The caller's own time counts under none of them."""
+    """The time in which the caller's body yields no chunk counts under no timeout."""
 
     async def slow() -> AsyncIterator[bytes]:  # noqa: ASYNC900  # httpx's interface
         await trio.sleep(60)
@@ -683,13 +695,15 @@ async def test_a_body_that_is_taken_slowly_is_no_timeout(autojump_clock: MockClo
 
 
 async def test_a_response_can_end_its_connection() -> None:
-    """By the "network_stream" in its extensions, as httpx documents it; once let go of, it is not its connection."""
+    """The "network_stream" in a response's extensions closes the connection, as httpx documents; after the response is
+    closed, it does nothing.
+    """
     async with open_served("memory", OK) as served:
         for number in range(1, 3):
             response = await served.transport.handle_async_request(httpx.Request("GET", served.url))
             stream = response.extensions["network_stream"]
             if number == 1:
-                await response.aread()  # lets go of it
+                await response.aread()  # closes the response
                 await stream.aclose()
                 assert 1 == served.transport.idle_connections
             else:
@@ -707,14 +721,14 @@ async def test_other_schemes_are_refused(url: str) -> None:
 
 @pytest.mark.parametrize("port", [0, 65536, 99999])
 async def test_ports_that_are_none_are_refused(port: int) -> None:
-    """The system's resolver would take them modulo 65536."""
+    """A port over 65535 is refused: the system's resolver would take it modulo 65536."""
     async with Http11Transport() as transport:
         with pytest.raises(httpx.InvalidURL, match=f"port {port} is not in"):
             await transport.handle_async_request(httpx.Request("GET", f"http://127.0.0.1:{port}/"))
 
 
 async def test_what_http_cannot_carry_is_not_quoted() -> None:
-    """A header may be a credential."""
+    """The error does not quote the header, which may be a credential."""
     async with Http11Transport() as transport:
         request = httpx.Request("GET", "http://b.test/", headers=[(b"Authorization", b"s3cret\r\n")])
         with pytest.raises(httpx.LocalProtocolError) as caught:
@@ -723,7 +737,7 @@ async def test_what_http_cannot_carry_is_not_quoted() -> None:
 
 
 async def test_scripted_backends_speak_it(autojump_clock: MockClock) -> None:
-    """The memory network's transport is this one."""
+    """The memory network's transport is this one, over streams in memory."""
     async with open_memory_network() as network:
         url = network.attach("b.test", ScriptedBackend(era="modern"))
         async with network.transport() as transport, httpx.AsyncClient(transport=transport) as client:

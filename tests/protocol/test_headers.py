@@ -58,25 +58,25 @@ def test_any_text_survives_a_header(text: str) -> None:
     ],
 )
 def test_values_are_encoded_as_in_the_specification(value: str | int | bool, expected: str) -> None:
-    """The examples of MCP 2026-07-28 come out as it prints them."""
+    """The examples of MCP 2026-07-28, "Custom Headers from Tool Parameters", are encoded as printed there."""
     assert expected == encode_header_value(value)
 
 
 @pytest.mark.parametrize("bad", ["=?base64?%%%?=", "=?base64?A?=", "=?base64?/w==?=", "=?base64?é?="])
 def test_bad_base64_is_an_error(bad: str) -> None:
-    """A value marked as Base64 that is none, or none of UTF-8, is a ValueError and not a guess."""
+    """A value that is marked as Base64 but is none, or not of UTF-8, is a ValueError."""
     with pytest.raises(ValueError, match=r"."):
         decode_header_value(bad)
 
 
 @pytest.mark.parametrize("plain", ["=?BASE64?Zm9v?=", "=?base64?Zm9v", "Zm9v?=", "=?base64?="])
 def test_only_the_exact_marks_mean_base64(plain: str) -> None:
-    """The marks are lower case and do not overlap; everything else is itself."""
+    """The marks are lower case and do not overlap; any other value is read as it is."""
     assert plain == decode_header_value(plain)
 
 
 def test_a_lone_surrogate_has_no_header() -> None:
-    """What has no UTF-8 is a ValueError."""
+    """Text without a UTF-8 encoding is a ValueError."""
     with pytest.raises(ValueError, match="surrogates"):
         encode_header_value("\ud800")
 
@@ -119,7 +119,9 @@ def test_annotated_arguments_are_mirrored() -> None:
     ids=["absent", "null", "empty", "null parent", "array parent", "whole float", "fraction", "other type", "no form"],
 )
 def test_what_has_no_form_has_no_header(arguments: JSON, expected: list[tuple[str, str]]) -> None:
-    """Null and absent are left out, the empty string is not; a wrong type is for the server to refuse."""
+    """Null and absent arguments have no header, an empty string has one; a wrong type is left to the server to
+    refuse.
+    """
     assert expected == param_headers(SCHEMA).encode(arguments)
 
 
@@ -133,7 +135,7 @@ odd_arguments = st.none() | st.booleans() | st.integers() | st.floats() | texts 
     )
 )
 def test_no_argument_forges_a_header(arguments: JSON) -> None:
-    """Whatever a caller passes, what goes out are token names and printable values."""
+    """Whatever a caller passes, header names are tokens and values are printable ASCII."""
     for name, value in param_headers(SCHEMA).encode(arguments):
         assert name in {"Mcp-Param-Region", "Mcp-Param-Confirm", "Mcp-Param-Limit"}
         assert set(value) <= PRINTABLE
@@ -143,7 +145,7 @@ ANNOTATED: JSON = {"type": "string", "x-mcp-header": "A"}
 
 
 def one(**schema: Any) -> JSON:
-    """A tool whose property `p` is that."""
+    """The input schema of a tool with one property `p`, of this schema."""
     return {"type": "object", "properties": {"p": schema}}
 
 
@@ -172,7 +174,7 @@ def test_a_type_that_has_no_form_is_refused(kind: Any) -> None:
 
 
 def test_an_untyped_property_is_refused() -> None:
-    """No type is not one of the three."""
+    """A property without a type is refused, since its text would not be defined."""
     with pytest.raises(BadParamHeader, match="whose type is none of"):
         param_headers(one(**{"x-mcp-header": "A"}))
 
@@ -199,7 +201,9 @@ UNREACHABLE = (
 
 @pytest.mark.parametrize(("keyword", "inner"), UNREACHABLE, ids=[keyword for keyword, _ in UNREACHABLE])
 def test_what_properties_do_not_reach_is_refused(keyword: str, inner: Any) -> None:
-    """An annotation under any other keyword has no one place among the arguments, also with `properties` below it."""
+    """An annotation under any keyword other than `properties` is refused, also with `properties` below it: it names no
+    single argument.
+    """
     for schema in (
         {keyword: inner},
         {"properties": {"p": {keyword: inner}}},
@@ -210,7 +214,7 @@ def test_what_properties_do_not_reach_is_refused(keyword: str, inner: Any) -> No
 
 
 def test_the_root_is_no_argument() -> None:
-    """All the arguments together have no header."""
+    """An annotation at the root of the schema is refused: all arguments together have no header."""
     with pytest.raises(BadParamHeader, match="where `properties` alone do not lead"):
         param_headers(ANNOTATED)
 
@@ -227,13 +231,13 @@ def test_the_root_is_no_argument() -> None:
     ids=["empty", "data", "property of that name", "malformed", "odd properties"],
 )
 def test_what_only_looks_like_an_annotation_is_none(schema: JSON) -> None:
-    """Data, names and malformed keywords are no annotations, and no reason to refuse a tool."""
+    """In data, in names of properties and under malformed keywords, the word is no annotation, and the tool is kept."""
     assert ParamHeaders() == param_headers(schema)
     assert [] == param_headers(schema).encode({"x-mcp-header": "a", "p": "b"})
 
 
 def test_depth_is_no_problem() -> None:
-    """A schema may be deeper than Python's stack."""
+    """A schema may be nested deeper than Python recurses."""
     schema: JSON = ANNOTATED
     for _ in range(2_000):
         schema = {"properties": {"p": schema}}
@@ -242,7 +246,7 @@ def test_depth_is_no_problem() -> None:
 
 
 def test_long_names_are_not_quoted_whole() -> None:
-    """A backend cannot fill our log with the name of a property."""
+    """The error shortens the names of properties, so that a backend cannot fill the log with one."""
     with pytest.raises(BadParamHeader) as caught:
         param_headers({"properties": {"p" * 10_000: {"x-mcp-header": "A"}}})
     assert 200 > len(str(caught.value))
@@ -263,7 +267,7 @@ def test_long_names_are_not_quoted_whole() -> None:
     ids=["visible", "longest", "too long", "empty", "two joined", "newline", "DEL", "not ASCII"],
 )
 def test_only_session_ids_that_can_be_sent_back_are_taken(value: str, expected: bool) -> None:
-    """Visible ASCII, as MCP says, and short enough to keep."""
+    """MCP allows visible ASCII; longer ids than our limit are refused, too."""
     assert expected == check_session_id(value)
 
 
@@ -278,5 +282,5 @@ def test_only_session_ids_that_can_be_sent_back_are_taken(value: str, expected: 
     ],
 )
 def test_media_types_are_compared_without_case_and_parameters(content_type: str | None, expected: str) -> None:
-    """Only the type itself decides how an answer is read."""
+    """Case and parameters of a media type are ignored."""
     assert expected == parse_media_type(content_type)

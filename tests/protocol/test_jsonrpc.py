@@ -1,4 +1,4 @@
-"""JSON-RPC: a message comes out whole or not at all, and never speaks of what it held."""
+"""JSON-RPC: a message is read whole or refused, and no error quotes it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from trio_vmcp.models import JSON
 
 DEPTH = 128
 
-texts = st.text(st.characters(exclude_categories=["Cs"]))  # Cs: surrogates, which UTF-8 has not
+texts = st.text(st.characters(exclude_categories=["Cs"]))  # Cs: surrogates, which UTF-8 cannot encode
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
@@ -67,7 +67,7 @@ def test_what_is_sent_can_be_read(request_id: int, method: str, params: JSON) ->
 
 @given(data=st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_a_message_or_bad(data: bytes) -> None:
-    """Whatever a backend sends, nothing but BadMessage comes out of the parser, and it keeps nothing alive."""
+    """Any bytes are read or refused with BadMessage, and the error keeps none of them alive."""
     with pytest.raises(BadMessage) as caught:
         parse(data)
     assert caught.value.__context__ is None
@@ -75,7 +75,7 @@ def test_any_bytes_are_a_message_or_bad(data: bytes) -> None:
 
 @given(message=odd_messages)
 def test_what_is_accepted_keeps_its_promises(message: JSON) -> None:
-    """A message that passes has exactly the fields and types that its class says, as they were sent."""
+    """A message that is accepted has exactly the fields and types of its class, with the values sent."""
     try:
         parsed = parse(json.dumps(message))
     except BadMessage:
@@ -135,7 +135,7 @@ def circular() -> JSON:
     ids=["type", "key", "nan", "inf", "surrogate", "circular", "deep"],
 )
 def test_params_that_are_not_json_are_the_callers_mistake(params: JSON, why: str) -> None:
-    """The error names the method and the reason, and is not the backend's."""
+    """The error names the method and the reason, and is not a BackendError."""
     with pytest.raises(NotJson, match=rf"^params of 'tools/call' cannot be sent as JSON: .*{why}"):
         encode_request(1, "tools/call", params)
     with pytest.raises(NotJson, match=r"^params of 'notifications/x' cannot"):
@@ -145,14 +145,14 @@ def test_params_that_are_not_json_are_the_callers_mistake(params: JSON, why: str
 
 
 def test_a_surrogate_in_an_error_text_is_refused() -> None:
-    """So is an error that has no UTF-8."""
+    """An error text without a UTF-8 encoding is refused."""
     with pytest.raises(NotJson, match=r"^the error cannot"):
         encode_error(1, -1, "\udfff")
 
 
 @pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview])
 def test_any_buffer_is_read(wrap: type[bytes] | type[bytearray] | type[memoryview]) -> None:
-    """bytes, bytearray and memoryview are all the same to the parser."""
+    """bytes, bytearray and memoryview are read alike."""
     assert Result(1, {}) == parse_message(wrap(b'{"jsonrpc":"2.0","id":1,"result":{}}'), max_depth=DEPTH)
 
 
@@ -170,7 +170,7 @@ def test_any_buffer_is_read(wrap: type[bytes] | type[bytearray] | type[memoryvie
     ids=["byte order mark", "duplicate key", "lone surrogate", "no error id", "null error id", "empty id", "big float"],
 )
 def test_what_is_tolerated(text: str, expected: object) -> None:
-    """Oddities that leave no doubt about what a message means do not cost it."""
+    """Deviations that leave the meaning of a message clear do not cost the message."""
     assert expected == parse(text)
 
 
@@ -231,7 +231,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
 
 @pytest.mark.parametrize(("text", "problem"), BAD.values(), ids=BAD.keys())
 def test_what_is_refused(text: str | bytes, problem: str) -> None:
-    """The error says what is wrong without a word of what was received, and does not keep it alive as its context."""
+    """The error says what is wrong, quotes nothing received, and does not keep the message alive as its context."""
     with pytest.raises(BadMessage, match=problem) as caught:
         parse(text)
     assert "canary" not in str(caught.value)
@@ -253,19 +253,19 @@ def test_depth_counts_nesting_only(opening: str) -> None:
 
 @pytest.mark.parametrize("received", [True, 1.0, "1", None, 2, -1], ids=repr)
 def test_an_id_is_the_same_in_type_and_value(received: Any) -> None:
-    """Only the integer 1 is the id 1."""
+    """Only the integer 1 is the id 1, neither True nor 1.0 nor "1"."""
     assert same_id(1, 1)
     assert not same_id(received, 1)
 
 
 def test_zero_is_not_false() -> None:
-    """False == 0 in Python, but it is nobody's id."""
+    """False == 0 in Python, but false is no id in JSON-RPC (§4)."""
     assert same_id(0, 0)
     assert not same_id(False, 0)
 
 
 def test_reprs_hold_no_payload() -> None:
-    """Params, results and error data may be secret, and reach no log by way of a repr."""
+    """Params, results and error data may be secret, so they are in no repr."""
     payload = {"token": "canary"}
     messages = [
         Result(1, payload),
@@ -277,7 +277,7 @@ def test_reprs_hold_no_payload() -> None:
 
 
 def test_a_message_that_does_not_fit_in_memory_is_a_bad_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A MemoryError while decoding is a BadMessage: the memory is free again when the error is raised."""
+    """A MemoryError while decoding becomes BadMessage: the memory is free again when the error is raised."""
 
     def out_of_memory(_: str) -> int:
         raise MemoryError

@@ -1,4 +1,4 @@
-"""Server-sent events: whatever bytes come, however they are cut, within the limits."""
+"""Server-sent events: any bytes, cut anywhere, within the limits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLENTY = 64 * KIB
 
 @attrs.frozen
 class Outcome:
-    """All that a decoder shows of a stream."""
+    """All results of a decoder for one stream."""
 
     events: Sequence[SseEvent]
     last_event_id: str | None
@@ -34,7 +34,7 @@ def decode(chunks: Iterable[bytes], max_event_bytes: int = PLENTY, max_line_byte
     events: list[SseEvent] = []
     broken = False
     try:
-        for chunk in chain(chunks, [b""]):  # a limit that was hit after an event shows one feed later
+        for chunk in chain(chunks, [b""]):  # when a limit is hit after an event, the next `feed` raises
             events += decoder.feed(chunk)
     except SseLimit:
         broken = True
@@ -46,7 +46,7 @@ def events_of(stream: bytes) -> Sequence[SseEvent]:
 
 
 def reference(stream: bytes, max_event_bytes: int, max_line_bytes: int) -> Outcome:
-    """The same as plainly as can be: the whole stream at once, split into lines, then into events."""
+    """A second implementation, written for clarity: split the whole stream into lines, then into events."""
     *lines, begun = re.split(rb"\r\n|\r|\n", stream)
     events: list[SseEvent] = []
     last_event_id, retry = None, None
@@ -100,7 +100,7 @@ def cut(stream: bytes, places: Iterable[int]) -> list[bytes]:
 @example(stream=b"\xef\xbb\xbfdata: x\n\n", places=[1, 2])
 @example(stream=b"\n\xef\xbb\xbfdata: not at the start\n\n", places=[1])
 def test_how_a_stream_is_cut_makes_no_difference(stream: bytes, places: list[int]) -> None:
-    """Fed whole, cut anywhere or byte by byte, a stream gives what a plain reading of the specification gives."""
+    """Fed whole, cut anywhere or byte by byte, a stream gives the events of the plain implementation."""
     expected = reference(stream, PLENTY, PLENTY)
     assert expected == decode([stream])
     assert expected == decode(cut(stream, places))
@@ -156,7 +156,7 @@ def test_a_carriage_return_ends_a_line_at_once() -> None:
 
 
 def test_a_truncated_event_is_none() -> None:
-    """Without its blank line an event is not dispatched, and its id is not where a resumption goes on."""
+    """An event without its blank line is not dispatched (§9.2.6), and its id is not where a resumption starts."""
     decoder = SseDecoder(PLENTY)
     decoder.feed(b"id: 1\ndata: x\n\n")
     assert [] == decoder.feed(b"id: 2\ndata: {}\n")
@@ -164,7 +164,7 @@ def test_a_truncated_event_is_none() -> None:
 
 
 def test_a_priming_event_gives_its_id_and_retry() -> None:
-    """MCP's priming event carries an id and no data; with a `data` line it is an event with nothing in it."""
+    """MCP's priming event has an id and no data; with an empty `data` line it is an event with empty data."""
     decoder = SseDecoder(PLENTY)
     assert [SseEvent("message", b"", "a-1")] == decoder.feed(b"id: a-1\nretry: 500\ndata:\n\n")
     assert ("a-1", 0.5) == (decoder.last_event_id, decoder.retry)
@@ -173,7 +173,7 @@ def test_a_priming_event_gives_its_id_and_retry() -> None:
 
 
 def test_an_empty_id_takes_the_last_one_back() -> None:
-    """After `id:` without a value there is nothing to resume from."""
+    """After an empty `id:` field there is no id to resume from."""
     decoder = SseDecoder(PLENTY)
     assert [SseEvent("message", b"x", None)] == decoder.feed(b"id: 1\n\nid\ndata: x\n\n")
     assert decoder.last_event_id is None
@@ -193,7 +193,7 @@ def test_an_id_that_no_header_can_carry_is_ignored(bad_id: bytes) -> None:
 
 
 def test_the_longest_id_is_kept() -> None:
-    """MAX_FIELD_BYTES is still allowed."""
+    """An id of MAX_FIELD_BYTES is kept."""
     longest = "x" * MAX_FIELD_BYTES
     assert longest == decode([f"id: {longest}\n\n".encode()]).last_event_id
 
@@ -209,7 +209,7 @@ def test_retry_is_digits_in_milliseconds(value: bytes, expected: float | None) -
 
 
 def test_an_endless_event_name_is_cut() -> None:
-    """An event name is unknown at any length, so no more of it is kept than tells that."""
+    """No known event name is longer than MAX_FIELD_BYTES, so the rest of one is not stored."""
     (event,) = events_of(b"event: " + b"e" * (2 * MAX_FIELD_BYTES) + b"\ndata:\n\n")
     assert MAX_FIELD_BYTES == len(event.event)
 
@@ -226,7 +226,7 @@ def test_an_endless_event_name_is_cut() -> None:
     ids=["line", "data", "empty data", "comments", "unknown fields"],
 )
 def test_what_never_ends_meets_a_limit(chunk: bytes, limit: str) -> None:
-    """Lines, events and comments without end are cut off by a limit that the error names, and stay cut off."""
+    """Lines, events and comments without end exceed a limit, which the error names; every later `feed` raises, too."""
     decoder = SseDecoder(4 * KIB, KIB)
     with pytest.raises(SseLimit, match=limit):
         list(map(decoder.feed, [chunk] * (4 * KIB)))
@@ -235,7 +235,7 @@ def test_what_never_ends_meets_a_limit(chunk: bytes, limit: str) -> None:
 
 
 def test_keep_alives_count_for_one_event_only() -> None:
-    """Any number of events and of comments with their blank lines is within the limits."""
+    """The limit is per event: any number of events, and of comments with their blank lines, is within it."""
     decoder = SseDecoder(16)
     for _ in range(100):
         assert [SseEvent("message", b"x", None)] == decoder.feed(b": ping\n\ndata: x\n\n")
@@ -273,7 +273,7 @@ def huge_id() -> list[bytes]:
     "make", [big_line, big_line_after_a_bom, many_lines, empty_lines, tiny_pieces, huge_name, huge_id]
 )
 def test_memory_stays_at_twice_the_limit(make: Callable[[], list[bytes]]) -> None:
-    """However an event spends its bytes, decoding it takes little more than twice as many."""
+    """Decoding an event takes little more memory than twice its size, however the bytes are spread over fields."""
     chunks = make()
     size = sum(map(len, chunks))
     tracemalloc.start()
@@ -283,11 +283,11 @@ def test_memory_stays_at_twice_the_limit(make: Callable[[], list[bytes]]) -> Non
     finally:
         tracemalloc.stop()
     assert (1, False) == (len(outcome.events), outcome.broken)
-    assert 2.3 * size + 64 * KIB > peak  # growing buffers have some room to spare, and a chunk of short lines is split
+    assert 2.3 * size + 64 * KIB > peak  # growing buffers have spare room, and a chunk of short lines is split
 
 
 def test_a_stream_over_its_limit_is_let_go() -> None:
-    """What was held of the event is not kept for the life of the decoder."""
+    """A decoder over its limit frees the data of the event."""
     decoder = SseDecoder(KIB * KIB)
     tracemalloc.start()
     try:
@@ -301,16 +301,16 @@ def test_a_stream_over_its_limit_is_let_go() -> None:
 
 @pytest.mark.parametrize("piece", [b"x" * 512, b"\ndata: " + b"x" * 505], ids=["one line", "many lines"])
 def test_time_is_linear(piece: bytes) -> None:
-    """A big event in small pieces is not scanned or copied again with each of them."""
-    chunks = [b"data: ", *[piece] * (8 * KIB), b"\n\n"]  # 4 MiB; going over all of it each time would be 16 GiB
+    """The time for a large event in small pieces is linear: no byte is scanned or copied again for each piece."""
+    chunks = [b"data: ", *[piece] * (8 * KIB), b"\n\n"]  # 4 MiB; scanning all of it for each piece would be 16 GiB
     start = time.process_time()
     (event,) = decode(chunks, 8 * KIB * KIB).events
-    assert 0.5 > time.process_time() - start  # it takes 0.02 s
+    assert 0.5 > time.process_time() - start  # takes 0.02 s
     assert 4 * KIB * KIB >= len(event.data) > 3 * KIB * KIB
 
 
 def test_reprs_hold_no_data() -> None:
-    """What a backend sent does not reach logs by way of a repr."""
+    """The data of an event is in no repr, so it does not get into logs."""
     decoder = SseDecoder(PLENTY)
     (event,) = decoder.feed(b"data: canary\n\nevent: canary\ndata: canary\n: canary")
     assert "canary" not in repr(event) + repr(decoder)

@@ -1,4 +1,4 @@
-"""RFC 6570 backwards: which URIs a template could have made, at a cost that neither side can drive up."""
+"""RFC 6570 backwards: which URIs a template could have made, at a cost that neither backend nor caller can drive up."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ X{.empty_keys}      X
 
 @pytest.mark.parametrize("line", EXPANSIONS.strip().splitlines())
 def test_what_the_rfc_expands_a_template_to_matches_it(line: str) -> None:
-    """Every expansion of section 3.2 is recognised."""
+    """Every expansion in RFC 6570 §3.2 matches its template."""
     template, uri = line.split()
     assert compile_template(template).matches(uri)
 
@@ -108,7 +108,7 @@ def test_what_the_rfc_expands_a_template_to_matches_it(line: str) -> None:
 @pytest.mark.parametrize(
     ("template", "uri"),
     [
-        ("file:///{+path}", "file:///a dir/ü.txt"),  # not a URI to the letter, but that is what people pass
+        ("file:///{+path}", "file:///a dir/ü.txt"),  # not a valid URI, but users pass such text
         ("user://{name}", "user://jo@example.com:80"),
         ("x://{id}", "x://%C3%BC%2F%zz"),
         ("x://{+a}/{b}", "x://1/2/3"),
@@ -124,7 +124,7 @@ def test_what_the_rfc_expands_a_template_to_matches_it(line: str) -> None:
     ],
 )
 def test_what_people_write_matches(template: str, uri: str) -> None:
-    """Values may hold what servers take in them, raw or percent-encoded."""
+    """Values may be raw or percent-encoded where servers accept both."""
     assert compile_template(template).matches(uri)
 
 
@@ -135,7 +135,7 @@ def test_what_people_write_matches(template: str, uri: str) -> None:
         ("x://{id}", "x://a?b"),
         ("x://{id}", "x://a#b"),
         ("x://{id}", "X://a"),
-        ("x://%C3%BC/{id}", "x://%c3%bc/1"),  # a literal is compared as it is written
+        ("x://%C3%BC/{id}", "x://%c3%bc/1"),  # literals are compared without decoding
         ("x://%41/{id}", "x://A/1"),
         ("x://{id}/end", "x://a/END"),
         ("x://{id}/end", "x://a/end/more"),
@@ -161,11 +161,11 @@ def test_what_people_write_matches(template: str, uri: str) -> None:
     ],
 )
 def test_what_no_value_can_make_does_not_match(template: str, uri: str) -> None:
-    """Literals compare exactly, and an operator's values end where their characters end."""
+    """Literals compare exactly, and a value ends where a character that its operator excludes begins."""
     assert not compile_template(template).matches(uri)
 
 
-# Against a regular expression, which says the same and may take for ever over it: fine for these short strings.
+# Compared with a regular expression, which may take for ever on long strings, but not on these.
 
 OPERATORS = {
     "": ("", ",", "[^/?#]"),
@@ -255,7 +255,7 @@ def test_a_malformed_template_is_refused(template: str, why: str) -> None:
 
 @given(st.text("{}+#./;?&=,!@|ab:*19%é", max_size=20), st.text("ab{}=&?/", max_size=10))
 def test_no_template_does_anything_but_compile_or_be_refused(template: str, uri: str) -> None:
-    """Whatever a backend sends, the answer is a match, no match or ValueError."""
+    """Any text from a backend is compiled or refused with ValueError, and matching it ends."""
     try:
         compiled = compile_template(template)
     except ValueError:
@@ -264,7 +264,7 @@ def test_no_template_does_anything_but_compile_or_be_refused(template: str, uri:
 
 
 def test_an_endless_uri_matches_nothing() -> None:
-    """What one match costs is bounded by the length of the URI, too."""
+    """A URI over the limit matches nothing, so that the cost of one match is bounded."""
     anything = compile_template("{+all}")
     assert anything.matches("x" * MAX_URI_LENGTH)
     assert not anything.matches("x" * (MAX_URI_LENGTH + 1))
@@ -272,7 +272,7 @@ def test_an_endless_uri_matches_nothing() -> None:
 
 MANY = MAX_VARIABLES - 2
 HAN = "".join(map(chr, range(0x4E00, 0x4E00 + 3000)))
-HOSTILE = {  # name: template, and what the URI repeats; all fail at their very end
+HOSTILE = {  # name: template, and what the URI repeats; each fails only at its last character
     "adjacent": ("{a}" * MANY + "!", "a"),
     "adjacent, anything": ("{+a}" * MANY + "!{b:1}", "a!a"),
     "one expression": ("{" + ",".join(["a*"] * MANY) + "}!", "a,"),
@@ -288,32 +288,32 @@ HOSTILE = {  # name: template, and what the URI repeats; all fail at their very 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_templates_cost_little(name: str) -> None:
-    """No template and no URI within the limits makes a match take long."""
+    """Within the limits no template and no URI makes a match slow."""
     template, unit = HOSTILE[name]
     uri = ("?" + unit * MAX_URI_LENGTH)[: MAX_URI_LENGTH - 1] + "~"
     compiled = compile_template(template)
     best = min(_cpu_time(compiled.matches, uri) for _ in range(2))
-    assert best < 0.2  # about 0.01 s; backtracking takes longer than the universe has
+    assert best < 0.2  # takes about 0.01 s; with backtracking, longer than the age of the universe
 
 
 def test_cost_grows_with_the_length_and_no_faster_than_its_square() -> None:
-    """Eight times the URI is at most about eight times the work, measured where it is worst."""
+    """Eight times the URI takes at most about eight times as long, in the worst case."""
     compiled = compile_template("{+a}a" * MANY + "!{b:1}")
     short, long = (min(_cpu_time(compiled.matches, "a" * n) for _ in range(5)) for n in (1000, 8000))
     assert long < 40 * max(short, 1e-4)
 
 
 def test_many_templates_that_do_not_match_cost_little() -> None:
-    """A backend full of templates does not slow down the reading of others' resources."""
+    """A backend with thousands of templates does not slow down reads of other resources."""
     uri = "files:///" + "a" * 1000
     for count, template in (
-        (3000, "files:///" + "a" * 500 + "b{x}"),  # told by its head
-        (3000, "{+x}" + "a" * 500 + "b"),  # by its tail
-        (100, "{+x}{?" + ",".join(["a"] * 60) + "}b{y}"),  # by the lack of any pair
+        (3000, "files:///" + "a" * 500 + "b{x}"),  # decided by its first characters
+        (3000, "{+x}" + "a" * 500 + "b"),  # decided by its last characters
+        (100, "{+x}{?" + ",".join(["a"] * 60) + "}b{y}"),  # decided by the missing pair
     ):
         many = [compile_template(template)] * count
         assert first_match(many, uri) is None
-        assert min(_cpu_time(partial(first_match, many), uri) for _ in range(3)) < 0.2  # about 0.01 s
+        assert min(_cpu_time(partial(first_match, many), uri) for _ in range(3)) < 0.2  # takes about 0.01 s
 
 
 def _cpu_time(function: Callable[[str], object], uri: str) -> float:

@@ -1,4 +1,4 @@
-"""The embedded storage: what every storage promises, on virtual time."""
+"""The embedded storage: the promises of every storage, on virtual time."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def is_there(storage: Storage) -> bool:
 
 
 def test_it_is_a_storage_made_outside_of_trio() -> None:
-    """An application builds it before its loop runs; it is a `Storage`, and half an hour is the default."""
+    """An application may build it before its loop runs. It is a `Storage`, and its default TTL is half an hour."""
     storage: Storage = LocalStorage()
     assert 1800.0 == storage.ttl
     with pytest.raises(AttributeError):
@@ -62,13 +62,13 @@ def test_it_is_a_storage_made_outside_of_trio() -> None:
 
 @pytest.mark.parametrize("ttl", [0, -1.0, math.nan, True, "10", None])
 def test_a_ttl_is_more_than_nothing(ttl: Any) -> None:
-    """Any other TTL is a ValueError that shows it."""
+    """A TTL that is not over 0 is a ValueError that shows it."""
     with pytest.raises(ValueError, match=rf"ttl={ttl!r} is not more than 0 s"):
         LocalStorage(ttl)
 
 
 async def test_a_row_comes_back_fresh(autojump_clock: MockClock) -> None:
-    """Each load makes its own object: what a session does with it does not reach the storage."""
+    """Each load makes a new object: changes that a session makes to it do not reach the storage."""
     storage = await storage_with_a_row()
     first = await storage.load(ID)
     first.backends[0].server_capabilities["tools"] = "changed"
@@ -76,16 +76,16 @@ async def test_a_row_comes_back_fresh(autojump_clock: MockClock) -> None:
 
 
 async def test_nothing_live_is_stored(autojump_clock: MockClock) -> None:
-    """Whatever the storage holds is plain data, down to the last reference."""
+    """The storage holds plain data only, down to the last reference."""
     storage = await storage_with_a_row()
     await storage.replace(NEXT, expected_version=METADATA.version)
     await storage.delete("another")
     kept = list(plain_leaves(storage._entries, _Row, _Tombstone, SessionMetadata, BackendRecord))
-    assert 2 + 3 + 1 == len(kept)  # two ids, a row's bytes, version and expiry, a tombstone's expiry
+    assert 2 + 3 + 1 == len(kept)  # two ids; a row's bytes, version and expiry; a tombstone's expiry
 
 
 async def test_no_repr_shows_a_row(autojump_clock: MockClock) -> None:
-    """Session ids stay out of logs, also those of the dead."""
+    """Session ids stay out of logs, also those of deleted rows."""
     storage = await storage_with_a_row()
     await storage.delete("another-secret")
     assert "LocalStorage(_ttl=10.0)" == repr(storage)
@@ -93,7 +93,7 @@ async def test_no_repr_shows_a_row(autojump_clock: MockClock) -> None:
 
 @every_operation
 async def test_every_operation_is_a_checkpoint(operation: Operation, autojump_clock: MockClock) -> None:
-    """Code that works against it keeps its cancellation and its fairness when a networked storage comes."""
+    """Every operation is a checkpoint, so that code written for this storage is cancelled as with a networked one."""
     storage = await storage_with_a_row()
     with assert_checkpoints():
         await operation(storage)
@@ -101,7 +101,7 @@ async def test_every_operation_is_a_checkpoint(operation: Operation, autojump_cl
 
 @every_operation
 async def test_a_cancelled_operation_has_not_happened(operation: Operation, autojump_clock: MockClock) -> None:
-    """All or nothing: neither the row nor its TTL has changed, no other row is there."""
+    """A cancelled operation changes neither the row nor its TTL nor another row."""
     storage = await storage_with_a_row()
     await trio.sleep(TTL - 1)
     with trio.CancelScope() as scope:
@@ -117,7 +117,7 @@ async def test_a_cancelled_operation_has_not_happened(operation: Operation, auto
 
 @every_operation
 async def test_a_closed_storage_is_away(operation: Operation, autojump_clock: MockClock) -> None:
-    """After aclose every operation is a StorageError, also one that was on its way; closing twice is fine."""
+    """After `aclose` every operation is a StorageError, also one in flight; closing twice is fine."""
     storage = await storage_with_a_row()
 
     async def refused() -> None:
@@ -134,7 +134,7 @@ async def test_a_closed_storage_is_away(operation: Operation, autojump_clock: Mo
 
 
 async def test_a_cancelled_close_closes(autojump_clock: MockClock) -> None:
-    """As trio's resources do."""
+    """A cancelled `aclose` closes, like that of Trio's resources."""
     storage = await storage_with_a_row()
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -146,7 +146,7 @@ async def test_a_cancelled_close_closes(autojump_clock: MockClock) -> None:
 
 @pytest.mark.parametrize("version", [METADATA.version, METADATA.version + 2, 0])
 async def test_a_version_follows_its_predecessor(version: int, autojump_clock: MockClock) -> None:
-    """A caller that numbers a write wrongly has a bug, and the row stays."""
+    """A write with a wrong version is a ValueError, and the row stays."""
     storage = await storage_with_a_row()
     with pytest.raises(ValueError, match=f"version={version} is not expected_version=3 plus 1"):
         await storage.replace(attrs.evolve(METADATA, version=version), expected_version=METADATA.version)
@@ -154,7 +154,7 @@ async def test_a_version_follows_its_predecessor(version: int, autojump_clock: M
 
 
 async def test_of_two_writers_one_loses(autojump_clock: MockClock) -> None:
-    """Two writers from the same version: exactly one writes, the other is told."""
+    """Of two writers from the same version exactly one succeeds, and the other gets MetadataConflict."""
     storage = await storage_with_a_row()
     outcomes: list[str] = []
 
@@ -176,7 +176,7 @@ async def test_of_two_writers_one_loses(autojump_clock: MockClock) -> None:
 
 
 async def test_a_lost_row_may_be_created_anew_and_a_terminated_one_not(autojump_clock: MockClock) -> None:
-    """Expiry leaves room for the same session; a delete does not, be it of a row that had expired before."""
+    """After expiry the same id may be created again; after a delete it may not, also if the row had expired before."""
     storage = await storage_with_a_row()
     await trio.sleep(TTL)
     await storage.create(METADATA)
@@ -187,7 +187,7 @@ async def test_a_lost_row_may_be_created_anew_and_a_terminated_one_not(autojump_
 
 
 async def test_a_second_delete_changes_nothing(autojump_clock: MockClock) -> None:
-    """The tombstone stands for one TTL from the first delete."""
+    """The tombstone lives for one TTL from the first delete."""
     storage = await storage_with_a_row()
     await storage.delete(ID)
     await trio.sleep(TTL - 1)
@@ -209,9 +209,10 @@ async def test_rows_without_an_end(autojump_clock: MockClock) -> None:
 
 
 async def test_the_dead_take_no_room(autojump_clock: MockClock) -> None:
-    """Expired rows and tombstones are dropped along the way: no operation pays for all, and soon all are gone.
+    """Expired rows and tombstones are removed during other operations: none removes many at once, and soon all are
+    gone.
 
-    A row that lives on does not keep those that are younger.
+    A row that lives on does not keep younger entries.
     """
     storage = await storage_with_a_row()
     for number in range(50):
@@ -228,7 +229,7 @@ async def test_the_dead_take_no_room(autojump_clock: MockClock) -> None:
 
 
 async def test_the_dead_are_dead_before_they_are_dropped(autojump_clock: MockClock) -> None:
-    """An expired row or tombstone has no effect while it waits for its turn behind many others."""
+    """An expired entry that is not removed yet has no effect."""
     storage = LocalStorage(TTL)
     for number in range(50):
         await storage.delete(f"tombstone-{number}")
@@ -241,12 +242,12 @@ async def test_the_dead_are_dead_before_they_are_dropped(autojump_clock: MockClo
 
 @attrs.define
 class Model:
-    """A storage said as simply as can be: per id, until when it lives, and at which version; None: terminated."""
+    """A model of the storage: for each id its expiry and version; None: deleted."""
 
     lives: dict[str, tuple[float, int | None]] = attrs.field(factory=dict)
 
     def apply(self, step: str, session_id: str, version: int, now: float) -> object:
-        """The version read, None where there is nothing to tell, or the type of the error."""
+        """The version that was read, None for an operation without a result, or the type of the error."""
         until, there = self.lives.get(session_id, (0.0, None))
         alive = now < until
         if step == "create":
@@ -270,7 +271,7 @@ class Model:
 
 
 async def perform(storage: Storage, step: str, session_id: str, version: int) -> object:
-    """The same on a storage."""
+    """The same operation on a storage."""
     session = attrs.evolve(METADATA, session_id=session_id, version=version)
     try:
         if step == "create":
@@ -289,7 +290,7 @@ async def perform(storage: Storage, step: str, session_id: str, version: int) ->
 
 
 async def replay(script: list[tuple[str, str, int]]) -> None:
-    """Every step of the script has the same outcome on both."""
+    """Every step of the script has the same outcome on model and storage."""
     storage, model, start = LocalStorage(TTL), Model(), trio.current_time()
     for step, session_id, number in script:
         if step == "sleep":
@@ -324,4 +325,4 @@ class StorageMachine(RuleBasedStateMachine):
 
 
 TestStorageMachine = StorageMachine.TestCase
-TestStorageMachine.settings = settings(max_examples=40, stateful_step_count=30)  # more would take longer than a second
+TestStorageMachine.settings = settings(max_examples=40, stateful_step_count=30)  # more would take over a second

@@ -1,4 +1,4 @@
-"""Tools, resources and prompts of a scripted backend, and the methods that list and use them, without HTTP or sessions."""
+"""Tools, resources and prompts of a scripted backend, and the methods that list and use them. No HTTP, no sessions."""
 
 from __future__ import annotations
 
