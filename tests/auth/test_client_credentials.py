@@ -1,4 +1,4 @@
-"""OAuth client credentials: one request for a token for all who need it, and what becomes of the token."""
+"""OAuth client credentials: one request for a token that all calls share, and how long a token is used."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from trio_vmcp._request_note import RequestNote, current_note
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.testing import Reset, Status
 
-MANY = 96  # as many calls as one backend is asked at a time
+MANY = 96  # as many calls as one backend is sent at a time
 CANARY = "CANARY"
 
 
 async def call_many(client: BackendClient, count: int = MANY) -> list[BackendError]:
-    """So many calls at once; the errors of those that failed."""
+    """Make so many calls at once; returns the errors of those that failed."""
     errors: list[BackendError] = []
 
     async def one() -> None:
@@ -57,7 +57,9 @@ async def call_many(client: BackendClient, count: int = MANY) -> list[BackendErr
 
 
 async def test_every_request_carries_a_token_that_was_asked_for_once(autojump_clock: MockClock) -> None:
-    """The handshake, calls of whomever, a notification and DELETE: one token, for this program and not for a user."""
+    """The handshake, calls of any caller, a notification and the DELETE carry one token, for this program and not for a
+    user.
+    """
     async with open_protected(era="legacy") as protected:
         client = await protected.connect(identity=ALICE)
         for identity in (ALICE, BOB, None):
@@ -71,7 +73,9 @@ async def test_every_request_carries_a_token_that_was_asked_for_once(autojump_cl
 
 
 async def test_the_token_endpoint_gets_nothing_that_is_the_backends(autojump_clock: MockClock) -> None:
-    """No header of the user's, no session id, no token of a caller, nothing of the url that may be secret."""
+    """The token endpoint gets no header of the user, no session id, no token of a caller and no secret part of
+    the url.
+    """
     configured: dict[str, Any] = {
         "headers": {"X-Api-Key": "CANARY-header"},
         "url": "http://user:CANARY@b.test/mcp?key=CANARY",
@@ -110,7 +114,7 @@ async def test_the_token_endpoint_gets_nothing_that_is_the_backends(autojump_clo
 async def test_the_form_says_what_was_configured(
     options: dict[str, Any], form: dict[str, list[str]], credentials: bool, autojump_clock: MockClock
 ) -> None:
-    """Scope, audience and resource; the secret as HTTP Basic, encoded as RFC 6749 wants it, or in the form."""
+    """Scope, audience and resource; the secret as HTTP Basic in the encoding of RFC 6749 §2.3.1, or in the form."""
     async with open_protected(ClientCredentials(TOKEN_URL, "robot", "s:/+ %é", **options)) as protected:
         await protected.connect()
     (request,) = protected.issuer.asked
@@ -120,7 +124,9 @@ async def test_the_form_says_what_was_configured(
 
 
 async def test_each_backend_gets_a_token_of_its_own(autojump_clock: MockClock) -> None:
-    """One that keeps it cannot use it elsewhere. Unless the user says otherwise: then all share one."""
+    """By default each backend gets a token of its own, so that it cannot use the token elsewhere; with `resource=None`
+    all share one.
+    """
     own = ClientCredentials(TOKEN_URL, CLIENT_ID, CLIENT_SECRET)
     shared = ClientCredentials(TOKEN_URL, CLIENT_ID, CLIENT_SECRET, resource=None)
     for auth, expected in ((own, 2), (shared, 1)):
@@ -132,7 +138,7 @@ async def test_each_backend_gets_a_token_of_its_own(autojump_clock: MockClock) -
 
 
 async def test_tokens_do_not_pile_up(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of endless resources the oldest's token goes first."""
+    """Of endless resources the token of the oldest is discarded."""
     monkeypatch.setattr("trio_vmcp.auth.strategies._MOST_CACHED", 2)
     async with open_protected() as protected:
         for path in ("/1", "/2", "/3", "/2", "/1"):
@@ -149,7 +155,9 @@ async def test_tokens_do_not_pile_up(autojump_clock: MockClock, monkeypatch: pyt
 async def test_a_token_is_used_until_shortly_before_its_end(
     lifetime: object, good_for: float, autojump_clock: MockClock
 ) -> None:
-    """30 s before it, or a tenth of its lifetime; counted from when it was asked for. No lifetime: until refused."""
+    """A token is used until 30 s before its end, or a tenth of its lifetime, counted from the request for it. Without a
+    lifetime: until it is refused.
+    """
 
     def change(issuer: Issuer) -> None:
         issuer.more["expires_in"] = lifetime
@@ -166,8 +174,10 @@ async def test_a_token_is_used_until_shortly_before_its_end(
             assert 2 == len(protected.issuer.asked)
 
 
-async def test_a_token_that_ends_at_once_is_used_by_those_who_waited_for_it(autojump_clock: MockClock) -> None:
-    """And by nobody else; it is no endless loop."""
+async def test_a_token_that_ends_at_once_is_used_by_the_requests_that_waited(autojump_clock: MockClock) -> None:
+    """A token of lifetime 0 is used by the requests that waited for it, and by no later ones; there is no
+    endless loop.
+    """
     async with open_protected() as protected:
         client = await protected.connect()
         protected.issuer.valid.clear()
@@ -179,7 +189,7 @@ async def test_a_token_that_ends_at_once_is_used_by_those_who_waited_for_it(auto
 
 
 async def test_the_end_of_a_token_causes_one_request(autojump_clock: MockClock) -> None:
-    """A hundred callers who find it expired wait for the same successor, and no longer than it takes."""
+    """A hundred calls that find the token expired wait for one request, and no longer than that takes."""
     async with open_protected() as protected:
         client = await protected.connect()
         await trio.sleep(3600)
@@ -191,7 +201,9 @@ async def test_the_end_of_a_token_causes_one_request(autojump_clock: MockClock) 
 
 
 def test_a_token_of_another_run_is_not_used() -> None:
-    """Trio's clock begins anew in each, and so does a strategy that is kept in a module."""
+    """Trio's clock starts anew in each run, and a strategy that is kept in a module must not use the token of another
+    run.
+    """
     auth = ClientCredentials(TOKEN_URL, CLIENT_ID, CLIENT_SECRET)
 
     async def main() -> list[int]:
@@ -210,7 +222,7 @@ def test_a_token_of_another_run_is_not_used() -> None:
 async def test_a_refused_token_is_replaced_and_the_call_sent_again(
     era: str, answers: str, autojump_clock: MockClock
 ) -> None:
-    """The caller notices nothing, and the tool runs once."""
+    """The caller sees the result, and the tool ran once."""
     async with open_protected(era=era, answers=answers) as protected:
         client = await protected.connect()
         protected.issuer.valid.clear()
@@ -221,7 +233,7 @@ async def test_a_refused_token_is_replaced_and_the_call_sent_again(
 
 
 async def test_a_stampede_of_refused_callers_causes_one_refresh(autojump_clock: MockClock) -> None:
-    """A hundred calls, a hundred refusals, one token, a hundred results."""
+    """A hundred calls, a hundred refusals, one new token, a hundred results."""
     async with open_protected() as protected:
         client = await protected.connect()
         protected.issuer.valid.clear()
@@ -233,7 +245,7 @@ async def test_a_stampede_of_refused_callers_causes_one_refresh(autojump_clock: 
 
 
 async def test_a_late_refusal_does_not_drop_the_next_token(autojump_clock: MockClock) -> None:
-    """What it was about was replaced already."""
+    """The refused token was replaced already, so the new one stays."""
     async with open_protected() as protected:
         client = await protected.connect()
         backend = protected.backend
@@ -249,7 +261,7 @@ async def test_a_late_refusal_does_not_drop_the_next_token(autojump_clock: MockC
 
 
 async def test_a_second_refusal_is_the_callers(autojump_clock: MockClock) -> None:
-    """With the backend's challenge; two requests and no more."""
+    """A second 401 is the caller's error, with the backend's challenge, after two requests."""
     async with open_protected() as protected:
         client = await protected.connect()
         protected.backend.fail("tools/call", Status(401, headers={"www-authenticate": CHALLENGE}))
@@ -261,7 +273,7 @@ async def test_a_second_refusal_is_the_callers(autojump_clock: MockClock) -> Non
 
 
 async def test_a_backend_that_refuses_every_token_does_not_storm_the_issuer(autojump_clock: MockClock) -> None:
-    """One refresh in 10 s, however often it is called; and none that spoils another backend's token."""
+    """There is one refresh in 10 s, however often the backend is called, and the token of another backend stays."""
     async with open_protected() as protected:
         client = await protected.connect()
         protected.backend.fail("tools/call", Status(401))
@@ -277,7 +289,7 @@ async def test_a_backend_that_refuses_every_token_does_not_storm_the_issuer(auto
 
 
 async def test_a_token_that_was_accepted_meanwhile_may_be_refused_again(autojump_clock: MockClock) -> None:
-    """Two revocations in short order are two refreshes."""
+    """Two revocations in short order cause two refreshes, since the token was accepted in between."""
     async with open_protected() as protected:
         client = await protected.connect()
         for _ in range(3):
@@ -286,11 +298,11 @@ async def test_a_token_that_was_accepted_meanwhile_may_be_refused_again(autojump
         assert 4 == len(protected.issuer.asked)
 
 
-# Who flies, and is cancelled
+# The request for a token, and cancels
 
 
 async def test_a_cancelled_caller_passes_the_turn_on(autojump_clock: MockClock) -> None:
-    """Whoever asks for the token may be cancelled at any time: another asks anew, and nobody hangs."""
+    """The call that requests the token may be cancelled at any time: another call requests one, and none hangs."""
     async with open_protected() as protected:
         client = await protected.connect()
         protected.issuer.valid.clear()
@@ -309,8 +321,8 @@ async def test_a_cancelled_caller_passes_the_turn_on(autojump_clock: MockClock) 
         assert 2 == protected.backend.executed["echo"]
 
 
-async def test_a_cancelled_waiter_disturbs_nobody(autojump_clock: MockClock) -> None:
-    """It only stops waiting."""
+async def test_a_cancelled_wait_does_not_disturb_the_others(autojump_clock: MockClock) -> None:
+    """A cancelled call only stops waiting; the others get their token."""
     async with open_protected() as protected:
         client = await protected.connect()
         protected.issuer.valid.clear()
@@ -324,7 +336,7 @@ async def test_a_cancelled_waiter_disturbs_nobody(autojump_clock: MockClock) -> 
 
 
 async def test_a_call_cut_off_while_it_waits_for_a_token_did_not_run(autojump_clock: MockClock) -> None:
-    """Neither before its first request nor after a 401, and whoever cut it off can see that."""
+    """A call that is cut off before its first request, or after a 401, did not run, and its error says so."""
     async with open_protected() as protected:
         client = await protected.connect()
         for seconds in (0, 4000):
@@ -338,9 +350,11 @@ async def test_a_call_cut_off_while_it_waits_for_a_token_did_not_run(autojump_cl
             assert ("tools/call", False) == (note.method, note.written)
 
 
-@pytest.mark.parametrize("share", range(4))  # of the moments: all in one test would take it a second
+@pytest.mark.parametrize("share", range(4))  # of the moments: one test for all would take a second
 def test_a_caller_cancelled_at_any_moment_costs_the_others_nothing(share: int) -> None:
-    """Behind every step of anybody: those who waited with it get their token, and the next caller, too."""
+    """A call is cancelled after every step of any task: the calls that wait with it get their token, and so does the
+    next call.
+    """
 
     async def main(cut: CancelAtMoment) -> None:
         async with open_protected() as protected:
@@ -369,7 +383,7 @@ def test_a_caller_cancelled_at_any_moment_costs_the_others_nothing(share: int) -
 
 
 async def test_a_cancelled_flow_leaves_nothing(autojump_clock: MockClock, recwarn: pytest.WarningsRecorder) -> None:
-    """No generator for the garbage collector to complain about."""
+    """A cancelled flow leaves no async generator to be collected."""
     async with open_protected() as protected:
         with trio.move_on_after(0.5):
             await protected.connect()
@@ -415,7 +429,7 @@ async def test_a_cancelled_flow_leaves_nothing(autojump_clock: MockClock, recwar
 async def test_what_the_token_endpoint_answers_instead_is_a_plain_error(
     answer: Any, error: type[BackendError], detail: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It names the endpoint's origin, and quotes nothing of it but the codes of the standards. The next call works."""
+    """The error names the endpoint's origin, and quotes only the error codes of the standards. The next call works."""
     caplog.set_level(logging.DEBUG)
     async with open_protected(settings=FactorySettings(max_message_bytes=1_000_000)) as protected:
         client = await protected.connect()
@@ -428,7 +442,7 @@ async def test_what_the_token_endpoint_answers_instead_is_a_plain_error(
         assert not caught.value.may_have_executed
         await call(client)
     texts = [str(caught.value), repr(caught.value), *(record.getMessage() for record in caplog.records)]
-    shown = isinstance(answer, Exception)  # of a transport that the user passed: its own words are his
+    shown = isinstance(answer, Exception)  # the message of an exception of the user's transport may be shown
     texts += [] if shown else traceback.format_exception(caught.value)
     assert [] == [text for text in texts if CANARY in text]
 
@@ -442,7 +456,7 @@ def response(answer: Any) -> httpx.Response | Exception:
 
 
 async def test_a_compressed_token_is_refused(autojump_clock: MockClock) -> None:
-    """It is not inflated, as no answer is."""
+    """A compressed answer is refused, not inflated."""
     bomb = gzip.compress(b'{"access_token": "x"}')
     async with open_protected() as protected:
         protected.issuer.answers.append(httpx.Response(200, headers={"content-encoding": "gzip"}, stream=Chunks(bomb)))
@@ -451,8 +465,8 @@ async def test_a_compressed_token_is_refused(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize("answer", [(401, {"error": "invalid_client"}), httpx.ConnectError("refused")])
-async def test_a_failure_is_shared_by_those_who_waited(answer: Any, autojump_clock: MockClock) -> None:
-    """A hundred callers do not ask a dead token endpoint one after the other. The next one asks again."""
+async def test_a_failure_is_shared_by_the_calls_that_waited(answer: Any, autojump_clock: MockClock) -> None:
+    """A hundred calls do not ask a dead token endpoint one after the other. The next call asks again."""
     async with open_protected() as protected:
         client = await protected.connect()
         await trio.sleep(3600)
@@ -468,7 +482,7 @@ async def test_a_failure_is_shared_by_those_who_waited(answer: Any, autojump_clo
 
 
 async def test_what_was_sent_again_may_have_run(autojump_clock: MockClock) -> None:
-    """The 401 proves it of the first request only."""
+    """The 401 proves only of the first request that it did not run."""
     async with open_protected() as protected:
         client = await protected.connect()
         protected.issuer.valid.clear()
@@ -498,8 +512,8 @@ async def test_what_was_sent_again_may_have_run(autojump_clock: MockClock) -> No
     ],
 )
 def test_what_is_configured_wrongly_is_refused_at_construction(changed: dict[str, Any], message: str) -> None:
-    """Named, and without what may be secret in it."""
-    # Not in the call itself, whose source Python 3.13 shows whole.
+    """The error names the argument and quotes nothing that may be secret."""
+    # Not in the call itself: Python 3.13 shows its whole source in the traceback.
     given = {"token_url": TOKEN_URL, "client_id": CLIENT_ID, "client_secret": "CANARY-secret", **changed}
     with pytest.raises(ValueError, match=message) as caught:
         ClientCredentials(**given)
@@ -516,12 +530,12 @@ def test_what_is_configured_wrongly_is_refused_at_construction(changed: dict[str
     ],
 )
 def test_a_secret_goes_in_clear_only_within_this_machine_or_as_told(token_url: str, options: dict[str, Any]) -> None:
-    """RFC 6749 §3.2 wants TLS."""
+    """RFC 6749 §3.2 requires TLS for the token endpoint."""
     ClientCredentials(token_url, CLIENT_ID, CLIENT_SECRET, **options)
 
 
 async def test_no_repr_shows_secret_or_token(autojump_clock: MockClock) -> None:
-    """Of the strategy, of what it makes for a request, and of what holds the token."""
+    """No repr shows them: of the strategy, of the flow for a request, of the shared token."""
     auth = ClientCredentials(f"{TOKEN_URL}?CANARY", CLIENT_ID, CLIENT_SECRET, scope="a")
     async with open_protected(auth) as protected:
         await protected.connect()
@@ -532,7 +546,7 @@ async def test_no_repr_shows_secret_or_token(autojump_clock: MockClock) -> None:
 
 
 def test_without_oauthlib_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At construction, not in the middle of a call; everything else works without it."""
+    """The error comes at construction, not in the middle of a call; everything else works without `oauthlib`."""
     for name in ("oauthlib", "oauthlib.oauth2"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "trio_vmcp.auth._oauth", raising=False)

@@ -1,4 +1,4 @@
-"""Headers and bearer tokens from the user: what is refused, what is sent, what is never shown."""
+"""Headers and bearer tokens from the user: which are refused, what is sent, and that no secret is shown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BACKEND = Backend(id="b", url="http://b.test/mcp")
 
 
 def signed(auth: OutgoingAuth, identity: Identity | None = None, **headers: str) -> list[tuple[bytes, bytes]]:
-    """The headers of a request with these credentials, those of its host left out."""
+    """The headers of a request with these credentials, without those of its host."""
     request = httpx.Request("GET", "http://b.test", headers=headers)
     kind = auth(BACKEND, identity)
     if kind is not None:
@@ -27,13 +27,13 @@ def signed(auth: OutgoingAuth, identity: Identity | None = None, **headers: str)
 
 
 def test_headers_are_sent_as_given() -> None:
-    """Latin-1 as Latin-1; one that is there already is replaced, whatever its case."""
+    """Latin-1 is sent as Latin-1; a header of the same name, in any case, is replaced."""
     auth = HeaderAuth({"X-Key": "k", "authorization": "Basic é", "X-Empty": ""})
     replaced = signed(auth, Authorization="Bearer theirs", other="o")
     assert [(b"other", b"o"), (b"X-Key", b"k"), (b"authorization", b"Basic \xe9"), (b"X-Empty", b"")] == replaced
 
 
-def test_headers_may_depend_on_who_calls() -> None:
+def test_headers_may_depend_on_the_caller() -> None:
     """A function that returns None leaves its header out."""
     auth = HeaderAuth({"X-User": lambda backend, identity: f"{backend.id}/{identity.subject}" if identity else None})
     assert [(b"X-User", b"b/alice")] == signed(auth, ALICE)
@@ -64,7 +64,7 @@ def test_headers_may_depend_on_who_calls() -> None:
     ],
 )
 def test_names_that_are_not_the_users_are_refused_at_construction(name: str, problem: str) -> None:
-    """A value that a function gives makes no difference."""
+    """Also if the value comes from a function."""
     for value in ("v", lambda backend, identity: "v"):
         with pytest.raises(ValueError, match=problem) as caught:
             HeaderAuth({name: value})
@@ -72,7 +72,7 @@ def test_names_that_are_not_the_users_are_refused_at_construction(name: str, pro
 
 
 def test_one_header_is_given_once() -> None:
-    """Upper and lower case are the same."""
+    """Names that differ in case only are one header."""
     with pytest.raises(ValueError, match="header 'x-key' is there twice"):
         HeaderAuth({"X-Key": "1", "x-key": "2"})
 
@@ -93,7 +93,7 @@ BAD_VALUES = [
 
 @pytest.mark.parametrize(("value", "problem"), BAD_VALUES)
 def test_values_that_http_cannot_carry_are_refused_and_not_shown(value: Any, problem: str) -> None:
-    """At construction; what a function gives, when it gives it, as a failure of this backend alone."""
+    """At construction; for a function's value when it is returned, as a failure of this backend alone."""
     with pytest.raises(ValueError, match=f"header 'X-Key' .*{problem}") as static:
         HeaderAuth({"X-Key": value})
     with pytest.raises(BackendUnauthorized, match=f"backend 'b' cannot be asked: header 'X-Key' .*{problem}") as late:
@@ -103,7 +103,7 @@ def test_values_that_http_cannot_carry_are_refused_and_not_shown(value: Any, pro
 
 @given(st.text(max_size=8))
 def test_a_value_is_sent_whole_or_refused(value: str) -> None:
-    """Whatever the text: no header ends early, none is invented."""
+    """Whatever the text, no header ends early and no other header appears."""
     try:
         auth = HeaderAuth({"X-Key": value})
     except ValueError:
@@ -115,7 +115,7 @@ def test_a_value_is_sent_whole_or_refused(value: str) -> None:
 
 
 def test_a_bearer_token_is_one_text_or_that_of_the_caller() -> None:
-    """An empty one is none, as an identity may have none."""
+    """An empty token from a function sends nothing, since an identity may have none."""
     own = BearerAuth(lambda backend, identity: identity.token if identity else None)
     assert [(b"Authorization", b"Bearer bob-token")] == signed(own, BOB)
     assert [(b"Authorization", b"Bearer static")] == signed(BearerAuth("static"), BOB, authorization="Basic x")
@@ -133,7 +133,7 @@ def test_a_bearer_token_is_one_text_or_that_of_the_caller() -> None:
     ],
 )
 def test_a_token_that_is_none_is_refused_and_not_shown(token: Any, problem: str) -> None:
-    """At construction, or when the function gives it."""
+    """At construction, or when a function returns it."""
     with pytest.raises(ValueError, match=f"bearer token {problem}") as static:
         BearerAuth(token)
     with pytest.raises(BackendUnauthorized, match=f"backend 'b' cannot be asked: its bearer token {problem}") as late:
@@ -144,14 +144,14 @@ def test_a_token_that_is_none_is_refused_and_not_shown(token: Any, problem: str)
 
 
 def test_a_backend_that_is_not_named_gets_nothing() -> None:
-    """Each has credentials of its own."""
+    """Each backend has its own credentials; a backend that is not named has none."""
     auth = PerBackend({"b": BearerAuth("b-token"), "c": BearerAuth("c-token")})
     assert [(b"Authorization", b"Bearer b-token")] == signed(auth)
     assert auth(Backend(id="other", url="http://b.test/mcp"), ALICE) is None
 
 
 def test_what_is_given_cannot_change_behind_ones_back() -> None:
-    """Checked once is checked for good."""
+    """The mapping is copied, so that a later change cannot bypass the checks."""
     headers = {"X-Key": "k"}
     auth = HeaderAuth(headers)
     headers["Host"] = "elsewhere"
@@ -159,7 +159,7 @@ def test_what_is_given_cannot_change_behind_ones_back() -> None:
 
 
 def test_no_repr_shows_a_secret() -> None:
-    """Names only."""
+    """A repr shows names only."""
     headers = HeaderAuth({"X-Key": "CANARY"})
     assert "HeaderAuth(headers={'X-Key': …})" == repr(headers)
     assert "BearerAuth()" == repr(BearerAuth("CANARY"))
@@ -168,7 +168,7 @@ def test_no_repr_shows_a_secret() -> None:
 
 
 async def test_they_go_with_every_request(autojump_clock: MockClock) -> None:
-    """The opener's with the handshake and DELETE, the caller's with calls."""
+    """The opener's credentials are sent with the handshake and DELETE, the caller's with calls."""
     backend = echo_backend()
     auth = HeaderAuth({"X-User": lambda backend, identity: identity.subject if identity else "nobody"})
     async with open_client(backend, identity=ALICE, auth=auth) as client:

@@ -37,13 +37,13 @@ SECRET, PASSWORD, KEY = "c4nary-s3cret", "c4nary-passw0rd", "c4nary-k3y"
 
 @pytest.fixture(autouse=True)
 def any_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever runs the suite may have none, or a dumb one."""
+    """The terminal of the machine that runs the suite must not matter."""
     monkeypatch.setenv("TERM", "xterm")
 
 
 @attrs.define(eq=False)
 class Terminal:
-    """What a plain view wrote."""
+    """Collects the output of a plain view."""
 
     safe: Sanitizer = attrs.field(factory=Sanitizer)
     out: io.StringIO = attrs.field(factory=io.StringIO)
@@ -96,7 +96,7 @@ async def call(
 # --- check
 
 
-async def test_check_shows_who_is_there_and_who_is_not(autojump_clock: MockClock) -> None:
+async def test_check_shows_connected_and_missing_backends(autojump_clock: MockClock) -> None:
     """One backend answers, one hangs: a tree of both, the reason, and status 1."""
     hangs = ScriptedBackend(name="hangs")
     hangs.fail("POST", Hang())
@@ -126,7 +126,7 @@ async def test_check_shows_who_is_there_and_who_is_not(autojump_clock: MockClock
 
 
 async def test_check_waits_for_every_backend(autojump_clock: MockClock) -> None:
-    """Thirty that hang take three turns of ten; a session that is not for looking would not wait for the last."""
+    """Thirty backends that hang take three turns of ten; an ordinary session would open before the last."""
     hangs = ScriptedBackend(name="hangs")
     hangs.fail("POST", Hang())
     async with open_memory_network() as network:
@@ -137,7 +137,7 @@ async def test_check_waits_for_every_backend(autojump_clock: MockClock) -> None:
 
 
 async def test_check_succeeds_when_all_are_connected(autojump_clock: MockClock) -> None:
-    """Status 0, and a document that has everything that the backends declared."""
+    """Status 0, and a document with everything that the backends declared."""
     server = build_time_server()
     server.add_resource("time://zones", title="Zones")
     server.add_prompt("ask")
@@ -154,7 +154,7 @@ async def test_check_succeeds_when_all_are_connected(autojump_clock: MockClock) 
 
 
 async def test_check_shows_conflicts(autojump_clock: MockClock) -> None:
-    """Two names that compose to one are nobody's, and said to be."""
+    """Two backends with the same advertised name: the tree says that neither owns it."""
     terminal = Terminal()
     async with open_memory_network() as network:
         backends = []
@@ -172,7 +172,7 @@ async def test_check_shows_conflicts(autojump_clock: MockClock) -> None:
 
 
 async def test_a_call_prints_its_result_and_shows_its_progress(autojump_clock: MockClock) -> None:
-    """The result alone goes to stdout; progress goes to stderr."""
+    """Only the result goes to stdout; progress goes to stderr."""
     terminal = Terminal()
     async with open_memory_network() as network:
         backend = Backend(id="time", url=network.attach("time.test", build_time_server()))
@@ -184,7 +184,7 @@ async def test_a_call_prints_its_result_and_shows_its_progress(autojump_clock: M
 
 
 async def test_progress_is_a_line_when_it_changes(autojump_clock: MockClock) -> None:
-    """A call that says how far it is: a line per quarter, however often it says so."""
+    """Progress is printed once per quarter, however often the tool reports it."""
 
     async def count(arguments: JSON, context: CallContext) -> str:
         for step in range(100):
@@ -203,7 +203,7 @@ async def test_progress_is_a_line_when_it_changes(autojump_clock: MockClock) -> 
 
 
 async def test_a_tool_that_reports_an_error_is_status_1(autojump_clock: MockClock) -> None:
-    """Its words are the result, and stderr says that they are an error."""
+    """The tool's text is the result on stdout, and stderr says that it is an error."""
     terminal = Terminal()
     async with open_memory_network() as network:
         backend = Backend(id="time", url=network.attach("time.test", build_time_server()))
@@ -214,7 +214,7 @@ async def test_a_tool_that_reports_an_error_is_status_1(autojump_clock: MockCloc
 
 
 async def test_a_call_that_fails_is_one_plain_line(autojump_clock: MockClock) -> None:
-    """The library's own words, status 1, and nothing on stdout."""
+    """The library's own text, status 1, and nothing on stdout."""
     terminal = Terminal()
     async with open_memory_network() as network:
         backend = Backend(id="time", url=network.attach("time.test", build_time_server()))
@@ -225,7 +225,7 @@ async def test_a_call_that_fails_is_one_plain_line(autojump_clock: MockClock) ->
 
 
 async def test_a_tool_of_a_missing_backend_names_what_is_missing(autojump_clock: MockClock) -> None:
-    """Without that, a typo and a backend that is down would look the same."""
+    """The error names the missing backend, since a typo would otherwise look the same."""
     terminal = Terminal()
     async with open_memory_network() as network:
         backend = Backend(id="time", url="http://nowhere.test/mcp")
@@ -234,8 +234,8 @@ async def test_a_tool_of_a_missing_backend_names_what_is_missing(autojump_clock:
     assert (1, "ToolNotFound") == (outcome.status, outcome.document["error"]["type"])
 
 
-async def test_a_call_asks_only_who_can_own_the_name(autojump_clock: MockClock) -> None:
-    """A backend of another prefix that hangs costs the call nothing."""
+async def test_a_call_connects_only_backends_that_can_own_the_name(autojump_clock: MockClock) -> None:
+    """A backend with another prefix that hangs costs the call no time."""
     hangs = ScriptedBackend(name="hangs")
     hangs.fail("POST", Hang())
     async with open_memory_network() as network:
@@ -261,7 +261,7 @@ async def test_a_call_asks_only_who_can_own_the_name(autojump_clock: MockClock) 
     ],
 )
 async def test_results_are_for_a_reader(content: list[object], text: str, autojump_clock: MockClock) -> None:
-    """Text as it is, everything else named, and nothing that steers the terminal."""
+    """Text is printed as it is, other content is named, and no control sequence reaches the terminal."""
 
     async def answer(arguments: JSON, context: CallContext) -> JSON:
         return {"content": content}
@@ -274,7 +274,7 @@ async def test_results_are_for_a_reader(content: list[object], text: str, autoju
 
 
 async def test_structured_content_is_shown_where_there_is_no_other(autojump_clock: MockClock) -> None:
-    """As JSON that can be read."""
+    """As indented JSON."""
 
     async def answer(arguments: JSON, context: CallContext) -> JSON:
         return {"content": [], "structuredContent": {"city": "Málaga"}}
@@ -290,7 +290,7 @@ async def test_structured_content_is_shown_where_there_is_no_other(autojump_cloc
 
 
 async def test_a_secret_is_not_shown_even_if_backends_repeat_it(autojump_clock: MockClock) -> None:
-    """Failures, descriptions, results, errors and the JSON document: an echoed token is blotted out of all of them."""
+    """A token that a backend echoes is replaced in failures, descriptions, results, errors and the JSON document."""
 
     async def echo_headers(arguments: JSON, context: CallContext) -> str:
         return f"you sent {dict(context.exchange.headers)}"
@@ -313,14 +313,17 @@ async def test_a_secret_is_not_shown_even_if_backends_repeat_it(autojump_clock: 
         ]
     shown = [terminal.both, *(json.dumps(terminal.safe.document(outcome.document)) for outcome in outcomes)]
     for secret in (SECRET, PASSWORD, KEY):
-        assert any(secret in json.dumps(outcome.document) for outcome in outcomes)  # it was there to be blotted out
+        # some document held a secret before it was replaced
+        assert any(secret in json.dumps(outcome.document) for outcome in outcomes)
         assert [False] * 4 == [secret in text for text in shown]
     assert "'authorization': '[secret]'" in terminal.out.getvalue()
 
 
 @given(st.text(), st.text(min_size=6))
 def test_a_line_is_one_line_and_holds_no_secret(text: str, secret: str) -> None:
-    """Whatever a backend says: no control characters, no line breaks, and nothing is cut short inside of a secret."""
+    """Whatever a backend says: no control characters, no line breaks, and no secret that is cut in the middle and then
+    missed.
+    """
     line = Sanitizer((secret,)).line(f"{text}{secret}{text}", limit=60)
     assert len(line) <= 60
     assert line == line.strip() or line.isprintable()
@@ -340,7 +343,9 @@ async def open_in_memory(network: MemoryNetwork) -> AsyncIterator[list[Backend]]
 
 
 async def test_the_demo_goes_as_it_says(autojump_clock: MockClock) -> None:
-    """Its claims hold: who is missing, calls side by side, a refusal while a call in flight ends, and the timings."""
+    """The claims that the demo prints hold: the missing backend, calls side by side, a refusal while a call in flight
+    ends, the times.
+    """
     terminal = Terminal()
     async with open_memory_network() as network:
         document = await run_demo(terminal.view, lambda: open_in_memory(network), network.transport())
@@ -356,7 +361,7 @@ async def test_the_demo_goes_as_it_says(autojump_clock: MockClock) -> None:
 
 
 async def test_the_demo_says_so_when_something_else_happened(autojump_clock: MockClock) -> None:
-    """A backend that should be there is not: the demo has failed, and names what did not hold."""
+    """A backend is missing against expectation: the demo fails, and names the claim that did not hold."""
     terminal = Terminal()
 
     @asynccontextmanager
@@ -373,7 +378,7 @@ async def test_the_demo_says_so_when_something_else_happened(autojump_clock: Moc
 
 
 async def test_a_terminal_is_drawn_within_its_width(autojump_clock: MockClock) -> None:
-    """80 columns hold the demo, from the first frame to the last line; the reasons are not cut off."""
+    """In 80 columns every frame of the demo fits, and no reason is cut off."""
     drawn = io.StringIO()
     view = RichView(_terminal(drawn), _terminal(drawn))
     async with open_memory_network() as network:
@@ -384,7 +389,7 @@ async def test_a_terminal_is_drawn_within_its_width(autojump_clock: MockClock) -
     assert "├── ✓ search  modern 2026-07-28, http://search.test, 0 ms" in lines
     reason = "│   missing after 1.5 s, TIMEOUT: it did not answer 'initialize' within 1.5 s"
     assert reason in [line.rstrip() for line in lines]
-    assert "\x1b[?25h" in drawn.getvalue()[-4000:]  # the cursor is back
+    assert "\x1b[?25h" in drawn.getvalue()[-4000:]  # the cursor is shown again
 
 
 def _terminal(drawn: io.StringIO) -> Console:
@@ -396,7 +401,7 @@ def _without_escapes(text: str) -> str:
 
 
 async def test_a_terminal_shows_calls_errors_and_conflicts(autojump_clock: MockClock) -> None:
-    """What a backend says is text there, and not markup."""
+    """A backend's text is printed as text, not interpreted as markup."""
     drawn, errors = io.StringIO(), io.StringIO()
     view = RichView(_terminal(drawn), _terminal(errors))
     servers = [build_time_server(), ScriptedBackend(name="time_now")]
@@ -423,7 +428,7 @@ async def test_a_terminal_shows_calls_errors_and_conflicts(autojump_clock: MockC
 
 
 async def test_an_interrupt_closes_the_session_in_order(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
-    """Status 130; the call is cancelled, the backend session ended, and the terminal's cursor shown again."""
+    """Status 130; the call is cancelled, the backend session is deleted, and the cursor is shown again."""
     server, drawn = ScriptedBackend(name="a"), io.StringIO()
     server.add_tool("nap", _nap)
 
@@ -447,7 +452,7 @@ async def _interrupt_after(seconds: float) -> None:
 
 @pytest.fixture
 def refusing_url() -> Iterator[str]:
-    """Of a port that nobody listens on, and that nobody else can get."""
+    """A URL of a port without a listener, which no other program can get."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{held.getsockname()[1]}/mcp"
@@ -462,7 +467,7 @@ def write_config(directory: Path, text: str) -> str:
 def test_check_exits_with_1_when_a_backend_is_missing(
     refusing_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With --json, stdout is one document, and what is going on is on stderr. Without, it is plain text in a pipe."""
+    """With --json, stdout is one document and the progress is on stderr. Without, plain text goes to a pipe."""
     config = write_config(tmp_path, json.dumps({"mcpServers": {"time": {"url": refusing_url}}}))
     assert 1 == main(["check", "--config", config, "--json"])
     printed = capsys.readouterr()
@@ -478,7 +483,9 @@ def test_check_exits_with_1_when_a_backend_is_missing(
 def test_the_commands_of_a_file_are_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Checked and called; shown are the program's name and no secret of its environment, though it repeats it."""
+    """Programs of the file are checked and called. The program's name is shown; a secret of its environment is not,
+    even if it repeats the secret.
+    """
     monkeypatch.setenv("TOKEN", "s3cret-value")
     entry = {"command": sys.executable, "args": [*PYTHON_OPTIONS, str(SERVER), "modern"], "env": {"SECRET": "${TOKEN}"}}
     config = write_config(tmp_path, json.dumps({"mcpServers": {"plain": entry}}))
@@ -507,7 +514,7 @@ def test_the_commands_of_a_file_are_run(
 def test_a_bad_file_is_one_line_and_status_2(
     text: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same for check and call; with --json the line is also in the document."""
+    """The same for check and call; with --json the line is in the document, too."""
     config = write_config(tmp_path, text)
     assert 2 == main(["check", "--config", config])
     printed = capsys.readouterr()
@@ -518,7 +525,7 @@ def test_a_bad_file_is_one_line_and_status_2(
 
 
 def test_a_file_that_cannot_be_read_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Missing, a directory, or not UTF-8."""
+    """A file that is missing, a directory, or not UTF-8."""
     latin = tmp_path / "latin.json"
     latin.write_bytes(b'{"\xe4": 1}')
     assert [2, 2, 2] == [main(["check", "--config", str(path)]) for path in (tmp_path / "none", tmp_path, latin)]
@@ -543,7 +550,7 @@ def test_a_file_that_cannot_be_read_is_status_2(tmp_path: Path, capsys: pytest.C
     ],
 )
 def test_bad_usage_is_status_2(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The line names the option, and what was wrong with it."""
+    """The line names the option and the reason."""
     with pytest.raises(SystemExit) as exited:
         main(arguments)
     assert 2 == exited.value.code
@@ -562,7 +569,7 @@ def test_a_terminal_is_drawn_on_if_it_can_be(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A tree with `rich` on a terminal that moves its cursor; plain ASCII lines without either."""
+    """With `rich` and a terminal that can move its cursor, a tree; else plain ASCII lines."""
     monkeypatch.setenv("TERM", term)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -575,15 +582,15 @@ def test_a_terminal_is_drawn_on_if_it_can_be(
 
 
 def test_the_version_is_the_distribution_s(capsys: pytest.CaptureFixture[str]) -> None:
-    """For bug reports."""
+    """The version is for bug reports."""
     with pytest.raises(SystemExit) as exited:
         main(["--version"])
     assert 0 == exited.value.code
     assert capsys.readouterr().out.startswith("trio-vmcp ")
 
 
-def test_a_reader_who_leaves_is_no_error() -> None:
-    """`trio-vmcp check | head -1` ends without a traceback, now and when Python flushes at its exit."""
+def test_a_closed_pipe_is_no_error() -> None:
+    """`trio-vmcp check | head -1` ends without a traceback, neither at once nor when Python flushes at exit."""
     reading, writing = os.pipe()
     with open(writing, "w") as stream:
         os.close(reading)
@@ -593,7 +600,7 @@ def test_a_reader_who_leaves_is_no_error() -> None:
 
 @pytest.mark.parametrize("closed", ["<&- >&-", "2>&-", ">&- 2>&-"])
 def test_a_closed_standard_stream_is_no_traceback(closed: str, tmp_path: Path) -> None:
-    """Started with stdin, stdout or stderr closed by the shell, the command drops what it would print there."""
+    """With stdin, stdout or stderr closed by the shell, output to it is dropped."""
     config = tmp_path / "mcp.json"
     config.write_text('{"off": {"url": "http://a.test/", "disabled": true}}')
     program = "from trio_vmcp.cli import main; raise SystemExit(main())"
@@ -605,7 +612,7 @@ def test_a_closed_standard_stream_is_no_traceback(closed: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("text", ['{"a": 1e999}', '{"a": "\\ud800"}', '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"])
 def test_arguments_that_are_not_json_are_status_2(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Arguments that JSON cannot carry are bad usage: one line and status 2, before any server is asked."""
+    """Arguments that are no JSON are bad usage: one line and status 2, before any server is asked."""
     with pytest.raises(SystemExit) as caught:
         main(["call", "a_echo", text, "--config", "no such file"])
     assert 2 == caught.value.code

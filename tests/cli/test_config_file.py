@@ -1,4 +1,4 @@
-"""`mcpServers` files as people have them, and one line about those that cannot be used."""
+"""`mcpServers` files as other clients have them, and one line about a file that cannot be used."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def refusal(text: str, **environment: str) -> str:
     ],
 )
 def test_servers_are_found_under_either_key_and_bare(document: Any) -> None:
-    """The file that another client reads is read here as it is."""
+    """A file that is written for another client is read as it is."""
     assert (Backend(id="time", url=URL),) == parse_config(json.dumps(document), {})
 
 
@@ -75,13 +75,13 @@ def test_a_timeout_is_in_milliseconds() -> None:
 
 @pytest.mark.parametrize("switch", [{"disabled": True}, {"enabled": False}])
 def test_a_disabled_server_is_left_out_whatever_else_it_says(switch: dict[str, bool]) -> None:
-    """What is switched off need not be usable: a stdio server, or one whose variable is not set."""
+    """A disabled server need not be usable: it may be of a kind that is not supported, or lack a variable."""
     servers = {"a": {"command": "npx", **switch}, "b": {"url": "${NOWHERE}", **switch}, "c": {"url": URL}}
     assert ["c"] == [backend.id for backend in parse_config(json.dumps(servers), {})]
 
 
 def test_an_enabled_server_may_say_so() -> None:
-    """`disabled: false` and `enabled: true` are what they say."""
+    """`disabled: false` and `enabled: true` are accepted."""
     assert "time" == parse_one({"url": URL, "disabled": False, "enabled": True}).id
 
 
@@ -100,7 +100,7 @@ def test_an_enabled_server_may_say_so() -> None:
     ],
 )
 def test_variables_are_filled_in_once(written: str, meant: str) -> None:
-    """As in a shell; what a variable holds is not expanded again."""
+    """As in a shell: the value of a variable is not expanded again."""
     backend = parse_one({"url": URL, "headers": {"X": written}}, TOKEN="abc", EMPTY="", NESTED="${TOKEN}")
     assert {"X": meant} == dict(backend.headers)
 
@@ -123,7 +123,9 @@ def test_comments_and_trailing_commas_are_tolerated() -> None:
 
 
 def test_names_become_ids() -> None:
-    """Accents go, and whatever an id cannot hold becomes one hyphen; a name that is an id stays as it is."""
+    """Accents are removed, and any other run of characters that an id cannot hold becomes one hyphen; a valid
+    id stays.
+    """
     names = ["time.v2_x-", "GitHub (work)", "@scope/pkg", "Büro", "_hidden", "a  b"]
     backends = parse_config(json.dumps({name: {"url": URL} for name in names}), {})
     assert ["time.v2_x-", "GitHub-work", "scope-pkg", "Buro", "hidden", "a-b"] == [backend.id for backend in backends]
@@ -165,12 +167,12 @@ def test_names_become_ids() -> None:
     ],
 )
 def test_a_bad_file_gets_one_line_that_names_the_path(document: Any, line: str) -> None:
-    """Which file, where in it, and what is wrong there."""
+    """The line names the file, the place in it and the reason."""
     assert line == refusal(json.dumps(document))
 
 
 def test_a_command_is_a_process() -> None:
-    """With its args, environment and directory, in all of which variables are filled in."""
+    """With args, environment and directory; variables are expanded in all of them."""
     entry = {
         "command": "${BIN}/npx",
         "args": ["-y", "server", "--token=${TOKEN}", ""],
@@ -192,7 +194,7 @@ def test_a_command_is_a_process() -> None:
 
 @pytest.mark.parametrize("entry", [{}, {"type": "stdio"}, {"type": "local"}])
 def test_a_command_alone_is_enough(entry: Any) -> None:
-    """What is null or absent is as if it were not there."""
+    """Null counts as absent."""
     expected, entry = Backend(id="time", transport="stdio", command="x"), {**entry, "command": "x"}
     assert expected == parse_one(entry) == parse_one({**entry, "args": None, "env": None, "cwd": None})
 
@@ -218,7 +220,7 @@ def test_a_command_alone_is_enough(entry: Any) -> None:
     ],
 )
 def test_a_process_that_cannot_be_is_named(entry: Any, line: str) -> None:
-    """Place and reason; no value."""
+    """The line names place and reason, without the value."""
     assert f"mcp.json: {line}" == refusal(json.dumps({"a": entry}))
 
 
@@ -238,7 +240,7 @@ def test_a_process_that_cannot_be_is_named(entry: Any, line: str) -> None:
     ],
 )
 def test_text_that_is_no_configuration_gets_line_and_column(text: str, line: str) -> None:
-    """Comments do not move the place that the line names, and a key written twice is not decided silently."""
+    """Comments do not shift the line and column that the error names, and a key that stands twice is an error."""
     assert line == refusal(text)
 
 
@@ -268,7 +270,7 @@ documents = json_values | st.builds(
 @example('"\\ud800"')
 @example('{"\\ud800": 1}')
 def test_any_text_is_backends_or_one_line(text: str) -> None:
-    """Nothing but ConfigError comes out of a file, in one line that every output can encode."""
+    """Any text gives backends or ConfigError, in one line that every output can encode."""
     try:
         backends = parse_config(text, {"A": "a"})
     except ConfigError as error:
@@ -286,7 +288,7 @@ def test_any_text_is_backends_or_one_line(text: str) -> None:
     scheme=st.sampled_from(["https://", "http://[", "", "x:"]),
 )
 def test_no_message_and_no_repr_holds_a_secret(place: str, noise: str, flaw: dict[str, Any], scheme: str) -> None:
-    """Wherever the secret stands, and whatever is wrong beside it."""
+    """Wherever a secret stands, and whatever is wrong beside it, the error does not show it."""
     url, headers, env = f"{scheme}mcp.test", {"X": noise}, {"Y": noise}
     match place:
         case "header":

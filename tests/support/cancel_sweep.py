@@ -89,12 +89,12 @@ quarters = pytest.mark.parametrize("first", range(1, STRIDE + 1))
 class CancelAtMoment(trio.abc.Instrument):
     """Cancels its block at its n-th moment.
 
-    A moment is behind each step of each task, and before the first step after each wait of the loop: there a deadline
-    or an event has already woken a task that has not run yet.
+    There is a moment after each step of each task, and one before the first step after each wait of the loop: there, a
+    deadline or an event has already woken a task that has not run yet.
 
     Attributes:
         moment: From 0.
-        struck: Where the cancel came; None: the block ended before.
+        struck: The place at which the cancel came; None: the block ended before.
     """
 
     moment: int

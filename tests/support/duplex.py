@@ -1,4 +1,4 @@
-"""A duplex client over memory streams: what the tests of `_duplex`, `_inbox` and `_lines` look at, in virtual time."""
+"""A duplex client over memory streams, in virtual time, for the tests of `duplex`, `inbox` and `lines`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIMIT = 10_000
 
 @attrs.define(eq=False)
 class MemoryWire(LineLink):
-    """Lines over one memory stream. Its end is the end of the connection."""
+    """Lines over one memory stream. The end of the stream is the end of the connection."""
 
     lifetime: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
@@ -44,7 +44,7 @@ class MemoryWire(LineLink):
 
 @attrs.define(eq=False)
 class Raw:
-    """The other end, where a test writes what it likes and reads what came."""
+    """The other end, on which a test writes any lines and reads the client's."""
 
     stream: trio.abc.Stream
     _rest: bytes = b""
@@ -70,7 +70,7 @@ class Raw:
 
 @attrs.define(eq=False)
 class Pair:
-    """The two ends."""
+    """Client and server."""
 
     client: DuplexClient
     wire: MemoryWire
@@ -80,7 +80,7 @@ class Pair:
     events: list[tuple[str, JSON]] = attrs.field(factory=list)
 
     async def clog(self) -> None:
-        """From now on the pipe is full: what is begun does not end, and what follows waits."""
+        """From now on the pipe is full: a write that has begun does not end, and later writes wait."""
         self.sends.send_all_hook = trio.sleep_forever
         await self.wire.say(b"{}", None)
         await wait_all_tasks_blocked()
@@ -100,7 +100,7 @@ async def open_pair(
     """A client that has not shaken hands, and a raw server; or, with `backend`, a scripted one.
 
     Args:
-        listens: Whether it does, in the modern era; None: it cannot.
+        listens: Whether the client listens, in the modern era; None: it cannot.
     """
     near, far = memory_stream_pair()
     inbox = Inbox(backend_id="b", max_message_bytes=limit, max_json_depth=128)
@@ -116,7 +116,7 @@ async def open_pair(
                 requests=ServerRequests(Handling(handlers or ClientHandlers(), "s", "b"), nursery, 2 * limit),
                 listens=None if listens is None else Listens(listens, nursery, (0.5, 60)),
             )
-            nursery.start_soon(wire.serve, near)  # noqa: ASYNC113  # it needs no start: what is queued waits for it
+            nursery.start_soon(wire.serve, near)  # noqa: ASYNC113  # it needs no start: lines wait in the queue
             if backend is not None:
                 nursery.start_soon(backend.serve_lines, far)
             yield Pair(client, wire, Raw(far), nursery, near.send_stream, events)

@@ -1,4 +1,4 @@
-"""A network of scripted backends with a factory over it, and the proof at its end that nothing of a session is left."""
+"""A network of scripted backends with a factory over it, and a check at its end that nothing of a session is left."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from trio_vmcp._http.transport import Http11Transport, RawResponse
 from trio_vmcp._protocol.headers import check_session_id
 from trio_vmcp.testing import CallContext, MemoryNetwork, ScriptedBackend, open_memory_network
 
-# Who went away stays away: for what is not about coming back.
+# Settings for tests that are not about reconnecting: a lost backend stays away.
 NO_RETRIES = FactorySettings(reconnect_delay=math.inf, reconnect_max_delay=math.inf)
 
 ALICE = Identity(issuer="https://issuer.test", subject="alice", token="alice-token")
@@ -39,14 +39,14 @@ BOB = Identity(issuer="https://issuer.test", subject="bob")
 
 
 def echo_backend(era: str = "legacy", answers: str = "json", **more: Any) -> ScriptedBackend:
-    """One tool, "echo"."""
+    """A backend with one tool, "echo"."""
     backend = ScriptedBackend(era=era, answers=answers, **more)  # type: ignore[arg-type]  # parametrized: plain str
     backend.add_tool("echo")
     return backend
 
 
 def slow_backend(seconds: float = 60, era: str = "legacy", answers: str = "json") -> ScriptedBackend:
-    """Beside "echo" a tool "slow", which takes its time."""
+    """A backend with "echo" and a tool "slow", which takes a while."""
 
     async def slow(arguments: JSON, context: CallContext) -> str:
         await trio.sleep(seconds)
@@ -75,12 +75,12 @@ def announcing_backend(era: str = "legacy") -> ScriptedBackend:
 
 
 def state_of(session: Session) -> SessionState:
-    """As a function, since a type checker takes a property that was looked at for what it then was."""
+    """The state. A function, since a type checker narrows a property that was looked at, and misses later changes."""
     return session.state
 
 
 async def drained(changes: trio.MemoryReceiveChannel[SessionChange], seconds: float = 1) -> list[SessionChange]:
-    """What changed until so many seconds from now."""
+    """The changes of the next so many seconds."""
     found: list[SessionChange] = []
     with trio.move_on_after(seconds):
         while True:
@@ -89,7 +89,7 @@ async def drained(changes: trio.MemoryReceiveChannel[SessionChange], seconds: fl
 
 
 def library_tasks() -> list[str]:
-    """The names of the tasks that belong to the library, and not to a scripted backend."""
+    """The names of the library's tasks, without those of scripted backends."""
 
     def names(task: trio.lowlevel.Task) -> Iterator[str]:
         yield task.name
@@ -104,8 +104,8 @@ def library_tasks() -> list[str]:
 
 
 class Ledger(Http11Transport):
-    """The library's transport over a network. It notes the backend sessions whose ids have come through: of others the
-    library cannot know.
+    """The library's transport over a network. It records the backend sessions that the library has received an id of:
+    the library cannot end any others.
     """
 
     def __init__(self, network: MemoryNetwork) -> None:
@@ -115,7 +115,8 @@ class Ledger(Http11Transport):
     async def send(
         self, origin: Origin, verb: str, head: bytes, body: bytes, on_write: Callable[[], None]
     ) -> RawResponse:
-        response = await super().send(origin, verb, head, body, on_write)  # no checkpoint from here to the library
+        # no checkpoint from here until the library has the response
+        response = await super().send(origin, verb, head, body, on_write)
         self.session_ids[origin.host].update(session_ids_in(response))
         return response
 
@@ -125,7 +126,7 @@ class Ledger(Http11Transport):
 
 
 def session_ids_in(response: RawResponse) -> list[str]:
-    """The one that the library may take from it, if there is one."""
+    """The session id in the response that the library may use, if there is one."""
     ids = [value.decode("latin-1") for name, value in response.headers if name == b"mcp-session-id"]
     return ids if 200 <= response.status < 300 and len(ids) == 1 and check_session_id(ids[0]) else []
 
@@ -136,7 +137,7 @@ class World:
 
     Attributes:
         configured: The backends as a user configures them, in order.
-        leaves_rows, leaves_sessions: A test that suspends says so; otherwise nothing may be left.
+        leaves_rows, leaves_sessions: Set by a test that suspends; otherwise nothing may be left.
     """
 
     network: MemoryNetwork
@@ -173,8 +174,7 @@ async def open_world(
 ) -> AsyncIterator[World]:
     """A world that is checked when it ends: no task, request, connection, backend session or row is left.
 
-    Backends that speak one era are pinned to it, and to their transport; `configure` may change what a user would
-    write.
+    Backends that speak one era are pinned to it, and to their transport; `configure` may change the configuration.
     """
     storage = storage or ScriptedStorage()
     async with open_memory_network() as network:
@@ -199,13 +199,15 @@ async def open_world(
         await transport.aclose()
         await wait_all_tasks_blocked()
         assert 0 == network.open_connections
-        # A legacy backend works on what nobody told it to stop, and holds the connection for as long.
+        # A legacy backend goes on with a request that was not cancelled, and holds its connection until then.
         held = {name: backend.open_connections for name, backend in backends.items() if not backend.in_flight}
         assert dict.fromkeys(held, 0) == held
 
 
 async def assert_nothing_left(world: World) -> None:
-    """No task of the library, no request, no response, no backend session, no row. The factory itself may be open."""
+    """Fails if a task of the library, a request, a response, a backend session or a row is left. The factory may be
+    open.
+    """
     await wait_all_tasks_blocked()
     assert [] == library_tasks()
     assert 0 == world.transport.busy_connections

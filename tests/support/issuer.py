@@ -1,4 +1,4 @@
-"""An OAuth token endpoint, and a backend that wants its tokens."""
+"""An OAuth token endpoint, and a backend that requires its tokens."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ CHALLENGE = 'Bearer error="invalid_token"'
 
 @attrs.define(eq=False, repr=False)
 class Issuer(httpx.AsyncBaseTransport):
-    """A transport on whose way a token endpoint is; everything else passes.
+    """A transport that answers requests to a token endpoint itself, and passes on all others.
 
     Attributes:
         latency: s, for every token.
-        more: Members of its answers, besides the token.
-        answers: Instead of a token, in order; an exception is raised.
+        more: Members of the answers, besides the token.
+        answers: Given instead of a token, in order; an exception is raised.
         asked: The requests for tokens.
-        valid: Tokens that a backend behind `protect` takes: all that were issued, until somebody revokes them.
+        valid: Tokens that a backend behind `protect` accepts: all that were issued, until a test removes them.
     """
 
     behind: httpx.AsyncBaseTransport
@@ -64,7 +64,7 @@ class Issuer(httpx.AsyncBaseTransport):
         return [parse_qs(request.content.decode(), strict_parsing=True) for request in self.asked]
 
     def protect(self, backend: ScriptedBackend) -> None:
-        """Let the backend refuse whatever comes without a valid token."""
+        """Let the backend answer 401 to a request without a valid token."""
 
         def is_refused(exchange: Exchange) -> bool:
             return exchange.headers.get("authorization", "").removeprefix("Bearer ") not in self.valid
@@ -73,10 +73,10 @@ class Issuer(httpx.AsyncBaseTransport):
 
 
 class SlowOnce(httpx.AsyncBaseTransport):
-    """Answers one request by itself, after a while.
+    """Answers one request itself, after a while.
 
     Attributes:
-        passing: So many pass before it.
+        passing: So many requests pass before that one.
     """
 
     def __init__(self, behind: httpx.AsyncBaseTransport, seconds: float, answer: httpx.Response) -> None:
@@ -98,13 +98,13 @@ class SlowOnce(httpx.AsyncBaseTransport):
 
 
 def basic(request: httpx.Request) -> str:
-    """What the Basic credentials of a request say."""
+    """Client id and secret in the Basic credentials of a request."""
     return base64.b64decode(request.headers["authorization"].removeprefix("Basic ")).decode()
 
 
 @attrs.define(eq=False)
 class Protected:
-    """A backend that wants tokens, its issuer, and a client of it."""
+    """A backend that requires tokens, its issuer, and a client."""
 
     backend: ScriptedBackend
     issuer: Issuer
@@ -123,7 +123,7 @@ async def open_protected(
     change: Callable[[Issuer], object] = lambda issuer: None,
     **configured: Any,
 ) -> AsyncIterator[Protected]:
-    """At its end no connection is left, and no backend session.
+    """At its end no connection and no backend session is left.
 
     Args:
         auth: None: client credentials of the issuer.

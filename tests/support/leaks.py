@@ -1,8 +1,8 @@
-"""A pytest plugin: a test that leaves something behind is an error, whatever else it says.
+"""A pytest plugin: a test that leaves something behind is an error, even if it passes.
 
-Looked for: tasks in Trio's system nursery, async generators that nobody exhausted or closed, tokens of a capacity
-limiter, file descriptors, and what complains when it is collected (a coroutine that was never awaited, a socket that
-was never closed). Trio itself lets no other task outlive its run.
+Looked for: tasks in Trio's system nursery, async generators that were neither exhausted nor closed, tokens of a
+capacity limiter, file descriptors, and warnings at garbage collection (a coroutine that was never awaited, a socket
+that was never closed). Trio itself lets no other task outlive its run.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _FDS = "/proc/self/fd"
 
 @attrs.define(eq=False)
 class LeakWatch:
-    """Between `begin` and `end`, `trio.run` and limiters are looked at from here.
+    """Watches `trio.run` and limiters between `begin` and `end`.
 
     Attributes:
-        found: What was left so far; whoever reports it takes it away.
+        found: The leaks so far; the report of a test empties it.
     """
 
     found: list[str] = attrs.field(factory=list, init=False)
@@ -53,7 +53,7 @@ class LeakWatch:
                 generators = _watch_generators()
                 try:
                     return await async_fn(*args)
-                finally:  # before Trio cancels system tasks and closes generators: they were somebody's duty
+                finally:  # before Trio itself cancels system tasks and closes generators
                     self.found += [f"task {task.name}" for task in _living_tasks() if task not in before]
                     self.found += [f"async generator {name}" for name in _unfinished(generators)]
 
@@ -70,14 +70,14 @@ class LeakWatch:
         def watched(limiter: trio.CapacityLimiter, total_tokens: float) -> None:
             init(limiter, total_tokens)
             made = sys._getframe(1)
-            # Strongly: a limiter that died with its tokens would have told nobody.
+            # Strong references: a limiter that was collected with its tokens could not be examined.
             self._limiters.append((limiter, f"{made.f_code.co_filename}:{made.f_lineno}"))
 
         return watched
 
 
 def _living_tasks() -> Iterator[trio.lowlevel.Task]:
-    """Every task of this run, and so the calling one, too."""
+    """Every task of this run, the calling one included."""
     root = trio.lowlevel.current_root_task()
     tasks = [] if root is None else [root]
     while tasks:
@@ -88,7 +88,7 @@ def _living_tasks() -> Iterator[trio.lowlevel.Task]:
 
 
 def _watch_generators() -> weakref.WeakSet[AsyncGenerator[Any, Any]]:
-    """The async generators that begin in this run from now on. Trio puts the hooks back when the run ends."""
+    """Collects the async generators that begin in this run from now on. Trio resets the hooks when the run ends."""
     begun: weakref.WeakSet[AsyncGenerator[Any, Any]] = weakref.WeakSet()
     firstiter = sys.get_asyncgen_hooks().firstiter
 
@@ -113,27 +113,27 @@ def _borrowed(limiters: list[tuple[trio.CapacityLimiter, str]]) -> Iterator[str]
 
 
 def open_descriptors() -> dict[int, str]:
-    """What each file descriptor of this process is; nothing where the system does not tell."""
+    """The target of each file descriptor of this process; empty on systems that do not tell."""
     found: dict[int, str] = {}
     if os.path.isdir(_FDS):
         for fd in os.listdir(_FDS):
             try:
                 found[int(fd)] = os.readlink(f"{_FDS}/{fd}")
-            except FileNotFoundError:  # the one that listdir was reading
+            except FileNotFoundError:  # the descriptor that listdir used
                 continue
     return found
 
 
 def left_open(before: dict[int, str]) -> list[str]:
-    """The descriptors that are open now, and were not, or were of something else."""
+    """Descriptors that are open now, and were closed or open for something else before."""
     return [f"file descriptor {fd}: {what}" for fd, what in open_descriptors().items() if before.get(fd) != what]
 
 
 def complaints_of_garbage() -> list[str]:
-    """Collect, and tell what finalizers said on the way, which nobody can catch.
+    """Collect garbage, and return the warnings of finalizers, which a test cannot catch.
 
-    What stays is not looked at again until the end of the run: with the whole suite in memory a collection would take
-    as long as a test.
+    Objects that survive are not examined again until the end of the run: with the whole suite in memory a collection
+    would take as long as a test.
     """
     heard: list[str] = []
 
@@ -176,10 +176,10 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
-    """Once all fixtures are torn down, nothing may be left."""
+    """After the teardown of all fixtures, nothing may be left."""
     outcome = yield
     watch = item.config.stash[WATCH]
-    complaints = complaints_of_garbage()  # first: what is collected closes its descriptor
+    complaints = complaints_of_garbage()  # first: finalizers close their descriptors
     leaks = watch.found + complaints + left_open(item.stash[_BEFORE])
     watch.found = []
     if leaks:

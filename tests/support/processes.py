@@ -1,4 +1,4 @@
-"""Which processes are whose: every child of a test carries a mark in its environment, and so does what it starts."""
+"""The processes of a test: every child carries a mark in its environment, which its own children inherit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trio_vmcp import Backend
 
 PROC = Path("/proc")
 SERVER = Path(__file__).parent / "children" / "plain.py"
-# -I -S: without what site adds, a Python starts in a third of the time.
+# -I -S: without `site`, Python starts in a third of the time.
 PYTHON_OPTIONS = ("-I", "-S")
 
 
@@ -29,7 +29,7 @@ class Children:
     mark: str = attrs.field(factory=lambda: secrets.token_hex(8))
 
     def backend(self, *flags: str, backend_id: str = "b", **options: Any) -> Backend:
-        """One that runs `children/plain.py`."""
+        """A backend that runs `children/plain.py`."""
         configured = {
             "command": sys.executable,
             "args": (*PYTHON_OPTIONS, str(SERVER), *flags),
@@ -40,11 +40,11 @@ class Children:
         return Backend(id=backend_id, transport="stdio", **configured)
 
     def alive(self) -> list[int]:
-        """Who runs, grandchildren included. A zombie has no environment any more."""
+        """The running processes of this test, grandchildren included. A zombie's environment is empty."""
         return [pid for pid in _numbers() if self.mark.encode() in _read(pid, "environ")]
 
     async def all_gone(self) -> bool:
-        """Whether nobody is left: killed, an orphan takes a moment to go."""
+        """Whether all have ended; an orphan takes a moment after it is killed."""
         with trio.move_on_after(2):
             while self.alive():  # noqa: ASYNC110  # nothing tells when a process that is not our child ends
                 await trio.sleep(0.005)
@@ -57,7 +57,7 @@ class Children:
 
 
 def zombies() -> list[int]:
-    """Our own children that have ended, and that nobody has waited for."""
+    """Children of this process that have ended and were not waited for."""
     found = []
     for pid in _numbers():
         _, _, fields = _read(pid, "stat").rpartition(b") ")
@@ -74,13 +74,13 @@ def _numbers() -> Iterator[int]:
 def _read(pid: int, name: str) -> bytes:
     try:
         return (PROC / str(pid) / name).read_bytes()
-    except OSError:  # it has ended meanwhile
+    except OSError:  # the process has ended meanwhile
         return b""
 
 
 @contextmanager
 def marked_children() -> Iterator[Children]:
-    """At the end whoever is left is killed; that nobody is left is for the test to say."""
+    """Kills the processes that are left at the end. A test has to check that none is."""
     children = Children()
     try:
         yield children

@@ -1,4 +1,4 @@
-"""A server that answers with the bytes that a test wants, whatever HTTP says of them: in memory, over TCP, over TLS."""
+"""A server that answers with any bytes that a test wants, valid HTTP or not: in memory, over TCP, over TLS."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ __all__ = [
 ]
 
 Kind = Literal["memory", "tcp", "tls"]
-CLOSE, RESET, HANG = "close", "reset", "hang"  # the last: no more until the client closes
-Piece = bytes | float | str | trio.Event  # a float is a pause in s; an event is waited for
+CLOSE, RESET, HANG = "close", "reset", "hang"  # the last: nothing more is sent until the client closes
+Piece = bytes | float | str | trio.Event  # float: a pause in s; event: waited for
 
 
 def answer(body: bytes, *headers: bytes, status: bytes = b"200 OK") -> bytes:
-    """A response as it should be."""
+    """A valid response."""
     head = b"\r\n".join([b"HTTP/1.1 " + status, b"Content-Length: %d" % len(body), *headers])
     return head + b"\r\n\r\n" + body
 
@@ -56,11 +56,11 @@ class RawServer:
     """A `StreamServer`.
 
     Attributes:
-        answers: The pieces of one answer after the other, over whatever connection; the last one stays.
-        requests: What came: the head and the body of each.
-        connections: How many there were.
-        open_connections: How many there are.
-        reads_bodies: If not, it answers as soon as it has a head.
+        answers: The pieces of one answer after the other, over any connection; the last one is repeated.
+        requests: Head and body of each request.
+        connections: How many were accepted.
+        open_connections: How many are open.
+        reads_bodies: False: the server answers as soon as it has a head.
     """
 
     answers: list[tuple[Piece, ...]]
@@ -115,7 +115,7 @@ class RawServer:
                 return False
             else:
                 with trio.move_on_after(1):
-                    await stream.aclose()  # politely: TLS says so
+                    await stream.aclose()  # with close_notify, over TLS
                 return False
         return True
 
@@ -125,14 +125,14 @@ authority = trustme.CA()
 
 
 def server_context(*names: str) -> ssl.SSLContext:
-    """With a certificate for these names, signed by the authority."""
+    """A context with a certificate for these names, signed by the authority."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(*(names or ("localhost", "127.0.0.1"))).configure_cert(context)
     return context
 
 
 def client_context() -> ssl.SSLContext:
-    """Trusts the authority, and nobody else."""
+    """A context that trusts the authority only."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.configure_trust(context)
     return context
@@ -140,7 +140,7 @@ def client_context() -> ssl.SSLContext:
 
 @asynccontextmanager
 async def open_tls_loopback(server: StreamServer, context: ssl.SSLContext) -> AsyncIterator[str]:
-    """The URL of `server` on this machine, as long as the block lasts."""
+    """The URL of `server` on this machine, while the block lasts."""
 
     async def serve(tcp: trio.SocketStream) -> None:
         stream = trio.SSLStream(tcp, context, server_side=True)
@@ -160,7 +160,7 @@ async def open_tls_loopback(server: StreamServer, context: ssl.SSLContext) -> As
 
 @attrs.define(eq=False)
 class Served:
-    """A transport, and a server that it reaches."""
+    """A transport, and a server behind it."""
 
     transport: Http11Transport
     server: RawServer
@@ -175,7 +175,7 @@ class Served:
         return await self.transport.send(self.origin, verb, head, body, lambda: None)
 
     async def ask(self, verb: str = "POST", body: bytes = b"{}") -> bytes:
-        """The body of the answer, which is let go of."""
+        """The body of the answer; the response is closed."""
         response = await self.send(verb, body)
         try:
             return await read(response)
@@ -215,7 +215,7 @@ async def open_served(kind: Kind, *answers: Piece | tuple[Piece, ...], **options
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """The other end of a real socket hears when it does."""
+    """Wait until the other end of a real socket has noticed."""
     with trio.fail_after(5):
         while not condition():  # noqa: ASYNC110
             await trio.sleep(0.001)

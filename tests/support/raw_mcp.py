@@ -1,4 +1,4 @@
-"""The least that speaks MCP over httpx: what the tests of `trio_vmcp.testing` look at backends with."""
+"""A minimal MCP client over httpx, for the tests of `trio_vmcp.testing`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"
 
 
 def messages(response: httpx.Response) -> list[Any]:
-    """Every JSON-RPC message of an answer, be it JSON or SSE."""
+    """Every JSON-RPC message of an answer, JSON or SSE."""
     if not response.headers["content-type"].startswith("text/event-stream"):
         return [json.loads(response.content)]
     data = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
@@ -33,7 +33,7 @@ class RawClient:
     url: str
     modern: bool
     headers: dict[str, str] = attrs.field(factory=lambda: dict(ACCEPT))
-    capabilities: dict[str, Any] = attrs.field(factory=dict)  # what a modern one declares
+    capabilities: dict[str, Any] = attrs.field(factory=dict)  # declared by a modern client
     ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
 
     def build(self, method: str, params: dict[str, Any] | None = None, *, token: Any = None) -> httpx.Request:
@@ -57,12 +57,12 @@ class RawClient:
         return messages(await self.request(method, params))[-1]["result"]
 
     async def error(self, method: str, params: dict[str, Any] | None = None) -> tuple[int, int]:
-        """HTTP status and JSON-RPC code."""
+        """The HTTP status and the JSON-RPC code."""
         response = await self.request(method, params)
         return response.status_code, messages(response)[-1]["error"]["code"]
 
     async def post(self, **message: Any) -> httpx.Response:
-        """A notification or a response."""
+        """Send a notification or a response."""
         return await self.http.post(self.url, headers=self.headers, json={"jsonrpc": "2.0", **message})
 
     async def shake_hands(self) -> Any:
@@ -78,7 +78,7 @@ class RawClient:
 
 @asynccontextmanager
 async def open_raw_client(backend: ScriptedBackend, *, modern: bool | None = None) -> AsyncIterator[RawClient]:
-    """A client that has shaken hands; at the end no connection may be open and nothing may have broken."""
+    """A client that has shaken hands; at the end no connection may be open, and the backend must have no errors."""
     async with open_memory_network() as network:
         async with open_client_on(network, backend) as client:
             client.modern = backend.era == "modern" if modern is None else modern
@@ -92,7 +92,7 @@ async def open_raw_client(backend: ScriptedBackend, *, modern: bool | None = Non
 
 @asynccontextmanager
 async def open_client_on(network: MemoryNetwork, backend: ScriptedBackend) -> AsyncIterator[RawClient]:
-    """A client on a network that the test has."""
+    """A client on a network that the test opened."""
     url = network.attach("backend.test", backend)
     async with httpx.AsyncClient(transport=network.transport(), timeout=None) as http:
         yield RawClient(http, url, backend.era == "modern")

@@ -13,11 +13,11 @@ from trio_vmcp import LocalStorage, SessionMetadata, SessionNotFound, Storage
 
 @attrs.define(eq=False)
 class ScriptedStorage:
-    """A `Storage` that knows what was asked of it, and does what a test wants before or after it obeys.
+    """A `Storage` that records each operation, and runs a hook before or after it.
 
     Attributes:
         before, after: By operation; may sleep, or raise in the storage's place.
-        calls: How often each operation was asked for.
+        calls: How often each operation was called.
     """
 
     inner: Storage = attrs.field(factory=LocalStorage)
@@ -51,7 +51,7 @@ class ScriptedStorage:
         await self._do("aclose", self.inner.aclose)
 
     async def rows(self) -> list[SessionMetadata]:
-        """Every row that is there."""
+        """All rows."""
         found: list[SessionMetadata] = []
         for session_id in sorted(self._ids):
             try:

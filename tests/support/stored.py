@@ -44,10 +44,10 @@ CONTAINERS = {dict, OrderedDict, MappingProxyType, list, tuple}
 
 
 def plain_leaves(root: Any, *classes: type[attrs.AttrsInstance]) -> Iterator[object]:
-    """Everything that `root` leads to, down to its plain values; fails on whatever is not data.
+    """The plain values that `root` leads to; fails on anything else that is not data.
 
     Args:
-        classes: The attrs classes that may be met on the way. Exact types throughout: a subclass may carry anything.
+        classes: The attrs classes that may occur. Exact types throughout: a subclass may carry anything.
     """
     if type(root) in PLAIN:
         yield root

@@ -1,5 +1,5 @@
-"""Hypothesis strategies that several tests share: small worlds, so that names collide often, drawn at once, so that
-whole histories of them stay cheap.
+"""Hypothesis strategies that several tests share: small worlds, so that names collide often, and drawn with one draw
+each, so that whole histories of them stay cheap.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from trio_vmcp.routing import Bare, ConflictResolution, Manual, Offer, Prefix, Priority
 
-# "a_" + "b" and "a" + "_b" compose alike under the default prefix. An "A" and a Cyrillic one only look alike.
+# "a_" + "b" and "a" + "_b" compose alike under the default prefix. The two A only look alike: one is Cyrillic.
 BACKEND_IDS = ("a", "a_", "b", "a_b")
 OWN_NAMES = ("b", "_b", "_b_b", "A", "\N{CYRILLIC CAPITAL LETTER A}", "x" * 20, "x" * 21)
 
-_LISTS_OF_ONE = 4  # bytes: is it there, then its tools, prompts and resources
+_LISTS_OF_ONE = 4  # one byte each: whether it is present, then its tools, prompts and resources
 
 
 def offer_lists() -> st.SearchStrategy[list[Offer]]:
@@ -24,7 +24,7 @@ def offer_lists() -> st.SearchStrategy[list[Offer]]:
 
 
 def histories(max_size: int) -> st.SearchStrategy[list[list[Offer]]]:
-    """What the backends of one configuration offer, time after time: they come, go and change their lists."""
+    """The offers of one configuration over time: backends come, go and change their lists."""
     size = _LISTS_OF_ONE * len(BACKEND_IDS)
     return st.builds(
         lambda ids, data: [_offers(ids, data[at : at + size]) for at in range(0, len(data) - size + 1, size)],
@@ -48,7 +48,7 @@ def _offers(backend_ids: tuple[str, ...], data: bytes) -> list[Offer]:
 
 
 def _names(bits: int) -> tuple[str, ...]:
-    """Some of OWN_NAMES, in one order or the other."""
+    """Some of OWN_NAMES, in either order."""
     names = tuple(name for index, name in enumerate(OWN_NAMES) if bits >> index & 1)
     return names[::-1] if bits >> len(OWN_NAMES) & 1 else names
 

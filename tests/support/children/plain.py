@@ -1,11 +1,11 @@
-"""A stdio server without imports that cost, since tests start many. Its arguments say what it does wrong.
+"""A stdio server without slow imports, since tests start many. Its arguments say how it misbehaves.
 
-- modern: speaks that era alone, instead of the handshake's. fragile: a question before `initialize` ends it. mute: it
-  does not answer that question. silent: it answers nothing. unlisted: it ends when it is asked for its tools. late: it
-  takes its time to begin. telling: it tells who has subscribed when its tools change.
-- dead: ends at once, with a word on stderr. banner: begins with text on stdout. flood: begins with 3 MB on stderr.
-- stubborn: stays when its stdin ends and when it is asked to leave. deaf: stays when its stdin ends.
-- fork: has a grandchild that holds its pipes and ignores SIGTERM. detached: and that is in a session of its own.
+- modern: speaks only that era, not the handshake's. fragile: exits at a request before `initialize`. mute: does not
+  answer that request. silent: answers nothing. unlisted: exits when it is asked for its tools. late: takes its time to
+  start. telling: when its tools change, it notifies the clients that have subscribed.
+- dead: exits at once, with a line on stderr. banner: starts with text on stdout. flood: starts with 3 MB on stderr.
+- stubborn: stays when its stdin ends and at SIGTERM. deaf: stays when its stdin ends.
+- fork: has a grandchild that holds its pipes and ignores SIGTERM. detached: that grandchild is in a session of its own.
 
 Its tools are the branches of `call`.
 """
@@ -19,7 +19,7 @@ import signal
 import sys
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing takes as long as all of the rest
+if TYPE_CHECKING:  # typing takes as long to import as all of the rest
     from typing import Any
 
     Message = dict[str, Any]
@@ -61,13 +61,13 @@ def wait_for_ever() -> None:
 
 
 def hold_pipes() -> None:
-    """A grandchild that has our pipes, and no wish to leave."""
+    """A grandchild that holds our pipes and ignores SIGTERM."""
     if os.fork() == 0:
         if "detached" in flags:
             os.setsid()
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if "detached" in flags:
-            signal.alarm(3)  # nobody else ends it
+            signal.alarm(3)  # in case the test does not end it
         wait_for_ever()
 
 
