@@ -1,4 +1,4 @@
-"""One backend and one client of it, without a session around them: what the tests of `trio_vmcp.client` look at."""
+"""One backend and one client of it, without a session around them, for the tests of `trio_vmcp._client`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Bench:
     """A connector over one transport, and the nursery that its clients use.
 
     Attributes:
-        events: What backends notified outside of progress.
+        events: The backends' notifications, without progress.
     """
 
     connector: HttpConnector
@@ -88,7 +88,7 @@ async def no_roots(request: ServerRequest) -> JSON:
     return {"roots": []}
 
 
-ASKED = ClientHandlers(roots=no_roots)  # of a client that backends may ask for something
+ASKED = ClientHandlers(roots=no_roots)  # of a client that can answer requests of its backend
 
 
 async def ask(
@@ -108,7 +108,7 @@ async def call(client: BackendClient, name: str = "echo", arguments: JSON | None
 
 
 async def no_progress(progress: float, total: float | None, message: str | None) -> None:
-    """A callback that only makes the client send a token."""
+    """A callback that only makes the client send a progress token."""
 
 
 @asynccontextmanager
@@ -121,7 +121,7 @@ async def open_bench(
     transport_name: str = "streamable-http",
     **configured: Any,
 ) -> AsyncIterator[Bench]:
-    """Leaving it says goodbye to every client's backend session, waits for what they started, and finds it ended."""
+    """At its end the backend session of every client is ended, its tasks are awaited, and none is left."""
     connector = HttpConnector(
         settings or FactorySettings(), handlers=handlers or ClientHandlers(), auth=auth, transport=transport
     )
@@ -147,7 +147,7 @@ async def open_client(
 async def open_scripted(
     backend: ScriptedBackend, *, network: MemoryNetwork | None = None, leaves_sessions: bool = False, **options: Any
 ) -> AsyncIterator[Bench]:
-    """At its end no connection is left, no backend session, and nothing broke in the backend."""
+    """At its end no connection and no backend session is left, and the backend has no errors."""
     async with open_memory_network() as own_network:
         network = network or own_network
         url = network.attach("b.test", backend)
@@ -165,7 +165,7 @@ async def open_scripted(
 
 @contextmanager
 def sole_error() -> Iterator[None]:
-    """What a test's body raises comes out as itself, not in a nursery's group."""
+    """An exception of a test's body comes out as itself, not in a nursery's group."""
     try:
         yield
     except BaseExceptionGroup as group:
@@ -175,7 +175,7 @@ def sole_error() -> Iterator[None]:
 
 
 class Chunks(httpx.AsyncByteStream):
-    """A body of these pieces. A float is a pause, an exception is raised."""
+    """A body of these pieces. A float is a pause in s; an exception is raised."""
 
     def __init__(self, *pieces: bytes | float | Exception) -> None:
         self.pieces = iter(pieces)
@@ -219,7 +219,7 @@ def message_of(request: httpx.Request) -> JSON:
 
 
 def listening(client: BackendClient) -> str:
-    """How the client's stream for changes stands."""
+    """The state of the client's stream for changes."""
     assert isinstance(client, StreamableClient)
     return client.listening
 
@@ -233,5 +233,5 @@ STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
 
 
 def streamed(*pieces: bytes) -> Raw:
-    """A whole stream of events, that ends behind them."""
+    """A whole stream of events, which then ends."""
     return Raw(STREAM_HEAD, b"".join(pieces))

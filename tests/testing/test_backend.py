@@ -1,4 +1,4 @@
-"""A scripted backend behaves like an MCP server of its era, and shows what it saw."""
+"""A scripted backend behaves like an MCP server of its era, and records its requests."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def full_backend(era: Era, answers: Answers = "json") -> ScriptedBackend:
 
 @both_forms
 async def test_a_legacy_handshake_opens_a_session_and_delete_ends_it(answers: Answers) -> None:
-    """`initialize` gives out a session id, DELETE takes it back, and the id is dead then."""
+    """`initialize` gives out a session id, DELETE ends the session, and requests with its id are then refused."""
     backend = full_backend("legacy", answers)
     async with open_memory_network() as network, open_client_on(network, backend) as client:
         introduction = await client.shake_hands()
@@ -86,7 +86,9 @@ async def test_a_legacy_handshake_opens_a_session_and_delete_ends_it(answers: An
 
 @both_forms
 async def test_a_modern_backend_introduces_itself_and_keeps_no_session(answers: Answers) -> None:
-    """`server/discover` says version and capabilities; nothing gives out an id, GET and DELETE are not offered."""
+    """`server/discover` answers with version and capabilities; no session id is given out, and GET and DELETE are
+    answered 405.
+    """
     backend = full_backend("modern", answers)
     async with open_memory_network() as network, open_client_on(network, backend) as client:
         response = await client.request("server/discover")
@@ -101,14 +103,14 @@ async def test_a_modern_backend_introduces_itself_and_keeps_no_session(answers: 
 
 
 async def test_a_legacy_backend_turns_a_modern_probe_away() -> None:
-    """`server/discover` without a session id is answered 400, by which a client knows the era."""
+    """`server/discover` without a session id is answered 400, from which a client learns the era."""
     async with open_memory_network() as network, open_client_on(network, ScriptedBackend()) as client:
         client.modern = True
         assert (400, -32000) == await client.error("server/discover")
 
 
 async def test_a_modern_backend_names_its_versions_to_a_legacy_client() -> None:
-    """`initialize` at a modern backend: -32022 with what it speaks instead."""
+    """`initialize` at a modern backend is answered -32022 with the versions that it serves."""
     async with open_memory_network() as network, open_client_on(network, ScriptedBackend(era="modern")) as client:
         client.modern = False
         response = await client.request("initialize", {"protocolVersion": "2025-11-25"})
@@ -118,7 +120,7 @@ async def test_a_modern_backend_names_its_versions_to_a_legacy_client() -> None:
 
 
 async def test_a_backend_of_both_eras_serves_each_client_in_its_own() -> None:
-    """Era "both" decides for every request: sessions for the one, none for the other."""
+    """Era "both" decides for every request: legacy clients have sessions, modern ones have none."""
     backend = ScriptedBackend(era="both")
     backend.add_tool("now")
     for modern in True, False:
@@ -129,7 +131,7 @@ async def test_a_backend_of_both_eras_serves_each_client_in_its_own() -> None:
 
 
 async def test_a_backend_without_session_ids_asks_for_none() -> None:
-    """`session_ids=False`: neither given out nor insisted on."""
+    """`session_ids=False`: ids are neither given out nor required."""
     backend = ScriptedBackend(session_ids=False, protocol_version="2025-03-26", instructions="be kind")
     backend.add_tool("now")
     async with open_memory_network() as network, open_client_on(network, backend) as client:
@@ -140,7 +142,7 @@ async def test_a_backend_without_session_ids_asks_for_none() -> None:
 
 
 async def test_a_listener_that_leaves_is_forgotten(autojump_clock: MockClock) -> None:
-    """Closing the GET stream ends it at the backend too."""
+    """Closing the GET stream ends it at the backend, too."""
     backend = ScriptedBackend(listens=True)
     async with open_raw_client(backend) as client:
         with trio.move_on_after(1):
@@ -163,7 +165,7 @@ async def test_a_listener_that_leaves_is_forgotten(autojump_clock: MockClock) ->
     ],
 )
 async def test_a_legacy_backend_insists_on_headers(change: dict[str, str | None], status: int) -> None:
-    """Each wrong header has the status that real servers give it."""
+    """Each wrong header has the status that real servers answer."""
     backend = full_backend("legacy")
     async with open_raw_client(backend) as client:
         request = client.build("tools/list")
@@ -189,7 +191,7 @@ async def test_a_legacy_backend_insists_on_headers(change: dict[str, str | None]
     ],
 )
 async def test_a_modern_backend_insists_on_headers(header: str, value: str | None, code: int) -> None:
-    """A header that is missing or says something else than the body is a HeaderMismatch."""
+    """A header that is missing or differs from the body is answered -32020 (HeaderMismatch)."""
     backend = ScriptedBackend(era="modern")
     backend.add_tool("a", inputSchema={"type": "object", "properties": {"city": {"x-mcp-header": "City"}}})
     async with open_raw_client(backend) as client:
@@ -212,7 +214,7 @@ async def test_a_modern_backend_insists_on_headers(header: str, value: str | Non
     ],
 )
 async def test_a_modern_backend_insists_on_meta(meta: JSON, code: int) -> None:
-    """Version and capabilities come with every request, and the version has to be one that is served."""
+    """Version and capabilities are required in every request, and the version must be one that is served."""
     version = meta.get("protocolVersion", "2026-07-28")
     params = {"_meta": {f"io.modelcontextprotocol/{key}": value for key, value in meta.items()}}
     headers = {**ACCEPT, "mcp-protocol-version": version, "mcp-method": "tools/list"}
@@ -240,7 +242,7 @@ async def test_mirrored_arguments_are_compared_after_decoding(value: Any, header
 @both_eras
 @pytest.mark.parametrize(("body", "code"), [(b"{", -32700), (b"[]", -32600), (b"[" * 100_000, -32700)])
 async def test_what_is_not_json_rpc_is_refused(era: Era, body: bytes, code: int) -> None:
-    """400 with a null id, for text that is no JSON and JSON that is no request."""
+    """Text that is no JSON, and JSON that is no request, are answered 400 with a null id."""
     headers = {**ACCEPT, "content-type": "application/json"}
     async with open_raw_client(ScriptedBackend(era=era)) as client:
         response = await client.http.post(client.url, headers=headers, content=body)
@@ -254,7 +256,7 @@ async def test_what_is_not_json_rpc_is_refused(era: Era, body: bytes, code: int)
 @both_eras
 @both_forms
 async def test_lists_come_in_pages(era: Era, answers: Answers) -> None:
-    """Cursors lead through the whole list, in order; one that was never given out is refused."""
+    """Cursors lead through the whole list, in order; a cursor that was not given out is refused."""
     names: list[str] = []
     async with open_raw_client(full_backend(era, answers)) as client:
         page = await client.result("tools/list")
@@ -296,7 +298,7 @@ async def test_everything_offered_is_served(era: Era, answers: Answers) -> None:
 
 
 async def test_what_is_not_declared_is_not_a_method() -> None:
-    """`capabilities=` overrides what the backend has; methods follow what it declares."""
+    """`capabilities=` overrides the lists; methods of a capability that is not declared do not exist."""
     backend = ScriptedBackend(capabilities={"resources": {}}, tools=[{"name": "a"}])
     async with open_raw_client(backend) as client:
         assert (200, -32601) == await client.error("tools/list")
@@ -305,7 +307,9 @@ async def test_what_is_not_declared_is_not_a_method() -> None:
 
 @both_eras
 async def test_handlers_decide_what_a_call_answers(era: Era) -> None:
-    """Blocks and whole results go out as they are, RpcError as an error, any other as an `isError` result."""
+    """Content blocks and whole results are sent unchanged, RpcError as an error, any other exception as an `isError`
+    result.
+    """
 
     async def blocks(arguments: JSON, context: CallContext) -> list[JSON]:
         return [{"type": "image", "data": "", "mimeType": "image/png"}]
@@ -342,7 +346,7 @@ async def report_twice(arguments: JSON, context: CallContext) -> str:
 
 @both_eras
 async def test_progress_goes_to_the_token_of_the_call(era: Era) -> None:
-    """Over SSE, reports precede the response and carry the client's token; without a token there are none."""
+    """Over SSE, progress comes before the response and carries the client's token; without a token there is none."""
     backend = ScriptedBackend(era=era, answers="sse")
     backend.add_tool("work", report_twice)
     async with open_raw_client(backend) as client:
@@ -356,7 +360,7 @@ async def test_progress_goes_to_the_token_of_the_call(era: Era) -> None:
 
 
 async def test_a_json_answer_has_no_room_for_progress() -> None:
-    """With `answers="json"` what precedes the response is dropped."""
+    """With `answers="json"` messages before the response are dropped."""
     backend = ScriptedBackend()
     backend.add_tool("work", report_twice)
     async with open_raw_client(backend) as client:
@@ -365,7 +369,7 @@ async def test_a_json_answer_has_no_room_for_progress() -> None:
 
 @both_eras
 async def test_bytes_go_out_as_they_are(era: Era, nursery: trio.Nursery) -> None:
-    """On the stream of a call, in place of its response, and on a stream for notifications: no JSON need be in them."""
+    """Bytes are sent unchanged on the stream of a call, in place of its response, and on a stream for notifications."""
 
     async def babble(arguments: JSON, context: CallContext) -> str:
         await context.send(b"not JSON")
@@ -391,7 +395,7 @@ async def test_bytes_go_out_as_they_are(era: Era, nursery: trio.Nursery) -> None
 
 
 async def test_a_resumable_stream_begins_with_an_id() -> None:
-    """`resumable=True`: first an event with an id, no data and the time to wait, and every event has an id."""
+    """`resumable=True`: the first event has an id, no data and `retry`; every later event has an id."""
     async with open_raw_client(ScriptedBackend(answers="sse", resumable=True, retry_ms=500)) as client:
         text = (await client.request("ping")).text
     assert text.startswith("id: stream-3/1\nretry: 500\ndata: \n\nid: stream-3/2\nevent: message\ndata: {")
@@ -399,7 +403,9 @@ async def test_a_resumable_stream_begins_with_an_id() -> None:
 
 @pytest.mark.parametrize("fault", [None, Disconnect(200)])
 async def test_what_a_broken_stream_owes_can_be_resumed(fault: Fault | None, autojump_clock: MockClock) -> None:
-    """The handler runs on after its connection ended; a GET gets what is missing, at once or when it happens."""
+    """The handler goes on after its connection ended; a GET with the last id gets the missing events, also those that
+    come later.
+    """
 
     async def work(arguments: JSON, context: CallContext) -> str:
         if fault is None:
@@ -427,7 +433,9 @@ async def test_what_a_broken_stream_owes_can_be_resumed(fault: Fault | None, aut
 
 @both_eras
 async def test_clients_that_listen_hear_of_changes(era: Era, nursery: trio.Nursery) -> None:
-    """GET in the legacy era, `subscriptions/listen` in the modern one, where only what was asked for comes, tagged."""
+    """GET in the legacy era, `subscriptions/listen` in the modern one: there only subscribed notifications come, with
+    the subscription's tag.
+    """
     backend = ScriptedBackend(era=era, listens=True)
     backend.add_tool("a")
     async with open_memory_network() as network, open_client_on(network, backend) as client:
@@ -458,7 +466,7 @@ async def test_clients_that_listen_hear_of_changes(era: Era, nursery: trio.Nurse
 
 @both_eras
 async def test_a_stream_for_notifications_is_ended_by_the_backend(era: Era, autojump_clock: MockClock) -> None:
-    """After so many seconds, or at once; in the modern era with a result or without a word."""
+    """The stream ends after `stream_seconds`, or at once; in the modern era with a result or without one."""
     backend = ScriptedBackend(era=era, listens=True, stream_seconds=5)
     backend.add_tool("a")
     async with open_memory_network() as network, open_client_on(network, backend) as client:
@@ -482,7 +490,7 @@ async def test_a_stream_for_notifications_is_ended_by_the_backend(era: Era, auto
 
 
 async def test_a_modern_backend_honours_what_it_wants() -> None:
-    """What it does not acknowledge it does not tell of either."""
+    """A notification that `honours` does not acknowledge is not sent either."""
     backend = ScriptedBackend(era="modern", listens=True, stream_seconds=0, honours=lambda wanted: {})
     backend.add_tool("a")
     async with open_memory_network() as network, open_client_on(network, backend) as client:
@@ -493,7 +501,9 @@ async def test_a_modern_backend_honours_what_it_wants() -> None:
 
 
 async def test_what_a_listener_missed_is_kept_for_its_return(autojump_clock: MockClock) -> None:
-    """With `resumable`: a GET with its last id gets the rest, and goes on."""
+    """With `resumable`, a GET with the last id of an earlier stream gets the notifications since then, and
+    stays open.
+    """
     backend = ScriptedBackend(listens=True, resumable=True, retry_ms=700, stream_seconds=1)
     backend.add_tool("a")
     async with open_memory_network() as network, open_client_on(network, backend) as client:
@@ -508,7 +518,7 @@ async def test_what_a_listener_missed_is_kept_for_its_return(autojump_clock: Moc
 
 
 async def test_a_legacy_backend_takes_subscriptions(nursery: trio.Nursery) -> None:
-    """Each session is told of its own; what a backend asks outside of calls goes to whoever listens."""
+    """Each session is notified of its own subscriptions; a request outside of calls goes to the client that listens."""
     backend = ScriptedBackend(listens=True)
     backend.add_resource("memo://one")
     async with open_memory_network() as network, open_client_on(network, backend) as client:
@@ -541,7 +551,9 @@ async def test_a_legacy_backend_takes_subscriptions(nursery: trio.Nursery) -> No
 
 
 async def test_a_legacy_handler_can_ask_the_client() -> None:
-    """A server request goes out on the call's stream; the client's POST answers it, and only in its own session."""
+    """A request of the backend is sent on the stream of the call; a POST of the client answers it, but only in the same
+    session.
+    """
 
     async def ask(arguments: JSON, context: CallContext) -> str:
         answer = await context.request("roots/list", {})
@@ -565,7 +577,7 @@ async def test_a_legacy_handler_can_ask_the_client() -> None:
         assert "[] -32601: no" in await next_data(lines)
         assert [""] == [line async for line in lines]
         await response.aclose()
-        assert 202 == (await client.post(id=1, result={})).status_code  # late: nobody waits
+        assert 202 == (await client.post(id=1, result={})).status_code  # late: no handler waits for it
 
 
 class open_other_session:  # noqa: N801  # used like a function
@@ -588,7 +600,9 @@ async def next_data(lines: Any) -> str:
 
 @pytest.mark.parametrize(("era", "answers"), [("modern", "sse"), ("legacy", "json")])
 async def test_asking_the_client_without_a_way_is_the_handlers_error(era: Era, answers: Answers) -> None:
-    """Modern backends have no way to ask for that, and JSON answers cannot carry requests."""
+    """A modern backend cannot ask for this method, and a JSON answer cannot carry requests: both are errors of the
+    handler.
+    """
 
     async def ask(arguments: JSON, context: CallContext) -> str:
         return str(await context.request("ping", {}))
@@ -604,7 +618,7 @@ SAMPLE = {"role": "assistant", "content": {"type": "text", "text": "hi"}, "model
 
 
 def curious_backend(answers: Answers = "json") -> ScriptedBackend:
-    """A modern one that asks twice before it answers."""
+    """A modern backend that asks twice before it answers."""
 
     async def ask(arguments: JSON, context: CallContext) -> str:
         action = (await context.elicit("sure?"))["action"]
@@ -618,7 +632,7 @@ def curious_backend(answers: Answers = "json") -> ScriptedBackend:
 
 @both_forms
 async def test_a_modern_handler_asks_by_answering(answers: Answers) -> None:
-    """It begins anew with every round, which is no other call, and gets the answers of all rounds so far."""
+    """The handler runs again in every round, counts as one call, and gets the answers of all rounds so far."""
     backend = curious_backend(answers)
     call: JSON = {"name": "ask", "arguments": {"a": 1}}
     async with open_raw_client(backend) as client:
@@ -649,7 +663,7 @@ async def test_a_modern_handler_asks_by_answering(answers: Answers) -> None:
     ],
 )
 async def test_a_retry_that_is_not_exact_is_refused(wrong: JSON) -> None:
-    """State, keys and params have to be those of the round before."""
+    """State, keys and params must be those of the round before."""
     async with open_raw_client(curious_backend()) as client:
         client.capabilities = {"elicitation": {}}
         state = (await client.result("tools/call", {"name": "ask"}))["requestState"]
@@ -658,7 +672,7 @@ async def test_a_retry_that_is_not_exact_is_refused(wrong: JSON) -> None:
 
 
 async def test_a_retry_has_an_id_of_its_own_and_happens_once() -> None:
-    """A state is good for one retry; neither may be given to another request."""
+    """A state is good for one retry, and the retry needs a new request id."""
     async with open_raw_client(curious_backend()) as client:
         client.capabilities = {"elicitation": {}, "roots": {}, "sampling": {}}
         first = client.build("tools/call", {"name": "ask"})
@@ -671,7 +685,7 @@ async def test_a_retry_has_an_id_of_its_own_and_happens_once() -> None:
 
 
 async def test_a_client_is_not_asked_for_what_it_has_not_declared() -> None:
-    """ "Servers MUST NOT"; the client learns what it lacks."""
+    """MCP: servers MUST NOT ask for a capability that the client has not declared; the error names it."""
     async with open_raw_client(curious_backend()) as client:
         response = await client.request("tools/call", {"name": "ask"})
         (message,) = messages(response)
@@ -680,7 +694,7 @@ async def test_a_client_is_not_asked_for_what_it_has_not_declared() -> None:
 
 
 async def test_a_legacy_handler_can_ask_several_things_at_once() -> None:
-    """They are on the stream before the first is answered, and the answers may come in any order."""
+    """All requests are on the stream before the first is answered, and the answers may come in any order."""
 
     async def ask(arguments: JSON, context: CallContext) -> str:
         roots = await context.roots()
@@ -713,7 +727,9 @@ async def test_a_legacy_handler_can_ask_several_things_at_once() -> None:
 async def test_a_legacy_call_is_cancelled_by_a_notification(
     answers: Answers, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    """The handler stops at once and no response follows; ids are compared by type, and only within the session."""
+    """The handler stops at once and no response follows; ids are compared with their types, and within the session
+    only.
+    """
     backend = slow_backend("legacy", answers)
 
     async def call(client: RawClient) -> None:
@@ -739,7 +755,7 @@ async def test_a_legacy_call_is_cancelled_by_a_notification(
 
 
 async def test_a_legacy_initialize_is_never_cancelled(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
-    """MCP: `initialize` must not be cancelled, so the notification changes nothing."""
+    """MCP (basic/utilities/cancellation): `initialize` MUST NOT be cancelled, so the notification changes nothing."""
     backend = ScriptedBackend(session_ids=False)
     backend.fail("initialize", Delay(1.0))
     async with open_memory_network() as network, open_client_on(network, backend) as client:
@@ -751,7 +767,7 @@ async def test_a_legacy_initialize_is_never_cancelled(autojump_clock: MockClock,
 
 
 async def test_a_clients_answer_is_no_request_to_cancel(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
-    """It has an id of the backend's own, which may be the number of a call that is given up meanwhile."""
+    """The id of a client's response is the backend's, and may equal the id of a call that is cancelled meanwhile."""
     backend = ScriptedBackend()
     backend.fail(lambda exchange: exchange.request_id == 7, Delay(1.0))
     async with open_raw_client(backend) as client:
@@ -763,7 +779,7 @@ async def test_a_clients_answer_is_no_request_to_cancel(autojump_clock: MockCloc
 
 
 async def test_a_legacy_call_outlives_its_connection(autojump_clock: MockClock) -> None:
-    """Leaving is not cancelling: the tool runs to its end, though nobody reads the answer."""
+    """MCP: disconnection is no cancellation. The tool runs to its end, although its answer cannot be sent."""
     backend = slow_backend("legacy", "sse")
     async with open_memory_network() as network, open_client_on(network, backend) as client:
         await client.shake_hands()
@@ -780,7 +796,7 @@ async def test_a_legacy_call_outlives_its_connection(autojump_clock: MockClock) 
 
 @both_forms
 async def test_a_modern_call_is_cancelled_by_leaving(answers: Answers, autojump_clock: MockClock) -> None:
-    """The client closes the connection, and the handler stops that moment."""
+    """The client closes the connection, and the handler stops at that moment."""
     backend = slow_backend("modern", answers)
     async with open_raw_client(backend) as client:
         with trio.move_on_after(1):
@@ -795,7 +811,7 @@ async def test_a_modern_call_is_cancelled_by_leaving(answers: Answers, autojump_
 
 
 async def test_latency_precedes_every_answer(autojump_clock: MockClock) -> None:
-    """`latency` is virtual and counts for each HTTP request."""
+    """`latency` is virtual and applies to each HTTP request."""
     backend = ScriptedBackend(latency=0.25)
     async with open_raw_client(backend) as client:
         await client.request("ping")
@@ -803,7 +819,7 @@ async def test_latency_precedes_every_answer(autojump_clock: MockClock) -> None:
 
 
 def test_the_same_script_takes_the_same_times() -> None:
-    """Under a mock clock a history is a function of its script: times, outcomes and sizes."""
+    """Under a mock clock the record is a function of the script: times, outcomes and sizes."""
 
     async def history() -> list[tuple[object, ...]]:
         backend = slow_backend("legacy", "sse")
@@ -859,8 +875,8 @@ async def test_a_crash_resets_everything_and_a_restart_knows_no_session(
 
 @pytest.mark.parametrize("era", ["legacy", "modern", "both"])
 async def test_a_backend_speaks_over_lines(era: str, autojump_clock: MockClock) -> None:
-    """One message a line, answered as over HTTP but for headers; garbage gets an error, and the end of the stream ends
-    what runs.
+    """One message a line, answered as over HTTP but without headers; a line that is no message gets an error, and the
+    end of the stream cancels running requests.
     """
     backend = ScriptedBackend(era=era)  # type: ignore[arg-type]
     backend.add_tool("slow", sleep_long)
@@ -900,7 +916,7 @@ def rpc(request_id: object, method: str, params: JSON) -> JSON:
 
 
 async def test_faults_strike_over_lines(autojump_clock: MockClock) -> None:
-    """On the bytes of a line, or instead of it; and notifications come beside the answers."""
+    """Faults apply to the bytes of a line, or replace it; notifications are separate lines."""
     backend = ScriptedBackend(listens=True)
     near, far = memory_stream_pair()
     async with trio.open_nursery() as nursery:
@@ -925,7 +941,7 @@ async def test_faults_strike_over_lines(autojump_clock: MockClock) -> None:
 
 @pytest.mark.parametrize("holds_posts", [False, True])
 async def test_a_backend_speaks_the_older_transport(holds_posts: bool, autojump_clock: MockClock) -> None:
-    """GET opens a stream, whose first event names where to POST; 202 there, 405 and 404 elsewhere."""
+    """GET opens a stream, and its first event names the target for POSTs; 202 there, 405 and 404 elsewhere."""
     backend = ScriptedBackend(transport="sse", holds_posts=holds_posts, protocol_version="2024-11-05")
     backend.add_tool("slow", sleep_long)
     send, events = trio.open_memory_channel[str](10)
@@ -960,7 +976,7 @@ async def test_a_backend_speaks_the_older_transport(holds_posts: bool, autojump_
 
 
 async def test_a_cancel_in_the_middle_of_an_answer_breaks_the_connection(autojump_clock: MockClock) -> None:
-    """Half an answer cannot be taken back: on a cancel the scripted backend closes the connection and records
+    """Half an answer cannot be undone: on a cancel the scripted backend closes the connection and records
     `cancelled`.
     """
     async with open_world({"a": echo_backend(answers="sse")}) as world, world.open_session() as session:
@@ -973,13 +989,13 @@ async def test_a_cancel_in_the_middle_of_an_answer_breaks_the_connection(autojum
 
 
 async def test_a_cancel_in_the_middle_of_raw_bytes_breaks_the_connection(autojump_clock: MockClock) -> None:
-    """Raw bytes are half an answer, too: cancelled at any moment, a scripted backend does not end them as an event
-    stream.
+    """Raw bytes are half an answer, too: cancelled at any moment, the backend closes the connection and does not end a
+    stream of events.
     """
     backend = echo_backend(answers="sse")
     async with open_world({"a": backend}) as world, world.open_session() as session:
         backend.fail("tools/call", RawFault(head=b""))
-        backend.latency = 0.3  # of the answer, and of the notice that it is not wanted
+        backend.latency = 0.3  # for the answer and for the cancellation
 
         async def call(scope: trio.CancelScope) -> None:
             with scope, pytest.raises(BackendUnavailable):

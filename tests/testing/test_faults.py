@@ -1,4 +1,4 @@
-"""Every fault does to a response what it says, and nothing to the next one."""
+"""Every fault changes one response as it says, and not the next one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def pong(fault: Fault | None = None, **options: Any) -> ScriptedBackend:
 
 
 async def exchange(network: MemoryNetwork, backend: ScriptedBackend, patience: float = 10.0) -> tuple[bytes, str]:
-    """The raw bytes that a ping is answered with, and how they end; "open": with a pause of `patience` s."""
+    """The raw bytes of the answer to a ping, and how they end; "open": a pause of `patience` s."""
     network.attach("x", backend)
     stream = await network.connect("x", 80)
     received = bytearray()
@@ -72,7 +72,7 @@ async def exchange(network: MemoryNetwork, backend: ScriptedBackend, patience: f
 
 
 async def test_without_a_fault_the_connection_stays_open(autojump_clock: MockClock) -> None:
-    """The reference for all that follows: these bytes, and keep-alive. Their number is recorded."""
+    """The reference for all that follows: these bytes, and the connection stays open. Their number is recorded."""
     backend = pong()
     async with open_memory_network() as network:
         assert (RESPONSE, "open") == await exchange(network, backend)
@@ -81,7 +81,9 @@ async def test_without_a_fault_the_connection_stays_open(autojump_clock: MockClo
 
 @pytest.mark.parametrize(("kind", "ending"), [(Disconnect, "eof"), (Reset, "reset"), (Stall, "open")])
 def test_a_response_can_be_cut_at_every_byte(kind: type[WireFault], ending: str) -> None:
-    """After exactly `after_bytes` raw bytes the response ends as scripted; the recorded size is the whole one."""
+    """After exactly `after_bytes` raw bytes the response ends as scripted; the recorded size is that of the whole
+    response.
+    """
 
     async def sweep() -> None:
         async with open_memory_network() as network:
@@ -100,13 +102,15 @@ def test_a_response_can_be_cut_at_every_byte(kind: type[WireFault], ending: str)
 
 
 async def test_a_cut_beyond_the_end_is_none(autojump_clock: MockClock) -> None:
-    """A response shorter than `after_bytes` is left alone."""
+    """A response shorter than `after_bytes` is sent whole."""
     async with open_memory_network() as network:
         assert (RESPONSE, "open") == await exchange(network, pong(Reset(len(RESPONSE) + 1)))
 
 
 class Endless(WireFault):
-    """Bytes without a pause, and so many of them that whoever does not see that nobody reads them is found out."""
+    """Bytes without a pause, more of them than a sender that misses the closed connection could send in the time of a
+    test.
+    """
 
     def steps(self, sent: int, data: bytes) -> Iterator[bytes]:
         for _ in range(100_000):
@@ -115,7 +119,7 @@ class Endless(WireFault):
 
 
 async def test_what_has_no_end_can_be_cancelled(autojump_clock: MockClock) -> None:
-    """Also where the client has gone, and the request outlives it: others have their turn, and the network its end."""
+    """Also after the client has gone, when the request outlives it: other tasks run, and the network can end."""
     backend = pong(Endless())
     async with open_memory_network() as network:
         network.attach("x", backend)
@@ -130,7 +134,7 @@ async def test_what_has_no_end_can_be_cancelled(autojump_clock: MockClock) -> No
 
 
 async def test_a_drip_arrives_step_by_step(autojump_clock: MockClock) -> None:
-    """So many bytes each `step_seconds`, and every step is a read of its own."""
+    """So many bytes each `step_seconds`, and every step is one read."""
     backend = pong(Drip(bytes_per_step=1, step_seconds=0.5))
     async with open_memory_network() as network:
         network.attach("x", backend)
@@ -143,7 +147,7 @@ async def test_a_drip_arrives_step_by_step(autojump_clock: MockClock) -> None:
 
 
 def test_any_bit_can_be_flipped() -> None:
-    """Exactly one bit differs, wherever it is."""
+    """Exactly one bit differs, anywhere."""
 
     async def sweep() -> None:
         async with open_memory_network() as network:
@@ -158,7 +162,7 @@ def test_any_bit_can_be_flipped() -> None:
 
 @given(st.binary(max_size=50), st.lists(st.integers(0, 50)), st.integers(0, 60))
 def test_cuts_do_not_depend_on_how_a_response_is_written(data: bytes, splits: list[int], after: int) -> None:
-    """However the server slices its bytes, the same ones go out."""
+    """However the server slices the bytes of a response, the same bytes are sent."""
     edges = [0, *sorted(min(split, len(data)) for split in splits), len(data)]
     out: list[Any] = []
     for start, end in pairwise(edges):
@@ -170,7 +174,7 @@ def test_cuts_do_not_depend_on_how_a_response_is_written(data: bytes, splits: li
 
 
 async def test_a_hang_at_the_head_takes_the_request_and_says_nothing(autojump_clock: MockClock) -> None:
-    """Nothing comes; the request is not handled; the client's leaving ends it."""
+    """No byte is sent, the request is not handled, and the client's close ends it."""
     backend = ScriptedBackend()
     backend.add_tool("a")
     async with open_raw_client(backend) as client:
@@ -184,13 +188,13 @@ async def test_a_hang_at_the_head_takes_the_request_and_says_nothing(autojump_cl
 
 
 async def test_a_hang_at_the_body_sends_the_head(autojump_clock: MockClock) -> None:
-    """The head goes out and no more."""
+    """Only the head is sent."""
     async with open_memory_network() as network:
         assert (RESPONSE.removesuffix(WHOLE), "open") == await exchange(network, pong(Hang(at="body")))
 
 
 async def test_a_hanging_legacy_call_can_be_cancelled(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
-    """`notifications/cancelled` reaches a request that hangs, and it shows."""
+    """`notifications/cancelled` reaches a request that hangs, and the record says so."""
     backend = ScriptedBackend(answers="sse")
     backend.fail("tools/call", Hang())
     async with open_raw_client(backend) as client:
@@ -202,14 +206,14 @@ async def test_a_hanging_legacy_call_can_be_cancelled(autojump_clock: MockClock,
 
 
 async def test_a_delay_is_virtual(autojump_clock: MockClock) -> None:
-    """The request is handled so much later."""
+    """The request is handled later by that much virtual time."""
     async with open_raw_client(pong(Delay(90.0))) as client:
         await client.request("ping")
         assert 90.0 == trio.current_time()
 
 
 async def test_a_status_replaces_the_answer() -> None:
-    """Any status, body and headers, repeated ones as well; the request is not handled."""
+    """Any status, body and headers, repeated headers included; the request is not handled."""
     fault = Status(503, b"later", [("retry-after", "3"), ("mcp-session-id", "one"), ("mcp-session-id", "two")])
     backend = ScriptedBackend()
     backend.fail("initialize", fault, times=1)
@@ -222,7 +226,7 @@ async def test_a_status_replaces_the_answer() -> None:
 
 
 async def test_raw_bytes_need_not_be_http(autojump_clock: MockClock) -> None:
-    """Exactly these bytes, then end of file."""
+    """Exactly these bytes are sent, then end of file."""
     async with open_memory_network() as network:
         assert (b"SSH-2.0-x\r\n", "eof") == await exchange(network, pong(Raw(b"SSH-2.0-x\r\n")))
     async with open_raw_client(pong(Raw(body=WHOLE))) as client:
@@ -230,7 +234,7 @@ async def test_raw_bytes_need_not_be_http(autojump_clock: MockClock) -> None:
 
 
 async def test_an_error_replaces_the_result() -> None:
-    """The JSON-RPC error has the request's id and the HTTP status asked for."""
+    """The JSON-RPC error has the request's id and the given HTTP status."""
     async with open_raw_client(pong(Error(-32000, "no", {"why": "x"}, status=400))) as client:
         response = await client.request("ping")
     assert 400 == response.status_code
@@ -240,7 +244,7 @@ async def test_an_error_replaces_the_result() -> None:
 
 @pytest.mark.parametrize("answers", ["json", "sse"])
 async def test_a_response_can_be_rewritten(answers: str) -> None:
-    """What `change` makes of the response goes out, in either form."""
+    """The result of `change` is sent, as JSON or as an event."""
     backend = pong(Rewrite(lambda response: {**response, "id": str(response["id"])}), answers=answers)
     async with open_raw_client(backend) as client:
         assert ["2"] == [message["id"] for message in messages(await client.request("ping"))]
@@ -254,7 +258,7 @@ async def status_of_pings(client: RawClient, count: int) -> list[int]:
 
 
 async def test_rules_strike_as_often_as_they_say() -> None:
-    """`skip` lets some through, `times` ends it, `heal` ends everything; the rule knows how often it struck."""
+    """`skip` lets matches pass, `times` limits the strikes, `heal` ends all faults; the rule counts its strikes."""
     backend = pong()
     rule = backend.fail("ping", Status(500), times=2, skip=2)
     async with open_raw_client(backend) as client:
@@ -280,7 +284,7 @@ async def test_rules_can_look_at_the_request_and_the_first_one_wins() -> None:
 
 
 async def test_connections_can_be_refused_held_up_or_swallowed(autojump_clock: MockClock) -> None:
-    """`CONNECT` matches the attempt itself; requests are untouched."""
+    """`CONNECT` matches the attempt itself; requests are not matched."""
     backend = pong()
     backend.fail(CONNECT, Refuse(), times=1)
     backend.fail(CONNECT, Delay(5.0), times=1)
@@ -299,7 +303,7 @@ async def test_connections_can_be_refused_held_up_or_swallowed(autojump_clock: M
 
 
 async def test_the_client_sees_a_fault_as_over_tcp(autojump_clock: MockClock) -> None:
-    """Through httpx: a reset is a ReadError, an early end a RemoteProtocolError, a stall a ReadTimeout."""
+    """Over httpx, a reset is a ReadError, an early end a RemoteProtocolError, a stall a ReadTimeout."""
     backend = ScriptedBackend(session_ids=False, answers="sse")
     expected: list[tuple[Fault, type[Exception]]] = [
         (Reset(0), httpx.ReadError),
@@ -318,7 +322,7 @@ async def test_the_client_sees_a_fault_as_over_tcp(autojump_clock: MockClock) ->
 
 
 def test_what_hangs_in_its_body_sends_nothing_more() -> None:
-    """Nor when its application goes on: a tool may have waited with a limit of its own."""
+    """Also when the handler goes on: a tool may have waited with a limit of its own."""
     hang = Hang(at="body")
     assert [b"HTTP/1.1 200 OK\r\n\r\n", Cut.STALL] == list(hang.steps(0, b"HTTP/1.1 200 OK\r\n\r\nmore"))
     assert [Cut.STALL] == list(hang.steps(19, b"more"))

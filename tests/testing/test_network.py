@@ -1,4 +1,4 @@
-"""The network carries bytes, ends connections as TCP does, counts them, and no peer can break it."""
+"""The network carries bytes, ends connections as TCP does and counts them, and no peer can break it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def test_memory_streams_keep_trios_contract() -> None:
 
 
 async def test_a_reset_breaks_the_peer_after_what_was_sent() -> None:
-    """Bytes before the reset arrive; then reading and writing fail."""
+    """Bytes before the reset arrive; after them, reads and writes fail."""
     client, server = memory_connection()
     await server.send_all(b"last words")
     reset(server)
@@ -56,7 +56,7 @@ async def test_a_reset_breaks_the_peer_after_what_was_sent() -> None:
 
 
 async def test_only_connections_can_be_reset() -> None:
-    """A stream of another kind is refused by name."""
+    """The error names a stream of another kind."""
     stream = trio.StapledStream(*trio.testing.memory_stream_one_way_pair())
     with pytest.raises(TypeError, match="StapledStream"):
         reset(stream)
@@ -66,7 +66,7 @@ async def test_only_connections_can_be_reset() -> None:
 
 
 async def test_unknown_hosts_and_ports_are_os_errors(autojump_clock: MockClock) -> None:
-    """A name that nobody has does not resolve; a port that nobody has refuses."""
+    """An unknown host does not resolve; a port without a server refuses."""
     async with open_memory_network() as network:
         assert "http://a.test/mcp" == network.attach("a.test", ScriptedBackend())
         assert "https://a.test:8443/x" == network.attach("https://a.test:8443/x", ScriptedBackend())
@@ -85,7 +85,7 @@ async def test_unknown_hosts_and_ports_are_os_errors(autojump_clock: MockClock) 
 
 
 async def test_connecting_may_time_out(autojump_clock: MockClock) -> None:
-    """`connect_latency` meets httpx's connect timeout, on the mock clock."""
+    """`connect_latency` can exceed httpx's connect timeout, on the mock clock."""
     async with open_memory_network(connect_latency=10.0) as network:
         url = network.attach("a.test", ScriptedBackend())
         async with httpx.AsyncClient(transport=network.transport(), timeout=2.0) as client:
@@ -95,14 +95,14 @@ async def test_connecting_may_time_out(autojump_clock: MockClock) -> None:
 
 
 async def test_an_error_in_the_block_comes_out_as_itself() -> None:
-    """No ExceptionGroup around what the test raised."""
+    """An exception of the block comes out without an ExceptionGroup around it."""
     with pytest.raises(KeyError):
         async with open_memory_network():
             raise KeyError("mine")
 
 
 async def test_leaving_the_network_ends_its_servers(autojump_clock: MockClock) -> None:
-    """A server task, its handler and its connection end with the block; the client sees the end of file."""
+    """Task, handler and connection of a server end with the block; the client reads the end of file."""
     backend = ScriptedBackend(latency=3600.0)
     async with open_memory_network() as network:
         url = network.attach("a.test", backend)
@@ -119,7 +119,7 @@ async def test_leaving_the_network_ends_its_servers(autojump_clock: MockClock) -
 
 
 async def test_servers_do_not_share_their_clients_context() -> None:
-    """A handler sees none of the context variables of whoever connected."""
+    """A handler sees none of the context variables of the task that connected."""
     who = contextvars.ContextVar("who", default="nobody")
 
     async def look(arguments: JSON, context: CallContext) -> str:
@@ -136,7 +136,7 @@ async def test_servers_do_not_share_their_clients_context() -> None:
 
 
 async def test_connections_are_kept_alive_and_replaced_when_they_end() -> None:
-    """One connection serves many requests; one that its server has closed is not used again."""
+    """One connection serves many requests; a connection that its server has closed is not used again."""
     backend = ScriptedBackend()
     async with open_memory_network() as network, open_client_on(network, backend) as client:
         await client.shake_hands()
@@ -151,7 +151,7 @@ async def test_connections_are_kept_alive_and_replaced_when_they_end() -> None:
 
 
 async def test_a_response_left_early_closes_its_connection(autojump_clock: MockClock) -> None:
-    """Closing a body half-read leaves no connection behind."""
+    """Closing a half-read body leaves no connection open."""
 
     async def talk(arguments: JSON, context: CallContext) -> str:
         await context.progress(1)
@@ -179,7 +179,7 @@ async def test_a_response_left_early_closes_its_connection(autojump_clock: MockC
 
 
 async def say(network: MemoryNetwork, *parts: bytes) -> bytes:
-    """Everything that is answered to these bytes."""
+    """The whole answer to these bytes."""
     stream = await network.connect("a.test", 80)
     async with stream:
         for part in parts:
@@ -195,7 +195,7 @@ CLOSING = b"POST /mcp HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length
 
 
 async def test_a_peer_that_does_not_speak_http_is_told_so() -> None:
-    """400 and the end; everybody else is served on."""
+    """The answer is 400 and the end of the connection; other connections are served."""
     backend = ScriptedBackend()
     async with open_memory_network() as network:
         network.attach("a.test", backend)
@@ -210,7 +210,7 @@ async def test_a_peer_that_does_not_speak_http_is_told_so() -> None:
 
 
 async def test_requests_sent_ahead_are_answered_in_order() -> None:
-    """Pipelining: the second request is kept while the first is handled."""
+    """Pipelining (RFC 9112 §9.3.2): the second request waits while the first is handled."""
     backend = ScriptedBackend()
     async with open_memory_network() as network:
         network.attach("a.test", backend)
@@ -221,7 +221,7 @@ async def test_requests_sent_ahead_are_answered_in_order() -> None:
 
 
 async def test_a_bug_in_an_application_ends_its_connection_only() -> None:
-    """What breaks is kept in `errors`, and the next connection is served."""
+    """The exception is in `errors`, and the next connection is served."""
 
     async def fall(arguments: JSON, context: CallContext) -> JSON:
         return {"content": [object()]}  # not JSON
@@ -237,7 +237,7 @@ async def test_a_bug_in_an_application_ends_its_connection_only() -> None:
 
 
 async def test_an_application_of_ones_own_can_be_served(nursery: trio.Nursery) -> None:
-    """`serve_http` takes any application, streams what it sends, and bounds what it takes."""
+    """`serve_http` takes any application, streams its response, and limits request bodies."""
 
     async def shout(request: Request, reply: Reply) -> None:
         await reply.start(200, [("content-type", "text/plain")])
@@ -286,7 +286,7 @@ async def test_what_a_peer_sends_ahead_is_bounded() -> None:
 
 
 async def test_a_backend_is_served_over_tcp() -> None:
-    """The same backend over real sockets: calls, cancellation by leaving, reset, refusal, crash."""
+    """Over real sockets, too: calls, cancellation by disconnection, reset, refusal, crash."""
 
     async def wait(arguments: JSON, context: CallContext) -> str:
         await trio.sleep_forever()
@@ -323,7 +323,7 @@ async def test_a_backend_is_served_over_tcp() -> None:
 
 
 async def until(condition: object) -> None:
-    """Real sockets: give the other side its turns."""
+    """Wait until the other side of a real socket has noticed."""
     assert callable(condition)
     with trio.fail_after(5):
         while not condition():  # noqa: ASYNC110
