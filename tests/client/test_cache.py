@@ -1,4 +1,6 @@
-"""Results that may be kept: how long, for whom, until what happens, how many; and that nobody can change another's."""
+"""Cached results: for how long, for which identity, until which notification, how many; and that no caller changes
+another's copy.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,7 @@ def find(kept: BackendCache, method: str, params: JSON | None = None, identity: 
 
 
 async def test_fresh_until_the_very_end(autojump_clock: MockClock) -> None:
-    """ "While now < received + ttl"."""
+    """MCP 2026-07-28: a result is fresh while now < received + ttl."""
     kept = of(ResponseCache())
     keep(kept, "tools/list", lasting(5, tools=[]))
     await trio.sleep(4.999)
@@ -58,7 +60,7 @@ async def test_fresh_until_the_very_end(autojump_clock: MockClock) -> None:
 
 @pytest.mark.parametrize("ttl", [None, 0, -1, -0.0, "5000", True, [5000], math.nan, -math.inf])
 async def test_no_time_to_live_is_none(ttl: Any) -> None:
-    """Absent, zero, negative, or no number."""
+    """A ttl that is absent, zero, negative or no number: the result is not cached."""
     cache = ResponseCache()
     keep(of(cache), "tools/list", {"ttlMs": ttl, "cacheScope": "public"})
     keep(of(cache), "prompts/list", {"cacheScope": "public"})
@@ -67,7 +69,7 @@ async def test_no_time_to_live_is_none(ttl: Any) -> None:
 
 @pytest.mark.parametrize("ttl", [1e300, 10**400, math.inf, 24 * 3600 * 1000 + 1], ids=["float", "int", "inf", "near"])
 async def test_nothing_is_kept_longer_than_a_day(autojump_clock: MockClock, ttl: float) -> None:
-    """Whatever a server says."""
+    """A longer ttl counts as a day."""
     kept = of(ResponseCache())
     keep(kept, "tools/list", {"ttlMs": ttl})
     await trio.sleep(LONGEST - 1)
@@ -78,7 +80,7 @@ async def test_nothing_is_kept_longer_than_a_day(autojump_clock: MockClock, ttl:
 
 
 async def test_each_page_has_a_clock_of_its_own(autojump_clock: MockClock) -> None:
-    """A page is found with all that follow it, or not at all: half an old list has cursors that may be dead."""
+    """A page is found with all pages behind it or not at all: cursors of a list that is half old may be invalid."""
     kept = of(ResponseCache())
     keep(kept, "tools/list", lasting(10, nextCursor="", tools=[1]))
     assert None is find(kept, "tools/list")
@@ -93,7 +95,7 @@ async def test_each_page_has_a_clock_of_its_own(autojump_clock: MockClock) -> No
 
 
 async def test_cursors_in_a_circle_are_no_list() -> None:
-    """Whoever asked for it would ask for ever."""
+    """A list with cursors in a circle is not cached: a reader would follow them for ever."""
     kept = of(ResponseCache())
     keep(kept, "tools/list", lasting(10, nextCursor="a"))
     keep(kept, "tools/list", lasting(10, nextCursor="a"), {"cursor": "a"})
@@ -103,7 +105,7 @@ async def test_cursors_in_a_circle_are_no_list() -> None:
 # For whom
 
 
-SOMEBODY = [
+IDENTITIES = [
     None,
     ALICE,
     BOB,
@@ -114,27 +116,27 @@ SOMEBODY = [
 
 @pytest.mark.parametrize("scope", ["private", None, "Public", "shared", 1])
 async def test_what_is_not_public_is_its_owner_s(scope: Any) -> None:
-    """Of two principals, neither sees the other's; nobody is a principal of its own."""
-    for owner in SOMEBODY:
+    """Two principals do not see each other's private results; calls without identity are a principal, too."""
+    for owner in IDENTITIES:
         kept = of(ResponseCache())
         keep(kept, "tools/list", {"ttlMs": 5000, "cacheScope": scope}, identity=owner)
-        found = [find(kept, "tools/list", identity=somebody) is not None for somebody in SOMEBODY]
-        assert [somebody == owner for somebody in SOMEBODY] == found
+        found = [find(kept, "tools/list", identity=identity) is not None for identity in IDENTITIES]
+        assert [identity == owner for identity in IDENTITIES] == found
 
 
 async def test_a_refreshed_token_is_the_same_principal() -> None:
-    """As everywhere."""
+    """Identities are equal whatever their tokens."""
     kept = of(ResponseCache())
     keep(kept, "tools/list", lasting(5), identity=ALICE)
     refreshed = Identity(issuer=ALICE.issuer, subject=ALICE.subject, token="another")
     assert None is not find(kept, "tools/list", identity=refreshed)
 
 
-async def test_what_is_public_is_everybody_s() -> None:
-    """Of the same backend."""
+async def test_a_public_result_is_shared_by_all_identities() -> None:
+    """A public result is shared by all identities, for the same backend."""
     kept = of(ResponseCache())
     keep(kept, "tools/list", {"ttlMs": 5000, "cacheScope": "public"}, identity=ALICE)
-    assert all(find(kept, "tools/list", identity=somebody) for somebody in SOMEBODY)
+    assert all(find(kept, "tools/list", identity=identity) for identity in IDENTITIES)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,9 @@ async def test_what_is_public_is_everybody_s() -> None:
 )
 @pytest.mark.parametrize("scope", ["private", "public"])
 async def test_another_way_to_ask_is_another_result(other: JSON, scope: str) -> None:
-    """Headers may be credentials, or choose what is shown; and a backend's id may choose its credentials."""
+    """Other headers or another backend id are another entry: headers may be credentials or choose the result, and the
+    id may choose the credentials.
+    """
     cache = ResponseCache()
     usual: JSON = {"headers": {"X-Tenant": "a"}}
     keep(of(cache, **usual), "tools/list", {"ttlMs": 5000, "cacheScope": scope})
@@ -162,7 +166,7 @@ async def test_another_way_to_ask_is_another_result(other: JSON, scope: str) -> 
 
 
 async def test_no_header_is_kept() -> None:
-    """Nor anything that one could be guessed by elsewhere."""
+    """The cache keeps neither a header nor a digest that could be tried against guesses elsewhere."""
     cache = ResponseCache()
     kept = of(cache, headers={"Authorization": "Bearer canary"})
     keep(kept, "tools/list", lasting(5))
@@ -186,21 +190,21 @@ async def test_no_header_is_kept() -> None:
     ids=str,
 )
 async def test_what_is_not_for_keeping(method: str, params: JSON) -> None:
-    """Calls, rounds of input, and what a caller changed in a way that nobody here understands."""
+    """Calls, rounds of input, and params that the cache does not understand are not cached."""
     kept = of(ResponseCache())
     assert (None, None) == (kept.fetch(method, params, None), find(kept, method, params))
 
 
 async def test_a_progress_token_changes_no_result() -> None:
-    """It is ours."""
+    """A progress token is set by the library and does not change the result."""
     kept = of(ResponseCache())
     keep(kept, "resources/read", lasting(5), {"uri": "memo://one", "_meta": {"progressToken": 7}})
     assert None is not find(kept, "resources/read", {"_meta": {"progressToken": 8}, "uri": "memo://one"})
     assert None is find(kept, "resources/read", {"uri": "memo://two"})
 
 
-async def test_whoever_finds_it_has_it_for_himself() -> None:
-    """Changing what one was given, or what came, changes nobody else's."""
+async def test_each_caller_gets_a_copy() -> None:
+    """Each caller gets a copy: changing it, or the received message, changes no other copy."""
     kept = of(ResponseCache())
     received = lasting(5, tools=[{"name": "t\ud800", "n": 0.1, "big": 10**30, "text": "é"}])
     keep(kept, "tools/list", received)
@@ -225,7 +229,7 @@ async def test_whoever_finds_it_has_it_for_himself() -> None:
     ],
 )
 async def test_a_change_ends_what_it_is_about(notification: str, gone: set[str]) -> None:
-    """Every page, for whomever, whatever headers were sent."""
+    """`list_changed` removes every page of that list, for every identity and all headers."""
     cache = ResponseCache()
     for identity in (None, ALICE):
         for params in ({}, {"cursor": "a"}):
@@ -251,7 +255,7 @@ async def test_a_change_ends_what_it_is_about(notification: str, gone: set[str])
     ],
 )
 async def test_an_updated_resource_is_read_again(params: JSON, left: set[str]) -> None:
-    """And what it is a part of; without a name it may be any."""
+    """`resources/updated` removes the resource and its parents; without a URI, all resources."""
     kept = of(ResponseCache())
     uris = ("memo://a", "memo://a/b", "memo://b")
     for uri in uris:
@@ -263,7 +267,9 @@ async def test_an_updated_resource_is_read_again(params: JSON, left: set[str]) -
 
 
 async def test_what_was_on_its_way_when_it_changed_is_not_kept() -> None:
-    """It may have been made before the change; what is asked for behind it is."""
+    """A result that was requested before the change may be older than the change, so it is not cached; one requested
+    after it is.
+    """
     cache = ResponseCache()
     kept = of(cache)
     before, other = kept.fetch("tools/list", {}, None), kept.fetch("prompts/list", {}, None)
@@ -286,7 +292,9 @@ async def test_what_was_on_its_way_when_it_changed_is_not_kept() -> None:
 
 
 async def test_one_endpoint_pushes_out_its_own_alone() -> None:
-    """The oldest of it; a greedy backend costs the others nothing."""
+    """Over the limit of an endpoint its own oldest entry is removed, so that one backend does not displace the
+    others.
+    """
     cache = ResponseCache()
     keep(of(cache, url="http://quiet.test/"), "tools/list", lasting(60))
     for number in range(MOST_RESULTS_EACH + 10):
@@ -304,7 +312,7 @@ async def test_one_endpoint_pushes_out_its_own_alone() -> None:
 
 
 async def test_all_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest endpoint gives way."""
+    """Over the limit of all endpoints, the largest endpoint loses entries."""
     monkeypatch.setattr(result_cache, "MOST_RESULTS", 20)
     monkeypatch.setattr(result_cache, "MOST_BYTES", 40_000)
     cache = ResponseCache()
@@ -319,7 +327,7 @@ async def test_all_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 async def test_the_same_again_takes_the_place_of_what_there_was() -> None:
-    """And is counted once."""
+    """The same result again replaces the entry, and counts once."""
     cache = ResponseCache()
     for text in ("x" * 1000, "y"):
         keep(of(cache), "tools/list", lasting(60, text=text))
@@ -328,7 +336,7 @@ async def test_the_same_again_takes_the_place_of_what_there_was() -> None:
 
 
 async def test_what_has_ended_makes_room(autojump_clock: MockClock) -> None:
-    """When it is looked for."""
+    """An expired entry is removed when it is looked up."""
     cache = ResponseCache()
     keep(of(cache), "tools/list", lasting(1))
     await trio.sleep(1)
@@ -348,7 +356,7 @@ def offering(**more: Any) -> ScriptedBackend:
 
 @asynccontextmanager
 async def two_clients(backend: ScriptedBackend, **options: Any) -> AsyncIterator[Bench]:
-    """The first has listed everything."""
+    """Two sessions' clients of one backend; the first has listed everything."""
     async with open_scripted(backend, **options) as bench:
         client = await bench.connect()
         await list_all(client)
@@ -361,7 +369,7 @@ async def list_all(client: Any) -> list[JSON]:
 
 
 async def test_a_second_session_asks_for_nothing_that_is_fresh(autojump_clock: MockClock) -> None:
-    """Discovery, the lists, what was read; until their time is over."""
+    """Discovery, lists and reads are not sent again while they are fresh."""
     backend = offering()
     async with two_clients(backend) as bench:
         before = len(backend.exchanges)
@@ -377,7 +385,7 @@ async def test_a_second_session_asks_for_nothing_that_is_fresh(autojump_clock: M
 
 
 async def test_the_probe_asks_for_nothing_that_is_fresh() -> None:
-    """Where the era is known by the factory, and what the backend declared, too."""
+    """The second client knows the era from the factory, and the capabilities from the cache."""
     backend = offering(era="both")
     async with two_clients(backend) as bench:
         before = len(backend.exchanges)
@@ -386,7 +394,7 @@ async def test_the_probe_asks_for_nothing_that_is_fresh() -> None:
 
 
 async def test_one_identity_s_lists_are_not_another_s() -> None:
-    """Unless the server says that they are."""
+    """Lists that the server does not call public are fetched for each identity."""
     for scope, asked in (("private", 12), ("public", 6)):
         backend = offering(cache_scope=scope)
         async with open_scripted(backend) as bench:
@@ -399,7 +407,9 @@ async def test_one_identity_s_lists_are_not_another_s() -> None:
 
 
 async def test_what_is_found_in_the_cache_is_looked_at_all_the_same() -> None:
-    """A session that was never told a tool's headers by the backend sends them; a bad tool is no tool."""
+    """Cached lists are processed like fetched ones: the second session sends the headers of a tool's schema, and
+    withholds a malformed tool.
+    """
     backend = offering()
     schema = {"type": "object", "properties": {"region": {"type": "string", "x-mcp-header": "Region"}}}
     backend.add_tool("located", inputSchema=schema)
@@ -412,8 +422,8 @@ async def test_what_is_found_in_the_cache_is_looked_at_all_the_same() -> None:
     assert "eu" == backend.received("tools/call")[0].headers["mcp-param-region"]
 
 
-async def test_a_notification_makes_everybody_ask_again() -> None:
-    """It comes by one client's stream, and is about the lists of all."""
+async def test_a_notification_makes_every_client_ask_again() -> None:
+    """A notification on one client's stream removes the lists for all clients."""
     backend = offering(listens=True)
     async with two_clients(backend) as bench:
         other = await bench.connect()
@@ -426,7 +436,9 @@ async def test_a_notification_makes_everybody_ask_again() -> None:
 
 
 async def test_a_change_during_a_fetch_is_not_lost(autojump_clock: MockClock) -> None:
-    """What was asked for before it is given to the caller, who hears of the change, and is not kept."""
+    """A list that changes during its fetch is given to the caller, which is notified of the change, and is not
+    cached.
+    """
     backend = offering(listens=True)
     async with open_scripted(backend) as bench, trio.open_nursery() as nursery:
         client = await bench.connect()
@@ -442,7 +454,7 @@ async def test_a_change_during_a_fetch_is_not_lost(autojump_clock: MockClock) ->
 
 
 async def test_a_schema_that_proved_old_is_fetched_whatever_is_fresh() -> None:
-    """The backend said so by HeaderMismatch."""
+    """After -32020 (HeaderMismatch) the schema is fetched again, even if the cached one is fresh."""
     backend = offering()
     async with two_clients(backend) as bench:
         backend.fail("tools/call", Error(-32020, "header mismatch", status=400), times=1)
@@ -451,7 +463,7 @@ async def test_a_schema_that_proved_old_is_fetched_whatever_is_fresh() -> None:
 
 
 async def test_a_dead_cursor_drops_every_page() -> None:
-    """The pages before it are of a list that is gone."""
+    """If a cursor is refused, the pages before it are removed: they belong to a list that is gone."""
     backend = offering(page_size=1)
     async with open_scripted(backend) as bench:
         client = await bench.connect()
@@ -469,7 +481,7 @@ async def test_a_dead_cursor_drops_every_page() -> None:
 
 @pytest.mark.parametrize("kind", ["input_required", "unknown"])
 async def test_what_is_no_whole_result_is_not_kept(kind: str) -> None:
-    """Whatever time it says it is good for."""
+    """A result of another `resultType` than "complete" is not cached, whatever its ttl."""
     backend = offering()
     change = Rewrite(lambda response: {**response, "result": {**response["result"], "resultType": kind}})
     backend.fail("resources/read", change, times=1)
@@ -482,8 +494,8 @@ async def test_what_is_no_whole_result_is_not_kept(kind: str) -> None:
 
 
 @pytest.mark.parametrize("fault", [Disconnect(0), Reset(0)])
-async def test_who_was_away_is_asked_anew(autojump_clock: MockClock, fault: Any) -> None:
-    """It may come back as another, and whoever connects again has to find out whether it does."""
+async def test_after_a_lost_connection_the_backend_is_discovered_again(autojump_clock: MockClock, fault: Any) -> None:
+    """After a lost connection a backend may come back as another version, so it is discovered again."""
     backend = offering()
     async with two_clients(backend) as bench:
         backend.fail("tools/call", fault, times=1)
@@ -494,8 +506,8 @@ async def test_who_was_away_is_asked_anew(autojump_clock: MockClock, fault: Any)
 
 
 @pytest.mark.parametrize("fault", [Hang(), Status(404)])
-async def test_who_does_not_answer_is_discovered_anew(autojump_clock: MockClock, fault: Any) -> None:
-    """Its lists are not in doubt, its being there is."""
+async def test_a_backend_that_does_not_answer_is_discovered_again(autojump_clock: MockClock, fault: Any) -> None:
+    """After a timeout or a 404 the backend is discovered again, and its lists stay cached."""
     backend = offering()
     async with two_clients(backend) as bench:
         backend.fail("tools/call", fault, times=1)
@@ -506,7 +518,7 @@ async def test_who_does_not_answer_is_discovered_anew(autojump_clock: MockClock,
 
 
 async def test_a_cancelled_fetch_leaves_nothing(autojump_clock: MockClock) -> None:
-    """Nobody waits for it."""
+    """A cancelled fetch leaves no entry, and the next call fetches again."""
     backend = offering()
     backend.fail("tools/list", Hang(), times=1)
     async with open_scripted(backend) as bench:
@@ -519,7 +531,9 @@ async def test_a_cancelled_fetch_leaves_nothing(autojump_clock: MockClock) -> No
 
 
 async def test_a_result_from_the_cache_is_a_checkpoint(autojump_clock: MockClock) -> None:
-    """A loop over what is fresh lets others run, and can be cancelled."""
+    """A cached result takes a checkpoint, so that a loop over fresh results lets other tasks run and can be
+    cancelled.
+    """
     async with two_clients(offering()) as bench:
         with assert_checkpoints():
             await ask(bench.clients[0], "tools/list")

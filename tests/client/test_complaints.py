@@ -1,4 +1,4 @@
-"""What a backend does wrong at the pace of its wire does not fill the log at that pace."""
+"""A backend that breaks the protocol without end does not fill the log at the same pace."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def levels(caplog: pytest.LogCaptureFixture, what: str) -> list[str]:
 async def test_a_flood_of_lines(
     line: bytes, what: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One warning, some records more for whoever looks for them; the call that waits is answered."""
+    """One warning, a few more records at DEBUG, and the waiting call is answered."""
     caplog.set_level(logging.DEBUG)
     async with open_pair() as pair, trio.open_nursery() as nursery:
         pair.client.adopt({"capabilities": {}})
@@ -47,7 +47,7 @@ async def test_a_flood_of_lines(
 
 
 def flood(era: str, message: JSON) -> httpx.MockTransport:
-    """A server that answers a call with so many of one message ahead of its answer."""
+    """A server that sends so many copies of one message before its answer to a call."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         asked = message_of(request)
@@ -78,7 +78,7 @@ QUESTION: JSON = {"jsonrpc": "2.0", "id": 7, "method": "roots/list"}
 async def test_a_flood_on_a_response(
     era: str, message: JSON, what: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The same over HTTP, whose connections last beyond a response."""
+    """The same over HTTP, where a connection outlives the response."""
     caplog.set_level(logging.DEBUG)
     async with open_bench(flood(era, message), era=era) as bench:
         client = await bench.connect()
@@ -88,7 +88,7 @@ async def test_a_flood_on_a_response(
 
 
 async def test_a_flood_of_one_question(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
-    """While the first of its id is answered, the others are ignored."""
+    """While the first request with an id is being answered, further ones with that id are ignored."""
     caplog.set_level(logging.DEBUG)
 
     async def roots(request: ServerRequest) -> JSON:
@@ -100,7 +100,7 @@ async def test_a_flood_of_one_question(autojump_clock: MockClock, caplog: pytest
 
 
 async def test_kinds_are_counted_apart(caplog: pytest.LogCaptureFixture) -> None:
-    """What is new is a warning, whatever came before."""
+    """A new kind of complaint is a warning, whatever came before."""
     async with open_pair() as pair:
         pair.client.adopt({"capabilities": {}})
         await pair.server.send(b"{}", b"a banner", b"{}")

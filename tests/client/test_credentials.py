@@ -1,4 +1,6 @@
-"""Credentials are asked for every request, and once more after a 401: in order, shared, and never for nothing."""
+"""Credentials are asked for with every request, and once more after a 401; calls share the answer, and no question is
+asked in vain.
+"""
 
 from __future__ import annotations
 
@@ -39,15 +41,15 @@ from trio_vmcp.testing import (
     open_memory_network,
 )
 
-MANY = 96  # as many calls as one backend is asked at a time
+MANY = 96  # as many calls as one backend is sent at a time
 
 
 @attrs.define(eq=False)
 class Tokens:
-    """An `OutgoingAuth` of a user's: which token there is at the moment is somebody else's business.
+    """An `OutgoingAuth` of a user; the token is renewed from outside.
 
     Attributes:
-        after: Asked so often, the next token is there.
+        after: After so many questions it gives the next token.
     """
 
     now: str = "old"
@@ -60,12 +62,12 @@ class Tokens:
         return BearerAuth(self.now if len(self.asked) <= self.after else self.next)(backend, identity)
 
     def renew_after(self, more: int) -> None:
-        """The next `more` times it is still the token of now."""
+        """The next `more` questions still get the present token."""
         self.after = len(self.asked) + more
 
 
 def protected(era: str = "modern", *, takes: tuple[str, ...] = ("new",), answers: str = "json") -> ScriptedBackend:
-    """A backend that refuses calls with other tokens."""
+    """A backend that answers calls with any other token 401."""
     backend = echo_backend(era, answers)
     refuse(backend, "tools/call", takes)
     return backend
@@ -86,7 +88,9 @@ def sent(backend: ScriptedBackend, method: str = "tools/call") -> list[tuple[str
 
 @pytest.mark.parametrize(("era", "answers"), [("legacy", "json"), ("modern", "sse")])
 async def test_a_401_asks_again_and_sends_once_more(era: str, answers: str, autojump_clock: MockClock) -> None:
-    """With the caller's identity; a `tools/call`, too, since a 401 proves that it did not run."""
+    """The second request carries the caller's identity. A `tools/call` is sent again, too: with a 401 it did
+    not run.
+    """
     backend, tokens = protected(era, answers=answers), Tokens()
     async with open_client(backend, auth=tokens) as client:
         tokens.renew_after(1)
@@ -99,7 +103,7 @@ async def test_a_401_asks_again_and_sends_once_more(era: str, answers: str, auto
 
 @pytest.mark.parametrize("method", ["initialize", "notifications/initialized", "DELETE"])
 async def test_every_kind_of_request_is_sent_once_more(method: str, autojump_clock: MockClock) -> None:
-    """The handshake, a notification, the end of the session."""
+    """The handshake, a notification and the DELETE of the session are sent once more, too."""
     backend, tokens = echo_backend(), Tokens()
     refuse(backend, method, ("new",))
     async with open_client(backend, identity=ALICE, auth=tokens) as client:
@@ -118,7 +122,7 @@ async def test_every_kind_of_request_is_sent_once_more(method: str, autojump_clo
 
 
 async def test_a_resumption_carries_the_callers_credentials(autojump_clock: MockClock) -> None:
-    """A GET is asked for like everything else, and sent once more after a 401."""
+    """The GET that resumes a stream carries the caller's credentials, and is sent once more after a 401."""
 
     async def detaching(arguments: JSON, context: CallContext) -> str:
         await context.detach()
@@ -129,7 +133,7 @@ async def test_a_resumption_carries_the_callers_credentials(autojump_clock: Mock
     refuse(backend, "GET", ("new",))
     async with open_client(backend, identity=ALICE, auth=tokens) as client:
         tokens.next = "new"
-        tokens.renew_after(2)  # the call, and the GET
+        tokens.renew_after(2)  # for the call and the GET
         begun = len(tokens.asked)
         await call(client, "detaching", identity=BOB)
         assert [BOB] * 3 == tokens.asked[begun:]
@@ -139,7 +143,9 @@ async def test_a_resumption_carries_the_callers_credentials(autojump_clock: Mock
 
 @pytest.mark.parametrize("renewed", ["same", "none", "fails"])
 async def test_without_other_credentials_nothing_is_sent_again(renewed: str, autojump_clock: MockClock) -> None:
-    """The same would be refused again, none as well. The backend's challenge is in the error."""
+    """If `auth` gives the same credentials again, or none, the request is not repeated, and the error has the backend's
+    challenge.
+    """
     backend = protected()
     calls = itertools.count()
 
@@ -160,7 +166,7 @@ async def test_without_other_credentials_nothing_is_sent_again(renewed: str, aut
 
 
 async def test_a_second_401_is_the_callers(autojump_clock: MockClock) -> None:
-    """There is no third time."""
+    """A second 401 is the caller's error; there is no third request."""
     backend = protected(takes=())
     tokens = (BearerAuth(f"token-{n}") for n in itertools.count())
     async with open_client(backend, auth=lambda b, i: next(tokens)(b, i)) as client:
@@ -170,7 +176,7 @@ async def test_a_second_401_is_the_callers(autojump_clock: MockClock) -> None:
 
 
 async def test_credentials_may_turn_up_late(autojump_clock: MockClock) -> None:
-    """None at first is no reason not to ask again."""
+    """`auth` is asked again after a 401 even if it gave no credentials at first."""
     backend = protected()
     known: list[httpx.Auth | None] = []
 
@@ -184,7 +190,7 @@ async def test_credentials_may_turn_up_late(autojump_clock: MockClock) -> None:
 
 
 async def test_what_the_first_credentials_wrote_is_gone_from_the_second_request(autojump_clock: MockClock) -> None:
-    """They are another request's."""
+    """The second request starts from the original headers, without those that the first credentials added."""
     backend = echo_backend("modern")
     backend.fail(lambda e: e.method == "tools/call" and "x-second" not in e.headers, Status(401))
     kinds: list[httpx.Auth] = [Signing("x-first"), Signing("x-second")]
@@ -209,7 +215,9 @@ class Signing(httpx.Auth):
 
 
 async def test_a_wrong_password_is_not_tried_for_ever(autojump_clock: MockClock) -> None:
-    """Digest sends twice by itself. What it would begin with, asked again, has been sent already."""
+    """Digest sends two requests by itself. Asked again, it would begin with a request that was refused already, so it
+    is not sent.
+    """
     backend = echo_backend("modern")
     challenge = 'Digest realm="r", nonce="n", qop="auth"'
     backend.fail("tools/call", Status(401, headers={"www-authenticate": challenge}))
@@ -223,7 +231,7 @@ async def test_a_wrong_password_is_not_tried_for_ever(autojump_clock: MockClock)
 
 
 async def test_a_stampede_asks_again_once(autojump_clock: MockClock) -> None:
-    """A hundred calls that were refused at once: one more question, whose answer is good for all of them."""
+    """After a hundred 401s at once `auth` is asked once more, and its answer serves all of them."""
     backend, tokens = protected(), Tokens(after=MANY + 1)
     async with open_client(backend, auth=tokens) as client:
         begun = len(tokens.asked)
@@ -237,7 +245,7 @@ async def test_a_stampede_asks_again_once(autojump_clock: MockClock) -> None:
 
 
 async def test_identities_do_not_share(autojump_clock: MockClock) -> None:
-    """Nor does one principal with two tokens: each is asked for, and gets his own."""
+    """Another identity, or the same with another token, gets an answer of its own."""
     backend = protected(takes=("bob+", "alice+", "later+"))
     later = attrs.evolve(ALICE, token="later")
     callers = {"alice": ALICE, "bob": BOB, "later": later}
@@ -260,7 +268,7 @@ async def test_identities_do_not_share(autojump_clock: MockClock) -> None:
 
 
 async def test_an_answer_that_changed_nothing_is_not_shared(autojump_clock: MockClock) -> None:
-    """Who is refused later asks for himself: the new token may be there by then."""
+    """A 401 that arrives later asks again if the last answer was the old token: by then there may be a new one."""
     backend, tokens = protected(), Tokens(after=4)
     async with open_memory_network() as network:
         url = network.attach("b.test", backend)
@@ -279,7 +287,7 @@ async def test_an_answer_that_changed_nothing_is_not_shared(autojump_clock: Mock
 
 
 async def test_the_newest_answer_is_the_one_that_is_shared(autojump_clock: MockClock) -> None:
-    """With those whose credentials are older; not with who has it already, and not an older one with who waited."""
+    """The newest answer serves calls that were signed before it; not a call that was signed with it already."""
     backend = echo_backend("modern")
     takes = ["one"]
     backend.fail(lambda e: e.headers["authorization"] != f"Bearer {takes[-1]}", Status(401))
@@ -310,7 +318,9 @@ async def test_the_newest_answer_is_the_one_that_is_shared(autojump_clock: MockC
 
 
 async def test_a_refused_request_did_not_run_whatever_comes_then(autojump_clock: MockClock) -> None:
-    """A cancel while new credentials are on their way finds it not written; a reset of the second one does."""
+    """Cancelled while new credentials are fetched, a call counts as not written; after a reset of its second request,
+    as written.
+    """
     backend = protected()
 
     class Slow(httpx.Auth):
@@ -335,13 +345,13 @@ async def test_a_refused_request_did_not_run_whatever_comes_then(autojump_clock:
 
 
 def once_then(later: httpx.Auth | None) -> OutgoingAuth:
-    """None until a call was refused."""
+    """Gives no credentials until a call was refused."""
     asked = itertools.count()
     return lambda backend, identity: None if next(asked) < 2 else later
 
 
 async def test_a_401_that_breaks_off_is_a_401(autojump_clock: MockClock) -> None:
-    """Its head says all there is to know."""
+    """A 401 with a body that breaks off is still a 401: the head decides."""
     backend, tokens = protected(), Tokens(after=2)
     backend.fail(lambda e: e.headers["authorization"] == "Bearer old" and e.method == "tools/call", Disconnect(70))
     async with open_client(backend, auth=tokens) as client:
@@ -352,8 +362,10 @@ async def test_a_401_that_breaks_off_is_a_401(autojump_clock: MockClock) -> None
 # What an Auth asks on its way
 
 
-async def test_whoever_is_asked_on_the_way_is_named(autojump_clock: MockClock) -> None:
-    """Its failure is not the backend's, and says nothing of what may have run; its path and query stay out."""
+async def test_a_failing_token_endpoint_is_named(autojump_clock: MockClock) -> None:
+    """The error names the origin of the token endpoint, without its path and query, and does not say that the call may
+    have run.
+    """
 
     class Fetching(httpx.Auth):
         requires_response_body = True
@@ -376,8 +388,8 @@ async def discover(handler: Handler, auth: Callable[[Backend, Identity | None], 
         await bench.connect()
 
 
-async def test_every_refusal_is_let_go_of(autojump_clock: MockClock) -> None:
-    """Sent again or not, asked again in vain or not: no response stays open."""
+async def test_every_401_is_closed(autojump_clock: MockClock) -> None:
+    """After each of these paths no response stays open."""
     for renewed in (
         lambda: BearerAuth("new"),
         lambda: BearerAuth("old"),
@@ -412,7 +424,7 @@ class BadToken(httpx.Auth):
 
 
 async def test_a_token_that_no_header_can_carry_is_in_no_traceback() -> None:
-    """A token with a line end is refused before the request is written, and no error of the chain quotes the token."""
+    """A token with a line end is refused before the request is written, and no error of the chain quotes it."""
     auth: list[httpx.Auth | None] = [None]
     async with open_loopback(echo_backend()) as url, open_session_factory(auth=lambda backend, who: auth[0]) as factory:
         async with factory.open_session([Backend(id="a", url=url, era="legacy")]) as session:
