@@ -1,4 +1,4 @@
-"""One stream for everybody: each caller gets its own answer, and nobody waits for anybody else."""
+"""One stream for all calls: each call gets its own answer, and none waits for another."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def progress_of(token: object, progress: object) -> JSON:
 
 
 async def test_late_second_and_unknown_answers_are_dropped(autojump_clock: MockClock) -> None:
-    """The first one wins, by type and value of its id, and the call after it is not confused."""
+    """The first answer counts, matched by type and value of its id; later ones do not reach the next call."""
     async with open_pair() as pair:
 
         async def serve() -> None:
@@ -59,7 +59,9 @@ async def test_late_second_and_unknown_answers_are_dropped(autojump_clock: MockC
 
 
 async def test_the_first_answer_wins_wherever_the_others_come_from(autojump_clock: MockClock) -> None:
-    """The stream, or the POST that carried the request, or the end of the connection."""
+    """An answer may come on the stream, from the POST that carried the request, or as the end of the connection: the
+    first counts.
+    """
     inbox = Inbox(backend_id="b", max_message_bytes=LIMIT, max_json_depth=128)
     with inbox.waiting(1, "ping", RequestNote()) as waiter:
         inbox.take(b'{"jsonrpc": "2.0", "id": 1, "result": {"n": "first"}}')
@@ -69,8 +71,8 @@ async def test_the_first_answer_wins_wherever_the_others_come_from(autojump_cloc
     assert Result(1, {"n": "first"}) == settled
 
 
-async def test_an_error_without_an_id_is_for_the_one_who_waits(autojump_clock: MockClock) -> None:
-    """Of two it is nobody's."""
+async def test_an_error_without_an_id_fails_the_only_call(autojump_clock: MockClock) -> None:
+    """An error without an id fails the call if it is the only one; with two calls waiting it is ignored."""
     bad: JSON = {"jsonrpc": "2.0", "id": None, "error": {"code": -32700, "message": "parse error"}}
     async with open_pair() as pair:
 
@@ -103,7 +105,9 @@ async def test_an_error_without_an_id_is_for_the_one_who_waits(autojump_clock: M
     ],
 )
 async def test_an_answer_over_the_limit_fails_its_own_call_alone(text: str, autojump_clock: MockClock) -> None:
-    """The two ends tell whose it was, as serializers write them."""
+    """The start or end of the oversized line shows the id of its call, in the orders in which serializers write
+    members.
+    """
     async with open_pair() as pair:
 
         async def serve() -> None:
@@ -128,8 +132,8 @@ async def answer_one(pair: Pair) -> None:
     await pair.server.answer(await pair.server.receive())
 
 
-async def test_a_message_over_the_limit_that_may_be_anybodys_fails_all(autojump_clock: MockClock) -> None:
-    """Who is not told would wait for his deadline. The stream lives on."""
+async def test_a_message_over_the_limit_without_an_id_fails_all(autojump_clock: MockClock) -> None:
+    """Every call fails: the one that the message answers would otherwise wait for its deadline. The stream goes on."""
     errors: list[MessageTooLarge] = []
 
     async def caller(pair: Pair) -> None:
@@ -152,7 +156,7 @@ async def test_a_message_over_the_limit_that_may_be_anybodys_fails_all(autojump_
 
 
 async def test_a_call_over_the_limit_is_no_answer(autojump_clock: MockClock) -> None:
-    """A request or notification of the backend's own may have the id of ours."""
+    """A request or notification of the backend may have the same id as a call, and does not fail the call."""
     async with open_pair() as pair:
 
         async def serve() -> None:
@@ -167,7 +171,7 @@ async def test_a_call_over_the_limit_is_no_answer(autojump_clock: MockClock) -> 
 
 
 async def test_a_flood_of_progress_keeps_the_newest(autojump_clock: MockClock) -> None:
-    """A callback that is slow costs no more than one message may."""
+    """A slow callback gets the newest progress; waiting notifications take no more memory than one message may."""
     heard: list[float] = []
 
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:
@@ -190,7 +194,9 @@ async def test_a_flood_of_progress_keeps_the_newest(autojump_clock: MockClock) -
 
 
 async def test_a_backend_that_does_not_read_is_sent_no_more_notices(autojump_clock: MockClock) -> None:
-    """Pings and cancels that it does not take are dropped; requests are their callers' own business."""
+    """If the backend does not read, pings and cancels are dropped; requests wait within the deadlines of their
+    calls.
+    """
     async with open_pair() as pair:
         await pair.clog()
         for number in range(10 * MOST_NOTICES):
@@ -203,7 +209,7 @@ async def test_a_backend_that_does_not_read_is_sent_no_more_notices(autojump_clo
 
 
 async def test_handlers_answer_beside_the_stream(autojump_clock: MockClock) -> None:
-    """Slow answers hold up neither the stream nor each other, and belong to nobody's call."""
+    """Slow handlers delay neither the stream nor each other, and are not part of any call."""
     asked: list[tuple[ServerRequest, bool]] = []
 
     async def roots(request: ServerRequest) -> JSON:
@@ -239,8 +245,10 @@ async def test_handlers_answer_beside_the_stream(autojump_clock: MockClock) -> N
 # The end of the stream
 
 
-async def test_the_end_of_the_stream_is_everybodys(autojump_clock: MockClock) -> None:
-    """At once, each with an error of his own that says whether the call may have run; the next is refused at once."""
+async def test_the_end_of_the_stream_fails_every_call(autojump_clock: MockClock) -> None:
+    """Every call fails at once with an error of its own that says whether the call may have run; the next call is
+    refused at once.
+    """
     errors: list[BackendUnavailable] = []
 
     async def caller(pair: Pair) -> None:
@@ -264,7 +272,7 @@ async def test_the_end_of_the_stream_is_everybodys(autojump_clock: MockClock) ->
 
 
 async def test_an_answer_right_before_the_end_counts(autojump_clock: MockClock) -> None:
-    """It was there."""
+    """An answer that arrives right before the end is delivered."""
     async with open_pair() as pair:
 
         async def serve() -> None:
@@ -276,13 +284,13 @@ async def test_an_answer_right_before_the_end_counts(autojump_clock: MockClock) 
 
 
 async def test_half_a_message_at_the_end_is_none(autojump_clock: MockClock) -> None:
-    """Even where what is there is JSON."""
+    """Text without its line end is no message, even if it is JSON."""
     async with open_pair() as pair:
 
         async def serve() -> None:
             request = await pair.server.receive()
             line = json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": {}})
-            await pair.server.stream.send_all(line.encode())  # and no line end
+            await pair.server.stream.send_all(line.encode())  # without its line end
             await pair.server.stream.aclose()
 
         pair.nursery.start_soon(serve)
@@ -291,7 +299,7 @@ async def test_half_a_message_at_the_end_is_none(autojump_clock: MockClock) -> N
 
 
 async def test_closing_ends_the_calls_that_wait(autojump_clock: MockClock) -> None:
-    """Nobody closes under a running call but he who closes the client himself."""
+    """Closing the client ends the calls that wait; nothing else closes it under a running call."""
     async with open_pair() as pair:
         async with trio.open_nursery() as callers:
 
@@ -306,17 +314,21 @@ async def test_closing_ends_the_calls_that_wait(autojump_clock: MockClock) -> No
 
 
 async def test_a_request_that_never_left_did_not_run(autojump_clock: MockClock) -> None:
-    """It waited behind another that the backend did not read; taken back, it never goes out."""
+    """A request that waits behind another one, which the backend does not read, is removed from the queue when its call
+    is cancelled.
+    """
     async with open_pair() as pair:
         await pair.clog()
         with pytest.raises(BackendTimeout) as caught:
             await call(pair.client, timeout=1)
         assert not caught.value.may_have_executed
-        assert 0 == len(pair.wire._queue)  # and there is nothing to take back
+        assert 0 == len(pair.wire._queue)  # and no cancel is queued
 
 
 async def test_a_cancelled_caller_leaves_whole_lines(autojump_clock: MockClock) -> None:
-    """Wherever he is cancelled, what the backend reads is JSON, line by line: the writer is not his task."""
+    """Wherever a call is cancelled, the backend reads whole lines of JSON: a task of the client's writes them, not the
+    caller's.
+    """
     async with open_pair() as pair:
         for step in range(8):
             with trio.CancelScope() as scope:
@@ -331,7 +343,7 @@ async def test_a_cancelled_caller_leaves_whole_lines(autojump_clock: MockClock) 
 
 
 async def drop_all(pair: Pair) -> None:
-    """Answer the last one."""
+    """Answer only the last request."""
     while (request := await pair.server.receive()).get("params", {}).get("name") != "last":
         continue
     await pair.server.answer(request)

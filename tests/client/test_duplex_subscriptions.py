@@ -1,4 +1,4 @@
-"""`subscriptions/listen` on a stream that carries everything else, too: as over HTTP, and in nobody's way."""
+"""`subscriptions/listen` on a stream that carries everything else, too: as over HTTP, and beside calls."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def listens(backend: ScriptedBackend) -> list[Exchange]:
 
 
 def told(pair: Pair) -> list[tuple[str, JSON]]:
-    """What was heard, without the tags."""
+    """The notifications received, without their tags."""
     return [(method, {key: value for key, value in params.items() if key != "_meta"}) for method, params in pair.events]
 
 
@@ -54,7 +54,9 @@ def told(pair: Pair) -> list[tuple[str, JSON]]:
 
 
 async def test_what_is_declared_is_asked_for_and_heard(autojump_clock: MockClock) -> None:
-    """Once, for as long as the connection lasts; only what was asked for, and calls go on beside it."""
+    """One request for the life of the connection; only what the backend declares is subscribed to, and calls go on
+    beside it.
+    """
     backend = telling()
     async with open_pair(backend=backend, listens=True) as pair:
         await greet(pair)
@@ -63,7 +65,7 @@ async def test_what_is_declared_is_asked_for_and_heard(autojump_clock: MockClock
         assert (await call(pair.client))["content"]
         backend.notify(TOOLS_CHANGED)
         backend.notify(RESOURCES_CHANGED)
-        backend.notify("notifications/prompts/list_changed")  # not declared, so not asked for
+        backend.notify("notifications/prompts/list_changed")  # not declared, so not subscribed to
         await wait_all_tasks_blocked()
         assert [(TOOLS_CHANGED, {}), (RESOURCES_CHANGED, {})] == told(pair)
     (listen,) = listens(backend)
@@ -83,7 +85,7 @@ async def test_what_is_declared_is_asked_for_and_heard(autojump_clock: MockClock
 async def test_without_a_need_nothing_is_sent(
     autojump_clock: MockClock, backend: ScriptedBackend, listening: bool | None
 ) -> None:
-    """`Backend.listen` is off, or it declares no changes."""
+    """No request if `Backend.listen` is off, or if the backend declares no changes."""
     async with open_pair(backend=backend, listens=listening) as pair:
         await greet(pair)
         await silence(HOUR)
@@ -91,7 +93,7 @@ async def test_without_a_need_nothing_is_sent(
 
 
 async def test_the_handshake_era_hears_without_asking(autojump_clock: MockClock) -> None:
-    """Its servers say what they have to say, and mean nothing by a tag."""
+    """A legacy backend notifies without a request, and a tag in its notifications is ignored."""
     backend = echo_backend("legacy", listens=True)
     async with open_pair(backend=backend, listens=True) as pair:
         await pair.client.initialize(None)
@@ -102,7 +104,9 @@ async def test_the_handshake_era_hears_without_asking(autojump_clock: MockClock)
 
 
 async def test_what_was_listed_before_is_in_doubt(autojump_clock: MockClock) -> None:
-    """Once there is an acknowledgement; what is listed behind it is not."""
+    """After the acknowledgement, lists that were fetched before it count as changed; those that are fetched later do
+    not.
+    """
     async with open_pair(listens=True) as pair:
         listen = await listened(pair, {"tools": {"listChanged": True}, "prompts": {"listChanged": True}})
         async with trio.open_nursery() as nursery:
@@ -119,7 +123,9 @@ async def test_what_was_listed_before_is_in_doubt(autojump_clock: MockClock) -> 
 
 @pytest.mark.parametrize("graceful", [True, False])
 async def test_a_stream_that_ended_is_opened_again(autojump_clock: MockClock, graceful: bool) -> None:
-    """With a result or a `cancelled`; whatever was missed is taken for changed. It need not be taken back."""
+    """After a result or a `cancelled` a new subscription is opened, and lists count as changed. The old one is not
+    cancelled.
+    """
     backend = telling(graceful=graceful)
     async with open_pair(backend=backend, listens=True) as pair:
         await greet(pair)
@@ -136,7 +142,7 @@ async def test_a_stream_that_ended_is_opened_again(autojump_clock: MockClock, gr
 async def test_a_storm_of_ends_ends(
     autojump_clock: MockClock, graceful: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By the same patience as over HTTP; calls know nothing of it."""
+    """The pauses are those of HTTP; calls go on meanwhile."""
     backend = telling(stream_seconds=0, graceful=graceful)
     async with open_pair(backend=backend, listens=True) as pair:
         await greet(pair)
@@ -147,7 +153,7 @@ async def test_a_storm_of_ends_ends(
 
 
 async def test_a_program_without_subscriptions_is_asked_once(autojump_clock: MockClock) -> None:
-    """Whatever it declares."""
+    """A backend that answers -32601 is not asked again, whatever it declares."""
     backend = telling()
     backend.fail(LISTEN, Error(-32601, "method not found"))
     async with open_pair(backend=backend, listens=True) as pair:
@@ -160,7 +166,7 @@ async def test_a_program_without_subscriptions_is_asked_once(autojump_clock: Moc
 
 
 async def test_it_ends_with_the_connection(autojump_clock: MockClock) -> None:
-    """At once, and for good: there is nothing to ask any more."""
+    """The subscription ends with its connection, at once, and no further request is sent."""
     backend = telling()
     async with open_pair(backend=backend, listens=True) as pair:
         await greet(pair)
@@ -174,7 +180,7 @@ async def test_it_ends_with_the_connection(autojump_clock: MockClock) -> None:
 
 
 async def test_a_loss_while_it_waits_to_come_back_is_an_end_too(autojump_clock: MockClock) -> None:
-    """The attempt that was due finds out."""
+    """If the connection ends during a pause, the attempt that was due ends it."""
     backend = telling()
     async with open_pair(backend=backend, listens=True) as pair:
         await greet(pair)
@@ -186,7 +192,7 @@ async def test_a_loss_while_it_waits_to_come_back_is_an_end_too(autojump_clock: 
 
 
 async def test_a_closed_client_listens_no_more(autojump_clock: MockClock) -> None:
-    """And opens nothing."""
+    """A closed client opens no subscription."""
     backend = telling()
     async with open_pair(backend=backend, listens=True) as pair:
         await greet(pair)
@@ -199,7 +205,7 @@ async def test_a_closed_client_listens_no_more(autojump_clock: MockClock) -> Non
 
 
 async def test_a_resource_that_was_subscribed_to_is_heard_of(autojump_clock: MockClock) -> None:
-    """Another request with the new set; the one before is taken back once it is acknowledged."""
+    """The new set is a new request; the old one is cancelled when the new one is acknowledged."""
     backend = telling()
     async with open_pair(backend=backend, listens=True) as pair:
         await greet(pair)
@@ -225,7 +231,7 @@ async def test_a_resource_that_was_subscribed_to_is_heard_of(autojump_clock: Moc
 
 
 async def test_resources_are_heard_of_without_lists(autojump_clock: MockClock) -> None:
-    """`Backend(listen=False)` is about what the library would listen to by itself."""
+    """`Backend(listen=False)` turns off lists, not the resources that a caller subscribes to."""
     backend = telling()
     async with open_pair(backend=backend, listens=False) as pair:
         await greet(pair)
@@ -234,7 +240,7 @@ async def test_resources_are_heard_of_without_lists(autojump_clock: MockClock) -
 
 
 async def test_a_subscription_that_is_given_up_leaves_the_one_before(autojump_clock: MockClock) -> None:
-    """It is taken back, whether it was acknowledged or not."""
+    """A new subscription that its caller gives up is cancelled, acknowledged or not, and the old one stays."""
     backend = telling()
     async with open_pair(backend=backend, listens=True) as pair:
         await greet(pair)
@@ -253,7 +259,7 @@ async def test_a_subscription_that_is_given_up_leaves_the_one_before(autojump_cl
 
 
 async def listened(pair: Pair, capabilities: JSON | None = None) -> JSON:
-    """The request of a client whose server is a test."""
+    """The `subscriptions/listen` request of a client whose server is the test."""
     pair.client.adopt({"capabilities": {"tools": {"listChanged": True}} if capabilities is None else capabilities})
     listen = await pair.server.receive()
     assert LISTEN == listen["method"]
@@ -269,7 +275,9 @@ def ack(listen: JSON, **wanted: Any) -> JSON:
 
 
 async def test_what_has_no_place_there_is_not_heard(autojump_clock: MockClock) -> None:
-    """A change before the acknowledgement: that one is taken back, another is opened, and the reader lives on."""
+    """A notification before the acknowledgement: the subscription is cancelled, another is opened, and the reader goes
+    on.
+    """
     async with open_pair(listens=True) as pair:
         listen = await listened(pair)
         await pair.server.send(note(TOOLS_CHANGED, listen["id"]), note(TOOLS_CHANGED, listen["id"]))
@@ -281,8 +289,10 @@ async def test_what_has_no_place_there_is_not_heard(autojump_clock: MockClock) -
 
 
 @pytest.mark.parametrize("tag", ["1", 1.0, 99, None, True, [], {}])
-async def test_tags_of_nobody_are_heard_by_nobody(autojump_clock: MockClock, tag: object) -> None:
-    """By type, too. What has no tag is about no subscription, and heard as ever."""
+async def test_an_unknown_tag_is_ignored(autojump_clock: MockClock, tag: object) -> None:
+    """A tag of another type or value is ignored. A notification without a tag belongs to no subscription, and is
+    delivered.
+    """
     async with open_pair(listens=True) as pair:
         listen = await listened(pair)
         assert 1 == listen["id"]
@@ -296,7 +306,7 @@ async def test_tags_of_nobody_are_heard_by_nobody(autojump_clock: MockClock, tag
 
 
 async def test_what_is_not_honoured_is_taken_back(autojump_clock: MockClock) -> None:
-    """Nothing of what was wanted: there is no use in it, nor in asking again."""
+    """If nothing of the set is acknowledged, the subscription is cancelled and not asked for again."""
     async with open_pair(listens=True) as pair:
         listen = await listened(pair)
         await pair.server.send(ack(listen), note(TOOLS_CHANGED, listen["id"]))
@@ -307,7 +317,7 @@ async def test_what_is_not_honoured_is_taken_back(autojump_clock: MockClock) -> 
 
 
 async def test_behind_its_end_nothing_is_heard(autojump_clock: MockClock) -> None:
-    """Though it came in the same piece."""
+    """Notifications behind the end of a subscription are ignored, even in the same piece of bytes."""
     async with open_pair(listens=True) as pair:
         listen = await listened(pair)
         end: JSON = {"jsonrpc": "2.0", "method": CANCELLED, "params": {"requestId": listen["id"]}}
@@ -318,18 +328,20 @@ async def test_behind_its_end_nothing_is_heard(autojump_clock: MockClock) -> Non
 
 
 async def test_what_was_never_sent_is_not_taken_back(autojump_clock: MockClock) -> None:
-    """The program does not read; whatever waits behind the request for the same pipe stays as it is."""
+    """The backend does not read: a subscription that is still queued is removed without a cancel, and other queued
+    lines stay.
+    """
     async with open_pair(listens=True) as pair:
         await pair.clog()
         pair.client.adopt({"capabilities": {"tools": {"listChanged": True}}})
         await wait_all_tasks_blocked()
         assert [LISTEN] == [json.loads(outgoing.data)["method"] for outgoing in pair.wire._queue]
-        await silence(31)  # it was not acknowledged
+        await silence(31)  # not acknowledged in time
         assert [LISTEN] == [json.loads(outgoing.data)["method"] for outgoing in pair.wire._queue]
 
 
 async def test_an_acknowledgement_has_its_time(autojump_clock: MockClock) -> None:
-    """30 s; then the request is taken back, and sent anew."""
+    """Without an acknowledgement within 30 s the request is cancelled, and sent anew."""
     async with open_pair(listens=True) as pair:
         listen = await listened(pair)
         began = trio.current_time()
@@ -347,7 +359,9 @@ async def asked(pair: Pair, errors: list[BackendError]) -> None:
 
 
 async def test_an_error_without_an_id_is_a_call_s(autojump_clock: MockClock) -> None:
-    """What is held open is not what failed; with no call there is nothing else that could have."""
+    """An error without an id fails the waiting call, not the subscription; with no call waiting it ends the
+    subscription.
+    """
     async with open_pair(listens=True) as pair, trio.open_nursery() as nursery:
         listen = await listened(pair)
         await pair.server.send(ack(listen, toolsListChanged=True))
@@ -364,7 +378,7 @@ async def test_an_error_without_an_id_is_a_call_s(autojump_clock: MockClock) -> 
 
 
 async def test_a_line_over_the_limit_is_a_call_s(autojump_clock: MockClock) -> None:
-    """Whose answer it was cannot be told; it was not the end of a subscription."""
+    """A line over the limit fails the waiting call, and the subscription goes on."""
     async with open_pair(listens=True) as pair, trio.open_nursery() as nursery:
         listen = await listened(pair)
         await pair.server.send(ack(listen, toolsListChanged=True))
@@ -379,7 +393,9 @@ async def test_a_line_over_the_limit_is_a_call_s(autojump_clock: MockClock) -> N
 async def test_a_bad_answer_says_nothing_of_the_subscription(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It may go on at the server, so it is taken back before another is opened."""
+    """After a malformed answer the subscription may go on at the backend, so it is cancelled before another is
+    opened.
+    """
     caplog.set_level(logging.DEBUG)
     async with open_pair(listens=True) as pair:
         listen = await listened(pair)

@@ -1,4 +1,4 @@
-"""Handlers in a session: whom they are told about, what they may do with it, and what closing makes of them."""
+"""Handlers in a session: which session and caller they are told, what they may call, and how a close ends them."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def asking_backend(era: str) -> ScriptedBackend:
 
 
 class User:
-    """The handlers of a factory whose sessions come to be after them.
+    """The handlers of a factory; its sessions are made later.
 
     Attributes:
-        session: The one that handlers look at.
-        act: What answering takes.
+        session: The session that handlers use.
+        act: Run before each answer.
     """
 
     session: Session
@@ -72,8 +72,8 @@ def text_of(result: Any) -> str:
 
 
 @both_eras
-async def test_a_handler_is_told_whose_session_and_call_it_is_for(autojump_clock: MockClock, era: str) -> None:
-    """Two sessions of one factory have the same handlers; an anonymous one has no caller."""
+async def test_a_handler_is_told_its_session_and_caller(autojump_clock: MockClock, era: str) -> None:
+    """Two sessions of one factory share the handlers; the caller of an anonymous session is None."""
     user = User()
     async with user.world({"a": asking_backend(era)}) as world:
         async with world.open_session(identity=ALICE) as hers, world.open_session() as nobodys:
@@ -84,7 +84,7 @@ async def test_a_handler_is_told_whose_session_and_call_it_is_for(autojump_clock
 
 
 async def test_a_connector_of_ones_own_is_called_as_ever(autojump_clock: MockClock) -> None:
-    """With nothing of handlers: it has its own way to them."""
+    """A user's connector is called without the handlers: it has its own access to them."""
     connector = PlainConnector()
     async with (
         open_session_factory(connector=connector, handlers=ClientHandlers(roots=User().answer)) as factory,
@@ -96,7 +96,7 @@ async def test_a_connector_of_ones_own_is_called_as_ever(autojump_clock: MockClo
 @both_eras
 @pytest.mark.parametrize("how", ["aclose", "suspend"])
 async def test_a_handler_may_close_its_session(autojump_clock: MockClock, era: str, how: str) -> None:
-    """It asks and returns at once: the call that waits for it is drained, and everything ends well."""
+    """`aclose` in a handler only requests the close and returns: the call that waits for the handler is drained."""
     user = User()
     async with user.world({"a": asking_backend(era)}) as world:
         world.leaves_rows = world.leaves_sessions = how == "suspend"
@@ -114,7 +114,7 @@ async def test_a_handler_may_close_its_session(autojump_clock: MockClock, era: s
 
 @both_eras
 async def test_a_task_that_a_handler_started_waits_for_the_close(autojump_clock: MockClock, era: str) -> None:
-    """Once the handler has ended, nothing waits for that task: it may wait for the close."""
+    """A task that the handler started is no part of the call, so it may wait for the close."""
     user, states = User(), []
 
     async def later() -> None:
@@ -136,7 +136,7 @@ async def test_a_task_that_a_handler_started_waits_for_the_close(autojump_clock:
 
 
 async def test_a_handler_outside_of_a_call_may_close_its_session(autojump_clock: MockClock) -> None:
-    """A log message belongs to no call when it is told; the close ends its handler, which has asked by then."""
+    """A log message belongs to no call; the close, once requested, ends its handler."""
     user = User()
 
     async def says(arguments: JSON, context: CallContext) -> str:
@@ -164,7 +164,9 @@ async def test_a_handler_outside_of_a_call_may_close_its_session(autojump_clock:
 
 @both_eras
 async def test_a_handler_may_call_its_own_backend_at_the_limit(autojump_clock: MockClock, era: str) -> None:
-    """Nobody waits for a connection that only the handler's answer will free."""
+    """With a limit of one connection, a call in a handler does not wait for the connection that the handler's answer
+    would free.
+    """
     user = User()
     user.act = lambda: user.session.call_tool("a_echo")
     async with user.world({"a": asking_backend(era)}, settings=ONE_CONNECTION) as world:
@@ -180,7 +182,7 @@ async def test_a_handler_may_call_its_own_backend_at_the_limit(autojump_clock: M
 async def test_handlers_within_handlers_wait_for_no_connection(
     autojump_clock: MockClock, outer: str, inner: str
 ) -> None:
-    """A asks, the handler calls B, which asks, and that handler calls A and closes: one connection each will do."""
+    """A asks, the handler calls B, which asks, and that handler calls A and closes: one connection each is enough."""
     user = User()
 
     async def act() -> None:
@@ -202,7 +204,9 @@ async def test_handlers_within_handlers_wait_for_no_connection(
 
 @both_eras
 async def test_a_handler_deep_in_anothers_session_may_close_the_outer_one(autojump_clock: MockClock, era: str) -> None:
-    """The outer call waits for the inner session's handler, so that one must not wait for the outer close."""
+    """The outer call waits for the handler of the inner session, so `aclose` of the outer session must not
+    wait there.
+    """
     user = User()
     async with user.world({"a": asking_backend(era)}) as world:
         outer, inner = await world.make_session(), await world.make_session()
@@ -223,8 +227,8 @@ async def test_a_handler_deep_in_anothers_session_may_close_the_outer_one(autoju
 
 
 @both_eras
-async def test_a_close_waits_for_a_call_whose_user_is_asked(autojump_clock: MockClock, era: str) -> None:
-    """The answer still reaches the backend while the session drains."""
+async def test_a_close_waits_for_a_call_that_waits_for_its_user(autojump_clock: MockClock, era: str) -> None:
+    """The answer reaches the backend while the session drains."""
     user = User()
     user.act = partial(trio.sleep, 5)
     async with user.world({"a": asking_backend(era)}) as world:
@@ -245,7 +249,7 @@ async def test_a_close_waits_for_a_call_whose_user_is_asked(autojump_clock: Mock
 
 @both_eras
 async def test_a_cut_off_call_takes_its_handler_along(autojump_clock: MockClock, era: str) -> None:
-    """After `drain_timeout`; the call may have run. Nothing is left, though the handler would have slept for ever."""
+    """The handler ends with its call after `drain_timeout`, and the error says that the call may have run."""
     user = User()
     user.act = trio.sleep_forever
     async with user.world({"a": asking_backend(era)}) as world:
@@ -270,7 +274,9 @@ async def test_a_cut_off_call_takes_its_handler_along(autojump_clock: MockClock,
 async def test_cancelling_the_callers_scope_ends_the_handler(
     autojump_clock: MockClock, era: str, session_ids: bool
 ) -> None:
-    """At once, and the session and its other calls go on; the backend need not have given out a session id."""
+    """The handler ends at once, and the session and its other calls go on, also if the backend gave out no
+    session id.
+    """
     user = User()
     ended = trio.Event()
 
@@ -292,7 +298,7 @@ async def test_cancelling_the_callers_scope_ends_the_handler(
 
 
 async def test_a_crash_in_a_handler_costs_its_answer_alone(autojump_clock: MockClock) -> None:
-    """Neither its backend nor the others notice; the session has no failure."""
+    """An exception in a handler is an error answer: the backend stays connected, and other calls go on."""
     user = User()
 
     async def crash() -> None:
@@ -313,7 +319,7 @@ async def test_a_crash_in_a_handler_costs_its_answer_alone(autojump_clock: MockC
 
 
 async def test_no_session_id_is_shown() -> None:
-    """Whoever logs a request logs no bearer secret."""
+    """A request that is logged shows no session id, which is a bearer token."""
     assert "secret" not in repr(ServerRequest("secret", "a", ALICE, {}))
 
 

@@ -1,4 +1,6 @@
-"""The handshake era on the wire: what is sent, in which order, with which headers, and what becomes of every answer."""
+"""The handshake era over HTTP: which messages are sent, in which order, with which headers, and what each
+answer means.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ SESSION = "mcp-session-id"
 
 
 class Server:
-    """A legacy server as a function of the request; what is not scripted is answered as it should be.
+    """A legacy server as a function of the request; without a script it answers normally.
 
     Attributes:
         answers: By method or verb, in order; a callable gets the request.
@@ -116,7 +118,7 @@ async def test_the_handshake_byte_by_byte() -> None:
 
 
 async def test_a_failed_probe_leaves_no_header_behind() -> None:
-    """The modern version, or an id that came with a 404, must not reach `initialize`."""
+    """Neither the modern version nor a session id on a 404 must be sent with `initialize`."""
     server = Server(**{"server/discover": [httpx.Response(404, headers={"Mcp-Session-Id": "stray"})]})
     async with over(server, era="auto") as bench:
         await call(await bench.connect())
@@ -127,7 +129,7 @@ async def test_a_failed_probe_leaves_no_header_behind() -> None:
 
 
 async def test_the_session_id_is_taken_from_the_initialize_result_alone() -> None:
-    """Other responses may carry one, too; it changes nothing."""
+    """A session id on any other response changes nothing."""
     stray = httpx.Response(202, headers={"Mcp-Session-Id": "stray"})
     server = Server(initialize=[assigning("s-1")], **{"notifications/initialized": [stray]})
     async with over(server) as bench:
@@ -142,7 +144,7 @@ async def test_the_session_id_is_taken_from_the_initialize_result_alone() -> Non
 
 
 async def test_an_id_on_an_error_is_no_session() -> None:
-    """`initialize` failed: there is nothing to delete."""
+    """A session id on a failed `initialize` is no session: no DELETE is sent."""
 
     def refuse(request: httpx.Request) -> httpx.Response:
         error = {"jsonrpc": "2.0", "id": message_of(request)["id"], "error": {"code": -32000, "message": "no"}}
@@ -159,7 +161,7 @@ async def test_an_id_on_an_error_is_no_session() -> None:
     "ids", [["one", "two"], ["one, two"], [""], ["x" * 257], ["caf\u00e9"], ["a b"], ["a\tb"], ["same", "same"]]
 )
 async def test_odd_session_ids_are_refused(ids: list[str]) -> None:
-    """Repeated, empty, too long, or not visible ASCII: it could not be sent back."""
+    """Repeated, empty, too long, or not visible ASCII: such an id could not be sent back."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         fields = {"protocolVersion": "2025-11-25", "capabilities": {}}
@@ -187,13 +189,13 @@ async def test_odd_session_ids_are_refused(ids: list[str]) -> None:
     ],
 )
 async def test_whatever_answers_initialized_is_fine(answer: httpx.Response) -> None:
-    """202 is what the specification says; nobody acts on anything else."""
+    """MCP wants 202; any other answer is ignored."""
     async with over(Server(**{"notifications/initialized": [answer]})) as bench:
         assert {"content": []} == await call(await bench.connect())
 
 
 async def test_the_first_request_waits_for_initialized(autojump_clock: MockClock) -> None:
-    """Two POSTs have no order, and some servers refuse the early one."""
+    """Two POSTs have no order, and some servers refuse a request that overtakes `initialized`."""
     backend = echo_backend()
     backend.fail("notifications/initialized", Delay(3))
     async with open_client(backend) as client:
@@ -205,7 +207,7 @@ async def test_the_first_request_waits_for_initialized(autojump_clock: MockClock
 
 @pytest.mark.parametrize("version", ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"])
 async def test_an_older_version_is_accepted_and_spoken(version: str) -> None:
-    """Every later request says it."""
+    """Every later request carries the version that the server chose."""
     answer = lambda request: in_json(result(message_of(request)["id"], protocolVersion=version))  # noqa: E731
     server = Server(initialize=[answer])
     async with over(server) as bench:
@@ -228,7 +230,7 @@ async def test_an_older_version_is_accepted_and_spoken(version: str) -> None:
     ],
 )
 async def test_a_handshake_that_fails_says_how(answer: httpx.Response, error: type[BackendError], text: str) -> None:
-    """By status, not by a timeout."""
+    """The error has the status; the client does not wait for a timeout."""
     async with over(Server(initialize=[answer])) as bench:
         with pytest.raises(error, match=text):
             await bench.connect()
@@ -237,8 +239,8 @@ async def test_a_handshake_that_fails_says_how(answer: httpx.Response, error: ty
 # Giving up
 
 
-async def test_a_call_whose_connection_broke_is_not_told(autojump_clock: MockClock) -> None:
-    """Its connection is gone, and the backend knows."""
+async def test_no_cancel_is_sent_over_a_lost_connection(autojump_clock: MockClock) -> None:
+    """Over a lost connection no cancel is sent: the backend has noticed."""
     backend = echo_backend()
     async with open_client(backend) as client:
         backend.fail("tools/call", Reset(0), times=1)
@@ -248,8 +250,8 @@ async def test_a_call_whose_connection_broke_is_not_told(autojump_clock: MockClo
     assert [] == backend.received("notifications/cancelled")
 
 
-async def test_who_is_closing_tells_nothing_any_more(autojump_clock: MockClock) -> None:
-    """The goodbye waits for what was told before, and for nothing new."""
+async def test_a_closing_client_sends_no_new_notifications(autojump_clock: MockClock) -> None:
+    """The DELETE waits for notifications that were sent before it; later ones are dropped."""
     backend = echo_backend()
     async with open_client(backend) as client, trio.open_nursery() as nursery:
         nursery.start_soon(call, client, "hang")
@@ -260,7 +262,7 @@ async def test_who_is_closing_tells_nothing_any_more(autojump_clock: MockClock) 
 
 
 async def test_a_backend_that_refuses_the_report_is_let_be(autojump_clock: MockClock) -> None:
-    """An error there has nobody to go to."""
+    """An error answer to a cancel is ignored: no call waits for it."""
     backend = echo_backend()
     backend.fail("notifications/cancelled", Reset(0))
     async with open_client(backend) as client:
@@ -275,15 +277,15 @@ async def test_a_backend_that_refuses_the_report_is_let_be(autojump_clock: MockC
 
 @pytest.mark.parametrize("status", [200, 202, 204, 404, 405, 500, 307])
 async def test_whatever_answers_delete_is_fine(status: int) -> None:
-    """Nobody acts on it."""
+    """Any answer to DELETE is accepted."""
     server = Server(initialize=[assigning("s-1")], DELETE=[httpx.Response(status)])
     async with over(server) as bench:
         await bench.connect()
     assert "DELETE" == server.requests[-1].method
 
 
-async def test_a_hanging_delete_is_ended_by_whoever_closes(autojump_clock: MockClock) -> None:
-    """And a reset is as good as an answer."""
+async def test_a_hanging_delete_is_ended_by_the_deadline_of_the_close(autojump_clock: MockClock) -> None:
+    """The teardown's deadline ends a DELETE that hangs; a reset counts as an answer."""
     backend = echo_backend()
     async with open_client(backend, leaves_sessions=True) as client:
         rule = backend.fail("DELETE", Hang(), times=1)
@@ -295,7 +297,7 @@ async def test_a_hanging_delete_is_ended_by_whoever_closes(autojump_clock: MockC
 
 
 async def test_suspending_sends_no_delete() -> None:
-    """Another instance may restore the session. Nor is there one without an id."""
+    """No DELETE when a session is suspended, since another instance may restore it, nor without a session id."""
     backend = echo_backend()
     async with open_scripted(backend, leaves_sessions=True) as bench:
         client = await bench.connect()
@@ -317,7 +319,9 @@ ANSWER = event(result(2, content=["resumed"]))
 
 
 async def test_a_primed_stream_is_resumed_after_retry(autojump_clock: MockClock) -> None:
-    """As long later as the server said, on the newest id, as often as there is progress."""
+    """The GET comes `retry` later, with the newest id, as often as there is progress (MCP 2025-11-25,
+    basic/transports).
+    """
     server = Server(
         initialize=[assigning("s-1")],
         tools_call=[in_sse(b"id: e-1\nretry: 2500\ndata: \n\n")],
@@ -345,7 +349,7 @@ async def test_a_primed_stream_is_resumed_after_retry(autojump_clock: MockClock)
 
 @pytest.mark.parametrize(("retry", "waited"), [(b"", 1), (b"retry: 0\n", 0.1), (b"retry: 999999999999999\n", 60)])
 async def test_retry_is_bounded(autojump_clock: MockClock, retry: bytes, waited: float) -> None:
-    """Without one it is a second."""
+    """`retry` has an upper bound; without it the pause is 1 s."""
     server = broken_at(first=retry + b"id: 1\ndata:\n\n", resumed=[in_sse(ANSWER)])
     async with over(server) as bench:
         client = await bench.connect()
@@ -378,7 +382,9 @@ async def test_a_scripted_backend_is_resumed(autojump_clock: MockClock) -> None:
 
 @pytest.mark.parametrize("fault", [Reset, Disconnect])
 async def test_a_stream_that_breaks_is_resumed_like_one_that_ends(autojump_clock: MockClock, fault: Any) -> None:
-    """Proxies cut connections without ending the body. Wherever it is cut, the call is answered or fails typed."""
+    """Proxies cut connections without ending the body. Wherever the stream is cut, the call is answered or fails with a
+    BackendError.
+    """
     backend = echo_backend(answers="sse", resumable=True)
     async with open_client(backend) as client:
         await call(client)
@@ -390,7 +396,7 @@ async def test_a_stream_that_breaks_is_resumed_like_one_that_ends(autojump_clock
                 await call(client)
             except BackendUnavailable as error:
                 lost.append(error.may_have_executed)
-                assert 0 == resumed  # once the first event is here, nothing is lost any more
+                assert 0 == resumed  # after the first event the stream can be resumed, so the call is answered
             else:
                 resumed += 1
     assert {True} == {*lost}
@@ -411,7 +417,9 @@ async def test_a_stream_that_breaks_is_resumed_like_one_that_ends(autojump_clock
     ],
 )
 async def test_resumption_ends_without_progress(autojump_clock: MockClock, resumed: list[httpx.Response]) -> None:
-    """Five attempts on one id, or one where there is no such stream; the call may have run, and is not sent again."""
+    """Five attempts on one id, or one if the server has no such stream; the call may have run, and is not sent
+    again.
+    """
     server = broken_at(first=b"id: e\ndata:\n\n", resumed=[*resumed])
     async with over(server) as bench:
         with pytest.raises(BackendUnavailable, match="closed the stream before it answered 'tools/call'") as caught:
@@ -422,7 +430,7 @@ async def test_resumption_ends_without_progress(autojump_clock: MockClock, resum
 
 
 async def test_resumption_survives_refused_connections(autojump_clock: MockClock) -> None:
-    """The server restarts behind its proxy; what it was asked may have run meanwhile."""
+    """The server restarts behind its proxy; the call may have run meanwhile."""
 
     def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
@@ -444,7 +452,7 @@ async def test_resumption_survives_refused_connections(autojump_clock: MockClock
 
 
 async def test_a_resumption_without_a_connection_forgets_nothing(autojump_clock: MockClock) -> None:
-    """The GET was never written; the request that it is about was, and may have run."""
+    """The GET was never written, but the call was, and may have run."""
     backend = echo_backend(answers="sse", resumable=True)
     async with open_client(backend) as client:
         await call(client)
@@ -470,7 +478,7 @@ async def test_a_resumption_without_a_connection_forgets_nothing(autojump_clock:
 async def test_a_resumption_that_fails_otherwise_may_have_executed(
     autojump_clock: MockClock, answer: httpx.Response, error: type[BackendError]
 ) -> None:
-    """The GET was not acted on, the request that it is about was."""
+    """The GET was refused, but the call may have run."""
     async with over(broken_at(first=b"id: e\ndata:\n\n", resumed=[answer])) as bench:
         with pytest.raises(error) as caught:
             await call(await bench.connect())
@@ -478,7 +486,7 @@ async def test_a_resumption_that_fails_otherwise_may_have_executed(
 
 
 async def test_an_error_of_the_callback_ends_a_resumed_stream(autojump_clock: MockClock) -> None:
-    """It looks like a lost connection, but it is the caller's."""
+    """An exception of `on_progress` comes out as itself, not as a lost connection."""
 
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:
         raise BackendUnavailable("other", "is away")
@@ -495,7 +503,7 @@ async def test_an_error_of_the_callback_ends_a_resumed_stream(autojump_clock: Mo
 
 
 async def test_without_an_event_id_there_is_nothing_to_resume() -> None:
-    """The stream ends, and with it the hope of an answer: at once. An empty id takes the last one back."""
+    """Without an id the call fails as soon as the stream ends. An empty `id` field resets the id."""
     for first in (b"data:\n\n", b": x\n\n", b"", b"id: 1\ndata:\n\nid:\ndata:\n\n"):
         server = broken_at(first=first, resumed=[])
         async with over(server) as bench:
@@ -510,7 +518,7 @@ async def test_without_an_event_id_there_is_nothing_to_resume() -> None:
 
 @pytest.mark.parametrize("method", ["ping", "roots/list"])
 async def test_a_flood_of_requests_is_bounded(autojump_clock: MockClock, method: str) -> None:
-    """A backend that asks a thousand times gets sixteen answers at a time, and its call its own."""
+    """Sixteen of a thousand requests of the backend are answered at a time, and the call gets its answer."""
     flood = b"".join(event({"jsonrpc": "2.0", "id": n, "method": method}) for n in range(1000))
     server = Server(tools_call=[in_sse(flood, ANSWER)])
     async with over(server) as bench:
@@ -523,7 +531,9 @@ async def test_a_flood_of_requests_is_bounded(autojump_clock: MockClock, method:
 
 
 async def test_a_404_with_a_session_id_means_that_the_session_is_gone() -> None:
-    """Proof that the call did not run; without an id it is a refusal like any other."""
+    """With a session id, 404 means that the session is gone and the call did not run; without one it is a refusal (MCP,
+    "Session Management").
+    """
     backend = echo_backend()
     async with open_client(backend) as client:
         backend.sessions.clear()
@@ -540,7 +550,7 @@ async def test_a_404_with_a_session_id_means_that_the_session_is_gone() -> None:
 @pytest.mark.parametrize("status", [200, 400, 404, 422, 500, 503])
 @pytest.mark.parametrize("same_id", [True, False])
 async def test_a_json_rpc_error_is_read_whatever_carries_it(status: int, same_id: bool) -> None:
-    """The status is the wire's; code, message and data are the backend's."""
+    """Code, message and data of a JSON-RPC error are kept, whatever the HTTP status."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         request_id = message_of(request)["id"] if same_id else None
@@ -574,7 +584,7 @@ async def test_a_json_rpc_error_is_read_whatever_carries_it(status: int, same_id
 async def test_http_errors_keep_their_status(
     status: int, error: type[BackendError], executed: bool, body: bytes
 ) -> None:
-    """They never look like a timeout, and an error for somebody else's request is not ours."""
+    """A status is no timeout, and an error with another request's id is not the call's."""
     backend = echo_backend()
     async with open_client(backend) as client:
         backend.fail("tools/call", Status(status, body), times=1)
@@ -590,7 +600,7 @@ async def test_http_errors_keep_their_status(
 @pytest.mark.parametrize("other", [1, 3, "2", 2.0, True, -2, None])
 @pytest.mark.parametrize("form", ["json", "sse"])
 async def test_an_answer_to_another_request_is_not_ours(other: Any, form: str) -> None:
-    """In JSON it is an error, in a stream it is dropped; the look-alikes of 2 are other ids or none at all."""
+    """In a JSON body an answer with another id is an error, in a stream it is dropped; "2", 2.0 and true are not 2."""
     stray = result(other, content=["stray"])
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -619,7 +629,7 @@ async def stored(bench: Bench) -> Any:
 
 
 async def test_a_stored_session_is_used_without_a_handshake() -> None:
-    """Its id and version go along as they were stored."""
+    """Id and version are sent as stored, and there is no handshake."""
     backend = echo_backend()
     async with open_scripted(backend) as bench:
         record = await stored(bench)
@@ -632,7 +642,7 @@ async def test_a_stored_session_is_used_without_a_handshake() -> None:
 
 @pytest.mark.parametrize("forgets", ["404", "400"])
 async def test_a_stored_session_that_is_gone_is_said_to_be(forgets: str) -> None:
-    """The request did not run, and is not sent again here: whoever holds the client needs another."""
+    """The call did not run, and the client does not repeat it: the session has to make another client."""
     backend = echo_backend()
     async with open_scripted(backend) as bench:
         record = await stored(bench)
@@ -666,7 +676,7 @@ async def test_a_stored_session_that_is_gone_is_said_to_be(forgets: str) -> None
     ],
 )
 async def test_which_refusals_say_that_the_session_is_lost(fault: Any, is_lost: bool) -> None:
-    """404, a 400 that is about the session, 503, and the words of the other era. All but 503 say that nothing ran."""
+    """404, a 400 about the session, 503 and an answer of the other era; all but 503 prove that the call did not run."""
     backend = echo_backend()
     async with open_client(backend) as client:
         backend.fail("tools/call", fault, times=1)
@@ -676,7 +686,7 @@ async def test_which_refusals_say_that_the_session_is_lost(fault: Any, is_lost: 
         assert is_lost == note.session_lost
         if is_lost and fault != Status(503):
             assert not caught.value.may_have_executed
-        await call(client)  # it goes on: to replace it is for its owner
+        await call(client)  # the client stays: the session decides to replace it
 
 
 async def test_no_secret_is_shown() -> None:

@@ -349,7 +349,7 @@ async def test_a_refused_handshake_leaves_no_stream(autojump_clock: MockClock) -
         assert [] == backend.received("notifications/cancelled")
 
 
-async def test_the_end_of_the_stream_is_everybodys(autojump_clock: MockClock) -> None:
+async def test_the_end_of_the_stream_fails_every_call(autojump_clock: MockClock) -> None:
     """All calls fail at once; the session notices, says why, and the next call is refused at once."""
     backend = sse_backend()
     async with (
