@@ -18,7 +18,7 @@ from simulation.world import run_history
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_drawn_history_is_as_the_design_says(seed: int) -> None:
-    """Nothing is wrong with it. `nox -s simulation` runs a thousand more."""
+    """No check reports it. `nox -s simulation` runs a thousand more."""
     history = draw_history(seed)
     assert [] == judge(history, run_history(history))
 
@@ -40,20 +40,20 @@ def test_the_seed_rules_the_scheduler() -> None:
 
 @pytest.fixture
 def replayed_elsewhere() -> str:
-    """What the command prints about seed 4; in a fixture, since a new process counts for no test's duration."""
+    """The output of the command for seed 4; a fixture, since fixtures do not count for the duration of a test."""
     environment = os.environ | {"PYTHONHASHSEED": "4711", "PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-m", "simulation", "--seed", "4"]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True).stdout
 
 
 def test_a_seed_replays_in_another_process(replayed_elsewhere: str) -> None:
-    """Neither the hashes of strings nor the addresses of objects have a say."""
+    """The trace does not depend on hashes of strings or addresses of objects."""
     expected = digest(run_history(draw_history(4)))
     assert [expected] == re.findall(r"^digest (\w+)$", replayed_elsewhere, re.MULTILINE)
 
 
 def test_a_failing_seed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is wrong comes with the one seed that replays it, even if the simulation itself broke."""
+    """A report names the seed that replays it, even if the simulation itself raised."""
     monkeypatch.setattr("simulation.command.judge", lambda history, trace: ["wrong"] if history.seed == 2 else [])
     report = run_chunk(range(1, 1 + CHUNK))
     assert (2, "wrong") == report.failed

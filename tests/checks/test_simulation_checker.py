@@ -1,6 +1,6 @@
-"""Each check of the simulation is checked: a library with a planted defect is reported, by the check that is meant to.
+"""Each check of the simulation can fail: a library with a planted defect is reported by the check that is meant to.
 
-Every defect has a history of its own, as small as it gets, in which the library as it is does nothing wrong.
+Every defect has a small history of its own, in which the library without the defect breaks no promise.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def hurries(original: Any, backoff: Backoff, chance: float) -> float:
     return original(backoff, chance) / 10  # type: ignore[no-any-return]
 
 
-def is_nobody_elses(original: Any, reconnects: Reconnects, endpoint: str) -> Any:
+def turns_are_not_shared(original: Any, reconnects: Reconnects, endpoint: str) -> Any:
     reconnects._turns.clear()
     return original(reconnects, endpoint)
 
@@ -299,7 +299,7 @@ def routes_to_the_last(offers: Any, *args: Any, **kw: Any) -> Any:
     return build_routing(list(reversed(offers)), *args, **kw | {"bindings": Bindings()})
 
 
-# What is planted; the history that shows it; the check that has to see it.
+# The defect, the history that shows it, and the check that must report it.
 DEFECTS: dict[str, tuple[Plant, History, str]] = {
     "a leaked task": (
         wrapped(DefaultSessionFactory, "_own", lingers),
@@ -357,7 +357,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         History(steps=CUT_OFF),
         "nothing_is_left",
     ),
-    "a response that nobody lets go of": (
+    "a response that is never closed": (
         wrapped(Reply, "aclose", lets_go_of_nothing),
         History(steps=CLOSED),
         "nothing_is_left",
@@ -377,7 +377,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         History(backends=TWINS, steps=(Open(backends=(0, 1)), Call(at=1.0), Close(at=2.0))),
         "executed_by_the_owner_alone",
     ),
-    "a name given to whoever comes last": (
+    "a name given to the last backend that lists it": (
         replaced(trio_vmcp._session.names, "build_routing", routes_to_the_last),
         History(
             settings=FactorySettings(conflict_resolution=Bare()),
@@ -391,7 +391,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         History(settings=SETTINGS, steps=TIMED_OUT),
         "no_false_claim_of_not_executed",
     ),
-    "a caller who is not asked who he is": (
+    "a caller that is not checked": (
         wrapped(Calls, "_check_caller", lambda *_: None),
         History(steps=STRANGER),
         "other_callers_get_nothing",
@@ -438,7 +438,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         History(settings=PATIENT, instances=LONG, steps=OUTAGE),
         "a_healthy_backend_is_ready_again",
     ),
-    "a call to a backend that is well, and fails": (
+    "a failing call to a healthy backend": (
         wrapped(Member, "request", is_refused),
         History(steps=CLOSED),
         "calls_to_healthy_backends_succeed",
@@ -449,7 +449,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "attempts_keep_to_the_backoff",
     ),
     "sessions that try one backend at the same time": (
-        wrapped(Reconnects, "turns", is_nobody_elses),
+        wrapped(Reconnects, "turns", turns_are_not_shared),
         History(settings=PATIENT, instances=LONG, steps=TWO_WAIT),
         "one_attempt_at_a_time",
     ),
@@ -473,7 +473,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         History(settings=PATIENT, instances=LONG, steps=FORGOTTEN),
         "rows_say_what_sessions_say",
     ),
-    "a backend that is removed without a word": (
+    "a backend that is removed without a DELETE": (
         wrapped(LegacyClient, "aclose", sends_no_delete),
         History(steps=REMOVED),
         "removed_backends_get_their_delete",
@@ -483,7 +483,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         History(settings=PATIENT, steps=(Open(), RemoveBackend(at=1.0, drain_timeout=0.0), Close(at=5.0))),
         "members_come_and_go_in_time",
     ),
-    "a change that nobody looks at": (
+    "a change that is ignored": (
         wrapped(Refresher, "note", does_nothing),
         History(settings=PATIENT, instances=LONG, backends=STREAMS, steps=CHANGED),
         "announced_lists_are_fetched",
@@ -498,7 +498,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         History(settings=PATIENT, backends=LEGACY, instances=LONG, steps=TOO_OFTEN),
         "a_missing_backend_costs_no_time",
     ),
-    "an error that nobody counts": (
+    "an error that is not counted": (
         wrapped(Health, "failed", does_nothing),
         History(settings=SETTINGS, steps=(Open(), Call(at=1.0, seconds=20.0), Inspect(at=5.0), Close(at=6.0))),
         "health_counts_every_call",
@@ -513,17 +513,17 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         History(backends=DEAF, steps=CLOSED),
         "processes_are_asked_before_they_are_killed",
     ),
-    "a process that leaves one of its own behind": (
+    "a process that leaves a helper behind": (
         replaced(trio_vmcp._client.channels.process, "_signal_group", lambda *_: None),
         History(backends=PARENT, steps=CLOSED),
         "nothing_is_left",
     ),
-    "handlers that nobody is told of": (
+    "handlers that are not declared": (
         wrapped(Handling, "__attrs_post_init__", declares_nothing),
         History(backends=STREAMS, given=("sampling",), steps=QUESTION),
         "given_handlers_are_declared",
     ),
-    "a handler that is not told who calls": (
+    "a handler that is not told the caller": (
         wrapped(Handling, "run", tells_no_caller),
         History(backends=STREAMS, given=("sampling",), steps=QUESTION),
         "handlers_know_session_backend_and_caller",
@@ -533,7 +533,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         History(backends=STREAMS, given=("sampling",), steps=QUESTION),
         "a_question_is_asked_once",
     ),
-    "a handler for a call that nobody waits for": (
+    "a handler that outlives its call": (
         wrapped(ServerRequests, "give_up_on", does_nothing),
         History(backends=STREAMS, given=("elicitation",), steps=GIVEN_UP_ON),
         "handlers_end_with_their_calls",
@@ -551,7 +551,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
 }
 
 
-def asks_for_nobody(original: Any, credentials: Any, identity: Any) -> Any:
+def asks_without_identity(original: Any, credentials: Any, identity: Any) -> Any:
     return original(credentials, None)
 
 
@@ -594,17 +594,17 @@ async def asks_alone(original: Any, credentials: Any, *args: Any) -> Reply:
 
 # The same, of what is done with credentials.
 DEFECTS |= {
-    "credentials that are asked for nobody": (
-        wrapped(Credentials, "_ask_auth", asks_for_nobody),
+    "credentials that are asked for without an identity": (
+        wrapped(Credentials, "_ask_auth", asks_without_identity),
         History(backends=GUARDED, steps=(Open(bound=True), Call(at=1.0), Close(at=2.0))),
         "credentials_match_backend_and_principal",
     ),
-    "credentials that are the opener's, whoever calls": (
+    "credentials of the opener for another caller": (
         wrapped(Credentials, "_ask_auth", asks_for_the_opener),
         History(backends=GUARDED, steps=(Open(bound=True), Call(at=1.0), Close(at=2.0))),
         "credentials_match_backend_and_principal",
     ),
-    "credentials that are somebody else's": (
+    "credentials for another backend": (
         wrapped(Credentials, "_ask_auth", mistakes_the_backend),
         History(backends=(*GUARDED, *TWINS[1:]), steps=(Open(backends=(0, 1)), Close(at=2.0))),
         "credentials_match_backend_and_principal",
@@ -629,7 +629,7 @@ DEFECTS |= {
         History(backends=GUARDED, steps=(Open(), WithholdTokens(at=1.0, how="refuse"), Call(at=2.0), Close(at=3.0))),
         "a_refused_request_is_sent_again_once",
     ),
-    "credentials that everybody asks for anew": (
+    "new credentials that are not shared": (
         wrapped(Credentials, "send", asks_alone),
         History(backends=GUARDED, steps=(Open(), RotateTokens(at=1.0), *[Call(at=2.0)] * 5, Close(at=3.0))),
         "refused_requests_share_new_credentials",
@@ -639,7 +639,7 @@ DEFECTS |= {
         History(backends=GUARDED, steps=ROTATED),
         "a_rotation_costs_no_call",
     ),
-    "a guarded backend that is well, and whose calls fail": (
+    "a failing call to a healthy guarded backend": (
         wrapped(Credentials, "send", gives_up),
         History(backends=GUARDED, steps=ROTATED),
         "calls_to_healthy_backends_succeed",
@@ -654,14 +654,14 @@ DEFECTS |= {
 
 @pytest.fixture(autouse=True)
 def leaks_are_wanted(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What the planted defects leave behind is the point of them."""
+    """Planted defects leave things behind on purpose: they are no error of these tests."""
     yield
     request.config.stash[WATCH].found.clear()
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_a_planted_defect_is_reported(defect: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the check that is meant to; without it, nothing is wrong with the same history."""
+    """The named check reports the defect; without the defect, no check reports the same history."""
     plant, history, check = DEFECTS[defect]
     assert [] == judge(history, run_history(history))
     plant(monkeypatch)
@@ -669,5 +669,5 @@ def test_a_planted_defect_is_reported(defect: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_every_check_has_a_defect() -> None:
-    """A check that nothing can fail is worth nothing."""
+    """For every check there is a defect that makes the check fail."""
     assert set(CHECKS) == {check for _, _, check in DEFECTS.values()}

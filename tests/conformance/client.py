@@ -36,7 +36,7 @@ PATIENCE = (
 
 @attrs.define
 class User:
-    """Whom backends may ask: says yes to every form, and leaves it as it is."""
+    """A handler for elicitation: it accepts every form and fills in nothing."""
 
     asked: trio.Event = attrs.field(factory=trio.Event)
     ready: trio.Event = attrs.field(factory=trio.Event)  # not set: the form stays open
@@ -123,7 +123,7 @@ async def call_usable_tools(session: Session, user: User) -> None:
 
 
 async def keep_a_reference(session: Session, user: User) -> None:
-    """A schema with a network `$ref` is offered as it is. That nobody followed it is what the suite sees."""
+    """A schema with a network `$ref` is offered as it is. The suite sees whether the reference is fetched."""
     (tool,) = session.tools
     expect("lookup_user", tool.name)
     expect({"$ref"}, set(tool.raw["inputSchema"]["properties"]["profile"]))

@@ -21,8 +21,8 @@ Era: TypeAlias = Literal["legacy", "modern"]
 START_TIMEOUT = 60.0  # s; the slowest takes 3 s here, to import pydantic and the rest
 STOP_TIMEOUT = 5.0  # s from SIGTERM to SIGKILL
 POLL_INTERVAL = 0.05  # s
-# Below what systems give to clients: while a server is down nobody else gets its port, and a client that tries it again
-# and again does not meet itself there, as loopback would let it.
+# Below the range of ephemeral ports: while a server is down, no other process gets its port, and a client that retries
+# the port does not connect to itself (TCP simultaneous open, which loopback allows).
 PORTS = range(20_000, 30_000)
 HERE = Path(__file__).parent
 

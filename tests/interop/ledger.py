@@ -1,6 +1,6 @@
-"""What was executed, counted outside of the servers: they may be killed, and what they counted would be gone with them.
+"""Counts executed calls outside of the servers, since a killed server would take its count along.
 
-A call that is to be counted makes its server fetch a page here, whose name is the call's.
+A counted call makes its server fetch a page here that has the name of the call.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Ledger:
         """The page's address.
 
         Args:
-            held: The page is never answered, so that whoever fetches it does so until it dies.
+            held: The page is never answered, so that the server waits in this call until it is killed.
         """
         if held:
             self._held.add(name)

@@ -32,7 +32,7 @@ MOST_BIRTH = 1.0  # s from a start to a kill: these take 0.2 s to a second to an
 SETTINGS = FactorySettings(reconnect_delay=0.1, reconnect_max_delay=1.0)
 # s after a kill: the longest pause before an attempt with its jitter, and time for a start on a busy machine.
 BACK_WITHIN = SETTINGS.reconnect_max_delay * 1.2 + 20.0
-RETRY_INTERVAL = 0.02  # s between calls that find nobody
+RETRY_INTERVAL = 0.02  # s between calls while the program is away
 
 
 @asynccontextmanager
@@ -147,7 +147,7 @@ async def test_the_command_runs_the_programs_of_a_file(tmp_path: Path) -> None:
 
 @attrs.define(eq=False)
 class Doing:
-    """One program under a session, and one caller who has it do one thing after another."""
+    """One program under a session, and one task that calls one countable tool after another."""
 
     session: Session
     program: Program

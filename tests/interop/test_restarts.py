@@ -1,4 +1,4 @@
-"""Servers by other authors that are killed and started again under a session, which goes on."""
+"""Servers by other authors are killed and started again, and the session goes on."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ SETTINGS = FactorySettings(reconnect_delay=0.1, reconnect_max_delay=1.0)
 # s after a server listens: the longest pause between two attempts with its jitter, and time for the attempt itself on a
 # busy machine.
 BACK_WITHIN = SETTINGS.reconnect_max_delay * 1.2 + 5.0
-RETRY_INTERVAL = 0.05  # s between calls that find nobody
+RETRY_INTERVAL = 0.05  # s between calls while the server is away
 
 
 @attrs.define(eq=False)
 class Callers:
-    """Calls without a pause, each of a page of its own; and what became of them."""
+    """Calls without a pause, each with a page of its own, and their outcomes."""
 
     session: Session
     server: Server
@@ -68,7 +68,7 @@ class Callers:
             await self.until_answered(backend_id)
 
     async def be_killed(self, backend_id: str, name: str) -> None:
-        """A call whose server dies in its execution."""
+        """A call during which the server is killed."""
         with pytest.raises(BackendUnavailable) as caught:
             await self.visit(backend_id, name, held=True)
         assert caught.value.may_have_executed
@@ -108,7 +108,7 @@ async def test_a_session_outlives_its_servers(server: Server, tmp_path: Path) ->
 
 @pytest.mark.parametrize("server", EVERY_SERVER)
 async def test_a_restart_between_two_calls_costs_no_call(server: Server, tmp_path: Path) -> None:
-    """Who calls after a restart gets an answer, which says so if the server had kept state for us."""
+    """The first call after a restart is answered; the answer says so if the restart lost a backend session."""
     with running(server, tmp_path / "log") as it:
         backends = [Backend(id=era, url=it.url, era=era) for era in server.eras]
         async with (
@@ -154,7 +154,7 @@ async def kill_and_start(it: Running, session: Session, callers: Callers) -> Non
 
 
 def is_back(session: Session, assigned: Mapping[str, str]) -> bool:
-    """Everybody is ready, and who had a session with us has another, which is in the metadata."""
+    """Every backend is READY; each that had assigned a session id has a new one, and the metadata has it, too."""
     now = {record.backend_id: record.session_id for record in session.metadata.backends if record.session_id}
     return (
         not session.failures

@@ -1,4 +1,4 @@
-"""Servers by other authors whose offer changes while a session is open."""
+"""Servers by other authors change their lists while a session is open."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from interop.views import PATIENCE
 from trio_vmcp import Backend, Session, SessionChange, ToolNotFound, open_session_factory
 
 BY_NAME = {server.name: server for server in SERVERS}
-# Of the official SDK: they tell whoever listens, by the standalone stream of one era and by the other's subscriptions.
+# Servers on the official SDK: they notify on held streams (the standalone GET, or `subscriptions/listen`).
 TOLD_BESIDE = [BY_NAME[name] for name in ("mcp2-sse", "mcp2-json", "mcp1-sse", "mcp1-json")]
 FASTMCP, EVERYTHING = BY_NAME["fastmcp"], BY_NAME["everything"]
-FIRST_PATIENCE = 2.0  # s for a change to be seen that may have come before anybody listened
+FIRST_PATIENCE = 2.0  # s to wait for a change that may have been sent before the stream was open
 
 
 async def until(condition: Callable[[], bool], changes: trio.MemoryReceiveChannel[SessionChange]) -> None:
-    """Look at every change; nothing else may make us look."""
+    """Wait for a condition. It is read after each reported change only, so a change without a report fails the test."""
     while not condition():
         await changes.receive()
 
@@ -32,7 +32,7 @@ def lists(session: Session, backend_id: str) -> bool:
 
 
 async def test_a_tool_that_another_session_toggles_comes_and_goes(url_of: UrlOf) -> None:
-    """Without a call of ours we see it come and go, in both eras; while it is there it can be called."""
+    """The session sees the tool come and go without a call of its own, in both eras, and can call it meanwhile."""
     backends = [
         Backend(id=f"{server.name}-{era}", url=url_of(server), era=era) for server in TOLD_BESIDE for era in server.eras
     ]
@@ -79,7 +79,7 @@ async def test_a_tool_that_another_session_toggles_comes_and_goes(url_of: UrlOf)
 
 
 async def test_a_tool_that_a_call_of_ours_toggles_comes_and_goes(url_of: UrlOf) -> None:
-    """FastMCP tells of it on the stream of the call's answer, in both eras."""
+    """FastMCP sends `list_changed` on the stream of the call's answer, in both eras."""
     backends = [Backend(id=era, url=url_of(FASTMCP), era=era) for era in FASTMCP.eras]
     async with (
         open_session_factory() as factory,
@@ -96,7 +96,7 @@ async def test_a_tool_that_a_call_of_ours_toggles_comes_and_goes(url_of: UrlOf) 
 
 
 async def test_a_resource_that_a_server_adds_is_seen(url_of: UrlOf) -> None:
-    """server-everything makes a resource of what it compressed, and tells of it beside the answer."""
+    """server-everything adds a resource with the compressed file, and sends `list_changed` beside the answer."""
     async with (
         open_session_factory() as factory,
         factory.open_session([Backend(id="it", url=url_of(EVERYTHING))]) as session,
@@ -122,7 +122,7 @@ async def test_a_resource_that_a_server_adds_is_seen(url_of: UrlOf) -> None:
 
 
 async def test_updates_of_a_resource_that_is_subscribed_to_are_told(url_of: UrlOf) -> None:
-    """server-everything pretends that what somebody subscribed to changes all the time."""
+    """server-everything sends an update for every subscribed resource every few seconds."""
     uri = "demo://resource/dynamic/text/1"
     async with (
         open_session_factory() as factory,

@@ -124,7 +124,7 @@ class _Deadlock(trio.abc.Instrument):
 
 
 class _Limits:
-    """A pytest plugin for children: nobody hangs, and what fails need not be made small first."""
+    """A pytest plugin for children: a test that hangs is ended, and Hypothesis does not shrink what fails."""
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self) -> None:
@@ -174,7 +174,7 @@ class _Notes:
 
 def _fork(work: Callable[[], tuple[int, object]], *, aloud: bool = False) -> tuple[int, IO[bytes]]:
     """Do this in a child, which is silent unless `aloud`. Its result comes as JSON in the file."""
-    result = tempfile.TemporaryFile()  # noqa: SIM115  # closed by who reads it
+    result = tempfile.TemporaryFile()  # noqa: SIM115  # the reader closes it
     pid = os.fork()
     if pid:
         return pid, result

@@ -43,7 +43,7 @@ class Mutant:
     """One way to be wrong.
 
     Attributes:
-        function: Qualified name of the function, or of the class whose body it is in.
+        function: Qualified name of the function, or of the class, if it is in the body of a class.
         change: What is different, in words that quote the source: with `function` it names the mutant for good.
         line: Of the statement, in the original: a test that does not come there cannot notice.
         in_function: Otherwise it runs when the module is imported.

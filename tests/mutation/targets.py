@@ -1,4 +1,4 @@
-"""The lines that must not be wrong, the tests that must notice, and what they need not notice, with the reason."""
+"""The functions to mutate, the tests that must notice, and the mutants that need not be noticed, with the reason."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TARGETS: Mapping[str, tuple[str, ...] | None] = {
     "trio_vmcp._session.breaker": None,
 }
 
-# These on every push, the others when somebody asks: they take a quarter of an hour.
+# Mutated on every push; the other modules take a quarter of an hour and are mutated on request.
 CORE = ("trio_vmcp._session.admission", "trio_vmcp._session.owner")
 
 TESTS = (
@@ -59,8 +59,8 @@ TESTS = (
     "http/test_transport",
 )
 
-# Mutants that no test can tell from the original, or that are no worse: name, and why. One that does not survive, or
-# does not exist, is an error.
+# Mutants that behave as the original does, or no worse, with the reason. An entry whose mutant is killed or does not
+# exist is an error.
 EQUIVALENT: Mapping[str, str] = {
     "Membership._part: delete `incarnation.end()`": (
         "A close only takes a little longer: what ends by itself meanwhile is cancelled afterwards."
@@ -68,16 +68,16 @@ EQUIVALENT: Mapping[str, str] = {
     "Connection.receive: return nothing in `return None`": "Which is None.",
     "Http11Transport._idle_connection: return nothing in `return None`": "Which is None.",
     "SessionOwner.serve: delete `self._close_requested.set()`": (
-        "After a crash nobody asks for it: `state` asks for CLOSED first, and a later close changes nothing any more."
+        "After a crash no close asks for it: `state` asks for CLOSED first, and a later close changes nothing any more."
     ),
     "Breaker.admit: return nothing in `return None`": "The same.",
     "Breaker.admit: return nothing in `return None` (no. 2)": "The same.",
-    "Breaker.fail: return nothing in `return False`": "Whoever asks looks whether it is true.",
+    "Breaker.fail: return nothing in `return False`": "Callers test the truth of the result.",
     "Breaker: False becomes True in `_on_trial: bool = attrs.field(default=False, init=False)`": (
-        "Nobody looks before the circuit opens, and that sets it."
+        "Not read before the circuit opens, which sets it."
     ),
     "Incarnation: False becomes True in `is_listed: bool = attrs.field(default=False, init=False)`": (
-        "Nobody looks before it has joined, and that sets it."
+        "Not read before the backend has joined, which sets it."
     ),
     "Turns.failed: > becomes >= in `if self._succeeded_at is not None and now - self._succeeded_at > "
     "self._backoff.max_delay:`": "An instant.",

@@ -200,7 +200,7 @@ def test_the_bar(killed: int, good: bool) -> None:
 
 
 def test_what_is_equivalent_does_not_count() -> None:
-    """Neither for nor against; but an entry whose mutant is killed or gone is an error."""
+    """An equivalent mutant counts neither way; an entry for a mutant that is killed or gone is an error."""
     verdicts = [verdict("f: a", None), verdict("f: b", "a test")]
     assert (True, "1 of 1 mutants killed (100.0%), 1 more are equivalent") == judge(verdicts, ["f: a"])
     assert [False] * 2 == [judge(verdicts, ["f: a", stale])[0] for stale in ("f: b", "f: gone")]

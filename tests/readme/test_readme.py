@@ -1,9 +1,8 @@
 """The Python blocks of README.md are programs, and they run.
 
-Each runs in a process of its own. The servers whose addresses a block names are there for it: they are scripted, have
-the tools that the block calls, and listen on free ports that take the place of those in the text. A block with
-`def test_` in it runs under pytest. A token endpoint that is named is there, too, and its token opens the scripted
-servers that the block has it for.
+Each block runs in a process of its own. For every server address in a block there is a scripted server with the tools
+that the block calls, on a free port that replaces the one in the text. A block with `def test_` in it runs under
+pytest. For a token endpoint in a block there is an issuer, and the scripted servers require its tokens.
 """
 
 from __future__ import annotations

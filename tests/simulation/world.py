@@ -14,12 +14,12 @@ from typing import Any
 import attrs
 import httpx
 import trio
+from support.deterministic import HangsForEver, ending, seeded
 from support.harness import Ledger, session_ids_in
 from support.memory_processes import MemoryProcess, ProcessTable, memory_processes
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from simulation.backends import CANARY, SimulatedBackend
-from simulation.deterministic import HangsForEver, ending, seeded
 from simulation.history import (
     AddBackend,
     Call,
@@ -97,6 +97,7 @@ __all__ = ["run_history"]
 
 KEY = "simulation/key"  # in `_meta`, which the library forwards: the call that a request belongs to
 SHIELDED = 2.0  # s
+LONGEST = 4000.0  # s, virtual; no history that ends takes half of it
 UNKNOWN_NAME = "nobody has this"
 
 
@@ -106,7 +107,7 @@ def run_history(history: History) -> Trace:
     clock = MockClock(autojump_threshold=0)
     with seeded(history.seed), watched_log(trace, clock), watched_garbage(trace), memory_processes() as processes:
         try:
-            trio.run(_World(history, trace, processes).run, clock=ending(clock))
+            trio.run(_World(history, trace, processes).run, clock=ending(clock, longest=LONGEST))
         except trio.TrioInternalError as exc:
             if not isinstance(exc.__cause__, HangsForEver):
                 raise

@@ -1,8 +1,9 @@
-"""Twenty backends of both eras and every transport crash, hang, restart, forget and change for a virtual hour, under
-six sessions of two factories that call them all the time.
+"""Twenty backends of both eras and every transport crash, hang, restart, lose sessions and change for a virtual hour,
+under six sessions of two factories that call them all the time.
 
-A backend counts as healthy when nothing was done to it for SETTLING s. Calls to a healthy one succeed, each runs at
-most once, whoever is down is asked no more often than the backoff allows, and in the end nothing is left.
+A backend counts as healthy when no fault has struck it for SETTLING s. Calls to a healthy backend succeed, each call
+runs at most once, a backend that is down is tried no more often than the backoff allows, and in the end nothing is
+left.
 """
 
 from __future__ import annotations
@@ -36,23 +37,23 @@ HOUR = 3600.0  # s
 SETTINGS = FactorySettings(
     backend_init_timeout=5, request_timeout=3, reconnect_delay=0.5, reconnect_max_delay=10, idle_timeout=2 * HOUR
 )
-# s until a backend that is well again must be of use: the longest delay (10 s, and 20 %) of an attempt and of the
-# circuit, and an attempt that began while it still hung, by each session of a factory.
+# s from the end of a fault until calls must succeed: the longest delay (10 s, and 20 %) of an attempt and of the
+# breaker, and for each session of a factory an attempt that began while the backend still hung.
 SETTLING = 12 + 12 + SESSIONS * SETTINGS.backend_init_timeout
 LEAST_DELAY = 8.0  # s: the longest delay less 20 %
 HANDSHAKES = ("initialize", "server/discover")
 MANNERS: tuple[Manners, ...] = ("polite", "deaf", "stubborn", "parent")
-QUICK_ATTEMPTS = 7  # 0.5 s, doubled, until the delay is at its longest; and the one that had just begun
+QUICK_ATTEMPTS = 7  # with delays from 0.5 s, doubled up to the longest; and an attempt that had just begun
 
 
 @attrs.define(eq=False)
-class Patient(ScriptedBackend):
-    """A backend that knows what was done to it.
+class SoakedBackend(ScriptedBackend):
+    """A backend with a record of its faults and connections.
 
     Attributes:
-        processes: Where its own are, if it is a program: one for every session.
-        well_since: When it was last left alone; infinity while something is wrong.
-        dialled: Connections that were asked for, also in vain.
+        processes: Its processes, one for each session, if it is a stdio backend.
+        well_since: The end of its last fault; infinity during a fault.
+        dialled: Attempts to connect, refused ones included.
         executed_once: How often each call ran.
     """
 
@@ -85,7 +86,7 @@ class Patient(ScriptedBackend):
         self.restart()
 
     def lose_sessions(self) -> None:
-        """Where a stream or a process is the session, it ends."""
+        """End every session; where the session is a stream or a process, that ends."""
         for session_id in list(self.sessions):
             self.end_session(session_id)
         for process in () if self.processes is None else self.processes.running(self.name):
@@ -99,63 +100,63 @@ class Patient(ScriptedBackend):
 
 @attrs.define(eq=False)
 class Soak:
-    """What happened.
+    """The record of a run.
 
     Attributes:
-        answered, failed: Calls, of all kinds.
-        wrong: What must not happen, in words.
-        changes: Told by sessions, by kind.
+        answered, failed: Calls with a result, and with an error.
+        wrong: Broken promises, in words.
+        changes: Changes that sessions reported, by kind.
     """
 
     chance: random.Random
-    backends: dict[str, Patient]
+    backends: dict[str, SoakedBackend]
     answered: int = 0
     failed: int = 0
     outages: Counter[str] = attrs.field(factory=Counter)
     wrong: list[str] = attrs.field(factory=list)
     changes: Counter[str] = attrs.field(factory=Counter)
 
-    async def trouble(self, backend: Patient) -> None:
-        """An illness after the other, with some peace in between."""
+    async def trouble(self, backend: SoakedBackend) -> None:
+        """One fault after another, with healthy times in between."""
         kinds = (self._crash, self._hang, self._restart, self._forget, self._shut_out, self._change)
         while True:
             await trio.sleep(self.chance.uniform(1, 4) * SETTLING)
-            ill = self.chance.choice(kinds)
-            self.outages[ill.__name__.strip("_")] += 1
+            fault = self.chance.choice(kinds)
+            self.outages[fault.__name__.strip("_")] += 1
             backend.well_since = float("inf")
             backend.dialled, began_at = 0, trio.current_time()
-            backend.exchanges.clear()  # an hour of them is a lot of memory
-            await ill(backend)
+            backend.exchanges.clear()  # an hour of exchanges would take much memory
+            await fault(backend)
             backend.well_since = trio.current_time()
             self._check_storm(backend, trio.current_time() - began_at)
 
-    async def _crash(self, backend: Patient) -> None:
+    async def _crash(self, backend: SoakedBackend) -> None:
         backend.go_down()
         await trio.sleep(self.chance.uniform(1, 120))
         backend.come_up()
 
-    async def _hang(self, backend: Patient) -> None:
+    async def _hang(self, backend: SoakedBackend) -> None:
         backend.fail(lambda exchange: exchange.verb != "GET", Hang())
         await trio.sleep(self.chance.uniform(1, 60))
         backend.heal()
 
-    async def _restart(self, backend: Patient) -> None:
+    async def _restart(self, backend: SoakedBackend) -> None:
         backend.lose_sessions()
         backend.come_up()
         await trio.lowlevel.checkpoint()
 
-    async def _forget(self, backend: Patient) -> None:
+    async def _forget(self, backend: SoakedBackend) -> None:
         backend.lose_sessions()
         await trio.lowlevel.checkpoint()
 
-    async def _shut_out(self, backend: Patient) -> None:
+    async def _shut_out(self, backend: SoakedBackend) -> None:
         backend.lose_sessions()
         for handshake in HANDSHAKES:
             backend.fail(handshake, Status(503) if backend.processes is None else Error(-32603, "not now"))
         await trio.sleep(self.chance.uniform(1, 120))
         backend.heal()
 
-    async def _change(self, backend: Patient) -> None:
+    async def _change(self, backend: SoakedBackend) -> None:
         name = f"extra_{self.outages['change']}"
         backend.add_tool(name)
         backend.notify("notifications/tools/list_changed")
@@ -163,10 +164,10 @@ class Soak:
         backend.tools[:] = [tool for tool in backend.tools if tool["name"] != name]
         backend.notify("notifications/tools/list_changed")
 
-    def _check_storm(self, backend: Patient, seconds: float) -> None:
-        """Attempts are one at a time for a factory, and take three requests at most: one of each era, and one more to
-        ask again. Calls dial, too: five of each session until its circuit is open, those that were on their way, and
-        then a trial at a time.
+    def _check_storm(self, backend: SoakedBackend, seconds: float) -> None:
+        """A factory makes one attempt at a time, with at most three requests: one for each era, and one repeated. Calls
+        dial, too: five of each session until its breaker opens, as many that were running, and then one trial at a
+        time.
         """
         turns = QUICK_ATTEMPTS + seconds / LEAST_DELAY
         shaken = sum(len(backend.received(handshake)) for handshake in HANDSHAKES)
@@ -204,14 +205,14 @@ class Soak:
                 self.changes[change.kind] += 1
 
 
-def patients(network: MemoryNetwork, processes: ProcessTable) -> tuple[dict[str, Patient], list[Backend]]:
-    """Half of each era, half of each way to answer, some that can resume; the last ones over other transports."""
-    backends: dict[str, Patient] = {}
+def soaked_backends(network: MemoryNetwork, processes: ProcessTable) -> tuple[dict[str, SoakedBackend], list[Backend]]:
+    """Half of the backends for each era and form of answer; some are resumable, and the last use other transports."""
+    backends: dict[str, SoakedBackend] = {}
     configured: list[Backend] = []
     for number in range(BACKENDS):
         is_program = number >= BACKENDS - PROGRAMS
         is_older = not is_program and number >= BACKENDS - PROGRAMS - OVER_SSE
-        backend = Patient(
+        backend = SoakedBackend(
             name=f"b{number}",
             era="modern" if number % 2 and not is_older else "legacy",
             transport="sse" if is_older else "streamable-http",
@@ -232,13 +233,13 @@ def patients(network: MemoryNetwork, processes: ProcessTable) -> tuple[dict[str,
             )
         else:
             url = network.attach(f"{backend.name}.test", backend)
-            configured.append(Backend(id=backend.name, url=url))  # which transport is found out
+            configured.append(Backend(id=backend.name, url=url))  # the probe finds the transport
     return backends, configured
 
 
 async def live(seed: int, processes: ProcessTable) -> Soak:
     async with processes.running_in_virtual_time(lambda process: None), open_memory_network() as network:
-        backends, configured = patients(network, processes)
+        backends, configured = soaked_backends(network, processes)
         soak = Soak(random.Random(seed), backends)
         transports = [network.transport() for _ in range(FACTORIES)]
         with trio.move_on_after(HOUR):
@@ -270,7 +271,7 @@ async def run_factory(soak: Soak, configured: list[Backend], transport: Http11Tr
 def test_an_hour_of_trouble(seed: int, record_property: Callable[[str, object], None]) -> None:
     """No leak, no storm, no call twice, and every call to a healthy backend succeeds."""
 
-    random.seed(seed)  # of the library's own jitter
+    random.seed(seed)  # the jitter of the library
     with memory_processes() as processes:
         soak = trio.run(live, seed, processes, clock=MockClock(autojump_threshold=0))
     twice = [key for backend in soak.backends.values() for key, count in backend.executed_once.items() if count > 1]
@@ -278,5 +279,5 @@ def test_an_hour_of_trouble(seed: int, record_property: Callable[[str, object], 
     assert [] == soak.wrong[:20]
     assert [] == twice
     assert soak.answered > 10_000
-    assert soak.failed > 100  # or there was no trouble
+    assert soak.failed > 100  # the faults did strike
     assert set() == {"backend", "tools"} - soak.changes.keys()

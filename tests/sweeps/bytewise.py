@@ -1,7 +1,7 @@
 """Breaks each response of a session's life at every byte: end of file, reset, stall, a wrong bit, a byte at a time.
 
-The faults work on the raw bytes, from the status line to the last chunk. Whatever happens ends in success or in a typed
-error inside its deadline, and what comes next works.
+The faults work on the raw bytes, from the status line to the last chunk. Each request ends in success or in a typed
+error inside its deadline, and the next request works.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from trio_vmcp.testing import Disconnect, Drip, Flip, Reset, ScriptedBackend, St
 __all__ = ["SCENARIOS", "Scenario", "sweep"]
 
 SETTINGS = FactorySettings(max_connections_per_backend=1)
-INEXACT = 1e-6  # s, of float
-CHUNK = 25  # cases of one run; where one of them finds something, each runs alone
+INEXACT = 1e-6  # s: rounding of floats
+CHUNK = 25  # cases of one run; if the run has a problem, each case runs alone
 ARGUMENTS = {"text": "ÿ…"}
 
 
 @attrs.frozen
 class Scenario:
-    """Whose response is broken.
+    """The response that is broken.
 
     Attributes:
-        step: The JSON-RPC method, or HTTP verb, whose first response it is.
-        probed: The era is found out first.
+        step: The response is the first to this JSON-RPC method or HTTP verb.
+        probed: The session probes for the era first.
         resumable: The backend gives its events ids.
     """
 
@@ -84,7 +84,7 @@ def faults_of(size: int) -> list[WireFault]:
 
 
 def sweep(scenario: Scenario, only: int | None = None) -> Iterator[str | None]:
-    """What is wrong in each case."""
+    """The problem in each case."""
     cases = faults_of(_response_bytes(scenario))
     if only is not None:
         yield judge(partial(_run, scenario, [cases[only]]))
@@ -96,7 +96,7 @@ def sweep(scenario: Scenario, only: int | None = None) -> Iterator[str | None]:
             yield from [None] * len(faults)
             continue
         alone = [judge(partial(_run, scenario, [one])) for one in faults]
-        if not any(alone):  # it takes them all
+        if not any(alone):  # the problem needs the cases before
             alone[-1] = f"only with the {len(faults) - 1} cases before it: {problem}"
         yield from alone
 
@@ -119,7 +119,7 @@ def _response_bytes(scenario: Scenario) -> int:
 async def _open(scenario: Scenario) -> AsyncIterator[tuple[World, ScriptedBackend]]:
     scripted = echo_backend(scenario.era, scenario.answers, resumable=scenario.resumable)
     async with open_world({"a": scripted}, settings=SETTINGS, configure=scenario.configure) as world:
-        world.leaves_sessions = True  # one whose id did not come through cannot be ended
+        world.leaves_sessions = True  # without the id from the response, the client cannot send a DELETE
         yield world, scripted
 
 
@@ -131,7 +131,7 @@ async def _run(scenario: Scenario, faults: Sequence[WireFault]) -> None:
                     await _break_a_call(scripted, session, one)
         else:
             for one in faults:
-                # A factory of its own: what one has found out about a backend's era, it does not ask again.
+                # A new factory each time: a factory remembers a backend's era and does not probe again.
                 async with open_session_factory(
                     transport=world.transport, storage=world.storage, settings=SETTINGS
                 ) as factory:
@@ -150,7 +150,7 @@ async def _break_a_call(scripted: ScriptedBackend, session: Session, one: WireFa
     except BackendError as exc:
         error = exc
     assert error is None or not isinstance(one, Drip)
-    # A wrong bit may well make a refusal of an answer.
+    # A flipped bit may turn an answer into a refusal, which says that the call did not run.
     assert error is None or error.may_have_executed or isinstance(one, Flip)
     assert trio.current_time() - begun <= SETTINGS.request_timeout + INEXACT
     assert 1 == rule.struck
@@ -170,7 +170,7 @@ async def _break_an_opening(
         for failure in failures:
             assert not isinstance(one, Drip), failure
             assert failure.reason is not FailureReason.PENDING
-            assert "could not be connected" not in failure.detail, failure  # with somebody else's error
+            assert "could not be connected" not in failure.detail, failure  # said of untranslated errors
         if not failures:
             try:
                 await _works(session)

@@ -1,8 +1,8 @@
-"""Cancels each operation of a session at every moment of it, in whatever task that moment is, and looks what is left.
+"""Cancels each operation of a session at every moment, in whichever task, and checks that nothing is left.
 
-A moment is every point at which Trio can deliver a cancel: behind each step of each task, and before the first step
-behind each wait, when a deadline has woken somebody who has not run yet. So a cancel arrives while its victim waits,
-and also when what it waited for is already there.
+A moment is every point at which Trio can deliver a cancel: after each step of each task, and before the first step
+after each wait of the loop, when a deadline has woken a task that has not run yet. So a cancel arrives while the
+operation waits, and also when the awaited result is already there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Operation = Callable[[World, CancelAtMoment], Awaitable[None]]
 
 @attrs.frozen
 class Scenario:
-    """What is cancelled, and in front of which backends."""
+    """An operation to cancel, and the backends of its session."""
 
     name: str
     operation: Operation
@@ -44,7 +44,7 @@ class Scenario:
         return attrs.evolve(backend, era="auto", transport="streamable-http") if self.probed else backend
 
 
-# What is cancelled
+# The operations
 
 
 async def opening(world: World, cut: CancelAtMoment) -> None:
@@ -88,7 +88,7 @@ async def calling(world: World, cut: CancelAtMoment) -> None:
 
 
 async def hearing(world: World, cut: CancelAtMoment) -> None:
-    """A change, and the end of the stream that it came by."""
+    """A `list_changed` on the held stream, and then the end of that stream."""
     world["a"].add_resource("memo://one")
     async with world.open_session() as session:
         with cut.block():
@@ -110,7 +110,7 @@ async def closing(world: World, cut: CancelAtMoment) -> None:
 
 
 async def closing_in_use(world: World, cut: CancelAtMoment) -> None:
-    """With a call in flight, which ends as if nobody had been cancelled."""
+    """With a call in flight: the cancel of the close leaves the call's result as it is."""
     session = await world.make_session()
     answers: list[object] = []
 
@@ -152,7 +152,7 @@ async def restoring(world: World, cut: CancelAtMoment, *, gone: bool = False) ->
 
 
 async def _closes(session: Session) -> None:
-    """A cancelled closer does not undo the close: whoever asks next sees its end."""
+    """A cancelled closer does not undo the close: the next `aclose` returns when the session is CLOSED."""
     with trio.fail_after(BOUND):
         await session.aclose()
     assert SessionState.CLOSED is session.state
@@ -165,11 +165,11 @@ async def _restored(world: World, session_id: str) -> None:
     await session.aclose()
 
 
-# In front of whom
+# The backends
 
 
 def backend(era: str, answers: str, **more: Any) -> ScriptedBackend:
-    """With a tool "steps" that takes its time and tells."""
+    """With a tool "steps" that takes a second and sends progress."""
 
     async def steps(arguments: JSON, context: CallContext) -> str:
         for step in range(2):
@@ -187,7 +187,7 @@ def one(era: str, answers: str) -> Callable[[], Mapping[str, ScriptedBackend]]:
 
 
 def listening(era: str) -> Callable[[], Mapping[str, ScriptedBackend]]:
-    """With a stream for changes beside the calls."""
+    """With a held stream for changes."""
     return lambda: {"a": backend(era, "sse", listens=True)}
 
 
@@ -197,7 +197,7 @@ def older() -> Mapping[str, ScriptedBackend]:
 
 
 def mixed() -> Mapping[str, ScriptedBackend]:
-    """Of both eras, and one that takes a second."""
+    """One backend of each era, and a slow one."""
     slow = backend("modern", "json")
     slow.latency = 1.0
     return {"a": backend("legacy", "sse"), "b": backend("modern", "json"), "c": slow}
@@ -227,7 +227,7 @@ def _scenarios() -> Iterator[Scenario]:
         yield Scenario(f"{what.__name__}-older-probed", what, older, probed=True)
     for what in (holding, closing_in_use, suspending):
         yield Scenario(f"{what.__name__}-older", what, older)
-    yield Scenario("restoring-older", partial(restoring, gone=True), older)  # a stream is never taken up again
+    yield Scenario("restoring-older", partial(restoring, gone=True), older)  # an HTTP+SSE session ends with its stream
     yield Scenario("opening-three-backends", opening, mixed)
     yield Scenario("closing-three-backends", closing_in_use, mixed)
 
@@ -239,17 +239,17 @@ SCENARIOS = tuple(_scenarios())
 
 
 def run_case(scenario: Scenario, moment: int) -> tuple[str | None, bool]:
-    """One case: what is wrong with it, and whether its moment came at all."""
+    """Run one case; returns its problem, and whether the operation had this moment at all."""
     cut = CancelAtMoment(moment)
 
     async def run() -> None:
         async with open_world(scenario.backends(), settings=SETTINGS, configure=scenario.configure) as world:
-            world.leaves_sessions = True  # one whose id was never read cannot be ended
+            world.leaves_sessions = True  # without the id from the response, the client cannot send a DELETE
             await scenario.operation(world, cut)
             await assert_nothing_left(world)
             for scripted in world.backends.values():
                 assert set() == world.transport.all_session_ids & set(scripted.sessions)
-                assert scripted.transport != "sse" or {} == scripted.sessions  # its sessions are open streams
+                assert scripted.transport != "sse" or {} == scripted.sessions  # an HTTP+SSE session is an open stream
             async with world.open_session() as session:
                 assert () == session.failures
                 await session.call_tool("a_echo")
@@ -259,7 +259,7 @@ def run_case(scenario: Scenario, moment: int) -> tuple[str | None, bool]:
 
 
 def sweep(scenario: Scenario) -> Iterator[str | None]:
-    """What is wrong at each moment that the scenario has; then once more without a cancel."""
+    """The problem at each moment of the scenario; the last run is without a cancel."""
     struck = True
     for moment in itertools.count():
         if not struck:

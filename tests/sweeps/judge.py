@@ -1,4 +1,4 @@
-"""Runs one case in virtual time and says what is wrong with it: any error, any hang, anything left behind."""
+"""Runs one case in virtual time. Its problems are errors, hangs, and anything that is left behind."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import traceback
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from unittest import mock
 
 import attrs
 import trio
+from support.deterministic import HangsForEver, ending, seeded
 from support.leaks import LeakWatch
-from trio._core import _run as scheduler
 from trio.testing import MockClock
 
 __all__ = ["judge"]
@@ -23,17 +22,17 @@ LONGEST = 1e6  # s, virtual; a case that ends takes minutes
 
 
 def judge(case: Callable[[], Awaitable[object]]) -> str | None:
-    """What is wrong with a case; None: nothing. Run twice, it takes the same steps in the same order."""
+    """Run a case; returns its problems, None without any. A case takes the same steps in the same order each time."""
     problems: list[str] = []
-    clock = _ending(MockClock(autojump_threshold=0))
-    with _seeded(), _watched_garbage(problems), _watched_log(problems), _watched_leaks(problems):
+    clock = ending(MockClock(autojump_threshold=0), longest=LONGEST)
+    with seeded(0), _watched_garbage(problems), _watched_log(problems), _watched_leaks(problems):
         try:
             trio.run(case, clock=clock)
         except trio.TrioInternalError as exc:
-            if not isinstance(exc.__cause__, _Hung):
+            if not isinstance(exc.__cause__, HangsForEver):
                 raise
             problems.append("it never ends")
-        except (Exception, BaseExceptionGroup) as exc:  # noqa: BLE001  # whatever it is, it is the finding
+        except (Exception, BaseExceptionGroup) as exc:  # noqa: BLE001  # any error is a finding
             problems += [_brief(leaf) for leaf in _leaves(exc)]
     return "; ".join(problems) or None
 
@@ -50,31 +49,6 @@ def _brief(exc: BaseException) -> str:
     at = traceback.extract_tb(exc.__traceback__)[-1]
     text = " ".join(f"{type(exc).__name__}: {exc}".split())
     return f"{text} (at {at.filename.rpartition('/')[2]}:{at.lineno}: {at.line})"
-
-
-class _Hung(BaseException):
-    """Raised in the run loop itself: what waits for ever may be shielded."""
-
-
-def _ending(clock: MockClock) -> MockClock:
-    def jump() -> None:
-        ahead = trio.lowlevel.current_statistics().seconds_to_next_deadline
-        if not clock.current_time() + ahead < LONGEST:
-            raise _Hung
-        clock.jump(max(0.0, ahead))
-
-    clock._autojump = jump  # type: ignore[method-assign]
-    return clock
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """Trio shuffles the tasks that are ready; with a seed, and sorted first, they come in the same order every time."""
-    state = scheduler._r.getstate()
-    scheduler._r.seed(0)
-    with mock.patch.object(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True):
-        yield
-    scheduler._r.setstate(state)
 
 
 @contextmanager
@@ -108,11 +82,11 @@ class _Errors(logging.Handler):
 
 @contextmanager
 def _watched_log(problems: list[str]) -> Iterator[None]:
-    """The library logs an error only where it caught a bug of its own."""
+    """An ERROR record of the library reports a bug of the library."""
     logger = logging.getLogger("trio_vmcp")
     handler, propagates = _Errors(problems), logger.propagate
     logger.addHandler(handler)
-    logger.propagate = False  # thousands of warnings that are as they should be
+    logger.propagate = False  # thousands of warnings are expected
     try:
         yield
     finally:

@@ -106,7 +106,7 @@ async def open_through(era: Era, method: str, wrong: list[Answer]) -> None:
         for server.wrong in ((answer, cuts) for answer in wrong for cuts in answer.sliced()):
             async with factory.open_session([backend]) as session:
                 for failure in session.failures:
-                    assert "could not be connected" not in failure.detail, failure  # with somebody else's error
+                    assert "could not be connected" not in failure.detail, failure  # said of untranslated errors
                     failure.detail.encode()
             server.wrong = None
             async with factory.open_session([backend]) as session:
@@ -116,7 +116,7 @@ async def open_through(era: Era, method: str, wrong: list[Answer]) -> None:
 def fuzz(exchange: Callable[[list[Answer]], Awaitable[None]], examples: int, *, shrink: bool = True) -> None:
     """`exchange` with drawn answers, every example in a run of its own."""
 
-    # No database: what a planted defect breaks on is of no use to anybody.
+    # No database: examples that fail with a planted defect must not be replayed later.
     @settings(
         max_examples=examples,
         database=None,

@@ -96,7 +96,7 @@ def offer_everything(server: Any, context_class: type, image: Callable[..., Any]
 
     @server.resource("greeting://{name}")
     def greeting(name: str) -> str:
-        """A greeting for almost anybody."""
+        """A greeting for any name but one."""
         if name == "nobody":
             raise ValueError("nobody is there")
         return f"Hello, {name}!"
@@ -114,7 +114,7 @@ def offer_toggle(
 
     Args:
         remove: Takes a tool away.
-        tell: Tells of it whoever the SDK's own means reach, through the context of the call that toggles.
+        tell: Sends `list_changed` by the SDK's own means, given the context of the call that toggles the tool.
     """
     watchers: list[Any] = []
     is_there = False
@@ -125,7 +125,7 @@ def offer_toggle(
 
     @server.tool()
     async def watch(ctx: context_class) -> str:  # type: ignore[valid-type]
-        """From now on this session is told, whoever toggles."""
+        """From now on this session gets `list_changed`, also for a toggle in another session."""
         watchers.append(ctx.session)  # type: ignore[attr-defined]
         return "watching"
 

@@ -12,19 +12,17 @@ from trio.testing import MockClock
 
 __all__ = ["HangsForEver", "ending", "seeded"]
 
-LONGEST = 4000.0  # s, virtual; no history that ends takes half of it
-
 
 class HangsForEver(BaseException):
     """Raised in the run loop itself, since tasks that wait for ever may be shielded from a cancel."""
 
 
-def ending(clock: MockClock) -> MockClock:
-    """Make the clock raise HangsForEver when it has no deadline to jump to, or one behind LONGEST."""
+def ending(clock: MockClock, *, longest: float) -> MockClock:
+    """Make the clock raise HangsForEver when there is no deadline to jump to, or only one after `longest` s."""
 
     def jump() -> None:
         ahead = trio.lowlevel.current_statistics().seconds_to_next_deadline
-        if not clock.current_time() + ahead < LONGEST:
+        if not clock.current_time() + ahead < longest:
             raise HangsForEver
         clock.jump(max(0.0, ahead))
 
