@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import pytest
 import trio
-from support.harness import ScriptedStorage
+from support.scripted_storage import ScriptedStorage
 from trio.testing import MockClock
 
 from trio_vmcp import BackendRecord, SessionExists, StorageError
