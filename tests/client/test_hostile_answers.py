@@ -1,4 +1,4 @@
-"""Whatever a backend answers ends in a typed error within the deadline, and the next call works."""
+"""Whatever a backend answers, the call ends in a BackendError within its deadline, and the next call works."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ from trio_vmcp.testing import Disconnect, Drip, Error, Flip, Raw, Reset, Rewrite
 
 KIB = 1024
 
-CALL_ID = 2  # in both eras the first request took the 1
+CALL_ID = 2  # in both eras the first request has the id 1
 TINY = FactorySettings(max_message_bytes=2000, max_json_depth=16)
 WHOLE = result(CALL_ID, content=[{"type": "text", "text": "whole"}])
 DEADLINE = 5.0
 
 
 class Hostile:
-    """Connects like an honest server, gives its first call `answer`, and every other the right one."""
+    """Connects normally, answers the first call with `answer`, and every later call correctly."""
 
     def __init__(self, answer: Callable[[], httpx.Response]) -> None:
         self.answer: Callable[[], httpx.Response] | None = answer
@@ -74,7 +74,7 @@ class Hostile:
 async def outcome_of(
     answer: Callable[[], httpx.Response], era: str, limits: FactorySettings = TINY
 ) -> JSON | BackendError:
-    """The result or error of the hostile call, after it was seen that it kept the deadline and that the next works."""
+    """The result or error of the hostile call, after a check that it kept the deadline and that the next call works."""
     async with open_bench(httpx.MockTransport(Hostile(answer)), era=era, settings=limits) as bench:
         client = await bench.connect()
         started = trio.current_time()
@@ -97,7 +97,7 @@ def sse_of(*pieces: bytes | float | Exception) -> Callable[[], httpx.Response]:
 
 
 def nested(levels: int) -> bytes:
-    """`levels` in all, the message itself and its result among them."""
+    """`levels` of nesting, the message itself and its result included."""
     inside = levels - 2
     return b'{"jsonrpc":"2.0","id":%d,"result":{"content":%s%s}}' % (CALL_ID, b"[" * inside, b"]" * inside)
 
@@ -153,7 +153,7 @@ BAD_MESSAGES: dict[str, bytes] = {
 async def test_what_is_no_message_is_a_protocol_error(
     autojump_clock: MockClock, name: str, form: str, era: str
 ) -> None:
-    """It names the backend, quotes nothing, and the call may have run."""
+    """The error names the backend and quotes nothing, and the call may have run."""
     data = BAD_MESSAGES[name]
     lines = b"".join(b"data: " + line + b"\n" for line in data.split(b"\n"))
     error = await outcome_of(json_of(data) if form == "json" else sse_of(lines + b"\n"), era)
@@ -166,7 +166,9 @@ async def test_what_is_no_message_is_a_protocol_error(
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 @pytest.mark.parametrize("wrong", [1, 3, "2", -2, 2**70])
 async def test_the_id_of_another_request_is_no_answer(autojump_clock: MockClock, wrong: Any, era: str) -> None:
-    """In JSON a protocol error; in a stream nothing, so that the end of the stream is the error."""
+    """In a JSON body another request's id is a protocol error; in a stream it is ignored, so that the call fails at the
+    end of the stream.
+    """
     error = await outcome_of(json_of(json.dumps({**WHOLE, "id": wrong}).encode()), era)
     assert isinstance(error, BackendProtocolError)
     assert "the id of another request" in error.detail
@@ -177,7 +179,7 @@ async def test_the_id_of_another_request_is_no_answer(autojump_clock: MockClock,
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 async def test_a_request_is_no_answer(autojump_clock: MockClock, era: str) -> None:
-    """Nor is a notification, where one JSON object is all there is."""
+    """A request or notification in place of the one JSON object is a protocol error."""
     for message in ({"jsonrpc": "2.0", "id": 2, "method": "ping"}, {"jsonrpc": "2.0", "method": "x"}):
         error = await outcome_of(json_of(json.dumps(message).encode()), era)
         assert isinstance(error, BackendProtocolError)
@@ -188,7 +190,9 @@ async def test_a_request_is_no_answer(autojump_clock: MockClock, era: str) -> No
     "content_type", ["text/html", "text/plain; charset=utf-8", "", "application/json-seq", "x" * 5000, "application"]
 )
 async def test_other_media_types_are_named_and_cut(autojump_clock: MockClock, content_type: str) -> None:
-    """A login page in place of an answer says so; a 200 event stream of plain text ends as lost."""
+    """The error names the media type, shortened: a login page, for example. A stream of events with plain text ends as
+    a lost connection.
+    """
     error = await outcome_of(
         lambda: httpx.Response(200, headers={"content-type": content_type}, text="hello"), "modern"
     )
@@ -201,7 +205,7 @@ async def test_other_media_types_are_named_and_cut(autojump_clock: MockClock, co
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-16", "APPLICATION/JSON", " application/json "])
 async def test_what_the_head_says_of_charsets_does_not_count(autojump_clock: MockClock, content_type: str) -> None:
-    """JSON is UTF-8; media types have no case."""
+    """JSON is UTF-8 (RFC 8259 §8.1) whatever charset the head names; media types are compared without case."""
     data = json.dumps(WHOLE).encode()
     headers = {"content-type": content_type}
     assert WHOLE["result"] == await outcome_of(lambda: httpx.Response(200, headers=headers, content=data), "modern")
@@ -212,7 +216,7 @@ async def test_what_the_head_says_of_charsets_does_not_count(autojump_clock: Moc
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 async def test_the_limits_are_exact(autojump_clock: MockClock, era: str) -> None:
-    """What is just within them is answered; one byte or level more is not."""
+    """A message at the limit is read; one byte or level more is refused."""
     assert isinstance(await outcome_of(json_of(sized(2000)), era), dict)
     error = await outcome_of(json_of(sized(2001)), era)
     assert isinstance(error, MessageTooLarge)
@@ -226,7 +230,7 @@ async def test_the_limits_are_exact(autojump_clock: MockClock, era: str) -> None
 
 
 class Endless(httpx.AsyncByteStream):
-    """The same bytes for ever; counts what was taken."""
+    """The same bytes for ever; counts how many were read."""
 
     def __init__(self, piece: bytes, pause: float = 0) -> None:
         self.piece, self.pause, self.taken = piece, pause, 0
@@ -265,20 +269,20 @@ ENDLESS: dict[str, bytes] = {
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 @pytest.mark.parametrize("name", ENDLESS)
 async def test_an_endless_stream_is_cut_by_size(autojump_clock: MockClock, name: str, era: str) -> None:
-    """As fast as it comes: at most four messages of the largest size are read."""
+    """Sent at full speed: at most four messages of the largest size are read."""
     body = Endless(ENDLESS[name])
     stream = httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=body)
     error = await outcome_of(lambda: stream, era)
     assert isinstance(error, MessageTooLarge)
     assert "(max_message_bytes)" in str(error)
     assert error.may_have_executed
-    assert body.taken <= 4 * 2000 + 70 * len(body.piece)  # what is read on when it is let go of is bounded, too
+    assert body.taken <= 4 * 2000 + 70 * len(body.piece)  # with what is read, at most, while the response is closed
 
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 @pytest.mark.parametrize("name", ENDLESS)
 async def test_an_endless_stream_is_cut_by_the_deadline(autojump_clock: MockClock, name: str, era: str) -> None:
-    """As slowly as it comes: progress and comments do not extend it."""
+    """Sent slowly: progress and comments do not extend the deadline."""
     body = Endless(ENDLESS[name], pause=0.5)
     stream = httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=body)
     error = await outcome_of(lambda: stream, era)
@@ -287,7 +291,7 @@ async def test_an_endless_stream_is_cut_by_the_deadline(autojump_clock: MockCloc
 
 
 async def test_an_endless_json_body_is_cut_by_size(autojump_clock: MockClock) -> None:
-    """And an endless error body, which is not worth reading, is left."""
+    """An endless JSON body exceeds the limit; an endless body of an error status is not read."""
     body = Endless(b" " * 100)
     error = await outcome_of(
         lambda: httpx.Response(200, headers={"content-type": "application/json"}, stream=body), "modern"
@@ -303,7 +307,7 @@ async def test_an_endless_json_body_is_cut_by_size(autojump_clock: MockClock) ->
 
 
 async def test_a_challenge_is_quoted_and_cut(autojump_clock: MockClock) -> None:
-    """`WWW-Authenticate` comes from the backend, too."""
+    """`WWW-Authenticate` is quoted, shortened, since it comes from the backend, too."""
     headers = {"www-authenticate": "Bearer " + "x" * 5000}
     error = await outcome_of(lambda: httpx.Response(401, headers=headers), "modern")
     assert isinstance(error, BackendError)
@@ -317,11 +321,13 @@ async def test_a_challenge_is_quoted_and_cut(autojump_clock: MockClock) -> None:
 @pytest.mark.parametrize("fault", [Disconnect, Reset, Stall])
 @pytest.mark.parametrize("answers", ["json", "sse"])
 @pytest.mark.parametrize("era", ["legacy", "modern"])
-@pytest.mark.parametrize("first", [0, 1])  # every other byte: half of a sweep is quick enough for one test
+@pytest.mark.parametrize("first", [0, 1])  # every other byte: half of a sweep takes long enough for one test
 async def test_an_answer_cut_at_any_byte_is_no_answer(
     autojump_clock: MockClock, first: int, era: str, answers: str, fault: Any
 ) -> None:
-    """Never a success with something missing: an error that says it may have run, and the next call works."""
+    """An answer that is cut at any byte is an error that says the call may have run, never a partial result, and the
+    next call works.
+    """
     backend = echo_backend(era, answers)
     async with open_client(backend) as client:
         whole = await call(client, arguments={"text": "ü"})
@@ -337,7 +343,7 @@ async def test_an_answer_cut_at_any_byte_is_no_answer(
                 failed += error.may_have_executed
             else:
                 assert whole == answer
-                assert answers == "sse"  # the answer was there, only the end of its stream was not
+                assert answers == "sse"  # the answer had arrived, and only the end of its stream was missing
                 failed += 1
             if cut % 10 == first:
                 assert whole == await call(client, arguments={"text": "ü"}, timeout=DEADLINE)
@@ -347,7 +353,7 @@ async def test_an_answer_cut_at_any_byte_is_no_answer(
 
 @pytest.mark.parametrize("answers", ["json", "sse"])
 async def test_one_byte_at_a_time_is_an_answer_like_any_other(autojump_clock: MockClock, answers: str) -> None:
-    """If it comes within the deadline; else it is a timeout, however steadily it drips."""
+    """Byte by byte, an answer within the deadline is a result; else a timeout, however steadily the bytes arrive."""
     backend = echo_backend("modern", answers)
     async with open_client(backend) as client:
         backend.fail("tools/call", Drip(1, 0.001), times=1)
@@ -363,13 +369,13 @@ async def test_one_byte_at_a_time_is_an_answer_like_any_other(autojump_clock: Mo
 @pytest.mark.parametrize("bit", [0, 1, 4, 5, 7])
 @pytest.mark.parametrize("answers", ["json", "sse"])
 async def test_a_flipped_bit_is_an_answer_or_a_typed_error(autojump_clock: MockClock, answers: str, bit: int) -> None:
-    """Anywhere in head or body."""
+    """A flipped bit anywhere in head or body gives an answer or a BackendError."""
     backend = echo_backend("modern", answers)
     async with open_client(backend) as client:
         await call(client)
         size = backend.received("tools/call")[0].response_bytes
         errors = 0
-        for byte in range(bit % 2, size, 2):  # half of a sweep is quick enough for one test
+        for byte in range(bit % 2, size, 2):  # half of a sweep takes long enough for one test
             backend.fail("tools/call", Flip(byte, bit), times=1)
             try:
                 await call(client, timeout=DEADLINE)
@@ -400,7 +406,9 @@ async def test_a_flipped_bit_is_an_answer_or_a_typed_error(autojump_clock: MockC
 )
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 async def test_what_is_not_http_is_a_typed_error(autojump_clock: MockClock, raw: bytes, era: str) -> None:
-    """Of whichever kind; it may have run, and the next call has a connection of its own."""
+    """Bytes that are no HTTP are a BackendError; the call may have run, and the next one has a connection of
+    its own.
+    """
     backend = echo_backend(era)
     async with open_client(backend) as client:
         backend.fail("tools/call", Raw(raw), times=1)
@@ -449,7 +457,7 @@ NOISE = st.sampled_from(
 def test_any_answer_is_a_result_or_a_typed_error(
     messages: list[bytes], noise: list[bytes], status: int, media_type: str, era: str
 ) -> None:
-    """Structure-aware: nearly right messages in nearly right streams under nearly right heads."""
+    """Almost valid messages in almost valid streams under almost valid heads."""
     if media_type == "text/event-stream":
         pieces = [b"data: " + message + b"\n\n" for message in messages]
         for position, piece in enumerate(noise):
@@ -474,7 +482,7 @@ def test_any_answer_is_a_result_or_a_typed_error(
 @pytest.mark.parametrize("era", ["auto", "legacy", "modern"])
 @pytest.mark.parametrize("name", [*BAD_MESSAGES])
 async def test_no_answer_to_the_handshake_is_worse(autojump_clock: MockClock, name: str, era: str) -> None:
-    """Typed errors there, too."""
+    """The same for answers to the handshake."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, headers={"content-type": "application/json"}, content=BAD_MESSAGES[name])
@@ -485,7 +493,7 @@ async def test_no_answer_to_the_handshake_is_worse(autojump_clock: MockClock, na
 
 
 async def test_deep_json_never_reaches_the_recursion_limit(autojump_clock: MockClock) -> None:
-    """With the default limit, whatever the parser of this Python takes."""
+    """With the default limit no nesting reaches the recursion limit of this Python's parser."""
     for levels in (129, sys.getrecursionlimit(), 100_000):
         error = await outcome_of(json_of(nested(levels)), "modern", FactorySettings())
         assert isinstance(error, BackendProtocolError)
@@ -493,7 +501,7 @@ async def test_deep_json_never_reaches_the_recursion_limit(autojump_clock: MockC
 
 
 async def test_integers_of_any_length_cost_no_quadratic_time(autojump_clock: MockClock) -> None:
-    """Python refuses to read more than 4300 digits, with a ValueError that is no JSONDecodeError."""
+    """Python refuses to read over 4300 digits, with a ValueError that is no JSONDecodeError."""
     data = b'{"jsonrpc":"2.0","id":2,"result":{"a":%s}}' % (b"9" * 5000)
     error = await outcome_of(json_of(data), "modern", FactorySettings())
     assert isinstance(error, BackendProtocolError)
@@ -503,7 +511,7 @@ async def test_integers_of_any_length_cost_no_quadratic_time(autojump_clock: Moc
 async def test_an_error_in_place_of_a_result_is_capped_in_the_log(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing that a backend sends gets into the log at any length."""
+    """No text of a backend gets into the log at full length."""
     backend = echo_backend("modern")
     async with open_client(backend) as client:
         backend.fail("tools/call", Error(-1, "y" * 100_000), times=1)
@@ -545,7 +553,7 @@ async def test_a_flood_of_tiny_lines_is_cut_before_its_bytes_reach_the_limit(lin
 
 
 class ShortLength(WireFault):
-    """The Content-Length lacks its first digit."""
+    """A Content-Length without its first digit."""
 
     def steps(self, sent: int, data: bytes) -> Iterator[bytes]:
         yield re.sub(rb"(?<=content-length: )\d", b"", data)
@@ -590,7 +598,7 @@ async def test_tiny_chunks_take_no_more_memory_than_their_bytes() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert 40_000 == len(data)
-    assert peak < 4 * 40_000  # Trio's own included
+    assert peak < 4 * 40_000  # with Trio's own memory
 
 
 async def test_a_body_of_many_chunks_lets_other_tasks_run() -> None:

@@ -94,7 +94,7 @@ async def get(
 
 
 class Seen:
-    """A handler that keeps what it saw and answers 200."""
+    """A handler that records requests and answers 200."""
 
     def __init__(self, *answers: httpx.Response) -> None:
         self.requests: list[httpx.Request] = []
@@ -112,7 +112,7 @@ class Seen:
 
 
 async def test_no_more_requests_than_the_limit_are_on_their_way(autojump_clock: MockClock) -> None:
-    """The others wait, none is refused, and all are answered: seven of 1 s each, two at a time, take 4 s."""
+    """The others wait, and all are answered: seven requests of 1 s each, two at a time, take 4 s."""
     backend = echo_backend(latency=0)
     async with open_client(backend, settings=FactorySettings(max_connections_per_backend=2)) as client:
         backend.fail("tools/call", Delay(1))
@@ -127,7 +127,7 @@ async def test_no_more_requests_than_the_limit_are_on_their_way(autojump_clock: 
 
 
 async def test_the_wait_for_a_connection_is_part_of_the_deadline(autojump_clock: MockClock) -> None:
-    """Whoever waits too long gets a timeout that says that nothing was sent."""
+    """A call that waits too long for a connection gets a timeout that says it was not sent."""
     backend = echo_backend()
     async with open_client(backend, settings=ONE_SLOT) as client, trio.open_nursery() as nursery:
         nursery.start_soon(lambda: call(client, "hang"))
@@ -140,7 +140,7 @@ async def test_the_wait_for_a_connection_is_part_of_the_deadline(autojump_clock:
 
 
 async def test_a_cancelled_waiter_loses_no_slot(autojump_clock: MockClock) -> None:
-    """However many give up while they wait, or while they are served, the limit is whole afterwards."""
+    """Requests that are cancelled while they wait or while they are served leave the limit whole."""
     backend = echo_backend()
     async with open_client(backend, settings=FactorySettings(max_connections_per_backend=2)) as client:
         backend.fail("tools/call", Delay(1), times=20)
@@ -163,7 +163,7 @@ async def test_a_cancelled_waiter_loses_no_slot(autojump_clock: MockClock) -> No
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 async def test_a_progress_callback_may_call_the_same_backend(autojump_clock: MockClock, era: str) -> None:
-    """Even when its own call holds the only connection: it would wait for itself."""
+    """Even if the call itself holds the only connection: otherwise the callback would wait for its own call."""
     backend = echo_backend(era, "sse")
     heard: list[float] = []
 
@@ -182,7 +182,7 @@ async def test_a_progress_callback_may_call_the_same_backend(autojump_clock: Moc
 
 
 async def test_a_task_left_behind_by_a_callback_queues_again(autojump_clock: MockClock) -> None:
-    """What a callback starts shares its call's connection only as long as that call runs."""
+    """A task of a callback shares the call's connection only while that call runs; then it waits for one of its own."""
     backend = echo_backend("modern", "sse")
     async with open_client(backend, settings=ONE_SLOT) as client, trio.open_nursery() as nursery:
         over = trio.Event()
@@ -206,7 +206,7 @@ async def test_a_task_left_behind_by_a_callback_queues_again(autojump_clock: Moc
 
 
 async def test_a_notification_does_not_queue_behind_the_calls_it_is_about(autojump_clock: MockClock) -> None:
-    """With every connection taken and more callers waiting, a cancelled call is still reported."""
+    """With every connection taken and more calls waiting, a cancelled call is still reported to the backend."""
     backend = echo_backend()
     async with open_client(backend, settings=ONE_SLOT) as client, trio.open_nursery() as nursery:
         doomed = trio.CancelScope()
@@ -223,7 +223,7 @@ async def test_a_notification_does_not_queue_behind_the_calls_it_is_about(autoju
         doomed.cancel()
         await trio.sleep(0.5)
         assert 1 == backend.cancelled["hang"]
-        assert 1 == backend.in_flight  # the next one
+        assert 1 == backend.in_flight  # the next call
         nursery.cancel_scope.cancel()
 
 
@@ -233,7 +233,7 @@ async def test_a_notification_does_not_queue_behind_the_calls_it_is_about(autoju
 @pytest.mark.parametrize("status", [307, 308])
 @pytest.mark.parametrize("location", ["/mcp/", "http://b.test:80/mcp/", "//b.test/mcp/", "http://u:p@B.test/mcp/#part"])
 async def test_redirects_on_one_origin_are_followed_with_method_and_body(status: int, location: str) -> None:
-    """Servers send /mcp to /mcp/."""
+    """Servers redirect /mcp to /mcp/ (307 and 308 keep method and body, RFC 9110 §15.4.8, §15.4.9)."""
     seen = Seen(httpx.Response(status, headers={"location": location}))
     assert b"ok" == await get(link_over(seen), data=b'{"a":1}')
     assert ["http://b.test/mcp", "http://b.test/mcp/"] == [str(request.url) for request in seen.requests]
@@ -242,7 +242,7 @@ async def test_redirects_on_one_origin_are_followed_with_method_and_body(status:
 
 
 async def test_three_redirects_are_followed_and_no_more() -> None:
-    """Whoever redirects for ever gets four requests."""
+    """A server that redirects for ever gets four requests."""
     around = [httpx.Response(307, headers={"location": f"/{step}"}) for step in range(5)]
     assert b"ok" == await get(link_over(Seen(*around[:3])))
     seen = Seen(*around)
@@ -264,7 +264,7 @@ async def test_three_redirects_are_followed_and_no_more() -> None:
     ],
 )
 async def test_no_redirect_crosses_an_origin(location: str) -> None:
-    """Headers, credentials and the backend's session id would go along."""
+    """Headers, credentials and the backend's session id would be sent to another server."""
     seen = Seen(httpx.Response(307, headers={"location": location}))
     link = link_over(seen, headers={"x-api-key": "secret"}, auth=lambda b, i: httpx.BasicAuth("user", "pass"))
     with pytest.raises(BackendProtocolError, match="another origin") as caught:
@@ -275,7 +275,7 @@ async def test_no_redirect_crosses_an_origin(location: str) -> None:
 
 @pytest.mark.parametrize("location", ["http://b.test:port/", "http://b\x7f.test/", "http://b.test/" * 9000])
 async def test_a_location_that_is_no_url_is_a_protocol_error(location: str) -> None:
-    """Whatever a backend writes there, no error of httpx comes out."""
+    """Whatever `Location` holds, no error of httpx comes out."""
     with pytest.raises(BackendProtocolError, match="no URL"):
         await get(link_over(Seen(httpx.Response(308, headers={"location": location}))))
 
@@ -292,7 +292,7 @@ async def test_a_location_that_is_no_url_is_a_protocol_error(location: str) -> N
     ],
 )
 async def test_other_redirects_are_refused(status: int, headers: dict[str, str], executed: bool) -> None:
-    """They change the method, or lead nowhere. 303 answers a request that was acted on."""
+    """They change the method or have no target. 303 answers a request that was applied (RFC 9110 §15.4.4)."""
     with pytest.raises(BackendRejected, match=f"HTTP {status}, which is not followed") as caught:
         await get(link_over(Seen(httpx.Response(status, headers=headers))))
     assert (status, executed) == (caught.value.code, caught.value.may_have_executed)
@@ -336,14 +336,14 @@ class _Bearer(httpx.Auth):
 
 
 async def test_no_auth_leaves_the_request_alone() -> None:
-    """`None` means: nothing to add."""
+    """`auth` returns None: no credentials are added."""
     seen = Seen()
     await get(link_over(seen, auth=lambda backend, identity: None))
     assert [None] == seen.headers("authorization")
 
 
 async def test_every_hop_of_a_redirect_is_authorized_anew() -> None:
-    """A signature covers the path."""
+    """A redirect asks `auth` again: a signature covers the path."""
 
     class Sign(httpx.Auth):
         def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
@@ -356,7 +356,7 @@ async def test_every_hop_of_a_redirect_is_authorized_anew() -> None:
 
 
 async def test_an_auth_may_sign_the_body() -> None:
-    """`requires_request_body`: it sees every byte that is sent."""
+    """With `requires_request_body` an Auth sees every byte that is sent."""
 
     class SignBody(httpx.Auth):
         requires_request_body = True
@@ -372,7 +372,7 @@ async def test_an_auth_may_sign_the_body() -> None:
 
 
 async def test_an_auth_may_sign_a_copy() -> None:
-    """A copy that left counts as written, though it is not the request that we made."""
+    """A copy of the request that was sent counts as written."""
 
     class SignCopy(httpx.Auth):
         requires_request_body = True
@@ -391,7 +391,7 @@ async def test_an_auth_may_sign_a_copy() -> None:
 
 
 async def test_digest_auth_of_httpx_works() -> None:
-    """It looks at the response's cookies, and sends the same body a second time; the challenge is let go of."""
+    """Digest looks at the response's cookies, and sends the same body a second time; the 401 is closed."""
     refusal = Chunks(b"no")
     challenge = httpx.Response(
         401,
@@ -407,7 +407,7 @@ async def test_digest_auth_of_httpx_works() -> None:
 
 
 class Refreshing(httpx.Auth):
-    """Fetches a token when it is told to, as httpx's documentation shows it."""
+    """Fetches a token when it is told to, as in httpx's documentation."""
 
     requires_response_body = True
     token = "old"
@@ -424,7 +424,9 @@ class Refreshing(httpx.Auth):
 
 @pytest.mark.parametrize("answers", ["json", "sse"])
 async def test_an_auth_may_read_what_refuses_it_and_fetch_a_token(answers: str) -> None:
-    """`requires_response_body`: refusals and tokens are read for it; the answer itself goes to whoever asked."""
+    """With `requires_response_body` refusals and tokens are read for the Auth; the answer to the call is not read
+    ahead.
+    """
     backend, issuer = echo_backend("modern", answers), echo_backend()
     issuer.fail("POST", Status(200, b'{"token": "new"}'))
     auth = Refreshing()
@@ -480,14 +482,14 @@ class Silent(httpx.Auth):
     ],
 )
 async def test_credentials_that_fail_are_a_typed_error(auth: Callable[[Backend, Identity | None], Any]) -> None:
-    """Named as such, without their text: it may hold a token."""
+    """The error says that credentials failed, without the error's text, which may hold a token."""
     with pytest.raises(BackendUnauthorized, match="credentials") as caught:
         await get(link_over(Seen(), auth=auth))
     assert "alice-token" not in str(caught.value)
 
 
 async def test_an_error_of_ours_in_auth_comes_out_as_itself() -> None:
-    """An `auth` may say that a backend is away, in this library's words."""
+    """An `auth` may raise BackendUnavailable itself."""
 
     def away(backend: Backend, identity: Identity | None) -> httpx.Auth:
         raise BackendUnavailable(backend.id, "waits for its token")
@@ -497,7 +499,7 @@ async def test_an_error_of_ours_in_auth_comes_out_as_itself() -> None:
 
 
 async def test_a_cancelled_auth_leaves_nothing(autojump_clock: MockClock, recwarn: pytest.WarningsRecorder) -> None:
-    """Before its request and after the response."""
+    """Cancelled before its request or after the response, an Auth's generator is closed."""
 
     class Slow(httpx.Auth):
         async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:  # noqa: ASYNC900  # httpx's interface
@@ -517,7 +519,7 @@ async def test_a_cancelled_auth_leaves_nothing(autojump_clock: MockClock, recwar
 
 
 async def test_userinfo_becomes_basic_credentials() -> None:
-    """Decoded once; and a header that the user wrote goes before them."""
+    """Userinfo is percent-decoded once; an `Authorization` header of the user replaces it."""
     seen = Seen()
     await get(link_over(seen, url="http://us%40er:p%3Ass@b.test/mcp"))
     await get(link_over(seen, url="http://user:pass@b.test/mcp", headers={"Authorization": "Bearer mine"}))
@@ -531,7 +533,7 @@ async def test_userinfo_becomes_basic_credentials() -> None:
 
 
 async def test_headers_of_the_protocol_are_not_the_users_to_set() -> None:
-    """His others are sent as they are."""
+    """The user's other headers are sent unchanged."""
     given = {"Accept-Encoding": "gzip", "Mcp-Session-Id": "x", "Host": "evil", "X-Mine": "yes", "Content-Length": "9"}
     given |= {"Connection": "close", "TE": "trailers", "Mcp-Param-Region": "mine"}
     seen = Seen()
@@ -549,14 +551,14 @@ async def test_headers_of_the_protocol_are_not_the_users_to_set() -> None:
 
 @pytest.mark.parametrize("given", [{"url": "http://b\x7f.test/"}, {"headers": {"x": "\ud800"}}])
 async def test_what_http_cannot_carry_is_a_typed_error(given: dict[str, Any]) -> None:
-    """Found when connecting, and not quoted."""
+    """Headers that HTTP cannot carry are an error when connecting, which does not quote them."""
     async with open_bench(httpx.MockTransport(Seen()), **given) as bench:
         with pytest.raises(BackendUnavailable, match="cannot carry"):
             await bench.connect()
 
 
 async def test_proxies_netrc_and_cookies_are_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    """Over the built-in transport: the environment of the process decides nothing, and no cookie comes back."""
+    """The built-in transport reads neither the process's environment nor `.netrc`, and sends no cookie back."""
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login user password pass")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -586,7 +588,7 @@ async def test_proxies_netrc_and_cookies_are_ignored(monkeypatch: pytest.MonkeyP
 
 
 async def test_the_built_in_transport_survives_cancellation_at_every_step(recwarn: pytest.WarningsRecorder) -> None:
-    """Over real sockets: the next call always works, and no connection is left when the client has closed."""
+    """Over real sockets: the next call works, and no connection is left when the client has closed."""
     backend = echo_backend("modern", "sse")
     async with open_loopback(backend) as url, trio.open_nursery() as nursery:
         connector = HttpConnector(FactorySettings(max_connections_per_backend=1))
@@ -601,11 +603,11 @@ async def test_the_built_in_transport_survives_cancellation_at_every_step(recwar
             if not await cancel_at(step, lambda: call(client, "steps", on_progress=no_progress)):
                 break
             await call(client, timeout=5)
-        assert 2 < step < 99  # it waits when it writes, for the head, and as often for events as they come apart
+        assert 2 < step < 99  # it waits for the write, for the head, and for events, as often as these arrive apart
         await client.aclose(terminate=True)
         connector.close()
         with trio.fail_after(5):
-            while backend.open_connections:  # noqa: ASYNC110  # the other side of a real socket ends when it does
+            while backend.open_connections:  # noqa: ASYNC110  # no event tells when a real socket's peer has ended
                 await trio.sleep(0.001)
     gc.collect()
     assert [] == [str(warning.message) for warning in recwarn]
@@ -617,7 +619,7 @@ async def test_the_built_in_transport_survives_cancellation_at_every_step(recwar
 @pytest.mark.parametrize("encoding", ["gzip", "br", "zstd", "deflate", "x-unknown", "identity, gzip"])
 @pytest.mark.parametrize("media_type", ["application/json", "text/event-stream"])
 async def test_encoded_answers_are_refused(encoding: str, media_type: str) -> None:
-    """Inflated they could be a million times their size."""
+    """A compressed answer might inflate to a million times its size."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         headers = {"content-type": media_type, "content-encoding": encoding}
@@ -629,7 +631,7 @@ async def test_encoded_answers_are_refused(encoding: str, media_type: str) -> No
 
 
 async def test_identity_is_no_encoding() -> None:
-    """In any case, and with blanks."""
+    """In any case, and with blanks around it."""
     assert b"ok" == await get(
         link_over(Seen(httpx.Response(200, headers={"content-encoding": " Identity "}, stream=Chunks(b"o", b"k"))))
     )
@@ -639,7 +641,7 @@ async def test_identity_is_no_encoding() -> None:
 
 
 class Failing(httpx.AsyncBaseTransport):
-    """Raises, before or after it has taken the body, or in the middle of its own."""
+    """Raises before or after it has read the request's body, or in the middle of its own."""
 
     def __init__(self, error: Exception, *, takes_body: bool) -> None:
         self.error, self.takes_body = error, takes_body
@@ -667,7 +669,7 @@ class Failing(httpx.AsyncBaseTransport):
 async def test_foreign_errors_are_translated(
     error: Exception, expected: type[BackendError], text: str, written: bool
 ) -> None:
-    """With their cause, without their text, and with the truth about what was written."""
+    """The error has the cause but not its text, and `may_have_executed` is right."""
     with pytest.raises(BackendError, match=text) as caught:
         await get(link_over(Failing(error, takes_body=written)))
     assert expected is type(caught.value)
@@ -680,22 +682,22 @@ async def test_foreign_errors_are_translated(
     "error", [httpx.ConnectError("x"), httpx.ConnectTimeout("x"), httpx.ProxyError("x"), httpx.UnsupportedProtocol("x")]
 )
 async def test_a_failed_connection_executed_nothing(error: Exception) -> None:
-    """Whatever the transport did with the body before."""
+    """Whatever the transport did with the body before the error."""
     with pytest.raises(BackendUnavailable, match="could not be reached") as caught:
         await get(link_over(Failing(error, takes_body=True)))
     assert not caught.value.may_have_executed
 
 
 async def test_the_operating_systems_word_is_kept() -> None:
-    """A name that does not resolve says so."""
+    """A name that does not resolve: the error has the operating system's text."""
     error = httpx.ConnectError("x")
     error.__cause__ = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     with pytest.raises(BackendUnavailable, match="Name or service not known"):
         await get(link_over(Failing(error, takes_body=False)))
 
 
-async def test_a_response_that_cannot_be_let_go_of_costs_nothing() -> None:
-    """The answer is here; what its transport raises afterwards is nobody's business."""
+async def test_a_response_that_cannot_be_closed_costs_nothing() -> None:
+    """The answer has arrived, so an error of the transport at the close is ignored."""
 
     class Sticky(Chunks):
         async def aclose(self) -> None:
@@ -703,11 +705,11 @@ async def test_a_response_that_cannot_be_let_go_of_costs_nothing() -> None:
 
     assert b"ok" == await get(link_over(Seen(httpx.Response(200, stream=Sticky(b"ok")))))
     async with link_over(Seen(httpx.Response(200, stream=Sticky(b"ok")))).exchange("GET", [], identity=None):
-        pass  # nor when nobody has read it
+        pass  # not read
 
 
 async def test_a_body_that_fails_when_it_is_left_costs_nothing() -> None:
-    """Its generator raises instead of ending."""
+    """The body's generator raises when it is closed."""
     body = Chunks(RuntimeError("torn"))
     async with link_over(Seen(httpx.Response(200, stream=body))).exchange("GET", [], identity=None):
         pass
@@ -715,7 +717,7 @@ async def test_a_body_that_fails_when_it_is_left_costs_nothing() -> None:
 
 
 async def test_reading_after_the_end_is_harmless() -> None:
-    """A body ends once, and stays ended."""
+    """After the end, `receive` keeps returning None."""
     async with link_over(Seen()).exchange("GET", [], identity=None) as reply:
         assert b"ok" == await reply.read(2)
         assert b"" == await reply.read(2)
@@ -725,7 +727,7 @@ async def test_reading_after_the_end_is_harmless() -> None:
 
 
 async def written_after(wait: Any) -> tuple[BackendError, bool]:
-    """The error of a call, and what its note says."""
+    """The error of a call, and whether its note says that it was written."""
     note = RequestNote()
     current_note.set(note)
     with pytest.raises(BackendError) as caught:
@@ -734,7 +736,7 @@ async def written_after(wait: Any) -> tuple[BackendError, bool]:
 
 
 async def test_refused_connections_executed_nothing(autojump_clock: MockClock) -> None:
-    """Refused, unknown, or never made: not executed."""
+    """Refused, unknown or unresolved: the call did not run."""
     backend = echo_backend("modern")
     async with open_scripted(backend) as bench:
         client = await bench.connect()
@@ -754,7 +756,7 @@ async def test_refused_connections_executed_nothing(autojump_clock: MockClock) -
 @pytest.mark.parametrize("answers", ["json", "sse"])
 @pytest.mark.parametrize("fault", [Reset(0), Disconnect(0), Reset(20), Disconnect(80), Raw(b"SSH-2.0-x\r\n")])
 async def test_a_written_request_may_have_executed(answers: str, fault: Any) -> None:
-    """However the answer is lost."""
+    """However the answer is lost, the call may have run."""
     backend = echo_backend("modern", answers)
     async with open_client(backend) as client:
         backend.fail("tools/call", fault, times=1)
@@ -764,7 +766,7 @@ async def test_a_written_request_may_have_executed(answers: str, fault: Any) -> 
 
 
 async def test_a_timeout_after_writing_may_have_executed(autojump_clock: MockClock) -> None:
-    """The request is at the backend; nobody knows more."""
+    """The backend has the request, and nothing tells whether it ran."""
     backend = echo_backend("modern")
     async with open_client(backend) as client:
         error, written = await written_after(call(client, "hang", timeout=5))
@@ -777,7 +779,7 @@ async def test_a_timeout_after_writing_may_have_executed(autojump_clock: MockClo
 
 
 async def test_a_stream_is_read_to_its_end_so_that_its_connection_is_used_again() -> None:
-    """Twenty calls answered in SSE need one connection."""
+    """Twenty calls that are answered in SSE use one connection."""
     async with open_memory_network() as network:
         async with open_client(echo_backend("modern", "sse"), network=network) as client:
             for _ in range(20):
@@ -786,7 +788,7 @@ async def test_a_stream_is_read_to_its_end_so_that_its_connection_is_used_again(
 
 
 async def test_a_stream_that_is_left_early_costs_its_connection(autojump_clock: MockClock) -> None:
-    """And only that: the next call makes a new one."""
+    """Only that connection is lost: the next call makes a new one."""
     async with open_memory_network() as network:
         async with open_client(echo_backend("modern", "sse"), network=network) as client:
             with trio.move_on_after(1):
@@ -798,7 +800,9 @@ async def test_a_stream_that_is_left_early_costs_its_connection(autojump_clock: 
 
 
 async def test_a_server_that_keeps_streams_open_is_waited_for_once(autojump_clock: MockClock) -> None:
-    """A tenth of a second for the end of the first stream; the next are closed with their answer."""
+    """The client waits a tenth of a second for the end of the first stream; the next ones are closed right after the
+    answer.
+    """
 
     def answer(request: httpx.Request) -> httpx.Response:
         reply = result(message_of(request)["id"], supportedVersions=["2026-07-28"], capabilities={}, content=[])
@@ -814,7 +818,7 @@ async def test_a_server_that_keeps_streams_open_is_waited_for_once(autojump_cloc
 
 
 async def test_what_follows_an_answer_is_read_within_bounds(autojump_clock: MockClock) -> None:
-    """A stream that breaks or goes on for ever after the answer takes nothing away from it."""
+    """A stream that breaks or never ends after the answer does not change the result."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         asked = message_of(request)
@@ -839,7 +843,7 @@ async def test_a_call_can_be_cancelled_at_every_step(
     cancelled = 0
     async with open_memory_network() as network:
         async with open_client(backend, network=network, settings=ONE_SLOT) as client:
-            for fresh in (False, True):  # over a kept connection, and over a new one
+            for fresh in (False, True):  # over a kept connection, then over a new one
                 for step in range(1, 60):
                     if fresh:
                         backend.crash()
@@ -862,7 +866,7 @@ async def test_a_call_can_be_cancelled_at_every_step(
 async def test_connecting_can_be_cancelled_at_every_step(
     autojump_clock: MockClock, recwarn: pytest.WarningsRecorder
 ) -> None:
-    """The backend's session ends with the attempt, as soon as the head with its id is here."""
+    """The backend session is ended if the head with its id has arrived."""
     for answers in ("json", "sse"):
         backend = echo_backend("both", answers)
         backend.fail("server/discover", Status(404))
@@ -882,7 +886,7 @@ async def test_connecting_can_be_cancelled_at_every_step(
 
 
 async def test_an_id_in_the_head_of_a_stalled_handshake_is_given_back(autojump_clock: MockClock) -> None:
-    """The body of the InitializeResult never comes, its id is here: it gets its DELETE."""
+    """The head has a session id, and the body never comes: the session is DELETEd."""
     backend = echo_backend()
     backend.fail("initialize", Hang(at="body"))
     async with open_scripted(backend) as bench:
@@ -893,14 +897,14 @@ async def test_an_id_in_the_head_of_a_stalled_handshake_is_given_back(autojump_c
 
 
 def test_no_secret_is_in_a_repr() -> None:
-    """Neither credentials nor session ids."""
+    """Neither credentials nor session ids are in a repr."""
     link = link_over(Seen(), url="http://user:pass@b.test/mcp", headers={"x-api-key": "secret"})
     assert "pass" not in repr(link)
     assert "secret" not in repr(link)
 
 
 async def test_json_answers_use_one_connection() -> None:
-    """Keep-alive, with the handshake's."""
+    """The calls use the connection of the handshake."""
     async with open_memory_network() as network:
         async with open_client(echo_backend(), network=network) as client:
             for _ in range(5):
@@ -909,7 +913,7 @@ async def test_json_answers_use_one_connection() -> None:
 
 
 async def test_a_bad_chunk_in_json_is_told_apart() -> None:
-    """A reset in the middle of a JSON body is no protocol error."""
+    """A reset in the middle of a JSON body is a lost connection, not a protocol error."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         if message_of(request)["method"] != "tools/call":
@@ -925,7 +929,7 @@ async def test_a_bad_chunk_in_json_is_told_apart() -> None:
 
 
 async def test_a_protocol_error_costs_its_connection() -> None:
-    """Who gets an answer wrong may get its length wrong: the rest would begin the next one."""
+    """An answer that breaks the protocol may have a wrong length, too: its rest would be read as the next response."""
     backend = echo_backend("modern")
     async with open_memory_network() as network:
         async with open_client(backend, network=network) as client:
@@ -937,7 +941,7 @@ async def test_a_protocol_error_costs_its_connection() -> None:
 
 
 async def test_the_first_of_several_addresses_stands_for_all() -> None:
-    """Trio tries each, and raises a group."""
+    """Trio tries each address and raises a group; the error text has the first."""
     error = httpx.ConnectError("x")
     error.__cause__ = OSError("all failed")
     error.__cause__.__cause__ = ExceptionGroup("", [ConnectionRefusedError(111, "secret address"), OSError(101, "x")])
@@ -949,7 +953,7 @@ async def test_the_first_of_several_addresses_stands_for_all() -> None:
 
 
 async def test_what_counts_as_no_call_is_bounded_too(autojump_clock: MockClock) -> None:
-    """Ten notifications at once take four connections; the others wait for their turn, and all arrive."""
+    """Ten notifications at once use four connections; the others wait, and all arrive."""
     backend = echo_backend()
     limit = FactorySettings(max_connections_per_backend=10)
     async with open_memory_network() as network, open_client(backend, network=network, settings=limit) as client:
@@ -968,8 +972,10 @@ async def test_what_counts_as_no_call_is_bounded_too(autojump_clock: MockClock) 
         assert 10 == backend.cancelled["hang"]
 
 
-async def test_whoever_waits_for_a_turn_beside_the_calls_gives_up_in_time(autojump_clock: MockClock) -> None:
-    """Four that hang hold the others up for as long as a notification may take; then the backend's session ends."""
+async def test_a_notification_gives_up_waiting_for_a_connection_in_time(autojump_clock: MockClock) -> None:
+    """Four notifications that hang delay the others up to the time limit of a notification; then the backend session is
+    ended.
+    """
     backend = echo_backend()
     async with open_client(backend, settings=FactorySettings(max_connections_per_backend=10)) as client:
         backend.fail("notifications/cancelled", Hang())
@@ -1001,10 +1007,12 @@ class _Signed(httpx.Auth):
 
 
 @pytest.mark.parametrize("auth", [None, lambda backend, identity: _Signed()])
-async def test_who_gets_an_answer_wrong_loses_the_connection(
+async def test_a_wrong_answer_costs_the_connection(
     auth: Callable[[Backend, Identity | None], httpx.Auth] | None,
 ) -> None:
-    """Also when it came to its end: its length may be as wrong. With an Auth, too, which sees httpx's response."""
+    """Also after the response's end, since its length may be wrong, too; and with an Auth, which sees httpx's
+    response.
+    """
     async with open_served("memory", answer(b"ok")) as served:
         link = link_over(served.transport, url=served.url, auth=auth)
         assert b"ok" == await get(link)
@@ -1015,14 +1023,14 @@ async def test_who_gets_an_answer_wrong_loses_the_connection(
 
 
 class _Stubborn:
-    """A network stream of somebody else's."""
+    """A network stream of a user's transport."""
 
     async def aclose(self) -> None:
         raise ZeroDivisionError
 
 
-async def test_a_disconnect_that_fails_costs_nothing_else() -> None:
-    """The response is let go of all the same, and the error is the one that there was."""
+async def test_a_close_of_a_connection_that_fails_costs_nothing_else() -> None:
+    """The response is closed in any case, and the call's own error comes out."""
     body = Chunks(b"x")
     extensions = {"network_stream": _Stubborn(), "http_version": b"HTTP/1.1"}
     link = link_over(Seen(httpx.Response(200, stream=body, extensions=extensions)), slots=1)
@@ -1033,7 +1041,7 @@ async def test_a_disconnect_that_fails_costs_nothing_else() -> None:
 
 
 async def test_a_redirect_costs_no_connection() -> None:
-    """Its body is short, and here."""
+    """The body of a redirect is short and has arrived, so its connection is kept."""
     moved = answer(b"over there", b"Location: /other", status=b"307 Temporary Redirect")
     async with open_served("memory", moved, answer(b"ok"), moved, answer(b"ok")) as served:
         link = link_over(served.transport, url=served.url)
@@ -1044,7 +1052,7 @@ async def test_a_redirect_costs_no_connection() -> None:
 
 @pytest.mark.parametrize("kind", ["memory", "tcp", "tls"])
 async def test_closing_a_link_ends_what_its_callers_hold(kind: Kind) -> None:
-    """Whoever has shielded himself in the middle of a response gets an error, and no socket is left."""
+    """A call that is shielded in the middle of a response fails, and no socket is left."""
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"
     async with open_served(kind, (head, HANG)) as served, trio.open_nursery() as nursery:
         link = link_over(served.transport, url=served.url)
@@ -1065,7 +1073,7 @@ async def test_closing_a_link_ends_what_its_callers_hold(kind: Kind) -> None:
 
 
 async def test_a_shielded_callback_keeps_no_connection(autojump_clock: MockClock) -> None:
-    """A session that closes waits for nobody's clean-up, and its sockets do not either."""
+    """A closing session does not wait for a callback that is shielded, and closes its socket."""
     backend = echo_backend("modern", "sse")
     released = trio.Event()
 
@@ -1093,7 +1101,9 @@ async def test_a_shielded_callback_keeps_no_connection(autojump_clock: MockClock
 
 
 async def test_nothing_of_a_session_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """Over the built-in transport, at DEBUG, whoever logs: neither the backend's session id nor the user's headers."""
+    """At DEBUG, over the built-in transport, neither the backend's session id nor the user's headers are logged by any
+    logger.
+    """
     caplog.set_level(logging.DEBUG)
     backend = echo_backend()
     async with open_loopback(backend) as url:
@@ -1107,12 +1117,12 @@ async def test_nothing_of_a_session_is_in_the_log(caplog: pytest.LogCaptureFixtu
 
 @pytest.mark.parametrize(("limit", "calls"), [(1, 1), (15, 15), (16, 12), (100, 96), (math.inf, math.inf)])
 def test_a_limit_that_can_be_shared_is_for_everything(limit: float, calls: float) -> None:
-    """Four of the connections are for what goes beside the calls; where there are few, those come on top."""
+    """Four connections are for requests that are no calls; they are part of the limit, unless it is small."""
     assert calls == calls_within(limit)
 
 
 async def test_cancelled_calls_stay_within_the_limit(autojump_clock: MockClock) -> None:
-    """Forty callers who give up, and the notices about it, never have more than the 16 connections together."""
+    """Forty cancelled calls and their notifications never use more than the 16 connections together."""
     backend = echo_backend()
     limit = FactorySettings(max_connections_per_backend=16)
     most = 0
