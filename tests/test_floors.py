@@ -16,7 +16,8 @@ FLOORS = (
     ("models",),
     ("errors",),
     ("_protocol", "identity", "metadata", "_nursery", "_request_note"),
-    ("routing", "storage"),
+    ("_routing", "storage"),
+    ("routing",),
     ("settings", "_http"),
     ("connector",),
     ("_client", "session", "auth"),
@@ -28,7 +29,7 @@ FLOORS = (
     ("cli", "__init__", "__main__"),
 )
 # What knows neither I/O nor Trio: no test of theirs needs an event loop.
-PURE = ("errors", "models", "identity", "metadata", "routing", "_protocol")
+PURE = ("errors", "models", "identity", "metadata", "routing", "_routing", "_protocol")
 IO = ("trio", "httpx", "socket", "ssl", "subprocess", "asyncio", "anyio")
 
 

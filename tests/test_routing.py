@@ -362,7 +362,7 @@ def test_strategies_and_results_cannot_change() -> None:
 
 
 def test_ten_backends_with_a_thousand_tools_each_are_routed_at_once() -> None:
-    """A list change rebuilds the whole table; the loop must not notice."""
+    """An opening decides about all names at once; the loop must not notice."""
     offers = [Offer(f"backend{i}", tools=tuple(f"tool_{j}" for j in range(1000))) for i in range(10)]
     assert 10_000 == len(build_routing(offers, Prefix()).table.tools)
     assert _cpu_time(lambda: build_routing(offers, Prefix())) < 0.2  # about 0.012 s; what is squared takes minutes

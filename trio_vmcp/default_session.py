@@ -69,27 +69,27 @@ class DefaultSession(trio.abc.AsyncResource):
 
     @property
     def tools(self) -> tuple[Tool, ...]:
-        return self._core.names.advertised.tools
+        return self._core.directory.tools
 
     @property
     def resources(self) -> tuple[Resource, ...]:
-        return self._core.names.advertised.resources
+        return self._core.directory.resources
 
     @property
     def resource_templates(self) -> tuple[ResourceTemplate, ...]:
-        return self._core.names.advertised.resource_templates
+        return self._core.directory.resource_templates
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        return self._core.names.advertised.prompts
+        return self._core.directory.prompts
 
     @property
     def routing_table(self) -> RoutingTable:
-        return self._core.names.table
+        return self._core.directory.table
 
     @property
     def conflicts(self) -> tuple[NameConflict, ...]:
-        return self._core.names.routing.conflicts
+        return self._core.directory.conflicts
 
     @property
     def backend_sessions(self) -> Mapping[str, str]:

@@ -42,7 +42,6 @@ from support.leaks import WATCH
 import trio_vmcp._client.cache
 import trio_vmcp._client.channels.process
 import trio_vmcp._client.http.link
-import trio_vmcp._session.names
 from trio_vmcp import BackendUnavailable, Bare, FactorySettings, SessionClosed
 from trio_vmcp._client.client import StreamableClient
 from trio_vmcp._client.handlers import Handling
@@ -66,7 +65,7 @@ from trio_vmcp._session.reconnects import Reconnects
 from trio_vmcp._session.refresh import Refresher
 from trio_vmcp._session.row import SessionRow
 from trio_vmcp.factory import DefaultSessionFactory
-from trio_vmcp.routing import Bindings, build_routing
+from trio_vmcp.routing import Router
 from trio_vmcp.testing import CONNECT, Hang
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -295,8 +294,8 @@ def swaps_owners(original: Any, session: Any, *args: Any) -> Any:
     return attrs.evolve(target, backend_id={"b0": "b1", "b1": "b0"}[target.backend_id])
 
 
-def routes_to_the_last(offers: Any, *args: Any, **kw: Any) -> Any:
-    return build_routing(list(reversed(offers)), *args, **kw | {"bindings": Bindings()})
+def routes_to_the_last(original: Any, router: Any, offers: Any) -> None:
+    original(router, offers[::-1])
 
 
 # The defect, the history that shows it, and the check that must report it.
@@ -378,7 +377,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "executed_by_the_owner_alone",
     ),
     "a name given to the last backend that lists it": (
-        replaced(trio_vmcp._session.names, "build_routing", routes_to_the_last),
+        wrapped(Router, "update", routes_to_the_last),
         History(
             settings=FactorySettings(conflict_resolution=Bare()),
             backends=TWINS,

@@ -21,7 +21,7 @@ from trio_vmcp import (
     SessionChange,
     ToolNotFound,
 )
-from trio_vmcp._session.names import MOST_BOUND_BYTES
+from trio_vmcp._session.directory import MOST_BOUND_BYTES
 from trio_vmcp.testing import CallContext, Delay, Drip, Hang, ScriptedBackend, Status
 
 KINDS = ("tools", "resources", "prompts")

@@ -11,8 +11,8 @@ import attrs
 import trio
 
 from trio_vmcp._session.admission import Admission
+from trio_vmcp._session.directory import Directory
 from trio_vmcp._session.member import Member
-from trio_vmcp._session.names import Names
 from trio_vmcp.connector import OnProgress
 from trio_vmcp.errors import (
     BackendProtocolError,
@@ -45,7 +45,7 @@ class Calls:
     """
 
     _members: Mapping[str, Member]
-    _names: Names
+    _directory: Directory
     _admission: Admission
     _identity: Identity | None
     _settings: FactorySettings
@@ -91,7 +91,7 @@ class Calls:
 
         def route() -> tuple[Target, JSON]:
             nonlocal wanted
-            target = self._names.find_resource(uri)
+            target = self._directory.find_resource(uri)
             wanted = self._members[target.backend_id].subscriptions
             wanted[uri] += 1  # before it is asked: should it be connected anew meanwhile, it is asked again
             return target, {"uri": target.name}
@@ -121,7 +121,7 @@ class Calls:
         return target, {"name": target.name} | ({} if arguments is None else {"arguments": dict(arguments)})
 
     def route_resource(self, uri: str) -> tuple[Target, JSON]:
-        target = self._names.find_resource(uri)
+        target = self._directory.find_resource(uri)
         return target, {"uri": target.name}
 
     def route_completion(self, ref: JSON, argument: JSON, context: JSON | None) -> tuple[Target, JSON]:
@@ -130,7 +130,7 @@ class Calls:
                 target = self._find("prompts", name, PromptNotFound)
                 translated = ref | {"name": target.name}
             case {"type": "ref/resource", "uri": str(uri)}:
-                target = self._names.find_template(uri) or self._names.find_resource(uri)
+                target = self._directory.find_template(uri) or self._directory.find_resource(uri)
                 translated = ref
             case _:
                 raise ValueError(
@@ -151,17 +151,17 @@ class Calls:
     def _route_unsubscription(self, uri: str) -> tuple[Target, JSON]:
         # Whichever backend lists it by now: the subscription is with the one that it was made with.
         owners = [member for member in self._members.values() if uri in member.subscriptions]
-        target = Target(owners[0].backend_id, uri) if owners else self._names.find_resource(uri)
+        target = Target(owners[0].backend_id, uri) if owners else self._directory.find_resource(uri)
         return target, {"uri": target.name}
 
     def _find(self, kind: Literal["tools", "prompts"], name: str, not_found: type[CapabilityNotFound]) -> Target:
-        target = self._names.find(kind, name)
+        target = self._directory.find(kind, name)
         if target is not None:
             return target
-        owner = self._names.owner_of(kind, name)
+        owner = self._directory.owner_of(kind, name)
         if owner is not None and owner in self._members:
             self._members[owner].require_reachable()  # bound to a backend that is missing: say that
-        raise self._names.not_found(kind, name, not_found)
+        raise self._directory.not_found(kind, name, not_found)
 
     def _check_caller(self, caller: Identity | None) -> None:
         if not same_principal(caller, self._identity):

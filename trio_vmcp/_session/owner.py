@@ -20,10 +20,10 @@ from trio_vmcp._request_note import is_inside_handler_of
 from trio_vmcp._session.admission import Admission
 from trio_vmcp._session.calls import Calls
 from trio_vmcp._session.changes import ChangeFeed
+from trio_vmcp._session.directory import Directory, new_directory
 from trio_vmcp._session.listing import Listing
 from trio_vmcp._session.member import Member, new_member
 from trio_vmcp._session.members import Membership
-from trio_vmcp._session.names import Names, new_names
 from trio_vmcp._session.observer import Change
 from trio_vmcp._session.reconnects import Reconnects
 from trio_vmcp._session.row import RowContents, SessionRow
@@ -48,7 +48,7 @@ class SessionOwner:
     Attributes:
         row: The session's metadata in the storage.
         membership: The backends.
-        names: What they offer.
+        directory: What they offer, and under which names.
         admission: The calls in flight.
         calls: What callers ask of the backends.
         feed: The subscribers of `Session.changes()`.
@@ -63,7 +63,7 @@ class SessionOwner:
     _reconnects: Reconnects = attrs.field(alias="reconnects", repr=False)
 
     membership: Membership = attrs.field(init=False, repr=False)
-    names: Names = attrs.field(init=False, repr=False)
+    directory: Directory = attrs.field(init=False, repr=False)
     admission: Admission = attrs.field(factory=Admission, init=False, repr=False)
     calls: Calls = attrs.field(init=False, repr=False)
     feed: ChangeFeed = attrs.field(factory=ChangeFeed, init=False, repr=False)
@@ -82,8 +82,8 @@ class SessionOwner:
         self.membership = Membership(
             self._members, self._connector, self.identity, self.row, self.settings, self._reconnects, self
         )
-        self.names = new_names(self.row.bindings, self.settings)
-        self.calls = Calls(self._members, self.names, self.admission, self.identity, self.settings)
+        self.directory = new_directory(self.row.bindings, self.settings)
+        self.calls = Calls(self._members, self.directory, self.admission, self.identity, self.settings)
 
     @property
     def id(self) -> str:
@@ -193,7 +193,7 @@ class SessionOwner:
                 with trio.move_on_after(self.settings.session_init_timeout):
                     await self.membership.all_settled.wait()
                 self.membership.end_opening()
-                self.names.update(self._members.values())
+                self._update_directory()
                 await self.row.write(self._row_contents())
             if self._opening.cancelled_caught:
                 raise SessionClosed("the session was closed while it was opening")
@@ -248,16 +248,19 @@ class SessionOwner:
         """Advertise what it lists now, write it down, tell who listens."""
         if not self.membership.is_opened:
             return  # names are bound when the opening ends, by the configured order and not by who was the first
-        self.names.update(self._members.values())
+        self._update_directory()
         self.row.note_change()
         for kind in changes:
             self.feed.publish(SessionChange(kind, member.backend_id))
 
     def check_names(self, member: Member, listing: Listing) -> None:
-        self.names.check(member, listing)
+        self.directory.check_names(member.backend_id, member.listing, listing)
 
     def resource_updated(self, member: Member, uri: str) -> None:
         self.feed.publish(SessionChange("resource_updated", member.backend_id, uri))
 
+    def _update_directory(self) -> None:
+        self.directory.update({member.backend_id: member.listing for member in self._members.values()})
+
     def _row_contents(self) -> RowContents:
-        return self.membership.records, self.names.bindings
+        return self.membership.records, self.directory.bindings

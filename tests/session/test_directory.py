@@ -1,0 +1,214 @@
+"""The directory: kept per backend, it says what a directory built from scratch would say, and costs what changed."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.strategies import BACKEND_IDS, OWN_NAMES, resolutions
+
+from trio_vmcp._session.directory import MOST_BOUND_BYTES, Directory, new_directory
+from trio_vmcp._session.listing import Listing
+from trio_vmcp.errors import MessageTooLarge, ResourceNotFound
+from trio_vmcp.routing import Bare, Bindings, ConflictResolution, Prefix, Target
+from trio_vmcp.settings import FactorySettings
+
+Listings: TypeAlias = dict[str, Listing | None]
+PREFIX, UNBOUND = Prefix(), Bindings()
+READ = ("tools", "prompts", "resources", "resource_templates", "table", "conflicts", "bindings")
+URIS = ("memo://1", "memo://2", "memo://{day}", "memo://{")
+
+
+def directory_of(strategy: ConflictResolution = PREFIX, bindings: Bindings = UNBOUND) -> Directory:
+    return new_directory(bindings, FactorySettings(conflict_resolution=strategy, max_name_length=20))
+
+
+def definitions(names: tuple[str, ...], key: str, mark: int = 0) -> dict[str, dict[str, Any]]:
+    return {name: {key: name, "description": str(mark)} for name in names}
+
+
+def listing(*names: str, mark: int = 0, prompts: tuple[str, ...] = (), uris: tuple[str, ...] = ()) -> Listing:
+    return Listing(
+        tools=definitions(names, "name", mark),
+        prompts=definitions(prompts, "name", mark),
+        resources=definitions(tuple(uri for uri in uris if "{" not in uri), "uri", mark),
+        resource_templates=definitions(tuple(uri for uri in uris if "{" in uri), "uriTemplate", mark),
+    )
+
+
+def some(of: tuple[str, ...]) -> st.SearchStrategy[tuple[str, ...]]:
+    return st.lists(st.sampled_from(of), unique=True, max_size=5).map(tuple)
+
+
+# One step of a session: a backend is removed; joins at the end of the order, and has not been listed; is removed and
+# joins again with the listing of before; or lists anew.
+steps = st.one_of(
+    st.tuples(st.just("remove"), st.sampled_from(BACKEND_IDS), st.none()),
+    st.tuples(st.just("join"), st.sampled_from(BACKEND_IDS), st.none()),
+    st.tuples(st.just("move"), st.sampled_from(BACKEND_IDS), st.none()),
+    st.tuples(
+        st.just("list"),
+        st.sampled_from(BACKEND_IDS),
+        st.builds(
+            lambda names, mark, prompts, uris: listing(*names, mark=mark, prompts=prompts, uris=uris),
+            some(OWN_NAMES),
+            st.integers(0, 1),
+            some(OWN_NAMES),
+            some(URIS),
+        ),
+    ),
+)
+# Several steps may come between two updates: an opening brings all backends at once.
+scripts = st.lists(st.lists(steps, max_size=6), max_size=8)
+bound = st.dictionaries(st.sampled_from(OWN_NAMES), st.sampled_from((*BACKEND_IDS, "gone")), max_size=3)
+
+
+def play(step: tuple[str, str, Listing | None], listings: Listings) -> None:
+    what, backend_id, listed = step
+    if what == "remove":
+        listings.pop(backend_id, None)
+    elif what == "join":
+        listings.setdefault(backend_id, None)
+    elif what == "move" and backend_id in listings:
+        listings[backend_id] = listings.pop(backend_id)
+    elif backend_id in listings:
+        listings[backend_id] = listed
+
+
+@given(scripts, resolutions(), bound)
+def test_what_is_kept_is_what_is_built_from_scratch(
+    script: list[list[tuple[str, str, Listing | None]]], strategy: ConflictResolution, owners: Mapping[str, str]
+) -> None:
+    """Joins, losses, changes and removals in every order: names, order, conflicts and bindings are those of a directory
+    that sees the backends of now for the first time, with the bindings of before.
+    """
+    kept = directory_of(strategy, Bindings(owners, owners))
+    listings: Listings = {}
+    for between in script:
+        for step in between:
+            play(step, listings)
+        fresh = directory_of(strategy, kept.bindings)
+        for directory in (kept, fresh):
+            directory.update(dict(listings))
+        for what in READ:
+            assert getattr(fresh, what) == getattr(kept, what), what
+        for kind in ("tools", "prompts", "resources"):
+            assert list(getattr(fresh.table, kind)) == list(getattr(kept.table, kind))
+        assert_calls_go_by_the_table(kept)
+
+
+def assert_calls_go_by_the_table(directory: Directory) -> None:
+    """What a call finds is what a caller reads, entry by entry."""
+    table = directory.table
+    for composed in {*table.tools, *table.prompts, *OWN_NAMES, *directory.bindings.tools}:
+        assert table.tools.get(composed) == directory.find("tools", composed)
+        assert table.prompts.get(composed) == directory.find("prompts", composed)
+        assert directory.bindings.tools.get(composed) == directory.owner_of("tools", composed)
+    for uri in (*URIS, "memo://monday"):
+        if (target := table.find_resource(uri)) is None:
+            with pytest.raises(ResourceNotFound):
+                directory.find_resource(uri)
+        else:
+            assert target == directory.find_resource(uri)
+    assert [(tool.name, Target(tool.backend_id, tool.backend_name)) for tool in directory.tools] == [
+        *table.tools.items()
+    ]
+
+
+def test_a_state_change_computes_nothing() -> None:
+    """Without a new list everything that was read is the very same object."""
+    directory = directory_of()
+    listings: Listings = {"a": listing("x", prompts=("p",), uris=URIS), "b": listing("x"), "c": None}
+    directory.update(listings)
+    before = [getattr(directory, what) for what in READ]
+    directory.update(dict(listings))
+    assert all(old is getattr(directory, what) for what, old in zip(READ, before, strict=True))
+
+
+@pytest.mark.parametrize("strategy", [PREFIX, Bare()])
+def test_a_changed_description_replaces_one_backends_part(strategy: ConflictResolution) -> None:
+    """The entries of the others are the same objects, and no name is bound or contested anew."""
+    directory = directory_of(strategy)
+    own = {"a": listing("w", "x"), "b": listing("y", "z")}
+    directory.update(own)
+    before, bindings = directory.tools, directory.bindings
+    directory.update({**own, "b": listing("y", "z", mark=1)})
+    assert ["0", "0", "1", "1"] == [tool.description for tool in directory.tools]
+    assert before[:2] == directory.tools[:2]
+    assert before[0] is directory.tools[0]
+    assert bindings is directory.bindings
+
+
+def test_a_contested_name_shows_its_owners_definition_of_now() -> None:
+    """Under Bare, "x" stands where the first backend lists it, with the definition that its owner gives it now."""
+    directory = directory_of(Bare(), Bindings({"x": "b"}))
+    for mark in range(2):
+        directory.update({"a": listing("x"), "b": listing("y", "x", mark=mark)})
+        assert [("x", "b", str(mark)), ("y", "b", str(mark))] == [
+            (tool.name, tool.backend_id, tool.description) for tool in directory.tools
+        ]
+
+
+def test_a_backend_that_moves_to_the_end_is_the_last_to_have_a_uri() -> None:
+    """Removed and added again with the same list: names stay bound, URIs go by the configured order of now."""
+    directory, one, two = directory_of(Bare()), listing("x", uris=URIS), listing("x", uris=URIS)
+    for listings, first in (({"a": one, "b": two}, "a"), ({"b": two, "a": one}, "b")):
+        directory.update(listings)
+        assert Target(first, "memo://1") == directory.find_resource("memo://1") == directory.table.resources["memo://1"]
+        assert Target(first, "memo://monday") == directory.find_resource("memo://monday")
+        assert Target("a", "x") == directory.find("tools", "x")
+        assert [tuple(listings)] * 3 == [conflict.backend_ids for conflict in directory.conflicts]
+
+
+def test_a_table_that_was_read_does_not_change() -> None:
+    """What a caller holds is what was true when it was read."""
+    directory = directory_of()
+    directory.update({"a": listing("x")})
+    table, tools, bindings = directory.table, directory.tools, directory.bindings
+    directory.update({"a": listing("y")})
+    assert {"a_x": Target("a", "x")} == table.tools
+    assert ["a_x"] == [tool.name for tool in tools]
+    assert {"a_x": "a"} == bindings.tools
+    assert {"a_x": "a", "a_y": "a"} == directory.bindings.tools
+
+
+def test_names_of_one_backend_are_bounded() -> None:
+    """Names that are bound count, listed or not; so do those of the row; other backends have a bound of their own."""
+    half = "x" * (MOST_BOUND_BYTES // 2)
+    directory = directory_of(bindings=Bindings({f"a_{half}": "a"}))
+    directory.update({"a": None, "b": None})
+    for fits in (listing(half[:-2]), listing(prompts=(half[:-2],)), Listing()):
+        directory.check_names("a", None, fits)
+    directory.check_names("b", None, listing(half + half))
+    for over in (listing(half[:-1]), listing(prompts=(half[:-1],)), listing(half[100:], prompts=("y" * 99,))):
+        with pytest.raises(MessageTooLarge, match="lists ever new names"):
+            directory.check_names("a", None, over)
+    directory.check_names("a", listing(half), listing(half, mark=1))  # nothing in it is new
+
+
+def test_a_name_counts_once_however_often_it_is_decided() -> None:
+    """Names count when they are bound; a contested name that is decided again is bound already."""
+    names = tuple("x" * 40 + str(number) for number in range(MOST_BOUND_BYTES // 50))
+    directory = new_directory(UNBOUND, FactorySettings(conflict_resolution=Bare()))
+    size = sum(map(len, names))
+    for mark in range(3):
+        directory.update({"a": listing(*names), "b": listing(*names[mark:])})
+        left = MOST_BOUND_BYTES - size
+        directory.check_names("a", None, listing("y" * left))
+        with pytest.raises(MessageTooLarge):
+            directory.check_names("a", None, listing("y" * (left + 1)))
+
+
+def test_nothing_is_kept_of_a_removed_backend() -> None:
+    """A session may add and remove backends for ever."""
+    directory, removed = directory_of(), listing("x")
+    directory.update({"a": removed, "b": listing("x")})
+    assert ["a_x", "b_x"] == [tool.name for tool in directory.tools]
+    directory.update({"b": listing("x")})
+    assert ["b_x"] == [tool.name for tool in directory.tools]
+    assert [removed] == [holder for holder in gc.get_referrers(removed.tools) if isinstance(holder, Listing)]
+    assert [] == [holder for holder in gc.get_referrers(removed.tools) if type(holder).__module__ != Listing.__module__]

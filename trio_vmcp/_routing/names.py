@@ -1,0 +1,192 @@
+"""Names of one kind, kept per backend: a change of one backend decides again only the names that it touches.
+
+What is decided depends on the claims in configured order and on the bindings, never on the order of the changes that
+led there. `routes` alone holds the names with one claim, which are nearly all of them; every other name is contested.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+import attrs
+
+from trio_vmcp._routing.strategies import ConflictResolution, composer, first_owner
+from trio_vmcp._routing.table import Target
+from trio_vmcp.models import NameConflict
+
+__all__ = ["Names"]
+
+
+@attrs.frozen
+class _Claims:
+    """What one backend's own names are composed to.
+
+    Attributes:
+        listed: The own names.
+        targets: Composed name to own name; of several own names that compose alike, the first.
+        doubles: Composed name to all own names that compose to it, where there are several.
+    """
+
+    listed: Sequence[str] = ()
+    targets: dict[str, Target] = attrs.field(factory=dict)
+    doubles: dict[str, tuple[Target, ...]] = attrs.field(factory=dict)
+
+    def of(self, name: str) -> tuple[Target, ...]:
+        """What this backend would answer a composed name with."""
+        if name in self.doubles:
+            return self.doubles[name]
+        return (self.targets[name],) if name in self.targets else ()
+
+
+def _claim(strategy: ConflictResolution, backend_id: str, names: Sequence[str], max_length: float) -> _Claims:
+    claims = _Claims(names)
+    compose = composer(strategy, backend_id, max_length)
+    for name in dict.fromkeys(names):
+        composed = compose(name)
+        if composed is not None:
+            target = Target(backend_id, name)
+            first = claims.targets.setdefault(composed, target)
+            if first is not target:
+                claims.doubles[composed] = (*claims.doubles.get(composed, (first,)), target)
+    return claims
+
+
+@attrs.define(eq=False)
+class Names:
+    """Who has which name.
+
+    Attributes:
+        routes: Advertised name to target, in no order: where a call goes.
+        bound: Advertised name to the backend that has the name for good; entries only ever come.
+        bound_bytes: By backend id: the size of the names that are bound to it.
+    """
+
+    _kind: Literal["tool", "prompt", "resource"]
+    _strategy: ConflictResolution
+    _max_length: float
+    _binds: bool
+    bound: dict[str, str]
+    routes: dict[str, Target] = attrs.field(factory=dict, init=False)
+    bound_bytes: Counter[str] = attrs.field(factory=Counter, init=False)
+    _claims: dict[str, _Claims] = attrs.field(factory=dict, init=False)  # by backend id, in configured order
+    _contested: dict[str, dict[str, tuple[Target, ...]]] = attrs.field(factory=dict, init=False)  # all claims to a name
+    _conflicts: dict[str, NameConflict] = attrs.field(factory=dict, init=False)  # what came of each contested name
+
+    def __attrs_post_init__(self) -> None:
+        for name, backend_id in self.bound.items():
+            self._count(name, backend_id)
+
+    def update(self, listed: Mapping[str, Sequence[str]], order: Sequence[str]) -> None:
+        """Decide again what a change touches.
+
+        Args:
+            listed: The own names of the backends that changed, each in its backend's order.
+            order: The ids of all backends, in configured order.
+        """
+        touched: dict[str, None] = {}  # in order, so that names are bound in the order of the table
+        if order != list(self._claims):
+            for gone in self._claims.keys() - set(order):
+                self._replace(gone, _Claims(), touched)
+            self._claims = {backend_id: self._claims.get(backend_id) or _Claims() for backend_id in order}
+            touched |= dict.fromkeys(self._contested)
+        for backend_id, names in listed.items():
+            if names != self._claims[backend_id].listed:
+                claims = _claim(self._strategy, backend_id, names, self._max_length)
+                self._replace(backend_id, claims, touched)
+        rank = {backend_id: at for at, backend_id in enumerate(order)}
+        for name in touched:
+            self._settle(name, rank)
+
+    def segments(self) -> Iterator[tuple[str, Mapping[str, Target]]]:
+        """What is routed, in the order of the table: for each backend the names that it is the first to claim."""
+        for backend_id, claims in self._claims.items():
+            if self._contested and not claims.targets.keys().isdisjoint(self._contested.keys()):
+                first = self._claimed_first(backend_id)
+                yield backend_id, {name: self.routes[name] for name in first if name in self.routes}
+            else:
+                yield backend_id, claims.targets  # the same object as long as it lists the same
+
+    def conflicts(self) -> Iterator[NameConflict]:
+        """In the order of the table."""
+        for backend_id in self._claims if self._conflicts else ():
+            for name in self._claimed_first(backend_id):
+                if name in self._conflicts:
+                    yield self._conflicts[name]
+
+    def _claimed_first(self, backend_id: str) -> Iterator[str]:
+        for name in self._claims[backend_id].targets:
+            conflict = self._conflicts.get(name)
+            if conflict is None or conflict.backend_ids[0] == backend_id:
+                yield name
+
+    def _replace(self, backend_id: str, new: _Claims, touched: dict[str, None]) -> None:
+        old = self._claims[backend_id]
+        self._claims[backend_id] = new
+        kept = {name for name in old.targets.keys() & new.targets.keys() if new.of(name) == old.of(name)}
+        for name in old.targets:
+            if name not in kept:
+                touched[name] = None
+                self._withdraw(backend_id, name)
+        for name in new.targets:
+            if name not in kept:
+                touched[name] = None
+                self._add(backend_id, name, new.of(name))
+
+    def _withdraw(self, backend_id: str, name: str) -> None:
+        if name in self._contested:
+            del self._contested[name][backend_id]
+        else:
+            del self.routes[name]
+
+    def _add(self, backend_id: str, name: str, claims: tuple[Target, ...]) -> None:
+        if name not in self._contested:
+            sole = self.routes.pop(name, None)
+            if sole is None and len(claims) == 1:
+                self.routes[name] = claims[0]
+                return
+            self._contested[name] = {} if sole is None else {sole.backend_id: (sole,)}
+        self._contested[name][backend_id] = claims
+
+    def _settle(self, name: str, rank: Mapping[str, int]) -> None:
+        """Decide about one name, with all the claims that are made to it now."""
+        bound_to = self.bound.get(name)
+        if name not in self._contested:
+            sole = self.routes.get(name)
+            if sole is None or bound_to == sole.backend_id:
+                return
+            if bound_to is None:
+                self._bind(name, sole.backend_id)
+                return
+            self._contested[name] = {sole.backend_id: (sole,)}
+        by_backend = self._contested[name]
+        claims = [claim for backend_id in sorted(by_backend, key=rank.__getitem__) for claim in by_backend[backend_id]]
+        target: Target | None = None
+        if not claims or (len(claims) == 1 and bound_to in (None, claims[0].backend_id)):
+            target = claims[0] if claims else None
+            del self._contested[name]
+            self._conflicts.pop(name, None)
+        else:
+            claimants = tuple(dict.fromkeys(claim.backend_id for claim in claims))
+            owner = bound_to or first_owner(self._strategy, claimants)
+            own = [claim for claim in claims if claim.backend_id == owner]
+            if len(own) > 1:  # two own names compose to this one, and the order of a list must not decide
+                owner = None
+            elif own:
+                target = own[0]
+            self._conflicts[name] = NameConflict(self._kind, name, claimants, owner)
+        if target is None:
+            self.routes.pop(name, None)
+        else:
+            self.routes[name] = target
+            if bound_to is None:
+                self._bind(name, target.backend_id)
+
+    def _bind(self, name: str, backend_id: str) -> None:
+        if self._binds:
+            self.bound[name] = backend_id
+            self._count(name, backend_id)
+
+    def _count(self, name: str, backend_id: str) -> None:
+        self.bound_bytes[backend_id] += len(name.encode("utf-8", "surrogatepass"))

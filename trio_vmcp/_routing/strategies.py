@@ -1,0 +1,134 @@
+"""Strategies: which name a tool or prompt is advertised under, and which of several backends has a contested name."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypeAlias, cast
+
+import attrs
+
+__all__ = ["Bare", "ConflictResolution", "Manual", "Prefix", "Priority", "composer", "first_owner"]
+
+DIGEST_LENGTH = 12  # base32 characters, 60 bits: two of 10 000 names collide with a probability of 4e-11
+_SEPARATOR = "_"
+
+
+def _read_only(mapping: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    return MappingProxyType(dict(mapping))
+
+
+@attrs.frozen
+class Prefix:
+    """Prefix every tool and prompt with its backend's id, so that no name depends on who else is there.
+
+    Raises:
+        ValueError: The format does not hold `{backend}` exactly once, or holds another brace.
+    """
+
+    format: str = "{backend}_"
+
+    def __attrs_post_init__(self) -> None:
+        before, found, after = self.format.partition("{backend}")
+        if not found or set("{}") & set(before + after):
+            raise ValueError(f"Prefix format {self.format!r} must hold '{{backend}}' once and no other brace")
+
+
+@attrs.frozen
+class Bare:
+    """Advertise names as they are; of several backends the first in configured order has a name."""
+
+
+@attrs.frozen(init=False)
+class Priority:
+    """Advertise names as they are; the backends listed here come first, the others follow in configured order.
+
+    Raises:
+        ValueError: An id is not a non-empty str, or is listed twice.
+    """
+
+    backend_ids: tuple[str, ...]
+
+    def __init__(self, *backend_ids: str) -> None:
+        for index, backend_id in enumerate(backend_ids):
+            if not _is_name(backend_id):
+                raise ValueError(f"Priority lists {backend_id!r}, which is not a backend id")
+            if backend_id in backend_ids[:index]:
+                raise ValueError(f"Priority lists {backend_id!r} twice")
+        object.__setattr__(self, "backend_ids", backend_ids)
+
+
+@attrs.frozen
+class Manual:
+    """Advertise what this mapping names, tools and prompts alike, and nothing else.
+
+    Attributes:
+        names: Advertised name to (backend id, the backend's own name).
+
+    Raises:
+        ValueError: An entry is not of that form, or two advertise the same thing.
+    """
+
+    names: Mapping[str, tuple[str, str]] = attrs.field(converter=_read_only, hash=False)
+    _advertised: Mapping[tuple[str, str], str] = attrs.field(init=False, repr=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        advertised: dict[tuple[str, str], str] = {}
+        for name, target in self.names.items():
+            if not (_is_name(name) and _is_pair(target)):
+                raise ValueError(f"Manual entry {name!r}: {target!r} is not 'advertised': ('backend', 'name')")
+            # One capability, one name: a conflict or a list change has to mean one entry of session.tools.
+            if (other := advertised.setdefault(target, name)) != name:
+                raise ValueError(f"Manual entries {other!r} and {name!r} both name {target!r}")
+        object.__setattr__(self, "_advertised", advertised)
+
+    def advertised_name(self, backend_id: str, name: str) -> str | None:
+        """What this backend's capability is advertised as; None: not at all."""
+        return self._advertised.get((backend_id, name))
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_pair(value: object) -> bool:
+    if not isinstance(value, tuple):
+        return False
+    parts = cast("tuple[object, ...]", value)
+    return len(parts) == 2 and all(map(_is_name, parts))
+
+
+ConflictResolution: TypeAlias = Prefix | Bare | Priority | Manual
+
+
+# What a strategy decides.
+
+
+def composer(strategy: ConflictResolution, backend_id: str, max_length: float) -> Callable[[str], str | None]:
+    """From a backend's own names to advertised ones, of at most `max_length` characters; None: not advertised."""
+    if isinstance(strategy, Prefix):
+        prefix = strategy.format.replace("{backend}", backend_id)
+        return lambda name: _fit(prefix + name, max_length)
+    if isinstance(strategy, Manual):
+        names = strategy
+        return lambda name: _fit(names.advertised_name(backend_id, name), max_length)
+    return lambda name: _fit(name, max_length)
+
+
+def _fit(name: str | None, max_length: float) -> str | None:
+    """A name that is too long keeps its head and ends in a digest of all of it."""
+    if name is None or len(name) <= max_length:
+        return name
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    tail = _SEPARATOR + base64.b32encode(digest).decode("ascii").lower()[:DIGEST_LENGTH]
+    return name[: int(max_length) - len(tail)] + tail
+
+
+def first_owner(strategy: ConflictResolution, claimants: Sequence[str]) -> str | None:
+    """Which of several backends, in configured order, has an unbound name; None: no backend may have the name."""
+    if isinstance(strategy, Prefix | Manual):
+        return None
+    preferred = strategy.backend_ids if isinstance(strategy, Priority) else ()
+    return next((backend_id for backend_id in preferred if backend_id in claimants), claimants[0])

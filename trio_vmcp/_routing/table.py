@@ -1,0 +1,108 @@
+"""The routing table: advertised name to target, for callers to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import SequenceMatcher
+from heapq import nlargest
+from itertools import islice
+from types import MappingProxyType
+from typing import Any, Literal
+
+import attrs
+
+from trio_vmcp._protocol.uri_template import UriTemplate, compile_template, first_match
+
+__all__ = ["RoutingTable", "Target", "closest_names", "find_resource"]
+
+# What one search for close names may cost, however large the table and hostile the names: about 15 ms.
+_SCANNED_NAMES = 10_000
+_COMPARED_NAMES = 500
+_RATED_NAMES = 20
+_COMPARED_LENGTH = 64  # characters
+_CLOSEST_NAMES = 3
+_CLOSE = 0.6  # of difflib's ratio: its own default
+
+
+@attrs.frozen
+class Target:
+    """Where a call goes: a backend, and the name that the backend itself uses (or the URI)."""
+
+    backend_id: str
+    name: str
+
+
+def _read_only(mapping: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    return MappingProxyType(dict(mapping))
+
+
+def _no_targets() -> Mapping[str, Target]:
+    return {}
+
+
+def _compiled(table: RoutingTable) -> tuple[UriTemplate, ...]:
+    return tuple(compile_template(target.name) for target in table.templates)
+
+
+@attrs.frozen
+class RoutingTable:
+    """Advertised name to target. Tools and prompts each have names of their own; resources are keyed by URI.
+
+    Attributes:
+        templates: Backend and RFC 6570 template, in configured order; malformed ones are left out, and so is what one
+            backend lists beyond 64 Ki characters of them.
+    """
+
+    tools: Mapping[str, Target] = attrs.field(factory=_no_targets, converter=_read_only)
+    prompts: Mapping[str, Target] = attrs.field(factory=_no_targets, converter=_read_only)
+    resources: Mapping[str, Target] = attrs.field(factory=_no_targets, converter=_read_only)
+    templates: tuple[Target, ...] = ()
+    _patterns: tuple[UriTemplate, ...] = attrs.field(
+        default=attrs.Factory(_compiled, takes_self=True), alias="patterns", repr=False, eq=False
+    )
+
+    def find_resource(self, uri: str) -> Target | None:
+        """The backend that serves a URI: the backend that lists the URI, else that of the first template to match."""
+        return find_resource(uri, self.resources, self.templates, self._patterns)
+
+    def closest(self, kind: Literal["tools", "prompts", "resources"], name: str) -> tuple[str, ...]:
+        """Advertised names that look like this one, best first, for an error message."""
+        mapping: Mapping[str, Target] = getattr(self, kind)
+        return closest_names(name, mapping)
+
+
+def find_resource(
+    uri: str, resources: Mapping[str, Target], templates: Sequence[Target], patterns: Sequence[UriTemplate]
+) -> Target | None:
+    """A listed URI goes before templates; of the templates the first that matches decides."""
+    if (listed := resources.get(uri)) is not None:
+        return listed
+    index = first_match(patterns, uri)
+    return None if index is None else Target(templates[index].backend_id, uri)
+
+
+def closest_names(name: str, names: Iterable[str]) -> tuple[str, ...]:
+    """At most three. Backends choose `names` and a caller chooses `name`, so every step has a bound of its own."""
+    if not name:
+        return ()
+    wanted = name[:_COMPARED_LENGTH]
+    head, tail = name[:4], name[-4:]
+
+    def distance(candidate: str) -> int:
+        if candidate.endswith(name):  # the prefix was forgotten
+            return 0
+        return 1 if candidate.startswith(head) or candidate.endswith(tail) else 2
+
+    matcher = SequenceMatcher(b=wanted, autojunk=False)
+
+    def at_most(candidate: str) -> float:
+        matcher.set_seq1(candidate[:_COMPARED_LENGTH])
+        return matcher.quick_ratio()
+
+    def score(candidate: str) -> float:
+        matcher.set_seq1(candidate[:_COMPARED_LENGTH])
+        return matcher.ratio() + (1.0 if distance(candidate) == 0 else 0.0)
+
+    near = sorted(islice(names, _SCANNED_NAMES), key=distance)[:_COMPARED_NAMES]
+    rated = [(score(candidate), candidate) for candidate in nlargest(_RATED_NAMES, near, key=at_most)]
+    return tuple(candidate for rate, candidate in nlargest(_CLOSEST_NAMES, rated) if rate >= _CLOSE)

@@ -1,0 +1,179 @@
+"""The directory of one session: which names its backends offer, which backend has each, and what is bound for good.
+
+Kept per backend: a backend that lists the same as before costs nothing, and one that lists something else costs its own
+part. What callers read (`tools`, `table`, …) is put together when it is read and something has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, TypeVar
+
+import attrs
+
+from trio_vmcp._session.listing import MOST_NAME_BYTES, Listing
+from trio_vmcp.errors import CapabilityNotFound, MessageTooLarge, ResourceNotFound
+from trio_vmcp.models import JSON, NameConflict, Prompt, Resource, ResourceTemplate, Tool
+from trio_vmcp.routing import KINDS, Bindings, Kind, Offer, Router, RoutingTable, Target
+from trio_vmcp.settings import FactorySettings
+
+__all__ = ["MOST_BOUND_BYTES", "Directory", "new_directory"]
+
+# Of one backend: names stay bound, and are in the row, even when their backend no longer lists them. Twice what one
+# listing may have, prefixes included.
+MOST_BOUND_BYTES = 2 * MOST_NAME_BYTES
+
+_NOTHING = Listing()  # what a backend offers that was not listed yet
+_T = TypeVar("_T")
+
+
+@attrs.frozen
+class _Part:
+    """The entries of one kind that stand at one backend's place, and what they were made from."""
+
+    targets: Mapping[str, Target]
+    definitions: Mapping[str, JSON]
+    entries: tuple[Any, ...]
+
+
+@attrs.define(eq=False)
+class Directory:
+    """What the backends of one session offer under which names."""
+
+    _router: Router
+    _listings: dict[str, Listing] = attrs.field(factory=dict, init=False)  # by backend id, in configured order
+    _offers: dict[str, Offer] = attrs.field(factory=dict, init=False)
+    _parts: dict[tuple[Kind, str], _Part] = attrs.field(factory=dict, init=False)
+    _read: dict[str, tuple[Any, ...]] = attrs.field(factory=dict, init=False)  # put together since the latest change
+
+    def update(self, listings: Mapping[str, Listing | None]) -> None:
+        """Take over what all backends list now.
+
+        Args:
+            listings: By backend id, in configured order; None: not listed yet. A listing that is the same object as
+                before has not changed.
+        """
+        known = self._listings
+        now = {backend_id: listing or _NOTHING for backend_id, listing in listings.items()}
+        changed = [backend_id for backend_id, listing in now.items() if known.get(backend_id) is not listing]
+        if not changed and list(known) == list(now):
+            return
+        for backend_id in changed:
+            self._offers[backend_id] = now[backend_id].offer(backend_id)
+        for gone in known.keys() - now.keys():
+            del self._offers[gone]
+            for kind in KINDS:
+                self._parts.pop((kind, gone), None)
+        self._listings = now
+        self._router.update([self._offers[backend_id] for backend_id in now])
+        self._read.clear()
+
+    def check_names(self, backend_id: str, known: Listing | None, listing: Listing) -> None:
+        """
+        Raises:
+            MessageTooLarge: Names stay bound for the session's life, and this backend has had too many by now.
+        """
+        known = known or _NOTHING
+        new = (listing.tools.keys() - known.tools.keys()) | (listing.prompts.keys() - known.prompts.keys())
+        if new and self._router.bound_bytes(backend_id) + sum(len(name.encode()) for name in new) > MOST_BOUND_BYTES:
+            raise MessageTooLarge(
+                backend_id,
+                f"lists ever new names: over {MOST_BOUND_BYTES} bytes of them in the life of this session",
+            )
+
+    # --- what callers read
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        return self._entries("tools", lambda name, to, raw: Tool(name, to.backend_id, to.name, raw))
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        return self._entries("prompts", lambda name, to, raw: Prompt(name, to.backend_id, to.name, raw))
+
+    @property
+    def resources(self) -> tuple[Resource, ...]:
+        return self._entries("resources", lambda uri, to, raw: Resource(uri, to.backend_id, raw))
+
+    @property
+    def resource_templates(self) -> tuple[ResourceTemplate, ...]:
+        """Those of the table, and those that cannot be matched: what is listed stays listed."""
+        if "resource_templates" not in self._read:
+            self._read["resource_templates"] = tuple(self._templates())
+        return self._read["resource_templates"]
+
+    @property
+    def table(self) -> RoutingTable:
+        return self._router.table
+
+    @property
+    def conflicts(self) -> tuple[NameConflict, ...]:
+        return self._router.conflicts
+
+    @property
+    def bindings(self) -> Bindings:
+        return self._router.bindings
+
+    # --- where a call goes
+
+    def find(self, kind: Literal["tools", "prompts"], name: str) -> Target | None:
+        """None: no backend has the name, or its owner does not list it."""
+        return self._router.find(kind, name)
+
+    def owner_of(self, kind: Literal["tools", "prompts"], name: str) -> str | None:
+        """The backend that a name is bound to, also while that backend does not list it."""
+        return self._router.owner_of(kind, name)
+
+    def not_found(
+        self, kind: Literal["tools", "prompts"], name: str, error: type[CapabilityNotFound]
+    ) -> CapabilityNotFound:
+        return error(name, self._router.closest(kind, name))
+
+    def find_resource(self, uri: str) -> Target:
+        """
+        Raises:
+            ResourceNotFound: No backend lists it, and no template matches it.
+        """
+        target = self._router.find_resource(uri)
+        if target is None:
+            raise ResourceNotFound(uri, self._router.closest("resources", uri))
+        return target
+
+    def find_template(self, uri: str) -> Target | None:
+        return next((target for target in self._router.templates if target.name == uri), None)
+
+    # --- putting parts together
+
+    def _entries(self, kind: Kind, make: Callable[[str, Target, JSON], _T]) -> tuple[_T, ...]:
+        if kind not in self._read:
+            entries: list[_T] = []
+            for backend_id, targets in self._router.segments(kind):
+                entries.extend(self._entries_at(kind, backend_id, targets, make))
+            self._read[kind] = tuple(entries)
+        return self._read[kind]
+
+    def _entries_at(
+        self, kind: Kind, backend_id: str, targets: Mapping[str, Target], make: Callable[[str, Target, JSON], _T]
+    ) -> tuple[_T, ...]:
+        """The entries at one backend's place: those of before, unless its names or its definitions have changed."""
+        part = self._parts.get((kind, backend_id))
+        definitions: Mapping[str, JSON] = getattr(self._listings[backend_id], kind)
+        if part is None or part.targets is not targets or part.definitions is not definitions:
+            entries = tuple(
+                make(name, to, getattr(self._listings[to.backend_id], kind)[to.name]) for name, to in targets.items()
+            )
+            part = self._parts[kind, backend_id] = _Part(targets, definitions, entries)
+        return part.entries
+
+    def _templates(self) -> Iterator[ResourceTemplate]:
+        seen: set[str] = set()
+        for backend_id, listing in self._listings.items():
+            for template, raw in listing.resource_templates.items():
+                if template not in seen:  # the first backend in configured order serves one
+                    seen.add(template)
+                    yield ResourceTemplate(template, backend_id, raw)
+
+
+def new_directory(bindings: Bindings, settings: FactorySettings) -> Directory:
+    """Of a session that has no backend yet; `bindings` are those of its row."""
+    return Directory(Router(settings.conflict_resolution, bindings, settings.max_name_length))
