@@ -1,12 +1,12 @@
-"""A backend so cheap that it does not matter: MCP in hand-written bytes, on as many ports as there are backends.
+"""Backends that cost almost no CPU: MCP in hand-written bytes, one port for each backend.
 
-Every port is a backend of the legacy era, since connection pools are per origin. The path says how it answers, so that
-one server serves every workload: `/json/0` answers JSON at once, `/sse/20` an event stream after 20 ms, `/held/0` JSON,
-and holds a stream for whoever asks for one. A third part changes one result: `/json/0/1000` lists 1000 tools,
-`/json/0/8MiB` answers every call with a text of that size.
+Every port is a backend of the legacy era, since connection pools are per origin. The path selects the kind of answer,
+so that one server serves every workload: `/json/0` answers with JSON at once, `/sse/20` with an event stream after
+20 ms, `/held/0` with JSON and with a held stream for each GET. A third part changes one result: `/json/0/1000` lists
+1000 tools, `/json/0/8MiB` answers every call with a text of that size.
 
-`GET /seen` on any port tells what the server was asked since it last told, how many sessions are left, and the most
-connections that one port had open at a time: contenders that asked the same did the same work.
+`GET /seen` on any port reports the requests since the last report, the sessions that are left, and the most connections
+that one port had open at a time: contenders with the same requests did the same work.
 
     python backend_server.py COUNT        # prints the COUNT ports as JSON and serves until its stdin closes
 """
@@ -25,7 +25,8 @@ import trio
 from worker import raise_descriptor_limit
 
 JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n%scontent-length: %d\r\n\r\n"
-# Chunked, as real servers send a stream: whoever closes before the last chunk loses the connection.
+# Chunked (RFC 9112 §7.1), as real servers send a stream: a client that does not read the last chunk cannot reuse the
+# connection.
 SSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n%stransfer-encoding: chunked\r\n\r\n%x\r\n"
 SSE_END = b"\r\n0\r\n\r\n"
 EVENT = b"event: message\ndata: "
@@ -35,7 +36,7 @@ ACCEPTED = b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n"
 NO_STREAM = b"HTTP/1.1 405 Method Not Allowed\r\nallow: POST, DELETE\r\ncontent-length: 0\r\n\r\n"
 SESSION_GONE = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
 DELETED = b"HTTP/1.1 204 No Content\r\n\r\n"
-# What legacy servers in the field answer to a modern probe: no session id, so a bad request.
+# The answer of legacy servers in the field to a modern probe, which has no session id.
 _NO_SESSION_BODY = b'{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"Bad Request: no Mcp-Session-Id"}}'
 NO_SESSION = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
     len(_NO_SESSION_BODY),
@@ -81,7 +82,7 @@ PROMPTS = {
 }
 TEXT = "one line of text, as most tools answer"
 MIB = 1024 * 1024
-LARGE = 64 * 1024  # bytes; a result over this is sent as it is, without a copy of it in every answer
+LARGE = 64 * 1024  # bytes; a larger result is sent as a piece of its own and not copied into every answer
 
 
 def _called(text: str) -> dict[str, object]:
@@ -106,11 +107,12 @@ OTHERWISE = {
 
 @attrs.frozen
 class Path:
-    """How one port answers under one path.
+    """The answers under one path of one port.
 
     Attributes:
-        latency: s.
-        results: JSON, by method.
+        form: "json", "sse" or "held".
+        latency: s before every answer.
+        results: JSON by method.
     """
 
     form: bytes
@@ -119,7 +121,7 @@ class Path:
 
 
 def read_path(port: int, path: bytes) -> Path:
-    """URIs are a backend's own: one that two backends offered would be advertised once."""
+    """Resources have the port in their URIs: a URI that two backends list is advertised once only."""
     _, form, latency, *otherwise = path.split(b"/")
     at = f"cheap://{port}"
     resources = [{"uri": f"{at}/{index}", "name": f"resource {index}", "mimeType": "text/plain"} for index in range(3)]
@@ -132,15 +134,15 @@ def read_path(port: int, path: bytes) -> Path:
 
 @attrs.define
 class Seen:
-    """What all backends together were asked, and the sessions they hold."""
+    """The requests to all backends together, and the sessions that they hold."""
 
     asked: Counter[str] = attrs.field(factory=Counter)
     sessions: set[bytes] = attrs.field(factory=set)
-    connections: int = 0  # the most that one port had at a time
+    connections: int = 0  # the most that one port had open at a time
     ids: itertools.count[int] = attrs.field(factory=lambda: itertools.count(1))
 
-    def tell(self) -> bytes:
-        """And forget it, so that nobody answers for what another left."""
+    def report_and_reset(self) -> bytes:
+        """The report as a response. Counting starts anew, so that each contender is judged by its own requests."""
         told = {"asked": self.asked, "sessions": len(self.sessions), "connections": self.connections}
         self.asked, self.sessions, self.connections = Counter(), set(), 0
         body = _compact(told)
@@ -148,11 +150,11 @@ class Seen:
 
 
 def is_open(stream: trio.SocketStream) -> bool:
-    """Whether the client has it open, too: a connection that it closed before it opened the next is not one more,
-    though we may hear of the next one first.
+    """Whether the client's end is open, too. A client that closes one connection and opens the next has one, though
+    the server may see the new one first.
     """
     if not hasattr(socket, "TCP_INFO"):
-        return True  # only Linux tells
+        return True  # TCP_INFO is known on Linux only
     return stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_ESTABLISHED
 
 
@@ -160,7 +162,7 @@ TCP_ESTABLISHED = 1  # the first byte of the kernel's struct tcp_info
 
 
 def _header(head: bytes, name: bytes) -> bytes:
-    """`head` in lower case."""
+    """The value of a header; `head` and `name` are in lower case."""
     start = head.find(b"\r\n" + name + b":")
     if start < 0:
         return b""
@@ -169,7 +171,7 @@ def _header(head: bytes, name: bytes) -> bytes:
 
 
 def answer(seen: Seen, path: Path, verb: bytes, head: bytes, body: bytes) -> tuple[bytes, ...]:
-    """In the pieces in which it is sent."""
+    """The response, in the pieces in which it is sent."""
     session_id = _header(head, b"mcp-session-id")
     if verb == b"GET":
         seen.asked["GET"] += 1
@@ -220,7 +222,7 @@ class Port:
             try:
                 await self._serve(stream)
             except trio.BrokenResourceError:
-                return  # the client left without reading; that is its right
+                return  # the client closed without reading
             finally:
                 self.open.discard(stream)
 
@@ -240,7 +242,7 @@ class Port:
                 received += chunk
             body, received = received[:length], received[length:]
             if target == b"/seen":
-                await stream.send_all(self.seen.tell())
+                await stream.send_all(self.seen.report_and_reset())
                 continue
             if (path := self.paths.get(target)) is None:
                 path = self.paths[target] = read_path(self.number, target)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from contest import LIBRARY, Bound, Question, Row, Shown
 from harness import main
 
-LIMIT = 16  # connections to a backend: fewer than want one, so that calls are cancelled while they wait for one, too
+LIMIT = 16  # connections to a backend; fewer than calls, so that some calls are cancelled while they wait for one
 SHARE = 0.9
 
 QUESTION = Question(

@@ -21,7 +21,7 @@ QUESTION = Question(
             slow_rounds=2,
             bars=(Ratio(H11, 1.3), Ratio(HTTPX, 0.75)),
         ),
-        Row(  # FastMCP ends its sessions one after the other: ten show it, and open in less time than fifty
+        Row(  # FastMCP ends its sessions one after the other: ten show that, and open in less time
             label="backends: 10, latency: 20 ms",
             backends=10,
             path="/json/20",

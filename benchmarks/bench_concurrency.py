@@ -20,7 +20,7 @@ QUESTION = Question(
             command={"do": "call", "callers": 64, "calls": 12},
             short={"calls": 4},
             slow={"calls": 4},
-            shows=(Shown("wall", "us a call", 1e6),),  # of them all; its inverse is calls a second
+            shows=(Shown("wall", "us a call", 1e6),),  # the inverse of calls a second
             bars=(times_as_fast(than_httpx, HTTPX), *(times_as_fast(5, peer) for peer in OFFICIAL)),
         )
         for backends, than_httpx in ((10, 3.5), (1, 4))

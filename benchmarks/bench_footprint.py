@@ -1,4 +1,4 @@
-"""What does an open session hold while nobody uses it, and how long do many of them take to open?
+"""How much memory does an idle open session hold, and how long do many of them take to open?
 
 python benchmarks/bench_footprint.py        # or run.py, which asks the other questions too
 """
@@ -37,7 +37,7 @@ QUESTION = Question(
             "/json/0",
             listen=False,
             contenders=(*FLOORS, LIBRARY, *OFFICIAL, FASTMCP),
-            slow={"sessions": 10},  # what their cost allows; a hundred cost them no less for each
+            slow={"sessions": 10},  # a hundred would take too long; their cost per session is the same
             bars=(Bound("held", 60.0, "KiB a link", per=1024), *(times_as_fast(10, peer) for peer in OFFICIAL)),
         ),
         row("100 sessions with streams", "/held/0", listen=True, contenders=(LIBRARY,)),

@@ -20,7 +20,7 @@ def row(size: int, form: str, calls: int, **special: Any) -> Row:
         path=f"/{form}/0/{size}MiB",
         contenders=(*FLOORS, LIBRARY, *OFFICIAL, FASTMCP),
         command={"do": "large", "calls": calls, "size": size * MIB},
-        may_fail=(*OFFICIAL, FASTMCP),  # no event over 1 MiB
+        may_fail=(*OFFICIAL, FASTMCP),  # they refuse events over 1 MiB
         **special,
     )
 

@@ -1,4 +1,4 @@
-"""How long until a session over N backends is open and everything they offer is listed?
+"""How long until a session over N backends is open and all of their lists are read?
 
 python benchmarks/bench_open.py        # or run.py, which asks the other questions too
 """
@@ -9,7 +9,7 @@ from contest import ALL, FASTMCP, H11, HTTPX, OFFICIAL, Bar, Question, Ratio, Ro
 from harness import main
 from workloads import Terms
 
-ROUND_TRIPS = 3  # what the protocol asks for: initialize, initialized, then every list at the same time
+ROUND_TRIPS = 3  # the protocol's minimum: initialize, initialized, then every list at the same time
 AS_GOOD = (Ratio(HTTPX, 1.1), *(times_as_fast(1.3, peer) for peer in OFFICIAL))
 BARS: dict[tuple[int, int], tuple[Bar, ...]] = {
     (50, 0): (Ratio(H11, 1.3), *(times_as_fast(15, peer) for peer in OFFICIAL)),
@@ -26,7 +26,7 @@ QUESTION = Question(
             path=f"/json/{latency}",
             # FastMCP opens one after the other: ten backends show that as well as fifty.
             contenders=tuple(each for each in ALL if each is not FASTMCP or count <= 10),
-            # A single opening without latency takes some ms: too little to be timed once.
+            # A single opening without latency takes some ms: too short to be timed once.
             command={"do": "open", "repeat": 1 if latency else repeat},
             short={"repeat": 1},
             bars=BARS.get((count, latency), AS_GOOD),

@@ -1,6 +1,6 @@
-"""The processes of a run: each contender in an environment of its own, and the server that they all talk to.
+"""The processes of a run: each contender in an environment of its own, and the server of all of them.
 
-Needs nothing but the standard library, and an index for pip once.
+Needs the standard library only, and a package index for the first run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SEEN_TIMEOUT = 60.0  # s
 
 
 class Failed(Exception):
-    """The run cannot go on; the message is for the user."""
+    """The run cannot go on. The message is printed for the user."""
 
 
 def make_environment(name: str, requirements: Sequence[str], *, fresh: bool = False) -> str:
@@ -51,7 +51,7 @@ def make_environment(name: str, requirements: Sequence[str], *, fresh: bool = Fa
 
 
 def python_with_library(python: str | None) -> str:
-    """The one asked for; else this one, if it has the library, as what nox calls has the wheel; else one is made."""
+    """The Python that was asked for; else this one, if the library is installed (nox does that); else a new one."""
     if python is None:
         here = sys.executable if importlib.util.find_spec("trio_vmcp") else None
         return here or make_environment("library", [str(HERE.parent)], fresh=True)
@@ -66,14 +66,14 @@ def python_with_library(python: str | None) -> str:
 
 @contextmanager
 def child(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """A process of ours that ends when its stdin closes."""
+    """A process that ends when its stdin closes."""
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=HERE)
     try:
         yield process
     finally:
         assert process.stdin is not None
         assert process.stdout is not None
-        with suppress(BrokenPipeError):  # dead already, and whoever asked it has said so
+        with suppress(BrokenPipeError):  # the process has died, which the last answer has reported
             process.stdin.close()
         try:
             process.wait(5)
@@ -84,7 +84,7 @@ def child(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 class Worker:
-    """A contender's process. It begins with a line that names its versions."""
+    """A contender's process. Its first line of output names versions."""
 
     def __init__(self, contender: Contender, process: subprocess.Popen[str]) -> None:
         self.contender = contender
@@ -93,7 +93,7 @@ class Worker:
 
     def ask(self, command: dict[str, Any], timeout: float) -> dict[str, Any]:
         assert self.process.stdin
-        with suppress(BrokenPipeError):  # there will be no answer either
+        with suppress(BrokenPipeError):  # reported by `_answer`, which then finds the end of stdout
             self.process.stdin.write(json.dumps(command) + "\n")
             self.process.stdin.flush()
         shown = {key: value for key, value in command.items() if key not in ("urls", "spare")}
@@ -121,12 +121,12 @@ def open_worker(contender: Contender, pythons: dict[str, str]) -> Iterator[Worke
 
 @dataclass(frozen=True)
 class Seen:
-    """What the server was asked since the last time.
+    """The server's report since the last one.
 
     Attributes:
-        asked: How often, by method, without what only some clients try.
-        sessions: Those without a DELETE.
-        connections: The most that one backend had open at a time.
+        asked: Number of requests by method, without methods that only some clients use.
+        sessions: Sessions without a DELETE.
+        connections: The most connections that one backend had open at a time.
     """
 
     asked: dict[str, int]
@@ -146,7 +146,7 @@ class Server:
     def seen(self) -> Seen:
         with urllib.request.urlopen(self.url(-1, "/seen"), timeout=SEEN_TIMEOUT) as response:
             seen = json.load(response)
-        # The official client asks for a stream, a probing one for the era; and who cancels may say so.
+        # GET: the official client asks for a stream. server/discover: a probe. cancelled: a client may send a notice.
         optional = ("GET", "server/discover", "notifications/cancelled")
         asked = {method: count for method, count in seen["asked"].items() if method not in optional}
         return Seen(asked, seen["sessions"], seen["connections"])

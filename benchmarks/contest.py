@@ -12,7 +12,8 @@ from typing import Any, Protocol
 class Contender:
     """One column: a script with its arguments, in the environment that it needs.
 
-    A `slow` one takes part in a row's `slow_rounds` only, does there what its `slow` says, and warms up once in a run.
+    A `slow` contender takes part in a row's `slow_rounds` only, with the arguments of the row's `slow`, and warms up
+    once in a run.
     """
 
     name: str
@@ -37,8 +38,8 @@ ALL = (*FLOORS, LIBRARY, PROBING, *OFFICIAL, FASTMCP)  # in the order of the tab
 
 @dataclass
 class Figures:
-    """What the rounds of one row measured: by measure ("wall" and "cpu", s, and what a workload adds), contender and
-    round; and why a contender that may fail did.
+    """The figures of one row: by measure ("wall" and "cpu", s, and those that a workload adds), contender and round;
+    and the reason of each contender that failed where it may.
     """
 
     measured: dict[str, dict[Contender, dict[int, float]]] = field(default_factory=dict)
@@ -52,16 +53,16 @@ class Figures:
         return self.measured.get(measure, {}).get(contender, {})
 
     def median(self, measure: str, contender: Contender) -> float | None:
-        """None: it did not take part, or failed."""
+        """The median over all rounds; None: the contender did not take part, or failed."""
         values = self.of(measure, contender).values()
         return statistics.median(values) if values else None
 
     def ratio(self, measure: str, contender: Contender, to: Contender) -> float | None:
-        """The median over the rounds that both were in, each compared with itself: what the machine does meanwhile
-        hits both. None: there was no such round.
+        """The median of the ratios of single rounds in which both took part, since other load of the machine slows
+        both within a round. None: there was no such round.
         """
         mine, theirs = self.of(measure, contender), self.of(measure, to)
-        # Nothing over nothing is a tie; a figure over nothing is as bad as it gets.
+        # 0 / 0 is a tie; x / 0 is infinite.
         ratios = [
             mine[turn] / theirs[turn] if theirs[turn] else 1.0 if not mine[turn] else float("inf")
             for turn in mine.keys() & theirs.keys()
@@ -70,16 +71,16 @@ class Figures:
 
 
 class Bar(Protocol):
-    """How good the library has to be in one row."""
+    """A limit that the library has to keep in one row."""
 
     @property
     def most(self) -> float: ...
 
     def reached(self, figures: Figures) -> float | None:
-        """What must not be above `most`; None: nothing was measured."""
+        """The value that must not be above `most`; None: nothing was measured."""
 
     def __str__(self) -> str:
-        """What `reached` is: "CPU / h11 floor"."""
+        """A name for `reached`, such as "cpu / h11 floor"."""
 
 
 @dataclass(frozen=True)
@@ -119,14 +120,14 @@ class Bound:
 
 
 def ideal(seconds: float, *, within: float) -> Bound:
-    """The time that nothing but waiting takes, and how far above it is good enough."""
+    """A bar on the time over the time of waiting alone: at most 1 + `within`."""
     return Bound("wall", 1 + within, f"wall / ideal of {seconds * 1e3:.0f} ms", per=seconds)
 
 
 def held(bar: Bar, figures: Figures) -> bool:
-    """What was not measured is not held."""
+    """Whether the bar was kept; one that was not measured was not."""
     reached = bar.reached(figures)
-    return reached is not None and reached <= bar.most  # nan is not, either
+    return reached is not None and reached <= bar.most  # false for nan
 
 
 @dataclass(frozen=True)
@@ -143,17 +144,17 @@ MILLISECONDS = Shown("wall", "ms", 1e3)
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One workload: what is asked of every contender, and how good the library has to be.
+    """One workload for all contenders, and the bars of the library.
 
     Attributes:
         command: The workload's name as "do", and its arguments.
-        short: Replaces arguments of it when only a glimpse is wanted.
-        slow: Replaces arguments of it for the slow contenders; what they measure must be per call or link then.
-        shows: What is printed of it, a line each.
-        rounds: Counted rounds; None: as many as the run has, and twice as many where a bar is missed.
-        slow_rounds: Those of them that slow contenders are in.
-        fresh: A process of its own for every answer, as memory is only then comparable; and no round that warms up.
-        may_fail: Who is recorded as "fails" instead of ending the run.
+        short: Replaces arguments of `command` in a short run.
+        slow: Replaces arguments of `command` for the slow contenders; the figures must then be per call or link.
+        shows: The measures that are printed, a line each.
+        rounds: Counted rounds; None: those of the run, and twice as many if a bar is missed.
+        slow_rounds: The number of rounds in which slow contenders take part.
+        fresh: Each answer comes from a new process, which makes memory comparable; no round warms up.
+        may_fail: Contenders that are recorded as "fails" instead of ending the run.
         timeout: s, for one answer.
     """
 
@@ -170,7 +171,7 @@ class Row:
     slow_rounds: int = 3
     fresh: bool = False
     may_fail: tuple[Contender, ...] = ()
-    timeout: float = 120.0  # s; the slowest usual workload takes about 10
+    timeout: float = 120.0  # s; the slowest workload takes about 10
 
     def command_for(self, contender: Contender, *, short: bool) -> dict[str, Any]:
         return self.command | (self.slow if contender.slow else {}) | (self.short if short else {})
@@ -178,7 +179,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """One file, one block of the table."""
+    """The rows of one file, which are one block of the table."""
 
     name: str
     asks: str

@@ -1,4 +1,4 @@
-"""FastMCP's client over a configuration of many servers: it puts a proxy in the same process before them."""
+"""FastMCP's client over a configuration of many servers, which runs a proxy for them in the same process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import anyio
 
 os.environ["FASTMCP_LOG_LEVEL"] = "ERROR"  # read at import
-warnings.simplefilter("ignore")  # it deprecates what it calls itself
+warnings.simplefilter("ignore")  # FastMCP calls functions that it deprecates
 
 from fastmcp import Client  # noqa: E402
 from worker import serve  # noqa: E402
@@ -38,7 +38,7 @@ class Session:
 
 class Host:
     async def open(self, urls: list[str]) -> Session:
-        """One after the other: how many backends open at a time is not for its user to say."""
+        """Backends open one after the other; FastMCP has no setting for it."""
         servers = {f"b{at}": {"url": url, "transport": "http"} for at, url in enumerate(urls)}
         client = Client({"mcpServers": servers}, mode="legacy")
         await client.__aenter__()
@@ -48,7 +48,7 @@ class Host:
             await client.list_resource_templates(),
             await client.list_prompts(),
         ]
-        alone = len(urls) == 1  # then there is no proxy, and no prefix
+        alone = len(urls) == 1  # FastMCP then uses no proxy and no prefix
         return Session(client, [TOOL if alone else f"b{at}_{TOOL}" for at in range(len(urls))], lists)
 
 

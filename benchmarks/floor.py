@@ -1,4 +1,4 @@
-"""The hand-written httpx loop: what a careful program without a library would do, and nothing else.
+"""The hand-written httpx loop: the least that a careful program without a library does.
 
 One `AsyncClient` per backend, one TLS context for all, no environment, the standard json.
 """
@@ -12,7 +12,7 @@ import httpx
 from hand_written import HEADERS, VERSION, serve_floor
 from workloads import Terms
 
-TLS = ssl.create_default_context()  # 20 ms and 0.8 MiB: once
+TLS = ssl.create_default_context()  # one for all: each takes 20 ms and 0.8 MiB
 
 
 class Backend(hand_written.Backend):

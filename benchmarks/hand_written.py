@@ -1,7 +1,7 @@
-"""What the hand-written floors have in common: the protocol in the fewest lines that a careful program gets by with.
+"""The common part of the hand-written floors: MCP in the fewest lines that a careful program needs.
 
-No ids are checked, nothing is validated, no deadline and no cancellation is kept track of. How a message travels is
-each floor's own.
+Ids are not checked and answers are not validated; there are no deadlines and no notices of cancellation. Each floor has
+its own way of sending a message.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Backend(ABC):
 
     def __init__(self) -> None:
         self.ids = itertools.count(1)
-        self.lists: list[list[Any]] = []  # kept, as somebody wants to look at them
+        self.lists: list[list[Any]] = []  # kept, as every contender keeps its lists
 
     @abstractmethod
     async def post(self, message: bytes) -> bytes:
-        """Send it, with the session's headers; the answer's JSON."""
+        """Send a message with the session's headers, and return the JSON of the answer."""
 
     @abstractmethod
     async def close(self) -> None:

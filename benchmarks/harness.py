@@ -1,4 +1,4 @@
-"""What runs the benchmarks: rounds in which the contenders take turns, the same work for all, and the command line."""
+"""The runner of the benchmarks: rounds in which contenders take turns, the check of equal work, the command line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROUNDS, SHORT_ROUNDS = 11, 2
 
 
 class Contest:
-    """One run: the server, a process per contender that lives as long as the run, and what is asked of them."""
+    """One run: the server, a process for each contender that lives as long as the run, and the rounds."""
 
     def __init__(self, server: Server, pythons: dict[str, str], *, rounds: int, short: bool) -> None:
         self.server = server
@@ -46,8 +46,8 @@ class Contest:
             self.versions[contender] = worker.versions
 
     def measure(self, question: Question, row: Row) -> Figures:
-        """Let the contenders take turns. The first round warms up and does not count; a missed bar doubles the
-        rounds, unless the row says how many there are.
+        """Let the contenders take turns. The first round warms up and does not count. A missed bar doubles the number
+        of rounds, unless the row sets it.
         """
         rounds = self._rounds(row)
         figures = Figures()
@@ -58,12 +58,12 @@ class Contest:
             self._round(row, turn, rounds, figures)
             asserted = row.rounds is None and not self.short
             if turn == rounds and asserted and not all(held(bar, figures) for bar in row.bars):
-                last = 2 * rounds  # noise has to come twice
+                last = 2 * rounds  # a bar missed by noise is then usually kept by the median
             turn += 1
         return figures
 
     def _progress(self, what: str, turn: int, rounds: int, *, first: bool) -> None:
-        """One line that is written over; in a log one line a row."""
+        """One line that is overwritten; in a log, one line for each row."""
         passed = f"{time.monotonic() - self.began:4.0f} s"
         if sys.stderr.isatty():
             print(f"\r\033[K{passed}  {what}, round {turn} of {rounds}", end="", file=sys.stderr, flush=True)
@@ -72,12 +72,12 @@ class Contest:
 
     def _rounds(self, row: Row) -> int:
         if self.short and row.fresh:
-            return 1  # to start them all is what takes long
+            return 1  # starting the processes takes most of the time
         return self.rounds if row.rounds is None else min(row.rounds, self.rounds)
 
     def _round(self, row: Row, turn: int, rounds: int, figures: Figures) -> None:
-        first = turn % len(row.contenders)  # each round from another one on
-        done: dict[bool, dict[str, object]] = {}  # the slow ones may be asked for less
+        first = turn % len(row.contenders)  # each round begins with another contender
+        done: dict[bool, dict[str, object]] = {}  # apart, since slow contenders may have a smaller workload
         for contender in row.contenders[first:] + row.contenders[:first]:
             if contender in figures.failed or not self._takes_part(contender, row, turn, rounds):
                 continue
@@ -98,7 +98,7 @@ class Contest:
                 raise Failed(f"{row.label}: the contenders did not do the same work: {group}")
 
     def _takes_part(self, contender: Contender, row: Row, turn: int, rounds: int) -> bool:
-        """Slow contenders are in every so-manieth round, spread over all of them."""
+        """Slow contenders take part in `slow_rounds` rounds, spread evenly over all."""
         if not contender.slow:
             return True
         every = -(-rounds // (1 if self.short else min(row.slow_rounds, rounds)))
@@ -118,7 +118,7 @@ class Contest:
 
 
 def run(questions: Sequence[Question], *, python: str | None, rounds: int, short: bool) -> list[str]:
-    """Measure and print; the bars that were missed."""
+    """Measure and print. Returns a line for each bar that was missed."""
     contenders = dict.fromkeys(contender for question in questions for contender in question.contenders)
     environments = {contender.environment for contender in contenders}
     pythons = {"library": python_with_library(python)}
@@ -142,7 +142,7 @@ def run(questions: Sequence[Question], *, python: str | None, rounds: int, short
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line; --help says the rest."""
+    """Reports an error in one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
@@ -155,7 +155,7 @@ def _rounds(text: str) -> int:
 
 
 def main(questions: Sequence[Question]) -> None:
-    """Ask them, print one table, write all figures; exits with 1 and one line for every bar that was missed."""
+    """Run the questions, print one table, write all figures. Exits with 1 and a line for each missed bar."""
     parser = _Parser(description="Race trio_vmcp against hand-written loops, the official client and FastMCP's.")
     parser.add_argument("--short", action="store_true", help="a glimpse: few rounds, and no bar is asserted")
     parser.add_argument(
@@ -177,7 +177,7 @@ def main(questions: Sequence[Question]) -> None:
         )
     except Failed as failure:
         if sys.stderr.isatty():
-            print(file=sys.stderr)  # after the line that is written over
+            print(file=sys.stderr)  # ends the line of `_progress`
         sys.exit(str(failure))
     print(*below, sep="\n")
     sys.exit(1 if below and not args.short else 0)

@@ -1,4 +1,4 @@
-"""What a process holds, from Linux' /proc; elsewhere nan, and then a bar on memory is never held."""
+"""The resident memory of this process, from Linux' /proc; elsewhere nan, with which no bar on memory is kept."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ RESET_PEAK = "5"  # proc(5)
 
 
 def resident() -> float:
-    """Bytes, without what is only waiting for the collector."""
+    """Resident bytes, after a garbage collection."""
     gc.collect()
     return _status("VmRSS")
 
 
-def forget_peak() -> None:
-    """From here on `peak` begins with what is resident now."""
-    with suppress(OSError):  # where it may not, the peak is that of the process, which is fresh
+def reset_peak() -> None:
+    """Let `peak` begin anew with the memory that is resident now."""
+    with suppress(OSError):  # without the right to, the peak is that of the process, which is a new one for each answer
         CLEAR_REFS.write_text(RESET_PEAK)
 
 
 def peak() -> float:
-    """Bytes: the most that were resident."""
+    """The most resident bytes since `reset_peak`."""
     return _status("VmHWM")
 
 

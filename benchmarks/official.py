@@ -20,7 +20,7 @@ from workloads import ARGUMENTS, TOOL, Functions, Terms, Workloads
 
 
 class Backend:
-    """A client in a task of its own, since it has to be closed in the task that opened it."""
+    """A client in a task of its own: anyio's cancel scopes must be closed in the task that opened them."""
 
     def __init__(self, url: str) -> None:
         self.client = Client(url, mode="legacy")
@@ -30,7 +30,7 @@ class Backend:
         self.closed = anyio.Event()
 
     async def run(self, slots: anyio.CapacityLimiter) -> None:
-        # Not `async with slots`: the slot is for opening, the client stays.
+        # No `async with slots`: the slot is released after opening, while the client lives on.
         await slots.acquire_on_behalf_of(self)
         try:
             await self.client.__aenter__()

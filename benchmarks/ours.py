@@ -1,4 +1,4 @@
-"""The library, through its public names only; and what is asked of nobody else: endurance."""
+"""The library, through its public names only; and the workloads on endurance, in which it runs alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import trio_vmcp
 from trio_vmcp import Backend, FactorySettings, SessionFactory, VmcpError, open_session_factory
 from trio_vmcp.models import Era
 
-STUCK = 20.0  # s, after which an answer that usually takes some ms counts as none
+STUCK = 20.0  # s; an answer usually takes some ms
 
 
 @attrs.frozen
@@ -47,7 +47,7 @@ class Host:
             [Backend(id=f"b{at}", url=url, era=era, listen=self.terms.listen) for at, url in enumerate(urls)]
         )
         assert not session.failures, session.failures
-        # Whoever opens a session looks at what it has, so a list that is made when somebody looks is made here.
+        # Read here, so that lists that the session builds on first use are part of the opening, as for all contenders.
         lists = (session.tools, session.resources, session.resource_templates, session.prompts)
         return Session(session, [f"b{at}_{TOOL}" for at in range(len(urls))], sum(map(len, lists)))
 
@@ -64,7 +64,7 @@ async def open_host(terms: Terms) -> AsyncIterator[Host]:
 
 
 async def open_many(urls: list[str], spare: str, terms: dict[str, Any], sessions: int) -> Measures:
-    """Per link: many sessions open at the same time, then closed; and "failed": those that did not open."""
+    """Per link: many sessions are opened side by side, then closed. "failed": sessions that did not open."""
     raise_descriptor_limit(needed=sessions * len(urls) + 1000)
     measures: Measures = {"failed": 0}
     opened: list[Session] = []
@@ -96,10 +96,10 @@ class Churn:
     failed: int = 0
 
     async def call(self, calls: int) -> None:
-        """One of the callers that make `calls` between them."""
+        """Run one of the callers that together make `calls`."""
         while self.begun < calls:
             self.begun += 1
-            # Some answers are there before their cancel, so the share is steered.
+            # Some answers arrive before their cancel, so the share is corrected by the result so far.
             doomed = self.rng.random() < self.share + (self.share * self.ended - self.cancelled) / 50
             began = trio.current_time()
             with trio.CancelScope() as scope:
@@ -119,8 +119,8 @@ class Churn:
 async def churn(
     urls: list[str], spare: str, terms: dict[str, Any], callers: int, calls: int, share: float, then: int, seed: int
 ) -> Measures:
-    """Per call: `calls` of which a `share` is cancelled, `then` some of which none is. Adds "failed", of the
-    calls that were not cancelled, and "off": how far the share was missed.
+    """Per call: `calls`, of which a `share` is cancelled; afterwards `then` calls, of which none is. Adds "failed", the
+    calls that failed without being cancelled, and "off", the difference to `share`.
     """
     measures: Measures = {}
     async with open_host(Terms(**terms)) as host:

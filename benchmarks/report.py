@@ -1,4 +1,4 @@
-"""What a run says: the table, the bars, and a file with every figure."""
+"""The report of a run: the table, the bars, and a file with every figure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ time); so 3.00x (2.00x) means that trio_vmcp takes a third of the time and half 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """One row and what came of it."""
+    """One row and its figures."""
 
     question: Question
     row: Row
@@ -47,7 +47,7 @@ def table(measured: Sequence[Measured]) -> str:
 
 
 def _two_lines(one: Measured, shown: Shown, contenders: Sequence[Contender]) -> Iterator[list[str]]:
-    """The medians, and what they are beside the library's."""
+    """The medians, and their ratios to the library's."""
     yield [f"  {one.row.label} ({shown.unit})", *(_median(one.figures, shown, each) for each in contenders)]
     ratios = [_ratios(one.figures, shown, each) for each in contenders]
     if any(ratios):
@@ -70,7 +70,7 @@ def _ratios(figures: Figures, shown: Shown, contender: Contender) -> str:
 
 
 def failures(measured: Sequence[Measured]) -> list[str]:
-    """Why who cannot do what: a line for every reason."""
+    """A line for every reason with which a contender failed, and the rows in which it did."""
     cases: dict[str, dict[str, None]] = {}
     for one in measured:
         for contender, reason in one.figures.failed.items():
@@ -79,7 +79,7 @@ def failures(measured: Sequence[Measured]) -> list[str]:
 
 
 def bars(measured: Sequence[Measured]) -> tuple[list[str], list[str]]:
-    """Those that were held and those that were missed, a line each."""
+    """A line for each bar: those that were held, and those that were missed."""
     lines: dict[bool, list[str]] = {True: [], False: []}
     for one in measured:
         for bar in one.row.bars:
@@ -112,7 +112,7 @@ def _row(one: Measured) -> dict[str, object]:
     return {
         "question": one.question.name,
         "row": one.row.label,
-        "figures": {  # by round: who was in which is what a ratio is over
+        "figures": {  # by round, since a ratio is over the rounds in which both contenders took part
             measure: {contender.name: values for contender, values in by_contender.items()}
             for measure, by_contender in figures.measured.items()
         },

@@ -1,6 +1,6 @@
-"""Ask all questions, print one table, write all figures to `results/`; `--only` asks one.
+"""Run all benchmarks, print one table, write all figures to `results/`; `--only` runs one.
 
-README.md says how to read it.
+README.md says how to read the table.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What every contender has in common: a child process that is told what to do, line by line, and answers what it took.
+"""The common part of all contenders: a child process that reads commands, line by line, and answers with figures.
 
-It begins with a line that says what it is made of. A command is one line of JSON, `{"do": "open", "repeat": 3, …}`; its
-other fields are the arguments of the function of that name. The answer is one line with the median of every number
-that the function returned, or `{"fails": "why"}` to a command that says it may, or `{"cannot": "why"}` where it is the
-machine that will not do. Processes live as long as the run, so rounds of different contenders, each in its own
-environment, can take turns.
+Its first line of output names the versions of its packages. A command is one line of JSON, such as
+`{"do": "open", "repeat": 3, …}`; the other fields are arguments of the function of that name. The answer is one line:
+the median of every figure that the function returned; or `{"fails": "why"}`, if the command allows that; or
+`{"cannot": "why"}`, if a limit of the machine is too low. Processes live as long as the run, so that rounds of
+contenders in different environments can take turns.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Workload = Callable[..., Awaitable[Measures]]
 
 @contextmanager
 def stopwatch(measures: Measures, *, per: int = 1) -> Iterator[None]:
-    """Put what the block took into `measures`: "wall" and "cpu", s, divided by `per`."""
-    gc.collect()  # or one contender pays for the garbage of what came before
+    """Add the time of the block to `measures`: "wall" and "cpu", s, divided by `per`."""
+    gc.collect()  # else the time includes collecting the garbage of earlier blocks
     cpu, wall = time.process_time(), time.perf_counter()
     yield
     measures["wall"] = (time.perf_counter() - wall) / per
@@ -36,21 +36,21 @@ def stopwatch(measures: Measures, *, per: int = 1) -> Iterator[None]:
 
 
 class Cannot(Exception):
-    """This machine will not do; the message is for the user."""
+    """A limit of this machine is too low. The message is printed for the user."""
 
 
 def raise_descriptor_limit(needed: int = 0) -> None:
-    """As far as it goes without asking anybody: a session holds a descriptor or more for each of its backends.
+    """Raise the soft limit on file descriptors to the hard one: a session holds one or more for each of its backends.
 
     Raises:
-        Cannot: That is less than `needed`.
+        Cannot: The hard limit is below `needed`.
     """
     try:
         import resource
-    except ImportError:  # Windows, which has no such limit
+    except ImportError:  # Windows has no such limit
         return
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    with suppress(ValueError, OSError):  # macOS calls its limit infinite, and refuses that
+    with suppress(ValueError, OSError):  # macOS reports an infinite hard limit and refuses to set it
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit < needed:
@@ -58,7 +58,7 @@ def raise_descriptor_limit(needed: int = 0) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What may explain a difference between two runs."""
+    """Versions of Python and packages, which may explain a difference between two runs."""
     found = {"python": platform.python_version()}
     for name in ("trio-vmcp", "trio", "anyio", "httpx", "httpx2", "h11", "mcp", "fastmcp"):
         try:
@@ -69,7 +69,7 @@ def versions() -> dict[str, str]:
 
 
 def serve(run: Callable[[Callable[[], Awaitable[Measures]]], Measures], workloads: dict[str, Workload]) -> None:
-    """Obey stdin until it closes. `run` is `trio.run` or what stands for it on another loop."""
+    """Run the commands on stdin until it closes. `run` is `trio.run` or its equivalent of another loop."""
     raise_descriptor_limit()
     print(json.dumps(versions()), flush=True)
     for line in sys.stdin:

@@ -1,6 +1,7 @@
-"""What is measured, once for all contenders: each only says how it opens, calls and closes.
+"""The workloads, once for all contenders: a contender only defines how to open, call and close.
 
-A *host* is what a contender needs once per process, such as a factory; it opens *sessions* over many backends.
+A *host* is the part of a contender that exists once per process, such as a factory; it opens *sessions* over many
+backends.
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from memory import forget_peak, peak, resident
+from memory import peak, reset_peak, resident
 from worker import Measures, Workload, stopwatch
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What everybody keeps to, as far as it can.
+    """Limits that apply to every contender that supports them.
 
     Attributes:
-        opening: Backends of one session that open at the same time.
-        connections: To one backend, by one session.
-        era: Pinned, or "auto": find it out.
+        opening: The most backends of one session that open at the same time.
+        connections: The most connections of one session to one backend.
+        era: "legacy", or "auto": probe for the era.
         listen: Hold a stream for list changes.
     """
 
@@ -37,17 +38,17 @@ ARGUMENTS = {"query": "anything", "limit": 3}
 
 
 class Session(Protocol):
-    """Some backends, open, and everything that they advertise listed."""
+    """Open backends, with all of their lists."""
 
     @property
     def listed(self) -> int:
-        """Things that were listed."""
+        """The number of capabilities in all lists."""
 
     async def call(self, index: int) -> int:
-        """Call `TOOL` of a backend: the `index`-th modulo their number. Returns the length of the text answered."""
+        """Call `TOOL` of backend `index` modulo their number. Returns the length of the text in the answer."""
 
     async def close(self) -> None:
-        """End the sessions of all backends, and let go of the connections."""
+        """End the sessions of all backends, and close the connections."""
 
 
 class Host(Protocol):
@@ -61,10 +62,10 @@ SideBySide = Callable[[Functions], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Workloads:
-    """All that every contender can be asked.
+    """The workloads of every contender.
 
     Attributes:
-        side_by_side: Runs functions in a task each and waits for all: the nursery of the contender's loop.
+        side_by_side: Runs each function in a task of its own and waits for all: a nursery of the contender's loop.
     """
 
     open_host: OpenHost
@@ -80,11 +81,11 @@ class Workloads:
         }
 
     async def open(self, urls: list[str], spare: str, terms: dict[str, Any]) -> Measures:
-        """From the backends' addresses to all lists."""
+        """The time from the backends' addresses to all lists."""
         measures: Measures = {}
-        # A host of its own: the library's remembers the era of a backend, so a second opening would not probe.
+        # A new host: the library's factory remembers the era of a backend, so a second opening would not probe.
         async with self.open_host(Terms(**terms)) as host:
-            await (await host.open([spare])).close()  # what is there once per process (TLS) is not what opening costs
+            await (await host.open([spare])).close()  # makes what exists once per process (TLS)
             with stopwatch(measures):
                 session = await host.open(urls)
             measures["listed"] = session.listed
@@ -101,7 +102,7 @@ class Workloads:
         return measures
 
     async def call(self, urls: list[str], spare: str, terms: dict[str, Any], callers: int, calls: int) -> Measures:
-        """Per call: `callers` side by side make `calls` each, over warm connections."""
+        """Per call: `callers` run side by side and make `calls` each, over warm connections."""
 
         async def caller(first: int, count: int) -> None:
             for index in range(first, first + count):
@@ -114,31 +115,31 @@ class Workloads:
         async with self.open_host(Terms(**terms)) as host:
             session = await host.open(urls)
             measures["listed"] = session.listed
-            await all_callers(max(2, -(-2 * len(urls) // callers)))  # every backend more than once: warm connections
+            await all_callers(max(2, -(-2 * len(urls) // callers)))  # each backend more than once, to warm up
             with stopwatch(measures, per=callers * calls):
                 await all_callers(calls)
             await session.close()
         return measures
 
     async def large(self, urls: list[str], spare: str, terms: dict[str, Any], calls: int, size: int) -> Measures:
-        """Per call, one after another; and "peak": the most that memory grew by, over the `size` of a result."""
+        """Per call, one after another. "peak": the growth of resident memory over the `size` of a result."""
         measures: Measures = {}
         async with self.open_host(Terms(**terms)) as host:
             session = await host.open(urls)
             measures["listed"] = session.listed
             before = resident()
-            forget_peak()
+            reset_peak()
             try:
                 with stopwatch(measures, per=calls):
                     for _ in range(calls):
                         assert await session.call(0) == size
                 measures["peak"] = (peak() - before) / size
-            finally:  # who cannot take such a result goes on to the next row
+            finally:  # a contender that fails on such a result takes part in the next row
                 await session.close()  # noqa: ASYNC102  # a hang ends with the answer's timeout
         return measures
 
     async def footprint(self, urls: list[str], spare: str, terms: dict[str, Any], sessions: int) -> Measures:
-        """Per link, a backend of a session: many sessions open at the same time, and "held": bytes of memory."""
+        """Per link (one backend of one session): many sessions are opened. "held": resident bytes."""
         links = sessions * len(urls)
         measures: Measures = {}
         async with self.open_host(Terms(**terms)) as host:

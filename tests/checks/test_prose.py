@@ -112,3 +112,12 @@ def test_a_planted_sentence_turns_the_check_red(tmp_path: Path, capsys: pytest.C
 def test_a_path_without_prose_is_an_error(tmp_path: Path) -> None:
     """A check that read nothing has not passed."""
     assert 1 == main([str(tmp_path)])
+
+
+def test_hidden_directories_are_left_out(tmp_path: Path) -> None:
+    """A directory such as .venv holds the prose of other projects."""
+    (tmp_path / "page.md").write_text(PLAIN)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "module.py").write_text("# Whoever wrote this.\n")
+    assert 0 == main([str(tmp_path)])
+    assert 1 == main([str(tmp_path / ".venv")])

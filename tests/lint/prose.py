@@ -130,7 +130,11 @@ def known_to_git() -> list[Path]:
 
 
 def files_of(path: Path) -> list[Path]:
-    return sorted(file for end in SUFFIXES for file in path.rglob(f"*{end}")) if path.is_dir() else [path]
+    """The file, or what the directory holds outside of hidden directories, which may be environments."""
+    if not path.is_dir():
+        return [path]
+    found = (file for end in SUFFIXES for file in path.rglob(f"*{end}"))
+    return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts))
 
 
 def main(arguments: Sequence[str]) -> int:
