@@ -1,4 +1,4 @@
-"""The older HTTP transport: one stream for all answers, POSTs beside it, and the probe's way there."""
+"""HTTP+SSE (MCP 2024-11-05): one stream for all answers, POSTs beside it, and how the probe falls back to it."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ BOTH_MANNERS = pytest.mark.parametrize("holds_posts", [False, True])
 
 
 def sse_backend(**more: Any) -> ScriptedBackend:
-    """As `echo_backend`, over the older transport."""
+    """As `echo_backend`, over HTTP+SSE."""
     return echo_backend(transport="sse", protocol_version="2024-11-05", **more)
 
 
 @asynccontextmanager
 async def open_sse(backend: ScriptedBackend, **options: Any) -> AsyncIterator[Bench]:
-    """Configured by name; at the end no stream, connection or request is left."""
+    """A world with the transport configured by name; at the end no stream, connection or request is left."""
     async with open_scripted(backend, **{"transport_name": "sse", "era": "auto", **options}) as bench:
         yield bench
     assert 0 == backend.in_flight
@@ -71,9 +71,7 @@ async def open_sse(backend: ScriptedBackend, **options: Any) -> AsyncIterator[Be
 
 @BOTH_MANNERS
 async def test_calls_go_by_post_and_come_by_stream(holds_posts: bool, autojump_clock: MockClock) -> None:
-    """One GET for all of them; no session id, no DELETE; whether the server ends its POSTs at once or with the
-    answer.
-    """
+    """One GET for all answers; no session id, no DELETE; whether the server ends a POST at once or with the answer."""
     backend = sse_backend(holds_posts=holds_posts)
     async with open_sse(backend) as bench:
         client = await bench.connect()
@@ -93,8 +91,8 @@ async def test_calls_go_by_post_and_come_by_stream(holds_posts: bool, autojump_c
 
 @BOTH_MANNERS
 async def test_many_calls_share_the_stream(holds_posts: bool, autojump_clock: MockClock) -> None:
-    """Each caller gets its own answer, progress in order before it; the stream takes no place under the connection
-    limit.
+    """Each call gets its own answer, with its progress before it in order; the stream does not count under the
+    connection limit.
     """
     settings = FactorySettings(max_connections_per_backend=1)
 
@@ -116,7 +114,7 @@ async def test_many_calls_share_the_stream(holds_posts: bool, autojump_clock: Mo
 
 
 async def test_credentials_are_the_callers(autojump_clock: MockClock) -> None:
-    """The stream has those of whoever opened it, each POST its caller's."""
+    """The stream is opened with the opener's credentials, each POST is sent with its caller's."""
 
     def auth(backend: Backend, identity: Identity | None) -> httpx.Auth:
         return httpx.BasicAuth(identity.subject if identity else "nobody", "")
@@ -133,8 +131,8 @@ async def test_credentials_are_the_callers(autojump_clock: MockClock) -> None:
 
 @BOTH_MANNERS
 async def test_handlers_answer_with_the_openers_credentials(holds_posts: bool, autojump_clock: MockClock) -> None:
-    """What can be asked is declared; whose call a question belongs to is not known here. The call's place under the
-    connection limit does not stand in the answer's way.
+    """The handlers' capabilities are declared. A question on the stream names no call, so the answer has the opener's
+    credentials; it does not need the call's place under the connection limit.
     """
 
     def auth(backend: Backend, identity: Identity | None) -> httpx.Auth:
@@ -163,7 +161,7 @@ async def test_handlers_answer_with_the_openers_credentials(holds_posts: bool, a
 
 
 async def test_userinfo_of_the_url_goes_to_both(autojump_clock: MockClock) -> None:
-    """As basic credentials, to the stream and to what it names."""
+    """The userinfo is sent as Basic credentials, to the stream and to its endpoint."""
     backend = sse_backend()
     async with open_sse(backend, url="http://u:p@b.test/sse?tenant=1") as bench:
         await call(await bench.connect())
@@ -178,7 +176,7 @@ async def test_userinfo_of_the_url_goes_to_both(autojump_clock: MockClock) -> No
     ["http://evil.test/messages", "//evil.test/messages", "https://b.test/messages", "http://b.test:81/messages"],
 )
 async def test_another_origin_is_refused(endpoint: str, autojump_clock: MockClock) -> None:
-    """Nothing is sent there, and no text shows the session in the url."""
+    """Nothing is sent to an endpoint of another origin, and no error shows the session in its query."""
     backend = sse_backend(endpoint=endpoint)
     async with open_sse(backend) as bench:
         with pytest.raises(BackendProtocolError, match="named an endpoint of another origin") as caught:
@@ -189,7 +187,7 @@ async def test_another_origin_is_refused(endpoint: str, autojump_clock: MockCloc
 
 @pytest.mark.parametrize("endpoint", ["/messages", "messages", "http://b.test/messages", "http://b.test:80/messages"])
 async def test_the_endpoint_is_resolved_against_the_stream(endpoint: str, autojump_clock: MockClock) -> None:
-    """Relative to its directory, to its host, or whole."""
+    """The endpoint may be relative to the stream's directory, to its host, or absolute."""
     backend = sse_backend(endpoint=endpoint)
     async with open_sse(backend, url="http://b.test/sse") as bench:
         await call(await bench.connect())
@@ -213,7 +211,7 @@ async def test_the_endpoint_is_resolved_against_the_stream(endpoint: str, autoju
 async def test_a_stream_that_does_not_begin_right_is_no_backend(
     pieces: list[Any], error: type[Exception], match: str, autojump_clock: MockClock
 ) -> None:
-    """It ends in a typed error in bounded time."""
+    """A stream that does not begin with a valid endpoint ends in a BackendError in bounded time."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         assert "GET" == request.method
@@ -239,7 +237,7 @@ async def test_a_stream_that_does_not_begin_right_is_no_backend(
 async def test_what_is_no_stream_is_named(
     response: httpx.Response, error: type[Exception], match: str, autojump_clock: MockClock
 ) -> None:
-    """With its status, or with what it is instead."""
+    """The error names the status, or the media type of the answer."""
     async with open_bench(httpx.MockTransport(lambda _: response), transport_name="sse") as bench:
         with pytest.raises(error, match=match):
             await bench.connect()
@@ -250,7 +248,7 @@ async def test_what_is_no_stream_is_named(
 
 @BOTH_MANNERS
 async def test_a_timeout_and_a_cancel_tell_the_backend(holds_posts: bool, autojump_clock: MockClock) -> None:
-    """By a notification of their own, also where the POST is still open; the next call works."""
+    """The cancel is a notification of its own, even while the call's POST is open; the next call works."""
     backend = sse_backend(holds_posts=holds_posts)
     async with open_sse(backend) as bench:
         client = await bench.connect()
@@ -266,7 +264,7 @@ async def test_a_timeout_and_a_cancel_tell_the_backend(holds_posts: bool, autoju
 
 
 async def test_a_close_waits_for_what_is_on_its_way(autojump_clock: MockClock) -> None:
-    """The backend hears that a call was given up, although its client is closed right behind it."""
+    """Closing the client right after a cancelled call still sends the cancel."""
     backend = sse_backend()
     async with open_sse(backend) as bench:
         client = await bench.connect()
@@ -279,7 +277,7 @@ async def test_a_close_waits_for_what_is_on_its_way(autojump_clock: MockClock) -
 
 @BOTH_MANNERS
 async def test_a_callbacks_error_comes_out_as_itself(holds_posts: bool, autojump_clock: MockClock) -> None:
-    """In no group, and the request is taken back."""
+    """An exception of `on_progress` comes out without a group, and the call is cancelled at the backend."""
 
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:
         raise ZeroDivisionError
@@ -305,7 +303,7 @@ async def test_a_callbacks_error_comes_out_as_itself(holds_posts: bool, autojump
 async def test_a_refused_post_ends_its_call_alone(
     status: int, error: type[Any], may_have_executed: bool, autojump_clock: MockClock
 ) -> None:
-    """At once, with its status; the stream and the other calls live on."""
+    """A refused POST fails its call at once, with its status; the stream and other calls go on."""
     backend = sse_backend()
     backend.fail("tools/call", Status(status), times=1)
     async with open_sse(backend) as bench:
@@ -318,7 +316,7 @@ async def test_a_refused_post_ends_its_call_alone(
 
 
 async def test_a_post_that_breaks_ends_its_call_alone(autojump_clock: MockClock) -> None:
-    """It may have run, and what comes on the stream for it is dropped; the stream is another connection."""
+    """The call may have run, and a later answer on the stream is dropped; the stream is another connection."""
 
     async def late(arguments: JSON, context: Any) -> str:
         await trio.sleep(1)
@@ -337,7 +335,7 @@ async def test_a_post_that_breaks_ends_its_call_alone(autojump_clock: MockClock)
 
 
 async def test_a_refused_handshake_leaves_no_stream(autojump_clock: MockClock) -> None:
-    """Nor does one that is given up; `initialize` is not cancelled by a notification."""
+    """No stream is left after a refused or cancelled handshake; `initialize` is not cancelled by a notification."""
     for fault in (Error(-32000, "not today"), Hang()):
         backend = sse_backend()
         backend.fail("initialize", fault)
@@ -350,7 +348,7 @@ async def test_a_refused_handshake_leaves_no_stream(autojump_clock: MockClock) -
 
 
 async def test_the_end_of_the_stream_fails_every_call(autojump_clock: MockClock) -> None:
-    """All calls fail at once; the session notices, says why, and the next call is refused at once."""
+    """All calls fail at once; the session reports the failure, and the next call is refused at once."""
     backend = sse_backend()
     async with (
         open_world({"b": backend}, configure=lambda b: Backend(id="b", url=b.url, transport="sse")) as world,
@@ -381,7 +379,7 @@ async def test_the_end_of_the_stream_fails_every_call(autojump_clock: MockClock)
 async def test_a_stream_that_ends_while_it_is_listed_is_one_failure(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Told once."""
+    """The end of the stream during the first listing is reported once."""
     backend = sse_backend()
     backend.fail("GET", Disconnect(600))
     for number in range(50):
@@ -396,7 +394,7 @@ async def test_a_stream_that_ends_while_it_is_listed_is_one_failure(
 
 
 async def test_a_silent_stream_costs_each_call_its_timeout(autojump_clock: MockClock) -> None:
-    """There is nothing to see, and closing is not held up."""
+    """Calls time out, since nothing shows that the stream is dead, and closing is not delayed."""
     backend = sse_backend()
     backend.fail("GET", Stall(1000))
     async with open_sse(backend) as bench:
@@ -415,7 +413,9 @@ async def test_a_silent_stream_costs_each_call_its_timeout(autojump_clock: MockC
 async def test_an_event_that_is_not_json_is_skipped(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whose it was cannot be known; its text is not shown, and other events mean nothing."""
+    """An event that is no JSON could answer any call: it is skipped, its text is not shown, and other kinds of events
+    are ignored.
+    """
 
     async def answer(request: httpx.Request) -> httpx.Response:
         if request.method == "GET":
@@ -441,7 +441,9 @@ async def test_an_event_that_is_not_json_is_skipped(
 
 @pytest.mark.parametrize("status", [400, 404, 405])
 async def test_the_probe_falls_back_to_the_older_transport(status: int, autojump_clock: MockClock) -> None:
-    """Where `initialize` is refused as its servers refuse it; the verdict is kept."""
+    """If `initialize` is refused with one of the statuses of HTTP+SSE servers, the GET stream is tried, and the verdict
+    is cached.
+    """
     backend = sse_backend()
     backend.fail(lambda e: e.verb == "POST" and "session" not in e.target, Status(status))
     async with open_scripted(backend, era="auto") as bench:
@@ -455,7 +457,7 @@ async def test_the_probe_falls_back_to_the_older_transport(status: int, autojump
 
 
 async def test_what_is_no_older_server_either_says_so(autojump_clock: MockClock) -> None:
-    """With both statuses."""
+    """If the GET fails, too, the error names both statuses."""
     backend = echo_backend("both")
     backend.fail("POST", Status(404))
     async with open_scripted(backend) as bench:
@@ -467,7 +469,7 @@ async def test_what_is_no_older_server_either_says_so(autojump_clock: MockClock)
 
 
 async def test_a_stream_without_an_endpoint_is_not_waited_for_long(autojump_clock: MockClock) -> None:
-    """Of a fallback: servers of the newer transport have a GET stream, too."""
+    """A fallback waits for the endpoint a short time only: servers of streamable HTTP have a GET stream, too."""
     backend = echo_backend("both", listens=True, session_ids=False)
     backend.fail("POST", Status(405))
     async with open_scripted(backend) as bench:
@@ -477,7 +479,7 @@ async def test_a_stream_without_an_endpoint_is_not_waited_for_long(autojump_cloc
 
 @pytest.mark.parametrize("status", [401, 403, 500, 503])
 async def test_other_refusals_do_not_fall_back(status: int, autojump_clock: MockClock) -> None:
-    """An outage or a closed door says nothing about the transport."""
+    """An outage, 401 or 403 proves nothing about the transport."""
     backend = sse_backend()
     backend.fail("POST", Status(status))
     async with open_scripted(backend, era="auto") as bench:
@@ -487,7 +489,7 @@ async def test_other_refusals_do_not_fall_back(status: int, autojump_clock: Mock
 
 
 async def test_a_verdict_that_proves_wrong_is_corrected(autojump_clock: MockClock) -> None:
-    """The server was replaced by one of the newer transport, and back."""
+    """The server was replaced by one of streamable HTTP, and later back: both times the cached verdict is corrected."""
     backend = sse_backend()
     async with open_scripted(backend, era="auto") as bench:
         await bench.connect()
@@ -507,7 +509,7 @@ async def test_a_verdict_that_proves_wrong_is_corrected(autojump_clock: MockCloc
 
 
 async def test_a_restored_session_opens_another_stream(autojump_clock: MockClock) -> None:
-    """There is no id to take up, and no request is sent on the strength of the row."""
+    """The row has no session id of such a backend, so a new stream is opened and no stored session is used."""
     backend = sse_backend()
     async with open_world({"b": backend}, configure=lambda b: Backend(id="b", url=b.url)) as world:
         session = await world.make_session()
@@ -522,7 +524,7 @@ async def test_a_restored_session_opens_another_stream(autojump_clock: MockClock
 
 
 async def test_a_restored_session_probes_anew_in_another_process(autojump_clock: MockClock) -> None:
-    """Whose cache knows nothing: what was stored is of the older transport, and no hint for the newer one."""
+    """Without a cached verdict, the stored one is for HTTP+SSE and is no hint for streamable HTTP."""
     backend = sse_backend()
     async with open_world({"b": backend}, configure=lambda b: Backend(id="b", url=b.url)) as world:
         session = await world.make_session()
@@ -535,7 +537,7 @@ async def test_a_restored_session_probes_anew_in_another_process(autojump_clock:
 
 
 async def test_the_messages_themselves_are_plain(autojump_clock: MockClock) -> None:
-    """One JSON-RPC object a POST, by the rules of its media types; nothing of the modern era leaks into it."""
+    """One JSON-RPC object a POST, with its media type; no header or member of the modern era is sent."""
     posted: list[JSON] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -579,7 +581,7 @@ class SlowToken(httpx.Auth):
 
 
 async def test_the_post_of_an_answer_may_take_its_time(autojump_clock: MockClock) -> None:
-    """A backend waits for the answer to its request, so the POST is not given up as early as that of a notification."""
+    """A backend waits for the answer to its request, so that POST has more time than a notification's."""
 
     async def ask(arguments: JSON, context: CallContext) -> str:
         return str((await context.elicit("?"))["action"])

@@ -1,4 +1,4 @@
-"""Lines from bytes in any pieces, and no more memory than the limit."""
+"""Lines from bytes in any pieces, with no more memory than the limit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def cut(data: bytes, points: list[int]) -> list[bytes]:
 
 @given(st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b" "))), st.lists(st.integers(0, 10_000)))
 def test_lines_do_not_depend_on_how_the_stream_was_cut(lines: list[bytes], points: list[int]) -> None:
-    """All that are not empty, in order; what has no end yet is none."""
+    """All lines that are not empty, in order; bytes without a line end are no line yet."""
     decoder = LineDecoder(LIMIT)
     found = [line for piece in cut(b"\n".join([*lines, b"begun"]), points) for line in decoder.feed(piece)]
     assert [line for line in lines if line] == found
@@ -26,7 +26,7 @@ def test_lines_do_not_depend_on_how_the_stream_was_cut(lines: list[bytes], point
 
 @given(st.integers(LIMIT + 1, LIMIT * MOST_SKIPPED), st.lists(st.integers(0, 10_000)))
 def test_a_line_over_the_limit_keeps_its_ends_alone(size: int, points: list[int]) -> None:
-    """However it comes; the lines around it are whole."""
+    """Of a line over the limit only the two ends are kept, however it arrives; the lines around it are whole."""
     long = b"head" + b"x" * (size - 8) + b"tail"
     decoder = LineDecoder(LIMIT)
     found = [line for piece in cut(b"before\n" + long + b"\nafter\n", points) for line in decoder.feed(piece)]
@@ -41,7 +41,7 @@ def test_a_line_over_the_limit_keeps_its_ends_alone(size: int, points: list[int]
 @pytest.mark.parametrize(("size", "fits"), [(LIMIT - 1, True), (LIMIT, True), (LIMIT + 1, False)])
 @pytest.mark.parametrize("step", [1, 7, LIMIT * 2])
 def test_the_limit_is_exact(size: int, fits: bool, step: int) -> None:
-    """A line of so many bytes without its end, in one piece or many."""
+    """The limit is the length of a line without its end, in one piece or many."""
     decoder = LineDecoder(LIMIT)
     data = b"x" * size + b"\n"
     (line,) = (line for start in range(0, len(data), step) for line in decoder.feed(data[start : start + step]))
@@ -49,7 +49,7 @@ def test_the_limit_is_exact(size: int, fits: bool, step: int) -> None:
 
 
 def test_a_line_without_end_is_given_up() -> None:
-    """After four times the limit, of which the decoder holds next to nothing."""
+    """A line without end raises after four times the limit, and little of it is in memory."""
     decoder = LineDecoder(LIMIT)
     decoder.feed(b"x" * LIMIT * MOST_SKIPPED)
     assert len(decoder._line) + len(decoder._tail) <= 512

@@ -1,4 +1,6 @@
-"""The stream of the handshake era on which a backend speaks unasked: opened when needed, held, and given up in time."""
+"""The GET stream of the handshake era for messages outside of calls: when it is opened, held, opened again, and given
+up.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,7 @@ def listening_backend(**more: Any) -> ScriptedBackend:
 
 
 async def silence(seconds: float) -> None:
-    """Let virtual time pass, and everybody act on it."""
+    """Let virtual time pass, and every task act on it."""
     await trio.sleep(seconds)
     await wait_all_tasks_blocked()
 
@@ -74,17 +76,17 @@ async def silence(seconds: float) -> None:
 
 
 def test_attempts_come_at_doubled_intervals_and_end() -> None:
-    """Twenty per cent around 0.5, 1, 2 … 60 s, ten of them."""
+    """Ten attempts, with pauses of 0.5, 1, 2 … 60 s, each changed by up to 20 %."""
     patience = Patience(0.5, 60)
     delays = list(iter(patience.next_delay, None))
     assert MOST_FRUITLESS == len(delays) == 10
     expected = [0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60]
     assert all(0.8 * wanted <= delay <= 1.2 * wanted for wanted, delay in zip(expected, delays, strict=True))
-    assert len({delay / wanted for wanted, delay in zip(expected, delays, strict=True)}) > 5  # they differ
+    assert len({delay / wanted for wanted, delay in zip(expected, delays, strict=True)}) > 5  # the pauses are random
 
 
 def test_a_reward_makes_patience_new() -> None:
-    """What went wrong before something useful came is forgotten."""
+    """After a useful message the pauses begin anew."""
     patience = Patience(0.5, 60)
     for _ in range(9):
         patience.next_delay()
@@ -94,7 +96,9 @@ def test_a_reward_makes_patience_new() -> None:
 
 @pytest.mark.parametrize(("asked", "waited"), [(0.0, 0.1), (2.5, 2.5), (1e15, 60.0), (float("inf"), 60.0)])
 def test_a_server_may_say_when_within_bounds(asked: float, waited: float) -> None:
-    """Exactly so the first time; who closes again and again is asked less often than he likes."""
+    """The first pause is the server's `retry`, within bounds; a server that keeps closing its streams is asked at
+    growing pauses.
+    """
     patience = Patience(0.5, 60, asked)
     delays = [delay for delay in iter(patience.next_delay, None) if delay is not None]
     assert waited == delays[0]
@@ -105,7 +109,7 @@ def test_a_server_may_say_when_within_bounds(asked: float, waited: float) -> Non
 
 @pytest.mark.parametrize("settings", [(0.0, 0.0), (0.0, 60.0)])
 def test_no_setting_makes_a_busy_loop(settings: tuple[float, float]) -> None:
-    """`reconnect_delay=0` is a tenth of a second here."""
+    """With `reconnect_delay=0` the pause is a tenth of a second."""
     patience = Patience(*settings)
     assert 0.1 == patience.next_delay() == patience.next_delay()
 
@@ -114,7 +118,7 @@ def test_no_setting_makes_a_busy_loop(settings: tuple[float, float]) -> None:
 
 
 async def test_a_stream_is_opened_behind_the_handshake(autojump_clock: MockClock) -> None:
-    """With the session's headers, beside the connection limit, and what comes by it is an event."""
+    """The stream has the session's headers, does not count under the connection limit, and its messages are events."""
     backend = listening_backend()
     async with open_scripted(backend, settings=FactorySettings(max_connections_per_backend=1)) as bench:
         client = await bench.connect()
@@ -151,7 +155,7 @@ NEEDS: list[JSON] = [
 
 @pytest.mark.parametrize("capabilities", NEEDS, ids=json.dumps)
 async def test_a_declared_need_opens_it(capabilities: JSON) -> None:
-    """Changes of lists, updates of resources, and log messages come by it."""
+    """The stream is opened if the backend declares changes of lists, updates of resources, or log messages."""
     backend = listening_backend(capabilities=capabilities)
     async with open_client(backend) as client:
         await wait_all_tasks_blocked()
@@ -172,14 +176,14 @@ async def test_a_declared_need_opens_it(capabilities: JSON) -> None:
 async def test_without_a_need_or_a_session_there_is_none(
     autojump_clock: MockClock, backend: ScriptedBackend, options: JSON
 ) -> None:
-    """Nor where the user wants none."""
+    """No stream without such a declaration, without a session id, or with `Backend(listen=False)`."""
     async with open_client(backend, **options) as client:
         await silence(HOUR)
         assert ("none", []) == (listening(client), gets(backend))
 
 
-async def test_who_answers_requests_needs_it() -> None:
-    """A server asks outside of the streams of calls, and declares nothing for it."""
+async def test_handlers_need_it() -> None:
+    """A server may send requests outside of calls without declaring it, so handlers need the stream."""
     backend = listening_backend(capabilities={"tools": {}})
     async with open_client(backend, handlers=ASKED) as client:
         await wait_all_tasks_blocked()
@@ -201,7 +205,7 @@ async def test_who_answers_requests_needs_it() -> None:
     ids=str,
 )
 async def test_no_stream_is_an_answer(autojump_clock: MockClock, answer: Status) -> None:
-    """It is asked for once; calls know nothing of it."""
+    """A server that answers 405 is asked once, and calls work."""
     backend = listening_backend()
     backend.fail("GET", answer)
     async with open_client(backend) as client:
@@ -214,7 +218,9 @@ async def test_no_stream_is_an_answer(autojump_clock: MockClock, answer: Status)
 
 
 async def test_a_restored_session_listens_once_it_is_known_to_live() -> None:
-    """The first answer shows that; before it, a stream would only be refused."""
+    """The stream is opened after the first answer, which proves that the session lives; before it, the GET might be
+    refused.
+    """
     backend = listening_backend()
     async with open_scripted(backend) as bench:
         first = await bench.connect()
@@ -261,7 +267,7 @@ TROUBLE: list[Fault] = [
 async def test_a_storm_of_closes_ends(
     autojump_clock: MockClock, fault: Fault, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Over virtual hours a stream that brings nothing is opened eleven times; then it is given up, and only that."""
+    """A stream that brings nothing is opened eleven times within hours, then given up; calls work."""
     backend = listening_backend()
     rule = backend.fail("GET", fault)
     async with open_client(backend) as client:
@@ -280,7 +286,7 @@ async def test_a_storm_of_closes_ends(
 
 
 async def test_ids_alone_are_no_progress(autojump_clock: MockClock) -> None:
-    """A new id on every stream, and nothing else, is the same storm."""
+    """New event ids alone are no progress: such a stream is given up, too."""
     backend = listening_backend(resumable=True, retry_ms=100, stream_seconds=0)
     async with open_client(backend) as client:
         await silence(10 * HOUR)
@@ -298,7 +304,7 @@ async def test_proxies_that_end_idle_streams_cost_one_get_each(autojump_clock: M
 
 
 async def test_what_is_useful_counts_again(autojump_clock: MockClock) -> None:
-    """A stream that ends behind every message is what some servers have."""
+    """Some servers end the stream behind every message: each message makes the pauses begin anew."""
     backend = listening_backend()
     backend.fail("GET", streamed(b"retry: 200\n", event({"jsonrpc": "2.0", "method": TOOLS_CHANGED})), times=100)
     async with open_client(backend) as client:
@@ -308,7 +314,7 @@ async def test_what_is_useful_counts_again(autojump_clock: MockClock) -> None:
 
 
 async def test_a_stream_is_resumed_behind_its_last_event(autojump_clock: MockClock) -> None:
-    """What was said meanwhile comes once, and `retry` is kept to."""
+    """With `Last-Event-ID`, events of the meantime arrive once, and `retry` is kept."""
     backend = listening_backend(resumable=True, retry_ms=2500)
     async with open_scripted(backend) as bench:
         client = await bench.connect()
@@ -329,7 +335,9 @@ async def test_a_stream_is_resumed_behind_its_last_event(autojump_clock: MockClo
 
 @pytest.mark.parametrize("fault", [Disconnect(150), Reset(150)])
 async def test_what_was_missed_without_ids_is_taken_for_changed(autojump_clock: MockClock, fault: Fault) -> None:
-    """Nothing is sent again: every list that may have changed has, and every resource that was subscribed to."""
+    """Without ids missed events are not sent again, so every declared list and every subscribed resource counts as
+    changed.
+    """
     backend = listening_backend()
     backend.add_resource("memo://one")
     async with open_scripted(backend) as bench:
@@ -351,7 +359,7 @@ async def test_what_was_missed_without_ids_is_taken_for_changed(autojump_clock: 
 
 
 async def test_an_id_that_is_not_known_any_more_is_dropped(autojump_clock: MockClock) -> None:
-    """A server that forgot its events refuses them; that is no word on streams."""
+    """If a server refuses an event id, the stream is opened without one; the refusal is no verdict on streams."""
     backend = listening_backend(resumable=True)
     async with open_scripted(backend) as bench:
         client = await bench.connect()
@@ -360,13 +368,13 @@ async def test_an_id_that_is_not_known_any_more_is_dropped(autojump_clock: MockC
         backend.end_streams()
         await silence(10)
         assert "open" == listening(client)
-        assert [(TOOLS_CHANGED, {})] == bench.events  # a gap, after all
+        assert [(TOOLS_CHANGED, {})] == bench.events  # without the id, events may be missing
     assert ["stream-3/1", None] == [get.headers.get("last-event-id") for get in gets(backend)[1:]]
 
 
 @pytest.mark.parametrize("odd", [b"x" * 1025, b"a b", b"caf\xc3\xa9", b"a\0b", b""])
 async def test_odd_event_ids_are_not_sent_back(autojump_clock: MockClock, odd: bytes) -> None:
-    """No header could carry them."""
+    """An id that no header could carry is not sent."""
     backend = listening_backend()
     backend.fail("GET", streamed(b"id: " + odd + b"\n", event({"jsonrpc": "2.0", "method": TOOLS_CHANGED})), times=1)
     async with open_client(backend):
@@ -375,20 +383,20 @@ async def test_odd_event_ids_are_not_sent_back(autojump_clock: MockClock, odd: b
 
 
 async def test_a_crash_is_survived(autojump_clock: MockClock) -> None:
-    """While connections are refused, too."""
+    """The stream comes back after a crash, with refused connections in between."""
     backend = listening_backend()
     async with open_client(backend) as client:
         await wait_all_tasks_blocked()
         backend.crash()
         await silence(20)
         assert "retrying" == listening(client)
-        backend._crashed = False  # the network is back, the session was never away
+        backend._crashed = False  # the network is back, and the session is still there
         await silence(30)
         assert "open" == listening(client)
 
 
 async def test_a_closed_client_listens_no_more(autojump_clock: MockClock) -> None:
-    """In whatever state it was: while it waits to come back, too."""
+    """A closed client opens no stream, whatever state the stream was in."""
     for fault in (None, Hang(), Hang("body"), Status(500)):
         backend = listening_backend()
         if fault is not None:
@@ -408,7 +416,9 @@ async def test_a_closed_client_listens_no_more(autojump_clock: MockClock) -> Non
 
 @pytest.mark.parametrize("way", ["hung", "resumed"])
 async def test_an_answer_may_come_by_the_other_stream(autojump_clock: MockClock, way: str) -> None:
-    """While the call's own response has no head, or its stream ended and is being resumed."""
+    """An answer may come on the GET stream before the call's response has a head, or while the call's stream is
+    resumed.
+    """
     backend = listening_backend(answers="sse")
     backend.fail("tools/call", Hang() if way == "hung" else streamed(b"id: 1\nretry: 60000\ndata:\n\n"), times=1)
     async with open_scripted(backend) as bench, trio.open_nursery() as nursery:
@@ -439,7 +449,7 @@ def event_only() -> JSON:
 
 
 async def test_an_error_by_the_other_stream_is_the_answer(autojump_clock: MockClock) -> None:
-    """As if it had come where it belongs."""
+    """An error on the GET stream is the call's error."""
     backend = listening_backend()
     backend.fail("tools/call", Hang(), times=1)
     async with open_client(backend) as client, trio.open_nursery() as nursery:
@@ -460,7 +470,7 @@ async def test_an_error_by_the_other_stream_is_the_answer(autojump_clock: MockCl
 
 
 async def test_an_answer_cuts_no_callback_off(autojump_clock: MockClock) -> None:
-    """It waits for the caller's own code, which runs to its end."""
+    """An answer on the GET stream waits for the `on_progress` callback that runs."""
     backend = listening_backend(answers="sse")
     finished: list[float] = []
 
@@ -488,7 +498,7 @@ async def test_an_answer_cuts_no_callback_off(autojump_clock: MockClock) -> None
 
 
 async def test_a_call_that_is_not_answered_still_times_out(autojump_clock: MockClock) -> None:
-    """And is forgotten: what comes then is nobody's."""
+    """The call times out, and a later answer is ignored."""
     backend = listening_backend()
     backend.fail("tools/call", Hang(), times=1)
     async with open_client(backend) as client:
@@ -501,8 +511,8 @@ async def test_a_call_that_is_not_answered_still_times_out(autojump_clock: MockC
 
 
 async def test_a_flood_of_questions_is_bounded(autojump_clock: MockClock) -> None:
-    """No more than sixteen answers are on their way at a time, four of them sent; the others are not given. The stream
-    has a connection of its own beside those four.
+    """At most sixteen requests of the backend are answered at a time, over four connections; the others get no answer.
+    The stream has a connection of its own beside those four.
     """
 
     def answers() -> int:
@@ -523,8 +533,8 @@ async def test_a_flood_of_questions_is_bounded(autojump_clock: MockClock) -> Non
         assert MOST_ANSWERS + 1 == answers()
 
 
-async def test_progress_of_nobody_is_no_event() -> None:
-    """It belongs to a request, whose stream it should have come by."""
+async def test_progress_of_a_call_is_no_event() -> None:
+    """Progress of a call belongs on the call's own stream: on the GET stream it is ignored."""
     backend = listening_backend()
     async with open_scripted(backend) as bench:
         await bench.connect()
@@ -538,7 +548,9 @@ async def test_progress_of_nobody_is_no_event() -> None:
 
 
 async def test_calls_wait_for_the_head_and_the_opening_does_not(autojump_clock: MockClock) -> None:
-    """What a backend asks while there is no stream is lost, and the call with it."""
+    """With handlers, calls wait for the head of the GET stream: a question that the backend sends earlier is lost, and
+    the call with it.
+    """
     backend = listening_backend(capabilities={"tools": {}})
     backend.fail("GET", Delay(0.4))
     async with open_client(backend, handlers=ASKED) as client:
@@ -553,7 +565,7 @@ async def test_calls_wait_for_the_head_and_the_opening_does_not(autojump_clock: 
 
 @pytest.mark.parametrize("fault", [Hang(), Status(405), Status(500)])
 async def test_a_head_that_does_not_come_is_waited_for_once(autojump_clock: MockClock, fault: Fault) -> None:
-    """At most a second since it was asked for, over all calls together; servers may send none before they speak."""
+    """All calls together wait a second at most: servers may send no head before the first event."""
     backend = listening_backend()
     backend.fail("GET", fault)
     async with open_client(backend, handlers=ASKED) as client:
@@ -564,8 +576,8 @@ async def test_a_head_that_does_not_come_is_waited_for_once(autojump_clock: Mock
         assert waited == trio.current_time()
 
 
-async def test_who_answers_nothing_waits_for_nothing(autojump_clock: MockClock) -> None:
-    """The stream is there for changes, which can wait."""
+async def test_without_handlers_no_call_waits(autojump_clock: MockClock) -> None:
+    """Without handlers no call waits: the stream only brings changes."""
     backend = listening_backend()
     backend.fail("GET", Hang())
     async with open_client(backend) as client:
@@ -578,7 +590,7 @@ async def test_who_answers_nothing_waits_for_nothing(autojump_clock: MockClock) 
 
 @attrs.define(eq=False)
 class Endless(httpx.AsyncByteStream):
-    """The same piece for ever, as fast as it is taken."""
+    """The same piece for ever, as fast as it is read."""
 
     piece: bytes
     taken: int = 0
@@ -614,7 +626,7 @@ def server_with(stream: Endless) -> httpx.MockTransport:
     ids=["comment", "comments", "blank", "byte", "notifications"],
 )
 async def test_a_flood_is_read_at_a_pace(autojump_clock: MockClock, piece: bytes) -> None:
-    """16 MiB at once and a MiB a second from then on, lines and pieces counted for more; calls go on beside it."""
+    """16 MiB at once and then 1 MiB a second, with an extra charge for each line and piece; calls go on beside it."""
     stream = Endless(piece)
     async with open_bench(server_with(stream), era="legacy") as bench:
         client = await bench.connect()
@@ -632,7 +644,7 @@ async def test_a_flood_is_read_at_a_pace(autojump_clock: MockClock, piece: bytes
     "piece", [b"data: " + b"x" * 5000, b"data\n" * 5000, b": " + b"x" * 5000], ids=["line", "lines", "comment"]
 )
 async def test_an_endless_event_ends_the_stream(autojump_clock: MockClock, piece: bytes) -> None:
-    """`max_message_bytes` holds for each of them."""
+    """`max_message_bytes` is the limit for each event of the stream."""
     backend = listening_backend()
     backend.fail("GET", streamed(piece), times=1)
     async with open_client(backend, settings=FactorySettings(max_message_bytes=4000)) as client:
@@ -645,7 +657,7 @@ async def test_an_endless_event_ends_the_stream(autojump_clock: MockClock, piece
 
 
 async def test_subscriptions_are_requests() -> None:
-    """In this era; what they bring comes by the stream."""
+    """In this era a subscription is a request, and its updates come on the GET stream."""
     backend = listening_backend()
     backend.add_resource("memo://one")
     async with open_scripted(backend) as bench:
@@ -663,7 +675,7 @@ async def test_subscriptions_are_requests() -> None:
 
 @pytest.mark.parametrize("method", ["resources/subscribe", "resources/unsubscribe"])
 async def test_what_is_not_declared_is_not_sent(method: str) -> None:
-    """`resources.subscribe` is a capability of its own."""
+    """Without `resources.subscribe` nothing is sent."""
     backend = listening_backend(capabilities={"resources": {"listChanged": True}})
     async with open_client(backend) as client:
         with pytest.raises(BackendRejected, match=r"declares no resources\.subscribe") as caught:
@@ -673,7 +685,7 @@ async def test_what_is_not_declared_is_not_sent(method: str) -> None:
 
 
 async def test_subscriptions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A caller's loop must not fill the backend's memory, nor ours."""
+    """The number is limited, so that a caller's loop does not fill the backend's memory or ours."""
     assert 1000 == MOST_SUBSCRIPTIONS
     monkeypatch.setattr(handshake, "MOST_SUBSCRIPTIONS", 3)
     monkeypatch.setattr(held_streams, "MOST_SUBSCRIPTIONS", 3)
@@ -692,7 +704,7 @@ async def test_subscriptions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 async def live_and_die(cut: CancelAtMoment, era: str) -> None:
-    """Connect, hear, call, subscribe, come back after a break, close: cancelled at one moment of it."""
+    """Connect, listen, call, subscribe, reconnect, close: cancelled at one moment."""
     backend = echo_backend(era, "sse", listens=True)
     backend.add_resource("memo://one")
     async with open_memory_network() as network:
@@ -722,7 +734,7 @@ async def live_and_die(cut: CancelAtMoment, era: str) -> None:
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 def test_a_cancel_at_any_moment_leaves_nothing(era: str) -> None:
-    """No task, connection or stream; the backend does not notice more than a client that left."""
+    """No task, connection or stream is left, and the backend sees no more than a client that disconnects."""
 
     def moments() -> Iterator[int]:
         for moment in itertools.count():

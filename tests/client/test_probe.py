@@ -1,4 +1,4 @@
-"""Which era a backend speaks: every answer to the probe, and what becomes of verdicts that were wrong."""
+"""Which era a backend speaks: the verdict on every answer to the probe, and how a wrong verdict is corrected."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def refused(status: int) -> Answer:
         (error(-32021, {"requiredCapabilities": {"roots": {}}}), MODERN),
         (error(-32020, status=200), MODERN),
         (error(-32022, {"supported": [VERSION], "requested": "x"}), MODERN),
-        # -32022 counts only if we speak something on its list
+        # -32022 counts only if its list has a version of ours
         (error(-32022, {"supported": ["2027-01-01"]}), LEGACY),
         (error(-32022, {"supported": ["2025-11-25"]}), LEGACY),
         (error(-32022, {"supported": VERSION}), LEGACY),
@@ -92,12 +92,12 @@ def refused(status: int) -> Answer:
     ],
 )
 def test_every_answer_to_the_probe_has_a_verdict(answer: Answer, verdict: Verdict) -> None:
-    """An outage, an overload or a closed door proves nothing; only a modern server sends modern errors."""
+    """An outage, an overload, 401 and 403 prove nothing; only a modern server sends modern errors."""
     assert verdict is judge(answer)
 
 
 def test_only_errors_are_modern_errors() -> None:
-    """Not a refusal over HTTP, nor a result."""
+    """Neither a refusal over HTTP nor a result counts as a modern error."""
     assert not is_modern_error(HttpRefusal(400, None))
     assert not is_modern_error(Result(1, {}))
 
@@ -143,10 +143,10 @@ SSE = {"content-type": "text/event-stream"}
         (Status(503, b"starting"), False),
     ],
 )
-async def test_whatever_is_not_modern_falls_back_to_the_handshake(
+async def test_an_answer_that_is_not_modern_falls_back_to_the_handshake(
     autojump_clock: MockClock, fault: Fault, remembered: bool
 ) -> None:
-    """At once, and the next session asks again only when the answer proved nothing."""
+    """The handshake follows at once, and the next session probes again only if the answer proved nothing."""
     backend = echo_backend("both")
     async with open_scripted(backend) as bench:
         first = await connect_to(bench, fault, backend)
@@ -167,7 +167,7 @@ async def test_a_modern_backend_is_discovered_once_per_session() -> None:
 
 
 async def test_modern_by_the_list_although_the_result_type_is_missing() -> None:
-    """github-mcp-server answers so: "absent means complete"."""
+    """github-mcp-server leaves `resultType` out: "absent means complete"."""
     backend = echo_backend("modern")
     async with open_scripted(backend, era="auto") as bench:
         client = await connect_to(bench, rewritten(supportedVersions=[VERSION], capabilities={"tools": {}}), backend)
@@ -176,7 +176,7 @@ async def test_modern_by_the_list_although_the_result_type_is_missing() -> None:
 
 @pytest.mark.parametrize("supported", [[VERSION], ["2025-11-25", VERSION]])
 async def test_unsupported_version_is_retried_once(supported: list[str]) -> None:
-    """With the mutual version, which is the same one; no fallback, for the server is modern."""
+    """Retried with the version that both know, which is the same; no handshake, since the server is modern."""
     backend = echo_backend("both")
     backend.fail("server/discover", Error(-32022, "no", {"supported": supported}, status=400), times=1)
     async with open_scripted(backend) as bench:
@@ -186,7 +186,7 @@ async def test_unsupported_version_is_retried_once(supported: list[str]) -> None
 
 @pytest.mark.parametrize("code", [-32020, -32021, -32022])
 async def test_a_modern_server_that_goes_on_refusing_is_an_error(code: int) -> None:
-    """It has proved its era: no handshake is tried."""
+    """The server has proved its era, so no handshake is tried."""
     backend = echo_backend("both")
     async with open_scripted(backend) as bench:
         with pytest.raises(BackendRejected, match="rejected 'server/discover'") as caught:
@@ -196,7 +196,7 @@ async def test_a_modern_server_that_goes_on_refusing_is_an_error(code: int) -> N
 
 
 async def test_a_modern_error_once_and_then_none() -> None:
-    """The second answer counts: a plain server after all."""
+    """The second answer counts: the server is legacy."""
     backend = echo_backend("both")
     backend.fail("server/discover", Error(-32021, "no", status=400), times=1)
     async with open_scripted(backend) as bench:
@@ -205,7 +205,7 @@ async def test_a_modern_error_once_and_then_none() -> None:
 
 @pytest.mark.parametrize("fault", [Reset(0), Reset(30)])
 async def test_a_lost_connection_is_no_verdict(fault: Fault) -> None:
-    """An outage is reported as one; nothing is remembered."""
+    """A lost connection is reported as an outage, and no verdict is cached."""
     backend = echo_backend("both")
     backend.fail("server/discover", fault, times=1)
     async with open_scripted(backend) as bench:
@@ -216,7 +216,7 @@ async def test_a_lost_connection_is_no_verdict(fault: Fault) -> None:
 
 
 async def test_a_refused_connection_is_no_verdict() -> None:
-    """Nor asked a second time in the other era."""
+    """A refused connection is reported without a second attempt in the other era."""
     backend = echo_backend("both")
     backend.fail(CONNECT, Refuse(), times=1)
     async with open_scripted(backend) as bench:
@@ -229,7 +229,7 @@ async def test_a_refused_connection_is_no_verdict() -> None:
 async def test_a_probe_that_hangs_leaves_time_for_the_handshake(
     autojump_clock: MockClock, init_timeout: float, waited: float
 ) -> None:
-    """10 s or a third of the time to connect; then `initialize`, and nothing is remembered."""
+    """The probe gets 10 s or a third of the time to connect, then comes `initialize`, and no verdict is cached."""
     backend = echo_backend("both")
     backend.fail("server/discover", Hang(), times=1)
     settings = FactorySettings(backend_init_timeout=init_timeout)
@@ -242,7 +242,7 @@ async def test_a_probe_that_hangs_leaves_time_for_the_handshake(
 
 @pytest.mark.parametrize(("fault", "kind"), [(Status(401), BackendUnauthorized), (Status(503), BackendRejected)])
 async def test_a_closed_door_is_reported_by_the_handshake(fault: Fault, kind: type[BackendError]) -> None:
-    """401 to the probe, 401 to `initialize`: unauthorized, not "wrong era"."""
+    """401 to the probe and to `initialize`: the failure is UNAUTHORIZED."""
     backend = echo_backend("both")
     backend.fail("POST", fault)
     async with open_scripted(backend) as bench:
@@ -255,7 +255,9 @@ async def test_a_closed_door_is_reported_by_the_handshake(fault: Fault, kind: ty
 
 
 async def test_a_backend_that_became_modern_is_found_out() -> None:
-    """The cached verdict says handshake, the handshake says -32022: probed again, corrected, no error."""
+    """The cached verdict is legacy and `initialize` is answered -32022: the backend is probed again, and the verdict
+    corrected.
+    """
     backend = echo_backend("legacy")
     async with open_scripted(backend, era="auto", leaves_sessions=True) as bench:
         assert "legacy" == (await bench.connect()).record.era
@@ -270,7 +272,7 @@ async def test_a_backend_that_became_modern_is_found_out() -> None:
     "fault", [Error(-32601, "method not found", status=404), Status(404), Status(400), Status(405)]
 )
 async def test_a_modern_server_that_does_not_know_initialize_is_found_out(fault: Fault) -> None:
-    """A refusal that any server could send: with a verdict from the cache, the probe decides."""
+    """Any server could refuse `initialize` like this: with a cached verdict, the probe decides."""
     backend = echo_backend("legacy")
     async with open_scripted(backend, era="auto", leaves_sessions=True) as bench:
         await bench.connect()
@@ -280,7 +282,7 @@ async def test_a_modern_server_that_does_not_know_initialize_is_found_out(fault:
 
 
 async def test_a_backend_that_became_legacy_is_found_out() -> None:
-    """The cached verdict says modern, `server/discover` fails: handshake, corrected."""
+    """The cached verdict is modern and `server/discover` fails: the handshake follows, and the verdict is corrected."""
     backend = echo_backend("modern")
     async with open_scripted(backend, era="auto") as bench:
         assert "modern" == (await bench.connect()).record.era
@@ -292,7 +294,7 @@ async def test_a_backend_that_became_legacy_is_found_out() -> None:
 
 
 async def test_contradictions_end(autojump_clock: MockClock) -> None:
-    """A server that refuses each era by pointing to the other gets a handful of requests, and an error."""
+    """A server that refuses each era and points to the other gets a few requests, and the session an error."""
     backend = echo_backend("both")
     backend.fail("server/discover", Error(-32601, "no", status=404))
     backend.fail("initialize", Error(-32022, "no", {"supported": [VERSION]}, status=400))
@@ -305,7 +307,7 @@ async def test_contradictions_end(autojump_clock: MockClock) -> None:
 
 
 async def test_a_stored_modern_record_is_a_hint_and_no_more() -> None:
-    """A restored session probes as the record says, and finds out if that is no longer so."""
+    """A restored session probes in the stored era first, and corrects it."""
     backend = echo_backend("modern")
     async with open_scripted(backend, era="auto") as bench:
         record = (await bench.connect()).record
@@ -315,7 +317,7 @@ async def test_a_stored_modern_record_is_a_hint_and_no_more() -> None:
 
 
 async def test_capabilities_that_are_no_object_are_an_error() -> None:
-    """Of a server that is modern otherwise."""
+    """Malformed capabilities of a modern server are an error."""
     backend = echo_backend("both")
     async with open_scripted(backend) as bench:
         with pytest.raises(BackendProtocolError, match="no object"):
@@ -326,7 +328,7 @@ async def test_capabilities_that_are_no_object_are_an_error() -> None:
 
 
 async def test_sessions_that_connect_together_share_one_probe(autojump_clock: MockClock) -> None:
-    """Ten at once: one asks, nine wait for its verdict."""
+    """Of ten at once one probes, and nine wait for its verdict."""
     backend = echo_backend("both")
     backend.fail("server/discover", Status(404))
     backend.latency = 1
@@ -338,7 +340,7 @@ async def test_sessions_that_connect_together_share_one_probe(autojump_clock: Mo
 
 
 async def test_a_cancelled_prober_passes_its_turn_on(autojump_clock: MockClock) -> None:
-    """Another one asks, at once; nobody waits for ever."""
+    """When a probe is cancelled, a waiting session probes at once."""
     backend = echo_backend("both")
     backend.fail("server/discover", Hang(), times=1)
     async with open_scripted(backend) as bench, trio.open_nursery() as nursery:
@@ -354,12 +356,13 @@ async def test_a_cancelled_prober_passes_its_turn_on(autojump_clock: MockClock) 
             nursery.start_soon(bench.connect)
         await trio.sleep(1.5)
         assert ["modern"] * 3 == [client.record.era for client in bench.clients]
-    # One that hung, one that was shared, and one each for the two who then knew the era, but not the capabilities.
+    # One probe that hung, one that was shared, and one each for the two that then knew the era, but not the
+    # capabilities.
     assert 4 == len(backend.received("server/discover"))
 
 
 async def test_a_probe_that_fails_passes_its_turn_on(autojump_clock: MockClock) -> None:
-    """Its error is its own; the waiter asks for itself."""
+    """The error is that session's own; a waiting session probes itself."""
     cache = EraCache()
     asked: list[str] = []
 
@@ -385,7 +388,7 @@ async def test_a_probe_that_fails_passes_its_turn_on(autojump_clock: MockClock) 
 
 
 async def test_what_proves_nothing_is_not_remembered() -> None:
-    """Shared by those who waited for it, and gone."""
+    """A verdict that proves nothing is shared by the sessions that waited for it, and not cached."""
     cache = EraCache()
 
     async def unknown() -> Verdict:
@@ -403,7 +406,7 @@ async def test_what_proves_nothing_is_not_remembered() -> None:
 
 
 async def test_the_cache_is_bounded() -> None:
-    """4096 endpoints, and the oldest goes first; a corrected one is young again."""
+    """4096 endpoints, and the oldest is removed; a corrected verdict counts as new."""
     cache = EraCache()
 
     async def never() -> Verdict:
@@ -434,7 +437,7 @@ async def test_endpoints_do_not_share_verdicts() -> None:
 
 
 async def test_a_refusal_in_json_rpc_is_not_taken_for_the_older_transport() -> None:
-    """Servers of HTTP+SSE do not answer in JSON-RPC there."""
+    """HTTP+SSE servers do not answer this in JSON-RPC."""
     backend = echo_backend("both")
     backend.fail("POST", Error(-32602, "client too old", status=400))
     async with open_scripted(backend) as bench:
@@ -457,7 +460,7 @@ async def test_a_probe_answered_in_a_stream_that_stays_open_is_answered(autojump
 
 
 async def test_a_late_probe_answer_changes_nothing(autojump_clock: MockClock) -> None:
-    """The probe was given up; the handshake has its own connection."""
+    """After the probe timed out, a late answer is ignored: the handshake uses another connection."""
     backend = echo_backend("both")
     backend.fail("server/discover", Delay(15), times=1)
     async with open_scripted(backend) as bench:
