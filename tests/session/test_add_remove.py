@@ -1,4 +1,4 @@
-"""Backends that join and leave a live session because its owner says so."""
+"""`add_backend` and `remove_backend` on a live session."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ ALL_OF_A = {SessionChange(kind, "a") for kind in ("backend", "tools", "resources
 
 
 def states(session: Session) -> dict[str, BackendState]:
-    """As a function, since a type checker takes a property that was looked at for what it then was."""
+    """A function, since mypy takes a property that was read before for unchanged."""
     return {backend_id: status.state for backend_id, status in session.backends.items()}
 
 
 def names(session: Session) -> list[str]:
-    """As a function, as above."""
+    """A function, for the same reason."""
     return [tool.name for tool in session.tools]
 
 
 async def stored_ids(world: World) -> list[str]:
-    """Of the backends in the row."""
+    """The backends in the session's row."""
     await wait_all_tasks_blocked()
     (row,) = await world.storage.rows()
     return [record.backend_id for record in row.backends]
 
 
 async def open_with(world: World, *backend_ids: str, **options: Any) -> Session:
-    """A session over some of the backends of a world."""
+    """Open a session over some of the backends of a world."""
     chosen = [backend for backend in world.configured if backend.id in backend_ids]
     return await world.factory.make_session(chosen, **options)
 
@@ -81,7 +81,7 @@ async def test_a_backend_is_added(era: str, autojump_clock: MockClock) -> None:
 async def test_an_added_backend_that_fails_is_in_failures_and_tried_again(
     fault: Any, autojump_clock: MockClock
 ) -> None:
-    """`add_backend` returns within backend_init_timeout, and raises nothing for that."""
+    """`add_backend` returns within `backend_init_timeout` and does not raise; the backend joins later."""
     async with open_world({"a": echo_backend()}, settings=FactorySettings(backend_init_timeout=4)) as world:
         async with await open_with(world) as session:
             world["a"].fail(CONNECT, fault)
@@ -94,8 +94,8 @@ async def test_an_added_backend_that_fails_is_in_failures_and_tried_again(
             assert () == session.failures
 
 
-async def test_what_is_in_the_session_cannot_be_added(autojump_clock: MockClock) -> None:
-    """Connected or not: ValueError names it, and nothing changes."""
+async def test_adding_a_member_is_a_value_error(autojump_clock: MockClock) -> None:
+    """Connected or not: ValueError names the backend, and nothing changes."""
     async with open_world({"a": echo_backend(), "b": echo_backend()}) as world:
         world["b"].fail(CONNECT, Refuse())
         async with world.open_session() as session:
@@ -105,8 +105,8 @@ async def test_what_is_in_the_session_cannot_be_added(autojump_clock: MockClock)
             await session.call_tool("a_echo")
 
 
-async def test_an_added_backend_takes_nobodys_names(autojump_clock: MockClock) -> None:
-    """Under `Bare`, too."""
+async def test_an_added_backend_takes_no_bound_name(autojump_clock: MockClock) -> None:
+    """A name that is bound stays with its owner, also under `Bare`."""
     limits = FactorySettings(conflict_resolution=Bare())
     async with open_world({"a": echo_backend(), "b": echo_backend()}, settings=limits) as world:
         async with await open_with(world, "b") as session:
@@ -115,7 +115,7 @@ async def test_an_added_backend_takes_nobodys_names(autojump_clock: MockClock) -
             assert [("echo", "b")] == [(conflict.name, conflict.owner) for conflict in session.conflicts]
 
 
-async def test_a_cancelled_adder_stops_waiting_only(autojump_clock: MockClock) -> None:
+async def test_cancelling_add_backend_cancels_the_wait_alone(autojump_clock: MockClock) -> None:
     """The backend joins all the same."""
     async with open_world({"a": echo_backend()}) as world, await open_with(world) as session:
         world["a"].fail("initialize", Delay(5))
@@ -126,8 +126,8 @@ async def test_a_cancelled_adder_stops_waiting_only(autojump_clock: MockClock) -
         await session.call_tool("a_echo")
 
 
-async def test_backends_come_and_go_while_the_opening_still_hands_out_slots(autojump_clock: MockClock) -> None:
-    """The session is open, and not everybody has had a turn: whoever is removed by then has none."""
+async def test_a_backend_removed_before_its_slot_is_not_contacted(autojump_clock: MockClock) -> None:
+    """The session is open while backends still wait for slots: a backend that is removed then gets none."""
     connector = PlainConnector(on_connect={f"b{number}": partial(trio.sleep, 4) for number in range(6)})
     limits = FactorySettings(max_backend_init_concurrency=1, session_init_timeout=6)
     async with open_session_factory(connector=connector, settings=limits) as factory:
@@ -135,7 +135,7 @@ async def test_backends_come_and_go_while_the_opening_still_hands_out_slots(auto
             await session.remove_backend("b3")
             await session.add_backend(plain_backends(5)[4])
             assert 10.0 == trio.current_time()
-            await session.remove_backend("b1")  # it has the slot
+            await session.remove_backend("b1")  # b1 holds the slot
             await trio.sleep(20)
             assert {"b0", "b1", "b2", "b4"} == connector.started.keys()
             assert ["b0_echo", "b2_echo", "b4_echo"] == names(session)
@@ -143,7 +143,9 @@ async def test_backends_come_and_go_while_the_opening_still_hands_out_slots(auto
 
 
 async def test_a_member_of_a_restored_session_may_be_brought_in_later(autojump_clock: MockClock) -> None:
-    """It was not passed to `restore_session`: its stored backend session is taken up, and its names are its own."""
+    """A backend of the row that was not passed to `restore_session` may be added: it resumes its session and has its
+    names.
+    """
     async with open_world({"a": echo_backend(), "b": echo_backend()}) as world:
         await (await world.make_session(session_id="one")).suspend()
         backends = [configured(world, "a")]
@@ -160,7 +162,7 @@ async def test_a_member_of_a_restored_session_may_be_brought_in_later(autojump_c
 
 @ERAS
 async def test_a_backend_is_removed(era: str, autojump_clock: MockClock) -> None:
-    """Names, metadata and backend session are gone; the others notice nothing; its status says so."""
+    """Its names, metadata and backend session are gone, its status is REMOVED, and other backends are not affected."""
     async with open_world({"a": echo_backend(era), "b": echo_backend(era)}) as world:
         async with world.open_session() as session, session.changes() as changes:
             await session.call_tool("a_echo")
@@ -179,8 +181,8 @@ async def test_a_backend_is_removed(era: str, autojump_clock: MockClock) -> None
             assert 1 == world["a"].executed["echo"]
 
 
-async def test_who_is_not_there_cannot_be_removed(autojump_clock: MockClock) -> None:
-    """Nor twice; and a bad timeout is refused before anything happens."""
+async def test_removing_a_backend_that_is_not_in_the_session_is_a_value_error(autojump_clock: MockClock) -> None:
+    """Also a second time; and a negative timeout is refused first."""
     async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
         for timeout in (-1, math.nan):
             with pytest.raises(ValueError, match="drain_timeout"):
@@ -200,7 +202,7 @@ async def call_and_note(session: Session, name: str, ends: list[Any]) -> None:
 
 
 async def test_calls_may_end_before_their_backend_goes(autojump_clock: MockClock) -> None:
-    """It takes no more calls from that moment; those that it has end in peace, and then `remove_backend` returns."""
+    """A leaving backend takes no more calls; running calls get their answers, and then `remove_backend` returns."""
     async with open_world({"a": slow_backend(5)}) as world, world.open_session() as session:
         ends: list[Any] = []
         async with trio.open_nursery() as nursery:
@@ -217,8 +219,8 @@ async def test_calls_may_end_before_their_backend_goes(autojump_clock: MockClock
 
 
 async def test_calls_that_outlast_the_drain_are_cut_off(autojump_clock: MockClock) -> None:
-    """Each with an error of its own, which names the backend and the knob and says whether it may have run. Calls to
-    others go on, and their surroundings are not cancelled.
+    """Each ends in BackendUnavailable with backend, knob and `may_have_executed`. Calls to other backends go on, and
+    the callers' scopes are not cancelled.
     """
     limits = FactorySettings(drain_timeout=3)
     async with open_world({"a": slow_backend(60), "b": slow_backend(9)}, settings=limits) as world:
@@ -240,7 +242,7 @@ async def test_calls_that_outlast_the_drain_are_cut_off(autojump_clock: MockCloc
 
 
 async def test_calls_on_a_connection_that_was_replaced_are_cut_off_too(autojump_clock: MockClock) -> None:
-    """Removal means the backend, whichever of its connections a call is on."""
+    """A removal ends the calls on every connection of the backend."""
     async with open_world({"a": slow_backend(60)}) as world, world.open_session() as session:
         ends: list[Any] = []
         async with trio.open_nursery() as nursery:
@@ -255,7 +257,7 @@ async def test_calls_on_a_connection_that_was_replaced_are_cut_off_too(autojump_
 
 
 async def test_a_removal_after_a_recovery_waits_for_its_calls(autojump_clock: MockClock) -> None:
-    """That an earlier connection was let go of is not the end of the backend."""
+    """The close of an earlier connection does not end the removal's wait."""
     async with open_world({"a": slow_backend(5)}) as world, world.open_session() as session:
         world["a"].restart()
         await session.call_tool("a_echo")
@@ -269,8 +271,8 @@ async def test_a_removal_after_a_recovery_waits_for_its_calls(autojump_clock: Mo
         assert {} == world["a"].sessions
 
 
-async def test_a_cancelled_remover_stops_waiting_only(autojump_clock: MockClock) -> None:
-    """The calls have their time, and the backend is let go of then."""
+async def test_cancelling_remove_backend_cancels_the_wait_alone(autojump_clock: MockClock) -> None:
+    """Running calls keep their time, and then the connection is closed."""
     async with open_world({"a": slow_backend(5)}) as world, world.open_session() as session:
         ends: list[Any] = []
         async with trio.open_nursery() as nursery:
@@ -285,13 +287,13 @@ async def test_a_cancelled_remover_stops_waiting_only(autojump_clock: MockClock)
 
 
 async def shielded(*progress: Any) -> None:
-    """A caller's callback that nobody can cut off."""
+    """A progress callback that no cancel reaches."""
     with trio.CancelScope(shield=True):
         await trio.sleep(100)
 
 
 def stepping_backend() -> ScriptedBackend:
-    """A tool "steps" that tells of one step, and never of its end."""
+    """A tool "steps" that sends one progress notification and never returns."""
 
     async def steps(arguments: JSON, context: CallContext) -> str:
         await context.progress(1)
@@ -303,8 +305,8 @@ def stepping_backend() -> ScriptedBackend:
     return backend
 
 
-async def test_a_caller_who_shields_himself_does_not_hold_a_removal_up(autojump_clock: MockClock) -> None:
-    """Drain, then teardown_timeout for what was cut off; the backend session gets its DELETE."""
+async def test_a_shielded_caller_does_not_hold_a_removal_up(autojump_clock: MockClock) -> None:
+    """After drain and `teardown_timeout` the removal ends without the call; the backend session gets its DELETE."""
     backend = stepping_backend()
     limits = FactorySettings(teardown_timeout=2)
     async with open_world({"a": backend}, settings=limits) as world, world.open_session() as session:
@@ -322,7 +324,7 @@ async def test_a_caller_who_shields_himself_does_not_hold_a_removal_up(autojump_
 
 
 async def test_a_removal_waits_for_its_calls_though_the_first_attempt_had_failed(autojump_clock: MockClock) -> None:
-    """That nothing was connected for a while is not the end of the backend either."""
+    """A time without a connection does not end the removal's wait for later calls."""
     backend = slow_backend(5)
     async with open_world({"a": backend}) as world:
         backend.fail(CONNECT, Refuse(), times=1)
@@ -336,7 +338,7 @@ async def test_a_removal_waits_for_its_calls_though_the_first_attempt_had_failed
 
 
 async def test_a_backend_that_is_leaving_gets_one_goodbye(autojump_clock: MockClock) -> None:
-    """Though the session closes while its DELETE is on its way."""
+    """Also if the session closes while the DELETE is on its way."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world:
         session = await world.make_session()
@@ -350,7 +352,7 @@ async def test_a_backend_that_is_leaving_gets_one_goodbye(autojump_clock: MockCl
 
 
 async def test_a_leaving_backend_gets_its_goodbye_from_the_close(autojump_clock: MockClock) -> None:
-    """Its last caller shields himself from both the drain of its backend and that of the session."""
+    """Its last caller is shielded from the drain of the backend and from that of the session."""
     backend = stepping_backend()
     async with open_world({"a": backend}) as world, trio.open_nursery() as nursery:
         session = await world.make_session()
@@ -370,7 +372,7 @@ async def test_a_leaving_backend_gets_its_goodbye_from_the_close(autojump_clock:
 
 @pytest.mark.parametrize("which", ["own", "other"])
 async def test_removing_from_inside_a_call_asks_and_returns(which: str, autojump_clock: MockClock) -> None:
-    """What would be waited for may be this very call, which then ends as any other."""
+    """A removal from inside a call returns at once, since the removal waits for that call; the call is answered."""
 
     async def steps(arguments: JSON, context: CallContext) -> str:
         await context.progress(1)
@@ -396,7 +398,7 @@ async def test_removing_from_inside_a_call_asks_and_returns(which: str, autojump
 
 
 async def test_adding_from_inside_a_call(autojump_clock: MockClock) -> None:
-    """It waits for the backend alone, which does not wait for the call; a close meanwhile ends both."""
+    """The adding call waits for the new backend, and a close meanwhile ends both."""
 
     async def steps(arguments: JSON, context: CallContext) -> str:
         await context.progress(1)
@@ -425,7 +427,7 @@ async def test_adding_from_inside_a_call(autojump_clock: MockClock) -> None:
 
 
 async def test_removing_a_backend_that_is_connecting(autojump_clock: MockClock) -> None:
-    """At once; nothing of it comes later, and no failure is told."""
+    """It is removed at once; its attempt joins nothing and reports no failure."""
     backend = echo_backend()
     backend.fail("initialize", Delay(8))
     limits = FactorySettings(session_init_timeout=1)
@@ -438,12 +440,12 @@ async def test_removing_a_backend_that_is_connecting(autojump_clock: MockClock) 
         await trio.sleep(100)
         assert [] == names(session)
         assert BackendState.REMOVED is states(session)["a"]
-        world.leaves_sessions = True  # its id never came through
+        world.leaves_sessions = True  # without its id there is no DELETE
 
 
 @pytest.mark.parametrize("fault", [Refuse(), Hang()])
 async def test_removing_a_backend_that_is_away(fault: Any, autojump_clock: MockClock) -> None:
-    """It is not tried any more."""
+    """It is no longer tried."""
     backend = echo_backend()
     backend.fail(CONNECT, fault)
     limits = FactorySettings(backend_init_timeout=2)
@@ -459,7 +461,7 @@ async def test_removing_a_backend_that_is_away(fault: Any, autojump_clock: MockC
 
 
 async def test_removing_a_backend_that_is_recovering(autojump_clock: MockClock) -> None:
-    """Calls that wait for it are told at once."""
+    """Calls that wait for the recovery fail at once."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session:
         backend.restart()
@@ -476,11 +478,11 @@ async def test_removing_a_backend_that_is_recovering(autojump_clock: MockClock) 
         assert [False] * 2 == [end.may_have_executed for end in ends]
         await trio.sleep(100)
         assert BackendState.REMOVED is states(session)["a"]
-        world.leaves_sessions = True  # of the handshake that was broken off, no id came through
+        world.leaves_sessions = True  # the cancelled handshake brought no id to DELETE
 
 
-async def test_removing_what_was_never_passed_to_a_restore(autojump_clock: MockClock) -> None:
-    """A stored member leaves the metadata for good."""
+async def test_removing_a_stored_backend_that_was_not_restored(autojump_clock: MockClock) -> None:
+    """Its record leaves the metadata for good."""
     async with open_world({"a": echo_backend(), "b": echo_backend()}) as world:
         await (await world.make_session(session_id="one")).suspend()
         async with await world.factory.restore_session("one", [configured(world, "a")]) as session:
@@ -489,22 +491,22 @@ async def test_removing_what_was_never_passed_to_a_restore(autojump_clock: MockC
             assert ["a"] == await stored_ids(world)
             with pytest.raises(ToolNotFound):
                 await session.call_tool("b_echo")
-        world.leaves_sessions = True  # nobody was told where its backend is
+        world.leaves_sessions = True  # without the Backend there is no url for a DELETE
 
 
-# And again
+# Adding again
 
 
 @ERAS
 async def test_a_removed_backend_is_added_again(era: str, autojump_clock: MockClock) -> None:
-    """Its names come back to it, also those that somebody else would have had meanwhile."""
+    """It gets its names back, since they stayed bound to it."""
     limits = FactorySettings(conflict_resolution=Bare())
     async with open_world({"a": echo_backend(era), "b": echo_backend(era)}, settings=limits) as world:
         async with world.open_session() as session:
             assert "a" == (await session.call_tool("echo")).backend_id
             for _ in range(3):
                 await session.remove_backend("a")
-                with pytest.raises(ToolNotFound):  # and not b's, which offers it as well
+                with pytest.raises(ToolNotFound):  # the name stays bound, although b offers it
                     await session.call_tool("echo")
                 await session.add_backend(configured(world, "a"))
                 assert "a" == (await session.call_tool("echo")).backend_id
@@ -513,7 +515,7 @@ async def test_a_removed_backend_is_added_again(era: str, autojump_clock: MockCl
 
 
 async def test_adding_again_does_not_wait_for_the_last_calls(autojump_clock: MockClock) -> None:
-    """The old connection ends by its own rules beside the new one; neither disturbs the other."""
+    """Calls on the old connection run out beside the new connection."""
     async with open_world({"a": slow_backend(5)}) as world, world.open_session() as session:
         ends: list[Any] = []
         async with trio.open_nursery() as nursery:
@@ -531,8 +533,8 @@ async def test_adding_again_does_not_wait_for_the_last_calls(autojump_clock: Moc
         await session.call_tool("a_echo")
 
 
-async def test_an_attempt_that_was_given_up_joins_nobody(autojump_clock: MockClock) -> None:
-    """It gets ready without noticing that its backend was removed, and was added again by then."""
+async def test_an_attempt_from_before_the_removal_does_not_join(autojump_clock: MockClock) -> None:
+    """An attempt that finishes after its backend was removed and added again is closed."""
     connector = PlainConnector()
 
     async def stubborn() -> None:
@@ -555,7 +557,7 @@ async def test_an_attempt_that_was_given_up_joins_nobody(autojump_clock: MockClo
 
 
 async def test_removed_backends_are_not_remembered_without_end(autojump_clock: MockClock) -> None:
-    """The latest hundred are still shown; their connections and lists are not kept."""
+    """The status of the last hundred stays; connections and lists are not kept."""
     connector = PlainConnector()
     async with open_session_factory(connector=connector) as factory, factory.open_session([]) as session:
         for number in range(130):
@@ -575,7 +577,7 @@ async def test_removed_backends_are_not_remembered_without_end(autojump_clock: M
 
 @pytest.mark.parametrize("closing", ["aclose", "suspend"])
 async def test_a_session_closes_while_a_backend_is_added(closing: str, autojump_clock: MockClock) -> None:
-    """The adder hears SessionClosed; nothing of the backend is left, and the row has it not."""
+    """`add_backend` raises SessionClosed; nothing is left of the backend, and the row does not name it."""
     async with open_world({"a": echo_backend(), "b": echo_backend()}) as world:
         session = await open_with(world, "b", session_id="one")
         world["a"].fail("initialize", Delay(5))
@@ -594,11 +596,11 @@ async def test_a_session_closes_while_a_backend_is_added(closing: str, autojump_
             backends = [configured(world, "b")]
             await (await world.factory.restore_session("one", backends)).aclose()
         await trio.sleep(5)
-        world["a"].sessions.clear()  # made after the client had gone: of that id nobody knows
+        world["a"].sessions.clear()  # made after the client had closed, so that no client has its id
 
 
 async def test_a_close_hands_out_no_more_slots(autojump_clock: MockClock) -> None:
-    """Backends that had no turn when the close began are not contacted while it drains."""
+    """Backends that wait for a slot when the close begins are not contacted during the drain."""
     connector = PlainConnector(on_connect={"b1": partial(trio.sleep, 8)}, on_request={"b0": partial(trio.sleep, 9)})
     limits = FactorySettings(max_backend_init_concurrency=1, session_init_timeout=2)
     async with open_session_factory(connector=connector, settings=limits) as factory:
@@ -613,7 +615,7 @@ async def test_a_close_hands_out_no_more_slots(autojump_clock: MockClock) -> Non
 
 @pytest.mark.parametrize("closing", ["aclose", "suspend"])
 async def test_a_session_closes_while_a_backend_is_removed(closing: str, autojump_clock: MockClock) -> None:
-    """Both wait for the same calls; whoever is the first to lose patience cuts them off."""
+    """Both wait for the same calls; the shorter drain cuts them off."""
     for first, second in ((2, 5), (5, 2)):
         async with open_world({"a": slow_backend(60), "b": echo_backend()}) as world:
             session = await world.make_session(session_id="one")
@@ -633,8 +635,8 @@ async def test_a_session_closes_while_a_backend_is_removed(closing: str, autojum
             await assert_nothing_left(world)
 
 
-async def test_a_session_that_closes_takes_nobody_in(autojump_clock: MockClock) -> None:
-    """SessionClosed, from the moment at which the close has begun."""
+async def test_a_closing_session_takes_no_backend(autojump_clock: MockClock) -> None:
+    """`add_backend` raises SessionClosed once the close has begun."""
     async with open_world({"a": slow_backend(3), "b": echo_backend()}) as world:
         session = await open_with(world, "a")
         async with trio.open_nursery() as nursery:
@@ -654,8 +656,8 @@ async def test_a_session_that_closes_takes_nobody_in(autojump_clock: MockClock) 
         assert scope.cancelled_caught
 
 
-async def test_a_suspended_session_is_restored_with_what_it_became(autojump_clock: MockClock) -> None:
-    """One added, one removed: the row says so, and a restore has their names accordingly."""
+async def test_added_and_removed_backends_are_in_the_suspended_row(autojump_clock: MockClock) -> None:
+    """One added, one removed: a restore has the names of the remaining backends."""
     async with open_world({"a": echo_backend(), "b": echo_backend()}) as world:
         session = await open_with(world, "a", session_id="one")
         await session.add_backend(configured(world, "b"))
@@ -672,7 +674,7 @@ async def test_a_suspended_session_is_restored_with_what_it_became(autojump_cloc
 
 
 class SubscribableBackend(ScriptedBackend):
-    """One tool, "echo", and one resource. It takes subscriptions, and tells nobody."""
+    """One tool, "echo", and one resource. It takes subscriptions, and sends no updates by itself."""
 
     async def call(self, context: CallContext) -> JSON:
         if context.method in ("resources/subscribe", "resources/unsubscribe"):
@@ -689,13 +691,13 @@ def subscribable(**more: Any) -> ScriptedBackend:
 
 
 def subscribed(backend: ScriptedBackend) -> list[tuple[str, str]]:
-    """What was asked for, in order."""
+    """The uris of its subscribe requests, in order."""
     methods = ("resources/subscribe", "resources/unsubscribe")
     return [(e.method.removeprefix("resources/"), e.params["uri"]) for e in backend.exchanges if e.method in methods]
 
 
 async def test_a_subscription_outlives_its_connection(autojump_clock: MockClock) -> None:
-    """The new one is subscribed again, and one update is told for each, since it may have been missed."""
+    """The new connection subscribes again and reports one update for each resource, since one may have been missed."""
     backend = subscribable()
     async with open_world({"a": backend}) as world, world.open_session() as session:
         await session.subscribe_resource("file:///x")
@@ -713,7 +715,7 @@ async def test_a_subscription_outlives_its_connection(autojump_clock: MockClock)
 
 
 async def test_a_subscription_that_fails_is_none(autojump_clock: MockClock) -> None:
-    """Nothing is subscribed to again behind it."""
+    """A refused subscription is not repeated after a reconnect."""
     backend = subscribable()
     async with open_world({"a": backend}) as world, world.open_session() as session:
         backend.fail("resources/subscribe", Status(500), times=1)
@@ -725,8 +727,8 @@ async def test_a_subscription_that_fails_is_none(autojump_clock: MockClock) -> N
         assert 1 == len(subscribed(backend))
 
 
-async def test_a_subscription_is_given_back_to_whom_it_was_made_with(autojump_clock: MockClock) -> None:
-    """Though the resource is no longer listed."""
+async def test_unsubscribing_reaches_the_backend_of_the_subscription(autojump_clock: MockClock) -> None:
+    """Also when the resource is no longer listed."""
     backend = subscribable()
     async with open_world({"a": backend}) as world, world.open_session() as session:
         await session.subscribe_resource("file:///x")
@@ -749,10 +751,10 @@ async def test_a_subscription_is_given_back_to_whom_it_was_made_with(autojump_cl
         (7, None),
     ],
 )
-async def test_updates_of_what_was_subscribed_to_are_told(
+async def test_updates_of_subscribed_resources_are_reported(
     uri: Any, told: str | None, autojump_clock: MockClock
 ) -> None:
-    """And of its sub-resources, whose URIs a backend chooses: not of what is too long, nor of what nobody asked for."""
+    """Also of sub-resources, whose URIs the backend chooses; not of overlong URIs, nor of other resources."""
 
     async def steps(arguments: JSON, context: CallContext) -> str:
         await context.notify("notifications/resources/updated", {"uri": uri})
@@ -780,7 +782,7 @@ async def test_a_removed_backend_has_no_subscriptions(autojump_clock: MockClock)
 
 
 async def test_a_backend_removed_while_a_subscription_is_asked_for(autojump_clock: MockClock) -> None:
-    """The answer came in time: no error, and nothing is left of it."""
+    """The answer comes in time: no error, and no subscription is left."""
     backend = subscribable()
     backend.fail("resources/subscribe", Delay(3))
     async with open_world({"a": backend}) as world, world.open_session() as session:

@@ -1,4 +1,4 @@
-"""The circuit breaker: who cannot be reached is not waited for over and over, but asked again by one call at a time."""
+"""The circuit breaker: after five failures in a row calls fail at once, and one call at a time tries the backend."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ Event = Literal["begin", "succeed", "fail", "leave"]
 
 @attrs.define
 class Model:
-    """What a breaker promises, said differently: a log of what its calls told."""
+    """The promises of a breaker, computed from a log of outcomes."""
 
     failures: int = 0
-    opened: int = 0  # times that it opened since it was last closed
-    until: float = 0.0  # at the least, with the jitter at its smallest
+    opened: int = 0  # how often it opened since it was last closed
+    until: float = 0.0  # no trial before this time, with the smallest jitter
     trial: object = None
 
 
 @given(st.lists(st.tuples(st.sampled_from(["begin", "succeed", "fail", "leave"]), st.integers(0, 5)), max_size=120))
 def test_a_breaker_keeps_its_promises(script: list[tuple[Event, int]]) -> None:
-    """Opens after five failures in a row, lets one trial through at a time, doubles, closes with the first answer, and
-    is moved by nobody who was let through before it opened.
+    """It opens after five failures in a row, admits one trial at a time, doubles the delay, and closes with the first
+    answer. Calls that were admitted before it opened do not move it.
     """
     breaker, model, now = Breaker(Backoff(1.0, 8.0)), Model(), 0.0
     running: list[tuple[object, bool]] = []
@@ -94,7 +94,7 @@ def test_a_breaker_step_by_step() -> None:
     def fail(now: float, was_trial: bool = False) -> bool:
         return breaker.fail(now, 0.5, was_trial=was_trial)
 
-    for delay in (1.0, 1.0):  # an answer in between: the delays begin anew
+    for delay in (1.0, 1.0):  # an answer in between resets the delay
         assert [False] * 4 + [True] == [fail(10.0) for _ in range(5)]
         assert delay == breaker.admit(10.0)
         assert not fail(10.25)  # of a call that was let through before
@@ -116,7 +116,7 @@ def test_a_breaker_step_by_step() -> None:
 
 
 def test_a_breaker_that_nothing_would_close_never_opens() -> None:
-    """With `reconnect_delay=math.inf` there is no trial, so calls go on to find out for themselves."""
+    """With `reconnect_delay=math.inf` there would be no trial, so calls always go on."""
     breaker = Breaker(Backoff(math.inf, 60.0))
     for _ in range(20):
         assert not breaker.fail(0.0, 0.5, was_trial=False)
@@ -127,7 +127,7 @@ def test_a_breaker_that_nothing_would_close_never_opens() -> None:
 
 
 def state_of_a(session: Session) -> BackendState:
-    """As a function, since a type checker takes a property that was looked at for what it then was."""
+    """A function, since mypy takes a property that was read before for unchanged."""
     return session.backends["a"].state
 
 
@@ -143,7 +143,9 @@ async def fail_calls(session: Session, count: int, name: str = "a_echo", **optio
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 async def test_a_circuit_opens_and_closes(era: str, autojump_clock: MockClock) -> None:
-    """Five failures to connect; then at once, without a byte, and the state says so; then one trial; then as ever."""
+    """After five failures to connect, calls fail at once and the state is DEGRADED; then one trial is answered, and
+    calls work.
+    """
     backend = echo_backend(era)
     async with open_world({"a": backend, "b": echo_backend(era)}) as world, world.open_session() as session:
         backend.fail("POST", Disconnect(0), times=1)  # the connection that is kept alive
@@ -177,7 +179,7 @@ async def test_a_circuit_opens_and_closes(era: str, autojump_clock: MockClock) -
 
 
 async def fail_calls_to_reopen(backend: Any, session: Session) -> None:
-    """An answer has reset the count: four more failures are not enough."""
+    """An answer has reset the count: four more failures do not open the circuit."""
     backend.fail("POST", Disconnect(0), times=4)
     for told in await fail_calls(session, 4):
         assert "tried again" not in told
@@ -185,7 +187,7 @@ async def fail_calls_to_reopen(backend: Any, session: Session) -> None:
 
 
 async def test_one_trial_at_a_time(autojump_clock: MockClock) -> None:
-    """A hundred callers come when the delay is over: one is let through, and the others hear so at once."""
+    """100 calls arrive when the delay is over: one is admitted, the others fail at once."""
     asked: list[float] = []
     connector = PlainConnector()
 
@@ -213,8 +215,8 @@ async def test_one_trial_at_a_time(autojump_clock: MockClock) -> None:
             assert [0.0] * 99 + [2.0] == ends
 
 
-async def test_a_trial_that_is_cancelled_tells_nothing(autojump_clock: MockClock) -> None:
-    """The next call is one: neither does the circuit close, nor is it stuck."""
+async def test_after_a_cancelled_trial_the_next_call_is_the_trial(autojump_clock: MockClock) -> None:
+    """A cancelled trial neither closes the circuit nor blocks it."""
     asked: list[int] = []
     connector = PlainConnector()
 
@@ -254,8 +256,8 @@ async def test_a_trial_that_is_cancelled_tells_nothing(autojump_clock: MockClock
 @pytest.mark.parametrize(
     "fault", [Status(500), Status(401), Error(-32000, "no"), Status(200, b"?"), Error(-32602, "bad")]
 )
-async def test_whoever_answers_is_there(fault: Any, autojump_clock: MockClock) -> None:
-    """Errors that the backend gives, of whatever kind and however many, open nothing."""
+async def test_error_answers_do_not_open_the_circuit(fault: Any, autojump_clock: MockClock) -> None:
+    """An error answer, of whatever kind and however often, proves that the backend is reachable."""
     backend = echo_backend("modern")
     async with open_world({"a": backend}) as world, world.open_session() as session:
         backend.fail("tools/call", fault)
@@ -265,7 +267,7 @@ async def test_whoever_answers_is_there(fault: Any, autojump_clock: MockClock) -
 
 
 async def test_slow_answers_and_impatient_callers_open_nothing(autojump_clock: MockClock) -> None:
-    """A call that was written and not answered was received; and who waits for no time at all learns nothing."""
+    """A call that was written was received; a call with a tiny timeout proves nothing."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session:
         for told in await fail_calls(session, 20, timeout=0):
@@ -281,8 +283,8 @@ async def test_slow_answers_and_impatient_callers_open_nothing(autojump_clock: M
         backend.restart()
 
 
-async def test_a_connection_that_is_never_made_opens_it(autojump_clock: MockClock) -> None:
-    """Every call would wait for its timeout: from the sixth on, none does."""
+async def test_connections_that_hang_open_the_circuit(autojump_clock: MockClock) -> None:
+    """Each call waits for its timeout until the circuit opens: from the sixth on, none does."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session:
         backend.fail("POST", Disconnect(0), times=1)
@@ -297,8 +299,8 @@ async def test_a_connection_that_is_never_made_opens_it(autojump_clock: MockCloc
         backend.heal()
 
 
-async def test_a_second_is_enough_to_tell(autojump_clock: MockClock) -> None:
-    """Exactly TELLING_TIMEOUT s without a connection are a failure to connect."""
+async def test_a_second_without_a_connection_is_a_failure(autojump_clock: MockClock) -> None:
+    """Exactly TELLING_TIMEOUT s."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session:
         backend.crash()
@@ -309,8 +311,8 @@ async def test_a_second_is_enough_to_tell(autojump_clock: MockClock) -> None:
         backend.restart()
 
 
-async def test_an_answer_that_is_an_error_begins_the_count_anew(autojump_clock: MockClock) -> None:
-    """Four failures, one answer, four failures: closed."""
+async def test_an_error_answer_resets_the_count(autojump_clock: MockClock) -> None:
+    """Four failures, one error answer, four failures: closed."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session:
         for _ in range(3):
@@ -322,7 +324,7 @@ async def test_an_answer_that_is_an_error_begins_the_count_anew(autojump_clock: 
 
 
 async def test_an_old_answer_does_not_make_a_recovering_backend_ready(autojump_clock: MockClock) -> None:
-    """It closes the circuit; what is being connected anew is not connected for that."""
+    """An answer on the old connection closes the circuit, but the backend stays RECOVERING."""
     backend = slow_backend(5)
     async with open_world({"a": backend}) as world, world.open_session() as session:
         async with trio.open_nursery() as nursery:
@@ -340,7 +342,7 @@ async def test_an_old_answer_does_not_make_a_recovering_backend_ready(autojump_c
 
 
 async def test_a_new_connection_closes_the_circuit(autojump_clock: MockClock) -> None:
-    """Whoever was connected anew is there: its calls do not wait for a trial's time."""
+    """After a reconnect calls do not wait for a trial."""
     connector = PlainConnector()
     crash = trio.Event()
 
@@ -367,7 +369,7 @@ async def test_a_new_connection_closes_the_circuit(autojump_clock: MockClock) ->
 
 
 async def test_a_hung_trial_closes_nothing(autojump_clock: MockClock) -> None:
-    """It was written, and there was no answer: the next call is the trial."""
+    """A trial that was written and not answered leaves the circuit open: the next call is the trial."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session:
         backend.fail("POST", Disconnect(0), times=1)
@@ -385,7 +387,7 @@ async def test_a_hung_trial_closes_nothing(autojump_clock: MockClock) -> None:
 
 
 async def test_calls_to_a_backend_that_is_missing_open_nothing(autojump_clock: MockClock) -> None:
-    """They say why it is missing; once it is back, calls flow at once."""
+    """Such calls carry the reason; once the backend is back, calls work at once."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session:
         backend.restart()
@@ -398,7 +400,7 @@ async def test_calls_to_a_backend_that_is_missing_open_nothing(autojump_clock: M
 
 
 async def test_a_lost_session_is_an_answer(autojump_clock: MockClock) -> None:
-    """A 404 on every call opens nothing."""
+    """A 404 on every call does not open the circuit."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session:
         backend.fail("tools/call", Status(404))
@@ -407,7 +409,7 @@ async def test_a_lost_session_is_an_answer(autojump_clock: MockClock) -> None:
 
 
 async def test_a_trial_may_find_the_session_lost(autojump_clock: MockClock) -> None:
-    """The backend was restarted meanwhile: it is connected anew, and the circuit is closed."""
+    """The backend was restarted meanwhile: the trial reconnects, and the circuit is closed."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session:
         backend.fail("POST", Disconnect(0), times=1)
@@ -421,7 +423,7 @@ async def test_a_trial_may_find_the_session_lost(autojump_clock: MockClock) -> N
 
 
 async def test_without_retries_there_is_no_breaker(autojump_clock: MockClock) -> None:
-    """`reconnect_delay=math.inf`: every call finds out for itself."""
+    """`reconnect_delay=math.inf`: every call tries the backend."""
     backend = echo_backend()
     async with open_world({"a": backend}, settings=NO_RETRIES) as world, world.open_session() as session:
         backend.fail("POST", Disconnect(0), times=1)
@@ -433,7 +435,7 @@ async def test_without_retries_there_is_no_breaker(autojump_clock: MockClock) ->
 
 
 async def test_callers_own_errors_are_not_the_backends(autojump_clock: MockClock) -> None:
-    """What a progress callback raises counts as a call, and neither as an error nor as a failure."""
+    """An error of a progress callback counts as a call, neither as an error nor as a failure."""
 
     async def steps(arguments: JSON, context: CallContext) -> str:
         await context.progress(1)
@@ -453,7 +455,7 @@ async def test_callers_own_errors_are_not_the_backends(autojump_clock: MockClock
 
 
 async def test_a_delay_has_its_limit(autojump_clock: MockClock) -> None:
-    """However long it lasts: a trial every reconnect_max_delay s, ±20 %."""
+    """However long an outage lasts: a trial every `reconnect_max_delay` s, ±20 %."""
     backend = echo_backend()
     limits = FactorySettings(reconnect_max_delay=4.0)
     async with open_world({"a": backend}, settings=limits) as world, world.open_session() as session:

@@ -93,7 +93,7 @@ async def test_calls_reach_the_backend_that_has_the_name(era: str, answers: str,
 
 @BOTH_ERAS
 async def test_results_are_as_received(era: str, autojump_clock: MockClock) -> None:
-    """Nothing is dropped or invented on the way; a tool's own error is a result."""
+    """Results keep every field and gain none; a tool's own error is a result."""
     sent: JSON = {
         "content": [{"type": "future", "x": 1}],
         "structuredContent": [1, {"é": None}],
@@ -118,7 +118,7 @@ async def test_results_are_as_received(era: str, autojump_clock: MockClock) -> N
     )
 
 
-async def test_an_unknown_name_contacts_nobody(autojump_clock: MockClock) -> None:
+async def test_an_unknown_name_contacts_no_backend(autojump_clock: MockClock) -> None:
     """The error names it and the closest advertised names."""
     backend = full_backend(mark="a")
     async with open_world({"a": backend}) as world, world.open_session() as session:
@@ -144,8 +144,8 @@ async def test_a_ref_of_neither_form_is_refused(ref: JSON, autojump_clock: MockC
             await session.complete(ref, {})
 
 
-async def test_completions_are_asked_of_those_who_offer_them(autojump_clock: MockClock) -> None:
-    """A backend that declared none is not asked."""
+async def test_completions_need_the_capability(autojump_clock: MockClock) -> None:
+    """A backend that did not declare completions is not asked."""
     backend = ScriptedBackend()
     backend.add_prompt("greet")
     async with open_world({"a": backend}) as world, world.open_session() as session:
@@ -192,8 +192,10 @@ async def test_two_sessions_with_the_same_ids_get_their_own_answers(autojump_clo
 
 
 @BOTH_ERAS
-async def test_meta_is_forwarded_without_what_is_reserved(era: str, autojump_clock: MockClock) -> None:
-    """The caller's own keys arrive; MCP's and the token of its hop do not; the caller's object is left alone."""
+async def test_meta_is_forwarded_without_reserved_keys(era: str, autojump_clock: MockClock) -> None:
+    """The caller's own keys arrive; MCP's keys and the caller's progress token do not; the caller's object is not
+    changed.
+    """
     backend = full_backend(era, mark="a")
     meta = {"trace": "t", "io.modelcontextprotocol/protocolVersion": "evil", "progressToken": "theirs"}
     async with open_world({"a": backend}) as world, world.open_session() as session:
@@ -235,7 +237,7 @@ async def test_progress_reaches_the_callers_task(era: str, autojump_clock: MockC
 @BOTH_ERAS
 @pytest.mark.parametrize("error", [KeyError("mine"), trio.TooSlowError(), BackendUnavailable("other", "is away")])
 async def test_an_error_of_the_callback_cancels_the_call(era: str, error: Exception, autojump_clock: MockClock) -> None:
-    """It comes out as itself, whatever it is; the backend sees the cancellation, and the next call works."""
+    """The error comes out as itself; the backend sees the cancellation, and the next call works."""
 
     async def work(arguments: JSON, context: CallContext) -> str:
         await context.progress(1)
@@ -258,7 +260,7 @@ async def test_an_error_of_the_callback_cancels_the_call(era: str, error: Except
 
 
 async def test_a_callback_may_call_another_tool(autojump_clock: MockClock) -> None:
-    """Also of the same backend with one connection allowed: a call inside a call waits for nobody."""
+    """Also of the same backend with one connection allowed: a nested call shares the outer call's connection slot."""
 
     async def work(arguments: JSON, context: CallContext) -> str:
         await context.progress(1)
@@ -452,7 +454,7 @@ async def test_a_completion_that_is_none_is_a_protocol_error(autojump_clock: Moc
 
 
 async def test_a_backend_that_went_away_keeps_its_names(autojump_clock: MockClock) -> None:
-    """Its tools stay listed; a call says that it is unavailable; when it is back, so is the tool."""
+    """Its tools stay listed; calls end in BackendUnavailable until the backend is back."""
     backends: dict[str, Any] = {"a": echo_backend("modern"), "b": echo_backend("modern")}
     async with open_world(backends) as world, world.open_session() as session:
         backends["a"].crash()

@@ -1,4 +1,4 @@
-"""`session.changes()`: tells what changed, waits for nobody, and ends with the session."""
+"""`session.changes()`: reports changes, delays no publisher, and ends with the session."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ JOINED = [SessionChange(kind, "a") for kind in ("backend", "tools", "resources",
 # Through a session
 
 
-async def test_a_late_joiner_is_told(autojump_clock: MockClock) -> None:
-    """The backend and the lists that it changed, once they can be seen."""
+async def test_a_late_joiner_is_reported(autojump_clock: MockClock) -> None:
+    """The backend and the lists that it changed, once they are visible."""
     backends = {"a": echo_backend()}
     backends["a"].fail(CONNECT, Delay(8))
     async with open_world(backends, settings=FactorySettings(session_init_timeout=5)) as world:
@@ -38,8 +38,8 @@ async def test_a_late_joiner_is_told(autojump_clock: MockClock) -> None:
                 changes.receive_nowait()
 
 
-async def test_what_was_there_at_the_opening_is_no_change(autojump_clock: MockClock) -> None:
-    """Changes are told from the subscription on."""
+async def test_changes_are_reported_from_the_subscription_on(autojump_clock: MockClock) -> None:
+    """The backends of the opening are no changes."""
     async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
         async with session.changes() as changes:
             await trio.sleep(1)
@@ -48,7 +48,7 @@ async def test_what_was_there_at_the_opening_is_no_change(autojump_clock: MockCl
 
 
 async def test_changes_end_with_the_session(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
-    """EndOfChannel, for whoever waits, for whoever subscribes while it drains, and for whoever comes afterwards."""
+    """EndOfChannel for a receiver that waits, for a subscriber during the drain, and for one after the close."""
     async with open_world({"a": echo_backend()}) as world:
         session = await world.make_session()
         async with session.changes() as one, session.as_caller(None).changes() as other:
@@ -103,7 +103,7 @@ async def test_leaving_a_loop_over_changes_is_safe(autojump_clock: MockClock) ->
 
 
 async def test_a_slow_subscriber_gets_each_change_once(autojump_clock: MockClock) -> None:
-    """Coalescing: what is pending already is not told twice; what came after it was told is new."""
+    """A change that is pending is not queued again; a change after its delivery is."""
     feed = ChangeFeed()
     tools, prompts = SessionChange("tools", "a"), SessionChange("prompts", "a")
     async with trio.open_nursery() as nursery, feed.subscribe(nursery) as changes:
@@ -114,8 +114,8 @@ async def test_a_slow_subscriber_gets_each_change_once(autojump_clock: MockClock
         assert tools == await changes.receive()
 
 
-async def test_a_subscriber_that_is_far_behind_is_told_in_short(autojump_clock: MockClock) -> None:
-    """Bounded: beyond the limit, "the resources of this backend" stands for all of its URIs."""
+async def test_a_subscriber_far_behind_gets_a_summary(autojump_clock: MockClock) -> None:
+    """Beyond the bound, "the resources of this backend" stands for all of its URIs."""
     feed = ChangeFeed()
     async with trio.open_nursery() as nursery, feed.subscribe(nursery) as changes:
         for number in range(10 * MOST_PENDING):
@@ -130,7 +130,7 @@ async def test_a_subscriber_that_is_far_behind_is_told_in_short(autojump_clock: 
 
 
 async def test_a_flood_of_one_backend_hides_no_change_of_another(autojump_clock: MockClock) -> None:
-    """At the bound, updates of resources are told in short; lists and backends are told as what they are."""
+    """At the bound, resource updates are summarised; lists and backends are still reported one by one."""
     feed = ChangeFeed()
     others = [SessionChange(kind, backend_id) for kind in ("tools", "prompts", "backend") for backend_id in "bc"]
     async with trio.open_nursery() as nursery, feed.subscribe(nursery) as changes:
@@ -144,8 +144,8 @@ async def test_a_flood_of_one_backend_hides_no_change_of_another(autojump_clock:
         nursery.cancel_scope.cancel()
 
 
-async def test_nothing_is_kept_for_who_has_left(autojump_clock: MockClock) -> None:
-    """A subscriber that is gone holds no change."""
+async def test_a_closed_subscription_keeps_nothing(autojump_clock: MockClock) -> None:
+    """A channel that is closed holds no change."""
     feed, change = ChangeFeed(), SessionChange("tools", "a")
     async with trio.open_nursery() as nursery, feed.subscribe(nursery):
         pass
@@ -157,7 +157,7 @@ async def test_nothing_is_kept_for_who_has_left(autojump_clock: MockClock) -> No
 @settings(max_examples=40)
 @given(st.lists(st.one_of(st.integers(0, 3), st.just("receive")), max_size=30))
 def test_nothing_is_lost_and_nothing_made_up(script: list[int | str]) -> None:
-    """However publishing and receiving interleave: what was published is received after that, and no more often."""
+    """In every order of publishing and receiving: each published change is received afterwards, and no other."""
 
     async def replay() -> None:
         feed = ChangeFeed()

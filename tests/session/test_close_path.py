@@ -1,4 +1,4 @@
-"""Closing, line by line: what only a mutant of `nox -s mutation` showed to be nobody's promise yet."""
+"""The steps of a close, in detail: promises that only a surviving mutant of `nox -s mutation` showed to be untested."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from trio_vmcp.testing import Delay
 async def test_a_close_that_comes_with_the_last_step_of_an_opening(
     restored: bool, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    """The row is written and the factory is left in one breath: a new session leaves nothing, a stored one stays."""
+    """The factory is left while the row is written: a new session leaves no row, a stored one stays."""
     stored = trio.Event()
     operation = "replace" if restored else "create"
 
@@ -74,11 +74,11 @@ async def test_goodbyes_begin_at_half_of_the_teardown(autojump_clock: MockClock)
             assert [3.0 + 4.0 / 2] == [request.received_at for request in backends["b"].received("DELETE")]
 
 
-async def test_who_breaks_during_the_teardown_has_the_rest_of_it(
+async def test_a_connection_that_breaks_during_the_teardown_has_the_rest_of_it(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A connection that breaks while a caller who shields himself holds up the goodbyes is let go of at once, but not
-    for longer than the close lasts. Nobody misses it.
+    """A shielded caller holds up the goodbyes. A connection that breaks then is closed at once, bounded by the end of
+    the teardown, and is not reported.
     """
 
     async def hold_on() -> None:
@@ -103,7 +103,7 @@ async def test_who_breaks_during_the_teardown_has_the_rest_of_it(
 
 
 async def test_a_suspend_waits_for_its_row_for_a_quarter_of_the_teardown(autojump_clock: MockClock) -> None:
-    """A storage that hangs costs the goodbyes that much, to the instant, and takes none of them along."""
+    """A hanging storage delays the goodbyes by exactly that time, and every goodbye is still said."""
     closed_at: list[float] = []
 
     async def note() -> None:
@@ -116,7 +116,7 @@ async def test_a_suspend_waits_for_its_row_for_a_quarter_of_the_teardown(autojum
     async with open_session_factory(connector=connector, storage=storage, settings=limits) as factory:
         session = await factory.make_session(plain_backends(1))
         storage.before["replace"] = trio.sleep_forever
-        await trio.sleep(5)  # b0 has joined, and the row does not say so
+        await trio.sleep(5)  # b0 has joined, and the row does not name it yet
         await session.suspend()
         assert [6.0 + 4.0 / 4] == closed_at
 
@@ -124,7 +124,7 @@ async def test_a_suspend_waits_for_its_row_for_a_quarter_of_the_teardown(autojum
 async def test_the_row_is_left_alone_once_goodbyes_are_said(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A touch that falls due while a backend takes its time to go does not happen, and warns of nothing."""
+    """A touch that falls due during a slow goodbye does not happen, and no warning is written."""
     backend = echo_backend()
     backend.fail("DELETE", Delay(1.5))
     async with open_world({"a": backend}, storage=ScriptedStorage(LocalStorage(ttl=3))) as world:
@@ -136,7 +136,7 @@ async def test_the_row_is_left_alone_once_goodbyes_are_said(
 
 
 async def test_a_close_gives_no_more_slots_out(autojump_clock: MockClock) -> None:
-    """Who still waits for a slot when the session closes is never asked for."""
+    """A backend that waits for a slot when the session closes is never contacted."""
     connector = PlainConnector(on_connect={"b0": trio.sleep_forever})
     limits = FactorySettings(session_init_timeout=1, max_backend_init_concurrency=1)
     async with open_session_factory(connector=connector, settings=limits) as factory:
@@ -146,7 +146,7 @@ async def test_a_close_gives_no_more_slots_out(autojump_clock: MockClock) -> Non
 
 
 async def test_changes_may_be_asked_for_at_every_moment_of_a_close(autojump_clock: MockClock) -> None:
-    """Also at the one at which the session's tasks have ended and it is not CLOSED yet: the channel has ended."""
+    """Also between the end of the session's tasks and CLOSED: the channel has ended."""
 
     async def linger() -> None:
         with trio.CancelScope(shield=True):
@@ -169,7 +169,7 @@ async def test_changes_may_be_asked_for_at_every_moment_of_a_close(autojump_cloc
 
 
 async def test_asking_for_a_close_from_inside_is_a_checkpoint(autojump_clock: MockClock) -> None:
-    """Also where it does not wait: a loop of such calls starves nobody."""
+    """`aclose` inside a call does not wait, but a loop of such calls must not starve other tasks."""
     answered: list[bool] = []
 
     async def ask() -> None:
@@ -186,17 +186,17 @@ async def test_asking_for_a_close_from_inside_is_a_checkpoint(autojump_clock: Mo
 
 
 class WithoutId(BackendRecord):
-    """A record of a user's connector that breaks whoever asks for the id in it."""
+    """A record of a connector that raises when its session id is read."""
 
     @property
     def session_id(self) -> str:
         raise ZeroDivisionError
 
 
-async def test_an_opening_that_fails_and_then_crashes_tells_the_failure(
+async def test_an_opening_that_fails_and_then_crashes_raises_the_failure(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The first error is the one to act on; what broke while cleaning up is in the log."""
+    """The first error is raised; the crash during the clean-up is in the log."""
     connector = PlainConnector()
     async with open_session_factory(connector=connector, settings=FactorySettings(min_backends=2)) as factory:
         session = await factory.make_session(plain_backends(2), session_id="s")

@@ -1,4 +1,4 @@
-"""Closing: refuse at once, let calls end, cut off what is stuck, say goodbye to everybody, and never take too long."""
+"""Closing: refuse at once, let calls end, cut off stuck calls, say goodbye to every backend, and keep to the bounds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BOTH_ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
 
 
 class Caller:
-    """One call in a task of its own, and how it ended."""
+    """One call in a task of its own, and its outcome."""
 
     def __init__(self, session: Session, name: str = "a_slow") -> None:
         self.session = session
@@ -58,7 +58,7 @@ class Caller:
 async def test_close_waits_for_calls_in_flight(
     era: str, answers: str, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    """A call that ends within the drain gets its answer, the close ends with it, and nothing was torn down under it."""
+    """A call that ends within the drain gets its answer; then the close ends, and nothing was torn down before."""
     backend = slow_backend(4, era, answers)
     async with open_world({"a": backend}) as world:
         async with world.open_session() as session:
@@ -96,7 +96,7 @@ async def test_a_stuck_call_is_cut_off_and_its_caller_lives_on(
 
 
 async def test_a_call_that_was_not_written_did_not_execute(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
-    """CancelAtMoment off while it waits for a connection: `may_have_executed` is False."""
+    """Cut off while it waits for a connection: `may_have_executed` is False."""
     backend = slow_backend(60)
     limits = FactorySettings(drain_timeout=3, max_connections_per_backend=1)
     async with open_world({"a": backend}, settings=limits) as world:
@@ -127,14 +127,14 @@ async def test_a_call_that_ends_about_the_deadline_has_one_outcome(
 
 
 async def test_refusal_is_immediate(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
-    """From the moment that a close is asked for, nothing is admitted, whatever still runs."""
+    """Once a close is requested no call is admitted, whatever still runs."""
     async with open_world({"a": slow_backend(4)}) as world:
         session = await world.make_session()
         nursery.start_soon(Caller(session))
         await wait_all_tasks_blocked()
 
         with trio.CancelScope() as at_once:
-            at_once.cancel()  # the close does not get as far as its first checkpoint's other side
+            at_once.cancel()  # `aclose` is cancelled at its first checkpoint
             await session.aclose()
         assert SessionState.DRAINING is state_of(session)
         for refused in (
@@ -190,7 +190,7 @@ async def test_a_drain_is_not_negative(drain_timeout: float) -> None:
 
 @pytest.mark.parametrize("closers", [2, 3])
 async def test_closers_return_together(closers: int, autojump_clock: MockClock, nursery: trio.Nursery) -> None:
-    """However many come, and whenever: all return when the session is CLOSED, none before."""
+    """However many closers come, and whenever: all return when the session is CLOSED, none before."""
     returned: list[tuple[float, SessionState]] = []
 
     async def close(after: float) -> None:
@@ -212,7 +212,7 @@ async def test_closers_return_together(closers: int, autojump_clock: MockClock, 
 
 
 async def test_a_cancelled_closer_does_not_undo_the_close(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
-    """It stops waiting; the session closes all the same, and the next closer waits for that."""
+    """Its wait ends; the session closes all the same, and the next closer waits for that."""
     async with open_world({"a": slow_backend(6)}) as world:
         session = await world.make_session()
         nursery.start_soon(Caller(session))
@@ -228,7 +228,7 @@ async def test_a_cancelled_closer_does_not_undo_the_close(autojump_clock: MockCl
 
 
 async def test_the_shorter_drain_wins(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
-    """A later closer may shorten the drain, and cannot make it longer."""
+    """A later closer may shorten the drain, and cannot lengthen it."""
     async with open_world({"a": slow_backend(60)}) as world:
         session = await world.make_session()
         caller = Caller(session)
@@ -264,7 +264,7 @@ async def test_the_first_closer_decides(suspend_first: bool, autojump_clock: Moc
 
 
 async def test_closing_from_inside_a_call_does_not_wait_for_it(autojump_clock: MockClock) -> None:
-    """`aclose` in a progress callback asks, returns at once, and the call still gets its answer."""
+    """`aclose` in a progress callback requests the close and returns at once; the call still gets its answer."""
 
     async def work(arguments: object, context: object) -> str:
         await context.progress(1)  # type: ignore[attr-defined]
@@ -289,7 +289,7 @@ async def test_closing_from_inside_a_call_does_not_wait_for_it(autojump_clock: M
 
 
 async def test_closing_from_a_task_that_a_call_started(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
-    """A grandchild of a call does not wait while the call runs; once that has ended, it waits like anybody."""
+    """A grandchild of a call does not wait for the close while the call runs; after the call it waits as any closer."""
     returned: list[tuple[str, float]] = []
 
     async def close_after(seconds: float, name: str) -> None:
@@ -320,7 +320,7 @@ async def test_closing_from_a_task_that_a_call_started(autojump_clock: MockClock
 # Goodbyes
 
 
-async def test_everybody_gets_a_goodbye_though_others_hang(autojump_clock: MockClock) -> None:
+async def test_every_backend_gets_its_goodbye_though_others_hang(autojump_clock: MockClock) -> None:
     """Every DELETE is sent, in parallel; the close ends within `teardown_timeout`."""
     backends = {name: echo_backend() for name in "abcdef"}
     backends["b"].fail("DELETE", Hang())
@@ -343,7 +343,7 @@ async def test_everybody_gets_a_goodbye_though_others_hang(autojump_clock: MockC
 async def test_a_close_takes_no_longer_than_drain_and_teardown(
     stuck: bool, shielded: bool, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    """Every backend hangs on everything, so does the storage, and a caller shields itself: still the same bound."""
+    """Every backend and the storage hang, and a caller is shielded: the bound still holds."""
     backends = {name: slow_backend(60) for name in "abc"}
     storage = ScriptedStorage()
     limits = FactorySettings(drain_timeout=3, teardown_timeout=2, storage_timeout=50)
@@ -368,7 +368,7 @@ async def test_a_close_takes_no_longer_than_drain_and_teardown(
         assert [] == library_tasks()
 
 
-async def test_a_caller_that_will_not_unwind_holds_nobody_up(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+async def test_a_shielded_caller_does_not_hold_the_close_up(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
     """Its clean-up is shielded and long: goodbyes are said without it, within the same bound."""
     limits = FactorySettings(drain_timeout=3, teardown_timeout=2)
     backends = {name: slow_backend(60, "legacy", "sse") for name in "ab"}
@@ -423,7 +423,7 @@ async def crash_in_a_nursery() -> None:
 async def test_a_close_raises_for_no_backend(
     crash: Callable[[], Awaitable[None]], autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A client that crashes in its goodbye is a warning; the others get theirs."""
+    """A client that raises in its goodbye is a warning; other goodbyes are still said."""
     connector = PlainConnector(on_close={"b0": crash})
     async with open_session_factory(connector=connector) as factory:
         session = await factory.make_session(plain_backends(2))
@@ -453,8 +453,8 @@ async def test_a_close_raises_for_no_storage(
     assert warning.endswith(f"the storage failed to {step} the session: ValueError")
 
 
-async def test_what_is_still_connecting_is_given_up(autojump_clock: MockClock) -> None:
-    """A close does not wait for a late backend, and its backend session ends though nobody had seen it yet."""
+async def test_a_close_cancels_attempts_that_still_run(autojump_clock: MockClock) -> None:
+    """A close does not wait for a late backend; a backend session whose id was just read gets its DELETE."""
     backends = {"a": echo_backend(), "late": echo_backend(), "later": echo_backend()}
     backends["late"].fail("tools/list", Hang())
     backends["later"].fail("initialize", Hang())
@@ -471,7 +471,7 @@ async def test_what_is_still_connecting_is_given_up(autojump_clock: MockClock) -
 
 
 async def test_an_idle_session_terminates_itself(autojump_clock: MockClock) -> None:
-    """`idle_timeout` after its last call, and not while one runs."""
+    """`idle_timeout` after its last call has ended, and not while a call runs."""
     limits = FactorySettings(idle_timeout=10)
     async with open_world({"a": slow_backend(25)}, settings=limits) as world:
         session = await world.make_session()
