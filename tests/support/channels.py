@@ -170,25 +170,24 @@ class Meter:
     buffer_bytes: int = 64 * 1024
     taken: int = attrs.field(default=0, init=False)
     _on_their_way: int = attrs.field(default=0, init=False)
-    _moved: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _held_up: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
 
     async def sent(self, size: int) -> None:
         """Count what the backend has sent, and wait while the buffers are full."""
         self._on_their_way += size
         while self._on_their_way > self.buffer_bytes:
-            self._moved = trio.Event()
-            await self._moved.wait()
+            await self._held_up.park()
 
     def read(self, size: int) -> None:
         """Count what the client has read."""
         self.taken += size
         self._on_their_way = max(self._on_their_way - size, 0)
-        self._moved.set()
+        self._held_up.unpark_all()
 
     def closed(self) -> None:
         """A connection has ended: nothing of it is on its way any more."""
         self._on_their_way = 0
-        self._moved.set()
+        self._held_up.unpark_all()
 
 
 @attrs.define(eq=False)
