@@ -13,8 +13,7 @@ from support.duplex import LIMIT, Pair, open_pair
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import JSON, BackendError, BackendProtocolError, BackendRejected, BackendTimeout, BackendUnavailable
-from trio_vmcp._client.listening import MOST_FRUITLESS
-from trio_vmcp.testing import Error, Exchange, Hang, ScriptedBackend
+from trio_vmcp.testing import Exchange, Hang, ScriptedBackend
 
 HOUR = 3600.0
 TOOLS_CHANGED, UPDATED = "notifications/tools/list_changed", "notifications/resources/updated"
@@ -53,45 +52,6 @@ def told(pair: Pair) -> list[tuple[str, JSON]]:
 # What is asked for, and what comes
 
 
-async def test_what_is_declared_is_asked_for_and_heard(autojump_clock: MockClock) -> None:
-    """One request for the life of the connection; only what the backend declares is subscribed to, and calls go on
-    beside it.
-    """
-    backend = telling()
-    async with open_pair(backend=backend, listens=True) as pair:
-        await greet(pair)
-        assert ("open", 1) == (pair.client.listening, backend.listening)
-        await silence(24 * HOUR)
-        assert (await call(pair.client))["content"]
-        backend.notify(TOOLS_CHANGED)
-        backend.notify(RESOURCES_CHANGED)
-        backend.notify("notifications/prompts/list_changed")  # not declared, so not subscribed to
-        await wait_all_tasks_blocked()
-        assert [(TOOLS_CHANGED, {}), (RESOURCES_CHANGED, {})] == told(pair)
-    (listen,) = listens(backend)
-    assert {"toolsListChanged": True, "resourcesListChanged": True} == listen.params["notifications"]
-    assert "2026-07-28" == listen.meta["io.modelcontextprotocol/protocolVersion"]
-    assert [] == backend.errors
-
-
-@pytest.mark.parametrize(
-    ("backend", "listening"),
-    [
-        (telling(), False),
-        (telling(), None),
-        (telling(capabilities={"tools": {}, "resources": {"subscribe": True}}), True),
-    ],
-)
-async def test_without_a_need_nothing_is_sent(
-    autojump_clock: MockClock, backend: ScriptedBackend, listening: bool | None
-) -> None:
-    """No request if `Backend.listen` is off, or if the backend declares no changes."""
-    async with open_pair(backend=backend, listens=listening) as pair:
-        await greet(pair)
-        await silence(HOUR)
-        assert ("none", []) == (pair.client.listening, listens(backend))
-
-
 async def test_the_handshake_era_hears_without_asking(autojump_clock: MockClock) -> None:
     """A legacy backend notifies without a request, and a tag in its notifications is ignored."""
     backend = echo_backend("legacy", listens=True)
@@ -121,50 +81,6 @@ async def test_what_was_listed_before_is_in_doubt(autojump_clock: MockClock) -> 
 # How it ends
 
 
-@pytest.mark.parametrize("graceful", [True, False])
-async def test_a_stream_that_ended_is_opened_again(autojump_clock: MockClock, graceful: bool) -> None:
-    """After a result or a `cancelled` a new subscription is opened, and lists count as changed. The old one is not
-    cancelled.
-    """
-    backend = telling(graceful=graceful)
-    async with open_pair(backend=backend, listens=True) as pair:
-        await greet(pair)
-        backend.end_streams()
-        await wait_all_tasks_blocked()
-        assert ("retrying", 0, []) == (pair.client.listening, backend.listening, pair.events)
-        await silence(1)
-        assert ("open", 1) == (pair.client.listening, backend.listening)
-        assert [(TOOLS_CHANGED, {}), (RESOURCES_CHANGED, {})] == told(pair)
-        assert [] == backend.received(CANCELLED)
-
-
-@pytest.mark.parametrize("graceful", [True, False])
-async def test_a_storm_of_ends_ends(
-    autojump_clock: MockClock, graceful: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The pauses are those of HTTP; calls go on meanwhile."""
-    backend = telling(stream_seconds=0, graceful=graceful)
-    async with open_pair(backend=backend, listens=True) as pair:
-        await greet(pair)
-        await silence(10 * HOUR)
-        assert ("given up", 1 + MOST_FRUITLESS) == (pair.client.listening, len(listens(backend)))
-        assert "not listening any more" in caplog.text
-        assert (await call(pair.client))["content"]
-
-
-async def test_a_program_without_subscriptions_is_asked_once(autojump_clock: MockClock) -> None:
-    """A backend that answers -32601 is not asked again, whatever it declares."""
-    backend = telling()
-    backend.fail(LISTEN, Error(-32601, "method not found"))
-    async with open_pair(backend=backend, listens=True) as pair:
-        await greet(pair)
-        await silence(HOUR)
-        assert ("none", 1) == (pair.client.listening, len(listens(backend)))
-        assert (await call(pair.client))["content"]
-        with pytest.raises(BackendRejected, match="rejected 'subscriptions/listen'"):
-            await ask(pair.client, "resources/subscribe", {"uri": "memo://one"})
-
-
 async def test_it_ends_with_the_connection(autojump_clock: MockClock) -> None:
     """The subscription ends with its connection, at once, and no further request is sent."""
     backend = telling()
@@ -189,16 +105,6 @@ async def test_a_loss_while_it_waits_to_come_back_is_an_end_too(autojump_clock: 
         await trio.aclose_forcefully(pair.server.stream)
         await silence(HOUR)
         assert ("none", 1) == (pair.client.listening, len(listens(backend)))
-
-
-async def test_a_closed_client_listens_no_more(autojump_clock: MockClock) -> None:
-    """A closed client opens no subscription."""
-    backend = telling()
-    async with open_pair(backend=backend, listens=True) as pair:
-        await greet(pair)
-        await pair.close()
-        await silence(HOUR)
-        assert ("none", 0, 1) == (pair.client.listening, backend.listening, len(listens(backend)))
 
 
 # The set changes
@@ -228,15 +134,6 @@ async def test_a_resource_that_was_subscribed_to_is_heard_of(autojump_clock: Moc
     assert [first.request_id, second.request_id] == taken_back
     assert ("cancelled", "cancelled") == (first.outcome, second.outcome)
     assert [] == backend.errors
-
-
-async def test_resources_are_heard_of_without_lists(autojump_clock: MockClock) -> None:
-    """`Backend(listen=False)` turns off lists, not the resources that a caller subscribes to."""
-    backend = telling()
-    async with open_pair(backend=backend, listens=False) as pair:
-        await greet(pair)
-        await ask(pair.client, "resources/subscribe", {"uri": "memo://one"})
-        assert {"resourceSubscriptions": ["memo://one"]} == listens(backend)[0].params["notifications"]
 
 
 async def test_a_subscription_that_is_given_up_leaves_the_one_before(autojump_clock: MockClock) -> None:
@@ -338,17 +235,6 @@ async def test_what_was_never_sent_is_not_taken_back(autojump_clock: MockClock) 
         assert [LISTEN] == [json.loads(outgoing.data)["method"] for outgoing in pair.wire._queue]
         await silence(31)  # not acknowledged in time
         assert [LISTEN] == [json.loads(outgoing.data)["method"] for outgoing in pair.wire._queue]
-
-
-async def test_an_acknowledgement_has_its_time(autojump_clock: MockClock) -> None:
-    """Without an acknowledgement within 30 s the request is cancelled, and sent anew."""
-    async with open_pair(listens=True) as pair:
-        listen = await listened(pair)
-        began = trio.current_time()
-        taken_back = await pair.server.receive()
-        assert (CANCELLED, listen["id"]) == (taken_back["method"], taken_back["params"]["requestId"])
-        assert 30.0 == trio.current_time() - began
-        assert LISTEN == (await pair.server.receive())["method"]
 
 
 async def asked(pair: Pair, errors: list[BackendError]) -> None:

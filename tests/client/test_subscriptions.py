@@ -1,63 +1,27 @@
-"""`subscriptions/listen`: what is asked for, what is acknowledged, what comes, how it ends, and how the set changes."""
+"""Subscriptions to changes: what is asked for and heard, how they end and begin anew. The same over every channel."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import trio
-from support.clients import (
-    ALICE,
-    ASKED,
-    Bench,
-    ask,
-    call,
-    echo_backend,
-    event,
-    listen_again,
-    listening,
-    open_client,
-    open_scripted,
-    streamed,
-)
+from support.channels import EVERY_CHANNEL, EVERY_MODERN_CHANNEL, Channel
+from support.clients import ASKED, Bench, ask, call, listening
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vmcp import (
-    JSON,
-    BackendError,
-    BackendProtocolError,
-    BackendRejected,
-    BackendTimeout,
-    BackendUnavailable,
-    FactorySettings,
-    MessageTooLarge,
-)
-from trio_vmcp._client import listening as held_streams
-from trio_vmcp._client import subscriptions
+from trio_vmcp import JSON, BackendError, BackendRejected, BackendTimeout, BackendUnavailable
 from trio_vmcp._client.listening import MOST_FRUITLESS
 from trio_vmcp._protocol.jsonrpc import NotJson
-from trio_vmcp.testing import (
-    Delay,
-    Disconnect,
-    Error,
-    Exchange,
-    Fault,
-    Hang,
-    Raw,
-    Reset,
-    ScriptedBackend,
-    Stall,
-    Status,
-)
+from trio_vmcp.testing import Delay, Error, Exchange, Fault, Hang, ScriptedBackend
 
 HOUR = 3600.0
 TOOLS_CHANGED, UPDATED = "notifications/tools/list_changed", "notifications/resources/updated"
+RESOURCES_CHANGED = "notifications/resources/list_changed"
 LISTEN = "subscriptions/listen"
-TAG = "io.modelcontextprotocol/subscriptionId"
 
 
-def modern(**more: Any) -> ScriptedBackend:
-    backend = echo_backend("modern", listens=True, **more)
+def telling(channel: Channel, **options: object) -> ScriptedBackend:
+    """A backend that tells of changes, with one resource."""
+    backend = channel.backend(**{"listens": True, **options})
     backend.add_resource("memo://one")
     return backend
 
@@ -71,290 +35,237 @@ def asked_for(exchange: Exchange) -> JSON:
     return wanted
 
 
-async def silence(seconds: float) -> None:
-    await trio.sleep(seconds)
-    await wait_all_tasks_blocked()
-
-
-def untagged(bench: Bench) -> list[tuple[str, JSON]]:
+def heard(bench: Bench) -> list[tuple[str, JSON]]:
+    """Events without the tags of the subscription."""
     return [
         (method, {name: value for name, value in params.items() if name != "_meta"}) for method, params in bench.events
     ]
 
 
+async def silence(seconds: float) -> None:
+    await trio.sleep(seconds)
+    await wait_all_tasks_blocked()
+
+
 # What is asked for
 
 
-async def test_what_is_declared_is_asked_for(autojump_clock: MockClock) -> None:
-    """One POST, with this era's headers, beside the connection limit; never a GET."""
-    backend = modern()
-    async with open_scripted(backend, settings=FactorySettings(max_connections_per_backend=1)) as bench:
+@EVERY_MODERN_CHANNEL
+async def test_declared_changes_are_asked_for_and_heard(channel: Channel, autojump_clock: MockClock) -> None:
+    """By one request for as long as the connection lasts; calls go on beside it."""
+    backend = telling(channel)
+    async with channel.open_bench(backend) as bench:
         client = await bench.connect()
         await wait_all_tasks_blocked()
         assert ("open", 1) == (listening(client), backend.listening)
-        await call(client)
         await silence(24 * HOUR)
+        assert (await call(client))["content"]
         backend.notify(TOOLS_CHANGED)
-        backend.notify("notifications/resources/list_changed")
+        backend.notify(RESOURCES_CHANGED)
         backend.notify("notifications/prompts/list_changed")  # not declared, so not asked for
         await wait_all_tasks_blocked()
-        assert [(TOOLS_CHANGED, {}), ("notifications/resources/list_changed", {})] == untagged(bench)
+        assert [(TOOLS_CHANGED, {}), (RESOURCES_CHANGED, {})] == heard(bench)
     (listen,) = listens(backend)
     assert {"toolsListChanged": True, "resourcesListChanged": True} == asked_for(listen)
-    assert ("2026-07-28", LISTEN) == (listen.headers["mcp-protocol-version"], listen.headers["mcp-method"])
-    assert {"mcp-name", "mcp-session-id"}.isdisjoint(listen.headers)
-    assert listen.meta["io.modelcontextprotocol/protocolVersion"] == "2026-07-28"
-    assert ("cancelled", []) == (listen.outcome, backend.received("GET"))
+    assert "2026-07-28" == listen.meta["io.modelcontextprotocol/protocolVersion"]
 
 
+@EVERY_MODERN_CHANNEL
 @pytest.mark.parametrize(
-    ("backend", "options"),
+    ("capabilities", "options"),
     [
-        (ScriptedBackend(era="modern", capabilities={"tools": {}, "resources": {"subscribe": True}}), {}),
-        (ScriptedBackend(era="modern", capabilities={"tools": {"listChanged": 1}}), {}),
-        (ScriptedBackend(era="modern", listens=True, tools=[{"name": "t"}]), {"listen": False}),
-        (ScriptedBackend(era="modern", capabilities={"tools": {}}), {"handlers": ASKED}),
+        ({"tools": {}, "resources": {"subscribe": True}}, {}),
+        ({"tools": {"listChanged": 1}}, {}),
+        ({"tools": {"listChanged": True}}, {"listen": False}),
+        ({"tools": {}}, {"handlers": ASKED}),
     ],
+    ids=["no changes declared", "no flag", "not wanted", "handlers only"],
 )
-async def test_without_a_need_nothing_is_sent(
-    autojump_clock: MockClock, backend: ScriptedBackend, options: JSON
+async def test_without_a_need_nothing_is_asked_for(
+    channel: Channel, capabilities: JSON, options: JSON, autojump_clock: MockClock
 ) -> None:
-    """Server requests do not exist in this era, so they are no need."""
-    async with open_client(backend, **options) as client:
+    """Modern backends send no requests, so handlers are no need."""
+    backend = telling(channel, capabilities=capabilities)
+    async with channel.open_client(backend, **options) as client:
         await silence(HOUR)
         assert ("none", []) == (listening(client), listens(backend))
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [Error(-32601, "method not found"), Error(-32601, "method not found", status=404), *map(Status, (404, 405, 501))],
-    ids=str,
-)
-async def test_a_backend_without_subscriptions_is_asked_once(autojump_clock: MockClock, fault: Fault) -> None:
-    """Whatever it declares."""
-    backend = modern()
-    backend.fail(LISTEN, fault)
-    async with open_client(backend) as client:
-        await silence(HOUR)
-        listen_again(client)
+@EVERY_MODERN_CHANNEL
+@pytest.mark.parametrize("status", [200, 404])
+async def test_a_backend_without_subscriptions_is_asked_once(
+    channel: Channel, status: int, autojump_clock: MockClock
+) -> None:
+    """-32601, whatever it declares. Calls work, and a subscription is refused with the backend's words."""
+    backend = telling(channel)
+    backend.fail(LISTEN, Error(-32601, "method not found", status=status))
+    async with channel.open_client(backend) as client:
         await silence(HOUR)
         assert ("none", 1) == (listening(client), len(listens(backend)))
         assert (await call(client))["content"]
-
-
-async def test_the_session_s_identity_is_what_it_listens_with() -> None:
-    """No caller asked for it."""
-    asked: list[object] = []
-    backend = modern()
-
-    def auth(configured: object, identity: object) -> None:
-        asked.append(identity)
-
-    async with open_scripted(backend, auth=auth) as bench:
-        await bench.connect(identity=ALICE)
-        await wait_all_tasks_blocked()
-        assert [ALICE, ALICE] == asked  # discover, listen
+        with pytest.raises(BackendRejected, match="rejected 'subscriptions/listen'"):
+            await ask(client, "resources/subscribe", {"uri": "memo://one"})
 
 
 # The acknowledgement
 
 
-def note(method: str, tag: object = None, **params: Any) -> JSON:
-    meta = {} if tag is None else {"_meta": {TAG: tag}}
-    return {"jsonrpc": "2.0", "method": method, "params": params | meta}
-
-
-def ack(tag: object, **wanted: Any) -> JSON:
-    return note("notifications/subscriptions/acknowledged", tag, notifications=wanted)
-
-
-FIRST_MESSAGES: list[JSON] = [
-    note(TOOLS_CHANGED, 2),
-    note(TOOLS_CHANGED),
-    ack("2", toolsListChanged=True),
-    ack(2.0, toolsListChanged=True),
-    ack(3, toolsListChanged=True),
-    ack(None, toolsListChanged=True),
-    {"jsonrpc": "2.0", "id": 1, "method": "ping"},
-    {"jsonrpc": "2.0", "id": 99, "result": {}},
-    note("notifications/message", 2, data="x"),
-]
-
-
-@pytest.mark.parametrize("first", FIRST_MESSAGES, ids=str)
-async def test_the_acknowledgement_comes_first(autojump_clock: MockClock, first: JSON) -> None:
-    """Tagged with the request's id, by type, too. What comes in its place is heard by nobody, and it is asked anew."""
-    backend = modern()
-    backend.fail(LISTEN, streamed(event(first), event(note(TOOLS_CHANGED, 2))), times=1)
-    async with open_scripted(backend) as bench:
-        client = await bench.connect()
-        await wait_all_tasks_blocked()
-        assert ("retrying", []) == (listening(client), bench.events)
-        await silence(2)
-        assert "open" == listening(client)
-
-
-async def test_what_is_not_honoured_is_not_heard(autojump_clock: MockClock) -> None:
-    """ "Only requested kinds": and of those, the ones that were agreed to."""
-    methods = ["notifications/resources/list_changed", UPDATED, "notifications/message", TOOLS_CHANGED]
-    backend = modern()
-    first = event(ack(2, toolsListChanged=True, promptsListChanged=True))
-    backend.fail(LISTEN, streamed(first, *(event(note(method, 2)) for method in methods)), times=1)
-    async with open_scripted(backend) as bench:
+@EVERY_MODERN_CHANNEL
+async def test_only_what_was_acknowledged_is_heard(channel: Channel, autojump_clock: MockClock) -> None:
+    """The backend honours a part of what was asked for, and tells of more all the same."""
+    backend = telling(channel, honours=lambda wanted: {"toolsListChanged": True})
+    async with channel.open_bench(backend) as bench:
         await bench.connect()
         await wait_all_tasks_blocked()
-        assert [(TOOLS_CHANGED, {})] == untagged(bench)
-
-
-async def test_every_message_has_to_carry_the_tag(autojump_clock: MockClock) -> None:
-    """What has none, or another's, is dropped; the stream goes on."""
-    messages = [note(TOOLS_CHANGED, tag) for tag in (None, "2", 2.0, True, 3)]
-    last = note(TOOLS_CHANGED, 2, last=True)
-    backend = modern()
-    backend.fail(LISTEN, streamed(event(ack(2, toolsListChanged=True)), *map(event, [*messages, last])), times=1)
-    async with open_scripted(backend) as bench:
-        await bench.connect()
+        backend.send({"jsonrpc": "2.0", "method": RESOURCES_CHANGED, "params": {}})
+        backend.send({"jsonrpc": "2.0", "method": TOOLS_CHANGED, "params": {}})
         await wait_all_tasks_blocked()
-        assert [(TOOLS_CHANGED, {"last": True})] == untagged(bench)
+        assert [(TOOLS_CHANGED, {})] == heard(bench)
 
 
-@pytest.mark.parametrize("agreed", [{}, {"toolsListChanged": False}, {"promptsListChanged": True}, {"x": 1}])
-async def test_a_backend_that_honours_nothing_is_left_alone(autojump_clock: MockClock, agreed: JSON) -> None:
-    """A stream by which nothing comes is not worth a connection."""
-    backend = modern(honours=lambda wanted: agreed)
-    async with open_client(backend) as client:
+@EVERY_MODERN_CHANNEL
+@pytest.mark.parametrize("agreed", [{}, {"toolsListChanged": False}, {"promptsListChanged": True}, {"x": 1}], ids=str)
+async def test_a_backend_that_honours_nothing_is_left_alone(
+    channel: Channel, agreed: JSON, autojump_clock: MockClock
+) -> None:
+    """The request is given up: nothing can come by it."""
+    backend = telling(channel, honours=lambda wanted: agreed)
+    async with channel.open_client(backend) as client:
         await silence(HOUR)
         assert ("none", 1, 0) == (listening(client), len(listens(backend)), backend.listening)
 
 
-@pytest.mark.parametrize("fault", [Hang(), Hang("body"), Stall(200)])
-async def test_the_acknowledgement_has_thirty_seconds(autojump_clock: MockClock, fault: Fault) -> None:
-    """It is the first thing a server sends; only behind it a stream may be silent."""
-    backend = modern()
-    backend.fail(LISTEN, fault, times=1)
-    async with open_client(backend) as client:
+@EVERY_MODERN_CHANNEL
+async def test_an_acknowledgement_has_thirty_seconds(channel: Channel, autojump_clock: MockClock) -> None:
+    """It is the first message; only behind it a stream may be silent. Then the request is given up and sent anew."""
+    backend = telling(channel)
+    backend.fail(LISTEN, Hang(), times=1)
+    async with channel.open_client(backend) as client:
         await silence(29.9)
         assert ("none", 1) == (listening(client), len(listens(backend)))
         await silence(1)
-        assert ("open", 2) == (listening(client), len(listens(backend)))
+        assert ("open", 2, 1) == (listening(client), len(listens(backend)), backend.listening)
 
 
 # The end
 
 
-@pytest.mark.parametrize("how", ["result", "without a word", "reset", "cancelled"])
-async def test_however_it_ends_it_is_opened_again(autojump_clock: MockClock, how: str) -> None:
-    """Once the new one is acknowledged, everything honoured is taken for changed: nothing is sent again."""
-    backend = modern(graceful=how != "without a word")
-    async with open_scripted(backend) as bench:
+@EVERY_MODERN_CHANNEL
+@pytest.mark.parametrize("how", ["result", "without a result", "cancelled"])
+async def test_a_subscription_that_ends_begins_anew(channel: Channel, how: str, autojump_clock: MockClock) -> None:
+    """Once the new one is acknowledged, everything in it counts as changed: what was missed is not sent again."""
+    backend = telling(channel, graceful=how != "without a result")
+    async with channel.open_bench(backend) as bench:
         client = await bench.connect()
         await wait_all_tasks_blocked()
         assert {} == await ask(client, "resources/subscribe", {"uri": "memo://one"})
+        await wait_all_tasks_blocked()
+        given_up = len(backend.received("notifications/cancelled"))
         assert [] == bench.events
-        (_, listen) = listens(backend)
         if how == "cancelled":
+            _, listen = listens(backend)
             backend.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 99}})
             await wait_all_tasks_blocked()
             assert "open" == listening(client)
             params = {"requestId": listen.request_id}
             backend.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
-        elif how == "reset":
-            backend.crash()
-            backend._crashed = False
         else:
             backend.end_streams()
         await wait_all_tasks_blocked()
         assert ("retrying", []) == (listening(client), bench.events)
         await silence(1)
         assert "open" == listening(client)
-        assert [
-            (TOOLS_CHANGED, {}),
-            ("notifications/resources/list_changed", {}),
-            (UPDATED, {"uri": "memo://one"}),
-        ] == bench.events
+        assert [(TOOLS_CHANGED, {}), (RESOURCES_CHANGED, {}), (UPDATED, {"uri": "memo://one"})] == heard(bench)
+        assert given_up == len(backend.received("notifications/cancelled"))
     assert ["memo://one"] == asked_for(listens(backend)[-1])["resourceSubscriptions"]
 
 
-async def test_a_server_that_is_away_has_not_changed_yet(autojump_clock: MockClock) -> None:
-    """Who asked anew before it listens again might miss what comes in between."""
-    backend = modern()
-    async with open_scripted(backend) as bench:
-        await bench.connect()
-        await wait_all_tasks_blocked()
-        backend.fail(LISTEN, Status(503), times=3)
-        backend.end_streams()
-        await silence(2)
-        assert [] == bench.events
-        await silence(20)
-        assert 2 == len(bench.events)
-
-
-TROUBLE: list[Fault] = [
-    Status(500),
-    Status(429),
-    Status(400),
-    Status(401),
-    Error(-32602, "no"),
-    Error(-32603, "no"),
-    Disconnect(0),
-    Reset(0),
-    Raw(b"not HTTP"),
-    Status(200, b'{"jsonrpc":"2.0","id":2,"result":{"resultType":"complete"}}', {"content-type": "application/json"}),
-    Status(200, b"hello", {"content-type": "text/plain"}),
-    Status(202),
-    streamed(),
-    streamed(b": alive\n\n"),
-    streamed(b"retry: 0\ndata: \n\n"),
-    streamed(b"data: nonsense\n\n"),
-    streamed(event(note(TOOLS_CHANGED, 2))),
-]
-
-
-@pytest.mark.parametrize("fault", TROUBLE, ids=lambda fault: repr(fault)[:60])
-async def test_a_storm_ends(autojump_clock: MockClock, fault: Fault, caplog: pytest.LogCaptureFixture) -> None:
-    """Eleven requests in ten virtual hours; calls work, and `listen_again` begins anew."""
-    backend = modern()
-    rule = backend.fail(LISTEN, fault)
-    async with open_client(backend) as client:
-        await silence(10 * HOUR)
-        assert ("given up", 1 + MOST_FRUITLESS) == (listening(client), len(listens(backend)))
-        assert "not listening any more" in caplog.text
-        assert (await call(client))["content"]
-        rule.times = 0
-        listen_again(client)
-        await wait_all_tasks_blocked()
-        assert "open" == listening(client)
-
-
+@EVERY_MODERN_CHANNEL
 @pytest.mark.parametrize("graceful", [True, False])
-async def test_acknowledged_and_closed_for_ever_is_a_storm(autojump_clock: MockClock, graceful: bool) -> None:
-    """An acknowledgement alone is of no use to anybody."""
-    backend = modern(stream_seconds=0, graceful=graceful)
-    async with open_scripted(backend) as bench:
+async def test_subscriptions_that_end_at_once_are_given_up(
+    channel: Channel, graceful: bool, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Eleven in ten hours: an acknowledgement alone is of no use. Calls work."""
+    backend = telling(channel, stream_seconds=0, graceful=graceful)
+    async with channel.open_bench(backend) as bench:
         client = await bench.connect()
         await silence(10 * HOUR)
         assert ("given up", 1 + MOST_FRUITLESS) == (listening(client), len(listens(backend)))
         assert 2 * MOST_FRUITLESS == len(bench.events)
+        assert "not listening any more" in caplog.text
+        assert (await call(client))["content"]
 
 
-async def test_streams_that_end_after_a_while_are_no_storm(autojump_clock: MockClock) -> None:
-    """A proxy's minute."""
-    backend = modern(stream_seconds=60)
-    async with open_client(backend) as client:
-        await silence(5 * HOUR)
-        assert 290 < len(listens(backend)) <= 300
+@EVERY_MODERN_CHANNEL
+@pytest.mark.parametrize("fault", [Error(-32602, "no"), Error(-32603, "no")], ids=str)
+async def test_refusals_are_asked_again_ten_times(
+    channel: Channel, fault: Fault, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They may pass; calls work meanwhile."""
+    backend = telling(channel)
+    backend.fail(LISTEN, fault)
+    async with channel.open_client(backend) as client:
+        await silence(10 * HOUR)
+        assert ("given up", 1 + MOST_FRUITLESS) == (listening(client), len(listens(backend)))
+        assert "not listening any more" in caplog.text
+        assert (await call(client))["content"]
+
+
+@EVERY_MODERN_CHANNEL
+async def test_subscriptions_that_end_after_a_minute_begin_anew_for_ever(
+    channel: Channel, autojump_clock: MockClock
+) -> None:
+    """Gateways end what is idle."""
+    backend = telling(channel, stream_seconds=60)
+    async with channel.open_client(backend) as client:
+        await silence(HOUR)
+        assert 58 <= len(listens(backend)) <= 60
         await silence(5)
         assert "open" == listening(client)
 
 
-# The set of resources
+@EVERY_MODERN_CHANNEL
+async def test_a_closed_client_subscribes_no_more(channel: Channel, autojump_clock: MockClock) -> None:
+    """Neither by itself nor for a caller."""
+    backend = telling(channel)
+    async with channel.open_client(backend) as client:
+        await wait_all_tasks_blocked()
+        await client.aclose(terminate=True)
+        await silence(HOUR)
+        assert (0, "none") == (backend.listening, listening(client))
+        with pytest.raises(BackendUnavailable):
+            await ask(client, "resources/subscribe", {"uri": "memo://one"})
+        await silence(HOUR)
+    assert 1 == len(listens(backend))
 
 
-async def test_a_subscription_is_another_stream(autojump_clock: MockClock) -> None:
-    """The new one is acknowledged before the old one ends, so nothing is missed."""
-    backend = modern()
+# Resources
+
+
+@EVERY_CHANNEL
+async def test_a_subscribed_resource_is_heard_of(channel: Channel, autojump_clock: MockClock) -> None:
+    """By a request of its own in one era, by a new set in `subscriptions/listen` in the other."""
+    backend = telling(channel)
+    async with channel.open_bench(backend) as bench:
+        client = await bench.connect()
+        await wait_all_tasks_blocked()
+        assert {} == await ask(client, "resources/subscribe", {"uri": "memo://one"})
+        await wait_all_tasks_blocked()
+        backend.notify(UPDATED, {"uri": "memo://one"})
+        backend.notify(TOOLS_CHANGED)
+        await wait_all_tasks_blocked()
+        assert [(UPDATED, {"uri": "memo://one"}), (TOOLS_CHANGED, {})] == heard(bench)
+        assert {} == await ask(client, "resources/unsubscribe", {"uri": "memo://one"})
+    requests = len(backend.received("resources/subscribe")), len(backend.received("resources/unsubscribe"))
+    assert ((0, 0) if channel.is_modern else (1, 1)) == requests
+
+
+@EVERY_MODERN_CHANNEL
+async def test_a_new_set_is_acknowledged_before_the_old_one_ends(channel: Channel, autojump_clock: MockClock) -> None:
+    """So no change is missed in between, and none is told of twice."""
+    backend = telling(channel)
     backend.fail(lambda exchange: "resourceSubscriptions" in (exchange.params.get("notifications") or {}), Delay(5))
-    async with open_scripted(backend) as bench, trio.open_nursery() as nursery:
+    async with channel.open_bench(backend) as bench, trio.open_nursery() as nursery:
         client = await bench.connect()
         await wait_all_tasks_blocked()
         nursery.start_soon(lambda: ask(client, "resources/subscribe", {"uri": "memo://one"}))
@@ -367,19 +278,24 @@ async def test_a_subscription_is_another_stream(autojump_clock: MockClock) -> No
         backend.notify(UPDATED, {"uri": "memo://one"})
         backend.notify(UPDATED, {"uri": "memo://two"})
         await wait_all_tasks_blocked()
-        assert [(TOOLS_CHANGED, {}), (TOOLS_CHANGED, {}), (UPDATED, {"uri": "memo://one"})] == untagged(bench)
+        assert [(TOOLS_CHANGED, {}), (TOOLS_CHANGED, {}), (UPDATED, {"uri": "memo://one"})] == heard(bench)
         assert {} == await ask(client, "resources/unsubscribe", {"uri": "memo://one"})
         await wait_all_tasks_blocked()
         assert 1 == backend.listening
-    first, second, third = map(asked_for, listens(backend))
-    assert ({**first, "resourceSubscriptions": ["memo://one"]}, first) == (second, third)
-    assert [] == [*backend.received("resources/subscribe"), *backend.received("resources/unsubscribe")]
+        backend.notify(UPDATED, {"uri": "memo://one"})
+        await wait_all_tasks_blocked()
+        assert 3 == len(bench.events)
+    first, second, third = listens(backend)
+    assert {**asked_for(first), "resourceSubscriptions": ["memo://one"]} == asked_for(second)
+    assert asked_for(first) == asked_for(third)
+    assert ("cancelled", "cancelled") == (first.outcome, second.outcome)
 
 
-async def test_only_what_changes_the_set_is_sent() -> None:
-    """Twice the same, or what was never subscribed to, is as before."""
-    backend = modern()
-    async with open_client(backend) as client:
+@EVERY_MODERN_CHANNEL
+async def test_only_what_changes_the_set_is_sent(channel: Channel, autojump_clock: MockClock) -> None:
+    """A resource that is subscribed to twice, or that never was, changes nothing."""
+    backend = telling(channel)
+    async with channel.open_client(backend) as client:
         await wait_all_tasks_blocked()
         for uri in ("memo://one", "memo://one", "memo://two"):
             assert {} == await ask(client, "resources/subscribe", {"uri": uri})
@@ -388,34 +304,37 @@ async def test_only_what_changes_the_set_is_sent() -> None:
     assert [None, ["memo://one"], ["memo://one", "memo://two"]] == wanted
 
 
-async def test_subscriptions_alone_are_a_need(autojump_clock: MockClock) -> None:
-    """Where no list is said to change, or `listen=False` wants to hear of none; the last one takes the stream along."""
-    backend = modern()
-    async with open_client(backend, listen=False) as client:
+@EVERY_MODERN_CHANNEL
+async def test_resources_alone_are_a_need(channel: Channel, autojump_clock: MockClock) -> None:
+    """`Backend(listen=False)` is about changes of lists; the last unsubscription ends the request."""
+    backend = telling(channel)
+    async with channel.open_client(backend, listen=False) as client:
         await ask(client, "resources/subscribe", {"uri": "memo://one"})
         await wait_all_tasks_blocked()
         assert (1, "open") == (backend.listening, listening(client))
         await ask(client, "resources/unsubscribe", {"uri": "memo://one"})
         await wait_all_tasks_blocked()
         assert (0, "none") == (backend.listening, listening(client))
-    assert [{"resourceSubscriptions": ["memo://one"]}] == list(map(asked_for, listens(backend)))
+    assert [{"resourceSubscriptions": ["memo://one"]}] == [asked_for(listen) for listen in listens(backend)]
 
 
-async def test_many_at_once_are_one_after_another(autojump_clock: MockClock) -> None:
+@EVERY_MODERN_CHANNEL
+async def test_many_subscriptions_at_once_follow_each_other(channel: Channel, autojump_clock: MockClock) -> None:
     """None of them is lost."""
-    backend = modern(latency=0.1)
-    async with open_client(backend) as client, trio.open_nursery() as nursery:
+    backend = telling(channel, latency=0.1)
+    async with channel.open_client(backend) as client, trio.open_nursery() as nursery:
         for number in range(5):
-            nursery.start_soon(lambda uri=f"memo://{number}": ask(client, "resources/subscribe", {"uri": uri}))  # type: ignore[misc]
+            nursery.start_soon(ask, client, "resources/subscribe", {"uri": f"memo://{number}"})
         await silence(2)
         assert 1 == backend.listening
         assert {f"memo://{n}" for n in range(5)} == {*asked_for(listens(backend)[-1])["resourceSubscriptions"]}
 
 
-async def test_what_is_not_honoured_is_refused(autojump_clock: MockClock) -> None:
-    """And the stream that there was goes on."""
-    backend = modern(honours=lambda wanted: {name: value for name, value in wanted.items() if value is True})
-    async with open_client(backend) as client:
+@EVERY_MODERN_CHANNEL
+async def test_a_resource_that_is_not_honoured_is_refused(channel: Channel, autojump_clock: MockClock) -> None:
+    """The subscription that there was goes on."""
+    backend = telling(channel, honours=lambda wanted: {name: value for name, value in wanted.items() if value is True})
+    async with channel.open_client(backend) as client:
         await wait_all_tasks_blocked()
         with pytest.raises(BackendRejected, match="does not tell of changes of the resource 'memo://one'"):
             await ask(client, "resources/subscribe", {"uri": "memo://one"})
@@ -425,42 +344,44 @@ async def test_what_is_not_honoured_is_refused(autojump_clock: MockClock) -> Non
     assert 2 == len(listens(backend))
 
 
+@EVERY_MODERN_CHANNEL
 @pytest.mark.parametrize(
-    ("fault", "error"),
+    ("fault", "error", "timeout"),
     [
-        (Error(-32601, "method not found"), BackendRejected),
-        (Status(503), BackendRejected),
-        (Disconnect(0), BackendUnavailable),
-        (streamed(), BackendUnavailable),
-        (streamed(event(note(TOOLS_CHANGED, 2))), BackendProtocolError),
-        (Hang(), BackendTimeout),
+        (Error(-32601, "method not found"), BackendRejected, 40.0),
+        (Error(-32603, "broken"), BackendRejected, 40.0),
+        (Hang(), BackendTimeout, 40.0),
+        (Hang(), BackendTimeout, 5.0),
     ],
+    ids=["no such method", "broken", "no acknowledgement", "timeout"],
 )
 async def test_a_subscription_that_fails_changes_nothing(
-    autojump_clock: MockClock, fault: Fault, error: type[BackendError]
+    channel: Channel, fault: Fault, error: type[BackendError], timeout: float, autojump_clock: MockClock
 ) -> None:
-    """The caller hears of it at the first attempt; the stream that there was goes on, and the set is what it was."""
-    backend = modern()
-    async with open_client(backend) as client:
+    """The caller hears of it at the first attempt; the subscription that there was goes on."""
+    backend = telling(channel)
+    async with channel.open_bench(backend) as bench:
+        client = await bench.connect()
         await wait_all_tasks_blocked()
         backend.fail(LISTEN, fault)
-        for timeout in (40.0, 5.0) if error is BackendTimeout else (40.0,):
-            with pytest.raises(error) as caught:
-                await ask(client, "resources/subscribe", {"uri": "memo://one"}, timeout=timeout)
-            assert "request_timeout" in str(caught.value) or timeout == 40
+        with pytest.raises(error) as caught:
+            await ask(client, "resources/subscribe", {"uri": "memo://one"}, timeout=timeout)
+        assert ("did not answer 'resources/subscribe' within 5" in str(caught.value)) == (timeout == 5)
         await wait_all_tasks_blocked()
-        assert (1, "open") == (backend.listening, listening(client))
-        attempts = len(listens(backend))
+        assert (1, "open", 2) == (backend.listening, listening(client), len(listens(backend)))
         await silence(HOUR)
-        assert attempts == len(listens(backend))
+        backend.notify(TOOLS_CHANGED)
+        await wait_all_tasks_blocked()
+        assert ([(TOOLS_CHANGED, {})], 2) == (heard(bench), len(listens(backend)))
         backend.heal()
         assert {} == await ask(client, "resources/subscribe", {"uri": "memo://one"})
 
 
-async def test_a_cancelled_subscriber_leaves_it_as_it_was(autojump_clock: MockClock) -> None:
-    """The stream that was to replace the other is closed."""
-    backend = modern()
-    async with open_client(backend) as client:
+@EVERY_MODERN_CHANNEL
+async def test_a_cancelled_subscriber_leaves_everything_as_it_was(channel: Channel, autojump_clock: MockClock) -> None:
+    """The request that was to replace the other is given up."""
+    backend = telling(channel)
+    async with channel.open_client(backend) as client:
         await wait_all_tasks_blocked()
         backend.fail(LISTEN, Hang())
         with trio.move_on_after(1):
@@ -469,36 +390,15 @@ async def test_a_cancelled_subscriber_leaves_it_as_it_was(autojump_clock: MockCl
         assert (1, "open", 1) == (backend.listening, listening(client), backend.in_flight)
 
 
-async def test_what_is_no_text_is_the_caller_s_mistake() -> None:
-    """Half a surrogate pair cannot be sent; it must not break the task that would."""
-    async with open_client(modern()) as client:
+@EVERY_CHANNEL
+async def test_a_uri_that_is_no_text_is_the_callers_error(channel: Channel, autojump_clock: MockClock) -> None:
+    """Half a surrogate pair cannot be sent. What was heard before goes on being heard."""
+    backend = telling(channel)
+    async with channel.open_bench(backend) as bench:
+        client = await bench.connect()
         await wait_all_tasks_blocked()
         with pytest.raises(NotJson):
             await ask(client, "resources/subscribe", {"uri": "memo://\ud800"})
-        assert "open" == listening(client)
-
-
-async def test_subscriptions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them go out with every new stream."""
-    monkeypatch.setattr(subscriptions, "MOST_SUBSCRIPTIONS", 2)
-    monkeypatch.setattr(held_streams, "MOST_SUBSCRIPTIONS", 2)
-    async with open_client(modern()) as client:
-        for uri in ("memo://1", "memo://2", "memo://1"):
-            await ask(client, "resources/subscribe", {"uri": uri})
-        with pytest.raises(MessageTooLarge, match="has 2 resource subscriptions"):
-            await ask(client, "resources/subscribe", {"uri": "memo://3"})
-
-
-async def test_a_closed_client_opens_no_stream(autojump_clock: MockClock) -> None:
-    """Neither by itself nor for a subscriber."""
-    backend = modern()
-    async with open_client(backend) as client:
+        backend.notify(TOOLS_CHANGED)
         await wait_all_tasks_blocked()
-        await client.aclose(terminate=True)
-        await silence(HOUR)
-        assert (0, "none") == (backend.listening, listening(client))
-        with pytest.raises(BackendUnavailable, match="its connection is closed"):
-            await ask(client, "resources/subscribe", {"uri": "memo://one"})
-        listen_again(client)
-        await silence(HOUR)
-    assert 1 == len(listens(backend))
+        assert [(TOOLS_CHANGED, {})] == heard(bench)
