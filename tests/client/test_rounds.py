@@ -1,4 +1,6 @@
-"""Requests of the stateless era in several rounds: what goes back with a retry, what does not, and when it ends."""
+"""Modern requests in several rounds (`input_required`): what a retry carries, what it does not, and when the rounds
+end.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,7 @@ CONFIRM = {"confirm": {"method": "elicitation/create", "params": FORM}}
 
 
 class Handler:
-    """Takes its time, then answers with what it is told to, or with whom it answered."""
+    """Waits, then answers with a scripted answer or with the caller's subject."""
 
     def __init__(self, answer: Any = None, seconds: float = 0) -> None:
         self.answer = answer
@@ -71,7 +73,9 @@ def everything(handler: Handler) -> ClientHandlers:
 
 
 class Server:
-    """A modern server whose answers to anything but a discovery are scripted, in order, and then complete."""
+    """A modern server with scripted answers, in order, to anything but a discovery; afterwards it answers
+    completely.
+    """
 
     def __init__(self, *answers: JSON | Callable[[JSON], httpx.Response]) -> None:
         self.answers = list(answers)
@@ -102,7 +106,7 @@ def over(server: Server, handlers: ClientHandlers, **more: Any) -> Any:
 
 
 def asking(*rounds: dict[str, tuple[str, JSON]], answers: str = "json", latency: float = 0) -> ScriptedBackend:
-    """A tool "ask" that asks round by round and answers with what it heard, as JSON text."""
+    """A tool "ask" that asks in rounds and returns the answers as JSON text."""
 
     async def asks(arguments: JSON, context: CallContext) -> str:
         return json.dumps([await context.request_all(requests) for requests in rounds])
@@ -119,7 +123,7 @@ ELICIT: tuple[str, JSON] = ("elicitation/create", FORM)
 
 
 async def test_log_messages_are_told(autojump_clock: MockClock) -> None:
-    """They come on the response streams of requests that asked for them."""
+    """Log messages come on the response stream of a request that asked for them."""
 
     async def says(arguments: JSON, context: CallContext) -> str:
         for number in range(3):
@@ -140,7 +144,9 @@ async def test_log_messages_are_told(autojump_clock: MockClock) -> None:
 
 @pytest.mark.parametrize("answers", ["json", "sse"])
 async def test_a_question_is_answered_and_the_request_sent_again(autojump_clock: MockClock, answers: str) -> None:
-    """Whoever calls gets the result alone. The scripted backend compares method, params, keys and state, and ids."""
+    """The caller gets the final result only. The scripted backend compares method, params, keys, state and ids of each
+    retry.
+    """
     handler = Handler()
     backend = asking({"a": ELICIT, "b": ("roots/list", {})}, {"c": ("sampling/createMessage", {})}, answers=answers)
     async with open_scripted(backend, handlers=everything(handler)) as bench:
@@ -165,7 +171,7 @@ async def test_a_question_is_answered_and_the_request_sent_again(autojump_clock:
 async def test_a_retry_is_the_same_request_with_the_answers(
     autojump_clock: MockClock, method: str, params: JSON
 ) -> None:
-    """Same headers, same params, same progress token; a new id; the caller's own params are left alone."""
+    """Same headers, same params, same progress token; a new id; the caller's own params are not changed."""
     server = Server(question(requestState="s"))
     before = json.dumps(params)
     async with over(server, everything(Handler())) as bench:
@@ -182,7 +188,7 @@ async def test_a_retry_is_the_same_request_with_the_answers(
 
 @pytest.mark.parametrize("state", ["", " ", '{"a" : 1.0, "é":"\\u00e9"}', "null", "\x00\u2028", "x" * 100_000])
 async def test_state_comes_back_as_it_was(autojump_clock: MockClock, state: str) -> None:
-    """Nobody looks into it."""
+    """`requestState` is sent back unchanged, since it is opaque."""
     server = Server(question(requestState=state), question(requestState=state[::-1]))
     async with over(server, everything(Handler())) as bench:
         await call(await bench.connect())
@@ -190,7 +196,9 @@ async def test_state_comes_back_as_it_was(autojump_clock: MockClock, state: str)
 
 
 async def test_without_state_none_is_sent(autojump_clock: MockClock) -> None:
-    """Not null either; and a round's state is not the next one's."""
+    """A round without `requestState` is answered without one, not with null; the state of an earlier round is
+    not sent.
+    """
     server = Server(question(), question(requestState="s"), question(requestState=None))
     async with over(server, everything(Handler())) as bench:
         await call(await bench.connect())
@@ -199,7 +207,9 @@ async def test_without_state_none_is_sent(autojump_clock: MockClock) -> None:
 
 
 async def test_rounds_leak_into_no_other_request(autojump_clock: MockClock) -> None:
-    """Of the same client, meanwhile and afterwards; neither waits for the other, at the connection limit either."""
+    """Input of a round is in no other request of the client, and no request waits for another, also at the connection
+    limit.
+    """
     server = Server(question(requestState="s"))
     settings = FactorySettings(max_connections_per_backend=1)
     async with over(server, everything(Handler(seconds=5)), settings=settings) as bench:
@@ -217,7 +227,7 @@ async def test_rounds_leak_into_no_other_request(autojump_clock: MockClock) -> N
 
 
 async def test_all_handlers_of_a_round_run_side_by_side(autojump_clock: MockClock) -> None:
-    """Sixteen of them take as long as one."""
+    """Sixteen handlers run side by side and take as long as one."""
     server = Server(question({str(number): CONFIRM["confirm"] for number in range(16)}))
     async with over(server, everything(Handler(seconds=3))) as bench:
         client = await bench.connect()
@@ -229,7 +239,9 @@ async def test_all_handlers_of_a_round_run_side_by_side(autojump_clock: MockCloc
 
 @pytest.mark.parametrize("requests", [None, {}])
 async def test_a_round_without_a_question_waits_a_little(autojump_clock: MockClock, requests: Any) -> None:
-    """ "Still waiting": 50 ms, then 100, 200 and 250 from there on. A question in between waits for nothing."""
+    """A round without a question is retried after 50 ms, then 100, 200, and 250 from there on. A question resets the
+    pause.
+    """
     waiting = question(requests, requestState="s")
     server = Server(waiting, waiting, question(requestState="s"), waiting, waiting, waiting)
     at: list[float] = []
@@ -246,7 +258,7 @@ async def test_a_round_without_a_question_waits_a_little(autojump_clock: MockClo
 
 
 async def test_forms_have_their_defaults(autojump_clock: MockClock) -> None:
-    """As in the other era."""
+    """Defaults of a form are filled in, as in the legacy era."""
     form = {"requestedSchema": {"properties": {"a": {"default": 1}, "b": {"default": 2}}}}
     server = Server(question({"f": {"method": "elicitation/create", "params": form}}))
     async with over(server, everything(Handler({"action": "accept", "content": {"b": 3}}))) as bench:
@@ -256,7 +268,9 @@ async def test_forms_have_their_defaults(autojump_clock: MockClock) -> None:
 
 
 async def test_a_stale_schema_costs_a_listing_in_a_later_round_too(autojump_clock: MockClock) -> None:
-    """The same round is tried again, with its answers and under a new id."""
+    """After -32020 in a later round the tools are listed and the same round is sent again, with its answers and a new
+    id.
+    """
 
     def mismatch(asked: JSON) -> httpx.Response:
         return in_json({"jsonrpc": "2.0", "id": asked["id"], "error": {"code": -32020, "message": "?"}}, status=400)
@@ -301,7 +315,7 @@ def of(method: Any = "elicitation/create", **more: Any) -> JSON:
     ],
 )
 async def test_a_question_that_makes_no_sense_is_an_error(autojump_clock: MockClock, answer: JSON, text: str) -> None:
-    """Nobody is asked and nothing is sent; the call may have run. The next one works."""
+    """No handler runs and nothing is sent; the call may have run, and the next one works."""
     handler = Handler()
     server = Server(answer)
     async with over(server, ClientHandlers(elicitation=handler)) as bench:
@@ -316,7 +330,7 @@ async def test_a_question_that_makes_no_sense_is_an_error(autojump_clock: MockCl
 
 @pytest.mark.parametrize("method", ["tools/list", "completion/complete"])
 async def test_other_methods_have_no_rounds(autojump_clock: MockClock, method: str) -> None:
-    """ "Servers MUST NOT send InputRequiredResult responses on any other client requests"."""
+    """MCP: "Servers MUST NOT send InputRequiredResult responses on any other client requests"."""
     server = Server(question())
     async with over(server, everything(Handler())) as bench:
         client = await bench.connect()
@@ -326,7 +340,7 @@ async def test_other_methods_have_no_rounds(autojump_clock: MockClock, method: s
 
 
 async def test_ten_rounds_are_enough(autojump_clock: MockClock) -> None:
-    """The tenth answer may be the last; an eleventh question is an error."""
+    """The tenth answer may be the final one; an eleventh question is an error."""
     handler = Handler()
     server = Server(*([question(requestState="s")] * 10))
     async with over(server, everything(handler)) as bench:
@@ -344,7 +358,9 @@ async def test_ten_rounds_are_enough(autojump_clock: MockClock) -> None:
 async def test_a_handler_that_fails_ends_the_call(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, answer: Any
 ) -> None:
-    """There is no way to tell the backend. The other handlers of the round are cancelled; no text gets out."""
+    """The backend cannot be told. The other handlers of the round are cancelled, and the error shows no text of the
+    exception.
+    """
     slow = Handler(seconds=10)
     failing = Handler([] if answer is None else answer, seconds=1)
     server = Server(question(CONFIRM | {"r": {"method": "roots/list"}}))
@@ -374,7 +390,7 @@ async def test_a_handler_that_fails_ends_the_call(
 async def test_what_fails_in_a_later_round_may_have_run(
     autojump_clock: MockClock, fault: Any, error: type[BackendError]
 ) -> None:
-    """Whatever this round's answer proves of itself: the rounds before were acted on."""
+    """Whatever the answer to this round proves, the rounds before it were executed."""
     backend = asking({"a": ELICIT})
     backend.fail("tools/call", fault, skip=1)
     async with open_scripted(backend, handlers=everything(Handler())) as bench:
@@ -391,7 +407,7 @@ async def test_what_fails_in_a_later_round_may_have_run(
 
 
 async def test_the_deadline_holds_over_all_rounds(autojump_clock: MockClock) -> None:
-    """Handlers included: at its end they are cancelled, and the error says that the call may have run."""
+    """The deadline includes the handlers: they are cancelled, and the error says that the call may have run."""
     handler = Handler(seconds=3)
     server = Server(*([question(requestState="s")] * 10))
     async with over(server, everything(handler)) as bench:
@@ -405,7 +421,7 @@ async def test_the_deadline_holds_over_all_rounds(autojump_clock: MockClock) -> 
 
 
 async def test_a_cancelled_call_cancels_its_handlers(autojump_clock: MockClock) -> None:
-    """At once, and sends nothing more."""
+    """The handlers end at once, and nothing more is sent."""
     handler = Handler(seconds=10)
     server = Server(question(CONFIRM | {"r": {"method": "roots/list"}}, requestState="s"))
     async with over(server, everything(handler)) as bench:
@@ -419,7 +435,7 @@ async def test_a_cancelled_call_cancels_its_handlers(autojump_clock: MockClock) 
 
 
 async def test_progress_comes_in_every_round(autojump_clock: MockClock) -> None:
-    """By the token of the first."""
+    """Progress of every round has the token of the first."""
     heard: list[float] = []
 
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:
@@ -440,7 +456,7 @@ async def test_progress_comes_in_every_round(autojump_clock: MockClock) -> None:
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 async def test_endless_progress_extends_no_deadline(autojump_clock: MockClock, era: str) -> None:
-    """There is one limit, the whole exchange's, and progress is no answer."""
+    """Progress does not extend the deadline, which is for the whole exchange."""
     heard: list[float] = []
 
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:
@@ -464,7 +480,9 @@ async def test_endless_progress_extends_no_deadline(autojump_clock: MockClock, e
 
 
 async def test_a_server_that_sends_requests_in_this_era_is_ignored(autojump_clock: MockClock) -> None:
-    """Handlers or not: "Servers MUST NOT" do that; the call gets its answer."""
+    """With or without handlers, a request on a modern stream is ignored ("Servers MUST NOT"), and the call gets its
+    answer.
+    """
 
     async def asks(arguments: JSON, context: CallContext) -> str:
         await context.send({"jsonrpc": "2.0", "id": 1, "method": "roots/list"})

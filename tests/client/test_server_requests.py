@@ -1,4 +1,6 @@
-"""What a legacy backend asks of its client: who answers, how often, and what is left when nobody waits any more."""
+"""Requests of a legacy backend to its client: which handler answers, how many at a time, and how calls and closes end
+them.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,7 @@ async def never(request: ServerRequest) -> JSON:
 
 
 class Heard:
-    """A handler that notes what it is asked, waits, and says what became of it."""
+    """A handler that records its requests, waits, and records how it ended."""
 
     def __init__(self, seconds: float = 0, answer: Any = NOTHING) -> None:
         self.seconds = seconds
@@ -80,7 +82,7 @@ class Heard:
 
 
 def asking(*questions: tuple[str, JSON]) -> ScriptedBackend:
-    """A tool "ask" that asks all of it at once and answers with what it heard, as JSON text."""
+    """A tool "ask" that sends all requests at once and returns the answers as JSON text."""
 
     async def ask(arguments: JSON, context: CallContext) -> str:
         requests = {str(number): question for number, question in enumerate(questions)}
@@ -96,7 +98,9 @@ def heard_by(answer: JSON) -> Any:
 
 
 class Server:
-    """A legacy server whose `tools/call` are scripted streams, in order; it notes our answers to its requests."""
+    """A legacy server with a scripted stream for each `tools/call`, in order; it records the answers to its
+    requests.
+    """
 
     def __init__(self, *streams: Any) -> None:
         self.streams = list(streams)
@@ -146,7 +150,7 @@ def cancelled(request_id: object) -> bytes:
     ],
 )
 async def test_only_what_is_given_is_declared(given_: dict[str, Any], declared: JSON) -> None:
-    """Each as an object, as every version's schema wants it."""
+    """Each capability is declared as an object, as the schema of every version wants it."""
     backend = echo_backend()
     async with open_scripted(backend, handlers=ClientHandlers(**given_)) as bench:
         await bench.connect()
@@ -161,7 +165,7 @@ async def test_only_what_is_given_is_declared(given_: dict[str, Any], declared: 
     [("sampling", "sampling/createMessage"), ("elicitation", "elicitation/create"), ("roots", "roots/list")],
 )
 async def test_each_kind_has_its_handler(autojump_clock: MockClock, kind: str, method: str) -> None:
-    """It is told whose call it is for and gets the params as they came; what it returns is the result."""
+    """The handler is told the caller and gets the params as received; its return value is the result."""
     handler = Heard(answer={"mine": [1, None, "é"]})
     backend = asking((method, {"deep": {"a": [1]}}))
     async with open_scripted(backend, handlers=ClientHandlers(**{kind: handler})) as bench:
@@ -171,7 +175,7 @@ async def test_each_kind_has_its_handler(autojump_clock: MockClock, kind: str, m
 
 
 async def test_what_has_no_handler_is_refused(autojump_clock: MockClock) -> None:
-    """Also beside handlers of other kinds; ping needs none."""
+    """A request without a handler is answered -32601, also beside handlers of other kinds; ping needs none."""
     backend = asking(("roots/list", {}))
     backend.add_tool("ping", lambda arguments, context: context.request("ping", {}))
     async with open_scripted(backend, handlers=ClientHandlers(sampling=decline, log=decline)) as bench:
@@ -192,7 +196,9 @@ async def test_what_has_no_handler_is_refused(autojump_clock: MockClock) -> None
     ],
 )
 async def test_what_was_not_declared_in_detail_is_refused(autojump_clock: MockClock, method: str, params: JSON) -> None:
-    """ "The client MUST return an error": unknown modes, and tools for a model."""
+    """MCP: "The client MUST return an error" for an unknown mode of elicitation, and for tools in sampling without
+    `sampling.tools`.
+    """
     handler = Heard()
     async with open_scripted(asking((method, params)), handlers=ClientHandlers(handler, handler)) as bench:
         client = await bench.connect()
@@ -203,7 +209,7 @@ async def test_what_was_not_declared_in_detail_is_refused(autojump_clock: MockCl
 
 
 async def test_the_answer_is_a_post_of_its_own_while_the_stream_is_read(autojump_clock: MockClock) -> None:
-    """With the session's headers and the caller's credentials; progress goes on coming meanwhile."""
+    """The answer has the session's headers and the caller's credentials; progress goes on meanwhile."""
     heard: list[float] = []
 
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:
@@ -255,7 +261,7 @@ async def test_answers_outside_a_call_have_the_openers_credentials(autojump_cloc
     server = Server()
     async with over(server, ClientHandlers(elicitation=handler), auth=auth) as bench:
         client: Any = await bench.connect(identity=ALICE)
-        await wait_all_tasks_blocked()  # its stream is asked for
+        await wait_all_tasks_blocked()  # the GET stream is requested
         asked_for.clear()
         client._on_request(Request("x", "elicitation/create", {}), None)
         await wait_all_tasks_blocked()
@@ -268,7 +274,7 @@ async def test_answers_outside_a_call_have_the_openers_credentials(autojump_cloc
 
 
 class Secret(Exception):
-    """Its text must not be seen."""
+    """An exception with a text that must not be shown."""
 
 
 @pytest.mark.parametrize(
@@ -287,7 +293,9 @@ class Secret(Exception):
 async def test_a_handler_that_fails_is_an_internal_error(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, answer: Any, said: str
 ) -> None:
-    """The backend learns that much, the log what kind it was, and neither the text. The connection lives."""
+    """The backend gets -32603 without details, the log the kind of the exception, and neither gets the text. The
+    connection stays.
+    """
     backend = asking(("elicitation/create", {}))
     async with open_scripted(backend, handlers=ClientHandlers(elicitation=Heard(answer=answer))) as bench:
         client = await bench.connect()
@@ -301,12 +309,12 @@ async def test_a_handler_that_fails_is_an_internal_error(
 
 
 async def test_what_is_no_handler_at_all_is_an_internal_error(autojump_clock: MockClock) -> None:
-    """A plain function, for example."""
+    """A plain function instead of an async one, for example."""
 
     def forgot_async(request: ServerRequest) -> JSON:
         return NOTHING
 
-    handlers = ClientHandlers(elicitation=forgot_async)  # type: ignore[arg-type]  # what users do
+    handlers = ClientHandlers(elicitation=forgot_async)  # type: ignore[arg-type]  # a mistake that users make
     async with open_scripted(asking(("elicitation/create", {})), handlers=handlers) as bench:
         client = await bench.connect()
         with pytest.raises(BackendRejected, match="failed to answer"):
@@ -314,7 +322,7 @@ async def test_what_is_no_handler_at_all_is_an_internal_error(autojump_clock: Mo
 
 
 async def test_a_handler_that_fails_while_it_is_cancelled_answers_nothing(autojump_clock: MockClock) -> None:
-    """Its group of a Cancelled and an error takes nothing along."""
+    """A handler that raises while it is cancelled, a group with Cancelled included, costs nothing else."""
 
     async def handler(request: ServerRequest) -> JSON:
         async with trio.open_nursery() as nursery:
@@ -337,7 +345,7 @@ async def test_a_handler_that_fails_while_it_is_cancelled_answers_nothing(autoju
 
 
 async def test_a_handler_that_shields_itself_answers_nothing_all_the_same(autojump_clock: MockClock) -> None:
-    """It ends later, and what it returns is nobody's. Its id is free at once."""
+    """A shielded handler ends later and its answer is dropped. Its id may be used again at once."""
 
     async def handler(asked: ServerRequest) -> JSON:
         with trio.CancelScope(shield=True):
@@ -345,7 +353,8 @@ async def test_a_handler_that_shields_itself_answers_nothing_all_the_same(autoju
         return asked.params
 
     stream = [request(1, seconds=5), 1.0, cancelled(1), request(1, seconds=1), 2.0, request(1, seconds=9)]
-    server = Server([*stream, 5.0, cancelled(1), 8.0, ANSWER])  # the last comes behind the end of the first
+    # the last request comes after the first handler has ended
+    server = Server([*stream, 5.0, cancelled(1), 8.0, ANSWER])
     async with over(server, ClientHandlers(elicitation=handler)) as bench:
         await call(await bench.connect())
     assert [{"jsonrpc": "2.0", "id": 1, "result": {"seconds": 1}}] == server.answers
@@ -353,7 +362,7 @@ async def test_a_handler_that_shields_itself_answers_nothing_all_the_same(autoju
 
 @pytest.mark.parametrize("how", ["cancel", "timeout"])
 async def test_a_call_that_is_given_up_takes_its_handlers_along(autojump_clock: MockClock, how: str) -> None:
-    """The backend is told so; handlers for another call go on."""
+    """The call is cancelled at the backend, and its handlers are cancelled; handlers of other calls go on."""
     handler = Heard(seconds=10)
     backend = asking(("elicitation/create", {}), ("elicitation/create", {}))
     async with open_scripted(backend, handlers=ClientHandlers(elicitation=handler)) as bench:
@@ -381,7 +390,7 @@ async def test_a_call_that_is_given_up_takes_its_handlers_along(autojump_clock: 
 
 
 async def test_a_new_session_of_the_backend_knows_no_old_request(autojump_clock: MockClock) -> None:
-    """Its ids count from the beginning, and no answer to the old one reaches it."""
+    """After a new handshake, request ids start again, and no answer to a request of the old session is sent."""
     server = Server([request(0, old=True), 1.0, b""])
     handler = Heard(seconds=10)
     async with over(server, ClientHandlers(elicitation=handler)) as bench:
@@ -405,7 +414,7 @@ async def _broken(client: Any) -> None:
 
 
 async def test_closing_ends_every_handler_and_answers_nothing(autojump_clock: MockClock) -> None:
-    """At once, log messages included: nothing of it holds the goodbye up."""
+    """All handlers end at once, those of log messages included, and do not delay the DELETE."""
     handler, told = Heard(seconds=100), Heard(seconds=100)
     stream = [request(1), event({"jsonrpc": "2.0", "method": "notifications/message", "params": {}}), request(2)]
     server = Server([*stream, ANSWER])
@@ -433,7 +442,7 @@ def message_to(request_id: int) -> Any:
 
 
 async def test_a_backend_has_sixteen_handlers_at_a_time(autojump_clock: MockClock) -> None:
-    """What comes over that is refused at once, and the next has its turn when one is done. The call gets its answer."""
+    """Further requests are refused at once until a handler has ended. The call gets its answer."""
     handler = Heard(seconds=2)
     stream = [*(request(number) for number in range(20)), 1.0, ANSWER]
     again = [*(request(number) for number in range(16)), 3.0, event(result(3, content=[]))]
@@ -454,8 +463,8 @@ async def test_a_backend_has_sixteen_handlers_at_a_time(autojump_clock: MockCloc
 async def test_a_flood_of_requests_is_dropped_and_said_so(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A thousand at once while sixteen handlers hang: sixteen are refused, the log says that the rest is not, and then
-    all is as before.
+    """A thousand requests while sixteen handlers hang: sixteen are refused, the rest is dropped with one log record,
+    and later requests are answered again.
     """
     flood = b"".join(request(number) for number in range(1000))
     server = Server([flood, 1.0, request("later"), 1.0, flood, 1.0, ANSWER])
@@ -469,7 +478,9 @@ async def test_a_flood_of_requests_is_dropped_and_said_so(
 
 
 async def test_huge_requests_are_bounded_together(autojump_clock: MockClock) -> None:
-    """Twice the largest message in memory, whatever they are made of; small ones still have their turn."""
+    """Together at most twice the largest message in memory, whatever JSON they are; small requests still get a
+    handler.
+    """
     text = "x" * 15_000
     many: list[list[int]] = [[]] * 4_000
     stream = [request(1, a=text), request(2, a=text), request(3, a=many), request(4, a="small"), 1.0, ANSWER]
@@ -492,7 +503,7 @@ JSONS = st.recursive(st.none() | st.integers() | st.text(), lambda v: st.lists(v
 @given(JSONS)
 @settings(max_examples=50)
 def test_a_weight_is_more_than_the_text(value: Any) -> None:
-    """Of whatever JSON; and counting stops soon after `most`."""
+    """The weight of any JSON is at least the length of its text, and counting stops soon after `most`."""
     assert weigh(value, 10**9) >= len(json.dumps(value, ensure_ascii=False)) / 3
     assert weigh(value, 0) > 0
     assert 64 <= weigh([value] * 1000, 100) <= 64 * 1002
@@ -502,7 +513,9 @@ def test_a_weight_is_more_than_the_text(value: Any) -> None:
 async def test_an_answer_that_is_lost_is_logged(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, fault: Any
 ) -> None:
-    """Nobody else would tell. The connection lives, and the handler's place is free again after 30 s at most."""
+    """An answer that cannot be sent is logged, since no caller waits for it. The connection stays, and the handler's
+    place is free after 30 s at most.
+    """
     backend = asking(("elicitation/create", {}))
     backend.fail(lambda exchange: exchange.verb == "POST" and not exchange.method, fault)
     async with open_scripted(backend, handlers=ClientHandlers(elicitation=decline)) as bench:
@@ -516,7 +529,7 @@ async def test_an_answer_that_is_lost_is_logged(
     assert "answer" in line
 
 
-async def test_a_slow_way_out_holds_nobody_up(autojump_clock: MockClock) -> None:
+async def test_a_slow_answer_delays_no_call(autojump_clock: MockClock) -> None:
     """An answer that takes five seconds to send arrives, and other calls go on."""
     backend = asking(("elicitation/create", {}))
     backend.fail(lambda exchange: exchange.verb == "POST" and not exchange.method, Delay(5))
@@ -570,7 +583,7 @@ FILLED = {"name": "John", "age": 30, "score": 95.5, "status": "on", "verified": 
 async def test_an_accepted_form_has_its_defaults(
     autojump_clock: MockClock, more: JSON, answer: JSON, filled: JSON
 ) -> None:
-    """What was left out, and nothing else; what the handler returned stays its own."""
+    """Fields that were left out get their defaults; the object that the handler returned is not changed."""
     params = {"message": "?", "requestedSchema": {"type": "object", "properties": DEFAULTS}} | more
     before = json.dumps(answer)
     backend = asking(("elicitation/create", params))
@@ -582,7 +595,7 @@ async def test_an_accepted_form_has_its_defaults(
 
 
 async def test_a_default_that_cannot_be_sent_is_an_error(autojump_clock: MockClock) -> None:
-    """A lone surrogate of the backend's own comes back as nothing."""
+    """A default with a lone surrogate cannot be sent, and is an error answer."""
     schema = {"properties": {"a": {"default": "\ud800"}}}
     server = Server([request(1, requestedSchema=schema), 1.0, ANSWER])
     async with over(server, ClientHandlers(elicitation=Heard(answer={"action": "accept"}))) as bench:
@@ -590,8 +603,8 @@ async def test_a_default_that_cannot_be_sent_is_an_error(autojump_clock: MockClo
     assert [-32603] == [answer["error"]["code"] for answer in server.answers]
 
 
-async def test_a_url_is_shown_to_the_handler_and_opened_by_nobody(autojump_clock: MockClock) -> None:
-    """No request goes out but those of a connection with a call, and the answer."""
+async def test_a_url_is_shown_to_the_handler_and_not_opened(autojump_clock: MockClock) -> None:
+    """The client sends nothing but the requests of a connection with one call, and the answer."""
     params = {"mode": "url", "url": "http://b.test/mcp?login", "elicitationId": "1", "message": "log in"}
     handler = Heard(answer={"action": "accept"})
     server = Server([request(1, **params), 1.0, ANSWER])
@@ -611,7 +624,9 @@ def log_line(number: int, **more: Any) -> bytes:
 
 
 async def test_log_messages_come_in_order_one_at_a_time(autojump_clock: MockClock) -> None:
-    """The stream does not wait for the handler, the caller is named, and connectors' events see them as before."""
+    """The stream does not wait for the log handler; the caller is named, and the connector's events get the messages,
+    too.
+    """
     told = Heard(seconds=1)
     server = Server([*(log_line(number) for number in range(5)), ANSWER])
     async with over(server, ClientHandlers(log=told)) as bench:
@@ -629,7 +644,7 @@ async def test_log_messages_come_in_order_one_at_a_time(autojump_clock: MockCloc
 async def test_a_log_handler_that_fails_gets_the_next_message(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its kind is in our log; the backend hears nothing of it."""
+    """The kind of the exception is in our log; the backend is told nothing."""
     told = Heard(answer=Secret("hunter2"))
     server = Server([log_line(0), log_line(1), ANSWER])
     async with over(server, ClientHandlers(log=told)) as bench:
@@ -644,7 +659,9 @@ async def test_a_log_handler_that_fails_gets_the_next_message(
 async def test_of_a_flood_of_log_messages_the_oldest_are_dropped(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, size: int, kept: int
 ) -> None:
-    """A hundred wait, or a MiB of them, beside the one that is told; our own log says so, once and at once."""
+    """A hundred messages or a MiB of them wait; over that, the oldest are dropped with one record in our log, written
+    at once.
+    """
     caplog.set_level(logging.INFO)
     told = Heard(seconds=1)
     server = Server([log_line(0), 0.1, *(log_line(number, text="x" * size) for number in range(1, 201)), ANSWER])
@@ -661,7 +678,9 @@ async def test_of_a_flood_of_log_messages_the_oldest_are_dropped(
 
 
 async def test_a_quick_log_handler_misses_nothing(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
-    """However much it is over time; and it is told again after a pause."""
+    """Messages are dropped only while too many wait, whatever the total, and a new flood is logged again after
+    a pause.
+    """
     told = Heard()
     lines = [piece for number in range(10) for piece in (log_line(number, text="x" * 200_000), 0.1)]
     server = Server([*lines, ANSWER], [log_line(10), 1.0, event(result(3, content=[]))])
@@ -674,7 +693,7 @@ async def test_a_quick_log_handler_misses_nothing(autojump_clock: MockClock, cap
 
 
 async def test_without_a_log_handler_nothing_is_kept(autojump_clock: MockClock) -> None:
-    """And no task is started."""
+    """Without a log handler no message is stored and no task is started."""
     async with over(Server([log_line(0), ANSWER]), ClientHandlers()) as bench:
         client: Any = await bench.connect()
         await call(client)
@@ -684,8 +703,8 @@ async def test_without_a_log_handler_nothing_is_kept(autojump_clock: MockClock) 
 # Clean surroundings
 
 
-async def test_a_handler_carries_nobodys_context(autojump_clock: MockClock) -> None:
-    """What is set around the call that it was asked on is the caller's own."""
+async def test_a_handler_has_no_context_variables_of_a_call(autojump_clock: MockClock) -> None:
+    """A handler runs without the context variables of the call in which it was asked."""
     trace: ContextVar[str] = ContextVar("trace", default="clean")
     seen: list[str] = []
 
@@ -702,7 +721,7 @@ async def test_a_handler_carries_nobodys_context(autojump_clock: MockClock) -> N
 
 
 async def test_what_a_handler_left_behind_waits_for_a_connection(autojump_clock: MockClock) -> None:
-    """A task that it started elsewhere has no more rights than others, once the handler is done."""
+    """A task that the handler started must wait for a connection once the handler has ended."""
 
     async def later() -> None:
         await trio.sleep(1)
@@ -728,7 +747,9 @@ async def test_what_a_handler_left_behind_waits_for_a_connection(autojump_clock:
 
 
 async def test_a_handler_may_call_at_the_connection_limit(autojump_clock: MockClock) -> None:
-    """The call that waits for it holds the only connection. Afterwards the limit holds again."""
+    """The call that waits for the handler holds the only connection, and the handler may call. Afterwards the limit
+    holds again.
+    """
     inner: list[JSON] = []
 
     async def handler(asked: ServerRequest) -> JSON:
@@ -771,4 +792,4 @@ async def test_messages_for_a_broken_connection_are_dropped(
     requests.take(Request(2, "ping", {}), None, send)
     requests.log({"level": "info", "data": "?"}, None)
     notices.start(trio.sleep_forever)
-    await notices.aclose()  # returns at once: no notice was started
+    await notices.aclose()  # no notice was started

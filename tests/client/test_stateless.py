@@ -1,4 +1,4 @@
-"""The stateless era on the wire: what every request says, and how each answer is taken."""
+"""The stateless era over HTTP: what every request carries, and what each answer means."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ VERSION = "2026-07-28"
 
 
 def mirroring(**names: Any) -> JSON:
-    """An input schema whose properties are mirrored: property=(header, type)."""
+    """An input schema with mirrored properties: property=(header, type)."""
     properties = {key: {"type": kind, "x-mcp-header": header} for key, (header, kind) in names.items()}
     return {"type": "object", "properties": properties}
 
 
 class Server:
-    """A modern server as a function of the request; `tools/call` and others get the scripted answers, in order."""
+    """A modern server as a function of the request, with scripted answers to `tools/call` and others, in order."""
 
     def __init__(self, *answers: Any, **discovered: Any) -> None:
         self.answers = list(answers)
@@ -75,7 +75,7 @@ def over(server: Server, **more: Any) -> Any:
 
 
 async def test_every_request_names_its_method_and_version_in_headers() -> None:
-    """`server/discover` too, and no session id is sent."""
+    """Every request, `server/discover` included, has `Mcp-Method` and `MCP-Protocol-Version`, and no session id."""
     backend = echo_backend("modern")
     backend.add_resource("mem://a", "text")
     backend.add_prompt("p", "text")
@@ -95,7 +95,7 @@ async def test_every_request_names_its_method_and_version_in_headers() -> None:
 
 @given(name=st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_name_survives_its_header(name: str) -> None:
-    """Printable ASCII as it is, everything else in Base64: what arrives is what the body says."""
+    """Printable ASCII is sent as it is, other text in Base64: `Mcp-Name` decodes to the name in the body."""
     server = Server()
 
     async def main() -> None:
@@ -127,12 +127,14 @@ def test_any_name_survives_its_header(name: str) -> None:
     ],
 )
 async def test_arguments_are_mirrored_in_headers(value: Any, header: str | None) -> None:
-    """By the schema in the last listing; null and absent ones have none, and no blank is lost on the wire."""
+    """The schema of the last listing decides; null and absent arguments have no header, and blanks are kept by
+    Base64.
+    """
     backend = echo_backend("modern", capabilities={"tools": {}})
     backend.add_tool("mirrored", inputSchema=mirroring(region=("Region", "string"), other=("Other", "integer")))
     async with open_client(backend) as client:
         await ask(client, "tools/list")
-        backend.fail("tools/call", Status(204))  # whatever the server thinks of these types
+        backend.fail("tools/call", Status(204))  # the server's check of types is not the subject
         with pytest.raises(BackendProtocolError):
             await call(client, "mirrored", {"region": value})
         with pytest.raises(BackendProtocolError):
@@ -144,7 +146,7 @@ async def test_arguments_are_mirrored_in_headers(value: Any, header: str | None)
 
 
 async def test_mirrored_arguments_satisfy_a_strict_server() -> None:
-    """The scripted one compares every header with the body."""
+    """The scripted backend compares every header with the body."""
     backend = echo_backend("modern")
     backend.add_tool("m", inputSchema=mirroring(a=("A", "string"), n=("N", "integer"), b=("B", "boolean")))
     async with open_client(backend) as client:
@@ -168,7 +170,7 @@ async def test_mirrored_arguments_satisfy_a_strict_server() -> None:
     ],
 )
 async def test_what_is_no_json_is_the_callers_error(where: JSON) -> None:
-    """As in the other era, before a header is made of it, and without its text; nothing is sent."""
+    """The error comes before any header is made, without the value, and nothing is sent."""
     backend = echo_backend("modern")
     backend.add_tool("m", inputSchema=mirroring(a=("A", "string")))
     async with open_client(backend) as client:
@@ -198,7 +200,7 @@ async def test_what_is_no_json_is_the_callers_error(where: JSON) -> None:
 async def test_a_tool_with_a_bad_header_is_dropped_and_the_others_stay(
     schema: JSON, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With a warning that names it: it must not be called."""
+    """The warning names the tool: MCP forbids calling it."""
     backend = echo_backend("modern")
     backend.add_tool("bad", inputSchema=schema)
     backend.add_tool("good", inputSchema=mirroring(a=("A", "string")))
@@ -211,7 +213,7 @@ async def test_a_tool_with_a_bad_header_is_dropped_and_the_others_stay(
 
 @pytest.mark.parametrize("tools", [None, {}, "x", [7, None, {"name": 7}, {"name": "x"}, {"inputSchema": {}}]])
 async def test_what_is_wrong_otherwise_is_for_the_listing_to_say(tools: Any) -> None:
-    """The page is handed on as it came."""
+    """Other mistakes in a page are for the listing to report: the client returns it as received."""
     async with over(Server(lambda asked: in_json(result(asked["id"], tools=tools)))) as bench:
         assert tools == (await ask(await bench.connect(), "tools/list"))["tools"]
 
@@ -220,7 +222,9 @@ async def test_what_is_wrong_otherwise_is_for_the_listing_to_say(tools: Any) -> 
 
 
 async def test_an_old_schema_is_fetched_again_and_the_call_sent_once_more() -> None:
-    """-32020 proves that it did not run. Over all pages, with a new id."""
+    """-32020 (HeaderMismatch) proves that the call did not run. All pages are listed again, and the call has a
+    new id.
+    """
     backend = echo_backend("modern")
     backend.page_size = 2
     async with open_client(backend) as client:
@@ -234,7 +238,7 @@ async def test_an_old_schema_is_fetched_again_and_the_call_sent_once_more() -> N
 
 
 async def test_a_mismatch_that_stays_is_an_error_after_one_retry() -> None:
-    """No loop; and no such retry for other methods, or other errors."""
+    """There is one retry, and none for other methods or errors."""
     backend = echo_backend("modern")
     async with open_client(backend) as client:
         backend.fail("tools/call", Error(-32020, "mismatch", status=400), times=2)
@@ -253,7 +257,7 @@ async def test_a_mismatch_that_stays_is_an_error_after_one_retry() -> None:
 
 @pytest.mark.parametrize("fault", [Reset(0), Status(500), Hang(), Raw(b"x"), Error(-32603, "broken")])
 async def test_a_list_that_cannot_be_fetched_again_executed_nothing(autojump_clock: MockClock, fault: Any) -> None:
-    """The call was refused; what happens to the list is its own business."""
+    """The call was refused, so it did not run, whatever happens to the listing."""
     backend = echo_backend("modern")
     async with open_client(backend) as client:
         backend.fail("tools/call", Error(-32020, "mismatch", status=400))
@@ -264,7 +268,7 @@ async def test_a_list_that_cannot_be_fetched_again_executed_nothing(autojump_clo
 
 
 async def test_a_list_without_an_end_is_fetched_within_bounds() -> None:
-    """`max_pages` of it, then the call is tried with what is known."""
+    """At most `max_pages` are fetched, then the call is sent with the schemas known."""
     backend = echo_backend("modern")
     async with open_client(backend, settings=FactorySettings(max_pages=3)) as client:
         backend.fail("tools/call", Error(-32020, "mismatch", status=400), times=1)
@@ -280,7 +284,7 @@ async def test_a_list_without_an_end_is_fetched_within_bounds() -> None:
     ("status", "error"), [(401, BackendUnauthorized), (404, BackendRejected), (500, BackendRejected)]
 )
 async def test_http_errors_are_typed(status: int, error: type[BackendError]) -> None:
-    """As in the other era, the 404 of a lost session included: there is no session here."""
+    """The same as in the legacy era; 404 does not mean a lost session, since there are no sessions."""
     async with over(Server(httpx.Response(status))) as bench:
         with pytest.raises(error, match=f"HTTP {status}"):
             await call(await bench.connect())
@@ -303,7 +307,7 @@ async def test_http_errors_are_typed(status: int, error: type[BackendError]) -> 
     ],
 )
 async def test_which_refusals_are_those_of_another_server(fault: Fault, is_lost: bool) -> None:
-    """Of one that was exchanged for a server of the other era, or for a proxy's page: those did not run anything."""
+    """A server that was replaced by one of the legacy era, or by a proxy's page, did not run the call."""
     backend = echo_backend("modern")
     async with open_client(backend) as client:
         backend.fail("tools/call", fault)
@@ -319,7 +323,7 @@ async def test_which_refusals_are_those_of_another_server(fault: Fault, is_lost:
 
 @pytest.mark.parametrize("first", [b"", b"id: 1\ndata:\n\n", b": x\n\n"])
 async def test_a_stream_that_ends_early_is_lost(first: bytes) -> None:
-    """There is no resumption in this era, and the call is not sent again."""
+    """This era has no resumption, and the call is not sent again."""
     server = Server(in_sse(first))
     async with over(server) as bench:
         with pytest.raises(BackendUnavailable, match="closed the stream before it answered 'tools/call'") as caught:
@@ -355,7 +359,7 @@ async def test_a_stream_that_ends_early_is_lost(first: bytes) -> None:
     ],
 )
 async def test_a_pinned_backend_that_is_not_modern_says_why(answer: Any, error: type[BackendError], text: str) -> None:
-    """And is not asked for the other era."""
+    """The error says what the backend answered, and the legacy era is not tried."""
     backend = echo_backend("modern")
     backend.fail("server/discover", answer)
     async with open_scripted(backend) as bench:
@@ -365,7 +369,7 @@ async def test_a_pinned_backend_that_is_not_modern_says_why(answer: Any, error: 
 
 
 async def test_unsupported_version_is_asked_about_once_more() -> None:
-    """-32022 whose list has our version: "retry with a mutual version, once"."""
+    """-32022 with our version in its list: the discovery is retried once."""
     backend = echo_backend("modern")
     rule = backend.fail("server/discover", Error(-32022, "no", {"supported": [VERSION]}, status=400), times=1)
     async with open_client(backend) as client:
@@ -375,7 +379,7 @@ async def test_unsupported_version_is_asked_about_once_more() -> None:
 
 
 async def test_two_clients_with_the_same_ids_do_not_mix(autojump_clock: MockClock) -> None:
-    """Ids are counted per client; answers belong to the exchange that they come in."""
+    """Each client counts its own ids, and an answer belongs to the exchange in which it comes."""
 
     async def slow(arguments: JSON, context: CallContext) -> str:
         await trio.sleep(arguments["seconds"])

@@ -1,4 +1,4 @@
-"""What a child says on stderr is shown, within limits and without the configured secrets."""
+"""Output of a child process on stderr is logged, within limits and without the configured secrets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def records(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 async def test_lines_are_logged_one_by_one(records: pytest.LogCaptureFixture, autojump_clock: MockClock) -> None:
-    """Empty ones left out, and what could forge another record escaped; at DEBUG."""
+    """At DEBUG, without empty lines; control characters, which could forge another record, are escaped."""
     log = StderrLog("b", {})
     log.feed(b"one\r\n\n  \ntw")
     log.feed(b"o\x1b[2J\rthree\xff\nbegun")
@@ -26,7 +26,7 @@ async def test_lines_are_logged_one_by_one(records: pytest.LogCaptureFixture, au
 
 
 async def test_long_lines_and_many_lines_are_cut(records: pytest.LogCaptureFixture, autojump_clock: MockClock) -> None:
-    """So many characters, so many lines a second, so many in all; each limit says so once."""
+    """Limits: characters per line, lines per second, lines in all; each is logged once when it is reached."""
     log = StderrLog("b", {})
     log.feed(b"x" * 1_000_000)
     assert len(log._line) < 10_000
@@ -52,7 +52,7 @@ async def test_long_lines_and_many_lines_are_cut(records: pytest.LogCaptureFixtu
 async def test_configured_secrets_are_shown_by_name(
     records: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
-    """Before anything is cut; short values are ordinary words."""
+    """Secrets are replaced by their names before a line is shortened; short values are ordinary words and stay."""
     log = StderrLog("b", {"TOKEN": "s3cret-token", "LEVEL": "debug"})
     log.feed(b"bad token s3cret-token at level debug\n" + b"x" * (MOST_CHARACTERS - 5) + b"s3cret-token\n")
     assert "backend 'b': bad token $TOKEN at level debug" == records.messages[0]
@@ -61,7 +61,7 @@ async def test_configured_secrets_are_shown_by_name(
 
 
 async def test_the_last_words_are_the_last_lines(autojump_clock: MockClock) -> None:
-    """Quoted, cut, and also those that the log did not show."""
+    """The last lines are quoted in the error, shortened, also those that were not logged."""
     log = StderrLog("b", {})
     assert "" == log.last_words()
     log.feed(b"line\n" * 1000 + b"a 'word'\n" + b"y" * 500 + b"\n\n")

@@ -1,6 +1,6 @@
-"""Backends that are child processes: real ones. Whatever becomes of a connection, no process is left of it.
+"""Backends that are child processes: real ones. However a connection ends, no process is left.
 
-These tests run in real time, since a mock clock does not wait for processes. Limits are far from what is measured.
+These tests run in real time, since a mock clock does not wait for processes. Limits are far from the measured times.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from trio_vmcp._client.eras import Verdict
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 
 QUICK = FactorySettings(teardown_timeout=0.4)
-STRIDE = 8  # tests that share the moments of a sweep
+STRIDE = 8  # tests that share the steps of a sweep
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ async def pid_of(client: Any) -> int:
 
 
 async def test_calls_go_to_a_child_and_its_end_is_ours(children: Children) -> None:
-    """It is greeted, listed, called, and gone at the close: reaped, too, before the close returns."""
+    """Handshake, listing, a call; after the close the process has ended and was waited for."""
     async with open_children(children) as bench:
         client = await bench.connect()
         assert "echo" == (await ask(client, "tools/list"))["tools"][0]["name"]
@@ -91,14 +91,16 @@ async def test_calls_go_to_a_child_and_its_end_is_ours(children: Children) -> No
 
 
 async def test_it_leads_a_group_of_its_own(children: Children) -> None:
-    """Ctrl-C at our terminal is for us to handle; one signal reaches whatever it starts."""
+    """The child leads a process group: Ctrl-C at our terminal does not reach it, and one signal reaches all that it
+    starts.
+    """
     async with open_children(children) as bench:
         pid = await pid_of(await bench.connect())
         assert pid == os.getpgid(pid) == os.getsid(pid) != os.getpgrp()
 
 
 async def test_calls_of_many_callers_share_it(children: Children) -> None:
-    """Also large ones, which fill the pipe in either direction."""
+    """Also large messages, which fill the pipe in either direction."""
     async with open_children(children) as bench:
         client = await bench.connect()
 
@@ -113,7 +115,7 @@ async def test_calls_of_many_callers_share_it(children: Children) -> None:
 
 
 async def test_progress_and_cancel_work_over_pipes(children: Children) -> None:
-    """In order; and a caller who leaves tells the server."""
+    """Progress comes in order, and a cancelled call is cancelled at the server."""
     heard: list[float] = []
 
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:
@@ -135,7 +137,7 @@ async def test_progress_and_cancel_work_over_pipes(children: Children) -> None:
 
 
 async def test_the_environment_is_not_inherited(children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for a safe list; what the backend configures is added, and wins."""
+    """Only a safe list is inherited; the variables in the configuration are added, and replace inherited ones."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
     monkeypatch.setenv("LC_TIME", "C")
     monkeypatch.setenv("TERM", "ours")
@@ -150,13 +152,13 @@ async def test_the_environment_is_not_inherited(children: Children, monkeypatch:
 
 
 def test_the_safe_list_is_exact() -> None:
-    """Nothing else of a large environment passes."""
+    """No other variable of a large environment is passed."""
     names = ["HOME", "PATH", "LC_ALL", "LANG", "PYTHONPATH", "SSH_AUTH_SOCK", "LD_PRELOAD", "HTTP_PROXY", "home"]
     assert {"HOME", "PATH", "LC_ALL", "LANG", "X"} == set(child_environment(dict.fromkeys(names, "v"), {"X": "1"}))
 
 
 async def test_it_runs_where_it_is_told_to(children: Children, tmp_path: Path) -> None:
-    """`cwd`, also for a command that is relative to it."""
+    """In `cwd`, also for a command that is relative to it."""
     script = tmp_path / "server"
     script.write_text(f"#!/bin/sh\nexec {sys.executable} -I -S {children.backend().args[2]}\n")
     script.chmod(0o755)
@@ -185,7 +187,7 @@ NOT_TO_BE_GIVEN = "could not be started: its command, args or env hold what no p
     ],
 )
 async def test_what_cannot_be_started_is_unreachable(options: dict[str, Any], detail: str, children: Children) -> None:
-    """With the name of what is missing; a session opens without it."""
+    """The error names the missing file; the session opens without the backend."""
     backend = children.backend(**options)
     async with open_session_factory(settings=QUICK) as factory, factory.open_session([backend]) as session:
         (failure,) = session.failures
@@ -197,7 +199,7 @@ async def test_what_cannot_be_started_is_unreachable(options: dict[str, Any], de
 async def test_one_that_dies_at_once_says_why(
     flags: list[str], children: Children, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its status, and the very end of its stderr, however much was in the pipe; the log has it, too, at DEBUG."""
+    """The error has the exit status and the end of stderr, however much was in the pipe; the log has it at DEBUG."""
     caplog.set_level(logging.DEBUG, "trio_vmcp.client.stdio")
     async with open_children(children, *flags) as bench:
         with pytest.raises(BackendUnavailable) as caught:
@@ -208,7 +210,7 @@ async def test_one_that_dies_at_once_says_why(
 
 
 async def test_a_silent_one_is_given_up(children: Children) -> None:
-    """Whoever connects decides for how long."""
+    """The caller's deadline for the connection holds."""
     async with open_children(children, "silent") as bench:
         with trio.move_on_after(0.2) as scope:
             await bench.connect()
@@ -219,7 +221,7 @@ async def test_a_silent_one_is_given_up(children: Children) -> None:
 
 
 async def test_the_modern_era_is_found_and_its_opposite(children: Children) -> None:
-    """`server/discover` first; a server that does not know it is greeted in the old way. The verdict is kept."""
+    """`server/discover` first; a server that does not know it gets the handshake. The verdict is cached."""
     for flags, era in ((["modern"], "modern"), ([], "legacy")):
         async with open_children(children, *flags, era="auto") as bench:
             client = await bench.connect()
@@ -233,8 +235,8 @@ async def test_the_modern_era_is_found_and_its_opposite(children: Children) -> N
 
 @pytest.mark.parametrize("flags", [["mute"], ["fragile"], ["fragile", "late"]])
 async def test_a_question_that_is_not_answered_is_no_obstacle(flags: list[str], children: Children) -> None:
-    """Servers that ignore what they do not know are waited for; one that it ends, however late, is started once more,
-    and remembered.
+    """The probe's time runs out and the handshake follows; a server that exits at the probe, however late, is started
+    once more, and the verdict is cached.
     """
     patience = 30.0 if flags == ["fragile"] else 0.6
     settings = FactorySettings(backend_init_timeout=patience, teardown_timeout=0.4)
@@ -249,14 +251,14 @@ async def test_a_question_that_is_not_answered_is_no_obstacle(flags: list[str], 
 
 
 async def test_one_that_dies_of_everything_is_unreachable(children: Children) -> None:
-    """After two tries."""
+    """After two attempts."""
     async with open_children(children, "dead", era="auto") as bench:
         with pytest.raises(BackendUnavailable, match="ended with status 3"):
             await bench.connect()
 
 
 async def test_a_pinned_era_is_not_discussed(children: Children) -> None:
-    """The other one's servers are refused."""
+    """A server of the other era is refused."""
     async with open_children(children, era="modern") as bench:
         with pytest.raises(BackendRejected, match="no server/discover"):
             await bench.connect()
@@ -268,7 +270,7 @@ async def test_a_pinned_era_is_not_discussed(children: Children) -> None:
 
 
 async def test_a_verdict_that_proves_wrong_is_corrected(children: Children) -> None:
-    """The same command line ran an old server yesterday, and runs a new one today; and back."""
+    """The same command line ran a legacy server before and a modern one now, and the other way round."""
     async with open_children(children, era="auto") as bench:
         flags = children.backend("modern", era="auto")
         endpoint_of_both = bench.connector
@@ -287,7 +289,7 @@ async def test_a_verdict_that_proves_wrong_is_corrected(children: Children) -> N
 
 
 async def test_the_end_of_its_stdin_is_enough(children: Children) -> None:
-    """One that behaves is not waited for, however much time there is."""
+    """A server that exits at the end of its stdin is not waited for, whatever the time limit."""
     async with open_children(children, settings=FactorySettings(teardown_timeout=60)) as bench:
         client = await bench.connect()
         started = trio.current_time()
@@ -296,8 +298,10 @@ async def test_the_end_of_its_stdin_is_enough(children: Children) -> None:
 
 
 @pytest.mark.parametrize("flags", [["stubborn"], ["deaf"], ["fork"], ["stubborn", "fork"], ["flood"]])
-async def test_whoever_does_not_want_to_leave_is_made_to(flags: list[str], children: Children) -> None:
-    """One that ignores the end of its stdin, or SIGTERM besides; a grandchild that holds the pipes: in bounded time."""
+async def test_a_process_that_does_not_exit_is_killed(flags: list[str], children: Children) -> None:
+    """A server that ignores the end of its stdin, or SIGTERM, too, or a grandchild that holds the pipes, is ended in
+    bounded time.
+    """
     async with open_children(children, *flags) as bench:
         client = await bench.connect()
         await call(client)
@@ -309,7 +313,9 @@ async def test_whoever_does_not_want_to_leave_is_made_to(flags: list[str], child
 
 
 async def test_a_grandchild_that_moved_away_does_not_hold_up_the_end(children: Children) -> None:
-    """It has left the group and holds the pipes: what counts is the exit of the child, not the end of its output."""
+    """A grandchild in another session holds the pipes: the close waits for the exit of the child, not for the end of
+    its output.
+    """
     async with open_children_session(children, "fork", "detached") as session:
         pid = await session_pid(session)
         started = trio.current_time()
@@ -318,11 +324,11 @@ async def test_a_grandchild_that_moved_away_does_not_hold_up_the_end(children: C
         await session.aclose()
         assert trio.current_time() - started < 2
         assert pid not in children.alive()
-        children.kill_all()  # no group and no pipe of ours leads to it
+        children.kill_all()  # it is neither in the group nor reachable by a pipe
 
 
 async def test_a_cancelled_close_kills(children: Children) -> None:
-    """Who closes has no more time than he has."""
+    """A cancelled close kills the process group at once."""
     settings = FactorySettings(teardown_timeout=60)
     async with open_children(children, "stubborn", settings=settings) as bench:
         client = await bench.connect()
@@ -334,7 +340,7 @@ async def test_a_cancelled_close_kills(children: Children) -> None:
 
 
 async def test_a_cancel_of_its_nursery_ends_it(children: Children) -> None:
-    """The nursery that owns it is cancelled, and nobody has closed anything."""
+    """Cancelling the nursery that owns the process ends the process, although the client was not closed."""
     async with trio.open_nursery() as nursery:
         bench = Bench(HttpConnector(QUICK), children.backend("deaf"), nursery)
         await bench.connect()
@@ -344,7 +350,7 @@ async def test_a_cancel_of_its_nursery_ends_it(children: Children) -> None:
 
 @pytest.mark.parametrize("first", range(STRIDE))
 async def test_cancelled_anywhere_it_leaves_nothing(first: int, children: Children) -> None:
-    """Behind each step of connecting, calling and closing: the spawn, the handshake, the pipes."""
+    """Cancelled after each step of connecting, calling and closing, it leaves no process."""
 
     async def live(bench: Bench) -> None:
         client = await bench.connect()
@@ -401,7 +407,7 @@ async def session_pid(session: Session) -> int:
 
 
 async def test_a_child_may_ask(children: Children) -> None:
-    """It is told whose session it is in, and gets the handler's answer."""
+    """The handler is told its session, and the child gets the answer."""
     asked: list[ServerRequest] = []
 
     async def roots(request: ServerRequest) -> JSON:
@@ -415,7 +421,7 @@ async def test_a_child_may_ask(children: Children) -> None:
 
 
 async def test_a_handler_ends_with_the_child_that_asked(children: Children) -> None:
-    """Nobody is there for its answer; the next process is asked and answered anew."""
+    """The handler is cancelled, since its answer has no receiver; requests of the next process are answered."""
     ended = trio.Event()
     patient = True
 
@@ -450,9 +456,9 @@ async def test_a_handler_ends_with_the_child_that_asked(children: Children) -> N
         ("close", "closed its stdout", ""),
     ],
 )
-async def test_its_end_in_mid_call_is_everybodys(tool: str, what: str, why: str, children: Children) -> None:
-    """Every call in flight hears of it, and of why, with the configured secrets shown by name. The session notices, and
-    refuses the next call at once.
+async def test_its_end_fails_every_call_in_flight(tool: str, what: str, why: str, children: Children) -> None:
+    """Every call in flight fails with the reason, with configured secrets replaced by their names. The session reports
+    the failure, and refuses the next call at once.
     """
     errors: list[BackendError] = []
 
@@ -466,7 +472,7 @@ async def test_its_end_in_mid_call_is_everybodys(tool: str, what: str, why: str,
             async with trio.open_nursery() as callers:
                 callers.start_soon(caller, session, "b_hang")
                 callers.start_soon(caller, session, "b_hang")
-                await wait_all_tasks_blocked()  # both are written
+                await wait_all_tasks_blocked()  # both calls are written
                 callers.start_soon(caller, session, f"b_{tool}")
             assert [f"{what} before it answered 'tools/call'{why}"] * 3 == [error.detail for error in errors]
             assert all(error.may_have_executed for error in errors)
@@ -480,7 +486,7 @@ async def test_its_end_in_mid_call_is_everybodys(tool: str, what: str, why: str,
 
 
 async def test_killed_from_outside_between_calls_it_is_missed(children: Children) -> None:
-    """Nobody has to call for the session to notice."""
+    """The session reports the failure although no call runs."""
     async with open_children_session(children) as session, session.changes() as changes:
         os.kill(await session_pid(session), signal.SIGKILL)
         with trio.fail_after(2):
@@ -491,10 +497,8 @@ async def test_killed_from_outside_between_calls_it_is_missed(children: Children
 async def test_what_a_program_of_the_modern_era_changes_is_heard(
     children: Children, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its new tool is listed, told of and called; started anew it is listened to as before."""
-    monkeypatch.setattr(
-        "trio_vmcp._session.refresh.REFETCH_INTERVAL", 0.05
-    )  # in real time, as long as everything else here
+    """The new tool is listed, notified and called; after a restart the program is subscribed to again."""
+    monkeypatch.setattr("trio_vmcp._session.refresh.REFETCH_INTERVAL", 0.05)  # in real time, like the rest of this file
     delays = FactorySettings(reconnect_delay=0.05, teardown_timeout=0.4)
     options: dict[str, Any] = {"era": "modern", "settings": delays}
     async with open_children_session(children, "modern", "telling", **options) as session, session.changes() as changes:
@@ -508,13 +512,13 @@ async def test_what_a_program_of_the_modern_era_changes_is_heard(
             with trio.fail_after(5):
                 while await changes.receive() != SessionChange("backend", "b") or not session.failures:
                     pass
-                while f"b_{name}" in [tool.name for tool in session.tools]:  # the next one knows nothing of it
+                while f"b_{name}" in [tool.name for tool in session.tools]:  # the next process does not have it
                     await changes.receive()
 
 
 @pytest.mark.parametrize("listens", [True, False])
 async def test_a_program_is_subscribed_to_once(children: Children, listens: bool) -> None:
-    """If the user wants that."""
+    """One subscription, unless `listen=False`."""
     options: dict[str, Any] = {"era": "modern", "listen": listens}
     async with open_children_session(children, "modern", "telling", **options) as session:
         seen = json.loads((await session.call_tool("b_seen")).content[0]["text"])
@@ -524,7 +528,7 @@ async def test_a_program_is_subscribed_to_once(children: Children, listens: bool
 async def test_one_that_dies_while_it_is_listed_is_one_failure(
     children: Children, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Told once, with the reason; and the session is open without it."""
+    """The failure is reported once, with the reason, and the session opens without the backend."""
     async with open_children_session(children, "unlisted") as session:
         (failure,) = session.failures
         assert "ended with status 4 before it answered 'tools/list'" == failure.detail
@@ -532,7 +536,7 @@ async def test_one_that_dies_while_it_is_listed_is_one_failure(
 
 
 async def test_a_line_without_end_ends_it(children: Children) -> None:
-    """After four times the limit, with the reason; its memory does not grow with the line."""
+    """After four times the limit the connection fails with the reason; memory does not grow with the line."""
     settings = FactorySettings(max_message_bytes=100_000, teardown_timeout=0.4)
     async with open_children_session(children, settings=settings) as session, session.changes() as changes:
         with pytest.raises(MessageTooLarge, match=r"\(max_message_bytes\)"):
@@ -543,7 +547,7 @@ async def test_a_line_without_end_ends_it(children: Children) -> None:
 
 
 async def test_an_answer_over_the_limit_costs_its_call_alone(children: Children) -> None:
-    """The next one works, on the same process."""
+    """The next call works, on the same process."""
     settings = FactorySettings(max_message_bytes=100_000, teardown_timeout=0.4)
     async with open_children_session(children, settings=settings) as session:
         pid = await session_pid(session)
@@ -553,7 +557,7 @@ async def test_an_answer_over_the_limit_costs_its_call_alone(children: Children)
 
 
 async def test_noise_on_stdout_is_skipped_and_never_shown(children: Children, caplog: pytest.LogCaptureFixture) -> None:
-    """A banner before the first message, which may hold what nobody should read."""
+    """A banner before the first message is skipped and not logged, since it may hold secrets."""
     caplog.set_level(logging.DEBUG, "trio_vmcp")
     async with open_children_session(children, "banner") as session:
         await session.call_tool("b_echo")
@@ -561,8 +565,8 @@ async def test_noise_on_stdout_is_skipped_and_never_shown(children: Children, ca
     assert "secrets" not in caplog.text
 
 
-async def test_a_flood_on_stderr_holds_up_nobody(children: Children, caplog: pytest.LogCaptureFixture) -> None:
-    """Three megabytes of it, before the first answer."""
+async def test_a_flood_on_stderr_delays_nothing(children: Children, caplog: pytest.LogCaptureFixture) -> None:
+    """Three megabytes before the first answer delay nothing."""
     caplog.set_level(logging.DEBUG, "trio_vmcp.client.stdio")
     async with open_children_session(children, "flood") as session:
         assert () == session.failures
@@ -574,7 +578,7 @@ async def test_a_flood_on_stderr_holds_up_nobody(children: Children, caplog: pyt
 
 
 async def test_a_restored_session_has_a_new_process(children: Children) -> None:
-    """There is nothing to take up: the row has no id, and the old process ended when the session was suspended."""
+    """The row has no session id of such a backend, and the old process ended at the suspension."""
     storage = LocalStorage()
     backend = children.backend()
     async with open_session_factory(settings=QUICK, storage=storage) as factory:
@@ -593,7 +597,7 @@ async def test_a_restored_session_has_a_new_process(children: Children) -> None:
 
 
 async def test_a_close_takes_no_longer_than_its_time(children: Children) -> None:
-    """However its children behave; ten of them end side by side."""
+    """Ten children end side by side within the bounds of the close, however they behave."""
     backends = [children.backend("stubborn", "fork", backend_id=f"b{number}") for number in range(10)]
     async with open_session_factory(settings=FactorySettings(teardown_timeout=1.0)) as factory:
         session = await factory.make_session(backends)
@@ -605,7 +609,7 @@ async def test_a_close_takes_no_longer_than_its_time(children: Children) -> None
 
 
 async def test_a_cancelled_factory_leaves_no_process(children: Children) -> None:
-    """While one is greeted, and another called."""
+    """While one child is in its handshake and another in a call."""
     with trio.move_on_after(0.3):
         async with open_session_factory(settings=QUICK) as factory:
             backends = [children.backend(), children.backend("silent", backend_id="s")]
@@ -619,7 +623,7 @@ async def test_a_cancelled_factory_leaves_no_process(children: Children) -> None
 
 @pytest.mark.parametrize("era", ["legacy", "modern", "both"])
 async def test_a_scripted_backend_runs_as_a_process(era: str, children: Children) -> None:
-    """`python -m trio_vmcp.testing.stdio`: what users test with is what we speak."""
+    """`python -m trio_vmcp.testing.stdio` works with this client."""
     command: dict[str, Any] = {
         "command": sys.executable,
         "args": ["-m", "trio_vmcp.testing.stdio", "--era", era, "now", "then"],
