@@ -1,4 +1,4 @@
-"""What holds for the whole suite: it tests what is installed, no test is long, and CI draws no examples of its own."""
+"""Rules of the whole suite: the installed package is tested, no test is long, CI draws the same examples each time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import hypothesis
 import hypothesis.strategies
 import pytest
 
-pytest_plugins = ["support.leaks", "pytester"]  # no test leaves anything behind; and that is tested by running pytest
+# leaks: no test leaves a task or descriptor behind. pytester: for the tests of that check.
+pytest_plugins = ["support.leaks", "pytester"]
 
-# No deadline: a loaded machine is no bug. CI draws the same examples every time: what fails there fails here.
+# No deadline, which a loaded machine would miss. CI draws the same examples every time, so failures can be repeated.
 hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "here")
@@ -29,16 +30,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @hypothesis.settings(max_examples=1, database=None)
 @hypothesis.given(hypothesis.strategies.text())
 def draw_one_text(_: str) -> None:
-    """The first text of all takes Hypothesis about a second, for a table of Unicode that it then keeps in a file."""
+    """The first text takes Hypothesis about a second, for a table of Unicode that is then cached in a file."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def warm_hypothesis() -> None:
-    draw_one_text()  # in a fixture: it counts for no test's duration
+    draw_one_text()  # in a fixture, so that the time is not part of a test's duration
 
 
 def library_home() -> Path:
-    """The directory that trio_vmcp is imported from."""
+    """The directory from which trio_vmcp is imported."""
     spec = importlib.util.find_spec("trio_vmcp")
     if spec is None or spec.origin is None:
         raise pytest.UsageError("trio_vmcp is not installed; `nox -s tests` installs it")
@@ -56,7 +57,7 @@ def pytest_report_header() -> str:
 
 
 def starved_for() -> float:
-    """s since its start that this thread could have run while others had the CPU; 0 where the system does not tell."""
+    """s since its start that this thread waited for a CPU; 0 on systems that do not report it."""
     try:
         return (
             int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
@@ -67,7 +68,7 @@ def starved_for() -> float:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Fail a passing test that took too long, computing or sleeping. That the machine was busy is not its fault."""
+    """Fail a passing test that took too long, computing or sleeping; time without a CPU is subtracted."""
     limit: float | None = item.config.getoption("--max-seconds")
     started = time.perf_counter() - starved_for()
     outcome = yield

@@ -1,4 +1,4 @@
-"""What users write and catch: checked at construction, texts that name who and what, and no secret in any of them."""
+"""Configuration, results and errors: checked at construction, with texts that name the fault and show no secret."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_backend_id_may_be(backend_id: str) -> None:
 
 @pytest.mark.parametrize("backend_id", ["", "-a", ".a", "_a", "a" * 65, "a b", "é", "a\n", 7, None])
 def test_a_bad_backend_id_is_named(backend_id: Any) -> None:
-    """ValueError at construction, with the value."""
+    """A bad id is a ValueError at construction that shows the id."""
     with pytest.raises(ValueError, match=r"is not 1-64 of A-Za-z0-9_\.-") as bad:
         Backend(id=backend_id, url="http://a.test")
     assert repr(backend_id) in str(bad.value)
@@ -79,14 +79,14 @@ def test_a_bad_backend_id_is_named(backend_id: Any) -> None:
     ],
 )
 def test_a_bad_backend_is_a_value_error_that_names_the_entry(entry: dict[str, Any], text: str) -> None:
-    """At construction, not when it is first used."""
+    """The error comes at construction, not at the first use."""
     with pytest.raises(ValueError) as bad:  # noqa: PT011  # the text is compared below, whole
         Backend(id="a", **entry)
     assert text in str(bad.value)
 
 
 def test_a_bad_url_is_shown_without_its_secrets() -> None:
-    """Userinfo, query and fragment may be credentials."""
+    """The error shows neither userinfo nor query nor fragment, which may be credentials."""
     with pytest.raises(ValueError, match="is not http://") as bad:
         Backend(id="a", url="ftp://user:CANARY@a.test/x?token=CANARY#CANARY")
     assert "CANARY" not in str(bad.value)
@@ -94,7 +94,7 @@ def test_a_bad_url_is_shown_without_its_secrets() -> None:
 
 
 def test_a_backends_mappings_are_its_own() -> None:
-    """Copied, and read-only; lists become tuples and sets."""
+    """Mappings are copied and read-only; lists become tuples and sets."""
     headers = {"X-Key": "1"}
     backend = Backend(id="a", url="http://a.test", headers=headers, allow_tools=["x"], deny_tools=["y", "y"])
     headers["X-Key"] = "2"
@@ -110,7 +110,7 @@ def test_a_backends_mappings_are_its_own() -> None:
 
 
 def test_a_backends_repr_shows_names_and_no_values() -> None:
-    """Header and environment names, the url without userinfo and query; no header, environment or argument value."""
+    """The repr has header and environment names and the url without userinfo and query, and no value or argument."""
     backend = Backend(
         id="a",
         url="https://user:CANARY@a.test:8443/mcp?key=CANARY#CANARY",
@@ -143,7 +143,7 @@ def test_a_backends_repr_shows_names_and_no_values() -> None:
     ],
 )
 def test_a_bad_setting_is_named(name: str, value: Any) -> None:
-    """With its value."""
+    """The error shows the setting and its value."""
     with pytest.raises(ValueError, match=f"^{name}={value!r} is not "):
         FactorySettings(**{name: value})
 
@@ -159,8 +159,8 @@ def test_other_bad_settings() -> None:
     assert "CANARY" not in repr(FactorySettings(identity_keys=[b"CANARY"]))
 
 
-def test_the_defaults_are_the_contracts() -> None:
-    """What the design states."""
+def test_the_defaults_are_those_that_are_documented() -> None:
+    """The defaults are part of the public interface."""
     defaults = {
         "max_backend_init_concurrency": 10,
         "backend_init_timeout": 30.0,
@@ -190,7 +190,7 @@ def test_the_defaults_are_the_contracts() -> None:
 
 
 def test_views_name_the_parts_and_keep_the_rest() -> None:
-    """Capabilities and results read their JSON; `raw` has what has no name."""
+    """Capabilities and results read their JSON; `raw` also has the fields without a property."""
     tool = Tool(
         "a_x", "a", "x", {"title": "X", "description": "d", "inputSchema": {"type": "object"}, "outputSchema": {}}
     )
@@ -223,7 +223,7 @@ def test_views_name_the_parts_and_keep_the_rest() -> None:
 
 
 def test_views_of_nothing_are_empty() -> None:
-    """Everything that MCP makes optional may be missing, or null."""
+    """Every field that MCP makes optional may be missing or null."""
     for raw in ({}, dict.fromkeys(("content", "contents", "messages", "completion", "_meta", "annotations"))):
         assert ((), None, False, {}) == (
             ToolResult(raw, "a").content,
@@ -250,7 +250,7 @@ def test_views_of_nothing_are_empty() -> None:
 
 
 def test_the_error_tree() -> None:
-    """Who is caught by catching whom."""
+    """The base classes of each error are those of the documented tree."""
     tree = {
         "VmcpError": "SessionClosed SessionNotFound SessionExists InvalidSessionId SessionLimitReached NoBackends "
         "CapabilityNotFound NotAuthorized StorageError BackendError",
@@ -287,7 +287,7 @@ def test_backend_errors_are_built_alike(kind: type[BackendError]) -> None:
 
 
 def test_a_rejection_has_code_message_and_data() -> None:
-    """Besides what every backend error has."""
+    """A BackendRejected has three fields more than every backend error."""
     error = BackendRejected("a", "said no", code=-32000, message="no", data={"x": 1}, may_have_executed=True)
     assert (-32000, "no", {"x": 1}, True, "backend 'a' said no") == (
         error.code,
@@ -323,7 +323,7 @@ def test_a_rejection_has_code_message_and_data() -> None:
     ],
 )
 def test_texts(build: Callable[[], VmcpError], text: str) -> None:
-    """Each is a line that names who, what and the knob."""
+    """The text of each error is one line that names the backend or session, the fault, and the setting if any."""
     error = build()
     assert text == str(error)
     assert isinstance(error, VmcpError)
@@ -332,7 +332,7 @@ def test_texts(build: Callable[[], VmcpError], text: str) -> None:
 
 @pytest.mark.parametrize("kind", [SessionNotFound, SessionExists, MetadataConflict])
 def test_session_ids_are_fields_and_never_text(kind: Callable[[str], VmcpError]) -> None:
-    """The id is a bearer token: code may read it, logs show a tag."""
+    """A session id is a bearer token: it is a field of the error, and the text shows a tag."""
     error = kind("CANARY")
     assert "CANARY" == error.session_id  # type: ignore[attr-defined]
     for text in (str(error), repr(error), str(error.args) if kind is MetadataConflict else ""):
@@ -351,7 +351,7 @@ def test_closed_says_whether_the_call_may_have_run() -> None:
 
 
 def test_errors_are_told_apart_by_identity() -> None:
-    """Two alike are two: exception groups and logs keep them apart."""
+    """Two errors with equal fields are not equal, so that exception groups keep both."""
     assert BackendError("a", "x") != BackendError("a", "x")
     assert 2 == len({BackendError("a", "x"), BackendError("a", "x")})
 

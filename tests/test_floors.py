@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-# From the ground up. A module or package may import what stands on a lower floor; parts on the same floor know nothing
-# of each other. A part that is not named here fails the test: say where it belongs.
+# From the ground up. A module or package may import from lower floors, and not from its own floor. A part that is not
+# in this table fails the test: add it to its floor.
 FLOORS = (
     ("models",),
     ("errors",),
@@ -28,7 +28,7 @@ FLOORS = (
     ("_cli",),
     ("cli", "__init__", "__main__"),
 )
-# What knows neither I/O nor Trio: no test of theirs needs an event loop.
+# Parts without I/O and without Trio, which can be tested without an event loop.
 PURE = ("errors", "models", "identity", "metadata", "routing", "_routing", "_protocol")
 IO = ("trio", "httpx", "socket", "ssl", "subprocess", "asyncio", "anyio")
 
@@ -82,7 +82,7 @@ def floor_of(part: str) -> int:
 
 @pytest.mark.parametrize("part", sorted({part_of(name) for name in modules()}))
 def test_a_part_imports_from_lower_floors_alone(part: str) -> None:
-    """Upward imports are what a layered library must not have: the layer below would know what is built on it."""
+    """A part that imports from a higher floor would depend on the code that is built on it."""
     assert floor_of(part) >= 0, f"{part} has no floor"
     known = modules()
     upward = {
@@ -95,9 +95,9 @@ def test_a_part_imports_from_lower_floors_alone(part: str) -> None:
 
 
 def test_no_module_is_in_a_circle_of_imports() -> None:
-    """Also not inside a part, and not behind `TYPE_CHECKING`."""
+    """There is no circle, not inside a part and not behind `TYPE_CHECKING` either."""
     known = modules()
-    # A package's __init__ collects the names of its own modules: what it imports from them is no circle.
+    # A package's __init__ collects the names of its own modules; its imports from them do not count as a circle.
     graph = {
         name: {imported for imported in own_imports(name, known) if not name.startswith(f"{imported}.")}
         for name in known
@@ -110,7 +110,7 @@ def test_no_module_is_in_a_circle_of_imports() -> None:
 
 @pytest.mark.parametrize("part", PURE)
 def test_what_decides_without_io_imports_none(part: str) -> None:
-    """Decisions are pure functions: they import nothing that waits, connects or starts."""
+    """Modules of decisions import no module that waits, connects or starts processes."""
     found = {
         f"{name} imports {imported}"
         for name, path in modules().items()

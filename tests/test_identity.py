@@ -1,4 +1,4 @@
-"""Who a session is bound to: what an identity may be, what the metadata keeps of it, who passes for it."""
+"""The identity of a session: its valid fields, the binding that the metadata keeps, and the callers that it fits."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def test_a_bad_token_is_refused_unseen(value: Any) -> None:
 
 
 def test_an_identity_needs_no_token() -> None:
-    """The empty token is one."""
+    """The token is empty by default."""
     assert Identity(issuer="i", subject="s").token == ""
 
 
 def test_a_token_is_neither_shown_nor_compared() -> None:
-    """A refreshed token makes no other principal, and no repr leaks it."""
+    """An identity with a refreshed token is the same principal, and no repr shows a token."""
     refreshed = attrs.evolve(ALICE, token="another-token")
     assert refreshed == ALICE
     assert hash(refreshed) == hash(ALICE)
@@ -52,21 +52,21 @@ def test_a_token_is_neither_shown_nor_compared() -> None:
 
 
 def test_an_identity_does_not_change() -> None:
-    """It is frozen: what was verified stays."""
+    """An identity is frozen, so that it stays the one that was verified."""
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         ALICE.subject = "mallory"  # type: ignore[misc]
 
 
 @given(principals, principals)
 def test_the_same_principal_is_equality(a: Identity | None, b: Identity | None) -> None:
-    """Issuer and subject decide, both of them, and nobody is like nobody alone."""
+    """Two identities are the same principal if issuer and subject are equal; None is the same as None only."""
     assert (a == b) == same_principal(a, b)
     assert same_principal(a, a)
 
 
 @given(principals, principals)
-def test_a_binding_fits_who_it_was_made_for(owner: Identity | None, caller: Identity | None) -> None:
-    """Anonymous fits anonymous alone, and a principal fits itself alone."""
+def test_a_binding_fits_its_own_principal_alone(owner: Identity | None, caller: Identity | None) -> None:
+    """The binding of an anonymous session fits anonymous callers; that of a principal fits this principal."""
     binding = bind(owner, KEYS)
     assert is_bound_to(binding, owner, KEYS)
     assert (owner == caller) == is_bound_to(binding, caller, KEYS)
@@ -74,13 +74,13 @@ def test_a_binding_fits_who_it_was_made_for(owner: Identity | None, caller: Iden
 
 @pytest.mark.parametrize(("issuer", "subject"), [("a", "bc"), ("abc", "d"), ("ab", "cd"), ("c", "ab")])
 def test_no_two_principals_are_encoded_alike(issuer: str, subject: str) -> None:
-    """Where the issuer ends is part of the digest."""
+    """The boundary between issuer and subject is part of the digest."""
     binding = bind(Identity(issuer="ab", subject="c"), KEYS)
     assert not is_bound_to(binding, Identity(issuer=issuer, subject=subject), KEYS)
 
 
 def test_a_binding_is_a_keyed_digest() -> None:
-    """Without the key nobody can recompute it, and it says its scheme.
+    """The digest begins with its scheme, and cannot be computed without the key.
 
     Its bytes are pinned: rows of live sessions hold them, so another encoding must take another scheme.
     """
@@ -91,7 +91,7 @@ def test_a_binding_is_a_keyed_digest() -> None:
 
 
 def test_keys_can_be_rotated() -> None:
-    """The first key makes bindings, all verify, and a key taken away takes its bindings along."""
+    """The first key makes bindings, all keys verify them, and a binding of a removed key fits no caller."""
     of_last_year = bind(ALICE, KEYS[1:])
     assert is_bound_to(of_last_year, ALICE, KEYS)
     assert bind(ALICE, KEYS) == bind(ALICE, KEYS[:1])
@@ -99,7 +99,7 @@ def test_keys_can_be_rotated() -> None:
 
 
 @given(st.text(), principals)
-def test_a_binding_that_nobody_made_fits_nobody(binding: str, caller: Identity | None) -> None:
+def test_a_binding_of_another_origin_fits_no_caller(binding: str, caller: Identity | None) -> None:
     """A stored row may hold anything, lone surrogates and the empty text included."""
     assert not is_bound_to(binding, caller, KEYS)
 
@@ -116,10 +116,10 @@ def test_a_binding_that_nobody_made_fits_nobody(binding: str, caller: Identity |
         pytest.param("", ALICE, id="unknown id"),
     ],
 )
-def test_a_check_does_the_same_work_for_everybody(
+def test_a_check_does_the_same_work_for_every_caller(
     binding: str | None, caller: Identity | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every key is tried, in constant time each, whoever asks: time tells nothing of the session."""
+    """Every key is tried, in constant time each, so that the time tells a caller nothing about the session."""
     digests: list[bytes] = []
     compared: list[int] = []
     real_new, real_compare = hmac.new, hmac.compare_digest
@@ -129,7 +129,7 @@ def test_a_check_does_the_same_work_for_everybody(
         return real_new(key, *rest)
 
     def counting_compare(a: bytes, b: bytes) -> bool:
-        compared.append(len(b))  # when lengths differ, it is the second that compare_digest goes through
+        compared.append(len(b))  # if the lengths differ, compare_digest reads all of the second
         return real_compare(a, b)
 
     monkeypatch.setattr(hmac, "new", counting_new)
@@ -140,7 +140,7 @@ def test_a_check_does_the_same_work_for_everybody(
 
 
 def test_one_random_key_per_process() -> None:
-    """Whoever configured no key has one of full strength, the same throughout."""
+    """Without `identity_keys` there is one random key of 32 bytes, the same for the whole process."""
     (key,) = process_keys()
     assert 32 == len(key)
     assert process_keys() is process_keys()
@@ -148,7 +148,7 @@ def test_one_random_key_per_process() -> None:
 
 @pytest.mark.parametrize("caller", [ALICE, None])
 def test_without_a_key_nothing_is_bound(caller: Identity | None) -> None:
-    """No key is an error that names the setting, not an unkeyed digest."""
+    """Binding without a key is an error that names the setting, not an unkeyed digest."""
     no_keys: Sequence[bytes] = ()
     with pytest.raises(ValueError, match="identity_keys"):
         bind(caller, no_keys)

@@ -1,4 +1,4 @@
-"""What a session leaves in its storage: plain data, read back whole or not at all."""
+"""The stored metadata of a session: plain data, which is read back whole or not at all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROW = json.loads(metadata_to_json(METADATA))
 
 
 def changed(path: str, value: object) -> bytes:
-    """A row as it would be with another value at a path like "backends.0.era"."""
+    """A row with another value at a path such as "backends.0.era"."""
     row = json.loads(json.dumps(ROW))
     *parents, last = (int(part) if part.isdigit() else part for part in path.split("."))
     target = row
@@ -45,15 +45,15 @@ def changed(path: str, value: object) -> bytes:
 
 
 def canonical(data: bytes) -> str:
-    """JSON to compare by: as objects, true and 1 and 1.0 would be equal."""
+    """The row as sorted JSON text: compared as objects, true, 1 and 1.0 would be equal."""
     return json.dumps(json.loads(data), sort_keys=True)
 
 
 def refusal(data: bytes) -> str:
-    """What the reader says of a row that it refuses, with everything that a log would show."""
+    """The error of the reader for a bad row, with its traceback, as a log would show it."""
     with pytest.raises(StorageError) as caught:
         metadata_from_json(data)
-    assert caught.value.__context__ is None  # whatever cattrs and json say holds values of the row
+    assert caught.value.__context__ is None  # errors of cattrs and json quote values of the row
     return "".join(traceback.format_exception_only(caught.value))
 
 
@@ -92,10 +92,10 @@ sessions = st.builds(
 )
 
 
-@settings(max_examples=50)  # the largest examples of all: a second has to do
+@settings(max_examples=50)  # the largest examples of the suite: 50 take about a second
 @given(sessions)
 def test_what_is_written_is_read_back(session: SessionMetadata) -> None:
-    """Every metadata survives the converter, to the microsecond and the lone surrogate."""
+    """Metadata that is written and read is equal, microseconds and lone surrogates included."""
     data = metadata_to_json(session)
     again = metadata_from_json(data)
     assert session == again
@@ -103,7 +103,7 @@ def test_what_is_written_is_read_back(session: SessionMetadata) -> None:
 
 
 def test_the_row_is_pinned() -> None:
-    """Fields and formats on the wire are those of schema 1: other instances read them."""
+    """The stored fields and formats are those of schema 1, which other instances read."""
     assert {
         "schema_version": 1,
         "session_id": "session-secret",
@@ -134,19 +134,19 @@ def test_the_row_is_pinned() -> None:
 
 
 def test_metadata_is_plain_data() -> None:
-    """Neither the object nor its bytes lead to anything but data, and no token is in them."""
+    """Object and bytes hold nothing but data, and no token of an identity."""
     alice = Identity(issuer="https://idp.example", subject="alice", token="token-secret")
     session = attrs.evolve(METADATA, identity_binding=bind(alice, (b"key",)))
     data = metadata_to_json(session)
     for root in (session, metadata_from_json(data), json.loads(data)):
         leaves = [str(leaf) for leaf in plain_leaves(root, SessionMetadata, BackendRecord)]
-        assert "session-secret" in leaves  # the walk has arrived
+        assert "session-secret" in leaves  # the walk reached the nested records
         assert [] == [leaf for leaf in leaves if "token-secret" in leaf or "alice" in leaf]
 
 
 @pytest.mark.parametrize("intruder", [print, Identity(issuer="i", subject="s"), object(), {1}, lambda: None])
 def test_the_walk_finds_what_is_not_data(intruder: object) -> None:
-    """The walk that this suite trusts fails on a function or a live object, wherever it hides."""
+    """The walk of this suite fails on a function or a live object at any depth."""
     with pytest.raises(AssertionError, match="is not plain data"):
         list(plain_leaves({"a": ({"b": [intruder]},)}))
 
@@ -155,7 +155,7 @@ def test_the_walk_finds_what_is_not_data(intruder: object) -> None:
     "intruder", [print, Identity(issuer="i", subject="s", token="t"), b"bytes", math.nan, math.inf]
 )
 def test_nothing_but_json_is_written(intruder: object) -> None:
-    """A live object in the open-ended fields is an error of the writer: it is not taken apart to fit."""
+    """A live object in a field that holds any JSON is an error of the writer; it is not converted."""
     record = attrs.evolve(RECORD, server_capabilities={"tools": {"x": intruder}})
     with pytest.raises(StorageError, match="server_capabilities") as caught:
         metadata_to_json(attrs.evolve(METADATA, backends=(record,)))
@@ -164,7 +164,7 @@ def test_nothing_but_json_is_written(intruder: object) -> None:
 
 
 def test_capabilities_nested_without_end_are_not_written() -> None:
-    """A backend that nests its capabilities too deep is an error, not the end of the interpreter's stack."""
+    """Capabilities that are nested too deep are a StorageError, not a RecursionError."""
     nested: dict[str, Any] = {}
     for _ in range(200_000):
         nested = {"a": nested}
@@ -174,7 +174,7 @@ def test_capabilities_nested_without_end_are_not_written() -> None:
 
 
 def test_a_row_of_another_schema_is_not_written() -> None:
-    """What this version could not read again it does not write."""
+    """A row that this version cannot read is not written."""
     with pytest.raises(StorageError, match="schema_version=2"):
         metadata_to_json(attrs.evolve(METADATA, schema_version=2))
 
@@ -188,13 +188,13 @@ def test_a_row_of_another_schema_is_not_written() -> None:
         ("session_id", None),
         ("identity_binding", Identity(issuer="i", subject="s")),
         ("created_at", "2026-07-28"),
-        ("updated_at", datetime(2026, 7, 28)),  # noqa: DTZ001  # naive on purpose
+        ("updated_at", datetime(2026, 7, 28)),  # noqa: DTZ001  # naive, which is what is tested
         ("backends", "ab"),
         ("backends", (ROW,)),
     ],
 )
 def test_metadata_is_checked_when_it_is_made(field: str, value: Any) -> None:
-    """A field of the wrong kind fails where it is set, not when the row is read elsewhere."""
+    """A field of the wrong type fails at construction, not when another process reads the row."""
     with pytest.raises((ValueError, TypeError)):
         attrs.evolve(METADATA, **{field: value})
 
@@ -211,19 +211,19 @@ def test_metadata_is_checked_when_it_is_made(field: str, value: Any) -> None:
     ],
 )
 def test_a_record_is_checked_when_it_is_made(field: str, value: Any) -> None:
-    """As for the session, so for its backends."""
+    """A field of a BackendRecord of the wrong type fails at construction."""
     with pytest.raises((ValueError, TypeError)):
         attrs.evolve(RECORD, **{field: value})
 
 
 def test_instants_are_utc() -> None:
-    """Whatever the offset they came with, instants are kept in UTC."""
+    """A datetime with any offset is kept in UTC."""
     session = attrs.evolve(METADATA, created_at=datetime(2026, 7, 28, 14, tzinfo=timezone(timedelta(hours=2))))
     assert "2026-07-28T12:00:00+00:00" == session.created_at.isoformat()
 
 
 def test_bindings_are_read_only_and_complete() -> None:
-    """Nobody rebinds a name behind the storage's back, and no reader has to ask whether a kind is there."""
+    """A binding cannot be changed in place, and both kinds are always present."""
     tools = {"read": "files"}
     session = attrs.evolve(METADATA, bindings={"tools": tools})
     tools["read"] = "mallory"
@@ -276,7 +276,7 @@ def test_no_repr_shows_a_secret() -> None:
     ],
 )
 def test_a_field_that_does_not_fit_is_named(path: str, value: object) -> None:
-    """Nothing is coerced; the error says which field it was and nothing of what it held."""
+    """Values are not coerced; the error names the field and does not show its value."""
     told = refusal(changed(path.replace("[", ".").replace("]", ""), value))
     assert told.rstrip().endswith(f" @ $.{path}")
     assert "secret" not in told
@@ -284,7 +284,7 @@ def test_a_field_that_does_not_fit_is_named(path: str, value: object) -> None:
 
 @pytest.mark.parametrize("path", [*ROW, *(f"backends.0.{name}" for name in ROW["backends"][0])])
 def test_a_missing_field_is_named(path: str) -> None:
-    """Half a row is no row: no field has a default."""
+    """No field has a default: a row without one of them is refused."""
     row = json.loads(json.dumps(ROW))
     *parents, name = path.split(".")
     del (row["backends"][0] if parents else row)[name]
@@ -293,14 +293,14 @@ def test_a_missing_field_is_named(path: str) -> None:
 
 @pytest.mark.parametrize(("path", "place"), [("secret", "$"), ("backends.1.secret", "$.backends[1]")])
 def test_an_unknown_field_is_refused(path: str, place: str) -> None:
-    """A reader that ignored it would lose it with its next write; its name, which may be anything, is not shown."""
+    """A reader that ignored the field would lose it with its next write. The error does not show the field's name."""
     told = refusal(changed(path, "secret"))
     assert told.rstrip().endswith(f"unknown fields @ {place}")
     assert "secret" not in told
 
 
 def test_every_field_that_does_not_fit_is_named() -> None:
-    """One error tells all: a corrupt row is looked at once."""
+    """One error names all fields of a row that do not fit."""
     told = refusal(changed("version", None).replace(b'"files_read": "files"', b'"files_read": 1'))
     assert "@ $.version" in told
     assert "@ $.bindings" in told
@@ -328,7 +328,7 @@ def test_every_field_that_does_not_fit_is_named() -> None:
     ],
 )
 def test_a_row_that_is_not_json_is_refused(data: bytes) -> None:
-    """Whatever json.loads lets pass or stumbles over, a row is a JSON object in UTF-8."""
+    """A row is a JSON object in UTF-8, also where json.loads accepts more or raises another error."""
     told = refusal(data)
     assert told.rstrip().endswith("is not a JSON object in UTF-8 @ $")
     assert "secret" not in told
@@ -337,13 +337,13 @@ def test_a_row_that_is_not_json_is_refused(data: bytes) -> None:
 @given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
 @example(b'{"schema_version":1}')
 def test_any_bytes_are_metadata_or_an_error(data: bytes) -> None:
-    """Reading ends in StorageError, whatever the bytes are."""
+    """Reading any bytes gives metadata or raises StorageError."""
     refusal(data)
 
 
 @given(st.sampled_from([*ROW, *(f"backends.0.{name}" for name in ROW["backends"][0]), "bindings.tools"]), json_values)
 def test_any_damaged_field_is_metadata_or_an_error(path: str, value: object) -> None:
-    """A row with one field replaced is read as it is written, or refused; it never comes back as something else."""
+    """A row with one replaced field is refused, or read and written again without a difference."""
     data = changed(path, value)
     try:
         session = metadata_from_json(data)
@@ -356,14 +356,14 @@ def test_any_damaged_field_is_metadata_or_an_error(path: str, value: object) -> 
 
 @given(st.integers(0, len(metadata_to_json(METADATA)) - 1), st.binary(max_size=3))
 def test_any_damaged_byte_is_metadata_or_an_error(at: int, replacement: bytes) -> None:
-    """A flipped, lost or added byte may go unseen in a text, but never ends in another error."""
+    """A flipped, lost or added byte gives other metadata or StorageError, and no other error."""
     data = metadata_to_json(METADATA)
     with contextlib.suppress(StorageError):
         metadata_from_json(data[:at] + replacement + data[at + 1 :])
 
 
 def test_a_row_has_a_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One byte over the limit is refused on both ways, naming the limit; the limit itself is not."""
+    """A row of the limit is written and read; one byte more is refused both ways, and the error names the limit."""
     data = metadata_to_json(METADATA)
     monkeypatch.setattr(metadata_module, "MAX_METADATA_BYTES", len(data))
     assert METADATA == metadata_from_json(metadata_to_json(METADATA))
@@ -376,7 +376,7 @@ def test_a_row_has_a_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_large_session_fits() -> None:
-    """A hundred backends with a thousand tools each are well within the limit."""
+    """A session over a hundred backends with a thousand tools each is within the limit."""
     owners = {
         f"backend-{number}_{'tool' * 5}_{tool}": f"backend-{number}" for number in range(100) for tool in range(1000)
     }
@@ -385,7 +385,7 @@ def test_a_large_session_fits() -> None:
 
 
 def test_an_endpoint_is_its_transport_and_url() -> None:
-    """Another url or transport is another endpoint, which gets no stored backend session id; another header is not."""
+    """Another url or transport is another endpoint, to which a stored session id is not sent; another header is not."""
     backend = Backend(id="a", url="http://a.example/mcp")
     assert hashlib.sha256(b"streamable-http\0http://a.example/mcp").hexdigest() == endpoint_digest(backend)
     others = [
@@ -398,7 +398,7 @@ def test_an_endpoint_is_its_transport_and_url() -> None:
 
 
 def test_a_process_is_its_command_line() -> None:
-    """And where it runs; its environment is not, since short secrets could be guessed from a stored digest."""
+    """The digest covers command line and working directory; from one of the environment secrets could be guessed."""
     backend = Backend(id="a", transport="stdio", command="server", args=["--all"])
     others = [
         attrs.evolve(backend, command="other"),
@@ -412,5 +412,5 @@ def test_a_process_is_its_command_line() -> None:
 
 
 def test_any_url_has_a_digest() -> None:
-    """A url that is not encodable is still one endpoint."""
+    """A url with a lone surrogate has a digest, too."""
     assert 64 == len(endpoint_digest(Backend(id="a", url="http://a.example/\ud800")))

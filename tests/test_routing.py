@@ -1,4 +1,4 @@
-"""Names: who has which, and that nothing but the configuration and what is bound decides it."""
+"""Names: which backend owns which, decided by the configuration and by earlier bindings alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FILES = Offer("files", tools=("now", "read"), prompts=("ask",), resources=("cloc
 
 
 def test_prefix_is_put_before_tools_and_prompts_but_never_before_uris() -> None:
-    """A prefixed name says whose it is; a URI is where something is, and stays."""
+    """A prefix names the backend of a tool or prompt; a URI is a locator and is never changed."""
     table = build_routing([TIME, FILES], Prefix("{backend}_")).table
     assert {
         "time_now": Target("time", "now"),
@@ -57,7 +57,7 @@ def test_a_uri_that_two_list_is_the_first_ones_and_reported() -> None:
 
 
 def test_bare_gives_a_contested_name_to_the_first() -> None:
-    """Bare: the configured order decides, and the conflict says who has the name."""
+    """Bare: the first backend in configured order gets the name, and the conflict names it as the owner."""
     routing = build_routing([FILES, TIME], Bare())
     assert Target("files", "now") == routing.table.tools["now"]
     assert NameConflict("tool", "now", ("files", "time"), "files") in routing.conflicts
@@ -70,21 +70,21 @@ def test_bare_gives_a_contested_name_to_the_first() -> None:
     [((), "files"), (("time",), "time"), (("absent", "time", "files"), "time"), (("absent",), "files")],
 )
 def test_priority_comes_before_configured_order(preferred: tuple[str, ...], owner: str) -> None:
-    """Priority: the listed ids first, then configured order; the report keeps configured order."""
+    """Priority: listed ids come first, then configured order; a conflict lists backends in configured order."""
     routing = build_routing([FILES, TIME], Priority(*preferred))
     assert Target(owner, "now") == routing.table.tools["now"]
     assert NameConflict("tool", "now", ("files", "time"), owner) in routing.conflicts
 
 
 def test_manual_advertises_what_it_names_and_nothing_else() -> None:
-    """One mapping, for tools and prompts alike."""
+    """One mapping names tools and prompts."""
     routing = build_routing([TIME, FILES], Manual({"clock": ("time", "now"), "ask": ("files", "ask"), "x": ("a", "y")}))
     assert {"clock": Target("time", "now")} == routing.table.tools
     assert {"ask": Target("files", "ask")} == routing.table.prompts
     assert [] == [conflict for conflict in routing.conflicts if conflict.kind != "resource"]
 
 
-def test_names_that_compose_alike_are_advertised_by_nobody() -> None:
+def test_equal_composed_names_of_two_backends_are_not_advertised() -> None:
     """`a_` + `b` and `a` + `_b`: neither backend can shadow the other; both lose this one name, and it is not bound."""
     routing = build_routing([Offer("a_", tools=("b", "c")), Offer("a", tools=("_b",))], Prefix())
     assert {"a__c": Target("a_", "c")} == routing.table.tools
@@ -94,7 +94,7 @@ def test_names_that_compose_alike_are_advertised_by_nobody() -> None:
 
 @pytest.mark.parametrize("strategy", [Prefix(), Bare(), Priority("a"), Manual({"a__b": ("a", "_b"), "b": ("b", "b")})])
 def test_a_bound_name_is_its_owners_even_while_it_is_away(strategy: ConflictResolution) -> None:
-    """Nobody takes over a name whose backend is down or has dropped it; who tries is reported with the owner."""
+    """A bound name goes to no other backend while its owner is away or does not list it; each claim is a conflict."""
     everything = [Offer(backend_id, tools=("b", "_b"), prompts=("b", "_b")) for backend_id in ("a", "a_", "b")]
     names = ("b", "_b", "a_b", "a__b", "a___b", "b_b", "b__b")
     bindings = Bindings(dict.fromkeys(names, "away"), dict.fromkeys(names, "away"))
@@ -105,7 +105,7 @@ def test_a_bound_name_is_its_owners_even_while_it_is_away(strategy: ConflictReso
 
 
 def test_a_bound_name_stays_when_a_backend_before_its_owner_wants_it() -> None:
-    """A binding is stronger than the configured order, and nothing new is bound by saying so."""
+    """A binding wins over the configured order, and the conflict adds no binding."""
     bindings = build_routing([TIME], Bare()).bindings
     routing = build_routing([FILES, TIME], Bare(), bindings=bindings)
     assert Target("time", "now") == routing.table.tools["now"]
@@ -127,7 +127,7 @@ def test_what_a_backend_lists_twice_counts_once() -> None:
 
 
 def test_a_long_name_keeps_its_head_and_ends_in_a_digest_of_all_of_it() -> None:
-    """What is cut off still tells names apart, the same way in every process."""
+    """Names that differ in the part cut off stay different, and are equal in every process."""
     names = ("read_the_whole_file", "read_the_whole_line")
     routing = build_routing([Offer("files", tools=names)], Prefix(), max_name_length=32)
     assert {"files_read_the_whole_file", "files_read_the_whole_line"} == set(routing.table.tools)
@@ -137,7 +137,7 @@ def test_a_long_name_keeps_its_head_and_ends_in_a_digest_of_all_of_it() -> None:
 
 @pytest.mark.parametrize("strategy", [Prefix("{backend}"), Bare(), Priority("a")])
 def test_a_name_made_to_look_shortened_is_an_ambiguity(strategy: ConflictResolution) -> None:
-    """Nobody gets another tool's shortened name by listing it: within one backend neither has it."""
+    """A tool that is listed under another tool's shortened name does not get it: within one backend neither does."""
     long = "x" * 40
     (shortened,) = build_routing([Offer("a", tools=(long,))], strategy, max_name_length=16).table.tools
     own = shortened.removeprefix("a") if isinstance(strategy, Prefix) else shortened
@@ -147,8 +147,8 @@ def test_a_name_made_to_look_shortened_is_an_ambiguity(strategy: ConflictResolut
         assert (NameConflict("tool", shortened, ("a",), None),) == routing.conflicts
 
 
-def test_a_manual_name_made_to_look_shortened_is_advertised_by_nobody() -> None:
-    """Shortening can make two entries one, and then no order decides between their backends."""
+def test_a_manual_name_equal_to_a_shortened_one_is_not_advertised() -> None:
+    """If shortening makes two entries of Manual equal, neither is advertised: no order decides between them."""
     offers = [Offer("a", tools=("t",)), Offer("b", tools=("t",))]
     (shortened,) = build_routing(offers, Manual({"x" * 40: ("a", "t")}), max_name_length=16).table.tools
     manual = Manual({"x" * 40: ("a", "t"), shortened: ("b", "t")})
@@ -158,13 +158,13 @@ def test_a_manual_name_made_to_look_shortened_is_advertised_by_nobody() -> None:
 
 
 def test_any_text_can_be_shortened() -> None:
-    """A lone surrogate, which JSON can spell, breaks nothing."""
+    """A name with a lone surrogate, which JSON allows, is shortened like any other."""
     (name,) = build_routing([Offer("a", tools=("\ud800" * 40,))], Bare(), max_name_length=16).table.tools
     assert 16 == len(name)
 
 
 def test_no_limit_shortens_nothing() -> None:
-    """`math.inf` is a limit like any other."""
+    """With `max_name_length=math.inf` no name is shortened."""
     routing = build_routing([Offer("a", tools=("x" * 500,))], Bare(), max_name_length=math.inf)  # type: ignore[arg-type]
     assert ["x" * 500] == list(routing.table.tools)
 
@@ -176,7 +176,7 @@ def test_no_limit_shortens_nothing() -> None:
 def test_every_name_means_one_thing_and_every_thing_has_one_name(
     offers: list[Offer], strategy: ConflictResolution, limit: int
 ) -> None:
-    """Injective; no longer than allowed; reaching only what its backend offers; what is missing is reported."""
+    """Names are unique, within the limit, and reach what their backend offers; every missing one is a conflict."""
     routing = build_routing(offers, strategy, max_name_length=limit)
     for kind, plural in (("tool", "tools"), ("prompt", "prompts")):
         table: dict[str, Target] = getattr(routing.table, plural)
@@ -194,8 +194,8 @@ def test_every_name_means_one_thing_and_every_thing_has_one_name(
 
 
 @given(offer_lists(), st.sampled_from([Prefix(), Prefix("{backend}")]))
-def test_a_prefixed_name_depends_on_nobody_else(offers: list[Offer], strategy: Prefix) -> None:
-    """Whoever is up besides it, a backend's tool has the same name or, contested, none."""
+def test_a_prefixed_name_does_not_depend_on_other_backends(offers: list[Offer], strategy: Prefix) -> None:
+    """With any set of other backends, a tool has the same name or, if that is contested, none."""
     alone = {n: t for o in offers for n, t in build_routing([o], strategy, max_name_length=20).table.tools.items()}
     together = build_routing(offers, strategy, max_name_length=20)
     assert together.table.tools.items() <= alone.items()
@@ -207,7 +207,7 @@ def test_a_prefixed_name_depends_on_nobody_else(offers: list[Offer], strategy: P
 def test_prefix_and_manual_do_not_even_depend_on_the_configured_order(
     offers: list[Offer], strategy: ConflictResolution
 ) -> None:
-    """Where no order is asked for, none decides; Bare and Priority give every name to the first in theirs."""
+    """Prefix and Manual use no order; Bare and Priority give every name to the first backend in theirs."""
     one, two = build_routing(offers, strategy), build_routing(offers[::-1], strategy)
     if isinstance(strategy, Prefix | Manual):
         assert (one.table.tools, one.table.prompts, one.bindings) == (two.table.tools, two.table.prompts, two.bindings)
@@ -220,7 +220,7 @@ def test_prefix_and_manual_do_not_even_depend_on_the_configured_order(
 
 @given(histories(max_size=5), resolutions())
 def test_a_name_never_moves_to_another_backend(history: list[list[Offer]], strategy: ConflictResolution) -> None:
-    """Backends join, fail, return and change their lists in every order: a name reaches one backend, for ever."""
+    """Backends join, fail, return and change their lists in any order, and a name reaches one backend throughout."""
     bindings = Bindings()
     reached: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     for offers in history:
@@ -236,7 +236,7 @@ def test_a_name_never_moves_to_another_backend(history: list[list[Offer]], strat
 
 @given(st.sets(st.sampled_from(OWN_NAMES) | st.text("aAb_\u0430\u00e9e\u0301", min_size=1, max_size=30), min_size=1))
 def test_names_that_look_alike_are_different_names(names: set[str]) -> None:
-    """Neither case nor homoglyphs nor normalisation make two names one."""
+    """Names that differ in case, homoglyphs or Unicode normalisation stay different names."""
     table = build_routing([Offer("a", tools=tuple(names))], Bare(), max_name_length=30).table
     assert {name: Target("a", name) for name in names} == table.tools
 
@@ -245,7 +245,7 @@ def test_names_that_look_alike_are_different_names(names: set[str]) -> None:
 
 
 def test_a_listed_uri_goes_before_templates_and_the_first_template_that_matches_wins() -> None:
-    """Templates are asked in configured order; one that is malformed matches nothing and harms nobody."""
+    """Templates are tried in configured order; a malformed one matches nothing and does not affect the others."""
     offers = [
         Offer("a", templates=("doc://{id", "doc://{id}")),
         Offer("b", resources=("doc://listed",), templates=("doc://{+path}",)),
@@ -259,7 +259,7 @@ def test_a_listed_uri_goes_before_templates_and_the_first_template_that_matches_
 
 
 def test_a_table_made_by_hand_matches_its_templates() -> None:
-    """Templates are compiled with the table."""
+    """A RoutingTable that is built directly compiles its templates itself."""
     assert Target("a", "x://1") == RoutingTable(templates=(Target("a", "x://{id}"),)).find_resource("x://1")
     with pytest.raises(ValueError, match="stray brace"):
         RoutingTable(templates=(Target("a", "{"),))
@@ -269,21 +269,21 @@ def test_a_table_made_by_hand_matches_its_templates() -> None:
     ("wanted", "closest"),
     [
         ("time_nwo", ("time_now", "time_in_zone")),
-        ("now", ("time_now",)),  # the prefix is missing
+        ("now", ("time_now",)),  # without the prefix
         ("zzz", ()),
         ("", ()),
         ("web_ftech", ("web_fetch",)),
     ],
 )
 def test_a_misspelt_name_is_told_the_closest_one(wanted: str, closest: tuple[str, ...]) -> None:
-    """The error for an unknown name says what was probably meant."""
+    """The error for an unknown name names the most similar advertised ones."""
     table = build_routing([Offer("time", tools=("now", "in_zone")), Offer("web", tools=("fetch",))], Prefix()).table
     assert closest == table.closest("tools", wanted)
     assert () == table.closest("prompts", wanted)
 
 
 def test_looking_for_close_names_is_cheap_whatever_the_names() -> None:
-    """A table full of anagrams and an endless name cost less than difflib takes to rate 60 of them."""
+    """A search among anagrams for a very long name costs less than difflib takes to rate 60 of them."""
     names = ["".join("ab"[index >> bit & 1] for bit in range(16)) * 4 + str(index) for index in range(12_000)]
     table = RoutingTable(tools=dict.fromkeys(names, Target("a", "x")))
     unknown = "abba" * 50_000
@@ -292,7 +292,7 @@ def test_looking_for_close_names_is_cheap_whatever_the_names() -> None:
 
 
 def _cpu_time(work: Callable[[], object], *, runs: int = 3) -> float:
-    """The best run, in s."""
+    """The CPU time of the fastest run, s."""
     times: list[float] = []
     for _ in range(runs):
         began = time.process_time()
@@ -308,7 +308,7 @@ def _cpu_time(work: Callable[[], object], *, runs: int = 3) -> float:
     "text", ["", "x_", "{Backend}_", "{backend}{backend}", "{backend}_{name}", "{backend}}", "{{backend}"]
 )
 def test_a_prefix_without_its_backend_is_refused(text: str) -> None:
-    """The error shows the format."""
+    """The error of Prefix shows the format."""
     with pytest.raises(ValueError, match="Prefix format") as caught:
         Prefix(text)
     assert repr(text) in str(caught.value)
@@ -316,7 +316,7 @@ def test_a_prefix_without_its_backend_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("ids", [("a", "a"), ("",), (["a", "b"],), (7,)])
 def test_a_priority_of_something_else_is_refused(ids: tuple[Any, ...]) -> None:
-    """A list passed whole, and an id listed twice, are mistakes that the error shows."""
+    """A list in place of ids, and an id that is listed twice, are ValueErrors that show it."""
     with pytest.raises(ValueError, match="Priority lists") as caught:
         Priority(*ids)
     assert repr(ids[-1]) in str(caught.value)
@@ -335,20 +335,20 @@ def test_a_priority_of_something_else_is_refused(ids: tuple[Any, ...]) -> None:
     ],
 )
 def test_a_manual_entry_of_another_form_is_refused(entry: tuple[Any, Any]) -> None:
-    """The error shows the entry."""
+    """The error of Manual shows the entry."""
     with pytest.raises(ValueError, match="Manual entry") as caught:
         Manual(dict([entry]))
     assert f"{entry[0]!r}: {entry[1]!r}" in str(caught.value)
 
 
 def test_two_names_for_one_thing_are_refused() -> None:
-    """A capability is advertised once."""
+    """Two names for one capability are a ValueError: a capability is advertised once."""
     with pytest.raises(ValueError, match="'x' and 'y' both name"):
         Manual({"x": ("a", "b"), "y": ("a", "b")})
 
 
 def test_strategies_and_results_cannot_change() -> None:
-    """What was passed in is copied, and everything is read-only."""
+    """Arguments are copied, and all fields are read-only."""
     names = {"x": ("a", "b")}
     manual = Manual(names)
     names["y"] = ("a", "c")
@@ -362,10 +362,12 @@ def test_strategies_and_results_cannot_change() -> None:
 
 
 def test_ten_backends_with_a_thousand_tools_each_are_routed_at_once() -> None:
-    """An opening decides about all names at once; the loop must not notice."""
+    """An opening routes all names in one step of the loop, which must be short."""
     offers = [Offer(f"backend{i}", tools=tuple(f"tool_{j}" for j in range(1000))) for i in range(10)]
     assert 10_000 == len(build_routing(offers, Prefix()).table.tools)
-    assert _cpu_time(lambda: build_routing(offers, Prefix())) < 0.2  # about 0.012 s; what is squared takes minutes
+    assert (
+        _cpu_time(lambda: build_routing(offers, Prefix())) < 0.2
+    )  # about 0.012 s; a quadratic algorithm takes minutes
 
 
 def test_all_templates_of_a_backend_share_one_limit_of_bytes() -> None:
