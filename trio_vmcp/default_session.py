@@ -107,7 +107,7 @@ class DefaultSession(trio.abc.AsyncResource):
 
     @property
     def state(self) -> SessionState:
-        return self._core.state
+        return self._core.life.state
 
     @property
     def in_flight(self) -> int:

@@ -17,7 +17,7 @@ from trio_vmcp._client.built_in import HttpConnector
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._session.member import Member, new_member
 from trio_vmcp._session.owner import MOST_CANCELLED_DRAIN, SessionOwner
-from trio_vmcp._session.reconnects import Reconnects
+from trio_vmcp._session.pacing import Endpoints
 from trio_vmcp._session.row import SessionRow, load_row, new_row
 from trio_vmcp.connector import BackendConnector, ClientHandlers, OutgoingAuth
 from trio_vmcp.default_session import DefaultSession
@@ -100,11 +100,11 @@ class DefaultSessionFactory:
     _live: dict[str, SessionOwner | None] = attrs.field(
         factory=dict, init=False, repr=False
     )  # None: id taken, not opening yet
-    _reconnects: Reconnects = attrs.field(init=False, repr=False)
+    _endpoints: Endpoints = attrs.field(init=False, repr=False)
     _closing: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._reconnects = Reconnects(self._settings.reconnect_delay, self._settings.reconnect_max_delay)
+        self._endpoints = Endpoints(self._settings.reconnect_delay, self._settings.reconnect_max_delay)
 
     async def make_session(
         self, backends: Iterable[Backend], *, identity: Identity | None = None, session_id: str | None = None
@@ -138,11 +138,12 @@ class DefaultSessionFactory:
         row = await self._load_for(session_id, identity)
         with self._claim(session_id):
             members = {
-                backend_id: new_member(backend_id, backend, self._settings, row.record(backend_id))
+                backend_id: new_member(backend_id, backend, self._settings, self._endpoints, row.record(backend_id))
                 for backend_id, backend in configured.items()
             }
             for record in row.metadata.backends:
-                members.setdefault(record.backend_id, new_member(record.backend_id, None, self._settings, record))
+                absent = new_member(record.backend_id, None, self._settings, self._endpoints, record)
+                members.setdefault(record.backend_id, absent)
             _, session = await self._run(members, row, identity)
             return session
 
@@ -166,7 +167,7 @@ class DefaultSessionFactory:
                 await self._require_unknown(session_id)
             row = new_row(chosen, bind(identity, self._keys), self._storage, self._settings.storage_timeout)
             members = {
-                backend_id: new_member(backend_id, backend, self._settings)
+                backend_id: new_member(backend_id, backend, self._settings, self._endpoints)
                 for backend_id, backend in configured.items()
             }
             return await self._run(members, row, identity)
@@ -194,7 +195,7 @@ class DefaultSessionFactory:
         if self._closing:  # since the id was claimed: the storage was asked in between
             raise SessionClosed("the session factory closed while the session was opening")
         connector = self._connector_for(row.metadata.session_id)
-        owner = SessionOwner(members, row, identity, connector, self._settings, self._reconnects)
+        owner = SessionOwner(members, row, identity, connector, self._settings, self._endpoints)
         self._live[owner.id] = owner
         session = DefaultSession(owner)
         start_clean(self._nursery, self._own, owner, session)

@@ -42,6 +42,8 @@ from support.leaks import WATCH
 import trio_vmcp._client.cache
 import trio_vmcp._client.channels.process
 import trio_vmcp._client.http.link
+import trio_vmcp._session.call
+import trio_vmcp._session.calls
 from trio_vmcp import BackendUnavailable, Bare, FactorySettings, SessionClosed
 from trio_vmcp._client.client import StreamableClient
 from trio_vmcp._client.handlers import Handling
@@ -53,15 +55,15 @@ from trio_vmcp._client.log_feed import LogFeed
 from trio_vmcp._client.server_requests import ServerRequests
 from trio_vmcp._session.admission import Admission
 from trio_vmcp._session.admission import Call as AdmittedCall
-from trio_vmcp._session.backoff import Backoff
+from trio_vmcp._session.attempt import Attempt
 from trio_vmcp._session.breaker import Breaker
 from trio_vmcp._session.calls import Calls
-from trio_vmcp._session.connection import Incarnation
+from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.health import Health
 from trio_vmcp._session.member import Member
 from trio_vmcp._session.members import Membership
 from trio_vmcp._session.owner import SessionOwner
-from trio_vmcp._session.reconnects import Reconnects
+from trio_vmcp._session.pacing import Backoff, Endpoints
 from trio_vmcp._session.refresh import Refresher
 from trio_vmcp._session.row import SessionRow
 from trio_vmcp.factory import DefaultSessionFactory
@@ -178,7 +180,7 @@ async def sends_twice(original: Any, client: Any, message_id: int, method: str, 
 
 
 async def takes_longer(original: Any, session: Any, services: Any) -> None:
-    if not session._close_requested.is_set():
+    if not session.life.is_closing:
         await trio.sleep(0.01)
     await original(session, services)
 
@@ -196,11 +198,8 @@ def holds_one_slot_less(original: Any, membership: Membership, *args: Any) -> An
     return original(membership, *args)
 
 
-@asynccontextmanager
-async def admits_late(original: Any, admission: Admission) -> AsyncIterator[Any]:
-    admission._refused = False
-    async with original(admission) as call:
-        yield call
+async def admits_late(original: Any, admission: Admission, call: AdmittedCall) -> None:
+    admission._calls.add(call)
 
 
 @asynccontextmanager
@@ -238,33 +237,30 @@ async def stays_away(original: Any, row: Any) -> None:
     await trio.lowlevel.checkpoint()
 
 
-async def is_refused(original: Any, member: Member, call: Any, method: str, *args: Any) -> Any:
-    if method == "tools/call":
-        raise BackendUnavailable(member.backend_id, "is away, or so it says")
-    return await original(member, call, method, *args)
+async def is_refused(member: Member, *args: Any) -> Any:
+    raise BackendUnavailable(member.backend_id, "is away, or so it says")
 
 
 def hurries(original: Any, backoff: Backoff, chance: float) -> float:
     return original(backoff, chance) / 10  # type: ignore[no-any-return]
 
 
-def turns_are_not_shared(original: Any, reconnects: Reconnects, endpoint: str) -> Any:
-    reconnects._turns.clear()
-    return original(reconnects, endpoint)
+def turns_are_not_shared(original: Any, endpoints: Endpoints, endpoint: str) -> Any:
+    endpoints._turns.clear()
+    return original(endpoints, endpoint)
 
 
-def starts_afresh(original: Any, member: Member) -> None:
-    original(member)
-    assert member.current is not None
-    member.lose_session(member.current, BackendUnavailable(member.backend_id, "is better asked anew"))
+def starts_afresh(member: Member) -> None:
+    assert member.connection is not None
+    member.lose_session(member.connection, BackendUnavailable(member.backend_id, "is better asked anew"))
 
 
-async def waits_on(original: Any, incarnation: Incarnation, *args: Any) -> None:
-    await original(incarnation, *args)
+async def waits_on(original: Any, connection: Connection, *args: Any) -> None:
+    await original(connection, *args)
     await trio.sleep(1.0)
 
 
-async def keeps_hold(original: Any, membership: Membership, member: Member, *args: Any) -> None:
+async def keeps_hold(original: Any, attempt: Attempt, connection: Connection) -> None:
     await trio.lowlevel.checkpoint()
 
 
@@ -337,7 +333,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "only_listed_errors",
     ),
     "a call admitted after closing began": (
-        wrapped(Admission, "admit", admits_late),
+        wrapped(Admission, "enter", admits_late),
         History(steps=REFUSED),
         "nothing_admitted_while_closing",
     ),
@@ -433,12 +429,12 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "rows_live_and_die_with_their_sessions",
     ),
     "a backend that is never tried again": (
-        wrapped(Membership, "_see_to", does_nothing),
+        wrapped(Membership, "_ensure_retrying", does_nothing),
         History(settings=PATIENT, instances=LONG, steps=OUTAGE),
         "a_healthy_backend_is_ready_again",
     ),
     "a failing call to a healthy backend": (
-        wrapped(Member, "request", is_refused),
+        replaced(trio_vmcp._session.calls, "request_member", is_refused),
         History(steps=CLOSED),
         "calls_to_healthy_backends_succeed",
     ),
@@ -448,17 +444,17 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "attempts_keep_to_the_backoff",
     ),
     "sessions that try one backend at the same time": (
-        wrapped(Reconnects, "turns", turns_are_not_shared),
+        wrapped(Endpoints, "turns", turns_are_not_shared),
         History(settings=PATIENT, instances=LONG, steps=TWO_WAIT),
         "one_attempt_at_a_time",
     ),
     "a connection that is made anew for nothing": (
-        wrapped(Member, "_note_answer", starts_afresh),
+        replaced(trio_vmcp._session.call, "note_answer", starts_afresh),
         History(backends=LEGACY, steps=CLOSED),
         "no_reconnect_without_a_reason",
     ),
     "a connection that was replaced and is kept": (
-        wrapped(Membership, "_let_go", keeps_hold),
+        wrapped(Attempt, "_close_in_time", keeps_hold),
         History(settings=PATIENT, instances=LONG, steps=FORGOTTEN),
         "connections_are_closed",
     ),
@@ -478,7 +474,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "removed_backends_get_their_delete",
     ),
     "a removal that is late": (
-        wrapped(Incarnation, "drain", waits_on),
+        wrapped(Connection, "drain", waits_on),
         History(settings=PATIENT, steps=(Open(), RemoveBackend(at=1.0, drain_timeout=0.0), Close(at=5.0))),
         "members_come_and_go_in_time",
     ),

@@ -24,24 +24,31 @@ TARGETS: Mapping[str, tuple[str, ...] | None] = {
             )
         ),
     ),
+    "trio_vmcp._session.life": None,
     "trio_vmcp._session.members": tuple(
         f"Membership.{name}"
         for name in (
-            *("stop_connecting", "stop_recovering", "say_goodbye", "add", "remove", "_let_go", "_part"),
-            *("_try_first", "_see_to", "_retry", "_connect_anew", "_may_join", "_note_attempt", "_note_missing"),
-            "_replace",
+            *("stop_connecting", "stop_replacing", "close_connections", "abandon", "add", "remove"),
+            *("_on_transition", "_ensure_retrying", "_retry", "_connect_anew", "_slot"),
         )
     ),
     "trio_vmcp._session.member": tuple(
         f"Member.{name}"
         for name in (
-            *("joined", "lose_session", "end_recovery", "give_up", "remove", "let_go", "_look_gone", "request"),
-            *("relapse", "_ask", "_on", "_recovered", "_pass_breaker", "_note_error", "_note_answer"),
+            *("to", "may_join", "join", "fail", "start_retrying", "end_replacing", "lose_connection", "lose_session"),
+            *("stop_connecting", "remove", "end_attempt", "_cancel_attempts", "_check_gone"),
         )
     ),
+    "trio_vmcp._session.attempt": (
+        *(f"Attempt.{name}" for name in ("run", "replace", "is_over", "current_client", "_fail", "_settle")),
+        *("Attempt._close_client_in_time", "Attempt._close_in_time", "Attempt._goodbye_scope"),
+        *("close_connection", "_close_client"),
+    ),
+    "trio_vmcp._session.call": (
+        *("request_member", "_is_sent_again", "_replaced_connection", "_pass_breaker", "_note_error", "note_answer"),
+    ),
     "trio_vmcp._session.connection": None,
-    "trio_vmcp._session.reconnects": None,
-    "trio_vmcp._session.backoff": None,
+    "trio_vmcp._session.pacing": None,
     "trio_vmcp._session.breaker": None,
 }
 
@@ -54,6 +61,7 @@ TESTS = (
         for name in (
             *("admission", "closing", "calls", "ownership", "opening", "changes", "close_path"),
             *("restore", "recovery", "idle_recovery", "coming_back", "add_remove", "breaker", "health"),
+            *("life", "member"),
         )
     ),
     "http/test_transport",
@@ -62,24 +70,18 @@ TESTS = (
 # Mutants that behave as the original does, or no worse, with the reason. An entry whose mutant is killed or does not
 # exist is an error.
 EQUIVALENT: Mapping[str, str] = {
-    "Membership._part: delete `incarnation.end()`": (
+    "close_connection: delete `connection.retire()`": (
         "A close only takes a little longer: what ends by itself meanwhile is cancelled afterwards."
     ),
     "Connection.receive: return nothing in `return None`": "Which is None.",
     "Http11Transport._idle_connection: return nothing in `return None`": "Which is None.",
-    "SessionOwner.serve: delete `self._close_requested.set()`": (
-        "After a crash no close asks for it: `state` asks for CLOSED first, and a later close changes nothing any more."
-    ),
     "Breaker.admit: return nothing in `return None`": "The same.",
     "Breaker.admit: return nothing in `return None` (no. 2)": "The same.",
     "Breaker.fail: return nothing in `return False`": "Callers test the truth of the result.",
     "Breaker: False becomes True in `_on_trial: bool = attrs.field(default=False, init=False)`": (
         "Not read before the circuit opens, which sets it."
     ),
-    "Incarnation: False becomes True in `is_listed: bool = attrs.field(default=False, init=False)`": (
-        "Not read before the backend has joined, which sets it."
-    ),
-    "Turns.failed: > becomes >= in `if self._succeeded_at is not None and now - self._succeeded_at > "
+    "EndpointTurns.note_failure: > becomes >= in `if self._succeeded_at is not None and now - self._succeeded_at > "
     "self._backoff.max_delay:`": "An instant.",
     "SessionOwner.shorten_drain: < becomes <= in `if deadline < self._drain.deadline:`": (
         "Two drains that end at the same instant: the message names the one limit or the other, and both hold."

@@ -453,7 +453,7 @@ async def test_removing_a_backend_that_is_away(fault: Any, autojump_clock: MockC
         await trio.sleep(100)
         await session.remove_backend("a")
         await wait_all_tasks_blocked()
-        assert [] == [name for name in library_tasks() if "_retry" in name or "_live" in name]
+        assert [] == [name for name in library_tasks() if "_retry" in name or "Attempt" in name]
         assert () == session.failures
         attempts = world.network.connection_attempts
         await trio.sleep(1000)
@@ -569,7 +569,7 @@ async def test_removed_backends_are_not_remembered_without_end(autojump_clock: M
         assert isinstance(session, DefaultSession)
         membership = session._core.membership
         assert len(membership._leaving) <= 1
-        assert {(None, None)} == {(member.listing, member.current) for member in membership._removed.values()}
+        assert {(None, None)} == {(member.listing, member.connection) for member in membership._removed.values()}
 
 
 # Closing

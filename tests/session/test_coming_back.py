@@ -34,8 +34,7 @@ from trio_vmcp import (
     open_session_factory,
 )
 from trio_vmcp._request_note import note_session_lost
-from trio_vmcp._session.backoff import LEAST_DELAY, Backoff
-from trio_vmcp._session.reconnects import Reconnects
+from trio_vmcp._session.pacing import LEAST_DELAY, Backoff, Endpoints
 from trio_vmcp.metadata import endpoint_digest
 from trio_vmcp.testing import CONNECT, Delay, Disconnect, Error, FaultRule, Hang, Refuse, ScriptedBackend, Status
 
@@ -566,12 +565,12 @@ async def test_retries_share_the_slots_of_the_opening(autojump_clock: MockClock)
 
 def test_endpoints_are_forgotten_with_the_last_who_asked() -> None:
     """A factory that meets ever new endpoints keeps none of them."""
-    reconnects = Reconnects(0.5, 60.0)
-    kept = reconnects.turns("a")
-    assert kept is reconnects.turns("a")
+    endpoints = Endpoints(0.5, 60.0)
+    kept = endpoints.turns("a")
+    assert kept is endpoints.turns("a")
     for number in range(1000):
-        reconnects.turns(f"endpoint {number}")
-    assert ["a"] == list(reconnects._turns)
+        endpoints.turns(f"endpoint {number}")
+    assert ["a"] == list(endpoints._turns)
 
 
 # When sessions end

@@ -9,6 +9,7 @@ import attrs
 import trio
 
 from trio_vmcp._request_note import RequestNote, current_note, notes_of_current_task
+from trio_vmcp._session.life import Life, Phase
 from trio_vmcp.errors import BackendError, SessionClosed
 
 __all__ = ["Admission", "Call"]
@@ -58,7 +59,7 @@ class Admission:
     """The calls of one session: admitted, and not yet at their end."""
 
     _calls: set[Call] = attrs.field(factory=set, init=False, repr=False)
-    _refused: bool = attrs.field(default=False, init=False)
+    _life: Life = attrs.field(alias="life", factory=Life, repr=False)
     # Set at most once, while refusing with nothing in flight; never cleared or replaced: an event for "count is zero
     # now" would be set after the very first call and let a later close through.
     drained: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
@@ -76,7 +77,7 @@ class Admission:
         return Call(admission=self, outer=current_note.get())
 
     async def enter(self, call: Call) -> None:
-        if self._refused:
+        if self._life.is_closing:
             # One cancel may both close the session and hit this caller; it then surfaces as the cancel alone.
             await trio.lowlevel.checkpoint_if_cancelled()
             raise SessionClosed("the session is closing or closed and admits no new calls")
@@ -84,16 +85,17 @@ class Admission:
 
     def leave(self, call: Call) -> None:
         self._calls.discard(call)
-        self._look_drained()
+        self._check_drained()
 
     def holds_current_task(self) -> bool:
         """Does the current task run inside one of these calls, however deep, or was it started there?"""
         return any(note in self._calls for note in notes_of_current_task())
 
     def refuse(self) -> None:
-        """Admit no more, from this very moment."""
-        self._refused = True
-        self._look_drained()
+        """Admit no more, from this very moment: the session is DRAINING."""
+        if not self._life.is_closing:
+            self._life.to(Phase.DRAINING)
+        self._check_drained()
 
     def cut_off(self, detail: str) -> None:
         """End what is still in flight with `SessionClosed(detail)`."""
@@ -103,8 +105,8 @@ class Admission:
     def abandon(self) -> None:
         """Forget calls that do not unwind: their callers shielded themselves, and no close can wait for ever."""
         self._calls.clear()
-        self._look_drained()
+        self._check_drained()
 
-    def _look_drained(self) -> None:
-        if self._refused and not self._calls:
+    def _check_drained(self) -> None:
+        if self._life.is_closing and not self._calls:
             self.drained.set()

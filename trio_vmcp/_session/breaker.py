@@ -6,7 +6,7 @@ import math
 
 import attrs
 
-from trio_vmcp._session.backoff import Backoff
+from trio_vmcp._session.pacing import Backoff
 
 __all__ = ["FAILURES_TO_OPEN", "Breaker"]
 

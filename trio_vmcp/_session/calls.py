@@ -11,6 +11,7 @@ import attrs
 import trio
 
 from trio_vmcp._session.admission import Admission
+from trio_vmcp._session.call import CallRequest, request_member
 from trio_vmcp._session.directory import Directory
 from trio_vmcp._session.member import Member
 from trio_vmcp.connector import OnProgress
@@ -26,7 +27,6 @@ from trio_vmcp.errors import (
 from trio_vmcp.identity import Identity, same_principal
 from trio_vmcp.models import JSON
 from trio_vmcp.routing import Target
-from trio_vmcp.settings import FactorySettings
 
 __all__ = ["Calls"]
 
@@ -48,7 +48,6 @@ class Calls:
     _directory: Directory
     _admission: Admission
     _identity: Identity | None
-    _settings: FactorySettings
     last_call_at: float = attrs.field(default=0.0, init=False)
 
     async def call(
@@ -77,7 +76,9 @@ class Calls:
                 forwarded = _forwarded_meta(meta) if meta else None
                 if forwarded:
                     params["_meta"] = forwarded
-                raw = await member.request(call, method, params, caller, self._timeout(member, timeout), on_progress)
+                limit = member.request_timeout if timeout is None else timeout
+                asked = CallRequest(method, params, caller, trio.current_time(), limit, on_progress)
+                raw = await request_member(member, call, asked)
             finally:  # however it ends; but a stranger's call keeps no session alive
                 self.last_call_at = trio.current_time()
         if array_field is not None and not isinstance(raw.get(array_field, []), list):
@@ -166,13 +167,6 @@ class Calls:
     def _check_caller(self, caller: Identity | None) -> None:
         if not same_principal(caller, self._identity):
             raise NilCaller if caller is None else UnauthorizedCaller
-
-    def _timeout(self, member: Member, timeout: float | None) -> float:
-        if timeout is not None:
-            return timeout
-        assert member.backend is not None  # a member that is connected was configured
-        configured = member.backend.request_timeout
-        return self._settings.request_timeout if configured is None else configured
 
 
 def _forwarded_meta(meta: JSON) -> JSON:

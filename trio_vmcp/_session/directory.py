@@ -38,9 +38,14 @@ class _Part:
 
 @attrs.define(eq=False)
 class Directory:
-    """What the backends of one session offer under which names."""
+    """What the backends of one session offer under which names.
+
+    Attributes:
+        is_bound: The opening has bound names, by the configured order of the backends and not by which was the first.
+    """
 
     _router: Router
+    is_bound: bool = attrs.field(default=False, init=False)
     _listings: dict[str, Listing] = attrs.field(factory=dict, init=False)  # by backend id, in configured order
     _offers: dict[str, Offer] = attrs.field(factory=dict, init=False)
     _parts: dict[tuple[Kind, str], _Part] = attrs.field(factory=dict, init=False)
@@ -53,6 +58,7 @@ class Directory:
             listings: By backend id, in configured order; None: not listed yet. A listing that is the same object as
                 before has not changed.
         """
+        self.is_bound = True
         known = self._listings
         now = {backend_id: listing or _NOTHING for backend_id, listing in listings.items()}
         changed = [backend_id for backend_id, listing in now.items() if known.get(backend_id) is not listing]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from datetime import UTC, datetime
 
 import attrs
 
-from trio_vmcp.models import BackendState, Latency
+from trio_vmcp.models import Latency
 
 __all__ = ["Health", "percentiles"]
 
@@ -19,8 +18,6 @@ LATENCIES_KEPT = 128  # of the latest calls, a float each
 class Health:
     """Counters of one backend."""
 
-    state: BackendState = attrs.field(default=BackendState.CONNECTING, init=False)
-    since: datetime = attrs.field(factory=lambda: datetime.now(UTC), init=False)
     calls: int = attrs.field(default=0, init=False)
     errors: int = attrs.field(default=0, init=False)
     _latencies: deque[float] = attrs.field(factory=lambda: deque[float](maxlen=LATENCIES_KEPT), init=False, repr=False)
@@ -28,13 +25,6 @@ class Health:
     @property
     def latency(self) -> Latency | None:
         return percentiles(self._latencies)
-
-    def enter(self, state: BackendState) -> bool:
-        """Returns whether that is another state than before."""
-        if state is self.state:
-            return False
-        self.state, self.since = state, datetime.now(UTC)
-        return True
 
     def answered(self, seconds: float) -> None:
         self.calls += 1

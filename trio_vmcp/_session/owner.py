@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import attrs
 import trio
@@ -18,19 +17,20 @@ import trio
 from trio_vmcp._nursery import describe_crash
 from trio_vmcp._request_note import is_inside_handler_of
 from trio_vmcp._session.admission import Admission
+from trio_vmcp._session.attempt import SessionParts
 from trio_vmcp._session.calls import Calls
 from trio_vmcp._session.changes import ChangeFeed
 from trio_vmcp._session.directory import Directory, new_directory
+from trio_vmcp._session.life import Life, Phase
 from trio_vmcp._session.listing import Listing
-from trio_vmcp._session.member import Member, new_member
+from trio_vmcp._session.member import Change, Member, new_member
 from trio_vmcp._session.members import Membership
-from trio_vmcp._session.observer import Change
-from trio_vmcp._session.reconnects import Reconnects
+from trio_vmcp._session.pacing import Endpoints
 from trio_vmcp._session.row import RowContents, SessionRow
 from trio_vmcp.connector import BackendConnector
 from trio_vmcp.errors import SessionClosed, VmcpError, session_tag
 from trio_vmcp.identity import Identity
-from trio_vmcp.models import Backend, SessionChange, SessionState
+from trio_vmcp.models import Backend, SessionChange
 from trio_vmcp.settings import FactorySettings
 
 __all__ = ["MOST_CANCELLED_DRAIN", "SessionOwner"]
@@ -49,6 +49,7 @@ class SessionOwner:
         row: The session's metadata in the storage.
         membership: The backends.
         directory: What they offer, and under which names.
+        life: Which phase the session is in.
         admission: The calls in flight.
         calls: What callers ask of the backends.
         feed: The subscribers of `Session.changes()`.
@@ -60,46 +61,38 @@ class SessionOwner:
     identity: Identity | None = attrs.field(repr=False)
     _connector: BackendConnector = attrs.field(alias="connector", repr=False)
     settings: FactorySettings = attrs.field(repr=False)
-    _reconnects: Reconnects = attrs.field(alias="reconnects", repr=False)
+    _endpoints: Endpoints = attrs.field(alias="endpoints", repr=False)
 
+    life: Life = attrs.field(factory=Life, init=False, repr=False)
     membership: Membership = attrs.field(init=False, repr=False)
     directory: Directory = attrs.field(init=False, repr=False)
-    admission: Admission = attrs.field(factory=Admission, init=False, repr=False)
+    admission: Admission = attrs.field(init=False, repr=False)
     calls: Calls = attrs.field(init=False, repr=False)
     feed: ChangeFeed = attrs.field(factory=ChangeFeed, init=False, repr=False)
     services: trio.Nursery | None = attrs.field(default=None, init=False, repr=False)
 
     _opening: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _opening_error: VmcpError | None = attrs.field(default=None, init=False, repr=False)
-    _is_open: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)  # the opening has ended, well or not
-    _close_requested: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
-    _terminate: bool = attrs.field(default=True, init=False, repr=False)
     _drain: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _drain_limit: float = attrs.field(default=math.inf, init=False, repr=False)
-    _closed: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
+        self.admission = Admission(self.life)
         self.membership = Membership(
-            self._members, self._connector, self.identity, self.row, self.settings, self._reconnects, self
+            self._members, SessionParts(self._connector, self.identity, self.settings, self.row, self.life, self)
         )
         self.directory = new_directory(self.row.bindings, self.settings)
-        self.calls = Calls(self._members, self.directory, self.admission, self.identity, self.settings)
+        self.calls = Calls(self._members, self.directory, self.admission, self.identity)
 
     @property
     def id(self) -> str:
         return self.row.metadata.session_id
 
-    @property
-    def state(self) -> SessionState:
-        if self._closed.is_set():
-            return SessionState.CLOSED
-        return SessionState.DRAINING if self._close_requested.is_set() else SessionState.OPEN
-
     # --- members that come and go
 
     async def add_backend(self, backend: Backend) -> None:
         await self._require_open()
-        await self.membership.add(new_member(backend.id, backend, self.settings), backend)
+        await self.membership.add(new_member(backend.id, backend, self.settings, self._endpoints), backend)
 
     async def remove_backend(self, backend_id: str, *, drain_timeout: float | None = None) -> None:
         limit = self.settings.drain_timeout if drain_timeout is None else drain_timeout
@@ -113,7 +106,7 @@ class SessionOwner:
             await member.gone.wait()
 
     async def _require_open(self) -> None:
-        if self._close_requested.is_set():
+        if self.life.is_closing:
             await trio.lowlevel.checkpoint_if_cancelled()  # one cancel may both close the session and hit this caller
             raise SessionClosed("the session is closing or closed: its backends stay as they are")
 
@@ -126,7 +119,7 @@ class SessionOwner:
                 async with trio.open_nursery() as services:
                     self.services = services
                     await self._open(services)
-                    await self._close_requested.wait()
+                    await self.life.reached(Phase.DRAINING)
                     await self._shut_down()
                     self.services = None  # a nursery that ends takes nobody in
                     services.cancel_scope.cancel(reason="session closed")
@@ -134,13 +127,10 @@ class SessionOwner:
                 logger.error("%s crashed: %s", session_tag(self.id), describe_crash(bug), exc_info=bug)
                 self._opening_error = self._opening_error or SessionClosed("the session crashed: see the log")
             finally:
-                self._close_requested.set()
-                self.admission.refuse()
+                self.life.to(Phase.CLOSED)
                 self.admission.abandon()
                 self.membership.abandon()
                 self.services = None
-                self._is_open.set()
-                self._closed.set()
 
     async def wait_open(self) -> None:
         """Until the opening has ended.
@@ -149,9 +139,10 @@ class SessionOwner:
             NoBackends, SessionExists, StorageError: It failed, and nothing of it is left.
             SessionClosed: It was closed meanwhile.
         """
-        await self._is_open.wait()
+        await self.life.reached(Phase.OPEN)
+        if self.life.is_closing:
+            await self.life.reached(Phase.CLOSED)
         if self._opening_error is not None:
-            await self._closed.wait()
             raise self._opening_error
 
     def request_close(self, *, terminate: bool, drain_timeout: float | None = None) -> None:
@@ -159,14 +150,14 @@ class SessionOwner:
         limit = self.settings.drain_timeout if drain_timeout is None else drain_timeout
         if not limit >= 0:
             raise ValueError(f"drain_timeout={drain_timeout!r} is not 0 s or more")
+        is_opening = self.life.phase is Phase.OPENING
+        if not self.life.is_closing:
+            # A restore that does not come to its end leaves what was stored as it was, whatever ended it.
+            self.life.terminates = terminate and not (is_opening and self.row.restored)
+        if is_opening:
+            self._opening.cancel(reason="session closed while opening")
         self.admission.refuse()
         self.shorten_drain(limit)
-        if not self._close_requested.is_set():
-            # A restore that does not come to its end leaves what was stored as it was, whatever ended it.
-            self._terminate = terminate and (self._is_open.is_set() or not self.row.restored)
-            self._close_requested.set()
-        if not self._is_open.is_set():
-            self._opening.cancel(reason="session closed while opening")
 
     def shorten_drain(self, limit: float) -> None:
         """Calls in flight have at most `limit` s from now."""
@@ -176,7 +167,7 @@ class SessionOwner:
 
     async def wait_closed(self) -> None:
         """Until CLOSED."""
-        await self._closed.wait()
+        await self.life.reached(Phase.CLOSED)
 
     async def close(self, *, terminate: bool, drain_timeout: float | None) -> None:
         self.request_close(terminate=terminate, drain_timeout=drain_timeout)
@@ -184,7 +175,7 @@ class SessionOwner:
             # The close waits for this very call, and ends this very handler: neither must wait for it.
             await trio.lowlevel.checkpoint()
         else:
-            await self._closed.wait()  # a cancelled waiter does not undo the close
+            await self.life.reached(Phase.CLOSED)  # a cancelled waiter does not undo the close
 
     async def _open(self, services: trio.Nursery) -> None:
         try:
@@ -197,15 +188,16 @@ class SessionOwner:
                 await self.row.write(self._row_contents())
             if self._opening.cancelled_caught:
                 raise SessionClosed("the session was closed while it was opening")
-            services.start_soon(self.row.keep, self._row_contents, self._terminated_elsewhere)
-            services.start_soon(self._end_when_idle)
         except VmcpError as error:
             self._opening_error = error
             self.request_close(terminate=True, drain_timeout=0)
-            self._terminate = not self.row.restored  # whoever asked first: nobody ever had this session
-        # Not in a `finally`: after a crash there is nothing to hand out, and `serve` says so first.
-        self.calls.last_call_at = trio.current_time()
-        self._is_open.set()
+            # A failed opening was handed to no caller: terminate, unless the row existed before.
+            self.life.terminates = not self.row.restored
+        if not self.life.is_closing:  # else its last step was done when the close was requested
+            self.calls.last_call_at = trio.current_time()
+            services.start_soon(self.row.keep, self._row_contents, self._terminated_elsewhere)
+            services.start_soon(self._end_when_idle)
+            self.life.to(Phase.OPEN)
 
     async def _shut_down(self) -> None:
         """Drain, cut off, say goodbye: at most the drain plus `teardown_timeout`."""
@@ -214,19 +206,21 @@ class SessionOwner:
             await self.admission.drained.wait()
         self.admission.cut_off(f"the session closed under this call, after drain_timeout={self._drain_limit:g} s")
         budget = self.settings.teardown_timeout
-        self.membership.stop_recovering(trio.current_time() + budget)  # now that nobody hears of it
+        self.life.close_by = trio.current_time() + budget
+        self.life.to(Phase.PARTING)
+        self.membership.stop_replacing()
         with trio.move_on_after(budget):
             # Half, so that a caller who shields himself cannot take everybody's goodbye along.
             with trio.move_on_after(budget / 2):
                 await self.admission.drained.wait()
             await self.row.stop_keeping()
-            if not self._terminate:
+            if not self.life.terminates:
                 # First of all: a backend session that the row names stays, and one that it does not name yet would go.
                 with trio.move_on_after(budget / 4):
                     await self.row.write_last(self._row_contents)
             async with trio.open_nursery() as goodbyes:
-                goodbyes.start_soon(partial(self.membership.say_goodbye, terminate=self._terminate))
-                if self._terminate:
+                goodbyes.start_soon(self.membership.close_connections)
+                if self.life.terminates:
                     goodbyes.start_soon(self.row.discard)
 
     async def _end_when_idle(self) -> None:
@@ -246,8 +240,8 @@ class SessionOwner:
 
     def member_changed(self, member: Member, changes: Sequence[Change]) -> None:
         """Advertise what it lists now, write it down, tell who listens."""
-        if not self.membership.is_opened:
-            return  # names are bound when the opening ends, by the configured order and not by who was the first
+        if not self.directory.is_bound:
+            return
         self._update_directory()
         self.row.note_change()
         for kind in changes:

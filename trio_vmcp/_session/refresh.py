@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import attrs
 import trio
 
 from trio_vmcp._nursery import start_clean, start_if_open
-from trio_vmcp._session.connection import Incarnation
 from trio_vmcp._session.listing import list_backend
-from trio_vmcp._session.member import Member
-from trio_vmcp._session.observer import Observer
+from trio_vmcp._session.member import Member, MemberObserver
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import BackendError
 from trio_vmcp.identity import Identity
@@ -39,17 +37,31 @@ _KINDS: dict[str, Kind] = {
 }
 
 
+class ListedConnection(Protocol):
+    """The connection that is kept up to date, as far as this needs it."""
+
+    @property
+    def is_over(self) -> bool:
+        """It takes no more calls: its lists are no longer kept."""
+        ...
+
+    @property
+    def current_client(self) -> BackendClient | None:
+        """The client that takes calls; None before the connection joined and once it takes no more."""
+        ...
+
+
 @attrs.define(eq=False)
 class Refresher:
     """Of one connection. Its task runs only while there is something to fetch."""
 
     _member: Member
-    _incarnation: Incarnation
+    _connection: ListedConnection
     _backend: Backend
     _identity: Identity | None
     _settings: FactorySettings
     _nursery: trio.Nursery
-    _observer: Observer
+    _observer: MemberObserver
     # In order. True: the backend says so, which is told on whatever the list says then; False: it may be old.
     _stale: dict[Kind, bool] = attrs.field(factory=dict, init=False)
     _running: bool = attrs.field(default=False, init=False)
@@ -73,11 +85,6 @@ class Refresher:
         if self._member.subscriptions:
             start_clean(self._nursery, self._subscribe, sorted(self._member.subscriptions))
 
-    @property
-    def _client(self) -> BackendClient | None:
-        """None while it is being made or listed for the first time, and once it takes no more calls."""
-        return self._member.client if self._member.current is self._incarnation else None
-
     def _want(self, *kinds: Kind, said: bool = True) -> None:
         for kind in kinds:
             self._stale[kind] = said or self._stale.get(kind, False)
@@ -86,10 +93,10 @@ class Refresher:
 
     async def _refresh(self) -> None:
         failures = 0
-        while self._stale and not self._incarnation.over.is_set():
+        while self._stale and not self._connection.is_over:
             kinds = self._stale
             begun_at = trio.current_time()
-            client = self._client
+            client = self._connection.current_client
             if client is not None:
                 self._stale = {}
                 failures = 0 if await self._fetch(client, kinds) else failures + 1
@@ -114,7 +121,7 @@ class Refresher:
                     kinds=kinds,
                     known=self._member.listing,
                 )
-                if client is self._client:
+                if client is self._connection.current_client:
                     known = self._member.listing
                     told: tuple[Kind, ...] = tuple(
                         kind for kind, said in kinds.items() if said or listing.differs(known, kind)
@@ -127,14 +134,14 @@ class Refresher:
             why = f"did not answer within {self._settings.backend_init_timeout} s (backend_init_timeout)"
         except BackendError as error:
             why = error.detail
-        if not self._incarnation.over.is_set():  # else nobody wants them any more
+        if not self._connection.is_over:  # else nobody wants them any more
             logger.warning("backend %r: its new %s could not be listed: it %s", self._backend.id, ", ".join(kinds), why)
         return False
 
     async def _subscribe(self, uris: Sequence[str]) -> None:
         """And tell of each: it may have been updated meanwhile."""
         for uri in uris:
-            client = self._client
+            client = self._connection.current_client
             if client is None or uri not in self._member.subscriptions:
                 continue
             try:

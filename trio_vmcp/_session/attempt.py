@@ -1,0 +1,315 @@
+"""One connection to a backend, from its first byte to its goodbye, in a task of its own.
+
+A new connection can be made while calls on the one before still end. Each attempt is behind an error boundary: what
+crashes in it, or in the tasks of its client, ends this connection and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import attrs
+import trio
+
+from trio_vmcp._nursery import describe_crash, start_clean, start_if_open
+from trio_vmcp._request_note import RequestNote, current_note
+from trio_vmcp._session.connection import Connection
+from trio_vmcp._session.life import Life, Phase
+from trio_vmcp._session.listing import Listing, list_backend
+from trio_vmcp._session.member import Member, MemberObserver, reason_of
+from trio_vmcp._session.refresh import Refresher
+from trio_vmcp._session.row import SessionRow
+from trio_vmcp.connector import BackendClient, BackendConnector
+from trio_vmcp.errors import BackendError, BackendUnavailable, session_tag
+from trio_vmcp.identity import Identity
+from trio_vmcp.metadata import BackendRecord
+from trio_vmcp.models import JSON, Backend, FailureReason
+from trio_vmcp.settings import FactorySettings
+
+__all__ = ["Attempt", "SessionParts", "close_connection"]
+
+logger = logging.getLogger("trio_vmcp.session")
+
+# s. Two answers that take longer come from afar: then round trips are what an opening waits for, and all lists at once
+# save some. Nearby they would cost three connections more, and gain nothing.
+SLOW_HANDSHAKE = 0.02
+MOST_SUB_RESOURCE = 4096  # characters of a URI beyond the one that was subscribed to: a backend chooses them
+
+
+@attrs.frozen(eq=False)
+class SessionParts:
+    """What every attempt of one session needs of that session.
+
+    Attributes:
+        identity: Handshakes and lists carry this identity's credentials.
+    """
+
+    connector: BackendConnector
+    identity: Identity | None
+    settings: FactorySettings
+    row: SessionRow
+    life: Life
+    observer: MemberObserver
+
+    @property
+    def tag(self) -> str:
+        """The session's name in log records."""
+        return session_tag(self.row.metadata.session_id)
+
+
+@attrs.define(eq=False)
+class Attempt:
+    """One attempt to connect a member, and the connection that comes of it.
+
+    Attributes:
+        connection: It takes calls; None before it joined, for ever where the attempt failed.
+        settled: Set once it has joined or failed.
+    """
+
+    _session: SessionParts
+    _member: Member
+    _backend: Backend
+    _on_settled: Callable[[], None] = lambda: None
+    connection: Connection | None = attrs.field(default=None, init=False)
+    settled: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _connecting: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._member.attempts.add(self._connecting)
+
+    @property
+    def is_over(self) -> bool:
+        """It takes no more calls, and what its backend still says is about lists that are no longer kept."""
+        return self.settled.is_set() if self.connection is None else self.connection.retired.is_set()
+
+    @property
+    def current_client(self) -> BackendClient | None:
+        """The client that takes calls; None before it joined and once it takes no more."""
+        return (
+            None if self.connection is None or self.connection is not self._member.connection else self._member.client
+        )
+
+    async def run(self) -> None:
+        """Connect, hold the nursery that the client's services run in, and see the last calls end."""
+        try:
+            ended = await self._hold()
+            if ended and self.connection is None:
+                self._fail(FailureReason.UNREACHABLE, ended)
+            elif ended and self.connection is not None:
+                if self._session.life.phase < Phase.PARTING:  # afterwards, a connection that breaks is not reported
+                    self._member.lose_connection(self.connection, ended)
+                await self._close_in_time(self.connection)
+        finally:
+            self._settle()
+            self._member.end_attempt(self._connecting, self.connection)
+
+    async def _hold(self) -> str:
+        """Returns what ended it, if that has yet to be told."""
+        ended = ""
+        try:
+            async with trio.open_nursery() as nursery:
+                try:
+                    await self._connect(nursery)
+                    self._settle()  # a failed attempt, too: messages that still arrive hold nothing up
+                    if self.connection is not None:
+                        await self.connection.retired.wait()
+                        verdict = partial(_removed_while_draining, self._backend.id)
+                        await self.connection.drain(verdict, self._session.settings.teardown_timeout)
+                        await self._close_in_time(self.connection)
+                finally:
+                    if self.connection is not None:
+                        self.connection.retire()  # while the nursery is open: until then, messages start tasks there
+                nursery.cancel_scope.cancel()  # its goodbyes are shielded, and bounded
+        except* Exception as crash:  # noqa: BLE001  # the boundary of one backend: the others must not notice
+            # `except Exception` would not do: a nursery's group may mix a crash with Cancelled, and that slips past it.
+            ended = "" if self.settled.is_set() and self.connection is None else describe_end(crash)
+        return ended
+
+    async def _connect(self, nursery: trio.Nursery) -> None:
+        """Connect and list. At the end the member has joined, or has a failure."""
+        self._member.begun_at = trio.current_time()
+        limit = self._session.settings.backend_init_timeout
+        self._connecting.deadline = self._member.begun_at + limit
+        note = RequestNote()
+        current_note.set(note)  # in this task's own context
+        client, resume = None, self._member.resume
+        try:
+            with self._connecting:
+                try:
+                    client, listing = await self._open(resume, nursery)
+                except BackendError:
+                    if resume is None or not note.session_lost:
+                        raise
+                    # What was stored is gone: "start a new session by sending a new InitializeRequest".
+                    client, listing = await self._open(None, nursery)
+                if self._member.may_join(self._session.life):  # else it got ready without noticing its cancel
+                    self.connection = Connection(client, is_listed=listing is not None)
+                    self._member.join(self.connection, listing)
+                    return
+        except BackendError as error:
+            why = reason_of(error), error.detail
+        except Exception as crash:  # noqa: BLE001  # a connector of the user's may raise anything
+            why = FailureReason.UNREACHABLE, f"could not be connected: {describe_crash(crash)}"
+        else:  # only a cancelled attempt comes here
+            step = f"did not answer {note.method!r}" if note.method else "was not ready"
+            why = FailureReason.TIMEOUT, f"{step} within {limit} s (backend_init_timeout)"
+        finally:  # also where a crash beside us cancelled this nursery
+            if client is not None and self.connection is None:  # connected, but not listed
+                self._discard(client, nursery)
+        self._fail(*why)
+
+    async def _open(self, resume: BackendRecord | None, nursery: trio.Nursery) -> tuple[BackendClient, Listing | None]:
+        """A client, and what it lists; None: a backend that was listed before takes calls at once, and lists later."""
+        begun_at = trio.current_time()
+        session, member = self._session, self._member
+        refresher = Refresher(
+            member, self, self._backend, session.identity, session.settings, nursery, session.observer
+        )
+        events = Events(self, refresher, nursery)
+        client = events.client = await session.connector(
+            self._backend, identity=session.identity, resume=resume, nursery=nursery, events=events
+        )
+        try:
+            if member.listing is not None and resume is None:
+                refresher.subscribe_again()
+                refresher.list_again()
+                return client, None
+            listing = await list_backend(
+                self._backend,
+                client,
+                identity=session.identity,
+                settings=session.settings,
+                overlap=trio.current_time() - begun_at > SLOW_HANDSHAKE,
+            )
+            if member.listing is not None:  # a connection that crashed was taken up again
+                session.observer.check_names(member, listing)
+            refresher.subscribe_again()
+        except BaseException:
+            note = current_note.get()
+            self._discard(client, nursery, terminate=note is not None and note.session_lost)
+            raise
+        return client, listing
+
+    def _fail(self, reason: FailureReason, detail: str) -> None:
+        if self._member.may_join(self._session.life):  # else its state says already why it is missing
+            self._member.fail(reason, detail)
+
+    def _settle(self) -> None:
+        if not self.settled.is_set():
+            self.settled.set()
+            self._on_settled()
+
+    # --- what the backend says
+
+    def take_event(self, refresher: Refresher, method: str, params: JSON) -> None:
+        """A notification. Those of a connection that was replaced are about lists that are no longer kept."""
+        if self.is_over:
+            return
+        if method == "notifications/resources/updated":
+            uri = _subscribed(params.get("uri"), self._member.subscriptions)
+            if uri is not None:
+                self._session.observer.resource_updated(self._member, uri)
+        else:
+            refresher.note(method)
+
+    async def replace(self, client: BackendClient | None, error: BackendError) -> None:
+        """Its session is gone, though no call has met that yet: what a call would begin begins now, so that the next
+        call finds it done. This task ends with the connection, which a call or a removal may end first.
+        """
+        life = self._session.life
+        await life.reached(Phase.OPEN)
+        await self.settled.wait()
+        if self.connection is None or self.connection.client is not client:  # a resumed one, replaced already
+            return
+        await trio.sleep_until(self._member.pacing.next_replacement_at())
+        if life.phase is Phase.OPEN:
+            self._member.lose_session(self.connection, error)
+
+    # --- its goodbye
+
+    def _discard(self, client: BackendClient, nursery: trio.Nursery, *, terminate: bool = False) -> None:
+        """Close a client that takes no calls: in a task of its own, since the attempt may be out of time."""
+        start_clean(nursery, self._close_client_in_time, client, terminate)
+
+    async def _close_client_in_time(self, client: BackendClient, terminate: bool) -> None:
+        with self._goodbye_scope():
+            await _close_client(self._session, self._member, client, terminate=terminate)
+
+    async def _close_in_time(self, connection: Connection) -> None:
+        with self._goodbye_scope():
+            await close_connection(self._session, self._member, connection)
+
+    def _goodbye_scope(self) -> trio.CancelScope:
+        """Bounds one goodbye apart from the close of the whole session, which has a bound of its own."""
+        by = min(trio.current_time() + self._session.settings.teardown_timeout, self._session.life.close_by)
+        return trio.CancelScope(deadline=by, shield=True)
+
+
+@attrs.define(eq=False)
+class Events:
+    """A `SessionSink`, of one client; `client` is None while that is being made."""
+
+    _attempt: Attempt
+    _refresher: Refresher
+    _nursery: trio.Nursery
+    client: BackendClient | None = attrs.field(default=None, init=False)
+
+    def __call__(self, method: str, params: JSON, /) -> None:
+        self._attempt.take_event(self._refresher, method, params)
+
+    def session_lost(self, error: BackendError) -> None:
+        # A closed nursery: the connection is being replaced already.
+        start_if_open(self._nursery, self._replace, error)
+
+    async def _replace(self, error: BackendError) -> None:
+        await self._attempt.replace(self.client, error)
+
+    def listed_too_early(self, kinds: tuple[str, ...]) -> None:
+        self._refresher.doubt(kinds)
+
+
+async def close_connection(session: SessionParts, member: Member, connection: Connection) -> None:
+    """Close one connection, once; a second call waits for the first. Bounded by the caller's scope."""
+    if connection.closed is not None:
+        await connection.closed.wait()
+        return
+    connection.closed = trio.Event()
+    connection.retire()  # its task has time to come to its end while the backend takes its own
+    try:
+        await _close_client(session, member, connection.client, terminate=connection.terminate)
+    finally:
+        connection.closed.set()
+
+
+async def _close_client(session: SessionParts, member: Member, client: BackendClient, *, terminate: bool) -> None:
+    """Its backend session ends too, unless it is in the row and may be restored. A failure is logged."""
+    try:
+        stored = session.row.record(member.backend_id)
+        kept = stored is not None and stored.session_id == client.record.session_id
+        kept = kept and not (session.life.terminates or terminate or member.is_removed)
+        await client.aclose(terminate=not kept)
+    except* Exception as crash:  # noqa: BLE001  # a close raises for no backend
+        logger.warning("%s: backend %r: goodbye failed: %s", session.tag, member.backend_id, describe_crash(crash))
+
+
+def describe_end(crash: BaseExceptionGroup[Exception]) -> str:
+    """What ended a connection, to complete "backend 'x' …"; its own word for it, where it ended by itself."""
+    if all(isinstance(error, BackendError) for error in crash.exceptions):
+        return "; ".join(error.detail for error in crash.exceptions if isinstance(error, BackendError))
+    return f"crashed in its connection: {describe_crash(crash)}"
+
+
+def _removed_while_draining(backend_id: str) -> BackendUnavailable:
+    return BackendUnavailable(backend_id, "was removed from the session (drain_timeout)")
+
+
+def _subscribed(uri: object, subscriptions: Iterable[str]) -> str | None:
+    """Which resource to tell of. It "might be a sub-resource of the one that the client actually subscribed to" (MCP
+    2025-11-25, resources); None: of none.
+    """
+    if not isinstance(uri, str):
+        return None
+    own = next((known for known in subscriptions if uri.startswith(known)), None)
+    return own if own is None or len(uri) > len(own) + MOST_SUB_RESOURCE else uri

@@ -1,0 +1,179 @@
+"""One call through one backend of a session: the circuit, the request, and once more where a lost session needs it."""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+import trio
+
+from trio_vmcp._session.admission import Call
+from trio_vmcp._session.breaker import FAILURES_TO_OPEN
+from trio_vmcp._session.connection import Connection
+from trio_vmcp._session.member import Failing, Member, Ready, Replacing, reason_of
+from trio_vmcp.connector import OnProgress
+from trio_vmcp.errors import BackendError, BackendTimeout, BackendUnavailable
+from trio_vmcp.identity import Identity
+from trio_vmcp.models import JSON, STATE_LOST, BackendFailure
+
+__all__ = ["CallRequest", "request_member"]
+
+# s. A call with a shorter timeout proves nothing about the backend.
+TELLING_TIMEOUT = 1.0
+
+
+class CallRequest(NamedTuple):
+    """What a caller asks of a backend. A tuple: one is made for every call.
+
+    Attributes:
+        caller: The request carries this identity's credentials.
+        begun_at: `trio.current_time()` of its admission.
+        timeout: s, the whole call.
+    """
+
+    method: str
+    params: JSON
+    caller: Identity | None
+    begun_at: float
+    timeout: float
+    on_progress: OnProgress | None
+
+    @property
+    def deadline(self) -> float:
+        """When the call ends at the latest, by `trio.current_time()`."""
+        return self.begun_at + self.timeout
+
+
+async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON:
+    """Send one request in its caller's task. A request that provably did not run because the backend had lost our
+    session is sent once more, through the connection that replaces the one before.
+
+    Raises:
+        BackendError: As the client says; at once where the circuit is open or the backend is missing.
+    """
+    is_trial = is_replaced = False
+    timeout = asked.timeout
+    try:
+        is_trial = _pass_breaker(member, asked.begun_at)
+        connection = member.state.connection
+        while True:
+            if connection is None:
+                connection = await _replaced_connection(member, asked)
+                is_replaced, timeout = True, max(asked.deadline - trio.current_time(), 0.0)
+            connection.add_call(call)
+            try:
+                raw = await connection.client.request(
+                    asked.method,
+                    asked.params,
+                    identity=asked.caller,
+                    timeout=timeout,
+                    on_progress=asked.on_progress,
+                )
+            except BackendError as error:
+                if is_replaced:
+                    _name_whole_timeout(error, asked)
+                    raise
+                if not _is_sent_again(member, connection, call, error):
+                    raise
+            else:
+                member.health.answered(trio.current_time() - asked.begun_at)
+                note_answer(member)
+                return _with_state_lost(raw) if is_replaced else raw
+            finally:
+                connection.remove_call(call)
+            connection = None
+    except BackendError as error:
+        member.health.failed()
+        _note_error(member, error, trio.current_time() - asked.begun_at, is_trial)
+        raise
+    except BaseException:
+        member.health.calls += 1
+        if is_trial:
+            member.breaker.give_up()
+        raise
+
+
+def _is_sent_again(member: Member, connection: Connection, call: Call, error: BackendError) -> bool:
+    """Whether a failed request needs another connection and may be sent there. Has a lost one replaced."""
+    if not call.session_lost:
+        return False
+    if not error.may_have_executed:
+        member.lose_session(connection, error)
+        return True
+    # A 503: the session may be lost, or the backend is busy. The call is not sent again either way.
+    if member.connection is connection and member.pacing.may_replace():
+        member.lose_session(connection, error)
+    return False
+
+
+async def _replaced_connection(member: Member, asked: CallRequest) -> Connection:
+    """The connection, once it was replaced.
+
+    Raises:
+        BackendUnavailable: It was not.
+        BackendTimeout: Not before the call's deadline.
+    """
+    with trio.move_on_at(asked.deadline):
+        while isinstance(member.state, Replacing):
+            await member.state.over.wait()
+        if member.connection is None:
+            raise member.missing()
+        return member.connection
+    raise BackendTimeout(
+        member.backend_id, f"was not connected anew for {asked.method!r} within {asked.timeout} s (request_timeout)"
+    )
+
+
+def _name_whole_timeout(error: BackendError, asked: CallRequest) -> None:
+    if isinstance(error, BackendTimeout):  # the client knows only what was left of it
+        error.detail = (
+            f"did not answer {asked.method!r} within {asked.timeout} s (request_timeout), connecting anew included"
+        )
+
+
+def _with_state_lost(raw: JSON) -> JSON:
+    meta = raw.get("_meta")
+    return raw | {"_meta": (meta if isinstance(meta, dict) else {}) | {STATE_LOST: True}}
+
+
+# --- the circuit
+
+
+def _pass_breaker(member: Member, now: float) -> bool:
+    """Whether this call is a trial.
+
+    Raises:
+        BackendUnavailable: The circuit is open.
+    """
+    wait = member.breaker.admit(now)
+    if wait is not None:
+        raise BackendUnavailable(
+            member.backend_id,
+            f"failed {FAILURES_TO_OPEN} times in a row to be reached, and is tried again in {wait:.1f} s "
+            "(reconnect_delay, reconnect_max_delay)",
+        )
+    return member.breaker.is_open
+
+
+def _note_error(member: Member, error: BackendError, waited: float, was_trial: bool) -> None:
+    """An error answer still proves that the backend is reachable."""
+    # Calls that never got to a connection tell nothing about it; nor do errors of a callback of the caller's.
+    tells_nothing = member.connection is None or error.backend_id != member.backend_id
+    if isinstance(error, BackendTimeout) and (error.may_have_executed or waited < TELLING_TIMEOUT):
+        tells_nothing = True  # it was reached and is slow, or there was no time to find out
+    if tells_nothing:
+        if was_trial:
+            member.breaker.give_up()
+    elif not isinstance(error, BackendUnavailable | BackendTimeout):
+        note_answer(member)
+    else:
+        opened = member.breaker.fail(trio.current_time(), random.random(), was_trial=was_trial)
+        if opened and isinstance(member.state, Ready):
+            cause = BackendFailure(member.backend_id, reason_of(error), error.detail, 0.0)
+            member.to(Failing(member.state.connection, cause), error.detail)
+
+
+def note_answer(member: Member) -> None:
+    """A call was answered: that closes the circuit."""
+    if member.breaker.succeed() and isinstance(member.state, Failing):
+        member.to(Ready(member.state.connection), "a call was answered")

@@ -1,0 +1,183 @@
+"""How long to wait before the next attempt to connect: by backend and by endpoint, in one place.
+
+An endpoint's turns are shared by all sessions of a factory. When a thousand sessions lose the same backend, one attempt
+at a time runs against it: a failure makes all of them wait, a success lets the next attempt begin at once. Without that
+a backend that comes back is met by all sessions together.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from weakref import WeakValueDictionary
+
+import attrs
+import trio
+
+from trio_vmcp.models import FailureReason
+
+__all__ = ["Backoff", "EndpointTurns", "Endpoints", "Pacing"]
+
+JITTER = 0.2  # of a delay, either way: attempts that failed together must not be repeated together
+LEAST_DELAY = 0.05  # s, whatever is configured: with a delay of 0, attempts would follow as fast as the machine can
+
+
+@attrs.define(eq=False)
+class Backoff:
+    """Delays that double. Pure: chance is passed in.
+
+    Attributes:
+        min_delay: s, the first; `math.inf`: for ever.
+        max_delay: s, the longest, unless the first is longer.
+    """
+
+    min_delay: float
+    max_delay: float
+    _delay: float = attrs.field(default=0.0, init=False)
+
+    def next(self, chance: float) -> float:
+        """s to wait after one more failure in a row, ±20 % by a `chance` of 0 to 1."""
+        self._delay = max(min(self._delay * 2, self.max_delay), self.min_delay, LEAST_DELAY)
+        return self._delay * (1 - JITTER + 2 * JITTER * chance)
+
+    def reset(self) -> None:
+        """The next failure counts as the first again."""
+        self._delay = 0.0
+
+
+@attrs.define(eq=False)
+class EndpointTurns:
+    """The turns at connecting anew to one endpoint, over all sessions of a factory.
+
+    Attributes:
+        line: FIFO lock around one attempt; never held while sleeping.
+    """
+
+    _backoff: Backoff
+    line: trio.Lock = attrs.field(factory=trio.Lock, init=False)
+    _not_before: float = attrs.field(default=0.0, init=False)
+    _reached: trio.Event = attrs.field(factory=trio.Event, init=False)  # set by a success, and replaced
+    _succeeded_at: float | None = attrs.field(default=None, init=False)
+
+    @property
+    def wait(self) -> float:
+        """s until the next attempt may begin."""
+        return max(self._not_before - trio.current_time(), 0.0)
+
+    async def pause(self) -> None:
+        """Sleep until the next turn is due, or until any session has reached the endpoint."""
+        with trio.move_on_at(self._not_before):
+            await self._reached.wait()
+
+    def note_success(self) -> None:
+        """Other sessions may try at once. The delay is reset only once this success has lasted: a backend that is
+        there for a moment at a time would otherwise be tried ever faster.
+        """
+        self._not_before, self._succeeded_at = 0.0, trio.current_time()
+        self._reached.set()
+        self._reached = trio.Event()
+
+    def note_failure(self) -> None:
+        """An attempt failed, or a connection was lost. Failures before the next turn is due report the same outage:
+        they count once.
+        """
+        now = trio.current_time()
+        if now < self._not_before:
+            return
+        if self._succeeded_at is not None and now - self._succeeded_at > self._backoff.max_delay:
+            self._backoff.reset()
+        self._succeeded_at = None
+        self._not_before = now + self._backoff.next(random.random())
+
+
+@attrs.define(eq=False)
+class Endpoints:
+    """The endpoints of one factory, each for as long as a session has a backend there.
+
+    Attributes:
+        min_delay, max_delay: s between attempts, doubled from one to the other, ±20 %.
+    """
+
+    min_delay: float
+    max_delay: float
+    _turns: WeakValueDictionary[str, EndpointTurns] = attrs.field(factory=WeakValueDictionary, init=False, repr=False)
+
+    def turns(self, endpoint: str) -> EndpointTurns:
+        """The turns of one endpoint. Keep them: they are forgotten with the last reference."""
+        turns = self._turns.get(endpoint)
+        if turns is None:
+            turns = self._turns[endpoint] = self.new_turns()
+        return turns
+
+    def new_turns(self) -> EndpointTurns:
+        """Turns that are shared with no other backend."""
+        return EndpointTurns(self.new_backoff())
+
+    def new_backoff(self) -> Backoff:
+        return Backoff(self.min_delay, self.max_delay)
+
+
+@attrs.define(eq=False)
+class Pacing:
+    """When one backend of a session may be connected anew, and when its connection may be replaced.
+
+    Attributes:
+        endpoint_turns: Shared with all sessions that have a backend at this endpoint.
+    """
+
+    endpoint_turns: EndpointTurns = attrs.field(repr=False)
+    # Of this session alone: refused credentials say nothing about other sessions.
+    _auth_backoff: Backoff = attrs.field(repr=False)
+    # A backend may say of every session that it is gone (by a stream, or by 503) and answer calls all the same. Without
+    # a backoff of its own it would be sent `initialize` for ever.
+    _replace_backoff: Backoff = attrs.field(repr=False)
+    _authorized_after: float = attrs.field(default=0.0, init=False)
+    _joined_at: float = attrs.field(default=0.0, init=False)
+    _trusted_until: float = attrs.field(default=-math.inf, init=False)
+
+    @property
+    def is_due(self) -> bool:
+        """The endpoint's next turn may begin."""
+        return self.endpoint_turns.wait <= 0
+
+    def note_joined(self) -> None:
+        """An attempt has succeeded."""
+        self._joined_at = trio.current_time()
+        self._auth_backoff.reset()
+        self.endpoint_turns.note_success()
+
+    def note_failure(self, reason: FailureReason) -> None:
+        """An attempt failed, or a connection was lost."""
+        if reason is FailureReason.UNAUTHORIZED:
+            self._authorized_after = trio.current_time() + self._auth_backoff.next(random.random())
+        else:
+            self.endpoint_turns.note_failure()
+
+    async def wait_auth(self) -> None:
+        """Sleep while this session's credentials count as refused."""
+        await trio.sleep_until(self._authorized_after)
+
+    async def wait_turn(self) -> None:
+        """Sleep until the next attempt may begin."""
+        await self.wait_auth()
+        await self.endpoint_turns.pause()
+
+    def next_replacement_at(self) -> float:
+        """A stream says that the backend session is gone. Returns `trio.current_time()` of when to replace the
+        connection: at once, unless the connection before was replaced soon, too.
+        """
+        if trio.current_time() - self._joined_at > self._replace_backoff.max_delay:
+            self._replace_backoff.reset()
+        return self._joined_at + self._replace_backoff.next(random.random())
+
+    def may_replace(self) -> bool:
+        """A call met what may say that the session is gone, or only that the backend is busy (503). True at once,
+        unless this was acted on a short time ago: `initialize` for every 503 keeps an overloaded backend overloaded.
+        """
+        now = trio.current_time()
+        if now < self._trusted_until:
+            return False
+        if now - self._trusted_until > self._replace_backoff.max_delay:
+            self._replace_backoff.reset()
+        self._trusted_until = now + self._replace_backoff.next(random.random())
+        return True
