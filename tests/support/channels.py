@@ -39,6 +39,8 @@ __all__ = [
     "EVERY_LEGACY_CHANNEL",
     "EVERY_MODERN_ANSWER",
     "EVERY_MODERN_CHANNEL",
+    "LEGACY_CHANNELS",
+    "MODERN_CHANNELS",
     "Channel",
     "Meter",
     "notification",
@@ -145,13 +147,15 @@ CHANNELS = (
     Channel("stdio", "legacy"),
     Channel("stdio", "modern"),
 )
+LEGACY_CHANNELS = tuple(channel for channel in CHANNELS if not channel.is_modern)
+MODERN_CHANNELS = tuple(channel for channel in CHANNELS if channel.is_modern)
 ANSWERS = (*CHANNELS, Channel("streamable-http", "legacy", "json"), Channel("streamable-http", "modern", "json"))
 
 EVERY_CHANNEL = pytest.mark.parametrize("channel", CHANNELS, ids=str)
 EVERY_ANSWER = pytest.mark.parametrize("channel", ANSWERS, ids=str)  # also those that are one JSON object
 EVERY_MODERN_ANSWER = pytest.mark.parametrize("channel", [c for c in ANSWERS if c.is_modern], ids=str)
-EVERY_LEGACY_CHANNEL = pytest.mark.parametrize("channel", [c for c in CHANNELS if not c.is_modern], ids=str)
-EVERY_MODERN_CHANNEL = pytest.mark.parametrize("channel", [c for c in CHANNELS if c.is_modern], ids=str)
+EVERY_LEGACY_CHANNEL = pytest.mark.parametrize("channel", LEGACY_CHANNELS, ids=str)
+EVERY_MODERN_CHANNEL = pytest.mark.parametrize("channel", MODERN_CHANNELS, ids=str)
 
 
 def notification(method: str, **params: Any) -> JSON:
