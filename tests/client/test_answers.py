@@ -23,7 +23,7 @@ from trio_vmcp import (
 from trio_vmcp._protocol.jsonrpc import NotJson
 from trio_vmcp.testing import CallContext, Delay, Error, Rewrite
 
-# What is right
+# Normal use
 
 
 @EVERY_ANSWER

@@ -45,7 +45,7 @@ def find(kept: BackendCache, method: str, params: JSON | None = None, identity: 
     return kept.find(method, params or {}, identity)
 
 
-# How long
+# Time to live
 
 
 async def test_fresh_until_the_very_end(autojump_clock: MockClock) -> None:
@@ -102,7 +102,7 @@ async def test_cursors_in_a_circle_are_no_list() -> None:
     assert None is find(kept, "tools/list")
 
 
-# For whom
+# Identities and endpoints
 
 
 IDENTITIES = [
@@ -173,7 +173,7 @@ async def test_no_header_is_kept() -> None:
     assert "canary" not in repr((cache, kept, cache._shelves))
 
 
-# What
+# Methods and params
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ async def test_each_caller_gets_a_copy() -> None:
         found["tools"][0]["name"] = "changed"
 
 
-# Until what happens
+# Notifications
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ async def test_what_was_on_its_way_when_it_changed_is_not_kept() -> None:
     assert (0, 0, {}) == (len(cache), cache.size, cache._shelves)
 
 
-# How many
+# Limits
 
 
 async def test_one_endpoint_pushes_out_its_own_alone() -> None:

@@ -78,7 +78,7 @@ async def test_what_was_listed_before_is_in_doubt(autojump_clock: MockClock) -> 
         assert [(TOOLS_CHANGED, {})] == pair.events
 
 
-# How it ends
+# The end of a subscription
 
 
 async def test_it_ends_with_the_connection(autojump_clock: MockClock) -> None:
@@ -107,7 +107,7 @@ async def test_a_loss_while_it_waits_to_come_back_is_an_end_too(autojump_clock: 
         assert ("none", 1) == (pair.client.listening, len(listens(backend)))
 
 
-# The set changes
+# A new set
 
 
 async def test_a_resource_that_was_subscribed_to_is_heard_of(autojump_clock: MockClock) -> None:
@@ -152,11 +152,11 @@ async def test_a_subscription_that_is_given_up_leaves_the_one_before(autojump_cl
         assert ([(TOOLS_CHANGED, {})], "running") == (told(pair), first.outcome)
 
 
-# What comes in its place
+# Wrong answers
 
 
 async def listened(pair: Pair, capabilities: JSON | None = None) -> JSON:
-    """The `subscriptions/listen` request of a client whose server is the test."""
+    """The `subscriptions/listen` request of a client; the test is its server."""
     pair.client.adopt({"capabilities": {"tools": {"listChanged": True}} if capabilities is None else capabilities})
     listen = await pair.server.receive()
     assert LISTEN == listen["method"]

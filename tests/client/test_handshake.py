@@ -236,7 +236,7 @@ async def test_a_handshake_that_fails_says_how(answer: httpx.Response, error: ty
             await bench.connect()
 
 
-# Giving up
+# Cancellation
 
 
 async def test_no_cancel_is_sent_over_a_lost_connection(autojump_clock: MockClock) -> None:
@@ -272,7 +272,7 @@ async def test_a_backend_that_refuses_the_report_is_let_be(autojump_clock: MockC
         await call(client)
 
 
-# Goodbye
+# DELETE
 
 
 @pytest.mark.parametrize("status", [200, 202, 204, 404, 405, 500, 307])
@@ -513,7 +513,7 @@ async def test_without_an_event_id_there_is_nothing_to_resume() -> None:
         assert [] == [request for request in server.requests if request.method == "GET"]
 
 
-# What the backend says besides
+# Requests of the backend
 
 
 @pytest.mark.parametrize("method", ["ping", "roots/list"])
@@ -618,7 +618,7 @@ async def test_an_answer_to_another_request_is_not_ours(other: Any, form: str) -
         assert {"content": []} == await call(client)
 
 
-# Taking a stored session up
+# Stored sessions
 
 
 async def stored(bench: Bench) -> Any:

@@ -66,7 +66,7 @@ async def open_sse(backend: ScriptedBackend, **options: Any) -> AsyncIterator[Be
     assert 0 == backend.in_flight
 
 
-# What is right
+# Normal use
 
 
 @BOTH_MANNERS

@@ -83,7 +83,7 @@ def untagged(bench: Bench) -> list[tuple[str, JSON]]:
 
 
 async def test_what_is_declared_is_asked_for(autojump_clock: MockClock) -> None:
-    """One POST, with this era's headers, beside the connection limit; never a GET."""
+    """One POST with the modern headers, not counted under the connection limit; no GET."""
     backend = modern()
     async with open_scripted(backend, settings=FactorySettings(max_connections_per_backend=1)) as bench:
         client = await bench.connect()
@@ -93,7 +93,7 @@ async def test_what_is_declared_is_asked_for(autojump_clock: MockClock) -> None:
         await silence(24 * HOUR)
         backend.notify(TOOLS_CHANGED)
         backend.notify("notifications/resources/list_changed")
-        backend.notify("notifications/prompts/list_changed")  # not declared, so not asked for
+        backend.notify("notifications/prompts/list_changed")  # not declared, so not subscribed to
         await wait_all_tasks_blocked()
         assert [(TOOLS_CHANGED, {}), ("notifications/resources/list_changed", {})] == untagged(bench)
     (listen,) = listens(backend)
@@ -110,7 +110,7 @@ async def test_what_is_declared_is_asked_for(autojump_clock: MockClock) -> None:
     ids=str,
 )
 async def test_a_backend_without_subscriptions_is_asked_once(autojump_clock: MockClock, fault: Fault) -> None:
-    """Whatever it declares."""
+    """A backend that answers -32601 is not asked again, whatever it declares."""
     backend = modern()
     backend.fail(LISTEN, fault)
     async with open_client(backend) as client:
@@ -122,7 +122,7 @@ async def test_a_backend_without_subscriptions_is_asked_once(autojump_clock: Moc
 
 
 async def test_the_session_s_identity_is_what_it_listens_with() -> None:
-    """No caller asked for it."""
+    """The subscription has the credentials of the session's opener, since it belongs to no call."""
     asked: list[object] = []
     backend = modern()
 
@@ -132,7 +132,7 @@ async def test_the_session_s_identity_is_what_it_listens_with() -> None:
     async with open_scripted(backend, auth=auth) as bench:
         await bench.connect(identity=ALICE)
         await wait_all_tasks_blocked()
-        assert [ALICE, ALICE] == asked  # discover, listen
+        assert [ALICE, ALICE] == asked  # discovery and subscription
 
 
 # The acknowledgement
@@ -162,7 +162,9 @@ FIRST_MESSAGES: list[JSON] = [
 
 @pytest.mark.parametrize("first", FIRST_MESSAGES, ids=str)
 async def test_the_acknowledgement_comes_first(autojump_clock: MockClock, first: JSON) -> None:
-    """Tagged with the request's id, by type, too. What comes in its place is heard by nobody, and it is asked anew."""
+    """The acknowledgement has the request's id as its tag, type included. Any other first message is ignored, and the
+    subscription is opened anew.
+    """
     backend = modern()
     backend.fail(LISTEN, streamed(event(first), event(note(TOOLS_CHANGED, 2))), times=1)
     async with open_scripted(backend) as bench:
@@ -174,7 +176,7 @@ async def test_the_acknowledgement_comes_first(autojump_clock: MockClock, first:
 
 
 async def test_what_is_not_honoured_is_not_heard(autojump_clock: MockClock) -> None:
-    """ "Only requested kinds": and of those, the ones that were agreed to."""
+    """MCP: "Only requested kinds"; of these, only the kinds that were acknowledged are delivered."""
     methods = ["notifications/resources/list_changed", UPDATED, "notifications/message", TOOLS_CHANGED]
     backend = modern()
     first = event(ack(2, toolsListChanged=True, promptsListChanged=True))
@@ -186,7 +188,7 @@ async def test_what_is_not_honoured_is_not_heard(autojump_clock: MockClock) -> N
 
 
 async def test_every_message_has_to_carry_the_tag(autojump_clock: MockClock) -> None:
-    """What has none, or another's, is dropped; the stream goes on."""
+    """A notification without the tag, or with another one, is ignored, and the stream goes on."""
     messages = [note(TOOLS_CHANGED, tag) for tag in (None, "2", 2.0, True, 3)]
     last = note(TOOLS_CHANGED, 2, last=True)
     backend = modern()
@@ -199,7 +201,7 @@ async def test_every_message_has_to_carry_the_tag(autojump_clock: MockClock) -> 
 
 @pytest.mark.parametrize("fault", [Hang(), Hang("body"), Stall(200)])
 async def test_the_acknowledgement_has_thirty_seconds(autojump_clock: MockClock, fault: Fault) -> None:
-    """It is the first thing a server sends; only behind it a stream may be silent."""
+    """The acknowledgement must be the first message and come within 30 s; after it the stream may be silent."""
     backend = modern()
     backend.fail(LISTEN, fault, times=1)
     async with open_client(backend) as client:
@@ -214,7 +216,7 @@ async def test_the_acknowledgement_has_thirty_seconds(autojump_clock: MockClock,
 
 @pytest.mark.parametrize("how", ["result", "without a word", "reset", "cancelled"])
 async def test_however_it_ends_it_is_opened_again(autojump_clock: MockClock, how: str) -> None:
-    """Once the new one is acknowledged, everything honoured is taken for changed: nothing is sent again."""
+    """Notifications are not sent again, so after the new acknowledgement every kind in it counts as changed."""
     backend = modern(graceful=how != "without a word")
     async with open_scripted(backend) as bench:
         client = await bench.connect()
@@ -246,7 +248,9 @@ async def test_however_it_ends_it_is_opened_again(autojump_clock: MockClock, how
 
 
 async def test_a_server_that_is_away_has_not_changed_yet(autojump_clock: MockClock) -> None:
-    """Who asked anew before it listens again might miss what comes in between."""
+    """The lists count as changed only after the new acknowledgement: fetched earlier, they might miss a change in
+    between.
+    """
     backend = modern()
     async with open_scripted(backend) as bench:
         await bench.connect()
@@ -282,7 +286,7 @@ TROUBLE: list[Fault] = [
 
 @pytest.mark.parametrize("fault", TROUBLE, ids=lambda fault: repr(fault)[:60])
 async def test_a_storm_ends(autojump_clock: MockClock, fault: Fault, caplog: pytest.LogCaptureFixture) -> None:
-    """Eleven requests in ten virtual hours; calls work, and `listen_again` begins anew."""
+    """Eleven requests in ten virtual hours, then none; calls work, and `listen_again` starts anew."""
     backend = modern()
     rule = backend.fail(LISTEN, fault)
     async with open_client(backend) as client:
@@ -313,7 +317,7 @@ async def test_a_storm_ends(autojump_clock: MockClock, fault: Fault, caplog: pyt
 async def test_a_subscription_that_fails_changes_nothing(
     autojump_clock: MockClock, fault: Fault, error: type[BackendError]
 ) -> None:
-    """The caller hears of it at the first attempt; the stream that there was goes on, and the set is what it was."""
+    """The caller gets the error of the first attempt; the old stream goes on with the old set."""
     backend = modern()
     async with open_client(backend) as client:
         await wait_all_tasks_blocked()
@@ -332,7 +336,7 @@ async def test_a_subscription_that_fails_changes_nothing(
 
 
 async def test_subscriptions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them go out with every new stream."""
+    """Every new stream carries the whole set."""
     monkeypatch.setattr(subscriptions, "MOST_SUBSCRIPTIONS", 2)
     monkeypatch.setattr(held_streams, "MOST_SUBSCRIPTIONS", 2)
     async with open_client(modern()) as client:
@@ -343,7 +347,7 @@ async def test_subscriptions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 async def test_a_closed_client_opens_no_stream(autojump_clock: MockClock) -> None:
-    """Neither by itself nor for a subscriber."""
+    """A closed client opens no stream, neither by itself nor for a subscriber."""
     backend = modern()
     async with open_client(backend) as client:
         await wait_all_tasks_blocked()

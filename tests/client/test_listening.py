@@ -72,7 +72,7 @@ async def silence(seconds: float) -> None:
     await wait_all_tasks_blocked()
 
 
-# When to come back
+# Pauses between attempts
 
 
 def test_attempts_come_at_doubled_intervals_and_end() -> None:
@@ -114,7 +114,7 @@ def test_no_setting_makes_a_busy_loop(settings: tuple[float, float]) -> None:
     assert 0.1 == patience.next_delay() == patience.next_delay()
 
 
-# Whether there is one
+# When a stream is opened
 
 
 async def test_a_stream_is_opened_behind_the_handshake(autojump_clock: MockClock) -> None:
@@ -238,7 +238,7 @@ async def test_a_restored_session_listens_once_it_is_known_to_live() -> None:
     assert 2 == len(gets(backend))
 
 
-# What becomes of it
+# Ends and resumptions
 
 
 TROUBLE: list[Fault] = [
@@ -411,7 +411,7 @@ async def test_a_closed_client_listens_no_more(autojump_clock: MockClock) -> Non
             assert 1 == len(gets(backend))
 
 
-# What comes by it
+# Messages of the stream
 
 
 @pytest.mark.parametrize("way", ["hung", "resumed"])
@@ -544,7 +544,7 @@ async def test_progress_of_a_call_is_no_event() -> None:
         assert [] == bench.events
 
 
-# The head, for those who answer requests
+# Calls wait for the head if there are handlers
 
 
 async def test_calls_wait_for_the_head_and_the_opening_does_not(autojump_clock: MockClock) -> None:

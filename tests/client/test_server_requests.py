@@ -157,7 +157,7 @@ async def test_only_what_is_given_is_declared(given_: dict[str, Any], declared: 
     assert declared == backend.received("initialize")[0].params["capabilities"]
 
 
-# Who answers
+# Handlers
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ async def test_a_handler_that_fails_while_it_is_cancelled_answers_nothing(autoju
     assert [] == server.answers
 
 
-# Handlers whose answer nobody waits for
+# Handlers with a call that has ended
 
 
 async def test_a_handler_that_shields_itself_answers_nothing_all_the_same(autojump_clock: MockClock) -> None:
@@ -700,7 +700,7 @@ async def test_without_a_log_handler_nothing_is_kept(autojump_clock: MockClock) 
         assert 0 == len(client._requests._log._waiting)
 
 
-# Clean surroundings
+# Context variables and connections of handlers
 
 
 async def test_a_handler_has_no_context_variables_of_a_call(autojump_clock: MockClock) -> None:

@@ -72,7 +72,7 @@ async def pid_of(client: Any) -> int:
     return int((await call(client, "pid"))["content"][0]["text"])
 
 
-# What is right
+# Normal use
 
 
 async def test_calls_go_to_a_child_and_its_end_is_ours(children: Children) -> None:
@@ -285,7 +285,7 @@ async def test_a_verdict_that_proves_wrong_is_corrected(children: Children) -> N
         assert "legacy" == (await bench.connect()).record.era
 
 
-# How it ends
+# The end of the process
 
 
 async def test_the_end_of_its_stdin_is_enough(children: Children) -> None:
@@ -384,7 +384,7 @@ class _CancelAfter(trio.abc.Instrument):
             self.scope.cancel()
 
 
-# How it fails
+# Failures of the process
 
 
 @asynccontextmanager

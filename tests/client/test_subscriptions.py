@@ -1,4 +1,4 @@
-"""Subscriptions to changes: what is asked for and heard, how they end and begin anew. The same over every channel."""
+"""Subscriptions to changes: what they ask for and deliver, how they end and begin anew. The same over every channel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LISTEN = "subscriptions/listen"
 
 
 def telling(channel: Channel, **options: object) -> ScriptedBackend:
-    """A backend that tells of changes, with one resource."""
+    """A backend that notifies of changes, with one resource."""
     backend = channel.backend(**{"listens": True, **options})
     backend.add_resource("memo://one")
     return backend
@@ -62,7 +62,7 @@ async def test_declared_changes_are_asked_for_and_heard(channel: Channel, autoju
         assert (await call(client))["content"]
         backend.notify(TOOLS_CHANGED)
         backend.notify(RESOURCES_CHANGED)
-        backend.notify("notifications/prompts/list_changed")  # not declared, so not asked for
+        backend.notify("notifications/prompts/list_changed")  # not declared, so not subscribed to
         await wait_all_tasks_blocked()
         assert [(TOOLS_CHANGED, {}), (RESOURCES_CHANGED, {})] == heard(bench)
     (listen,) = listens(backend)
@@ -112,7 +112,7 @@ async def test_a_backend_without_subscriptions_is_asked_once(
 
 @EVERY_MODERN_CHANNEL
 async def test_only_what_was_acknowledged_is_heard(channel: Channel, autojump_clock: MockClock) -> None:
-    """The backend honours a part of what was asked for, and tells of more all the same."""
+    """The backend acknowledges a part of the set, and notifies of more: only the part is delivered."""
     backend = telling(channel, honours=lambda wanted: {"toolsListChanged": True})
     async with channel.open_bench(backend) as bench:
         await bench.connect()
@@ -128,7 +128,7 @@ async def test_only_what_was_acknowledged_is_heard(channel: Channel, autojump_cl
 async def test_a_backend_that_honours_nothing_is_left_alone(
     channel: Channel, agreed: JSON, autojump_clock: MockClock
 ) -> None:
-    """The request is given up: nothing can come by it."""
+    """The request is cancelled, since it can bring no notification."""
     backend = telling(channel, honours=lambda wanted: agreed)
     async with channel.open_client(backend) as client:
         await silence(HOUR)
@@ -137,7 +137,9 @@ async def test_a_backend_that_honours_nothing_is_left_alone(
 
 @EVERY_MODERN_CHANNEL
 async def test_an_acknowledgement_has_thirty_seconds(channel: Channel, autojump_clock: MockClock) -> None:
-    """It is the first message; only behind it a stream may be silent. Then the request is given up and sent anew."""
+    """It must be the first message; after it a stream may be silent. Without it the request is cancelled and
+    sent anew.
+    """
     backend = telling(channel)
     backend.fail(LISTEN, Hang(), times=1)
     async with channel.open_client(backend) as client:
@@ -153,7 +155,7 @@ async def test_an_acknowledgement_has_thirty_seconds(channel: Channel, autojump_
 @EVERY_MODERN_CHANNEL
 @pytest.mark.parametrize("how", ["result", "without a result", "cancelled"])
 async def test_a_subscription_that_ends_begins_anew(channel: Channel, how: str, autojump_clock: MockClock) -> None:
-    """Once the new one is acknowledged, everything in it counts as changed: what was missed is not sent again."""
+    """After the new acknowledgement everything in it counts as changed: missed notifications are not sent again."""
     backend = telling(channel, graceful=how != "without a result")
     async with channel.open_bench(backend) as bench:
         client = await bench.connect()
@@ -185,7 +187,7 @@ async def test_a_subscription_that_ends_begins_anew(channel: Channel, how: str, 
 async def test_subscriptions_that_end_at_once_are_given_up(
     channel: Channel, graceful: bool, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Eleven in ten hours: an acknowledgement alone is of no use. Calls work."""
+    """Eleven in ten hours, then none: an acknowledgement alone does not reset the pauses. Calls work."""
     backend = telling(channel, stream_seconds=0, graceful=graceful)
     async with channel.open_bench(backend) as bench:
         client = await bench.connect()
@@ -201,7 +203,7 @@ async def test_subscriptions_that_end_at_once_are_given_up(
 async def test_refusals_are_asked_again_ten_times(
     channel: Channel, fault: Fault, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They may pass; calls work meanwhile."""
+    """A refusal may be temporary; calls work meanwhile."""
     backend = telling(channel)
     backend.fail(LISTEN, fault)
     async with channel.open_client(backend) as client:
@@ -215,7 +217,7 @@ async def test_refusals_are_asked_again_ten_times(
 async def test_subscriptions_that_end_after_a_minute_begin_anew_for_ever(
     channel: Channel, autojump_clock: MockClock
 ) -> None:
-    """Gateways end what is idle."""
+    """Gateways end idle streams."""
     backend = telling(channel, stream_seconds=60)
     async with channel.open_client(backend) as client:
         await silence(HOUR)
@@ -244,7 +246,7 @@ async def test_a_closed_client_subscribes_no_more(channel: Channel, autojump_clo
 
 @EVERY_CHANNEL
 async def test_a_subscribed_resource_is_heard_of(channel: Channel, autojump_clock: MockClock) -> None:
-    """By a request of its own in one era, by a new set in `subscriptions/listen` in the other."""
+    """By a request of its own in the legacy era, by a new set in `subscriptions/listen` in the modern one."""
     backend = telling(channel)
     async with channel.open_bench(backend) as bench:
         client = await bench.connect()
@@ -262,7 +264,7 @@ async def test_a_subscribed_resource_is_heard_of(channel: Channel, autojump_cloc
 
 @EVERY_MODERN_CHANNEL
 async def test_a_new_set_is_acknowledged_before_the_old_one_ends(channel: Channel, autojump_clock: MockClock) -> None:
-    """So no change is missed in between, and none is told of twice."""
+    """So no change is missed in between, and none is delivered twice."""
     backend = telling(channel)
     backend.fail(lambda exchange: "resourceSubscriptions" in (exchange.params.get("notifications") or {}), Delay(5))
     async with channel.open_bench(backend) as bench, trio.open_nursery() as nursery:
@@ -293,7 +295,7 @@ async def test_a_new_set_is_acknowledged_before_the_old_one_ends(channel: Channe
 
 @EVERY_MODERN_CHANNEL
 async def test_only_what_changes_the_set_is_sent(channel: Channel, autojump_clock: MockClock) -> None:
-    """A resource that is subscribed to twice, or that never was, changes nothing."""
+    """A second subscription to the same resource, or the end of one that does not exist, changes nothing."""
     backend = telling(channel)
     async with channel.open_client(backend) as client:
         await wait_all_tasks_blocked()
@@ -332,7 +334,7 @@ async def test_many_subscriptions_at_once_follow_each_other(channel: Channel, au
 
 @EVERY_MODERN_CHANNEL
 async def test_a_resource_that_is_not_honoured_is_refused(channel: Channel, autojump_clock: MockClock) -> None:
-    """The subscription that there was goes on."""
+    """The subscription as it was goes on."""
     backend = telling(channel, honours=lambda wanted: {name: value for name, value in wanted.items() if value is True})
     async with channel.open_client(backend) as client:
         await wait_all_tasks_blocked()
@@ -358,7 +360,7 @@ async def test_a_resource_that_is_not_honoured_is_refused(channel: Channel, auto
 async def test_a_subscription_that_fails_changes_nothing(
     channel: Channel, fault: Fault, error: type[BackendError], timeout: float, autojump_clock: MockClock
 ) -> None:
-    """The caller hears of it at the first attempt; the subscription that there was goes on."""
+    """The caller gets the error of the first attempt; the subscription as it was goes on."""
     backend = telling(channel)
     async with channel.open_bench(backend) as bench:
         client = await bench.connect()
@@ -379,7 +381,7 @@ async def test_a_subscription_that_fails_changes_nothing(
 
 @EVERY_MODERN_CHANNEL
 async def test_a_cancelled_subscriber_leaves_everything_as_it_was(channel: Channel, autojump_clock: MockClock) -> None:
-    """The request that was to replace the other is given up."""
+    """The request that was to replace the other is cancelled."""
     backend = telling(channel)
     async with channel.open_client(backend) as client:
         await wait_all_tasks_blocked()
@@ -392,7 +394,7 @@ async def test_a_cancelled_subscriber_leaves_everything_as_it_was(channel: Chann
 
 @EVERY_CHANNEL
 async def test_a_uri_that_is_no_text_is_the_callers_error(channel: Channel, autojump_clock: MockClock) -> None:
-    """Half a surrogate pair cannot be sent. What was heard before goes on being heard."""
+    """A URI with a lone surrogate cannot be sent. The subscription as it was goes on."""
     backend = telling(channel)
     async with channel.open_bench(backend) as bench:
         client = await bench.connect()

@@ -20,7 +20,7 @@ TARGETS: Mapping[str, tuple[str, ...] | None] = {
             f"Http11Transport.{name}"
             for name in (
                 *("send", "connect", "tidy", "close"),
-                *("_idle_connection", "_connect", "_give_back", "_keep", "_close_expired"),
+                *("_idle_connection", "_connect", "_return_connection", "_keep_idle", "_close_expired"),
             )
         ),
     ),

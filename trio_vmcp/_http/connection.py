@@ -50,7 +50,7 @@ class Connection:
         """No byte and no end has arrived since the last response. Bytes on an idle connection answer no request, so
         they would be taken for the response to the next one.
         """
-        return not self._is_closed and not self._connected.has_news()
+        return not self._is_closed and not self._connected.has_unread()
 
     def close(self) -> None:
         """Close the connection at once and for good. A task that waits for its bytes gets an error."""

@@ -33,13 +33,13 @@ class ConnectedStream:
     """A stream over a connection that is made, TLS included.
 
     Attributes:
-        has_news: Whether bytes or an end have arrived that no read has taken. Never blocks.
+        has_unread: Whether bytes or an end have arrived that no read has taken. Never blocks.
         close: Closes the connection at once, without TLS's close_notify. Awaits nothing, so it works in a cancelled
             task, too.
     """
 
     stream: ByteStream
-    has_news: Callable[[], bool]
+    has_unread: Callable[[], bool]
     close: Callable[[], None]
 
 
@@ -74,7 +74,7 @@ class TcpDial:
         except BaseException:
             tcp.socket.close()
             raise
-        return ConnectedStream(tls, tls.has_news, tcp.socket.close)
+        return ConnectedStream(tls, tls.has_unread, tcp.socket.close)
 
     async def _connect_and_prepare(self, origin: Origin) -> tuple[trio.SocketStream, ssl.SSLContext]:
         """Connect; for the first https connection build the TLS context meanwhile, since neither needs the other."""

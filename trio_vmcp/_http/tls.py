@@ -40,7 +40,7 @@ class TlsStream:
     _tls: ssl.SSLObject = attrs.field(init=False, repr=False)
     _incoming: ssl.MemoryBIO = attrs.field(factory=ssl.MemoryBIO, init=False, repr=False)
     _outgoing: ssl.MemoryBIO = attrs.field(factory=ssl.MemoryBIO, init=False, repr=False)
-    _heard: bool = attrs.field(default=False, init=False)  # `has_news` has found bytes or an end, and dropped them
+    _found_unread: bool = attrs.field(default=False, init=False)  # and lost: the bytes that `has_unread` read
 
     async def do_handshake(self, context: ssl.SSLContext, host: str) -> None:
         """Call once, first.
@@ -51,14 +51,14 @@ class TlsStream:
             trio.BrokenResourceError: The connection broke.
         """
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-        await self._until_done(self._tls.do_handshake)
+        await self._run_step(self._tls.do_handshake)
 
     async def send_all(self, data: bytes) -> None:
         """Raises: trio.BrokenResourceError, trio.ClosedResourceError."""
         rest = memoryview(data)
         try:
             while rest:
-                rest = rest[await self._until_done(self._tls.write, rest) :]
+                rest = rest[await self._run_step(self._tls.write, rest) :]
         except ssl.SSLError as exc:
             raise trio.BrokenResourceError("TLS broke") from exc
 
@@ -70,7 +70,7 @@ class TlsStream:
             trio.BrokenResourceError, trio.ClosedResourceError: The connection broke, or was closed here.
         """
         try:
-            first = await self._until_done(self._tls.read, max_bytes)
+            first = await self._run_step(self._tls.read, max_bytes)
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             return b""
         except ssl.SSLError as exc:
@@ -84,17 +84,17 @@ class TlsStream:
             pass  # half a record, or the end, which the next read reports
         return first if len(pieces) == 1 else b"".join(pieces)
 
-    def has_news(self) -> bool:
+    def has_unread(self) -> bool:
         """Whether application bytes or an end have arrived that no read has taken. Messages of TLS itself, such as
         session tickets, are processed and do not count.
 
         Close the stream when this is true: the bytes that were found are lost.
         """
-        self._heard = self._heard or self._hears()
-        return self._heard
+        self._found_unread = self._found_unread or self._find_unread()
+        return self._found_unread
 
-    def _hears(self) -> bool:
-        if self._tls.pending() or self._comes_out():
+    def _find_unread(self) -> bool:
+        if self._tls.pending() or self._has_application_data():
             return True
         if not self.is_readable():
             return False
@@ -103,9 +103,9 @@ class TlsStream:
         except OSError:
             return True
         self._incoming.write(data)
-        return not data or self._comes_out() or self.is_readable()  # tickets are less than READ_BYTES
+        return not data or self._has_application_data() or self.is_readable()  # tickets are less than READ_BYTES
 
-    def _comes_out(self) -> bool:
+    def _has_application_data(self) -> bool:
         """Whether the buffered records hold application bytes or the end."""
         if not self._incoming.pending:
             return False
@@ -124,7 +124,7 @@ class TlsStream:
         finally:
             borrowed.detach()
 
-    async def _until_done(self, step: Callable[[*Ts], T], *args: *Ts) -> T:
+    async def _run_step(self, step: Callable[[*Ts], T], *args: *Ts) -> T:
         """Repeat `step` until it succeeds; in between send what TLS has to say, and receive what it waits for."""
         while True:
             try:

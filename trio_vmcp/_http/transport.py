@@ -49,7 +49,7 @@ class RawResponse:
     status: int
     headers: Headers = attrs.field(repr=False)
     _connection: Connection = attrs.field(alias="connection", repr=False)
-    _give_back: Callable[[Connection], None] = attrs.field(alias="give_back", repr=False)
+    _return_connection: Callable[[Connection], None] = attrs.field(alias="return_connection", repr=False)
     _held: bool = attrs.field(default=True, init=False)
 
     @property
@@ -68,7 +68,7 @@ class RawResponse:
         """Give the connection back, without waiting. If the response was not read to its end, close the connection."""
         if self._held:
             self._held = False
-            self._give_back(self._connection)
+            self._return_connection(self._connection)
 
     async def aclose(self) -> None:
         self.close()
@@ -132,7 +132,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
             del self._busy[connection]
             connection.close()
             raise
-        return RawResponse(status, headers, connection, self._give_back)
+        return RawResponse(status, headers, connection, self._return_connection)
 
     async def connect(self, origin: Origin) -> None:
         """Make an idle connection, unless there is one.
@@ -141,7 +141,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
             httpx.ConnectError: No connection.
         """
         connection = self._idle_connection(origin) or await self._connect(origin)
-        self._keep(connection, origin)
+        self._keep_idle(connection, origin)
 
     async def tidy(self) -> None:
         """Close connections that were idle for `KEEPALIVE_EXPIRY`. Runs until it is cancelled.
@@ -230,14 +230,14 @@ class Http11Transport(httpx.AsyncBaseTransport):
             raise httpx.ConnectError("the transport was closed meanwhile")
         return connection
 
-    def _give_back(self, connection: Connection) -> None:
+    def _return_connection(self, connection: Connection) -> None:
         origin = self._busy.pop(connection)
         if connection.is_reusable:
-            self._keep(connection, origin)
+            self._keep_idle(connection, origin)
         else:
             connection.close()
 
-    def _keep(self, connection: Connection, origin: Origin) -> None:
+    def _keep_idle(self, connection: Connection, origin: Origin) -> None:
         connection.idle_since = trio.current_time()
         connections = self._idle.setdefault(origin, [])
         connections.append(connection)

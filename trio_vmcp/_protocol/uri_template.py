@@ -55,7 +55,7 @@ class Uri:
             places.setdefault(token, []).append(place)
         return cls(text, len(tokens), places)
 
-    def having(self, token: str) -> int:
+    def places_of(self, token: str) -> int:
         """Where `token` stands."""
         if (known := self._sets.get(token)) is not None:
             return known
@@ -65,24 +65,24 @@ class Uri:
         self._sets[token] = found = int.from_bytes(bits, "little")
         return found
 
-    def lacking(self, tokens: str) -> int:
+    def places_without(self, tokens: str) -> int:
         """Where some token stands, but none of `tokens`."""
         found = (1 << self.length) - 1
         for token in tokens:
-            found &= ~self.having(token)
+            found &= ~self.places_of(token)
         return found
 
 
-def _then(uri: Uri, places: int, text: str) -> int:
+def _read_text(uri: Uri, places: int, text: str) -> int:
     """From `places`, read `text`."""
     for match in _TOKEN.finditer(text):
         if not places:
             break
-        places = (places & uri.having(match[0])) << 1
+        places = (places & uri.places_of(match[0])) << 1
     return places
 
 
-def _then_any(places: int, allowed: int) -> int:
+def _read_any(places: int, allowed: int) -> int:
     """From `places`, read any number of `allowed` tokens.
 
     Adding a set to the runs of ones that it stands in carries to the end of each run (MatchStar, Cameron et al. 2014).
@@ -90,16 +90,16 @@ def _then_any(places: int, allowed: int) -> int:
     return (((places & allowed) + allowed) ^ allowed) | places
 
 
-def _then_up_to(places: int, allowed: int, most: int | None) -> int:
+def _read_up_to(places: int, allowed: int, most: int | None) -> int:
     """From `places`, read at most `most` of the `allowed` tokens; None: any number."""
     if most is None:
-        return _then_any(places, allowed)
+        return _read_any(places, allowed)
     near, reach = places, 0
     while reach < most:  # doubles, so that 9999 takes 14 rounds
         step = min(reach + 1, most - reach)
         near |= near << step
         reach += step
-    return near & _then_any(places, allowed)
+    return near & _read_any(places, allowed)
 
 
 @attrs.frozen
@@ -142,36 +142,36 @@ class _Expression:
         if not self.operator.named:
             return places | self._read_values(uri, places)
         if any(variable.exploded for variable in self.variables):
-            start = _then(uri, places, self.operator.first)
-            return places | _then_any(start, self._values(uri) | uri.having(self.operator.separator))
+            start = _read_text(uri, places, self.operator.first)
+            return places | _read_any(start, self._values(uri) | uri.places_of(self.operator.separator))
         return places | self._read_pairs(uri, places)
 
     def _values(self, uri: Uri) -> int:
-        return uri.lacking(self.operator.ends)
+        return uri.places_without(self.operator.ends)
 
     def _read_values(self, uri: Uri, places: int) -> int:
         """Values in the order of their variables, some of them undefined."""
         reached = 0
         for variable in self.variables:
-            allowed = self._values(uri) | (uri.having(self.operator.separator) if variable.exploded else 0)
-            start = _then(uri, places, self.operator.first) | _then(uri, reached, self.operator.separator)
-            reached |= _then_up_to(start, allowed, variable.most)
+            allowed = self._values(uri) | (uri.places_of(self.operator.separator) if variable.exploded else 0)
+            start = _read_text(uri, places, self.operator.first) | _read_text(uri, reached, self.operator.separator)
+            reached |= _read_up_to(start, allowed, variable.most)
         return reached
 
     def _read_pairs(self, uri: Uri, places: int) -> int:
         """`name=value` or `name`, in any order, as many as there are variables."""
         allowed, everywhere = self._values(uri), (1 << (uri.length + 1)) - 1
-        names = [(v, len(_TOKEN.findall(v.name)), _then(uri, everywhere, v.name)) for v in self.variables]
-        reached, start = 0, _then(uri, places, self.operator.first)
+        names = [(v, len(_TOKEN.findall(v.name)), _read_text(uri, everywhere, v.name)) for v in self.variables]
+        reached, start = 0, _read_text(uri, places, self.operator.first)
         for _ in self.variables:
             if not start:
                 break
             ended = 0
             for variable, length, name_ends in names:
                 named = (start << length) & name_ends
-                ended |= named | _then_up_to(_then(uri, named, "="), allowed, variable.most)
+                ended |= named | _read_up_to(_read_text(uri, named, "="), allowed, variable.most)
             reached |= ended
-            start = _then(uri, ended, self.operator.separator)
+            start = _read_text(uri, ended, self.operator.separator)
         return reached
 
 
@@ -194,7 +194,7 @@ class UriTemplate:
             return False
         places = 1
         for piece in self._pieces:
-            places = _then(uri, places, piece) if isinstance(piece, str) else piece.read(uri, places)
+            places = _read_text(uri, places, piece) if isinstance(piece, str) else piece.read(uri, places)
             if not places:
                 return False
         return bool(places >> uri.length)

@@ -9,12 +9,12 @@ import attrs
 import httpx
 import trio
 
-from trio_vmcp.testing._other_ways import LineAnswer, LineReply, read_lines
 from trio_vmcp.testing.context import ScriptedAnswer
 from trio_vmcp.testing.exchange import Exchange, Outcome
 from trio_vmcp.testing.faults import Delay, Error, Fault, Hang, Raw, Refuse, Rewrite, Status, WireFault
 from trio_vmcp.testing.http import Reply, Request, serve_http
 from trio_vmcp.testing.http_sse import HttpSseServer
+from trio_vmcp.testing.lines import LineAnswer, LineReply, read_lines
 from trio_vmcp.testing.listening import EventLog
 from trio_vmcp.testing.modern import VERSION_KEY
 from trio_vmcp.testing.modern_server import ModernServer
@@ -82,7 +82,7 @@ class ScriptedBackend(HttpSseServer, ModernServer):
         with trio.CancelScope() as lifetime:
             self._connections[stream] = lifetime
             try:
-                await serve_http(stream, self._handle)
+                await serve_http(stream, self._handle_request)
             except* Exception as group:  # a nursery within may have bundled them
                 self.errors.extend(_leaves(group))
                 log.error("scripted backend %r broke", self.name, exc_info=group)
@@ -96,16 +96,16 @@ class ScriptedBackend(HttpSseServer, ModernServer):
 
         def begin(line: bytes) -> None:
             exchange = Exchange("", "", httpx.Headers({"mcp-session-id": session_id}), line, trio.current_time())
-            self._begin(exchange)  # here, in the order of the lines
+            self._begin_exchange(exchange)  # here, in the order of the lines
             reply = LineReply(stream, nursery.cancel_scope, lock)
-            nursery.start_soon(self._run, exchange, LineAnswer(reply, True), self._is_modern(exchange))
+            nursery.start_soon(self._run_exchange, exchange, LineAnswer(reply, True), self._is_modern(exchange))
 
         with trio.CancelScope() as lifetime:
             self._connections[stream] = lifetime
             try:
                 async with trio.open_nursery() as nursery:
                     if self.listens and self.era == "legacy":
-                        nursery.start_soon(self._tell_lines, LineReply(stream, nursery.cancel_scope, lock))
+                        nursery.start_soon(self._send_notification_lines, LineReply(stream, nursery.cancel_scope, lock))
                     await read_lines(stream, begin)
                     nursery.cancel_scope.cancel(reason="the client closed the connection")
             except* Exception as group:  # a nursery within may have bundled them
@@ -115,32 +115,32 @@ class ScriptedBackend(HttpSseServer, ModernServer):
                 self._connections.pop(stream, None)
                 await trio.aclose_forcefully(stream)
 
-    async def _tell_lines(self, reply: LineReply) -> None:
+    async def _send_notification_lines(self, reply: LineReply) -> None:
         async with self._listeners.listen() as notifications:
             async for notification in notifications:
                 await LineAnswer(reply, True).notify(notification)
 
-    async def _handle(self, request: Request, reply: Reply) -> None:
+    async def _handle_request(self, request: Request, reply: Reply) -> None:
         exchange = Exchange(request.verb, request.target, request.headers, request.body, trio.current_time())
-        self._begin(exchange)
+        self._begin_exchange(exchange)
         is_modern = self._is_modern(exchange)
         # Legacy: "disconnection SHOULD NOT be interpreted as the client cancelling its request". Modern: that it is.
         reply.outlives_peer = not is_modern and request.verb != "GET"
-        answer = ScriptedAnswer(reply, self.answers == "sse", self._log(is_modern), self.retry_ms)
-        await self._run(exchange, answer, is_modern)
+        answer = ScriptedAnswer(reply, self.answers == "sse", self._open_log(is_modern), self.retry_ms)
+        await self._run_exchange(exchange, answer, is_modern)
 
-    def _begin(self, exchange: Exchange) -> None:
+    def _begin_exchange(self, exchange: Exchange) -> None:
         self.exchanges.append(exchange)
         self._running[exchange] = None
 
-    async def _run(self, exchange: Exchange, answer: ScriptedAnswer, is_modern: bool) -> None:
+    async def _run_exchange(self, exchange: Exchange, answer: ScriptedAnswer, is_modern: bool) -> None:
         reply = answer.reply
         try:
             with exchange.scope:
-                await self._script(exchange, answer, is_modern)
+                await self._apply_fault(exchange, answer, is_modern)
             if exchange.scope.cancelled_caught:
                 exchange.outcome = "cancelled"
-                await answer.drop()
+                await answer.end_without_response()
         finally:
             del self._running[exchange]
             exchange.ended_at = trio.current_time()
@@ -149,7 +149,7 @@ class ScriptedBackend(HttpSseServer, ModernServer):
             if exchange.outcome == "running":
                 exchange.outcome = _outcome(reply, is_modern)
 
-    def _log(self, is_modern: bool) -> EventLog | None:
+    def _open_log(self, is_modern: bool) -> EventLog | None:
         if not self.resumable or is_modern:
             return None
         log = EventLog(f"stream-{len(self.exchanges)}")
@@ -163,7 +163,7 @@ class ScriptedBackend(HttpSseServer, ModernServer):
             return False
         return VERSION_KEY in exchange.meta or exchange.headers.get("mcp-protocol-version") == MODERN_VERSION
 
-    async def _script(self, exchange: Exchange, answer: ScriptedAnswer, is_modern: bool) -> None:
+    async def _apply_fault(self, exchange: Exchange, answer: ScriptedAnswer, is_modern: bool) -> None:
         reply, fault = answer.reply, self._fault_for(exchange)
         match fault:
             case Hang(at="head"):
@@ -185,25 +185,25 @@ class ScriptedBackend(HttpSseServer, ModernServer):
             case Raw(head, body):
                 await reply.respond_raw(head + body)
             case _:
-                await self._respond(exchange, answer, is_modern, fault)
+                await self._answer(exchange, answer, is_modern, fault)
 
-    async def _respond(self, exchange: Exchange, answer: ScriptedAnswer, is_modern: bool, fault: Fault | None) -> None:
+    async def _answer(self, exchange: Exchange, answer: ScriptedAnswer, is_modern: bool, fault: Fault | None) -> None:
         try:
             if self.transport == "sse" and exchange.verb:
-                await self._older(exchange, answer, fault)
+                await self._answer_http_sse(exchange, answer, fault)
             elif isinstance(fault, Error):
                 raise RpcError(fault.code, fault.message, fault.data, fault.status)
             elif exchange.verb == "DELETE" and not is_modern:
-                await self._delete(exchange, answer.reply)
+                await self._delete_session(exchange, answer.reply)
             elif exchange.verb == "GET" and not is_modern and (self.listens or self.resumable):
-                await self._stream(exchange, answer)
+                await self._serve_get(exchange, answer)
             elif exchange.verb not in ("POST", ""):
                 allow = "POST" if is_modern else "POST, DELETE"
                 await answer.reply.respond(405, headers=(("allow", allow),))
             elif is_modern:
-                await self._modern(exchange, answer)
+                await self._answer_modern(exchange, answer)
             else:
-                await self._legacy(exchange, answer)
+                await self._answer_legacy(exchange, answer)
         except RpcError as error:
             await answer.finish(error_message(exchange.request_id, error), error.status)
 

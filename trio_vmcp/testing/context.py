@@ -53,7 +53,7 @@ class ScriptedAnswer:
         else:
             await self.reply.respond(status, encode(message), (*JSON_HEADERS, *self.headers))
 
-    async def drop(self) -> None:
+    async def end_without_response(self) -> None:
         """End without a response: the client has taken the request back."""
         if self.reply.ended:  # of a POST of HTTP+SSE, say, which says only that it came
             await trio.lowlevel.checkpoint()

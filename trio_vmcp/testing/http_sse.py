@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import trio
 
 from trio_vmcp.models import JSON
-from trio_vmcp.testing._other_ways import PostedAnswer
 from trio_vmcp.testing.context import ScriptedAnswer
 from trio_vmcp.testing.exchange import Exchange
 from trio_vmcp.testing.faults import Error, Fault
+from trio_vmcp.testing.http import Reply
 from trio_vmcp.testing.legacy_server import LegacyServer
 from trio_vmcp.testing.rpc import RpcError, error_message
 from trio_vmcp.testing.script import SessionStream
@@ -18,12 +19,46 @@ from trio_vmcp.testing.script import SessionStream
 __all__ = ["HttpSseServer"]
 
 
+class PostedAnswer(ScriptedAnswer):
+    """An answer to a message that was POSTed, on the stream of its session."""
+
+    def __init__(
+        self,
+        reply: Reply,
+        stream: trio.MemorySendChannel[JSON | bytes],
+        holds_post: bool,
+        change: Callable[[JSON], object] | None,
+    ) -> None:
+        super().__init__(reply, True, change=change)
+        self._to_stream = stream
+        self._holds_post = holds_post
+
+    async def accept(self) -> None:
+        """Acknowledge the POST (202). The connection is closed, since the handler goes on in its task."""
+        if not self._holds_post:
+            await self.reply.respond(202, headers=(("connection", "close"),))
+
+    async def notify(self, message: JSON | bytes) -> None:
+        self._to_stream.send_nowait(message)
+        await trio.lowlevel.checkpoint()
+
+    async def finish(self, response: JSON, status: int = 200) -> None:
+        message = response if self.change is None else self.change(response)
+        assert isinstance(message, dict | bytes)
+        await self.notify(message)
+        await self.end_without_response()
+
+    async def end_without_response(self) -> None:
+        if self.reply.status is None:
+            await self.reply.respond(202)
+
+
 class HttpSseServer(LegacyServer):
     """A session is a stream: the id in its `endpoint` event routes what is POSTed, and ends with the stream."""
 
     __slots__ = ()
 
-    async def _older(self, exchange: Exchange, answer: ScriptedAnswer, fault: Fault | None) -> None:
+    async def _answer_http_sse(self, exchange: Exchange, answer: ScriptedAnswer, fault: Fault | None) -> None:
         """HTTP+SSE: the stream, or a message to the session that is the stream."""
         path, _, session_id = exchange.target.partition("?session=")
         if exchange.verb == "GET":
@@ -43,7 +78,7 @@ class HttpSseServer(LegacyServer):
             try:
                 if isinstance(fault, Error):
                     raise RpcError(fault.code, fault.message, fault.data)
-                await self._legacy(exchange, posted)
+                await self._answer_legacy(exchange, posted)
             except RpcError as error:
                 await posted.finish(error_message(exchange.request_id, error))
 
@@ -58,7 +93,7 @@ class HttpSseServer(LegacyServer):
             with stream.lifetime:
                 await answer.open()
                 await answer.reply.send(f"event: endpoint\ndata: {self.endpoint}?session={session_id}\n\n".encode())
-                with self._listeners.also_tell(send) if self.listens else nullcontext():
+                with self._listeners.forward_to(send) if self.listens else nullcontext():
                     async for message in receive:
                         await answer.notify(message)
         finally:  # a restart may have forgotten it first

@@ -19,15 +19,15 @@ class LegacyServer(Script):
 
     __slots__ = ()
 
-    async def _legacy(self, exchange: Exchange, answer: ScriptedAnswer) -> None:
+    async def _answer_legacy(self, exchange: Exchange, answer: ScriptedAnswer) -> None:
         if exchange.verb and self.transport == "streamable-http":
             check_legacy(exchange, self.sessions if self.session_ids else None)
         elif not isinstance(exchange.message, dict):
             raise RpcError(PARSE_ERROR, "the line is not a JSON object")
         if exchange.method == "initialize":
-            result = self._initialize(exchange, answer)
+            result = self._open_session(exchange, answer)
         elif exchange.request_id is None or not exchange.method:
-            self._take_notice(exchange)
+            self._take_notification(exchange)
             await answer.reply.respond(202)
             return
         elif exchange.method == "ping":
@@ -41,21 +41,21 @@ class LegacyServer(Script):
             result = await self.call(CallContext(exchange, False, answer, self._ask_within))
         await answer.finish(result_message(exchange.request_id, result))
 
-    def _initialize(self, exchange: Exchange, answer: ScriptedAnswer) -> JSON:
+    def _open_session(self, exchange: Exchange, answer: ScriptedAnswer) -> JSON:
         if exchange.verb and self.transport == "streamable-http" and self.session_ids:
             session_id = f"{self.name}-session-{next(self._session_numbers)}"
             self.sessions[session_id] = exchange.params
             answer.headers = (("mcp-session-id", session_id),)
         return {"protocolVersion": self.protocol_version, **self._introduction()}
 
-    async def _delete(self, exchange: Exchange, reply: Reply) -> None:
+    async def _delete_session(self, exchange: Exchange, reply: Reply) -> None:
         check_session(exchange, self.sessions)
         assert exchange.session_id is not None
         del self.sessions[exchange.session_id]
         self.deleted_sessions.append(exchange.session_id)
         await reply.respond(200)
 
-    async def _stream(self, exchange: Exchange, answer: ScriptedAnswer) -> None:
+    async def _serve_get(self, exchange: Exchange, answer: ScriptedAnswer) -> None:
         """The GET of the legacy era: the rest of an answer, or whatever the server has to say."""
         if self.session_ids:
             check_session(exchange, self.sessions)
@@ -65,10 +65,10 @@ class LegacyServer(Script):
             await answer.open()
             with self._held_streams.hold_stream(self.stream_seconds):
                 if answer.log is None:
-                    await self._tell_all(answer, exchange.session_id)
+                    await self._send_notifications(answer, exchange.session_id)
                 else:
                     self._listeners.logs.append(answer.log)
-                    await self._replay(answer.log, 1, answer.reply)  # the first has told it to come back
+                    await self._replay_log(answer.log, 1, answer.reply)  # the first has told it to come back
             await answer.reply.end()
             return
         log_name, _, count = str(last_event_id).partition("/")
@@ -79,12 +79,12 @@ class LegacyServer(Script):
         await answer.open()
         if log in self._listeners.logs:
             with self._held_streams.hold_stream(self.stream_seconds):
-                await self._replay(log, int(count), answer.reply)
+                await self._replay_log(log, int(count), answer.reply)
         else:
-            await self._replay(log, int(count), answer.reply)
+            await self._replay_log(log, int(count), answer.reply)
         await answer.reply.end()
 
-    async def _tell_all(self, answer: ScriptedAnswer, session_id: str | None) -> None:
+    async def _send_notifications(self, answer: ScriptedAnswer, session_id: str | None) -> None:
         def wants(method: str, params: JSON) -> bool:
             is_update = method == "notifications/resources/updated"
             return not is_update or params.get("uri") in self.subscriptions.get(session_id, ())
@@ -94,7 +94,7 @@ class LegacyServer(Script):
                 await answer.notify(notification)
 
     @staticmethod
-    async def _replay(log: EventLog, sent: int, reply: Reply) -> None:
+    async def _replay_log(log: EventLog, sent: int, reply: Reply) -> None:
         while events := await log.after(sent):
             sent += len(events)
             await reply.send(b"".join(events))

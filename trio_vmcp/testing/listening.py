@@ -81,7 +81,7 @@ class Listeners:
     logs: list[EventLog] = attrs.field(factory=list, init=False)
     _open: dict[trio.MemorySendChannel[JSON | bytes], Wants] = attrs.field(factory=dict, init=False)
 
-    def tell(self, method: str, params: JSON) -> None:
+    def notify(self, method: str, params: JSON) -> None:
         self._send(notification_message(method, params), lambda wants: wants(method, params))
 
     def send(self, message: JSON | bytes) -> None:
@@ -100,11 +100,11 @@ class Listeners:
         self, wants: Wants = lambda method, params: True
     ) -> AsyncIterator[trio.MemoryReceiveChannel[JSON | bytes]]:
         send, receive = trio.open_memory_channel[JSON | bytes](float("inf"))  # a test decides how much it sends
-        with send, receive, self.also_tell(send, wants):
+        with send, receive, self.forward_to(send, wants):
             yield receive
 
     @contextmanager
-    def also_tell(
+    def forward_to(
         self, send: trio.MemorySendChannel[JSON | bytes], wants: Wants = lambda method, params: True
     ) -> Iterator[None]:
         """While the block runs, notifications also go into `send`. Its channel must have no limit."""

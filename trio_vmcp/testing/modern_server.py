@@ -21,7 +21,7 @@ class ModernServer(Script):
 
     __slots__ = ()
 
-    async def _modern(self, exchange: Exchange, answer: ScriptedAnswer) -> None:
+    async def _answer_modern(self, exchange: Exchange, answer: ScriptedAnswer) -> None:
         served = (MODERN_VERSION,) if self.era == "modern" else (MODERN_VERSION, *reversed(LEGACY_VERSIONS))
         if exchange.verb:
             check_modern(exchange, served)
@@ -29,14 +29,14 @@ class ModernServer(Script):
             check_stamp(exchange, served)
         if exchange.request_id is None:
             if not exchange.verb:  # over HTTP it is the end of the stream that cancels
-                self._take_notice(exchange)
+                self._take_notification(exchange)
             await answer.reply.respond(202)
             return
         if exchange.method == "tools/call" and exchange.verb:
             tool = next((tool for tool in self.tools if tool["name"] == exchange.params.get("name")), {})
             check_parameters(exchange, tool.get("inputSchema") or {})
         if exchange.method == "subscriptions/listen" and self.listens:
-            await self._listen(exchange, answer)
+            await self._serve_subscription(exchange, answer)
             return
         if exchange.method == "server/discover":
             result = {"supportedVersions": [MODERN_VERSION], **self._introduction()}
@@ -51,7 +51,7 @@ class ModernServer(Script):
             extras |= {"ttlMs": self.ttl_ms, "cacheScope": self.cache_scope}
         await answer.finish(result_message(exchange.request_id, extras | result))
 
-    async def _listen(self, exchange: Exchange, answer: ScriptedAnswer) -> None:
+    async def _serve_subscription(self, exchange: Exchange, answer: ScriptedAnswer) -> None:
         """Until either side ends the stream."""
         subscription = self.honours(exchange.params.get("notifications") or {})
         tag = {"io.modelcontextprotocol/subscriptionId": exchange.request_id}

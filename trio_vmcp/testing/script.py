@@ -152,7 +152,7 @@ class Script(Catalog):
 
     def notify(self, method: str, params: JSON | None = None) -> None:
         """Notify every client that listens now, and in the modern era has subscribed to it."""
-        self._listeners.tell(method, params or {})
+        self._listeners.notify(method, params or {})
 
     def send(self, message: JSON | bytes) -> None:
         """Send any message to every client that listens, well-formed or not, subscribed to or not; bytes go out as
@@ -197,7 +197,7 @@ class Script(Catalog):
         flags["resources"]["subscribe"] = True
         return {name: flags.get(name, {}) for name in declared}
 
-    def _take_notice(self, exchange: Exchange) -> None:
+    def _take_notification(self, exchange: Exchange) -> None:
         """A notification, or the client's response to a request of ours."""
         if exchange.method == "notifications/cancelled":
             for running in self._running:

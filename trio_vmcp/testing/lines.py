@@ -1,4 +1,4 @@
-"""Answers that are not the HTTP response to their request: over HTTP+SSE and over lines (stdio)."""
+"""One JSON-RPC message a line, as over stdio: answers and replies of a scripted backend on a stream that all share."""
 
 from __future__ import annotations
 
@@ -12,41 +12,7 @@ from trio_vmcp.testing.context import ScriptedAnswer
 from trio_vmcp.testing.http import Headers, Reply
 from trio_vmcp.testing.rpc import encode
 
-__all__ = ["LineAnswer", "LineReply", "PostedAnswer", "read_lines"]
-
-
-class PostedAnswer(ScriptedAnswer):
-    """An answer to a message that was POSTed, on the stream of its session."""
-
-    def __init__(
-        self,
-        reply: Reply,
-        stream: trio.MemorySendChannel[JSON | bytes],
-        holds_post: bool,
-        change: Callable[[JSON], object] | None,
-    ) -> None:
-        super().__init__(reply, True, change=change)
-        self._to_stream = stream
-        self._holds_post = holds_post
-
-    async def accept(self) -> None:
-        """Acknowledge the POST (202). The connection is closed, since the handler goes on in its task."""
-        if not self._holds_post:
-            await self.reply.respond(202, headers=(("connection", "close"),))
-
-    async def notify(self, message: JSON | bytes) -> None:
-        self._to_stream.send_nowait(message)
-        await trio.lowlevel.checkpoint()
-
-    async def finish(self, response: JSON, status: int = 200) -> None:
-        message = response if self.change is None else self.change(response)
-        assert isinstance(message, dict | bytes)
-        await self.notify(message)
-        await self.drop()
-
-    async def drop(self) -> None:
-        if self.reply.status is None:
-            await self.reply.respond(202)
+__all__ = ["LineAnswer", "LineReply", "read_lines"]
 
 
 class LineReply(Reply):
@@ -91,7 +57,7 @@ class LineAnswer(ScriptedAnswer):
         message = response if self.change is None else self.change(response)
         await self.reply.respond(status, encode(message))
 
-    async def drop(self) -> None:
+    async def end_without_response(self) -> None:
         await trio.lowlevel.checkpoint()
 
 
