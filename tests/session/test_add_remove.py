@@ -219,8 +219,8 @@ async def test_calls_may_end_before_their_backend_goes(autojump_clock: MockClock
 
 
 async def test_calls_that_outlast_the_drain_are_cut_off(autojump_clock: MockClock) -> None:
-    """Each ends in BackendUnavailable with backend, knob and `may_have_executed`. Calls to other backends go on, and
-    the callers' scopes are not cancelled.
+    """Each gets an error of its own, with backend, knob and `may_have_executed`. Calls to other backends go on, and the
+    callers' scopes are not cancelled.
     """
     limits = FactorySettings(drain_timeout=3)
     async with open_world({"a": slow_backend(60), "b": slow_backend(9)}, settings=limits) as world:

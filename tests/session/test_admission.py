@@ -24,7 +24,7 @@ Step = Literal["call", "impatient call", "stubborn call", "wait", "close"]
 
 
 async def test_a_call_counts_from_admission_to_its_end() -> None:
-    """`in_flight` is what was admitted and has not ended, also when it ends in an error."""
+    """`in_flight` counts admitted calls that have not ended, also those that end in an error."""
     admission = Admission()
 
     async def failing_call() -> None:
@@ -62,7 +62,7 @@ async def test_a_refused_caller_that_is_cancelled_sees_the_cancel_alone() -> Non
 
 
 async def test_drained_is_not_set_by_the_first_call_that_ends() -> None:
-    """The count goes through zero while the session is open; a later close still waits for the call it finds."""
+    """The count is zero while the session is open; a later close still waits for its running call."""
     admission = Admission()
     async with admission.admit():
         pass
@@ -100,7 +100,7 @@ async def test_a_cut_off_call_ends_in_session_closed_and_its_surroundings_live_o
 
 
 async def test_a_call_that_is_cut_off_and_cancelled_propagates_the_cancel() -> None:
-    """Both at once: the surroundings' cancel must reach them, and not end as SessionClosed."""
+    """With both at once the outer cancel must come out, not SessionClosed."""
     admission = Admission()
     with trio.CancelScope() as surroundings:
         async with admission.admit():
@@ -112,14 +112,14 @@ async def test_a_call_that_is_cut_off_and_cancelled_propagates_the_cancel() -> N
 
 
 async def test_a_call_that_has_its_answer_keeps_it_when_it_is_cut_off() -> None:
-    """A cut-off that finds no checkpoint left changes nothing: one outcome, the answer."""
+    """A cut-off after the last checkpoint changes nothing: the outcome is the answer."""
     admission = Admission()
     async with admission.admit():
         admission.cut_off("out of time")
     assert 0 == admission.in_flight
 
 
-async def test_an_abandoned_call_holds_nobody_up() -> None:
+async def test_a_shielded_call_does_not_hold_a_close_up() -> None:
     """A caller that shields itself does not keep `drained` from being set."""
     admission = Admission()
     async with admission.admit():
@@ -131,7 +131,7 @@ async def test_an_abandoned_call_holds_nobody_up() -> None:
 
 
 async def test_a_task_knows_whether_it_is_inside_a_call() -> None:
-    """Inside a call, in a task that was started there, and no longer once that call has ended."""
+    """Inside a call, and in a task started there, until that call has ended."""
     admission, other = Admission(), Admission()
     seen: list[bool] = []
 
@@ -155,8 +155,8 @@ async def test_a_task_knows_whether_it_is_inside_a_call() -> None:
     assert [True, False] == seen
 
 
-async def test_a_note_that_is_no_call_holds_no_task() -> None:
-    """A connecting client leaves a note, too; it is not inside any call."""
+async def test_a_note_of_a_connecting_client_is_no_call() -> None:
+    """A client leaves a note while it connects, and is not inside any call."""
     current_note.set(RequestNote())
     assert not Admission().holds_current_task()
 
@@ -166,7 +166,7 @@ async def test_a_note_that_is_no_call_holds_no_task() -> None:
 
 @attrs.define
 class Ended:
-    """What became of one call."""
+    """The outcome of one call."""
 
     kind: str
     lasts: int
@@ -223,7 +223,7 @@ async def replay(script: list[tuple[Step, int]]) -> None:
 
 
 def expected(call: Ended, cut_at: float) -> list[tuple[str, float]]:
-    """How a call may have ended: one way, or either of two that fall on the same instant."""
+    """The allowed outcomes of a call: one, or either of two that fall on the same instant."""
     ends_at = call.began_at + call.lasts
     own_end = ("cancelled" if call.kind == "impatient call" else "answered", ends_at)
     if call.too_late:

@@ -1,5 +1,5 @@
-"""Backends that are late, fail or go away come back by themselves, after a bounded number of attempts, and take nothing
-that is somebody else's.
+"""Retries in the background: late, failed and lost backends join again, within the backoff, and take no name of
+another.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
 
 
 def failures_of(session: Session) -> dict[str, FailureReason]:
-    """As a function, since a type checker takes a property that was looked at for what it then was."""
+    """A function, since mypy takes a property that was read before for unchanged."""
     return {failure.backend_id: failure.reason for failure in session.failures}
 
 
 def state_of_a(session: Session) -> BackendState:
-    """As a function, as above."""
+    """A function, for the same reason."""
     return session.backends["a"].state
 
 
@@ -66,10 +66,12 @@ def state_of_a(session: Session) -> BackendState:
         (Status(200, b"hello"), FailureReason.PROTOCOL),
     ],
 )
-async def test_whoever_failed_is_tried_again_and_joins(
+async def test_a_failed_backend_is_tried_again_and_joins(
     era: str, fault: Any, reason: FailureReason, autojump_clock: MockClock
 ) -> None:
-    """Whatever it failed with: `failures` empties, its names come, the metadata learn it, subscribers hear of it."""
+    """After any kind of failure: `failures` empties, the names and the metadata have the backend, and `changes` reports
+    it.
+    """
     backend = echo_backend(era)
     where = CONNECT if isinstance(fault, Refuse) else "POST"
     backend.fail(where, fault)
@@ -97,8 +99,8 @@ async def test_whoever_failed_is_tried_again_and_joins(
             assert {"a", "b"} == {record.backend_id for record in row.backends}
 
 
-async def test_a_late_backend_joins_and_is_told(autojump_clock: MockClock) -> None:
-    """It missed session_init_timeout: PENDING, then there; its first attempt is not begun anew."""
+async def test_a_late_backend_joins_and_is_reported(autojump_clock: MockClock) -> None:
+    """At session_init_timeout it is PENDING; its first attempt goes on, and the backend joins."""
     backend = echo_backend()
     backend.fail("initialize", Delay(20))
     limits = FactorySettings(session_init_timeout=5)
@@ -113,8 +115,8 @@ async def test_a_late_backend_joins_and_is_told(autojump_clock: MockClock) -> No
 
 
 @pytest.mark.parametrize("strategy", [Bare(), Priority("late", "early")])
-async def test_a_late_joiner_takes_nobodys_names(strategy: Any, autojump_clock: MockClock) -> None:
-    """Though it comes first in every order: what is bound stays, its own name is withheld and in the conflicts."""
+async def test_a_late_joiner_takes_no_bound_name(strategy: Any, autojump_clock: MockClock) -> None:
+    """Though first in the configured order: bound names stay, its own name is withheld and in the conflicts."""
     late, early = echo_backend(name="late"), echo_backend(name="early")
     late.add_tool("own")
     late.fail(CONNECT, Refuse())
@@ -133,7 +135,7 @@ async def test_a_late_joiner_takes_nobodys_names(strategy: Any, autojump_clock: 
 
 
 async def test_a_name_stays_with_a_backend_that_is_away(autojump_clock: MockClock) -> None:
-    """The other, which offers the same, does not get it; calls to it are refused at once; it is back with its owner."""
+    """Another backend that offers the same name does not get it; calls fail at once until the owner is back."""
     connector = PlainConnector()
     limits = FactorySettings(conflict_resolution=Bare())
 
@@ -158,7 +160,7 @@ async def test_a_name_stays_with_a_backend_that_is_away(autojump_clock: MockCloc
 
 
 async def test_a_crash_in_the_opening_binds_no_names(autojump_clock: MockClock) -> None:
-    """Who joined early and crashed has no claim before those in front of it."""
+    """A backend that joined early and crashed gets no name before the backends configured ahead of it."""
 
     async def crash() -> None:
         await trio.sleep(1)
@@ -172,7 +174,7 @@ async def test_a_crash_in_the_opening_binds_no_names(autojump_clock: MockClock) 
 
 
 async def test_the_sessions_identity_connects_in_the_background(autojump_clock: MockClock) -> None:
-    """Nobody's call is there to lend one."""
+    """A reconnect without a call uses the identity that opened the session."""
     asked: list[Identity | None] = []
     backend = echo_backend()
     backend.fail("POST", Status(503), times=1)
@@ -188,8 +190,8 @@ async def test_the_sessions_identity_connects_in_the_background(autojump_clock: 
 
 
 async def test_retries_can_be_switched_off(autojump_clock: MockClock) -> None:
-    """`reconnect_delay=math.inf`: never in the background, neither who failed nor who crashed. A session that a call
-    finds lost is replaced all the same, for that call.
+    """`reconnect_delay=math.inf`: no failed or crashed backend is tried in the background. A call that is refused for a
+    lost session still gets a new one.
     """
     for limits in (NO_RETRIES, FactorySettings(reconnect_delay=math.inf)):
         failed, lost = echo_backend(), echo_backend()
@@ -210,7 +212,7 @@ async def test_retries_can_be_switched_off(autojump_clock: MockClock) -> None:
 
 @given(st.floats(0, 10), st.floats(0.05, 100) | st.just(math.inf), st.lists(st.floats(0, 1), min_size=1, max_size=40))
 def test_delays_double_up_to_a_limit(first: float, longest: float, chances: list[float]) -> None:
-    """Each within ±20 % of a delay that doubles, from the first to the longest, and never nothing."""
+    """Each delay is twice the last up to the longest, ±20 %, and never 0."""
     backoff = Backoff(first, longest)
     expected = max(first, LEAST_DELAY)
     for chance in chances:
@@ -223,7 +225,7 @@ def test_delays_double_up_to_a_limit(first: float, longest: float, chances: list
 
 
 def attempts_at(world: World, backend: ScriptedBackend) -> list[float]:
-    """When connections were tried; from now on none succeeds."""
+    """The times of attempts; from now on every attempt is refused."""
     times: list[float] = []
 
     def note(exchange: object) -> bool:
@@ -240,7 +242,7 @@ def attempts_at(world: World, backend: ScriptedBackend) -> list[float]:
 
 
 def most_attempts(seconds: float, delay: float = 0.5, longest: float = 60.0) -> int:
-    """The budget of one endpoint: doubled delays at 80 %, from the first failure on."""
+    """The most attempts at one endpoint: doubled delays at 80 %, from the first failure on."""
     count, at = 1, 0.0
     while at <= seconds:
         at += 0.8 * delay
@@ -250,7 +252,7 @@ def most_attempts(seconds: float, delay: float = 0.5, longest: float = 60.0) -> 
 
 
 async def test_a_dead_backend_is_asked_ever_less_often(autojump_clock: MockClock) -> None:
-    """0.5, 1, 2 … 60 s between two attempts, ±20 %, for as long as it takes."""
+    """0.5, 1, 2 … 60 s between two attempts, ±20 %, without end."""
     backend = echo_backend()
     async with open_world({"a": backend}, settings=FOR_HOURS) as world:
         times = attempts_at(world, backend)
@@ -265,8 +267,8 @@ async def test_a_dead_backend_is_asked_ever_less_often(autojump_clock: MockClock
 
 
 async def test_a_hundred_sessions_share_one_budget(autojump_clock: MockClock) -> None:
-    """One attempt at a time, whoever's it is, and as many in an hour as one session would make; the success of one lets
-    the others in at once, one after another.
+    """One attempt at a time over all sessions, and as many in an hour as one session would make. After a success the
+    sessions connect at once, one after another.
     """
     backend = echo_backend(latency=0.01)
     async with open_world({"a": backend}, settings=FOR_HOURS) as world:
@@ -283,7 +285,7 @@ async def test_a_hundred_sessions_share_one_budget(autojump_clock: MockClock) ->
 
 
 async def test_attempts_do_not_overlap(autojump_clock: MockClock) -> None:
-    """Over twenty sessions, whether they fail, hang or succeed: at most one at a time behind the openings."""
+    """Twenty sessions, whether attempts fail, hang or succeed: at most one at a time after the openings."""
     connector = PlainConnector(on_connect={"b0": partial(trio.sleep, 7)})
 
     async def refuse() -> None:
@@ -309,8 +311,8 @@ async def test_attempts_do_not_overlap(autojump_clock: MockClock) -> None:
         assert [()] * 20 == [session.failures for session in sessions]
 
 
-async def test_who_opens_lets_those_in_who_wait(autojump_clock: MockClock) -> None:
-    """A session that opens well has shown that the endpoint is there: the others need not sit out their minute."""
+async def test_a_successful_opening_ends_the_backoff_of_other_sessions(autojump_clock: MockClock) -> None:
+    """An opening that succeeds proves that the endpoint is reachable: waiting sessions connect at once."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world:
         backend.fail(CONNECT, Refuse())
@@ -322,8 +324,8 @@ async def test_who_opens_lets_those_in_who_wait(autojump_clock: MockClock) -> No
         assert [()] * 3 == [session.failures for session in waiting]
 
 
-async def test_refused_credentials_hold_nobody_else_up(autojump_clock: MockClock) -> None:
-    """Alice's are refused for ever, ever less often; Bob, on the same endpoint, is connected anew at once."""
+async def test_refused_credentials_delay_no_other_identity(autojump_clock: MockClock) -> None:
+    """Alice's are refused for ever and tried ever less often; Bob reconnects to the same endpoint at once."""
     backend = echo_backend()
 
     def from_alice(exchange: Any) -> bool:
@@ -347,8 +349,8 @@ async def test_refused_credentials_hold_nobody_else_up(autojump_clock: MockClock
         assert 600 / 72 <= len(refused) <= most_attempts(600)
 
 
-async def test_what_many_find_out_together_is_one_failure(autojump_clock: MockClock) -> None:
-    """Twenty openings fail in the same moment: the next attempt is half a second later, and not a minute."""
+async def test_simultaneous_failures_count_once(autojump_clock: MockClock) -> None:
+    """Twenty openings fail at the same moment: the next attempt comes after half a second, not after a minute."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world:
         backend.fail(CONNECT, Refuse(), times=20)
@@ -364,8 +366,8 @@ async def test_what_many_find_out_together_is_one_failure(autojump_clock: MockCl
         assert [()] * 20 == [session.failures for session in sessions]
 
 
-async def test_one_that_dies_after_a_long_life_is_asked_ever_less_often(autojump_clock: MockClock) -> None:
-    """That it once lasted counts for its first failure alone."""
+async def test_a_long_connection_resets_the_backoff_once(autojump_clock: MockClock) -> None:
+    """After a long connection the first delay is short; the delays of further failures double as ever."""
     connector = PlainConnector()
     attempts: list[float] = []
 
@@ -385,8 +387,8 @@ async def test_one_that_dies_after_a_long_life_is_asked_ever_less_often(autojump
     assert len(attempts) <= most_attempts(600)
 
 
-async def test_nobody_is_tried_a_second_time_before_the_opening_has_ended(autojump_clock: MockClock) -> None:
-    """However early it failed."""
+async def test_no_backend_is_tried_twice_before_the_opening_ends(autojump_clock: MockClock) -> None:
+    """However early its first attempt failed."""
     connector = PlainConnector(on_connect={"b1": partial(trio.sleep, 20)})
     attempts: list[float] = []
 
@@ -403,8 +405,8 @@ async def test_nobody_is_tried_a_second_time_before_the_opening_has_ended(autoju
             assert 2 <= len(attempts)
 
 
-async def test_a_backend_that_is_tried_again_says_so(autojump_clock: MockClock) -> None:
-    """Recovering while the attempt lasts, degraded between two."""
+async def test_a_retried_backend_is_recovering_during_its_attempts(autojump_clock: MockClock) -> None:
+    """RECOVERING while an attempt runs, DEGRADED between attempts."""
     backend = echo_backend()
     limits = FactorySettings(backend_init_timeout=5, reconnect_delay=10)
     async with open_world({"a": backend}, settings=limits) as world:
@@ -419,7 +421,7 @@ async def test_a_backend_that_is_tried_again_says_so(autojump_clock: MockClock) 
 
 
 async def test_refused_credentials_are_asked_for_soon_once_they_were_good(autojump_clock: MockClock) -> None:
-    """At once never; each time in a row after twice the delay; after a success from the beginning."""
+    """Each refusal in a row doubles the delay, from the first delay after a success."""
     attempts: list[float] = []
     refused = [True] * 4 + [False] + [True] * 2 + [False]
     connector = PlainConnector()
@@ -444,7 +446,7 @@ async def test_refused_credentials_are_asked_for_soon_once_they_were_good(autoju
 
 
 class Resuming(PlainConnector):
-    """Notes what it is given to resume."""
+    """A connector that notes the records it gets to resume."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -457,8 +459,8 @@ class Resuming(PlainConnector):
         return client
 
 
-async def test_a_connection_that_crashed_is_taken_up_and_a_lost_session_is_not(autojump_clock: MockClock) -> None:
-    """Whatever came before: a crash says nothing about the backend's session, and a lost one is lost but once."""
+async def test_a_crashed_connection_is_resumed_and_a_lost_session_is_not(autojump_clock: MockClock) -> None:
+    """A crash of the connection proves nothing about the backend session, so it is resumed; a lost session is not."""
     connector = Resuming()
     crash = trio.Event()
 
@@ -489,7 +491,7 @@ async def test_a_connection_that_crashed_is_taken_up_and_a_lost_session_is_not(a
 async def test_a_backend_that_crashes_right_after_joining_is_not_hammered(
     lives: float, autojump_clock: MockClock
 ) -> None:
-    """Each attempt succeeds, and each connection crashes: the delays double all the same."""
+    """Each attempt succeeds and each connection crashes: the delays double all the same."""
     joined: list[float] = []
 
     async def crash() -> None:
@@ -505,8 +507,8 @@ async def test_a_backend_that_crashes_right_after_joining_is_not_hammered(
     assert 3600 / (72 + lives) <= len(joined) <= most_attempts(3600) + 1
 
 
-async def test_one_that_lasted_is_tried_soon_again(autojump_clock: MockClock) -> None:
-    """After more than reconnect_max_delay s of service the delays begin anew."""
+async def test_a_connection_that_lasted_is_replaced_soon(autojump_clock: MockClock) -> None:
+    """After more than `reconnect_max_delay` s of service the delays begin anew."""
     lifetimes = iter([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 100.0])
     crashed_at, joined_at = [], []
 
@@ -524,8 +526,8 @@ async def test_one_that_lasted_is_tried_soon_again(autojump_clock: MockClock) ->
     assert joined_at[-2] - crashed_at[-2] >= 0.8 * 16
 
 
-async def test_a_crash_while_it_is_connected_anew_is_one_more_failure(autojump_clock: MockClock) -> None:
-    """A service that crashes before its backend is listed, every time."""
+async def test_a_crash_during_a_reconnect_is_a_failure(autojump_clock: MockClock) -> None:
+    """Each service crashes before its backend is listed: the delays double."""
     began: list[float] = []
 
     async def crash() -> None:
@@ -542,7 +544,7 @@ async def test_a_crash_while_it_is_connected_anew_is_one_more_failure(autojump_c
 
 
 async def test_retries_share_the_slots_of_the_opening(autojump_clock: MockClock) -> None:
-    """max_backend_init_concurrency holds for them, too; and a recovery waits for nobody's slot."""
+    """`max_backend_init_concurrency` holds for retries, too; a recovery for a call waits for no slot."""
     hang: dict[str, Callable[[], Any]] = {f"b{number}": trio.sleep_forever for number in range(8)}
     connector = PlainConnector(on_connect=hang)
     limits = FactorySettings(max_backend_init_concurrency=2, backend_init_timeout=5, session_init_timeout=6)
@@ -563,7 +565,7 @@ async def test_retries_share_the_slots_of_the_opening(autojump_clock: MockClock)
             assert began == trio.current_time()
 
 
-def test_endpoints_are_forgotten_with_the_last_who_asked() -> None:
+def test_endpoints_are_discarded_with_their_last_session() -> None:
     """A factory that meets ever new endpoints keeps none of them."""
     endpoints = Endpoints(0.5, 60.0)
     kept = endpoints.turns("a")
@@ -581,7 +583,7 @@ def test_endpoints_are_forgotten_with_the_last_who_asked() -> None:
 async def test_a_session_closes_while_a_backend_is_tried_again(
     closing: str, fault: Any, autojump_clock: MockClock
 ) -> None:
-    """At once, with nothing left of the attempt; and a stored record stays for whoever restores."""
+    """It closes at once and leaves nothing of the attempt; a stored record stays for a restore."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world:
         for _ in range(4):
@@ -600,8 +602,8 @@ async def test_a_session_closes_while_a_backend_is_tried_again(
                 world.storage.inner = type(world.storage.inner)()
 
 
-async def test_a_restored_session_takes_its_backend_session_up_once_it_is_back(autojump_clock: MockClock) -> None:
-    """The stored id is kept while the backend is away, and used as it is: no handshake."""
+async def test_a_restored_session_resumes_a_backend_that_was_away(autojump_clock: MockClock) -> None:
+    """The stored id is kept while the backend is away, and then used without a handshake."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world:
         await (await world.make_session(session_id="one")).suspend()
@@ -618,7 +620,7 @@ async def test_a_restored_session_takes_its_backend_session_up_once_it_is_back(a
 
 
 async def test_a_suspended_session_keeps_a_backend_that_never_came(autojump_clock: MockClock) -> None:
-    """Restored, away all the time, suspended again: the record and the names are as they were."""
+    """Restored, away all the time, suspended again: record and names are unchanged."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world:
         await (await world.make_session(session_id="one")).suspend()
@@ -636,7 +638,7 @@ async def test_a_suspended_session_keeps_a_backend_that_never_came(autojump_cloc
 
 
 async def test_nothing_is_tried_once_a_session_has_closed(autojump_clock: MockClock) -> None:
-    """Nor by another that shares the endpoint more often than by itself."""
+    """A session that shares the endpoint makes its own attempts and no more."""
     backend = echo_backend()
     backend.fail(CONNECT, Refuse())
     async with open_world({"a": backend}) as world:
@@ -648,9 +650,9 @@ async def test_nothing_is_tried_once_a_session_has_closed(autojump_clock: MockCl
         assert attempts == world.network.connection_attempts
 
 
-async def test_a_call_that_recovers_fails_at_once_where_others_wait_already(autojump_clock: MockClock) -> None:
-    """Session one is in its delay after a failure; session two loses its backend session then: its call hears so at
-    once, and does not wait for the minute to pass.
+async def test_a_recovery_fails_at_once_while_its_endpoint_backs_off(autojump_clock: MockClock) -> None:
+    """One session waits for its endpoint's next turn; a call of another session that needs a recovery there does not
+    wait.
     """
     backend = echo_backend()
     async with open_world({"a": backend}) as world:

@@ -1,4 +1,4 @@
-"""`session.backends`: how each backend is, from the calls that it had and without a probe."""
+"""`session.backends`: state, counters and latencies of each backend, from its calls and without a probe."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def test_percentiles_are_by_nearest_rank(latencies: list[float]) -> None:
 
 
 def test_no_calls_have_no_percentiles() -> None:
-    """None, and not nought."""
+    """None, not 0."""
     assert percentiles([]) is None
 
 
 @given(st.lists(st.none() | seconds, max_size=400))
-def test_health_is_what_was_told(events: list[float | None]) -> None:
-    """Counters count all calls, percentiles the latest answers."""
+def test_health_is_computed_from_the_noted_calls(events: list[float | None]) -> None:
+    """Counters count all calls, percentiles the latest answers; `since` is the time of the last change of state."""
     health = Health()
     answers: list[float] = []
     failed = 0
@@ -57,8 +57,8 @@ def test_health_is_what_was_told(events: list[float | None]) -> None:
 
 
 @pytest.mark.parametrize(("era", "version"), [("legacy", "2025-11-25"), ("modern", "2026-07-28")])
-async def test_a_backend_that_is_well(era: str, version: str, autojump_clock: MockClock) -> None:
-    """All of it: state, era, version, counts and latencies."""
+async def test_the_status_of_a_healthy_backend(era: str, version: str, autojump_clock: MockClock) -> None:
+    """State, era, version, counts and latencies."""
     async with open_world({"a": echo_backend(era, latency=0.25)}) as world:
         began = datetime.now(UTC)
         async with world.open_session() as session:
@@ -89,8 +89,8 @@ async def test_a_backend_that_is_well(era: str, version: str, autojump_clock: Mo
                 session.backends["b"] = status  # type: ignore[index]  # that is the point
 
 
-async def test_calls_in_flight_and_abandoned_ones_are_counted(autojump_clock: MockClock) -> None:
-    """Each call counts once it has ended, however it ended; a cancelled one is no error."""
+async def test_running_and_cancelled_calls_are_counted(autojump_clock: MockClock) -> None:
+    """A call counts once it has ended, however it ended; a cancelled call is no error."""
     async with open_world({"a": slow_backend(5)}) as world, world.open_session() as session:
         async with trio.open_nursery() as nursery:
             for _ in range(3):
@@ -105,7 +105,7 @@ async def test_calls_in_flight_and_abandoned_ones_are_counted(autojump_clock: Mo
 
 
 async def test_calls_that_are_refused_at_once_are_errors(autojump_clock: MockClock) -> None:
-    """The backend is missing, or its circuit is open: whoever looks at the counters sees it."""
+    """Calls to a missing backend, and calls that the breaker refuses, count as errors."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world:
         await (await world.make_session(session_id="one")).suspend()
@@ -116,11 +116,11 @@ async def test_calls_that_are_refused_at_once_are_errors(autojump_clock: MockClo
                     await session.call_tool("a_echo")
                 assert (count, count) == (session.backends["a"].calls, session.backends["a"].errors)
             assert session.backends["a"].latency is None
-        world.leaves_sessions = True  # there was no connection to end it by
+        world.leaves_sessions = True  # without a connection no DELETE was sent
 
 
 async def test_a_backend_through_its_states(autojump_clock: MockClock) -> None:
-    """Connecting, degraded, recovering, ready, removed; `last_failure` stays, also when it is well again."""
+    """Connecting, degraded, recovering, ready, removed; `last_failure` stays after a recovery."""
     backend = echo_backend()
     limits = FactorySettings(session_init_timeout=1)
     backend.fail(CONNECT, Delay(2), times=1)

@@ -1,4 +1,4 @@
-"""A backend that restarts while nobody calls it: its stream finds out, and the session heals as for a call."""
+"""A backend restarts while no call runs: its held stream is refused, and the session recovers without a call."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from trio_vmcp.connector import SessionSink
 from trio_vmcp.testing import CallContext, Delay, Error, Exchange, Fault, ScriptedBackend, Status
 
 HOUR = 3600.0
-SOON = 5.0  # s: the stream is asked for again, refused, and the session is made anew
+SOON = 5.0  # s: enough for the stream's next GET, its refusal, and the handshake
 
 
-def telling(seconds: float = 60, **more: Any) -> ScriptedBackend:
-    """Beside "echo" a tool "slow", which takes its time; it has a stream for changes."""
+def listening_backend(seconds: float = 60, **more: Any) -> ScriptedBackend:
+    """Tools "echo" and "slow", and a held stream for changes."""
 
     async def slow(arguments: JSON, context: CallContext) -> str:
         await trio.sleep(seconds)
@@ -43,8 +43,8 @@ def telling(seconds: float = 60, **more: Any) -> ScriptedBackend:
     return backend
 
 
-def forget(backend: ScriptedBackend) -> None:
-    """A restart that no connection but the stream's notices."""
+def lose_sessions_silently(backend: ScriptedBackend) -> None:
+    """Restart a backend so that only a request on the held stream can notice."""
     backend.restart()
     backend.end_streams()
 
@@ -54,7 +54,7 @@ def initialized(backend: ScriptedBackend) -> int:
 
 
 def state_of(session: Session, backend_id: str = "a") -> BackendState:
-    """As a function, since a type checker takes a property that was looked at for what it then was."""
+    """A function, since mypy takes a property that was read before for unchanged."""
     return session.backends[backend_id].state
 
 
@@ -72,13 +72,13 @@ class AfterTheFirst:
         return known
 
 
-# What heals
+# What recovers
 
 
 @pytest.mark.parametrize("crashes", [False, True])
 async def test_an_idle_backend_that_restarted_is_connected_anew(autojump_clock: MockClock, crashes: bool) -> None:
-    """Without a call: once, with a new id in the metadata, lists fetched anew, and a stream as before."""
-    backend = telling()
+    """One handshake without a call: a new id in the metadata, lists fetched again, and a held stream."""
+    backend = listening_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session, session.changes() as changes:
         await trio.sleep(SOON)
         old = session.backend_sessions["a"]
@@ -86,7 +86,7 @@ async def test_an_idle_backend_that_restarted_is_connected_anew(autojump_clock: 
             backend.crash()
             await trio.sleep(2)
         backend.add_tool("new")
-        forget(backend)
+        lose_sessions_silently(backend)
         told = await drained(changes, SOON)
         assert SessionChange("backend", "a") == told[0]
         assert SessionChange("tools", "a") in told
@@ -97,7 +97,7 @@ async def test_an_idle_backend_that_restarted_is_connected_anew(autojump_clock: 
         (row,) = await world.storage.rows()
         assert [new] == [record.session_id for record in row.backends]
         assert ((), 0) == (session.failures, backend.executed["echo"])
-        assert not (await session.call_tool("a_echo")).backend_state_lost  # it waited for nothing
+        assert not (await session.call_tool("a_echo")).backend_state_lost  # the recovery was over before the call
         assert [new] == [exchange.session_id for exchange in backend.received("tools/call")]
 
 
@@ -111,11 +111,11 @@ async def test_an_idle_backend_that_restarted_is_connected_anew(autojump_clock: 
         Error(-32022, "Unsupported protocol version", {"supported": ["2026-07-28"]}, status=400),
     ],
 )
-async def test_refusals_of_a_stream_that_was_open_say_so(fault: Fault, autojump_clock: MockClock) -> None:
-    """404 in any form, a 400 that names the session, and the answer of a server that has become one of the other era:
-    as for a call. It may live all the same, so it gets its DELETE.
+async def test_a_refused_stream_that_was_open_means_a_lost_session(fault: Fault, autojump_clock: MockClock) -> None:
+    """404 in any form, 400 that names the session, and the answer of a server of the other era. The session may live
+    all the same, so it gets its DELETE.
     """
-    backend = telling()
+    backend = listening_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session:
         await trio.sleep(SOON)
         old = session.backend_sessions["a"]
@@ -130,13 +130,13 @@ async def test_refusals_of_a_stream_that_was_open_say_so(fault: Fault, autojump_
         assert old not in failure.detail
 
 
-async def test_an_event_id_is_doubted_first(autojump_clock: MockClock) -> None:
-    """What a resumed stream is refused for may be the id of its last event; without it the answer is clear."""
-    backend = telling(resumable=True)
+async def test_a_stream_is_first_repeated_without_its_event_id(autojump_clock: MockClock) -> None:
+    """A resumed stream may be refused for its `Last-Event-ID`; refused without one, the session is lost."""
+    backend = listening_backend(resumable=True)
     async with open_world({"a": backend}) as world, world.open_session():
         await trio.sleep(SOON)
         before = len(backend.received("GET"))
-        forget(backend)
+        lose_sessions_silently(backend)
         await trio.sleep(SOON)
         resumed, plain, anew = backend.received("GET")[before:]
         assert [True, False, False] == ["last-event-id" in get.headers for get in (resumed, plain, anew)]
@@ -151,8 +151,8 @@ async def test_an_event_id_is_doubted_first(autojump_clock: MockClock) -> None:
     [*map(Status, (405, 406, 501)), Status(400, b"no such stream"), Error(-32602, "bad session name", status=400)],
 )
 async def test_other_refusals_are_about_the_stream(fault: Fault, autojump_clock: MockClock) -> None:
-    """It is none any more; the session stays, and so do its calls."""
-    backend = telling()
+    """After any other refusal the session has no stream; the session stays, and so do its calls."""
+    backend = listening_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session:
         await trio.sleep(SOON)
         backend.fail("GET", fault)
@@ -163,9 +163,9 @@ async def test_other_refusals_are_about_the_stream(fault: Fault, autojump_clock:
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 406])
-async def test_a_stream_that_never_was_says_nothing(status: int, autojump_clock: MockClock) -> None:
-    """There are servers that answer 404 because they have none, and say "session" in every text."""
-    backend = telling()
+async def test_a_stream_that_was_never_accepted_proves_nothing(status: int, autojump_clock: MockClock) -> None:
+    """Some working servers answer GET with 404, and say "session" in every text."""
+    backend = listening_backend()
     backend.fail("GET", Status(status, b"no session here"))
     async with open_world({"a": backend}) as world, world.open_session() as session:
         await trio.sleep(HOUR / 4)
@@ -173,11 +173,13 @@ async def test_a_stream_that_never_was_says_nothing(status: int, autojump_clock:
         assert (1, 1) == (initialized(backend), len(backend.received("GET")))
 
 
-async def test_a_backend_that_knows_no_stream_twice_is_no_storm(autojump_clock: MockClock) -> None:
-    """It opens each session's first stream, ends it, and answers 404 from then on, though its calls work. Over a
-    virtual hour it is greeted at the pace of the backoff, and no call fails.
+async def test_a_backend_that_refuses_each_second_stream_is_reconnected_at_the_backoff(
+    autojump_clock: MockClock,
+) -> None:
+    """It accepts each session's first stream, ends it, and answers 404 from then on, though its calls work. Over a
+    virtual hour handshakes keep to the backoff, and no call fails.
     """
-    backend = telling(stream_seconds=0)
+    backend = listening_backend(stream_seconds=0)
     backend.fail(AfterTheFirst(), Status(404))
     async with open_world({"a": backend}) as world, world.open_session() as session:
         for _ in range(60):
@@ -189,22 +191,22 @@ async def test_a_backend_that_knows_no_stream_twice_is_no_storm(autojump_clock: 
         assert all(gap >= 0.8 * min(0.5 * 2**number, 60) for number, gap in enumerate(gaps))
 
 
-async def test_who_was_there_for_long_is_replaced_at_once(autojump_clock: MockClock) -> None:
-    """The backoff is for what is gone soon after it was made, time after time."""
-    backend = telling()
+async def test_a_connection_that_lasted_is_replaced_at_once(autojump_clock: MockClock) -> None:
+    """The backoff applies to connections that are lost soon after they were made."""
+    backend = listening_backend()
     async with open_world({"a": backend}) as world, world.open_session():
         for _ in range(5):
             await trio.sleep(100)
-            forget(backend)
+            lose_sessions_silently(backend)
             began = trio.current_time()
             await trio.sleep(SOON)
             assert 0.61 >= backend.received("initialize")[-1].received_at - began  # the stream's first delay, +20 %
         assert 6 == initialized(backend)
 
 
-async def test_what_has_lasted_is_trusted_again(autojump_clock: MockClock) -> None:
-    """How often it was gone before is forgotten: the next time it is replaced at the first delays, not at the last."""
-    backend = telling(stream_seconds=0)
+async def test_a_connection_that_lasted_resets_the_backoff(autojump_clock: MockClock) -> None:
+    """Earlier losses no longer count: the next loss is followed by the first delay."""
+    backend = listening_backend(stream_seconds=0)
     rule = backend.fail(AfterTheFirst(), Status(404))
     async with open_world({"a": backend}) as world, world.open_session():
         await trio.sleep(HOUR / 8)
@@ -212,28 +214,26 @@ async def test_what_has_lasted_is_trusted_again(autojump_clock: MockClock) -> No
         await trio.sleep(HOUR / 8)
         for _ in range(2):
             before = initialized(backend)
-            forget(backend)
+            lose_sessions_silently(backend)
             await trio.sleep(SOON)
             assert before + 1 == initialized(backend)
 
 
-async def test_who_is_to_stay_away_does(autojump_clock: MockClock) -> None:
-    """With endless delays nothing is tried again but what a call needs."""
-    backend = telling()
+async def test_without_retries_a_lost_stream_reconnects_nothing(autojump_clock: MockClock) -> None:
+    """With endless delays only calls reconnect."""
+    backend = listening_backend()
     settings = FactorySettings(reconnect_delay=math.inf, reconnect_max_delay=math.inf)
     async with open_world({"a": backend}, settings=settings) as world, world.open_session() as session:
         await trio.sleep(SOON)
-        forget(backend)
+        lose_sessions_silently(backend)
         await trio.sleep(HOUR / 4)
         assert 1 == initialized(backend)
         assert (await session.call_tool("a_echo")).backend_state_lost
 
 
-async def test_what_was_stored_is_missed_once(autojump_clock: MockClock) -> None:
-    """It is forgotten while it is listed, and the stream finds out first: the session that the listing then makes is
-    not replaced for it.
-    """
-    backend = telling()
+async def test_a_stored_session_lost_during_its_listing_is_replaced_once(autojump_clock: MockClock) -> None:
+    """The held stream notices first; the session that the listing then makes is not replaced for that."""
+    backend = listening_backend()
     backend.add_resource("memo://one")
     async with open_world({"a": backend}) as world, trio.open_nursery() as nursery:
         session = await world.make_session()
@@ -243,7 +243,7 @@ async def test_what_was_stored_is_missed_once(autojump_clock: MockClock) -> None
 
         async def forget_meanwhile() -> None:
             await trio.sleep(1)
-            forget(backend)
+            lose_sessions_silently(backend)
 
         nursery.start_soon(forget_meanwhile)
         async with await world.restore_session(session.id):
@@ -255,8 +255,8 @@ async def test_what_was_stored_is_missed_once(autojump_clock: MockClock) -> None
 
 
 async def test_a_call_in_flight_is_not_torn_down(autojump_clock: MockClock) -> None:
-    """The connection that it is on ends behind it; what comes meanwhile goes to the new one."""
-    backend = telling(seconds=30)
+    """The old connection stays open for its running call; later calls use the new one."""
+    backend = listening_backend(seconds=30)
     answers: list[ToolResult] = []
     async with open_world({"a": backend}) as world, world.open_session() as session, trio.open_nursery() as nursery:
 
@@ -266,7 +266,7 @@ async def test_a_call_in_flight_is_not_torn_down(autojump_clock: MockClock) -> N
         await trio.sleep(SOON)
         nursery.start_soon(call)
         await wait_all_tasks_blocked()
-        forget(backend)
+        lose_sessions_silently(backend)
         await trio.sleep(SOON)
         assert (2, 1, []) == (initialized(backend), session.backends["a"].in_flight, answers)
         await session.call_tool("a_echo")
@@ -277,11 +277,11 @@ async def test_a_call_in_flight_is_not_torn_down(autojump_clock: MockClock) -> N
 
 @pytest.mark.parametrize("call_first", [False, True])
 async def test_a_call_and_the_stream_share_one_recovery(autojump_clock: MockClock, call_first: bool) -> None:
-    """Whoever finds out first begins it; the call waits for it, and is sent once it is over."""
-    backend = telling()
+    """The first refusal begins the recovery; the call waits for it and is sent afterwards."""
+    backend = listening_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session:
         await trio.sleep(SOON)
-        forget(backend)
+        lose_sessions_silently(backend)
         backend.fail("initialize", Delay(10), times=1)
         await trio.sleep(0 if call_first else 2)
         assert call_first is (state_of(session) is BackendState.READY)
@@ -292,12 +292,12 @@ async def test_a_call_and_the_stream_share_one_recovery(autojump_clock: MockCloc
 
 
 async def test_a_failed_recovery_leaves_the_backend_retryable(autojump_clock: MockClock) -> None:
-    """It is missing with the reason, is told of, and is back at its time."""
-    backend = telling()
+    """The backend is missing with the reason, `changes` reports it, and the backend joins at its next attempt."""
+    backend = listening_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session:
         await trio.sleep(SOON)
         rule = backend.fail("initialize", Status(503))
-        forget(backend)
+        lose_sessions_silently(backend)
         await trio.sleep(SOON)
         assert ["a"] == [failure.backend_id for failure in session.failures]
         assert BackendState.DEGRADED is state_of(session)
@@ -308,7 +308,7 @@ async def test_a_failed_recovery_leaves_the_backend_retryable(autojump_clock: Mo
         assert ((), BackendState.READY, 1) == (session.failures, state_of(session), backend.listening)
 
 
-# On the way in and out
+# While opening and closing
 
 
 async def hold_open(session: Session, name: str) -> None:
@@ -316,9 +316,9 @@ async def hold_open(session: Session, name: str) -> None:
     await session.call_tool(name)
 
 
-async def test_a_closing_session_connects_nobody_anew(autojump_clock: MockClock) -> None:
-    """The drain waits for a call to another backend; the one that is lost meanwhile is missed by nobody."""
-    backends = {"a": telling(), "b": telling(seconds=8)}
+async def test_a_draining_session_reconnects_nothing(autojump_clock: MockClock) -> None:
+    """The drain waits for a call to another backend; a backend that is lost meanwhile is not connected again."""
+    backends = {"a": listening_backend(), "b": listening_backend(seconds=8)}
     async with open_world(backends) as world, trio.open_nursery() as nursery:
         session = await world.make_session()
         await trio.sleep(SOON)
@@ -326,14 +326,14 @@ async def test_a_closing_session_connects_nobody_anew(autojump_clock: MockClock)
         await wait_all_tasks_blocked()
         nursery.start_soon(session.aclose)
         await wait_all_tasks_blocked()
-        forget(backends["a"])
+        lose_sessions_silently(backends["a"])
         await trio.sleep(20)
         assert [1, 1] == [initialized(backend) for backend in backends.values()]
 
 
-async def test_one_that_was_due_when_the_close_began_is_not_made(autojump_clock: MockClock) -> None:
-    """It was put off, for the one before was gone soon, too."""
-    backends = {"a": telling(stream_seconds=0), "b": telling(seconds=8)}
+async def test_a_delayed_reconnect_is_dropped_by_the_close(autojump_clock: MockClock) -> None:
+    """The reconnect was put off by the backoff, and is not made after the close has begun."""
+    backends = {"a": listening_backend(stream_seconds=0), "b": listening_backend(seconds=8)}
     backends["a"].fail(AfterTheFirst(), Status(404))
     async with open_world(backends) as world, trio.open_nursery() as nursery:
         session = await world.make_session()
@@ -346,22 +346,22 @@ async def test_one_that_was_due_when_the_close_began_is_not_made(autojump_clock:
 
 
 async def test_a_removed_backend_is_not_connected_anew(autojump_clock: MockClock) -> None:
-    """Though its last call still runs, on a connection whose stream is refused."""
-    backend = telling(seconds=8)
+    """Also while its last call runs on a connection whose stream is refused."""
+    backend = listening_backend(seconds=8)
     async with open_world({"a": backend}) as world, world.open_session() as session, trio.open_nursery() as nursery:
         await trio.sleep(SOON)
         nursery.start_soon(hold_open, session, "a_slow")
         await wait_all_tasks_blocked()
         nursery.start_soon(session.remove_backend, "a")
         await wait_all_tasks_blocked()
-        forget(backend)
+        lose_sessions_silently(backend)
         await trio.sleep(20)
         assert (1, 1) == (initialized(backend), backend.executed["slow"])
 
 
-async def test_what_is_lost_before_the_opening_ends_is_replaced_behind_it(autojump_clock: MockClock) -> None:
-    """Another backend takes its time. The one that was ready is a member of the session all the while."""
-    backends = {"a": telling(), "b": echo_backend()}
+async def test_a_loss_during_the_opening_is_recovered_after_it(autojump_clock: MockClock) -> None:
+    """Another backend is slow; the lost backend stays a member of the session all the while."""
+    backends = {"a": listening_backend(), "b": echo_backend()}
     backends["b"].fail("initialize", Delay(20), times=1)
     async with open_world(backends) as world:
         opened: list[Session] = []
@@ -372,7 +372,7 @@ async def test_what_is_lost_before_the_opening_ends_is_replaced_behind_it(autoju
         async with trio.open_nursery() as nursery:
             nursery.start_soon(open_it)
             await trio.sleep(SOON)
-            forget(backends["a"])
+            lose_sessions_silently(backends["a"])
             await trio.sleep(SOON)
             assert 1 == initialized(backends["a"])
         (session,) = opened
@@ -382,14 +382,14 @@ async def test_what_is_lost_before_the_opening_ends_is_replaced_behind_it(autoju
         await session.aclose()
 
 
-async def test_each_session_of_a_restarted_backend_heals_once(autojump_clock: MockClock) -> None:
-    """One after the other, as their calls would."""
-    backend = telling()
+async def test_each_session_of_a_restarted_backend_recovers_once(autojump_clock: MockClock) -> None:
+    """The sessions recover one after the other, as their calls would."""
+    backend = listening_backend()
 
     async def look(world: World, count: int) -> None:
         sessions = [await world.make_session() for _ in range(count)]
         await trio.sleep(SOON)
-        forget(backend)
+        lose_sessions_silently(backend)
         await trio.sleep(SOON)
         assert (2 * count, count, count) == (initialized(backend), backend.listening, len(backend.sessions))
         for session in sessions:
@@ -399,8 +399,8 @@ async def test_each_session_of_a_restarted_backend_heals_once(autojump_clock: Mo
         await look(world, 20)
 
 
-async def test_a_connector_may_tell_of_what_has_ended_already(autojump_clock: MockClock) -> None:
-    """A client of the user's own need not know that its connection has crashed: what it finds out is no error."""
+async def test_a_connector_may_report_a_connection_that_has_crashed(autojump_clock: MockClock) -> None:
+    """A client of an application's own need not know that its connection has crashed: its report is no error."""
     sinks: list[SessionSink] = []
 
     async def crash() -> None:

@@ -1,4 +1,4 @@
-"""The two layers of a session: what implements them, what may be stored of one, and what nobody gets to read."""
+"""The two layers of a session: which class implements which interface, what is stored, and what no log shows."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_the_contracts_names_are_importable() -> None:
 
 
 def leaves(value: object, path: str = "$") -> Iterator[tuple[str, object]]:
-    """Everything that hangs on a value, with the way to it."""
+    """Everything reachable from a value, with the path to it."""
     if attrs.has(kind := type(value)):
         for name in attrs.fields_dict(kind):
             yield from leaves(getattr(value, name), f"{path}.{name}")
@@ -187,15 +187,15 @@ async def test_what_is_stored_is_plain_data(autojump_clock: MockClock) -> None:
 
 
 async def test_timestamps_are_wall_time_in_utc(autojump_clock: MockClock) -> None:
-    """For people: nothing expires by them."""
+    """For people to read: no deadline depends on them."""
     begun = datetime.now(UTC)
     async with open_session_factory() as factory, factory.open_session([]) as session:
         assert begun <= session.created_at <= session.updated_at <= datetime.now(UTC)
         assert (session.metadata.created_at, session.metadata.updated_at) == (session.created_at, session.updated_at)
 
 
-async def test_a_repr_says_what_one_wants_to_know(autojump_clock: MockClock) -> None:
-    """A tag, the state, how many backends and calls: no id."""
+async def test_a_repr_shows_tag_state_and_counts(autojump_clock: MockClock) -> None:
+    """The tag, the state, how many backends and calls: no id."""
     async with open_world({"a": slow_backend()}) as world:
         async with world.open_session(session_id="one") as session:
             assert repr(session).endswith(" open, 1 backends, 0 in flight>")
@@ -232,7 +232,7 @@ FAULTS: dict[str, Callable[[ScriptedBackend], object]] = {
 async def test_logs_errors_and_reprs_hold_no_secret(
     fault: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Headers, userinfo, query, tokens, session ids: in no log of ours at DEBUG, no traceback and no repr."""
+    """Headers, userinfo, query, tokens, session ids: in no log record at DEBUG, no traceback and no repr."""
 
     def configure(backend: Backend) -> Backend:
         return attrs.evolve(

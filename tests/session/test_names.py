@@ -1,4 +1,4 @@
-"""Names through a whole session: what is advertised is what a call reaches, whoever is up and whoever was first."""
+"""Names in a whole session: an advertised name reaches its owner, whichever backends are up and however fast."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from trio_vmcp.testing import CONNECT, Delay, Refuse, ScriptedBackend
 
 
 def backends_of(**tools: str) -> dict[str, ScriptedBackend]:
-    """Backends by id, each with the tools and prompts that are named, apart from each other by space."""
+    """Backends by id, each with the tools and prompts that are named, separated by spaces."""
     made: dict[str, ScriptedBackend] = {}
     for backend_id, names in tools.items():
         made[backend_id] = ScriptedBackend(name=backend_id)
@@ -78,7 +78,7 @@ async def test_every_strategy_routes_to_its_owner(
     conflicts: dict[str, str],
     autojump_clock: MockClock,
 ) -> None:
-    """Each advertised name is executed by the backend that the session says has it, and by nobody else."""
+    """Each advertised name is executed by the backend that the session names as owner, and by no other."""
     backends = backends_of(a="x y", b="x", c="z")
     async with open_world(backends, settings=resolved_by(strategy)) as world, world.open_session() as session:
         assert expected == owners(session)
@@ -93,10 +93,10 @@ async def test_every_strategy_routes_to_its_owner(
 
 @pytest.mark.parametrize("order", list(permutations((0.0, 1.0, 2.0))))
 @pytest.mark.parametrize("strategy", [Bare(), Priority("c")])
-async def test_who_was_faster_does_not_matter(
+async def test_names_do_not_depend_on_the_order_of_connecting(
     strategy: ConflictResolution, order: tuple[float, ...], autojump_clock: MockClock
 ) -> None:
-    """Names are bound when the opening ends, in configured order, whatever order backends connected in."""
+    """Names are bound when the opening ends, in configured order."""
     backends = backends_of(a="x", b="x", c="x")
     for backend, seconds in zip(backends.values(), order, strict=True):
         backend.fail(CONNECT, Delay(seconds), times=1)
@@ -105,15 +105,15 @@ async def test_who_was_faster_does_not_matter(
 
 
 @pytest.mark.parametrize("down", ["a", "b", "c"])
-async def test_a_prefixed_name_does_not_depend_on_who_else_is_up(down: str, autojump_clock: MockClock) -> None:
-    """Whoever is missing, the others are called as ever."""
+async def test_a_prefixed_name_does_not_depend_on_other_backends(down: str, autojump_clock: MockClock) -> None:
+    """Whichever backends are missing, the names of others are called as ever."""
     backends = backends_of(a="x", b="x", c="x")
     backends[down].fail(CONNECT, Refuse())
     async with open_world(backends) as world, world.open_session() as session:
         assert {f"{name}_x": (name, "x") for name in "abc" if name != down} == owners(session)
 
 
-async def test_names_that_compose_alike_are_nobodys(autojump_clock: MockClock) -> None:
+async def test_names_that_compose_alike_have_no_owner(autojump_clock: MockClock) -> None:
     """ "a" + "_" + "_b" and "a_" + "_" + "b": advertised by neither, and reported."""
     async with open_world(backends_of(a="_b x", a_="b x")) as world, world.open_session() as session:
         assert {"a_x": ("a", "x"), "a__x": ("a_", "x")} == owners(session)
@@ -172,7 +172,7 @@ async def test_allow_and_deny(
 
 
 async def test_a_denied_tool_does_not_take_a_name(autojump_clock: MockClock) -> None:
-    """What the first may not advertise is the next one's, without a conflict."""
+    """A name that the first backend may not advertise goes to the next one, without a conflict."""
 
     def configure(backend: Backend) -> Backend:
         return attrs.evolve(backend, deny_tools={"x"}) if backend.id == "a" else backend

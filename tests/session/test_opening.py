@@ -42,7 +42,7 @@ LEGACY_AND_MODERN = pytest.mark.parametrize("era", ["legacy", "modern"])
 
 
 def hanging_backend(era: str = "legacy") -> ScriptedBackend:
-    """Takes every request and answers none."""
+    """A backend that accepts every request and answers none."""
     backend = echo_backend(era)
     backend.fail("POST", Hang())
     return backend
@@ -100,7 +100,7 @@ def test_an_opening_ends_at_its_bound(backends: int, limit: int, backend_timeout
 
 @LEGACY_AND_MODERN
 async def test_one_hung_backend_among_thirty_costs_the_others_nothing(era: str, autojump_clock: MockClock) -> None:
-    """The others are connected and listed at once; the hung one is given up on time and sees its connection close."""
+    """The others are connected and listed at once; the hung one's attempt ends on time and closes its connection."""
     hung = hanging_backend(era)
     backends = {f"b{number}": hung if number == 3 else echo_backend(era) for number in range(30)}
     async with open_world(backends) as world, world.open_session() as session:
@@ -137,7 +137,7 @@ async def test_slots_are_given_in_the_order_of_the_backends(autojump_clock: Mock
 
 
 async def test_a_backends_time_begins_with_its_slot(autojump_clock: MockClock) -> None:
-    """Waiting for a slot is not held against a backend."""
+    """Waiting for a slot does not count against `backend_init_timeout`."""
     connector = PlainConnector(on_connect={f"b{number}": lasting(4) for number in range(5)})
     limits = FactorySettings(max_backend_init_concurrency=1, backend_init_timeout=5)
     async with open_session_factory(connector=connector, settings=limits) as factory:
@@ -147,7 +147,7 @@ async def test_a_backends_time_begins_with_its_slot(autojump_clock: MockClock) -
 
 
 async def test_ready_at_the_very_deadline(autojump_clock: MockClock) -> None:
-    """A backend that is ready at the instant its time runs out has joined or failed, not both and not neither."""
+    """A backend that is ready at the instant of its deadline has either joined or failed."""
     connector = PlainConnector(on_connect={"b0": lasting(5)})
     async with (
         open_session_factory(connector=connector, settings=FactorySettings(backend_init_timeout=5)) as factory,
@@ -159,7 +159,7 @@ async def test_ready_at_the_very_deadline(autojump_clock: MockClock) -> None:
 
 
 async def test_the_row_is_created_once_when_the_opening_ends(autojump_clock: MockClock) -> None:
-    """Metadata says who is there, and nothing is written before."""
+    """The row names the connected backends, and nothing is written before."""
     storage = ScriptedStorage()
     connector = PlainConnector(on_connect={"b1": lasting(5)})
     async with open_session_factory(storage=storage, connector=connector) as factory:
@@ -231,7 +231,7 @@ async def test_a_failing_backend_is_data(
     autojump_clock: MockClock,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The session opens without it; who, why and how long is in `failures`, and in one warning."""
+    """The session opens without it; `failures` and one warning say which backend, why and after how long."""
     backends = {"good": echo_backend(), "bad": echo_backend()}
     backends["bad"].fail(when, fault)
     limits = FactorySettings(max_pages=20)
@@ -260,7 +260,7 @@ async def test_hosts_that_are_not_there_are_failures(autojump_clock: MockClock) 
 
 
 async def test_a_connector_may_raise_anything(autojump_clock: MockClock) -> None:
-    """An error that is no BackendError is that backend's failure all the same, by its kind and not by its text."""
+    """Any exception is a failure of that backend, and the detail says its type, not its text."""
 
     async def crash() -> None:
         raise ZeroDivisionError("secret")
@@ -275,7 +275,7 @@ async def test_a_connector_may_raise_anything(autojump_clock: MockClock) -> None
 
 @LEGACY_AND_MODERN
 async def test_all_backends_fail_and_the_session_is_usable(era: str, autojump_clock: MockClock) -> None:
-    """It opens empty, says of every name that it is not there, and closes."""
+    """It opens empty, every call ends in a typed error, and it closes."""
     backends = {name: echo_backend(era) for name in "abc"}
     for backend in backends.values():
         backend.fail(CONNECT, Refuse())
@@ -295,7 +295,7 @@ async def test_no_backends_at_all_is_an_empty_session() -> None:
 
 
 async def test_too_few_backends_is_no_session(autojump_clock: MockClock) -> None:
-    """Fewer than `min_backends`: the error carries every failure, and nothing is left of those that did connect."""
+    """Fewer than `min_backends`: the error carries every failure, and nothing is left of connected backends."""
     backends = {name: echo_backend() for name in "abc"}
     backends["b"].fail(CONNECT, Refuse())
     backends["c"].fail("POST", Status(401))
@@ -315,8 +315,8 @@ async def test_too_few_backends_is_no_session(autojump_clock: MockClock) -> None
 # Joining late
 
 
-async def test_who_is_late_joins_when_ready(autojump_clock: MockClock) -> None:
-    """Still connecting at session_init_timeout: PENDING, then there, with its names and in the metadata."""
+async def test_a_late_backend_joins_when_ready(autojump_clock: MockClock) -> None:
+    """Still connecting at session_init_timeout: PENDING, later a member with its names, in the metadata, too."""
     backends = {"slow": echo_backend(), "fast": echo_backend()}
     backends["slow"].fail(CONNECT, Delay(8))
     async with open_world(backends, settings=FactorySettings(session_init_timeout=5)) as world:
@@ -341,8 +341,8 @@ async def test_who_is_late_joins_when_ready(autojump_clock: MockClock) -> None:
             assert {"slow_echo": "slow", "fast_echo": "fast"} == row.bindings["tools"]
 
 
-async def test_who_still_waits_for_a_slot_has_not_begun(autojump_clock: MockClock) -> None:
-    """A backend without a slot at session_init_timeout is PENDING with no time elapsed, and gets its turn later."""
+async def test_a_backend_without_a_slot_is_pending(autojump_clock: MockClock) -> None:
+    """Without a slot at session_init_timeout: PENDING with 0 s elapsed; the backend gets its slot later."""
     connector = PlainConnector(on_connect={f"b{number}": lasting(4) for number in range(3)})
     limits = FactorySettings(max_backend_init_concurrency=1, session_init_timeout=6)
     async with open_session_factory(connector=connector, settings=limits) as factory:
@@ -354,7 +354,7 @@ async def test_who_still_waits_for_a_slot_has_not_begun(autojump_clock: MockCloc
 
 
 async def test_joining_while_the_row_is_being_written(autojump_clock: MockClock) -> None:
-    """A backend that gets ready between the end of the opening and the session is not forgotten."""
+    """A backend that is ready while the opening writes the row joins, and is written afterwards."""
     storage = ScriptedStorage(before={"create": lasting(3)})
     connector = PlainConnector(on_connect={"b1": lasting(6)})
     limits = FactorySettings(session_init_timeout=5)
@@ -366,8 +366,8 @@ async def test_joining_while_the_row_is_being_written(autojump_clock: MockClock)
             assert ["b0", "b1"] == [record.backend_id for record in row.backends]
 
 
-async def test_two_who_join_during_one_write_are_both_written(autojump_clock: MockClock) -> None:
-    """A change that comes while the last one is being written is written, too."""
+async def test_two_backends_that_join_during_one_write_are_both_written(autojump_clock: MockClock) -> None:
+    """A change during a write is written next."""
     storage = ScriptedStorage(before={"replace": lasting(3)})
     connector = PlainConnector(on_connect={"b1": lasting(6), "b2": lasting(7)})
     limits = FactorySettings(session_init_timeout=5)
@@ -378,8 +378,8 @@ async def test_two_who_join_during_one_write_are_both_written(autojump_clock: Mo
             assert ["b0", "b1", "b2"] == [record.backend_id for record in row.backends]
 
 
-async def test_a_late_one_that_fails_says_why(autojump_clock: MockClock) -> None:
-    """PENDING is replaced by the reason, once there is one."""
+async def test_a_late_backend_that_fails_has_a_reason(autojump_clock: MockClock) -> None:
+    """PENDING is replaced by the reason of the failure."""
     backends = {"a": echo_backend()}
     backends["a"].fail("POST", Hang())
     limits = FactorySettings(session_init_timeout=5, backend_init_timeout=9)
@@ -393,7 +393,7 @@ async def test_a_late_one_that_fails_says_why(autojump_clock: MockClock) -> None
 
 
 @pytest.mark.parametrize("session_id", ["", "x" * 257, "a b", "a\n", "\x7f", "é", "a\ud800", 7])
-async def test_an_invalid_session_id_contacts_nobody(session_id: Any) -> None:
+async def test_an_invalid_session_id_contacts_no_backend(session_id: Any) -> None:
     """InvalidSessionId, and neither a backend nor the storage was asked."""
     storage, connector = ScriptedStorage(), PlainConnector()
     async with open_session_factory(storage=storage, connector=connector) as factory:
@@ -409,7 +409,7 @@ async def test_an_invalid_session_id_contacts_nobody(session_id: Any) -> None:
 
 
 async def test_a_session_has_the_id_that_was_asked_for() -> None:
-    """Up to 256 visible characters; without one, a random id that nobody guesses."""
+    """Up to 256 visible characters; without one, a random id of 32 bytes."""
     session_id = "".join(map(chr, range(0x21, 0x7F)))
     async with open_session_factory() as factory:
         async with factory.open_session([], session_id=session_id) as session:
@@ -456,7 +456,7 @@ async def test_an_id_is_taken_while_its_session_lives_and_a_while_after(autojump
 
 
 async def test_an_id_is_taken_while_the_storage_is_asked_about_it(autojump_clock: MockClock) -> None:
-    """The second who asks for an id gets SessionExists at once, and the storage is not asked again."""
+    """A second opening with the same id raises SessionExists at once, without asking the storage."""
     storage = ScriptedStorage(before={"load": lasting(1)})
     async with open_session_factory(storage=storage) as factory, trio.open_nursery() as nursery:
         nursery.start_soon(partial(factory.make_session, [], session_id="one"))
@@ -468,7 +468,7 @@ async def test_an_id_is_taken_while_the_storage_is_asked_about_it(autojump_clock
 
 
 async def test_two_backends_cannot_have_one_id() -> None:
-    """ValueError names it, and nobody is contacted."""
+    """ValueError names the id, and no backend is contacted."""
     connector = PlainConnector()
     async with open_session_factory(connector=connector) as factory:
         with pytest.raises(ValueError, match="two backends have the id 'b0'"):
@@ -515,7 +515,7 @@ async def test_without_storage_there_is_no_session(
     text: str,
     autojump_clock: MockClock,
 ) -> None:
-    """The opening fails in bounded time with StorageError; backends that had connected are let go."""
+    """The opening fails in bounded time with StorageError; connected backends are closed."""
     storage = ScriptedStorage(before={"create": before})
     async with open_world({"a": echo_backend(era)}, storage=storage) as world:
         with pytest.raises(StorageError, match=text):
@@ -525,7 +525,7 @@ async def test_without_storage_there_is_no_session(
 
 
 async def test_a_write_of_unknown_outcome_leaves_no_row(autojump_clock: MockClock) -> None:
-    """The storage stored the row and then did not answer: the failed opening takes it away again."""
+    """The storage stored the row and did not answer: the failed opening deletes the row again."""
     storage = ScriptedStorage(after={"create": trio.sleep_forever})
     async with open_world({"a": echo_backend()}, storage=storage) as world:
         with pytest.raises(StorageError):
@@ -533,8 +533,8 @@ async def test_a_write_of_unknown_outcome_leaves_no_row(autojump_clock: MockCloc
         assert [] == await storage.rows()
 
 
-async def test_an_id_taken_by_somebody_else_is_left_alone() -> None:
-    """The row that another factory wrote meanwhile is not deleted by the opening that lost."""
+async def test_a_row_of_another_factory_is_not_deleted() -> None:
+    """The opening that loses the race for an id leaves the winner's row."""
     storage = ScriptedStorage()
 
     async def be_second() -> None:
@@ -580,7 +580,7 @@ async def test_every_page_of_every_list_is_read(autojump_clock: MockClock) -> No
 
 
 async def test_an_empty_cursor_is_a_cursor(autojump_clock: MockClock) -> None:
-    """Only null or nothing ends a list: protocol 2026-07-28, pagination."""
+    """Only null or a missing cursor ends a list (MCP 2026-07-28, pagination)."""
     backend = echo_backend()
     backend.fail("tools/list", Rewrite(lambda page: page["result"].update(nextCursor="") or page), times=1)
     last = {"tools": [{"name": "last"}], "nextCursor": None}
@@ -591,7 +591,7 @@ async def test_an_empty_cursor_is_a_cursor(autojump_clock: MockClock) -> None:
 
 
 async def test_a_list_that_fails_does_not_wait_for_the_others(autojump_clock: MockClock) -> None:
-    """One rejected list is the backend's failure at once, as itself, though another one hangs."""
+    """A rejected list is the backend's failure at once, though another list hangs."""
     backend = echo_backend()
     backend.add_prompt("greet")
     backend.fail("tools/list", Error(-32603, "no tools today"))
@@ -605,7 +605,7 @@ async def test_a_list_that_fails_does_not_wait_for_the_others(autojump_clock: Mo
 async def test_a_list_that_is_not_there_after_all_is_empty(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """-32601 on resources or prompts that were advertised: an empty list and a warning; the tools stay."""
+    """-32601 for advertised resources or prompts: an empty list and a warning; the tools stay."""
     backend = echo_backend(capabilities={"tools": {}, "resources": {}, "prompts": {}})
     for method in ("resources/list", "resources/templates/list", "prompts/list"):
         backend.fail(method, Error(-32601, "what?"))
@@ -630,7 +630,7 @@ async def test_a_list_that_is_not_there_after_all_is_empty(
 async def test_one_malformed_tool_costs_itself(
     entry: Any, problem: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is dropped with a warning that says where and why; the rest of the list stays."""
+    """It is dropped with a warning with place and reason; the rest of the list stays."""
     backend = echo_backend()
     backend.fail("tools/list", Rewrite(lambda page: {**page, "result": {"tools": [entry, *page["result"]["tools"]]}}))
     async with open_world({"a": backend}) as world, world.open_session() as session:
@@ -646,7 +646,7 @@ async def test_one_malformed_tool_costs_itself(
 async def test_a_factory_closes_the_storage_that_it_made_and_no_other(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A storage that was passed is the user's, and may serve several factories."""
+    """A given storage belongs to the application, and may serve several factories."""
     storage = ScriptedStorage()
     async with open_session_factory(storage=storage):
         pass
@@ -690,7 +690,9 @@ async def test_a_failure_reads_as_a_sentence(autojump_clock: MockClock) -> None:
 
 
 async def test_the_last_slow_backend_asks_for_all_its_lists_at_once(autojump_clock: MockClock) -> None:
-    """While others connect, lists come one after the other; who is alone and far away has them in one round trip."""
+    """While other backends connect, lists are requested one after the other; the last backend requests its lists side
+    by side.
+    """
     near, far = ScriptedBackend(), ScriptedBackend(latency=1.0)
     for backend in (near, far):
         backend.add_tool("t")

@@ -1,4 +1,4 @@
-"""Who owns what: no task outlives its session, no session its factory, no crash or cancel leaves anything behind."""
+"""Ownership: no task outlives its session, no session its factory, no crash or cancel leaves anything behind."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ Era = Literal["legacy", "modern", "both"]
 @quarters
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 def test_an_opening_cancelled_at_any_step_leaves_nothing(era: Era, first: int) -> None:
-    """No task, no request, no row, and every backend session whose id we have read got its DELETE."""
+    """No task, request or row; every backend session with a known id got its DELETE."""
 
     async def body(cancel: CancelAtStep) -> None:
         async with open_world({"a": echo_backend(era), "b": echo_backend(era, "sse")}) as world:
@@ -71,7 +71,7 @@ def test_an_opening_cancelled_at_any_step_leaves_nothing(era: Era, first: int) -
 
 @quarters
 def test_a_session_block_cancelled_at_any_step_leaves_nothing(first: int) -> None:
-    """Opening, a call and the close in one: wherever the cancel comes, the block is left with the session CLOSED."""
+    """Opening, a call and the close: wherever the cancel comes, the session is CLOSED when the block is left."""
 
     async def body(cancel: CancelAtStep) -> None:
         async with open_world({"a": echo_backend("legacy", "sse")}) as world:
@@ -160,7 +160,7 @@ def test_a_closer_cancelled_at_any_step_does_not_undo_the_close(closing: str, fi
 
 @asynccontextmanager
 async def open_network_of(backend: ScriptedBackend) -> AsyncIterator[tuple[Ledger, tuple[Backend, ...]]]:
-    """A world without its factory."""
+    """A network with one backend, without a factory."""
     async with open_world({"a": backend}) as world:
         world.leaves_sessions = True
         yield world.transport, world.configured
@@ -209,7 +209,7 @@ async def test_a_session_is_a_resource(autojump_clock: MockClock) -> None:
 async def test_a_cancelled_block_drains_for_ten_seconds_at_most(
     drain_timeout: float, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    """The close that a cancel causes waits for calls, too, but for min(drain_timeout, 10 s)."""
+    """A close after a cancel waits for calls for min(drain_timeout, 10 s)."""
     limits = FactorySettings(drain_timeout=drain_timeout)
     async with open_world({"a": slow_backend(600)}, settings=limits) as world:
         with trio.move_on_after(1):
@@ -222,7 +222,7 @@ async def test_a_cancelled_block_drains_for_ten_seconds_at_most(
 async def test_a_cancelled_factory_drains_all_sessions_for_ten_seconds_at_most(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    """However many sessions: the bound is one for all of them."""
+    """One bound for all sessions together."""
     limits = FactorySettings(drain_timeout=math.inf)
     backend = slow_backend(600)
     async with open_world({"a": backend}, settings=limits) as outer:
@@ -235,7 +235,7 @@ async def test_a_cancelled_factory_drains_all_sessions_for_ten_seconds_at_most(
 
 
 async def test_a_cancel_during_the_close_shortens_the_drain(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
-    """The block ends on its own, waits without end for a call, and is cancelled then: 10 s more, for all sessions."""
+    """A block that is left normally waits without end for a call; cancelled then, it drains for 10 s more."""
     limits = FactorySettings(drain_timeout=math.inf)
     async with open_world({"a": slow_backend(600)}, settings=limits) as outer:
         with trio.move_on_after(20):
@@ -254,7 +254,7 @@ async def expect_closed(session: Session) -> None:
 async def test_a_cancelled_block_whose_backends_hang_is_left_in_time(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    """Cancel, drain, teardown: no more than the sum."""
+    """The bound is the sum of drain and teardown."""
     limits = FactorySettings(drain_timeout=3, teardown_timeout=2)
     async with open_world({"a": slow_backend(600)}, settings=limits) as world:
         world.leaves_sessions = True
@@ -267,7 +267,7 @@ async def test_a_cancelled_block_whose_backends_hang_is_left_in_time(
 
 
 async def test_one_cancel_for_session_and_callers_is_the_cancel_alone(autojump_clock: MockClock) -> None:
-    """A nursery that holds both is cancelled: nobody sees SessionClosed."""
+    """A nursery that holds both is cancelled: no caller sees SessionClosed."""
     async with open_world({"a": slow_backend(60)}) as world:
         with trio.move_on_after(1) as surroundings:
             async with trio.open_nursery() as nursery, world.open_session() as session:
@@ -281,7 +281,7 @@ async def test_one_cancel_for_session_and_callers_is_the_cancel_alone(autojump_c
 async def test_a_factory_left_while_a_session_opens(
     on_exit: str, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    """Whoever opens gets SessionClosed, and nothing is left: nobody ever had that session."""
+    """`make_session` raises SessionClosed, and nothing is left: the session was handed to no caller."""
     errors: list[SessionClosed] = []
 
     async def open_one(factory: SessionFactory) -> None:
@@ -323,7 +323,7 @@ async def test_a_factory_left_while_a_session_is_restored(
 
 
 async def test_a_factory_left_while_an_id_is_looked_up(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
-    """The storage answers after the factory has gone: SessionClosed, and no backend is contacted."""
+    """The storage answers after the factory has closed: SessionClosed, and no backend is contacted."""
 
     async def open_one(factory: SessionFactory) -> None:
         with pytest.raises(SessionClosed, match="closed while the session was opening"):
@@ -338,12 +338,12 @@ async def test_a_factory_left_while_an_id_is_looked_up(autojump_clock: MockClock
     assert {} == connector.started
 
 
-# Errors of the user's
+# Errors of the body
 
 
 @pytest.mark.parametrize("close_fails", [False, True])
 async def test_an_error_in_the_body_comes_out_as_itself(close_fails: bool, autojump_clock: MockClock) -> None:
-    """Neither wrapped in a group nor hidden by a close that fails, with its context as it was."""
+    """Neither in a group nor replaced by an error of the close, with its context unchanged."""
     error = KeyError("mine")
 
     async def body(world: World) -> None:
@@ -363,7 +363,7 @@ async def test_an_error_in_the_body_comes_out_as_itself(close_fails: bool, autoj
 
 
 async def test_an_error_in_the_factorys_body_comes_out_as_itself(autojump_clock: MockClock) -> None:
-    """With a session open, too."""
+    """Also with a session open."""
     error = KeyError("mine")
     connector = PlainConnector()
 
@@ -383,7 +383,7 @@ async def test_an_error_in_the_factorys_body_comes_out_as_itself(autojump_clock:
 async def test_a_body_error_wins_over_a_cancel_during_the_close(
     opener: str, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    """The cancel comes while the block waits for a call; the user still learns what went wrong."""
+    """The cancel comes while the block waits for a call; the body's error still comes out."""
 
     async def body(factory: SessionFactory, world: World) -> None:
         async with factory.open_session(world.configured) as session:
@@ -411,7 +411,7 @@ async def test_a_body_error_wins_over_a_cancel_during_the_close(
 
 
 async def test_several_errors_of_the_users_stay_a_group(autojump_clock: MockClock) -> None:
-    """A group that the user raised is the user's."""
+    """A group that the body raised is not unwrapped."""
     group = ExceptionGroup("mine", [KeyError(), ValueError()])
 
     async def body() -> None:
@@ -441,8 +441,8 @@ async def crash_in_a_group_after(seconds: float) -> None:
 async def test_a_crash_in_one_backends_service_costs_that_backend(
     crash: Callable[[float], Awaitable[None]], autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is missing with the reason until it is connected anew, its names stay its own, its client is let go; the nine
-    others do not notice.
+    """It is missing with the reason until it reconnects, keeps its names, and its client is closed; nine other backends
+    are not affected.
     """
     connector = PlainConnector(services={"b0": partial(crash, 3)})
     ticks: list[int] = []
@@ -472,7 +472,7 @@ async def test_a_crash_in_one_backends_service_costs_that_backend(
 
 
 async def test_a_crash_while_connecting_costs_that_backend(autojump_clock: MockClock) -> None:
-    """The service crashes before its backend is listed: a failure, and the client that there was is let go."""
+    """A service crashes before its backend is listed: a failure, and the client is closed."""
 
     async def crash_at_once() -> None:
         raise ZeroDivisionError
@@ -489,7 +489,7 @@ async def test_a_crash_while_connecting_costs_that_backend(autojump_clock: MockC
 async def test_a_bug_in_one_session_leaves_the_others_alone(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, nursery: trio.Nursery
 ) -> None:
-    """What no boundary inside caught ends that session: closed, its calls cut off, logged; its factory goes on."""
+    """An error that no boundary caught ends its session: closed, calls cut off, logged; the factory goes on."""
 
     class BadStorage(ScriptedStorage):
         @property
@@ -510,7 +510,7 @@ async def test_a_bug_in_one_session_leaves_the_others_alone(
     assert 1 == sum("crashed: TypeError" in message for message in caplog.messages)
 
 
-async def test_a_session_that_nobody_holds_lives_on(autojump_clock: MockClock) -> None:
+async def test_a_session_without_references_lives_on(autojump_clock: MockClock) -> None:
     """Its owner task holds it: garbage collection ends no session, idle time does."""
     async with open_world({"a": echo_backend()}, settings=FactorySettings(idle_timeout=10)) as world:
         await world.make_session()
@@ -528,7 +528,9 @@ REQUEST: ContextVar[str] = ContextVar("REQUEST", default="nobody's")
 
 
 async def test_no_requests_context_lives_on_in_a_long_lived_task(autojump_clock: MockClock) -> None:
-    """What connects, serves and says goodbye runs in a context of its own, whoever opened or closed the session."""
+    """Tasks that connect, serve and say goodbye have a context of their own, whichever task opened or closed the
+    session.
+    """
     seen: list[str] = []
 
     async def note() -> None:
@@ -545,7 +547,7 @@ async def test_no_requests_context_lives_on_in_a_long_lived_task(autojump_clock:
 
 
 async def test_a_call_runs_in_its_callers_context(autojump_clock: MockClock) -> None:
-    """A call is the caller's own: traces and log bindings hold during it, and nothing of ours stays behind."""
+    """Traces and log bindings of the caller hold during the call, and the library leaves none behind."""
     seen: list[str] = []
 
     async def note() -> None:

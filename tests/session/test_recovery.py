@@ -1,4 +1,4 @@
-"""A backend that lost our session: one handshake for all, one retry of what did not run, and nobody else notices."""
+"""A backend lost its session: one handshake for all calls, one retry of a call that did not run, nothing else."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def calls(world: World, backend_id: str = "a") -> int:
 
 
 def status_of(session: Session, backend_id: str = "a") -> tuple[BackendState, int]:
-    """As a function, since a type checker takes a property that was looked at for what it then was."""
+    """A function, since mypy takes a property that was read before for unchanged."""
     status = session.backends[backend_id]
     return status.state, status.in_flight
 
@@ -52,7 +52,7 @@ def status_of(session: Session, backend_id: str = "a") -> tuple[BackendState, in
 
 
 async def test_a_lost_session_is_opened_anew_and_the_call_is_sent_again(autojump_clock: MockClock) -> None:
-    """Once, with the new id, which the metadata learn; the result says that what the old session knew is gone."""
+    """One retry with the new id, which the metadata have; the result says that the backend's state is lost."""
     async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
         old = session.backend_sessions["a"]
         assert not (await session.call_tool("a_echo")).backend_state_lost
@@ -72,8 +72,8 @@ async def test_a_lost_session_is_opened_anew_and_the_call_is_sent_again(autojump
         assert () == session.failures
 
 
-async def test_a_replacement_is_told_as_a_change(autojump_clock: MockClock) -> None:
-    """The backend, and then its lists, which are asked for again; names stay as they were meanwhile."""
+async def test_a_replacement_is_reported_as_a_change(autojump_clock: MockClock) -> None:
+    """The backend, and then its lists, which are fetched again; names stay meanwhile."""
     async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
         async with session.changes() as changes:
             world["a"].restart()
@@ -104,7 +104,7 @@ async def test_refusals_that_prove_that_nothing_ran(fault: Any, autojump_clock: 
 
 
 async def test_a_503_replaces_the_connection_but_sends_nothing_again(autojump_clock: MockClock) -> None:
-    """Whatever stands before the server: nobody knows whether the call ran. The old session gets its DELETE."""
+    """HTTP 503 does not say whether the call ran, so it is not repeated. The old session gets its DELETE."""
     async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
         old = session.backend_sessions["a"]
         world["a"].fail("tools/call", Status(503), times=1)
@@ -117,9 +117,9 @@ async def test_a_503_replaces_the_connection_but_sends_nothing_again(autojump_cl
         await session.call_tool("a_echo")
 
 
-async def test_who_is_busy_is_not_greeted_for_every_call(autojump_clock: MockClock) -> None:
-    """It answers every other call with a 503, and knows its session all along. It is replaced at the pace of the
-    backoff, and its other calls are answered.
+async def test_a_backend_that_answers_503_is_reconnected_at_the_backoff(autojump_clock: MockClock) -> None:
+    """It answers every other call with 503 and keeps its session. Handshakes keep to the backoff, and its other calls
+    are answered.
     """
     backend = echo_backend(latency=0.01)
     numbers = itertools.count()
@@ -147,7 +147,7 @@ async def test_who_is_busy_is_not_greeted_for_every_call(autojump_clock: MockClo
 
 
 async def test_a_400_about_the_request_changes_nothing(autojump_clock: MockClock) -> None:
-    """It is the answer, and the session stays."""
+    """Such a 400 is the call's error; the session stays."""
     async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
         world["a"].fail("tools/call", Error(-32602, "session_name is not a string", status=400), times=1)
         with pytest.raises(BackendRejected, match="session_name"):
@@ -171,8 +171,8 @@ async def test_a_second_refusal_is_no_loop(fault: Status, autojump_clock: MockCl
 
 
 @pytest.mark.parametrize("meta", [None, [1], "x", {"mine": 1}])
-async def test_what_the_backend_says_in_meta_stays(meta: Any, autojump_clock: MockClock) -> None:
-    """Our key goes beside its own; what is no object has no room for it."""
+async def test_the_meta_of_a_result_is_kept_beside_our_key(meta: Any, autojump_clock: MockClock) -> None:
+    """Our key is added to the backend's `_meta`; a `_meta` that is no object is left as it is."""
     async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
         world["a"].restart()
         world["a"].fail("tools/call", Rewrite(lambda m: m["result"].update(_meta=meta) or m), skip=1)
@@ -183,7 +183,7 @@ async def test_what_the_backend_says_in_meta_stays(meta: Any, autojump_clock: Mo
 
 @pytest.mark.parametrize("kind", ["read_resource", "get_prompt", "complete"])
 async def test_every_kind_of_call_recovers(kind: str, autojump_clock: MockClock) -> None:
-    """Not tools alone."""
+    """Resources, prompts and completions as well as tools."""
     backend = echo_backend()
     backend.add_resource("file:///x", "text")
     backend.add_prompt("p")
@@ -202,7 +202,7 @@ async def test_every_kind_of_call_recovers(kind: str, autojump_clock: MockClock)
 
 
 async def test_the_sessions_identity_makes_the_handshake(autojump_clock: MockClock) -> None:
-    """Whoever's call it was: the backend session is the session's. The call itself is its caller's."""
+    """Whichever caller met the loss: handshake and lists use the session's identity, the repeated call its caller's."""
     asked: list[str | None] = []
     backend = echo_backend()
     async with open_world({"a": backend}, auth=lambda _, who: asked.append(who.subject if who else None)) as world:
@@ -233,7 +233,7 @@ async def gather(count: int, call: Any) -> list[Any]:
 
 
 async def test_a_stampede_shares_one_handshake(autojump_clock: MockClock) -> None:
-    """100 callers, each of whose requests met the 404: at most two handshakes, and every call runs exactly once."""
+    """100 calls meet the 404: at most two handshakes, and every call runs exactly once."""
     backend = echo_backend(latency=0.1)
     async with open_world({"a": backend}) as world, world.open_session() as session:
         backend.restart()
@@ -245,7 +245,7 @@ async def test_a_stampede_shares_one_handshake(autojump_clock: MockClock) -> Non
 
 
 async def test_late_404s_of_the_old_connection_replace_nothing(autojump_clock: MockClock) -> None:
-    """A call that was slow to hear of it goes to the connection that is there already."""
+    """A call that is refused late goes to the connection that replaced its own."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session:
         backend.restart()
@@ -258,7 +258,7 @@ async def test_late_404s_of_the_old_connection_replace_nothing(autojump_clock: M
 
 
 async def test_calls_that_come_meanwhile_wait_and_run_once(autojump_clock: MockClock) -> None:
-    """They were never sent to the lost session. Each says that it ran in a new one; none is counted twice."""
+    """Calls during the recovery are sent to the new session alone, and say so; none is counted twice."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session, trio.open_nursery() as nursery:
         backend.restart()
@@ -273,8 +273,8 @@ async def test_calls_that_come_meanwhile_wait_and_run_once(autojump_clock: MockC
         assert (2, 2, 3) == (initialized(world), backend.executed["echo"], calls(world))
 
 
-async def test_calls_on_the_old_connection_end_in_peace(autojump_clock: MockClock) -> None:
-    """Its replacement tears nothing down: the slow call has its answer, and only then the old session its DELETE."""
+async def test_calls_on_the_old_connection_are_answered(autojump_clock: MockClock) -> None:
+    """A slow call on the replaced connection gets its answer; then the old session gets its DELETE."""
     backend = slow_backend(30)
     async with open_world({"a": backend}) as world, world.open_session() as session:
         old = session.backend_sessions["a"]
@@ -299,12 +299,12 @@ async def test_calls_on_the_old_connection_end_in_peace(autojump_clock: MockCloc
         assert 1 == backend.executed["slow"]
 
 
-# When it cannot be made anew
+# Failed recoveries
 
 
 @pytest.mark.parametrize("limit", [2.0, 0.0])
-async def test_who_waits_for_a_recovery_has_a_timeout_of_their_own(limit: float, autojump_clock: MockClock) -> None:
-    """BackendTimeout that names the knob, and nothing has run. The recovery itself goes on."""
+async def test_a_call_that_waits_for_a_recovery_keeps_its_timeout(limit: float, autojump_clock: MockClock) -> None:
+    """BackendTimeout with the knob, and the call did not run. The recovery goes on."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session, trio.open_nursery() as nursery:
         backend.restart()
@@ -327,8 +327,8 @@ async def test_who_waits_for_a_recovery_has_a_timeout_of_their_own(limit: float,
         assert 0 == world["a"].executed["echo"]
 
 
-async def test_the_timeout_is_of_both_tries_together(autojump_clock: MockClock) -> None:
-    """The first, the handshake and the second: the whole exchange of one call."""
+async def test_one_timeout_covers_both_tries(autojump_clock: MockClock) -> None:
+    """The first try, the handshake and the second try share the timeout of the call."""
     backend = slow_backend(60)
     async with open_world({"a": backend}) as world, world.open_session() as session:
         backend.restart()
@@ -353,9 +353,7 @@ async def test_a_call_without_a_timeout_waits_for_the_recovery(autojump_clock: M
     "fault", [Status(503), Status(500), Hang(), Error(-32000, "no"), Rewrite(lambda m: {**m, "result": {}})]
 )
 async def test_a_failed_recovery_leaves_the_backend_retryable(fault: Any, autojump_clock: MockClock) -> None:
-    """The call did not run, whatever became of the handshake. The backend is missing with the reason, is tried again,
-    and is back: nothing is dead.
-    """
+    """The call did not run. The backend is missing with the reason, is tried again, and joins."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session:
         backend.restart()
@@ -382,7 +380,7 @@ async def test_a_failed_recovery_leaves_the_backend_retryable(fault: Any, autoju
 
 
 async def test_a_stampede_on_a_backend_that_stays_away_asks_once(autojump_clock: MockClock) -> None:
-    """100 callers hear of one failed handshake; no further one is begun for them before its time."""
+    """100 calls share one failed handshake; the next attempt keeps to the backoff."""
     backend = echo_backend(latency=0.1)
     async with open_world({"a": backend}, settings=NO_RETRIES) as world, world.open_session() as session:
         backend.restart()
@@ -395,7 +393,7 @@ async def test_a_stampede_on_a_backend_that_stays_away_asks_once(autojump_clock:
 
 
 async def test_a_completion_waits_for_the_recovery_like_any_call(autojump_clock: MockClock) -> None:
-    """Whether completions were negotiated is known from the connection that is being replaced."""
+    """A completion needs the capability that the old connection had negotiated."""
     backend = echo_backend()
     backend.add_prompt("p")
     backend.completions = {"n": ["one"]}
@@ -412,7 +410,7 @@ async def test_a_completion_waits_for_the_recovery_like_any_call(autojump_clock:
 
 
 def era_of(session: Session) -> str | None:
-    """As a function: see `status_of`."""
+    """A function, for the same reason as `status_of`."""
     return session.backends["a"].era
 
 
@@ -441,7 +439,7 @@ async def test_a_backend_that_comes_back_in_the_other_era(
 
 
 async def test_a_pinned_era_is_not_left(autojump_clock: MockClock) -> None:
-    """Who pins "legacy" gets a failure that says so, until it speaks that era again."""
+    """A backend pinned to "legacy" is missing with that reason until it speaks legacy again."""
     backend = echo_backend("legacy")
     async with open_world({"a": backend}) as world, world.open_session() as session:
         backend.era = "modern"
@@ -459,7 +457,7 @@ async def test_a_pinned_era_is_not_left(autojump_clock: MockClock) -> None:
 
 
 async def test_a_new_id_that_the_storage_did_not_take_is_written_later(autojump_clock: MockClock) -> None:
-    """The call does not wait for the storage, nor fail with it; the row follows once it is back."""
+    """The call neither waits for the storage nor fails with it; the row is written once the storage is back."""
     storage = ScriptedStorage()
 
     async def away() -> None:
@@ -516,7 +514,7 @@ async def test_a_suspended_session_keeps_the_id_that_a_recovery_brought(autojump
 
 @pytest.mark.parametrize("latency", [0.0, 0.5])
 async def test_a_restored_session_that_is_gone_is_initialised_once(latency: float, autojump_clock: MockClock) -> None:
-    """Though, far away, all its lists were asked for side by side and each met the 404."""
+    """Though all its lists are requested side by side and each meets the 404."""
     backend = echo_backend(latency=latency)
     backend.add_resource("file:///x")
     backend.add_prompt("p")
@@ -534,7 +532,7 @@ async def test_a_restored_session_that_is_gone_is_initialised_once(latency: floa
 
 @pytest.mark.parametrize("closing", ["aclose", "suspend"])
 async def test_a_close_lets_a_recovery_end_that_calls_wait_for(closing: str, autojump_clock: MockClock) -> None:
-    """What was admitted finishes: the call that waits for the handshake has its result."""
+    """An admitted call that waits for the handshake gets its result."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world, trio.open_nursery() as nursery:
         session = await world.make_session(session_id="one")
@@ -557,7 +555,7 @@ async def test_a_close_lets_a_recovery_end_that_calls_wait_for(closing: str, aut
 
 
 async def test_a_session_lost_while_it_drains_is_still_replaced(autojump_clock: MockClock) -> None:
-    """The 404 may come after the close has begun."""
+    """The 404 may arrive after the close has begun."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world, trio.open_nursery() as nursery:
         session = await world.make_session()
@@ -573,12 +571,12 @@ async def test_a_session_lost_while_it_drains_is_still_replaced(autojump_clock: 
 @pytest.mark.parametrize("at", range(9))
 @pytest.mark.parametrize("fault", [Hang(), Status(503), Delay(3)])
 async def test_a_close_at_any_moment_of_a_recovery_is_bounded(at: int, fault: Any, autojump_clock: MockClock) -> None:
-    """Drain and teardown, however the backend hangs, and though the call has no timeout: it ends in one of the ways."""
+    """Drain and teardown are the bound, however the backend hangs, and though the call has no timeout."""
     backend = echo_backend(latency=0.5)
     limits = FactorySettings(drain_timeout=2, teardown_timeout=1, backend_init_timeout=5)
     async with open_world({"a": backend}, settings=limits) as world, trio.open_nursery() as nursery:
         session = await world.make_session()
-        world.leaves_sessions = True  # the DELETE of what came up in the last moment may be out of time
+        world.leaves_sessions = True  # a DELETE at the last moment may be cut off by the teardown's bound
         ends: list[type[BaseException] | None] = []
 
         async def call() -> None:
@@ -599,8 +597,8 @@ async def test_a_close_at_any_moment_of_a_recovery_is_bounded(at: int, fault: An
         assert 1 == len(ends)
 
 
-async def test_a_call_back_in_a_call_recovers_another_backend(autojump_clock: MockClock) -> None:
-    """From inside a progress callback: the inner call's loss is the inner backend's alone."""
+async def test_a_call_inside_a_callback_recovers_its_own_backend(autojump_clock: MockClock) -> None:
+    """A progress callback calls another backend that lost its session: the outer call's backend is not affected."""
 
     async def steps(arguments: JSON, context: CallContext) -> str:
         await context.progress(1)
@@ -622,7 +620,9 @@ async def test_a_call_back_in_a_call_recovers_another_backend(autojump_clock: Mo
 
 
 async def test_a_failed_inner_call_says_nothing_about_the_outer_backend(autojump_clock: MockClock) -> None:
-    """An error of another backend that comes out through a callback neither counts nor replaces anything here."""
+    """An error of another backend that leaves a callback neither counts against the outer backend nor replaces its
+    connection.
+    """
 
     async def steps(arguments: JSON, context: CallContext) -> str:
         await context.progress(1)
@@ -648,7 +648,7 @@ async def test_a_failed_inner_call_says_nothing_about_the_outer_backend(autojump
 
 
 async def test_a_recovery_that_takes_the_whole_timeout_leaves_none_for_the_call(autojump_clock: MockClock) -> None:
-    """It ends at that very moment, not sent."""
+    """The call ends at that moment, and is not sent."""
     backend = echo_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session:
         backend.restart()
@@ -660,8 +660,8 @@ async def test_a_recovery_that_takes_the_whole_timeout_leaves_none_for_the_call(
         assert 0 == backend.executed["echo"]
 
 
-async def test_a_recovery_in_line_behind_another_session_is_one(autojump_clock: MockClock) -> None:
-    """Its state says so while it waits for the other's attempt; that one's failure is told to its callers at once."""
+async def test_a_recovery_behind_another_sessions_attempt(autojump_clock: MockClock) -> None:
+    """The state is RECOVERING while it waits for that attempt; if that fails, its callers get the failure at once."""
     backend = echo_backend()
     async with open_world({"a": backend}, settings=FactorySettings(backend_init_timeout=5)) as world:
         one, two = await world.make_session(), await world.make_session()
@@ -686,8 +686,8 @@ async def test_a_recovery_in_line_behind_another_session_is_one(autojump_clock: 
         assert 2 + 1 == initialized(world)
 
 
-async def test_what_gets_ready_once_the_drain_is_over_joins_nobody(autojump_clock: MockClock) -> None:
-    """While another backend takes its time for the goodbye: its own session has its DELETE, too."""
+async def test_a_connection_that_is_ready_after_the_drain_does_not_join(autojump_clock: MockClock) -> None:
+    """Another backend is slow with its goodbye; the new backend session gets its DELETE, too."""
     limits = FactorySettings(drain_timeout=1)
     backend, slow = echo_backend(), echo_backend()
     async with open_world({"a": backend, "b": slow}, settings=limits) as world, trio.open_nursery() as nursery:
@@ -708,7 +708,7 @@ async def test_what_gets_ready_once_the_drain_is_over_joins_nobody(autojump_cloc
 
 
 async def test_an_id_that_the_row_never_learned_ends_with_a_suspend(autojump_clock: MockClock) -> None:
-    """The storage was away: nobody would find that backend session again."""
+    """The storage was away: a backend session that no restore could find gets its DELETE."""
     storage = ScriptedStorage()
 
     async def away() -> None:

@@ -74,7 +74,7 @@ async def test_a_restored_session_is_the_same_session(era: str, autojump_clock: 
 
 
 async def test_another_factory_restores_from_the_same_storage(autojump_clock: MockClock) -> None:
-    """With the same identity keys; with others, a bound session is not to be found."""
+    """With the same identity keys; with others, a bound session is SessionNotFound."""
     keys = FactorySettings(identity_keys=(b"key of both",))
     async with open_world({"a": echo_backend()}, settings=keys) as world:
         await make_and_suspend(world, ALICE)
@@ -192,8 +192,8 @@ async def test_a_backend_session_that_is_gone_is_initialized_anew(autojump_clock
         assert 2 == len(backend.received("initialize"))
 
 
-async def test_a_stored_id_goes_to_nobody_but_the_endpoint_that_gave_it(autojump_clock: MockClock) -> None:
-    """The url changed: the id is a bearer token of somebody else's, and is not sent."""
+async def test_a_stored_id_is_sent_only_to_its_own_endpoint(autojump_clock: MockClock) -> None:
+    """The url changed: a session id is a bearer token of the old endpoint, and is not sent to the new one."""
     elsewhere = ScriptedBackend(name="elsewhere")
     elsewhere.add_tool("echo")
     async with open_world({"a": echo_backend(), "b": elsewhere}) as world:
@@ -211,7 +211,7 @@ async def test_a_stored_id_goes_to_nobody_but_the_endpoint_that_gave_it(autojump
 
 
 async def test_a_member_that_is_not_passed_stays_a_member(autojump_clock: MockClock) -> None:
-    """Its names answer BackendUnavailable, its record stays, and a later restore with it has it back."""
+    """Its names answer BackendUnavailable, its record stays, and a later restore with it connects it."""
     async with open_world({"a": echo_backend(), "b": echo_backend()}) as world:
         stored = await make_and_suspend(world)
         without = await world.factory.restore_session("one", world.configured[:1])
@@ -231,7 +231,7 @@ async def test_a_member_that_is_not_passed_stays_a_member(autojump_clock: MockCl
 
 
 async def test_a_backend_that_was_not_stored_joins_as_new(autojump_clock: MockClock) -> None:
-    """Restored with one backend more: it is initialised, named and written down."""
+    """Restored with one backend more: that one is initialised, gets names, and is written to the row."""
     async with open_world({"a": echo_backend(), "b": echo_backend()}) as world:
         first = await world.factory.make_session(world.configured[:1], session_id="one")
         await first.suspend()
@@ -261,11 +261,11 @@ async def test_a_name_is_never_bound_again(era: str, autojump_clock: MockClock) 
         assert "a" == (await back.call_tool("echo")).backend_id
 
 
-# Whose session it is
+# Identities
 
 
-async def test_a_stranger_with_the_id_finds_nothing_and_changes_nothing(autojump_clock: MockClock) -> None:
-    """The same answer as for an unknown id, before any backend is contacted and without putting the TTL off."""
+async def test_another_identity_gets_session_not_found_and_changes_nothing(autojump_clock: MockClock) -> None:
+    """The same answer as for an unknown id, before any backend is contacted, and without a touch of the TTL."""
     async with open_world({"a": echo_backend()}) as world:
         stored = await make_and_suspend(world, ALICE)
         requests, calls = len(world["a"].exchanges), Counter(world.storage.calls)
@@ -284,8 +284,8 @@ async def test_a_stranger_with_the_id_finds_nothing_and_changes_nothing(autojump
         world.leaves_sessions = True
 
 
-async def test_a_stranger_does_not_learn_that_the_session_is_live(autojump_clock: MockClock) -> None:
-    """Identity comes before SessionExists."""
+async def test_another_identity_does_not_learn_that_the_session_is_live(autojump_clock: MockClock) -> None:
+    """The identity is checked before SessionExists."""
     async with open_world({"a": echo_backend()}) as world:
         session = await world.make_session(session_id="one", identity=ALICE)
         with pytest.raises(SessionNotFound):
@@ -296,7 +296,7 @@ async def test_a_stranger_does_not_learn_that_the_session_is_live(autojump_clock
 
 
 async def test_an_anonymous_session_is_not_taken_over(autojump_clock: MockClock) -> None:
-    """An identity is no way into a session that was opened without one."""
+    """A session that was opened without an identity is SessionNotFound for any identity."""
     async with open_world({"a": echo_backend()}) as world:
         await make_and_suspend(world)
         with pytest.raises(SessionNotFound):
@@ -334,7 +334,9 @@ async def test_keys_rotate(autojump_clock: MockClock) -> None:
 
 
 async def test_every_call_is_checked(autojump_clock: MockClock) -> None:
-    """A bound session needs its caller, also from whoever opened it; somebody else is refused; nobody is contacted."""
+    """A bound session requires its caller: None is NilCaller, also for the opener, another identity is
+    UnauthorizedCaller, and no backend is contacted.
+    """
     async with open_world({"a": echo_backend()}) as world, world.open_session(identity=ALICE) as session:
         requests = len(world["a"].exchanges)
         calls = (
@@ -343,7 +345,7 @@ async def test_every_call_is_checked(autojump_clock: MockClock) -> None:
             partial(session.get_prompt, "a_greet"),
             partial(session.complete, {}, {}),
         )
-        for call in calls:  # before routing: whether the name is there is not for strangers to learn
+        for call in calls:  # before routing: another identity must not learn which names exist
             with pytest.raises(NilCaller, match=r"caller= or use as_caller\(\)"):
                 await call()
             with pytest.raises(UnauthorizedCaller):
@@ -353,7 +355,7 @@ async def test_every_call_is_checked(autojump_clock: MockClock) -> None:
 
 
 async def test_an_anonymous_session_takes_no_caller(autojump_clock: MockClock) -> None:
-    """Anybody at all is UnauthorizedCaller there."""
+    """Any identity is UnauthorizedCaller."""
     async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
         with pytest.raises(UnauthorizedCaller):
             await session.call_tool("a_echo", caller=ALICE)
@@ -361,7 +363,7 @@ async def test_an_anonymous_session_takes_no_caller(autojump_clock: MockClock) -
 
 
 async def test_admission_comes_before_the_caller(autojump_clock: MockClock) -> None:
-    """A closed session says so to everybody."""
+    """A closed session raises SessionClosed for every caller."""
     async with open_world({"a": echo_backend()}) as world:
         async with world.open_session(identity=ALICE) as session:
             pass
@@ -370,7 +372,7 @@ async def test_admission_comes_before_the_caller(autojump_clock: MockClock) -> N
 
 
 async def test_as_caller_fills_the_caller_in(autojump_clock: MockClock) -> None:
-    """A view is the same session; what it refuses, it refuses for the identity that was filled in."""
+    """A view is the same session; it checks the identity that was filled in."""
     backend = echo_backend(completions={"who": ["Ada"]})
     backend.add_resource("memo://1")
     backend.add_prompt("greet")
@@ -395,8 +397,8 @@ async def test_as_caller_fills_the_caller_in(autojump_clock: MockClock) -> None:
         assert SessionState.CLOSED is state_of(restored)
 
 
-async def test_a_stranger_keeps_no_session_alive(autojump_clock: MockClock) -> None:
-    """A refused call is no call: the idle time runs on."""
+async def test_refused_callers_do_not_reset_the_idle_time(autojump_clock: MockClock) -> None:
+    """A call that is refused for its caller is no use of the session."""
     async with open_world({"a": echo_backend()}, settings=FactorySettings(idle_timeout=10)) as world:
         session = await world.make_session(identity=ALICE)
         for _ in range(3):
@@ -428,7 +430,7 @@ async def test_credentials_are_asked_for_per_request(autojump_clock: MockClock) 
 
 
 async def test_a_live_session_keeps_its_row(autojump_clock: MockClock) -> None:
-    """Touched at least every ttl / 3, and the calls' path asks the storage for nothing."""
+    """Touched at least every ttl / 3; calls never ask the storage."""
     limits = FactorySettings(idle_timeout=100_000)
     async with open_world({"a": echo_backend()}, settings=limits) as world, world.open_session() as session:
         for _ in range(20):
@@ -440,7 +442,7 @@ async def test_a_live_session_keeps_its_row(autojump_clock: MockClock) -> None:
 
 
 async def test_a_row_that_vanished_is_created_anew(autojump_clock: MockClock) -> None:
-    """The storage lost it: the session goes on and writes it again, with what changed meanwhile."""
+    """The storage lost the row: the session writes it again, with all changes."""
     storage = ScriptedStorage()
     connector = PlainConnector(on_connect={"b1": partial(trio.sleep, 700)})
     limits = FactorySettings(session_init_timeout=5, backend_init_timeout=1000)
@@ -460,7 +462,7 @@ async def test_a_row_that_vanished_is_created_anew(autojump_clock: MockClock) ->
 async def test_a_session_that_was_terminated_elsewhere_closes(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A tombstone where its row was: somebody ended it for good."""
+    """A tombstone in place of its row: another instance terminated the session."""
     async with open_world({"a": echo_backend()}) as world:
         session = await world.make_session()
         await world.storage.inner.delete(session.id)
@@ -489,7 +491,7 @@ async def test_live_sessions_serve_while_the_storage_is_away(
 
 
 async def test_a_change_that_could_not_be_written_is_written_later(autojump_clock: MockClock) -> None:
-    """A backend joined while the storage was away: the next turn, or the suspend, brings the row up to date."""
+    """A backend joined while the storage was away: the next write, or the suspend, has it."""
     storage = ScriptedStorage()
     connector = PlainConnector(on_connect={"b1": partial(trio.sleep, 8)})
     limits = FactorySettings(session_init_timeout=5)
@@ -505,7 +507,7 @@ async def test_a_change_that_could_not_be_written_is_written_later(autojump_cloc
 
 
 async def test_a_suspended_session_says_no_goodbye_to_kept_backend_sessions(autojump_clock: MockClock) -> None:
-    """Those in the row stay; one that nobody could restore, since it is not in there, ends."""
+    """Backend sessions in the row stay; any other gets its DELETE, since no restore could find it."""
     backends = {"a": echo_backend(), "late": echo_backend()}
     backends["late"].fail("tools/list", Hang())
     async with open_world(backends, settings=FactorySettings(session_init_timeout=1)) as world:
@@ -517,7 +519,7 @@ async def test_a_suspended_session_says_no_goodbye_to_kept_backend_sessions(auto
 
 
 async def test_a_backend_that_is_down_at_the_restore_keeps_its_session(autojump_clock: MockClock) -> None:
-    """It could not be asked: its id stays in the row, and works at the next restore."""
+    """Its id stays in the row and works at the next restore."""
     backends = {"a": echo_backend()}
     async with open_world(backends) as world:
         stored = await make_and_suspend(world)
@@ -533,8 +535,8 @@ async def test_a_backend_that_is_down_at_the_restore_keeps_its_session(autojump_
         assert 1 == len(backends["a"].received("initialize"))
 
 
-async def test_suspending_saves_a_late_joiner_before_it_lets_go_of_it(autojump_clock: MockClock) -> None:
-    """However slow the storage: a backend session that the row names afterwards is alive."""
+async def test_suspend_writes_a_late_joiner_before_closing_it(autojump_clock: MockClock) -> None:
+    """However slow the storage: every backend session that the row names is alive."""
     backends = {"a": echo_backend(), "late": echo_backend()}
     backends["late"].fail("tools/list", Delay(2))
     storage = ScriptedStorage()
@@ -553,7 +555,7 @@ async def test_suspending_saves_a_late_joiner_before_it_lets_go_of_it(autojump_c
 async def test_a_pinned_era_wins_over_the_stored_one(autojump_clock: MockClock) -> None:
     """A backend that was stored as legacy and is restored with `era="modern"` is connected as modern."""
     async with open_world({"a": echo_backend("both")}) as world:
-        world.leaves_sessions = True  # the legacy one, which nobody goes on with
+        world.leaves_sessions = True  # the legacy session: the modern client cannot resume it
         (backend,) = world.configured
         session = await world.factory.make_session([attrs.evolve(backend, era="legacy")])
         await session.suspend()

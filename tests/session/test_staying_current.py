@@ -1,4 +1,4 @@
-"""A session that is open stays true: what a backend changes, says and forgets reaches whoever holds the session."""
+"""An open session stays current: changes of lists and resources reach it, also those made while no stream was open."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def names(session: Session) -> list[str]:
 
 
 async def heard(changes: trio.MemoryReceiveChannel[SessionChange]) -> set[tuple[str, str | None]]:
-    """What there is to hear within a second."""
+    """The changes reported within a second."""
     found: set[tuple[str, str | None]] = set()
     with trio.move_on_after(1):
         async for change in changes:
@@ -42,8 +42,10 @@ async def heard(changes: trio.MemoryReceiveChannel[SessionChange]) -> set[tuple[
 
 @both_eras
 @pytest.mark.parametrize("ttl_ms", [0, 3_600_000])
-async def test_a_tool_that_is_new_can_be_called(autojump_clock: MockClock, era: str, ttl_ms: int) -> None:
-    """However fresh the list was called that did not have it."""
+async def test_a_new_tool_can_be_called_though_the_cached_list_is_fresh(
+    autojump_clock: MockClock, era: str, ttl_ms: int
+) -> None:
+    """An announced change is fetched even while the cached list is fresh by its ttl."""
     backend = changing(era, ttl_ms=ttl_ms)
     async with open_world({"a": backend}) as world, world.open_session() as session, session.changes() as changes:
         await trio.sleep(1)
@@ -61,20 +63,20 @@ STREAM = {"legacy": "GET", "modern": "subscriptions/listen"}
 
 
 def listed(backend: ScriptedBackend) -> list[int]:
-    """How often each list was asked for."""
+    """How often each list was requested."""
     return [len(backend.received(f"{kind}/list")) for kind in ("tools", "resources", "resources/templates", "prompts")]
 
 
 @both_eras
 @pytest.mark.parametrize("ttl_ms", [0, 3_600_000])
-async def test_what_changes_before_the_stream_is_open_is_seen(autojump_clock: MockClock, era: str, ttl_ms: int) -> None:
-    """Without a further change, and told as one; what is as it was is not told."""
+async def test_a_change_before_the_stream_is_open_is_reported(autojump_clock: MockClock, era: str, ttl_ms: int) -> None:
+    """Lists are fetched again when the stream opens; a difference is reported without another announcement."""
     backend = changing(era, ttl_ms=ttl_ms)
     backend.fail(STREAM[era], Delay(0.5))
     async with open_world({"a": backend}) as world, world.open_session() as session, session.changes() as changes:
         assert (["a_echo"], 0) == (names(session), backend.listening)
         backend.add_tool("new")
-        backend.notify(TOOLS_CHANGED)  # to nobody
+        backend.notify(TOOLS_CHANGED)  # no stream is open
         await trio.sleep(0.4)
         assert (["a_echo"], 0) == (names(session), backend.listening)
         await trio.sleep(1)
@@ -84,8 +86,8 @@ async def test_what_changes_before_the_stream_is_open_is_seen(autojump_clock: Mo
 
 
 @both_eras
-async def test_what_is_as_it_was_is_not_told(autojump_clock: MockClock, era: str) -> None:
-    """It costs one more listing, and then nothing; what the backend itself says has changed is told as ever."""
+async def test_an_unchanged_list_is_not_reported(autojump_clock: MockClock, era: str) -> None:
+    """The refetch after the stream's opening costs one listing; later announcements are reported as ever."""
     backend = changing(era)
     backend.fail(STREAM[era], Delay(0.5))
     async with open_world({"a": backend}) as world, world.open_session() as session, session.changes() as changes:
@@ -97,20 +99,22 @@ async def test_what_is_as_it_was_is_not_told(autojump_clock: MockClock, era: str
 
 
 @both_eras
-async def test_what_the_backend_says_counts_beside_a_doubt(autojump_clock: MockClock, era: str) -> None:
-    """One listing is for both; what it was said of is told, whatever the list says, and what was in doubt is not."""
+async def test_announced_kinds_are_reported_others_only_if_changed(autojump_clock: MockClock, era: str) -> None:
+    """One refetch serves an announcement and the stream's opening: an announced kind is reported whatever the list
+    says, the others only if they differ.
+    """
     backend = changing(era)
     backend.fail(STREAM[era], Delay(0.2))
     backend.fail("tools/list", Delay(0.5), times=1)
 
-    async def cry() -> None:
+    async def announce() -> None:
         await trio.sleep(0.3)
         assert 1 == backend.listening
         backend.notify("notifications/resources/list_changed")
 
     async with open_world({"b": echo_backend(era), "a": backend}) as world, trio.open_nursery() as nursery:
         async with world.factory.open_session(world.configured[:1]) as session, session.changes() as changes:
-            nursery.start_soon(cry)
+            nursery.start_soon(announce)
             await session.add_backend(world.configured[1])
             joined = await drained(changes, 0.1)
             assert {"backend", "tools", "resources", "prompts"} == {change.kind for change in joined}
@@ -118,8 +122,8 @@ async def test_what_the_backend_says_counts_beside_a_doubt(autojump_clock: MockC
 
 
 @both_eras
-async def test_a_page_that_changes_behind_us_is_seen(autojump_clock: MockClock, era: str) -> None:
-    """The stream opens between the first page of a list and the last: what the first one said may be old."""
+async def test_a_page_that_changes_during_the_listing_is_fetched_again(autojump_clock: MockClock, era: str) -> None:
+    """The stream opens between the first and the last page, so the first page may be outdated."""
     backend = changing(era, page_size=1)
     backend.add_tool("zzz")
     backend.fail(STREAM[era], Delay(0.2))
@@ -128,7 +132,7 @@ async def test_a_page_that_changes_behind_us_is_seen(autojump_clock: MockClock, 
     async def change() -> None:
         await trio.sleep(0.1)
         backend.tools[0]["description"] = "new"
-        backend.notify(TOOLS_CHANGED)  # to nobody
+        backend.notify(TOOLS_CHANGED)  # no stream is open
 
     async with open_world({"a": backend}) as world, trio.open_nursery() as nursery:
         nursery.start_soon(change)
@@ -139,8 +143,8 @@ async def test_a_page_that_changes_behind_us_is_seen(autojump_clock: MockClock, 
 
 
 @both_eras
-async def test_a_change_while_others_still_connect_is_seen(autojump_clock: MockClock, era: str) -> None:
-    """The names that are bound when the opening ends are those of then."""
+async def test_a_change_during_the_opening_is_in_the_bound_names(autojump_clock: MockClock, era: str) -> None:
+    """Names are bound from the lists at the end of the opening."""
     backend, late = changing(era), echo_backend(era)
     backend.fail(STREAM[era], Delay(0.5))
     late.fail("tools/list", Delay(5))
@@ -164,10 +168,10 @@ NO_CHANGES: dict[str, JSON] = {
 
 @both_eras
 @pytest.mark.parametrize("declared", NO_CHANGES)
-async def test_who_declares_no_changes_is_asked_nothing_more(
+async def test_a_backend_without_list_changed_is_not_listed_again(
     autojump_clock: MockClock, era: str, declared: str
 ) -> None:
-    """Whatever it has a stream for."""
+    """Also if it holds a stream."""
     backend = changing(era, capabilities=NO_CHANGES[declared])
     async with open_world({"a": backend}) as world, world.open_session():
         await trio.sleep(600)
@@ -175,8 +179,8 @@ async def test_who_declares_no_changes_is_asked_nothing_more(
 
 
 @both_eras
-async def test_only_what_is_told_of_is_listed_again(autojump_clock: MockClock, era: str) -> None:
-    """The other lists have nobody who would say when they change, now or later."""
+async def test_only_lists_with_list_changed_are_fetched_again(autojump_clock: MockClock, era: str) -> None:
+    """For the other kinds the backend declared no `listChanged`."""
     backend = changing(era, capabilities={"tools": {"listChanged": True}, "resources": {}})
     async with open_world({"a": backend}) as world, world.open_session():
         await trio.sleep(600)
@@ -186,7 +190,7 @@ async def test_only_what_is_told_of_is_listed_again(autojump_clock: MockClock, e
 @both_eras
 @pytest.mark.parametrize("case", ["refused", "not wanted"])
 async def test_without_a_stream_nothing_is_listed_again(autojump_clock: MockClock, era: str, case: str) -> None:
-    """There is no gap where there is no stream behind it."""
+    """Without a stream behind the listing there is no gap to close."""
     backend = changing(era)
     backend.fail(STREAM[era], Status(405))
     listen = case != "not wanted"
@@ -196,9 +200,9 @@ async def test_without_a_stream_nothing_is_listed_again(autojump_clock: MockCloc
         assert ([1, 1, 1, 0], listen) == (listed(backend), bool(backend.received(STREAM[era])))
 
 
-async def test_what_one_session_listed_may_be_old_for_the_next(autojump_clock: MockClock) -> None:
-    """It is fresh by the backend's word, and changed while neither listened; the second opens without asking all the
-    same, and looks when it listens.
+async def test_a_cached_list_is_fetched_again_when_the_stream_opens(autojump_clock: MockClock) -> None:
+    """The list is fresh by its ttl, but changed while no session listened: the second session opens from the cache, and
+    fetches when its stream opens.
     """
     backend = changing("modern", ttl_ms=3_600_000, cache_scope="public")
     async with open_world({"a": backend}) as world:
@@ -214,7 +218,7 @@ async def test_what_one_session_listed_may_be_old_for_the_next(autojump_clock: M
 
 @both_eras
 async def test_a_restored_session_has_no_gap_either(autojump_clock: MockClock, era: str) -> None:
-    """Its stream opens behind the answer that shows that the backend's session lives."""
+    """The stream of a restored session opens after the first answer, so lists are fetched again then."""
     backend = changing(era)
     async with open_world({"a": backend}) as world:
         session = await world.make_session()
@@ -228,8 +232,8 @@ async def test_a_restored_session_has_no_gap_either(autojump_clock: MockClock, e
 
 
 @both_eras
-async def test_what_was_listed_by_an_open_stream_is_not_in_doubt(autojump_clock: MockClock, era: str) -> None:
-    """In the modern era every subscription opens another stream, and misses nothing: the lists stay as they are."""
+async def test_a_further_stream_causes_no_refetch(autojump_clock: MockClock, era: str) -> None:
+    """In the modern era every subscription opens another stream; the first one misses nothing, so lists stay."""
     backend = changing(era)
     async with open_world({"a": backend}) as world, world.open_session() as session:
         await trio.sleep(5)
@@ -240,8 +244,8 @@ async def test_what_was_listed_by_an_open_stream_is_not_in_doubt(autojump_clock:
 
 
 @both_eras
-async def test_a_subscription_made_in_a_gap_does_not_hide_it(autojump_clock: MockClock, era: str) -> None:
-    """The stream broke, and before it is back another one is opened for the new set: what was missed is found out."""
+async def test_a_subscription_in_a_gap_does_not_suppress_the_refetch(autojump_clock: MockClock, era: str) -> None:
+    """The stream broke, and a new one opens for a larger set of subscriptions first: lists are still fetched again."""
     backend = changing(era)
     backend.add_resource("memo://two", "text")
     async with open_world({"a": backend}) as world, world.open_session() as session, session.changes() as changes:
@@ -261,8 +265,8 @@ async def test_a_subscription_made_in_a_gap_does_not_hide_it(autojump_clock: Moc
 
 
 @both_eras
-async def test_a_resource_that_was_subscribed_to_is_told_of(autojump_clock: MockClock, era: str) -> None:
-    """And no more once it was unsubscribed from."""
+async def test_updates_are_reported_until_unsubscribed(autojump_clock: MockClock, era: str) -> None:
+    """Updates of a subscribed resource are reported; after `unsubscribe_resource` no longer."""
     backend = changing(era)
     async with open_world({"a": backend}) as world, world.open_session() as session, session.changes() as changes:
         await session.subscribe_resource("memo://one")
@@ -276,10 +280,10 @@ async def test_a_resource_that_was_subscribed_to_is_told_of(autojump_clock: Mock
 
 @both_eras
 @pytest.mark.parametrize("is_late", [False, True])
-async def test_who_gives_up_a_subscription_takes_it_from_nobody(
+async def test_a_cancelled_subscriber_ends_no_other_subscription(
     autojump_clock: MockClock, era: str, is_late: bool
 ) -> None:
-    """Two ask for the same. The first leaves, before or after the second has it."""
+    """Two callers subscribe to one resource. The first is cancelled, before or after the second is subscribed."""
     backend = changing(era)
     async with open_world({"a": backend}) as world, world.open_session() as session, session.changes() as changes:
         await trio.sleep(1)
@@ -302,15 +306,15 @@ async def test_who_gives_up_a_subscription_takes_it_from_nobody(
 
 
 @both_eras
-async def test_what_changed_while_nobody_listened_is_found_out(autojump_clock: MockClock, era: str) -> None:
-    """A stream that broke and came back had a gap: lists are fetched, and resources may have changed."""
+async def test_a_stream_that_comes_back_reports_what_it_may_have_missed(autojump_clock: MockClock, era: str) -> None:
+    """After a gap lists are fetched again, and subscribed resources are reported."""
     backend = changing(era, ttl_ms=3_600_000)
     async with open_world({"a": backend}) as world, world.open_session() as session, session.changes() as changes:
         await session.subscribe_resource("memo://one")
         await trio.sleep(1)
         backend.end_streams()
         backend.add_tool("new")
-        backend.notify(TOOLS_CHANGED)  # to nobody
+        backend.notify(TOOLS_CHANGED)  # no stream is open
         await trio.sleep(1)
         assert {("tools", None), ("resources", None), ("resource_updated", "memo://one")} <= await heard(changes)
         assert ["a_echo", "a_new"] == names(session)
@@ -318,7 +322,7 @@ async def test_what_changed_while_nobody_listened_is_found_out(autojump_clock: M
 
 @both_eras
 async def test_a_restarted_backend_is_listened_to_again(autojump_clock: MockClock, era: str) -> None:
-    """With its tools of now, and the subscriptions of then."""
+    """With its new tools and the old subscriptions."""
     backend = changing(era, ttl_ms=3_600_000)
     async with open_world({"a": backend}) as world, world.open_session() as session:
         await session.subscribe_resource("memo://one")
@@ -336,7 +340,7 @@ async def test_a_restarted_backend_is_listened_to_again(autojump_clock: MockCloc
 
 @both_eras
 async def test_a_backend_that_was_away_for_hours_is_listened_to_again(autojump_clock: MockClock, era: str) -> None:
-    """Without a call, at the longest delay: who cannot be reached is not given up, and asked no more often for that."""
+    """Without a call: an unreachable backend is tried for its stream without end, at the longest delay."""
     backend = changing(era)
     settings = FactorySettings(idle_timeout=math.inf)
     async with open_world({"a": backend}, settings=settings) as world, world.open_session() as session:
@@ -357,7 +361,7 @@ async def test_a_backend_that_was_away_for_hours_is_listened_to_again(autojump_c
 async def test_a_backend_whose_gateway_answers_for_it_is_listened_to_again(
     autojump_clock: MockClock, era: str, status: int
 ) -> None:
-    """For hours, as if it could not be reached: it had a stream before."""
+    """A gateway that answers 5xx for hours counts as unreachable, since there was a stream before."""
     backend = changing(era)
     settings = FactorySettings(idle_timeout=math.inf)
     async with open_world({"a": backend}, settings=settings) as world, world.open_session() as session:
@@ -373,8 +377,8 @@ async def test_a_backend_whose_gateway_answers_for_it_is_listened_to_again(
 
 
 @both_eras
-async def test_a_stream_that_never_was_is_given_up(autojump_clock: MockClock, era: str) -> None:
-    """Though it is a gateway that says so: perhaps it lets no stream through."""
+async def test_a_stream_that_was_never_accepted_is_not_tried_for_ever(autojump_clock: MockClock, era: str) -> None:
+    """Also if a gateway refuses it: the gateway may let no stream through."""
     backend = changing(era)
     refused = backend.fail(STREAM[era], Status(503))
     settings = FactorySettings(idle_timeout=math.inf)
@@ -385,7 +389,7 @@ async def test_a_stream_that_never_was_is_given_up(autojump_clock: MockClock, er
 
 @both_eras
 async def test_a_backend_that_ends_every_stream_keeps_its_place(autojump_clock: MockClock, era: str) -> None:
-    """Its calls work; over a virtual day it is asked eleven times, and its lists no more often."""
+    """Its calls work; in a virtual day its stream is opened eleven times, and its lists are fetched no more often."""
     backend = changing(era, stream_seconds=0)
     async with open_world({"a": backend, "b": echo_backend(era)}) as world, world.open_session() as session:
         for _ in range(24 * 60):
@@ -397,8 +401,8 @@ async def test_a_backend_that_ends_every_stream_keeps_its_place(autojump_clock: 
     assert 12 >= len(backend.received("tools/list"))
 
 
-async def test_two_sessions_share_what_is_fresh(autojump_clock: MockClock) -> None:
-    """The second one of a factory opens without a question."""
+async def test_two_sessions_share_fresh_lists(autojump_clock: MockClock) -> None:
+    """The second session of a factory opens without a list request."""
     backend = echo_backend("modern", ttl_ms=60_000)
 
     async def questions(world: World) -> int:

@@ -1,4 +1,4 @@
-"""The traps of Trio that a library like this falls into: one test each, by number. Other files go deeper."""
+"""Trio's traps for a library like this one: one test each, by number. Other files go deeper."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from trio_vmcp import (
 from trio_vmcp._session.admission import Admission
 from trio_vmcp.testing import CallContext, Hang, ScriptedBackend
 
-LONGEST_STEP = 0.05  # s of the CPU, in which no deadline is kept and nobody else is served
+LONGEST_STEP = 0.05  # s of CPU time: meanwhile no other task runs and no deadline fires
 
 
 async def _call_until_closed(session: Session, name: str = "b0_echo") -> float:
@@ -40,7 +40,7 @@ async def _call_until_closed(session: Session, name: str = "b0_echo") -> float:
 
 
 async def test_t01_cancelling_a_session_ends_its_calls_and_not_their_callers(autojump_clock: MockClock) -> None:
-    """Calls run in their callers' tasks: a close ends a stuck one at the drain, and the caller goes on elsewhere."""
+    """Calls run in their callers' tasks: a close cuts a stuck call off at the drain, and the caller goes on."""
     connector = PlainConnector(on_request={"b0": trio.sleep_forever})
     ended: list[float] = []
 
@@ -61,7 +61,7 @@ async def test_t01_cancelling_a_session_ends_its_calls_and_not_their_callers(aut
 
 
 async def test_t02_a_count_that_was_zero_before_lets_no_close_through(autojump_clock: MockClock) -> None:
-    """Calls come and go; the close still waits for the one that it finds, and for the one that ends as it begins."""
+    """Calls come and go; the close waits for the running call, and for one that ends as it begins."""
     connector = PlainConnector(on_request={"b0": partial(trio.sleep, 3)})
     async with open_session_factory(connector=connector) as factory:
         session = await factory.make_session(plain_backends(1))
@@ -77,7 +77,7 @@ async def test_t02_a_count_that_was_zero_before_lets_no_close_through(autojump_c
 
 
 async def test_t03_admission_has_no_checkpoint() -> None:
-    """From the check over the count into the `try` in one step, and out again, however the call ends."""
+    """Check, count and `try` are one step, and the count goes down however the call ends."""
     admission = Admission()
     with assert_no_checkpoints():
         async with admission.admit():
@@ -111,7 +111,7 @@ async def test_t04_closers_may_die(autojump_clock: MockClock) -> None:
 
 
 async def test_t05_goodbyes_are_said_under_a_cancelled_scope(autojump_clock: MockClock) -> None:
-    """The DELETE is sent though its surroundings are cancelled, and a backend that hangs costs the budget only."""
+    """The DELETE is sent inside a cancelled scope, and a hanging backend costs the budget only."""
     backend = echo_backend()
     backend.fail("DELETE", Hang())
     async with open_world({"a": backend}) as world:
@@ -148,7 +148,7 @@ async def test_t06_a_close_inside_a_call_does_not_wait_for_the_call(autojump_clo
 async def test_t07_a_crash_in_one_reader_leaves_its_siblings_alone(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nor does one that comes with a Cancelled in one group, which slips past `except Exception`, reach the session."""
+    """Also a crash in one group with a Cancelled, which `except Exception` does not catch."""
     ticks = dict.fromkeys(range(10), 0)
 
     async def read(number: int) -> None:
@@ -174,8 +174,8 @@ async def test_t07_a_crash_in_one_reader_leaves_its_siblings_alone(
     assert ["WARNING"] == [record.levelname for record in caplog.records]  # a session's own crash is an ERROR
 
 
-async def test_t08_an_error_of_the_users_leaves_as_itself(autojump_clock: MockClock) -> None:
-    """Through session and factory, `except KeyError` works, though a nursery stands around and a backend hangs."""
+async def test_t08_an_error_of_the_body_leaves_as_itself(autojump_clock: MockClock) -> None:
+    """`except KeyError` works around session and factory, though there are nurseries between and a backend hangs."""
     backend = echo_backend()
     backend.fail("DELETE", Hang())
     caught: list[KeyError] = []
@@ -191,8 +191,8 @@ async def test_t08_an_error_of_the_users_leaves_as_itself(autojump_clock: MockCl
     assert [(None, None)] == [(error.__cause__, error.__context__) for error in caught]
 
 
-async def test_t09_what_nobody_got_does_not_live_on(autojump_clock: MockClock) -> None:
-    """A session lives in the factory's nursery; cancelled after its row was written, its opener leaves none there."""
+async def test_t09_a_session_that_was_not_handed_over_is_closed(autojump_clock: MockClock) -> None:
+    """The opening task is cancelled after the row was written: no session is left in the factory's nursery."""
     async with open_world({"a": echo_backend()}) as world:
         other = await world.make_session()
         world.storage.after["create"] = trio.sleep_forever
@@ -205,8 +205,8 @@ async def test_t09_what_nobody_got_does_not_live_on(autojump_clock: MockClock) -
 
 
 @pytest.mark.parametrize("late", [-0.001, 0.0, 0.001])
-async def test_t10_what_is_ready_at_the_deadline_is_had_or_let_go(late: float, autojump_clock: MockClock) -> None:
-    """A backend that is connected in the instant in which its time is up has joined, or was closed: not both."""
+async def test_t10_a_backend_ready_at_the_deadline_joins_or_is_closed(late: float, autojump_clock: MockClock) -> None:
+    """A backend that is connected at the instant of its deadline has joined or was closed, not both."""
     limits = FactorySettings(backend_init_timeout=5, reconnect_delay=math.inf)
     backend = echo_backend()
     backend.fail("tools/list", trio_vmcp.testing.Delay(5 + late))
@@ -237,7 +237,7 @@ async def test_t11_a_deadline_that_passed_is_not_a_timeout(autojump_clock: MockC
 
 
 async def test_t12_a_slot_outlives_none_of_its_borrowers(autojump_clock: MockClock) -> None:
-    """One slot: who crashes, hangs or is cancelled with it passes it on."""
+    """One slot: an attempt that crashes, hangs or is cancelled frees it."""
 
     async def crash() -> None:
         await trio.lowlevel.checkpoint()
@@ -255,7 +255,7 @@ async def test_t12_a_slot_outlives_none_of_its_borrowers(autojump_clock: MockClo
 
 
 async def test_t13_no_generator_is_left_to_the_collector(autojump_clock: MockClock) -> None:
-    """Nothing public is an async generator; a loop over changes may be left and forgotten, in any task."""
+    """Nothing public is an async generator; a loop over changes may be left in any task."""
     public = [getattr(trio_vmcp, name) for name in trio_vmcp.__all__]
     methods = [method for cls in public if inspect.isclass(cls) for _, method in inspect.getmembers(cls)]
     assert [] == [found for found in [*public, *methods] if inspect.isasyncgenfunction(found)]
@@ -277,7 +277,7 @@ async def test_t13_no_generator_is_left_to_the_collector(autojump_clock: MockClo
 
 
 async def test_t14_no_callers_context_lives_on(autojump_clock: MockClock) -> None:
-    """What keeps a row alive for ever after does not do so with the context of the request that opened the session."""
+    """The task that touches the row does not run in the context of the request that opened the session."""
     user: ContextVar[str] = ContextVar("user", default="nobody")
     seen: list[str] = []
 
@@ -296,8 +296,8 @@ async def test_t14_no_callers_context_lives_on(autojump_clock: MockClock) -> Non
 
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
-async def test_t15_nobody_waits_for_a_reader_that_is_gone(era: str, autojump_clock: MockClock) -> None:
-    """A caller cancelled between two events of its stream leaves a connection that serves the next call."""
+async def test_t15_no_stream_waits_for_a_cancelled_reader(era: str, autojump_clock: MockClock) -> None:
+    """A caller is cancelled between two events of its stream; the connection serves the next call."""
 
     async def work(arguments: object, context: CallContext) -> str:
         for step in range(100):
@@ -323,7 +323,7 @@ async def test_t15_nobody_waits_for_a_reader_that_is_gone(era: str, autojump_clo
 
 
 async def test_t16_a_session_lives_until_it_is_closed_and_no_longer(autojump_clock: MockClock) -> None:
-    """Collecting garbage ends none that is open, and finds nothing of one that is closed."""
+    """Garbage collection ends no open session, and nothing is left of a closed one."""
     async with open_world({"a": echo_backend()}) as world:
         session = await world.make_session()
         reference = weakref.ref(session)
@@ -341,7 +341,7 @@ async def test_t16_a_session_lives_until_it_is_closed_and_no_longer(autojump_clo
 
 
 class Steps(trio.abc.Instrument):
-    """The longest that one task kept all others waiting, in CPU time: that the machine is busy is not its fault."""
+    """The longest CPU time of one step. CPU time, since a busy machine is no fault of the step."""
 
     def __init__(self) -> None:
         self.longest = (0.0, "")
