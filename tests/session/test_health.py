@@ -38,7 +38,7 @@ def test_no_calls_have_no_percentiles() -> None:
 
 @given(st.lists(st.none() | seconds, max_size=400))
 def test_health_is_computed_from_the_noted_calls(events: list[float | None]) -> None:
-    """Counters count all calls, percentiles the latest answers; `since` is the time of the last change of state."""
+    """Counters count all calls, percentiles the latest answers."""
     health = Health()
     answers: list[float] = []
     failed = 0
