@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -74,7 +75,9 @@ async def test_an_announced_change_is_reported_once_when_the_stream_opens_behind
     backend.listens = True
     backend.fail("GET" if era == "legacy" else "subscriptions/listen", Delay(0.5))
     async with open_world({"a": backend}) as world, world.open_session() as session, session.changes() as changes:
+        backend.add_prompt("new")
         await announce(session, "prompts")
+        backend.add_tool("new")
         await announce(session, "tools")
         assert [SessionChange("prompts", "a")] == await drained(changes, 0.4)
         before = len(listings(backend))
@@ -82,11 +85,43 @@ async def test_an_announced_change_is_reported_once_when_the_stream_opens_behind
         assert {METHODS[kind][0] for kind in KINDS} <= {method for _, method in listings(backend)[before:]}
 
 
+def reverse(backend: ScriptedBackend) -> None:
+    backend.tools.reverse()
+
+
+def retype(backend: ScriptedBackend) -> None:
+    backend.tools[0]["default"] = True
+
+
+@pytest.mark.parametrize("change", [reverse, retype])
+async def test_an_announced_list_is_a_change_if_it_differs(
+    change: Callable[[ScriptedBackend], None], autojump_clock: MockClock
+) -> None:
+    """The same list again is reported to no subscriber, also over more pages. Another order differs, and so does true
+    instead of 1.
+    """
+    backend = announcing_backend()
+    backend.tools[0]["default"] = 1
+    async with open_world({"a": backend}) as world, world.open_session() as session, session.changes() as changes:
+        before = session.tools
+        backend.page_size = 1
+        await announce(session, *KINDS)
+        assert [] == await drained(changes, 2)
+        assert before is session.tools
+        change(backend)
+        await announce(session, *KINDS)
+        assert [SessionChange("tools", "a")] == await drained(changes, 2)
+        assert [tool["name"] for tool in backend.tools] == [tool.backend_name for tool in session.tools]
+        assert backend.tools[0].get("default") is session.tools[0].raw.get("default")
+
+
 async def test_kinds_announced_during_a_failing_refetch_join_its_retry(autojump_clock: MockClock) -> None:
     """A second later one refetch lists the failed kind and the new one, and reports both."""
     backend = announcing_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session, session.changes() as changes:
         backend.latency = 0.2
+        backend.add_tool("new")
+        backend.add_resource("file:///new")
         backend.fail("tools/list", Status(500), times=1)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(announce, session, "tools")

@@ -267,7 +267,8 @@ class Events:
         await self._attempt.replace(self.client, error)
 
     def listed_too_early(self, kinds: tuple[str, ...]) -> None:
-        self._refresher.doubt(kinds)
+        for kind in kinds:
+            self(f"notifications/{kind}/list_changed", {})
 
 
 async def close_connection(session: SessionParts, member: Member, connection: Connection) -> None:

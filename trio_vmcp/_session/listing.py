@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -45,18 +46,26 @@ class Weight:
 class Listing:
     """What one backend offers: MCP's JSON objects by their key (a name, a URI or a template), in the backend's
     order.
+
+    Attributes:
+        weights, digests: By the name of the field. A digest is of the list as received, entries that were dropped
+            included; an empty list has none.
     """
 
     tools: dict[str, JSON] = attrs.field(factory=dict)
     resources: dict[str, JSON] = attrs.field(factory=dict)
     resource_templates: dict[str, JSON] = attrs.field(factory=dict)
     prompts: dict[str, JSON] = attrs.field(factory=dict)
-    weights: dict[str, Weight] = attrs.field(factory=dict, repr=False)  # by the name of the field
+    weights: dict[str, Weight] = attrs.field(factory=dict, repr=False)
+    digests: dict[str, bytes] = attrs.field(factory=dict, repr=False)
 
     def differs(self, other: Listing | None, kind: str) -> bool:
-        """Whether a kind of capability ("resources": their templates, too) is not what the other says of it."""
+        """Whether a kind of capability ("resources": their templates, too) is not what the other says of it.
+
+        By digest: `==` would take true for 1 and one order for another, and reads all of both lists.
+        """
         fields = [each.kept_as for each in _BY_CAPABILITY[kind]]
-        return other is None or any(getattr(self, field) != getattr(other, field) for field in fields)
+        return other is None or any(self.digests.get(field) != other.digests.get(field) for field in fields)
 
     def offer(self, backend_id: str) -> Offer:
         """The names alone: what routing decides on."""
@@ -120,7 +129,8 @@ async def list_backend(
     """
     known = known or Listing()
     asked = [each for kind in kinds for each in _BY_CAPABILITY[kind]]
-    kept = {field: weight for field, weight in known.weights.items() if field not in {each.kept_as for each in asked}}
+    fields = {each.kept_as for each in asked}
+    kept = {field: weight for field, weight in known.weights.items() if field not in fields}
     lister = _Lister(backend, client, identity, settings, kept)
     wanted = [each for each in asked if each.capability in client.server_capabilities]
     found = await (lister.fetch_together(wanted) if overlap else lister.fetch_in_turn(wanted))
@@ -131,7 +141,9 @@ async def list_backend(
             for name, tool in new["tools"].items()
             if (backend.allow_tools is None or name in backend.allow_tools) and name not in backend.deny_tools
         }
-    return attrs.evolve(known, **new, weights=lister.weights)
+    digests = {field: digest for field, digest in known.digests.items() if field not in fields}
+    digests |= {field: hashed.digest() for field, hashed in lister.hashed.items() if new[field]}
+    return attrs.evolve(known, **new, weights=lister.weights, digests=digests)
 
 
 @attrs.define
@@ -144,6 +156,7 @@ class _Lister:
     settings: FactorySettings
     weights: dict[str, Weight]
     total: Weight = attrs.field(init=False)
+    hashed: dict[str, hashlib.blake2b] = attrs.field(factory=dict, init=False)  # each list so far, by its field
 
     def __attrs_post_init__(self) -> None:
         self.total = sum(self.weights.values(), Weight())
@@ -201,16 +214,18 @@ class _Lister:
         items = page.get(wanted.field)
         if not isinstance(items, list):
             raise BackendProtocolError(self.backend.id, f"answered {wanted.method!r} without an array {wanted.field!r}")
-        page_size = _page_size(items)
+        hashed = self.hashed.setdefault(wanted.kept_as, hashlib.blake2b(digest_size=16))
+        page_size = _page_size(items, hashed)
         size = page_size or 0
         usable: dict[str, JSON] = {}
         bad: list[str] = []
         for position, item in enumerate(items):
             problem = _problem(item, wanted.key)
             if problem is None and page_size is None:  # something on this page is no text
-                own_size = _encoded_size(item)
-                problem = "it holds half a surrogate pair, which is not text" if own_size is None else None
-                size += own_size or 0
+                text = _encoded(item)
+                problem = "it holds half a surrogate pair, which is not text" if text is None else None
+                size += len(text or b"")
+                hashed.update(text or b"")
             if problem is None:
                 usable.setdefault(item[wanted.key], item)
             else:
@@ -262,20 +277,23 @@ def _problem(item: object, key: str) -> str | None:
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False)
 
 
-def _page_size(items: list[Any]) -> int | None:
-    """As `_encoded_size`, of a list that may be long: what the encoder holds meanwhile is many times the text."""
+def _page_size(items: list[Any], hashed: hashlib.blake2b) -> int | None:
+    """Bytes as JSON, which are hashed, too; None: as in `_encoded`. In slices: what the encoder holds meanwhile is many
+    times the text.
+    """
     size = 1
     for start in range(0, len(items) or 1, AT_ONCE):
-        part = _encoded_size(items[start : start + AT_ONCE])
+        part = _encoded(items[start : start + AT_ONCE])
         if part is None:
             return None
-        size += part - 1  # one bracket, or the comma to the next part
+        size += len(part) - 1  # one bracket, or the comma to the next part
+        hashed.update(part[1:-1] + b",")  # the same bytes for the same entries, however they are cut into pages
     return size
 
 
-def _encoded_size(value: object) -> int | None:
-    """Bytes as JSON. None: a lone surrogate parses, but whoever sends the list on as UTF-8 would lose all of it."""
+def _encoded(value: object) -> bytes | None:
+    """As JSON. None: a lone surrogate parses, but a list that holds one cannot be sent on as UTF-8."""
     try:
-        return len(_encoder.encode(value).encode())
+        return _encoder.encode(value).encode()
     except UnicodeEncodeError:
         return None

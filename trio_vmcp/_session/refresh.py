@@ -1,14 +1,15 @@
 """Keeps what a backend lists up to date while it is connected.
 
-"The first at once, then at most one a second": a backend that cries for every change has one refetch at a time, of all
-the lists that it cried about meanwhile.
+A `list_changed` makes the session ask again: at once, then at most once a second for each backend, for all the lists
+that notifications came about meanwhile. Only a list that differs from the known one is a change: a backend may announce
+what it had announced before, and a client sends a `list_changed` of its own where a list may be older than its stream.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import attrs
 import trio
@@ -20,6 +21,7 @@ from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import BackendError
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import Backend
+from trio_vmcp.routing import Kind
 from trio_vmcp.settings import FactorySettings
 
 __all__ = ["Refresher"]
@@ -27,9 +29,8 @@ __all__ = ["Refresher"]
 logger = logging.getLogger("trio_vmcp.session")
 
 REFETCH_INTERVAL = 1.0  # s between the beginnings of two refetches of one backend
-MOST_TRIES = 3  # of a refetch that fails; whatever it is about, the next notification tries again
+MOST_TRIES = 3  # of a refetch that fails; the next notification tries again
 
-Kind = Literal["tools", "resources", "prompts"]
 _KINDS: dict[str, Kind] = {
     "notifications/tools/list_changed": "tools",
     "notifications/resources/list_changed": "resources",
@@ -62,8 +63,7 @@ class Refresher:
     _settings: FactorySettings
     _nursery: trio.Nursery
     _observer: MemberObserver
-    # In order. True: the backend says so, which is told on whatever the list says then; False: it may be old.
-    _stale: dict[Kind, bool] = attrs.field(factory=dict, init=False)
+    _stale: dict[Kind, None] = attrs.field(factory=dict, init=False)  # what to fetch, in the order of the notifications
     _running: bool = attrs.field(default=False, init=False)
 
     def note(self, method: str) -> None:
@@ -71,23 +71,17 @@ class Refresher:
         if method in _KINDS:
             self._want(_KINDS[method])
 
-    def doubt(self, kinds: Sequence[str]) -> None:
-        """These may have changed before anybody listened. If not, nobody is told."""
-        doubted: list[Kind] = [kind for kind in _KINDS.values() if kind in kinds]
-        self._want(*doubted, said=False)
-
     def list_again(self) -> None:
         """The connection is new: what is known is what was seen through the one before."""
         self._want(*_KINDS.values())
 
     def subscribe_again(self) -> None:
-        """Subscriptions were of the connection before. Once for each connection; later ones are its own."""
+        """Subscriptions ended with the connection before. Called once for each connection."""
         if self._member.subscriptions:
             start_clean(self._nursery, self._subscribe, sorted(self._member.subscriptions))
 
-    def _want(self, *kinds: Kind, said: bool = True) -> None:
-        for kind in kinds:
-            self._stale[kind] = said or self._stale.get(kind, False)
+    def _want(self, *kinds: Kind) -> None:
+        self._stale |= dict.fromkeys(kinds)
         if not self._running:
             self._running = start_if_open(self._nursery, self._refresh)
 
@@ -101,15 +95,13 @@ class Refresher:
                 self._stale = {}
                 failures = 0 if await self._fetch(client, kinds) else failures + 1
                 if 0 < failures < MOST_TRIES:
-                    meanwhile, self._stale = self._stale, kinds
-                    for kind, said in meanwhile.items():
-                        self._want(kind, said=said)
+                    self._stale = kinds | self._stale
             await trio.sleep_until(begun_at + REFETCH_INTERVAL)
         self._running = False
 
-    async def _fetch(self, client: BackendClient, kinds: Mapping[Kind, bool]) -> bool:
-        """Whether the lists are new. A session that turns out to be lost is for the next call to replace: what it must
-        wait for is not started over and over by a backend that cries and then knows nobody.
+    async def _fetch(self, client: BackendClient, kinds: Iterable[Kind]) -> bool:
+        """Whether the lists were fetched. A backend session that turns out to be lost is left to the next call: else a
+        `list_changed` followed by 404 would connect the backend anew for ever.
         """
         try:
             with trio.move_on_after(self._settings.backend_init_timeout):
@@ -123,13 +115,11 @@ class Refresher:
                 )
                 if client is self._connection.current_client:
                     known = self._member.listing
-                    told: tuple[Kind, ...] = tuple(
-                        kind for kind, said in kinds.items() if said or listing.differs(known, kind)
-                    )
-                    if told:
+                    changed: tuple[Kind, ...] = tuple(kind for kind in kinds if listing.differs(known, kind))
+                    if changed:
                         self._observer.check_names(self._member, listing)
                         self._member.listing = listing
-                        self._observer.member_changed(self._member, told)
+                        self._observer.member_changed(self._member, changed)
                 return True
             why = f"did not answer within {self._settings.backend_init_timeout} s (backend_init_timeout)"
         except BackendError as error:
