@@ -1,3 +1,3 @@
-"""MCP on paper: messages, streams, headers and methods, in both directions. Pure: no I/O, no Trio."""
+"""The protocol as pure functions, in both directions: messages, event streams, headers, URI templates."""
 
 __all__: list[str] = []

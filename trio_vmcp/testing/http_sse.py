@@ -59,13 +59,13 @@ class HttpSseServer(LegacyServer):
     __slots__ = ()
 
     async def _answer_http_sse(self, exchange: Exchange, answer: ScriptedAnswer, fault: Fault | None) -> None:
-        """HTTP+SSE: the stream, or a message to the session that is the stream."""
+        """HTTP+SSE: open the stream of a session, or take a message for one."""
         path, _, session_id = exchange.target.partition("?session=")
         if exchange.verb == "GET":
             await self._open_stream(answer)
         elif exchange.verb != "POST" or path.rpartition("/")[2] != self.endpoint.rpartition("/")[2]:
             await answer.reply.respond(405, b"Method Not Allowed", headers=(("allow", "GET"),))
-        elif session_id not in self._streams:  # has ended, or never was
+        elif session_id not in self._streams:  # the stream has ended, or there was none
             await answer.reply.respond(404, b"Could not find session")
         elif not isinstance(exchange.message, dict):
             await answer.reply.respond(400, b"Could not parse message")
@@ -83,7 +83,7 @@ class HttpSseServer(LegacyServer):
                 await posted.finish(error_message(exchange.request_id, error))
 
     async def _open_stream(self, answer: ScriptedAnswer) -> None:
-        """Until either side ends it."""
+        """Serve the stream of one session until either side ends it."""
         session_id = f"{self.name}-stream-{next(self._session_numbers)}"
         send, receive = trio.open_memory_channel[JSON | bytes](float("inf"))  # a test decides how much it sends
         answer.as_sse, answer.log = True, None
@@ -96,7 +96,7 @@ class HttpSseServer(LegacyServer):
                 with self._listeners.forward_to(send) if self.listens else nullcontext():
                     async for message in receive:
                         await answer.notify(message)
-        finally:  # a restart may have forgotten it first
+        finally:  # `restart` may have removed it already
             self._streams.pop(session_id, None)
             self.sessions.pop(session_id, None)
         if answer.reply.broken_off:

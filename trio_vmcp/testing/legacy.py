@@ -11,10 +11,10 @@ __all__ = ["check_legacy", "check_session"]
 
 
 def check_legacy(exchange: Exchange, sessions: Container[str] | None) -> None:
-    """What is wrong with a POST, before its method is looked at.
+    """Check a POST, before its method is looked at.
 
     Args:
-        sessions: The live ones; None: this backend gives out no ids.
+        sessions: The live sessions; None: this backend gives out no ids.
 
     Raises:
         RpcError: With the HTTP status to answer.

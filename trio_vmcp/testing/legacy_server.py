@@ -56,7 +56,7 @@ class LegacyServer(Script):
         await reply.respond(200)
 
     async def _serve_get(self, exchange: Exchange, answer: ScriptedAnswer) -> None:
-        """The GET of the legacy era: the rest of an answer, or whatever the server has to say."""
+        """The GET of the legacy era: the rest of an answer that is resumed, or the stream for notifications."""
         if self.session_ids:
             check_session(exchange, self.sessions)
         last_event_id = exchange.headers.get("last-event-id")
@@ -68,7 +68,8 @@ class LegacyServer(Script):
                     await self._send_notifications(answer, exchange.session_id)
                 else:
                     self._listeners.logs.append(answer.log)
-                    await self._replay_log(answer.log, 1, answer.reply)  # the first has told it to come back
+                    # the client has the first event already, with its id and `retry`
+                    await self._replay_log(answer.log, 1, answer.reply)
             await answer.reply.end()
             return
         log_name, _, count = str(last_event_id).partition("/")

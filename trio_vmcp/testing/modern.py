@@ -30,10 +30,10 @@ SENTINEL = ("=?base64?", "?=")
 
 
 def check_modern(exchange: Exchange, served: Sequence[str]) -> None:
-    """What is wrong with a POST.
+    """Check a POST.
 
     Args:
-        served: Every version of this backend, of both eras, for the answer to a client that speaks another.
+        served: Every version of this backend, of both eras, for the answer to a client with another version.
 
     Raises:
         RpcError: With the HTTP status to answer.
@@ -63,10 +63,10 @@ def check_modern(exchange: Exchange, served: Sequence[str]) -> None:
 
 
 def check_stamp(exchange: Exchange, served: Sequence[str]) -> None:
-    """What is wrong with a message that comes without headers.
+    """Check a message that comes without headers.
 
     Raises:
-        RpcError: To answer.
+        RpcError: The answer.
     """
     if not isinstance(exchange.message, dict):
         raise RpcError(PARSE_ERROR, "the line is not a JSON object")

@@ -28,7 +28,7 @@ class ModernServer(Script):
         else:
             check_stamp(exchange, served)
         if exchange.request_id is None:
-            if not exchange.verb:  # over HTTP it is the end of the stream that cancels
+            if not exchange.verb:  # over HTTP the end of the stream cancels, without a notification
                 self._take_notification(exchange)
             await answer.reply.respond(202)
             return
@@ -52,7 +52,7 @@ class ModernServer(Script):
         await answer.finish(result_message(exchange.request_id, extras | result))
 
     async def _serve_subscription(self, exchange: Exchange, answer: ScriptedAnswer) -> None:
-        """Until either side ends the stream."""
+        """Serve a subscription until either side ends the stream."""
         subscription = self.honours(exchange.params.get("notifications") or {})
         tag = {"io.modelcontextprotocol/subscriptionId": exchange.request_id}
         acknowledged = {"notifications": subscription, "_meta": tag}
@@ -68,7 +68,7 @@ class ModernServer(Script):
             await answer.finish(result_message(exchange.request_id, {"resultType": "complete", "_meta": tag}))
         elif exchange.verb:
             await answer.reply.end()
-        else:  # lines that others use do not end; this is the other word that the specification has for it
+        else:  # a shared stream of lines stays open, so the end is a notification (MCP 2026-07-28)
             taken_back = {"requestId": exchange.request_id}
             await answer.notify(notification_message("notifications/cancelled", taken_back))
             await answer.reply.respond(200)

@@ -24,14 +24,14 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class StreamServer(Protocol):
-    """What can be attached to a network; `ScriptedBackend` is one."""
+    """A server that can be attached to a network; `ScriptedBackend` is one."""
 
     async def accept(self) -> None:
-        """Take a connection, or raise an OSError."""
+        """Accept a connection, or raise an OSError."""
         ...
 
     async def serve_connection(self, stream: trio.abc.Stream) -> None:
-        """Serve it until it ends. Raises nothing but Cancelled."""
+        """Serve a connection until it ends. Raises nothing but Cancelled."""
         ...
 
 
@@ -52,13 +52,15 @@ class MemoryNetwork:
 
     @property
     def open_connections(self) -> int:
-        """Connections that their client has not closed; what a server closed or reset is still held by its client."""
+        """Number of connections that their client has not closed. A connection that its server closed or reset counts
+        until then.
+        """
         return len(self._clients)
 
     def attach(self, host_or_url: str, server: StreamServer) -> str:
         """Let connections to this host (port 80) or URL go to `server`, and return the URL of its endpoint.
 
-        Paths make no difference: a server answers on all of them. https goes in the clear.
+        A server answers on all paths. https is served without TLS.
         """
         url = host_or_url if "://" in host_or_url else f"http://{host_or_url}/mcp"
         parts = urlsplit(url)

@@ -28,7 +28,7 @@ BackendTransport: TypeAlias = Literal["streamable-http", "sse"]
 
 @attrs.define(eq=False)
 class SessionStream:
-    """The stream that an "sse" session is."""
+    """The stream of one session over "sse"."""
 
     send: trio.MemorySendChannel[JSON | bytes]
     lifetime: trio.CancelScope = attrs.field(factory=trio.CancelScope)
@@ -100,7 +100,7 @@ class Script(Catalog):
 
     _logs: dict[str, EventLog] = attrs.field(factory=dict, init=False)
     _listeners: Listeners = attrs.field(factory=Listeners, init=False)
-    _streams: dict[str, SessionStream] = attrs.field(factory=dict, init=False)  # of "sse", by session
+    _streams: dict[str, SessionStream] = attrs.field(factory=dict, init=False)  # of "sse", by session id
     _held_streams: HeldStreams = attrs.field(factory=HeldStreams, init=False)
     _rules: list[FaultRule] = attrs.field(factory=list, init=False)
     _running: dict[Exchange, None] = attrs.field(factory=dict, init=False)
@@ -198,7 +198,7 @@ class Script(Catalog):
         return {name: flags.get(name, {}) for name in declared}
 
     def _take_notification(self, exchange: Exchange) -> None:
-        """A notification, or the client's response to a request of ours."""
+        """Take a notification, or the client's response to a request of the backend."""
         if exchange.method == "notifications/cancelled":
             for running in self._running:
                 if running.session_id == exchange.session_id and _same_id(running, exchange.params.get("requestId")):
@@ -214,7 +214,9 @@ class Script(Catalog):
 
 
 def _same_id(exchange: Exchange, request_id: object) -> bool:
-    """By type, too: 1 is not "1". `initialize` is never cancelled, nor is the answer to a question of ours."""
+    """Whether a cancel is for this exchange. Ids are compared with their types: 1 is not "1". `initialize` is never
+    cancelled, nor is a response.
+    """
     own = exchange.request_id
     return (
         exchange.method not in ("", "initialize")

@@ -15,7 +15,7 @@ __all__ = ["MemoryStream", "memory_connection", "reset"]
 
 @attrs.define(eq=False)
 class _Link:
-    """What the two ends of a connection share."""
+    """State that the two ends of a connection share."""
 
     was_reset: bool = False
     open_ends: int = 2
@@ -38,7 +38,9 @@ class MemoryStream(trio.abc.Stream):
 
     @property
     def has_news(self) -> bool:
-        """What `poll` says of a socket: the other end sent something, or closed or reset the connection."""
+        """Whether the other end has sent bytes that were not read, or closed or reset the connection; for a socket,
+        `poll` tells.
+        """
         return self._link.was_reset or self._link.open_ends < 2 or self._link.unread[1 - self._end] > 0
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
