@@ -119,3 +119,15 @@ def test_what_decides_without_io_imports_none(part: str) -> None:
         if imported.split(".")[0] in IO
     }
     assert set() == found
+
+
+def test_no_test_module_imports_another() -> None:
+    """Helpers that tests share stand in tests/support: a test module that is imported is collected or patched twice."""
+    tests = Path(__file__).parent
+    found = {
+        f"{path.relative_to(tests)} imports {imported}"
+        for path in tests.rglob("*.py")
+        for imported in imports(path)
+        if any(part.startswith("test_") for part in imported.split("."))
+    }
+    assert set() == found

@@ -1,4 +1,4 @@
-"""What became of calls to servers that are killed, beside what these executed."""
+"""The outcomes of calls to servers that are killed, compared with what the servers executed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["Outcomes"]
 
 @attrs.define(eq=False)
 class Outcomes:
-    """Of calls that each have a name of their own.
+    """Calls by outcome; each call has a name of its own.
 
     Attributes:
-        answered: These were executed.
-        uncertain: These may have been.
-        refused: These were not.
+        answered: Calls that were executed.
+        uncertain: Calls that may have been executed.
+        refused: Calls that were not executed.
     """
 
     answered: list[str] = attrs.field(factory=list, init=False)
@@ -28,9 +28,9 @@ class Outcomes:
     refused: list[str] = attrs.field(factory=list, init=False)
     _names: int = attrs.field(default=0, init=False)
 
-    def new_name(self, whose: str) -> str:
+    def new_name(self, prefix: str) -> str:
         self._names += 1
-        return f"{whose}-{self._names}"
+        return f"{prefix}-{self._names}"
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:

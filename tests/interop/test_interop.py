@@ -7,6 +7,7 @@ import pytest
 import trio
 from interop.conftest import UrlOf
 from interop.fleet import SERVERS, Era, Server
+from interop.plain_requests import only_text, ping
 from interop.views import PATIENCE, official_view, our_view
 
 from trio_vmcp import JSON, Backend, BackendTimeout, Session, ToolResult, open_session_factory
@@ -35,7 +36,7 @@ async def test_the_probe_finds_the_newest_era(server: Server, url_of: UrlOf) -> 
     ):
         assert () == session.failures
         assert [server.eras[-1]] == [record.era for record in session.metadata.backends]
-        assert "hello" in text_of(await session.call_tool("it_echo", {"message": "hello"}))
+        assert "hello" in only_text(await session.call_tool("it_echo", {"message": "hello"}))
 
 
 @pytest.mark.parametrize(("server", "era"), STOPPED)
@@ -91,27 +92,9 @@ async def test_one_session_over_all_servers(url_of: UrlOf) -> None:
     assert {backend.id: backend.id for backend in backends} == {
         key: answer.backend_id for key, answer in answers.items()
     }
-    assert all(f"for {key}" in text_of(answer) for key, answer in answers.items())
-
-
-def text_of(result: ToolResult) -> str:
-    (content,) = result.content
-    text: str = content["text"]
-    return text
+    assert all(f"for {key}" in only_text(answer) for key, answer in answers.items())
 
 
 async def waits(session: Session) -> JSON:
     counted: JSON = (await session.call_tool("it_waits_so_far")).structured_content
     return counted
-
-
-async def ping(url: str, session_id: str) -> int:
-    """The HTTP status of a ping in that session."""
-    headers = {
-        "Accept": "application/json, text/event-stream",
-        "Mcp-Session-Id": session_id,
-        "MCP-Protocol-Version": "2025-11-25",
-    }
-    async with httpx.AsyncClient() as client:
-        response = await client.post(url, headers=headers, json={"jsonrpc": "2.0", "id": "ping", "method": "ping"})
-        return response.status_code

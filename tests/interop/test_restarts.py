@@ -12,7 +12,7 @@ import trio
 from interop.fleet import SERVERS, Running, Server, running
 from interop.ledger import Ledger, open_ledger
 from interop.outcomes import Outcomes
-from interop.test_interop import ping
+from interop.plain_requests import ping
 from interop.views import PATIENCE
 
 from trio_vmcp import (

@@ -9,7 +9,7 @@ import pytest
 import trio
 from interop.conftest import UrlOf
 from interop.fleet import SERVERS
-from interop.test_interop import text_of
+from interop.plain_requests import only_text
 from interop.views import PATIENCE
 
 from trio_vmcp import Backend, Session, SessionChange, ToolNotFound, open_session_factory
@@ -67,7 +67,7 @@ async def test_a_tool_that_another_session_toggles_comes_and_goes(url_of: UrlOf)
                     await until(all_seen, changes)
             for _ in range(2):
                 for backend in backends:
-                    assert "gone tomorrow" == text_of(await session.call_tool(f"{backend.id}_extra"))
+                    assert "gone tomorrow" == only_text(await session.call_tool(f"{backend.id}_extra"))
                 await toggle()
                 await until(all_seen, changes)
                 for backend in backends:
@@ -90,7 +90,7 @@ async def test_a_tool_that_a_call_of_ours_toggles_comes_and_goes(url_of: UrlOf) 
             with trio.fail_after(PATIENCE):
                 await session.call_tool(f"{era}_toggle")
                 await until(lambda: lists(session, era), changes)  # noqa: B023
-                assert "gone tomorrow" == text_of(await session.call_tool(f"{era}_extra"))
+                assert "gone tomorrow" == only_text(await session.call_tool(f"{era}_extra"))
                 await session.call_tool(f"{era}_toggle")
                 await until(lambda: not lists(session, era), changes)  # noqa: B023
 
