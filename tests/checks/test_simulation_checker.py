@@ -252,7 +252,7 @@ def turns_are_not_shared(original: Any, endpoints: Endpoints, endpoint: str) -> 
 
 def starts_afresh(member: Member) -> None:
     assert member.connection is not None
-    member.lose_session(member.connection, BackendUnavailable(member.backend_id, "is better asked anew"))
+    member.replace_connection(member.connection, BackendUnavailable(member.backend_id, "is better asked anew"))
 
 
 async def waits_on(original: Any, connection: Connection, *args: Any) -> None:
@@ -333,7 +333,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "only_listed_errors",
     ),
     "a call admitted after closing began": (
-        wrapped(Admission, "enter", admits_late),
+        wrapped(Admission, "add_call", admits_late),
         History(steps=REFUSED),
         "nothing_admitted_while_closing",
     ),

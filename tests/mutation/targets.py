@@ -28,15 +28,24 @@ TARGETS: Mapping[str, tuple[str, ...] | None] = {
     "trio_vmcp._session.members": tuple(
         f"Membership.{name}"
         for name in (
-            *("stop_connecting", "stop_replacing", "close_connections", "abandon", "add", "remove"),
+            *("cancel_connecting", "cancel_replacing", "close_connections", "close", "add", "remove"),
             *("_on_transition", "_ensure_retrying", "_retry", "_connect_anew", "_slot"),
         )
     ),
     "trio_vmcp._session.member": tuple(
         f"Member.{name}"
         for name in (
-            *("to", "may_join", "join", "fail", "start_retrying", "end_replacing", "lose_connection", "lose_session"),
-            *("stop_connecting", "remove", "end_attempt", "_cancel_attempts", "_check_gone"),
+            *(
+                "to",
+                "may_join",
+                "join",
+                "fail",
+                "start_retrying",
+                "fail_replacing",
+                "note_connection_ended",
+                "replace_connection",
+            ),
+            *("cancel_connecting", "remove", "discard_attempt", "_cancel_attempts", "_check_gone"),
         )
     ),
     "trio_vmcp._session.attempt": (

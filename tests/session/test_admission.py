@@ -124,7 +124,7 @@ async def test_a_shielded_call_does_not_hold_a_close_up() -> None:
     admission = Admission()
     async with admission.admit():
         admission.refuse()
-        admission.abandon()
+        admission.discard_calls()
         assert 0 == admission.in_flight
         assert admission.drained.is_set()
     assert 0 == admission.in_flight

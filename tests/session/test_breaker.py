@@ -73,7 +73,7 @@ def test_a_breaker_keeps_its_promises(script: list[tuple[Event, int]]) -> None:
                 model = Model()
             elif event == "leave":
                 if is_trial:
-                    breaker.give_up()
+                    breaker.cancel_trial()
                     model.trial = None
             elif is_trial or model.failures < FAILURES_TO_OPEN:
                 opened = breaker.fail(now, 0.5, was_trial=is_trial)
@@ -102,7 +102,7 @@ def test_a_breaker_step_by_step() -> None:
         assert breaker.admit(11.0) is None
         assert 0.0 == breaker.admit(11.0)  # the trial is under way
         assert 0.0 == breaker.admit(12.0)
-        breaker.give_up()
+        breaker.cancel_trial()
         assert breaker.admit(12.0) is None
         assert not fail(13.0)
         assert 0.0 == breaker.admit(13.0)  # as before: that was not the trial

@@ -216,7 +216,7 @@ async def test_a_lost_session_is_not_resumed() -> None:
     member = member_in(Ready)
     lost = member.connection
     assert lost is not None
-    member.lose_session(lost, BackendUnavailable("b", "no longer knows the session"))
+    member.replace_connection(lost, BackendUnavailable("b", "no longer knows the session"))
     assert isinstance(member.state, Replacing)
     assert lost.retired.is_set()
     assert lost.terminate
@@ -225,7 +225,7 @@ async def test_a_lost_session_is_not_resumed() -> None:
     assert member.resume is None
     joined = connection()
     member.join(joined, None)
-    member.lose_connection(joined, "was closed")
+    member.note_connection_ended(joined, "was closed")
     assert isinstance(member.state, Away)
     assert joined.client.record == member.resume
 
@@ -234,8 +234,8 @@ async def test_an_old_connection_changes_no_state() -> None:
     """Only the connection that takes calls can lose its session or end; those before it are on their way out."""
     member = member_in(Ready)
     state = member.state
-    member.lose_session(connection(), BackendUnavailable("b", "no longer knows the session"))
-    member.lose_connection(connection(), "was closed")
+    member.replace_connection(connection(), BackendUnavailable("b", "no longer knows the session"))
+    member.note_connection_ended(connection(), "was closed")
     assert state is member.state
 
 
@@ -248,7 +248,7 @@ async def test_removing_cancels_what_connects_it() -> None:
     assert attempt.cancel_called
     assert member.retry.cancel_called
     assert not member.gone.is_set()
-    member.end_attempt(attempt, None)
+    member.discard_attempt(attempt, None)
     assert member.gone.is_set()
 
 
@@ -259,7 +259,7 @@ async def test_what_connects_is_given_up_when_the_session_closes(kind: type[Stat
     state = member.state
     attempt = trio.CancelScope()
     member.attempts.add(attempt)
-    member.stop_connecting("session closed")
+    member.cancel_connecting("session closed")
     assert attempt.cancel_called
     if kind in (Connecting, Replacing, Retrying):
         assert isinstance(member.state, GivenUp)

@@ -92,7 +92,7 @@ def test_an_in_flight_count_without_a_finally(monkeypatch: pytest.MonkeyPatch) -
         self._calls.add(call)
         yield call
         self._calls.discard(call)
-        self._look_drained()
+        self._check_drained()
 
     monkeypatch.setattr(Admission, "admit", admit)
     assert "in_flight" in cancel_sweep("calling-modern-json-pinned")

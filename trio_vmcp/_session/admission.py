@@ -17,8 +17,9 @@ __all__ = ["Admission", "Call"]
 
 @attrs.define(eq=False)
 class Call(RequestNote):
-    """A call from admission to its end: `async with` it. A class, since one made of a generator costs more than all
-    that happens here. Tasks started inside it inherit the note, so it counts only while it is in flight.
+    """A call from admission to its end, as an async context manager. A class, since a manager made of a generator costs
+    more than everything in here. Tasks started inside a call inherit the note: it counts only while the call is in
+    flight.
     """
 
     admission: Admission = attrs.field(kw_only=True)
@@ -27,7 +28,7 @@ class Call(RequestNote):
     _token: Token[RequestNote | None] | None = attrs.field(default=None, init=False, repr=False)
 
     async def __aenter__(self) -> Call:
-        await self.admission.enter(self)
+        await self.admission.add_call(self)
         self._token = current_note.set(self)
         self.scope.__enter__()
         return self
@@ -41,7 +42,7 @@ class Call(RequestNote):
         finally:
             assert self._token is not None
             current_note.reset(self._token)
-            self.admission.leave(self)
+            self.admission.remove_call(self)
         # False when the caller's own surroundings were cancelled, too: then the Cancelled goes past us, to them.
         if self.scope.cancelled_caught and self._verdict is not None:
             self._verdict.may_have_executed = self.written
@@ -69,21 +70,21 @@ class Admission:
         return len(self._calls)
 
     def admit(self) -> Call:
-        """One call; what it is in is admitted.
+        """One call, to be entered with `async with`.
 
         Raises:
             SessionClosed: On entering, not admitted; on leaving, cut off.
         """
         return Call(admission=self, outer=current_note.get())
 
-    async def enter(self, call: Call) -> None:
+    async def add_call(self, call: Call) -> None:
         if self._life.is_closing:
             # One cancel may both close the session and hit this caller; it then surfaces as the cancel alone.
             await trio.lowlevel.checkpoint_if_cancelled()
             raise SessionClosed("the session is closing or closed and admits no new calls")
         self._calls.add(call)
 
-    def leave(self, call: Call) -> None:
+    def remove_call(self, call: Call) -> None:
         self._calls.discard(call)
         self._check_drained()
 
@@ -102,8 +103,8 @@ class Admission:
         for call in self._calls:
             call.cut_off(SessionClosed(detail))
 
-    def abandon(self) -> None:
-        """Forget calls that do not unwind: their callers shielded themselves, and no close can wait for ever."""
+    def discard_calls(self) -> None:
+        """Do not count calls that do not unwind: their callers are shielded, and a close cannot wait for ever."""
         self._calls.clear()
         self._check_drained()
 

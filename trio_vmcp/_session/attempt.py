@@ -99,11 +99,11 @@ class Attempt:
                 self._fail(FailureReason.UNREACHABLE, ended)
             elif ended and self.connection is not None:
                 if self._session.life.phase < Phase.PARTING:  # afterwards, a connection that breaks is not reported
-                    self._member.lose_connection(self.connection, ended)
+                    self._member.note_connection_ended(self.connection, ended)
                 await self._close_in_time(self.connection)
         finally:
             self._settle()
-            self._member.end_attempt(self._connecting, self.connection)
+            self._member.discard_attempt(self._connecting, self.connection)
 
     async def _hold(self) -> str:
         """Returns what ended it, if that has yet to be told."""
@@ -225,7 +225,7 @@ class Attempt:
             return
         await trio.sleep_until(self._member.pacing.next_replacement_at())
         if life.phase is Phase.OPEN:
-            self._member.lose_session(self.connection, error)
+            self._member.replace_connection(self.connection, error)
 
     # --- its goodbye
 

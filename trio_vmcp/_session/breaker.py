@@ -1,4 +1,7 @@
-"""A circuit breaker: who fails to be reached time after time is not asked for a while. Pure: the time is passed in."""
+"""A circuit breaker: a backend that was not reached several times in a row gets no calls for a while.
+
+Pure: the time is passed in.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,8 @@ class Breaker:
         return self._trial_at is not None
 
     def admit(self, now: float) -> float | None:
-        """None: go ahead, and report what became of it. Else the s until the next trial, which may be under way.
-
-        Whoever is let through while `is_open` is the trial.
+        """None: the call may go ahead, and is reported with `succeed`, `fail` or `cancel_trial`. Else the s until the next
+        trial, which may be under way. A call that is let through while `is_open` is the trial.
         """
         if self._trial_at is None:
             return None
@@ -42,15 +44,15 @@ class Breaker:
         return None
 
     def succeed(self) -> bool:
-        """An answer came, whatever it says. Returns whether that closed the circuit."""
+        """An answer came, a result or an error. Returns whether that closed the circuit."""
         was_open = self.is_open
         self._failures, self._trial_at = 0, None
         self._backoff.reset()
         return was_open
 
     def fail(self, now: float, chance: float, *, was_trial: bool) -> bool:
-        """There was no connection. Returns whether that opened the circuit. Failures of calls that were let through
-        before it opened say nothing new.
+        """There was no connection. Returns whether that opened the circuit. A call that was let through before the
+        circuit opened reports the same outage: its failure is not counted.
         """
         if self.is_open and not was_trial:
             return False
@@ -61,6 +63,6 @@ class Breaker:
         self._trial_at, self._on_trial = now + self._backoff.next(chance), False
         return not was_open
 
-    def give_up(self) -> None:
-        """The trial ended without telling anything: its caller left, say. The next call is one."""
+    def cancel_trial(self) -> None:
+        """The trial proved nothing, since its caller was cancelled, say: the next call is a trial."""
         self._on_trial = False

@@ -89,7 +89,7 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
     except BaseException:
         member.health.calls += 1
         if is_trial:
-            member.breaker.give_up()
+            member.breaker.cancel_trial()
         raise
 
 
@@ -98,11 +98,11 @@ def _is_sent_again(member: Member, connection: Connection, call: Call, error: Ba
     if not call.session_lost:
         return False
     if not error.may_have_executed:
-        member.lose_session(connection, error)
+        member.replace_connection(connection, error)
         return True
     # A 503: the session may be lost, or the backend is busy. The call is not sent again either way.
     if member.connection is connection and member.pacing.may_replace():
-        member.lose_session(connection, error)
+        member.replace_connection(connection, error)
     return False
 
 
@@ -163,7 +163,7 @@ def _note_error(member: Member, error: BackendError, waited: float, was_trial: b
         tells_nothing = True  # it was reached and is slow, or there was no time to find out
     if tells_nothing:
         if was_trial:
-            member.breaker.give_up()
+            member.breaker.cancel_trial()
     elif not isinstance(error, BackendUnavailable | BackendTimeout):
         note_answer(member)
     else:

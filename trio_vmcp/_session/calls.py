@@ -79,7 +79,7 @@ class Calls:
                 limit = member.request_timeout if timeout is None else timeout
                 asked = CallRequest(method, params, caller, trio.current_time(), limit, on_progress)
                 raw = await request_member(member, call, asked)
-            finally:  # however it ends; but a stranger's call keeps no session alive
+            finally:  # after the check of the caller: a stranger's call keeps no session alive
                 self.last_call_at = trio.current_time()
         if array_field is not None and not isinstance(raw.get(array_field, []), list):
             raise BackendProtocolError(
@@ -94,7 +94,7 @@ class Calls:
             nonlocal wanted
             target = self._directory.find_resource(uri)
             wanted = self._members[target.backend_id].subscriptions
-            wanted[uri] += 1  # before it is asked: should it be connected anew meanwhile, it is asked again
+            wanted[uri] += 1  # before the request: a new connection subscribes again to what is counted here
             return target, {"uri": target.name}
 
         try:
@@ -102,7 +102,7 @@ class Calls:
         except BaseException:
             if wanted is not None:
                 wanted[uri] -= 1
-                if wanted[uri] <= 0:  # nobody else has asked for it; below: it was unsubscribed from meanwhile
+                if wanted[uri] <= 0:  # 0: no other call has asked for it; below: it was unsubscribed from meanwhile
                     del wanted[uri]
             raise
 

@@ -54,7 +54,7 @@ class Connection:
 
     async def drain(self, verdict: Callable[[], BackendError], unwind_timeout: float) -> None:
         """Once retired: wait for the calls on it until they are to be cut off. Then end each with a `verdict` of its
-        own and give them `unwind_timeout` s: a call whose caller is shielded must not hold up the rest.
+        own and give them `unwind_timeout` s: a call inside a shield must not hold up the rest.
         """
         if not self._calls:
             return

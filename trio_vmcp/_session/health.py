@@ -1,4 +1,4 @@
-"""What a session knows of a backend from its calls: counted where they pass, summed up when somebody asks."""
+"""What a session knows of a backend from its calls: counted for each call, summed up when they are read."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ class GivenUp(_State):
 
 @attrs.frozen(eq=False)
 class Unconfigured(_State):
-    """A member of a restored session whose backend was not passed."""
+    """A member of a restored session, without a `Backend`: `restore_session` got none of this id."""
 
     shown = BackendState.DEGRADED
     failure: BackendFailure
@@ -231,12 +231,12 @@ class Member:
         state: Written by `to` alone.
         since: When `session.backends` last began to show another state, UTC.
         last_failure: The latest failure, also once the backend is connected again.
-        attempts: The cancel scope of each attempt whose task has not ended; cancelling one of a connection that has
-            joined has no effect.
+        attempts: The cancel scope of each attempt until the attempt's task ends. Cancelling a scope has no effect once
+            its connection has joined.
         connections: Those that joined and are not closed yet.
         retry: The cancel scope of the background task that connects it anew; None: no such task is running.
         listing: What it offers, as last seen; None before the first time.
-        subscriptions: URIs whose updates the session wants, and how many calls have asked for each and not failed.
+        subscriptions: The session wants updates of these URIs; the count is that of `subscribe_resource` calls.
         gone: Set once it was removed and all its connections are closed.
         begun_at: `trio.current_time()` when the latest attempt began; None: there was none.
         listener: Is called after each transition.
@@ -373,20 +373,20 @@ class Member:
         if isinstance(self.state, Away):
             self.to(Retrying(self.state.failure), "its turn has come")
 
-    def end_replacing(self) -> None:
+    def fail_replacing(self) -> None:
         """The endpoint's next turn is not due: calls do not wait for it."""
         if isinstance(self.state, Replacing):
             detail = self.state.cause.detail
             self.to(Away(self._new_failure(FailureReason.UNREACHABLE, detail)), detail)
 
-    def lose_connection(self, connection: Connection, detail: str) -> None:
+    def note_connection_ended(self, connection: Connection, detail: str) -> None:
         """A connection ended by itself or crashed. Its backend session may still be there."""
         if self.connection is not connection:
             return
         self.stored = connection.client.record
         self.fail(FailureReason.UNREACHABLE, detail)
 
-    def lose_session(self, connection: Connection, error: BackendError) -> None:
+    def replace_connection(self, connection: Connection, error: BackendError) -> None:
         """The backend no longer knows this connection's session. The first to report that has it replaced."""
         if self.connection is not connection:
             return
@@ -397,7 +397,7 @@ class Member:
         cause = BackendFailure(self.backend_id, FailureReason.REJECTED, error.detail, 0.0)
         self.to(Replacing(cause), error.detail)
 
-    def stop_connecting(self, why: str) -> None:
+    def cancel_connecting(self, why: str) -> None:
         """The session closes: do not connect it any more."""
         if isinstance(self.state, Connecting | Replacing | Retrying):
             detail = "was still connecting when the session closed"
@@ -414,7 +414,7 @@ class Member:
             connection.retire(drain_by)
         self._check_gone()
 
-    def end_attempt(self, scope: trio.CancelScope, connection: Connection | None) -> None:
+    def discard_attempt(self, scope: trio.CancelScope, connection: Connection | None) -> None:
         """The task of an attempt has ended, and its connection is closed."""
         self.attempts.discard(scope)
         if connection is not None:

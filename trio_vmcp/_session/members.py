@@ -97,7 +97,7 @@ class Membership:
                     continue
                 self._begin(member, member.backend, partial(self._note_settled, member))
 
-    def end_opening(self) -> None:
+    def note_opening_over(self) -> None:
         """The opening is over: a backend that is not connected is missing, for a reason.
 
         Raises:
@@ -113,17 +113,17 @@ class Membership:
         if connected < settings.min_backends:
             raise NoBackends(self.failures, connected, settings.min_backends)
 
-    def stop_connecting(self) -> None:
+    def cancel_connecting(self) -> None:
         """The session drains: no backend joins any more, except where calls in flight wait for a new connection."""
         self._connecting.cancel(reason="session closed")
         for member in self.members.values():
             if not isinstance(member.state, Replacing):
-                member.stop_connecting("session closed")
+                member.cancel_connecting("session closed")
 
-    def stop_replacing(self) -> None:
+    def cancel_replacing(self) -> None:
         """The session parts: no call is left that waits for a connection."""
         for member in self.members.values():
-            member.stop_connecting("session closed")
+            member.cancel_connecting("session closed")
 
     async def close_connections(self) -> None:
         """Close every connection, side by side. Bounded by the caller's scope; raises for no backend."""
@@ -132,9 +132,9 @@ class Membership:
                 for connection in member.connections:
                     goodbyes.start_soon(close_connection, self._session, member, connection)
 
-    def abandon(self) -> None:
+    def close(self) -> None:
         """The session has closed: no waiter waits for a backend any longer."""
-        self.stop_replacing()
+        self.cancel_replacing()
         for member in self._leaving:
             member.gone.set()
 
@@ -207,19 +207,22 @@ class Membership:
 
     # --- connecting, and connecting anew
 
+    @property
+    def _nursery(self) -> trio.Nursery:
+        assert self._services is not None  # `connect_all` comes first
+        return self._services
+
     def _begin(self, member: Member, backend: Backend, on_settled: Callable[[], None] = lambda: None) -> Attempt:
         """Begin to connect. Once the attempt has settled, the member has joined or has a failure."""
-        assert self._services is not None  # `connect_all` comes first
         attempt = Attempt(self._session, member, backend, on_settled)
-        start_clean(self._services, attempt.run)
+        start_clean(self._nursery, attempt.run)
         return attempt
 
     def _ensure_retrying(self, member: Member) -> None:
         """Have a missing backend tried again, unless the task that does so is running."""
         if member.retry is None and member.backend is not None and member.may_join(self._session.life):
-            assert self._services is not None  # `connect_all` comes first
             member.retry = trio.CancelScope()
-            start_clean(self._services, self._retry, member, member.backend, member.retry)
+            start_clean(self._nursery, self._retry, member, member.backend, member.retry)
 
     async def _retry(self, member: Member, backend: Backend, scope: trio.CancelScope) -> None:
         """Until it has a connection, the session closes or the backend is removed."""
@@ -242,7 +245,7 @@ class Membership:
                 member.start_retrying()
                 await self._begin(member, backend).settled.wait()  # what cancels this task cancels the attempt, too
             else:
-                member.end_replacing()
+                member.fail_replacing()
         if member.connection is None:
             await member.pacing.wait_turn()
 

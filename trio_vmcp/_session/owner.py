@@ -1,8 +1,8 @@
 """The owner of one session: its task runs the session from its opening to CLOSED, and it alone closes.
 
-The owner task is shielded: nothing under it is torn down because somebody outside was cancelled. A close is asked for
-(`request_close`), and the owner does it in one order: refuse, drain, cut off, say goodbye, cancel the session's
-nursery, CLOSED. Every step of that is bounded, so the shield is, too.
+The owner task is shielded: a cancelled opener or closer tears nothing down. A close is requested (`request_close`), and
+the owner does it in one order: refuse, drain, cut off, say goodbye, cancel the session's nursery, CLOSED. Each of these
+steps is bounded, and so is the shield.
 """
 
 from __future__ import annotations
@@ -121,15 +121,15 @@ class SessionOwner:
                     await self._open(services)
                     await self.life.reached(Phase.DRAINING)
                     await self._shut_down()
-                    self.services = None  # a nursery that ends takes nobody in
+                    self.services = None  # a nursery that ends takes no new subscriber's task
                     services.cancel_scope.cancel(reason="session closed")
-            except* Exception as bug:  # a bug of ours must not take other sessions along
+            except* Exception as bug:  # a bug of ours must not end other sessions
                 logger.error("%s crashed: %s", session_tag(self.id), describe_crash(bug), exc_info=bug)
                 self._opening_error = self._opening_error or SessionClosed("the session crashed: see the log")
             finally:
                 self.life.to(Phase.CLOSED)
-                self.admission.abandon()
-                self.membership.abandon()
+                self.admission.discard_calls()
+                self.membership.close()
                 self.services = None
 
     async def wait_open(self) -> None:
@@ -146,7 +146,7 @@ class SessionOwner:
             raise self._opening_error
 
     def request_close(self, *, terminate: bool, drain_timeout: float | None = None) -> None:
-        """Ask the owner to close: from now on nothing is admitted. The first to ask decides whether it terminates."""
+        """Ask the owner to close: from now on nothing is admitted. The first request decides whether it terminates."""
         limit = self.settings.drain_timeout if drain_timeout is None else drain_timeout
         if not limit >= 0:
             raise ValueError(f"drain_timeout={drain_timeout!r} is not 0 s or more")
@@ -183,7 +183,7 @@ class SessionOwner:
                 services.start_soon(self.membership.connect_all, services)
                 with trio.move_on_after(self.settings.session_init_timeout):
                     await self.membership.all_settled.wait()
-                self.membership.end_opening()
+                self.membership.note_opening_over()
                 self._update_directory()
                 await self.row.write(self._row_contents())
             if self._opening.cancelled_caught:
@@ -193,29 +193,29 @@ class SessionOwner:
             self.request_close(terminate=True, drain_timeout=0)
             # A failed opening was handed to no caller: terminate, unless the row existed before.
             self.life.terminates = not self.row.restored
-        if not self.life.is_closing:  # else its last step was done when the close was requested
+        if not self.life.is_closing:  # else: the close was requested after the opening's last checkpoint
             self.calls.last_call_at = trio.current_time()
             services.start_soon(self.row.keep, self._row_contents, self._terminated_elsewhere)
-            services.start_soon(self._end_when_idle)
+            services.start_soon(self._close_when_idle)
             self.life.to(Phase.OPEN)
 
     async def _shut_down(self) -> None:
         """Drain, cut off, say goodbye: at most the drain plus `teardown_timeout`."""
-        self.membership.stop_connecting()
+        self.membership.cancel_connecting()
         with self._drain:
             await self.admission.drained.wait()
         self.admission.cut_off(f"the session closed under this call, after drain_timeout={self._drain_limit:g} s")
         budget = self.settings.teardown_timeout
         self.life.close_by = trio.current_time() + budget
         self.life.to(Phase.PARTING)
-        self.membership.stop_replacing()
+        self.membership.cancel_replacing()
         with trio.move_on_after(budget):
-            # Half, so that a caller who shields himself cannot take everybody's goodbye along.
+            # At most half of the budget: one shielded caller must not use up the time for DELETEs.
             with trio.move_on_after(budget / 2):
                 await self.admission.drained.wait()
             await self.row.stop_keeping()
             if not self.life.terminates:
-                # First of all: a backend session that the row names stays, and one that it does not name yet would go.
+                # Save first: closing a connection DELETEs every backend session that the row does not name.
                 with trio.move_on_after(budget / 4):
                     await self.row.write_last(self._row_contents)
             async with trio.open_nursery() as goodbyes:
@@ -223,7 +223,7 @@ class SessionOwner:
                 if self.life.terminates:
                     goodbyes.start_soon(self.row.discard)
 
-    async def _end_when_idle(self) -> None:
+    async def _close_when_idle(self) -> None:
         while True:
             since = trio.current_time() if self.admission.in_flight else self.calls.last_call_at
             idle_at = since + self.settings.idle_timeout
@@ -239,7 +239,7 @@ class SessionOwner:
     # --- what the membership tells
 
     def member_changed(self, member: Member, changes: Sequence[Change]) -> None:
-        """Advertise what it lists now, write it down, tell who listens."""
+        """Advertise what it lists now, write the row, tell subscribers."""
         if not self.directory.is_bound:
             return
         self._update_directory()
