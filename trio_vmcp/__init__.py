@@ -5,9 +5,12 @@ from trio_vmcp.connector import (
     BackendClient,
     BackendConnector,
     ClientHandlers,
+    EventSink,
+    Handler,
     OnProgress,
     OutgoingAuth,
     ServerRequest,
+    note_written,
 )
 from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.errors import (
@@ -88,8 +91,10 @@ __all__ = [
     "ConflictResolution",
     "DefaultSession",
     "DefaultSessionFactory",
+    "EventSink",
     "FactorySettings",
     "FailureReason",
+    "Handler",
     "HeaderAuth",
     "Identity",
     "InvalidSessionId",
@@ -136,5 +141,6 @@ __all__ = [
     "VmcpError",
     "metadata_from_json",
     "metadata_to_json",
+    "note_written",
     "open_session_factory",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias
 
 import attrs
 import httpx
 import trio
 
+from trio_vmcp import _request_note
 from trio_vmcp.errors import BackendError
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord
@@ -23,16 +24,13 @@ __all__ = [
     "OnProgress",
     "OutgoingAuth",
     "ServerRequest",
-    "SessionSink",
+    "note_written",
 ]
 
 OnProgress: TypeAlias = Callable[[float, float | None, str | None], Awaitable[None]]
 """`(progress, total, message)`; runs in the caller's task, and what it raises cancels the request and comes out as
 itself.
 """
-
-EventSink: TypeAlias = Callable[[str, JSON], None]
-"""`(method, params)` of a backend's notification; never blocks."""
 
 OutgoingAuth: TypeAlias = Callable[[Backend, Identity | None], httpx.Auth | None]
 """`(backend, identity)`: the credentials of one HTTP request. Asked for every one, GET and DELETE too, so what it
@@ -48,23 +46,27 @@ await, and may send requests of its own over the backend's transport.
 """
 
 
-@runtime_checkable
-class SessionSink(Protocol):
-    """An `EventSink` that also takes what no backend says, but a client finds out; never blocks. Those that a session
-    passes are.
-    """
+class EventSink(Protocol):
+    """Takes what a client has to tell outside of its requests. Nothing here blocks."""
 
-    def __call__(self, method: str, params: JSON, /) -> None: ...
+    def __call__(self, method: str, params: JSON, /) -> None:
+        """A notification of the backend's: its method and its params."""
+        ...
 
     def session_lost(self, error: BackendError) -> None:
-        """The backend no longer knows our session. The client stays as it is: requests on it may still be answered."""
-        ...
-
-    def listed_too_early(self, kinds: tuple[str, ...]) -> None:
-        """Lists of these kinds ("tools", "resources", "prompts") were asked for before their changes were heard of, and
-        from now on they are: whether they have changed in between is not known.
+        """The connection, or the backend's session, is gone. To be called once. The client stays as it is: requests on
+        it may still be answered.
         """
         ...
+
+
+def note_written() -> None:
+    """For a `BackendClient` of your own: the bytes of the current request are out. Called in the task of `request`.
+
+    From then on a call that is cut off says `may_have_executed`, and one that was not written yet does not. A call
+    through a client that never calls this counts as possibly executed.
+    """
+    _request_note.note_written(True)
 
 
 class BackendClient(Protocol):

@@ -13,7 +13,7 @@ import attrs
 import httpx
 import trio
 
-from trio_vmcp._client.built_in import HttpConnector
+from trio_vmcp._client.built_in import BuiltInConnector
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._session.member import Member, new_member
 from trio_vmcp._session.owner import MOST_CANCELLED_DRAIN, SessionOwner
@@ -287,7 +287,7 @@ async def open_session_factory(
     """
     settings = settings or FactorySettings()
     store = LocalStorage() if storage is None else storage
-    built_in = HttpConnector(
+    built_in = BuiltInConnector(
         settings, handlers=handlers or ClientHandlers(), auth=auth, transport=transport, ssl_context=ssl_context
     )
     body_error: BaseException | None = None

@@ -45,9 +45,10 @@ import trio_vmcp._client.http.link
 import trio_vmcp._session.call
 import trio_vmcp._session.calls
 from trio_vmcp import BackendUnavailable, Bare, FactorySettings, SessionClosed
-from trio_vmcp._client.client import StreamableClient
+from trio_vmcp._client.channels.channel import Ask
+from trio_vmcp._client.client import Client
 from trio_vmcp._client.handlers import Handling
-from trio_vmcp._client.handshake import LegacyClient
+from trio_vmcp._client.handshake import HandshakeClient
 from trio_vmcp._client.http.credentials import Credentials
 from trio_vmcp._client.http.link import HttpLink
 from trio_vmcp._client.http.reply import Reply
@@ -168,15 +169,15 @@ async def sends_no_delete(original: Any, client: Any, *, terminate: bool) -> Non
     await original(client, terminate=False)
 
 
-async def tells_its_id(original: Any, client: LegacyClient, *, terminate: bool) -> None:
+async def tells_its_id(original: Any, client: HandshakeClient, *, terminate: bool) -> None:
     logging.getLogger("trio_vmcp.client").debug("closes %s", client.record.session_id)
     await original(client, terminate=terminate)
 
 
-async def sends_twice(original: Any, client: Any, message_id: int, method: str, *args: Any) -> Any:
-    if method in ("tools/call", "resources/read"):
-        await original(client, message_id, method, *args)
-    return await original(client, message_id, method, *args)
+async def sends_twice(original: Any, client: Any, ask: Ask, method: Any) -> Any:
+    if ask.method in ("tools/call", "resources/read"):
+        await original(client, ask, method)
+    return await original(client, ask, method)
 
 
 async def takes_longer(original: Any, session: Any, services: Any) -> None:
@@ -302,7 +303,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "nothing_is_left",
     ),
     "a call that never ends": (
-        wrapped(StreamableClient, "_on_other", never_returns),
+        wrapped(Client, "_on_other", never_returns),
         History(
             backends=(BackendSpec(id="b0", answers="sse"),),
             steps=(Open(), Call(at=1.0, progress=1)),
@@ -310,7 +311,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "nothing_hangs_or_crashes",
     ),
     "an operation without an outcome": (
-        wrapped(StreamableClient, "_on_other", never_returns),
+        wrapped(Client, "_on_other", never_returns),
         History(
             backends=(BackendSpec(id="b0", answers="sse"),),
             steps=(Open(), Call(at=1.0, progress=1)),
@@ -323,12 +324,12 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "nothing_hangs_or_crashes",
     ),
     "a session id in the log": (
-        wrapped(LegacyClient, "aclose", tells_its_id),
+        wrapped(HandshakeClient, "aclose", tells_its_id),
         History(steps=CLOSED),
         "no_secret_leaks",
     ),
     "an error of no listed type": (
-        wrapped(StreamableClient, "request", breaks_on_calls),
+        wrapped(Client, "request", breaks_on_calls),
         History(steps=CLOSED),
         "only_listed_errors",
     ),
@@ -363,7 +364,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "cancels_surface_alone",
     ),
     "a call sent twice": (
-        wrapped(LegacyClient, "_exchange", sends_twice),
+        wrapped(HandshakeClient, "exchange", sends_twice),
         History(steps=CLOSED),
         "executed_at_most_once",
     ),
@@ -392,7 +393,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "other_callers_get_nothing",
     ),
     "a call that outlasts its timeout": (
-        wrapped(StreamableClient, "request", waits_longer),
+        wrapped(Client, "request", waits_longer),
         History(settings=SETTINGS, steps=TIMED_OUT),
         "calls_end_in_time",
     ),
@@ -419,7 +420,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "closings_end_in_time",
     ),
     "a lost DELETE": (
-        wrapped(LegacyClient, "aclose", sends_no_delete),
+        wrapped(HandshakeClient, "aclose", sends_no_delete),
         History(steps=CLOSED),
         "every_backend_session_gets_its_delete",
     ),
@@ -459,7 +460,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "connections_are_closed",
     ),
     "a read that was answered, and is sent again": (
-        wrapped(LegacyClient, "_exchange", sends_twice),
+        wrapped(HandshakeClient, "exchange", sends_twice),
         History(steps=(Open(), Call(at=1.0, kind="resource"), Close(at=2.0))),
         "sent_again_only_if_it_did_not_run",
     ),
@@ -469,7 +470,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "rows_say_what_sessions_say",
     ),
     "a backend that is removed without a DELETE": (
-        wrapped(LegacyClient, "aclose", sends_no_delete),
+        wrapped(HandshakeClient, "aclose", sends_no_delete),
         History(steps=REMOVED),
         "removed_backends_get_their_delete",
     ),
@@ -484,7 +485,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "announced_lists_are_fetched",
     ),
     "a question that gets no answer": (
-        wrapped(LegacyClient, "_on_request", does_nothing),
+        wrapped(HandshakeClient, "on_request", does_nothing),
         History(backends=STREAMS, steps=(Open(), Call(at=1.0, asks=1), Close(at=10.0))),
         "questions_are_answered",
     ),
@@ -610,7 +611,7 @@ DEFECTS |= {
         "every_request_has_its_own_credentials",
     ),
     "a lost DELETE of a backend that could be satisfied": (
-        wrapped(LegacyClient, "aclose", sends_no_delete),
+        wrapped(HandshakeClient, "aclose", sends_no_delete),
         History(backends=GUARDED, steps=ROTATED),
         "every_backend_session_gets_its_delete",
     ),
@@ -640,7 +641,7 @@ DEFECTS |= {
         "calls_to_healthy_backends_succeed",
     ),
     "a call that a guarded backend runs twice": (
-        wrapped(LegacyClient, "_exchange", sends_twice),
+        wrapped(HandshakeClient, "exchange", sends_twice),
         History(backends=GUARDED, steps=ROTATED),
         "executed_at_most_once",
     ),

@@ -30,8 +30,7 @@ def telling(**more: Any) -> ScriptedBackend:
 
 
 async def greet(pair: Pair) -> None:
-    outcome: Any = await pair.client.discover(None)
-    pair.client.adopt(outcome.result)
+    await pair.greet("modern")
     await wait_all_tasks_blocked()
 
 
@@ -56,7 +55,7 @@ async def test_the_handshake_era_hears_without_asking(autojump_clock: MockClock)
     """A legacy backend notifies without a request, and a tag in its notifications is ignored."""
     backend = echo_backend("legacy", listens=True)
     async with open_pair(backend=backend, listens=True) as pair:
-        await pair.client.initialize(None)
+        await pair.greet("legacy")
         backend.notify(TOOLS_CHANGED)
         backend.send(note(TOOLS_CHANGED, 1))
         await wait_all_tasks_blocked()
@@ -157,7 +156,7 @@ async def test_a_subscription_that_is_given_up_leaves_the_one_before(autojump_cl
 
 async def listened(pair: Pair, capabilities: JSON | None = None) -> JSON:
     """The `subscriptions/listen` request of a client; the test is its server."""
-    pair.client.adopt({"capabilities": {"tools": {"listChanged": True}} if capabilities is None else capabilities})
+    pair.adopt({"capabilities": {"tools": {"listChanged": True}} if capabilities is None else capabilities})
     listen = await pair.server.receive()
     assert LISTEN == listen["method"]
     return listen
@@ -230,11 +229,11 @@ async def test_what_was_never_sent_is_not_taken_back(autojump_clock: MockClock) 
     """
     async with open_pair(listens=True) as pair:
         await pair.clog()
-        pair.client.adopt({"capabilities": {"tools": {"listChanged": True}}})
+        pair.adopt({"capabilities": {"tools": {"listChanged": True}}})
         await wait_all_tasks_blocked()
-        assert [LISTEN] == [json.loads(outgoing.data)["method"] for outgoing in pair.wire._queue]
+        assert [LISTEN] == [json.loads(outgoing.data)["method"] for outgoing in pair.channel._queue]
         await silence(31)  # not acknowledged in time
-        assert [LISTEN] == [json.loads(outgoing.data)["method"] for outgoing in pair.wire._queue]
+        assert [LISTEN] == [json.loads(outgoing.data)["method"] for outgoing in pair.channel._queue]
 
 
 async def asked(pair: Pair, errors: list[BackendError]) -> None:

@@ -142,21 +142,31 @@ BAD_MESSAGES: dict[str, bytes] = {
 }
 
 
+# Of these the request that they answer cannot be told.
+NO_ID = {"empty", "not JSON", "UTF-16", "deepest", "scalar", "null", "batch", "no id", "true id", "object id"}
+NO_REPLIES = {"no method", "array params"}
+
+
+def event_of(data: bytes) -> bytes:
+    return b"".join(b"data: " + line + b"\n" for line in data.split(b"\n")) + b"\n"
+
+
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 @pytest.mark.parametrize(
     ("name", "form"),
     [
         *((name, "json") for name in BAD_MESSAGES),
-        *((name, "sse") for name in BAD_MESSAGES if name != "empty"),  # an event without data is a priming event
+        *((name, "sse") for name in BAD_MESSAGES if name not in NO_ID | NO_REPLIES),
     ],
 )
-async def test_what_is_no_message_is_a_protocol_error(
+async def test_a_malformed_answer_is_a_protocol_error(
     autojump_clock: MockClock, name: str, form: str, era: str
 ) -> None:
-    """The error names the backend and quotes nothing, and the call may have run."""
+    """The error names the backend, quotes nothing, and says that the call may have run. In a stream this holds for what
+    bears the id of the call.
+    """
     data = BAD_MESSAGES[name]
-    lines = b"".join(b"data: " + line + b"\n" for line in data.split(b"\n"))
-    error = await outcome_of(json_of(data) if form == "json" else sse_of(lines + b"\n"), era)
+    error = await outcome_of(json_of(data) if form == "json" else sse_of(event_of(data)), era)
     assert isinstance(error, BackendProtocolError)
     assert error.may_have_executed
     assert str(error).startswith("backend 'b' sent a message that ")
@@ -164,7 +174,24 @@ async def test_what_is_no_message_is_a_protocol_error(
 
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
-@pytest.mark.parametrize("wrong", [1, 3, "2", -2, 2**70])
+@pytest.mark.parametrize("name", sorted(NO_ID | NO_REPLIES))
+async def test_what_is_no_message_is_skipped_in_a_stream(autojump_clock: MockClock, name: str, era: str) -> None:
+    """The answer behind it counts; without one, the end of the stream is the error."""
+    noise = event_of(BAD_MESSAGES[name])
+    assert WHOLE["result"] == await outcome_of(sse_of(noise, event(WHOLE)), era)
+    assert isinstance(await outcome_of(sse_of(noise), era), BackendUnavailable)
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+@pytest.mark.parametrize("like", ["2", 2.0])
+async def test_an_id_of_another_type_fails_the_call(autojump_clock: MockClock, like: Any, era: str) -> None:
+    """Some JSON writers turn 2 into "2" or 2.0: the call need not wait for its deadline."""
+    for answer in (json_of(json.dumps({**WHOLE, "id": like}).encode()), sse_of(event({**WHOLE, "id": like}))):
+        assert isinstance(await outcome_of(answer, era), BackendProtocolError)
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+@pytest.mark.parametrize("wrong", [1, 3, "3", -2, 2**70])
 async def test_the_id_of_another_request_is_no_answer(autojump_clock: MockClock, wrong: Any, era: str) -> None:
     """In a JSON body another request's id is a protocol error; in a stream it is ignored, so that the call fails at the
     end of the stream.

@@ -19,6 +19,7 @@ from support.clients import (
     BOB,
     Chunks,
     Handler,
+    HeardEvents,
     call,
     echo_backend,
     event,
@@ -48,7 +49,7 @@ from trio_vmcp import (
     SessionClosed,
     open_session_factory,
 )
-from trio_vmcp._client.built_in import NOTICE_TIMEOUT, HttpConnector
+from trio_vmcp._client.built_in import NOTICE_TIMEOUT, BuiltInConnector
 from trio_vmcp._client.http.link import MOST_ASIDE, HttpLink, calls_within
 from trio_vmcp._request_note import RequestNote, current_note
 from trio_vmcp.testing import (
@@ -567,7 +568,7 @@ async def test_proxies_netrc_and_cookies_are_ignored(monkeypatch: pytest.MonkeyP
     backend = echo_backend(session_ids=False)
     backend.fail("initialize", Status(200, headers={"set-cookie": "a=b", "content-type": "text/plain"}), times=1)
     async with open_loopback(backend) as url:
-        connector = HttpConnector(FactorySettings())
+        connector = BuiltInConnector(FactorySettings())
         async with trio.open_nursery() as nursery:
             for _ in range(2):
                 try:
@@ -576,7 +577,7 @@ async def test_proxies_netrc_and_cookies_are_ignored(monkeypatch: pytest.MonkeyP
                         identity=None,
                         resume=None,
                         nursery=nursery,
-                        events=lambda method, params: None,
+                        events=HeardEvents(),
                     )
                 except BackendProtocolError:
                     continue
@@ -591,13 +592,13 @@ async def test_the_built_in_transport_survives_cancellation_at_every_step(recwar
     """Over real sockets: the next call works, and no connection is left when the client has closed."""
     backend = echo_backend("modern", "sse")
     async with open_loopback(backend) as url, trio.open_nursery() as nursery:
-        connector = HttpConnector(FactorySettings(max_connections_per_backend=1))
+        connector = BuiltInConnector(FactorySettings(max_connections_per_backend=1))
         client = await connector(
             Backend(id="b", url=url, era="modern"),
             identity=None,
             resume=None,
             nursery=nursery,
-            events=lambda method, params: None,
+            events=HeardEvents(),
         )
         for step in range(1, 100):
             if not await cancel_at(step, lambda: call(client, "steps", on_progress=no_progress)):

@@ -46,7 +46,7 @@ from trio_vmcp import (
     ServerRequest,
     SessionChange,
 )
-from trio_vmcp._client.eras import Verdict
+from trio_vmcp._protocol.eras import Verdict
 from trio_vmcp.testing import CallContext, Disconnect, Error, Hang, ScriptedBackend, Stall, Status
 
 SSE = {"content-type": "text/event-stream"}
@@ -432,7 +432,7 @@ async def test_an_event_that_is_not_json_is_skipped(
     ]
     async with open_bench(httpx.MockTransport(answer), transport_name="sse") as bench:
         await bench.connect()
-    assert "backend 'b': skipped an event of 16 bytes that is not JSON" in caplog.messages
+    assert "backend 'b': skipped a message that is not JSON at character 0" in caplog.messages
     assert "secret" not in caplog.text
 
 
@@ -493,19 +493,19 @@ async def test_a_verdict_that_proves_wrong_is_corrected(autojump_clock: MockCloc
     backend = sse_backend()
     async with open_scripted(backend, era="auto") as bench:
         await bench.connect()
-        (endpoint,) = bench.connector.eras._verdicts
-        assert Verdict.SSE is bench.connector.eras._verdicts[endpoint]
+        (endpoint,) = bench.connector.verdicts._verdicts
+        assert Verdict.SSE is bench.connector.verdicts._verdicts[endpoint]
         for client in bench.clients:
             await client.aclose(terminate=True)
         backend.transport, backend.protocol_version = "streamable-http", "2025-06-18"
         client = await bench.connect()
         assert client.record.session_id is not None
         await call(client)
-        assert Verdict.LEGACY is bench.connector.eras._verdicts[endpoint]
+        assert Verdict.LEGACY is bench.connector.verdicts._verdicts[endpoint]
         await client.aclose(terminate=True)
         backend.transport = "sse"
         await call(await bench.connect())
-        assert Verdict.SSE is bench.connector.eras._verdicts[endpoint]
+        assert Verdict.SSE is bench.connector.verdicts._verdicts[endpoint]
 
 
 async def test_a_restored_session_opens_another_stream(autojump_clock: MockClock) -> None:
@@ -529,7 +529,7 @@ async def test_a_restored_session_probes_anew_in_another_process(autojump_clock:
     async with open_world({"b": backend}, configure=lambda b: Backend(id="b", url=b.url)) as world:
         session = await world.make_session()
         await session.suspend()
-        world.factory._connector_for("").func.eras._verdicts.clear()  # type: ignore[attr-defined]
+        world.factory._connector_for("").func.verdicts._verdicts.clear()  # type: ignore[attr-defined]
         session = await world.restore_session(session.id)
         assert () == session.failures
         await session.call_tool("b_echo")

@@ -31,8 +31,7 @@ from trio_vmcp import (
     FactorySettings,
     MessageTooLarge,
 )
-from trio_vmcp._client import listening as held_streams
-from trio_vmcp._client import subscriptions
+from trio_vmcp._client import client as client_of_any_era
 from trio_vmcp._client.listening import MOST_FRUITLESS
 from trio_vmcp.testing import (
     Disconnect,
@@ -337,8 +336,7 @@ async def test_a_subscription_that_fails_changes_nothing(
 
 async def test_subscriptions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every new stream carries the whole set."""
-    monkeypatch.setattr(subscriptions, "MOST_SUBSCRIPTIONS", 2)
-    monkeypatch.setattr(held_streams, "MOST_SUBSCRIPTIONS", 2)
+    monkeypatch.setattr(client_of_any_era, "MOST_SUBSCRIPTIONS", 2)
     async with open_client(modern()) as client:
         for uri in ("memo://1", "memo://2", "memo://1"):
             await ask(client, "resources/subscribe", {"uri": uri})

@@ -20,9 +20,10 @@ from trio_vmcp import (
     BackendUnavailable,
     FactorySettings,
 )
-from trio_vmcp._client.channels.streamable import Answer, HttpRefusal, Interrupted
-from trio_vmcp._client.eras import EraCache, Verdict, is_modern_error, judge
+from trio_vmcp._client.probe import VerdictCache
+from trio_vmcp._protocol.eras import Verdict, is_modern_error, judge
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Result
+from trio_vmcp._protocol.outcomes import Answer, Refusal
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.testing import CONNECT, Delay, Error, Fault, Hang, Raw, Refuse, Reset, Rewrite, Status
 
@@ -38,8 +39,8 @@ def error(code: int, data: Any = None, status: int = 400) -> Answer:
     return Answer(ErrorReply(1, code, "no", data), status)
 
 
-def refused(status: int) -> Answer:
-    return Answer(HttpRefusal(status, None), status)
+def refused(status: int) -> Refusal:
+    return Refusal(status)
 
 
 @pytest.mark.parametrize(
@@ -88,18 +89,17 @@ def refused(status: int) -> Answer:
         (refused(503), INCONCLUSIVE),
         (error(-32603, status=500), INCONCLUSIVE),
         (error(-32000, status=401), INCONCLUSIVE),
-        (Answer(Interrupted(None, None), 200), LEGACY),
     ],
 )
-def test_every_answer_to_the_probe_has_a_verdict(answer: Answer, verdict: Verdict) -> None:
+def test_every_answer_to_the_probe_has_a_verdict(answer: Answer | Refusal, verdict: Verdict) -> None:
     """An outage, an overload, 401 and 403 prove nothing; only a modern server sends modern errors."""
     assert verdict is judge(answer)
 
 
 def test_only_errors_are_modern_errors() -> None:
     """Neither a refusal over HTTP nor a result counts as a modern error."""
-    assert not is_modern_error(HttpRefusal(400, None))
-    assert not is_modern_error(Result(1, {}))
+    assert not is_modern_error(Refusal(400))
+    assert not is_modern_error(Answer(Result(1, {})))
 
 
 # The probe over the wire: what comes back, and what is spoken then
@@ -363,7 +363,7 @@ async def test_a_cancelled_prober_passes_its_turn_on(autojump_clock: MockClock) 
 
 async def test_a_probe_that_fails_passes_its_turn_on(autojump_clock: MockClock) -> None:
     """The error is that session's own; a waiting session probes itself."""
-    cache = EraCache()
+    cache = VerdictCache()
     asked: list[str] = []
 
     async def fail() -> Verdict:
@@ -389,7 +389,7 @@ async def test_a_probe_that_fails_passes_its_turn_on(autojump_clock: MockClock) 
 
 async def test_what_proves_nothing_is_not_remembered() -> None:
     """A verdict that proves nothing is shared by the sessions that waited for it, and not cached."""
-    cache = EraCache()
+    cache = VerdictCache()
 
     async def unknown() -> Verdict:
         await trio.lowlevel.checkpoint()
@@ -407,7 +407,7 @@ async def test_what_proves_nothing_is_not_remembered() -> None:
 
 async def test_the_cache_is_bounded() -> None:
     """4096 endpoints, and the oldest is removed; a corrected verdict counts as new."""
-    cache = EraCache()
+    cache = VerdictCache()
 
     async def never() -> Verdict:
         raise AssertionError

@@ -31,6 +31,7 @@ from support.clients import (
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import JSON, BackendRejected, BackendTimeout, ClientHandlers, FactorySettings, ServerRequest
+from trio_vmcp._client.channels.pace import MESSAGES_AHEAD, MESSAGES_PER_SECOND, REQUEST_COST
 from trio_vmcp._client.handlers import Handling
 from trio_vmcp._client.notices import Notices
 from trio_vmcp._client.server_requests import ServerRequests
@@ -123,7 +124,7 @@ class Server:
         return httpx.Response(202)
 
 
-def over(server: Server, handlers: ClientHandlers, **more: Any) -> Any:
+def over(server: Any, handlers: ClientHandlers, **more: Any) -> Any:
     return open_bench(httpx.MockTransport(server), **{"era": "legacy", "handlers": handlers, **more})
 
 
@@ -263,7 +264,7 @@ async def test_answers_outside_a_call_have_the_openers_credentials(autojump_cloc
         client: Any = await bench.connect(identity=ALICE)
         await wait_all_tasks_blocked()  # the GET stream is requested
         asked_for.clear()
-        client._on_request(Request("x", "elicitation/create", {}), None)
+        client.on_request(Request("x", "elicitation/create", {}), None)
         await wait_all_tasks_blocked()
         assert [{"jsonrpc": "2.0", "id": "x", "result": NOTHING}] == server.answers
         assert [ALICE] == asked_for
@@ -428,7 +429,7 @@ async def test_closing_ends_every_handler_and_answers_nothing(autojump_clock: Mo
         assert 0 == trio.current_time() - started
         assert (2, 1) == (handler.cancelled, told.cancelled)
         client._requests.log({}, None)
-        client._on_request(message_to(3), None)
+        client.on_request(message_to(3), None)
         await wait_all_tasks_blocked()
     assert [] == server.answers
     assert (2, 1) == (len(handler.requests), len(told.requests))
@@ -463,15 +464,25 @@ async def test_a_backend_has_sixteen_handlers_at_a_time(autojump_clock: MockCloc
 async def test_a_flood_of_requests_is_dropped_and_said_so(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A thousand requests while sixteen handlers hang: sixteen are refused, the rest is dropped with one log record,
-    and later requests are answered again.
+    """A thousand at once while sixteen handlers hang and the backend takes a second for each refusal: no more than
+    sixteen refusals are on their way, the log says that requests are dropped, and then all is as before.
     """
+
+    class Slow(Server):
+        async def take(self, request: httpx.Request) -> httpx.Response:
+            if "method" not in message_of(request):
+                await trio.sleep(1)
+            return self(request)
+
     flood = b"".join(request(number) for number in range(1000))
-    server = Server([flood, 1.0, request("later"), 1.0, flood, 1.0, ANSWER])
-    async with over(server, ClientHandlers(elicitation=never)) as bench:
+    server = Slow([flood, 30.0, request("later"), 30.0, flood, 30.0, ANSWER])
+    async with over(server.take, ClientHandlers(elicitation=never)) as bench:
         await call(await bench.connect())
-    assert 16 + 1 + 16 == len(server.answers)
-    assert "later" == server.answers[16]["id"]
+    ids = [answer["id"] for answer in server.answers]
+    refused = ids.index("later")
+    # Four refusals a second while the flood is read, and sixteen behind it.
+    assert 16 <= refused <= 16 + 4 * ((1000 * REQUEST_COST - MESSAGES_AHEAD) / MESSAGES_PER_SECOND + 1)
+    assert 16 <= len(ids) - refused - 1 <= 2 * refused
     assert ["backend 'b': drops requests: 16 answers are on their way"] * 2 == [
         message for message in caplog.messages if "in use" not in message
     ]
@@ -655,16 +666,16 @@ async def test_a_log_handler_that_fails_gets_the_next_message(
     assert [] == server.answers
 
 
-@pytest.mark.parametrize(("size", "kept"), [(0, 101), (500_000, 3)])
+@pytest.mark.parametrize(("size", "count", "kept"), [(0, 200, 101), (500_000, 30, 3)])
 async def test_of_a_flood_of_log_messages_the_oldest_are_dropped(
-    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, size: int, kept: int
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, size: int, count: int, kept: int
 ) -> None:
     """A hundred messages or a MiB of them wait; over that, the oldest are dropped with one record in our log, written
     at once.
     """
     caplog.set_level(logging.INFO)
     told = Heard(seconds=1)
-    server = Server([log_line(0), 0.1, *(log_line(number, text="x" * size) for number in range(1, 201)), ANSWER])
+    server = Server([log_line(0), 0.1, *(log_line(number, text="x" * size) for number in range(1, count + 1)), ANSWER])
     limits = FactorySettings(max_message_bytes=64 * 1024 * 1024)
     async with over(server, ClientHandlers(log=told), settings=limits) as bench:
         await call(await bench.connect())
@@ -673,8 +684,8 @@ async def test_of_a_flood_of_log_messages_the_oldest_are_dropped(
             "backend 'b': drops log messages: over 100, or 1048576 bytes, wait for the log handler"
         ] == caplog.messages
         await trio.sleep(300)
-    assert [0, *range(202 - kept, 201)] == [asked.params["data"] for asked in told.requests]
-    assert f"backend 'b': dropped {201 - kept} log messages" == caplog.messages[-1]
+    assert [0, *range(count + 2 - kept, count + 1)] == [asked.params["data"] for asked in told.requests]
+    assert f"backend 'b': dropped {count + 1 - kept} log messages" == caplog.messages[-1]
 
 
 async def test_a_quick_log_handler_misses_nothing(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:

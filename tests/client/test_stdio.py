@@ -37,9 +37,9 @@ from trio_vmcp import (
     SessionChange,
     open_session_factory,
 )
-from trio_vmcp._client.built_in import HttpConnector
+from trio_vmcp._client.built_in import BuiltInConnector
 from trio_vmcp._client.channels.process import child_environment
-from trio_vmcp._client.eras import Verdict
+from trio_vmcp._protocol.eras import Verdict
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 
@@ -58,7 +58,7 @@ async def open_children(
     children: Children, *flags: str, settings: FactorySettings = QUICK, **options: Any
 ) -> AsyncIterator[Bench]:
     """A bench for one backend. At its end every client is closed and no process is left."""
-    connector = HttpConnector(settings)
+    connector = BuiltInConnector(settings)
     with sole_error():
         async with trio.open_nursery() as nursery:
             bench = Bench(connector, children.backend(*flags, **options), nursery)
@@ -245,7 +245,7 @@ async def test_a_question_that_is_not_answered_is_no_obstacle(flags: list[str], 
         assert "legacy" == client.record.era
         await call(client)
         if "fragile" in flags:
-            assert [Verdict.LEGACY] == list(bench.connector.eras._verdicts.values())
+            assert [Verdict.LEGACY] == list(bench.connector.verdicts._verdicts.values())
             seen = json.loads((await call(await bench.connect(), "seen"))["content"][0]["text"])
             assert "initialize" == seen[0]
 
@@ -275,10 +275,10 @@ async def test_a_verdict_that_proves_wrong_is_corrected(children: Children) -> N
         flags = children.backend("modern", era="auto")
         endpoint_of_both = bench.connector
         assert "legacy" == (await bench.connect()).record.era
-        (endpoint,) = endpoint_of_both.eras._verdicts
+        (endpoint,) = endpoint_of_both.verdicts._verdicts
         new = await bench.connect(backend=flags)
-        (other,) = set(endpoint_of_both.eras._verdicts) - {endpoint}
-        verdicts = endpoint_of_both.eras._verdicts
+        (other,) = set(endpoint_of_both.verdicts._verdicts) - {endpoint}
+        verdicts = endpoint_of_both.verdicts._verdicts
         verdicts[endpoint], verdicts[other] = verdicts[other], verdicts[endpoint]
         assert "modern" == new.record.era
         assert "modern" == (await bench.connect(backend=flags)).record.era
@@ -342,7 +342,7 @@ async def test_a_cancelled_close_kills(children: Children) -> None:
 async def test_a_cancel_of_its_nursery_ends_it(children: Children) -> None:
     """Cancelling the nursery that owns the process ends the process, although the client was not closed."""
     async with trio.open_nursery() as nursery:
-        bench = Bench(HttpConnector(QUICK), children.backend("deaf"), nursery)
+        bench = Bench(BuiltInConnector(QUICK), children.backend("deaf"), nursery)
         await bench.connect()
         nursery.cancel_scope.cancel()
     assert await children.all_gone()
@@ -363,7 +363,7 @@ async def test_cancelled_anywhere_it_leaves_nothing(first: int, children: Childr
             cut = _CancelAfter(moment, nursery.cancel_scope)
             trio.lowlevel.add_instrument(cut)
             try:
-                await live(Bench(HttpConnector(QUICK), children.backend(), nursery))
+                await live(Bench(BuiltInConnector(QUICK), children.backend(), nursery))
                 done = True
             finally:
                 trio.lowlevel.remove_instrument(cut)
@@ -561,7 +561,7 @@ async def test_noise_on_stdout_is_skipped_and_never_shown(children: Children, ca
     caplog.set_level(logging.DEBUG, "trio_vmcp")
     async with open_children_session(children, "banner") as session:
         await session.call_tool("b_echo")
-    assert "backend 'b': skipped a line of 32 bytes that is not JSON" in caplog.messages
+    assert "backend 'b': skipped a message that is not JSON at character 0" in caplog.messages
     assert "secrets" not in caplog.text
 
 

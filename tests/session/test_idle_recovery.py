@@ -18,13 +18,13 @@ from trio_vmcp import (
     Backend,
     BackendState,
     BackendUnavailable,
+    EventSink,
     FactorySettings,
     Session,
     SessionChange,
     ToolResult,
     open_session_factory,
 )
-from trio_vmcp.connector import SessionSink
 from trio_vmcp.testing import CallContext, Delay, Error, Exchange, Fault, ScriptedBackend, Status
 
 HOUR = 3600.0
@@ -401,7 +401,7 @@ async def test_each_session_of_a_restarted_backend_recovers_once(autojump_clock:
 
 async def test_a_connector_may_report_a_connection_that_has_crashed(autojump_clock: MockClock) -> None:
     """A client of an application's own need not know that its connection has crashed: its report is no error."""
-    sinks: list[SessionSink] = []
+    sinks: list[EventSink] = []
 
     async def crash() -> None:
         await trio.sleep(1)
@@ -418,7 +418,6 @@ async def test_a_connector_may_report_a_connection_that_has_crashed(autojump_clo
             await trio.sleep(2)
             (sink,) = sinks
             sink.session_lost(BackendUnavailable("b0", "no longer knows us"))
-            sink.listed_too_early(("tools",))
             sink("notifications/tools/list_changed", {})
             await trio.sleep(2)
             assert BackendState.DEGRADED is session.backends["b0"].state

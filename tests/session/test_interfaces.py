@@ -38,7 +38,7 @@ from trio_vmcp import (
     metadata_to_json,
     open_session_factory,
 )
-from trio_vmcp._client.built_in import HttpConnector
+from trio_vmcp._client.built_in import BuiltInConnector
 from trio_vmcp._session.caller_view import CallerView
 from trio_vmcp.testing import CONNECT, Disconnect, Error, Hang, Refuse, ScriptedBackend, Status
 
@@ -54,7 +54,11 @@ def accept_session(session: Session) -> TransportSession:
 
 
 def accept_all(
-    session: DefaultSession, view: CallerView, factory: DefaultSessionFactory, local: LocalStorage, http: HttpConnector
+    session: DefaultSession,
+    view: CallerView,
+    factory: DefaultSessionFactory,
+    local: LocalStorage,
+    http: BuiltInConnector,
 ) -> tuple[Session, Session, SessionFactory, Storage, BackendConnector]:
     """For the type checker: what implements what."""
     return session, view, factory, local, http

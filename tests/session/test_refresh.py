@@ -119,6 +119,8 @@ async def test_kinds_announced_during_a_failing_refetch_join_its_retry(autojump_
     """A second later one refetch lists the failed kind and the new one, and reports both."""
     backend = announcing_backend()
     async with open_world({"a": backend}) as world, world.open_session() as session, session.changes() as changes:
+        backend.add_tool("new")
+        backend.add_resource("memo://new")
         backend.latency = 0.2
         backend.add_tool("new")
         backend.add_resource("file:///new")

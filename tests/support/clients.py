@@ -16,6 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 from trio_vmcp import (
     JSON,
     Backend,
+    BackendError,
     BackendRecord,
     ClientHandlers,
     FactorySettings,
@@ -24,7 +25,8 @@ from trio_vmcp import (
     OutgoingAuth,
     ServerRequest,
 )
-from trio_vmcp._client.built_in import HttpConnector
+from trio_vmcp._client.built_in import BuiltInConnector
+from trio_vmcp._client.client import Client
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.testing import CallContext, MemoryNetwork, Raw, ScriptedBackend, open_memory_network
 
@@ -56,6 +58,20 @@ def echo_backend(era: str = "legacy", answers: str = "json", **more: Any) -> Scr
 
 
 @attrs.define(eq=False)
+class HeardEvents:
+    """An `EventSink` that keeps what it is told."""
+
+    events: list[tuple[str, JSON]] = attrs.field(factory=list)
+    lost: list[BackendError] = attrs.field(factory=list)
+
+    def __call__(self, method: str, params: JSON, /) -> None:
+        self.events.append((method, params))
+
+    def session_lost(self, error: BackendError) -> None:
+        self.lost.append(error)
+
+
+@attrs.define(eq=False)
 class Bench:
     """A connector over one transport, and the nursery that its clients use.
 
@@ -63,11 +79,15 @@ class Bench:
         events: The backends' notifications, without progress.
     """
 
-    connector: HttpConnector
+    connector: BuiltInConnector
     backend: Backend
     nursery: trio.Nursery
     events: list[tuple[str, JSON]] = attrs.field(factory=list)
     clients: list[BackendClient] = attrs.field(factory=list)
+    sink: HeardEvents = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.sink = HeardEvents(self.events)
 
     async def connect(
         self, *, identity: Identity | None = None, resume: BackendRecord | None = None, backend: Backend | None = None
@@ -77,7 +97,7 @@ class Bench:
             identity=identity,
             resume=resume,
             nursery=self.nursery,
-            events=lambda method, params: self.events.append((method, params)),
+            events=self.sink,
         )
         self.clients.append(client)
         return client
@@ -121,7 +141,7 @@ async def open_bench(
     **configured: Any,
 ) -> AsyncIterator[Bench]:
     """At its end the backend session of every client is ended, its tasks are awaited, and none is left."""
-    connector = HttpConnector(
+    connector = BuiltInConnector(
         settings or FactorySettings(), handlers=handlers or ClientHandlers(), auth=auth, transport=transport
     )
     backend = Backend(**{"id": "b", "url": "http://b.test/mcp", "transport": transport_name, **configured})
@@ -217,13 +237,14 @@ def message_of(request: httpx.Request) -> JSON:
     return json.loads(request.content) if request.content else {}
 
 
-def listening(client: Any) -> str:
-    """How the client's subscription to changes stands."""
-    stands: str = client.listening
-    return stands
+def listening(client: BackendClient) -> str:
+    """The state of the client's stream for changes."""
+    assert isinstance(client, Client)
+    return client.listening
 
 
-def listen_again(client: Any) -> None:
+def listen_again(client: BackendClient) -> None:
+    assert isinstance(client, Client)
     client.listen_again()
 
 

@@ -1,4 +1,4 @@
-"""A duplex client over memory streams, in virtual time, for the tests of `duplex`, `inbox` and `lines`."""
+"""Clients of both eras over one duplex channel of memory streams, in virtual time."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ from typing import Any
 
 import attrs
 import trio
-from support.clients import sole_error
+from support.clients import HeardEvents, sole_error
 from trio.testing import MemorySendStream, memory_stream_pair, wait_all_tasks_blocked
 
 from trio_vmcp import JSON, BackendRecord, ClientHandlers
-from trio_vmcp._client.channels.duplex import DuplexClient, Listens
-from trio_vmcp._client.channels.inbox import Inbox, Loss
-from trio_vmcp._client.channels.lines import LineLink
+from trio_vmcp._client.channels.inbox import Inbox
+from trio_vmcp._client.channels.lines import LineChannel
 from trio_vmcp._client.handlers import Handling
+from trio_vmcp._client.handshake import HandshakeClient
 from trio_vmcp._client.server_requests import ServerRequests
+from trio_vmcp._client.stateless import StatelessClient
+from trio_vmcp._protocol.jsonrpc import Result
+from trio_vmcp._protocol.outcomes import Answer, Loss
 from trio_vmcp.testing import ScriptedBackend
 
 LIMIT = 10_000
 
 
-@attrs.define(eq=False)
-class MemoryWire(LineLink):
+@attrs.define(eq=False, kw_only=True)
+class MemoryChannel(LineChannel):
     """Lines over one memory stream. The end of the stream is the end of the connection."""
 
     lifetime: trio.CancelScope = attrs.field(factory=trio.CancelScope)
@@ -37,7 +40,7 @@ class MemoryWire(LineLink):
                 self.inbox.lose(Loss("closed its stream", "; for a reason"))
                 nursery.cancel_scope.cancel()
 
-    async def aclose(self) -> None:
+    async def aclose(self, *, terminate: bool) -> None:
         self.inbox.lose(Loss("was closed"))
         self.lifetime.cancel()
 
@@ -70,19 +73,43 @@ class Raw:
 
 @attrs.define(eq=False)
 class Pair:
-    """Client and server."""
+    """The two ends. `client` is the one of the handshake era until `greet` says otherwise."""
 
-    client: DuplexClient
-    wire: MemoryWire
+    handshake: HandshakeClient
+    stateless: StatelessClient
+    channel: MemoryChannel
     server: Raw
     nursery: trio.Nursery
     sends: MemorySendStream
-    events: list[tuple[str, JSON]] = attrs.field(factory=list)
+    sink: HeardEvents
+    client: HandshakeClient | StatelessClient = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.client = self.handshake
+
+    @property
+    def events(self) -> list[tuple[str, JSON]]:
+        return self.sink.events
+
+    async def greet(self, era: str) -> None:
+        """Connect in this era, to a backend that speaks it."""
+        if era == "legacy":
+            await self.handshake.initialize(None)
+            return
+        outcome = await self.stateless.discover(None)
+        assert isinstance(outcome, Answer)
+        assert isinstance(outcome.reply, Result)
+        self.adopt(outcome.reply.result)
+
+    def adopt(self, result: JSON) -> None:
+        """Speak the modern era from now on."""
+        self.client = self.stateless
+        self.stateless.adopt(result)
 
     async def clog(self) -> None:
         """From now on the pipe is full: a write that has begun does not end, and later writes wait."""
         self.sends.send_all_hook = trio.sleep_forever
-        await self.wire.say(b"{}", None)
+        await self.channel.tell(b"{}", None)
         await wait_all_tasks_blocked()
 
     async def close(self) -> None:
@@ -95,30 +122,43 @@ async def open_pair(
     handlers: ClientHandlers | None = None,
     limit: int = LIMIT,
     backend: ScriptedBackend | None = None,
-    listens: bool | None = None,
+    listens: bool = False,
 ) -> AsyncIterator[Pair]:
     """A client that has not shaken hands, and a raw server; or, with `backend`, a scripted one.
 
     Args:
-        listens: Whether the client listens, in the modern era; None: it cannot.
+        listens: Whether the client of the modern era listens to changes of lists.
     """
     near, far = memory_stream_pair()
-    inbox = Inbox(backend_id="b", max_message_bytes=limit, max_json_depth=128)
-    wire = MemoryWire(inbox)
-    events: list[tuple[str, JSON]] = []
+    channel = MemoryChannel(inbox=Inbox(backend_id="b", max_message_bytes=limit, max_json_depth=128))
+    events = HeardEvents()
     with sole_error():
         async with trio.open_nursery() as nursery:
-            client = DuplexClient(
-                record=BackendRecord("b", None, "legacy", "", {}, "digest"),
-                events=lambda method, params: events.append((method, params)),
-                inbox=inbox,
-                wire=wire,
-                requests=ServerRequests(Handling(handlers or ClientHandlers(), "s", "b"), nursery, 2 * limit),
-                listens=None if listens is None else Listens(listens, nursery, (0.5, 60)),
+            requests = ServerRequests(Handling(handlers or ClientHandlers(), "s", "b"), nursery, 2 * limit)
+            stateless = StatelessClient(
+                record=BackendRecord("b", None, "modern", "", {}, "digest"),
+                channel=channel,
+                events=events,
+                requests=requests,
+                max_pages=100,
+                max_tools=100,
+                cache=None,
+                identity=None,
+                nursery=nursery,
+                listens=listens,
+                retries=(0.5, 60),
             )
-            nursery.start_soon(wire.serve, near)  # noqa: ASYNC113  # it needs no start: lines wait in the queue
+            handshake = HandshakeClient(
+                record=BackendRecord("b", None, "legacy", "", {}, "digest"),
+                channel=channel,
+                events=events,
+                requests=requests,
+                listens=True,
+            )
+            nursery.start_soon(channel.serve, near)  # noqa: ASYNC113  # it needs no start: what is queued waits for it
             if backend is not None:
                 nursery.start_soon(backend.serve_lines, far)
-            yield Pair(client, wire, Raw(far), nursery, near.send_stream, events)
-            await client.aclose(terminate=True)
+            pair = Pair(handshake, stateless, channel, Raw(far), nursery, near.send_stream, events)
+            yield pair
+            await pair.close()
             nursery.cancel_scope.cancel()

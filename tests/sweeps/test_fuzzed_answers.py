@@ -17,7 +17,7 @@ from sweeps.answers import Answer, answers
 from sweeps.judge import judge
 from trio_vmcp import JSON, Backend, BackendError, FactorySettings, ToolResult, open_session_factory
 from trio_vmcp._client.channels import streamable
-from trio_vmcp._protocol import jsonrpc
+from trio_vmcp._protocol import jsonrpc, reading
 
 Era = Literal["legacy", "modern"]
 
@@ -158,8 +158,8 @@ def crooked(parse: Callable[..., jsonrpc.Message]) -> Callable[..., jsonrpc.Mess
 
 def test_an_error_that_nobody_expects_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """So the answers are wrong enough to come to every refusal."""
-    for parse in ("parse_message", "parse_text"):
-        monkeypatch.setattr(streamable, parse, crooked(getattr(jsonrpc, parse)))
+    for module, parse in ((streamable, "parse_message"), (streamable, "parse_text"), (reading, "parse_text")):
+        monkeypatch.setattr(module, parse, crooked(getattr(jsonrpc, parse)))
     with pytest.raises(AssertionError, match="KeyError"):
         fuzz(partial(call_through, "modern"), 20, shrink=False)
     with pytest.raises(AssertionError, match="could not be connected"):

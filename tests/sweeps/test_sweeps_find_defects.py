@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,9 +12,10 @@ from support.leaks import WATCH
 
 from sweeps import bytewise, cancel
 from trio_vmcp import JSON, BackendUnavailable, factory
-from trio_vmcp._client.channels.streamable import Answer, StreamableHttp
-from trio_vmcp._client.client import StreamableClient
-from trio_vmcp._client.handshake import LegacyClient
+from trio_vmcp._client.channels.channel import Ask
+from trio_vmcp._client.channels.streamable_session import StreamableSession
+from trio_vmcp._client.client import Client
+from trio_vmcp._client.handshake import HandshakeClient
 from trio_vmcp._client.http import link, reply
 from trio_vmcp._client.http.foreign import RequestBody
 from trio_vmcp._client.http.link import Exchange
@@ -22,6 +23,7 @@ from trio_vmcp._client.http.reply import Reply
 from trio_vmcp._http.connection import Connection
 from trio_vmcp._http.transport import RawResponse
 from trio_vmcp._nursery import start_clean
+from trio_vmcp._protocol.outcomes import Outcome
 from trio_vmcp._request_note import current_note
 from trio_vmcp._session.admission import Admission, Call
 from trio_vmcp._session.owner import SessionOwner
@@ -69,19 +71,21 @@ def test_a_task_that_outlives_its_cancelled_opener(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_lost_delete(monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = StreamableHttp.ask
+    greet, note_assigned = StreamableSession.greet, StreamableSession._note_assigned
+    replies: list[Reply] = []
 
-    async def late(
-        self: StreamableHttp, *args: Any, on_head: Callable[[Reply], None] | None = None, **more: Any
-    ) -> Answer:
+    async def late(self: StreamableSession, ask: Ask, data: bytes) -> Outcome:
         """Leaves the id to the end of the answer."""
-        replies: list[Reply] = []
-        outcome = await ask(self, *args, on_head=replies.append, **more)
-        if on_head is not None:
-            on_head(replies[0])
+        outcome = await greet(self, ask, data)
+        note_assigned(self, replies.pop())
         return outcome
 
-    monkeypatch.setattr(StreamableHttp, "ask", late)
+    def keep(self: StreamableSession, reply: Reply) -> list[str]:
+        replies.append(reply)
+        return []
+
+    monkeypatch.setattr(StreamableSession, "_note_assigned", keep)
+    monkeypatch.setattr(StreamableSession, "greet", late)
     assert "scripted-session-" in cancel_sweep("opening-legacy-json-pinned")
 
 
@@ -143,12 +147,12 @@ def test_a_close_that_its_cancelled_closer_undoes(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_deadline_that_is_a_second_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = StreamableClient.request
+    request = Client.request
 
-    async def late(self: StreamableClient, method: str, params: JSON, *, timeout: float, **more: Any) -> JSON:
+    async def late(self: Client, method: str, params: JSON, *, timeout: float, **more: Any) -> JSON:
         return await request(self, method, params, timeout=timeout + 1, **more)
 
-    monkeypatch.setattr(StreamableClient, "request", late)
+    monkeypatch.setattr(Client, "request", late)
     assert "request_timeout + INEXACT" in byte_sweep("tools.call-modern-sse")
 
 
@@ -160,15 +164,15 @@ def test_an_error_of_the_http_stack_that_comes_out(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_call_that_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    exchange = LegacyClient._exchange
+    exchange = HandshakeClient.exchange
 
-    async def twice(self: LegacyClient, *args: Any) -> JSON:
+    async def twice(self: HandshakeClient, *args: Any) -> JSON:
         try:
             return await exchange(self, *args)
         except BackendUnavailable:
             return await exchange(self, *args)
 
-    monkeypatch.setattr(LegacyClient, "_exchange", twice)
+    monkeypatch.setattr(HandshakeClient, "exchange", twice)
     assert 'assert 1 == scripted.executed["echo"]' in byte_sweep("tools.call-legacy-sse")
 
 

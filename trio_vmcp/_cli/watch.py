@@ -11,7 +11,7 @@ import httpx
 import trio
 
 from trio_vmcp._cli.view import BackendStatus, CallState, CallStatus, SessionReport, View, report_session
-from trio_vmcp._client.built_in import HttpConnector
+from trio_vmcp._client.built_in import BuiltInConnector
 from trio_vmcp.connector import BackendClient, BackendConnector, EventSink
 from trio_vmcp.errors import BackendError, VmcpError
 from trio_vmcp.factory import open_session_factory
@@ -86,7 +86,7 @@ async def open_watched_session(
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> AsyncIterator[tuple[Session, SessionReport]]:
     """Open a session, and report on each of its backends. The view shows them while they connect."""
-    connector = WatchedConnector(HttpConnector(settings, transport=transport))
+    connector = WatchedConnector(BuiltInConnector(settings, transport=transport))
     async with open_session_factory(settings=settings, connector=connector) as factory:
         began_at = trio.current_time()
         session = await _while_drawing(

@@ -18,21 +18,12 @@ from typing import TypeAlias
 import attrs
 import trio
 
-from trio_vmcp._client.listening import LIST_CHANGED, RESOURCE_UPDATED
+from trio_vmcp._protocol.methods import LIST_CHANGED, METHODS, READ_RESOURCE, RESOURCE_UPDATED, UNKNOWN
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import endpoint_digest
 from trio_vmcp.models import JSON, Backend
 
-__all__ = ["CACHEABLE", "DISCOVER", "BackendCache", "Fetch", "ResponseCache"]
-
-DISCOVER, READ = "server/discover", "resources/read"
-_LISTS = {
-    "tools/list": LIST_CHANGED["tools"],
-    "prompts/list": LIST_CHANGED["prompts"],
-    "resources/list": LIST_CHANGED["resources"],
-    "resources/templates/list": LIST_CHANGED["resources"],
-}
-CACHEABLE = frozenset([DISCOVER, READ, *_LISTS])
+__all__ = ["BackendCache", "Fetch", "ResponseCache"]
 
 LONGEST = 24 * 60 * 60.0  # s, whatever a server says
 # Bytes of JSON and of its keys, and results. One endpoint gets a part, so that a greedy one pushes out its own alone.
@@ -209,7 +200,7 @@ class BackendCache:
         text = _params_key(method, params)
         if text is None:
             return None
-        uri = params.get("uri") if method == READ else None
+        uri = params.get("uri") if method == READ_RESOURCE else None
         fetch = Fetch(self, method, text, uri if isinstance(uri, str) else "", identity)
         self._cache.shelf(self._endpoint).fetches.add(fetch)
         return fetch
@@ -222,7 +213,7 @@ class BackendCache:
             data = _encoder.encode(result).encode(*_UTF8)
         except RecursionError:  # it was parsed, so `max_json_depth` is near what the parser can do
             return
-        cursor = result.get("nextCursor") if fetch.method in _LISTS else None
+        cursor = result.get("nextCursor") if METHODS[fetch.method].kind is not None else None
         following = None if cursor is None else _canonical.encode({**json.loads(fetch.params), "cursor": cursor})
         size = len(data) + len(fetch.params) + len(following or "") + _OVERHEAD_BYTES
         if size <= MOST_BYTES_EACH:
@@ -240,10 +231,10 @@ class BackendCache:
             # "A sub-resource of the one that the client subscribed to" is part of what is read there.
             self._cache.drop(
                 self._endpoint,
-                lambda kept, of: kept == READ and (not isinstance(uri, str) or uri.startswith(of)),
+                lambda kept, of: kept == READ_RESOURCE and (not isinstance(uri, str) or uri.startswith(of)),
             )
-        elif method in _LISTS.values():
-            self._cache.drop(self._endpoint, lambda kept, of: _LISTS.get(kept) == method)
+        elif method in LIST_CHANGED.values():
+            self._cache.drop(self._endpoint, lambda kept, of: METHODS[kept].outdated_by == method)
 
     def drop(self, method: str) -> None:
         """Forget every result of this method, every page of a list."""
@@ -255,7 +246,7 @@ class BackendCache:
 
 def _params_key(method: str, params: JSON) -> str | None:
     """What of the params decides the result; None: the result is not for keeping."""
-    if method not in CACHEABLE or "inputResponses" in params or "requestState" in params:
+    if not METHODS.get(method, UNKNOWN).may_be_kept or "inputResponses" in params or "requestState" in params:
         return None
     if params.get("_meta", {}).keys() - {"progressToken"}:
         return None  # a caller's own, of which nobody knows what it does

@@ -10,19 +10,19 @@ import attrs
 from trio_vmcp._client.slots import Slot, current_slot
 from trio_vmcp._nursery import describe_crash
 from trio_vmcp._protocol.jsonrpc import NotJson, encode_result
+from trio_vmcp._protocol.methods import QUESTIONS
 from trio_vmcp._request_note import HandlerNote, RequestNote, current_note
 from trio_vmcp.connector import ClientHandlers, Handler, ServerRequest
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
-__all__ = ["INTERNAL_ERROR", "MOST_QUOTED", "Handling", "Refused"]
+__all__ = ["INTERNAL_ERROR", "MOST_QUOTED", "Declined", "Handling"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
 METHOD_NOT_FOUND, INVALID_PARAMS, INTERNAL_ERROR = -32601, -32602, -32603
 MOST_QUOTED = 128  # characters of a method that a backend made up
 
-_KINDS = {"sampling/createMessage": "sampling", "elicitation/create": "elicitation", "roots/list": "roots"}
 # `form` and `url` since 2025-11-25; versions before know an object without members, and ignore these.
 _DECLARED: JSON = {"sampling": {}, "elicitation": {"form": {}, "url": {}}, "roots": {}}
 # "The client MUST return an error if this field is provided but sampling.tools is not declared" (schema, 2025-11-25).
@@ -30,7 +30,7 @@ _SAMPLING_TOOLS = ("tools", "toolChoice")
 
 
 @attrs.define(eq=False)
-class Refused(Exception):
+class Declined(Exception):
     """What a backend asked for is not given. The text goes to the backend, so it holds nothing of ours."""
 
     code: int
@@ -61,15 +61,15 @@ class Handling:
     def has_log(self) -> bool:
         return self.handlers.log is not None
 
-    def refusal(self, method: str, params: JSON) -> Refused | None:
+    def refusal(self, method: str, params: JSON) -> Declined | None:
         """Why this request is not for a handler; None: it is."""
-        kind = _KINDS.get(method)
+        kind = QUESTIONS.get(method)
         if kind is None or self._handler(kind) is None:
-            return Refused(METHOD_NOT_FOUND, "this client offers no such capability")
+            return Declined(METHOD_NOT_FOUND, "this client offers no such capability")
         if kind == "elicitation" and params.get("mode", "form") not in ("form", "url"):
-            return Refused(INVALID_PARAMS, "this client knows the modes 'form' and 'url'")
+            return Declined(INVALID_PARAMS, "this client knows the modes 'form' and 'url'")
         if kind == "sampling" and any(name in params for name in _SAMPLING_TOOLS):
-            return Refused(INVALID_PARAMS, "this client does not declare sampling.tools")
+            return Declined(INVALID_PARAMS, "this client does not declare sampling.tools")
         return None
 
     async def answer(
@@ -85,12 +85,12 @@ class Handling:
             A JSON object that can be sent.
 
         Raises:
-            Refused: There is no answer. What the handler raised is in the log, by its kind.
+            Declined: There is no answer. What the handler raised is in the log, by its kind.
         """
         refused = self.refusal(method, params)
         if refused is not None:
             raise refused
-        kind = _KINDS[method]
+        kind = QUESTIONS[method]
         result = await self.run(kind, params, caller, outer=outer, slot=slot)
         if not isinstance(result, dict):
             raise self._useless(kind, f"returned {type(result).__name__}, not a JSON object")
@@ -108,7 +108,7 @@ class Handling:
         """What the handler of this kind returns.
 
         Raises:
-            Refused: It raised something.
+            Declined: It raised something.
         """
         handler = self._handler(kind)
         assert handler is not None
@@ -130,9 +130,9 @@ class Handling:
         handler: Handler | None = getattr(self.handlers, kind)
         return handler
 
-    def _useless(self, kind: str, what: str) -> Refused:
+    def _useless(self, kind: str, what: str) -> Declined:
         logger.warning("backend %r: the %s handler %s", self.backend_id, kind, what)
-        return Refused(INTERNAL_ERROR, "the client failed to answer")
+        return Declined(INTERNAL_ERROR, "the client failed to answer")
 
 
 def _with_defaults(params: JSON, result: JSON) -> JSON:

@@ -1,64 +1,48 @@
-"""What the streams of both eras have in common that a client holds open to hear of changes. Without I/O."""
+"""One loop for every stream that a client holds open to hear of changes, and when it is opened again.
+
+The GET of the handshake era and `subscriptions/listen` of the modern one are such streams.
+"""
 
 from __future__ import annotations
 
+import abc
+import logging
 import random
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import attrs
+import trio
 
-from trio_vmcp.connector import EventSink, SessionSink
-from trio_vmcp.errors import BackendError, BackendUnavailable, MessageTooLarge
+from trio_vmcp._protocol.methods import LIST_CHANGED, RESOURCE_UPDATED
+from trio_vmcp.errors import BackendError, BackendUnavailable
 from trio_vmcp.models import JSON
 
 __all__ = [
-    "HELD_LONG",
     "LEAST_RETRY",
-    "LIST_CHANGED",
-    "LIST_KEYS",
     "MOST_RETRY",
-    "MOST_SUBSCRIPTIONS",
-    "RESOURCE_UPDATED",
-    "SUBSCRIBE",
-    "UNSUBSCRIBE",
-    "USEFUL",
+    "HeldStream",
     "Listening",
     "Patience",
-    "Unwatched",
-    "declares_subscriptions",
-    "listed_as_changing",
     "tell_missed",
-    "tell_unwatched",
-    "too_many_subscriptions",
 ]
+
+logger = logging.getLogger("trio_vmcp.client")
 
 Listening: TypeAlias = Literal["none", "open", "retrying", "given up"]
 """
 none      nothing needs a stream, the backend offers none, or its first answer is not here yet
 open      changes are heard of
-retrying  it broke or ended, and is opened again
-given up  it ended too often in a row: changes are no longer heard of, calls work as ever
+retrying  the stream broke or ended, and is opened again
+given up  the stream ended too often in a row: changes are no longer heard of, calls work as ever
 """
-
-SUBSCRIBE, UNSUBSCRIBE = "resources/subscribe", "resources/unsubscribe"
-RESOURCE_UPDATED = "notifications/resources/updated"
-LIST_CHANGED = {kind: f"notifications/{kind}/list_changed" for kind in ("tools", "resources", "prompts")}
-LIST_KEYS = {kind: f"{kind}ListChanged" for kind in LIST_CHANGED}  # in `subscriptions/listen`
-# Notifications that are worth a stream. One that brings no other, and ends, has brought nothing.
-USEFUL = frozenset(
-    [*LIST_CHANGED.values(), RESOURCE_UPDATED, "notifications/message", "notifications/elicitation/complete"]
-)
-
-# Resource subscriptions to one backend: in the modern era all of them go out with each new stream, in the legacy era
-# each one with each new session.
-MOST_SUBSCRIPTIONS = 1000
 
 LEAST_RETRY, MOST_RETRY = 0.1, 60.0  # s, whatever a backend asks for with `retry`
 MOST_FRUITLESS = 10  # reconnects in a row to a stream that brings nothing
-# s. A stream that was held for so long did what it is for, though there was nothing to say: proxies end what is idle,
+# s. A stream that was held for so long did what it is for, though there was nothing to say: proxies end idle streams,
 # commonly after 55 s and more. Opened again at this pace it is no storm.
 HELD_LONG = 30.0
-_AWAY = frozenset({502, 503, 504})  # HTTP's ways to say that it is somebody else who does not answer
+_AWAY = frozenset({502, 503, 504})  # a gateway answers for a backend that does not
 _JITTER = 0.2
 
 
@@ -69,8 +53,8 @@ class Patience:
     Every end counts, clean or not: a server that closes at once, for ever, must not be asked for ever.
 
     Attributes:
-        first, most: s, between two attempts; doubled from one to the other, ±20 %.
-        retry: s, as the stream last asked for; kept at the first attempt, and at least kept at the next ones.
+        first, most: s between two attempts; doubled from one to the other, ±20 %.
+        retry: s, as the stream last asked; kept at the first attempt, and at least kept at the next ones.
     """
 
     first: float
@@ -82,19 +66,19 @@ class Patience:
         """The stream was of use: what went wrong before is forgotten."""
         self._fruitless = 0
 
-    def note(self, error: BackendError) -> None:
-        """Why there was no stream, or no more of it."""
+    def note_error(self, error: BackendError) -> None:
+        """An attempt ended in this error."""
         if isinstance(error, BackendUnavailable) and not error.may_have_executed:
             self._spare()
 
     def note_status(self, status: int) -> None:
-        """How a stream was refused that was open before. A gateway speaks for who is away behind it."""
+        """A stream that was open before was refused with this HTTP status."""
         if status in _AWAY:
             self._spare()
 
     def _spare(self) -> None:
-        """Who cannot even be reached says nothing about streams, however long he is away: asked as seldom as ever, but
-        not given up. Else nobody would find out that he is back.
+        """A backend that cannot be reached says nothing about its streams: go on at the slowest pace, and never give
+        up. Else nothing would find out that the backend is back.
         """
         self._fruitless = min(self._fruitless, MOST_FRUITLESS - 1)
 
@@ -110,59 +94,65 @@ class Patience:
         return asked if self._fruitless == 1 else max(asked, backoff)
 
 
-_LISTED_BY = {f"{kind}/list": kind for kind in LIST_CHANGED}  # a session asks for templates behind resources
+@attrs.define(eq=False, kw_only=True)
+class HeldStream(abc.ABC):
+    """One task that holds a stream open, and opens it again for as long as there is patience. No request fails with it:
+    without the stream, changes are not heard of.
 
-
-@attrs.define
-class Unwatched:
-    """The kinds of lists that were asked for while no stream told of their changes. What changes between the question
-    and the stream is told by nobody, so they are asked for once more when there is one. To have the stream first would
-    cost every opening the time until it is there, and some servers send no head before they have something to say.
+    Attributes:
+        listening: Whether changes are heard of.
+        settled: Set when the stream is open for the first time, or will not be open at once.
+        is_running: Messages may still come by the stream.
     """
 
-    _kinds: set[str] = attrs.field(factory=set, init=False)
+    backend_id: str
+    patience: Patience
+    listening: Listening = attrs.field(default="none", init=False)
+    settled: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+    is_running: bool = attrs.field(default=True, init=False)
+    _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
 
-    def note(self, method: str, listening: Listening) -> None:
-        """A request goes out. What is asked for while a stream is open is new enough, or the stream says so."""
-        if method in _LISTED_BY and listening != "open":
-            self._kinds.add(_LISTED_BY[method])
+    def close(self) -> None:
+        """End the stream, without waiting."""
+        self.listening = "none"
+        self._scope.cancel(reason="nothing is heard by this stream any more")
 
-    def take(self, kinds: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of these kinds, which are told of from now on."""
-        taken = tuple(kind for kind in kinds if kind in self._kinds)
-        self._kinds.difference_update(taken)
-        return taken
+    async def run(self) -> None:
+        """Hold the stream, until it is closed, not offered, or given up."""
+        try:
+            with self._scope:
+                await self._hold()
+        finally:
+            self.is_running = False
+            self.settled.set()
+
+    async def _hold(self) -> None:
+        while await self.open_once():
+            delay = self.patience.next_delay()
+            if delay is None:
+                self.listening = "given up"
+                logger.warning(
+                    "backend %r: its stream for changes ended too often without use; not listening any more",
+                    self.backend_id,
+                )
+                return
+            self.listening = "retrying"
+            await trio.sleep(delay)
+        self.listening = "none"
+
+    @abc.abstractmethod
+    async def open_once(self) -> bool:
+        """Open the stream and take what comes, to its end. Returns whether to open it again."""
+
+    def reward_for(self, opened_at: float) -> None:
+        """A stream that was opened then has ended."""
+        if trio.current_time() - opened_at >= HELD_LONG:
+            self.patience.reward()
 
 
-def listed_as_changing(capabilities: JSON) -> tuple[str, ...]:
-    """The kinds of lists whose changes a server declares to tell of."""
-    return tuple(kind for kind in LIST_CHANGED if _declared(capabilities, kind, "listChanged"))
-
-
-def declares_subscriptions(capabilities: JSON) -> bool:
-    return _declared(capabilities, "resources", "subscribe")
-
-
-def _declared(capabilities: JSON, kind: str, flag: str) -> bool:
-    declared = capabilities.get(kind)
-    return isinstance(declared, dict) and declared.get(flag) is True
-
-
-def tell_missed(events: EventSink, kinds: tuple[str, ...], uris: tuple[str, ...]) -> None:
-    """Nothing is sent again of what a server said while nobody listened: as far as we know, all of it has changed."""
+def tell_missed(on_event: Callable[[str, JSON], None], kinds: tuple[str, ...], uris: tuple[str, ...]) -> None:
+    """Nothing is sent again of what a server said while no stream was open: report all of it as changed."""
     for kind in kinds:
-        events(LIST_CHANGED[kind], {})
+        on_event(LIST_CHANGED[kind], {})
     for uri in uris:
-        events(RESOURCE_UPDATED, {"uri": uri})
-
-
-def tell_unwatched(events: EventSink, kinds: tuple[str, ...]) -> None:
-    """Lists were asked for before their changes were heard of. A sink that knows of changes alone is told of those."""
-    if isinstance(events, SessionSink):
-        events.listed_too_early(kinds)
-    else:
-        tell_missed(events, kinds, ())
-
-
-def too_many_subscriptions(backend_id: str) -> MessageTooLarge:
-    return MessageTooLarge(backend_id, f"has {MOST_SUBSCRIPTIONS} resource subscriptions, and there may be no more")
+        on_event(RESOURCE_UPDATED, {"uri": uri})

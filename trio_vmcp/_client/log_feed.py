@@ -8,7 +8,7 @@ from collections import deque
 import attrs
 import trio
 
-from trio_vmcp._client.handlers import Handling, Refused
+from trio_vmcp._client.handlers import Declined, Handling
 from trio_vmcp._client.slots import Slot
 from trio_vmcp._client.weight import weigh
 from trio_vmcp._nursery import start_if_open
@@ -67,7 +67,7 @@ class LogFeed:
                     slot = Slot()
                     try:
                         await self._handling.run("log", params, caller, outer=None, slot=slot)
-                    except Refused as refused:
+                    except Declined as refused:
                         logger.debug("a log message is lost: %s", refused)
                     finally:
                         slot.held = False

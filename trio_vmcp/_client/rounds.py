@@ -12,10 +12,12 @@ from typing import TypeAlias
 import attrs
 import trio
 
-from trio_vmcp._client.handlers import INTERNAL_ERROR, MOST_QUOTED, Handling, Refused
+from trio_vmcp._client.channels.channel import Ask
+from trio_vmcp._client.handlers import INTERNAL_ERROR, MOST_QUOTED, Declined, Handling
 from trio_vmcp._client.slots import current_slot
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._protocol.jsonrpc import NotJson, encode_result
+from trio_vmcp._protocol.methods import Method
 from trio_vmcp._request_note import current_note, note_written
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected
 from trio_vmcp.identity import Identity
@@ -26,14 +28,11 @@ __all__ = ["MOST_ROUNDS", "AskAgain", "finish_rounds", "is_complete"]
 MOST_ROUNDS = 10  # as the official SDKs; after so many answers with input, one more question is an error
 MOST_INPUTS = 16  # of one round: each has a handler of its own
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.25  # s before the next round where nothing was asked: "still waiting"
-# "Servers MUST NOT send InputRequiredResult responses on any other client requests."
-_IN_ROUNDS = ("tools/call", "prompts/get", "resources/read")
-
 AskAgain: TypeAlias = Callable[[JSON], Awaitable[JSON]]
 """Sends the same request with these params, under a new id, and returns its result."""
 
 
-def is_complete(backend_id: str, method: str, result: JSON) -> bool:
+def is_complete(backend_id: str, method: Method, result: JSON) -> bool:
     """Is this result the end of its request, or a question?
 
     Raises:
@@ -42,15 +41,14 @@ def is_complete(backend_id: str, method: str, result: JSON) -> bool:
     kind = result.get("resultType", "complete")  # "absent means complete"
     if kind == "complete":
         return True
-    if kind == "input_required" and method in _IN_ROUNDS:
+    if kind == "input_required" and method.may_ask_back:
         return False
+    # "Servers MUST NOT send InputRequiredResult responses on any other client requests."
     what = "for input, which this method has no place for" if kind == "input_required" else "with an unknown resultType"
-    raise BackendProtocolError(backend_id, f"answered {method!r} {what}", may_have_executed=True)
+    raise BackendProtocolError(backend_id, f"answered {method.name!r} {what}", may_have_executed=True)
 
 
-async def finish_rounds(
-    first: JSON, method: str, params: JSON, ask_again: AskAgain, handling: Handling, caller: Identity | None
-) -> JSON:
+async def finish_rounds(first: JSON, ask: Ask, method: Method, ask_again: AskAgain, handling: Handling) -> JSON:
     """The result of a request whose first answer, `first`, asked for input.
 
     The caller's deadline and cancel hold over all of it, the handlers included.
@@ -60,17 +58,17 @@ async def finish_rounds(
         BackendRejected: A handler failed: there is no way to tell the backend.
         BackendError: A round failed. `may_have_executed` in any case: the rounds before were acted on.
     """
-    backend_id, answer, pause = handling.backend_id, first, FIRST_PAUSE
+    backend_id, name, answer, pause = handling.backend_id, ask.method, first, FIRST_PAUSE
     for _ in range(MOST_ROUNDS):
-        round_ = _read(answer, backend_id, method, handling)
+        round_ = _read(answer, backend_id, name, handling)
         more: JSON = {} if round_.state is None else {"requestState": round_.state}
         if round_.inputs:
-            more["inputResponses"] = await _fulfil(round_.inputs, method, handling, caller)
+            more["inputResponses"] = await _fulfil(round_.inputs, name, handling, ask.identity)
         else:
             await trio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         try:
-            answer = await ask_again(params | more)
+            answer = await ask_again(ask.params | more)
         except BackendError as error:
             error.may_have_executed = True
             raise
@@ -78,7 +76,7 @@ async def finish_rounds(
             note_written(True)
         if is_complete(backend_id, method, answer):
             return answer
-    raise _protocol_error(backend_id, method, f"for input over {MOST_ROUNDS} times")
+    raise _protocol_error(backend_id, name, f"for input over {MOST_ROUNDS} times")
 
 
 @attrs.frozen
@@ -137,7 +135,7 @@ async def _fulfil(
     async def answer(key: str, wanted: str, given: JSON) -> None:
         try:
             responses[key] = await handling.answer(wanted, given, caller, outer=outer, slot=slot)
-        except Refused:
+        except Declined:
             failed.append(wanted)
             handlers.cancel_scope.cancel(reason="another handler failed")
 

@@ -14,34 +14,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from typing import TypeAlias
 
 import attrs
 import trio
 
+from trio_vmcp._client.channels.channel import Send
 from trio_vmcp._client.complaints import Complaints
-from trio_vmcp._client.handlers import MOST_QUOTED, Handling, Refused
+from trio_vmcp._client.handlers import MOST_QUOTED, Declined, Handling
 from trio_vmcp._client.log_feed import LogFeed
 from trio_vmcp._client.slots import Slot
 from trio_vmcp._client.weight import weigh
 from trio_vmcp._nursery import start_if_open
 from trio_vmcp._protocol.jsonrpc import Request, RequestId, encode_error, encode_result
+from trio_vmcp._protocol.methods import PING
 from trio_vmcp._request_note import RequestNote, current_note
 from trio_vmcp.errors import BackendError
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
-__all__ = ["MOST_ANSWERS", "Send", "ServerRequests"]
+__all__ = ["MOST_ANSWERS", "ServerRequests"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
 MOST_ANSWERS = 16  # to the backend's own requests, at the same time
 ANSWER_TIMEOUT = 30.0  # s, to send one
 UNAVAILABLE = -32000  # of the codes that JSON-RPC leaves to servers, here the one that answers
-
-Send: TypeAlias = Callable[[bytes], Awaitable[None]]
-"""Takes one message out. Its `BackendError` is logged."""
 
 
 @attrs.define(eq=False)
@@ -100,7 +97,7 @@ class ServerRequests:
             # No answer: it would pass for the answer to the first of that id. A replay comes here, too.
             self._complaints.make("backend %r: ignored a request whose id is in use", backend_id)
             return
-        if method == "ping":
+        if method == PING:
             self._reply(encode_result(message.id, {}), send)
             return
         weight = weigh(message.params, self._max_pending_bytes)
@@ -150,11 +147,11 @@ class ServerRequests:
             scope.cancel(reason="the connection is closed")
         self._log.close()
 
-    def _no_room(self, weight: int) -> Refused | None:
+    def _no_room(self, weight: int) -> Declined | None:
         if len(self._running) >= MOST_ANSWERS:
-            return Refused(UNAVAILABLE, f"this client is answering {MOST_ANSWERS} requests already")
+            return Declined(UNAVAILABLE, f"this client is answering {MOST_ANSWERS} requests already")
         if self._pending_bytes + weight > self._max_pending_bytes:
-            return Refused(UNAVAILABLE, "this client has no room for a request of this size")
+            return Declined(UNAVAILABLE, "this client has no room for a request of this size")
         return None
 
     async def _handle(self, asked: _Asked) -> None:
@@ -166,7 +163,7 @@ class ServerRequests:
                     result = await self.handling.answer(
                         message.method, message.params, asked.caller, outer=asked.outer, slot=slot
                     )
-                except Refused as refused:
+                except Declined as refused:
                     data = encode_error(message.id, refused.code, refused.message)
                 else:
                     data = encode_result(message.id, result)

@@ -1,5 +1,6 @@
-"""The modern era (2026-07-28): no handshake, no session; each request says who asks, and closing its response cancels
-it.
+"""The modern era (2026-07-28): no handshake and no session; each request says who asks.
+
+Source: MCP 2026-07-28, basic/transports, caching, subscriptions, multi round-trip requests.
 """
 
 from __future__ import annotations
@@ -9,92 +10,94 @@ import logging
 import attrs
 import trio
 
-from trio_vmcp._client.cache import CACHEABLE, DISCOVER, BackendCache
-from trio_vmcp._client.carriers import HttpCarrier
-from trio_vmcp._client.channels.streamable import (
-    Answer,
-    HttpRefusal,
-    Interrupted,
-    OnOther,
-    ignore_other,
-    names_session,
-    refusal,
-)
-from trio_vmcp._client.client import CLIENT_INFO, StreamableClient, declared_capabilities
-from trio_vmcp._client.eras import HEADER_MISMATCH, MODERN_VERSION, is_modern_error
-from trio_vmcp._client.http.link import Headers
-from trio_vmcp._client.listening import LIST_CHANGED, SUBSCRIBE, UNSUBSCRIBE, Listening, listed_as_changing
+from trio_vmcp._client.cache import BackendCache
+from trio_vmcp._client.channels.channel import Ask, Channel, Headers
+from trio_vmcp._client.client import Client
+from trio_vmcp._client.listening import Listening
+from trio_vmcp._client.negotiate import CLIENT_INFO, declared_capabilities
 from trio_vmcp._client.rounds import finish_rounds, is_complete
 from trio_vmcp._client.server_requests import ServerRequests
 from trio_vmcp._client.subscriptions import Subscriptions
+from trio_vmcp._protocol.eras import HEADER_MISMATCH, MODERN_VERSION, is_modern_error
 from trio_vmcp._protocol.headers import BadParamHeader, ParamHeaders, encode_header_value, param_headers
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Request, Result, encode_request
-from trio_vmcp._request_note import begin_request, note_session_lost, note_written, preparing
+from trio_vmcp._protocol.methods import (
+    DISCOVER,
+    METHODS,
+    SUBSCRIBE,
+    TOOLS_CALL,
+    TOOLS_LIST,
+    UNKNOWN,
+    UNSUBSCRIBE,
+    Method,
+    changing_kinds,
+)
+from trio_vmcp._protocol.outcomes import Answer, Loss, Outcome, Refusal, names_session, rejection
+from trio_vmcp._request_note import note_session_lost, preparing
 from trio_vmcp.connector import OnProgress
 from trio_vmcp.errors import BackendProtocolError, BackendRejected, BackendTimeout, BackendUnavailable
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
-__all__ = ["ModernClient", "reserved_meta"]
+__all__ = ["StatelessClient"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
-# Of log messages, where somebody takes them; without it "the server MUST NOT send" any.
+# Of log messages, where a handler takes them; without it "the server MUST NOT send" any (2026-07-28, logging).
 LOG_LEVEL = "info"
-_NO_LONGER_MODERN = (400, 404)  # how servers of the other era refuse a request of this one
-# Which member of `params` a gateway on the way may route by (2026-07-28, transports: standard headers).
-_NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+_NO_LONGER_MODERN = (400, 404)  # how servers of the handshake era refuse a request of this one
 
 
-def reserved_meta(requests: ServerRequests) -> JSON:
+def _stamp(requests: ServerRequests) -> JSON:
     """What every request says of its sender, in `_meta`."""
-    reserved: JSON = {
+    stamp: JSON = {
         "io.modelcontextprotocol/protocolVersion": MODERN_VERSION,
         "io.modelcontextprotocol/clientCapabilities": requests.capabilities,
         "io.modelcontextprotocol/clientInfo": CLIENT_INFO,
     }
-    return reserved | {"io.modelcontextprotocol/logLevel": LOG_LEVEL} if requests.handling.has_log else reserved
-
-
-def _is_complete(result: JSON) -> bool:
-    kind: object = result.get("resultType", "complete")  # "absent means complete"
-    return kind == "complete"
+    return stamp | {"io.modelcontextprotocol/logLevel": LOG_LEVEL} if requests.handling.has_log else stamp
 
 
 @attrs.define(eq=False, kw_only=True)
-class ModernClient(StreamableClient):
-    """One backend of the modern era."""
+class StatelessClient(Client):
+    """A client whose requests stand for themselves."""
 
+    _channel: Channel = attrs.field(alias="channel", repr=False)
     _max_pages: int = attrs.field(alias="max_pages")
     _max_tools: int = attrs.field(alias="max_tools")
-    _reserved: JSON = attrs.field(init=False, repr=False)  # what every request says of its sender, in `_meta`
-    _cache: BackendCache = attrs.field(alias="cache", repr=False)
-    _identity: Identity | None = attrs.field(alias="identity", repr=False)  # whose session it is: for what it hears
+    # None: nothing is kept. A program is one session's own, so that its results say nothing about another's.
+    _cache: BackendCache | None = attrs.field(alias="cache", repr=False)
+    _identity: Identity | None = attrs.field(alias="identity", repr=False)  # of the session's opener
     _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
     _listens: bool = attrs.field(alias="listens")  # Backend.listen
     _retries: tuple[float, float] = attrs.field(alias="retries")  # s, the first and the longest between two streams
+    _stamp: JSON = attrs.field(init=False, repr=False)
     # Of the tools in the last listing that mirror arguments in headers.
     _param_headers: dict[str, ParamHeaders] = attrs.field(factory=dict, init=False, repr=False)
     _subscriptions: Subscriptions | None = attrs.field(default=None, init=False, repr=False)
     _closed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._reserved = reserved_meta(self._requests)
+        super().__attrs_post_init__()
+        self._stamp = _stamp(self._requests)
 
-    async def discover(self, identity: Identity | None) -> Answer:
+    async def discover(self, identity: Identity | None) -> Outcome:
         """`server/discover`, whatever the answer; `adopt` takes a good one."""
-        begin_request(DISCOVER)
-        message_id = next(self._ids)
+        ask = self._ask(DISCOVER, {}, identity)
+        if self._cache is None:
+            return await self._send(ask, UNKNOWN)
         known = self._cache.find(DISCOVER, {}, identity)
         if known is not None:
             await trio.lowlevel.checkpoint()
-            return Answer(Result(message_id, known), 200)
+            return Answer(Result(ask.id, known))
         fetch = self._cache.fetch(DISCOVER, {}, identity)
         try:
-            answer = await self._send(message_id, DISCOVER, {}, identity, ignore_other)
-            if fetch is not None and isinstance(answer.outcome, Result) and _is_complete(answer.outcome.result):
-                fetch.keep(answer.outcome.result)
-            return answer
+            outcome = await self._send(ask, UNKNOWN)
+            reply = outcome.reply if isinstance(outcome, Answer) else None
+            # "Absent means complete" (2026-07-28, results).
+            if fetch is not None and isinstance(reply, Result) and reply.result.get("resultType") in (None, "complete"):
+                fetch.keep(reply.result)
+            return outcome
         finally:
             if fetch is not None:
                 fetch.end()
@@ -105,8 +108,11 @@ class ModernClient(StreamableClient):
         Raises:
             BackendProtocolError, MessageTooLarge: Its capabilities cannot be kept.
         """
-        capabilities = declared_capabilities(self._http.backend_id, DISCOVER, result)
-        self.record = attrs.evolve(self.record, server_capabilities=capabilities)
+        capabilities = declared_capabilities(self.record.backend_id, DISCOVER, result)
+        self._channel.attach(self)
+        self.record = attrs.evolve(
+            self.record, era="modern", protocol_version=MODERN_VERSION, server_capabilities=capabilities
+        )
         self.listen_again()
 
     @property
@@ -114,12 +120,16 @@ class ModernClient(StreamableClient):
         return "none" if self._subscriptions is None else self._subscriptions.listening
 
     def listen_again(self) -> None:
-        kinds = listed_as_changing(self.server_capabilities) if self._listens else ()
+        kinds = changing_kinds(self.server_capabilities) if self._listens else ()
         if self._subscriptions is not None:
             if self.listening == "given up":
                 self._subscriptions.open(kinds)
         elif kinds:
             self._all_subscriptions().open(kinds)
+
+    @property
+    def subscribed(self) -> tuple[str, ...]:
+        return () if self._subscriptions is None else self._subscriptions.uris
 
     async def request(
         self,
@@ -133,121 +143,121 @@ class ModernClient(StreamableClient):
         try:
             return await super().request(method, params, identity=identity, timeout=timeout, on_progress=on_progress)
         except BackendTimeout:
-            self._cache.drop(DISCOVER)  # whoever connects again has to find out whether it is there
+            if self._cache is not None:
+                self._cache.drop(DISCOVER)  # the next connection has to find out whether the backend is there
             raise
         except (BackendUnavailable, BackendProtocolError):
-            self._cache.drop_all()  # and what else it once said: it may come back as another
+            if self._cache is not None:
+                self._cache.drop_all()  # the backend may come back as another
             raise
 
-    async def aclose(self, *, terminate: bool) -> None:
+    def close(self) -> None:
+        """The connection is of no use any more: nothing that it brings is acted on."""
         self._closed = True
         if self._subscriptions is not None:
             self._subscriptions.close()
+        self._channel.close()
         self._requests.close()
-        await self._http.link.aclose()
 
-    async def _exchange(
-        self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
-    ) -> JSON:
-        if method in (SUBSCRIBE, UNSUBSCRIBE):
-            return await self._subscribed(method, params["uri"])
-        if method not in CACHEABLE:
-            result = await self._ask(message_id, method, params, identity, on_other)
-            if is_complete(self._http.backend_id, method, result):
-                return result
-            return await self._finish(result, method, params, identity, on_other)
-        self._unwatched.note(method, self.listening)
-        kept = self._cache.find(method, params, identity)
-        if kept is None:
-            result = await self._fetched(message_id, method, params, identity, on_other)
+    async def aclose(self, *, terminate: bool) -> None:
+        self.close()
+        await self._channel.aclose(terminate=terminate)
+
+    async def exchange(self, ask: Ask, method: Method) -> JSON:
+        if method.name in (SUBSCRIBE, UNSUBSCRIBE):
+            return await self._change_subscriptions(method.name, ask.params["uri"])
+        if self._cache is None or not method.may_be_kept:
+            result = await self._result(ask, method)
+            if not is_complete(self.record.backend_id, method, result):
+                result = await self._finished(result, ask, method)
         else:
-            result = kept
-            await trio.lowlevel.checkpoint()
-        return self._with_usable_tools(result) if method == "tools/list" else result
+            kept = self._cache.find(method.name, ask.params, ask.identity)
+            if kept is None:
+                result = await self._fetched(ask, method, self._cache)
+            else:
+                result = kept
+                await trio.lowlevel.checkpoint()
+        if method.name == TOOLS_LIST and self._channel.has_headers:
+            return self._with_usable_tools(result)
+        return result
 
-    async def _fetched(
-        self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
-    ) -> JSON:
+    async def _fetched(self, ask: Ask, method: Method, cache: BackendCache) -> JSON:
         """A result from the backend itself, kept for others if it says so and came of this request alone."""
-        fetch = self._cache.fetch(method, params, identity)
+        fetch = cache.fetch(method.name, ask.params, ask.identity)
         try:
-            result = await self._ask(message_id, method, params, identity, on_other)
-            if is_complete(self._http.backend_id, method, result):
+            result = await self._result(ask, method)
+            if is_complete(self.record.backend_id, method, result):
                 if fetch is not None:
                     fetch.keep(result)
                 return result
         except BackendRejected:
-            if "cursor" in params:  # it may be a dead one, and then the pages before it are of another list
-                self._cache.drop(method)
+            if "cursor" in ask.params:  # the cursor may be dead, and then the pages before it are of another list
+                cache.drop(method.name)
             raise
         finally:
             if fetch is not None:
                 fetch.end()
-        return await self._finish(result, method, params, identity, on_other)
+        return await self._finished(result, ask, method)
 
-    async def _finish(
-        self, first: JSON, method: str, params: JSON, identity: Identity | None, on_other: OnOther
-    ) -> JSON:
+    async def _finished(self, first: JSON, ask: Ask, method: Method) -> JSON:
         """The result of a request whose first answer asks for input."""
 
         async def ask_again(more: JSON) -> JSON:
-            return await self._ask(next(self._ids), method, more, identity, on_other)
+            return await self._result(attrs.evolve(ask, id=next(self._channel.ids), params=more), method)
 
-        return await finish_rounds(first, method, params, ask_again, self._requests.handling, identity)
+        return await finish_rounds(first, ask, method, ask_again, self._requests.handling)
 
-    async def _ask(
-        self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
-    ) -> JSON:
+    async def _result(self, ask: Ask, method: Method) -> JSON:
         """One request, and its result as it came."""
-        answer = await self._send(message_id, method, params, identity, on_other)
-        if method == "tools/call" and getattr(answer.outcome, "code", None) == HEADER_MISMATCH:
+        backend_id = self.record.backend_id
+        outcome = await self._send(ask, method)
+        if method.name == TOOLS_CALL and _is_header_mismatch(outcome):
             # Our copy of the schema is old. "Refetch and retry once": the error proves that the call did not run.
-            with preparing(method):
-                await self._list_tools_again(identity)
-            answer = await self._send(next(self._ids), method, params, identity, on_other)
-        outcome = answer.outcome
-        if isinstance(outcome, Interrupted):
-            raise BackendUnavailable(
-                self._http.backend_id, f"closed the stream before it answered {method!r}", may_have_executed=True
-            )
-        if not isinstance(outcome, Result):
-            note_written(False)
-            if answer.status >= 400:  # it may have become another, and whoever connects again has to look
-                self._cache.drop(DISCOVER)
-            refused = refusal(self._http.backend_id, method, outcome)
-            if answer.status in _NO_LONGER_MODERN and _is_of_the_other_era(outcome):
-                note_session_lost()
-                refused.may_have_executed = False  # whatever its code: it was not understood
-            raise refused
-        return outcome.result
+            with preparing(method.name):
+                await self._list_tools_again(ask.identity)
+            outcome = await self._send(attrs.evolve(ask, id=next(self._channel.ids)), method)
+        if isinstance(outcome, Answer) and isinstance(outcome.reply, Result):
+            return outcome.reply.result
+        if isinstance(outcome, Loss):
+            error = outcome.error(backend_id, method.name or ask.method)
+            error.may_have_executed = ask.note.written
+            raise error
+        ask.note.written = False
+        if outcome.status >= 400 and self._cache is not None:
+            self._cache.drop(DISCOVER)  # the backend may have become another, and the next connection has to look
+        refused = rejection(backend_id, ask.method, outcome)
+        if outcome.status in _NO_LONGER_MODERN and _is_of_the_other_era(outcome):
+            note_session_lost()
+            refused.may_have_executed = False  # whatever its code: the request was not understood
+        raise refused
 
-    async def _send(
-        self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
-    ) -> Answer:
-        data, headers = self._composed(message_id, method, params)
-        return await self._http.ask(message_id, data, headers, identity=identity, on_other=on_other)
+    async def _send(self, ask: Ask, method: Method) -> Outcome:
+        data, headers = self._compose(ask, method)
+        return await self._channel.exchange(ask, data, headers)
 
-    def _composed(self, message_id: int, method: str, params: JSON) -> tuple[bytes, Headers]:
+    def _compose(self, ask: Ask, method: Method) -> tuple[bytes, Headers]:
         """A request as it goes out: its body, and its headers."""
-        data = encode_request(message_id, method, params | {"_meta": params.get("_meta", {}) | self._reserved})
-        headers = [
-            (b"MCP-Protocol-Version", MODERN_VERSION.encode()),
-            (b"Mcp-Method", method.encode()),
-            *self._mirrored(method, params),  # after the encoding, which refuses what is no text
-        ]
+        params = ask.params
+        data = encode_request(ask.id, ask.method, params | {"_meta": params.get("_meta", {}) | self._stamp})
+        headers = [(b"MCP-Protocol-Version", MODERN_VERSION.encode()), (b"Mcp-Method", ask.method.encode())]
+        if method.named_by is not None:  # behind the encoding, which refuses what is no text
+            name = params[method.named_by]
+            headers.append((b"Mcp-Name", encode_header_value(name).encode()))
+            if name in self._param_headers and method.name == TOOLS_CALL:
+                encoded = self._param_headers[name].encode(params.get("arguments", {}))
+                headers += [(header.encode(), value.encode()) for header, value in encoded]
         return data, headers
 
-    def _compose(self, method: str, params: JSON) -> tuple[int, bytes, Headers]:
-        message_id = next(self._ids)
-        return message_id, *self._composed(message_id, method, params)
+    # --- changes
 
     def _all_subscriptions(self) -> Subscriptions:
         """Made when they are needed: few backends have any."""
         if self._subscriptions is None:
             self._subscriptions = Subscriptions(
-                carrier=HttpCarrier(self._http, self._compose, self._identity),
-                events=self._heard,
-                watched=self._watched,
+                channel=self._channel,
+                compose=self._compose_listen,
+                on_event=self.on_event,
+                on_heard=self.on_heard,
                 nursery=self._nursery,
                 retries=self._retries,
             )
@@ -255,7 +265,11 @@ class ModernClient(StreamableClient):
                 self._subscriptions.close()
         return self._subscriptions
 
-    async def _subscribed(self, method: str, uri: str) -> JSON:
+    def _compose_listen(self, method: str, params: JSON) -> tuple[Ask, bytes, Headers]:
+        ask = self._ask(method, params, self._identity)
+        return ask, *self._compose(ask, UNKNOWN)
+
+    async def _change_subscriptions(self, method: str, uri: str) -> JSON:
         """What were requests of their own in the handshake era changes the set that `subscriptions/listen` names."""
         if method == SUBSCRIBE:
             await self._all_subscriptions().subscribe(uri)
@@ -263,51 +277,45 @@ class ModernClient(StreamableClient):
             await self._subscriptions.unsubscribe(uri)
         return {}
 
-    def _heard(self, method: str, params: JSON) -> None:
-        self._cache.note_change(method, params)  # first: whoever hears of it asks anew
-        super()._heard(method, params)
+    def on_event(self, method: str, params: JSON) -> None:
+        if self._cache is not None:
+            self._cache.note_change(method, params)  # first: what the event makes others ask must not be old
+        super().on_event(method, params)
 
-    def _doubt(self, kinds: tuple[str, ...]) -> None:
-        for kind in kinds:  # however fresh it is called, and whoever asked for it: nobody may have listened since
-            self._cache.note_change(LIST_CHANGED[kind], {})
-        super()._doubt(kinds)
+    def on_request(self, message: Request, identity: Identity | None) -> None:
+        # "Servers MUST NOT send requests" in this era (2026-07-28, transports).
+        self._channel.complaints.make(
+            "backend %r: ignored a request, which this era's servers do not send", self.record.backend_id
+        )
 
-    def _mirrored(self, method: str, params: JSON) -> Headers:
-        headers: Headers = []
-        if method in _NAMED_BY:
-            name = params[_NAMED_BY[method]]
-            headers.append((b"Mcp-Name", encode_header_value(name).encode()))
-            if method == "tools/call" and name in self._param_headers:
-                encoded = self._param_headers[name].encode(params.get("arguments", {}))
-                headers += [(header.encode(), value.encode()) for header, value in encoded]
-        return headers
+    # --- tools that mirror arguments in headers
 
     def _with_usable_tools(self, page: JSON) -> JSON:
-        """Without the tools whose `x-mcp-header` annotation is invalid: clients MUST NOT call those; the others
-        stay.
+        """Without the tools whose `x-mcp-header` annotation is invalid: clients MUST NOT call those (2026-07-28,
+        transports, "Custom Headers from Tool Parameters"); the others stay.
         """
         tools = page.get("tools")
         if not isinstance(tools, list):
             return page
         bad: list[str] = []
-        usable = [tool for tool in tools if self._learn(tool, bad)]
+        usable = [tool for tool in tools if self._learn_headers(tool, bad)]
         if bad:
             more = f", and {len(bad) - 1} more" if bad[1:] else ""
-            logger.warning("backend %r: dropped tool %s%s", self._http.backend_id, bad[0], more)
+            logger.warning("backend %r: dropped tool %s%s", self.record.backend_id, bad[0], more)
         return page | {"tools": usable}
 
-    def _learn(self, tool: object, bad: list[str]) -> bool:
-        """Note the headers of one tool. False, and an entry in `bad`: it has to be dropped."""
+    def _learn_headers(self, tool: object, bad: list[str]) -> bool:
+        """Note the headers of one tool. False, and an entry in `bad`: the tool has to be dropped."""
         schema = tool.get("inputSchema") if isinstance(tool, dict) else None
         name = tool.get("name") if isinstance(tool, dict) else None
         if not isinstance(schema, dict) or not isinstance(name, str):
-            return True  # whatever else is wrong with it is for the listing to say
+            return True  # whatever else is wrong with the tool is for the listing to say
         try:
             mirrored = param_headers(schema)
         except BadParamHeader as exc:
             bad.append(f"{name[:128]!r}: its input schema {exc}")
             return False
-        # Limited here, too: unlike a listing, the lists that are fetched again are counted by nobody.
+        # Limited here, too: unlike a listing, the lists that are fetched again are not counted.
         if mirrored.paths and (name in self._param_headers or len(self._param_headers) < self._max_tools):
             self._param_headers[name] = mirrored
         else:
@@ -315,29 +323,31 @@ class ModernClient(StreamableClient):
         return True
 
     async def _list_tools_again(self, identity: Identity | None) -> None:
-        self._cache.drop("tools/list")
+        if self._cache is not None:
+            self._cache.drop(TOOLS_LIST)
         cursor: object = None
         pages = 0
         while pages < self._max_pages:
             pages += 1
             params = {} if cursor is None else {"cursor": cursor}
-            page = await self._exchange(next(self._ids), "tools/list", params, identity, ignore_other)
+            page = await self.exchange(self._ask(TOOLS_LIST, params, identity), METHODS[TOOLS_LIST])
             cursor = page.get("nextCursor")
             if cursor is None:
                 return
 
-    def _give_up(self, message_id: int, identity: Identity | None, reason: str) -> None:
-        """Nothing to send: the response stream was closed, and "closing the stream is the cancellation"."""
 
-    def _on_request(self, message: Request, identity: Identity | None) -> None:
-        # "Servers MUST NOT send requests" on a response stream of this era.
-        self._http.complaints.make("backend %r: ignored a request on a response stream", self._http.backend_id)
+def _is_header_mismatch(outcome: Outcome) -> bool:
+    reply = outcome.reply if isinstance(outcome, Answer) else None
+    return isinstance(reply, ErrorReply) and reply.code == HEADER_MISMATCH
 
 
-def _is_of_the_other_era(outcome: ErrorReply | HttpRefusal) -> bool:
+def _is_of_the_other_era(outcome: Answer | Refusal) -> bool:
     """Whether this refusal comes from a server that was exchanged for one of the handshake era, or from a proxy. A
-    server of this era refuses in JSON-RPC, and in words of their own.
+    server of this era refuses in JSON-RPC, and in words of its own.
     """
-    if isinstance(outcome, HttpRefusal):
+    if isinstance(outcome, Refusal):
         return True
-    return not is_modern_error(outcome) and (names_session(outcome) or "protocol version" in outcome.message.lower())
+    reply = outcome.reply
+    if not isinstance(reply, ErrorReply) or is_modern_error(outcome):
+        return False
+    return names_session(outcome) or "protocol version" in reply.message.lower()

@@ -1,12 +1,12 @@
 """`subscriptions/listen` of the modern era: one request that stays open and brings the changes asked for.
 
-Over HTTP its response is a stream of its own, over stdio what it brings is among everything else: see `Carrier`.
+Over HTTP its response is a stream of its own, over stdio its messages are among all others: see `Channel.hold`.
 
-What is asked for cannot be changed on an open stream. So whoever changes the set of subscribed resources opens another
-stream, and the one before ends once the new one is acknowledged: nothing is missed in between.
+What is asked for cannot be changed on an open stream. To change the set of subscribed resources, another stream is
+opened, and the one before ends once the new one is acknowledged: nothing is missed in between.
 
-Source: MCP 2026-07-28, subscriptions. It contradicts itself on how a stream ends: a result, a `cancelled`, and an end
-without a word are all taken.
+Source: MCP 2026-07-28, subscriptions. The page contradicts itself on how a stream ends: a result, a `cancelled`, and an
+end without a message are all taken.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import attrs
 import trio
 
-from trio_vmcp._client.channels.streamable import MOST_QUOTED, HttpRefusal, refusal
-from trio_vmcp._client.listening import (
-    HELD_LONG,
-    LIST_CHANGED,
-    LIST_KEYS,
-    MOST_SUBSCRIPTIONS,
-    RESOURCE_UPDATED,
-    Listening,
-    Patience,
-    tell_missed,
-    too_many_subscriptions,
-)
+from trio_vmcp._client.channels.channel import Ask, Channel, Headers
+from trio_vmcp._client.listening import HeldStream, Listening, Patience, tell_missed
 from trio_vmcp._nursery import start_if_open
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Message, Notification, Result, encode_request, same_id
-from trio_vmcp.connector import EventSink
+from trio_vmcp._protocol.methods import (
+    ACKNOWLEDGED,
+    CANCELLED,
+    LIST_CHANGED,
+    LIST_KEYS,
+    LISTEN,
+    RESOURCE_UPDATED,
+    SUBSCRIPTION_ID,
+    Kind,
+)
+from trio_vmcp._protocol.outcomes import MOST_QUOTED, Answer, Refusal, rejection
 from trio_vmcp.errors import (
     BackendError,
     BackendProtocolError,
@@ -43,71 +43,25 @@ from trio_vmcp.errors import (
 )
 from trio_vmcp.models import JSON
 
-__all__ = ["LISTEN", "SUBSCRIPTION_ID", "Carrier", "Ear", "Refused", "Subscriptions"]
+__all__ = ["Subscriptions"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
-LISTEN = "subscriptions/listen"
-ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
-SUBSCRIPTION_ID = "io.modelcontextprotocol/subscriptionId"
 METHOD_NOT_FOUND, INVALID_PARAMS = -32601, -32602
 _NOT_OFFERED = frozenset({404, 405, 406, 501, METHOD_NOT_FOUND})  # HTTP's ways to say it, and JSON-RPC's
 # s from the request to the acknowledgement, which is the first message. Behind it there is no limit: a stream may be
 # silent for days.
 ACKNOWLEDGE_TIMEOUT = 30.0
 
-Refused: TypeAlias = Result | ErrorReply | HttpRefusal
-"""What a backend answers in place of a stream, or to end one."""
-Watched: TypeAlias = Callable[[tuple[str, ...]], None]
-"""Told of the kinds of lists whose changes are heard of from now on."""
-
-
-class Ear(Protocol):
-    """Whoever a stream is for."""
-
-    def begin(self, request_id: int) -> None:
-        """A request of this id goes out now; what comes by its stream is tagged with it."""
-        ...
-
-    def take(self, message: Message) -> bool:
-        """One message of the stream. False: no more is wanted.
-
-        Raises:
-            BackendProtocolError: It has no place there.
-        """
-        ...
-
-    def be_patient(self, retry: float) -> None:
-        """The stream asks not to be opened again within so many seconds of its end."""
-        ...
-
-
-class Carrier(Protocol):
-    """What such a request goes out by, and its stream comes back by."""
-
-    @property
-    def backend_id(self) -> str: ...
-
-    @property
-    def is_over(self) -> bool:
-        """Nothing is carried any more, whoever asks."""
-        ...
-
-    async def carry(self, params: JSON, ear: Ear) -> Refused | None:
-        """Send `subscriptions/listen`, and hand over what comes of it until it ends or `ear` wants no more. Cancelled,
-        it takes the request back. Returns an answer that `ear` has not seen.
-
-        Raises:
-            BackendError: There was no stream, or it broke.
-        """
-        ...
+Compose: TypeAlias = Callable[[str, JSON], tuple[Ask, bytes, Headers]]
+"""A request of this method with these params: its body, and its headers."""
 
 
 @attrs.frozen
 class Wanted:
     """What a stream is to bring: kinds of lists, and resources."""
 
-    kinds: tuple[str, ...]
+    kinds: tuple[Kind, ...]
     uris: tuple[str, ...]
 
     def __bool__(self) -> bool:
@@ -134,16 +88,18 @@ class Wanted:
 
 @attrs.define(eq=False, kw_only=True)
 class Subscriptions:
-    """What one client is told of by one backend."""
+    """The changes that one backend tells one client of."""
 
-    _carrier: Carrier = attrs.field(alias="carrier")
-    _events: EventSink = attrs.field(alias="events", repr=False)
-    _watched: Watched = attrs.field(alias="watched", repr=False)
+    _channel: Channel = attrs.field(alias="channel", repr=False)
+    _compose: Compose = attrs.field(alias="compose", repr=False)
+    _on_event: Callable[[str, JSON], None] = attrs.field(alias="on_event", repr=False)
+    # Told of the kinds of lists whose changes are heard of from now on.
+    _on_heard: Callable[[tuple[Kind, ...]], None] = attrs.field(alias="on_heard", repr=False)
     _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
     _retries: tuple[float, float] = attrs.field(alias="retries")  # s, the first and the longest
-    _kinds: tuple[str, ...] = attrs.field(default=(), init=False)
+    _kinds: tuple[Kind, ...] = attrs.field(default=(), init=False)
     _current: _Listener | None = attrs.field(default=None, init=False)
-    _trial: _Listener | None = attrs.field(default=None, init=False)  # becomes the current one, or nothing
+    _trial: _Listener | None = attrs.field(default=None, init=False)  # it becomes the current one, or is closed
     _changing: trio.Lock | None = attrs.field(default=None, init=False, repr=False)
     _closed: bool = attrs.field(default=False, init=False)
 
@@ -155,7 +111,7 @@ class Subscriptions:
     def uris(self) -> tuple[str, ...]:
         return () if self._current is None else self._current.wanted.uris
 
-    def open(self, kinds: tuple[str, ...]) -> None:
+    def open(self, kinds: tuple[Kind, ...]) -> None:
         """Hear of changes of these kinds of lists from now on, and of the resources subscribed to so far."""
         self._kinds = kinds
         before, wanted = self._current, Wanted(kinds, self.uris)
@@ -174,7 +130,6 @@ class Subscriptions:
         """Hear of changes of a resource.
 
         Raises:
-            MessageTooLarge: There are MOST_SUBSCRIPTIONS already.
             BackendRejected: The backend does not offer it.
             BackendError: It did not answer; the subscriptions are as before.
         """
@@ -182,8 +137,6 @@ class Subscriptions:
             if uri in self.uris and self.listening == "open":
                 return
             uris = (*(known for known in self.uris if known != uri), uri)
-            if len(uris) > MOST_SUBSCRIPTIONS:
-                raise too_many_subscriptions(self._carrier.backend_id)
             await self._change(uris, uri)
 
     async def unsubscribe(self, uri: str) -> None:
@@ -215,64 +168,59 @@ class Subscriptions:
                 self._trial = None
         self._current = trial
         if before is not None:
-            # It would have told of its gap once it was back.
+            # The stream before would have told of its gap once it was open again.
             if trial is not None and before.listening in ("retrying", "given up"):
-                tell_missed(self._events, trial.heard_of.kinds, trial.heard_of.uris)
+                tell_missed(self._on_event, trial.heard_of.kinds, trial.heard_of.uris)
             before.close()
 
     def _listener(self, wanted: Wanted, *, is_trial: bool) -> _Listener:
         if self._closed:
-            raise BackendUnavailable(self._carrier.backend_id, "cannot be listened to: its connection is closed")
-        encode_request(0, LISTEN, wanted.params())  # what cannot be sent is the caller's mistake, and not the task's
+            raise BackendUnavailable(self._channel.backend_id, "cannot be listened to: its connection is closed")
+        encode_request(
+            0, LISTEN, wanted.params()
+        )  # here, so that what cannot be sent is the caller's error, and not one of the task
         listener = _Listener(
-            carrier=self._carrier,
-            events=self._events,
-            watched=self._watched,
+            backend_id=self._channel.backend_id,
             patience=Patience(*self._retries),
+            channel=self._channel,
+            compose=self._compose,
+            on_event=self._on_event,
+            on_heard=self._on_heard,
             wanted=wanted,
             is_trial=is_trial,
         )
         if not start_if_open(self._nursery, listener.run):
-            raise BackendUnavailable(self._carrier.backend_id, "cannot be listened to: its connection is closed")
+            raise BackendUnavailable(self._channel.backend_id, "cannot be listened to: its connection is closed")
         return listener
 
 
 @attrs.define(eq=False, kw_only=True)
-class _Listener:
-    """One task: a stream for one set of wishes, opened again for as long as there is patience. An `Ear`.
+class _Listener(HeldStream):
+    """One stream for one set of wishes.
 
     Attributes:
-        settled: It was acknowledged for the first time, or never will be.
-        is_trial: Somebody waits for that: then the first attempt is the only one until it was.
+        is_trial: A caller waits for the first acknowledgement: the first attempt is then the only one before it.
         honoured: By the last acknowledgement.
         problem: Why there was none.
     """
 
-    _carrier: Carrier = attrs.field(alias="carrier")
-    _events: EventSink = attrs.field(alias="events", repr=False)
-    _watched: Watched = attrs.field(alias="watched", repr=False)
-    _patience: Patience = attrs.field(alias="patience")
+    _channel: Channel = attrs.field(alias="channel", repr=False)
+    _compose: Compose = attrs.field(alias="compose", repr=False)
+    _on_event: Callable[[str, JSON], None] = attrs.field(alias="on_event", repr=False)
+    _on_heard: Callable[[tuple[Kind, ...]], None] = attrs.field(alias="on_heard", repr=False)
     wanted: Wanted
     is_trial: bool
-    listening: Listening = attrs.field(default="none", init=False)
-    settled: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     honoured: Wanted | None = attrs.field(default=None, init=False)
     problem: BackendError | None = attrs.field(default=None, init=False)
-    _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     # Of the request that is out now.
     _request_id: int = attrs.field(default=0, init=False)
-    _patient: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
+    _acknowledging: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _is_acknowledged: bool = attrs.field(default=False, init=False)
-    _outcome: Refused | None = attrs.field(default=None, init=False)
+    _outcome: Answer | Refusal | None = attrs.field(default=None, init=False)
 
     @property
     def heard_of(self) -> Wanted:
         return self.honoured or Wanted((), ())
-
-    def close(self) -> None:
-        """End it, without waiting. "Closing the response stream" is how a subscription is cancelled."""
-        self.listening = "none"
-        self._scope.cancel(reason="these subscriptions are over")
 
     def require(self, uri: str | None) -> None:
         """Raise what became of a trial, if it is not what was wanted.
@@ -281,120 +229,104 @@ class _Listener:
             BackendError: There was no acknowledgement, or it leaves `uri` out.
         """
         if self.honoured is None:
-            raise self.problem or BackendUnavailable(
-                self._carrier.backend_id, "closed a stream before it acknowledged it"
-            )
+            raise self.problem or BackendUnavailable(self.backend_id, "closed a stream before it acknowledged it")
         if uri is not None and uri not in self.honoured.uris:
             raise BackendRejected(
-                self._carrier.backend_id,
+                self.backend_id,
                 f"does not tell of changes of the resource {uri!r}",
                 code=INVALID_PARAMS,
                 message="not honoured",
             )
 
-    async def run(self) -> None:
-        """Listen, until it is closed, not offered, or given up."""
-        try:
-            with self._scope:
-                await self._keep()
-        finally:
-            self.settled.set()
-
-    async def _keep(self) -> None:
-        while await self._once():
-            if self.is_trial and self.honoured is None:
-                break
-            delay = self._patience.next_delay()
-            if delay is None:
-                self.listening = "given up"
-                logger.warning(
-                    "backend %r: its subscriptions ended too often without use; not listening any more",
-                    self._carrier.backend_id,
-                )
-                return
-            self.listening = "retrying"
-            await trio.sleep(delay)
-        self.listening = "none"
-
-    async def _once(self) -> bool:
-        """One request and what comes by it. False: there is no use in another."""
+    async def open_once(self) -> bool:
         self._outcome, self._is_acknowledged, self.problem = None, False, None
-        started_at = trio.current_time()
+        opened_at = trio.current_time()
+        ask, data, headers = self._compose(LISTEN, self.wanted.params())
+        self._request_id = ask.id
         try:
-            with trio.CancelScope(deadline=started_at + ACKNOWLEDGE_TIMEOUT) as self._patient:
-                self._outcome = await self._carrier.carry(self.wanted.params(), self) or self._outcome
+            with trio.CancelScope(deadline=opened_at + ACKNOWLEDGE_TIMEOUT) as self._acknowledging:
+                unseen = await self._channel.hold(ask, data, headers, self._take, self._be_asked_to_wait)
+                self._outcome = unseen or self._outcome
         except BackendError as error:
             self.problem = error
-            self._patience.note(error)
+            self.patience.note_error(error)
             logger.debug("%s, on its subscriptions", error)
-            if self._carrier.is_over:
+            if self._channel.is_lost:
                 return False
-        if self._patient.cancelled_caught:
+        if self._acknowledging.cancelled_caught:
             detail = f"did not acknowledge {LISTEN!r} within {ACKNOWLEDGE_TIMEOUT} s"
-            self.problem = BackendTimeout(self._carrier.backend_id, detail)
-        if self._is_acknowledged and trio.current_time() - started_at >= HELD_LONG:
-            self._patience.reward()
-        if isinstance(self._outcome, ErrorReply | HttpRefusal):
-            self.problem = refusal(self._carrier.backend_id, LISTEN, self._outcome)
-            logger.debug("%s", self.problem)
-            code = self._outcome.code if isinstance(self._outcome, ErrorReply) else self._outcome.status
-            if self.honoured is not None:
-                self._patience.note_status(code)
-            return code not in _NOT_OFFERED
-        return not self._is_acknowledged or bool(self.honoured)
+            self.problem = BackendTimeout(self.backend_id, detail)
+        if self._is_acknowledged:
+            self.reward_for(opened_at)
+        again = self._judge(self._outcome)
+        return again and not (self.is_trial and self.honoured is None)
 
-    def begin(self, request_id: int) -> None:
-        self._request_id = request_id
+    def _judge(self, outcome: Answer | Refusal | None) -> bool:
+        """Whether another stream is of use, after what ended this one."""
+        if outcome is None or (isinstance(outcome, Answer) and isinstance(outcome.reply, Result)):
+            return not self._is_acknowledged or bool(self.honoured)
+        self.problem = rejection(self.backend_id, LISTEN, outcome)
+        logger.debug("%s", self.problem)
+        reply = outcome.reply if isinstance(outcome, Answer) else None
+        code = reply.code if isinstance(reply, ErrorReply) else outcome.status
+        if self.honoured is not None:
+            self.patience.note_status(code)
+        return code not in _NOT_OFFERED
 
-    def be_patient(self, retry: float) -> None:
-        self._patience.retry = retry
+    def _be_asked_to_wait(self, retry: float) -> None:
+        self.patience.retry = retry
 
-    def take(self, message: Message) -> bool:
+    def _take(self, message: Message) -> bool:
+        """One message of the stream. False: no more is wanted.
+
+        Raises:
+            BackendProtocolError: The message has no place there.
+        """
         match message:
             case Result() | ErrorReply():
                 if same_id(message.id, self._request_id) or (isinstance(message, ErrorReply) and message.id is None):
-                    self._outcome = message
+                    self._outcome = Answer(message)
                     return False
-            case Notification(method="notifications/cancelled"):
+            case Notification(method=method) if method == CANCELLED:
                 return not same_id(message.params.get("requestId"), self._request_id)
             case Notification() if self._is_ours(message.params):
-                return self._hear(message.method, message.params)
-            case _:  # a request, which servers must not send here, or somebody else's
+                return self._take_ours(message.method, message.params)
+            case _:  # a request, which servers must not send here, or a message of another subscription
                 pass
         if not self._is_acknowledged:
             detail = f"answered {LISTEN!r} with something else before {ACKNOWLEDGED!r}"
-            raise BackendProtocolError(self._carrier.backend_id, detail)
+            raise BackendProtocolError(self.backend_id, detail)
         return True
 
     def _is_ours(self, params: JSON) -> bool:
         meta = params.get("_meta")
         return isinstance(meta, dict) and same_id(meta.get(SUBSCRIPTION_ID), self._request_id)
 
-    def _hear(self, method: str, params: JSON) -> bool:
+    def _take_ours(self, method: str, params: JSON) -> bool:
         if method == ACKNOWLEDGED and not self._is_acknowledged:
             return self._acknowledged(self.wanted.honoured_by(params))
         if self.honoured is None or not self._is_acknowledged:
             detail = f"answered {LISTEN!r} with {method[:MOST_QUOTED]!r} before {ACKNOWLEDGED!r}"
-            raise BackendProtocolError(self._carrier.backend_id, detail)
+            raise BackendProtocolError(self.backend_id, detail)
         of_a_list = any(method == LIST_CHANGED[kind] for kind in self.honoured.kinds)
         of_a_resource = method == RESOURCE_UPDATED and bool(self.honoured.uris) and isinstance(params.get("uri"), str)
         if of_a_list or of_a_resource:  # "only what was asked for"
-            self._patience.reward()
-            self._events(method, params)
+            self.patience.reward()
+            self._on_event(method, params)
         return True
 
     def _acknowledged(self, honoured: Wanted) -> bool:
         again = self.listening == "retrying"
-        self._patient.deadline = math.inf
+        self._acknowledging.deadline = math.inf
         self._is_acknowledged, self.honoured = True, honoured
         if not honoured:
             return False
         if honoured != self.wanted:
-            logger.info("backend %r: tells of changes of less than it was asked to", self._carrier.backend_id)
+            logger.info("backend %r: tells of changes of less than it was asked to", self._channel.backend_id)
         self.listening = "open"
         self.settled.set()
         if again:
-            tell_missed(self._events, honoured.kinds, honoured.uris)
+            tell_missed(self._on_event, honoured.kinds, honoured.uris)
         else:
-            self._watched(honoured.kinds)
+            self._on_heard(honoured.kinds)
         return True

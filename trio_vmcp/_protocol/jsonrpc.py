@@ -33,6 +33,7 @@ __all__ = [
     "encode_notification",
     "encode_request",
     "encode_result",
+    "meant_id",
     "parse_message",
     "parse_text",
     "same_id",
@@ -43,7 +44,13 @@ RequestId: TypeAlias = int | str
 
 
 class BadMessage(ValueError):
-    """A backend's bytes are not one JSON-RPC message. The text completes the sentence "a message that …"."""
+    """A backend's bytes are not one JSON-RPC message. The text completes the sentence "a message that …".
+
+    Attributes:
+        reply_id: The id of the request that the message seems to answer; None: none can be told.
+    """
+
+    reply_id: int | None = None
 
 
 class NotJson(ValueError):
@@ -140,6 +147,34 @@ def parse_message(data: bytes | bytearray | memoryview, *, max_depth: int) -> Me
 def parse_text(text: str, *, max_depth: int) -> Message:
     """`parse_message` without `to_text`, so that a caller can free the bytes of a large message in between."""
     message = _loads(text)
+    try:
+        return _checked(message, text, max_depth)
+    except BadMessage as bad:
+        bad.reply_id = _reply_id(message)
+        raise
+
+
+def meant_id(received: object) -> int | None:
+    """The request id that a peer meant: some JSON writers turn 7 into "7" or 7.0. None: no number."""
+    if type(received) is int:
+        return received
+    if type(received) is float and received.is_integer():
+        return int(received)
+    if type(received) is str and received.isascii() and received.isdigit() and len(received) <= _MOST_ID_DIGITS:
+        return int(received)
+    return None
+
+
+_MOST_ID_DIGITS = 18
+
+
+def _reply_id(message: Any) -> int | None:
+    if not _is_object(message) or "method" in message or message.keys().isdisjoint(("jsonrpc", "result", "error")):
+        return None
+    return meant_id(message.get("id"))
+
+
+def _checked(message: Any, text: str, max_depth: int) -> Message:
     if not _is_object(message):
         raise BadMessage(f"is {_kind(message)}, not a JSON-RPC object")  # MCP 2025-06-18 removed batches
     if _has_brackets(text, max_depth) and _too_deep(message, max_depth):

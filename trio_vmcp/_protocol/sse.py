@@ -50,6 +50,8 @@ class SseDecoder:
     """Turns chunks into events.
 
     Attributes:
+        idle_lines, idle_bytes: Lines so far that are no part of an event's data, such as comments and empty lines, and
+            their bytes.
         max_event_bytes: Limit for all lines of one event together, comments and unknown fields included.
         max_line_bytes: Limit for one line without its end; None: `max_event_bytes`.
         last_event_id: The newest id, for Last-Event-ID; None: there is none, or an empty `id` field reset it. Ids over
@@ -59,6 +61,8 @@ class SseDecoder:
 
     max_event_bytes: int
     max_line_bytes: int | None = None
+    idle_lines: int = attrs.field(default=0, init=False)
+    idle_bytes: int = attrs.field(default=0, init=False)
     last_event_id: str | None = attrs.field(default=None, init=False)
     retry: float | None = attrs.field(default=None, init=False)
 
@@ -134,7 +138,13 @@ class SseDecoder:
         if len(line) > begin:
             self._take_field(line, begin)
         else:
+            if self._data is None:
+                self._count_idle(line)
             self._dispatch(events)
+
+    def _count_idle(self, line: bytes | bytearray) -> None:
+        self.idle_lines += 1
+        self.idle_bytes += len(line) + 1
 
     def _take_field(self, line: bytes | bytearray, begin: int) -> None:
         colon = line.find(b":", begin, begin + _LONGEST_FIELD)  # at `begin`: a comment, with an empty field name
@@ -145,7 +155,9 @@ class SseDecoder:
         name, size = line[begin:end], max(len(line) - start, 0)
         if name == b"data":
             self._take_data(line, start)
-        elif name == b"event":
+            return
+        self._count_idle(line)
+        if name == b"event":
             self._event = bytes(line[start : start + MAX_FIELD_BYTES])  # no known name is longer
         elif name == b"id" and size <= MAX_FIELD_BYTES and _VISIBLE_ASCII.fullmatch(line, start):
             self._id = line[start:].decode("ascii")
@@ -176,7 +188,7 @@ class SseDecoder:
         self._event_bytes, self._event, self._data, self._id = 0, b"", None, None
 
 
-def line_ends(chunk: bytes) -> tuple[int, int]:
+def line_ends(chunk: bytes | bytearray) -> tuple[int, int]:
     """Where the first line end begins, and where the last line end is over; (-1, 0): there is none.
 
     Only the part between the two is split into lines: the rest is most of a large event, and splitting takes twenty

@@ -249,7 +249,7 @@ class Attempt:
 
 @attrs.define(eq=False)
 class Events:
-    """A `SessionSink`, of one client; `client` is None while that is being made."""
+    """An `EventSink`, of one client; `client` is None while that is being made."""
 
     _attempt: Attempt
     _refresher: Refresher
@@ -265,10 +265,6 @@ class Events:
 
     async def _replace(self, error: BackendError) -> None:
         await self._attempt.replace(self.client, error)
-
-    def listed_too_early(self, kinds: tuple[str, ...]) -> None:
-        for kind in kinds:
-            self(f"notifications/{kind}/list_changed", {})
 
 
 async def close_connection(session: SessionParts, member: Member, connection: Connection) -> None:

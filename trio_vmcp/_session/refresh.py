@@ -15,13 +15,13 @@ import attrs
 import trio
 
 from trio_vmcp._nursery import start_clean, start_if_open
+from trio_vmcp._protocol.methods import KINDS, LIST_CHANGED, Kind
 from trio_vmcp._session.listing import list_backend
 from trio_vmcp._session.member import Member, MemberObserver
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import BackendError
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import Backend
-from trio_vmcp.routing import Kind
 from trio_vmcp.settings import FactorySettings
 
 __all__ = ["Refresher"]
@@ -31,11 +31,7 @@ logger = logging.getLogger("trio_vmcp.session")
 REFETCH_INTERVAL = 1.0  # s between the beginnings of two refetches of one backend
 MOST_TRIES = 3  # of a refetch that fails; the next notification tries again
 
-_KINDS: dict[str, Kind] = {
-    "notifications/tools/list_changed": "tools",
-    "notifications/resources/list_changed": "resources",
-    "notifications/prompts/list_changed": "prompts",
-}
+_KINDS = {LIST_CHANGED[kind]: kind for kind in KINDS}
 
 
 class ListedConnection(Protocol):
@@ -73,7 +69,7 @@ class Refresher:
 
     def list_again(self) -> None:
         """The connection is new: what is known is what was seen through the one before."""
-        self._want(*_KINDS.values())
+        self._want(*KINDS)
 
     def subscribe_again(self) -> None:
         """Subscriptions ended with the connection before. Called once for each connection."""

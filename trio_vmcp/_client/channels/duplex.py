@@ -1,208 +1,206 @@
-"""A client over one stream of JSON-RPC messages in both directions: what HTTP+SSE and stdio have in common.
+"""A channel of one stream of messages in each direction, which all requests share: HTTP+SSE and stdio are such.
 
-Calls wait in their callers' tasks (`_inbox`). How a message gets out, and how the connection ends, is the wire's
-business: see `_wire`.
+Requests wait in their callers' tasks (`inbox`). How a message goes out, and how the connection ends, is for the two
+subclasses to say.
 """
 
 from __future__ import annotations
 
+import abc
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+
 import attrs
 import trio
 
-from trio_vmcp._client.carriers import DuplexCarrier
-from trio_vmcp._client.channels.inbox import Inbox, Loss
-from trio_vmcp._client.channels.streamable import HttpRefusal, OnOther, ignore_other, refusal
-from trio_vmcp._client.channels.wire import Wire
-from trio_vmcp._client.client import CLIENT_INFO, CallingClient, declared_capabilities, negotiated
-from trio_vmcp._client.eras import LEGACY_VERSIONS, MODERN_VERSION
-from trio_vmcp._client.handshake import InitializeRefused
-from trio_vmcp._client.listening import SUBSCRIBE, UNSUBSCRIBE, Listening, listed_as_changing
-from trio_vmcp._client.rounds import finish_rounds, is_complete
-from trio_vmcp._client.stateless import reserved_meta
-from trio_vmcp._client.subscriptions import Subscriptions
-from trio_vmcp._protocol.jsonrpc import (
-    ErrorReply,
-    Notification,
-    Request,
-    Result,
-    encode_notification,
-    encode_request,
-)
-from trio_vmcp._request_note import begin_request, note_written
+from trio_vmcp._client.channels.channel import Ask, Headers, Listener, Send, SessionListener, ignore_other
+from trio_vmcp._client.channels.inbox import Inbox, Settled, Waiter
+from trio_vmcp._client.channels.pace import Pace
+from trio_vmcp._client.complaints import Complaints
+from trio_vmcp._client.listening import Listening
+from trio_vmcp._protocol.jsonrpc import Message, Notification, Request, encode_notification
+from trio_vmcp._protocol.methods import CANCELLED, SUBSCRIPTION_ID
+from trio_vmcp._protocol.outcomes import Answer, Loss, Outcome, Refusal
 from trio_vmcp.errors import BackendError
 from trio_vmcp.identity import Identity
-from trio_vmcp.models import JSON
 
-__all__ = ["DuplexClient", "Listens"]
+__all__ = ["DuplexChannel"]
 
 
-@attrs.frozen
-class Listens:
-    """How a client of the modern era listens.
+@attrs.define(eq=False)
+class _Held:
+    """One request that stays open.
 
     Attributes:
-        to_lists: To changes of lists, where they are declared (Backend.listen).
-        nursery: For the tasks that do.
-        retries: s, the first and the longest between two streams.
+        scope: Around the wait for its answer; cancelled once nothing more of it is wanted, or is to come.
+        problem: What was wrong with a message of it.
+        is_cancelled: By the backend, which then need not be told.
     """
 
-    to_lists: bool
-    nursery: trio.Nursery
-    retries: tuple[float, float]
+    take: Callable[[Message], bool]
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    problem: BackendError | None = None
+    is_cancelled: bool = False
+
+    def hear(self, message: Notification) -> None:
+        if self.scope.cancel_called:
+            return
+        self.is_cancelled = message.method == CANCELLED
+        try:
+            if self.take(message):
+                return
+        except BackendError as error:  # an error of this request, not of the task that reads for all of them
+            self.problem = error
+        self.scope.cancel(reason="this stream has ended")
 
 
 @attrs.define(eq=False, kw_only=True)
-class DuplexClient(CallingClient):
-    """A `BackendClient` over one stream, of the era that its record names; the legacy one until `adopt`."""
+class DuplexChannel(abc.ABC):
+    """A `SessionChannel`, of the modern era as well. Its session is the connection, and has no id."""
 
-    _inbox: Inbox = attrs.field(alias="inbox", repr=False)
-    _wire: Wire = attrs.field(alias="wire", repr=False)
-    _listens: Listens | None = attrs.field(default=None, alias="listens", repr=False)  # None: it is not asked to
-    _reserved: JSON = attrs.field(init=False, repr=False)
-    _carrier: DuplexCarrier = attrs.field(init=False, repr=False)
-    _subscriptions: Subscriptions | None = attrs.field(default=None, init=False, repr=False)  # of the modern era
+    inbox: Inbox
+    ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
+    _listener: Listener = attrs.field(init=False, repr=False)
+    _held: dict[int, _Held] = attrs.field(factory=dict, init=False, repr=False)  # by request id
+    _tells_tags: bool = attrs.field(default=False, init=False)  # a tag means a request of ours that stays open
 
     def __attrs_post_init__(self) -> None:
-        self._inbox.on_other = self._take_other
-        self._reserved = reserved_meta(self._requests)
-        self._carrier = DuplexCarrier(self._inbox, self._wire, lambda params: (next(self._ids), self._stamped(params)))
+        self.inbox.on_other = self._take_other
 
     @property
-    def loss(self) -> Loss | None:
-        """Why nothing will ever be answered again; None while the connection lives."""
-        return self._inbox.loss
+    def backend_id(self) -> str:
+        return self.inbox.backend_id
+
+    @property
+    def complaints(self) -> Complaints:
+        return self.inbox.complaints
+
+    @property
+    def pace(self) -> Pace:
+        return self.inbox.pace
+
+    @property
+    def has_headers(self) -> bool:
+        return False
+
+    @property
+    def is_lost(self) -> bool:
+        return self.inbox.loss is not None
+
+    @property
+    def session_id(self) -> str | None:
+        return None
 
     @property
     def listening(self) -> Listening:
-        """Whether changes are heard of that have to be subscribed to."""
-        return "none" if self._subscriptions is None else self._subscriptions.listening
+        return "open"  # the one stream brings everything
 
-    async def initialize(self, identity: Identity | None) -> None:
-        """The handshake of the legacy era.
+    def attach(self, listener: Listener) -> None:
+        self._listener = listener
 
-        Raises:
-            InitializeRefused: The backend answered with an error.
-            BackendError: It did not answer, or not with MCP.
+    def listen(self, listener: SessionListener | None, *, is_asked: bool) -> None:  # noqa: B027  # empty on purpose
+        """Nothing to open: the one stream brings everything."""
+
+    async def wait_listening(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def resume(self, session_id: str | None, version: str) -> None:
+        raise AssertionError("a connection that is over cannot be resumed")
+
+    @abc.abstractmethod
+    def sending(self, data: bytes, waiter: Waiter, identity: Identity | None) -> AbstractAsyncContextManager[None]:
+        """Send a request while the block waits for its answer; leaving the block early takes back what can be.
+
+        What keeps the request from being sent settles the waiter. As soon as some of it may be out, and not before,
+        `waiter.note.written` is True.
         """
-        params = {
-            "protocolVersion": LEGACY_VERSIONS[0],
-            "capabilities": self._requests.capabilities,
-            "clientInfo": CLIENT_INFO,
-        }
-        outcome = await self._ask("initialize", params, identity)
-        if not isinstance(outcome, Result):
-            raise InitializeRefused(outcome, outcome.status if isinstance(outcome, HttpRefusal) else 200)
-        version, capabilities = negotiated(self.record.backend_id, outcome.result)
-        self.record = attrs.evolve(
-            self.record, era="legacy", protocol_version=version, server_capabilities=capabilities
-        )
-        await self._wire.say(encode_notification("notifications/initialized", None), identity)
 
-    async def discover(self, identity: Identity | None) -> Result | ErrorReply | HttpRefusal:
-        """`server/discover`, whatever the answer; `adopt` takes a good one."""
-        return await self._ask("server/discover", self._stamped({}), identity)
+    @abc.abstractmethod
+    async def tell(self, data: bytes, identity: Identity | None) -> None:
+        """See `Channel`."""
 
-    def adopt(self, result: JSON) -> None:
-        """Speak the modern era from now on, take over what the server declared, and listen to what it will tell of.
+    @abc.abstractmethod
+    def tell_soon(self, data: bytes, identity: Identity | None) -> None:
+        """Send what has no answer, without waiting. It may get lost, and does when too much is on its way already."""
 
-        Raises:
-            BackendProtocolError, MessageTooLarge: Its capabilities cannot be kept.
-        """
-        capabilities = declared_capabilities(self.record.backend_id, "server/discover", result)
-        self.record = attrs.evolve(
-            self.record, era="modern", protocol_version=MODERN_VERSION, server_capabilities=capabilities
-        )
-        if self._listens is not None:
-            self._subscriptions = Subscriptions(
-                carrier=self._carrier,
-                events=self._heard,
-                watched=self._watched,
-                nursery=self._listens.nursery,
-                retries=self._listens.retries,
-            )
-            self._subscriptions.open(listed_as_changing(capabilities) if self._listens.to_lists else ())
+    @abc.abstractmethod
+    def send_for(self, identity: Identity | None) -> Send:
+        """See `Channel`."""
 
-    def abandon(self) -> None:
-        """Nobody wants what it hears any more."""
-        if self._subscriptions is not None:
-            self._subscriptions.close()
-        self._requests.close()
+    @abc.abstractmethod
+    def agree(self, version: str) -> None:
+        """See `SessionChannel`."""
 
+    @abc.abstractmethod
+    def close(self) -> None:
+        """See `Channel`."""
+
+    @abc.abstractmethod
     async def aclose(self, *, terminate: bool) -> None:
-        # Nobody is to be told of the end: the backend's session is the connection.
-        self.abandon()
-        await self._wire.aclose()
+        """See `Channel`."""
 
-    async def _ask(self, method: str, params: JSON, identity: Identity | None) -> Result | ErrorReply | HttpRefusal:
-        message_id = next(self._ids)
-        return await self._settled(message_id, method, params, identity, ignore_other)
+    async def greet(self, ask: Ask, data: bytes) -> Outcome:
+        return await self.exchange(ask, data, [])
 
-    async def _exchange(
-        self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
-    ) -> JSON:
-        if self.record.era == "legacy":
-            return await self._result(message_id, method, params, identity, on_other)
-        if self._subscriptions is not None:
-            if method in (SUBSCRIBE, UNSUBSCRIBE):  # they change the set that `subscriptions/listen` names
-                change = self._subscriptions.subscribe if method == SUBSCRIBE else self._subscriptions.unsubscribe
-                await change(params["uri"])
-                return {}
-            self._unwatched.note(method, self.listening)
-
-        async def ask_again(more: JSON) -> JSON:
-            return await self._result(next(self._ids), method, self._stamped(more), identity, on_other)
-
-        result = await self._result(message_id, method, self._stamped(params), identity, on_other)
-        if is_complete(self.record.backend_id, method, result):
-            return result
-        return await finish_rounds(result, method, params, ask_again, self._requests.handling, identity)
-
-    async def _result(
-        self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
-    ) -> JSON:
-        """One request, and its result as it came."""
-        outcome = await self._settled(message_id, method, params, identity, on_other)
-        if isinstance(outcome, Result):
-            return outcome.result
-        note_written(False)
-        raise refusal(self.record.backend_id, method, outcome)
-
-    def _stamped(self, params: JSON) -> JSON:
-        return params | {"_meta": params.get("_meta", {}) | self._reserved}
-
-    async def _settled(
-        self, message_id: int, method: str, params: JSON, identity: Identity | None, on_other: OnOther
-    ) -> Result | ErrorReply | HttpRefusal:
-        data = encode_request(message_id, method, params)
-        note = begin_request(method)
-        with self._inbox.waiting(message_id, method, note) as waiter:
-            async with self._wire.sending(data, waiter, identity):
-                settled = await waiter.wait(on_other)
-        if isinstance(settled, Loss):
-            backend_id = self.record.backend_id
-            settled = settled.kind(backend_id, f"{settled.what} before it answered {method!r}{settled.why}")
+    async def exchange(self, ask: Ask, data: bytes, headers: Headers) -> Outcome:
+        with self.inbox.waiting(ask.id, ask.method, ask.note) as waiter:
+            async with self.sending(data, waiter, ask.identity):
+                settled = await waiter.wait(ask.on_other)
         if isinstance(settled, BackendError):
-            settled.may_have_executed = note.written
+            settled.may_have_executed = ask.note.written
             raise settled
         return settled
 
-    def _give_up(self, message_id: int, identity: Identity | None, reason: str) -> None:
+    def cancel(self, ask: Ask, reason: str) -> None:
         # In both eras: a stream that others use cannot be closed to say it.
-        notice = encode_notification("notifications/cancelled", {"requestId": message_id, "reason": reason})
-        self._wire.say_soon(notice, identity)
+        self.tell_soon(encode_notification(CANCELLED, {"requestId": ask.id, "reason": reason}), ask.identity)
+
+    async def hold(
+        self,
+        ask: Ask,
+        data: bytes,
+        headers: Headers,
+        take: Callable[[Message], bool],
+        on_retry: Callable[[float], None],
+    ) -> Answer | Refusal | None:
+        held = _Held(take)
+        self._tells_tags = True
+        settled: Settled | None = None
+        ended = False
+        with self.inbox.waiting(ask.id, ask.method, ask.note, is_held=True) as waiter:
+            self._held[ask.id] = held
+            try:
+                async with self.sending(data, waiter, ask.identity):
+                    with held.scope:
+                        settled = await waiter.wait(ignore_other)
+                        ended = not isinstance(settled, BackendError)  # which says nothing about its answer
+            finally:
+                del self._held[ask.id]
+                if ask.note.written and not (ended or held.is_cancelled):
+                    # "For stdio, the client cancels by sending `notifications/cancelled`" (2026-07-28, subscriptions).
+                    self.cancel(ask, "its messages are not wanted any more")
+        if held.problem is not None:
+            raise held.problem
+        if isinstance(settled, Loss):
+            raise settled.error(self.backend_id)
+        if isinstance(settled, BackendError):
+            raise settled
+        return settled
 
     def _take_other(self, message: Request | Notification) -> None:
-        # Nobody's: such a stream does not say to which call it belongs.
-        if isinstance(message, Request):
-            self._on_request(message, None)
-        elif self._subscriptions is None or not self._carrier.hear(message):
-            self._on_notification(message, None)
+        # Such a stream does not say to which call a message belongs.
+        if isinstance(message, Request) or not (self._tells_tags and self._take_held(message)):
+            self._listener.on_message(message)
 
-    def _on_request(self, message: Request, identity: Identity | None) -> None:
-        if self.record.era == "modern":
-            backend_id = self.record.backend_id
-            self._inbox.complaints.make(
-                "backend %r: ignored a request, which this era's servers do not send", backend_id
-            )
-        else:
-            self._requests.take(message, identity, self._wire.answer)
+    def _take_held(self, message: Notification) -> bool:
+        """Whether a notification belongs to a request that stays open: such a message is for that request alone."""
+        meta = message.params.get("_meta")
+        is_tagged = isinstance(meta, dict) and SUBSCRIPTION_ID in meta
+        tag: object = meta[SUBSCRIPTION_ID] if isinstance(meta, dict) and is_tagged else None
+        if message.method == CANCELLED:
+            tag = message.params.get("requestId")
+        held = self._held.get(tag) if type(tag) is int else None
+        if held is not None:
+            held.hear(message)
+        return is_tagged or held is not None

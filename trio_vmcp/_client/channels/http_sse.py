@@ -14,119 +14,46 @@ import attrs
 import httpx
 import trio
 
-from trio_vmcp._client.channels.duplex import DuplexClient
-from trio_vmcp._client.channels.inbox import Inbox, Loss, Waiter
-from trio_vmcp._client.channels.streamable import HttpRefusal, refusal
-from trio_vmcp._client.handshake import InitializeRefused
-from trio_vmcp._client.http.link import Headers, HttpLink
+from trio_vmcp._client.channels.channel import Headers, Send
+from trio_vmcp._client.channels.duplex import DuplexChannel
+from trio_vmcp._client.channels.inbox import Waiter
+from trio_vmcp._client.channels.pace import pieces
+from trio_vmcp._client.http.link import HttpLink
 from trio_vmcp._client.http.reply import Reply
 from trio_vmcp._client.notices import Notices
-from trio_vmcp._client.server_requests import ServerRequests
-from trio_vmcp._nursery import start_clean
+from trio_vmcp._protocol.outcomes import Loss, Refusal, rejection
 from trio_vmcp._protocol.sse import SseDecoder, SseEvent, SseLimit
-from trio_vmcp.connector import EventSink
 from trio_vmcp.errors import BackendError, BackendProtocolError, MessageTooLarge
 from trio_vmcp.identity import Identity
-from trio_vmcp.metadata import BackendRecord, endpoint_digest
 from trio_vmcp.models import Backend
-from trio_vmcp.settings import FactorySettings
 
-__all__ = ["connect_sse"]
-
+__all__ = ["EventStream"]
 
 MOST_ENDPOINT_BYTES = 8 * 1024  # what common servers take as a request line
-MOST_DRAINED = 16  # chunks of a body that says nothing
 
 MakeLink = Callable[[Backend], HttpLink]
 
 
-async def connect_sse(
-    backend: Backend,
-    *,
-    settings: FactorySettings,
-    make_link: MakeLink,
-    notice_timeout: float,
-    endpoint_timeout: float,
-    identity: Identity | None,
-    nursery: trio.Nursery,
-    events: EventSink,
-    requests: ServerRequests,
-) -> DuplexClient:
-    """Open the backend's stream and shake hands.
-
-    Args:
-        make_link: A way to the backend's url; asked twice, since the messages go to another one.
-        notice_timeout: s, for a message that nobody waits for.
-        endpoint_timeout: s, until the stream has named that other url.
-        identity: Whose credentials the stream carries.
-        nursery: Owns the stream, whatever becomes of this call.
-        requests: Answers what the backend asks.
-
-    Raises:
-        BackendError: There is no such stream, or what comes on it is not MCP.
-    """
-    # Another transport to the same url is another endpoint: a session that was restored over streamable HTTP would take
-    # up a record of this one as a backend session without an id.
-    digest = endpoint_digest(attrs.evolve(backend, transport="sse"))
-    inbox = Inbox(
-        backend_id=backend.id,
-        max_message_bytes=settings.max_message_bytes,
-        max_json_depth=settings.max_json_depth,
-    )
-    wire = _EventStream(
-        backend=backend,
-        link=make_link(backend),
-        make_link=make_link,
-        inbox=inbox,
-        identity=identity,
-        notices=Notices(nursery=nursery, timeout=notice_timeout),
-        close_timeout=notice_timeout,
-    )
-    client = DuplexClient(
-        record=BackendRecord(backend.id, None, "legacy", "", {}, digest),
-        events=events,
-        inbox=inbox,
-        wire=wire,
-        requests=requests,
-    )
-    start_clean(nursery, wire.serve)
-    try:
-        with trio.move_on_after(endpoint_timeout) as patience:
-            await wire.ready.wait()
-        if patience.cancelled_caught:
-            raise BackendProtocolError(backend.id, f"named no endpoint on its event stream within {endpoint_timeout} s")
-        wire.check()
-        try:
-            await client.initialize(identity)
-        except InitializeRefused as refused:
-            raise refusal(backend.id, "initialize", refused.outcome) from None
-        wire.rely(client.record.protocol_version)
-        return client
-    except BaseException:
-        requests.close()
-        wire.abandon()
-        raise
-
-
 @attrs.define(eq=False, kw_only=True)
-class _EventStream:
-    """The `Wire`.
+class EventStream(DuplexChannel):
+    """The channel. `serve` runs in a task of its own; `endpoint` says when requests can go out.
 
     Attributes:
+        make_link: Makes a way to a backend's url: one for the stream, one for the url that it names.
+        identity: Whose credentials the stream carries.
         ready: Set when messages can be POSTed, or never will: then the inbox knows why.
     """
 
     backend: Backend
     link: HttpLink
     make_link: MakeLink
-    inbox: Inbox
     identity: Identity | None = attrs.field(repr=False)
     notices: Notices
     close_timeout: float  # s
     ready: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _posts: HttpLink | None = attrs.field(default=None, init=False)
     _version: str = attrs.field(default="", init=False)
-    _wanted: bool = attrs.field(default=False, init=False)  # somebody relies on it: its end is news
+    _is_wanted: bool = attrs.field(default=False, init=False)  # a client relies on the stream: its end is news
     _failure: BackendError | None = attrs.field(default=None, init=False)
     _life: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _gone: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
@@ -135,7 +62,7 @@ class _EventStream:
         """Read the stream to its end.
 
         Raises:
-            BackendError: It ended by itself, and somebody relied on it.
+            BackendError: The stream ended by itself, and a client relied on it.
         """
         loss = Loss("was closed")
         try:
@@ -149,50 +76,61 @@ class _EventStream:
             self.inbox.lose(loss)
             self.ready.set()
             self._gone.set()
-        if self._wanted and not self._life.cancel_called:
+        if self._is_wanted and not self._life.cancel_called:
             raise self._failure or loss.error(self.backend.id)
 
-    def check(self) -> None:
-        """
+    async def endpoint(self, timeout: float) -> None:
+        """Wait until the stream has named the url to POST to.
+
         Raises:
-            BackendError: The stream has ended; this is why.
+            BackendError: There is no such stream, it has ended, or it named no url within `timeout` s.
         """
-        if self._failure is not None:
-            raise self._failure
-        if self.inbox.loss is not None:
-            raise self.inbox.loss.error(self.backend.id)
+        with trio.move_on_after(timeout) as patience:
+            await self.ready.wait()
+        if patience.cancelled_caught:
+            raise BackendProtocolError(self.backend.id, f"named no endpoint on its event stream within {timeout} s")
+        self._check()
 
-    def rely(self, version: str) -> None:
+    def rely(self) -> None:
         """From now on the stream's end is an error of `serve`.
-
-        Args:
-            version: The protocol version that was agreed on.
 
         Raises:
             BackendError: It has ended already.
         """
-        self.check()
-        self._version, self._wanted = version, True
+        self._check()
+        self._is_wanted = True
 
-    def abandon(self) -> None:
-        """Nobody wants it any more."""
+    def agree(self, version: str) -> None:
+        self._version = version
+
+    def close(self) -> None:
+        """Nothing to do before `aclose`: what is begun is bounded."""
+
+    def discard(self) -> None:
+        """The attempt to connect has failed: end the stream, without waiting."""
         self._life.cancel(reason="the attempt to connect was given up")
-        self.notices.start(self._let_go)
+        self.notices.start(self._close_links)
 
-    async def aclose(self) -> None:
-        self._wanted = False
+    async def aclose(self, *, terminate: bool) -> None:
+        self._is_wanted = False
         try:
             await self.notices.aclose()
         finally:
             self._life.cancel(reason="the client was closed")
-            await self._let_go()  # noqa: ASYNC102  # which is shielded, and bounded
+            await self._close_links()  # noqa: ASYNC102  # which is shielded, and bounded
 
-    async def _let_go(self) -> None:
+    async def _close_links(self) -> None:
         with trio.move_on_after(self.close_timeout, shield=True):
             await self._gone.wait()
             for link in (self._posts, self.link):
                 if link is not None:
                     await link.aclose()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self.inbox.loss is not None:
+            raise self.inbox.loss.error(self.backend.id)
 
     # --- what comes
 
@@ -201,7 +139,7 @@ class _EventStream:
         async with self.link.exchange("GET", [], identity=self.identity, is_stream=True) as reply:
             if not 200 <= reply.status < 300:
                 challenge = reply.header("www-authenticate")
-                raise refusal(self.backend.id, "GET", HttpRefusal(reply.status, challenge))
+                raise rejection(self.backend.id, "GET", Refusal(reply.status, challenge))
             if reply.media_type != "text/event-stream":
                 raise BackendProtocolError(self.backend.id, "answered a GET with what is no event stream")
             reply.refuse_encoding()
@@ -210,21 +148,30 @@ class _EventStream:
     async def _read(self, reply: Reply) -> None:
         decoder = SseDecoder(max_event_bytes=self.inbox.max_message_bytes)
         while (chunk := await reply.receive()) is not None:
-            try:
-                events = decoder.feed(chunk)
-            except SseLimit as exc:
-                raise MessageTooLarge(self.backend.id, f"sent {exc} (max_message_bytes)") from exc
-            for event in events:
-                self._take(event)
+            for piece in pieces(chunk):
+                lines, size = decoder.idle_lines, decoder.idle_bytes
+                self.pace.charge_piece(piece)
+                try:
+                    events = decoder.feed(piece)
+                except SseLimit as exc:
+                    raise MessageTooLarge(self.backend.id, f"sent {exc} (max_message_bytes)") from exc
+                self.pace.charge_lines(decoder.idle_lines - lines, decoder.idle_bytes - size)
+                for event in events:
+                    self._take(event)
+                    if self.pace.is_due:
+                        await self.pace.keep()
+                if self.pace.is_due:
+                    await self.pace.keep()
 
     def _take(self, event: SseEvent) -> None:
         if self._posts is None:
             if event.event == "endpoint":
                 self._posts = self.make_link(attrs.evolve(self.backend, url=self._resolve(bytes(event.data))))
                 self.ready.set()
-        elif event.event == "message" and event.data and not self.inbox.take(event.data):
-            text = "backend %r: skipped an event of %d bytes that is not JSON"
-            self.inbox.complaints.make(text, self.backend.id, len(event.data))
+        elif event.event == "message" and event.data:
+            self.inbox.take(event.data)
+        else:
+            self.pace.charge_message(None, len(event.data))
 
     def _resolve(self, endpoint: bytes) -> str:
         """Where to POST. Its query often holds the session's id, a bearer token: no text of ours shows it."""
@@ -244,7 +191,7 @@ class _EventStream:
 
     @asynccontextmanager
     async def sending(self, data: bytes, waiter: Waiter, identity: Identity | None) -> AsyncIterator[None]:
-        """See `Wire`. Beside the wait: there are servers that end the POST only when the answer is on the stream."""
+        """See `DuplexChannel`. Beside the wait: some servers end the POST only when the answer is on the stream."""
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send, data, waiter, identity)
@@ -265,27 +212,28 @@ class _EventStream:
             if refused is not None:
                 waiter.settle(refused)
 
-    async def say(self, data: bytes, identity: Identity | None) -> None:
+    async def tell(self, data: bytes, identity: Identity | None) -> None:
         await self._post(data, identity, limited=False)  # any answer will do
 
-    def say_soon(self, data: bytes, identity: Identity | None) -> None:
+    def tell_soon(self, data: bytes, identity: Identity | None) -> None:
         whose = self.identity if identity is None else identity  # no caller's: the one that the stream was opened with
         self.notices.start(partial(self._post, data, whose, limited=False))
 
-    async def answer(self, data: bytes) -> None:
-        refused = await self._post(data, self.identity, limited=False)
-        if refused is not None:
-            text = "backend %r: answered our answer with HTTP %d"
-            self.inbox.complaints.make(text, self.backend.id, refused.status)
+    def send_for(self, identity: Identity | None) -> Send:
+        async def send(data: bytes) -> None:
+            refused = await self._post(data, self.identity if identity is None else identity, limited=False)
+            if refused is not None:
+                text = "backend %r: answered our answer with HTTP %d"
+                self.complaints.make(text, self.backend.id, refused.status)
 
-    async def _post(self, data: bytes, identity: Identity | None, *, limited: bool) -> HttpRefusal | None:
+        return send
+
+    async def _post(self, data: bytes, identity: Identity | None, *, limited: bool) -> Refusal | None:
         assert self._posts is not None
         headers: Headers = [(b"MCP-Protocol-Version", self._version.encode())] if self._version else []
         async with self._posts.exchange("POST", headers, data, identity=identity, limited=limited) as reply:
             refused = None
             if not 200 <= reply.status < 300:
-                refused = HttpRefusal(reply.status, reply.header("www-authenticate"))
-            for _ in range(MOST_DRAINED):  # to its end, so that the connection is used again
-                if await reply.receive() is None:
-                    break
+                refused = Refusal(reply.status, reply.header("www-authenticate"))
+            await self._posts.drain(reply)
             return refused

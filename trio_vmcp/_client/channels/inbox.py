@@ -1,15 +1,13 @@
-"""Who waits for an answer on a stream that carries everybody's.
+"""The requests of a stream that all requests share: where each waits for its answer.
 
-One task reads the stream and hands over what it reads (`take`); callers wait in their own tasks, each with a slot and
-an event of its own. Nothing here waits for a caller: one who is cancelled or slow holds up nobody, and what comes for
-him afterwards is dropped.
+One task reads the stream and hands over what it reads (`take`); callers wait in their own tasks, each with an event of
+its own. Nothing here waits for a caller: a caller that is cancelled or slow holds up no other, and what comes for it
+afterwards is dropped.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,58 +16,40 @@ from typing import TypeAlias
 import attrs
 import trio
 
-from trio_vmcp._client.channels.streamable import HttpRefusal, OnOther
+from trio_vmcp._client.channels.channel import OnOther
+from trio_vmcp._client.channels.pace import Pace
 from trio_vmcp._client.complaints import Complaints
-from trio_vmcp._protocol.jsonrpc import (
-    BadMessage,
-    ErrorReply,
-    Notification,
-    Request,
-    RequestId,
-    Result,
-    parse_message,
-)
+from trio_vmcp._protocol.jsonrpc import ErrorReply, Notification, Request, RequestId, Result, meant_id
+from trio_vmcp._protocol.methods import PROGRESS
+from trio_vmcp._protocol.outcomes import Answer, Loss, Refusal
+from trio_vmcp._protocol.reading import Unreadable, decode, is_call, read, reply_id_at_ends
 from trio_vmcp._request_note import RequestNote
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendUnavailable, MessageTooLarge
 
-__all__ = ["Inbox", "Loss", "Settled", "Waiter", "ignore"]
+__all__ = ["Inbox", "Settled", "Waiter", "ignore"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
 PROGRESS_COST = 1024  # bytes that one notification counts for beside its own: parsed, a short one takes as much
 
 
-@attrs.frozen
-class Loss:
-    """Why a connection is over.
-
-    Attributes:
-        what: Completes the sentence "backend 'x' …", and "it …".
-        why: Follows it, and begins with its own punctuation.
-        kind: Of the error for who waits.
-    """
-
-    what: str
-    why: str = ""
-    kind: type[BackendError] = BackendUnavailable
-
-    def error(self, backend_id: str) -> BackendError:
-        return self.kind(backend_id, self.what + self.why)
-
-
-Settled: TypeAlias = Result | ErrorReply | HttpRefusal | BackendError | Loss
+Settled: TypeAlias = Answer | Refusal | Loss | BackendError
 """What becomes of a request. A refusal over HTTP comes from the POST that carried it, not from the stream."""
 
 
 @attrs.define(eq=False)
 class Waiter:
-    """One caller and his request."""
+    """One request that waits.
+
+    Attributes:
+        is_held: The request stays open: its answer ends it, and no message is taken for its answer on a guess.
+    """
 
     id: int
     method: str
     note: RequestNote = attrs.field(repr=False)
     _most_bytes: int = attrs.field(alias="most_bytes")
-    is_held: bool = False  # its answer is the end of what it asked for, and not what anybody else may take for his
+    is_held: bool = False
     _settled: Settled | None = attrs.field(default=None, init=False, repr=False)
     _heard: deque[tuple[Notification, int]] = attrs.field(factory=deque, init=False, repr=False)
     _heard_bytes: int = attrs.field(default=0, init=False)
@@ -82,7 +62,7 @@ class Waiter:
             self._changed.set()
 
     def hear(self, message: Notification, size: int) -> None:
-        """Progress, for the caller's own task. When he falls behind too far, the oldest goes."""
+        """Progress, for the caller's own task. When the caller falls behind too far, the oldest is dropped."""
         self._heard.append((message, size + PROGRESS_COST))
         self._heard_bytes += size + PROGRESS_COST
         while self._heard_bytes > self._most_bytes and len(self._heard) > 1:
@@ -108,12 +88,13 @@ def ignore(message: Request | Notification) -> None:
 
 @attrs.define(eq=False, kw_only=True)
 class Inbox:
-    """The callers of one connection.
+    """The requests that wait on one connection.
 
     Attributes:
         on_other: Takes what is neither an answer nor the progress of a request; never blocks.
         complaints: About what comes.
-        loss: Set once the connection is over; nobody can wait any more.
+        pace: Charged for every message but the answers that requests wait for.
+        loss: Set once the connection is over: no request can wait any more.
     """
 
     backend_id: str
@@ -121,6 +102,7 @@ class Inbox:
     max_json_depth: int
     on_other: Callable[[Request | Notification], None] = ignore
     complaints: Complaints = attrs.field(factory=Complaints, init=False, repr=False)
+    pace: Pace = attrs.field(factory=Pace, init=False, repr=False)
     loss: Loss | None = attrs.field(default=None, init=False)
     _waiting: dict[int, Waiter] = attrs.field(factory=dict, init=False, repr=False)
 
@@ -129,7 +111,7 @@ class Inbox:
         """A place for the answer to one request, as long as the block lasts.
 
         Args:
-            is_held: The request stays open; what cannot be told whose answer it is, is a call's.
+            is_held: See `Waiter`.
 
         Raises:
             BackendUnavailable: The connection is over.
@@ -143,38 +125,40 @@ class Inbox:
         finally:
             self._waiting.pop(message_id, None)
 
-    def take(self, data: bytes | bytearray) -> bool:
-        """Hand one message over. False: it was not even JSON, and no loss to anybody."""
-        try:
-            message = parse_message(data, max_depth=self.max_json_depth)
-        except BadMessage as bad:
-            return self._take_bad(data, bad)
+    def take(self, data: bytes | bytearray) -> None:
+        """Hand one message over."""
+        text = decode(data)
+        message = read(text, max_depth=self.max_json_depth) if isinstance(text, str) else text
+        if isinstance(message, Result | ErrorReply) and self._settle_by(message):
+            return
+        self.pace.charge_message(message, len(data))
         match message:
             case Result() | ErrorReply():
-                self._answer(message.id, message)
-            case Notification(method="notifications/progress", params=params):
+                self._take_stray(message)
+            case Unreadable():
+                self._take_unreadable(message)
+            case Notification(method=method, params=params) if method == PROGRESS:
                 waiter = self._waiter(params.get("progressToken"))
                 if waiter is not None:
                     waiter.hear(message, len(data))
             case _:
                 self.on_other(message)
-        return True
 
     def take_too_long(self, head: bytes, tail: bytes, size: int) -> None:
-        """A message over the limit went by. Its request fails, if the two ends tell whose it was, else every one."""
+        """A message over the limit went by. Its request fails, if the two ends tell which that is, else all of them."""
         error = MessageTooLarge(self.backend_id, f"sent a message of {size} bytes (max_message_bytes)")
-        if _CALL.match(head):
+        if is_call(head):
             self.complaints.make("%s; it was no answer", error)
             return
-        found = _ID_FIRST.match(head) or (_ANSWER.match(head) and _ID_LAST.search(tail))
-        if found:
-            self._answer(int(found[1]), error)
+        reply_id = reply_id_at_ends(head, tail)
+        if reply_id is not None:
+            self._settle(reply_id, error)
         else:
             for waiter in self._likely():
-                self._answer(waiter.id, MessageTooLarge(self.backend_id, error.detail))
+                self._settle(waiter.id, MessageTooLarge(self.backend_id, error.detail))
 
     def lose(self, loss: Loss) -> None:
-        """The connection is over: so is everybody's wait."""
+        """The connection is over, and so is the wait of every request."""
         if self.loss is None:
             self.loss = loss
             for waiter in self._waiting.values():
@@ -182,7 +166,7 @@ class Inbox:
             self._waiting.clear()
 
     def _likely(self) -> list[Waiter]:
-        """Who may be meant by what does not say whom it answers: the calls, if there are any."""
+        """The requests that an answer without an id may be meant for: the calls, if there are any."""
         waiters = list(self._waiting.values())
         return [waiter for waiter in waiters if not waiter.is_held] or waiters
 
@@ -190,37 +174,28 @@ class Inbox:
         # By type, too: `True == 1 == 1.0`.
         return self._waiting.get(message_id) if type(message_id) is int else None
 
-    def _answer(self, message_id: RequestId | None, settled: Settled) -> None:
-        if message_id is None and len(likely := self._likely()) == 1:  # an error that could not tell whose it is
-            message_id = likely[0].id
+    def _settle_by(self, reply: Result | ErrorReply) -> bool:
+        reply_id: RequestId | None = reply.id
+        if reply_id is None and len(likely := self._likely()) == 1:  # an error that could not tell what it answers
+            reply_id = likely[0].id
+        return self._settle(reply_id, Answer(reply))
+
+    def _take_stray(self, reply: Result | ErrorReply) -> None:
+        """A reply that no request waits for, unless its id is of another type than the request's."""
+        problem = f"answered with the id {reply.id!r}, which is no integer"
+        if not self._settle(meant_id(reply.id), BackendProtocolError(self.backend_id, problem)):
+            self.complaints.make("backend %r: dropped an answer to a request that is not waiting here", self.backend_id)
+
+    def _take_unreadable(self, bad: Unreadable) -> None:
+        problem = f"sent a message that {bad.problem}"
+        if not self._settle(bad.reply_id, BackendProtocolError(self.backend_id, problem)):
+            self.complaints.make("backend %r: skipped a message that %s", self.backend_id, bad.problem)
+
+    def _settle(self, message_id: RequestId | None, settled: Settled) -> bool:
+        """Returns whether the request was waiting; what comes after the first answer is late."""
         waiter = self._waiter(message_id)
         if waiter is None:
-            logger.debug("backend %r: dropped an answer that nobody waits for", self.backend_id)
-            return
-        del self._waiting[waiter.id]  # what comes after the first is late
-        waiter.settle(settled)
-
-    def _take_bad(self, data: bytes | bytearray, bad: BadMessage) -> bool:
-        """It may still name its request, which then need not wait for its deadline."""
-        try:
-            message = json.loads(data)
-        except (ValueError, RecursionError, MemoryError):
             return False
-        waiter = None
-        if isinstance(message, dict) and "method" not in message:
-            waiter = self._waiter(message.get("id"))
-        if waiter is None:
-            self.complaints.make("backend %r: dropped a message that %s", self.backend_id, bad)
-        else:
-            self._answer(waiter.id, BackendProtocolError(self.backend_id, f"sent a message that {bad}"))
+        del self._waiting[waiter.id]
+        waiter.settle(settled)
         return True
-
-
-# The id of an answer whose middle is not known: where it cannot be anything else. Serializers write it right at the
-# beginning, or right at the end.
-_BEGIN = rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?'
-_ID = rb'"id"\s*:\s*(\d{1,18})\s*'
-_CALL = re.compile(_BEGIN + rb'(?:"id"\s*:\s*[^,]{1,64},\s*)?"(?:method|params)"\s*:')
-_ANSWER = re.compile(_BEGIN + rb'"(?:result|error)"\s*:')
-_ID_FIRST = re.compile(_BEGIN + _ID + rb',\s*"(?:result|error)"\s*:')
-_ID_LAST = re.compile(rb',\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?' + _ID + rb'(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*\Z')

@@ -1,6 +1,6 @@
 """One JSON-RPC message a line, both ways, over any two Trio streams.
 
-What goes out is written by one task, from a queue: a caller that wrote by himself and was cancelled half-way would
+What goes out is written by one task, from a queue: a caller that wrote in its own task and was cancelled half-way would
 leave half a line, and whatever followed would be part of it.
 """
 
@@ -14,18 +14,20 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
-from trio_vmcp._client.channels.inbox import Inbox, Waiter
+from trio_vmcp._client.channels.channel import Send
+from trio_vmcp._client.channels.duplex import DuplexChannel
+from trio_vmcp._client.channels.inbox import Waiter
+from trio_vmcp._client.channels.pace import pieces
+from trio_vmcp._protocol.reading import END_BYTES
 from trio_vmcp._request_note import RequestNote
-from trio_vmcp.errors import BackendUnavailable
 from trio_vmcp.identity import Identity
 
-__all__ = ["LineDecoder", "LineFlood", "LineLink", "TooLong"]
+__all__ = ["LineChannel", "LineDecoder", "LineFlood", "TooLong"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
 MOST_NOTICES = 64  # on their way at once; a backend that does not read may not make us keep more
 MOST_SKIPPED = 4  # times the limit, that a line may go on; then it is none
-_END_BYTES = 256  # that are kept of either end of a line over the limit
 
 
 class LineFlood(ValueError):
@@ -47,9 +49,11 @@ class LineDecoder:
 
     Attributes:
         max_line_bytes: Of one line without its end. A longer one is skipped.
+        empty_lines: How many came so far.
     """
 
     max_line_bytes: int
+    empty_lines: int = attrs.field(default=0, init=False)
     _line: bytearray = attrs.field(factory=bytearray, init=False, repr=False)  # the begun one; its head, once too long
     _tail: bytes = attrs.field(default=b"", init=False, repr=False)
     _size: int = attrs.field(default=0, init=False)
@@ -62,6 +66,7 @@ class LineDecoder:
         """
         *ended, rest = chunk.split(b"\n")
         lines: list[bytes | bytearray | TooLong] = []
+        self.empty_lines += sum(not piece for piece in ended)
         for piece in ended:
             if not self._size and len(piece) <= self.max_line_bytes:  # the whole of it, as a rule
                 line: bytes | bytearray | TooLong = piece
@@ -79,9 +84,9 @@ class LineDecoder:
             self._line += piece
             return
         if self._size - len(piece) <= self.max_line_bytes:  # it has just become too long
-            self._tail = bytes(self._line[-_END_BYTES:])
-            self._line = (self._line + piece[:_END_BYTES])[:_END_BYTES]
-        self._tail = (self._tail + piece[-_END_BYTES:])[-_END_BYTES:]
+            self._tail = bytes(self._line[-END_BYTES:])
+            self._line = (self._line + piece[:END_BYTES])[:END_BYTES]
+        self._tail = (self._tail + piece[-END_BYTES:])[-END_BYTES:]
         if self._size > MOST_SKIPPED * self.max_line_bytes:
             raise LineFlood(f"a line of over {MOST_SKIPPED} x {self.max_line_bytes} bytes (max_message_bytes)")
 
@@ -97,18 +102,16 @@ class _Outgoing:
     note: RequestNote | None  # None: a notice
 
 
-@attrs.define(eq=False)
-class LineLink:
-    """The lines of one connection. `read` and `write` run in tasks of the connection's owner."""
+@attrs.define(eq=False, kw_only=True)
+class LineChannel(DuplexChannel):
+    """A channel of lines. `read` and `write` run in tasks of the connection's owner."""
 
-    inbox: Inbox
     _queue: deque[_Outgoing] = attrs.field(factory=deque, init=False, repr=False)
     _queued: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
-    _finished: bool = attrs.field(default=False, init=False)
+    _is_finished: bool = attrs.field(default=False, init=False)
 
     @asynccontextmanager
     async def sending(self, data: bytes, waiter: Waiter, identity: Identity | None) -> AsyncIterator[None]:
-        """See `Wire`."""
         outgoing = _Outgoing(data, waiter.note)
         self._put(outgoing)
         try:
@@ -117,32 +120,39 @@ class LineLink:
             if outgoing in self._queue:  # nothing of it is out
                 self._queue.remove(outgoing)
 
-    async def say(self, data: bytes, identity: Identity | None) -> None:
-        """See `Wire`: what is queued goes out in order."""
+    async def tell(self, data: bytes, identity: Identity | None) -> None:
+        """What is queued goes out in order."""
         if self.inbox.loss is not None:
-            raise BackendUnavailable(self.inbox.backend_id, self.inbox.loss.what + self.inbox.loss.why)
+            raise self.inbox.loss.error(self.backend_id)
         self._put(_Outgoing(data, None))
         await trio.lowlevel.checkpoint()
 
-    def say_soon(self, data: bytes, identity: Identity | None) -> None:
-        """See `Wire`."""
+    def tell_soon(self, data: bytes, identity: Identity | None) -> None:
         if sum(outgoing.note is None for outgoing in self._queue) < MOST_NOTICES:
             self._put(_Outgoing(data, None))
         else:
-            logger.debug("backend %r does not read: dropped a message to it", self.inbox.backend_id)
+            logger.debug("backend %r does not read: dropped a message to it", self.backend_id)
 
-    async def answer(self, data: bytes) -> None:
-        """See `Wire`."""
-        self.say_soon(data, None)
-        await trio.lowlevel.checkpoint()
+    def send_for(self, identity: Identity | None) -> Send:
+        async def send(data: bytes) -> None:
+            self.tell_soon(data, identity)
+            await trio.lowlevel.checkpoint()
+
+        return send
+
+    def agree(self, version: str) -> None:
+        """Lines do not say the version."""
+
+    def close(self) -> None:
+        """Nothing to do before `aclose`: what is queued still goes out."""
 
     def finish(self) -> None:
         """Nothing more goes out than what is queued; then the stream is closed."""
-        self._finished = True
+        self._is_finished = True
         self._queued.set()
 
     def _put(self, outgoing: _Outgoing) -> None:
-        if not self._finished:
+        if not self._is_finished:
             self._queue.append(outgoing)
             self._queued.set()
 
@@ -150,10 +160,10 @@ class LineLink:
         """Until `finish`.
 
         Raises:
-            trio.BrokenResourceError: Nobody reads any more.
+            trio.BrokenResourceError: The other side reads no more.
         """
         try:
-            while self._queue or not self._finished:
+            while self._queue or not self._is_finished:
                 if not self._queue:
                     self._queued = trio.Event()
                     await self._queued.wait()
@@ -174,16 +184,27 @@ class LineLink:
         decoder = LineDecoder(self.inbox.max_message_bytes)
         try:
             while chunk := await stream.receive_some():
-                for line in decoder.feed(chunk):
-                    self._take(line)
+                for piece in pieces(bytes(chunk)):
+                    await self._take_piece(piece, decoder)
         except trio.BrokenResourceError:
             return
 
+    async def _take_piece(self, piece: bytes, decoder: LineDecoder) -> None:
+        empty = decoder.empty_lines
+        self.pace.charge_piece(piece)
+        for line in decoder.feed(piece):
+            self._take(line)
+            if self.pace.is_due:
+                await self.pace.keep()
+        self.pace.charge_lines(decoder.empty_lines - empty, decoder.empty_lines - empty)
+        if self.pace.is_due:
+            await self.pace.keep()
+
     def _take(self, line: bytes | bytearray | TooLong) -> None:
         if isinstance(line, TooLong):
+            self.pace.charge_message(None, line.size)
             self.inbox.take_too_long(line.head, line.tail, line.size)
-        elif not line.isspace() and not self.inbox.take(line):
-            # Without its text, which may be secret. Servers that print a banner print it in order to be seen, and those
-            # that log to stdout have no end of it.
-            text = "backend %r: skipped a line of %d bytes that is not JSON"
-            self.inbox.complaints.make(text, self.inbox.backend_id, len(line))
+        elif line.isspace():
+            self.pace.charge_lines(1, len(line))
+        else:
+            self.inbox.take(line)

@@ -22,9 +22,9 @@ from collections.abc import Mapping
 import attrs
 import trio
 
-from trio_vmcp._client.channels.inbox import Loss
-from trio_vmcp._client.channels.lines import LineFlood, LineLink
+from trio_vmcp._client.channels.lines import LineChannel, LineFlood
 from trio_vmcp._client.channels.stderr import StderrLog
+from trio_vmcp._protocol.outcomes import Loss
 from trio_vmcp.errors import MessageTooLarge
 from trio_vmcp.models import Backend
 
@@ -72,18 +72,18 @@ class ChildProcess:
     """One child and the lines to and from it.
 
     Attributes:
-        started: Set when the child runs, or could not be started: then the `link`'s inbox knows why.
+        started: Set when the child runs, or could not be started: then the `channel`'s inbox knows why.
         gone: Set when nothing of it is left.
     """
 
     backend: Backend
-    link: LineLink
+    channel: LineChannel
     teardown_timeout: float  # s
     started: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     gone: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _stderr: StderrLog = attrs.field(init=False, repr=False)
     _process: trio.Process | None = attrs.field(default=None, init=False)
-    _wanted: bool = attrs.field(default=False, init=False)  # somebody relies on it: its end is news
+    _is_wanted: bool = attrs.field(default=False, init=False)  # a client relies on the child: its end is news
     _asked: bool = attrs.field(default=False, init=False)  # to end
     _over: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _exited: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
@@ -98,7 +98,7 @@ class ChildProcess:
         """The child's whole life. Cancelled, it still ends the child in order, which is bounded.
 
         Raises:
-            BackendUnavailable, MessageTooLarge: Nobody asked it to end, and somebody relied on it.
+            BackendUnavailable, MessageTooLarge: The child ended by itself, and a client relied on it.
         """
         try:
             process = await self._spawn()
@@ -113,9 +113,9 @@ class ChildProcess:
         finally:
             self.gone.set()
             self.started.set()
-            self.link.inbox.lose(Loss("was not started"))
-        loss = self.link.inbox.loss
-        if self._wanted and not self._asked and loss is not None:
+            self.channel.inbox.lose(Loss("was not started"))
+        loss = self.channel.inbox.loss
+        if self._is_wanted and not self._asked and loss is not None:
             raise loss.error(self.backend.id)
 
     def rely(self) -> None:
@@ -124,9 +124,9 @@ class ChildProcess:
         Raises:
             BackendUnavailable: It has ended already.
         """
-        if self.link.inbox.loss is not None:
-            raise self.link.inbox.loss.error(self.backend.id)
-        self._wanted = True
+        if self.channel.inbox.loss is not None:
+            raise self.channel.inbox.loss.error(self.backend.id)
+        self._is_wanted = True
 
     def end(self) -> None:
         """Ask the child to end; `gone` says when it has. At most the teardown time, and the time to be reaped."""
@@ -159,7 +159,7 @@ class ChildProcess:
             loss = Loss(f"could not be started: {what} {exc.filename or backend.command!r}: {problem}")
         except ValueError:  # it quotes nothing, but its kind says nothing either
             loss = Loss("could not be started: its command, args or env hold what no process can be given")
-        self.link.inbox.lose(loss)
+        self.channel.inbox.lose(loss)
         return None
 
     async def _supervise(self, process: trio.Process) -> None:
@@ -179,7 +179,7 @@ class ChildProcess:
                     await self._part(process)
                     pumps.cancel_scope.cancel()
             finally:
-                self.link.inbox.lose(Loss("crashed in its connection"))
+                self.channel.inbox.lose(Loss("crashed in its connection"))
                 if not self._exited.is_set():  # a pump broke
                     self.kill()
                     with trio.move_on_after(REAP_TIMEOUT, shield=True):
@@ -198,8 +198,8 @@ class ChildProcess:
                 await self._exited.wait()
                 await self._read_out.wait()
                 await self._heard_out.wait()
-        self.link.inbox.lose(self._obituary(process))
-        self.link.finish()
+        self.channel.inbox.lose(self._obituary(process))
+        self.channel.finish()
         for share, request in ((EOF_SHARE, signal.SIGTERM), (TERM_SHARE, _KILL)):
             with trio.move_on_after(share * budget):
                 await self._exited.wait()
@@ -228,19 +228,19 @@ class ChildProcess:
 
     async def _watch(self, process: trio.Process) -> None:
         await process.wait()
-        _signal_group(process, _KILL)  # whoever it has left behind
+        _signal_group(process, _KILL)  # what the child has left behind
         self._exited.set()
         self._over.set()
 
     async def _write(self, stream: trio.abc.SendStream) -> None:
         try:
-            await self.link.write(stream)
+            await self.channel.write(stream)
         except trio.BrokenResourceError:
             self._over.set()
 
     async def _read(self, stream: trio.abc.ReceiveStream) -> None:
         try:
-            await self.link.read(stream)
+            await self.channel.read(stream)
         except LineFlood as flood:
             self._flood = flood
         self._read_out.set()
@@ -252,7 +252,7 @@ class ChildProcess:
 
 
 def _signal_group(process: trio.Process, number: int) -> None:
-    """To the child and whatever it has started; nobody is there any more: fine."""
+    """To the child and whatever it has started, if any of that is left."""
     try:
         if sys.platform == "win32":
             process.kill()

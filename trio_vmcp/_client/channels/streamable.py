@@ -1,20 +1,21 @@
-"""One JSON-RPC message over streamable HTTP, the same in both eras: POST it, read JSON or SSE until its answer.
+"""Streamable HTTP: each request is a POST, and its answer is the response, as JSON or as a stream of events.
 
-Everything that is not the answer goes to `on_other`, in the reading loop: progress and list changes need no task of
-their own.
+What comes beside the answer goes to `Ask.on_other` in the reading loop: progress and list changes need no task of their
+own. Source: MCP 2025-11-25 and 2026-07-28, basic/transports, "Streamable HTTP".
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, suppress
-from typing import TypeAlias
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import attrs
-import trio
 
+from trio_vmcp._client.channels.channel import Ask, Headers, Listener, Send
+from trio_vmcp._client.channels.pace import Pace, pieces
 from trio_vmcp._client.complaints import Complaints
-from trio_vmcp._client.http.link import Exchange, Headers, HttpLink
+from trio_vmcp._client.http.link import Exchange, HttpLink
 from trio_vmcp._client.http.reply import Reply
 from trio_vmcp._protocol.jsonrpc import (
     BadMessage,
@@ -23,193 +24,133 @@ from trio_vmcp._protocol.jsonrpc import (
     Notification,
     Request,
     Result,
+    meant_id,
     parse_message,
     parse_text,
     same_id,
     to_text,
 )
+from trio_vmcp._protocol.outcomes import MOST_QUOTED, Answer, Loss, Outcome, Refusal
+from trio_vmcp._protocol.reading import Unreadable, decode, read
 from trio_vmcp._protocol.sse import SseDecoder, SseEvent, SseLimit, line_ends
-from trio_vmcp._request_note import note_written
-from trio_vmcp.errors import BackendError, BackendRejected, BackendUnauthorized, BackendUnavailable, MessageTooLarge
+from trio_vmcp.errors import BackendError, BackendUnavailable, MessageTooLarge
 from trio_vmcp.identity import Identity
 
-__all__ = [
-    "Answer",
-    "HttpRefusal",
-    "Interrupted",
-    "OnOther",
-    "Outcome",
-    "StreamableHttp",
-    "ignore_other",
-    "is_stream",
-    "names_session",
-    "refusal",
-]
+__all__ = ["Streamable", "is_stream"]
 
-
-OnOther: TypeAlias = Callable[[Request | Notification], Awaitable[None]]
-
-# An SSE answer is read to the end of its body, so that the connection is used again; s that a server may take to end
-# it. One that keeps streams open gets this once.
-DRAIN_TIMEOUT = 0.1
 # Bytes of one exchange over all its messages, in messages of the largest size: nothing of it is kept, but it is parsed.
 MESSAGES_PER_EXCHANGE = 4
-LINE_BYTES = 128  # that a line of a stream counts for beside its own: a short one costs time, not bytes
-# A stream that is held has no end, so it has a pace instead: bytes a second, counted like those of an exchange and with
-# so much for every piece that arrives, once it has used up its allowance. Beyond that the backend has to wait for us.
-PACE, ALLOWANCE, PIECE_BYTES = 1024 * 1024, 16 * 1024 * 1024, 1024
-MOST_DRAINED = 16  # chunks after the answer
+LINE_BYTES = 128  # that a line of an exchange counts for beside its own: a short one costs time, not bytes
 MOST_ERROR_BYTES = 64 * 1024  # of the body of an HTTP error, where a JSON-RPC error may be
-MOST_QUOTED = 300  # characters of a backend's own error text in ours
-
-
-async def ignore_other(message: Request | Notification) -> None:
-    """For requests during which nothing but the answer is of use."""
-
-
-@attrs.frozen
-class HttpRefusal:
-    """An HTTP error without a JSON-RPC error in it."""
-
-    status: int
-    www_authenticate: str | None
-    names_session: bool = False  # its text does
-
-
-@attrs.frozen
-class Interrupted:
-    """The stream ended before the answer. Without an event id there is no way back to it."""
-
-    last_event_id: str | None
-    retry: float | None  # s
-
-
-Outcome: TypeAlias = Result | ErrorReply | HttpRefusal | Interrupted
-
-
-@attrs.frozen
-class Answer:
-    """What became of a request, and the HTTP status that it came under."""
-
-    outcome: Outcome
-    status: int
 
 
 @attrs.define(eq=False)
-class StreamableHttp:
-    """Messages to one backend."""
+class Streamable:
+    """A `Channel`."""
 
     link: HttpLink
     max_message_bytes: int
     max_json_depth: int
+    ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
     complaints: Complaints = attrs.field(factory=Complaints, init=False, repr=False)
-    _ends_streams: bool = attrs.field(default=True, init=False)
+    pace: Pace = attrs.field(factory=Pace, init=False, repr=False)
 
     @property
     def backend_id(self) -> str:
         return self.link.backend.id
 
-    async def ask(
+    @property
+    def has_headers(self) -> bool:
+        return True
+
+    @property
+    def is_lost(self) -> bool:
+        return False  # the next POST may find the backend again
+
+    def attach(self, listener: Listener) -> None:
+        """Nothing is said outside of a request but on a stream that is held for it."""
+
+    async def exchange(self, ask: Ask, data: bytes, headers: Headers) -> Outcome:
+        async with self.link.exchange("POST", headers, data, identity=ask.identity) as reply:
+            return await self.outcome(reply, ask, None)
+
+    async def tell(self, data: bytes, identity: Identity | None) -> None:
+        await self.post(data, [], identity)
+
+    def send_for(self, identity: Identity | None) -> Send:
+        raise AssertionError("servers of the modern era send no requests")
+
+    def cancel(self, ask: Ask, reason: str) -> None:
+        """Nothing is sent: "closing the response stream is the cancellation" (2026-07-28, cancellation)."""
+
+    async def hold(
         self,
-        message_id: int,
+        ask: Ask,
         data: bytes,
         headers: Headers,
-        *,
-        identity: Identity | None,
-        on_other: OnOther,
-        on_head: Callable[[Reply], None] | None = None,
-    ) -> Answer:
-        """POST a request and wait for its answer.
+        take: Callable[[Message], bool],
+        on_retry: Callable[[float], None],
+    ) -> Answer | Refusal | None:
+        async with self.open_stream("POST", headers, data, identity=ask.identity) as reply:
+            if not is_stream(reply):
+                return await self.plain_outcome(reply, ask.id)
+            decoder = SseDecoder(max_event_bytes=self.max_message_bytes)
+            try:
+                await self.follow(reply, decoder, take)
+            finally:
+                if decoder.retry is not None:
+                    on_retry(decoder.retry)
+        return None
 
-        Raises:
-            BackendError: There is none, and there will be none.
-        """
-        async with self.link.exchange("POST", headers, data, identity=identity) as reply:
-            if on_head is not None:
-                on_head(reply)
-            return Answer(await self._outcome(reply, message_id, on_other, None), reply.status)
+    def close(self) -> None:
+        """Every exchange belongs to the task that made it."""
 
-    async def resume(
-        self, message_id: int, last_event_id: str, headers: Headers, *, identity: Identity | None, on_other: OnOther
-    ) -> Answer:
-        """Go on with an interrupted stream. "Resumption is always via HTTP GET" (2025-11-25, transports)."""
-        headers = [*headers, (b"Last-Event-ID", last_event_id.encode())]
-        try:
-            async with AsyncExitStack() as stack:
-                try:
-                    reply = await stack.enter_async_context(self.link.exchange("GET", headers, identity=identity))
-                except BackendUnavailable:  # as if the stream had ended once more
-                    return Answer(Interrupted(last_event_id, None), 0)
-                except BackendError as error:
-                    error.may_have_executed = True
-                    raise
-                reply.body.written = True
-                return Answer(await self._outcome(reply, message_id, on_other, last_event_id), reply.status)
-        finally:
-            note_written(True)  # whatever became of this GET: the request that it is about was
+    async def aclose(self, *, terminate: bool) -> None:
+        await self.link.aclose()
 
-    async def tell(self, data: bytes, headers: Headers, *, identity: Identity | None) -> int:
+    # --- what the channel of a session needs, too
+
+    async def post(self, data: bytes, headers: Headers, identity: Identity | None) -> int:
         """POST what has no answer: a notification, or our answer to a backend's request. Returns the HTTP status."""
         async with self.link.exchange("POST", headers, data, identity=identity, limited=False) as reply:
-            await self.drain(reply)
+            await self.link.drain(reply)
             return reply.status
 
-    async def delete(self, headers: Headers, *, identity: Identity | None) -> int:
-        """End the backend's session. Returns the HTTP status."""
-        async with self.link.exchange("DELETE", headers, identity=identity, limited=False) as reply:
-            await self.drain(reply)
-            return reply.status
-
-    def hold(self, verb: str, headers: Headers, data: bytes = b"", *, identity: Identity | None) -> Exchange:
-        """The exchange of a stream that stays open, which counts under no limit: it would keep a call's place for ever.
-        What is in it is for `follow`, or for `plain_outcome` where it `is_stream` not.
+    def open_stream(self, verb: str, headers: Headers, data: bytes = b"", *, identity: Identity | None) -> Exchange:
+        """The exchange of a stream that stays open. It counts under no limit, since it would keep a call's place for as
+        long as the connection lasts.
         """
         return self.link.exchange(verb, headers, data, identity=identity, is_stream=True)
 
     async def follow(self, reply: Reply, decoder: SseDecoder, take: Callable[[Message], bool]) -> None:
-        """Hand over every message of a stream that is held, until it ends or `take` wants no more of it.
-
-        There is no limit to all of it together, only to its pace: whoever floods us fills his own buffers.
+        """Hand over every message of a stream that is held, until it ends or `take` returns False.
 
         Raises:
-            BackendError: It broke, is over a limit, or is not MCP.
+            BackendError: The stream broke, or is over a limit.
         """
         reply.refuse_encoding()
-        allowance, counted_at = float(ALLOWANCE), trio.current_time()
         while (chunk := await reply.receive()) is not None:
-            for message in self._messages(chunk, decoder, reply):
-                if not take(message):  # what is left of it costs the connection: seldom, and it may have no end
-                    return
-            now = trio.current_time()
-            allowance = min(allowance + (now - counted_at) * PACE, ALLOWANCE) - PIECE_BYTES - _weight(chunk)
-            counted_at = now
-            if allowance < 0:
-                await trio.sleep(-allowance / PACE)
+            for message, size in self._read(await self._events(chunk, decoder)):
+                if isinstance(message, Unreadable):
+                    self.complain_of(message)
+                elif message is not None and not take(message):
+                    return  # what is left of the stream costs the connection: seldom, and a stream may have no end
+                self.pace.charge_message(message, size)
+                if self.pace.is_due:
+                    await self.pace.keep()
 
-    async def _outcome(self, reply: Reply, message_id: int, on_other: OnOther, last_event_id: str | None) -> Outcome:
-        if is_stream(reply):
-            reply.refuse_encoding()
-            return await self._streamed(reply, message_id, on_other, last_event_id)
-        return await self.plain_outcome(reply, message_id)
+    async def outcome(self, reply: Reply, ask: Ask, last_event_id: str | None) -> Outcome:
+        """What a response says of the request.
 
-    async def plain_outcome(self, reply: Reply, message_id: int) -> Result | ErrorReply | HttpRefusal:
-        """What a response says that is no stream.
+        Args:
+            last_event_id: The event that the stream goes on behind; None: it begins.
 
         Raises:
             BackendError: It is no answer to this request.
         """
-        if not 200 <= reply.status < 300:
-            return await self._refused(reply, message_id)
-        kind = reply.media_type
-        if kind == "application/json":
-            text = self._text(await reply.read(self.max_message_bytes), reply)  # the bytes are gone by now
-            return self._matching(self._parse(text, reply), message_id, reply)
-        shown = repr(kind[:MOST_QUOTED]) if kind else "no content"
-        raise reply.protocol_error(f"answered a request with HTTP {reply.status} and {shown}")
-
-    async def _streamed(
-        self, reply: Reply, message_id: int, on_other: OnOther, last_event_id: str | None
-    ) -> Result | ErrorReply | Interrupted:
+        if not is_stream(reply):
+            return await self.plain_outcome(reply, ask.id)
+        reply.refuse_encoding()
         decoder = SseDecoder(max_event_bytes=self.max_message_bytes)
         decoder.last_event_id = last_event_id
         budget = MESSAGES_PER_EXCHANGE * self.max_message_bytes
@@ -222,36 +163,84 @@ class StreamableHttp:
                     f"counted as {LINE_BYTES} more (max_message_bytes)",
                     may_have_executed=True,
                 )
-            for message in self._messages(chunk, decoder, reply):
-                if isinstance(message, Request | Notification):
-                    await on_other(message)
-                elif same_id(message.id, message_id) or (isinstance(message, ErrorReply) and message.id is None):
-                    await self.drain(reply)
-                    return message
-                else:
-                    self.complaints.make(
-                        "backend %r: dropped an answer to a request that is not waiting here", self.backend_id
-                    )
-        return Interrupted(decoder.last_event_id, decoder.retry)
+            answer = await self._answer_in(chunk, decoder, reply, ask)
+            if answer is not None:
+                await self.link.drain(reply)
+                return answer
+        return Loss("closed the stream", last_event_id=decoder.last_event_id, retry=decoder.retry)
 
-    def _messages(self, chunk: bytes, decoder: SseDecoder, reply: Reply) -> Iterator[Message]:
-        """The messages whose events end in `chunk`."""
-        try:
-            events = decoder.feed(chunk)
-        except SseLimit as exc:
-            raise MessageTooLarge(
-                self.backend_id, f"sent an event over a limit (max_message_bytes): {exc}", may_have_executed=True
-            ) from exc
+    async def plain_outcome(self, reply: Reply, message_id: int) -> Answer | Refusal:
+        """What a response says that is no stream.
+
+        Raises:
+            BackendError: It is no answer to this request.
+        """
+        if not 200 <= reply.status < 300:
+            return await self._refused(reply, message_id)
+        kind = reply.media_type
+        if kind == "application/json":
+            text = self._text(await reply.read(self.max_message_bytes), reply)  # the bytes are gone by now
+            return Answer(self._matching(self._parse(text, reply), message_id, reply), reply.status)
+        shown = repr(kind[:MOST_QUOTED]) if kind else "no content"
+        raise reply.protocol_error(f"answered a request with HTTP {reply.status} and {shown}")
+
+    async def refusal_in(self, reply: Reply) -> Answer | Refusal:
+        """What an HTTP error says that answers no request; a JSON-RPC error in its body may name any id."""
+        return await self._refused(reply, None)
+
+    def complain_of(self, bad: Unreadable) -> None:
+        self.complaints.make("backend %r: skipped a message that %s", self.backend_id, bad.problem)
+
+    # --- streams
+
+    async def _answer_in(self, chunk: bytes, decoder: SseDecoder, reply: Reply, ask: Ask) -> Answer | None:
+        """The answer to a request, if it ends in this chunk of its stream."""
+        for message, size in self._read(await self._events(chunk, decoder)):
+            if isinstance(message, Result | ErrorReply):
+                if same_id(message.id, ask.id) or (isinstance(message, ErrorReply) and message.id is None):
+                    return Answer(message, reply.status)
+                if meant_id(message.id) == ask.id:
+                    raise reply.protocol_error(f"answered with the id {message.id!r}, which is no integer")
+                self.complaints.make(
+                    "backend %r: dropped an answer to a request that is not waiting here", self.backend_id
+                )
+            elif isinstance(message, Unreadable):
+                if message.reply_id == ask.id:
+                    raise reply.protocol_error(f"sent a message that {message.problem}")
+                self.complain_of(message)
+            elif message is not None:
+                await ask.on_other(message)
+            self.pace.charge_message(message, size)
+            if self.pace.is_due:
+                await self.pace.keep()
+        return None
+
+    async def _events(self, chunk: bytes, decoder: SseDecoder) -> list[SseEvent]:
+        """The events that end in this chunk."""
+        events: list[SseEvent] = []
+        for piece in pieces(chunk):
+            lines, size = decoder.idle_lines, decoder.idle_bytes
+            self.pace.charge_piece(piece)
+            try:
+                events += decoder.feed(piece)
+            except SseLimit as exc:
+                if events:  # the decoder raises again with the next chunk
+                    break
+                raise MessageTooLarge(
+                    self.backend_id, f"sent an event over a limit (max_message_bytes): {exc}", may_have_executed=True
+                ) from exc
+            self.pace.charge_lines(decoder.idle_lines - lines, decoder.idle_bytes - size)
+            if self.pace.is_due:
+                await self.pace.keep()
+        return events
+
+    def _read(self, events: list[SseEvent]) -> Iterator[tuple[Message | Unreadable | None, int]]:
+        """The message in each event with its size; None: the event holds none. Each event is dropped on the way."""
         events.reverse()
         while events:
-            text = self._text_of(events.pop(), reply)  # the bytes are gone by now
-            if text is not None:
-                yield self._parse(text, reply)
-
-    def _text_of(self, event: SseEvent, reply: Reply) -> str | None:
-        """The message in an event, if it is one."""
-        # "Unknown event names are ignored"; an empty one only carries an id.
-        return self._text(event.data, reply) if event.event == "message" and event.data else None
+            size = len(events[-1].data)
+            text = _text_of(events.pop())  # the bytes are gone by now
+            yield (read(text, max_depth=self.max_json_depth) if isinstance(text, str) else text), size
 
     async def _more(self, reply: Reply, decoder: SseDecoder) -> bytes | None:
         """The next bytes of a stream. One that breaks where it can be resumed has ended, like any other."""
@@ -262,11 +251,9 @@ class StreamableHttp:
                 raise
             return None
 
-    async def refusal_in(self, reply: Reply) -> ErrorReply | HttpRefusal:
-        """What an HTTP error says that answers no request; a JSON-RPC error in it may name any id."""
-        return await self._refused(reply, None)
+    # --- other responses
 
-    async def _refused(self, reply: Reply, message_id: int | None) -> ErrorReply | HttpRefusal:
+    async def _refused(self, reply: Reply, message_id: int | None) -> Answer | Refusal:
         """An HTTP error may have a JSON-RPC error in its body, whatever its Content-Type says."""
         data: bytes | bytearray = b""
         message: Message | None = None
@@ -276,8 +263,8 @@ class StreamableHttp:
         if isinstance(message, ErrorReply) and (
             message.id is None or message_id is None or same_id(message.id, message_id)
         ):
-            return message
-        return HttpRefusal(reply.status, reply.header("www-authenticate"), b"session" in data.lower())
+            return Answer(message, reply.status)
+        return Refusal(reply.status, reply.header("www-authenticate"), b"session" in data.lower())
 
     def _text(self, data: bytes | bytearray, reply: Reply) -> str:
         try:
@@ -298,70 +285,19 @@ class StreamableHttp:
             raise reply.protocol_error("answered with the id of another request")
         return message
 
-    async def drain(self, reply: Reply) -> None:
-        if reply.is_ended or not self._ends_streams:
-            return
-        # Shielded, so that an answer that is already here is not lost to a deadline that ends just now; and only up to
-        # that deadline, which is not to be missed for the sake of a connection.
-        enough = trio.current_time() + DRAIN_TIMEOUT
-        with trio.move_on_at(min(enough, trio.current_effective_deadline()), shield=True) as patience:
-            try:
-                for _ in range(MOST_DRAINED):
-                    if await reply.receive() is None:
-                        return
-            except BackendError:
-                return  # what was to come has come
-        if patience.cancelled_caught and trio.current_time() >= enough:
-            self._ends_streams = False
-
 
 def is_stream(reply: Reply) -> bool:
     """Events come in it, or are to come."""
     return 200 <= reply.status < 300 and reply.media_type == "text/event-stream"
 
 
+def _text_of(event: SseEvent) -> str | Unreadable | None:
+    # "Unknown event names are ignored"; an event without data only carries an id.
+    return decode(event.data) if event.event == "message" and event.data else None
+
+
 def _weight(chunk: bytes) -> int:
-    """What a piece of a stream counts for."""
+    """What a chunk of an exchange counts for."""
     begin, end = line_ends(chunk)
     ends = chunk.count(b"\n", begin, end) + chunk.count(b"\r", begin, end)
     return len(chunk) + LINE_BYTES * ends
-
-
-# JSON-RPC and MCP errors that say: this was not run.
-_NOT_RUN = frozenset({-32700, -32600, -32601, -32602, -32020, -32021, -32022})
-
-
-# JSON-RPC errors that are about what was asked, or about what came of it.
-_ABOUT_THE_REQUEST = frozenset({-32602, -32603})
-
-
-def names_session(outcome: Outcome) -> bool:
-    """Whether a refusal is about the session, and not about what was asked in it: restarted servers answer so."""
-    if isinstance(outcome, ErrorReply):
-        return "session" in outcome.message.lower() and outcome.code not in _ABOUT_THE_REQUEST
-    return isinstance(outcome, HttpRefusal) and outcome.names_session
-
-
-def refusal(backend_id: str, method: str, outcome: ErrorReply | HttpRefusal) -> BackendError:
-    """The error for a request that was answered with one."""
-    if isinstance(outcome, ErrorReply):
-        text = outcome.message[:MOST_QUOTED]
-        return BackendRejected(
-            backend_id,
-            f"rejected {method!r}: {text!r} ({outcome.code})",
-            code=outcome.code,
-            message=outcome.message,
-            data=outcome.data,
-            may_have_executed=outcome.code not in _NOT_RUN,
-        )
-    status = outcome.status
-    if status in (401, 403):
-        challenge = f" ({outcome.www_authenticate[:MOST_QUOTED]!r})" if outcome.www_authenticate else ""
-        return BackendUnauthorized(backend_id, f"refused the credentials for {method!r}: HTTP {status}{challenge}")
-    return BackendRejected(
-        backend_id,
-        f"answered {method!r} with HTTP {status}",
-        code=status,
-        message=f"HTTP {status}",
-        may_have_executed=status >= 500 or status == 408,  # the other 4xx say that it was not taken
-    )

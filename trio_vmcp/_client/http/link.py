@@ -24,7 +24,7 @@ from trio_vmcp._http.transport import Http11Transport
 from trio_vmcp._protocol.headers import is_reserved_header
 from trio_vmcp._request_note import note_written
 from trio_vmcp.connector import OutgoingAuth
-from trio_vmcp.errors import BackendProtocolError, BackendRejected
+from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import Backend
 
@@ -32,6 +32,8 @@ __all__ = ["Exchange", "Headers", "HttpLink", "calls_within"]
 
 MOST_REDIRECTS = 3
 MOST_ASIDE = 4  # connections for requests that are no calls: notifications, answers, the DELETE of a session
+# s that a backend may take to end a body, for the sake of its connection; and chunks of such a body.
+DRAIN_TIMEOUT, MOST_DRAINED = 0.1, 16
 LEAST_SHARED = 16  # the smallest connection limit that includes those
 _REDIRECTS = (307, 308)  # the only two that keep method and body (RFC 9110 §15.4.8, §15.4.9)
 _SEE_OTHER = 303  # the request was applied; its result is elsewhere (RFC 9110 §15.4.4)
@@ -116,6 +118,7 @@ class HttpLink:
     _heads: dict[str, tuple[Origin, bytes]] = attrs.field(factory=dict, init=False, repr=False)  # by verb, for our url
     _last_headers: tuple[Headers, bytes] = attrs.field(factory=lambda: ([], b""), init=False, repr=False)
     _open: set[Reply] = attrs.field(factory=set, init=False, repr=False)  # replies that are not closed yet
+    _ends_bodies: bool = attrs.field(default=True, init=False)
     _aside: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(MOST_ASIDE), init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -186,6 +189,25 @@ class HttpLink:
             body.written = reply.status == _SEE_OTHER  # any other redirect: the request was not applied
             url = await self._redirected(url, reply)
         raise BackendProtocolError(self.backend.id, f"redirects more than {MOST_REDIRECTS} times")
+
+    async def drain(self, reply: Reply) -> None:
+        """Read a body of which nothing is of use to its end, so that the connection is used again. A backend that keeps
+        such bodies open is given the time for it once.
+        """
+        if reply.is_ended or not self._ends_bodies:
+            return
+        # Shielded, so that an answer that is already here is not lost to a deadline that ends just now; and only up to
+        # that deadline, which is not to be missed for the sake of a connection.
+        enough = trio.current_time() + DRAIN_TIMEOUT
+        with trio.move_on_at(min(enough, trio.current_effective_deadline()), shield=True) as patience:
+            try:
+                for _ in range(MOST_DRAINED):
+                    if await reply.receive() is None:
+                        return
+            except BackendError:
+                return  # what was to come has come
+        if patience.cancelled_caught and trio.current_time() >= enough:
+            self._ends_bodies = False
 
     async def aclose_reply(self, reply: Reply) -> None:
         self._open.discard(reply)

@@ -1,0 +1,110 @@
+"""The stream of the handshake era on which a server speaks without having been asked: a GET that stays open.
+
+Source: MCP 2025-11-25, basic/transports, "Listening for Messages from the Server".
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import attrs
+import trio
+
+from trio_vmcp._client.channels.channel import Headers, SessionListener
+from trio_vmcp._client.channels.streamable import Streamable, is_stream
+from trio_vmcp._client.http.reply import Reply
+from trio_vmcp._client.listening import HeldStream
+from trio_vmcp._protocol.jsonrpc import Message
+from trio_vmcp._protocol.outcomes import Answer, Refusal
+from trio_vmcp._protocol.sse import SseDecoder
+from trio_vmcp.errors import BackendError, BackendRejected
+from trio_vmcp.identity import Identity
+
+__all__ = ["StandaloneStream"]
+
+logger = logging.getLogger("trio_vmcp.client")
+
+# 405 is what the specification has for "no such stream"; the others are what working servers answer.
+_NOT_OFFERED = frozenset({400, 404, 405, 406, 501})
+_MAY_SAY_GONE = frozenset({400, 404})  # to a GET that was accepted before
+
+
+@attrs.define(eq=False, kw_only=True)
+class StandaloneStream(HeldStream):
+    """One for each backend session.
+
+    Attributes:
+        started_at: When the stream was asked for, by `trio.current_time()`.
+    """
+
+    _http: Streamable = attrs.field(alias="http")
+    _headers: Headers = attrs.field(alias="headers", repr=False)
+    _identity: Identity | None = attrs.field(alias="identity", repr=False)
+    _listener: SessionListener = attrs.field(alias="listener", repr=False)
+    _take: Callable[[Message], bool] = attrs.field(alias="take", repr=False)  # returns whether it was of use
+    # Asked about a refusal of what was open before: is the backend's session gone?
+    _is_gone: Callable[[Answer | Refusal], bool] = attrs.field(alias="is_gone", repr=False)
+    started_at: float = attrs.field(factory=trio.current_time, init=False)
+    _last_event_id: str | None = attrs.field(default=None, init=False, repr=False)
+    _was_open: bool = attrs.field(default=False, init=False)
+
+    async def open_once(self) -> bool:
+        decoder = SseDecoder(max_event_bytes=self._http.max_message_bytes)
+        decoder.last_event_id = asked_after = self._last_event_id
+        headers = self._headers
+        if asked_after is not None:
+            headers = [*headers, (b"Last-Event-ID", asked_after.encode())]
+        opened_at: float | None = None
+        try:
+            async with self._http.open_stream("GET", headers, identity=self._identity) as reply:
+                if not is_stream(reply):
+                    return await self._refused(reply)
+                opened_at = trio.current_time()
+                self._opened(asked_after)
+                await self._http.follow(reply, decoder, self._take_rewarding)
+        except BackendRejected:  # a redirect that is not followed
+            return False
+        except BackendError as error:
+            self.patience.note_error(error)
+            logger.debug("%s, on its stream for changes", error)
+        self.settled.set()
+        if opened_at is not None:
+            self._last_event_id = decoder.last_event_id
+            if decoder.retry is not None:
+                self.patience.retry = decoder.retry
+            self.reward_for(opened_at)
+        return True
+
+    def _opened(self, asked_after: str | None) -> None:
+        again = self.listening == "retrying"
+        self.listening, self._was_open = "open", True
+        self.settled.set()
+        if not again:
+            self._listener.on_first()
+        elif asked_after is None:
+            self._listener.on_missed()
+
+    async def _refused(self, reply: Reply) -> bool:
+        """Whether to ask again. A body that is short leaves the connection to others."""
+        status, outcome = reply.status, None
+        if self._was_open and status in _MAY_SAY_GONE:
+            outcome = await self._http.refusal_in(reply)
+        else:
+            await self._http.link.drain(reply)
+        logger.debug("backend %r: answered its stream for changes with HTTP %d", self.backend_id, status)
+        self.settled.set()
+        if self._was_open:
+            self.patience.note_status(status)
+        if self._last_event_id is not None and status in _NOT_OFFERED:
+            self._last_event_id = None  # the id may be what the server knows nothing of
+            return True
+        if outcome is not None and self._is_gone(outcome):
+            self._listener.on_session_lost(f"no longer knows our session (HTTP {status} to its stream for changes)")
+            return False
+        return status not in _NOT_OFFERED and not 200 <= status < 300
+
+    def _take_rewarding(self, message: Message) -> bool:
+        if self._take(message):
+            self.patience.reward()
+        return True

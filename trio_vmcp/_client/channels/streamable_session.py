@@ -1,0 +1,339 @@
+"""What streamable HTTP has in the handshake era alone: a session with an id, answers that are resumed, a DELETE.
+
+Source: MCP 2025-11-25, basic/transports, "Session Management" and "Resumability and Redelivery".
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AsyncExitStack
+from functools import partial
+
+import attrs
+import trio
+
+from trio_vmcp._client.channels.channel import Ask, Headers, Listener, OnOther, Send, SessionListener
+from trio_vmcp._client.channels.standalone import StandaloneStream
+from trio_vmcp._client.channels.streamable import Streamable
+from trio_vmcp._client.http.reply import Reply
+from trio_vmcp._client.listening import LEAST_RETRY, MOST_RETRY, Listening, Patience
+from trio_vmcp._client.notices import Notices
+from trio_vmcp._nursery import start_if_open
+from trio_vmcp._protocol.eras import is_modern_error
+from trio_vmcp._protocol.headers import check_session_id
+from trio_vmcp._protocol.jsonrpc import (
+    ErrorReply,
+    Message,
+    Notification,
+    Request,
+    RequestId,
+    Result,
+    encode_notification,
+)
+from trio_vmcp._protocol.methods import CANCELLED, METHODS, PROGRESS, UNKNOWN, USEFUL
+from trio_vmcp._protocol.outcomes import Answer, Loss, Outcome, Refusal, names_session
+from trio_vmcp._request_note import note_session_lost, note_written
+from trio_vmcp.errors import BackendError, BackendProtocolError, BackendUnavailable
+from trio_vmcp.identity import Identity
+
+__all__ = ["StreamableSession"]
+
+logger = logging.getLogger("trio_vmcp.client")
+
+SERVICE_UNAVAILABLE = 503
+_MAY_SAY_GONE = (400, 404)
+RETRY = 1.0  # s between a broken stream and the GET that resumes it, where the server asks for nothing else
+MOST_RESUMPTIONS = 5  # in a row without a new event id
+# s that requests wait for the head of the stream on which the backend may have to ask back: what it asks while there is
+# none is lost, and the request with it. Some servers send no head before they have something to say.
+HEAD_PATIENCE = 1.0
+
+
+@attrs.define(eq=False)
+class _Waiting:
+    """A request in flight, while its answer may come by the standalone stream as well."""
+
+    answer: Result | ErrorReply | None = None
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    in_callback: bool = False  # the caller's callback runs, and must not be cancelled
+
+    def take(self, answer: Result | ErrorReply) -> None:
+        self.answer = answer
+        self.stop_waiting()
+
+    def stop_waiting(self) -> None:
+        if self.answer is not None and not self.in_callback:
+            self.scope.cancel(reason="the answer came by another stream")
+
+
+@attrs.define(eq=False)
+class StreamableSession(Streamable):
+    """A `SessionChannel`. It has one session with its backend: a backend that forgets the session needs a new channel.
+
+    Attributes:
+        session_id: As assigned by the backend; None: it assigned none.
+    """
+
+    _identity: Identity | None = attrs.field(alias="identity", kw_only=True, repr=False)  # of the session's opener
+    _nursery: trio.Nursery = attrs.field(alias="nursery", kw_only=True, repr=False)
+    _notices: Notices = attrs.field(alias="notices", kw_only=True, repr=False)
+    _close_timeout: float = attrs.field(alias="close_timeout", kw_only=True)  # s, for connections that are in use
+    _retries: tuple[float, float] = attrs.field(alias="retries", kw_only=True)  # s, first and longest between streams
+    session_id: str | None = attrs.field(default=None, init=False, repr=False)
+    _version: str = attrs.field(default="", init=False)
+    # Taken up from metadata and not yet known to be alive: the first answer shows.
+    _is_unproven: bool = attrs.field(default=False, init=False)
+    _session_headers: Headers = attrs.field(factory=list, init=False, repr=False)  # one list for as long as it is right
+    _outside: Listener = attrs.field(init=False, repr=False)
+    _listener: SessionListener | None = attrs.field(default=None, init=False, repr=False)
+    _is_asked: bool = attrs.field(default=False, init=False)  # the backend has questions, and handlers answer them
+    _stream: StandaloneStream | None = attrs.field(default=None, init=False, repr=False)
+    _waiting: dict[RequestId | None, _Waiting] = attrs.field(factory=dict, init=False, repr=False)  # by request id
+    _is_closing: bool = attrs.field(default=False, init=False)
+
+    # --- the session
+
+    def resume(self, session_id: str | None, version: str) -> None:
+        self.session_id, self._version, self._is_unproven = session_id, version, True
+        self._compose_headers()
+
+    async def greet(self, ask: Ask, data: bytes) -> Outcome:
+        self.session_id, self._version = None, ""
+        self._compose_headers()
+        async with self.link.exchange("POST", [], data, identity=ask.identity) as reply:
+            assigned = self._note_assigned(reply)
+            outcome = await self.outcome(reply, ask, None)
+        if isinstance(outcome, Answer) and isinstance(outcome.reply, Result):
+            # The head of a successful InitializeResult is the only one that an id is taken from.
+            if assigned and self.session_id is None:
+                raise BackendProtocolError(
+                    self.backend_id, "assigned a session id that is repeated, too long or not visible ASCII"
+                )
+        elif not isinstance(outcome, Loss):
+            self.session_id = None
+        self._compose_headers()
+        return outcome
+
+    def _note_assigned(self, reply: Reply) -> list[str]:
+        """Keep the id as soon as there is a head: whatever goes wrong behind it, the session gets its DELETE."""
+        assigned = reply.header_values("mcp-session-id")
+        if 200 <= reply.status < 300 and len(assigned) == 1 and check_session_id(assigned[0]):
+            self.session_id = assigned[0]
+            self._compose_headers()
+        return assigned
+
+    def agree(self, version: str) -> None:
+        self._version = version
+        self._compose_headers()
+
+    async def aclose(self, *, terminate: bool) -> None:
+        self.close()
+        try:
+            await self._notices.aclose()
+            if terminate and self.session_id is not None:
+                # 405: the backend does not allow that; 404: the session is gone already. No status changes anything.
+                status = await self._delete()
+                logger.debug("backend %r: DELETE of its session: HTTP %d", self.backend_id, status)
+        except BackendError as error:
+            logger.debug("%s, on DELETE of its session", error)
+        finally:
+            if self.link.is_in_use:
+                with trio.move_on_after(self._close_timeout, shield=True):
+                    await self.link.aclose()
+
+    def close(self) -> None:
+        self._is_closing = True
+        self._close_stream()
+
+    async def _delete(self) -> int:
+        async with self.link.exchange("DELETE", self._session_headers, identity=self._identity, limited=False) as reply:
+            await self.link.drain(reply)
+            return reply.status
+
+    def _compose_headers(self) -> None:
+        headers: Headers = []
+        if self._version:
+            headers.append((b"MCP-Protocol-Version", self._version.encode()))
+        if self.session_id is not None:
+            headers.append((b"Mcp-Session-Id", self.session_id.encode()))
+        self._session_headers = headers
+
+    # --- requests
+
+    async def exchange(self, ask: Ask, data: bytes, headers: Headers) -> Outcome:
+        stream, was_unproven = self._stream, self._is_unproven
+        if stream is None or not stream.is_running:
+            outcome = await self._answered(ask, data)
+        else:
+            if self._is_asked and not stream.settled.is_set() and METHODS.get(ask.method, UNKNOWN).may_ask_back:
+                await self.wait_listening()
+            outcome = await self._answered_anywhere(ask, data)
+        if not isinstance(outcome, Loss) and not (isinstance(outcome, Answer) and isinstance(outcome.reply, Result)):
+            self._check_session(outcome, ask.method, was_unproven)
+        return outcome
+
+    async def tell(self, data: bytes, identity: Identity | None) -> None:
+        await self.post(data, self._session_headers, identity)
+
+    def send_for(self, identity: Identity | None) -> Send:
+        headers = self._session_headers  # of the session that asks, though the backend may have another one by then
+        whose = self._identity if identity is None else identity
+
+        async def send(data: bytes) -> None:
+            status = await self.post(data, headers, whose)
+            if status >= 400:
+                self.complaints.make("backend %r: answered our answer with HTTP %d", self.backend_id, status)
+
+        return send
+
+    def cancel(self, ask: Ask, reason: str) -> None:
+        # "Disconnection SHOULD NOT be interpreted as the client cancelling its request" (2025-11-25, transports).
+        # Without a session id only the number would say whose request that is, and every client counts from 1.
+        if self.session_id is not None:
+            notice = encode_notification(CANCELLED, {"requestId": ask.id, "reason": reason})
+            self._notices.start(partial(self.post, notice, self._session_headers, ask.identity))
+
+    async def _answered(self, ask: Ask, data: bytes) -> Outcome:
+        """The answer by the request's own response, in as many pieces as it has."""
+        async with self.link.exchange("POST", self._session_headers, data, identity=ask.identity) as reply:
+            outcome = await self.outcome(reply, ask, None)
+            status = reply.status
+        if self._is_unproven and status not in _MAY_SAY_GONE:
+            self._is_unproven = False
+            self._open_stream()
+        return await self._resumed(outcome, ask) if isinstance(outcome, Loss) else outcome
+
+    async def _answered_anywhere(self, ask: Ask, data: bytes) -> Outcome:
+        """The answer by the request's own response, or by the standalone stream: whichever comes first."""
+        waiting = self._waiting[ask.id] = _Waiting()
+        on_other: OnOther = ask.on_other
+
+        async def uncut(message: Request | Notification) -> None:
+            waiting.in_callback = True
+            await on_other(message)
+            waiting.in_callback = False
+            waiting.stop_waiting()
+
+        try:
+            with waiting.scope:
+                return await self._answered(attrs.evolve(ask, on_other=uncut), data)
+        finally:
+            del self._waiting[ask.id]
+        assert waiting.answer is not None
+        return Answer(waiting.answer)
+
+    async def _resumed(self, broken: Loss, ask: Ask) -> Outcome:
+        """The rest of an answer whose stream broke. The request is never sent again: it may have run."""
+        last_event_id, retry, fruitless = broken.last_event_id, broken.retry, 0
+        while last_event_id is not None and fruitless < MOST_RESUMPTIONS:
+            await trio.sleep(RETRY if retry is None else min(max(retry, LEAST_RETRY), MOST_RETRY))
+            fruitless += 1
+            outcome = await self._resume(ask, last_event_id)
+            if isinstance(outcome, Answer) and 200 <= outcome.status < 300:
+                return outcome
+            if not isinstance(outcome, Loss):
+                break  # it offers no such stream
+            if outcome.last_event_id not in (None, last_event_id):
+                last_event_id, fruitless = outcome.last_event_id, 0
+            retry = retry if outcome.retry is None else outcome.retry
+        return Loss(broken.what)
+
+    async def _resume(self, ask: Ask, last_event_id: str) -> Outcome:
+        """Go on with an interrupted stream. "Resumption is always via HTTP GET" (2025-11-25, transports)."""
+        headers = [*self._session_headers, (b"Last-Event-ID", last_event_id.encode())]
+        try:
+            async with AsyncExitStack() as stack:
+                try:
+                    exchange = self.link.exchange("GET", headers, identity=ask.identity)
+                    reply = await stack.enter_async_context(exchange)
+                except BackendUnavailable:  # as if the stream had ended once more
+                    return Loss("closed the stream", last_event_id=last_event_id)
+                except BackendError as error:
+                    error.may_have_executed = True
+                    raise
+                reply.body.written = True
+                return await self.outcome(reply, ask, last_event_id)
+        finally:
+            note_written(True)  # the request was written, whatever becomes of this GET
+
+    def _check_session(self, outcome: Answer | Refusal, method: str, was_unproven: bool) -> None:
+        """Whether this refusal says that the backend's session is gone. "When a client receives HTTP 404 in response to
+        a request containing an Mcp-Session-Id, it MUST start a new session" (2025-11-25, transports); restarted servers
+        also answer 400, gateways before them 503, and a server of the modern era in its own way.
+
+        Raises:
+            BackendUnavailable: The session is gone, and the request was not looked at.
+        """
+        note_written(False)
+        if self._says_gone(outcome, was_unproven):
+            note_session_lost()
+            raise BackendUnavailable(
+                self.backend_id, f"no longer knows our session (HTTP {outcome.status} to {method!r})"
+            )
+        if outcome.status == SERVICE_UNAVAILABLE:
+            note_session_lost()
+
+    def _says_gone(self, outcome: Answer | Refusal, was_unproven: bool = False) -> bool:
+        status = outcome.status
+        gone = status == 404 and self.session_id is not None
+        gone = gone or (status == 400 and (was_unproven or names_session(outcome)))
+        return gone or is_modern_error(outcome)
+
+    # --- what is said outside of requests
+
+    def attach(self, listener: Listener) -> None:
+        self._outside = listener
+
+    def listen(self, listener: SessionListener | None, *, is_asked: bool) -> None:
+        self._listener, self._is_asked = listener, is_asked
+        if not self._is_unproven:
+            self._open_stream()
+
+    @property
+    def listening(self) -> Listening:
+        return "none" if self._stream is None else self._stream.listening
+
+    async def wait_listening(self) -> None:
+        """Until the standalone stream is open or is known not to be; at most HEAD_PATIENCE s from when it was asked
+        for.
+        """
+        stream = self._stream
+        if stream is not None:
+            with trio.move_on_at(stream.started_at + HEAD_PATIENCE):
+                await stream.settled.wait()
+
+    def _open_stream(self) -> None:
+        self._close_stream()
+        if self._listener is None or self._is_closing or self.session_id is None:
+            return
+        stream = StandaloneStream(
+            backend_id=self.backend_id,
+            patience=Patience(*self._retries),
+            http=self,
+            headers=self._session_headers,
+            identity=self._identity,
+            listener=self._listener,
+            take=self._take,
+            is_gone=self._says_gone,
+        )
+        if start_if_open(self._nursery, stream.run):
+            self._stream = stream
+
+    def _close_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _take(self, message: Message) -> bool:
+        """One message of the standalone stream. Returns whether it was of use."""
+        if isinstance(message, Request | Notification):
+            # The progress of a request comes by the request's own response.
+            if isinstance(message, Request) or message.method != PROGRESS:
+                self._outside.on_message(message)
+            return isinstance(message, Request) or message.method in USEFUL
+        waiting = self._waiting.get(message.id)  # an int or a str: True and 1.0 were no ids to the parser
+        if waiting is None or waiting.answer is not None:
+            logger.debug("backend %r: dropped an answer to a request that is not waiting", self.backend_id)
+            return False
+        waiting.take(message)
+        return True

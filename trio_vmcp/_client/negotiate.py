@@ -1,0 +1,45 @@
+"""What this client says of itself in a handshake, and what it accepts of a server's answer."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata as distribution
+
+from trio_vmcp._protocol.eras import LEGACY_VERSIONS
+from trio_vmcp.errors import BackendProtocolError, MessageTooLarge
+from trio_vmcp.models import JSON
+
+__all__ = ["CLIENT_INFO", "declared_capabilities", "negotiated"]
+
+CLIENT_INFO = {"name": "trio-vmcp", "version": distribution.version("trio-vmcp")}
+# As JSON. Capabilities go into the metadata: a row that one backend made too large could not be written for any.
+MAX_CAPABILITIES_BYTES = 64 * 1024
+
+
+def negotiated(backend_id: str, result: JSON) -> tuple[str, JSON]:
+    """The version that an answer to `initialize` settles on, and the capabilities it declares.
+
+    Raises:
+        BackendProtocolError: A version that we do not speak, or capabilities that are no object.
+        MessageTooLarge: As in `declared_capabilities`.
+    """
+    version = result.get("protocolVersion")
+    if version not in LEGACY_VERSIONS:
+        shown = repr(version[:40]) if isinstance(version, str) else "no version"
+        raise BackendProtocolError(backend_id, f"answered 'initialize' with {shown}; we speak {LEGACY_VERSIONS}")
+    return version, declared_capabilities(backend_id, "initialize", result)
+
+
+def declared_capabilities(backend_id: str, method: str, result: JSON) -> JSON:
+    """What a server declared of itself in its answer to `method`.
+
+    Raises:
+        BackendProtocolError: The capabilities are no object.
+        MessageTooLarge: Over MAX_CAPABILITIES_BYTES.
+    """
+    capabilities = result.get("capabilities", {})
+    if not isinstance(capabilities, dict):
+        raise BackendProtocolError(backend_id, f"answered {method!r} with capabilities that are no object")
+    if len(json.dumps(capabilities)) > MAX_CAPABILITIES_BYTES:
+        raise MessageTooLarge(backend_id, f"declares capabilities of over {MAX_CAPABILITIES_BYTES} bytes")
+    return capabilities

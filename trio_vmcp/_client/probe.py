@@ -1,0 +1,228 @@
+"""Which era does a backend speak? Asked once for all channels; the verdicts of a factory are kept by endpoint.
+
+Source: MCP 2026-07-28, versioning: "try modern first, and look at the body before falling back".
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Awaitable, Callable
+from typing import ClassVar
+
+import attrs
+import trio
+
+from trio_vmcp._client.handshake import HandshakeClient, InitializeRefused
+from trio_vmcp._client.stateless import StatelessClient
+from trio_vmcp._protocol.eras import MODERN_VERSION, Verdict, is_modern_error, judge
+from trio_vmcp._protocol.jsonrpc import Result
+from trio_vmcp._protocol.methods import DISCOVER, INITIALIZE
+from trio_vmcp._protocol.outcomes import Answer, Loss, Outcome, rejection
+from trio_vmcp.connector import BackendClient
+from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, MessageTooLarge
+from trio_vmcp.models import JSON, Backend
+
+__all__ = ["Opening", "Probe", "VerdictCache"]
+
+_MOST_CACHED = 4096  # endpoints; the oldest goes first
+# An answer that is not MCP of the era that was asked for: plain text, 204, a redirect, too much.
+NOT_OF_THIS_ERA = (BackendProtocolError, BackendRejected, MessageTooLarge)
+
+
+@attrs.define(eq=False)
+class _Flight:
+    done: trio.Event = attrs.field(factory=trio.Event)
+    verdict: Verdict | None = None
+
+
+@attrs.define(eq=False)
+class VerdictCache:
+    """The verdicts of one factory, by endpoint. One probe serves all sessions that ask at the same time."""
+
+    _verdicts: dict[str, Verdict] = attrs.field(factory=dict, init=False)
+    _flights: dict[str, _Flight] = attrs.field(factory=dict, init=False)
+
+    def correct(self, endpoint: str, verdict: Verdict) -> None:
+        """The endpoint proved to be of this era, whatever was thought before."""
+        self._verdicts.pop(endpoint, None)
+        if verdict is not Verdict.INCONCLUSIVE:
+            self._verdicts[endpoint] = verdict
+            if len(self._verdicts) > _MOST_CACHED:
+                del self._verdicts[next(iter(self._verdicts))]
+
+    async def verdict(self, endpoint: str, probe: Callable[[], Awaitable[Verdict]]) -> Verdict:
+        """The verdict on an endpoint. When a probe fails or is cancelled, the next session that waits makes one."""
+        while True:
+            known = self._verdicts.get(endpoint)
+            if known is not None:
+                return known
+            flight = self._flights.get(endpoint)
+            if flight is None:
+                return await self._fly(endpoint, probe)
+            await flight.done.wait()
+            if flight.verdict is not None:
+                return flight.verdict
+
+    async def _fly(self, endpoint: str, probe: Callable[[], Awaitable[Verdict]]) -> Verdict:
+        flight = self._flights[endpoint] = _Flight()
+        try:
+            flight.verdict = await probe()
+        finally:
+            del self._flights[endpoint]
+            flight.done.set()
+        self.correct(endpoint, flight.verdict)
+        return flight.verdict
+
+
+class Opening(abc.ABC):
+    """One backend on its way to a client, over one kind of channel.
+
+    Attributes:
+        verdict_on_loss: What it proves when `server/discover` gets no answer because the stream for it ended.
+    """
+
+    verdict_on_loss: ClassVar[Verdict] = Verdict.LEGACY
+
+    @property
+    @abc.abstractmethod
+    def backend(self) -> Backend: ...
+
+    @property
+    @abc.abstractmethod
+    def endpoint(self) -> str:
+        """The digest that the verdict is kept under."""
+
+    @property
+    @abc.abstractmethod
+    def stateless(self) -> StatelessClient:
+        """The client for the modern era."""
+
+    @abc.abstractmethod
+    async def discover(self) -> Outcome:
+        """Ask `server/discover`, whatever the answer."""
+
+    @abc.abstractmethod
+    async def greet(self, *, was_probed: bool) -> HandshakeClient:
+        """Shake hands.
+
+        Args:
+            was_probed: `server/discover` was asked before by this opening.
+
+        Raises:
+            InitializeRefused: The backend answered with an error.
+        """
+
+    async def open_event_stream(self) -> BackendClient:
+        """The endpoint was seen to speak HTTP+SSE (2024-11-05)."""
+        raise AssertionError("there is no such stream over this channel")
+
+    async def fall_back(self, refused: InitializeRefused) -> BackendClient:
+        """The backend answered neither `server/discover` nor `initialize` in its era."""
+        raise rejection(self.backend.id, INITIALIZE, refused.outcome)
+
+
+@attrs.define(eq=False)
+class Probe:
+    """The way of one opening to a client of the right era."""
+
+    _opening: Opening = attrs.field(alias="opening")
+    _verdicts: VerdictCache = attrs.field(alias="verdicts")
+    _timeout: float = attrs.field(alias="timeout")  # s, for `server/discover`, which an old server may ignore
+    _discovered: JSON | None = attrs.field(default=None, init=False, repr=False)
+    _was_asked: bool = attrs.field(default=False, init=False)
+
+    async def connect(self) -> BackendClient:
+        """
+        Raises:
+            BackendError: The backend cannot be reached, or does not speak MCP.
+        """
+        match self._opening.backend.era:
+            case "legacy":
+                return await self._initialize()
+            case "modern":
+                return await self._discover()
+            case _:
+                return await self._find_out()
+
+    async def _initialize(self) -> BackendClient:
+        try:
+            return await self._opening.greet(was_probed=False)
+        except InitializeRefused as refused:
+            raise rejection(self._opening.backend.id, INITIALIZE, refused.outcome) from None
+
+    async def _discover(self) -> BackendClient:
+        backend_id = self._opening.backend.id
+        outcome = await self._ask_twice()
+        if not isinstance(outcome, Answer) or not isinstance(outcome.reply, Result):
+            raise self._error(outcome)
+        versions = outcome.reply.result.get("supportedVersions")
+        if not isinstance(versions, list) or MODERN_VERSION not in versions:
+            raise BackendProtocolError(backend_id, f"does not list {MODERN_VERSION} among its supported versions")
+        self._opening.stateless.adopt(outcome.reply.result)
+        return self._opening.stateless
+
+    async def _find_out(self) -> BackendClient:
+        opening = self._opening
+        verdict = await self._verdicts.verdict(opening.endpoint, self._ask_for_era)
+        if verdict is Verdict.SSE:
+            try:
+                return await opening.open_event_stream()
+            except NOT_OF_THIS_ERA:  # the verdict is out of date
+                verdict = await self._ask_again()
+        if verdict is Verdict.MODERN and self._discovered is None:  # another session's probe, perhaps long ago
+            verdict = await self._ask_again()
+        client = self._adopt(verdict)
+        if client is not None:
+            return client
+        try:
+            return await opening.greet(was_probed=self._was_asked)
+        except InitializeRefused as error:
+            refused = error
+        if is_modern_error(refused.outcome) or not self._was_asked:  # the verdict is wrong, or may be out of date
+            client = self._adopt(await self._ask_again())
+            if client is not None:
+                return client
+        return await opening.fall_back(refused)
+
+    def _adopt(self, verdict: Verdict) -> BackendClient | None:
+        if verdict is not Verdict.MODERN or self._discovered is None:
+            return None
+        self._opening.stateless.adopt(self._discovered)
+        return self._opening.stateless
+
+    async def _ask_again(self) -> Verdict:
+        verdict = await self._ask_for_era()
+        self._verdicts.correct(self._opening.endpoint, verdict)
+        return verdict
+
+    async def _ask_for_era(self) -> Verdict:
+        """Ask `server/discover`; keeps what a modern server declares of itself."""
+        self._was_asked = True
+        with trio.move_on_after(self._timeout):
+            try:
+                outcome = await self._ask_twice()
+            except NOT_OF_THIS_ERA:
+                return Verdict.LEGACY
+            if isinstance(outcome, Loss):
+                return self._opening.verdict_on_loss
+            verdict = judge(outcome)
+            if isinstance(outcome, Answer) and isinstance(outcome.reply, Result):
+                self._discovered = outcome.reply.result
+            elif verdict is Verdict.MODERN:
+                raise self._error(outcome)
+            return verdict
+        return Verdict.INCONCLUSIVE
+
+    async def _ask_twice(self) -> Outcome:
+        outcome = await self._opening.discover()
+        if is_modern_error(outcome):  # "retry with a mutual version, once" (2026-07-28, versioning)
+            outcome = await self._opening.discover()
+        return outcome
+
+    def _error(self, outcome: Outcome) -> BackendError:
+        backend_id = self._opening.backend.id
+        if isinstance(outcome, Loss):
+            return outcome.error(backend_id, DISCOVER)
+        if isinstance(outcome, Answer) and isinstance(outcome.reply, Result):
+            return BackendProtocolError(backend_id, f"answered {DISCOVER!r} with no version of this era")
+        return rejection(backend_id, DISCOVER, outcome)

@@ -1,0 +1,65 @@
+"""The two eras of MCP: their versions, their errors, and which era an answer to `server/discover` proves.
+
+Source: MCP 2026-07-28, versioning: "try modern first, and look at the body before falling back"; what real servers
+answer instead.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from trio_vmcp._protocol.jsonrpc import ErrorReply, Result
+from trio_vmcp._protocol.outcomes import Answer, Refusal
+
+__all__ = [
+    "HEADER_MISMATCH",
+    "LEGACY_VERSIONS",
+    "MODERN_VERSION",
+    "Verdict",
+    "is_modern_error",
+    "judge",
+]
+
+MODERN_VERSION = "2026-07-28"
+# Newest first: the first is asked for. Old servers answer 2024-11-05 over streamable HTTP, too.
+LEGACY_VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
+
+HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION = -32020, -32021, -32022
+# An outage, an overload or missing credentials say nothing about the era.
+_NO_VERDICT = frozenset({401, 403, 407, 408, 429})
+
+
+class Verdict(enum.Enum):
+    """What a probe proved. INCONCLUSIVE is treated as legacy once, and not remembered. SSE means the older transport,
+    HTTP+SSE: it worked where `initialize` was refused.
+    """
+
+    MODERN = "modern"
+    LEGACY = "legacy"
+    SSE = "sse"
+    INCONCLUSIVE = "inconclusive"
+
+
+def is_modern_error(outcome: object) -> bool:
+    """Whether this is an error that only a server of the modern era sends."""
+    reply = outcome.reply if isinstance(outcome, Answer) else None
+    if not isinstance(reply, ErrorReply):
+        return False
+    if reply.code == UNSUPPORTED_VERSION:
+        supported = reply.data.get("supported") if isinstance(reply.data, dict) else None
+        return isinstance(supported, list) and MODERN_VERSION in supported
+    return reply.code in (HEADER_MISMATCH, MISSING_CAPABILITY)
+
+
+def judge(outcome: Answer | Refusal) -> Verdict:
+    """The era of a backend that answered `server/discover` so."""
+    if isinstance(outcome, Answer) and isinstance(outcome.reply, Result):
+        result = outcome.reply.result
+        versions = result.get("supportedVersions")
+        modern = isinstance(versions, list) and MODERN_VERSION in versions
+        return Verdict.MODERN if modern or result.get("resultType") == "input_required" else Verdict.LEGACY
+    if is_modern_error(outcome):
+        return Verdict.MODERN
+    if outcome.status in _NO_VERDICT or outcome.status >= 500:
+        return Verdict.INCONCLUSIVE
+    return Verdict.LEGACY

@@ -1,0 +1,170 @@
+"""Every MCP method and notification that this library knows, in one table. A new method begins here.
+
+Sources: the schemas of MCP 2025-11-25 and 2026-07-28; for `Mcp-Name`, 2026-07-28, transports, "Standard headers"; for
+questions, 2026-07-28, "Multi round-trip requests"; for what may be kept, 2026-07-28, "Caching".
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, TypeGuard
+
+import attrs
+
+from trio_vmcp.models import JSON
+
+__all__ = [
+    "ACKNOWLEDGED",
+    "CANCELLED",
+    "COMPLETE",
+    "DISCOVER",
+    "GET_PROMPT",
+    "INITIALIZE",
+    "INITIALIZED",
+    "KINDS",
+    "LISTEN",
+    "LISTS",
+    "LIST_CHANGED",
+    "LIST_KEYS",
+    "MESSAGE",
+    "METHODS",
+    "PING",
+    "PROGRESS",
+    "QUESTIONS",
+    "READ_RESOURCE",
+    "RESOURCE_UPDATED",
+    "SUBSCRIBE",
+    "SUBSCRIPTION_ID",
+    "TOOLS_CALL",
+    "TOOLS_LIST",
+    "UNKNOWN",
+    "UNSUBSCRIBE",
+    "USEFUL",
+    "Kind",
+    "Method",
+    "changing_kinds",
+    "declares",
+]
+
+Kind: TypeAlias = Literal["tools", "resources", "prompts"]
+"""What a server lists: its capability has the same name. "resources" are resources and their templates."""
+
+KINDS: tuple[Kind, ...] = ("tools", "resources", "prompts")
+
+# Notifications of a server.
+LIST_CHANGED: dict[str, str] = {kind: f"notifications/{kind}/list_changed" for kind in KINDS}
+RESOURCE_UPDATED = "notifications/resources/updated"
+MESSAGE = "notifications/message"
+PROGRESS = "notifications/progress"
+CANCELLED = "notifications/cancelled"  # of both sides
+ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
+ELICITATION_COMPLETE = "notifications/elicitation/complete"
+# A stream that is held open for a server's notifications was of use if one of these came by it.
+USEFUL = frozenset([*LIST_CHANGED.values(), RESOURCE_UPDATED, MESSAGE, ELICITATION_COMPLETE])
+# Of a client.
+INITIALIZED = "notifications/initialized"
+
+# Members of `notifications` in `subscriptions/listen` and in its acknowledgement.
+LIST_KEYS: dict[str, str] = {kind: f"{kind}ListChanged" for kind in KINDS}
+
+# In `_meta` of what belongs to a subscription: the id of its request.
+SUBSCRIPTION_ID = "io.modelcontextprotocol/subscriptionId"
+
+# Requests of a server, and the handler that answers each. Every client answers `ping` by itself.
+PING = "ping"
+QUESTIONS = {"sampling/createMessage": "sampling", "elicitation/create": "elicitation", "roots/list": "roots"}
+
+
+@attrs.frozen(kw_only=True)
+class Method:
+    """A request that a client sends.
+
+    Attributes:
+        name: The JSON-RPC method.
+        needs: The server capability without which this must not be sent, as a path; empty: the library sends this only
+            for what the server has listed.
+        named_by: The member of `params` that is repeated in the header `Mcp-Name`; None: there is no such header.
+        may_ask_back: The server may ask its client something before it answers: by requests of its own in the handshake
+            era, by an `input_required` result in the modern one.
+        kind: The list that this asks for is about this kind; None: this asks for no list.
+        array: The member of the result that holds an array: of a list its entries, of a call its content.
+        key: The member of an entry that names the entry.
+        may_be_kept: The result may be good for some time (`ttlMs`, `cacheScope`).
+        outdated_by: The notification after which a kept result is not fresh any more.
+    """
+
+    name: str
+    needs: tuple[str, ...] = ()
+    named_by: str | None = None
+    may_ask_back: bool = False
+    kind: Kind | None = None
+    array: str | None = None
+    key: str | None = None
+    may_be_kept: bool = False
+    outdated_by: str | None = None
+
+    @property
+    def kept_as(self) -> str | None:
+        """The attribute of a listing that holds the entries of this list."""
+        return "resource_templates" if self.array == "resourceTemplates" else self.array
+
+
+def _list(name: str, kind: Kind, array: str, key: str) -> Method:
+    return Method(
+        name=name, kind=kind, array=array, key=key, may_be_kept=True, outdated_by=LIST_CHANGED[kind], needs=(kind,)
+    )
+
+
+INITIALIZE, DISCOVER, LISTEN = "initialize", "server/discover", "subscriptions/listen"
+TOOLS_CALL, GET_PROMPT, READ_RESOURCE = "tools/call", "prompts/get", "resources/read"
+TOOLS_LIST = "tools/list"
+SUBSCRIBE, UNSUBSCRIBE = "resources/subscribe", "resources/unsubscribe"
+COMPLETE = "completion/complete"
+
+LISTS = (
+    _list(TOOLS_LIST, "tools", "tools", "name"),
+    _list("resources/list", "resources", "resources", "uri"),
+    _list("resources/templates/list", "resources", "resourceTemplates", "uriTemplate"),
+    _list("prompts/list", "prompts", "prompts", "name"),
+)
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(name=INITIALIZE),
+        Method(name=DISCOVER, may_be_kept=True),
+        Method(name=LISTEN),
+        *LISTS,
+        Method(name=TOOLS_CALL, named_by="name", may_ask_back=True, array="content"),
+        Method(name=GET_PROMPT, named_by="name", may_ask_back=True, array="messages"),
+        Method(
+            name=READ_RESOURCE,
+            named_by="uri",
+            may_ask_back=True,
+            array="contents",
+            may_be_kept=True,
+            outdated_by=RESOURCE_UPDATED,
+        ),
+        Method(name=SUBSCRIBE, needs=("resources", "subscribe")),
+        Method(name=UNSUBSCRIBE, needs=("resources", "subscribe")),
+        Method(name=COMPLETE, needs=("completions",)),
+    )
+}
+UNKNOWN = Method(name="")  # a method that is not in the table is sent as it is
+
+
+def declares(capabilities: JSON, path: tuple[str, ...]) -> bool:
+    """Whether a server declares a capability, or a flag in one: ("tools",), ("resources", "subscribe")."""
+    first, *flags = path
+    declared = capabilities.get(first)
+    if not flags:
+        return first in capabilities
+    return _is_object(declared) and all(declared.get(flag) is True for flag in flags)
+
+
+def changing_kinds(capabilities: JSON) -> tuple[Kind, ...]:
+    """The kinds of lists whose changes a server declares to tell of."""
+    return tuple(kind for kind in KINDS if declares(capabilities, (kind, "listChanged")))
+
+
+def _is_object(value: object) -> TypeGuard[JSON]:
+    return isinstance(value, dict)

@@ -1,0 +1,75 @@
+"""The messages of a stream, read so that a bad one costs itself and not the messages behind it.
+
+A message that cannot be read may still be known by the request that it answers: that request then fails at once, and
+does not wait for its deadline. Serializers write the id of an answer at the very beginning or at the very end. So the
+id can be found where the middle is no UTF-8, no JSON, or was over the size limit and is gone.
+"""
+
+from __future__ import annotations
+
+import re
+
+import attrs
+
+from trio_vmcp._protocol.jsonrpc import BadMessage, Message, parse_text, to_text
+
+__all__ = ["END_BYTES", "Unreadable", "decode", "is_call", "read", "reply_id_at_ends"]
+
+END_BYTES = 256  # of either end of a message, enough for its id
+
+
+@attrs.frozen
+class Unreadable:
+    """What came in place of a message.
+
+    Attributes:
+        problem: Completes the sentence "a message that …".
+        reply_id: The id of the request that it seems to answer; None: none can be told.
+    """
+
+    problem: str
+    reply_id: int | None
+
+
+def decode(data: bytes | bytearray) -> str | Unreadable:
+    """The text of one message of a stream. A step of its own: a message may be large, and its bytes can go then."""
+    try:
+        return to_text(data)
+    except BadMessage as bad:
+        problem = str(bad)
+    return Unreadable(problem, reply_id_at_ends(data[:END_BYTES], data[-END_BYTES:]))
+
+
+def read(text: str, *, max_depth: int) -> Message | Unreadable:
+    """The message that a text is.
+
+    Args:
+        max_depth: As for `parse_message`.
+    """
+    try:
+        return parse_text(text, max_depth=max_depth)
+    except BadMessage as bad:
+        problem, reply_id = str(bad), bad.reply_id
+    if reply_id is None:
+        ends = text[:END_BYTES], text[-END_BYTES:]
+        reply_id = reply_id_at_ends(*(end.encode(errors="surrogatepass") for end in ends))
+    return Unreadable(problem, reply_id)
+
+
+def is_call(head: bytes | bytearray) -> bool:
+    """Whether what begins so is a request or a notification: no request waits for it."""
+    return _CALL.match(head) is not None
+
+
+def reply_id_at_ends(head: bytes | bytearray, tail: bytes | bytearray) -> int | None:
+    """The id of an answer whose middle cannot be read, where it cannot be anything else; None: it is not known."""
+    found = _ID_FIRST.match(head) or (_ANSWER.match(head) and _ID_LAST.search(tail))
+    return int(found[1]) if found else None
+
+
+_BEGIN = rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?'
+_ID = rb'"id"\s*:\s*"?(\d{1,18})"?\s*'
+_CALL = re.compile(_BEGIN + rb'(?:"id"\s*:\s*[^,]{1,64},\s*)?"(?:method|params)"\s*:')
+_ANSWER = re.compile(_BEGIN + rb'"(?:result|error)"\s*:')
+_ID_FIRST = re.compile(_BEGIN + _ID + rb',\s*"(?:result|error)"\s*:')
+_ID_LAST = re.compile(rb',\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?' + _ID + rb'(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*\Z')
