@@ -1,4 +1,15 @@
-"""DefaultSession: what callers see of a session. `_session/owner.py` runs it, `_session/calls.py` makes its calls."""
+"""DefaultSession: what callers hold. It is a view, made of the session's parts (`_core`) and one caller.
+
+Where things live, under `_session/`:
+- The owner task with the session's nursery (`services`) and the order of a close: `owner.py`. Its phases: `life.py`.
+- The calls in flight, and `drained`, the event that a close waits for: `admission.py`.
+- The limiter of `max_backend_init_concurrency`: `members.py`. `backend_init_timeout`, for each backend: `attempt.py`;
+  `session_init_timeout`, for the whole opening: `owner.py`; `request_timeout`: `call.py`.
+- A call, from admission to its result: `calls.py`; on the way through one backend, with recovery and retry: `call.py`.
+- Names and lists: `directory.py`. The state of each backend: `member.py`.
+- The two layers. Metadata (`TransportSession`) is plain data, which `row.py` alone writes and another process may read.
+  Everything else (`Session`) is runtime: connections, tasks, names. It never leaves the process and is never stored.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +22,6 @@ from types import MappingProxyType
 import attrs
 import trio
 
-from trio_vmcp._session.caller_view import CallerView
 from trio_vmcp._session.owner import SessionOwner
 from trio_vmcp.connector import OnProgress
 from trio_vmcp.errors import BackendProtocolError, session_tag
@@ -35,15 +45,17 @@ from trio_vmcp.models import (
     ToolResult,
 )
 from trio_vmcp.routing import RoutingTable
+from trio_vmcp.session import Session
 
 __all__ = ["DefaultSession"]
 
 
 @attrs.define(eq=False)
-class DefaultSession(trio.abc.AsyncResource):
-    """A session over live backends. Made by a factory; see `Session` for what each method promises."""
+class DefaultSession(trio.abc.AsyncResource, Session):
+    """A session over live backends, made by a factory. Docstrings are inherited from `Session`."""
 
     _core: SessionOwner = attrs.field(alias="core", repr=False)
+    _caller: Identity | None = attrs.field(default=None, alias="caller", repr=False)  # of calls without `caller`
 
     def __repr__(self) -> str:
         backends = len(self._core.membership.members)
@@ -113,8 +125,9 @@ class DefaultSession(trio.abc.AsyncResource):
     def in_flight(self) -> int:
         return self._core.admission.in_flight
 
-    def as_caller(self, identity: Identity | None) -> CallerView:
-        return CallerView(self, identity)
+    def as_caller(self, identity: Identity | None) -> DefaultSession:
+        self._core.calls.check_caller(identity)
+        return DefaultSession(self._core, identity)
 
     def changes(self) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[SessionChange]]:
         return self._core.feed.subscribe(self._core.services)
@@ -132,7 +145,9 @@ class DefaultSession(trio.abc.AsyncResource):
         on_progress: OnProgress | None = None,
     ) -> ToolResult:
         route = partial(self._core.calls.route_tool, name, arguments)
-        member, raw = await self._core.calls.call("tools/call", route, "content", caller, meta, timeout, on_progress)
+        member, raw = await self._core.calls.call(
+            "tools/call", route, "content", caller or self._caller, meta, timeout, on_progress
+        )
         return ToolResult(raw, member.backend_id)
 
     async def read_resource(
@@ -146,7 +161,7 @@ class DefaultSession(trio.abc.AsyncResource):
     ) -> ResourceResult:
         route = partial(self._core.calls.route_resource, uri)
         member, raw = await self._core.calls.call(
-            "resources/read", route, "contents", caller, meta, timeout, on_progress
+            "resources/read", route, "contents", caller or self._caller, meta, timeout, on_progress
         )
         return ResourceResult(raw, member.backend_id)
 
@@ -161,7 +176,9 @@ class DefaultSession(trio.abc.AsyncResource):
         on_progress: OnProgress | None = None,
     ) -> PromptResult:
         route = partial(self._core.calls.route_prompt, name, arguments)
-        member, raw = await self._core.calls.call("prompts/get", route, "messages", caller, meta, timeout, on_progress)
+        member, raw = await self._core.calls.call(
+            "prompts/get", route, "messages", caller or self._caller, meta, timeout, on_progress
+        )
         return PromptResult(raw, member.backend_id)
 
     async def complete(
@@ -175,7 +192,9 @@ class DefaultSession(trio.abc.AsyncResource):
         timeout: float | None = None,
     ) -> CompletionResult:
         route = partial(self._core.calls.route_completion, ref, argument, context)
-        owner, raw = await self._core.calls.call("completion/complete", route, None, caller, meta, timeout, None)
+        owner, raw = await self._core.calls.call(
+            "completion/complete", route, None, caller or self._caller, meta, timeout, None
+        )
         if not isinstance(raw.get("completion", {}), dict):
             raise BackendProtocolError(
                 owner.backend_id,
@@ -187,12 +206,12 @@ class DefaultSession(trio.abc.AsyncResource):
     async def subscribe_resource(
         self, uri: str, *, caller: Identity | None = None, timeout: float | None = None
     ) -> None:
-        await self._core.calls.subscribe(uri, caller, timeout)
+        await self._core.calls.subscribe(uri, caller or self._caller, timeout)
 
     async def unsubscribe_resource(
         self, uri: str, *, caller: Identity | None = None, timeout: float | None = None
     ) -> None:
-        await self._core.calls.unsubscribe(uri, caller, timeout)
+        await self._core.calls.unsubscribe(uri, caller or self._caller, timeout)
 
     # --- members that come and go, and the end
 
@@ -204,6 +223,8 @@ class DefaultSession(trio.abc.AsyncResource):
 
     async def aclose(self, *, drain_timeout: float | None = None) -> None:
         await self._core.close(terminate=True, drain_timeout=drain_timeout)
+
+    aclose.__doc__ = Session.aclose.__doc__  # else that of trio.abc.AsyncResource, the first base
 
     async def suspend(self, *, drain_timeout: float | None = None) -> None:
         await self._core.close(terminate=False, drain_timeout=drain_timeout)

@@ -89,8 +89,8 @@ class SessionFactory(Protocol):
 
 
 @attrs.define(eq=False)
-class DefaultSessionFactory:
-    """Built by `open_session_factory` alone."""
+class DefaultSessionFactory(SessionFactory):
+    """Built by `open_session_factory` alone. Docstrings are inherited from `SessionFactory`."""
 
     _storage: Storage = attrs.field(alias="storage", repr=False)  # these two may be the user's, secrets and all
     _connector_for: Callable[[str], BackendConnector] = attrs.field(alias="connector_for", repr=False)  # by session id

@@ -39,11 +39,20 @@ class TransportSession(Protocol):
     """The serialisable layer: plain data that a storage keeps and another process may read."""
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """A bearer token: it restores the session."""
+        ...
+
     @property
-    def created_at(self) -> datetime: ...
+    def created_at(self) -> datetime:
+        """Wall time in UTC."""
+        ...
+
     @property
-    def updated_at(self) -> datetime: ...
+    def updated_at(self) -> datetime:
+        """When the metadata was last written: wall time in UTC."""
+        ...
+
     @property
     def metadata(self) -> SessionMetadata:
         """What the storage holds of this session."""
@@ -63,15 +72,30 @@ class Session(TransportSession, Protocol):
     """
 
     @property
-    def tools(self) -> tuple[Tool, ...]: ...
+    def tools(self) -> tuple[Tool, ...]:
+        """In configured order, backends that are away included: their tools are listed as last seen."""
+        ...
+
     @property
-    def resources(self) -> tuple[Resource, ...]: ...
+    def resources(self) -> tuple[Resource, ...]:
+        """As `tools`. A URI that several backends list is there once."""
+        ...
+
     @property
-    def resource_templates(self) -> tuple[ResourceTemplate, ...]: ...
+    def resource_templates(self) -> tuple[ResourceTemplate, ...]:
+        """As `tools`. A template that several backends list is there once."""
+        ...
+
     @property
-    def prompts(self) -> tuple[Prompt, ...]: ...
+    def prompts(self) -> tuple[Prompt, ...]:
+        """As `tools`."""
+        ...
+
     @property
-    def routing_table(self) -> RoutingTable: ...
+    def routing_table(self) -> RoutingTable:
+        """Which backend a name or URI belongs to."""
+        ...
+
     @property
     def backend_sessions(self) -> Mapping[str, str]:
         """Backend id → the session id that the backend assigned: a bearer token."""
@@ -79,20 +103,28 @@ class Session(TransportSession, Protocol):
 
     @property
     def failures(self) -> tuple[BackendFailure, ...]:
-        """Who is missing and why; an entry goes when its backend joins."""
+        """Which backends are missing and why; an entry goes when its backend joins."""
         ...
 
     @property
-    def conflicts(self) -> tuple[NameConflict, ...]: ...
+    def conflicts(self) -> tuple[NameConflict, ...]:
+        """Names that several backends claim: tools, then prompts, then URIs."""
+        ...
+
     @property
     def backends(self) -> Mapping[str, BackendStatus]:
         """How each backend is, by its id; the latest 100 that were removed included."""
         ...
 
     @property
-    def state(self) -> SessionState: ...
+    def state(self) -> SessionState:
+        """OPEN, DRAINING from the request to close on, then CLOSED."""
+        ...
+
     @property
-    def in_flight(self) -> int: ...
+    def in_flight(self) -> int:
+        """Calls that were admitted and have not ended."""
+        ...
 
     async def call_tool(
         self,
@@ -195,8 +227,8 @@ class Session(TransportSession, Protocol):
         """Take another backend into the live session. Returns once it has joined or failed (then it is in `failures`,
         and tried again in the background), within `backend_init_timeout`. Names that are taken stay with their owners.
 
-        A cancelled caller stops waiting, and does not undo it. One that was removed may be added again, also while its
-        last calls end; and so may a member of a restored session that was not passed to `restore_session`.
+        A cancelled caller stops waiting and does not undo it. A backend that was removed may be added again, also while
+        its last calls end; and so may a member of a restored session that was not passed to `restore_session`.
 
         Raises:
             ValueError: A backend of this id is in the session.
@@ -219,7 +251,11 @@ class Session(TransportSession, Protocol):
         ...
 
     def as_caller(self, identity: Identity | None) -> Session:
-        """This session with `caller` filled in: what a server hands to a request."""
+        """This session with `caller` filled in: what a server hands to a request.
+
+        Raises:
+            NilCaller, UnauthorizedCaller: `identity` is not the identity that the session is bound to.
+        """
         ...
 
     def changes(self) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[SessionChange]]:

@@ -388,7 +388,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "no_false_claim_of_not_executed",
     ),
     "a caller that is not checked": (
-        wrapped(Calls, "_check_caller", lambda *_: None),
+        wrapped(Calls, "check_caller", lambda *_: None),
         History(steps=STRANGER),
         "other_callers_get_nothing",
     ),

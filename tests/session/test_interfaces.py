@@ -39,7 +39,6 @@ from trio_vmcp import (
     open_session_factory,
 )
 from trio_vmcp._client.built_in import BuiltInConnector
-from trio_vmcp._session.caller_view import CallerView
 from trio_vmcp.testing import CONNECT, Disconnect, Error, Hang, Refuse, ScriptedBackend, Status
 
 CANARY = "canary-8d1f"
@@ -54,14 +53,10 @@ def accept_session(session: Session) -> TransportSession:
 
 
 def accept_all(
-    session: DefaultSession,
-    view: CallerView,
-    factory: DefaultSessionFactory,
-    local: LocalStorage,
-    http: BuiltInConnector,
-) -> tuple[Session, Session, SessionFactory, Storage, BackendConnector]:
+    session: DefaultSession, factory: DefaultSessionFactory, local: LocalStorage, http: BuiltInConnector
+) -> tuple[Session, SessionFactory, Storage, BackendConnector]:
     """For the type checker: what implements what."""
-    return session, view, factory, local, http
+    return session, factory, local, http
 
 
 def members(protocol: type) -> set[str]:
@@ -70,26 +65,38 @@ def members(protocol: type) -> set[str]:
     return {name for base in own for name in vars(base) if not name.startswith("_")}
 
 
-@pytest.mark.parametrize("implementation", [DefaultSession, CallerView])
-def test_a_session_and_its_view_are_sessions(implementation: type) -> None:
-    """Every name of both interfaces, with the same parameters; what is not a method is a read-only property."""
+def test_default_session_implements_both_interfaces() -> None:
+    """Every name, with the same parameters and in the class itself; what is not a method is a read-only property."""
     assert {"id", "created_at", "updated_at", "metadata"} == members(TransportSession)
     assert members(TransportSession) < members(Session)
+    assert members(Session) == {name for name in vars(DefaultSession) if not name.startswith("_")}
     for name in members(Session):
-        declared, made = getattr(Session, name), getattr(implementation, name)
+        declared, made = getattr(Session, name), getattr(DefaultSession, name)
         if isinstance(declared, property):
             assert isinstance(made, property)
             assert made.fset is None
         else:
             assert inspect.signature(declared).parameters == inspect.signature(made).parameters
             assert inspect.iscoroutinefunction(declared) == inspect.iscoroutinefunction(made)
-    assert issubclass(implementation, trio.abc.AsyncResource)
+    assert issubclass(DefaultSession, trio.abc.AsyncResource)
+
+
+@pytest.mark.parametrize(
+    ("interface", "implementation"),
+    [(Session, DefaultSession), (SessionFactory, DefaultSessionFactory), (Storage, LocalStorage)],
+)
+def test_help_shows_what_the_interface_promises(interface: type, implementation: type) -> None:
+    """`help(session.call_tool)` and an editor's tooltip find the docstring of the interface, for every member."""
+    for name in members(interface):
+        declared = inspect.getdoc(getattr(interface, name))
+        assert declared, name
+        assert declared == inspect.getdoc(getattr(implementation, name)), name
 
 
 async def test_properties_cannot_be_set() -> None:
     """A caller changes a session by closing it, and in no other way."""
     async with open_session_factory() as factory, factory.open_session([]) as session:
-        for holder in (session, session.as_caller(ALICE)):
+        for holder in (session, session.as_caller(None)):
             for name in members(Session):
                 if isinstance(getattr(Session, name), property):
                     with pytest.raises(AttributeError):

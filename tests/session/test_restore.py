@@ -18,12 +18,14 @@ from trio_vmcp import (
     Backend,
     BackendUnavailable,
     Bare,
+    DefaultSession,
     FactorySettings,
     FailureReason,
     Identity,
     LocalStorage,
     NilCaller,
     NoBackends,
+    NotAuthorized,
     Session,
     SessionClosed,
     SessionExists,
@@ -372,29 +374,44 @@ async def test_admission_comes_before_the_caller(autojump_clock: MockClock) -> N
 
 
 async def test_as_caller_fills_the_caller_in(autojump_clock: MockClock) -> None:
-    """A view is the same session; it checks the identity that was filled in."""
+    """A view is the same session; a `caller` given to a call takes the place of the view's."""
     backend = echo_backend(completions={"who": ["Ada"]})
     backend.add_resource("memo://1")
     backend.add_prompt("greet")
     async with open_world({"a": backend}) as world:
         session = await world.make_session(identity=ALICE, session_id="one")
-        views: dict[str, Session] = {"alice": session.as_caller(ALICE), "bob": session.as_caller(BOB)}
-        alice = views["alice"]
-        await alice.call_tool("a_echo")
-        await alice.read_resource("memo://1")
-        await alice.get_prompt("a_greet")
-        await alice.complete({"type": "ref/prompt", "name": "a_greet"}, {"name": "who", "value": ""})
+        view: Session = session.as_caller(ALICE)
+        assert isinstance(view, DefaultSession)
+        await view.call_tool("a_echo")
+        await view.read_resource("memo://1")
+        await view.get_prompt("a_greet")
+        await view.complete({"type": "ref/prompt", "name": "a_greet"}, {"name": "who", "value": ""})
+        await view.as_caller(ALICE).call_tool("a_echo", caller=ALICE)
         with pytest.raises(UnauthorizedCaller):
-            await views["bob"].call_tool("a_echo")
-        await views["bob"].call_tool("a_echo", caller=ALICE)
-        await views["bob"].as_caller(ALICE).call_tool("a_echo")
+            await view.call_tool("a_echo", caller=BOB)
         with pytest.raises(NilCaller):
-            await alice.as_caller(None).call_tool("a_echo")
-        await alice.suspend()
+            await session.call_tool("a_echo")
+        await view.suspend()
         assert SessionState.CLOSED is state_of(session)
         restored = await world.restore_session("one", identity=ALICE)
-        await restored.as_caller(None).aclose()  # closing is not checked
+        await restored.as_caller(ALICE).aclose()
         assert SessionState.CLOSED is state_of(restored)
+
+
+@pytest.mark.parametrize(
+    ("bound_to", "asked_for", "error"),
+    [(ALICE, BOB, UnauthorizedCaller), (ALICE, None, NilCaller), (None, ALICE, UnauthorizedCaller)],
+)
+async def test_a_view_is_for_the_sessions_identity_alone(
+    bound_to: Identity | None, asked_for: Identity | None, error: type[NotAuthorized], autojump_clock: MockClock
+) -> None:
+    """`as_caller` refuses at once, so that no other identity gets hold of what adds, removes and closes."""
+    async with open_world({"a": echo_backend()}) as world, world.open_session(identity=bound_to) as session:
+        for holder in (session, session.as_caller(bound_to)):
+            with pytest.raises(error):
+                holder.as_caller(asked_for)
+        renewed = bound_to and Identity(issuer=bound_to.issuer, subject=bound_to.subject, token="renewed")
+        await session.as_caller(renewed).call_tool("a_echo")
 
 
 async def test_refused_callers_do_not_reset_the_idle_time(autojump_clock: MockClock) -> None:

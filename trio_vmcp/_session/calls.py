@@ -69,7 +69,7 @@ class Calls:
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout={timeout!r} is not 0 s or more")
         async with self._admission.admit() as call:
-            self._check_caller(caller)
+            self.check_caller(caller)
             try:
                 target, params = route()
                 member = self._members[target.backend_id]
@@ -86,6 +86,14 @@ class Calls:
                 target.backend_id, f"answered {method!r} without an array {array_field!r}", may_have_executed=True
             )
         return member, raw
+
+    def check_caller(self, caller: Identity | None) -> None:
+        """
+        Raises:
+            NilCaller, UnauthorizedCaller: The session is not bound to this identity.
+        """
+        if not same_principal(caller, self._identity):
+            raise NilCaller if caller is None else UnauthorizedCaller
 
     async def subscribe(self, uri: str, caller: Identity | None, timeout: float | None) -> None:
         wanted: Counter[str] | None = None
@@ -163,10 +171,6 @@ class Calls:
         if owner is not None and owner in self._members:
             self._members[owner].require_reachable()  # bound to a backend that is missing: say that
         raise self._directory.not_found(kind, name, not_found)
-
-    def _check_caller(self, caller: Identity | None) -> None:
-        if not same_principal(caller, self._identity):
-            raise NilCaller if caller is None else UnauthorizedCaller
 
 
 def _forwarded_meta(meta: JSON) -> JSON:

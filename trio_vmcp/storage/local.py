@@ -9,6 +9,7 @@ import trio
 
 from trio_vmcp.errors import MetadataConflict, SessionExists, SessionNotFound, StorageError
 from trio_vmcp.metadata import SessionMetadata, metadata_from_json, metadata_to_json
+from trio_vmcp.storage.interface import Storage
 
 __all__ = ["LocalStorage"]
 
@@ -35,7 +36,7 @@ def _check_ttl(_instance: object, _attribute: object, ttl: object) -> None:
 
 
 @attrs.define(eq=False)
-class LocalStorage:
+class LocalStorage(Storage):
     """A `Storage` of this process, for one run of Trio: its TTL is counted on `trio.current_time()`.
 
     Rows are kept as bytes, as in any other storage, so that no live object gets in and every load returns a new one.
