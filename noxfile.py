@@ -145,13 +145,14 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff and flake8-async."""
+    """ruff, flake8-async, and the count of pronouns in prose."""
     session.install(*group("lint"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", "--diff", ".")
     sources = str(session.run("git", "ls-files", "*.py", external=True, silent=True, log=False)).split()
     startable = "--startable-in-context-manager=serve_loopback"
     session.run("flake8-async", f"--disable={','.join(ASYNC_IGNORES)}", startable, *sources)
+    session.run("python", "tests/lint/prose.py")
 
 
 @nox.session
