@@ -275,6 +275,7 @@ def padded(message: JSON, *, to: int) -> bytes:
     return data.replace('"filler": "', '"filler": "' + "y" * (to - len(data))).encode()
 
 
+# Not over HTTP+SSE yet: there an event over the limit ends the stream that all calls share.
 @pytest.mark.parametrize("channel", [c for c in ANSWERS if c.transport != "sse"], ids=str)
 async def test_an_answer_over_the_limit_fails_its_call_alone(channel: Channel, autojump_clock: MockClock) -> None:
     """What is just within the limit is an answer. Another call goes on waiting, and the next one works."""

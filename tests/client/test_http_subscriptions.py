@@ -29,9 +29,7 @@ from trio_vmcp import (
     BackendTimeout,
     BackendUnavailable,
     FactorySettings,
-    MessageTooLarge,
 )
-from trio_vmcp._client import client as client_of_any_era
 from trio_vmcp._client.listening import MOST_FRUITLESS
 from trio_vmcp.testing import (
     Disconnect,
@@ -332,16 +330,6 @@ async def test_a_subscription_that_fails_changes_nothing(
         assert attempts == len(listens(backend))
         backend.heal()
         assert {} == await ask(client, "resources/subscribe", {"uri": "memo://one"})
-
-
-async def test_subscriptions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every new stream carries the whole set."""
-    monkeypatch.setattr(client_of_any_era, "MOST_SUBSCRIPTIONS", 2)
-    async with open_client(modern()) as client:
-        for uri in ("memo://1", "memo://2", "memo://1"):
-            await ask(client, "resources/subscribe", {"uri": uri})
-        with pytest.raises(MessageTooLarge, match="has 2 resource subscriptions"):
-            await ask(client, "resources/subscribe", {"uri": "memo://3"})
 
 
 async def test_a_closed_client_opens_no_stream(autojump_clock: MockClock) -> None:

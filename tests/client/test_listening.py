@@ -34,8 +34,7 @@ from support.clients import (
 )
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vmcp import JSON, BackendRejected, BackendTimeout, FactorySettings, MessageTooLarge
-from trio_vmcp._client import client as client_of_any_era
+from trio_vmcp import JSON, BackendRejected, BackendTimeout, FactorySettings
 from trio_vmcp._client.built_in import BuiltInConnector
 from trio_vmcp._client.channels.pace import (
     LINE_COST,
@@ -686,32 +685,6 @@ async def test_subscriptions_are_requests() -> None:
         backend.notify("notifications/resources/updated", {"uri": "memo://one"})
         await wait_all_tasks_blocked()
         assert [("notifications/resources/updated", {"uri": "memo://one"})] == bench.events
-
-
-@pytest.mark.parametrize("method", ["resources/subscribe", "resources/unsubscribe"])
-async def test_what_is_not_declared_is_not_sent(method: str) -> None:
-    """Without `resources.subscribe` nothing is sent."""
-    backend = listening_backend(capabilities={"resources": {"listChanged": True}})
-    async with open_client(backend) as client:
-        with pytest.raises(BackendRejected, match=r"declares no resources\.subscribe") as caught:
-            await ask(client, method, {"uri": "memo://one"})
-    assert (-32601, False) == (caught.value.code, caught.value.may_have_executed)
-    assert [] == backend.received(method)
-
-
-async def test_subscriptions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number is limited, so that a caller's loop does not fill the backend's memory or ours."""
-    assert 1000 == client_of_any_era.MOST_SUBSCRIPTIONS
-    monkeypatch.setattr(client_of_any_era, "MOST_SUBSCRIPTIONS", 3)
-    backend = listening_backend()
-    backend.add_resource("memo://one")
-    async with open_client(backend) as client:
-        for number in (1, 2, 3, 2):
-            await ask(client, "resources/subscribe", {"uri": f"memo://{number}"})
-        with pytest.raises(MessageTooLarge, match="has 3 resource subscriptions"):
-            await ask(client, "resources/subscribe", {"uri": "memo://4"})
-        await ask(client, "resources/unsubscribe", {"uri": "memo://1"})
-        await ask(client, "resources/subscribe", {"uri": "memo://4"})
 
 
 # Cancelled anywhere
