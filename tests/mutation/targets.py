@@ -35,17 +35,9 @@ TARGETS: Mapping[str, tuple[str, ...] | None] = {
     "trio_vmcp._session.member": tuple(
         f"Member.{name}"
         for name in (
-            *(
-                "to",
-                "may_join",
-                "join",
-                "fail",
-                "start_retrying",
-                "fail_replacing",
-                "note_connection_ended",
-                "replace_connection",
-            ),
-            *("cancel_connecting", "remove", "discard_attempt", "_cancel_attempts", "_check_gone"),
+            *("to", "may_join", "join", "fail", "start_retrying", "fail_replacing", "note_connection_ended"),
+            *("replace_connection", "cancel_connecting", "remove", "discard_attempt", "_cancel_attempts"),
+            "_check_gone",
         )
     ),
     "trio_vmcp._session.attempt": (

@@ -20,6 +20,7 @@ from trio_vmcp import (
 )
 from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.life import Life, Phase
+from trio_vmcp._session.listing import Listing
 from trio_vmcp._session.member import (
     TRANSITIONS,
     Away,
@@ -266,3 +267,64 @@ async def test_what_connects_is_given_up_when_the_session_closes(kind: type[Stat
         assert FailureReason.PENDING is member.state.failure.reason
     else:
         assert state is member.state
+
+
+async def test_an_attempt_begins_retrying_or_leaves_calls_waiting() -> None:
+    """A backend that is away is shown as RECOVERING; where calls wait for a replacement, they go on waiting."""
+    member = member_in(Away)
+    member.start_retrying()
+    assert isinstance(member.state, Retrying)
+    assert WHY is member.failure
+    member = member_in(Replacing)
+    state = member.state
+    member.start_retrying()
+    assert state is member.state
+
+
+async def test_a_replacement_whose_turn_is_not_due_fails() -> None:
+    """The failure says what became of the session; a backend that no call waits for stays as it is."""
+    member = member_in(Replacing)
+    member.fail_replacing()
+    assert isinstance(member.state, Away)
+    assert member.failure is not None
+    assert (FailureReason.UNREACHABLE, WHY.detail) == (member.failure.reason, member.failure.detail)
+    state = member.state
+    member.fail_replacing()
+    assert state is member.state
+
+
+async def test_a_removed_backend_is_gone_with_its_last_attempt() -> None:
+    """Its connections take no more calls and keep the deadline of the removal; its list goes at once."""
+    member = new_member("b", BACKEND, FactorySettings(), Endpoints(0.5, 60.0))
+    attempt, joined = trio.CancelScope(), connection()
+    member.attempts.add(attempt)
+    member.join(joined, Listing())
+    assert Listing() == member.listing
+    assert {joined} == member.connections
+    member.remove(drain_by=1.0)
+    assert member.listing is None
+    assert joined.retired.is_set()
+    assert not member.gone.is_set()
+    member.discard_attempt(attempt, joined)
+    assert set() == member.connections
+    assert member.gone.is_set()
+
+
+async def test_a_backend_without_attempts_is_gone_when_it_is_removed() -> None:
+    """There is nothing to wait for. A member that stays is never gone, however its attempts end."""
+    member = member_in(Away)
+    attempt = trio.CancelScope()
+    member.attempts.add(attempt)
+    member.discard_attempt(attempt, None)
+    assert not member.gone.is_set()
+    member.remove(drain_by=0.0)
+    assert member.gone.is_set()
+
+
+async def test_joining_without_a_list_keeps_the_one_that_is_known() -> None:
+    """A backend that takes calls at once is listed later; until then callers see what it offered before."""
+    member = member_in(Away)
+    member.start_retrying()
+    known = member.listing = Listing(tools={"echo": {"name": "echo"}})
+    member.join(connection(), None)
+    assert known is member.listing

@@ -33,8 +33,9 @@ class Breaker:
         return self._trial_at is not None
 
     def admit(self, now: float) -> float | None:
-        """None: the call may go ahead, and is reported with `succeed`, `fail` or `cancel_trial`. Else the s until the next
-        trial, which may be under way. A call that is let through while `is_open` is the trial.
+        """Whether a call may go ahead (None), or the s until the next trial, which may be under way.
+
+        A call that goes ahead is reported with `succeed`, `fail` or `cancel_trial`; while `is_open` it is the trial.
         """
         if self._trial_at is None:
             return None
