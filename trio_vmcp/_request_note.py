@@ -35,12 +35,14 @@ class RequestNote:
     Attributes:
         method: The request last begun; None before the first.
         written: Some of its bytes may have reached the backend, and no answer proved that it did not run.
+        is_reported: The client says when a request is written. Clients of an application's own may not.
         session_lost: The backend no longer knows what was agreed with it: only a new connection helps.
         outer: The note that was there before.
     """
 
     method: str | None = None
     written: bool = False
+    is_reported: bool = False
     session_lost: bool = False
     outer: RequestNote | None = attrs.field(default=None, kw_only=True)
 
@@ -78,7 +80,7 @@ def begin_request(method: str) -> RequestNote:
     if note is None:
         note = RequestNote()
         current_note.set(note)
-    note.method, note.written = method, False
+    note.method, note.written, note.is_reported = method, False, True
     return note
 
 
@@ -86,7 +88,7 @@ def note_written(written: bool) -> None:
     """The request in the current task was written, or provably not."""
     note = current_note.get()
     if note is not None:
-        note.written = written
+        note.written, note.is_reported = written, True
 
 
 def note_session_lost() -> None:

@@ -145,7 +145,7 @@ class Attempt:
                     # What was stored is gone: "start a new session by sending a new InitializeRequest".
                     client, listing = await self._open(None, nursery)
                 if self._member.may_join(self._session.life):  # else it got ready without noticing its cancel
-                    self.connection = Connection(client, is_listed=listing is not None)
+                    self.connection = Connection(client, listing is not None, note.is_reported)
                     self._member.join(self.connection, listing)
                     return
         except BackendError as error:

@@ -61,6 +61,7 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
                 connection = await _replaced_connection(member, asked)
                 is_replaced, timeout = True, max(asked.deadline - trio.current_time(), 0.0)
             connection.add_call(call)
+            call.written, call.is_reported = not connection.reports_writes, False
             try:
                 raw = await connection.client.request(
                     asked.method,
@@ -80,6 +81,7 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
                 note_answer(member)
                 return _with_state_lost(raw) if is_replaced else raw
             finally:
+                connection.reports_writes = connection.reports_writes or call.is_reported
                 connection.remove_call(call)
             connection = None
     except BackendError as error:

@@ -21,6 +21,8 @@ class Connection:
 
     Attributes:
         is_listed: The backend was listed through this very connection before it joined.
+        reports_writes: Its client has said of a request that it was written. Otherwise a call that is cut off counts as
+            possibly executed.
         retired: Set when it takes no more calls; it is closed once the calls on it have ended.
         terminate: Its backend session is known to be gone, so no restore will resume it.
         closed: Set once it was closed; None before the close has begun.
@@ -28,6 +30,7 @@ class Connection:
 
     client: BackendClient
     is_listed: bool
+    reports_writes: bool = False
     retired: trio.Event = attrs.field(factory=trio.Event, init=False)
     terminate: bool = attrs.field(default=False, init=False)
     closed: trio.Event | None = attrs.field(default=None, init=False)
