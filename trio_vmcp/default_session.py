@@ -22,6 +22,7 @@ from types import MappingProxyType
 import attrs
 import trio
 
+from trio_vmcp._protocol.methods import COMPLETE, GET_PROMPT, READ_RESOURCE, TOOLS_CALL
 from trio_vmcp._session.owner import SessionOwner
 from trio_vmcp.connector import OnProgress
 from trio_vmcp.errors import BackendProtocolError, session_tag
@@ -145,9 +146,7 @@ class DefaultSession(trio.abc.AsyncResource, Session):
         on_progress: OnProgress | None = None,
     ) -> ToolResult:
         route = partial(self._core.calls.route_tool, name, arguments)
-        member, raw = await self._core.calls.call(
-            "tools/call", route, "content", caller or self._caller, meta, timeout, on_progress
-        )
+        member, raw = await self._core.calls.call(TOOLS_CALL, route, caller or self._caller, meta, timeout, on_progress)
         return ToolResult(raw, member.backend_id)
 
     async def read_resource(
@@ -161,7 +160,7 @@ class DefaultSession(trio.abc.AsyncResource, Session):
     ) -> ResourceResult:
         route = partial(self._core.calls.route_resource, uri)
         member, raw = await self._core.calls.call(
-            "resources/read", route, "contents", caller or self._caller, meta, timeout, on_progress
+            READ_RESOURCE, route, caller or self._caller, meta, timeout, on_progress
         )
         return ResourceResult(raw, member.backend_id)
 
@@ -176,9 +175,7 @@ class DefaultSession(trio.abc.AsyncResource, Session):
         on_progress: OnProgress | None = None,
     ) -> PromptResult:
         route = partial(self._core.calls.route_prompt, name, arguments)
-        member, raw = await self._core.calls.call(
-            "prompts/get", route, "messages", caller or self._caller, meta, timeout, on_progress
-        )
+        member, raw = await self._core.calls.call(GET_PROMPT, route, caller or self._caller, meta, timeout, on_progress)
         return PromptResult(raw, member.backend_id)
 
     async def complete(
@@ -192,9 +189,7 @@ class DefaultSession(trio.abc.AsyncResource, Session):
         timeout: float | None = None,
     ) -> CompletionResult:
         route = partial(self._core.calls.route_completion, ref, argument, context)
-        owner, raw = await self._core.calls.call(
-            "completion/complete", route, None, caller or self._caller, meta, timeout, None
-        )
+        owner, raw = await self._core.calls.call(COMPLETE, route, caller or self._caller, meta, timeout, None)
         if not isinstance(raw.get("completion", {}), dict):
             raise BackendProtocolError(
                 owner.backend_id,

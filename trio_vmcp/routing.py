@@ -12,10 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import attrs
 
+from trio_vmcp._protocol.methods import Kind
 from trio_vmcp._protocol.uri_template import UriTemplate, compile_template
 from trio_vmcp._routing.names import Names
 from trio_vmcp._routing.strategies import Bare, ConflictResolution, Manual, Prefix, Priority
@@ -23,11 +24,9 @@ from trio_vmcp._routing.table import RoutingTable, Target, closest_names, find_r
 from trio_vmcp.models import NameConflict
 
 __all__ = [
-    "KINDS",
     "Bare",
     "Bindings",
     "ConflictResolution",
-    "Kind",
     "Manual",
     "Offer",
     "Prefix",
@@ -42,8 +41,6 @@ __all__ = [
 # Characters, of all templates of one backend that are matched: about 30 ms for a URI that none of them fits.
 _TEMPLATE_CHARACTERS = 64 * 1024
 
-Kind: TypeAlias = Literal["tools", "prompts", "resources"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 _Templates: TypeAlias = tuple[tuple[Target, UriTemplate], ...]
 
 

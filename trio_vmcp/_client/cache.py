@@ -18,7 +18,7 @@ from typing import TypeAlias
 import attrs
 import trio
 
-from trio_vmcp._protocol.methods import LIST_CHANGED, METHODS, READ_RESOURCE, RESOURCE_UPDATED, UNKNOWN
+from trio_vmcp._protocol.methods import LIST_CHANGED, METHODS, READ_RESOURCE, RESOURCE_UPDATED, UNKNOWN, ListMethod
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import endpoint_digest
 from trio_vmcp.models import JSON, Backend
@@ -213,7 +213,7 @@ class BackendCache:
             data = _encoder.encode(result).encode(*_UTF8)
         except RecursionError:  # it was parsed, so `max_json_depth` is near what the parser can do
             return
-        cursor = result.get("nextCursor") if METHODS[fetch.method].kind is not None else None
+        cursor = result.get("nextCursor") if isinstance(METHODS[fetch.method], ListMethod) else None
         following = None if cursor is None else _canonical.encode({**json.loads(fetch.params), "cursor": cursor})
         size = len(data) + len(fetch.params) + len(following or "") + _OVERHEAD_BYTES
         if size <= MOST_BYTES_EACH:

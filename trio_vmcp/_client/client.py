@@ -26,6 +26,7 @@ from trio_vmcp._protocol.methods import (
     SUBSCRIBE,
     UNKNOWN,
     Kind,
+    ListMethod,
     Method,
     declares,
 )
@@ -171,7 +172,7 @@ class Client(abc.ABC):
             BackendRejected: The backend does not declare what the request needs: "use only negotiated capabilities"
                 (2025-11-25, lifecycle).
         """
-        if method.kind is not None:
+        if isinstance(method, ListMethod):
             if self.listening != "open":
                 self._listed_unheard.add(method.kind)
         elif method.needs and not declares(self.server_capabilities, method.needs):

@@ -40,6 +40,7 @@ __all__ = [
     "UNSUBSCRIBE",
     "USEFUL",
     "Kind",
+    "ListMethod",
     "Method",
     "changing_kinds",
     "declares",
@@ -85,9 +86,7 @@ class Method:
         named_by: The member of `params` that is repeated in the header `Mcp-Name`; None: there is no such header.
         may_ask_back: The server may ask its client something before it answers: by requests of its own in the handshake
             era, by an `input_required` result in the modern one.
-        kind: The list that this asks for is about this kind; None: this asks for no list.
-        array: The member of the result that holds an array: of a list its entries, of a call its content.
-        key: The member of an entry that names the entry.
+        array: The member of the result that holds an array.
         may_be_kept: The result may be good for some time (`ttlMs`, `cacheScope`).
         outdated_by: The notification after which a kept result is not fresh any more.
     """
@@ -96,21 +95,42 @@ class Method:
     needs: tuple[str, ...] = ()
     named_by: str | None = None
     may_ask_back: bool = False
-    kind: Kind | None = None
     array: str | None = None
-    key: str | None = None
     may_be_kept: bool = False
     outdated_by: str | None = None
 
+
+@attrs.frozen(kw_only=True)
+class ListMethod(Method):
+    """A request for one page of a list.
+
+    Attributes:
+        kind: What is listed: the server capability of this name is needed.
+        array: The member of the result that holds the entries.
+        key: The member of an entry that names the entry.
+        is_optional: A server that declares the capability may answer that this method is not there.
+    """
+
+    kind: Kind
+    array: str
+    key: str
+    is_optional: bool = True
+
     @property
-    def kept_as(self) -> str | None:
-        """The attribute of a listing that holds the entries of this list."""
+    def kept_as(self) -> str:
+        """The attribute of a listing that holds the entries."""
         return "resource_templates" if self.array == "resourceTemplates" else self.array
 
 
-def _list(name: str, kind: Kind, array: str, key: str) -> Method:
-    return Method(
-        name=name, kind=kind, array=array, key=key, may_be_kept=True, outdated_by=LIST_CHANGED[kind], needs=(kind,)
+def _list(name: str, kind: Kind, array: str, key: str) -> ListMethod:
+    return ListMethod(
+        name=name,
+        kind=kind,
+        array=array,
+        key=key,
+        is_optional=kind != "tools",
+        may_be_kept=True,
+        outdated_by=LIST_CHANGED[kind],
     )
 
 
@@ -120,7 +140,7 @@ TOOLS_LIST = "tools/list"
 SUBSCRIBE, UNSUBSCRIBE = "resources/subscribe", "resources/unsubscribe"
 COMPLETE = "completion/complete"
 
-LISTS = (
+LISTS: tuple[ListMethod, ...] = (
     _list(TOOLS_LIST, "tools", "tools", "name"),
     _list("resources/list", "resources", "resources", "uri"),
     _list("resources/templates/list", "resources", "resourceTemplates", "uriTemplate"),

@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from trio_vmcp._nursery import describe_crash, start_clean, start_if_open
+from trio_vmcp._protocol.methods import RESOURCE_UPDATED
 from trio_vmcp._request_note import RequestNote, current_note
 from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.life import Life, Phase
@@ -207,7 +208,7 @@ class Attempt:
         """A notification. Those of a connection that was replaced are about lists that are no longer kept."""
         if self.is_over:
             return
-        if method == "notifications/resources/updated":
+        if method == RESOURCE_UPDATED:
             uri = _subscribed(params.get("uri"), self._member.subscriptions)
             if uri is not None:
                 self._session.observer.resource_updated(self._member, uri)

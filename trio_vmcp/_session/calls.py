@@ -10,6 +10,7 @@ from typing import Literal
 import attrs
 import trio
 
+from trio_vmcp._protocol.methods import METHODS, SUBSCRIBE, UNSUBSCRIBE
 from trio_vmcp._session.admission import Admission
 from trio_vmcp._session.call import CallRequest, request_member
 from trio_vmcp._session.directory import Directory
@@ -54,7 +55,6 @@ class Calls:
         self,
         method: str,
         route: Callable[[], tuple[Target, JSON]],
-        array_field: str | None,
         caller: Identity | None,
         meta: JSON | None,
         timeout: float | None,
@@ -64,7 +64,6 @@ class Calls:
 
         Args:
             route: Finds the backend and the params; runs once the call is admitted and its caller is known.
-            array_field: What the answer must hold as an array, where it is there; None: nothing.
         """
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout={timeout!r} is not 0 s or more")
@@ -81,9 +80,10 @@ class Calls:
                 raw = await request_member(member, call, asked)
             finally:  # after the check of the caller: a stranger's call keeps no session alive
                 self.last_call_at = trio.current_time()
-        if array_field is not None and not isinstance(raw.get(array_field, []), list):
+        array = METHODS[method].array
+        if array is not None and not isinstance(raw.get(array, []), list):
             raise BackendProtocolError(
-                target.backend_id, f"answered {method!r} without an array {array_field!r}", may_have_executed=True
+                target.backend_id, f"answered {method!r} without an array {array!r}", may_have_executed=True
             )
         return member, raw
 
@@ -106,7 +106,7 @@ class Calls:
             return target, {"uri": target.name}
 
         try:
-            await self.call("resources/subscribe", route, None, caller, None, timeout, None)
+            await self.call(SUBSCRIBE, route, caller, None, timeout, None)
         except BaseException:
             if wanted is not None:
                 wanted[uri] -= 1
@@ -116,7 +116,7 @@ class Calls:
 
     async def unsubscribe(self, uri: str, caller: Identity | None, timeout: float | None) -> None:
         route = partial(self._route_unsubscription, uri)
-        member, _ = await self.call("resources/unsubscribe", route, None, caller, None, timeout, None)
+        member, _ = await self.call(UNSUBSCRIBE, route, caller, None, timeout, None)
         del member.subscriptions[uri]
 
     # --- routes: where a call goes, and with which params

@@ -11,10 +11,11 @@ from typing import Any, Literal, TypeVar
 
 import attrs
 
+from trio_vmcp._protocol.methods import KINDS, Kind
 from trio_vmcp._session.listing import MOST_NAME_BYTES, Listing
 from trio_vmcp.errors import CapabilityNotFound, MessageTooLarge, ResourceNotFound
 from trio_vmcp.models import JSON, NameConflict, Prompt, Resource, ResourceTemplate, Tool
-from trio_vmcp.routing import KINDS, Bindings, Kind, Offer, Router, RoutingTable, Target
+from trio_vmcp.routing import Bindings, Offer, Router, RoutingTable, Target
 from trio_vmcp.settings import FactorySettings
 
 __all__ = ["MOST_BOUND_BYTES", "Directory", "new_directory"]

@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import trio
 
+from trio_vmcp._protocol.methods import KINDS, LISTS, ListMethod
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, MessageTooLarge
 from trio_vmcp.identity import Identity
@@ -64,7 +65,7 @@ class Listing:
 
         By digest: `==` would take true for 1 and one order for another, and reads all of both lists.
         """
-        fields = [each.kept_as for each in _BY_CAPABILITY[kind]]
+        fields = [each.kept_as for each in _BY_KIND[kind]]
         return other is None or any(self.digests.get(field) != other.digests.get(field) for field in fields)
 
     def offer(self, backend_id: str) -> Offer:
@@ -78,32 +79,8 @@ class Listing:
         )
 
 
-@attrs.frozen
-class _List:
-    """How one list is asked for. `optional`: servers advertise it and then answer that the method is not there."""
-
-    capability: str
-    method: str
-    field: str
-    key: str
-    optional: bool = True
-
-    @property
-    def kept_as(self) -> str:
-        """The field of a `Listing`."""
-        return "resource_templates" if self.field == "resourceTemplates" else self.field
-
-
-_TOOLS = _List("tools", "tools/list", "tools", key="name", optional=False)
-_RESOURCES = _List("resources", "resources/list", "resources", key="uri")
-_TEMPLATES = _List("resources", "resources/templates/list", "resourceTemplates", key="uriTemplate")
-_PROMPTS = _List("prompts", "prompts/list", "prompts", key="name")
-
-
-_BY_CAPABILITY: dict[str, tuple[_List, ...]] = {
-    "tools": (_TOOLS,),
-    "resources": (_RESOURCES, _TEMPLATES),
-    "prompts": (_PROMPTS,),
+_BY_KIND: dict[str, tuple[ListMethod, ...]] = {
+    kind: tuple(method for method in LISTS if method.kind == kind) for kind in KINDS
 }
 
 
@@ -114,7 +91,7 @@ async def list_backend(
     identity: Identity | None,
     settings: FactorySettings,
     overlap: bool = False,
-    kinds: Iterable[str] = tuple(_BY_CAPABILITY),
+    kinds: Iterable[str] = KINDS,
     known: Listing | None = None,
 ) -> Listing:
     """Every list of one backend, as far as it advertises them and the user allows them.
@@ -128,11 +105,11 @@ async def list_backend(
         BackendError: A subclass says what else went wrong.
     """
     known = known or Listing()
-    asked = [each for kind in kinds for each in _BY_CAPABILITY[kind]]
+    asked = [each for kind in kinds for each in _BY_KIND[kind]]
     fields = {each.kept_as for each in asked}
     kept = {field: weight for field, weight in known.weights.items() if field not in fields}
     lister = _Lister(backend, client, identity, settings, kept)
-    wanted = [each for each in asked if each.capability in client.server_capabilities]
+    wanted = [each for each in asked if each.kind in client.server_capabilities]
     found = await (lister.fetch_together(wanted) if overlap else lister.fetch_in_turn(wanted))
     new: dict[str, Any] = {each.kept_as: found.get(each, {}) for each in asked}
     if "tools" in new:
@@ -161,14 +138,14 @@ class _Lister:
     def __attrs_post_init__(self) -> None:
         self.total = sum(self.weights.values(), Weight())
 
-    async def fetch_in_turn(self, wanted: Sequence[_List]) -> dict[_List, dict[str, JSON]]:
+    async def fetch_in_turn(self, wanted: Sequence[ListMethod]) -> dict[ListMethod, dict[str, JSON]]:
         return {each: await self._fetch(each) for each in wanted}
 
-    async def fetch_together(self, wanted: Sequence[_List]) -> dict[_List, dict[str, JSON]]:
-        found: dict[_List, dict[str, JSON]] = {}
+    async def fetch_together(self, wanted: Sequence[ListMethod]) -> dict[ListMethod, dict[str, JSON]]:
+        found: dict[ListMethod, dict[str, JSON]] = {}
         errors: list[BackendError] = []
 
-        async def fetch(each: _List) -> None:
+        async def fetch(each: ListMethod) -> None:
             try:
                 found[each] = await self._fetch(each)
             except BackendError as error:  # kept from the nursery, which would wrap it in a group
@@ -182,8 +159,8 @@ class _Lister:
             raise errors[0]
         return found
 
-    async def _fetch(self, wanted: _List) -> dict[str, JSON]:
-        method = wanted.method
+    async def _fetch(self, wanted: ListMethod) -> dict[str, JSON]:
+        method = wanted.name
         found: dict[str, JSON] = {}
         try:
             cursor: Any = None
@@ -197,7 +174,7 @@ class _Lister:
                 if cursor is None:
                     return found
         except BackendRejected as rejected:
-            if not wanted.optional or rejected.code != METHOD_NOT_FOUND:
+            if not wanted.is_optional or rejected.code != METHOD_NOT_FOUND:
                 raise
             logger.warning("backend %r advertises %s but answers that it is not there", self.backend.id, method)
             return found
@@ -209,11 +186,11 @@ class _Lister:
         # No deadline of its own: whoever lists has one for all of it.
         return await self.client.request(method, params, identity=self.identity, timeout=math.inf, on_progress=None)
 
-    def _usable(self, page: JSON, wanted: _List) -> dict[str, JSON]:
+    def _usable(self, page: JSON, wanted: ListMethod) -> dict[str, JSON]:
         """The entries of a page by their key, without those that cannot be listed: one costs itself, not its list."""
-        items = page.get(wanted.field)
+        items = page.get(wanted.array)
         if not isinstance(items, list):
-            raise BackendProtocolError(self.backend.id, f"answered {wanted.method!r} without an array {wanted.field!r}")
+            raise BackendProtocolError(self.backend.id, f"answered {wanted.name!r} without an array {wanted.array!r}")
         hashed = self.hashed.setdefault(wanted.kept_as, hashlib.blake2b(digest_size=16))
         page_size = _page_size(items, hashed)
         size = page_size or 0
@@ -234,10 +211,10 @@ class _Lister:
         self._count(wanted, Weight(len(items), size, names))
         if bad:
             more = f", and {len(bad) - 1} more" if bad[1:] else ""
-            logger.warning("backend %r: %s: dropped entry %s%s", self.backend.id, wanted.method, bad[0], more)
+            logger.warning("backend %r: %s: dropped entry %s%s", self.backend.id, wanted.name, bad[0], more)
         return usable
 
-    def _count(self, wanted: _List, more: Weight) -> None:
+    def _count(self, wanted: ListMethod, more: Weight) -> None:
         self.total += more
         self.weights[wanted.kept_as] = self.weights.get(wanted.kept_as, Weight()) + more
         if self.total.items > self.settings.max_items_per_backend:

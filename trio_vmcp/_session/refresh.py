@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from trio_vmcp._nursery import start_clean, start_if_open
-from trio_vmcp._protocol.methods import KINDS, LIST_CHANGED, Kind
+from trio_vmcp._protocol.methods import KINDS, LIST_CHANGED, SUBSCRIBE, Kind
 from trio_vmcp._session.listing import list_backend
 from trio_vmcp._session.member import Member, MemberObserver
 from trio_vmcp.connector import BackendClient
@@ -132,7 +132,7 @@ class Refresher:
                 continue
             try:
                 await client.request(
-                    "resources/subscribe",
+                    SUBSCRIBE,
                     {"uri": uri},
                     identity=self._identity,
                     timeout=self._settings.backend_init_timeout,
