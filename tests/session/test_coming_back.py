@@ -487,6 +487,28 @@ async def test_a_crashed_connection_is_resumed_and_a_lost_session_is_not(autojum
     assert [False, False, True, False, True] == connector.resumed
 
 
+async def test_a_resumed_connection_reports_the_lists_that_differ(autojump_clock: MockClock) -> None:
+    """It is listed before it joins: the same lists are no change, and what callers read stays the same object."""
+    connector = Resuming()
+    crash = trio.Event()
+
+    async def serve() -> None:
+        await crash.wait()
+        raise ZeroDivisionError
+
+    connector.services["b0"] = serve
+    async with open_session_factory(connector=connector) as factory:
+        async with factory.open_session(plain_backends(1)) as session, session.changes() as changes:
+            before = session.tools
+            for _ in range(2):
+                crash.set()
+                await trio.sleep(0.001)
+                crash = trio.Event()
+                assert [SessionChange("backend", "b0")] * 2 == await drained(changes, 10)  # away, and back
+                assert before is session.tools
+    assert [False, True, True] == connector.resumed
+
+
 @pytest.mark.parametrize("lives", [0.0, 0.2, 5.0])
 async def test_a_backend_that_crashes_right_after_joining_is_not_hammered(
     lives: float, autojump_clock: MockClock

@@ -82,7 +82,7 @@ def a_record() -> BackendRecord:
 
 
 def connection() -> Connection:
-    return Connection(PlainClient(), is_listed=False)
+    return Connection(PlainClient(), ())
 
 
 def new_state(kind: type[State]) -> State:

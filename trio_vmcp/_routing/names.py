@@ -55,7 +55,7 @@ def _claim(strategy: ConflictResolution, backend_id: str, names: Sequence[str], 
 
 @attrs.define(eq=False)
 class Names:
-    """Who has which name.
+    """Which backend has which name.
 
     Attributes:
         routes: Advertised name to target, in no order: where a call goes.

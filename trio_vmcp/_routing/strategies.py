@@ -22,7 +22,7 @@ def _read_only(mapping: Mapping[Any, Any]) -> Mapping[Any, Any]:
 
 @attrs.frozen
 class Prefix:
-    """Prefix every tool and prompt with its backend's id, so that no name depends on who else is there.
+    """Prefix every tool and prompt with its backend's id, so that no name depends on other backends.
 
     Raises:
         ValueError: The format does not hold `{backend}` exactly once, or holds another brace.

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import attrs
 import trio
 
+from trio_vmcp._protocol.methods import Kind
 from trio_vmcp._session.admission import Call
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import BackendError
@@ -20,7 +21,7 @@ class Connection:
     """A backend has one at a time that takes calls; those before it may still have calls to end.
 
     Attributes:
-        is_listed: The backend was listed through this very connection before it joined.
+        new_lists: The lists that were fetched through this connection before it joined, and differ from those known.
         reports_writes: Its client has said of a request that it was written. Otherwise a call that is cut off counts as
             possibly executed.
         retired: Set when it takes no more calls; it is closed once the calls on it have ended.
@@ -29,7 +30,7 @@ class Connection:
     """
 
     client: BackendClient
-    is_listed: bool
+    new_lists: tuple[Kind, ...]
     reports_writes: bool = False
     retired: trio.Event = attrs.field(factory=trio.Event, init=False)
     terminate: bool = attrs.field(default=False, init=False)

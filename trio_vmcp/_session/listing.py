@@ -183,7 +183,7 @@ class _Lister:
         )
 
     async def _request(self, method: str, params: JSON) -> JSON:
-        # No deadline of its own: whoever lists has one for all of it.
+        # Without a timeout: the caller has one for all lists together.
         return await self.client.request(method, params, identity=self.identity, timeout=math.inf, on_progress=None)
 
     def _usable(self, page: JSON, wanted: ListMethod) -> dict[str, JSON]:
@@ -250,7 +250,7 @@ def _problem(item: object, key: str) -> str | None:
     return None
 
 
-# What was parsed holds itself nowhere, so that nobody has to look for circles.
+# check_circular=False: what was parsed from JSON has no circles.
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False)
 
 

@@ -268,7 +268,7 @@ def _changes(before: State, state: State) -> tuple[Change, ...]:
         case Removed():
             return EVERYTHING
         case Ready() if not isinstance(before, Failing):
-            return EVERYTHING if state.connection.is_listed else ("backend",)
+            return ("backend", *state.connection.new_lists)
         case Away() if isinstance(before, Ready | Failing | Replacing):
             return ("backend",)
         case _:

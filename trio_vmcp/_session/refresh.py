@@ -120,7 +120,7 @@ class Refresher:
             why = f"did not answer within {self._settings.backend_init_timeout} s (backend_init_timeout)"
         except BackendError as error:
             why = error.detail
-        if not self._connection.is_over:  # else nobody wants them any more
+        if not self._connection.is_over:  # a retired connection: its lists are no longer kept
             logger.warning("backend %r: its new %s could not be listed: it %s", self._backend.id, ", ".join(kinds), why)
         return False
 
