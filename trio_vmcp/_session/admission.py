@@ -109,5 +109,5 @@ class Admission:
         self._check_drained()
 
     def _check_drained(self) -> None:
-        if self._life.is_closing and not self._calls:
+        if not self._calls and self._life.is_closing:
             self.drained.set()

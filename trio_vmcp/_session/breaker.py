@@ -46,6 +46,8 @@ class Breaker:
 
     def succeed(self) -> bool:
         """An answer came, a result or an error. Returns whether that closed the circuit."""
+        if self._trial_at is None and not self._failures:
+            return False  # nearly every call comes here
         was_open = self.is_open
         self._failures, self._trial_at = 0, None
         self._backoff.reset()

@@ -147,14 +147,17 @@ def _pass_breaker(member: Member, now: float) -> bool:
     Raises:
         BackendUnavailable: The circuit is open.
     """
-    wait = member.breaker.admit(now)
+    breaker = member.breaker
+    if not breaker.is_open:
+        return False
+    wait = breaker.admit(now)
     if wait is not None:
         raise BackendUnavailable(
             member.backend_id,
             f"failed {FAILURES_TO_OPEN} times in a row to be reached, and is tried again in {wait:.1f} s "
             "(reconnect_delay, reconnect_max_delay)",
         )
-    return member.breaker.is_open
+    return True
 
 
 def _note_error(member: Member, error: BackendError, waited: float, was_trial: bool) -> None:
