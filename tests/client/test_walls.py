@@ -67,7 +67,7 @@ class Flood:
 
     piece: bytes
     cost: float
-    SECONDS = 1.0  # that the flood lasts at the pace
+    SECONDS = 0.6  # that the flood lasts at the pace
 
     def pieces_within(self, seconds: float) -> float:
         """How many may be read in so many seconds."""
@@ -133,7 +133,7 @@ async def test_a_flood_on_a_held_stream_is_read_at_a_pace(
         for _ in range(flood.pieces):
             backend.send(flood.piece)
         started = trio.current_time()
-        for seconds in (0.01, 0.6):
+        for seconds in (0.01, 0.3):
             await trio.sleep_until(started + seconds)
             flood.assert_paced(meter.taken - before - answered(backend), seconds, each=bytes_of(channel, flood))
         await trio.sleep(HOUR)
@@ -163,7 +163,7 @@ async def test_a_flood_before_an_answer_is_read_at_the_same_pace(
         before = meter.taken
         started = trio.current_time()
         nursery.start_soon(one)
-        for seconds in (0.01, 0.6):
+        for seconds in (0.01, 0.3):
             await trio.sleep_until(started + seconds)
             flood.assert_paced(meter.taken - before - answered(backend), seconds, each=bytes_of(channel, flood))
         assert [] == answers
