@@ -133,7 +133,7 @@ async def test_accepted_forms_have_their_defaults(channel: Channel, autojump_clo
         assert [{"f": {"action": "accept", "content": {"a": 1, "b": 3}}}] == told(await call(client, "ask"))
 
 
-# Not over stdio yet: there progress of a later round, whose request has another id than the token, is dropped.
+# Not over stdio yet: there progress of a later round is dropped, since its request has another id than the token.
 @pytest.mark.parametrize("channel", [c for c in MODERN_CHANNELS if c.transport != "stdio"], ids=str)
 async def test_progress_comes_in_every_round(channel: Channel, autojump_clock: MockClock) -> None:
     """By the token of the first request."""

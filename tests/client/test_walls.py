@@ -393,7 +393,7 @@ async def test_subscriptions_are_bounded(
 
 
 class _OpenBody(WireFault):
-    """A response of this status whose body does not end."""
+    """A response of this status with a body that does not end."""
 
     def __init__(self, status: int = 202) -> None:
         self.status = status
