@@ -106,7 +106,7 @@ def build_routing(
 
 
 class Router:
-    """The routing of a session whose backends come, go and change what they offer.
+    """Routing while backends come, go and change what they offer.
 
     After every `update` it says what `build_routing` would say of the same offers and the bindings of before. It costs
     what changed: the names of a backend with the same offer are not looked at. The table is put together when it is
@@ -129,8 +129,8 @@ class Router:
         self._matched: tuple[tuple[Target, ...], tuple[UriTemplate, ...]] | None = None
 
     def update(self, offers: Sequence[Offer]) -> None:
-        """Take over what all backends offer now, in configured order. Those whose `Offer` is the same object as before
-        have not changed.
+        """Take over what all backends offer now, in configured order. An `Offer` that is the same object as before
+        has not changed.
         """
         known, self._offers = self._offers, {offer.backend_id: offer for offer in offers}
         changed = [offer for offer in offers if known.get(offer.backend_id) is not offer]

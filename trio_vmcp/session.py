@@ -259,7 +259,10 @@ class Session(TransportSession, Protocol):
         ...
 
     def changes(self) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[SessionChange]]:
-        """What changes from here on. Coalescing and bounded; ends with EndOfChannel when the session closes."""
+        """What changes from here on. Coalescing and bounded; ends with EndOfChannel when the session closes.
+
+        A list that a backend announces as changed is fetched again, and is a change only if it differs.
+        """
         ...
 
     async def __aenter__(self) -> Self: ...
