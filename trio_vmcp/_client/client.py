@@ -116,14 +116,18 @@ class Client(abc.ABC):
             # raised, which may be another backend's error.
             if note.written and (in_callback or not isinstance(error, BackendError)):
                 self._give_up(ask, "the caller gave up")
+            if isinstance(error, BackendError):
+                self.on_error(error)
             raise
         if note.written:
             self._give_up(ask, "timed out")
-        raise BackendTimeout(
+        late = BackendTimeout(
             self.record.backend_id,
             f"did not answer {method!r} within {timeout} s (request_timeout)",
             may_have_executed=note.written,
         )
+        self.on_error(late)
+        raise late
 
     @abc.abstractmethod
     async def exchange(self, ask: Ask, method: Method) -> JSON:
@@ -136,6 +140,9 @@ class Client(abc.ABC):
         Args:
             identity: The caller of the request whose stream that is; None: the stream is no request's.
         """
+
+    def on_error(self, error: BackendError) -> None:  # noqa: B027  # one era has nothing to do
+        """A request failed. What is known of the backend without asking may be out of date."""
 
     def on_message(self, message: Request | Notification) -> None:
         """The backend says something outside of any request; see `Listener`."""

@@ -34,8 +34,7 @@ from trio_vmcp._protocol.methods import (
 )
 from trio_vmcp._protocol.outcomes import Answer, Loss, Outcome, Refusal, names_session, rejection
 from trio_vmcp._request_note import note_session_lost, preparing
-from trio_vmcp.connector import OnProgress
-from trio_vmcp.errors import BackendProtocolError, BackendRejected, BackendTimeout, BackendUnavailable
+from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, BackendTimeout, BackendUnavailable
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
@@ -85,14 +84,14 @@ class StatelessClient(Client):
         """`server/discover`, whatever the answer; `adopt` takes a good one."""
         ask = self._ask(DISCOVER, {}, identity)
         if self._cache is None:
-            return await self._send(ask, UNKNOWN)
+            return await self._channel.exchange(ask, *self._compose(ask, UNKNOWN))
         known = self._cache.find(DISCOVER, {}, identity)
         if known is not None:
             await trio.lowlevel.checkpoint()
             return Answer(Result(ask.id, known))
         fetch = self._cache.fetch(DISCOVER, {}, identity)
         try:
-            outcome = await self._send(ask, UNKNOWN)
+            outcome = await self._channel.exchange(ask, *self._compose(ask, UNKNOWN))
             reply = outcome.reply if isinstance(outcome, Answer) else None
             # "Absent means complete" (2026-07-28, results).
             if fetch is not None and isinstance(reply, Result) and reply.result.get("resultType") in (None, "complete"):
@@ -131,25 +130,13 @@ class StatelessClient(Client):
     def subscribed(self) -> tuple[str, ...]:
         return () if self._subscriptions is None else self._subscriptions.uris
 
-    async def request(
-        self,
-        method: str,
-        params: JSON,
-        *,
-        identity: Identity | None,
-        timeout: float,
-        on_progress: OnProgress | None,
-    ) -> JSON:
-        try:
-            return await super().request(method, params, identity=identity, timeout=timeout, on_progress=on_progress)
-        except BackendTimeout:
-            if self._cache is not None:
-                self._cache.drop(DISCOVER)  # the next connection has to find out whether the backend is there
-            raise
-        except (BackendUnavailable, BackendProtocolError):
-            if self._cache is not None:
-                self._cache.drop_all()  # the backend may come back as another
-            raise
+    def on_error(self, error: BackendError) -> None:
+        if self._cache is None:
+            return
+        if isinstance(error, BackendTimeout):
+            self._cache.drop(DISCOVER)  # the next connection has to find out whether the backend is there
+        elif isinstance(error, BackendUnavailable | BackendProtocolError):
+            self._cache.drop_all()  # the backend may come back as another
 
     def close(self) -> None:
         """The connection is of no use any more: nothing that it brings is acted on."""
@@ -210,12 +197,13 @@ class StatelessClient(Client):
     async def _result(self, ask: Ask, method: Method) -> JSON:
         """One request, and its result as it came."""
         backend_id = self.record.backend_id
-        outcome = await self._send(ask, method)
+        outcome = await self._channel.exchange(ask, *self._compose(ask, method))
         if method.name == TOOLS_CALL and _is_header_mismatch(outcome):
             # Our copy of the schema is old. "Refetch and retry once": the error proves that the call did not run.
             with preparing(method.name):
                 await self._list_tools_again(ask.identity)
-            outcome = await self._send(attrs.evolve(ask, id=next(self._channel.ids)), method)
+            again = attrs.evolve(ask, id=next(self._channel.ids))
+            outcome = await self._channel.exchange(again, *self._compose(again, method))
         if isinstance(outcome, Answer) and isinstance(outcome.reply, Result):
             return outcome.reply.result
         if isinstance(outcome, Loss):
@@ -230,10 +218,6 @@ class StatelessClient(Client):
             note_session_lost()
             refused.may_have_executed = False  # whatever its code: the request was not understood
         raise refused
-
-    async def _send(self, ask: Ask, method: Method) -> Outcome:
-        data, headers = self._compose(ask, method)
-        return await self._channel.exchange(ask, data, headers)
 
     def _compose(self, ask: Ask, method: Method) -> tuple[bytes, Headers]:
         """A request as it goes out: its body, and its headers."""

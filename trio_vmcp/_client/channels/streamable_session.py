@@ -163,7 +163,9 @@ class StreamableSession(Streamable):
     async def exchange(self, ask: Ask, data: bytes, headers: Headers) -> Outcome:
         stream, was_unproven = self._stream, self._is_unproven
         if stream is None or not stream.is_running:
-            outcome = await self._answered(ask, data)
+            async with self.link.exchange("POST", self._session_headers, data, identity=ask.identity) as reply:
+                outcome = await self.outcome(reply, ask, None)
+            outcome = await self._completed(outcome, reply.status, ask)
         else:
             if self._is_asked and not stream.settled.is_set() and METHODS.get(ask.method, UNKNOWN).may_ask_back:
                 await self.wait_listening()
@@ -193,11 +195,8 @@ class StreamableSession(Streamable):
             notice = encode_notification(CANCELLED, {"requestId": ask.id, "reason": reason})
             self._notices.start(partial(self.post, notice, self._session_headers, ask.identity))
 
-    async def _answered(self, ask: Ask, data: bytes) -> Outcome:
-        """The answer by the request's own response, in as many pieces as it has."""
-        async with self.link.exchange("POST", self._session_headers, data, identity=ask.identity) as reply:
-            outcome = await self.outcome(reply, ask, None)
-            status = reply.status
+    async def _completed(self, outcome: Outcome, status: int, ask: Ask) -> Outcome:
+        """The answer by the request's own response, in as many pieces as it has; the first is here."""
         if self._is_unproven and status not in _MAY_SAY_GONE:
             self._is_unproven = False
             self._open_stream()
@@ -216,7 +215,10 @@ class StreamableSession(Streamable):
 
         try:
             with waiting.scope:
-                return await self._answered(attrs.evolve(ask, on_other=uncut), data)
+                own = attrs.evolve(ask, on_other=uncut)
+                async with self.link.exchange("POST", self._session_headers, data, identity=ask.identity) as reply:
+                    outcome = await self.outcome(reply, own, None)
+                return await self._completed(outcome, reply.status, own)
         finally:
             del self._waiting[ask.id]
         assert waiting.answer is not None

@@ -178,7 +178,12 @@ class HttpLink:
         url = self._url
         for _ in range(MOST_REDIRECTS + 1):
             if self._auth is None and isinstance(self.transport, Http11Transport):
-                reply = await self._send_plainly(self.transport, verb, url, headers, body)
+                try:  # without objects of httpx
+                    origin, head = self._compose(verb, url, headers, len(body.data))
+                    response = await self.transport.send(origin, verb, head, body.data, body.mark_written)
+                except Exception as exc:  # noqa: BLE001  # translated, whatever it is
+                    raise translated(exc, self.backend.id, written=body.written) from cause_of(exc)
+                reply = Reply(self.backend.id, response.status, body, response.headers, response)
             else:
                 everything = [*self._constant, *_BY_VERB[verb], *headers, (b"Content-Length", b"%d" % len(body.data))]
                 request = httpx.Request(verb, url, headers=everything, stream=body)
@@ -225,24 +230,17 @@ class HttpLink:
         for reply in list(self._open):
             await reply.close_connection()
 
-    async def _send_plainly(
-        self, transport: Http11Transport, verb: str, url: httpx.URL, headers: Headers, body: RequestBody
-    ) -> Reply:
-        """Send with the built-in transport. The constant parts of the head are encoded once per verb."""
+    def _compose(self, verb: str, url: httpx.URL, headers: Headers, size: int) -> tuple[Origin, bytes]:
+        """Where a request goes, and its head. The constant part of the head is encoded once for each verb."""
         prepared = self._heads.get(verb) if url is self._url else None
-        try:
-            if prepared is None:
-                prepared = origin_of(url), encode_head(verb, url.raw_path, [*self._constant, *_BY_VERB[verb]])
-                if url is self._url:
-                    self._heads[verb] = prepared
-            origin, constant = prepared
-            if headers is not self._last_headers[0]:  # a list is never changed, so the same list has the same encoding
-                self._last_headers = headers, encode_headers(headers)
-            head = b"%s%sContent-Length: %d\r\n\r\n" % (constant, self._last_headers[1], len(body.data))
-            response = await transport.send(origin, verb, head, body.data, body.mark_written)
-        except Exception as exc:  # noqa: BLE001  # translated, whatever it is
-            raise translated(exc, self.backend.id, written=body.written) from cause_of(exc)
-        return Reply(self.backend.id, response.status, body, response.headers, response)
+        if prepared is None:
+            prepared = origin_of(url), encode_head(verb, url.raw_path, [*self._constant, *_BY_VERB[verb]])
+            if url is self._url:
+                self._heads[verb] = prepared
+        origin, constant = prepared
+        if headers is not self._last_headers[0]:  # a list is never changed, so the same list has the same encoding
+            self._last_headers = headers, encode_headers(headers)
+        return origin, b"%s%sContent-Length: %d\r\n\r\n" % (constant, self._last_headers[1], size)
 
     async def _redirected(self, url: httpx.URL, reply: Reply) -> httpx.URL:
         location = reply.header("location")
