@@ -21,7 +21,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
     Backend,
+    BackendClient,
     BackendFailure,
+    BackendState,
     BackendUnavailable,
     FactorySettings,
     FailureReason,
@@ -746,3 +748,27 @@ async def test_an_opening_does_not_wait_for_the_goodbyes_of_a_timed_out_attempt(
         async with world.open_session() as session:
             assert 1.0 == trio.current_time() - began_at
             assert ["a"] == [failure.backend_id for failure in session.failures]
+
+
+async def test_a_client_that_ends_by_itself_while_it_is_made_says_why_it_is_missing(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The connection's own task ends it before the backend has joined: its word for that is in `failures`."""
+
+    async def connect(backend: Backend, *, nursery: trio.Nursery, **more: object) -> BackendClient:
+        nursery.start_soon(end)
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def end() -> None:
+        raise BackendUnavailable("b0", "closed its end")
+
+    settings = FactorySettings(reconnect_delay=math.inf)
+    async with (
+        open_session_factory(connector=connect, settings=settings) as factory,
+        factory.open_session(plain_backends(1)) as session,
+    ):
+        (failure,) = session.failures
+        assert (FailureReason.UNREACHABLE, "closed its end") == (failure.reason, failure.detail)
+        assert BackendState.DEGRADED is session.backends["b0"].state
+    assert "backend 'b0' is missing (unreachable): it closed its end" in caplog.text
