@@ -212,3 +212,28 @@ async def test_an_opening_that_fails_and_then_crashes_raises_the_failure(
         with pytest.raises(NoBackends):
             await factory.restore_session("s", plain_backends(2))
     assert any("goodbye failed: ZeroDivisionError" in message for message in caplog.messages)
+
+
+async def test_a_connection_that_breaks_in_the_drain_of_a_close_for_good_ends_its_backend_session(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """The row names that backend session, but the row goes, too: no restore would ever end it."""
+    connector = PlainConnector()
+    broken = trio.Event()
+
+    async def crash() -> None:
+        await broken.wait()
+        raise RuntimeError("planted")
+
+    connector.services["b0"] = crash
+    connector.on_request["b1"] = partial(trio.sleep, 5)
+    async with open_session_factory(connector=connector) as factory:
+        session = await factory.make_session(plain_backends(2))
+        nursery.start_soon(session.call_tool, "b1_echo")
+        await wait_all_tasks_blocked()
+        nursery.start_soon(session.aclose)
+        await wait_all_tasks_blocked()
+        broken.set()
+        await wait_all_tasks_blocked()
+        assert SessionState.DRAINING is session.state
+        assert [True] == connector.clients["b0"].closed
