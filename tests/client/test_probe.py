@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
 import trio
+from support.channels import notification
 from support.clients import Bench, Chunks, call, echo_backend, event, message_of, open_bench, open_scripted, result
+from support.duplex import Raw as RawLines
+from support.memory_processes import MemoryProcess, ProcessTable, Program, memory_processes
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
@@ -18,7 +23,9 @@ from trio_vmcp import (
     BackendRejected,
     BackendUnauthorized,
     BackendUnavailable,
+    ClientHandlers,
     FactorySettings,
+    ServerRequest,
 )
 from trio_vmcp._client.probe import VerdictCache
 from trio_vmcp._protocol.eras import Verdict, is_modern_error, judge
@@ -468,3 +475,69 @@ async def test_a_late_probe_answer_changes_nothing(autojump_clock: MockClock) ->
         await trio.sleep(10)
         await call(client)
         assert "legacy" == client.record.era
+
+
+# What a process says before its era is known
+
+LOGGED = notification("notifications/message", level="info", data="starting")
+
+
+@asynccontextmanager
+async def open_processes(
+    main: Callable[[MemoryProcess, trio.abc.Stream], Awaitable[int]], **options: Any
+) -> AsyncIterator[Bench]:
+    """A connector for a program whose every process runs `main`."""
+    table = ProcessTable()
+    table.programs["b"] = Program(main=main, manners="polite", is_there=lambda: True, says=lambda env: "")
+    with memory_processes(table):
+        async with table.running_in_virtual_time(on_end=lambda process: None):
+            async with open_bench(None, url="", command="b", transport_name="stdio", **options) as bench:
+                yield bench
+
+
+async def test_a_process_may_write_while_another_one_is_probed(autojump_clock: MockClock) -> None:
+    """Two sessions start the same program, and one probe serves both. The process that is not asked writes a message
+    meanwhile, which costs its connection nothing.
+    """
+    backend = echo_backend("legacy")
+    pauses = iter([3.0, 0.0])
+
+    async def main(process: MemoryProcess, pipes: trio.abc.Stream) -> int:
+        await RawLines(pipes).send(LOGGED)
+        await trio.sleep(next(pauses))
+        await backend.serve_lines(pipes)
+        return 0
+
+    async with open_processes(main) as bench, trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(bench.connect)
+        await trio.sleep(5)
+        for client in bench.clients:
+            assert "{}" == (await call(client))["content"][0]["text"]
+    assert 2 == len(bench.clients)
+    assert 1 == len(backend.received("server/discover"))
+
+
+async def test_a_process_that_ignores_the_probe_may_send_a_ping_and_log_meanwhile(autojump_clock: MockClock) -> None:
+    """MCP 2025-11-25, lifecycle: before `initialized` a server may send pings and log messages."""
+    received: list[JSON] = []
+    logged: list[JSON] = []
+
+    async def log(request: ServerRequest) -> None:
+        logged.append(request.params)
+
+    async def main(process: MemoryProcess, pipes: trio.abc.Stream) -> int:
+        lines = RawLines(pipes)
+        await lines.send({"jsonrpc": "2.0", "id": "p", "method": "ping"}, LOGGED)
+        while (message := await lines.receive()).get("method") != "initialize":
+            received.append(message)
+        await lines.answer(message, protocolVersion="2025-11-25", capabilities={})
+        while await pipes.receive_some():
+            pass
+        return 0
+
+    async with open_processes(main, handlers=ClientHandlers(log=log)) as bench:
+        await bench.connect()
+    assert {"jsonrpc": "2.0", "id": "p", "result": {}} in received
+    assert "server/discover" in [message.get("method") for message in received]
+    assert [LOGGED["params"]] == logged

@@ -16,7 +16,7 @@ from trio_vmcp._client.cache import BackendCache, ResponseCache
 from trio_vmcp._client.channels.channel import Channel, SessionChannel
 from trio_vmcp._client.channels.http_sse import EventStream
 from trio_vmcp._client.channels.inbox import Inbox
-from trio_vmcp._client.channels.stdio import ProcessChannel, start_process
+from trio_vmcp._client.channels.stdio import ProcessChannel, build_process_channel
 from trio_vmcp._client.channels.streamable import Streamable
 from trio_vmcp._client.channels.streamable_session import StreamableSession
 from trio_vmcp._client.handlers import Handling
@@ -277,10 +277,12 @@ class ProcessOpening(Opening):
     _parts: Parts = attrs.field(alias="parts")
     endpoint: str = attrs.field(init=False)
     _channel: ProcessChannel = attrs.field(init=False, repr=False)
+    _handshake: HandshakeClient = attrs.field(init=False, repr=False)
     _stateless: StatelessClient | None = attrs.field(default=None, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self.endpoint = endpoint_digest(self._parts.backend)
+        self._prepare()
 
     @property
     def backend(self) -> Backend:
@@ -294,8 +296,8 @@ class ProcessOpening(Opening):
 
     async def connect(self) -> BackendClient:
         parts = self._parts
-        self._channel = await self._start()
         try:
+            await self._channel.start(parts.nursery)
             client = await Probe(self, parts.connector.verdicts, parts.connector.probe_timeout).connect()
             self._channel.rely()
             return client
@@ -316,25 +318,30 @@ class ProcessOpening(Opening):
         """With another process, where the question before it has ended the first, as some servers do."""
         if not self._channel.is_lost:
             try:
-                return await self._initialized()
+                return await self._initialize()
             except BackendUnavailable:
                 if not was_probed:
                     raise
         await self._channel.child.gone.wait()
         self._parts.requests.forget()
-        self._channel, self._stateless = await self._start(), None
-        client = await self._initialized()
+        self._prepare()
+        await self._channel.start(self._parts.nursery)
+        client = await self._initialize()
         # Remember it: this server exits when it is asked `server/discover`.
         self._parts.connector.verdicts.correct(self.endpoint, Verdict.LEGACY)
         return client
 
-    async def _initialized(self) -> HandshakeClient:
-        client = self._parts.handshake(self._channel, self.endpoint)
-        await client.initialize(None)
-        return client
+    async def _initialize(self) -> HandshakeClient:
+        await self._handshake.initialize(None)
+        return self._handshake
 
-    async def _start(self) -> ProcessChannel:
-        return await start_process(self.backend, self._parts.connector.settings, self._parts.nursery)
+    def _prepare(self) -> None:
+        """Make the channel to the next process. Until the era is known, the client of the handshake era takes what the
+        process says: it may log, and it may send a ping, before it is asked anything.
+        """
+        self._channel = build_process_channel(self.backend, self._parts.connector.settings)
+        self._handshake = self._parts.handshake(self._channel, self.endpoint)
+        self._stateless = None
 
 
 async def connect_event_stream(parts: Parts, endpoint_timeout: float) -> HandshakeClient:

@@ -59,9 +59,6 @@ class Client(abc.ABC):
     _listed_unheard: set[Kind] = attrs.field(factory=set, init=False, repr=False)
     _subscribing: Counter[str] = attrs.field(factory=Counter, init=False, repr=False)  # URIs that are being asked for
 
-    def __attrs_post_init__(self) -> None:
-        self._channel.attach(self)
-
     @property
     def server_capabilities(self) -> JSON:
         return self.record.server_capabilities

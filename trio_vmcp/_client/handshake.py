@@ -46,6 +46,9 @@ class HandshakeClient(Client):
     _listens: bool = attrs.field(alias="listens")  # Backend.listen
     _subscribed: dict[str, None] = attrs.field(factory=dict, init=False, repr=False)  # URIs, in order
 
+    def __attrs_post_init__(self) -> None:
+        self._channel.attach(self)  # a server may send a ping or a log message before it is asked anything
+
     def resume(self, record: BackendRecord) -> HandshakeClient:
         """Take a stored backend session up as it is; the first answer shows whether it is still alive."""
         self.record = record
@@ -60,7 +63,6 @@ class HandshakeClient(Client):
             InitializeRefused: The backend answered with an error.
             BackendError: It did not answer, or not with MCP.
         """
-        self._channel.attach(self)
         self._requests.forget()
         self.record = attrs.evolve(self.record, era="legacy", session_id=None, protocol_version="")
         params = {

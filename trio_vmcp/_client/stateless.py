@@ -77,7 +77,6 @@ class StatelessClient(Client):
     _closed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        super().__attrs_post_init__()
         self._stamp = _stamp(self._requests)
 
     async def discover(self, identity: Identity | None) -> Outcome:

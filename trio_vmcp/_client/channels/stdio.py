@@ -17,7 +17,7 @@ from trio_vmcp._nursery import start_clean
 from trio_vmcp.models import Backend
 from trio_vmcp.settings import FactorySettings
 
-__all__ = ["ProcessChannel", "start_process"]
+__all__ = ["ProcessChannel", "build_process_channel"]
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -25,6 +25,22 @@ class ProcessChannel(LineChannel):
     """The lines to and from one child process."""
 
     child: ChildProcess = attrs.field(init=False)
+
+    async def start(self, nursery: trio.Nursery) -> None:
+        """Start the process, which `nursery` owns, whatever becomes of this call. A listener has to be attached before:
+        the process may write a message as soon as it runs.
+
+        Raises:
+            BackendUnavailable: It could not be started.
+        """
+        start_clean(nursery, self.child.serve)
+        try:
+            await self.child.started.wait()
+        except BaseException:
+            self.discard()
+            raise
+        if self.inbox.loss is not None:
+            raise self.inbox.loss.error(self.backend_id)
 
     def rely(self) -> None:
         """From now on the end of the process is an error of its task.
@@ -46,12 +62,8 @@ class ProcessChannel(LineChannel):
             self.child.kill()  # cancelled: no time is left. Else the process is gone, and nothing happens
 
 
-async def start_process(backend: Backend, settings: FactorySettings, nursery: trio.Nursery) -> ProcessChannel:
-    """Start the backend's process, which `nursery` owns, whatever becomes of this call.
-
-    Raises:
-        BackendUnavailable: It could not be started.
-    """
+def build_process_channel(backend: Backend, settings: FactorySettings) -> ProcessChannel:
+    """The channel to a process that is not started yet."""
     inbox = Inbox(
         backend_id=backend.id,
         max_message_bytes=settings.max_message_bytes,
@@ -59,12 +71,4 @@ async def start_process(backend: Backend, settings: FactorySettings, nursery: tr
     )
     channel = ProcessChannel(inbox=inbox)
     channel.child = ChildProcess(backend=backend, channel=channel, teardown_timeout=settings.teardown_timeout)
-    start_clean(nursery, channel.child.serve)
-    try:
-        await channel.child.started.wait()
-    except BaseException:
-        channel.discard()
-        raise
-    if inbox.loss is not None:
-        raise inbox.loss.error(backend.id)
     return channel
