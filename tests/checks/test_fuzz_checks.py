@@ -62,7 +62,7 @@ class Greedy:
         ("events", "SseDecoder", Forgetful, b"data: 1\n\n"),
         ("header", "encode_header_value", str, b"\n"),
         ("header", "decode_header_value", crashing, b"a"),
-        ("header", "check_session_id", lambda value: True, b"a b"),
+        ("header", "is_valid_session_id", lambda value: True, b"a b"),
         ("param_headers", "param_headers", crashing, b'{"schema":{},"arguments":{}}'),
         ("template", "compile_template", Greedy, b"a\nb"),
         ("template", "compile_template", crashing, b"a\nb"),

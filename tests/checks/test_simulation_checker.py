@@ -47,11 +47,11 @@ import trio_vmcp._session.calls
 from trio_vmcp import BackendUnavailable, Bare, FactorySettings, SessionClosed
 from trio_vmcp._client.channels.channel import Ask
 from trio_vmcp._client.client import Client
-from trio_vmcp._client.handlers import Handling
+from trio_vmcp._client.handlers import BoundHandlers
 from trio_vmcp._client.handshake import HandshakeClient
 from trio_vmcp._client.http.credentials import Credentials
 from trio_vmcp._client.http.link import HttpLink
-from trio_vmcp._client.http.reply import Reply
+from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._client.log_feed import LogFeed
 from trio_vmcp._client.server_requests import ServerRequests
 from trio_vmcp._session.admission import Admission
@@ -268,17 +268,17 @@ async def keeps_hold(original: Any, attempt: Attempt, connection: Connection) ->
 def does_nothing(original: Any, *args: Any) -> None: ...
 
 
-def declares_nothing(original: Any, handling: Handling) -> None:
-    handling.capabilities = {}
+def declares_nothing(original: Any, handlers: BoundHandlers) -> None:
+    handlers.capabilities = {}
 
 
-def tells_no_caller(original: Any, handling: Handling, kind: str, params: Any, caller: Any, **kw: Any) -> Any:
-    return original(handling, kind, params, None, **kw)
+def tells_no_caller(original: Any, handlers: BoundHandlers, kind: str, params: Any, caller: Any, **kw: Any) -> Any:
+    return original(handlers, kind, params, None, **kw)
 
 
-async def runs_twice(original: Any, handling: Handling, *args: Any, **kw: Any) -> Any:
-    await original(handling, *args, **kw)
-    return await original(handling, *args, **kw)
+async def runs_twice(original: Any, handlers: BoundHandlers, *args: Any, **kw: Any) -> Any:
+    await original(handlers, *args, **kw)
+    return await original(handlers, *args, **kw)
 
 
 def tells_twice(original: Any, feed: LogFeed, *args: Any) -> None:
@@ -354,7 +354,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "nothing_is_left",
     ),
     "a response that is never closed": (
-        wrapped(Reply, "aclose", lets_go_of_nothing),
+        wrapped(HttpReply, "aclose", lets_go_of_nothing),
         History(steps=CLOSED),
         "nothing_is_left",
     ),
@@ -515,22 +515,22 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "nothing_is_left",
     ),
     "handlers that are not declared": (
-        wrapped(Handling, "__attrs_post_init__", declares_nothing),
+        wrapped(BoundHandlers, "__attrs_post_init__", declares_nothing),
         History(backends=STREAMS, given=("sampling",), steps=QUESTION),
         "given_handlers_are_declared",
     ),
     "a handler that is not told the caller": (
-        wrapped(Handling, "run", tells_no_caller),
+        wrapped(BoundHandlers, "run_handler", tells_no_caller),
         History(backends=STREAMS, given=("sampling",), steps=QUESTION),
         "handlers_know_session_backend_and_caller",
     ),
     "a question that is asked twice": (
-        wrapped(Handling, "run", runs_twice),
+        wrapped(BoundHandlers, "run_handler", runs_twice),
         History(backends=STREAMS, given=("sampling",), steps=QUESTION),
         "a_question_is_asked_once",
     ),
     "a handler that outlives its call": (
-        wrapped(ServerRequests, "give_up_on", does_nothing),
+        wrapped(ServerRequests, "cancel_answers_for", does_nothing),
         History(backends=STREAMS, given=("elicitation",), steps=GIVEN_UP_ON),
         "handlers_end_with_their_calls",
     ),
@@ -564,17 +564,17 @@ def mistakes_the_backend(original: Any, credentials: Any, identity: Any) -> Any:
         credentials._backend = own
 
 
-async def parts_unsigned(original: Any, link: HttpLink, request: Any, body: Any, identity: Any) -> Reply:
+async def parts_unsigned(original: Any, link: HttpLink, request: Any, body: Any, identity: Any) -> HttpReply:
     if request.method == "DELETE":
         return (await link._send(request, body))[0]
     return await original(link, request, body, identity)  # type: ignore[no-any-return]
 
 
-async def gives_up(original: Any, credentials: Any, request: Any, body: Any, identity: Any) -> Reply:
+async def gives_up(original: Any, credentials: Any, request: Any, body: Any, identity: Any) -> HttpReply:
     return await credentials._run_auth(credentials._ask_auth(identity), request, body, [], None)  # type: ignore[no-any-return]
 
 
-async def insists(original: Any, credentials: Any, request: Any, body: Any, identity: Any) -> Reply:
+async def insists(original: Any, credentials: Any, request: Any, body: Any, identity: Any) -> HttpReply:
     reply = await original(credentials, request, body, identity)
     if reply.status != 401:
         return reply  # type: ignore[no-any-return]
@@ -583,7 +583,7 @@ async def insists(original: Any, credentials: Any, request: Any, body: Any, iden
     return await original(credentials, again, body, identity)  # type: ignore[no-any-return]
 
 
-async def asks_alone(original: Any, credentials: Any, *args: Any) -> Reply:
+async def asks_alone(original: Any, credentials: Any, *args: Any) -> HttpReply:
     credentials._renewals.clear()
     return await original(credentials, *args)  # type: ignore[no-any-return]
 

@@ -31,10 +31,10 @@ def of(cache: ResponseCache, url: str = "http://b.test/mcp", version: str = MODE
 def keep(
     kept: BackendCache, method: str, result: JSON, params: JSON | None = None, identity: Identity | None = None
 ) -> None:
-    fetch = kept.fetch(method, params or {}, identity)
+    fetch = kept.begin_fetch(method, params or {}, identity)
     assert fetch is not None
     fetch.keep(result)
-    fetch.end()
+    fetch.close()
 
 
 def lasting(seconds: float, **fields: Any) -> JSON:
@@ -192,7 +192,7 @@ async def test_no_header_is_kept() -> None:
 async def test_what_is_not_for_keeping(method: str, params: JSON) -> None:
     """Calls, rounds of input, and params that the cache does not understand are not cached."""
     kept = of(ResponseCache())
-    assert (None, None) == (kept.fetch(method, params, None), find(kept, method, params))
+    assert (None, None) == (kept.begin_fetch(method, params, None), find(kept, method, params))
 
 
 async def test_a_progress_token_changes_no_result() -> None:
@@ -272,19 +272,19 @@ async def test_what_was_on_its_way_when_it_changed_is_not_kept() -> None:
     """
     cache = ResponseCache()
     kept = of(cache)
-    before, other = kept.fetch("tools/list", {}, None), kept.fetch("prompts/list", {}, None)
+    before, other = kept.begin_fetch("tools/list", {}, None), kept.begin_fetch("prompts/list", {}, None)
     kept.note_change("notifications/tools/list_changed", {})
-    after = kept.fetch("tools/list", {"cursor": "a"}, None)
+    after = kept.begin_fetch("tools/list", {"cursor": "a"}, None)
     for fetch in (before, other, after):
         assert fetch is not None
         fetch.keep(lasting(60))
-        fetch.end()
+        fetch.close()
     assert (False, True, True) == (
         find(kept, "tools/list") is not None,
         find(kept, "prompts/list") is not None,
         find(kept, "tools/list", {"cursor": "a"}) is not None,
     )
-    kept.drop_all()
+    kept.discard_all()
     assert (0, 0, {}) == (len(cache), cache.size, cache._shelves)
 
 

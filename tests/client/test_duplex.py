@@ -54,7 +54,7 @@ async def test_late_second_and_unknown_answers_are_dropped(autojump_clock: MockC
         pair.nursery.start_soon(serve)
         with trio.move_on_after(1):
             await call(pair.client)
-        assert {} == pair.channel.inbox._waiting
+        assert {} == pair.channel.inbox._pending
         assert {"n": "first"} == await call(pair.client)
         assert {"n": "other"} == await call(pair.client)
 
@@ -64,11 +64,11 @@ async def test_the_first_answer_wins_wherever_the_others_come_from(autojump_cloc
     first counts.
     """
     inbox = Inbox(backend_id="b", max_message_bytes=LIMIT, max_json_depth=128)
-    with inbox.waiting(1, "ping", RequestNote()) as waiter:
-        inbox.take(b'{"jsonrpc": "2.0", "id": 1, "result": {"n": "first"}}')
-        waiter.settle(BackendUnavailable("b", "broke"))
-        inbox.lose(Loss("ended"))
-        settled = await waiter.wait(ignore_other)
+    with inbox.pending(1, "ping", RequestNote()) as pending:
+        inbox.take_message(b'{"jsonrpc": "2.0", "id": 1, "result": {"n": "first"}}')
+        pending.settle(BackendUnavailable("b", "broke"))
+        inbox.close(Loss("ended"))
+        settled = await pending.wait(ignore_other)
     assert Answer(Result(1, {"n": "first"})) == settled
 
 

@@ -43,7 +43,7 @@ from trio_vmcp import (
     open_session_factory,
 )
 from trio_vmcp._client.http.foreign import HttpxSource, RequestBody
-from trio_vmcp._client.http.reply import Reply
+from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp.testing import Disconnect, Drip, Error, Flip, Raw, Reset, Rewrite, Stall, WireFault
 
 KIB = 1024
@@ -614,8 +614,8 @@ class Crumbs(httpx.AsyncByteStream):
         return b"%02d" % (self.left % 100)
 
 
-def reply_in_crumbs(count: int) -> Reply:
-    return Reply("a", 200, RequestBody(b""), [], HttpxSource("a", httpx.Response(200, stream=Crumbs(count))))
+def reply_in_crumbs(count: int) -> HttpReply:
+    return HttpReply("a", 200, RequestBody(b""), [], HttpxSource("a", httpx.Response(200, stream=Crumbs(count))))
 
 
 async def test_tiny_chunks_take_no_more_memory_than_their_bytes() -> None:

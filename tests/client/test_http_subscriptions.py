@@ -288,7 +288,7 @@ async def test_a_storm_ends(autojump_clock: MockClock, fault: Fault, caplog: pyt
     rule = backend.fail(LISTEN, fault)
     async with open_client(backend) as client:
         await silence(10 * HOUR)
-        assert ("given up", 1 + MOST_FRUITLESS) == (listening(client), len(listens(backend)))
+        assert ("ended", 1 + MOST_FRUITLESS) == (listening(client), len(listens(backend)))
         assert "not listening any more" in caplog.text
         assert (await call(client))["content"]
         rule.times = 0

@@ -44,7 +44,7 @@ from trio_vmcp._client.channels.pace import (
     REQUEST_COST,
 )
 from trio_vmcp._client.http.link import MOST_ASIDE
-from trio_vmcp._client.listening import MOST_FRUITLESS, Patience
+from trio_vmcp._client.listening import MOST_FRUITLESS, StreamBackoff
 from trio_vmcp._client.server_requests import MOST_ANSWERS
 from trio_vmcp.models import Backend
 from trio_vmcp.testing import (
@@ -83,8 +83,8 @@ async def silence(seconds: float) -> None:
 
 def test_attempts_come_at_doubled_intervals_and_end() -> None:
     """Ten attempts, with pauses of 0.5, 1, 2 … 60 s, each changed by up to 20 %."""
-    patience = Patience(0.5, 60)
-    delays = list(iter(patience.next_delay, None))
+    backoff = StreamBackoff(0.5, 60)
+    delays = list(iter(backoff.next_delay, None))
     assert MOST_FRUITLESS == len(delays) == 10
     expected = [0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60]
     assert all(0.8 * wanted <= delay <= 1.2 * wanted for wanted, delay in zip(expected, delays, strict=True))
@@ -93,11 +93,11 @@ def test_attempts_come_at_doubled_intervals_and_end() -> None:
 
 def test_a_reward_makes_patience_new() -> None:
     """After a useful message the pauses begin anew."""
-    patience = Patience(0.5, 60)
+    backoff = StreamBackoff(0.5, 60)
     for _ in range(9):
-        patience.next_delay()
-    patience.reward()
-    assert 0.6 >= (patience.next_delay() or 9)
+        backoff.next_delay()
+    backoff.note_use()
+    assert 0.6 >= (backoff.next_delay() or 9)
 
 
 @pytest.mark.parametrize(("asked", "waited"), [(0.0, 0.1), (2.5, 2.5), (1e15, 60.0), (float("inf"), 60.0)])
@@ -105,8 +105,8 @@ def test_a_server_may_say_when_within_bounds(asked: float, waited: float) -> Non
     """The first pause is the server's `retry`, within bounds; a server that keeps closing its streams is asked at
     growing pauses.
     """
-    patience = Patience(0.5, 60, asked)
-    delays = [delay for delay in iter(patience.next_delay, None) if delay is not None]
+    backoff = StreamBackoff(0.5, 60, asked)
+    delays = [delay for delay in iter(backoff.next_delay, None) if delay is not None]
     assert waited == delays[0]
     assert min(delays) >= waited
     assert delays[7] >= 48
@@ -116,8 +116,8 @@ def test_a_server_may_say_when_within_bounds(asked: float, waited: float) -> Non
 @pytest.mark.parametrize("settings", [(0.0, 0.0), (0.0, 60.0)])
 def test_no_setting_makes_a_busy_loop(settings: tuple[float, float]) -> None:
     """With `reconnect_delay=0` the pause is a tenth of a second."""
-    patience = Patience(*settings)
-    assert 0.1 == patience.next_delay() == patience.next_delay()
+    backoff = StreamBackoff(*settings)
+    assert 0.1 == backoff.next_delay() == backoff.next_delay()
 
 
 # When a stream is opened
@@ -280,7 +280,7 @@ async def test_a_storm_of_closes_ends(
         await silence(0.05)
         assert "retrying" == listening(client)
         await silence(10 * HOUR)
-        assert ("given up", 1 + MOST_FRUITLESS) == (listening(client), len(gets(backend)))
+        assert ("ended", 1 + MOST_FRUITLESS) == (listening(client), len(gets(backend)))
         assert "not listening any more" in caplog.text
         assert "scripted-session" not in caplog.text
         assert {"content"} <= (await call(client)).keys()
@@ -296,7 +296,7 @@ async def test_ids_alone_are_no_progress(autojump_clock: MockClock) -> None:
     backend = listening_backend(resumable=True, retry_ms=100, stream_seconds=0)
     async with open_client(backend) as client:
         await silence(10 * HOUR)
-        assert ("given up", 1 + MOST_FRUITLESS) == (listening(client), len(gets(backend)))
+        assert ("ended", 1 + MOST_FRUITLESS) == (listening(client), len(gets(backend)))
 
 
 async def test_proxies_that_end_idle_streams_cost_one_get_each(autojump_clock: MockClock) -> None:

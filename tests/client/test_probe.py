@@ -386,11 +386,11 @@ async def test_a_probe_that_fails_passes_its_turn_on(autojump_clock: MockClock) 
 
         async def first() -> None:
             with pytest.raises(BackendUnavailable):
-                await cache.verdict("e", fail)
+                await cache.find_verdict("e", fail)
 
         nursery.start_soon(first)
         await wait_all_tasks_blocked()
-        assert LEGACY is await cache.verdict("e", succeed)
+        assert LEGACY is await cache.find_verdict("e", succeed)
     assert ["first", "second"] == asked
 
 
@@ -405,11 +405,11 @@ async def test_what_proves_nothing_is_not_remembered() -> None:
     async def modern() -> Verdict:
         return MODERN
 
-    assert INCONCLUSIVE is await cache.verdict("e", unknown)
-    assert MODERN is await cache.verdict("e", modern)
-    assert MODERN is await cache.verdict("e", unknown)
-    cache.correct("e", INCONCLUSIVE)
-    assert INCONCLUSIVE is await cache.verdict("e", unknown)
+    assert INCONCLUSIVE is await cache.find_verdict("e", unknown)
+    assert MODERN is await cache.find_verdict("e", modern)
+    assert MODERN is await cache.find_verdict("e", unknown)
+    cache.record_verdict("e", INCONCLUSIVE)
+    assert INCONCLUSIVE is await cache.find_verdict("e", unknown)
 
 
 async def test_the_cache_is_bounded() -> None:
@@ -423,12 +423,12 @@ async def test_the_cache_is_bounded() -> None:
         return INCONCLUSIVE
 
     for number in range(4096):
-        cache.correct(str(number), LEGACY)
-    cache.correct("0", MODERN)
-    cache.correct("new", LEGACY)
-    assert MODERN is await cache.verdict("0", never)
-    assert LEGACY is await cache.verdict("2", never)
-    assert INCONCLUSIVE is await cache.verdict("1", probed)
+        cache.record_verdict(str(number), LEGACY)
+    cache.record_verdict("0", MODERN)
+    cache.record_verdict("new", LEGACY)
+    assert MODERN is await cache.find_verdict("0", never)
+    assert LEGACY is await cache.find_verdict("2", never)
+    assert INCONCLUSIVE is await cache.find_verdict("1", probed)
 
 
 async def test_endpoints_do_not_share_verdicts() -> None:

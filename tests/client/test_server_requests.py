@@ -32,10 +32,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import JSON, BackendRejected, BackendTimeout, ClientHandlers, FactorySettings, ServerRequest
 from trio_vmcp._client.channels.pace import MESSAGES_AHEAD, MESSAGES_PER_SECOND, REQUEST_COST
-from trio_vmcp._client.handlers import Handling
+from trio_vmcp._client.handlers import BoundHandlers
 from trio_vmcp._client.notices import Notices
-from trio_vmcp._client.server_requests import ServerRequests
-from trio_vmcp._client.weight import weigh
+from trio_vmcp._client.server_requests import ServerRequests, memory_size
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._protocol.jsonrpc import Request
 from trio_vmcp.testing import CallContext, Delay, Hang, Raw, ScriptedBackend, Status
@@ -428,7 +427,7 @@ async def test_closing_ends_every_handler_and_answers_nothing(autojump_clock: Mo
         await wait_all_tasks_blocked()
         assert 0 == trio.current_time() - started
         assert (2, 1) == (handler.cancelled, told.cancelled)
-        client._requests.log({}, None)
+        client._requests.put_log_message({}, None)
         client.on_request(message_to(3), None)
         await wait_all_tasks_blocked()
     assert [] == server.answers
@@ -513,11 +512,11 @@ JSONS = st.recursive(st.none() | st.integers() | st.text(), lambda v: st.lists(v
 
 @given(JSONS)
 @settings(max_examples=50)
-def test_a_weight_is_more_than_the_text(value: Any) -> None:
-    """The weight of any JSON is at least the length of its text, and counting stops soon after `most`."""
-    assert weigh(value, 10**9) >= len(json.dumps(value, ensure_ascii=False)) / 3
-    assert weigh(value, 0) > 0
-    assert 64 <= weigh([value] * 1000, 100) <= 64 * 1002
+def test_the_size_of_a_message_is_more_than_its_text(value: Any) -> None:
+    """The size of any JSON value is at least the length of its text, and counting stops soon after `most`."""
+    assert memory_size(value, 10**9) >= len(json.dumps(value, ensure_ascii=False)) / 3
+    assert memory_size(value, 0) > 0
+    assert 64 <= memory_size([value] * 1000, 100) <= 64 * 1002
 
 
 @pytest.mark.parametrize("fault", [Status(500), Status(404), Raw(b"nonsense"), Hang()])
@@ -795,12 +794,12 @@ async def test_messages_for_a_broken_connection_are_dropped(
     async def send(data: bytes) -> None:
         raise AssertionError
 
-    handling = Handling(ClientHandlers(elicitation=never, log=never), "s", "b")
+    handlers = BoundHandlers(ClientHandlers(elicitation=never, log=never), "s", "b")
     async with trio.open_nursery() as nursery:
-        requests = ServerRequests(handling, nursery, 1000)
+        requests = ServerRequests(handlers, nursery, 1000)
         notices = Notices(nursery=nursery, timeout=1.0)
-    requests.take(Request(1, "elicitation/create", {}), None, send)
-    requests.take(Request(2, "ping", {}), None, send)
-    requests.log({"level": "info", "data": "?"}, None)
+    requests.start_answer(Request(1, "elicitation/create", {}), None, send)
+    requests.start_answer(Request(2, "ping", {}), None, send)
+    requests.put_log_message({"level": "info", "data": "?"}, None)
     notices.start(trio.sleep_forever)
     await notices.aclose()  # no notice was started

@@ -192,7 +192,7 @@ async def test_subscriptions_that_end_at_once_are_given_up(
     async with channel.open_bench(backend) as bench:
         client = await bench.connect()
         await silence(10 * HOUR)
-        assert ("given up", 1 + MOST_FRUITLESS) == (listening(client), len(listens(backend)))
+        assert ("ended", 1 + MOST_FRUITLESS) == (listening(client), len(listens(backend)))
         assert 2 * MOST_FRUITLESS == len(bench.events)
         assert "not listening any more" in caplog.text
         assert (await call(client))["content"]
@@ -208,7 +208,7 @@ async def test_refusals_are_asked_again_ten_times(
     backend.fail(LISTEN, fault)
     async with channel.open_client(backend) as client:
         await silence(10 * HOUR)
-        assert ("given up", 1 + MOST_FRUITLESS) == (listening(client), len(listens(backend)))
+        assert ("ended", 1 + MOST_FRUITLESS) == (listening(client), len(listens(backend)))
         assert "not listening any more" in caplog.text
         assert (await call(client))["content"]
 

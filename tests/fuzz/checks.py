@@ -12,9 +12,9 @@ from collections.abc import Callable
 from trio_vmcp import StorageError
 from trio_vmcp._protocol.headers import (
     BadParamHeader,
-    check_session_id,
     decode_header_value,
     encode_header_value,
+    is_valid_session_id,
     param_headers,
     parse_media_type,
 )
@@ -95,7 +95,7 @@ def header(data: bytes) -> None:
     assert _HEADER_VALUE.fullmatch(encoded)
     assert encoded.strip() == encoded
     assert text == decode_header_value(encoded)
-    assert check_session_id(text) == bool(re.fullmatch(r"[\x21-\x7e]{1,256}", text))
+    assert is_valid_session_id(text) == bool(re.fullmatch(r"[\x21-\x7e]{1,256}", text))
     assert parse_media_type(text) == parse_media_type(text).strip().lower()
     try:
         decode_header_value(text)

@@ -13,9 +13,9 @@ from trio_vmcp._protocol.headers import (
     MAX_SESSION_ID_LENGTH,
     BadParamHeader,
     ParamHeaders,
-    check_session_id,
     decode_header_value,
     encode_header_value,
+    is_valid_session_id,
     param_headers,
     parse_media_type,
 )
@@ -268,7 +268,7 @@ def test_long_names_are_not_quoted_whole() -> None:
 )
 def test_only_session_ids_that_can_be_sent_back_are_taken(value: str, expected: bool) -> None:
     """MCP allows visible ASCII; longer ids than our limit are refused, too."""
-    assert expected == check_session_id(value)
+    assert expected == is_valid_session_id(value)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from trio.testing import MemorySendStream, memory_stream_pair, wait_all_tasks_bl
 from trio_vmcp import JSON, BackendRecord, ClientHandlers
 from trio_vmcp._client.channels.inbox import Inbox
 from trio_vmcp._client.channels.lines import LineChannel
-from trio_vmcp._client.handlers import Handling
+from trio_vmcp._client.handlers import BoundHandlers
 from trio_vmcp._client.handshake import HandshakeClient
 from trio_vmcp._client.server_requests import ServerRequests
 from trio_vmcp._client.stateless import StatelessClient
@@ -37,11 +37,11 @@ class MemoryChannel(LineChannel):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.write, stream)
                 await self.read(stream)
-                self.inbox.lose(Loss("closed its stream", "; for a reason"))
+                self.inbox.close(Loss("closed its stream", "; for a reason"))
                 nursery.cancel_scope.cancel()
 
     async def aclose(self, *, terminate: bool) -> None:
-        self.inbox.lose(Loss("was closed"))
+        self.inbox.close(Loss("was closed"))
         self.lifetime.cancel()
 
 
@@ -134,7 +134,7 @@ async def open_pair(
     events = HeardEvents()
     with sole_error():
         async with trio.open_nursery() as nursery:
-            requests = ServerRequests(Handling(handlers or ClientHandlers(), "s", "b"), nursery, 2 * limit)
+            requests = ServerRequests(BoundHandlers(handlers or ClientHandlers(), "s", "b"), nursery, 2 * limit)
             stateless = StatelessClient(
                 record=BackendRecord("b", None, "modern", "", {}, "digest"),
                 channel=channel,

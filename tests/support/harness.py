@@ -28,7 +28,7 @@ from trio_vmcp import (
 )
 from trio_vmcp._http.origin import Origin
 from trio_vmcp._http.transport import Http11Transport, RawResponse
-from trio_vmcp._protocol.headers import check_session_id
+from trio_vmcp._protocol.headers import is_valid_session_id
 from trio_vmcp.testing import CallContext, MemoryNetwork, ScriptedBackend, open_memory_network
 
 # Settings for tests that are not about reconnecting: a lost backend stays away.
@@ -128,7 +128,7 @@ class Ledger(Http11Transport):
 def session_ids_in(response: RawResponse) -> list[str]:
     """The session id in the response that the library may use, if there is one."""
     ids = [value.decode("latin-1") for name, value in response.headers if name == b"mcp-session-id"]
-    return ids if 200 <= response.status < 300 and len(ids) == 1 and check_session_id(ids[0]) else []
+    return ids if 200 <= response.status < 300 and len(ids) == 1 and is_valid_session_id(ids[0]) else []
 
 
 @attrs.define(eq=False)

@@ -18,12 +18,12 @@ from trio_vmcp._client.client import Client
 from trio_vmcp._client.handshake import HandshakeClient
 from trio_vmcp._client.http import link, reply
 from trio_vmcp._client.http.foreign import RequestBody
-from trio_vmcp._client.http.link import Exchange
-from trio_vmcp._client.http.reply import Reply
+from trio_vmcp._client.http.link import HttpExchange
+from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._http.connection import Connection
 from trio_vmcp._http.transport import RawResponse
 from trio_vmcp._nursery import start_clean
-from trio_vmcp._protocol.outcomes import Outcome
+from trio_vmcp._protocol.outcomes import RequestOutcome
 from trio_vmcp._request_note import current_note
 from trio_vmcp._session.admission import Admission, Call
 from trio_vmcp._session.owner import SessionOwner
@@ -72,15 +72,15 @@ def test_a_task_that_outlives_its_cancelled_opener(monkeypatch: pytest.MonkeyPat
 
 def test_a_lost_delete(monkeypatch: pytest.MonkeyPatch) -> None:
     greet, note_assigned = StreamableSession.greet, StreamableSession._note_assigned
-    replies: list[Reply] = []
+    replies: list[HttpReply] = []
 
-    async def late(self: StreamableSession, ask: Ask, data: bytes) -> Outcome:
+    async def late(self: StreamableSession, ask: Ask, data: bytes) -> RequestOutcome:
         """Leaves the id to the end of the answer."""
         outcome = await greet(self, ask, data)
         note_assigned(self, replies.pop())
         return outcome
 
-    def keep(self: StreamableSession, reply: Reply) -> list[str]:
+    def keep(self: StreamableSession, reply: HttpReply) -> list[str]:
         replies.append(reply)
         return []
 
@@ -103,14 +103,14 @@ def test_an_in_flight_count_without_a_finally(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_limiter_token_without_a_finally(monkeypatch: pytest.MonkeyPatch) -> None:
-    aexit = Exchange.__aexit__
+    aexit = HttpExchange.__aexit__
 
-    async def forgetful(self: Exchange, kind: Any, exc: BaseException | None, traceback: Any) -> None:
+    async def forgetful(self: HttpExchange, kind: Any, exc: BaseException | None, traceback: Any) -> None:
         if isinstance(exc, trio.Cancelled):
-            self._held = None
+            self._slot = None
         await aexit(self, kind, exc, traceback)
 
-    monkeypatch.setattr(Exchange, "__aexit__", forgetful)
+    monkeypatch.setattr(HttpExchange, "__aexit__", forgetful)
     assert "tokens of the limiter" in cancel_sweep("opening-modern-json-pinned")
 
 

@@ -19,7 +19,7 @@ from trio_vmcp._client.channels.inbox import Inbox
 from trio_vmcp._client.channels.stdio import ProcessChannel, build_process_channel
 from trio_vmcp._client.channels.streamable import Streamable
 from trio_vmcp._client.channels.streamable_session import StreamableSession
-from trio_vmcp._client.handlers import Handling
+from trio_vmcp._client.handlers import BoundHandlers
 from trio_vmcp._client.handshake import HandshakeClient, InitializeRefused
 from trio_vmcp._client.http.link import HttpLink, calls_within
 from trio_vmcp._client.notices import Notices
@@ -30,7 +30,7 @@ from trio_vmcp._http.transport import Http11Transport
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._protocol.eras import MODERN_VERSION, Verdict
 from trio_vmcp._protocol.methods import INITIALIZE
-from trio_vmcp._protocol.outcomes import Loss, Outcome, Refusal, rejection
+from trio_vmcp._protocol.outcomes import Loss, Refusal, RequestOutcome, rejection
 from trio_vmcp.connector import BackendClient, BackendConnector, ClientHandlers, EventSink, OutgoingAuth
 from trio_vmcp.errors import BackendRejected, BackendUnavailable
 from trio_vmcp.identity import Identity
@@ -105,7 +105,7 @@ class BuiltInConnector:
     def requests(self, backend: Backend, session_id: str, nursery: trio.Nursery) -> ServerRequests:
         """What answers one backend of one session. Its tasks run in `nursery`."""
         most = PENDING_MESSAGES * self.settings.max_message_bytes
-        return ServerRequests(Handling(self._handlers, session_id, backend.id), nursery, most)
+        return ServerRequests(BoundHandlers(self._handlers, session_id, backend.id), nursery, most)
 
     async def tidy(self) -> None:
         """Close connections that idle for too long. Runs until it is cancelled."""
@@ -223,13 +223,13 @@ class HttpOpening(Opening):
             if resume is not None and resume.era == "legacy" and self.backend.era != "modern":  # what is pinned wins
                 return self._handshake.resume(resume)
             if resume is not None and self.backend.era == "auto":  # its metadata are as good a hint as the cache's
-                connector.verdicts.correct(self.endpoint, Verdict.MODERN)
+                connector.verdicts.record_verdict(self.endpoint, Verdict.MODERN)
             return await Probe(self, connector.verdicts, connector.probe_timeout).connect()
         except BaseException:
-            self._discard()
+            self._close()
             raise
 
-    async def discover(self) -> Outcome:
+    async def discover(self) -> RequestOutcome:
         return await self.stateless.discover(self._parts.identity)
 
     async def greet(self, *, was_probed: bool) -> HandshakeClient:
@@ -247,7 +247,7 @@ class HttpOpening(Opening):
         except NOT_OF_THIS_ERA as error:
             detail = f"answered {INITIALIZE!r} with HTTP {status}, and over HTTP+SSE (2024-11-05) it {error.detail}"
             raise BackendRejected(self.backend.id, detail, code=status, message=f"HTTP {status}") from error
-        self._parts.connector.verdicts.correct(self.endpoint, Verdict.SSE)
+        self._parts.connector.verdicts.record_verdict(self.endpoint, Verdict.SSE)
         return client
 
     async def open_event_stream(self) -> BackendClient:
@@ -256,10 +256,10 @@ class HttpOpening(Opening):
             parts.connector, parts.backend, parts.identity, parts.nursery, parts.events, parts.session_id
         )  # the requests of this opening end with its link
         client = await connect_event_stream(own, parts.connector.probe_timeout)
-        self._discard()
+        self._close()
         return client
 
-    def _discard(self) -> None:
+    def _close(self) -> None:
         # Whatever is known of it so far, the backend's session ends with the attempt. In a task of its own, since the
         # attempt may have been ended by its deadline, and its slot belongs to the next.
         start_clean(self._parts.nursery, self._close_session)
@@ -299,16 +299,16 @@ class ProcessOpening(Opening):
         try:
             await self._channel.start(parts.nursery)
             client = await Probe(self, parts.connector.verdicts, parts.connector.probe_timeout).connect()
-            self._channel.rely()
+            self._channel.report_loss()
             return client
         except BaseException:
             if self._stateless is not None:
                 self._stateless.close()
             parts.requests.close()
-            self._channel.discard()  # its own task ends the process, which is bounded
+            self._channel.close()  # its own task ends the process, which is bounded
             raise
 
-    async def discover(self) -> Outcome:
+    async def discover(self) -> RequestOutcome:
         try:
             return await self.stateless.discover(None)
         except BackendUnavailable as error:  # it had ended before
@@ -323,12 +323,12 @@ class ProcessOpening(Opening):
                 if not was_probed:
                     raise
         await self._channel.child.gone.wait()
-        self._parts.requests.forget()
+        self._parts.requests.cancel_all_answers()
         self._prepare()
         await self._channel.start(self._parts.nursery)
         client = await self._initialize()
         # Remember it: this server exits when it is asked `server/discover`.
-        self._parts.connector.verdicts.correct(self.endpoint, Verdict.LEGACY)
+        self._parts.connector.verdicts.record_verdict(self.endpoint, Verdict.LEGACY)
         return client
 
     async def _initialize(self) -> HandshakeClient:
@@ -372,14 +372,14 @@ async def connect_event_stream(parts: Parts, endpoint_timeout: float) -> Handsha
     client = parts.handshake(channel, endpoint_digest(attrs.evolve(backend, transport="sse")))
     start_clean(parts.nursery, channel.serve)
     try:
-        await channel.endpoint(endpoint_timeout)
+        await channel.wait_endpoint(endpoint_timeout)
         try:
             await client.initialize(parts.identity)
         except InitializeRefused as refused:
             raise rejection(backend.id, INITIALIZE, refused.outcome) from None
-        channel.rely()
+        channel.report_loss()
         return client
     except BaseException:
         parts.requests.close()
-        channel.discard()
+        channel.close()
         raise

@@ -63,11 +63,11 @@ class Fetch:
     def keep(self, result: JSON) -> None:
         """The result is here."""
         if not self.is_outdated:
-            self._cache.keep(self, result)
+            self._cache.keep_result(self, result)
 
-    def end(self) -> None:
+    def close(self) -> None:
         """It is here, or will not come."""
-        self._cache.end(self)
+        self._cache.close_fetch(self)
 
 
 @attrs.define(eq=False)
@@ -132,7 +132,7 @@ class ResponseCache:
             largest = max(self._shelves, key=lambda name: (self._shelves[name].size, len(self._shelves[name].entries)))
             self._remove(largest, self._shelves[largest], next(iter(self._shelves[largest].entries)))
 
-    def drop(self, endpoint: str, matches: Callable[[str, str], bool]) -> None:
+    def discard(self, endpoint: str, matches: Callable[[str, str], bool]) -> None:
         """Forget what matches by method and uri, also what is on its way."""
         shelf = self._shelves.get(endpoint)
         if shelf is None:
@@ -142,7 +142,7 @@ class ResponseCache:
         for key in [key for key, entry in shelf.entries.items() if matches(key[1], entry.uri)]:
             self._remove(endpoint, shelf, key)
 
-    def end(self, endpoint: str, fetch: Fetch) -> None:
+    def close_fetch(self, endpoint: str, fetch: Fetch) -> None:
         shelf = self._shelves[endpoint]
         shelf.fetches.remove(fetch)
         self._tidy(endpoint, shelf)
@@ -193,7 +193,7 @@ class BackendCache:
                 return entry
         return None
 
-    def fetch(self, method: str, params: JSON, identity: Identity | None) -> Fetch | None:
+    def begin_fetch(self, method: str, params: JSON, identity: Identity | None) -> Fetch | None:
         """Say that this is asked for now: whatever changes meanwhile may not be in the result. None: it is not for
         keeping.
         """
@@ -205,7 +205,7 @@ class BackendCache:
         self._cache.shelf(self._endpoint).fetches.add(fetch)
         return fetch
 
-    def keep(self, fetch: Fetch, result: JSON) -> None:
+    def keep_result(self, fetch: Fetch, result: JSON) -> None:
         seconds = _fresh_for(result)
         if seconds <= 0:
             return
@@ -221,27 +221,27 @@ class BackendCache:
             entry = _Entry(data, trio.current_time() + seconds, size, fetch.uri, following)
             self._cache.put(self._endpoint, (self._variant, fetch.method, fetch.params, whose), entry)
 
-    def end(self, fetch: Fetch) -> None:
-        self._cache.end(self._endpoint, fetch)
+    def close_fetch(self, fetch: Fetch) -> None:
+        self._cache.close_fetch(self._endpoint, fetch)
 
     def note_change(self, method: str, params: JSON) -> None:
         """The backend has sent this notification, to whomever: what it is about is not fresh any more."""
         if method == RESOURCE_UPDATED:
             uri = params.get("uri")
             # "A sub-resource of the one that the client subscribed to" is part of what is read there.
-            self._cache.drop(
+            self._cache.discard(
                 self._endpoint,
                 lambda kept, of: kept == READ_RESOURCE and (not isinstance(uri, str) or uri.startswith(of)),
             )
         elif method in LIST_CHANGED.values():
-            self._cache.drop(self._endpoint, lambda kept, of: METHODS[kept].outdated_by == method)
+            self._cache.discard(self._endpoint, lambda kept, of: METHODS[kept].outdated_by == method)
 
-    def drop(self, method: str) -> None:
+    def discard_results(self, method: str) -> None:
         """Forget every result of this method, every page of a list."""
-        self._cache.drop(self._endpoint, lambda kept, of: kept == method)
+        self._cache.discard(self._endpoint, lambda kept, of: kept == method)
 
-    def drop_all(self) -> None:
-        self._cache.drop(self._endpoint, lambda kept, of: True)
+    def discard_all(self) -> None:
+        self._cache.discard(self._endpoint, lambda kept, of: True)
 
 
 def _params_key(method: str, params: JSON) -> str | None:

@@ -112,12 +112,12 @@ class Client(abc.ABC):
             # An error of the backend's own is the end of the request. Else the caller was cancelled, or its callback
             # raised, which may be another backend's error.
             if note.written and (in_callback or not isinstance(error, BackendError)):
-                self._give_up(ask, "the caller gave up")
+                self._cancel_request(ask, "the caller gave up")
             if isinstance(error, BackendError):
                 self.on_error(error)
             raise
         if note.written:
-            self._give_up(ask, "timed out")
+            self._cancel_request(ask, "timed out")
         late = BackendTimeout(
             self.record.backend_id,
             f"did not answer {method!r} within {timeout} s (request_timeout)",
@@ -151,10 +151,10 @@ class Client(abc.ABC):
     def on_notification(self, message: Notification, identity: Identity | None) -> None:
         """The backend tells something, other than progress, on any stream."""
         if message.method == CANCELLED:
-            self._requests.cancel(message.params)
+            self._requests.cancel_answer(message.params)
             return
         if message.method == MESSAGE:
-            self._requests.log(message.params, identity)
+            self._requests.put_log_message(message.params, identity)
         self.on_event(message.method, message.params)
 
     def on_event(self, method: str, params: JSON) -> None:
@@ -206,9 +206,9 @@ class Client(abc.ABC):
             if not self._subscribing[uri]:
                 del self._subscribing[uri]
 
-    def _give_up(self, ask: Ask, reason: str) -> None:
+    def _cancel_request(self, ask: Ask, reason: str) -> None:
         """The caller waits no more for a request that was written: tell the backend, and end what it asks meanwhile."""
-        self._requests.give_up_on(ask.note)
+        self._requests.cancel_answers_for(ask.note)
         self._channel.cancel(ask, reason)
 
     async def _on_other(self, message: Request | Notification, ask: Ask, on_progress: OnProgress | None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from trio_vmcp._client.slots import Slot, current_slot
+from trio_vmcp._client.http.link import ConnectionSlot, current_slot
 from trio_vmcp._nursery import describe_crash
 from trio_vmcp._protocol.jsonrpc import NotJson, encode_result
 from trio_vmcp._protocol.methods import QUESTIONS
@@ -16,7 +16,7 @@ from trio_vmcp.connector import ClientHandlers, Handler, ServerRequest
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
-__all__ = ["INTERNAL_ERROR", "MOST_QUOTED", "Declined", "Handling"]
+__all__ = ["INTERNAL_ERROR", "MOST_QUOTED", "BoundHandlers", "ServerRequestError"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
@@ -30,7 +30,7 @@ _SAMPLING_TOOLS = ("tools", "toolChoice")
 
 
 @attrs.define(eq=False)
-class Declined(Exception):
+class ServerRequestError(Exception):
     """What a backend asked for is not given. The text goes to the backend, so it holds nothing of ours."""
 
     code: int
@@ -41,7 +41,7 @@ class Declined(Exception):
 
 
 @attrs.define(eq=False)
-class Handling:
+class BoundHandlers:
     """The handlers of one session, for one of its backends.
 
     Attributes:
@@ -49,7 +49,7 @@ class Handling:
         has_log: Its log messages have somewhere to go.
     """
 
-    handlers: ClientHandlers
+    client_handlers: ClientHandlers
     session_id: str = attrs.field(repr=False)
     backend_id: str
     capabilities: JSON = attrs.field(init=False)
@@ -59,21 +59,27 @@ class Handling:
 
     @property
     def has_log(self) -> bool:
-        return self.handlers.log is not None
+        return self.client_handlers.log is not None
 
-    def refusal(self, method: str, params: JSON) -> Declined | None:
+    def refuse_request(self, method: str, params: JSON) -> ServerRequestError | None:
         """Why this request is not for a handler; None: it is."""
         kind = QUESTIONS.get(method)
         if kind is None or self._handler(kind) is None:
-            return Declined(METHOD_NOT_FOUND, "this client offers no such capability")
+            return ServerRequestError(METHOD_NOT_FOUND, "this client offers no such capability")
         if kind == "elicitation" and params.get("mode", "form") not in ("form", "url"):
-            return Declined(INVALID_PARAMS, "this client knows the modes 'form' and 'url'")
+            return ServerRequestError(INVALID_PARAMS, "this client knows the modes 'form' and 'url'")
         if kind == "sampling" and any(name in params for name in _SAMPLING_TOOLS):
-            return Declined(INVALID_PARAMS, "this client does not declare sampling.tools")
+            return ServerRequestError(INVALID_PARAMS, "this client does not declare sampling.tools")
         return None
 
-    async def answer(
-        self, method: str, params: JSON, caller: Identity | None, *, outer: RequestNote | None, slot: Slot | None
+    async def answer_request(
+        self,
+        method: str,
+        params: JSON,
+        caller: Identity | None,
+        *,
+        outer: RequestNote | None,
+        slot: ConnectionSlot | None,
     ) -> JSON:
         """Run the handler. To be called in a task of its own, whose context it changes.
 
@@ -85,13 +91,13 @@ class Handling:
             A JSON object that can be sent.
 
         Raises:
-            Declined: There is no answer. What the handler raised is in the log, by its kind.
+            ServerRequestError: There is no answer. What the handler raised is in the log, by its kind.
         """
-        refused = self.refusal(method, params)
+        refused = self.refuse_request(method, params)
         if refused is not None:
             raise refused
         kind = QUESTIONS[method]
-        result = await self.run(kind, params, caller, outer=outer, slot=slot)
+        result = await self.run_handler(kind, params, caller, outer=outer, slot=slot)
         if not isinstance(result, dict):
             raise self._useless(kind, f"returned {type(result).__name__}, not a JSON object")
         if kind == "elicitation":
@@ -102,13 +108,19 @@ class Handling:
             raise self._useless(kind, f"returned what is not JSON: {exc}") from None
         return dict(result)
 
-    async def run(
-        self, kind: str, params: JSON, caller: Identity | None, *, outer: RequestNote | None, slot: Slot | None
+    async def run_handler(
+        self,
+        kind: str,
+        params: JSON,
+        caller: Identity | None,
+        *,
+        outer: RequestNote | None,
+        slot: ConnectionSlot | None,
     ) -> Any:
         """What the handler of this kind returns.
 
         Raises:
-            Declined: It raised something.
+            ServerRequestError: It raised something.
         """
         handler = self._handler(kind)
         assert handler is not None
@@ -127,12 +139,12 @@ class Handling:
         return result
 
     def _handler(self, kind: str) -> Handler | None:
-        handler: Handler | None = getattr(self.handlers, kind)
+        handler: Handler | None = getattr(self.client_handlers, kind)
         return handler
 
-    def _useless(self, kind: str, what: str) -> Declined:
+    def _useless(self, kind: str, what: str) -> ServerRequestError:
         logger.warning("backend %r: the %s handler %s", self.backend_id, kind, what)
-        return Declined(INTERNAL_ERROR, "the client failed to answer")
+        return ServerRequestError(INTERNAL_ERROR, "the client failed to answer")
 
 
 def _with_defaults(params: JSON, result: JSON) -> JSON:

@@ -8,7 +8,7 @@ import attrs
 
 from trio_vmcp._client.channels.channel import Ask, SessionChannel
 from trio_vmcp._client.client import Client
-from trio_vmcp._client.listening import Listening, tell_missed
+from trio_vmcp._client.listening import Listening, report_missed
 from trio_vmcp._client.negotiate import CLIENT_INFO, negotiated
 from trio_vmcp._protocol.eras import LEGACY_VERSIONS
 from trio_vmcp._protocol.jsonrpc import Request, Result, encode_notification
@@ -63,7 +63,7 @@ class HandshakeClient(Client):
             InitializeRefused: The backend answered with an error.
             BackendError: It did not answer, or not with MCP.
         """
-        self._requests.forget()
+        self._requests.cancel_all_answers()
         self.record = attrs.evolve(self.record, era="legacy", session_id=None, protocol_version="")
         params = {
             "protocolVersion": LEGACY_VERSIONS[0],
@@ -93,7 +93,7 @@ class HandshakeClient(Client):
         return self._channel.listening
 
     def listen_again(self) -> None:
-        if self.listening == "given up":
+        if self.listening == "ended":
             self._listen_when_needed()
 
     async def wait_listening(self) -> None:
@@ -122,11 +122,11 @@ class HandshakeClient(Client):
         raise rejection(self.record.backend_id, ask.method, outcome)
 
     def on_request(self, message: Request, identity: Identity | None) -> None:
-        self._requests.take(message, identity, self._channel.send_for(identity))
+        self._requests.start_answer(message, identity, self._channel.send_for(identity))
 
     def close(self) -> None:
         """The connection is of no use any more: nothing that it brings is acted on."""
-        self._channel.close()
+        self._channel.retire()
         self._requests.close()
 
     async def aclose(self, *, terminate: bool) -> None:
@@ -139,7 +139,7 @@ class HandshakeClient(Client):
         self.on_heard(changing_kinds(self.server_capabilities))
 
     def on_missed(self) -> None:
-        tell_missed(self.on_event, changing_kinds(self.server_capabilities), self.subscribed)
+        report_missed(self.on_event, changing_kinds(self.server_capabilities), self.subscribed)
 
     def on_session_lost(self, detail: str) -> None:
         self._events.session_lost(BackendUnavailable(self.record.backend_id, detail))

@@ -23,18 +23,18 @@ __all__ = [
     "MOST_RETRY",
     "HeldStream",
     "Listening",
-    "Patience",
-    "tell_missed",
+    "StreamBackoff",
+    "report_missed",
 ]
 
 logger = logging.getLogger("trio_vmcp.client")
 
-Listening: TypeAlias = Literal["none", "open", "retrying", "given up"]
+Listening: TypeAlias = Literal["none", "open", "retrying", "ended"]
 """
 none      nothing needs a stream, the backend offers none, or its first answer is not here yet
 open      changes are heard of
 retrying  the stream broke or ended, and is opened again
-given up  the stream ended too often in a row: changes are no longer heard of, calls work as ever
+ended     the stream ended too often in a row: changes are no longer heard of, calls work as ever
 """
 
 LEAST_RETRY, MOST_RETRY = 0.1, 60.0  # s, whatever a backend asks for with `retry`
@@ -47,7 +47,7 @@ _JITTER = 0.2
 
 
 @attrs.define
-class Patience:
+class StreamBackoff:
     """When a stream that ended is opened again, and when no more.
 
     Every end counts, clean or not: a server that closes at once, for ever, must not be asked for ever.
@@ -62,21 +62,21 @@ class Patience:
     retry: float | None = None
     _fruitless: int = attrs.field(default=0, init=False)
 
-    def reward(self) -> None:
+    def note_use(self) -> None:
         """The stream was of use: what went wrong before is forgotten."""
         self._fruitless = 0
 
     def note_error(self, error: BackendError) -> None:
         """An attempt ended in this error."""
         if isinstance(error, BackendUnavailable) and not error.may_have_executed:
-            self._spare()
+            self._keep_trying()
 
     def note_status(self, status: int) -> None:
         """A stream that was open before was refused with this HTTP status."""
         if status in _AWAY:
-            self._spare()
+            self._keep_trying()
 
-    def _spare(self) -> None:
+    def _keep_trying(self) -> None:
         """A backend that cannot be reached says nothing about its streams: go on at the slowest pace, and never give
         up. Else nothing would find out that the backend is back.
         """
@@ -96,7 +96,7 @@ class Patience:
 
 @attrs.define(eq=False, kw_only=True)
 class HeldStream(abc.ABC):
-    """One task that holds a stream open, and opens it again for as long as there is patience. No request fails with it:
+    """One task that holds a stream open, and opens it again for as long as there is backoff. No request fails with it:
     without the stream, changes are not heard of.
 
     Attributes:
@@ -106,7 +106,7 @@ class HeldStream(abc.ABC):
     """
 
     backend_id: str
-    patience: Patience
+    backoff: StreamBackoff
     listening: Listening = attrs.field(default="none", init=False)
     settled: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     is_running: bool = attrs.field(default=True, init=False)
@@ -128,9 +128,9 @@ class HeldStream(abc.ABC):
 
     async def _hold(self) -> None:
         while await self.open_once():
-            delay = self.patience.next_delay()
+            delay = self.backoff.next_delay()
             if delay is None:
-                self.listening = "given up"
+                self.listening = "ended"
                 logger.warning(
                     "backend %r: its stream for changes ended too often without use; not listening any more",
                     self.backend_id,
@@ -144,13 +144,13 @@ class HeldStream(abc.ABC):
     async def open_once(self) -> bool:
         """Open the stream and take what comes, to its end. Returns whether to open it again."""
 
-    def reward_for(self, opened_at: float) -> None:
+    def note_ended(self, opened_at: float) -> None:
         """A stream that was opened then has ended."""
         if trio.current_time() - opened_at >= HELD_LONG:
-            self.patience.reward()
+            self.backoff.note_use()
 
 
-def tell_missed(on_event: Callable[[str, JSON], None], kinds: tuple[str, ...], uris: tuple[str, ...]) -> None:
+def report_missed(on_event: Callable[[str, JSON], None], kinds: tuple[str, ...], uris: tuple[str, ...]) -> None:
     """Nothing is sent again of what a server said while no stream was open: report all of it as changed."""
     for kind in kinds:
         on_event(LIST_CHANGED[kind], {})

@@ -17,7 +17,7 @@ from trio_vmcp._client.stateless import StatelessClient
 from trio_vmcp._protocol.eras import MODERN_VERSION, Verdict, is_modern_error, judge
 from trio_vmcp._protocol.jsonrpc import Result
 from trio_vmcp._protocol.methods import DISCOVER, INITIALIZE
-from trio_vmcp._protocol.outcomes import Answer, Loss, Outcome, rejection
+from trio_vmcp._protocol.outcomes import Answer, Loss, RequestOutcome, rejection
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, MessageTooLarge
 from trio_vmcp.models import JSON, Backend
@@ -30,7 +30,7 @@ NOT_OF_THIS_ERA = (BackendProtocolError, BackendRejected, MessageTooLarge)
 
 
 @attrs.define(eq=False)
-class _Flight:
+class _RunningProbe:
     done: trio.Event = attrs.field(factory=trio.Event)
     verdict: Verdict | None = None
 
@@ -40,9 +40,9 @@ class VerdictCache:
     """The verdicts of one factory, by endpoint. One probe serves all sessions that ask at the same time."""
 
     _verdicts: dict[str, Verdict] = attrs.field(factory=dict, init=False)
-    _flights: dict[str, _Flight] = attrs.field(factory=dict, init=False)
+    _running: dict[str, _RunningProbe] = attrs.field(factory=dict, init=False)
 
-    def correct(self, endpoint: str, verdict: Verdict) -> None:
+    def record_verdict(self, endpoint: str, verdict: Verdict) -> None:
         """The endpoint proved to be of this era, whatever was thought before."""
         self._verdicts.pop(endpoint, None)
         if verdict is not Verdict.INCONCLUSIVE:
@@ -50,28 +50,28 @@ class VerdictCache:
             if len(self._verdicts) > _MOST_CACHED:
                 del self._verdicts[next(iter(self._verdicts))]
 
-    async def verdict(self, endpoint: str, probe: Callable[[], Awaitable[Verdict]]) -> Verdict:
+    async def find_verdict(self, endpoint: str, probe: Callable[[], Awaitable[Verdict]]) -> Verdict:
         """The verdict on an endpoint. When a probe fails or is cancelled, the next session that waits makes one."""
         while True:
             known = self._verdicts.get(endpoint)
             if known is not None:
                 return known
-            flight = self._flights.get(endpoint)
-            if flight is None:
-                return await self._fly(endpoint, probe)
-            await flight.done.wait()
-            if flight.verdict is not None:
-                return flight.verdict
+            running = self._running.get(endpoint)
+            if running is None:
+                return await self._run_probe(endpoint, probe)
+            await running.done.wait()
+            if running.verdict is not None:
+                return running.verdict
 
-    async def _fly(self, endpoint: str, probe: Callable[[], Awaitable[Verdict]]) -> Verdict:
-        flight = self._flights[endpoint] = _Flight()
+    async def _run_probe(self, endpoint: str, probe: Callable[[], Awaitable[Verdict]]) -> Verdict:
+        running = self._running[endpoint] = _RunningProbe()
         try:
-            flight.verdict = await probe()
+            running.verdict = await probe()
         finally:
-            del self._flights[endpoint]
-            flight.done.set()
-        self.correct(endpoint, flight.verdict)
-        return flight.verdict
+            del self._running[endpoint]
+            running.done.set()
+        self.record_verdict(endpoint, running.verdict)
+        return running.verdict
 
 
 class Opening(abc.ABC):
@@ -98,7 +98,7 @@ class Opening(abc.ABC):
         """The client for the modern era."""
 
     @abc.abstractmethod
-    async def discover(self) -> Outcome:
+    async def discover(self) -> RequestOutcome:
         """Ask `server/discover`, whatever the answer."""
 
     @abc.abstractmethod
@@ -163,7 +163,7 @@ class Probe:
 
     async def _find_out(self) -> BackendClient:
         opening = self._opening
-        verdict = await self._verdicts.verdict(opening.endpoint, self._ask_for_era)
+        verdict = await self._verdicts.find_verdict(opening.endpoint, self._ask_for_era)
         if verdict is Verdict.SSE:
             try:
                 return await opening.open_event_stream()
@@ -192,7 +192,7 @@ class Probe:
 
     async def _ask_again(self) -> Verdict:
         verdict = await self._ask_for_era()
-        self._verdicts.correct(self._opening.endpoint, verdict)
+        self._verdicts.record_verdict(self._opening.endpoint, verdict)
         return verdict
 
     async def _ask_for_era(self) -> Verdict:
@@ -213,13 +213,13 @@ class Probe:
             return verdict
         return Verdict.INCONCLUSIVE
 
-    async def _ask_twice(self) -> Outcome:
+    async def _ask_twice(self) -> RequestOutcome:
         outcome = await self._opening.discover()
         if is_modern_error(outcome):  # "retry with a mutual version, once" (2026-07-28, versioning)
             outcome = await self._opening.discover()
         return outcome
 
-    def _error(self, outcome: Outcome) -> BackendError:
+    def _error(self, outcome: RequestOutcome) -> BackendError:
         backend_id = self._opening.backend.id
         if isinstance(outcome, Loss):
             return outcome.error(backend_id, DISCOVER)

@@ -13,8 +13,8 @@ import attrs
 import trio
 
 from trio_vmcp._client.channels.channel import Ask
-from trio_vmcp._client.handlers import INTERNAL_ERROR, MOST_QUOTED, Declined, Handling
-from trio_vmcp._client.slots import current_slot
+from trio_vmcp._client.handlers import INTERNAL_ERROR, MOST_QUOTED, BoundHandlers, ServerRequestError
+from trio_vmcp._client.http.link import current_slot
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._protocol.jsonrpc import NotJson, encode_result
 from trio_vmcp._protocol.methods import Method
@@ -48,7 +48,7 @@ def is_complete(backend_id: str, method: Method, result: JSON) -> bool:
     raise BackendProtocolError(backend_id, f"answered {method.name!r} {what}", may_have_executed=True)
 
 
-async def finish_rounds(first: JSON, ask: Ask, method: Method, ask_again: AskAgain, handling: Handling) -> JSON:
+async def finish_rounds(first: JSON, ask: Ask, method: Method, ask_again: AskAgain, handlers: BoundHandlers) -> JSON:
     """The result of a request whose first answer, `first`, asked for input.
 
     The caller's deadline and cancel hold over all of it, the handlers included.
@@ -58,12 +58,12 @@ async def finish_rounds(first: JSON, ask: Ask, method: Method, ask_again: AskAga
         BackendRejected: A handler failed: there is no way to tell the backend.
         BackendError: A round failed. `may_have_executed` in any case: the rounds before were acted on.
     """
-    backend_id, name, answer, pause = handling.backend_id, ask.method, first, FIRST_PAUSE
+    backend_id, name, answer, pause = handlers.backend_id, ask.method, first, FIRST_PAUSE
     for _ in range(MOST_ROUNDS):
-        round_ = _read(answer, backend_id, name, handling)
+        round_ = _read(answer, backend_id, name, handlers)
         more: JSON = {} if round_.state is None else {"requestState": round_.state}
         if round_.inputs:
-            more["inputResponses"] = await _fulfil(round_.inputs, name, handling, ask.identity)
+            more["inputResponses"] = await _fulfil(round_.inputs, name, handlers, ask.identity)
         else:
             await trio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
@@ -92,7 +92,7 @@ class _Round:
     state: str | None
 
 
-def _read(answer: JSON, backend_id: str, method: str, handling: Handling) -> _Round:
+def _read(answer: JSON, backend_id: str, method: str, handlers: BoundHandlers) -> _Round:
     requests, state = answer.get("inputRequests"), answer.get("requestState")
     if requests is None:
         requests = {}
@@ -115,7 +115,7 @@ def _read(answer: JSON, backend_id: str, method: str, handling: Handling) -> _Ro
                 inputs[key] = wanted, {}
             case _:
                 raise _protocol_error(backend_id, method, "for input in a form that is not MCP's")
-        refused = handling.refusal(*inputs[key])
+        refused = handlers.refuse_request(*inputs[key])
         if refused is not None:
             raise _protocol_error(
                 backend_id, method, f"for the input {wanted[:MOST_QUOTED]!r}, which is not given: {refused.message}"
@@ -124,7 +124,7 @@ def _read(answer: JSON, backend_id: str, method: str, handling: Handling) -> _Ro
 
 
 async def _fulfil(
-    inputs: dict[str, tuple[str, JSON]], method: str, handling: Handling, caller: Identity | None
+    inputs: dict[str, tuple[str, JSON]], method: str, handlers: BoundHandlers, caller: Identity | None
 ) -> dict[str, JSON]:
     """Run all handlers side by side; the responses by the same keys."""
     responses: dict[str, JSON] = {}
@@ -134,17 +134,17 @@ async def _fulfil(
 
     async def answer(key: str, wanted: str, given: JSON) -> None:
         try:
-            responses[key] = await handling.answer(wanted, given, caller, outer=outer, slot=slot)
-        except Declined:
+            responses[key] = await handlers.answer_request(wanted, given, caller, outer=outer, slot=slot)
+        except ServerRequestError:
             failed.append(wanted)
-            handlers.cancel_scope.cancel(reason="another handler failed")
+            nursery.cancel_scope.cancel(reason="another handler failed")
 
-    async with trio.open_nursery() as handlers:
+    async with trio.open_nursery() as nursery:
         for key, (wanted, given) in inputs.items():
-            start_clean(handlers, answer, key, wanted, given)
+            start_clean(nursery, answer, key, wanted, given)
     if failed:
         raise BackendRejected(
-            handling.backend_id,
+            handlers.backend_id,
             f"asked for the input {failed[0]!r} on {method!r}, and the handler for it failed: see the log",
             code=INTERNAL_ERROR,
             message="the client failed to answer",

@@ -1,29 +1,28 @@
-"""The requests of one backend, answered beside the stream that they came on. Whatever carries them: a request comes in,
-`send` takes the answer out.
+"""The requests that one backend sends to its client, and their answers, over any channel.
 
-- A handler has a task of its own in the backend's nursery, in a clean context. It ends with its answer, with the
-  backend's `notifications/cancelled`, with the call on whose stream the request came when that is given up, or with the
-  connection.
-- At most MOST_ANSWERS handlers run at a time, and what they were asked takes `max_pending_bytes` at most. What comes
-  over that is refused. Of refusals and pings as many are on their way at most; a flood of them is dropped.
-- Streams of calls are read by their callers, who may still be at it when the connection has broken and its nursery has
-  ended: what they hear then is nobody's any more.
-- Ids are the backend's: integers and strings of its own number space, 0 and "" among them.
+- Each handler runs in a task of its own in the backend's nursery, in a clean context. The task ends with its answer. It
+  is cancelled when the backend sends `notifications/cancelled`, when the call on whose stream the request came is
+  cancelled, and when the connection closes.
+- At most MOST_ANSWERS handlers run at a time, for requests of `max_pending_bytes` together; other requests are refused.
+  At most as many refusals and answers to pings are on their way; the requests beyond that get no answer.
+- The streams of calls are read in the tasks of their callers, which may go on after the connection has broken and its
+  nursery has ended: a request that arrives then is ignored.
+- The ids are numbers and strings that the backend chooses, 0 and "" among them.
 """
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import attrs
 import trio
 
 from trio_vmcp._client.channels.channel import Send
 from trio_vmcp._client.complaints import Complaints
-from trio_vmcp._client.handlers import MOST_QUOTED, Declined, Handling
-from trio_vmcp._client.log_feed import LogFeed
-from trio_vmcp._client.slots import Slot
-from trio_vmcp._client.weight import weigh
+from trio_vmcp._client.handlers import MOST_QUOTED, BoundHandlers, ServerRequestError
+from trio_vmcp._client.http.link import ConnectionSlot
+from trio_vmcp._client.log_feed import MOST_WAITING_BYTES, LogFeed
 from trio_vmcp._nursery import start_if_open
 from trio_vmcp._protocol.jsonrpc import Request, RequestId, encode_error, encode_result
 from trio_vmcp._protocol.methods import PING
@@ -32,42 +31,49 @@ from trio_vmcp.errors import BackendError
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
-__all__ = ["MOST_ANSWERS", "ServerRequests"]
+__all__ = ["MOST_ANSWERS", "ServerRequests", "memory_size"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
 MOST_ANSWERS = 16  # to the backend's own requests, at the same time
 ANSWER_TIMEOUT = 30.0  # s, to send one
-UNAVAILABLE = -32000  # of the codes that JSON-RPC leaves to servers, here the one that answers
+UNAVAILABLE = -32000  # from the range that JSON-RPC 2.0 §5.1 leaves to implementations
+NODE_BYTES = 64  # of one Python object, roughly: a small message may take thirty times its bytes
 
 
 @attrs.define(eq=False)
-class _Asked:
-    """A request that a handler is at."""
+class _RunningHandler:
+    """A handler that works on a request.
+
+    Attributes:
+        outer: The note of the call on whose stream the request came.
+        size: Of the request in memory, in bytes.
+    """
 
     message: Request
     caller: Identity | None
     send: Send
     outer: RequestNote | None
-    weight: int
+    size: int
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
 
 @attrs.define(eq=False)
 class ServerRequests:
-    """What one backend asks of its client, and tells it.
+    """The requests and log messages of one backend.
 
     Attributes:
-        are_wanted: There is a handler, so there has to be a stream that they can come by.
+        are_wanted: There is a handler, so the client needs a stream that requests or log messages can come by.
     """
 
-    handling: Handling
+    handlers: BoundHandlers
     _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
     _max_pending_bytes: int = attrs.field(alias="max_pending_bytes")
     are_wanted: bool = attrs.field(init=False)
     _log: LogFeed = attrs.field(init=False, repr=False)
-    _asked: dict[RequestId, _Asked] = attrs.field(factory=dict, init=False, repr=False)
-    _running: set[_Asked] = attrs.field(factory=set, init=False, repr=False)  # also who was cancelled and unwinds
+    _by_id: dict[RequestId, _RunningHandler] = attrs.field(factory=dict, init=False, repr=False)
+    # All handlers that have not ended, so also those that were cancelled and have left `_by_id`.
+    _running: set[_RunningHandler] = attrs.field(factory=set, init=False, repr=False)
     _pending_bytes: int = attrs.field(default=0, init=False)
     _replies: set[trio.CancelScope] = attrs.field(factory=set, init=False, repr=False)
     _flooded: bool = attrs.field(default=False, init=False)
@@ -75,115 +81,116 @@ class ServerRequests:
     _closed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.are_wanted = bool(self.capabilities) or self.handling.has_log
-        self._log = LogFeed(self.handling, self._nursery)
+        self.are_wanted = bool(self.capabilities) or self.handlers.has_log
+        self._log = LogFeed(self.handlers, self._nursery)
 
     @property
     def capabilities(self) -> JSON:
-        """What is declared to the backend."""
-        return self.handling.capabilities
+        """The client capabilities that are declared to the backend."""
+        return self.handlers.capabilities
 
-    def take(self, message: Request, caller: Identity | None, send: Send) -> None:
-        """Answer a request, some time soon. Called in the task that heard it, which it does not hold up.
+    def start_answer(self, message: Request, caller: Identity | None, send: Send) -> None:
+        """Answer a request in another task. Called in the task that reads the stream.
 
         Args:
-            caller: Whose call the request belongs to; None outside of one.
-            send: Takes the answer to where the request came from, though the backend may have another session by then.
+            caller: The identity of the call that the request belongs to; None outside of a call.
+            send: Sends the answer to the backend session that asked; the backend may have a new session by then.
         """
         if self._closed:
             return
-        method, backend_id = message.method, self.handling.backend_id
-        if message.id in self._asked:
-            # No answer: it would pass for the answer to the first of that id. A replay comes here, too.
+        method, backend_id = message.method, self.handlers.backend_id
+        if message.id in self._by_id:
+            # No error either: the backend would take it for the answer to its first request. A replay comes here, too.
             self._complaints.make("backend %r: ignored a request whose id is in use", backend_id)
             return
         if method == PING:
             self._reply(encode_result(message.id, {}), send)
             return
-        weight = weigh(message.params, self._max_pending_bytes)
-        refused = self.handling.refusal(method, message.params) or self._no_room(weight)
+        size = memory_size(message.params, self._max_pending_bytes)
+        refused = self.handlers.refuse_request(method, message.params) or self._refuse_for_room(size)
         if refused is not None:
             logger.debug("backend %r: refused %r: %s", backend_id, method[:MOST_QUOTED], refused)
             self._reply(encode_error(message.id, refused.code, refused.message), send)
             return
-        asked = _Asked(message, caller, send, current_note.get(), weight)
-        if start_if_open(self._nursery, self._handle, asked):
-            self._asked[message.id] = asked
-            self._running.add(asked)
-            self._pending_bytes += weight
+        running = _RunningHandler(message, caller, send, current_note.get(), size)
+        if start_if_open(self._nursery, self._run_handler, running):
+            self._by_id[message.id] = running
+            self._running.add(running)
+            self._pending_bytes += size
 
-    def cancel(self, params: JSON) -> None:
-        """`notifications/cancelled`: the backend does not wait for this answer any more, and gets none."""
+    def cancel_answer(self, params: JSON) -> None:
+        """`notifications/cancelled`: cancel the handler and send no answer."""
         request_id = params.get("requestId")
-        if isinstance(request_id, int | str) and not isinstance(request_id, bool):  # Python takes True for 1
-            asked = self._asked.pop(request_id, None)
-            if asked is not None:
-                asked.scope.cancel(reason="notifications/cancelled")
+        if isinstance(request_id, int | str) and not isinstance(request_id, bool):  # `True == 1` in Python
+            running = self._by_id.pop(request_id, None)
+            if running is not None:
+                running.scope.cancel(reason="notifications/cancelled")
 
-    def give_up_on(self, note: RequestNote | None) -> None:
-        """The call that left this note is given up: nobody is to be asked on its behalf any more."""
-        for asked in list(self._asked.values()):
-            if note is not None and asked.outer is note:
-                del self._asked[asked.message.id]
-                asked.scope.cancel(reason="the call that this belongs to was given up")
-                data = encode_error(asked.message.id, UNAVAILABLE, "the call that this belongs to was given up")
-                self._reply(data, asked.send)
+    def cancel_answers_for(self, note: RequestNote) -> None:
+        """The call with this note was cancelled: cancel the handlers that run for it, and refuse their requests."""
+        for running in list(self._by_id.values()):
+            if running.outer is note:
+                del self._by_id[running.message.id]
+                running.scope.cancel(reason="the call that this belongs to was given up")
+                data = encode_error(running.message.id, UNAVAILABLE, "the call that this belongs to was given up")
+                self._reply(data, running.send)
 
-    def forget(self) -> None:
-        """The backend's session is gone, and who asked with it. Its next one counts from the beginning."""
-        for asked in self._asked.values():
-            asked.scope.cancel(reason="the backend's session is gone")
-        self._asked.clear()
+    def cancel_all_answers(self) -> None:
+        """The backend's session is gone, and its requests with it. The ids of the next session begin anew."""
+        for running in self._by_id.values():
+            running.scope.cancel(reason="the backend's session is gone")
+        self._by_id.clear()
 
-    def log(self, params: JSON, caller: Identity | None) -> None:
-        """`notifications/message`: tell the handler for log messages, if there is one."""
-        self._log.put(params, caller)
+    def put_log_message(self, params: JSON, caller: Identity | None) -> None:
+        """Hand a `notifications/message` to the log handler, if there is one, without waiting."""
+        if self.handlers.has_log:
+            self._log.put(params, caller, memory_size(params, MOST_WAITING_BYTES))
 
     def close(self) -> None:
-        """The connection ends: nothing is answered any more."""
+        """The connection ends: cancel every handler and every answer."""
         self._closed = True
-        self.forget()
+        self.cancel_all_answers()
         for scope in self._replies:
             scope.cancel(reason="the connection is closed")
         self._log.close()
 
-    def _no_room(self, weight: int) -> Declined | None:
+    def _refuse_for_room(self, size: int) -> ServerRequestError | None:
         if len(self._running) >= MOST_ANSWERS:
-            return Declined(UNAVAILABLE, f"this client is answering {MOST_ANSWERS} requests already")
-        if self._pending_bytes + weight > self._max_pending_bytes:
-            return Declined(UNAVAILABLE, "this client has no room for a request of this size")
+            return ServerRequestError(UNAVAILABLE, f"this client is answering {MOST_ANSWERS} requests already")
+        if self._pending_bytes + size > self._max_pending_bytes:
+            return ServerRequestError(UNAVAILABLE, "this client has no room for a request of this size")
         return None
 
-    async def _handle(self, asked: _Asked) -> None:
-        message = asked.message
-        slot = Slot()  # the call that waits for this answer may hold the last one
+    async def _run_handler(self, running: _RunningHandler) -> None:
+        message = running.message
+        slot = ConnectionSlot()
         try:
-            with asked.scope:
+            with running.scope:
                 try:
-                    result = await self.handling.answer(
-                        message.method, message.params, asked.caller, outer=asked.outer, slot=slot
+                    result = await self.handlers.answer_request(
+                        message.method, message.params, running.caller, outer=running.outer, slot=slot
                     )
-                except Declined as refused:
+                except ServerRequestError as refused:
                     data = encode_error(message.id, refused.code, refused.message)
                 else:
                     data = encode_result(message.id, result)
-                await trio.lowlevel.checkpoint_if_cancelled()  # a handler may have shielded itself from it
-                await self._send(data, asked.send)
+                await trio.lowlevel.checkpoint_if_cancelled()  # the handler may have been shielded from the cancel
+                await self._send(data, running.send)
         finally:
-            slot.held = False
-            self._running.discard(asked)
-            self._pending_bytes -= asked.weight
-            if self._asked.get(message.id) is asked:
-                del self._asked[message.id]
+            slot.is_held = False
+            self._running.discard(running)
+            self._pending_bytes -= running.size
+            if self._by_id.get(message.id) is running:
+                del self._by_id[message.id]
 
     def _reply(self, data: bytes, send: Send) -> None:
-        """Send what needs no handler."""
+        """Send an answer that needs no handler."""
         if self._closed:
             return
         if len(self._replies) >= MOST_ANSWERS:
             if not self._flooded:
                 self._flooded = True
-                backend_id = self.handling.backend_id
+                backend_id = self.handlers.backend_id
                 logger.warning("backend %r: drops requests: %d answers are on their way", backend_id, MOST_ANSWERS)
             return
         scope = trio.CancelScope()
@@ -199,11 +206,31 @@ class ServerRequests:
             self._flooded = self._flooded and bool(self._replies)
 
     async def _send(self, data: bytes, send: Send) -> None:
-        backend_id = self.handling.backend_id
-        with trio.move_on_after(ANSWER_TIMEOUT) as patience:
+        backend_id = self.handlers.backend_id
+        with trio.move_on_after(ANSWER_TIMEOUT) as timeout:
             try:
                 await send(data)
             except BackendError as error:
                 logger.warning("%s, on an answer to a request of its own", error)
-        if patience.cancelled_caught:
+        if timeout.cancelled_caught:
             logger.warning("backend %r: did not take an answer within %s s", backend_id, ANSWER_TIMEOUT)
+
+
+def memory_size(value: Any, most: int) -> int:
+    """Roughly the bytes of memory that a JSON value takes; over `most` the count stops."""
+    total, waiting = 0, [value]
+    while waiting and total <= most:
+        node = waiting.pop()
+        total += NODE_BYTES
+        if isinstance(node, str):
+            total += len(node)
+        elif isinstance(node, dict | list):
+            total += NODE_BYTES * len(node)
+            if total > most:  # before a million children are put on the list
+                break
+            if isinstance(node, dict):
+                total += sum(map(len, node))
+                waiting.extend(node.values())
+            else:
+                waiting.extend(node)
+    return total

@@ -32,7 +32,7 @@ from trio_vmcp._protocol.methods import (
     Method,
     changing_kinds,
 )
-from trio_vmcp._protocol.outcomes import Answer, Loss, Outcome, Refusal, names_session, rejection
+from trio_vmcp._protocol.outcomes import Answer, Loss, Refusal, RequestOutcome, names_session, rejection
 from trio_vmcp._request_note import note_session_lost, preparing
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, BackendTimeout, BackendUnavailable
 from trio_vmcp.identity import Identity
@@ -54,7 +54,7 @@ def _stamp(requests: ServerRequests) -> JSON:
         "io.modelcontextprotocol/clientCapabilities": requests.capabilities,
         "io.modelcontextprotocol/clientInfo": CLIENT_INFO,
     }
-    return stamp | {"io.modelcontextprotocol/logLevel": LOG_LEVEL} if requests.handling.has_log else stamp
+    return stamp | {"io.modelcontextprotocol/logLevel": LOG_LEVEL} if requests.handlers.has_log else stamp
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -79,7 +79,7 @@ class StatelessClient(Client):
     def __attrs_post_init__(self) -> None:
         self._stamp = _stamp(self._requests)
 
-    async def discover(self, identity: Identity | None) -> Outcome:
+    async def discover(self, identity: Identity | None) -> RequestOutcome:
         """`server/discover`, whatever the answer; `adopt` takes a good one."""
         ask = self._ask(DISCOVER, {}, identity)
         if self._cache is None:
@@ -88,7 +88,7 @@ class StatelessClient(Client):
         if known is not None:
             await trio.lowlevel.checkpoint()
             return Answer(Result(ask.id, known))
-        fetch = self._cache.fetch(DISCOVER, {}, identity)
+        fetch = self._cache.begin_fetch(DISCOVER, {}, identity)
         try:
             outcome = await self._channel.exchange(ask, *self._compose(ask, UNKNOWN))
             reply = outcome.reply if isinstance(outcome, Answer) else None
@@ -98,7 +98,7 @@ class StatelessClient(Client):
             return outcome
         finally:
             if fetch is not None:
-                fetch.end()
+                fetch.close()
 
     def adopt(self, result: JSON) -> None:
         """Take over what the server declared, and listen to what it says it will tell of.
@@ -120,7 +120,7 @@ class StatelessClient(Client):
     def listen_again(self) -> None:
         kinds = changing_kinds(self.server_capabilities) if self._listens else ()
         if self._subscriptions is not None:
-            if self.listening == "given up":
+            if self.listening == "ended":
                 self._subscriptions.open(kinds)
         elif kinds:
             self._all_subscriptions().open(kinds)
@@ -133,16 +133,17 @@ class StatelessClient(Client):
         if self._cache is None:
             return
         if isinstance(error, BackendTimeout):
-            self._cache.drop(DISCOVER)  # the next connection has to find out whether the backend is there
+            # The next connection must find out whether the backend can be reached.
+            self._cache.discard_results(DISCOVER)
         elif isinstance(error, BackendUnavailable | BackendProtocolError):
-            self._cache.drop_all()  # the backend may come back as another
+            self._cache.discard_all()  # the backend may come back as another
 
     def close(self) -> None:
         """The connection is of no use any more: nothing that it brings is acted on."""
         self._closed = True
         if self._subscriptions is not None:
             self._subscriptions.close()
-        self._channel.close()
+        self._channel.retire()
         self._requests.close()
 
     async def aclose(self, *, terminate: bool) -> None:
@@ -169,7 +170,7 @@ class StatelessClient(Client):
 
     async def _fetched(self, ask: Ask, method: Method, cache: BackendCache) -> JSON:
         """A result from the backend itself, kept for others if it says so and came of this request alone."""
-        fetch = cache.fetch(method.name, ask.params, ask.identity)
+        fetch = cache.begin_fetch(method.name, ask.params, ask.identity)
         try:
             result = await self._result(ask, method)
             if is_complete(self.record.backend_id, method, result):
@@ -178,11 +179,11 @@ class StatelessClient(Client):
                 return result
         except BackendRejected:
             if "cursor" in ask.params:  # the cursor may be dead, and then the pages before it are of another list
-                cache.drop(method.name)
+                cache.discard_results(method.name)
             raise
         finally:
             if fetch is not None:
-                fetch.end()
+                fetch.close()
         return await self._finished(result, ask, method)
 
     async def _finished(self, first: JSON, ask: Ask, method: Method) -> JSON:
@@ -191,7 +192,7 @@ class StatelessClient(Client):
         async def ask_again(more: JSON) -> JSON:
             return await self._result(attrs.evolve(ask, id=next(self._channel.ids), params=more), method)
 
-        return await finish_rounds(first, ask, method, ask_again, self._requests.handling)
+        return await finish_rounds(first, ask, method, ask_again, self._requests.handlers)
 
     async def _result(self, ask: Ask, method: Method) -> JSON:
         """One request, and its result as it came."""
@@ -211,7 +212,8 @@ class StatelessClient(Client):
             raise error
         ask.note.written = False
         if outcome.status >= 400 and self._cache is not None:
-            self._cache.drop(DISCOVER)  # the backend may have become another, and the next connection has to look
+            # The backend may have been replaced by another server: let the next connection ask.
+            self._cache.discard_results(DISCOVER)
         refused = rejection(backend_id, ask.method, outcome)
         if outcome.status in _NO_LONGER_MODERN and _is_of_the_other_era(outcome):
             note_session_lost()
@@ -307,7 +309,7 @@ class StatelessClient(Client):
 
     async def _list_tools_again(self, identity: Identity | None) -> None:
         if self._cache is not None:
-            self._cache.drop(TOOLS_LIST)
+            self._cache.discard_results(TOOLS_LIST)
         cursor: object = None
         pages = 0
         while pages < self._max_pages:
@@ -319,7 +321,7 @@ class StatelessClient(Client):
                 return
 
 
-def _is_header_mismatch(outcome: Outcome) -> bool:
+def _is_header_mismatch(outcome: RequestOutcome) -> bool:
     reply = outcome.reply if isinstance(outcome, Answer) else None
     return isinstance(reply, ErrorReply) and reply.code == HEADER_MISMATCH
 

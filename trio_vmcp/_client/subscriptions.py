@@ -20,7 +20,7 @@ import attrs
 import trio
 
 from trio_vmcp._client.channels.channel import Ask, Channel, Headers
-from trio_vmcp._client.listening import HeldStream, Listening, Patience, tell_missed
+from trio_vmcp._client.listening import HeldStream, Listening, StreamBackoff, report_missed
 from trio_vmcp._nursery import start_if_open
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Message, Notification, Result, encode_request, same_id
 from trio_vmcp._protocol.methods import (
@@ -98,8 +98,8 @@ class Subscriptions:
     _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
     _retries: tuple[float, float] = attrs.field(alias="retries")  # s, the first and the longest
     _kinds: tuple[Kind, ...] = attrs.field(default=(), init=False)
-    _current: _Listener | None = attrs.field(default=None, init=False)
-    _trial: _Listener | None = attrs.field(default=None, init=False)  # it becomes the current one, or is closed
+    _current: _Subscription | None = attrs.field(default=None, init=False)
+    _trial: _Subscription | None = attrs.field(default=None, init=False)  # it becomes the current one, or is closed
     _changing: trio.Lock | None = attrs.field(default=None, init=False, repr=False)
     _closed: bool = attrs.field(default=False, init=False)
 
@@ -115,16 +115,16 @@ class Subscriptions:
         """Hear of changes of these kinds of lists from now on, and of the resources subscribed to so far."""
         self._kinds = kinds
         before, wanted = self._current, Wanted(kinds, self.uris)
-        self._current = self._listener(wanted, is_trial=False) if wanted else None
+        self._current = self._start(wanted, is_trial=False) if wanted else None
         if before is not None:
             before.close()
 
     def close(self) -> None:
         """End every stream, without waiting; none is opened any more."""
         self._closed = True
-        for listener in (self._current, self._trial):
-            if listener is not None:
-                listener.close()
+        for stream in (self._current, self._trial):
+            if stream is not None:
+                stream.close()
 
     async def subscribe(self, uri: str) -> None:
         """Hear of changes of a resource.
@@ -157,7 +157,7 @@ class Subscriptions:
     async def _change(self, uris: tuple[str, ...], needed: str | None) -> None:
         before, wanted, trial = self._current, Wanted(self._kinds, uris), None
         if wanted:
-            trial = self._trial = self._listener(wanted, is_trial=True)
+            trial = self._trial = self._start(wanted, is_trial=True)
             try:
                 await trial.settled.wait()
                 trial.require(needed)
@@ -169,19 +169,19 @@ class Subscriptions:
         self._current = trial
         if before is not None:
             # The stream before would have told of its gap once it was open again.
-            if trial is not None and before.listening in ("retrying", "given up"):
-                tell_missed(self._on_event, trial.heard_of.kinds, trial.heard_of.uris)
+            if trial is not None and before.listening in ("retrying", "ended"):
+                report_missed(self._on_event, trial.heard_of.kinds, trial.heard_of.uris)
             before.close()
 
-    def _listener(self, wanted: Wanted, *, is_trial: bool) -> _Listener:
+    def _start(self, wanted: Wanted, *, is_trial: bool) -> _Subscription:
         if self._closed:
             raise BackendUnavailable(self._channel.backend_id, "cannot be listened to: its connection is closed")
         encode_request(
             0, LISTEN, wanted.params()
         )  # here, so that what cannot be sent is the caller's error, and not one of the task
-        listener = _Listener(
+        stream = _Subscription(
             backend_id=self._channel.backend_id,
-            patience=Patience(*self._retries),
+            backoff=StreamBackoff(*self._retries),
             channel=self._channel,
             compose=self._compose,
             on_event=self._on_event,
@@ -189,13 +189,13 @@ class Subscriptions:
             wanted=wanted,
             is_trial=is_trial,
         )
-        if not start_if_open(self._nursery, listener.run):
+        if not start_if_open(self._nursery, stream.run):
             raise BackendUnavailable(self._channel.backend_id, "cannot be listened to: its connection is closed")
-        return listener
+        return stream
 
 
 @attrs.define(eq=False, kw_only=True)
-class _Listener(HeldStream):
+class _Subscription(HeldStream):
     """One stream for one set of wishes.
 
     Attributes:
@@ -245,11 +245,11 @@ class _Listener(HeldStream):
         self._request_id = ask.id
         try:
             with trio.CancelScope(deadline=opened_at + ACKNOWLEDGE_TIMEOUT) as self._acknowledging:
-                unseen = await self._channel.hold(ask, data, headers, self._take, self._be_asked_to_wait)
+                unseen = await self._channel.hold(ask, data, headers, self._accept, self._note_retry)
                 self._outcome = unseen or self._outcome
         except BackendError as error:
             self.problem = error
-            self.patience.note_error(error)
+            self.backoff.note_error(error)
             logger.debug("%s, on its subscriptions", error)
             if self._channel.is_lost:
                 return False
@@ -257,7 +257,7 @@ class _Listener(HeldStream):
             detail = f"did not acknowledge {LISTEN!r} within {ACKNOWLEDGE_TIMEOUT} s"
             self.problem = BackendTimeout(self.backend_id, detail)
         if self._is_acknowledged:
-            self.reward_for(opened_at)
+            self.note_ended(opened_at)
         again = self._judge(self._outcome)
         return again and not (self.is_trial and self.honoured is None)
 
@@ -270,13 +270,13 @@ class _Listener(HeldStream):
         reply = outcome.reply if isinstance(outcome, Answer) else None
         code = reply.code if isinstance(reply, ErrorReply) else outcome.status
         if self.honoured is not None:
-            self.patience.note_status(code)
+            self.backoff.note_status(code)
         return code not in _NOT_OFFERED
 
-    def _be_asked_to_wait(self, retry: float) -> None:
-        self.patience.retry = retry
+    def _note_retry(self, retry: float) -> None:
+        self.backoff.retry = retry
 
-    def _take(self, message: Message) -> bool:
+    def _accept(self, message: Message) -> bool:
         """One message of the stream. False: no more is wanted.
 
         Raises:
@@ -289,8 +289,8 @@ class _Listener(HeldStream):
                     return False
             case Notification(method=method) if method == CANCELLED:
                 return not same_id(message.params.get("requestId"), self._request_id)
-            case Notification() if self._is_ours(message.params):
-                return self._take_ours(message.method, message.params)
+            case Notification() if self._is_own(message.params):
+                return self._accept_own(message.method, message.params)
             case _:  # a request, which servers must not send here, or a message of another subscription
                 pass
         if not self._is_acknowledged:
@@ -298,11 +298,11 @@ class _Listener(HeldStream):
             raise BackendProtocolError(self.backend_id, detail)
         return True
 
-    def _is_ours(self, params: JSON) -> bool:
+    def _is_own(self, params: JSON) -> bool:
         meta = params.get("_meta")
         return isinstance(meta, dict) and same_id(meta.get(SUBSCRIPTION_ID), self._request_id)
 
-    def _take_ours(self, method: str, params: JSON) -> bool:
+    def _accept_own(self, method: str, params: JSON) -> bool:
         if method == ACKNOWLEDGED and not self._is_acknowledged:
             return self._acknowledged(self.wanted.honoured_by(params))
         if self.honoured is None or not self._is_acknowledged:
@@ -311,7 +311,7 @@ class _Listener(HeldStream):
         of_a_list = any(method == LIST_CHANGED[kind] for kind in self.honoured.kinds)
         of_a_resource = method == RESOURCE_UPDATED and bool(self.honoured.uris) and isinstance(params.get("uri"), str)
         if of_a_list or of_a_resource:  # "only what was asked for"
-            self.patience.reward()
+            self.backoff.note_use()
             self._on_event(method, params)
         return True
 
@@ -326,7 +326,7 @@ class _Listener(HeldStream):
         self.listening = "open"
         self.settled.set()
         if again:
-            tell_missed(self._on_event, honoured.kinds, honoured.uris)
+            report_missed(self._on_event, honoured.kinds, honoured.uris)
         else:
             self._on_heard(honoured.kinds)
         return True

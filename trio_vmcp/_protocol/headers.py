@@ -20,12 +20,12 @@ __all__ = [
     "MAX_SESSION_ID_LENGTH",
     "BadParamHeader",
     "ParamHeaders",
-    "check_session_id",
     "decode_header_value",
     "encode_header_value",
     "header_name_problem",
     "header_value_problem",
     "is_reserved_header",
+    "is_valid_session_id",
     "param_headers",
     "parse_media_type",
 ]
@@ -250,7 +250,7 @@ def header_value_problem(value: object) -> str | None:
     return None if all(char <= "\xff" for char in value) else "has a value with a character beyond Latin-1"
 
 
-def check_session_id(value: str) -> bool:
+def is_valid_session_id(value: str) -> bool:
     """Whether a backend's `Mcp-Session-Id` can be stored and sent back. MCP (2025-11-25, basic/transports, "Session
     Management") allows visible ASCII only; so two headers, joined by ", ", are refused.
     """

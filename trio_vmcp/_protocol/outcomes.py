@@ -12,7 +12,7 @@ import attrs
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Result
 from trio_vmcp.errors import BackendError, BackendRejected, BackendUnauthorized, BackendUnavailable
 
-__all__ = ["MOST_QUOTED", "Answer", "Loss", "Outcome", "Refusal", "names_session", "rejection"]
+__all__ = ["MOST_QUOTED", "Answer", "Loss", "Refusal", "RequestOutcome", "names_session", "rejection"]
 
 MOST_QUOTED = 300  # characters of a backend's own error text in ours
 
@@ -63,7 +63,7 @@ class Loss:
         return self.kind(backend_id, f"{self.what}{before}{self.why}")
 
 
-Outcome: TypeAlias = Answer | Refusal | Loss
+RequestOutcome: TypeAlias = Answer | Refusal | Loss
 
 # JSON-RPC and MCP errors that say: this was not run.
 _NOT_RUN = frozenset({-32700, -32600, -32601, -32602, -32020, -32021, -32022})

@@ -15,7 +15,7 @@ import attrs
 from trio_vmcp._client.complaints import Complaints
 from trio_vmcp._client.listening import Listening
 from trio_vmcp._protocol.jsonrpc import Message, Notification, Request, encode_request
-from trio_vmcp._protocol.outcomes import Answer, Outcome, Refusal
+from trio_vmcp._protocol.outcomes import Answer, Refusal, RequestOutcome
 from trio_vmcp._request_note import RequestNote
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
@@ -105,7 +105,7 @@ class Channel(Protocol):
         """From now on `listener` takes what is said outside of requests."""
         ...
 
-    async def exchange(self, ask: Ask, data: bytes, headers: Headers) -> Outcome:
+    async def exchange(self, ask: Ask, data: bytes, headers: Headers) -> RequestOutcome:
         """Send a request and wait for what becomes of it.
 
         Args:
@@ -142,7 +142,7 @@ class Channel(Protocol):
         ask: Ask,
         data: bytes,
         headers: Headers,
-        take: Callable[[Message], bool],
+        accept: Callable[[Message], bool],
         on_retry: Callable[[float], None],
     ) -> Answer | Refusal | None:
         """Send a request that stays open, such as `subscriptions/listen`, and hand over what comes by its stream until
@@ -160,8 +160,8 @@ class Channel(Protocol):
         """
         ...
 
-    def close(self) -> None:
-        """Open nothing more; what runs is ended by `aclose`."""
+    def retire(self) -> None:
+        """Open no new stream. Streams and messages that are under way go on until `aclose`."""
         ...
 
     async def aclose(self, *, terminate: bool) -> None:
@@ -179,7 +179,7 @@ class SessionChannel(Channel, Protocol):
         """The id that the backend assigned; None: it assigned none."""
         ...
 
-    async def greet(self, ask: Ask, data: bytes) -> Outcome:
+    async def greet(self, ask: Ask, data: bytes) -> RequestOutcome:
         """Send `initialize`, outside of any session; what the answer assigns is the session from then on.
 
         Raises:

@@ -15,13 +15,13 @@ import attrs
 import trio
 
 from trio_vmcp._client.channels.channel import Ask, Headers, Listener, Send, SessionListener, ignore_other
-from trio_vmcp._client.channels.inbox import Inbox, Settled, Waiter
+from trio_vmcp._client.channels.inbox import Inbox, PendingRequest, Settled
 from trio_vmcp._client.channels.pace import Pace
 from trio_vmcp._client.complaints import Complaints
 from trio_vmcp._client.listening import Listening
 from trio_vmcp._protocol.jsonrpc import Message, Notification, Request, encode_notification
 from trio_vmcp._protocol.methods import CANCELLED, SUBSCRIPTION_ID
-from trio_vmcp._protocol.outcomes import Answer, Loss, Outcome, Refusal
+from trio_vmcp._protocol.outcomes import Answer, Loss, Refusal, RequestOutcome
 from trio_vmcp.errors import BackendError
 from trio_vmcp.identity import Identity
 
@@ -29,7 +29,7 @@ __all__ = ["DuplexChannel"]
 
 
 @attrs.define(eq=False)
-class _Held:
+class _HeldRequest:
     """One request that stays open.
 
     Attributes:
@@ -38,7 +38,7 @@ class _Held:
         is_cancelled: By the backend, which then need not be told.
     """
 
-    take: Callable[[Message], bool]
+    accept: Callable[[Message], bool]
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     problem: BackendError | None = None
     is_cancelled: bool = False
@@ -48,7 +48,7 @@ class _Held:
             return
         self.is_cancelled = message.method == CANCELLED
         try:
-            if self.take(message):
+            if self.accept(message):
                 return
         except BackendError as error:  # an error of this request, not of the task that reads for all of them
             self.problem = error
@@ -62,7 +62,7 @@ class DuplexChannel(abc.ABC):
     inbox: Inbox
     ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
     _listener: Listener = attrs.field(init=False, repr=False)
-    _held: dict[int, _Held] = attrs.field(factory=dict, init=False, repr=False)  # by request id
+    _held: dict[int, _HeldRequest] = attrs.field(factory=dict, init=False, repr=False)  # by request id
     _tells_tags: bool = attrs.field(default=False, init=False)  # a tag means a request of ours that stays open
 
     def __attrs_post_init__(self) -> None:
@@ -109,11 +109,13 @@ class DuplexChannel(abc.ABC):
         raise AssertionError("a connection that is over cannot be resumed")
 
     @abc.abstractmethod
-    def sending(self, data: bytes, waiter: Waiter, identity: Identity | None) -> AbstractAsyncContextManager[None]:
+    def sending(
+        self, data: bytes, pending: PendingRequest, identity: Identity | None
+    ) -> AbstractAsyncContextManager[None]:
         """Send a request while the block waits for its answer; leaving the block early takes back what can be.
 
-        What keeps the request from being sent settles the waiter. As soon as some of it may be out, and not before,
-        `waiter.note.written` is True.
+        What keeps the request from being sent settles the pending. As soon as some of it may be out, and not before,
+        `pending.note.written` is True.
         """
 
     @abc.abstractmethod
@@ -132,21 +134,20 @@ class DuplexChannel(abc.ABC):
     def agree(self, version: str) -> None:
         """See `SessionChannel`."""
 
-    @abc.abstractmethod
-    def close(self) -> None:
-        """See `Channel`."""
+    def retire(self) -> None:  # noqa: B027  # empty on purpose
+        """Nothing to do: a channel of one stream has no other streams."""
 
     @abc.abstractmethod
     async def aclose(self, *, terminate: bool) -> None:
         """See `Channel`."""
 
-    async def greet(self, ask: Ask, data: bytes) -> Outcome:
+    async def greet(self, ask: Ask, data: bytes) -> RequestOutcome:
         return await self.exchange(ask, data, [])
 
-    async def exchange(self, ask: Ask, data: bytes, headers: Headers) -> Outcome:
-        with self.inbox.waiting(ask.id, ask.method, ask.note) as waiter:
-            async with self.sending(data, waiter, ask.identity):
-                settled = await waiter.wait(ask.on_other)
+    async def exchange(self, ask: Ask, data: bytes, headers: Headers) -> RequestOutcome:
+        with self.inbox.pending(ask.id, ask.method, ask.note) as pending:
+            async with self.sending(data, pending, ask.identity):
+                settled = await pending.wait(ask.on_other)
         if isinstance(settled, BackendError):
             settled.may_have_executed = ask.note.written
             raise settled
@@ -161,19 +162,19 @@ class DuplexChannel(abc.ABC):
         ask: Ask,
         data: bytes,
         headers: Headers,
-        take: Callable[[Message], bool],
+        accept: Callable[[Message], bool],
         on_retry: Callable[[float], None],
     ) -> Answer | Refusal | None:
-        held = _Held(take)
+        held = _HeldRequest(accept)
         self._tells_tags = True
         settled: Settled | None = None
         ended = False
-        with self.inbox.waiting(ask.id, ask.method, ask.note, is_held=True) as waiter:
+        with self.inbox.pending(ask.id, ask.method, ask.note, is_held=True) as pending:
             self._held[ask.id] = held
             try:
-                async with self.sending(data, waiter, ask.identity):
+                async with self.sending(data, pending, ask.identity):
                     with held.scope:
-                        settled = await waiter.wait(ignore_other)
+                        settled = await pending.wait(ignore_other)
                         ended = not isinstance(settled, BackendError)  # which says nothing about its answer
             finally:
                 del self._held[ask.id]

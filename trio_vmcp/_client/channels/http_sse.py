@@ -16,10 +16,10 @@ import trio
 
 from trio_vmcp._client.channels.channel import Headers, Send
 from trio_vmcp._client.channels.duplex import DuplexChannel
-from trio_vmcp._client.channels.inbox import Waiter
+from trio_vmcp._client.channels.inbox import PendingRequest
 from trio_vmcp._client.channels.pace import pieces
 from trio_vmcp._client.http.link import HttpLink
-from trio_vmcp._client.http.reply import Reply
+from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._client.notices import Notices
 from trio_vmcp._protocol.outcomes import Loss, Refusal, rejection
 from trio_vmcp._protocol.sse import SseDecoder, SseEvent, SseLimit
@@ -36,7 +36,7 @@ MakeLink = Callable[[Backend], HttpLink]
 
 @attrs.define(eq=False, kw_only=True)
 class EventStream(DuplexChannel):
-    """The channel. `serve` runs in a task of its own; `endpoint` says when requests can go out.
+    """The channel. `serve` runs in a task of its own; `wait_endpoint` says when requests can go out.
 
     Attributes:
         make_link: Makes a way to a backend's url: one for the stream, one for the url that it names.
@@ -53,9 +53,9 @@ class EventStream(DuplexChannel):
     ready: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _posts: HttpLink | None = attrs.field(default=None, init=False)
     _version: str = attrs.field(default="", init=False)
-    _is_wanted: bool = attrs.field(default=False, init=False)  # a client relies on the stream: its end is news
+    _reports_loss: bool = attrs.field(default=False, init=False)  # a client relies on the stream: its end is news
     _failure: BackendError | None = attrs.field(default=None, init=False)
-    _life: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
+    _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _gone: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
 
     async def serve(self) -> None:
@@ -66,20 +66,20 @@ class EventStream(DuplexChannel):
         """
         loss = Loss("was closed")
         try:
-            with self._life:
+            with self._scope:
                 try:
                     await self._listen()
                     loss = Loss("closed its event stream")
                 except BackendError as error:
                     self._failure, loss = error, Loss(error.detail)
         finally:
-            self.inbox.lose(loss)
+            self.inbox.close(loss)
             self.ready.set()
             self._gone.set()
-        if self._is_wanted and not self._life.cancel_called:
+        if self._reports_loss and not self._scope.cancel_called:
             raise self._failure or loss.error(self.backend.id)
 
-    async def endpoint(self, timeout: float) -> None:
+    async def wait_endpoint(self, timeout: float) -> None:
         """Wait until the stream has named the url to POST to.
 
         Raises:
@@ -91,32 +91,29 @@ class EventStream(DuplexChannel):
             raise BackendProtocolError(self.backend.id, f"named no endpoint on its event stream within {timeout} s")
         self._check()
 
-    def rely(self) -> None:
+    def report_loss(self) -> None:
         """From now on the stream's end is an error of `serve`.
 
         Raises:
             BackendError: It has ended already.
         """
         self._check()
-        self._is_wanted = True
+        self._reports_loss = True
 
     def agree(self, version: str) -> None:
         self._version = version
 
     def close(self) -> None:
-        """Nothing to do before `aclose`: what is begun is bounded."""
-
-    def discard(self) -> None:
         """The attempt to connect has failed: end the stream, without waiting."""
-        self._life.cancel(reason="the attempt to connect was given up")
+        self._scope.cancel(reason="the attempt to connect was given up")
         self.notices.start(self._close_links)
 
     async def aclose(self, *, terminate: bool) -> None:
-        self._is_wanted = False
+        self._reports_loss = False
         try:
             await self.notices.aclose()
         finally:
-            self._life.cancel(reason="the client was closed")
+            self._scope.cancel(reason="the client was closed")
             await self._close_links()  # noqa: ASYNC102  # which is shielded, and bounded
 
     async def _close_links(self) -> None:
@@ -145,7 +142,7 @@ class EventStream(DuplexChannel):
             reply.refuse_encoding()
             await self._read(reply)
 
-    async def _read(self, reply: Reply) -> None:
+    async def _read(self, reply: HttpReply) -> None:
         decoder = SseDecoder(max_event_bytes=self.inbox.max_message_bytes)
         while (chunk := await reply.receive()) is not None:
             for piece in pieces(chunk):
@@ -159,9 +156,9 @@ class EventStream(DuplexChannel):
                 for event in events:
                     self._take(event)
                     if self.pace.is_due:
-                        await self.pace.keep()
+                        await self.pace.wait()
                 if self.pace.is_due:
-                    await self.pace.keep()
+                    await self.pace.wait()
 
     def _take(self, event: SseEvent) -> None:
         if self._posts is None:
@@ -169,7 +166,7 @@ class EventStream(DuplexChannel):
                 self._posts = self.make_link(attrs.evolve(self.backend, url=self._resolve(bytes(event.data))))
                 self.ready.set()
         elif event.event == "message" and event.data:
-            self.inbox.take(event.data)
+            self.inbox.take_message(event.data)
         else:
             self.pace.charge_message(None, len(event.data))
 
@@ -190,11 +187,11 @@ class EventStream(DuplexChannel):
     # --- what goes
 
     @asynccontextmanager
-    async def sending(self, data: bytes, waiter: Waiter, identity: Identity | None) -> AsyncIterator[None]:
+    async def sending(self, data: bytes, pending: PendingRequest, identity: Identity | None) -> AsyncIterator[None]:
         """See `DuplexChannel`. Beside the wait: some servers end the POST only when the answer is on the stream."""
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._send, data, waiter, identity)
+            nursery.start_soon(self._send, data, pending, identity)
             try:
                 yield
             except Exception as exc:  # noqa: BLE001  # raised below: the nursery would group it
@@ -203,14 +200,14 @@ class EventStream(DuplexChannel):
         if failure is not None:
             raise failure
 
-    async def _send(self, data: bytes, waiter: Waiter, identity: Identity | None) -> None:
+    async def _send(self, data: bytes, pending: PendingRequest, identity: Identity | None) -> None:
         try:
             refused = await self._post(data, identity, limited=True)
         except BackendError as error:
-            waiter.settle(error)
+            pending.settle(error)
         else:
             if refused is not None:
-                waiter.settle(refused)
+                pending.settle(refused)
 
     async def tell(self, data: bytes, identity: Identity | None) -> None:
         await self._post(data, identity, limited=False)  # any answer will do

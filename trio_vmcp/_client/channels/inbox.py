@@ -26,7 +26,7 @@ from trio_vmcp._protocol.reading import Unreadable, decode, is_call, read, reply
 from trio_vmcp._request_note import RequestNote
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendUnavailable, MessageTooLarge
 
-__all__ = ["Inbox", "Settled", "Waiter", "ignore"]
+__all__ = ["Inbox", "PendingRequest", "Settled", "ignore"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
@@ -38,7 +38,7 @@ Settled: TypeAlias = Answer | Refusal | Loss | BackendError
 
 
 @attrs.define(eq=False)
-class Waiter:
+class PendingRequest:
     """One request that waits.
 
     Attributes:
@@ -51,8 +51,8 @@ class Waiter:
     _most_bytes: int = attrs.field(alias="most_bytes")
     is_held: bool = False
     _settled: Settled | None = attrs.field(default=None, init=False, repr=False)
-    _heard: deque[tuple[Notification, int]] = attrs.field(factory=deque, init=False, repr=False)
-    _heard_bytes: int = attrs.field(default=0, init=False)
+    _progress: deque[tuple[Notification, int]] = attrs.field(factory=deque, init=False, repr=False)
+    _progress_bytes: int = attrs.field(default=0, init=False)
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
 
     def settle(self, settled: Settled) -> None:
@@ -61,20 +61,20 @@ class Waiter:
             self._settled = settled
             self._changed.set()
 
-    def hear(self, message: Notification, size: int) -> None:
+    def add_progress(self, message: Notification, size: int) -> None:
         """Progress, for the caller's own task. When the caller falls behind too far, the oldest is dropped."""
-        self._heard.append((message, size + PROGRESS_COST))
-        self._heard_bytes += size + PROGRESS_COST
-        while self._heard_bytes > self._most_bytes and len(self._heard) > 1:
-            self._heard_bytes -= self._heard.popleft()[1]
+        self._progress.append((message, size + PROGRESS_COST))
+        self._progress_bytes += size + PROGRESS_COST
+        while self._progress_bytes > self._most_bytes and len(self._progress) > 1:
+            self._progress_bytes -= self._progress.popleft()[1]
         self._changed.set()
 
     async def wait(self, on_other: OnOther) -> Settled:
         """Pass on what is heard, in order, until the request is settled."""
         while True:
-            while self._heard:
-                message, size = self._heard.popleft()
-                self._heard_bytes -= size
+            while self._progress:
+                message, size = self._progress.popleft()
+                self._progress_bytes -= size
                 await on_other(message)
             if self._settled is not None:
                 return self._settled
@@ -104,28 +104,30 @@ class Inbox:
     complaints: Complaints = attrs.field(factory=Complaints, init=False, repr=False)
     pace: Pace = attrs.field(factory=Pace, init=False, repr=False)
     loss: Loss | None = attrs.field(default=None, init=False)
-    _waiting: dict[int, Waiter] = attrs.field(factory=dict, init=False, repr=False)
+    _pending: dict[int, PendingRequest] = attrs.field(factory=dict, init=False, repr=False)
 
     @contextmanager
-    def waiting(self, message_id: int, method: str, note: RequestNote, *, is_held: bool = False) -> Iterator[Waiter]:
+    def pending(
+        self, message_id: int, method: str, note: RequestNote, *, is_held: bool = False
+    ) -> Iterator[PendingRequest]:
         """A place for the answer to one request, as long as the block lasts.
 
         Args:
-            is_held: See `Waiter`.
+            is_held: See `PendingRequest`.
 
         Raises:
             BackendUnavailable: The connection is over.
         """
         if self.loss is not None:
             raise BackendUnavailable(self.backend_id, f"is not connected: it {self.loss.what}{self.loss.why}")
-        waiter = Waiter(message_id, method, note, most_bytes=self.max_message_bytes, is_held=is_held)
-        self._waiting[message_id] = waiter
+        pending = PendingRequest(message_id, method, note, most_bytes=self.max_message_bytes, is_held=is_held)
+        self._pending[message_id] = pending
         try:
-            yield waiter
+            yield pending
         finally:
-            self._waiting.pop(message_id, None)
+            self._pending.pop(message_id, None)
 
-    def take(self, data: bytes | bytearray) -> None:
+    def take_message(self, data: bytes | bytearray) -> None:
         """Hand one message over."""
         text = decode(data)
         message = read(text, max_depth=self.max_json_depth) if isinstance(text, str) else text
@@ -138,13 +140,13 @@ class Inbox:
             case Unreadable():
                 self._take_unreadable(message)
             case Notification(method=method, params=params) if method == PROGRESS:
-                waiter = self._waiter(params.get("progressToken"))
-                if waiter is not None:
-                    waiter.hear(message, len(data))
+                pending = self._pending_request(params.get("progressToken"))
+                if pending is not None:
+                    pending.add_progress(message, len(data))
             case _:
                 self.on_other(message)
 
-    def take_too_long(self, head: bytes, tail: bytes, size: int) -> None:
+    def take_cut_message(self, head: bytes, tail: bytes, size: int) -> None:
         """A message over the limit went by. Its request fails, if the two ends tell which that is, else all of them."""
         error = MessageTooLarge(self.backend_id, f"sent a message of {size} bytes (max_message_bytes)")
         if is_call(head):
@@ -154,25 +156,25 @@ class Inbox:
         if reply_id is not None:
             self._settle(reply_id, error)
         else:
-            for waiter in self._likely():
-                self._settle(waiter.id, MessageTooLarge(self.backend_id, error.detail))
+            for pending in self._likely():
+                self._settle(pending.id, MessageTooLarge(self.backend_id, error.detail))
 
-    def lose(self, loss: Loss) -> None:
+    def close(self, loss: Loss) -> None:
         """The connection is over, and so is the wait of every request."""
         if self.loss is None:
             self.loss = loss
-            for waiter in self._waiting.values():
-                waiter.settle(loss)
-            self._waiting.clear()
+            for pending in self._pending.values():
+                pending.settle(loss)
+            self._pending.clear()
 
-    def _likely(self) -> list[Waiter]:
+    def _likely(self) -> list[PendingRequest]:
         """The requests that an answer without an id may be meant for: the calls, if there are any."""
-        waiters = list(self._waiting.values())
-        return [waiter for waiter in waiters if not waiter.is_held] or waiters
+        calls = [pending for pending in self._pending.values() if not pending.is_held]
+        return calls or list(self._pending.values())
 
-    def _waiter(self, message_id: object) -> Waiter | None:
+    def _pending_request(self, message_id: object) -> PendingRequest | None:
         # By type, too: `True == 1 == 1.0`.
-        return self._waiting.get(message_id) if type(message_id) is int else None
+        return self._pending.get(message_id) if type(message_id) is int else None
 
     def _settle_by(self, reply: Result | ErrorReply) -> bool:
         reply_id: RequestId | None = reply.id
@@ -193,9 +195,9 @@ class Inbox:
 
     def _settle(self, message_id: RequestId | None, settled: Settled) -> bool:
         """Returns whether the request was waiting; what comes after the first answer is late."""
-        waiter = self._waiter(message_id)
-        if waiter is None:
+        pending = self._pending_request(message_id)
+        if pending is None:
             return False
-        del self._waiting[waiter.id]
-        waiter.settle(settled)
+        del self._pending[pending.id]
+        pending.settle(settled)
         return True

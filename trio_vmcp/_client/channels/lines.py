@@ -16,7 +16,7 @@ import trio
 
 from trio_vmcp._client.channels.channel import Send
 from trio_vmcp._client.channels.duplex import DuplexChannel
-from trio_vmcp._client.channels.inbox import Waiter
+from trio_vmcp._client.channels.inbox import PendingRequest
 from trio_vmcp._client.channels.pace import pieces
 from trio_vmcp._protocol.reading import END_BYTES
 from trio_vmcp._request_note import RequestNote
@@ -108,11 +108,11 @@ class LineChannel(DuplexChannel):
 
     _queue: deque[_Outgoing] = attrs.field(factory=deque, init=False, repr=False)
     _queued: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
-    _is_finished: bool = attrs.field(default=False, init=False)
+    _is_retired: bool = attrs.field(default=False, init=False)
 
     @asynccontextmanager
-    async def sending(self, data: bytes, waiter: Waiter, identity: Identity | None) -> AsyncIterator[None]:
-        outgoing = _Outgoing(data, waiter.note)
+    async def sending(self, data: bytes, pending: PendingRequest, identity: Identity | None) -> AsyncIterator[None]:
+        outgoing = _Outgoing(data, pending.note)
         self._put(outgoing)
         try:
             yield
@@ -143,27 +143,24 @@ class LineChannel(DuplexChannel):
     def agree(self, version: str) -> None:
         """Lines do not say the version."""
 
-    def close(self) -> None:
-        """Nothing to do before `aclose`: what is queued still goes out."""
-
-    def finish(self) -> None:
+    def retire_writer(self) -> None:
         """Nothing more goes out than what is queued; then the stream is closed."""
-        self._is_finished = True
+        self._is_retired = True
         self._queued.set()
 
     def _put(self, outgoing: _Outgoing) -> None:
-        if not self._is_finished:
+        if not self._is_retired:
             self._queue.append(outgoing)
             self._queued.set()
 
     async def write(self, stream: trio.abc.SendStream) -> None:
-        """Until `finish`.
+        """Until `retire_writer`.
 
         Raises:
             trio.BrokenResourceError: The other side reads no more.
         """
         try:
-            while self._queue or not self._is_finished:
+            while self._queue or not self._is_retired:
                 if not self._queue:
                     self._queued = trio.Event()
                     await self._queued.wait()
@@ -195,16 +192,16 @@ class LineChannel(DuplexChannel):
         for line in decoder.feed(piece):
             self._take(line)
             if self.pace.is_due:
-                await self.pace.keep()
+                await self.pace.wait()
         self.pace.charge_lines(decoder.empty_lines - empty, decoder.empty_lines - empty)
         if self.pace.is_due:
-            await self.pace.keep()
+            await self.pace.wait()
 
     def _take(self, line: bytes | bytearray | TooLong) -> None:
         if isinstance(line, TooLong):
             self.pace.charge_message(None, line.size)
-            self.inbox.take_too_long(line.head, line.tail, line.size)
+            self.inbox.take_cut_message(line.head, line.tail, line.size)
         elif line.isspace():
             self.pace.charge_lines(1, len(line))
         else:
-            self.inbox.take(line)
+            self.inbox.take_message(line)

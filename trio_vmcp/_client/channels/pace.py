@@ -28,7 +28,7 @@ LINES_AT_ONCE = 256  # of one piece, for the same reason
 
 @attrs.define(eq=False)
 class Pace:
-    """The allowance of one backend. Charge it for what comes, and `keep` it whenever it `is_due`."""
+    """The allowance of one backend. Charge it for what comes, and `wait` it whenever it `is_due`."""
 
     _messages: float = attrs.field(default=MESSAGES_AHEAD, init=False)
     _bytes: float = attrs.field(default=BYTES_AHEAD, init=False)
@@ -51,10 +51,10 @@ class Pace:
 
     @property
     def is_due(self) -> bool:
-        """Whether `keep` has something to do."""
+        """Whether `wait` has something to do."""
         return self._since_checkpoint >= MESSAGES_AT_ONCE or self._messages < 0 or self._bytes < 0
 
-    async def keep(self) -> None:
+    async def wait(self) -> None:
         """Wait until the backend may be read on; at least let other tasks have their turn."""
         self._since_checkpoint = 0.0
         now = trio.current_time()

@@ -83,12 +83,12 @@ class ChildProcess:
     gone: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _stderr: StderrLog = attrs.field(init=False, repr=False)
     _process: trio.Process | None = attrs.field(default=None, init=False)
-    _is_wanted: bool = attrs.field(default=False, init=False)  # a client relies on the child: its end is news
-    _asked: bool = attrs.field(default=False, init=False)  # to end
-    _over: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+    _reports_loss: bool = attrs.field(default=False, init=False)  # a client relies on the child: its end is news
+    _is_closing: bool = attrs.field(default=False, init=False)
+    _end_begun: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _exited: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
-    _read_out: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
-    _heard_out: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+    _stdout_ended: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+    _stderr_ended: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _flood: LineFlood | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -109,16 +109,16 @@ class ChildProcess:
                     try:
                         await self.gone.wait()
                     finally:
-                        self.end()
+                        self.close()
         finally:
             self.gone.set()
             self.started.set()
-            self.channel.inbox.lose(Loss("was not started"))
+            self.channel.inbox.close(Loss("was not started"))
         loss = self.channel.inbox.loss
-        if self._is_wanted and not self._asked and loss is not None:
+        if self._reports_loss and not self._is_closing and loss is not None:
             raise loss.error(self.backend.id)
 
-    def rely(self) -> None:
+    def report_loss(self) -> None:
         """From now on the child's end is an error of `serve`.
 
         Raises:
@@ -126,17 +126,17 @@ class ChildProcess:
         """
         if self.channel.inbox.loss is not None:
             raise self.channel.inbox.loss.error(self.backend.id)
-        self._is_wanted = True
+        self._reports_loss = True
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Ask the child to end; `gone` says when it has. At most the teardown time, and the time to be reaped."""
-        if not self._over.is_set():
-            self._asked = True
-            self._over.set()
+        if not self._end_begun.is_set():
+            self._is_closing = True
+            self._end_begun.set()
 
     def kill(self) -> None:
         """End it now."""
-        self.end()
+        self.close()
         if self._process is not None and not self._exited.is_set():
             _signal_group(self._process, _KILL)
 
@@ -159,7 +159,7 @@ class ChildProcess:
             loss = Loss(f"could not be started: {what} {exc.filename or backend.command!r}: {problem}")
         except ValueError:  # it quotes nothing, but its kind says nothing either
             loss = Loss("could not be started: its command, args or env hold what no process can be given")
-        self.channel.inbox.lose(loss)
+        self.channel.inbox.close(loss)
         return None
 
     async def _supervise(self, process: trio.Process) -> None:
@@ -175,11 +175,11 @@ class ChildProcess:
                     pumps.start_soon(self._read, process.stdout)
                     pumps.start_soon(self._listen, process.stderr)
                     self.started.set()
-                    await self._over.wait()
-                    await self._part(process)
+                    await self._end_begun.wait()
+                    await self._end_process(process)
                     pumps.cancel_scope.cancel()
             finally:
-                self.channel.inbox.lose(Loss("crashed in its connection"))
+                self.channel.inbox.close(Loss("crashed in its connection"))
                 if not self._exited.is_set():  # a pump broke
                     self.kill()
                     with trio.move_on_after(REAP_TIMEOUT, shield=True):
@@ -188,18 +188,18 @@ class ChildProcess:
                     await trio.aclose_forcefully(stream)
                 self.gone.set()
 
-    async def _part(self, process: trio.Process) -> None:
+    async def _end_process(self, process: trio.Process) -> None:
         """From the first sign of the end to the last."""
         budget = min(self.teardown_timeout, MOST_TEARDOWN)
-        if not self._asked and self._flood is None:
+        if not self._is_closing and self._flood is None:
             # One sign is followed by others, which say more: the status, and what stderr has on it. An answer may be
             # among what is still to be read.
             with trio.move_on_after(LAST_WORDS_SHARE * budget):
                 await self._exited.wait()
-                await self._read_out.wait()
-                await self._heard_out.wait()
-        self.channel.inbox.lose(self._obituary(process))
-        self.channel.finish()
+                await self._stdout_ended.wait()
+                await self._stderr_ended.wait()
+        self.channel.inbox.close(self._find_loss(process))
+        self.channel.retire_writer()
         for share, request in ((EOF_SHARE, signal.SIGTERM), (TERM_SHARE, _KILL)):
             with trio.move_on_after(share * budget):
                 await self._exited.wait()
@@ -211,14 +211,14 @@ class ChildProcess:
             return
         logger.warning("backend %r: its process %d survives SIGKILL", self.backend.id, process.pid)
 
-    def _obituary(self, process: trio.Process) -> Loss:
-        if self._asked:
+    def _find_loss(self, process: trio.Process) -> Loss:
+        if self._is_closing:
             return Loss("was closed")
         if self._flood is not None:
             return Loss(f"sent {self._flood}", kind=MessageTooLarge)
         status = process.returncode if self._exited.is_set() else None
         if status is None:
-            what = f"closed its {'stdout' if self._read_out.is_set() else 'stdin'}"
+            what = f"closed its {'stdout' if self._stdout_ended.is_set() else 'stdin'}"
         elif status < 0:
             what = f"was ended by signal {_signal_name(-status)}"
         else:
@@ -230,25 +230,25 @@ class ChildProcess:
         await process.wait()
         _signal_group(process, _KILL)  # what the child has left behind
         self._exited.set()
-        self._over.set()
+        self._end_begun.set()
 
     async def _write(self, stream: trio.abc.SendStream) -> None:
         try:
             await self.channel.write(stream)
         except trio.BrokenResourceError:
-            self._over.set()
+            self._end_begun.set()
 
     async def _read(self, stream: trio.abc.ReceiveStream) -> None:
         try:
             await self.channel.read(stream)
         except LineFlood as flood:
             self._flood = flood
-        self._read_out.set()
-        self._over.set()
+        self._stdout_ended.set()
+        self._end_begun.set()
 
     async def _listen(self, stream: trio.abc.ReceiveStream) -> None:
         await self._stderr.drain(stream)
-        self._heard_out.set()
+        self._stderr_ended.set()
 
 
 def _signal_group(process: trio.Process, number: int) -> None:

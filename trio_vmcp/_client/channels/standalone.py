@@ -13,7 +13,7 @@ import trio
 
 from trio_vmcp._client.channels.channel import Headers, SessionListener
 from trio_vmcp._client.channels.streamable import Streamable, is_stream
-from trio_vmcp._client.http.reply import Reply
+from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._client.listening import HeldStream
 from trio_vmcp._protocol.jsonrpc import Message
 from trio_vmcp._protocol.outcomes import Answer, Refusal
@@ -42,7 +42,7 @@ class StandaloneStream(HeldStream):
     _headers: Headers = attrs.field(alias="headers", repr=False)
     _identity: Identity | None = attrs.field(alias="identity", repr=False)
     _listener: SessionListener = attrs.field(alias="listener", repr=False)
-    _take: Callable[[Message], bool] = attrs.field(alias="take", repr=False)  # returns whether it was of use
+    _dispatch: Callable[[Message], bool] = attrs.field(alias="dispatch", repr=False)  # returns whether it was of use
     # Asked about a refusal of what was open before: is the backend's session gone?
     _is_gone: Callable[[Answer | Refusal], bool] = attrs.field(alias="is_gone", repr=False)
     started_at: float = attrs.field(factory=trio.current_time, init=False)
@@ -62,18 +62,18 @@ class StandaloneStream(HeldStream):
                     return await self._refused(reply)
                 opened_at = trio.current_time()
                 self._opened(asked_after)
-                await self._http.follow(reply, decoder, self._take_rewarding)
+                await self._http.follow(reply, decoder, self._accept)
         except BackendRejected:  # a redirect that is not followed
             return False
         except BackendError as error:
-            self.patience.note_error(error)
+            self.backoff.note_error(error)
             logger.debug("%s, on its stream for changes", error)
         self.settled.set()
         if opened_at is not None:
             self._last_event_id = decoder.last_event_id
             if decoder.retry is not None:
-                self.patience.retry = decoder.retry
-            self.reward_for(opened_at)
+                self.backoff.retry = decoder.retry
+            self.note_ended(opened_at)
         return True
 
     def _opened(self, asked_after: str | None) -> None:
@@ -85,7 +85,7 @@ class StandaloneStream(HeldStream):
         elif asked_after is None:
             self._listener.on_missed()
 
-    async def _refused(self, reply: Reply) -> bool:
+    async def _refused(self, reply: HttpReply) -> bool:
         """Whether to ask again. A body that is short leaves the connection to others."""
         status, outcome = reply.status, None
         if self._was_open and status in _MAY_SAY_GONE:
@@ -95,7 +95,7 @@ class StandaloneStream(HeldStream):
         logger.debug("backend %r: answered its stream for changes with HTTP %d", self.backend_id, status)
         self.settled.set()
         if self._was_open:
-            self.patience.note_status(status)
+            self.backoff.note_status(status)
         if self._last_event_id is not None and status in _NOT_OFFERED:
             self._last_event_id = None  # the id may be what the server knows nothing of
             return True
@@ -104,7 +104,7 @@ class StandaloneStream(HeldStream):
             return False
         return status not in _NOT_OFFERED and not 200 <= status < 300
 
-    def _take_rewarding(self, message: Message) -> bool:
-        if self._take(message):
-            self.patience.reward()
+    def _accept(self, message: Message) -> bool:
+        if self._dispatch(message):
+            self.backoff.note_use()
         return True

@@ -37,25 +37,25 @@ class ProcessChannel(LineChannel):
         try:
             await self.child.started.wait()
         except BaseException:
-            self.discard()
+            self.close()
             raise
         if self.inbox.loss is not None:
             raise self.inbox.loss.error(self.backend_id)
 
-    def rely(self) -> None:
+    def report_loss(self) -> None:
         """From now on the end of the process is an error of its task.
 
         Raises:
             BackendUnavailable: It has ended already.
         """
-        self.child.rely()
+        self.child.report_loss()
 
-    def discard(self) -> None:
+    def close(self) -> None:
         """The attempt to connect has failed: end the process, without waiting."""
-        self.child.end()
+        self.child.close()
 
     async def aclose(self, *, terminate: bool) -> None:
-        self.child.end()
+        self.child.close()
         try:
             await self.child.gone.wait()
         finally:

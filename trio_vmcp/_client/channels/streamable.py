@@ -15,8 +15,8 @@ import attrs
 from trio_vmcp._client.channels.channel import Ask, Headers, Listener, Send
 from trio_vmcp._client.channels.pace import Pace, pieces
 from trio_vmcp._client.complaints import Complaints
-from trio_vmcp._client.http.link import Exchange, HttpLink
-from trio_vmcp._client.http.reply import Reply
+from trio_vmcp._client.http.link import HttpExchange, HttpLink
+from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._protocol.jsonrpc import (
     BadMessage,
     ErrorReply,
@@ -30,7 +30,7 @@ from trio_vmcp._protocol.jsonrpc import (
     same_id,
     to_text,
 )
-from trio_vmcp._protocol.outcomes import MOST_QUOTED, Answer, Loss, Outcome, Refusal
+from trio_vmcp._protocol.outcomes import MOST_QUOTED, Answer, Loss, Refusal, RequestOutcome
 from trio_vmcp._protocol.reading import Unreadable, decode, read
 from trio_vmcp._protocol.sse import SseDecoder, SseEvent, SseLimit, line_ends
 from trio_vmcp.errors import BackendError, BackendUnavailable, MessageTooLarge
@@ -70,7 +70,7 @@ class Streamable:
     def attach(self, listener: Listener) -> None:
         """Nothing is said outside of a request but on a stream that is held for it."""
 
-    async def exchange(self, ask: Ask, data: bytes, headers: Headers) -> Outcome:
+    async def exchange(self, ask: Ask, data: bytes, headers: Headers) -> RequestOutcome:
         async with self.link.exchange("POST", headers, data, identity=ask.identity) as reply:
             return await self.outcome(reply, ask, None)
 
@@ -88,7 +88,7 @@ class Streamable:
         ask: Ask,
         data: bytes,
         headers: Headers,
-        take: Callable[[Message], bool],
+        accept: Callable[[Message], bool],
         on_retry: Callable[[float], None],
     ) -> Answer | Refusal | None:
         async with self.open_stream("POST", headers, data, identity=ask.identity) as reply:
@@ -96,14 +96,14 @@ class Streamable:
                 return await self.plain_outcome(reply, ask.id)
             decoder = SseDecoder(max_event_bytes=self.max_message_bytes)
             try:
-                await self.follow(reply, decoder, take)
+                await self.follow(reply, decoder, accept)
             finally:
                 if decoder.retry is not None:
                     on_retry(decoder.retry)
         return None
 
-    def close(self) -> None:
-        """Every exchange belongs to the task that made it."""
+    def retire(self) -> None:
+        """Nothing to do: every exchange belongs to the task that made it."""
 
     async def aclose(self, *, terminate: bool) -> None:
         await self.link.aclose()
@@ -116,14 +116,14 @@ class Streamable:
             await self.link.drain(reply)
             return reply.status
 
-    def open_stream(self, verb: str, headers: Headers, data: bytes = b"", *, identity: Identity | None) -> Exchange:
+    def open_stream(self, verb: str, headers: Headers, data: bytes = b"", *, identity: Identity | None) -> HttpExchange:
         """The exchange of a stream that stays open. It counts under no limit, since it would keep a call's place for as
         long as the connection lasts.
         """
         return self.link.exchange(verb, headers, data, identity=identity, is_stream=True)
 
-    async def follow(self, reply: Reply, decoder: SseDecoder, take: Callable[[Message], bool]) -> None:
-        """Hand over every message of a stream that is held, until it ends or `take` returns False.
+    async def follow(self, reply: HttpReply, decoder: SseDecoder, accept: Callable[[Message], bool]) -> None:
+        """Hand over every message of a stream that is held, until it ends or `accept` returns False.
 
         Raises:
             BackendError: The stream broke, or is over a limit.
@@ -133,13 +133,13 @@ class Streamable:
             for message, size in self._read(await self._events(chunk, decoder)):
                 if isinstance(message, Unreadable):
                     self.complain_of(message)
-                elif message is not None and not take(message):
+                elif message is not None and not accept(message):
                     return  # what is left of the stream costs the connection: seldom, and a stream may have no end
                 self.pace.charge_message(message, size)
                 if self.pace.is_due:
-                    await self.pace.keep()
+                    await self.pace.wait()
 
-    async def outcome(self, reply: Reply, ask: Ask, last_event_id: str | None) -> Outcome:
+    async def outcome(self, reply: HttpReply, ask: Ask, last_event_id: str | None) -> RequestOutcome:
         """What a response says of the request.
 
         Args:
@@ -155,7 +155,7 @@ class Streamable:
         decoder.last_event_id = last_event_id
         budget = MESSAGES_PER_EXCHANGE * self.max_message_bytes
         while (chunk := await self._more(reply, decoder)) is not None:
-            budget -= _weight(chunk)
+            budget -= _charged_bytes(chunk)
             if budget < 0:
                 raise MessageTooLarge(
                     self.backend_id,
@@ -169,7 +169,7 @@ class Streamable:
                 return answer
         return Loss("closed the stream", last_event_id=decoder.last_event_id, retry=decoder.retry)
 
-    async def plain_outcome(self, reply: Reply, message_id: int) -> Answer | Refusal:
+    async def plain_outcome(self, reply: HttpReply, message_id: int) -> Answer | Refusal:
         """What a response says that is no stream.
 
         Raises:
@@ -184,7 +184,7 @@ class Streamable:
         shown = repr(kind[:MOST_QUOTED]) if kind else "no content"
         raise reply.protocol_error(f"answered a request with HTTP {reply.status} and {shown}")
 
-    async def refusal_in(self, reply: Reply) -> Answer | Refusal:
+    async def refusal_in(self, reply: HttpReply) -> Answer | Refusal:
         """What an HTTP error says that answers no request; a JSON-RPC error in its body may name any id."""
         return await self._refused(reply, None)
 
@@ -193,7 +193,7 @@ class Streamable:
 
     # --- streams
 
-    async def _answer_in(self, chunk: bytes, decoder: SseDecoder, reply: Reply, ask: Ask) -> Answer | None:
+    async def _answer_in(self, chunk: bytes, decoder: SseDecoder, reply: HttpReply, ask: Ask) -> Answer | None:
         """The answer to a request, if it ends in this chunk of its stream."""
         for message, size in self._read(await self._events(chunk, decoder)):
             if isinstance(message, Result | ErrorReply):
@@ -212,7 +212,7 @@ class Streamable:
                 await ask.on_other(message)
             self.pace.charge_message(message, size)
             if self.pace.is_due:
-                await self.pace.keep()
+                await self.pace.wait()
         return None
 
     async def _events(self, chunk: bytes, decoder: SseDecoder) -> list[SseEvent]:
@@ -231,7 +231,7 @@ class Streamable:
                 ) from exc
             self.pace.charge_lines(decoder.idle_lines - lines, decoder.idle_bytes - size)
             if self.pace.is_due:
-                await self.pace.keep()
+                await self.pace.wait()
         return events
 
     def _read(self, events: list[SseEvent]) -> Iterator[tuple[Message | Unreadable | None, int]]:
@@ -242,7 +242,7 @@ class Streamable:
             text = _text_of(events.pop())  # the bytes are gone by now
             yield (read(text, max_depth=self.max_json_depth) if isinstance(text, str) else text), size
 
-    async def _more(self, reply: Reply, decoder: SseDecoder) -> bytes | None:
+    async def _more(self, reply: HttpReply, decoder: SseDecoder) -> bytes | None:
         """The next bytes of a stream. One that breaks where it can be resumed has ended, like any other."""
         try:
             return await reply.receive()
@@ -253,7 +253,7 @@ class Streamable:
 
     # --- other responses
 
-    async def _refused(self, reply: Reply, message_id: int | None) -> Answer | Refusal:
+    async def _refused(self, reply: HttpReply, message_id: int | None) -> Answer | Refusal:
         """An HTTP error may have a JSON-RPC error in its body, whatever its Content-Type says."""
         data: bytes | bytearray = b""
         message: Message | None = None
@@ -266,19 +266,19 @@ class Streamable:
             return Answer(message, reply.status)
         return Refusal(reply.status, reply.header("www-authenticate"), b"session" in data.lower())
 
-    def _text(self, data: bytes | bytearray, reply: Reply) -> str:
+    def _text(self, data: bytes | bytearray, reply: HttpReply) -> str:
         try:
             return to_text(data)
         except BadMessage as exc:
             raise reply.protocol_error(f"sent a message that {exc}") from exc
 
-    def _parse(self, text: str, reply: Reply) -> Message:
+    def _parse(self, text: str, reply: HttpReply) -> Message:
         try:
             return parse_text(text, max_depth=self.max_json_depth)
         except BadMessage as exc:
             raise reply.protocol_error(f"sent a message that {exc}") from exc
 
-    def _matching(self, message: Message, message_id: int, reply: Reply) -> Result | ErrorReply:
+    def _matching(self, message: Message, message_id: int, reply: HttpReply) -> Result | ErrorReply:
         if isinstance(message, Request | Notification):
             raise reply.protocol_error("answered a request with a request or notification")
         if not same_id(message.id, message_id) and not (isinstance(message, ErrorReply) and message.id is None):
@@ -286,7 +286,7 @@ class Streamable:
         return message
 
 
-def is_stream(reply: Reply) -> bool:
+def is_stream(reply: HttpReply) -> bool:
     """Events come in it, or are to come."""
     return 200 <= reply.status < 300 and reply.media_type == "text/event-stream"
 
@@ -296,7 +296,7 @@ def _text_of(event: SseEvent) -> str | Unreadable | None:
     return decode(event.data) if event.event == "message" and event.data else None
 
 
-def _weight(chunk: bytes) -> int:
+def _charged_bytes(chunk: bytes) -> int:
     """What a chunk of an exchange counts for."""
     begin, end = line_ends(chunk)
     ends = chunk.count(b"\n", begin, end) + chunk.count(b"\r", begin, end)

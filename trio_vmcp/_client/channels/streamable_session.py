@@ -15,12 +15,12 @@ import trio
 from trio_vmcp._client.channels.channel import Ask, Headers, Listener, OnOther, Send, SessionListener
 from trio_vmcp._client.channels.standalone import StandaloneStream
 from trio_vmcp._client.channels.streamable import Streamable
-from trio_vmcp._client.http.reply import Reply
-from trio_vmcp._client.listening import LEAST_RETRY, MOST_RETRY, Listening, Patience
+from trio_vmcp._client.http.reply import HttpReply
+from trio_vmcp._client.listening import LEAST_RETRY, MOST_RETRY, Listening, StreamBackoff
 from trio_vmcp._client.notices import Notices
 from trio_vmcp._nursery import start_if_open
 from trio_vmcp._protocol.eras import is_modern_error
-from trio_vmcp._protocol.headers import check_session_id
+from trio_vmcp._protocol.headers import is_valid_session_id
 from trio_vmcp._protocol.jsonrpc import (
     ErrorReply,
     Message,
@@ -31,7 +31,7 @@ from trio_vmcp._protocol.jsonrpc import (
     encode_notification,
 )
 from trio_vmcp._protocol.methods import CANCELLED, METHODS, PROGRESS, UNKNOWN, USEFUL
-from trio_vmcp._protocol.outcomes import Answer, Loss, Outcome, Refusal, names_session
+from trio_vmcp._protocol.outcomes import Answer, Loss, Refusal, RequestOutcome, names_session
 from trio_vmcp._request_note import note_session_lost, note_written
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendUnavailable
 from trio_vmcp.identity import Identity
@@ -50,18 +50,18 @@ HEAD_PATIENCE = 1.0
 
 
 @attrs.define(eq=False)
-class _Waiting:
+class _RequestInFlight:
     """A request in flight, while its answer may come by the standalone stream as well."""
 
     answer: Result | ErrorReply | None = None
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     in_callback: bool = False  # the caller's callback runs, and must not be cancelled
 
-    def take(self, answer: Result | ErrorReply) -> None:
+    def settle(self, answer: Result | ErrorReply) -> None:
         self.answer = answer
-        self.stop_waiting()
+        self.cancel_if_answered()
 
-    def stop_waiting(self) -> None:
+    def cancel_if_answered(self) -> None:
         if self.answer is not None and not self.in_callback:
             self.scope.cancel(reason="the answer came by another stream")
 
@@ -88,7 +88,9 @@ class StreamableSession(Streamable):
     _listener: SessionListener | None = attrs.field(default=None, init=False, repr=False)
     _is_asked: bool = attrs.field(default=False, init=False)  # the backend has questions, and handlers answer them
     _stream: StandaloneStream | None = attrs.field(default=None, init=False, repr=False)
-    _waiting: dict[RequestId | None, _Waiting] = attrs.field(factory=dict, init=False, repr=False)  # by request id
+    _in_flight: dict[RequestId | None, _RequestInFlight] = attrs.field(
+        factory=dict, init=False, repr=False
+    )  # by request id
     _is_closing: bool = attrs.field(default=False, init=False)
 
     # --- the session
@@ -97,7 +99,7 @@ class StreamableSession(Streamable):
         self.session_id, self._version, self._is_unproven = session_id, version, True
         self._compose_headers()
 
-    async def greet(self, ask: Ask, data: bytes) -> Outcome:
+    async def greet(self, ask: Ask, data: bytes) -> RequestOutcome:
         self.session_id, self._version = None, ""
         self._compose_headers()
         async with self.link.exchange("POST", [], data, identity=ask.identity) as reply:
@@ -114,10 +116,10 @@ class StreamableSession(Streamable):
         self._compose_headers()
         return outcome
 
-    def _note_assigned(self, reply: Reply) -> list[str]:
+    def _note_assigned(self, reply: HttpReply) -> list[str]:
         """Keep the id as soon as there is a head: whatever goes wrong behind it, the session gets its DELETE."""
         assigned = reply.header_values("mcp-session-id")
-        if 200 <= reply.status < 300 and len(assigned) == 1 and check_session_id(assigned[0]):
+        if 200 <= reply.status < 300 and len(assigned) == 1 and is_valid_session_id(assigned[0]):
             self.session_id = assigned[0]
             self._compose_headers()
         return assigned
@@ -127,7 +129,7 @@ class StreamableSession(Streamable):
         self._compose_headers()
 
     async def aclose(self, *, terminate: bool) -> None:
-        self.close()
+        self.retire()
         try:
             await self._notices.aclose()
             if terminate and self.session_id is not None:
@@ -141,7 +143,7 @@ class StreamableSession(Streamable):
                 with trio.move_on_after(self._close_timeout, shield=True):
                     await self.link.aclose()
 
-    def close(self) -> None:
+    def retire(self) -> None:
         self._is_closing = True
         self._close_stream()
 
@@ -160,7 +162,7 @@ class StreamableSession(Streamable):
 
     # --- requests
 
-    async def exchange(self, ask: Ask, data: bytes, headers: Headers) -> Outcome:
+    async def exchange(self, ask: Ask, data: bytes, headers: Headers) -> RequestOutcome:
         stream, was_unproven = self._stream, self._is_unproven
         if stream is None or not stream.is_running:
             async with self.link.exchange("POST", self._session_headers, data, identity=ask.identity) as reply:
@@ -195,36 +197,36 @@ class StreamableSession(Streamable):
             notice = encode_notification(CANCELLED, {"requestId": ask.id, "reason": reason})
             self._notices.start(partial(self.post, notice, self._session_headers, ask.identity))
 
-    async def _completed(self, outcome: Outcome, status: int, ask: Ask) -> Outcome:
+    async def _completed(self, outcome: RequestOutcome, status: int, ask: Ask) -> RequestOutcome:
         """The answer by the request's own response, in as many pieces as it has; the first is here."""
         if self._is_unproven and status not in _MAY_SAY_GONE:
             self._is_unproven = False
             self._open_stream()
         return await self._resumed(outcome, ask) if isinstance(outcome, Loss) else outcome
 
-    async def _answered_anywhere(self, ask: Ask, data: bytes) -> Outcome:
+    async def _answered_anywhere(self, ask: Ask, data: bytes) -> RequestOutcome:
         """The answer by the request's own response, or by the standalone stream: whichever comes first."""
-        waiting = self._waiting[ask.id] = _Waiting()
+        request = self._in_flight[ask.id] = _RequestInFlight()
         on_other: OnOther = ask.on_other
 
         async def uncut(message: Request | Notification) -> None:
-            waiting.in_callback = True
+            request.in_callback = True
             await on_other(message)
-            waiting.in_callback = False
-            waiting.stop_waiting()
+            request.in_callback = False
+            request.cancel_if_answered()
 
         try:
-            with waiting.scope:
+            with request.scope:
                 own = attrs.evolve(ask, on_other=uncut)
                 async with self.link.exchange("POST", self._session_headers, data, identity=ask.identity) as reply:
                     outcome = await self.outcome(reply, own, None)
                 return await self._completed(outcome, reply.status, own)
         finally:
-            del self._waiting[ask.id]
-        assert waiting.answer is not None
-        return Answer(waiting.answer)
+            del self._in_flight[ask.id]
+        assert request.answer is not None
+        return Answer(request.answer)
 
-    async def _resumed(self, broken: Loss, ask: Ask) -> Outcome:
+    async def _resumed(self, broken: Loss, ask: Ask) -> RequestOutcome:
         """The rest of an answer whose stream broke. The request is never sent again: it may have run."""
         last_event_id, retry, fruitless = broken.last_event_id, broken.retry, 0
         while last_event_id is not None and fruitless < MOST_RESUMPTIONS:
@@ -240,7 +242,7 @@ class StreamableSession(Streamable):
             retry = retry if outcome.retry is None else outcome.retry
         return Loss(broken.what)
 
-    async def _resume(self, ask: Ask, last_event_id: str) -> Outcome:
+    async def _resume(self, ask: Ask, last_event_id: str) -> RequestOutcome:
         """Go on with an interrupted stream. "Resumption is always via HTTP GET" (2025-11-25, transports)."""
         headers = [*self._session_headers, (b"Last-Event-ID", last_event_id.encode())]
         try:
@@ -310,12 +312,12 @@ class StreamableSession(Streamable):
             return
         stream = StandaloneStream(
             backend_id=self.backend_id,
-            patience=Patience(*self._retries),
+            backoff=StreamBackoff(*self._retries),
             http=self,
             headers=self._session_headers,
             identity=self._identity,
             listener=self._listener,
-            take=self._take,
+            dispatch=self._dispatch,
             is_gone=self._says_gone,
         )
         if start_if_open(self._nursery, stream.run):
@@ -326,16 +328,16 @@ class StreamableSession(Streamable):
             self._stream.close()
             self._stream = None
 
-    def _take(self, message: Message) -> bool:
+    def _dispatch(self, message: Message) -> bool:
         """One message of the standalone stream. Returns whether it was of use."""
         if isinstance(message, Request | Notification):
             # The progress of a request comes by the request's own response.
             if isinstance(message, Request) or message.method != PROGRESS:
                 self._outside.on_message(message)
             return isinstance(message, Request) or message.method in USEFUL
-        waiting = self._waiting.get(message.id)  # an int or a str: True and 1.0 were no ids to the parser
-        if waiting is None or waiting.answer is not None:
+        request = self._in_flight.get(message.id)  # an int or a str: True and 1.0 were no ids to the parser
+        if request is None or request.answer is not None:
             logger.debug("backend %r: dropped an answer to a request that is not waiting", self.backend_id)
             return False
-        waiting.take(message)
+        request.settle(message)
         return True

@@ -1,11 +1,12 @@
 """HTTP to one backend: a connection limit, credentials per request, careful redirects, raw bytes, one kind of error.
 
-Callers of this module see `Reply` and `BackendError` only. Below it is any `httpx.AsyncBaseTransport`.
+Callers of this module see `HttpReply` and `BackendError` only. Below it is any `httpx.AsyncBaseTransport`.
 """
 
 from __future__ import annotations
 
 import base64
+from contextvars import ContextVar
 from types import TracebackType
 from urllib.parse import unquote
 
@@ -16,8 +17,7 @@ import trio
 from trio_vmcp._client.http.credentials import Body, Credentials
 from trio_vmcp._client.http.errors import cause_of, translated
 from trio_vmcp._client.http.foreign import HttpxSource, RequestBody
-from trio_vmcp._client.http.reply import Reply
-from trio_vmcp._client.slots import Slot, current_slot
+from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._http.origin import Origin, origin_of
 from trio_vmcp._http.response import Headers, encode_head, encode_headers
 from trio_vmcp._http.transport import Http11Transport
@@ -28,7 +28,7 @@ from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import Backend
 
-__all__ = ["Exchange", "Headers", "HttpLink", "calls_within"]
+__all__ = ["ConnectionSlot", "Headers", "HttpExchange", "HttpLink", "calls_within", "current_slot"]
 
 MOST_REDIRECTS = 3
 MOST_ASIDE = 4  # connections for requests that are no calls: notifications, answers, the DELETE of a session
@@ -56,7 +56,24 @@ def calls_within(limit: float) -> float:
 
 
 @attrs.define(eq=False)
-class Exchange:
+class ConnectionSlot:
+    """A place under the connection limit of one backend.
+
+    Requests from a progress callback share the slot of the call that they interrupt, and requests from a handler need
+    none while the handler runs: a call waits for both, so with a limit of 1 they would wait for the call.
+
+    Attributes:
+        is_held: Requests that are made in this context need no slot of their own, of whatever backend.
+    """
+
+    is_held: bool = True
+
+
+current_slot: ContextVar[ConnectionSlot | None] = ContextVar("trio_vmcp_slot", default=None)
+
+
+@attrs.define(eq=False)
+class HttpExchange:
     """One request and its reply, as an async context manager. A class, since a context manager made of a generator
     takes some per cent of a call's time.
     """
@@ -68,15 +85,15 @@ class Exchange:
     _identity: Identity | None
     _limited: bool
     _is_stream: bool  # held open, so outside of every limit
-    _held: Slot | None = attrs.field(default=None, init=False)
-    _reply: Reply | None = attrs.field(default=None, init=False)
+    _slot: ConnectionSlot | None = attrs.field(default=None, init=False)
+    _reply: HttpReply | None = attrs.field(default=None, init=False)
 
-    async def __aenter__(self) -> Reply:
+    async def __aenter__(self) -> HttpReply:
         outer = current_slot.get()
-        if not self._is_stream and (not self._limited or not (outer is not None and outer.held)):
-            slot = Slot()
+        if not self._is_stream and (not self._limited or not (outer is not None and outer.is_held)):
+            slot = ConnectionSlot()
             await self._link.acquire_slot(slot, limited=self._limited)
-            self._held = slot
+            self._slot = slot
             if self._limited:
                 current_slot.set(slot)
         try:
@@ -99,8 +116,8 @@ class Exchange:
 
     def _close(self) -> None:
         note_written(self._body.written)
-        if self._held is not None:
-            self._link.release_slot(self._held, limited=self._limited)
+        if self._slot is not None:
+            self._link.release_slot(self._slot, limited=self._limited)
 
 
 @attrs.define(eq=False)
@@ -114,10 +131,10 @@ class HttpLink:
     _max_message_bytes: int = attrs.field(alias="max_message_bytes")
     _url: httpx.URL = attrs.field(init=False, repr=False)
     _constant: Headers = attrs.field(init=False, repr=False)
-    _credentials: Credentials[Reply, RequestBody] | None = attrs.field(default=None, init=False, repr=False)
+    _credentials: Credentials[HttpReply, RequestBody] | None = attrs.field(default=None, init=False, repr=False)
     _heads: dict[str, tuple[Origin, bytes]] = attrs.field(factory=dict, init=False, repr=False)  # by verb, for our url
     _last_headers: tuple[Headers, bytes] = attrs.field(factory=lambda: ([], b""), init=False, repr=False)
-    _open: set[Reply] = attrs.field(factory=set, init=False, repr=False)  # replies that are not closed yet
+    _open: set[HttpReply] = attrs.field(factory=set, init=False, repr=False)  # replies that are not closed yet
     _ends_bodies: bool = attrs.field(default=True, init=False)
     _aside: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(MOST_ASIDE), init=False, repr=False)
 
@@ -143,8 +160,8 @@ class HttpLink:
         identity: Identity | None,
         limited: bool = True,
         is_stream: bool = False,
-    ) -> Exchange:
-        """`async with` it: send one request and hold its response, a `Reply`, open.
+    ) -> HttpExchange:
+        """`async with` it: send one request and hold its response, a `HttpReply`, open.
 
         Args:
             headers: Beside those that every request of this verb has. The list must not be changed afterwards: its
@@ -159,9 +176,9 @@ class HttpLink:
             BackendProtocolError: The response is not HTTP, or redirects to another origin.
             BackendUnauthorized: `auth` gave no credentials.
         """
-        return Exchange(self, verb, headers, RequestBody(data), identity, limited, is_stream)
+        return HttpExchange(self, verb, headers, RequestBody(data), identity, limited, is_stream)
 
-    async def acquire_slot(self, slot: Slot, *, limited: bool) -> None:
+    async def acquire_slot(self, slot: ConnectionSlot, *, limited: bool) -> None:
         """Wait for a place under the connection limit, or among the connections beside it."""
         limiter = self._slots if limited else self._aside
         try:
@@ -169,11 +186,11 @@ class HttpLink:
         except trio.WouldBlock:
             await limiter.acquire_on_behalf_of(slot)
 
-    def release_slot(self, slot: Slot, *, limited: bool) -> None:
-        slot.held = False  # a task that was started in this context must wait for a slot of its own
+    def release_slot(self, slot: ConnectionSlot, *, limited: bool) -> None:
+        slot.is_held = False  # a task that was started in this context must wait for a slot of its own
         (self._slots if limited else self._aside).release_on_behalf_of(slot)
 
-    async def send(self, verb: str, headers: Headers, body: RequestBody, identity: Identity | None) -> Reply:
+    async def send(self, verb: str, headers: Headers, body: RequestBody, identity: Identity | None) -> HttpReply:
         """Send one request, and follow redirects within the origin."""
         url = self._url
         for _ in range(MOST_REDIRECTS + 1):
@@ -183,7 +200,7 @@ class HttpLink:
                     response = await self.transport.send(origin, verb, head, body.data, body.mark_written)
                 except Exception as exc:  # noqa: BLE001  # translated, whatever it is
                     raise translated(exc, self.backend.id, written=body.written) from cause_of(exc)
-                reply = Reply(self.backend.id, response.status, body, response.headers, response)
+                reply = HttpReply(self.backend.id, response.status, body, response.headers, response)
             else:
                 everything = [*self._constant, *_BY_VERB[verb], *headers, (b"Content-Length", b"%d" % len(body.data))]
                 request = httpx.Request(verb, url, headers=everything, stream=body)
@@ -195,7 +212,7 @@ class HttpLink:
             url = await self._redirected(url, reply)
         raise BackendProtocolError(self.backend.id, f"redirects more than {MOST_REDIRECTS} times")
 
-    async def drain(self, reply: Reply) -> None:
+    async def drain(self, reply: HttpReply) -> None:
         """Read a body of which nothing is of use to its end, so that the connection is used again. A backend that keeps
         such bodies open is given the time for it once.
         """
@@ -214,7 +231,7 @@ class HttpLink:
         if patience.cancelled_caught and trio.current_time() >= enough:
             self._ends_bodies = False
 
-    async def aclose_reply(self, reply: Reply) -> None:
+    async def aclose_reply(self, reply: HttpReply) -> None:
         self._open.discard(reply)
         await reply.aclose()
 
@@ -242,7 +259,7 @@ class HttpLink:
             self._last_headers = headers, encode_headers(headers)
         return origin, b"%s%sContent-Length: %d\r\n\r\n" % (constant, self._last_headers[1], size)
 
-    async def _redirected(self, url: httpx.URL, reply: Reply) -> httpx.URL:
+    async def _redirected(self, url: httpx.URL, reply: HttpReply) -> httpx.URL:
         location = reply.header("location")
         await reply.aclose()
         if reply.status not in _REDIRECTS or location is None:
@@ -263,19 +280,19 @@ class HttpLink:
             raise reply.protocol_error(f"redirects (HTTP {reply.status}) to another origin, which is not followed")
         return target.copy_with(userinfo=b"", fragment=None)
 
-    async def _authenticated(self, request: httpx.Request, body: RequestBody, identity: Identity | None) -> Reply:
+    async def _authenticated(self, request: httpx.Request, body: RequestBody, identity: Identity | None) -> HttpReply:
         if self._credentials is None:
             return (await self._send(request, body))[0]
         return await self._credentials.send(request, body, identity)
 
-    async def _read_whole(self, reply: Reply, head: httpx.Response) -> tuple[Reply, httpx.Response]:
+    async def _read_whole(self, reply: HttpReply, head: httpx.Response) -> tuple[HttpReply, httpx.Response]:
         """The reply with its body read. Not by `aread`, which inflates compressed bodies and has no limit."""
         data = await reply.read(self._max_message_bytes)
         await reply.aclose()
         response = httpx.Response(reply.status, headers=head.headers, content=bytes(data), request=head.request)
         return self._reply(response, reply.body), response
 
-    async def _send(self, request: httpx.Request, body: RequestBody) -> tuple[Reply, httpx.Response]:
+    async def _send(self, request: httpx.Request, body: RequestBody) -> tuple[HttpReply, httpx.Response]:
         try:
             response = await self.transport.handle_async_request(request)
         except Exception as exc:  # noqa: BLE001  # a user's transport may raise anything
@@ -283,7 +300,7 @@ class HttpLink:
         response.request = request  # an Auth may look at it
         return self._reply(response, body), response
 
-    def _reply(self, response: httpx.Response, body: Body) -> Reply:
+    def _reply(self, response: httpx.Response, body: Body) -> HttpReply:
         headers = [(name.lower(), value) for name, value in response.headers.raw]
         source = HttpxSource(self.backend.id, response)
-        return Reply(self.backend.id, response.status_code, body, headers, source)
+        return HttpReply(self.backend.id, response.status_code, body, headers, source)

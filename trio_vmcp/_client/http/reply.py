@@ -14,7 +14,7 @@ from trio_vmcp._http.response import Headers
 from trio_vmcp._protocol.headers import parse_media_type
 from trio_vmcp.errors import BackendProtocolError, MessageTooLarge
 
-__all__ = ["Reply", "Source"]
+__all__ = ["HttpReply", "Source"]
 
 # Chunks of a body between two checkpoints: buffered chunks need no wait, so a flood of them would stop all other tasks.
 # Counted in chunks, not bytes, since a chunk of one byte takes as long as one of 64 KiB.
@@ -43,7 +43,7 @@ class Source(Protocol):
 
 
 @attrs.define(eq=False)
-class Reply:
+class HttpReply:
     """The head of a response, and its body as raw bytes."""
 
     backend_id: str
