@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trio
-from support.channels import ANSWERS, EVERY_ANSWER, EVERY_CHANNEL, EVERY_MODERN_ANSWER, Channel
+from support.channels import EVERY_ANSWER, EVERY_CHANNEL, EVERY_MODERN_ANSWER, Channel
 from support.clients import ask, call
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -275,8 +275,7 @@ def padded(message: JSON, *, to: int) -> bytes:
     return data.replace('"filler": "', '"filler": "' + "y" * (to - len(data))).encode()
 
 
-# Not over HTTP+SSE yet: there an event over the limit ends the stream that all calls share.
-@pytest.mark.parametrize("channel", [c for c in ANSWERS if c.transport != "sse"], ids=str)
+@EVERY_ANSWER
 async def test_an_answer_over_the_limit_fails_its_call_alone(channel: Channel, autojump_clock: MockClock) -> None:
     """What is just within the limit is an answer. Another call goes on waiting, and the next one works."""
     backend = channel.backend()

@@ -19,7 +19,7 @@ from trio_vmcp import (
     MessageTooLarge,
     ServerRequest,
 )
-from trio_vmcp._client.channels.channel import ignore_other
+from trio_vmcp._client.channels.channel import Ask, ignore_other
 from trio_vmcp._client.channels.inbox import Inbox
 from trio_vmcp._client.channels.lines import MOST_NOTICES
 from trio_vmcp._protocol.jsonrpc import Result
@@ -64,7 +64,7 @@ async def test_the_first_answer_wins_wherever_the_others_come_from(autojump_cloc
     first counts.
     """
     inbox = Inbox(backend_id="b", max_message_bytes=LIMIT, max_json_depth=128)
-    with inbox.pending(1, "ping", RequestNote()) as pending:
+    with inbox.pending(Ask(1, "ping", {}, None, ignore_other, RequestNote())) as pending:
         inbox.take_message(b'{"jsonrpc": "2.0", "id": 1, "result": {"n": "first"}}')
         pending.settle(BackendUnavailable("b", "broke"))
         inbox.close(Loss("ended"))

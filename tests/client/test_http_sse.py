@@ -202,9 +202,9 @@ async def test_the_endpoint_is_resolved_against_the_stream(endpoint: str, autoju
         ([event({}), b": hello\n\n"], BackendUnavailable, "closed its event stream"),
         ([100.0], BackendProtocolError, r"named no endpoint on its event stream within 30.0 s"),
         (
-            [b"data: " + b"x" * 2000],
+            [b"data: " + b"x" * 5000],
             MessageTooLarge,
-            r"sent an SSE event of more than 1000 bytes \(max_message_bytes\)",
+            r"sent an SSE event of more than 4 x 1000 bytes \(max_message_bytes\)",
         ),
     ],
 )

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_vmcp._client.channels.lines import MOST_SKIPPED, LineDecoder, LineFlood, TooLong
+from trio_vmcp._client.channels.lines import LineDecoder, LineFlood
+from trio_vmcp._protocol.reading import MOST_SKIPPED, Oversized
 
 LIMIT = 600
 
@@ -32,7 +33,7 @@ def test_a_line_over_the_limit_keeps_its_ends_alone(size: int, points: list[int]
     found = [line for piece in cut(b"before\n" + long + b"\nafter\n", points) for line in decoder.feed(piece)]
     before, between, after = found
     assert (b"before", b"after") == (before, after)
-    assert isinstance(between, TooLong)
+    assert isinstance(between, Oversized)
     assert size == between.size
     assert long[:256] == between.head
     assert long[-256:] == between.tail
@@ -45,13 +46,14 @@ def test_the_limit_is_exact(size: int, fits: bool, step: int) -> None:
     decoder = LineDecoder(LIMIT)
     data = b"x" * size + b"\n"
     (line,) = (line for start in range(0, len(data), step) for line in decoder.feed(data[start : start + step]))
-    assert fits is not isinstance(line, TooLong)
+    assert fits is not isinstance(line, Oversized)
 
 
 def test_a_line_without_end_is_given_up() -> None:
     """A line without end raises after four times the limit, and little of it is in memory."""
     decoder = LineDecoder(LIMIT)
     decoder.feed(b"x" * LIMIT * MOST_SKIPPED)
-    assert len(decoder._line) + len(decoder._tail) <= 512
+    assert decoder._oversized is not None
+    assert len(decoder._line) + len(decoder._oversized.head) + len(decoder._oversized.tail) <= 512
     with pytest.raises(LineFlood, match=r"a line of over 4 x 600 bytes \(max_message_bytes\)"):
         decoder.feed(b"x")

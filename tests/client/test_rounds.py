@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import trio
-from support.channels import ANSWERS, EVERY_CHANNEL, EVERY_MODERN_ANSWER, MODERN_CHANNELS, Channel
+from support.channels import ANSWERS, EVERY_CHANNEL, EVERY_MODERN_ANSWER, EVERY_MODERN_CHANNEL, Channel
 from support.clients import ALICE, SESSION_ID, ask, call
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -133,8 +133,7 @@ async def test_accepted_forms_have_their_defaults(channel: Channel, autojump_clo
         assert [{"f": {"action": "accept", "content": {"a": 1, "b": 3}}}] == told(await call(client, "ask"))
 
 
-# Not over stdio yet: there progress of a later round is dropped, since its request has another id than the token.
-@pytest.mark.parametrize("channel", [c for c in MODERN_CHANNELS if c.transport != "stdio"], ids=str)
+@EVERY_MODERN_CHANNEL
 async def test_progress_comes_in_every_round(channel: Channel, autojump_clock: MockClock) -> None:
     """By the token of the first request."""
     heard: list[float] = []

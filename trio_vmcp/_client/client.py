@@ -99,7 +99,8 @@ class Client(abc.ABC):
             await self._on_other(message, ask, on_progress)
             in_callback = False
 
-        ask = Ask(message_id, method, params, identity, on_other, note)
+        token = None if on_progress is None else message_id
+        ask = Ask(message_id, method, params, identity, on_other, note, token)
         try:
             # Not fail_after: a TooSlowError of the caller's callback must not pass for this deadline.
             with trio.move_on_after(timeout) if timeout < math.inf else _UNLIMITED:

@@ -13,9 +13,40 @@ import attrs
 
 from trio_vmcp._protocol.jsonrpc import BadMessage, Message, parse_text, to_text
 
-__all__ = ["END_BYTES", "Unreadable", "decode", "is_call", "read", "reply_id_at_ends"]
+__all__ = ["END_BYTES", "MOST_SKIPPED", "Oversized", "Unreadable", "decode", "read", "reply_id_at_ends"]
 
 END_BYTES = 256  # of either end of a message, enough for its id
+MOST_SKIPPED = 4  # times the size limit, that a message may go on and be skipped; beyond that the stream has no end
+
+
+@attrs.define
+class Oversized:
+    """A message over the size limit, of which only the ends are kept.
+
+    Attributes:
+        head, tail: The first and the last END_BYTES bytes.
+        size: Bytes in all.
+    """
+
+    head: bytes = attrs.field(default=b"", init=False, repr=False)
+    tail: bytes = attrs.field(default=b"", init=False, repr=False)
+    size: int = attrs.field(default=0, init=False)
+
+    def add(self, piece: bytes | bytearray) -> None:
+        """The next bytes of the message."""
+        self.size += len(piece)
+        self.head += piece[: END_BYTES - len(self.head)]
+        self.tail = bytes((self.tail + piece[-END_BYTES:])[-END_BYTES:])
+
+    @property
+    def reply_id(self) -> int | None:
+        """The id of the request that the message answers; None: it is not known, or this answers none."""
+        return reply_id_at_ends(self.head, self.tail)
+
+    @property
+    def is_call(self) -> bool:
+        """The message is a request or a notification: no request waits for it."""
+        return _CALL.match(self.head) is not None
 
 
 @attrs.frozen
@@ -54,11 +85,6 @@ def read(text: str, *, max_depth: int) -> Message | Unreadable:
         ends = text[:END_BYTES], text[-END_BYTES:]
         reply_id = reply_id_at_ends(*(end.encode(errors="surrogatepass") for end in ends))
     return Unreadable(problem, reply_id)
-
-
-def is_call(head: bytes | bytearray) -> bool:
-    """Whether what begins so is a request or a notification: no request waits for it."""
-    return _CALL.match(head) is not None
 
 
 def reply_id_at_ends(head: bytes | bytearray, tail: bytes | bytearray) -> int | None:

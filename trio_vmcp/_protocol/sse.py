@@ -14,6 +14,8 @@ import re
 
 import attrs
 
+from trio_vmcp._protocol.reading import MOST_SKIPPED, Oversized
+
 __all__ = ["MAX_FIELD_BYTES", "SseDecoder", "SseEvent", "SseLimit", "line_ends"]
 
 # The longest id, event name or `retry`. Ids are sent back as Last-Event-ID, and many servers allow 8 KiB for all
@@ -38,11 +40,13 @@ class SseEvent:
         data: The data lines joined with LF. Empty in the priming events of MCP 2025-11-25 (basic/transports), which
             carry an id and `retry` only.
         id: This event's own id; None: it has no id that could be sent back.
+        oversized: The event was over the limit, and its data is empty; None: it is whole.
     """
 
     event: str
     data: bytes | bytearray = attrs.field(repr=False)
     id: str | None
+    oversized: Oversized | None = None
 
 
 @attrs.define(eq=False)
@@ -52,15 +56,14 @@ class SseDecoder:
     Attributes:
         idle_lines, idle_bytes: Lines so far that are no part of an event's data, such as comments and empty lines, and
             their bytes.
-        max_event_bytes: Limit for all lines of one event together, comments and unknown fields included.
-        max_line_bytes: Limit for one line without its end; None: `max_event_bytes`.
+        max_event_bytes: Limit for all lines of one event together, comments and unknown fields included. Of an event
+            over it only the ends are kept.
         last_event_id: The newest id, for Last-Event-ID; None: there is none, or an empty `id` field reset it. Ids over
             MAX_FIELD_BYTES or outside 0x21-0x7E are ignored, since no header could carry them.
         retry: s to wait before a reconnect, from the `retry` field; not clamped, `inf` included. None: no such field.
     """
 
     max_event_bytes: int
-    max_line_bytes: int | None = None
     idle_lines: int = attrs.field(default=0, init=False)
     idle_bytes: int = attrs.field(default=0, init=False)
     last_event_id: str | None = attrs.field(default=None, init=False)
@@ -73,6 +76,7 @@ class SseDecoder:
     _at_start: bool = attrs.field(default=True, init=False)
     _broken: str | None = attrs.field(default=None, init=False)
 
+    _oversized: Oversized | None = attrs.field(default=None, init=False)  # the event, once it is over the limit
     _event_bytes: int = attrs.field(default=0, init=False)
     _event: bytes = attrs.field(default=b"", init=False, repr=False)
     _data: bytes | bytearray | None = attrs.field(default=None, init=False, repr=False)  # bytes: of one line so far
@@ -82,15 +86,16 @@ class SseDecoder:
         """Return the events that end in `chunk`.
 
         Raises:
-            SseLimit: A line or an event is too long. Events that ended before it are returned first and the next `feed`
-                raises, so the result does not depend on how the stream was cut. Every later `feed` raises, too.
+            SseLimit: An event goes on for over MOST_SKIPPED x `max_event_bytes`. Events that ended before are returned
+                first and the next `feed` raises, so the result does not depend on how the stream was cut. Every later
+                `feed` raises, too.
         """
         events: list[SseEvent] = []
         try:
             self._feed(chunk, events)
         except SseLimit as exc:
             self._broken = str(exc)
-            self._line, self._data = bytearray(), None
+            self._line, self._data, self._oversized = bytearray(), None, None
             if not events:
                 raise
         return events
@@ -110,7 +115,9 @@ class SseDecoder:
         lines = chunk[begin:end].splitlines()  # bytes.splitlines cuts at CR, LF and CRLF alone
         lines[0] = chunk[:begin]
         for line in lines:
-            if self._line:
+            if self._oversized is not None or not self._fits(len(self._line) + len(line)):
+                self._end_skipped_line(line, events)
+            elif self._line:
                 self._extend_line(line)
                 begun, self._line = self._line, bytearray()
                 self._end_line(begun, events)
@@ -119,17 +126,43 @@ class SseDecoder:
         self._extend_line(chunk[end:])
 
     def _extend_line(self, piece: bytes) -> None:
-        self._check(len(self._line) + len(piece))  # before the piece is stored
-        self._line += piece
+        if self._oversized is None and self._fits(len(self._line) + len(piece)):  # before the piece is stored
+            self._line += piece
+        elif piece:
+            self._skip(piece)
+            self._line = bytearray(b":")  # the line has begun; its content does not matter
 
-    def _check(self, line_bytes: int) -> None:
-        if self.max_line_bytes is not None and line_bytes > self.max_line_bytes:
-            raise SseLimit(f"an SSE line of more than {self.max_line_bytes} bytes")
-        if self._event_bytes + line_bytes > self.max_event_bytes:
-            raise SseLimit(f"an SSE event of more than {self.max_event_bytes} bytes")
+    def _fits(self, line_bytes: int) -> bool:
+        return self._event_bytes + line_bytes <= self.max_event_bytes
+
+    def _skip(self, piece: bytes) -> None:
+        """The event is over the limit: keep no more than its ends."""
+        if self._oversized is None:
+            self._oversized = self._begin_skipping()
+            piece = bytes(self._line) + piece
+            if not self._oversized.size:
+                piece = _value_of(piece.removeprefix(_BOM) if self._at_start else piece)
+            self._at_start = False
+        self._oversized.add(piece)
+        if self._oversized.size > MOST_SKIPPED * self.max_event_bytes:
+            raise SseLimit(f"an SSE event of more than {MOST_SKIPPED} x {self.max_event_bytes} bytes")
+
+    def _begin_skipping(self) -> Oversized:
+        oversized = Oversized()
+        oversized.add(self._data or b"")
+        self._data = None
+        return oversized
+
+    def _end_skipped_line(self, line: bytes, events: list[SseEvent]) -> None:
+        """The end of a line in an event that is over the limit, or that goes over it with this line."""
+        is_blank = not line and not self._line
+        if line or self._oversized is None:
+            self._skip(line)
+        if is_blank:
+            self._dispatch(events)
+        self._line = bytearray()
 
     def _end_line(self, line: bytes | bytearray, events: list[SseEvent]) -> None:
-        self._check(len(line))
         self._event_bytes += len(line) + 1  # the end counts: each empty `data` line adds an LF to the data
         begin = 0
         if self._at_start:
@@ -182,10 +215,16 @@ class SseDecoder:
         # Not earlier: a stream that is resumed after the id of a truncated event would skip that event.
         if self._id is not None:
             self.last_event_id = self._id or None
-        if self._data is not None:
+        if self._data is not None or self._oversized is not None:
             name = self._event.decode(errors="replace") or "message"
-            events.append(SseEvent(name, self._data, self._id or None))
-        self._event_bytes, self._event, self._data, self._id = 0, b"", None, None
+            events.append(SseEvent(name, self._data or b"", self._id or None, self._oversized))
+        self._event_bytes, self._event, self._data, self._id, self._oversized = 0, b"", None, None, None
+
+
+def _value_of(line: bytes) -> bytes:
+    """What a `data` line says; of another line, all of it."""
+    value = line.removeprefix(b"data:")
+    return value.removeprefix(b" ") if len(value) < len(line) else line
 
 
 def line_ends(chunk: bytes | bytearray) -> tuple[int, int]:

@@ -53,6 +53,7 @@ class Ask:
         id: The JSON-RPC id, never used before on this channel.
         identity: Whose credentials the request carries; None: the session's opener had none.
         on_other: Takes what comes for this request beside its answer.
+        progress_token: In its `_meta`, the same in all rounds of a request; None: no progress is asked for.
         note: Says afterwards whether the request was written.
     """
 
@@ -62,6 +63,7 @@ class Ask:
     identity: Identity | None
     on_other: OnOther = attrs.field(repr=False)
     note: RequestNote = attrs.field(repr=False)
+    progress_token: int | None = None
 
     def encode(self) -> bytes:
         """

@@ -145,7 +145,7 @@ class DuplexChannel(abc.ABC):
         return await self.exchange(ask, data, [])
 
     async def exchange(self, ask: Ask, data: bytes, headers: Headers) -> RequestOutcome:
-        with self.inbox.pending(ask.id, ask.method, ask.note) as pending:
+        with self.inbox.pending(ask) as pending:
             async with self.sending(data, pending, ask.identity):
                 settled = await pending.wait(ask.on_other)
         if isinstance(settled, BackendError):
@@ -169,7 +169,7 @@ class DuplexChannel(abc.ABC):
         self._tells_tags = True
         settled: Settled | None = None
         ended = False
-        with self.inbox.pending(ask.id, ask.method, ask.note, is_held=True) as pending:
+        with self.inbox.pending(ask, is_held=True) as pending:
             self._held[ask.id] = held
             try:
                 async with self.sending(data, pending, ask.identity):

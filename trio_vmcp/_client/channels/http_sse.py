@@ -165,6 +165,8 @@ class EventStream(DuplexChannel):
             if event.event == "endpoint":
                 self._posts = self.make_link(attrs.evolve(self.backend, url=self._resolve(bytes(event.data))))
                 self.ready.set()
+        elif event.event == "message" and event.oversized is not None:
+            self.inbox.take_oversized(event.oversized)
         elif event.event == "message" and event.data:
             self.inbox.take_message(event.data)
         else:

@@ -16,13 +16,13 @@ from typing import TypeAlias
 import attrs
 import trio
 
-from trio_vmcp._client.channels.channel import OnOther
+from trio_vmcp._client.channels.channel import Ask, OnOther
 from trio_vmcp._client.channels.pace import Pace
 from trio_vmcp._client.complaints import Complaints
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Notification, Request, RequestId, Result, meant_id
 from trio_vmcp._protocol.methods import PROGRESS
 from trio_vmcp._protocol.outcomes import Answer, Loss, Refusal
-from trio_vmcp._protocol.reading import Unreadable, decode, is_call, read, reply_id_at_ends
+from trio_vmcp._protocol.reading import Oversized, Unreadable, decode, read
 from trio_vmcp._request_note import RequestNote
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendUnavailable, MessageTooLarge
 
@@ -46,7 +46,6 @@ class PendingRequest:
     """
 
     id: int
-    method: str
     note: RequestNote = attrs.field(repr=False)
     _most_bytes: int = attrs.field(alias="most_bytes")
     is_held: bool = False
@@ -104,12 +103,11 @@ class Inbox:
     complaints: Complaints = attrs.field(factory=Complaints, init=False, repr=False)
     pace: Pace = attrs.field(factory=Pace, init=False, repr=False)
     loss: Loss | None = attrs.field(default=None, init=False)
-    _pending: dict[int, PendingRequest] = attrs.field(factory=dict, init=False, repr=False)
+    _pending: dict[int, PendingRequest] = attrs.field(factory=dict, init=False, repr=False)  # by request id
+    _heard_by: dict[int | None, PendingRequest] = attrs.field(factory=dict, init=False, repr=False)  # by progress token
 
     @contextmanager
-    def pending(
-        self, message_id: int, method: str, note: RequestNote, *, is_held: bool = False
-    ) -> Iterator[PendingRequest]:
+    def pending(self, ask: Ask, *, is_held: bool = False) -> Iterator[PendingRequest]:
         """A place for the answer to one request, as long as the block lasts.
 
         Args:
@@ -120,12 +118,15 @@ class Inbox:
         """
         if self.loss is not None:
             raise BackendUnavailable(self.backend_id, f"is not connected: it {self.loss.what}{self.loss.why}")
-        pending = PendingRequest(message_id, method, note, most_bytes=self.max_message_bytes, is_held=is_held)
-        self._pending[message_id] = pending
+        pending = PendingRequest(ask.id, ask.note, most_bytes=self.max_message_bytes, is_held=is_held)
+        self._pending[ask.id] = pending
+        if ask.progress_token is not None:
+            self._heard_by[ask.progress_token] = pending
         try:
             yield pending
         finally:
-            self._pending.pop(message_id, None)
+            self._pending.pop(ask.id, None)
+            self._heard_by.pop(ask.progress_token, None)
 
     def take_message(self, data: bytes | bytearray) -> None:
         """Hand one message over."""
@@ -140,24 +141,24 @@ class Inbox:
             case Unreadable():
                 self._take_unreadable(message)
             case Notification(method=method, params=params) if method == PROGRESS:
-                pending = self._pending_request(params.get("progressToken"))
+                token = params.get("progressToken")
+                pending = self._heard_by.get(token) if type(token) is int else None
                 if pending is not None:
                     pending.add_progress(message, len(data))
             case _:
                 self.on_other(message)
 
-    def take_cut_message(self, head: bytes, tail: bytes, size: int) -> None:
+    def take_oversized(self, message: Oversized) -> None:
         """A message over the limit went by. Its request fails, if the two ends tell which that is, else all of them."""
-        error = MessageTooLarge(self.backend_id, f"sent a message of {size} bytes (max_message_bytes)")
-        if is_call(head):
-            self.complaints.make("%s; it was no answer", error)
-            return
-        reply_id = reply_id_at_ends(head, tail)
-        if reply_id is not None:
-            self._settle(reply_id, error)
+        self.pace.charge_message(None, message.size)
+        detail = f"sent a message of {message.size} bytes (max_message_bytes)"
+        if message.is_call:
+            self.complaints.make("backend %r: %s; it was no answer", self.backend_id, detail)
+        elif message.reply_id is not None:
+            self._settle(message.reply_id, MessageTooLarge(self.backend_id, detail))
         else:
             for pending in self._likely():
-                self._settle(pending.id, MessageTooLarge(self.backend_id, error.detail))
+                self._settle(pending.id, MessageTooLarge(self.backend_id, detail))
 
     def close(self, loss: Loss) -> None:
         """The connection is over, and so is the wait of every request."""
@@ -166,6 +167,7 @@ class Inbox:
             for pending in self._pending.values():
                 pending.settle(loss)
             self._pending.clear()
+            self._heard_by.clear()
 
     def _likely(self) -> list[PendingRequest]:
         """The requests that an answer without an id may be meant for: the calls, if there are any."""

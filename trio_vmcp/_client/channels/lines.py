@@ -18,29 +18,19 @@ from trio_vmcp._client.channels.channel import Send
 from trio_vmcp._client.channels.duplex import DuplexChannel
 from trio_vmcp._client.channels.inbox import PendingRequest
 from trio_vmcp._client.channels.pace import pieces
-from trio_vmcp._protocol.reading import END_BYTES
+from trio_vmcp._protocol.reading import MOST_SKIPPED, Oversized
 from trio_vmcp._request_note import RequestNote
 from trio_vmcp.identity import Identity
 
-__all__ = ["LineChannel", "LineDecoder", "LineFlood", "TooLong"]
+__all__ = ["LineChannel", "LineDecoder", "LineFlood"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
 MOST_NOTICES = 64  # on their way at once; a backend that does not read may not make us keep more
-MOST_SKIPPED = 4  # times the limit, that a line may go on; then it is none
 
 
 class LineFlood(ValueError):
     """A line does not end. The text completes the sentence "sent …"."""
-
-
-@attrs.frozen
-class TooLong:
-    """A line over the limit, of which only the ends were kept."""
-
-    head: bytes = attrs.field(repr=False)
-    tail: bytes = attrs.field(repr=False)
-    size: int
 
 
 @attrs.define(eq=False)
@@ -54,46 +44,40 @@ class LineDecoder:
 
     max_line_bytes: int
     empty_lines: int = attrs.field(default=0, init=False)
-    _line: bytearray = attrs.field(factory=bytearray, init=False, repr=False)  # the begun one; its head, once too long
-    _tail: bytes = attrs.field(default=b"", init=False, repr=False)
-    _size: int = attrs.field(default=0, init=False)
+    _line: bytearray = attrs.field(factory=bytearray, init=False, repr=False)  # the line so far
+    _oversized: Oversized | None = attrs.field(default=None, init=False)  # in place of `_line`, once that is too long
 
-    def feed(self, chunk: bytes | bytearray) -> list[bytes | bytearray | TooLong]:
+    def feed(self, chunk: bytes | bytearray) -> list[bytes | bytearray | Oversized]:
         """Return the lines that end in `chunk`, empty ones left out.
 
         Raises:
             LineFlood: A line goes on for over MOST_SKIPPED x `max_line_bytes`. The decoder is of no more use.
         """
         *ended, rest = chunk.split(b"\n")
-        lines: list[bytes | bytearray | TooLong] = []
+        lines: list[bytes | bytearray | Oversized] = []
         self.empty_lines += sum(not piece for piece in ended)
         for piece in ended:
-            if not self._size and len(piece) <= self.max_line_bytes:  # the whole of it, as a rule
-                line: bytes | bytearray | TooLong = piece
+            if not self._line and self._oversized is None and len(piece) <= self.max_line_bytes:  # a whole line
+                line: bytes | bytearray | Oversized = piece
             else:
                 self._extend(piece)
-                line = self._end_line()
-            if line:
+                line = self._oversized or self._line
+                self._line, self._oversized = bytearray(), None
+            if isinstance(line, Oversized) or line:
                 lines.append(line)
         self._extend(rest)
         return lines
 
     def _extend(self, piece: bytes | bytearray) -> None:
-        self._size += len(piece)
-        if self._size <= self.max_line_bytes:
+        if self._oversized is None:
             self._line += piece
-            return
-        if self._size - len(piece) <= self.max_line_bytes:  # it has just become too long
-            self._tail = bytes(self._line[-END_BYTES:])
-            self._line = (self._line + piece[:END_BYTES])[:END_BYTES]
-        self._tail = (self._tail + piece[-END_BYTES:])[-END_BYTES:]
-        if self._size > MOST_SKIPPED * self.max_line_bytes:
+            if len(self._line) <= self.max_line_bytes:
+                return
+            piece, self._line = self._line, bytearray()
+            self._oversized = Oversized()
+        self._oversized.add(piece)
+        if self._oversized.size > MOST_SKIPPED * self.max_line_bytes:
             raise LineFlood(f"a line of over {MOST_SKIPPED} x {self.max_line_bytes} bytes (max_message_bytes)")
-
-    def _end_line(self) -> bytearray | TooLong:
-        line, tail, size = self._line, self._tail, self._size
-        self._line, self._tail, self._size = bytearray(), b"", 0
-        return TooLong(bytes(line), tail, size) if size > self.max_line_bytes else line
 
 
 @attrs.define(eq=False)
@@ -197,10 +181,9 @@ class LineChannel(DuplexChannel):
         if self.pace.is_due:
             await self.pace.wait()
 
-    def _take(self, line: bytes | bytearray | TooLong) -> None:
-        if isinstance(line, TooLong):
-            self.pace.charge_message(None, line.size)
-            self.inbox.take_cut_message(line.head, line.tail, line.size)
+    def _take(self, line: bytes | bytearray | Oversized) -> None:
+        if isinstance(line, Oversized):
+            self.inbox.take_oversized(line)
         elif line.isspace():
             self.pace.charge_lines(1, len(line))
         else:

@@ -31,7 +31,7 @@ from trio_vmcp._protocol.jsonrpc import (
     to_text,
 )
 from trio_vmcp._protocol.outcomes import MOST_QUOTED, Answer, Loss, Refusal, RequestOutcome
-from trio_vmcp._protocol.reading import Unreadable, decode, read
+from trio_vmcp._protocol.reading import Oversized, Unreadable, decode, read
 from trio_vmcp._protocol.sse import SseDecoder, SseEvent, SseLimit, line_ends
 from trio_vmcp.errors import BackendError, BackendUnavailable, MessageTooLarge
 from trio_vmcp.identity import Identity
@@ -131,8 +131,8 @@ class Streamable:
         reply.refuse_encoding()
         while (chunk := await reply.receive()) is not None:
             for message, size in self._read(await self._events(chunk, decoder)):
-                if isinstance(message, Unreadable):
-                    self.complain_of(message)
+                if isinstance(message, Unreadable | Oversized):
+                    self._complain_of(message)
                 elif message is not None and not accept(message):
                     return  # what is left of the stream costs the connection: seldom, and a stream may have no end
                 self.pace.charge_message(message, size)
@@ -188,9 +188,6 @@ class Streamable:
         """What an HTTP error says that answers no request; a JSON-RPC error in its body may name any id."""
         return await self._refused(reply, None)
 
-    def complain_of(self, bad: Unreadable) -> None:
-        self.complaints.make("backend %r: skipped a message that %s", self.backend_id, bad.problem)
-
     # --- streams
 
     async def _answer_in(self, chunk: bytes, decoder: SseDecoder, reply: HttpReply, ask: Ask) -> Answer | None:
@@ -204,10 +201,9 @@ class Streamable:
                 self.complaints.make(
                     "backend %r: dropped an answer to a request that is not waiting here", self.backend_id
                 )
-            elif isinstance(message, Unreadable):
-                if message.reply_id == ask.id:
-                    raise reply.protocol_error(f"sent a message that {message.problem}")
-                self.complain_of(message)
+            elif isinstance(message, Unreadable | Oversized):
+                self._fail_by(message, reply, ask)
+                self._complain_of(message)
             elif message is not None:
                 await ask.on_other(message)
             self.pace.charge_message(message, size)
@@ -234,11 +230,32 @@ class Streamable:
                 await self.pace.wait()
         return events
 
-    def _read(self, events: list[SseEvent]) -> Iterator[tuple[Message | Unreadable | None, int]]:
+    def _fail_by(self, bad: Unreadable | Oversized, reply: HttpReply, ask: Ask) -> None:
+        """
+        Raises:
+            BackendError: What came in place of a message is, or may be, the answer to this request.
+        """
+        if isinstance(bad, Unreadable):
+            if bad.reply_id == ask.id:
+                raise reply.protocol_error(f"sent a message that {bad.problem}")
+        elif not bad.is_call and bad.reply_id in (None, ask.id):
+            raise MessageTooLarge(
+                self.backend_id,
+                f"sent an event over a limit (max_message_bytes): an SSE event of more than {self.max_message_bytes} "
+                "bytes",
+                may_have_executed=True,
+            )
+
+    def _complain_of(self, bad: Unreadable | Oversized) -> None:
+        problem = bad.problem if isinstance(bad, Unreadable) else f"is over {self.max_message_bytes} bytes"
+        self.complaints.make("backend %r: skipped a message that %s", self.backend_id, problem)
+
+    def _read(self, events: list[SseEvent]) -> Iterator[tuple[Message | Unreadable | Oversized | None, int]]:
         """The message in each event with its size; None: the event holds none. Each event is dropped on the way."""
         events.reverse()
         while events:
-            size = len(events[-1].data)
+            oversized = events[-1].oversized
+            size = len(events[-1].data) if oversized is None else oversized.size
             text = _text_of(events.pop())  # the bytes are gone by now
             yield (read(text, max_depth=self.max_json_depth) if isinstance(text, str) else text), size
 
@@ -291,9 +308,10 @@ def is_stream(reply: HttpReply) -> bool:
     return 200 <= reply.status < 300 and reply.media_type == "text/event-stream"
 
 
-def _text_of(event: SseEvent) -> str | Unreadable | None:
-    # "Unknown event names are ignored"; an event without data only carries an id.
-    return decode(event.data) if event.event == "message" and event.data else None
+def _text_of(event: SseEvent) -> str | Unreadable | Oversized | None:
+    if event.event != "message":  # "unknown event names are ignored"
+        return None
+    return event.oversized or (decode(event.data) if event.data else None)  # one without data only carries an id
 
 
 def _charged_bytes(chunk: bytes) -> int:
