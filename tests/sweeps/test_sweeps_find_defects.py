@@ -12,7 +12,7 @@ from support.leaks import WATCH
 
 from sweeps import bytewise, cancel
 from trio_vmcp import JSON, BackendUnavailable, factory
-from trio_vmcp._client.channels.channel import Ask
+from trio_vmcp._client.channels.channel import Ask, Channel
 from trio_vmcp._client.channels.streamable_session import StreamableSession
 from trio_vmcp._client.client import Client
 from trio_vmcp._client.handshake import HandshakeClient
@@ -149,7 +149,7 @@ def test_a_close_that_its_cancelled_closer_undoes(monkeypatch: pytest.MonkeyPatc
 def test_a_deadline_that_is_a_second_off(monkeypatch: pytest.MonkeyPatch) -> None:
     request = Client.request
 
-    async def late(self: Client, method: str, params: JSON, *, timeout: float, **more: Any) -> JSON:
+    async def late(self: Client[Channel], method: str, params: JSON, *, timeout: float, **more: Any) -> JSON:
         return await request(self, method, params, timeout=timeout + 1, **more)
 
     monkeypatch.setattr(Client, "request", late)

@@ -6,7 +6,7 @@ An *opening* puts a channel under clients of both eras; the probe finds the era.
 from __future__ import annotations
 
 import ssl
-from functools import cached_property, partial
+from functools import partial
 
 import attrs
 import httpx
@@ -190,6 +190,7 @@ class HttpOpening(Opening):
     _link: HttpLink = attrs.field(init=False, repr=False)
     _session: StreamableSession = attrs.field(init=False, repr=False)
     _handshake: HandshakeClient = attrs.field(init=False, repr=False)
+    _stateless: StatelessClient | None = attrs.field(default=None, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         parts, settings = self._parts, self._parts.connector.settings
@@ -211,11 +212,14 @@ class HttpOpening(Opening):
     def backend(self) -> Backend:
         return self._parts.backend
 
-    @cached_property
+    @property
     def stateless(self) -> StatelessClient:
-        parts, settings = self._parts, self._parts.connector.settings
-        channel = Streamable(self._link, settings.max_message_bytes, settings.max_json_depth)
-        return parts.stateless(channel, self.endpoint, parts.connector.cache.of(parts.backend, MODERN_VERSION))
+        if self._stateless is None:
+            parts, settings = self._parts, self._parts.connector.settings
+            channel = Streamable(self._link, settings.max_message_bytes, settings.max_json_depth)
+            cache = parts.connector.cache.of(parts.backend, MODERN_VERSION)
+            self._stateless = parts.stateless(channel, self.endpoint, cache)
+        return self._stateless
 
     async def connect(self, resume: BackendRecord | None) -> BackendClient:
         connector = self._parts.connector

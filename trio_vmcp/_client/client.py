@@ -9,6 +9,7 @@ import abc
 import math
 from collections import Counter
 from contextlib import nullcontext
+from typing import Generic, TypeVar
 
 import attrs
 import trio
@@ -44,15 +45,17 @@ METHOD_NOT_FOUND = -32601  # JSON-RPC 2.0
 # each of them with each new session.
 MOST_SUBSCRIPTIONS = 1000
 
+ChannelT = TypeVar("ChannelT", bound=Channel)
+
 _UNLIMITED = nullcontext()  # a scope costs a listing as much as parsing its answer
 
 
 @attrs.define(eq=False, kw_only=True)
-class Client(abc.ABC):
+class Client(abc.ABC, Generic[ChannelT]):
     """A `BackendClient`."""
 
     record: BackendRecord
-    _channel: Channel = attrs.field(alias="channel", repr=False)
+    _channel: ChannelT = attrs.field(alias="channel", repr=False)
     _events: EventSink = attrs.field(alias="events", repr=False)
     _requests: ServerRequests = attrs.field(alias="requests", repr=False)  # the backend's own
     # Kinds of lists that were asked for while their changes were not heard of.
@@ -139,7 +142,7 @@ class Client(abc.ABC):
             identity: The caller of the request whose stream that is; None: the stream is no request's.
         """
 
-    def on_error(self, error: BackendError) -> None:  # noqa: B027  # one era has nothing to do
+    def on_error(self, error: BackendError) -> None:
         """A request failed. What is known of the backend without asking may be out of date."""
 
     def on_message(self, message: Request | Notification) -> None:

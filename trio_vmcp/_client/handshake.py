@@ -39,10 +39,9 @@ class InitializeRefused(Exception):
 
 
 @attrs.define(eq=False, kw_only=True)
-class HandshakeClient(Client):
+class HandshakeClient(Client[SessionChannel]):
     """A client with one session. When the backend loses the session, a new client is needed."""
 
-    _channel: SessionChannel = attrs.field(alias="channel", repr=False)
     _listens: bool = attrs.field(alias="listens")  # Backend.listen
     _subscribed: dict[str, None] = attrs.field(factory=dict, init=False, repr=False)  # URIs, in order
 

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 import attrs
 import trio
 
-from trio_vmcp._protocol.methods import LIST_CHANGED, RESOURCE_UPDATED
+from trio_vmcp._protocol.methods import LIST_CHANGED, RESOURCE_UPDATED, Kind
 from trio_vmcp.errors import BackendError, BackendUnavailable
 from trio_vmcp.models import JSON
 
@@ -150,7 +150,7 @@ class HeldStream(abc.ABC):
             self.backoff.note_use()
 
 
-def report_missed(on_event: Callable[[str, JSON], None], kinds: tuple[str, ...], uris: tuple[str, ...]) -> None:
+def report_missed(on_event: Callable[[str, JSON], None], kinds: tuple[Kind, ...], uris: tuple[str, ...]) -> None:
     """Nothing is sent again of what a server said while no stream was open: report all of it as changed."""
     for kind in kinds:
         on_event(LIST_CHANGED[kind], {})

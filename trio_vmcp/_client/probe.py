@@ -78,19 +78,16 @@ class Opening(abc.ABC):
     """One backend on its way to a client, over one kind of channel.
 
     Attributes:
+        endpoint: The digest that the verdict is kept under.
         verdict_on_loss: What it proves when `server/discover` gets no answer because the stream for it ended.
     """
 
+    endpoint: str
     verdict_on_loss: ClassVar[Verdict] = Verdict.LEGACY
 
     @property
     @abc.abstractmethod
     def backend(self) -> Backend: ...
-
-    @property
-    @abc.abstractmethod
-    def endpoint(self) -> str:
-        """The digest that the verdict is kept under."""
 
     @property
     @abc.abstractmethod

@@ -58,10 +58,9 @@ def _stamp(requests: ServerRequests) -> JSON:
 
 
 @attrs.define(eq=False, kw_only=True)
-class StatelessClient(Client):
+class StatelessClient(Client[Channel]):
     """A client whose requests stand for themselves."""
 
-    _channel: Channel = attrs.field(alias="channel", repr=False)
     _max_pages: int = attrs.field(alias="max_pages")
     _max_tools: int = attrs.field(alias="max_tools")
     # None: nothing is kept. A program is one session's own, so that its results say nothing about another's.

@@ -52,7 +52,7 @@ Kind: TypeAlias = Literal["tools", "resources", "prompts"]
 KINDS: tuple[Kind, ...] = ("tools", "resources", "prompts")
 
 # Notifications of a server.
-LIST_CHANGED: dict[str, str] = {kind: f"notifications/{kind}/list_changed" for kind in KINDS}
+LIST_CHANGED: dict[Kind, str] = {kind: f"notifications/{kind}/list_changed" for kind in KINDS}
 RESOURCE_UPDATED = "notifications/resources/updated"
 MESSAGE = "notifications/message"
 PROGRESS = "notifications/progress"
@@ -86,7 +86,7 @@ class Method:
         named_by: The member of `params` that is repeated in the header `Mcp-Name`; None: there is no such header.
         may_ask_back: The server may ask its client something before it answers: by requests of its own in the handshake
             era, by an `input_required` result in the modern one.
-        array: The member of the result that holds an array.
+        array: The member of the result that holds an array; empty: there is none.
         may_be_kept: The result may be good for some time (`ttlMs`, `cacheScope`).
         outdated_by: The notification after which a kept result is not fresh any more.
     """
@@ -95,7 +95,7 @@ class Method:
     needs: tuple[str, ...] = ()
     named_by: str | None = None
     may_ask_back: bool = False
-    array: str | None = None
+    array: str = ""
     may_be_kept: bool = False
     outdated_by: str | None = None
 
@@ -106,13 +106,11 @@ class ListMethod(Method):
 
     Attributes:
         kind: What is listed: the server capability of this name is needed.
-        array: The member of the result that holds the entries.
         key: The member of an entry that names the entry.
         is_optional: A server that declares the capability may answer that this method is not there.
     """
 
     kind: Kind
-    array: str
     key: str
     is_optional: bool = True
 

@@ -14,7 +14,7 @@ import attrs
 import trio
 
 from trio_vmcp._nursery import describe_crash, start_clean, start_if_open
-from trio_vmcp._protocol.methods import KINDS, RESOURCE_UPDATED
+from trio_vmcp._protocol.methods import KINDS, RESOURCE_UPDATED, Kind
 from trio_vmcp._request_note import RequestNote, current_note
 from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.life import Life, Phase
@@ -147,7 +147,9 @@ class Attempt:
                     client, listing = await self._open(None, nursery)
                 if self._member.may_join(self._session.life):  # else it got ready without noticing its cancel
                     known = self._member.listing
-                    new = tuple(kind for kind in KINDS if listing is not None and listing.differs(known, kind))
+                    new: tuple[Kind, ...] = tuple(
+                        kind for kind in KINDS if listing is not None and listing.differs(known, kind)
+                    )
                     self.connection = Connection(client, new, note.is_reported)
                     self._member.join(self.connection, listing if new else None)
                     return

@@ -81,7 +81,7 @@ class Calls:
             finally:  # after the check of the caller: a stranger's call keeps no session alive
                 self.last_call_at = trio.current_time()
         array = METHODS[method].array
-        if array is not None and not isinstance(raw.get(array, []), list):
+        if array and not isinstance(raw.get(array, []), list):
             raise BackendProtocolError(
                 target.backend_id, f"answered {method!r} without an array {array!r}", may_have_executed=True
             )

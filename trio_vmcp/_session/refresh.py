@@ -31,7 +31,7 @@ logger = logging.getLogger("trio_vmcp.session")
 REFETCH_INTERVAL = 1.0  # s between the beginnings of two refetches of one backend
 MOST_TRIES = 3  # of a refetch that fails; the next notification tries again
 
-_KINDS = {LIST_CHANGED[kind]: kind for kind in KINDS}
+_KINDS: dict[str, Kind] = {LIST_CHANGED[kind]: kind for kind in KINDS}
 
 
 class ListedConnection(Protocol):
