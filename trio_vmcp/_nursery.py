@@ -1,4 +1,4 @@
-"""Two things every nursery of this library needs: a clean context for what lives long, and a name for what crashed."""
+"""Starting tasks in a clean context, and describing a crash without the texts of its errors."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ def start_clean(nursery: trio.Nursery, function: Callable[[*Args], Awaitable[obj
 
 
 def start_if_open(nursery: trio.Nursery, function: Callable[[*Args], Awaitable[object]], *args: *Args) -> bool:
-    """`start_clean` for a task that does not belong to the nursery, which may have ended by now: False, and nothing
-    was started.
+    """`start_clean` from outside of the nursery, which may have ended by now; then nothing is started.
+
+    Returns:
+        Whether the task was started.
     """
     try:
         start_clean(nursery, function, *args)
@@ -30,7 +32,7 @@ def start_if_open(nursery: trio.Nursery, function: Callable[[*Args], Awaitable[o
 
 
 def describe_crash(crash: BaseException) -> str:
-    """The kinds of error in a crash, without their texts: those may quote what a backend sent."""
+    """The types of the errors in a crash. Their texts are left out, since they may quote bytes of a backend."""
     if isinstance(crash, BaseExceptionGroup):
         kinds = dict.fromkeys(describe_crash(exc) for exc in crash.exceptions)
         return ", ".join(kinds)

@@ -1,8 +1,11 @@
-"""What a client has sent for the current task, readable although the client was cancelled.
+"""A note on the request that the current task makes, readable after the client was cancelled.
 
-A cancelled `await` returns nothing, but whoever cut a call off must say whether it may have run, and whoever ran out of
-time which request it was waiting for. So the caller leaves a note in its context, and the client writes on it. The
-notes also say what the current task runs inside of: a close must not wait for what waits for it.
+A cancelled `await` returns nothing. But when a call is cut off, its error must say whether the call may have run, and
+when an attempt runs out of time, its error must name the request that got no answer. So the session leaves a note in
+the context of the task, and the client writes on the note.
+
+The notes of nested calls are linked. A close that is asked for inside of a call or handler finds it by its note and
+does not wait for it: each would wait for the other.
 """
 
 from __future__ import annotations
@@ -30,14 +33,15 @@ __all__ = [
 
 @attrs.define(eq=False)
 class RequestNote:
-    """The note.
+    """A note on the requests that one task makes, one after the other.
 
     Attributes:
-        method: The request last begun; None before the first.
-        written: Some of its bytes may have reached the backend, and no answer proved that it did not run.
-        is_reported: The client says when a request is written. Clients of an application's own may not.
-        session_lost: The backend no longer knows what was agreed with it: only a new connection helps.
-        outer: The note that was there before.
+        method: The method of the newest request; None before the first.
+        written: Some bytes of that request may have reached the backend, and no answer proved that it did not run.
+        is_reported: The client reports when a request is written. An application's own client may not, and then every
+            request counts as written.
+        session_lost: The backend no longer knows its session, so only a new connection helps.
+        outer: The note of the call or handler that this one runs inside of.
     """
 
     method: str | None = None
@@ -49,8 +53,11 @@ class RequestNote:
 
 @attrs.define(eq=False)
 class HandlerNote(RequestNote):
-    """Around a handler that answers a backend of this session. Tasks started inside it inherit the note, so it counts
-    only while the handler runs.
+    """The note of a handler for requests of a backend.
+
+    Attributes:
+        session_id: The session of that backend.
+        running: The handler has not returned. Tasks that the handler started inherit the note and may outlive it.
     """
 
     session_id: str = attrs.field(kw_only=True, repr=False)
@@ -61,7 +68,7 @@ current_note: ContextVar[RequestNote | None] = ContextVar("trio_vmcp_request_not
 
 
 def notes_of_current_task() -> Iterator[RequestNote]:
-    """What the current task runs inside of, or was started in: the innermost first."""
+    """The notes of the calls and handlers that the current task runs in, or was started in; the innermost first."""
     note = current_note.get()
     while note is not None:
         yield note
@@ -69,13 +76,13 @@ def notes_of_current_task() -> Iterator[RequestNote]:
 
 
 def is_inside_handler_of(session_id: str) -> bool:
-    """Does the current task run inside a handler for a backend of this session, however deep?"""
+    """Whether the current task runs inside a handler for a backend of this session, however deep."""
     notes = notes_of_current_task()
     return any(isinstance(note, HandlerNote) and note.running and note.session_id == session_id for note in notes)
 
 
 def begin_request(method: str) -> RequestNote:
-    """The current task's note, now about a request of this method; a fresh one where the caller left none."""
+    """Begin a request of this method on the current task's note, and return the note; make one if there is none."""
     note = current_note.get()
     if note is None:
         note = RequestNote()
@@ -85,14 +92,14 @@ def begin_request(method: str) -> RequestNote:
 
 
 def note_written(written: bool) -> None:
-    """The request in the current task was written, or provably not."""
+    """The request of the current task was written, or provably did not run."""
     note = current_note.get()
     if note is not None:
         note.written, note.is_reported = written, True
 
 
 def note_session_lost() -> None:
-    """The request in the current task met a backend that no longer knows us."""
+    """The backend refused the request of the current task because it no longer knows the session."""
     note = current_note.get()
     if note is not None:
         note.session_lost = True
@@ -100,8 +107,8 @@ def note_session_lost() -> None:
 
 @contextmanager
 def preparing(method: str) -> Iterator[None]:
-    """Around the requests that one of this method, which provably did not run, has to wait for before it is sent again:
-    whatever becomes of them, it has not run.
+    """Around requests that must be made before a request of this method is sent again. The request provably did not run
+    the first time, so an error of theirs must not say that it may have run.
     """
     try:
         yield

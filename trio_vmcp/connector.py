@@ -1,4 +1,6 @@
-"""What a session knows of a backend: the connector that makes a client, and the client. Neither names a transport."""
+"""The seam between a session and its backends: the connector, which makes a client, and the client. Neither names a
+transport.
+"""
 
 from __future__ import annotations
 
@@ -28,43 +30,48 @@ __all__ = [
 ]
 
 OnProgress: TypeAlias = Callable[[float, float | None, str | None], Awaitable[None]]
-"""`(progress, total, message)`; runs in the caller's task, and what it raises cancels the request and comes out as
-itself.
+"""`(progress, total, message)`. It runs in the caller's task; an error that it raises cancels the request and comes out
+as itself.
 """
 
 OutgoingAuth: TypeAlias = Callable[[Backend, Identity | None], httpx.Auth | None]
-"""`(backend, identity)`: the credentials of one HTTP request. Asked for every one, GET and DELETE too, so what it
-returns may change at any time. It must not block; whatever takes time belongs into the `httpx.Auth`, whose flow may
-await, and may send requests of its own over the backend's transport.
+"""`(backend, identity)` → the credentials of one HTTP request, or None. Called before every request, GET and DELETE
+included, so its result may change at any time. It must not block: work that takes time belongs into the `httpx.Auth`
+that it returns. The flow of that Auth may await, and may send requests of its own over the backend's transport.
 
-- `identity` is the caller's; for what no caller asked for, the one that the session was opened with.
-- The flow sees every response, a 401 too: whoever holds a token drops it there, if it is still the one that he holds.
-- After a 401, which proves that the request did not run, this is asked once more, and the request sent once more with
-  what it returns, unless that signs it as before or is None. Callers that were refused meanwhile share that one answer,
-  so it must be good for several requests, as the classes of httpx are. A second 401 is `BackendUnauthorized`.
-- What it raises, or the flow, becomes `BackendUnauthorized` without its text; a `BackendError` comes out as itself.
+- `identity` is the caller's. For requests that no caller made (opening, listing, closing) it is the one that the
+  session was opened with.
+- The flow sees every response, a 401 included: a flow that caches a token discards the token there, if it still is the
+  token of that request.
+- A 401 proves that the request did not run (RFC 9110 §15.5.2). So this function is called once more, and the request is
+  sent once more with the new credentials, unless they are None or sign the request as before. Requests that are refused
+  at the same time share the new credentials, so these must be good for several requests, as the classes of httpx are. A
+  second 401 is `BackendUnauthorized`.
+- An error that this function or the flow raises becomes `BackendUnauthorized` without its text; a `BackendError` comes
+  out as itself.
 """
 
 
 class EventSink(Protocol):
-    """Takes what a client has to tell outside of its requests. Nothing here blocks."""
+    """The part of a session that a client reports to, outside of its requests. No method blocks."""
 
     def __call__(self, method: str, params: JSON, /) -> None:
-        """A notification of the backend's: its method and its params."""
+        """The backend sent a notification with this method and these params."""
         ...
 
     def session_lost(self, error: BackendError) -> None:
-        """The connection, or the backend's session, is gone. To be called once. The client stays as it is: requests on
-        it may still be answered.
+        """The connection broke, or the backend no longer knows its session. To be called once. The client stays as it
+        is: requests that run on it may still be answered.
         """
         ...
 
 
 def note_written() -> None:
-    """For a `BackendClient` of your own: the bytes of the current request are out. Called in the task of `request`.
+    """Report that the current request was written. A `BackendClient` of your own calls this in the task of `request`,
+    as soon as some bytes of the request may have left.
 
-    From then on a call that is cut off says `may_have_executed`, and one that was not written yet does not. A call
-    through a client that never calls this counts as possibly executed.
+    If a call is cut off afterwards, its error has `may_have_executed=True`; if a call is cut off before, the error has
+    False. Every call that is cut off in a client that never reports this has True.
     """
     _request_note.note_written(True)
 
@@ -74,7 +81,7 @@ class BackendClient(Protocol):
 
     @property
     def record(self) -> BackendRecord:
-        """What the metadata keeps of this connection; changes when the backend assigns another session id."""
+        """The part of this connection that the metadata keeps; another session id of the backend changes it."""
         ...
 
     @property
@@ -94,8 +101,10 @@ class BackendClient(Protocol):
         """Send one request in the caller's task and return its result, a JSON object.
 
         Args:
-            identity: Whose credentials the request carries.
+            identity: The request carries the credentials of this identity.
             timeout: s, the whole exchange, the wait for a connection included; `math.inf`: none.
+            on_progress: Called in the caller's task for each progress notification of this request; None: the backend
+                is not asked for any.
 
         Raises:
             BackendError: A subclass says what went wrong and whether the request may have run.
@@ -103,12 +112,14 @@ class BackendClient(Protocol):
         ...
 
     async def aclose(self, *, terminate: bool) -> None:
-        """Let go of every connection; `terminate` also ends the backend's session. Bounded by whoever calls."""
+        """Close every connection; `terminate` also ends the backend's session. The caller bounds the time."""
         ...
 
 
 class BackendConnector(Protocol):
-    """Makes a `BackendClient`. Cancelled or failing, it leaves nothing behind, at the backend neither."""
+    """Makes a `BackendClient`. If it fails or is cancelled, nothing is left: no task, no connection, and no session at
+    the backend.
+    """
 
     async def __call__(
         self,
@@ -122,11 +133,11 @@ class BackendConnector(Protocol):
         """Connect.
 
         Args:
-            identity: Whose credentials the handshake carries.
-            resume: The record of an earlier connection, whose backend session is used as it is while the endpoint is
-                the same.
-            nursery: The session's, for what must outlive this call; what runs in it is behind an error boundary of its
-                own.
+            identity: The handshake carries the credentials of this identity.
+            resume: The record of an earlier connection to the same endpoint: go on with its backend session, without a
+                handshake. None: open a new one.
+            nursery: For tasks that outlive this call. It belongs to this connection: if a task in it crashes, the
+                connection is lost, and other backends are not affected.
             events: Takes the backend's notifications.
 
         Raises:
@@ -137,11 +148,13 @@ class BackendConnector(Protocol):
 
 @attrs.frozen
 class ServerRequest:
-    """What a backend asks of its client, or tells it.
+    """One request or log message of a backend to its client.
 
     Attributes:
-        caller: Whose call the request belongs to; None outside of one, and on anonymous sessions.
-        params: As received: untrusted, like everything of a backend's.
+        session_id: The session that the backend belongs to.
+        backend_id: The backend that asks.
+        caller: The identity of the call that the request belongs to; None outside of a call, and on anonymous sessions.
+        params: As received: untrusted text of the backend.
     """
 
     session_id: str = attrs.field(repr=False)
@@ -155,21 +168,28 @@ Handler: TypeAlias = Callable[[ServerRequest], Awaitable[Any]]
 
 @attrs.frozen
 class ClientHandlers:
-    """What this client can do for backends. Only what is given is declared to them.
+    """The requests of backends that this client answers, and their log messages.
 
-    Each handler runs in a task of its own, in a clean context, beside the call that it belongs to and not in its
-    caller's task. It is cancelled when the backend takes its request back, when that call is given up, and when the
-    session closes. It may call tools of its own session, and close it: `aclose()` asks and returns at once. What it
-    raises is logged by its kind and never told to the backend.
+    The capabilities of the handlers that are given are declared to every backend, and no others. A backend of the
+    handshake era sends requests of its own. A stateless backend answers a call with a question, and the call is sent
+    again with the answer, for up to ten rounds (MCP 2026-07-28, multi round-trip requests); the call's timeout covers
+    all rounds.
+
+    Each handler runs in a task of its own, in a clean context, beside the call that it belongs to; up to 16 at a time
+    for each backend. It is cancelled when the backend withdraws its request, when the call is cancelled or times out,
+    and when the session closes. It may call tools of its own session and close the session (`aclose()` asks and returns
+    at once). If it raises an error, the type of the error is logged, and the backend learns only that there is no
+    answer.
 
     Attributes:
-        sampling: Answers `sampling/createMessage` with a CreateMessageResult.
+        sampling: Answers `sampling/createMessage` with a CreateMessageResult. Sampling with tools is not declared.
         elicitation: Answers `elicitation/create` with an ElicitResult: `{"action": "accept", "content": {…}}`,
-            `"decline"` or `"cancel"`. What an accepted form leaves out has its schema's defaults filled in. With
-            `params["mode"] == "url"` the backend wants the user to open `params["url"]`; the library never does.
+            `"decline"` or `"cancel"`. Fields that an accepted form leaves out get the defaults of its schema. With
+            `params["mode"] == "url"` the backend asks for the user to open `params["url"]`; the library never opens
+            that URL.
         roots: Answers `roots/list` with a ListRootsResult.
-        log: Is told of `notifications/message`, in order, one at a time; of a backend that is told of faster than the
-            handler takes it, the oldest messages are dropped.
+        log: Receives `notifications/message` in order, one at a time. If messages of a backend arrive faster than the
+            handler takes them, the oldest are dropped.
     """
 
     sampling: Handler | None = None
