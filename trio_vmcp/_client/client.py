@@ -1,6 +1,7 @@
-"""One backend's client, whatever its era and its channel: the deadline, progress, giving up, what was declared.
+"""A client of one backend, the part that both eras and all channels share: the deadline of a request, its progress, its
+cancellation, and the check that the server declares what the request needs.
 
-The clients of both eras (`handshake`, `stateless`) add how a request is sent in their era; a channel carries it.
+The clients of the two eras (`handshake`, `stateless`) add how a request is sent in their era; a channel carries it.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ from trio_vmcp.models import JSON
 __all__ = ["Client"]
 
 METHOD_NOT_FOUND = -32601  # JSON-RPC 2.0
-# Resource subscriptions to one backend: in the modern era all of them go out with each new stream, in the handshake era
-# each of them with each new session.
+# Resource subscriptions to one backend. All are sent again: in the modern era with each new stream, in the handshake
+# era with each new session.
 MOST_SUBSCRIPTIONS = 1000
 
 ChannelT = TypeVar("ChannelT", bound=Channel)
@@ -58,9 +59,9 @@ class Client(abc.ABC, Generic[ChannelT]):
     _channel: ChannelT = attrs.field(alias="channel", repr=False)
     _events: EventSink = attrs.field(alias="events", repr=False)
     _requests: ServerRequests = attrs.field(alias="requests", repr=False)  # the backend's own
-    # Kinds of lists that were asked for while their changes were not heard of.
+    # Kinds of lists that were read while the backend could not report changes.
     _listed_unheard: set[Kind] = attrs.field(factory=set, init=False, repr=False)
-    _subscribing: Counter[str] = attrs.field(factory=Counter, init=False, repr=False)  # URIs that are being asked for
+    _subscribing: Counter[str] = attrs.field(factory=Counter, init=False, repr=False)  # by URI: requests in flight
 
     @property
     def server_capabilities(self) -> JSON:
@@ -69,16 +70,16 @@ class Client(abc.ABC, Generic[ChannelT]):
     @property
     @abc.abstractmethod
     def listening(self) -> Listening:
-        """Whether changes are heard of that no request brought."""
+        """Whether the client receives notifications that belong to no request."""
 
     @abc.abstractmethod
     def listen_again(self) -> None:
-        """Open the stream for changes anew, if there should be one and it was given up; without waiting."""
+        """If the stream for changes has ended for good, open it again, without waiting."""
 
     @property
     @abc.abstractmethod
     def subscribed(self) -> tuple[str, ...]:
-        """URIs of the resources whose updates are told of."""
+        """URIs of the resources that the backend reports updates of."""
 
     async def request(
         self,
@@ -113,8 +114,8 @@ class Client(abc.ABC, Generic[ChannelT]):
                     return await self._subscribe(ask, known)
                 return await self.exchange(ask, known)
         except BaseException as error:
-            # An error of the backend's own is the end of the request. Else the caller was cancelled, or its callback
-            # raised, which may be another backend's error.
+            # After a `BackendError` of this request, the backend expects no cancel notice. Any other error is the
+            # caller's cancellation or comes from its callback, which may raise the `BackendError` of another backend.
             if note.written and (in_callback or not isinstance(error, BackendError)):
                 self._cancel_request(ask, "the caller gave up")
             if isinstance(error, BackendError):
@@ -132,28 +133,28 @@ class Client(abc.ABC, Generic[ChannelT]):
 
     @abc.abstractmethod
     async def exchange(self, ask: Ask, method: Method) -> JSON:
-        """Send the request in this era's way, until its result."""
+        """Send the request as this era does, and return its result."""
 
     @abc.abstractmethod
     def on_request(self, message: Request, identity: Identity | None) -> None:
-        """The backend asks something of us; answered without holding up the stream that it came on.
+        """The backend sent a request. Answer it in another task, so that its stream is read on meanwhile.
 
         Args:
-            identity: The caller of the request whose stream that is; None: the stream is no request's.
+            identity: The caller of the request that the stream belongs to; None: the stream belongs to no request.
         """
 
     def on_error(self, error: BackendError) -> None:
         """A request failed. What is known of the backend without asking may be out of date."""
 
     def on_message(self, message: Request | Notification) -> None:
-        """The backend says something outside of any request; see `Listener`."""
+        """A message that belongs to no request of ours; see `Listener`."""
         if isinstance(message, Request):
             self.on_request(message, None)
         else:
             self.on_notification(message, None)
 
     def on_notification(self, message: Notification, identity: Identity | None) -> None:
-        """The backend tells something, other than progress, on any stream."""
+        """A notification other than progress, on any stream."""
         if message.method == CANCELLED:
             self._requests.cancel_answer(message.params)
             return
@@ -162,12 +163,12 @@ class Client(abc.ABC, Generic[ChannelT]):
         self.on_event(message.method, message.params)
 
     def on_event(self, method: str, params: JSON) -> None:
-        """A notification that is about more than one request, on whatever stream it came."""
+        """A notification that the session may act on, on any stream."""
         self._events(method, params)
 
     def on_heard(self, kinds: tuple[Kind, ...]) -> None:
-        """From now on changes of these kinds of lists are heard of. A change between the first listing and this moment
-        was told by nothing, so what was listed before is reported as changed: it is asked for once more.
+        """From now on the backend reports changes of these kinds of lists. A change between the first listing and this
+        moment was not reported, so lists that were read before are reported as changed: the session reads them again.
         """
         for kind in kinds:
             if kind in self._listed_unheard:
@@ -194,7 +195,7 @@ class Client(abc.ABC, Generic[ChannelT]):
     async def _subscribe(self, ask: Ask, method: Method) -> JSON:
         """
         Raises:
-            MessageTooLarge: One subscription too many, those that are being asked for included.
+            MessageTooLarge: Over MOST_SUBSCRIPTIONS, those in flight included.
         """
         uri = ask.params["uri"]
         wanted = {*self.subscribed, *self._subscribing, uri}
@@ -211,7 +212,7 @@ class Client(abc.ABC, Generic[ChannelT]):
                 del self._subscribing[uri]
 
     def _cancel_request(self, ask: Ask, reason: str) -> None:
-        """The caller waits no more for a request that was written: tell the backend, and end what it asks meanwhile."""
+        """The caller no longer waits for a request that was written: cancel it, and the handlers that run for it."""
         self._requests.cancel_answers_for(ask.note)
         self._channel.cancel(ask, reason)
 
@@ -226,12 +227,12 @@ class Client(abc.ABC, Generic[ChannelT]):
                 await on_progress(*progress)
 
     def _ask(self, method: str, params: JSON, identity: Identity | None, on_other: OnOther = ignore_other) -> Ask:
-        """A request of the client's own, or one more of a caller's."""
+        """A new request: one that no caller made, or another one for the request of a caller."""
         return Ask(next(self._channel.ids), method, params, identity, on_other, begin_request(method))
 
 
 def _progress_of(params: JSON, token: int) -> tuple[float, float | None, str | None] | None:
-    """The three values of a progress notification; None: it is another request's, or makes no sense."""
+    """`progress`, `total` and `message` of a notification; None: it is for another request, or malformed."""
     received, text = params.get("progressToken"), params.get("message")
     progress, total = _number(params.get("progress")), _number(params.get("total"))
     if type(received) is not int or received != token or progress is None:

@@ -1,5 +1,6 @@
-"""The handshake era (2025-03-26 to 2025-11-25, over HTTP+SSE also 2024-11-05): `initialize`, a session, notifications
-to cancel, requests of the server's own.
+"""The client of the handshake era: MCP 2025-03-26 to 2025-11-25, and 2024-11-05 over HTTP+SSE.
+
+A connection begins with `initialize` and has a session. The server may send requests of its own.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ __all__ = ["HandshakeClient", "InitializeRefused"]
 
 
 class InitializeRefused(Exception):
-    """`initialize` got an error for an answer: the probe looks at it before it becomes a `BackendError`."""
+    """The answer to `initialize` is an error. The probe judges it before it becomes a `BackendError`."""
 
     def __init__(self, outcome: Answer | Refusal) -> None:
         super().__init__(outcome.status)
@@ -49,7 +50,7 @@ class HandshakeClient(Client[SessionChannel]):
         self._channel.attach(self)  # a server may send a ping or a log message before it is asked anything
 
     def resume(self, record: BackendRecord) -> HandshakeClient:
-        """Take a stored backend session up as it is; the first answer shows whether it is still alive."""
+        """Go on with a stored backend session, without a handshake. The first answer shows whether it is alive."""
         self.record = record
         self._channel.resume(record.session_id, record.protocol_version)
         self._listen_when_needed()
@@ -83,7 +84,7 @@ class HandshakeClient(Client[SessionChannel]):
             server_capabilities=capabilities,
         )
         self._channel.agree(version)
-        # Awaited: two POSTs have no order, and some servers refuse a request that overtakes this. Any answer will do.
+        # Awaited, since two POSTs have no order: some servers refuse a request that overtakes this. Any status will do.
         await self._channel.tell(encode_notification(INITIALIZED, None), identity)
         self._listen_when_needed()
 
@@ -96,8 +97,8 @@ class HandshakeClient(Client[SessionChannel]):
             self._listen_when_needed()
 
     async def wait_listening(self) -> None:
-        """Until requests of the backend's can be heard. A caller that answers them waits for this before it sends what
-        makes the backend ask.
+        """Wait until requests of the backend can arrive. Then a call that makes the backend ask something does not lose
+        the question.
         """
         await self._channel.wait_listening()
 
@@ -124,7 +125,7 @@ class HandshakeClient(Client[SessionChannel]):
         self._requests.start_answer(message, identity, self._channel.send_for(identity))
 
     def close(self) -> None:
-        """The connection is of no use any more: nothing that it brings is acted on."""
+        """Act on no further message of this connection."""
         self._channel.retire()
         self._requests.close()
 
@@ -132,7 +133,7 @@ class HandshakeClient(Client[SessionChannel]):
         self.close()
         await self._channel.aclose(terminate=terminate)
 
-    # --- the stream for changes; see `SessionListener`
+    # --- the stream for notifications outside of requests; see `SessionListener`
 
     def on_first(self) -> None:
         self.on_heard(changing_kinds(self.server_capabilities))

@@ -1,4 +1,4 @@
-"""The modern era (2026-07-28): no handshake and no session; each request says who asks.
+"""The client of the modern era (MCP 2026-07-28): no handshake and no session; each request describes its sender.
 
 Source: MCP 2026-07-28, basic/transports, caching, subscriptions, multi round-trip requests.
 """
@@ -42,13 +42,13 @@ __all__ = ["StatelessClient"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
-# Of log messages, where a handler takes them; without it "the server MUST NOT send" any (2026-07-28, logging).
+# Sent if there is a log handler. Without a level "the server MUST NOT send" log messages (2026-07-28, logging).
 LOG_LEVEL = "info"
-_NO_LONGER_MODERN = (400, 404)  # how servers of the handshake era refuse a request of this one
+_NO_LONGER_MODERN = (400, 404)  # the answers of servers of the handshake era to a request of this era
 
 
 def _stamp(requests: ServerRequests) -> JSON:
-    """What every request says of its sender, in `_meta`."""
+    """The description of the sender that is in `_meta` of every request."""
     stamp: JSON = {
         "io.modelcontextprotocol/protocolVersion": MODERN_VERSION,
         "io.modelcontextprotocol/clientCapabilities": requests.capabilities,
@@ -63,14 +63,14 @@ class StatelessClient(Client[Channel]):
 
     _max_pages: int = attrs.field(alias="max_pages")
     _max_tools: int = attrs.field(alias="max_tools")
-    # None: nothing is kept. A program is one session's own, so that its results say nothing about another's.
+    # None: no result is kept. A child process belongs to one session, so its results are not shared.
     _cache: BackendCache | None = attrs.field(alias="cache", repr=False)
-    _identity: Identity | None = attrs.field(alias="identity", repr=False)  # of the session's opener
+    _identity: Identity | None = attrs.field(alias="identity", repr=False)  # the session was opened with it
     _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
     _listens: bool = attrs.field(alias="listens")  # Backend.listen
-    _retries: tuple[float, float] = attrs.field(alias="retries")  # s, the first and the longest between two streams
+    _retries: tuple[float, float] = attrs.field(alias="retries")  # s, the first and the longest, between two streams
     _stamp: JSON = attrs.field(init=False, repr=False)
-    # Of the tools in the last listing that mirror arguments in headers.
+    # For tools of the last listing that repeat arguments in headers.
     _param_headers: dict[str, ParamHeaders] = attrs.field(factory=dict, init=False, repr=False)
     _subscriptions: Subscriptions | None = attrs.field(default=None, init=False, repr=False)
     _closed: bool = attrs.field(default=False, init=False)
@@ -79,7 +79,7 @@ class StatelessClient(Client[Channel]):
         self._stamp = _stamp(self._requests)
 
     async def discover(self, identity: Identity | None) -> RequestOutcome:
-        """`server/discover`, whatever the answer; `adopt` takes a good one."""
+        """Send `server/discover` and return its outcome; a good answer is for `adopt`."""
         ask = self._ask(DISCOVER, {}, identity)
         if self._cache is None:
             return await self._channel.exchange(ask, *self._compose(ask, UNKNOWN))
@@ -100,10 +100,10 @@ class StatelessClient(Client[Channel]):
                 fetch.close()
 
     def adopt(self, result: JSON) -> None:
-        """Take over what the server declared, and listen to what it says it will tell of.
+        """Use the capabilities that the server declared, and subscribe to the changes that it offers.
 
         Raises:
-            BackendProtocolError, MessageTooLarge: Its capabilities cannot be kept.
+            BackendProtocolError, MessageTooLarge: The capabilities are malformed or too large.
         """
         capabilities = declared_capabilities(self.record.backend_id, DISCOVER, result)
         self._channel.attach(self)
@@ -135,10 +135,10 @@ class StatelessClient(Client[Channel]):
             # The next connection must find out whether the backend can be reached.
             self._cache.discard_results(DISCOVER)
         elif isinstance(error, BackendUnavailable | BackendProtocolError):
-            self._cache.discard_all()  # the backend may come back as another
+            self._cache.discard_all()  # the backend may come back as another server
 
     def close(self) -> None:
-        """The connection is of no use any more: nothing that it brings is acted on."""
+        """Act on no further message of this connection, and end its streams for changes."""
         self._closed = True
         if self._subscriptions is not None:
             self._subscriptions.close()
@@ -168,7 +168,7 @@ class StatelessClient(Client[Channel]):
         return result
 
     async def _fetched(self, ask: Ask, method: Method, cache: BackendCache) -> JSON:
-        """A result from the backend itself, kept for others if it says so and came of this request alone."""
+        """A result from the backend, kept in the cache if it says so and no round with input led to it."""
         fetch = cache.begin_fetch(method.name, ask.params, ask.identity)
         try:
             result = await self._result(ask, method)
@@ -177,7 +177,7 @@ class StatelessClient(Client[Channel]):
                     fetch.keep(result)
                 return result
         except BackendRejected:
-            if "cursor" in ask.params:  # the cursor may be dead, and then the pages before it are of another list
+            if "cursor" in ask.params:  # it may be out of date, and with it the pages before
                 cache.discard_results(method.name)
             raise
         finally:
@@ -186,7 +186,7 @@ class StatelessClient(Client[Channel]):
         return await self._finished(result, ask, method)
 
     async def _finished(self, first: JSON, ask: Ask, method: Method) -> JSON:
-        """The result of a request whose first answer asks for input."""
+        """The result of a request; `first` is its first answer, which asks for input."""
 
         async def ask_again(more: JSON) -> JSON:
             return await self._result(attrs.evolve(ask, id=next(self._channel.ids), params=more), method)
@@ -194,11 +194,12 @@ class StatelessClient(Client[Channel]):
         return await finish_rounds(first, ask, method, ask_again, self._requests.handlers)
 
     async def _result(self, ask: Ask, method: Method) -> JSON:
-        """One request, and its result as it came."""
+        """Send one request, and return its result as received."""
         backend_id = self.record.backend_id
         outcome = await self._channel.exchange(ask, *self._compose(ask, method))
         if method.name == TOOLS_CALL and _is_header_mismatch(outcome):
-            # Our copy of the schema is old. "Refetch and retry once": the error proves that the call did not run.
+            # Our copy of the tool's schema is old: "refetch and retry once". The error proves that the call did not
+            # run.
             with preparing(method.name):
                 await self._list_tools_again(ask.identity)
             again = attrs.evolve(ask, id=next(self._channel.ids))
@@ -216,15 +217,15 @@ class StatelessClient(Client[Channel]):
         refused = rejection(backend_id, ask.method, outcome)
         if outcome.status in _NO_LONGER_MODERN and _is_of_the_other_era(outcome):
             note_session_lost()
-            refused.may_have_executed = False  # whatever its code: the request was not understood
+            refused.may_have_executed = False  # whatever the code: the server did not understand it
         raise refused
 
     def _compose(self, ask: Ask, method: Method) -> tuple[bytes, Headers]:
-        """A request as it goes out: its body, and its headers."""
+        """The body and the headers of a request."""
         params = ask.params
         data = encode_request(ask.id, ask.method, params | {"_meta": params.get("_meta", {}) | self._stamp})
         headers = [(b"MCP-Protocol-Version", MODERN_VERSION.encode()), (b"Mcp-Method", ask.method.encode())]
-        if method.named_by is not None:  # behind the encoding, which refuses what is no text
+        if method.named_by is not None:  # after `encode_request`, which raises for a name that is no text
             name = params[method.named_by]
             headers.append((b"Mcp-Name", encode_header_value(name).encode()))
             if name in self._param_headers and method.name == TOOLS_CALL:
@@ -235,7 +236,7 @@ class StatelessClient(Client[Channel]):
     # --- changes
 
     def _all_subscriptions(self) -> Subscriptions:
-        """Made when they are needed: few backends have any."""
+        """Made on first use: few backends have any."""
         if self._subscriptions is None:
             self._subscriptions = Subscriptions(
                 channel=self._channel,
@@ -254,7 +255,7 @@ class StatelessClient(Client[Channel]):
         return ask, *self._compose(ask, UNKNOWN)
 
     async def _change_subscriptions(self, method: str, uri: str) -> JSON:
-        """What were requests of their own in the handshake era changes the set that `subscriptions/listen` names."""
+        """This era has no request for one subscription: change the set that `subscriptions/listen` names."""
         if method == SUBSCRIBE:
             await self._all_subscriptions().subscribe(uri)
         elif self._subscriptions is not None:
@@ -263,7 +264,7 @@ class StatelessClient(Client[Channel]):
 
     def on_event(self, method: str, params: JSON) -> None:
         if self._cache is not None:
-            self._cache.note_change(method, params)  # first: what the event makes others ask must not be old
+            self._cache.note_change(method, params)  # first: the session reads the list again at once
         super().on_event(method, params)
 
     def on_request(self, message: Request, identity: Identity | None) -> None:
@@ -275,8 +276,8 @@ class StatelessClient(Client[Channel]):
     # --- tools that mirror arguments in headers
 
     def _with_usable_tools(self, page: JSON) -> JSON:
-        """Without the tools whose `x-mcp-header` annotation is invalid: clients MUST NOT call those (2026-07-28,
-        transports, "Custom Headers from Tool Parameters"); the others stay.
+        """Leave out tools with an invalid `x-mcp-header` annotation: clients MUST NOT call those (2026-07-28,
+        transports, "Custom Headers from Tool Parameters").
         """
         tools = page.get("tools")
         if not isinstance(tools, list):
@@ -293,13 +294,13 @@ class StatelessClient(Client[Channel]):
         schema = tool.get("inputSchema") if isinstance(tool, dict) else None
         name = tool.get("name") if isinstance(tool, dict) else None
         if not isinstance(schema, dict) or not isinstance(name, str):
-            return True  # whatever else is wrong with the tool is for the listing to say
+            return True  # the listing reports any other fault of the tool
         try:
             mirrored = param_headers(schema)
         except BadParamHeader as exc:
             bad.append(f"{name[:128]!r}: its input schema {exc}")
             return False
-        # Limited here, too: unlike a listing, the lists that are fetched again are not counted.
+        # `_list_tools_again` does not count the tools, so this is the limit there.
         if mirrored.paths and (name in self._param_headers or len(self._param_headers) < self._max_tools):
             self._param_headers[name] = mirrored
         else:
@@ -326,8 +327,8 @@ def _is_header_mismatch(outcome: RequestOutcome) -> bool:
 
 
 def _is_of_the_other_era(outcome: Answer | Refusal) -> bool:
-    """Whether this refusal comes from a server that was exchanged for one of the handshake era, or from a proxy. A
-    server of this era refuses in JSON-RPC, and in words of its own.
+    """Whether this refusal comes from a server of the handshake era that has replaced the backend, or from a proxy. A
+    server of this era refuses with a JSON-RPC error that has one of its codes.
     """
     if isinstance(outcome, Refusal):
         return True

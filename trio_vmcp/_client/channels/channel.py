@@ -1,8 +1,8 @@
-"""The seam between what a message means and what carries it: a `Channel` to one backend.
+"""The seam between the client of an era, which knows what messages mean, and the channel that carries them.
 
-Two kinds exist. Over streamable HTTP each request has a response of its own. Over HTTP+SSE and stdio all messages share
-one stream in each direction (`duplex`). The clients of both eras speak through this interface alone, so that a rule
-about messages exists once.
+There are two kinds of channels. Over streamable HTTP each request has a response of its own. Over HTTP+SSE and stdio
+all messages share one stream in each direction (`duplex`). The clients of both eras use this interface alone, so each
+rule about messages exists once.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ __all__ = [
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 OnOther: TypeAlias = Callable[[Request | Notification], Awaitable[None]]
-"""Takes what belongs to a request and is not its answer, in the task of the request."""
+"""Takes the messages of one request before its answer, such as progress, in the task of the request."""
 
 Send: TypeAlias = Callable[[bytes], Awaitable[None]]
-"""Takes one message out. Its `BackendError` is logged."""
+"""Sends one message. Its `BackendError` is logged."""
 
 
 async def ignore_other(message: Request | Notification) -> None:
-    """For requests during which nothing but the answer is of use."""
+    """For requests of which only the answer is of use."""
 
 
 @attrs.frozen
@@ -74,20 +74,20 @@ class Ask:
 
 
 class Listener(Protocol):
-    """Takes what a backend says outside of any request; never waits."""
+    """Takes the messages of a backend that belong to no request; never waits."""
 
     def on_message(self, message: Request | Notification) -> None: ...
 
 
 class Channel(Protocol):
-    """What carries messages to and from one backend."""
+    """Carries messages to and from one backend."""
 
     @property
     def backend_id(self) -> str: ...
 
     @property
     def ids(self) -> Iterator[int]:
-        """Ids for requests. One number is never used twice on a channel: a late answer must not pass for another."""
+        """Ids for requests. No number is used twice on a channel, or a late answer could be taken for another one."""
         ...
 
     @property
@@ -95,48 +95,50 @@ class Channel(Protocol):
 
     @property
     def has_headers(self) -> bool:
-        """Requests have HTTP headers, in which parts of them are repeated."""
+        """Requests have HTTP headers, which repeat parts of the body."""
         ...
 
     @property
     def is_lost(self) -> bool:
-        """The connection is over: no request will be answered. Always False where each request has its own."""
+        """The connection has ended, so no request will be answered. Over streamable HTTP, where each request has its
+        own: False.
+        """
         ...
 
     def attach(self, listener: Listener) -> None:
-        """From now on `listener` takes what is said outside of requests."""
+        """From now on `listener` takes the messages that belong to no request."""
         ...
 
     async def exchange(self, ask: Ask, data: bytes, headers: Headers) -> RequestOutcome:
-        """Send a request and wait for what becomes of it.
+        """Send a request and wait for its outcome.
 
         Args:
-            data: The request as it goes out.
-            headers: For channels of HTTP; not changed any more by the caller.
+            data: The encoded request.
+            headers: For channels of HTTP. The caller must not change the list afterwards.
 
         Raises:
-            BackendError: There is no answer, and there will be none.
+            BackendError: There will be no answer.
         """
         ...
 
     async def tell(self, data: bytes, identity: Identity | None) -> None:
-        """Send what has no answer, so that whatever is sent afterwards comes behind it.
+        """Send a message that has no answer. Messages that are sent afterwards arrive after it.
 
         Raises:
-            BackendError: It could not be sent.
+            BackendError: The message could not be sent.
         """
         ...
 
     def send_for(self, identity: Identity | None) -> Send:
-        """The way back for an answer to a request of the backend's.
+        """A function that sends the answer to a request of the backend.
 
         Args:
-            identity: Whose call the backend's request belongs to; None: no call's.
+            identity: The caller of the call that the request belongs to; None: it belongs to no call.
         """
         ...
 
     def cancel(self, ask: Ask, reason: str) -> None:
-        """The request was written, and its caller has given up: tell the backend, without waiting."""
+        """The caller no longer waits for a request that was written: tell the backend, without waiting."""
         ...
 
     async def hold(
@@ -147,15 +149,16 @@ class Channel(Protocol):
         accept: Callable[[Message], bool],
         on_retry: Callable[[float], None],
     ) -> Answer | Refusal | None:
-        """Send a request that stays open, such as `subscriptions/listen`, and hand over what comes by its stream until
-        the stream ends or `take` returns False. Cancelled, it cancels the request.
+        """Send a request that stays open, such as `subscriptions/listen`, and hand over the messages of its stream,
+        until the stream ends or `accept` returns False. If this is cancelled, the request is cancelled, too.
 
         Args:
-            take: Takes one message of this stream; what it raises ends the stream.
-            on_retry: Told how many s the stream asks to wait before it is opened again.
+            accept: Takes one message of this stream; returns whether more are wanted. An error that it raises ends the
+                stream.
+            on_retry: Called with the delay in s that the server asks for before the stream is opened again.
 
         Returns:
-            An answer that `take` has not seen.
+            The answer, if `accept` has not seen it.
 
         Raises:
             BackendError: There was no stream, or it broke.
@@ -167,14 +170,14 @@ class Channel(Protocol):
         ...
 
     async def aclose(self, *, terminate: bool) -> None:
-        """End the connection; `terminate` also ends the backend's session. Cancelled, it is over at once all the
-        same.
+        """End the connection; `terminate` also ends the backend's session. If this is cancelled, the connection ends at
+        once.
         """
         ...
 
 
 class SessionChannel(Channel, Protocol):
-    """A channel that can carry the handshake era, in which the connection has a session."""
+    """A channel for the handshake era, in which the connection has a session."""
 
     @property
     def session_id(self) -> str | None:
@@ -182,51 +185,51 @@ class SessionChannel(Channel, Protocol):
         ...
 
     async def greet(self, ask: Ask, data: bytes) -> RequestOutcome:
-        """Send `initialize`, outside of any session; what the answer assigns is the session from then on.
+        """Send `initialize`, outside of any session. The answer may assign the id of the new session.
 
         Raises:
-            BackendError: As `exchange`; also where the assigned id is none.
+            BackendError: As `exchange`; also if the assigned id is not valid.
         """
         ...
 
     def agree(self, version: str) -> None:
-        """The protocol version was negotiated: it goes out with every message from now on."""
+        """The protocol version was negotiated: send it with every message from now on, if this channel has a place."""
         ...
 
     def resume(self, session_id: str | None, version: str) -> None:
-        """Go on with a session of an earlier connection; the first answer shows whether it is alive."""
+        """Go on with a session of an earlier connection. The first answer shows whether the session is alive."""
         ...
 
     def listen(self, listener: SessionListener | None, *, is_asked: bool) -> None:
-        """Hear what the backend says outside of requests: hold a stream open for it, where that takes one.
+        """Receive the messages that belong to no request; if the channel needs a stream for them, hold it open.
 
         Args:
-            listener: None: nothing needs such a stream.
-            is_asked: Handlers answer the backend's requests, which come by that stream.
+            listener: Told about that stream; None: no stream is needed.
+            is_asked: Handlers answer requests of the backend, which come by that stream.
         """
         ...
 
     async def wait_listening(self) -> None:
-        """Until what is said outside of requests is heard, or will not be for now."""
+        """Wait until the stream for messages outside of requests is open, or known not to open soon."""
         ...
 
     @property
     def listening(self) -> Listening:
-        """Whether what the backend says outside of requests is heard."""
+        """Whether messages that belong to no request are received."""
         ...
 
 
 class SessionListener(Protocol):
-    """Hears how the stream stands by which a session's changes come."""
+    """Told about the stream that brings messages outside of requests."""
 
     def on_first(self) -> None:
         """The stream is open for the first time."""
         ...
 
     def on_missed(self) -> None:
-        """The stream is open again, and nothing of what was said meanwhile is sent again."""
+        """The stream is open again, and messages of the meantime are lost."""
         ...
 
     def on_session_lost(self, detail: str) -> None:
-        """The stream was refused in words that say that the session is gone."""
+        """The refusal of the stream says that the session is gone."""
         ...
