@@ -1,6 +1,7 @@
-"""The built-in connector: every transport, and what is left behind when connecting fails: nothing.
+"""The built-in connector, for the transports that `Backend.transport` names.
 
-An *opening* puts a channel under clients of both eras; the probe finds the era. See `Backend.transport` for the names.
+An *opening* makes a channel and the clients of both eras on it; the probe finds out which of the two is needed. When
+connecting fails or is cancelled, the opening closes the channel: nothing is left of it.
 """
 
 from __future__ import annotations
@@ -40,19 +41,19 @@ from trio_vmcp.settings import FactorySettings
 
 __all__ = ["BuiltInConnector"]
 
-# s. A server of the older HTTP+SSE transport may leave a POST hanging; the SDKs wait this long for a discovery. A third
-# of the time to connect, if that is less, so that the handshake still has its turn.
+# s for `server/discover`, as in the official SDKs: a server of HTTP+SSE may never answer a POST. If a third of the time
+# to connect is less, that third, so that there is time left for the handshake.
 PROBE_TIMEOUT = 10.0
 PROBE_SHARE = 1 / 3
-NOTICE_TIMEOUT = 1.0  # s, for a message that nothing waits for
-PENDING_MESSAGES = 2  # of the largest size: what a backend may have handlers at, in memory and not on the wire
-_SSE_ONLY = (400, 404, 405)  # how a server of 2024-11-05 refuses a POST to its stream's URL
+NOTICE_TIMEOUT = 1.0  # s for a message that no task waits for
+PENDING_MESSAGES = 2  # of the largest size: the memory that the requests which handlers work on may take
+_SSE_ONLY = (400, 404, 405)  # the answers of a server of 2024-11-05 to a POST to the URL of its stream
 
 
 @attrs.define(eq=False)
 class BuiltInConnector:
-    """Connects to backends over whatever transport they have, in whichever era they speak. One connector serves all
-    sessions of a factory, by `for_session`: handlers are told whose backend asks.
+    """Connects to backends over the built-in transports, in both eras. One connector serves all sessions of a factory;
+    `for_session` binds it to one of them, whose id the handlers get.
     """
 
     settings: FactorySettings
@@ -68,7 +69,7 @@ class BuiltInConnector:
         self._built_in = Http11Transport(ssl_context=self._ssl_context)
 
     def for_session(self, session_id: str) -> BackendConnector:
-        """The same, for the backends of one session."""
+        """This connector, for the backends of one session."""
         return partial(self, session_id=session_id)
 
     async def __call__(
@@ -99,16 +100,16 @@ class BuiltInConnector:
                 slots=slots,
                 max_message_bytes=self.settings.max_message_bytes,
             )
-        except (httpx.InvalidURL, UnicodeError):  # from None: either quotes what it chokes on
+        except (httpx.InvalidURL, UnicodeError):  # from None: both quote the value, which may be secret
             raise BackendUnavailable(backend.id, "has a url or a header that HTTP cannot carry") from None
 
     def requests(self, backend: Backend, session_id: str, nursery: trio.Nursery) -> ServerRequests:
-        """What answers one backend of one session. Its tasks run in `nursery`."""
+        """The answers to one backend of one session. Their tasks run in `nursery`."""
         most = PENDING_MESSAGES * self.settings.max_message_bytes
         return ServerRequests(BoundHandlers(self._handlers, session_id, backend.id), nursery, most)
 
     async def tidy(self) -> None:
-        """Close connections that idle for too long. Runs until it is cancelled."""
+        """Close connections that have been idle for too long. Runs until it is cancelled."""
         await self._built_in.tidy()
 
     def close(self) -> None:
@@ -117,22 +118,22 @@ class BuiltInConnector:
 
     @property
     def probe_timeout(self) -> float:
-        """s, for a question that the backend may not know."""
+        """s for `server/discover`, which the backend may not know."""
         return min(PROBE_TIMEOUT, self.settings.backend_init_timeout * PROBE_SHARE)
 
     @property
     def notice_timeout(self) -> float:
-        """s, for a message that nothing waits for."""
+        """s for a message that no task waits for."""
         return min(NOTICE_TIMEOUT, self.settings.teardown_timeout / 2)
 
 
 @attrs.define(eq=False)
 class Parts:
-    """What one connection is made of, whatever its channel.
+    """The parts of one connection that do not depend on its channel.
 
     Attributes:
-        identity: Of the session's opener.
-        nursery: Owns what outlives the call to the connector.
+        identity: The session was opened with it.
+        nursery: Owns the tasks that outlive the call to the connector.
     """
 
     connector: BuiltInConnector
@@ -148,7 +149,7 @@ class Parts:
 
     @property
     def retries(self) -> tuple[float, float]:
-        """s, the first and the longest between two streams for changes."""
+        """s, the first and the longest delay between two streams for changes."""
         settings = self.connector.settings
         return settings.reconnect_delay, settings.reconnect_max_delay
 
@@ -224,9 +225,10 @@ class HttpOpening(Opening):
     async def connect(self, resume: BackendRecord | None) -> BackendClient:
         connector = self._parts.connector
         try:
-            if resume is not None and resume.era == "legacy" and self.backend.era != "modern":  # what is pinned wins
+            # An era that the user has set wins.
+            if resume is not None and resume.era == "legacy" and self.backend.era != "modern":
                 return self._handshake.resume(resume)
-            if resume is not None and self.backend.era == "auto":  # its metadata are as good a hint as the cache's
+            if resume is not None and self.backend.era == "auto":  # the record was modern
                 connector.verdicts.record_verdict(self.endpoint, Verdict.MODERN)
             return await Probe(self, connector.verdicts, connector.probe_timeout).connect()
         except BaseException:
@@ -241,7 +243,7 @@ class HttpOpening(Opening):
         return self._handshake
 
     async def fall_back(self, refused: InitializeRefused) -> BackendClient:
-        """Neither `server/discover` nor `initialize` got an answer of its era; so answers a server of HTTP+SSE."""
+        """The refusals of `server/discover` and `initialize` may be those of a server of HTTP+SSE: try that."""
         outcome = refused.outcome
         if outcome.status not in _SSE_ONLY or not isinstance(outcome, Refusal):
             raise rejection(self.backend.id, INITIALIZE, outcome)
@@ -258,14 +260,14 @@ class HttpOpening(Opening):
         parts = self._parts
         own = Parts(
             parts.connector, parts.backend, parts.identity, parts.nursery, parts.events, parts.session_id
-        )  # the requests of this opening end with its link
+        )  # of their own, since `_close` ends the requests of this opening
         client = await connect_event_stream(own, parts.connector.probe_timeout)
         self._close()
         return client
 
     def _close(self) -> None:
-        # Whatever is known of it so far, the backend's session ends with the attempt. In a task of its own, since the
-        # attempt may have been ended by its deadline, and its slot belongs to the next.
+        # End the backend's session as well. In a task of its own: the attempt may have run out of time, and the next
+        # one waits for its slot.
         start_clean(self._parts.nursery, self._close_session)
 
     async def _close_session(self) -> None:
@@ -275,9 +277,9 @@ class HttpOpening(Opening):
 
 @attrs.define(eq=False)
 class ProcessOpening(Opening):
-    """A child process. No identity: a process has no credentials but its environment."""
+    """A child process. Its requests carry no identity: a process has no credentials but its environment."""
 
-    verdict_on_loss = Verdict.INCONCLUSIVE  # the process has ended, perhaps of that question
+    verdict_on_loss = Verdict.INCONCLUSIVE  # the process has exited, perhaps because of the question
     _parts: Parts = attrs.field(alias="parts")
     endpoint: str = attrs.field(init=False)
     _channel: ProcessChannel = attrs.field(init=False, repr=False)
@@ -309,17 +311,17 @@ class ProcessOpening(Opening):
             if self._stateless is not None:
                 self._stateless.close()
             parts.requests.close()
-            self._channel.close()  # its own task ends the process, which is bounded
+            self._channel.close()  # its task ends the process, within the teardown time
             raise
 
     async def discover(self) -> RequestOutcome:
         try:
             return await self.stateless.discover(None)
-        except BackendUnavailable as error:  # it had ended before
+        except BackendUnavailable as error:  # the process has exited
             return Loss(error.detail)
 
     async def greet(self, *, was_probed: bool) -> HandshakeClient:
-        """With another process, where the question before it has ended the first, as some servers do."""
+        """If the process exited when it was asked `server/discover`, as some servers do, use a new one."""
         if not self._channel.is_lost:
             try:
                 return await self._initialize()
@@ -355,7 +357,7 @@ async def connect_event_stream(parts: Parts, endpoint_timeout: float) -> Handsha
         endpoint_timeout: s, until the stream has named the url to POST to.
 
     Raises:
-        BackendError: There is no such stream, or what comes on it is not MCP.
+        BackendError: There is no such stream, or the backend does not speak MCP on it.
     """
     backend, connector = parts.backend, parts.connector
     channel = EventStream(
@@ -371,8 +373,8 @@ async def connect_event_stream(parts: Parts, endpoint_timeout: float) -> Handsha
         notices=parts.notices(),
         close_timeout=connector.notice_timeout,
     )
-    # Another transport to the same url is another endpoint: a session that was restored over streamable HTTP would take
-    # up a record of this one as a backend session without an id.
+    # Another transport to the same url is another endpoint: else a session that is restored over streamable HTTP would
+    # resume the record of this one as a backend session without an id.
     client = parts.handshake(channel, endpoint_digest(attrs.evolve(backend, transport="sse")))
     start_clean(parts.nursery, channel.serve)
     try:

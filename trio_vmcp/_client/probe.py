@@ -1,4 +1,4 @@
-"""Which era does a backend speak? Asked once for all channels; the verdicts of a factory are kept by endpoint.
+"""The probe finds out which era a backend speaks, over any channel. A factory keeps the verdicts by endpoint.
 
 Source: MCP 2026-07-28, versioning: "try modern first, and look at the body before falling back".
 """
@@ -24,8 +24,8 @@ from trio_vmcp.models import JSON, Backend
 
 __all__ = ["Opening", "Probe", "VerdictCache"]
 
-_MOST_CACHED = 4096  # endpoints; the oldest goes first
-# An answer that is not MCP of the era that was asked for: plain text, 204, a redirect, too much.
+_MOST_CACHED = 4096  # endpoints; the oldest entry is discarded first
+# The answer is not MCP of the era that was asked for: plain text, 204, a redirect, a body that is too long.
 NOT_OF_THIS_ERA = (BackendProtocolError, BackendRejected, MessageTooLarge)
 
 
@@ -37,13 +37,13 @@ class _RunningProbe:
 
 @attrs.define(eq=False)
 class VerdictCache:
-    """The verdicts of one factory, by endpoint. One probe serves all sessions that ask at the same time."""
+    """The verdicts of one factory, by endpoint. Sessions that connect at the same time share one probe."""
 
     _verdicts: dict[str, Verdict] = attrs.field(factory=dict, init=False)
     _running: dict[str, _RunningProbe] = attrs.field(factory=dict, init=False)
 
     def record_verdict(self, endpoint: str, verdict: Verdict) -> None:
-        """The endpoint proved to be of this era, whatever was thought before."""
+        """The endpoint proved to be of this era: replace any verdict on it. INCONCLUSIVE only discards the old one."""
         self._verdicts.pop(endpoint, None)
         if verdict is not Verdict.INCONCLUSIVE:
             self._verdicts[endpoint] = verdict
@@ -51,7 +51,7 @@ class VerdictCache:
                 del self._verdicts[next(iter(self._verdicts))]
 
     async def find_verdict(self, endpoint: str, probe: Callable[[], Awaitable[Verdict]]) -> Verdict:
-        """The verdict on an endpoint. When a probe fails or is cancelled, the next session that waits makes one."""
+        """The verdict on an endpoint. If a probe fails or is cancelled, the next session that waits probes."""
         while True:
             known = self._verdicts.get(endpoint)
             if known is not None:
@@ -75,7 +75,7 @@ class VerdictCache:
 
 
 class Opening(abc.ABC):
-    """One backend on its way to a client, over one kind of channel.
+    """One attempt to connect to a backend over one kind of channel.
 
     Attributes:
         endpoint: The digest that the verdict is kept under.
@@ -96,35 +96,36 @@ class Opening(abc.ABC):
 
     @abc.abstractmethod
     async def discover(self) -> RequestOutcome:
-        """Ask `server/discover`, whatever the answer."""
+        """Send `server/discover` and return its outcome."""
 
     @abc.abstractmethod
     async def greet(self, *, was_probed: bool) -> HandshakeClient:
-        """Shake hands.
+        """Do the handshake.
 
         Args:
-            was_probed: `server/discover` was asked before by this opening.
+            was_probed: This opening has sent `server/discover` before.
 
         Raises:
             InitializeRefused: The backend answered with an error.
         """
 
     async def open_event_stream(self) -> BackendClient:
-        """The endpoint was seen to speak HTTP+SSE (2024-11-05)."""
+        """Connect over HTTP+SSE (2024-11-05): the verdict on the endpoint says so."""
         raise AssertionError("there is no such stream over this channel")
 
     async def fall_back(self, refused: InitializeRefused) -> BackendClient:
-        """The backend answered neither `server/discover` nor `initialize` in its era."""
+        """The backend refused both `server/discover` and `initialize`: connect in another way, or raise."""
         raise rejection(self.backend.id, INITIALIZE, refused.outcome)
 
 
 @attrs.define(eq=False)
 class Probe:
-    """The way of one opening to a client of the right era."""
+    """Finds the client of the right era for one opening."""
 
     _opening: Opening = attrs.field(alias="opening")
     _verdicts: VerdictCache = attrs.field(alias="verdicts")
-    _timeout: float = attrs.field(alias="timeout")  # s, for `server/discover`, which an old server may ignore
+    # S for `server/discover`, which a server of the handshake era may ignore.
+    _timeout: float = attrs.field(alias="timeout")
     _discovered: JSON | None = attrs.field(default=None, init=False, repr=False)
     _was_asked: bool = attrs.field(default=False, init=False)
 
@@ -164,7 +165,7 @@ class Probe:
         if verdict is Verdict.SSE:
             try:
                 return await opening.open_event_stream()
-            except NOT_OF_THIS_ERA:  # the verdict is out of date
+            except NOT_OF_THIS_ERA:  # the cached verdict is out of date
                 verdict = await self._ask_again()
         if verdict is Verdict.MODERN and self._discovered is None:  # another session's probe, perhaps long ago
             verdict = await self._ask_again()
@@ -175,7 +176,7 @@ class Probe:
             return await opening.greet(was_probed=self._was_asked)
         except InitializeRefused as error:
             refused = error
-        if is_modern_error(refused.outcome) or not self._was_asked:  # the verdict is wrong, or may be out of date
+        if is_modern_error(refused.outcome) or not self._was_asked:  # the verdict is wrong, or may be old
             client = self._adopt(await self._ask_again())
             if client is not None:
                 return client
@@ -193,7 +194,7 @@ class Probe:
         return verdict
 
     async def _ask_for_era(self) -> Verdict:
-        """Ask `server/discover`; keeps what a modern server declares of itself."""
+        """Send `server/discover` and judge the outcome. The result of a modern server is kept for `_adopt`."""
         self._was_asked = True
         with trio.move_on_after(self._timeout):
             try:
