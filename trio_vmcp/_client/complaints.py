@@ -1,4 +1,4 @@
-"""What a backend does wrong at the pace of its wire, in a log that must not fill at that pace."""
+"""Log records about mistakes of a backend, limited in number: a mistake may be repeated with every message."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ __all__ = ["Complaints"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
-MOST_COMPLAINTS = 100  # of one kind that are worth a record each
+MOST_COMPLAINTS = 100  # of one kind that are logged
 
 
 @attrs.define(eq=False)
 class Complaints:
-    """About one connection. The first of a kind is a warning: servers that do such a thing do it without end."""
+    """The complaints about one connection. Of each kind, the first is a warning, and later ones are debug records."""
 
-    _made: dict[str, int] = attrs.field(factory=dict, init=False)  # by text: ours, so there are few
+    _made: dict[str, int] = attrs.field(factory=dict, init=False)  # by text
 
     def make(self, text: str, *args: object) -> None:
         """
         Args:
-            text: With places for `args`, as in logging. One text is one kind.
+            text: With places for `args`, as in logging. Each text is a kind of complaint.
         """
         made = self._made[text] = self._made.get(text, 0) + 1
         if made <= MOST_COMPLAINTS:

@@ -1,4 +1,4 @@
-"""What this client can do for a backend: which handler answers what, and what becomes of its answer. No transport."""
+"""The handlers of a session, for one backend: which handler answers a request, and how its answer is checked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger("trio_vmcp.client")
 METHOD_NOT_FOUND, INVALID_PARAMS, INTERNAL_ERROR = -32601, -32602, -32603
 MOST_QUOTED = 128  # characters of a method that a backend made up
 
-# `form` and `url` since 2025-11-25; versions before know an object without members, and ignore these.
+# `form` and `url` since 2025-11-25; servers of earlier versions ignore the members of this object.
 _DECLARED: JSON = {"sampling": {}, "elicitation": {"form": {}, "url": {}}, "roots": {}}
 # "The client MUST return an error if this field is provided but sampling.tools is not declared" (schema, 2025-11-25).
 _SAMPLING_TOOLS = ("tools", "toolChoice")
@@ -31,7 +31,7 @@ _SAMPLING_TOOLS = ("tools", "toolChoice")
 
 @attrs.define(eq=False)
 class ServerRequestError(Exception):
-    """What a backend asked for is not given. The text goes to the backend, so it holds nothing of ours."""
+    """The JSON-RPC error that a request of a backend is answered with. Its text is sent, so it must hold no secrets."""
 
     code: int
     message: str
@@ -45,8 +45,8 @@ class BoundHandlers:
     """The handlers of one session, for one of its backends.
 
     Attributes:
-        capabilities: What is declared to the backend: an object for each handler that was given.
-        has_log: Its log messages have somewhere to go.
+        capabilities: The client capabilities that are declared to the backend: one for each handler that was given.
+        has_log: There is a handler for log messages.
     """
 
     client_handlers: ClientHandlers
@@ -62,7 +62,7 @@ class BoundHandlers:
         return self.client_handlers.log is not None
 
     def refuse_request(self, method: str, params: JSON) -> ServerRequestError | None:
-        """Why this request is not for a handler; None: it is."""
+        """The error for a request that no handler can answer; None: there is a handler for it."""
         kind = QUESTIONS.get(method)
         if kind is None or self._handler(kind) is None:
             return ServerRequestError(METHOD_NOT_FOUND, "this client offers no such capability")
@@ -81,17 +81,17 @@ class BoundHandlers:
         outer: RequestNote | None,
         slot: ConnectionSlot | None,
     ) -> JSON:
-        """Run the handler. To be called in a task of its own, whose context it changes.
+        """Run the handler for a request. Call this in a new task, since it changes the context of the task.
 
         Args:
-            outer: The note of the task that heard the request: what the handler runs inside of.
-            slot: What the handler's own calls share, as long as it is held.
+            outer: The note of the call that the request belongs to: the handler runs inside of that call.
+            slot: The connection slot that requests of the handler share while the slot is held.
 
         Returns:
             A JSON object that can be sent.
 
         Raises:
-            ServerRequestError: There is no answer. What the handler raised is in the log, by its kind.
+            ServerRequestError: There is no answer. If the handler raised an error, its type is in the log.
         """
         refused = self.refuse_request(method, params)
         if refused is not None:
@@ -117,10 +117,10 @@ class BoundHandlers:
         outer: RequestNote | None,
         slot: ConnectionSlot | None,
     ) -> Any:
-        """What the handler of this kind returns.
+        """Run the handler of this kind, and return its result.
 
         Raises:
-            ServerRequestError: It raised something.
+            ServerRequestError: The handler raised an error.
         """
         handler = self._handler(kind)
         assert handler is not None
@@ -148,7 +148,7 @@ class BoundHandlers:
 
 
 def _with_defaults(params: JSON, result: JSON) -> JSON:
-    """A form that was accepted, with the schema's defaults for what was left out; whatever else it is, as it is.
+    """If a form was accepted, fill in the defaults of its schema for the fields that were left out.
 
     Source: MCP 2025-11-25, elicitation (SEP-1034). A form has one level: properties of primitive types.
     """

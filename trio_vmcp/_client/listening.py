@@ -1,4 +1,4 @@
-"""One loop for every stream that a client holds open to hear of changes, and when it is opened again.
+"""One loop for every stream that a client holds open for notifications, and the delays before the stream is reopened.
 
 The GET of the handshake era and `subscriptions/listen` of the modern one are such streams.
 """
@@ -31,30 +31,30 @@ logger = logging.getLogger("trio_vmcp.client")
 
 Listening: TypeAlias = Literal["none", "open", "retrying", "ended"]
 """
-none      nothing needs a stream, the backend offers none, or its first answer is not here yet
-open      changes are heard of
-retrying  the stream broke or ended, and is opened again
-ended     the stream ended too often in a row: changes are no longer heard of, calls work as ever
+none      no stream is needed, the backend offers none, or it has not answered yet
+open      notifications are received
+retrying  the stream broke or ended, and will be opened again
+ended     the stream ended too often in a row and is not opened again; calls work as before
 """
 
 LEAST_RETRY, MOST_RETRY = 0.1, 60.0  # s, whatever a backend asks for with `retry`
-MOST_FRUITLESS = 10  # reconnects in a row to a stream that brings nothing
-# s. A stream that was held for so long did what it is for, though there was nothing to say: proxies end idle streams,
-# commonly after 55 s and more. Opened again at this pace it is no storm.
+MOST_FRUITLESS = 10  # attempts in a row to open a stream that brings nothing
+# s. A stream that was open for so long was of use, even if it brought nothing: proxies end idle streams, commonly after
+# 55 s or more. One attempt in that time is no load for a backend.
 HELD_LONG = 30.0
-_AWAY = frozenset({502, 503, 504})  # a gateway answers for a backend that does not
+_AWAY = frozenset({502, 503, 504})  # a gateway answers, and the backend behind it does not
 _JITTER = 0.2
 
 
 @attrs.define
 class StreamBackoff:
-    """When a stream that ended is opened again, and when no more.
+    """The delays between attempts to open a stream, and the end of the attempts.
 
-    Every end counts, clean or not: a server that closes at once, for ever, must not be asked for ever.
+    Clean ends count, too: a server that closes every stream at once must not be asked for ever.
 
     Attributes:
-        first, most: s between two attempts; doubled from one to the other, ±20 %.
-        retry: s, as the stream last asked; kept at the first attempt, and at least kept at the next ones.
+        first, most: s, the first and the longest delay; doubled from one to the other, ±20 %.
+        retry: s that the server asked for last: the delay before the first attempt, and the least before later ones.
     """
 
     first: float
@@ -63,11 +63,11 @@ class StreamBackoff:
     _fruitless: int = attrs.field(default=0, init=False)
 
     def note_use(self) -> None:
-        """The stream was of use: what went wrong before is forgotten."""
+        """The stream was of use: the attempts before it no longer count."""
         self._fruitless = 0
 
     def note_error(self, error: BackendError) -> None:
-        """An attempt ended in this error."""
+        """An attempt failed with this error."""
         if isinstance(error, BackendUnavailable) and not error.may_have_executed:
             self._keep_trying()
 
@@ -77,13 +77,13 @@ class StreamBackoff:
             self._keep_trying()
 
     def _keep_trying(self) -> None:
-        """A backend that cannot be reached says nothing about its streams: go on at the slowest pace, and never give
-        up. Else nothing would find out that the backend is back.
+        """The backend is not reachable, which is no verdict on the stream. Go on at the slowest pace without an end, or
+        the stream would stay closed after the backend is back.
         """
         self._fruitless = min(self._fruitless, MOST_FRUITLESS - 1)
 
     def next_delay(self) -> float | None:
-        """s until the next attempt; None: there is none."""
+        """s until the next attempt; None: there are no more attempts."""
         if self._fruitless >= MOST_FRUITLESS:
             return None
         backoff = min(self.first * 2.0**self._fruitless, self.most) * random.uniform(1 - _JITTER, 1 + _JITTER)
@@ -96,13 +96,13 @@ class StreamBackoff:
 
 @attrs.define(eq=False, kw_only=True)
 class HeldStream(abc.ABC):
-    """One task that holds a stream open, and opens it again for as long as there is backoff. No request fails with it:
-    without the stream, changes are not heard of.
+    """A task that holds a stream open for notifications, and opens it again when it ends.
+
+    If the stream fails, no request fails: only the notifications are missing.
 
     Attributes:
-        listening: Whether changes are heard of.
-        settled: Set when the stream is open for the first time, or will not be open at once.
-        is_running: Messages may still come by the stream.
+        settled: Set when the first attempt to open the stream has succeeded or failed.
+        is_running: Messages may still arrive by the stream.
     """
 
     backend_id: str
@@ -118,7 +118,7 @@ class HeldStream(abc.ABC):
         self._scope.cancel(reason="nothing is heard by this stream any more")
 
     async def run(self) -> None:
-        """Hold the stream, until it is closed, not offered, or given up."""
+        """Hold the stream until it is closed, is not offered, or has ended too often."""
         try:
             with self._scope:
                 await self._hold()
@@ -142,10 +142,10 @@ class HeldStream(abc.ABC):
 
     @abc.abstractmethod
     async def open_once(self) -> bool:
-        """Open the stream and take what comes, to its end. Returns whether to open it again."""
+        """Open the stream and take its messages until it ends. Returns whether to open it again."""
 
     def note_ended(self, opened_at: float) -> None:
-        """A stream that was opened then has ended."""
+        """A stream has ended that was opened at this time."""
         if trio.current_time() - opened_at >= HELD_LONG:
             self.backoff.note_use()
 

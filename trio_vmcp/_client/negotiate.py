@@ -1,4 +1,4 @@
-"""What this client says of itself in a handshake, and what it accepts of a server's answer."""
+"""The description of this client in a handshake, and the checks of the server's answer."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from trio_vmcp.models import JSON
 __all__ = ["CLIENT_INFO", "declared_capabilities", "negotiated"]
 
 CLIENT_INFO = {"name": "trio-vmcp", "version": distribution.version("trio-vmcp")}
-# As JSON. Capabilities go into the metadata: a row that one backend made too large could not be written for any.
+# As JSON. Capabilities are stored in the metadata: one backend must not make the row too large to be written.
 MAX_CAPABILITIES_BYTES = 64 * 1024
 
 
 def negotiated(backend_id: str, result: JSON) -> tuple[str, JSON]:
-    """The version that an answer to `initialize` settles on, and the capabilities it declares.
+    """The protocol version and the server capabilities in an answer to `initialize`.
 
     Raises:
-        BackendProtocolError: A version that we do not speak, or capabilities that are no object.
+        BackendProtocolError: This client does not speak the version, or the capabilities are no object.
         MessageTooLarge: As in `declared_capabilities`.
     """
     version = result.get("protocolVersion")
@@ -31,7 +31,7 @@ def negotiated(backend_id: str, result: JSON) -> tuple[str, JSON]:
 
 
 def declared_capabilities(backend_id: str, method: str, result: JSON) -> JSON:
-    """What a server declared of itself in its answer to `method`.
+    """The capabilities that a server declares in its answer to `method`.
 
     Raises:
         BackendProtocolError: The capabilities are no object.

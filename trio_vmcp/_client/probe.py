@@ -124,7 +124,7 @@ class Probe:
 
     _opening: Opening = attrs.field(alias="opening")
     _verdicts: VerdictCache = attrs.field(alias="verdicts")
-    # S for `server/discover`, which a server of the handshake era may ignore.
+    # s for `server/discover`, which a server of the handshake era may ignore.
     _timeout: float = attrs.field(alias="timeout")
     _discovered: JSON | None = attrs.field(default=None, init=False, repr=False)
     _was_asked: bool = attrs.field(default=False, init=False)

@@ -1,7 +1,7 @@
-"""Requests in several rounds (2026-07-28): an answer may ask for input, and the request is sent again with it.
+"""Requests in several rounds: an answer may ask for input, and then the request is sent again with the input.
 
-Source: MCP 2026-07-28, multi round-trip requests. What a round brings belongs to this request alone, so it is in the
-frames here and nowhere else.
+Source: MCP 2026-07-28, multi round-trip requests. The state of a round belongs to one request, so it is kept in local
+variables only.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from trio_vmcp.models import JSON
 
 __all__ = ["MOST_ROUNDS", "AskAgain", "finish_rounds", "is_complete"]
 
-MOST_ROUNDS = 10  # as the official SDKs; after so many answers with input, one more question is an error
-MOST_INPUTS = 16  # of one round: each has a handler of its own
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.25  # s before the next round where nothing was asked: "still waiting"
+MOST_ROUNDS = 10  # as in the official SDKs; the next question is an error
+MOST_INPUTS = 16  # of one round; each runs a handler
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.25  # s before the next round if this one asked nothing
 AskAgain: TypeAlias = Callable[[JSON], Awaitable[JSON]]
 """Sends the same request with these params, under a new id, and returns its result."""
 
 
 def is_complete(backend_id: str, method: Method, result: JSON) -> bool:
-    """Is this result the end of its request, or a question?
+    """Whether this result ends its request; False: it asks for input.
 
     Raises:
         BackendProtocolError: It is neither.
@@ -49,14 +49,15 @@ def is_complete(backend_id: str, method: Method, result: JSON) -> bool:
 
 
 async def finish_rounds(first: JSON, ask: Ask, method: Method, ask_again: AskAgain, handlers: BoundHandlers) -> JSON:
-    """The result of a request whose first answer, `first`, asked for input.
+    """Run rounds until the request has a result. Its first answer, `first`, asks for input.
 
-    The caller's deadline and cancel hold over all of it, the handlers included.
+    The deadline and the cancellation of the call include all rounds and their handlers.
 
     Raises:
-        BackendProtocolError: Asks for what was not declared or makes no sense, or goes on for over MOST_ROUNDS rounds.
-        BackendRejected: A handler failed: there is no way to tell the backend.
-        BackendError: A round failed. `may_have_executed` in any case: the rounds before were acted on.
+        BackendProtocolError: The backend asks for input that was not declared or is malformed, or for more than
+            MOST_ROUNDS rounds.
+        BackendRejected: A handler failed. This era has no message that says so to the backend.
+        BackendError: A round failed. `may_have_executed` is True, since the backend has acted on the rounds before.
     """
     backend_id, name, answer, pause = handlers.backend_id, ask.method, first, FIRST_PAUSE
     for _ in range(MOST_ROUNDS):
@@ -81,11 +82,11 @@ async def finish_rounds(first: JSON, ask: Ask, method: Method, ask_again: AskAga
 
 @attrs.frozen
 class _Round:
-    """What one answer asks for.
+    """The input that one answer asks for.
 
     Attributes:
         inputs: Method and params, by the backend's key.
-        state: To be sent back as it is, and not to be looked at; None: there is none.
+        state: Sent back unchanged with the next round; None: there is none.
     """
 
     inputs: dict[str, tuple[str, JSON]]
@@ -104,7 +105,7 @@ def _read(answer: JSON, backend_id: str, method: str, handlers: BoundHandlers) -
         raise _protocol_error(backend_id, method, f"for {len(requests)} inputs at once; {MOST_INPUTS} are the most")
     try:
         encode_result(0, {"state": state, "keys": list(requests)})
-    except NotJson:  # its mistake, not the caller's: a lone surrogate
+    except NotJson:  # a lone surrogate, which is the backend's mistake and not the caller's
         raise _protocol_error(backend_id, method, "for input under a name or state that cannot be sent back") from None
     inputs: dict[str, tuple[str, JSON]] = {}
     for key, request in requests.items():
@@ -126,10 +127,10 @@ def _read(answer: JSON, backend_id: str, method: str, handlers: BoundHandlers) -
 async def _fulfil(
     inputs: dict[str, tuple[str, JSON]], method: str, handlers: BoundHandlers, caller: Identity | None
 ) -> dict[str, JSON]:
-    """Run all handlers side by side; the responses by the same keys."""
+    """Run all handlers in parallel. Returns the responses by the same keys."""
     responses: dict[str, JSON] = {}
     failed: list[str] = []
-    # Handlers share what this task holds of a connection limit: nothing, as a rule, since no exchange is open now.
+    # No exchange of this call is open now, so its handlers hold a slot only if the call itself runs inside another one.
     outer, slot = current_note.get(), current_slot.get()
 
     async def answer(key: str, wanted: str, given: JSON) -> None:

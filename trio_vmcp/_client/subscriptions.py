@@ -1,12 +1,12 @@
-"""`subscriptions/listen` of the modern era: one request that stays open and brings the changes asked for.
+"""`subscriptions/listen` of the modern era: a request that stays open and brings notifications of changes.
 
-Over HTTP its response is a stream of its own, over stdio its messages are among all others: see `Channel.hold`.
+Over HTTP its response is a stream of its own; over stdio its messages arrive among all others (see `Channel.hold`).
 
-What is asked for cannot be changed on an open stream. To change the set of subscribed resources, another stream is
-opened, and the one before ends once the new one is acknowledged: nothing is missed in between.
+The subscriptions of an open stream cannot be changed. So another stream is opened for the new set, and the stream
+before is closed once the new one is acknowledged: no notification is missed in between.
 
-Source: MCP 2026-07-28, subscriptions. The page contradicts itself on how a stream ends: a result, a `cancelled`, and an
-end without a message are all taken.
+Source: MCP 2026-07-28, subscriptions. The page contradicts itself on the end of a stream, so all three are accepted: a
+result, `notifications/cancelled`, and an end without a message.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ __all__ = ["Subscriptions"]
 logger = logging.getLogger("trio_vmcp.client")
 
 METHOD_NOT_FOUND, INVALID_PARAMS = -32601, -32602
-_NOT_OFFERED = frozenset({404, 405, 406, 501, METHOD_NOT_FOUND})  # HTTP's ways to say it, and JSON-RPC's
-# s from the request to the acknowledgement, which is the first message. Behind it there is no limit: a stream may be
-# silent for days.
+_NOT_OFFERED = frozenset({404, 405, 406, 501, METHOD_NOT_FOUND})  # HTTP statuses, and a JSON-RPC code
+# s from the request to the acknowledgement, which is the first message. Later there is no limit: a stream may be silent
+# for days.
 ACKNOWLEDGE_TIMEOUT = 30.0
 
 Compose: TypeAlias = Callable[[str, JSON], tuple[Ask, bytes, Headers]]
-"""A request of this method with these params: its body, and its headers."""
+"""Makes a request of this method with these params; returns its body and headers, too."""
 
 
 @attrs.frozen
 class Wanted:
-    """What a stream is to bring: kinds of lists, and resources."""
+    """The subscriptions of one stream: to kinds of lists, and to resources."""
 
     kinds: tuple[Kind, ...]
     uris: tuple[str, ...]
@@ -74,7 +74,7 @@ class Wanted:
         return {"notifications": wanted}
 
     def honoured_by(self, acknowledgement: JSON) -> Wanted:
-        """The part of it that a server has agreed to."""
+        """The subscriptions that the server has acknowledged."""
         agreed = acknowledgement.get("notifications")
         if not isinstance(agreed, dict):
             return Wanted((), ())
@@ -88,18 +88,18 @@ class Wanted:
 
 @attrs.define(eq=False, kw_only=True)
 class Subscriptions:
-    """The changes that one backend tells one client of."""
+    """The subscriptions of one client to changes of one backend."""
 
     _channel: Channel = attrs.field(alias="channel", repr=False)
     _compose: Compose = attrs.field(alias="compose", repr=False)
     _on_event: Callable[[str, JSON], None] = attrs.field(alias="on_event", repr=False)
-    # Told of the kinds of lists whose changes are heard of from now on.
+    # Called when a stream opens, with the kinds of lists that it reports changes of.
     _on_heard: Callable[[tuple[Kind, ...]], None] = attrs.field(alias="on_heard", repr=False)
     _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
-    _retries: tuple[float, float] = attrs.field(alias="retries")  # s, the first and the longest
+    _retries: tuple[float, float] = attrs.field(alias="retries")  # s, the first and the longest delay
     _kinds: tuple[Kind, ...] = attrs.field(default=(), init=False)
     _current: _Subscription | None = attrs.field(default=None, init=False)
-    _trial: _Subscription | None = attrs.field(default=None, init=False)  # it becomes the current one, or is closed
+    _trial: _Subscription | None = attrs.field(default=None, init=False)  # it becomes `_current`, or is closed
     _changing: trio.Lock | None = attrs.field(default=None, init=False, repr=False)
     _closed: bool = attrs.field(default=False, init=False)
 
@@ -112,7 +112,7 @@ class Subscriptions:
         return () if self._current is None else self._current.wanted.uris
 
     def open(self, kinds: tuple[Kind, ...]) -> None:
-        """Hear of changes of these kinds of lists from now on, and of the resources subscribed to so far."""
+        """Subscribe to these kinds of lists, and again to the resources so far."""
         self._kinds = kinds
         before, wanted = self._current, Wanted(kinds, self.uris)
         self._current = self._start(wanted, is_trial=False) if wanted else None
@@ -120,18 +120,18 @@ class Subscriptions:
             before.close()
 
     def close(self) -> None:
-        """End every stream, without waiting; none is opened any more."""
+        """End every stream, without waiting, and open no more."""
         self._closed = True
         for stream in (self._current, self._trial):
             if stream is not None:
                 stream.close()
 
     async def subscribe(self, uri: str) -> None:
-        """Hear of changes of a resource.
+        """Subscribe to a resource.
 
         Raises:
-            BackendRejected: The backend does not offer it.
-            BackendError: It did not answer; the subscriptions are as before.
+            BackendRejected: The backend does not offer a subscription to this resource.
+            BackendError: The backend did not acknowledge. The subscriptions are as before.
         """
         async with self._one_at_a_time():
             if uri in self.uris and self.listening == "open":
@@ -140,7 +140,7 @@ class Subscriptions:
             await self._change(uris, uri)
 
     async def unsubscribe(self, uri: str) -> None:
-        """Hear of it no more.
+        """End the subscription to a resource.
 
         Raises:
             BackendError: As for `subscribe`.
@@ -168,7 +168,7 @@ class Subscriptions:
                 self._trial = None
         self._current = trial
         if before is not None:
-            # The stream before would have told of its gap once it was open again.
+            # The stream before was closed while it had a gap, which it would have reported when it was open again.
             if trial is not None and before.listening in ("retrying", "ended"):
                 report_missed(self._on_event, trial.heard_of.kinds, trial.heard_of.uris)
             before.close()
@@ -178,7 +178,7 @@ class Subscriptions:
             raise BackendUnavailable(self._channel.backend_id, "cannot be listened to: its connection is closed")
         encode_request(
             0, LISTEN, wanted.params()
-        )  # here, so that what cannot be sent is the caller's error, and not one of the task
+        )  # params that cannot be sent are an error of the caller: raise it here and not in the task
         stream = _Subscription(
             backend_id=self._channel.backend_id,
             backoff=StreamBackoff(*self._retries),
@@ -196,12 +196,12 @@ class Subscriptions:
 
 @attrs.define(eq=False, kw_only=True)
 class _Subscription(HeldStream):
-    """One stream for one set of wishes.
+    """One stream for one set of subscriptions.
 
     Attributes:
-        is_trial: A caller waits for the first acknowledgement: the first attempt is then the only one before it.
-        honoured: By the last acknowledgement.
-        problem: Why there was none.
+        is_trial: A caller waits for the first acknowledgement, so there is only one attempt to get it.
+        honoured: The subscriptions of the last acknowledgement; None: there was none.
+        problem: The reason for a missing acknowledgement.
     """
 
     _channel: Channel = attrs.field(alias="channel", repr=False)
@@ -212,7 +212,7 @@ class _Subscription(HeldStream):
     is_trial: bool
     honoured: Wanted | None = attrs.field(default=None, init=False)
     problem: BackendError | None = attrs.field(default=None, init=False)
-    # Of the request that is out now.
+    # The id of the open request.
     _request_id: int = attrs.field(default=0, init=False)
     _acknowledging: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _is_acknowledged: bool = attrs.field(default=False, init=False)
@@ -223,10 +223,10 @@ class _Subscription(HeldStream):
         return self.honoured or Wanted((), ())
 
     def require(self, uri: str | None) -> None:
-        """Raise what became of a trial, if it is not what was wanted.
+        """Check the acknowledgement of a trial.
 
         Raises:
-            BackendError: There was no acknowledgement, or it leaves `uri` out.
+            BackendError: There was no acknowledgement, or it does not include `uri`.
         """
         if self.honoured is None:
             raise self.problem or BackendUnavailable(self.backend_id, "closed a stream before it acknowledged it")
@@ -262,7 +262,7 @@ class _Subscription(HeldStream):
         return again and not (self.is_trial and self.honoured is None)
 
     def _judge(self, outcome: Answer | Refusal | None) -> bool:
-        """Whether another stream is of use, after what ended this one."""
+        """Whether to open another stream after this outcome."""
         if outcome is None or (isinstance(outcome, Answer) and isinstance(outcome.reply, Result)):
             return not self._is_acknowledged or bool(self.honoured)
         self.problem = rejection(self.backend_id, LISTEN, outcome)
@@ -277,10 +277,10 @@ class _Subscription(HeldStream):
         self.backoff.retry = retry
 
     def _accept(self, message: Message) -> bool:
-        """One message of the stream. False: no more is wanted.
+        """Take one message of the stream; returns whether more are wanted.
 
         Raises:
-            BackendProtocolError: The message has no place there.
+            BackendProtocolError: The message came before the acknowledgement.
         """
         match message:
             case Result() | ErrorReply():
@@ -291,7 +291,7 @@ class _Subscription(HeldStream):
                 return not same_id(message.params.get("requestId"), self._request_id)
             case Notification() if self._is_own(message.params):
                 return self._accept_own(message.method, message.params)
-            case _:  # a request, which servers must not send here, or a message of another subscription
+            case _:  # a request, which servers must not send here, or a message for another subscription
                 pass
         if not self._is_acknowledged:
             detail = f"answered {LISTEN!r} with something else before {ACKNOWLEDGED!r}"
