@@ -305,7 +305,7 @@ class ProcessOpening(Opening):
         try:
             await self._channel.start(parts.nursery)
             client = await Probe(self, parts.connector.verdicts, parts.connector.probe_timeout).connect()
-            self._channel.report_loss()
+            self._channel.mark_connected()
             return client
         except BaseException:
             if self._stateless is not None:
@@ -383,7 +383,7 @@ async def connect_event_stream(parts: Parts, endpoint_timeout: float) -> Handsha
             await client.initialize(parts.identity)
         except InitializeRefused as refused:
             raise rejection(backend.id, INITIALIZE, refused.outcome) from None
-        channel.report_loss()
+        channel.mark_connected()
         return client
     except BaseException:
         parts.requests.close()

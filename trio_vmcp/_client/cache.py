@@ -1,8 +1,8 @@
-"""Results that a backend of the modern era allows to be kept (`ttlMs`, `cacheScope`), shared by a factory's sessions.
+"""Results that a backend of the modern era allows to be cached (`ttlMs`, `cacheScope`), shared by a factory's sessions.
 
-What is kept is JSON, as bytes: whoever finds it gets an object of his own, so that no session can change another's. A
-result is found by who would have been given it: by the endpoint, what is sent along with every request there, the
-request itself, and the principal that asks, unless the server calls the result public.
+Results are kept as encoded JSON: each session gets an object of its own, so no session can change the object of
+another. The key of a result is all that the server may have used to make it: the endpoint, the headers of every request
+to the backend, the request itself, and the principal of the caller, unless the server says that the result is public.
 
 Source: MCP 2026-07-28, caching.
 """
@@ -26,18 +26,19 @@ from trio_vmcp.models import JSON, Backend
 __all__ = ["BackendCache", "Fetch", "ResponseCache"]
 
 LONGEST = 24 * 60 * 60.0  # s, whatever a server says
-# Bytes of JSON and of its keys, and results. One endpoint gets a part, so that a greedy one pushes out its own alone.
+# Bytes of JSON with its keys, and the number of results. Each endpoint has a limit of its own, so that one endpoint
+# with many results discards only its own.
 MOST_BYTES, MOST_RESULTS = 64 * 1024 * 1024, 4096
 MOST_BYTES_EACH, MOST_RESULTS_EACH = 8 * 1024 * 1024, 512
-_OVERHEAD_BYTES = 512  # of a result beside its text, roughly
+_OVERHEAD_BYTES = 512  # of a result besides its text, roughly
 
-_SALT = secrets.token_bytes(32)  # header values are secrets: what is kept of them is of no use outside of this process
+_SALT = secrets.token_bytes(32)  # header values are secrets: their digests are of no use outside of this process
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-_UTF8 = ("utf-8", "surrogatepass")  # half a surrogate pair is kept as it came
+_UTF8 = ("utf-8", "surrogatepass")  # a lone surrogate is kept as received
 _canonical = json.JSONEncoder(separators=(",", ":"), sort_keys=True)
 
-_Who: TypeAlias = tuple[str, str] | tuple[()] | None  # a principal; nobody; None: anybody
-_Key: TypeAlias = tuple[bytes, str, str, _Who]  # variant, method, params, whose
+_Principal: TypeAlias = tuple[str, str] | tuple[()] | None  # issuer and subject; (): anonymous; None: public
+_Key: TypeAlias = tuple[bytes, str, str, _Principal]  # variant, method, params, principal
 
 
 @attrs.frozen
@@ -45,34 +46,35 @@ class _Entry:
     json: bytes = attrs.field(repr=False)
     expires_at: float  # by trio.current_time()
     size: int
-    uri: str  # of a resource
-    following: str | None  # the params of the next page of a list
+    uri: str  # of a resource; else empty
+    following: str | None  # the params of the next page of a list; None: this is the last page
 
 
 @attrs.define(eq=False)
 class Fetch:
-    """A request on its way, whose result may be kept when it is here."""
+    """A request in flight. Its result may be kept when it arrives."""
 
     _cache: BackendCache = attrs.field(alias="cache")
     method: str
     params: str
     uri: str
     identity: Identity | None
-    is_outdated: bool = attrs.field(default=False, init=False)  # something changed since it was sent
+    # A notification since then says that the result may be old.
+    is_outdated: bool = attrs.field(default=False, init=False)
 
     def keep(self, result: JSON) -> None:
-        """The result is here."""
+        """Keep the result, if nothing has changed since the request was sent."""
         if not self.is_outdated:
             self._cache.keep_result(self, result)
 
     def close(self) -> None:
-        """It is here, or will not come."""
+        """The request has ended, with a result or without."""
         self._cache.close_fetch(self)
 
 
 @attrs.define(eq=False)
 class _Shelf:
-    """What is kept of one endpoint, the oldest first."""
+    """The results of one endpoint, the oldest first, and its requests in flight."""
 
     entries: dict[_Key, _Entry] = attrs.field(factory=dict)
     fetches: set[Fetch] = attrs.field(factory=set)
@@ -81,7 +83,7 @@ class _Shelf:
 
 @attrs.define(eq=False)
 class ResponseCache:
-    """One for a factory."""
+    """The cache of one factory."""
 
     _shelves: dict[str, _Shelf] = attrs.field(factory=dict, init=False, repr=False)  # by endpoint
     _size: int = attrs.field(default=0, init=False)
@@ -96,9 +98,9 @@ class ResponseCache:
         return self._count
 
     def of(self, backend: Backend, version: str) -> BackendCache:
-        """What is kept of one backend, as its configuration sees it: other headers are other credentials."""
+        """The part of the cache for one backend configuration: other headers may be other credentials."""
         variant = hashlib.blake2b(key=_SALT, digest_size=16)
-        # The id, since credentials are asked for by backend.
+        # With the id: `OutgoingAuth` may give another backend id other credentials.
         for part in (version, backend.id, *(text for pair in sorted(backend.headers.items()) for text in pair)):
             data = part.encode("utf-8", "surrogatepass")
             variant.update(len(data).to_bytes(8, "big") + data)
@@ -133,7 +135,7 @@ class ResponseCache:
             self._remove(largest, self._shelves[largest], next(iter(self._shelves[largest].entries)))
 
     def discard(self, endpoint: str, matches: Callable[[str, str], bool]) -> None:
-        """Forget what matches by method and uri, also what is on its way."""
+        """Discard the results that match by method and uri, those of requests in flight included."""
         shelf = self._shelves.get(endpoint)
         if shelf is None:
             return
@@ -161,17 +163,17 @@ class ResponseCache:
 
 @attrs.frozen
 class BackendCache:
-    """What may be known of one backend without asking it."""
+    """The cached results of one backend."""
 
     _cache: ResponseCache = attrs.field(alias="cache", repr=False)
     _endpoint: str = attrs.field(alias="endpoint")
     _variant: bytes = attrs.field(alias="variant", repr=False)
 
     def find(self, method: str, params: JSON, identity: Identity | None) -> JSON | None:
-        """A result that is still fresh, as if it had just come; None: ask.
+        """A result that is still fresh; None: the backend must be asked.
 
-        A page is found only with all that follow it: a cursor out of an old page may be dead, and who asks for the rest
-        of a list with it would have to begin again.
+        A page of a list is found only if all pages behind it are cached, too. The cursor in an old page may no longer
+        be valid, and a listing that used it for the next page would fail.
         """
         text = _params_key(method, params)
         if text is None:
@@ -184,18 +186,20 @@ class BackendCache:
                 result: JSON = json.loads(found.json.decode(*_UTF8))
                 return result
             entry = self._entry(method, entry.following, identity)
-        return None  # cursors that go round in a circle
+        return None  # the cursors form a circle
 
     def _entry(self, method: str, text: str, identity: Identity | None) -> _Entry | None:
-        for whose in (_who(identity), None):
-            entry = self._cache.find(self._endpoint, (self._variant, method, text, whose))
+        for principal in (_principal(identity), None):
+            entry = self._cache.find(self._endpoint, (self._variant, method, text, principal))
             if entry is not None:
                 return entry
         return None
 
     def begin_fetch(self, method: str, params: JSON, identity: Identity | None) -> Fetch | None:
-        """Say that this is asked for now: whatever changes meanwhile may not be in the result. None: it is not for
-        keeping.
+        """A request is about to be sent. If a change is reported before its result arrives, the result is not kept.
+
+        Returns:
+            None: The result of such a request is never kept.
         """
         text = _params_key(method, params)
         if text is None:
@@ -211,24 +215,25 @@ class BackendCache:
             return
         try:
             data = _encoder.encode(result).encode(*_UTF8)
-        except RecursionError:  # it was parsed, so `max_json_depth` is near what the parser can do
+        except RecursionError:  # nested as deep as the parser goes, which is deeper than the encoder does
             return
         cursor = result.get("nextCursor") if isinstance(METHODS[fetch.method], ListMethod) else None
         following = None if cursor is None else _canonical.encode({**json.loads(fetch.params), "cursor": cursor})
         size = len(data) + len(fetch.params) + len(following or "") + _OVERHEAD_BYTES
         if size <= MOST_BYTES_EACH:
-            whose = None if result.get("cacheScope") == "public" else _who(fetch.identity)
+            principal = None if result.get("cacheScope") == "public" else _principal(fetch.identity)
             entry = _Entry(data, trio.current_time() + seconds, size, fetch.uri, following)
-            self._cache.put(self._endpoint, (self._variant, fetch.method, fetch.params, whose), entry)
+            self._cache.put(self._endpoint, (self._variant, fetch.method, fetch.params, principal), entry)
 
     def close_fetch(self, fetch: Fetch) -> None:
         self._cache.close_fetch(self._endpoint, fetch)
 
     def note_change(self, method: str, params: JSON) -> None:
-        """The backend has sent this notification, to whomever: what it is about is not fresh any more."""
+        """The backend has sent this notification to some session: discard the results that it is about."""
         if method == RESOURCE_UPDATED:
             uri = params.get("uri")
-            # "A sub-resource of the one that the client subscribed to" is part of what is read there.
+            # The updated uri may be "a sub-resource of the one that the client subscribed to": discard its parents,
+            # too.
             self._cache.discard(
                 self._endpoint,
                 lambda kept, of: kept == READ_RESOURCE and (not isinstance(uri, str) or uri.startswith(of)),
@@ -237,7 +242,7 @@ class BackendCache:
             self._cache.discard(self._endpoint, lambda kept, of: METHODS[kept].outdated_by == method)
 
     def discard_results(self, method: str) -> None:
-        """Forget every result of this method, every page of a list."""
+        """Discard every result of this method, so every page of a list."""
         self._cache.discard(self._endpoint, lambda kept, of: kept == method)
 
     def discard_all(self) -> None:
@@ -245,24 +250,24 @@ class BackendCache:
 
 
 def _params_key(method: str, params: JSON) -> str | None:
-    """What of the params decides the result; None: the result is not for keeping."""
+    """The params that decide the result, as a key; None: the result is not kept."""
     if not METHODS.get(method, UNKNOWN).may_be_kept or "inputResponses" in params or "requestState" in params:
         return None
     if params.get("_meta", {}).keys() - {"progressToken"}:
-        return None  # a caller's own, of which nobody knows what it does
+        return None  # the server may use what the caller put there
     try:
         return _canonical.encode({name: value for name, value in params.items() if name != "_meta"})
     except (TypeError, ValueError, RecursionError):
-        return None  # it cannot be sent either: whoever sends it says so
+        return None  # params that cannot be encoded: sending them raises the error
 
 
-def _who(identity: Identity | None) -> _Who:
+def _principal(identity: Identity | None) -> _Principal:
     return () if identity is None else (identity.issuer, identity.subject)
 
 
 def _fresh_for(result: JSON) -> float:
-    """s; 0: not at all."""
+    """s for which a result may be kept; 0: do not keep it."""
     ttl = result.get("ttlMs")
-    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not ttl > 0:  # `not >`: NaN is nothing
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not ttl > 0:  # `not >`: NaN, too
         return 0.0
     return ttl / 1000 if ttl < LONGEST * 1000 else LONGEST  # compared first: not every int is a float

@@ -36,7 +36,7 @@ def is_complete(backend_id: str, method: Method, result: JSON) -> bool:
     """Whether this result ends its request; False: it asks for input.
 
     Raises:
-        BackendProtocolError: It is neither.
+        BackendProtocolError: The result is neither.
     """
     kind = result.get("resultType", "complete")  # "absent means complete"
     if kind == "complete":

@@ -1,7 +1,6 @@
-"""A channel of one stream of messages in each direction, which all requests share: HTTP+SSE and stdio are such.
+"""A channel with one stream of messages in each direction, which all requests share, as over HTTP+SSE and stdio.
 
-Requests wait in their callers' tasks (`inbox`). How a message goes out, and how the connection ends, is for the two
-subclasses to say.
+Requests wait in their callers' tasks (`inbox`). The subclasses send messages and end the connection.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ class _HeldRequest:
     """One request that stays open.
 
     Attributes:
-        scope: Around the wait for its answer; cancelled once nothing more of it is wanted, or is to come.
-        problem: What was wrong with a message of it.
-        is_cancelled: By the backend, which then need not be told.
+        scope: Around the wait for the answer. Cancelled when no more messages are wanted, or none will come.
+        problem: The error that a message of this request caused.
+        is_cancelled: The backend has cancelled the request, so it needs no cancel notice.
     """
 
     accept: Callable[[Message], bool]
@@ -50,20 +49,20 @@ class _HeldRequest:
         try:
             if self.accept(message):
                 return
-        except BackendError as error:  # an error of this request, not of the task that reads for all of them
+        except BackendError as error:  # it ends this request, and not the task that reads for all of them
             self.problem = error
         self.scope.cancel(reason="this stream has ended")
 
 
 @attrs.define(eq=False, kw_only=True)
 class DuplexChannel(abc.ABC):
-    """A `SessionChannel`, of the modern era as well. Its session is the connection, and has no id."""
+    """A `SessionChannel`, which also carries the modern era. Its session is the connection, and has no id."""
 
     inbox: Inbox
     ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
     _listener: Listener = attrs.field(init=False, repr=False)
     _held: dict[int, _HeldRequest] = attrs.field(factory=dict, init=False, repr=False)  # by request id
-    _tells_tags: bool = attrs.field(default=False, init=False)  # a tag means a request of ours that stays open
+    _tells_tags: bool = attrs.field(default=False, init=False)  # a message with a tag is for a request that stays open
 
     def __attrs_post_init__(self) -> None:
         self.inbox.on_other = self._take_other
@@ -94,13 +93,13 @@ class DuplexChannel(abc.ABC):
 
     @property
     def listening(self) -> Listening:
-        return "open"  # the one stream brings everything
+        return "open"  # the one stream brings all messages
 
     def attach(self, listener: Listener) -> None:
         self._listener = listener
 
     def listen(self, listener: SessionListener | None, *, is_asked: bool) -> None:  # noqa: B027  # empty on purpose
-        """Nothing to open: the one stream brings everything."""
+        """Nothing to do: the one stream brings all messages."""
 
     async def wait_listening(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -112,7 +111,8 @@ class DuplexChannel(abc.ABC):
     def sending(
         self, data: bytes, pending: PendingRequest, identity: Identity | None
     ) -> AbstractAsyncContextManager[None]:
-        """Send a request while the block waits for its answer; leaving the block early takes back what can be.
+        """Send a request while the block waits for its answer. If the block is left before the request is written, the
+        request is not sent.
 
         What keeps the request from being sent settles the pending. As soon as some of it may be out, and not before,
         `pending.note.written` is True.
@@ -124,7 +124,7 @@ class DuplexChannel(abc.ABC):
 
     @abc.abstractmethod
     def tell_soon(self, data: bytes, identity: Identity | None) -> None:
-        """Send what has no answer, without waiting. It may get lost, and does when too much is on its way already."""
+        """Send a message that has no answer, without waiting. Dropped if too many are on their way."""
 
     @abc.abstractmethod
     def send_for(self, identity: Identity | None) -> Send:
@@ -154,7 +154,7 @@ class DuplexChannel(abc.ABC):
         return settled
 
     def cancel(self, ask: Ask, reason: str) -> None:
-        # In both eras: a stream that others use cannot be closed to say it.
+        # In both eras: the stream cannot be closed for one request, since others use it.
         self.tell_soon(encode_notification(CANCELLED, {"requestId": ask.id, "reason": reason}), ask.identity)
 
     async def hold(
@@ -175,7 +175,7 @@ class DuplexChannel(abc.ABC):
                 async with self.sending(data, pending, ask.identity):
                     with held.scope:
                         settled = await pending.wait(ignore_other)
-                        ended = not isinstance(settled, BackendError)  # which says nothing about its answer
+                        ended = not isinstance(settled, BackendError)  # after which the request may still be open
             finally:
                 del self._held[ask.id]
                 if ask.note.written and not (ended or held.is_cancelled):
@@ -190,12 +190,12 @@ class DuplexChannel(abc.ABC):
         return settled
 
     def _take_other(self, message: Request | Notification) -> None:
-        # Such a stream does not say to which call a message belongs.
+        # The stream does not say which call a message belongs to, so handlers are told no caller.
         if isinstance(message, Request) or not (self._tells_tags and self._take_held(message)):
             self._listener.on_message(message)
 
     def _take_held(self, message: Notification) -> bool:
-        """Whether a notification belongs to a request that stays open: such a message is for that request alone."""
+        """Hand a notification to the request that it is for. Returns whether it was for a request that stays open."""
         meta = message.params.get("_meta")
         is_tagged = isinstance(meta, dict) and SUBSCRIPTION_ID in meta
         tag: object = meta[SUBSCRIPTION_ID] if isinstance(meta, dict) and is_tagged else None

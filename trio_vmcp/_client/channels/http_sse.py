@@ -1,7 +1,7 @@
-"""Backends of the older HTTP transport (2024-11-05, "HTTP+SSE"): one event stream for all answers, and POSTs.
+"""The channel of the older HTTP transport "HTTP+SSE" (MCP 2024-11-05): one event stream, and POSTs.
 
-The GET of the configured url opens the stream. Its first event names the url to POST to, and everything that the server
-ever says comes as events after that. The stream is the session: it has no id, cannot be resumed, and ends with it.
+A GET of the configured url opens the stream. Its first event names the url to POST to, and all messages of the server
+are later events. The session is the stream: it has no id, cannot be resumed, and ends with the stream.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ MakeLink = Callable[[Backend], HttpLink]
 
 @attrs.define(eq=False, kw_only=True)
 class EventStream(DuplexChannel):
-    """The channel. `serve` runs in a task of its own; `wait_endpoint` says when requests can go out.
+    """The channel. `serve` runs in a task of its own; requests can be sent after `wait_endpoint`.
 
     Attributes:
-        make_link: Makes a way to a backend's url: one for the stream, one for the url that it names.
-        identity: Whose credentials the stream carries.
-        ready: Set when messages can be POSTed, or never will: then the inbox knows why.
+        make_link: Makes the link to the url that the stream names.
+        identity: The request for the stream carries its credentials.
+        ready: Set when messages can be POSTed, or never will be; then `inbox.loss` has the reason.
     """
 
     backend: Backend
@@ -53,7 +53,7 @@ class EventStream(DuplexChannel):
     ready: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _posts: HttpLink | None = attrs.field(default=None, init=False)
     _version: str = attrs.field(default="", init=False)
-    _reports_loss: bool = attrs.field(default=False, init=False)  # a client relies on the stream: its end is news
+    _is_connected: bool = attrs.field(default=False, init=False)
     _failure: BackendError | None = attrs.field(default=None, init=False)
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _gone: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
@@ -62,7 +62,7 @@ class EventStream(DuplexChannel):
         """Read the stream to its end.
 
         Raises:
-            BackendError: The stream ended by itself, and a client relied on it.
+            BackendError: The stream ended by itself after the client was connected.
         """
         loss = Loss("was closed")
         try:
@@ -76,7 +76,7 @@ class EventStream(DuplexChannel):
             self.inbox.close(loss)
             self.ready.set()
             self._gone.set()
-        if self._reports_loss and not self._scope.cancel_called:
+        if self._is_connected and not self._scope.cancel_called:
             raise self._failure or loss.error(self.backend.id)
 
     async def wait_endpoint(self, timeout: float) -> None:
@@ -91,14 +91,14 @@ class EventStream(DuplexChannel):
             raise BackendProtocolError(self.backend.id, f"named no endpoint on its event stream within {timeout} s")
         self._check()
 
-    def report_loss(self) -> None:
-        """From now on the stream's end is an error of `serve`.
+    def mark_connected(self) -> None:
+        """The client is connected. From now on the end of the stream is an error of `serve`.
 
         Raises:
-            BackendError: It has ended already.
+            BackendError: The stream has ended.
         """
         self._check()
-        self._reports_loss = True
+        self._is_connected = True
 
     def agree(self, version: str) -> None:
         self._version = version
@@ -109,7 +109,7 @@ class EventStream(DuplexChannel):
         self.notices.start(self._close_links)
 
     async def aclose(self, *, terminate: bool) -> None:
-        self._reports_loss = False
+        self._is_connected = False
         try:
             await self.notices.aclose()
         finally:
@@ -129,10 +129,10 @@ class EventStream(DuplexChannel):
         if self.inbox.loss is not None:
             raise self.inbox.loss.error(self.backend.id)
 
-    # --- what comes
+    # --- messages from the backend
 
     async def _listen(self) -> None:
-        # Not limited: it would take the place of a call for as long as the session lasts.
+        # As a stream, under no connection limit: it would take the slot of a call as long as the session lasts.
         async with self.link.exchange("GET", [], identity=self.identity, is_stream=True) as reply:
             if not 200 <= reply.status < 300:
                 challenge = reply.header("www-authenticate")
@@ -173,7 +173,7 @@ class EventStream(DuplexChannel):
             self.pace.charge_message(None, len(event.data))
 
     def _resolve(self, endpoint: bytes) -> str:
-        """Where to POST. Its query often holds the session's id, a bearer token: no text of ours shows it."""
+        """The url to POST to. No error text shows it: its query often holds the id of the session, a bearer token."""
         stream = httpx.URL(self.backend.url)
         try:
             if len(endpoint) > MOST_ENDPOINT_BYTES:
@@ -182,15 +182,15 @@ class EventStream(DuplexChannel):
         except (ValueError, httpx.InvalidURL):  # ValueError: UnicodeDecodeError, too
             raise BackendProtocolError(self.backend.id, "named an endpoint that is no URL") from None
         if (target.scheme, target.raw_host, target.port) != (stream.scheme, stream.raw_host, stream.port):
-            # Headers of the user and what is in the messages would go along.
+            # The headers of the user and all messages would be sent there.
             raise BackendProtocolError(self.backend.id, "named an endpoint of another origin, which is not followed")
         return str(target.copy_with(userinfo=stream.userinfo, fragment=None))
 
-    # --- what goes
+    # --- messages to the backend
 
     @asynccontextmanager
     async def sending(self, data: bytes, pending: PendingRequest, identity: Identity | None) -> AsyncIterator[None]:
-        """See `DuplexChannel`. Beside the wait: some servers end the POST only when the answer is on the stream."""
+        """See `DuplexChannel`. The POST has a task: some servers end it only when the answer is on the stream."""
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send, data, pending, identity)
@@ -215,7 +215,7 @@ class EventStream(DuplexChannel):
         await self._post(data, identity, limited=False)  # any answer will do
 
     def tell_soon(self, data: bytes, identity: Identity | None) -> None:
-        whose = self.identity if identity is None else identity  # no caller's: the one that the stream was opened with
+        whose = self.identity if identity is None else identity  # None: no call's, so the identity of the stream
         self.notices.start(partial(self._post, data, whose, limited=False))
 
     def send_for(self, identity: Identity | None) -> Send:

@@ -1,8 +1,8 @@
-"""The requests of a stream that all requests share: where each waits for its answer.
+"""The pending requests of a channel that has one stream for all answers.
 
-One task reads the stream and hands over what it reads (`take`); callers wait in their own tasks, each with an event of
-its own. Nothing here waits for a caller: a caller that is cancelled or slow holds up no other, and what comes for it
-afterwards is dropped.
+One task reads the stream and hands over each message (`take_message`). Each caller waits for its answer in its own
+task. The reading task never waits for a caller: a caller that is slow or cancelled holds up no other, and a message for
+it that arrives later is dropped.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ __all__ = ["Inbox", "PendingRequest", "Settled", "ignore"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
-PROGRESS_COST = 1024  # bytes that one notification counts for beside its own: parsed, a short one takes as much
+PROGRESS_COST = 1024  # bytes that each notification counts for, besides its own: a parsed one takes that much memory
 
 
 Settled: TypeAlias = Answer | Refusal | Loss | BackendError
-"""What becomes of a request. A refusal over HTTP comes from the POST that carried it, not from the stream."""
+"""How a request ends. A refusal comes from the POST that carried the request, not from the stream."""
 
 
 @attrs.define(eq=False)
 class PendingRequest:
-    """One request that waits.
+    """One request that waits for its answer.
 
     Attributes:
-        is_held: The request stays open: its answer ends it, and no message is taken for its answer on a guess.
+        is_held: The request stays open, such as `subscriptions/listen`. An answer without an id is taken for the answer
+            of a call, not of this request.
     """
 
     id: int
@@ -55,13 +56,13 @@ class PendingRequest:
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
 
     def settle(self, settled: Settled) -> None:
-        """The first answer wins."""
+        """End the wait. Only the first outcome counts."""
         if self._settled is None:
             self._settled = settled
             self._changed.set()
 
     def add_progress(self, message: Notification, size: int) -> None:
-        """Progress, for the caller's own task. When the caller falls behind too far, the oldest is dropped."""
+        """Queue a progress notification for the caller. If the caller is too slow, the oldest ones are dropped."""
         self._progress.append((message, size + PROGRESS_COST))
         self._progress_bytes += size + PROGRESS_COST
         while self._progress_bytes > self._most_bytes and len(self._progress) > 1:
@@ -69,7 +70,7 @@ class PendingRequest:
         self._changed.set()
 
     async def wait(self, on_other: OnOther) -> Settled:
-        """Pass on what is heard, in order, until the request is settled."""
+        """Hand over progress in order, until the request is settled."""
         while True:
             while self._progress:
                 message, size = self._progress.popleft()
@@ -82,18 +83,18 @@ class PendingRequest:
 
 
 def ignore(message: Request | Notification) -> None:
-    """For a stream on which nothing but answers is of use."""
+    """For a stream of which only the answers are of use."""
 
 
 @attrs.define(eq=False, kw_only=True)
 class Inbox:
-    """The requests that wait on one connection.
+    """The pending requests of one connection.
 
     Attributes:
-        on_other: Takes what is neither an answer nor the progress of a request; never blocks.
-        complaints: About what comes.
+        on_other: Takes each message that is neither an answer nor progress of a request; never blocks.
+        complaints: About messages of the backend.
         pace: Charged for every message but the answers that requests wait for.
-        loss: Set once the connection is over: no request can wait any more.
+        loss: Set once the connection has ended: then no request can wait any more.
     """
 
     backend_id: str
@@ -114,7 +115,7 @@ class Inbox:
             is_held: See `PendingRequest`.
 
         Raises:
-            BackendUnavailable: The connection is over.
+            BackendUnavailable: The connection has ended.
         """
         if self.loss is not None:
             raise BackendUnavailable(self.backend_id, f"is not connected: it {self.loss.what}{self.loss.why}")
@@ -129,7 +130,7 @@ class Inbox:
             self._heard_by.pop(ask.progress_token, None)
 
     def take_message(self, data: bytes | bytearray) -> None:
-        """Hand one message over."""
+        """Hand over one message to the request or listener that it is for."""
         text = decode(data)
         message = read(text, max_depth=self.max_json_depth) if isinstance(text, str) else text
         if isinstance(message, Result | ErrorReply) and self._settle_by(message):
@@ -161,7 +162,7 @@ class Inbox:
                 self._settle(pending.id, MessageTooLarge(self.backend_id, detail))
 
     def close(self, loss: Loss) -> None:
-        """The connection is over, and so is the wait of every request."""
+        """The connection has ended: settle every request."""
         if self.loss is None:
             self.loss = loss
             for pending in self._pending.values():
@@ -170,22 +171,22 @@ class Inbox:
             self._heard_by.clear()
 
     def _likely(self) -> list[PendingRequest]:
-        """The requests that an answer without an id may be meant for: the calls, if there are any."""
+        """The requests that an answer without an id may be for: the calls, if there are any."""
         calls = [pending for pending in self._pending.values() if not pending.is_held]
         return calls or list(self._pending.values())
 
     def _pending_request(self, message_id: object) -> PendingRequest | None:
-        # By type, too: `True == 1 == 1.0`.
+        # The type counts, too: `True == 1 == 1.0` in Python.
         return self._pending.get(message_id) if type(message_id) is int else None
 
     def _settle_by(self, reply: Result | ErrorReply) -> bool:
         reply_id: RequestId | None = reply.id
-        if reply_id is None and len(likely := self._likely()) == 1:  # an error that could not tell what it answers
+        if reply_id is None and len(likely := self._likely()) == 1:  # an error without an id
             reply_id = likely[0].id
         return self._settle(reply_id, Answer(reply))
 
     def _take_stray(self, reply: Result | ErrorReply) -> None:
-        """A reply that no request waits for, unless its id is of another type than the request's."""
+        """A reply that no request waits for; one whose id is of the wrong type fails its request."""
         problem = f"answered with the id {reply.id!r}, which is no integer"
         if not self._settle(meant_id(reply.id), BackendProtocolError(self.backend_id, problem)):
             self.complaints.make("backend %r: dropped an answer to a request that is not waiting here", self.backend_id)
@@ -196,7 +197,7 @@ class Inbox:
             self.complaints.make("backend %r: skipped a message that %s", self.backend_id, bad.problem)
 
     def _settle(self, message_id: RequestId | None, settled: Settled) -> bool:
-        """Returns whether the request was waiting; what comes after the first answer is late."""
+        """Returns whether the request was waiting. A second answer to it is late, and False."""
         pending = self._pending_request(message_id)
         if pending is None:
             return False

@@ -1,7 +1,7 @@
-"""One JSON-RPC message a line, both ways, over any two Trio streams.
+"""A channel of lines, one JSON-RPC message in each, over any two Trio streams.
 
-What goes out is written by one task, from a queue: a caller that wrote in its own task and was cancelled half-way would
-leave half a line, and whatever followed would be part of it.
+One task writes all messages, from a queue. If callers wrote in their own tasks, a cancelled caller could leave half a
+line, and the next message would become part of that line.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class LineFlood(ValueError):
 
 @attrs.define(eq=False)
 class LineDecoder:
-    """Lines from bytes, in any pieces. Sans-IO. JSON escapes its line ends, so LF ends a message and nothing else does.
+    """Lines from bytes, in any pieces. Sans-IO. Only LF ends a line: JSON escapes the line ends in its strings.
 
     Attributes:
-        max_line_bytes: Of one line without its end. A longer one is skipped.
-        empty_lines: How many came so far.
+        max_line_bytes: Limit for one line without its end. A longer line is skipped.
+        empty_lines: The number of empty lines so far.
     """
 
     max_line_bytes: int
@@ -51,7 +51,7 @@ class LineDecoder:
         """Return the lines that end in `chunk`, empty ones left out.
 
         Raises:
-            LineFlood: A line goes on for over MOST_SKIPPED x `max_line_bytes`. The decoder is of no more use.
+            LineFlood: A line is longer than MOST_SKIPPED x `max_line_bytes`. The decoder is of no more use.
         """
         *ended, rest = chunk.split(b"\n")
         lines: list[bytes | bytearray | Oversized] = []
@@ -88,7 +88,7 @@ class _Outgoing:
 
 @attrs.define(eq=False, kw_only=True)
 class LineChannel(DuplexChannel):
-    """A channel of lines. `read` and `write` run in tasks of the connection's owner."""
+    """A channel of lines. The owner of the connection runs `read` and `write` in tasks."""
 
     _queue: deque[_Outgoing] = attrs.field(factory=deque, init=False, repr=False)
     _queued: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
@@ -101,11 +101,11 @@ class LineChannel(DuplexChannel):
         try:
             yield
         finally:
-            if outgoing in self._queue:  # nothing of it is out
+            if outgoing in self._queue:  # not written yet
                 self._queue.remove(outgoing)
 
     async def tell(self, data: bytes, identity: Identity | None) -> None:
-        """What is queued goes out in order."""
+        """Queue the message: the queue keeps the order."""
         if self.inbox.loss is not None:
             raise self.inbox.loss.error(self.backend_id)
         self._put(_Outgoing(data, None))
@@ -125,10 +125,10 @@ class LineChannel(DuplexChannel):
         return send
 
     def agree(self, version: str) -> None:
-        """Lines do not say the version."""
+        """Nothing to do: lines do not carry the version."""
 
     def retire_writer(self) -> None:
-        """Nothing more goes out than what is queued; then the stream is closed."""
+        """Queue no more messages; when those in the queue are written, `write` closes the stream."""
         self._is_retired = True
         self._queued.set()
 
@@ -138,10 +138,10 @@ class LineChannel(DuplexChannel):
             self._queued.set()
 
     async def write(self, stream: trio.abc.SendStream) -> None:
-        """Until `retire_writer`.
+        """Write queued messages until `retire_writer`.
 
         Raises:
-            trio.BrokenResourceError: The other side reads no more.
+            trio.BrokenResourceError: The other side has closed the stream.
         """
         try:
             while self._queue or not self._is_retired:
@@ -157,7 +157,7 @@ class LineChannel(DuplexChannel):
             await trio.aclose_forcefully(stream)
 
     async def read(self, stream: trio.abc.ReceiveStream) -> None:
-        """Until the other side ends or breaks its stream.
+        """Read messages until the stream ends or breaks.
 
         Raises:
             LineFlood: A line does not end.

@@ -1,8 +1,8 @@
-"""How fast one backend may talk, over all its streams together: a flood must not slow down the calls of its neighbours.
+"""The rate at which one backend may send, over all its streams together: a flood must not slow down other backends.
 
-What a backend sends without being asked costs this process time: each message is parsed, each line and each small piece
-of a stream is looked at. A backend has an allowance for bursts, and beyond it a pace; then its streams are not read on
-for a while, and it fills its own buffers. An answer that a request waits for is free: requests set the pace of those.
+Each message that a backend sends takes time in this process, also each line and each small piece of a stream. A backend
+may send bursts up to an allowance, and more at a fixed rate. Beyond that its streams are not read for a while, so the
+flood fills the backend's own buffers. An answer that a request waits for is free, since requests limit their number.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from trio_vmcp._protocol.sse import line_ends
 
 __all__ = ["Pace", "pieces"]
 
-# At this pace a backend that floods with the shortest messages takes about a tenth of one processor.
+# At this rate a flood of the shortest messages takes about a tenth of one processor.
 MESSAGES_PER_SECOND, MESSAGES_AHEAD = 2000.0, 500.0
 BYTES_PER_SECOND, BYTES_AHEAD = 1024.0 * 1024, 16.0 * 1024 * 1024
-# In messages: a request of the backend's, which is answered, over HTTP by a request of ours; a line that belongs to no
-# message (an empty one, a comment); and a piece of a stream that brings few bytes.
+# Costs in messages. A request of the backend needs an answer, which over HTTP is a request of ours. A line may belong
+# to no message (an empty one, a comment). A piece is a part of a stream, charged if it has few bytes.
 REQUEST_COST, LINE_COST, PIECE_COST = 8.0, 1 / 16, 1 / 2
 SMALL_PIECE = 4 * 1024  # bytes
-MESSAGES_AT_ONCE = 16.0  # then other tasks have their turn
-LINES_AT_ONCE = 256  # of one piece, for the same reason
+MESSAGES_AT_ONCE = 16.0  # between two checkpoints
+LINES_AT_ONCE = 256  # of one piece, between two checkpoints
 
 
 @attrs.define(eq=False)
 class Pace:
-    """The allowance of one backend. Charge it for what comes, and `wait` it whenever it `is_due`."""
+    """The allowance of one backend. Charge it for all that arrives, and `wait` it whenever it `is_due`."""
 
     _messages: float = attrs.field(default=MESSAGES_AHEAD, init=False)
     _bytes: float = attrs.field(default=BYTES_AHEAD, init=False)
@@ -36,16 +36,16 @@ class Pace:
     _since_checkpoint: float = attrs.field(default=0.0, init=False)
 
     def charge_piece(self, piece: bytes | bytearray) -> None:
-        """A piece of a stream came. Its bytes are charged with the messages that they turn out to be."""
+        """A piece of a stream arrived. Its bytes are charged later, with the messages in it."""
         if len(piece) < SMALL_PIECE:
             self._charge(PIECE_COST, 0)
 
     def charge_message(self, message: object, size: int) -> None:
-        """A message of so many bytes came that no request waits for, or what should be a message."""
+        """A message of `size` bytes arrived that no request waits for, readable or not."""
         self._charge(REQUEST_COST if isinstance(message, Request) else 1.0, size)
 
     def charge_lines(self, count: int, size: int) -> None:
-        """So many lines came that belong to no message, of so many bytes together."""
+        """Lines arrived that belong to no message: `count` lines of `size` bytes together."""
         if count:
             self._charge(count * LINE_COST, size)
 
@@ -55,14 +55,14 @@ class Pace:
         return self._since_checkpoint >= MESSAGES_AT_ONCE or self._messages < 0 or self._bytes < 0
 
     async def wait(self) -> None:
-        """Wait until the backend may be read on; at least let other tasks have their turn."""
+        """Wait until the streams of the backend may be read on; at least one checkpoint."""
         self._since_checkpoint = 0.0
         now = trio.current_time()
         passed, self._counted_at = now - self._counted_at, now
         self._messages = min(self._messages + passed * MESSAGES_PER_SECOND, MESSAGES_AHEAD)
         self._bytes = min(self._bytes + passed * BYTES_PER_SECOND, BYTES_AHEAD)
         delay = 0.0
-        if self._messages < 0:  # in portions: one message at a time would be a timer for each
+        if self._messages < 0:  # for several messages at once: a timer for each would cost more than they do
             delay = (MESSAGES_AT_ONCE - self._messages) / MESSAGES_PER_SECOND
         if self._bytes < 0:
             delay = max(delay, -self._bytes / BYTES_PER_SECOND)
@@ -78,8 +78,8 @@ class Pace:
 
 
 def pieces(chunk: bytes) -> list[bytes]:
-    """A chunk of a stream in pieces that can be decoded without keeping other tasks waiting: one of many short lines is
-    cut, one of few long lines stays whole.
+    """Cut a chunk of a stream into pieces that are each decoded in a short time. A chunk of many short lines is cut,
+    and a chunk of few long lines stays whole.
     """
     if len(chunk) <= SMALL_PIECE:
         return [chunk]

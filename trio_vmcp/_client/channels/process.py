@@ -83,7 +83,7 @@ class ChildProcess:
     gone: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _stderr: StderrLog = attrs.field(init=False, repr=False)
     _process: trio.Process | None = attrs.field(default=None, init=False)
-    _reports_loss: bool = attrs.field(default=False, init=False)  # a client relies on the child: its end is news
+    _is_connected: bool = attrs.field(default=False, init=False)  # a client relies on the child: its end is news
     _is_closing: bool = attrs.field(default=False, init=False)
     _end_begun: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _exited: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
@@ -115,10 +115,10 @@ class ChildProcess:
             self.started.set()
             self.channel.inbox.close(Loss("was not started"))
         loss = self.channel.inbox.loss
-        if self._reports_loss and not self._is_closing and loss is not None:
+        if self._is_connected and not self._is_closing and loss is not None:
             raise loss.error(self.backend.id)
 
-    def report_loss(self) -> None:
+    def mark_connected(self) -> None:
         """From now on the child's end is an error of `serve`.
 
         Raises:
@@ -126,7 +126,7 @@ class ChildProcess:
         """
         if self.channel.inbox.loss is not None:
             raise self.channel.inbox.loss.error(self.backend.id)
-        self._reports_loss = True
+        self._is_connected = True
 
     def close(self) -> None:
         """Ask the child to end; `gone` says when it has. At most the teardown time, and the time to be reaped."""

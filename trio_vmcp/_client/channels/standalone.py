@@ -1,4 +1,4 @@
-"""The stream of the handshake era on which a server speaks without having been asked: a GET that stays open.
+"""The stream of the handshake era for messages outside of requests: the response to a GET, which stays open.
 
 Source: MCP 2025-11-25, basic/transports, "Listening for Messages from the Server".
 """
@@ -25,14 +25,14 @@ __all__ = ["StandaloneStream"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
-# 405 is what the specification has for "no such stream"; the others are what working servers answer.
+# 405 means "no such stream" in the specification; working servers also answer with the others.
 _NOT_OFFERED = frozenset({400, 404, 405, 406, 501})
 _MAY_SAY_GONE = frozenset({400, 404})  # to a GET that was accepted before
 
 
 @attrs.define(eq=False, kw_only=True)
 class StandaloneStream(HeldStream):
-    """One for each backend session.
+    """The stream of one backend session.
 
     Attributes:
         started_at: When the stream was asked for, by `trio.current_time()`.
@@ -42,8 +42,9 @@ class StandaloneStream(HeldStream):
     _headers: Headers = attrs.field(alias="headers", repr=False)
     _identity: Identity | None = attrs.field(alias="identity", repr=False)
     _listener: SessionListener = attrs.field(alias="listener", repr=False)
-    _dispatch: Callable[[Message], bool] = attrs.field(alias="dispatch", repr=False)  # returns whether it was of use
-    # Asked about a refusal of what was open before: is the backend's session gone?
+    # Returns whether the message was of use.
+    _dispatch: Callable[[Message], bool] = attrs.field(alias="dispatch", repr=False)
+    # Returns whether a refusal, after the stream was open before, says that the session is gone.
     _is_gone: Callable[[Answer | Refusal], bool] = attrs.field(alias="is_gone", repr=False)
     started_at: float = attrs.field(factory=trio.current_time, init=False)
     _last_event_id: str | None = attrs.field(default=None, init=False, repr=False)
@@ -86,7 +87,7 @@ class StandaloneStream(HeldStream):
             self._listener.on_missed()
 
     async def _refused(self, reply: HttpReply) -> bool:
-        """Whether to ask again. A body that is short leaves the connection to others."""
+        """Whether to open the stream again. A short body is read, so that the connection can be used again."""
         status, outcome = reply.status, None
         if self._was_open and status in _MAY_SAY_GONE:
             outcome = await self._http.refusal_in(reply)
@@ -97,7 +98,7 @@ class StandaloneStream(HeldStream):
         if self._was_open:
             self.backoff.note_status(status)
         if self._last_event_id is not None and status in _NOT_OFFERED:
-            self._last_event_id = None  # the id may be what the server knows nothing of
+            self._last_event_id = None  # the server may have refused the id: try once without
             return True
         if outcome is not None and self._is_gone(outcome):
             self._listener.on_session_lost(f"no longer knows our session (HTTP {status} to its stream for changes)")

@@ -1,4 +1,4 @@
-"""What a child process says on its stderr: to the log, within limits, and its last words for the error that ends it."""
+"""The stderr of a child process: written to our log within limits; the last lines are quoted when the process ends."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ logger = logging.getLogger("trio_vmcp.client.stdio")
 MOST_CHARACTERS = 1000  # of one line in the log
 LINES_PER_SECOND = 50
 MOST_LINES = 10_000  # of one process
-LAST_LINES = 3  # that an error quotes, with so many characters of each:
-MOST_QUOTED = 200
-_MOST_LINE_BYTES = 8 * 1024  # that are kept of a line until it ends
-_SHORTEST_SECRET = 6  # characters; shorter values would blot out ordinary words, and are no secrets
+LAST_LINES = 3  # that an error quotes:
+MOST_QUOTED = 200  # characters of each of them
+_MOST_LINE_BYTES = 8 * 1024  # of a line; the rest of the line is discarded
+_SHORTEST_SECRET = 6  # characters; shorter values are no secrets, and may be parts of ordinary words
 
 
 @attrs.define(eq=False)
 class StderrLog:
-    """Free text, line by line. Values of the configured environment are shown as their names."""
+    """Lines of free text. Values of the configured environment are replaced by their names."""
 
     backend_id: str
     environment: Mapping[str, str] = attrs.field(repr=False)
@@ -36,13 +36,13 @@ class StderrLog:
     _withheld: int = attrs.field(default=0, init=False)
 
     async def drain(self, stream: trio.abc.ReceiveStream) -> None:
-        """Until the stream ends: a child that nobody listens to is held up once its pipe is full."""
+        """Read until the stream ends: a child whose stderr is not read blocks when the pipe is full."""
         try:
             while chunk := await stream.receive_some():
                 self.feed(chunk)
         except trio.BrokenResourceError:
             pass
-        self._end_line()  # what it died in the middle of
+        self._end_line()  # a last line without its end
 
     def feed(self, chunk: bytes | bytearray) -> None:
         *ended, rest = chunk.split(b"\n")
@@ -59,7 +59,7 @@ class StderrLog:
         self._line += piece[: _MOST_LINE_BYTES - len(self._line)]
 
     def _end_line(self) -> None:
-        # Before anything is cut, or a part of a secret could stay.
+        # Replaced before the text is cut, or a part of a secret could remain.
         text = self._line.decode(errors="replace").strip()
         self._line = bytearray()
         if not text:
@@ -91,5 +91,5 @@ class StderrLog:
 
 
 def _printable(text: str) -> str:
-    """Without what could forge other lines of a log or repaint a terminal."""
+    """Escape characters that could forge lines of a log or control a terminal."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

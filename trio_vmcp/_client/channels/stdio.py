@@ -1,8 +1,8 @@
 """The channel to a child process: `Backend(transport="stdio", command=…)`.
 
-The process belongs to the nursery that the connector is given, and ends with the connection. There is no session to
-take up again: to connect anew is to start another process. The rest is in `process` (its life), `lines` (what goes
-through its pipes) and `stderr` (what it says beside them).
+The process belongs to the nursery that the connector is given, and ends with the connection. A session cannot be
+resumed: a new connection starts a new process. See `process` (start and end of the process), `lines` (its stdin and
+stdout) and `stderr`.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ class ProcessChannel(LineChannel):
         if self.inbox.loss is not None:
             raise self.inbox.loss.error(self.backend_id)
 
-    def report_loss(self) -> None:
-        """From now on the end of the process is an error of its task.
+    def mark_connected(self) -> None:
+        """The client is connected. From now on the end of the process is an error of its task.
 
         Raises:
-            BackendUnavailable: It has ended already.
+            BackendUnavailable: The process has ended.
         """
-        self.child.report_loss()
+        self.child.mark_connected()
 
     def close(self) -> None:
-        """The attempt to connect has failed: end the process, without waiting."""
+        """End the process, without waiting."""
         self.child.close()
 
     async def aclose(self, *, terminate: bool) -> None:
@@ -59,7 +59,7 @@ class ProcessChannel(LineChannel):
         try:
             await self.child.gone.wait()
         finally:
-            self.child.kill()  # cancelled: no time is left. Else the process is gone, and nothing happens
+            self.child.kill()  # if this was cancelled, no time is left; else the process is gone already
 
 
 def build_process_channel(backend: Backend, settings: FactorySettings) -> ProcessChannel:
