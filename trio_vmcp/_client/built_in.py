@@ -53,7 +53,7 @@ _SSE_ONLY = (400, 404, 405)  # the answers of a server of 2024-11-05 to a POST t
 @attrs.define(eq=False)
 class BuiltInConnector:
     """Connects to backends over the built-in transports, in both eras. One connector serves all sessions of a factory;
-    `for_session` binds it to one of them, whose id the handlers get.
+    `for_session` binds it to one of them and gives its id to the handlers.
     """
 
     settings: FactorySettings

@@ -1,7 +1,7 @@
 """The requests that one backend sends to its client, and their answers, over any channel.
 
 - Each handler runs in a task of its own in the backend's nursery, in a clean context. The task ends with its answer. It
-  is cancelled when the backend sends `notifications/cancelled`, when the call on whose stream the request came is
+  is cancelled when the backend sends `notifications/cancelled`, when the call that the request belongs to is
   cancelled, and when the connection closes.
 - At most MOST_ANSWERS handlers run at a time, for requests of `max_pending_bytes` together; other requests are refused.
   At most as many refusals and answers to pings are on their way; the requests beyond that get no answer.
@@ -46,7 +46,7 @@ class _RunningHandler:
     """A handler that works on a request.
 
     Attributes:
-        outer: The note of the call on whose stream the request came.
+        outer: The note of the call that the request belongs to.
         size: Of the request in memory, in bytes.
     """
 

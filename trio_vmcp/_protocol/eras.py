@@ -1,7 +1,7 @@
 """The two eras of MCP: their versions, their errors, and which era an answer to `server/discover` proves.
 
-Source: MCP 2026-07-28, versioning: "try modern first, and look at the body before falling back"; what real servers
-answer instead.
+Source: MCP 2026-07-28, versioning: "try modern first, and look at the body before falling back"; the answers of real
+servers.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ __all__ = [
 ]
 
 MODERN_VERSION = "2026-07-28"
-# Newest first: the first is asked for. Old servers answer 2024-11-05 over streamable HTTP, too.
+# Newest first; `initialize` asks for the first. Some servers answer 2024-11-05 over streamable HTTP, too.
 LEGACY_VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 
 HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION = -32020, -32021, -32022
-# An outage, an overload or missing credentials say nothing about the era.
+# Statuses of an outage, an overload or missing credentials prove nothing about the era.
 _NO_VERDICT = frozenset({401, 403, 407, 408, 429})
 
 
 class Verdict(enum.Enum):
-    """What a probe proved. INCONCLUSIVE is treated as legacy once, and not remembered. SSE means the older transport,
-    HTTP+SSE: it worked where `initialize` was refused.
+    """The result of a probe. INCONCLUSIVE is treated as LEGACY once, and not cached. SSE is the older transport
+    HTTP+SSE, which worked after streamable HTTP was refused.
     """
 
     MODERN = "modern"
@@ -41,7 +41,7 @@ class Verdict(enum.Enum):
 
 
 def is_modern_error(outcome: object) -> bool:
-    """Whether this is an error that only a server of the modern era sends."""
+    """Whether this is an error that only servers of the modern era send."""
     reply = outcome.reply if isinstance(outcome, Answer) else None
     if not isinstance(reply, ErrorReply):
         return False
@@ -52,7 +52,7 @@ def is_modern_error(outcome: object) -> bool:
 
 
 def judge(outcome: Answer | Refusal) -> Verdict:
-    """The era of a backend that answered `server/discover` so."""
+    """The era that the outcome of `server/discover` proves."""
     if isinstance(outcome, Answer) and isinstance(outcome.reply, Result):
         result = outcome.reply.result
         versions = result.get("supportedVersions")

@@ -47,7 +47,7 @@ class BadMessage(ValueError):
     """A backend's bytes are not one JSON-RPC message. The text completes the sentence "a message that …".
 
     Attributes:
-        reply_id: The id of the request that the message seems to answer; None: none can be told.
+        reply_id: The id of the request that the message seems to answer; None: unknown.
     """
 
     reply_id: int | None = None

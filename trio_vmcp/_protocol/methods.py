@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 Kind: TypeAlias = Literal["tools", "resources", "prompts"]
-"""What a server lists: its capability has the same name. "resources" are resources and their templates."""
+"""A kind of list, and the capability of that name. "resources" includes resource templates."""
 
 KINDS: tuple[Kind, ...] = ("tools", "resources", "prompts")
 
@@ -59,7 +59,7 @@ PROGRESS = "notifications/progress"
 CANCELLED = "notifications/cancelled"  # of both sides
 ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 ELICITATION_COMPLETE = "notifications/elicitation/complete"
-# A stream that is held open for a server's notifications was of use if one of these came by it.
+# A stream that is held open for notifications was of use if one of these arrived by it.
 USEFUL = frozenset([*LIST_CHANGED.values(), RESOURCE_UPDATED, MESSAGE, ELICITATION_COMPLETE])
 # Of a client.
 INITIALIZED = "notifications/initialized"
@@ -67,10 +67,10 @@ INITIALIZED = "notifications/initialized"
 # Members of `notifications` in `subscriptions/listen` and in its acknowledgement.
 LIST_KEYS: dict[str, str] = {kind: f"{kind}ListChanged" for kind in KINDS}
 
-# In `_meta` of what belongs to a subscription: the id of its request.
+# In `_meta` of the messages of a subscription: the id of its request.
 SUBSCRIPTION_ID = "io.modelcontextprotocol/subscriptionId"
 
-# Requests of a server, and the handler that answers each. Every client answers `ping` by itself.
+# Requests of a server, and the handler that answers each. No handler is needed for `ping`.
 PING = "ping"
 QUESTIONS = {"sampling/createMessage": "sampling", "elicitation/create": "elicitation", "roots/list": "roots"}
 
@@ -81,8 +81,9 @@ class Method:
 
     Attributes:
         name: The JSON-RPC method.
-        needs: The server capability without which this must not be sent, as a path; empty: the library sends this only
-            for what the server has listed.
+        needs: The server capability without which this must not be sent, as a path; empty: none, since the library
+            sends
+            this method only for entries that the server has listed.
         named_by: The member of `params` that is repeated in the header `Mcp-Name`; None: there is no such header.
         may_ask_back: The server may ask its client something before it answers: by requests of its own in the handshake
             era, by an `input_required` result in the modern one.
@@ -107,7 +108,7 @@ class ListMethod(Method):
     Attributes:
         kind: What is listed: the server capability of this name is needed.
         key: The member of an entry that names the entry.
-        is_optional: A server that declares the capability may answer that this method is not there.
+        is_optional: A server that declares the capability need not have this method.
     """
 
     kind: Kind
@@ -180,7 +181,7 @@ def declares(capabilities: JSON, path: tuple[str, ...]) -> bool:
 
 
 def changing_kinds(capabilities: JSON) -> tuple[Kind, ...]:
-    """The kinds of lists whose changes a server declares to tell of."""
+    """The kinds of lists that a server declares `listChanged` for."""
     return tuple(kind for kind in KINDS if declares(capabilities, (kind, "listChanged")))
 
 

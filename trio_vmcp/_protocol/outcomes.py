@@ -1,6 +1,6 @@
-"""What may become of a request: an answer, a refusal by HTTP, or the loss of the stream that was to bring the answer.
+"""The outcomes of a request: an answer, a refusal by HTTP, or the loss of the stream that was to bring the answer.
 
-Pure: the channels make these, the eras read them.
+Channels make them, and the clients of the eras judge them. Pure.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from trio_vmcp.errors import BackendError, BackendRejected, BackendUnauthorized,
 
 __all__ = ["MOST_QUOTED", "Answer", "Loss", "Refusal", "RequestOutcome", "names_session", "rejection"]
 
-MOST_QUOTED = 300  # characters of a backend's own error text in ours
+MOST_QUOTED = 300  # characters of a backend's error text in ours
 
 
 @attrs.frozen
 class Answer:
-    """A JSON-RPC reply, and the HTTP status that it came under (200 where there is no HTTP)."""
+    """A JSON-RPC reply, and the status of its HTTP response (200 if there is no HTTP)."""
 
     reply: Result | ErrorReply
     status: int = 200
@@ -48,7 +48,7 @@ class Loss:
         why: Follows `what`, and begins with its own punctuation.
         kind: The class of the error for a request that waits.
         last_event_id: The newest event id; None: the stream cannot be resumed.
-        retry: s to wait before resuming, as the stream asked; None: it did not ask.
+        retry: s that the server asks to wait before the stream is resumed; None: it does not ask.
     """
 
     what: str
@@ -58,21 +58,21 @@ class Loss:
     retry: float | None = None
 
     def error(self, backend_id: str, method: str | None = None) -> BackendError:
-        """The error for a request of this method; None: for the connection itself."""
+        """The error for a request of this method, or with None for the connection."""
         before = "" if method is None else f" before it answered {method!r}"
         return self.kind(backend_id, f"{self.what}{before}{self.why}")
 
 
 RequestOutcome: TypeAlias = Answer | Refusal | Loss
 
-# JSON-RPC and MCP errors that say: this was not run.
+# JSON-RPC and MCP errors which prove that the request did not run.
 _NOT_RUN = frozenset({-32700, -32600, -32601, -32602, -32020, -32021, -32022})
-# JSON-RPC errors that are about what was asked, or about what came of it.
+# JSON-RPC errors about the params of a request, or about its execution.
 _ABOUT_THE_REQUEST = frozenset({-32602, -32603})
 
 
 def names_session(outcome: Answer | Refusal) -> bool:
-    """Whether a refusal is about the session, and not about what was asked in it: restarted servers answer so."""
+    """Whether a refusal is about the session and not about the request, as restarted servers answer."""
     if isinstance(outcome, Refusal):
         return outcome.names_session
     reply = outcome.reply
@@ -80,7 +80,7 @@ def names_session(outcome: Answer | Refusal) -> bool:
 
 
 def rejection(backend_id: str, method: str, outcome: Answer | Refusal) -> BackendError:
-    """The error for a request that was answered with an error, or refused."""
+    """The `BackendError` for a JSON-RPC error or a refusal."""
     if isinstance(outcome, Answer):
         reply = outcome.reply
         assert isinstance(reply, ErrorReply)

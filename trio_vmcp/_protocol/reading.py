@@ -1,8 +1,8 @@
-"""The messages of a stream, read so that a bad one costs itself and not the messages behind it.
+"""Read the messages of a stream, so that an unreadable message is skipped and later messages are not lost.
 
-A message that cannot be read may still be known by the request that it answers: that request then fails at once, and
-does not wait for its deadline. Serializers write the id of an answer at the very beginning or at the very end. So the
-id can be found where the middle is no UTF-8, no JSON, or was over the size limit and is gone.
+If the id of an unreadable answer can be found, its request fails at once and does not wait for its deadline.
+Serializers write the id of an answer at its very beginning or its very end. So the id can be found even if the rest is
+not UTF-8, not JSON, or over the size limit and discarded.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class Oversized:
 
 @attrs.frozen
 class Unreadable:
-    """What came in place of a message.
+    """A message that cannot be read.
 
     Attributes:
         problem: Completes the sentence "a message that …".
-        reply_id: The id of the request that it seems to answer; None: none can be told.
+        reply_id: The id of the request that the message seems to answer; None: unknown.
     """
 
     problem: str
@@ -63,7 +63,7 @@ class Unreadable:
 
 
 def decode(data: bytes | bytearray) -> str | Unreadable:
-    """The text of one message of a stream. A step of its own: a message may be large, and its bytes can go then."""
+    """The text of one message. Separate from `read`, so that the bytes of a large message can be freed in between."""
     try:
         return to_text(data)
     except BadMessage as bad:
@@ -72,7 +72,7 @@ def decode(data: bytes | bytearray) -> str | Unreadable:
 
 
 def read(text: str, *, max_depth: int) -> Message | Unreadable:
-    """The message that a text is.
+    """Parse the text of one message.
 
     Args:
         max_depth: As for `parse_message`.
@@ -88,7 +88,7 @@ def read(text: str, *, max_depth: int) -> Message | Unreadable:
 
 
 def reply_id_at_ends(head: bytes | bytearray, tail: bytes | bytearray) -> int | None:
-    """The id of an answer whose middle cannot be read, where it cannot be anything else; None: it is not known."""
+    """The id of an answer, found at its ends; None: the ends do not prove that it is an answer with an id."""
     found = _ID_FIRST.match(head) or (_ANSWER.match(head) and _ID_LAST.search(tail))
     return int(found[1]) if found else None
 

@@ -186,7 +186,7 @@ class Inbox:
         return self._settle(reply_id, Answer(reply))
 
     def _take_stray(self, reply: Result | ErrorReply) -> None:
-        """A reply that no request waits for; one whose id is of the wrong type fails its request."""
+        """A reply that no request waits for. If only the type of its id is wrong, its request fails."""
         problem = f"answered with the id {reply.id!r}, which is no integer"
         if not self._settle(meant_id(reply.id), BackendProtocolError(self.backend_id, problem)):
             self.complaints.make("backend %r: dropped an answer to a request that is not waiting here", self.backend_id)

@@ -1,13 +1,14 @@
-"""A child process that cannot outlive its owner: started, supervised and ended by one task.
+"""A child process that cannot outlive its owner: one task starts, supervises and ends it.
 
-On POSIX the child leads a session of its own, so that one signal reaches whatever it has started, and a Ctrl-C at the
-terminal is ours alone to handle. Facts that this relies on:
+On POSIX the child leads a session of its own. So one signal reaches all processes that it has started, and a Ctrl-C at
+the terminal reaches this process alone. Facts that this relies on:
 
-- `trio.lowlevel.open_process` starts the child in a thread that a cancel does not abandon, and has no checkpoint behind
-  it: either there is no child, or we hold it.
-- `Process.wait` sees the child's own exit. The end of its output says less: a grandchild may hold the pipe for ever.
-- The number of a group is not given to another process while any of its members lives or its leader is not reaped.
-  So the group is killed in the very step in which the leader was.
+- `trio.lowlevel.open_process` starts the child in a thread that a cancel does not abandon, and has no checkpoint after
+  that: either there is no child, or we hold its `Process`.
+- `Process.wait` waits for the exit of the child itself. The end of its output proves less: another process that it has
+  started may hold the pipe open for ever.
+- The id of a process group is not used again while a member lives or the leader is not reaped. So the group is killed
+  in the same step in which the leader is reaped.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ __all__ = ["ChildProcess", "child_environment"]
 
 logger = logging.getLogger("trio_vmcp.client.stdio")
 
-# What a child inherits of our environment: enough to find programs and a home, and no secret. As in the official SDKs.
+# The variables that a child inherits, as in the official SDKs: enough to find programs and a home directory, no
+# secrets.
 _INHERITED_POSIX = ("HOME", "LANG", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "USER")
 _INHERITED_WINDOWS = (
     *("APPDATA", "HOMEDRIVE", "HOMEPATH", "LOCALAPPDATA", "PATH", "PATHEXT", "PROCESSOR_ARCHITECTURE", "PROGRAMFILES"),
@@ -42,25 +44,25 @@ _INHERITED_PREFIX = "LC_"
 
 _KILL: signal.Signals = getattr(
     signal, "SIGKILL", signal.SIGTERM
-)  # Windows knows one way to end a process, by any name
+)  # on Windows, Python ends a process in the same way for both
 
-# Shares of the teardown time: for a child that has closed its stdout to exit, or one that has exited to be read out;
-# until one that sees the end of its stdin has left; and until one that was asked to (SIGTERM) has.
+# Shares of the teardown time: for a child that has closed its stdout to exit, or for the output of one that has exited;
+# then for a child to exit when its stdin is closed; and then when it has received SIGTERM.
 LAST_WORDS_SHARE, EOF_SHARE, TERM_SHARE = 2 / 8, 3 / 8, 2 / 8
-MOST_TEARDOWN = 10.0  # s, when the teardown itself is endless
-REAP_TIMEOUT = 1.0  # s, for the kernel to end what was killed
+MOST_TEARDOWN = 10.0  # s, if the teardown time is longer
+REAP_TIMEOUT = 1.0  # s, for the kernel to end a killed process
 
 
 def child_environment(environment: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
     """The environment of a child.
 
     Args:
-        environment: This process's, of which only a safe list is inherited.
-        own: The backend's, which wins.
+        environment: The environment of this process; the child inherits a list of safe variables.
+        own: `Backend.env`, which takes precedence.
     """
     safe = (
         _INHERITED_WINDOWS if sys.platform == "win32" else _INHERITED_POSIX
-    )  # os.environ has them in upper case there
+    )  # `os.environ` has names in upper case on Windows
     inherited = {
         name: value for name, value in environment.items() if name in safe or name.startswith(_INHERITED_PREFIX)
     }
@@ -72,8 +74,8 @@ class ChildProcess:
     """One child and the lines to and from it.
 
     Attributes:
-        started: Set when the child runs, or could not be started: then the `channel`'s inbox knows why.
-        gone: Set when nothing of it is left.
+        started: Set when the child runs or could not be started; in that case `channel.inbox.loss` has the reason.
+        gone: Set when the process has ended and its pipes are closed.
     """
 
     backend: Backend
@@ -95,15 +97,16 @@ class ChildProcess:
         self._stderr = StderrLog(self.backend.id, self.backend.env)
 
     async def serve(self) -> None:
-        """The child's whole life. Cancelled, it still ends the child in order, which is bounded.
+        """Start the child, and wait until it has ended. If this is cancelled, it ends the child in the usual order
+        first.
 
         Raises:
-            BackendUnavailable, MessageTooLarge: The child ended by itself, and a client relied on it.
+            BackendUnavailable, MessageTooLarge: The child ended by itself after the client was connected.
         """
         try:
             process = await self._spawn()
             if process is not None:
-                # No checkpoint from there to here, and the supervisor is shielded: it runs whatever happens to us.
+                # No checkpoint since `open_process`, and the supervisor is shielded: it runs even if this is cancelled.
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._supervise, process)
                     try:
@@ -119,23 +122,23 @@ class ChildProcess:
             raise loss.error(self.backend.id)
 
     def mark_connected(self) -> None:
-        """From now on the child's end is an error of `serve`.
+        """The client is connected. From now on the end of the child is an error of `serve`.
 
         Raises:
-            BackendUnavailable: It has ended already.
+            BackendUnavailable: The child has ended.
         """
         if self.channel.inbox.loss is not None:
             raise self.channel.inbox.loss.error(self.backend.id)
         self._is_connected = True
 
     def close(self) -> None:
-        """Ask the child to end; `gone` says when it has. At most the teardown time, and the time to be reaped."""
+        """End the child, without waiting. `gone` is set at most the teardown time and REAP_TIMEOUT later."""
         if not self._end_begun.is_set():
             self._is_closing = True
             self._end_begun.set()
 
     def kill(self) -> None:
-        """End it now."""
+        """Kill the child now."""
         self.close()
         if self._process is not None and not self._exited.is_set():
             _signal_group(self._process, _KILL)
@@ -157,7 +160,7 @@ class ChildProcess:
             problem = os.strerror(exc.errno) if exc.errno else type(exc).__name__
             what = "directory" if exc.filename == backend.cwd else "command"
             loss = Loss(f"could not be started: {what} {exc.filename or backend.command!r}: {problem}")
-        except ValueError:  # it quotes nothing, but its kind says nothing either
+        except ValueError:  # its text and type do not help the user
             loss = Loss("could not be started: its command, args or env hold what no process can be given")
         self.channel.inbox.close(loss)
         return None
@@ -189,11 +192,11 @@ class ChildProcess:
                 self.gone.set()
 
     async def _end_process(self, process: trio.Process) -> None:
-        """From the first sign of the end to the last."""
+        """End the process, from the first sign of its end to its exit."""
         budget = min(self.teardown_timeout, MOST_TEARDOWN)
         if not self._is_closing and self._flood is None:
-            # One sign is followed by others, which say more: the status, and what stderr has on it. An answer may be
-            # among what is still to be read.
+            # Wait for the exit status and the rest of stderr, for the error text, and for the rest of stdout, which may
+            # hold an answer.
             with trio.move_on_after(LAST_WORDS_SHARE * budget):
                 await self._exited.wait()
                 await self._stdout_ended.wait()
@@ -228,7 +231,7 @@ class ChildProcess:
 
     async def _watch(self, process: trio.Process) -> None:
         await process.wait()
-        _signal_group(process, _KILL)  # what the child has left behind
+        _signal_group(process, _KILL)  # the processes that the child has left behind
         self._exited.set()
         self._end_begun.set()
 
@@ -252,18 +255,18 @@ class ChildProcess:
 
 
 def _signal_group(process: trio.Process, number: int) -> None:
-    """To the child and whatever it has started, if any of that is left."""
+    """Send a signal to the child and the processes that it has started, if any are left."""
     try:
         if sys.platform == "win32":
             process.kill()
         else:
             os.killpg(process.pid, number)
-    except (ProcessLookupError, PermissionError):  # macOS: not permitted is a group of zombies
+    except (ProcessLookupError, PermissionError):  # PermissionError: macOS, for a group of zombies
         pass
 
 
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
-    except ValueError:  # a real-time one
+    except ValueError:  # a real-time signal
         return str(number)

@@ -36,7 +36,7 @@ class StderrLog:
     _withheld: int = attrs.field(default=0, init=False)
 
     async def drain(self, stream: trio.abc.ReceiveStream) -> None:
-        """Read until the stream ends: a child whose stderr is not read blocks when the pipe is full."""
+        """Read until the stream ends: if stderr is not read, the child blocks when the pipe is full."""
         try:
             while chunk := await stream.receive_some():
                 self.feed(chunk)

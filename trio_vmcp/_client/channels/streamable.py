@@ -1,7 +1,7 @@
-"""Streamable HTTP: each request is a POST, and its answer is the response, as JSON or as a stream of events.
+"""The channel of streamable HTTP: each request is a POST, and its answer is the response: JSON, or a stream of events.
 
-What comes beside the answer goes to `Ask.on_other` in the reading loop: progress and list changes need no task of their
-own. Source: MCP 2025-11-25 and 2026-07-28, basic/transports, "Streamable HTTP".
+The reading loop hands other messages on that stream to `Ask.on_other`, so progress and list changes need no task of
+their own. Source: MCP 2025-11-25 and 2026-07-28, basic/transports, "Streamable HTTP".
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from trio_vmcp.identity import Identity
 
 __all__ = ["Streamable", "is_stream"]
 
-# Bytes of one exchange over all its messages, in messages of the largest size: nothing of it is kept, but it is parsed.
+# The limit for all messages of one exchange together, in messages of the largest size: parsing them takes time.
 MESSAGES_PER_EXCHANGE = 4
-LINE_BYTES = 128  # that a line of an exchange counts for beside its own: a short one costs time, not bytes
+LINE_BYTES = 128  # that each line counts for besides its own: many short lines take time
 MOST_ERROR_BYTES = 64 * 1024  # of the body of an HTTP error, where a JSON-RPC error may be
 
 
@@ -65,10 +65,10 @@ class Streamable:
 
     @property
     def is_lost(self) -> bool:
-        return False  # the next POST may find the backend again
+        return False  # the next POST may reach the backend again
 
     def attach(self, listener: Listener) -> None:
-        """Nothing is said outside of a request but on a stream that is held for it."""
+        """Nothing to do: in the modern era every message belongs to a request."""
 
     async def exchange(self, ask: Ask, data: bytes, headers: Headers) -> RequestOutcome:
         async with self.link.exchange("POST", headers, data, identity=ask.identity) as reply:
@@ -108,22 +108,22 @@ class Streamable:
     async def aclose(self, *, terminate: bool) -> None:
         await self.link.aclose()
 
-    # --- what the channel of a session needs, too
+    # --- also for the channel of a session
 
     async def post(self, data: bytes, headers: Headers, identity: Identity | None) -> int:
-        """POST what has no answer: a notification, or our answer to a backend's request. Returns the HTTP status."""
+        """POST a notification, or our answer to a request of the backend. Returns the HTTP status."""
         async with self.link.exchange("POST", headers, data, identity=identity, limited=False) as reply:
             await self.link.drain(reply)
             return reply.status
 
     def open_stream(self, verb: str, headers: Headers, data: bytes = b"", *, identity: Identity | None) -> HttpExchange:
-        """The exchange of a stream that stays open. It counts under no limit, since it would keep a call's place for as
-        long as the connection lasts.
+        """The exchange for a stream that stays open. It counts under no connection limit: it would keep the slot of a
+        call as long as the connection lasts.
         """
         return self.link.exchange(verb, headers, data, identity=identity, is_stream=True)
 
     async def follow(self, reply: HttpReply, decoder: SseDecoder, accept: Callable[[Message], bool]) -> None:
-        """Hand over every message of a stream that is held, until it ends or `accept` returns False.
+        """Hand over every message of a held stream, until the stream ends or `accept` returns False.
 
         Raises:
             BackendError: The stream broke, or is over a limit.
@@ -134,19 +134,19 @@ class Streamable:
                 if isinstance(message, Unreadable | Oversized):
                     self._complain_of(message)
                 elif message is not None and not accept(message):
-                    return  # what is left of the stream costs the connection: seldom, and a stream may have no end
+                    return  # the connection is closed with the rest of the stream, which may have no end
                 self.pace.charge_message(message, size)
                 if self.pace.is_due:
                     await self.pace.wait()
 
     async def outcome(self, reply: HttpReply, ask: Ask, last_event_id: str | None) -> RequestOutcome:
-        """What a response says of the request.
+        """The outcome of a request, from its response.
 
         Args:
-            last_event_id: The event that the stream goes on behind; None: it begins.
+            last_event_id: The event after which the stream is resumed; None: the stream begins.
 
         Raises:
-            BackendError: It is no answer to this request.
+            BackendError: The response is no answer to this request.
         """
         if not is_stream(reply):
             return await self.plain_outcome(reply, ask.id)
@@ -170,10 +170,10 @@ class Streamable:
         return Loss("closed the stream", last_event_id=decoder.last_event_id, retry=decoder.retry)
 
     async def plain_outcome(self, reply: HttpReply, message_id: int) -> Answer | Refusal:
-        """What a response says that is no stream.
+        """The outcome of a request, from a response that is no stream.
 
         Raises:
-            BackendError: It is no answer to this request.
+            BackendError: The response is no answer to this request.
         """
         if not 200 <= reply.status < 300:
             return await self._refused(reply, message_id)
@@ -185,13 +185,13 @@ class Streamable:
         raise reply.protocol_error(f"answered a request with HTTP {reply.status} and {shown}")
 
     async def refusal_in(self, reply: HttpReply) -> Answer | Refusal:
-        """What an HTTP error says that answers no request; a JSON-RPC error in its body may name any id."""
+        """The outcome in an HTTP error to a GET. A JSON-RPC error in its body may have any id."""
         return await self._refused(reply, None)
 
     # --- streams
 
     async def _answer_in(self, chunk: bytes, decoder: SseDecoder, reply: HttpReply, ask: Ask) -> Answer | None:
-        """The answer to a request, if it ends in this chunk of its stream."""
+        """The answer to a request, if the answer ends in this chunk of the stream."""
         for message, size in self._read(await self._events(chunk, decoder)):
             if isinstance(message, Result | ErrorReply):
                 if same_id(message.id, ask.id) or (isinstance(message, ErrorReply) and message.id is None):
@@ -260,7 +260,7 @@ class Streamable:
             yield (read(text, max_depth=self.max_json_depth) if isinstance(text, str) else text), size
 
     async def _more(self, reply: HttpReply, decoder: SseDecoder) -> bytes | None:
-        """The next bytes of a stream. One that breaks where it can be resumed has ended, like any other."""
+        """The next bytes of a stream. If a stream breaks that can be resumed, treat that as its end."""
         try:
             return await reply.receive()
         except BackendUnavailable:
@@ -304,7 +304,7 @@ class Streamable:
 
 
 def is_stream(reply: HttpReply) -> bool:
-    """Events come in it, or are to come."""
+    """Whether the response is a stream of events."""
     return 200 <= reply.status < 300 and reply.media_type == "text/event-stream"
 
 
@@ -315,7 +315,7 @@ def _text_of(event: SseEvent) -> str | Unreadable | Oversized | None:
 
 
 def _charged_bytes(chunk: bytes) -> int:
-    """What a chunk of an exchange counts for."""
+    """The bytes that a chunk of an exchange counts for."""
     begin, end = line_ends(chunk)
     ends = chunk.count(b"\n", begin, end) + chunk.count(b"\r", begin, end)
     return len(chunk) + LINE_BYTES * ends

@@ -1,4 +1,4 @@
-"""What streamable HTTP has in the handshake era alone: a session with an id, answers that are resumed, a DELETE.
+"""Streamable HTTP in the handshake era, which adds a session id, answers that can be resumed, and a DELETE.
 
 Source: MCP 2025-11-25, basic/transports, "Session Management" and "Resumability and Redelivery".
 """
@@ -42,20 +42,20 @@ logger = logging.getLogger("trio_vmcp.client")
 
 SERVICE_UNAVAILABLE = 503
 _MAY_SAY_GONE = (400, 404)
-RETRY = 1.0  # s between a broken stream and the GET that resumes it, where the server asks for nothing else
-MOST_RESUMPTIONS = 5  # in a row without a new event id
-# s that requests wait for the head of the stream on which the backend may have to ask back: what it asks while there is
-# none is lost, and the request with it. Some servers send no head before they have something to say.
-HEAD_PATIENCE = 1.0
+RETRY = 1.0  # s between a broken stream and the GET that resumes it, unless the server asks for another delay
+MOST_RESUMPTIONS = 5  # in a row that bring no new event id
+# s that a request waits for the stream by which the backend may ask a question: a question before the stream is open is
+# lost, and the request never answered. Not longer, since some servers send no response head before the first event.
+HEAD_TIMEOUT = 1.0
 
 
 @attrs.define(eq=False)
 class _RequestInFlight:
-    """A request in flight, while its answer may come by the standalone stream as well."""
+    """A request that the standalone stream may also bring the answer to."""
 
     answer: Result | ErrorReply | None = None
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    in_callback: bool = False  # the caller's callback runs, and must not be cancelled
+    in_callback: bool = False  # the progress callback runs, which must not be cancelled
 
     def settle(self, answer: Result | ErrorReply) -> None:
         self.answer = answer
@@ -68,25 +68,26 @@ class _RequestInFlight:
 
 @attrs.define(eq=False)
 class StreamableSession(Streamable):
-    """A `SessionChannel`. It has one session with its backend: a backend that forgets the session needs a new channel.
+    """A `SessionChannel` with one session. If the backend loses the session, a new channel is needed.
 
     Attributes:
-        session_id: As assigned by the backend; None: it assigned none.
+        session_id: The id that the backend assigned; None: it assigned none.
     """
 
-    _identity: Identity | None = attrs.field(alias="identity", kw_only=True, repr=False)  # of the session's opener
+    # The session was opened with it.
+    _identity: Identity | None = attrs.field(alias="identity", kw_only=True, repr=False)
     _nursery: trio.Nursery = attrs.field(alias="nursery", kw_only=True, repr=False)
     _notices: Notices = attrs.field(alias="notices", kw_only=True, repr=False)
     _close_timeout: float = attrs.field(alias="close_timeout", kw_only=True)  # s, for connections that are in use
     _retries: tuple[float, float] = attrs.field(alias="retries", kw_only=True)  # s, first and longest between streams
     session_id: str | None = attrs.field(default=None, init=False, repr=False)
     _version: str = attrs.field(default="", init=False)
-    # Taken up from metadata and not yet known to be alive: the first answer shows.
+    # Resumed from the metadata: the first answer shows whether the session is alive.
     _is_unproven: bool = attrs.field(default=False, init=False)
-    _session_headers: Headers = attrs.field(factory=list, init=False, repr=False)  # one list for as long as it is right
+    _session_headers: Headers = attrs.field(factory=list, init=False, repr=False)  # the same list while unchanged
     _outside: Listener = attrs.field(init=False, repr=False)
     _listener: SessionListener | None = attrs.field(default=None, init=False, repr=False)
-    _is_asked: bool = attrs.field(default=False, init=False)  # the backend has questions, and handlers answer them
+    _is_asked: bool = attrs.field(default=False, init=False)  # handlers answer requests of the backend
     _stream: StandaloneStream | None = attrs.field(default=None, init=False, repr=False)
     _in_flight: dict[RequestId | None, _RequestInFlight] = attrs.field(
         factory=dict, init=False, repr=False
@@ -106,7 +107,7 @@ class StreamableSession(Streamable):
             assigned = self._note_assigned(reply)
             outcome = await self.outcome(reply, ask, None)
         if isinstance(outcome, Answer) and isinstance(outcome.reply, Result):
-            # The head of a successful InitializeResult is the only one that an id is taken from.
+            # Only a successful answer to `initialize` assigns an id.
             if assigned and self.session_id is None:
                 raise BackendProtocolError(
                     self.backend_id, "assigned a session id that is repeated, too long or not visible ASCII"
@@ -117,7 +118,7 @@ class StreamableSession(Streamable):
         return outcome
 
     def _note_assigned(self, reply: HttpReply) -> list[str]:
-        """Keep the id as soon as there is a head: whatever goes wrong behind it, the session gets its DELETE."""
+        """Keep the id as soon as the head is here: if the rest of the answer fails, a DELETE still ends the session."""
         assigned = reply.header_values("mcp-session-id")
         if 200 <= reply.status < 300 and len(assigned) == 1 and is_valid_session_id(assigned[0]):
             self.session_id = assigned[0]
@@ -133,7 +134,7 @@ class StreamableSession(Streamable):
         try:
             await self._notices.aclose()
             if terminate and self.session_id is not None:
-                # 405: the backend does not allow that; 404: the session is gone already. No status changes anything.
+                # Any status will do. 405: the backend does not allow a DELETE; 404: the session is gone already.
                 status = await self._delete()
                 logger.debug("backend %r: DELETE of its session: HTTP %d", self.backend_id, status)
         except BackendError as error:
@@ -180,7 +181,7 @@ class StreamableSession(Streamable):
         await self.post(data, self._session_headers, identity)
 
     def send_for(self, identity: Identity | None) -> Send:
-        headers = self._session_headers  # of the session that asks, though the backend may have another one by then
+        headers = self._session_headers  # of the session that asks; there may be a new one when the answer is sent
         whose = self._identity if identity is None else identity
 
         async def send(data: bytes) -> None:
@@ -192,7 +193,7 @@ class StreamableSession(Streamable):
 
     def cancel(self, ask: Ask, reason: str) -> None:
         # "Disconnection SHOULD NOT be interpreted as the client cancelling its request" (2025-11-25, transports).
-        # Without a session id only the number would say whose request that is, and every client counts from 1.
+        # Without a session id the request id alone would identify the request, and all clients count from 1.
         if self.session_id is not None:
             notice = encode_notification(CANCELLED, {"requestId": ask.id, "reason": reason})
             self._notices.start(partial(self.post, notice, self._session_headers, ask.identity))
@@ -205,7 +206,7 @@ class StreamableSession(Streamable):
         return await self._resumed(outcome, ask) if isinstance(outcome, Loss) else outcome
 
     async def _answered_anywhere(self, ask: Ask, data: bytes) -> RequestOutcome:
-        """The answer by the request's own response, or by the standalone stream: whichever comes first."""
+        """The answer in the request's own response or by the standalone stream, whichever comes first."""
         request = self._in_flight[ask.id] = _RequestInFlight()
         on_other: OnOther = ask.on_other
 
@@ -227,7 +228,7 @@ class StreamableSession(Streamable):
         return Answer(request.answer)
 
     async def _resumed(self, broken: Loss, ask: Ask) -> RequestOutcome:
-        """The rest of an answer whose stream broke. The request is never sent again: it may have run."""
+        """Resume a broken stream to get the rest of the answer. The request is never sent again: it may have run."""
         last_event_id, retry, fruitless = broken.last_event_id, broken.retry, 0
         while last_event_id is not None and fruitless < MOST_RESUMPTIONS:
             await trio.sleep(RETRY if retry is None else min(max(retry, LEAST_RETRY), MOST_RETRY))
@@ -236,14 +237,14 @@ class StreamableSession(Streamable):
             if isinstance(outcome, Answer) and 200 <= outcome.status < 300:
                 return outcome
             if not isinstance(outcome, Loss):
-                break  # it offers no such stream
+                break  # the backend does not resume streams
             if outcome.last_event_id not in (None, last_event_id):
                 last_event_id, fruitless = outcome.last_event_id, 0
             retry = retry if outcome.retry is None else outcome.retry
         return Loss(broken.what)
 
     async def _resume(self, ask: Ask, last_event_id: str) -> RequestOutcome:
-        """Go on with an interrupted stream. "Resumption is always via HTTP GET" (2025-11-25, transports)."""
+        """Resume a broken stream once. "Resumption is always via HTTP GET" (2025-11-25, transports)."""
         headers = [*self._session_headers, (b"Last-Event-ID", last_event_id.encode())]
         try:
             async with AsyncExitStack() as stack:
@@ -258,15 +259,16 @@ class StreamableSession(Streamable):
                 reply.body.written = True
                 return await self.outcome(reply, ask, last_event_id)
         finally:
-            note_written(True)  # the request was written, whatever becomes of this GET
+            note_written(True)  # about the request, not about this GET
 
     def _check_session(self, outcome: Answer | Refusal, method: str, was_unproven: bool) -> None:
-        """Whether this refusal says that the backend's session is gone. "When a client receives HTTP 404 in response to
-        a request containing an Mcp-Session-Id, it MUST start a new session" (2025-11-25, transports); restarted servers
-        also answer 400, gateways before them 503, and a server of the modern era in its own way.
+        """Find out whether a refusal says that the backend's session is gone. "When a client receives HTTP 404 in
+        response to a request containing an Mcp-Session-Id, it MUST start a new session" (2025-11-25, transports).
+        Restarted servers also answer 400, gateways in front of them 503, and a server of the modern era with its own
+        errors.
 
         Raises:
-            BackendUnavailable: The session is gone, and the request was not looked at.
+            BackendUnavailable: The session is gone, so the request did not run.
         """
         note_written(False)
         if self._says_gone(outcome, was_unproven):
@@ -283,7 +285,7 @@ class StreamableSession(Streamable):
         gone = gone or (status == 400 and (was_unproven or names_session(outcome)))
         return gone or is_modern_error(outcome)
 
-    # --- what is said outside of requests
+    # --- messages outside of requests
 
     def attach(self, listener: Listener) -> None:
         self._outside = listener
@@ -298,12 +300,10 @@ class StreamableSession(Streamable):
         return "none" if self._stream is None else self._stream.listening
 
     async def wait_listening(self) -> None:
-        """Until the standalone stream is open or is known not to be; at most HEAD_PATIENCE s from when it was asked
-        for.
-        """
+        """Wait until the standalone stream is open or has failed; at most HEAD_TIMEOUT s from when it was requested."""
         stream = self._stream
         if stream is not None:
-            with trio.move_on_at(stream.started_at + HEAD_PATIENCE):
+            with trio.move_on_at(stream.started_at + HEAD_TIMEOUT):
                 await stream.settled.wait()
 
     def _open_stream(self) -> None:
@@ -329,13 +329,13 @@ class StreamableSession(Streamable):
             self._stream = None
 
     def _dispatch(self, message: Message) -> bool:
-        """One message of the standalone stream. Returns whether it was of use."""
+        """Take one message of the standalone stream. Returns whether the message was of use."""
         if isinstance(message, Request | Notification):
             # The progress of a request comes by the request's own response.
             if isinstance(message, Request) or message.method != PROGRESS:
                 self._outside.on_message(message)
             return isinstance(message, Request) or message.method in USEFUL
-        request = self._in_flight.get(message.id)  # an int or a str: True and 1.0 were no ids to the parser
+        request = self._in_flight.get(message.id)  # an int or a str: the parser refuses True and 1.0
         if request is None or request.answer is not None:
             logger.debug("backend %r: dropped an answer to a request that is not waiting", self.backend_id)
             return False

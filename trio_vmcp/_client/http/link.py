@@ -32,9 +32,9 @@ __all__ = ["ConnectionSlot", "Headers", "HttpExchange", "HttpLink", "calls_withi
 
 MOST_REDIRECTS = 3
 MOST_ASIDE = 4  # connections for requests that are no calls: notifications, answers, the DELETE of a session
-# s that a backend may take to end a body, for the sake of its connection; and chunks of such a body.
+# s and chunks that a body of no use may take to end, so that its connection can be used again.
 DRAIN_TIMEOUT, MOST_DRAINED = 0.1, 16
-LEAST_SHARED = 16  # the smallest connection limit that includes those
+LEAST_SHARED = 16  # the smallest connection limit that includes MOST_ASIDE
 _REDIRECTS = (307, 308)  # the only two that keep method and body (RFC 9110 §15.4.8, §15.4.9)
 _SEE_OTHER = 303  # the request was applied; its result is elsewhere (RFC 9110 §15.4.4)
 
@@ -84,7 +84,7 @@ class HttpExchange:
     _body: RequestBody
     _identity: Identity | None
     _limited: bool
-    _is_stream: bool  # held open, so outside of every limit
+    _is_stream: bool  # held open, so it counts under no limit
     _slot: ConnectionSlot | None = attrs.field(default=None, init=False)
     _reply: HttpReply | None = attrs.field(default=None, init=False)
 
@@ -122,7 +122,7 @@ class HttpExchange:
 
 @attrs.define(eq=False)
 class HttpLink:
-    """One session's way to one backend."""
+    """Sends the requests of one session to one backend."""
 
     backend: Backend
     transport: httpx.AsyncBaseTransport
@@ -213,13 +213,13 @@ class HttpLink:
         raise BackendProtocolError(self.backend.id, f"redirects more than {MOST_REDIRECTS} times")
 
     async def drain(self, reply: HttpReply) -> None:
-        """Read a body of which nothing is of use to its end, so that the connection is used again. A backend that keeps
-        such bodies open is given the time for it once.
+        """Read a body that is of no use to its end, so that the connection can be used again. If a backend keeps such
+        a body open, later ones are not read.
         """
         if reply.is_ended or not self._ends_bodies:
             return
-        # Shielded, so that an answer that is already here is not lost to a deadline that ends just now; and only up to
-        # that deadline, which is not to be missed for the sake of a connection.
+        # Shielded: the answer is already here, and must not be lost if the deadline of the call passes meanwhile. But
+        # not longer than that deadline, which the caller relies on.
         enough = trio.current_time() + DRAIN_TIMEOUT
         with trio.move_on_at(min(enough, trio.current_effective_deadline()), shield=True) as patience:
             try:
@@ -227,7 +227,7 @@ class HttpLink:
                     if await reply.receive() is None:
                         return
             except BackendError:
-                return  # what was to come has come
+                return  # the answer is complete without this body
         if patience.cancelled_caught and trio.current_time() >= enough:
             self._ends_bodies = False
 
@@ -241,8 +241,8 @@ class HttpLink:
         return bool(self._open)
 
     async def aclose(self) -> None:
-        """Close the connection of every open reply. Only a caller that is shielded from the end of the session still
-        has one.
+        """Close the connection of every open reply. Only callers that are shielded from the end of the session still
+        have one.
         """
         for reply in list(self._open):
             await reply.close_connection()
