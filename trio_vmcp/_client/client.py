@@ -48,7 +48,7 @@ MOST_SUBSCRIPTIONS = 1000
 
 ChannelT = TypeVar("ChannelT", bound=Channel)
 
-_UNLIMITED = nullcontext()  # a scope costs a listing as much as parsing its answer
+_UNLIMITED = nullcontext()  # a scope takes as long as parsing the answer to a listing
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -144,7 +144,7 @@ class Client(abc.ABC, Generic[ChannelT]):
         """
 
     def on_error(self, error: BackendError) -> None:
-        """A request failed. What is known of the backend without asking may be out of date."""
+        """A request failed, so cached facts about the backend may be out of date."""
 
     def on_message(self, message: Request | Notification) -> None:
         """A message that belongs to no request of ours; see `Listener`."""

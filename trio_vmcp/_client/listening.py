@@ -151,7 +151,7 @@ class HeldStream(abc.ABC):
 
 
 def report_missed(on_event: Callable[[str, JSON], None], kinds: tuple[Kind, ...], uris: tuple[str, ...]) -> None:
-    """Nothing is sent again of what a server said while no stream was open: report all of it as changed."""
+    """A server does not repeat notifications that it sent while no stream was open: report everything as changed."""
     for kind in kinds:
         on_event(LIST_CHANGED[kind], {})
     for uri in uris:

@@ -59,7 +59,7 @@ def _stamp(requests: ServerRequests) -> JSON:
 
 @attrs.define(eq=False, kw_only=True)
 class StatelessClient(Client[Channel]):
-    """A client whose requests stand for themselves."""
+    """A client without a session: each request holds all that the server needs."""
 
     _max_pages: int = attrs.field(alias="max_pages")
     _max_tools: int = attrs.field(alias="max_tools")

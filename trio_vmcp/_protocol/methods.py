@@ -85,10 +85,10 @@ class Method:
             sends
             this method only for entries that the server has listed.
         named_by: The member of `params` that is repeated in the header `Mcp-Name`; None: there is no such header.
-        may_ask_back: The server may ask its client something before it answers: by requests of its own in the handshake
-            era, by an `input_required` result in the modern one.
+        may_ask_back: The server may ask its client something before it answers: in the handshake era with requests of
+            its own, in the modern era with an `input_required` result.
         array: The member of the result that holds an array; empty: there is none.
-        may_be_kept: The result may be good for some time (`ttlMs`, `cacheScope`).
+        may_be_kept: The result may be cached (`ttlMs`, `cacheScope`).
         outdated_by: The notification after which a kept result is not fresh any more.
     """
 
@@ -106,7 +106,7 @@ class ListMethod(Method):
     """A request for one page of a list.
 
     Attributes:
-        kind: What is listed: the server capability of this name is needed.
+        kind: The kind of list; the server capability of this name is needed.
         key: The member of an entry that names the entry.
         is_optional: A server that declares the capability need not have this method.
     """

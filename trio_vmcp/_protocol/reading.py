@@ -15,7 +15,7 @@ from trio_vmcp._protocol.jsonrpc import BadMessage, Message, parse_text, to_text
 
 __all__ = ["END_BYTES", "MOST_SKIPPED", "Oversized", "Unreadable", "decode", "read", "reply_id_at_ends"]
 
-END_BYTES = 256  # of either end of a message, enough for its id
+END_BYTES = 256  # of each end of a message, enough for its id
 MOST_SKIPPED = 4  # times the size limit, that a message may go on and be skipped; beyond that the stream has no end
 
 

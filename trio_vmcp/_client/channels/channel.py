@@ -51,10 +51,10 @@ class Ask:
 
     Attributes:
         id: The JSON-RPC id, never used before on this channel.
-        identity: Whose credentials the request carries; None: the session's opener had none.
-        on_other: Takes what comes for this request beside its answer.
-        progress_token: In its `_meta`, the same in all rounds of a request; None: no progress is asked for.
-        note: Says afterwards whether the request was written.
+        identity: The request carries its credentials; None: those of an anonymous session.
+        on_other: Takes the messages of this request before its answer.
+        progress_token: In `_meta`, the same in all rounds of a request; None: no progress is asked for.
+        note: Tells afterwards whether the request was written.
     """
 
     id: int

@@ -109,7 +109,7 @@ class Inbox:
 
     @contextmanager
     def pending(self, ask: Ask, *, is_held: bool = False) -> Iterator[PendingRequest]:
-        """A place for the answer to one request, as long as the block lasts.
+        """Register a request while the block lasts.
 
         Args:
             is_held: See `PendingRequest`.
@@ -150,7 +150,7 @@ class Inbox:
                 self.on_other(message)
 
     def take_oversized(self, message: Oversized) -> None:
-        """A message over the limit went by. Its request fails, if the two ends tell which that is, else all of them."""
+        """A message over the limit was skipped. If its ends tell which request it answers, that one fails, else all."""
         self.pace.charge_message(None, message.size)
         detail = f"sent a message of {message.size} bytes (max_message_bytes)"
         if message.is_call:

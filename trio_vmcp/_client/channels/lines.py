@@ -26,7 +26,7 @@ __all__ = ["LineChannel", "LineDecoder", "LineFlood"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
-MOST_NOTICES = 64  # on their way at once; a backend that does not read may not make us keep more
+MOST_NOTICES = 64  # in the queue; more are dropped, so that a backend that does not read costs limited memory
 
 
 class LineFlood(ValueError):

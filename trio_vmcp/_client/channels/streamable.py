@@ -251,7 +251,7 @@ class Streamable:
         self.complaints.make("backend %r: skipped a message that %s", self.backend_id, problem)
 
     def _read(self, events: list[SseEvent]) -> Iterator[tuple[Message | Unreadable | Oversized | None, int]]:
-        """The message in each event with its size; None: the event holds none. Each event is dropped on the way."""
+        """The message in each event, and its size; None: the event holds none. Each event is freed on the way."""
         events.reverse()
         while events:
             oversized = events[-1].oversized
