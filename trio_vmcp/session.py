@@ -1,4 +1,4 @@
-"""The two interfaces of a session: what storage and transports see of it, and what callers do with it."""
+"""The two interfaces of a session: `TransportSession`, its plain data, and `Session`, for calls."""
 
 from __future__ import annotations
 
@@ -55,15 +55,27 @@ class TransportSession(Protocol):
 
     @property
     def metadata(self) -> SessionMetadata:
-        """What the storage holds of this session."""
+        """The metadata that the storage holds of this session."""
         ...
 
 
 class Session(TransportSession, Protocol):
-    """The live layer: one client's view over its backends. Never leaves the process.
+    """One client's view over its backends: the live layer, which never leaves the process. A `trio.abc.AsyncResource`.
 
-    A `trio.abc.AsyncResource`. Calls run in their callers' tasks. Every call may raise, besides what its own docstring
-    says:
+    A call runs in the task of its caller. Cancelling the caller's scope cancels the call and tells the backend: with
+    `notifications/cancelled` in the handshake era and over stdio, in the stateless era over HTTP by closing the
+    response stream (MCP 2025-11-25 and 2026-07-28, basic/utilities/cancellation).
+
+    A request is sent again only if it provably did not run: the backend refused it before reading it (HTTP 401), or the
+    backend session that it was for is lost (HTTP 404, or a 400 that says so). A lost backend session is replaced once
+    for all calls that find it lost, in the era that the backend then speaks; calls that still run on the old connection
+    end there. The result of a call that was sent again has `backend_state_lost`. After a timeout, a reset or a broken
+    stream nothing is sent again: the error has `may_have_executed=True`, and the caller decides whether to try again.
+
+    A session that was made with an identity is bound to its issuer and subject: every call needs that identity as
+    `caller`, or goes through `as_caller`.
+
+    Besides the errors in its own docstring, every call may raise:
 
     Raises:
         SessionClosed: Not admitted, or cut off when `drain_timeout` ran out.
@@ -73,47 +85,55 @@ class Session(TransportSession, Protocol):
 
     @property
     def tools(self) -> tuple[Tool, ...]:
-        """In configured order, backends that are away included: their tools are listed as last seen."""
+        """The advertised tools, in configured order of the backends. While a backend is away, its tools stay as last
+        seen.
+
+        When a backend says that a list changed, the list is fetched again: at once, then at most once a second for each
+        backend and list. A list that was read before the backend's stream for changes was open is read once more after
+        that.
+        """
         ...
 
     @property
     def resources(self) -> tuple[Resource, ...]:
-        """As `tools`. A URI that several backends list is there once."""
+        """The advertised resources, as `tools`. A URI that several backends list is included once."""
         ...
 
     @property
     def resource_templates(self) -> tuple[ResourceTemplate, ...]:
-        """As `tools`. A template that several backends list is there once."""
+        """The advertised templates, as `tools`. A template that several backends list is included once."""
         ...
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        """As `tools`."""
+        """The advertised prompts, as `tools`."""
         ...
 
     @property
     def routing_table(self) -> RoutingTable:
-        """Which backend a name or URI belongs to."""
+        """The backend that each advertised name and URI belongs to."""
         ...
 
     @property
     def backend_sessions(self) -> Mapping[str, str]:
-        """Backend id → the session id that the backend assigned: a bearer token."""
+        """Backend id → the session id that the backend assigned, a bearer token; absent if it assigned none."""
         ...
 
     @property
     def failures(self) -> tuple[BackendFailure, ...]:
-        """Which backends are missing and why; an entry goes when its backend joins."""
+        """The backends that are missing, with the reason. An entry is removed when its backend joins."""
         ...
 
     @property
     def conflicts(self) -> tuple[NameConflict, ...]:
-        """Names that several backends claim: tools, then prompts, then URIs."""
+        """Names that several backends claim: tools, then prompts, then URIs. See `NameConflict`."""
         ...
 
     @property
     def backends(self) -> Mapping[str, BackendStatus]:
-        """How each backend is, by its id; the latest 100 that were removed included."""
+        """The condition of each backend, by its id, from the calls so far and without a probe; the latest 100 removed
+        backends included.
+        """
         ...
 
     @property
@@ -136,15 +156,22 @@ class Session(TransportSession, Protocol):
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> ToolResult:
-        """Call a tool by its advertised name. Executed at most once. Source: MCP server/tools.
+        """Call a tool by its advertised name. The call is executed at most once (see `Session`).
+
+        Source: MCP 2025-11-25, server/tools.
 
         Args:
             arguments: JSON object fitting the tool's input schema; not validated here.
-            meta: Forwarded as `_meta`, without the keys that MCP reserves.
-            timeout: s, the whole exchange; None: the backend's or the factory's `request_timeout`; `math.inf`: none.
+            caller: The identity that calls; needed if the session is bound to one.
+            meta: Forwarded as `_meta`, without the keys that MCP reserves (`io.modelcontextprotocol/*`).
+            timeout: s, the whole exchange from admission on; None: the backend's or the factory's `request_timeout`;
+                `math.inf`: none. The exchange includes up to ten rounds in which the backend asks a question and the
+                call is sent again with the answer.
+            on_progress: `async (progress, total, message)`, run in the caller's task; an error that it raises cancels
+                the request and comes out as itself.
 
         Raises:
-            ToolNotFound: No such name; no backend was contacted.
+            ToolNotFound: No tool has this name; no backend was contacted.
         """
         ...
 
@@ -157,10 +184,10 @@ class Session(TransportSession, Protocol):
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> ResourceResult:
-        """Read a listed resource, or one that a listed template matches (RFC 6570).
+        """Read a resource that is listed, or that a listed template matches (RFC 6570). Arguments as for `call_tool`.
 
         Raises:
-            ResourceNotFound: Neither; no backend was contacted.
+            ResourceNotFound: The URI is not listed, and no template matches; no backend was contacted.
         """
         ...
 
@@ -174,10 +201,10 @@ class Session(TransportSession, Protocol):
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> PromptResult:
-        """Fill in a prompt by its advertised name.
+        """Fill in a prompt by its advertised name. Arguments as for `call_tool`.
 
         Raises:
-            PromptNotFound: No such name; no backend was contacted.
+            PromptNotFound: No prompt has this name; no backend was contacted.
         """
         ...
 
@@ -191,7 +218,7 @@ class Session(TransportSession, Protocol):
         meta: JSON | None = None,
         timeout: float | None = None,
     ) -> CompletionResult:
-        """Ask what could come next in an argument.
+        """Ask for completions of an argument of a prompt or resource template.
 
         Args:
             ref: `{"type": "ref/prompt", "name": advertised name}` or `{"type": "ref/resource", "uri": uri or
@@ -199,7 +226,7 @@ class Session(TransportSession, Protocol):
             argument: `{"name": …, "value": …}`.
 
         Raises:
-            PromptNotFound, ResourceNotFound: `ref` names nothing here.
+            PromptNotFound, ResourceNotFound: No backend has what `ref` names.
             ValueError: `ref` is of neither form.
         """
         ...
@@ -207,28 +234,34 @@ class Session(TransportSession, Protocol):
     async def subscribe_resource(
         self, uri: str, *, caller: Identity | None = None, timeout: float | None = None
     ) -> None:
-        """Be told of updates of a resource, as `SessionChange`s of kind "resource_updated", until the session closes.
+        """Have updates of one resource reported by `changes()`, as kind "resource_updated", until the session closes.
 
-        A backend that is connected anew is subscribed to again, and may have missed updates: one is told for each URI.
+        A backend has up to 1000 subscriptions. After a new connection to the backend, its resources are subscribed to
+        again; updates may be missing, so one is reported for each URI. If two callers subscribe to one resource and one
+        of them is cancelled, the other's subscription stays.
 
         Raises:
-            ResourceNotFound: Neither listed nor matched by a template.
+            ResourceNotFound: The URI is not listed, and no template matches.
             BackendRejected: Its backend offers no subscriptions.
+            MessageTooLarge: The backend has 1000 subscriptions already.
         """
         ...
 
     async def unsubscribe_resource(
         self, uri: str, *, caller: Identity | None = None, timeout: float | None = None
     ) -> None:
-        """The reverse of `subscribe_resource`."""
+        """End a subscription that `subscribe_resource` made."""
         ...
 
     async def add_backend(self, backend: Backend) -> None:
-        """Take another backend into the live session. Returns once it has joined or failed (then it is in `failures`,
-        and tried again in the background), within `backend_init_timeout`. Names that are taken stay with their owners.
+        """Connect another backend to the live session.
 
-        A cancelled caller stops waiting and does not undo it. A backend that was removed may be added again, also while
-        its last calls end; and so may a member of a restored session that was not passed to `restore_session`.
+        Returns when the backend has joined, or is in `failures` and tried again in the background; within
+        `backend_init_timeout`. Names that are taken stay with their owners (see `conflicts`). Cancelling the caller
+        ends its wait and does not undo the addition.
+
+        An id that was removed may be added again, also while its last calls end. So may a member of a restored session
+        that was not passed to `restore_session`.
 
         Raises:
             ValueError: A backend of this id is in the session.
@@ -237,12 +270,14 @@ class Session(TransportSession, Protocol):
         ...
 
     async def remove_backend(self, backend_id: str, *, drain_timeout: float | None = None) -> None:
-        """Let one backend go: its names and its part of the metadata are gone at once, calls that it is at may end for
-        `drain_timeout` s (None: the factory's) and are then cut off with `BackendUnavailable`. The others do not
-        notice. Returns when all is let go of.
+        """Remove one backend. Its names and its part of the metadata are gone at once.
 
-        A cancelled caller stops waiting, and does not undo it. From inside one of the session's own calls this asks and
-        returns at once. Names stay bound: should the backend be added again, they come back to it.
+        Calls that run on the backend have `drain_timeout` s to end (None: the factory's) and are then cut off with
+        `BackendUnavailable`. Other backends are not affected. Returns when the connections are closed. Cancelling the
+        caller ends its wait and does not undo the removal. From inside one of the session's own calls, this asks and
+        returns at once.
+
+        Names stay bound: if the backend is added again, they are its names again.
 
         Raises:
             ValueError: There is no such backend.
@@ -259,9 +294,10 @@ class Session(TransportSession, Protocol):
         ...
 
     def changes(self) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[SessionChange]]:
-        """What changes from here on. Coalescing and bounded; ends with EndOfChannel when the session closes.
+        """Changes from here on, each reported once. Coalescing and bounded: the session never waits for a slow reader.
+        Ends with `trio.EndOfChannel` when the session closes.
 
-        A list that a backend announces as changed is fetched again, and is a change only if it differs.
+        A list that a backend announces as changed is fetched again, and reported only if it differs.
         """
         ...
 
@@ -273,17 +309,26 @@ class Session(TransportSession, Protocol):
         ...
 
     async def aclose(self, *, drain_timeout: float | None = None) -> None:
-        """Terminate: refuse new calls at once, wait for those in flight, end the backends' sessions, delete the
-        metadata.
+        """Terminate the session.
 
-        Any number of closers may come, and a cancelled one does not undo the close; all return together. A shorter
-        `drain_timeout` (s; None: the factory's) shortens the drain. From inside one of the session's own calls this
-        asks and returns at once.
+        1. New calls are refused at once with `SessionClosed`.
+        2. Calls in flight have `drain_timeout` s to end; nothing is closed under them.
+        3. Calls that are left are cut off: they raise `SessionClosed`. The scopes of their callers are not cancelled.
+        4. Within `teardown_timeout` s, in parallel: the sessions and processes of the backends are ended, and the
+           metadata is deleted. Errors there are warnings in the log.
+        5. The session's nursery is cancelled, and all closers return together.
+
+        Any number of tasks may close a session; cancelling one of them does not undo the close. The first decides
+        between `aclose` and `suspend`; a later, shorter `drain_timeout` (s; None: the factory's) shortens the drain.
+        From inside one of the session's own calls, this asks and returns at once. If the code around the session is
+        cancelled, the session closes in the same way, with a shielded drain of at most 10 s.
         """
         ...
 
     async def suspend(self, *, drain_timeout: float | None = None) -> None:
-        """Let go here: like `aclose`, but metadata and the backends' sessions stay, so that the session can be
-        restored.
+        """End the session in this process only: as `aclose`, but the metadata and the backends' sessions stay.
+
+        `restore_session` can open the session again, here or in another process. The metadata is saved before any
+        connection is closed.
         """
         ...
