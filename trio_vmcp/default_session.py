@@ -3,8 +3,8 @@
 Where things live, under `_session/`:
 - The owner task with the session's nursery (`services`) and the order of a close: `owner.py`. Its phases: `life.py`.
 - The calls in flight, and `drained`, the event that a close waits for: `admission.py`.
-- The limiter of `max_backend_init_concurrency`: `members.py`. `backend_init_timeout`, for each backend: `attempt.py`;
-  `session_init_timeout`, for the whole opening: `owner.py`; `request_timeout`: `call.py`.
+- The limiter of `max_backend_init_concurrency`: `members.py`. `backend_init_timeout`, for each backend:
+  `connecting.py`; `session_init_timeout`, for the whole opening: `owner.py`; `request_timeout`: `call.py`.
 - A call, from admission to its result: `calls.py`; on the way through one backend, with recovery and retry: `call.py`.
 - Names and lists: `directory.py`. The state of each backend: `member.py`.
 - The two layers. Metadata (`TransportSession`) is plain data, which `row.py` alone writes and another process may read.

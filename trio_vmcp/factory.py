@@ -17,7 +17,7 @@ from trio_vmcp._client.built_in import BuiltInConnector
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._session.member import Member, new_member
 from trio_vmcp._session.owner import MOST_CANCELLED_DRAIN, SessionOwner
-from trio_vmcp._session.pacing import Endpoints
+from trio_vmcp._session.reconnects import Endpoints
 from trio_vmcp._session.row import SessionRow, load_row, new_row
 from trio_vmcp.connector import BackendConnector, ClientHandlers, OutgoingAuth
 from trio_vmcp.default_session import DefaultSession

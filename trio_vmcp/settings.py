@@ -25,9 +25,9 @@ class FactorySettings:
 
     Attributes:
         max_backend_init_concurrency: Backends of one session that connect at the same time, in its opening and when
-            they are tried again; slots are given in the order of the backends passed. `add_backend`, and a connection
-            that calls wait for, take no slot.
-        backend_init_timeout: s, per backend, from the moment it holds a slot: probe, handshake and lists. Over it, the
+            they are tried again; places are given in the order of the backends passed. `add_backend`, and a connection
+            that calls wait for, take no place.
+        backend_init_timeout: s, per backend, from the moment it holds a place: probe, handshake and lists. Over it, the
             backend's failure is TIMEOUT.
         session_init_timeout: s, for the whole opening. A backend that is still connecting then has the failure PENDING,
             and joins the open session when it is ready.

@@ -56,15 +56,15 @@ from trio_vmcp._client.log_feed import LogFeed
 from trio_vmcp._client.server_requests import ServerRequests
 from trio_vmcp._session.admission import Admission
 from trio_vmcp._session.admission import Call as AdmittedCall
-from trio_vmcp._session.attempt import Attempt
 from trio_vmcp._session.breaker import Breaker
 from trio_vmcp._session.calls import Calls
+from trio_vmcp._session.connecting import Attempt
 from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.health import Health
 from trio_vmcp._session.member import Member
 from trio_vmcp._session.members import Membership
 from trio_vmcp._session.owner import SessionOwner
-from trio_vmcp._session.pacing import Backoff, Endpoints
+from trio_vmcp._session.reconnects import Backoff, Endpoints
 from trio_vmcp._session.refresh import Refresher
 from trio_vmcp._session.row import SessionRow
 from trio_vmcp.factory import DefaultSessionFactory
@@ -195,7 +195,7 @@ def drains_longer(original: Any, session: Any, limit: float) -> None:
 
 
 def holds_one_slot_less(original: Any, membership: Membership, *args: Any) -> Any:
-    membership._slots = trio.CapacityLimiter(1)
+    membership._places = trio.CapacityLimiter(1)
     return original(membership, *args)
 
 

@@ -29,7 +29,7 @@ TARGETS: Mapping[str, tuple[str, ...] | None] = {
         f"Membership.{name}"
         for name in (
             *("cancel_connecting", "cancel_replacing", "close_connections", "close", "add", "remove"),
-            *("_on_transition", "_ensure_retrying", "_retry", "_connect_anew", "_slot"),
+            *("_on_transition", "_ensure_retrying", "_retry", "_connect_anew", "_place"),
         )
     ),
     "trio_vmcp._session.member": tuple(
@@ -40,7 +40,7 @@ TARGETS: Mapping[str, tuple[str, ...] | None] = {
             "_check_gone",
         )
     ),
-    "trio_vmcp._session.attempt": (
+    "trio_vmcp._session.connecting": (
         *(f"Attempt.{name}" for name in ("run", "replace", "is_over", "current_client", "_fail", "_settle")),
         *("Attempt._close_client_in_time", "Attempt._close_in_time", "Attempt._goodbye_scope"),
         *("close_connection", "_close_client"),
@@ -49,7 +49,7 @@ TARGETS: Mapping[str, tuple[str, ...] | None] = {
         *("request_member", "_is_sent_again", "_replaced_connection", "_pass_breaker", "_note_error", "note_answer"),
     ),
     "trio_vmcp._session.connection": None,
-    "trio_vmcp._session.pacing": None,
+    "trio_vmcp._session.reconnects": None,
     "trio_vmcp._session.breaker": None,
 }
 
@@ -60,7 +60,7 @@ TESTS = (
     *(
         f"session/test_{name}"
         for name in (
-            *("admission", "closing", "calls", "ownership", "opening", "changes", "close_path"),
+            *("admission", "closing", "calls", "ownership", "opening", "change_feed", "close_path"),
             *("restore", "recovery", "idle_recovery", "coming_back", "add_remove", "breaker", "health"),
             *("life", "member"),
         )

@@ -126,8 +126,8 @@ async def test_cancelling_add_backend_cancels_the_wait_alone(autojump_clock: Moc
         await session.call_tool("a_echo")
 
 
-async def test_a_backend_removed_before_its_slot_is_not_contacted(autojump_clock: MockClock) -> None:
-    """The session is open while backends still wait for slots: a backend that is removed then gets none."""
+async def test_a_backend_removed_before_its_place_is_not_contacted(autojump_clock: MockClock) -> None:
+    """The session is open while backends still wait for places: a backend that is removed then gets none."""
     connector = PlainConnector(on_connect={f"b{number}": partial(trio.sleep, 4) for number in range(6)})
     limits = FactorySettings(max_backend_init_concurrency=1, session_init_timeout=6)
     async with open_session_factory(connector=connector, settings=limits) as factory:
@@ -135,7 +135,7 @@ async def test_a_backend_removed_before_its_slot_is_not_contacted(autojump_clock
             await session.remove_backend("b3")
             await session.add_backend(plain_backends(5)[4])
             assert 10.0 == trio.current_time()
-            await session.remove_backend("b1")  # b1 holds the slot
+            await session.remove_backend("b1")  # b1 holds the place
             await trio.sleep(20)
             assert {"b0", "b1", "b2", "b4"} == connector.started.keys()
             assert ["b0_echo", "b2_echo", "b4_echo"] == names(session)
@@ -599,8 +599,8 @@ async def test_a_session_closes_while_a_backend_is_added(closing: str, autojump_
         world["a"].sessions.clear()  # made after the client had closed, so that no client has its id
 
 
-async def test_a_close_hands_out_no_more_slots(autojump_clock: MockClock) -> None:
-    """Backends that wait for a slot when the close begins are not contacted during the drain."""
+async def test_a_close_hands_out_no_more_places(autojump_clock: MockClock) -> None:
+    """Backends that wait for a place when the close begins are not contacted during the drain."""
     connector = PlainConnector(on_connect={"b1": partial(trio.sleep, 8)}, on_request={"b0": partial(trio.sleep, 9)})
     limits = FactorySettings(max_backend_init_concurrency=1, session_init_timeout=2)
     async with open_session_factory(connector=connector, settings=limits) as factory:
@@ -793,8 +793,8 @@ async def test_a_backend_removed_while_a_subscription_is_asked_for(autojump_cloc
         assert 3.0 == trio.current_time()
 
 
-async def test_backends_come_and_go_while_others_wait_for_a_slot(autojump_clock: MockClock) -> None:
-    """A backend that waits for a slot when the opening ends keeps its turn, whatever is added or removed meanwhile."""
+async def test_backends_come_and_go_while_others_wait_for_a_place(autojump_clock: MockClock) -> None:
+    """A backend that waits for a place when the opening ends keeps its turn, whatever is added or removed meanwhile."""
     settings = FactorySettings(max_backend_init_concurrency=1, backend_init_timeout=1.0, session_init_timeout=0.5)
     backends = {"a": echo_backend(), "b": echo_backend(), "c": echo_backend()}
     backends["a"].fail("POST", Hang())

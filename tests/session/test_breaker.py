@@ -26,7 +26,7 @@ from trio_vmcp import (
     open_session_factory,
 )
 from trio_vmcp._session.breaker import FAILURES_TO_OPEN, Breaker
-from trio_vmcp._session.pacing import Backoff
+from trio_vmcp._session.reconnects import Backoff
 from trio_vmcp.testing import CONNECT, CallContext, Delay, Disconnect, Error, Hang, Refuse, Status
 
 Event = Literal["begin", "succeed", "fail", "leave"]

@@ -135,8 +135,8 @@ async def test_the_row_is_left_alone_once_goodbyes_are_said(
     assert [] == caplog.messages
 
 
-async def test_a_close_gives_no_more_slots_out(autojump_clock: MockClock) -> None:
-    """A backend that waits for a slot when the session closes is never contacted."""
+async def test_a_close_gives_no_more_places_out(autojump_clock: MockClock) -> None:
+    """A backend that waits for a place when the session closes is never contacted."""
     connector = PlainConnector(on_connect={"b0": trio.sleep_forever})
     limits = FactorySettings(session_init_timeout=1, max_backend_init_concurrency=1)
     async with open_session_factory(connector=connector, settings=limits) as factory:

@@ -34,7 +34,7 @@ from trio_vmcp import (
     open_session_factory,
 )
 from trio_vmcp._request_note import note_session_lost
-from trio_vmcp._session.pacing import LEAST_DELAY, Backoff, Endpoints
+from trio_vmcp._session.reconnects import LEAST_DELAY, Backoff, Endpoints
 from trio_vmcp.metadata import endpoint_digest
 from trio_vmcp.testing import CONNECT, Delay, Disconnect, Error, FaultRule, Hang, Refuse, ScriptedBackend, Status
 
@@ -565,8 +565,8 @@ async def test_a_crash_during_a_reconnect_is_a_failure(autojump_clock: MockClock
     assert len(began) <= most_attempts(600)
 
 
-async def test_retries_share_the_slots_of_the_opening(autojump_clock: MockClock) -> None:
-    """`max_backend_init_concurrency` holds for retries, too; a recovery for a call waits for no slot."""
+async def test_retries_share_the_places_of_the_opening(autojump_clock: MockClock) -> None:
+    """`max_backend_init_concurrency` holds for retries, too; a recovery for a call waits for no place."""
     hang: dict[str, Callable[[], Any]] = {f"b{number}": trio.sleep_forever for number in range(8)}
     connector = PlainConnector(on_connect=hang)
     limits = FactorySettings(max_backend_init_concurrency=2, backend_init_timeout=5, session_init_timeout=6)

@@ -36,7 +36,7 @@ from trio_vmcp._session.member import (
     Unconfigured,
     new_member,
 )
-from trio_vmcp._session.pacing import Endpoints
+from trio_vmcp._session.reconnects import Endpoints
 from trio_vmcp.metadata import endpoint_digest
 
 BACKEND = Backend(id="b", url="http://b.test/mcp")

@@ -118,7 +118,7 @@ async def test_one_hung_backend_among_thirty_costs_the_others_nothing(era: str, 
         await session.call_tool("b29_echo")
 
 
-async def test_two_sessions_have_their_slots_each(autojump_clock: MockClock) -> None:
+async def test_two_sessions_have_their_places_each(autojump_clock: MockClock) -> None:
     """The limit is per session: two that open at once connect to 20 backends at the same time, and never to more."""
     connector = PlainConnector(on_connect={f"b{number}": lasting(1) for number in range(30)})
     async with open_session_factory(connector=connector) as factory:
@@ -129,8 +129,8 @@ async def test_two_sessions_have_their_slots_each(autojump_clock: MockClock) -> 
     assert 20 == connector.most_connecting
 
 
-async def test_slots_are_given_in_the_order_of_the_backends(autojump_clock: MockClock) -> None:
-    """With one slot the backends connect one after the other, as they were passed."""
+async def test_places_are_given_in_the_order_of_the_backends(autojump_clock: MockClock) -> None:
+    """With one place the backends connect one after the other, as they were passed."""
     connector = PlainConnector(on_connect={f"b{number}": lasting(1) for number in range(8)})
     limits = FactorySettings(max_backend_init_concurrency=1)
     async with open_session_factory(connector=connector, settings=limits) as factory:
@@ -138,8 +138,8 @@ async def test_slots_are_given_in_the_order_of_the_backends(autojump_clock: Mock
     assert [(f"b{number}", float(number)) for number in range(8)] == list(connector.started.items())
 
 
-async def test_a_backends_time_begins_with_its_slot(autojump_clock: MockClock) -> None:
-    """Waiting for a slot does not count against `backend_init_timeout`."""
+async def test_a_backends_time_begins_with_its_place(autojump_clock: MockClock) -> None:
+    """Waiting for a place does not count against `backend_init_timeout`."""
     connector = PlainConnector(on_connect={f"b{number}": lasting(4) for number in range(5)})
     limits = FactorySettings(max_backend_init_concurrency=1, backend_init_timeout=5)
     async with open_session_factory(connector=connector, settings=limits) as factory:
@@ -343,8 +343,8 @@ async def test_a_late_backend_joins_when_ready(autojump_clock: MockClock) -> Non
             assert {"slow_echo": "slow", "fast_echo": "fast"} == row.bindings["tools"]
 
 
-async def test_a_backend_without_a_slot_is_pending(autojump_clock: MockClock) -> None:
-    """Without a slot at session_init_timeout: PENDING with 0 s elapsed; the backend gets its slot later."""
+async def test_a_backend_without_a_place_is_pending(autojump_clock: MockClock) -> None:
+    """Without a place at session_init_timeout: PENDING with 0 s elapsed; the backend gets its place later."""
     connector = PlainConnector(on_connect={f"b{number}": lasting(4) for number in range(3)})
     limits = FactorySettings(max_backend_init_concurrency=1, session_init_timeout=6)
     async with open_session_factory(connector=connector, settings=limits) as factory:
@@ -735,7 +735,7 @@ async def test_a_crash_in_the_opening_is_an_error_of_make_session() -> None:
 
 
 async def test_an_opening_does_not_wait_for_the_goodbyes_of_a_timed_out_attempt(autojump_clock: MockClock) -> None:
-    """A backend that timed out may answer `notifications/cancelled` and DELETE slowly: its slot is free, and the
+    """A backend that timed out may answer `notifications/cancelled` and DELETE slowly: its place is free, and the
     opening ends.
     """
     settings = FactorySettings(backend_init_timeout=1.0, max_backend_init_concurrency=1)

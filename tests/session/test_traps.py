@@ -220,7 +220,7 @@ async def test_t10_a_backend_ready_at_the_deadline_joins_or_is_closed(late: floa
 
 
 async def test_t11_a_deadline_that_passed_is_not_a_timeout(autojump_clock: MockClock) -> None:
-    """Success at the instant of the limit counts; waiting for a slot does not; a caller's own limit stays its own."""
+    """Success at the instant of the limit counts; waiting for a place does not; a caller's own limit stays its own."""
     connector = PlainConnector(
         on_connect={f"b{number}": partial(trio.sleep, 1) for number in range(5)},
         on_request={"b0": partial(trio.sleep, 3)},
@@ -236,8 +236,8 @@ async def test_t11_a_deadline_that_passed_is_not_a_timeout(autojump_clock: MockC
             await session.call_tool("a_slow", timeout=2)
 
 
-async def test_t12_a_slot_outlives_none_of_its_borrowers(autojump_clock: MockClock) -> None:
-    """One slot: an attempt that crashes, hangs or is cancelled frees it."""
+async def test_t12_a_place_outlives_none_of_its_borrowers(autojump_clock: MockClock) -> None:
+    """One place: an attempt that crashes, hangs or is cancelled frees it."""
 
     async def crash() -> None:
         await trio.lowlevel.checkpoint()

@@ -9,7 +9,7 @@ import math
 
 import attrs
 
-from trio_vmcp._session.pacing import Backoff
+from trio_vmcp._session.reconnects import Backoff
 
 __all__ = ["FAILURES_TO_OPEN", "Breaker"]
 

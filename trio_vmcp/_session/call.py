@@ -103,7 +103,7 @@ def _is_sent_again(member: Member, connection: Connection, call: Call, error: Ba
         member.replace_connection(connection, error)
         return True
     # A 503: the session may be lost, or the backend is busy. The call is not sent again either way.
-    if member.connection is connection and member.pacing.may_replace():
+    if member.connection is connection and member.reconnects.may_replace():
         member.replace_connection(connection, error)
     return False
 

@@ -27,7 +27,7 @@ from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.health import Health
 from trio_vmcp._session.life import Life, Phase
 from trio_vmcp._session.listing import Listing
-from trio_vmcp._session.pacing import Endpoints, Pacing
+from trio_vmcp._session.reconnects import Endpoints, Reconnects
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import (
     BackendError,
@@ -60,6 +60,7 @@ __all__ = [
     "Unconfigured",
     "new_member",
     "reason_of",
+    "visible_changes",
 ]
 
 # --- the states
@@ -82,7 +83,7 @@ class _State:
 
 @attrs.frozen(eq=False)
 class Connecting(_State):
-    """The first attempt is under way, or waits for a slot. `failure` is there (PENDING) once the opening is over."""
+    """The first attempt is under way, or waits for a place. `failure` is there (PENDING) once the opening is over."""
 
     shown = BackendState.CONNECTING
     failure: BackendFailure | None = None
@@ -177,6 +178,19 @@ Change: TypeAlias = Literal["backend", "tools", "resources", "prompts"]
 EVERYTHING: tuple[Change, ...] = ("backend", "tools", "resources", "prompts")
 
 
+def visible_changes(before: State, state: State) -> tuple[Change, ...]:
+    """What callers see of a transition. A backend that was missing and still is looks the same to them."""
+    match state:
+        case Removed():
+            return EVERYTHING
+        case Ready() if not isinstance(before, Failing):
+            return ("backend", *state.connection.new_lists)
+        case Away() if isinstance(before, Ready | Failing | Replacing):
+            return ("backend",)
+        case _:
+            return ()
+
+
 class MemberObserver(Protocol):
     """What advertises, writes down and tells changes of a session's backends. Never waits."""
 
@@ -246,7 +260,7 @@ class Member:
     backend: Backend | None
     request_timeout: float
     breaker: Breaker
-    pacing: Pacing
+    reconnects: Reconnects
     state: State
     stored: BackendRecord | None = None
     since: datetime = attrs.field(factory=lambda: datetime.now(UTC), init=False)
@@ -356,12 +370,12 @@ class Member:
         self._may_resume = True
         self.listing = listing or self.listing
         self.breaker.succeed()
-        self.pacing.note_joined()
+        self.reconnects.note_joined()
         self.to(Ready(connection), "connected")
 
     def fail(self, reason: FailureReason, detail: str) -> None:
         """An attempt has failed."""
-        self.pacing.note_failure(reason)
+        self.reconnects.note_failure(reason)
         self.to(Away(self._new_failure(reason, detail)), detail)
 
     def wait_longer(self, detail: str) -> None:
@@ -475,7 +489,7 @@ def new_member(
         backend,
         request_timeout=settings.request_timeout if timeout is None else timeout,
         breaker=Breaker(endpoints.new_backoff()),
-        pacing=Pacing(turns, endpoints.new_backoff(), endpoints.new_backoff()),
+        reconnects=Reconnects(turns, endpoints.new_backoff(), endpoints.new_backoff()),
         state=state,
         stored=stored,
     )

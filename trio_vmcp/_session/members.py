@@ -1,8 +1,8 @@
 """The backends of one session: connected side by side, each behind a boundary of its own, and connected anew when they
 went away.
 
-Each connection is a task of its own (`attempt.py`). Beside it there is another task for a backend only as long as the
-backend is missing: that one tries it again.
+Each connection is a task of its own (`connecting.py`). While a backend is missing, it has one more task, which tries to
+connect it again.
 """
 
 from __future__ import annotations
@@ -16,20 +16,16 @@ import attrs
 import trio
 
 from trio_vmcp._nursery import start_clean
-from trio_vmcp._session.attempt import Attempt, SessionParts, close_connection
+from trio_vmcp._session.connecting import Attempt, SessionParts, close_connection
 from trio_vmcp._session.life import Phase
 from trio_vmcp._session.member import (
-    EVERYTHING,
     Away,
-    Change,
     Connecting,
-    Failing,
     Member,
-    Ready,
-    Removed,
     Replacing,
     State,
     Unconfigured,
+    visible_changes,
 )
 from trio_vmcp.errors import NoBackends, SessionClosed
 from trio_vmcp.metadata import BackendRecord
@@ -55,7 +51,7 @@ class Membership:
     _session: SessionParts
     all_settled: trio.Event = attrs.field(factory=trio.Event, init=False)
     _unsettled: int = attrs.field(init=False)
-    _slots: trio.CapacityLimiter = attrs.field(init=False)
+    _places: trio.CapacityLimiter = attrs.field(init=False)
     _connecting: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     _removed: dict[str, Member] = attrs.field(factory=dict, init=False)  # the latest of each id, to be shown
     _leaving: set[Member] = attrs.field(factory=set, init=False)  # removed, and not yet gone
@@ -64,7 +60,7 @@ class Membership:
     def __attrs_post_init__(self) -> None:
         for member in self.members.values():
             member.listener = self._on_transition
-        self._slots = trio.CapacityLimiter(self._session.settings.max_backend_init_concurrency)
+        self._places = trio.CapacityLimiter(self._session.settings.max_backend_init_concurrency)
         self._unsettled = sum(member.backend is not None for member in self.members.values())
         if not self._unsettled:
             self.all_settled.set()
@@ -85,13 +81,13 @@ class Membership:
     # --- the session's phases
 
     async def connect_all(self, services: trio.Nursery) -> None:
-        """Hand the slots out, one task for all of them: their order is the caller's, and Trio starts tasks in any."""
+        """Begin all attempts from one task, as places get free, in the caller's order: Trio starts tasks in any."""
         self._services = services
         with self._connecting:
             for member in list(self.members.values()):  # once the session is open, backends may come and go
                 if member.backend is None:
                     continue
-                await self._slots.acquire_on_behalf_of(member)
+                await self._places.acquire_on_behalf_of(member)
                 if member.is_removed:
                     self._note_settled(member)
                     continue
@@ -184,7 +180,7 @@ class Membership:
             self._warn(state.failure)
         if isinstance(state, Away | Replacing):
             self._ensure_retrying(member)
-        changes = _changes(before, state)
+        changes = visible_changes(before, state)
         if changes:
             self._session.observer.member_changed(member, changes)
 
@@ -200,7 +196,7 @@ class Membership:
 
     def _note_settled(self, member: Member) -> None:
         """A backend of the opening has joined or failed."""
-        self._slots.release_on_behalf_of(member)
+        self._places.release_on_behalf_of(member)
         self._unsettled -= 1
         if not self._unsettled:
             self.all_settled.set()
@@ -229,7 +225,7 @@ class Membership:
         life = self._session.life
         with scope:
             await life.reached(Phase.OPEN)
-            await member.pacing.wait_auth()
+            await member.reconnects.wait_auth()
             while member.may_join(life):
                 await self._connect_anew(member, backend)
         member.retry = None
@@ -239,37 +235,24 @@ class Membership:
         """One more attempt, or the wait for its time. If calls wait for a new connection and the endpoint's next turn
         is not due, they fail now.
         """
-        # Slot before line: all sessions share the line, so its holder must not wait for a slot of one session.
-        async with self._slot(member), member.pacing.endpoint_turns.line:
-            if member.pacing.is_due:
+        # Place before line: all sessions share the line, so its holder must not wait for a place of one session.
+        async with self._place(member), member.reconnects.endpoint_turns.line:
+            if member.reconnects.is_due:
                 member.start_retrying()
                 await self._begin(member, backend).settled.wait()  # what cancels this task cancels the attempt, too
             else:
                 member.fail_replacing()
         if member.connection is None:
-            await member.pacing.wait_turn()
+            await member.reconnects.wait_turn()
 
     @asynccontextmanager
-    async def _slot(self, member: Member) -> AsyncIterator[None]:
-        """One of those that the opening hands out. A replacement needs none: calls wait for it."""
+    async def _place(self, member: Member) -> AsyncIterator[None]:
+        """One of `max_backend_init_concurrency` places. A replacement needs none: calls wait for it."""
         if isinstance(member.state, Replacing):
             yield
             return
-        await self._slots.acquire_on_behalf_of(member)
+        await self._places.acquire_on_behalf_of(member)
         try:
             yield
         finally:
-            self._slots.release_on_behalf_of(member)
-
-
-def _changes(before: State, state: State) -> tuple[Change, ...]:
-    """What callers see of a transition. A backend that was missing and still is looks the same to them."""
-    match state:
-        case Removed():
-            return EVERYTHING
-        case Ready() if not isinstance(before, Failing):
-            return ("backend", *state.connection.new_lists)
-        case Away() if isinstance(before, Ready | Failing | Replacing):
-            return ("backend",)
-        case _:
-            return ()
+            self._places.release_on_behalf_of(member)

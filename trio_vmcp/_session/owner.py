@@ -17,15 +17,15 @@ import trio
 from trio_vmcp._nursery import describe_crash
 from trio_vmcp._request_note import is_inside_handler_of
 from trio_vmcp._session.admission import Admission
-from trio_vmcp._session.attempt import SessionParts
 from trio_vmcp._session.calls import Calls
-from trio_vmcp._session.changes import ChangeFeed
+from trio_vmcp._session.change_feed import ChangeFeed
+from trio_vmcp._session.connecting import SessionParts
 from trio_vmcp._session.directory import Directory, new_directory
 from trio_vmcp._session.life import Life, Phase
 from trio_vmcp._session.listing import Listing
 from trio_vmcp._session.member import Change, Member, new_member
 from trio_vmcp._session.members import Membership
-from trio_vmcp._session.pacing import Endpoints
+from trio_vmcp._session.reconnects import Endpoints
 from trio_vmcp._session.row import RowContents, SessionRow
 from trio_vmcp.connector import BackendConnector
 from trio_vmcp.errors import SessionClosed, VmcpError, session_tag

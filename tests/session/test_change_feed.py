@@ -15,7 +15,7 @@ from support.plain_connector import PlainConnector, plain_backends
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import FactorySettings, SessionChange, open_session_factory
-from trio_vmcp._session.changes import MOST_PENDING, ChangeFeed
+from trio_vmcp._session.change_feed import MOST_PENDING, ChangeFeed
 from trio_vmcp.testing import CONNECT, Delay
 
 JOINED = [SessionChange(kind, "a") for kind in ("backend", "tools", "resources", "prompts")]

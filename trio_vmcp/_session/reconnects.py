@@ -16,7 +16,7 @@ import trio
 
 from trio_vmcp.models import FailureReason
 
-__all__ = ["Backoff", "EndpointTurns", "Endpoints", "Pacing"]
+__all__ = ["Backoff", "EndpointTurns", "Endpoints", "Reconnects"]
 
 JITTER = 0.2  # of a delay, either way: attempts that failed together must not be repeated together
 LEAST_DELAY = 0.05  # s, whatever is configured: with a delay of 0, attempts would follow as fast as the machine can
@@ -118,7 +118,7 @@ class Endpoints:
 
 
 @attrs.define(eq=False)
-class Pacing:
+class Reconnects:
     """When one backend of a session may be connected anew, and when its connection may be replaced.
 
     Attributes:

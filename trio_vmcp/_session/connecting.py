@@ -228,7 +228,7 @@ class Attempt:
         await self.settled.wait()
         if self.connection is None or self.connection.client is not client:  # a resumed one, replaced already
             return
-        await trio.sleep_until(self._member.pacing.next_replacement_at())
+        await trio.sleep_until(self._member.reconnects.next_replacement_at())
         if life.phase is Phase.OPEN:
             self._member.replace_connection(self.connection, error)
 
