@@ -83,7 +83,7 @@ class Reply:
 
     async def start(self, status: int, headers: Headers = ()) -> None:
         """Send the head; without a content-length the body is chunked."""
-        self.status = status
+        self._set_status(status)
         pairs = [(name.encode(), value.encode()) for name, value in headers]
         await self._write(h11.Response(status_code=status, headers=pairs, reason=responses.get(status, "").encode()))
 
@@ -136,6 +136,9 @@ class Reply:
             self._scope.cancel(reason="the client closed the connection")
             await trio.lowlevel.checkpoint()
 
+    def _set_status(self, status: int) -> None:
+        self.status = status
+
     async def _write(self, event: h11.Event) -> None:
         # No checkpoint if the lock is free: cancelled there, a client would have an answer that its exchange lacks.
         try:
@@ -147,15 +150,15 @@ class Reply:
                 self._lost = True
                 return
             data = self._http.send(event) or b""
-            sent = self.written_bytes
-            self.written_bytes += len(data)
             self.broken_off = True
-            await self._deliver_with_fault(data, sent)
+            await self._deliver_with_fault(data)
             self.broken_off = False
         finally:
             self._writing.release()
 
-    async def _deliver_with_fault(self, data: bytes, sent: int) -> None:
+    async def _deliver_with_fault(self, data: bytes) -> None:
+        sent = self.written_bytes
+        self.written_bytes += len(data)
         if self.fault is None:
             await self._deliver(data)
             return

@@ -27,7 +27,7 @@ class LineReply(Reply):
         return self.status is not None and not self.cut and not self._lost
 
     async def respond(self, status: int, body: bytes = b"", headers: Headers = ()) -> None:
-        self.status = status
+        self._set_status(status)
         if body:
             await self.send(body)
 
@@ -35,9 +35,7 @@ class LineReply(Reply):
         await self._deliver(data)
 
     async def send(self, data: bytes) -> None:
-        line, sent = data + b"\n", self.written_bytes
-        self.written_bytes += len(line)
-        await self._deliver_with_fault(line, sent)
+        await self._deliver_with_fault(data + b"\n")
 
     async def hang(self) -> None:
         await trio.sleep_forever()
