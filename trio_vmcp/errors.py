@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -77,7 +77,21 @@ def session_tag(session_id: str) -> str:
 
 
 class VmcpError(Exception):
-    """The root of every error that this library raises on purpose."""
+    """The root of every error that this library raises on purpose. Can be pickled and copied."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        # Not the one of BaseException, which passes `args` to a constructor that takes some of them by keyword only.
+        kind = type(self)
+        names = [field.name for field in attrs.fields(kind)] if attrs.has(kind) else []
+        return _revive, (kind, self.args, {name: getattr(self, name) for name in names} | vars(self))
+
+
+def _revive(kind: type[VmcpError], args: tuple[Any, ...], fields: dict[str, Any]) -> VmcpError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    for name, value in fields.items():
+        object.__setattr__(error, name, value)
+    return error
 
 
 @attrs.define(eq=False)

@@ -11,13 +11,13 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import Literal, NoReturn
 
 import attrs
 import cattrs
 from attrs.validators import deep_iterable, in_, instance_of, optional
 
+from trio_vmcp._read_only import Copyable, read_only
 from trio_vmcp.errors import StorageError, session_tag
 from trio_vmcp.models import JSON, Backend
 
@@ -42,8 +42,7 @@ _Bindings = Mapping[str, Mapping[str, str]]  # kind → advertised name → back
 
 
 def _read_only(bindings: _Bindings) -> _Bindings:
-    kinds = {kind: MappingProxyType(dict(bindings.get(kind, {}))) for kind in (*_BOUND_KINDS, *bindings)}
-    return MappingProxyType(kinds)
+    return read_only({kind: read_only(bindings.get(kind, {})) for kind in (*_BOUND_KINDS, *bindings)})
 
 
 def _utc(value: datetime) -> datetime:
@@ -83,7 +82,7 @@ def _in_order(records: Iterable[BackendRecord]) -> tuple[BackendRecord, ...]:
 
 
 @attrs.frozen
-class SessionMetadata:
+class SessionMetadata(Copyable):
     """A session as its storage knows it.
 
     Attributes:

@@ -10,11 +10,12 @@ import enum
 import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import attrs
+
+from trio_vmcp._read_only import Copyable, read_only
 
 __all__ = [
     "JSON",
@@ -50,7 +51,7 @@ _BACKEND_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
 
 def _read_only(mapping: Mapping[str, str] | None) -> Mapping[str, str]:
-    return MappingProxyType(dict(mapping or {}))
+    return read_only(mapping or {})
 
 
 def _in_order(values: Iterable[str]) -> tuple[str, ...]:
@@ -89,7 +90,7 @@ def _public_url_repr(url: str) -> str:
 
 
 @attrs.frozen
-class Backend:
+class Backend(Copyable):
     """One MCP server, as the user configures it.
 
     Attributes:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import attrs
 
 from trio_vmcp._protocol.methods import Kind
 from trio_vmcp._protocol.uri_template import UriTemplate, compile_template
+from trio_vmcp._read_only import Copyable, read_only
 from trio_vmcp._routing.names import Names
 from trio_vmcp._routing.strategies import Bare, ConflictResolution, Manual, Prefix, Priority
 from trio_vmcp._routing.table import RoutingTable, Target, closest_names, find_resource
@@ -44,10 +44,6 @@ _TEMPLATE_CHARACTERS = 64 * 1024
 _Templates: TypeAlias = tuple[tuple[Target, UriTemplate], ...]
 
 
-def _read_only(mapping: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    return MappingProxyType(dict(mapping))
-
-
 def _no_owners() -> Mapping[str, str]:
     return {}
 
@@ -64,11 +60,11 @@ class Offer:
 
 
 @attrs.frozen
-class Bindings:
+class Bindings(Copyable):
     """Advertised name to the id of the backend that has it for the session's life: entries only ever come."""
 
-    tools: Mapping[str, str] = attrs.field(factory=_no_owners, converter=_read_only)
-    prompts: Mapping[str, str] = attrs.field(factory=_no_owners, converter=_read_only)
+    tools: Mapping[str, str] = attrs.field(factory=_no_owners, converter=read_only)
+    prompts: Mapping[str, str] = attrs.field(factory=_no_owners, converter=read_only)
 
 
 @attrs.frozen

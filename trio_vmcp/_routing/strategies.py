@@ -5,19 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import attrs
+
+from trio_vmcp._read_only import Copyable, read_only
 
 __all__ = ["Bare", "ConflictResolution", "Manual", "Prefix", "Priority", "composer", "first_owner"]
 
 DIGEST_LENGTH = 12  # base32 characters, 60 bits: two of 10 000 names collide with a probability of 4e-11
 _SEPARATOR = "_"
-
-
-def _read_only(mapping: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    return MappingProxyType(dict(mapping))
 
 
 @attrs.frozen
@@ -61,7 +58,7 @@ class Priority:
 
 
 @attrs.frozen
-class Manual:
+class Manual(Copyable):
     """Advertise what this mapping names, tools and prompts alike, and nothing else.
 
     Attributes:
@@ -71,7 +68,7 @@ class Manual:
         ValueError: An entry is not of that form, or two advertise the same thing.
     """
 
-    names: Mapping[str, tuple[str, str]] = attrs.field(converter=_read_only, hash=False)
+    names: Mapping[str, tuple[str, str]] = attrs.field(converter=read_only, hash=False)
     _advertised: Mapping[tuple[str, str], str] = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 from heapq import nlargest
 from itertools import islice
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import attrs
 
 from trio_vmcp._protocol.uri_template import UriTemplate, compile_template, first_match
+from trio_vmcp._read_only import Copyable, read_only
 
 __all__ = ["RoutingTable", "Target", "closest_names", "find_resource"]
 
@@ -32,10 +32,6 @@ class Target:
     name: str
 
 
-def _read_only(mapping: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    return MappingProxyType(dict(mapping))
-
-
 def _no_targets() -> Mapping[str, Target]:
     return {}
 
@@ -45,7 +41,7 @@ def _compiled(table: RoutingTable) -> tuple[UriTemplate, ...]:
 
 
 @attrs.frozen
-class RoutingTable:
+class RoutingTable(Copyable):
     """Advertised name to target. Tools and prompts each have names of their own; resources are keyed by URI.
 
     Attributes:
@@ -53,9 +49,9 @@ class RoutingTable:
             backend lists beyond 64 Ki characters of them.
     """
 
-    tools: Mapping[str, Target] = attrs.field(factory=_no_targets, converter=_read_only)
-    prompts: Mapping[str, Target] = attrs.field(factory=_no_targets, converter=_read_only)
-    resources: Mapping[str, Target] = attrs.field(factory=_no_targets, converter=_read_only)
+    tools: Mapping[str, Target] = attrs.field(factory=_no_targets, converter=read_only)
+    prompts: Mapping[str, Target] = attrs.field(factory=_no_targets, converter=read_only)
+    resources: Mapping[str, Target] = attrs.field(factory=_no_targets, converter=read_only)
     templates: tuple[Target, ...] = ()
     _patterns: tuple[UriTemplate, ...] = attrs.field(
         default=attrs.Factory(_compiled, takes_self=True), alias="patterns", repr=False, eq=False
