@@ -140,8 +140,6 @@ class SseDecoder:
         if self._oversized is None:
             self._oversized = self._begin_skipping()
             piece = bytes(self._line) + piece
-            if not self._oversized.size:
-                piece = _value_of(piece.removeprefix(_BOM) if self._at_start else piece)
             self._at_start = False
         self._oversized.add(piece)
         if self._oversized.size > MOST_SKIPPED * self.max_event_bytes:
@@ -215,16 +213,22 @@ class SseDecoder:
         # Not earlier: a stream that is resumed after the id of a truncated event would skip that event.
         if self._id is not None:
             self.last_event_id = self._id or None
+        if self._oversized is not None:
+            _strip_field_name(self._oversized)
         if self._data is not None or self._oversized is not None:
             name = self._event.decode(errors="replace") or "message"
             events.append(SseEvent(name, self._data or b"", self._id or None, self._oversized))
         self._event_bytes, self._event, self._data, self._id, self._oversized = 0, b"", None, None, None
 
 
-def _value_of(line: bytes) -> bytes:
-    """What a `data` line says; of another line, all of it."""
+def _strip_field_name(oversized: Oversized) -> None:
+    """Remove a BOM and `data:` from the head of an event. Not before its end: a stream may be cut within `data:`."""
+    line = oversized.head.removeprefix(_BOM)
     value = line.removeprefix(b"data:")
-    return value.removeprefix(b" ") if len(value) < len(line) else line
+    if len(value) < len(line):
+        value = value.removeprefix(b" ")
+    oversized.size -= len(oversized.head) - len(value)
+    oversized.head = value
 
 
 def line_ends(chunk: bytes | bytearray) -> tuple[int, int]:
