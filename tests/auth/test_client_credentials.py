@@ -139,7 +139,7 @@ async def test_each_backend_gets_a_token_of_its_own(autojump_clock: MockClock) -
 
 async def test_tokens_do_not_pile_up(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of endless resources the token of the oldest is discarded."""
-    monkeypatch.setattr("trio_vmcp.auth.strategies._MOST_CACHED", 2)
+    monkeypatch.setattr("trio_vmcp.auth.client_credentials._MOST_CACHED", 2)
     async with open_protected() as protected:
         for path in ("/1", "/2", "/3", "/2", "/1"):
             await protected.connect(backend=Backend(id="b", url=f"http://b.test{path}", era="modern"))
@@ -549,7 +549,7 @@ def test_without_oauthlib_one_line_says_what_to_install(monkeypatch: pytest.Monk
     """The error comes at construction, not in the middle of a call; everything else works without `oauthlib`."""
     for name in ("oauthlib", "oauthlib.oauth2"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "trio_vmcp.auth._oauth", raising=False)
+    monkeypatch.delitem(sys.modules, "trio_vmcp.auth._token_messages", raising=False)
     with pytest.raises(ImportError) as caught:
         ClientCredentials(TOKEN_URL, CLIENT_ID, CLIENT_SECRET)
     assert "ClientCredentials needs oauthlib: pip install 'trio-vmcp[oauth]'" == str(caught.value)
