@@ -181,6 +181,10 @@ class ClientHandlers:
     at once). If it raises an error, the type of the error is logged, and the backend learns only that there is no
     answer.
 
+    Do not shield a handler from cancellation for long. A shielded handler that is still running when its session closes
+    does not delay `aclose()` (which then waits for a second more), but its call, and at the latest the end of the
+    factory, wait until the handler has ended.
+
     Attributes:
         sampling: Answers `sampling/createMessage` with a CreateMessageResult. Sampling with tools is not declared.
         elicitation: Answers `elicitation/create` with an ElicitResult: `{"action": "accept", "content": {…}}`,

@@ -15,8 +15,9 @@ import trio
 
 from trio_vmcp._client.built_in import BuiltInConnector
 from trio_vmcp._nursery import start_clean
+from trio_vmcp._session.life import Phase
 from trio_vmcp._session.member import Member, new_member
-from trio_vmcp._session.owner import MOST_CANCELLED_DRAIN, SessionOwner
+from trio_vmcp._session.owner import SessionOwner
 from trio_vmcp._session.reconnects import Endpoints
 from trio_vmcp._session.row import SessionRow, load_row, new_row
 from trio_vmcp.connector import BackendConnector, ClientHandlers, OutgoingAuth
@@ -31,6 +32,8 @@ from trio_vmcp.storage import LocalStorage, Storage
 __all__ = ["DefaultSessionFactory", "SessionFactory", "open_session_factory"]
 
 _SESSION_ID = re.compile(r"[\x21-\x7e]{1,256}")
+# s. However long `drain_timeout` is, a close that a cancel has caused must end soon.
+MOST_CANCELLED_DRAIN = 10.0
 _SESSION_ID_BYTES = 32  # twice the 128 bits that the front's rule asks for
 
 
@@ -50,7 +53,7 @@ class SessionFactory(Protocol):
         """Open a session that lives until its `aclose()`; it may outlive the calling task, but not the factory.
 
         Args:
-            backends: In the order in which they get slots for connecting, are listed, and get contested names.
+            backends: In the order in which they are connected, are listed, and get contested names.
             identity: Binds the session to its issuer and subject, not to its token; every call must then have this
                 identity as `caller`. Its token is for requests that no caller made: opening, listing, closing.
             session_id: 1-256 characters of 0x21-0x7E; None: a random one. A bearer token: keep it secret.
@@ -178,10 +181,12 @@ class DefaultSessionFactory(SessionFactory):
 
     @contextmanager
     def _claim(self, session_id: str) -> Iterator[None]:
-        """Reserve the id while a session opens under it. A session that runs holds the id until its own end."""
+        """Reserve the id while a session opens under it. A session holds its id until it is CLOSED."""
         self._require_open()
         if session_id in self._live:
-            raise SessionExists(session_id)
+            owner = self._live[session_id]
+            if owner is None or owner.life.phase is not Phase.CLOSED:
+                raise SessionExists(session_id)
         self._live[session_id] = None
         try:
             yield
@@ -213,7 +218,8 @@ class DefaultSessionFactory(SessionFactory):
         try:
             await owner.serve()
         finally:
-            del self._live[owner.id]
+            if self._live.get(owner.id) is owner:  # else: CLOSED for long, and its id is in use again
+                del self._live[owner.id]
 
     async def _require_unknown(self, session_id: str) -> None:
         try:

@@ -11,7 +11,16 @@ TARGETS: Mapping[str, tuple[str, ...] | None] = {
     "trio_vmcp._session.admission": None,
     "trio_vmcp._session.owner": tuple(
         f"SessionOwner.{name}"
-        for name in ("serve", "request_close", "shorten_drain", "wait_closed", "close", "_shut_down")
+        for name in (
+            "serve",
+            "request_close",
+            "shorten_drain",
+            "wait_closed",
+            "close",
+            "_shut_down",
+            "_close_late",
+            "_end_life",
+        )
     ),
     "trio_vmcp._http.connection": None,
     "trio_vmcp._http.transport": (

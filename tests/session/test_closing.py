@@ -14,14 +14,17 @@ from support.scripted_storage import ScriptedStorage
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
+    JSON,
     BackendUnavailable,
+    ClientHandlers,
     FactorySettings,
+    ServerRequest,
     Session,
     SessionClosed,
     SessionState,
     open_session_factory,
 )
-from trio_vmcp.testing import Delay, Hang, ScriptedBackend, Status
+from trio_vmcp.testing import CallContext, Delay, Hang, ScriptedBackend, Status
 
 BOTH_ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
 
@@ -366,6 +369,55 @@ async def test_a_close_takes_no_longer_than_drain_and_teardown(
         assert (5.0 if stuck else 2.0) == trio.current_time()
         assert SessionState.CLOSED is state_of(session)
         assert [] == library_tasks()
+
+
+@BOTH_ERAS
+@pytest.mark.parametrize("leaving", ["aclose", "suspend"])
+async def test_a_handler_that_shields_itself_does_not_hold_the_close_up(
+    era: str, leaving: str, autojump_clock: MockClock
+) -> None:
+    """The session is CLOSED within `teardown_timeout` and a second, and its id is free. The handler goes on: in the
+    handshake era the end of the factory waits for it, in the stateless era the end of its call.
+    """
+    ended = trio.Event()
+
+    async def shielded(request: ServerRequest) -> JSON:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(5000)
+        ended.set()
+        return {"action": "accept", "content": {}}
+
+    async def ask_user(arguments: JSON, context: CallContext) -> str:
+        return str((await context.elicit("?"))["action"])
+
+    async def ask(session: Session) -> None:
+        with pytest.raises(SessionClosed):
+            await session.call_tool("a_ask")
+
+    backend = echo_backend(era, "sse")
+    backend.add_tool("ask", ask_user)
+    handlers = ClientHandlers(elicitation=shielded)
+    settings = FactorySettings(drain_timeout=3, teardown_timeout=2)
+    async with (
+        open_world({"a": backend}, settings=settings, handlers=handlers) as world,
+        trio.open_nursery() as callers,
+    ):
+        world.leaves_sessions = leaving == "suspend"
+        session = await world.make_session()
+        callers.start_soon(ask, session)
+        await wait_all_tasks_blocked()
+        await getattr(session, leaving)()
+        assert 3 <= trio.current_time() <= 3 + 2 + 1
+        assert SessionState.CLOSED is state_of(session)
+        with pytest.raises(SessionClosed):
+            await session.call_tool("a_echo")
+        if leaving == "suspend":
+            again = await world.restore_session(session.id)
+            assert SessionState.OPEN is state_of(again)
+            await again.aclose()
+        assert trio.current_time() <= 3 + 2 + 1
+        assert not ended.is_set()
+    assert ended.is_set()
 
 
 async def test_a_shielded_caller_does_not_hold_the_close_up(autojump_clock: MockClock, nursery: trio.Nursery) -> None:

@@ -49,7 +49,7 @@ T = TypeVar("T")
 MILLISECOND = 0.001  # tolerance in virtual time, in which computing takes no time at all
 # s: after the answer of a call has arrived, the end of its stream is read for so long, even if the call is cancelled.
 LAST_BYTES = 0.1
-CANCELLED_DRAIN = 10.0  # s, the most that a cancelled close drains (design: ownership)
+CANCELLED_DRAIN = 10.0  # s, the most that a cancelled close drains
 
 
 BACKEND_ERRORS = {

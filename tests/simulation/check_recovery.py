@@ -14,8 +14,8 @@ from trio_vmcp import Prefix
 
 __all__ = ["RECOVERY_CHECKS"]
 
-JITTER = 0.2  # of a delay, either way (design: settings)
-REFETCH = 1.0  # s between the beginnings of two refetches (design: backends)
+JITTER = 0.2  # of a delay, either way
+REFETCH = 1.0  # s between the beginnings of two refetches
 ROUND_TRIPS = 20  # connecting and listing takes no more, with pages of one entry
 RESENT = (400, 404)  # with these a request did not run, and may be sent once more
 UNAUTHORIZED = 401

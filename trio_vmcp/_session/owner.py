@@ -1,8 +1,13 @@
-"""The owner of one session: its task runs the session from its opening to CLOSED, and it alone closes.
+"""The owner of one session: its task runs the session from OPENING to CLOSED, and it alone closes.
 
 The owner task is shielded: a cancelled opener or closer tears nothing down. A close is requested (`request_close`), and
-the owner does it in one order: refuse, drain, cut off, say goodbye, cancel the session's nursery, CLOSED. Each of these
-steps is bounded, and so is the shield.
+the owner goes through the phases of `life.py` in one order:
+
+- DRAINING: no call is admitted; calls in flight have `drain_timeout` s (`math.inf`: for ever) and are then cut off.
+- PARTING: every connection is closed and the row is saved or deleted, all within `teardown_timeout` s.
+- CLOSED: after the session's nursery was cancelled and has ended. Trio cannot end a task that shields itself, such as a
+  handler of the user's. If one is left, the session is CLOSED `MOST_LATE` s later all the same, and the nursery goes on
+  waiting; so does the factory's, when the factory is left.
 """
 
 from __future__ import annotations
@@ -33,12 +38,11 @@ from trio_vmcp.identity import Identity
 from trio_vmcp.models import Backend, SessionChange
 from trio_vmcp.settings import FactorySettings
 
-__all__ = ["MOST_CANCELLED_DRAIN", "SessionOwner"]
+__all__ = ["SessionOwner"]
 
 logger: logging.Logger = logging.getLogger("trio_vmcp.session")
 
-# s. However long a user lets a close wait, a close that was caused by a cancel must end soon (design: ownership).
-MOST_CANCELLED_DRAIN = 10.0
+MOST_LATE = 1.0  # s, for tasks of the session to end after its connections were closed and the tasks cancelled
 
 
 @attrs.define(eq=False)
@@ -53,7 +57,7 @@ class SessionOwner:
         admission: The calls in flight.
         calls: What callers ask of the backends.
         feed: The subscribers of `Session.changes()`.
-        services: The session's nursery; None before it is open, and once it ends.
+        services: The session's nursery; None while no nursery runs or it takes no more tasks.
     """
 
     _members: dict[str, Member] = attrs.field(alias="members", repr=False)
@@ -101,13 +105,16 @@ class SessionOwner:
         await self._require_open()
         member = self.membership.remove(backend_id, limit)
         if self.admission.holds_current_task():
-            await trio.lowlevel.checkpoint()  # what is waited for may be this very call
+            await (
+                trio.lowlevel.checkpoint()
+            )  # this task is inside a call that the removal waits for, so waiting would deadlock
         else:
             await member.gone.wait()
 
     async def _require_open(self) -> None:
         if self.life.is_closing:
-            await trio.lowlevel.checkpoint_if_cancelled()  # one cancel may both close the session and hit this caller
+            # If the cancel that closed the session also cancels this caller, raise Cancelled and not SessionClosed.
+            await trio.lowlevel.checkpoint_if_cancelled()
             raise SessionClosed("the session is closing or closed: its backends stay as they are")
 
     # --- the owner task
@@ -116,24 +123,39 @@ class SessionOwner:
         """The session's life. Run once, in the factory's nursery."""
         with trio.CancelScope(shield=True):
             try:
-                async with trio.open_nursery() as services:
-                    self.services = services
-                    await self._open(services)
-                    await self.life.reached(Phase.DRAINING)
-                    await self._shut_down()
-                    self.services = None  # a nursery that ends takes no new subscriber's task
-                    services.cancel_scope.cancel(reason="session closed")
+                async with trio.open_nursery() as watch:
+                    async with trio.open_nursery() as services:
+                        self.services = services
+                        await self._open(services)
+                        await self.life.reached(Phase.DRAINING)
+                        await self._shut_down()
+                        self.services = None  # a nursery that ends takes no new subscriber's task
+                        services.cancel_scope.cancel(reason="session closed")
+                        watch.start_soon(self._close_late)
+                    watch.cancel_scope.cancel()
             except* Exception as bug:  # a bug of ours must not end other sessions
                 logger.error("%s crashed: %s", session_tag(self.id), describe_crash(bug), exc_info=bug)
                 self._opening_error = self._opening_error or SessionClosed("the session crashed: see the log")
             finally:
-                self.life.to(Phase.CLOSED)
-                self.admission.discard_calls()
-                self.membership.close()
-                self.services = None
+                self._end_life()
+
+    async def _close_late(self) -> None:
+        """A task that shields itself holds the nursery up, and must not hold the closers up as well."""
+        await trio.sleep_until(max(self.life.close_by, trio.current_time()) + MOST_LATE)
+        logger.warning(
+            "%s: closed, but a task of it that shields itself from cancellation goes on", session_tag(self.id)
+        )
+        self._end_life()
+
+    def _end_life(self) -> None:
+        if self.life.phase is not Phase.CLOSED:
+            self.life.to(Phase.CLOSED)
+            self.admission.discard_calls()
+            self.membership.close()
+            self.services = None
 
     async def wait_open(self) -> None:
-        """Until the opening has ended.
+        """Wait until the opening has ended.
 
         Raises:
             NoBackends, SessionExists, StorageError: It failed, and nothing of it is left.
@@ -152,7 +174,7 @@ class SessionOwner:
             raise ValueError(f"drain_timeout={drain_timeout!r} is not 0 s or more")
         is_opening = self.life.phase is Phase.OPENING
         if not self.life.is_closing:
-            # A restore that does not come to its end leaves what was stored as it was, whatever ended it.
+            # A failed or interrupted restore leaves the stored row untouched.
             self.life.terminates = terminate and not (is_opening and self.row.restored)
         if is_opening:
             self._opening.cancel(reason="session closed while opening")
@@ -166,13 +188,14 @@ class SessionOwner:
             self._drain.deadline, self._drain_limit = deadline, limit
 
     async def wait_closed(self) -> None:
-        """Until CLOSED."""
+        """Wait until the session is CLOSED."""
         await self.life.reached(Phase.CLOSED)
 
     async def close(self, *, terminate: bool, drain_timeout: float | None) -> None:
         self.request_close(terminate=terminate, drain_timeout=drain_timeout)
         if self.admission.holds_current_task() or is_inside_handler_of(self.id):
-            # The close waits for this very call, and ends this very handler: neither must wait for it.
+            # Called from inside a call or handler of this session: the close waits for that call or cancels that
+            # handler, so it must not wait for the close.
             await trio.lowlevel.checkpoint()
         else:
             await self.life.reached(Phase.CLOSED)  # a cancelled waiter does not undo the close
@@ -191,7 +214,8 @@ class SessionOwner:
         except VmcpError as error:
             self._opening_error = error
             self.request_close(terminate=True, drain_timeout=0)
-            # A failed opening was handed to no caller: terminate, unless the row existed before.
+            # The session was handed to no caller: terminate even if a suspend was requested, unless the row existed
+            # before.
             self.life.terminates = not self.row.restored
         if not self.life.is_closing:  # else: the close was requested after the opening's last checkpoint
             self.calls.last_call_at = trio.current_time()
@@ -200,7 +224,7 @@ class SessionOwner:
             self.life.to(Phase.OPEN)
 
     async def _shut_down(self) -> None:
-        """Drain, cut off, say goodbye: at most the drain plus `teardown_timeout`."""
+        """Drain, cut off, close the connections: at most the drain plus `teardown_timeout`."""
         self.membership.cancel_connecting()
         with self._drain:
             await self.admission.drained.wait()
@@ -210,7 +234,7 @@ class SessionOwner:
         self.life.to(Phase.PARTING)
         self.membership.cancel_replacing()
         with trio.move_on_after(budget):
-            # At most half of the budget: one shielded caller must not use up the time for DELETEs.
+            # A caller that shields itself from the cut-off would otherwise use up the time for the DELETEs.
             with trio.move_on_after(budget / 2):
                 await self.admission.drained.wait()
             await self.row.stop_keeping()

@@ -24,7 +24,7 @@ __all__ = ["RowContents", "SessionRow", "load_row", "new_row"]
 
 logger = logging.getLogger("trio_vmcp.session")
 
-TOUCHES_PER_TTL = 3  # "touched at least every ttl/3" (design: metadata and storage)
+TOUCHES_PER_TTL = 3  # "touched at least every ttl/3"
 
 RowContents: TypeAlias = tuple[tuple[BackendRecord, ...], Bindings]
 
