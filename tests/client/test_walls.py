@@ -14,6 +14,7 @@ import attrs
 import pytest
 import trio
 from support.channels import (
+    CHANNELS,
     EVERY_ANSWER,
     EVERY_CHANNEL,
     EVERY_LEGACY_CHANNEL,
@@ -169,6 +170,49 @@ async def test_a_flood_before_an_answer_is_read_at_the_same_pace(
         assert [] == answers
         await trio.sleep(HOUR)
         assert ["done"] == [answer["content"][0]["text"] for answer in answers]
+
+
+STREAMED = pytest.mark.parametrize("channel", [c for c in CHANNELS if c.transport != "stdio"], ids=str)
+
+
+@STREAMED
+async def test_an_event_of_many_lines_counts_for_its_lines(channel: Channel, autojump_clock: MockClock) -> None:
+    """Each `data` line of an event takes time to decode, however short it is."""
+    lines = 1000
+    flood, meter = Flood(b"\ndata:" * lines, 1 + lines * LINE_COST), Meter(BUFFER_BYTES)
+    backend = channel.backend(listens=True)
+    async with channel.open_client(backend, meter=meter) as client:
+        await wait_all_tasks_blocked()
+        before = meter.taken
+        for _ in range(flood.pieces):
+            backend.send(flood.piece)
+        started = trio.current_time()
+        for seconds in (0.01, 0.6):
+            await trio.sleep_until(started + seconds)
+            flood.assert_paced(meter.taken - before - answered(backend), seconds, each=bytes_of(channel, flood))
+        await trio.sleep(HOUR)
+        await call(client)
+
+
+@STREAMED
+async def test_an_answer_of_many_lines_is_not_slowed_down(channel: Channel, autojump_clock: MockClock) -> None:
+    """A server may print its JSON prettily, each line in a `data` line of its own. The call that waits sets the pace."""
+
+    async def print_prettily(arguments: JSON, context: CallContext) -> str:
+        text: JSON = {"content": [], "structuredContent": {"n": list(range(100_000))}}
+        if channel.is_modern:
+            text["resultType"] = "complete"
+        answer = {"jsonrpc": "2.0", "id": context.exchange.message["id"], "result": text}
+        await context.send(json.dumps(answer, indent=1).replace("\n", "\ndata: ").encode())
+        await trio.sleep_forever()
+        raise AssertionError
+
+    backend = channel.backend()
+    backend.add_tool("print", print_prettily)
+    async with channel.open_client(backend) as client:
+        begun = trio.current_time()
+        assert 100_000 == len((await call(client, "print"))["structuredContent"]["n"])
+        assert trio.current_time() - begun <= 0.2
 
 
 class LongestStep(trio.abc.Instrument):

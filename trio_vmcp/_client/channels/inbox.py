@@ -135,7 +135,7 @@ class Inbox:
         message = read(text, max_depth=self.max_json_depth) if isinstance(text, str) else text
         if isinstance(message, Result | ErrorReply) and self._settle_by(message):
             return
-        self.pace.charge_message(message, len(data))
+        self.pace.charge_message(message, len(data), data.count(b"\n"))
         match message:
             case Result() | ErrorReply():
                 self._take_stray(message)

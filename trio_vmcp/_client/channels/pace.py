@@ -24,6 +24,7 @@ REQUEST_COST, LINE_COST, PIECE_COST = 8.0, 1 / 16, 1 / 2
 SMALL_PIECE = 4 * 1024  # bytes
 MESSAGES_AT_ONCE = 16.0  # between two checkpoints
 LINES_AT_ONCE = 256  # of one piece, between two checkpoints
+PIECES_AT_ONCE = 4.0  # small ones, between two checkpoints: one of these may have thousands of lines
 
 
 @attrs.define(eq=False)
@@ -39,10 +40,16 @@ class Pace:
         """A piece of a stream arrived. Its bytes are charged later, with the messages in it."""
         if len(piece) < SMALL_PIECE:
             self._charge(PIECE_COST, 0)
+        if len(piece) <= SMALL_PIECE:
+            self._since_checkpoint += MESSAGES_AT_ONCE / PIECES_AT_ONCE
 
-    def charge_message(self, message: object, size: int) -> None:
-        """A message of `size` bytes arrived that no request waits for, readable or not."""
-        self._charge(REQUEST_COST if isinstance(message, Request) else 1.0, size)
+    def charge_message(self, message: object, size: int, more_lines: int = 0) -> None:
+        """A message of `size` bytes arrived that no request waits for, readable or not.
+
+        Args:
+            more_lines: The lines that the message came in, beyond the first.
+        """
+        self._charge((REQUEST_COST if isinstance(message, Request) else 1.0) + more_lines * LINE_COST, size)
 
     def charge_lines(self, count: int, size: int) -> None:
         """Lines arrived that belong to no message: `count` lines of `size` bytes together."""

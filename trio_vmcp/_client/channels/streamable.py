@@ -130,12 +130,12 @@ class Streamable:
         """
         reply.refuse_encoding()
         while (chunk := await reply.receive()) is not None:
-            for message, size in self._read(await self._events(chunk, decoder)):
+            for message, size, more_lines in self._read(await self._events(chunk, decoder)):
                 if isinstance(message, Unreadable | Oversized):
                     self._complain_of(message)
                 elif message is not None and not accept(message):
                     return  # the connection is closed with the rest of the stream, which may have no end
-                self.pace.charge_message(message, size)
+                self.pace.charge_message(message, size, more_lines)
                 if self.pace.is_due:
                     await self.pace.wait()
 
@@ -192,7 +192,7 @@ class Streamable:
 
     async def _answer_in(self, chunk: bytes, decoder: SseDecoder, reply: HttpReply, ask: Ask) -> Answer | None:
         """The answer to a request, if the answer ends in this chunk of the stream."""
-        for message, size in self._read(await self._events(chunk, decoder)):
+        for message, size, more_lines in self._read(await self._events(chunk, decoder)):
             if isinstance(message, Result | ErrorReply):
                 if same_id(message.id, ask.id) or (isinstance(message, ErrorReply) and message.id is None):
                     return Answer(message, reply.status)
@@ -206,7 +206,7 @@ class Streamable:
                 self._complain_of(message)
             elif message is not None:
                 await ask.on_other(message)
-            self.pace.charge_message(message, size)
+            self.pace.charge_message(message, size, more_lines)
             if self.pace.is_due:
                 await self.pace.wait()
         return None
@@ -250,14 +250,17 @@ class Streamable:
         problem = bad.problem if isinstance(bad, Unreadable) else f"is over {self.max_message_bytes} bytes"
         self.complaints.make("backend %r: skipped a message that %s", self.backend_id, problem)
 
-    def _read(self, events: list[SseEvent]) -> Iterator[tuple[Message | Unreadable | Oversized | None, int]]:
-        """The message in each event, and its size; None: the event holds none. Each event is freed on the way."""
+    def _read(self, events: list[SseEvent]) -> Iterator[tuple[Message | Unreadable | Oversized | None, int, int]]:
+        """The message in each event, its size, and its lines beyond the first; None: the event holds no message. Each
+        event is freed on the way.
+        """
         events.reverse()
         while events:
             oversized = events[-1].oversized
             size = len(events[-1].data) if oversized is None else oversized.size
+            more_lines = events[-1].data.count(b"\n")
             text = _text_of(events.pop())  # the bytes are gone by now
-            yield (read(text, max_depth=self.max_json_depth) if isinstance(text, str) else text), size
+            yield (read(text, max_depth=self.max_json_depth) if isinstance(text, str) else text), size, more_lines
 
     async def _more(self, reply: HttpReply, decoder: SseDecoder) -> bytes | None:
         """The next bytes of a stream. If a stream breaks that can be resumed, treat that as its end."""
