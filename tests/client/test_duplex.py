@@ -12,6 +12,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
     JSON,
+    BackendError,
+    BackendProtocolError,
     BackendRejected,
     BackendTimeout,
     BackendUnavailable,
@@ -131,6 +133,33 @@ async def test_an_answer_over_the_limit_fails_its_own_call_alone(text: str, auto
 
 async def answer_one(pair: Pair) -> None:
     await pair.server.answer(await pair.server.receive())
+
+
+@pytest.mark.parametrize(
+    ("limit", "kind"), [(8 * 2**20, MessageTooLarge), (32 * 2**20, BackendProtocolError)], ids=["too large", "not JSON"]
+)
+async def test_a_bad_answer_does_not_hold_up_the_answers_behind_it(
+    limit: int, kind: type[BackendError], autojump_clock: MockClock
+) -> None:
+    """The call sets the pace of its answer, also of one that is over the limit or no JSON: the backend is read on."""
+    async with open_pair(limit=limit) as pair:
+
+        async def serve() -> None:
+            first, second = [await pair.server.receive() for _ in range(2)]
+            text = b'{"jsonrpc":"2.0","id":%d,"result":{"x":"%s' % (first["id"], b"x" * (24 * 2**20))
+            await pair.server.send(text)
+            await pair.server.answer(second, n="second")
+
+        async def fail() -> None:
+            with pytest.raises(kind):
+                await call(pair.client)
+
+        pair.nursery.start_soon(serve)
+        async with trio.open_nursery() as callers:
+            callers.start_soon(fail)
+            await wait_all_tasks_blocked()
+            assert {"n": "second"} == await call(pair.client)
+        assert 0 == trio.current_time()
 
 
 async def test_a_message_over_the_limit_without_an_id_fails_all(autojump_clock: MockClock) -> None:

@@ -196,7 +196,7 @@ async def test_an_event_of_many_lines_counts_for_its_lines(channel: Channel, aut
 
 @STREAMED
 async def test_an_answer_of_many_lines_is_not_slowed_down(channel: Channel, autojump_clock: MockClock) -> None:
-    """A server may print its JSON prettily, each line in a `data` line of its own. The call that waits sets the pace."""
+    """A server may print its JSON prettily, each line in a `data` line of its own. The call sets the pace."""
 
     async def print_prettily(arguments: JSON, context: CallContext) -> str:
         text: JSON = {"content": [], "structuredContent": {"n": list(range(100_000))}}

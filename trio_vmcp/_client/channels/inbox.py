@@ -133,14 +133,15 @@ class Inbox:
         """Hand over one message to the request or listener that it is for."""
         text = decode(data)
         message = read(text, max_depth=self.max_json_depth) if isinstance(text, str) else text
-        if isinstance(message, Result | ErrorReply) and self._settle_by(message):
+        if isinstance(message, Result | ErrorReply | Unreadable) and self._settle_by(message):
             return
         self.pace.charge_message(message, len(data), data.count(b"\n"))
         match message:
             case Result() | ErrorReply():
-                self._take_stray(message)
-            case Unreadable():
-                self._take_unreadable(message)
+                text = "backend %r: dropped an answer to a request that is not waiting here"
+                self.complaints.make(text, self.backend_id)
+            case Unreadable(problem=problem):
+                self.complaints.make("backend %r: skipped a message that %s", self.backend_id, problem)
             case Notification(method=method, params=params) if method == PROGRESS:
                 token = params.get("progressToken")
                 pending = self._heard_by.get(token) if type(token) is int else None
@@ -151,15 +152,15 @@ class Inbox:
 
     def take_oversized(self, message: Oversized) -> None:
         """A message over the limit was skipped. If its ends tell which request it answers, that one fails, else all."""
-        self.pace.charge_message(None, message.size)
         detail = f"sent a message of {message.size} bytes (max_message_bytes)"
         if message.is_call:
+            self.pace.charge_message(None, message.size)
             self.complaints.make("backend %r: %s; it was no answer", self.backend_id, detail)
-        elif message.reply_id is not None:
-            self._settle(message.reply_id, MessageTooLarge(self.backend_id, detail))
-        else:
-            for pending in self._likely():
-                self._settle(pending.id, MessageTooLarge(self.backend_id, detail))
+            return
+        ids = [pending.id for pending in self._likely()] if message.reply_id is None else [message.reply_id]
+        settled = [self._settle(request_id, MessageTooLarge(self.backend_id, detail)) for request_id in ids]
+        if not any(settled):
+            self.pace.charge_message(None, message.size)
 
     def close(self, loss: Loss) -> None:
         """The connection has ended: settle every request."""
@@ -179,22 +180,20 @@ class Inbox:
         # The type counts, too: `True == 1 == 1.0` in Python.
         return self._pending.get(message_id) if type(message_id) is int else None
 
-    def _settle_by(self, reply: Result | ErrorReply) -> bool:
+    def _settle_by(self, reply: Result | ErrorReply | Unreadable) -> bool:
+        """Returns whether a request was waiting for this. A bad answer is an error of the request that it answers."""
+        if isinstance(reply, Unreadable):
+            error = BackendProtocolError(self.backend_id, f"sent a message that {reply.problem}")
+            return self._settle(reply.reply_id, error)
         reply_id: RequestId | None = reply.id
         if reply_id is None and len(likely := self._likely()) == 1:  # an error without an id
             reply_id = likely[0].id
-        return self._settle(reply_id, Answer(reply))
-
-    def _take_stray(self, reply: Result | ErrorReply) -> None:
-        """A reply that no request waits for. If only the type of its id is wrong, its request fails."""
+        if self._settle(reply_id, Answer(reply)):
+            return True
         problem = f"answered with the id {reply.id!r}, which is no integer"
-        if not self._settle(meant_id(reply.id), BackendProtocolError(self.backend_id, problem)):
-            self.complaints.make("backend %r: dropped an answer to a request that is not waiting here", self.backend_id)
-
-    def _take_unreadable(self, bad: Unreadable) -> None:
-        problem = f"sent a message that {bad.problem}"
-        if not self._settle(bad.reply_id, BackendProtocolError(self.backend_id, problem)):
-            self.complaints.make("backend %r: skipped a message that %s", self.backend_id, bad.problem)
+        return type(reply.id) is not int and self._settle(
+            meant_id(reply.id), BackendProtocolError(self.backend_id, problem)
+        )
 
     def _settle(self, message_id: RequestId | None, settled: Settled) -> bool:
         """Returns whether the request was waiting. A second answer to it is late, and False."""
