@@ -88,3 +88,23 @@ async def test_a_lost_session_is_reported_by_the_connector(autojump_clock: MockC
             assert 2 == len(sinks)
             await session.call_tool("b0_echo")
             assert 2 == len(sinks)
+
+
+async def test_a_session_may_be_lost_while_its_client_is_made(autojump_clock: MockClock) -> None:
+    """A reader that a connector has started may find out before the connector returns: the report is not lost."""
+    made: list[PlainClient] = []
+    inner = PlainConnector()
+
+    async def connect(backend: Backend, **wanted: Any) -> PlainClient:
+        if not made:
+            wanted["events"].session_lost(BackendUnavailable("b0", "has gone away"))
+        await trio.sleep(0.1)
+        made.append(await inner(backend, **wanted))
+        return made[-1]
+
+    async with open_session_factory(connector=connect) as factory:
+        async with factory.open_session(plain_backends(1)) as session:
+            await trio.sleep(10)
+            assert 2 == len(made)
+            assert [True] == made[0].closed
+            await session.call_tool("b0_echo")

@@ -219,14 +219,16 @@ class Attempt:
         else:
             refresher.note(method)
 
-    async def replace(self, client: BackendClient | None, error: BackendError) -> None:
-        """Its session is gone, though no call has met that yet: what a call would begin begins now, so that the next
+    async def replace(self, events: Events, error: BackendError) -> None:
+        """The session of the client with these `events` is gone, though no call has met that yet: what a call would begin begins now, so that the next
         call finds it done. This task ends with the connection, which a call or a removal may end first.
         """
         life = self._session.life
         await life.reached(Phase.OPEN)
         await self.settled.wait()
-        if self.connection is None or self.connection.client is not client:  # a resumed one, replaced already
+        # Not earlier: the client may report this while it is being made. Another client: that was a resumed one, which
+        # was replaced already.
+        if self.connection is None or self.connection.client is not events.client:
             return
         await trio.sleep_until(self._member.reconnects.next_replacement_at())
         if life.phase is Phase.OPEN:
@@ -266,10 +268,7 @@ class Events:
 
     def session_lost(self, error: BackendError) -> None:
         # A closed nursery: the connection is being replaced already.
-        start_if_open(self._nursery, self._replace, error)
-
-    async def _replace(self, error: BackendError) -> None:
-        await self._attempt.replace(self.client, error)
+        start_if_open(self._nursery, self._attempt.replace, self, error)
 
 
 async def close_connection(session: SessionParts, member: Member, connection: Connection) -> None:
