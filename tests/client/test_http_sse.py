@@ -89,6 +89,56 @@ async def test_calls_go_by_post_and_come_by_stream(holds_posts: bool, autojump_c
     assert "mcp-protocol-version" not in backend.exchanges[1].headers
 
 
+class Feed(httpx.AsyncByteStream):
+    """A body whose pieces are put in while the body is read; None is its end."""
+
+    def __init__(self) -> None:
+        self.put, self._pieces = trio.open_memory_channel[bytes | None](10)
+        self.closed_at: float | None = None
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = await self._pieces.receive()
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    async def aclose(self) -> None:
+        self.closed_at = trio.current_time()
+
+
+async def test_the_post_of_a_request_is_not_ended_before_its_answer(autojump_clock: MockClock) -> None:
+    """Some servers cancel a request when its POST is disconnected, so an open body is left open until the answer."""
+    stream, accepted = Feed(), Feed()
+    stream.put.send_nowait(b"event: endpoint\ndata: /messages\n\n")
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        await trio.lowlevel.checkpoint()
+        if request.method == "GET":
+            return httpx.Response(200, headers=SSE, stream=stream)
+        message = message_of(request)
+        if message["method"] == "initialize":
+            answer = result(message["id"], protocolVersion="2024-11-05", capabilities={})
+            stream.put.send_nowait(event(answer))
+        elif message["method"] == "tools/call":
+            called.append(message)
+            return httpx.Response(202, stream=accepted)
+        return httpx.Response(202)
+
+    async def answer_later() -> None:
+        await trio.sleep(1)
+        stream.put.send_nowait(event(result(called[0]["id"], content=[])))
+
+    called: list[JSON] = []
+    async with open_bench(httpx.MockTransport(handle), transport_name="sse") as bench:
+        client = await bench.connect()
+        bench.nursery.start_soon(answer_later)
+        assert {"content": []} == await call(client)
+        assert 1 == trio.current_time() == accepted.closed_at
+
+
 @BOTH_MANNERS
 async def test_many_calls_share_the_stream(holds_posts: bool, autojump_clock: MockClock) -> None:
     """Each call gets its own answer, with its progress before it in order; the stream does not count under the

@@ -220,8 +220,9 @@ class Attempt:
             refresher.note(method)
 
     async def replace(self, events: Events, error: BackendError) -> None:
-        """The session of the client with these `events` is gone, though no call has met that yet: what a call would begin begins now, so that the next
-        call finds it done. This task ends with the connection, which a call or a removal may end first.
+        """The session of the client with these `events` is gone, though no call has met that yet. What a call would
+        begin begins now, so that the next call finds it done. This task ends with the connection, which a call or a
+        removal may end first.
         """
         life = self._session.life
         await life.reached(Phase.OPEN)

@@ -7,7 +7,7 @@ are later events. The session is the stream: it has no id, cannot be resumed, an
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import attrs
@@ -30,6 +30,7 @@ from trio_vmcp.models import Backend
 __all__ = ["EventStream"]
 
 MOST_ENDPOINT_BYTES = 8 * 1024  # what common servers take as a request line
+MOST_POST_BYTES = 64 * 1024  # of a response that says nothing
 
 MakeLink = Callable[[Backend], HttpLink]
 
@@ -234,5 +235,9 @@ class EventStream(DuplexChannel):
             refused = None
             if not 200 <= reply.status < 300:
                 refused = Refusal(reply.status, reply.header("www-authenticate"))
-            await self._posts.drain(reply)
+            if limited:  # a request: its answer, on the stream, ends this wait
+                with suppress(BackendError):
+                    await reply.read(MOST_POST_BYTES)
+            else:
+                await self._posts.drain(reply)
             return refused
