@@ -314,6 +314,26 @@ async def test_a_cancelled_call_cancels_its_handlers(channel: Channel, autojump_
     assert 1 == len(backend.received("tools/call"))
 
 
+@pytest.mark.parametrize("channel", [c for c in ANSWERS if c.is_modern and not c.closes_streams], ids=str)
+async def test_a_cancel_names_the_request_of_the_round(channel: Channel, autojump_clock: MockClock) -> None:
+    """Each round is a request with an id of its own; the request that runs now is the one to cancel."""
+
+    async def ask_and_hang(arguments: JSON, context: CallContext) -> str:
+        await context.request_all({"a": ELICIT})
+        await trio.sleep_forever()
+        raise AssertionError
+
+    backend = channel.backend()
+    backend.add_tool("ask", ask_and_hang)
+    async with channel.open_client(backend, handlers=everything(Handler())) as client:
+        with pytest.raises(BackendTimeout):
+            await call(client, "ask", timeout=1)
+        await wait_all_tasks_blocked()
+        (cancel,) = backend.received("notifications/cancelled")
+        _, second = backend.received("tools/call")
+        assert second.message["id"] == cancel.params["requestId"]
+
+
 @EVERY_CHANNEL
 async def test_endless_progress_extends_no_deadline(channel: Channel, autojump_clock: MockClock) -> None:
     """The whole exchange has one limit, and progress is no answer."""

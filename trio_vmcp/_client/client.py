@@ -26,7 +26,6 @@ from trio_vmcp._protocol.methods import (
     METHODS,
     PROGRESS,
     SUBSCRIBE,
-    UNKNOWN,
     Kind,
     ListMethod,
     Method,
@@ -90,12 +89,13 @@ class Client(abc.ABC, Generic[ChannelT]):
         timeout: float,
         on_progress: OnProgress | None,
     ) -> JSON:
-        known = METHODS.get(method, UNKNOWN)
+        known = METHODS.get(method) or Method(name=method)
         message_id = next(self._channel.ids)
         note = begin_request(method)
         if on_progress is not None:
             params = params | {"_meta": params.get("_meta", {}) | {"progressToken": message_id}}
         in_callback = False
+        latest: Ask | None = None
 
         async def on_other(message: Request | Notification) -> None:
             nonlocal in_callback
@@ -103,8 +103,12 @@ class Client(abc.ABC, Generic[ChannelT]):
             await self._on_other(message, ask, on_progress)
             in_callback = False
 
+        def on_again(again: Ask) -> None:
+            nonlocal latest
+            latest = again
+
         token = None if on_progress is None else message_id
-        ask = Ask(message_id, method, params, identity, on_other, note, token)
+        ask = Ask(message_id, method, params, identity, on_other, note, token, on_again)
         try:
             # Not fail_after: a TooSlowError of the caller's callback must not pass for this deadline.
             with trio.move_on_after(timeout) if timeout < math.inf else _UNLIMITED:
@@ -117,12 +121,12 @@ class Client(abc.ABC, Generic[ChannelT]):
             # After a `BackendError` of this request, the backend expects no cancel notice. Any other error is the
             # caller's cancellation or comes from its callback, which may raise the `BackendError` of another backend.
             if note.written and (in_callback or not isinstance(error, BackendError)):
-                self._cancel_request(ask, "the caller gave up")
+                self._cancel_request(latest or ask, "the caller gave up")
             if isinstance(error, BackendError):
                 self.on_error(error)
             raise
         if note.written:
-            self._cancel_request(ask, "timed out")
+            self._cancel_request(latest or ask, "timed out")
         late = BackendTimeout(
             self.record.backend_id,
             f"did not answer {method!r} within {timeout} s (request_timeout)",

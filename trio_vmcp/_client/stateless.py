@@ -189,7 +189,7 @@ class StatelessClient(Client[Channel]):
         """The result of a request; `first` is its first answer, which asks for input."""
 
         async def ask_again(more: JSON) -> JSON:
-            return await self._result(attrs.evolve(ask, id=next(self._channel.ids), params=more), method)
+            return await self._result(self._under_new_id(attrs.evolve(ask, params=more)), method)
 
         return await finish_rounds(first, ask, method, ask_again, self._requests.handlers)
 
@@ -202,12 +202,12 @@ class StatelessClient(Client[Channel]):
             # run.
             with preparing(method.name):
                 await self._list_tools_again(ask.identity)
-            again = attrs.evolve(ask, id=next(self._channel.ids))
+            again = self._under_new_id(ask)
             outcome = await self._channel.exchange(again, *self._compose(again, method))
         if isinstance(outcome, Answer) and isinstance(outcome.reply, Result):
             return outcome.reply.result
         if isinstance(outcome, Loss):
-            error = outcome.error(backend_id, method.name or ask.method)
+            error = outcome.error(backend_id, ask.method)
             error.may_have_executed = ask.note.written
             raise error
         ask.note.written = False
@@ -219,6 +219,11 @@ class StatelessClient(Client[Channel]):
             note_session_lost()
             refused.may_have_executed = False  # whatever the code: the server did not understand it
         raise refused
+
+    def _under_new_id(self, ask: Ask) -> Ask:
+        again = attrs.evolve(ask, id=next(self._channel.ids))
+        ask.on_again(again)
+        return again
 
     def _compose(self, ask: Ask, method: Method) -> tuple[bytes, Headers]:
         """The body and the headers of a request."""

@@ -55,6 +55,7 @@ class Ask:
         on_other: Takes the messages of this request before its answer.
         progress_token: In `_meta`, the same in all rounds of a request; None: no progress is asked for.
         note: Tells afterwards whether the request was written.
+        on_again: Takes the request that replaces this one, under a new id, in its next round: the one to cancel.
     """
 
     id: int
@@ -64,6 +65,7 @@ class Ask:
     on_other: OnOther = attrs.field(repr=False)
     note: RequestNote = attrs.field(repr=False)
     progress_token: int | None = None
+    on_again: Callable[[Ask], None] = attrs.field(default=lambda again: None, repr=False)
 
     def encode(self) -> bytes:
         """
