@@ -59,7 +59,7 @@ class Client(abc.ABC, Generic[ChannelT]):
     _events: EventSink = attrs.field(alias="events", repr=False)
     _requests: ServerRequests = attrs.field(alias="requests", repr=False)  # the backend's own
     # Kinds of lists that were read while the backend could not report changes.
-    _listed_unheard: set[Kind] = attrs.field(factory=set, init=False, repr=False)
+    _listed_too_early: set[Kind] = attrs.field(factory=set, init=False, repr=False)
     _subscribing: Counter[str] = attrs.field(factory=Counter, init=False, repr=False)  # by URI: requests in flight
 
     @property
@@ -170,13 +170,13 @@ class Client(abc.ABC, Generic[ChannelT]):
         """A notification that the session may act on, on any stream."""
         self._events(method, params)
 
-    def on_heard(self, kinds: tuple[Kind, ...]) -> None:
+    def on_listening(self, kinds: tuple[Kind, ...]) -> None:
         """From now on the backend reports changes of these kinds of lists. A change between the first listing and this
         moment was not reported, so lists that were read before are reported as changed: the session reads them again.
         """
         for kind in kinds:
-            if kind in self._listed_unheard:
-                self._listed_unheard.discard(kind)
+            if kind in self._listed_too_early:
+                self._listed_too_early.discard(kind)
                 self.on_event(LIST_CHANGED[kind], {})
 
     def _check(self, method: Method) -> None:
@@ -187,7 +187,7 @@ class Client(abc.ABC, Generic[ChannelT]):
         """
         if isinstance(method, ListMethod):
             if self.listening != "open":
-                self._listed_unheard.add(method.kind)
+                self._listed_too_early.add(method.kind)
         elif method.needs and not declares(self.server_capabilities, method.needs):
             raise BackendRejected(
                 self.record.backend_id,

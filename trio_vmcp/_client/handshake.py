@@ -136,7 +136,7 @@ class HandshakeClient(Client[SessionChannel]):
     # --- the stream for notifications outside of requests; see `SessionListener`
 
     def on_first(self) -> None:
-        self.on_heard(changing_kinds(self.server_capabilities))
+        self.on_listening(changing_kinds(self.server_capabilities))
 
     def on_missed(self) -> None:
         report_missed(self.on_event, changing_kinds(self.server_capabilities), self.subscribed)

@@ -115,7 +115,7 @@ class HeldStream(abc.ABC):
     def close(self) -> None:
         """End the stream, without waiting."""
         self.listening = "none"
-        self._scope.cancel(reason="nothing is heard by this stream any more")
+        self._scope.cancel(reason="the stream is not needed any more")
 
     async def run(self) -> None:
         """Hold the stream until it is closed, is not offered, or has ended too often."""

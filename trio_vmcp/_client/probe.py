@@ -79,7 +79,7 @@ class Opening(abc.ABC):
 
     Attributes:
         endpoint: The digest that the verdict is kept under.
-        verdict_on_loss: What it proves when `server/discover` gets no answer because the stream for it ended.
+        verdict_on_loss: The verdict if the stream that was to bring the answer to `server/discover` ends.
     """
 
     endpoint: str

@@ -247,7 +247,7 @@ class StatelessClient(Client[Channel]):
                 channel=self._channel,
                 compose=self._compose_listen,
                 on_event=self.on_event,
-                on_heard=self.on_heard,
+                on_listening=self.on_listening,
                 nursery=self._nursery,
                 retries=self._retries,
             )

@@ -94,7 +94,7 @@ class Subscriptions:
     _compose: Compose = attrs.field(alias="compose", repr=False)
     _on_event: Callable[[str, JSON], None] = attrs.field(alias="on_event", repr=False)
     # Called when a stream opens, with the kinds of lists that it reports changes of.
-    _on_heard: Callable[[tuple[Kind, ...]], None] = attrs.field(alias="on_heard", repr=False)
+    _on_listening: Callable[[tuple[Kind, ...]], None] = attrs.field(alias="on_listening", repr=False)
     _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
     _retries: tuple[float, float] = attrs.field(alias="retries")  # s, the first and the longest delay
     _kinds: tuple[Kind, ...] = attrs.field(default=(), init=False)
@@ -155,12 +155,12 @@ class Subscriptions:
         return self._changing
 
     async def _change(self, uris: tuple[str, ...], needed: str | None) -> None:
-        before, wanted, trial = self._current, Wanted(self._kinds, uris), None
+        before, wanted, trial, honoured = self._current, Wanted(self._kinds, uris), None, None
         if wanted:
             trial = self._trial = self._start(wanted, is_trial=True)
             try:
                 await trial.settled.wait()
-                trial.require(needed)
+                honoured = trial.require(needed)
             except BaseException:
                 trial.close()
                 raise
@@ -168,24 +168,23 @@ class Subscriptions:
                 self._trial = None
         self._current = trial
         if before is not None:
-            # The stream before was closed while it had a gap, which it would have reported when it was open again.
-            if trial is not None and before.listening in ("retrying", "ended"):
-                report_missed(self._on_event, trial.heard_of.kinds, trial.heard_of.uris)
+            # A stream that is not open would report the changes of its gap when it is opened again: do that for it.
+            if honoured is not None and before.listening in ("retrying", "ended"):
+                report_missed(self._on_event, honoured.kinds, honoured.uris)
             before.close()
 
     def _start(self, wanted: Wanted, *, is_trial: bool) -> _Subscription:
         if self._closed:
             raise BackendUnavailable(self._channel.backend_id, "cannot be listened to: its connection is closed")
-        encode_request(
-            0, LISTEN, wanted.params()
-        )  # params that cannot be sent are an error of the caller: raise it here and not in the task
+        # Params that cannot be sent are an error of the caller: raise it here and not in the task.
+        encode_request(0, LISTEN, wanted.params())
         stream = _Subscription(
             backend_id=self._channel.backend_id,
             backoff=StreamBackoff(*self._retries),
             channel=self._channel,
             compose=self._compose,
             on_event=self._on_event,
-            on_heard=self._on_heard,
+            on_listening=self._on_listening,
             wanted=wanted,
             is_trial=is_trial,
         )
@@ -207,7 +206,7 @@ class _Subscription(HeldStream):
     _channel: Channel = attrs.field(alias="channel", repr=False)
     _compose: Compose = attrs.field(alias="compose", repr=False)
     _on_event: Callable[[str, JSON], None] = attrs.field(alias="on_event", repr=False)
-    _on_heard: Callable[[tuple[Kind, ...]], None] = attrs.field(alias="on_heard", repr=False)
+    _on_listening: Callable[[tuple[Kind, ...]], None] = attrs.field(alias="on_listening", repr=False)
     wanted: Wanted
     is_trial: bool
     honoured: Wanted | None = attrs.field(default=None, init=False)
@@ -218,12 +217,8 @@ class _Subscription(HeldStream):
     _is_acknowledged: bool = attrs.field(default=False, init=False)
     _outcome: Answer | Refusal | None = attrs.field(default=None, init=False)
 
-    @property
-    def heard_of(self) -> Wanted:
-        return self.honoured or Wanted((), ())
-
-    def require(self, uri: str | None) -> None:
-        """Check the acknowledgement of a trial.
+    def require(self, uri: str | None) -> Wanted:
+        """The subscriptions that the server has acknowledged to a trial; `uri` must be among them.
 
         Raises:
             BackendError: There was no acknowledgement, or it does not include `uri`.
@@ -237,6 +232,7 @@ class _Subscription(HeldStream):
                 code=INVALID_PARAMS,
                 message="not honoured",
             )
+        return self.honoured
 
     async def open_once(self) -> bool:
         self._outcome, self._is_acknowledged, self.problem = None, False, None
@@ -304,7 +300,7 @@ class _Subscription(HeldStream):
 
     def _accept_own(self, method: str, params: JSON) -> bool:
         if method == ACKNOWLEDGED and not self._is_acknowledged:
-            return self._acknowledged(self.wanted.honoured_by(params))
+            return self._note_acknowledgement(self.wanted.honoured_by(params))
         if self.honoured is None or not self._is_acknowledged:
             detail = f"answered {LISTEN!r} with {method[:MOST_QUOTED]!r} before {ACKNOWLEDGED!r}"
             raise BackendProtocolError(self.backend_id, detail)
@@ -315,7 +311,7 @@ class _Subscription(HeldStream):
             self._on_event(method, params)
         return True
 
-    def _acknowledged(self, honoured: Wanted) -> bool:
+    def _note_acknowledgement(self, honoured: Wanted) -> bool:
         again = self.listening == "retrying"
         self._acknowledging.deadline = math.inf
         self._is_acknowledged, self.honoured = True, honoured
@@ -328,5 +324,5 @@ class _Subscription(HeldStream):
         if again:
             report_missed(self._on_event, honoured.kinds, honoured.uris)
         else:
-            self._on_heard(honoured.kinds)
+            self._on_listening(honoured.kinds)
         return True

@@ -1,3 +1,3 @@
-"""What carries messages to one backend: streamable HTTP, HTTP+SSE, a child process."""
+"""Channels to one backend: streamable HTTP, HTTP+SSE, a child process."""
 
 __all__: list[str] = []

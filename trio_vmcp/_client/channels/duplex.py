@@ -42,7 +42,7 @@ class _HeldRequest:
     problem: BackendError | None = None
     is_cancelled: bool = False
 
-    def hear(self, message: Notification) -> None:
+    def take_message(self, message: Notification) -> None:
         if self.scope.cancel_called:
             return
         self.is_cancelled = message.method == CANCELLED
@@ -114,8 +114,8 @@ class DuplexChannel(abc.ABC):
         """Send a request while the block waits for its answer. If the block is left before the request is written, the
         request is not sent.
 
-        What keeps the request from being sent settles the pending. As soon as some of it may be out, and not before,
-        `pending.note.written` is True.
+        If the request cannot be sent, `pending` is settled with the reason. `pending.note.written` becomes True as soon
+        as some bytes of the request may have left, and not before.
         """
 
     @abc.abstractmethod
@@ -203,5 +203,5 @@ class DuplexChannel(abc.ABC):
             tag = message.params.get("requestId")
         held = self._held.get(tag) if type(tag) is int else None
         if held is not None:
-            held.hear(message)
+            held.take_message(message)
         return is_tagged or held is not None

@@ -21,7 +21,7 @@ from trio_vmcp._client.channels.pace import Pace
 from trio_vmcp._client.complaints import Complaints
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Notification, Request, RequestId, Result, meant_id
 from trio_vmcp._protocol.methods import PROGRESS
-from trio_vmcp._protocol.outcomes import Answer, Loss, Refusal
+from trio_vmcp._protocol.outcomes import Answer, Loss, RequestOutcome
 from trio_vmcp._protocol.reading import Oversized, Unreadable, decode, read
 from trio_vmcp._request_note import RequestNote
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendUnavailable, MessageTooLarge
@@ -33,7 +33,7 @@ logger = logging.getLogger("trio_vmcp.client")
 PROGRESS_COST = 1024  # bytes that each notification counts for, besides its own: a parsed one takes that much memory
 
 
-Settled: TypeAlias = Answer | Refusal | Loss | BackendError
+Settled: TypeAlias = RequestOutcome | BackendError
 """How a request ends. A refusal comes from the POST that carried the request, not from the stream."""
 
 
@@ -105,7 +105,7 @@ class Inbox:
     pace: Pace = attrs.field(factory=Pace, init=False, repr=False)
     loss: Loss | None = attrs.field(default=None, init=False)
     _pending: dict[int, PendingRequest] = attrs.field(factory=dict, init=False, repr=False)  # by request id
-    _heard_by: dict[int | None, PendingRequest] = attrs.field(factory=dict, init=False, repr=False)  # by progress token
+    _by_token: dict[int | None, PendingRequest] = attrs.field(factory=dict, init=False, repr=False)  # by progress token
 
     @contextmanager
     def pending(self, ask: Ask, *, is_held: bool = False) -> Iterator[PendingRequest]:
@@ -122,12 +122,12 @@ class Inbox:
         pending = PendingRequest(ask.id, ask.note, most_bytes=self.max_message_bytes, is_held=is_held)
         self._pending[ask.id] = pending
         if ask.progress_token is not None:
-            self._heard_by[ask.progress_token] = pending
+            self._by_token[ask.progress_token] = pending
         try:
             yield pending
         finally:
             self._pending.pop(ask.id, None)
-            self._heard_by.pop(ask.progress_token, None)
+            self._by_token.pop(ask.progress_token, None)
 
     def take_message(self, data: bytes | bytearray) -> None:
         """Hand over one message to the request or listener that it is for."""
@@ -144,7 +144,7 @@ class Inbox:
                 self.complaints.make("backend %r: skipped a message that %s", self.backend_id, problem)
             case Notification(method=method, params=params) if method == PROGRESS:
                 token = params.get("progressToken")
-                pending = self._heard_by.get(token) if type(token) is int else None
+                pending = self._by_token.get(token) if type(token) is int else None
                 if pending is not None:
                     pending.add_progress(message, len(data))
             case _:
@@ -169,7 +169,7 @@ class Inbox:
             for pending in self._pending.values():
                 pending.settle(loss)
             self._pending.clear()
-            self._heard_by.clear()
+            self._by_token.clear()
 
     def _likely(self) -> list[PendingRequest]:
         """The requests that an answer without an id may be for: the calls, if there are any."""

@@ -27,11 +27,11 @@ class ProcessChannel(LineChannel):
     child: ChildProcess = attrs.field(init=False)
 
     async def start(self, nursery: trio.Nursery) -> None:
-        """Start the process, which `nursery` owns, whatever becomes of this call. A listener has to be attached before:
-        the process may write a message as soon as it runs.
+        """Start the process in `nursery`, which owns it even if this call is cancelled. Attach a listener before: the
+        process may write a message as soon as it runs.
 
         Raises:
-            BackendUnavailable: It could not be started.
+            BackendUnavailable: The process could not be started.
         """
         start_clean(nursery, self.child.serve)
         try:

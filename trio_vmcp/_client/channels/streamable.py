@@ -233,7 +233,7 @@ class Streamable:
     def _fail_by(self, bad: Unreadable | Oversized, reply: HttpReply, ask: Ask) -> None:
         """
         Raises:
-            BackendError: What came in place of a message is, or may be, the answer to this request.
+            BackendError: The unreadable message is the answer to this request, or may be.
         """
         if isinstance(bad, Unreadable):
             if bad.reply_id == ask.id:
