@@ -28,7 +28,7 @@ from trio_vmcp import (
     open_session_factory,
 )
 from trio_vmcp.default_session import DefaultSession
-from trio_vmcp.testing import CONNECT, CallContext, Delay, Hang, Refuse, ScriptedBackend, Status
+from trio_vmcp.testing import CONNECT, CallContext, Delay, Error, Fault, Hang, Refuse, ScriptedBackend, Status
 
 ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
 ALL_OF_A = {SessionChange(kind, "a") for kind in ("backend", "tools", "resources", "prompts")}
@@ -712,6 +712,45 @@ async def test_a_subscription_outlives_its_connection(autojump_clock: MockClock)
             await session.call_tool("a_echo")
             assert "resource_updated" not in {change.kind for change in await drained(changes)}
         assert 3 == len(subscribed(backend))
+
+
+@pytest.mark.parametrize("times", [1, 4])
+@pytest.mark.parametrize(
+    "fault", [Error(-32603, "busy"), Error(-32602, "?"), Status(429), Status(503), Hang()], ids=repr
+)
+async def test_a_subscription_that_fails_on_a_new_connection_is_tried_again(
+    fault: Fault, times: int, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The subscriber counts on it: the session goes on until the new connection has it, and tells of the resource once
+    more then. Only what the backend says is not there is given up, with a warning.
+    """
+    backend = subscribable()
+    gives_up = times > 3 and fault == Error(-32602, "?")
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        await session.subscribe_resource("file:///x")
+        await trio.sleep(100)
+        backend.fail("resources/subscribe", fault, times=times)
+        backend.restart()
+        async with session.changes() as changes:
+            await session.call_tool("a_echo")
+            heard = [change.uri for change in await drained(changes, 300) if change.kind == "resource_updated"]
+        assert ["file:///x"] * (1 if gives_up else 2) == heard
+        assert 1 + (3 if gives_up else times + 1) == len(subscribed(backend))
+        assert gives_up == ("it is given up" in caplog.text)
+
+
+async def test_what_was_unsubscribed_from_is_not_tried_again(autojump_clock: MockClock) -> None:
+    """A subscription failed on the new connection, and its subscriber has left since."""
+    backend = subscribable()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        await session.subscribe_resource("file:///x")
+        backend.fail("resources/subscribe", Status(503), times=1)
+        backend.restart()
+        await session.call_tool("a_echo")
+        await trio.sleep(0.1)
+        await session.unsubscribe_resource("file:///x")
+        await trio.sleep(300)
+        assert ["subscribe", "subscribe", "unsubscribe"] == [kind for kind, _ in subscribed(backend)]
 
 
 async def test_a_subscription_that_fails_is_none(autojump_clock: MockClock) -> None:

@@ -8,6 +8,7 @@ what it had announced before, and a client sends a `list_changed` of its own whe
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -18,8 +19,9 @@ from trio_vmcp._nursery import start_clean, start_if_open
 from trio_vmcp._protocol.methods import KINDS, LIST_CHANGED, SUBSCRIBE, Kind
 from trio_vmcp._session.listing import list_backend
 from trio_vmcp._session.member import Member, MemberObserver
+from trio_vmcp._session.pacing import Backoff
 from trio_vmcp.connector import BackendClient
-from trio_vmcp.errors import BackendError
+from trio_vmcp.errors import BackendError, BackendRejected
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import Backend
 from trio_vmcp.settings import FactorySettings
@@ -31,6 +33,8 @@ logger = logging.getLogger("trio_vmcp.session")
 REFETCH_INTERVAL = 1.0  # s between the beginnings of two refetches of one backend
 MOST_TRIES = 3  # of a refetch that fails; the next notification tries again
 
+# JSON-RPC errors that say: no such method, no such resource (-32002: MCP 2025-11-25, resources, "Error Handling").
+_NOT_THERE = frozenset({-32601, -32602, -32002})
 _KINDS: dict[str, Kind] = {LIST_CHANGED[kind]: kind for kind in KINDS}
 
 
@@ -125,19 +129,39 @@ class Refresher:
         return False
 
     async def _subscribe(self, uris: Sequence[str]) -> None:
-        """And tell of each: it may have been updated meanwhile."""
-        for uri in uris:
-            client = self._connection.current_client
-            if client is None or uri not in self._member.subscriptions:
-                continue
-            try:
-                await client.request(
-                    SUBSCRIBE,
-                    {"uri": uri},
-                    identity=self._identity,
-                    timeout=self._settings.backend_init_timeout,
-                    on_progress=None,
-                )
-            except BackendError as error:
-                logger.warning("%s, when it was to be subscribed to again", error)
+        """And tell of each: it may have been updated meanwhile. What fails is tried again for as long as the connection
+        lasts, since the subscriber counts on it. A resource that the backend says is not there is given up.
+        """
+        backoff = Backoff(self._settings.reconnect_delay, self._settings.reconnect_max_delay)
+        tries = 0
+        while uris:
+            tries += 1
+            uris = [uri for uri in uris if await self._must_subscribe_again(uri, tries)]
+            if uris:
+                await trio.sleep(backoff.next(random.random()))
+
+    async def _must_subscribe_again(self, uri: str, tries: int) -> bool:
+        """Subscribe to one resource. Returns whether that failed and has to be tried again."""
+        client = self._connection.current_client
+        if client is None or uri not in self._member.subscriptions:
+            return False
+        failed: BackendError | None = None
+        try:
+            await client.request(
+                SUBSCRIBE,
+                {"uri": uri},
+                identity=self._identity,
+                timeout=self._settings.backend_init_timeout,
+                on_progress=None,
+            )
+        except BackendError as error:
+            failed = error
+        if uri not in self._member.subscriptions or self._connection.is_over:
+            return False
+        given_up = isinstance(failed, BackendRejected) and failed.code in _NOT_THERE and tries >= MOST_TRIES
+        if failed is not None and (tries == 1 or given_up):
+            then = "it is given up" if given_up else "it is tried again"
+            logger.warning("%s, when it was to be subscribed to again: %s", failed, then)
+        if failed is None or tries == 1:
             self._observer.resource_updated(self._member, uri)
+        return failed is not None and not given_up
