@@ -800,9 +800,9 @@ async def test_a_stream_that_is_left_early_costs_its_connection(autojump_clock: 
         assert 2 == network.connection_attempts
 
 
-async def test_a_server_that_keeps_streams_open_is_waited_for_once(autojump_clock: MockClock) -> None:
-    """The client waits a tenth of a second for the end of the first stream; the next ones are closed right after the
-    answer.
+async def test_a_server_that_keeps_streams_open_is_waited_for_ever_less(autojump_clock: MockClock) -> None:
+    """The client waits a tenth of a second for the end of the first stream, half as long for the next, and so on: two
+    tenths in all. Then streams are closed right after the answer.
     """
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -813,9 +813,36 @@ async def test_a_server_that_keeps_streams_open_is_waited_for_once(autojump_cloc
         started = trio.current_time()
         client = await bench.connect()
         assert 0.1 == pytest.approx(trio.current_time() - started)
-        for _ in range(10):
+        for _ in range(20):
             await call(client)
-        assert 0.1 == pytest.approx(trio.current_time() - started)
+        assert 0.2 == pytest.approx(trio.current_time() - started, abs=0.002)
+
+
+@pytest.mark.parametrize("at_once", [1, 10])
+async def test_a_late_end_of_a_stream_costs_its_own_connection(at_once: int, autojump_clock: MockClock) -> None:
+    """A server whose streams end late once, also of several answers at the same time, costs one connection each. The
+    next calls use their connections again.
+    """
+    pause, streams = 0.0, []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        reply = result(message_of(request)["id"], supportedVersions=["2026-07-28"], capabilities={}, content=[])
+        body = Chunks(event(reply), pause)
+        streams.append(body)
+        return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=body)
+
+    async with open_bench(httpx.MockTransport(answer), era="modern") as bench:
+        client = await bench.connect()
+        for late in (0.15, 0.15, 0.15):
+            pause = late
+            async with trio.open_nursery() as nursery:
+                for _ in range(at_once):
+                    nursery.start_soon(call, client)
+        pause = 0.002
+        streams.clear()
+        for _ in range(20):
+            await call(client)
+        assert [True] * 20 == [next(stream.pieces, "read") == "read" for stream in streams]
 
 
 async def test_what_follows_an_answer_is_read_within_bounds(autojump_clock: MockClock) -> None:

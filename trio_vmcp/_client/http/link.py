@@ -6,6 +6,7 @@ Callers of this module see `HttpReply` and `BackendError` only. Below it is any 
 from __future__ import annotations
 
 import base64
+import math
 from contextvars import ContextVar
 from types import TracebackType
 from urllib.parse import unquote
@@ -34,6 +35,7 @@ MOST_REDIRECTS = 3
 MOST_ASIDE = 4  # connections for requests that are no calls: notifications, answers, the DELETE of a session
 # s and chunks that a body of no use may take to end, so that its connection can be used again.
 DRAIN_TIMEOUT, MOST_DRAINED = 0.1, 16
+LEAST_PATIENCE = 0.001  # s; less is none
 LEAST_SHARED = 16  # the smallest connection limit that includes MOST_ASIDE
 _REDIRECTS = (307, 308)  # the only two that keep method and body (RFC 9110 §15.4.8, §15.4.9)
 _SEE_OTHER = 303  # the request was applied; its result is elsewhere (RFC 9110 §15.4.4)
@@ -135,7 +137,8 @@ class HttpLink:
     _heads: dict[str, tuple[Origin, bytes]] = attrs.field(factory=dict, init=False, repr=False)  # by verb, for our url
     _last_headers: tuple[Headers, bytes] = attrs.field(factory=lambda: ([], b""), init=False, repr=False)
     _open: set[HttpReply] = attrs.field(factory=set, init=False, repr=False)  # replies that are not closed yet
-    _ends_bodies: bool = attrs.field(default=True, init=False)
+    _patience: float = attrs.field(default=DRAIN_TIMEOUT, init=False)  # s, for the end of the next such body
+    _late_at: float = attrs.field(default=-math.inf, init=False)  # when the latest of them was given up
     _aside: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(MOST_ASIDE), init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -213,23 +216,27 @@ class HttpLink:
         raise BackendProtocolError(self.backend.id, f"redirects more than {MOST_REDIRECTS} times")
 
     async def drain(self, reply: HttpReply) -> None:
-        """Read a body that is of no use to its end, so that the connection can be used again. If a backend keeps such
-        a body open, later ones are not read.
+        """Read a body that is of no use to its end, so that the connection can be used again. A late end costs its own
+        connection, and halves the time for the next one, down to none: a backend may keep such bodies open, and then
+        every call would wait for nothing. An end in time restores it.
         """
-        if reply.is_ended or not self._ends_bodies:
+        if reply.is_ended or self._patience < LEAST_PATIENCE:
             return
+        begun_at = trio.current_time()
         # Shielded: the answer is already here, and must not be lost if the deadline of the call passes meanwhile. But
         # not longer than that deadline, which the caller relies on.
-        enough = trio.current_time() + DRAIN_TIMEOUT
+        enough = begun_at + self._patience
         with trio.move_on_at(min(enough, trio.current_effective_deadline()), shield=True) as patience:
             try:
                 for _ in range(MOST_DRAINED):
                     if await reply.receive() is None:
+                        self._patience = DRAIN_TIMEOUT
                         return
             except BackendError:
                 return  # the answer is complete without this body
-        if patience.cancelled_caught and trio.current_time() >= enough:
-            self._ends_bodies = False
+        # Ends that are late at the same time have one reason: they count once.
+        if patience.cancelled_caught and trio.current_time() >= enough and begun_at >= self._late_at:
+            self._patience, self._late_at = self._patience / 2, trio.current_time()
 
     async def aclose_reply(self, reply: HttpReply) -> None:
         self._open.discard(reply)
