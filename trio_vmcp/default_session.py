@@ -190,7 +190,7 @@ class DefaultSession(trio.abc.AsyncResource, Session):
     ) -> CompletionResult:
         route = partial(self._core.calls.route_completion, ref, argument, context)
         owner, raw = await self._core.calls.call(COMPLETE, route, caller or self._caller, meta, timeout, None)
-        if not isinstance(raw.get("completion", {}), dict):
+        if not isinstance(raw.get("completion"), dict | None):
             raise BackendProtocolError(
                 owner.backend_id,
                 "answered 'completion/complete' without an object 'completion'",

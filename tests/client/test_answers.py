@@ -240,6 +240,25 @@ async def sleeps(arguments: JSON, context: CallContext) -> str:
     return "rested"
 
 
+@EVERY_ANSWER
+async def test_a_null_is_an_absent_member(channel: Channel, autojump_clock: MockClock) -> None:
+    """Typed languages write absent members as null: no message is refused for one."""
+    nulls = {"result": None, "error": None, "method": None, "params": None}
+    spare: JSON = {"resultType": None, "_meta": None, "isError": None, "structuredContent": None, "nextCursor": None}
+    backend = channel.backend()
+
+    def with_nulls(message: JSON) -> JSON:
+        result = message.get("result")
+        more = {"result": spare | result} if isinstance(result, dict) else {}
+        return nulls | message | more
+
+    backend.fail(lambda exchange: exchange.request_id is not None, Rewrite(with_nulls))
+    async with channel.open_client(backend) as client:
+        assert [{"type": "text", "text": "{}"}] == (await call(client))["content"]
+        with pytest.raises(BackendRejected, match="-32601"):
+            await ask(client, "nothing/known")
+
+
 @EVERY_MODERN_ANSWER
 @pytest.mark.parametrize(
     ("fields", "text"),
@@ -247,7 +266,6 @@ async def sleeps(arguments: JSON, context: CallContext) -> str:
         ({"resultType": "input_required"}, "for input"),
         ({"resultType": "input_required", "inputRequests": {}}, "for input, and named none"),
         ({"resultType": "later"}, "unknown resultType"),
-        ({"resultType": None}, "unknown resultType"),
         ({"resultType": ["complete"]}, "unknown resultType"),
     ],
 )

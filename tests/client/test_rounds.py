@@ -174,7 +174,6 @@ def of(method: Any = "elicitation/create", **more: Any) -> JSON:
         (question({"k": "elicitation/create"}), "a form that is not MCP's"),
         (question(of(7)), "a form that is not MCP's"),
         (question(of(params=[1])), "a form that is not MCP's"),
-        (question(of(params=None)), "a form that is not MCP's"),
         (question(of("tools/call")), "for the input 'tools/call', which is not given: this client offers no such"),
         (question(of("roots/list")), "for the input 'roots/list', which is not given: this client offers no such"),
         (question(CONFIRM | of("roots/list")), "'roots/list', which is not given"),

@@ -81,6 +81,7 @@ def test_what_is_accepted_keeps_its_promises(message: JSON) -> None:
     except BadMessage:
         return
     assert "2.0" == message["jsonrpc"]
+    message = {name: value for name, value in message.items() if value is not None}
     assert ("method" in message) != ("result" in message or "error" in message)
     match parsed:
         case Result(id, result):
@@ -166,8 +167,30 @@ def test_any_buffer_is_read(wrap: type[bytes] | type[bytearray] | type[memoryvie
         ('{"jsonrpc":"2.0","id":null,"error":{"code":1,"message":"m","data":[]}}', ErrorReply(None, 1, "m", [])),
         ('{"jsonrpc":"2.0","id":"","method":"ping"}', Request("", "ping", {})),
         ('{"jsonrpc":"2.0","id":1,"result":{"a":1e300}}', Result(1, {"a": 1e300})),
+        ('{"jsonrpc":"2.0","id":1,"result":{},"error":null,"method":null,"params":null}', Result(1, {})),
+        (
+            '{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"m","data":null},"result":null,"method":null}',
+            ErrorReply(1, 1, "m", None),
+        ),
+        (
+            '{"jsonrpc":"2.0","id":1,"method":"m","params":null,"result":null,"error":null}',
+            Request(1, "m", {}),
+        ),
+        ('{"jsonrpc":"2.0","id":null,"method":"m","params":{},"result":null,"error":null}', Notification("m", {})),
     ],
-    ids=["byte order mark", "duplicate key", "lone surrogate", "no error id", "null error id", "empty id", "big float"],
+    ids=[
+        "byte order mark",
+        "duplicate key",
+        "lone surrogate",
+        "no error id",
+        "null error id",
+        "empty id",
+        "big float",
+        "nulls in a result",
+        "nulls in an error",
+        "nulls in a request",
+        "nulls in a notification",
+    ],
 )
 def test_what_is_tolerated(text: str, expected: object) -> None:
     """Deviations that leave the meaning of a message clear do not cost the message."""
@@ -197,11 +220,16 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "version 1": ('{"jsonrpc":"1.0","id":1,"result":{"canary":1}}', "not marked as JSON-RPC 2.0"),
     "version number": ('{"jsonrpc":2.0,"id":1,"result":{"canary":1}}', "not marked as JSON-RPC 2.0"),
     "nothing": ('{"jsonrpc":"2.0","id":1,"canary":1}', "has neither of result and error, and no method"),
-    "both": ('{"jsonrpc":"2.0","id":1,"result":{},"error":null,"canary":1}', "has both of result and error"),
+    "both": ('{"jsonrpc":"2.0","id":1,"result":{},"error":{},"canary":1}', "has both of result and error"),
     "call and reply": ('{"jsonrpc":"2.0","id":1,"method":"canary","result":{}}', "is a request and a response"),
     "call and error": ('{"jsonrpc":"2.0","id":1,"method":"canary","error":{}}', "is a request and a response"),
     "result array": ('{"jsonrpc":"2.0","id":1,"result":["canary"]}', "an array for a result, not an object"),
     "result null": ('{"jsonrpc":"2.0","id":1,"result":null}', "null for a result, not an object"),
+    "both null": ('{"jsonrpc":"2.0","id":1,"result":null,"error":null}', "null for a result, not an object"),
+    "error null": (
+        '{"jsonrpc":"2.0","id":1,"error":null,"canary":1}',
+        "has neither of result and error",
+    ),
     "result without id": ('{"jsonrpc":"2.0","result":{"canary":1}}', "a result without an id"),
     "null id": ('{"jsonrpc":"2.0","id":null,"result":{"canary":1}}', "a result without an id"),
     "true id": ('{"jsonrpc":"2.0","id":true,"result":{"canary":1}}', "a boolean for an id"),
@@ -222,8 +250,6 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "method number": ('{"jsonrpc":"2.0","method":1}', "a number for a method"),
     "method surrogate": ('{"jsonrpc":"2.0","method":"canary\\ud800"}', "a string for a method, not encodable"),
     "params array": ('{"jsonrpc":"2.0","method":"m","params":["canary"]}', "an array for params, not an object"),
-    "params null": ('{"jsonrpc":"2.0","method":"m","params":null}', "null for params, not an object"),
-    "request id null": ('{"jsonrpc":"2.0","id":null,"method":"canary"}', "null for an id"),
     "request id true": ('{"jsonrpc":"2.0","id":true,"method":"canary"}', "a boolean for an id"),
     "request id surrogate": ('{"jsonrpc":"2.0","id":"canary\\udfff","method":"m"}', "a string for an id, not"),
 }

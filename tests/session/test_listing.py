@@ -280,7 +280,7 @@ GOOD: JSON = {"name": "good", "inputSchema": {}}
         ({"name": None}, "its 'name' is not a non-empty string"),
         ({"name": 7}, "its 'name' is not a non-empty string"),
         ({"name": ["x"]}, "its 'name' is not a non-empty string"),
-        ({"name": "x", "inputSchema": None}, "its 'inputSchema' is not an object"),
+        ({"name": "x", "inputSchema": []}, "its 'inputSchema' is not an object"),
         ({"name": "x", "inputSchema": True}, "its 'inputSchema' is not an object"),
         ({"name": "x", "description": 7}, "its 'description' is not a string"),
         ({"name": "x", "title": ["x"]}, "its 'title' is not a string"),
@@ -327,7 +327,7 @@ async def test_a_malformed_entry_far_down_a_long_list(caplog: pytest.LogCaptureF
 @pytest.mark.parametrize(
     ("entry", "kept"),
     [
-        ({"name": "x", "inputSchema": {}, "title": None, "description": None}, True),
+        ({"name": "x", "inputSchema": None, "title": None, "description": None}, True),
         ({"name": "x"}, True),
         ({"name": "😀", "description": "\ud83d\ude00"}, True),
         ({"name": " "}, True),

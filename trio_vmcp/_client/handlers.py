@@ -66,9 +66,9 @@ class BoundHandlers:
         kind = QUESTIONS.get(method)
         if kind is None or self._handler(kind) is None:
             return ServerRequestError(METHOD_NOT_FOUND, "this client offers no such capability")
-        if kind == "elicitation" and params.get("mode", "form") not in ("form", "url"):
+        if kind == "elicitation" and params.get("mode") not in (None, "form", "url"):
             return ServerRequestError(INVALID_PARAMS, "this client knows the modes 'form' and 'url'")
-        if kind == "sampling" and any(name in params for name in _SAMPLING_TOOLS):
+        if kind == "sampling" and any(params.get(name) is not None for name in _SAMPLING_TOOLS):
             return ServerRequestError(INVALID_PARAMS, "this client does not declare sampling.tools")
         return None
 
@@ -153,7 +153,7 @@ def _with_defaults(params: JSON, result: JSON) -> JSON:
     Source: MCP 2025-11-25, elicitation (SEP-1034). A form has one level: properties of primitive types.
     """
     content = result.get("content")
-    if result.get("action") != "accept" or params.get("mode", "form") != "form":
+    if result.get("action") != "accept" or params.get("mode") not in (None, "form"):
         return result
     if content is None:
         content = {}
@@ -162,6 +162,8 @@ def _with_defaults(params: JSON, result: JSON) -> JSON:
     if not isinstance(content, dict) or not isinstance(properties, dict):
         return result
     defaults = {
-        name: form["default"] for name, form in properties.items() if isinstance(form, dict) and "default" in form
+        name: form["default"]
+        for name, form in properties.items()
+        if isinstance(form, dict) and form.get("default") is not None
     }
     return result | {"content": defaults | content}

@@ -148,7 +148,7 @@ class HandshakeClient(Client[SessionChannel]):
         capabilities = self.server_capabilities
         needed = (
             self._requests.are_wanted
-            or "logging" in capabilities
+            or declares(capabilities, ("logging",))
             or declares(capabilities, ("resources", "subscribe"))
             or bool(changing_kinds(capabilities))
         )

@@ -37,7 +37,9 @@ def declared_capabilities(backend_id: str, method: str, result: JSON) -> JSON:
         BackendProtocolError: The capabilities are no object.
         MessageTooLarge: Over MAX_CAPABILITIES_BYTES.
     """
-    capabilities = result.get("capabilities", {})
+    capabilities = result.get("capabilities")
+    if capabilities is None:
+        capabilities = {}
     if not isinstance(capabilities, dict):
         raise BackendProtocolError(backend_id, f"answered {method!r} with capabilities that are no object")
     if len(json.dumps(capabilities)) > MAX_CAPABILITIES_BYTES:

@@ -38,7 +38,9 @@ def is_complete(backend_id: str, method: Method, result: JSON) -> bool:
     Raises:
         BackendProtocolError: The result is neither.
     """
-    kind = result.get("resultType", "complete")  # "absent means complete"
+    kind = result.get("resultType")
+    if kind is None:
+        kind = "complete"  # "absent means complete"
     if kind == "complete":
         return True
     if kind == "input_required" and method.may_ask_back:
@@ -112,7 +114,7 @@ def _read(answer: JSON, backend_id: str, method: str, handlers: BoundHandlers) -
         match request:
             case {"method": str(wanted), "params": dict(given)}:
                 inputs[key] = wanted, given
-            case {"method": str(wanted)} if "params" not in request:
+            case {"method": str(wanted)} if request.get("params") is None:
                 inputs[key] = wanted, {}
             case _:
                 raise _protocol_error(backend_id, method, "for input in a form that is not MCP's")

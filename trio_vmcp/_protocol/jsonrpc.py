@@ -1,9 +1,10 @@
 """JSON-RPC 2.0 as MCP uses it: our messages as bytes, a backend's bytes as a message. Sans-IO.
 
-Parsing is strict where JSON-RPC says MUST: an answer that breaks these rules cannot be matched to a request safely. Two
-deviations are accepted: a byte order mark (RFC 8259 §8.1 lets parsers ignore it), and an error without `id` (MCP's
-schema makes it optional). Of duplicate keys the last one counts, as in `json` (RFC 8259 §4 leaves it open). Lone
-surrogates inside strings stay as they are: else one bad description would cost a whole list.
+Parsing is strict where JSON-RPC says MUST: an answer that breaks these rules cannot be matched to a request safely.
+Three deviations are accepted: a byte order mark (RFC 8259 §8.1 lets parsers ignore it), an error without `id` (MCP's
+schema makes it optional), and null for a member that may be absent (typed languages write absent members so). Of
+duplicate keys the last one counts, as in `json` (RFC 8259 §4 leaves it open). Lone surrogates inside strings stay as
+they are: else one bad description would cost a whole list.
 
 Neither the text of `BadMessage` nor its context holds any received data, which may be secret, or 16 MiB.
 """
@@ -169,7 +170,11 @@ _MOST_ID_DIGITS = 18
 
 
 def _reply_id(message: Any) -> int | None:
-    if not _is_object(message) or "method" in message or message.keys().isdisjoint(("jsonrpc", "result", "error")):
+    if (
+        not _is_object(message)
+        or message.get("method") is not None
+        or message.keys().isdisjoint(("jsonrpc", "result", "error"))
+    ):
         return None
     return meant_id(message.get("id"))
 
@@ -181,7 +186,7 @@ def _checked(message: Any, text: str, max_depth: int) -> Message:
         raise BadMessage(f"is nested deeper than {max_depth} (max_json_depth)")
     if message.get("jsonrpc") != "2.0":
         raise BadMessage("is not marked as JSON-RPC 2.0")
-    return _call(message) if "method" in message else _reply(message)
+    return _reply(message) if message.get("method") is None else _call(message)
 
 
 def same_id(received: RequestId | None, ours: int) -> bool:
@@ -263,17 +268,19 @@ def _too_deep(message: JSON, max_depth: int) -> bool:
 
 
 def _call(message: JSON) -> Request | Notification:
-    method, params = message["method"], message.get("params", {})
-    if "result" in message or "error" in message:
+    method, params = message["method"], message.get("params")
+    if message.get("result") is not None or message.get("error") is not None:
         raise BadMessage("is a request and a response in one")
     if not _is_encodable(method):
         raise BadMessage(f"has {_kind(method)} for a method, not encodable text")
+    if params is None:
+        params = {}
     if not _is_object(params):
         raise BadMessage(f"has {_kind(params)} for params, not an object")
-    if "id" not in message:
+    request_id = message.get("id")
+    if request_id is None:  # MCP (basic, "Requests") forbids null for the id of a request
         return Notification(method, params)
-    request_id = message["id"]
-    # The id is sent back, so it must be encodable. MCP (basic, "Requests") forbids the null that JSON-RPC allows.
+    # The id is sent back, so it must be encodable.
     if type(request_id) is not int and not _is_encodable(request_id):
         raise BadMessage(f"has {_kind(request_id)} for an id, not an integer or encodable text")
     return Request(request_id, method, params)
@@ -283,9 +290,14 @@ def _reply(message: JSON) -> Result | ErrorReply:
     reply_id = message.get("id")
     if type(reply_id) not in (int, str, NoneType):
         raise BadMessage(f"has {_kind(reply_id)} for an id, not an integer or a string")
-    if ("result" in message) == ("error" in message):
-        raise BadMessage(f"has {'both' if 'result' in message else 'neither'} of result and error, and no method")
-    return _result(reply_id, message["result"]) if "result" in message else _error(reply_id, message["error"])
+    result, error = message.get("result"), message.get("error")
+    if result is not None and error is not None:
+        raise BadMessage("has both of result and error, and no method")
+    if error is not None:
+        return _error(reply_id, error)
+    if "result" not in message:
+        raise BadMessage("has neither of result and error, and no method")
+    return _result(reply_id, result)
 
 
 def _result(reply_id: RequestId | None, result: Any) -> Result:

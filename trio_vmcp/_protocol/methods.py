@@ -176,7 +176,7 @@ def declares(capabilities: JSON, path: tuple[str, ...]) -> bool:
     first, *flags = path
     declared = capabilities.get(first)
     if not flags:
-        return first in capabilities
+        return declared is not None
     return _is_object(declared) and all(declared.get(flag) is True for flag in flags)
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import attrs
 import trio
 
-from trio_vmcp._protocol.methods import METHODS, SUBSCRIBE, UNSUBSCRIBE
+from trio_vmcp._protocol.methods import METHODS, SUBSCRIBE, UNSUBSCRIBE, declares
 from trio_vmcp._session.admission import Admission
 from trio_vmcp._session.call import CallRequest, request_member
 from trio_vmcp._session.directory import Directory
@@ -81,7 +81,7 @@ class Calls:
             finally:  # after the check of the caller: a stranger's call keeps no session alive
                 self.last_call_at = trio.current_time()
         array = METHODS[method].array
-        if array and not isinstance(raw.get(array, []), list):
+        if array and not isinstance(raw.get(array), list | None):
             raise BackendProtocolError(
                 target.backend_id, f"answered {method!r} without an array {array!r}", may_have_executed=True
             )
@@ -148,7 +148,7 @@ class Calls:
         member = self._members[target.backend_id]
         member.require_reachable()
         # "Use only negotiated capabilities" (lifecycle): of this connection, or of the one that is being replaced.
-        if member.record is not None and "completions" not in member.record.server_capabilities:
+        if member.record is not None and not declares(member.record.server_capabilities, ("completions",)):
             raise BackendRejected(
                 target.backend_id,
                 "does not offer completions",

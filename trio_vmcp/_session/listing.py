@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import trio
 
-from trio_vmcp._protocol.methods import KINDS, LISTS, ListMethod
+from trio_vmcp._protocol.methods import KINDS, LISTS, ListMethod, declares
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, MessageTooLarge
 from trio_vmcp.identity import Identity
@@ -109,7 +109,7 @@ async def list_backend(
     fields = {each.kept_as for each in asked}
     kept = {field: weight for field, weight in known.weights.items() if field not in fields}
     lister = _Lister(backend, client, identity, settings, kept)
-    wanted = [each for each in asked if each.kind in client.server_capabilities]
+    wanted = [each for each in asked if declares(client.server_capabilities, (each.kind,))]
     found = await (lister.fetch_together(wanted) if overlap else lister.fetch_in_turn(wanted))
     new: dict[str, Any] = {each.kept_as: found.get(each, {}) for each in asked}
     if "tools" in new:
@@ -241,7 +241,7 @@ def _problem(item: object, key: str) -> str | None:
     name = item.get(key)
     if not isinstance(name, str) or not name:
         return f"its {key!r} is not a non-empty string"
-    if key == "name" and not isinstance(item.get("inputSchema", {}), dict):
+    if key == "name" and not isinstance(item.get("inputSchema"), dict | None):
         return "its 'inputSchema' is not an object"
     for field in _TEXT_FIELDS:
         text = item.get(field)
