@@ -19,7 +19,7 @@ from trio_vmcp._nursery import start_clean, start_if_open
 from trio_vmcp._protocol.methods import KINDS, LIST_CHANGED, SUBSCRIBE, Kind
 from trio_vmcp._session.listing import list_backend
 from trio_vmcp._session.member import Member, MemberObserver
-from trio_vmcp._session.pacing import Backoff
+from trio_vmcp._session.reconnects import Backoff
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import BackendError, BackendRejected
 from trio_vmcp.identity import Identity
