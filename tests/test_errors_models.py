@@ -75,14 +75,88 @@ def test_a_bad_backend_id_is_named(backend_id: Any) -> None:
         ({"url": "http://[::1"}, "backend 'a': url '<unreadable url>' is not http://"),
         ({"url": "http://a.test", "allow_tools": "wipe"}, "'wipe' is one str where several are wanted"),
         ({"url": "http://a.test", "deny_tools": "wipe"}, "'wipe' is one str where several are wanted"),
-        ({"transport": "stdio", "command": "x", "args": "--all"}, "'--all' is one str where several are wanted"),
+        ({"transport": "stdio", "command": "x", "args": "--all"}, "args is one str where several are wanted"),
+        ({"url": 5}, "url is int, not str"),
+        ({"url": b"http://a.test"}, "url is bytes, not str"),
+        ({"url": "http://a.test/\n"}, "url holds a control character"),
+        ({"url": " http://a.test"}, "url holds a control character, or a blank where a url has none"),
+        ({"url": "http://a b.test"}, "url holds a control character, or a blank where a url has none"),
+        ({"url": "http://b\x7f.test/"}, "url holds a control character"),
+        ({"url": "http://a.test", "headers": 5}, "headers is int, not a mapping"),
+        ({"url": "http://a.test", "headers": {5: "x"}}, "header 5 has a name that is not an RFC 9110 token"),
+        ({"url": "http://a.test", "headers": {"X": 5}}, "header 'X' has a value that is int, not str"),
+        ({"url": "http://a.test", "headers": {"X": None}}, "header 'X' has a value that is NoneType, not str"),
+        ({"url": "http://a.test", "headers": {"X": b"x"}}, "header 'X' has a value that is bytes, not str"),
+        (
+            {"url": "http://a.test", "headers": {"X": "\ud800"}},
+            "header 'X' has a value with a character beyond Latin-1",
+        ),
+        ({"url": "http://a.test", "headers": {"X": "x\n"}}, "header 'X' has a value with a control character"),
+        ({"url": "http://a.test", "headers": {"X": " x"}}, "header 'X' has a value with a blank at its edge"),
+        ({"url": "http://a.test", "headers": {"X:": "x"}}, "header 'X:' has a name that is not an RFC 9110 token"),
+        ({"url": "http://a.test", "headers": {"X": "1", "x": "2"}}, "header 'x' is there twice"),
+        ({"url": "http://a.test", "headers": {"Host": "x"}}, "header 'Host' is the protocol's own"),
+        ({"url": "http://a.test", "headers": {"Mcp-Session-Id": "x"}}, "header 'Mcp-Session-Id' is the protocol's own"),
+        ({"url": "http://a.test", "headers": {"Mcp-Param-A": "x"}}, "header 'Mcp-Param-A' is the protocol's own"),
+        ({"url": "http://a.test", "headers": {"TE": "x"}}, "header 'TE' belongs to the connection, not to a request"),
+        ({"url": "http://a.test", "allow_tools": 5}, "allow_tools is int, not several str"),
+        ({"url": "http://a.test", "deny_tools": None}, "deny_tools is NoneType, not several str"),
+        ({"url": "http://a.test", "deny_tools": ["wipe", 5]}, "deny_tools holds 5, which is int, not str"),
+        ({"url": "http://a.test", "deny_tools": [["wipe"]]}, "deny_tools holds ['wipe'], which is list, not str"),
+        ({"url": "http://a.test", "request_timeout": "5"}, "request_timeout is str, not a number of s"),
+        ({"url": "http://a.test", "request_timeout": True}, "request_timeout is bool, not a number of s"),
+        ({"url": "http://a.test", "listen": "no"}, "listen is str, not bool"),
+        ({"url": "http://a.test", "transport": ["sse"]}, "unknown transport ['sse']"),
+        ({"url": "http://a.test", "era": None}, "unknown era None"),
+        ({"transport": "stdio", "command": ["x", "y"]}, "command is list, not str"),
+        ({"transport": "stdio", "command": "x\0"}, "command holds NUL, which no process can be given"),
+        ({"transport": "stdio", "command": "x", "cwd": 5}, "cwd is int, not str"),
+        ({"transport": "stdio", "command": "x", "cwd": "\0"}, "cwd holds NUL, which no process can be given"),
+        ({"transport": "stdio", "command": "x", "args": None}, "args is NoneType, not several str"),
+        ({"transport": "stdio", "command": "x", "args": ["y", 8080]}, "args[1] is int, not str"),
+        ({"transport": "stdio", "command": "x", "args": ["\0"]}, "args[0] holds NUL, which no process can be given"),
+        ({"transport": "stdio", "command": "x", "env": ["A=1"]}, "env is list, not a mapping"),
+        ({"transport": "stdio", "command": "x", "env": {"A": 1}}, "env 'A' is int, not str"),
+        ({"transport": "stdio", "command": "x", "env": {"A": None}}, "env 'A' is NoneType, not str"),
+        (
+            {"transport": "stdio", "command": "x", "env": {"A": "\0"}},
+            "env 'A' holds NUL, which no process can be given",
+        ),
+        ({"transport": "stdio", "command": "x", "env": {1: "A"}}, "env: 1 is no name of an environment variable"),
+        (
+            {"transport": "stdio", "command": "x", "env": {"A=B": ""}},
+            "env: 'A=B' is no name of an environment variable",
+        ),
+        ({"transport": "stdio", "command": "x", "env": {"": "x"}}, "env: '' is no name of an environment variable"),
     ],
 )
 def test_a_bad_backend_is_a_value_error_that_names_the_entry(entry: dict[str, Any], text: str) -> None:
-    """The error comes at construction, not at the first use."""
+    """The error comes at construction, not at the first use, and names the backend and the key."""
     with pytest.raises(ValueError) as bad:  # noqa: PT011  # the text is compared below, whole
         Backend(id="a", **entry)
+    assert str(bad.value).startswith("backend 'a': ")
     assert text in str(bad.value)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"url": "http://user:CANARY@a.test/\n?CANARY"},
+        {"url": "http://a.test", "headers": {"X": "CANARY\n"}},
+        {"url": "http://a.test", "headers": {"Host": "CANARY"}},
+        {"transport": "stdio", "command": "x", "args": "--token=CANARY"},
+        {"transport": "stdio", "command": "x", "args": ["--token=CANARY\0"]},
+        {"transport": "stdio", "command": "x", "env": {"TOKEN": "CANARY\0"}},
+        {"transport": "stdio", "command": "x", "env": {"TOKEN": "CANARY\ud800"}},
+        {"transport": "stdio", "command": ["x", "CANARY"]},
+    ],
+)
+def test_a_bad_backend_is_named_without_its_secrets(entry: dict[str, Any]) -> None:
+    """Neither the error nor its context shows a value of a header, an argument, the environment or a url."""
+    with pytest.raises(ValueError, match="backend 'a': ") as bad:
+        Backend(id="a", **entry)
+    assert "CANARY" not in repr(bad.value)
+    assert bad.value.__context__ is None
 
 
 def test_a_bad_url_is_shown_without_its_secrets() -> None:

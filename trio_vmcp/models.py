@@ -7,14 +7,16 @@ properties are the fields that MCP names. No field is dropped, added or validate
 from __future__ import annotations
 
 import enum
+import os
 import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias, cast
 from urllib.parse import urlsplit
 
 import attrs
 
+from trio_vmcp._header_rules import header_name_problem, header_value_problem
 from trio_vmcp._read_only import Copyable, read_only
 
 __all__ = [
@@ -47,33 +49,62 @@ STATE_LOST = "trio-vmcp/backend-state-lost"  # a key of `_meta` (MCP: prefix/nam
 
 _TRANSPORTS = ("streamable-http", "sse", "stdio")
 _ERAS = ("auto", "legacy", "modern")
+_NOT_IN_URL = re.compile("[\x00-\x1f\x7f]|^ | $")
 _BACKEND_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
 
 def _read_only(mapping: Mapping[str, str] | None) -> Mapping[str, str]:
-    return read_only(mapping or {})
+    try:
+        return read_only(mapping or {})
+    except (TypeError, ValueError):
+        return cast("Mapping[str, str]", mapping)
+
+
+# A converter knows neither the entry nor the key: what it cannot take stays as it is, for `Backend._check` to name.
 
 
 def _in_order(values: Iterable[str]) -> tuple[str, ...]:
-    return tuple(_not_one_str(values))
+    try:
+        return cast("tuple[str, ...]", values) if isinstance(values, str) else tuple(values)
+    except TypeError:
+        return cast("tuple[str, ...]", values)
 
 
 def _name_set(names: Iterable[str]) -> frozenset[str]:
-    return frozenset(_not_one_str(names))
+    try:
+        return cast("frozenset[str]", names) if isinstance(names, str) else frozenset(names)
+    except TypeError:  # not iterable, or an entry without a hash
+        return cast("frozenset[str]", _in_order(names))
 
 
 def _optional_name_set(names: Iterable[str] | None) -> frozenset[str] | None:
     return None if names is None else _name_set(names)
 
 
-def _not_one_str(values: Iterable[str]) -> Iterable[str]:
-    if isinstance(values, str):  # an iterable of its letters: deny_tools="wipe" would deny nothing
-        raise ValueError(f"{values!r} is one str where several are wanted (args, allow_tools, deny_tools)")
-    return values
-
-
 def _names_only(mapping: Mapping[str, str]) -> str:
     return "{" + ", ".join(f"{name!r}: …" for name in mapping) + "}"
+
+
+def _text_problem(value: object) -> str | None:
+    """Why no process can be given this text; None: a process can. The text completes the sentence "args[0] …"."""
+    if not isinstance(value, str):
+        return f"is {type(value).__name__}, not str"
+    if "\0" in value:
+        return "holds NUL, which no process can be given"
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        pass
+    else:
+        return None
+    return "holds a character that no process can be given"
+
+
+def _several_problem(values: object) -> str | None:
+    """Why these are not several texts; None: they are. The text completes the sentence "args …"."""
+    if isinstance(values, str):  # an iterable of its letters: deny_tools="wipe" would deny nothing
+        return "is one str where several are wanted"
+    return None if isinstance(values, tuple | frozenset) else f"is {type(values).__name__}, not several str"
 
 
 def public_url(url: str) -> str:
@@ -99,8 +130,8 @@ class Backend(Copyable):
         transport: "streamable-http", "sse" (HTTP+SSE of MCP 2024-11-05) or "stdio" (a child process). The probe of a
             "streamable-http" url also finds a server that speaks HTTP+SSE; "sse" saves the probe. When the event stream
             of HTTP+SSE or the process ends, the backend session is lost, and is opened or started again.
-        headers: Sent with every HTTP request, except those that belong to the protocol (`Mcp-Session-Id`) or to the
-            connection (RFC 9110 §7.6.1, `Connection`). Values are secrets: the repr shows names only.
+        headers: Sent with every HTTP request. Those that belong to the protocol (`Mcp-Session-Id`) or to the connection
+            (RFC 9110 §7.6.1, `Connection`) are refused. Values are secrets: the repr shows names only.
         command, args, env, cwd: The child process of "stdio". On POSIX it leads a process group. When the session ends,
             its stdin is closed, then the group gets SIGTERM and then SIGKILL, all within `teardown_timeout`. It
             inherits only variables that find programs and a home (`PATH`, `HOME`, `USER`, `LANG`, `LC_*`, `TERM`, …);
@@ -119,7 +150,8 @@ class Backend(Copyable):
         deny_tools: Exact backend names of tools that are not advertised; wins over `allow_tools`.
 
     Raises:
-        ValueError: Names the entry and the value.
+        ValueError: What no attempt to connect could cure. Names the entry and the key, and shows no value that may be a
+            secret.
     """
 
     id: str
@@ -140,29 +172,83 @@ class Backend(Copyable):
         if not isinstance(self.id, str) or not _BACKEND_ID.fullmatch(self.id):
             raise ValueError(f"backend id {self.id!r} is not 1-64 of A-Za-z0-9_.- starting with a letter or digit")
         if self.transport not in _TRANSPORTS:
-            raise ValueError(f"backend {self.id!r}: unknown transport {self.transport!r}; one of {_TRANSPORTS}")
+            self._refuse(f"unknown transport {self.transport!r}; one of {_TRANSPORTS}")
         if self.era not in _ERAS:
-            raise ValueError(f"backend {self.id!r}: unknown era {self.era!r}; one of {_ERAS}")
+            self._refuse(f"unknown era {self.era!r}; one of {_ERAS}")
         if self.transport == "stdio":
             if not self.command:
-                raise ValueError(f"backend {self.id!r}: transport 'stdio' needs a command")
+                self._refuse("transport 'stdio' needs a command")
         else:
             self._check_url()
-        if self.request_timeout is not None and not self.request_timeout >= 0:
-            raise ValueError(f"backend {self.id!r}: request_timeout {self.request_timeout!r} is not 0 s or more")
+        self._check_headers()
+        self._check_process()
+        for key, names in (("allow_tools", self.allow_tools), ("deny_tools", self.deny_tools)):
+            self._check_names(key, names)
+        seconds = self.request_timeout
+        if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float)):
+            self._refuse(f"request_timeout is {type(seconds).__name__}, not a number of s")
+        if seconds is not None and not seconds >= 0:
+            self._refuse(f"request_timeout {seconds!r} is not 0 s or more")
+        if not isinstance(self.listen, bool):
+            self._refuse(f"listen is {type(self.listen).__name__}, not bool")
+
+    def _refuse(self, problem: str) -> NoReturn:
+        raise ValueError(f"backend {self.id!r}: {problem}")
 
     def _check_url(self) -> None:
         if not self.url:
-            raise ValueError(f"backend {self.id!r}: transport {self.transport!r} needs a url")
+            self._refuse(f"transport {self.transport!r} needs a url")
+        if not isinstance(self.url, str):
+            self._refuse(f"url is {type(self.url).__name__}, not str")
+        netloc = ""
         try:
             parts = urlsplit(self.url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+                netloc = parts.netloc
         except ValueError:
-            usable = False
-        if not usable:
-            raise ValueError(
-                f"backend {self.id!r}: url {public_url(self.url)!r} is not http:// or https:// with a host"
-            )
+            pass
+        if not netloc:
+            self._refuse(f"url {public_url(self.url)!r} is not http:// or https:// with a host")
+        if _NOT_IN_URL.search(self.url) or " " in netloc:  # `urlsplit` leaves line breaks out
+            self._refuse("url holds a control character, or a blank where a url has none")
+
+    def _check_headers(self) -> None:
+        if not isinstance(self.headers, Mapping):
+            self._refuse(f"headers is {type(self.headers).__name__}, not a mapping")
+        seen: set[str] = set()
+        for name, value in self.headers.items():
+            problem = header_name_problem(name) or header_value_problem(value)
+            if problem is None and name.lower() in seen:
+                problem = "is there twice, upper and lower case being the same"
+            if problem is not None:
+                self._refuse(f"header {name!r} {problem}")
+            seen.add(name.lower())
+
+    def _check_process(self) -> None:
+        for key, value in (("command", self.command), ("cwd", self.cwd)):
+            if value is not None and (problem := _text_problem(value)) is not None:
+                self._refuse(f"{key} {problem}")
+        if (problem := _several_problem(self.args)) is not None:
+            self._refuse(f"args {problem}")
+        for number, arg in enumerate(self.args):
+            if (problem := _text_problem(arg)) is not None:
+                self._refuse(f"args[{number}] {problem}")
+        if not isinstance(self.env, Mapping):
+            self._refuse(f"env is {type(self.env).__name__}, not a mapping")
+        for name, value in self.env.items():
+            if _text_problem(name) is not None or not name or "=" in name:
+                self._refuse(f"env: {name!r} is no name of an environment variable")
+            if (problem := _text_problem(value)) is not None:
+                self._refuse(f"env {name!r} {problem}")
+
+    def _check_names(self, key: str, names: object) -> None:
+        if names is None and key == "allow_tools":
+            return
+        if (problem := _several_problem(names)) is not None:
+            self._refuse(f"{key}: {names!r} {problem}" if isinstance(names, str) else f"{key} {problem}")
+        for name in cast("Iterable[object]", names):
+            if not isinstance(name, str):
+                self._refuse(f"{key} holds {name!r}, which is {type(name).__name__}, not str")
 
 
 class FailureReason(enum.Enum):

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import attrs
 
+from trio_vmcp._header_rules import is_reserved_header
 from trio_vmcp.models import Backend, Transport
 
 __all__ = ["ConfigError", "parse_config"]
@@ -279,6 +280,8 @@ def _headers(entry: _Object, path: str, environment: Mapping[str, str]) -> dict[
         place = _join(path, name)
         if not _FIELD_NAME.fullmatch(name):
             raise ConfigError(place, "is no HTTP header name")
+        if is_reserved_header(name):  # many files set Content-Type and Accept, which this library sets itself
+            continue
         value = _substitute(_string(raw, place), place, environment).strip(" \t")
         if not _FIELD_VALUE.fullmatch(value):
             raise ConfigError(place, "holds a line break, a control character or one outside ASCII")

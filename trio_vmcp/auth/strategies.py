@@ -12,7 +12,7 @@ from typing import TypeAlias
 import attrs
 import httpx
 
-from trio_vmcp._protocol.headers import header_name_problem, header_value_problem
+from trio_vmcp._header_rules import header_name_problem, header_value_problem
 from trio_vmcp.connector import OutgoingAuth
 from trio_vmcp.errors import BackendUnauthorized
 from trio_vmcp.identity import Identity

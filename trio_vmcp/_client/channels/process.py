@@ -160,8 +160,6 @@ class ChildProcess:
             problem = os.strerror(exc.errno) if exc.errno else type(exc).__name__
             what = "directory" if exc.filename == backend.cwd else "command"
             loss = Loss(f"could not be started: {what} {exc.filename or backend.command!r}: {problem}")
-        except ValueError:  # its text and type do not help the user
-            loss = Loss("could not be started: its command, args or env hold what no process can be given")
         self.channel.inbox.close(loss)
         return None
 

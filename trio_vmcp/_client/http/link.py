@@ -22,7 +22,6 @@ from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._http.origin import Origin, origin_of
 from trio_vmcp._http.response import Headers, encode_head, encode_headers
 from trio_vmcp._http.transport import Http11Transport
-from trio_vmcp._protocol.headers import is_reserved_header
 from trio_vmcp._request_note import note_written
 from trio_vmcp.connector import OutgoingAuth
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected
@@ -145,8 +144,7 @@ class HttpLink:
         url = httpx.URL(self.backend.url)
         self._url = url.copy_with(userinfo=b"", fragment=None) if url.userinfo or url.fragment else url
         self._constant = [(b"Host", url.netloc), (b"Accept-Encoding", b"identity")]
-        own = {name: value for name, value in self.backend.headers.items() if not is_reserved_header(name)}
-        given = [(name.encode(), value.encode()) for name, value in own.items()]
+        given = [(name.encode(), value.encode()) for name, value in self.backend.headers.items()]
         self._constant += given
         if url.userinfo and not any(name.lower() == b"authorization" for name, _ in given):
             userinfo = unquote(url.userinfo.decode()).encode()
