@@ -258,9 +258,8 @@ class HttpOpening(Opening):
 
     async def open_event_stream(self) -> BackendClient:
         parts = self._parts
-        own = Parts(
-            parts.connector, parts.backend, parts.identity, parts.nursery, parts.events, parts.session_id
-        )  # of their own, since `_close` ends the requests of this opening
+        # Parts of its own, since `_close` ends the server requests of this opening.
+        own = Parts(parts.connector, parts.backend, parts.identity, parts.nursery, parts.events, parts.session_id)
         client = await connect_event_stream(own, parts.connector.probe_timeout)
         self._close()
         return client
