@@ -89,9 +89,8 @@ class StreamableSession(Streamable):
     _listener: SessionListener | None = attrs.field(default=None, init=False, repr=False)
     _is_asked: bool = attrs.field(default=False, init=False)  # handlers answer requests of the backend
     _stream: StandaloneStream | None = attrs.field(default=None, init=False, repr=False)
-    _in_flight: dict[RequestId | None, _RequestInFlight] = attrs.field(
-        factory=dict, init=False, repr=False
-    )  # by request id
+    # By request id.
+    _in_flight: dict[RequestId | None, _RequestInFlight] = attrs.field(factory=dict, init=False, repr=False)
     _is_closing: bool = attrs.field(default=False, init=False)
 
     # --- the session
