@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trio_vmcp._protocol.reading import MOST_SKIPPED, Oversized
-from trio_vmcp._protocol.sse import MAX_FIELD_BYTES, SseDecoder, SseEvent, SseLimit
+from trio_vmcp._protocol.sse import MAX_FIELD_BYTES, MOST_DATA_LINES, SseDecoder, SseEvent, SseLimit
 
 KIB = 1024
 PLENTY = 64 * KIB
@@ -336,3 +336,21 @@ def test_reprs_hold_no_data() -> None:
     decoder = SseDecoder(PLENTY)
     (event,) = decoder.feed(b"data: canary\n\nevent: canary\ndata: canary\n: canary")
     assert "canary" not in repr(event) + repr(decoder)
+
+
+def test_lines_of_an_event_count_beyond_a_number() -> None:
+    """An event that does not end must be slowed down before it ends. JSON of a few MiB on many lines is not."""
+    decoder = SseDecoder(max_event_bytes=2**24)
+    (event,) = decoder.feed(b"data:1\n" * MOST_DATA_LINES + b"\n")
+    assert MOST_DATA_LINES - 1 == event.data.count(b"\n")
+    assert 0 == decoder.idle_lines
+    decoder.feed(b"data:1\n" * (MOST_DATA_LINES + 11))
+    assert 10 == decoder.idle_lines
+
+
+def test_lines_of_an_event_over_the_limit_count() -> None:
+    """Their data is not kept, so they cannot be counted when the event ends."""
+    decoder = SseDecoder(max_event_bytes=100)
+    decoder.feed(b"data: " + b"x" * 94 + b"\n")
+    decoder.feed(b"data: y\n" * 10)
+    assert 10 == decoder.idle_lines

@@ -16,12 +16,13 @@ import attrs
 
 from trio_vmcp._protocol.reading import MOST_SKIPPED, Oversized
 
-__all__ = ["MAX_FIELD_BYTES", "SseDecoder", "SseEvent", "SseLimit", "line_ends"]
+__all__ = ["MAX_FIELD_BYTES", "MOST_DATA_LINES", "SseDecoder", "SseEvent", "SseLimit", "line_ends"]
 
 # The longest id, event name or `retry`. Ids are sent back as Last-Event-ID, and many servers allow 8 KiB for all
 # headers together.
 MAX_FIELD_BYTES = 1024
 
+MOST_DATA_LINES = 200_000  # of one event; JSON of 5 MiB has so many where each value is on a line of its own
 _LONGEST_FIELD = len(b"event:")  # no field that the decoder reads has its colon further on
 _VISIBLE_ASCII = re.compile(rb"[\x21-\x7e]*")
 _BOM = b"\xef\xbb\xbf"
@@ -55,7 +56,8 @@ class SseDecoder:
 
     Attributes:
         idle_lines, idle_bytes: Lines so far that are no part of an event's data, such as comments and empty lines, and
-            their bytes.
+            their bytes. Lines of an event beyond its first MOST_DATA_LINES count, too, and those of an event over the
+            limit.
         max_event_bytes: Limit for all lines of one event together, comments and unknown fields included. Of an event
             over it only the ends are kept.
         last_event_id: The newest id, for Last-Event-ID; None: there is none, or an empty `id` field reset it. Ids over
@@ -78,6 +80,7 @@ class SseDecoder:
 
     _oversized: Oversized | None = attrs.field(default=None, init=False)  # the event, once it is over the limit
     _event_bytes: int = attrs.field(default=0, init=False)
+    _data_lines: int = attrs.field(default=0, init=False)  # of the event, beyond the first
     _event: bytes = attrs.field(default=b"", init=False, repr=False)
     _data: bytes | bytearray | None = attrs.field(default=None, init=False, repr=False)  # bytes: of one line so far
     _id: str | None = attrs.field(default=None, init=False)
@@ -154,6 +157,7 @@ class SseDecoder:
     def _end_skipped_line(self, line: bytes, events: list[SseEvent]) -> None:
         """The end of a line in an event that is over the limit, or that goes over it with this line."""
         is_blank = not line and not self._line
+        self.idle_lines += 1  # the data is not kept, so its lines cannot be counted later
         if line or self._oversized is None:
             self._skip(line)
         if is_blank:
@@ -208,6 +212,9 @@ class SseDecoder:
             self._data = bytearray(self._data)  # one buffer: a list of short lines takes many times their size
         self._data += b"\n"
         self._data += value
+        self._data_lines += 1
+        if self._data_lines > MOST_DATA_LINES:
+            self.idle_lines += 1
 
     def _dispatch(self, events: list[SseEvent]) -> None:
         # Not earlier: a stream that is resumed after the id of a truncated event would skip that event.
@@ -219,6 +226,7 @@ class SseDecoder:
             name = self._event.decode(errors="replace") or "message"
             events.append(SseEvent(name, self._data or b"", self._id or None, self._oversized))
         self._event_bytes, self._event, self._data, self._id, self._oversized = 0, b"", None, None, None
+        self._data_lines = 0
 
 
 def _strip_field_name(oversized: Oversized) -> None:
