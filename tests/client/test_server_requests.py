@@ -177,7 +177,11 @@ async def test_each_kind_has_its_handler(autojump_clock: MockClock, kind: str, m
 async def test_what_has_no_handler_is_refused(autojump_clock: MockClock) -> None:
     """A request without a handler is answered -32601, also beside handlers of other kinds; ping needs none."""
     backend = asking(("roots/list", {}))
-    backend.add_tool("ping", lambda arguments, context: context.request("ping", {}))
+
+    async def ping(arguments: JSON, context: CallContext) -> Any:
+        return await context.request("ping", {})
+
+    backend.add_tool("ping", ping)
     async with open_scripted(backend, handlers=ClientHandlers(sampling=decline, log=decline)) as bench:
         client = await bench.connect()
         assert {} == await call(client, "ping")

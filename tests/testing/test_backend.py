@@ -1010,3 +1010,23 @@ async def test_a_cancel_in_the_middle_of_raw_bytes_breaks_the_connection(autojum
                 scope.cancel()
             await trio.sleep(1.0)
         assert [] == backend.errors
+
+
+def not_async(arguments: JSON, context: CallContext) -> str:
+    return "now"
+
+
+async def of_one_argument(arguments: JSON) -> str:
+    return "now"
+
+
+@pytest.mark.parametrize(
+    ("handler", "complaint"),
+    [(not_async, "it is not async"), (of_one_argument, "too many positional arguments")],
+)
+def test_a_handler_of_another_form_is_refused_at_once(handler: Any, complaint: str) -> None:
+    """The TypeError names the tool and the form; else each call would answer an `isError` result, and say less."""
+    with pytest.raises(TypeError) as caught:
+        ScriptedBackend().add_tool("now", handler)
+    expected = f"the handler of tool 'now' is not async (arguments, context) -> text, blocks or result: {complaint}"
+    assert expected == str(caught.value)

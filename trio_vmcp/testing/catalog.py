@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections import Counter
@@ -17,7 +18,7 @@ from trio_vmcp.testing.rpc import INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT
 __all__ = ["Catalog", "ToolHandler", "echo"]
 
 ToolHandler: TypeAlias = Callable[[JSON, CallContext], Awaitable[Any]]
-"""`(arguments, context)`; returns a text, a list of content blocks, or a whole result."""
+"""`async (arguments, context) -> text, content blocks or result`; see `Catalog.add_tool`."""
 
 CURSOR = "after "  # opaque to clients, so any text does
 
@@ -35,6 +36,16 @@ def _tool_result(value: Any) -> JSON:
     if isinstance(value, str):
         return {"content": [_text_block(value)]}
     return {"content": value} if isinstance(value, list) else dict(value)
+
+
+def _require_tool_handler(name: str, handler: ToolHandler) -> None:
+    form = "async (arguments, context) -> text, blocks or result"
+    try:
+        inspect.signature(handler).bind(None, None)
+    except TypeError as error:
+        raise TypeError(f"the handler of tool {name!r} is not {form}: {error}") from None
+    if inspect.isfunction(handler) and handler.__name__ != "<lambda>" and not inspect.iscoroutinefunction(handler):
+        raise TypeError(f"the handler of tool {name!r} is not {form}: it is not async")
 
 
 def _template_pattern(template: str) -> re.Pattern[str]:
@@ -77,7 +88,19 @@ class Catalog:
     handler_errors: list[Exception] = attrs.field(factory=list, init=False)
 
     def add_tool(self, name: str, handler: ToolHandler = echo, **definition: Any) -> None:
-        """List a tool; `definition` is the rest of its JSON: `description=`, `inputSchema=`, `annotations=` …"""
+        """List a tool.
+
+        Args:
+            handler: `async (arguments, context) -> text, blocks or result`: the arguments of the call as a JSON object,
+                and a `CallContext`, by which the handler reports progress, logs and asks the client. Returns a text, a
+                list of content blocks, or a whole result. `RpcError` becomes the answer, any other error an `isError`
+                result.
+            definition: The rest of the tool's JSON: `description=`, `inputSchema=`, `annotations=` …
+
+        Raises:
+            TypeError: `handler` is a function that is not async, or does not take two arguments.
+        """
+        _require_tool_handler(name, handler)
         self.tools.append({"name": name, "inputSchema": {"type": "object"}, **definition})
         self.handlers[name] = handler
 
