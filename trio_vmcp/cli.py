@@ -1,8 +1,8 @@
 """`trio-vmcp`: a session over real backends, from one command.
 
 Exit statuses: 0 success; 1 a backend, a tool or the demo failed; 2 bad usage or a bad file; 130 interrupted, after the
-session was closed. Results go to stdout and everything else to stderr; with --json, stdout holds one JSON document.
-Neither shows secrets of the file.
+session was closed. Results go to stdout and everything else to stderr; with --json, stdout holds one JSON document,
+also after bad usage. Neither shows secrets of the file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final, NoReturn, TextIO
 
 import attrs
 import httpx
@@ -60,7 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # else text that the terminal cannot encode ends the command
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    try:
+        options = parser.parse_args(arguments)
+    except _UsageError as bad:
+        if "--json" in (sys.argv[1:] if arguments is None else arguments):
+            document = {"ok": False, "error": {"type": "UsageError", "message": bad.message}}
+            write_text(sys.stdout, json.dumps(document, indent=2) + "\n")
+        raise
     safe = Sanitizer()
     try:
         backends = _read_backends(options.config) if options.config else ()
@@ -158,6 +165,8 @@ async def _call(
         missing = [backend.status for backend in report.backends if backend.status.state == "failed"]
         if isinstance(call.error, ToolNotFound) and missing:  # the tool may belong to a missing backend
             message += "; missing: " + "; ".join(f"{status.id!r} {status.detail}" for status in missing)
+        elif isinstance(call.error, ToolNotFound) and not call.error.closest:
+            message += "; `trio-vmcp check` lists them"
         view.show_problem(message)
         document |= {"error": {"type": type(call.error).__name__, "message": message}}
     return CommandOutcome(OK if document["ok"] else FAILED, document)
@@ -175,14 +184,30 @@ def _settings(timeout: float | None) -> FactorySettings:
 # --- arguments and the file
 
 
+class _UsageError(SystemExit):
+    """The arguments were refused, and the reason is on stderr."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(USAGE)
+        self.message = message
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        try:
+            super().error(message)  # prints usage and message
+        except SystemExit:
+            raise _UsageError(message) from None
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="trio-vmcp", description="One session over many MCP servers.")
+    parser = _Parser(prog="trio-vmcp", description="One session over many MCP servers.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON document to stdout, progress to stderr")
-    servers = argparse.ArgumentParser(add_help=False)
+    servers = _Parser(add_help=False)
     about_file = "JSON with mcpServers, as other MCP clients read it"
     servers.add_argument("--config", metavar="FILE", type=Path, required=True, help=about_file)
     about_timeout = "for each backend to connect (default: 30), and for a call to be answered (default: 120)"

@@ -255,7 +255,7 @@ class FailureReason(enum.Enum):
     """Why a backend is missing from a session."""
 
     PENDING = "pending"  # still connecting; the backend joins when it is ready
-    UNREACHABLE = "unreachable"
+    UNREACHABLE = "unreachable"  # no connection, or the program cannot be started or exits
     TIMEOUT = "timeout"
     UNAUTHORIZED = "unauthorized"
     PROTOCOL = "protocol"  # answers that are not MCP

@@ -224,6 +224,19 @@ async def test_a_call_that_fails_is_one_plain_line(autojump_clock: MockClock) ->
     assert ("", 1, "BackendTimeout") == (terminal.out.getvalue(), outcome.status, outcome.document["error"]["type"])
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"), [("time_nwo", "; closest: 'time_now'"), ("xyz", "; `trio-vmcp check` lists them")]
+)
+async def test_an_unknown_tool_is_told_with_a_way_out(name: str, hint: str, autojump_clock: MockClock) -> None:
+    """The error has the closest names; if there are none, the command that lists all names."""
+    terminal = Terminal()
+    async with open_memory_network() as network:
+        backend = Backend(id="time", url=network.attach("time.test", build_time_server()))
+        outcome = await call(network, terminal.view, backend, name, {})
+    assert f"no tool {name!r} in this session{hint}" in terminal.log.getvalue().splitlines()[-1]
+    assert (1, "ToolNotFound") == (outcome.status, outcome.document["error"]["type"])
+
+
 async def test_a_tool_of_a_missing_backend_names_what_is_missing(autojump_clock: MockClock) -> None:
     """The error names the missing backend, since a typo would otherwise look the same."""
     terminal = Terminal()
@@ -554,7 +567,21 @@ def test_bad_usage_is_status_2(arguments: list[str], complaint: str, capsys: pyt
     with pytest.raises(SystemExit) as exited:
         main(arguments)
     assert 2 == exited.value.code
-    assert complaint in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert complaint in shown.err
+    assert "" == shown.out
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["check", "--timeout", "0", "--config", "x"], ["call", "a", "[1"]])
+def test_bad_usage_is_one_json_document_too(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """With --json, a program that reads stdout learns of bad usage as of any other failure."""
+    with pytest.raises(SystemExit) as exited:
+        main([*arguments, "--json"])
+    assert 2 == exited.value.code
+    shown = capsys.readouterr()
+    document = json.loads(shown.out)
+    assert (False, "UsageError") == (document["ok"], document["error"]["type"])
+    assert document["error"]["message"] in shown.err
 
 
 @pytest.mark.parametrize(
