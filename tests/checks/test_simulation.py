@@ -7,12 +7,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, get_args
 
+import attrs
 import pytest
-from simulation.checker import judge
+from simulation.checker import ERRORS, judge
 from simulation.command import CHUNK, digest, run_chunk
 from simulation.draw import draw_history
 from simulation.history import Call, Close, History, Open, Step
+from simulation.trace import What
 from simulation.world import run_history
 
 
@@ -28,6 +31,24 @@ def test_a_seed_replays_exactly(seed: int) -> None:
     """Two runs of one seed leave equal traces, event by event."""
     assert draw_history(seed) == draw_history(seed)
     assert run_history(draw_history(seed)) == run_history(draw_history(seed))
+
+
+def test_every_operation_has_its_errors() -> None:
+    """`only_listed_errors` judges the operations that are in `ERRORS`: a new one must not be left out."""
+    assert set(get_args(What)) == set(ERRORS)
+
+
+def test_a_step_without_a_case_is_no_step_that_did_nothing() -> None:
+    """A step that was added to `history.py` alone fails the run: else every history with it would pass."""
+
+    @attrs.frozen(kw_only=True)
+    class Forgotten:
+        at: float = 1.0
+
+    steps: Any = (Open(), Forgotten())
+    with pytest.raises(BaseExceptionGroup) as caught:
+        run_history(History(steps=steps))
+    assert caught.value.subgroup(lambda error: "_start has no case for Forgotten" in str(error)) is not None
 
 
 def test_the_seed_rules_the_scheduler() -> None:

@@ -54,7 +54,7 @@ from simulation.trace import (
 )
 from trio_vmcp import Prefix, Priority
 
-__all__ = ["CHECKS", "Violation", "judge"]
+__all__ = ["CHECKS", "ERRORS", "Violation", "judge"]
 
 NOT_FOUND = {"ToolNotFound", "ResourceNotFound", "PromptNotFound"}
 ERRORS = {

@@ -340,6 +340,10 @@ class _World:
             case WatchChanges() if life is not None:
                 begin = partial(self._begin, "watch", step=step, life=life.op, state=life.session.state.name)
                 step_nursery.start_soon(self._operate, step, begin, partial(self._watch, step, life), step_nursery)
+            case _ if life is None and hasattr(step, "session"):
+                pass
+            case _:
+                raise TypeError(f"_start has no case for {type(step).__name__}")
 
     async def _operate(
         self,
