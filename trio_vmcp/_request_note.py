@@ -41,6 +41,9 @@ class RequestNote:
         is_reported: The client reports when a request is written. An application's own client may not, and then every
             request counts as written.
         session_lost: The backend no longer knows its session, so only a new connection helps.
+        lost_by_words: `session_lost`, but only the words of a refusal say so.
+        may_resend: Set with `lost_by_words`: the request did not run, or changes nothing.
+        is_unreached: A gateway answered for a backend that is away.
         outer: The note of the call or handler that this one runs inside of.
     """
 
@@ -48,6 +51,9 @@ class RequestNote:
     written: bool = False
     is_reported: bool = False
     session_lost: bool = False
+    lost_by_words: bool = False
+    may_resend: bool = False
+    is_unreached: bool = False
     outer: RequestNote | None = attrs.field(default=None, kw_only=True)
 
 
@@ -98,11 +104,11 @@ def note_written(written: bool) -> None:
         note.written, note.is_reported = written, True
 
 
-def note_session_lost() -> None:
+def note_session_lost(*, by_words: bool = False, may_resend: bool = False) -> None:
     """The backend refused the request of the current task because it no longer knows the session."""
     note = current_note.get()
     if note is not None:
-        note.session_lost = True
+        note.session_lost, note.lost_by_words, note.may_resend = True, by_words, may_resend
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trio
-from support.channels import EVERY_ANSWER, EVERY_CHANNEL, EVERY_MODERN_ANSWER, Channel
+from support.channels import ANSWERS, EVERY_ANSWER, EVERY_CHANNEL, EVERY_MODERN_ANSWER, Channel
 from support.clients import ask, call
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -17,11 +17,14 @@ from trio_vmcp import (
     BackendProtocolError,
     BackendRejected,
     BackendTimeout,
+    BackendUnauthorized,
     FactorySettings,
     MessageTooLarge,
 )
 from trio_vmcp._protocol.jsonrpc import NotJson
-from trio_vmcp.testing import CallContext, Delay, Error, Rewrite
+from trio_vmcp.testing import CallContext, Delay, Error, Rewrite, Status
+
+EVERY_HTTP = pytest.mark.parametrize("channel", [c for c in ANSWERS if c.transport != "stdio"], ids=str)
 
 # Normal use
 
@@ -355,3 +358,18 @@ async def test_any_integer_is_a_code(channel: Channel, code: int, autojump_clock
         with pytest.raises(BackendRejected) as caught:
             await call(client)
     assert (code, [1], True) == (caught.value.code, caught.value.data, caught.value.may_have_executed)
+
+
+@EVERY_HTTP
+@pytest.mark.parametrize("body", [b"", b'{"jsonrpc":"2.0","id":null,"error":{"code":-32000,"message":"no"}}'])
+@pytest.mark.parametrize("status", [401, 403, 413, 429])
+async def test_a_status_that_proves_something_beats_the_body(
+    status: int, body: bytes, channel: Channel, autojump_clock: MockClock
+) -> None:
+    """Such a request was not taken, whatever error is in the body; and `Retry-After` is told."""
+    backend = channel.backend()
+    async with channel.open_client(backend) as client:
+        backend.fail("tools/call", Status(status, body, {"Retry-After": "7"}))
+        with pytest.raises(BackendUnauthorized if status in (401, 403) else BackendRejected) as caught:
+            await call(client)
+        assert (False, 7.0) == (caught.value.may_have_executed, caught.value.retry_after)

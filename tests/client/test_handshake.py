@@ -666,6 +666,11 @@ async def test_a_stored_session_that_is_gone_is_said_to_be(forgets: str) -> None
     [
         (Error(-32000, "Bad Request: No valid session ID provided", status=400), True),
         (Status(400, b"<html>unknown Session</html>"), True),
+        (Status(401, b"Unauthorized: Session not found"), True),
+        (Error(-32000, "Bad Request: Server not initialized", status=400), True),
+        (Error(-32000, "Session mismatch", status=409), True),
+        (Status(410), True),
+        (Status(422, b"Expected initialize request"), True),
         (Status(404), True),
         (Error(-32601, "no such thing", status=404), True),
         (Error(-32020, "0 Mcp-Method headers, not one", status=400), True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from trio_vmcp._protocol.headers import (
     is_valid_session_id,
     param_headers,
     parse_media_type,
+    parse_retry_after,
 )
 from trio_vmcp.models import JSON
 
@@ -139,6 +141,27 @@ def test_no_argument_forges_a_header(arguments: JSON) -> None:
     for name, value in param_headers(SCHEMA).encode(arguments):
         assert name in {"Mcp-Param-Region", "Mcp-Param-Confirm", "Mcp-Param-Limit"}
         assert set(value) <= PRINTABLE
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("120", 120.0),
+        (" 0 ", 0.0),
+        ("Sun, 06 Nov 1994 08:50:07 GMT", 30.0),
+        ("Sun, 06 Nov 1994 08:49:07 GMT", None),
+        ("-1", None),
+        ("1.5", None),
+        ("٣", None),
+        ("soon", None),
+        ("", None),
+        (None, None),
+        ("9" * 500, 999_999_999_999.0),
+    ],
+)
+def test_retry_after_is_a_number_or_a_date(value: str | None, seconds: float | None) -> None:
+    """RFC 9110 §10.2.3; what is absent, past or unreadable asks for nothing."""
+    assert seconds == parse_retry_after(value, datetime(1994, 11, 6, 8, 49, 37, tzinfo=UTC))
 
 
 ANNOTATED: JSON = {"type": "string", "x-mcp-header": "A"}

@@ -467,3 +467,27 @@ async def test_a_delay_has_its_limit(autojump_clock: MockClock) -> None:
             await trio.sleep(0.1)
         assert 100 / 4.8 <= rule.struck <= 10 + 100 / 3.2
         backend.heal()
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+@pytest.mark.parametrize("body", [b"", b'{"jsonrpc":"2.0","id":null,"error":{"code":-32000,"message":"away"}}'])
+@pytest.mark.parametrize("status", [502, 503, 504])
+async def test_a_gateway_of_a_backend_that_is_away_opens_the_circuit(
+    status: int, body: bytes, era: str, autojump_clock: MockClock
+) -> None:
+    """502 to 504 say that the backend was not reached. A trial waits as long as `Retry-After` asks."""
+    backend = echo_backend(era)
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.fail("tools/call", Status(status, body, {"Retry-After": "100"}))
+        for _ in range(5):
+            with pytest.raises(BackendError) as caught:
+                await session.call_tool("a_echo")
+            assert 100 == caught.value.retry_after
+        assert BackendState.DEGRADED is state_of_a(session)
+        backend.heal()
+        await trio.sleep(99)
+        with pytest.raises(BackendUnavailable, match="in a row"):
+            await session.call_tool("a_echo")
+        await trio.sleep(2)
+        await session.call_tool("a_echo")
+        assert BackendState.READY is state_of_a(session)

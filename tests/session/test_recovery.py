@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections import Counter
@@ -767,3 +768,90 @@ async def test_a_call_refused_after_a_failed_recovery_carries_its_reason(
         assert 0.0 == trio.current_time()  # and the first one has yet to be refused
         await trio.sleep(2.0)
         assert 0 == session.in_flight
+
+
+# Words of a refusal that name the session
+
+NOT_FOUND = b"Session not found"
+IN_WORDS: list[tuple[Any, bool]] = [  # whether a tool call did not run
+    (Status(400, b"Server not initialized"), True),
+    (Status(401, NOT_FOUND), True),
+    (Status(403, NOT_FOUND), False),
+    (Status(409, b"session MISMATCH"), True),
+    (Status(410, b"gone"), True),
+    (Status(422, b"Expected initialize request"), True),
+    (Status(500, NOT_FOUND), False),
+    (Status(503, NOT_FOUND), False),
+    (Error(-32001, "Session not found", status=401), True),
+    (Error(-32001, "Session terminated", status=200), False),
+    (Error(-32603, "unknown session", status=500), False),
+]
+
+
+@pytest.mark.parametrize(("fault", "did_not_run"), IN_WORDS, ids=repr)
+async def test_a_session_that_is_lost_in_words_is_replaced(
+    fault: Any, did_not_run: bool, autojump_clock: MockClock
+) -> None:
+    """One handshake. A tool call is sent again where the status proves that it did not run; else the caller gets the
+    backend's error, and the next call meets the new session.
+    """
+    async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
+        old = session.backend_sessions["a"]
+        world["a"].fail(lambda exchange: exchange.method == "tools/call" and exchange.session_id == old, fault)
+        if did_not_run:
+            assert (await session.call_tool("a_echo")).backend_state_lost
+        else:
+            with pytest.raises(BackendError):
+                await session.call_tool("a_echo")
+            await trio.sleep(0.1)
+            await session.call_tool("a_echo")
+        assert (2, 2, 1) == (initialized(world), calls(world), world["a"].executed["echo"])
+
+
+@pytest.mark.parametrize(("fault", "did_not_run"), IN_WORDS, ids=repr)
+async def test_a_read_is_sent_again_whatever_the_status(
+    fault: Any, did_not_run: bool, autojump_clock: MockClock
+) -> None:
+    """It changes nothing."""
+    backend = echo_backend()
+    backend.add_resource("file:///x")
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        old = session.backend_sessions["a"]
+        backend.fail(lambda exchange: exchange.method == "resources/read" and exchange.session_id == old, fault)
+        await session.read_resource("file:///x")
+        assert 2 == initialized(world)
+
+
+@pytest.mark.parametrize("fault", [Status(401, NOT_FOUND), Error(-32001, "Session not found")], ids=repr)
+async def test_words_that_a_new_session_hears_too_are_not_about_the_session(
+    fault: Any, autojump_clock: MockClock
+) -> None:
+    """The answer is passed on, and for ten minutes these words replace no session."""
+    async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
+        world["a"].fail("tools/call", fault)
+        for seconds in (0, 1, 1, 30, 200, 300):
+            await trio.sleep(seconds)
+            with pytest.raises(BackendError, match=r"401|Session not found"):
+                await session.call_tool("a_echo")
+        assert 2 == initialized(world)
+        world["a"].heal()
+        await session.call_tool("a_echo")
+        world["a"].fail("tools/call", fault, times=1)
+        await trio.sleep(601)
+        with contextlib.suppress(BackendError):
+            await session.call_tool("a_echo")
+        await session.call_tool("a_echo")
+        assert 3 == initialized(world)
+
+
+async def test_a_hundred_calls_that_hear_it_share_one_handshake(autojump_clock: MockClock) -> None:
+    """Those that were on their way are sent again, too."""
+    async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
+        old = session.backend_sessions["a"]
+        world["a"].fail(
+            lambda exchange: exchange.method == "tools/call" and exchange.session_id == old, Status(401, NOT_FOUND)
+        )
+        async with trio.open_nursery() as nursery:
+            for _ in range(100):
+                nursery.start_soon(session.call_tool, "a_echo")
+        assert (2, 100) == (initialized(world), world["a"].executed["echo"])

@@ -17,12 +17,13 @@ from trio_vmcp._protocol.methods import (
     INITIALIZE,
     INITIALIZED,
     SUBSCRIBE,
+    TOOLS_CALL,
     UNSUBSCRIBE,
     Method,
     changing_kinds,
     declares,
 )
-from trio_vmcp._protocol.outcomes import Answer, Loss, Refusal, rejection
+from trio_vmcp._protocol.outcomes import GATEWAY_STATUSES, Answer, Loss, Refusal, rejection
 from trio_vmcp.errors import BackendUnavailable
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord
@@ -119,7 +120,11 @@ class HandshakeClient(Client[SessionChannel]):
             error.may_have_executed = ask.note.written
             raise error
         ask.note.written = False
-        raise rejection(self.record.backend_id, ask.method, outcome)
+        ask.note.is_unreached = outcome.status in GATEWAY_STATUSES
+        refused = rejection(self.record.backend_id, ask.method, outcome)
+        if ask.note.lost_by_words and ask.note.may_resend and method.name == TOOLS_CALL:
+            refused.may_have_executed = False  # whatever the code: the backend did not know the session
+        raise refused
 
     def on_request(self, message: Request, identity: Identity | None) -> None:
         self._requests.start_answer(message, identity, self._channel.send_for(identity))

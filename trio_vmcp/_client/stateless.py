@@ -32,7 +32,15 @@ from trio_vmcp._protocol.methods import (
     Method,
     changing_kinds,
 )
-from trio_vmcp._protocol.outcomes import Answer, Loss, Refusal, RequestOutcome, names_session, rejection
+from trio_vmcp._protocol.outcomes import (
+    GATEWAY_STATUSES,
+    Answer,
+    Loss,
+    Refusal,
+    RequestOutcome,
+    names_session,
+    rejection,
+)
 from trio_vmcp._request_note import note_session_lost, preparing
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, BackendTimeout, BackendUnavailable
 from trio_vmcp.identity import Identity
@@ -211,6 +219,7 @@ class StatelessClient(Client[Channel]):
             error.may_have_executed = ask.note.written
             raise error
         ask.note.written = False
+        ask.note.is_unreached = outcome.status in GATEWAY_STATUSES
         if outcome.status >= 400 and self._cache is not None:
             # The backend may have been replaced by another server: let the next connection ask.
             self._cache.discard_results(DISCOVER)

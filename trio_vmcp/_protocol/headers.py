@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeAlias, TypeGuard
 
 import attrs
@@ -24,6 +26,7 @@ __all__ = [
     "is_valid_session_id",
     "param_headers",
     "parse_media_type",
+    "parse_retry_after",
 ]
 
 # MCP sets no limit, but the id is stored in the metadata and sent with every request. The same limit as for our own.
@@ -191,6 +194,22 @@ def is_valid_session_id(value: str) -> bool:
     Management") allows visible ASCII only; so two headers, joined by ", ", are refused.
     """
     return len(value) <= MAX_SESSION_ID_LENGTH and _VISIBLE_ASCII.fullmatch(value) is not None
+
+
+def parse_retry_after(value: str | None, now: datetime) -> float | None:
+    """The s of a `Retry-After` header, a number or a date (RFC 9110 §10.2.3); None: absent, past or unreadable."""
+    text = (value or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:_MOST_DIGITS])
+    try:
+        at = parsedate_to_datetime(text)
+        seconds = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now.timestamp()
+    except (TypeError, ValueError, OverflowError, IndexError):
+        return None
+    return seconds if seconds >= 0 else None
+
+
+_MOST_DIGITS = 12
 
 
 def parse_media_type(content_type: str | None) -> str:

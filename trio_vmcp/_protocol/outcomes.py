@@ -5,6 +5,7 @@ Channels make them, and the clients of the eras judge them. Pure.
 
 from __future__ import annotations
 
+import re
 from typing import TypeAlias
 
 import attrs
@@ -12,7 +13,19 @@ import attrs
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Result
 from trio_vmcp.errors import BackendError, BackendRejected, BackendUnauthorized, BackendUnavailable
 
-__all__ = ["MOST_QUOTED", "Answer", "Loss", "Refusal", "RequestOutcome", "names_session", "rejection"]
+__all__ = [
+    "GATEWAY_STATUSES",
+    "MOST_QUOTED",
+    "Answer",
+    "Loss",
+    "Refusal",
+    "RequestOutcome",
+    "in_words_of_a_lost_session",
+    "names_session",
+    "proves_not_run",
+    "rejection",
+    "tells_session_lost",
+]
 
 MOST_QUOTED = 300  # characters of a backend's error text in ours
 
@@ -23,6 +36,8 @@ class Answer:
 
     reply: Result | ErrorReply
     status: int = 200
+    www_authenticate: str | None = None
+    retry_after: float | None = None
 
 
 @attrs.frozen
@@ -32,11 +47,15 @@ class Refusal:
     Attributes:
         www_authenticate: The header, as received.
         names_session: The body mentions a session.
+        tells_session_lost: The body says in words of `tells_session_lost` that the session is gone.
+        retry_after: s, of the header `Retry-After`; None: absent or unreadable.
     """
 
     status: int
     www_authenticate: str | None = None
     names_session: bool = False
+    tells_session_lost: bool = False
+    retry_after: float | None = None
 
 
 @attrs.frozen
@@ -67,6 +86,9 @@ RequestOutcome: TypeAlias = Answer | Refusal | Loss
 
 # JSON-RPC and MCP errors which prove that the request did not run.
 _NOT_RUN = frozenset({-32700, -32600, -32601, -32602, -32020, -32021, -32022})
+_UNAUTHORIZED = frozenset({401, 403})
+_NOT_TAKEN = frozenset({401, 403, 413, 429})
+GATEWAY_STATUSES = frozenset({502, 503, 504})  # from what stands in front of a backend that is away
 # JSON-RPC errors about the params of a request, or about its execution.
 _ABOUT_THE_REQUEST = frozenset({-32602, -32603})
 
@@ -79,9 +101,34 @@ def names_session(outcome: Answer | Refusal) -> bool:
     return isinstance(reply, ErrorReply) and "session" in reply.message.lower() and reply.code not in _ABOUT_THE_REQUEST
 
 
+_LOST = re.compile(r"not found|unknown|invalid|no valid|expired|mismatch|missing|required|terminated", re.IGNORECASE)
+_NOT_INITIALIZED = re.compile(r"not initiali[sz]ed|expected initialize", re.IGNORECASE)
+
+
+def in_words_of_a_lost_session(text: str) -> bool:
+    """Whether a backend's own text says that it does not know our session. Servers agree on no status for it: 400, 401,
+    409, 422, 500 and a JSON-RPC error under 200 are all in use.
+    """
+    return bool("session" in text.lower() and _LOST.search(text)) or _NOT_INITIALIZED.search(text) is not None
+
+
+def tells_session_lost(outcome: Answer | Refusal) -> bool:
+    """Whether a refusal says in words that the session is gone."""
+    if isinstance(outcome, Refusal):
+        return outcome.tells_session_lost
+    return isinstance(outcome.reply, ErrorReply) and in_words_of_a_lost_session(outcome.reply.message)
+
+
+def proves_not_run(outcome: Answer | Refusal) -> bool:
+    """Whether the status proves that the request was not taken, whatever the body says: RFC 9110 §15.5.2 (401),
+    §15.5.4 (403), §15.5.14 (413); RFC 6585 §4 (429).
+    """
+    return outcome.status in _NOT_TAKEN
+
+
 def rejection(backend_id: str, method: str, outcome: Answer | Refusal) -> BackendError:
     """The `BackendError` for a JSON-RPC error or a refusal."""
-    if isinstance(outcome, Answer):
+    if isinstance(outcome, Answer) and outcome.status not in _UNAUTHORIZED:
         reply = outcome.reply
         assert isinstance(reply, ErrorReply)
         text = reply.message[:MOST_QUOTED]
@@ -91,16 +138,22 @@ def rejection(backend_id: str, method: str, outcome: Answer | Refusal) -> Backen
             code=reply.code,
             message=reply.message,
             data=reply.data,
-            may_have_executed=reply.code not in _NOT_RUN,
+            may_have_executed=reply.code not in _NOT_RUN and not proves_not_run(outcome),
+            retry_after=outcome.retry_after,
         )
     status = outcome.status
-    if status in (401, 403):
+    if status in _UNAUTHORIZED:
         challenge = f" ({outcome.www_authenticate[:MOST_QUOTED]!r})" if outcome.www_authenticate else ""
-        return BackendUnauthorized(backend_id, f"refused the credentials for {method!r}: HTTP {status}{challenge}")
+        return BackendUnauthorized(
+            backend_id,
+            f"refused the credentials for {method!r}: HTTP {status}{challenge}",
+            retry_after=outcome.retry_after,
+        )
     return BackendRejected(
         backend_id,
         f"answered {method!r} with HTTP {status}",
         code=status,
         message=f"HTTP {status}",
+        retry_after=outcome.retry_after,
         may_have_executed=status >= 500 or status == 408,  # the other 4xx say that the request was not taken
     )

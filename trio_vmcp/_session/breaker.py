@@ -53,7 +53,7 @@ class Breaker:
         self._backoff.reset()
         return was_open
 
-    def fail(self, now: float, chance: float, *, was_trial: bool) -> bool:
+    def fail(self, now: float, chance: float, *, was_trial: bool, at_least: float = 0.0) -> bool:
         """There was no connection. Returns whether that opened the circuit. A call that was let through before the
         circuit opened reports the same outage: its failure is not counted.
         """
@@ -63,7 +63,7 @@ class Breaker:
         if self._failures < FAILURES_TO_OPEN or math.isinf(self._backoff.min_delay):
             return False
         was_open = self.is_open
-        self._trial_at, self._on_trial = now + self._backoff.next(chance), False
+        self._trial_at, self._on_trial = now + max(self._backoff.next(chance), at_least), False
         return not was_open
 
     def cancel_trial(self) -> None:

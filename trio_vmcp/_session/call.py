@@ -11,6 +11,7 @@ from trio_vmcp._session.admission import Call
 from trio_vmcp._session.breaker import FAILURES_TO_OPEN
 from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.member import Failing, Member, Ready, Replacing, reason_of
+from trio_vmcp._session.reconnects import limited
 from trio_vmcp.connector import OnProgress
 from trio_vmcp.errors import BackendError, BackendTimeout, BackendUnavailable
 from trio_vmcp.identity import Identity
@@ -60,6 +61,7 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
             if connection is None:
                 connection = await _replaced_connection(member, asked)
                 is_replaced, timeout = True, max(asked.deadline - trio.current_time(), 0.0)
+                call.is_unreached = False
             connection.add_call(call)
             call.written, call.is_reported = not connection.reports_writes, False
             try:
@@ -72,6 +74,8 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
                 )
             except BackendError as error:
                 if is_replaced:
+                    if call.lost_by_words:  # the new session is told the same: that was not the session
+                        member.reconnects.doubt_words()
                     _name_whole_timeout(error, asked)
                     raise
                 if not _is_sent_again(member, connection, call, error):
@@ -86,7 +90,7 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
             connection = None
     except BackendError as error:
         member.health.failed()
-        _note_error(member, error, trio.current_time() - asked.begun_at, is_trial)
+        _note_error(member, call, error, trio.current_time() - asked.begun_at, is_trial)
         raise
     except BaseException:
         member.health.calls += 1
@@ -99,11 +103,19 @@ def _is_sent_again(member: Member, connection: Connection, call: Call, error: Ba
     """Whether a failed request needs another connection and may be sent there. Has a lost one replaced."""
     if not call.session_lost:
         return False
+    if call.lost_by_words:  # which prove less than a status
+        if member.connection is connection:
+            if not member.reconnects.believe_words():
+                return False
+            member.replace_connection(connection, error)
+        again, call.lost_by_words = call.may_resend, False
+        return again
     if not error.may_have_executed:
         member.replace_connection(connection, error)
         return True
     # A 503: the session may be lost, or the backend is busy. The call is not sent again either way.
-    if member.connection is connection and member.reconnects.may_replace():
+    # With `Retry-After` it is busy, and asks to be left alone.
+    if error.retry_after is None and member.connection is connection and member.reconnects.may_replace():
         member.replace_connection(connection, error)
     return False
 
@@ -160,8 +172,8 @@ def _pass_breaker(member: Member, now: float) -> bool:
     return True
 
 
-def _note_error(member: Member, error: BackendError, waited: float, was_trial: bool) -> None:
-    """An error answer still proves that the backend is reachable."""
+def _note_error(member: Member, call: Call, error: BackendError, waited: float, was_trial: bool) -> None:
+    """An error answer still proves that the backend is reachable, unless a gateway gave it (502 to 504)."""
     # Calls that never got to a connection tell nothing about it; nor do errors of a callback of the caller's.
     tells_nothing = member.connection is None or error.backend_id != member.backend_id
     if isinstance(error, BackendTimeout) and (error.may_have_executed or waited < TELLING_TIMEOUT):
@@ -169,10 +181,12 @@ def _note_error(member: Member, error: BackendError, waited: float, was_trial: b
     if tells_nothing:
         if was_trial:
             member.breaker.cancel_trial()
-    elif not isinstance(error, BackendUnavailable | BackendTimeout):
+    elif not (call.is_unreached or isinstance(error, BackendUnavailable | BackendTimeout)):
         note_answer(member)
     else:
-        opened = member.breaker.fail(trio.current_time(), random.random(), was_trial=was_trial)
+        opened = member.breaker.fail(
+            trio.current_time(), random.random(), was_trial=was_trial, at_least=limited(error.retry_after)
+        )
         if opened and isinstance(member.state, Ready):
             cause = BackendFailure(member.backend_id, reason_of(error), error.detail, 0.0)
             member.to(Failing(member.state.connection, cause), error.detail)

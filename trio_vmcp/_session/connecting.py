@@ -135,6 +135,7 @@ class Attempt:
         self._connecting.deadline = self._member.begun_at + limit
         note = RequestNote()
         current_note.set(note)  # in this task's own context
+        retry_after: float | None = None
         client, resume = None, self._member.resume
         try:
             with self._connecting:
@@ -154,7 +155,7 @@ class Attempt:
                     self._member.join(self.connection, listing if new else None)
                     return
         except BackendError as error:
-            why = reason_of(error), error.detail
+            why, retry_after = (reason_of(error), error.detail), error.retry_after
         except Exception as crash:  # noqa: BLE001  # a connector of the user's may raise anything
             why = FailureReason.UNREACHABLE, f"could not be connected: {describe_crash(crash)}"
         else:  # only a cancelled attempt comes here
@@ -163,7 +164,7 @@ class Attempt:
         finally:  # also where a crash beside us cancelled this nursery
             if client is not None and self.connection is None:  # connected, but not listed
                 self._discard(client, nursery)
-        self._fail(*why)
+        self._fail(*why, retry_after)
 
     async def _open(self, resume: BackendRecord | None, nursery: trio.Nursery) -> tuple[BackendClient, Listing | None]:
         """A client, and what it lists; None: a backend that was listed before takes calls at once, and lists later."""
@@ -197,9 +198,9 @@ class Attempt:
             raise
         return client, listing
 
-    def _fail(self, reason: FailureReason, detail: str) -> None:
+    def _fail(self, reason: FailureReason, detail: str, retry_after: float | None = None) -> None:
         if self._member.may_join(self._session.life):  # else its state says already why it is missing
-            self._member.fail(reason, detail)
+            self._member.fail(reason, detail, retry_after)
 
     def _settle(self) -> None:
         if not self.settled.is_set():

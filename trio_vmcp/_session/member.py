@@ -373,9 +373,9 @@ class Member:
         self.reconnects.note_joined()
         self.to(Ready(connection), "connected")
 
-    def fail(self, reason: FailureReason, detail: str) -> None:
+    def fail(self, reason: FailureReason, detail: str, retry_after: float | None = None) -> None:
         """An attempt has failed."""
-        self.reconnects.note_failure(reason)
+        self.reconnects.note_failure(reason, retry_after)
         self.to(Away(self._new_failure(reason, detail)), detail)
 
     def wait_longer(self, detail: str) -> None:

@@ -16,10 +16,17 @@ import trio
 
 from trio_vmcp.models import FailureReason
 
-__all__ = ["Backoff", "EndpointTurns", "Endpoints", "Reconnects"]
+__all__ = ["Backoff", "EndpointTurns", "Endpoints", "Reconnects", "limited"]
 
 JITTER = 0.2  # of a delay, either way: attempts that failed together must not be repeated together
+WORDS_INTERVAL, DOUBT = 60.0, 600.0  # s
+MOST_RETRY_AFTER = 3600.0  # s, that a backend can ask for
 LEAST_DELAY = 0.05  # s, whatever is configured: with a delay of 0, attempts would follow as fast as the machine can
+
+
+def limited(retry_after: float | None) -> float:
+    """s to wait for a `Retry-After`; 0: there was none."""
+    return min(retry_after or 0.0, MOST_RETRY_AFTER)
 
 
 @attrs.define(eq=False)
@@ -134,6 +141,9 @@ class Reconnects:
     _authorized_after: float = attrs.field(default=0.0, init=False)
     _joined_at: float = attrs.field(default=0.0, init=False)
     _trusted_until: float = attrs.field(default=-math.inf, init=False)
+    _asked_until: float = attrs.field(default=-math.inf, init=False)  # the backend asked to be left alone until then
+    _believed_at: float = attrs.field(default=-math.inf, init=False)  # when words last had a connection replaced
+    _doubted_until: float = attrs.field(default=-math.inf, init=False)
 
     @property
     def is_due(self) -> bool:
@@ -146,16 +156,21 @@ class Reconnects:
         self._auth_backoff.reset()
         self.endpoint_turns.note_success()
 
-    def note_failure(self, reason: FailureReason) -> None:
-        """An attempt failed, or a connection was lost."""
+    def note_failure(self, reason: FailureReason, retry_after: float | None = None) -> None:
+        """An attempt failed, or a connection was lost.
+
+        Args:
+            retry_after: s, as the backend asked; of this session alone, since a 429 is about its caller.
+        """
+        self._asked_until = trio.current_time() + limited(retry_after)
         if reason is FailureReason.UNAUTHORIZED:
             self._authorized_after = trio.current_time() + self._auth_backoff.next(random.random())
         else:
             self.endpoint_turns.note_failure()
 
     async def wait_auth(self) -> None:
-        """Sleep while this session's credentials count as refused."""
-        await trio.sleep_until(self._authorized_after)
+        """Sleep while this session's credentials count as refused, or as long as the backend asked."""
+        await trio.sleep_until(max(self._authorized_after, self._asked_until))
 
     async def wait_turn(self) -> None:
         """Sleep until the next attempt may begin."""
@@ -169,6 +184,23 @@ class Reconnects:
         if trio.current_time() - self._joined_at > self._replace_backoff.max_delay:
             self._replace_backoff.reset()
         return self._joined_at + self._replace_backoff.next(random.random())
+
+    def believe_words(self) -> bool:
+        """A call was refused in words which say that the session is gone. True at once; False if the session that
+        replaced the one before is told the same within WORDS_INTERVAL: then it was not the session.
+        """
+        now = trio.current_time()
+        if now < self._doubted_until:
+            return False
+        if now - self._believed_at < WORDS_INTERVAL:
+            self.doubt_words()
+            return False
+        self._believed_at = now
+        return True
+
+    def doubt_words(self) -> None:
+        """Such words of this backend mean nothing for DOUBT seconds."""
+        self._doubted_until = trio.current_time() + DOUBT
 
     def may_replace(self) -> bool:
         """A call met what may say that the session is gone, or only that the backend is busy (503). True at once,

@@ -137,7 +137,7 @@ class EventStream(DuplexChannel):
         async with self.link.exchange("GET", [], identity=self.identity, is_stream=True) as reply:
             if not 200 <= reply.status < 300:
                 challenge = reply.header("www-authenticate")
-                raise rejection(self.backend.id, "GET", Refusal(reply.status, challenge))
+                raise rejection(self.backend.id, "GET", Refusal(reply.status, challenge, retry_after=reply.retry_after))
             if reply.media_type != "text/event-stream":
                 raise BackendProtocolError(self.backend.id, "answered a GET with what is no event stream")
             reply.refuse_encoding()
@@ -234,7 +234,8 @@ class EventStream(DuplexChannel):
         async with self._posts.exchange("POST", headers, data, identity=identity, limited=limited) as reply:
             refused = None
             if not 200 <= reply.status < 300:
-                refused = Refusal(reply.status, reply.header("www-authenticate"))
+                challenge = reply.header("www-authenticate")
+                refused = Refusal(reply.status, challenge, retry_after=reply.retry_after)
             if limited:  # a request: its answer, on the stream, ends this wait
                 with suppress(BackendError):
                     await reply.read(MOST_POST_BYTES)

@@ -30,7 +30,14 @@ from trio_vmcp._protocol.jsonrpc import (
     same_id,
     to_text,
 )
-from trio_vmcp._protocol.outcomes import MOST_QUOTED, Answer, Loss, Refusal, RequestOutcome
+from trio_vmcp._protocol.outcomes import (
+    MOST_QUOTED,
+    Answer,
+    Loss,
+    Refusal,
+    RequestOutcome,
+    in_words_of_a_lost_session,
+)
 from trio_vmcp._protocol.reading import Oversized, Unreadable, decode, read
 from trio_vmcp._protocol.sse import SseDecoder, SseEvent, SseLimit, line_ends
 from trio_vmcp.errors import BackendError, BackendUnavailable, MessageTooLarge
@@ -283,8 +290,15 @@ class Streamable:
         if isinstance(message, ErrorReply) and (
             message.id is None or message_id is None or same_id(message.id, message_id)
         ):
-            return Answer(message, reply.status)
-        return Refusal(reply.status, reply.header("www-authenticate"), b"session" in data.lower())
+            return Answer(message, reply.status, reply.header("www-authenticate"), reply.retry_after)
+        text = data.decode(errors="replace")
+        return Refusal(
+            reply.status,
+            reply.header("www-authenticate"),
+            names_session="session" in text.lower(),
+            tells_session_lost=in_words_of_a_lost_session(text),
+            retry_after=reply.retry_after,
+        )
 
     def _text(self, data: bytes | bytearray, reply: HttpReply) -> str:
         try:

@@ -30,8 +30,8 @@ from trio_vmcp._protocol.jsonrpc import (
     Result,
     encode_notification,
 )
-from trio_vmcp._protocol.methods import CANCELLED, METHODS, PROGRESS, UNKNOWN, USEFUL
-from trio_vmcp._protocol.outcomes import Answer, Loss, Refusal, RequestOutcome, names_session
+from trio_vmcp._protocol.methods import CANCELLED, METHODS, PROGRESS, TOOLS_CALL, UNKNOWN, USEFUL
+from trio_vmcp._protocol.outcomes import Answer, Loss, Refusal, RequestOutcome, names_session, tells_session_lost
 from trio_vmcp._request_note import note_session_lost, note_written
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendUnavailable
 from trio_vmcp.identity import Identity
@@ -41,7 +41,10 @@ __all__ = ["StreamableSession"]
 logger = logging.getLogger("trio_vmcp.client")
 
 SERVICE_UNAVAILABLE = 503
-_MAY_SAY_GONE = (400, 404)
+_GONE = (404, 410)
+_MAY_SAY_GONE = (400, 404, 410)
+# Statuses that go with words about the session, and prove that a call did not run.
+_DID_NOT_RUN = frozenset({400, 401, 404, 409, 410, 422})
 RETRY = 1.0  # s between a broken stream and the GET that resumes it, unless the server asks for another delay
 MOST_RESUMPTIONS = 5  # in a row that bring no new event id
 # s that a request waits for the stream by which the backend may ask a question: a question before the stream is open is
@@ -263,24 +266,31 @@ class StreamableSession(Streamable):
     def _check_session(self, outcome: Answer | Refusal, method: str, was_unproven: bool) -> None:
         """Find out whether a refusal says that the backend's session is gone. "When a client receives HTTP 404 in
         response to a request containing an Mcp-Session-Id, it MUST start a new session" (2025-11-25, transports).
-        Restarted servers also answer 400, gateways in front of them 503, and a server of the modern era with its own
-        errors.
+        Restarted servers also answer 400 or any other status with words about the session, gateways in front of them
+        503, and a server of the modern era with its own errors.
 
         Raises:
             BackendUnavailable: The session is gone, so the request did not run.
         """
         note_written(False)
-        if self._says_gone(outcome, was_unproven):
+        if self._tells_lost(outcome, was_unproven):
+            note_session_lost(by_words=True, may_resend=method != TOOLS_CALL or outcome.status in _DID_NOT_RUN)
+        elif self._says_gone(outcome, was_unproven):
             note_session_lost()
             raise BackendUnavailable(
                 self.backend_id, f"no longer knows our session (HTTP {outcome.status} to {method!r})"
             )
-        if outcome.status == SERVICE_UNAVAILABLE:
+        elif outcome.status == SERVICE_UNAVAILABLE:
             note_session_lost()
+
+    def _tells_lost(self, outcome: Answer | Refusal, was_unproven: bool) -> bool:
+        """Whether words alone say that the session is gone."""
+        is_proven = outcome.status in _GONE or (was_unproven and outcome.status in _MAY_SAY_GONE)
+        return self.session_id is not None and not is_proven and tells_session_lost(outcome)
 
     def _says_gone(self, outcome: Answer | Refusal, was_unproven: bool = False) -> bool:
         status = outcome.status
-        gone = status == 404 and self.session_id is not None
+        gone = status in _GONE and self.session_id is not None
         gone = gone or (status == 400 and (was_unproven or names_session(outcome)))
         return gone or is_modern_error(outcome)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from datetime import UTC, datetime
 from typing import Protocol
 
 import attrs
@@ -11,7 +12,7 @@ import trio
 from trio_vmcp._client.http.credentials import Body
 from trio_vmcp._client.http.errors import cause_of, translated
 from trio_vmcp._http.response import Headers
-from trio_vmcp._protocol.headers import parse_media_type
+from trio_vmcp._protocol.headers import parse_media_type, parse_retry_after
 from trio_vmcp.errors import BackendProtocolError, MessageTooLarge
 
 __all__ = ["HttpReply", "Source"]
@@ -67,6 +68,12 @@ class HttpReply:
     def header_values(self, name: str) -> list[str]:
         wanted = name.encode()
         return [value.decode("latin-1") for header, value in self.headers if header == wanted]
+
+    @property
+    def retry_after(self) -> float | None:
+        """s, as the backend asks with `Retry-After`; None: it does not."""
+        value = self.header("retry-after")
+        return None if value is None else parse_retry_after(value, datetime.now(UTC))
 
     @property
     def media_type(self) -> str:
