@@ -194,7 +194,6 @@ async def test_what_has_no_handler_is_refused(autojump_clock: MockClock) -> None
     ("method", "params"),
     [
         ("elicitation/create", {"mode": "voice"}),
-        ("elicitation/create", {"mode": None}),
         ("sampling/createMessage", {"messages": [], "tools": []}),
         ("sampling/createMessage", {"messages": [], "toolChoice": {}}),
     ],
@@ -570,7 +569,7 @@ DEFAULTS: JSON = {
     "nothing": {"type": "string", "default": None},
     "odd": 7,
 }
-FILLED = {"name": "John", "age": 30, "score": 95.5, "status": "on", "verified": False, "nothing": None}
+FILLED = {"name": "John", "age": 30, "score": 95.5, "status": "on", "verified": False}
 
 
 @pytest.mark.parametrize(
@@ -579,6 +578,7 @@ FILLED = {"name": "John", "age": 30, "score": 95.5, "status": "on", "verified": 
         ({}, {"action": "accept"}, {"action": "accept", "content": FILLED}),
         ({}, {"action": "accept", "content": None}, {"action": "accept", "content": FILLED}),
         ({"mode": "form"}, {"action": "accept", "content": {}}, {"action": "accept", "content": FILLED}),
+        ({"mode": None}, {"action": "accept", "content": {}}, {"action": "accept", "content": FILLED}),
         (
             {},
             {"action": "accept", "content": {"age": 0, "verified": None, "mine": 1}, "_meta": {}},
