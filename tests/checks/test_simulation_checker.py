@@ -215,10 +215,10 @@ async def counts_twice(original: Any, admission: Admission) -> AsyncIterator[Any
 @asynccontextmanager
 async def forgets_its_slot(original: Any, link: Any, *args: Any, **kw: Any) -> AsyncIterator[Any]:
     slot = object()
-    link._slots.acquire_on_behalf_of_nowait(slot)
+    link.limit.calls.acquire_on_behalf_of_nowait(slot)
     async with original(link, *args, **kw) as reply:
         yield reply
-    link._slots.release_on_behalf_of(slot)  # no `finally`
+    link.limit.calls.release_on_behalf_of(slot)  # no `finally`
 
 
 @asynccontextmanager

@@ -50,7 +50,8 @@ from trio_vmcp import (
     open_session_factory,
 )
 from trio_vmcp._client.built_in import NOTICE_TIMEOUT, BuiltInConnector
-from trio_vmcp._client.http.link import MOST_ASIDE, HttpLink, calls_within
+from trio_vmcp._client.http.connection_limit import MOST_ASIDE, ConnectionLimit, calls_within
+from trio_vmcp._client.http.link import HttpLink
 from trio_vmcp._request_note import RequestNote, current_note
 from trio_vmcp.testing import (
     CONNECT,
@@ -82,7 +83,7 @@ def link_over(
         Backend(**{"id": "b", "url": "http://b.test/mcp", **configured}),
         transport,
         auth=auth,
-        slots=trio.CapacityLimiter(slots),
+        limit=ConnectionLimit(trio.CapacityLimiter(slots)),
         max_message_bytes=1000,
     )
 
@@ -1176,7 +1177,7 @@ async def test_a_redirect_to_a_host_that_idna_refuses_is_a_protocol_error() -> N
         Backend(id="a", url="http://a.test/mcp"),
         httpx.MockTransport(answer),
         auth=None,
-        slots=trio.CapacityLimiter(1),
+        limit=ConnectionLimit(trio.CapacityLimiter(1)),
         max_message_bytes=KIB,
     )
     with pytest.raises(BackendProtocolError, match="to another origin"):

@@ -43,7 +43,7 @@ from trio_vmcp._client.channels.pace import (
     PIECE_COST,
     REQUEST_COST,
 )
-from trio_vmcp._client.http.link import MOST_ASIDE
+from trio_vmcp._client.http.connection_limit import MOST_ASIDE
 from trio_vmcp._client.listening import MOST_FRUITLESS, StreamBackoff
 from trio_vmcp._client.server_requests import MOST_ANSWERS
 from trio_vmcp.models import Backend

@@ -33,8 +33,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from trio_vmcp import JSON, BackendRejected, BackendTimeout, ClientHandlers, FactorySettings, ServerRequest
 from trio_vmcp._client.channels.pace import MESSAGES_AHEAD, MESSAGES_PER_SECOND, REQUEST_COST
 from trio_vmcp._client.handlers import BoundHandlers
-from trio_vmcp._client.notices import Notices
 from trio_vmcp._client.server_requests import ServerRequests, memory_size
+from trio_vmcp._client.unawaited import Notices
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._protocol.jsonrpc import Request
 from trio_vmcp.testing import CallContext, Delay, Hang, Raw, ScriptedBackend, Status

@@ -29,6 +29,7 @@ from support.raw_http import (
 )
 
 from trio_vmcp import Backend, BackendUnavailable, FactorySettings, FailureReason, open_session_factory
+from trio_vmcp._client.http.connection_limit import ConnectionLimit
 from trio_vmcp._client.http.link import HttpLink
 from trio_vmcp._http.dial import ConnectedStream, TcpDial
 from trio_vmcp._http.origin import Origin
@@ -46,7 +47,11 @@ async def ask(transport: Http11Transport, url: str) -> bytes:
 
 def link_over(transport: Http11Transport, url: str) -> HttpLink:
     return HttpLink(
-        Backend(id="b", url=url), transport, auth=None, slots=trio.CapacityLimiter(1), max_message_bytes=1000
+        Backend(id="b", url=url),
+        transport,
+        auth=None,
+        limit=ConnectionLimit(trio.CapacityLimiter(1)),
+        max_message_bytes=1000,
     )
 
 

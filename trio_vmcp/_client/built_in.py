@@ -22,11 +22,12 @@ from trio_vmcp._client.channels.streamable import Streamable
 from trio_vmcp._client.channels.streamable_session import StreamableSession
 from trio_vmcp._client.handlers import BoundHandlers
 from trio_vmcp._client.handshake import HandshakeClient, InitializeRefused
-from trio_vmcp._client.http.link import HttpLink, calls_within
-from trio_vmcp._client.notices import Notices
+from trio_vmcp._client.http.connection_limit import ConnectionLimit, calls_within
+from trio_vmcp._client.http.link import HttpLink
 from trio_vmcp._client.probe import NOT_OF_THIS_ERA, Opening, Probe, VerdictCache
 from trio_vmcp._client.server_requests import ServerRequests
 from trio_vmcp._client.stateless import StatelessClient
+from trio_vmcp._client.unawaited import Notices
 from trio_vmcp._http.transport import Http11Transport
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._protocol.eras import MODERN_VERSION, Verdict
@@ -91,13 +92,13 @@ class BuiltInConnector:
 
     def link(self, backend: Backend) -> HttpLink:
         transport = self._transport or self._built_in  # one for all sessions: a second one finds warm connections
-        slots = trio.CapacityLimiter(calls_within(self.settings.max_connections_per_backend))
+        limit = ConnectionLimit(trio.CapacityLimiter(calls_within(self.settings.max_connections_per_backend)))
         try:
             return HttpLink(
                 backend,
                 transport,
                 auth=self._auth,
-                slots=slots,
+                limit=limit,
                 max_message_bytes=self.settings.max_message_bytes,
             )
         except (httpx.InvalidURL, UnicodeError):  # from None: both quote the value, which may be secret

@@ -17,6 +17,7 @@ import trio
 
 from trio_vmcp._client.channels.channel import Ask, Channel, OnOther, ignore_other
 from trio_vmcp._client.listening import Listening
+from trio_vmcp._client.progress import progress_of
 from trio_vmcp._client.server_requests import ServerRequests
 from trio_vmcp._protocol.jsonrpc import Notification, Request
 from trio_vmcp._protocol.methods import (
@@ -151,7 +152,7 @@ class Client(abc.ABC, Generic[ChannelT]):
         """A request failed, so cached facts about the backend may be out of date."""
 
     def on_message(self, message: Request | Notification) -> None:
-        """A message that belongs to no request of ours; see `Listener`."""
+        """A message that belongs to no request of ours; see `MessageSink`."""
         if isinstance(message, Request):
             self.on_request(message, None)
         else:
@@ -226,23 +227,10 @@ class Client(abc.ABC, Generic[ChannelT]):
         elif message.method != PROGRESS:
             self.on_notification(message, ask.identity)
         elif on_progress is not None:
-            progress = _progress_of(message.params, ask.id)
+            progress = progress_of(message.params, ask.id)
             if progress is not None:
                 await on_progress(*progress)
 
     def _ask(self, method: str, params: JSON, identity: Identity | None, on_other: OnOther = ignore_other) -> Ask:
         """A new request: one that no caller made, or another one for the request of a caller."""
         return Ask(next(self._channel.ids), method, params, identity, on_other, begin_request(method))
-
-
-def _progress_of(params: JSON, token: int) -> tuple[float, float | None, str | None] | None:
-    """`progress`, `total` and `message` of a notification; None: it is for another request, or malformed."""
-    received, text = params.get("progressToken"), params.get("message")
-    progress, total = _number(params.get("progress")), _number(params.get("total"))
-    if type(received) is not int or received != token or progress is None:
-        return None
-    return progress, total, text if isinstance(text, str) else None
-
-
-def _number(value: object) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None

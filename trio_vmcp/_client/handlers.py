@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from trio_vmcp._client.http.link import ConnectionSlot, current_slot
+from trio_vmcp._client.http.connection_limit import ConnectionSlot, current_slot
 from trio_vmcp._nursery import describe_crash
 from trio_vmcp._protocol.jsonrpc import NotJson, encode_result
 from trio_vmcp._protocol.methods import QUESTIONS

@@ -138,7 +138,7 @@ class HandshakeClient(Client[SessionChannel]):
         self.close()
         await self._channel.aclose(terminate=terminate)
 
-    # --- the stream for notifications outside of requests; see `SessionListener`
+    # --- the stream for notifications outside of requests; see `StreamWatcher`
 
     def on_first(self) -> None:
         self.on_listening(changing_kinds(self.server_capabilities))
@@ -157,5 +157,5 @@ class HandshakeClient(Client[SessionChannel]):
             or declares(capabilities, ("resources", "subscribe"))
             or bool(changing_kinds(capabilities))
         )
-        listener = self if self._listens and needed else None
-        self._channel.listen(listener, is_asked=self._requests.are_wanted)
+        watcher = self if self._listens and needed else None
+        self._channel.watch(watcher, is_asked=self._requests.are_wanted)

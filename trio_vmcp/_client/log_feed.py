@@ -9,7 +9,7 @@ import attrs
 import trio
 
 from trio_vmcp._client.handlers import BoundHandlers, ServerRequestError
-from trio_vmcp._client.http.link import ConnectionSlot
+from trio_vmcp._client.http.connection_limit import ConnectionSlot
 from trio_vmcp._nursery import start_if_open
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON

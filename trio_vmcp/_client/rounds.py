@@ -14,7 +14,7 @@ import trio
 
 from trio_vmcp._client.channels.channel import Ask
 from trio_vmcp._client.handlers import INTERNAL_ERROR, MOST_QUOTED, BoundHandlers, ServerRequestError
-from trio_vmcp._client.http.link import current_slot
+from trio_vmcp._client.http.connection_limit import current_slot
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._protocol.jsonrpc import NotJson, encode_result
 from trio_vmcp._protocol.methods import Method

@@ -21,7 +21,7 @@ import trio
 from trio_vmcp._client.channels.channel import Send
 from trio_vmcp._client.complaints import Complaints
 from trio_vmcp._client.handlers import MOST_QUOTED, BoundHandlers, ServerRequestError
-from trio_vmcp._client.http.link import ConnectionSlot
+from trio_vmcp._client.http.connection_limit import ConnectionSlot
 from trio_vmcp._client.log_feed import MOST_WAITING_BYTES, LogFeed
 from trio_vmcp._nursery import start_if_open
 from trio_vmcp._protocol.jsonrpc import Request, RequestId, encode_error, encode_result

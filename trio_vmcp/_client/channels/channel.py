@@ -24,11 +24,11 @@ __all__ = [
     "Ask",
     "Channel",
     "Headers",
-    "Listener",
+    "MessageSink",
     "OnOther",
     "Send",
     "SessionChannel",
-    "SessionListener",
+    "StreamWatcher",
     "ignore_other",
 ]
 
@@ -75,7 +75,7 @@ class Ask:
         return encode_request(self.id, self.method, self.params)
 
 
-class Listener(Protocol):
+class MessageSink(Protocol):
     """Takes the messages of a backend that belong to no request; never waits."""
 
     def on_message(self, message: Request | Notification) -> None: ...
@@ -107,8 +107,8 @@ class Channel(Protocol):
         """
         ...
 
-    def attach(self, listener: Listener) -> None:
-        """From now on `listener` takes the messages that belong to no request."""
+    def attach(self, sink: MessageSink) -> None:
+        """From now on `sink` takes the messages that belong to no request."""
         ...
 
     async def exchange(self, ask: Ask, data: bytes, headers: Headers) -> RequestOutcome:
@@ -202,11 +202,11 @@ class SessionChannel(Channel, Protocol):
         """Go on with a session of an earlier connection. The first answer shows whether the session is alive."""
         ...
 
-    def listen(self, listener: SessionListener | None, *, is_asked: bool) -> None:
+    def watch(self, watcher: StreamWatcher | None, *, is_asked: bool) -> None:
         """Receive the messages that belong to no request; if the channel needs a stream for them, hold it open.
 
         Args:
-            listener: Told about that stream; None: no stream is needed.
+            watcher: Told about that stream; None: no stream is needed.
             is_asked: Handlers answer requests of the backend, which come by that stream.
         """
         ...
@@ -221,7 +221,7 @@ class SessionChannel(Channel, Protocol):
         ...
 
 
-class SessionListener(Protocol):
+class StreamWatcher(Protocol):
     """Told about the stream that brings messages outside of requests."""
 
     def on_first(self) -> None:

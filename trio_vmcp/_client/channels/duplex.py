@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 import attrs
 import trio
 
-from trio_vmcp._client.channels.channel import Ask, Headers, Listener, Send, SessionListener, ignore_other
+from trio_vmcp._client.channels.channel import Ask, Headers, MessageSink, Send, StreamWatcher, ignore_other
 from trio_vmcp._client.channels.inbox import Inbox, PendingRequest, Settled
 from trio_vmcp._client.channels.pace import Pace
 from trio_vmcp._client.complaints import Complaints
@@ -60,7 +60,7 @@ class DuplexChannel(abc.ABC):
 
     inbox: Inbox
     ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
-    _listener: Listener = attrs.field(init=False, repr=False)
+    _sink: MessageSink = attrs.field(init=False, repr=False)
     _held: dict[int, _HeldRequest] = attrs.field(factory=dict, init=False, repr=False)  # by request id
     _tells_tags: bool = attrs.field(default=False, init=False)  # a message with a tag is for a request that stays open
 
@@ -95,10 +95,10 @@ class DuplexChannel(abc.ABC):
     def listening(self) -> Listening:
         return "open"  # the one stream brings all messages
 
-    def attach(self, listener: Listener) -> None:
-        self._listener = listener
+    def attach(self, sink: MessageSink) -> None:
+        self._sink = sink
 
-    def listen(self, listener: SessionListener | None, *, is_asked: bool) -> None:  # noqa: B027  # empty on purpose
+    def watch(self, watcher: StreamWatcher | None, *, is_asked: bool) -> None:  # noqa: B027  # empty on purpose
         """Nothing to do: the one stream brings all messages."""
 
     async def wait_listening(self) -> None:
@@ -192,7 +192,7 @@ class DuplexChannel(abc.ABC):
     def _take_other(self, message: Request | Notification) -> None:
         # The stream does not say which call a message belongs to, so handlers are told no caller.
         if isinstance(message, Request) or not (self._tells_tags and self._take_held(message)):
-            self._listener.on_message(message)
+            self._sink.on_message(message)
 
     def _take_held(self, message: Notification) -> bool:
         """Hand a notification to the request that it is for. Returns whether it was for a request that stays open."""

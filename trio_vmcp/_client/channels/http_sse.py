@@ -20,7 +20,7 @@ from trio_vmcp._client.channels.inbox import PendingRequest
 from trio_vmcp._client.channels.pace import pieces
 from trio_vmcp._client.http.link import HttpLink
 from trio_vmcp._client.http.reply import HttpReply
-from trio_vmcp._client.notices import Notices
+from trio_vmcp._client.unawaited import Notices
 from trio_vmcp._protocol.outcomes import Loss, Refusal, rejection
 from trio_vmcp._protocol.sse import SseDecoder, SseEvent, SseLimit
 from trio_vmcp.errors import BackendError, BackendProtocolError, MessageTooLarge

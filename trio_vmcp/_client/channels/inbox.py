@@ -130,7 +130,7 @@ class Inbox:
             self._by_token.pop(ask.progress_token, None)
 
     def take_message(self, data: bytes | bytearray) -> None:
-        """Hand over one message to the request or listener that it is for."""
+        """Hand over one message to the request or sink that it is for."""
         text = decode(data)
         message = read(text, max_depth=self.max_json_depth) if isinstance(text, str) else text
         if isinstance(message, Result | ErrorReply | Unreadable) and self._settle_by(message):

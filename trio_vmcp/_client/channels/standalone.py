@@ -11,7 +11,7 @@ from collections.abc import Callable
 import attrs
 import trio
 
-from trio_vmcp._client.channels.channel import Headers, SessionListener
+from trio_vmcp._client.channels.channel import Headers, StreamWatcher
 from trio_vmcp._client.channels.streamable import Streamable, is_stream
 from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._client.listening import HeldStream
@@ -41,7 +41,7 @@ class StandaloneStream(HeldStream):
     _http: Streamable = attrs.field(alias="http")
     _headers: Headers = attrs.field(alias="headers", repr=False)
     _identity: Identity | None = attrs.field(alias="identity", repr=False)
-    _listener: SessionListener = attrs.field(alias="listener", repr=False)
+    _watcher: StreamWatcher = attrs.field(alias="watcher", repr=False)
     # Returns whether the message was of use.
     _dispatch: Callable[[Message], bool] = attrs.field(alias="dispatch", repr=False)
     # Returns whether a refusal, after the stream was open before, says that the session is gone.
@@ -82,9 +82,9 @@ class StandaloneStream(HeldStream):
         self.listening, self._was_open = "open", True
         self.settled.set()
         if not again:
-            self._listener.on_first()
+            self._watcher.on_first()
         elif asked_after is None:
-            self._listener.on_missed()
+            self._watcher.on_missed()
 
     async def _refused(self, reply: HttpReply) -> bool:
         """Whether to open the stream again. A short body is read, so that the connection can be used again."""
@@ -101,7 +101,7 @@ class StandaloneStream(HeldStream):
             self._last_event_id = None  # the server may have refused the id: try once without
             return True
         if outcome is not None and self._is_gone(outcome):
-            self._listener.on_session_lost(f"no longer knows our session (HTTP {status} to its stream for changes)")
+            self._watcher.on_session_lost(f"no longer knows our session (HTTP {status} to its stream for changes)")
             return False
         return status not in _NOT_OFFERED and not 200 <= status < 300
 

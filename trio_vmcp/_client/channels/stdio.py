@@ -27,7 +27,7 @@ class ProcessChannel(LineChannel):
     child: ChildProcess = attrs.field(init=False)
 
     async def start(self, nursery: trio.Nursery) -> None:
-        """Start the process in `nursery`, which owns it even if this call is cancelled. Attach a listener before: the
+        """Start the process in `nursery`, which owns it even if this call is cancelled. Attach a sink before: the
         process may write a message as soon as it runs.
 
         Raises:

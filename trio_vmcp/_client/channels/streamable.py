@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import attrs
 
-from trio_vmcp._client.channels.channel import Ask, Headers, Listener, Send
+from trio_vmcp._client.channels.channel import Ask, Headers, MessageSink, Send
 from trio_vmcp._client.channels.pace import Pace, pieces
 from trio_vmcp._client.complaints import Complaints
 from trio_vmcp._client.http.link import HttpExchange, HttpLink
@@ -74,7 +74,7 @@ class Streamable:
     def is_lost(self) -> bool:
         return False  # the next POST may reach the backend again
 
-    def attach(self, listener: Listener) -> None:
+    def attach(self, sink: MessageSink) -> None:
         """Nothing to do: in the modern era every message belongs to a request."""
 
     async def exchange(self, ask: Ask, data: bytes, headers: Headers) -> RequestOutcome:

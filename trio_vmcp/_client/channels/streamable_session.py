@@ -12,12 +12,12 @@ from functools import partial
 import attrs
 import trio
 
-from trio_vmcp._client.channels.channel import Ask, Headers, Listener, OnOther, Send, SessionListener
+from trio_vmcp._client.channels.channel import Ask, Headers, MessageSink, OnOther, Send, StreamWatcher
 from trio_vmcp._client.channels.standalone import StandaloneStream
 from trio_vmcp._client.channels.streamable import Streamable
 from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._client.listening import LEAST_RETRY, MOST_RETRY, Listening, StreamBackoff
-from trio_vmcp._client.notices import Notices
+from trio_vmcp._client.unawaited import Notices
 from trio_vmcp._nursery import start_if_open
 from trio_vmcp._protocol.eras import is_modern_error
 from trio_vmcp._protocol.headers import is_valid_session_id
@@ -88,8 +88,8 @@ class StreamableSession(Streamable):
     # Resumed from the metadata: the first answer shows whether the session is alive.
     _is_unproven: bool = attrs.field(default=False, init=False)
     _session_headers: Headers = attrs.field(factory=list, init=False, repr=False)  # the same list while unchanged
-    _outside: Listener = attrs.field(init=False, repr=False)
-    _listener: SessionListener | None = attrs.field(default=None, init=False, repr=False)
+    _outside: MessageSink = attrs.field(init=False, repr=False)
+    _watcher: StreamWatcher | None = attrs.field(default=None, init=False, repr=False)
     _is_asked: bool = attrs.field(default=False, init=False)  # handlers answer requests of the backend
     _stream: StandaloneStream | None = attrs.field(default=None, init=False, repr=False)
     # By request id.
@@ -296,11 +296,11 @@ class StreamableSession(Streamable):
 
     # --- messages outside of requests
 
-    def attach(self, listener: Listener) -> None:
-        self._outside = listener
+    def attach(self, sink: MessageSink) -> None:
+        self._outside = sink
 
-    def listen(self, listener: SessionListener | None, *, is_asked: bool) -> None:
-        self._listener, self._is_asked = listener, is_asked
+    def watch(self, watcher: StreamWatcher | None, *, is_asked: bool) -> None:
+        self._watcher, self._is_asked = watcher, is_asked
         if not self._is_unproven:
             self._open_stream()
 
@@ -317,7 +317,7 @@ class StreamableSession(Streamable):
 
     def _open_stream(self) -> None:
         self._close_stream()
-        if self._listener is None or self._is_closing or self.session_id is None:
+        if self._watcher is None or self._is_closing or self.session_id is None:
             return
         stream = StandaloneStream(
             backend_id=self.backend_id,
@@ -325,7 +325,7 @@ class StreamableSession(Streamable):
             http=self,
             headers=self._session_headers,
             identity=self._identity,
-            listener=self._listener,
+            watcher=self._watcher,
             dispatch=self._dispatch,
             is_gone=self._says_gone,
         )

@@ -1,4 +1,4 @@
-"""HTTP to one backend: a connection limit, credentials per request, careful redirects, raw bytes, one kind of error.
+"""HTTP to one backend: a slot and credentials for each request, careful redirects, raw bytes, one kind of error.
 
 Callers of this module see `HttpReply` and `BackendError` only. Below it is any `httpx.AsyncBaseTransport`.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import math
-from contextvars import ContextVar
 from types import TracebackType
 from urllib.parse import unquote
 
@@ -15,6 +14,7 @@ import attrs
 import httpx
 import trio
 
+from trio_vmcp._client.http.connection_limit import ConnectionLimit, ConnectionSlot, current_slot
 from trio_vmcp._client.http.credentials import Body, Credentials
 from trio_vmcp._client.http.errors import cause_of, translated
 from trio_vmcp._client.http.foreign import HttpxSource, RequestBody
@@ -28,14 +28,12 @@ from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import Backend
 
-__all__ = ["ConnectionSlot", "Headers", "HttpExchange", "HttpLink", "calls_within", "current_slot"]
+__all__ = ["Headers", "HttpExchange", "HttpLink"]
 
 MOST_REDIRECTS = 3
-MOST_ASIDE = 4  # connections for requests that are no calls: notifications, answers, the DELETE of a session
 # s and chunks that a body of no use may take to end, so that its connection can be used again.
 DRAIN_TIMEOUT, MOST_DRAINED = 0.1, 16
 LEAST_PATIENCE = 0.001  # s; less is none
-LEAST_SHARED = 16  # the smallest connection limit that includes MOST_ASIDE
 _REDIRECTS = (307, 308)  # the only two that keep method and body (RFC 9110 §15.4.8, §15.4.9)
 _SEE_OTHER = 303  # the request was applied; its result is elsewhere (RFC 9110 §15.4.4)
 
@@ -46,31 +44,6 @@ _BY_VERB: dict[str, Headers] = {
     "GET": [(b"Accept", b"text/event-stream")],
     "DELETE": [],
 }
-
-
-def calls_within(limit: float) -> float:
-    """The part of a backend's connection limit that is for calls; `MOST_ASIDE` connections are for other requests.
-
-    A limit under `LEAST_SHARED` is for calls alone, and the other requests come on top.
-    """
-    return limit - MOST_ASIDE if limit >= LEAST_SHARED else limit
-
-
-@attrs.define(eq=False)
-class ConnectionSlot:
-    """A place under the connection limit of one backend.
-
-    Requests from a progress callback share the slot of the call that they interrupt, and requests from a handler need
-    none while the handler runs: a call waits for both, so with a limit of 1 they would wait for the call.
-
-    Attributes:
-        is_held: Requests that are made in this context need no slot of their own, of whatever backend.
-    """
-
-    is_held: bool = True
-
-
-current_slot: ContextVar[ConnectionSlot | None] = ContextVar("trio_vmcp_slot", default=None)
 
 
 @attrs.define(eq=False)
@@ -93,7 +66,7 @@ class HttpExchange:
         outer = current_slot.get()
         if not self._is_stream and (not self._limited or not (outer is not None and outer.is_held)):
             slot = ConnectionSlot()
-            await self._link.acquire_slot(slot, limited=self._limited)
+            await self._link.limit.acquire_slot(slot, limited=self._limited)
             self._slot = slot
             if self._limited:
                 current_slot.set(slot)
@@ -118,7 +91,7 @@ class HttpExchange:
     def _close(self) -> None:
         note_written(self._body.written)
         if self._slot is not None:
-            self._link.release_slot(self._slot, limited=self._limited)
+            self._link.limit.release_slot(self._slot, limited=self._limited)
 
 
 @attrs.define(eq=False)
@@ -128,7 +101,7 @@ class HttpLink:
     backend: Backend
     transport: httpx.AsyncBaseTransport
     _auth: OutgoingAuth | None = attrs.field(alias="auth", repr=False)
-    _slots: trio.CapacityLimiter = attrs.field(alias="slots", repr=False)
+    limit: ConnectionLimit = attrs.field(repr=False)
     _max_message_bytes: int = attrs.field(alias="max_message_bytes")
     _url: httpx.URL = attrs.field(init=False, repr=False)
     _constant: Headers = attrs.field(init=False, repr=False)
@@ -138,7 +111,6 @@ class HttpLink:
     _open: set[HttpReply] = attrs.field(factory=set, init=False, repr=False)  # replies that are not closed yet
     _patience: float = attrs.field(default=DRAIN_TIMEOUT, init=False)  # s, for the end of the next such body
     _late_at: float = attrs.field(default=-math.inf, init=False)  # when the latest of them was given up
-    _aside: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(MOST_ASIDE), init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         url = httpx.URL(self.backend.url)
@@ -178,18 +150,6 @@ class HttpLink:
             BackendUnauthorized: `auth` gave no credentials.
         """
         return HttpExchange(self, verb, headers, RequestBody(data), identity, limited, is_stream)
-
-    async def acquire_slot(self, slot: ConnectionSlot, *, limited: bool) -> None:
-        """Wait for a place under the connection limit, or among the connections beside it."""
-        limiter = self._slots if limited else self._aside
-        try:
-            limiter.acquire_on_behalf_of_nowait(slot)
-        except trio.WouldBlock:
-            await limiter.acquire_on_behalf_of(slot)
-
-    def release_slot(self, slot: ConnectionSlot, *, limited: bool) -> None:
-        slot.is_held = False  # a task that was started in this context must wait for a slot of its own
-        (self._slots if limited else self._aside).release_on_behalf_of(slot)
 
     async def send(self, verb: str, headers: Headers, body: RequestBody, identity: Identity | None) -> HttpReply:
         """Send one request, and follow redirects within the origin."""

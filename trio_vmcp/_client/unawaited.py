@@ -1,5 +1,5 @@
-"""Messages that no request waits for, each sent in a task of its own. Their number and time are limited, and a close
-waits for them.
+"""Messages of ours that nothing waits for, such as `notifications/cancelled`. Each is sent in a task of its own. Their
+number and time are limited, and a close waits for them.
 """
 
 from __future__ import annotations
