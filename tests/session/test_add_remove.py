@@ -10,7 +10,7 @@ import attrs
 import pytest
 import trio
 from support.harness import World, assert_nothing_left, drained, echo_backend, library_tasks, open_world, slow_backend
-from support.plain_connector import PlainConnector, plain_backends
+from support.plain_connector import PlainClient, PlainConnector, plain_backends
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
@@ -19,6 +19,7 @@ from trio_vmcp import (
     BackendState,
     BackendUnavailable,
     Bare,
+    EventSink,
     FactorySettings,
     FailureReason,
     Session,
@@ -863,3 +864,36 @@ async def test_a_session_closes_while_a_backend_is_added_again(
         await wait_all_tasks_blocked()
         for session in sessions:
             nursery.start_soon(session.aclose)
+
+
+@pytest.mark.parametrize("ticks", range(6))
+async def test_a_removed_backend_is_not_connected_when_its_turn_comes(ticks: int, autojump_clock: MockClock) -> None:
+    """Sessions take turns at one endpoint. The turn may be handed over in the very step in which the backend leaves the
+    session that waits: the connector is not called for that session any more.
+    """
+    sinks: list[EventSink] = []
+    calls_after_removal: list[int] = []
+    is_removed, joined, inner = False, trio.Event(), PlainConnector()
+
+    async def connect(backend: Backend, **wanted: Any) -> PlainClient:
+        number = len(sinks)
+        sinks.append(wanted["events"])
+        if is_removed:
+            calls_after_removal.append(number)
+        if number == 2:  # the first session connects anew, and the second one waits for its turn
+            await trio.sleep(1)
+            joined.set()
+        return await inner(backend, **wanted)
+
+    async with open_session_factory(connector=connect) as factory:
+        _, waiting = [await factory.make_session(plain_backends(1)) for _ in range(2)]
+        for number in range(2):
+            sinks[number].session_lost(BackendUnavailable("b0", "has gone away"))
+            await trio.sleep(0.7)  # more than `reconnect_delay`: so it is at connecting, or waits
+        await joined.wait()
+        for _ in range(ticks):
+            await trio.lowlevel.checkpoint()
+        is_removed = True
+        await waiting.remove_backend("b0")
+        await trio.sleep(60)
+    assert [] == calls_after_removal

@@ -139,6 +139,7 @@ class Attempt:
         client, resume = None, self._member.resume
         try:
             with self._connecting:
+                await trio.lowlevel.checkpoint_if_cancelled()  # a removal may come before this task has begun
                 try:
                     client, listing = await self._open(resume, nursery)
                 except BackendError:

@@ -237,6 +237,8 @@ class Membership:
         """
         # Place before line: all sessions share the line, so its holder must not wait for a place of one session.
         async with self._place(member), member.reconnects.endpoint_turns.line:
+            if not member.may_join(self._session.life):
+                return  # removed, or its session closed, in the step in which the line was handed over
             if member.reconnects.is_due:
                 member.start_retrying()
                 await self._begin(member, backend).settled.wait()  # what cancels this task cancels the attempt, too
