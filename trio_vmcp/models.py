@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, Literal, NoReturn, TypeAlias, cast
+from typing import Any, Literal, NoReturn, TypeAlias, cast, get_args
 from urllib.parse import urlsplit
 
 import attrs
@@ -47,7 +47,7 @@ Era: TypeAlias = Literal["auto", "legacy", "modern"]
 
 STATE_LOST = "trio-vmcp/backend-state-lost"  # a key of `_meta` (MCP: prefix/name)
 
-_TRANSPORTS = ("streamable-http", "sse", "stdio")
+_TRANSPORTS: tuple[str, ...] = get_args(Transport)
 _ERAS = ("auto", "legacy", "modern")
 _NOT_IN_URL = re.compile("[\x00-\x1f\x7f]|^ | $")
 _BACKEND_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)

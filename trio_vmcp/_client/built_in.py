@@ -7,6 +7,7 @@ connecting fails or is cancelled, the opening closes the channel: nothing is lef
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from functools import partial
 
 import attrs
@@ -14,10 +15,10 @@ import httpx
 import trio
 
 from trio_vmcp._client.cache import BackendCache, ResponseCache
-from trio_vmcp._client.channels.channel import Channel, SessionChannel
+from trio_vmcp._client.channels.channel import Channel, SessionChannel, StartedChannel
 from trio_vmcp._client.channels.http_sse import EventStream
-from trio_vmcp._client.channels.inbox import Inbox
-from trio_vmcp._client.channels.stdio import ProcessChannel, build_process_channel
+from trio_vmcp._client.channels.inbox import new_inbox
+from trio_vmcp._client.channels.stdio import build_process_channel
 from trio_vmcp._client.channels.streamable import Streamable
 from trio_vmcp._client.channels.streamable_session import StreamableSession
 from trio_vmcp._client.handlers import BoundHandlers
@@ -85,7 +86,7 @@ class BuiltInConnector:
     ) -> BackendClient:
         parts = Parts(self, backend, identity, nursery, events, session_id)
         if backend.transport == "stdio":
-            return await ProcessOpening(parts).connect()
+            return await LinesOpening(parts, build_process_channel).connect()
         if backend.transport == "sse":
             return await connect_event_stream(parts, self.settings.backend_init_timeout)
         return await HttpOpening(parts).connect(resume)
@@ -276,13 +277,16 @@ class HttpOpening(Opening):
 
 
 @attrs.define(eq=False)
-class ProcessOpening(Opening):
-    """A child process. Its requests carry no identity: a process has no credentials but its environment."""
+class LinesOpening(Opening):
+    """A connection of lines, such as those of a child process. Its requests carry no identity: a process has no
+    credentials but its environment.
+    """
 
-    verdict_on_loss = Verdict.INCONCLUSIVE  # the process has exited, perhaps because of the question
+    verdict_on_loss = Verdict.INCONCLUSIVE  # the connection has ended, perhaps because of the question
     _parts: Parts = attrs.field(alias="parts")
+    _build: Callable[[Backend, FactorySettings], StartedChannel] = attrs.field(alias="build")
     endpoint: str = attrs.field(init=False)
-    _channel: ProcessChannel = attrs.field(init=False, repr=False)
+    _channel: StartedChannel = attrs.field(init=False, repr=False)
     _handshake: HandshakeClient = attrs.field(init=False, repr=False)
     _stateless: StatelessClient | None = attrs.field(default=None, init=False, repr=False)
 
@@ -328,7 +332,7 @@ class ProcessOpening(Opening):
             except BackendUnavailable:
                 if not was_probed:
                     raise
-        await self._channel.child.gone.wait()
+        await self._channel.wait_gone()
         self._parts.requests.cancel_all_answers()
         self._prepare()
         await self._channel.start(self._parts.nursery)
@@ -345,7 +349,7 @@ class ProcessOpening(Opening):
         """Make the channel to the next process. Until the era is known, the client of the handshake era takes what the
         process says: it may log, and it may send a ping, before it is asked anything.
         """
-        self._channel = build_process_channel(self.backend, self._parts.connector.settings)
+        self._channel = self._build(self.backend, self._parts.connector.settings)
         self._handshake = self._parts.handshake(self._channel, self.endpoint)
         self._stateless = None
 
@@ -361,11 +365,7 @@ async def connect_event_stream(parts: Parts, endpoint_timeout: float) -> Handsha
     """
     backend, connector = parts.backend, parts.connector
     channel = EventStream(
-        inbox=Inbox(
-            backend_id=backend.id,
-            max_message_bytes=connector.settings.max_message_bytes,
-            max_json_depth=connector.settings.max_json_depth,
-        ),
+        inbox=new_inbox(backend, connector.settings),
         backend=backend,
         link=connector.link(backend),
         make_link=connector.link,

@@ -6,6 +6,7 @@ import json
 from importlib import metadata as distribution
 
 from trio_vmcp._protocol.eras import LEGACY_VERSIONS
+from trio_vmcp._protocol.methods import INITIALIZE
 from trio_vmcp.errors import BackendProtocolError, MessageTooLarge
 from trio_vmcp.models import JSON
 
@@ -26,8 +27,8 @@ def negotiated(backend_id: str, result: JSON) -> tuple[str, JSON]:
     version = result.get("protocolVersion")
     if version not in LEGACY_VERSIONS:
         shown = repr(version[:40]) if isinstance(version, str) else "no version"
-        raise BackendProtocolError(backend_id, f"answered 'initialize' with {shown}; we speak {LEGACY_VERSIONS}")
-    return version, declared_capabilities(backend_id, "initialize", result)
+        raise BackendProtocolError(backend_id, f"answered {INITIALIZE!r} with {shown}; we speak {LEGACY_VERSIONS}")
+    return version, declared_capabilities(backend_id, INITIALIZE, result)
 
 
 def declared_capabilities(backend_id: str, method: str, result: JSON) -> JSON:

@@ -14,7 +14,7 @@ import trio
 
 from trio_vmcp._client.handshake import HandshakeClient, InitializeRefused
 from trio_vmcp._client.stateless import StatelessClient
-from trio_vmcp._protocol.eras import MODERN_VERSION, Verdict, is_modern_error, judge
+from trio_vmcp._protocol.eras import MODERN_VERSION, Verdict, is_modern_error, judge, lists_modern_version
 from trio_vmcp._protocol.jsonrpc import Result
 from trio_vmcp._protocol.methods import DISCOVER, INITIALIZE
 from trio_vmcp._protocol.outcomes import Answer, Loss, RequestOutcome, rejection
@@ -153,8 +153,7 @@ class Probe:
         outcome = await self._ask_twice()
         if not isinstance(outcome, Answer) or not isinstance(outcome.reply, Result):
             raise self._error(outcome)
-        versions = outcome.reply.result.get("supportedVersions")
-        if not isinstance(versions, list) or MODERN_VERSION not in versions:
+        if not lists_modern_version(outcome.reply.result.get("supportedVersions")):
             raise BackendProtocolError(backend_id, f"does not list {MODERN_VERSION} among its supported versions")
         self._opening.stateless.adopt(outcome.reply.result)
         return self._opening.stateless

@@ -25,7 +25,7 @@ from trio_vmcp._client.http.connection_limit import ConnectionSlot
 from trio_vmcp._client.log_feed import MOST_WAITING_BYTES, LogFeed
 from trio_vmcp._nursery import start_if_open
 from trio_vmcp._protocol.jsonrpc import Request, RequestId, encode_error, encode_result
-from trio_vmcp._protocol.methods import PING
+from trio_vmcp._protocol.methods import CANCELLED, PING
 from trio_vmcp._request_note import RequestNote, current_note
 from trio_vmcp.errors import BackendError
 from trio_vmcp.identity import Identity
@@ -124,7 +124,7 @@ class ServerRequests:
         if isinstance(request_id, int | str) and not isinstance(request_id, bool):  # `True == 1` in Python
             running = self._by_id.pop(request_id, None)
             if running is not None:
-                running.scope.cancel(reason="notifications/cancelled")
+                running.scope.cancel(reason=CANCELLED)
 
     def cancel_answers_for(self, note: RequestNote) -> None:
         """The call with this note was cancelled: cancel the handlers that run for it, and refuse their requests."""

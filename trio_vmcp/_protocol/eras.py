@@ -18,6 +18,7 @@ __all__ = [
     "Verdict",
     "is_modern_error",
     "judge",
+    "lists_modern_version",
 ]
 
 MODERN_VERSION = "2026-07-28"
@@ -40,14 +41,18 @@ class Verdict(enum.Enum):
     INCONCLUSIVE = "inconclusive"
 
 
+def lists_modern_version(versions: object) -> bool:
+    """Whether a list of versions, as a server sends them, has the one that we speak of the modern era."""
+    return isinstance(versions, list) and MODERN_VERSION in versions
+
+
 def is_modern_error(outcome: object) -> bool:
     """Whether this is an error that only servers of the modern era send."""
     reply = outcome.reply if isinstance(outcome, Answer) else None
     if not isinstance(reply, ErrorReply):
         return False
     if reply.code == UNSUPPORTED_VERSION:
-        supported = reply.data.get("supported") if isinstance(reply.data, dict) else None
-        return isinstance(supported, list) and MODERN_VERSION in supported
+        return lists_modern_version(reply.data.get("supported") if isinstance(reply.data, dict) else None)
     return reply.code in (HEADER_MISMATCH, MISSING_CAPABILITY)
 
 
@@ -55,8 +60,7 @@ def judge(outcome: Answer | Refusal) -> Verdict:
     """The era that the outcome of `server/discover` proves."""
     if isinstance(outcome, Answer) and isinstance(outcome.reply, Result):
         result = outcome.reply.result
-        versions = result.get("supportedVersions")
-        modern = isinstance(versions, list) and MODERN_VERSION in versions
+        modern = lists_modern_version(result.get("supportedVersions"))
         return Verdict.MODERN if modern or result.get("resultType") == "input_required" else Verdict.LEGACY
     if is_modern_error(outcome):
         return Verdict.MODERN

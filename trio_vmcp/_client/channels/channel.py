@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Protocol, TypeAlias
 
 import attrs
+import trio
 
 from trio_vmcp._client.complaints import Complaints
 from trio_vmcp._client.listening import Listening
@@ -28,6 +29,7 @@ __all__ = [
     "OnOther",
     "Send",
     "SessionChannel",
+    "StartedChannel",
     "StreamWatcher",
     "ignore_other",
 ]
@@ -218,6 +220,35 @@ class SessionChannel(Channel, Protocol):
     @property
     def listening(self) -> Listening:
         """Whether messages that belong to no request are received."""
+        ...
+
+
+class StartedChannel(SessionChannel, Protocol):
+    """A channel with something to start at the other end, such as a child process."""
+
+    async def start(self, nursery: trio.Nursery) -> None:
+        """Start it in `nursery`, which owns it even if this call is cancelled. Attach a sink before: a message may
+        come as soon as it runs.
+
+        Raises:
+            BackendUnavailable: It could not be started.
+        """
+        ...
+
+    def mark_connected(self) -> None:
+        """The client is connected: from now on the end of the connection is an error of its task.
+
+        Raises:
+            BackendUnavailable: The connection has ended.
+        """
+        ...
+
+    def close(self) -> None:
+        """End it, without waiting."""
+        ...
+
+    async def wait_gone(self) -> None:
+        """Until nothing of it is left."""
         ...
 
 

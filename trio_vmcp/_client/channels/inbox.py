@@ -25,8 +25,10 @@ from trio_vmcp._protocol.outcomes import Answer, Loss, RequestOutcome
 from trio_vmcp._protocol.reading import Oversized, Unreadable, decode, read
 from trio_vmcp._request_note import RequestNote
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendUnavailable, MessageTooLarge
+from trio_vmcp.models import Backend
+from trio_vmcp.settings import FactorySettings
 
-__all__ = ["Inbox", "PendingRequest", "Settled", "ignore"]
+__all__ = ["Inbox", "PendingRequest", "Settled", "ignore", "new_inbox"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
@@ -203,3 +205,12 @@ class Inbox:
         del self._pending[pending.id]
         pending.settle(settled)
         return True
+
+
+def new_inbox(backend: Backend, settings: FactorySettings) -> Inbox:
+    """Of one connection to this backend."""
+    return Inbox(
+        backend_id=backend.id,
+        max_message_bytes=settings.max_message_bytes,
+        max_json_depth=settings.max_json_depth,
+    )

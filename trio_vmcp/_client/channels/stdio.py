@@ -10,7 +10,7 @@ from __future__ import annotations
 import attrs
 import trio
 
-from trio_vmcp._client.channels.inbox import Inbox
+from trio_vmcp._client.channels.inbox import new_inbox
 from trio_vmcp._client.channels.lines import LineChannel
 from trio_vmcp._client.channels.process import ChildProcess
 from trio_vmcp._nursery import start_clean
@@ -27,12 +27,6 @@ class ProcessChannel(LineChannel):
     child: ChildProcess = attrs.field(init=False)
 
     async def start(self, nursery: trio.Nursery) -> None:
-        """Start the process in `nursery`, which owns it even if this call is cancelled. Attach a sink before: the
-        process may write a message as soon as it runs.
-
-        Raises:
-            BackendUnavailable: The process could not be started.
-        """
         start_clean(nursery, self.child.serve)
         try:
             await self.child.started.wait()
@@ -43,15 +37,12 @@ class ProcessChannel(LineChannel):
             raise self.inbox.loss.error(self.backend_id)
 
     def mark_connected(self) -> None:
-        """The client is connected. From now on the end of the process is an error of its task.
-
-        Raises:
-            BackendUnavailable: The process has ended.
-        """
         self.child.mark_connected()
 
+    async def wait_gone(self) -> None:
+        await self.child.gone.wait()
+
     def close(self) -> None:
-        """End the process, without waiting."""
         self.child.close()
 
     async def aclose(self, *, terminate: bool) -> None:
@@ -64,11 +55,6 @@ class ProcessChannel(LineChannel):
 
 def build_process_channel(backend: Backend, settings: FactorySettings) -> ProcessChannel:
     """The channel to a process that is not started yet."""
-    inbox = Inbox(
-        backend_id=backend.id,
-        max_message_bytes=settings.max_message_bytes,
-        max_json_depth=settings.max_json_depth,
-    )
-    channel = ProcessChannel(inbox=inbox)
+    channel = ProcessChannel(inbox=new_inbox(backend, settings))
     channel.child = ChildProcess(backend=backend, channel=channel, teardown_timeout=settings.teardown_timeout)
     return channel
