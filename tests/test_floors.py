@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from importlib.util import find_spec
@@ -120,6 +121,15 @@ def test_what_decides_without_io_imports_none(part: str) -> None:
         if imported.split(".")[0] in IO
     }
     assert set() == found
+
+
+@pytest.mark.parametrize("wing", ["_session", "_client"])
+def test_the_map_of_a_wing_names_its_files(wing: str) -> None:
+    """The docstring of the package says which file answers which question: it names each file, and no other."""
+    folder = home() / wing
+    named = re.findall(r"`([a-z_]+\.py)`", ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or "")
+    assert {path.name for path in folder.glob("*.py")} - {"__init__.py"} <= set(named)
+    assert set(named) <= {path.name for path in folder.rglob("*.py")}
 
 
 def test_no_test_module_imports_another() -> None:

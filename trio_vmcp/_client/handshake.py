@@ -33,7 +33,7 @@ __all__ = ["HandshakeClient", "InitializeRefused"]
 
 
 class InitializeRefused(Exception):
-    """The answer to `initialize` is an error. The probe judges it before it becomes a `BackendError`."""
+    """The backend answered `initialize` with an error. The probe decides from it whether to try another era."""
 
     def __init__(self, outcome: Answer | Refusal) -> None:
         super().__init__(outcome.status)
@@ -51,7 +51,7 @@ class HandshakeClient(Client[SessionChannel]):
         self._channel.attach(self)  # a server may send a ping or a log message before it is asked anything
 
     def resume(self, record: BackendRecord) -> HandshakeClient:
-        """Go on with a stored backend session, without a handshake. The first answer shows whether it is alive."""
+        """Use a stored backend session without a handshake. The first answer shows whether the session is alive."""
         self.record = record
         self._channel.resume(record.session_id, record.protocol_version)
         self._listen_when_needed()
@@ -85,7 +85,8 @@ class HandshakeClient(Client[SessionChannel]):
             server_capabilities=capabilities,
         )
         self._channel.agree(version)
-        # Awaited, since two POSTs have no order: some servers refuse a request that overtakes this. Any status will do.
+        # Wait until the server has taken this: POSTs on two connections have no order, and some servers refuse a
+        # request that arrives before it. Any HTTP status will do.
         await self._channel.tell(encode_notification(INITIALIZED, None), identity)
         self._listen_when_needed()
 
@@ -98,8 +99,8 @@ class HandshakeClient(Client[SessionChannel]):
             self._listen_when_needed()
 
     async def wait_listening(self) -> None:
-        """Wait until requests of the backend can arrive. Then a call that makes the backend ask something does not lose
-        the question.
+        """Wait until the backend's requests can reach us. If handlers are given, await this before sending a request
+        that may cause one.
         """
         await self._channel.wait_listening()
 
@@ -119,6 +120,8 @@ class HandshakeClient(Client[SessionChannel]):
             error = outcome.error(self.record.backend_id, ask.method)
             error.may_have_executed = ask.note.written
             raise error
+        # An error answer proves that the request was not left without an answer: no cancel of the caller, and no
+        # cut-off, may say of it that it may have run.
         ask.note.written = False
         ask.note.is_unreached = outcome.status in GATEWAY_STATUSES
         refused = rejection(self.record.backend_id, ask.method, outcome)

@@ -1,3 +1,17 @@
-"""Many backends: one session over them."""
+"""Many backends: one session over them. Which file answers which question:
+
+- In which order does a session open and close? `owner.py`; the phases: `life.py`.
+- Which calls are in flight, and how does a close wait for them? `admission.py`.
+- May this caller call, and which backend has the name? `calls.py`. How does a call go through one backend, and when is
+  it sent again? `call.py`; the circuit breaker: `breaker.py`.
+- Which names exist, and what do they stand for? `directory.py`.
+- Which backends belong to the session, and when do they connect? `members.py`. In which state is one of them, and what
+  do callers see of a change? `member.py`.
+- How is one connection made and closed? `connecting.py`. What is kept of it while it takes calls? `connection.py`.
+- When may a backend be connected again? `reconnects.py`.
+- What does a backend offer? `listing.py`; after a `list_changed`: `refresh.py`.
+- What is stored, and when is it written? `row.py`.
+- Where do `Session.changes()` and the counts of `Session.backends` come from? `change_feed.py`, `health.py`.
+"""
 
 __all__: list[str] = []

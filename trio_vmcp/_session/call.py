@@ -1,4 +1,13 @@
-"""One call through one backend of a session: the circuit, the request, and once more where a lost session needs it."""
+"""One call through one backend of a session: the circuit, the request, and once more where a lost session needs it.
+
+A request is sent again in five places, each after a proof that it did not run, or on demand of the backend:
+
+- here: the backend had lost our session, and the connection was replaced;
+- `_client/http/credentials.py`: HTTP 401, and `auth` gives other credentials;
+- `_client/http/link.py`: a redirect that keeps method and body (307, 308) within the origin;
+- `_client/stateless.py`: the headers did not match the tool's schema (-32020), and the schema was read again;
+- `_client/rounds.py`: the answer asks for input, and the next round has it.
+"""
 
 from __future__ import annotations
 

@@ -37,10 +37,10 @@ __all__ = [
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 OnOther: TypeAlias = Callable[[Request | Notification], Awaitable[None]]
-"""Takes the messages of one request before its answer, such as progress, in the task of the request."""
+"""Called in the request's task with each message that comes for it before the answer: progress, logs, questions."""
 
 Send: TypeAlias = Callable[[bytes], Awaitable[None]]
-"""Sends one message. Its `BackendError` is logged."""
+"""Sends one message. The caller logs a `BackendError` that it raises."""
 
 
 async def ignore_other(message: Request | Notification) -> None:
@@ -53,7 +53,7 @@ class Ask:
 
     Attributes:
         id: The JSON-RPC id, never used before on this channel.
-        identity: The request carries its credentials; None: those of an anonymous session.
+        identity: The request carries its credentials; None: the session is anonymous.
         on_other: Takes the messages of this request before its answer.
         progress_token: In `_meta`, the same in all rounds of a request; None: no progress is asked for.
         note: Tells afterwards whether the request was written.
@@ -91,7 +91,9 @@ class Channel(Protocol):
 
     @property
     def ids(self) -> Iterator[int]:
-        """Ids for requests. No number is used twice on a channel, or a late answer could be taken for another one."""
+        """Ids for requests. No number is used twice on a channel, else a late answer would be taken for the answer to a
+        newer request.
+        """
         ...
 
     @property
@@ -104,8 +106,8 @@ class Channel(Protocol):
 
     @property
     def is_lost(self) -> bool:
-        """The connection has ended, so no request will be answered. Over streamable HTTP, where each request has its
-        own: False.
+        """The connection has ended, so no request will be answered. Always False over streamable HTTP, where each
+        request has a connection of its own.
         """
         ...
 
@@ -120,8 +122,13 @@ class Channel(Protocol):
             data: The encoded request.
             headers: For channels of HTTP. The caller must not change the list afterwards.
 
+        Returns:
+            The answer, or the refusal by HTTP. `Loss`: the request was sent, and the stream that was to bring its
+            answer ended.
+
         Raises:
-            BackendError: There will be no answer.
+            BackendError: The request could not be sent, the connection broke before a response began, or the answer
+                cannot be read: it is not MCP, or over a limit.
         """
         ...
 
@@ -162,7 +169,7 @@ class Channel(Protocol):
             on_retry: Called with the delay in s that the server asks for before the stream is opened again.
 
         Returns:
-            The answer, if `accept` has not seen it.
+            The reply, if one came in place of a stream or ended it; None: the stream just ended.
 
         Raises:
             BackendError: There was no stream, or it broke.
@@ -174,8 +181,8 @@ class Channel(Protocol):
         ...
 
     async def aclose(self, *, terminate: bool) -> None:
-        """End the connection; `terminate` also ends the backend's session. If this is cancelled, the connection ends at
-        once.
+        """End the connection; `terminate` also ends the backend's session. If cancelled, the connection is dropped at
+        once, without waiting for the goodbye.
         """
         ...
 
@@ -192,7 +199,7 @@ class SessionChannel(Channel, Protocol):
         """Send `initialize`, outside of any session. The answer may assign the id of the new session.
 
         Raises:
-            BackendError: As `exchange`; also if the assigned id is not valid.
+            BackendError: As `exchange`. Also if the backend assigned an id that is not valid.
         """
         ...
 
@@ -209,12 +216,13 @@ class SessionChannel(Channel, Protocol):
 
         Args:
             watcher: Told about that stream; None: no stream is needed.
-            is_asked: Handlers answer requests of the backend, which come by that stream.
+            is_asked: Handlers are given. The backend's requests come by that stream, so calls that may cause one wait
+                for it.
         """
         ...
 
     async def wait_listening(self) -> None:
-        """Wait until the stream for messages outside of requests is open, or known not to open soon."""
+        """Wait until the stream for messages outside of requests is open, or opening it has failed for now."""
         ...
 
     @property
