@@ -5,7 +5,7 @@ transport.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 import httpx
@@ -21,6 +21,7 @@ __all__ = [
     "BackendClient",
     "BackendConnector",
     "ClientHandlers",
+    "ContextualAuth",
     "EventSink",
     "Handler",
     "OnProgress",
@@ -50,6 +51,19 @@ that it returns. The flow of that Auth may await, and may send requests of its o
 - An error that this function or the flow raises becomes `BackendUnauthorized` without its text; a `BackendError` comes
   out as itself.
 """
+
+
+@runtime_checkable
+class ContextualAuth(Protocol):
+    """An `OutgoingAuth` that can tell, without a request, which credentials the next request will carry."""
+
+    def __call__(self, backend: Backend, identity: Identity | None) -> httpx.Auth | None: ...
+
+    def authorization_context(self, backend: Backend, identity: Identity | None) -> bytes | None:
+        """Bytes that two requests have in common only if they carry the same credentials; None: unknown. They are as
+        secret as the credentials.
+        """
+        ...
 
 
 class EventSink(Protocol):

@@ -43,8 +43,9 @@ class SessionFactory(Protocol):
     The sessions of one factory share warm connections of the built-in transport, the verdicts of probes, the pace of
     reconnecting to one endpoint (`FactorySettings.reconnect_delay`), and results that modern backends declare fresh
     (`ttlMs`, MCP 2026-07-28, caching): lists, resources and `server/discover`, for at most a day and 64 MiB. A result
-    that is not `public` (`cacheScope`) is kept for the identity that asked, and a backend with other headers has other
-    results. A change that the backend reports discards the results that it is about.
+    that is not `public` (`cacheScope`) is kept for the identity and the token that asked, and a backend with other
+    headers has other results. With an `auth` that is none of this library's, only `public` results are kept. A change
+    that the backend reports discards the results that it is about.
     """
 
     async def make_session(

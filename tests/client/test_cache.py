@@ -10,22 +10,42 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import pytest
 import trio
 from support.clients import ALICE, BOB, Bench, ask, call, echo_backend, open_scripted
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
-from trio_vmcp import JSON, Backend, BackendRejected, BackendTimeout, BackendUnavailable, Identity
+from trio_vmcp import (
+    JSON,
+    Backend,
+    BackendRejected,
+    BackendTimeout,
+    BackendUnavailable,
+    BearerAuth,
+    ClientCredentials,
+    HeaderAuth,
+    Identity,
+    OutgoingAuth,
+    PerBackend,
+)
 from trio_vmcp._client import cache as result_cache
 from trio_vmcp._client.cache import LONGEST, MOST_BYTES_EACH, MOST_RESULTS_EACH, BackendCache, ResponseCache
+from trio_vmcp.auth._tokens import TokenGrant
 from trio_vmcp.testing import Delay, Disconnect, Error, Hang, Reset, Rewrite, ScriptedBackend, Status
 
 MODERN = "2026-07-28"
 LISTS = ("tools/list", "resources/list", "resources/templates/list", "prompts/list")
 
 
-def of(cache: ResponseCache, url: str = "http://b.test/mcp", version: str = MODERN, **more: Any) -> BackendCache:
-    return cache.of(Backend(**{"id": "b", "url": url, **more}), version)
+def of(
+    cache: ResponseCache,
+    url: str = "http://b.test/mcp",
+    version: str = MODERN,
+    auth: OutgoingAuth | None = None,
+    **more: Any,
+) -> BackendCache:
+    return cache.of(Backend(**{"id": "b", "url": url, **more}), version, auth)
 
 
 def keep(
@@ -124,12 +144,123 @@ async def test_what_is_not_public_is_its_owner_s(scope: Any) -> None:
         assert [identity == owner for identity in IDENTITIES] == found
 
 
-async def test_a_refreshed_token_is_the_same_principal() -> None:
-    """Identities are equal whatever their tokens."""
-    kept = of(ResponseCache())
+def own_token(backend: Backend, identity: Identity | None) -> str | None:
+    return identity.token if identity else None
+
+
+def own_auth(backend: Backend, identity: Identity | None) -> httpx.Auth | None:
+    return httpx.BasicAuth("user", own_token(backend, identity) or "")
+
+
+def failing_token(backend: Backend, identity: Identity | None) -> str | None:
+    raise LookupError("no token")
+
+
+class ChoosyAuth(PerBackend):
+    def __call__(self, backend: Backend, identity: Identity | None) -> httpx.Auth | None:
+        return own_auth(backend, identity)
+
+
+BEARER = BearerAuth(own_token)
+KNOWN = {
+    "none": None,
+    "bearer": BEARER,
+    "header": HeaderAuth({"X-Key": own_token}),
+    "static": BearerAuth("for-all"),
+    "by backend": PerBackend({"b": BEARER}),
+    "not this backend": PerBackend({"c": own_auth}),
+    "nested": PerBackend({"b": PerBackend({"b": BEARER})}),
+}
+UNKNOWN = {
+    "function": own_auth,
+    "by backend": PerBackend({"b": own_auth}),
+    "subclass": ChoosyAuth({}),
+    "failing": BearerAuth(failing_token),
+    "no token yet": ClientCredentials("https://issuer.test/token", "id", "secret"),
+}
+ANOTHER = Identity(issuer=ALICE.issuer, subject=ALICE.subject, token="another")
+SCOPES = ("private", None, "Public", "shared", 1)
+
+
+@pytest.mark.parametrize("auth", KNOWN.values(), ids=KNOWN)
+@pytest.mark.parametrize("scope", SCOPES)
+async def test_another_token_is_another_context(auth: OutgoingAuth | None, scope: Any) -> None:
+    """MCP 2026-07-28, caching: "a different access token requires a different cache", also for one principal."""
+    kept = of(ResponseCache(), auth=auth)
+    keep(kept, "tools/list", {"ttlMs": 5000, "cacheScope": scope}, identity=ALICE)
+    same = Identity(issuer=ALICE.issuer, subject=ALICE.subject, token=ALICE.token)
+    found = [find(kept, "tools/list", identity=identity) is not None for identity in (same, ANOTHER, BOB, None)]
+    assert [True, False, False, False] == found
+
+
+@pytest.mark.parametrize("auth", UNKNOWN.values(), ids=UNKNOWN)
+async def test_of_an_unknown_context_only_public_results_are_kept(auth: OutgoingAuth) -> None:
+    """An `auth` of the user's does not tell what it will send: nothing private is kept, for no caller."""
+    cache = ResponseCache()
+    kept = of(cache, auth=auth)
+    for scope in SCOPES:
+        keep(kept, "tools/list", {"ttlMs": 5000, "cacheScope": scope}, identity=ALICE)
+    assert 0 == len(cache)
+    keep(kept, "tools/list", {"ttlMs": 5000, "cacheScope": "public"}, identity=ALICE)
+    assert all(find(kept, "tools/list", identity=identity) for identity in (ALICE, ANOTHER, BOB, None))
+
+
+async def test_a_token_that_rotates_behind_one_identity_is_another_context() -> None:
+    """The token that is sent counts, not only that of the identity: a function may give another one at any time. A
+    result whose request may have carried either token is not kept.
+    """
+    tokens = ["first"]
+    cache = ResponseCache()
+    kept = of(cache, auth=BearerAuth(lambda backend, identity: tokens[0]))
     keep(kept, "tools/list", lasting(5), identity=ALICE)
-    refreshed = Identity(issuer=ALICE.issuer, subject=ALICE.subject, token="another")
-    assert None is not find(kept, "tools/list", identity=refreshed)
+    assert None is not find(kept, "tools/list", identity=ALICE)
+    tokens[0] = "second"
+    assert None is find(kept, "tools/list", identity=ALICE)
+    fetch = kept.begin_fetch("prompts/list", {}, ALICE)
+    assert fetch is not None
+    tokens[0] = "third"
+    fetch.keep(lasting(5))
+    fetch.close()
+    assert 1 == len(cache)
+
+
+async def test_a_new_token_of_this_program_is_another_context() -> None:
+    """Client credentials: results of one access token are not found with the next."""
+    auth = ClientCredentials("https://issuer.test/token", "id", "secret", resource=None)
+    kept = of(ResponseCache(), auth=auth)
+    for token in ("first", "second"):
+        with auth._shared(None).begin_request() as request:
+            request.outcome = TokenGrant(token, None)
+        assert None is find(kept, "tools/list")
+        keep(kept, "tools/list", lasting(5))
+        assert None is not find(kept, "tools/list")
+
+
+async def test_no_token_is_kept() -> None:
+    """The keys of the cache hold digests, not tokens."""
+    cache = ResponseCache()
+    kept = of(cache, auth=BEARER)
+    fetch = kept.begin_fetch("prompts/list", {}, ALICE)
+    keep(kept, "tools/list", lasting(5), identity=ALICE)
+    assert ALICE.token not in repr((cache, kept, fetch, cache._shelves))
+
+
+CACHED: list[tuple[str, JSON]] = [(method, {}) for method in ("server/discover", *LISTS)] + [
+    ("resources/read", {"uri": "memo://one"})
+]
+
+
+@pytest.mark.parametrize(("method", "params"), CACHED, ids=lambda value: value if isinstance(value, str) else "")
+async def test_every_result_is_asked_for_once_a_token(method: str, params: JSON) -> None:
+    """Whatever can be cached is asked for again with another token, with that token, and then found with it."""
+    backend = offering()
+    async with open_scripted(backend, auth=BEARER) as bench:
+        for identity in (ALICE, ANOTHER, ALICE, ANOTHER):
+            client = await bench.connect(identity=identity)
+            if method != "server/discover":
+                await ask(client, method, params, identity=identity)
+    sent = [exchange.headers["authorization"] for exchange in backend.received(method)]
+    assert ["Bearer alice-token", "Bearer another"] == sent
 
 
 async def test_a_public_result_is_shared_by_all_identities() -> None:

@@ -105,6 +105,9 @@ class BuiltInConnector:
         except (httpx.InvalidURL, UnicodeError):  # from None: both quote the value, which may be secret
             raise BackendUnavailable(backend.id, "has a url or a header that HTTP cannot carry") from None
 
+    def backend_cache(self, backend: Backend) -> BackendCache:
+        return self.cache.of(backend, MODERN_VERSION, self._auth)
+
     def requests(self, backend: Backend, session_id: str, nursery: trio.Nursery) -> ServerRequests:
         """The answers to one backend of one session. Their tasks run in `nursery`."""
         most = PENDING_MESSAGES * self.settings.max_message_bytes
@@ -220,7 +223,7 @@ class HttpOpening(Opening):
         if self._stateless is None:
             parts, settings = self._parts, self._parts.connector.settings
             channel = Streamable(self._link, settings.max_message_bytes, settings.max_json_depth)
-            cache = parts.connector.cache.of(parts.backend, MODERN_VERSION)
+            cache = parts.connector.backend_cache(parts.backend)
             self._stateless = parts.stateless(channel, self.endpoint, cache)
         return self._stateless
 

@@ -2,7 +2,9 @@
 
 Results are kept as encoded JSON: each session gets an object of its own, so no session can change the object of
 another. The key of a result is all that the server may have used to make it: the endpoint, the headers of every request
-to the backend, the request itself, and the principal of the caller, unless the server says that the result is public.
+to the backend, the request itself, and the authorization context of the caller, unless the server says that the result
+is public. That context is the token and not only the principal: "a different access token requires a different cache".
+An `auth` of the user's does not tell which token it will send, so of its results only public ones are kept.
 
 Source: MCP 2026-07-28, caching.
 """
@@ -19,6 +21,7 @@ import attrs
 import trio
 
 from trio_vmcp._protocol.methods import LIST_CHANGED, METHODS, READ_RESOURCE, RESOURCE_UPDATED, UNKNOWN, ListMethod
+from trio_vmcp.connector import ContextualAuth, OutgoingAuth
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import endpoint_digest
 from trio_vmcp.models import JSON, Backend
@@ -37,8 +40,8 @@ _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _UTF8 = ("utf-8", "surrogatepass")  # a lone surrogate is kept as received
 _canonical = json.JSONEncoder(separators=(",", ":"), sort_keys=True)
 
-_Principal: TypeAlias = tuple[str, str] | tuple[()] | None  # issuer and subject; (): anonymous; None: public
-_Key: TypeAlias = tuple[bytes, str, str, _Principal]  # variant, method, params, principal
+_PUBLIC = b""
+_Key: TypeAlias = tuple[bytes, str, str, bytes]  # variant, method, params, a digest of the context or _PUBLIC
 
 
 @attrs.frozen
@@ -58,7 +61,9 @@ class Fetch:
     method: str
     params: str
     uri: str
-    identity: Identity | None
+    identity: Identity | None = attrs.field(repr=False)
+    # The authorization context in which the request was sent; None: unknown.
+    context: bytes | None = attrs.field(repr=False)
     # A notification since then says that the result may be old.
     is_outdated: bool = attrs.field(default=False, init=False)
 
@@ -97,14 +102,11 @@ class ResponseCache:
     def __len__(self) -> int:
         return self._count
 
-    def of(self, backend: Backend, version: str) -> BackendCache:
+    def of(self, backend: Backend, version: str, auth: OutgoingAuth | None = None) -> BackendCache:
         """The part of the cache for one backend configuration: other headers may be other credentials."""
-        variant = hashlib.blake2b(key=_SALT, digest_size=16)
         # With the id: `OutgoingAuth` may give another backend id other credentials.
-        for part in (version, backend.id, *(text for pair in sorted(backend.headers.items()) for text in pair)):
-            data = part.encode("utf-8", "surrogatepass")
-            variant.update(len(data).to_bytes(8, "big") + data)
-        return BackendCache(self, endpoint_digest(backend), variant.digest())
+        variant = _digest(version, backend.id, *(text for pair in sorted(backend.headers.items()) for text in pair))
+        return BackendCache(self, endpoint_digest(backend), variant, backend, auth)
 
     def shelf(self, endpoint: str) -> _Shelf:
         return self._shelves.setdefault(endpoint, _Shelf())
@@ -168,6 +170,8 @@ class BackendCache:
     _cache: ResponseCache = attrs.field(alias="cache", repr=False)
     _endpoint: str = attrs.field(alias="endpoint")
     _variant: bytes = attrs.field(alias="variant", repr=False)
+    _backend: Backend = attrs.field(alias="backend", repr=False)
+    _auth: OutgoingAuth | None = attrs.field(alias="auth", repr=False)
 
     def find(self, method: str, params: JSON, identity: Identity | None) -> JSON | None:
         """A result that is still fresh; None: the backend must be asked.
@@ -178,22 +182,41 @@ class BackendCache:
         text = _params_key(method, params)
         if text is None:
             return None
-        entry = found = self._entry(method, text, identity)
+        context = self._context(identity)
+        entry = found = self._entry(method, text, context)
         for _ in range(MOST_RESULTS_EACH):
             if entry is None or found is None:
                 return None
             if entry.following is None:
                 result: JSON = json.loads(found.json.decode(*_UTF8))
                 return result
-            entry = self._entry(method, entry.following, identity)
+            entry = self._entry(method, entry.following, context)
         return None  # the cursors form a circle
 
-    def _entry(self, method: str, text: str, identity: Identity | None) -> _Entry | None:
-        for principal in (_principal(identity), None):
-            entry = self._cache.find(self._endpoint, (self._variant, method, text, principal))
+    def _entry(self, method: str, text: str, context: bytes | None) -> _Entry | None:
+        for readers in (_PUBLIC,) if context is None else (context, _PUBLIC):
+            entry = self._cache.find(self._endpoint, (self._variant, method, text, readers))
             if entry is not None:
                 return entry
         return None
+
+    def _context(self, identity: Identity | None) -> bytes | None:
+        """A digest of all that makes the requests of this caller differ from those of another; None: unknown."""
+        sent = self._credentials(identity)
+        if sent is None:
+            return None
+        caller = () if identity is None else (identity.issuer, identity.subject, identity.token)
+        return _digest(sent, *caller)
+
+    def _credentials(self, identity: Identity | None) -> bytes | None:
+        if self._auth is None:
+            return b""
+        if not isinstance(self._auth, ContextualAuth):
+            return None
+        try:
+            return self._auth.authorization_context(self._backend, identity)
+        except Exception:  # noqa: BLE001  # of a function of the user's, which the request itself asks again
+            return None
 
     def begin_fetch(self, method: str, params: JSON, identity: Identity | None) -> Fetch | None:
         """A request is about to be sent. If a change is reported before its result arrives, the result is not kept.
@@ -205,13 +228,18 @@ class BackendCache:
         if text is None:
             return None
         uri = params.get("uri") if method == READ_RESOURCE else None
-        fetch = Fetch(self, method, text, uri if isinstance(uri, str) else "", identity)
+        fetch = Fetch(self, method, text, uri if isinstance(uri, str) else "", identity, self._context(identity))
         self._cache.shelf(self._endpoint).fetches.add(fetch)
         return fetch
 
     def keep_result(self, fetch: Fetch, result: JSON) -> None:
         seconds = _fresh_for(result)
-        if seconds <= 0:
+        readers: bytes | None = _PUBLIC
+        if seconds > 0 and result.get("cacheScope") != "public":
+            readers = self._context(fetch.identity)
+            if readers != fetch.context:  # the token was replaced while the request was in flight: sent with either
+                readers = None
+        if seconds <= 0 or readers is None:
             return
         try:
             data = _encoder.encode(result).encode(*_UTF8)
@@ -221,9 +249,8 @@ class BackendCache:
         following = None if cursor is None else _canonical.encode({**json.loads(fetch.params), "cursor": cursor})
         size = len(data) + len(fetch.params) + len(following or "") + _OVERHEAD_BYTES
         if size <= MOST_BYTES_EACH:
-            principal = None if result.get("cacheScope") == "public" else _principal(fetch.identity)
             entry = _Entry(data, trio.current_time() + seconds, size, fetch.uri, following)
-            self._cache.put(self._endpoint, (self._variant, fetch.method, fetch.params, principal), entry)
+            self._cache.put(self._endpoint, (self._variant, fetch.method, fetch.params, readers), entry)
 
     def close_fetch(self, fetch: Fetch) -> None:
         self._cache.close_fetch(self._endpoint, fetch)
@@ -261,8 +288,12 @@ def _params_key(method: str, params: JSON) -> str | None:
         return None  # params that cannot be encoded: sending them raises the error
 
 
-def _principal(identity: Identity | None) -> _Principal:
-    return () if identity is None else (identity.issuer, identity.subject)
+def _digest(*parts: str | bytes) -> bytes:
+    digest = hashlib.blake2b(key=_SALT, digest_size=16)
+    for part in parts:
+        data = part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.digest()
 
 
 def _fresh_for(result: JSON) -> float:

@@ -93,6 +93,10 @@ class ClientCredentials:
         resource = self.resource(backend) if callable(self.resource) else self.resource
         return _ClientCredentialsFlow(self, backend.id, resource, self._shared(resource))
 
+    def authorization_context(self, backend: Backend, identity: Identity | None) -> bytes | None:
+        given = self(backend, identity)
+        return given.context() if type(given) is _ClientCredentialsFlow else None
+
     def _shared(self, resource: str | None) -> SharedToken:
         try:
             tokens = self._tokens.get()
@@ -139,6 +143,10 @@ class _ClientCredentialsFlow(httpx.Auth):
         self._backend_id = backend_id
         self._resource = resource
         self._shared = shared
+
+    def context(self) -> bytes | None:
+        token = self._shared.current()
+        return None if token is None else token.encode("utf-8", "surrogatepass")  # None: one is still to be fetched
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:  # noqa: ASYNC900  # httpx's interface
         from trio_vmcp.auth._token_messages import read_token_response

@@ -13,12 +13,14 @@ import attrs
 import httpx
 
 from trio_vmcp._header_rules import header_name_problem, header_value_problem
-from trio_vmcp.connector import OutgoingAuth
+from trio_vmcp.connector import ContextualAuth, OutgoingAuth
 from trio_vmcp.errors import BackendUnauthorized
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import Backend
 
 __all__ = ["BearerAuth", "HeaderAuth", "PerBackend", "Secret"]
+
+NO_CREDENTIALS = b""
 
 Secret: TypeAlias = str | Callable[[Backend, Identity | None], str | None]
 """A text, or a function that returns one for each request; None: send nothing."""
@@ -53,6 +55,14 @@ class PerBackend:
     def __call__(self, backend: Backend, identity: Identity | None) -> httpx.Auth | None:
         auth = self.by_id.get(backend.id)
         return None if auth is None else auth(backend, identity)
+
+    def authorization_context(self, backend: Backend, identity: Identity | None) -> bytes | None:
+        auth = self.by_id.get(backend.id)
+        if type(self) is not PerBackend:  # a subclass may choose in another way
+            return None
+        if auth is None:
+            return NO_CREDENTIALS
+        return auth.authorization_context(backend, identity) if isinstance(auth, ContextualAuth) else None
 
 
 @attrs.frozen(eq=False)
@@ -92,6 +102,9 @@ class HeaderAuth:
             pairs.append((name, value))
         return _Headers(pairs) if pairs else None
 
+    def authorization_context(self, backend: Backend, identity: Identity | None) -> bytes | None:
+        return _context(self(backend, identity))
+
 
 @attrs.frozen(eq=False)
 class BearerAuth:
@@ -120,6 +133,9 @@ class BearerAuth:
             raise BackendUnauthorized(backend.id, f"cannot be asked: its bearer token {problem}")
         return _Headers([("Authorization", f"Bearer {token}")])
 
+    def authorization_context(self, backend: Backend, identity: Identity | None) -> bytes | None:
+        return _context(self(backend, identity))
+
 
 def _token_problem(token: object) -> str | None:
     if not isinstance(token, str):
@@ -129,9 +145,19 @@ def _token_problem(token: object) -> str | None:
     return "is not visible ASCII" if token else "is empty"
 
 
+def _context(given: httpx.Auth | None) -> bytes | None:
+    if given is None:
+        return NO_CREDENTIALS
+    return given.context() if type(given) is _Headers else None  # else: of a subclass of the user's
+
+
 class _Headers(httpx.Auth):
     def __init__(self, pairs: list[tuple[str, str]]) -> None:
         self._pairs = [(name.encode("ascii"), value.encode("latin-1")) for name, value in pairs]
+
+    def context(self) -> bytes:
+        # No header holds a line break.
+        return b"".join(name + b":" + value + b"\n" for name, value in self._pairs)
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         # As bytes, in Latin-1: httpx would write text in UTF-8.
