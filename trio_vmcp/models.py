@@ -269,7 +269,7 @@ class BackendFailure:
 
     Attributes:
         detail: Completes the sentence "backend 'x' …".
-        elapsed: s since this backend began to connect; 0 while it waits for a slot.
+        elapsed: s since this backend began to connect; 0 while it waits for a place.
     """
 
     backend_id: str

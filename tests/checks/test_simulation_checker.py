@@ -194,7 +194,7 @@ def drains_longer(original: Any, session: Any, limit: float) -> None:
     original(session, limit + 1.0)
 
 
-def holds_one_slot_less(original: Any, membership: Membership, *args: Any) -> Any:
+def has_one_place(original: Any, membership: Membership, *args: Any) -> Any:
     membership._places = trio.CapacityLimiter(1)
     return original(membership, *args)
 
@@ -406,7 +406,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "openings_end_in_time",
     ),
     "a bound off by one": (
-        wrapped(Membership, "connect_all", holds_one_slot_less),
+        wrapped(Membership, "connect_all", has_one_place),
         History(
             settings=FactorySettings(max_backend_init_concurrency=2, backend_init_timeout=3.0),
             backends=TWINS,

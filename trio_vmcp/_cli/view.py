@@ -57,7 +57,7 @@ class BackendStatus:
     """How far one backend has come in joining the session.
 
     Attributes:
-        elapsed: s until the backend connected or failed; s so far, while it connects; 0 while it waits for a slot.
+        elapsed: s until the backend connected or failed; s so far, while it connects; 0 while it waits for a place.
         reason: The value of a `FailureReason`; empty while the session has reported none.
         detail: Completes the sentence "backend 'x' …"; it may hold the backend's own words.
     """

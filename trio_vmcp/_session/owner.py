@@ -217,7 +217,7 @@ class SessionOwner:
             # The session was handed to no caller: terminate even if a suspend was requested, unless the row existed
             # before.
             self.life.terminates = not self.row.restored
-        if not self.life.is_closing:  # else: the close was requested after the opening's last checkpoint
+        if not self.life.is_closing:  # else the opening failed, or a close was requested after its last checkpoint
             self.calls.last_call_at = trio.current_time()
             services.start_soon(self.row.keep, self._row_contents, self._terminated_elsewhere)
             services.start_soon(self._close_when_idle)
