@@ -34,7 +34,7 @@ from trio_vmcp import JSON, BackendRejected, BackendTimeout, ClientHandlers, Fac
 from trio_vmcp._client.channels.pace import MESSAGES_AHEAD, MESSAGES_PER_SECOND, REQUEST_COST
 from trio_vmcp._client.handlers import BoundHandlers
 from trio_vmcp._client.server_requests import ServerRequests, memory_size
-from trio_vmcp._client.unawaited import Notices
+from trio_vmcp._client.unawaited import UnawaitedMessages
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._protocol.jsonrpc import Request
 from trio_vmcp.testing import CallContext, Delay, Hang, Raw, ScriptedBackend, Status
@@ -801,7 +801,7 @@ async def test_messages_for_a_broken_connection_are_dropped(
     handlers = BoundHandlers(ClientHandlers(elicitation=never, log=never), "s", "b")
     async with trio.open_nursery() as nursery:
         requests = ServerRequests(handlers, nursery, 1000)
-        notices = Notices(nursery=nursery, timeout=1.0)
+        notices = UnawaitedMessages(nursery=nursery, timeout=1.0)
     requests.start_answer(Request(1, "elicitation/create", {}), None, send)
     requests.start_answer(Request(2, "ping", {}), None, send)
     requests.put_log_message({"level": "info", "data": "?"}, None)

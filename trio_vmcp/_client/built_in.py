@@ -28,7 +28,7 @@ from trio_vmcp._client.http.link import HttpLink
 from trio_vmcp._client.probe import NOT_OF_THIS_ERA, Opening, Probe, VerdictCache
 from trio_vmcp._client.server_requests import ServerRequests
 from trio_vmcp._client.stateless import StatelessClient
-from trio_vmcp._client.unawaited import Notices
+from trio_vmcp._client.unawaited import UnawaitedMessages
 from trio_vmcp._http.transport import Http11Transport
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._protocol.eras import MODERN_VERSION, Verdict
@@ -158,8 +158,8 @@ class Parts:
         settings = self.connector.settings
         return settings.reconnect_delay, settings.reconnect_max_delay
 
-    def notices(self) -> Notices:
-        return Notices(nursery=self.nursery, timeout=self.connector.notice_timeout)
+    def unawaited(self) -> UnawaitedMessages:
+        return UnawaitedMessages(nursery=self.nursery, timeout=self.connector.notice_timeout)
 
     def handshake(self, channel: SessionChannel, endpoint: str) -> HandshakeClient:
         return HandshakeClient(
@@ -208,7 +208,7 @@ class HttpOpening(Opening):
             settings.max_json_depth,
             identity=parts.identity,
             nursery=parts.nursery,
-            notices=parts.notices(),
+            unawaited=parts.unawaited(),
             close_timeout=parts.connector.notice_timeout,
             retries=parts.retries,
         )
@@ -373,7 +373,7 @@ async def connect_event_stream(parts: Parts, endpoint_timeout: float) -> Handsha
         link=connector.link(backend),
         make_link=connector.link,
         identity=parts.identity,
-        notices=parts.notices(),
+        unawaited=parts.unawaited(),
         close_timeout=connector.notice_timeout,
     )
     # Another transport to the same url is another endpoint: else a session that is restored over streamable HTTP would

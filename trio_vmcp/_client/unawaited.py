@@ -13,7 +13,7 @@ import trio
 from trio_vmcp._nursery import start_if_open
 from trio_vmcp.errors import BackendError
 
-__all__ = ["Notices"]
+__all__ = ["UnawaitedMessages"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
@@ -21,8 +21,8 @@ MOST = 64  # on their way at once; more are dropped, so that a backend that read
 
 
 @attrs.define(eq=False)
-class Notices:
-    """The notices of one connection."""
+class UnawaitedMessages:
+    """Those of one connection."""
 
     _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
     _timeout: float = attrs.field(alias="timeout")  # s for each

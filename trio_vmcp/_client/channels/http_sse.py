@@ -20,7 +20,7 @@ from trio_vmcp._client.channels.inbox import PendingRequest
 from trio_vmcp._client.channels.pace import pieces
 from trio_vmcp._client.http.link import HttpLink
 from trio_vmcp._client.http.reply import HttpReply
-from trio_vmcp._client.unawaited import Notices
+from trio_vmcp._client.unawaited import UnawaitedMessages
 from trio_vmcp._protocol.outcomes import Loss, Refusal, rejection
 from trio_vmcp._protocol.sse import SseDecoder, SseEvent, SseLimit
 from trio_vmcp.errors import BackendError, BackendProtocolError, MessageTooLarge
@@ -49,7 +49,7 @@ class EventStream(DuplexChannel):
     link: HttpLink
     make_link: MakeLink
     identity: Identity | None = attrs.field(repr=False)
-    notices: Notices
+    unawaited: UnawaitedMessages
     close_timeout: float  # s
     ready: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _posts: HttpLink | None = attrs.field(default=None, init=False)
@@ -107,12 +107,12 @@ class EventStream(DuplexChannel):
     def close(self) -> None:
         """The attempt to connect has failed: end the stream, without waiting."""
         self._scope.cancel(reason="the attempt to connect was given up")
-        self.notices.start(self._close_links)
+        self.unawaited.start(self._close_links)
 
     async def aclose(self, *, terminate: bool) -> None:
         self._is_connected = False
         try:
-            await self.notices.aclose()
+            await self.unawaited.aclose()
         finally:
             self._scope.cancel(reason="the client was closed")
             await self._close_links()  # noqa: ASYNC102  # which is shielded, and bounded
@@ -217,7 +217,7 @@ class EventStream(DuplexChannel):
 
     def tell_soon(self, data: bytes, identity: Identity | None) -> None:
         whose = self.identity if identity is None else identity  # None: no call's, so the identity of the stream
-        self.notices.start(partial(self._post, data, whose, limited=False))
+        self.unawaited.start(partial(self._post, data, whose, limited=False))
 
     def send_for(self, identity: Identity | None) -> Send:
         async def send(data: bytes) -> None:

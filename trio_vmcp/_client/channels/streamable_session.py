@@ -17,7 +17,7 @@ from trio_vmcp._client.channels.standalone import StandaloneStream
 from trio_vmcp._client.channels.streamable import Streamable
 from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._client.listening import LEAST_RETRY, MOST_RETRY, Listening, StreamBackoff
-from trio_vmcp._client.unawaited import Notices
+from trio_vmcp._client.unawaited import UnawaitedMessages
 from trio_vmcp._nursery import start_if_open
 from trio_vmcp._protocol.eras import is_modern_error
 from trio_vmcp._protocol.headers import is_valid_session_id
@@ -80,7 +80,7 @@ class StreamableSession(Streamable):
     # The session was opened with it.
     _identity: Identity | None = attrs.field(alias="identity", kw_only=True, repr=False)
     _nursery: trio.Nursery = attrs.field(alias="nursery", kw_only=True, repr=False)
-    _notices: Notices = attrs.field(alias="notices", kw_only=True, repr=False)
+    _unawaited: UnawaitedMessages = attrs.field(alias="unawaited", kw_only=True, repr=False)
     _close_timeout: float = attrs.field(alias="close_timeout", kw_only=True)  # s, for connections that are in use
     _retries: tuple[float, float] = attrs.field(alias="retries", kw_only=True)  # s, first and longest between streams
     session_id: str | None = attrs.field(default=None, init=False, repr=False)
@@ -134,7 +134,7 @@ class StreamableSession(Streamable):
     async def aclose(self, *, terminate: bool) -> None:
         self.retire()
         try:
-            await self._notices.aclose()
+            await self._unawaited.aclose()
             if terminate and self.session_id is not None:
                 # Any status will do. 405: the backend does not allow a DELETE; 404: the session is gone already.
                 status = await self._delete()
@@ -198,7 +198,7 @@ class StreamableSession(Streamable):
         # Without a session id the request id alone would identify the request, and all clients count from 1.
         if self.session_id is not None:
             notice = encode_notification(CANCELLED, {"requestId": ask.id, "reason": reason})
-            self._notices.start(partial(self.post, notice, self._session_headers, ask.identity))
+            self._unawaited.start(partial(self.post, notice, self._session_headers, ask.identity))
 
     async def _completed(self, outcome: RequestOutcome, status: int, ask: Ask) -> RequestOutcome:
         """The answer by the request's own response, in as many pieces as it has; the first is here."""
