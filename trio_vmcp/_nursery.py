@@ -8,9 +8,26 @@ from typing import TypeVarTuple
 
 import trio
 
-__all__ = ["describe_crash", "start_clean", "start_if_open"]
+__all__ = ["describe_crash", "require_trio", "start_clean", "start_if_open"]
 
 Args = TypeVarTuple("Args")
+
+
+def require_trio() -> None:
+    """
+    Raises:
+        RuntimeError: No task of Trio is running: this is asyncio, or no event loop at all.
+    """
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        pass
+    else:
+        return
+    raise RuntimeError(
+        "trio_vmcp runs on Trio, and this is no task of Trio (under asyncio?): start the program with "
+        "trio.run(main), or with anyio.run(main, backend='trio')"
+    )
 
 
 def start_clean(nursery: trio.Nursery, function: Callable[[*Args], Awaitable[object]], *args: *Args) -> None:

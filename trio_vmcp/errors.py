@@ -294,11 +294,19 @@ class BackendRejected(BackendError):
     data: Any = None
 
 
+@attrs.define(eq=False)
 class BackendUnauthorized(BackendError):
     """The backend wants other credentials (HTTP 401 or 403).
 
     After a 401, `auth` was asked once more and the request sent once more, if that gave other credentials.
+
+    Attributes:
+        status: The HTTP status; None: the credentials failed before there was an answer.
+        challenge: `WWW-Authenticate` as received (RFC 9110 §11.6.1), several joined by ", "; None: absent.
     """
+
+    status: int | None = attrs.field(default=None, kw_only=True)
+    challenge: str | None = attrs.field(default=None, kw_only=True)
 
 
 class MessageTooLarge(BackendError):

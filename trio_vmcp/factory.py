@@ -14,7 +14,7 @@ import httpx
 import trio
 
 from trio_vmcp._client.built_in import BuiltInConnector
-from trio_vmcp._nursery import start_clean
+from trio_vmcp._nursery import require_trio, start_clean
 from trio_vmcp._session.life import Phase
 from trio_vmcp._session.member import Member, new_member
 from trio_vmcp._session.owner import SessionOwner
@@ -292,6 +292,7 @@ async def open_session_factory(
         transport: Replaces the built-in HTTP/1.1 transport, for all sessions; not closed.
         ssl_context: For the built-in transport: private CAs, client certificates. None: the platform's trust store.
     """
+    require_trio()
     settings = settings or FactorySettings()
     store = LocalStorage() if storage is None else storage
     built_in = BuiltInConnector(

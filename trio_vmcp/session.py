@@ -79,6 +79,8 @@ class Session(TransportSession, Protocol):
 
     Raises:
         SessionClosed: Not admitted, or cut off when `drain_timeout` ran out.
+        ValueError: `arguments`, `meta` or the like hold what JSON has not, such as NaN or a set. Names the place.
+            Nothing was sent.
         NilCaller, UnauthorizedCaller: `caller` is not the identity that the session is bound to.
         BackendError: A subclass names the backend and says whether the call may have executed.
     """

@@ -584,17 +584,18 @@ async def test_a_json_rpc_error_is_read_whatever_carries_it(status: int, same_id
         (504, BackendRejected, True),
     ],
 )
-@pytest.mark.parametrize("body", [b"", b"<html>", b'{"jsonrpc":"2.0","id":99,"error":{"code":1,"message":"x"}}'])
+@pytest.mark.parametrize("body", [b"", b"<html>", b"the disk is full"])
 async def test_http_errors_keep_their_status(
     status: int, error: type[BackendError], executed: bool, body: bytes
 ) -> None:
-    """A status is no timeout, and an error with another request's id is not the call's."""
+    """A status is no timeout."""
     backend = echo_backend()
     async with open_client(backend) as client:
         backend.fail("tools/call", Status(status, body), times=1)
         with pytest.raises(error, match=f"HTTP {status}") as caught:
             await call(client)
         assert executed is caught.value.may_have_executed
+        assert ("the disk is full" in caught.value.detail) is (body == b"the disk is full")
         await call(client)
 
 

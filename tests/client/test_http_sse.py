@@ -279,7 +279,7 @@ async def test_a_stream_that_does_not_begin_right_is_no_backend(
     ("response", "error", "match"),
     [
         (httpx.Response(404), BackendRejected, "answered 'GET' with HTTP 404"),
-        (httpx.Response(401), BackendUnauthorized, "refused the credentials for 'GET': HTTP 401"),
+        (httpx.Response(401), BackendUnauthorized, "refused 'GET' without credentials: HTTP 401"),
         (httpx.Response(200, json={}), BackendProtocolError, "answered a GET with what is no event stream"),
         (httpx.Response(200, headers={**SSE, "content-encoding": "br"}), BackendProtocolError, "Content-Encoding"),
     ],

@@ -288,7 +288,7 @@ class Secret(Exception):
         (None, "returned NoneType, not a JSON object"),
         ([NOTHING], "returned list, not a JSON object"),
         ("hunter2", "returned str, not a JSON object"),
-        ({"hunter": {2}}, "returned what is not JSON: the result cannot be sent as JSON: Object of type set"),
+        ({"hunter": {2}}, "returned what is not JSON: the result cannot be sent as JSON: result.hunter is set"),
         ({"hunter": float("nan")}, "returned what is not JSON"),
         ({"hunter": "\ud800"}, "returned what is not JSON"),
     ],

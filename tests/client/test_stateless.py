@@ -35,7 +35,6 @@ from trio_vmcp import (
     FactorySettings,
 )
 from trio_vmcp._protocol.headers import decode_header_value
-from trio_vmcp._protocol.jsonrpc import NotJson
 from trio_vmcp._request_note import begin_request
 from trio_vmcp.testing import CallContext, Error, Fault, Hang, Raw, Reset, Rewrite, ScriptedBackend, Status
 
@@ -175,7 +174,7 @@ async def test_what_is_no_json_is_the_callers_error(where: JSON) -> None:
     backend.add_tool("m", inputSchema=mirroring(a=("A", "string")))
     async with open_client(backend) as client:
         await ask(client, "tools/list")
-        with pytest.raises(NotJson, match="params of 'tools/call' cannot be sent"):
+        with pytest.raises(ValueError, match="params of 'tools/call' cannot be sent"):
             await ask(client, "tools/call", where)
     assert [] == backend.received("tools/call")
 

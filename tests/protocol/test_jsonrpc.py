@@ -15,7 +15,6 @@ from trio_vmcp._protocol.jsonrpc import (
     BadMessage,
     ErrorReply,
     Notification,
-    NotJson,
     Request,
     Result,
     encode_error,
@@ -125,29 +124,32 @@ def circular() -> JSON:
 @pytest.mark.parametrize(
     ("params", "why"),
     [
-        ({"a": {1}}, "set is not JSON serializable"),
-        ({("a",): 1}, "keys must be"),
-        ({"a": math.nan}, "not JSON compliant"),
-        ({"a": math.inf}, "not JSON compliant"),
-        ({"a": "\ud800"}, "lone surrogate"),
-        (circular(), "Circular"),
+        ({"a": {1}}, r"\.a is set$"),
+        ({"a": [0, {"b c": b"x"}]}, r"\.a\[1\]\.b c is bytes$"),
+        ({("a",): 1}, "has a key that is tuple, not str$"),
+        ({"a": {"\ud800": 1}}, r"\.a has a key with a lone surrogate$"),
+        ({"a": math.nan}, r"\.a is nan$"),
+        ({"a": (-math.inf,)}, r"\.a\[0\] is -inf$"),
+        ({"a": "\ud800"}, r"\.a holds a lone surrogate$"),
+        ({"a" * 1000: {"b": {1}}}, r"a… is set$"),
+        (circular(), "something in it holds itself$"),
         (nested(100_000), "nested too deeply"),
     ],
-    ids=["type", "key", "nan", "inf", "surrogate", "circular", "deep"],
+    ids=["type", "deep type", "key", "bad key", "nan", "inf", "surrogate", "long", "circular", "deep"],
 )
 def test_params_that_are_not_json_are_the_callers_mistake(params: JSON, why: str) -> None:
-    """The error names the method and the reason, and is not a BackendError."""
-    with pytest.raises(NotJson, match=rf"^params of 'tools/call' cannot be sent as JSON: .*{why}"):
+    """The error is a ValueError that names the method, the place and the reason, and not a BackendError."""
+    with pytest.raises(ValueError, match=rf"^params of 'tools/call' cannot be sent as JSON: .*{why}"):
         encode_request(1, "tools/call", params)
-    with pytest.raises(NotJson, match=r"^params of 'notifications/x' cannot"):
+    with pytest.raises(ValueError, match=r"^params of 'notifications/x' cannot"):
         encode_notification("notifications/x", params)
-    with pytest.raises(NotJson, match=r"^the result cannot"):
+    with pytest.raises(ValueError, match=r"^the result cannot"):
         encode_result(1, params)
 
 
 def test_a_surrogate_in_an_error_text_is_refused() -> None:
     """An error text without a UTF-8 encoding is refused."""
-    with pytest.raises(NotJson, match=r"^the error cannot"):
+    with pytest.raises(ValueError, match=r"^the error cannot"):
         encode_error(1, -1, "\udfff")
 
 

@@ -199,8 +199,8 @@ def page_after_page(page: dict[str, Any]) -> dict[str, Any]:
             FailureReason.TIMEOUT,
             "did not answer 'tools/list' within 30.0 s",
         ),
-        ("initialize", Status(401), FailureReason.UNAUTHORIZED, "refused the credentials for 'initialize': HTTP 401"),
-        ("tools/list", Status(403), FailureReason.UNAUTHORIZED, "refused the credentials for 'tools/list': HTTP 403"),
+        ("initialize", Status(401), FailureReason.UNAUTHORIZED, "refused 'initialize' without credentials: HTTP 401"),
+        ("tools/list", Status(403), FailureReason.UNAUTHORIZED, "refused 'tools/list' without credentials: HTTP 403"),
         (
             "initialize",
             Status(200, b"<html>", {"content-type": "text/html"}),

@@ -9,7 +9,7 @@ import attrs
 
 from trio_vmcp._client.http.connection_limit import ConnectionSlot, current_slot
 from trio_vmcp._nursery import describe_crash
-from trio_vmcp._protocol.jsonrpc import NotJson, encode_result
+from trio_vmcp._protocol.jsonrpc import encode_result
 from trio_vmcp._protocol.methods import QUESTIONS
 from trio_vmcp._request_note import HandlerNote, RequestNote, current_note
 from trio_vmcp.connector import ClientHandlers, Handler, ServerRequest
@@ -104,7 +104,7 @@ class BoundHandlers:
             result = _with_defaults(params, result)
         try:
             encode_result(0, result)
-        except NotJson as exc:
+        except ValueError as exc:
             raise self._useless(kind, f"returned what is not JSON: {exc}") from None
         return dict(result)
 

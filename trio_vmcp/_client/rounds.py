@@ -16,7 +16,7 @@ from trio_vmcp._client.channels.channel import Ask
 from trio_vmcp._client.handlers import INTERNAL_ERROR, MOST_QUOTED, BoundHandlers, ServerRequestError
 from trio_vmcp._client.http.connection_limit import current_slot
 from trio_vmcp._nursery import start_clean
-from trio_vmcp._protocol.jsonrpc import NotJson, encode_result
+from trio_vmcp._protocol.jsonrpc import encode_result
 from trio_vmcp._protocol.methods import Method
 from trio_vmcp._request_note import current_note, note_written
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected
@@ -107,7 +107,7 @@ def _read(answer: JSON, backend_id: str, method: str, handlers: BoundHandlers) -
         raise _protocol_error(backend_id, method, f"for {len(requests)} inputs at once; {MOST_INPUTS} are the most")
     try:
         encode_result(0, {"state": state, "keys": list(requests)})
-    except NotJson:  # a lone surrogate, which is the backend's mistake and not the caller's
+    except ValueError:  # a lone surrogate, which is the backend's mistake and not the caller's
         raise _protocol_error(backend_id, method, "for input under a name or state that cannot be sent back") from None
     inputs: dict[str, tuple[str, JSON]] = {}
     for key, request in requests.items():

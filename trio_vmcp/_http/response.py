@@ -60,6 +60,15 @@ def encode_headers(headers: Headers) -> bytes:
     return lines
 
 
+def _problem(exc: Exception) -> str:
+    """llhttp's reason, one of its own fixed sentences, for the middle of a sentence of ours."""
+    reason = str(exc)
+    first = reason.split(" ")[0]
+    if isinstance(exc, httptools.HttpParserUpgrade) or not reason:
+        return "a change of protocol"
+    return reason if first.isupper() else reason[0].lower() + reason[1:]
+
+
 class ResponseParser:
     """The responses of one connection, one after another. Not an attrs class: llhttp calls its methods thousands of
     times for one response.
@@ -95,7 +104,7 @@ class ResponseParser:
             raise exc.__context__ or exc from None  # a Ctrl-C in one of our callbacks, say
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
             if not self.is_ended:  # else the error is about bytes behind the response
-                self._refuse(type(exc).__name__)
+                self._refuse(_problem(exc))
             self.is_clean = False
         if self._problem is not None:
             self.is_clean = False

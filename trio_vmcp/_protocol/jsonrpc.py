@@ -25,7 +25,6 @@ __all__ = [
     "BadMessage",
     "ErrorReply",
     "Message",
-    "NotJson",
     "Notification",
     "Request",
     "RequestId",
@@ -52,10 +51,6 @@ class BadMessage(ValueError):
     """
 
     reply_id: int | None = None
-
-
-class NotJson(ValueError):
-    """The caller's arguments cannot be written as JSON. The mistake is the caller's, not the backend's."""
 
 
 @attrs.frozen
@@ -96,7 +91,7 @@ _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(","
 
 
 def encode_request(request_id: int, method: str, params: JSON | None) -> bytes:
-    """Raises: NotJson, naming the method."""
+    """Raises: ValueError, naming the method and the place."""
     message: JSON = {"jsonrpc": "2.0", "id": request_id, "method": method}
     if params is not None:
         message["params"] = params
@@ -104,7 +99,7 @@ def encode_request(request_id: int, method: str, params: JSON | None) -> bytes:
 
 
 def encode_notification(method: str, params: JSON | None) -> bytes:
-    """Raises: NotJson, naming the method."""
+    """Raises: ValueError, naming the method and the place."""
     message: JSON = {"jsonrpc": "2.0", "method": method}
     if params is not None:
         message["params"] = params
@@ -112,25 +107,61 @@ def encode_notification(method: str, params: JSON | None) -> bytes:
 
 
 def encode_result(request_id: RequestId, result: JSON) -> bytes:
-    """Answer a backend's request. Raises: NotJson."""
+    """Answer a backend's request. Raises: ValueError."""
     return _encode({"jsonrpc": "2.0", "id": request_id, "result": result}, "the result")
 
 
 def encode_error(request_id: RequestId, code: int, message: str) -> bytes:
-    """Refuse a backend's request. Raises: NotJson."""
+    """Refuse a backend's request. Raises: ValueError."""
     return _encode({"jsonrpc": "2.0", "id": request_id, "error": {"code": code, "message": message}}, "the error")
 
 
 def _encode(message: JSON, what: str) -> bytes:
     try:
         return _encoder.encode(message).encode()
-    except UnicodeEncodeError:
-        why = "a string holds a lone surrogate"
     except RecursionError:
         why = "it is nested too deeply"
-    except (TypeError, ValueError) as exc:  # json names types and NaN, never the caller's text
-        why = str(exc)
-    raise NotJson(f"{what} cannot be sent as JSON: {why}")
+    except (TypeError, ValueError):  # UnicodeEncodeError, too; their texts name no place
+        why = _not_json(message)
+    raise ValueError(f"{what} cannot be sent as JSON: {why}")
+
+
+def _not_json(message: JSON) -> str:
+    """The first value in a message that JSON has not: its place and its kind, never the value."""
+    level: list[tuple[str, Any]] = [(key, message[key]) for key in ("params", "result", "error") if key in message]
+    seen: set[int] = set()  # what holds itself has no end
+    for place, value in level:
+        if isinstance(value, str):
+            if _LONE_SURROGATE.search(value):
+                return f"{place} holds a lone surrogate"
+        elif isinstance(value, float):
+            if not math.isfinite(value):
+                return f"{place} is {value}"
+        elif isinstance(value, dict | list | tuple):
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            for key in value if isinstance(value, dict) else ():
+                if not isinstance(key, str | int | float | None):
+                    return f"{place} has a key that is {type(key).__name__}, not str"
+                if isinstance(key, str) and _LONE_SURROGATE.search(key):
+                    return f"{place} has a key with a lone surrogate"
+                if isinstance(key, float) and not math.isfinite(key):
+                    return f"{place} has a key that is {key}"
+            members = value.items() if isinstance(value, dict) else enumerate(value)
+            level += [(_place(place, key), item) for key, item in members]
+        elif not isinstance(value, int | None):
+            return f"{place} is {type(value).__name__}"
+    return "something in it holds itself"
+
+
+def _place(place: str, key: object) -> str:
+    """Where a member is. Cut where it is long: the keys are the caller's."""
+    below = f"{place}[{key}]" if isinstance(key, int) else f"{place}.{key}"
+    return below if len(below) <= _MOST_PLACE else below[: _MOST_PLACE - 1] + "…"
+
+
+_MOST_PLACE = 200  # characters
 
 
 def parse_message(data: bytes | bytearray | memoryview, *, max_depth: int) -> Message:

@@ -38,6 +38,7 @@ class Answer:
     status: int = 200
     www_authenticate: str | None = None
     retry_after: float | None = None
+    is_signed: bool = True  # the request carried what may be credentials
 
 
 @attrs.frozen
@@ -49,6 +50,8 @@ class Refusal:
         names_session: The body mentions a session.
         tells_session_lost: The body says in words of `tells_session_lost` that the session is gone.
         retry_after: s, of the header `Retry-After`; None: absent or unreadable.
+        words: The text in the body, short and without secrets; empty: there was none.
+        is_signed: The request carried what may be credentials.
     """
 
     status: int
@@ -56,6 +59,8 @@ class Refusal:
     names_session: bool = False
     tells_session_lost: bool = False
     retry_after: float | None = None
+    words: str = ""
+    is_signed: bool = True
 
 
 @attrs.frozen
@@ -142,18 +147,23 @@ def rejection(backend_id: str, method: str, outcome: Answer | Refusal) -> Backen
             retry_after=outcome.retry_after,
         )
     status = outcome.status
+    said = outcome.words if isinstance(outcome, Refusal) else getattr(outcome.reply, "message", "")[:MOST_QUOTED]
+    words = f": {said!r}" if said else ""
     if status in _UNAUTHORIZED:
+        refused = "refused the credentials for {!r}" if outcome.is_signed else "refused {!r} without credentials"
         challenge = f" ({outcome.www_authenticate[:MOST_QUOTED]!r})" if outcome.www_authenticate else ""
         return BackendUnauthorized(
             backend_id,
-            f"refused the credentials for {method!r}: HTTP {status}{challenge}",
+            f"{refused.format(method)}: HTTP {status}{challenge}{words}",
             retry_after=outcome.retry_after,
+            status=status,
+            challenge=outcome.www_authenticate,
         )
     return BackendRejected(
         backend_id,
-        f"answered {method!r} with HTTP {status}",
+        f"answered {method!r} with HTTP {status}{words}",
         code=status,
-        message=f"HTTP {status}",
+        message=said or f"HTTP {status}",
         retry_after=outcome.retry_after,
         may_have_executed=status >= 500 or status == 408,  # the other 4xx say that the request was not taken
     )

@@ -7,6 +7,7 @@ from collections import OrderedDict
 import attrs
 import trio
 
+from trio_vmcp._nursery import require_trio
 from trio_vmcp.errors import MetadataConflict, SessionExists, SessionNotFound, StorageError
 from trio_vmcp.metadata import SessionMetadata, metadata_from_json, metadata_to_json
 from trio_vmcp.storage.interface import Storage
@@ -88,11 +89,13 @@ class LocalStorage(Storage):
             self._put(session_id, _Tombstone(self._expiry()))
 
     async def aclose(self) -> None:
+        require_trio()
         self._closed = True  # before the checkpoint, so that a cancelled `aclose` closes, too
         self._entries.clear()
         await trio.lowlevel.checkpoint()
 
     async def _begin(self) -> None:
+        require_trio()
         await trio.lowlevel.checkpoint()
         if self._closed:
             raise StorageError("the local storage is closed")

@@ -7,12 +7,15 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from trio_vmcp._nursery import require_trio
+
 __all__ = ["open_servers"]
 
 
 @asynccontextmanager
 async def open_servers() -> AsyncIterator[trio.Nursery]:
     """Leaving the block cancels the servers, and an error of the block comes out as itself, not in a group."""
+    require_trio()
     failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
         try:

@@ -72,7 +72,7 @@ class Ask:
     def encode(self) -> bytes:
         """
         Raises:
-            NotJson: The params cannot be sent; names the method.
+            ValueError: The params cannot be sent; names the method and the place.
         """
         return encode_request(self.id, self.method, self.params)
 

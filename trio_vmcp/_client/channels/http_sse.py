@@ -136,8 +136,7 @@ class EventStream(DuplexChannel):
         # As a stream, under no connection limit: it would take the slot of a call as long as the session lasts.
         async with self.link.exchange("GET", [], identity=self.identity, is_stream=True) as reply:
             if not 200 <= reply.status < 300:
-                challenge = reply.header("www-authenticate")
-                raise rejection(self.backend.id, "GET", Refusal(reply.status, challenge, retry_after=reply.retry_after))
+                raise rejection(self.backend.id, "GET", await self.link.read_refusal(reply))
             if reply.media_type != "text/event-stream":
                 raise BackendProtocolError(self.backend.id, "answered a GET with what is no event stream")
             reply.refuse_encoding()
@@ -232,10 +231,7 @@ class EventStream(DuplexChannel):
         assert self._posts is not None
         headers: Headers = [(b"MCP-Protocol-Version", self._version.encode())] if self._version else []
         async with self._posts.exchange("POST", headers, data, identity=identity, limited=limited) as reply:
-            refused = None
-            if not 200 <= reply.status < 300:
-                challenge = reply.header("www-authenticate")
-                refused = Refusal(reply.status, challenge, retry_after=reply.retry_after)
+            refused = None if 200 <= reply.status < 300 else await self._posts.read_refusal(reply)
             if limited:  # a request: its answer, on the stream, ends this wait
                 with suppress(BackendError):
                     await reply.read(MOST_POST_BYTES)

@@ -188,7 +188,9 @@ class Inbox:
             error = BackendProtocolError(self.backend_id, f"sent a message that {reply.problem}")
             return self._settle(reply.reply_id, error)
         reply_id: RequestId | None = reply.id
-        if reply_id is None and len(likely := self._likely()) == 1:  # an error without an id
+        # An error that does not tell what it answers has no id, or one that is none of ours, such as "server-error".
+        is_untold = isinstance(reply, ErrorReply) and meant_id(reply_id) is None
+        if is_untold and len(likely := self._likely()) == 1:
             reply_id = likely[0].id
         if self._settle(reply_id, Answer(reply)):
             return True

@@ -36,7 +36,6 @@ from trio_vmcp._protocol.outcomes import (
     Loss,
     Refusal,
     RequestOutcome,
-    in_words_of_a_lost_session,
 )
 from trio_vmcp._protocol.reading import Oversized, Unreadable, decode, read
 from trio_vmcp._protocol.sse import SseDecoder, SseEvent, SseLimit, line_ends
@@ -160,6 +159,7 @@ class Streamable:
         reply.refuse_encoding()
         decoder = SseDecoder(max_event_bytes=self.max_message_bytes)
         decoder.last_event_id = last_event_id
+        strays: list[ErrorReply] = []
         budget = MESSAGES_PER_EXCHANGE * self.max_message_bytes
         while (chunk := await self._more(reply, decoder)) is not None:
             budget -= _charged_bytes(chunk)
@@ -170,10 +170,12 @@ class Streamable:
                     f"counted as {LINE_BYTES} more (max_message_bytes)",
                     may_have_executed=True,
                 )
-            answer = await self._answer_in(chunk, decoder, reply, ask)
+            answer = await self._answer_in(chunk, decoder, reply, ask, strays)
             if answer is not None:
                 await self.link.drain(reply)
                 return answer
+        if strays and decoder.last_event_id is None:  # nothing else explains why there is no answer
+            return Answer(strays[-1], reply.status)
         return Loss("closed the stream", last_event_id=decoder.last_event_id, retry=decoder.retry)
 
     async def plain_outcome(self, reply: HttpReply, message_id: int) -> Answer | Refusal:
@@ -183,7 +185,7 @@ class Streamable:
             BackendError: The response is no answer to this request.
         """
         if not 200 <= reply.status < 300:
-            return await self._refused(reply, message_id)
+            return await self._refused(reply)
         kind = reply.media_type
         if kind == "application/json":
             text = self._text(await reply.read(self.max_message_bytes), reply)  # the bytes are gone by now
@@ -193,18 +195,26 @@ class Streamable:
 
     async def refusal_in(self, reply: HttpReply) -> Answer | Refusal:
         """The outcome in an HTTP error to a GET. A JSON-RPC error in its body may have any id."""
-        return await self._refused(reply, None)
+        return await self._refused(reply)
 
     # --- streams
 
-    async def _answer_in(self, chunk: bytes, decoder: SseDecoder, reply: HttpReply, ask: Ask) -> Answer | None:
-        """The answer to a request, if the answer ends in this chunk of the stream."""
+    async def _answer_in(
+        self, chunk: bytes, decoder: SseDecoder, reply: HttpReply, ask: Ask, strays: list[ErrorReply]
+    ) -> Answer | None:
+        """The answer to a request, if the answer ends in this chunk of the stream.
+
+        Args:
+            strays: Takes the errors under the ids of other requests.
+        """
         for message, size, more_lines in self._read(await self._events(chunk, decoder)):
             if isinstance(message, Result | ErrorReply):
-                if same_id(message.id, ask.id) or (isinstance(message, ErrorReply) and message.id is None):
+                if same_id(message.id, ask.id) or (isinstance(message, ErrorReply) and meant_id(message.id) is None):
                     return Answer(message, reply.status)
                 if meant_id(message.id) == ask.id:
                     raise reply.protocol_error(f"answered with the id {message.id!r}, which is no integer")
+                if isinstance(message, ErrorReply):
+                    strays.append(message)
                 self.complaints.make(
                     "backend %r: dropped an answer to a request that is not waiting here", self.backend_id
                 )
@@ -280,25 +290,22 @@ class Streamable:
 
     # --- other responses
 
-    async def _refused(self, reply: HttpReply, message_id: int | None) -> Answer | Refusal:
+    async def _refused(self, reply: HttpReply) -> Answer | Refusal:
         """An HTTP error may have a JSON-RPC error in its body, whatever its Content-Type says."""
         data: bytes | bytearray = b""
         message: Message | None = None
         with suppress(BadMessage, BackendError):
             data = await reply.read(MOST_ERROR_BYTES)
             message = parse_message(data, max_depth=self.max_json_depth)
-        if isinstance(message, ErrorReply) and (
-            message.id is None or message_id is None or same_id(message.id, message_id)
-        ):
-            return Answer(message, reply.status, reply.header("www-authenticate"), reply.retry_after)
-        text = data.decode(errors="replace")
-        return Refusal(
-            reply.status,
-            reply.header("www-authenticate"),
-            names_session="session" in text.lower(),
-            tells_session_lost=in_words_of_a_lost_session(text),
-            retry_after=reply.retry_after,
-        )
+        if isinstance(message, ErrorReply):  # of whatever id: it can be about nothing but this request
+            return Answer(
+                message,
+                reply.status,
+                reply.header("www-authenticate"),
+                reply.retry_after,
+                is_signed=self.link.is_signed(reply),
+            )
+        return self.link.refusal(reply, data)
 
     def _text(self, data: bytes | bytearray, reply: HttpReply) -> str:
         try:
@@ -315,7 +322,9 @@ class Streamable:
     def _matching(self, message: Message, message_id: int, reply: HttpReply) -> Result | ErrorReply:
         if isinstance(message, Request | Notification):
             raise reply.protocol_error("answered a request with a request or notification")
-        if not same_id(message.id, message_id) and not (isinstance(message, ErrorReply) and message.id is None):
+        # An error under another id can be about nothing but this request: servers that could not read the id, or did
+        # not care to, send one of their own ("server-error").
+        if not same_id(message.id, message_id) and not isinstance(message, ErrorReply):
             raise reply.protocol_error("answered with the id of another request")
         return message
 

@@ -7,7 +7,7 @@ import ssl
 
 import httpx
 
-from trio_vmcp._http.response import BadHead
+from trio_vmcp._http.response import BadHead, BadResponse
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendUnavailable
 
 __all__ = ["cause_of", "translated"]
@@ -48,6 +48,8 @@ def _kind(exc: BaseException) -> str:
     while cause is not None:
         if isinstance(cause, BaseExceptionGroup):  # one attempt for each address: report the first
             cause = cause.exceptions[0]
+        if isinstance(cause, BadResponse):
+            return str(cause)
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"its certificate is refused: {cause.verify_message}"
         if isinstance(cause, ssl.SSLError):  # its errno is OpenSSL's, which `os.strerror` does not know

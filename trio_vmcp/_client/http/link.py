@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import math
+from contextlib import suppress
 from types import TracebackType
 from urllib.parse import unquote
 
@@ -22,11 +23,13 @@ from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._http.origin import Origin, origin_of
 from trio_vmcp._http.response import Headers, encode_head, encode_headers
 from trio_vmcp._http.transport import Http11Transport
+from trio_vmcp._protocol.outcomes import Refusal, in_words_of_a_lost_session
+from trio_vmcp._protocol.words import MOST_WORDS, is_credential, secrets_of, words_in
 from trio_vmcp._request_note import note_written
 from trio_vmcp.connector import OutgoingAuth
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected
 from trio_vmcp.identity import Identity
-from trio_vmcp.models import Backend
+from trio_vmcp.models import Backend, public_url
 
 __all__ = ["Headers", "HttpExchange", "HttpLink"]
 
@@ -34,6 +37,7 @@ MOST_REDIRECTS = 3
 # s and chunks that a body of no use may take to end, so that its connection can be used again.
 DRAIN_TIMEOUT, MOST_DRAINED = 0.1, 16
 LEAST_PATIENCE = 0.001  # s; less is none
+REFUSAL_PATIENCE, MOST_REFUSAL_BYTES = 1.0, 64 * 1024  # for the body of an HTTP error, which only explains it
 _REDIRECTS = (307, 308)  # the only two that keep method and body (RFC 9110 §15.4.8, §15.4.9)
 _SEE_OTHER = 303  # the request was applied; its result is elsewhere (RFC 9110 §15.4.4)
 
@@ -161,7 +165,7 @@ class HttpLink:
                     response = await self.transport.send(origin, verb, head, body.data, body.mark_written)
                 except Exception as exc:  # noqa: BLE001  # translated, whatever it is
                     raise translated(exc, self.backend.id, written=body.written) from cause_of(exc)
-                reply = HttpReply(self.backend.id, response.status, body, response.headers, response)
+                reply = HttpReply(self.backend.id, response.status, body, response.headers, response, headers)
             else:
                 everything = [*self._constant, *_BY_VERB[verb], *headers, (b"Content-Length", b"%d" % len(body.data))]
                 request = httpx.Request(verb, url, headers=everything, stream=body)
@@ -172,6 +176,34 @@ class HttpLink:
             body.written = reply.status == _SEE_OTHER  # any other redirect: the request was not applied
             url = await self._redirected(url, reply)
         raise BackendProtocolError(self.backend.id, f"redirects more than {MOST_REDIRECTS} times")
+
+    async def read_refusal(self, reply: HttpReply) -> Refusal:
+        """The outcome in an HTTP error, with what comes of its body within `REFUSAL_PATIENCE` s."""
+        data: bytes | bytearray = b""
+        with trio.move_on_after(REFUSAL_PATIENCE), suppress(BackendError):
+            data = await reply.read(MOST_REFUSAL_BYTES)
+        return self.refusal(reply, data)
+
+    def refusal(self, reply: HttpReply, data: bytes | bytearray) -> Refusal:
+        """The outcome in an HTTP error whose body, `data`, holds no JSON-RPC error."""
+        text = data.decode(errors="replace")
+        return Refusal(
+            reply.status,
+            reply.header("www-authenticate"),
+            names_session="session" in text.lower(),
+            tells_session_lost=in_words_of_a_lost_session(text),
+            retry_after=reply.retry_after,
+            words=words_in(data, reply.media_type, secrets_of(self._sent(reply), self._url.query.decode())),
+            is_signed=self.is_signed(reply),
+        )
+
+    def is_signed(self, reply: HttpReply) -> bool:
+        """The request carried what may be credentials."""
+        return bool(self._url.query) or any(is_credential(name) for name, _ in self._sent(reply))
+
+    def _sent(self, reply: HttpReply) -> list[tuple[str, str]]:
+        """The headers of a request, with names in lower case."""
+        return [(name.decode().lower(), value.decode("latin-1")) for name, value in (*self._constant, *reply.sent)]
 
     async def drain(self, reply: HttpReply) -> None:
         """Read a body that is of no use to its end, so that the connection can be used again. A late end costs its own
@@ -228,9 +260,10 @@ class HttpLink:
         location = reply.header("location")
         await reply.aclose()
         if reply.status not in _REDIRECTS or location is None:
+            where = "" if location is None else f" to {self._shown_target(url, location)!r}"
             raise BackendRejected(
                 self.backend.id,
-                f"answered with HTTP {reply.status}, which is not followed",
+                f"answered with HTTP {reply.status}{where}, which is not followed",
                 code=reply.status,
                 message="redirect",
                 may_have_executed=reply.body.written,
@@ -242,8 +275,16 @@ class HttpLink:
         # Not `host`, which decodes IDNA and raises UnicodeError where that fails.
         if (target.scheme, target.raw_host, target.port) != (url.scheme, url.raw_host, url.port):
             # The user's headers and the backend's session id would be sent along (RFC 9110 §15.4).
-            raise reply.protocol_error(f"redirects (HTTP {reply.status}) to another origin, which is not followed")
+            where = f"{self._shown_target(url, location)!r}, another origin"
+            raise reply.protocol_error(f"redirects (HTTP {reply.status}) to {where}, which is not followed")
         return target.copy_with(userinfo=b"", fragment=None)
+
+    def _shown_target(self, url: httpx.URL, location: str) -> str:
+        """Where a redirect leads, for an error text: without userinfo and query, which may hold secrets."""
+        try:
+            return public_url(str(url.join(location)))[:MOST_WORDS]
+        except (httpx.InvalidURL, ValueError):
+            return "<unreadable url>"
 
     async def _authenticated(self, request: httpx.Request, body: RequestBody, identity: Identity | None) -> HttpReply:
         if self._credentials is None:
@@ -255,7 +296,7 @@ class HttpLink:
         data = await reply.read(self._max_message_bytes)
         await reply.aclose()
         response = httpx.Response(reply.status, headers=head.headers, content=bytes(data), request=head.request)
-        return self._reply(response, reply.body), response
+        return self._reply(response, reply.body, reply.sent), response
 
     async def _send(self, request: httpx.Request, body: RequestBody) -> tuple[HttpReply, httpx.Response]:
         try:
@@ -263,9 +304,9 @@ class HttpLink:
         except Exception as exc:  # noqa: BLE001  # a user's transport may raise anything
             raise translated(exc, self.backend.id, written=body.written) from cause_of(exc)
         response.request = request  # an Auth may look at it
-        return self._reply(response, body), response
+        return self._reply(response, body, request.headers.raw), response
 
-    def _reply(self, response: httpx.Response, body: Body) -> HttpReply:
+    def _reply(self, response: httpx.Response, body: Body, sent: Headers) -> HttpReply:
         headers = [(name.lower(), value) for name, value in response.headers.raw]
         source = HttpxSource(self.backend.id, response)
-        return HttpReply(self.backend.id, response.status_code, body, headers, source)
+        return HttpReply(self.backend.id, response.status_code, body, headers, source, sent)

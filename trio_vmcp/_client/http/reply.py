@@ -52,6 +52,7 @@ class HttpReply:
     body: Body
     headers: Headers = attrs.field(repr=False)  # names in lower case
     source: Source = attrs.field(repr=False)
+    sent: Headers = attrs.field(factory=list, repr=False)  # of the request, beside those that its link always sends
     _received: int = attrs.field(default=0, init=False)
 
     @property
