@@ -19,6 +19,9 @@ from trio_vmcp import JSON, Backend, BackendError, FactorySettings, ToolResult, 
 from trio_vmcp._client.channels import streamable
 from trio_vmcp._protocol import jsonrpc, reading
 
+# Hypothesis warns when the example that it reports is long: as an error, this warning would take the finding's place.
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr:hypothesis.errors.HypothesisWarning")
+
 Era = Literal["legacy", "modern"]
 
 DRAWN = 4  # answers of one example, for one session after another
