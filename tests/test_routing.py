@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -24,6 +24,7 @@ from trio_vmcp.routing import (
     Offer,
     Prefix,
     Priority,
+    Router,
     RoutingTable,
     Target,
     build_routing,
@@ -84,12 +85,63 @@ def test_manual_advertises_what_it_names_and_nothing_else() -> None:
     assert [] == [conflict for conflict in routing.conflicts if conflict.kind != "resource"]
 
 
-def test_equal_composed_names_of_two_backends_are_not_advertised() -> None:
-    """`a_` + `b` and `a` + `_b`: neither backend can shadow the other; both lose this one name, and it is not bound."""
-    routing = build_routing([Offer("a_", tools=("b", "c")), Offer("a", tools=("_b",))], Prefix())
-    assert {"a__c": Target("a_", "c")} == routing.table.tools
-    assert (NameConflict("tool", "a__b", ("a_", "a"), None),) == routing.conflicts
-    assert {"a__c": "a_"} == routing.bindings.tools
+def test_a_name_belongs_to_the_longest_prefix() -> None:
+    """`a_` + `b` and `a` + `_b`: the name belongs to `a_`, whose prefix it begins with, and `a` cannot take it away."""
+    routing = build_routing([Offer("a", tools=("_b", "c")), Offer("a_", tools=("b", "c"))], Prefix())
+    assert {"a__b": Target("a_", "b"), "a_c": Target("a", "c"), "a__c": Target("a_", "c")} == routing.table.tools
+    assert (NameConflict("tool", "a__b", ("a", "a_"), "a_"),) == routing.conflicts
+
+
+SHADOWING = [  # format, the outer backend and its own name, the inner backend and its own name
+    ("{backend}_", ("git", "hub_search"), ("git_hub", "search")),
+    ("{backend}", ("git", "hubsearch"), ("github", "search")),
+    ("{backend}-", ("git", "-search"), ("git-", "search")),
+    ("mcp.{backend}.", ("a", "b.search"), ("a.b", "search")),
+    ("{backend}_", ("git", "hub_" + "x" * 40), ("git_hub", "x" * 40)),
+]
+
+
+@pytest.mark.parametrize(("form", "outer", "inner"), SHADOWING)
+@pytest.mark.parametrize("kind", ["tools", "prompts"])
+@pytest.mark.parametrize("inner_first", [True, False])
+def test_no_backend_has_a_name_inside_the_prefix_of_another(
+    form: str, outer: tuple[str, str], inner: tuple[str, str], kind: str, inner_first: bool
+) -> None:
+    """Whether or not the other is there, and in either order: a call meant for `git_hub` never reaches `git`. Once
+    `git_hub` had the name, `git` does not get it after `git_hub` was removed; an unbound name goes to `git` then.
+    """
+    order = [inner[0], outer[0]] if inner_first else [outer[0], inner[0]]
+    own = dict([outer, inner])
+    router = Router(Prefix(form), Bindings(), 30)
+
+    def update(*there: str, configured: Sequence[str] = order) -> list[str]:
+        router.update([Offer(i, **{kind: (own[i],) if i in there else ()}) for i in configured])
+        fresh = build_routing(list(router._offers.values()), Prefix(form), bindings=router.bindings, max_name_length=30)
+        assert (fresh.table, fresh.conflicts) == (router.table, router.conflicts)
+        return [target.backend_id for target in getattr(router.table, kind).values()]
+
+    assert [] == update(outer[0])
+    assert [(outer[0],)] == [conflict.backend_ids for conflict in router.conflicts]
+    assert [inner[0]] == [conflict.owner for conflict in router.conflicts]
+    assert [inner[0]] == update(*order)
+    assert [] == update(outer[0])
+    assert [] == update(outer[0], configured=[outer[0]])
+    router = Router(Prefix(form), Bindings(), 30)
+    assert [] == update(outer[0])
+    assert [outer[0]] == update(outer[0], configured=[outer[0]])
+    assert [outer[0]] == update(*order), "bound before the other was added"
+
+
+def test_of_several_prefixes_the_longest_has_a_name() -> None:
+    """Three prefixes inside each other, and one that merely looks alike."""
+    offers = [Offer(i, tools=("x", "b_x", "b_c_x", "c_x")) for i in ("a_b_c", "a", "ab", "a_b")]
+    table = build_routing(offers, Prefix()).table.tools
+    assert Target("a", "x") == table["a_x"]
+    assert Target("a_b", "x") == table["a_b_x"]
+    assert Target("a_b_c", "x") == table["a_b_c_x"]
+    assert Target("ab", "b_x") == table["ab_b_x"]
+    assert {"a", "a_b_c", "a_b", "ab"} == {target.backend_id for target in table.values()}
+    assert all(not name.startswith("a_b_c_") or target.backend_id == "a_b_c" for name, target in table.items())
 
 
 @pytest.mark.parametrize("strategy", [Prefix(), Bare(), Priority("a"), Manual({"a__b": ("a", "_b"), "b": ("b", "b")})])
@@ -185,7 +237,10 @@ def test_every_name_means_one_thing_and_every_thing_has_one_name(
         assert set(table.values()) <= offered
         assert all(len(name) <= limit for name in table)
         conflicts = {conflict.name: conflict for conflict in routing.conflicts if conflict.kind == kind}
-        assert all(table[name].backend_id == c.owner for name, c in conflicts.items() if c.owner is not None)
+        assert all(table[name].backend_id == c.owner for name, c in conflicts.items() if name in table)
+        # Withheld although it belongs to a backend: to one that does not offer it, by its prefix.
+        owned = {name: c for name, c in conflicts.items() if name not in table and c.owner is not None}
+        assert all(isinstance(strategy, Prefix) and c.owner not in c.backend_ids for c in owned.values())
         assert not table.keys() & {name for name, conflict in conflicts.items() if conflict.owner is None}
         withheld = offered - set(table.values())
         if not isinstance(strategy, Manual):
@@ -195,11 +250,17 @@ def test_every_name_means_one_thing_and_every_thing_has_one_name(
 
 @given(offer_lists(), st.sampled_from([Prefix(), Prefix("{backend}")]))
 def test_a_prefixed_name_does_not_depend_on_other_backends(offers: list[Offer], strategy: Prefix) -> None:
-    """With any set of other backends, a tool has the same name or, if that is contested, none."""
-    alone = {n: t for o in offers for n, t in build_routing([o], strategy, max_name_length=20).table.tools.items()}
+    """Whatever the other configured backends list, a tool has the same name or, if that is contested, none."""
+    alone = {
+        name: target
+        for offer in offers
+        for name, target in build_routing(
+            [other if other is offer else Offer(other.backend_id) for other in offers], strategy, max_name_length=20
+        ).table.tools.items()
+    }
     together = build_routing(offers, strategy, max_name_length=20)
     assert together.table.tools.items() <= alone.items()
-    contested = {conflict.name for conflict in together.conflicts if conflict.kind == "tool"}
+    contested = {conflict.name for conflict in together.conflicts if (conflict.kind, conflict.owner) == ("tool", None)}
     assert alone.keys() - contested == together.table.tools.keys()
 
 

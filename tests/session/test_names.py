@@ -113,14 +113,30 @@ async def test_a_prefixed_name_does_not_depend_on_other_backends(down: str, auto
         assert {f"{name}_x": (name, "x") for name in "abc" if name != down} == owners(session)
 
 
-async def test_names_that_compose_alike_have_no_owner(autojump_clock: MockClock) -> None:
-    """ "a" + "_" + "_b" and "a_" + "_" + "b": advertised by neither, and reported."""
+async def test_a_name_belongs_to_the_longest_prefix(autojump_clock: MockClock) -> None:
+    """ "a" + "_" + "_b" and "a_" + "_" + "b": the name begins with "a__", so it is that of "a_"; reported."""
     async with open_world(backends_of(a="_b x", a_="b x")) as world, world.open_session() as session:
-        assert {"a_x": ("a", "x"), "a__x": ("a_", "x")} == owners(session)
+        assert {"a_x": ("a", "x"), "a__x": ("a_", "x"), "a__b": ("a_", "b")} == owners(session)
         assert (
-            NameConflict("tool", "a__b", ("a", "a_"), None),
-            NameConflict("prompt", "a__b", ("a", "a_"), None),
+            NameConflict("tool", "a__b", ("a", "a_"), "a_"),
+            NameConflict("prompt", "a__b", ("a", "a_"), "a_"),
         ) == session.conflicts
+        assert "a_" == (await session.call_tool("a__b")).backend_id
+
+
+async def test_a_name_inside_the_prefix_of_a_missing_backend_waits_for_it(autojump_clock: MockClock) -> None:
+    """The backend is down when the session opens: the name is not given to the other, not even for a moment."""
+    backends = backends_of(a="_b x", a_="b x")
+    backends["a_"].fail(CONNECT, Refuse())
+    async with open_world(backends) as world, world.open_session() as session:
+        assert {"a_x": ("a", "x")} == owners(session)
+        assert [("a__b", "a_")] == [(conflict.name, conflict.owner) for conflict in session.conflicts[:1]]
+        with pytest.raises(ToolNotFound):
+            await session.call_tool("a__b")
+        backends["a_"].heal()
+        await trio.sleep(10)
+        assert "a_" == (await session.call_tool("a__b")).backend_id
+        await session.remove_backend("a_")
         with pytest.raises(ToolNotFound):
             await session.call_tool("a__b")
 

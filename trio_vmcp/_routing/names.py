@@ -12,7 +12,7 @@ from typing import Literal
 
 import attrs
 
-from trio_vmcp._routing.strategies import ConflictResolution, composer, first_owner
+from trio_vmcp._routing.strategies import ConflictResolution, composer, first_owner, fit, inner_prefixes
 from trio_vmcp._routing.table import Target
 from trio_vmcp.models import NameConflict
 
@@ -27,11 +27,15 @@ class _Claims:
         listed: The own names.
         targets: Composed name to own name; of several own names that compose alike, the first.
         doubles: Composed name to all own names that compose to it, where there are several.
+        inner: The prefixes of other backends inside this one's, the longest first, each with its backend.
+        belong_to: Composed name to the other backend that it belongs to by its prefix.
     """
 
     listed: Sequence[str] = ()
     targets: dict[str, Target] = attrs.field(factory=dict)
     doubles: dict[str, tuple[Target, ...]] = attrs.field(factory=dict)
+    inner: Mapping[str, str] = attrs.field(factory=dict)
+    belong_to: dict[str, str] = attrs.field(factory=dict)
 
     def of(self, name: str) -> tuple[Target, ...]:
         """What this backend would answer a composed name with."""
@@ -39,13 +43,23 @@ class _Claims:
             return self.doubles[name]
         return (self.targets[name],) if name in self.targets else ()
 
+    def is_equal(self, other: _Claims, name: str) -> bool:
+        """Whether both claim this name for the same target and owner."""
+        return self.of(name) == other.of(name) and self.belong_to.get(name) == other.belong_to.get(name)
 
-def _claim(strategy: ConflictResolution, backend_id: str, names: Sequence[str], max_length: float) -> _Claims:
-    claims = _Claims(names)
-    compose = composer(strategy, backend_id, max_length)
+
+def _claim(
+    strategy: ConflictResolution, backend_id: str, names: Sequence[str], max_length: float, inner: Mapping[str, str]
+) -> _Claims:
+    claims = _Claims(names, inner=inner)
+    compose = composer(strategy, backend_id)
     for name in dict.fromkeys(names):
-        composed = compose(name)
-        if composed is not None:
+        whole = compose(name)
+        if whole is not None:
+            composed = fit(whole, max_length)
+            owner = next((owner for prefix, owner in inner.items() if whole.startswith(prefix)), None)
+            if owner is not None:
+                claims.belong_to.setdefault(composed, owner)
             target = Target(backend_id, name)
             first = claims.targets.setdefault(composed, target)
             if first is not target:
@@ -71,6 +85,7 @@ class Names:
     routes: dict[str, Target] = attrs.field(factory=dict, init=False)
     bound_bytes: Counter[str] = attrs.field(factory=Counter, init=False)
     _claims: dict[str, _Claims] = attrs.field(factory=dict, init=False)  # by backend id, in configured order
+    _inner: dict[str, dict[str, str]] = attrs.field(factory=dict, init=False)  # `inner_prefixes` of the configured
     _contested: dict[str, dict[str, tuple[Target, ...]]] = attrs.field(factory=dict, init=False)  # all claims to a name
     _conflicts: dict[str, NameConflict] = attrs.field(factory=dict, init=False)  # what came of each contested name
 
@@ -91,9 +106,14 @@ class Names:
                 self._replace(gone, _Claims(), touched)
             self._claims = {backend_id: self._claims.get(backend_id) or _Claims() for backend_id in order}
             touched |= dict.fromkeys(self._contested)
+            self._inner = inner_prefixes(self._strategy, order)
+            # A backend came or went whose prefix is inside that of another, which may list the same as before.
+            again = [known for known, claims in self._claims.items() if claims.inner != self._inner.get(known, {})]
+            listed = {backend_id: self._claims[backend_id].listed for backend_id in again} | dict(listed)
         for backend_id, names in listed.items():
-            if names != self._claims[backend_id].listed:
-                claims = _claim(self._strategy, backend_id, names, self._max_length)
+            claims, inner = self._claims[backend_id], self._inner.get(backend_id, {})
+            if names != claims.listed or inner != claims.inner:
+                claims = _claim(self._strategy, backend_id, names, self._max_length, inner)
                 self._replace(backend_id, claims, touched)
         rank = {backend_id: at for at, backend_id in enumerate(order)}
         for name in touched:
@@ -124,7 +144,7 @@ class Names:
     def _replace(self, backend_id: str, new: _Claims, touched: dict[str, None]) -> None:
         old = self._claims[backend_id]
         self._claims[backend_id] = new
-        kept = {name for name in old.targets.keys() & new.targets.keys() if new.of(name) == old.of(name)}
+        kept = {name for name in old.targets.keys() & new.targets.keys() if new.is_equal(old, name)}
         for name in old.targets:
             if name not in kept:
                 touched[name] = None
@@ -156,20 +176,22 @@ class Names:
             sole = self.routes.get(name)
             if sole is None or bound_to == sole.backend_id:
                 return
-            if bound_to is None:
+            if bound_to is None and name not in self._claims[sole.backend_id].belong_to:
                 self._bind(name, sole.backend_id)
                 return
             self._contested[name] = {sole.backend_id: (sole,)}
         by_backend = self._contested[name]
         claims = [claim for backend_id in sorted(by_backend, key=rank.__getitem__) for claim in by_backend[backend_id]]
         target: Target | None = None
-        if not claims or (len(claims) == 1 and bound_to in (None, claims[0].backend_id)):
+        # By its prefix; a name that was bound before the owner of that prefix was added stays where it is.
+        belongs_to = bound_to or next(filter(None, (self._claims[of].belong_to.get(name) for of in by_backend)), None)
+        if not claims or (len(claims) == 1 and belongs_to in (None, claims[0].backend_id)):
             target = claims[0] if claims else None
             del self._contested[name]
             self._conflicts.pop(name, None)
         else:
             claimants = tuple(dict.fromkeys(claim.backend_id for claim in claims))
-            owner = bound_to or first_owner(self._strategy, claimants)
+            owner = belongs_to or first_owner(self._strategy, claimants)
             own = [claim for claim in claims if claim.backend_id == owner]
             if len(own) > 1:  # two own names compose to this one, and the order of a list must not decide
                 owner = None

@@ -5,13 +5,24 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import TypeAlias, cast
 
 import attrs
 
 from trio_vmcp._read_only import Copyable, read_only
 
-__all__ = ["Bare", "ConflictResolution", "Manual", "Prefix", "Priority", "composer", "first_owner"]
+__all__ = [
+    "Bare",
+    "ConflictResolution",
+    "Manual",
+    "Prefix",
+    "Priority",
+    "composer",
+    "first_owner",
+    "fit",
+    "inner_prefixes",
+]
 
 DIGEST_LENGTH = 12  # base32 characters, 60 bits: two of 10 000 names collide with a probability of 4e-11
 _SEPARATOR = "_"
@@ -19,7 +30,10 @@ _SEPARATOR = "_"
 
 @attrs.frozen
 class Prefix:
-    """Prefix every tool and prompt with its backend's id, so that no name depends on other backends.
+    """Prefix every tool and prompt with its backend's id, so that no name depends on which backends are there.
+
+    A name belongs to the configured backend with the longest prefix that it begins with: beside a backend `git_hub`,
+    the backend `git` has no name that begins with `git_hub_`.
 
     Raises:
         ValueError: The format does not hold `{backend}` exactly once, or holds another brace.
@@ -103,20 +117,44 @@ ConflictResolution: TypeAlias = Prefix | Bare | Priority | Manual
 # What a strategy decides.
 
 
-def composer(strategy: ConflictResolution, backend_id: str, max_length: float) -> Callable[[str], str | None]:
-    """From a backend's own names to advertised ones, of at most `max_length` characters; None: not advertised."""
+def inner_prefixes(strategy: ConflictResolution, backend_ids: Sequence[str]) -> dict[str, dict[str, str]]:
+    """By backend id: the prefixes of other backends that begin with the prefix of this one, the longest first, each
+    with its backend. A name inside such a prefix belongs to that other backend. Backends without any are left out.
+    """
+    if not isinstance(strategy, Prefix):
+        return {}
+    prefixes = sorted((_prefix(strategy, backend_id), backend_id) for backend_id in backend_ids)
+    found: dict[str, dict[str, str]] = {}
+    for at, (outer, backend_id) in enumerate(prefixes):
+        # Sorted, all that begin with a prefix stand directly behind it, the longer behind the shorter that it contains.
+        inner: list[tuple[str, str]] = []
+        for pair in islice(prefixes, at + 1, None):
+            if not pair[0].startswith(outer):
+                break
+            inner.append(pair)
+        if inner:
+            found[backend_id] = dict(sorted(inner, key=lambda pair: len(pair[0]), reverse=True))
+    return found
+
+
+def _prefix(strategy: Prefix, backend_id: str) -> str:
+    return strategy.format.replace("{backend}", backend_id)
+
+
+def composer(strategy: ConflictResolution, backend_id: str) -> Callable[[str], str | None]:
+    """From a backend's own names to composed ones, of any length; None: not advertised."""
     if isinstance(strategy, Prefix):
-        prefix = strategy.format.replace("{backend}", backend_id)
-        return lambda name: _fit(prefix + name, max_length)
+        prefix = _prefix(strategy, backend_id)
+        return lambda name: prefix + name
     if isinstance(strategy, Manual):
         names = strategy
-        return lambda name: _fit(names.advertised_name(backend_id, name), max_length)
-    return lambda name: _fit(name, max_length)
+        return lambda name: names.advertised_name(backend_id, name)
+    return lambda name: name
 
 
-def _fit(name: str | None, max_length: float) -> str | None:
+def fit(name: str, max_length: float) -> str:
     """A name that is too long keeps its head and ends in a digest of all of it."""
-    if name is None or len(name) <= max_length:
+    if len(name) <= max_length:
         return name
     digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     tail = _SEPARATOR + base64.b32encode(digest).decode("ascii").lower()[:DIGEST_LENGTH]
