@@ -92,6 +92,7 @@ async def test_the_token_endpoint_gets_nothing_that_is_the_backends(autojump_clo
             "accept-encoding",
             "content-type",
             "content-length",
+            "user-agent",
             "authorization",
         } == set(request.headers)
         assert "issuer.test" == request.headers["host"]

@@ -15,6 +15,7 @@ import httpx
 import trio
 
 from trio_vmcp._http.origin import shown_origin
+from trio_vmcp._http.user_agent import USER_AGENT
 from trio_vmcp.auth._tokens import SharedToken, TokenRefusal
 from trio_vmcp.errors import BackendUnauthorized, BackendUnavailable
 from trio_vmcp.identity import Identity
@@ -125,6 +126,7 @@ class ClientCredentials:
             "Accept": "application/json",
             "Accept-Encoding": "identity",
             "Content-Type": "application/x-www-form-urlencoded",
+            "User-Agent": USER_AGENT.decode(),
         }
         request = httpx.Request("POST", self.token_url, headers=headers, content=body)
         if not in_body:  # RFC 6749 §2.3.1: encoded as in a form, before Basic encodes it again

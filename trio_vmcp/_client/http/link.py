@@ -22,7 +22,8 @@ from trio_vmcp._client.http.foreign import HttpxSource, RequestBody
 from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._http.origin import Origin, origin_of
 from trio_vmcp._http.response import Headers, encode_head, encode_headers
-from trio_vmcp._http.transport import Http11Transport
+from trio_vmcp._http.transport import WITH_BODY, Http11Transport
+from trio_vmcp._http.user_agent import USER_AGENT
 from trio_vmcp._protocol.outcomes import Refusal, in_words_of_a_lost_session
 from trio_vmcp._protocol.words import MOST_WORDS, is_credential, secrets_of, words_in
 from trio_vmcp._request_note import note_written
@@ -122,7 +123,10 @@ class HttpLink:
         self._constant = [(b"Host", url.netloc), (b"Accept-Encoding", b"identity")]
         given = [(name.encode(), value.encode()) for name, value in self.backend.headers.items()]
         self._constant += given
-        if url.userinfo and not any(name.lower() == b"authorization" for name, _ in given):
+        named = {name.lower() for name, _ in given}
+        if b"user-agent" not in named:
+            self._constant.append((b"User-Agent", USER_AGENT))
+        if url.userinfo and b"authorization" not in named:
             userinfo = unquote(url.userinfo.decode()).encode()
             self._constant.append((b"Authorization", b"Basic " + base64.b64encode(userinfo)))
         if self._auth is not None:
@@ -167,7 +171,9 @@ class HttpLink:
                     raise translated(exc, self.backend.id, written=body.written) from cause_of(exc)
                 reply = HttpReply(self.backend.id, response.status, body, response.headers, response, headers)
             else:
-                everything = [*self._constant, *_BY_VERB[verb], *headers, (b"Content-Length", b"%d" % len(body.data))]
+                everything = [*self._constant, *_BY_VERB[verb], *headers]
+                if verb in WITH_BODY:
+                    everything.append((b"Content-Length", b"%d" % len(body.data)))
                 request = httpx.Request(verb, url, headers=everything, stream=body)
                 reply = await self._authenticated(request, body, identity)
             if not 300 <= reply.status < 400:
@@ -254,6 +260,8 @@ class HttpLink:
         origin, constant = prepared
         if headers is not self._last_headers[0]:  # a list is never changed, so the same list has the same encoding
             self._last_headers = headers, encode_headers(headers)
+        if verb not in WITH_BODY:
+            return origin, b"%s%s\r\n" % (constant, self._last_headers[1])
         return origin, b"%s%sContent-Length: %d\r\n\r\n" % (constant, self._last_headers[1], size)
 
     async def _redirected(self, url: httpx.URL, reply: HttpReply) -> httpx.URL:
