@@ -255,6 +255,7 @@ def test_the_defaults_are_those_that_are_documented() -> None:
         "max_pages": 1000,
         "max_items_per_backend": 10_000,
         "max_json_depth": 128,
+        "max_json_values": 100_000,
         "conflict_resolution": trio_vmcp.Prefix("{backend}_"),
     }
     assert defaults == attrs.asdict(FactorySettings(), recurse=False)

@@ -56,6 +56,9 @@ class FactorySettings:
         max_name_length: Characters of an advertised name. A longer name is cut and ends in a digest of the whole.
         max_pages, max_items_per_backend: Pages and entries of one list of one backend; over them, its failure is LIMIT.
         max_json_depth: Nesting of one message of a backend.
+        max_json_values: Members of objects and elements of arrays in one message of a backend, those inside strings not
+            counted; a message with more is MessageTooLarge. Other tasks wait while a message is parsed: about 0.4 ms
+            for 1 000 values.
         conflict_resolution: How advertised names are made: `Prefix`, `Bare`, `Priority` or `Manual`.
 
     Raises:
@@ -81,6 +84,7 @@ class FactorySettings:
     max_pages: int = 1000
     max_items_per_backend: int = 10_000
     max_json_depth: int = 128
+    max_json_values: int = 100_000
     conflict_resolution: ConflictResolution = attrs.field(factory=Prefix)
 
     def __attrs_post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -372,3 +373,42 @@ async def test_a_status_that_proves_something_beats_the_body(
         with pytest.raises(BackendUnauthorized if status in (401, 403) else BackendRejected) as caught:
             await call(client)
         assert (False, 7.0) == (caught.value.may_have_executed, caught.value.retry_after)
+
+
+FEW_VALUES = FactorySettings(max_json_values=100)
+
+
+def with_values(count: int, message: JSON) -> JSON:
+    """The message with a result, in all of so many values: the message has three, the result two."""
+    return {**message, "result": {"content": [], "structuredContent": [[]] * (count - 5)}}
+
+
+@EVERY_ANSWER
+async def test_the_values_of_an_answer_are_limited(channel: Channel, autojump_clock: MockClock) -> None:
+    """An answer with more values than allowed fails its call alone, and is not parsed; brackets in strings are free."""
+    backend = channel.backend()
+    backend.add_tool("slow", sleeps)
+    echoes: Callable[[Any], bool] = lambda exchange: exchange.params.get("name") == "echo"  # noqa: E731
+    backend.fail(echoes, Rewrite(partial(with_values, 100)), times=1)
+    backend.fail(echoes, Rewrite(partial(with_values, 101)), times=1)
+    async with channel.open_client(backend, settings=FEW_VALUES) as client:
+        assert 95 == len((await call(client))["structuredContent"])
+        async with trio.open_nursery() as calls:
+            calls.start_soon(call, client, "slow")
+            with pytest.raises(MessageTooLarge, match=r"holds over 100 values \(max_json_values\)") as caught:
+                await call(client)
+        assert caught.value.may_have_executed
+        await call(client, arguments={"text": "[],{}," * 100})
+
+
+@EVERY_ANSWER
+@pytest.mark.parametrize("digits", [5_000, 60_000], ids=["short", "long"])
+async def test_the_digits_of_an_answer_are_limited(channel: Channel, digits: int, autojump_clock: MockClock) -> None:
+    """Numbers of many digits take quadratic time to parse, so they are no answer."""
+    backend = channel.backend()
+    head, tail = b'{"jsonrpc":"2.0","id":', b',"result":{"content":[],"a":%s,"b":%s}}' % (b"7" * 200, b"7" * digits)
+    backend.fail("tools/call", Rewrite(lambda message: b"%s%d%s" % (head, message["id"], tail)), times=1)
+    async with channel.open_client(backend) as client:
+        with pytest.raises(MessageTooLarge, match="digits"):
+            await call(client)
+        await call(client)

@@ -65,9 +65,9 @@ async def test_the_first_answer_wins_wherever_the_others_come_from(autojump_cloc
     """An answer may come on the stream, from the POST that carried the request, or as the end of the connection: the
     first counts.
     """
-    inbox = Inbox(backend_id="b", max_message_bytes=LIMIT, max_json_depth=128)
+    inbox = Inbox(backend_id="b", max_message_bytes=LIMIT, max_json_depth=128, max_json_values=100_000)
     with inbox.pending(Ask(1, "ping", {}, None, ignore_other, RequestNote())) as pending:
-        inbox.take_message(b'{"jsonrpc": "2.0", "id": 1, "result": {"n": "first"}}')
+        await inbox.take_message(b'{"jsonrpc": "2.0", "id": 1, "result": {"n": "first"}}')
         pending.settle(BackendUnavailable("b", "broke"))
         inbox.close(Loss("ended"))
         settled = await pending.wait(ignore_other)

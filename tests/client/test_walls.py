@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from time import perf_counter, thread_time
@@ -48,6 +49,8 @@ from trio_vmcp._client.channels.pace import (
     MESSAGES_PER_SECOND,
     REQUEST_COST,
 )
+from trio_vmcp._client.channels.parsing import parse
+from trio_vmcp._protocol.jsonrpc import BadMessage
 from trio_vmcp.testing import CallContext, Hang, Rewrite, ScriptedBackend, WireFault, open_memory_network
 from trio_vmcp.testing.faults import Cut, Step
 
@@ -197,9 +200,10 @@ async def test_an_event_of_many_lines_counts_for_its_lines(channel: Channel, aut
 @STREAMED
 async def test_an_answer_of_many_lines_is_not_slowed_down(channel: Channel, autojump_clock: MockClock) -> None:
     """A server may print its JSON prettily, each line in a `data` line of its own. The call sets the pace."""
+    lines = 99_990  # nearly as many values and digits as a message may have
 
     async def print_prettily(arguments: JSON, context: CallContext) -> str:
-        text: JSON = {"content": [], "structuredContent": {"n": list(range(100_000))}}
+        text: JSON = {"content": [], "structuredContent": {"n": [7] * lines}}
         if channel.is_modern:
             text["resultType"] = "complete"
         answer = {"jsonrpc": "2.0", "id": context.exchange.message["id"], "result": text}
@@ -211,7 +215,7 @@ async def test_an_answer_of_many_lines_is_not_slowed_down(channel: Channel, auto
     backend.add_tool("print", print_prettily)
     async with channel.open_client(backend) as client:
         begun = trio.current_time()
-        assert 100_000 == len((await call(client, "print"))["structuredContent"]["n"])
+        assert lines == len((await call(client, "print"))["structuredContent"]["n"])
         assert trio.current_time() - begun <= 0.2
 
 
@@ -281,6 +285,79 @@ async def test_a_program_that_floods_costs_another_backend_little(name: str, tmp
     in_pipe = 3 * 64 * 1024  # what a pipe holds, what one read returns, and what one write brings
     assert (taken - in_pipe) / len(text) * cost <= MESSAGES_AHEAD + lasted * MESSAGES_PER_SECOND
     assert beside <= 2 * alone + 0.0005
+
+
+MANY_VALUES = b"[" + b"[]," * 200_000 + b"[]]"
+COSTLY = {
+    "empty arrays": b'{"a":' + MANY_VALUES + b"}",
+    "empty objects": b'{"a":' + MANY_VALUES.replace(b"[]", b"{}") + b"}",
+    "members": b'{"a":{' + b'"":0,' * 200_000 + b'"":0}}',
+    "digits": b'{"a":[' + b"7" * 4000 + (b"," + b"7" * 4000) * 200 + b"]}",
+}
+EVERY_COSTLY = pytest.mark.parametrize("name", COSTLY)
+
+
+@EVERY_CHANNEL
+@EVERY_COSTLY
+async def test_a_costly_message_before_an_answer_is_skipped(
+    channel: Channel, name: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A message with more values or digits than allowed is skipped, asked for or not. The answer behind it counts."""
+
+    async def babble(arguments: JSON, context: CallContext) -> str:
+        await context.send(b'{"jsonrpc":"2.0","method":"notifications/x","params":%s}' % COSTLY[name])
+        return "done"
+
+    backend = channel.backend()
+    backend.add_tool("babble", babble)
+    async with channel.open_client(backend) as client:
+        step = LongestStep()
+        trio.lowlevel.add_instrument(step)
+        assert "done" == (await call(client, "babble", timeout=60))["content"][0]["text"]
+        trio.lowlevel.remove_instrument(step)
+    (warning,) = warnings(caplog)
+    assert "digits" in warning if name == "digits" else "100000 values (max_json_values)" in warning
+    assert step.seconds < 0.05
+
+
+@EVERY_CHANNEL
+@EVERY_COSTLY
+async def test_a_costly_message_on_a_held_stream_is_skipped(
+    channel: Channel, name: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The stream goes on being read, and calls go on."""
+    backend = channel.backend(listens=True)
+    async with channel.open_client(backend) as client:
+        await wait_all_tasks_blocked()
+        backend.send(b'{"jsonrpc":"2.0","method":"notifications/x","params":%s}' % COSTLY[name])
+        await trio.sleep(HOUR)
+        await call(client)
+    assert 1 == len(warnings(caplog))
+
+
+MIB = 1024 * 1024
+LARGE = {
+    "values": "[" + "[]," * 99_980 + "[]]",
+    "members": "{" + ",".join(f'"{n:x}":[]' for n in range(50_000)) + "}",
+    "text": json.dumps("abc " * (4 * MIB)),
+    "escapes": '"' + "\\n" * (8 * MIB - 50) + '"',
+    "white space": "[" + " " * (16 * MIB - 100) + "]",
+    "too many values": "[" + "[]," * (5 * MIB) + "[]]",
+    "open brackets": "[" * (16 * MIB - 100),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+async def test_no_step_of_a_parse_is_long(name: str, autojump_clock: MockClock) -> None:
+    """Whatever a message within `max_message_bytes` is made of, other tasks run between its steps."""
+    text = '{"jsonrpc":"2.0","id":1,"result":{"a":' + LARGE[name] + "}}"
+    step = LongestStep()
+    trio.lowlevel.add_instrument(step)
+    with suppress(BadMessage):
+        await parse(text, max_depth=128, max_values=100_000)
+    await trio.lowlevel.checkpoint()
+    trio.lowlevel.remove_instrument(step)
+    assert step.seconds < 0.05
 
 
 # What is no message

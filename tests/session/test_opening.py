@@ -223,6 +223,12 @@ def page_after_page(page: dict[str, Any]) -> dict[str, Any]:
             FailureReason.LIMIT,
             "lists over 10000 items (max_items_per_backend)",
         ),
+        (
+            "tools/list",
+            Rewrite(lambda page: {**page, "result": {"tools": [{"name": "a", "x": [0] * 100_000}]}}),
+            FailureReason.LIMIT,
+            "sent a message that holds over 100000 values (max_json_values)",
+        ),
     ],
 )
 async def test_a_failing_backend_is_data(

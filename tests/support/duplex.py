@@ -130,7 +130,9 @@ async def open_pair(
         listens: Whether the client of the modern era listens to changes of lists.
     """
     near, far = memory_stream_pair()
-    channel = MemoryChannel(inbox=Inbox(backend_id="b", max_message_bytes=limit, max_json_depth=128))
+    channel = MemoryChannel(
+        inbox=Inbox(backend_id="b", max_message_bytes=limit, max_json_depth=128, max_json_values=100_000)
+    )
     events = HeardEvents()
     with sole_error():
         async with trio.open_nursery() as nursery:

@@ -206,6 +206,7 @@ class HttpOpening(Opening):
             self._link,
             settings.max_message_bytes,
             settings.max_json_depth,
+            settings.max_json_values,
             identity=parts.identity,
             nursery=parts.nursery,
             unawaited=parts.unawaited(),
@@ -222,7 +223,9 @@ class HttpOpening(Opening):
     def stateless(self) -> StatelessClient:
         if self._stateless is None:
             parts, settings = self._parts, self._parts.connector.settings
-            channel = Streamable(self._link, settings.max_message_bytes, settings.max_json_depth)
+            channel = Streamable(
+                self._link, settings.max_message_bytes, settings.max_json_depth, settings.max_json_values
+            )
             cache = parts.connector.backend_cache(parts.backend)
             self._stateless = parts.stateless(channel, self.endpoint, cache)
         return self._stateless

@@ -14,11 +14,13 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Generator
 from types import NoneType
 from typing import Any, TypeAlias, TypeGuard
 
 import attrs
 
+from trio_vmcp._protocol.json_cost import MOST_NUMBER_DIGITS, MOST_VALUES, JsonCost, TooCostly, is_cheap
 from trio_vmcp.models import JSON
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "encode_request",
     "encode_result",
     "meant_id",
+    "parse_in_steps",
     "parse_message",
     "parse_text",
     "same_id",
@@ -48,9 +51,11 @@ class BadMessage(ValueError):
 
     Attributes:
         reply_id: The id of the request that the message seems to answer; None: unknown.
+        is_too_large: The message is over a limit for what it costs to parse.
     """
 
     reply_id: int | None = None
+    is_too_large: bool = False
 
 
 @attrs.frozen
@@ -164,21 +169,40 @@ def _place(place: str, key: object) -> str:
 _MOST_PLACE = 200  # characters
 
 
-def parse_message(data: bytes | bytearray | memoryview, *, max_depth: int) -> Message:
+def parse_message(data: bytes | bytearray | memoryview, *, max_depth: int, max_values: float = MOST_VALUES) -> Message:
     """Read one JSON-RPC message.
 
     Args:
         max_depth: Objects and arrays inside each other, the message itself counted.
+        max_values: Members of objects and elements of arrays, together.
 
     Raises:
         BadMessage: Says what is wrong, and where, without any of the data.
     """
-    return parse_text(to_text(data), max_depth=max_depth)
+    return parse_text(to_text(data), max_depth=max_depth, max_values=max_values)
 
 
-def parse_text(text: str, *, max_depth: int) -> Message:
+def parse_text(text: str, *, max_depth: int, max_values: float = MOST_VALUES) -> Message:
     """`parse_message` without `to_text`, so that a caller can free the bytes of a large message in between."""
+    steps = parse_in_steps(text, max_depth=max_depth, max_values=max_values)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            message: Message = end.value
+            return message
+
+
+def parse_in_steps(text: str, *, max_depth: int, max_values: float) -> Generator[None, None, Message]:
+    """`parse_text`, with a step wherever other tasks may run: between the slices of the count, and around the parse."""
+    if not is_cheap(text, max_values):
+        try:
+            yield from JsonCost(max_values).count(text)
+        except TooCostly as exc:
+            raise _too_large(str(exc)) from None
     message = _loads(text)
+    if len(text) >= _LONG_TEXT:
+        yield
     try:
         return _checked(message, text, max_depth)
     except BadMessage as bad:
@@ -247,12 +271,20 @@ def _loads(text: str) -> Any:
     except MemoryError:  # a message of small objects takes thirty times its size in memory
         problem = "takes more memory to parse than there is"
     except ValueError:  # int() refuses more digits than sys.get_int_max_str_digits(): the conversion is quadratic
-        problem = "holds an integer of too many digits"
+        raise _too_large("holds an integer of too many digits") from None
     raise BadMessage(problem)  # outside of the except, too: JSONDecodeError holds the document
+
+
+def _too_large(problem: str) -> BadMessage:
+    bad = BadMessage(problem)
+    bad.is_too_large = True
+    return bad
 
 
 def _finite(literal: str) -> float:
     """Refuse 1e999, which `float` reads as infinity. `parse_constant` sees the literals NaN and Infinity only."""
+    if len(literal) > MOST_NUMBER_DIGITS:
+        raise _too_large(f"holds a number of over {MOST_NUMBER_DIGITS} digits")
     number = float(literal)
     if math.isinf(number):
         raise BadMessage("holds a number that no float can hold")

@@ -11,9 +11,9 @@ import re
 
 import attrs
 
-from trio_vmcp._protocol.jsonrpc import BadMessage, Message, parse_text, to_text
+from trio_vmcp._protocol.jsonrpc import BadMessage, to_text
 
-__all__ = ["END_BYTES", "MOST_SKIPPED", "Oversized", "Unreadable", "decode", "read", "reply_id_at_ends"]
+__all__ = ["END_BYTES", "MOST_SKIPPED", "Oversized", "Unreadable", "decode", "reply_id_at_ends", "unreadable"]
 
 END_BYTES = 256  # of each end of a message, enough for its id
 MOST_SKIPPED = 4  # times the size limit, that a message may go on and be skipped; beyond that the stream has no end
@@ -56,10 +56,12 @@ class Unreadable:
     Attributes:
         problem: Completes the sentence "a message that …".
         reply_id: The id of the request that the message seems to answer; None: unknown.
+        too_large: The message was not parsed, since it is over a limit for what that costs; None: another problem.
     """
 
     problem: str
     reply_id: int | None
+    too_large: Oversized | None = None
 
 
 def decode(data: bytes | bytearray) -> str | Unreadable:
@@ -71,20 +73,13 @@ def decode(data: bytes | bytearray) -> str | Unreadable:
     return Unreadable(problem, reply_id_at_ends(data[:END_BYTES], data[-END_BYTES:]))
 
 
-def read(text: str, *, max_depth: int) -> Message | Unreadable:
-    """Parse the text of one message.
-
-    Args:
-        max_depth: As for `parse_message`.
-    """
-    try:
-        return parse_text(text, max_depth=max_depth)
-    except BadMessage as bad:
-        problem, reply_id = str(bad), bad.reply_id
-    if reply_id is None:
-        ends = text[:END_BYTES], text[-END_BYTES:]
-        reply_id = reply_id_at_ends(*(end.encode(errors="surrogatepass") for end in ends))
-    return Unreadable(problem, reply_id)
+def unreadable(text: str, bad: BadMessage) -> Unreadable:
+    """What is known of a message whose text cannot be parsed."""
+    ends = Oversized()
+    for end in (text[:END_BYTES], text[-END_BYTES:]):
+        ends.add(end.encode(errors="surrogatepass"))
+    reply_id = bad.reply_id if bad.reply_id is not None else ends.reply_id
+    return Unreadable(str(bad), reply_id, ends if bad.is_too_large else None)
 
 
 def reply_id_at_ends(head: bytes | bytearray, tail: bytes | bytearray) -> int | None:

@@ -154,13 +154,13 @@ class EventStream(DuplexChannel):
                     raise MessageTooLarge(self.backend.id, f"sent {exc} (max_message_bytes)") from exc
                 self.pace.charge_lines(decoder.idle_lines - lines, decoder.idle_bytes - size)
                 for event in events:
-                    self._take(event)
+                    await self._take(event)
                     if self.pace.is_due:
                         await self.pace.wait()
                 if self.pace.is_due:
                     await self.pace.wait()
 
-    def _take(self, event: SseEvent) -> None:
+    async def _take(self, event: SseEvent) -> None:
         if self._posts is None:
             if event.event == "endpoint":
                 self._posts = self.make_link(attrs.evolve(self.backend, url=self._resolve(bytes(event.data))))
@@ -168,7 +168,7 @@ class EventStream(DuplexChannel):
         elif event.event == "message" and event.oversized is not None:
             self.inbox.take_oversized(event.oversized)
         elif event.event == "message" and event.data:
-            self.inbox.take_message(event.data)
+            await self.inbox.take_message(event.data)
         else:
             self.pace.charge_message(None, len(event.data), event.data.count(b"\n"))
 

@@ -18,11 +18,12 @@ import trio
 
 from trio_vmcp._client.channels.channel import Ask, OnOther
 from trio_vmcp._client.channels.pace import Pace
+from trio_vmcp._client.channels.parsing import read
 from trio_vmcp._client.complaints import Complaints
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Notification, Request, RequestId, Result, meant_id
 from trio_vmcp._protocol.methods import PROGRESS
 from trio_vmcp._protocol.outcomes import Answer, Loss, RequestOutcome
-from trio_vmcp._protocol.reading import Oversized, Unreadable, decode, read
+from trio_vmcp._protocol.reading import Oversized, Unreadable, decode
 from trio_vmcp._request_note import RequestNote
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendUnavailable, MessageTooLarge
 from trio_vmcp.models import Backend
@@ -102,6 +103,7 @@ class Inbox:
     backend_id: str
     max_message_bytes: int
     max_json_depth: int
+    max_json_values: float
     on_other: Callable[[Request | Notification], None] = ignore
     complaints: Complaints = attrs.field(factory=Complaints, init=False, repr=False)
     pace: Pace = attrs.field(factory=Pace, init=False, repr=False)
@@ -131,10 +133,16 @@ class Inbox:
             self._pending.pop(ask.id, None)
             self._by_token.pop(ask.progress_token, None)
 
-    def take_message(self, data: bytes | bytearray) -> None:
+    async def take_message(self, data: bytes | bytearray) -> None:
         """Hand over one message to the request or sink that it is for."""
         text = decode(data)
-        message = read(text, max_depth=self.max_json_depth) if isinstance(text, str) else text
+        if isinstance(text, str):
+            message = await read(text, max_depth=self.max_json_depth, max_values=self.max_json_values)
+        else:
+            message = text
+        if isinstance(message, Unreadable) and message.too_large is not None:
+            self._skip_large(message.too_large, f"sent a message that {message.problem}", len(data))
+            return
         if isinstance(message, Result | ErrorReply | Unreadable) and self._settle_by(message):
             return
         self.pace.charge_message(message, len(data), data.count(b"\n"))
@@ -154,15 +162,17 @@ class Inbox:
 
     def take_oversized(self, message: Oversized) -> None:
         """A message over the limit was skipped. If its ends tell which request it answers, that one fails, else all."""
-        detail = f"sent a message of {message.size} bytes (max_message_bytes)"
+        self._skip_large(message, f"sent a message of {message.size} bytes (max_message_bytes)", message.size)
+
+    def _skip_large(self, message: Oversized, detail: str, size: int) -> None:
         if message.is_call:
-            self.pace.charge_message(None, message.size)
+            self.pace.charge_message(None, size)
             self.complaints.make("backend %r: %s; it was no answer", self.backend_id, detail)
             return
         ids = [pending.id for pending in self._likely()] if message.reply_id is None else [message.reply_id]
         settled = [self._settle(request_id, MessageTooLarge(self.backend_id, detail)) for request_id in ids]
         if not any(settled):
-            self.pace.charge_message(None, message.size)
+            self.pace.charge_message(None, size)
 
     def close(self, loss: Loss) -> None:
         """The connection has ended: settle every request."""
@@ -215,4 +225,5 @@ def new_inbox(backend: Backend, settings: FactorySettings) -> Inbox:
         backend_id=backend.id,
         max_message_bytes=settings.max_message_bytes,
         max_json_depth=settings.max_json_depth,
+        max_json_values=settings.max_json_values,
     )

@@ -174,17 +174,17 @@ class LineChannel(DuplexChannel):
         empty = decoder.empty_lines
         self.pace.charge_piece(piece)
         for line in decoder.feed(piece):
-            self._take(line)
+            await self._take(line)
             if self.pace.is_due:
                 await self.pace.wait()
         self.pace.charge_lines(decoder.empty_lines - empty, decoder.empty_lines - empty)
         if self.pace.is_due:
             await self.pace.wait()
 
-    def _take(self, line: bytes | bytearray | Oversized) -> None:
+    async def _take(self, line: bytes | bytearray | Oversized) -> None:
         if isinstance(line, Oversized):
             self.inbox.take_oversized(line)
         elif line.isspace():
             self.pace.charge_lines(1, len(line))
         else:
-            self.inbox.take_message(line)
+            await self.inbox.take_message(line)

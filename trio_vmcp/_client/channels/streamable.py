@@ -14,6 +14,7 @@ import attrs
 
 from trio_vmcp._client.channels.channel import Ask, Headers, MessageSink, Send
 from trio_vmcp._client.channels.pace import Pace, pieces
+from trio_vmcp._client.channels.parsing import parse, read
 from trio_vmcp._client.complaints import Complaints
 from trio_vmcp._client.http.link import HttpExchange, HttpLink
 from trio_vmcp._client.http.reply import HttpReply
@@ -26,7 +27,6 @@ from trio_vmcp._protocol.jsonrpc import (
     Result,
     meant_id,
     parse_message,
-    parse_text,
     same_id,
     to_text,
 )
@@ -37,7 +37,7 @@ from trio_vmcp._protocol.outcomes import (
     Refusal,
     RequestOutcome,
 )
-from trio_vmcp._protocol.reading import Oversized, Unreadable, decode, read
+from trio_vmcp._protocol.reading import Oversized, Unreadable, decode
 from trio_vmcp._protocol.sse import SseDecoder, SseEvent, SseLimit, line_ends
 from trio_vmcp.errors import BackendError, BackendUnavailable, MessageTooLarge
 from trio_vmcp.identity import Identity
@@ -57,6 +57,7 @@ class Streamable:
     link: HttpLink
     max_message_bytes: int
     max_json_depth: int
+    max_json_values: float
     ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
     complaints: Complaints = attrs.field(factory=Complaints, init=False, repr=False)
     pace: Pace = attrs.field(factory=Pace, init=False, repr=False)
@@ -136,7 +137,8 @@ class Streamable:
         """
         reply.refuse_encoding()
         while (chunk := await reply.receive()) is not None:
-            for message, size, more_lines in self._read(await self._events(chunk, decoder)):
+            for text, size, more_lines in self._texts(await self._events(chunk, decoder)):
+                message = await self._read(text)
                 if isinstance(message, Unreadable | Oversized):
                     self._complain_of(message)
                 elif message is not None and not accept(message):
@@ -189,7 +191,7 @@ class Streamable:
         kind = reply.media_type
         if kind == "application/json":
             text = self._text(await reply.read(self.max_message_bytes), reply)  # the bytes are gone by now
-            return Answer(self._matching(self._parse(text, reply), message_id, reply), reply.status)
+            return Answer(self._matching(await self._parse(text, reply), message_id, reply), reply.status)
         shown = repr(kind[:MOST_QUOTED]) if kind else "no content"
         raise reply.protocol_error(f"answered a request with HTTP {reply.status} and {shown}")
 
@@ -207,7 +209,8 @@ class Streamable:
         Args:
             strays: Takes the errors under the ids of other requests.
         """
-        for message, size, more_lines in self._read(await self._events(chunk, decoder)):
+        for text, size, more_lines in self._texts(await self._events(chunk, decoder)):
+            message = await self._read(text)
             if isinstance(message, Result | ErrorReply):
                 if same_id(message.id, ask.id) or (isinstance(message, ErrorReply) and meant_id(message.id) is None):
                     return Answer(message, reply.status)
@@ -252,7 +255,10 @@ class Streamable:
         Raises:
             BackendError: The unreadable message is the answer to this request, or may be.
         """
-        if isinstance(bad, Unreadable):
+        if isinstance(bad, Unreadable) and bad.too_large is not None:
+            if not bad.too_large.is_call and bad.reply_id in (None, ask.id):
+                raise self._too_large(bad.problem)
+        elif isinstance(bad, Unreadable):
             if bad.reply_id == ask.id:
                 raise reply.protocol_error(f"sent a message that {bad.problem}")
         elif not bad.is_call and bad.reply_id in (None, ask.id):
@@ -267,8 +273,16 @@ class Streamable:
         problem = bad.problem if isinstance(bad, Unreadable) else f"is over {self.max_message_bytes} bytes"
         self.complaints.make("backend %r: skipped a message that %s", self.backend_id, problem)
 
-    def _read(self, events: list[SseEvent]) -> Iterator[tuple[Message | Unreadable | Oversized | None, int, int]]:
-        """The message in each event, its size, and its lines beyond the first; None: the event holds no message. Each
+    def _too_large(self, problem: str) -> MessageTooLarge:
+        return MessageTooLarge(self.backend_id, f"sent a message that {problem}", may_have_executed=True)
+
+    async def _read(self, text: str | Unreadable | Oversized | None) -> Message | Unreadable | Oversized | None:
+        if not isinstance(text, str):
+            return text
+        return await read(text, max_depth=self.max_json_depth, max_values=self.max_json_values)
+
+    def _texts(self, events: list[SseEvent]) -> Iterator[tuple[str | Unreadable | Oversized | None, int, int]]:
+        """The text of each event, its size, and its lines beyond the first; None: the event holds no message. Each
         event is freed on the way.
         """
         events.reverse()
@@ -276,8 +290,7 @@ class Streamable:
             oversized = events[-1].oversized
             size = len(events[-1].data) if oversized is None else oversized.size
             more_lines = events[-1].data.count(b"\n")
-            text = _text_of(events.pop())  # the bytes are gone by now
-            yield (read(text, max_depth=self.max_json_depth) if isinstance(text, str) else text), size, more_lines
+            yield _text_of(events.pop()), size, more_lines  # the bytes are gone by now
 
     async def _more(self, reply: HttpReply, decoder: SseDecoder) -> bytes | None:
         """The next bytes of a stream. If a stream breaks that can be resumed, treat that as its end."""
@@ -296,7 +309,7 @@ class Streamable:
         message: Message | None = None
         with suppress(BadMessage, BackendError):
             data = await reply.read(MOST_ERROR_BYTES)
-            message = parse_message(data, max_depth=self.max_json_depth)
+            message = parse_message(data, max_depth=self.max_json_depth, max_values=self.max_json_values)
         if isinstance(message, ErrorReply):  # of whatever id: it can be about nothing but this request
             return Answer(
                 message,
@@ -313,10 +326,12 @@ class Streamable:
         except BadMessage as exc:
             raise reply.protocol_error(f"sent a message that {exc}") from exc
 
-    def _parse(self, text: str, reply: HttpReply) -> Message:
+    async def _parse(self, text: str, reply: HttpReply) -> Message:
         try:
-            return parse_text(text, max_depth=self.max_json_depth)
+            return await parse(text, max_depth=self.max_json_depth, max_values=self.max_json_values)
         except BadMessage as exc:
+            if exc.is_too_large:
+                raise self._too_large(str(exc)) from exc
             raise reply.protocol_error(f"sent a message that {exc}") from exc
 
     def _matching(self, message: Message, message_id: int, reply: HttpReply) -> Result | ErrorReply:
