@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -19,13 +20,16 @@ from trio_vmcp import (
     BackendError,
     BackendProtocolError,
     BackendRejected,
+    BackendState,
+    BackendTimeout,
+    BackendUnauthorized,
     BackendUnavailable,
     FactorySettings,
     FailureReason,
     MessageTooLarge,
 )
 from trio_vmcp._session.listing import Listing, list_backend
-from trio_vmcp.testing import Delay, Error, Reset, Rewrite, ScriptedBackend
+from trio_vmcp.testing import Delay, Error, Fault, Hang, Reset, Rewrite, ScriptedBackend, Status
 
 KIB = 1024
 
@@ -135,8 +139,8 @@ async def test_the_number_of_items_is_limited_over_all_lists() -> None:
     """Malformed ones and duplicates count: they cost as much."""
     settings = FactorySettings(max_items_per_backend=20)
     assert 5 == len((await listing_of(full_backend(count=5), settings=settings)).prompts)
-    with pytest.raises(MessageTooLarge, match=r"lists over 20 items \(max_items_per_backend\)"):
-        await listing_of(full_backend(count=6), settings=settings)
+    (error,) = (await listing_of(full_backend(count=6), settings=settings)).failures.values()
+    assert "lists over 20 items (max_items_per_backend)" == error.detail
     backend = echo_backend()
     backend.fail("tools/list", pages({"tools": [None] * 21}))
     with pytest.raises(MessageTooLarge):
@@ -164,17 +168,16 @@ async def test_lists_that_overlap_are_the_same_lists(autojump_clock: MockClock, 
     assert trio.current_time() - started < 7
 
 
-@pytest.mark.parametrize("method", LISTS)
-async def test_one_list_that_fails_ends_the_others(autojump_clock: MockClock, method: str) -> None:
-    """With its own error, at once; a limit counts over all of them."""
+async def test_tools_that_fail_end_the_other_lists(autojump_clock: MockClock) -> None:
+    """With their own error, at once; a limit counts over all lists, and costs one of them."""
     backend = full_backend()
-    backend.fail(method, Error(-32603, "broken"))
+    backend.fail("tools/list", Error(-32603, "broken"))
     backend.fail(lambda exchange: exchange.method in LISTS, Delay(60))
     with pytest.raises(BackendRejected, match="broken"):
         await listing_of(backend, overlap=True)
     assert trio.current_time() < 5
-    with pytest.raises(MessageTooLarge, match="max_items_per_backend"):
-        await listing_of(full_backend(), overlap=True, settings=FactorySettings(max_items_per_backend=19))
+    listing = await listing_of(full_backend(), overlap=True, settings=FactorySettings(max_items_per_backend=19))
+    assert ["max_items_per_backend"] == [error.detail[-22:-1] for error in listing.failures.values()]
 
 
 # What is asked for
@@ -221,16 +224,125 @@ async def test_resources_without_templates_are_resources() -> None:
     assert 5 == len((await listing_of(backend)).resources)
 
 
+FAILURES: list[tuple[Fault, type[BackendError]]] = [
+    (Error(-32603, "broken"), BackendRejected),
+    (Error(-32002, "not now"), BackendRejected),
+    (Status(404), BackendUnavailable),
+    (Status(500), BackendRejected),
+    (Status(401), BackendUnauthorized),
+    (Reset(0), BackendUnavailable),
+    (Hang(), BackendTimeout),
+    (Rewrite(lambda message: message | {"result": None}), BackendProtocolError),
+    (Rewrite(lambda message: message | {"result": {}}), BackendProtocolError),
+    (
+        Rewrite(
+            lambda message: (
+                message | {"result": {"resources": None, "resourceTemplates": None, "prompts": None, "tools": None}}
+            )
+        ),
+        BackendProtocolError,
+    ),
+]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("method", LISTS)
-@pytest.mark.parametrize(
-    ("fault", "error"), [(Error(-32603, "broken"), BackendRejected), (Reset(0), BackendUnavailable)]
-)
-async def test_any_other_failure_of_a_list_is_an_error(method: str, fault: Any, error: type[BackendError]) -> None:
-    """Half of a backend would be worse than none."""
+@pytest.mark.parametrize(("fault", "error"), FAILURES, ids=[str(n) for n in range(len(FAILURES))])
+async def test_an_optional_list_that_fails_costs_that_list(
+    method: str, fault: Fault, error: type[BackendError], overlap: bool, autojump_clock: MockClock
+) -> None:
+    """Tools are what sessions are for: without them the backend is missing. Everything else is optional."""
     backend = full_backend()
     backend.fail(method, fault)
-    with pytest.raises(error):
-        await listing_of(backend)
+    with trio.move_on_after(10):
+        if method == "tools/list":
+            if error is not BackendTimeout:
+                with pytest.raises(error):
+                    await listing_of(backend, overlap=overlap)
+            return
+        listing = await listing_of(backend, overlap=overlap)
+        ((field, failure),) = listing.failures.items()
+        assert error is type(failure)
+        assert [0] == [len(getattr(listing, field))]
+        assert 15 == sum(map(len, (listing.tools, listing.resources, listing.resource_templates, listing.prompts)))
+        assert field not in listing.digests
+        assert field not in listing.weights
+
+
+async def test_an_optional_list_that_fails_later_is_as_last_seen() -> None:
+    """What is known of it stays, until it is listed again."""
+    backend = full_backend()
+    async with open_client(backend) as client:
+        known: Listing | None = None
+        for fault in (None, Error(-32603, "broken"), None):
+            if fault is not None:
+                backend.fail("prompts/list", fault, times=1)
+            listing = await list_backend(
+                Backend(id="b", url=URL), client, identity=None, settings=FactorySettings(), known=known
+            )
+            assert 5 == len(listing.prompts)
+            assert (["prompts"] if fault else []) == list(listing.failures)
+            assert known is None or known == listing
+            assert not listing.differs(listing if known is None else known, "prompts")
+            known = listing
+
+
+@pytest.mark.parametrize("method", LISTS[1:])
+async def test_a_list_that_failed_is_asked_for_again_alone(method: str, autojump_clock: MockClock) -> None:
+    """The backend serves calls meanwhile, and says that it is degraded. Once the list is there, it is ready."""
+    backend = full_backend()
+    backend.fail(method, Error(-32603, "broken"), times=4)
+    async with open_world({"b": backend}) as world, world.open_session() as session:
+        status = session.backends["b"]
+        assert BackendState.DEGRADED is status.state
+        assert status.last_failure is not None
+        assert "broken" in status.last_failure.detail
+        assert () == session.failures
+        assert 5 == len(session.tools)
+        await session.call_tool("b_tool1")
+        await trio.sleep(30)
+        assert BackendState.READY is session.backends["b"].state
+        counts = {each: len(backend.received(each)) for each in LISTS}
+        assert dict.fromkeys(LISTS, 1) | {method: 5} == counts
+        assert 1 == len(backend.received("initialize"))
+        everything = (session.tools, session.resources, session.resource_templates, session.prompts)
+        assert [5] * 4 == [len(each) for each in everything]
+
+
+async def test_a_list_over_a_limit_is_asked_for_at_the_slowest_pace(autojump_clock: MockClock) -> None:
+    """It would be over it again. The same for a backend that is missing since its tools are over one."""
+    backend = full_backend()
+    counter = itertools.count()
+
+    def page(message: JSON) -> JSON:
+        number = next(counter)
+        result = {"prompts": [{"name": f"p{number}"}], "nextCursor": str(number)}
+        return {"jsonrpc": "2.0", "id": message["id"], "result": result}
+
+    backend.fail("prompts/list", Rewrite(page))
+    async with open_world({"b": backend}, settings=FactorySettings(max_pages=7)) as world:
+        async with world.open_session() as session:
+            await trio.sleep(500)
+            assert 5 == len(session.tools)
+            assert 7 * 6 <= len(backend.received("prompts/list")) <= 7 * 12
+    backend = full_backend()
+    backend.fail("tools/list", Rewrite(lambda message: message | {"result": {"tools": [None] * 9}}))
+    async with open_world({"b": backend}, settings=FactorySettings(max_items_per_backend=8)) as world:
+        async with world.open_session():
+            await trio.sleep(500)
+            assert 6 <= len(backend.received("tools/list")) <= 12
+
+
+@pytest.mark.parametrize("cursor", ["x", "", None], ids=["stuck", "empty", "new"])
+async def test_pages_that_bring_nothing_new_end_a_list(cursor: str | None, caplog: pytest.LogCaptureFixture) -> None:
+    """After three in a row; what came is kept, with a warning."""
+    backend = echo_backend()
+    answers = [tools("a", nextCursor="1"), tools("b", nextCursor="2")]
+    answers += [tools("a", "b", nextCursor=str(n) if cursor is None else cursor) for n in range(20)]
+    backend.fail("tools/list", pages(*answers))
+    assert ["a", "b"] == list((await listing_of(backend)).tools)
+    assert 5 == len(asked(backend))
+    assert "3 pages in a row brought nothing new" in caplog.text
 
 
 async def test_tools_that_are_not_there_are_an_error() -> None:

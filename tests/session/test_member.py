@@ -27,6 +27,7 @@ from trio_vmcp._session.member import (
     Connecting,
     Failing,
     GivenUp,
+    Incomplete,
     Member,
     Ready,
     Removed,
@@ -42,16 +43,17 @@ from trio_vmcp.metadata import endpoint_digest
 BACKEND = Backend(id="b", url="http://b.test/mcp")
 WHY = BackendFailure("b", FailureReason.UNREACHABLE, "could not be reached", 0.0)
 STATES: tuple[type[State], ...] = (
-    *(Connecting, Ready, Failing, Replacing, Away, Retrying, GivenUp, Unconfigured, Removed),
+    *(Connecting, Ready, Incomplete, Failing, Replacing, Away, Retrying, GivenUp, Unconfigured, Removed),
 )
 # What follows what, said once more than in the table itself: a change of the one must be a change of the other.
 ALLOWED: set[tuple[type[State], type[State]]] = {
-    *((Connecting, following) for following in (Connecting, Ready, Away, GivenUp)),
-    *((Ready, following) for following in (Failing, Replacing, Away)),
-    *((Failing, following) for following in (Ready, Replacing, Away)),
-    *((Replacing, following) for following in (Ready, Away, GivenUp)),
+    *((Connecting, following) for following in (Connecting, Ready, Incomplete, Away, GivenUp)),
+    *((Ready, following) for following in (Incomplete, Failing, Replacing, Away)),
+    *((Incomplete, following) for following in (Ready, Incomplete, Failing, Replacing, Away)),
+    *((Failing, following) for following in (Ready, Incomplete, Replacing, Away)),
+    *((Replacing, following) for following in (Ready, Incomplete, Away, GivenUp)),
     (Away, Retrying),
-    *((Retrying, following) for following in (Ready, Away, GivenUp)),
+    *((Retrying, following) for following in (Ready, Incomplete, Away, GivenUp)),
     *((state, Removed) for state in STATES if state is not Removed),
 }
 
@@ -88,6 +90,8 @@ def connection() -> Connection:
 def new_state(kind: type[State]) -> State:
     if kind is Ready:
         return Ready(connection())
+    if kind is Incomplete:
+        return Incomplete(connection(), WHY)
     if kind is Failing:
         return Failing(connection(), WHY)
     if kind in (Connecting, Removed):
@@ -131,6 +135,7 @@ def test_every_state_is_in_the_table() -> None:
     [
         (Connecting, BackendState.CONNECTING, False, False),
         (Ready, BackendState.READY, True, False),
+        (Incomplete, BackendState.DEGRADED, True, False),
         (Failing, BackendState.DEGRADED, True, False),
         (Replacing, BackendState.RECOVERING, False, False),
         (Away, BackendState.DEGRADED, False, True),
@@ -156,7 +161,7 @@ def test_what_a_state_shows(
 def test_a_call_waits_only_for_a_connection_that_is_being_replaced(kind: type[State]) -> None:
     """In every other state without a connection it fails at once, and counts as a call that failed."""
     member = member_in(kind)
-    if kind in (Ready, Failing, Replacing):
+    if kind in (Ready, Incomplete, Failing, Replacing):
         member.require_reachable()
         assert 0 == member.health.errors
     else:

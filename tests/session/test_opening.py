@@ -180,6 +180,7 @@ async def test_the_row_is_created_once_when_the_opening_ends(autojump_clock: Moc
 
 def page_after_page(page: dict[str, Any]) -> dict[str, Any]:
     page["result"]["nextCursor"] = "after 0"
+    page["result"]["tools"] = [{"name": f"t{page['id']}"}]  # a new one each time, or the list would end
     return page
 
 

@@ -204,4 +204,4 @@ def _note_error(member: Member, call: Call, error: BackendError, waited: float, 
 def note_answer(member: Member) -> None:
     """A call was answered: that closes the circuit."""
     if member.breaker.succeed() and isinstance(member.state, Failing):
-        member.to(Ready(member.state.connection), "a call was answered")
+        member.become_ready(member.state.connection, "a call was answered")

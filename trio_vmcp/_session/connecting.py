@@ -153,7 +153,8 @@ class Attempt:
                         kind for kind in KINDS if listing is not None and listing.differs(known, kind)
                     )
                     self.connection = Connection(client, new, note.is_reported)
-                    self._member.join(self.connection, listing if new else None)
+                    has_failures = listing is not None and (listing.failures or (known is not None and known.failures))
+                    self._member.join(self.connection, listing if new or has_failures else None)
                     return
         except BackendError as error:
             why, retry_after = (reason_of(error), error.detail), error.retry_after
@@ -189,10 +190,13 @@ class Attempt:
                 identity=session.identity,
                 settings=session.settings,
                 overlap=trio.current_time() - begun_at > SLOW_HANDSHAKE,
+                known=member.listing,
+                is_resumed=resume is not None,
             )
             if member.listing is not None:  # a connection that crashed was taken up again
                 session.observer.check_names(member, listing)
             refresher.subscribe_again()
+            refresher.repeat_failed(listing)
         except BaseException:
             note = current_note.get()
             self._discard(client, nursery, terminate=note is not None and note.session_lost)

@@ -6,15 +6,17 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import attrs
 import trio
 
 from trio_vmcp._protocol.methods import KINDS, LISTS, ListMethod, declares
+from trio_vmcp._request_note import current_note
 from trio_vmcp.connector import BackendClient
-from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, MessageTooLarge
+from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, BackendTimeout, MessageTooLarge
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON, Backend
 from trio_vmcp.routing import Offer
@@ -28,6 +30,7 @@ logger = logging.getLogger("trio_vmcp.session")
 # backends at this limit, with every character escaped, are within that of the row.
 MOST_NAME_BYTES = 512 * 1024
 METHOD_NOT_FOUND = -32601  # JSON-RPC 2.0
+MOST_STALE_PAGES = 3  # in a row; a cursor that is stuck brings the same page for ever
 AT_ONCE = 64  # entries that are written as JSON at a time
 
 
@@ -49,6 +52,7 @@ class Listing:
     order.
 
     Attributes:
+        failures: Why an optional list is not here, or is as last seen: by the name of the field.
         weights, digests: By the name of the field. A digest is of the list as received, entries that were dropped
             included; an empty list has none.
     """
@@ -57,6 +61,7 @@ class Listing:
     resources: dict[str, JSON] = attrs.field(factory=dict)
     resource_templates: dict[str, JSON] = attrs.field(factory=dict)
     prompts: dict[str, JSON] = attrs.field(factory=dict)
+    failures: dict[str, BackendError] = attrs.field(factory=dict, repr=False, eq=False)
     weights: dict[str, Weight] = attrs.field(factory=dict, repr=False)
     digests: dict[str, bytes] = attrs.field(factory=dict, repr=False)
 
@@ -92,35 +97,44 @@ async def list_backend(
     settings: FactorySettings,
     overlap: bool = False,
     kinds: Iterable[str] = KINDS,
+    fields: Container[str] | None = None,
     known: Listing | None = None,
+    is_resumed: bool = False,
 ) -> Listing:
-    """Every list of one backend, as far as it advertises them and the user allows them.
+    """Every list of one backend, as far as it advertises them and the user allows them. An optional list that fails
+    costs itself: `failures` says why, and what is `known` of it stays.
 
     Args:
         overlap: Ask for all lists at once: a third of the round trips, for three times the connections.
         kinds: "tools", "resources" (their templates, too) and "prompts": of the others, what is `known` stays.
+        fields: Of these kinds, only the lists that are kept in these fields; None: all of them.
+        is_resumed: Whether the backend session is alive shows here: that it is lost is an error in any list.
 
     Raises:
-        MessageTooLarge: Over `max_pages` or `max_items_per_backend`.
+        MessageTooLarge: Tools over `max_pages` or `max_items_per_backend`.
         BackendError: A subclass says what else went wrong.
     """
     known = known or Listing()
-    asked = [each for kind in kinds for each in _BY_KIND[kind]]
+    asked = [each for kind in kinds for each in _BY_KIND[kind] if fields is None or each.kept_as in fields]
     fields = {each.kept_as for each in asked}
     kept = {field: weight for field, weight in known.weights.items() if field not in fields}
-    lister = _Lister(backend, client, identity, settings, kept)
+    lister = _Lister(backend, client, identity, settings, kept, known.weights, is_resumed)
     wanted = [each for each in asked if declares(client.server_capabilities, (each.kind,))]
     found = await (lister.fetch_together(wanted) if overlap else lister.fetch_in_turn(wanted))
     new: dict[str, Any] = {each.kept_as: found.get(each, {}) for each in asked}
+    new |= {field: getattr(known, field) for field in lister.failures}
     if "tools" in new:
         new["tools"] = {
             name: tool
             for name, tool in new["tools"].items()
             if (backend.allow_tools is None or name in backend.allow_tools) and name not in backend.deny_tools
         }
-    digests = {field: digest for field, digest in known.digests.items() if field not in fields}
+    digests = {
+        field: digest for field, digest in known.digests.items() if field not in fields or field in lister.failures
+    }
     digests |= {field: hashed.digest() for field, hashed in lister.hashed.items() if new[field]}
-    return attrs.evolve(known, **new, weights=lister.weights, digests=digests)
+    failures = {field: error for field, error in known.failures.items() if field not in fields} | lister.failures
+    return attrs.evolve(known, **new, failures=failures, weights=lister.weights, digests=digests)
 
 
 @attrs.define
@@ -132,6 +146,9 @@ class _Lister:
     identity: Identity | None
     settings: FactorySettings
     weights: dict[str, Weight]
+    known_weights: Mapping[str, Weight]
+    is_resumed: bool
+    failures: dict[str, BackendError] = attrs.field(factory=dict, init=False)
     total: Weight = attrs.field(init=False)
     hashed: dict[str, hashlib.blake2b] = attrs.field(factory=dict, init=False)  # each list so far, by its field
 
@@ -160,18 +177,55 @@ class _Lister:
         return found
 
     async def _fetch(self, wanted: ListMethod) -> dict[str, JSON]:
+        """One list; an optional one that fails is in `failures`."""
+        if not wanted.is_optional:
+            return await self._fetch_pages(wanted)
+        now = trio.current_time()
+        # Half of what is left of the time for all lists: one that never ends must not cost the others.
+        share = (trio.current_effective_deadline() - now) / 2
+        try:
+            with trio.move_on_after(share) if share < math.inf else nullcontext():
+                return await self._fetch_pages(wanted)
+            detail = f"did not answer {wanted.name!r} within {share:.3g} s, its share of backend_init_timeout"
+            failure: BackendError = BackendTimeout(self.backend.id, detail)
+        except BackendError as error:
+            note = current_note.get()
+            if self.is_resumed and note is not None and note.session_lost:
+                raise
+            failure = error
+        logger.warning("backend %r: %s costs that list: it %s", self.backend.id, wanted.name, failure.detail)
+        self._discard(wanted)
+        self.failures[wanted.kept_as] = failure
+        return {}
+
+    def _discard(self, wanted: ListMethod) -> None:
+        """What came of a list does not count any more; what was known of it does."""
+        field = wanted.kept_as
+        self.hashed.pop(field, None)
+        self.weights.pop(field, None)
+        if field in self.known_weights:
+            self.weights[field] = self.known_weights[field]
+        self.total = sum(self.weights.values(), Weight())
+
+    async def _fetch_pages(self, wanted: ListMethod) -> dict[str, JSON]:
         method = wanted.name
         found: dict[str, JSON] = {}
         try:
             cursor: Any = None
-            pages = 0
+            pages = stale = 0
             while pages < self.settings.max_pages:
                 pages += 1
                 page = await self._request(method, {} if cursor is None else {"cursor": cursor})
+                before = len(found)
                 found |= {name: item for name, item in self._usable(page, wanted).items() if name not in found}
                 cursor = page.get("nextCursor")
                 # "only null/absent ends the list": "" is a cursor (protocol 2026-07-28, pagination).
                 if cursor is None:
+                    return found
+                stale = stale + 1 if len(found) == before else 0
+                if stale >= MOST_STALE_PAGES:
+                    text = "backend %r: %s does not end: %d pages in a row brought nothing new. What came is kept"
+                    logger.warning(text, self.backend.id, method, stale)
                     return found
         except BackendRejected as rejected:
             if not wanted.is_optional or rejected.code != METHOD_NOT_FOUND:

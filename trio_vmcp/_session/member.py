@@ -7,6 +7,7 @@ Connecting ──► Ready ◄──► Failing          Failing: connected, but
     ▼           ▼         │
    Away ◄──► Retrying ────┘                Away: missing until the next attempt is due
 
+Incomplete: Ready, but an optional list failed
 Connecting, Replacing, Retrying ──► GivenUp     the session closes
 every state ──► Removed                         it left the session
 Unconfigured                                    restored without its backend: never connected
@@ -50,6 +51,7 @@ __all__ = [
     "Connecting",
     "Failing",
     "GivenUp",
+    "Incomplete",
     "Member",
     "MemberObserver",
     "Ready",
@@ -95,6 +97,14 @@ class Ready(_State):
 
     shown = BackendState.READY
     connection: Connection
+
+
+@attrs.frozen(eq=False)
+class Incomplete(Ready):
+    """Ready, but an optional list failed: it is empty or as last seen, and is asked for again."""
+
+    shown = BackendState.DEGRADED
+    cause: BackendFailure
 
 
 @attrs.frozen(eq=False)
@@ -158,15 +168,18 @@ class Removed(_State):
     shown = BackendState.REMOVED
 
 
-State: TypeAlias = Connecting | Ready | Failing | Replacing | Away | Retrying | GivenUp | Unconfigured | Removed
+State: TypeAlias = (
+    Connecting | Ready | Incomplete | Failing | Replacing | Away | Retrying | GivenUp | Unconfigured | Removed
+)
 
 TRANSITIONS: Mapping[type[State], frozenset[type[State]]] = {
-    Connecting: frozenset({Connecting, Ready, Away, GivenUp, Removed}),
-    Ready: frozenset({Failing, Replacing, Away, Removed}),
-    Failing: frozenset({Ready, Replacing, Away, Removed}),
-    Replacing: frozenset({Ready, Away, GivenUp, Removed}),
+    Connecting: frozenset({Connecting, Ready, Incomplete, Away, GivenUp, Removed}),
+    Ready: frozenset({Incomplete, Failing, Replacing, Away, Removed}),
+    Incomplete: frozenset({Ready, Incomplete, Failing, Replacing, Away, Removed}),
+    Failing: frozenset({Ready, Incomplete, Replacing, Away, Removed}),
+    Replacing: frozenset({Ready, Incomplete, Away, GivenUp, Removed}),
     Away: frozenset({Retrying, Removed}),
-    Retrying: frozenset({Ready, Away, GivenUp, Removed}),
+    Retrying: frozenset({Ready, Incomplete, Away, GivenUp, Removed}),
     GivenUp: frozenset({Removed}),
     Unconfigured: frozenset({Removed}),
     Removed: frozenset(),
@@ -183,7 +196,7 @@ def visible_changes(before: State, state: State) -> tuple[Change, ...]:
     match state:
         case Removed():
             return EVERYTHING
-        case Ready() if not isinstance(before, Failing):
+        case Ready() if not isinstance(before, Ready | Failing):
             return ("backend", *state.connection.new_lists)
         case Away() if isinstance(before, Ready | Failing | Replacing):
             return ("backend",)
@@ -344,7 +357,7 @@ class Member:
         self.state = state
         if state.shown is not before.shown:
             self.since = datetime.now(UTC)
-        if isinstance(state, Failing | Replacing):
+        if isinstance(state, Incomplete | Failing | Replacing):
             self.last_failure = state.cause
         elif state.failure is not None:
             self.last_failure = state.failure
@@ -371,7 +384,23 @@ class Member:
         self.listing = listing or self.listing
         self.breaker.succeed()
         self.reconnects.note_joined()
-        self.to(Ready(connection), "connected")
+        self.become_ready(connection, "connected")
+
+    def become_ready(self, connection: Connection, why: str) -> None:
+        """Calls go through this connection, and the lists are as `listing` says."""
+        failures = {} if self.listing is None else self.listing.failures
+        if failures:
+            reason, detail = reason_of(next(iter(failures.values()))), "; it ".join(e.detail for e in failures.values())
+            self.to(Incomplete(connection, self._new_failure(reason, detail)), detail)
+        else:
+            self.to(Ready(connection), why)
+
+    def note_listed(self) -> None:
+        """The lists were asked for again while it is connected."""
+        if isinstance(self.state, Ready):
+            failed = self.listing is not None and bool(self.listing.failures)
+            if failed or isinstance(self.state, Incomplete):
+                self.become_ready(self.state.connection, "its lists are complete")
 
     def fail(self, reason: FailureReason, detail: str, retry_after: float | None = None) -> None:
         """An attempt has failed."""

@@ -163,6 +163,8 @@ class Reconnects:
             retry_after: s, as the backend asked; of this session alone, since a 429 is about its caller.
         """
         self._asked_until = trio.current_time() + limited(retry_after)
+        if reason is FailureReason.LIMIT:  # the same again: at the slowest pace
+            self._asked_until = max(self._asked_until, trio.current_time() + self._replace_backoff.max_delay)
         if reason is FailureReason.UNAUTHORIZED:
             self._authorized_after = trio.current_time() + self._auth_backoff.next(random.random())
         else:

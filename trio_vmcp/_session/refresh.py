@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Protocol
 
 import attrs
@@ -17,11 +17,11 @@ import trio
 
 from trio_vmcp._nursery import start_clean, start_if_open
 from trio_vmcp._protocol.methods import KINDS, LIST_CHANGED, SUBSCRIBE, Kind
-from trio_vmcp._session.listing import list_backend
+from trio_vmcp._session.listing import Listing, list_backend
 from trio_vmcp._session.member import Member, MemberObserver
-from trio_vmcp._session.reconnects import Backoff
+from trio_vmcp._session.reconnects import Backoff, limited
 from trio_vmcp.connector import BackendClient
-from trio_vmcp.errors import BackendError, BackendRejected
+from trio_vmcp.errors import BackendError, BackendRejected, MessageTooLarge
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import Backend
 from trio_vmcp.settings import FactorySettings
@@ -65,6 +65,8 @@ class Refresher:
     _observer: MemberObserver
     _stale: dict[Kind, None] = attrs.field(factory=dict, init=False)  # what to fetch, in the order of the notifications
     _running: bool = attrs.field(default=False, init=False)
+    _is_repeating: bool = attrs.field(default=False, init=False)
+    _line: trio.Lock = attrs.field(factory=trio.Lock, init=False, repr=False)  # one fetch at a time: each takes over
 
     def note(self, method: str) -> None:
         """A notification came; only those about lists matter here."""
@@ -79,6 +81,11 @@ class Refresher:
         """Subscriptions ended with the connection before. Called once for each connection."""
         if self._member.subscriptions:
             start_clean(self._nursery, self._subscribe, sorted(self._member.subscriptions))
+
+    def repeat_failed(self, listing: Listing | None) -> None:
+        """Have the lists that failed asked for again, each alone, unless a task does so already."""
+        if listing is not None and listing.failures and not self._is_repeating:
+            self._is_repeating = start_if_open(self._nursery, self._repeat)
 
     def _want(self, *kinds: Kind) -> None:
         self._stale |= dict.fromkeys(kinds)
@@ -99,7 +106,29 @@ class Refresher:
             await trio.sleep_until(begun_at + REFETCH_INTERVAL)
         self._running = False
 
-    async def _fetch(self, client: BackendClient, kinds: Iterable[Kind]) -> bool:
+    async def _repeat(self) -> None:
+        """Ask for the lists that failed, ever more slowly. One that was over a limit will be so again: at the slowest
+        pace.
+        """
+        backoff = Backoff(self._settings.reconnect_delay, self._settings.reconnect_max_delay)
+        listing = self._member.listing
+        while not self._connection.is_over and listing is not None and listing.failures:
+            delay = backoff.next(random.random())
+            for error in listing.failures.values():
+                is_limit = isinstance(error, MessageTooLarge)
+                delay = max(delay, limited(error.retry_after), backoff.max_delay if is_limit else 0.0)
+            await trio.sleep(delay)
+            client, listing = self._connection.current_client, self._member.listing
+            if client is not None and listing is not None and listing.failures:
+                await self._fetch(client, KINDS, frozenset(listing.failures))
+            listing = self._member.listing
+        self._is_repeating = False
+
+    async def _fetch(self, client: BackendClient, kinds: Iterable[Kind], fields: Container[str] | None = None) -> bool:
+        async with self._line:
+            return await self._fetch_now(client, kinds, fields)
+
+    async def _fetch_now(self, client: BackendClient, kinds: Iterable[Kind], fields: Container[str] | None) -> bool:
         """Whether the lists were fetched. A backend session that turns out to be lost is left to the next call: else a
         `list_changed` followed by 404 would connect the backend anew for ever.
         """
@@ -111,6 +140,7 @@ class Refresher:
                     identity=self._identity,
                     settings=self._settings,
                     kinds=kinds,
+                    fields=fields,
                     known=self._member.listing,
                 )
                 if client is self._connection.current_client:
@@ -118,8 +148,12 @@ class Refresher:
                     changed: tuple[Kind, ...] = tuple(kind for kind in kinds if listing.differs(known, kind))
                     if changed:
                         self._observer.check_names(self._member, listing)
+                    if changed or listing.failures or (known is not None and known.failures):
                         self._member.listing = listing
+                    if changed:
                         self._observer.member_changed(self._member, changed)
+                    self._member.note_listed()
+                    self.repeat_failed(listing)
                 return True
             why = f"did not answer within {self._settings.backend_init_timeout} s (backend_init_timeout)"
         except BackendError as error:
