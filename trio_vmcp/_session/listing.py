@@ -174,6 +174,7 @@ class _Lister:
                 nursery.start_soon(fetch, each)
         if errors:
             raise errors[0]
+        self._keep_within_limits(found)
         return found
 
     async def _fetch(self, wanted: ListMethod) -> dict[str, JSON]:
@@ -193,14 +194,14 @@ class _Lister:
             if self.is_resumed and note is not None and note.session_lost:
                 raise
             failure = error
-        logger.warning("backend %r: %s costs that list: it %s", self.backend.id, wanted.name, failure.detail)
-        self._discard(wanted)
-        self.failures[wanted.kept_as] = failure
+        self._fail_list(wanted, failure)
         return {}
 
-    def _discard(self, wanted: ListMethod) -> None:
-        """What came of a list does not count any more; what was known of it does."""
+    def _fail_list(self, wanted: ListMethod, failure: BackendError) -> None:
+        """What came of this list does not count any more; what was known of it does."""
+        logger.warning("backend %r: %s costs that list: it %s", self.backend.id, wanted.name, failure.detail)
         field = wanted.kept_as
+        self.failures[field] = failure
         self.hashed.pop(field, None)
         self.weights.pop(field, None)
         if field in self.known_weights:
@@ -270,19 +271,32 @@ class _Lister:
 
     def _count(self, wanted: ListMethod, more: Weight) -> None:
         self.total += more
-        self.weights[wanted.kept_as] = self.weights.get(wanted.kept_as, Weight()) + more
-        if self.total.items > self.settings.max_items_per_backend:
-            raise MessageTooLarge(
-                self.backend.id, f"lists over {self.settings.max_items_per_backend} items (max_items_per_backend)"
-            )
-        if self.total.names > MOST_NAME_BYTES:
-            raise MessageTooLarge(
-                self.backend.id, f"lists tools and prompts with over {MOST_NAME_BYTES} bytes of names"
-            )
-        if self.total.size > self.settings.max_message_bytes:
-            raise MessageTooLarge(
-                self.backend.id, f"lists more than {self.settings.max_message_bytes} bytes (max_message_bytes)"
-            )
+        self.weights[wanted.kept_as] = own = self.weights.get(wanted.kept_as, Weight()) + more
+        # Optional lists that were faster must not cost the tools.
+        error = self._limit_error(self.total if wanted.is_optional else own)
+        if error is not None:
+            raise error
+
+    def _limit_error(self, weight: Weight) -> MessageTooLarge | None:
+        """The limit that this weight is over; None: it is within all of them."""
+        settings = self.settings
+        if weight.items > settings.max_items_per_backend:
+            detail = f"lists over {settings.max_items_per_backend} items (max_items_per_backend)"
+        elif weight.names > MOST_NAME_BYTES:
+            detail = f"lists tools and prompts with over {MOST_NAME_BYTES} bytes of names"
+        elif weight.size > settings.max_message_bytes:
+            detail = f"lists more than {settings.max_message_bytes} bytes (max_message_bytes)"
+        else:
+            return None
+        return MessageTooLarge(self.backend.id, detail)
+
+    def _keep_within_limits(self, found: dict[ListMethod, dict[str, JSON]]) -> None:
+        """The tools came last, and all lists together are over a limit: that costs optional ones."""
+        for each in sorted(found, key=LISTS.index, reverse=True):
+            error = self._limit_error(self.total)
+            if error is not None and each.is_optional and found[each]:
+                found[each] = {}
+                self._fail_list(each, error)
 
 
 _TEXT_FIELDS = ("title", "description")
