@@ -150,10 +150,11 @@ class _Lister:
     is_resumed: bool
     failures: dict[str, BackendError] = attrs.field(factory=dict, init=False)
     total: Weight = attrs.field(init=False)
+    _kept: Weight = attrs.field(init=False)  # of the lists that are not asked for now
     hashed: dict[str, hashlib.blake2b] = attrs.field(factory=dict, init=False)  # each list so far, by its field
 
     def __attrs_post_init__(self) -> None:
-        self.total = sum(self.weights.values(), Weight())
+        self.total = self._kept = sum(self.weights.values(), Weight())
 
     async def fetch_in_turn(self, wanted: Sequence[ListMethod]) -> dict[ListMethod, dict[str, JSON]]:
         return {each: await self._fetch(each) for each in wanted}
@@ -273,7 +274,7 @@ class _Lister:
         self.total += more
         self.weights[wanted.kept_as] = own = self.weights.get(wanted.kept_as, Weight()) + more
         # Optional lists that were faster must not cost the tools.
-        error = self._limit_error(self.total if wanted.is_optional else own)
+        error = self._limit_error(self.total if wanted.is_optional else self._kept + own)
         if error is not None:
             raise error
 
