@@ -140,8 +140,10 @@ class SessionOwner:
                 self._end_life()
 
     async def _close_late(self) -> None:
-        """A task that shields itself holds the nursery up, and must not hold the closers up as well."""
-        await trio.sleep_until(max(self.life.close_by, trio.current_time()) + MOST_LATE)
+        """A task that shields itself holds the nursery up, and must not hold the closers up as well. All other tasks
+        have ended by `life.close_by`.
+        """
+        await trio.sleep_until(self.life.close_by + MOST_LATE)
         logger.warning(
             "%s: closed, but a task of it that shields itself from cancellation goes on", session_tag(self.id)
         )
