@@ -49,11 +49,11 @@ class FaultyStorage:
             "replace", metadata.session_id, lambda: self._inner.replace(metadata, expected_version=expected_version)
         )
 
-    async def touch(self, session_id: str) -> None:
-        await self._inner.touch(session_id)  # no history lasts until a touch is due
+    async def touch(self, session_id: str, *, expected_version: int | None = None) -> None:
+        await self._inner.touch(session_id, expected_version=expected_version)  # no history lasts until a touch is due
 
-    async def delete(self, session_id: str) -> None:
-        await self._do("delete", session_id, lambda: self._inner.delete(session_id))
+    async def delete(self, session_id: str, *, expected_version: int | None = None) -> None:
+        await self._do("delete", session_id, lambda: self._inner.delete(session_id, expected_version=expected_version))
 
     async def aclose(self) -> None:
         await self._inner.aclose()

@@ -197,6 +197,41 @@ async def test_a_second_delete_changes_nothing(autojump_clock: MockClock) -> Non
     assert await is_there(storage)
 
 
+@pytest.mark.parametrize("operation", ["touch", "delete"])
+@pytest.mark.parametrize("version", [METADATA.version - 1, METADATA.version + 1, 0])
+async def test_a_writer_that_has_seen_another_version_loses(
+    operation: str, version: int, autojump_clock: MockClock
+) -> None:
+    """MetadataConflict: the row stays, and lives no longer than before. With the right version, or none, it is done."""
+    storage = await storage_with_a_row()
+    await trio.sleep(TTL / 2)
+    with pytest.raises(MetadataConflict):
+        await getattr(storage, operation)(ID, expected_version=version)
+    assert METADATA == await storage.load(ID)
+    await trio.sleep(TTL / 2)
+    assert not await is_there(storage)
+    for right in (METADATA.version, None):
+        storage = await storage_with_a_row()
+        await trio.sleep(TTL / 2)
+        await getattr(storage, operation)(ID, expected_version=right)
+        await trio.sleep(TTL / 2)
+        assert (operation == "touch") is await is_there(storage)
+
+
+async def test_where_there_is_no_row_a_version_makes_no_difference(autojump_clock: MockClock) -> None:
+    """A touch finds none; a delete leaves a tombstone, once, which ends when it would have ended."""
+    storage = LocalStorage(TTL)
+    with pytest.raises(SessionNotFound):
+        await storage.touch(ID, expected_version=7)
+    await storage.delete(ID, expected_version=7)
+    await trio.sleep(TTL / 2)
+    await storage.delete(ID, expected_version=3)
+    with pytest.raises(SessionExists):
+        await storage.create(METADATA)
+    await trio.sleep(TTL / 2)
+    await storage.create(METADATA)
+
+
 async def test_rows_without_an_end(autojump_clock: MockClock) -> None:
     """An infinite TTL keeps rows and tombstones for good."""
     storage = LocalStorage(math.inf)

@@ -41,11 +41,11 @@ class ScriptedStorage:
     async def replace(self, metadata: SessionMetadata, *, expected_version: int) -> None:
         await self._do("replace", lambda: self.inner.replace(metadata, expected_version=expected_version))
 
-    async def touch(self, session_id: str) -> None:
-        await self._do("touch", lambda: self.inner.touch(session_id))
+    async def touch(self, session_id: str, *, expected_version: int | None = None) -> None:
+        await self._do("touch", lambda: self.inner.touch(session_id, expected_version=expected_version))
 
-    async def delete(self, session_id: str) -> None:
-        await self._do("delete", lambda: self.inner.delete(session_id))
+    async def delete(self, session_id: str, *, expected_version: int | None = None) -> None:
+        await self._do("delete", lambda: self.inner.delete(session_id, expected_version=expected_version))
 
     async def aclose(self) -> None:
         await self._do("aclose", self.inner.aclose)

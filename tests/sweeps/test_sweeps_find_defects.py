@@ -127,8 +127,11 @@ def test_a_response_that_is_not_closed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_row_that_a_cancelled_restore_takes_along(monkeypatch: pytest.MonkeyPatch) -> None:
     request_close = SessionOwner.request_close
 
-    def always_for_good(self: SessionOwner, *, terminate: bool, drain_timeout: float | None = None) -> None:
-        request_close(self, terminate=terminate or drain_timeout == 0, drain_timeout=drain_timeout)
+    def always_for_good(
+        self: SessionOwner, *, terminate: bool, everywhere: bool = False, drain_timeout: float | None = None
+    ) -> None:
+        terminate = terminate or drain_timeout == 0
+        request_close(self, terminate=terminate, everywhere=everywhere, drain_timeout=drain_timeout)
 
     monkeypatch.setattr(SessionOwner, "request_close", always_for_good)
     assert "SessionNotFound" in cancel_sweep("restoring-modern-json")

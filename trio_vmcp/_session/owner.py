@@ -76,6 +76,8 @@ class SessionOwner:
     services: trio.Nursery | None = attrs.field(default=None, init=False, repr=False)
 
     _opening: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
+    # The close that was requested terminates the session if no other instance has it: the row tells, at the end.
+    _terminates_own: bool = attrs.field(default=False, init=False, repr=False)
     _opening_error: VmcpError | None = attrs.field(default=None, init=False, repr=False)
     _drain: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _drain_limit: float = attrs.field(default=math.inf, init=False, repr=False)
@@ -169,15 +171,24 @@ class SessionOwner:
         if self._opening_error is not None:
             raise self._opening_error
 
-    def request_close(self, *, terminate: bool, drain_timeout: float | None = None) -> None:
-        """Ask the owner to close: from now on nothing is admitted. The first request decides whether it terminates."""
+    def request_close(self, *, terminate: bool, everywhere: bool = False, drain_timeout: float | None = None) -> None:
+        """Ask the owner to close: from now on nothing is admitted. The first request decides whether it terminates.
+
+        Args:
+            everywhere: It terminates also if another instance has the session by now. Only a request for the end of
+                this very session does: a copy that is idle, or whose factory is left, must not end one that is in use.
+        """
         limit = self.settings.drain_timeout if drain_timeout is None else drain_timeout
         if not limit >= 0:
             raise ValueError(f"drain_timeout={drain_timeout!r} is not 0 s or more")
         is_opening = self.life.phase is Phase.OPENING
         if not self.life.is_closing:
             # A failed or interrupted restore leaves the stored row untouched.
-            self.life.terminates = terminate and not (is_opening and self.row.restored)
+            terminates = terminate and not (is_opening and self.row.restored)
+            self.life.terminates = terminates and everywhere
+            self._terminates_own = terminates and not everywhere
+        elif terminate and everywhere and self._terminates_own:
+            self.life.terminates, self._terminates_own = True, False
         if is_opening:
             self._opening.cancel(reason="session closed while opening")
         self.admission.refuse()
@@ -194,7 +205,7 @@ class SessionOwner:
         await self.life.reached(Phase.CLOSED)
 
     async def close(self, *, terminate: bool, drain_timeout: float | None) -> None:
-        self.request_close(terminate=terminate, drain_timeout=drain_timeout)
+        self.request_close(terminate=terminate, everywhere=True, drain_timeout=drain_timeout)
         if self.admission.holds_current_task() or is_inside_handler_of(self.id):
             # Called from inside a call or handler of this session: the close waits for that call or cancels that
             # handler, so it must not wait for the close.
@@ -218,7 +229,7 @@ class SessionOwner:
             self.request_close(terminate=True, drain_timeout=0)
             # The session was handed to no caller: terminate even if a suspend was requested, unless the row existed
             # before.
-            self.life.terminates = not self.row.restored
+            self.life.terminates, self._terminates_own = False, not self.row.restored
         if not self.life.is_closing:  # else the opening failed, or a close was requested after its last checkpoint
             self.calls.last_call_at = trio.current_time()
             services.start_soon(self.row.keep, self._row_contents, self._terminated_elsewhere)
@@ -240,14 +251,25 @@ class SessionOwner:
             with trio.move_on_after(budget / 2):
                 await self.admission.drained.wait()
             await self.row.stop_keeping()
-            if not self.life.terminates:
+            if self._terminates_own:
+                await self._terminate_own(budget / 4)
+            elif not self.life.terminates:
                 # Save first: closing a connection DELETEs every backend session that the row does not name.
                 with trio.move_on_after(budget / 4):
                     await self.row.write_last(self._row_contents)
             async with trio.open_nursery() as goodbyes:
                 goodbyes.start_soon(self.membership.close_connections)
                 if self.life.terminates:
-                    goodbyes.start_soon(self.row.discard)
+                    goodbyes.start_soon(self.row.discard if not self._terminates_own else self.row.discard_own)
+
+    async def _terminate_own(self, timeout: float) -> None:
+        """Terminate, unless another instance has the session by now: then its row and what that names stay."""
+        # The row first: only the storage can tell, and once it is deleted no other instance can take the session over.
+        with trio.move_on_after(timeout):
+            self.life.terminates = await self.row.discard_own()
+            return
+        # A storage without an answer costs no backend its goodbye.
+        self.life.terminates = not self.row.is_anothers
 
     async def _close_when_idle(self) -> None:
         while True:
@@ -260,7 +282,7 @@ class SessionOwner:
         self.request_close(terminate=True)
 
     def _terminated_elsewhere(self) -> None:
-        self.request_close(terminate=True)
+        self.request_close(terminate=True, everywhere=True)
 
     # --- what the membership tells
 

@@ -1,21 +1,23 @@
 """A session's row in the storage: written when something changed, touched before its TTL ends, deleted at the end.
 
-Every change of the row goes through `SessionRow`, bounded by `storage_timeout` and with StorageError as its one kind of
-error. While the storage is away the session goes on; the next turn of `keep` tries again.
+Every change of the row goes through `SessionRow`, and names the version of the row that this instance has seen: if
+another instance has written the row since, the change is refused, and this instance reads the row before it decides
+anew. While the storage is away the session goes on; the next turn of `keep` tries again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import attrs
 import trio
 
-from trio_vmcp.errors import SessionExists, SessionNotFound, StorageError, VmcpError, session_tag
+from trio_vmcp._session.row_storage import RowStorage
+from trio_vmcp.errors import MetadataConflict, SessionExists, SessionNotFound, VmcpError, session_tag
 from trio_vmcp.metadata import SCHEMA_VERSION, BackendRecord, SessionMetadata
 from trio_vmcp.routing import Bindings
 from trio_vmcp.storage import Storage
@@ -25,7 +27,10 @@ __all__ = ["RowContents", "SessionRow", "load_row", "new_row"]
 logger = logging.getLogger("trio_vmcp.session")
 
 TOUCHES_PER_TTL = 3  # "touched at least every ttl/3"
+MOST_ROUNDS = 3  # of reading the row and trying again, where other instances write it at the same time
+NO_ROW = 0  # the version to expect where there must be no row: every row that is written has a higher one
 
+T = TypeVar("T")
 RowContents: TypeAlias = tuple[tuple[BackendRecord, ...], Bindings]
 
 
@@ -34,7 +39,7 @@ class Held:
     """What the storage may hold of this session. Neither field set: nothing. `sent` alone: perhaps a row of ours.
 
     Attributes:
-        version: A row of ours is in the storage, at this version; None: no write was confirmed.
+        version: The row is in the storage, and was at this version when it was last seen; None: no write was confirmed.
         sent: This row was sent and its outcome is unknown: the storage may hold this row instead.
     """
 
@@ -50,16 +55,22 @@ class SessionRow:
     """The row of one live session, and the only writer of it in this process.
 
     Attributes:
-        metadata: The row as last written.
+        metadata: The row as last written or read.
         restored: The row was there before this process opened the session.
+        is_anothers: Another instance has written the row since this one did: the session has moved there.
     """
 
     metadata: SessionMetadata
-    _storage: Storage = attrs.field(alias="storage", repr=False)
-    _timeout: float = attrs.field(alias="timeout")
+    _storage: RowStorage = attrs.field(alias="storage", repr=False)
     restored: bool = False
+    is_anothers: bool = attrs.field(default=False, init=False)
     _held: Held = attrs.field(init=False)
     _written: RowContents | None = attrs.field(default=None, init=False, repr=False)  # by this process, latest
+    # Once another instance writes the row, too: what this instance has changed, it has changed from here.
+    _base: RowContents = attrs.field(init=False, repr=False)
+    _sending: RowContents | None = attrs.field(default=None, init=False, repr=False)  # the next `_base`, if it arrives
+    # By `trio.current_time()`: the row was in the storage at this time.
+    _seen_at: float = attrs.field(factory=trio.current_time, alias="seen_at", repr=False)
     _is_stale: bool = attrs.field(default=False, init=False)
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _keeping: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
@@ -67,11 +78,11 @@ class SessionRow:
 
     def __attrs_post_init__(self) -> None:
         self._held = Held(self.metadata.version) if self.restored else NOTHING
+        self._base = contents_of(self.metadata)
 
     @property
     def bindings(self) -> Bindings:
-        stored = self.metadata.bindings
-        return Bindings(tools=stored.get("tools", {}), prompts=stored.get("prompts", {}))
+        return contents_of(self.metadata)[1]
 
     def record(self, backend_id: str) -> BackendRecord | None:
         return next((record for record in self.metadata.backends if record.backend_id == backend_id), None)
@@ -118,7 +129,7 @@ class SessionRow:
         if self._kept is not None:
             await self._kept.wait()
 
-    # --- the last step of a session: one of these two. The TTL ends the row where the storage is away.
+    # --- the last step of a session: one of these. The TTL ends the row where the storage is away.
 
     async def write_last(self, contents: Callable[[], RowContents]) -> None:
         """Write what is not written yet. A failure is logged."""
@@ -128,24 +139,199 @@ class SessionRow:
             self._warn(error)
 
     async def discard(self) -> None:
-        """Delete the row, if the storage may hold one of ours. A failure is logged."""
+        """Delete the row, whichever instance wrote it last, if the storage may hold one of this session. A failure is
+        logged.
+        """
         try:
             await self.delete()
         except VmcpError as error:
             self._warn(error)
+
+    async def discard_own(self) -> bool:
+        """Delete the row, unless another instance has the session now. A failure is logged.
+
+        Returns:
+            Whether the session may end. If not, the row was read once more: it names what the other instance uses.
+        """
+        try:
+            for _ in range(MOST_ROUNDS):
+                if self.is_anothers:
+                    await self._read()
+                    return False
+                try:
+                    await self._delete_once()
+                except MetadataConflict:
+                    await self._read()
+                else:
+                    return True
+        except (SessionNotFound, SessionExists):
+            return True  # no row of this session is left
+        except VmcpError as error:
+            self._warn(error)
+        return not self.is_anothers
 
     # --- one step at a time
 
     async def write(self, contents: RowContents) -> None:
         """Make the row say this. Nothing is sent if the latest write has said the same.
 
+        Where another instance has written the row meanwhile, what has changed here is written into the row as it is.
+
         Raises:
-            SessionExists: On the first write: the id is taken.
-            StorageError: Away, too slow, or (MetadataConflict) another instance wrote the row.
+            SessionExists: On the first write: the id is taken. Later: the session was terminated elsewhere.
+            StorageError: Away, too slow, or (MetadataConflict) other instances write all the time.
         """
         if self._held.sent is None and contents == self._written:
             return
-        await self._settle_sent()
+        await self._settle()
+        for _ in range(MOST_ROUNDS):
+            joined = _join(contents, self._base, contents_of(self.metadata))
+            if self.is_anothers and joined == contents_of(self.metadata):
+                break
+            self._sending = contents
+            try:
+                await self._send(joined)
+            except MetadataConflict:
+                await self._read()
+            else:
+                break
+        else:
+            raise MetadataConflict(self.metadata.session_id)
+        self._base = self._written = contents
+
+    async def touch(self) -> None:
+        """Put the TTL off; a row that vanished all the same is created anew.
+
+        Raises:
+            SessionExists: The session was terminated elsewhere, or may have been.
+            StorageError: Away or too slow.
+        """
+        await self._require_seen()
+        began = trio.current_time()
+        for _ in range(MOST_ROUNDS):
+            try:
+                await self._storage.touch(self.metadata.session_id, expected_version=self._held_version)
+            except MetadataConflict:
+                await self._read()
+            except SessionNotFound:
+                if self._is_out_of_touch:
+                    self._held = NOTHING
+                    raise SessionExists(self.metadata.session_id) from None
+                await self._create(self.metadata)
+                return
+            else:
+                self._seen_at = began
+                return
+
+    async def delete(self) -> None:
+        """Remove the row, if the storage may hold one of this session: also if another instance wrote it last.
+
+        Raises:
+            StorageError: Away, too slow, or (MetadataConflict) other instances write all the time.
+        """
+        for _ in range(MOST_ROUNDS):
+            try:
+                await self._delete_once()
+            except MetadataConflict:
+                try:
+                    await self._read()
+                except (SessionExists, SessionNotFound):
+                    return  # it has gone, or is another session's
+            else:
+                return
+        raise MetadataConflict(self.metadata.session_id)
+
+    async def _delete_once(self) -> None:
+        if self._held == NOTHING:
+            return
+        session_id = self.metadata.session_id
+        if self._held.version is None:
+            # A create without an answer. There may be no row, a row of ours, or the row of another session of this id.
+            try:
+                await self._read()
+            except SessionNotFound:
+                # The tombstone stops a create that is still under way.
+                await self._storage.delete(session_id, expected_version=NO_ROW)
+                self._held = NOTHING
+                return
+            except SessionExists:
+                return  # another session's
+        elif self._is_out_of_touch:
+            try:
+                await self._read()
+            except (SessionNotFound, SessionExists):
+                return  # none of this session is left
+        await self._storage.delete(session_id, expected_version=self._held_version)
+
+    async def _write_if_stale(self, contents: Callable[[], RowContents]) -> None:
+        if self._is_stale:
+            self._is_stale = False  # before the write: changes during the write are not in it
+            try:
+                await self.write(contents())
+            except BaseException:
+                self._is_stale = True
+                raise
+
+    # --- what the storage holds
+
+    @property
+    def _held_version(self) -> int:
+        return NO_ROW if self._held.version is None else self._held.version
+
+    @property
+    def _is_out_of_touch(self) -> bool:
+        """The row was not seen for a TTL: it may have been terminated, and its tombstone may have ended since."""
+        return trio.current_time() >= self._seen_at + self._storage.ttl
+
+    async def _require_seen(self) -> None:
+        """Where nothing can be told from a row that is missing, or from its version, look before anything else.
+
+        Raises:
+            SessionExists: There is no row: the session may have been terminated. Or there is one of another session.
+        """
+        if self._held.version is None or not self._is_out_of_touch:
+            return
+        try:
+            await self._read()
+        except SessionNotFound:
+            self._held = NOTHING
+            raise SessionExists(self.metadata.session_id) from None
+
+    async def _read(self) -> None:
+        """Take the row as it is. If another instance wrote it, the session is there now.
+
+        Raises:
+            SessionNotFound: There is none.
+            SessionExists: It is the row of another session that was given the same id.
+            StorageError: Away, too slow, or not to be read.
+        """
+        began = trio.current_time()
+        stored = await self._storage.load(self.metadata.session_id)
+        if stored.created_at != self.metadata.created_at:
+            self._held = NOTHING
+            raise SessionExists(self.metadata.session_id)
+        self._seen_at = began
+        if stored == self._held.sent:  # a write of ours that was not answered
+            self.metadata = stored
+            self._base = self._base if self._sending is None else self._sending
+        elif stored.version != self._held.version:
+            if not self.is_anothers:
+                logger.warning("%s was taken over by another instance", session_tag(self.metadata.session_id))
+            self.is_anothers = True
+            self.metadata = stored
+        self._held = Held(stored.version)
+
+    async def _settle(self) -> None:
+        """Find out what became of a replace without an answer: else the next one would be a conflict with our own."""
+        await self._require_seen()
+        if self._held.sent is not None and self._held.version is not None:
+            sent = self._held
+            await self._read()
+            if self._held == Held(sent.version):  # it did not get there yet, and may still do so
+                self._held = sent
+
+    async def _send(self, contents: RowContents) -> None:
+        """Write the next version of the row."""
         backends, bindings = contents
         wanted = attrs.evolve(
             self.metadata,
@@ -158,85 +344,65 @@ class SessionRow:
             await self._create(wanted)
         else:
             await self._replace(wanted, self._held.version)
-        self.metadata, self._written = wanted, contents
-
-    async def touch(self) -> None:
-        """Put the TTL off; a row that vanished all the same is created anew.
-
-        Raises:
-            SessionExists: It cannot be: the session was terminated elsewhere.
-            StorageError: Away or too slow.
-        """
-        # `Storage.touch` and `Storage.delete` take no expected_version yet. Once they do, `_held` says which versions
-        # are ours, as `_replace` uses it; until then a row of another instance is touched and deleted alike.
-        try:
-            with _storage_errors("touch", self._timeout):
-                await self._storage.touch(self.metadata.session_id)
-        except SessionNotFound:
-            await self._create(self.metadata)
-
-    async def delete(self) -> None:
-        """Remove the row, if the storage may hold one of ours.
-
-        Raises:
-            StorageError: Away or too slow.
-        """
-        if self._held != NOTHING:
-            with _storage_errors("delete", self._timeout):
-                await self._storage.delete(self.metadata.session_id)
-
-    async def _write_if_stale(self, contents: Callable[[], RowContents]) -> None:
-        if self._is_stale:
-            self._is_stale = False  # before the write: changes during the write are not in it
-            try:
-                await self.write(contents())
-            except BaseException:
-                self._is_stale = True
-                raise
-
-    async def _settle_sent(self) -> None:
-        """Find out what became of a replace without an answer: else the next one would be a conflict with our own."""
-        if self._held.sent is None or self._held.version is None:
-            return
-        with _storage_errors("load", self._timeout):
-            stored = await self._storage.load(self.metadata.session_id)
-        if stored == self._held.sent:
-            self.metadata = stored
-            self._held = Held(stored.version)
+        self.metadata = wanted
 
     async def _create(self, row: SessionMetadata) -> None:
-        if self._held.version is None:
+        held = self._held
+        began = trio.current_time()
+        if held.version is None:
+            within = math.inf
             self._held = Held(sent=row)  # before the first await: a cancelled create may have happened
+        else:
+            # A row that vanished. Later than this, the tombstone of a terminated session would refuse it no longer.
+            within = self._seen_at + self._storage.ttl - began
         try:
-            with _storage_errors("store", self._timeout):
-                await self._storage.create(row)
+            await self._storage.create(row, within=within)
         except SessionExists:
-            if self._held.version is None:
+            if held.version is None and held.sent is None:
                 self._held = NOTHING
-            raise
+                raise
+            # Its tombstone; or a row: ours by a create without an answer, or one that another instance created anew.
+            try:
+                await self._read()
+            except SessionNotFound:
+                if held.version is None:
+                    self._held = NOTHING
+                raise SessionExists(row.session_id) from None
+            return
         self._held = Held(row.version)
+        self._seen_at = began
 
     async def _replace(self, row: SessionMetadata, expected_version: int) -> None:
         self._held = Held(expected_version, sent=row)
-        with _storage_errors("update", self._timeout):
-            await self._storage.replace(row, expected_version=expected_version)
+        began = trio.current_time()
+        await self._storage.replace(row, expected_version=expected_version)
         self._held = Held(row.version)
+        self._seen_at = began
 
     def _warn(self, error: VmcpError) -> None:
         logger.warning("%s: %s", session_tag(self.metadata.session_id), error)
 
 
-@contextmanager
-def _storage_errors(step: str, timeout: float) -> Iterator[None]:
-    try:
-        with trio.move_on_after(timeout) as scope:
-            yield
-    except VmcpError:
-        raise
-    except Exception as exc:  # whatever the storage's own client raises
-        raise StorageError(f"the storage failed to {step} the session: {type(exc).__name__}") from exc
-    if scope.cancelled_caught:
-        raise StorageError(f"the storage did not {step} the session within {timeout} s (storage_timeout)")
+def contents_of(row: SessionMetadata) -> RowContents:
+    return row.backends, Bindings(tools=row.bindings.get("tools", {}), prompts=row.bindings.get("prompts", {}))
+
+
+def _join(ours: RowContents, base: RowContents, theirs: RowContents) -> RowContents:
+    """What has changed from `base` to `ours`, changed in `theirs`. What both have changed stays as in `theirs`: names
+    never move, and a backend session that another instance uses stays in the row.
+    """
+    if theirs == base:
+        return ours
+    records = _join_each(*({record.backend_id: record for record in records} for records, _ in (ours, base, theirs)))
+    tools = _join_each(ours[1].tools, base[1].tools, theirs[1].tools)
+    prompts = _join_each(ours[1].prompts, base[1].prompts, theirs[1].prompts)
+    return tuple(records.values()), Bindings(tools=tools, prompts=prompts)
+
+
+def _join_each(ours: Mapping[str, T], base: Mapping[str, T], theirs: Mapping[str, T]) -> dict[str, T]:
+    untouched = {key for key in ours.keys() | base.keys() if theirs.get(key) == base.get(key)}
+    joined = {key: value for key, value in theirs.items() if key not in untouched}
+    return joined | {key: value for key, value in ours.items() if key in untouched}
 
 
 def new_row(session_id: str, binding: str | None, storage: Storage, timeout: float) -> SessionRow:
@@ -252,7 +418,7 @@ def new_row(session_id: str, binding: str | None, storage: Storage, timeout: flo
         backends=(),
         bindings={"tools": {}, "prompts": {}},
     )
-    return SessionRow(metadata, storage=storage, timeout=timeout)
+    return SessionRow(metadata, storage=RowStorage(storage, timeout))
 
 
 async def load_row(session_id: str, storage: Storage, timeout: float) -> SessionRow:
@@ -262,6 +428,7 @@ async def load_row(session_id: str, storage: Storage, timeout: float) -> Session
         SessionNotFound: There is none.
         StorageError: Away, too slow, or not to be read.
     """
-    with _storage_errors("load", timeout):
-        metadata = await storage.load(session_id)
-    return SessionRow(metadata, storage=storage, timeout=timeout, restored=True)
+    bounded = RowStorage(storage, timeout)
+    seen_at = trio.current_time()
+    metadata = await bounded.load(session_id)
+    return SessionRow(metadata, storage=bounded, restored=True, seen_at=seen_at)

@@ -15,6 +15,10 @@ class Storage(Protocol):
     Every method is a checkpoint. Every method but `aclose` raises StorageError when the storage is unreachable, closed,
     or holds a row that cannot be read; errors of a storage's own client must not come through. A method that is
     cancelled, or fails with StorageError, may have had its effect.
+
+    Each operation is one atomic step: of two that expect the same version, one has its effect. A method should end soon
+    when it is cancelled. One that cannot (a file or database in a thread) is left behind after `storage_timeout`, and
+    may have its effect later.
     """
 
     @property
@@ -51,19 +55,29 @@ class Storage(Protocol):
         """
         ...
 
-    async def touch(self, session_id: str) -> None:
+    async def touch(self, session_id: str, *, expected_version: int | None = None) -> None:
         """Let a row live for another `ttl` from now.
+
+        Args:
+            expected_version: None: whatever the row's version is.
 
         Raises:
             SessionNotFound: The id has no row, or no longer has one.
+            MetadataConflict: The row is at another version, and lives no longer than before.
         """
         ...
 
-    async def delete(self, session_id: str) -> None:
+    async def delete(self, session_id: str, *, expected_version: int | None = None) -> None:
         """Remove the row, if there is one, and write a tombstone: `create` fails while the tombstone lives.
 
         The tombstone is written in either case: an instance that was suspended while the row expired must not create
-        the row again. A second delete changes nothing.
+        the row again. A second delete changes nothing, not even the end of the tombstone.
+
+        Args:
+            expected_version: None: whatever the row's version is. Where there is no row, it makes no difference.
+
+        Raises:
+            MetadataConflict: There is a row at another version, and it stays as it is.
         """
         ...
 

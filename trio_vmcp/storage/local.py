@@ -36,6 +36,11 @@ def _check_ttl(_instance: object, _attribute: object, ttl: object) -> None:
         raise ValueError(f"ttl={ttl!r} is not more than 0 s")
 
 
+def _check_version(session_id: str, row: _Row, expected_version: int | None) -> None:
+    if expected_version is not None and row.version != expected_version:
+        raise MetadataConflict(session_id)
+
+
 @attrs.define(eq=False)
 class LocalStorage(Storage):
     """A `Storage` of this process, for one run of Trio: its TTL is counted on `trio.current_time()`.
@@ -75,18 +80,23 @@ class LocalStorage(Storage):
             raise ValueError(f"version={metadata.version!r} is not expected_version={expected_version!r} plus 1")
         data = metadata_to_json(metadata)
         await self._begin()
-        if self._row(metadata.session_id).version != expected_version:
-            raise MetadataConflict(metadata.session_id)
+        _check_version(metadata.session_id, self._row(metadata.session_id), expected_version)
         self._put(metadata.session_id, _Row(data, metadata.version, self._expiry()))
 
-    async def touch(self, session_id: str) -> None:
+    async def touch(self, session_id: str, *, expected_version: int | None = None) -> None:
         await self._begin()
-        self._put(session_id, attrs.evolve(self._row(session_id), expires_at=self._expiry()))
+        row = self._row(session_id)
+        _check_version(session_id, row, expected_version)
+        self._put(session_id, attrs.evolve(row, expires_at=self._expiry()))
 
-    async def delete(self, session_id: str) -> None:
+    async def delete(self, session_id: str, *, expected_version: int | None = None) -> None:
         await self._begin()
-        if not isinstance(self._find(session_id), _Tombstone):
-            self._put(session_id, _Tombstone(self._expiry()))
+        entry = self._find(session_id)
+        if isinstance(entry, _Tombstone):
+            return
+        if entry is not None:
+            _check_version(session_id, entry, expected_version)
+        self._put(session_id, _Tombstone(self._expiry()))
 
     async def aclose(self) -> None:
         require_trio()
