@@ -577,8 +577,10 @@ async def test_only_a_post_tells_the_size_of_its_body(built_in: bool, verb: str,
         assert [size] == foreign.headers("content-length")
 
 
-async def test_proxies_netrc_and_cookies_are_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    """The built-in transport reads neither the process's environment nor `.netrc`, and sends no cookie back."""
+async def test_proxies_netrc_and_foreign_cookies_are_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """The built-in transport reads neither the process's environment nor `.netrc`, and a new connection to a backend
+    sends no cookie that an earlier one was given.
+    """
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login user password pass")
     monkeypatch.setenv("NETRC", str(netrc))

@@ -34,7 +34,7 @@ _NO_SECRETS = frozenset(
         "user-agent",
     ]
 )
-_NO_CREDENTIALS = ("last-event-id", "mcp-session-id")
+_NO_CREDENTIALS = ("cookie", "last-event-id", "mcp-session-id")  # the user's own cookies are looked at before
 
 
 def is_credential(name: str) -> bool:
@@ -51,6 +51,8 @@ def secrets_of(headers: Iterable[tuple[str, str]], query: str) -> dict[str, str]
     """
     found: dict[str, str] = {}
     for name, value in headers:
+        if name == "cookie":
+            found |= {part.partition("=")[2]: "[cookie]" for part in value.split("; ")}
         if name not in _NO_SECRETS:
             found |= dict.fromkeys((value, value.partition(" ")[2]), f"[{name}]")  # "Bearer x" may be repeated as "x"
     found |= dict.fromkeys([query, *(value for _, value in parse_qsl(query))], "[query]")

@@ -16,6 +16,7 @@ import httpx
 import trio
 
 from trio_vmcp._client.http.connection_limit import ConnectionLimit, ConnectionSlot, current_slot
+from trio_vmcp._client.http.cookies import BackendCookies
 from trio_vmcp._client.http.credentials import Body, Credentials
 from trio_vmcp._client.http.errors import cause_of, translated
 from trio_vmcp._client.http.foreign import HttpxSource, RequestBody
@@ -110,6 +111,7 @@ class HttpLink:
     _max_message_bytes: int = attrs.field(alias="max_message_bytes")
     _url: httpx.URL = attrs.field(init=False, repr=False)
     _constant: Headers = attrs.field(init=False, repr=False)
+    _cookies: BackendCookies = attrs.field(init=False)
     _credentials: Credentials[HttpReply, RequestBody] | None = attrs.field(default=None, init=False, repr=False)
     _heads: dict[str, tuple[Origin, bytes]] = attrs.field(factory=dict, init=False, repr=False)  # by verb, for our url
     _last_headers: tuple[Headers, bytes] = attrs.field(factory=lambda: ([], b""), init=False, repr=False)
@@ -122,7 +124,8 @@ class HttpLink:
         self._url = url.copy_with(userinfo=b"", fragment=None) if url.userinfo or url.fragment else url
         self._constant = [(b"Host", url.netloc), (b"Accept-Encoding", b"identity")]
         given = [(name.encode(), value.encode()) for name, value in self.backend.headers.items()]
-        self._constant += given
+        self._constant += [pair for pair in given if pair[0].lower() != b"cookie"]
+        self._cookies = BackendCookies(b"; ".join(value for name, value in given if name.lower() == b"cookie"))
         named = {name.lower() for name, _ in given}
         if b"user-agent" not in named:
             self._constant.append((b"User-Agent", USER_AGENT))
@@ -163,15 +166,18 @@ class HttpLink:
         """Send one request, and follow redirects within the origin."""
         url = self._url
         for _ in range(MOST_REDIRECTS + 1):
+            cookies = self._cookies.headers(url)
             if self._auth is None and isinstance(self.transport, Http11Transport):
                 try:  # without objects of httpx
-                    origin, head = self._compose(verb, url, headers, len(body.data))
+                    origin, head = self._compose(verb, url, headers, cookies, len(body.data))
                     response = await self.transport.send(origin, verb, head, body.data, body.mark_written)
                 except Exception as exc:  # noqa: BLE001  # translated, whatever it is
                     raise translated(exc, self.backend.id, written=body.written) from cause_of(exc)
-                reply = HttpReply(self.backend.id, response.status, body, response.headers, response, headers)
+                sent = [*headers, *cookies] if cookies else headers
+                reply = HttpReply(self.backend.id, response.status, body, response.headers, response, sent)
+                self._cookies.keep(url, reply.headers)
             else:
-                everything = [*self._constant, *_BY_VERB[verb], *headers]
+                everything = [*self._constant, *_BY_VERB[verb], *headers, *cookies]
                 if verb in WITH_BODY:
                     everything.append((b"Content-Length", b"%d" % len(body.data)))
                 request = httpx.Request(verb, url, headers=everything, stream=body)
@@ -205,7 +211,7 @@ class HttpLink:
 
     def is_signed(self, reply: HttpReply) -> bool:
         """The request carried what may be credentials."""
-        return bool(self._url.query) or any(is_credential(name) for name, _ in self._sent(reply))
+        return bool(self._url.query or self._cookies.own) or any(is_credential(name) for name, _ in self._sent(reply))
 
     def _sent(self, reply: HttpReply) -> list[tuple[str, str]]:
         """The headers of a request, with names in lower case."""
@@ -250,7 +256,9 @@ class HttpLink:
         for reply in list(self._open):
             await reply.close_connection()
 
-    def _compose(self, verb: str, url: httpx.URL, headers: Headers, size: int) -> tuple[Origin, bytes]:
+    def _compose(
+        self, verb: str, url: httpx.URL, headers: Headers, cookies: Headers, size: int
+    ) -> tuple[Origin, bytes]:
         """Where a request goes, and its head. The constant part of the head is encoded once for each verb."""
         prepared = self._heads.get(verb) if url is self._url else None
         if prepared is None:
@@ -260,9 +268,10 @@ class HttpLink:
         origin, constant = prepared
         if headers is not self._last_headers[0]:  # a list is never changed, so the same list has the same encoding
             self._last_headers = headers, encode_headers(headers)
+        varying = self._last_headers[1] + encode_headers(cookies) if cookies else self._last_headers[1]
         if verb not in WITH_BODY:
-            return origin, b"%s%s\r\n" % (constant, self._last_headers[1])
-        return origin, b"%s%sContent-Length: %d\r\n\r\n" % (constant, self._last_headers[1], size)
+            return origin, b"%s%s\r\n" % (constant, varying)
+        return origin, b"%s%sContent-Length: %d\r\n\r\n" % (constant, varying, size)
 
     async def _redirected(self, url: httpx.URL, reply: HttpReply) -> httpx.URL:
         location = reply.header("location")
@@ -312,7 +321,9 @@ class HttpLink:
         except Exception as exc:  # noqa: BLE001  # a user's transport may raise anything
             raise translated(exc, self.backend.id, written=body.written) from cause_of(exc)
         response.request = request  # an Auth may look at it
-        return self._reply(response, body, request.headers.raw), response
+        reply = self._reply(response, body, request.headers.raw)
+        self._cookies.keep(request.url, reply.headers)
+        return reply, response
 
     def _reply(self, response: httpx.Response, body: Body, sent: Headers) -> HttpReply:
         headers = [(name.lower(), value) for name, value in response.headers.raw]
