@@ -236,7 +236,9 @@ async def test_a_refused_connection_is_no_verdict() -> None:
 async def test_a_probe_that_hangs_leaves_time_for_the_handshake(
     autojump_clock: MockClock, init_timeout: float, waited: float
 ) -> None:
-    """The probe gets 10 s or a third of the time to connect, then comes `initialize`, and no verdict is cached."""
+    """The probe gets 10 s or a third of the time to connect, then comes `initialize`. Silence before a handshake that
+    works is remembered as legacy, until `initialize` is refused.
+    """
     backend = echo_backend("both")
     backend.fail("server/discover", Hang(), times=1)
     settings = FactorySettings(backend_init_timeout=init_timeout)
@@ -244,6 +246,9 @@ async def test_a_probe_that_hangs_leaves_time_for_the_handshake(
         started = trio.current_time()
         assert "legacy" == (await bench.connect()).record.era
         assert waited == pytest.approx(trio.current_time() - started)
+        assert "legacy" == (await bench.connect()).record.era
+        assert waited == pytest.approx(trio.current_time() - started)
+        backend.fail("initialize", Error(-32601, "no such method"))
         assert "modern" == (await bench.connect()).record.era
 
 
@@ -541,3 +546,36 @@ async def test_a_process_that_ignores_the_probe_may_send_a_ping_and_log_meanwhil
     assert {"jsonrpc": "2.0", "id": "p", "result": {}} in received
     assert "server/discover" in [message.get("method") for message in received]
     assert [LOGGED["params"]] == logged
+
+
+@pytest.mark.parametrize("dies", [True, False])
+async def test_a_second_line_tells_a_dead_process_from_a_slow_one(dies: bool, autojump_clock: MockClock) -> None:
+    """The read loop of some servers ends with `server/discover`, and the process with the next line. After a second of
+    silence it is sent a ping. A slow process answers late, and keeps its era.
+    """
+    backend = echo_backend("legacy" if dies else "modern")
+    started: list[float] = []
+
+    async def main(process: MemoryProcess, pipes: trio.abc.Stream) -> int:
+        started.append(trio.current_time())
+        if len(started) > 1:
+            await backend.serve_lines(pipes)
+            return 0
+        if dies:
+            lines = RawLines(pipes)
+            assert "server/discover" == (await lines.receive())["method"]
+            assert "ping" == (await lines.receive())["method"]
+            return 1
+        await trio.sleep(5)
+        await backend.serve_lines(pipes)
+        return 0
+
+    async with open_processes(main) as bench:
+        client = await bench.connect()
+        assert ("legacy" if dies else "modern") == client.record.era
+        assert (1.0 if dies else 5.0) == pytest.approx(trio.current_time(), abs=0.5)
+        await call(client)
+        begun = trio.current_time()
+        await bench.connect()
+        assert begun == pytest.approx(trio.current_time(), abs=0.5)
+    assert [] == backend.errors

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import attrs
@@ -15,7 +16,7 @@ import httpx
 import trio
 
 from trio_vmcp._client.cache import BackendCache, ResponseCache
-from trio_vmcp._client.channels.channel import Channel, SessionChannel, StartedChannel
+from trio_vmcp._client.channels.channel import Ask, Channel, SessionChannel, StartedChannel, ignore_other
 from trio_vmcp._client.channels.http_sse import EventStream
 from trio_vmcp._client.channels.inbox import new_inbox
 from trio_vmcp._client.channels.stdio import build_process_channel
@@ -32,10 +33,11 @@ from trio_vmcp._client.unawaited import UnawaitedMessages
 from trio_vmcp._http.transport import Http11Transport
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._protocol.eras import MODERN_VERSION, Verdict
-from trio_vmcp._protocol.methods import INITIALIZE
+from trio_vmcp._protocol.methods import INITIALIZE, PING
 from trio_vmcp._protocol.outcomes import Loss, Refusal, RequestOutcome, rejection
+from trio_vmcp._request_note import RequestNote
 from trio_vmcp.connector import BackendClient, BackendConnector, ClientHandlers, EventSink, OutgoingAuth
-from trio_vmcp.errors import BackendRejected, BackendUnavailable
+from trio_vmcp.errors import BackendError, BackendRejected, BackendUnavailable
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord, endpoint_digest
 from trio_vmcp.models import Backend
@@ -47,6 +49,7 @@ __all__ = ["BuiltInConnector"]
 # to connect is less, that third, so that there is time left for the handshake.
 PROBE_TIMEOUT = 10.0
 PROBE_SHARE = 1 / 3
+SILENCE = 1.0  # s after which a process that has not answered is sent a second line
 NOTICE_TIMEOUT = 1.0  # s for a message that no task waits for
 PENDING_MESSAGES = 2  # of the largest size: the memory that the requests which handlers work on may take
 _SSE_ONLY = (400, 404, 405)  # the answers of a server of 2024-11-05 to a POST to the URL of its stream
@@ -325,10 +328,31 @@ class LinesOpening(Opening):
             raise
 
     async def discover(self) -> RequestOutcome:
-        try:
-            return await self.stateless.discover(None)
-        except BackendUnavailable as error:  # the process has exited
-            return Loss(error.detail)
+        outcome: RequestOutcome | None = None
+        failure: BackendError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._send_second_line)
+            try:
+                outcome = await self.stateless.discover(None)
+            except BackendUnavailable as error:  # the process has exited
+                outcome = Loss(error.detail)
+            except BackendError as error:  # raised below: the nursery would group it
+                failure = error
+            nursery.cancel_scope.cancel(reason="the question was answered")
+        if failure is not None:
+            raise failure
+        assert outcome is not None
+        return outcome
+
+    async def _send_second_line(self) -> None:
+        """Tell a process that is dead from one that is slow: the read loop of some servers ends with the first request
+        that they do not know, and the process exits only when it is sent another line. "Either party may ping at any
+        time" (2025-11-25, ping); a slow process answers when it can.
+        """
+        await trio.sleep(SILENCE)
+        ping = Ask(next(self._channel.ids), PING, {}, None, ignore_other, RequestNote())
+        with suppress(BackendError):
+            await self._channel.exchange(ping, ping.encode(), [])
 
     async def greet(self, *, was_probed: bool) -> HandshakeClient:
         """If the process exited when it was asked `server/discover`, as some servers do, use a new one."""

@@ -128,6 +128,7 @@ class Probe:
     _timeout: float = attrs.field(alias="timeout")
     _discovered: JSON | None = attrs.field(default=None, init=False, repr=False)
     _was_asked: bool = attrs.field(default=False, init=False)
+    _was_silent: bool = attrs.field(default=False, init=False)  # nothing came of the question
 
     async def connect(self) -> BackendClient:
         """
@@ -168,17 +169,21 @@ class Probe:
                 verdict = await self._ask_again()
         if verdict is Verdict.MODERN and self._discovered is None:  # another session's probe, perhaps long ago
             verdict = await self._ask_again()
-        client = self._adopt(verdict)
-        if client is not None:
-            return client
+        adopted = self._adopt(verdict)
+        if adopted is not None:
+            return adopted
         try:
-            return await opening.greet(was_probed=self._was_asked)
+            client = await opening.greet(was_probed=self._was_asked)
         except InitializeRefused as error:
             refused = error
+        else:
+            if self._was_silent:  # "silence means legacy" (2026-07-28, stdio, backward compatibility)
+                self._verdicts.record_verdict(opening.endpoint, Verdict.LEGACY)
+            return client
         if is_modern_error(refused.outcome) or not self._was_asked:  # the verdict is wrong, or may be old
-            client = self._adopt(await self._ask_again())
-            if client is not None:
-                return client
+            adopted = self._adopt(await self._ask_again())
+            if adopted is not None:
+                return adopted
         return await opening.fall_back(refused)
 
     def _adopt(self, verdict: Verdict) -> BackendClient | None:
@@ -208,6 +213,7 @@ class Probe:
             elif verdict is Verdict.MODERN:
                 raise self._error(outcome)
             return verdict
+        self._was_silent = True
         return Verdict.INCONCLUSIVE
 
     async def _ask_twice(self) -> RequestOutcome:
