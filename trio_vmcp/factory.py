@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 import ssl
@@ -30,6 +31,8 @@ from trio_vmcp.settings import FactorySettings
 from trio_vmcp.storage import LocalStorage, Storage
 
 __all__ = ["DefaultSessionFactory", "SessionFactory", "open_session_factory"]
+
+logger = logging.getLogger("trio_vmcp.session")
 
 _SESSION_ID = re.compile(r"[\x21-\x7e]{1,256}")
 # s. However long `drain_timeout` is, a close that a cancel has caused must end soon.
@@ -101,6 +104,7 @@ class DefaultSessionFactory(SessionFactory):
     _settings: FactorySettings = attrs.field(alias="settings")
     _nursery: trio.Nursery = attrs.field(alias="nursery")
     _keys: tuple[bytes, ...] = attrs.field(alias="keys", repr=False)
+    _warns_of_process_key: bool = attrs.field(alias="warns_of_process_key")
     _live: dict[str, SessionOwner | None] = attrs.field(
         factory=dict, init=False, repr=False
     )  # None: id taken, not opening yet
@@ -169,12 +173,23 @@ class DefaultSessionFactory(SessionFactory):
         with self._claim(chosen):
             if session_id is not None:
                 await self._require_unknown(session_id)
+            self._warn_of_process_key(identity)
             row = new_row(chosen, bind(identity, self._keys), self._storage, self._settings.storage_timeout)
             members = {
                 backend_id: new_member(backend_id, backend, self._settings, self._endpoints)
                 for backend_id, backend in configured.items()
             }
             return await self._run(members, row, identity)
+
+    def _warn_of_process_key(self, identity: Identity | None) -> None:
+        """A storage that is passed may outlive the process, and the random key that binds the session does not."""
+        if identity is None or not self._warns_of_process_key:
+            return
+        self._warns_of_process_key = False
+        logger.warning(
+            "sessions with an identity are bound by a random key of this process, so no other process can restore them "
+            "from the storage: set FactorySettings(identity_keys=…)"
+        )
 
     def _require_open(self) -> None:
         if self._closing:
@@ -307,6 +322,7 @@ async def open_session_factory(
                 settings=settings,
                 nursery=nursery,
                 keys=settings.identity_keys or process_keys(),
+                warns_of_process_key=not (settings.identity_keys or type(store) is LocalStorage),
             )
             if connector is None and transport is None:
                 start_clean(nursery, built_in.tidy)

@@ -155,8 +155,8 @@ def test_secrets_are_replaced_before_the_text_is_cut() -> None:
 @pytest.mark.parametrize(
     ("location", "shown"),
     [
-        ("http://internal.test:8000/mcp/", "'http://internal.test:8000/mcp/', another origin"),
-        (f"https://user:{CANARY}@internal.test/?key={CANARY}#{CANARY}", "'https://internal.test/', another origin"),
+        ("http://internal.test:8000/mcp/", "http://internal.test:8000, another origin"),
+        (f"https://user:{CANARY}@internal.test/?key={CANARY}#{CANARY}", "https://internal.test, another origin"),
     ],
 )
 async def test_a_redirect_says_where_to(location: str, shown: str) -> None:

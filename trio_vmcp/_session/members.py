@@ -21,7 +21,9 @@ from trio_vmcp._session.life import Phase
 from trio_vmcp._session.member import (
     Away,
     Connecting,
+    Failing,
     Member,
+    Ready,
     Replacing,
     State,
     Unconfigured,
@@ -176,23 +178,24 @@ class Membership:
     def _on_transition(self, member: Member, before: State, why: str) -> None:
         """What follows from a new state: one log record, the task that retries, and what callers are told."""
         state = member.state
-        if isinstance(state, Connecting | Away):
-            self._warn(state.failure)
+        self._log_transition(member, before, why)
         if isinstance(state, Away | Replacing):
             self._ensure_retrying(member)
         changes = visible_changes(before, state)
         if changes:
             self._session.observer.member_changed(member, changes)
 
-    def _warn(self, failure: BackendFailure | None) -> None:
-        if failure is not None:
-            logger.warning(
-                "%s: backend %r is missing (%s): it %s",
-                self._session.tag,
-                failure.backend_id,
-                failure.reason.value,
-                failure.detail,
-            )
+    def _log_transition(self, member: Member, before: State, why: str) -> None:
+        state = member.state
+        level, text = logging.DEBUG, f"goes from {type(before).__name__} to {type(state).__name__}: {why}"
+        if isinstance(state, Connecting | Away) and state.failure is not None:
+            level, text = logging.WARNING, f"is missing ({state.failure.reason.value}): it {state.failure.detail}"
+        elif isinstance(state, Failing | Replacing):
+            level, text = logging.WARNING, f"is {state.shown.value}: it {state.cause.detail}"
+        elif isinstance(state, Ready) and not isinstance(before, Connecting):
+            level, text = logging.INFO, "is ready again"
+        extra = {"session": self._session.tag, "backend_id": member.backend_id}
+        logger.log(level, "%s: backend %r %s", self._session.tag, member.backend_id, text, extra=extra)
 
     def _note_settled(self, member: Member) -> None:
         """A backend of the opening has joined or failed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import attrs
@@ -26,6 +26,7 @@ __all__ = ["LineChannel", "LineDecoder", "LineFlood"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
+MOST_TEXT = 8 * 1024
 MOST_NOTICES = 64  # in the queue; more are dropped, so that a backend that does not read costs limited memory
 
 
@@ -86,10 +87,19 @@ class _Outgoing:
     note: RequestNote | None  # None: a notice
 
 
+def _ignore_text(line: bytes | bytearray) -> None:
+    """For lines that are no process's."""
+
+
 @attrs.define(eq=False, kw_only=True)
 class LineChannel(DuplexChannel):
-    """A channel of lines. The owner of the connection runs `read` and `write` in tasks."""
+    """A channel of lines. The owner of the connection runs `read` and `write` in tasks.
 
+    Attributes:
+        on_text: Takes each line that is no message but text, cut to MOST_TEXT bytes.
+    """
+
+    on_text: Callable[[bytes | bytearray], object] = attrs.field(default=_ignore_text, repr=False)
     _queue: deque[_Outgoing] = attrs.field(factory=deque, init=False, repr=False)
     _queued: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _is_retired: bool = attrs.field(default=False, init=False)
@@ -187,4 +197,6 @@ class LineChannel(DuplexChannel):
         elif line.isspace():
             self.pace.charge_lines(1, len(line))
         else:
+            if not line.startswith(b"{") and not line.lstrip().startswith(b"{"):
+                self.on_text(line[:MOST_TEXT])
             await self.inbox.take_message(line)

@@ -24,7 +24,7 @@ import attrs
 import trio
 
 from trio_vmcp._client.channels.lines import LineChannel, LineFlood
-from trio_vmcp._client.channels.stderr import StderrLog
+from trio_vmcp._client.channels.stderr import LastWords, StderrLog
 from trio_vmcp._protocol.outcomes import Loss
 from trio_vmcp.errors import MessageTooLarge
 from trio_vmcp.models import Backend
@@ -84,6 +84,7 @@ class ChildProcess:
     started: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     gone: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _stderr: StderrLog = attrs.field(init=False, repr=False)
+    _stdout: LastWords = attrs.field(init=False, repr=False)  # what it says there that is no message
     _process: trio.Process | None = attrs.field(default=None, init=False)
     _is_connected: bool = attrs.field(default=False, init=False)  # a client relies on the child: its end is news
     _is_closing: bool = attrs.field(default=False, init=False)
@@ -95,6 +96,8 @@ class ChildProcess:
 
     def __attrs_post_init__(self) -> None:
         self._stderr = StderrLog(self.backend.id, self.backend.env)
+        self._stdout = LastWords(self.backend.env)
+        self.channel.on_text = self._stdout.add
 
     async def serve(self) -> None:
         """Start the child, and wait until it has ended. If this is cancelled, it ends the child in the usual order
@@ -224,8 +227,11 @@ class ChildProcess:
             what = f"was ended by signal {_signal_name(-status)}"
         else:
             what = f"ended with status {status}"
-        words = self._stderr.last_words()
-        return Loss(what, f"; its last words on stderr: {words}" if words else "")
+        if words := self._stderr.last_words():
+            return Loss(what, f"; its last words on stderr: {words}")
+        if words := self._stdout.quoted():
+            return Loss(what, f"; its last words on stdout: {words}")
+        return Loss(what)
 
     async def _watch(self, process: trio.Process) -> None:
         await process.wait()

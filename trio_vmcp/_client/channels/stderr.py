@@ -3,23 +3,73 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import deque
 from collections.abc import Mapping
 
 import attrs
 import trio
 
-__all__ = ["StderrLog"]
+__all__ = ["LastWords", "StderrLog"]
 
 logger = logging.getLogger("trio_vmcp.client.stdio")
 
 MOST_CHARACTERS = 1000  # of one line in the log
 LINES_PER_SECOND = 50
 MOST_LINES = 10_000  # of one process
+SEARCHED_LINES = 60  # the last ones, among which an error looks for those that say why
 LAST_LINES = 3  # that an error quotes:
 MOST_QUOTED = 200  # characters of each of them
 _MOST_LINE_BYTES = 8 * 1024  # of a line; the rest of the line is discarded
+_MOST_JUDGED = 1000  # characters of a line that is kept
 _SHORTEST_SECRET = 6  # characters; shorter values are no secrets, and may be parts of ordinary words
+
+
+# What says where an error came from, and not what it was: frames, places, source lines, parts of a dumped object.
+_FRAME = re.compile(
+    r"""\s*(?:at\s|File\s".*",\sline\s\d|\d+:\s|\.{3}\s\d+\smore|[\w./*()-]+\(\S*\)\s*$|\S+:\d+(?::\d+)?(?:\s\+0x\w+)?$)""",
+    re.VERBOSE,
+)
+_PART_OF_OBJECT = re.compile(r"\s+\w+: (?:['\"\[{].*|-?\d+|undefined|null|true|false),?$")
+_NO_NEWS = re.compile(
+    r"\W*$|Node\.js v\d|note: run with|stack backtrace:|goroutine \d|exit status \d|Traceback \(most recent|"
+    r"npm (?:error|ERR!)(?: \d+)?$|npm (?:error|ERR!) A complete log"
+)
+_SAYS_WHY = re.compile(r"(?i:error|exception|fatal|panic|uncaught|unhandled|cannot|could not|failed|not found|missing)")
+
+
+@attrs.define(eq=False)
+class LastWords:
+    """The end of a child's free text. Values of the configured environment are replaced by their names."""
+
+    environment: Mapping[str, str] = attrs.field(repr=False)
+    _lines: deque[str] = attrs.field(factory=lambda: deque(maxlen=SEARCHED_LINES), init=False, repr=False)
+
+    def add(self, line: bytes | bytearray) -> str:
+        """Take one line. Returns its text without secrets; empty: it holds none."""
+        # Replaced before the text is cut, or a part of a secret could remain.
+        text = line.decode(errors="replace").rstrip()
+        for name, value in self.environment.items():
+            if len(value) >= _SHORTEST_SECRET:
+                text = text.replace(value, f"${name}")
+        if text:
+            self._lines.append(text[:_MOST_JUDGED])
+        return text.strip()
+
+    def quoted(self) -> str:
+        """The last lines that say why, quoted; where none does, the last lines."""
+        lines, in_frame = [], False
+        for line in self._lines:
+            is_frame = _FRAME.match(line) is not None
+            is_source = in_frame and line.startswith((" ", "\t"))  # the source line of a frame
+            if not (is_frame or is_source or _PART_OF_OBJECT.match(line) or _NO_NEWS.match(line.strip())):
+                lines.append(line.strip())
+            in_frame = is_frame
+        said = lines[-LAST_LINES:] or [line.strip() for line in self._lines][-LAST_LINES:]
+        if lines and not any(map(_SAYS_WHY.search, said)):
+            earlier = [line for line in lines[:-LAST_LINES] if _SAYS_WHY.search(line)]
+            said = [*earlier[-1:], *said[-2 if earlier else -LAST_LINES :]]
+        return ", ".join(repr(line[:MOST_QUOTED]) for line in said)
 
 
 @attrs.define(eq=False)
@@ -29,11 +79,14 @@ class StderrLog:
     backend_id: str
     environment: Mapping[str, str] = attrs.field(repr=False)
     _line: bytearray = attrs.field(factory=bytearray, init=False, repr=False)
-    _last: deque[str] = attrs.field(factory=lambda: deque(maxlen=LAST_LINES), init=False, repr=False)
+    _words: LastWords = attrs.field(init=False, repr=False)
     _lines: int = attrs.field(default=0, init=False)
     _second: float = attrs.field(default=0.0, init=False)  # when the current one began
     _lines_this_second: int = attrs.field(default=0, init=False)
     _withheld: int = attrs.field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._words = LastWords(self.environment)
 
     async def drain(self, stream: trio.abc.ReceiveStream) -> None:
         """Read until the stream ends: if stderr is not read, the child blocks when the pipe is full."""
@@ -52,23 +105,17 @@ class StderrLog:
         self._extend(rest)
 
     def last_words(self) -> str:
-        """The last lines, quoted; empty when there was none."""
-        return ", ".join(repr(line[:MOST_QUOTED]) for line in self._last)
+        """The last lines that say why, quoted; empty when there was none."""
+        return self._words.quoted()
 
     def _extend(self, piece: bytes | bytearray) -> None:
         self._line += piece[: _MOST_LINE_BYTES - len(self._line)]
 
     def _end_line(self) -> None:
-        # Replaced before the text is cut, or a part of a secret could remain.
-        text = self._line.decode(errors="replace").strip()
+        text = self._words.add(self._line)
         self._line = bytearray()
-        if not text:
-            return
-        for name, value in self.environment.items():
-            if len(value) >= _SHORTEST_SECRET:
-                text = text.replace(value, f"${name}")
-        self._last.append(text)
-        self._log(text)
+        if text:
+            self._log(text)
 
     def _log(self, text: str) -> None:
         now = trio.current_time()

@@ -21,7 +21,7 @@ from trio_vmcp._client.http.credentials import Body, Credentials
 from trio_vmcp._client.http.errors import cause_of, translated
 from trio_vmcp._client.http.foreign import HttpxSource, RequestBody
 from trio_vmcp._client.http.reply import HttpReply
-from trio_vmcp._http.origin import Origin, origin_of
+from trio_vmcp._http.origin import Origin, origin_of, shown_origin
 from trio_vmcp._http.response import Headers, encode_head, encode_headers
 from trio_vmcp._http.transport import WITH_BODY, Http11Transport
 from trio_vmcp._http.user_agent import USER_AGENT
@@ -292,14 +292,16 @@ class HttpLink:
         # Not `host`, which decodes IDNA and raises UnicodeError where that fails.
         if (target.scheme, target.raw_host, target.port) != (url.scheme, url.raw_host, url.port):
             # The user's headers and the backend's session id would be sent along (RFC 9110 §15.4).
-            where = f"{self._shown_target(url, location)!r}, another origin"
+            where = f"{self._shown_target(url, location)}, another origin"
             raise reply.protocol_error(f"redirects (HTTP {reply.status}) to {where}, which is not followed")
         return target.copy_with(userinfo=b"", fragment=None)
 
     def _shown_target(self, url: httpx.URL, location: str) -> str:
-        """Where a redirect leads, for an error text: without userinfo and query, which may hold secrets."""
+        """Where a redirect leads, for an error text without secrets: of another origin nothing else is shown."""
         try:
-            return public_url(str(url.join(location)))[:MOST_WORDS]
+            target = url.join(location)
+            is_ours = (target.scheme, target.raw_host, target.port) == (url.scheme, url.raw_host, url.port)
+            return public_url(str(target))[:MOST_WORDS] if is_ours else shown_origin(target)[:MOST_WORDS]
         except (httpx.InvalidURL, ValueError):
             return "<unreadable url>"
 
