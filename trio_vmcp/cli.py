@@ -25,7 +25,7 @@ import attrs
 import httpx
 import trio
 
-from trio_vmcp._cli.config_file import ConfigError, parse_config
+from trio_vmcp._cli.config_file import ConfigError, ConfigFile, read_config
 from trio_vmcp._cli.plain_view import PlainView, write_text
 from trio_vmcp._cli.view import Sanitizer, View
 from trio_vmcp._cli.watch import WatchedCall, open_watched_session, run_watched_calls
@@ -70,10 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     safe = Sanitizer()
     try:
-        backends = _read_backends(options.config) if options.config else ()
+        config = _read_file(options.config) if options.config else ConfigFile(())
+        backends = config.backends
         safe = Sanitizer.of(backends)
         view = _choose_view(options.json, safe)
+        skipped = [problem.in_file(str(options.config)) for problem in config.problems]
+        for line in (*(f"{options.config}: {warning}" for warning in config.warnings), *skipped):
+            view.show_problem(line)
         outcome = trio.run(until_interrupted, lambda: run_command(options, backends, view))
+        if skipped:
+            outcome = _with_skipped(outcome, skipped, is_check=options.command == "check")
     except ConfigError as error:
         message = error.in_file(str(options.config))
         PlainView(sys.stdout, sys.stderr).show_problem(message)
@@ -83,6 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         write_text(sys.stdout, json.dumps(safe.document(outcome.document), indent=2) + "\n")
     return outcome.status
+
+
+def _with_skipped(outcome: CommandOutcome, skipped: list[str], *, is_check: bool) -> CommandOutcome:
+    """What became of a command of which some entries could not be used: a check of all of them has failed."""
+    if not is_check:
+        return attrs.evolve(outcome, document=outcome.document | {"skipped": skipped})
+    return CommandOutcome(outcome.status or FAILED, outcome.document | {"ok": False, "skipped": skipped})
 
 
 async def until_interrupted(work: Callable[[], Awaitable[CommandOutcome]]) -> CommandOutcome:
@@ -257,17 +270,19 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(name)
 
 
-def _read_backends(path: Path) -> tuple[Backend, ...]:
+def _read_file(path: Path) -> ConfigFile:
     try:
         text = path.read_text("utf-8")
     except OSError as exc:
         raise ConfigError("", f"cannot be read: {exc.strerror or type(exc).__name__}") from None
     except UnicodeDecodeError as exc:
         raise ConfigError("", f"is not UTF-8 at byte {exc.start}") from None
-    backends = parse_config(text, os.environ)
-    if not backends:
+    config = read_config(text, os.environ)
+    if config.problems and not config.backends:
+        raise config.problems[0]
+    if not config.backends:
         raise ConfigError("", "enables no server")
-    return backends
+    return config
 
 
 # --- output

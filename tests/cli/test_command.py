@@ -303,7 +303,7 @@ async def test_structured_content_is_shown_where_there_is_no_other(autojump_cloc
 
 
 async def test_a_secret_is_not_shown_even_if_backends_repeat_it(autojump_clock: MockClock) -> None:
-    """A token that a backend echoes is replaced in failures, descriptions, results, errors and the JSON document."""
+    """A token that a backend echoes is replaced in all that is shown, and in the errors of the JSON document."""
 
     async def echo_headers(arguments: JSON, context: CallContext) -> str:
         return f"you sent {dict(context.exchange.headers)}"
@@ -324,7 +324,9 @@ async def test_a_secret_is_not_shown_even_if_backends_repeat_it(autojump_clock: 
             await call(network, terminal.view, backends[0], "echoes_headers", {}),
             await call(network, terminal.view, backends[1], "refuses_x", {}),
         ]
-    shown = [terminal.both, *(json.dumps(terminal.safe.document(outcome.document)) for outcome in outcomes)]
+    check, echoed, refused = (terminal.safe.document(outcome.document) for outcome in outcomes)
+    assert outcomes[1].document == echoed  # a result is for programs: it stays as it came
+    shown = [terminal.both, json.dumps(refused), json.dumps(check["backends"][1]), json.dumps(check["conflicts"])]
     for secret in (SECRET, PASSWORD, KEY):
         # some document held a secret before it was replaced
         assert any(secret in json.dumps(outcome.document) for outcome in outcomes)
@@ -644,3 +646,28 @@ def test_arguments_that_are_not_json_are_status_2(text: str, capsys: pytest.Capt
         main(["call", "a_echo", text, "--config", "no such file"])
     assert 2 == caught.value.code
     assert "not JSON that can be sent" in capsys.readouterr().err
+
+
+def test_an_entry_without_its_variable_costs_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The others are checked, the entry is named, and the status is 1. A call of another entry is not affected."""
+    program = {"command": sys.executable, "args": [*PYTHON_OPTIONS, str(SERVER), "modern"], "envFile": ".env"}
+    servers = {"good": program, "bad": {"url": "https://x.test", "headers": {"X": "${SURELY_NOT_SET}"}}}
+    config = write_config(tmp_path, json.dumps({"mcpServers": servers}))
+    assert 1 == main(["check", "--config", config, "--json"])
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    line = "mcpServers.bad.headers.X: needs the environment variable SURELY_NOT_SET, which is not set"
+    assert (False, ["good"]) == (document["ok"], [backend["id"] for backend in document["backends"]])
+    assert line in document["skipped"][0]
+    assert line in printed.err
+    assert "mcpServers.good.envFile: is not understood" in printed.err
+    assert 0 == main(["call", "good_echo", '{"a": 1}', "--config", config])
+
+
+def test_a_result_as_json_stays_as_it_came(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --json, a value of `env` in a result is no reason to change the result."""
+    env = {"NODE_ENV": "production", "API_TOKEN": "c4nary-s3cret"}
+    entry = {"command": sys.executable, "args": [*PYTHON_OPTIONS, str(SERVER), "modern"], "env": env}
+    config = write_config(tmp_path, json.dumps({"mcpServers": {"plain": entry}}))
+    assert 0 == main(["call", "plain_echo", '{"a": "production c4nary-s3cret"}', "--config", config, "--json"])
+    assert "production c4nary-s3cret" in json.dumps(json.loads(capsys.readouterr().out)["result"])

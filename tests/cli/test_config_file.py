@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trio_vmcp._cli.config_file import ConfigError, parse_config
+from trio_vmcp._cli.config_file import ConfigError, parse_config, read_config
 from trio_vmcp.models import Backend
 
 URL = "https://mcp.test/mcp"
@@ -244,7 +244,7 @@ def test_text_that_is_no_configuration_gets_line_and_column(text: str, line: str
     assert line == refusal(text)
 
 
-@pytest.mark.parametrize("value", ["${", "${TOKEN", "${}", "${a b}", "${input:token}", "${A${B}}"])
+@pytest.mark.parametrize("value", ["${", "${TOKEN", "${}", "${a b}", "${input:a b}", "${A${B}}"])
 def test_a_malformed_variable_is_refused_and_not_shown(value: str) -> None:
     """Half a variable would otherwise be sent as a credential."""
     line = refusal(json.dumps({"a": {"url": URL, "headers": {"X": CANARY + value}}}))
@@ -311,3 +311,132 @@ def test_no_message_and_no_repr_holds_a_secret(place: str, noise: str, flaw: dic
     except ConfigError as error:
         shown = f"{error.in_file('mcp.json')} {error!r} {error.__cause__!r}"
     assert CANARY not in shown
+
+
+# --- dialects
+
+
+PROGRAM = Backend(id="a", transport="stdio", command="npx", args=["-y", "x"], env={"K": "v"})
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"mcp": {"servers": {"a": {"command": "npx", "args": ["-y", "x"], "env": {"K": "v"}}}}, "editor.tabSize": 2},
+        {"context_servers": {"a": {"source": "custom", "command": "npx", "args": ["-y", "x"], "env": {"K": "v"}}}},
+        {"context_servers": {"a": {"command": {"path": "npx", "args": ["-y", "x"], "env": {"K": "v"}}}}},
+        {"mcp": {"a": {"type": "local", "command": ["npx", "-y", "x"], "environment": {"K": "v"}, "enabled": True}}},
+        {"amp.mcpServers": {"a": {"command": "npx", "args": ["-y", "x"], "env": {"K": "{env:V}"}}}},
+        {"mcpServers": {"a": {"command": "npx", "args": ["-y", "x"], "env": {"K": "$V"}, "trust": True}}},
+    ],
+    ids=["VS Code settings", "Zed", "Zed before 2025", "opencode", "Amp", "Gemini CLI"],
+)
+def test_the_forms_of_other_clients_are_read(document: Any) -> None:
+    """The same server in each of them is the same backend, and nothing is warned about."""
+    config = read_config(json.dumps(document), {"V": "v"})
+    assert ((PROGRAM,), (), ()) == (config.backends, config.problems, config.warnings)
+
+
+def test_a_dollar_inside_of_a_text_stays() -> None:
+    """It may be part of a password, or of a script that expands it itself."""
+    assert {"K": "pa$V$HOME"} == parse_one({"command": "x", "env": {"K": "pa$V$HOME"}}, V="v").env
+
+
+@pytest.mark.parametrize(
+    ("keys", "allowed", "denied"),
+    [
+        ({"disabledTools": ["x"]}, None, {"x"}),
+        ({"excludeTools": ["x"]}, None, {"x"}),
+        ({"disabledTools": ["x"], "excludeTools": ["y"]}, None, {"x", "y"}),
+        ({"includeTools": ["x"]}, {"x"}, set()),
+        ({"enabledTools": ["x", "y"], "excludeTools": ["y"]}, {"x", "y"}, {"y"}),
+        ({"enabledTools": []}, set(), set()),
+        ({"includeTools": None}, None, set()),
+    ],
+)
+@pytest.mark.parametrize("way", [{"url": URL}, {"command": "x"}])
+def test_tools_are_switched_on_and_off(
+    way: dict[str, str], keys: dict[str, Any], allowed: object, denied: object
+) -> None:
+    """The four keys become `allow_tools` and `deny_tools`."""
+    backend = parse_one({**way, **keys})
+    assert (allowed, denied) == (backend.allow_tools, backend.deny_tools)
+
+
+@pytest.mark.parametrize(
+    ("keys", "seconds"),
+    [
+        ({"timeout": 60}, 60),
+        ({"timeout": 999}, 999),
+        ({"timeout": 1000}, 1),
+        ({"timeout": 60_000}, 60),
+        ({"timeout": 1800, "alwaysAllow": []}, 1800),
+        ({"timeout": 1800, "autoApprove": []}, 1800),
+        ({"timeout": 60_000, "autoApprove": []}, 60),
+    ],
+)
+@pytest.mark.parametrize("way", [{"url": URL}, {"command": "x"}])
+def test_a_timeout_is_in_the_unit_of_its_dialect(way: dict[str, str], keys: dict[str, Any], seconds: float) -> None:
+    """Seconds under 1000, and up to an hour in entries of Cline, Roo Code and Kilo Code; else milliseconds."""
+    assert seconds == parse_one({**way, **keys}).request_timeout
+
+
+@pytest.mark.parametrize("era", ["auto", "legacy", "modern"])
+def test_an_era_is_understood(era: str) -> None:
+    """For an HTTP server and for a program."""
+    assert [era, era] == [parse_one({**way, "era": era}).era for way in ({"url": URL}, {"command": "x"})]
+
+
+@pytest.mark.parametrize(
+    ("entry", "line"),
+    [
+        ({"url": URL, "disabledTools": "x"}, "a.disabledTools: is a string, not a list"),
+        ({"url": URL, "includeTools": ["x", 1]}, "a.includeTools[1]: is a number, not a string"),
+        ({"url": URL, "era": "bronze"}, "a.era: is none of auto, legacy and modern"),
+        ({"url": URL, "era": 1}, "a.era: is a number, not a string"),
+    ],
+)
+def test_bad_options_are_named(entry: Any, line: str) -> None:
+    """The line names place and reason."""
+    assert f"mcp.json: {line}" == refusal(json.dumps({"a": entry}))
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("${NOPE}", "needs the environment variable NOPE, which is not set"),
+        ("${env:NOPE}", "needs the environment variable NOPE, which is not set"),
+        ("$NOPE", "needs the environment variable NOPE, which is not set"),
+        ("{env:NOPE}", "needs the environment variable NOPE, which is not set"),
+        ("{file:~/.key}", "holds {file:...}, which is not read"),
+        ("${input:pat}", "holds ${input:pat}, which an editor asks its user for"),
+        ("${workspaceFolder}/x", "holds ${workspaceFolder}, which only an editor knows"),
+        ("${userHome}", "holds ${userHome}, which only an editor knows"),
+        ("${command:pick.it}", "holds ${command:pick.it}, which only an editor knows"),
+        ("${", "holds a ${...} that is none of"),
+    ],
+)
+@pytest.mark.parametrize("place", ["url", "headers", "command", "args", "env", "cwd"])
+def test_an_entry_that_cannot_be_expanded_costs_itself(place: str, value: str, told: str) -> None:
+    """The other entries are read, and the problem names place and variable."""
+    bad = {
+        "url": {"url": value},
+        "headers": {"url": URL, "headers": {"X": value}},
+        "command": {"command": value},
+        "args": {"command": "x", "args": [value]},
+        "env": {"command": "x", "env": {"X": value}},
+        "cwd": {"command": "x", "cwd": value},
+    }[place]
+    config = read_config(json.dumps({"good": {"url": URL}, "bad": bad, "best": {"url": URL}}), {})
+    assert ["good", "best"] == [backend.id for backend in config.backends]
+    (problem,) = config.problems
+    assert problem.path.startswith(f"bad.{place}")
+    assert told in problem.detail
+
+
+def test_keys_that_are_not_understood_are_named() -> None:
+    """They may change what a server does. Values are not shown; keys for people and approvals are no news."""
+    entry = {"url": URL, "envFile": CANARY, "oauth": {}, "description": "x", "autoApprove": [], "_comment": ""}
+    config = read_config(json.dumps({"mcpServers": {"a": entry}}), {})
+    expected = [f"mcpServers.a.{key}: is not understood, and has no effect" for key in ("envFile", "oauth")]
+    assert expected == list(config.warnings)

@@ -1,9 +1,9 @@
 """The `mcpServers` JSON of other MCP clients, read as backends.
 
 Pure: text and environment in, backends or one error line out. The file has no specification. This module reads the
-forms that Claude, VS Code, Cursor, Windsurf, Cline and Gemini CLI write, and ignores keys that are not about reaching a
-server. Values can be secrets, so messages show names and places, never a value of a header, of the environment, of a
-command line or of a url.
+forms that Claude, VS Code, Cursor, Windsurf, Cline, Gemini CLI, Zed and opencode write, and names keys that it does
+not understand. Values can be secrets, so messages show names and places, never a value of a header, of the environment,
+of a command line or of a url.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, Final
 import attrs
 
 from trio_vmcp._header_rules import is_reserved_header
-from trio_vmcp.models import Backend, Transport
+from trio_vmcp.models import Backend, Era, Transport
 
-__all__ = ["ConfigError", "parse_config"]
+__all__ = ["ConfigError", "ConfigFile", "parse_config", "read_config"]
 
 
 @attrs.define(eq=False)
@@ -51,19 +51,41 @@ class _Object(dict[str, Any]):
     repeated: str | None = None
 
 
-def parse_config(text: str, environment: Mapping[str, str]) -> tuple[Backend, ...]:
-    """The backends that a file enables, in its order.
+class Unexpanded(ConfigError):
+    """A variable of one entry has no value here: the entry cannot be used, and the others can."""
+
+
+@attrs.frozen
+class ConfigFile:
+    """What a file enables.
+
+    Attributes:
+        backends: In the file's order.
+        problems: Entries that cannot be used here, because of a variable.
+        warnings: Keys that are not understood, each in one line.
+    """
+
+    backends: tuple[Backend, ...]
+    problems: tuple[Unexpanded, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def read_config(text: str, environment: Mapping[str, str]) -> ConfigFile:
+    """The backends that a file enables.
 
     Args:
-        text: JSON under `mcpServers`, `servers` or as a bare map; comments and trailing commas are tolerated.
+        text: JSON under `mcpServers`, `servers`, Zed's `context_servers`, `mcp` (VS Code's settings, opencode) or as a
+            bare map; comments and trailing commas are tolerated.
         environment: Values for `${NAME}` in urls, header values, and commands with their args, env and cwd.
 
     Raises:
-        ConfigError: Names the place and the fault.
+        ConfigError: The file is malformed; names the place and the fault.
     """
     path, servers = _servers(_load(text))
     names: dict[str, str] = {}  # id → the name it was made from
-    backends = []
+    backends: list[Backend] = []
+    problems: list[Unexpanded] = []
+    warnings: list[str] = []
     for name, raw in servers.items():
         place = _join(path, name)
         entry = _object(raw, place)
@@ -72,8 +94,26 @@ def parse_config(text: str, environment: Mapping[str, str]) -> tuple[Backend, ..
         backend_id = _backend_id(name, place)
         if (other := names.setdefault(backend_id, name)) != name:
             raise ConfigError(place, f"has the id {backend_id!r}, like {_join(path, other)}; rename one of them")
-        backends.append(_backend(backend_id, entry, place, environment))
-    return tuple(backends)
+        entry = _plain_form(entry, place)
+        unknown = [key for key in entry if key not in _KNOWN_KEYS and not key.startswith(("_", "$", "//"))]
+        warnings += [f"{_join(place, key)}: is not understood, and has no effect" for key in unknown]
+        try:
+            backends.append(_backend(backend_id, entry, place, environment))
+        except Unexpanded as problem:
+            problems.append(problem)
+    return ConfigFile(tuple(backends), tuple(problems), tuple(warnings))
+
+
+def parse_config(text: str, environment: Mapping[str, str]) -> tuple[Backend, ...]:
+    """`read_config` of a file of which every entry is wanted.
+
+    Raises:
+        ConfigError: Names the place and the fault, also of an entry that cannot be used here.
+    """
+    config = read_config(text, environment)
+    if config.problems:
+        raise config.problems[0]
+    return config.backends
 
 
 # --- text to JSON
@@ -150,15 +190,35 @@ def _string(value: Any, path: str) -> str:
     return value
 
 
+_WRAPPERS: Final = ("mcpServers", "servers", "context_servers", "amp.mcpServers", "mcp")
+
+
 def _servers(document: Any) -> tuple[str, _Object]:
     top = _object(document, "")
-    wrapped = [key for key in ("mcpServers", "servers") if key in top]
+    wrapped = [key for key in _WRAPPERS if key in top]
     if len(wrapped) > 1:
-        raise ConfigError("", "holds both mcpServers and servers; keep one")
+        raise ConfigError("", f"holds both {wrapped[0]} and {wrapped[1]}; keep one")
     for key in wrapped:
-        return key, _object(top[key], key)
+        servers = _object(top[key], key)
+        if key == "mcp" and isinstance(servers.get("servers"), dict):  # VS Code's settings.json
+            return "mcp.servers", _object(servers["servers"], "mcp.servers")
+        return key, servers
     bare = _Object((name, entry) for name, entry in top.items() if not name.startswith("$"))  # "$schema" is no server
     return "", bare
+
+
+def _plain_form(entry: _Object, path: str) -> _Object:
+    """An entry of Zed's or opencode's form in that of the others."""
+    plain = _Object(entry)
+    command = entry.get("command")
+    if isinstance(command, dict) and "path" in command:  # Zed: {"command": {"path": …, "args": …, "env": …}}
+        plain |= {key: command[key] for key in ("args", "env") if key in command} | {"command": command["path"]}
+    if isinstance(command, list) and command and entry.get("type") == "local":  # opencode: program and args in one list
+        args = entry.get("args")
+        plain |= {"command": command[0], "args": [*command[1:], *(args if isinstance(args, list) else ())]}
+    if "environment" in entry and "env" not in entry:
+        plain["env"] = plain.pop("environment")
+    return plain
 
 
 # --- one entry
@@ -179,6 +239,21 @@ _TRANSPORT_SPELLINGS: Final[Mapping[str, Transport]] = {
     "local": "stdio",
     "stdio": "stdio",
 }
+_DENIED_KEYS: Final = ("disabledTools", "excludeTools")
+_ALLOWED_KEYS: Final = ("enabledTools", "includeTools")
+_SECONDS_KEYS: Final = frozenset({"autoApprove", "alwaysAllow"})  # in entries of Cline, Roo Code and Kilo Code
+_ERAS: Final[Mapping[str, Era]] = {"auto": "auto", "legacy": "legacy", "modern": "modern"}
+# Understood, or of no concern to what a server may do: names, approvals, pictures.
+_KNOWN_KEYS: Final = frozenset(
+    [
+        *_URL_KEYS,
+        *("type", "transport", "headers", "command", "args", "env", "cwd", "timeout", "disabled", "enabled", "era"),
+        *_DENIED_KEYS,
+        *_ALLOWED_KEYS,
+        *_SECONDS_KEYS,
+        *("name", "description", "comment", "note", "title", "icon", "version", "gallery", "source", "trust", "dev"),
+    ]
+)
 _MAX_ID_LENGTH: Final = 64
 # RFC 9110 §5.6.2 (name) and §5.5 (value), without obs-text (0x80-0xFF), which has no defined encoding.
 _FIELD_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -220,7 +295,16 @@ def _backend(backend_id: str, entry: _Object, path: str, environment: Mapping[st
     try:
         if not url.isprintable() or " " in url:
             raise ValueError(url_path)
-        return Backend(id=backend_id, url=url, transport=transport, headers=headers, request_timeout=timeout)
+        return Backend(
+            id=backend_id,
+            url=url,
+            transport=transport,
+            headers=headers,
+            request_timeout=timeout,
+            **_options(entry, path),
+        )
+    except ConfigError:
+        raise
     except ValueError:  # about the url, the only unchecked field; its text shows the url, which may be secret
         raise ConfigError(url_path, "is not an http:// or https:// URL with a host") from None
 
@@ -254,6 +338,7 @@ def _process(backend_id: str, entry: _Object, path: str, environment: Mapping[st
         env={name: text(value, _join(env_path, name)) for name, value in env.items()},
         cwd=text(entry["cwd"], _join(path, "cwd")) if entry.get("cwd") else None,
         request_timeout=_seconds(entry, path),
+        **_options(entry, path),
     )
 
 
@@ -289,38 +374,88 @@ def _headers(entry: _Object, path: str, environment: Mapping[str, str]) -> dict[
     return headers
 
 
+def _options(entry: _Object, path: str) -> dict[str, Any]:
+    """The tools that are switched on or off, and the era."""
+    options: dict[str, Any] = {"deny_tools": _tools(entry, path, _DENIED_KEYS) or ()}
+    options["allow_tools"] = _tools(entry, path, _ALLOWED_KEYS)
+    if entry.get("era") is not None:
+        era = _ERAS.get(_string(entry["era"], _join(path, "era")))
+        if era is None:
+            raise ConfigError(_join(path, "era"), "is none of auto, legacy and modern")
+        options["era"] = era
+    return options
+
+
+def _tools(entry: _Object, path: str, keys: tuple[str, ...]) -> list[str] | None:
+    """The names under any of these keys; None: there is no such key."""
+    found: list[str] | None = None
+    for key in keys:
+        if entry.get(key) is None:
+            continue
+        place = _join(path, key)
+        if not isinstance(entry[key], list):
+            raise ConfigError(place, f"is {_kind(entry[key])}, not a list")
+        names = [_string(name, f"{place}[{number}]") for number, name in enumerate(entry[key])]
+        found = [*(found or ()), *names]
+    return found
+
+
 def _seconds(entry: _Object, path: str) -> float | None:
-    """`timeout` in seconds; the files have it in milliseconds."""
-    milliseconds = entry.get("timeout")
-    if milliseconds is None:
+    """`timeout` in seconds. The files have it in milliseconds; those of Cline, Roo Code and Kilo Code have seconds, an
+    hour at most. Under 1000 it is seconds anyway: no call is given less than one.
+    """
+    timeout = entry.get("timeout")
+    if timeout is None:
         return None
     place = _join(path, "timeout")
-    if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float):
-        raise ConfigError(place, f"is {_kind(milliseconds)}, not a number of ms")
-    if not 0 < milliseconds < 1e12:  # 1e999, too, which `json` reads as infinity
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise ConfigError(place, f"is {_kind(timeout)}, not a number of ms")
+    if not 0 < timeout < 1e12:  # 1e999, too, which `json` reads as infinity
         raise ConfigError(place, "is not a number of ms above 0")
-    return milliseconds / 1000
+    is_seconds = timeout < 1000 or (timeout <= 3600 and not _SECONDS_KEYS.isdisjoint(entry))
+    return timeout if is_seconds else timeout / 1000
 
 
 # --- variables
 
-_VARIABLE: Final = re.compile(r"\$\{([^}]*)(\}?)")
+_VARIABLE: Final = re.compile(r"\$\{([^}]*)(\}?)|\{(env|file):([^{}]*)\}")  # `{env:NAME}` is opencode's
 _VARIABLE_BODY: Final = re.compile(r"(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.ASCII | re.DOTALL)
+_BARE: Final = re.compile(r"\$([A-Z_][A-Z0-9_]*)", re.ASCII)  # Gemini CLI's
+_INPUT: Final = re.compile(r"input:([A-Za-z0-9_.-]{1,64})", re.ASCII)
+_OF_EDITORS: Final = re.compile(
+    r"workspaceFolder(?:Basename)?|workspaceRoot|userHome|cwd|pathSeparator|/|extensionPath|file[A-Z]?[A-Za-z]*|"
+    r"(?:command|config|workspaceFolder):[A-Za-z0-9_.-]{1,64}",
+    re.ASCII,
+)
 
 
 def _substitute(text: str, path: str, environment: Mapping[str, str]) -> str:
-    """Fill in `${NAME}`, `${env:NAME}` and `${NAME:-default}`; the default also replaces an empty value."""
+    """Fill in `${NAME}`, `${env:NAME}` and `${NAME:-default}`; the default also replaces an empty value. A text that is
+    `$NAME` alone is filled in, too: inside of a text, a dollar may be part of a password.
+
+    Raises:
+        Unexpanded: A variable has no value here.
+    """
 
     def fill(match: re.Match[str]) -> str:
-        body = _VARIABLE_BODY.fullmatch(match[1]) if match[2] else None
+        if match[3] == "file":
+            raise Unexpanded(path, "holds {file:...}, which is not read; use an environment variable")
+        inside = match[1] if match[3] is None else match[4]
+        body = _VARIABLE_BODY.fullmatch(inside) if match[2] or match[3] else None
+        if match[2] and (asked := _INPUT.fullmatch(inside)):
+            raise Unexpanded(path, f"holds ${{input:{asked[1]}}}, which an editor asks its user for; use ${{env:NAME}}")
+        if match[2] and _OF_EDITORS.fullmatch(inside) and inside not in environment:
+            raise Unexpanded(path, f"holds ${{{inside}}}, which only an editor knows; write what it stands for")
         if body is None:  # the message does not show it: the text between the braces may be part of a secret
-            raise ConfigError(path, "holds a ${...} that is none of ${NAME}, ${env:NAME} and ${NAME:-default}")
+            raise Unexpanded(path, "holds a ${...} that is none of ${NAME}, ${env:NAME} and ${NAME:-default}")
         name, default = body.groups()
         value = environment.get(name)
         if default is not None:
             return value or default
         if value is None:
-            raise ConfigError(path, f"needs the environment variable {name}, which is not set")
+            raise Unexpanded(path, f"needs the environment variable {name}, which is not set")
         return value
 
+    if bare := _BARE.fullmatch(text):
+        text = f"${{{bare[1]}}}"
     return _VARIABLE.sub(fill, text)

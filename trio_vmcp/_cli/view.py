@@ -291,7 +291,12 @@ def _item_text(item: object) -> str:
 # surrogates, which no output can encode.
 _UNSAFE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _SHORTEST_SECRET: Final = 6  # replacing shorter ones would remove ordinary words from the output
-_PLAIN_HEADERS: Final = frozenset({"accept", "accept-encoding", "accept-language", "content-type", "user-agent"})
+_AS_RECEIVED: Final = frozenset({"result", "definition", "resources", "resource_templates"})
+_OURS: Final = frozenset({"error", "failure", "address", "skipped"})
+_SECRET_NAME: Final = re.compile(
+    r"auth|token|secret|passw|pwd|pass$|key|credential|cookie|session|private|signature|^sig$|^code$|dsn|jwt|database_?url",
+    re.IGNORECASE,
+)
 
 
 @attrs.frozen
@@ -308,14 +313,13 @@ class Sanitizer:
     def of(cls, backends: Sequence[Backend]) -> Sanitizer:
         found: set[str] = set()
         for backend in backends:
-            for name, value in backend.headers.items():
-                if name.lower() not in _PLAIN_HEADERS:
+            for name, value in (*backend.headers.items(), *backend.env.items()):
+                if _SECRET_NAME.search(name):
                     found |= {value, value.partition(" ")[2]}  # of "Bearer xyz" a backend may repeat "xyz" alone
-            found |= set(backend.env.values())
             parts = urlsplit(backend.url)
             userinfo = parts.netloc.rpartition("@")[0]
-            found |= {userinfo, userinfo.partition(":")[2], parts.query}
-            found |= {value for _, value in parse_qsl(parts.query)}
+            found |= {userinfo, userinfo.partition(":")[2]}
+            found |= {value for name, value in parse_qsl(parts.query) if _SECRET_NAME.search(name)}
         found = {secret for secret in found if len(secret) >= _SHORTEST_SECRET}
         return cls(tuple(sorted(found, key=len, reverse=True)))  # longest first: a secret may contain a shorter one
 
@@ -328,15 +332,20 @@ class Sanitizer:
         """The text with its line breaks."""
         return _escape(self._blot(text).replace("\r\n", "\n"))
 
-    def document(self, value: Any) -> Any:
-        """A JSON value without secrets; `json` escapes control characters itself."""
+    def document(self, value: Any, *, is_ours: bool = False) -> Any:
+        """The document of --json. Errors and addresses are without secrets; what a backend has sent as a result or a
+        definition stays as it came, for programs read it. `json` escapes control characters itself.
+        """
         match value:
             case str():
-                return self._blot(value)
+                return self._blot(value) if is_ours else value
             case dict():
-                return {self._blot(key): self.document(item) for key, item in value.items()}
+                return {
+                    key: item if key in _AS_RECEIVED else self.document(item, is_ours=is_ours or key in _OURS)
+                    for key, item in value.items()
+                }
             case list() | tuple():
-                return [self.document(item) for item in value]
+                return [self.document(item, is_ours=is_ours) for item in value]
             case _:
                 return value
 
