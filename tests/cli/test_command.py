@@ -154,7 +154,7 @@ async def test_check_succeeds_when_all_are_connected(autojump_clock: MockClock) 
 
 
 async def test_check_shows_conflicts(autojump_clock: MockClock) -> None:
-    """Two backends with the same advertised name: the tree says that neither owns it."""
+    """Two backends with the same advertised name: the tree says that the longest prefix owns it."""
     terminal = Terminal()
     async with open_memory_network() as network:
         backends = []
@@ -163,8 +163,8 @@ async def test_check_shows_conflicts(autojump_clock: MockClock) -> None:
             server.add_tool(tool)
             backends.append(Backend(id=backend_id, url=network.attach(f"{backend_id}.test", server)))
         outcome = await run(network, terminal.view, backends, "check")
-    assert "  conflict: tool a_b_c is offered by a, a_b: not advertised\n" in terminal.out.getvalue()
-    conflict = {"kind": "tool", "name": "a_b_c", "backend_ids": ("a", "a_b"), "owner": None}
+    assert "  conflict: tool a_b_c is offered by a, a_b: a_b has it\n" in terminal.out.getvalue()
+    conflict = {"kind": "tool", "name": "a_b_c", "backend_ids": ("a", "a_b"), "owner": "a_b"}
     assert [conflict] == outcome.document["conflicts"]
 
 
@@ -430,7 +430,7 @@ async def test_a_terminal_shows_calls_errors_and_conflicts(autojump_clock: MockC
         await call(network, view, backends[0], "time_now", {"zone": "[b]UTC"})
         await call(network, view, backends[0], "time_nap", {}, timeout=1.0)
     shown = _without_escapes(drawn.getvalue())
-    assert "── conflict: tool time_now_x is offered by time, time_now: not advertised" in shown
+    assert "── conflict: tool time_now_x is offered by time, time_now: time_now has it" in shown
     assert "\nValueError: no time today\n" in shown
     assert "\nnoon in [b]UTC\n" in shown
     (alert,) = [line for line in shown.splitlines() if "time_now_y" in line]
