@@ -133,17 +133,53 @@ async def test_kinds_announced_during_a_failing_refetch_join_its_retry(autojump_
         assert [SessionChange(kind, "a") for kind in ("tools", "resources")] == await drained(changes)
 
 
-async def test_a_storm_is_one_refetch_a_second(autojump_clock: MockClock) -> None:
-    """The first refetch begins at once, each further one a second after the last, however many announcements come."""
-    backend = announcing_backend()
+def add_tool(backend: ScriptedBackend) -> None:
+    backend.add_tool(f"new{len(backend.tools)}")
+
+
+def change_nothing(backend: ScriptedBackend) -> None:
+    """The backend announces what it had announced before."""
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [(add_tool, list(range(30))), (change_nothing, [0, 1, 3, 7, 15, 31, 63, 123, 183])],
+)
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_a_storm_slows_down_while_it_brings_nothing_new(
+    change: Callable[[ScriptedBackend], None], expected: list[float], era: str, autojump_clock: MockClock
+) -> None:
+    """The first refetch begins at once. The next one begins a second later, and after lists that are as before the
+    interval doubles, to a minute, however many announcements come.
+    """
+    backend = announcing_backend(era)
     async with open_world({"a": backend}) as world, world.open_session() as session:
         before = len(listings(backend))
-        for _ in range(50):  # for 5 s
-            await announce(session, *["tools"] * 20)
-            await trio.sleep(0.1)
-        await trio.sleep(10)
+        for _ in range(150):
+            change(backend)
+            await announce(session, *["tools"] * 3)
+            await trio.sleep(1)
+        await trio.sleep(60)
         times = [time for time, _ in listings(backend)[before:]]
-        assert [0.0, 1.0, 2.0, 3.0, 4.0, 5.0] == pytest.approx(times)
+        assert expected == pytest.approx(times[: len(expected)], abs=0.05)
+        assert change is add_tool or len(expected) == len(times)
+
+
+async def test_a_changed_list_sets_the_pace_of_refetches_back(autojump_clock: MockClock) -> None:
+    """After a storm that brought nothing new a change is seen within the interval, and the next one within a second."""
+    backend = announcing_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        for _ in range(40):  # refetches after 0, 1, 3, 7, 15, 31 s; the next one is due after 63 s
+            await announce(session, "tools")
+            await trio.sleep(1)
+        add_tool(backend)
+        assert 2 == len(names(session))
+        await trio.sleep(24)
+        assert 3 == len(names(session))
+        add_tool(backend)
+        await announce(session, "tools")
+        await trio.sleep(1)
+        assert 4 == len(names(session))
 
 
 async def test_refetches_of_one_backend_do_not_overlap(autojump_clock: MockClock) -> None:

@@ -1,8 +1,10 @@
 """Keeps what a backend lists up to date while it is connected.
 
-A `list_changed` makes the session ask again: at once, then at most once a second for each backend, for all the lists
-that notifications came about meanwhile. Only a list that differs from the known one is a change: a backend may announce
-what it had announced before, and a client sends a `list_changed` of its own where a list may be older than its stream.
+A `list_changed` makes the session ask again: at once, then at most once in each interval of the backend, for all the
+lists that notifications came about meanwhile. The interval is a second. Each refetch that brings nothing new doubles
+it, up to a minute; a refetch that brings something new sets it back. Only a list that differs from the known one is a
+change: a backend may announce what it had announced before, and a client sends a `list_changed` of its own where a list
+may be older than its stream.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ __all__ = ["Refresher"]
 logger = logging.getLogger("trio_vmcp.session")
 
 REFETCH_INTERVAL = 1.0  # s between the beginnings of two refetches of one backend
+MOST_REFETCH_INTERVAL = 60.0  # s, after refetches that brought nothing new
 MOST_TRIES = 3  # of a refetch that fails; the next notification tries again
 
 # JSON-RPC errors that say: no such method, no such resource (-32002: MCP 2025-11-25, resources, "Error Handling").
@@ -67,6 +70,7 @@ class Refresher:
     _running: bool = attrs.field(default=False, init=False)
     _is_repeating: bool = attrs.field(default=False, init=False)
     _line: trio.Lock = attrs.field(factory=trio.Lock, init=False, repr=False)  # one fetch at a time: each takes over
+    _interval: float = attrs.field(factory=lambda: REFETCH_INTERVAL, init=False)  # s
 
     def note(self, method: str) -> None:
         """A notification came; only those about lists matter here."""
@@ -96,14 +100,14 @@ class Refresher:
         failures = 0
         while self._stale and not self._connection.is_over:
             kinds = self._stale
-            begun_at = trio.current_time()
+            begun_at, interval = trio.current_time(), self._interval
             client = self._connection.current_client
             if client is not None:
                 self._stale = {}
                 failures = 0 if await self._fetch(client, kinds) else failures + 1
                 if 0 < failures < MOST_TRIES:
                     self._stale = kinds | self._stale
-            await trio.sleep_until(begun_at + REFETCH_INTERVAL)
+            await trio.sleep_until(begun_at + min(interval, self._interval))
         self._running = False
 
     async def _repeat(self) -> None:
@@ -146,6 +150,8 @@ class Refresher:
                 if client is self._connection.current_client:
                     known = self._member.listing
                     changed: tuple[Kind, ...] = tuple(kind for kind in kinds if listing.differs(known, kind))
+                    if fields is None:
+                        self._interval = REFETCH_INTERVAL if changed else min(2 * self._interval, MOST_REFETCH_INTERVAL)
                     if changed:
                         self._observer.check_names(self._member, listing)
                     if changed or listing.failures or (known is not None and known.failures):
