@@ -15,6 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
     JSON,
+    BackendError,
     BackendProtocolError,
     BackendRejected,
     BackendTimeout,
@@ -411,4 +412,27 @@ async def test_the_digits_of_an_answer_are_limited(channel: Channel, digits: int
     async with channel.open_client(backend) as client:
         with pytest.raises(MessageTooLarge, match="digits"):
             await call(client)
+        await call(client)
+
+
+@pytest.mark.parametrize("version", ["2025-03-26", "2025-06-18"])
+@pytest.mark.parametrize("channel", [c for c in ANSWERS if not c.is_modern], ids=str)
+async def test_a_batch_is_unpacked_where_the_version_has_them(
+    channel: Channel, version: str, autojump_clock: MockClock
+) -> None:
+    """MCP 2025-03-26, basic: clients "MUST support receiving JSON-RPC batches". 2025-06-18 removed them."""
+    backend = channel.backend(protocol_version=version)
+    log = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "x"}}
+    backend.fail(
+        "tools/call", Rewrite(lambda message: f" [{json.dumps(log)} ,{json.dumps(message)}, 7] ".encode()), times=1
+    )
+    async with channel.open_bench(backend) as bench:
+        client = await bench.connect()
+        if version == "2025-03-26":
+            assert [{"type": "text", "text": "{}"}] == (await call(client))["content"]
+            assert ("notifications/message", log["params"]) in bench.events
+        else:
+            with pytest.raises(BackendError):
+                await call(client, timeout=5)
+            assert ("notifications/message", log["params"]) not in bench.events
         await call(client)

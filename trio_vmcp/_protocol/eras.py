@@ -12,6 +12,7 @@ from trio_vmcp._protocol.jsonrpc import ErrorReply, Result
 from trio_vmcp._protocol.outcomes import Answer, Refusal
 
 __all__ = [
+    "BATCH_VERSION",
     "HEADER_MISMATCH",
     "LEGACY_VERSIONS",
     "MODERN_VERSION",
@@ -24,6 +25,8 @@ __all__ = [
 MODERN_VERSION = "2026-07-28"
 # Newest first; `initialize` asks for the first. Some servers answer 2024-11-05 over streamable HTTP, too.
 LEGACY_VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
+# "MUST support receiving JSON-RPC batches" (2025-03-26, basic); 2025-06-18 removed them.
+BATCH_VERSION = "2025-03-26"
 
 HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION = -32020, -32021, -32022
 # Statuses of an outage, an overload or missing credentials prove nothing about the era.

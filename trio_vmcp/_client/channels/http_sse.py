@@ -21,6 +21,7 @@ from trio_vmcp._client.channels.pace import pieces
 from trio_vmcp._client.http.link import HttpLink
 from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._client.unawaited import UnawaitedMessages
+from trio_vmcp._protocol.eras import BATCH_VERSION
 from trio_vmcp._protocol.outcomes import Loss, Refusal, rejection
 from trio_vmcp._protocol.sse import SseDecoder, SseEvent, SseLimit
 from trio_vmcp.errors import BackendError, BackendProtocolError, MessageTooLarge
@@ -103,6 +104,7 @@ class EventStream(DuplexChannel):
 
     def agree(self, version: str) -> None:
         self._version = version
+        self.inbox.takes_batches = version == BATCH_VERSION
 
     def close(self) -> None:
         """The attempt to connect has failed: end the stream, without waiting."""

@@ -18,7 +18,7 @@ import trio
 
 from trio_vmcp._client.channels.channel import Ask, OnOther
 from trio_vmcp._client.channels.pace import Pace
-from trio_vmcp._client.channels.parsing import read
+from trio_vmcp._client.channels.parsing import read, split_batch
 from trio_vmcp._client.complaints import Complaints
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Notification, Request, RequestId, Result, meant_id
 from trio_vmcp._protocol.methods import PROGRESS
@@ -97,6 +97,7 @@ class Inbox:
         on_other: Takes each message that is neither an answer nor progress of a request; never blocks.
         complaints: About messages of the backend.
         pace: Charged for every message but the answers that requests wait for.
+        takes_batches: The negotiated version has JSON-RPC batches.
         loss: Set once the connection has ended: then no request can wait any more.
     """
 
@@ -107,6 +108,7 @@ class Inbox:
     on_other: Callable[[Request | Notification], None] = ignore
     complaints: Complaints = attrs.field(factory=Complaints, init=False, repr=False)
     pace: Pace = attrs.field(factory=Pace, init=False, repr=False)
+    takes_batches: bool = attrs.field(default=False, init=False)
     loss: Loss | None = attrs.field(default=None, init=False)
     _pending: dict[int, PendingRequest] = attrs.field(factory=dict, init=False, repr=False)  # by request id
     _by_token: dict[int | None, PendingRequest] = attrs.field(factory=dict, init=False, repr=False)  # by progress token
@@ -134,8 +136,19 @@ class Inbox:
             self._by_token.pop(ask.progress_token, None)
 
     async def take_message(self, data: bytes | bytearray) -> None:
-        """Hand over one message to the request or sink that it is for."""
+        """Hand over one message, or each message of a batch, to the request or sink that it is for."""
         text = decode(data)
+        if self.takes_batches and isinstance(text, str):
+            parts = await split_batch(text, max_values=self.max_json_values)
+            if len(parts) > 1 or parts[0] is not text:
+                for part in parts:
+                    await self._take_text(part, part.encode(errors="surrogatepass"))
+                    if self.pace.is_due:
+                        await self.pace.wait()
+                return
+        await self._take_text(text, data)
+
+    async def _take_text(self, text: str | Unreadable, data: bytes | bytearray) -> None:
         if isinstance(text, str):
             message = await read(text, max_depth=self.max_json_depth, max_values=self.max_json_values)
         else:

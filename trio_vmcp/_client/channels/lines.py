@@ -18,6 +18,7 @@ from trio_vmcp._client.channels.channel import Send
 from trio_vmcp._client.channels.duplex import DuplexChannel
 from trio_vmcp._client.channels.inbox import PendingRequest
 from trio_vmcp._client.channels.pace import pieces
+from trio_vmcp._protocol.eras import BATCH_VERSION
 from trio_vmcp._protocol.reading import MOST_SKIPPED, Oversized
 from trio_vmcp._request_note import RequestNote
 from trio_vmcp.identity import Identity
@@ -135,7 +136,8 @@ class LineChannel(DuplexChannel):
         return send
 
     def agree(self, version: str) -> None:
-        """Nothing to do: lines do not carry the version."""
+        """Lines do not carry the version; it decides what they may hold."""
+        self.inbox.takes_batches = version == BATCH_VERSION
 
     def retire_writer(self) -> None:
         """Queue no more messages; when those in the queue are written, `write` closes the stream."""

@@ -5,13 +5,16 @@ The steps of a large message (`parse_in_steps`) have a checkpoint between them; 
 
 from __future__ import annotations
 
+import json
+import re
+
 import trio
 
-from trio_vmcp._protocol.json_cost import is_cheap
+from trio_vmcp._protocol.json_cost import JsonCost, TooCostly, is_cheap
 from trio_vmcp._protocol.jsonrpc import BadMessage, Message, parse_in_steps, parse_text
 from trio_vmcp._protocol.reading import Unreadable, unreadable
 
-__all__ = ["parse", "read"]
+__all__ = ["parse", "read", "split_batch"]
 
 
 async def parse(text: str, *, max_depth: int, max_values: float) -> Message:
@@ -33,6 +36,31 @@ async def parse(text: str, *, max_depth: int, max_values: float) -> Message:
         except StopIteration as end:
             message: Message = end.value
             return message
+
+
+async def split_batch(text: str, *, max_values: float) -> list[str]:
+    """The messages of a JSON-RPC batch, each as its own text; a text that is no batch, or cannot be split, as it is."""
+    position = _BLANKS.match(text).end()  # type: ignore[union-attr]  # it matches everywhere
+    if text[position : position + 1] != "[":
+        return [text]
+    parts: list[str] = []
+    try:
+        if not is_cheap(text, max_values):
+            for _ in JsonCost(max_values).count(text):
+                await trio.lowlevel.checkpoint()
+        while text[position] in "[,":
+            begin = _BLANKS.match(text, position + 1).end()  # type: ignore[union-attr]
+            _, end = _decoder.raw_decode(text, begin)
+            parts.append(text[begin:end])
+            position = _BLANKS.match(text, end).end()  # type: ignore[union-attr]
+            await trio.lowlevel.checkpoint()
+    except (TooCostly, ValueError, RecursionError, MemoryError, IndexError):
+        return [text]  # what is wrong with it is for the parser to say
+    return parts if text[position] == "]" and not text[position + 1 :].strip() else [text]
+
+
+_BLANKS = re.compile(r"[ \t\r\n]*")
+_decoder = json.JSONDecoder()
 
 
 async def read(text: str, *, max_depth: int, max_values: float) -> Message | Unreadable:

@@ -7,14 +7,14 @@ their own. Source: MCP 2025-11-25 and 2026-07-28, basic/transports, "Streamable 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 import attrs
 
 from trio_vmcp._client.channels.channel import Ask, Headers, MessageSink, Send
 from trio_vmcp._client.channels.pace import Pace, pieces
-from trio_vmcp._client.channels.parsing import parse, read
+from trio_vmcp._client.channels.parsing import parse, read, split_batch
 from trio_vmcp._client.complaints import Complaints
 from trio_vmcp._client.http.link import HttpExchange, HttpLink
 from trio_vmcp._client.http.reply import HttpReply
@@ -61,6 +61,7 @@ class Streamable:
     ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
     complaints: Complaints = attrs.field(factory=Complaints, init=False, repr=False)
     pace: Pace = attrs.field(factory=Pace, init=False, repr=False)
+    takes_batches: bool = attrs.field(default=False, init=False)  # the negotiated version has JSON-RPC batches
 
     @property
     def backend_id(self) -> str:
@@ -100,7 +101,7 @@ class Streamable:
     ) -> Answer | Refusal | None:
         async with self.open_stream("POST", headers, data, identity=ask.identity) as reply:
             if not is_stream(reply):
-                return await self.plain_outcome(reply, ask.id)
+                return await self.plain_outcome(reply, ask)
             decoder = SseDecoder(max_event_bytes=self.max_message_bytes)
             try:
                 await self.follow(reply, decoder, accept)
@@ -138,11 +139,13 @@ class Streamable:
         reply.refuse_encoding()
         while (chunk := await reply.receive()) is not None:
             for text, size, more_lines in self._texts(await self._events(chunk, decoder)):
-                message = await self._read(text)
-                if isinstance(message, Unreadable | Oversized):
-                    self._complain_of(message)
-                elif message is not None and not accept(message):
-                    return  # the connection is closed with the rest of the stream, which may have no end
+                message: Message | Unreadable | Oversized | None = None
+                for part in await self._parts(text):
+                    message = await self._read(part)
+                    if isinstance(message, Unreadable | Oversized):
+                        self._complain_of(message)
+                    elif message is not None and not accept(message):
+                        return  # the connection is closed with the rest of the stream, which may have no end
                 self.pace.charge_message(message, size, more_lines)
                 if self.pace.is_due:
                     await self.pace.wait()
@@ -157,7 +160,7 @@ class Streamable:
             BackendError: The response is no answer to this request.
         """
         if not is_stream(reply):
-            return await self.plain_outcome(reply, ask.id)
+            return await self.plain_outcome(reply, ask)
         reply.refuse_encoding()
         decoder = SseDecoder(max_event_bytes=self.max_message_bytes)
         decoder.last_event_id = last_event_id
@@ -180,7 +183,7 @@ class Streamable:
             return Answer(strays[-1], reply.status)
         return Loss("closed the stream", last_event_id=decoder.last_event_id, retry=decoder.retry)
 
-    async def plain_outcome(self, reply: HttpReply, message_id: int) -> Answer | Refusal:
+    async def plain_outcome(self, reply: HttpReply, ask: Ask) -> Answer | Refusal:
         """The outcome of a request, from a response that is no stream.
 
         Raises:
@@ -191,7 +194,14 @@ class Streamable:
         kind = reply.media_type
         if kind == "application/json":
             text = self._text(await reply.read(self.max_message_bytes), reply)  # the bytes are gone by now
-            return Answer(self._matching(await self._parse(text, reply), message_id, reply), reply.status)
+            if self.takes_batches:
+                parts = await split_batch(text, max_values=self.max_json_values)
+                if len(parts) > 1 or parts[0] is not text:
+                    answer = await self._answer_in_batch(parts, reply, ask)
+                    if answer is None:
+                        raise reply.protocol_error("answered with a batch that holds no answer to the request")
+                    return answer
+            return Answer(self._matching(await self._parse(text, reply), ask.id, reply), reply.status)
         shown = repr(kind[:MOST_QUOTED]) if kind else "no content"
         raise reply.protocol_error(f"answered a request with HTTP {reply.status} and {shown}")
 
@@ -210,6 +220,14 @@ class Streamable:
             strays: Takes the errors under the ids of other requests.
         """
         for text, size, more_lines in self._texts(await self._events(chunk, decoder)):
+            if self.takes_batches and isinstance(text, str):
+                parts = await split_batch(text, max_values=self.max_json_values)
+                if len(parts) > 1 or parts[0] is not text:
+                    answer = await self._answer_in_batch(parts, reply, ask)
+                    self.pace.charge_message(None, size, more_lines)
+                    if answer is not None:
+                        return answer
+                    continue
             message = await self._read(text)
             if isinstance(message, Result | ErrorReply):
                 if same_id(message.id, ask.id) or (isinstance(message, ErrorReply) and meant_id(message.id) is None):
@@ -275,6 +293,29 @@ class Streamable:
 
     def _too_large(self, problem: str) -> MessageTooLarge:
         return MessageTooLarge(self.backend_id, f"sent a message that {problem}", may_have_executed=True)
+
+    async def _parts(self, text: str | Unreadable | Oversized | None) -> Sequence[str | Unreadable | Oversized | None]:
+        if self.takes_batches and isinstance(text, str):
+            return await split_batch(text, max_values=self.max_json_values)
+        return (text,)
+
+    async def _answer_in_batch(self, parts: list[str], reply: HttpReply, ask: Ask) -> Answer | None:
+        """The answer to a request in a batch; the other messages of the batch are handed over first."""
+        answer: Answer | None = None
+        for part in parts:
+            message = await self._read(part)
+            if isinstance(message, Result | ErrorReply):
+                if same_id(message.id, ask.id) or (isinstance(message, ErrorReply) and meant_id(message.id) is None):
+                    answer = answer or Answer(message, reply.status)
+            elif isinstance(message, Unreadable | Oversized):
+                self._fail_by(message, reply, ask)
+                self._complain_of(message)
+            elif message is not None:
+                await ask.on_other(message)
+                self.pace.charge_message(message, len(part))
+                if self.pace.is_due:
+                    await self.pace.wait()
+        return answer
 
     async def _read(self, text: str | Unreadable | Oversized | None) -> Message | Unreadable | Oversized | None:
         if not isinstance(text, str):

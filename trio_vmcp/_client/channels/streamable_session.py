@@ -19,7 +19,7 @@ from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._client.listening import LEAST_RETRY, MOST_RETRY, Listening, StreamBackoff
 from trio_vmcp._client.unawaited import UnawaitedMessages
 from trio_vmcp._nursery import start_if_open
-from trio_vmcp._protocol.eras import is_modern_error
+from trio_vmcp._protocol.eras import BATCH_VERSION, is_modern_error
 from trio_vmcp._protocol.headers import is_valid_session_id
 from trio_vmcp._protocol.jsonrpc import (
     ErrorReply,
@@ -100,6 +100,7 @@ class StreamableSession(Streamable):
 
     def resume(self, session_id: str | None, version: str) -> None:
         self.session_id, self._version, self._is_unproven = session_id, version, True
+        self.takes_batches = version == BATCH_VERSION
         self._compose_headers()
 
     async def greet(self, ask: Ask, data: bytes) -> RequestOutcome:
@@ -128,7 +129,7 @@ class StreamableSession(Streamable):
         return assigned
 
     def agree(self, version: str) -> None:
-        self._version = version
+        self._version, self.takes_batches = version, version == BATCH_VERSION
         self._compose_headers()
 
     async def aclose(self, *, terminate: bool) -> None:
