@@ -24,7 +24,8 @@ MAX_FIELD_BYTES = 1024
 
 MOST_DATA_LINES = 200_000  # of one event; JSON of 5 MiB has so many where each value is on a line of its own
 _LONGEST_FIELD = len(b"event:")  # no field that the decoder reads has its colon further on
-_VISIBLE_ASCII = re.compile(rb"[\x21-\x7e]*")
+# What a header can carry to the last byte (RFC 9110 §5.5): no control character, and no space at an end.
+_AS_HEADER = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -61,7 +62,8 @@ class SseDecoder:
         max_event_bytes: Limit for all lines of one event together, comments and unknown fields included. Of an event
             over it only the ends are kept.
         last_event_id: The newest id, for Last-Event-ID; None: there is none, or an empty `id` field reset it. Ids over
-            MAX_FIELD_BYTES or outside 0x21-0x7E are ignored, since no header could carry them.
+            MAX_FIELD_BYTES are ignored, and so are those that no header could carry: with a control character other
+            than a tab inside, or a space or tab at an end.
         retry: s to wait before a reconnect, from the `retry` field; not clamped, `inf` included. None: no such field.
     """
 
@@ -194,8 +196,8 @@ class SseDecoder:
         self._count_idle(line)
         if name == b"event":
             self._event = bytes(line[start : start + MAX_FIELD_BYTES])  # no known name is longer
-        elif name == b"id" and size <= MAX_FIELD_BYTES and _VISIBLE_ASCII.fullmatch(line, start):
-            self._id = line[start:].decode("ascii")
+        elif name == b"id" and size <= MAX_FIELD_BYTES and _AS_HEADER.fullmatch(line, start):
+            self._id = line[start:].decode(errors="replace")
         elif name == b"retry" and size <= MAX_FIELD_BYTES and line[start:].isdigit():
             self.retry = float(line[start:]) / 1000
 
