@@ -378,14 +378,26 @@ async def test_an_id_that_is_not_known_any_more_is_dropped(autojump_clock: MockC
     assert ["stream-3/1", None] == [get.headers.get("last-event-id") for get in gets(backend)[1:]]
 
 
-@pytest.mark.parametrize("odd", [b"x" * 1025, b"a b", b"caf\xc3\xa9", b"a\0b", b""])
-async def test_odd_event_ids_are_not_sent_back(autojump_clock: MockClock, odd: bytes) -> None:
-    """An id that no header could carry is not sent."""
+@pytest.mark.parametrize(
+    ("odd", "sent"),
+    [
+        (b"x" * 1025, None),
+        (b" a", "a"),
+        (b"  a", None),
+        (b"a\0b", None),
+        (b"", None),
+        (b"a b", "a b"),
+        ("é".encode(), "é"),
+    ],
+)
+async def test_odd_event_ids(autojump_clock: MockClock, odd: bytes, sent: str | None) -> None:
+    """An id that a header can carry is sent back to the last byte, in UTF-8; any other is not sent."""
     backend = listening_backend()
-    backend.fail("GET", streamed(b"id: " + odd + b"\n", event({"jsonrpc": "2.0", "method": TOOLS_CHANGED})), times=1)
+    backend.fail("GET", streamed(b"id:" + odd + b"\n", event({"jsonrpc": "2.0", "method": TOOLS_CHANGED})), times=1)
     async with open_client(backend):
         await silence(1)
-    assert [None, None] == [get.headers.get("last-event-id") for get in gets(backend)]
+    given = [value for get in gets(backend) for name, value in get.headers.raw if name.lower() == b"last-event-id"]
+    assert given == ([] if sent is None else [sent.encode()])
 
 
 async def test_a_crash_is_survived(autojump_clock: MockClock) -> None:
