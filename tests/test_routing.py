@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.strategies import OWN_NAMES, histories, offer_lists, resolutions
 
+from trio_vmcp._protocol.uri_template import MAX_URI_LENGTH
+from trio_vmcp._routing.matching import find_backend, group_templates
 from trio_vmcp.models import NameConflict
 from trio_vmcp.routing import (
     Bare,
@@ -319,6 +322,51 @@ def test_a_listed_uri_goes_before_templates_and_the_first_template_that_matches_
     assert table.find_resource("file:///x/y") is None
 
 
+OWNERS = [  # templates of backends in configured order, the URI, and which backend has it
+    (["{+anything}", "db://{table}/{row}"], "db://users/7", 1),
+    (["{+anything}", "db://{table}/{row}"], "x", 0),
+    (["{a}{+b}", "db://{table}"], "db://users", 1),
+    (["db://{table}", "db://users"], "db://users", 1),
+    (["db://{table}/{row}", "db://users/{row}"], "db://users/7", 1),
+    (["db://users/{row}", "db://{table}/{row}"], "db://users/7", 0),
+    (["db://{x}", "db://{y}"], "db://users", 0),  # ties: configured order
+    (["db://{+x}", "db://{y}"], "db://users", 0),
+    (["{scheme}://{+rest}", "file:///{path}"], "file:///a/b", 0),  # by RFC 6570 first: `{path}` has no `/`
+    (["{x}", "file:///{path}"], "file:///a/b", 1),  # with `{var}` across `/` the most literal characters win, too
+    (["file://{path}", "file:///{path}"], "file:///a/b", 1),
+    (["x://{/a}", "x://{.a}", "x://{?a}"], "x:///b/c", None),  # `{var}` alone is taken across `/`
+    (["file:///{path}"], "file:///a/b", 0),
+    (["file:///{path}"], "file:///a/b?c", None),
+    (["file:///{path}"], "file:///a/b#c", None),
+    (["file:///{path:3}"], "file:///a/b", 0),
+    (["file:///{path:3}"], "file:///a/bc", None),
+    (["file:///{a}/x/{b}"], "file:///1/2/x/3/4", 0),
+]
+
+
+@pytest.mark.parametrize(("templates", "uri", "owner"), OWNERS)
+def test_the_most_literal_characters_have_a_uri(templates: list[str], uri: str, owner: int | None) -> None:
+    """By RFC 6570 first, and where nothing matches so, with `{var}` across `/`. It does not matter which templates are
+    of the same backend, nor whether the table was made by hand or was pickled.
+    """
+    names = [f"b{index}" for index in range(len(templates))]
+    table = build_routing([Offer(i, templates=(t,)) for i, t in zip(names, templates, strict=True)], Prefix()).table
+    expected = None if owner is None else Target(names[owner], uri)
+    assert expected == table.find_resource(uri)
+    assert expected == RoutingTable(templates=table.templates).find_resource(uri)
+    assert expected == pickle.loads(pickle.dumps(table)).find_resource(uri)
+    one = build_routing([Offer("other", templates=("{",)), Offer("all", templates=tuple(templates))], Prefix()).table
+    assert (None if owner is None else Target("all", uri)) == one.find_resource(uri)
+
+
+def test_equal_templates_are_a_conflict() -> None:
+    """The first backend in configured order has them; equal means character by character."""
+    offers = [Offer("a", templates=("x://{id}",)), Offer("b", templates=("x://{id}", "x://{key}"))]
+    routing = build_routing(offers, Prefix())
+    assert (NameConflict("resource", "x://{id}", ("a", "b"), "a"),) == routing.conflicts
+    assert Target("a", "x://1") == routing.table.find_resource("x://1")
+
+
 def test_a_table_made_by_hand_matches_its_templates() -> None:
     """A RoutingTable that is built directly compiles its templates itself."""
     assert Target("a", "x://1") == RoutingTable(templates=(Target("a", "x://{id}"),)).find_resource("x://1")
@@ -429,6 +477,45 @@ def test_ten_backends_with_a_thousand_tools_each_are_routed_at_once() -> None:
     assert (
         _cpu_time(lambda: build_routing(offers, Prefix())) < 0.2
     )  # about 0.012 s; a quadratic algorithm takes minutes
+
+
+LONG = MAX_URI_LENGTH - 1
+PAIRS = "{?" + ",".join(f"{chr(97 + n % 26)}{n}" for n in range(50)) + "}"
+COSTLY = {  # a template of the longest kind, and what the URI repeats
+    "pairs": ("{+a}" + PAIRS + "~Q{z}", "x"),
+    "anything": ("{+a}" * 60 + "!{b:1}", "a!a"),
+    "values": ("{a}" * 60 + "~{+b}Q", "a"),
+    "literals": ("{+a}a" * 60 + "!{b:1}", "a"),
+    "prefixes": ("{a:9999}" * 60 + "!{b}", "a"),
+    "long literal": ("{+x}" + "a" * 2000 + "{y}!{x:1}", "a"),
+    "long name": ("{+x}{?" + "a" * 2000 + "}~Q{y}", "a"),
+    "across": ("{+x}" + "{a}/" * 30 + "~Q{y}", "a/"),
+    "another head": ("aaaa{x}", "?"),
+    "another end": ("{x}aaaa", "?"),
+}
+
+
+@pytest.mark.parametrize("count", [1, 10, 300])
+@pytest.mark.parametrize("name", COSTLY)
+def test_all_templates_of_a_session_share_one_bound(name: str, count: int) -> None:
+    """However many backends list costly templates: one search holds up the loop for less than 50 ms, and the template
+    of a backend among them is found, though theirs have more literal characters and are tried first.
+    """
+    template, unit = COSTLY[name]
+    uri = "y" + (unit * LONG)[: LONG - 1] + "~"
+    hostile = group_templates("hostile", [template] * (64 * KIB // len(template)))
+    owner = group_templates("owner", ["y{+rest}"])
+    groups = [*[hostile] * (count // 2), owner, *[hostile] * (count - count // 2)]
+    assert "owner" == find_backend(groups, uri)
+    assert None is find_backend([*[hostile] * count], uri)
+    assert min(_cpu_time(lambda: find_backend([hostile] * count, uri)) for _ in range(3)) < 0.05  # takes 0.02 s
+
+
+def test_what_one_backend_leaves_of_the_bound_is_for_the_others() -> None:
+    """A backend with thousands of templates needs more than its share, and gets what a hundred others do not use."""
+    many = [f"x://{'{a}'}/{number}/{'{b}'}" for number in range(1500)]
+    groups = [*(group_templates(f"b{i}", ["y://{id}"]) for i in range(100)), group_templates("many", many)]
+    assert "many" == find_backend(groups, "x://1/1499/2")
 
 
 def test_all_templates_of_a_backend_share_one_limit_of_bytes() -> None:

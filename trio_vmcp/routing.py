@@ -16,8 +16,9 @@ from typing import Literal, TypeAlias
 import attrs
 
 from trio_vmcp._protocol.methods import Kind
-from trio_vmcp._protocol.uri_template import UriTemplate, compile_template
+from trio_vmcp._protocol.uri_template import compile_template
 from trio_vmcp._read_only import Copyable, read_only
+from trio_vmcp._routing.matching import TemplateGroup, group_templates
 from trio_vmcp._routing.names import Names
 from trio_vmcp._routing.strategies import Bare, ConflictResolution, Manual, Prefix, Priority
 from trio_vmcp._routing.table import RoutingTable, Target, closest_names, find_resource
@@ -38,10 +39,10 @@ __all__ = [
     "build_routing",
 ]
 
-# Characters, of all templates of one backend that are matched: about 30 ms for a URI that none of them fits.
+# Characters, of all templates of one backend that are matched; `_routing/matching.py` bounds what a search costs.
 _TEMPLATE_CHARACTERS = 64 * 1024
 
-_Templates: TypeAlias = tuple[tuple[Target, UriTemplate], ...]
+_Templates: TypeAlias = tuple[tuple[Target, ...], TemplateGroup]
 
 
 def _no_owners() -> Mapping[str, str]:
@@ -73,7 +74,7 @@ class Routing:
 
     Attributes:
         bindings: The earlier ones and the new; the very same object when nothing was bound.
-        conflicts: Tools first, then prompts, then resources.
+        conflicts: Tools first, then prompts, then resources, then resource templates.
     """
 
     table: RoutingTable
@@ -116,13 +117,15 @@ class Router:
             # A URI says where something is: it is never rewritten, never bound, and the first to list it serves it.
             "resources": Names("resource", Bare(), math.inf, False, {}),
         }
+        # Equal templates of several backends: the first to list one serves what matches.
+        self._template_names = Names("resource", Bare(), math.inf, False, {})
         self._templates: dict[str, _Templates] = {}
         self._offers: dict[str, Offer] = {}
         self._bindings = bindings
         # Put together when they are read; None: something changed since.
         self._table: RoutingTable | None = None
         self._conflicts: tuple[NameConflict, ...] | None = None
-        self._matched: tuple[tuple[Target, ...], tuple[UriTemplate, ...]] | None = None
+        self._groups: tuple[TemplateGroup, ...] | None = None
 
     def update(self, offers: Sequence[Offer]) -> None:
         """Take over what all backends offer now, in configured order. An `Offer` that is the same object as before
@@ -134,24 +137,27 @@ class Router:
         for kind, names in self._names.items():
             listed: dict[str, tuple[str, ...]] = {offer.backend_id: getattr(offer, kind) for offer in changed}
             names.update(listed, order)
+        self._template_names.update({offer.backend_id: offer.templates for offer in changed}, order)
         for offer in changed:
             self._templates[offer.backend_id] = _well_formed_templates(offer)
         self._templates = {backend_id: self._templates[backend_id] for backend_id in order}
-        self._table = self._conflicts = self._matched = None
+        self._table = self._conflicts = self._groups = None
 
     @property
     def table(self) -> RoutingTable:
         if self._table is None:
             routes = {kind: _joined(names.segments()) for kind, names in self._names.items()}
-            templates, patterns = self._match_with()
-            self._table = RoutingTable(routes["tools"], routes["prompts"], routes["resources"], templates, patterns)
+            self._table = RoutingTable(
+                routes["tools"], routes["prompts"], routes["resources"], self.templates, self._match_with()
+            )
         return self._table
 
     @property
     def conflicts(self) -> tuple[NameConflict, ...]:
-        """Tools first, then prompts, then resources."""
+        """Tools first, then prompts, then resources, then resource templates."""
         if self._conflicts is None:
-            self._conflicts = tuple(conflict for names in self._names.values() for conflict in names.conflicts())
+            kinds = (*self._names.values(), self._template_names)
+            self._conflicts = tuple(conflict for names in kinds for conflict in names.conflicts())
         return self._conflicts
 
     @property
@@ -169,11 +175,11 @@ class Router:
     @property
     def templates(self) -> tuple[Target, ...]:
         """As `RoutingTable.templates`."""
-        return self._match_with()[0]
+        return tuple(target for targets, _ in self._templates.values() for target in targets)
 
     def find_resource(self, uri: str) -> Target | None:
         """As `RoutingTable.find_resource`."""
-        return find_resource(uri, self._names["resources"].routes, *self._match_with())
+        return find_resource(uri, self._names["resources"].routes, self._match_with())
 
     def closest(self, kind: Kind, name: str) -> tuple[str, ...]:
         """As `RoutingTable.closest`."""
@@ -193,11 +199,10 @@ class Router:
         """
         return self._names[kind].segments()
 
-    def _match_with(self) -> tuple[tuple[Target, ...], tuple[UriTemplate, ...]]:
-        if self._matched is None:
-            found = [pair for templates in self._templates.values() for pair in templates]
-            self._matched = tuple(target for target, _ in found), tuple(pattern for _, pattern in found)
-        return self._matched
+    def _match_with(self) -> tuple[TemplateGroup, ...]:
+        if self._groups is None:
+            self._groups = tuple(group for _, group in self._templates.values() if group.patterns)
+        return self._groups
 
 
 def _joined(segments: Iterator[tuple[str, Mapping[str, Target]]]) -> dict[str, Target]:
@@ -211,14 +216,15 @@ def _well_formed_templates(offer: Offer) -> _Templates:
     """A template that cannot be read, or that its backend has too many of, matches nothing; the capability stays
     listed.
     """
-    found: list[tuple[Target, UriTemplate]] = []
+    found: list[Target] = []
     left = _TEMPLATE_CHARACTERS
     for template in dict.fromkeys(offer.templates):
         left -= len(template)
         if left < 0:
             break
         try:
-            found.append((Target(offer.backend_id, template), compile_template(template)))
+            compile_template(template)
         except ValueError:
             continue
-    return tuple(found)
+        found.append(Target(offer.backend_id, template))
+    return tuple(found), group_templates(offer.backend_id, (target.name for target in found))

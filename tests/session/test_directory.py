@@ -182,7 +182,7 @@ def test_a_backend_that_moves_to_the_end_is_the_last_to_have_a_uri() -> None:
         assert Target(first, "memo://1") == directory.find_resource("memo://1") == directory.table.resources["memo://1"]
         assert Target(first, "memo://monday") == directory.find_resource("memo://monday")
         assert Target("a", "x") == directory.find("tools", "x")
-        assert [tuple(listings)] * 3 == [conflict.backend_ids for conflict in directory.conflicts]
+        assert [tuple(listings)] * 5 == [conflict.backend_ids for conflict in directory.conflicts]
 
 
 def test_a_table_that_was_read_does_not_change() -> None:

@@ -12,6 +12,7 @@ from support.harness import echo_backend, open_world
 from trio.testing import MockClock
 
 from trio_vmcp import (
+    JSON,
     Backend,
     Bare,
     ConflictResolution,
@@ -24,7 +25,7 @@ from trio_vmcp import (
     Target,
     ToolNotFound,
 )
-from trio_vmcp.testing import CONNECT, Delay, Refuse, ScriptedBackend
+from trio_vmcp.testing import CONNECT, CallContext, Delay, Refuse, ScriptedBackend
 
 
 def backends_of(**tools: str) -> dict[str, ScriptedBackend]:
@@ -230,10 +231,73 @@ async def test_the_first_backend_serves_a_resource(autojump_clock: MockClock) ->
     async with open_world(backends) as world, world.open_session() as session:
         assert ["memo://shared", "memo://a", "memo://b"] == [resource.uri for resource in session.resources]
         assert ["a"] == [template.backend_id for template in session.resource_templates]
-        assert (NameConflict("resource", "memo://shared", ("a", "b"), "a"),) == session.conflicts
+        assert (
+            NameConflict("resource", "memo://shared", ("a", "b"), "a"),
+            NameConflict("resource", "memo://shared/{day}", ("a", "b"), "a"),
+        ) == session.conflicts
         for uri, owner in (("memo://shared", "a"), ("memo://b", "b"), ("memo://shared/monday", "a")):
             result = await session.read_resource(uri)
             assert (owner, f"{owner}'s") == (result.backend_id, result.contents[0]["text"])
+
+
+async def test_a_catch_all_template_takes_no_uri_of_another(autojump_clock: MockClock) -> None:
+    """A backend first in order begins to list `{+anything}` and then a template equal to another's: what only the other
+    described stays there, and of the equal ones there is a conflict.
+    """
+    backends = {"a": ScriptedBackend(listens=True), "b": ScriptedBackend()}
+    backends["a"].add_resource("memo://a", "a's")
+    backends["b"].add_resource_template("db://{table}/{row}", "b's")
+    async with open_world(backends) as world, world.open_session() as session:
+        assert "b" == (await session.read_resource("db://users/7")).backend_id
+        backends["a"].add_resource_template("{+anything}", "a's")
+        await announce(backends["a"])
+        assert "b" == (await session.read_resource("db://users/7")).backend_id
+        assert Target("a", "x://y") == session.routing_table.find_resource("x://y")
+        assert not session.conflicts
+        backends["a"].add_resource_template("db://{table}/{row}", "a's")
+        await announce(backends["a"])
+        assert (NameConflict("resource", "db://{table}/{row}", ("a", "b"), "a"),) == session.conflicts
+
+
+class SubscribableBackend(ScriptedBackend):
+    async def call(self, context: CallContext) -> JSON:
+        if context.method in ("resources/subscribe", "resources/unsubscribe"):
+            return {}
+        return await super().call(context)
+
+
+async def announce(backend: ScriptedBackend) -> None:
+    backend.notify("notifications/resources/list_changed")
+    await trio.sleep(2)
+
+
+@pytest.mark.parametrize("new", [("resource", "db://users/7"), ("template", "db://{table}/7")])
+async def test_a_subscription_and_the_reads_of_a_uri_go_to_one_owner(
+    new: tuple[str, str], autojump_clock: MockClock
+) -> None:
+    """Another backend begins to list a URI that is subscribed to: reads stay with the subscription until it ends."""
+    backends: dict[str, ScriptedBackend] = {"a": SubscribableBackend(listens=True), "b": SubscribableBackend()}
+    backends["a"].add_resource("memo://a", "a's")
+    backends["b"].add_resource_template("db://{table}/{row}", "b's")
+    for backend in backends.values():
+        backend.capabilities = {"resources": {"subscribe": True, "listChanged": True}}
+    uri = "db://users/7"
+    async with open_world(backends) as world, world.open_session() as session:
+        await session.subscribe_resource(uri)
+        kind, listed = new
+        if kind == "resource":
+            backends["a"].add_resource(listed, "a's")
+        else:
+            backends["a"].add_resource_template(listed, "a's")
+        await announce(backends["a"])
+        assert Target("a", uri) == session.routing_table.find_resource(uri)
+        assert "b" == (await session.read_resource(uri)).backend_id
+        await session.subscribe_resource(uri)
+        asked = [len(backends[backend_id].received("resources/subscribe")) for backend_id in ("a", "b")]
+        assert [0, 2] == asked
+        await session.unsubscribe_resource(uri)
+        assert 1 == len(backends["b"].received("resources/unsubscribe"))
+        assert "a" == (await session.read_resource(uri)).backend_id
 
 
 async def test_a_template_that_cannot_be_read_is_listed_and_matches_nothing(autojump_clock: MockClock) -> None:

@@ -10,8 +10,8 @@ from typing import Literal
 
 import attrs
 
-from trio_vmcp._protocol.uri_template import UriTemplate, compile_template, first_match
 from trio_vmcp._read_only import Copyable, read_only
+from trio_vmcp._routing.matching import TemplateGroup, find_backend, group_templates
 
 __all__ = ["RoutingTable", "Target", "closest_names", "find_resource"]
 
@@ -36,8 +36,11 @@ def _no_targets() -> Mapping[str, Target]:
     return {}
 
 
-def _compiled(table: RoutingTable) -> tuple[UriTemplate, ...]:
-    return tuple(compile_template(target.name) for target in table.templates)
+def _grouped(table: RoutingTable) -> tuple[TemplateGroup, ...]:
+    by_backend: dict[str, list[str]] = {}
+    for target in table.templates:
+        by_backend.setdefault(target.backend_id, []).append(target.name)
+    return tuple(group_templates(backend_id, templates) for backend_id, templates in by_backend.items())
 
 
 @attrs.frozen
@@ -53,13 +56,15 @@ class RoutingTable(Copyable):
     prompts: Mapping[str, Target] = attrs.field(factory=_no_targets, converter=read_only)
     resources: Mapping[str, Target] = attrs.field(factory=_no_targets, converter=read_only)
     templates: tuple[Target, ...] = ()
-    _patterns: tuple[UriTemplate, ...] = attrs.field(
-        default=attrs.Factory(_compiled, takes_self=True), alias="patterns", repr=False, eq=False
+    _groups: tuple[TemplateGroup, ...] = attrs.field(
+        default=attrs.Factory(_grouped, takes_self=True), alias="groups", repr=False, eq=False
     )
 
     def find_resource(self, uri: str) -> Target | None:
-        """The backend that serves a URI: the backend that lists the URI, else that of the first template to match."""
-        return find_resource(uri, self.resources, self.templates, self._patterns)
+        """The backend that serves a URI: the first that lists the URI, else that of the template that matches with the
+        most literal characters: by RFC 6570, and where none does, with `{var}` across `/`.
+        """
+        return find_resource(uri, self.resources, self._groups)
 
     def closest(self, kind: Literal["tools", "prompts", "resources"], name: str) -> tuple[str, ...]:
         """Advertised names that look like this one, best first, for an error message."""
@@ -67,14 +72,12 @@ class RoutingTable(Copyable):
         return closest_names(name, mapping)
 
 
-def find_resource(
-    uri: str, resources: Mapping[str, Target], templates: Sequence[Target], patterns: Sequence[UriTemplate]
-) -> Target | None:
-    """A listed URI goes before templates; of the templates the first that matches decides."""
+def find_resource(uri: str, resources: Mapping[str, Target], groups: Sequence[TemplateGroup]) -> Target | None:
+    """A listed URI goes before templates."""
     if (listed := resources.get(uri)) is not None:
         return listed
-    index = first_match(patterns, uri)
-    return None if index is None else Target(templates[index].backend_id, uri)
+    backend_id = find_backend(groups, uri)
+    return None if backend_id is None else Target(backend_id, uri)
 
 
 def closest_names(name: str, names: Iterable[str]) -> tuple[str, ...]:

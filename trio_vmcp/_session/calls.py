@@ -100,7 +100,7 @@ class Calls:
 
         def route() -> tuple[Target, JSON]:
             nonlocal wanted
-            target = self._directory.find_resource(uri)
+            target = self._find_resource(uri)
             wanted = self._members[target.backend_id].subscriptions
             wanted[uri] += 1  # before the request: a new connection subscribes again to what is counted here
             return target, {"uri": target.name}
@@ -130,7 +130,7 @@ class Calls:
         return target, {"name": target.name} | ({} if arguments is None else {"arguments": dict(arguments)})
 
     def route_resource(self, uri: str) -> tuple[Target, JSON]:
-        target = self._directory.find_resource(uri)
+        target = self._find_resource(uri)
         return target, {"uri": target.name}
 
     def route_completion(self, ref: JSON, argument: JSON, context: JSON | None) -> tuple[Target, JSON]:
@@ -158,10 +158,19 @@ class Calls:
         return target, {"ref": translated, "argument": argument} | ({} if context is None else {"context": context})
 
     def _route_unsubscription(self, uri: str) -> tuple[Target, JSON]:
-        # Whichever backend lists it by now: the subscription is with the one that it was made with.
-        owners = [member for member in self._members.values() if uri in member.subscriptions]
-        target = Target(owners[0].backend_id, uri) if owners else self._directory.find_resource(uri)
+        target = self._find_subscribed(uri) or self._directory.find_resource(uri)
         return target, {"uri": target.name}
+
+    def _find_resource(self, uri: str) -> Target:
+        """Where a URI is read and subscribed to: while it is subscribed to, at the backend that has the subscription,
+        whichever backend lists the URI by now. A subscriber that reads elsewhere would not hear of changes.
+        """
+        target = self._directory.find_resource(uri)
+        return self._find_subscribed(uri) or target
+
+    def _find_subscribed(self, uri: str) -> Target | None:
+        owners = (member.backend_id for member in self._members.values() if uri in member.subscriptions)
+        return next((Target(backend_id, uri) for backend_id in owners), None)
 
     def _find(self, kind: Literal["tools", "prompts"], name: str, not_found: type[CapabilityNotFound]) -> Target:
         target = self._directory.find(kind, name)
