@@ -113,7 +113,8 @@ class Began:
         name: The advertised name that is called.
         target: The backend id and own name that the session's routing table has for the name.
         nested: Made from inside a call of the same session.
-        found: The state of the called, added or removed backend in the session; "": the session does not have it.
+        found: The state of the called, added or removed backend in the session; "": the session does not have it,
+            "INCOMPLETE": DEGRADED for want of an optional list.
     """
 
     at: float
