@@ -184,6 +184,8 @@ def parse_message(data: bytes | bytearray | memoryview, *, max_depth: int, max_v
 
 def parse_text(text: str, *, max_depth: int, max_values: float = MOST_VALUES) -> Message:
     """`parse_message` without `to_text`, so that a caller can free the bytes of a large message in between."""
+    if is_cheap(text, max_values):  # most messages: a generator would take longer than its one step
+        return _checked_or_bad(_loads(text), text, max_depth)
     steps = parse_in_steps(text, max_depth=max_depth, max_values=max_values)
     while True:
         try:
@@ -203,6 +205,10 @@ def parse_in_steps(text: str, *, max_depth: int, max_values: float) -> Generator
     message = _loads(text)
     if len(text) >= _LONG_TEXT:
         yield
+    return _checked_or_bad(message, text, max_depth)
+
+
+def _checked_or_bad(message: Any, text: str, max_depth: int) -> Message:
     try:
         return _checked(message, text, max_depth)
     except BadMessage as bad:
