@@ -12,7 +12,7 @@ from typing import TypeVar
 import attrs
 from hypothesis import strategies as st
 
-__all__ = ["Answer", "answers"]
+__all__ = ["ID", "Answer", "answers", "bodies"]
 
 T = TypeVar("T")
 
@@ -147,6 +147,12 @@ def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
     start = draw(st.integers(0, len(whole) - 1))
     end = draw(st.integers(start, min(start + 20, len(whole))))
     return whole[:start] + draw(st.just(b"") | st.binary(max_size=8)) + draw(st.sampled_from([whole[end:], b""]))
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> bytes:
+    """A message as it arrives, without anything around it."""
+    return draw(damaged(draw(encoded(draw(messages())))))
 
 
 LINE_ENDS = ("\n", "\r", "\r\n")

@@ -5,28 +5,34 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import httpx
 import pytest
 import trio
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from support.channels import CHANNELS, Channel
+from support.clients import call
 
-from sweeps.answers import Answer, answers
+from sweeps.answers import ID, Answer, answers, bodies
 from sweeps.judge import judge
 from trio_vmcp import JSON, Backend, BackendError, FactorySettings, ToolResult, open_session_factory
 from trio_vmcp._client.channels import streamable
 from trio_vmcp._protocol import jsonrpc, reading
+from trio_vmcp.testing import Rewrite
 
 # Hypothesis warns when the example that it reports is long: as an error, this warning would take the finding's place.
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr:hypothesis.errors.HypothesisWarning")
 
+T = TypeVar("T")
 Era = Literal["legacy", "modern"]
 
 DRAWN = 4  # answers of one example, for one session after another
 SLICED = 4  # ways that each of them arrives
-CALLS, OPENINGS = 250, 44  # examples of each test
+CALLS, OPENINGS, CALLS_ON_ONE_STREAM = 250, 44, 150  # examples of each test
+ON_ONE_STREAM = [channel for channel in CHANNELS if channel.transport != "streamable-http"]
+TIMEOUT = 120.0  # s
 SETTINGS = FactorySettings(max_message_bytes=64 * 1024, max_connections_per_backend=1)
 
 INTRODUCTION = {"capabilities": {"tools": {}}, "serverInfo": {"name": "fuzz", "version": "1"}}
@@ -116,7 +122,36 @@ async def open_through(era: Era, method: str, wrong: list[Answer]) -> None:
                 await session.call_tool("a_echo")
 
 
-def fuzz(exchange: Callable[[list[Answer]], Awaitable[None]], examples: int, *, shrink: bool = True) -> None:
+async def call_over(channel: Channel, wrong: list[bytes]) -> None:
+    """Calls whose responses are these, over a channel that goes on after each of them."""
+    backend = channel.backend()
+    async with channel.open_client(backend, settings=SETTINGS) as client:
+        for body in wrong:
+
+            def change(response: JSON, body: bytes = body) -> bytes:
+                return body.replace(ID.encode(), b"%d" % response["id"])
+
+            rule = backend.fail("tools/call", Rewrite(change), times=1)
+            begun = trio.current_time()
+            try:
+                result = await call(client, timeout=TIMEOUT)
+            except BackendError as error:
+                str(error).encode()
+            else:
+                json.dumps(result, allow_nan=False)
+            assert trio.current_time() - begun <= TIMEOUT + 1e-6
+            assert 1 == rule.struck
+            following = await call(client, arguments={"after": rule.struck})
+            assert [{"type": "text", "text": '{"after": 1}'}] == following["content"]
+
+
+def fuzz(
+    exchange: Callable[[list[T]], Awaitable[None]],
+    drawn: st.SearchStrategy[T],
+    examples: int,
+    *,
+    shrink: bool = True,
+) -> None:
     """`exchange` with drawn answers, every example in a run of its own."""
 
     # No database: examples that fail with a planted defect must not be replayed later.
@@ -126,8 +161,8 @@ def fuzz(exchange: Callable[[list[Answer]], Awaitable[None]], examples: int, *, 
         phases=list(Phase) if shrink else [Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(st.lists(answers(), min_size=DRAWN, max_size=DRAWN))
-    def example(wrong: list[Answer]) -> None:
+    @given(st.lists(drawn, min_size=DRAWN, max_size=DRAWN))
+    def example(wrong: list[T]) -> None:
         problem = judge(partial(exchange, wrong))
         assert problem is None, problem
 
@@ -137,15 +172,24 @@ def fuzz(exchange: Callable[[list[Answer]], Awaitable[None]], examples: int, *, 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 def test_fuzzed_answers_to_a_call(era: Era, record_property: Callable[[str, object], None]) -> None:
     """A call ends in its result or one of the errors of the contract, whatever its answer is like."""
-    fuzz(partial(call_through, era), CALLS)
+    fuzz(partial(call_through, era), answers(), CALLS)
     record_property("cases", CALLS * DRAWN * SLICED)
+
+
+@pytest.mark.parametrize("channel", ON_ONE_STREAM, ids=str)
+def test_fuzzed_answers_on_a_stream_that_all_calls_share(
+    channel: Channel, record_property: Callable[[str, object], None]
+) -> None:
+    """A call ends in its result or one of the errors of the contract, and the call after it gets its own answer."""
+    fuzz(partial(call_over, channel), bodies(), CALLS_ON_ONE_STREAM)
+    record_property("cases", CALLS_ON_ONE_STREAM * DRAWN)
 
 
 @pytest.mark.parametrize("method", ["initialize", "server/discover", "tools/list"])
 def test_fuzzed_answers_to_an_opening(method: str, record_property: Callable[[str, object], None]) -> None:
     """An opening session has the backend, or a failure with a reason."""
     era: Era = "modern" if method == "server/discover" else "legacy"
-    fuzz(partial(open_through, era, method), OPENINGS)
+    fuzz(partial(open_through, era, method), answers(), OPENINGS)
     record_property("cases", OPENINGS * DRAWN * SLICED)
 
 
@@ -164,13 +208,15 @@ def test_an_error_that_nobody_expects_is_found(monkeypatch: pytest.MonkeyPatch) 
     for module, parse in ((streamable, "parse_message"), (streamable, "parse_text"), (reading, "parse_text")):
         monkeypatch.setattr(module, parse, crooked(getattr(jsonrpc, parse)))
     with pytest.raises(AssertionError, match="KeyError"):
-        fuzz(partial(call_through, "modern"), 20, shrink=False)
+        fuzz(partial(call_through, "modern"), answers(), 20, shrink=False)
     with pytest.raises(AssertionError, match="could not be connected"):
-        fuzz(partial(open_through, "legacy", "tools/list"), 20, shrink=False)
+        fuzz(partial(open_through, "legacy", "tools/list"), answers(), 20, shrink=False)
+    with pytest.raises(AssertionError, match="KeyError"):
+        fuzz(partial(call_over, ON_ONE_STREAM[0]), bodies(), 20, shrink=False)
 
 
 def test_a_number_that_is_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """And right enough to come through where they should not."""
     monkeypatch.setattr(jsonrpc, "_decoder", json.JSONDecoder())
     with pytest.raises(AssertionError, match="not JSON compliant"):
-        fuzz(partial(call_through, "modern"), 200, shrink=False)
+        fuzz(partial(call_through, "modern"), answers(), 200, shrink=False)
