@@ -178,7 +178,8 @@ def soak(session: nox.Session) -> None:
     """A virtual hour with twenty backends that crash, hang, restart, lose sessions and change their lists."""
     session.install(str(wheel(session)), *group("test"))
     command = ("python", "-m", "pytest", "--installed-only", "--verbose")
-    session.run(*command, "tests/soak", *session.posargs, env={"PYTHONSAFEPATH": "1"})
+    patience = "--override-ini=faulthandler_timeout=600"  # the hour takes minutes on a busy machine
+    session.run(*command, patience, "tests/soak", *session.posargs, env={"PYTHONSAFEPATH": "1"})
 
 
 @nox.session
@@ -192,9 +193,10 @@ def sweeps(session: nox.Session) -> None:
 
 @nox.session
 def mutation(session: nox.Session) -> None:
-    """Lines of admission, close, recovery and transport are deleted or inverted one by one; a test must fail each time.
+    """Lines of admission, close, recovery, channels and transport are deleted or inverted one by one; a test must fail
+    each time.
 
-    `-- --only TEXT` runs a part; CI runs admission and close.
+    `-- --module TEXT` and `-- --only TEXT` run a part; CI runs admission and close.
     """
     session.install(str(wheel(session)), *group("test"))
     env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": "tests"}

@@ -59,6 +59,7 @@ def judge(verdicts: Sequence[Verdict], equivalent: Collection[str]) -> tuple[boo
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m mutation", description=__doc__)
     parser.add_argument("--only", default="", metavar="TEXT", help="mutants with this text in their name")
+    parser.add_argument("--module", default="", metavar="TEXT", help="modules with this text in their name")
     parser.add_argument("--core", action="store_true", help="only the modules of CORE")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
@@ -69,15 +70,15 @@ def main() -> int:
 
     started = time.perf_counter()
     suite = Suite(files=[TESTS_HOME / f"{name}.py" for name in TESTS], root=TESTS_HOME.parent)
-    surveyed = survey(suite, TARGETS)
     everything = [
         (module, mutant) for module, functions in TARGETS.items() for mutant in mutants_of(source_of(module), functions)
     ]
     mutants = [
         (module, mutant)
         for module, mutant in everything
-        if options.only in mutant.name and (module in CORE or not options.core)
+        if options.only in mutant.name and options.module in module and (module in CORE or not options.core)
     ]
+    surveyed = survey(suite, {module: TARGETS[module] for module, _ in mutants})
     say(f"{len(mutants)} mutants; what tests run is known after {time.perf_counter() - started:.0f} s")
 
     verdicts: list[Verdict] = []
