@@ -844,6 +844,39 @@ async def test_words_that_a_new_session_hears_too_are_not_about_the_session(
         assert 3 == initialized(world)
 
 
+@pytest.mark.parametrize("fault", [fault for fault, did_not_run in IN_WORDS if did_not_run], ids=repr)
+async def test_words_that_a_new_session_made_good_are_believed_again(fault: Any, autojump_clock: MockClock) -> None:
+    """A server that restarts three times in a minute is back each time: the call that it refused in words was answered
+    in the new session, so the words were about the session.
+    """
+    async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
+        for restarts in (1, 2, 3):
+            old = session.backend_sessions["a"]
+            world["a"].fail(
+                lambda exchange, old=old: exchange.method == "tools/call" and exchange.session_id == old, fault
+            )
+            assert (await session.call_tool("a_echo")).backend_state_lost
+            assert (1 + restarts, restarts) == (initialized(world), world["a"].executed["echo"])
+            await trio.sleep(10)
+
+
+async def test_words_are_believed_again_after_the_backend_was_away(autojump_clock: MockClock) -> None:
+    """A server that is down while its session is replaced did lose the session: the words were right."""
+    async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
+        for restarts in (1, 2):
+            old = session.backend_sessions["a"]
+            fault = Error(-32000, "Bad Request: No valid session ID provided", status=400)
+            world["a"].fail(
+                lambda exchange, old=old: exchange.method == "tools/call" and exchange.session_id == old, fault
+            )
+            world["a"].fail("initialize", Status(503), times=1)
+            with pytest.raises(BackendUnavailable):
+                await session.call_tool("a_echo")
+            await trio.sleep(10)
+            await session.call_tool("a_echo")
+            assert restarts == world["a"].executed["echo"]
+
+
 async def test_a_hundred_calls_that_hear_it_share_one_handshake(autojump_clock: MockClock) -> None:
     """Those that were on their way are sent again, too."""
     async with open_world({"a": echo_backend()}) as world, world.open_session() as session:

@@ -61,7 +61,7 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
     Raises:
         BackendError: As the client says; at once where the circuit is open or the backend is missing.
     """
-    is_trial = is_replaced = False
+    is_trial = is_replaced = is_sent_again = False
     timeout = asked.timeout
     try:
         is_trial = _pass_breaker(member, asked.begun_at)
@@ -87,9 +87,12 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
                         member.reconnects.doubt_words()
                     _name_whole_timeout(error, asked)
                     raise
-                if not _is_sent_again(member, connection, call, error):
+                is_sent_again = _is_sent_again(member, connection, call, error)
+                if not is_sent_again:
                     raise
             else:
+                if is_sent_again:
+                    member.reconnects.confirm_words()
                 member.health.answered(trio.current_time() - asked.begun_at)
                 note_answer(member)
                 return _with_state_lost(raw) if is_replaced else raw

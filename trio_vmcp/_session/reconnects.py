@@ -163,6 +163,7 @@ class Reconnects:
             retry_after: s, as the backend asked; of this session alone, since a 429 is about its caller.
         """
         self._asked_until = trio.current_time() + limited(retry_after)
+        self.confirm_words()
         if reason is FailureReason.LIMIT:  # the same again: at the slowest pace
             self._asked_until = max(self._asked_until, trio.current_time() + self._replace_backoff.max_delay)
         if reason is FailureReason.UNAUTHORIZED:
@@ -199,6 +200,12 @@ class Reconnects:
             return False
         self._believed_at = now
         return True
+
+    def confirm_words(self) -> None:
+        """A call that was refused in words was answered after the session was replaced, or the backend was away: the
+        words were about the session. A server that restarts again within WORDS_INTERVAL is believed again.
+        """
+        self._believed_at = -math.inf
 
     def doubt_words(self) -> None:
         """Such words of this backend mean nothing for DOUBT seconds."""
