@@ -121,7 +121,8 @@ async def test_the_greeting_is_never_cancelled_by_a_notification(channel: Channe
             await bench.connect()
         assert scope.cancelled_caught
         await trio.sleep(5)
-    assert [greeting] == [exchange.method for exchange in backend.exchanges if exchange.method]
+    said = [exchange.method for exchange in backend.exchanges if exchange.method]
+    assert [greeting] == [method for method in said if method != "ping"]  # to find out whether the process is silent
 
 
 @EVERY_ANSWER
