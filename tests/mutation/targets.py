@@ -69,7 +69,7 @@ TARGETS: Mapping[str, tuple[str, ...] | None] = {
         for name in (
             *("resume", "greet", "_note_assigned", "agree", "aclose", "retire", "_delete", "_compose_headers"),
             *("exchange", "cancel", "_answered_anywhere", "_resumed", "_resume", "_check_session", "_says_gone"),
-            *("listen", "_open_stream", "_close_stream"),
+            *("watch", "_open_stream", "_close_stream"),
         )
     ),
     "trio_vmcp._client.probe": None,

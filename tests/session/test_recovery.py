@@ -32,7 +32,7 @@ from trio_vmcp import (
     StorageError,
     ToolResult,
 )
-from trio_vmcp.testing import CONNECT, CallContext, Delay, Error, Hang, Refuse, Rewrite, Status
+from trio_vmcp.testing import CONNECT, CallContext, Delay, Error, Exchange, Hang, Refuse, Rewrite, Status
 
 
 def initialized(world: World, backend_id: str = "a") -> int:
@@ -41,6 +41,10 @@ def initialized(world: World, backend_id: str = "a") -> int:
 
 def calls(world: World, backend_id: str = "a") -> int:
     return len(world[backend_id].received("tools/call"))
+
+
+def is_call_in(backend_session: str, exchange: Exchange) -> bool:
+    return exchange.method == "tools/call" and exchange.session_id == backend_session
 
 
 def status_of(session: Session, backend_id: str = "a") -> tuple[BackendState, int]:
@@ -852,9 +856,7 @@ async def test_words_that_a_new_session_made_good_are_believed_again(fault: Any,
     async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
         for restarts in (1, 2, 3):
             old = session.backend_sessions["a"]
-            world["a"].fail(
-                lambda exchange, old=old: exchange.method == "tools/call" and exchange.session_id == old, fault
-            )
+            world["a"].fail(partial(is_call_in, old), fault)
             assert (await session.call_tool("a_echo")).backend_state_lost
             assert (1 + restarts, restarts) == (initialized(world), world["a"].executed["echo"])
             await trio.sleep(10)
@@ -866,9 +868,7 @@ async def test_words_are_believed_again_after_the_backend_was_away(autojump_cloc
         for restarts in (1, 2):
             old = session.backend_sessions["a"]
             fault = Error(-32000, "Bad Request: No valid session ID provided", status=400)
-            world["a"].fail(
-                lambda exchange, old=old: exchange.method == "tools/call" and exchange.session_id == old, fault
-            )
+            world["a"].fail(partial(is_call_in, old), fault)
             world["a"].fail("initialize", Status(503), times=1)
             with pytest.raises(BackendUnavailable):
                 await session.call_tool("a_echo")

@@ -200,26 +200,28 @@ class _Expression:
         return reached
 
 
+def _sum_work(template: UriTemplate) -> tuple[int, ...]:
+    return tuple(len(piece) if isinstance(piece, str) else piece.work for piece in template._pieces)
+
+
+def _count_literals(template: UriTemplate) -> int:
+    return sum(len(piece) for piece in template._pieces if isinstance(piece, str))
+
+
+def _has_segments(template: UriTemplate) -> bool:
+    return any(not isinstance(piece, str) and piece.is_segment for piece in template._pieces)
+
+
 @attrs.frozen
 class UriTemplate:
     """A template that is ready to be matched; `compile_template` makes it."""
 
     _pieces: tuple[str | _Expression, ...] = attrs.field(alias="pieces")
-    _work: tuple[int, ...] = attrs.field(init=False, repr=False)  # of each piece, at most
-    literals: int = attrs.field(init=False)  # characters
-    has_segments: bool = attrs.field(init=False)  # `{var}`, which may be taken across `/`
-
-    @_work.default
-    def _sum_work(self) -> tuple[int, ...]:
-        return tuple(len(piece) if isinstance(piece, str) else piece.work for piece in self._pieces)
-
-    @literals.default
-    def _count_literals(self) -> int:
-        return sum(len(piece) for piece in self._pieces if isinstance(piece, str))
-
-    @has_segments.default
-    def _find_segments(self) -> bool:
-        return any(not isinstance(piece, str) and piece.is_segment for piece in self._pieces)
+    # Of each piece, at most.
+    _work: tuple[int, ...] = attrs.field(default=attrs.Factory(_sum_work, takes_self=True), init=False, repr=False)
+    literals: int = attrs.field(default=attrs.Factory(_count_literals, takes_self=True), init=False)  # characters
+    # `{var}`, which may be taken across `/`.
+    has_segments: bool = attrs.field(default=attrs.Factory(_has_segments, takes_self=True), init=False)
 
     def matches(self, uri: str) -> bool:
         """Whether some values of the variables make this URI."""
