@@ -85,14 +85,14 @@ TESTS = (
         for name in (
             *("admission", "closing", "calls", "ownership", "opening", "change_feed", "close_path"),
             *("restore", "recovery", "idle_recovery", "coming_back", "add_remove", "breaker", "health"),
-            *("life", "member", "row"),
+            *("life", "member", "row", "traps"),
         )
     ),
     *(
         f"client/test_{name}"
         for name in (
             *("walls", "probe", "handshake", "listening", "http_link", "duplex", "http_sse"),
-            *("subscriptions", "server_requests"),
+            *("subscriptions", "server_requests", "handlers"),
         )
     ),
     "http/test_transport",

@@ -99,6 +99,20 @@ async def test_a_cut_off_call_ends_in_session_closed_and_its_surroundings_live_o
     assert 0 == admission.in_flight
 
 
+async def test_the_first_verdict_on_a_call_is_its_error() -> None:
+    """A call that is cut off again while it unwinds, by the close of the session, ends in the error of the first."""
+    admission = Admission()
+
+    async def stuck_call() -> None:
+        async with admission.admit() as call:
+            call.cut_off(SessionClosed("removed"))
+            admission.cut_off("out of time")
+            await trio.sleep_forever()
+
+    with pytest.raises(SessionClosed, match=r"^removed$"):
+        await stuck_call()
+
+
 async def test_a_call_that_is_cut_off_and_cancelled_propagates_the_cancel() -> None:
     """With both at once the outer cancel must come out, not SessionClosed."""
     admission = Admission()

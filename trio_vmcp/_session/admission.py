@@ -35,19 +35,19 @@ class Call(RequestNote):
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         # Awaits nothing, so it also runs to its end when cancelled.
         try:
-            absorbed = self.scope.__exit__(exc_type, exc, traceback)
+            self.scope.__exit__(exc_type, exc, traceback)
         finally:
             assert self._token is not None
             current_note.reset(self._token)
             self.admission.remove_call(self)
         # False when the caller's own surroundings were cancelled, too: then the Cancelled goes past us, to them.
-        if self.scope.cancelled_caught and self._verdict is not None:
+        if self.scope.cancelled_caught:
+            assert self._verdict is not None  # only `cut_off` cancels the scope
             self._verdict.may_have_executed = self.written
             raise self._verdict
-        return absorbed
 
     def cut_off(self, verdict: SessionClosed | BackendError) -> None:
         """End it with this error; only the call's own scope is cancelled."""
