@@ -125,9 +125,10 @@ def circular() -> JSON:
     ("params", "why"),
     [
         ({"a": {1}}, r"\.a is set$"),
-        ({"a": [0, {"b c": b"x"}]}, r"\.a\[1\]\.b c is bytes$"),
+        ({"a": [0.5, {"b c": b"x"}]}, r"\.a\[1\]\.b c is bytes$"),
         ({("a",): 1}, "has a key that is tuple, not str$"),
         ({"a": {"\ud800": 1}}, r"\.a has a key with a lone surrogate$"),
+        ({"a": {1.5: 0, math.inf: 1}}, r"\.a has a key that is inf$"),
         ({"a": math.nan}, r"\.a is nan$"),
         ({"a": (-math.inf,)}, r"\.a\[0\] is -inf$"),
         ({"a": "\ud800"}, r"\.a holds a lone surrogate$"),
@@ -135,7 +136,7 @@ def circular() -> JSON:
         (circular(), "something in it holds itself$"),
         (nested(100_000), "nested too deeply"),
     ],
-    ids=["type", "deep type", "key", "bad key", "nan", "inf", "surrogate", "long", "circular", "deep"],
+    ids=["type", "deep type", "key", "bad key", "endless key", "nan", "inf", "surrogate", "long", "circular", "deep"],
 )
 def test_params_that_are_not_json_are_the_callers_mistake(params: JSON, why: str) -> None:
     """The error is a ValueError that names the method, the place and the reason, and not a BackendError."""

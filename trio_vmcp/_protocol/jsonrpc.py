@@ -196,12 +196,13 @@ def parse_text(text: str, *, max_depth: int, max_values: float = MOST_VALUES) ->
 
 
 def parse_in_steps(text: str, *, max_depth: int, max_values: float) -> Generator[None, None, Message]:
-    """`parse_text`, with a step wherever other tasks may run: between the slices of the count, and around the parse."""
-    if not is_cheap(text, max_values):
-        try:
-            yield from JsonCost(max_values).count(text)
-        except TooCostly as exc:
-            raise _too_large(str(exc)) from None
+    """`parse_text` for a text that is not cheap, with a step wherever other tasks may run: between the slices of the
+    count, and around the parse.
+    """
+    try:
+        yield from JsonCost(max_values).count(text)
+    except TooCostly as exc:
+        raise _too_large(str(exc)) from None
     message = _loads(text)
     if len(text) >= _LONG_TEXT:
         yield
