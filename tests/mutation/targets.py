@@ -101,9 +101,6 @@ TESTS = (
 # Mutants that behave as the original does, or no worse, with the reason. An entry whose mutant is killed or does not
 # exist is an error.
 EQUIVALENT: Mapping[str, str] = {
-    "Call.__aexit__: ignore `self._verdict is not None` in `if self.scope.cancelled_caught "
-    "and self._verdict is not None:`": ("Whoever cancels the scope gives a verdict."),
-    "Call.__aexit__: return nothing in `return absorbed`": "A scope that is not cancelled absorbs nothing.",
     "close_connection: delete `connection.retire()`": (
         "A close only takes a little longer: what ends by itself meanwhile is cancelled afterwards."
     ),
