@@ -48,7 +48,7 @@ class _Operation(Generic[T]):
         finally:
             if not self._done.is_set():
                 self._scope.cancel(reason="storage_timeout, or the session gave up")
-                await self._unwind()
+                await self._unwind()  # noqa: ASYNC102  # shielded, and bounded in steps
         error, self._error = self._error, None
         try:
             if error is not None:
