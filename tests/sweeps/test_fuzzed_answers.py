@@ -18,8 +18,8 @@ from support.clients import call
 from sweeps.answers import ID, Answer, answers, bodies
 from sweeps.judge import judge
 from trio_vmcp import JSON, Backend, BackendError, FactorySettings, ToolResult, open_session_factory
-from trio_vmcp._client.channels import streamable
-from trio_vmcp._protocol import jsonrpc, reading
+from trio_vmcp._client.channels import parsing, streamable
+from trio_vmcp._protocol import jsonrpc
 from trio_vmcp.testing import Rewrite
 
 # Hypothesis warns when the example that it reports is long: as an error, this warning would take the finding's place.
@@ -194,9 +194,9 @@ def test_fuzzed_answers_to_an_opening(method: str, record_property: Callable[[st
 
 
 def crooked(parse: Callable[..., jsonrpc.Message]) -> Callable[..., jsonrpc.Message]:
-    def refuse(data: object, *, max_depth: int) -> jsonrpc.Message:
+    def refuse(data: object, **limits: float) -> jsonrpc.Message:
         try:
-            return parse(data, max_depth=max_depth)
+            return parse(data, **limits)
         except jsonrpc.BadMessage as exc:
             raise KeyError("id") from exc
 
@@ -205,7 +205,7 @@ def crooked(parse: Callable[..., jsonrpc.Message]) -> Callable[..., jsonrpc.Mess
 
 def test_an_error_that_nobody_expects_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """So the answers are wrong enough to come to every refusal."""
-    for module, parse in ((streamable, "parse_message"), (streamable, "parse_text"), (reading, "parse_text")):
+    for module, parse in ((streamable, "parse_message"), (parsing, "parse_text")):
         monkeypatch.setattr(module, parse, crooked(getattr(jsonrpc, parse)))
     with pytest.raises(AssertionError, match="KeyError"):
         fuzz(partial(call_through, "modern"), answers(), 20, shrink=False)
