@@ -32,7 +32,7 @@ from trio_vmcp.storage import LocalStorage, Storage
 
 __all__ = ["DefaultSessionFactory", "SessionFactory", "open_session_factory"]
 
-logger = logging.getLogger("trio_vmcp.session")
+_logger = logging.getLogger("trio_vmcp.session")
 
 _SESSION_ID = re.compile(r"[\x21-\x7e]{1,256}")
 # s. However long `drain_timeout` is, a close that a cancel has caused must end soon.
@@ -186,7 +186,7 @@ class DefaultSessionFactory(SessionFactory):
         if identity is None or not self._warns_of_process_key:
             return
         self._warns_of_process_key = False
-        logger.warning(
+        _logger.warning(
             "sessions with an identity are bound by a random key of this process, so no other process can restore them "
             "from the storage: set FactorySettings(identity_keys=…)"
         )
