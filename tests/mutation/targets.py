@@ -85,7 +85,7 @@ TESTS = (
         for name in (
             *("admission", "closing", "calls", "ownership", "opening", "change_feed", "close_path"),
             *("restore", "recovery", "idle_recovery", "coming_back", "add_remove", "breaker", "health"),
-            *("life", "member", "row", "traps"),
+            *("life", "member", "row", "traps", "two_instances"),
         )
     ),
     *(
