@@ -53,7 +53,6 @@ from trio_vmcp import (
 from trio_vmcp._client.built_in import NOTICE_TIMEOUT, BuiltInConnector
 from trio_vmcp._client.http.connection_limit import MOST_ASIDE, ConnectionLimit, calls_within
 from trio_vmcp._client.http.link import HttpLink
-from trio_vmcp._http.transport import Http11Transport
 from trio_vmcp._request_note import RequestNote, current_note
 from trio_vmcp.testing import (
     CONNECT,
@@ -558,23 +557,6 @@ async def test_a_user_agent_of_the_user_replaces_ours() -> None:
     seen = Seen()
     await get(link_over(seen, headers={"user-agent": "mine/1"}))
     assert ["mine/1"] == seen.headers("user-agent")
-
-
-@pytest.mark.parametrize("built_in", [True, False])
-@pytest.mark.parametrize(("verb", "size"), [("POST", "2"), ("GET", None), ("DELETE", None)])
-async def test_only_a_post_tells_the_size_of_its_body(built_in: bool, verb: str, size: str | None) -> None:
-    """GET and DELETE have no body and say no size (RFC 9110 §8.6), over the built-in transport and over any other."""
-    backend, foreign = echo_backend(), Seen()
-    async with open_loopback(backend) as url:
-        transport = Http11Transport()
-        link = link_over(transport, url=url) if built_in else link_over(foreign)
-        async with link.exchange(verb, [], b"{}" if size else b"", identity=None):
-            pass
-        transport.close()
-    if built_in:
-        assert [size] == [exchange.headers.get("content-length") for exchange in backend.exchanges]
-    else:
-        assert [size] == foreign.headers("content-length")
 
 
 async def test_proxies_netrc_and_foreign_cookies_are_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

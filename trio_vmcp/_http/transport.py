@@ -34,7 +34,7 @@ KEEPALIVE_EXPIRY = 4.0
 MOST_IDLE = 20  # connections to one origin that are kept between requests
 
 _FRAMING = (b"content-length", b"transfer-encoding")  # set by the transport: a body goes out in one piece
-WITH_BODY = ("POST", "PUT", "PATCH")  # an empty body needs `Content-Length: 0` here (RFC 9110 §8.6)
+_WITH_BODY = ("POST", "PUT", "PATCH")  # an empty body needs `Content-Length: 0` here (RFC 9110 §8.6)
 
 
 @attrs.define(eq=False)
@@ -116,7 +116,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
         """Send one request, in one write, and wait for the head of its response.
 
         Args:
-            head: From `encode_head`, any more header lines, Content-Length if there is a body, and an empty line.
+            head: From `encode_head`, any more header lines, Content-Length, and an empty line.
             on_write: Called before the first byte may leave.
 
         Raises:
@@ -178,7 +178,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
             await self.connect(origin)
             patience.deadline = math.inf
             body = b"".join([chunk async for chunk in request.stream])
-            if body or request.method in WITH_BODY:
+            if body or request.method in _WITH_BODY:
                 head += b"Content-Length: %d\r\n" % len(body)
             patience.deadline = trio.current_time() + connect
             response = await self.send(origin, request.method, head + b"\r\n", body, on_write)

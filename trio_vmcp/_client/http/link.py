@@ -23,7 +23,7 @@ from trio_vmcp._client.http.foreign import HttpxSource, RequestBody
 from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._http.origin import Origin, origin_of, shown_origin
 from trio_vmcp._http.response import Headers, encode_head, encode_headers
-from trio_vmcp._http.transport import WITH_BODY, Http11Transport
+from trio_vmcp._http.transport import Http11Transport
 from trio_vmcp._http.user_agent import USER_AGENT
 from trio_vmcp._protocol.outcomes import Refusal, in_words_of_a_lost_session
 from trio_vmcp._protocol.words import MOST_WORDS, is_credential, secrets_of, words_in
@@ -178,8 +178,7 @@ class HttpLink:
                 self._cookies.keep(url, reply.headers)
             else:
                 everything = [*self._constant, *_BY_VERB[verb], *headers, *cookies]
-                if verb in WITH_BODY:
-                    everything.append((b"Content-Length", b"%d" % len(body.data)))
+                everything.append((b"Content-Length", b"%d" % len(body.data)))
                 request = httpx.Request(verb, url, headers=everything, stream=body)
                 reply = await self._authenticated(request, body, identity)
             if not 300 <= reply.status < 400:
@@ -269,8 +268,6 @@ class HttpLink:
         if headers is not self._last_headers[0]:  # a list is never changed, so the same list has the same encoding
             self._last_headers = headers, encode_headers(headers)
         varying = self._last_headers[1] + encode_headers(cookies) if cookies else self._last_headers[1]
-        if verb not in WITH_BODY:
-            return origin, b"%s%s\r\n" % (constant, varying)
         return origin, b"%s%sContent-Length: %d\r\n\r\n" % (constant, varying, size)
 
     async def _redirected(self, url: httpx.URL, reply: HttpReply) -> httpx.URL:
