@@ -15,6 +15,7 @@ from support.scripted_storage import ScriptedStorage
 from trio.testing import MockClock
 
 from trio_vmcp import (
+    JSON,
     Backend,
     FactorySettings,
     LocalStorage,
@@ -27,7 +28,7 @@ from trio_vmcp import (
     StorageError,
     open_session_factory,
 )
-from trio_vmcp.testing import ScriptedBackend, open_memory_network
+from trio_vmcp.testing import CallContext, ScriptedBackend, open_memory_network
 
 TTL = 60.0
 SETTINGS = FactorySettings(identity_keys=(b"k" * 32,), idle_timeout=600, storage_timeout=5)
@@ -138,6 +139,34 @@ async def test_a_close_ends_the_session_wherever_it_is(autojump_clock: MockClock
         assert SessionState.CLOSED is session.state
 
 
+@pytest.mark.parametrize("way", ["aclose", "suspend"])
+async def test_a_close_during_an_exit_ends_the_session_wherever_it_is(way: str, autojump_clock: MockClock) -> None:
+    """A factory that is left ends its copy alone, but while that copy drains `aclose` still ends the session itself;
+    `suspend` changes nothing.
+    """
+
+    async def be_slow(arguments: JSON, context: CallContext) -> str:
+        await trio.sleep(3)
+        return "done"
+
+    async def close_later(session: Session) -> None:
+        await trio.sleep(1)
+        assert SessionState.DRAINING is session.state
+        await getattr(session, way)()
+
+    async with trio.open_nursery() as nursery, instances() as world:
+        world.backend.add_tool("slow", be_slow)
+        left = await world.make(1)
+        session = await world.restore(0)
+        nursery.start_soon(left.call_tool, "a_slow")
+        await trio.sleep(1)
+        nursery.start_soon(close_later, left)
+        await world.exits[1].aclose()
+        assert (way == "aclose") is (await world.row() is None)
+        await trio.sleep(TTL / 3 + 1)
+        assert (SessionState.CLOSED if way == "aclose" else SessionState.OPEN) is session.state
+
+
 @pytest.mark.parametrize("seconds", [TTL + 1, 2 * TTL + 10, 10 * TTL])
 async def test_a_terminated_session_stays_terminated_after_an_outage(seconds: float, autojump_clock: MockClock) -> None:
     """Once the storage is back, an instance that was cut off from it finds no row: it creates none, and closes."""
@@ -183,6 +212,8 @@ async def test_a_create_of_unknown_outcome(how: str, winner: bool, autojump_cloc
             way.before["create"] = stuck
         else:
             way.after["create"] = away
+            if winner:  # else the two instances race, and Trio starts tasks in any order
+                way.before["create"] = partial(trio.sleep, 1)
         other = None
         async with trio.open_nursery() as nursery:
 
