@@ -49,7 +49,7 @@ JAVA = """Exception in thread "main" java.lang.IllegalStateException: no API key
 NPM = """npm error code E404
 npm error 404 Not Found - GET https://registry.test/@x%2fy - Not found
 npm error 404
-npm error A complete log of this run can be found in: /root/.npm/_logs/x.log
+npm error A complete log of this run can be found in: /home/me/.npm/_logs/x.log
 """
 CHATTY = "Error: no API key\n" + "bye\n" * 10
 
