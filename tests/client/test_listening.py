@@ -654,15 +654,16 @@ def server_with(stream: Endless) -> httpx.MockTransport:
 )
 async def test_a_flood_is_read_at_a_pace(autojump_clock: MockClock, piece: bytes, cost: float) -> None:
     """So many messages at once, and so many a second from then on, lines and pieces counted; calls go on beside it."""
+    seconds = 8
     stream = Endless(piece)
     async with open_bench(server_with(stream), era="legacy") as bench:
         client = await bench.connect()
-        with trio.move_on_after(20):
+        with trio.move_on_after(seconds):
             while True:
                 await call(client)
                 await trio.sleep(1)
-        assert MESSAGES_AHEAD + 19 * MESSAGES_PER_SECOND <= (stream.taken + 1) * cost
-        assert (stream.taken - 1) * cost <= MESSAGES_AHEAD + 21 * MESSAGES_PER_SECOND
+        assert MESSAGES_AHEAD + (seconds - 1) * MESSAGES_PER_SECOND <= (stream.taken + 1) * cost
+        assert (stream.taken - 1) * cost <= MESSAGES_AHEAD + (seconds + 1) * MESSAGES_PER_SECOND
         await client.aclose(terminate=True)
 
 
@@ -729,16 +730,19 @@ async def live_and_die(cut: CancelAtMoment, era: str) -> None:
         assert [] == backend.errors
 
 
+@pytest.mark.parametrize("first", range(3))
 @pytest.mark.parametrize("era", ["legacy", "modern"])
-def test_a_cancel_at_any_moment_leaves_nothing(era: str) -> None:
-    """No task, connection or stream is left, and the backend sees no more than a client that disconnects."""
+def test_a_cancel_at_any_moment_leaves_nothing(era: str, first: int) -> None:
+    """No task, connection or stream is left, and the backend sees no more than a client that disconnects. Each case
+    takes every third moment.
+    """
 
     def moments() -> Iterator[int]:
-        for moment in itertools.count():
+        for moment in itertools.count(first, 3):
             cut = CancelAtMoment(moment)
             trio.run(live_and_die, cut, era, clock=MockClock(autojump_threshold=0))
             yield moment
             if cut.struck is None:
                 return
 
-    assert len(list(moments())) > 50
+    assert len(list(moments())) > 17
