@@ -4,6 +4,7 @@ from trio_vmcp.auth import BearerAuth, ClientCredentials, HeaderAuth, PerBackend
 from trio_vmcp.connector import (
     BackendClient,
     BackendConnector,
+    CallInfo,
     ClientHandlers,
     EventSink,
     Handler,
@@ -84,6 +85,7 @@ __all__ = [
     "BackendUnavailable",
     "Bare",
     "BearerAuth",
+    "CallInfo",
     "CapabilityNotFound",
     "ClientCredentials",
     "ClientHandlers",

@@ -17,6 +17,7 @@ from contextvars import ContextVar
 import attrs
 
 from trio_vmcp.errors import BackendError
+from trio_vmcp.models import JSON
 
 __all__ = [
     "HandlerNote",
@@ -44,6 +45,8 @@ class RequestNote:
         lost_by_words: `session_lost`, but only the words of a refusal say so.
         may_resend: Set with `lost_by_words`: the request did not run, or changes nothing.
         is_unreached: A gateway answered for a backend that is away.
+        call_name: The advertised name or URI that a caller of the session named; None: the task makes no call.
+        call_meta: The `meta` of that call.
         outer: The note of the call or handler that this one runs inside of.
     """
 
@@ -54,6 +57,8 @@ class RequestNote:
     lost_by_words: bool = False
     may_resend: bool = False
     is_unreached: bool = False
+    call_name: str | None = None
+    call_meta: JSON | None = None
     outer: RequestNote | None = attrs.field(default=None, kw_only=True)
 
 

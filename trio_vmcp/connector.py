@@ -161,6 +161,19 @@ class BackendConnector(Protocol):
 
 
 @attrs.frozen
+class CallInfo:
+    """The call that a question of a backend belongs to.
+
+    Attributes:
+        name: The advertised name of the tool or prompt, or the URI of the resource.
+        meta: The `meta` that the caller gave; None: none.
+    """
+
+    name: str
+    meta: JSON | None = attrs.field(default=None, repr=False)
+
+
+@attrs.frozen
 class ServerRequest:
     """One request or log message of a backend to its client.
 
@@ -169,12 +182,15 @@ class ServerRequest:
         backend_id: The backend that asks.
         caller: The identity of the call that the request belongs to; None outside of a call, and on anonymous sessions.
         params: As received: untrusted text of the backend.
+        call: The call that the request belongs to. None outside of a call, and where the channel does not say which
+            call a request belongs to: over stdio and HTTP+SSE all calls share one stream.
     """
 
     session_id: str = attrs.field(repr=False)
     backend_id: str
     caller: Identity | None
     params: JSON
+    call: CallInfo | None = None
 
 
 Handler: TypeAlias = Callable[[ServerRequest], Awaitable[Any]]

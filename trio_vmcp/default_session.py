@@ -146,7 +146,9 @@ class DefaultSession(trio.abc.AsyncResource, Session):
         on_progress: OnProgress | None = None,
     ) -> ToolResult:
         route = partial(self._core.calls.route_tool, name, arguments)
-        member, raw = await self._core.calls.call(TOOLS_CALL, route, caller or self._caller, meta, timeout, on_progress)
+        member, raw = await self._core.calls.call(
+            TOOLS_CALL, name, route, caller or self._caller, meta, timeout, on_progress
+        )
         return ToolResult(raw, member.backend_id)
 
     async def read_resource(
@@ -160,7 +162,7 @@ class DefaultSession(trio.abc.AsyncResource, Session):
     ) -> ResourceResult:
         route = partial(self._core.calls.route_resource, uri)
         member, raw = await self._core.calls.call(
-            READ_RESOURCE, route, caller or self._caller, meta, timeout, on_progress
+            READ_RESOURCE, uri, route, caller or self._caller, meta, timeout, on_progress
         )
         return ResourceResult(raw, member.backend_id)
 
@@ -175,7 +177,9 @@ class DefaultSession(trio.abc.AsyncResource, Session):
         on_progress: OnProgress | None = None,
     ) -> PromptResult:
         route = partial(self._core.calls.route_prompt, name, arguments)
-        member, raw = await self._core.calls.call(GET_PROMPT, route, caller or self._caller, meta, timeout, on_progress)
+        member, raw = await self._core.calls.call(
+            GET_PROMPT, name, route, caller or self._caller, meta, timeout, on_progress
+        )
         return PromptResult(raw, member.backend_id)
 
     async def complete(
@@ -189,7 +193,8 @@ class DefaultSession(trio.abc.AsyncResource, Session):
         timeout: float | None = None,
     ) -> CompletionResult:
         route = partial(self._core.calls.route_completion, ref, argument, context)
-        owner, raw = await self._core.calls.call(COMPLETE, route, caller or self._caller, meta, timeout, None)
+        name = str(ref.get("name", ref.get("uri")))
+        owner, raw = await self._core.calls.call(COMPLETE, name, route, caller or self._caller, meta, timeout, None)
         if not isinstance(raw.get("completion"), dict | None):
             raise BackendProtocolError(
                 owner.backend_id,

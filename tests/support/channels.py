@@ -24,7 +24,7 @@ from support.clients import Bench, echo_backend, open_bench
 from support.memory_processes import MemoryProcess, ProcessTable, Program, memory_processes
 from trio.testing import wait_all_tasks_blocked
 
-from trio_vmcp import JSON, Identity
+from trio_vmcp import JSON, Backend, Identity, Session, open_session_factory
 from trio_vmcp._http.dial import ConnectedStream
 from trio_vmcp._http.origin import Origin
 from trio_vmcp._http.transport import Http11Transport
@@ -109,6 +109,19 @@ class Channel:
         await wait_all_tasks_blocked()
         assert [] == backend.errors
         assert {} == backend.sessions
+
+    @asynccontextmanager
+    async def open_session(self, backend: ScriptedBackend, **options: Any) -> AsyncIterator[Session]:
+        """A session over this backend alone, with the id "b". Options as for `open_session_factory`."""
+        open_way = self._open_process if self.transport == "stdio" else self._open_network
+        async with open_way(backend, None) as (transport, where):
+            configured = Backend("b", transport=self.transport, era=self.era, **where)
+            async with (
+                open_session_factory(transport=transport, **options) as factory,
+                factory.open_session([configured]) as session,
+            ):
+                yield session
+        assert [] == backend.errors
 
     @asynccontextmanager
     async def _open_network(

@@ -12,11 +12,11 @@ from trio_vmcp._nursery import describe_crash
 from trio_vmcp._protocol.jsonrpc import encode_result
 from trio_vmcp._protocol.methods import QUESTIONS
 from trio_vmcp._request_note import HandlerNote, RequestNote, current_note
-from trio_vmcp.connector import ClientHandlers, Handler, ServerRequest
+from trio_vmcp.connector import CallInfo, ClientHandlers, Handler, ServerRequest
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
-__all__ = ["INTERNAL_ERROR", "MOST_QUOTED", "BoundHandlers", "ServerRequestError"]
+__all__ = ["INTERNAL_ERROR", "MOST_QUOTED", "BoundHandlers", "ServerRequestError", "call_info"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
@@ -97,7 +97,7 @@ class BoundHandlers:
         if refused is not None:
             raise refused
         kind = QUESTIONS[method]
-        result = await self.run_handler(kind, params, caller, outer=outer, slot=slot)
+        result = await self.run_handler(kind, params, caller, call_info(outer), outer=outer, slot=slot)
         if not isinstance(result, dict):
             raise self._useless(kind, f"returned {type(result).__name__}, not a JSON object")
         if kind == "elicitation":
@@ -113,6 +113,7 @@ class BoundHandlers:
         kind: str,
         params: JSON,
         caller: Identity | None,
+        call: CallInfo | None,
         *,
         outer: RequestNote | None,
         slot: ConnectionSlot | None,
@@ -129,7 +130,7 @@ class BoundHandlers:
         current_slot.set(slot)
         crash, result = "", None
         try:
-            result = await handler(ServerRequest(self.session_id, self.backend_id, caller, params))
+            result = await handler(ServerRequest(self.session_id, self.backend_id, caller, params, call))
         except* Exception as group:  # noqa: BLE001  # a handler is the user's; a nursery of its own may mix in a Cancelled
             crash = describe_crash(group)
         finally:
@@ -145,6 +146,11 @@ class BoundHandlers:
     def _useless(self, kind: str, what: str) -> ServerRequestError:
         logger.warning("backend %r: the %s handler %s", self.backend_id, kind, what)
         return ServerRequestError(INTERNAL_ERROR, "the client failed to answer")
+
+
+def call_info(note: RequestNote | None) -> CallInfo | None:
+    """The call whose note this is; None: the note of no call."""
+    return None if note is None or note.call_name is None else CallInfo(note.call_name, note.call_meta)
 
 
 def _with_defaults(params: JSON, result: JSON) -> JSON:

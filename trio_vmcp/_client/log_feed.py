@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from typing import TypeAlias
 
 import attrs
 import trio
@@ -11,6 +12,7 @@ import trio
 from trio_vmcp._client.handlers import BoundHandlers, ServerRequestError
 from trio_vmcp._client.http.connection_limit import ConnectionSlot
 from trio_vmcp._nursery import start_if_open
+from trio_vmcp.connector import CallInfo
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
@@ -20,6 +22,8 @@ logger = logging.getLogger("trio_vmcp.client")
 
 MOST_WAITING = 100  # messages
 MOST_WAITING_BYTES = 1024 * 1024  # of memory, for all of them together
+
+_Message: TypeAlias = tuple[JSON, Identity | None, CallInfo | None, int]  # params, caller, call, size in bytes
 
 
 @attrs.define(eq=False)
@@ -32,21 +36,21 @@ class LogFeed:
 
     _handlers: BoundHandlers = attrs.field(alias="handlers")
     _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
-    _waiting: deque[tuple[JSON, Identity | None, int]] = attrs.field(factory=deque, init=False, repr=False)
+    _waiting: deque[_Message] = attrs.field(factory=deque, init=False, repr=False)
     _waiting_bytes: int = attrs.field(default=0, init=False)
     _dropped: int = attrs.field(default=0, init=False)
     _is_running: bool = attrs.field(default=False, init=False)  # the task that calls the handler
     _closed: bool = attrs.field(default=False, init=False)
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)  # of the task
 
-    def put(self, params: JSON, caller: Identity | None, size: int) -> None:
+    def put(self, params: JSON, caller: Identity | None, call: CallInfo | None, size: int) -> None:
         """Queue a message of `size` bytes."""
         if self._closed:
             return
-        self._waiting.append((params, caller, size))
+        self._waiting.append((params, caller, call, size))
         self._waiting_bytes += size
         while len(self._waiting) > MOST_WAITING or self._waiting_bytes > MOST_WAITING_BYTES:
-            self._waiting_bytes -= self._waiting.popleft()[2]
+            self._waiting_bytes -= self._waiting.popleft()[3]
             self._count_dropped()
         if not self._is_running:
             self._scope = trio.CancelScope()
@@ -62,11 +66,11 @@ class LogFeed:
         try:
             with self._scope:
                 while self._waiting:
-                    params, caller, size = self._waiting.popleft()
+                    params, caller, call, size = self._waiting.popleft()
                     self._waiting_bytes -= size
                     slot = ConnectionSlot()
                     try:
-                        await self._handlers.run_handler("log", params, caller, outer=None, slot=slot)
+                        await self._handlers.run_handler("log", params, caller, call, outer=None, slot=slot)
                     except ServerRequestError as error:
                         logger.debug("a log message is lost: %s", error)
                     finally:

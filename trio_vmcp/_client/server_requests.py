@@ -20,7 +20,7 @@ import trio
 
 from trio_vmcp._client.channels.channel import Send
 from trio_vmcp._client.complaints import Complaints
-from trio_vmcp._client.handlers import MOST_QUOTED, BoundHandlers, ServerRequestError
+from trio_vmcp._client.handlers import MOST_QUOTED, BoundHandlers, ServerRequestError, call_info
 from trio_vmcp._client.http.connection_limit import ConnectionSlot
 from trio_vmcp._client.log_feed import MOST_WAITING_BYTES, LogFeed
 from trio_vmcp._nursery import start_if_open
@@ -144,7 +144,8 @@ class ServerRequests:
     def put_log_message(self, params: JSON, caller: Identity | None) -> None:
         """Hand a `notifications/message` to the log handler, if there is one, without waiting."""
         if self.handlers.has_log:
-            self._log.put(params, caller, memory_size(params, MOST_WAITING_BYTES))
+            size = memory_size(params, MOST_WAITING_BYTES)
+            self._log.put(params, caller, call_info(current_note.get()), size)
 
     def close(self) -> None:
         """The connection ends: cancel every handler and every answer."""

@@ -54,6 +54,7 @@ class Calls:
     async def call(
         self,
         method: str,
+        name: str,
         route: Callable[[], tuple[Target, JSON]],
         caller: Identity | None,
         meta: JSON | None,
@@ -63,6 +64,7 @@ class Calls:
         """Make one call, and return the backend that answered and its answer.
 
         Args:
+            name: The advertised name or URI that the caller named.
             route: Finds the backend and the params; runs once the call is admitted and its caller is known.
         """
         if timeout is not None and not timeout >= 0:
@@ -72,6 +74,7 @@ class Calls:
             try:
                 target, params = route()
                 member = self._members[target.backend_id]
+                call.call_name, call.call_meta = name, meta
                 forwarded = _forwarded_meta(meta) if meta else None
                 if forwarded:
                     params["_meta"] = forwarded
@@ -106,7 +109,7 @@ class Calls:
             return target, {"uri": target.name}
 
         try:
-            await self.call(SUBSCRIBE, route, caller, None, timeout, None)
+            await self.call(SUBSCRIBE, uri, route, caller, None, timeout, None)
         except BaseException:
             if wanted is not None:
                 wanted[uri] -= 1
@@ -116,7 +119,7 @@ class Calls:
 
     async def unsubscribe(self, uri: str, caller: Identity | None, timeout: float | None) -> None:
         route = partial(self._route_unsubscription, uri)
-        member, _ = await self.call(UNSUBSCRIBE, route, caller, None, timeout, None)
+        member, _ = await self.call(UNSUBSCRIBE, uri, route, caller, None, timeout, None)
         del member.subscriptions[uri]
 
     # --- routes: where a call goes, and with which params
