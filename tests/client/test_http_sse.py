@@ -618,6 +618,7 @@ async def test_nothing_secret_is_logged(autojump_clock: MockClock, caplog: pytes
         backend.crash()
         with pytest.raises(BackendUnavailable) as caught:
             await session.call_tool("b_echo")
+        await wait_all_tasks_blocked()
         members = session._core.membership.members  # type: ignore[attr-defined]
         assert "canary" not in repr(members) + str(caught.value) + str(session.failures)
     assert "is missing" in caplog.text

@@ -30,7 +30,7 @@ from trio_vmcp import (
     BackendUnavailable,
     FactorySettings,
 )
-from trio_vmcp._client.listening import MOST_FRUITLESS
+from trio_vmcp._client.listening import MAX_SILENCE, MOST_FRUITLESS
 from trio_vmcp.testing import (
     Disconnect,
     Error,
@@ -87,7 +87,7 @@ async def test_what_is_declared_is_asked_for(autojump_clock: MockClock) -> None:
         await wait_all_tasks_blocked()
         assert ("open", 1) == (listening(client), backend.listening)
         await call(client)
-        await silence(24 * HOUR)
+        await silence(MAX_SILENCE - 1)
         backend.notify(TOOLS_CHANGED)
         backend.notify("notifications/resources/list_changed")
         backend.notify("notifications/prompts/list_changed")  # not declared, so not subscribed to
@@ -326,7 +326,7 @@ async def test_a_subscription_that_fails_changes_nothing(
         await wait_all_tasks_blocked()
         assert (1, "open") == (backend.listening, listening(client))
         attempts = len(listens(backend))
-        await silence(HOUR)
+        await silence(MAX_SILENCE / 2)
         assert attempts == len(listens(backend))
         backend.heal()
         assert {} == await ask(client, "resources/subscribe", {"uri": "memo://one"})

@@ -9,7 +9,7 @@ from support.clients import ASKED, Bench, ask, call, listening
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import JSON, BackendError, BackendRejected, BackendTimeout, BackendUnavailable
-from trio_vmcp._client.listening import MOST_FRUITLESS
+from trio_vmcp._client.listening import MAX_SILENCE, MOST_FRUITLESS
 from trio_vmcp.testing import Delay, Error, Exchange, Fault, Hang, ScriptedBackend
 
 HOUR = 3600.0
@@ -57,7 +57,7 @@ async def test_declared_changes_are_asked_for_and_heard(channel: Channel, autoju
         client = await bench.connect()
         await wait_all_tasks_blocked()
         assert ("open", 1) == (listening(client), backend.listening)
-        await silence(24 * HOUR)
+        await silence(MAX_SILENCE - 1)
         assert (await call(client))["content"]
         backend.notify(TOOLS_CHANGED)
         backend.notify(RESOURCES_CHANGED)
@@ -370,7 +370,7 @@ async def test_a_subscription_that_fails_changes_nothing(
         assert ("did not answer 'resources/subscribe' within 5" in str(caught.value)) == (timeout == 5)
         await wait_all_tasks_blocked()
         assert (1, "open", 2) == (backend.listening, listening(client), len(listens(backend)))
-        await silence(HOUR)
+        await silence(MAX_SILENCE / 2)
         backend.notify(TOOLS_CHANGED)
         await wait_all_tasks_blocked()
         assert ([(TOOLS_CHANGED, {})], 2) == (heard(bench), len(listens(backend)))

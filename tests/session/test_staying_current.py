@@ -91,7 +91,7 @@ async def test_an_unchanged_list_is_not_reported(autojump_clock: MockClock, era:
     backend = changing(era)
     backend.fail(STREAM[era], Delay(0.5))
     async with open_world({"a": backend}) as world, world.open_session() as session, session.changes() as changes:
-        await trio.sleep(600)
+        await trio.sleep(200)
         assert set() == await heard(changes)
         assert [2, 2, 2, 0] == listed(backend)
         backend.notify(TOOLS_CHANGED)
@@ -161,7 +161,7 @@ async def test_only_lists_with_list_changed_are_fetched_again(autojump_clock: Mo
     """For the other kinds the backend declared no `listChanged`."""
     backend = changing(era, capabilities={"tools": {"listChanged": True}, "resources": {}})
     async with open_world({"a": backend}) as world, world.open_session():
-        await trio.sleep(600)
+        await trio.sleep(200)
         assert [2, 1, 1, 0] == listed(backend)
 
 

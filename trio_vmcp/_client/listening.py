@@ -20,6 +20,7 @@ from trio_vmcp.models import JSON
 
 __all__ = [
     "LEAST_RETRY",
+    "MAX_SILENCE",
     "MOST_RETRY",
     "HeldStream",
     "Listening",
@@ -40,9 +41,16 @@ ended     the stream ended too often in a row and is not opened again; calls wor
 LEAST_RETRY, MOST_RETRY = 0.1, 60.0  # s, whatever a backend asks for with `retry`
 MOST_FRUITLESS = 10  # attempts in a row to open a stream that brings nothing
 # s. A stream that was open for so long was of use, even if it brought nothing: proxies end idle streams, commonly after
-# 55 s or more. One attempt in that time is no load for a backend.
-HELD_LONG = 30.0
-_AWAY = frozenset({502, 503, 504})  # a gateway answers, and the backend behind it does not
+# 55 s or more, and some platforms end every response after 10 to 29 s. One attempt in that time is no load for a
+# backend.
+HELD_LONG = 5.0
+# s without a byte, comments included, after which a held stream over HTTP is no longer taken for open: a NAT, a
+# balancer or a laptop that slept forgets a connection without telling either end. Pipes to a child process end with the
+# process, so over stdio silence is no evidence.
+MAX_SILENCE = 300.0
+# 502 to 504: a gateway answers, and the backend behind it does not. 409, 429: the server has not noticed the end of the
+# stream before (the official TypeScript SDK allows one at a time), or asks for a slower pace.
+_FOR_NOW = frozenset({409, 429, 502, 503, 504})
 _JITTER = 0.2
 
 
@@ -73,12 +81,12 @@ class StreamBackoff:
 
     def note_status(self, status: int) -> None:
         """A stream that was open before was refused with this HTTP status."""
-        if status in _AWAY:
+        if status in _FOR_NOW:
             self._keep_trying()
 
     def _keep_trying(self) -> None:
-        """The backend is not reachable, which is no verdict on the stream. Go on at the slowest pace without an end, or
-        the stream would stay closed after the backend is back.
+        """The backend cannot be reached or does not offer the stream now, which is no verdict on the stream. Go on at
+        the slowest pace without an end, or the stream would stay closed after the backend is back.
         """
         self._fruitless = min(self._fruitless, MOST_FRUITLESS - 1)
 

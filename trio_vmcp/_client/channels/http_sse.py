@@ -14,16 +14,19 @@ import attrs
 import httpx
 import trio
 
-from trio_vmcp._client.channels.channel import Headers, Send
+from trio_vmcp._client.channels.channel import Ask, Headers, Send, ignore_other
 from trio_vmcp._client.channels.duplex import DuplexChannel
 from trio_vmcp._client.channels.inbox import PendingRequest
 from trio_vmcp._client.channels.pace import pieces
 from trio_vmcp._client.http.link import HttpLink
 from trio_vmcp._client.http.reply import HttpReply
+from trio_vmcp._client.listening import MAX_SILENCE
 from trio_vmcp._client.unawaited import UnawaitedMessages
 from trio_vmcp._protocol.eras import BATCH_VERSION
+from trio_vmcp._protocol.methods import PING
 from trio_vmcp._protocol.outcomes import Loss, Refusal, rejection
 from trio_vmcp._protocol.sse import SseDecoder, SseEvent, SseLimit
+from trio_vmcp._request_note import RequestNote
 from trio_vmcp.errors import BackendError, BackendProtocolError, MessageTooLarge
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import Backend
@@ -32,6 +35,9 @@ __all__ = ["EventStream"]
 
 MOST_ENDPOINT_BYTES = 8 * 1024  # what common servers take as a request line
 MOST_POST_BYTES = 64 * 1024  # of a response that says nothing
+# s for the answer to a ping on a silent stream. A server may answer nothing while a tool runs, so while calls wait, the
+# ping has `MAX_SILENCE` s.
+PING_TIMEOUT = 30.0
 
 MakeLink = Callable[[Backend], HttpLink]
 
@@ -56,6 +62,7 @@ class EventStream(DuplexChannel):
     _posts: HttpLink | None = attrs.field(default=None, init=False)
     _version: str = attrs.field(default="", init=False)
     _is_connected: bool = attrs.field(default=False, init=False)
+    _heard_at: float = attrs.field(factory=trio.current_time, init=False)  # the newest bytes of the stream
     _failure: BackendError | None = attrs.field(default=None, init=False)
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _gone: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
@@ -69,11 +76,7 @@ class EventStream(DuplexChannel):
         loss = Loss("was closed")
         try:
             with self._scope:
-                try:
-                    await self._listen()
-                    loss = Loss("closed its event stream")
-                except BackendError as error:
-                    self._failure, loss = error, Loss(error.detail)
+                loss = await self._listen_to_end()
         finally:
             self.inbox.close(loss)
             self.ready.set()
@@ -134,6 +137,44 @@ class EventStream(DuplexChannel):
 
     # --- messages from the backend
 
+    async def _listen_to_end(self) -> Loss:
+        """Read the stream until it ends, or is found to be dead."""
+        loss = Loss(f"said nothing on its event stream for {MAX_SILENCE} s, and did not answer a ping")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_silence, nursery.cancel_scope)
+            try:
+                await self._listen()
+                loss = Loss("closed its event stream")
+            except BackendError as error:
+                self._failure, loss = error, Loss(error.detail)
+            nursery.cancel_scope.cancel(reason="the stream has ended")
+        return loss
+
+    async def _watch_silence(self, stream: trio.CancelScope) -> None:
+        """Whenever the stream was silent for `MAX_SILENCE` s, ping the server, whose answer must come by the stream.
+        Without a byte in time, end the stream: its connection is forgotten (see `MAX_SILENCE`).
+        """
+        while True:
+            await trio.sleep_until(self._heard_at + MAX_SILENCE)
+            if trio.current_time() < self._heard_at + MAX_SILENCE:
+                continue
+            asked_at = trio.current_time()
+            with trio.move_on_after(MAX_SILENCE if self.inbox.is_waited_for else PING_TIMEOUT):
+                await self._ping()
+            if self._heard_at < asked_at:
+                stream.cancel(reason="the stream is dead")
+                return
+
+    async def _ping(self) -> None:
+        """Send a ping, and wait for its answer. The ping is held, not waited for as a call: an answer without an id is
+        for a call.
+        """
+        ask = Ask(next(self.ids), PING, {}, self.identity, ignore_other, RequestNote())
+        with self.inbox.pending(ask, is_held=True) as pending:
+            with suppress(BackendError):  # a refusal of the POST is no sign of life of the stream
+                await self._post(ask.encode(), self.identity, limited=False)
+            await pending.wait(ignore_other)
+
     async def _listen(self) -> None:
         # As a stream, under no connection limit: it would take the slot of a call as long as the session lasts.
         async with self.link.exchange("GET", [], identity=self.identity, is_stream=True) as reply:
@@ -147,6 +188,7 @@ class EventStream(DuplexChannel):
     async def _read(self, reply: HttpReply) -> None:
         decoder = SseDecoder(max_event_bytes=self.inbox.max_message_bytes)
         while (chunk := await reply.receive()) is not None:
+            self._heard_at = trio.current_time()
             for piece in pieces(chunk):
                 lines, size = decoder.idle_lines, decoder.idle_bytes
                 self.pace.charge_piece(piece)

@@ -135,6 +135,11 @@ class Inbox:
             self._pending.pop(ask.id, None)
             self._by_token.pop(ask.progress_token, None)
 
+    @property
+    def is_waited_for(self) -> bool:
+        """A call waits for its answer."""
+        return any(not pending.is_held for pending in self._pending.values())
+
     async def take_message(self, data: bytes | bytearray) -> None:
         """Hand over one message, or each message of a batch, to the request or sink that it is for."""
         text = decode(data)

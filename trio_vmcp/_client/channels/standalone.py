@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 
 import attrs
 import trio
@@ -14,7 +15,7 @@ import trio
 from trio_vmcp._client.channels.channel import Headers, StreamWatcher
 from trio_vmcp._client.channels.streamable import Streamable, is_stream
 from trio_vmcp._client.http.reply import HttpReply
-from trio_vmcp._client.listening import HeldStream
+from trio_vmcp._client.listening import MAX_SILENCE, HeldStream
 from trio_vmcp._protocol.jsonrpc import Message
 from trio_vmcp._protocol.outcomes import Answer, Refusal
 from trio_vmcp._protocol.sse import SseDecoder
@@ -58,7 +59,13 @@ class StandaloneStream(HeldStream):
             headers = [*headers, (b"Last-Event-ID", asked_after.encode())]
         opened_at: float | None = None
         try:
-            async with self._http.open_stream("GET", headers, identity=self._identity) as reply:
+            async with AsyncExitStack() as stack:
+                exchange = self._http.open_stream("GET", headers, identity=self._identity)
+                with trio.move_on_after(MAX_SILENCE) as patience:
+                    reply = await stack.enter_async_context(exchange)
+                if patience.cancelled_caught:
+                    self.settled.set()
+                    return True
                 if not is_stream(reply):
                     return await self._refused(reply)
                 opened_at = trio.current_time()

@@ -7,10 +7,12 @@ their own. Source: MCP 2025-11-25 and 2026-07-28, basic/transports, "Streamable 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 import attrs
+import trio
 
 from trio_vmcp._client.channels.channel import Ask, Headers, MessageSink, Send
 from trio_vmcp._client.channels.pace import Pace, pieces
@@ -18,6 +20,7 @@ from trio_vmcp._client.channels.parsing import parse, read, split_batch
 from trio_vmcp._client.complaints import Complaints
 from trio_vmcp._client.http.link import HttpExchange, HttpLink
 from trio_vmcp._client.http.reply import HttpReply
+from trio_vmcp._client.listening import MAX_SILENCE
 from trio_vmcp._protocol.jsonrpc import (
     BadMessage,
     ErrorReply,
@@ -44,9 +47,12 @@ from trio_vmcp.identity import Identity
 
 __all__ = ["Streamable", "is_stream"]
 
+logger = logging.getLogger("trio_vmcp.client")
+
 # The limit for all messages of one exchange together, in messages of the largest size: parsing them takes time.
 MESSAGES_PER_EXCHANGE = 4
 LINE_BYTES = 128  # that each line counts for besides its own: many short lines take time
+SILENCE_STEP = 1.0  # s; to move a deadline costs more than to read a chunk, so that of a silence moves in steps
 MOST_ERROR_BYTES = 64 * 1024  # of the body of an HTTP error, where a JSON-RPC error may be
 
 
@@ -131,13 +137,25 @@ class Streamable:
         return self.link.exchange(verb, headers, data, identity=identity, is_stream=True)
 
     async def follow(self, reply: HttpReply, decoder: SseDecoder, accept: Callable[[Message], bool]) -> None:
-        """Hand over every message of a held stream, until the stream ends or `accept` returns False.
+        """Hand over every message of a held stream, until the stream ends, is silent for `MAX_SILENCE` s, or `accept`
+        returns False.
 
         Raises:
             BackendError: The stream broke, or is over a limit.
         """
         reply.refuse_encoding()
+        with trio.CancelScope(deadline=trio.current_time() + MAX_SILENCE) as silence:
+            await self._follow(reply, decoder, accept, silence)
+        if silence.cancelled_caught:
+            logger.debug("backend %r: said nothing for %s s on a stream; opening another", self.backend_id, MAX_SILENCE)
+
+    async def _follow(
+        self, reply: HttpReply, decoder: SseDecoder, accept: Callable[[Message], bool], silence: trio.CancelScope
+    ) -> None:
         while (chunk := await reply.receive()) is not None:
+            deadline = trio.current_time() + MAX_SILENCE
+            if deadline - silence.deadline >= SILENCE_STEP:
+                silence.deadline = deadline
             for text, size, more_lines in self._texts(await self._events(chunk, decoder)):
                 message: Message | Unreadable | Oversized | None = None
                 for part in await self._parts(text):
