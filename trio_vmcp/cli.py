@@ -1,8 +1,8 @@
 """`trio-vmcp`: a session over real backends, from one command.
 
-Exit statuses: 0 success; 1 a backend, a tool or the demo failed; 2 bad usage or a bad file; 130 interrupted, after the
-session was closed. Results go to stdout and everything else to stderr; with --json, stdout holds one JSON document,
-also after bad usage. Neither shows secrets of the file.
+Exit statuses: 0 success; 1 a backend, a tool or the demo failed; 2 bad usage or a bad file; 130, 143, 129 ended by
+SIGINT, SIGTERM, SIGHUP, after the session was closed. Results go to stdout and everything else to stderr; with --json,
+stdout holds one JSON document, also after bad usage. Neither shows secrets of the file.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import trio
 
 from trio_vmcp._cli.config_file import ConfigError, ConfigFile, read_config
 from trio_vmcp._cli.plain_view import PlainView, write_text
+from trio_vmcp._cli.signals import EndingSignals, catching_signals
 from trio_vmcp._cli.view import Sanitizer, View
 from trio_vmcp._cli.watch import WatchedCall, open_watched_session, run_watched_calls
 from trio_vmcp.errors import ToolNotFound
@@ -35,7 +36,7 @@ from trio_vmcp.settings import FactorySettings
 
 __all__ = ["CommandOutcome", "main", "run_command", "until_interrupted"]
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, USAGE = 0, 1, 2
 DISTRIBUTION: Final = "trio-vmcp"
 
 
@@ -68,6 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             document = {"ok": False, "error": {"type": "UsageError", "message": bad.message}}
             write_text(sys.stdout, json.dumps(document, indent=2) + "\n")
         raise
+    with catching_signals() as signals:
+        return _run(options, signals)
+
+
+def _run(options: argparse.Namespace, signals: EndingSignals) -> int:
     safe = Sanitizer()
     try:
         config = _read_file(options.config) if options.config else ConfigFile(())
@@ -77,15 +83,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         skipped = [problem.in_file(str(options.config)) for problem in config.problems]
         for line in (*(f"{options.config}: {warning}" for warning in config.warnings), *skipped):
             view.show_problem(line)
-        outcome = trio.run(until_interrupted, lambda: run_command(options, backends, view))
+        # From here on, a KeyboardInterrupt could be raised inside of Trio. `until_interrupted` looks what has come.
+        signals.on_first = _keep_signal
+        outcome = trio.run(until_interrupted, lambda: run_command(options, backends, view), signals)
+        signals.on_first = None
         if skipped:
             outcome = _with_skipped(outcome, skipped, is_check=options.command == "check")
     except ConfigError as error:
         message = error.in_file(str(options.config))
         PlainView(sys.stdout, sys.stderr).show_problem(message)
         outcome = CommandOutcome(USAGE, {"ok": False, "error": {"type": "ConfigError", "message": message}})
-    except KeyboardInterrupt:  # before or after `until_interrupted`, which handles SIGINT while a session is open
-        return INTERRUPTED
+    except KeyboardInterrupt:  # before a session was opened, or after it was closed
+        if signals.received is None:  # not from our handler: this is another thread than the main one
+            raise
+        outcome = _ended_by(signals)
     if options.json:
         write_text(sys.stdout, json.dumps(safe.document(outcome.document), indent=2) + "\n")
     return outcome.status
@@ -98,25 +109,38 @@ def _with_skipped(outcome: CommandOutcome, skipped: list[str], *, is_check: bool
     return CommandOutcome(outcome.status or FAILED, outcome.document | {"ok": False, "skipped": skipped})
 
 
-async def until_interrupted(work: Callable[[], Awaitable[CommandOutcome]]) -> CommandOutcome:
-    """Run `work` to its end or to the first SIGINT.
+async def until_interrupted(
+    work: Callable[[], Awaitable[CommandOutcome]], signals: EndingSignals | None = None
+) -> CommandOutcome:
+    """Run `work` to its end or to the first signal that ends the command; None: SIGINT, SIGTERM and SIGHUP are caught.
 
-    A KeyboardInterrupt could be raised in any task, the session's own included; a cancel closes the session in order.
+    A KeyboardInterrupt could be raised in any task; a cancel closes the session in order, whatever it is at.
     """
-    outcome = CommandOutcome(
-        INTERRUPTED, {"ok": False, "error": {"type": "KeyboardInterrupt", "message": "interrupted"}}
-    )
-    with trio.open_signal_receiver(signal.SIGINT) as interrupts:
-        async with trio.open_nursery() as nursery:
+    if signals is None:
+        with catching_signals() as caught:
+            return await until_interrupted(work, caught)
+    outcome = None
+    with trio.CancelScope() as scope:
+        to_loop = trio.lowlevel.current_trio_token().run_sync_soon
+        signals.on_first = lambda: to_loop(scope.cancel)
+        try:
+            if signals.received is None:
+                outcome = await work()
+        finally:
+            signals.on_first = _keep_signal
+    return _ended_by(signals) if outcome is None or signals.received is not None else outcome
 
-            async def cancel_on_interrupt() -> None:
-                await anext(interrupts)
-                nursery.cancel_scope.cancel(reason="SIGINT")
 
-            nursery.start_soon(cancel_on_interrupt)
-            outcome = await work()
-            nursery.cancel_scope.cancel()
-    return outcome
+def _keep_signal() -> None:
+    """A signal that comes while Trio starts or ends: `signals.received` tells."""
+
+
+def _ended_by(signals: EndingSignals) -> CommandOutcome:
+    assert signals.received is not None
+    error = {"type": "KeyboardInterrupt", "message": "interrupted"}
+    if signals.received is not signal.SIGINT:
+        error = {"type": signals.received.name, "message": f"ended by {signals.received.name}"}
+    return CommandOutcome(signals.status, {"ok": False, "error": error})
 
 
 async def run_command(

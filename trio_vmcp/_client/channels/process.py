@@ -29,7 +29,7 @@ from trio_vmcp._protocol.outcomes import Loss
 from trio_vmcp.errors import MessageTooLarge
 from trio_vmcp.models import Backend
 
-__all__ = ["ChildProcess", "child_environment"]
+__all__ = ["ChildProcess", "child_environment", "kill_children"]
 
 logger = logging.getLogger("trio_vmcp.client.stdio")
 
@@ -67,6 +67,15 @@ def child_environment(environment: Mapping[str, str], own: Mapping[str, str]) ->
         name: value for name, value in environment.items() if name in safe or name.startswith(_INHERITED_PREFIX)
     }
     return inherited | dict(own)
+
+
+_running: set[trio.Process] = set()  # the children of this process that may have to be killed
+
+
+def kill_children() -> None:
+    """Kill every child and the processes that it has started: for a program that ends without closing its sessions."""
+    for process in tuple(_running):
+        _signal_group(process, _KILL)
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -171,6 +180,7 @@ class ChildProcess:
         assert process.stdout is not None
         assert process.stderr is not None
         self._process = process
+        _running.add(process)
         with trio.CancelScope(shield=True):
             try:
                 async with trio.open_nursery() as pumps:
@@ -188,6 +198,7 @@ class ChildProcess:
                     self.kill()
                     with trio.move_on_after(REAP_TIMEOUT, shield=True):
                         await process.wait()
+                    _running.discard(process)
                 for stream in (process.stdin, process.stdout, process.stderr):
                     await trio.aclose_forcefully(stream)
                 self.gone.set()
@@ -236,6 +247,7 @@ class ChildProcess:
     async def _watch(self, process: trio.Process) -> None:
         await process.wait()
         _signal_group(process, _KILL)  # the processes that the child has left behind
+        _running.discard(process)  # its number may be given to another process
         self._exited.set()
         self._end_begun.set()
 
