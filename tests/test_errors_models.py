@@ -104,6 +104,8 @@ def test_a_bad_backend_id_is_named(backend_id: Any) -> None:
         ({"url": "http://a.test", "deny_tools": ["wipe", 5]}, "deny_tools holds 5, which is int, not str"),
         ({"url": "http://a.test", "deny_tools": [["wipe"]]}, "deny_tools holds ['wipe'], which is list, not str"),
         ({"url": "http://a.test", "request_timeout": "5"}, "request_timeout is str, not a number of s"),
+        ({"url": "http://a.test", "init_timeout": "5"}, "init_timeout is str, not a number of s"),
+        ({"url": "http://a.test", "init_timeout": -1}, "init_timeout -1 is not 0 s or more"),
         ({"url": "http://a.test", "request_timeout": True}, "request_timeout is bool, not a number of s"),
         ({"url": "http://a.test", "listen": "no"}, "listen is str, not bool"),
         ({"url": "http://a.test", "transport": ["sse"]}, "unknown transport ['sse']"),

@@ -21,6 +21,7 @@ FLOORS = (
     ("_routing", "storage"),
     ("routing",),
     ("settings", "_http"),
+    ("_limits",),
     ("connector",),
     ("_client", "session", "auth"),
     ("_session",),
@@ -31,7 +32,18 @@ FLOORS = (
     ("cli", "__init__", "__main__"),
 )
 # Parts without I/O and without Trio, which can be tested without an event loop.
-PURE = ("_header_rules", "_read_only", "errors", "models", "identity", "metadata", "routing", "_routing", "_protocol")
+PURE = (
+    "_header_rules",
+    "_read_only",
+    "_limits",
+    "errors",
+    "models",
+    "identity",
+    "metadata",
+    "routing",
+    "_routing",
+    "_protocol",
+)
 IO = ("trio", "httpx", "socket", "ssl", "subprocess", "asyncio", "anyio")
 
 

@@ -38,6 +38,7 @@ class RequestNote:
 
     Attributes:
         method: The method of the newest request; None before the first.
+        knob: The setting that limits its time, for the error over it.
         written: Some bytes of that request may have reached the backend, and no answer proved that it did not run.
         is_reported: The client reports when a request is written. An application's own client may not, and then every
             request counts as written.
@@ -59,6 +60,7 @@ class RequestNote:
     is_unreached: bool = False
     call_name: str | None = None
     call_meta: JSON | None = None
+    knob: str = "request_timeout"
     outer: RequestNote | None = attrs.field(default=None, kw_only=True)
 
 

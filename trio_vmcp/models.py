@@ -138,6 +138,8 @@ class Backend(Copyable):
             others must stand in `env`. Lines of its stderr go to the logger `trio_vmcp.client.stdio` at DEBUG, and the
             last of them into the failure when the process exits; values of `env` appear there as their names.
         request_timeout: s, the whole exchange of one call; None: the factory's.
+        init_timeout: s, one attempt to connect: probe, handshake and lists; None: the factory's `backend_init_timeout`,
+            which says what happens over it.
         era: "auto" probes; "legacy" (MCP 2025-03-26 to 2025-11-25) and "modern" (2026-07-28) save the probe.
         listen: Hold a stream for changes, if the backend declares that it reports any: a GET (legacy) or
             `subscriptions/listen` (modern), over HTTP on a connection of its own. False: lists are read again only when
@@ -163,6 +165,7 @@ class Backend(Copyable):
     env: Mapping[str, str] = attrs.field(default=None, converter=_read_only, repr=_names_only, hash=False)
     cwd: str | None = None
     request_timeout: float | None = None
+    init_timeout: float | None = None
     era: Era = "auto"
     listen: bool = True
     allow_tools: frozenset[str] | None = attrs.field(default=None, converter=_optional_name_set)
@@ -184,11 +187,8 @@ class Backend(Copyable):
         self._check_process()
         for key, names in (("allow_tools", self.allow_tools), ("deny_tools", self.deny_tools)):
             self._check_names(key, names)
-        seconds = self.request_timeout
-        if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float)):
-            self._refuse(f"request_timeout is {type(seconds).__name__}, not a number of s")
-        if seconds is not None and not seconds >= 0:
-            self._refuse(f"request_timeout {seconds!r} is not 0 s or more")
+        for key, seconds in (("request_timeout", self.request_timeout), ("init_timeout", self.init_timeout)):
+            self._check_seconds(key, seconds)
         if not isinstance(self.listen, bool):
             self._refuse(f"listen is {type(self.listen).__name__}, not bool")
 
@@ -240,6 +240,14 @@ class Backend(Copyable):
                 self._refuse(f"env: {name!r} is no name of an environment variable")
             if (problem := _text_problem(value)) is not None:
                 self._refuse(f"env {name!r} {problem}")
+
+    def _check_seconds(self, key: str, seconds: object) -> None:
+        if seconds is None:
+            return
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+            self._refuse(f"{key} is {type(seconds).__name__}, not a number of s")
+        if not seconds >= 0:
+            self._refuse(f"{key} {seconds!r} is not 0 s or more")
 
     def _check_names(self, key: str, names: object) -> None:
         if names is None and key == "allow_tools":

@@ -27,8 +27,10 @@ class FactorySettings:
         max_backend_init_concurrency: Backends of one session that connect at the same time, in its opening and when
             they are tried again; places are given in the order of the backends passed. `add_backend`, and a connection
             that calls wait for, take no place.
-        backend_init_timeout: s, per backend, from the moment it holds a place: probe, handshake and lists. Over it, the
-            backend's failure is TIMEOUT.
+        backend_init_timeout: s, per backend, from the moment it holds a place: probe, handshake and lists.
+            `Backend.init_timeout` wins. Over it, a backend over HTTP has the failure TIMEOUT, and is tried again. A
+            stdio program that is alive gives its place back, has the failure PENDING, and goes on starting until it
+            answers, exits or the session closes; at most ten of these times, then it has the failure TIMEOUT.
         session_init_timeout: s, for the whole opening. A backend that is still connecting then has the failure PENDING,
             and joins the open session when it is ready.
         min_backends: If fewer have connected when the opening ends, it fails with NoBackends.

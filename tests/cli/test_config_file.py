@@ -381,6 +381,48 @@ def test_a_timeout_is_in_the_unit_of_its_dialect(way: dict[str, str], keys: dict
     assert seconds == parse_one({**way, **keys}).request_timeout
 
 
+@pytest.mark.parametrize(
+    ("keys", "request_timeout", "init_timeout"),
+    [
+        ({"startup_timeout_sec": 60}, None, 60),
+        ({"startup_timeout_sec": 2000}, None, 2000),
+        ({"startup_timeout_ms": 500}, None, 0.5),
+        ({"initTimeout": 60_000, "timeout": 5000}, 5, 60),
+        ({"connectionTimeout": 10_000}, None, 10),
+        ({"timeout": {"startup": 500, "request": 90_000}}, 90, 0.5),
+        ({"timeout": {"request": 90_000}}, 90, None),
+        ({"timeout": {}}, None, None),
+        ({"timeout": None, "initTimeout": None}, None, None),
+    ],
+)
+@pytest.mark.parametrize("way", [{"url": URL}, {"command": "x"}])
+def test_a_time_to_start_is_understood(
+    way: dict[str, str], keys: dict[str, Any], request_timeout: float | None, init_timeout: float | None
+) -> None:
+    """Under the names of Codex, LibreChat, Continue and opencode, in the unit of each."""
+    (backend,) = (config := read_config(json.dumps({"a": {**way, **keys}}), {})).backends
+    assert (request_timeout, init_timeout) == (backend.request_timeout, backend.init_timeout)
+    assert () == config.warnings
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"startup_timeout_sec": "60"}, "a.startup_timeout_sec: is a string, not a number of s"),
+        ({"startup_timeout_sec": 0}, "a.startup_timeout_sec: is not a number of s above 0"),
+        ({"initTimeout": True}, "a.initTimeout: is true or false, not a number of ms"),
+        ({"timeout": {"startup": -1}}, "a.timeout.startup: is not a number of ms above 0"),
+        ({"timeout": {"request": []}}, "a.timeout.request: is a list, not a number of ms"),
+    ],
+)
+@pytest.mark.parametrize("way", [{"url": URL}, {"command": "x"}])
+def test_a_wrong_time_to_start_is_named(way: dict[str, str], keys: dict[str, Any], message: str) -> None:
+    """With its place and its unit."""
+    with pytest.raises(ConfigError) as caught:
+        parse_config(json.dumps({"a": {**way, **keys}}), {})
+    assert message == str(caught.value)
+
+
 @pytest.mark.parametrize("era", ["auto", "legacy", "modern"])
 def test_an_era_is_understood(era: str) -> None:
     """For an HTTP server and for a program."""

@@ -51,9 +51,9 @@ ALLOWED: set[tuple[type[State], type[State]]] = {
     *((Ready, following) for following in (Incomplete, Failing, Replacing, Away)),
     *((Incomplete, following) for following in (Ready, Incomplete, Failing, Replacing, Away)),
     *((Failing, following) for following in (Ready, Incomplete, Replacing, Away)),
-    *((Replacing, following) for following in (Ready, Incomplete, Away, GivenUp)),
+    *((Replacing, following) for following in (Ready, Incomplete, Away, Retrying, GivenUp)),
     (Away, Retrying),
-    *((Retrying, following) for following in (Ready, Incomplete, Away, GivenUp)),
+    *((Retrying, following) for following in (Ready, Incomplete, Away, Retrying, GivenUp)),
     *((state, Removed) for state in STATES if state is not Removed),
 }
 

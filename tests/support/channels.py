@@ -111,17 +111,27 @@ class Channel:
         assert {} == backend.sessions
 
     @asynccontextmanager
-    async def open_session(self, backend: ScriptedBackend, **options: Any) -> AsyncIterator[Session]:
-        """A session over this backend alone, with the id "b". Options as for `open_session_factory`."""
+    async def open_session(
+        self, backend: ScriptedBackend, *, configured: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncIterator[Session]:
+        """A session over this backend alone, with the id "b". At the end no connection, process or backend session is
+        left.
+
+        Args:
+            configured: Further fields of its `Backend`.
+            options: As for `open_session_factory`.
+        """
         open_way = self._open_process if self.transport == "stdio" else self._open_network
         async with open_way(backend, None) as (transport, where):
-            configured = Backend("b", transport=self.transport, era=self.era, **where)
+            fields = {"transport": self.transport, "era": self.era, **where, **(configured or {})}
             async with (
                 open_session_factory(transport=transport, **options) as factory,
-                factory.open_session([configured]) as session,
+                factory.open_session([Backend("b", **fields)]) as session,
             ):
                 yield session
+        await wait_all_tasks_blocked()
         assert [] == backend.errors
+        assert {} == backend.sessions
 
     @asynccontextmanager
     async def _open_network(

@@ -242,6 +242,13 @@ _TRANSPORT_SPELLINGS: Final[Mapping[str, Transport]] = {
 _DENIED_KEYS: Final = ("disabledTools", "excludeTools")
 _ALLOWED_KEYS: Final = ("enabledTools", "includeTools")
 _SECONDS_KEYS: Final = frozenset({"autoApprove", "alwaysAllow"})  # in entries of Cline, Roo Code and Kilo Code
+# The time to start, and its unit: in Codex's keys (two of them), in LibreChat's and in Continue's.
+_START_KEYS: Final = {
+    "startup_timeout_sec": "s",
+    "startup_timeout_ms": "ms",
+    "initTimeout": "ms",
+    "connectionTimeout": "ms",
+}
 _ERAS: Final[Mapping[str, Era]] = {"auto": "auto", "legacy": "legacy", "modern": "modern"}
 # Understood, or of no concern to what a server may do: names, approvals, pictures.
 _KNOWN_KEYS: Final = frozenset(
@@ -251,6 +258,7 @@ _KNOWN_KEYS: Final = frozenset(
         *_DENIED_KEYS,
         *_ALLOWED_KEYS,
         *_SECONDS_KEYS,
+        *_START_KEYS,
         *("name", "description", "comment", "note", "title", "icon", "version", "gallery", "source", "trust", "dev"),
     ]
 )
@@ -291,7 +299,7 @@ def _backend(backend_id: str, entry: _Object, path: str, environment: Mapping[st
         raise ConfigError(path, "has no url")
     url = _substitute(_string(url, url_path), url_path, environment)
     headers = _headers(entry, path, environment)
-    timeout = _seconds(entry, path)
+    options = _options(entry, path)
     try:
         if not url.isprintable() or " " in url:
             raise ValueError(url_path)
@@ -300,8 +308,7 @@ def _backend(backend_id: str, entry: _Object, path: str, environment: Mapping[st
             url=url,
             transport=transport,
             headers=headers,
-            request_timeout=timeout,
-            **_options(entry, path),
+            **options,
         )
     except ConfigError:
         raise
@@ -337,7 +344,6 @@ def _process(backend_id: str, entry: _Object, path: str, environment: Mapping[st
         args=[text(arg, f"{args_path}[{number}]") for number, arg in enumerate(args)],
         env={name: text(value, _join(env_path, name)) for name, value in env.items()},
         cwd=text(entry["cwd"], _join(path, "cwd")) if entry.get("cwd") else None,
-        request_timeout=_seconds(entry, path),
         **_options(entry, path),
     )
 
@@ -375,8 +381,9 @@ def _headers(entry: _Object, path: str, environment: Mapping[str, str]) -> dict[
 
 
 def _options(entry: _Object, path: str) -> dict[str, Any]:
-    """The tools that are switched on or off, and the era."""
+    """The timeouts, the tools that are switched on or off, and the era."""
     options: dict[str, Any] = {"deny_tools": _tools(entry, path, _DENIED_KEYS) or ()}
+    options |= _timeouts(entry, path)
     options["allow_tools"] = _tools(entry, path, _ALLOWED_KEYS)
     if entry.get("era") is not None:
         era = _ERAS.get(_string(entry["era"], _join(path, "era")))
@@ -400,20 +407,33 @@ def _tools(entry: _Object, path: str, keys: tuple[str, ...]) -> list[str] | None
     return found
 
 
-def _seconds(entry: _Object, path: str) -> float | None:
-    """`timeout` in seconds. The files have it in milliseconds; those of Cline, Roo Code and Kilo Code have seconds, an
+def _timeouts(entry: _Object, path: str) -> dict[str, float | None]:
+    """`timeout` is that of a call; newer files of opencode have an object there, with one for the start as well."""
+    place = _join(path, "timeout")
+    both = entry.get("timeout")
+    if isinstance(both, _Object):
+        both = _object(both, place)
+        request, startup = (_duration(both.get(key), _join(place, key)) for key in ("request", "startup"))
+        return {"request_timeout": request, "init_timeout": startup}
+    request = _duration(both, place, may_be_seconds=True, is_of_cline=not _SECONDS_KEYS.isdisjoint(entry))
+    startups = (_duration(entry.get(key), _join(path, key), unit) for key, unit in _START_KEYS.items())
+    return {"request_timeout": request, "init_timeout": next((each for each in startups if each is not None), None)}
+
+
+def _duration(
+    value: Any, place: str, unit: str = "ms", *, may_be_seconds: bool = False, is_of_cline: bool = False
+) -> float | None:
+    """In seconds. Most files have `timeout` in milliseconds; those of Cline, Roo Code and Kilo Code have seconds, an
     hour at most. Under 1000 it is seconds anyway: no call is given less than one.
     """
-    timeout = entry.get("timeout")
-    if timeout is None:
+    if value is None:
         return None
-    place = _join(path, "timeout")
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-        raise ConfigError(place, f"is {_kind(timeout)}, not a number of ms")
-    if not 0 < timeout < 1e12:  # 1e999, too, which `json` reads as infinity
-        raise ConfigError(place, "is not a number of ms above 0")
-    is_seconds = timeout < 1000 or (timeout <= 3600 and not _SECONDS_KEYS.isdisjoint(entry))
-    return timeout if is_seconds else timeout / 1000
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(place, f"is {_kind(value)}, not a number of {unit}")
+    if not 0 < value < 1e12:  # 1e999, too, which `json` reads as infinity
+        raise ConfigError(place, f"is not a number of {unit} above 0")
+    is_seconds = unit == "s" or (may_be_seconds and (value < 1000 or (value <= 3600 and is_of_cline)))
+    return value if is_seconds else value / 1000
 
 
 # --- variables

@@ -31,6 +31,7 @@ from trio_vmcp._client.server_requests import ServerRequests
 from trio_vmcp._client.stateless import StatelessClient
 from trio_vmcp._client.unawaited import UnawaitedMessages
 from trio_vmcp._http.transport import Http11Transport
+from trio_vmcp._limits import init_limit
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._protocol.eras import MODERN_VERSION, Verdict
 from trio_vmcp._protocol.methods import INITIALIZE, PING
@@ -91,7 +92,7 @@ class BuiltInConnector:
         if backend.transport == "stdio":
             return await LinesOpening(parts, build_process_channel).connect()
         if backend.transport == "sse":
-            return await connect_event_stream(parts, self.settings.backend_init_timeout)
+            return await connect_event_stream(parts, init_limit(backend, self.settings).seconds)
         return await HttpOpening(parts).connect(resume)
 
     def link(self, backend: Backend) -> HttpLink:
@@ -124,10 +125,9 @@ class BuiltInConnector:
         """Close the built-in transport. A transport that was passed belongs to the caller."""
         self._built_in.close()
 
-    @property
-    def probe_timeout(self) -> float:
+    def probe_timeout(self, backend: Backend) -> float:
         """s for `server/discover`, which the backend may not know."""
-        return min(PROBE_TIMEOUT, self.settings.backend_init_timeout * PROBE_SHARE)
+        return min(PROBE_TIMEOUT, init_limit(backend, self.settings).seconds * PROBE_SHARE)
 
     @property
     def notice_timeout(self) -> float:
@@ -241,7 +241,7 @@ class HttpOpening(Opening):
                 return self._handshake.resume(resume)
             if resume is not None and self.backend.era == "auto":  # the record was modern
                 connector.verdicts.record_verdict(self.endpoint, Verdict.MODERN)
-            return await Probe(self, connector.verdicts, connector.probe_timeout).connect()
+            return await Probe(self, connector.verdicts, connector.probe_timeout(self.backend)).connect()
         except BaseException:
             self._close()
             raise
@@ -271,7 +271,7 @@ class HttpOpening(Opening):
         parts = self._parts
         # Parts of its own, since `_close` ends the server requests of this opening.
         own = Parts(parts.connector, parts.backend, parts.identity, parts.nursery, parts.events, parts.session_id)
-        client = await connect_event_stream(own, parts.connector.probe_timeout)
+        client = await connect_event_stream(own, parts.connector.probe_timeout(self.backend))
         self._close()
         return client
 
@@ -317,7 +317,8 @@ class LinesOpening(Opening):
         parts = self._parts
         try:
             await self._channel.start(parts.nursery)
-            client = await Probe(self, parts.connector.verdicts, parts.connector.probe_timeout).connect()
+            connector = parts.connector
+            client = await Probe(self, connector.verdicts, connector.probe_timeout(self.backend)).connect()
             self._channel.mark_connected()
             return client
         except BaseException:

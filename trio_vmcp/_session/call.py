@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import trio
 
+from trio_vmcp._limits import TimeLimit
 from trio_vmcp._session.admission import Call
 from trio_vmcp._session.breaker import FAILURES_TO_OPEN
 from trio_vmcp._session.connection import Connection
@@ -38,20 +39,20 @@ class CallRequest(NamedTuple):
     Attributes:
         caller: The request carries this identity's credentials.
         begun_at: `trio.current_time()` of its admission.
-        timeout: s, the whole call.
+        limit: Of the whole call.
     """
 
     method: str
     params: JSON
     caller: Identity | None
     begun_at: float
-    timeout: float
+    limit: TimeLimit
     on_progress: OnProgress | None
 
     @property
     def deadline(self) -> float:
         """When the call ends at the latest, by `trio.current_time()`."""
-        return self.begun_at + self.timeout
+        return self.begun_at + self.limit.seconds
 
 
 async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON:
@@ -62,7 +63,7 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
         BackendError: As the client says; at once where the circuit is open or the backend is missing.
     """
     is_trial = is_replaced = is_sent_again = False
-    timeout = asked.timeout
+    timeout, call.knob = asked.limit
     try:
         is_trial = _pass_breaker(member, asked.begun_at)
         connection = member.state.connection
@@ -145,16 +146,12 @@ async def _replaced_connection(member: Member, asked: CallRequest) -> Connection
         if member.connection is None:
             raise member.missing()
         return member.connection
-    raise BackendTimeout(
-        member.backend_id, f"was not connected anew for {asked.method!r} within {asked.timeout} s (request_timeout)"
-    )
+    raise BackendTimeout(member.backend_id, f"was not connected anew for {asked.method!r} within {asked.limit}")
 
 
 def _name_whole_timeout(error: BackendError, asked: CallRequest) -> None:
     if isinstance(error, BackendTimeout):  # the client knows only what was left of it
-        error.detail = (
-            f"did not answer {asked.method!r} within {asked.timeout} s (request_timeout), connecting anew included"
-        )
+        error.detail = f"did not answer {asked.method!r} within {asked.limit}, connecting anew included"
 
 
 def _with_state_lost(raw: JSON) -> JSON:

@@ -10,6 +10,7 @@ from typing import Literal
 import attrs
 import trio
 
+from trio_vmcp._limits import OWN_TIMEOUT, TimeLimit
 from trio_vmcp._protocol.methods import METHODS, SUBSCRIBE, UNSUBSCRIBE, declares
 from trio_vmcp._session.admission import Admission
 from trio_vmcp._session.call import CallRequest, request_member
@@ -78,7 +79,7 @@ class Calls:
                 forwarded = _forwarded_meta(meta) if meta else None
                 if forwarded:
                     params["_meta"] = forwarded
-                limit = member.request_timeout if timeout is None else timeout
+                limit = member.request_limit if timeout is None else TimeLimit(timeout, OWN_TIMEOUT)
                 asked = CallRequest(method, params, caller, trio.current_time(), limit, on_progress)
                 raw = await request_member(member, call, asked)
             finally:  # after the check of the caller: a stranger's call keeps no session alive

@@ -13,6 +13,7 @@ from functools import partial
 import attrs
 import trio
 
+from trio_vmcp._limits import TimeLimit, init_limit
 from trio_vmcp._nursery import describe_crash, start_clean, start_if_open
 from trio_vmcp._protocol.methods import KINDS, RESOURCE_UPDATED, Kind
 from trio_vmcp._request_note import RequestNote, current_note
@@ -36,6 +37,8 @@ logger = logging.getLogger("trio_vmcp.session")
 # s. Two answers that take longer come from afar: then round trips are what an opening waits for, and all lists at once
 # save some. Nearby they would cost three connections more, and gain nothing.
 SLOW_HANDSHAKE = 0.02
+# A program that is killed while it starts begins from nothing, again and again: `npx` discards a partial install.
+MOST_STARTING = 10  # times `backend_init_timeout`, for a program that is alive
 MOST_SUB_RESOURCE = 4096  # characters of a URI beyond the one that was subscribed to: a backend chooses them
 
 
@@ -66,14 +69,17 @@ class Attempt:
 
     Attributes:
         connection: It takes calls; None before it joined, for ever where the attempt failed.
+        reported: Set once nothing waits for the backend any more: it has joined, failed, or takes longer to start than
+            its time.
         settled: Set once it has joined or failed.
     """
 
     _session: SessionParts
     _member: Member
     _backend: Backend
-    _on_settled: Callable[[], None] = lambda: None
+    _on_reported: Callable[[], None] = lambda: None
     connection: Connection | None = attrs.field(default=None, init=False)
+    reported: trio.Event = attrs.field(factory=trio.Event, init=False)
     settled: trio.Event = attrs.field(factory=trio.Event, init=False)
     _connecting: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
 
@@ -131,8 +137,12 @@ class Attempt:
     async def _connect(self, nursery: trio.Nursery) -> None:
         """Connect and list. At the end the member has joined, or has a failure."""
         self._member.begun_at = trio.current_time()
-        limit = self._session.settings.backend_init_timeout
-        self._connecting.deadline = self._member.begun_at + limit
+        limit = init_limit(self._backend, self._session.settings)
+        # Over stdio, an attempt that has not ended has a program that is alive: the end of the program ends it.
+        times = MOST_STARTING if self._backend.transport == "stdio" else 1
+        self._connecting.deadline = self._member.begun_at + times * limit.seconds
+        if times > 1:
+            start_clean(nursery, self._report_late, limit)
         note = RequestNote()
         current_note.set(note)  # in this task's own context
         retry_after: float | None = None
@@ -162,7 +172,8 @@ class Attempt:
             why = FailureReason.UNREACHABLE, f"could not be connected: {describe_crash(crash)}"
         else:  # only a cancelled attempt comes here
             step = f"did not answer {note.method!r}" if note.method else "was not ready"
-            why = FailureReason.TIMEOUT, f"{step} within {limit} s (backend_init_timeout)"
+            often = f"{times} times " if times > 1 else ""
+            why = FailureReason.TIMEOUT, f"{step} within {often}{limit}"
         finally:  # also where a crash beside us cancelled this nursery
             if client is not None and self.connection is None:  # connected, but not listed
                 self._discard(client, nursery)
@@ -207,10 +218,23 @@ class Attempt:
         if self._member.may_join(self._session.life):  # else its state says already why it is missing
             self._member.fail(reason, detail, retry_after)
 
-    def _settle(self) -> None:
+    async def _report_late(self, limit: TimeLimit) -> None:
+        """A program that is alive after its time goes on starting, and nothing waits for it any longer."""
+        with trio.move_on_after(limit.seconds):
+            await self.settled.wait()
         if not self.settled.is_set():
-            self.settled.set()
-            self._on_settled()
+            if self._member.may_join(self._session.life):  # else its state says already why it is missing
+                self._member.start_longer(f"is still starting after {limit}")
+            self._report()
+
+    def _report(self) -> None:
+        if not self.reported.is_set():
+            self.reported.set()
+            self._on_reported()
+
+    def _settle(self) -> None:
+        self.settled.set()
+        self._report()
 
     # --- what the backend says
 

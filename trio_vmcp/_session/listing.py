@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 import trio
 
+from trio_vmcp._limits import init_limit
 from trio_vmcp._protocol.methods import KINDS, LISTS, ListMethod, declares
 from trio_vmcp._request_note import current_note
 from trio_vmcp.connector import BackendClient
@@ -152,9 +153,11 @@ class _Lister:
     total: Weight = attrs.field(init=False)
     _kept: Weight = attrs.field(init=False)  # of the lists that are not asked for now
     hashed: dict[str, hashlib.blake2b] = attrs.field(factory=dict, init=False)  # each list so far, by its field
+    _left: float = attrs.field(init=False)  # s that all optional lists together may still take
 
     def __attrs_post_init__(self) -> None:
         self.total = self._kept = sum(self.weights.values(), Weight())
+        self._left = init_limit(self.backend, self.settings).seconds
 
     async def fetch_in_turn(self, wanted: Sequence[ListMethod]) -> dict[ListMethod, dict[str, JSON]]:
         return {each: await self._fetch(each) for each in wanted}
@@ -182,19 +185,23 @@ class _Lister:
         """One list; an optional one that fails is in `failures`."""
         if not wanted.is_optional:
             return await self._fetch_pages(wanted)
-        now = trio.current_time()
-        # Half of what is left of the time for all lists: one that never ends must not cost the others.
-        share = (trio.current_effective_deadline() - now) / 2
+        begun_at = trio.current_time()
+        # Half of what is left of the time: one list that never ends must not cost the others. Nor may it use up the
+        # time that a program has to start, which is longer.
+        share = min(trio.current_effective_deadline() - begun_at, self._left) / 2
         try:
             with trio.move_on_after(share) if share < math.inf else nullcontext():
                 return await self._fetch_pages(wanted)
-            detail = f"did not answer {wanted.name!r} within {share:.3g} s, its share of backend_init_timeout"
+            knob = init_limit(self.backend, self.settings).knob
+            detail = f"did not answer {wanted.name!r} within {share:.3g} s, its share of {knob}"
             failure: BackendError = BackendTimeout(self.backend.id, detail)
         except BackendError as error:
             note = current_note.get()
             if self.is_resumed and note is not None and note.session_lost:
                 raise
             failure = error
+        finally:
+            self._left -= trio.current_time() - begun_at
         self._fail_list(wanted, failure)
         return {}
 

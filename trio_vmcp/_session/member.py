@@ -7,6 +7,8 @@ Connecting ──► Ready ◄──► Failing          Failing: connected, but
     ▼           ▼         │
    Away ◄──► Retrying ────┘                Away: missing until the next attempt is due
 
+Connecting, Replacing, Retrying ──► Connecting, Retrying    its program takes longer to start than its time
+
 Incomplete: Ready, but an optional list failed
 Connecting, Replacing, Retrying ──► GivenUp     the session closes
 every state ──► Removed                         it left the session
@@ -23,6 +25,7 @@ from typing import ClassVar, Literal, Protocol, TypeAlias
 import attrs
 import trio
 
+from trio_vmcp._limits import TimeLimit, request_limit
 from trio_vmcp._session.breaker import Breaker
 from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.health import Health
@@ -85,7 +88,9 @@ class _State:
 
 @attrs.frozen(eq=False)
 class Connecting(_State):
-    """The first attempt is under way, or waits for a place. `failure` is there (PENDING) once the opening is over."""
+    """The first attempt is under way, or waits for a place. `failure` is there (PENDING) once the opening is over, or
+    once the backend's time to connect is.
+    """
 
     shown = BackendState.CONNECTING
     failure: BackendFailure | None = None
@@ -177,9 +182,9 @@ TRANSITIONS: Mapping[type[State], frozenset[type[State]]] = {
     Ready: frozenset({Incomplete, Failing, Replacing, Away, Removed}),
     Incomplete: frozenset({Ready, Incomplete, Failing, Replacing, Away, Removed}),
     Failing: frozenset({Ready, Incomplete, Replacing, Away, Removed}),
-    Replacing: frozenset({Ready, Incomplete, Away, GivenUp, Removed}),
+    Replacing: frozenset({Ready, Incomplete, Away, Retrying, GivenUp, Removed}),
     Away: frozenset({Retrying, Removed}),
-    Retrying: frozenset({Ready, Incomplete, Away, GivenUp, Removed}),
+    Retrying: frozenset({Ready, Incomplete, Away, Retrying, GivenUp, Removed}),
     GivenUp: frozenset({Removed}),
     Unconfigured: frozenset({Removed}),
     Removed: frozenset(),
@@ -198,7 +203,7 @@ def visible_changes(before: State, state: State) -> tuple[Change, ...]:
             return EVERYTHING
         case Ready() if not isinstance(before, Ready | Failing):
             return ("backend", *state.connection.new_lists)
-        case Away() if isinstance(before, Ready | Failing | Replacing):
+        case Away() | Retrying() if isinstance(before, Ready | Failing | Replacing):
             return ("backend",)
         case _:
             return ()
@@ -253,7 +258,7 @@ class Member:
 
     Attributes:
         backend: Its configuration; None: it is Unconfigured.
-        request_timeout: s, of a call that has no timeout of its own.
+        request_limit: Of a call that has no timeout of its own.
         stored: Its record in the metadata, as of the restore or of the connection before.
         state: Written by `to` alone.
         since: When `session.backends` last began to show another state, UTC.
@@ -271,7 +276,7 @@ class Member:
 
     backend_id: str
     backend: Backend | None
-    request_timeout: float
+    request_limit: TimeLimit
     breaker: Breaker
     reconnects: Reconnects
     state: State
@@ -411,6 +416,13 @@ class Member:
         """The opening is over, and the first attempt is not: the backend joins later."""
         self.to(Connecting(self._new_failure(FailureReason.PENDING, detail)), detail)
 
+    def start_longer(self, detail: str) -> None:
+        """Its program is alive, and takes longer to start than its time: the backend joins later. Calls that waited for
+        a new connection wait no longer.
+        """
+        pending = self._new_failure(FailureReason.PENDING, detail)
+        self.to(Connecting(pending) if isinstance(self.state, Connecting) else Retrying(pending), detail)
+
     def start_retrying(self) -> None:
         """The next attempt begins. Where calls wait for it, they go on waiting."""
         if isinstance(self.state, Away):
@@ -509,14 +521,14 @@ def new_member(
     if backend is None:
         detail = "was not among the backends that the session was restored with"
         state = Unconfigured(BackendFailure(backend_id, FailureReason.UNREACHABLE, detail, 0.0))
-        turns, timeout = endpoints.new_turns(), None
+        turns = endpoints.new_turns()
     else:
         state = Connecting()
-        turns, timeout = endpoints.turns(endpoint_digest(backend)), backend.request_timeout
+        turns = endpoints.turns(endpoint_digest(backend))
     return Member(
         backend_id,
         backend,
-        request_timeout=settings.request_timeout if timeout is None else timeout,
+        request_limit=request_limit(backend, settings),
         breaker=Breaker(endpoints.new_backoff()),
         reconnects=Reconnects(turns, endpoints.new_backoff(), endpoints.new_backoff()),
         state=state,

@@ -25,6 +25,7 @@ from trio_vmcp._session.member import (
     Member,
     Ready,
     Replacing,
+    Retrying,
     State,
     Unconfigured,
     visible_changes,
@@ -46,13 +47,13 @@ class Membership:
 
     Attributes:
         members: By backend id, in configured order. A member that is missing stays a member.
-        all_settled: Every backend of the opening has connected or failed.
+        all_reported: Every backend of the opening has connected or failed, or takes longer to start than its time.
     """
 
     members: dict[str, Member]
     _session: SessionParts
-    all_settled: trio.Event = attrs.field(factory=trio.Event, init=False)
-    _unsettled: int = attrs.field(init=False)
+    all_reported: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _unreported: int = attrs.field(init=False)
     _places: trio.CapacityLimiter = attrs.field(init=False)
     _connecting: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     _removed: dict[str, Member] = attrs.field(factory=dict, init=False)  # the latest of each id, to be shown
@@ -63,9 +64,9 @@ class Membership:
         for member in self.members.values():
             member.listener = self._on_transition
         self._places = trio.CapacityLimiter(self._session.settings.max_backend_init_concurrency)
-        self._unsettled = sum(member.backend is not None for member in self.members.values())
-        if not self._unsettled:
-            self.all_settled.set()
+        self._unreported = sum(member.backend is not None for member in self.members.values())
+        if not self._unreported:
+            self.all_reported.set()
 
     @property
     def failures(self) -> tuple[BackendFailure, ...]:
@@ -91,9 +92,9 @@ class Membership:
                     continue
                 await self._places.acquire_on_behalf_of(member)
                 if member.is_removed:
-                    self._note_settled(member)
+                    self._note_reported(member)
                     continue
-                self._begin(member, member.backend, partial(self._note_settled, member))
+                self._begin(member, member.backend, partial(self._note_reported, member))
 
     def note_opening_over(self) -> None:
         """The opening is over: a backend that is not connected is missing, for a reason.
@@ -103,7 +104,7 @@ class Membership:
         """
         settings = self._session.settings
         for member in self.members.values():
-            if isinstance(member.state, Connecting):
+            if isinstance(member.state, Connecting) and member.failure is None:
                 member.wait_longer(
                     f"is still connecting after {settings.session_init_timeout} s (session_init_timeout)"
                 )
@@ -153,9 +154,9 @@ class Membership:
         self._removed.pop(backend.id, None)
         self.members[backend.id] = member
         member.listener = self._on_transition
-        settled = trio.Event()
-        self._begin(member, backend, settled.set)
-        await settled.wait()
+        reported = trio.Event()
+        self._begin(member, backend, reported.set)
+        await reported.wait()
         if self._session.life.is_closing:
             raise SessionClosed(f"the session closed before backend {backend.id!r} had joined it")
 
@@ -188,7 +189,8 @@ class Membership:
     def _log_transition(self, member: Member, before: State, why: str) -> None:
         state = member.state
         level, text = logging.DEBUG, f"goes from {type(before).__name__} to {type(state).__name__}: {why}"
-        if isinstance(state, Connecting | Away) and state.failure is not None:
+        is_missing = isinstance(state, Connecting | Away | Retrying) and state.failure is not before.failure
+        if is_missing and state.failure is not None:
             level, text = logging.WARNING, f"is missing ({state.failure.reason.value}): it {state.failure.detail}"
         elif isinstance(state, Failing | Replacing):
             level, text = logging.WARNING, f"is {state.shown.value}: it {state.cause.detail}"
@@ -197,12 +199,12 @@ class Membership:
         extra = {"session": self._session.tag, "backend_id": member.backend_id}
         logger.log(level, "%s: backend %r %s", self._session.tag, member.backend_id, text, extra=extra)
 
-    def _note_settled(self, member: Member) -> None:
-        """A backend of the opening has joined or failed."""
+    def _note_reported(self, member: Member) -> None:
+        """A backend of the opening has joined or failed, or takes longer to start than the opening waits."""
         self._places.release_on_behalf_of(member)
-        self._unsettled -= 1
-        if not self._unsettled:
-            self.all_settled.set()
+        self._unreported -= 1
+        if not self._unreported:
+            self.all_reported.set()
 
     # --- connecting, and connecting anew
 
@@ -211,9 +213,9 @@ class Membership:
         assert self._services is not None  # `connect_all` comes first
         return self._services
 
-    def _begin(self, member: Member, backend: Backend, on_settled: Callable[[], None] = lambda: None) -> Attempt:
-        """Begin to connect. Once the attempt has settled, the member has joined or has a failure."""
-        attempt = Attempt(self._session, member, backend, on_settled)
+    def _begin(self, member: Member, backend: Backend, on_reported: Callable[[], None] = lambda: None) -> Attempt:
+        """Begin to connect. Once the attempt has reported, the member has joined or has a failure."""
+        attempt = Attempt(self._session, member, backend, on_reported)
         start_clean(self._nursery, attempt.run)
         return attempt
 
@@ -244,9 +246,13 @@ class Membership:
                 return  # removed, or its session closed, in the step in which the line was handed over
             if member.reconnects.is_due:
                 member.start_retrying()
-                await self._begin(member, backend).settled.wait()  # what cancels this task cancels the attempt, too
+                attempt = self._begin(member, backend)
+                await attempt.reported.wait()  # what cancels this task cancels the attempt, too
             else:
+                attempt = None
                 member.fail_replacing()
+        if attempt is not None:
+            await attempt.settled.wait()  # a program that takes long to start holds up neither place nor line
         if member.connection is None:
             await member.reconnects.wait_turn()
 

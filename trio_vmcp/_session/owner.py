@@ -218,7 +218,7 @@ class SessionOwner:
             with self._opening:
                 services.start_soon(self.membership.connect_all, services)
                 with trio.move_on_after(self.settings.session_init_timeout):
-                    await self.membership.all_settled.wait()
+                    await self.membership.all_reported.wait()
                 self.membership.note_opening_over()
                 self._update_directory()
                 await self.row.write(self._row_contents())

@@ -17,8 +17,10 @@ from typing import Protocol
 import attrs
 import trio
 
+from trio_vmcp._limits import init_limit
 from trio_vmcp._nursery import start_clean, start_if_open
 from trio_vmcp._protocol.methods import KINDS, LIST_CHANGED, SUBSCRIBE, Kind
+from trio_vmcp._request_note import RequestNote, current_note
 from trio_vmcp._session.listing import Listing, list_backend
 from trio_vmcp._session.member import Member, MemberObserver
 from trio_vmcp._session.reconnects import Backoff, limited
@@ -137,7 +139,8 @@ class Refresher:
         `list_changed` followed by 404 would connect the backend anew for ever.
         """
         try:
-            with trio.move_on_after(self._settings.backend_init_timeout):
+            limit = init_limit(self._backend, self._settings)
+            with trio.move_on_after(limit.seconds):
                 listing = await list_backend(
                     self._backend,
                     client,
@@ -161,7 +164,7 @@ class Refresher:
                     self._member.note_listed()
                     self.repeat_failed(listing)
                 return True
-            why = f"did not answer within {self._settings.backend_init_timeout} s (backend_init_timeout)"
+            why = f"did not answer within {limit}"
         except BackendError as error:
             why = error.detail
         if not self._connection.is_over:  # a retired connection: its lists are no longer kept
@@ -186,12 +189,14 @@ class Refresher:
         if client is None or uri not in self._member.subscriptions:
             return False
         failed: BackendError | None = None
+        limit = init_limit(self._backend, self._settings)
+        current_note.set(RequestNote(knob=limit.knob))
         try:
             await client.request(
                 SUBSCRIBE,
                 {"uri": uri},
                 identity=self._identity,
-                timeout=self._settings.backend_init_timeout,
+                timeout=limit.seconds,
                 on_progress=None,
             )
         except BackendError as error:
