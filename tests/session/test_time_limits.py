@@ -40,8 +40,8 @@ async def get_prompt(session: Session, timeout: float | None) -> object:
     return await session.get_prompt("b_greet", timeout=timeout)
 
 
-async def subscribe(session: Session, timeout: float | None) -> object:
-    return await session.subscribe_resource("memo://text", timeout=timeout)
+async def subscribe(session: Session, timeout: float | None) -> None:
+    await session.subscribe_resource("memo://text", timeout=timeout)
 
 
 def backend_with_everything(channel: Channel) -> ScriptedBackend:
@@ -64,7 +64,9 @@ async def test_a_call_over_its_time_names_the_knob(
     """That of the call, else of the backend, else of the factory; the others are not mentioned."""
     limit = next(each for each in (given, configured, settings) if each is not None)
     async with channel.open_session(
-        channel.backend(), settings=FactorySettings(request_timeout=settings), request_timeout=configured
+        channel.backend(),
+        settings=FactorySettings(request_timeout=settings),
+        configured={"request_timeout": configured},
     ) as session:
         for _ in range(2):  # the knob of one call is not that of the next
             with pytest.raises(BackendTimeout) as caught:
@@ -87,7 +89,7 @@ async def test_every_kind_of_call_names_the_knob(method: str, ask: Call, autojum
     channel = Channel("stdio", "legacy")
     backend = backend_with_everything(channel)
     backend.fail(method, Hang())
-    async with channel.open_session(backend, request_timeout=2) as session:
+    async with channel.open_session(backend, configured={"request_timeout": 2}) as session:
         with pytest.raises(BackendTimeout, match=rf"'{method}' within 3 s \(timeout=\)"):
             await ask(session, 3)
         with pytest.raises(BackendTimeout, match=rf"'{method}' within 2 s \(Backend.request_timeout\)"):
@@ -101,7 +103,7 @@ async def test_a_call_that_is_sent_again_names_its_whole_time(
     """A lost session is replaced within the call: the limit is that of the call, not what was left of it."""
     channel = Channel("streamable-http", "legacy")
     backend = channel.backend()
-    async with channel.open_session(backend, request_timeout=configured) as session:
+    async with channel.open_session(backend, configured={"request_timeout": configured}) as session:
         backend.restart()
         backend.fail("initialize", Delay(2), times=1)
         with pytest.raises(BackendTimeout) as caught:
@@ -118,7 +120,7 @@ async def test_a_subscription_that_is_repeated_names_its_own_knob(
     channel = Channel("streamable-http", "legacy")
     backend = backend_with_everything(channel)
     limits = FactorySettings(backend_init_timeout=2 if own is None else 9, request_timeout=1, reconnect_delay=0.1)
-    async with channel.open_session(backend, settings=limits, init_timeout=own) as session:
+    async with channel.open_session(backend, settings=limits, configured={"init_timeout": own}) as session:
         await session.subscribe_resource("memo://text")
         backend.fail("resources/subscribe", Hang())
         backend.restart()
