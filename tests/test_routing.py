@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from support.untraced import untraced
 
 from trio_vmcp._protocol.uri_template import MAX_URI_LENGTH
 from trio_vmcp._routing.matching import find_backend, group_templates
+from trio_vmcp._routing.name_rule import name_rule
 from trio_vmcp.models import NameConflict
 from trio_vmcp.routing import (
     Bare,
@@ -116,7 +118,7 @@ def test_no_backend_has_a_name_inside_the_prefix_of_another(
     """
     order = [inner[0], outer[0]] if inner_first else [outer[0], inner[0]]
     own = dict([outer, inner])
-    router = Router(Prefix(form), Bindings(), 30)
+    router = Router(Prefix(form), Bindings(), name_rule("models", 30))
 
     def update(*there: str, configured: Sequence[str] = order) -> list[str]:
         router.update([Offer(i, **{kind: (own[i],) if i in there else ()}) for i in configured])
@@ -130,7 +132,7 @@ def test_no_backend_has_a_name_inside_the_prefix_of_another(
     assert [inner[0]] == update(*order)
     assert [] == update(outer[0])
     assert [] == update(outer[0], configured=[outer[0]])
-    router = Router(Prefix(form), Bindings(), 30)
+    router = Router(Prefix(form), Bindings(), name_rule("models", 30))
     assert [] == update(outer[0])
     assert [outer[0]] == update(outer[0], configured=[outer[0]])
     assert [outer[0]] == update(*order), "bound before the other was added"
@@ -179,22 +181,65 @@ def test_what_a_backend_lists_twice_counts_once() -> None:
     assert (table, ()) == (routing.table, routing.conflicts)
 
 
-# Long names.
+# Names that do not fit.
 
 
-def test_a_long_name_keeps_its_head_and_ends_in_a_digest_of_all_of_it() -> None:
-    """Names that differ in the part cut off stay different, and are equal in every process."""
+def advertised(own: str, *, by: str = "files", **options: Any) -> str:
+    """The name of the only tool of the only backend."""
+    (name,) = build_routing([Offer(by, tools=(own,))], options.pop("strategy", Prefix()), **options).table.tools
+    return name
+
+
+@pytest.mark.parametrize(
+    ("own", "options", "name"),
+    [
+        ("read-file_2", {}, "files_read-file_2"),
+        ("x" * 58, {}, "files_" + "x" * 58),
+        ("x" * 59, {}, "x" * 51 + "_"),
+        ("x" * 40 + "." + "y" * 5, {}, "iles_" + "x" * 40 + "_yyyyy_"),
+        ("read.v2", {}, "files_read_v2_"),
+        ("read.v2", {"names_for": "mcp"}, "files_read.v2"),
+        ("files/read v2", {"names_for": "mcp"}, "files_files_read_v2_"),
+        ("x" * 122, {"names_for": "mcp"}, "files_" + "x" * 122),
+        ("x" * 123, {"names_for": "mcp"}, "x" * 115 + "_"),
+        (
+            "search",
+            {"by": "github.com-modelcontextprotocol-servers-src-github"},
+            "elcontextprotocol-servers-src-github_search_",
+        ),
+        ("ta\tb", {"max_name_length": math.inf}, "files_ta_b_"),
+        ("é", {"strategy": Manual({"naïve": ("files", "é")})}, "na_ve_"),
+        ("read", {"max_name_length": 16}, "files_read"),
+        ("read_files", {"max_name_length": 16}, "files_read_files"),
+        ("read_filesx", {"max_name_length": 16}, "esx_"),
+        ("read", {"max_name_length": 20, "by": "documents-of-all"}, "ll_read_"),
+    ],
+)
+def test_a_name_fits_models(own: str, options: dict[str, Any], name: str) -> None:
+    """A name that fits stays. Another ends in a digest of the whole and keeps the tool's own name as long as there is
+    room: it is cut at its beginning.
+    """
+    made = advertised(own, **options)
+    allowed = "[A-Za-z0-9_.-]" if options.get("names_for") == "mcp" else "[A-Za-z0-9_-]"
+    assert re.fullmatch(f"{allowed}+", made)
+    assert len(made) <= options.get("max_name_length", 128 if options.get("names_for") == "mcp" else 64)
+    assert made == name or re.fullmatch(f".*{re.escape(name)}[a-z2-7]{{12}}", made)
+    assert made == advertised(own, **options)
+
+
+def test_a_shortened_name_is_equal_in_every_process() -> None:
+    """Names that differ in the part cut off stay different."""
     names = ("read_the_whole_file", "read_the_whole_line")
     routing = build_routing([Offer("files", tools=names)], Prefix(), max_name_length=32)
     assert {"files_read_the_whole_file", "files_read_the_whole_line"} == set(routing.table.tools)
     routing = build_routing([Offer("files", tools=names)], Prefix(), max_name_length=24)
-    assert ["files_read__pulpo3ulyzn7", "files_read__mg47gprcf4ip"] == list(routing.table.tools)
+    assert ["_whole_file_pulpo3ulyzn7", "_whole_line_mg47gprcf4ip"] == list(routing.table.tools)
 
 
 @pytest.mark.parametrize("strategy", [Prefix("{backend}"), Bare(), Priority("a")])
 def test_a_name_made_to_look_shortened_is_an_ambiguity(strategy: ConflictResolution) -> None:
     """A tool that is listed under another tool's shortened name does not get it: within one backend neither does."""
-    long = "x" * 40
+    long = "a" * 40
     (shortened,) = build_routing([Offer("a", tools=(long,))], strategy, max_name_length=16).table.tools
     own = shortened.removeprefix("a") if isinstance(strategy, Prefix) else shortened
     for tools in [(long, own), (own, long)]:
@@ -220,7 +265,7 @@ def test_any_text_can_be_shortened() -> None:
 
 
 def test_no_limit_shortens_nothing() -> None:
-    """With `max_name_length=math.inf` no name is shortened."""
+    """With `max_name_length=math.inf` no name is shortened; one with other characters is changed all the same."""
     routing = build_routing([Offer("a", tools=("x" * 500,))], Bare(), max_name_length=math.inf)  # type: ignore[arg-type]
     assert ["x" * 500] == list(routing.table.tools)
 
@@ -279,7 +324,8 @@ def test_prefix_and_manual_do_not_even_depend_on_the_configured_order(
         return
     listed = strategy.backend_ids if isinstance(strategy, Priority) else ()
     ranked = sorted(offers, key=lambda offer: (*listed, offer.backend_id).index(offer.backend_id))
-    expected = {name: offer.backend_id for offer in reversed(ranked) for name in offer.tools}
+    rule = name_rule("models", None)
+    expected = {rule.fit(name): offer.backend_id for offer in reversed(ranked) for name in offer.tools}
     assert expected == one.bindings.tools
 
 
@@ -303,7 +349,27 @@ def test_a_name_never_moves_to_another_backend(history: list[list[Offer]], strat
 def test_names_that_look_alike_are_different_names(names: set[str]) -> None:
     """Names that differ in case, homoglyphs or Unicode normalisation stay different names."""
     table = build_routing([Offer("a", tools=tuple(names))], Bare(), max_name_length=30).table
-    assert {name: Target("a", name) for name in names} == table.tools
+    assert {Target("a", name) for name in names} == set(table.tools.values())
+
+
+@given(
+    st.text(alphabet="aA0._-", min_size=1, max_size=64).map(lambda text: "a" + text[:63]),
+    st.text(min_size=1, max_size=300) | st.text(alphabet="ab._-/ \t", min_size=1, max_size=80),
+    st.sampled_from(["models", "mcp"]),
+    st.none() | st.integers(16, 200),
+)
+def test_every_name_is_made_to_fit(backend_id: str, own: str, names_for: Any, limit: int | None) -> None:
+    """For any id and name: of the right characters and length, unchanged if it was right, and legible if own is."""
+    characters, most = ("A-Za-z0-9_-", 64) if names_for == "models" else ("A-Za-z0-9_.-", 128)
+    most = most if limit is None else limit
+    for strategy, whole in ((Prefix(), f"{backend_id}_{own}"), (Bare(), own), (Manual({"n" + own: ("a", own)}), None)):
+        by = "a" if whole is None else backend_id
+        name = advertised(own, by=by, strategy=strategy, names_for=names_for, max_name_length=limit)
+        assert re.fullmatch(f"[{characters}]{{1,{most}}}", name)
+        fits = whole is not None and re.fullmatch(f"[{characters}]{{1,{most}}}", whole)
+        assert not fits or name == whole
+        is_clean = whole is not None and re.fullmatch(f"[{characters}]{{1,{most - 13}}}", own)
+        assert not is_clean or own in name
 
 
 # Looking things up.

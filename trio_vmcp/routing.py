@@ -9,7 +9,6 @@ Names are compared code point by code point. Two that merely look alike, or diff
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
@@ -19,6 +18,7 @@ from trio_vmcp._protocol.methods import Kind
 from trio_vmcp._protocol.uri_template import compile_template
 from trio_vmcp._read_only import Copyable, read_only
 from trio_vmcp._routing.matching import TemplateGroup, group_templates
+from trio_vmcp._routing.name_rule import NameRule, NamesFor, name_rule
 from trio_vmcp._routing.names import Names
 from trio_vmcp._routing.strategies import Bare, ConflictResolution, Manual, Prefix, Priority
 from trio_vmcp._routing.table import RoutingTable, Target, closest_names, find_resource
@@ -29,6 +29,7 @@ __all__ = [
     "Bindings",
     "ConflictResolution",
     "Manual",
+    "NamesFor",
     "Offer",
     "Prefix",
     "Priority",
@@ -87,7 +88,8 @@ def build_routing(
     strategy: ConflictResolution,
     *,
     bindings: Bindings = Bindings(),
-    max_name_length: int = 128,
+    names_for: NamesFor = "models",
+    max_name_length: int | None = None,
 ) -> Routing:
     """Decide which backend has which name.
 
@@ -95,9 +97,9 @@ def build_routing(
         offers: In the configured order of the backends, whatever order they connected in; one for each backend.
         bindings: What earlier builds of this session bound. No other backend gets these names, not even while their
             owner is away.
-        max_name_length: Characters, 16 at least. A longer name is shortened, with a digest of the whole at its end.
+        names_for, max_name_length: As in `FactorySettings`.
     """
-    router = Router(strategy, bindings, max_name_length)
+    router = Router(strategy, bindings, name_rule(names_for, max_name_length))
     router.update(offers)
     return Routing(router.table, router.bindings, router.conflicts)
 
@@ -110,15 +112,15 @@ class Router:
     read.
     """
 
-    def __init__(self, strategy: ConflictResolution, bindings: Bindings, max_name_length: float) -> None:
+    def __init__(self, strategy: ConflictResolution, bindings: Bindings, rule: NameRule) -> None:
         self._names: dict[Kind, Names] = {
-            "tools": Names("tool", strategy, max_name_length, True, dict(bindings.tools)),
-            "prompts": Names("prompt", strategy, max_name_length, True, dict(bindings.prompts)),
+            "tools": Names("tool", strategy, rule, True, dict(bindings.tools)),
+            "prompts": Names("prompt", strategy, rule, True, dict(bindings.prompts)),
             # A URI says where something is: it is never rewritten, never bound, and the first to list it serves it.
-            "resources": Names("resource", Bare(), math.inf, False, {}),
+            "resources": Names("resource", Bare(), None, False, {}),
         }
         # Equal templates of several backends: the first to list one serves what matches.
-        self._template_names = Names("resource", Bare(), math.inf, False, {})
+        self._template_names = Names("resource", Bare(), None, False, {})
         self._templates: dict[str, _Templates] = {}
         self._offers: dict[str, Offer] = {}
         self._bindings = bindings

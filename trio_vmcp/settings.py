@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from trio_vmcp.routing import ConflictResolution, Prefix
+from trio_vmcp.routing import ConflictResolution, NamesFor, Prefix
 
 __all__ = ["FactorySettings"]
 
@@ -55,7 +55,10 @@ class FactorySettings:
         identity_keys: Secrets of the digests that bind sessions to identities: the first makes them, all verify them.
             Empty: one random key per process, so that only this process can restore a session with an identity.
         max_message_bytes: Size of one message of a backend; one that is larger is MessageTooLarge.
-        max_name_length: Characters of an advertised name. A longer name is cut and ends in a digest of the whole.
+        names_for: The characters of an advertised name: "models": A-Z, a-z, 0-9, "_" and "-", which every model's API
+            takes; "mcp": "." as well. A name that has others, or is too long, keeps as much of the tool's own name as
+            there is room for, and ends in "_" and a digest of the whole.
+        max_name_length: Characters of an advertised name; None: 64 for "models", 128 for "mcp".
         max_pages, max_items_per_backend: Pages and entries of one list of one backend; over them, its failure is LIMIT.
         max_json_depth: Nesting of one message of a backend.
         max_json_values: Members of objects and elements of arrays in one message of a backend, those inside strings not
@@ -82,7 +85,8 @@ class FactorySettings:
     on_exit: str = attrs.field(default="terminate", validator=attrs.validators.in_(("terminate", "suspend")))
     identity_keys: tuple[bytes, ...] = attrs.field(default=(), converter=_keys, repr=False)
     max_message_bytes: int = 16 * MIB
-    max_name_length: int = 128
+    names_for: NamesFor = attrs.field(default="models", validator=attrs.validators.in_(("models", "mcp")))
+    max_name_length: int | None = None
     max_pages: int = 1000
     max_items_per_backend: int = 10_000
     max_json_depth: int = 128
@@ -97,7 +101,7 @@ class FactorySettings:
             elif field.name.startswith("max_"):
                 least = SHORTEST_NAME_LIMIT if field.name == "max_name_length" else 1
                 # 5.0 is refused here: trio.CapacityLimiter takes int or math.inf, and raises TypeError much later.
-                fits = value == math.inf or (type(value) is int and value >= least)
+                fits = value == math.inf or (type(value) is int and value >= least) or field.default is value is None
                 self._require(fits, field.name, value, f"a whole number, {least} or more")
         self._require(self.min_backends >= 0, "min_backends", self.min_backends, "0 or more")
         if not all(isinstance(key, bytes) and key for key in self.identity_keys):

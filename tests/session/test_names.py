@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 from itertools import permutations
+from typing import Any
 
 import attrs
 import pytest
@@ -39,8 +40,8 @@ def backends_of(**tools: str) -> dict[str, ScriptedBackend]:
     return made
 
 
-def resolved_by(strategy: ConflictResolution, **more: float) -> FactorySettings:
-    return FactorySettings(conflict_resolution=strategy, **more)  # type: ignore[arg-type]
+def resolved_by(strategy: ConflictResolution, **more: Any) -> FactorySettings:
+    return FactorySettings(conflict_resolution=strategy, **more)
 
 
 def owners(session: Session) -> dict[str, tuple[str, str]]:
@@ -81,7 +82,8 @@ async def test_every_strategy_routes_to_its_owner(
 ) -> None:
     """Each advertised name is executed by the backend that the session names as owner, and by no other."""
     backends = backends_of(a="x y", b="x", c="z")
-    async with open_world(backends, settings=resolved_by(strategy)) as world, world.open_session() as session:
+    settings = resolved_by(strategy, names_for="mcp")  # dots stay
+    async with open_world(backends, settings=settings) as world, world.open_session() as session:
         assert expected == owners(session)
         assert conflicts == {conflict.name: conflict.owner for conflict in session.conflicts if conflict.kind == "tool"}
         for name, (backend_id, own_name) in expected.items():

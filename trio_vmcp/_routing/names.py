@@ -12,7 +12,8 @@ from typing import Literal
 
 import attrs
 
-from trio_vmcp._routing.strategies import ConflictResolution, composer, first_owner, fit, inner_prefixes
+from trio_vmcp._routing.name_rule import NameRule
+from trio_vmcp._routing.strategies import ConflictResolution, composer, first_owner, inner_prefixes
 from trio_vmcp._routing.table import Target
 from trio_vmcp.models import NameConflict
 
@@ -49,14 +50,14 @@ class _Claims:
 
 
 def _claim(
-    strategy: ConflictResolution, backend_id: str, names: Sequence[str], max_length: float, inner: Mapping[str, str]
+    strategy: ConflictResolution, backend_id: str, names: Sequence[str], rule: NameRule | None, inner: Mapping[str, str]
 ) -> _Claims:
     claims = _Claims(names, inner=inner)
     compose = composer(strategy, backend_id)
     for name in dict.fromkeys(names):
         whole = compose(name)
         if whole is not None:
-            composed = fit(whole, max_length)
+            composed = whole if rule is None else rule.fit(whole)
             owner = next((owner for prefix, owner in inner.items() if whole.startswith(prefix)), None)
             if owner is not None:
                 claims.belong_to.setdefault(composed, owner)
@@ -72,6 +73,7 @@ class Names:
     """Which backend has which name.
 
     Attributes:
+        _rule: What composed names are made to fit; None: names stay as they are composed.
         routes: Advertised name to target, in no order: where a call goes.
         bound: Advertised name to the backend that has the name for good; entries only ever come.
         bound_bytes: By backend id: the size of the names that are bound to it.
@@ -79,7 +81,7 @@ class Names:
 
     _kind: Literal["tool", "prompt", "resource"]
     _strategy: ConflictResolution
-    _max_length: float
+    _rule: NameRule | None
     _binds: bool
     bound: dict[str, str]
     routes: dict[str, Target] = attrs.field(factory=dict, init=False)
@@ -113,7 +115,7 @@ class Names:
         for backend_id, names in listed.items():
             claims, inner = self._claims[backend_id], self._inner.get(backend_id, {})
             if names != claims.listed or inner != claims.inner:
-                claims = _claim(self._strategy, backend_id, names, self._max_length, inner)
+                claims = _claim(self._strategy, backend_id, names, self._rule, inner)
                 self._replace(backend_id, claims, touched)
         rank = {backend_id: at for at, backend_id in enumerate(order)}
         for name in touched:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import TypeAlias, cast
@@ -20,12 +18,8 @@ __all__ = [
     "Priority",
     "composer",
     "first_owner",
-    "fit",
     "inner_prefixes",
 ]
-
-DIGEST_LENGTH = 12  # base32 characters, 60 bits: two of 10 000 names collide with a probability of 4e-11
-_SEPARATOR = "_"
 
 
 @attrs.frozen
@@ -142,7 +136,7 @@ def _prefix(strategy: Prefix, backend_id: str) -> str:
 
 
 def composer(strategy: ConflictResolution, backend_id: str) -> Callable[[str], str | None]:
-    """From a backend's own names to composed ones, of any length; None: not advertised."""
+    """From a backend's own names to composed ones, whatever they look like; None: not advertised."""
     if isinstance(strategy, Prefix):
         prefix = _prefix(strategy, backend_id)
         return lambda name: prefix + name
@@ -150,15 +144,6 @@ def composer(strategy: ConflictResolution, backend_id: str) -> Callable[[str], s
         names = strategy
         return lambda name: names.advertised_name(backend_id, name)
     return lambda name: name
-
-
-def fit(name: str, max_length: float) -> str:
-    """A name that is too long keeps its head and ends in a digest of all of it."""
-    if len(name) <= max_length:
-        return name
-    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    tail = _SEPARATOR + base64.b32encode(digest).decode("ascii").lower()[:DIGEST_LENGTH]
-    return name[: int(max_length) - len(tail)] + tail
 
 
 def first_owner(strategy: ConflictResolution, claimants: Sequence[str]) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import attrs
 
 from trio_vmcp._protocol.methods import KINDS, Kind
+from trio_vmcp._routing.name_rule import name_rule
 from trio_vmcp._session.listing import MOST_NAME_BYTES, Listing
 from trio_vmcp.errors import CapabilityNotFound, MessageTooLarge, ResourceNotFound
 from trio_vmcp.models import JSON, NameConflict, Prompt, Resource, ResourceTemplate, Tool
@@ -183,4 +184,6 @@ class Directory:
 
 def new_directory(bindings: Bindings, settings: FactorySettings) -> Directory:
     """Of a session that has no backend yet; `bindings` are those of its row."""
-    return Directory(Router(settings.conflict_resolution, bindings, settings.max_name_length))
+    return Directory(
+        Router(settings.conflict_resolution, bindings, name_rule(settings.names_for, settings.max_name_length))
+    )

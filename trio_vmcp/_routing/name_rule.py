@@ -1,0 +1,53 @@
+"""What an advertised name may look like, and how a name that does not fit is changed."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import re
+from typing import Literal, TypeAlias
+
+import attrs
+
+__all__ = ["NameRule", "NamesFor", "name_rule"]
+
+NamesFor: TypeAlias = Literal["models", "mcp"]
+
+# "models": what the APIs of all large models take as the name of a tool. "mcp": MCP 2025-11-25, tools, "Tool Names".
+_CHARACTERS: dict[NamesFor, str] = {"models": "A-Za-z0-9_-", "mcp": "A-Za-z0-9_.-"}
+_MAX_LENGTH: dict[NamesFor, int] = {"models": 64, "mcp": 128}
+
+_DIGEST_LENGTH = 12  # base32 characters, 60 bits: two of 10 000 names collide with a probability of 4e-11
+_SEPARATOR = "_"
+
+
+@attrs.frozen
+class NameRule:
+    """The characters and the length of advertised names."""
+
+    max_length: float
+    _fits: re.Pattern[str]
+    _foreign: re.Pattern[str]
+
+    def fit(self, name: str) -> str:
+        """The name itself if it fits. Else each foreign character becomes "_", and the name ends in a digest of what it
+        was. A name that is too long is cut at its beginning, where the prefix stands: the tool's own name says more.
+
+        A function of the composed name alone: two backends that compose one name still have one name, so that a binding
+        keeps it from the other.
+        """
+        if self._fits.fullmatch(name):
+            return name
+        digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        tail = _SEPARATOR + base64.b32encode(digest).decode("ascii").lower()[:_DIGEST_LENGTH]
+        legible = self._foreign.sub(_SEPARATOR, name)
+        too_long = len(legible) + len(tail) - self.max_length
+        return (legible[int(too_long) :] if too_long > 0 else legible) + tail
+
+
+def name_rule(names_for: NamesFor, max_length: float | None) -> NameRule:
+    """The rule for these readers; `max_length` None: their own limit."""
+    length = _MAX_LENGTH[names_for] if max_length is None else max_length
+    characters, most = _CHARACTERS[names_for], "" if math.isinf(length) else int(length)
+    return NameRule(length, re.compile(f"[{characters}]{{1,{most}}}"), re.compile(f"[^{characters}]"))
