@@ -18,7 +18,7 @@ FLOORS = (
     ("models",),
     ("errors",),
     ("_protocol", "identity", "metadata", "_nursery", "_request_note"),
-    ("_routing", "storage"),
+    ("_principal", "_routing", "storage"),
     ("routing",),
     ("settings", "_http"),
     ("_limits",),
@@ -34,8 +34,9 @@ FLOORS = (
 # Parts without I/O and without Trio, which can be tested without an event loop.
 PURE = (
     "_header_rules",
-    "_read_only",
     "_limits",
+    "_principal",
+    "_read_only",
     "errors",
     "models",
     "identity",

@@ -216,7 +216,7 @@ class DefaultSession(trio.abc.AsyncResource, Session):
     # --- members that come and go, and the end
 
     async def add_backend(self, backend: Backend) -> None:
-        await self._core.add_backend(backend)
+        await self._core.add_backend(backend, self._caller)
 
     async def remove_backend(self, backend_id: str, *, drain_timeout: float | None = None) -> None:
         await self._core.remove_backend(backend_id, drain_timeout=drain_timeout)

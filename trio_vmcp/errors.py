@@ -251,12 +251,14 @@ class BackendError(VmcpError):
         may_have_executed: The request was written and no answer proves that it did not run.
         retry_after: s, after which the backend asks to be tried again (`Retry-After`, RFC 9110 §10.2.3); None: it did
             not ask.
+        in_credentials: The credentials failed (their issuer was not reached, say), so the backend was not asked.
     """
 
     backend_id: str
     detail: str
     may_have_executed: bool = attrs.field(default=False, kw_only=True)
     retry_after: float | None = attrs.field(default=None, kw_only=True)
+    in_credentials: bool = attrs.field(default=False, init=False, repr=False)
 
     def __str__(self) -> str:
         return f"backend {self.backend_id!r} {self.detail}"

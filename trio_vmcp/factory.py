@@ -146,8 +146,10 @@ class DefaultSessionFactory(SessionFactory):
         row = await self._load_for(session_id, identity)
         with self._claim(session_id):
             members = {
-                backend_id: new_member(backend_id, backend, self._settings, self._endpoints, row.record(backend_id))
-                for backend_id, backend in configured.items()
+                backend.id: new_member(
+                    backend.id, backend, self._settings, self._endpoints, row.record(backend.id), identity=identity
+                )
+                for backend in configured.values()
             }
             for record in row.metadata.backends:
                 absent = new_member(record.backend_id, None, self._settings, self._endpoints, record)
@@ -176,7 +178,7 @@ class DefaultSessionFactory(SessionFactory):
             self._warn_of_process_key(identity)
             row = new_row(chosen, bind(identity, self._keys), self._storage, self._settings.storage_timeout)
             members = {
-                backend_id: new_member(backend_id, backend, self._settings, self._endpoints)
+                backend_id: new_member(backend_id, backend, self._settings, self._endpoints, identity=identity)
                 for backend_id, backend in configured.items()
             }
             return await self._run(members, row, identity)

@@ -391,11 +391,11 @@ async def test_a_probe_that_fails_passes_its_turn_on(autojump_clock: MockClock) 
 
         async def first() -> None:
             with pytest.raises(BackendUnavailable):
-                await cache.find_verdict("e", fail)
+                await cache.find_verdict("e", b"", fail)
 
         nursery.start_soon(first)
         await wait_all_tasks_blocked()
-        assert LEGACY is await cache.find_verdict("e", succeed)
+        assert LEGACY is await cache.find_verdict("e", b"", succeed)
     assert ["first", "second"] == asked
 
 
@@ -410,11 +410,11 @@ async def test_what_proves_nothing_is_not_remembered() -> None:
     async def modern() -> Verdict:
         return MODERN
 
-    assert INCONCLUSIVE is await cache.find_verdict("e", unknown)
-    assert MODERN is await cache.find_verdict("e", modern)
-    assert MODERN is await cache.find_verdict("e", unknown)
+    assert INCONCLUSIVE is await cache.find_verdict("e", b"", unknown)
+    assert MODERN is await cache.find_verdict("e", b"", modern)
+    assert MODERN is await cache.find_verdict("e", b"", unknown)
     cache.record_verdict("e", INCONCLUSIVE)
-    assert INCONCLUSIVE is await cache.find_verdict("e", unknown)
+    assert INCONCLUSIVE is await cache.find_verdict("e", b"", unknown)
 
 
 async def test_the_cache_is_bounded() -> None:
@@ -431,9 +431,9 @@ async def test_the_cache_is_bounded() -> None:
         cache.record_verdict(str(number), LEGACY)
     cache.record_verdict("0", MODERN)
     cache.record_verdict("new", LEGACY)
-    assert MODERN is await cache.find_verdict("0", never)
-    assert LEGACY is await cache.find_verdict("2", never)
-    assert INCONCLUSIVE is await cache.find_verdict("1", probed)
+    assert MODERN is await cache.find_verdict("0", b"", never)
+    assert LEGACY is await cache.find_verdict("2", b"", never)
+    assert INCONCLUSIVE is await cache.find_verdict("1", b"", probed)
 
 
 async def test_endpoints_do_not_share_verdicts() -> None:

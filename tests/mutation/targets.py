@@ -112,7 +112,7 @@ EQUIVALENT: Mapping[str, str] = {
     "Breaker: False becomes True in `_on_trial: bool = attrs.field(default=False, init=False)`": (
         "Not read before the circuit opens, which sets it."
     ),
-    "EndpointTurns.note_failure: > becomes >= in `if self._succeeded_at is not None and now - self._succeeded_at > "
+    "Turns.note_failure: > becomes >= in `if self._succeeded_at is not None and now - self._succeeded_at > "
     "self._backoff.max_delay:`": "An instant.",
     "SessionOwner.shorten_drain: < becomes <= in `if deadline < self._drain.deadline:`": (
         "Two drains that end at the same instant: the message names the one limit or the other, and both hold."

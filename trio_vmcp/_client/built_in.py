@@ -33,6 +33,7 @@ from trio_vmcp._client.unawaited import UnawaitedMessages
 from trio_vmcp._http.transport import Http11Transport
 from trio_vmcp._limits import init_limit
 from trio_vmcp._nursery import start_clean
+from trio_vmcp._principal import principal_key
 from trio_vmcp._protocol.eras import MODERN_VERSION, Verdict
 from trio_vmcp._protocol.methods import INITIALIZE, PING
 from trio_vmcp._protocol.outcomes import Loss, Refusal, RequestOutcome, rejection
@@ -156,6 +157,11 @@ class Parts:
         self.requests = self.connector.requests(self.backend, self.session_id, self.nursery)
 
     @property
+    def principal(self) -> bytes:
+        """The key of sessions whose requests the backend answers alike."""
+        return principal_key(self.backend, self.identity, by_token=True)
+
+    @property
     def retries(self) -> tuple[float, float]:
         """s, the first and the longest delay between two streams for changes."""
         settings = self.connector.settings
@@ -196,6 +202,7 @@ class HttpOpening(Opening):
 
     _parts: Parts = attrs.field(alias="parts")
     endpoint: str = attrs.field(init=False)
+    principal: bytes = attrs.field(init=False, repr=False)
     _link: HttpLink = attrs.field(init=False, repr=False)
     _session: StreamableSession = attrs.field(init=False, repr=False)
     _handshake: HandshakeClient = attrs.field(init=False, repr=False)
@@ -203,7 +210,7 @@ class HttpOpening(Opening):
 
     def __attrs_post_init__(self) -> None:
         parts, settings = self._parts, self._parts.connector.settings
-        self.endpoint = endpoint_digest(parts.backend)
+        self.endpoint, self.principal = endpoint_digest(parts.backend), parts.principal
         self._link = parts.connector.link(parts.backend)
         self._session = StreamableSession(
             self._link,
@@ -295,12 +302,13 @@ class LinesOpening(Opening):
     _parts: Parts = attrs.field(alias="parts")
     _build: Callable[[Backend, FactorySettings], StartedChannel] = attrs.field(alias="build")
     endpoint: str = attrs.field(init=False)
+    principal: bytes = attrs.field(init=False, repr=False)
     _channel: StartedChannel = attrs.field(init=False, repr=False)
     _handshake: HandshakeClient = attrs.field(init=False, repr=False)
     _stateless: StatelessClient | None = attrs.field(default=None, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self.endpoint = endpoint_digest(self._parts.backend)
+        self.endpoint, self.principal = endpoint_digest(self._parts.backend), self._parts.principal
         self._prepare()
 
     @property

@@ -1,4 +1,5 @@
-"""The probe finds out which era a backend speaks, over any channel. A factory keeps the verdicts by endpoint.
+"""The probe finds out which era a backend speaks, over any channel. A factory keeps the verdicts by endpoint; a probe
+that is under way is shared by the sessions of one principal, since another principal may be answered at once.
 
 Source: MCP 2026-07-28, versioning: "try modern first, and look at the body before falling back".
 """
@@ -37,10 +38,12 @@ class _RunningProbe:
 
 @attrs.define(eq=False)
 class VerdictCache:
-    """The verdicts of one factory, by endpoint. Sessions that connect at the same time share one probe."""
+    """The verdicts of one factory, by endpoint. Sessions of one principal that connect at the same time share a probe:
+    its answer, or its silence, may be about their credentials.
+    """
 
     _verdicts: dict[str, Verdict] = attrs.field(factory=dict, init=False)
-    _running: dict[str, _RunningProbe] = attrs.field(factory=dict, init=False)
+    _running: dict[tuple[str, bytes], _RunningProbe] = attrs.field(factory=dict, init=False, repr=False)
 
     def record_verdict(self, endpoint: str, verdict: Verdict) -> None:
         """The endpoint proved to be of this era: replace any verdict on it. INCONCLUSIVE only discards the old one."""
@@ -50,25 +53,29 @@ class VerdictCache:
             if len(self._verdicts) > _MOST_CACHED:
                 del self._verdicts[next(iter(self._verdicts))]
 
-    async def find_verdict(self, endpoint: str, probe: Callable[[], Awaitable[Verdict]]) -> Verdict:
-        """The verdict on an endpoint. If a probe fails or is cancelled, the next session that waits probes."""
+    async def find_verdict(self, endpoint: str, principal: bytes, probe: Callable[[], Awaitable[Verdict]]) -> Verdict:
+        """The verdict on an endpoint. If a probe fails or is cancelled, the next session that waits probes.
+
+        Args:
+            principal: The key of the sessions that `probe` may be shared with.
+        """
         while True:
             known = self._verdicts.get(endpoint)
             if known is not None:
                 return known
-            running = self._running.get(endpoint)
+            running = self._running.get((endpoint, principal))
             if running is None:
-                return await self._run_probe(endpoint, probe)
+                return await self._run_probe(endpoint, principal, probe)
             await running.done.wait()
             if running.verdict is not None:
                 return running.verdict
 
-    async def _run_probe(self, endpoint: str, probe: Callable[[], Awaitable[Verdict]]) -> Verdict:
-        running = self._running[endpoint] = _RunningProbe()
+    async def _run_probe(self, endpoint: str, principal: bytes, probe: Callable[[], Awaitable[Verdict]]) -> Verdict:
+        running = self._running[endpoint, principal] = _RunningProbe()
         try:
             running.verdict = await probe()
         finally:
-            del self._running[endpoint]
+            del self._running[endpoint, principal]
             running.done.set()
         self.record_verdict(endpoint, running.verdict)
         return running.verdict
@@ -79,10 +86,12 @@ class Opening(abc.ABC):
 
     Attributes:
         endpoint: The digest that the verdict is kept under.
+        principal: The key of the sessions that this opening's probe may be shared with.
         verdict_on_loss: The verdict if the stream that was to bring the answer to `server/discover` ends.
     """
 
     endpoint: str
+    principal: bytes
     verdict_on_loss: ClassVar[Verdict] = Verdict.LEGACY
 
     @property
@@ -161,7 +170,7 @@ class Probe:
 
     async def _find_out(self) -> BackendClient:
         opening = self._opening
-        verdict = await self._verdicts.find_verdict(opening.endpoint, self._ask_for_era)
+        verdict = await self._verdicts.find_verdict(opening.endpoint, opening.principal, self._ask_for_era)
         if verdict is Verdict.SSE:
             try:
                 return await opening.open_event_stream()

@@ -21,11 +21,11 @@ from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.life import Life, Phase
 from trio_vmcp._session.listing import Listing, list_backend
 from trio_vmcp._session.member import Member, MemberObserver, reason_of
+from trio_vmcp._session.reconnects import tells_of_endpoint
 from trio_vmcp._session.refresh import Refresher
 from trio_vmcp._session.row import SessionRow
 from trio_vmcp.connector import BackendClient, BackendConnector
 from trio_vmcp.errors import BackendError, BackendUnavailable, session_tag
-from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord
 from trio_vmcp.models import JSON, Backend, FailureReason
 from trio_vmcp.settings import FactorySettings
@@ -44,14 +44,9 @@ MOST_SUB_RESOURCE = 4096  # characters of a URI beyond the one that was subscrib
 
 @attrs.frozen(eq=False)
 class SessionParts:
-    """What every attempt of one session needs of that session.
-
-    Attributes:
-        identity: Handshakes and lists carry this identity's credentials.
-    """
+    """What every attempt of one session needs of that session."""
 
     connector: BackendConnector
-    identity: Identity | None
     settings: FactorySettings
     row: SessionRow
     life: Life
@@ -101,20 +96,36 @@ class Attempt:
     async def run(self) -> None:
         """Connect, hold the nursery that the client's services run in, and see the last calls end."""
         try:
-            ended = await self._hold()
-            if ended and self.connection is None:
-                self._fail(FailureReason.UNREACHABLE, ended)
-            elif ended and self.connection is not None:
-                if self._session.life.phase < Phase.PARTING:  # afterwards, a connection that breaks is not reported
-                    self._member.note_connection_ended(self.connection, ended)
-                await self._close_in_time(self.connection)
+            crash = await self._hold()
+            if crash is not None:
+                await self._end(crash)
         finally:
             self._settle()
             self._member.discard_attempt(self._connecting, self.connection)
 
-    async def _hold(self) -> str:
+    async def _end(self, crash: BaseExceptionGroup[Exception]) -> None:
+        """It ended by itself."""
+        detail, is_of_endpoint = describe_end(crash), self._is_of_endpoint(*crash.exceptions)
+        if self.connection is None:
+            self._fail(FailureReason.UNREACHABLE, detail, is_of_endpoint=is_of_endpoint)
+            return
+        if self._session.life.phase < Phase.PARTING:  # afterwards, a connection that breaks is not reported
+            self._member.note_connection_ended(self.connection, detail, is_of_endpoint=is_of_endpoint)
+        await self._close_in_time(self.connection)
+
+    def _is_of_endpoint(self, *errors: BaseException) -> bool:
+        """Whether other principals would meet the same. Of errors that are not `BackendError`, a connector of the
+        user's may raise any: those of the operating system tell that the endpoint was not reached.
+        """
+        transport = self._backend.transport
+        return any(
+            tells_of_endpoint(transport, error) if isinstance(error, BackendError) else isinstance(error, OSError)
+            for error in errors
+        )
+
+    async def _hold(self) -> BaseExceptionGroup[Exception] | None:
         """Returns what ended it, if that has yet to be told."""
-        ended = ""
+        ended = None
         try:
             async with trio.open_nursery() as nursery:
                 try:
@@ -131,7 +142,7 @@ class Attempt:
                 nursery.cancel_scope.cancel()  # its goodbyes are shielded, and bounded
         except* Exception as crash:  # noqa: BLE001  # the boundary of one backend: the others must not notice
             # `except Exception` would not do: a nursery's group may mix a crash with Cancelled, and that slips past it.
-            ended = "" if self.settled.is_set() and self.connection is None else describe_end(crash)
+            ended = None if self.settled.is_set() and self.connection is None else crash
         return ended
 
     async def _connect(self, nursery: trio.Nursery) -> None:
@@ -146,6 +157,7 @@ class Attempt:
         note = RequestNote()
         current_note.set(note)  # in this task's own context
         retry_after: float | None = None
+        is_of_endpoint = False
         client, resume = None, self._member.resume
         try:
             with self._connecting:
@@ -168,8 +180,10 @@ class Attempt:
                     return
         except BackendError as error:
             why, retry_after = (reason_of(error), error.detail), error.retry_after
+            is_of_endpoint = self._is_of_endpoint(error)
         except Exception as crash:  # noqa: BLE001  # a connector of the user's may raise anything
             why = FailureReason.UNREACHABLE, f"could not be connected: {describe_crash(crash)}"
+            is_of_endpoint = self._is_of_endpoint(crash)
         else:  # only a cancelled attempt comes here
             step = f"did not answer {note.method!r}" if note.method else "was not ready"
             often = f"{times} times " if times > 1 else ""
@@ -177,18 +191,16 @@ class Attempt:
         finally:  # also where a crash beside us cancelled this nursery
             if client is not None and self.connection is None:  # connected, but not listed
                 self._discard(client, nursery)
-        self._fail(*why, retry_after)
+        self._fail(*why, retry_after, is_of_endpoint=is_of_endpoint)
 
     async def _open(self, resume: BackendRecord | None, nursery: trio.Nursery) -> tuple[BackendClient, Listing | None]:
         """A client, and what it lists; None: a backend that was listed before takes calls at once, and lists later."""
         begun_at = trio.current_time()
         session, member = self._session, self._member
-        refresher = Refresher(
-            member, self, self._backend, session.identity, session.settings, nursery, session.observer
-        )
+        refresher = Refresher(member, self, self._backend, member.identity, session.settings, nursery, session.observer)
         events = Events(self, refresher, nursery)
         client = events.client = await session.connector(
-            self._backend, identity=session.identity, resume=resume, nursery=nursery, events=events
+            self._backend, identity=member.identity, resume=resume, nursery=nursery, events=events
         )
         try:
             if member.listing is not None and resume is None:
@@ -198,7 +210,7 @@ class Attempt:
             listing = await list_backend(
                 self._backend,
                 client,
-                identity=session.identity,
+                identity=member.identity,
                 settings=session.settings,
                 overlap=trio.current_time() - begun_at > SLOW_HANDSHAKE,
                 known=member.listing,
@@ -214,9 +226,11 @@ class Attempt:
             raise
         return client, listing
 
-    def _fail(self, reason: FailureReason, detail: str, retry_after: float | None = None) -> None:
+    def _fail(
+        self, reason: FailureReason, detail: str, retry_after: float | None = None, *, is_of_endpoint: bool
+    ) -> None:
         if self._member.may_join(self._session.life):  # else its state says already why it is missing
-            self._member.fail(reason, detail, retry_after)
+            self._member.fail(reason, detail, retry_after, is_of_endpoint=is_of_endpoint)
 
     async def _report_late(self, limit: TimeLimit) -> None:
         """A program that is alive after its time goes on starting, and nothing waits for it any longer."""

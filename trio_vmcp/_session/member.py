@@ -42,6 +42,7 @@ from trio_vmcp.errors import (
     BackendUnavailable,
     MessageTooLarge,
 )
+from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord, endpoint_digest
 from trio_vmcp.models import Backend, BackendFailure, BackendState, BackendStatus, FailureReason
 from trio_vmcp.settings import FactorySettings
@@ -258,6 +259,7 @@ class Member:
 
     Attributes:
         backend: Its configuration; None: it is Unconfigured.
+        identity: Its handshakes, lists and streams carry this identity's credentials.
         request_limit: Of a call that has no timeout of its own.
         stored: Its record in the metadata, as of the restore or of the connection before.
         state: Written by `to` alone.
@@ -280,6 +282,7 @@ class Member:
     breaker: Breaker
     reconnects: Reconnects
     state: State
+    identity: Identity | None = attrs.field(default=None, repr=False)
     stored: BackendRecord | None = None
     since: datetime = attrs.field(factory=lambda: datetime.now(UTC), init=False)
     last_failure: BackendFailure | None = attrs.field(init=False)
@@ -407,9 +410,11 @@ class Member:
             if failed or isinstance(self.state, Incomplete):
                 self.become_ready(self.state.connection, "its lists are complete")
 
-    def fail(self, reason: FailureReason, detail: str, retry_after: float | None = None) -> None:
-        """An attempt has failed."""
-        self.reconnects.note_failure(reason, retry_after)
+    def fail(
+        self, reason: FailureReason, detail: str, retry_after: float | None = None, *, is_of_endpoint: bool = False
+    ) -> None:
+        """An attempt has failed. The other arguments: see `Reconnects.note_failure`."""
+        self.reconnects.note_failure(reason, retry_after, is_of_endpoint=is_of_endpoint)
         self.to(Away(self._new_failure(reason, detail)), detail)
 
     def wait_longer(self, detail: str) -> None:
@@ -434,12 +439,12 @@ class Member:
             detail = self.state.cause.detail
             self.to(Away(self._new_failure(FailureReason.UNREACHABLE, detail)), detail)
 
-    def note_connection_ended(self, connection: Connection, detail: str) -> None:
+    def note_connection_ended(self, connection: Connection, detail: str, *, is_of_endpoint: bool = False) -> None:
         """A connection ended by itself or crashed. Its backend session may still be there."""
         if self.connection is not connection:
             return
         self.stored = connection.client.record
-        self.fail(FailureReason.UNREACHABLE, detail)
+        self.fail(FailureReason.UNREACHABLE, detail, is_of_endpoint=is_of_endpoint)
 
     def replace_connection(self, connection: Connection, error: BackendError) -> None:
         """The backend no longer knows this connection's session. The first to report that has it replaced."""
@@ -515,22 +520,25 @@ def new_member(
     settings: FactorySettings,
     endpoints: Endpoints,
     stored: BackendRecord | None = None,
+    *,
+    identity: Identity | None = None,
 ) -> Member:
     """A backend that was not connected yet. `backend` None: it is in the row, and was not passed to the restore."""
     state: State
     if backend is None:
         detail = "was not among the backends that the session was restored with"
         state = Unconfigured(BackendFailure(backend_id, FailureReason.UNREACHABLE, detail, 0.0))
-        turns = endpoints.new_turns()
+        reconnects = endpoints.no_reconnects()
     else:
         state = Connecting()
-        turns = endpoints.turns(endpoint_digest(backend))
+        reconnects = endpoints.reconnects(backend, identity)
     return Member(
         backend_id,
         backend,
         request_limit=request_limit(backend, settings),
         breaker=Breaker(endpoints.new_backoff()),
-        reconnects=Reconnects(turns, endpoints.new_backoff(), endpoints.new_backoff()),
+        reconnects=reconnects,
         state=state,
+        identity=identity,
         stored=stored,
     )

@@ -237,24 +237,29 @@ class Membership:
         self._ensure_retrying(member)  # it joined, was cancelled, and has lost its session since
 
     async def _connect_anew(self, member: Member, backend: Backend) -> None:
-        """One more attempt, or the wait for its time. If calls wait for a new connection and the endpoint's next turn
-        is not due, they fail now.
+        """One more attempt, or the wait for its time. If calls wait for a new connection and the next turn is not due,
+        they fail now.
         """
+        reconnects = member.reconnects
         # Place before line: all sessions share the line, so its holder must not wait for a place of one session.
-        async with self._place(member), member.reconnects.endpoint_turns.line:
-            if not member.may_join(self._session.life):
-                return  # removed, or its session closed, in the step in which the line was handed over
-            if member.reconnects.is_due:
-                member.start_retrying()
-                attempt = self._begin(member, backend)
+        # The principal's line before the endpoint's, for the same reason: an attempt that hangs keeps it longer.
+        attempt: Attempt | None = None
+        async with self._place(member), reconnects.own_turns.line:
+            async with reconnects.endpoint_turns.line:
+                if not member.may_join(self._session.life):
+                    return  # removed, or its session closed, in the step in which the line was handed over
+                if reconnects.is_due:
+                    member.start_retrying()
+                    attempt = self._begin(member, backend)
+                    await reconnects.endpoint_turns.hold_line(attempt.reported)
+                else:
+                    member.fail_replacing()
+            if attempt is not None:
                 await attempt.reported.wait()  # what cancels this task cancels the attempt, too
-            else:
-                attempt = None
-                member.fail_replacing()
         if attempt is not None:
             await attempt.settled.wait()  # a program that takes long to start holds up neither place nor line
         if member.connection is None:
-            await member.reconnects.wait_turn()
+            await reconnects.wait_turn()
 
     @asynccontextmanager
     async def _place(self, member: Member) -> AsyncIterator[None]:

@@ -85,7 +85,7 @@ class SessionOwner:
     def __attrs_post_init__(self) -> None:
         self.admission = Admission(self.life)
         self.membership = Membership(
-            self._members, SessionParts(self._connector, self.identity, self.settings, self.row, self.life, self)
+            self._members, SessionParts(self._connector, self.settings, self.row, self.life, self)
         )
         self.directory = new_directory(self.row.bindings, self.settings)
         self.calls = Calls(self._members, self.directory, self.admission, self.identity)
@@ -96,9 +96,15 @@ class SessionOwner:
 
     # --- members that come and go
 
-    async def add_backend(self, backend: Backend) -> None:
+    async def add_backend(self, backend: Backend, caller: Identity | None) -> None:
+        """
+        Args:
+            caller: The backend is connected with this identity's credentials; None: with the opener's.
+        """
         await self._require_open()
-        await self.membership.add(new_member(backend.id, backend, self.settings, self._endpoints), backend)
+        identity = self.identity if caller is None else caller
+        member = new_member(backend.id, backend, self.settings, self._endpoints, identity=identity)
+        await self.membership.add(member, backend)
 
     async def remove_backend(self, backend_id: str, *, drain_timeout: float | None = None) -> None:
         limit = self.settings.drain_timeout if drain_timeout is None else drain_timeout

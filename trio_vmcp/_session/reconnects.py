@@ -1,32 +1,56 @@
-"""How long to wait before the next attempt to connect: by backend and by endpoint, in one place.
+"""How long to wait before the next attempt to connect: by endpoint, by principal and by backend, in one place.
 
 An endpoint's turns are shared by all sessions of a factory. When a thousand sessions lose the same backend, one attempt
 at a time runs against it: a failure makes all of them wait, a success lets the next attempt begin at once. Without that
 a backend that comes back is met by all sessions together.
+
+Only failures that tell about the endpoint count there (`tells_of_endpoint`), and an attempt that hangs holds the line
+for `LINE_TIMEOUT` s at most: what a backend answers to one principal, or leaves unanswered, delays no other. Sessions
+of one principal share turns of their own for that, one attempt at a time.
 """
 
 from __future__ import annotations
 
 import math
 import random
+from collections.abc import Hashable
 from weakref import WeakValueDictionary
 
 import attrs
 import trio
 
-from trio_vmcp.models import FailureReason
+from trio_vmcp._principal import principal_key
+from trio_vmcp.errors import BackendError, BackendRejected, BackendUnavailable
+from trio_vmcp.identity import Identity
+from trio_vmcp.metadata import endpoint_digest
+from trio_vmcp.models import Backend, FailureReason
 
-__all__ = ["Backoff", "EndpointTurns", "Endpoints", "Reconnects", "limited"]
+__all__ = ["Backoff", "Endpoints", "Reconnects", "Turns", "limited", "tells_of_endpoint"]
 
 JITTER = 0.2  # of a delay, either way: attempts that failed together must not be repeated together
 WORDS_INTERVAL, DOUBT = 60.0, 600.0  # s
 MOST_RETRY_AFTER = 3600.0  # s, that a backend can ask for
 LEAST_DELAY = 0.05  # s, whatever is configured: with a delay of 0, attempts would follow as fast as the machine can
+LINE_TIMEOUT, LEAST_LINE_TIMEOUT = 0.5, 0.01  # s, that an attempt holds the line of its endpoint
 
 
 def limited(retry_after: float | None) -> float:
     """s to wait for a `Retry-After`; 0: there was none."""
     return min(retry_after or 0.0, MOST_RETRY_AFTER)
+
+
+def tells_of_endpoint(transport: str, error: BackendError) -> bool:
+    """Whether an error of an attempt or connection is about the endpoint: it was not reached, it died, or something
+    there answered HTTP 5xx (RFC 9110 §15.6). Any other answer, or none in time, may be about the credentials.
+
+    Args:
+        transport: `Backend.transport`. Each session has a process of its own: its end says nothing about others.
+    """
+    if transport == "stdio" or error.in_credentials:
+        return False
+    if isinstance(error, BackendRejected):
+        return 500 <= error.code < 600  # HTTP; the codes of JSON-RPC errors are negative
+    return isinstance(error, BackendUnavailable)
 
 
 @attrs.define(eq=False)
@@ -53,8 +77,8 @@ class Backoff:
 
 
 @attrs.define(eq=False)
-class EndpointTurns:
-    """The turns at connecting anew to one endpoint, over all sessions of a factory.
+class Turns:
+    """The turns at connecting anew to one endpoint, over all sessions of a factory, or over those of one principal.
 
     Attributes:
         line: FIFO lock around one attempt; never held while sleeping.
@@ -65,6 +89,7 @@ class EndpointTurns:
     _not_before: float = attrs.field(default=0.0, init=False)
     _reached: trio.Event = attrs.field(factory=trio.Event, init=False)  # set by a success, and replaced
     _succeeded_at: float | None = attrs.field(default=None, init=False)
+    _line_timeout: float = attrs.field(default=LINE_TIMEOUT, init=False)  # s
 
     @property
     def wait(self) -> float:
@@ -75,6 +100,14 @@ class EndpointTurns:
         """Sleep until the next turn is due, or until any session has reached the endpoint."""
         with trio.move_on_at(self._not_before):
             await self._reached.wait()
+
+    async def hold_line(self, reported: trio.Event) -> None:
+        """Wait for an attempt in the line: until it has reported, but not for ever. An attempt that takes longer halves
+        the time for the next, so that many that hang hold up the line for `2 * LINE_TIMEOUT` s and little more.
+        """
+        with trio.move_on_after(self._line_timeout):
+            await reported.wait()
+        self._line_timeout = LINE_TIMEOUT if reported.is_set() else max(self._line_timeout / 2, LEAST_LINE_TIMEOUT)
 
     def note_success(self) -> None:
         """Other sessions may try at once. The delay is reset only once this success has lasted: a backend that is
@@ -99,7 +132,7 @@ class EndpointTurns:
 
 @attrs.define(eq=False)
 class Endpoints:
-    """The endpoints of one factory, each for as long as a session has a backend there.
+    """The endpoints of one factory, each for as long as a session has a backend there, and their principals.
 
     Attributes:
         min_delay, max_delay: s between attempts, doubled from one to the other, ±20 %.
@@ -107,18 +140,25 @@ class Endpoints:
 
     min_delay: float
     max_delay: float
-    _turns: WeakValueDictionary[str, EndpointTurns] = attrs.field(factory=WeakValueDictionary, init=False, repr=False)
+    _turns: WeakValueDictionary[Hashable, Turns] = attrs.field(factory=WeakValueDictionary, init=False, repr=False)
 
-    def turns(self, endpoint: str) -> EndpointTurns:
-        """The turns of one endpoint. Keep them: they are forgotten with the last reference."""
-        turns = self._turns.get(endpoint)
+    def reconnects(self, backend: Backend, identity: Identity | None) -> Reconnects:
+        """Those of one backend of a session that connects with this identity."""
+        endpoint = endpoint_digest(backend)
+        own = self.turns((endpoint, principal_key(backend, identity)))
+        return Reconnects(self.turns(endpoint), own, self.new_backoff(), self.new_backoff())
+
+    def no_reconnects(self) -> Reconnects:
+        """Those of a backend that is never connected."""
+        turns = Turns(self.new_backoff())
+        return Reconnects(turns, turns, self.new_backoff(), self.new_backoff())
+
+    def turns(self, key: Hashable) -> Turns:
+        """The turns of an endpoint, or of a principal there. Keep them: they are forgotten with the last reference."""
+        turns = self._turns.get(key)
         if turns is None:
-            turns = self._turns[endpoint] = self.new_turns()
+            turns = self._turns[key] = Turns(self.new_backoff())
         return turns
-
-    def new_turns(self) -> EndpointTurns:
-        """Turns that are shared with no other backend."""
-        return EndpointTurns(self.new_backoff())
 
     def new_backoff(self) -> Backoff:
         return Backoff(self.min_delay, self.max_delay)
@@ -130,9 +170,11 @@ class Reconnects:
 
     Attributes:
         endpoint_turns: Shared with all sessions that have a backend at this endpoint.
+        own_turns: Shared with those of them that connect as the same principal.
     """
 
-    endpoint_turns: EndpointTurns = attrs.field(repr=False)
+    endpoint_turns: Turns = attrs.field(repr=False)
+    own_turns: Turns = attrs.field(repr=False)
     # Of this session alone: refused credentials say nothing about other sessions.
     _auth_backoff: Backoff = attrs.field(repr=False)
     # A backend may say of every session that it is gone (by a stream, or by 503) and answer calls all the same. Without
@@ -147,20 +189,24 @@ class Reconnects:
 
     @property
     def is_due(self) -> bool:
-        """The endpoint's next turn may begin."""
-        return self.endpoint_turns.wait <= 0
+        """The next turn may begin, the endpoint's and the principal's."""
+        return self.endpoint_turns.wait <= 0 and self.own_turns.wait <= 0
 
     def note_joined(self) -> None:
         """An attempt has succeeded."""
         self._joined_at = trio.current_time()
         self._auth_backoff.reset()
+        self.own_turns.note_success()
         self.endpoint_turns.note_success()
 
-    def note_failure(self, reason: FailureReason, retry_after: float | None = None) -> None:
+    def note_failure(
+        self, reason: FailureReason, retry_after: float | None = None, *, is_of_endpoint: bool = False
+    ) -> None:
         """An attempt failed, or a connection was lost.
 
         Args:
             retry_after: s, as the backend asked; of this session alone, since a 429 is about its caller.
+            is_of_endpoint: The failure is one that other principals would meet as well.
         """
         self._asked_until = trio.current_time() + limited(retry_after)
         self.confirm_words()
@@ -168,8 +214,10 @@ class Reconnects:
             self._asked_until = max(self._asked_until, trio.current_time() + self._replace_backoff.max_delay)
         if reason is FailureReason.UNAUTHORIZED:
             self._authorized_after = trio.current_time() + self._auth_backoff.next(random.random())
-        else:
+        elif is_of_endpoint:
             self.endpoint_turns.note_failure()
+        else:
+            self.own_turns.note_failure()
 
     async def wait_auth(self) -> None:
         """Sleep while this session's credentials count as refused, or as long as the backend asked."""
@@ -178,6 +226,7 @@ class Reconnects:
     async def wait_turn(self) -> None:
         """Sleep until the next attempt may begin."""
         await self.wait_auth()
+        await self.own_turns.pause()
         await self.endpoint_turns.pause()
 
     def next_replacement_at(self) -> float:

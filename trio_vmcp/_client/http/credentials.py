@@ -189,6 +189,7 @@ class Credentials(Generic[R, B]):
                 raise
         except BackendError as error:
             if not ours:
+                error.in_credentials = True
                 error.detail = f"cannot be asked: {shown_origin(wanted.url)} {error.detail}"
                 error.may_have_executed = body.written
             raise
@@ -197,7 +198,10 @@ class Credentials(Generic[R, B]):
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (BackendError, StopAsyncIteration):
+        except StopAsyncIteration:
+            raise
+        except BackendError as error:
+            error.in_credentials = True
             raise
         except Exception as exc:
             raise BackendUnauthorized(
