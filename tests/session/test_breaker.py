@@ -126,9 +126,9 @@ def test_a_breaker_that_nothing_would_close_never_opens() -> None:
 # In a session
 
 
-def state_of_a(session: Session) -> BackendState:
+def state_of(session: Session, backend_id: str = "a") -> BackendState:
     """A function, since mypy takes a property that was read before for unchanged."""
-    return session.backends["a"].state
+    return session.backends[backend_id].state
 
 
 async def fail_calls(session: Session, count: int, name: str = "a_echo", **options: Any) -> list[str]:
@@ -151,9 +151,9 @@ async def test_a_circuit_opens_and_closes(era: str, autojump_clock: MockClock) -
         backend.fail("POST", Disconnect(0), times=1)  # the connection that is kept alive
         backend.fail(CONNECT, Refuse())
         await fail_calls(session, 4)
-        assert BackendState.READY is state_of_a(session)
+        assert BackendState.READY is state_of(session)
         await fail_calls(session, 1)
-        assert BackendState.DEGRADED is state_of_a(session)
+        assert BackendState.DEGRADED is state_of(session)
         last = session.backends["a"].last_failure
         assert last is not None
         assert "could not be reached" in last.detail
@@ -174,7 +174,7 @@ async def test_a_circuit_opens_and_closes(era: str, autojump_clock: MockClock) -
         backend.heal()
         await trio.sleep(1.3)
         await session.call_tool("a_echo")
-        assert BackendState.READY is state_of_a(session)
+        assert BackendState.READY is state_of(session)
         await fail_calls_to_reopen(backend, session)
 
 
@@ -263,7 +263,7 @@ async def test_error_answers_do_not_open_the_circuit(fault: Any, autojump_clock:
         backend.fail("tools/call", fault)
         for told in await fail_calls(session, 20):
             assert "tried again" not in told
-        assert BackendState.READY is state_of_a(session)
+        assert BackendState.READY is state_of(session)
 
 
 async def test_slow_answers_and_impatient_callers_open_nothing(autojump_clock: MockClock) -> None:
@@ -337,8 +337,8 @@ async def test_an_old_answer_does_not_make_a_recovering_backend_ready(autojump_c
             backend.fail("initialize", Delay(20), times=1)
             nursery.start_soon(session.call_tool, "a_echo")  # the trial
             await trio.sleep(5)
-            assert BackendState.RECOVERING is state_of_a(session)
-        assert BackendState.READY is state_of_a(session)
+            assert BackendState.RECOVERING is state_of(session)
+        assert BackendState.READY is state_of(session)
 
 
 async def test_a_new_connection_closes_the_circuit(autojump_clock: MockClock) -> None:
@@ -380,10 +380,10 @@ async def test_a_hung_trial_closes_nothing(autojump_clock: MockClock) -> None:
         await trio.sleep(1)
         (told,) = await fail_calls(session, 1, timeout=9)
         assert "did not answer" in told
-        assert BackendState.DEGRADED is state_of_a(session)
+        assert BackendState.DEGRADED is state_of(session)
         backend.heal()
         await session.call_tool("a_echo")
-        assert BackendState.READY is state_of_a(session)
+        assert BackendState.READY is state_of(session)
 
 
 async def test_calls_to_a_backend_that_is_missing_open_nothing(autojump_clock: MockClock) -> None:
@@ -419,7 +419,7 @@ async def test_a_trial_may_find_the_session_lost(autojump_clock: MockClock) -> N
         backend.restart()
         await trio.sleep(1)
         assert (await session.call_tool("a_echo")).backend_state_lost
-        assert BackendState.READY is state_of_a(session)
+        assert BackendState.READY is state_of(session)
 
 
 async def test_without_retries_there_is_no_breaker(autojump_clock: MockClock) -> None:
@@ -483,11 +483,129 @@ async def test_a_gateway_of_a_backend_that_is_away_opens_the_circuit(
             with pytest.raises(BackendError) as caught:
                 await session.call_tool("a_echo")
             assert 100 == caught.value.retry_after
-        assert BackendState.DEGRADED is state_of_a(session)
+        assert BackendState.DEGRADED is state_of(session)
         backend.heal()
         await trio.sleep(99)
         with pytest.raises(BackendUnavailable, match="in a row"):
             await session.call_tool("a_echo")
         await trio.sleep(2)
         await session.call_tool("a_echo")
-        assert BackendState.READY is state_of_a(session)
+        assert BackendState.READY is state_of(session)
+
+
+# Without a call
+
+BACK_WITHIN = 12.0  # s, with `reconnect_max_delay=10`: the longest delay of the circuit
+SLOWEST = FactorySettings(reconnect_max_delay=10.0, idle_timeout=math.inf)
+
+
+@pytest.mark.parametrize("listens", [False, True])
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_a_backend_that_is_back_is_ready_without_a_call(
+    era: str, listens: bool, autojump_clock: MockClock
+) -> None:
+    """After the outage, however long, it is asked within `reconnect_max_delay`, 20 % more where a trial has just
+    failed. A restarted backend has a new session then, and the next call does not meet the loss.
+    """
+    backend = echo_backend(era, "sse", listens=listens)
+    async with open_world({"a": backend}, settings=SLOWEST) as world, world.open_session() as session:
+        backend.crash()
+        await fail_calls(session, 5)
+        await trio.sleep(600)
+        assert BackendState.DEGRADED is state_of(session)
+        attempts = world.network.connection_attempts
+        backend.restart()
+        await trio.sleep(BACK_WITHIN + 1)
+        assert BackendState.READY is state_of(session)
+        assert world.network.connection_attempts <= attempts + 4
+        calls = session.backends["a"].calls
+        assert not (await session.call_tool("a_echo")).backend_state_lost
+        assert calls + 1 == session.backends["a"].calls
+
+
+@pytest.mark.parametrize("answer", [Error(-32601, "no such method"), Status(401), Status(418)], ids=str)
+async def test_an_error_is_an_answer_to_a_trial_too(answer: Any, autojump_clock: MockClock) -> None:
+    """The backend does not know `ping`, or does not take it from us: it was reached."""
+    backend = echo_backend()
+    backend.fail("ping", answer)
+    async with open_world({"a": backend}, settings=SLOWEST) as world, world.open_session() as session:
+        backend.fail("POST", Disconnect(0), times=1)
+        refusing = backend.fail(CONNECT, Refuse())
+        await fail_calls(session, 5)
+        refusing.times = 0
+        await trio.sleep(BACK_WITHIN)
+        assert BackendState.READY is state_of(session)
+
+
+@pytest.mark.parametrize("silence", [Hang(), Status(503), Status(502), Disconnect(0)], ids=str)
+async def test_a_trial_without_an_answer_closes_nothing(silence: Any, autojump_clock: MockClock) -> None:
+    """The trials go on at the slowest pace."""
+    backend = echo_backend()
+    asked = backend.fail("ping", silence)
+    async with open_world({"a": backend}, settings=SLOWEST) as world, world.open_session() as session:
+        backend.fail("POST", Disconnect(0), times=1)
+        refusing = backend.fail(CONNECT, Refuse())
+        await fail_calls(session, 5)
+        refusing.times = 0
+        await trio.sleep(300)
+        assert BackendState.DEGRADED is state_of(session)
+        assert 300 / 24 <= asked.struck <= 300 / 8
+        backend.heal()
+        await trio.sleep(2 * BACK_WITHIN)
+        assert BackendState.READY is state_of(session)
+
+
+async def test_a_trial_respects_retry_after(autojump_clock: MockClock) -> None:
+    """A backend that asks for two minutes is left alone so long, whether it says so to a call or to a trial."""
+    backend = echo_backend()
+    async with open_world({"a": backend}, settings=SLOWEST) as world, world.open_session() as session:
+        busy = backend.fail("tools/call", Status(502, headers={"retry-after": "120"}))
+        await fail_calls(session, 5)
+        assert 5 == busy.struck
+        backend.fail("ping", Status(502, headers={"retry-after": "120"}), times=1)
+        for asked, seconds in ((0, 119), (1, 105)):
+            await trio.sleep(seconds)
+            assert (BackendState.DEGRADED, asked) == (state_of(session), len(backend.received("ping")))
+            await trio.sleep(15)
+        assert (BackendState.READY, 2) == (state_of(session), len(backend.received("ping")))
+
+
+async def test_a_client_that_crashes_in_a_trial_costs_nothing_else(autojump_clock: MockClock) -> None:
+    """A connector of the user's may raise anything; the trials go on."""
+    connector = PlainConnector()
+
+    async def refuse() -> None:
+        await trio.lowlevel.checkpoint()
+        raise BackendUnavailable("b0", "could not be reached")
+
+    async def crash() -> None:
+        await trio.lowlevel.checkpoint()
+        raise KeyError("x")
+
+    async with open_session_factory(connector=connector, settings=SLOWEST) as factory:
+        async with factory.open_session(plain_backends(1)) as session:
+            client = connector.clients["b0"]
+            client.on_request = refuse
+            await fail_calls(session, 5, "b0_echo")
+            client.on_request = crash
+            await trio.sleep(100)
+            assert BackendState.DEGRADED is state_of(session, "b0")
+            client.on_request = trio.lowlevel.checkpoint
+            await trio.sleep(2 * BACK_WITHIN)
+            assert BackendState.READY is state_of(session, "b0")
+
+
+async def test_a_list_that_is_read_closes_the_circuit(autojump_clock: MockClock) -> None:
+    """The backend tells of a change on its stream, and answers the refetch: it was reached before a trial is due."""
+    backend = echo_backend("legacy", "sse", listens=True)
+    slow = FactorySettings(reconnect_delay=3000.0, reconnect_max_delay=3000.0, idle_timeout=math.inf)
+    async with open_world({"a": backend}, settings=slow) as world, world.open_session() as session:
+        await wait_all_tasks_blocked()
+        backend.fail("POST", Disconnect(0), times=1)
+        refusing = backend.fail(CONNECT, Refuse())
+        await fail_calls(session, 5)
+        refusing.times = 0
+        backend.notify("notifications/tools/list_changed")
+        await trio.sleep(2)
+        assert BackendState.READY is state_of(session)
+        assert [] == backend.received("ping")

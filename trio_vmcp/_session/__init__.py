@@ -3,7 +3,7 @@
 - In which order does a session open and close? `owner.py`; the phases: `life.py`.
 - Which calls are in flight, and how does a close wait for them? `admission.py`.
 - May this caller call, and which backend has the name? `calls.py`. How does a call go through one backend, and when is
-  it sent again? `call.py`; the circuit breaker: `breaker.py`.
+  it sent again? `call.py`; the circuit breaker: `breaker.py`, `trial.py`.
 - Which names exist, and what do they stand for? `directory.py`.
 - Which backends belong to the session, and when do they connect? `members.py`. In which state is one of them, and what
   do callers see of a change? `member.py`.

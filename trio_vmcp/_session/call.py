@@ -202,6 +202,6 @@ def _note_error(member: Member, call: Call, error: BackendError, waited: float, 
 
 
 def note_answer(member: Member) -> None:
-    """A call was answered: that closes the circuit."""
+    """The backend has answered a request: that closes the circuit."""
     if member.breaker.succeed() and isinstance(member.state, Failing):
-        member.become_ready(member.state.connection, "a call was answered")
+        member.become_ready(member.state.connection, "a request was answered")

@@ -30,6 +30,7 @@ from trio_vmcp._session.member import (
     Unconfigured,
     visible_changes,
 )
+from trio_vmcp._session.trial import try_until_answered
 from trio_vmcp.errors import NoBackends, SessionClosed
 from trio_vmcp.metadata import BackendRecord
 from trio_vmcp.models import Backend, BackendFailure, BackendStatus
@@ -182,6 +183,8 @@ class Membership:
         self._log_transition(member, before, why)
         if isinstance(state, Away | Replacing):
             self._ensure_retrying(member)
+        elif isinstance(state, Failing):
+            self._start_trials(member, state)
         changes = visible_changes(before, state)
         if changes:
             self._session.observer.member_changed(member, changes)
@@ -224,6 +227,11 @@ class Membership:
         if member.retry is None and member.backend is not None and member.may_join(self._session.life):
             member.retry = trio.CancelScope()
             start_clean(self._nursery, self._retry, member, member.backend, member.retry)
+
+    def _start_trials(self, member: Member, failing: Failing) -> None:
+        """Have a backend asked whose circuit is open. Each such state has a task of its own, which ends with it."""
+        max_delay = self._session.settings.reconnect_max_delay
+        start_clean(self._nursery, try_until_answered, member, failing, self._session.life, max_delay)
 
     async def _retry(self, member: Member, backend: Backend, scope: trio.CancelScope) -> None:
         """Until it has a connection, the session closes or the backend is removed."""

@@ -25,7 +25,7 @@ from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import endpoint_digest
 from trio_vmcp.models import Backend, FailureReason
 
-__all__ = ["Backoff", "Endpoints", "Reconnects", "Turns", "limited", "tells_of_endpoint"]
+__all__ = ["JITTER", "Backoff", "Endpoints", "Reconnects", "Turns", "limited", "tells_of_endpoint"]
 
 JITTER = 0.2  # of a delay, either way: attempts that failed together must not be repeated together
 WORDS_INTERVAL, DOUBT = 60.0, 600.0  # s

@@ -21,6 +21,7 @@ from trio_vmcp._limits import init_limit
 from trio_vmcp._nursery import start_clean, start_if_open
 from trio_vmcp._protocol.methods import KINDS, LIST_CHANGED, SUBSCRIBE, Kind
 from trio_vmcp._request_note import RequestNote, current_note
+from trio_vmcp._session.call import note_answer
 from trio_vmcp._session.listing import Listing, list_backend
 from trio_vmcp._session.member import Member, MemberObserver
 from trio_vmcp._session.reconnects import Backoff, limited
@@ -151,6 +152,7 @@ class Refresher:
                     known=self._member.listing,
                 )
                 if client is self._connection.current_client:
+                    note_answer(self._member)
                     known = self._member.listing
                     changed: tuple[Kind, ...] = tuple(kind for kind in kinds if listing.differs(known, kind))
                     if fields is None:
