@@ -133,10 +133,11 @@ class Backend(Copyable):
         headers: Sent with every HTTP request. Those that belong to the protocol (`Mcp-Session-Id`) or to the connection
             (RFC 9110 §7.6.1, `Connection`) are refused. Values are secrets: the repr shows names only.
         command, args, env, cwd: The child process of "stdio". On POSIX it leads a process group. When the session ends,
-            its stdin is closed, then the group gets SIGTERM and then SIGKILL, all within `teardown_timeout`. It
-            inherits only variables that find programs and a home (`PATH`, `HOME`, `USER`, `LANG`, `LC_*`, `TERM`, …);
-            others must stand in `env`. Lines of its stderr go to the logger `trio_vmcp.client.stdio` at DEBUG, and the
-            last of them into the failure when the process exits; values of `env` appear there as their names.
+            its stdin is closed; after three quarters of `teardown_timeout` the group gets SIGTERM, and at its end
+            SIGKILL. It inherits only variables that find programs and a home (`PATH`, `HOME`, `USER`, `LANG`, `LC_*`,
+            `TERM`, …); others must stand in `env`. Lines of its stderr go to the logger `trio_vmcp.client.stdio` at
+            DEBUG, and the last of them into the failure when the process exits; values of `env` appear there as their
+            names.
         request_timeout: s, the whole exchange of one call; None: the factory's.
         init_timeout: s, one attempt to connect: probe, handshake and lists; None: the factory's `backend_init_timeout`,
             which says what happens over it.

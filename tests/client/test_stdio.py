@@ -591,12 +591,12 @@ async def test_a_restored_session_has_a_new_process(children: Children) -> None:
 async def test_a_close_takes_no_longer_than_its_time(children: Children) -> None:
     """Ten children end side by side within the bounds of the close, however they behave."""
     backends = [children.backend("stubborn", "fork", backend_id=f"b{number}") for number in range(10)]
-    async with open_session_factory(settings=FactorySettings(teardown_timeout=1.0)) as factory:
+    async with open_session_factory(settings=FactorySettings(teardown_timeout=0.5)) as factory:
         session = await factory.make_session(backends)
         assert () == session.failures
         started = trio.current_time()
         await session.aclose()
-        assert trio.current_time() - started < 1.5
+        assert trio.current_time() - started < 1.0
     assert await children.all_gone()
 
 

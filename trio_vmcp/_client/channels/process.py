@@ -14,6 +14,7 @@ the terminal reaches this process alone. Facts that this relies on:
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -46,9 +47,11 @@ _KILL: signal.Signals = getattr(
     signal, "SIGKILL", signal.SIGTERM
 )  # on Windows, Python ends a process in the same way for both
 
-# Shares of the teardown time: for a child that has closed its stdout to exit, or for the output of one that has exited;
-# then for a child to exit when its stdin is closed; and then when it has received SIGTERM.
-LAST_WORDS_SHARE, EOF_SHARE, TERM_SHARE = 2 / 8, 3 / 8, 2 / 8
+# Shares of the teardown time: for a child to exit when its stdin is closed, and then when it has received SIGTERM. Real
+# programs take up to a second to save their state and to end the processes that they have started.
+EOF_SHARE, TERM_SHARE = 3 / 4, 1 / 4
+# Another share, before these: for a child that has closed its stdout to exit, or for the output of one that has exited.
+LAST_WORDS_SHARE = 1 / 4
 MOST_TEARDOWN = 10.0  # s, if the teardown time is longer
 REAP_TIMEOUT = 1.0  # s, for the kernel to end a killed process
 
@@ -92,6 +95,7 @@ class ChildProcess:
     teardown_timeout: float  # s
     started: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     gone: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+    _time_to_end: float = attrs.field(default=MOST_TEARDOWN, init=False)  # s
     _stderr: StderrLog = attrs.field(init=False, repr=False)
     _stdout: LastWords = attrs.field(init=False, repr=False)  # what it says there that is no message
     _process: trio.Process | None = attrs.field(default=None, init=False)
@@ -104,6 +108,7 @@ class ChildProcess:
     _flood: LineFlood | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._time_to_end = min(self.teardown_timeout, MOST_TEARDOWN)
         self._stderr = StderrLog(self.backend.id, self.backend.env)
         self._stdout = LastWords(self.backend.env)
         self.channel.on_text = self._stdout.add
@@ -143,10 +148,13 @@ class ChildProcess:
             raise self.channel.inbox.loss.error(self.backend.id)
         self._is_connected = True
 
-    def close(self) -> None:
-        """End the child, without waiting. `gone` is set at most the teardown time and REAP_TIMEOUT later."""
+    def close(self, within: float = math.inf) -> None:
+        """End the child, without waiting: within the teardown time, or `within` s, if that is less. A child whose end
+        has begun already has the rest of its own time. `gone` is set at most REAP_TIMEOUT later.
+        """
         if not self._end_begun.is_set():
             self._is_closing = True
+            self._time_to_end = min(self._time_to_end, max(within, 0.0))
             self._end_begun.set()
 
     def kill(self) -> None:
@@ -205,7 +213,7 @@ class ChildProcess:
 
     async def _end_process(self, process: trio.Process) -> None:
         """End the process, from the first sign of its end to its exit."""
-        budget = min(self.teardown_timeout, MOST_TEARDOWN)
+        budget = self._time_to_end
         if not self._is_closing and self._flood is None:
             # Wait for the exit status and the rest of stderr, for the error text, and for the rest of stdout, which may
             # hold an answer.

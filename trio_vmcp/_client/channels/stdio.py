@@ -46,7 +46,7 @@ class ProcessChannel(LineChannel):
         self.child.close()
 
     async def aclose(self, *, terminate: bool) -> None:
-        self.child.close()
+        self.child.close(trio.current_effective_deadline() - trio.current_time())
         try:
             await self.child.gone.wait()
         finally:
