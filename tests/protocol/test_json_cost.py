@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trio_vmcp._protocol import json_cost
-from trio_vmcp._protocol.json_cost import MOST_DIGITS, MOST_NUMBER_DIGITS, JsonCost, TooCostly
+from trio_vmcp._protocol.json_cost import MOST_DIGITS, MOST_NUMBER_DIGITS, JsonCost, TooCostly, check_cost
 from trio_vmcp._protocol.jsonrpc import BadMessage, Result, parse_in_steps, parse_message
 
 STRINGS = st.text(st.sampled_from('a\\"[]{},:0 \n\u20ac\ud800'), max_size=6)
@@ -65,6 +65,70 @@ def test_the_limit_is_the_last_count_that_passes(value: Any, size: int) -> None:
         if values:
             with pytest.raises(TooCostly, match=rf"over {values - 1} values \(max_json_values\)"):
                 count(text, values - 1)
+
+
+ESCAPES = st.text(st.sampled_from('\\"[,7'), max_size=12)
+
+
+LIMITS = st.integers(0, 20)
+SLICES = st.sampled_from([1, 5, 10**6])
+FEW = st.sampled_from([0, 1, 10**6])
+
+
+@given(VALUES | ESCAPES | st.lists(ESCAPES | st.integers()), LIMITS, LIMITS, SLICES, FEW)
+@example('",,,"', 0, 9, 10**6, 10**6)
+@example(33 * "\\" + '",,,' + 33 * "\\" + '"', 0, 9, 10**6, 10**6)
+@example([77777, ""], 9, 4, 10**6, 0)
+def test_the_shortcuts_judge_as_the_exact_count_does(
+    value: Any, most_values: int, most_digits: int, size: int, few: int
+) -> None:
+    """A text is refused exactly if its values, or its digits, are over the limit."""
+    text = json.dumps(value, ensure_ascii=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_cost, "SLICE", size)
+        patch.setattr(json_cost, "_FEW_QUOTES", few)
+        patch.setattr(json_cost, "MOST_DIGITS", most_digits)
+        is_over = False
+        try:
+            for _ in check_cost(text, most_values):
+                pass
+        except TooCostly:
+            is_over = True
+    assert (values_of(value) > most_values or digits_of(value) > most_digits) is is_over
+
+
+MANY_STRINGS = ",".join(['"x"'] * 90_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        pytest.param('{"a":"%s"}' % ("x,7[" * 1_000_000), 1, id="one long string"),
+        pytest.param(f'{{"a":[{MANY_STRINGS}]}}', 2, id="many strings"),
+        pytest.param('{"a":"%s"}' % ('\\",[' * 1_000_000), 16, id="escaped quotes"),
+    ],
+)
+def test_most_texts_are_never_counted_exactly(text: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exact count takes ten times as long as the shortcuts."""
+    exact: list[int] = []
+    count_slice = JsonCost._count_slice
+    monkeypatch.setattr(JsonCost, "_count_slice", lambda cost, piece: exact.append(count_slice(cost, piece) or 1))
+    assert steps == sum(1 for _ in check_cost(text, 100_000))
+    assert (steps > 2) is bool(exact)
+
+
+@pytest.mark.parametrize("most_digits", [4300, 0])
+def test_a_long_number_between_many_strings_is_found(most_digits: int) -> None:
+    """By the count where the limit of `int` is switched off, and by the parser otherwise."""
+    before = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(most_digits)
+    text = f'{{"jsonrpc":"2.0","id":1,"result":{{"a":[{MANY_STRINGS},{"7" * 5000}]}}}}'
+    try:
+        with pytest.raises(BadMessage, match="digits") as caught:
+            parse_message(text.encode(), max_depth=9, max_values=100_000)
+    finally:
+        sys.set_int_max_str_digits(before)
+    assert caught.value.is_too_large
 
 
 ONE_NUMBER = "holds a number of over 4300 digits"
@@ -124,6 +188,6 @@ def test_a_message_over_the_limit_is_not_parsed(values: int, passes: bool) -> No
 
 def test_a_large_message_is_parsed_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other tasks can run between the slices of the count, after it, and between the parse and the checks."""
-    text = '{"jsonrpc":"2.0","id":1,"result":{"a":"%s"}}' % ("x" * 200_000)
-    monkeypatch.setattr(json_cost, "SLICE", 50_000)
-    assert 5 + 1 == sum(1 for _ in parse_in_steps(text, max_depth=9, max_values=1000))
+    text = f'{{"jsonrpc":"2.0","id":1,"result":{{"a":[{MANY_STRINGS}]}}}}'
+    monkeypatch.setattr(json_cost, "SLICE", 80_000)
+    assert 5 + 1 == sum(1 for _ in parse_in_steps(text, max_depth=9, max_values=100_000))

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias, TypeGuard
 
 import attrs
 
-from trio_vmcp._protocol.json_cost import MOST_NUMBER_DIGITS, MOST_VALUES, JsonCost, TooCostly, is_cheap
+from trio_vmcp._protocol.json_cost import MOST_NUMBER_DIGITS, MOST_VALUES, TooCostly, check_cost, is_cheap
 from trio_vmcp.models import JSON
 
 __all__ = [
@@ -200,7 +200,7 @@ def parse_in_steps(text: str, *, max_depth: int, max_values: float) -> Generator
     count, and around the parse.
     """
     try:
-        yield from JsonCost(max_values).count(text)
+        yield from check_cost(text, max_values)
     except TooCostly as exc:
         raise _too_large(str(exc)) from None
     message = _loads(text)

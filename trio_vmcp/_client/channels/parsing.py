@@ -10,7 +10,7 @@ import re
 
 import trio
 
-from trio_vmcp._protocol.json_cost import JsonCost, TooCostly, is_cheap
+from trio_vmcp._protocol.json_cost import TooCostly, check_cost, is_cheap
 from trio_vmcp._protocol.jsonrpc import BadMessage, Message, parse_in_steps, parse_text
 from trio_vmcp._protocol.reading import Unreadable, unreadable
 
@@ -46,7 +46,7 @@ async def split_batch(text: str, *, max_values: float) -> list[str]:
     parts: list[str] = []
     try:
         if not is_cheap(text, max_values):
-            for _ in JsonCost(max_values).count(text):
+            for _ in check_cost(text, max_values):
                 await trio.lowlevel.checkpoint()
         while text[position] in "[,":
             begin = _BLANKS.match(text, position + 1).end()  # type: ignore[union-attr]
