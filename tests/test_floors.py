@@ -23,6 +23,7 @@ FLOORS = (
     ("settings", "_http"),
     ("_limits",),
     ("connector",),
+    ("_known_results",),
     ("_client", "session", "auth"),
     ("_session",),
     ("default_session",),

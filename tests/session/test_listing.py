@@ -8,6 +8,7 @@ import logging
 import math
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from support.clients import echo_backend, open_client
@@ -416,15 +417,120 @@ async def test_a_malformed_entry_costs_itself_and_not_its_list(
     assert warning.getMessage().isprintable()
 
 
+@attrs.define
+class WrappedClient:
+    """A client as an application may write one: it lists these tools, in these pages."""
+
+    pages: list[list[JSON]]
+    server_capabilities: JSON = attrs.field(factory=lambda: {"tools": {}})
+
+    async def request(self, method: str, params: JSON, **more: Any) -> JSON:
+        await trio.lowlevel.checkpoint()
+        at = params.get("cursor", 0)
+        return {"tools": self.pages[at], "nextCursor": at + 1 if self.pages[at + 1 :] else None}
+
+
+async def listing_of_pages(*pages: list[JSON], known: Listing | None = None) -> Listing:
+    client: Any = WrappedClient(list(pages))
+    return await list_backend(Backend(id="b", url=URL), client, identity=None, settings=FactorySettings(), known=known)
+
+
+async def listed_again(client: Any, known: Listing) -> Listing:
+    return await list_backend(
+        Backend(id="b", url=URL, deny_tools=["tool1"]), client, identity=None, settings=FactorySettings(), known=known
+    )
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+@pytest.mark.parametrize("page_size", [None, 2])
+async def test_a_list_that_has_not_changed_is_the_very_same(era: str, page_size: int | None) -> None:
+    """All of it: nothing is made anew. A change costs the list that has changed."""
+    backend = full_backend(era, page_size=page_size)
+    async with open_client(backend) as client:
+        known = await listed_again(client, Listing())
+        assert ["tool0", "tool2", "tool3", "tool4"] == list(known.tools)
+        assert {} == known.digests  # nothing was hashed but the bytes
+        assert known is await listed_again(client, known)
+        backend.tools[4]["description"] = "new"  # on the last page
+        changed = await listed_again(client, known)
+        assert "new" == changed.tools["tool4"]["description"]
+        assert ["tools"] == [kind for kind in ("tools", "resources", "prompts") if changed.differs(known, kind)]
+        assert changed.resources is known.resources
+        assert changed.prompts is known.prompts
+        assert changed is await listed_again(client, changed)
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_other_bytes_of_the_same_list_are_no_change(era: str) -> None:
+    """Cut into other pages, or with another `_meta` each time: the entries decide. The new bytes are known from then
+    on.
+    """
+    backend = full_backend(era)
+    async with open_client(backend) as client:
+        known = await listed_again(client, Listing())
+        for size in (2, 1, None):
+            backend.page_size = size
+            again = await listed_again(client, known)
+            assert again is not known
+            assert again.tools is known.tools
+            assert not any(again.differs(known, kind) for kind in ("tools", "resources", "prompts"))
+            assert again is await listed_again(client, again)
+            known = again
+        for nonce in range(3):
+            backend.fail("tools/list", pages({"tools": backend.tools, "_meta": {"nonce": nonce}}), times=1)
+            again = await listed_again(client, known)
+            assert again.tools is known.tools
+            known = again
+
+
+async def test_a_list_that_ends_earlier_or_later_has_changed() -> None:
+    """Though the pages that are there are those of before."""
+    backend = full_backend(page_size=2)
+    tools = list(backend.tools)
+    async with open_client(backend) as client:
+        known = await listed_again(client, Listing())
+        for count in (4, 5, 3, 1, 2, 5):
+            backend.tools[:] = tools[:count]
+            listing = await listed_again(client, known)
+            assert [tool["name"] for tool in tools[:count] if tool["name"] != "tool1"] == list(listing.tools)
+            assert listing.differs(known, "tools")
+            known = listing
+
+
+async def test_a_list_of_a_client_of_ones_own_is_known_by_its_entries() -> None:
+    """Whatever it is cut into. Entries that cannot be listed count: they may be mended."""
+    tools = [{**GOOD, "name": f"tool {at}"} for at in range(130)]
+    known = await listing_of_pages(tools)
+    assert known is await listing_of_pages(tools[:70], tools[70:], known=known)
+    for changed in (tools[::-1], tools[:-1], [*tools, {"name": 7}], [{**tools[0], "x": True}, *tools[1:]]):
+        assert (await listing_of_pages(changed, known=known)).differs(known, "tools")
+
+
+@pytest.mark.parametrize("lone", [{"name": "x\ud800"}, {"name": "x", "description": "\udc00"}])
+async def test_a_page_with_half_a_surrogate_pair_among_others(lone: JSON) -> None:
+    """It costs that entry, each time that the list is read; the list has changed only if its entries have."""
+    backend = full_backend(page_size=2)
+    backend.tools[2] = lone
+    async with open_client(backend) as client:
+        known = await listed_again(client, Listing())
+        assert ["tool0", "tool3", "tool4"] == list(known.tools)
+        assert not (await listed_again(client, known)).differs(known, "tools")
+        backend.tools[0]["description"] = "new"
+        assert (await listed_again(client, known)).differs(known, "tools")
+
+
 @pytest.mark.parametrize("count", [0, 1, 64, 65, 128, 200])
 async def test_a_list_weighs_its_json(count: int) -> None:
-    """To the byte, however long it is."""
+    """To the byte, however long it is: of a client of ours the bytes that were received, without their id."""
     tools = [{**GOOD, "name": f"tool {at}", "description": "é"} for at in range(count)]
+    weight = (await listing_of_pages(tools)).weights["tools"]
+    text = json.dumps(tools, ensure_ascii=False, separators=(",", ":"))
+    assert (count, len(text.encode())) == (weight.items, weight.size)
     backend = echo_backend()
     backend.fail("tools/list", pages({"tools": tools}))
     weight = (await listing_of(backend)).weights["tools"]
-    text = json.dumps(tools, ensure_ascii=False, separators=(",", ":"))
-    assert (count, len(text.encode())) == (weight.items, weight.size)
+    text = json.dumps({"jsonrpc": "2.0", "id": 0, "result": {"tools": tools}}, separators=(",", ":"))
+    assert (count, len(text.encode()) - 1) == (weight.items, weight.size)
 
 
 async def test_a_malformed_entry_far_down_a_long_list(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,7 @@ import abc
 import math
 from collections import Counter
 from contextlib import nullcontext
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import attrs
 import trio
@@ -19,6 +19,7 @@ from trio_vmcp._client.channels.channel import Ask, Channel, OnOther, ignore_oth
 from trio_vmcp._client.listening import Listening
 from trio_vmcp._client.progress import progress_of
 from trio_vmcp._client.server_requests import ServerRequests
+from trio_vmcp._known_results import KnownResults
 from trio_vmcp._protocol.jsonrpc import Notification, Request
 from trio_vmcp._protocol.methods import (
     CANCELLED,
@@ -53,8 +54,9 @@ _UNLIMITED = nullcontext()  # a scope takes as long as parsing the answer to a l
 
 @attrs.define(eq=False, kw_only=True)
 class Client(abc.ABC, Generic[ChannelT]):
-    """A `BackendClient`."""
+    """A `BackendClient`, and a `RecallingClient`."""
 
+    recalls: ClassVar[bool] = True
     record: BackendRecord
     _channel: ChannelT = attrs.field(alias="channel", repr=False)
     _events: EventSink = attrs.field(alias="events", repr=False)
@@ -89,8 +91,9 @@ class Client(abc.ABC, Generic[ChannelT]):
         identity: Identity | None,
         timeout: float,
         on_progress: OnProgress | None,
+        known: KnownResults | None = None,
     ) -> JSON:
-        known = METHODS.get(method) or Method(name=method)
+        what = METHODS.get(method) or Method(name=method)
         message_id = next(self._channel.ids)
         note = begin_request(method)
         if on_progress is not None:
@@ -109,15 +112,15 @@ class Client(abc.ABC, Generic[ChannelT]):
             latest = again
 
         token = None if on_progress is None else message_id
-        ask = Ask(message_id, method, params, identity, on_other, note, token, on_again)
+        ask = Ask(message_id, method, params, identity, on_other, note, token, on_again, known)
         try:
             # Not fail_after: a TooSlowError of the caller's callback must not pass for this deadline.
             with trio.move_on_after(timeout) if timeout < math.inf else _UNLIMITED:
                 await trio.lowlevel.checkpoint_if_cancelled()  # a timeout of 0 sends nothing
-                self._check(known)
+                self._check(what)
                 if method == SUBSCRIBE:
-                    return await self._subscribe(ask, known)
-                return await self.exchange(ask, known)
+                    return await self._subscribe(ask, what)
+                return await self.exchange(ask, what)
         except BaseException as error:
             # After a `BackendError` of this request, the backend expects no cancel notice. Any other error is the
             # caller's cancellation or comes from its callback, which may raise the `BackendError` of another backend.

@@ -298,9 +298,10 @@ class StatelessClient(Client[Channel]):
             return page
         bad: list[str] = []
         usable = [tool for tool in tools if self._learn_headers(tool, bad)]
-        if bad:
-            more = f", and {len(bad) - 1} more" if bad[1:] else ""
-            logger.warning("backend %r: dropped tool %s%s", self.record.backend_id, bad[0], more)
+        if not bad:
+            return page
+        more = f", and {len(bad) - 1} more" if bad[1:] else ""
+        logger.warning("backend %r: dropped tool %s%s", self.record.backend_id, bad[0], more)
         return page | {"tools": usable}
 
     def _learn_headers(self, tool: object, bad: list[str]) -> bool:

@@ -13,7 +13,16 @@ import attrs
 
 from trio_vmcp._protocol.jsonrpc import BadMessage, to_text
 
-__all__ = ["END_BYTES", "MOST_SKIPPED", "Oversized", "Unreadable", "decode", "reply_id_at_ends", "unreadable"]
+__all__ = [
+    "END_BYTES",
+    "MOST_SKIPPED",
+    "Oversized",
+    "Unreadable",
+    "decode",
+    "find_reply_id",
+    "reply_id_at_ends",
+    "unreadable",
+]
 
 END_BYTES = 256  # of each end of a message, enough for its id
 MOST_SKIPPED = 4  # times the size limit, that a message may go on and be skipped; beyond that the stream has no end
@@ -88,9 +97,24 @@ def reply_id_at_ends(head: bytes | bytearray, tail: bytes | bytearray) -> int | 
     return int(found[1]) if found else None
 
 
+def find_reply_id(text: str, request_id: int) -> tuple[int, int] | None:
+    """Where the id of an answer to this request begins and ends; None: `text` is no such answer, or its id does not
+    stand at one of its ends.
+    """
+    head = text[:END_BYTES].encode("ascii", "replace")  # a byte for each character
+    found, start = _ID_FIRST.match(head), 0
+    if not found and _ANSWER.match(head):
+        tail = text[-END_BYTES:].encode("ascii", "replace")
+        found, start = _ID_LAST.search(tail), len(text) - len(tail)
+    if not found or found[1] != b"%d" % request_id:
+        return None
+    begin, end = found.span(1)
+    return None if text[start + begin - 1] == '"' else (start + begin, start + end)
+
+
 _BEGIN = rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?'
 _ID = rb'"id"\s*:\s*"?(\d{1,18})"?\s*'
 _CALL = re.compile(_BEGIN + rb'(?:"id"\s*:\s*[^,]{1,64},\s*)?"(?:method|params)"\s*:')
 _ANSWER = re.compile(_BEGIN + rb'"(?:result|error)"\s*:')
-_ID_FIRST = re.compile(_BEGIN + _ID + rb',\s*"(?:result|error)"\s*:')
+_ID_FIRST = re.compile(_BEGIN + _ID + rb',\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"(?:result|error)"\s*:')
 _ID_LAST = re.compile(rb',\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?' + _ID + rb'(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*\Z')

@@ -9,7 +9,7 @@
   do callers see of a change? `member.py`.
 - How is one connection made and closed? `connecting.py`. What is kept of it while it takes calls? `connection.py`.
 - When may a backend be connected again? `reconnects.py`.
-- What does a backend offer? `listing.py`; after a `list_changed`: `refresh.py`.
+- What does a backend offer? `listing.py`; one page after another: `pages.py`; after a `list_changed`: `refresh.py`.
 - What is stored, and when is it written? `row.py`. How is an operation of the storage bounded? `row_storage.py`.
 - Where do `Session.changes()` and the counts of `Session.backends` come from? `change_feed.py`, `health.py`.
 """

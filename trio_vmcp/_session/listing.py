@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import attrs
 import trio
 
+from trio_vmcp._known_results import KnownResults, can_recall
 from trio_vmcp._limits import init_limit
 from trio_vmcp._protocol.methods import KINDS, LISTS, ListMethod, declares
 from trio_vmcp._request_note import current_note
+from trio_vmcp._session.pages import ListPages, Page, Weight, digest_in_steps
 from trio_vmcp.connector import BackendClient
-from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, BackendTimeout, MessageTooLarge
+from trio_vmcp.errors import BackendError, BackendRejected, BackendTimeout, MessageTooLarge
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON, Backend
 from trio_vmcp.routing import Offer
@@ -32,19 +32,6 @@ logger = logging.getLogger("trio_vmcp.session")
 MOST_NAME_BYTES = 512 * 1024
 METHOD_NOT_FOUND = -32601  # JSON-RPC 2.0
 MOST_STALE_PAGES = 3  # in a row; a cursor that is stuck brings the same page for ever
-AT_ONCE = 64  # entries that are written as JSON at a time
-
-
-@attrs.frozen
-class Weight:
-    """What one list counts for under the limits of its backend: entries, bytes as JSON, bytes of names."""
-
-    items: int = 0
-    size: int = 0
-    names: int = 0
-
-    def __add__(self, more: Weight) -> Weight:
-        return Weight(self.items + more.items, self.size + more.size, self.names + more.names)
 
 
 @attrs.frozen
@@ -54,8 +41,11 @@ class Listing:
 
     Attributes:
         failures: Why an optional list is not here, or is as last seen: by the name of the field.
-        weights, digests: By the name of the field. A digest is of the list as received, entries that were dropped
-            included; an empty list has none.
+        weights: By the name of the field.
+        pages: By the name of the field, of the lists whose pages all have a digest.
+        digests: By the name of the field; an empty list has none. Of the list as received, entries that were dropped
+            included, however they are cut into pages. That of a list in `pages` is made when such a list is compared:
+            mostly, the digests of its pages are enough.
     """
 
     tools: dict[str, JSON] = attrs.field(factory=dict)
@@ -64,15 +54,41 @@ class Listing:
     prompts: dict[str, JSON] = attrs.field(factory=dict)
     failures: dict[str, BackendError] = attrs.field(factory=dict, repr=False, eq=False)
     weights: dict[str, Weight] = attrs.field(factory=dict, repr=False)
-    digests: dict[str, bytes] = attrs.field(factory=dict, repr=False)
+    pages: dict[str, tuple[Page, ...]] = attrs.field(factory=dict, repr=False, eq=False)
+    digests: dict[str, bytes] = attrs.field(factory=dict, repr=False, eq=False)
 
     def differs(self, other: Listing | None, kind: str) -> bool:
         """Whether a kind of capability ("resources": their templates, too) is not what the other says of it.
 
         By digest: `==` would take true for 1 and one order for another, and reads all of both lists.
         """
-        fields = [each.kept_as for each in _BY_KIND[kind]]
-        return other is None or any(self.digests.get(field) != other.digests.get(field) for field in fields)
+        return other is None or any(self.differs_in(other, each) for each in _BY_KIND[kind])
+
+    def differs_in(self, other: Listing, method: ListMethod) -> bool:
+        """Whether one list is not that of the other."""
+        if self._has_pages_of(other, method):
+            return False
+        for listing in self.to_be_hashed(other, method):
+            for _ in listing.digest_in_steps(method):
+                pass
+        mine, others = getattr(self, method.kept_as), getattr(other, method.kept_as)
+        return bool(mine) != bool(others) or self.digests.get(method.kept_as) != other.digests.get(method.kept_as)
+
+    def _has_pages_of(self, other: Listing, method: ListMethod) -> bool:
+        """The same bytes were received for both."""
+        pages, others = self.pages.get(method.kept_as), other.pages.get(method.kept_as)
+        return pages is not None and others is not None and [p.digest for p in pages] == [p.digest for p in others]
+
+    def to_be_hashed(self, other: Listing, method: ListMethod) -> list[Listing]:
+        """Those of the two that `differs_in` needs the digest of, and that do not have it yet."""
+        field = method.kept_as
+        if self._has_pages_of(other, method) or not getattr(self, field) or not getattr(other, field):
+            return []
+        return [each for each in (self, other) if field in each.pages and field not in each.digests]
+
+    def digest_in_steps(self, method: ListMethod) -> Iterator[None]:
+        """Put the digest of one list into `digests`."""
+        self.digests[method.kept_as] = yield from digest_in_steps(self.pages[method.kept_as], method)
 
     def offer(self, backend_id: str) -> Offer:
         """The names alone: what routing decides on."""
@@ -85,6 +101,7 @@ class Listing:
         )
 
 
+_FIELDS = tuple(method.kept_as for method in LISTS)
 _BY_KIND: dict[str, tuple[ListMethod, ...]] = {
     kind: tuple(method for method in LISTS if method.kind == kind) for kind in KINDS
 }
@@ -119,23 +136,40 @@ async def list_backend(
     asked = [each for kind in kinds for each in _BY_KIND[kind] if fields is None or each.kept_as in fields]
     fields = {each.kept_as for each in asked}
     kept = {field: weight for field, weight in known.weights.items() if field not in fields}
-    lister = _Lister(backend, client, identity, settings, kept, known.weights, is_resumed)
+    lister = _Lister(backend, client, identity, settings, kept, known, is_resumed)
     wanted = [each for each in asked if declares(client.server_capabilities, (each.kind,))]
     found = await (lister.fetch_together(wanted) if overlap else lister.fetch_in_turn(wanted))
     new: dict[str, Any] = {each.kept_as: found.get(each, {}) for each in asked}
     new |= {field: getattr(known, field) for field in lister.failures}
-    if "tools" in new:
+    if "tools" in new and new["tools"] is not known.tools:
         new["tools"] = {
             name: tool
             for name, tool in new["tools"].items()
             if (backend.allow_tools is None or name in backend.allow_tools) and name not in backend.deny_tools
         }
-    digests = {
-        field: digest for field, digest in known.digests.items() if field not in fields or field in lister.failures
-    }
-    digests |= {field: hashed.digest() for field, hashed in lister.hashed.items() if new[field]}
+    before = {field for field in _FIELDS if field not in new or new[field] is getattr(known, field)}
+    digests = {field: digest for field, digest in known.digests.items() if field in before}
+    digests |= {field: digest for field, digest in lister.digests.items() if new[field]}
+    pages = {field: of for field, of in known.pages.items() if field in before} | lister.pages
     failures = {field: error for field, error in known.failures.items() if field not in fields} | lister.failures
-    return attrs.evolve(known, **new, failures=failures, weights=lister.weights, digests=digests)
+    listing = attrs.evolve(known, **new, failures=failures, weights=lister.weights, digests=digests, pages=pages)
+    return await _with_what_is_known(listing, known, asked)
+
+
+async def _with_what_is_known(listing: Listing, known: Listing, asked: Iterable[ListMethod]) -> Listing:
+    """The same listing, with the very objects of before where nothing has changed. If that is everywhere: `known`."""
+    same: dict[str, Any] = {}
+    for each in asked:
+        for part in listing.to_be_hashed(known, each):  # `differs` would do it in one step
+            for _ in part.digest_in_steps(each):
+                await trio.lowlevel.checkpoint()
+        if not listing.differs_in(known, each):
+            same[each.kept_as] = getattr(known, each.kept_as)
+    listing = attrs.evolve(listing, **same)
+    is_as_known = listing.weights.keys() == known.weights.keys() and listing.pages == known.pages
+    if listing.failures or known.failures or not is_as_known:
+        return listing
+    return known if all(getattr(listing, field) is getattr(known, field) for field in _FIELDS) else listing
 
 
 @attrs.define
@@ -147,13 +181,15 @@ class _Lister:
     identity: Identity | None
     settings: FactorySettings
     weights: dict[str, Weight]
-    known_weights: Mapping[str, Weight]
+    known: Listing
     is_resumed: bool
     failures: dict[str, BackendError] = attrs.field(factory=dict, init=False)
     total: Weight = attrs.field(init=False)
     _kept: Weight = attrs.field(init=False)  # of the lists that are not asked for now
-    hashed: dict[str, hashlib.blake2b] = attrs.field(factory=dict, init=False)  # each list so far, by its field
     _left: float = attrs.field(init=False)  # s that all optional lists together may still take
+    # As in `Listing`, of the lists that were fetched.
+    pages: dict[str, tuple[Page, ...]] = attrs.field(factory=dict, init=False)
+    digests: dict[str, bytes] = attrs.field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.total = self._kept = sum(self.weights.values(), Weight())
@@ -210,72 +246,64 @@ class _Lister:
         logger.warning("backend %r: %s costs that list: it %s", self.backend.id, wanted.name, failure.detail)
         field = wanted.kept_as
         self.failures[field] = failure
-        self.hashed.pop(field, None)
+        self.digests.pop(field, None)
+        self.pages.pop(field, None)
         self.weights.pop(field, None)
-        if field in self.known_weights:
-            self.weights[field] = self.known_weights[field]
+        if field in self.known.weights:
+            self.weights[field] = self.known.weights[field]
         self.total = sum(self.weights.values(), Weight())
 
     async def _fetch_pages(self, wanted: ListMethod) -> dict[str, JSON]:
-        method = wanted.name
-        found: dict[str, JSON] = {}
+        """One list; the known one itself, if it comes in the pages of before."""
+        pages = ListPages(self.backend.id, wanted, self.known.pages.get(wanted.kept_as, ()), self._count)
+        cursor: Any = None
         try:
-            cursor: Any = None
-            pages = stale = 0
-            while pages < self.settings.max_pages:
-                pages += 1
-                page = await self._request(method, {} if cursor is None else {"cursor": cursor})
-                before = len(found)
-                found |= {name: item for name, item in self._usable(page, wanted).items() if name not in found}
-                cursor = page.get("nextCursor")
+            while len(pages.received) < self.settings.max_pages:
+                page = await self._request(wanted, {} if cursor is None else {"cursor": cursor}, pages.known)
+                await pages.add(page)
+                cursor = page.result.get("nextCursor")
                 # "only null/absent ends the list": "" is a cursor (protocol 2026-07-28, pagination).
-                if cursor is None:
-                    return found
-                stale = stale + 1 if len(found) == before else 0
-                if stale >= MOST_STALE_PAGES:
+                if cursor is None or pages.is_known:
+                    return self._ended(pages)
+                if pages.stale >= MOST_STALE_PAGES:
                     text = "backend %r: %s does not end: %d pages in a row brought nothing new. What came is kept"
-                    logger.warning(text, self.backend.id, method, stale)
-                    return found
+                    logger.warning(text, self.backend.id, wanted.name, pages.stale)
+                    return self._ended(pages)
         except BackendRejected as rejected:
             if not wanted.is_optional or rejected.code != METHOD_NOT_FOUND:
                 raise
-            logger.warning("backend %r advertises %s but answers that it is not there", self.backend.id, method)
-            return found
+            logger.warning("backend %r advertises %s but answers that it is not there", self.backend.id, wanted.name)
+            await pages.take_all()
+            await pages.hash_all()  # the next page may come next time
+            return self._ended(pages)
         raise MessageTooLarge(
-            self.backend.id, f"has not ended {method!r} after {self.settings.max_pages} pages (max_pages)"
+            self.backend.id, f"has not ended {wanted.name!r} after {self.settings.max_pages} pages (max_pages)"
         )
 
-    async def _request(self, method: str, params: JSON) -> JSON:
-        # Without a timeout: the caller has one for all lists together.
-        return await self.client.request(method, params, identity=self.identity, timeout=math.inf, on_progress=None)
+    def _ended(self, pages: ListPages) -> dict[str, JSON]:
+        """The entries of a list that has ended."""
+        field = pages.method.kept_as
+        if pages.is_known:
+            self._count(pages.method, self.known.weights[field])
+            self.pages[field] = self.known.pages[field]
+            known: dict[str, JSON] = getattr(self.known, field)
+            return known
+        if pages.hashed is None:
+            self.pages[field] = tuple(pages.received)
+        else:
+            self.digests[field] = pages.hashed.digest()
+        return pages.entries
 
-    def _usable(self, page: JSON, wanted: ListMethod) -> dict[str, JSON]:
-        """The entries of a page by their key, without those that cannot be listed: one costs itself, not its list."""
-        items = page.get(wanted.array)
-        if not isinstance(items, list):
-            raise BackendProtocolError(self.backend.id, f"answered {wanted.name!r} without an array {wanted.array!r}")
-        hashed = self.hashed.setdefault(wanted.kept_as, hashlib.blake2b(digest_size=16))
-        page_size = _page_size(items, hashed)
-        size = page_size or 0
-        usable: dict[str, JSON] = {}
-        bad: list[str] = []
-        for position, item in enumerate(items):
-            problem = _problem(item, wanted.key)
-            if problem is None and page_size is None:  # something on this page is no text
-                text = _encoded(item)
-                problem = "it holds half a surrogate pair, which is not text" if text is None else None
-                size += len(text or b"")
-                hashed.update(text or b"")
-            if problem is None:
-                usable.setdefault(item[wanted.key], item)
-            else:
-                bad.append(f"{position}: {problem}")
-        names = len("".join(usable).encode()) if wanted.key == "name" else 0
-        self._count(wanted, Weight(len(items), size, names))
-        if bad:
-            more = f", and {len(bad) - 1} more" if bad[1:] else ""
-            logger.warning("backend %r: %s: dropped entry %s%s", self.backend.id, wanted.name, bad[0], more)
-        return usable
+    async def _request(self, wanted: ListMethod, params: JSON, known: Sequence[Page]) -> Page:
+        # Without a timeout: the caller has one for all lists together.
+        method, client, identity = wanted.name, self.client, self.identity
+        if not can_recall(client):
+            return Page(await client.request(method, params, identity=identity, timeout=math.inf, on_progress=None))
+        results = KnownResults({page.digest: page.result for page in known if page.digest is not None})
+        result = await client.request(
+            method, params, identity=identity, timeout=math.inf, on_progress=None, known=results
+        )
+        return Page(result, results.digest, results.size)
 
     def _count(self, wanted: ListMethod, more: Weight) -> None:
         self.total += more
@@ -305,48 +333,3 @@ class _Lister:
             if error is not None and each.is_optional and found[each]:
                 found[each] = {}
                 self._fail_list(each, error)
-
-
-_TEXT_FIELDS = ("title", "description")
-
-
-def _problem(item: object, key: str) -> str | None:
-    """Why an entry cannot be listed; None: it can."""
-    if not isinstance(item, dict):
-        return "it is not an object"
-    name = item.get(key)
-    if not isinstance(name, str) or not name:
-        return f"its {key!r} is not a non-empty string"
-    if key == "name" and not isinstance(item.get("inputSchema"), dict | None):
-        return "its 'inputSchema' is not an object"
-    for field in _TEXT_FIELDS:
-        text = item.get(field)
-        if text is not None and not isinstance(text, str):
-            return f"its {field!r} is not a string"
-    return None
-
-
-# check_circular=False: what was parsed from JSON has no circles.
-_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False)
-
-
-def _page_size(items: list[Any], hashed: hashlib.blake2b) -> int | None:
-    """Bytes as JSON, which are hashed, too; None: as in `_encoded`. In slices: what the encoder holds meanwhile is many
-    times the text.
-    """
-    size = 1
-    for start in range(0, len(items) or 1, AT_ONCE):
-        part = _encoded(items[start : start + AT_ONCE])
-        if part is None:
-            return None
-        size += len(part) - 1  # one bracket, or the comma to the next part
-        hashed.update(part[1:-1] + b",")  # the same bytes for the same entries, however they are cut into pages
-    return size
-
-
-def _encoded(value: object) -> bytes | None:
-    """As JSON. None: a lone surrogate parses, but a list that holds one cannot be sent on as UTF-8."""
-    try:
-        return _encoder.encode(value).encode()
-    except UnicodeEncodeError:
-        return None

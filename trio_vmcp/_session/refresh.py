@@ -159,8 +159,7 @@ class Refresher:
                         self._interval = REFETCH_INTERVAL if changed else min(2 * self._interval, MOST_REFETCH_INTERVAL)
                     if changed:
                         self._observer.check_names(self._member, listing)
-                    if changed or listing.failures or (known is not None and known.failures):
-                        self._member.listing = listing
+                    self._member.listing = listing
                     if changed:
                         self._observer.member_changed(self._member, changed)
                     self._member.note_listed()

@@ -15,6 +15,7 @@ import trio
 
 from trio_vmcp._client.complaints import Complaints
 from trio_vmcp._client.listening import Listening
+from trio_vmcp._known_results import KnownResults
 from trio_vmcp._protocol.jsonrpc import Message, Notification, Request, encode_request
 from trio_vmcp._protocol.outcomes import Answer, Refusal, RequestOutcome
 from trio_vmcp._request_note import RequestNote
@@ -58,6 +59,7 @@ class Ask:
         progress_token: In `_meta`, the same in all rounds of a request; None: no progress is asked for.
         note: Tells afterwards whether the request was written.
         on_again: Takes the request that replaces this one, under a new id, in its next round: the one to cancel.
+        known: Results that need not be parsed again; None: the caller knows none.
     """
 
     id: int
@@ -68,6 +70,7 @@ class Ask:
     note: RequestNote = attrs.field(repr=False)
     progress_token: int | None = None
     on_again: Callable[[Ask], None] = attrs.field(default=lambda again: None, repr=False)
+    known: KnownResults | None = attrs.field(default=None, repr=False)
 
     def encode(self) -> bytes:
         """

@@ -18,9 +18,10 @@ import trio
 
 from trio_vmcp._client.channels.channel import Ask, OnOther
 from trio_vmcp._client.channels.pace import Pace
-from trio_vmcp._client.channels.parsing import read, split_batch
+from trio_vmcp._client.channels.parsing import read, recall, split_batch
 from trio_vmcp._client.complaints import Complaints
-from trio_vmcp._protocol.jsonrpc import ErrorReply, Notification, Request, RequestId, Result, meant_id
+from trio_vmcp._known_results import KnownResults
+from trio_vmcp._protocol.jsonrpc import ErrorReply, Message, Notification, Request, RequestId, Result, meant_id
 from trio_vmcp._protocol.methods import PROGRESS
 from trio_vmcp._protocol.outcomes import Answer, Loss, RequestOutcome
 from trio_vmcp._protocol.reading import Oversized, Unreadable, decode
@@ -47,12 +48,14 @@ class PendingRequest:
     Attributes:
         is_held: The request stays open, such as `subscriptions/listen`. An answer without an id is taken for the answer
             of a call, not of this request.
+        known: As `Ask.known`.
     """
 
     id: int
     note: RequestNote = attrs.field(repr=False)
     _most_bytes: int = attrs.field(alias="most_bytes")
     is_held: bool = False
+    known: KnownResults | None = attrs.field(default=None, repr=False)
     _settled: Settled | None = attrs.field(default=None, init=False, repr=False)
     _progress: deque[tuple[Notification, int]] = attrs.field(factory=deque, init=False, repr=False)
     _progress_bytes: int = attrs.field(default=0, init=False)
@@ -125,7 +128,7 @@ class Inbox:
         """
         if self.loss is not None:
             raise BackendUnavailable(self.backend_id, f"is not connected: it {self.loss.what}{self.loss.why}")
-        pending = PendingRequest(ask.id, ask.note, most_bytes=self.max_message_bytes, is_held=is_held)
+        pending = PendingRequest(ask.id, ask.note, most_bytes=self.max_message_bytes, is_held=is_held, known=ask.known)
         self._pending[ask.id] = pending
         if ask.progress_token is not None:
             self._by_token[ask.progress_token] = pending
@@ -154,10 +157,7 @@ class Inbox:
         await self._take_text(text, data)
 
     async def _take_text(self, text: str | Unreadable, data: bytes | bytearray) -> None:
-        if isinstance(text, str):
-            message = await read(text, max_depth=self.max_json_depth, max_values=self.max_json_values)
-        else:
-            message = text
+        message = await self._read(text) if isinstance(text, str) else text
         if isinstance(message, Unreadable) and message.too_large is not None:
             self._skip_large(message.too_large, f"sent a message that {message.problem}", len(data))
             return
@@ -177,6 +177,13 @@ class Inbox:
                     pending.add_progress(message, len(data))
             case _:
                 self.on_other(message)
+
+    async def _read(self, text: str) -> Message | Unreadable:
+        for pending in list(self._pending.values()):
+            known = await recall(text, pending.id, pending.known)
+            if known is not None:
+                return known
+        return await read(text, max_depth=self.max_json_depth, max_values=self.max_json_values)
 
     def take_oversized(self, message: Oversized) -> None:
         """A message over the limit was skipped. If its ends tell which request it answers, that one fails, else all."""

@@ -10,11 +10,12 @@ import re
 
 import trio
 
+from trio_vmcp._known_results import KnownResults
 from trio_vmcp._protocol.json_cost import TooCostly, check_cost, is_cheap
-from trio_vmcp._protocol.jsonrpc import BadMessage, Message, parse_in_steps, parse_text
+from trio_vmcp._protocol.jsonrpc import BadMessage, Message, Result, parse_in_steps, parse_text
 from trio_vmcp._protocol.reading import Unreadable, unreadable
 
-__all__ = ["parse", "read", "split_batch"]
+__all__ = ["parse", "read", "recall", "split_batch"]
 
 
 async def parse(text: str, *, max_depth: int, max_values: float) -> Message:
@@ -36,6 +37,19 @@ async def parse(text: str, *, max_depth: int, max_values: float) -> Message:
         except StopIteration as end:
             message: Message = end.value
             return message
+
+
+async def recall(text: str, request_id: int, known: KnownResults | None) -> Result | None:
+    """The answer to a request, if `text` holds a result that its caller knows; None: it must be parsed."""
+    if known is None:
+        return None
+    steps = known.recall(text, request_id)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return None if end.value is None else Result(request_id, end.value)
+        await trio.lowlevel.checkpoint()
 
 
 async def split_batch(text: str, *, max_values: float) -> list[str]:

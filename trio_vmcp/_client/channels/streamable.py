@@ -16,7 +16,7 @@ import trio
 
 from trio_vmcp._client.channels.channel import Ask, Headers, MessageSink, Send
 from trio_vmcp._client.channels.pace import Pace, pieces
-from trio_vmcp._client.channels.parsing import parse, read, split_batch
+from trio_vmcp._client.channels.parsing import parse, read, recall, split_batch
 from trio_vmcp._client.complaints import Complaints
 from trio_vmcp._client.http.link import HttpExchange, HttpLink
 from trio_vmcp._client.http.reply import HttpReply
@@ -219,7 +219,8 @@ class Streamable:
                     if answer is None:
                         raise reply.protocol_error("answered with a batch that holds no answer to the request")
                     return answer
-            return Answer(self._matching(await self._parse(text, reply), ask.id, reply), reply.status)
+            message = await recall(text, ask.id, ask.known) or await self._parse(text, reply)
+            return Answer(self._matching(message, ask.id, reply), reply.status)
         shown = repr(kind[:MOST_QUOTED]) if kind else "no content"
         raise reply.protocol_error(f"answered a request with HTTP {reply.status} and {shown}")
 
@@ -246,7 +247,8 @@ class Streamable:
                     if answer is not None:
                         return answer
                     continue
-            message = await self._read(text)
+            known = await recall(text, ask.id, ask.known) if isinstance(text, str) else None
+            message = known or await self._read(text)
             if isinstance(message, Result | ErrorReply):
                 if same_id(message.id, ask.id) or (isinstance(message, ErrorReply) and meant_id(message.id) is None):
                     return Answer(message, reply.status)

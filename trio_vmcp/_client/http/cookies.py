@@ -26,7 +26,11 @@ class BackendCookies:
     """
 
     own: bytes = attrs.field(default=b"", repr=False)
-    _jar: httpx.Cookies = attrs.field(factory=httpx.Cookies, init=False, repr=False)
+    _jar: httpx.Cookies | None = attrs.field(default=None, init=False, repr=False)  # None: the backend set none
+    _own_header: Headers = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._own_header = [(b"Cookie", self.own)] if self.own else []
 
     def keep(self, url: httpx.URL, headers: Headers) -> None:
         """Take the cookies of a response. One that is over a limit or not in ASCII is ignored.
@@ -40,20 +44,23 @@ class BackendCookies:
             if len(pair[1]) > LONGEST_COOKIE or not pair[1].isascii():
                 continue
             response = httpx.Response(200, headers=[pair], request=httpx.Request("POST", url))
-            if len(self._jar.jar) < MOST_COOKIES or self._replaces(response):
+            if self._jar is None:
+                self._jar = httpx.Cookies()
+            if len(self._jar.jar) < MOST_COOKIES or _replaces(self._jar, response):
                 self._jar.extract_cookies(response)
 
     def headers(self, url: httpx.URL) -> Headers:
         """The `Cookie` header of a request to `url`; empty: there is none to send."""
-        kept = b""
-        if len(self._jar.jar):
-            request = httpx.Request("POST", url)
-            self._jar.set_cookie_header(request)
-            kept = request.headers.get("cookie", "").encode()
+        if self._jar is None:
+            return self._own_header
+        request = httpx.Request("POST", url)
+        self._jar.set_cookie_header(request)
+        kept = request.headers.get("cookie", "").encode()
         value = b"; ".join(part for part in (self.own, kept) if part)
         return [(b"Cookie", value)] if value else []
 
-    def _replaces(self, response: httpx.Response) -> bool:
-        """A cookie of the same name is kept already, so this one needs no more room."""
-        name = response.headers["set-cookie"].partition("=")[0].strip()
-        return any(cookie.name == name for cookie in self._jar.jar)
+
+def _replaces(jar: httpx.Cookies, response: httpx.Response) -> bool:
+    """A cookie of the same name is kept already, so this one needs no more room."""
+    name = response.headers["set-cookie"].partition("=")[0].strip()
+    return any(cookie.name == name for cookie in jar.jar)

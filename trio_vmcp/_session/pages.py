@@ -1,0 +1,213 @@
+"""The pages of one list of a backend: the entries in them, what they weigh, and what tells them from other pages.
+
+A client of ours tells the digest of the bytes of a page. A list that comes in the pages of before is not looked at any
+further. Of other lists the entries decide: each is hashed as JSON, however the entries are cut into pages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import attrs
+import trio
+
+from trio_vmcp._protocol.methods import ListMethod
+from trio_vmcp.errors import BackendProtocolError
+from trio_vmcp.models import JSON
+
+__all__ = ["ListPages", "Page", "Weight", "digest_in_steps"]
+
+logger = logging.getLogger("trio_vmcp.session")
+
+AT_ONCE = 64  # entries in one step
+
+
+@attrs.frozen
+class Weight:
+    """What one list counts for under the limits of its backend: entries, bytes as JSON, bytes of names."""
+
+    items: int = 0
+    size: int = 0
+    names: int = 0
+
+    def __add__(self, more: Weight) -> Weight:
+        return Weight(self.items + more.items, self.size + more.size, self.names + more.names)
+
+
+@attrs.frozen(eq=False)
+class Page:
+    """One page, as its client gave it.
+
+    Attributes:
+        digest: Of the bytes that were received; None: the client does not tell, or something in them may be no text.
+        size: Of these bytes; 0 without a digest.
+    """
+
+    result: JSON = attrs.field(repr=False)
+    digest: bytes | None = None
+    size: int = 0
+
+
+@attrs.define(eq=False)
+class ListPages:
+    """The pages of one list, as they come.
+
+    Attributes:
+        known: The pages of before; empty: it must be looked at in any case.
+        count: Takes what a page weighs; raises where that is too much.
+        received: So far.
+        entries: Those of `received` by their key; empty as long as all pages are as known.
+        stale: The newest pages in a row that brought nothing new.
+        hashed: The entries so far, if the digests of pages cannot tell this list from another.
+    """
+
+    backend_id: str
+    method: ListMethod
+    known: Sequence[Page]
+    count: Callable[[ListMethod, Weight], None]
+    received: list[Page] = attrs.field(factory=list, init=False)
+    entries: dict[str, JSON] = attrs.field(factory=dict, init=False)
+    stale: int = attrs.field(default=0, init=False)
+    hashed: hashlib.blake2b | None = attrs.field(default=None, init=False)
+    _begins_as_known: bool = attrs.field(default=True, init=False)
+    _taken: int = attrs.field(default=0, init=False)  # of `received`, for `entries`
+
+    @property
+    def is_known(self) -> bool:
+        """The pages of before, and no other."""
+        return self._begins_as_known and 0 < len(self.received) == len(self.known)
+
+    async def add(self, page: Page) -> None:
+        """
+        Raises:
+            BackendProtocolError: It is no page of this list.
+        """
+        at = len(self.received)
+        self.received.append(page)
+        if not (self._begins_as_known and at < len(self.known) and page.digest == self.known[at].digest):
+            await self.take_all()
+
+    async def take_all(self) -> None:
+        """Take the entries of all pages that are here. From now on the list counts as another."""
+        self._begins_as_known = False
+        while self._taken < len(self.received):
+            page = self.received[self._taken]
+            if page.digest is None:
+                await self.hash_all()
+            usable = await self._usable(page)
+            self._taken += 1
+            new = usable if not self.entries else {key: item for key, item in usable.items() if key not in self.entries}
+            self.entries |= new
+            self.stale = 0 if new else self.stale + 1
+
+    async def hash_all(self) -> None:
+        """Have the digest of the list made of its entries, whether or not its pages have digests."""
+        if self.hashed is None:
+            self.hashed = _new_hash()
+            for _ in _hash_in_steps(self.hashed, self.received[: self._taken], self.method):
+                await trio.lowlevel.checkpoint()
+
+    async def _usable(self, page: Page) -> dict[str, JSON]:
+        """The entries of a page by their key, without those that cannot be listed: one costs itself, not its list."""
+        key, name, items = self.method.key, self.method.name, page.result.get(self.method.array)
+        if not isinstance(items, list):
+            raise BackendProtocolError(self.backend_id, f"answered {name!r} without an array {self.method.array!r}")
+        size = page.size
+        usable: dict[str, JSON] = {}
+        bad: list[str] = []
+        for start in range(0, len(items) or 1, AT_ONCE):
+            if start:
+                await trio.lowlevel.checkpoint()
+            some = items[start : start + AT_ONCE]
+            problems = [_problem(item, key) for item in some]
+            if self.hashed is not None:
+                hashed_size = _hash(some, problems, self.hashed) + (start == 0)
+                size += hashed_size if page.digest is None else 0
+            for at, (item, problem) in enumerate(zip(some, problems, strict=True)):
+                if problem is None:
+                    usable.setdefault(item[key], item)
+                else:
+                    bad.append(f"{start + at}: {problem}")
+        names = len("".join(usable).encode()) if key == "name" else 0
+        self.count(self.method, Weight(len(items), size, names))
+        if bad:
+            more = f", and {len(bad) - 1} more" if bad[1:] else ""
+            logger.warning("backend %r: %s: dropped entry %s%s", self.backend_id, name, bad[0], more)
+        return usable
+
+
+def digest_in_steps(pages: Sequence[Page], method: ListMethod) -> Generator[None, None, bytes]:
+    """The digest of the entries of pages that have digests of their own, with a step for some entries each."""
+    hashed = _new_hash()
+    yield from _hash_in_steps(hashed, pages, method)
+    return hashed.digest()
+
+
+def _hash_in_steps(hashed: hashlib.blake2b, pages: Sequence[Page], method: ListMethod) -> Generator[None, None, None]:
+    for page in pages:
+        items = page.result[method.array]
+        for start in range(0, len(items), AT_ONCE):
+            some = items[start : start + AT_ONCE]
+            _hash(some, [None] * len(some), hashed)
+            yield
+
+
+def _hash(some: list[Any], problems: list[str | None], hashed: hashlib.blake2b) -> int:
+    """Hash some entries as JSON; returns the bytes, a comma for each included. Not all entries at once: what the
+    encoder holds meanwhile is many times the text.
+
+    Args:
+        problems: Of these entries, in their order; those of entries that are no text are added.
+    """
+    text = _encoded(some)
+    if text is not None:
+        hashed.update(text[1:-1] + b",")
+        return len(text) - 1  # without one bracket; the other stands for the last comma
+    size = 0
+    for at, item in enumerate(some):
+        text = _encoded(item)
+        if text is None:
+            problems[at] = problems[at] or "it holds half a surrogate pair, which is not text"
+        else:
+            hashed.update(text + b",")
+            size += len(text) + 1
+    return size
+
+
+# check_circular=False: what was parsed from JSON has no circles.
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False)
+
+
+def _encoded(value: object) -> bytes | None:
+    """As JSON. None: a lone surrogate parses, but a list that holds one cannot be sent on as UTF-8."""
+    try:
+        return _encoder.encode(value).encode()
+    except UnicodeEncodeError:
+        return None
+
+
+def _new_hash() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=16)
+
+
+_TEXT_FIELDS = ("title", "description")
+
+
+def _problem(item: object, key: str) -> str | None:
+    """Why an entry cannot be listed; None: it can."""
+    if not isinstance(item, dict):
+        return "it is not an object"
+    name = item.get(key)
+    if not isinstance(name, str) or not name:
+        return f"its {key!r} is not a non-empty string"
+    if key == "name" and not isinstance(item.get("inputSchema"), dict | None):
+        return "its 'inputSchema' is not an object"
+    for field in _TEXT_FIELDS:
+        text = item.get(field)
+        if text is not None and not isinstance(text, str):
+            return f"its {field!r} is not a string"
+    return None
