@@ -84,6 +84,8 @@ def main() -> int:
     verdicts: list[Verdict] = []
     for verdict in hunt(suite, mutants, surveyed, workers=options.workers):
         verdicts.append(verdict)
+        if verdict.survived and verdict.mutant.name not in EQUIVALENT:
+            say(f"\rsurvived: {verdict.mutant.name} (line {verdict.mutant.line}, {verdict.tests} tests)")
         if sys.stdout.isatty():
             say(f"\r{len(verdicts)}/{len(mutants)}", end="")
         elif len(verdicts) % 25 == 0:

@@ -187,7 +187,9 @@ def _statement_edits(node: ast.stmt, *, is_last: bool) -> Iterator[tuple[str, ob
                 yield f"drop `except{kind}` of", without if kept else [*node.body, *node.orelse]
             return
         case ast.Return(value) if value is not None:
-            yield "return nothing in", ast.Return(None)
+            # Returning nothing is the same as None, and as False where callers test the truth of the result.
+            if not (isinstance(value, ast.Constant) and (value.value is None or value.value is False)):
+                yield "return nothing in", ast.Return(None)
             if is_last:
                 return
         case ast.If(test=test) | ast.While(test=test) if not _inverts_itself(test):
