@@ -149,8 +149,9 @@ async def test_completions_need_the_capability(autojump_clock: MockClock) -> Non
     backend = ScriptedBackend()
     backend.add_prompt("greet")
     async with open_world({"a": backend}) as world, world.open_session() as session:
-        with pytest.raises(BackendRejected, match="backend 'a' does not offer completions"):
+        with pytest.raises(BackendRejected, match="backend 'a' does not offer completions") as caught:
             await session.complete({"type": "ref/prompt", "name": "a_greet"}, {"name": "x", "value": ""})
+        assert -32601 == caught.value.code  # JSON-RPC 2.0 §5.1, "Method not found"
         assert [] == backend.received("completion/complete")
 
 

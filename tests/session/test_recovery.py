@@ -107,6 +107,30 @@ async def test_refusals_that_prove_that_nothing_ran(fault: Any, autojump_clock: 
         assert (2, 2, 1) == (initialized(world), calls(world), world["a"].executed["echo"])
 
 
+async def test_a_late_503_of_the_old_connection_costs_the_new_one_nothing(autojump_clock: MockClock) -> None:
+    """It says nothing about the new session: when that one is answered 503, it is replaced at once."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        old = session.backend_sessions["a"]
+        backend.fail(partial(is_call_in, old), Status(503), times=2)
+
+        async def call_in_vain() -> None:
+            with pytest.raises(BackendRejected):
+                await session.call_tool("a_echo")
+
+        async with trio.open_nursery() as nursery:
+            backend.latency = 100
+            nursery.start_soon(call_in_vain)
+            await wait_all_tasks_blocked()
+            backend.latency = 0
+            await call_in_vain()  # and the connection is replaced
+        assert 100 == trio.current_time()
+        backend.fail("tools/call", Status(503), times=1)
+        await call_in_vain()
+        await wait_all_tasks_blocked()
+        assert 3 == initialized(world)
+
+
 async def test_a_503_replaces_the_connection_but_sends_nothing_again(autojump_clock: MockClock) -> None:
     """HTTP 503 does not say whether the call ran, so it is not repeated. The old session gets its DELETE."""
     async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
@@ -826,18 +850,26 @@ async def test_a_read_is_sent_again_whatever_the_status(
         assert 2 == initialized(world)
 
 
-@pytest.mark.parametrize("fault", [Status(401, NOT_FOUND), Error(-32001, "Session not found")], ids=repr)
+@pytest.mark.parametrize(
+    ("fault", "tries", "pauses"),
+    [
+        (Status(401, NOT_FOUND), 2, (0, 1, 1, 30, 200, 300)),
+        (Status(401, NOT_FOUND), 2, (0, 61, 400)),  # the new session was told by the call that was sent again
+        (Error(-32001, "Session not found"), 1, (0, 1, 1, 30, 200, 300)),
+    ],
+)
 async def test_words_that_a_new_session_hears_too_are_not_about_the_session(
-    fault: Any, autojump_clock: MockClock
+    fault: Any, tries: int, pauses: tuple[float, ...], autojump_clock: MockClock
 ) -> None:
-    """The answer is passed on, and for ten minutes these words replace no session."""
+    """The answer is passed on, and for ten minutes these words replace no session and have nothing sent again."""
     async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
         world["a"].fail("tools/call", fault)
-        for seconds in (0, 1, 1, 30, 200, 300):
+        for seconds in pauses:
             await trio.sleep(seconds)
             with pytest.raises(BackendError, match=r"401|Session not found"):
                 await session.call_tool("a_echo")
         assert 2 == initialized(world)
+        assert tries + len(pauses) - 1 == calls(world)
         world["a"].heal()
         await session.call_tool("a_echo")
         world["a"].fail("tools/call", fault, times=1)
@@ -888,3 +920,19 @@ async def test_a_hundred_calls_that_hear_it_share_one_handshake(autojump_clock: 
             for _ in range(100):
                 nursery.start_soon(session.call_tool, "a_echo")
         assert (2, 100) == (initialized(world), world["a"].executed["echo"])
+
+
+@pytest.mark.parametrize("fault", [Status(404), Status(400, NOT_FOUND)], ids=repr)
+async def test_an_error_of_the_new_session_leaves_the_words_their_meaning(
+    fault: Any, autojump_clock: MockClock
+) -> None:
+    """The call is sent again and the tool fails: later the backend is believed when it says that it lost the session."""
+    async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
+        world["a"].fail("tools/call", fault, times=1)
+        world["a"].fail("tools/call", Error(-32000, "no"), times=1)
+        with pytest.raises(BackendRejected, match="'no'"):
+            await session.call_tool("a_echo")
+        await trio.sleep(61)
+        world["a"].fail("tools/call", Status(400, NOT_FOUND), times=1)
+        assert (await session.call_tool("a_echo")).backend_state_lost
+        assert 3 == initialized(world)

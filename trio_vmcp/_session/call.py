@@ -71,7 +71,6 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
             if connection is None:
                 connection = await _replaced_connection(member, asked)
                 is_replaced, timeout = True, max(asked.deadline - trio.current_time(), 0.0)
-                call.is_unreached = False
             connection.add_call(call)
             call.written, call.is_reported = not connection.reports_writes, False
             try:
