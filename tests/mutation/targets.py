@@ -119,8 +119,8 @@ EQUIVALENT: Mapping[str, str] = {
         "Not read before the circuit opens, which sets it."
     ),
     "_note_error: ignore `isinstance(member.state, Ready)` in `if opened and isinstance(member.state, Ready):`": (
-        "For the type checker. A member with a connection and a closed circuit is Ready: Failing begins when the circuit "
-        "opens, and `note_answer` and `join` end it when the circuit closes."
+        "For the type checker. A member with a connection and a closed circuit is Ready: Failing begins when the "
+        "circuit opens, and `note_answer` and `join` end it when the circuit closes."
     ),
     "Turns.note_failure: > becomes >= in `if self._succeeded_at is not None and now - self._succeeded_at > "
     "self._backoff.max_delay:`": "An instant.",

@@ -926,7 +926,7 @@ async def test_a_hundred_calls_that_hear_it_share_one_handshake(autojump_clock: 
 async def test_an_error_of_the_new_session_leaves_the_words_their_meaning(
     fault: Any, autojump_clock: MockClock
 ) -> None:
-    """The call is sent again and the tool fails: later the backend is believed when it says that it lost the session."""
+    """The call is sent again and the tool fails: later the backend is believed when its words say the same again."""
     async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
         world["a"].fail("tools/call", fault, times=1)
         world["a"].fail("tools/call", Error(-32000, "no"), times=1)
