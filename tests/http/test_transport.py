@@ -22,14 +22,17 @@ from support.raw_http import (
     RawServer,
     Served,
     answer,
+    client_context,
     open_served,
     read,
+    server_context,
     until,
 )
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp._http.connection import READ_BYTES
 from trio_vmcp._http.dial import ConnectedStream
+from trio_vmcp._http.origin import Origin
 from trio_vmcp._http.response import MAX_HEAD_BYTES
 from trio_vmcp._http.transport import KEEPALIVE_EXPIRY, MOST_IDLE, Http11Transport
 from trio_vmcp.testing import ScriptedBackend, open_memory_network
@@ -305,16 +308,80 @@ async def test_responses_without_a_body(verb: str, status: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", ["tcp", "tls"])  # memory streams buffer the whole body
-@pytest.mark.parametrize("end", [CLOSE, RESET])
-async def test_an_answer_that_comes_before_the_body_is_written(kind: Kind, end: str) -> None:
-    """A server answers and closes before it has read the body (RFC 9112 §9.5): its answer is read."""
-    refusal = answer(b"too large", status=b"413 Content Too Large")
-    async with open_served(kind, (refusal, 0.05, end), OK, reads_bodies=False) as served:
-        response = await served.send(body=bytes(32 * MIB))
-        assert (413, b"too large") == (response.status, await read(response))
+@pytest.mark.parametrize("status", [b"413 Content Too Large", b"401 Unauthorized", b"503 Service Unavailable"])
+@pytest.mark.parametrize("end", [CLOSE, RESET, HANG])
+async def test_an_answer_that_comes_before_the_body_is_written(kind: Kind, status: bytes, end: str) -> None:
+    """A server answers before it has read the body (RFC 9112 §9.5), and then closes, or neither reads nor closes: its
+    answer is read at once, and the rest of the body is not written.
+    """
+    refusal = b"HTTP/1.1 102 Processing\r\n\r\n" + answer(b"no", status=status)
+    read_on = trio.Event()
+    async with open_served(
+        kind, (refusal, read_on if end == HANG else 0.01, CLOSE if end == HANG else end), OK, reads_bodies=False
+    ) as served:
+        with trio.fail_after(5):
+            response = await served.send(body=bytes(16 * MIB))
+        assert (int(status[:3]), b"no") == (response.status, await read(response))
+        assert response.is_ended
         response.close()
         assert 0 == served.transport.idle_connections
+        read_on.set()
         assert b"ok" == await served.ask(body=b"")
+
+
+@kinds
+async def test_an_answer_to_a_large_body_that_was_read(kind: Kind) -> None:
+    """A connection is used again after a large body, also if interim responses came while the body was written."""
+    early, whole = b"HTTP/1.1 103 Early Hints\r\n\r\n", bytes(3 * MIB)
+    async with open_served(kind, (early, OK), OK) as served:
+        for _ in range(3):
+            assert b"ok" == await served.ask(body=whole)
+        assert (1, 1) == (served.server.connections, served.transport.idle_connections)
+        assert [whole] * 3 == [body for _, body in served.server.requests]
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+async def test_a_bad_answer_while_the_body_is_written(kind: Kind) -> None:
+    """Bytes that are no HTTP, in answer to half a body, are told as what they are."""
+    unread = trio.Event()
+    async with open_served(kind, (b"SSH-2.0-x\r\n", unread, CLOSE), reads_bodies=False) as served:
+        with pytest.raises(httpx.RemoteProtocolError, match="xpected HTTP"):
+            await served.ask(body=bytes(16 * MIB))
+        unread.set()
+
+
+async def test_tls_that_breaks_while_the_body_is_written() -> None:
+    """A record that is none, in answer to half a body, is a connection that broke. The alert about it (RFC 8446 §6.2)
+    does not get into the record that is being written.
+    """
+
+    async def serve(tcp: trio.SocketStream) -> None:
+        async with tcp:
+            stream = trio.SSLStream(tcp, server_context(), server_side=True)
+            await stream.receive_some(100)
+            await tcp.send_all(b"HTTP/1.1 200 OK\r\n\r\n")
+            await unread.wait()
+
+    unread = trio.Event()
+    transport = Http11Transport(ssl_context=client_context())
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        origin = Origin("https", "localhost", listener.socket.getsockname()[1])
+        with pytest.raises(httpx.WriteError, match="the connection broke"):
+            await transport.send(origin, "POST", b"POST / HTTP/1.1\r\nHost: h\r\n\r\n", bytes(16 * MIB), lambda: None)
+        unread.set()
+        nursery.cancel_scope.cancel()
+    transport.close()
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+async def test_an_early_answer_is_read_whole(kind: Kind) -> None:
+    """The answer to half a body comes in pieces, and the last of them with a reset."""
+    refusal = answer(b"too large", status=b"413 Content Too Large")
+    pieces = (refusal[:9], 0.005, refusal[9:-4], 0.005, refusal[-4:], 0.005, RESET)
+    async with open_served(kind, pieces, reads_bodies=False) as served:
+        assert b"too large" == await served.ask(body=bytes(16 * MIB))
 
 
 @pytest.mark.parametrize("kind", ["tcp", "tls"])

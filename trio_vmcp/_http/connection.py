@@ -14,6 +14,9 @@ __all__ = ["Connection"]
 # Larger reads save a sixth of a large body's time. But glibc maps every buffer over 128 KiB (M_MMAP_THRESHOLD) anew,
 # and then a large body takes a fifth longer.
 READ_BYTES = 64 * 1024
+# A request of up to this size is written before its response is read. An idle connection takes it without a wait: send
+# buffers are empty by then, and the smallest is 16 KiB (the default of `tcp_wmem` on Linux; more on other systems).
+AT_ONCE_BYTES = 16 * 1024
 
 
 @attrs.define(eq=False)
@@ -31,7 +34,8 @@ class Connection:
     idle_since: float = attrs.field(default=0.0, init=False)
     _parser: ResponseParser = attrs.field(factory=ResponseParser, init=False, repr=False)
     _is_closed: bool = attrs.field(default=False, init=False)
-    _takes_more: bool = attrs.field(default=True, init=False)  # no write has failed
+    _takes_more: bool = attrs.field(default=True, init=False)  # every request was written to its end
+    _write_error: Exception | None = attrs.field(default=None, init=False, repr=False)
 
     @property
     def is_ended(self) -> bool:
@@ -65,24 +69,54 @@ class Connection:
         """
         parser = self._parser
         parser.begin()
-        broken: trio.BrokenResourceError | None = None
-        try:
-            await self._connected.stream.send_all(message)
-        except trio.BrokenResourceError as exc:
-            # A server may answer and close before it has read the body (RFC 9112 §9.5), so look for its response first.
-            broken, self._takes_more = exc, False
-        except trio.ClosedResourceError as exc:
-            raise httpx.WriteError("the connection was closed here") from exc
-        try:
-            while not parser.status:
-                await self._read()
-        except httpx.TransportError:
-            if broken is not None:
-                raise httpx.WriteError("the connection broke") from broken
-            raise
+        if len(message) <= AT_ONCE_BYTES:
+            await self._write(message)
+            await self._read_head()
+        else:
+            await self._read_while_writing(message)
         if verb == "HEAD":
             parser.end_without_body()
         return parser.status, parser.headers
+
+    async def _read_while_writing(self, message: bytes) -> None:
+        """Write a large request, and read its response meanwhile: a server may refuse a request before it has read all
+        of the body, and then read no more (RFC 9112 §9.5). A final response ends the writing.
+        """
+        failure: httpx.TransportError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write, message)
+            try:
+                await self._read_head()
+            except httpx.TransportError as exc:  # raised below: the nursery would group it
+                failure = exc
+            nursery.cancel_scope.cancel(reason="the response is here, or will not come")
+        if failure is not None:
+            raise failure
+
+    async def _write(self, message: bytes) -> None:
+        """Write a request. An error is kept for `_read_head`: a server may answer and close before it has read the body
+        (RFC 9112 §9.5), so its response is looked for first.
+        """
+        self._takes_more = False
+        try:
+            await self._connected.stream.send_all(message)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            self._write_error = exc
+        else:
+            self._takes_more = True
+
+    async def _read_head(self) -> None:
+        try:
+            while not self._parser.status:
+                await self._read()
+        except httpx.TransportError as exc:
+            broken = self._write_error
+            if broken is None and not self._takes_more and isinstance(exc, httpx.ReadError):
+                broken = exc
+            if broken is None or isinstance(exc.__cause__, BadResponse):
+                raise
+            how = "the connection was closed here" if self._is_closed else "the connection broke"
+            raise httpx.WriteError(how) from broken
 
     async def receive(self) -> bytes | None:
         """The next bytes of the body; None at its end.

@@ -1,4 +1,5 @@
-"""TLS over a connected socket, for one task at a time. Source of the loop: CPython's documentation of `ssl.SSLObject`.
+"""TLS over a connected socket, for one task that reads and one that writes. Source of the loop: CPython's documentation
+of `ssl.SSLObject`.
 
 `trio.SSLStream` cannot do three things that a kept-alive HTTP connection needs:
 - Say without waiting whether bytes have arrived on an idle connection: it does not show what it has buffered.
@@ -40,6 +41,7 @@ class TlsStream:
     _tls: ssl.SSLObject = attrs.field(init=False, repr=False)
     _incoming: ssl.MemoryBIO = attrs.field(factory=ssl.MemoryBIO, init=False, repr=False)
     _outgoing: ssl.MemoryBIO = attrs.field(factory=ssl.MemoryBIO, init=False, repr=False)
+    _is_sending: bool = attrs.field(default=False, init=False)  # a task is at it, or was cut off
     _found_unread: bool = attrs.field(default=False, init=False)  # and lost: the bytes that `has_unread` read
 
     async def do_handshake(self, context: ssl.SSLContext, host: str) -> None:
@@ -147,5 +149,10 @@ class TlsStream:
             raise refused
 
     async def _flush(self) -> None:
-        if self._outgoing.pending:
+        """Send what TLS has to say. While one task writes, another may read, and a read may have something to say: the
+        task that is sending sends that, too. After a write that was cut off, half a record is out, so nothing follows.
+        """
+        while self._outgoing.pending and not self._is_sending:
+            self._is_sending = True
             await self.tcp.send_all(self._outgoing.read())
+            self._is_sending = False
