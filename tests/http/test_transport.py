@@ -32,9 +32,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp._http.connection import READ_BYTES
 from trio_vmcp._http.dial import ConnectedStream
+from trio_vmcp._http.keep_alive import ASSUMED_EXPIRY
 from trio_vmcp._http.origin import Origin
 from trio_vmcp._http.response import MAX_HEAD_BYTES
-from trio_vmcp._http.transport import KEEPALIVE_EXPIRY, MOST_IDLE, Http11Transport
+from trio_vmcp._http.transport import MAY_REPEAT, MOST_IDLE, Http11Transport
 from trio_vmcp.testing import ScriptedBackend, open_memory_network
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -79,7 +80,7 @@ async def test_the_newest_idle_connection_is_used_first(autojump_clock: MockCloc
     """The newest idle connection is used first, so that surplus connections expire and the next request closes them."""
     async with open_served("memory", (1.0, OK)) as served:
         await many(served, 3)
-        for _ in range(int(KEEPALIVE_EXPIRY)):
+        for _ in range(int(ASSUMED_EXPIRY)):
             await served.ask()
             assert 3 == served.server.open_connections
         await served.ask()
@@ -99,11 +100,11 @@ async def test_idle_connections_are_closed_in_the_background(autojump_clock: Moc
                 inner.start_soon(served.ask)
             await wait_all_tasks_blocked()
             assert 2 == served.server.open_connections
-            await trio.sleep(KEEPALIVE_EXPIRY - 1.5)
+            await trio.sleep(ASSUMED_EXPIRY - 1.5)
             await served.ask()
             await trio.sleep(1)
             assert 1 == served.server.open_connections
-            await trio.sleep(KEEPALIVE_EXPIRY)
+            await trio.sleep(ASSUMED_EXPIRY)
             assert 0 == served.server.open_connections
         nursery.cancel_scope.cancel()
 
@@ -133,7 +134,7 @@ async def test_each_origin_is_tidied_in_its_time(autojump_clock: MockClock) -> N
         left = []
         for second in range(3):
             for edge in (-0.1, 0.1):
-                await trio.sleep_until(second + KEEPALIVE_EXPIRY + edge)
+                await trio.sleep_until(second + ASSUMED_EXPIRY + edge)
                 left.append(transport.idle_connections)
         assert [3, 2, 2, 1, 1, 0] == left
         nursery.cancel_scope.cancel()
@@ -159,6 +160,163 @@ async def test_a_connection_made_beforehand_is_used() -> None:
             await served.transport.connect(served.origin)
             assert 1 == served.transport.idle_connections
         await served.ask()
+        assert 1 == served.server.connections
+
+
+# Connections that the server closes
+
+GONE = pytest.mark.parametrize("end", [CLOSE, RESET])
+
+
+async def test_an_idle_connection_is_not_used_for_longer_than_servers_keep_theirs(autojump_clock: MockClock) -> None:
+    """Common servers close after 5 s, and the news may be on its way: with nothing said, 4 s are enough."""
+    async with open_served("memory", OK) as served:
+        for pause, connections in [(0.0, 1), (3.9, 1), (4.1, 2), (40.0, 3)]:
+            await trio.sleep(pause)
+            await served.ask()
+            assert connections == served.server.connections
+
+
+@pytest.mark.parametrize(
+    ("timeout", "kept", "given_up"), [(b"1", 0.4, 0.6), (b"2", 0.9, 1.1), (b"5", 3.9, 4.1), (b"30", 28.9, 29.1)]
+)
+async def test_the_time_that_a_server_names_is_kept_to(
+    timeout: bytes, kept: float, given_up: float, autojump_clock: MockClock
+) -> None:
+    """`Keep-Alive: timeout=`, less a margin, whether longer or shorter than what is assumed; also in the background."""
+    async with open_served("memory", answer(b"ok", b"Keep-Alive: timeout=" + timeout)) as served:
+        for pause, connections in [(0.0, 1), (kept, 1), (given_up, 2), (kept, 2)]:
+            await trio.sleep(pause)
+            await served.ask()
+            assert connections == served.server.connections
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(served.transport.tidy)
+            for pause, idle in [(kept, 1), (given_up - kept, 0)]:
+                await trio.sleep(pause)
+                assert idle == served.transport.idle_connections
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_connection_that_expires_sooner_is_closed_sooner(autojump_clock: MockClock) -> None:
+    """A connection that is kept for long does not delay the end of one to another origin that becomes idle later."""
+    async with open_memory_network() as network, trio.open_nursery() as nursery:
+        transport = network.transport()
+        nursery.start_soon(transport.tidy)
+        for host, headers in (("long", [b"Keep-Alive: timeout=60"]), ("short", [])):
+            server = RawServer([(answer(b"ok", *headers),)])
+            await Served(transport, server, network.attach(f"{host}.test", server)).ask()
+            await trio.sleep(1)
+        await trio.sleep(ASSUMED_EXPIRY)
+        assert 1 == transport.idle_connections
+        nursery.cancel_scope.cancel()
+        transport.close()
+
+
+async def test_the_age_at_which_a_server_closes_is_learnt(autojump_clock: MockClock) -> None:
+    """A connection that is found closed after 3 s shows that this server does not wait for 5 s."""
+    async with open_served("memory", (OK, 2.5, CLOSE), OK) as served:
+        await served.ask()
+        await trio.sleep(3)
+        for pause, connections in [(0.0, 2), (1.9, 2), (2.1, 3), (1.9, 3)]:
+            await trio.sleep(pause)
+            await served.ask()
+            assert connections == served.server.connections
+
+
+@GONE
+async def test_a_request_that_is_lost_teaches_the_age(end: str, autojump_clock: MockClock) -> None:
+    """A request met a connection that the server was closing after 2 s: from now on, one of 1 s is not used again."""
+    async with open_served("memory", OK, (end,), OK) as served:
+        await served.ask()
+        await trio.sleep(2)
+        with pytest.raises(httpx.TransportError):
+            await served.ask()
+        for pause, connections in [(0.0, 2), (0.9, 2), (1.1, 3)]:
+            await trio.sleep(pause)
+            await served.ask()
+            assert connections == served.server.connections
+
+
+async def test_a_response_that_never_comes_teaches_nothing(autojump_clock: MockClock) -> None:
+    """A connection that ends long after its request was written was not closed for being idle."""
+    async with open_served("memory", OK, (10.0, CLOSE), OK) as served:
+        await served.ask()
+        await trio.sleep(2)
+        with pytest.raises(httpx.TransportError):
+            await served.ask()
+        await served.ask()
+        await trio.sleep(3)
+        await served.ask()
+        assert 2 == served.server.connections
+
+
+@kinds
+@GONE
+@pytest.mark.parametrize(
+    ("verb", "may_repeat"), [("POST", True), ("GET", False), ("DELETE", False), ("HEAD", False), ("PUT", False)]
+)
+async def test_a_request_that_changes_nothing_is_sent_again(kind: Kind, end: str, verb: str, may_repeat: bool) -> None:
+    """The connection that it used again ended before the first byte of a response: another one is made for it."""
+    async with open_served(kind, OK, OK, (end,), OK, OK) as served:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(served.ask)
+            nursery.start_soon(served.ask)
+        assert 2 == served.server.connections
+        response = await served.send(verb, may_repeat=may_repeat)
+        assert (b"" if verb == "HEAD" else b"ok") == await read(response)
+        response.close()
+        assert (3, 4) == (served.server.connections, len(served.server.requests))
+
+
+@kinds
+@GONE
+async def test_any_other_request_is_not_sent_again(kind: Kind, end: str) -> None:
+    """A POST may have been applied although its connection ended."""
+    async with open_served(kind, OK, (end,), OK) as served:
+        await served.ask()
+        with pytest.raises(httpx.TransportError):
+            await served.ask()
+        assert 2 == len(served.server.requests)
+        assert b"ok" == await served.ask()
+
+
+@kinds
+@GONE
+async def test_a_request_is_sent_again_once_and_for_a_reason(kind: Kind, end: str) -> None:
+    """A new connection that ends, and a response that has begun, are no sign of a connection that was closed before."""
+    async with open_served(kind, (end,), OK, (b"H", end), OK, (end,), (end,), OK) as served:
+        for requests, answered in [(1, False), (2, True), (3, False), (4, True), (6, False), (7, True)]:
+            if answered:
+                assert b"ok" == await served.ask("GET")
+            else:
+                with pytest.raises(httpx.TransportError):
+                    await served.ask("GET")
+            assert requests == len(served.server.requests)
+
+
+async def test_a_request_of_httpx_says_whether_it_may_be_sent_again() -> None:
+    """By an extension; without that, a POST is not."""
+    async with open_served("memory", OK, (CLOSE,), OK, (CLOSE,), OK) as served:
+        async with httpx.AsyncClient(transport=served.transport) as client:
+            await client.post(served.url)
+            assert "ok" == (await client.post(served.url, extensions={MAY_REPEAT: True})).text
+            with pytest.raises(httpx.TransportError):
+                await client.post(served.url)
+
+
+async def test_a_request_is_not_sent_again_after_the_close_of_its_transport() -> None:
+    """The connection was closed here, so no other is made."""
+    async with open_served("memory", OK, (HANG,)) as served:
+        await served.ask()
+
+        async def ask() -> None:
+            with pytest.raises(httpx.TransportError):
+                await served.ask("GET")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await wait_all_tasks_blocked()
+            served.transport.close()
         assert 1 == served.server.connections
 
 

@@ -37,7 +37,7 @@ from trio_vmcp import (
     UnauthorizedCaller,
     open_session_factory,
 )
-from trio_vmcp._http.transport import KEEPALIVE_EXPIRY
+from trio_vmcp._http.keep_alive import ASSUMED_EXPIRY
 from trio_vmcp.testing import CONNECT, Delay, Error, Hang, Refuse, ScriptedBackend, Status
 
 BOTH_ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
@@ -540,7 +540,7 @@ async def test_a_backend_that_is_down_at_the_restore_keeps_its_session(autojump_
     backends = {"a": echo_backend()}
     async with open_world(backends) as world:
         stored = await make_and_suspend(world)
-        await trio.sleep(KEEPALIVE_EXPIRY)  # kept-alive connections would not be refused
+        await trio.sleep(ASSUMED_EXPIRY)  # kept-alive connections would not be refused
         backends["a"].fail(CONNECT, Refuse())
         session = await world.restore_session("one")
         assert [FailureReason.UNREACHABLE] == [failure.reason for failure in session.failures]

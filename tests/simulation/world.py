@@ -150,14 +150,21 @@ class _Seam(Ledger):
         return response
 
     async def send(
-        self, origin: Origin, verb: str, head: bytes, body: bytes, on_write: Callable[[], None]
+        self,
+        origin: Origin,
+        verb: str,
+        head: bytes,
+        body: bytes,
+        on_write: Callable[[], None],
+        *,
+        may_repeat: bool = False,
     ) -> RawResponse:
         backend_id = origin.host.removesuffix(".test")
         sent_id = _SESSION_ID.search(head)
         if trio.lowlevel.current_task() not in self.stamped:
             self._note_sent(backend_id, verb, None if sent_id is None else sent_id[1].decode())
         try:
-            response = await super().send(origin, verb, head, body, on_write)
+            response = await super().send(origin, verb, head, body, on_write, may_repeat=may_repeat)
         finally:
             self.backends[backend_id].note_health()
         auth_call, _ = self._stamp

@@ -113,10 +113,17 @@ class Ledger(Http11Transport):
         self.session_ids: defaultdict[str, set[str]] = defaultdict(set)  # by host
 
     async def send(
-        self, origin: Origin, verb: str, head: bytes, body: bytes, on_write: Callable[[], None]
+        self,
+        origin: Origin,
+        verb: str,
+        head: bytes,
+        body: bytes,
+        on_write: Callable[[], None],
+        *,
+        may_repeat: bool = False,
     ) -> RawResponse:
         # no checkpoint from here until the library has the response
-        response = await super().send(origin, verb, head, body, on_write)
+        response = await super().send(origin, verb, head, body, on_write, may_repeat=may_repeat)
         self.session_ids[origin.host].update(session_ids_in(response))
         return response
 

@@ -170,9 +170,9 @@ class Served:
     def origin(self) -> Origin:
         return origin_of(httpx.URL(self.url))
 
-    async def send(self, verb: str = "POST", body: bytes = b"{}") -> RawResponse:
+    async def send(self, verb: str = "POST", body: bytes = b"{}", *, may_repeat: bool = False) -> RawResponse:
         head = b"%s /mcp HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (verb.encode(), len(body))
-        return await self.transport.send(self.origin, verb, head, body, lambda: None)
+        return await self.transport.send(self.origin, verb, head, body, lambda: None, may_repeat=may_repeat)
 
     async def ask(self, verb: str = "POST", body: bytes = b"{}") -> bytes:
         """The body of the answer; the response is closed."""

@@ -28,12 +28,18 @@ class Connection:
 
     Attributes:
         idle_since: `trio.current_time()` at the end of the last response.
+        ended_unused: After an error of `send_request`: the connection was not closed here, it had answered requests
+            before, and ended before the first byte of a response to this one. As a rule the server had closed it
+            meanwhile, and has not read the request.
     """
 
     _connected: ConnectedStream
     idle_since: float = attrs.field(default=0.0, init=False)
+    ended_unused: bool = attrs.field(default=False, init=False)
     _parser: ResponseParser = attrs.field(factory=ResponseParser, init=False, repr=False)
     _is_closed: bool = attrs.field(default=False, init=False)
+    _is_used: bool = attrs.field(default=False, init=False)  # at least one response has begun
+    _is_answering: bool = attrs.field(default=False, init=False)  # a byte has arrived since the last request
     _takes_more: bool = attrs.field(default=True, init=False)  # every request was written to its end
     _write_error: Exception | None = attrs.field(default=None, init=False, repr=False)
 
@@ -56,6 +62,11 @@ class Connection:
         """
         return not self._is_closed and not self._connected.has_unread()
 
+    @property
+    def keep_alive(self) -> bytes | None:
+        """The header `Keep-Alive` of the last response; None: it had none."""
+        return self._parser.keep_alive
+
     def close(self) -> None:
         """Close the connection at once and for good. A task that waits for its bytes gets an error."""
         self._is_closed = True
@@ -69,6 +80,7 @@ class Connection:
         """
         parser = self._parser
         parser.begin()
+        self._is_answering = False
         if len(message) <= AT_ONCE_BYTES:
             await self._write(message)
             await self._read_head()
@@ -109,7 +121,9 @@ class Connection:
         try:
             while not self._parser.status:
                 await self._read()
+            self._is_used = True
         except httpx.TransportError as exc:
+            self.ended_unused = self._is_used and not self._is_answering and not self._is_closed
             broken = self._write_error
             if broken is None and not self._takes_more and isinstance(exc, httpx.ReadError):
                 broken = exc
@@ -139,6 +153,7 @@ class Connection:
         except trio.ClosedResourceError as exc:
             raise httpx.ReadError("the connection was closed here") from exc
         if data:
+            self._is_answering = True
             try:
                 self._parser.feed(data)
             except BadResponse as exc:

@@ -77,6 +77,7 @@ class ResponseParser:
         status: The status of the response once its head has arrived; until then 0. Never 1xx: those are skipped.
         headers: The headers, with names in lower case.
         is_ended: The response has arrived to its last byte.
+        keep_alive: The value of the header `Keep-Alive`; None: there was none.
         is_clean: The response has ended, no byte came behind it, and the peer keeps the connection open.
     """
 
@@ -88,6 +89,7 @@ class ResponseParser:
         """Start over for the next request: bytes that arrive from here on answer it."""
         self.status = 0
         self.headers: Headers = []
+        self.keep_alive: bytes | None = None
         self.is_ended = self.is_clean = False
         self._body: list[bytes] = []
         self._no_body = 0  # bytes since the last one of a body
@@ -152,6 +154,8 @@ class ResponseParser:
             if self._is_chunked or value.rstrip(b" ").lower() != b"chunked":
                 self._refuse("a transfer coding other than chunked")
             self._is_chunked = True
+        elif name == b"keep-alive":
+            self.keep_alive = value
         self.headers.append((name, value.rstrip(b" \t")))  # RFC 9110 §5.5; llhttp strips blanks before the value only
 
     def on_headers_complete(self) -> None:

@@ -6,6 +6,8 @@ objects on the way.
 - There is no queue: a request takes an idle connection or makes one. A `CapacityLimiter` in front of the transport
   limits how many there are. (httpcore's queue of waiting requests loses connections for good when Trio cancels a
   request: httpcore #830, #961, #1093. And it looks at every connection for every request.)
+- A request that changes nothing is sent once more if the connection that it used again had been closed meanwhile, which
+  shows in an end before the first byte of a response (RFC 9112 §9.3.1). Any other might run twice.
 - A request owns its connection. A request that is cancelled or fails, at any step, costs that connection and no other.
 - Credentials are in requests, not in connections, so all sessions share the connections.
 """
@@ -23,15 +25,19 @@ import trio
 
 from trio_vmcp._http.connection import Connection
 from trio_vmcp._http.dial import Dial, TcpDial
+from trio_vmcp._http.keep_alive import ASSUMED_EXPIRY, LEAST_FOUND, KeepAlive
 from trio_vmcp._http.origin import Origin, origin_of
 from trio_vmcp._http.response import BadHead, Headers, encode_head
 
-__all__ = ["Http11Transport", "RawResponse"]
+__all__ = ["MAY_REPEAT", "Http11Transport", "RawResponse"]
 
-# s. Common servers (uvicorn, hypercorn, Node) close an idle connection after 5 s. The transport closes it earlier, so
-# that no request is written into a connection that the server is closing (RFC 9112 §9.5).
-KEEPALIVE_EXPIRY = 4.0
 MOST_IDLE = 20  # connections to one origin that are kept between requests
+AT_ONCE = 1.0  # s; the longest way of a request and of the news that its connection had been closed already
+
+# May be sent again if their connection was lost (RFC 9110 §9.2.2). A POST may be if this extension of its request says
+# so, an extension in the sense of httpx.
+_IDEMPOTENT = frozenset(["GET", "HEAD", "OPTIONS", "PUT", "DELETE"])
+MAY_REPEAT = "trio_vmcp_may_repeat"
 
 _FRAMING = (b"content-length", b"transfer-encoding")  # set by the transport: a body goes out in one piece
 _WITH_BODY = ("POST", "PUT", "PATCH")  # an empty body needs `Content-Length: 0` here (RFC 9110 §8.6)
@@ -97,6 +103,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
     def __init__(self, *, ssl_context: ssl.SSLContext | None = None, dial: Dial | None = None) -> None:
         self._dial: Dial = dial or TcpDial(ssl_context)
         self._idle: dict[Origin, list[Connection]] = {}  # of each the newest last
+        self._keep_alives: dict[Origin, KeepAlive] = {}
         self._busy: dict[Connection, Origin] = {}
         self._some_idle = trio.Event()
         self._closed = False
@@ -111,23 +118,53 @@ class Http11Transport(httpx.AsyncBaseTransport):
         return sum(map(len, self._idle.values()))
 
     async def send(
-        self, origin: Origin, verb: str, head: bytes, body: bytes, on_write: Callable[[], None]
+        self,
+        origin: Origin,
+        verb: str,
+        head: bytes,
+        body: bytes,
+        on_write: Callable[[], None],
+        *,
+        may_repeat: bool = False,
     ) -> RawResponse:
-        """Send one request, in one write, and wait for the head of its response.
+        """Send one request and wait for the head of its response.
 
         Args:
             head: From `encode_head`, any more header lines, Content-Length, and an empty line.
             on_write: Called before the first byte may leave.
+            may_repeat: The request does no more if it is applied twice, whatever its verb says.
 
         Raises:
             httpx.ConnectError: No connection; nothing was written.
             httpx.TransportError: It broke, or what came is not HTTP/1.1.
         """
-        connection = self._idle_connection(origin) or await self._connect(origin)
+        connection = self._idle_connection(origin)
+        if connection is None:
+            return await self._send_over(await self._connect(origin), origin, verb, head + body, on_write)
+        begun_at = trio.current_time()
+        age = begun_at - connection.idle_since
+        try:
+            response = await self._send_over(connection, origin, verb, head + body, on_write)
+        except httpx.TransportError:
+            if not connection.ended_unused:
+                raise
+            if trio.current_time() - begun_at <= AT_ONCE:
+                self._keep_alive(origin).note_ended(age, begun_at)
+            if not may_repeat and verb not in _IDEMPOTENT:
+                raise
+        else:
+            if age >= LEAST_FOUND:
+                self._keep_alive(origin).note_survived(age)
+            return response
+        return await self._send_over(await self._connect(origin), origin, verb, head + body, on_write)
+
+    async def _send_over(
+        self, connection: Connection, origin: Origin, verb: str, message: bytes, on_write: Callable[[], None]
+    ) -> RawResponse:
         self._busy[connection] = origin
         try:
             on_write()
-            status, headers = await connection.send_request(verb, head + body)
+            status, headers = await connection.send_request(verb, message)
         except BaseException:
             del self._busy[connection]
             connection.close()
@@ -144,7 +181,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
         self._keep_idle(connection, origin)
 
     async def tidy(self) -> None:
-        """Close connections that were idle for `KEEPALIVE_EXPIRY`. Runs until it is cancelled.
+        """Close connections that were idle for too long. Runs until it is cancelled.
 
         Without this task, an expired connection stays open until the next request to its origin.
         """
@@ -152,8 +189,10 @@ class Http11Transport(httpx.AsyncBaseTransport):
             await self._some_idle.wait()
             self._some_idle = trio.Event()
             while self._idle:
-                oldest = min(connections[0].idle_since for connections in self._idle.values())
-                await trio.sleep_until(oldest + KEEPALIVE_EXPIRY)
+                now = trio.current_time()
+                first = min(self._idle[origin][0].idle_since + self._expiry(origin, now) for origin in self._idle)
+                # Connections to other origins may become idle meanwhile, and expire first.
+                await trio.sleep_until(min(first, now + ASSUMED_EXPIRY))
                 for origin in list(self._idle):
                     self._close_expired(origin)
 
@@ -181,7 +220,8 @@ class Http11Transport(httpx.AsyncBaseTransport):
             if body or request.method in _WITH_BODY:
                 head += b"Content-Length: %d\r\n" % len(body)
             patience.deadline = trio.current_time() + connect
-            response = await self.send(origin, request.method, head + b"\r\n", body, on_write)
+            may_repeat = bool(request.extensions.get(MAY_REPEAT))
+            response = await self.send(origin, request.method, head + b"\r\n", body, on_write, may_repeat=may_repeat)
             return httpx.Response(
                 response.status,
                 headers=response.headers,
@@ -209,14 +249,33 @@ class Http11Transport(httpx.AsyncBaseTransport):
     def _idle_connection(self, origin: Origin) -> Connection | None:
         self._close_expired(origin)
         connections = self._idle.get(origin)
-        while connections:
+        if connections is None:
+            return None
+        alive: Connection | None = None
+        youngest: Connection | None = None  # of those that are found closed
+        while connections and alive is None:
             connection = connections.pop()
-            if not connections:
-                del self._idle[origin]
             if connection.is_alive:
-                return connection
-            connection.close()
-        return None
+                alive = connection
+            else:
+                connection.close()
+                youngest = youngest or connection
+        if not connections:
+            del self._idle[origin]
+        if youngest is not None:  # one reason for all of them
+            now = trio.current_time()
+            self._keep_alive(origin).note_ended(now - youngest.idle_since, now)
+        return alive
+
+    def _keep_alive(self, origin: Origin) -> KeepAlive:
+        keep_alive = self._keep_alives.get(origin)
+        if keep_alive is None:
+            keep_alive = self._keep_alives[origin] = KeepAlive()
+        return keep_alive
+
+    def _expiry(self, origin: Origin, now: float) -> float:
+        keep_alive = self._keep_alives.get(origin)
+        return ASSUMED_EXPIRY if keep_alive is None else keep_alive.expiry(now)
 
     async def _connect(self, origin: Origin) -> Connection:
         if self._closed:
@@ -238,6 +297,8 @@ class Http11Transport(httpx.AsyncBaseTransport):
             connection.close()
 
     def _keep_idle(self, connection: Connection, origin: Origin) -> None:
+        if connection.keep_alive is not None:
+            self._keep_alive(origin).note_header(connection.keep_alive)
         connection.idle_since = trio.current_time()
         connections = self._idle.setdefault(origin, [])
         connections.append(connection)
@@ -249,7 +310,8 @@ class Http11Transport(httpx.AsyncBaseTransport):
         connections = self._idle.get(origin)
         if not connections:
             return
-        oldest = trio.current_time() - KEEPALIVE_EXPIRY
+        now = trio.current_time()
+        oldest = now - self._expiry(origin, now)
         while connections and connections[0].idle_since <= oldest:
             connections.pop(0).close()
         if not connections:

@@ -44,6 +44,7 @@ __all__ = [
     "Method",
     "changing_kinds",
     "declares",
+    "may_repeat",
 ]
 
 Kind: TypeAlias = Literal["tools", "resources", "prompts"]
@@ -90,6 +91,8 @@ class Method:
         array: The member of the result that holds an array; empty: there is none.
         may_be_kept: The result may be cached (`ttlMs`, `cacheScope`).
         outdated_by: The notification after which a kept result is not fresh any more.
+        may_repeat: Twice does no more than once, so a request that may be lost is sent again. A tool may do anything,
+            and its annotations are only hints (2025-11-25, server/tools).
     """
 
     name: str
@@ -99,6 +102,7 @@ class Method:
     array: str = ""
     may_be_kept: bool = False
     outdated_by: str | None = None
+    may_repeat: bool = True
 
 
 @attrs.frozen(kw_only=True)
@@ -153,7 +157,7 @@ METHODS: dict[str, Method] = {
         Method(name=DISCOVER, may_be_kept=True),
         Method(name=LISTEN),
         *LISTS,
-        Method(name=TOOLS_CALL, named_by="name", may_ask_back=True, array="content"),
+        Method(name=TOOLS_CALL, named_by="name", may_ask_back=True, array="content", may_repeat=False),
         Method(name=GET_PROMPT, named_by="name", may_ask_back=True, array="messages"),
         Method(
             name=READ_RESOURCE,
@@ -168,7 +172,12 @@ METHODS: dict[str, Method] = {
         Method(name=COMPLETE, needs=("completions",)),
     )
 }
-UNKNOWN = Method(name="")  # a method that is not in the table is sent as it is
+UNKNOWN = Method(name="", may_repeat=False)  # a method that is not in the table is sent as it is
+
+
+def may_repeat(method: str) -> bool:
+    """Whether a request of this method may be sent again although it may have been applied."""
+    return METHODS.get(method, UNKNOWN).may_repeat
 
 
 def declares(capabilities: JSON, path: tuple[str, ...]) -> bool:

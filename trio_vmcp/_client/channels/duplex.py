@@ -108,9 +108,7 @@ class DuplexChannel(abc.ABC):
         raise AssertionError("a connection that is over cannot be resumed")
 
     @abc.abstractmethod
-    def sending(
-        self, data: bytes, pending: PendingRequest, identity: Identity | None
-    ) -> AbstractAsyncContextManager[None]:
+    def sending(self, ask: Ask, data: bytes, pending: PendingRequest) -> AbstractAsyncContextManager[None]:
         """Send a request while the block waits for its answer. If the block is left before the request is written, the
         request is not sent.
 
@@ -146,7 +144,7 @@ class DuplexChannel(abc.ABC):
 
     async def exchange(self, ask: Ask, data: bytes, headers: Headers) -> RequestOutcome:
         with self.inbox.pending(ask) as pending:
-            async with self.sending(data, pending, ask.identity):
+            async with self.sending(ask, data, pending):
                 settled = await pending.wait(ask.on_other)
         if isinstance(settled, BackendError):
             settled.may_have_executed = ask.note.written
@@ -172,7 +170,7 @@ class DuplexChannel(abc.ABC):
         with self.inbox.pending(ask, is_held=True) as pending:
             self._held[ask.id] = held
             try:
-                async with self.sending(data, pending, ask.identity):
+                async with self.sending(ask, data, pending):
                     with held.scope:
                         settled = await pending.wait(ignore_other)
                         ended = not isinstance(settled, BackendError)  # after which the request may still be open

@@ -23,7 +23,7 @@ from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._client.listening import MAX_SILENCE
 from trio_vmcp._client.unawaited import UnawaitedMessages
 from trio_vmcp._protocol.eras import BATCH_VERSION
-from trio_vmcp._protocol.methods import PING
+from trio_vmcp._protocol.methods import PING, may_repeat
 from trio_vmcp._protocol.outcomes import Loss, Refusal, rejection
 from trio_vmcp._protocol.sse import SseDecoder, SseEvent, SseLimit
 from trio_vmcp._request_note import RequestNote
@@ -233,11 +233,11 @@ class EventStream(DuplexChannel):
     # --- messages to the backend
 
     @asynccontextmanager
-    async def sending(self, data: bytes, pending: PendingRequest, identity: Identity | None) -> AsyncIterator[None]:
+    async def sending(self, ask: Ask, data: bytes, pending: PendingRequest) -> AsyncIterator[None]:
         """See `DuplexChannel`. The POST has a task: some servers end it only when the answer is on the stream."""
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._send, data, pending, identity)
+            nursery.start_soon(self._send, ask, data, pending)
             try:
                 yield
             except Exception as exc:  # noqa: BLE001  # raised below: the nursery would group it
@@ -246,9 +246,9 @@ class EventStream(DuplexChannel):
         if failure is not None:
             raise failure
 
-    async def _send(self, data: bytes, pending: PendingRequest, identity: Identity | None) -> None:
+    async def _send(self, ask: Ask, data: bytes, pending: PendingRequest) -> None:
         try:
-            refused = await self._post(data, identity, limited=True)
+            refused = await self._post(data, ask.identity, limited=True, may_repeat=may_repeat(ask.method))
         except BackendError as error:
             pending.settle(error)
         else:
@@ -271,10 +271,15 @@ class EventStream(DuplexChannel):
 
         return send
 
-    async def _post(self, data: bytes, identity: Identity | None, *, limited: bool) -> Refusal | None:
+    async def _post(
+        self, data: bytes, identity: Identity | None, *, limited: bool, may_repeat: bool = True
+    ) -> Refusal | None:
         assert self._posts is not None
         headers: Headers = [(b"MCP-Protocol-Version", self._version.encode())] if self._version else []
-        async with self._posts.exchange("POST", headers, data, identity=identity, limited=limited) as reply:
+        exchange = self._posts.exchange(
+            "POST", headers, data, identity=identity, may_repeat=may_repeat, limited=limited
+        )
+        async with exchange as reply:
             refused = None if 200 <= reply.status < 300 else await self._posts.read_refusal(reply)
             if limited:  # a request: its answer, on the stream, ends this wait
                 with suppress(BackendError):

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
-from trio_vmcp._client.channels.channel import Send
+from trio_vmcp._client.channels.channel import Ask, Send
 from trio_vmcp._client.channels.duplex import DuplexChannel
 from trio_vmcp._client.channels.inbox import PendingRequest
 from trio_vmcp._client.channels.pace import pieces
@@ -106,7 +106,7 @@ class LineChannel(DuplexChannel):
     _is_retired: bool = attrs.field(default=False, init=False)
 
     @asynccontextmanager
-    async def sending(self, data: bytes, pending: PendingRequest, identity: Identity | None) -> AsyncIterator[None]:
+    async def sending(self, ask: Ask, data: bytes, pending: PendingRequest) -> AsyncIterator[None]:
         outgoing = _Outgoing(data, pending.note)
         self._put(outgoing)
         try:

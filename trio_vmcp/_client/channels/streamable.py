@@ -33,6 +33,7 @@ from trio_vmcp._protocol.jsonrpc import (
     same_id,
     to_text,
 )
+from trio_vmcp._protocol.methods import may_repeat
 from trio_vmcp._protocol.outcomes import (
     MOST_QUOTED,
     Answer,
@@ -85,7 +86,7 @@ class Streamable:
         """Nothing to do: in the modern era every message belongs to a request."""
 
     async def exchange(self, ask: Ask, data: bytes, headers: Headers) -> RequestOutcome:
-        async with self.link.exchange("POST", headers, data, identity=ask.identity) as reply:
+        async with self.ask(ask, data, headers) as reply:
             return await self.outcome(reply, ask, None)
 
     async def tell(self, data: bytes, identity: Identity | None) -> None:
@@ -124,9 +125,17 @@ class Streamable:
 
     # --- also for the channel of a session
 
+    def ask(self, ask: Ask, data: bytes, headers: Headers) -> HttpExchange:
+        """The exchange for a request."""
+        again = may_repeat(ask.method)
+        return self.link.exchange("POST", headers, data, identity=ask.identity, may_repeat=again)
+
     async def post(self, data: bytes, headers: Headers, identity: Identity | None) -> int:
-        """POST a notification, or our answer to a request of the backend. Returns the HTTP status."""
-        async with self.link.exchange("POST", headers, data, identity=identity, limited=False) as reply:
+        """POST a notification, or our answer to a request of the backend. Returns the HTTP status. Both do no more if
+        they arrive twice: an answer is to one request, which has one answer.
+        """
+        exchange = self.link.exchange("POST", headers, data, identity=identity, may_repeat=True, limited=False)
+        async with exchange as reply:
             await self.link.drain(reply)
             return reply.status
 
@@ -134,7 +143,7 @@ class Streamable:
         """The exchange for a stream that stays open. It counts under no connection limit: it would keep the slot of a
         call as long as the connection lasts.
         """
-        return self.link.exchange(verb, headers, data, identity=identity, is_stream=True)
+        return self.link.exchange(verb, headers, data, identity=identity, may_repeat=True, is_stream=True)
 
     async def follow(self, reply: HttpReply, decoder: SseDecoder, accept: Callable[[Message], bool]) -> None:
         """Hand over every message of a held stream, until the stream ends, is silent for `MAX_SILENCE` s, or `accept`

@@ -30,7 +30,7 @@ from trio_vmcp._protocol.jsonrpc import (
     Result,
     encode_notification,
 )
-from trio_vmcp._protocol.methods import CANCELLED, METHODS, PROGRESS, TOOLS_CALL, UNKNOWN, USEFUL
+from trio_vmcp._protocol.methods import CANCELLED, METHODS, PROGRESS, UNKNOWN, USEFUL, may_repeat
 from trio_vmcp._protocol.outcomes import Answer, Loss, Refusal, RequestOutcome, names_session, tells_session_lost
 from trio_vmcp._request_note import note_session_lost, note_written
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendUnavailable
@@ -106,7 +106,7 @@ class StreamableSession(Streamable):
     async def greet(self, ask: Ask, data: bytes) -> RequestOutcome:
         self.session_id, self._version = None, ""
         self._compose_headers()
-        async with self.link.exchange("POST", [], data, identity=ask.identity) as reply:
+        async with self.ask(ask, data, []) as reply:
             assigned = self._note_assigned(reply)
             outcome = await self.outcome(reply, ask, None)
         if isinstance(outcome, Answer) and isinstance(outcome.reply, Result):
@@ -169,7 +169,7 @@ class StreamableSession(Streamable):
     async def exchange(self, ask: Ask, data: bytes, headers: Headers) -> RequestOutcome:
         stream, was_unproven = self._stream, self._is_unproven
         if stream is None or not stream.is_running:
-            async with self.link.exchange("POST", self._session_headers, data, identity=ask.identity) as reply:
+            async with self.ask(ask, data, self._session_headers) as reply:
                 outcome = await self.outcome(reply, ask, None)
             outcome = await self._completed(outcome, reply.status, ask)
         else:
@@ -222,7 +222,7 @@ class StreamableSession(Streamable):
         try:
             with request.scope:
                 own = attrs.evolve(ask, on_other=uncut)
-                async with self.link.exchange("POST", self._session_headers, data, identity=ask.identity) as reply:
+                async with self.ask(ask, data, self._session_headers) as reply:
                     outcome = await self.outcome(reply, own, None)
                 return await self._completed(outcome, reply.status, own)
         finally:
@@ -275,7 +275,7 @@ class StreamableSession(Streamable):
         """
         note_written(False)
         if self._tells_lost(outcome, was_unproven):
-            note_session_lost(by_words=True, may_resend=method != TOOLS_CALL or outcome.status in _DID_NOT_RUN)
+            note_session_lost(by_words=True, may_resend=may_repeat(method) or outcome.status in _DID_NOT_RUN)
         elif self._says_gone(outcome, was_unproven):
             note_session_lost()
             raise BackendUnavailable(

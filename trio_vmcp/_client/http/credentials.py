@@ -108,7 +108,7 @@ class Credentials(Generic[R, B]):
             raise
         if renewed is None:
             return reply
-        again = httpx.Request(request.method, request.url, headers=unsigned, stream=body)
+        again = httpx.Request(request.method, request.url, headers=unsigned, stream=body, extensions=request.extensions)
         last = await self._run_auth(renewed, again, body, sent, reply)
         if last is reply and renewals.newest is renewed:
             renewals.newest = None  # the same credentials as before: let the next 401 ask `auth` again

@@ -26,10 +26,14 @@ class RequestBody(Body):
 
     A class with `__anext__`, since Python warns when an async generator that a cancelled write left half-way is
     collected.
+
+    Args:
+        may_repeat: The request may be sent again if its connection was lost before a response.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, *, may_repeat: bool = False) -> None:
         self.data = data
+        self.may_repeat = may_repeat
         self.written = False
 
     def mark_written(self) -> None:

@@ -23,7 +23,7 @@ from trio_vmcp._client.http.foreign import HttpxSource, RequestBody
 from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._http.origin import Origin, origin_of, shown_origin
 from trio_vmcp._http.response import Headers, encode_head, encode_headers
-from trio_vmcp._http.transport import Http11Transport
+from trio_vmcp._http.transport import MAY_REPEAT, Http11Transport
 from trio_vmcp._http.user_agent import USER_AGENT
 from trio_vmcp._protocol.outcomes import Refusal, in_words_of_a_lost_session
 from trio_vmcp._protocol.words import MOST_WORDS, is_credential, secrets_of, words_in
@@ -142,6 +142,7 @@ class HttpLink:
         data: bytes = b"",
         *,
         identity: Identity | None,
+        may_repeat: bool = False,
         limited: bool = True,
         is_stream: bool = False,
     ) -> HttpExchange:
@@ -150,6 +151,8 @@ class HttpLink:
         Args:
             headers: Beside those that every request of this verb has. The list must not be changed afterwards: its
                 encoding is kept for the next request.
+            may_repeat: A POST that does no more if it is applied twice: the built-in transport sends it once more if it
+                met a connection that the backend had closed.
             limited: The request counts under the connection limit. False: it has one of `MOST_ASIDE` other connections,
                 since a notification must not queue behind the calls that it is about.
             is_stream: The response is held open while the backend is connected, so the request counts under no limit:
@@ -160,7 +163,7 @@ class HttpLink:
             BackendProtocolError: The response is not HTTP, or redirects to another origin.
             BackendUnauthorized: `auth` gave no credentials.
         """
-        return HttpExchange(self, verb, headers, RequestBody(data), identity, limited, is_stream)
+        return HttpExchange(self, verb, headers, RequestBody(data, may_repeat=may_repeat), identity, limited, is_stream)
 
     async def send(self, verb: str, headers: Headers, body: RequestBody, identity: Identity | None) -> HttpReply:
         """Send one request, and follow redirects within the origin."""
@@ -170,7 +173,9 @@ class HttpLink:
             if self._auth is None and isinstance(self.transport, Http11Transport):
                 try:  # without objects of httpx
                     origin, head = self._compose(verb, url, headers, cookies, len(body.data))
-                    response = await self.transport.send(origin, verb, head, body.data, body.mark_written)
+                    response = await self.transport.send(
+                        origin, verb, head, body.data, body.mark_written, may_repeat=body.may_repeat
+                    )
                 except Exception as exc:  # noqa: BLE001  # translated, whatever it is
                     raise translated(exc, self.backend.id, written=body.written) from cause_of(exc)
                 sent = [*headers, *cookies] if cookies else headers
@@ -179,7 +184,8 @@ class HttpLink:
             else:
                 everything = [*self._constant, *_BY_VERB[verb], *headers, *cookies]
                 everything.append((b"Content-Length", b"%d" % len(body.data)))
-                request = httpx.Request(verb, url, headers=everything, stream=body)
+                extensions = {MAY_REPEAT: body.may_repeat}
+                request = httpx.Request(verb, url, headers=everything, stream=body, extensions=extensions)
                 reply = await self._authenticated(request, body, identity)
             if not 300 <= reply.status < 400:
                 self._open.add(reply)
