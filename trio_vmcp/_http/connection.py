@@ -124,13 +124,10 @@ class Connection:
             self._is_used = True
         except httpx.TransportError as exc:
             self.ended_unused = self._is_used and not self._is_answering and not self._is_closed
-            broken = self._write_error
-            if broken is None and not self._takes_more and isinstance(exc, httpx.ReadError):
-                broken = exc
-            if broken is None or isinstance(exc.__cause__, BadResponse):
+            if self._takes_more or isinstance(exc.__cause__, BadResponse):
                 raise
             how = "the connection was closed here" if self._is_closed else "the connection broke"
-            raise httpx.WriteError(how) from broken
+            raise httpx.WriteError(how) from self._write_error or exc
 
     async def receive(self) -> bytes | None:
         """The next bytes of the body; None at its end.
