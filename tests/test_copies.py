@@ -72,6 +72,8 @@ RECORDS = (
         identity_binding=None,
         backends=[BackendRecord("a", "id", "legacy", "2025-11-25", {"tools": {}}, "0")],
         bindings={"tools": {"a_x": "a"}},
+        used_at=NOW,
+        attributes={"tenant": "x"},
     ),
     RoutingTable({"a_x": Target("a", "x")}, {}, {}, (Target("a", "memo://{x}"),)),
     Bindings({"a_x": "a"}),

@@ -31,6 +31,7 @@ from trio_vmcp.metadata import (
 from trio_vmcp.models import Backend
 
 ROW = json.loads(metadata_to_json(METADATA))
+ADDED = {"used_at", "attributes"}  # rows of earlier versions do not have these fields
 
 
 def changed(path: str, value: object) -> bytes:
@@ -89,6 +90,8 @@ sessions = st.builds(
     bindings=st.dictionaries(
         st.sampled_from(["tools", "prompts", "later"]), st.dictionaries(texts, texts, max_size=3), max_size=3
     ),
+    used_at=instants,
+    attributes=st.dictionaries(texts, texts, max_size=3),
 )
 
 
@@ -130,6 +133,8 @@ def test_the_row_is_pinned() -> None:
             },
         ],
         "bindings": {"tools": {"files_read": "files"}, "prompts": {}},
+        "used_at": "2026-07-28T12:00:00.000002+00:00",
+        "attributes": {"tenant": "attribute-secret"},
     } == json.loads(metadata_to_json(METADATA))
 
 
@@ -191,6 +196,9 @@ def test_a_row_of_another_schema_is_not_written() -> None:
         ("updated_at", datetime(2026, 7, 28)),  # noqa: DTZ001  # naive, which is what is tested
         ("backends", "ab"),
         ("backends", (ROW,)),
+        ("used_at", "2026-07-28"),
+        ("attributes", {"secret": 1}),
+        ("attributes", [("a", "b")]),
     ],
 )
 def test_metadata_is_checked_when_it_is_made(field: str, value: Any) -> None:
@@ -273,6 +281,11 @@ def test_no_repr_shows_a_secret() -> None:
         ("bindings", {"tools": {}}),
         ("bindings", {"tools": {}, "prompts": []}),
         ("bindings", {"tools": {"secret": 1}, "prompts": {}}),
+        ("used_at", None),
+        ("used_at", "2026-07-28T12:00:00"),
+        ("attributes", None),
+        ("attributes", {"secret": 1}),
+        ("attributes", [["secret", "a"]]),
     ],
 )
 def test_a_field_that_does_not_fit_is_named(path: str, value: object) -> None:
@@ -282,13 +295,45 @@ def test_a_field_that_does_not_fit_is_named(path: str, value: object) -> None:
     assert "secret" not in told
 
 
-@pytest.mark.parametrize("path", [*ROW, *(f"backends.0.{name}" for name in ROW["backends"][0])])
+@pytest.mark.parametrize("path", [*sorted(ROW.keys() - ADDED), *(f"backends.0.{name}" for name in ROW["backends"][0])])
 def test_a_missing_field_is_named(path: str) -> None:
-    """No field has a default: a row without one of them is refused."""
+    """A field that rows have always had has no default: a row without it is refused."""
     row = json.loads(json.dumps(ROW))
     *parents, name = path.split(".")
     del (row["backends"][0] if parents else row)[name]
     assert refusal(json.dumps(row).encode()).rstrip().endswith(" @ $." + path.replace(".0", "[0]"))
+
+
+def test_a_row_without_added_fields_is_read() -> None:
+    """A row of an earlier version was used when it was written, and has no attributes."""
+    row = {name: value for name, value in ROW.items() if name not in ADDED}
+    session = metadata_from_json(json.dumps(row).encode())
+    assert METADATA.updated_at == session.used_at
+    assert {} == session.attributes
+    assert session == metadata_from_json(metadata_to_json(session))
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_attributes_have_a_size_limit(fits: bool) -> None:
+    """16 KiB in UTF-8, keys and values together; one byte more is refused, in a row, too."""
+    attributes = {"a": "ä" * (8 * 1024 - 1), "b": "" if fits else "b"}
+    if fits:
+        session = attrs.evolve(METADATA, attributes=attributes)
+        assert attributes == metadata_from_json(metadata_to_json(session)).attributes
+    else:
+        with pytest.raises(ValueError, match=r"16385 bytes, more than 16384 \(MAX_ATTRIBUTES_BYTES\)"):
+            attrs.evolve(METADATA, attributes=attributes)
+        assert refusal(changed("attributes", attributes)).rstrip().endswith(" @ $.attributes")
+
+
+def test_attributes_are_read_only() -> None:
+    """Neither the mapping that was given nor the one that is read changes a session's attributes."""
+    given = {"tenant": "a"}
+    session = attrs.evolve(METADATA, attributes=given)
+    given["tenant"] = "b"
+    with pytest.raises(TypeError):
+        session.attributes["tenant"] = "b"  # type: ignore[index]
+    assert {"tenant": "a"} == session.attributes
 
 
 @pytest.mark.parametrize(("path", "place"), [("secret", "$"), ("backends.1.secret", "$.backends[1]")])

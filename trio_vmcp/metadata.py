@@ -22,6 +22,7 @@ from trio_vmcp.errors import StorageError, session_tag
 from trio_vmcp.models import JSON, Backend
 
 __all__ = [
+    "MAX_ATTRIBUTES_BYTES",
     "MAX_METADATA_BYTES",
     "SCHEMA_VERSION",
     "BackendRecord",
@@ -31,10 +32,13 @@ __all__ = [
     "metadata_to_json",
 ]
 
-# Any change of the fields takes the next number: older readers then refuse the row instead of losing a field.
+# A field that is added has a default, so that rows without the field stay readable; an older reader refuses a row with
+# a field that it does not know, instead of losing the field. A field that is removed or means something else takes the
+# next number.
 SCHEMA_VERSION = 1
 # 100 backends with 1000 tools each take about 5 MiB. A row is read in one step of the loop, so its size needs a limit.
 MAX_METADATA_BYTES = 16 * 1024 * 1024
+MAX_ATTRIBUTES_BYTES = 16 * 1024  # keys and values in UTF-8
 
 _ROW = "a stored row of metadata"
 _BOUND_KINDS = ("tools", "prompts")
@@ -54,6 +58,15 @@ def _utc(value: datetime) -> datetime:
 def _count(instance: object, attribute: attrs.Attribute[int], value: object) -> None:
     if type(value) is not int or value < 0:  # bool is an int to isinstance, but not to JSON
         raise ValueError(f"{attribute.name}={value!r} is not a whole number, 0 or more")
+
+
+def _attributes(value: Mapping[str, str]) -> Mapping[str, str]:
+    if not isinstance(value, Mapping) or not all(isinstance(text, str) for item in value.items() for text in item):
+        raise ValueError("attributes is not a mapping of str to str")
+    size = sum(len(text.encode("utf-8", "surrogatepass")) for item in value.items() for text in item)
+    if size > MAX_ATTRIBUTES_BYTES:
+        raise ValueError(f"attributes take {size} bytes, more than {MAX_ATTRIBUTES_BYTES} (MAX_ATTRIBUTES_BYTES)")
+    return read_only(value)
 
 
 @attrs.frozen
@@ -92,6 +105,9 @@ class SessionMetadata(Copyable):
         version: Counts the writes of this row, for compare-and-set.
         identity_binding: The result of `identity.bind`; None: an anonymous session.
         bindings: {"tools": {advertised name: backend id}, "prompts": {…}}; read-only; both are always there.
+        used_at: Wall time in UTC: a mark of use, which each instance that the session is used on sets again and again.
+            An instance compares with its own latest mark, never with a clock. As `updated_at` in rows without it.
+        attributes: The user's own, read-only; at most `MAX_ATTRIBUTES_BYTES`.
 
     Raises:
         ValueError, TypeError: Names the field that does not fit.
@@ -107,6 +123,8 @@ class SessionMetadata(Copyable):
         converter=_in_order, validator=deep_iterable(instance_of(BackendRecord))
     )
     bindings: _Bindings = attrs.field(converter=_read_only, hash=False)
+    used_at: datetime = attrs.field(default=attrs.Factory(lambda row: row.updated_at, takes_self=True), converter=_utc)
+    attributes: Mapping[str, str] = attrs.field(factory=dict, converter=_attributes, hash=False, repr=False)
 
 
 def endpoint_digest(backend: Backend) -> str:
@@ -166,6 +184,15 @@ def _structure_bindings(raw: object, _: type) -> _Bindings:
     return kinds
 
 
+def _structure_attributes(raw: object, _: type) -> Mapping[str, str]:
+    try:
+        return _attributes(_structure_object(raw, dict))
+    except _Misfit:
+        raise
+    except ValueError:
+        raise _Misfit(f"is not an object of strings of at most {MAX_ATTRIBUTES_BYTES} bytes") from None
+
+
 def _structure_backends(raw: object, _: type) -> tuple[BackendRecord, ...]:
     if not isinstance(raw, list):  # cattrs takes any iterable, "" and {} among them
         raise _Misfit("is not an array")
@@ -178,11 +205,13 @@ def _unstructure_bindings(bindings: _Bindings) -> JSON:
 
 _converter.register_structure_hook_func(lambda wanted: wanted == JSON, _structure_object)
 _converter.register_structure_hook_func(lambda wanted: wanted == _Bindings, _structure_bindings)
+_converter.register_structure_hook_func(lambda wanted: wanted == Mapping[str, str], _structure_attributes)
 _converter.register_structure_hook_func(lambda wanted: wanted == tuple[BackendRecord, ...], _structure_backends)
 _converter.register_unstructure_hook(datetime, datetime.isoformat)
 # Passed through: json.dumps refuses what is not JSON, where cattrs would convert an attrs object, secrets included.
 _converter.register_unstructure_hook_func(lambda given: given == JSON, lambda capabilities: capabilities)
 _converter.register_unstructure_hook_func(lambda given: given == _Bindings, _unstructure_bindings)
+_converter.register_unstructure_hook_func(lambda given: given == Mapping[str, str], dict)
 
 
 def metadata_to_json(metadata: SessionMetadata) -> bytes:

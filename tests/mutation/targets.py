@@ -68,6 +68,7 @@ TARGETS: Mapping[str, tuple[str, ...] | None] = {
     "trio_vmcp._routing.names": None,
     "trio_vmcp._routing.strategies": None,
     "trio_vmcp._routing.name_rule": None,
+    "trio_vmcp._session.use_marks": None,
     "trio_vmcp._client.channels.pace": None,
     "trio_vmcp._client.channels.inbox": None,
     "trio_vmcp._client.channels.streamable_session": tuple(
@@ -93,7 +94,7 @@ TESTS = (
             *("restore", "recovery", "idle_recovery", "coming_back", "add_remove", "breaker", "health"),
             *("life", "member", "row", "traps", "two_instances", "own_connector", "questions", "transition_log"),
             *("interfaces", "listing", "names", "refresh", "staying_current", "directory"),
-            *("two_principals", "starting", "silent_streams", "time_limits"),
+            *("two_principals", "starting", "silent_streams", "time_limits", "use_marks"),
         )
     ),
     *(

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import attrs
 import pytest
 import trio
-from support.harness import echo_backend
+from support.instances import OPERATIONS, SETTINGS, TTL, away, call_for, cut, instances, stuck
 from support.scripted_storage import ScriptedStorage
 from trio.testing import MockClock
 
 from trio_vmcp import (
     JSON,
-    Backend,
-    FactorySettings,
     LocalStorage,
     Session,
-    SessionFactory,
     SessionMetadata,
     SessionNotFound,
     SessionState,
@@ -28,81 +25,7 @@ from trio_vmcp import (
     StorageError,
     open_session_factory,
 )
-from trio_vmcp.testing import CallContext, ScriptedBackend, open_memory_network
-
-TTL = 60.0
-SETTINGS = FactorySettings(identity_keys=(b"k" * 32,), idle_timeout=600, storage_timeout=5)
-
-
-@attrs.define(eq=False)
-class Instances:
-    """Factories over one storage, each with a way of its own to it."""
-
-    backend: ScriptedBackend
-    configured: list[Backend]
-    shared: LocalStorage
-    ways: list[ScriptedStorage]
-    factories: list[SessionFactory]
-    exits: list[AsyncExitStack]
-
-    async def make(self, instance: int = 0) -> Session:
-        return await self.factories[instance].make_session(self.configured, session_id="one")
-
-    async def restore(self, instance: int = 1) -> Session:
-        return await self.factories[instance].restore_session("one", self.configured)
-
-    async def row(self) -> SessionMetadata | None:
-        with suppress(SessionNotFound):
-            return await self.shared.load("one")
-        return None
-
-
-@asynccontextmanager
-async def instances(count: int = 2, ttl: float = TTL, **settings: Any) -> AsyncIterator[Instances]:
-    shared = LocalStorage(ttl)
-    backend = echo_backend()
-    async with open_memory_network() as network, AsyncExitStack() as everything:
-        configured = [Backend(id="a", url=network.attach("a.test", backend), era="legacy")]
-        world = Instances(backend, configured, shared, [], [], [])
-        for _ in range(count):
-            way = ScriptedStorage(shared)
-            leaving = await everything.enter_async_context(AsyncExitStack())
-            factory = await leaving.enter_async_context(
-                open_session_factory(
-                    transport=network.transport(), storage=way, settings=attrs.evolve(SETTINGS, **settings)
-                )
-            )
-            world.ways.append(way)
-            world.factories.append(factory)
-            world.exits.append(leaving)
-        yield world
-
-
-async def away() -> None:
-    await trio.lowlevel.checkpoint()
-    raise StorageError("the storage is away")
-
-
-async def stuck() -> None:
-    """As a thread: cannot be cancelled."""
-    with trio.CancelScope(shield=True):
-        await trio.sleep(30)
-
-
-OPERATIONS = ("create", "load", "replace", "touch", "delete")
-
-
-def cut(way: ScriptedStorage, how: Callable[[], Awaitable[object]] = away) -> None:
-    way.before.update(dict.fromkeys(OPERATIONS, how))
-
-
-async def call_for(session: Session, seconds: float) -> None:
-    """A call every 20 s."""
-    until = trio.current_time() + seconds
-    while trio.current_time() < until:
-        await trio.sleep(20)
-        result = await session.call_tool("a_echo")
-        assert not result.backend_state_lost
+from trio_vmcp.testing import CallContext
 
 
 @pytest.mark.parametrize("ttl", [TTL, 100_000.0])

@@ -34,6 +34,8 @@ METADATA = SessionMetadata(
     identity_binding="v1:binding-secret",
     backends=(RECORD, attrs.evolve(RECORD, backend_id="time", session_id=None, era="modern")),
     bindings={"tools": {"files_read": "files"}, "prompts": {}},
+    used_at=NOON + timedelta(microseconds=2),
+    attributes={"tenant": "attribute-secret"},
 )
 
 

@@ -10,7 +10,8 @@
 - How is one connection made and closed? `connecting.py`. What is kept of it while it takes calls? `connection.py`.
 - When may a backend be connected again? `reconnects.py`.
 - What does a backend offer? `listing.py`; one page after another: `pages.py`; after a `list_changed`: `refresh.py`.
-- What is stored, and when is it written? `row.py`. How is an operation of the storage bounded? `row_storage.py`.
+- What is stored, and when is it written? `row.py`. How do several instances know which of them uses a session?
+  `use_marks.py`. How is an operation of the storage bounded? `row_storage.py`.
 - Where do `Session.changes()` and the counts of `Session.backends` come from? `change_feed.py`, `health.py`.
 """
 

@@ -50,6 +50,7 @@ class Calls:
     _directory: Directory
     _admission: Admission
     _identity: Identity | None
+    _note_use: Callable[[float], None]
     last_call_at: float = attrs.field(default=0.0, init=False)
 
     async def call(
@@ -72,6 +73,8 @@ class Calls:
             raise ValueError(f"timeout={timeout!r} is not 0 s or more")
         async with self._admission.admit() as call:
             self.check_caller(caller)
+            now = trio.current_time()
+            self._note_use(now)
             try:
                 target, params = route()
                 member = self._members[target.backend_id]
@@ -80,7 +83,7 @@ class Calls:
                 if forwarded:
                     params["_meta"] = forwarded
                 limit = member.request_limit if timeout is None else TimeLimit(timeout, OWN_TIMEOUT)
-                asked = CallRequest(method, params, caller, trio.current_time(), limit, on_progress)
+                asked = CallRequest(method, params, caller, now, limit, on_progress)
                 raw = await request_member(member, call, asked)
             finally:  # after the check of the caller: a stranger's call keeps no session alive
                 self.last_call_at = trio.current_time()

@@ -78,6 +78,7 @@ class SessionOwner:
     _opening: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     # The close that was requested terminates the session if no other instance has it: the row tells, at the end.
     _terminates_own: bool = attrs.field(default=False, init=False, repr=False)
+    _is_idle: bool = attrs.field(default=False, init=False, repr=False)  # that is why the close was requested
     _opening_error: VmcpError | None = attrs.field(default=None, init=False, repr=False)
     _drain: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _drain_limit: float = attrs.field(default=math.inf, init=False, repr=False)
@@ -88,7 +89,7 @@ class SessionOwner:
             self._members, SessionParts(self._connector, self.settings, self.row, self.life, self)
         )
         self.directory = new_directory(self.row.bindings, self.settings)
-        self.calls = Calls(self._members, self.directory, self.admission, self.identity)
+        self.calls = Calls(self._members, self.directory, self.admission, self.identity, self.row.note_use)
 
     @property
     def id(self) -> str:
@@ -227,7 +228,7 @@ class SessionOwner:
                     await self.membership.all_reported.wait()
                 self.membership.note_opening_over()
                 self._update_directory()
-                await self.row.write(self._row_contents())
+                await self.row.write(self._row_contents(), marks=True)
             if self._opening.cancelled_caught:
                 raise SessionClosed("the session was closed while it was opening")
         except VmcpError as error:
@@ -238,7 +239,7 @@ class SessionOwner:
             self.life.terminates, self._terminates_own = False, not self.row.restored
         if not self.life.is_closing:  # else the opening failed, or a close was requested after its last checkpoint
             self.calls.last_call_at = trio.current_time()
-            services.start_soon(self.row.keep, self._row_contents, self._terminated_elsewhere)
+            services.start_soon(self._keep_row)
             services.start_soon(self._close_when_idle)
             self.life.to(Phase.OPEN)
 
@@ -266,25 +267,39 @@ class SessionOwner:
             async with trio.open_nursery() as goodbyes:
                 goodbyes.start_soon(self.membership.close_connections)
                 if self.life.terminates:
-                    goodbyes.start_soon(self.row.discard if not self._terminates_own else self.row.discard_own)
+                    goodbyes.start_soon(self._discard_own if self._terminates_own else self.row.discard)
 
     async def _terminate_own(self, timeout: float) -> None:
         """Terminate, unless another instance has the session by now: then its row and what that names stay."""
         # The row first: only the storage can tell, and once it is deleted no other instance can take the session over.
         with trio.move_on_after(timeout):
-            self.life.terminates = await self.row.discard_own()
+            self.life.terminates = await self._discard_own()
             return
         # A storage without an answer costs no backend its goodbye.
-        self.life.terminates = not self.row.is_anothers
+        self.life.terminates = not self.row.is_needed_elsewhere(is_idle=self._is_idle)
+
+    async def _discard_own(self) -> bool:
+        return await self.row.discard_own(is_idle=self._is_idle)
+
+    async def _keep_row(self) -> None:
+        await self.row.keep(
+            self._row_contents,
+            self._terminated_elsewhere,
+            idle_timeout=self.settings.idle_timeout,
+            used_at=self._used_at,
+        )
+
+    def _used_at(self) -> float:
+        return trio.current_time() if self.admission.in_flight else self.calls.last_call_at
 
     async def _close_when_idle(self) -> None:
         while True:
-            since = trio.current_time() if self.admission.in_flight else self.calls.last_call_at
-            idle_at = since + self.settings.idle_timeout
+            idle_at = max(self._used_at(), self.row.marks.overruled_at) + self.settings.idle_timeout
             if idle_at <= trio.current_time():
                 break
             await trio.sleep_until(idle_at)
         logger.info("%s: no call for %s s (idle_timeout)", session_tag(self.id), self.settings.idle_timeout)
+        self._is_idle = not self.life.is_closing
         self.request_close(terminate=True)
 
     def _terminated_elsewhere(self) -> None:

@@ -1,4 +1,5 @@
-"""A session's row in the storage: written when something changed, touched before its TTL ends, deleted at the end.
+"""A session's row in the storage: written when something changed, marked while the session is used, touched before its
+TTL ends, deleted at the end.
 
 Every change of the row goes through `SessionRow`, and names the version of the row that this instance has seen: if
 another instance has written the row since, the change is refused, and this instance reads the row before it decides
@@ -17,6 +18,7 @@ import attrs
 import trio
 
 from trio_vmcp._session.row_storage import RowStorage
+from trio_vmcp._session.use_marks import UseMarks
 from trio_vmcp.errors import MetadataConflict, SessionExists, SessionNotFound, VmcpError, session_tag
 from trio_vmcp.metadata import SCHEMA_VERSION, BackendRecord, SessionMetadata
 from trio_vmcp.routing import Bindings
@@ -57,13 +59,15 @@ class SessionRow:
     Attributes:
         metadata: The row as last written or read.
         restored: The row was there before this process opened the session.
-        is_anothers: Another instance has written the row since this one did: the session has moved there.
+        is_anothers: Another instance has written the row since this one did.
+        marks: When this instance notes in the row that the session is used here.
     """
 
     metadata: SessionMetadata
     _storage: RowStorage = attrs.field(alias="storage", repr=False)
     restored: bool = False
     is_anothers: bool = attrs.field(default=False, init=False)
+    marks: UseMarks = attrs.field(factory=UseMarks, init=False, repr=False)
     _held: Held = attrs.field(init=False)
     _written: RowContents | None = attrs.field(default=None, init=False, repr=False)  # by this process, latest
     # Once another instance writes the row, too: what this instance has changed, it has changed from here.
@@ -72,6 +76,7 @@ class SessionRow:
     # By `trio.current_time()`: the row was in the storage at this time.
     _seen_at: float = attrs.field(factory=trio.current_time, alias="seen_at", repr=False)
     _is_stale: bool = attrs.field(default=False, init=False)
+    _was_shared: bool = attrs.field(default=False, init=False)  # another instance has written the row at some time
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _keeping: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _kept: trio.Event | None = attrs.field(default=None, init=False, repr=False)  # None: `keep` was not started
@@ -79,6 +84,8 @@ class SessionRow:
     def __attrs_post_init__(self) -> None:
         self._held = Held(self.metadata.version) if self.restored else NOTHING
         self._base = contents_of(self.metadata)
+        if not self.restored:
+            self.marks.add_first(self.metadata.used_at)
 
     @property
     def bindings(self) -> Bindings:
@@ -94,31 +101,57 @@ class SessionRow:
         self._is_stale = True
         self._changed.set()
 
-    async def keep(self, contents: Callable[[], RowContents], on_terminated: Callable[[], None]) -> None:
-        """Write changes and put the TTL off, until `stop_keeping`. Calls `on_terminated` and ends where the session
-        turns out to be terminated elsewhere.
+    def note_use(self, now: float) -> None:
+        """The session is used: wake `keep` if that is to be marked at once. Every call asks, so this costs next to
+        nothing.
         """
+        if now >= self.marks.due_at:
+            self._changed.set()
+
+    async def keep(
+        self,
+        contents: Callable[[], RowContents],
+        on_terminated: Callable[[], None],
+        *,
+        idle_timeout: float = math.inf,
+        used_at: Callable[[], float] = lambda: -math.inf,
+    ) -> None:
+        """Write changes, mark use and put the TTL off, until `stop_keeping`. Calls `on_terminated` and ends where the
+        session turns out to be terminated elsewhere.
+
+        Args:
+            used_at: `trio.current_time()` when the session was last used; now, while a call is in flight.
+        """
+        self.marks.mark_each(idle_timeout, self._storage.ttl)
         every = self._storage.ttl / TOUCHES_PER_TTL
         touch_at = trio.current_time() + every
         self._kept = trio.Event()
         try:
             with self._keeping:
                 while True:
-                    with trio.move_on_at(touch_at):
+                    mark_at = self.marks.due_at  # in the past: `note_use` tells
+                    with trio.move_on_at(touch_at if mark_at <= trio.current_time() else min(touch_at, mark_at)):
                         await self._changed.wait()
                     self._changed = trio.Event()
-                    is_due = trio.current_time() >= touch_at
+                    now = trio.current_time()
+                    is_touch_due, marks = now >= touch_at, self.marks.is_due(used_at(), now)
+                    touches = is_touch_due and not marks  # a mark puts the TTL off, too
                     try:
-                        if is_due:
+                        if touches:
                             await self.touch()  # first: it creates a row that vanished
-                        await self._write_if_stale(contents)
+                        await self._write_if_stale(contents, marks=marks)
                     except SessionExists:  # its tombstone
                         logger.warning("%s was terminated elsewhere", session_tag(self.metadata.session_id))
                         on_terminated()
                         return
                     except VmcpError as error:
                         self._warn(error)
-                    if trio.current_time() >= touch_at:
+                        if isinstance(error, SessionNotFound) and not touches:
+                            touch_at = -math.inf  # at once: it finds out whether the session was terminated elsewhere
+                            continue
+                    else:
+                        is_touch_due = is_touch_due or marks
+                    if is_touch_due:
                         touch_at = trio.current_time() + every
         finally:
             self._kept.set()
@@ -147,15 +180,27 @@ class SessionRow:
         except VmcpError as error:
             self._warn(error)
 
-    async def discard_own(self) -> bool:
-        """Delete the row, unless another instance has the session now. A failure is logged.
+    def is_needed_elsewhere(self, *, is_idle: bool) -> bool:
+        """Whether another instance uses the session, by the row as last seen.
+
+        Args:
+            is_idle: The session was not used here for its `idle_timeout`: then it belongs to the instance that has
+                marked it last. Otherwise an instance that wrote anything after this one may be about to use it, too.
+        """
+        return not self.marks.is_own(self.metadata.used_at) or (self.is_anothers and not is_idle)
+
+    async def discard_own(self, *, is_idle: bool) -> bool:
+        """Delete the row, unless another instance uses the session. A failure is logged.
+
+        Args:
+            is_idle: As for `is_needed_elsewhere`.
 
         Returns:
             Whether the session may end. If not, the row was read once more: it names what the other instance uses.
         """
         try:
             for _ in range(MOST_ROUNDS):
-                if self.is_anothers:
+                if self.is_needed_elsewhere(is_idle=is_idle):
                     await self._read()
                     return False
                 try:
@@ -168,29 +213,35 @@ class SessionRow:
             return True  # no row of this session is left
         except VmcpError as error:
             self._warn(error)
-        return not self.is_anothers
+        return not self.is_needed_elsewhere(is_idle=is_idle)
 
     # --- one step at a time
 
-    async def write(self, contents: RowContents) -> None:
+    async def write(self, contents: RowContents, *, marks: bool = False) -> None:
         """Make the row say this. Nothing is sent if the latest write has said the same.
 
         Where another instance has written the row meanwhile, what has changed here is written into the row as it is.
+
+        Args:
+            marks: Also mark that the session is used here.
 
         Raises:
             SessionExists: On the first write: the id is taken. Later: the session was terminated elsewhere.
             StorageError: Away, too slow, or (MetadataConflict) other instances write all the time.
         """
-        if self._held.sent is None and contents == self._written:
+        if self._held.sent is None and contents == self._written and not marks:
             return
+        if marks:
+            self.marks.tried_at = trio.current_time()  # also if it fails: the next attempt has its time, too
         await self._settle()
         for _ in range(MOST_ROUNDS):
             joined = _join(contents, self._base, contents_of(self.metadata))
-            if self.is_anothers and joined == contents_of(self.metadata):
+            is_said = self._held == Held(self.metadata.version) and joined == contents_of(self.metadata)
+            if is_said and self._was_shared and not marks:
                 break
             self._sending = contents
             try:
-                await self._send(joined)
+                await self._send(joined, marks=marks)
             except MetadataConflict:
                 await self._read()
             else:
@@ -242,13 +293,18 @@ class SessionRow:
         raise MetadataConflict(self.metadata.session_id)
 
     async def _delete_once(self) -> None:
+        """
+        Raises:
+            MetadataConflict: Another instance has written the row since this one last saw it.
+        """
         if self._held == NOTHING:
             return
         session_id = self.metadata.session_id
+        is_news = False
         if self._held.version is None:
             # A create without an answer. There may be no row, a row of ours, or the row of another session of this id.
             try:
-                await self._read()
+                is_news = await self._read()
             except SessionNotFound:
                 # The tombstone stops a create that is still under way.
                 await self._storage.delete(session_id, expected_version=NO_ROW)
@@ -258,16 +314,18 @@ class SessionRow:
                 return  # another session's
         elif self._is_out_of_touch:
             try:
-                await self._read()
+                is_news = await self._read()
             except (SessionNotFound, SessionExists):
                 return  # none of this session is left
+        if is_news:
+            raise MetadataConflict(session_id)  # not to be deleted by its new version: it may belong elsewhere by now
         await self._storage.delete(session_id, expected_version=self._held_version)
 
-    async def _write_if_stale(self, contents: Callable[[], RowContents]) -> None:
-        if self._is_stale:
+    async def _write_if_stale(self, contents: Callable[[], RowContents], *, marks: bool = False) -> None:
+        if self._is_stale or marks:
             self._is_stale = False  # before the write: changes during the write are not in it
             try:
-                await self.write(contents())
+                await self.write(contents(), marks=marks)
             except BaseException:
                 self._is_stale = True
                 raise
@@ -297,8 +355,11 @@ class SessionRow:
             self._held = NOTHING
             raise SessionExists(self.metadata.session_id) from None
 
-    async def _read(self) -> None:
-        """Take the row as it is. If another instance wrote it, the session is there now.
+    async def _read(self) -> bool:
+        """Take the row as it is.
+
+        Returns:
+            Whether another instance has written it since this one last saw it.
 
         Raises:
             SessionNotFound: There is none.
@@ -311,15 +372,19 @@ class SessionRow:
             self._held = NOTHING
             raise SessionExists(self.metadata.session_id)
         self._seen_at = began
+        is_news = stored != self._held.sent and stored.version != self._held.version
         if stored == self._held.sent:  # a write of ours that was not answered
             self.metadata = stored
             self._base = self._base if self._sending is None else self._sending
-        elif stored.version != self._held.version:
-            if not self.is_anothers:
+            self.is_anothers = False
+        elif is_news:
+            if not self._was_shared:
                 logger.warning("%s was taken over by another instance", session_tag(self.metadata.session_id))
-            self.is_anothers = True
+            self.is_anothers = self._was_shared = True
             self.metadata = stored
         self._held = Held(stored.version)
+        self.marks.note_stored(stored.used_at)
+        return is_news
 
     async def _settle(self) -> None:
         """Find out what became of a replace without an answer: else the next one would be a conflict with our own."""
@@ -330,14 +395,16 @@ class SessionRow:
             if self._held == Held(sent.version):  # it did not get there yet, and may still do so
                 self._held = sent
 
-    async def _send(self, contents: RowContents) -> None:
+    async def _send(self, contents: RowContents, *, marks: bool) -> None:
         """Write the next version of the row."""
         backends, bindings = contents
+        used_at = self.metadata.used_at
         wanted = attrs.evolve(
             self.metadata,
             backends=backends,
             bindings={"tools": bindings.tools, "prompts": bindings.prompts},
             updated_at=datetime.now(UTC),
+            used_at=self.marks.draw(used_at, trio.current_time()) if marks else used_at,
             version=self.metadata.version + 1,
         )
         if self._held.version is None:
@@ -345,6 +412,9 @@ class SessionRow:
         else:
             await self._replace(wanted, self._held.version)
         self.metadata = wanted
+        self.is_anothers = False
+        if marks:
+            self.marks.note_written(wanted.used_at)
 
     async def _create(self, row: SessionMetadata) -> None:
         held = self._held
