@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
+import trio
 from support.channels import CHANNELS, LEGACY_CHANNELS, Channel
-from support.clients import call, echo_backend, open_bench, open_client
+from support.clients import call, echo_backend, open_bench, open_client, open_scripted
 from trio.testing import MockClock
 
 from trio_vmcp import BackendError, BackendProtocolError, BackendRejected, BackendUnauthorized
@@ -93,6 +95,99 @@ async def test_a_refusal_is_quoted(
         assert len(caught.value.detail) < MOST_WORDS + 200
         if isinstance(caught.value, BackendRejected) and words:
             assert words in caught.value.message
+
+
+PAGES = pytest.mark.parametrize(
+    ("body", "media", "words"),
+    [
+        (
+            b"<html><head><title>Sign in to Example</title></head><body>...",
+            "text/html; charset=utf-8",
+            "Sign in to Exam",
+        ),
+        (b"<!doctype html><h1>the disk</h1> is full" + b" " * 200_000, "text/html", WORDS),
+        (b"the disk is full", "text/plain", WORDS),
+        (b"the disk is full", "", WORDS),
+        (b'{"message": "the disk is full"}', "application/json", WORDS),
+        (b"<html><body>the disk is full</body></html>", "application/json", WORDS),
+        (b"\xff" * 30, "image/png", ""),
+        (b"", "text/html", ""),
+        (b"x" * 100_000, "text/plain", "x" * (MOST_WORDS - 1) + "…"),
+    ],
+)
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+@pytest.mark.parametrize("method", ["greeting", "tools/list", "tools/call"])
+@PAGES
+async def test_a_page_that_is_no_mcp_is_quoted(
+    autojump_clock: MockClock, body: bytes, media: str, words: str, method: str, era: str
+) -> None:
+    """An HTTP 200 with a login page, or with what a gateway says in JSON: in one short line. The next call works."""
+    greeting = "initialize" if era == "legacy" else "server/discover"
+    backend = echo_backend(era)
+    page = Status(200, body, headers={"content-type": media})
+    if method == "greeting":
+        backend.fail(greeting, page)
+        async with open_scripted(backend) as bench:
+            with pytest.raises(BackendProtocolError) as caught:
+                await bench.connect()
+    else:
+        async with open_client(backend) as client:
+            backend.fail(method, page, times=1)
+            with pytest.raises(BackendProtocolError) as caught:
+                await client.request(method, {"name": "echo"}, identity=None, timeout=9, on_progress=None)
+            await call(client)
+    assert words in caught.value.detail
+    assert bool(words) is (": '" in caught.value.detail)
+    assert len(caught.value.detail) < MOST_WORDS + 200
+
+
+async def test_a_page_instead_of_an_event_stream_is_quoted() -> None:
+    """Over HTTP+SSE, whose stream is a GET."""
+    answer = httpx.MockTransport(lambda request: httpx.Response(200, html="<title>Sign in</title>"))
+    async with open_bench(answer, transport_name="sse") as bench:
+        with pytest.raises(BackendProtocolError, match="answered a GET with what is no event stream: 'Sign in'"):
+            await bench.connect()
+
+
+class EndlessPage(httpx.AsyncByteStream):
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b"<title>the disk is full</title>"
+        await trio.sleep_forever()
+
+
+async def test_a_page_that_never_ends_is_quoted_in_time(autojump_clock: MockClock) -> None:
+    """What has come within a second is enough."""
+    page = httpx.MockTransport(
+        lambda request: httpx.Response(200, headers={"content-type": "text/html"}, stream=EndlessPage())
+    )
+    async with open_bench(page, era="legacy") as bench:
+        with pytest.raises(BackendProtocolError, match=f"HTTP 200 and 'text/html': '{WORDS}'"):
+            await bench.connect()
+        assert 1.0 == trio.current_time()
+
+
+async def test_a_page_shows_no_secret_of_the_request() -> None:
+    """What a page repeats of the credentials is blotted out."""
+    page = httpx.MockTransport(lambda request: httpx.Response(200, html=f"<title>no {CANARY} here</title>"))
+    async with open_bench(page, era="legacy", headers={"X-Api-Key": CANARY}) as bench:
+        with pytest.raises(BackendProtocolError, match=r"'no \[x-api-key\] here'"):
+            await bench.connect()
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_a_broken_message_is_not_quoted(autojump_clock: MockClock, era: str) -> None:
+    """It may be half of a result, which is nothing to explain anything with."""
+    backend = echo_backend(era)
+    async with open_client(backend) as client:
+        broken = Status(
+            200, b'{"jsonrpc": "2.0", "id": 3, "result": {"x": 1e999}}', {"content-type": "application/json"}
+        )
+        backend.fail("tools/call", broken, times=1)
+        with pytest.raises(BackendProtocolError) as caught:
+            await call(client)
+        assert "result" not in caught.value.detail
 
 
 @pytest.mark.parametrize("channel", [channel for channel in CHANNELS if channel.transport == "stdio"], ids=str)

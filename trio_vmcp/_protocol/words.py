@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from urllib.parse import parse_qsl
 
-__all__ = ["MOST_WORDS", "is_credential", "secrets_of", "words_in"]
+__all__ = ["MOST_WORDS", "is_credential", "quoted", "secrets_of", "words_in"]
 
 MOST_WORDS = 300  # characters that an error quotes
 _MOST_READ = 8 * 1024  # bytes of a body, in which its words are looked for
@@ -57,6 +57,11 @@ def secrets_of(headers: Iterable[tuple[str, str]], query: str) -> dict[str, str]
             found |= dict.fromkeys((value, value.partition(" ")[2]), f"[{name}]")  # "Bearer x" may be repeated as "x"
     found |= dict.fromkeys([query, *(value for _, value in parse_qsl(query))], "[query]")
     return {value: found[value] for value in sorted(found, key=len, reverse=True) if len(value) >= _SHORTEST_SECRET}
+
+
+def quoted(words: str) -> str:
+    """The end of an error text that quotes these words; empty: there are none."""
+    return f": {words!r}" if words else ""
 
 
 def words_in(data: bytes | bytearray, media_type: str, secrets: dict[str, str]) -> str:

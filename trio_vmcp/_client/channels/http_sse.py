@@ -181,7 +181,8 @@ class EventStream(DuplexChannel):
             if not 200 <= reply.status < 300:
                 raise rejection(self.backend.id, "GET", await self.link.read_refusal(reply))
             if reply.media_type != "text/event-stream":
-                raise BackendProtocolError(self.backend.id, "answered a GET with what is no event stream")
+                words = await self.link.quote(reply)
+                raise BackendProtocolError(self.backend.id, f"answered a GET with what is no event stream{words}")
             reply.refuse_encoding()
             await self._read(reply)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
@@ -43,7 +44,8 @@ from trio_vmcp._protocol.outcomes import (
 )
 from trio_vmcp._protocol.reading import Oversized, Unreadable, decode
 from trio_vmcp._protocol.sse import SseDecoder, SseEvent, SseLimit, line_ends
-from trio_vmcp.errors import BackendError, BackendUnavailable, MessageTooLarge
+from trio_vmcp._protocol.words import quoted
+from trio_vmcp.errors import BackendUnavailable, MessageTooLarge
 from trio_vmcp.identity import Identity
 
 __all__ = ["Streamable", "is_stream"]
@@ -54,7 +56,8 @@ logger = logging.getLogger("trio_vmcp.client")
 MESSAGES_PER_EXCHANGE = 4
 LINE_BYTES = 128  # that each line counts for besides its own: many short lines take time
 SILENCE_STEP = 1.0  # s; to move a deadline costs more than to read a chunk, so that of a silence moves in steps
-MOST_ERROR_BYTES = 64 * 1024  # of the body of an HTTP error, where a JSON-RPC error may be
+_MEMBER = '"jsonrpc"'  # of every message; a text without it comes from something else, such as a gateway, and is quoted
+_MOST_SHOWN = 8 * 1024  # characters of such a text, in which words are looked for
 
 
 @attrs.define(eq=False)
@@ -231,7 +234,8 @@ class Streamable:
             message = await recall(text, ask.id, ask.known) or await self._parse(text, reply)
             return Answer(self._matching(message, ask.id, reply), reply.status)
         shown = repr(kind[:MOST_QUOTED]) if kind else "no content"
-        raise reply.protocol_error(f"answered a request with HTTP {reply.status} and {shown}")
+        words = await self.link.quote(reply)
+        raise reply.protocol_error(f"answered a request with HTTP {reply.status} and {shown}{words}")
 
     async def refusal_in(self, reply: HttpReply) -> Answer | Refusal:
         """The outcome in an HTTP error to a GET. A JSON-RPC error in its body may have any id."""
@@ -375,10 +379,9 @@ class Streamable:
 
     async def _refused(self, reply: HttpReply) -> Answer | Refusal:
         """An HTTP error may have a JSON-RPC error in its body, whatever its Content-Type says."""
-        data: bytes | bytearray = b""
         message: Message | None = None
-        with suppress(BadMessage, BackendError):
-            data = await reply.read(MOST_ERROR_BYTES)
+        data = await self.link.read_beginning(reply, patience=math.inf)
+        with suppress(BadMessage):
             message = parse_message(data, max_depth=self.max_json_depth, max_values=self.max_json_values)
         if isinstance(message, ErrorReply):  # of whatever id: it can be about nothing but this request
             return Answer(
@@ -402,7 +405,10 @@ class Streamable:
         except BadMessage as exc:
             if exc.is_too_large:
                 raise self._too_large(str(exc)) from exc
-            raise reply.protocol_error(f"sent a message that {exc}") from exc
+            shown = text[:_MOST_SHOWN].lstrip()
+            is_quoted = _MEMBER not in text and not shown.startswith("[")  # an array explains nothing
+            words = quoted(self.link.words(reply, shown.encode(errors="replace"))) if is_quoted else ""
+            raise reply.protocol_error(f"sent a message that {exc}{words}") from exc
 
     def _matching(self, message: Message, message_id: int, reply: HttpReply) -> Result | ErrorReply:
         if isinstance(message, Request | Notification):

@@ -26,7 +26,7 @@ from trio_vmcp._http.response import Headers, encode_head, encode_headers
 from trio_vmcp._http.transport import MAY_REPEAT, Http11Transport
 from trio_vmcp._http.user_agent import USER_AGENT
 from trio_vmcp._protocol.outcomes import Refusal, in_words_of_a_lost_session
-from trio_vmcp._protocol.words import MOST_WORDS, is_credential, secrets_of, words_in
+from trio_vmcp._protocol.words import MOST_WORDS, is_credential, quoted, secrets_of, words_in
 from trio_vmcp._request_note import note_written
 from trio_vmcp.connector import OutgoingAuth
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected
@@ -195,11 +195,25 @@ class HttpLink:
         raise BackendProtocolError(self.backend.id, f"redirects more than {MOST_REDIRECTS} times")
 
     async def read_refusal(self, reply: HttpReply) -> Refusal:
-        """The outcome in an HTTP error, with what comes of its body within `REFUSAL_PATIENCE` s."""
-        data: bytes | bytearray = b""
-        with trio.move_on_after(REFUSAL_PATIENCE), suppress(BackendError):
-            data = await reply.read(MOST_REFUSAL_BYTES)
-        return self.refusal(reply, data)
+        """The outcome in an HTTP error."""
+        return self.refusal(reply, await self.read_beginning(reply))
+
+    async def quote(self, reply: HttpReply) -> str:
+        """What a response says that is no MCP, such as the login page of a gateway, to end an error text; empty:
+        nothing.
+        """
+        return quoted(self.words(reply, await self.read_beginning(reply)))
+
+    async def read_beginning(self, reply: HttpReply, *, patience: float = REFUSAL_PATIENCE) -> bytes | bytearray:
+        """The beginning of a body that only explains something: `MOST_REFUSAL_BYTES` or a little more, or what comes
+        within `patience` s, or before the connection breaks.
+        """
+        data = bytearray()
+        with trio.move_on_after(patience), suppress(BackendError):
+            reply.refuse_encoding()
+            while len(data) < MOST_REFUSAL_BYTES and (chunk := await reply.receive()) is not None:
+                data += chunk
+        return data
 
     def refusal(self, reply: HttpReply, data: bytes | bytearray) -> Refusal:
         """The outcome in an HTTP error whose body, `data`, holds no JSON-RPC error."""
@@ -210,9 +224,13 @@ class HttpLink:
             names_session="session" in text.lower(),
             tells_session_lost=in_words_of_a_lost_session(text),
             retry_after=reply.retry_after,
-            words=words_in(data, reply.media_type, secrets_of(self._sent(reply), self._url.query.decode())),
+            words=self.words(reply, data),
             is_signed=self.is_signed(reply),
         )
+
+    def words(self, reply: HttpReply, data: bytes | bytearray) -> str:
+        """What a response says in its body, `data`: short, and without secrets."""
+        return words_in(data, reply.media_type, secrets_of(self._sent(reply), self._url.query.decode()))
 
     def is_signed(self, reply: HttpReply) -> bool:
         """The request carried what may be credentials."""
