@@ -1,4 +1,6 @@
-"""Starting tasks in a clean context, and describing a crash without the texts of its errors."""
+"""Starting tasks: protected from a Ctrl-C (`_interrupts.py` says why), and most of them in a clean context. And
+describing a crash without the texts of its errors.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from typing import TypeVarTuple
 
 import trio
 
-__all__ = ["describe_crash", "require_trio", "start_clean", "start_if_open"]
+__all__ = ["describe_crash", "require_trio", "start_clean", "start_if_open", "start_task"]
 
 Args = TypeVarTuple("Args")
 
@@ -30,9 +32,19 @@ def require_trio() -> None:
     )
 
 
+def start_task(nursery: trio.Nursery, function: Callable[[*Args], Awaitable[object]], *args: *Args) -> None:
+    """`nursery.start_soon` for every task of the library: a Ctrl-C does not strike this task, but the main one."""
+    nursery.start_soon(_run_protected, function, args, name=function)
+
+
+@trio.lowlevel.enable_ki_protection
+async def _run_protected(function: Callable[[*Args], Awaitable[object]], args: tuple[*Args]) -> None:
+    await function(*args)
+
+
 def start_clean(nursery: trio.Nursery, function: Callable[[*Args], Awaitable[object]], *args: *Args) -> None:
-    """`nursery.start_soon` in an empty context: a task that outlives a request must not carry its identity or trace."""
-    Context().run(lambda: nursery.start_soon(function, *args))
+    """`start_task` in an empty context: a task that outlives a request must not carry its identity or trace."""
+    Context().run(lambda: start_task(nursery, function, *args))
 
 
 def start_if_open(nursery: trio.Nursery, function: Callable[[*Args], Awaitable[object]], *args: *Args) -> bool:

@@ -7,7 +7,7 @@ import re
 import secrets
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Protocol
 
 import attrs
@@ -15,6 +15,7 @@ import httpx
 import trio
 
 from trio_vmcp._client.built_in import BuiltInConnector
+from trio_vmcp._interrupts import EXITS, exit_in, protected_manager
 from trio_vmcp._nursery import require_trio, start_clean
 from trio_vmcp._session.life import Phase
 from trio_vmcp._session.member import Member, new_member
@@ -120,7 +121,7 @@ class DefaultSessionFactory(SessionFactory):
         _, session = await self._make(backends, identity, session_id)
         return session
 
-    @asynccontextmanager
+    @protected_manager
     async def open_session(
         self, backends: Iterable[Backend], *, identity: Identity | None = None, session_id: str | None = None
     ) -> AsyncIterator[Session]:
@@ -131,12 +132,17 @@ class DefaultSessionFactory(SessionFactory):
         except BaseException as exc:  # noqa: ASYNC103, BLE001  # raised below
             body_error = exc
         owner.request_close(terminate=True)
+        if exit_in(body_error) is not None:
+            owner.shorten_drain(MOST_CANCELLED_DRAIN)
         try:
             await _wait_closed([owner])
+        except EXITS as exc:
+            body_error = exc  # a Ctrl-C while the session closed: it wins over all else
         finally:
             if body_error is not None:
                 raise body_error  # it wins over a cancel that came while the session closed
 
+    @trio.lowlevel.enable_ki_protection
     async def restore_session(
         self, session_id: str, backends: Iterable[Backend], *, identity: Identity | None = None
     ) -> Session:
@@ -157,14 +163,21 @@ class DefaultSessionFactory(SessionFactory):
             _, session = await self._run(members, row, identity)
             return session
 
-    async def close(self) -> None:
-        """End every session, all of them at once. Cancelled, it still stays to the end, with a shorter drain."""
+    async def close(self, *, is_exit: bool) -> None:
+        """End every session, all of them at once. Cancelled, it still stays to the end, with a shorter drain.
+
+        Args:
+            is_exit: The program ends: with the shorter drain from the start.
+        """
         self._closing = True
         owners = [owner for owner in self._live.values() if owner is not None]
         for owner in owners:
             owner.request_close(terminate=self._settings.on_exit == "terminate")
+            if is_exit:
+                owner.shorten_drain(MOST_CANCELLED_DRAIN)
         await _wait_closed(owners)
 
+    @trio.lowlevel.enable_ki_protection
     async def _make(
         self, backends: Iterable[Backend], identity: Identity | None, session_id: str | None
     ) -> tuple[SessionOwner, DefaultSession]:
@@ -218,7 +231,7 @@ class DefaultSessionFactory(SessionFactory):
         if self._closing:  # since the id was claimed: the storage was asked in between
             raise SessionClosed("the session factory closed while the session was opening")
         connector = self._connector_for(row.metadata.session_id)
-        owner = SessionOwner(members, row, identity, connector, self._settings, self._endpoints)
+        owner = SessionOwner(members, row, identity, connector, self._settings, self._endpoints, self._raise_exit)
         self._live[owner.id] = owner
         session = DefaultSession(owner)
         start_clean(self._nursery, self._own, owner, session)
@@ -238,6 +251,16 @@ class DefaultSessionFactory(SessionFactory):
         finally:
             if self._live.get(owner.id) is owner:  # else: CLOSED for long, and its id is in use again
                 del self._live[owner.id]
+
+    def _raise_exit(self, error: BaseException) -> None:
+        """A KeyboardInterrupt or SystemExit came out of code of the user's, in a task of a session: raise it here. The
+        body is cancelled, all sessions close in order, and then it comes out of the factory.
+        """
+
+        async def raise_it() -> None:
+            raise error
+
+        start_clean(self._nursery, raise_it)
 
     async def _require_unknown(self, session_id: str) -> None:
         try:
@@ -286,7 +309,7 @@ def _require_valid(session_id: str) -> None:
         raise InvalidSessionId(f"a session id is 1-256 characters of 0x21-0x7E; this one ({shown}) is not")
 
 
-@asynccontextmanager
+@protected_manager
 async def open_session_factory(
     *,
     storage: Storage | None = None,
@@ -332,8 +355,13 @@ async def open_session_factory(
                 yield factory
             except BaseException as exc:  # noqa: ASYNC103, BLE001  # raised below: the nursery would group it
                 body_error = exc
-            await factory.close()
+            await factory.close(is_exit=exit_in(body_error) is not None)
             nursery.cancel_scope.cancel(reason="the session factory is closed")
+    except BaseExceptionGroup as group:
+        # An exit wins over what the body ended with, which may be the Cancelled that this exit has caused.
+        body_error = exit_in(group) or body_error
+        if body_error is None:
+            raise
     finally:
         built_in.close()
         if storage is None:

@@ -121,17 +121,25 @@ class Channel:
             configured: Further fields of its `Backend`.
             options: As for `open_session_factory`.
         """
-        open_way = self._open_process if self.transport == "stdio" else self._open_network
-        async with open_way(backend, None) as (transport, where):
-            fields = {"transport": self.transport, "era": self.era, **where, **(configured or {})}
-            async with (
-                open_session_factory(transport=transport, **options) as factory,
-                factory.open_session([Backend("b", **fields)]) as session,
-            ):
-                yield session
+        async with (
+            self.open_way(backend, configured) as (transport, entry),
+            open_session_factory(transport=transport, **options) as factory,
+            factory.open_session([entry]) as session,
+        ):
+            yield session
         await wait_all_tasks_blocked()
         assert [] == backend.errors
         assert {} == backend.sessions
+
+    @asynccontextmanager
+    async def open_way(
+        self, backend: ScriptedBackend, configured: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[tuple[Http11Transport | None, Backend]]:
+        """The way to this backend: for `open_session_factory(transport=…)`, and for its `make_session`."""
+        open_way = self._open_process if self.transport == "stdio" else self._open_network
+        async with open_way(backend, None) as (transport, where):
+            fields = {"transport": self.transport, "era": self.era, **where, **(configured or {})}
+            yield transport, Backend("b", **fields)
 
     @asynccontextmanager
     async def _open_network(

@@ -59,7 +59,7 @@ def byte_sweep(name: str) -> str:
 def test_a_task_that_outlives_its_cancelled_opener(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run(self: Any, members: Any, row: SessionRow, identity: Any) -> tuple[SessionOwner, DefaultSession]:
         connector = self._connector_for(row.metadata.session_id)
-        owner = SessionOwner(members, row, identity, connector, self._settings, self._endpoints)
+        owner = SessionOwner(members, row, identity, connector, self._settings, self._endpoints, self._raise_exit)
         self._live[owner.id] = owner
         session = DefaultSession(owner)
         start_clean(self._nursery, self._own, owner, session)

@@ -32,7 +32,7 @@ from trio_vmcp._client.stateless import StatelessClient
 from trio_vmcp._client.unawaited import UnawaitedMessages
 from trio_vmcp._http.transport import Http11Transport
 from trio_vmcp._limits import init_limit
-from trio_vmcp._nursery import start_clean
+from trio_vmcp._nursery import start_clean, start_task
 from trio_vmcp._principal import principal_key
 from trio_vmcp._protocol.eras import MODERN_VERSION, Verdict
 from trio_vmcp._protocol.methods import INITIALIZE, PING
@@ -340,7 +340,7 @@ class LinesOpening(Opening):
         outcome: RequestOutcome | None = None
         failure: BackendError | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._send_second_line)
+            start_task(nursery, self._send_second_line)
             try:
                 outcome = await self.stateless.discover(None)
             except BackendUnavailable as error:  # the process has exited

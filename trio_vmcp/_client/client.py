@@ -19,6 +19,7 @@ from trio_vmcp._client.channels.channel import Ask, Channel, OnOther, ignore_oth
 from trio_vmcp._client.listening import Listening
 from trio_vmcp._client.progress import progress_of
 from trio_vmcp._client.server_requests import ServerRequests
+from trio_vmcp._interrupts import run_interruptible
 from trio_vmcp._known_results import KnownResults
 from trio_vmcp._protocol.jsonrpc import Notification, Request
 from trio_vmcp._protocol.methods import (
@@ -232,7 +233,7 @@ class Client(abc.ABC, Generic[ChannelT]):
         elif on_progress is not None:
             progress = progress_of(message.params, ask.id)
             if progress is not None:
-                await on_progress(*progress)
+                await run_interruptible(on_progress, *progress)
 
     def _ask(self, method: str, params: JSON, identity: Identity | None, on_other: OnOther = ignore_other) -> Ask:
         """A new request: one that no caller made, or another one for the request of a caller."""

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from trio_vmcp._client.http.connection_limit import ConnectionSlot, current_slot
+from trio_vmcp._interrupts import run_interruptible
 from trio_vmcp._nursery import describe_crash
 from trio_vmcp._protocol.jsonrpc import encode_result
 from trio_vmcp._protocol.methods import QUESTIONS
@@ -130,7 +131,9 @@ class BoundHandlers:
         current_slot.set(slot)
         crash, result = "", None
         try:
-            result = await handler(ServerRequest(self.session_id, self.backend_id, caller, params, call))
+            result = await run_interruptible(
+                handler, ServerRequest(self.session_id, self.backend_id, caller, params, call)
+            )
         except* Exception as group:  # noqa: BLE001  # a handler is the user's; a nursery of its own may mix in a Cancelled
             crash = describe_crash(group)
         finally:

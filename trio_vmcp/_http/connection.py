@@ -8,6 +8,7 @@ import trio
 
 from trio_vmcp._http.dial import ConnectedStream
 from trio_vmcp._http.response import BadResponse, Headers, ResponseParser
+from trio_vmcp._nursery import start_task
 
 __all__ = ["Connection"]
 
@@ -96,7 +97,7 @@ class Connection:
         """
         failure: httpx.TransportError | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._write, message)
+            start_task(nursery, self._write, message)
             try:
                 await self._read_head()
             except httpx.TransportError as exc:  # raised below: the nursery would group it

@@ -16,6 +16,7 @@ import trio
 from trio_vmcp._http.origin import Origin
 from trio_vmcp._http.tcp import TcpStream
 from trio_vmcp._http.tls import TlsStream
+from trio_vmcp._nursery import start_task
 
 __all__ = ["ByteStream", "ConnectedStream", "Dial", "TcpDial"]
 
@@ -91,7 +92,7 @@ class TcpDial:
 
         try:
             async with trio.open_nursery() as both:
-                both.start_soon(prepare)
+                start_task(both, prepare)
                 try:
                     tcp = await _open_tcp(origin.host, origin.port)
                 except (OSError, ValueError) as exc:

@@ -10,6 +10,7 @@ from typing import Literal
 import attrs
 import trio
 
+from trio_vmcp._interrupts import plain_exit
 from trio_vmcp._limits import OWN_TIMEOUT, TimeLimit
 from trio_vmcp._protocol.methods import METHODS, SUBSCRIBE, UNSUBSCRIBE, declares
 from trio_vmcp._session.admission import Admission
@@ -53,6 +54,7 @@ class Calls:
     _note_use: Callable[[float], None]
     last_call_at: float = attrs.field(default=0.0, init=False)
 
+    @trio.lowlevel.enable_ki_protection
     async def call(
         self,
         method: str,
@@ -85,6 +87,8 @@ class Calls:
                 limit = member.request_limit if timeout is None else TimeLimit(timeout, OWN_TIMEOUT)
                 asked = CallRequest(method, params, caller, now, limit, on_progress)
                 raw = await request_member(member, call, asked)
+            except BaseExceptionGroup as group:  # of a nursery on the way, in which a Ctrl-C was delivered
+                raise plain_exit(group) from None
             finally:  # after the check of the caller: a stranger's call keeps no session alive
                 self.last_call_at = trio.current_time()
         array = METHODS[method].array
@@ -102,6 +106,7 @@ class Calls:
         if not same_principal(caller, self._identity):
             raise NilCaller if caller is None else UnauthorizedCaller
 
+    @trio.lowlevel.enable_ki_protection
     async def subscribe(self, uri: str, caller: Identity | None, timeout: float | None) -> None:
         wanted: Counter[str] | None = None
 
@@ -121,6 +126,7 @@ class Calls:
                     del wanted[uri]
             raise
 
+    @trio.lowlevel.enable_ki_protection
     async def unsubscribe(self, uri: str, caller: Identity | None, timeout: float | None) -> None:
         route = partial(self._route_unsubscription, uri)
         member, _ = await self.call(UNSUBSCRIBE, uri, route, caller, None, timeout, None)

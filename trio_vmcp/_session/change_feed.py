@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 
 import attrs
 import trio
 
+from trio_vmcp._interrupts import protected_manager
 from trio_vmcp._nursery import start_clean
 from trio_vmcp.models import SessionChange
 
@@ -52,7 +53,7 @@ class ChangeFeed:
         for subscriber in self._subscribers:
             subscriber.add(change)
 
-    @asynccontextmanager
+    @protected_manager
     async def subscribe(self, nursery: trio.Nursery | None) -> AsyncIterator[trio.MemoryReceiveChannel[SessionChange]]:
         """Changes from now on; `nursery` None: the session has closed, and so the channel has ended."""
         send, receive = trio.open_memory_channel[SessionChange](0)

@@ -13,6 +13,7 @@ from functools import partial
 import attrs
 import trio
 
+from trio_vmcp._interrupts import EXITS, exit_in, forwarding_exits
 from trio_vmcp._limits import TimeLimit, init_limit
 from trio_vmcp._nursery import describe_crash, start_clean, start_if_open
 from trio_vmcp._protocol.methods import KINDS, RESOURCE_UPDATED, Kind
@@ -44,13 +45,18 @@ MOST_SUB_RESOURCE = 4096  # characters of a URI beyond the one that was subscrib
 
 @attrs.frozen(eq=False)
 class SessionParts:
-    """What every attempt of one session needs of that session."""
+    """What every attempt of one session needs of that session.
+
+    Attributes:
+        raise_exit: Takes a KeyboardInterrupt or SystemExit that came out of code of the user's.
+    """
 
     connector: BackendConnector
     settings: FactorySettings
     row: SessionRow
     life: Life
     observer: MemberObserver
+    raise_exit: Callable[[BaseException], None]
 
     @property
     def tag(self) -> str:
@@ -103,7 +109,7 @@ class Attempt:
             self._settle()
             self._member.discard_attempt(self._connecting, self.connection)
 
-    async def _end(self, crash: BaseExceptionGroup[Exception]) -> None:
+    async def _end(self, crash: BaseExceptionGroup[BaseException]) -> None:
         """It ended by itself."""
         detail, is_of_endpoint = describe_end(crash), self._is_of_endpoint(*crash.exceptions)
         if self.connection is None:
@@ -123,9 +129,9 @@ class Attempt:
             for error in errors
         )
 
-    async def _hold(self) -> BaseExceptionGroup[Exception] | None:
+    async def _hold(self) -> BaseExceptionGroup[BaseException] | None:
         """Returns what ended it, if that has yet to be told."""
-        ended = None
+        ended: BaseExceptionGroup[BaseException] | None = None
         try:
             async with trio.open_nursery() as nursery:
                 try:
@@ -143,6 +149,9 @@ class Attempt:
         except* Exception as crash:  # noqa: BLE001  # the boundary of one backend: the others must not notice
             # `except Exception` would not do: a nursery's group may mix a crash with Cancelled, and that slips past it.
             ended = None if self.settled.is_set() and self.connection is None else crash
+        except* EXITS as group:  # not the connection's: it closes in order, with the session
+            ended = None if self.settled.is_set() and self.connection is None else group
+            self._session.raise_exit(exit_in(group) or group)
         return ended
 
     async def _connect(self, nursery: trio.Nursery) -> None:
@@ -335,12 +344,13 @@ async def _close_client(session: SessionParts, member: Member, client: BackendCl
         stored = session.row.record(member.backend_id)
         kept = stored is not None and stored.session_id == client.record.session_id
         kept = kept and not (session.life.terminates or terminate or member.is_removed)
-        await client.aclose(terminate=not kept)
+        with forwarding_exits(session.raise_exit):
+            await client.aclose(terminate=not kept)
     except* Exception as crash:  # noqa: BLE001  # a close raises for no backend
         logger.warning("%s: backend %r: goodbye failed: %s", session.tag, member.backend_id, describe_crash(crash))
 
 
-def describe_end(crash: BaseExceptionGroup[Exception]) -> str:
+def describe_end(crash: BaseExceptionGroup[BaseException]) -> str:
     """What ended a connection, to complete "backend 'x' …"; its own word for it, where it ended by itself."""
     if all(isinstance(error, BackendError) for error in crash.exceptions):
         return "; ".join(error.detail for error in crash.exceptions if isinstance(error, BackendError))

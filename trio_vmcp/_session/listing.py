@@ -13,6 +13,7 @@ import trio
 
 from trio_vmcp._known_results import KnownResults, can_recall
 from trio_vmcp._limits import init_limit
+from trio_vmcp._nursery import start_task
 from trio_vmcp._protocol.methods import KINDS, LISTS, ListMethod, declares
 from trio_vmcp._request_note import current_note
 from trio_vmcp._session.pages import ListPages, Page, Weight, digest_in_steps
@@ -211,7 +212,7 @@ class _Lister:
 
         async with trio.open_nursery() as nursery:
             for each in wanted:
-                nursery.start_soon(fetch, each)
+                start_task(nursery, fetch, each)
         if errors:
             raise errors[0]
         self._keep_within_limits(found)

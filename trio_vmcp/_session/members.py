@@ -15,7 +15,7 @@ from functools import partial
 import attrs
 import trio
 
-from trio_vmcp._nursery import start_clean
+from trio_vmcp._nursery import start_clean, start_task
 from trio_vmcp._session.connecting import Attempt, SessionParts, close_connection
 from trio_vmcp._session.life import Phase
 from trio_vmcp._session.member import (
@@ -130,7 +130,7 @@ class Membership:
         async with trio.open_nursery() as goodbyes:
             for member in (*self.members.values(), *self._leaving):
                 for connection in member.connections:
-                    goodbyes.start_soon(close_connection, self._session, member, connection)
+                    start_task(goodbyes, close_connection, self._session, member, connection)
 
     def close(self) -> None:
         """The session has closed: no waiter waits for a backend any longer."""

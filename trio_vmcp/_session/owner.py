@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
 import trio
 
-from trio_vmcp._nursery import describe_crash
+from trio_vmcp._interrupts import EXITS, forwarding_exits
+from trio_vmcp._nursery import describe_crash, start_task
 from trio_vmcp._request_note import is_inside_handler_of
 from trio_vmcp._session.admission import Admission
 from trio_vmcp._session.calls import Calls
@@ -58,6 +59,8 @@ class SessionOwner:
         calls: What callers ask of the backends.
         feed: The subscribers of `Session.changes()`.
         services: The session's nursery; None while no nursery runs or it takes no more tasks.
+        raise_exit: Takes a KeyboardInterrupt or SystemExit that came out of code of the user's: it comes out of the
+            factory.
     """
 
     _members: dict[str, Member] = attrs.field(alias="members", repr=False)
@@ -66,6 +69,7 @@ class SessionOwner:
     _connector: BackendConnector = attrs.field(alias="connector", repr=False)
     settings: FactorySettings = attrs.field(repr=False)
     _endpoints: Endpoints = attrs.field(alias="endpoints", repr=False)
+    raise_exit: Callable[[BaseException], None] = attrs.field(repr=False)
 
     life: Life = attrs.field(factory=Life, init=False, repr=False)
     membership: Membership = attrs.field(init=False, repr=False)
@@ -86,7 +90,8 @@ class SessionOwner:
     def __attrs_post_init__(self) -> None:
         self.admission = Admission(self.life)
         self.membership = Membership(
-            self._members, SessionParts(self._connector, self.settings, self.row, self.life, self)
+            self._members,
+            SessionParts(self._connector, self.settings, self.row, self.life, self, self.raise_exit),
         )
         self.directory = new_directory(self.row.bindings, self.settings)
         self.calls = Calls(self._members, self.directory, self.admission, self.identity, self.row.note_use)
@@ -97,6 +102,7 @@ class SessionOwner:
 
     # --- members that come and go
 
+    @trio.lowlevel.enable_ki_protection
     async def add_backend(self, backend: Backend, caller: Identity | None) -> None:
         """
         Args:
@@ -107,6 +113,7 @@ class SessionOwner:
         member = new_member(backend.id, backend, self.settings, self._endpoints, identity=identity)
         await self.membership.add(member, backend)
 
+    @trio.lowlevel.enable_ki_protection
     async def remove_backend(self, backend_id: str, *, drain_timeout: float | None = None) -> None:
         limit = self.settings.drain_timeout if drain_timeout is None else drain_timeout
         if not limit >= 0:
@@ -140,7 +147,7 @@ class SessionOwner:
                         await self._shut_down()
                         self.services = None  # a nursery that ends takes no new subscriber's task
                         services.cancel_scope.cancel(reason="session closed")
-                        watch.start_soon(self._close_late)
+                        start_task(watch, self._close_late)
                     watch.cancel_scope.cancel()
             except* Exception as bug:  # a bug of ours must not end other sessions
                 logger.error("%s crashed: %s", session_tag(self.id), describe_crash(bug), exc_info=bug)
@@ -211,6 +218,7 @@ class SessionOwner:
         """Wait until the session is CLOSED."""
         await self.life.reached(Phase.CLOSED)
 
+    @trio.lowlevel.enable_ki_protection
     async def close(self, *, terminate: bool, drain_timeout: float | None) -> None:
         self.request_close(terminate=terminate, everywhere=True, drain_timeout=drain_timeout)
         if self.admission.holds_current_task() or is_inside_handler_of(self.id):
@@ -223,7 +231,7 @@ class SessionOwner:
     async def _open(self, services: trio.Nursery) -> None:
         try:
             with self._opening:
-                services.start_soon(self.membership.connect_all, services)
+                start_task(services, self.membership.connect_all, services)
                 with trio.move_on_after(self.settings.session_init_timeout):
                     await self.membership.all_reported.wait()
                 self.membership.note_opening_over()
@@ -231,16 +239,20 @@ class SessionOwner:
                 await self.row.write(self._row_contents(), marks=True)
             if self._opening.cancelled_caught:
                 raise SessionClosed("the session was closed while it was opening")
-        except VmcpError as error:
-            self._opening_error = error
+        except (VmcpError, *EXITS) as error:
+            if isinstance(error, VmcpError):
+                self._opening_error = error
+            else:
+                self.raise_exit(error)
+                self._opening_error = SessionClosed(f"the opening was ended by {type(error).__name__}")
             self.request_close(terminate=True, drain_timeout=0)
             # The session was handed to no caller: terminate even if a suspend was requested, unless the row existed
             # before.
             self.life.terminates, self._terminates_own = False, not self.row.restored
         if not self.life.is_closing:  # else the opening failed, or a close was requested after its last checkpoint
             self.calls.last_call_at = trio.current_time()
-            services.start_soon(self._keep_row)
-            services.start_soon(self._close_when_idle)
+            start_task(services, self._keep_row)
+            start_task(services, self._close_when_idle)
             self.life.to(Phase.OPEN)
 
     async def _shut_down(self) -> None:
@@ -262,17 +274,17 @@ class SessionOwner:
                 await self._terminate_own(budget / 4)
             elif not self.life.terminates:
                 # Save first: closing a connection DELETEs every backend session that the row does not name.
-                with trio.move_on_after(budget / 4):
+                with forwarding_exits(self.raise_exit), trio.move_on_after(budget / 4):
                     await self.row.write_last(self._row_contents)
             async with trio.open_nursery() as goodbyes:
-                goodbyes.start_soon(self.membership.close_connections)
+                start_task(goodbyes, self.membership.close_connections)
                 if self.life.terminates:
-                    goodbyes.start_soon(self._discard_own if self._terminates_own else self.row.discard)
+                    start_task(goodbyes, self._discard_row)
 
     async def _terminate_own(self, timeout: float) -> None:
         """Terminate, unless another instance has the session by now: then its row and what that names stay."""
         # The row first: only the storage can tell, and once it is deleted no other instance can take the session over.
-        with trio.move_on_after(timeout):
+        with forwarding_exits(self.raise_exit), trio.move_on_after(timeout):
             self.life.terminates = await self._discard_own()
             return
         # A storage without an answer costs no backend its goodbye.
@@ -282,15 +294,23 @@ class SessionOwner:
         return await self.row.discard_own(is_idle=self._is_idle)
 
     async def _keep_row(self) -> None:
-        await self.row.keep(
-            self._row_contents,
-            self._terminated_elsewhere,
-            idle_timeout=self.settings.idle_timeout,
-            used_at=self._used_at,
-        )
+        with forwarding_exits(self.raise_exit):
+            await self.row.keep(
+                self._row_contents,
+                self._terminated_elsewhere,
+                idle_timeout=self.settings.idle_timeout,
+                used_at=self._used_at,
+            )
 
     def _used_at(self) -> float:
         return trio.current_time() if self.admission.in_flight else self.calls.last_call_at
+
+    async def _discard_row(self) -> None:
+        with forwarding_exits(self.raise_exit):
+            if self._terminates_own:
+                await self._discard_own()
+            else:
+                await self.row.discard()
 
     async def _close_when_idle(self) -> None:
         while True:

@@ -22,6 +22,7 @@ from trio_vmcp._client.http.link import HttpLink
 from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._client.listening import MAX_SILENCE
 from trio_vmcp._client.unawaited import UnawaitedMessages
+from trio_vmcp._nursery import start_task
 from trio_vmcp._protocol.eras import BATCH_VERSION
 from trio_vmcp._protocol.methods import PING, may_repeat
 from trio_vmcp._protocol.outcomes import Loss, Refusal, rejection
@@ -141,7 +142,7 @@ class EventStream(DuplexChannel):
         """Read the stream until it ends, or is found to be dead."""
         loss = Loss(f"said nothing on its event stream for {MAX_SILENCE} s, and did not answer a ping")
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_silence, nursery.cancel_scope)
+            start_task(nursery, self._watch_silence, nursery.cancel_scope)
             try:
                 await self._listen()
                 loss = Loss("closed its event stream")
@@ -238,7 +239,7 @@ class EventStream(DuplexChannel):
         """See `DuplexChannel`. The POST has a task: some servers end it only when the answer is on the stream."""
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._send, ask, data, pending)
+            start_task(nursery, self._send, ask, data, pending)
             try:
                 yield
             except Exception as exc:  # noqa: BLE001  # raised below: the nursery would group it

@@ -26,6 +26,7 @@ import trio
 
 from trio_vmcp._client.channels.lines import LineChannel, LineFlood
 from trio_vmcp._client.channels.stderr import LastWords, StderrLog
+from trio_vmcp._nursery import start_task
 from trio_vmcp._protocol.outcomes import Loss
 from trio_vmcp.errors import MessageTooLarge
 from trio_vmcp.models import Backend
@@ -125,7 +126,7 @@ class ChildProcess:
             if process is not None:
                 # No checkpoint since `open_process`, and the supervisor is shielded: it runs even if this is cancelled.
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._supervise, process)
+                    start_task(nursery, self._supervise, process)
                     try:
                         await self.gone.wait()
                     finally:
@@ -192,10 +193,10 @@ class ChildProcess:
         with trio.CancelScope(shield=True):
             try:
                 async with trio.open_nursery() as pumps:
-                    pumps.start_soon(self._watch, process)
-                    pumps.start_soon(self._write, process.stdin)
-                    pumps.start_soon(self._read, process.stdout)
-                    pumps.start_soon(self._listen, process.stderr)
+                    start_task(pumps, self._watch, process)
+                    start_task(pumps, self._write, process.stdin)
+                    start_task(pumps, self._read, process.stdout)
+                    start_task(pumps, self._listen, process.stderr)
                     self.started.set()
                     await self._end_begun.wait()
                     await self._end_process(process)
