@@ -159,7 +159,7 @@ class StatelessClient(Client[Channel]):
 
     async def exchange(self, ask: Ask, method: Method) -> JSON:
         if method.name in (SUBSCRIBE, UNSUBSCRIBE):
-            return await self._change_subscriptions(method.name, ask.params["uri"])
+            return await self._change_subscriptions(method.name, ask.params["uri"], ask.identity)
         if self._cache is None or not method.may_be_kept:
             result = await self._result(ask, method)
             if not is_complete(self.record.backend_id, method, result):
@@ -259,21 +259,22 @@ class StatelessClient(Client[Channel]):
                 on_listening=self.on_listening,
                 nursery=self._nursery,
                 retries=self._retries,
+                identity=self._identity,
             )
             if self._closed:
                 self._subscriptions.close()
         return self._subscriptions
 
-    def _compose_listen(self, method: str, params: JSON) -> tuple[Ask, bytes, Headers]:
-        ask = self._ask(method, params, self._identity)
+    def _compose_listen(self, method: str, params: JSON, identity: Identity | None) -> tuple[Ask, bytes, Headers]:
+        ask = self._ask(method, params, identity)
         return ask, *self._compose(ask, UNKNOWN)
 
-    async def _change_subscriptions(self, method: str, uri: str) -> JSON:
+    async def _change_subscriptions(self, method: str, uri: str, identity: Identity | None) -> JSON:
         """This era has no request for one subscription: change the set that `subscriptions/listen` names."""
         if method == SUBSCRIBE:
-            await self._all_subscriptions().subscribe(uri)
+            await self._all_subscriptions().subscribe(uri, identity)
         elif self._subscriptions is not None:
-            await self._subscriptions.unsubscribe(uri)
+            await self._subscriptions.unsubscribe(uri, identity)
         return {}
 
     def on_event(self, method: str, params: JSON) -> None:

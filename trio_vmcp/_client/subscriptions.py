@@ -41,6 +41,7 @@ from trio_vmcp.errors import (
     BackendTimeout,
     BackendUnavailable,
 )
+from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
 __all__ = ["Subscriptions"]
@@ -53,8 +54,8 @@ _NOT_OFFERED = frozenset({404, 405, 406, 501, METHOD_NOT_FOUND})  # HTTP statuse
 # for days.
 ACKNOWLEDGE_TIMEOUT = 30.0
 
-Compose: TypeAlias = Callable[[str, JSON], tuple[Ask, bytes, Headers]]
-"""Makes a request of this method with these params; returns its body and headers, too."""
+Compose: TypeAlias = Callable[[str, JSON, Identity | None], tuple[Ask, bytes, Headers]]
+"""Makes a request of this method with these params and an identity; returns its body and headers, too."""
 
 
 @attrs.frozen
@@ -88,7 +89,9 @@ class Wanted:
 
 @attrs.define(eq=False, kw_only=True)
 class Subscriptions:
-    """The subscriptions of one client to changes of one backend."""
+    """The subscriptions of one client to changes of one backend. They share one stream, which carries the credentials
+    of the caller that changed them last: those of the opener may have expired by then.
+    """
 
     _channel: Channel = attrs.field(alias="channel", repr=False)
     _compose: Compose = attrs.field(alias="compose", repr=False)
@@ -97,6 +100,7 @@ class Subscriptions:
     _on_listening: Callable[[tuple[Kind, ...]], None] = attrs.field(alias="on_listening", repr=False)
     _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
     _retries: tuple[float, float] = attrs.field(alias="retries")  # s, the first and the longest delay
+    _identity: Identity | None = attrs.field(alias="identity", repr=False)  # of the next stream; first the opener's
     _kinds: tuple[Kind, ...] = attrs.field(default=(), init=False)
     _current: _Subscription | None = attrs.field(default=None, init=False)
     _trial: _Subscription | None = attrs.field(default=None, init=False)  # it becomes `_current`, or is closed
@@ -126,8 +130,8 @@ class Subscriptions:
             if stream is not None:
                 stream.close()
 
-    async def subscribe(self, uri: str) -> None:
-        """Subscribe to a resource.
+    async def subscribe(self, uri: str, identity: Identity | None) -> None:
+        """Subscribe to a resource, for a caller.
 
         Raises:
             BackendRejected: The backend does not offer a subscription to this resource.
@@ -137,9 +141,9 @@ class Subscriptions:
             if uri in self.uris and self.listening == "open":
                 return
             uris = (*(known for known in self.uris if known != uri), uri)
-            await self._change(uris, uri)
+            await self._change(uris, uri, identity)
 
-    async def unsubscribe(self, uri: str) -> None:
+    async def unsubscribe(self, uri: str, identity: Identity | None) -> None:
         """End the subscription to a resource.
 
         Raises:
@@ -147,14 +151,15 @@ class Subscriptions:
         """
         async with self._one_at_a_time():
             if uri in self.uris:
-                await self._change(tuple(known for known in self.uris if known != uri), None)
+                await self._change(tuple(known for known in self.uris if known != uri), None, identity)
 
     def _one_at_a_time(self) -> trio.Lock:
         if self._changing is None:  # few clients have subscriptions
             self._changing = trio.Lock()
         return self._changing
 
-    async def _change(self, uris: tuple[str, ...], needed: str | None) -> None:
+    async def _change(self, uris: tuple[str, ...], needed: str | None, identity: Identity | None) -> None:
+        self._identity = self._identity if identity is None else identity
         before, wanted, trial, honoured = self._current, Wanted(self._kinds, uris), None, None
         if wanted:
             trial = self._trial = self._start(wanted, is_trial=True)
@@ -185,6 +190,7 @@ class Subscriptions:
             compose=self._compose,
             on_event=self._on_event,
             on_listening=self._on_listening,
+            identity=self._identity,
             wanted=wanted,
             is_trial=is_trial,
         )
@@ -198,6 +204,7 @@ class _Subscription(HeldStream):
     """One stream for one set of subscriptions.
 
     Attributes:
+        identity: The requests for the stream carry its credentials.
         is_trial: A caller waits for the first acknowledgement, so there is only one attempt to get it.
         honoured: The subscriptions of the last acknowledgement; None: there was none.
         problem: The reason for a missing acknowledgement.
@@ -207,6 +214,7 @@ class _Subscription(HeldStream):
     _compose: Compose = attrs.field(alias="compose", repr=False)
     _on_event: Callable[[str, JSON], None] = attrs.field(alias="on_event", repr=False)
     _on_listening: Callable[[tuple[Kind, ...]], None] = attrs.field(alias="on_listening", repr=False)
+    identity: Identity | None = attrs.field(repr=False)
     wanted: Wanted
     is_trial: bool
     honoured: Wanted | None = attrs.field(default=None, init=False)
@@ -237,7 +245,7 @@ class _Subscription(HeldStream):
     async def open_once(self) -> bool:
         self._outcome, self._is_acknowledged, self.problem = None, False, None
         opened_at = trio.current_time()
-        ask, data, headers = self._compose(LISTEN, self.wanted.params())
+        ask, data, headers = self._compose(LISTEN, self.wanted.params(), self.identity)
         self._request_id = ask.id
         try:
             with trio.CancelScope(deadline=opened_at + ACKNOWLEDGE_TIMEOUT) as self._acknowledging:
