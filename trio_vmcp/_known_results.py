@@ -43,7 +43,7 @@ class KnownResults:
         `text` is no such answer.
         """
         found = find_reply_id(text, request_id)
-        if found is None or _ESCAPED_SURROGATE.search(text):
+        if found is None or ("\\u" in text and _ESCAPED_SURROGATE.search(text)):
             return None
         hashed, size = hashlib.blake2b(digest_size=16), 0
         for first, last in ((0, found[0]), (found[1], len(text))):

@@ -113,16 +113,13 @@ class ListMethod(Method):
         kind: The kind of list; the server capability of this name is needed.
         key: The member of an entry that names the entry.
         is_optional: A server that declares the capability need not have this method.
+        kept_as: The attribute of a listing that holds the entries.
     """
 
     kind: Kind
     key: str
     is_optional: bool = True
-
-    @property
-    def kept_as(self) -> str:
-        """The attribute of a listing that holds the entries."""
-        return "resource_templates" if self.array == "resourceTemplates" else self.array
+    kept_as: str
 
 
 def _list(name: str, kind: Kind, array: str, key: str) -> ListMethod:
@@ -134,6 +131,7 @@ def _list(name: str, kind: Kind, array: str, key: str) -> ListMethod:
         is_optional=kind != "tools",
         may_be_kept=True,
         outdated_by=LIST_CHANGED[kind],
+        kept_as="resource_templates" if array == "resourceTemplates" else array,
     )
 
 

@@ -7,7 +7,7 @@ led there. `routes` alone holds the names with one claim, which are nearly all o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal
 
 import attrs
@@ -58,9 +58,10 @@ def _claim(
         whole = compose(name)
         if whole is not None:
             composed = whole if rule is None else rule.fit(whole)
-            owner = next((owner for prefix, owner in inner.items() if whole.startswith(prefix)), None)
-            if owner is not None:
-                claims.belong_to.setdefault(composed, owner)
+            for prefix, owner in inner.items():
+                if whole.startswith(prefix):
+                    claims.belong_to.setdefault(composed, owner)
+                    break
             target = Target(backend_id, name)
             first = claims.targets.setdefault(composed, target)
             if first is not target:
@@ -102,12 +103,12 @@ class Names:
             listed: The own names of the backends that changed, each in its backend's order.
             order: The ids of all backends, in configured order.
         """
-        touched: dict[str, None] = {}  # in order, so that names are bound in the order of the table
+        # In order, so that names are bound in the order of the table; by the backend whose names they all are.
+        touched: list[tuple[str | None, Collection[str]]] = []
         if order != list(self._claims):
-            for gone in self._claims.keys() - set(order):
-                self._replace(gone, _Claims(), touched)
+            touched += [(None, self._replace(gone, _Claims())) for gone in self._claims.keys() - set(order)]
             self._claims = {backend_id: self._claims.get(backend_id) or _Claims() for backend_id in order}
-            touched |= dict.fromkeys(self._contested)
+            touched.append((None, list(self._contested)))
             self._inner = inner_prefixes(self._strategy, order)
             # A backend came or went whose prefix is inside that of another, which may list the same as before.
             again = [known for known, claims in self._claims.items() if claims.inner != self._inner.get(known, {})]
@@ -116,10 +117,12 @@ class Names:
             claims, inner = self._claims[backend_id], self._inner.get(backend_id, {})
             if names != claims.listed or inner != claims.inner:
                 claims = _claim(self._strategy, backend_id, names, self._rule, inner)
-                self._replace(backend_id, claims, touched)
+                touched.append(self._add_all(backend_id, claims) or (None, self._replace(backend_id, claims)))
         rank = {backend_id: at for at, backend_id in enumerate(order)}
-        for name in touched:
-            self._settle(name, rank)
+        for sole, some in touched:
+            if sole is None or not self._bind_all(sole, some):
+                for name in some:
+                    self._settle(name, rank)
 
     def segments(self) -> Iterator[tuple[str, Mapping[str, Target]]]:
         """What is routed, in the order of the table: for each backend the names that it is the first to claim."""
@@ -143,9 +146,33 @@ class Names:
             if conflict is None or conflict.backend_ids[0] == backend_id:
                 yield name
 
-    def _replace(self, backend_id: str, new: _Claims, touched: dict[str, None]) -> None:
+    def _add_all(self, backend_id: str, new: _Claims) -> tuple[str, Collection[str]] | None:
+        """`_replace` for a backend that is listed for the first time, where none of its names is claimed by another;
+        None: it is not so.
+        """
+        names = new.targets.keys()
+        if self._claims[backend_id].targets or new.doubles or new.belong_to:
+            return None
+        if not names.isdisjoint(self.routes) or not names.isdisjoint(self._contested):
+            return None
+        self._claims[backend_id] = new
+        self.routes |= new.targets
+        return backend_id, names
+
+    def _bind_all(self, backend_id: str, names: Collection[str]) -> bool:
+        """`_settle` for all names of `_add_all`; False: some of them are bound, or are claimed by another by now."""
+        if not self._contested.keys().isdisjoint(names) or not self.bound.keys().isdisjoint(names):
+            return False
+        if self._binds:
+            self.bound |= dict.fromkeys(names, backend_id)
+            self._count("".join(names), backend_id)
+        return True
+
+    def _replace(self, backend_id: str, new: _Claims) -> Collection[str]:
+        """Returns the names that have to be decided about again."""
         old = self._claims[backend_id]
         self._claims[backend_id] = new
+        touched: dict[str, None] = {}
         kept = {name for name in old.targets.keys() & new.targets.keys() if new.is_equal(old, name)}
         for name in old.targets:
             if name not in kept:
@@ -155,6 +182,7 @@ class Names:
             if name not in kept:
                 touched[name] = None
                 self._add(backend_id, name, new.of(name))
+        return touched
 
     def _withdraw(self, backend_id: str, name: str) -> None:
         if name in self._contested:

@@ -167,9 +167,11 @@ class Directory:
         part = self._parts.get((kind, backend_id))
         definitions: Mapping[str, JSON] = getattr(self._listings[backend_id], kind)
         if part is None or part.targets is not targets or part.definitions is not definitions:
-            entries = tuple(
-                make(name, to, getattr(self._listings[to.backend_id], kind)[to.name]) for name, to in targets.items()
-            )
+            listings = {backend_id: definitions}  # nearly all of them are its own
+            for to in targets.values():
+                if to.backend_id not in listings:
+                    listings[to.backend_id] = getattr(self._listings[to.backend_id], kind)
+            entries = tuple([make(name, to, listings[to.backend_id][to.name]) for name, to in targets.items()])
             part = self._parts[kind, backend_id] = _Part(targets, definitions, entries)
         return part.entries
 

@@ -154,7 +154,7 @@ async def list_backend(
     pages = {field: of for field, of in known.pages.items() if field in before} | lister.pages
     failures = {field: error for field, error in known.failures.items() if field not in fields} | lister.failures
     listing = attrs.evolve(known, **new, failures=failures, weights=lister.weights, digests=digests, pages=pages)
-    return await _with_what_is_known(listing, known, asked)
+    return await _with_what_is_known(listing, known, asked) if known.weights else listing
 
 
 async def _with_what_is_known(listing: Listing, known: Listing, asked: Iterable[ListMethod]) -> Listing:
@@ -197,49 +197,69 @@ class _Lister:
         self._left = init_limit(self.backend, self.settings).seconds
 
     async def fetch_in_turn(self, wanted: Sequence[ListMethod]) -> dict[ListMethod, dict[str, JSON]]:
-        return {each: await self._fetch(each) for each in wanted}
+        found: dict[ListMethod, dict[str, JSON]] = {}
+        for each in wanted:
+            if not each.is_optional:
+                found[each] = await self._fetch_pages(each)
+                continue
+            begun_at, share = trio.current_time(), self._share()
+            with trio.move_on_after(share) if share < math.inf else nullcontext():
+                found[each] = await self._fetch_optional(each)
+            if each not in found:
+                found[each] = self._fail_late(each, share)
+            self._left -= trio.current_time() - begun_at
+        return found
 
     async def fetch_together(self, wanted: Sequence[ListMethod]) -> dict[ListMethod, dict[str, JSON]]:
         found: dict[ListMethod, dict[str, JSON]] = {}
         errors: list[BackendError] = []
+        optional = [each for each in wanted if each.is_optional]
 
         async def fetch(each: ListMethod) -> None:
             try:
-                found[each] = await self._fetch(each)
+                found[each] = await (self._fetch_optional(each) if each.is_optional else self._fetch_pages(each))
             except BackendError as error:  # kept from the nursery, which would wrap it in a group
                 errors.append(error)
                 nursery.cancel_scope.cancel(reason="another list of this backend failed")
 
         async with trio.open_nursery() as nursery:
             for each in wanted:
-                start_task(nursery, fetch, each)
+                if not each.is_optional:
+                    start_task(nursery, fetch, each)
+            share = self._share()
+            async with trio.open_nursery() as others:  # one scope for all of them
+                others.cancel_scope.deadline = trio.current_time() + share
+                for each in optional:
+                    start_task(others, fetch, each)
+            for each in optional:
+                if each not in found and not errors:
+                    found[each] = self._fail_late(each, share)
         if errors:
             raise errors[0]
         self._keep_within_limits(found)
         return found
 
-    async def _fetch(self, wanted: ListMethod) -> dict[str, JSON]:
-        """One list; an optional one that fails is in `failures`."""
-        if not wanted.is_optional:
-            return await self._fetch_pages(wanted)
-        begun_at = trio.current_time()
-        # Half of what is left of the time: one list that never ends must not cost the others. Nor may it use up the
-        # time that a program has to start, which is longer.
-        share = min(trio.current_effective_deadline() - begun_at, self._left) / 2
+    def _share(self) -> float:
+        """s that an optional list may take: half of what is left of the time, since one list that never ends must not
+        cost the others. Nor may it use up the time that a program has to start, which is longer.
+        """
+        return min(trio.current_effective_deadline() - trio.current_time(), self._left) / 2
+
+    async def _fetch_optional(self, wanted: ListMethod) -> dict[str, JSON]:
+        """One list; one that fails is in `failures`."""
         try:
-            with trio.move_on_after(share) if share < math.inf else nullcontext():
-                return await self._fetch_pages(wanted)
-            knob = init_limit(self.backend, self.settings).knob
-            detail = f"did not answer {wanted.name!r} within {share:.3g} s, its share of {knob}"
-            failure: BackendError = BackendTimeout(self.backend.id, detail)
+            return await self._fetch_pages(wanted)
         except BackendError as error:
             note = current_note.get()
             if self.is_resumed and note is not None and note.session_lost:
                 raise
-            failure = error
-        finally:
-            self._left -= trio.current_time() - begun_at
-        self._fail_list(wanted, failure)
+            self._fail_list(wanted, error)
+            return {}
+
+    def _fail_late(self, wanted: ListMethod, share: float) -> dict[str, JSON]:
+        knob = init_limit(self.backend, self.settings).knob
+        detail = f"did not answer {wanted.name!r} within {share:.3g} s, its share of {knob}"
+        self._fail_list(wanted, BackendTimeout(self.backend.id, detail))
         return {}
 
     def _fail_list(self, wanted: ListMethod, failure: BackendError) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Generator, Sequence
+from types import NoneType
 from typing import Any
 
 import attrs
@@ -127,11 +128,11 @@ class ListPages:
             if self.hashed is not None:
                 hashed_size = _hash(some, problems, self.hashed) + (start == 0)
                 size += hashed_size if page.digest is None else 0
-            for at, (item, problem) in enumerate(zip(some, problems, strict=True)):
-                if problem is None:
-                    usable.setdefault(item[key], item)
-                else:
-                    bad.append(f"{start + at}: {problem}")
+            if any(problems):
+                bad += [f"{start + at}: {problem}" for at, problem in enumerate(problems) if problem is not None]
+                some = [item for item, problem in zip(some, problems, strict=True) if problem is None]
+            for item in some:
+                usable.setdefault(item[key], item)
         names = len("".join(usable).encode()) if key == "name" else 0
         self.count(self.method, Weight(len(items), size, names))
         if bad:
@@ -195,6 +196,8 @@ def _new_hash() -> hashlib.blake2b:
 
 
 _TEXT_FIELDS = ("title", "description")
+_TEXTS = frozenset({str, NoneType})
+_OBJECTS = frozenset({dict, NoneType})
 
 
 def _problem(item: object, key: str) -> str | None:
@@ -202,6 +205,15 @@ def _problem(item: object, key: str) -> str | None:
     if not isinstance(item, dict):
         return "it is not an object"
     name = item.get(key)
+    title, description, schema = item.get("title"), item.get("description"), item.get("inputSchema")
+    if (
+        type(name) is str
+        and name
+        and type(title) in _TEXTS
+        and type(description) in _TEXTS
+        and type(schema) in _OBJECTS
+    ):
+        return None  # nearly all of them; the rest takes four times as long
     if not isinstance(name, str) or not name:
         return f"its {key!r} is not a non-empty string"
     if key == "name" and not isinstance(item.get("inputSchema"), dict | None):
