@@ -53,6 +53,8 @@ from trio_vmcp import (
 from trio_vmcp._client.built_in import NOTICE_TIMEOUT, BuiltInConnector
 from trio_vmcp._client.http.connection_limit import MOST_ASIDE, ConnectionLimit, calls_within
 from trio_vmcp._client.http.link import HttpLink
+from trio_vmcp._http.dial import ConnectedStream
+from trio_vmcp._http.origin import Origin
 from trio_vmcp._request_note import RequestNote, current_note
 from trio_vmcp.testing import (
     CONNECT,
@@ -253,6 +255,105 @@ async def test_three_redirects_are_followed_and_no_more() -> None:
         await get(link_over(seen))
     assert 4 == len(seen.requests)
     assert not caught.value.may_have_executed
+
+
+@pytest.mark.parametrize("auth", [None, lambda backend, identity: httpx.BasicAuth("user", "pass")])
+async def test_a_permanent_redirect_is_remembered(auth: Any) -> None:
+    """308 says where the backend is from now on (RFC 9110 §15.4.9): the next request of the link goes there, of
+    whatever verb. 307 says where it is this once, and so does a 308 behind a 307.
+    """
+    steps = [(308, "/v2"), (308, "/v2/mcp?k=1"), None, None, None, (307, "/busy"), (308, "/busy/2"), None, None]
+    answers = [httpx.Response(*step[:1], headers={"location": step[1]}) if step else None for step in steps]
+    seen = Seen(*[answer or httpx.Response(200, content=b"ok") for answer in answers])
+    link = link_over(seen, auth=auth)
+    for verb in ("POST", "GET", "DELETE", "POST", "POST"):
+        assert b"ok" == await get(link, verb)
+    targets = [f"{request.method} {request.url.raw_path.decode()}" for request in seen.requests]
+    assert ["POST /mcp", "POST /v2", *[f"{verb} /v2/mcp?k=1" for verb in ("POST", "GET", "DELETE", "POST")]] == targets[
+        :6
+    ]
+    assert ["POST /busy", "POST /busy/2", "POST /v2/mcp?k=1"] == targets[6:]
+
+
+async def test_a_permanent_redirect_is_remembered_over_the_built_in_transport() -> None:
+    """There, too, where the head of a request is kept encoded for the next one."""
+    moved = answer(b"", b"Location: /v2", status=b"308 Permanent Redirect")
+    async with open_served("memory", answer(b"ok"), moved, answer(b"ok")) as served:
+        link = link_over(served.transport, url=served.url)
+        for _ in range(3):
+            assert b"ok" == await get(link)
+    assert [b"POST /mcp", b"POST /mcp", b"POST /v2", b"POST /v2"] == [
+        head.partition(b" HTTP")[0] for head, _ in served.server.requests
+    ]
+
+
+async def test_the_secrets_of_a_permanent_redirect_are_in_no_error() -> None:
+    """The query of the new address may be a credential, as that of the old one."""
+    moved = httpx.Response(308, headers={"location": "/v2?key=another-secret"})
+    words = httpx.Response(500, text="bad keys: first-secret, another-secret")
+    link = link_over(Seen(moved, words), url="http://b.test/mcp?key=first-secret")
+    async with link.exchange("POST", [], b"{}", identity=None) as reply:
+        refusal = await link.read_refusal(reply)
+    assert refusal.is_signed
+    assert "secret" not in str(refusal.words)
+    assert "bad keys" in str(refusal.words)
+
+
+@pytest.mark.parametrize("auth", [None, lambda backend, identity: httpx.BasicAuth("user", "pass")])
+@pytest.mark.parametrize("built_in", [True, False])
+@pytest.mark.parametrize(("verb", "size"), [("POST", "2"), ("GET", None), ("DELETE", "0")])
+async def test_a_get_tells_no_size(built_in: bool, verb: str, size: str | None, auth: Any) -> None:
+    """GET has no body and says no size (RFC 9110 §8.6). DELETE says 0: some servers wait for a body otherwise."""
+    backend, foreign = echo_backend(), Seen()
+    async with open_memory_network() as network:
+        url = network.attach("b.test", backend)
+        transport = network.transport()
+        link = link_over(transport, url=url, auth=auth) if built_in else link_over(foreign, auth=auth)
+        async with link.exchange(verb, [], b"{}" if size == "2" else b"", identity=None):
+            pass
+        transport.close()
+    if built_in:
+        assert [size] == [exchange.headers.get("content-length") for exchange in backend.exchanges]
+    else:
+        assert [size] == foreign.headers("content-length")
+
+
+ZONES = ["%25eth0", "%eth0", "%25wlp3s0.1"]
+
+
+@pytest.mark.parametrize("zone", ZONES)
+@pytest.mark.parametrize("auth", [None, lambda backend, identity: httpx.BasicAuth("user", "pass")])
+async def test_the_zone_of_an_address_is_not_sent(zone: str, auth: Any) -> None:
+    """An IPv6 address with a zone is connected to with the zone; `Host` is without (RFC 6874 §4)."""
+    async with open_served("memory", answer(b"ok")) as served:
+        dialled: list[Origin] = []
+        dial = served.transport._dial
+
+        async def note(origin: Origin) -> ConnectedStream:
+            dialled.append(origin)
+            return await dial(served.origin)
+
+        served.transport._dial = note
+        assert b"ok" == await get(link_over(served.transport, auth=auth, url=f"http://[fe80::1{zone}]:81/mcp"))
+    (head, _) = served.server.requests[0]
+    assert [Origin("http", "fe80::1" + zone.replace("%25", "%"), 81)] == dialled
+    assert b"host: [fe80::1]:81\r\n" in head.lower() + b"\r\n"
+
+
+@pytest.mark.parametrize("location", ["/v2", "http://[fe80::1]:81/v2", "http://[fe80::1%25eth0]:81/v2"])
+async def test_a_redirect_keeps_the_zone(location: str) -> None:
+    """The server does not know the zone by which it is reached, so its address without one is the same origin."""
+    seen = Seen(httpx.Response(308, headers={"location": location}))
+    assert b"ok" == await get(link_over(seen, url="http://[fe80::1%25eth0]:81/mcp"))
+    assert ["http://[fe80::1%25eth0]:81/mcp", "http://[fe80::1%25eth0]:81/v2"] == [str(r.url) for r in seen.requests]
+
+
+@pytest.mark.parametrize("location", ["http://[fe80::2]:81/v2", "http://[fe80::1%25eth1]:81/v2", "http://[fe80::1]/v2"])
+async def test_no_redirect_crosses_a_zone(location: str) -> None:
+    """Another zone is another machine."""
+    seen = Seen(httpx.Response(308, headers={"location": location}))
+    with pytest.raises(BackendProtocolError, match="another origin"):
+        await get(link_over(seen, url="http://[fe80::1%25eth0]:81/mcp"))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import trio
 import trio.testing
 from support.raw_http import (
     OK,
+    Kind,
     RawServer,
     Served,
     answer,
@@ -82,6 +83,49 @@ async def test_ipv6_literals() -> None:
         ((head, _),) = server.requests
         assert b"host: [::1]:%d\r\n" % port in head.lower() + b"\r\n"
         nursery.cancel_scope.cancel()
+
+
+class Resolver(trio.abc.HostnameResolver):
+    """Every host is 127.0.0.1."""
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+
+    async def getaddrinfo(self, host: object, port: int | str | None, *rest: int) -> list[object]:  # type: ignore[override]
+        await trio.lowlevel.checkpoint()
+        self.asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    async def getnameinfo(self, sockaddr: object, flags: int) -> tuple[str, str]:
+        raise NotImplementedError
+
+
+async def test_an_address_with_a_zone() -> None:
+    """The resolver is given the zone, which is a name of this machine's; the certificate is checked without."""
+    resolver = Resolver()
+    async with open_tls_loopback(RawServer([(OK,)]), server_context("fe80::1")) as url:
+        trio.socket.set_custom_hostname_resolver(resolver)
+        try:
+            transport = Http11Transport(ssl_context=client_context())
+            assert b"ok" == await ask(transport, url.replace("localhost", "[fe80::1%25nowhere]"))
+        finally:
+            trio.socket.set_custom_hostname_resolver(None)
+        transport.close()
+    assert [b"fe80::1%nowhere"] == resolver.asked
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+async def test_a_silent_peer_is_probed(kind: Kind) -> None:
+    """A connection to a machine that is gone ends after two minutes (RFC 9293 §3.8.4), where the system can do it."""
+    async with open_served(kind, OK) as served:
+        await served.ask()
+        (idle,) = served.transport._idle[served.origin]
+        stream = idle._connected.stream
+        connected = stream.tcp.socket if isinstance(stream, TlsStream) else stream._socket  # type: ignore[attr-defined]
+        assert 1 == connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        for name, value in {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}.items():
+            if hasattr(socket, name):
+                assert value == connected.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
 
 
 async def test_a_name_with_several_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,6 +467,42 @@ async def test_session_tickets_are_no_news() -> None:
             assert [idle] == transport._idle[origin]
             transport.close()
     assert [3] == served
+
+
+@pytest.mark.parametrize(
+    ("records", "size"), [([b"x" * 100, b"y"], 100), ([b"x" * 100], 60), ([b"x" * 100, b"y" * 60], 120)]
+)
+async def test_what_tls_has_taken_from_the_socket_counts_as_unread(records: list[bytes], size: int) -> None:
+    """Bytes that no read has taken, behind an answer, make a connection unfit also if the socket holds no more of them:
+    they are in a record that was received, or in the rest of one.
+    """
+    sent = trio.Event()
+
+    async def serve(tcp: trio.SocketStream) -> None:
+        async with tcp:
+            stream = trio.SSLStream(tcp, server_context(), server_side=True)
+            await stream.receive_some(100)
+            for record in records:
+                await stream.send_all(record)
+            sent.set()
+            await stream.receive_some(100)
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        await nursery.start(partial(trio.serve_listeners, serve, [listener]))
+        connected = await TcpDial(client_context())(Origin("https", "localhost", listener.socket.getsockname()[1]))
+        try:
+            assert not connected.has_unread()
+            await connected.stream.send_all(b"?")
+            await sent.wait()
+            assert size == len(await connected.stream.receive_some(size))
+            assert isinstance(connected.stream, TlsStream)
+            assert not connected.stream.is_readable()
+            assert connected.has_unread()
+            assert connected.has_unread()
+        finally:
+            connected.close()
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_session_over_tls() -> None:

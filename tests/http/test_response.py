@@ -143,11 +143,12 @@ def test_one_response_after_another() -> None:
         LINE + b"Connection: keep-alive\r\nConnection: close\r\n" + LENGTH,
         b"HTTP/1.0 200 OK\r\n" + LENGTH,
         b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
     ],
 )
 def test_a_server_that_will_close(response: bytes) -> None:
     """With `Connection: close`, or in HTTP/1.0, the response is whole and the connection is not reusable (RFC 9112
-    §9.3).
+    §9.3); in HTTP/1.0 with a transfer coding also if the server says that it is (§6.1).
     """
     for parsed in (parse(response), parse(*bytewise(response))):
         assert (b"{}", True, False) == (parsed.body, parsed.is_ended, parsed.is_clean)

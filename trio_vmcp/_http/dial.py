@@ -20,6 +20,10 @@ from trio_vmcp._nursery import start_task
 
 __all__ = ["ByteStream", "ConnectedStream", "Dial", "TcpDial"]
 
+# s of silence before the first probe, s between probes, and how many: a dead peer is found after two minutes. Routers
+# forget a silent connection after five and more (RFC 5382 §5: two hours).
+PROBE_AFTER, PROBE_INTERVAL, PROBES = 60, 15, 4
+
 
 class ByteStream(Protocol):
     """The two methods of a stream that HTTP needs. Any `trio.abc.Stream` has them."""
@@ -71,7 +75,7 @@ class TcpDial:
         tcp, context = await self._connect_and_prepare(origin)
         try:
             tls = TlsStream(tcp, _readability(tcp.socket))
-            await tls.do_handshake(context, origin.host)
+            await tls.do_handshake(context, origin.host.partition("%")[0])  # a certificate has no zones
         except BaseException:
             tcp.socket.close()
             raise
@@ -115,6 +119,35 @@ class TcpDial:
 
 
 async def _open_tcp(host: str, port: int) -> trio.SocketStream:
+    tcp = await _connect_tcp(host, port)
+    for level, option, value in _PROBING:
+        with suppress(OSError):  # a sandbox may refuse it, and the connection is of use all the same
+            tcp.socket.setsockopt(level, option, value)
+    return tcp
+
+
+def _probing() -> tuple[tuple[int, int, int], ...]:
+    """Socket options by which the operating system asks a silent peer whether it is there (RFC 9293 §3.8.4). Without
+    them a connection to a machine that has gone stays open for ever.
+    """
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    values = {
+        "TCP_KEEPIDLE": PROBE_AFTER,
+        "TCP_KEEPALIVE": PROBE_AFTER,  # what macOS calls it
+        "TCP_KEEPINTVL": PROBE_INTERVAL,
+        "TCP_KEEPCNT": PROBES,
+    }
+    for name, value in values.items():
+        option = getattr(socket, name, None)
+        if option is not None:
+            options.append((socket.IPPROTO_TCP, option, value))
+    return tuple(options)
+
+
+_PROBING = _probing()
+
+
+async def _connect_tcp(host: str, port: int) -> trio.SocketStream:
     """`trio.open_tcp_stream`, without its resolver and its race of addresses (RFC 8305) if the host is an address:
     they take twice as long as a connection to the same machine.
     """

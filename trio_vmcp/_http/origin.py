@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote
+
 import attrs
 import httpx
 
-__all__ = ["Origin", "origin_of", "shown_origin"]
+__all__ = ["Origin", "host_header", "origin_of", "shown_origin", "within_origin"]
 
 MOST_PORT = 65535
 
@@ -17,7 +19,7 @@ class Origin:
     """Scheme, host and port. Requests of one origin may share a connection.
 
     Attributes:
-        host: As DNS takes it, without the brackets of an IPv6 address.
+        host: As the resolver takes it, without the brackets of an IPv6 address, and with its zone: "fe80::1%eth0".
     """
 
     scheme: str
@@ -37,7 +39,39 @@ def origin_of(url: httpx.URL) -> Origin:
         raise httpx.UnsupportedProtocol(f"{scheme!r} is neither 'http' nor 'https'")
     if port is not None and not 0 < port <= MOST_PORT:  # the resolver would take it modulo 65536
         raise httpx.InvalidURL(f"port {port} is not in 1–{MOST_PORT}")
-    return Origin(scheme, url.raw_host.decode("ascii"), port or _PORTS[scheme])
+    address, zone = _without_zone(url.raw_host)
+    if zone:  # "%25eth0" (RFC 6874 §2); "%eth0" is what people copy from other tools (§3)
+        zone = b"%" + unquote(zone.removeprefix(b"%25").removeprefix(b"%").decode("ascii")).encode()
+    return Origin(scheme, (address + zone).decode(), port or _PORTS[scheme])
+
+
+def host_header(url: httpx.URL) -> bytes:
+    """The value of `Host`, without the zone of an address, which means something on this machine only (RFC 6874 §4)."""
+    address, zone = _without_zone(url.raw_host)
+    return url.netloc.replace(address + zone, address) if zone else url.netloc
+
+
+def within_origin(url: httpx.URL, reference: str) -> httpx.URL | None:
+    """The URL that a server means by a reference in its answer to `url`; None: it is of another origin, where the
+    headers of the user must not go (RFC 9110 §15.4). A server does not know the zone of its address.
+
+    Raises:
+        httpx.InvalidURL: It is no URL.
+    """
+    target = url.join(reference)
+    # Not `host`, which decodes IDNA and raises UnicodeError where that fails.
+    if (target.scheme, target.port) != (url.scheme, url.port):
+        return None
+    if target.raw_host == url.raw_host:
+        return target
+    address, zone = _without_zone(url.raw_host)
+    return url.copy_with(raw_path=target.raw_path) if zone and target.raw_host == address else None
+
+
+def _without_zone(host: bytes) -> tuple[bytes, bytes]:
+    """An IPv6 address and its zone, as they stand in a URL; no zone: empty. No other host has both signs."""
+    address, sign, zone = host.partition(b"%")
+    return (address, sign + zone) if sign and b":" in address else (host, b"")
 
 
 def shown_origin(url: httpx.URL) -> str:

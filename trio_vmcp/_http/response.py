@@ -171,10 +171,12 @@ class ResponseParser:
             return
         if status < 100:
             self._refuse("a status that is none")
-        if self._llhttp.get_http_version() not in ("1.1", "1.0"):
+        version = self._llhttp.get_http_version()
+        if version not in ("1.1", "1.0"):
             self._refuse("another version of HTTP")
         self.status = status
-        self._keeps_alive = self._llhttp.should_keep_alive()
+        # HTTP/1.0 has no transfer codings, so the end of such a body is not to be relied on (RFC 9112 §6.1).
+        self._keeps_alive = self._llhttp.should_keep_alive() and not (version == "1.0" and self._is_chunked)
 
     def on_body(self, piece: bytes) -> None:
         if not self.status:

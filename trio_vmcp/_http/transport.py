@@ -29,7 +29,7 @@ from trio_vmcp._http.keep_alive import ASSUMED_EXPIRY, LEAST_FOUND, KeepAlive
 from trio_vmcp._http.origin import Origin, origin_of
 from trio_vmcp._http.response import BadHead, Headers, encode_head
 
-__all__ = ["MAY_REPEAT", "Http11Transport", "RawResponse"]
+__all__ = ["MAY_REPEAT", "WITH_BODY", "Http11Transport", "RawResponse"]
 
 MOST_IDLE = 20  # connections to one origin that are kept between requests
 AT_ONCE = 1.0  # s; the longest way of a request and of the news that its connection had been closed already
@@ -40,7 +40,8 @@ _IDEMPOTENT = frozenset(["GET", "HEAD", "OPTIONS", "PUT", "DELETE"])
 MAY_REPEAT = "trio_vmcp_may_repeat"
 
 _FRAMING = (b"content-length", b"transfer-encoding")  # set by the transport: a body goes out in one piece
-_WITH_BODY = ("POST", "PUT", "PATCH")  # an empty body needs `Content-Length: 0` here (RFC 9110 §8.6)
+# An empty body needs `Content-Length: 0` here (RFC 9110 §8.6). DELETE: some servers wait for a body without it.
+WITH_BODY = frozenset(["POST", "PUT", "PATCH", "DELETE"])
 
 
 @attrs.define(eq=False)
@@ -217,7 +218,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
             await self.connect(origin)
             patience.deadline = math.inf
             body = b"".join([chunk async for chunk in request.stream])
-            if body or request.method in _WITH_BODY:
+            if body or request.method in WITH_BODY:
                 head += b"Content-Length: %d\r\n" % len(body)
             patience.deadline = trio.current_time() + connect
             may_repeat = bool(request.extensions.get(MAY_REPEAT))

@@ -22,6 +22,7 @@ from trio_vmcp._client.http.link import HttpLink
 from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._client.listening import MAX_SILENCE
 from trio_vmcp._client.unawaited import UnawaitedMessages
+from trio_vmcp._http.origin import within_origin
 from trio_vmcp._nursery import start_task
 from trio_vmcp._protocol.eras import BATCH_VERSION
 from trio_vmcp._protocol.methods import PING, may_repeat
@@ -224,11 +225,10 @@ class EventStream(DuplexChannel):
         try:
             if len(endpoint) > MOST_ENDPOINT_BYTES:
                 raise ValueError("too long")
-            target = stream.join(endpoint.decode())
+            target = within_origin(stream, endpoint.decode())
         except (ValueError, httpx.InvalidURL):  # ValueError: UnicodeDecodeError, too
             raise BackendProtocolError(self.backend.id, "named an endpoint that is no URL") from None
-        if (target.scheme, target.raw_host, target.port) != (stream.scheme, stream.raw_host, stream.port):
-            # The headers of the user and all messages would be sent there.
+        if target is None:  # the headers of the user and all messages would be sent there
             raise BackendProtocolError(self.backend.id, "named an endpoint of another origin, which is not followed")
         return str(target.copy_with(userinfo=stream.userinfo, fragment=None))
 

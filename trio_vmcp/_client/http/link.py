@@ -21,9 +21,9 @@ from trio_vmcp._client.http.credentials import Body, Credentials
 from trio_vmcp._client.http.errors import cause_of, translated
 from trio_vmcp._client.http.foreign import HttpxSource, RequestBody
 from trio_vmcp._client.http.reply import HttpReply
-from trio_vmcp._http.origin import Origin, origin_of, shown_origin
+from trio_vmcp._http.origin import Origin, host_header, origin_of, shown_origin, within_origin
 from trio_vmcp._http.response import Headers, encode_head, encode_headers
-from trio_vmcp._http.transport import MAY_REPEAT, Http11Transport
+from trio_vmcp._http.transport import MAY_REPEAT, WITH_BODY, Http11Transport
 from trio_vmcp._http.user_agent import USER_AGENT
 from trio_vmcp._protocol.outcomes import Refusal, in_words_of_a_lost_session
 from trio_vmcp._protocol.words import MOST_WORDS, is_credential, quoted, secrets_of, words_in
@@ -40,7 +40,8 @@ MOST_REDIRECTS = 3
 DRAIN_TIMEOUT, MOST_DRAINED = 0.1, 16
 LEAST_PATIENCE = 0.001  # s; less is none
 REFUSAL_PATIENCE, MOST_REFUSAL_BYTES = 1.0, 64 * 1024  # for the body of an HTTP error, which only explains it
-_REDIRECTS = (307, 308)  # the only two that keep method and body (RFC 9110 §15.4.8, §15.4.9)
+_PERMANENT = 308
+_REDIRECTS = (307, _PERMANENT)  # the only two that keep method and body (RFC 9110 §15.4.8, §15.4.9)
 _SEE_OTHER = 303  # the request was applied; its result is elsewhere (RFC 9110 §15.4.4)
 
 # Headers of every request of a verb (MCP 2025-11-25, basic/transports, "Sending Messages to the Server", "Listening for
@@ -109,11 +110,14 @@ class HttpLink:
     _auth: OutgoingAuth | None = attrs.field(alias="auth", repr=False)
     limit: ConnectionLimit = attrs.field(repr=False)
     _max_message_bytes: int = attrs.field(alias="max_message_bytes")
-    _url: httpx.URL = attrs.field(init=False, repr=False)
+    _url: httpx.URL = attrs.field(init=False, repr=False)  # of the backend, without userinfo
+    _target: httpx.URL = attrs.field(init=False, repr=False)  # where a 308 says that it is for good; else the same
     _constant: Headers = attrs.field(init=False, repr=False)
     _cookies: BackendCookies = attrs.field(init=False)
     _credentials: Credentials[HttpReply, RequestBody] | None = attrs.field(default=None, init=False, repr=False)
-    _heads: dict[str, tuple[Origin, bytes]] = attrs.field(factory=dict, init=False, repr=False)  # by verb, for our url
+    _heads: dict[str, tuple[Origin, bytes]] = attrs.field(
+        factory=dict, init=False, repr=False
+    )  # by verb, for `_target`
     _last_headers: tuple[Headers, bytes] = attrs.field(factory=lambda: ([], b""), init=False, repr=False)
     _open: set[HttpReply] = attrs.field(factory=set, init=False, repr=False)  # replies that are not closed yet
     _patience: float = attrs.field(default=DRAIN_TIMEOUT, init=False)  # s, for the end of the next such body
@@ -122,7 +126,8 @@ class HttpLink:
     def __attrs_post_init__(self) -> None:
         url = httpx.URL(self.backend.url)
         self._url = url.copy_with(userinfo=b"", fragment=None) if url.userinfo or url.fragment else url
-        self._constant = [(b"Host", url.netloc), (b"Accept-Encoding", b"identity")]
+        self._target = self._url
+        self._constant = [(b"Host", host_header(url)), (b"Accept-Encoding", b"identity")]
         given = [(name.encode(), value.encode()) for name, value in self.backend.headers.items()]
         self._constant += [pair for pair in given if pair[0].lower() != b"cookie"]
         self._cookies = BackendCookies(b"; ".join(value for name, value in given if name.lower() == b"cookie"))
@@ -166,8 +171,10 @@ class HttpLink:
         return HttpExchange(self, verb, headers, RequestBody(data, may_repeat=may_repeat), identity, limited, is_stream)
 
     async def send(self, verb: str, headers: Headers, body: RequestBody, identity: Identity | None) -> HttpReply:
-        """Send one request, and follow redirects within the origin."""
-        url = self._url
+        """Send one request, and follow redirects within the origin. The next requests go where permanent ones lead
+        (308, RFC 9110 §15.4.9).
+        """
+        url, is_permanent = self._target, True
         for _ in range(MOST_REDIRECTS + 1):
             cookies = self._cookies.headers(url)
             if self._auth is None and isinstance(self.transport, Http11Transport):
@@ -183,7 +190,8 @@ class HttpLink:
                 self._cookies.keep(url, reply.headers)
             else:
                 everything = [*self._constant, *_BY_VERB[verb], *headers, *cookies]
-                everything.append((b"Content-Length", b"%d" % len(body.data)))
+                if verb in WITH_BODY:
+                    everything.append((b"Content-Length", b"%d" % len(body.data)))
                 extensions = {MAY_REPEAT: body.may_repeat}
                 request = httpx.Request(verb, url, headers=everything, stream=body, extensions=extensions)
                 reply = await self._authenticated(request, body, identity)
@@ -192,6 +200,9 @@ class HttpLink:
                 return reply
             body.written = reply.status == _SEE_OTHER  # any other redirect: the request was not applied
             url = await self._redirected(url, reply)
+            is_permanent = is_permanent and reply.status == _PERMANENT
+            if is_permanent:
+                self._target, self._heads = url, {}
         raise BackendProtocolError(self.backend.id, f"redirects more than {MOST_REDIRECTS} times")
 
     async def read_refusal(self, reply: HttpReply) -> Refusal:
@@ -230,11 +241,16 @@ class HttpLink:
 
     def words(self, reply: HttpReply, data: bytes | bytearray) -> str:
         """What a response says in its body, `data`: short, and without secrets."""
-        return words_in(data, reply.media_type, secrets_of(self._sent(reply), self._url.query.decode()))
+        return words_in(data, reply.media_type, secrets_of(self._sent(reply), self._queries))
 
     def is_signed(self, reply: HttpReply) -> bool:
         """The request carried what may be credentials."""
-        return bool(self._url.query or self._cookies.own) or any(is_credential(name) for name, _ in self._sent(reply))
+        return bool(self._queries or self._cookies.own) or any(is_credential(name) for name, _ in self._sent(reply))
+
+    @property
+    def _queries(self) -> str:
+        """What may be secret in the addresses of requests."""
+        return "&".join(url.query.decode() for url in dict.fromkeys((self._url, self._target)) if url.query)
 
     def _sent(self, reply: HttpReply) -> list[tuple[str, str]]:
         """The headers of a request, with names in lower case."""
@@ -283,15 +299,17 @@ class HttpLink:
         self, verb: str, url: httpx.URL, headers: Headers, cookies: Headers, size: int
     ) -> tuple[Origin, bytes]:
         """Where a request goes, and its head. The constant part of the head is encoded once for each verb."""
-        prepared = self._heads.get(verb) if url is self._url else None
+        prepared = self._heads.get(verb) if url is self._target else None
         if prepared is None:
             prepared = origin_of(url), encode_head(verb, url.raw_path, [*self._constant, *_BY_VERB[verb]])
-            if url is self._url:
+            if url is self._target:
                 self._heads[verb] = prepared
         origin, constant = prepared
         if headers is not self._last_headers[0]:  # a list is never changed, so the same list has the same encoding
             self._last_headers = headers, encode_headers(headers)
         varying = self._last_headers[1] + encode_headers(cookies) if cookies else self._last_headers[1]
+        if verb not in WITH_BODY:
+            return origin, b"%s%s\r\n" % (constant, varying)
         return origin, b"%s%sContent-Length: %d\r\n\r\n" % (constant, varying, size)
 
     async def _redirected(self, url: httpx.URL, reply: HttpReply) -> httpx.URL:
@@ -307,12 +325,10 @@ class HttpLink:
                 may_have_executed=reply.body.written,
             )
         try:
-            target = url.join(location)
+            target = within_origin(url, location)
         except httpx.InvalidURL as exc:
             raise reply.protocol_error(f"redirects (HTTP {reply.status}) to what is no URL") from exc
-        # Not `host`, which decodes IDNA and raises UnicodeError where that fails.
-        if (target.scheme, target.raw_host, target.port) != (url.scheme, url.raw_host, url.port):
-            # The user's headers and the backend's session id would be sent along (RFC 9110 §15.4).
+        if target is None:
             where = f"{self._shown_target(url, location)}, another origin"
             raise reply.protocol_error(f"redirects (HTTP {reply.status}) to {where}, which is not followed")
         return target.copy_with(userinfo=b"", fragment=None)
@@ -320,9 +336,9 @@ class HttpLink:
     def _shown_target(self, url: httpx.URL, location: str) -> str:
         """Where a redirect leads, for an error text without secrets: of another origin nothing else is shown."""
         try:
-            target = url.join(location)
-            is_ours = (target.scheme, target.raw_host, target.port) == (url.scheme, url.raw_host, url.port)
-            return public_url(str(target))[:MOST_WORDS] if is_ours else shown_origin(target)[:MOST_WORDS]
+            target = within_origin(url, location)
+            shown = shown_origin(url.join(location)) if target is None else public_url(str(target))
+            return shown[:MOST_WORDS]
         except (httpx.InvalidURL, ValueError):
             return "<unreadable url>"
 
