@@ -177,6 +177,31 @@ async def test_a_session_that_another_instance_has_written_is_left_to_it(autojum
         assert ("CLOSED", "OPEN", True) == await states(world, session, other)
 
 
+@pytest.mark.parametrize("later", [0, TTL / 4, TTL])
+async def test_a_late_mark_does_not_let_an_exit_end_the_session(later: float, autojump_clock: MockClock) -> None:
+    """A call, a move, and the exit of the instance that was left, whose mark of the call came after the move."""
+    async with instances() as world:
+        left = await world.make(1)
+        await trio.sleep(1)
+        await left.call_tool("a_echo")
+        await trio.sleep(1)
+        session = await world.restore(0)
+        await trio.sleep(later)
+        await world.exits[1].aclose()
+        assert ("OPEN", "CLOSED", True) == await states(world, session, left)
+        assert [] == world.backend.deleted_sessions
+
+
+async def test_a_restored_session_that_is_never_used_ends_with_its_factory(autojump_clock: MockClock) -> None:
+    """The mark of a restore takes the place of another instance's, and the session is here from then on."""
+    async with instances() as world:
+        await (await world.make()).suspend()
+        await world.restore(1)
+        await world.exits[1].aclose()
+        assert await world.row() is None
+        assert 1 == len(world.backend.deleted_sessions)
+
+
 async def test_a_write_that_is_no_use_leaves_the_end_to_the_last_user(autojump_clock: MockClock) -> None:
     """The idle copy has written the row last. The other one, which was used last, ends the session when it is idle."""
     async with instances(ttl=LONG) as world:

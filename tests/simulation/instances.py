@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 import attrs
@@ -46,15 +47,18 @@ class Way(ScriptedStorage):
     world: Any = None
 
     async def create(self, metadata: SessionMetadata) -> None:
-        await self._do("create", lambda: self.inner.create(metadata))
-        self.world.note_written("create", metadata)
+        await self._do("create", lambda: self._create(metadata))
+
+    async def _create(self, metadata: SessionMetadata) -> None:
+        await self.inner.create(metadata)
+        self.world.note_written("create", self.number, metadata)
 
     async def replace(self, metadata: SessionMetadata, *, expected_version: int) -> None:
         await self._do("replace", lambda: self._replace(metadata, expected_version))
 
     async def _replace(self, metadata: SessionMetadata, expected_version: int) -> None:
         await self.inner.replace(metadata, expected_version=expected_version)
-        self.world.note_written("replace", metadata)
+        self.world.note_written("replace", self.number, metadata)
 
     async def delete(self, session_id: str, *, expected_version: int | None = None) -> None:
         await self._do("delete", lambda: self._delete(session_id, expected_version))
@@ -78,7 +82,9 @@ class InstancesWorld:
     current: int = attrs.field(default=0, init=False)
     asked: bool = attrs.field(default=False, init=False)  # for the end of the session
     is_terminated: bool = attrs.field(default=False, init=False)
+    used_at: float = attrs.field(default=0.0, init=False)
     is_unnoted: bool = attrs.field(default=False, init=False)  # the latest use may not have reached the storage
+    mark: tuple[int, datetime] | None = attrs.field(default=None, init=False)  # the latest that arrived, and whose
     idle_timeout: float = attrs.field(init=False)  # s, of all instances
     known: frozenset[str] = attrs.field(default=frozenset(), init=False)  # the backends that the row has named
     added: int = attrs.field(default=0, init=False)
@@ -90,21 +96,32 @@ class InstancesWorld:
 
     # --- checks
 
-    def note_written(self, operation: str, row: SessionMetadata) -> None:
+    def note_written(self, operation: str, instance: int, row: SessionMetadata) -> None:
         names = frozenset(record.backend_id for record in row.backends)
         if self.is_terminated:
             self.violations.append(f"a terminated session comes back, by {operation}, at {trio.current_time()}")
         if operation == "replace" and not self.known <= names:
             self.violations.append(f"a write undoes another's: {sorted(self.known - names)}, at {trio.current_time()}")
         self.known = names
+        if self.mark is None or self.mark[1] != row.used_at:
+            self.mark = instance, row.used_at
 
     def note_deleted(self, instance: int) -> None:
         self.is_terminated = True
-        copy = self.copies[self.current]
-        if instance == self.current or copy.state is not SessionState.OPEN:
+        copy = self.copies.get(self.current)
+        if instance == self.current or self.asked or copy is None or copy.state is not SessionState.OPEN:
             return
-        if not self.asked and not self.is_unnoted:
+        assert self.mark is not None
+        is_noted = not self.is_unnoted and trio.current_time() > self.used_at + TTL / 4
+        if self.mark[0] != instance or is_noted:
             self.violations.append(f"a live session is ended by {instance}, which it left, at {trio.current_time()}")
+
+    async def check_copies(self) -> None:
+        """After all troubles: an open copy has the row as it is, and without a row there is none."""
+        row = await self.row()
+        for number, copy in self.copies.items():
+            if copy.state is SessionState.OPEN and copy.metadata != row:
+                self.violations.append(f"the copy of {number} does not know what the row says")
 
     async def row(self) -> SessionMetadata | None:
         with suppress(SessionNotFound):
@@ -117,7 +134,10 @@ class InstancesWorld:
         async with trio.open_nursery() as nursery:
             for number in range(self.draw.choice((2, 3))):
                 await nursery.start(self._instance, number)
-            self.copies[0] = await self.factories[0].make_session(plain_backends(1), session_id="one")
+            if self.draw.random() < 0.2:
+                await self._race()
+            else:
+                self.copies[0] = await self.factories[0].make_session(plain_backends(1), session_id="one")
             steps: list[Callable[[], Awaitable[None]]] = [
                 self._call,
                 self._call,
@@ -130,16 +150,33 @@ class InstancesWorld:
                 self._leave,
                 self._terminate,
             ]
-            for _ in range(self.draw.randrange(3, MOST_STEPS)):
+            for _ in range(self.draw.randrange(3, MOST_STEPS) if self.copies else 0):
                 with suppress(VmcpError, ValueError):
                     await self.draw.choice(steps)()
                 await trio.sleep(self.draw.choice((0, 1, 10, 25, TTL, 2.5 * TTL)))
-            if self.draw.random() < 0.3:
+            if self.copies and self.draw.random() < 0.3:
                 await self._terminate_during_outage()
             self._heal()
             await trio.sleep(2 * TTL)
+            await self.check_copies()
             for leaving in self.leaving:
                 leaving.set()
+
+    async def _race(self) -> None:
+        """Two instances open a session of this id at once, and one of them may not hear what became of its create."""
+        self.ways[1].before["create"] = self.draw.choice((_slow, _frozen, trio.lowlevel.checkpoint))
+
+        async def make(number: int) -> None:
+            await trio.sleep(self.draw.choice((0, 1)))
+            with suppress(VmcpError):
+                self.copies[number] = await self.factories[number].make_session(plain_backends(1), session_id="one")
+                self.current = number
+
+        async with trio.open_nursery() as nursery:
+            for number in (0, 1):
+                nursery.start_soon(make, number)
+        if len(self.copies) > 1:
+            self.violations.append("two instances have opened a session of one id")
 
     async def _terminate_during_outage(self) -> None:
         """The instances that the session has left do not hear of its end, and its tombstone ends meanwhile."""
@@ -168,7 +205,7 @@ class InstancesWorld:
 
     async def _call(self) -> None:
         way = self.ways[self.current]
-        self.is_unnoted = bool(way.before or way.after)
+        self.used_at, self.is_unnoted = trio.current_time(), bool(way.before or way.after)
         await self.copies[self.current].call_tool("b0_echo")
 
     async def _add(self) -> None:
@@ -179,15 +216,23 @@ class InstancesWorld:
         await copy.add_backend(attrs.evolve(backend, id=f"x{self.added}"))
 
     async def _move(self) -> None:
-        """To an instance that never had the session."""
-        fresh = [number for number in range(len(self.ways)) if number not in self.copies]
-        if fresh and not self.asked and not self.leaving[fresh[0]].is_set():
-            self.copies[fresh[0]] = await self.factories[fresh[0]].restore_session("one", plain_backends(1))
-            self.current = fresh[0]
-            self.is_unnoted = False  # the restore has noted it
+        """To any instance: one that never had the session, one that has a live copy, one whose copy is closed."""
+        others = [number for number, leaving in enumerate(self.leaving) if not leaving.is_set()]
+        if self.asked or not (others := [number for number in others if number != self.current]):
+            return
+        number = self.draw.choice(others)
+        copy = self.copies.get(number)
+        if copy is None or copy.state is SessionState.CLOSED:
+            self.copies[number] = await self.factories[number].restore_session("one", plain_backends(1))
+            self.current, self.used_at, self.is_unnoted = number, trio.current_time(), False
+        elif copy.state is SessionState.OPEN:
+            self.current = number
+            await self._call()
 
     async def _trouble(self) -> None:
-        way = self.draw.choice(self.ways)
+        self._disturb(self.draw.choice(self.ways))
+
+    def _disturb(self, way: Way) -> None:
         how = self.draw.choice(("cut", "slow", "frozen", "lost", "heal"))
         way.before.clear()
         way.after.clear()
@@ -198,11 +243,11 @@ class InstancesWorld:
         elif how == "frozen":
             way.before.update(dict.fromkeys(OPERATIONS, _frozen))
         elif how == "lost":
-            way.after.update(dict.fromkeys(OPERATIONS[2:], _cut))
+            way.after.update(dict.fromkeys(("create", *OPERATIONS[2:]), _cut))
 
     async def _leave(self) -> None:
         """Leave the factory of an instance that the session has left."""
-        left = [number for number in self.copies if number != self.current]
+        left = [number for number in sorted(self.copies) if number != self.current]
         if left:
             self.leaving[self.draw.choice(left)].set()
 

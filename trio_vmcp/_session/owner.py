@@ -288,10 +288,10 @@ class SessionOwner:
             self.life.terminates = await self._discard_own()
             return
         # A storage without an answer costs no backend its goodbye.
-        self.life.terminates = not self.row.is_needed_elsewhere(is_idle=self._is_idle)
+        self.life.terminates = not self.row.is_needed_elsewhere(self.calls.last_call_at, is_idle=self._is_idle)
 
     async def _discard_own(self) -> bool:
-        return await self.row.discard_own(is_idle=self._is_idle)
+        return await self.row.discard_own(self.calls.last_call_at, is_idle=self._is_idle)
 
     async def _keep_row(self) -> None:
         with forwarding_exits(self.raise_exit):

@@ -180,27 +180,31 @@ class SessionRow:
         except VmcpError as error:
             self._warn(error)
 
-    def is_needed_elsewhere(self, *, is_idle: bool) -> bool:
+    def is_needed_elsewhere(self, used_at: float, *, is_idle: bool) -> bool:
         """Whether another instance uses the session, by the row as last seen.
 
         Args:
-            is_idle: The session was not used here for its `idle_timeout`: then it belongs to the instance that has
-                marked it last. Otherwise an instance that wrote anything after this one may be about to use it, too.
+            used_at: `trio.current_time()` when the session was last used here.
+            is_idle: That is `idle_timeout` ago: then the session belongs to the instance that has marked it last.
+                Otherwise another instance may be about to use it, too, if it wrote anything after this one, or if the
+                mark of this one took the place of its mark and the session was not used here since.
         """
-        return not self.marks.is_own(self.metadata.used_at) or (self.is_anothers and not is_idle)
+        if not self.marks.is_own(self.metadata.used_at):
+            return True
+        return not is_idle and (self.is_anothers or used_at <= self.marks.overruled_at)
 
-    async def discard_own(self, *, is_idle: bool) -> bool:
+    async def discard_own(self, used_at: float, *, is_idle: bool) -> bool:
         """Delete the row, unless another instance uses the session. A failure is logged.
 
         Args:
-            is_idle: As for `is_needed_elsewhere`.
+            used_at, is_idle: As for `is_needed_elsewhere`.
 
         Returns:
             Whether the session may end. If not, the row was read once more: it names what the other instance uses.
         """
         try:
             for _ in range(MOST_ROUNDS):
-                if self.is_needed_elsewhere(is_idle=is_idle):
+                if self.is_needed_elsewhere(used_at, is_idle=is_idle):
                     await self._read()
                     return False
                 try:
@@ -213,7 +217,7 @@ class SessionRow:
             return True  # no row of this session is left
         except VmcpError as error:
             self._warn(error)
-        return not self.is_needed_elsewhere(is_idle=is_idle)
+        return not self.is_needed_elsewhere(used_at, is_idle=is_idle)
 
     # --- one step at a time
 

@@ -28,8 +28,9 @@ class UseMarks:
         every: s from one mark to the next while there is use; `math.inf`: no mark but the first.
         tried_at: The latest mark was sent at this time.
         marked_at: The latest mark that is known to have arrived was sent at this time: earlier use needs no other.
-        overruled_at: The latest mark that takes the place of another instance's was sent at this time. The use behind
-            the other mark was earlier, but it is not known by how much: the session counts as used at this time.
+        overruled_at: The latest mark that takes the place of another instance's was sent at this time. Which of them
+            was used later is not known: for the idle timeout the session counts as used here at this time, and if it
+            was not used here since, only the idle timeout ends it. The mark of a restore is not meant.
     """
 
     every: float = math.inf
@@ -62,7 +63,7 @@ class UseMarks:
         """A mark to send now. It differs from the row's present one, and `used_at` never goes back, whatever this
         clock says.
         """
-        if not self.is_own(stored):
+        if self._own and not self.is_own(stored):
             self.overruled_at = now
         mark = datetime.now(UTC)
         if mark <= stored < _LATEST:
