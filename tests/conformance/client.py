@@ -148,6 +148,8 @@ SCENARIOS: dict[str, Scenario] = {
     "json-schema-2020-12-preservation": echo_a_schema,
 }
 
+ASKING = (accept_defaults, call_in_rounds)
+
 
 def expect(expected: object, actual: object) -> None:
     if expected != actual:
@@ -167,10 +169,12 @@ def text_of(result: ToolResult) -> str:
 async def main() -> None:
     scenario, url = SCENARIOS[os.environ["MCP_CONFORMANCE_SCENARIO"]], sys.argv[-1]
     user = User()
+    # Only what asks its client gets handlers: with them the session tries the handshake era first.
+    handlers = user.handlers() if scenario in ASKING else None
     settings = FactorySettings(conflict_resolution=Bare(), min_backends=1, request_timeout=PATIENCE / 2)
     with trio.fail_after(PATIENCE):
         async with (
-            open_session_factory(settings=settings, handlers=user.handlers()) as factory,
+            open_session_factory(settings=settings, handlers=handlers) as factory,
             factory.open_session([Backend(id="suite", url=url)]) as session,
         ):
             await scenario(session, user)

@@ -202,6 +202,7 @@ class HttpOpening(Opening):
 
     _parts: Parts = attrs.field(alias="parts")
     endpoint: str = attrs.field(init=False)
+    greets_first: bool = attrs.field(init=False)
     principal: bytes = attrs.field(init=False, repr=False)
     _link: HttpLink = attrs.field(init=False, repr=False)
     _session: StreamableSession = attrs.field(init=False, repr=False)
@@ -211,6 +212,7 @@ class HttpOpening(Opening):
     def __attrs_post_init__(self) -> None:
         parts, settings = self._parts, self._parts.connector.settings
         self.endpoint, self.principal = endpoint_digest(parts.backend), parts.principal
+        self.greets_first = parts.requests.handlers.answer_questions
         self._link = parts.connector.link(parts.backend)
         self._session = StreamableSession(
             self._link,
@@ -246,8 +248,8 @@ class HttpOpening(Opening):
             # An era that the user has set wins.
             if resume is not None and resume.era == "legacy" and self.backend.era != "modern":
                 return self._handshake.resume(resume)
-            if resume is not None and self.backend.era == "auto":  # the record was modern
-                connector.verdicts.record_verdict(self.endpoint, Verdict.MODERN)
+            if resume is not None and self.backend.era == "auto" and not self.greets_first:  # the record was modern
+                connector.verdicts.record_verdict(self.verdict_key, Verdict.MODERN)
             return await Probe(self, connector.verdicts, connector.probe_timeout(self.backend)).connect()
         except BaseException:
             self._close()
@@ -267,12 +269,10 @@ class HttpOpening(Opening):
             raise rejection(self.backend.id, INITIALIZE, outcome)
         status = outcome.status
         try:
-            client = await self.open_event_stream()
+            return await self.open_older_stream()
         except NOT_OF_THIS_ERA as error:
             detail = f"answered {INITIALIZE!r} with HTTP {status}, and over HTTP+SSE (2024-11-05) it {error.detail}"
             raise BackendRejected(self.backend.id, detail, code=status, message=f"HTTP {status}") from error
-        self._parts.connector.verdicts.record_verdict(self.endpoint, Verdict.SSE)
-        return client
 
     async def open_event_stream(self) -> BackendClient:
         parts = self._parts
@@ -281,6 +281,15 @@ class HttpOpening(Opening):
         client = await connect_event_stream(own, parts.connector.probe_timeout(self.backend))
         self._close()
         return client
+
+    async def open_older_stream(self) -> BackendClient:
+        client = await self.open_event_stream()
+        self._parts.connector.verdicts.record_verdict(self.verdict_key, Verdict.SSE)
+        return client
+
+    def discard_handshake(self, client: BackendClient) -> None:
+        if client is self._stateless:  # else `open_event_stream` has closed it
+            start_clean(self._parts.nursery, self._session.terminate)
 
     def _close(self) -> None:
         # End the backend's session as well. In a task of its own: the attempt may have run out of time, and the next
@@ -302,6 +311,7 @@ class LinesOpening(Opening):
     _parts: Parts = attrs.field(alias="parts")
     _build: Callable[[Backend, FactorySettings], StartedChannel] = attrs.field(alias="build")
     endpoint: str = attrs.field(init=False)
+    greets_first: bool = attrs.field(init=False)
     principal: bytes = attrs.field(init=False, repr=False)
     _channel: StartedChannel = attrs.field(init=False, repr=False)
     _handshake: HandshakeClient = attrs.field(init=False, repr=False)
@@ -309,6 +319,7 @@ class LinesOpening(Opening):
 
     def __attrs_post_init__(self) -> None:
         self.endpoint, self.principal = endpoint_digest(self._parts.backend), self._parts.principal
+        self.greets_first = self._parts.requests.handlers.answer_questions
         self._prepare()
 
     @property
@@ -336,7 +347,12 @@ class LinesOpening(Opening):
             self._channel.close()  # its task ends the process, within the teardown time
             raise
 
+    def survives(self, error: BackendError) -> bool:
+        return True  # `discover` starts another process
+
     async def discover(self) -> RequestOutcome:
+        if self._channel.is_lost:
+            await self._start_another()
         outcome: RequestOutcome | None = None
         failure: BackendError | None = None
         async with trio.open_nursery() as nursery:
@@ -371,14 +387,18 @@ class LinesOpening(Opening):
             except BackendUnavailable:
                 if not was_probed:
                     raise
+        await self._start_another()
+        client = await self._initialize()
+        # Remember it: this server exits when it is asked `server/discover`.
+        self._parts.connector.verdicts.record_verdict(self.verdict_key, Verdict.LEGACY)
+        return client
+
+    async def _start_another(self) -> None:
+        """The process has exited, perhaps because of a question that it does not know: start a new one."""
         await self._channel.wait_gone()
         self._parts.requests.cancel_all_answers()
         self._prepare()
         await self._channel.start(self._parts.nursery)
-        client = await self._initialize()
-        # Remember it: this server exits when it is asked `server/discover`.
-        self._parts.connector.verdicts.record_verdict(self.endpoint, Verdict.LEGACY)
-        return client
 
     async def _initialize(self) -> HandshakeClient:
         await self._handshake.initialize(None)

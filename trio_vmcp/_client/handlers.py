@@ -59,6 +59,11 @@ class BoundHandlers:
         self.capabilities = {kind: value for kind, value in _DECLARED.items() if self._handler(kind) is not None}
 
     @property
+    def answer_questions(self) -> bool:
+        """There is a handler for what servers ask: for sampling or elicitation."""
+        return not self.capabilities.keys().isdisjoint(("sampling", "elicitation"))
+
+    @property
     def has_log(self) -> bool:
         return self.client_handlers.log is not None
 

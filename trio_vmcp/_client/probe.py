@@ -1,6 +1,10 @@
 """The probe finds out which era a backend speaks, over any channel. A factory keeps the verdicts by endpoint; a probe
 that is under way is shared by the sessions of one principal, since another principal may be answered at once.
 
+The order is `server/discover`, `initialize`, HTTP+SSE. With handlers for sampling or elicitation `initialize` comes
+first: a server that speaks both eras asks its client in the handshake era only, as a rule. A verdict belongs to the
+endpoint and the order.
+
 Source: MCP 2026-07-28, versioning: "try modern first, and look at the body before falling back".
 """
 
@@ -8,6 +12,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import ClassVar
 
 import attrs
@@ -20,7 +25,7 @@ from trio_vmcp._protocol.jsonrpc import Result
 from trio_vmcp._protocol.methods import DISCOVER, INITIALIZE
 from trio_vmcp._protocol.outcomes import Answer, Loss, RequestOutcome, rejection
 from trio_vmcp.connector import BackendClient
-from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, MessageTooLarge
+from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, BackendUnavailable, MessageTooLarge
 from trio_vmcp.models import JSON, Backend
 
 __all__ = ["Opening", "Probe", "VerdictCache"]
@@ -28,6 +33,8 @@ __all__ = ["Opening", "Probe", "VerdictCache"]
 _MOST_CACHED = 4096  # endpoints; the oldest entry is discarded first
 # The answer is not MCP of the era that was asked for: plain text, 204, a redirect, a body that is too long.
 NOT_OF_THIS_ERA = (BackendProtocolError, BackendRejected, MessageTooLarge)
+# s without an answer to `initialize`, after `server/discover` was not answered either.
+SILENT_AGAIN = 1.0
 
 
 @attrs.define(eq=False)
@@ -53,6 +60,10 @@ class VerdictCache:
             if len(self._verdicts) > _MOST_CACHED:
                 del self._verdicts[next(iter(self._verdicts))]
 
+    def known(self, endpoint: str) -> Verdict | None:
+        """The verdict on an endpoint; None: there is none."""
+        return self._verdicts.get(endpoint)
+
     async def find_verdict(self, endpoint: str, principal: bytes, probe: Callable[[], Awaitable[Verdict]]) -> Verdict:
         """The verdict on an endpoint. If a probe fails or is cancelled, the next session that waits probes.
 
@@ -60,7 +71,7 @@ class VerdictCache:
             principal: The key of the sessions that `probe` may be shared with.
         """
         while True:
-            known = self._verdicts.get(endpoint)
+            known = self.known(endpoint)
             if known is not None:
                 return known
             running = self._running.get((endpoint, principal))
@@ -85,14 +96,21 @@ class Opening(abc.ABC):
     """One attempt to connect to a backend over one kind of channel.
 
     Attributes:
-        endpoint: The digest that the verdict is kept under.
+        endpoint: The digest of the endpoint, which its record has.
+        greets_first: `initialize` comes before `server/discover`.
         principal: The key of the sessions that this opening's probe may be shared with.
         verdict_on_loss: The verdict if the stream that was to bring the answer to `server/discover` ends.
     """
 
     endpoint: str
+    greets_first: bool
     principal: bytes
     verdict_on_loss: ClassVar[Verdict] = Verdict.LEGACY
+
+    @property
+    def verdict_key(self) -> str:
+        """The verdict is kept under this: the endpoint and the order."""
+        return f"{self.endpoint} initialize" if self.greets_first else self.endpoint
 
     @property
     @abc.abstractmethod
@@ -118,9 +136,25 @@ class Opening(abc.ABC):
             InitializeRefused: The backend answered with an error.
         """
 
+    def survives(self, error: BackendError) -> bool:
+        """Whether the other era can be tried after `initialize` has ended in this error."""
+        return not isinstance(error, BackendUnavailable)
+
     async def open_event_stream(self) -> BackendClient:
         """Connect over HTTP+SSE (2024-11-05): the verdict on the endpoint says so."""
         raise AssertionError("there is no such stream over this channel")
+
+    async def open_older_stream(self) -> BackendClient | None:
+        """`initialize` is not answered: connect over HTTP+SSE and record the verdict; None: this channel has no such
+        way.
+
+        Raises:
+            BackendError: The backend does not speak HTTP+SSE.
+        """
+        return None
+
+    def discard_handshake(self, client: BackendClient) -> None:  # noqa: B027  # empty on purpose
+        """`client` was made while `initialize` was under way, and is used: end what came of the handshake."""
 
     async def fall_back(self, refused: InitializeRefused) -> BackendClient:
         """The backend refused both `server/discover` and `initialize`: connect in another way, or raise."""
@@ -170,7 +204,10 @@ class Probe:
 
     async def _find_out(self) -> BackendClient:
         opening = self._opening
-        verdict = await self._verdicts.find_verdict(opening.endpoint, opening.principal, self._ask_for_era)
+        if opening.greets_first:
+            verdict = self._verdicts.known(opening.verdict_key)
+        else:
+            verdict = await self._verdicts.find_verdict(opening.verdict_key, opening.principal, self._ask_for_era)
         if verdict is Verdict.SSE:
             try:
                 return await opening.open_event_stream()
@@ -181,21 +218,79 @@ class Probe:
         adopted = self._adopt(verdict)
         if adopted is not None:
             return adopted
+        failure: Exception
         try:
-            client = await opening.greet(was_probed=self._was_asked)
-        except InitializeRefused as error:
-            refused = error
-        else:
-            if self._was_silent:  # "silence means legacy" (2026-07-28, stdio, backward compatibility)
-                self._verdicts.record_verdict(opening.endpoint, Verdict.LEGACY)
-            return client
-        if is_modern_error(refused.outcome) or not self._was_asked:  # the verdict is wrong, or may be old
+            return await self._greet(verdict)
+        except InitializeRefused as refused:
+            failure = refused
+        except (*NOT_OF_THIS_ERA, BackendUnavailable) as error:
+            if self._was_asked or not opening.greets_first or not opening.survives(error):
+                raise
+            failure = error
+        is_modern = isinstance(failure, InitializeRefused) and is_modern_error(failure.outcome)
+        if is_modern or not self._was_asked:  # the verdict is wrong, or may be old
             adopted = self._adopt(await self._ask_again())
             if adopted is not None:
                 return adopted
-        return await opening.fall_back(refused)
+        if isinstance(failure, InitializeRefused):
+            return await opening.fall_back(failure)
+        raise failure
 
-    def _adopt(self, verdict: Verdict) -> BackendClient | None:
+    async def _greet(self, verdict: Verdict | None) -> BackendClient:
+        """Do the handshake, in the way that the verdict calls for.
+
+        Raises:
+            InitializeRefused, BackendError: There was none.
+        """
+        opening, verdicts = self._opening, self._verdicts
+        if verdict not in (None, Verdict.INCONCLUSIVE):
+            client: BackendClient = await opening.greet(was_probed=self._was_asked)
+        else:
+            client = await self._greet_beside_others()
+        # "Silence means legacy" (2026-07-28, stdio, backward compatibility).
+        is_greeted = isinstance(client, HandshakeClient) and verdicts.known(opening.verdict_key) is not Verdict.SSE
+        if is_greeted and (self._was_silent or opening.greets_first):
+            verdicts.record_verdict(opening.verdict_key, Verdict.LEGACY)
+        return client
+
+    async def _greet_beside_others(self) -> BackendClient:
+        """Do the handshake. If `initialize` is not answered for some time, try the other ways beside it, since a slow
+        server may answer yet; the first that works is taken.
+        """
+        opening, failure = self._opening, None
+        patience = SILENT_AGAIN if self._was_silent else self._timeout
+        others: list[BackendClient] = []
+        client: BackendClient | None = None
+
+        async def take(way: Callable[[], Awaitable[BackendClient | None]]) -> None:
+            await trio.sleep(patience)
+            with suppress(BackendError):  # what becomes of the handshake says more
+                other = await way()
+                if other is not None:
+                    others.append(other)
+                    nursery.cancel_scope.cancel(reason="the backend answers in another way")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take, opening.open_older_stream)
+            if not self._was_asked:
+                nursery.start_soon(take, self._try_modern)
+            try:
+                client = await opening.greet(was_probed=self._was_asked)
+            except Exception as error:  # noqa: BLE001  # raised below: the nursery would group it
+                failure = error
+            nursery.cancel_scope.cancel(reason="the handshake has ended")
+        if others:
+            opening.discard_handshake(others[0])
+            return others[0]
+        if client is None:
+            assert failure is not None
+            raise failure
+        return client
+
+    async def _try_modern(self) -> BackendClient | None:
+        return self._adopt(await self._ask_again())
+
+    def _adopt(self, verdict: Verdict | None) -> BackendClient | None:
         if verdict is not Verdict.MODERN or self._discovered is None:
             return None
         self._opening.stateless.adopt(self._discovered)
@@ -203,7 +298,7 @@ class Probe:
 
     async def _ask_again(self) -> Verdict:
         verdict = await self._ask_for_era()
-        self._verdicts.record_verdict(self._opening.endpoint, verdict)
+        self._verdicts.record_verdict(self._opening.verdict_key, verdict)
         return verdict
 
     async def _ask_for_era(self) -> Verdict:

@@ -136,16 +136,24 @@ class StreamableSession(Streamable):
         self.retire()
         try:
             await self._unawaited.aclose()
-            if terminate and self.session_id is not None:
-                # Any status will do. 405: the backend does not allow a DELETE; 404: the session is gone already.
-                status = await self._delete()
-                logger.debug("backend %r: DELETE of its session: HTTP %d", self.backend_id, status)
-        except BackendError as error:
-            logger.debug("%s, on DELETE of its session", error)
+            if terminate:
+                await self.terminate()
         finally:
             if self.link.is_in_use:
                 with trio.move_on_after(self._close_timeout, shield=True):
                     await self.link.aclose()
+
+    async def terminate(self) -> None:
+        """End the backend's session. The link stays open."""
+        if self.session_id is None:
+            return
+        try:
+            # Any status will do. 405: the backend does not allow a DELETE; 404: the session is gone already.
+            status = await self._delete()
+        except BackendError as error:
+            logger.debug("%s, on DELETE of its session", error)
+        else:
+            logger.debug("backend %r: DELETE of its session: HTTP %d", self.backend_id, status)
 
     def retire(self) -> None:
         self._is_closing = True
