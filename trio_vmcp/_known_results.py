@@ -34,7 +34,7 @@ class KnownResults:
         size: Of the answer without its id, in bytes.
     """
 
-    results: Mapping[bytes, JSON]
+    results: Mapping[bytes, JSON] = attrs.field(repr=False)
     digest: bytes | None = attrs.field(default=None, init=False)
     size: int = attrs.field(default=0, init=False)
 

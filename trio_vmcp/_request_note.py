@@ -59,7 +59,7 @@ class RequestNote:
     may_resend: bool = False
     is_unreached: bool = False
     call_name: str | None = None
-    call_meta: JSON | None = None
+    call_meta: JSON | None = attrs.field(default=None, repr=False)
     knob: str = "request_timeout"
     outer: RequestNote | None = attrs.field(default=None, kw_only=True)
 

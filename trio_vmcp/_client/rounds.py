@@ -92,7 +92,7 @@ class _Round:
     """
 
     inputs: dict[str, tuple[str, JSON]]
-    state: str | None
+    state: str | None = attrs.field(repr=False)
 
 
 def _read(answer: JSON, backend_id: str, method: str, handlers: BoundHandlers) -> _Round:

@@ -78,7 +78,7 @@ class Loss:
     what: str
     why: str = ""
     kind: type[BackendError] = BackendUnavailable
-    last_event_id: str | None = None
+    last_event_id: str | None = attrs.field(default=None, repr=False)  # servers put the session's id there
     retry: float | None = None
 
     def error(self, backend_id: str, method: str | None = None) -> BackendError:

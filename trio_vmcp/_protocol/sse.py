@@ -47,7 +47,7 @@ class SseEvent:
 
     event: str
     data: bytes | bytearray = attrs.field(repr=False)
-    id: str | None
+    id: str | None = attrs.field(repr=False)
     oversized: Oversized | None = None
 
 
@@ -70,7 +70,7 @@ class SseDecoder:
     max_event_bytes: int
     idle_lines: int = attrs.field(default=0, init=False)
     idle_bytes: int = attrs.field(default=0, init=False)
-    last_event_id: str | None = attrs.field(default=None, init=False)
+    last_event_id: str | None = attrs.field(default=None, init=False, repr=False)
     retry: float | None = attrs.field(default=None, init=False)
 
     # The line so far, in one buffer. A list of pieces would take its memory twice when they are joined; for a large
@@ -85,7 +85,7 @@ class SseDecoder:
     _data_lines: int = attrs.field(default=0, init=False)  # of the event, beyond the first
     _event: bytes = attrs.field(default=b"", init=False, repr=False)
     _data: bytes | bytearray | None = attrs.field(default=None, init=False, repr=False)  # bytes: of one line so far
-    _id: str | None = attrs.field(default=None, init=False)
+    _id: str | None = attrs.field(default=None, init=False, repr=False)
 
     def feed(self, chunk: bytes) -> list[SseEvent]:
         """Return the events that end in `chunk`.

@@ -49,6 +49,9 @@ class CallRequest(NamedTuple):
     limit: TimeLimit
     on_progress: OnProgress | None
 
+    def __repr__(self) -> str:
+        return f"CallRequest({self.method!r}, limit={self.limit!r})"  # arguments may be secret
+
     @property
     def deadline(self) -> float:
         """When the call ends at the latest, by `trio.current_time()`."""

@@ -51,7 +51,7 @@ class SessionParts:
         raise_exit: Takes a KeyboardInterrupt or SystemExit that came out of code of the user's.
     """
 
-    connector: BackendConnector
+    connector: BackendConnector = attrs.field(repr=False)  # bound to the session's id
     settings: FactorySettings
     row: SessionRow
     life: Life

@@ -21,7 +21,7 @@ _SWEPT_PER_OPERATION = 8
 
 @attrs.frozen
 class _Row:
-    data: bytes
+    data: bytes = attrs.field(repr=False)
     version: int
     expires_at: float
 

@@ -61,9 +61,9 @@ class HttpExchange:
 
     _link: HttpLink
     _verb: str
-    _headers: Headers
+    _headers: Headers = attrs.field(repr=False)  # the id of the backend session is there
     _body: RequestBody
-    _identity: Identity | None
+    _identity: Identity | None = attrs.field(repr=False)
     _limited: bool
     _is_stream: bool  # held open, so it counts under no limit
     _slot: ConnectionSlot | None = attrs.field(default=None, init=False)
