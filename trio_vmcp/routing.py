@@ -9,7 +9,7 @@ Names are compared code point by code point. Two that merely look alike, or diff
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import attrs
@@ -124,6 +124,7 @@ class Router:
         self._templates: dict[str, _Templates] = {}
         self._offers: dict[str, Offer] = {}
         self._bindings = bindings
+        self._has_released = False  # since `_bindings` was made
         # Put together when they are read; None: something changed since.
         self._table: RoutingTable | None = None
         self._conflicts: tuple[NameConflict, ...] | None = None
@@ -145,6 +146,14 @@ class Router:
         self._templates = {backend_id: self._templates[backend_id] for backend_id in order}
         self._table = self._conflicts = self._groups = None
 
+    def release(self, backend_ids: Iterable[str]) -> None:
+        """Let other backends have the names that are bound to these, which must offer nothing (any more)."""
+        for backend_id in backend_ids:
+            for names in self._names.values():
+                names.release(backend_id)
+            self._has_released = True
+            self._table = self._conflicts = None
+
     @property
     def table(self) -> RoutingTable:
         if self._table is None:
@@ -164,9 +173,11 @@ class Router:
 
     @property
     def bindings(self) -> Bindings:
-        """Those of before and the new; the very same object when nothing was bound."""
+        """Those of before and the new; the very same object when nothing was bound or released."""
         tools, prompts = self._names["tools"].bound, self._names["prompts"].bound
-        if (len(tools), len(prompts)) != (len(self._bindings.tools), len(self._bindings.prompts)):
+        sizes = len(self._bindings.tools), len(self._bindings.prompts)
+        if self._has_released or (len(tools), len(prompts)) != sizes:
+            self._has_released = False
             self._bindings = Bindings(tools, prompts)
         return self._bindings
 

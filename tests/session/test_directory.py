@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.strategies import BACKEND_IDS, OWN_NAMES, resolutions
 
-from trio_vmcp._session.directory import MOST_BOUND_BYTES, Directory, new_directory
+from trio_vmcp._session.directory import MOST_BOUND_BYTES, MOST_REMOVED, Directory, new_directory
 from trio_vmcp._session.listing import Listing
 from trio_vmcp.errors import MessageTooLarge, ResourceNotFound
 from trio_vmcp.routing import Bare, Bindings, ConflictResolution, Prefix, Target
@@ -233,3 +233,43 @@ def test_nothing_is_kept_of_a_removed_backend() -> None:
     assert ["b_x"] == [tool.name for tool in directory.tools]
     assert [removed] == [holder for holder in gc.get_referrers(removed.tools) if isinstance(holder, Listing)]
     assert [] == [holder for holder in gc.get_referrers(removed.tools) if type(holder).__module__ != Listing.__module__]
+
+
+@pytest.mark.parametrize("is_restored", [False, True])
+def test_the_names_of_the_last_removed_backends_stay_bound(is_restored: bool) -> None:
+    """Names of a backend that was removed before a hundred others may be another's. One that was added again counts as
+    removed when it was removed the last time.
+    """
+    directory = directory_of(Bare())
+    heir: Listings = {"heir": listing("t0", "t1", "t2", prompts=("t0",))}
+    directory.update(dict.fromkeys(map(str, range(MOST_REMOVED + 1))))
+    for number in [*range(MOST_REMOVED), 0]:  # the oldest is "1" by now
+        directory.update({str(number): listing(f"t{number}", prompts=(f"t{number}",))})
+    directory.update(heir)
+    if is_restored:
+        directory = directory_of(Bare(), directory.bindings)
+        directory.update(heir)
+    assert {str(number) for number in range(MOST_REMOVED)} == set(directory.bindings.tools.values())
+    assert {} == directory.table.tools
+    directory.update(heir | {"last": listing("u")})
+    before = directory.bindings
+    directory.update(heir)
+    assert before != directory.bindings
+    oldest = "0" if is_restored else "1"  # a row does not tell when a backend was removed
+    assert oldest not in directory.bindings.tools.values()
+    advertised = [entry.name for entry in directory.tools]
+    assert [f"t{oldest}"] == advertised == list(directory.table.tools)
+    assert Target("heir", f"t{oldest}") == directory.find("tools", f"t{oldest}")
+    assert "heir" == directory.bindings.tools[f"t{oldest}"] == directory.owner_of("tools", f"t{oldest}")
+    assert [name for name in ("t0", "t1", "t2") if name != f"t{oldest}"] == [
+        conflict.name for conflict in directory.conflicts if conflict.kind == "tool"
+    ]
+
+
+def test_what_is_bound_to_removed_backends_is_bounded() -> None:
+    """However many come and go in the life of one session."""
+    directory = directory_of()
+    for number in range(3 * MOST_REMOVED):
+        directory.update({f"b{number}": listing(*map(str, range(9)))})
+        assert len(directory.bindings.tools) <= 9 * (MOST_REMOVED + 1)
+    assert 9 * (MOST_REMOVED + 1) == len(directory.bindings.tools)

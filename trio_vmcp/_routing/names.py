@@ -76,7 +76,7 @@ class Names:
     Attributes:
         _rule: What composed names are made to fit; None: names stay as they are composed.
         routes: Advertised name to target, in no order: where a call goes.
-        bound: Advertised name to the backend that has the name for good; entries only ever come.
+        bound: Advertised name to the backend that has the name for good; entries go with `release` alone.
         bound_bytes: By backend id: the size of the names that are bound to it.
     """
 
@@ -123,6 +123,16 @@ class Names:
             if sole is None or not self._bind_all(sole, some):
                 for name in some:
                     self._settle(name, rank)
+
+    def release(self, backend_id: str) -> None:
+        """Let another backend have the names that are bound to this one, which must not be configured."""
+        released = [name for name, owner in self.bound.items() if owner == backend_id]
+        for name in released:
+            del self.bound[name]
+        self.bound_bytes.pop(backend_id, None)
+        rank = {known: at for at, known in enumerate(self._claims)}
+        for name in released:
+            self._settle(name, rank)
 
     def segments(self) -> Iterator[tuple[str, Mapping[str, Target]]]:
         """What is routed, in the order of the table: for each backend the names that it is the first to claim."""

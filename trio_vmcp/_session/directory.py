@@ -6,7 +6,7 @@ part. What callers read (`tools`, `table`, …) is put together when it is read 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 import attrs
@@ -19,11 +19,13 @@ from trio_vmcp.models import JSON, NameConflict, Prompt, Resource, ResourceTempl
 from trio_vmcp.routing import Bindings, Offer, Router, RoutingTable, Target
 from trio_vmcp.settings import FactorySettings
 
-__all__ = ["MOST_BOUND_BYTES", "Directory", "new_directory"]
+__all__ = ["MOST_BOUND_BYTES", "MOST_REMOVED", "Directory", "new_directory"]
 
 # Of one backend: names stay bound, and are in the row, even when their backend no longer lists them. Twice what one
 # listing may have, prefixes included.
 MOST_BOUND_BYTES = 2 * MOST_NAME_BYTES
+
+MOST_REMOVED = 100  # backends that were removed, and whose names stay bound to them
 
 _NOTHING = Listing()  # what a backend offers that was not listed yet
 _T = TypeVar("_T")
@@ -52,6 +54,12 @@ class Directory:
     _offers: dict[str, Offer] = attrs.field(factory=dict, init=False)
     _parts: dict[tuple[Kind, str], _Part] = attrs.field(factory=dict, init=False)
     _read: dict[str, tuple[Any, ...]] = attrs.field(factory=dict, init=False)  # put together since the latest change
+    # Ids without a backend that had names bound to them, or may have: the latest removed is the last.
+    _removed: dict[str, None] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        bindings = self._router.bindings  # of a session that is restored: some of the owners may have been removed
+        self._removed = dict.fromkeys((*bindings.tools.values(), *bindings.prompts.values()))
 
     def update(self, listings: Mapping[str, Listing | None]) -> None:
         """Take over what all backends list now.
@@ -74,7 +82,17 @@ class Directory:
                 self._parts.pop((kind, gone), None)
         self._listings = now
         self._router.update([self._offers[backend_id] for backend_id in now])
+        self._release(known)
         self._read.clear()
+
+    def _release(self, known: Iterable[str]) -> None:
+        """See to it that names stay bound to no more than `MOST_REMOVED` backends that were removed."""
+        gone = [backend_id for backend_id in (*self._removed, *known) if backend_id not in self._listings]
+        self._removed = dict.fromkeys(gone)
+        oldest = list(self._removed)[:-MOST_REMOVED]
+        for backend_id in oldest:
+            del self._removed[backend_id]
+        self._router.release(oldest)
 
     def check_names(self, backend_id: str, known: Listing | None, listing: Listing) -> None:
         """

@@ -17,6 +17,7 @@ import trio
 
 from trio_vmcp._nursery import start_clean, start_task
 from trio_vmcp._session.connecting import Attempt, SessionParts, close_connection
+from trio_vmcp._session.directory import MOST_REMOVED
 from trio_vmcp._session.life import Phase
 from trio_vmcp._session.member import (
     Away,
@@ -38,8 +39,6 @@ from trio_vmcp.models import Backend, BackendFailure, BackendStatus
 __all__ = ["Membership"]
 
 logger = logging.getLogger("trio_vmcp.session")
-
-MOST_REMOVED = 100  # backends that `session.backends` still shows
 
 
 @attrs.define(eq=False)
