@@ -2,7 +2,8 @@
 
 Every port is a backend of the legacy era, since connection pools are per origin. The path selects the kind of answer,
 so that one server serves every workload: `/json/0` answers with JSON at once, `/sse/20` with an event stream after
-20 ms, `/held/0` with JSON and with a held stream for each GET. A third part changes one result: `/json/0/1000` lists
+20 ms, `/held/0` with JSON and with a held stream for each GET, `/storm/0` with one that announces changes of the tools
+all the time. A third part changes one result: `/json/0/1000` lists
 1000 tools, `/json/0/8MiB` answers every call with a text of that size.
 
 `GET /seen` on any port reports the requests since the last report, the sessions that are left, and the most connections
@@ -31,6 +32,7 @@ SSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n%stransfer-en
 SSE_END = b"\r\n0\r\n\r\n"
 EVENT = b"event: message\ndata: "
 EVENT_END = b"\n\n"
+STORM_PAUSE = 0.1  # s
 HELD_STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 ACCEPTED = b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n"
 NO_STREAM = b"HTTP/1.1 405 Method Not Allowed\r\nallow: POST, DELETE\r\ncontent-length: 0\r\n\r\n"
@@ -46,6 +48,10 @@ NO_SESSION = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncon
 
 def _compact(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
+
+
+_CHANGED = EVENT + _compact({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}) + EVENT_END
+CHANGED = b"%x\r\n%s\r\n" % (len(_CHANGED), _CHANGED)
 
 
 def _tool(index: int) -> dict[str, object]:
@@ -110,7 +116,7 @@ class Path:
     """The answers under one path of one port.
 
     Attributes:
-        form: "json", "sse" or "held".
+        form: "json", "sse", "held" or "storm".
         latency: s before every answer.
         results: JSON by method.
     """
@@ -175,7 +181,7 @@ def answer(seen: Seen, path: Path, verb: bytes, head: bytes, body: bytes) -> tup
     session_id = _header(head, b"mcp-session-id")
     if verb == b"GET":
         seen.asked["GET"] += 1
-        return (HELD_STREAM if path.form == b"held" else NO_STREAM,)
+        return (HELD_STREAM if path.form in (b"held", b"storm") else NO_STREAM,)
     if verb == b"DELETE":
         seen.asked["DELETE"] += 1
         seen.sessions.discard(session_id)
@@ -250,6 +256,9 @@ class Port:
                 await trio.sleep(path.latency)
             for piece in answer(self.seen, path, verb, head, body):
                 await stream.send_all(piece)
+            while verb == b"GET" and path.form == b"storm":  # until the client closes the connection
+                await trio.sleep(STORM_PAUSE)
+                await stream.send_all(CHANGED)
 
 
 async def serve(count: int) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import attrs
 import trio
+from changing import costs_and_growth
 from hand_written import side_by_side
 from worker import Measures, raise_descriptor_limit, serve, stopwatch
 from workloads import ARGUMENTS, TOOL, Terms, Workloads
@@ -137,5 +139,25 @@ async def churn(
     return measures
 
 
+async def change(urls: list[str], spare: str, terms: dict[str, Any], backends: int, fewer: int, tools: int) -> Measures:
+    """See `changing.py`. In a thread, since it has a clock of its own."""
+    return await trio.to_thread.run_sync(costs_and_growth, backends, fewer, tools)
+
+
+async def storm(urls: list[str], spare: str, terms: dict[str, Any], settled_after: float, window: float) -> Measures:
+    """The backends announce changes without end, and their lists stay as they are. "core": CPU s for each s."""
+    async with open_host(Terms(**terms)) as host:
+        session = await host.open(urls)
+        listed = session.session.tools
+        await trio.sleep(settled_after)
+        cpu, wall = time.process_time(), time.perf_counter()
+        await trio.sleep(window)
+        measures = {"core": (time.process_time() - cpu) / (time.perf_counter() - wall)}
+        assert listed is session.session.tools
+        await session.close()
+    return measures
+
+
 if __name__ == "__main__":
-    serve(trio.run, Workloads(open_host, side_by_side).by_name() | {"open_many": open_many, "churn": churn})
+    more = {"open_many": open_many, "churn": churn, "change": change, "storm": storm}
+    serve(trio.run, Workloads(open_host, side_by_side).by_name() | more)

@@ -6,6 +6,7 @@ README.md says how to read the table.
 from __future__ import annotations
 
 import bench_call
+import bench_change
 import bench_churn
 import bench_close
 import bench_concurrency
@@ -21,6 +22,7 @@ QUESTIONS = [
     bench_concurrency.QUESTION,
     bench_large.QUESTION,
     bench_many_tools.QUESTION,
+    bench_change.QUESTION,
     bench_footprint.QUESTION,
     bench_close.QUESTION,
     bench_churn.QUESTION,
