@@ -740,6 +740,23 @@ async def test_a_subscription_that_fails_on_a_new_connection_is_tried_again(
         assert gives_up == ("it is given up" in caplog.text)
 
 
+async def test_a_subscription_is_tried_again_as_late_as_the_backend_asks(autojump_clock: MockClock) -> None:
+    """`Retry-After` is about all of them: after the first refusal the others wait, too."""
+    backend = subscribable()
+    backend.add_resource("file:///y")
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        for uri in ("file:///x", "file:///y"):
+            await session.subscribe_resource(uri)
+        backend.fail("resources/subscribe", Status(429, headers={"Retry-After": "20"}), times=1)
+        backend.restart()
+        await session.call_tool("a_echo")
+        await wait_all_tasks_blocked()
+        restarted = trio.current_time()
+        await trio.sleep(60)
+    again = [e.received_at - restarted for e in backend.exchanges if e.method == "resources/subscribe"][2:]
+    assert [0, 20, 20] == [pytest.approx(at, abs=2) for at in again]
+
+
 async def test_what_was_unsubscribed_from_is_not_tried_again(autojump_clock: MockClock) -> None:
     """A subscription failed on the new connection, and its subscriber has left since."""
     backend = subscribable()

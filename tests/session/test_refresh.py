@@ -248,6 +248,48 @@ async def test_a_refetch_is_retried_without_another_announcement(autojump_clock:
         assert "a_new" in names(session)
 
 
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_a_refetch_waits_as_long_as_the_backend_asks(era: str, status: int, autojump_clock: MockClock) -> None:
+    """`Retry-After` delays the next refetch, also one of another kind that is announced meanwhile."""
+    backend = announcing_backend(era)
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        await trio.sleep(5)
+        before = len(listings(backend))
+        backend.fail("tools/list", Status(status, headers={"Retry-After": "20"}), times=1)
+        backend.add_tool("new")
+        started = trio.current_time()
+        await announce(session, "tools")
+        await trio.sleep(10)
+        await announce(session, "prompts")
+        await trio.sleep(30)
+        waited = [(at - started, method) for at, method in listings(backend)[before:]]
+        assert [0, 20, 20] == [pytest.approx(at, abs=0.1) for at, _ in waited]
+        assert ["tools/list", "tools/list", "prompts/list"] == [method for _, method in waited]
+        assert "a_new" in names(session)
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_an_optional_list_that_asks_for_a_pause_gets_one(era: str, autojump_clock: MockClock) -> None:
+    """Once, for the list that failed and for the others; its old failure asks for no further pause."""
+    backend = announcing_backend(era)
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        await trio.sleep(5)
+        before = len(listings(backend))
+        backend.fail("prompts/list", Status(429, headers={"Retry-After": "20"}), times=1)
+        started = trio.current_time()
+        await announce(session, "prompts")
+        for _ in range(5):
+            await trio.sleep(11)
+            await announce(session, "tools")
+        await trio.sleep(30)
+        asked: dict[str, list[float]] = {}
+        for at, method in listings(backend)[before:]:
+            asked.setdefault(method, []).append(at - started)
+    assert [0, 20] == [pytest.approx(at, abs=0.2) for at in asked["prompts/list"]]
+    assert [20, 22] == [pytest.approx(at, abs=0.2) for at in asked["tools/list"][:2]]
+
+
 async def test_limits_count_over_all_lists(autojump_clock: MockClock) -> None:
     """A refetched list is refused when the new list and the kept lists of other kinds exceed the limit together."""
     backend = announcing_backend()

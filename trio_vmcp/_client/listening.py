@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 import attrs
 import trio
 
+from trio_vmcp._protocol.headers import limited
 from trio_vmcp._protocol.methods import LIST_CHANGED, RESOURCE_UPDATED, Kind
 from trio_vmcp.errors import BackendError, BackendUnavailable
 from trio_vmcp.models import JSON
@@ -69,6 +70,7 @@ class StreamBackoff:
     most: float
     retry: float | None = None
     _fruitless: int = attrs.field(default=0, init=False)
+    _pause: float = attrs.field(default=0.0, init=False)  # s, that the last refusal asked for
 
     def note_use(self) -> None:
         """The stream was of use: the attempts before it no longer count."""
@@ -76,6 +78,7 @@ class StreamBackoff:
 
     def note_error(self, error: BackendError) -> None:
         """An attempt failed with this error."""
+        self.note_retry_after(error.retry_after)
         if isinstance(error, BackendUnavailable) and not error.may_have_executed:
             self._keep_trying()
 
@@ -83,6 +86,10 @@ class StreamBackoff:
         """A stream that was open before was refused with this HTTP status."""
         if status in _FOR_NOW:
             self._keep_trying()
+
+    def note_retry_after(self, seconds: float | None) -> None:
+        """A refusal asked with `Retry-After` for this pause before the next attempt."""
+        self._pause = max(self._pause, limited(seconds))
 
     def _keep_trying(self) -> None:
         """The backend cannot be reached or does not offer the stream now, which is no verdict on the stream. Go on at
@@ -97,9 +104,10 @@ class StreamBackoff:
         backoff = min(self.first * 2.0**self._fruitless, self.most) * random.uniform(1 - _JITTER, 1 + _JITTER)
         asked = None if self.retry is None else min(max(self.retry, LEAST_RETRY), MOST_RETRY)
         self._fruitless += 1
+        pause, self._pause = self._pause, 0.0
         if asked is None:
-            return max(backoff, LEAST_RETRY)
-        return asked if self._fruitless == 1 else max(asked, backoff)
+            return max(backoff, LEAST_RETRY, pause)
+        return max(asked if self._fruitless == 1 else max(asked, backoff), pause)
 
 
 @attrs.define(eq=False, kw_only=True)

@@ -273,6 +273,7 @@ class _Subscription(HeldStream):
         logger.debug("%s", self.problem)
         reply = outcome.reply if isinstance(outcome, Answer) else None
         code = reply.code if isinstance(reply, ErrorReply) else outcome.status
+        self.backoff.note_retry_after(self.problem.retry_after)
         if self.honoured is not None:
             self.backoff.note_status(code)
         return code not in _NOT_OFFERED

@@ -24,12 +24,14 @@ __all__ = [
     "decode_header_value",
     "encode_header_value",
     "is_valid_session_id",
+    "limited",
     "param_headers",
     "parse_media_type",
     "parse_retry_after",
 ]
 
 # MCP sets no limit, but the id is stored in the metadata and sent with every request. The same limit as for our own.
+MOST_RETRY_AFTER = 3600.0  # s, that a backend can ask for
 MAX_SESSION_ID_LENGTH = 256
 
 _PREFIX, _SUFFIX = "=?base64?", "?="  # MCP compares them with case
@@ -194,6 +196,11 @@ def is_valid_session_id(value: str) -> bool:
     Management") allows visible ASCII only; so two headers, joined by ", ", are refused.
     """
     return len(value) <= MAX_SESSION_ID_LENGTH and _VISIBLE_ASCII.fullmatch(value) is not None
+
+
+def limited(retry_after: float | None) -> float:
+    """s to wait for a `Retry-After`; 0: there was none."""
+    return min(retry_after or 0.0, MOST_RETRY_AFTER)
 
 
 def parse_retry_after(value: str | None, now: datetime) -> float | None:

@@ -17,11 +17,11 @@ from typing import NamedTuple
 import trio
 
 from trio_vmcp._limits import TimeLimit
+from trio_vmcp._protocol.headers import limited
 from trio_vmcp._session.admission import Call
 from trio_vmcp._session.breaker import FAILURES_TO_OPEN
 from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.member import Failing, Member, Ready, Replacing, reason_of
-from trio_vmcp._session.reconnects import limited
 from trio_vmcp.connector import OnProgress
 from trio_vmcp.errors import BackendError, BackendTimeout, BackendUnavailable
 from trio_vmcp.identity import Identity

@@ -20,23 +20,18 @@ import attrs
 import trio
 
 from trio_vmcp._principal import principal_key
+from trio_vmcp._protocol.headers import limited
 from trio_vmcp.errors import BackendError, BackendRejected, BackendUnavailable
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import endpoint_digest
 from trio_vmcp.models import Backend, FailureReason
 
-__all__ = ["JITTER", "Backoff", "Endpoints", "Reconnects", "Turns", "limited", "tells_of_endpoint"]
+__all__ = ["JITTER", "Backoff", "Endpoints", "Reconnects", "Turns", "tells_of_endpoint"]
 
 JITTER = 0.2  # of a delay, either way: attempts that failed together must not be repeated together
 WORDS_INTERVAL, DOUBT = 60.0, 600.0  # s
-MOST_RETRY_AFTER = 3600.0  # s, that a backend can ask for
 LEAST_DELAY = 0.05  # s, whatever is configured: with a delay of 0, attempts would follow as fast as the machine can
 LINE_TIMEOUT, LEAST_LINE_TIMEOUT = 0.5, 0.01  # s, that an attempt holds the line of its endpoint
-
-
-def limited(retry_after: float | None) -> float:
-    """s to wait for a `Retry-After`; 0: there was none."""
-    return min(retry_after or 0.0, MOST_RETRY_AFTER)
 
 
 def tells_of_endpoint(transport: str, error: BackendError) -> bool:

@@ -10,6 +10,7 @@ may be older than its stream.
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Container, Iterable, Sequence
 from typing import Protocol
@@ -19,12 +20,13 @@ import trio
 
 from trio_vmcp._limits import init_limit
 from trio_vmcp._nursery import start_clean, start_if_open
+from trio_vmcp._protocol.headers import limited
 from trio_vmcp._protocol.methods import KINDS, LIST_CHANGED, SUBSCRIBE, Kind
 from trio_vmcp._request_note import RequestNote, current_note
 from trio_vmcp._session.call import note_answer
 from trio_vmcp._session.listing import Listing, list_backend
 from trio_vmcp._session.member import Member, MemberObserver
-from trio_vmcp._session.reconnects import Backoff, limited
+from trio_vmcp._session.reconnects import Backoff
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import BackendError, BackendRejected, MessageTooLarge
 from trio_vmcp.identity import Identity
@@ -74,6 +76,8 @@ class Refresher:
     _is_repeating: bool = attrs.field(default=False, init=False)
     _line: trio.Lock = attrs.field(factory=trio.Lock, init=False, repr=False)  # one fetch at a time: each takes over
     _interval: float = attrs.field(factory=lambda: REFETCH_INTERVAL, init=False)  # s
+    _failures: dict[str, BackendError] = attrs.field(factory=dict, init=False, repr=False)  # of the last listing
+    _asked_until: float = attrs.field(default=-math.inf, init=False)  # the backend asked to be left alone until then
 
     def note(self, method: str) -> None:
         """A notification came; only those about lists matter here."""
@@ -91,8 +95,24 @@ class Refresher:
 
     def repeat_failed(self, listing: Listing | None) -> None:
         """Have the lists that failed asked for again, each alone, unless a task does so already."""
-        if listing is not None and listing.failures and not self._is_repeating:
+        if listing is None:
+            return
+        for name, error in listing.failures.items():
+            if self._failures.get(name) is not error:  # else it is an old one, of a list that was not fetched now
+                self._note_retry_after(error)
+        self._failures = dict(listing.failures)
+        if listing.failures and not self._is_repeating:
             self._is_repeating = start_if_open(self._nursery, self._repeat)
+
+    def _note_retry_after(self, error: BackendError) -> None:
+        self._asked_until = max(self._asked_until, trio.current_time() + limited(error.retry_after))
+
+    async def _wait_asked(self) -> None:
+        """`Retry-After` is about this client, not about one of its requests (429, RFC 6585 §4; 503, RFC 9110 §15.6.4),
+        so the next of any kind waits.
+        """
+        if trio.current_time() < self._asked_until:
+            await trio.sleep_until(self._asked_until)
 
     def _want(self, *kinds: Kind) -> None:
         self._stale |= dict.fromkeys(kinds)
@@ -102,6 +122,7 @@ class Refresher:
     async def _refresh(self) -> None:
         failures = 0
         while self._stale and not self._connection.is_over:
+            await self._wait_asked()
             kinds = self._stale
             begun_at, interval = trio.current_time(), self._interval
             client = self._connection.current_client
@@ -123,8 +144,9 @@ class Refresher:
             delay = backoff.next(random.random())
             for error in listing.failures.values():
                 is_limit = isinstance(error, MessageTooLarge)
-                delay = max(delay, limited(error.retry_after), backoff.max_delay if is_limit else 0.0)
+                delay = max(delay, backoff.max_delay if is_limit else 0.0)
             await trio.sleep(delay)
+            await self._wait_asked()
             client, listing = self._connection.current_client, self._member.listing
             if client is not None and listing is not None and listing.failures:
                 await self._fetch(client, KINDS, frozenset(listing.failures))
@@ -167,6 +189,7 @@ class Refresher:
                 return True
             why = f"did not answer within {limit}"
         except BackendError as error:
+            self._note_retry_after(error)
             why = error.detail
         if not self._connection.is_over:  # a retired connection: its lists are no longer kept
             logger.warning("backend %r: its new %s could not be listed: it %s", self._backend.id, ", ".join(kinds), why)
@@ -186,6 +209,7 @@ class Refresher:
 
     async def _must_subscribe_again(self, uri: str, tries: int) -> bool:
         """Subscribe to one resource. Returns whether that failed and has to be tried again."""
+        await self._wait_asked()
         client = self._connection.current_client
         if client is None or uri not in self._member.subscriptions:
             return False
@@ -201,6 +225,7 @@ class Refresher:
                 on_progress=None,
             )
         except BackendError as error:
+            self._note_retry_after(error)
             failed = error
         if uri not in self._member.subscriptions or self._connection.is_over:
             return False

@@ -10,12 +10,13 @@ import random
 
 import trio
 
+from trio_vmcp._protocol.headers import limited
 from trio_vmcp._protocol.methods import DISCOVER, PING
 from trio_vmcp._request_note import RequestNote, current_note
 from trio_vmcp._session.call import note_answer
 from trio_vmcp._session.life import Life, Phase
 from trio_vmcp._session.member import Failing, Member
-from trio_vmcp._session.reconnects import JITTER, limited
+from trio_vmcp._session.reconnects import JITTER
 from trio_vmcp.errors import BackendError, BackendTimeout, BackendUnavailable
 
 __all__ = ["try_until_answered"]

@@ -102,6 +102,7 @@ class StandaloneStream(HeldStream):
             await self._http.link.drain(reply)
         logger.debug("backend %r: answered its stream for changes with HTTP %d", self.backend_id, status)
         self.settled.set()
+        self.backoff.note_retry_after(reply.retry_after)
         if self._was_open:
             self.backoff.note_status(status)
         if self._last_event_id is not None and status in _NOT_OFFERED:
