@@ -283,12 +283,15 @@ TROUBLE: list[Fault] = [
 
 @pytest.mark.parametrize("fault", TROUBLE, ids=lambda fault: repr(fault)[:60])
 async def test_a_storm_ends(autojump_clock: MockClock, fault: Fault, caplog: pytest.LogCaptureFixture) -> None:
-    """Eleven requests in ten virtual hours, then none; calls work, and `listen_again` starts anew."""
+    """Eleven requests in ten virtual hours, then none; calls work, and `listen_again` starts anew. If a connection that
+    was used before ends without a byte, the request is sent once more.
+    """
+    again = 1 if isinstance(fault, Disconnect | Reset) and not fault.after_bytes else 0
     backend = modern()
     rule = backend.fail(LISTEN, fault)
     async with open_client(backend) as client:
         await silence(10 * HOUR)
-        assert ("ended", 1 + MOST_FRUITLESS) == (listening(client), len(listens(backend)))
+        assert ("ended", again + 1 + MOST_FRUITLESS) == (listening(client), len(listens(backend)))
         assert "not listening any more" in caplog.text
         assert (await call(client))["content"]
         rule.times = 0
