@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import logging
 from typing import Any
 
@@ -269,9 +270,54 @@ async def test_a_list_that_cannot_be_fetched_again_executed_nothing(autojump_clo
 async def test_a_list_without_an_end_is_fetched_within_bounds() -> None:
     """At most `max_pages` are fetched, then the call is sent with the schemas known."""
     backend = echo_backend("modern")
-    async with open_client(backend, settings=FactorySettings(max_pages=3)) as client:
+    numbers = itertools.count()
+    endless = Rewrite(
+        lambda m: {**m, "result": {**m["result"], "tools": [tool(next(numbers))], "nextCursor": "after 0"}}
+    )
+    async with open_client(backend, settings=FactorySettings(max_pages=7)) as client:
         backend.fail("tools/call", Error(-32020, "mismatch", status=400), times=1)
-        backend.fail("tools/list", Rewrite(lambda m: {**m, "result": {**m["result"], "nextCursor": "after 0"}}))
+        backend.fail("tools/list", endless)
+        await call(client)
+    assert 7 == len(backend.received("tools/list"))
+
+
+def tool(number: int) -> JSON:
+    return {"name": f"t{number}", "inputSchema": {"type": "object"}}
+
+
+@pytest.mark.parametrize("tools", [[], None, [7, {"name": 7}], [tool(1), tool(1)]])
+async def test_pages_that_bring_nothing_new_end_what_is_fetched_again(tools: Any) -> None:
+    """After three in a row, as in any listing, the call is sent with the schemas known. A page with a new tool counts
+    anew.
+    """
+    backend = echo_backend("modern")
+    pages = itertools.count()
+
+    def page(answer: JSON) -> JSON:
+        number = next(pages)
+        listed = [tool(number)] if number in (0, 3) else tools
+        return {**answer, "result": {**answer["result"], "tools": listed, "nextCursor": "after 0"}}
+
+    async with open_client(backend) as client:
+        backend.fail("tools/call", Error(-32020, "mismatch", status=400), times=1)
+        backend.fail("tools/list", Rewrite(page))
+        await call(client)
+    assert 7 == len(backend.received("tools/list"))
+
+
+async def test_tools_over_the_limit_end_what_is_fetched_again() -> None:
+    """`max_items_per_backend`: names that are all new are not collected without end."""
+    backend = echo_backend("modern")
+    pages = itertools.count()
+
+    def page(answer: JSON) -> JSON:
+        number = 5 * next(pages)
+        listed = [tool(number + offset) for offset in range(5)]
+        return {**answer, "result": {**answer["result"], "tools": listed, "nextCursor": "after 0"}}
+
+    async with open_client(backend, settings=FactorySettings(max_items_per_backend=12)) as client:
+        backend.fail("tools/call", Error(-32020, "mismatch", status=400), times=1)
+        backend.fail("tools/list", Rewrite(page))
         await call(client)
     assert 3 == len(backend.received("tools/list"))
 

@@ -6,6 +6,7 @@ Source: MCP 2026-07-28, basic/transports, caching, subscriptions, multi round-tr
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 import attrs
 import trio
@@ -24,6 +25,7 @@ from trio_vmcp._protocol.jsonrpc import ErrorReply, Request, Result, encode_requ
 from trio_vmcp._protocol.methods import (
     DISCOVER,
     METHODS,
+    MOST_STALE_PAGES,
     SUBSCRIBE,
     TOOLS_CALL,
     TOOLS_LIST,
@@ -327,14 +329,26 @@ class StatelessClient(Client[Channel]):
         if self._cache is not None:
             self._cache.discard_results(TOOLS_LIST)
         cursor: object = None
-        pages = 0
-        while pages < self._max_pages:
+        pages = stale = 0
+        names: set[str] = set()
+        while pages < self._max_pages and stale < MOST_STALE_PAGES and len(names) <= self._max_tools:
             pages += 1
             params = {} if cursor is None else {"cursor": cursor}
             page = await self.exchange(self._ask(TOOLS_LIST, params, identity), METHODS[TOOLS_LIST])
             cursor = page.get("nextCursor")
             if cursor is None:
                 return
+            known = len(names)
+            names.update(_names_of_tools(page))
+            stale = 0 if len(names) > known else stale + 1
+
+
+def _names_of_tools(page: JSON) -> Iterator[str]:
+    tools = page.get("tools")
+    for tool in tools if isinstance(tools, list) else ():
+        name = tool.get("name") if isinstance(tool, dict) else None
+        if isinstance(name, str):
+            yield name
 
 
 def _is_header_mismatch(outcome: RequestOutcome) -> bool:

@@ -27,6 +27,7 @@ __all__ = [
     "LIST_KEYS",
     "MESSAGE",
     "METHODS",
+    "MOST_STALE_PAGES",
     "PING",
     "PROGRESS",
     "QUESTIONS",
@@ -49,6 +50,8 @@ __all__ = [
 
 Kind: TypeAlias = Literal["tools", "resources", "prompts"]
 """A kind of list, and the capability of that name. "resources" includes resource templates."""
+
+MOST_STALE_PAGES = 3  # of a list, in a row, that bring nothing new: a cursor that is stuck brings them for ever
 
 KINDS: tuple[Kind, ...] = ("tools", "resources", "prompts")
 

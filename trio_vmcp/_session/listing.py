@@ -14,7 +14,7 @@ import trio
 from trio_vmcp._known_results import KnownResults, can_recall
 from trio_vmcp._limits import init_limit
 from trio_vmcp._nursery import start_task
-from trio_vmcp._protocol.methods import KINDS, LISTS, ListMethod, declares
+from trio_vmcp._protocol.methods import KINDS, LISTS, MOST_STALE_PAGES, ListMethod, declares
 from trio_vmcp._request_note import current_note
 from trio_vmcp._session.pages import ListPages, Page, Weight, digest_in_steps
 from trio_vmcp.connector import BackendClient
@@ -32,7 +32,6 @@ logger = logging.getLogger("trio_vmcp.session")
 # backends at this limit, with every character escaped, are within that of the row.
 MOST_NAME_BYTES = 512 * 1024
 METHOD_NOT_FOUND = -32601  # JSON-RPC 2.0
-MOST_STALE_PAGES = 3  # in a row; a cursor that is stuck brings the same page for ever
 
 
 @attrs.frozen
