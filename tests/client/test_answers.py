@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 import trio
-from support.channels import ANSWERS, EVERY_ANSWER, EVERY_CHANNEL, EVERY_MODERN_ANSWER, Channel
+from support.channels import (
+    ANSWERS,
+    EVERY_ANSWER,
+    EVERY_CHANNEL,
+    EVERY_LEGACY_CHANNEL,
+    EVERY_MODERN_ANSWER,
+    Channel,
+    notification,
+)
 from support.clients import ask, call
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -436,3 +444,23 @@ async def test_a_batch_is_unpacked_where_the_version_has_them(
                 await call(client, timeout=5)
             assert ("notifications/message", log["params"]) not in bench.events
         await call(client)
+
+
+@pytest.mark.parametrize("version", ["2025-03-26", "2025-06-18"])
+@EVERY_LEGACY_CHANNEL
+async def test_a_batch_on_a_held_stream_is_unpacked_where_the_version_has_them(
+    channel: Channel, version: str, autojump_clock: MockClock
+) -> None:
+    """Its notifications come in order, what is no message in it is skipped, and the stream goes on."""
+    backend = channel.backend(protocol_version=version, listens=True)
+    first, second = (notification(f"notifications/{kind}/list_changed") for kind in ("tools", "prompts"))
+    async with channel.open_bench(backend) as bench:
+        await bench.connect()
+        await trio.sleep(1)
+        backend.send(f" [{json.dumps(first)} , 7, {json.dumps(second)}] ".encode())
+        backend.send(b"[]")
+        backend.notify("notifications/resources/list_changed")
+        await trio.sleep(1)
+        unpacked = ["notifications/tools/list_changed", "notifications/prompts/list_changed"]
+        heard = [method for method, _ in bench.events]
+        assert [*(unpacked if version == "2025-03-26" else ()), "notifications/resources/list_changed"] == heard
