@@ -6,13 +6,14 @@ Source: MCP 2025-11-25, basic/transports, "Session Management" and "Resumability
 from __future__ import annotations
 
 import logging
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 
 import attrs
 import trio
 
-from trio_vmcp._client.channels.channel import Ask, Headers, MessageSink, OnOther, Send, StreamWatcher
+from trio_vmcp._client.channels.channel import Ask, Headers, MessageSink, OnOther, Send, StreamWatcher, ignore_other
+from trio_vmcp._client.channels.refusals import RefusalsInARow, may_be_about_session
 from trio_vmcp._client.channels.standalone import StandaloneStream
 from trio_vmcp._client.channels.streamable import Streamable
 from trio_vmcp._client.http.reply import HttpReply
@@ -30,9 +31,9 @@ from trio_vmcp._protocol.jsonrpc import (
     Result,
     encode_notification,
 )
-from trio_vmcp._protocol.methods import CANCELLED, METHODS, PROGRESS, UNKNOWN, USEFUL, may_repeat
+from trio_vmcp._protocol.methods import CANCELLED, METHODS, PING, PROGRESS, UNKNOWN, USEFUL, may_repeat
 from trio_vmcp._protocol.outcomes import Answer, Loss, Refusal, RequestOutcome, names_session, tells_session_lost
-from trio_vmcp._request_note import note_session_lost, note_written
+from trio_vmcp._request_note import RequestNote, note_session_lost, note_written
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendUnavailable
 from trio_vmcp.identity import Identity
 
@@ -45,6 +46,7 @@ _GONE = (404, 410)
 _MAY_SAY_GONE = (400, 404, 410)
 # Statuses that go with words about the session, and prove that a call did not run.
 _DID_NOT_RUN = frozenset({400, 401, 404, 409, 410, 422})
+PING_TIMEOUT = 5.0  # s; the call that was refused waits for it
 RETRY = 1.0  # s between a broken stream and the GET that resumes it, unless the server asks for another delay
 MOST_RESUMPTIONS = 5  # in a row that bring no new event id
 # s that a request waits for the stream by which the backend may ask a question: a question before the stream is open is
@@ -95,6 +97,7 @@ class StreamableSession(Streamable):
     # By request id.
     _in_flight: dict[RequestId | None, _RequestInFlight] = attrs.field(factory=dict, init=False, repr=False)
     _is_closing: bool = attrs.field(default=False, init=False)
+    _refusals: RefusalsInARow = attrs.field(factory=RefusalsInARow, init=False, repr=False)
 
     # --- the session
 
@@ -184,8 +187,11 @@ class StreamableSession(Streamable):
             if self._is_asked and not stream.settled.is_set() and METHODS.get(ask.method, UNKNOWN).may_ask_back:
                 await self.wait_listening()
             outcome = await self._answered_anywhere(ask, data)
-        if not isinstance(outcome, Loss) and not (isinstance(outcome, Answer) and isinstance(outcome.reply, Result)):
-            self._check_session(outcome, ask.method, was_unproven)
+        if isinstance(outcome, Answer) and isinstance(outcome.reply, Result):
+            if self._refusals:
+                self._refusals.reset()
+        elif not isinstance(outcome, Loss):
+            await self._check_session(outcome, ask, was_unproven)
         return outcome
 
     async def tell(self, data: bytes, identity: Identity | None) -> None:
@@ -272,25 +278,46 @@ class StreamableSession(Streamable):
         finally:
             note_written(True)  # about the request, not about this GET
 
-    def _check_session(self, outcome: Answer | Refusal, method: str, was_unproven: bool) -> None:
+    async def _check_session(self, outcome: Answer | Refusal, ask: Ask, was_unproven: bool) -> None:
         """Find out whether a refusal says that the backend's session is gone. "When a client receives HTTP 404 in
         response to a request containing an Mcp-Session-Id, it MUST start a new session" (2025-11-25, transports).
         Restarted servers also answer 400 or any other status with words about the session, gateways in front of them
-        503, and a server of the modern era with its own errors.
+        503, and a server of the modern era with its own errors. One that refuses without such words is asked.
 
         Raises:
             BackendUnavailable: The session is gone, so the request did not run.
         """
+        is_lost = self._tells_lost(outcome, was_unproven)
+        if not is_lost and not self._says_gone(outcome, was_unproven):
+            is_lost = await self._refuses_everything(outcome, ask)
         note_written(False)
-        if self._tells_lost(outcome, was_unproven):
-            note_session_lost(by_words=True, may_resend=may_repeat(method) or outcome.status in _DID_NOT_RUN)
+        if is_lost:
+            note_session_lost(by_words=True, may_resend=may_repeat(ask.method) or outcome.status in _DID_NOT_RUN)
         elif self._says_gone(outcome, was_unproven):
             note_session_lost()
             raise BackendUnavailable(
-                self.backend_id, f"no longer knows our session (HTTP {outcome.status} to {method!r})"
+                self.backend_id, f"no longer knows our session (HTTP {outcome.status} to {ask.method!r})"
             )
         elif outcome.status == SERVICE_UNAVAILABLE:
             note_session_lost()
+
+    async def _refuses_everything(self, outcome: Answer | Refusal, ask: Ask) -> bool:
+        """After three refusals in a row of different requests: whether a `ping`, which a live session answers, is
+        refused, too. Silence is no refusal.
+        """
+        if self.session_id is None or not may_be_about_session(outcome) or not self._refusals.add(ask):
+            return False
+        self._refusals.reset()
+        ping = Ask(next(self.ids), PING, {}, ask.identity, ignore_other, RequestNote())
+        data = ping.encode()
+        with suppress(BackendError), trio.move_on_after(PING_TIMEOUT):
+            async with self.link.exchange(
+                "POST", self._session_headers, data, identity=ask.identity, limited=False
+            ) as reply:
+                answer = await self.outcome(reply, ping, None)
+            is_result = isinstance(answer, Answer) and isinstance(answer.reply, Result)
+            return not isinstance(answer, Loss) and not is_result and may_be_about_session(answer)
+        return False
 
     def _tells_lost(self, outcome: Answer | Refusal, was_unproven: bool) -> bool:
         """Whether words alone say that the session is gone."""

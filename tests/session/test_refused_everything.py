@@ -1,0 +1,139 @@
+"""A backend that lost our session and refuses everything without saying so: after three refusals it is asked with a
+`ping`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+from support.harness import echo_backend, open_world
+from trio.testing import MockClock
+
+from trio_vmcp import BackendError, Session
+from trio_vmcp.testing import Disconnect, Error, Exchange, Hang, Refuse, ScriptedBackend, Status
+
+# What servers answer to requests of a session that they do not know; whether a tool call did not run then.
+SILENT_ABOUT_IT: list[tuple[Any, bool]] = [
+    (Status(400), True),
+    (Status(409, b"try again"), True),
+    (Status(422, b"unprocessable"), True),
+    (Status(500), False),
+    (Error(-32000, "bad request", status=400), True),
+    (Error(-32603, "internal error"), False),
+    (Error(-32602, "invalid params"), False),
+]
+TELLS_NOTHING = [*map(Status, (401, 403, 413, 429, 502, 504)), Error(-32601, "no such method")]
+
+
+def three_tools() -> ScriptedBackend:
+    backend = echo_backend()
+    for name in ("second", "third", "fourth"):
+        backend.add_tool(name)
+    backend.add_resource("file:///x")
+    backend.add_prompt("p")
+    return backend
+
+
+def in_session(session_id: str, but: str = "") -> Callable[[Exchange], bool]:
+    """Requests of this backend session, but for one method."""
+    return lambda exchange: exchange.verb == "POST" and exchange.session_id == session_id and exchange.method != but
+
+
+async def refused(session: Session, *names: str) -> None:
+    for name in names:
+        with pytest.raises(BackendError):
+            await session.call_tool(f"a_{name}")
+
+
+def pings(backend: ScriptedBackend) -> int:
+    return len(backend.received("ping"))
+
+
+def initialized(backend: ScriptedBackend) -> int:
+    return len(backend.received("initialize"))
+
+
+@pytest.mark.parametrize(("fault", "did_not_run"), SILENT_ABOUT_IT, ids=str)
+async def test_a_session_that_refuses_everything_is_replaced(
+    fault: Any, did_not_run: bool, autojump_clock: MockClock
+) -> None:
+    """The third call is sent again where its status proves that it did not run; else the next one meets the new
+    session.
+    """
+    backend = three_tools()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.fail(in_session(session.backend_sessions["a"]), fault)
+        await refused(session, "echo", "second")
+        assert (0, 1) == (pings(backend), initialized(backend))
+        if did_not_run:
+            assert (await session.call_tool("a_third")).backend_state_lost
+        else:
+            await refused(session, "third")
+            await trio.sleep(0.1)
+            await session.call_tool("a_third")
+        assert (1, 2) == (pings(backend), initialized(backend))
+        assert 1 == backend.executed["third"]
+
+
+async def test_methods_count_like_tools(autojump_clock: MockClock) -> None:
+    """A read, a prompt and a tool are three; the tool is sent again."""
+    backend = three_tools()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.fail(in_session(session.backend_sessions["a"]), Status(400))
+        with pytest.raises(BackendError):
+            await session.read_resource("file:///x")
+        with pytest.raises(BackendError):
+            await session.get_prompt("a_p")
+        assert (await session.call_tool("a_echo")).backend_state_lost
+        assert (1, 2) == (pings(backend), initialized(backend))
+
+
+async def test_one_tool_that_is_refused_proves_nothing(autojump_clock: MockClock) -> None:
+    """However often, and beside another one; a result in between begins the count anew."""
+    backend = three_tools()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.fail(lambda e: e.method == "tools/call" and e.params["name"] != "fourth", Error(-32000, "no"))
+        await refused(session, *["echo", "second"] * 5)
+        await session.call_tool("a_fourth")
+        await refused(session, "third", "second")
+        assert (0, 1) == (pings(backend), initialized(backend))
+
+
+@pytest.mark.parametrize("answer", [None, *TELLS_NOTHING, Hang(), Disconnect(0)], ids=str)
+async def test_a_ping_that_is_not_refused_leaves_the_session(answer: Any, autojump_clock: MockClock) -> None:
+    """The tools are refused for another reason. Three more refusals are asked about again."""
+    backend = three_tools()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.fail("tools/call", Error(-32000, "no"))
+        if answer is not None:
+            backend.fail("ping", answer)
+        for asked in (1, 2):
+            begun = trio.current_time()
+            await refused(session, "echo", "second", "third")
+            assert (asked, 1) == (pings(backend), initialized(backend))
+            assert 5.0 >= trio.current_time() - begun
+        assert "a" in session.backend_sessions
+
+
+@pytest.mark.parametrize("fault", [*TELLS_NOTHING, Status(503), Refuse()], ids=str)
+async def test_refusals_of_another_kind_are_not_counted(fault: Any, autojump_clock: MockClock) -> None:
+    """Of the credentials, the size, the pace or the method; or from a gateway."""
+    backend = three_tools()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.fail("tools/call", fault if not isinstance(fault, Refuse) else Disconnect(0))
+        await refused(session, "echo", "second", "third", "fourth")
+        assert 0 == pings(backend)
+
+
+async def test_a_backend_that_refuses_every_session_is_greeted_once_a_minute(autojump_clock: MockClock) -> None:
+    """A new session that refuses everything within a minute, too: it was not the session, for ten minutes."""
+    backend = three_tools()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.fail(lambda e: e.method in ("tools/call", "ping"), Error(-32000, "no"))
+        for _ in range(20):
+            await refused(session, "echo", "second", "third")
+            await trio.sleep(1)
+        assert 2 == initialized(backend)
