@@ -9,12 +9,18 @@ pytest.register_assert_rewrite("support.harness", "sweeps.cancel", "sweeps.bytew
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--case", type=int, help="of each selected sweep, this case only")
+    parser.addoption("--every-line", action="store_true", help="a Ctrl-C at every line: an hour, and not a minute")
 
 
 @pytest.fixture
 def only_case(request: pytest.FixtureRequest) -> int | None:
     case: int | None = request.config.getoption("--case")
     return case
+
+
+@pytest.fixture
+def every_line(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--every-line"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
 import trio
 from support.leaks import WATCH
 
-from sweeps import bytewise, cancel
+from sweeps import bytewise, cancel, ctrl_c
 from trio_vmcp import JSON, BackendUnavailable, factory
 from trio_vmcp._client.channels.channel import Ask, Channel
 from trio_vmcp._client.channels.streamable_session import StreamableSession
@@ -22,10 +22,11 @@ from trio_vmcp._client.http.link import HttpExchange
 from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._http.connection import Connection
 from trio_vmcp._http.transport import RawResponse
-from trio_vmcp._nursery import start_clean
+from trio_vmcp._nursery import _run_protected, start_clean
 from trio_vmcp._protocol.outcomes import RequestOutcome
 from trio_vmcp._request_note import current_note
 from trio_vmcp._session.admission import Admission, Call
+from trio_vmcp._session.calls import Calls
 from trio_vmcp._session.owner import SessionOwner
 from trio_vmcp._session.row import SessionRow
 from trio_vmcp.default_session import DefaultSession
@@ -51,6 +52,34 @@ def cancel_sweep(name: str) -> str:
 def byte_sweep(name: str) -> str:
     (scenario,) = (scenario for scenario in bytewise.SCENARIOS if scenario.name == name)
     return first_finding(bytewise.sweep(scenario))
+
+
+def ctrl_c_sweep(name: str, *, every: int) -> str:
+    (scenario,) = (scenario for scenario in ctrl_c.SCENARIOS if scenario.name == name)
+    lines = range(0, ctrl_c.count_lines(scenario), every)
+    return first_finding(ctrl_c.run_case(scenario, line)[0] for line in lines)
+
+
+# The Ctrl-C sweep
+
+
+@contextmanager
+def unprotected(function: Any) -> Iterator[None]:
+    trio.lowlevel.disable_ki_protection(function)
+    try:
+        yield
+    finally:
+        trio.lowlevel.enable_ki_protection(function)
+
+
+def test_tasks_that_a_ctrl_c_strikes() -> None:
+    with unprotected(_run_protected):
+        assert "struck " in ctrl_c_sweep("ctrl-c-closing-http-legacy", every=5)
+
+
+def test_a_call_that_a_ctrl_c_strikes_before_it_is_counted_out() -> None:
+    with unprotected(Calls.call):
+        assert "struck " in ctrl_c_sweep("ctrl-c-calling-stdio-legacy", every=5)
 
 
 # The cancel sweep
