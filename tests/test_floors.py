@@ -156,3 +156,12 @@ def test_no_test_module_imports_another() -> None:
         if any(part.startswith("test_") for part in imported.split("."))
     }
     assert set() == found
+
+
+def test_every_task_is_started_in_one_way() -> None:
+    """`_nursery.start_task` protects a task from a Ctrl-C, and `start_soon` does not. The command handles the signal
+    itself.
+    """
+    files = {name: path for name, path in modules().items() if part_of(name) not in ("testing", "_cli", "cli")}
+    assert len(files) > 80
+    assert ["_nursery"] == [name for name, path in files.items() if ".start_soon(" in path.read_text()]

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import attrs
@@ -562,11 +561,3 @@ async def test_what_a_started_task_runs_is_protected(nursery: trio.Nursery) -> N
     async with trio.open_nursery() as tasks:
         start_task(tasks, run)
     assert [True, False] == found
-
-
-def test_every_task_is_started_in_one_way() -> None:
-    """`start_task` protects a task; `start_soon` does not. The command handles the signal itself."""
-    home = Path(trio_vmcp.__file__).parent
-    files = [path for path in home.rglob("*.py") if not {"testing", "_cli", "cli.py"} & set(path.parts)]
-    assert len(files) > 80
-    assert ["_nursery.py"] == [path.name for path in files if ".start_soon(" in path.read_text()]

@@ -20,6 +20,7 @@ import trio
 
 from trio_vmcp._client.handshake import HandshakeClient, InitializeRefused
 from trio_vmcp._client.stateless import StatelessClient
+from trio_vmcp._nursery import start_task
 from trio_vmcp._protocol.eras import MODERN_VERSION, Verdict, is_modern_error, judge, lists_modern_version
 from trio_vmcp._protocol.jsonrpc import Result
 from trio_vmcp._protocol.methods import DISCOVER, INITIALIZE
@@ -271,9 +272,9 @@ class Probe:
                     nursery.cancel_scope.cancel(reason="the backend answers in another way")
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(take, opening.open_older_stream)
+            start_task(nursery, take, opening.open_older_stream)
             if not self._was_asked:
-                nursery.start_soon(take, self._try_modern)
+                start_task(nursery, take, self._try_modern)
             try:
                 client = await opening.greet(was_probed=self._was_asked)
             except Exception as error:  # noqa: BLE001  # raised below: the nursery would group it
