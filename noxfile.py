@@ -59,13 +59,25 @@ ASYNC_IGNORES = (
 INTEROP_PACKAGES = {
     # The reference servers are programs on that SDK.
     "mcp2": ("mcp==2.3.0", "uvicorn==0.54.0", "mcp-server-time==2026.10.19", "mcp-server-git==2026.10.19"),
-    "mcp1": ("mcp==1.30.0",),
+    "mcp1": ("mcp==1.30.0", "mcp-proxy==0.13.0", "fastmcp==2.14.0"),
     "fastmcp": ("fastmcp==4.1.2",),
+    # The protocol of 2024-11-05, with what these versions ran on.
+    "mcp1-early": (
+        *("mcp==1.6.0", "mcp-server-sqlite==2025.4.25"),
+        *("pydantic==2.10.6", "uvicorn==0.34.0", "starlette==0.46.2", "sse-starlette==2.2.1"),
+    ),
+    # Programs in Go and Rust.
+    "binaries": ("jmrplens-gitlab-mcp-server==3.3.0", "grok-search-rs==0.4.0"),
 }
 INTEROP_NODE = (
     "@modelcontextprotocol/server-everything@2026.8.31",
     "@modelcontextprotocol/server-memory@2026.8.31",
     "@modelcontextprotocol/server-filesystem@2026.8.31",
+    "@modelcontextprotocol/server-sequential-thinking@2026.8.31",
+    "@playwright/mcp@0.0.83",
+    "supergateway@4.0.0",
+    "@toolbox-sdk/server@1.12.0",  # a program in Go
+    "@azure/mcp@2.0.5",  # a program in C#
 )
 # The suite, the SDK of its servers (the suite asks for ^1), and the version of node that the suite needs.
 CONFORMANCE_NODE = (
@@ -215,7 +227,9 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def interop(session: nox.Session) -> None:
-    """Servers by other authors, killed, restarted and changed during sessions; and the official client beside ours."""
+    """Servers by other authors in five languages, killed, restarted and changed during sessions, alone and 34 together;
+    and the official client beside ours.
+    """
     for program in ("node", "npm", "git"):
         if not shutil.which(program):
             session.error(f"the servers need node (18 or newer), npm and git on PATH: {program} is missing")

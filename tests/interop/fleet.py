@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import attrs
 
-from trio_vmcp import JSON
+from trio_vmcp import JSON, Backend
 
 Era: TypeAlias = Literal["legacy", "modern"]
+Transport: TypeAlias = Literal["streamable-http", "sse"]
 
 START_TIMEOUT = 60.0  # s; the slowest takes 3 s here, to import pydantic and the rest
 STOP_TIMEOUT = 5.0  # s from SIGTERM to SIGKILL
@@ -89,6 +91,7 @@ class Server:
         stops_in: The eras in which giving a call up stops the tool.
         visit: A tool that fetches a page once, and its argument that names the page: so its executions can be counted.
         calls: The answers to these are compared, so they must not hold the time of day.
+        transport, path: As in `Backend`, and of the url.
     """
 
     name: str
@@ -97,7 +100,9 @@ class Server:
     eras: tuple[Era, ...]
     stops_in: tuple[Era, ...]
     visit: tuple[str, str] = ("visit", "url")
-    calls: tuple[JSON, ...] = attrs.field(repr=False, hash=False)
+    calls: tuple[JSON, ...] = attrs.field(default=(), repr=False, hash=False)
+    transport: Transport = "streamable-http"
+    path: str = "/mcp"
 
     def command_line(self, port: int) -> list[str]:
         home = homes() / self.home
@@ -162,6 +167,66 @@ SERVERS = (
 )
 
 
+EVERYTHING_BESIDE = EVERYTHING.replace("{home}", "{home}/../node")
+SUPERGATEWAY = ("{home}/node_modules/.bin/supergateway", "--stdio", f"node {EVERYTHING} stdio", "--port", "{port}")
+FETCHES = ("gzip-file-as-resource", "data")
+# Of other SDK generations, and gateways to programs.
+MORE_SERVERS = (
+    Server(
+        name="fastmcp2",
+        home="mcp1",
+        command=(PYTHON, "{here}/servers/older.py", "{port}", "fastmcp", "streamable-http"),
+        eras=LEGACY,
+        stops_in=LEGACY,
+    ),
+    Server(
+        name="mcp1-early",
+        home="mcp1-early",
+        command=(PYTHON, "{here}/servers/older.py", "{port}", "mcp", "sse"),
+        eras=LEGACY,
+        stops_in=LEGACY,
+        transport="sse",
+        path="/sse",
+    ),
+    Server(
+        name="supergateway-sse",
+        home="node",
+        command=(*SUPERGATEWAY, "--outputTransport", "sse"),
+        eras=LEGACY,
+        stops_in=(),
+        visit=FETCHES,
+        transport="sse",
+        path="/sse",
+    ),
+    Server(
+        name="supergateway-http",
+        home="node",
+        command=(*SUPERGATEWAY, "--outputTransport", "streamableHttp", "--stateful"),
+        eras=LEGACY,
+        stops_in=(),
+        visit=FETCHES,
+    ),
+    Server(
+        name="mcp-proxy",
+        home="mcp1",
+        command=(
+            "{home}/bin/mcp-proxy",
+            "--port",
+            "{port}",
+            "--",
+            "node",
+            EVERYTHING_BESIDE,
+            "stdio",
+        ),
+        eras=LEGACY,
+        stops_in=(),
+        visit=FETCHES,
+        transport="sse",
+        path="/sse",
+    ),
+)
+
+
 def homes() -> Path:
     """Where the environments of the servers and of the official client are."""
     try:
@@ -193,7 +258,10 @@ class Running:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/mcp"
+        return f"http://127.0.0.1:{self.port}{self.server.path}"
+
+    def backend(self, backend_id: str, era: Era | Literal["auto"] = "auto") -> Backend:
+        return Backend(id=backend_id, url=self.url, transport=self.server.transport, era=era)
 
     def start(self) -> None:
         """Start it, and wait until it listens."""
@@ -204,23 +272,31 @@ class Running:
             )
         with self.log.open("ab") as output:
             environment = os.environ | {"PORT": str(self.port)}
-            self._process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+            self._process = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=output, start_new_session=True
+            )
         self._wait_until_listening(self._process)
 
     def kill(self) -> None:
         """End it without a warning, whatever it is at."""
         assert self._process is not None
-        self._process.kill()
+        self._signal(signal.SIGKILL)
         self._process.wait()
 
     def stop(self) -> None:
         """End it, politely at first."""
         if self._process is not None:
-            self._process.terminate()
+            self._signal(signal.SIGTERM)
             try:
                 self._process.wait(STOP_TIMEOUT)
             except subprocess.TimeoutExpired:
                 self.kill()
+
+    def _signal(self, number: int) -> None:
+        """To all processes of the server: a gateway has one more."""
+        assert self._process is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
     def _wait_until_listening(self, process: subprocess.Popen[bytes]) -> None:
         """Poll for a TCP connection, at most START_TIMEOUT, and no longer than the process lives."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import attrs
@@ -13,7 +15,7 @@ from interop.fleet import BOTH, LEGACY, Era, homes
 
 from trio_vmcp import JSON, Backend, ToolResult
 
-__all__ = ["PROGRAMS", "Program", "text_of"]
+__all__ = ["MORE_PROGRAMS", "PROGRAMS", "Program", "text_of"]
 
 END = "(end)"  # of the file that deeds are written into
 GIT = ("git", "-c", "user.name=nobody", "-c", "user.email=nobody@localhost", "-c", "init.defaultBranch=main")
@@ -103,6 +105,20 @@ def _append(place: Path, name: str) -> tuple[str, JSON]:
     return "edit_file", {"path": str(place / "deeds"), "edits": [edit]}
 
 
+def _make_database(place: Path) -> None:
+    with closing(sqlite3.connect(place / "deeds.db")) as database:
+        database.execute("CREATE TABLE deeds (name TEXT)")
+
+
+def _rows(place: Path) -> Counter[str]:
+    with closing(sqlite3.connect(place / "deeds.db")) as database:
+        return Counter(name for (name,) in database.execute("SELECT name FROM deeds"))
+
+
+def _insertion(name: str) -> str:
+    return f"INSERT INTO deeds VALUES ('{name}')"
+
+
 PROGRAMS = (
     Program(
         name="time",
@@ -147,5 +163,86 @@ PROGRAMS = (
         deed=_append,
         is_done=lambda result, name: f"+{name}" in text_of(result),
         done=lambda place: Counter((place / "deeds").read_text().removesuffix(END).splitlines()),
+    ),
+)
+
+# Of other languages and SDK generations. Each is killed once; those before are killed again and again.
+MORE_PROGRAMS = (
+    Program(
+        name="toolbox",  # Go, without an SDK
+        home="node",
+        command=("{home}/node_modules/.bin/toolbox", "--stdio", "--prebuilt", "sqlite"),
+        env={"SQLITE_DATABASE": "{place}/deeds.db"},
+        eras=BOTH,
+        prepare=_make_database,
+        deed=lambda _, name: ("execute_sql", {"sql": _insertion(name)}),
+        is_done=lambda result, _: not result.is_error,
+        done=_rows,
+    ),
+    Program(
+        name="gitlab",  # Go, on the official SDK
+        home="binaries",
+        command=("{home}/bin/gitlab-mcp-server",),
+        env={"GITLAB_URL": "http://127.0.0.1:9", "GITLAB_TOKEN": "none"},
+        eras=BOTH,
+        prepare=_prepare_nothing,
+        deed=lambda _, name: ("gitlab_find_action", {"query": f"list issues {name}", "limit": 2}),
+        is_done=lambda result, _: "matching actions" in text_of(result),
+        done=None,
+    ),
+    Program(
+        name="grok",  # Rust
+        home="binaries",
+        command=("{home}/bin/grok-search-rs",),
+        env={"GROK_SEARCH_API_KEY": "none"},
+        eras=LEGACY,
+        prepare=_prepare_nothing,
+        deed=lambda _, name: ("get_sources", {"session_id": name}),
+        is_done=lambda result, name: result.is_error and f"session_id={name}" in result.content[0]["text"],
+        done=None,
+    ),
+    Program(
+        name="azure",  # C#, behind a launcher for node
+        home="node",
+        command=("{home}/node_modules/.bin/azmcp", "server", "start"),
+        env={"AZURE_MCP_COLLECT_TELEMETRY": "false"},
+        eras=LEGACY,
+        prepare=_prepare_nothing,
+        deed=lambda _, __: ("get_azure_bestpractices", {"learn": True}),
+        is_done=lambda result, _: "get_azure_bestpractices" in text_of(result),
+        done=None,
+    ),
+    Program(
+        name="thinking",  # TypeScript
+        home="node",
+        command=("node", "{home}/node_modules/@modelcontextprotocol/server-sequential-thinking/dist/index.js"),
+        eras=LEGACY,
+        prepare=_prepare_nothing,
+        deed=lambda _, name: (
+            "sequentialthinking",
+            {"thought": name, "nextThoughtNeeded": False, "thoughtNumber": 1, "totalThoughts": 1},
+        ),
+        is_done=lambda result, _: 1 == json.loads(text_of(result))["thoughtNumber"],
+        done=None,
+    ),
+    Program(
+        name="playwright",  # TypeScript, on a low-level server of its own
+        home="node",
+        command=("{home}/node_modules/.bin/playwright-mcp", "--headless"),
+        eras=LEGACY,
+        prepare=_prepare_nothing,
+        deed=lambda _, __: ("browser_close", {}),
+        is_done=lambda result, _: bool(result.content),  # an error, where there is no browser
+        done=None,
+    ),
+    Program(
+        name="sqlite",  # Python, on the SDK of early 2025
+        home="mcp1-early",
+        command=("{home}/bin/mcp-server-sqlite", "--db-path", "{place}/deeds.db"),
+        eras=LEGACY,
+        prepare=_make_database,
+        deed=lambda _, name: ("write_query", {"query": _insertion(name)}),
+        is_done=lambda result, _: "affected_rows" in text_of(result),
+        done=_rows,
     ),
 )

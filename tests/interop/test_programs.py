@@ -15,7 +15,7 @@ import pytest
 import trio
 from interop.fleet import Era
 from interop.outcomes import Outcomes
-from interop.programs import PROGRAMS, Program, text_of
+from interop.programs import MORE_PROGRAMS, PROGRAMS, Program, text_of
 from interop.views import PATIENCE
 from support.processes import Children, marked_children, zombies
 
@@ -26,6 +26,7 @@ TIME_ERAS = BY_NAME["time"].eras
 GIT_ERAS = BY_NAME["git"].eras
 SEED = 20260831
 KILLS = 3  # of each process
+FIRST_ANSWERS = 3  # before a process is killed that is killed once
 MOST_WAIT = 0.05  # s from an answer to a kill: a call takes 1 to 20 ms
 KILLED_AT_BIRTH = 0.5  # of the successors
 MOST_BIRTH = 1.0  # s from a start to a kill: these take 0.2 s to a second to answer the first time
@@ -176,12 +177,21 @@ class Doing:
             await self.die_and_come_back(chance)
         self.stopped = True
 
+    async def be_killed_once(self) -> None:
+        """With a call under way, as a rule."""
+        await self.until(lambda: len(self.outcomes.answered) >= FIRST_ANSWERS)
+        await self.come_back(self.kill())
+        self.stopped = True
+
     async def die_and_come_back(self, chance: random.Random) -> None:
         killed = self.kill()
         if chance.random() < KILLED_AT_BIRTH:
             await self.until(lambda: self.runs_beside(killed))
             await trio.sleep(chance.uniform(0, MOST_BIRTH))
             killed |= self.kill()
+        await self.come_back(killed)
+
+    async def come_back(self, killed: set[int]) -> None:
         await self.until(lambda: self.runs_beside(killed))
         answered = len(self.outcomes.answered)
         await self.until(lambda: len(self.outcomes.answered) > answered)
@@ -243,6 +253,29 @@ async def test_programs_that_are_killed_come_back(tmp_path: Path) -> None:
                 ]
         for doing in at_work:
             assert await doing.children.all_gone()
+
+
+@pytest.mark.parametrize("program", [pytest.param(program, id=program.name) for program in MORE_PROGRAMS])
+async def test_a_program_of_another_kind_comes_back(program: Program, tmp_path: Path) -> None:
+    """Found by the probe, called, killed once under calls, started anew and closed: nothing is done twice, and no
+    process is left.
+    """
+    program.prepare(tmp_path)
+    with marked_children() as children:
+        async with (
+            open_session_factory(settings=SETTINGS) as factory,
+            factory.open_session([program.backend("it", tmp_path, children.mark)]) as session,
+        ):
+            assert () == session.failures
+            assert [program.eras[-1]] == [record.era for record in session.metadata.backends]
+            names = [tool.name for tool in session.tools]
+            doing = Doing(session, program, "it", tmp_path, children)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(doing.go_on)
+                nursery.start_soon(doing.be_killed_once)
+            doing.check()
+            assert names == [tool.name for tool in session.tools]
+        assert await children.all_gone()
 
 
 async def run_command(*arguments: str) -> JSON:
