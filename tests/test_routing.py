@@ -21,6 +21,7 @@ from support.untraced import untraced
 from trio_vmcp._protocol.uri_template import MAX_URI_LENGTH
 from trio_vmcp._routing.matching import find_backend, group_templates
 from trio_vmcp._routing.name_rule import name_rule
+from trio_vmcp._routing.strategies import inner_prefixes
 from trio_vmcp.models import NameConflict
 from trio_vmcp.routing import (
     Bare,
@@ -136,6 +137,15 @@ def test_no_backend_has_a_name_inside_the_prefix_of_another(
     assert [] == update(outer[0])
     assert [outer[0]] == update(outer[0], configured=[outer[0]])
     assert [outer[0]] == update(*order), "bound before the other was added"
+
+
+def test_prefixes_inside_each_other_are_found_once() -> None:
+    """Each with the ones inside of it, the longest first; what stands beside it costs no name a comparison."""
+    assert {
+        "git": {"git_hub_x_": "git_hub_x", "git_hub_": "git_hub"},
+        "git_hub": {"git_hub_x_": "git_hub_x"},
+    } == (found := inner_prefixes(Prefix("{backend}_"), ["x", "git_hub", "git", "gitlab", "git_hub_x"]))
+    assert ["git_hub_x_", "git_hub_"] == list(found["git"])
 
 
 def test_of_several_prefixes_the_longest_has_a_name() -> None:

@@ -123,6 +123,9 @@ EQUIVALENT: Mapping[str, str] = {
         "For the type checker. A member with a connection and a closed circuit is Ready: Failing begins when the "
         "circuit opens, and `note_answer` and `join` end it when the circuit closes."
     ),
+    "inner_prefixes: 0 becomes 1 in `found[backend_id] = dict(sorted(inner, key=lambda pair: len(pair[0]), "
+    "reverse=True))`": "The ids in them are in the same order: of two prefixes of one format, that of the longer id is "
+    "longer.",
     "Turns.note_failure: > becomes >= in `if self._succeeded_at is not None and now - self._succeeded_at > "
     "self._backoff.max_delay:`": "An instant.",
     "SessionOwner.shorten_drain: < becomes <= in `if deadline < self._drain.deadline:`": (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 
@@ -13,21 +15,21 @@ from support.scripted_storage import ScriptedStorage
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from trio_vmcp import (
-    BackendRecord,
+    BackendUnavailable,
     FactorySettings,
     LocalStorage,
-    NoBackends,
     SessionClosed,
     SessionState,
+    StorageError,
     open_session_factory,
 )
-from trio_vmcp.testing import Delay
+from trio_vmcp.testing import Delay, Hang
 
 
-@pytest.mark.parametrize("steps", range(2))
+@pytest.mark.parametrize("attempt", range(7))  # Trio runs the tasks of one round in any order
 @pytest.mark.parametrize("restored", [False, True])
 async def test_a_close_that_comes_with_the_last_step_of_an_opening(
-    restored: bool, steps: int, autojump_clock: MockClock, nursery: trio.Nursery
+    restored: bool, attempt: int, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     """The factory is left while the row is written: a new session leaves no row, a stored one stays."""
     stored = trio.Event()
@@ -46,7 +48,7 @@ async def test_a_close_that_comes_with_the_last_step_of_an_opening(
         await wait_all_tasks_blocked()
         world.leaves_rows = world.leaves_sessions = restored
         stored.set()
-        for _ in range(steps):
+        if attempt > 0:
             await trio.lowlevel.checkpoint()
     assert int(restored) == len(await world.storage.rows())
     assert int(restored) == len(world["a"].sessions)
@@ -126,6 +128,22 @@ async def test_a_suspend_waits_for_its_row_for_a_quarter_of_the_teardown(autojum
         assert [6.0 + 4.0 / 4] == closed_at
 
 
+async def test_an_exit_waits_for_its_row_for_a_quarter_of_the_teardown(autojump_clock: MockClock) -> None:
+    """A factory that is left deletes the row of its copy first; a hanging storage delays the goodbyes by that time."""
+    closed_at: list[float] = []
+
+    async def note() -> None:
+        await trio.lowlevel.checkpoint()
+        closed_at.append(trio.current_time())
+
+    storage = ScriptedStorage(before={"delete": trio.sleep_forever})
+    connector = PlainConnector(on_close={"b0": note})
+    limits = FactorySettings(teardown_timeout=4)
+    async with open_session_factory(connector=connector, storage=storage, settings=limits) as factory:
+        await factory.make_session(plain_backends(1))
+    assert [4.0 / 4] == closed_at
+
+
 async def test_the_row_is_left_alone_once_goodbyes_are_said(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -190,55 +208,154 @@ async def test_asking_for_a_close_from_inside_is_a_checkpoint(autojump_clock: Mo
     assert [True] == answered
 
 
-class WithoutId(BackendRecord):
-    """A record of a connector that raises when its session id is read."""
+@pytest.fixture
+def broken_log() -> Iterator[None]:
+    """A log filter of the user's raises on every warning."""
 
-    @property
-    def session_id(self) -> str:
-        raise ZeroDivisionError
+    def break_on_warnings(record: logging.LogRecord) -> bool:
+        if record.levelno == logging.WARNING:
+            raise ZeroDivisionError
+        return True
+
+    logger = logging.getLogger("trio_vmcp.session")
+    logger.addFilter(break_on_warnings)
+    yield
+    logger.removeFilter(break_on_warnings)
+
+
+async def test_an_opening_that_crashes_raises_that(
+    autojump_clock: MockClock, broken_log: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SessionClosed; the crash is logged."""
+    connector, limits = PlainConnector(on_connect={"b0": trio.sleep_forever}), FactorySettings(session_init_timeout=1)
+    async with open_session_factory(connector=connector, settings=limits) as factory:
+        with pytest.raises(SessionClosed, match="crashed: see the log"):
+            await factory.make_session(plain_backends(1))
+    assert any("crashed: ZeroDivisionError" in message for message in caplog.messages)
 
 
 async def test_an_opening_that_fails_and_then_crashes_raises_the_failure(
-    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    autojump_clock: MockClock, broken_log: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The first error is raised; the crash during the clean-up is in the log."""
-    connector = PlainConnector()
-    async with open_session_factory(connector=connector, settings=FactorySettings(min_backends=2)) as factory:
-        session = await factory.make_session(plain_backends(2), session_id="s")
-        await session.suspend()
+    """The first error is raised; the crash during the clean-up is logged."""
 
-        async def fail_late() -> None:
-            await trio.sleep(1)
-            client = connector.clients["b0"]
-            client.record = object.__new__(WithoutId)
-            raise OSError
+    async def be_away() -> None:
+        await trio.lowlevel.checkpoint()
+        raise StorageError("the storage is away")
 
-        connector.on_connect["b1"] = fail_late
-        with pytest.raises(NoBackends):
-            await factory.restore_session("s", plain_backends(2))
-    assert any("goodbye failed: ZeroDivisionError" in message for message in caplog.messages)
+    storage = ScriptedStorage(before={"create": be_away, "load": be_away})
+    async with open_session_factory(connector=PlainConnector(), storage=storage) as factory:
+        with pytest.raises(StorageError, match="the storage is away"):
+            await factory.make_session(plain_backends(1))
+    assert any("crashed: ZeroDivisionError" in message for message in caplog.messages)
 
 
-async def test_a_connection_that_breaks_in_the_drain_of_a_close_for_good_ends_its_backend_session(
+class BadStorage(ScriptedStorage):
+    """Whose `ttl` is no number from some moment on, which no boundary expects."""
+
+    is_bad = False
+
+    @property
+    def ttl(self) -> float:
+        return "soon" if self.is_bad else self.inner.ttl  # type: ignore[return-value]
+
+
+async def test_a_session_that_crashes_lets_its_waiters_go(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """A call that waits for a new connection ends with the session, and `changes` has ended."""
+    backend, storage = echo_backend(), BadStorage(LocalStorage(ttl=30))
+    ended: list[BaseException] = []
+
+    async def call() -> None:
+        with pytest.raises(BackendUnavailable) as caught:
+            await session.call_tool("a_echo", timeout=100)
+        ended.append(caught.value)
+
+    async with open_world({"a": backend}, storage=storage) as world:
+        world.leaves_rows = True
+        session = await world.make_session()
+        backend.restart()
+        backend.fail("initialize", Hang())
+        nursery.start_soon(call)
+        await trio.sleep(1)
+        assert [] == ended
+        storage.is_bad = True
+        await trio.sleep(20)
+        assert SessionState.CLOSED is session.state
+        assert 1 == len(ended)
+        async with session.changes() as changes:
+            with pytest.raises(trio.EndOfChannel):
+                await changes.receive()
+
+
+async def test_a_removal_ends_with_the_session(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """Though the client that is removed shields its goodbye and goes on: `remove_backend` returns."""
+    returned: list[float] = []
+
+    async def linger() -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(100)
+
+    async def remove() -> None:
+        await session.remove_backend("b0")
+        returned.append(trio.current_time())
+
+    connector = PlainConnector(on_close={"b0": linger})
+    async with open_session_factory(connector=connector) as factory:
+        session = await factory.make_session(plain_backends(1))
+        nursery.start_soon(remove)
+        await wait_all_tasks_blocked()
+        await session.aclose()
+        closed_at = trio.current_time()
+        await wait_all_tasks_blocked()
+        assert [closed_at] == returned
+        assert closed_at < 10
+
+
+async def test_a_recovery_that_outlasts_the_drain_gets_its_goodbye_with_the_others(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    """The row names that backend session, but the row goes, too: no restore would ever end it."""
+    """The new backend session is ended at the end of the drain, not after other backends have used up the teardown."""
+    backends = {"a": echo_backend(), "b": echo_backend()}
+
+    async def call() -> None:
+        with pytest.raises(SessionClosed):
+            await session.call_tool("a_echo")
+
+    async with open_world(backends) as world:
+        session = await world.make_session()
+        backends["b"].fail("DELETE", Hang())
+        backends["a"].restart()
+        backends["a"].fail("notifications/initialized", Hang())  # the id of the new session has been read
+        nursery.start_soon(call)
+        await trio.sleep(1)
+        await session.aclose(drain_timeout=2)
+        assert [1.0 + 2.0] == [request.received_at for request in backends["a"].received("DELETE")][-1:]
+        world.leaves_sessions = True
+
+
+@pytest.mark.parametrize("way", ["aclose", "exit"])
+async def test_a_connection_that_breaks_in_the_drain_of_a_close_for_good_ends_its_backend_session(
+    way: str, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """The row names that backend session, but the row goes, too: no restore would ever end it. Where the factory is
+    left, only the row can tell whether another instance has the session by now, so the backend session stays.
+    """
     connector = PlainConnector()
-    broken = trio.Event()
 
     async def crash() -> None:
-        await broken.wait()
+        await trio.sleep(1)
         raise RuntimeError("planted")
+
+    async def call() -> None:
+        await session.call_tool("b1_echo")
+        assert [way == "aclose"] == connector.clients["b0"].closed
+        assert SessionState.DRAINING is session.state
 
     connector.services["b0"] = crash
     connector.on_request["b1"] = partial(trio.sleep, 5)
     async with open_session_factory(connector=connector) as factory:
         session = await factory.make_session(plain_backends(2))
-        nursery.start_soon(session.call_tool, "b1_echo")
+        nursery.start_soon(call)
         await wait_all_tasks_blocked()
-        nursery.start_soon(session.aclose)
-        await wait_all_tasks_blocked()
-        broken.set()
-        await wait_all_tasks_blocked()
-        assert SessionState.DRAINING is session.state
-        assert [True] == connector.clients["b0"].closed
+        if way == "aclose":
+            await session.aclose()

@@ -84,7 +84,7 @@ def a_record() -> BackendRecord:
 
 
 def connection() -> Connection:
-    return Connection(PlainClient(), ())
+    return Connection(PlainClient(), (), reports_writes=False)
 
 
 def new_state(kind: type[State]) -> State:

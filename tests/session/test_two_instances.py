@@ -12,7 +12,7 @@ import pytest
 import trio
 from support.instances import OPERATIONS, SETTINGS, TTL, away, call_for, cut, instances, stuck
 from support.scripted_storage import ScriptedStorage
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
     JSON,
@@ -62,29 +62,34 @@ async def test_a_close_ends_the_session_wherever_it_is(autojump_clock: MockClock
         assert SessionState.CLOSED is session.state
 
 
-@pytest.mark.parametrize("way", ["aclose", "suspend"])
+@pytest.mark.parametrize("way", ["aclose", "suspend", "exit"])
 async def test_a_close_during_an_exit_ends_the_session_wherever_it_is(way: str, autojump_clock: MockClock) -> None:
-    """A factory that is left ends its copy alone, but while that copy drains `aclose` still ends the session itself;
-    `suspend` changes nothing.
+    """A block of `open_session` that is left ends its copy alone, but while that copy drains `aclose` still ends the
+    session itself; `suspend`, and leaving the factory as well, change nothing.
     """
 
     async def be_slow(arguments: JSON, context: CallContext) -> str:
         await trio.sleep(3)
         return "done"
 
-    async def close_later(session: Session) -> None:
-        await trio.sleep(1)
-        assert SessionState.DRAINING is session.state
-        await getattr(session, way)()
+    opened: list[Session] = []
+
+    async def open_and_leave() -> None:
+        async with world.factories[1].open_session(world.configured, session_id="one") as session:
+            opened.append(session)
+            await trio.sleep(1)
+            nursery.start_soon(session.call_tool, "a_slow")
+            await trio.sleep(1)
 
     async with trio.open_nursery() as nursery, instances() as world:
         world.backend.add_tool("slow", be_slow)
-        left = await world.make(1)
+        nursery.start_soon(open_and_leave)
+        await wait_all_tasks_blocked()
         session = await world.restore(0)
-        nursery.start_soon(left.call_tool, "a_slow")
-        await trio.sleep(1)
-        nursery.start_soon(close_later, left)
-        await world.exits[1].aclose()
+        (left,) = opened
+        await trio.sleep(3)
+        assert SessionState.DRAINING is left.state
+        await (world.exits[1].aclose() if way == "exit" else getattr(left, way)())
         assert (way == "aclose") is (await world.row() is None)
         await trio.sleep(TTL / 3 + 1)
         assert (SessionState.CLOSED if way == "aclose" else SessionState.OPEN) is session.state

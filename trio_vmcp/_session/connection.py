@@ -31,7 +31,7 @@ class Connection:
 
     client: BackendClient
     new_lists: tuple[Kind, ...]
-    reports_writes: bool = False
+    reports_writes: bool
     retired: trio.Event = attrs.field(factory=trio.Event, init=False)
     terminate: bool = attrs.field(default=False, init=False)
     closed: trio.Event | None = attrs.field(default=None, init=False)
