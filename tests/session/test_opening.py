@@ -779,3 +779,21 @@ async def test_a_client_that_ends_by_itself_while_it_is_made_says_why_it_is_miss
         assert (FailureReason.UNREACHABLE, "closed its end") == (failure.reason, failure.detail)
         assert BackendState.DEGRADED is session.backends["b0"].state
     assert "backend 'b0' is missing (unreachable): it closed its end" in caplog.text
+
+
+@pytest.mark.parametrize("capabilities", [{}, {"logging": {}}, {"tools": None}], ids=str)
+@pytest.mark.parametrize(
+    ("era", "transport"), [(e, "streamable-http") for e in ("legacy", "modern")] + [("legacy", "sse")]
+)
+async def test_a_backend_that_offers_nothing_says_so(
+    era: str, transport: str, capabilities: dict[str, Any], autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It declares no tools, resources or prompts, as a server that was started with the wrong option does: nothing
+    fails, so a warning tells.
+    """
+    silent = echo_backend(era, transport=transport, capabilities=capabilities)
+    async with open_world({"a": silent, "b": echo_backend(era)}) as world, world.open_session() as session:
+        assert ["b_echo"] == [tool.name for tool in session.tools]
+        assert () == session.failures
+        text = "backend 'a' declares no tools, no resources and no prompts: it offers nothing"
+        assert [text] == [record.message for record in caplog.records if record.levelname == "WARNING"]

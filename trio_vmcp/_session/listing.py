@@ -132,6 +132,8 @@ async def list_backend(
         MessageTooLarge: Tools over `max_pages` or `max_items_per_backend`.
         BackendError: A subclass says what else went wrong.
     """
+    if known is None and not any(declares(client.server_capabilities, (kind,)) for kind in KINDS):
+        logger.warning("backend %r declares no tools, no resources and no prompts: it offers nothing", backend.id)
     known = known or Listing()
     asked = [each for kind in kinds for each in _BY_KIND[kind] if fields is None or each.kept_as in fields]
     fields = {each.kept_as for each in asked}
