@@ -5,6 +5,7 @@ user's; and a real Ctrl-C is kept away from the library's tasks.
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -15,6 +16,7 @@ import trio
 from support.channels import EVERY_CHANNEL, EVERY_LEGACY_CHANNEL, Channel
 from support.harness import library_tasks
 from support.plain_connector import PlainConnector, plain_backends
+from support.processes import PYTHON_OPTIONS, Children
 from support.scripted_storage import ScriptedStorage
 from trio.testing import MockClock
 
@@ -142,6 +144,13 @@ async def calling(plain: Plain, session: Session) -> None:
 
 async def leaving(plain: Plain, session: Session) -> None:
     pass
+
+
+def leaving_after(seconds: float) -> Callable[[Plain, Session], Awaitable[object]]:
+    async def body(plain: Plain, session: Session) -> None:
+        await trio.sleep(seconds)
+
+    return body
 
 
 async def suspending(plain: Plain, session: Session) -> None:
@@ -273,6 +282,29 @@ async def the_storage_replaces_at_the_end(plain: Plain) -> None:
 
     plain.storage.before["replace"] = be_slow
     await plain.run(change_and_suspend)
+
+
+@plain_place
+async def the_storage_unwinds_from_a_cancel(plain: Plain) -> None:
+    async def hold() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            plain.trap.step()
+
+    plain.storage.before["touch"] = hold
+    await plain.run(leaving_after(11))
+
+
+@plain_place
+async def the_storage_when_it_was_left_behind(plain: Plain) -> None:
+    async def be_deaf() -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(6)  # over storage_timeout
+        plain.trap.step()
+
+    plain.storage.before["touch"] = be_deaf
+    await plain.run(leaving_after(17))
 
 
 @plain_place
@@ -561,3 +593,28 @@ async def test_what_a_started_task_runs_is_protected(nursery: trio.Nursery) -> N
     async with trio.open_nursery() as tasks:
         start_task(tasks, run)
     assert [True, False] == found
+
+
+@pytest.mark.parametrize("moment", ["opening", "open"])
+def test_a_ctrl_c_leaves_no_process(moment: str) -> None:
+    """A real process and a real signal: the server sends one when it starts, or one comes while the session is open."""
+    children = Children()
+    configured = children.backend()
+    if moment == "opening":
+        code = "import os, signal, sys; os.kill(os.getppid(), signal.SIGINT); sys.stdin.read()"
+        configured = attrs.evolve(configured, args=(*PYTHON_OPTIONS, "-c", code))
+
+    async def program() -> None:
+        async with open_session_factory() as factory, factory.open_session([configured]):
+            assert moment == "open"
+            signal.raise_signal(signal.SIGINT)
+            await rest()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in a background job it is ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trio.run(program)
+        assert [] == children.alive()
+    finally:
+        signal.signal(signal.SIGINT, before)
+        children.kill_all()

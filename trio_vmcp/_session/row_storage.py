@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 import attrs
 import trio
 
+from trio_vmcp._interrupts import EXITS
 from trio_vmcp.errors import MetadataConflict, SessionNotFound, StorageError, VmcpError
 from trio_vmcp.metadata import SCHEMA_VERSION, SessionMetadata
 from trio_vmcp.storage import Storage
@@ -30,13 +31,17 @@ MOST_UNWINDING = 30
 
 @attrs.define(eq=False)
 class _Operation(Generic[T]):
-    """One operation of the storage, in a task of its own, which the caller of `run` may leave behind."""
+    """One operation of the storage, in a task of its own, which the caller of `run` may leave behind. What ends the
+    program comes out of `run`, or goes to `_take_late_exit` if the caller has left.
+    """
 
     _start: Callable[[], Awaitable[T]]
+    _take_late_exit: Callable[[BaseException], None]
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     _done: trio.Event = attrs.field(factory=trio.Event, init=False)
     _results: list[T] = attrs.field(factory=list, init=False)
     _error: BaseException | None = attrs.field(default=None, init=False)
+    _was_left: bool = attrs.field(default=False, init=False)
 
     async def run(self, timeout: float) -> T:
         """Raises TooSlowError where there was no answer in time."""
@@ -49,6 +54,9 @@ class _Operation(Generic[T]):
             if not self._done.is_set():
                 self._scope.cancel(reason="storage_timeout, or the session gave up")
                 await self._unwind()  # noqa: ASYNC102  # shielded, and bounded in steps
+                self._was_left = not self._done.is_set()
+            if isinstance(self._error, EXITS):
+                raise self._error  # also where the caller is cancelled
         error, self._error = self._error, None
         try:
             if error is not None:
@@ -74,6 +82,8 @@ class _Operation(Generic[T]):
         except BaseException as exc:  # noqa: ASYNC103  # raised by `run`, in the task that asked
             if isinstance(exc, trio.Cancelled):
                 raise  # the run of Trio ends
+            if self._was_left and isinstance(exc, EXITS):
+                self._take_late_exit(exc)
             self._error = exc
         finally:
             self._done.set()
@@ -98,6 +108,8 @@ class RowStorage:
 
     _storage: Storage = attrs.field(alias="storage", repr=False)
     _timeout: float = attrs.field(alias="timeout")
+    # Came out of an operation that its caller had left behind; the next operation raises it.
+    _late_exit: BaseException | None = attrs.field(default=None, init=False, repr=False)
 
     @property
     def ttl(self) -> float:
@@ -144,8 +156,11 @@ class RowStorage:
         await self._do(step, partial(method, session_id))
 
     async def _do(self, step: str, start: Callable[[], Awaitable[T]], timeout: float | None = None) -> T:
+        if self._late_exit is not None:
+            late, self._late_exit = self._late_exit, None
+            raise late
         try:
-            return await _Operation(start).run(self._timeout if timeout is None else timeout)
+            return await _Operation(start, self._note_late_exit).run(self._timeout if timeout is None else timeout)
         except trio.TooSlowError as exc:
             failure = f"the storage did not {step} the session within {self._timeout} s (storage_timeout)"
             raise StorageError(failure) from exc
@@ -153,3 +168,6 @@ class RowStorage:
             raise
         except Exception as exc:  # whatever the storage's own client raises
             raise StorageError(f"the storage failed to {step} the session: {type(exc).__name__}") from exc
+
+    def _note_late_exit(self, error: BaseException) -> None:
+        self._late_exit = error
