@@ -17,7 +17,7 @@ import attrs
 from trio_vmcp._protocol.methods import Kind
 from trio_vmcp._protocol.uri_template import compile_template
 from trio_vmcp._read_only import Copyable, read_only
-from trio_vmcp._routing.matching import TemplateGroup, group_templates
+from trio_vmcp._routing.matching import TemplateGroup, find_backend, group_templates
 from trio_vmcp._routing.name_rule import NameRule, NamesFor, name_rule
 from trio_vmcp._routing.names import Names
 from trio_vmcp._routing.strategies import Bare, ConflictResolution, Manual, Prefix, Priority
@@ -193,6 +193,10 @@ class Router:
     def find_resource(self, uri: str) -> Target | None:
         """As `RoutingTable.find_resource`."""
         return find_resource(uri, self._names["resources"].routes, self._match_with())
+
+    def has_template_for(self, backend_id: str, uri: str) -> bool:
+        """Whether a template of this backend matches, whichever backend the URI belongs to."""
+        return any(find_backend((group,), uri) for group in self._match_with() if group.backend_id == backend_id)
 
     def closest(self, kind: Kind, name: str) -> tuple[str, ...]:
         """As `RoutingTable.closest`."""

@@ -83,8 +83,14 @@ def a_record() -> BackendRecord:
     )
 
 
+class NoSubscriptions:
+    def subscribe(self, uri: str) -> None: ...
+
+    def unsubscribe(self, uri: str) -> None: ...
+
+
 def connection() -> Connection:
-    return Connection(PlainClient(), (), reports_writes=False)
+    return Connection(PlainClient(), (), NoSubscriptions(), reports_writes=False)
 
 
 def new_state(kind: type[State]) -> State:

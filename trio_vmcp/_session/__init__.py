@@ -9,6 +9,7 @@
   do callers see of a change? `member.py`.
 - How is one connection made and closed? `connecting.py`. What is kept of it while it takes calls? `connection.py`.
 - When may a backend be connected again? `reconnects.py`.
+- Where do subscriptions go when their resource has another owner? `moves.py`.
 - What does a backend offer? `listing.py`; one page after another: `pages.py`; after a `list_changed`: `refresh.py`.
 - What is stored, and when is it written? `row.py`. How do several instances know which of them uses a session?
   `use_marks.py`. How is an operation of the storage bounded? `row_storage.py`.

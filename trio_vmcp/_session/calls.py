@@ -121,6 +121,8 @@ class Calls:
             await self.call(SUBSCRIBE, uri, route, caller, None, timeout, None)
         except BaseException:
             if wanted is not None:
+                holder = self._find_subscribed(uri)  # another backend by now, if the subscription has moved
+                wanted = wanted if holder is None else self._members[holder.backend_id].subscriptions
                 wanted[uri] -= 1
                 if wanted[uri] <= 0:  # 0: no other call has asked for it; below: it was unsubscribed from meanwhile
                     del wanted[uri]
@@ -129,8 +131,9 @@ class Calls:
     @trio.lowlevel.enable_ki_protection
     async def unsubscribe(self, uri: str, caller: Identity | None, timeout: float | None) -> None:
         route = partial(self._route_unsubscription, uri)
-        member, _ = await self.call(UNSUBSCRIBE, uri, route, caller, None, timeout, None)
-        del member.subscriptions[uri]
+        await self.call(UNSUBSCRIBE, uri, route, caller, None, timeout, None)
+        for member in self._members.values():  # the subscription may have moved meanwhile
+            del member.subscriptions[uri]
 
     # --- routes: where a call goes, and with which params
 
@@ -176,10 +179,13 @@ class Calls:
 
     def _find_resource(self, uri: str) -> Target:
         """Where a URI is read and subscribed to: while it is subscribed to, at the backend that has the subscription,
-        whichever backend lists the URI by now. A subscriber that reads elsewhere would not hear of changes.
+        for as long as that offers the URI. A subscriber that reads elsewhere would not hear of changes.
         """
         target = self._directory.find_resource(uri)
-        return self._find_subscribed(uri) or target
+        holder = self._find_subscribed(uri)
+        if holder is None or holder == target or not self._directory.offers(holder.backend_id, uri):
+            return target  # in the last case the subscription is about to move there, too
+        return holder
 
     def _find_subscribed(self, uri: str) -> Target | None:
         owners = (member.backend_id for member in self._members.values() if uri in member.subscriptions)

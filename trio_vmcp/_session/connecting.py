@@ -172,18 +172,18 @@ class Attempt:
             with self._connecting:
                 await trio.lowlevel.checkpoint_if_cancelled()  # a removal may come before this task has begun
                 try:
-                    client, listing = await self._open(resume, nursery)
+                    client, events, listing = await self._open(resume, nursery)
                 except BackendError:
                     if resume is None or not note.session_lost:
                         raise
                     # What was stored is gone: "start a new session by sending a new InitializeRequest".
-                    client, listing = await self._open(None, nursery)
+                    client, events, listing = await self._open(None, nursery)
                 if self._member.may_join(self._session.life):  # else it got ready without noticing its cancel
                     known = self._member.listing
                     new: tuple[Kind, ...] = tuple(
                         kind for kind in KINDS if listing is not None and listing.differs(known, kind)
                     )
-                    self.connection = Connection(client, new, note.is_reported)
+                    self.connection = Connection(client, new, events.refresher, note.is_reported)
                     has_failures = listing is not None and (listing.failures or (known is not None and known.failures))
                     self._member.join(self.connection, listing if new or has_failures else None)
                     return
@@ -202,8 +202,12 @@ class Attempt:
                 self._discard(client, nursery)
         self._fail(*why, retry_after, is_of_endpoint=is_of_endpoint)
 
-    async def _open(self, resume: BackendRecord | None, nursery: trio.Nursery) -> tuple[BackendClient, Listing | None]:
-        """A client, and what it lists; None: a backend that was listed before takes calls at once, and lists later."""
+    async def _open(
+        self, resume: BackendRecord | None, nursery: trio.Nursery
+    ) -> tuple[BackendClient, Events, Listing | None]:
+        """A client, its events, and what it lists; None: a backend that was listed before takes calls at once, and
+        lists later.
+        """
         begun_at = trio.current_time()
         session, member = self._session, self._member
         refresher = Refresher(member, self, self._backend, member.identity, session.settings, nursery, session.observer)
@@ -215,7 +219,7 @@ class Attempt:
             if member.listing is not None and resume is None:
                 refresher.subscribe_again()
                 refresher.list_again()
-                return client, None
+                return client, events, None
             listing = await list_backend(
                 self._backend,
                 client,
@@ -233,7 +237,7 @@ class Attempt:
             note = current_note.get()
             self._discard(client, nursery, terminate=note is not None and note.session_lost)
             raise
-        return client, listing
+        return client, events, listing
 
     def _fail(
         self, reason: FailureReason, detail: str, retry_after: float | None = None, *, is_of_endpoint: bool
@@ -313,12 +317,12 @@ class Events:
     """An `EventSink`, of one client; `client` is None while that is being made."""
 
     _attempt: Attempt
-    _refresher: Refresher
+    refresher: Refresher
     _nursery: trio.Nursery
     client: BackendClient | None = attrs.field(default=None, init=False)
 
     def __call__(self, method: str, params: JSON, /) -> None:
-        self._attempt.take_event(self._refresher, method, params)
+        self._attempt.take_event(self.refresher, method, params)
 
     def session_lost(self, error: BackendError) -> None:
         # A closed nursery: the connection is being replaced already.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import attrs
 import trio
@@ -13,7 +14,15 @@ from trio_vmcp._session.admission import Call
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import BackendError
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "Subscriber"]
+
+
+class Subscriber(Protocol):
+    """Changes what a connection is subscribed to, in tasks of its own."""
+
+    def subscribe(self, uri: str) -> None: ...
+
+    def unsubscribe(self, uri: str) -> None: ...
 
 
 @attrs.define(eq=False)
@@ -31,6 +40,7 @@ class Connection:
 
     client: BackendClient
     new_lists: tuple[Kind, ...]
+    subscriber: Subscriber = attrs.field(repr=False)
     reports_writes: bool
     retired: trio.Event = attrs.field(factory=trio.Event, init=False)
     terminate: bool = attrs.field(default=False, init=False)

@@ -160,10 +160,19 @@ class Directory:
         Raises:
             ResourceNotFound: No backend lists it, and no template matches it.
         """
-        target = self._router.find_resource(uri)
+        target = self.find_owner(uri)
         if target is None:
             raise ResourceNotFound(uri, self._router.closest("resources", uri))
         return target
+
+    def find_owner(self, uri: str) -> Target | None:
+        """As `find_resource`; None: it is not found."""
+        return self._router.find_resource(uri)
+
+    def offers(self, backend_id: str, uri: str) -> bool:
+        """Whether a backend lists a resource or has a template that matches, whichever backend owns the URI."""
+        listing = self._listings.get(backend_id, _NOTHING)
+        return uri in listing.resources or self._router.has_template_for(backend_id, uri)
 
     def find_template(self, uri: str) -> Target | None:
         return next((target for target in self._router.templates if target.name == uri), None)

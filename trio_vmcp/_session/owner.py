@@ -31,6 +31,7 @@ from trio_vmcp._session.life import Life, Phase
 from trio_vmcp._session.listing import Listing
 from trio_vmcp._session.member import Change, Member, new_member
 from trio_vmcp._session.members import Membership
+from trio_vmcp._session.moves import SubscriptionMoves
 from trio_vmcp._session.reconnects import Endpoints
 from trio_vmcp._session.row import RowContents, SessionRow
 from trio_vmcp.connector import BackendConnector
@@ -76,6 +77,7 @@ class SessionOwner:
     directory: Directory = attrs.field(init=False, repr=False)
     admission: Admission = attrs.field(init=False, repr=False)
     calls: Calls = attrs.field(init=False, repr=False)
+    _moves: SubscriptionMoves = attrs.field(init=False, repr=False)
     feed: ChangeFeed = attrs.field(factory=ChangeFeed, init=False, repr=False)
     services: trio.Nursery | None = attrs.field(default=None, init=False, repr=False)
 
@@ -95,6 +97,7 @@ class SessionOwner:
         )
         self.directory = new_directory(self.row.bindings, self.settings)
         self.calls = Calls(self._members, self.directory, self.admission, self.identity, self.row.note_use)
+        self._moves = SubscriptionMoves(self._members, self.directory)
 
     @property
     def id(self) -> str:
@@ -335,6 +338,8 @@ class SessionOwner:
         self.row.note_change()
         for kind in changes:
             self.feed.publish(SessionChange(kind, member.backend_id))
+        if "resources" in changes and self.services is not None:
+            self._moves.start(self.services, member)
 
     def check_names(self, member: Member, listing: Listing) -> None:
         self.directory.check_names(member.backend_id, member.listing, listing)

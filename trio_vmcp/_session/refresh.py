@@ -21,7 +21,7 @@ import trio
 from trio_vmcp._limits import init_limit
 from trio_vmcp._nursery import start_clean, start_if_open
 from trio_vmcp._protocol.headers import limited
-from trio_vmcp._protocol.methods import KINDS, LIST_CHANGED, SUBSCRIBE, Kind
+from trio_vmcp._protocol.methods import KINDS, LIST_CHANGED, SUBSCRIBE, UNSUBSCRIBE, Kind
 from trio_vmcp._request_note import RequestNote, current_note
 from trio_vmcp._session.call import note_answer
 from trio_vmcp._session.listing import Listing, list_backend
@@ -92,6 +92,14 @@ class Refresher:
         """Subscriptions ended with the connection before. Called once for each connection."""
         if self._member.subscriptions:
             start_clean(self._nursery, self._subscribe, sorted(self._member.subscriptions))
+
+    def subscribe(self, uri: str) -> None:
+        """A subscription has come from another backend."""
+        start_if_open(self._nursery, self._subscribe, (uri,))
+
+    def unsubscribe(self, uri: str) -> None:
+        """A subscription has gone to another backend."""
+        start_if_open(self._nursery, self._unsubscribe, uri)
 
     def repeat_failed(self, listing: Listing | None) -> None:
         """Have the lists that failed asked for again, each alone, unless a task does so already."""
@@ -206,6 +214,18 @@ class Refresher:
             uris = [uri for uri in uris if await self._must_subscribe_again(uri, tries)]
             if uris:
                 await trio.sleep(backoff.next(random.random()))
+
+    async def _unsubscribe(self, uri: str) -> None:
+        """Once, since updates that come all the same are not passed on."""
+        await self._wait_asked()
+        client = self._connection.current_client
+        if client is None or uri in self._member.subscriptions:
+            return
+        limit = init_limit(self._backend, self._settings).seconds
+        try:
+            await client.request(UNSUBSCRIBE, {"uri": uri}, identity=self._identity, timeout=limit, on_progress=None)
+        except BackendError as error:
+            logger.debug("%s, when it was to be unsubscribed from", error)
 
     async def _must_subscribe_again(self, uri: str, tries: int) -> bool:
         """Subscribe to one resource. Returns whether that failed and has to be tried again."""
