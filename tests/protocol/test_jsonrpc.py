@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -314,3 +316,42 @@ def test_a_message_that_does_not_fit_in_memory_is_a_bad_message(monkeypatch: pyt
     monkeypatch.setattr(jsonrpc, "_decoder", json.JSONDecoder(parse_int=out_of_memory))
     with pytest.raises(jsonrpc.BadMessage, match="more memory"):
         jsonrpc.parse_message(b'{"jsonrpc":"2.0","id":1,"result":{}}', max_depth=128)
+
+
+MANY = ",".join(["[]"] * 50_000)
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param("]}}", id="good"),
+        pytest.param("", id="cut off"),
+        pytest.param(",NaN]}}", id="a constant"),
+        pytest.param(",1e999]}}", id="infinity"),
+        pytest.param("," + "7" * 5000 + "]}}", id="digits"),
+        pytest.param("," + "[" * 20_000, id="depth"),
+    ],
+)
+def test_the_garbage_collector_is_off_inside_a_long_parse_alone(end: str, is_enabled: bool) -> None:
+    """Also where the parse fails. An application that has switched it off finds it off."""
+    text = f'{{"jsonrpc":"2.0","id":1,"result":{{"a":[{MANY}{end}'
+    collections: list[str] = []
+    looks_on = True
+
+    def note(phase: str, info: object) -> None:
+        if looks_on:
+            collections.append(phase)
+
+    gc.collect()
+    gc.callbacks.append(note)
+    (gc.enable if is_enabled else gc.disable)()
+    try:
+        with suppress(BadMessage):
+            jsonrpc._loads(text)
+        looks_on = False
+        assert is_enabled is gc.isenabled()
+    finally:
+        gc.callbacks.remove(note)
+        gc.enable()
+    assert len(collections) <= 4  # around the parse; in it, one for each 700 arrays

@@ -11,6 +11,7 @@ Neither the text of `BadMessage` nor its context holds any received data, which 
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
@@ -268,7 +269,7 @@ def to_text(data: bytes | bytearray | memoryview) -> str:
 
 def _loads(text: str) -> Any:
     try:
-        return _decoder.decode(text)
+        return _decode(text)
     except BadMessage:  # from a hook of the decoder
         raise
     except json.JSONDecodeError as exc:
@@ -280,6 +281,20 @@ def _loads(text: str) -> Any:
     except ValueError:  # int() refuses more digits than sys.get_int_max_str_digits(): the conversion is quadratic
         raise _too_large("holds an integer of too many digits") from None
     raise BadMessage(problem)  # outside of the except, too: JSONDecodeError holds the document
+
+
+def _decode(text: str) -> Any:
+    """Without the cyclic garbage collector, if the text is long: all that a parse makes is in use, so the collector
+    would look through it in vain, some dozen times. That is a quarter of the time for a list of 1000 tools, and nine
+    tenths for 100 000 empty arrays.
+    """
+    if len(text) < _LONG_TEXT or not gc.isenabled():
+        return _decoder.decode(text)
+    try:
+        gc.disable()
+        return _decoder.decode(text)
+    finally:
+        gc.enable()
 
 
 def _too_large(problem: str) -> BadMessage:
