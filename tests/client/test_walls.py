@@ -15,6 +15,7 @@ import attrs
 import pytest
 import trio
 from support.channels import (
+    ANSWERS,
     CHANNELS,
     EVERY_ANSWER,
     EVERY_CHANNEL,
@@ -49,16 +50,32 @@ from trio_vmcp._client.channels.pace import (
     MESSAGES_AT_ONCE,
     MESSAGES_PER_SECOND,
     REQUEST_COST,
+    Pace,
 )
 from trio_vmcp._client.channels.parsing import parse
 from trio_vmcp._protocol.jsonrpc import BadMessage
 from trio_vmcp.testing import CallContext, Hang, Rewrite, ScriptedBackend, WireFault, open_memory_network
 from trio_vmcp.testing.faults import Cut, Step
 
+EVERY_STREAMABLE_ANSWER = pytest.mark.parametrize(
+    "channel", [channel for channel in ANSWERS if channel.transport == "streamable-http"], ids=str
+)
 TOOLS_CHANGED = "notifications/tools/list_changed"
 HOUR = 3600.0
 
 # The pace of a flood
+
+
+@EVERY_STREAMABLE_ANSWER
+async def test_an_answer_of_its_own_is_no_piece_of_a_flood(channel: Channel, autojump_clock: MockClock) -> None:
+    """A request waits for it. (On a stream for all, nothing tells a piece of an answer from a flood.)"""
+    async with channel.open_client(channel.backend()) as client:
+        pace: Pace = client._channel.pace  # type: ignore[attr-defined]  # what is left of it shows after 1000 calls
+        left = pace._messages
+        for _ in range(9):
+            await call(client)
+        assert left - pace._messages <= 9 * LINE_COST  # a blank line after the answer
+        assert pace._since_checkpoint <= 10 * LINE_COST
 
 
 @attrs.frozen

@@ -37,6 +37,7 @@ __all__ = [
     "encode_request",
     "encode_result",
     "meant_id",
+    "parse_cheap",
     "parse_in_steps",
     "parse_message",
     "parse_text",
@@ -186,7 +187,7 @@ def parse_message(data: bytes | bytearray | memoryview, *, max_depth: int, max_v
 def parse_text(text: str, *, max_depth: int, max_values: float = MOST_VALUES) -> Message:
     """`parse_message` without `to_text`, so that a caller can free the bytes of a large message in between."""
     if is_cheap(text, max_values):  # most messages: a generator would take longer than its one step
-        return _checked_or_bad(_loads(text), text, max_depth)
+        return parse_cheap(text, max_depth=max_depth)
     steps = parse_in_steps(text, max_depth=max_depth, max_values=max_values)
     while True:
         try:
@@ -194,6 +195,11 @@ def parse_text(text: str, *, max_depth: int, max_values: float = MOST_VALUES) ->
         except StopIteration as end:
             message: Message = end.value
             return message
+
+
+def parse_cheap(text: str, *, max_depth: int) -> Message:
+    """`parse_text` for a text that is cheap."""
+    return _checked_or_bad(_loads(text), text, max_depth)
 
 
 def parse_in_steps(text: str, *, max_depth: int, max_values: float) -> Generator[None, None, Message]:

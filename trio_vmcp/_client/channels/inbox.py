@@ -180,9 +180,10 @@ class Inbox:
 
     async def _read(self, text: str) -> Message | Unreadable:
         for pending in list(self._pending.values()):
-            known = await recall(text, pending.id, pending.known)
-            if known is not None:
-                return known
+            if pending.known is not None:
+                known = await recall(text, pending.id, pending.known)
+                if known is not None:
+                    return known
         return await read(text, max_depth=self.max_json_depth, max_values=self.max_json_values)
 
     def take_oversized(self, message: Oversized) -> None:

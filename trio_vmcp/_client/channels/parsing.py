@@ -12,7 +12,7 @@ import trio
 
 from trio_vmcp._known_results import KnownResults
 from trio_vmcp._protocol.json_cost import TooCostly, check_cost, is_cheap
-from trio_vmcp._protocol.jsonrpc import BadMessage, Message, Result, parse_in_steps, parse_text
+from trio_vmcp._protocol.jsonrpc import BadMessage, Message, Result, parse_cheap, parse_in_steps
 from trio_vmcp._protocol.reading import Unreadable, unreadable
 
 __all__ = ["parse", "read", "recall", "split_batch"]
@@ -28,7 +28,7 @@ async def parse(text: str, *, max_depth: int, max_values: float) -> Message:
         BadMessage: See `parse_message`.
     """
     if is_cheap(text, max_values):
-        return parse_text(text, max_depth=max_depth, max_values=max_values)
+        return parse_cheap(text, max_depth=max_depth)
     steps = parse_in_steps(text, max_depth=max_depth, max_values=max_values)
     while True:
         await trio.lowlevel.checkpoint()
@@ -39,10 +39,8 @@ async def parse(text: str, *, max_depth: int, max_values: float) -> Message:
             return message
 
 
-async def recall(text: str, request_id: int, known: KnownResults | None) -> Result | None:
+async def recall(text: str, request_id: int, known: KnownResults) -> Result | None:
     """The answer to a request, if `text` holds a result that its caller knows; None: it must be parsed."""
-    if known is None:
-        return None
     steps = known.recall(text, request_id)
     while True:
         try:

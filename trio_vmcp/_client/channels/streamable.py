@@ -195,7 +195,7 @@ class Streamable:
         decoder = SseDecoder(max_event_bytes=self.max_message_bytes)
         decoder.last_event_id = last_event_id
         strays: list[ErrorReply] = []
-        budget = MESSAGES_PER_EXCHANGE * self.max_message_bytes
+        budget, is_first = MESSAGES_PER_EXCHANGE * self.max_message_bytes, True
         while (chunk := await self._more(reply, decoder)) is not None:
             budget -= _charged_bytes(chunk)
             if budget < 0:
@@ -205,7 +205,8 @@ class Streamable:
                     f"counted as {LINE_BYTES} more (max_message_bytes)",
                     may_have_executed=True,
                 )
-            answer = await self._answer_in(chunk, decoder, reply, ask, strays)
+            events = await self._events(chunk, decoder, is_awaited=is_first)
+            answer, is_first = await self._answer_in(events, reply, ask, strays), False
             if answer is not None:
                 await self.link.drain(reply)
                 return answer
@@ -231,8 +232,8 @@ class Streamable:
                     if answer is None:
                         raise reply.protocol_error("answered with a batch that holds no answer to the request")
                     return answer
-            message = await recall(text, ask.id, ask.known) or await self._parse(text, reply)
-            return Answer(self._matching(message, ask.id, reply), reply.status)
+            known = None if ask.known is None else await recall(text, ask.id, ask.known)
+            return Answer(self._matching(known or await self._parse(text, reply), ask.id, reply), reply.status)
         shown = repr(kind[:MOST_QUOTED]) if kind else "no content"
         words = await self.link.quote(reply)
         raise reply.protocol_error(f"answered a request with HTTP {reply.status} and {shown}{words}")
@@ -244,14 +245,14 @@ class Streamable:
     # --- streams
 
     async def _answer_in(
-        self, chunk: bytes, decoder: SseDecoder, reply: HttpReply, ask: Ask, strays: list[ErrorReply]
+        self, events: list[SseEvent], reply: HttpReply, ask: Ask, strays: list[ErrorReply]
     ) -> Answer | None:
-        """The answer to a request, if the answer ends in this chunk of the stream.
+        """The answer to a request, if one of these events of its stream holds it.
 
         Args:
             strays: Takes the errors under the ids of other requests.
         """
-        for text, size, more_lines in self._texts(await self._events(chunk, decoder)):
+        for text, size, more_lines in self._texts(events):
             if self.takes_batches and isinstance(text, str):
                 parts = await split_batch(text, max_values=self.max_json_values)
                 if len(parts) > 1 or parts[0] is not text:
@@ -260,7 +261,9 @@ class Streamable:
                     if answer is not None:
                         return answer
                     continue
-            known = await recall(text, ask.id, ask.known) if isinstance(text, str) else None
+            known: Message | None = None
+            if ask.known is not None and isinstance(text, str):
+                known = await recall(text, ask.id, ask.known)
             message = known or await self._read(text)
             if isinstance(message, Result | ErrorReply):
                 if same_id(message.id, ask.id) or (isinstance(message, ErrorReply) and meant_id(message.id) is None):
@@ -282,12 +285,18 @@ class Streamable:
                 await self.pace.wait()
         return None
 
-    async def _events(self, chunk: bytes, decoder: SseDecoder) -> list[SseEvent]:
-        """The events that end in this chunk."""
+    async def _events(self, chunk: bytes, decoder: SseDecoder, *, is_awaited: bool = False) -> list[SseEvent]:
+        """The events that end in this chunk.
+
+        Args:
+            is_awaited: A request waited for the chunk, so its first piece costs nothing: most answers are one piece.
+        """
         events: list[SseEvent] = []
         for piece in pieces(chunk):
             lines, size = decoder.idle_lines, decoder.idle_bytes
-            self.pace.charge_piece(piece)
+            if not is_awaited:
+                self.pace.charge_piece(piece)
+            is_awaited = False
             try:
                 events += decoder.feed(piece)
             except SseLimit as exc:
