@@ -6,8 +6,8 @@ commas and digits inside strings do not count.
 
 Two shortcuts prove at a tenth of the cost that most texts are within the limits. Few long strings are skipped one by
 one. With many short strings, all commas, brackets and digits are counted, wherever they stand: an upper bound. A text
-that may be over a limit by that is counted exactly: for JSON (RFC 8259) in full, for anything else up to the first
-character at which a parser stops.
+that may be over a limit by that is counted exactly. The count of invalid JSON (RFC 8259) is exact up to the first
+error, where a parser stops.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class TooCostly(ValueError):
 
 
 def is_cheap(text: str, max_values: float) -> bool:
-    """Whether `text` is too short to be over a limit. (`int` and `float` look for long numbers in it themselves.)"""
+    """Whether `text` needs no count, being too short for too many values or digits. It may hold one number of over
+    MOST_NUMBER_DIGITS digits, which the parser refuses.
+    """
     if len(text) > max_values or len(text) > MOST_DIGITS:
         return False
     return len(text) <= MOST_NUMBER_DIGITS or _parser_limits_numbers()
@@ -121,7 +123,8 @@ class JsonCost:
 
     Attributes:
         max_values: Limit for members and elements together.
-        values: Counted so far. An opening bracket at the very end counts as one until its array turns out to be empty.
+        values: Counted so far. A bracket that opens at the end of a slice counts as one value; if the next slice closes
+            that array at once, the value is taken back.
         digits: Counted so far.
     """
 
@@ -130,7 +133,7 @@ class JsonCost:
     digits: int = attrs.field(default=0, init=False)
     _is_inside: bool = attrs.field(default=False, init=False)  # of a string
     _last: bytes = attrs.field(default=b"", init=False)  # the last character outside of strings that is no white space
-    _number: bytes = attrs.field(default=b"", init=False)  # that may go on in the next slice
+    _number: bytes = attrs.field(default=b"", init=False)  # at the end of the last slice: it may go on
 
     def count(self, text: str) -> Iterator[None]:
         """Count `text`, with a step for each slice.
@@ -151,7 +154,7 @@ class JsonCost:
         if "\\" in piece:
             piece = piece.replace("\\\\", "").replace('\\"', "")
         parts = piece.split('"')
-        outside = '"'.join(parts[self._is_inside :: 2])  # the quote stands for a string
+        outside = '"'.join(parts[self._is_inside :: 2])  # a quote is left for each string: `[""]` is not empty
         self._is_inside ^= len(parts) % 2 == 0
         if self._is_inside:
             outside += '"'
@@ -165,7 +168,7 @@ class JsonCost:
             TooCostly: It is over a limit.
         """
         data = text.encode("ascii", "replace")
-        # A bracket that is not empty has one value more than commas.
+        # An array or object that is not empty has one value more than commas.
         self.values += data.count(b",") + data.count(b"[") + data.count(b"{") - len(_EMPTY.findall(data))
         visible = data.strip(b" \t\n\r")
         if visible:

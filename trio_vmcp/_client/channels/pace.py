@@ -1,8 +1,9 @@
 """The rate at which one backend may send, over all its streams together: a flood must not slow down other backends.
 
-Each message that a backend sends takes time in this process, also each line and each small piece of a stream. A backend
-may send bursts up to an allowance, and more at a fixed rate. Beyond that its streams are not read for a while, so the
-flood fills the backend's own buffers. An answer that a request waits for is free, since requests limit their number.
+Each message, each line and each small piece of a stream costs time in this process. A backend has an allowance for
+bursts, which refills at a fixed rate. When the allowance is used up, the backend's streams are not read for a while, so
+the flood fills the backend's own buffers. The message that answers a request costs nothing, since requests are limited
+in number; the small pieces that the message came in do.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ __all__ = ["Pace", "pieces"]
 # At this rate a flood of the shortest messages takes about a tenth of one processor.
 MESSAGES_PER_SECOND, MESSAGES_AHEAD = 2000.0, 500.0
 BYTES_PER_SECOND, BYTES_AHEAD = 1024.0 * 1024, 16.0 * 1024 * 1024
-# Costs in messages. A request of the backend needs an answer, which over HTTP is a request of ours. A line may belong
-# to no message (an empty one, a comment). A piece is a part of a stream, charged if it has few bytes.
+# Costs in messages. A backend's request must be answered, over HTTP with a POST. A line may belong to no message (an
+# empty line, a comment). A piece is what one read returned, or SMALL_PIECE bytes cut from that; only smaller ones cost.
 REQUEST_COST, LINE_COST, PIECE_COST = 8.0, 1 / 16, 1 / 2
 SMALL_PIECE = 4 * 1024  # bytes
 MESSAGES_AT_ONCE = 16.0  # between two checkpoints
-LINES_AT_ONCE = 256  # of one piece, between two checkpoints
-PIECES_AT_ONCE = 4.0  # small ones, between two checkpoints: one of these may have thousands of lines
+LINES_AT_ONCE = 256  # a chunk of at most so many lines is decoded in one go
+PIECES_AT_ONCE = 4.0  # small ones, between two checkpoints: even 4 KiB may hold thousands of lines
 
 
 @attrs.define(eq=False)
@@ -37,7 +38,9 @@ class Pace:
     _since_checkpoint: float = attrs.field(default=0.0, init=False)
 
     def charge_piece(self, piece: bytes | bytearray) -> None:
-        """A piece of a stream arrived. Its bytes are charged later, with the messages in it."""
+        """A piece of a stream arrived. Its bytes are charged with the messages in it, unless those are awaited answers.
+        A piece of SMALL_PIECE bytes was cut by `pieces`: it costs nothing, and counts for the next checkpoint.
+        """
         if len(piece) < SMALL_PIECE:
             self._charge(PIECE_COST, 0)
         if len(piece) <= SMALL_PIECE:
@@ -69,7 +72,7 @@ class Pace:
         self._messages = min(self._messages + passed * MESSAGES_PER_SECOND, MESSAGES_AHEAD)
         self._bytes = min(self._bytes + passed * BYTES_PER_SECOND, BYTES_AHEAD)
         delay = 0.0
-        if self._messages < 0:  # for several messages at once: a timer for each would cost more than they do
+        if self._messages < 0:  # until MESSAGES_AT_ONCE may come: a timer for each message would cost more
             delay = (MESSAGES_AT_ONCE - self._messages) / MESSAGES_PER_SECOND
         if self._bytes < 0:
             delay = max(delay, -self._bytes / BYTES_PER_SECOND)
