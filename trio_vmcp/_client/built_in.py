@@ -96,15 +96,22 @@ class BuiltInConnector:
             return await connect_event_stream(parts, init_limit(backend, self.settings).seconds)
         return await HttpOpening(parts).connect(resume)
 
-    def link(self, backend: Backend) -> HttpLink:
+    def connection_limit(self) -> ConnectionLimit:
+        """Of one backend of one session."""
+        return ConnectionLimit(trio.CapacityLimiter(calls_within(self.settings.max_connections_per_backend)))
+
+    def link(self, backend: Backend, limit: ConnectionLimit | None = None) -> HttpLink:
+        """
+        Args:
+            limit: Shared with another link to the same backend; None: no other link has it.
+        """
         transport = self._transport or self._built_in  # one for all sessions: a second one finds warm connections
-        limit = ConnectionLimit(trio.CapacityLimiter(calls_within(self.settings.max_connections_per_backend)))
         try:
             return HttpLink(
                 backend,
                 transport,
                 auth=self._auth,
-                limit=limit,
+                limit=limit or self.connection_limit(),
                 max_message_bytes=self.settings.max_message_bytes,
             )
         except (httpx.InvalidURL, UnicodeError):  # from None: both quote the value, which may be secret
@@ -423,11 +430,12 @@ async def connect_event_stream(parts: Parts, endpoint_timeout: float) -> Handsha
         BackendError: There is no such stream, or the backend does not speak MCP on it.
     """
     backend, connector = parts.backend, parts.connector
+    limit = connector.connection_limit()
     channel = EventStream(
         inbox=new_inbox(backend, connector.settings),
         backend=backend,
-        link=connector.link(backend),
-        make_link=connector.link,
+        link=connector.link(backend, limit),
+        make_link=partial(connector.link, limit=limit),
         identity=parts.identity,
         unawaited=parts.unawaited(),
         close_timeout=connector.notice_timeout,
