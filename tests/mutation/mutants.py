@@ -164,7 +164,9 @@ def _statement_edits(node: ast.stmt, *, is_last: bool) -> Iterator[tuple[str, ob
     match node:
         case ast.Expr(ast.Constant(str())):  # a docstring
             return
-        case ast.AnnAssign(value=None) | ast.Assign(targets=[ast.Name("__all__")]):
+        case ast.AnnAssign(value=None) | ast.AnnAssign(annotation=ast.Name("TypeAlias")):
+            return
+        case ast.Assign(targets=[ast.Name("__all__")]):
             return
         case ast.Assert():  # tells the type checker what holds anyway
             return

@@ -123,6 +123,26 @@ EQUIVALENT: Mapping[str, str] = {
         "For the type checker. A member with a connection and a closed circuit is Ready: Failing begins when the "
         "circuit opens, and `note_answer` and `join` end it when the circuit closes."
     ),
+    "Calls: 0.0 becomes 1.0 in `last_call_at: float = attrs.field(default=0.0, init=False)`": (
+        "Set when the opening ends, and not read before."
+    ),
+    "Calls.call: ignore `array` in `if array and not isinstance(raw.get(array), list | None):`": (
+        'A method without an array asks for the member "", which no result of MCP has.'
+    ),
+    "Calls._find: ignore `owner is not None` in `if owner is not None and owner in self._members:`": (
+        "For the type checker: None is the id of no member."
+    ),
+    "Calls.route_completion: ignore `member.record is not None` in `if member.record is not None and not "
+    'declares(member.record.server_capabilities, ("completions",)):`': (
+        "For the type checker: a backend whose prompt or template is listed was connected once."
+    ),
+    "Membership._ensure_retrying: ignore `member.backend is not None` in `if member.retry is None and member.backend "
+    "is not None and member.may_join(self._session.life):`": (
+        "For the type checker: a member without its `Backend` is Unconfigured, and may not join."
+    ),
+    "NameRule.fit: > becomes >= in `return (legible[int(too_long) :] if too_long > 0 else legible) + tail`": (
+        "From its character 0 on, a name is whole."
+    ),
     "inner_prefixes: 0 becomes 1 in `found[backend_id] = dict(sorted(inner, key=lambda pair: len(pair[0]), "
     "reverse=True))`": "The ids in them are in the same order: of two prefixes of one format, that of the longer id is "
     "longer.",

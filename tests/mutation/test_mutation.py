@@ -63,6 +63,7 @@ def changes(body: str) -> list[str]:
         ('"""Says what."""', []),
         ("await x()", ["pass"]),
         ("return x()", ["return"]),
+        ("x: TypeAlias = y", []),
         ("return False", ["return True"]),
         ("return None", []),
         ("return 0", ["return", "return 1"]),

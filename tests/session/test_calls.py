@@ -155,6 +155,37 @@ async def test_completions_need_the_capability(autojump_clock: MockClock) -> Non
         assert [] == backend.received("completion/complete")
 
 
+async def test_a_completion_goes_to_the_backend_that_lists_the_template(autojump_clock: MockClock) -> None:
+    """The very template that is named, though another one matches its text as well."""
+    backends = {name: echo_backend(completions={"b": ["Rome"]}) for name in "ab"}
+    backends["a"].add_resource_template("x://{a}")
+    backends["b"].add_resource_template("x://{b}")
+    async with open_world(backends) as world, world.open_session() as session:
+        await session.complete({"type": "ref/resource", "uri": "x://{b}"}, {"name": "b", "value": ""})
+        assert [0, 1] == [len(backend.received("completion/complete")) for backend in backends.values()]
+
+
+async def test_a_refused_subscription_leaves_an_earlier_one(autojump_clock: MockClock) -> None:
+    """A new backend session subscribes again to what was subscribed to before; to unsubscribe twice is no error."""
+    backend = echo_backend(listens=True)
+    backend.add_resource("file:///x")
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        await session.subscribe_resource("file:///x")
+        backend.fail("resources/subscribe", Error(-32000, "no"), times=1)
+        with pytest.raises(BackendRejected):
+            await session.subscribe_resource("file:///x")
+        backend.restart()
+        await session.call_tool("a_echo")
+        await wait_all_tasks_blocked()
+        assert 3 == len(backend.received("resources/subscribe"))
+        for _ in range(2):
+            await session.unsubscribe_resource("file:///x")
+        backend.restart()
+        await session.call_tool("a_echo")
+        await wait_all_tasks_blocked()
+        assert 3 == len(backend.received("resources/subscribe"))
+
+
 async def test_calls_run_side_by_side(autojump_clock: MockClock) -> None:
     """Twenty at once to two backends take as long as one; `in_flight` counts them."""
     async with open_world({"a": slow_backend(3), "b": slow_backend(3)}) as world, world.open_session() as session:

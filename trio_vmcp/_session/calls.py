@@ -162,8 +162,7 @@ class Calls:
                     "ref is neither {'type': 'ref/prompt', 'name': …} nor {'type': 'ref/resource', 'uri': …}"
                 )
         member = self._members[target.backend_id]
-        member.require_reachable()
-        # "Use only negotiated capabilities" (lifecycle): of this connection, or of the one that is being replaced.
+        # "Use only negotiated capabilities" (lifecycle): of this connection, or of the latest where it is missing.
         if member.record is not None and not declares(member.record.server_capabilities, ("completions",)):
             raise BackendRejected(
                 target.backend_id,

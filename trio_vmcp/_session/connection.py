@@ -46,7 +46,9 @@ class Connection:
     terminate: bool = attrs.field(default=False, init=False)
     closed: trio.Event | None = attrs.field(default=None, init=False)
     _calls: set[Call] = attrs.field(factory=set, init=False, repr=False)
-    _idle: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)  # set once: retired, and no calls
+    _idle: trio.Event = attrs.field(
+        factory=trio.Event, init=False, repr=False
+    )  # set once: retired, and the last call has ended
     _draining: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
 
     @property
@@ -58,13 +60,13 @@ class Connection:
 
     def remove_call(self, call: Call) -> None:
         self._calls.discard(call)
-        self._check_idle()
+        if self.retired.is_set() and not self._calls:
+            self._idle.set()
 
     def retire(self, drain_by: float = math.inf) -> None:
         """Take no more calls. Those on it are cut off at `drain_by`, by `trio.current_time()`."""
         self._draining.deadline = min(self._draining.deadline, drain_by)
         self.retired.set()
-        self._check_idle()
 
     async def drain(self, verdict: Callable[[], BackendError], unwind_timeout: float) -> None:
         """Once retired: wait for the calls on it until they are to be cut off. Then end each with a `verdict` of its
@@ -78,7 +80,3 @@ class Connection:
             call.cut_off(verdict())
         with trio.move_on_after(unwind_timeout):
             await self._idle.wait()
-
-    def _check_idle(self) -> None:
-        if self.retired.is_set() and not self._calls:
-            self._idle.set()
