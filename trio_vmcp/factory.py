@@ -322,6 +322,9 @@ async def open_session_factory(
 ) -> AsyncIterator[SessionFactory]:
     """Open a factory for sessions. Leaving it ends every session that it made, as `settings.on_exit` says.
 
+    KeyboardInterrupt and SystemExit end the sessions in the same order, with a drain of at most 10 s, and come out as
+    themselves, also where code of the application's raises them in a task of a session.
+
     Args:
         storage: Keeps the metadata; None: a `LocalStorage` of this factory. A storage that is passed is not closed.
         connector: Makes the clients; None: the built-in one, which goes by `Backend.transport`.
