@@ -272,8 +272,10 @@ def declares_nothing(original: Any, handlers: BoundHandlers) -> None:
     handlers.capabilities = {}
 
 
-def tells_no_caller(original: Any, handlers: BoundHandlers, kind: str, params: Any, caller: Any, **kw: Any) -> Any:
-    return original(handlers, kind, params, None, **kw)
+def tells_no_caller(
+    original: Any, handlers: BoundHandlers, kind: str, params: Any, caller: Any, *args: Any, **kw: Any
+) -> Any:
+    return original(handlers, kind, params, None, *args, **kw)
 
 
 async def runs_twice(original: Any, handlers: BoundHandlers, *args: Any, **kw: Any) -> Any:

@@ -76,9 +76,10 @@ TARGETS: Mapping[str, tuple[str, ...] | None] = {
         for name in (
             *("resume", "greet", "_note_assigned", "agree", "aclose", "retire", "_delete", "_compose_headers"),
             *("exchange", "cancel", "_answered_anywhere", "_resumed", "_resume", "_check_session", "_says_gone"),
-            *("watch", "_open_stream", "_close_stream"),
+            *("watch", "_open_stream", "_close_stream", "_refuses_everything", "terminate"),
         )
     ),
+    "trio_vmcp._client.channels.refusals": None,
     "trio_vmcp._client.probe": None,
     "trio_vmcp._client.listening": None,
 }
@@ -95,12 +96,13 @@ TESTS = (
             *("life", "member", "row", "traps", "two_instances", "own_connector", "questions", "transition_log"),
             *("interfaces", "listing", "names", "refresh", "staying_current", "directory"),
             *("two_principals", "starting", "silent_streams", "time_limits", "use_marks"),
+            "refused_everything",
         )
     ),
     *(
         f"client/test_{name}"
         for name in (
-            *("walls", "probe", "handshake", "listening", "http_link", "duplex", "http_sse"),
+            *("walls", "probe", "order", "handshake", "listening", "http_link", "duplex", "http_sse"),
             *("subscriptions", "server_requests", "handlers", "answers", "questions", "explanations", "rounds"),
             *("stateless", "http_subscriptions", "duplex_subscriptions", "http_rounds", "complaints", "credentials"),
             *("whose_credentials", "giving_up", "greeting", "notifications", "lines", "cookies", "last_words"),
