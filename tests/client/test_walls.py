@@ -36,6 +36,7 @@ from trio_vmcp import (
     Backend,
     BackendProtocolError,
     BackendRejected,
+    BackendUnavailable,
     FactorySettings,
     MessageTooLarge,
     Session,
@@ -54,7 +55,7 @@ from trio_vmcp._client.channels.pace import (
 )
 from trio_vmcp._client.channels.parsing import parse
 from trio_vmcp._protocol.jsonrpc import BadMessage
-from trio_vmcp.testing import CallContext, Hang, Rewrite, ScriptedBackend, WireFault, open_memory_network
+from trio_vmcp.testing import CallContext, Hang, Raw, Rewrite, ScriptedBackend, WireFault, open_memory_network
 from trio_vmcp.testing.faults import Cut, Step
 
 EVERY_STREAMABLE_ANSWER = pytest.mark.parametrize(
@@ -194,6 +195,41 @@ async def test_a_flood_before_an_answer_is_read_at_the_same_pace(
 
 
 STREAMED = pytest.mark.parametrize("channel", [c for c in CHANNELS if c.transport != "stdio"], ids=str)
+
+
+def in_crumbs(text: bytes, size: int) -> bytes:
+    """The body of a chunked response (RFC 9112 §7.1), in chunks of `size` bytes."""
+    parts = [text[start : start + size] for start in range(0, len(text), size)]
+    return b"".join([b"%x\r\n%s\r\n" % (len(part), part) for part in parts])
+
+
+@STREAMED
+@pytest.mark.parametrize(("size", "seconds"), [(1, 1.0), (1000, 0.0)])
+async def test_chunks_of_a_byte_count_for_themselves(
+    channel: Channel, size: int, seconds: float, autojump_clock: MockClock
+) -> None:
+    """One event in chunks of a byte is read at the pace of as many lines: each costs as much. In chunks of a common
+    size, its bytes alone count.
+    """
+    count = int((MESSAGES_AHEAD + MESSAGES_PER_SECOND) / LINE_COST)
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    begin = b"event: endpoint\ndata: /messages\n\n" if channel.transport == "sse" else b""
+    flood = Raw(head, in_crumbs(begin, 1000) + in_crumbs(b"data: " + b"x" * count, size))
+    backend = channel.backend()
+    if channel.transport == "sse":  # the stream is the session
+        backend.fail("GET", flood)
+        backend.fail("POST", Hang())
+        async with channel.open_bench(backend) as bench:
+            started = trio.current_time()
+            with pytest.raises(BackendUnavailable):
+                await bench.connect()
+    else:
+        backend.fail("tools/call", flood)
+        async with channel.open_client(backend) as client:
+            started = trio.current_time()
+            with pytest.raises(BackendUnavailable):
+                await call(client)
+    assert seconds == pytest.approx(trio.current_time() - started, abs=0.1)
 
 
 @STREAMED

@@ -68,6 +68,11 @@ class Connection:
         """The header `Keep-Alive` of the last response; None: it had none."""
         return self._parser.keep_alive
 
+    @property
+    def pieces(self) -> int:
+        """How many pieces the bytes that `receive` returned last had arrived in."""
+        return self._parser.pieces
+
     def close(self) -> None:
         """Close the connection at once and for good. A task that waits for its bytes gets an error."""
         self._is_closed = True

@@ -77,6 +77,7 @@ class ResponseParser:
         status: The status of the response once its head has arrived; until then 0. Never 1xx: those are skipped.
         headers: The headers, with names in lower case.
         is_ended: The response has arrived to its last byte.
+        pieces: How many pieces the body that was taken last had arrived in: as many as chunks, or more.
         keep_alive: The value of the header `Keep-Alive`; None: there was none.
         is_clean: The response has ended, no byte came behind it, and the peer keeps the connection open.
     """
@@ -92,6 +93,7 @@ class ResponseParser:
         self.keep_alive: bytes | None = None
         self.is_ended = self.is_clean = False
         self._body: list[bytes] = []
+        self.pieces = 0
         self._no_body = 0  # bytes since the last one of a body
         self._informational = 0
         self._has_length = self._is_chunked = self._keeps_alive = False
@@ -135,6 +137,7 @@ class ResponseParser:
     def take_body(self) -> bytes:
         """All of the body that has arrived and was not taken yet."""
         pieces, self._body = self._body, []
+        self.pieces = len(pieces)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     # What llhttp calls. An exception raised in here would come out wrapped: problems are noted for `feed`.

@@ -63,6 +63,11 @@ class RawResponse:
     def is_ended(self) -> bool:
         return self._connection.is_ended
 
+    @property
+    def pieces(self) -> int:
+        """How many pieces the bytes that `receive` returned last had arrived in."""
+        return self._connection.pieces
+
     def receive(self) -> Coroutine[Any, Any, bytes | None]:
         """The next bytes of the body; None at its end.
 

@@ -192,6 +192,7 @@ class EventStream(DuplexChannel):
         decoder = SseDecoder(max_event_bytes=self.inbox.max_message_bytes)
         while (chunk := await reply.receive()) is not None:
             self._heard_at = trio.current_time()
+            self.pace.charge_crumbs(reply.pieces, len(chunk))
             for piece in pieces(chunk):
                 lines, size = decoder.idle_lines, decoder.idle_bytes
                 self.pace.charge_piece(piece)

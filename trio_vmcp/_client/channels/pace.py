@@ -23,6 +23,7 @@ BYTES_PER_SECOND, BYTES_AHEAD = 1024.0 * 1024, 16.0 * 1024 * 1024
 # empty line, a comment). A piece is what one read returned, or SMALL_PIECE bytes cut from that; only smaller ones cost.
 REQUEST_COST, LINE_COST, PIECE_COST = 8.0, 1 / 16, 1 / 2
 SMALL_PIECE = 4 * 1024  # bytes
+CRUMB = 64  # bytes; chunks of this size on average are no more work than the lines in them
 MESSAGES_AT_ONCE = 16.0  # between two checkpoints
 LINES_AT_ONCE = 256  # a chunk of at most so many lines is decoded in one go
 PIECES_AT_ONCE = 4.0  # small ones, between two checkpoints: even 4 KiB may hold thousands of lines
@@ -45,6 +46,11 @@ class Pace:
             self._charge(PIECE_COST, 0)
         if len(piece) <= SMALL_PIECE:
             self._since_checkpoint += MESSAGES_AT_ONCE / PIECES_AT_ONCE
+
+    def charge_crumbs(self, count: int, size: int) -> None:
+        """`size` bytes of a stream arrived in `count` chunks (RFC 9112 §7.1), each of which takes as long as a line."""
+        if size < count * CRUMB:
+            self._charge(count * LINE_COST, 0)
 
     def charge_message(self, message: object, size: int, more_lines: int = 0) -> None:
         """A message of `size` bytes arrived that no request waits for, readable or not.

@@ -168,7 +168,7 @@ class Streamable:
             deadline = trio.current_time() + MAX_SILENCE
             if deadline - silence.deadline >= SILENCE_STEP:
                 silence.deadline = deadline
-            for text, size, more_lines in self._texts(await self._events(chunk, decoder)):
+            for text, size, more_lines in self._texts(await self._events(chunk, decoder, reply)):
                 message: Message | Unreadable | Oversized | None = None
                 for part in await self._parts(text):
                     message = await self._read(part)
@@ -205,7 +205,7 @@ class Streamable:
                     f"counted as {LINE_BYTES} more (max_message_bytes)",
                     may_have_executed=True,
                 )
-            events = await self._events(chunk, decoder, is_awaited=is_first)
+            events = await self._events(chunk, decoder, reply, is_awaited=is_first)
             answer, is_first = await self._answer_in(events, reply, ask, strays), False
             if answer is not None:
                 await self.link.drain(reply)
@@ -285,13 +285,16 @@ class Streamable:
                 await self.pace.wait()
         return None
 
-    async def _events(self, chunk: bytes, decoder: SseDecoder, *, is_awaited: bool = False) -> list[SseEvent]:
+    async def _events(
+        self, chunk: bytes, decoder: SseDecoder, reply: HttpReply, *, is_awaited: bool = False
+    ) -> list[SseEvent]:
         """The events that end in this chunk.
 
         Args:
             is_awaited: A request waited for the chunk, so its first piece costs nothing: most answers are one piece.
         """
         events: list[SseEvent] = []
+        self.pace.charge_crumbs(reply.pieces, len(chunk))
         for piece in pieces(chunk):
             lines, size = decoder.idle_lines, decoder.idle_bytes
             if not is_awaited:

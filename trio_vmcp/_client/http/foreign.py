@@ -66,6 +66,7 @@ class HttpxSource:
     response: httpx.Response
     _chunks: AsyncIterator[bytes] = attrs.field(init=False)
     is_ended: bool = attrs.field(default=False, init=False)
+    pieces: int = attrs.field(default=1, init=False)  # any transport hands out one at a time
 
     def __attrs_post_init__(self) -> None:
         stream = self.response.stream

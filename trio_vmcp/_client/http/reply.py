@@ -34,6 +34,11 @@ class Source(Protocol):
         """The whole body was handed out."""
         ...
 
+    @property
+    def pieces(self) -> int:
+        """How many pieces the bytes that `receive` returned last had arrived in."""
+        ...
+
     async def aclose(self) -> None:
         """Give the connection back, or close it if the body was not read to its end. Bounded in time; never raises."""
         ...
@@ -59,6 +64,11 @@ class HttpReply:
     def is_ended(self) -> bool:
         """The body was read to its end."""
         return self.source.is_ended
+
+    @property
+    def pieces(self) -> int:
+        """How many pieces the bytes that `receive` returned last had arrived in."""
+        return self.source.pieces
 
     def header(self, name: str) -> str | None:
         """One header's value, the values of repeated ones joined; None: absent."""
