@@ -1,8 +1,8 @@
 """Which backend a name belongs to: offers, a strategy and earlier bindings become one immutable table.
 
 The result is a function of the offers in configured order and of the bindings, never of which backend connected first.
-A name that was bound once stays with its backend for the session's life, whether or not that backend is there: a call
-meant for one backend must not reach another because the first is down.
+A name that was bound once stays with its backend as long as that belongs to the session, connected or not, and for a
+while after its removal: a call meant for one backend must not reach another because the first is down.
 
 Names are compared code point by code point. Two that merely look alike, or differ in case, are two names.
 """
@@ -63,7 +63,7 @@ class Offer:
 
 @attrs.frozen
 class Bindings(Copyable):
-    """Advertised name to the id of the backend that has it for the session's life: entries only ever come."""
+    """Advertised name to the id of the backend that has it. Entries go only when a backend was removed long ago."""
 
     tools: Mapping[str, str] = attrs.field(factory=_no_owners, converter=read_only)
     prompts: Mapping[str, str] = attrs.field(factory=_no_owners, converter=read_only)
