@@ -44,13 +44,15 @@ TARGETS: Mapping[str, tuple[str, ...] | None] = {
     "trio_vmcp._session.member": tuple(
         f"Member.{name}"
         for name in (
-            *("to", "may_join", "join", "fail", "start_retrying", "fail_replacing", "note_connection_ended"),
+            *("to", "may_join", "join", "fail", "start_retrying", "start_longer", "fail_replacing"),
+            "note_connection_ended",
             *("replace_connection", "cancel_connecting", "remove", "discard_attempt", "_cancel_attempts"),
             "_check_gone",
         )
     ),
     "trio_vmcp._session.connecting": (
         *(f"Attempt.{name}" for name in ("run", "replace", "is_over", "current_client", "_fail", "_settle")),
+        *("Attempt._report_late", "Attempt._report"),
         *("Attempt._close_client_in_time", "Attempt._close_in_time", "Attempt._goodbye_scope"),
         *("close_connection", "_close_client"),
     ),
