@@ -243,8 +243,9 @@ def interop(session: nox.Session) -> None:
     session.run("npm", "install", *quiet, "--prefix", str(homes / "node"), *INTEROP_NODE, external=True)
     # -P, not PYTHONSAFEPATH: the servers inherit the environment, and their scripts import a module beside them.
     command = ("python", "-P", "-m", "pytest", "--installed-only", "--durations=5")
+    beside = ("--numprocesses=2", "--dist=loadfile")  # much of the time is waiting for servers to start
     patience = "--override-ini=faulthandler_timeout=180"  # real servers take real time to start
-    session.run(*command, patience, "tests/interop", *session.posargs, env={"INTEROP_HOMES": str(homes)})
+    session.run(*command, *beside, patience, "tests/interop", *session.posargs, env={"INTEROP_HOMES": str(homes)})
 
 
 @nox.session
