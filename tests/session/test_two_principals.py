@@ -247,12 +247,10 @@ async def test_credentials_that_cannot_be_had_are_the_trouble_of_their_principal
     ids=lambda value: getattr(value, "detail", value),
 )
 def test_what_tells_about_an_endpoint(error: Any, is_shared: bool) -> None:
-    """Not reached, died, HTTP 5xx. A process belongs to one session: its end tells nothing about others."""
-    assert is_shared is tells_of_endpoint("streamable-http", error)
-    assert is_shared is tells_of_endpoint("sse", error)
-    assert not tells_of_endpoint("stdio", error)
+    """Not reached, died, HTTP 5xx; unless the credentials failed, and the backend was not asked."""
+    assert is_shared is tells_of_endpoint(error)
     error.in_credentials = True
-    assert not tells_of_endpoint("sse", error)
+    assert not tells_of_endpoint(error)
 
 
 def test_who_is_the_same_principal() -> None:
@@ -281,3 +279,23 @@ def test_turns_of_one_principal_are_shared() -> None:
     assert one.own_turns is two.own_turns
     assert one.endpoint_turns is two.endpoint_turns is other.endpoint_turns
     assert 5 == len({one.own_turns, other.own_turns, one.endpoint_turns, elsewhere.own_turns, elsewhere.endpoint_turns})
+
+
+async def test_failures_of_both_kinds_keep_to_one_pace(autojump_clock: MockClock) -> None:
+    """A principal's delays double whether its attempts fail by the endpoint or by its own trouble. When another one
+    reaches the endpoint, only the wait for the endpoint is over.
+    """
+    endpoints, backend = Endpoints(1.0, 64.0), Backend(id="b", url="http://b.test/mcp")
+    own, other = endpoints.reconnects(backend, BOB), endpoints.reconnects(backend, ALICES[0])
+    for number in range(6):
+        began = trio.current_time()
+        own.note_failure(FailureReason.PROTOCOL, is_of_endpoint=number % 2 == 0)
+        await own.wait_turn()
+        assert own.is_due
+        assert 0.8 * 2**number <= trio.current_time() - began <= 1.2 * 2**number
+    own.note_failure(FailureReason.UNREACHABLE, is_of_endpoint=True)
+    other.note_joined()
+    assert own.is_due
+    own.note_failure(FailureReason.REJECTED)
+    other.note_joined()
+    assert not own.is_due

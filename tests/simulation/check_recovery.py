@@ -468,9 +468,11 @@ def _befalling(case: Case, backend_id: str) -> Iterator[Step]:
 
 
 def _attempts_anew(case: Case) -> Iterator[tuple[int, str, list[AttemptRecord]]]:
-    """For each instance and backend: all attempts but the first of each opening, in order."""
+    """For each instance, backend and principal: all attempts but the first of each opening, in order. Sessions of one
+    principal share the pace; what a backend answers to it delays no other.
+    """
     first = set[tuple[int, str]]()
-    found = defaultdict[tuple[int, str], list[AttemptRecord]](list)
+    found = defaultdict[tuple[int, str, bool], list[AttemptRecord]](list)
     resumed = dict[tuple[int, str], AttemptRecord]()
     for tried in case.attempts.values():
         attempt = tried.attempt
@@ -481,10 +483,16 @@ def _attempts_anew(case: Case) -> Iterator[tuple[int, str, list[AttemptRecord]]]
         if its not in first:
             first.add(its)
         elif before is None or attempt.resumed or attempt.at > before.ended_at + _longest_listing(case):
-            found[attempt.instance, attempt.backend_id].append(tried)
+            found[attempt.instance, attempt.backend_id, _is_bound(case, attempt.op)].append(tried)
         # else: the stored backend session was gone, and the same attempt goes on with a new one
-    for (instance, backend_id), attempts in found.items():
+    for (instance, backend_id, _), attempts in found.items():
         yield instance, backend_id, attempts
+
+
+def _is_bound(case: Case, op: int) -> bool:
+    """The session that connects was opened with an identity: all of those have the same."""
+    session = case.session_of(op)
+    return any(step.bound for step in case.history.steps if isinstance(step, Open) and step.session == session)
 
 
 def _others_failed_before(case: Case, tried: AttemptRecord) -> bool:

@@ -123,9 +123,8 @@ class Attempt:
         """Whether other principals would meet the same. Of errors that are not `BackendError`, a connector of the
         user's may raise any: those of the operating system tell that the endpoint was not reached.
         """
-        transport = self._backend.transport
         return any(
-            tells_of_endpoint(transport, error) if isinstance(error, BackendError) else isinstance(error, OSError)
+            tells_of_endpoint(error) if isinstance(error, BackendError) else isinstance(error, OSError)
             for error in errors
         )
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Hashable
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import attrs
 import trio
@@ -34,14 +34,11 @@ LEAST_DELAY = 0.05  # s, whatever is configured: with a delay of 0, attempts wou
 LINE_TIMEOUT, LEAST_LINE_TIMEOUT = 0.5, 0.01  # s, that an attempt holds the line of its endpoint
 
 
-def tells_of_endpoint(transport: str, error: BackendError) -> bool:
+def tells_of_endpoint(error: BackendError) -> bool:
     """Whether an error of an attempt or connection is about the endpoint: it was not reached, it died, or something
     there answered HTTP 5xx (RFC 9110 §15.6). Any other answer, or none in time, may be about the credentials.
-
-    Args:
-        transport: `Backend.transport`. Each session has a process of its own: its end says nothing about others.
     """
-    if transport == "stdio" or error.in_credentials:
+    if error.in_credentials:
         return False
     if isinstance(error, BackendRejected):
         return 500 <= error.code < 600  # HTTP; the codes of JSON-RPC errors are negative
@@ -85,6 +82,8 @@ class Turns:
     _reached: trio.Event = attrs.field(factory=trio.Event, init=False)  # set by a success, and replaced
     _succeeded_at: float | None = attrs.field(default=None, init=False)
     _line_timeout: float = attrs.field(default=LINE_TIMEOUT, init=False)  # s
+    # Of principals whose latest failure was the endpoint's: once it is reached, they may try at once, too.
+    _waiting: WeakSet[Turns] = attrs.field(factory=WeakSet, init=False, repr=False)
 
     @property
     def wait(self) -> float:
@@ -108,7 +107,25 @@ class Turns:
         """Other sessions may try at once. The delay is reset only once this success has lasted: a backend that is
         there for a moment at a time would otherwise be tried ever faster.
         """
-        self._not_before, self._succeeded_at = 0.0, trio.current_time()
+        self._succeeded_at = trio.current_time()
+        self._end_wait()
+        for turns in self._waiting:
+            turns._end_wait()
+        self._waiting.clear()
+
+    def note_own_failure(self, own: Turns, *, is_of_endpoint: bool) -> None:
+        """An attempt of a principal failed, or its connection was lost. Each failure counts in its `own` turns; one
+        that is of the endpoint, here as well.
+        """
+        if is_of_endpoint:
+            self.note_failure()
+            self._waiting.add(own)
+        else:
+            self._waiting.discard(own)
+        own.note_failure()
+
+    def _end_wait(self) -> None:
+        self._not_before = 0.0
         self._reached.set()
         self._reached = trio.Event()
 
@@ -209,10 +226,8 @@ class Reconnects:
             self._asked_until = max(self._asked_until, trio.current_time() + self._replace_backoff.max_delay)
         if reason is FailureReason.UNAUTHORIZED:
             self._authorized_after = trio.current_time() + self._auth_backoff.next(random.random())
-        elif is_of_endpoint:
-            self.endpoint_turns.note_failure()
         else:
-            self.own_turns.note_failure()
+            self.endpoint_turns.note_own_failure(self.own_turns, is_of_endpoint=is_of_endpoint)
 
     async def wait_auth(self) -> None:
         """Sleep while this session's credentials count as refused, or as long as the backend asked."""
