@@ -485,6 +485,15 @@ async def test_a_completion_that_is_none_is_a_protocol_error(autojump_clock: Moc
             await session.complete({"type": "ref/prompt", "name": "a_greet"}, {"name": "city", "value": ""})
 
 
+async def test_a_result_without_its_array_may_have_run(autojump_clock: MockClock) -> None:
+    """The tool has run: "send it again" would run it twice."""
+    async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
+        world["a"].fail("tools/call", Rewrite(lambda answer: {**answer, "result": {"content": {}}}))
+        with pytest.raises(BackendProtocolError, match="without an array 'content'") as caught:
+            await session.call_tool("a_echo")
+        assert caught.value.may_have_executed
+
+
 async def test_a_backend_that_went_away_keeps_its_names(autojump_clock: MockClock) -> None:
     """Its tools stay listed; calls end in BackendUnavailable until the backend is back."""
     backends: dict[str, Any] = {"a": echo_backend("modern"), "b": echo_backend("modern")}
