@@ -469,6 +469,37 @@ async def test_session_tickets_are_no_news() -> None:
     assert [3] == served
 
 
+async def test_a_tls_record_in_the_socket_counts_as_unread() -> None:
+    """Bytes that nothing asked for, and that no read has taken from the socket, make a connection unfit; a whole answer
+    that was read does not.
+    """
+
+    async def serve(tcp: trio.SocketStream) -> None:
+        async with tcp:
+            stream = trio.SSLStream(tcp, server_context(), server_side=True)
+            for answer in (b"ok", b"unasked"):
+                await stream.receive_some(100)
+                await stream.send_all(answer)
+            await stream.receive_some(100)
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        await nursery.start(partial(trio.serve_listeners, serve, [listener]))
+        connected = await TcpDial(client_context())(Origin("https", "localhost", listener.socket.getsockname()[1]))
+        try:
+            stream = connected.stream
+            assert isinstance(stream, TlsStream)
+            await stream.send_all(b"?")
+            assert b"ok" == await stream.receive_some(100)
+            assert not connected.has_unread()
+            await stream.send_all(b"?")
+            await trio.lowlevel.wait_readable(stream.tcp.socket)
+            assert connected.has_unread()
+        finally:
+            connected.close()
+            nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize(
     ("records", "size"), [([b"x" * 100, b"y"], 100), ([b"x" * 100], 60), ([b"x" * 100, b"y" * 60], 120)]
 )
