@@ -262,6 +262,9 @@ class Session(TransportSession, Protocol):
         `backend_init_timeout`. Names that are taken stay with their owners (see `conflicts`). Cancelling the caller
         ends its wait and does not undo the addition.
 
+        The connection carries the credentials of the identity of the view that this is called on (`as_caller`), else
+        those of the identity that the session was opened with.
+
         An id that was removed may be added again, also while its last calls end. So may a member of a restored session
         that was not passed to `restore_session`.
 
