@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from weakref import WeakValueDictionary
 
 import attrs
 import httpx
@@ -25,6 +26,7 @@ from trio_vmcp._client.channels.streamable_session import StreamableSession
 from trio_vmcp._client.handlers import BoundHandlers
 from trio_vmcp._client.handshake import HandshakeClient, InitializeRefused
 from trio_vmcp._client.http.connection_limit import ConnectionLimit, calls_within
+from trio_vmcp._client.http.credentials import Renewals
 from trio_vmcp._client.http.link import HttpLink
 from trio_vmcp._client.probe import NOT_OF_THIS_ERA, Opening, Probe, VerdictCache
 from trio_vmcp._client.server_requests import ServerRequests
@@ -100,9 +102,10 @@ class BuiltInConnector:
         """Of one backend of one session."""
         return ConnectionLimit(trio.CapacityLimiter(calls_within(self.settings.max_connections_per_backend)))
 
-    def link(self, backend: Backend, limit: ConnectionLimit | None = None) -> HttpLink:
+    def link(self, backend: Backend, renewals: Renewals, limit: ConnectionLimit | None = None) -> HttpLink:
         """
         Args:
+            renewals: Shared with the other links of the same connection.
             limit: Shared with another link to the same backend; None: no other link has it.
         """
         transport = self._transport or self._built_in  # one for all sessions: a second one finds warm connections
@@ -113,6 +116,7 @@ class BuiltInConnector:
                 auth=self._auth,
                 limit=limit or self.connection_limit(),
                 max_message_bytes=self.settings.max_message_bytes,
+                renewals=renewals,
             )
         except (httpx.InvalidURL, UnicodeError):  # from None: both quote the value, which may be secret
             raise BackendUnavailable(backend.id, "has a url or a header that HTTP cannot carry") from None
@@ -150,6 +154,7 @@ class Parts:
     Attributes:
         identity: The session was opened with it.
         nursery: Owns the tasks that outlive the call to the connector.
+        renewals: Of all links of the connection: what `auth` gave for a refused request serves the others, too.
     """
 
     connector: BuiltInConnector
@@ -158,6 +163,7 @@ class Parts:
     nursery: trio.Nursery = attrs.field(repr=False)
     events: EventSink = attrs.field(repr=False)
     session_id: str = attrs.field(repr=False)
+    renewals: Renewals = attrs.field(factory=WeakValueDictionary, repr=False)
     requests: ServerRequests = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -220,7 +226,7 @@ class HttpOpening(Opening):
         parts, settings = self._parts, self._parts.connector.settings
         self.endpoint, self.principal = endpoint_digest(parts.backend), parts.principal
         self.greets_first = parts.requests.handlers.answer_questions
-        self._link = parts.connector.link(parts.backend)
+        self._link = parts.connector.link(parts.backend, parts.renewals)
         self._session = StreamableSession(
             self._link,
             settings.max_message_bytes,
@@ -284,7 +290,15 @@ class HttpOpening(Opening):
     async def open_event_stream(self) -> BackendClient:
         parts = self._parts
         # Parts of its own, since `_close` ends the server requests of this opening.
-        own = Parts(parts.connector, parts.backend, parts.identity, parts.nursery, parts.events, parts.session_id)
+        own = Parts(
+            parts.connector,
+            parts.backend,
+            parts.identity,
+            parts.nursery,
+            parts.events,
+            parts.session_id,
+            parts.renewals,
+        )
         client = await connect_event_stream(own, parts.connector.probe_timeout(self.backend))
         self._close()
         return client
@@ -434,8 +448,8 @@ async def connect_event_stream(parts: Parts, endpoint_timeout: float) -> Handsha
     channel = EventStream(
         inbox=new_inbox(backend, connector.settings),
         backend=backend,
-        link=connector.link(backend, limit),
-        make_link=partial(connector.link, limit=limit),
+        link=connector.link(backend, parts.renewals, limit),
+        make_link=partial(connector.link, renewals=parts.renewals, limit=limit),
         identity=parts.identity,
         unawaited=parts.unawaited(),
         close_timeout=connector.notice_timeout,

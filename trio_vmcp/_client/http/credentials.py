@@ -19,7 +19,7 @@ from trio_vmcp.errors import BackendError, BackendUnauthorized
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import Backend
 
-__all__ = ["Body", "Credentials"]
+__all__ = ["Body", "Credentials", "Renewals"]
 
 _UNAUTHORIZED = 401
 
@@ -58,6 +58,11 @@ class _Renewals:
     newest: httpx.Auth | None = None
 
 
+# Of one connection, over all its links, by identity and token. An entry lives as long as a request in flight refers to
+# it.
+Renewals: TypeAlias = weakref.WeakValueDictionary[tuple[Identity | None, str], _Renewals]
+
+
 @attrs.define(eq=False)
 class Credentials(Generic[R, B]):
     """Sends requests with the credentials that `auth` gives for them.
@@ -76,10 +81,7 @@ class Credentials(Generic[R, B]):
     _read: Callable[[R, httpx.Response], Awaitable[tuple[R, httpx.Response]]] = attrs.field(
         alias="read", kw_only=True, repr=False
     )
-    # By identity and token. An entry lives as long as a request in flight refers to it.
-    _renewals: weakref.WeakValueDictionary[tuple[Identity | None, str], _Renewals] = attrs.field(
-        factory=weakref.WeakValueDictionary, init=False, repr=False
-    )
+    _renewals: Renewals = attrs.field(alias="renewals", kw_only=True, repr=False)
 
     async def send(self, request: httpx.Request, body: B, identity: Identity | None) -> R:
         """Send with the credentials of `identity`; after a 401 once more, if `auth` then gives others.

@@ -10,6 +10,7 @@ import math
 from contextlib import suppress
 from types import TracebackType
 from urllib.parse import unquote
+from weakref import WeakValueDictionary
 
 import attrs
 import httpx
@@ -17,7 +18,7 @@ import trio
 
 from trio_vmcp._client.http.connection_limit import ConnectionLimit, ConnectionSlot, current_slot
 from trio_vmcp._client.http.cookies import BackendCookies
-from trio_vmcp._client.http.credentials import Body, Credentials
+from trio_vmcp._client.http.credentials import Body, Credentials, Renewals
 from trio_vmcp._client.http.errors import cause_of, translated
 from trio_vmcp._client.http.foreign import HttpxSource, RequestBody
 from trio_vmcp._client.http.reply import HttpReply
@@ -110,6 +111,7 @@ class HttpLink:
     _auth: OutgoingAuth | None = attrs.field(alias="auth", repr=False)
     limit: ConnectionLimit = attrs.field(repr=False)
     _max_message_bytes: int = attrs.field(alias="max_message_bytes")
+    _renewals: Renewals = attrs.field(alias="renewals", factory=WeakValueDictionary, repr=False)
     _url: httpx.URL = attrs.field(init=False, repr=False)  # of the backend, without userinfo
     _target: httpx.URL = attrs.field(init=False, repr=False)  # where a 308 says that it is for good; else the same
     _constant: Headers = attrs.field(init=False, repr=False)
@@ -138,7 +140,9 @@ class HttpLink:
             userinfo = unquote(url.userinfo.decode()).encode()
             self._constant.append((b"Authorization", b"Basic " + base64.b64encode(userinfo)))
         if self._auth is not None:
-            self._credentials = Credentials(self.backend, self._auth, transmit=self._send, read=self._read_whole)
+            self._credentials = Credentials(
+                self.backend, self._auth, transmit=self._send, read=self._read_whole, renewals=self._renewals
+            )
 
     def exchange(
         self,
