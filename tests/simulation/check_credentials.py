@@ -60,7 +60,14 @@ def _every_request_has_its_own_credentials(case: Case) -> Iterator[str]:
 
 
 def _a_refused_request_is_sent_again_once(case: Case) -> Iterator[str]:
-    for received in case.credentials.seen.values():
+    """Beside that, a request that changes nothing is sent once more where a reused connection ended before the first
+    byte of the answer (RFC 9110 §9.2.2).
+    """
+    for every_one in case.credentials.seen.values():
+        unanswered = [seen for seen in every_one[:-1] if seen.status is None and seen.method != "tools/call"]
+        if len(unanswered) > len({seen.token for seen in unanswered}):
+            yield f"sent again more than once without an answer: {every_one}"
+        received = [seen for seen in every_one if seen not in unanswered]
         if len(received) > 2 or any(seen.status != REFUSED for seen in received[:-1]):
             yield f"sent {len(received)} times, and answered with HTTP {[seen.status for seen in received]}: {received}"
         elif len(received) == 2 and received[0].token == received[1].token:
