@@ -11,7 +11,7 @@ import trio
 from support.clients import ASKED, Bench, call, echo_backend, open_bench, open_scripted
 from support.duplex import Raw as RawLines
 from support.memory_processes import MemoryProcess, ProcessTable, Program, memory_processes
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
     JSON,
@@ -24,7 +24,7 @@ from trio_vmcp import (
 from trio_vmcp._client.channels.http_sse import EventStream
 from trio_vmcp._client.client import Client
 from trio_vmcp.connector import BackendClient
-from trio_vmcp.testing import CallContext, Delay, Error, Exchange, Hang, Raw, ScriptedBackend, Status
+from trio_vmcp.testing import CallContext, Delay, Error, Exchange, Hang, Raw, Rewrite, ScriptedBackend, Status
 
 Transport = Literal["streamable-http", "stdio"]
 EVERY_TRANSPORT = pytest.mark.parametrize("transport", ["streamable-http", "stdio"])
@@ -167,6 +167,20 @@ async def test_a_modern_server_is_found_behind_any_refusal_of_http(fault: Any, a
     async with open_one("streamable-http", backend, handlers=SAMPLING) as bench:
         assert "modern" == (await bench.connect()).record.era
     assert ["initialize", DISCOVER] == asked(backend)
+
+
+async def test_a_session_named_by_an_unreadable_answer_is_ended(autojump_clock: MockClock) -> None:
+    """`initialize` made a session, and its answer cannot be read. The client of the modern era is used, and the session
+    gets its DELETE.
+    """
+    backend = echo_backend("both")
+    backend.fail("initialize", Rewrite(lambda message: message | {"result": None}), times=1)
+    async with open_one("streamable-http", backend, handlers=SAMPLING) as bench:
+        client = await bench.connect()
+        assert "modern" == client.record.era
+        await wait_all_tasks_blocked()
+        assert {} == backend.sessions
+        assert 1 == sum("DELETE" == exchange.verb for exchange in backend.exchanges)
 
 
 @EVERY_TRANSPORT

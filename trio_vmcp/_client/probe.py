@@ -155,7 +155,7 @@ class Opening(abc.ABC):
         return None
 
     def discard_handshake(self, client: BackendClient) -> None:  # noqa: B027  # empty on purpose
-        """`client` was made while `initialize` was under way, and is used: end what came of the handshake."""
+        """`client` is used in place of the handshake that was begun: end what came of that."""
 
     async def fall_back(self, refused: InitializeRefused) -> BackendClient:
         """The backend refused both `server/discover` and `initialize`: connect in another way, or raise."""
@@ -232,6 +232,7 @@ class Probe:
         if is_modern or not self._was_asked:  # the verdict is wrong, or may be old
             adopted = self._adopt(await self._ask_again())
             if adopted is not None:
+                opening.discard_handshake(adopted)  # an answer that cannot be read may have named a session
                 return adopted
         if isinstance(failure, InitializeRefused):
             return await opening.fall_back(failure)
