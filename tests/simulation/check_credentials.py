@@ -64,7 +64,7 @@ def _a_refused_request_is_sent_again_once(case: Case) -> Iterator[str]:
     byte of the answer (RFC 9110 §9.2.2).
     """
     for every_one in case.credentials.seen.values():
-        unanswered = [seen for seen in every_one[:-1] if seen.status is None and seen.method != "tools/call"]
+        unanswered = [seen for seen in every_one[:-1] if seen.outcome == "aborted" and seen.method != "tools/call"]
         if len(unanswered) > len({seen.token for seen in unanswered}):
             yield f"sent again more than once without an answer: {every_one}"
         received = [seen for seen in every_one if seen not in unanswered]

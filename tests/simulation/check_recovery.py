@@ -15,6 +15,7 @@ from trio_vmcp import Prefix
 __all__ = ["RECOVERY_CHECKS"]
 
 JITTER = 0.2  # of a delay, either way
+LONGEST_START = 10  # times `backend_init_timeout`, of a process that lives and says nothing
 REFETCH = 1.0  # s between the beginnings of two refetches
 ROUND_TRIPS = 20  # connecting and listing takes no more, with pages of one entry
 RESENT = (400, 404)  # with these a request did not run, and may be sent once more
@@ -329,7 +330,15 @@ def _patience(case: Case, backend_id: str) -> float | None:
     # tries at most `max_backend_init_concurrency` backends at a time.
     longest_wait = settings.reconnect_max_delay * (1 + JITTER)
     rounds = math.ceil(len(case.history.backends) / settings.max_backend_init_concurrency)
+    if spec.transport == "stdio" and _was_silent(case, backend_id):  # a living process may still be starting
+        rounds = max(rounds, LONGEST_START)
     return rounds * settings.backend_init_timeout + longest_wait + _turns(case, spec) + MILLISECOND
+
+
+def _was_silent(case: Case, backend_id: str) -> bool:
+    """An attempt at this backend took longer than `backend_init_timeout`."""
+    its = (tried for tried in case.attempts.values() if tried.attempt.backend_id == backend_id)
+    return any(tried.ended_at - tried.attempt.at > case.history.settings.backend_init_timeout for tried in its)
 
 
 def _turns(case: Case, spec: BackendSpec) -> float:
