@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sysconfig
 import time
 from collections.abc import Generator
@@ -50,6 +51,10 @@ def pytest_configure(config: pytest.Config) -> None:
     home = library_home()
     if config.getoption("--installed-only") and home != Path(sysconfig.get_path("purelib")):
         raise pytest.UsageError(f"trio_vmcp comes from {home}, not from an installed wheel")
+    # A job in the background of a shell, or under `nohup`, begins with these ignored, and so would its children.
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_report_header() -> str:

@@ -120,7 +120,7 @@ def _is_sent_again(member: Member, connection: Connection, call: Call, error: Ba
         return False
     if call.lost_by_words:  # which prove less than a status
         if member.connection is connection:
-            if not member.reconnects.believe_words():
+            if not member.reconnects.try_words():
                 return False
             member.replace_connection(connection, error)
         again, call.lost_by_words = call.may_resend, False
@@ -130,7 +130,7 @@ def _is_sent_again(member: Member, connection: Connection, call: Call, error: Ba
         return True
     # A 503: the session may be lost, or the backend is busy. The call is not sent again either way.
     # With `Retry-After` it is busy, and asks to be left alone.
-    if error.retry_after is None and member.connection is connection and member.reconnects.may_replace():
+    if error.retry_after is None and member.connection is connection and member.reconnects.try_to_replace():
         member.replace_connection(connection, error)
     return False
 

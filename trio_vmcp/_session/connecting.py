@@ -1,7 +1,7 @@
 """One connection to a backend, from its first byte to its goodbye, in a task of its own.
 
-A new connection can be made while calls on the one before still end. Each attempt is behind an error boundary: what
-crashes in it, or in the tasks of its client, ends this connection and nothing else.
+A new connection can be made while the last calls on the old one are still running. Each attempt is behind an error
+boundary: what crashes in it, or in the tasks of its client, ends this connection and nothing else.
 """
 
 from __future__ import annotations
@@ -35,12 +35,14 @@ __all__ = ["Attempt", "SessionParts", "close_connection"]
 
 logger = logging.getLogger("trio_vmcp.session")
 
-# s. Two answers that take longer come from afar: then round trips are what an opening waits for, and all lists at once
-# save some. Nearby they would cost three connections more, and gain nothing.
+# s. If connecting takes longer, the backend is far away, and asking for all lists at once saves round trips. Nearby
+# that would save nothing and use more connections.
 SLOW_HANDSHAKE = 0.02
 # A program that is killed while it starts begins from nothing, again and again: `npx` discards a partial install.
 MOST_STARTING = 10  # times `backend_init_timeout`, for a program that is alive
-MOST_SUB_RESOURCE = 4096  # characters of a URI beyond the one that was subscribed to: a backend chooses them
+MOST_SUB_RESOURCE = (
+    4096  # characters that a reported URI may be longer than the subscribed one: the backend makes it up
+)
 
 
 @attrs.frozen(eq=False)
@@ -69,7 +71,7 @@ class Attempt:
     """One attempt to connect a member, and the connection that comes of it.
 
     Attributes:
-        connection: It takes calls; None before it joined, for ever where the attempt failed.
+        connection: The connection, once it has joined; None for ever if the attempt failed.
         reported: Set once nothing waits for the backend any more: it has joined, failed, or takes longer to start than
             its time.
         settled: Set once it has joined or failed.
@@ -89,7 +91,7 @@ class Attempt:
 
     @property
     def is_over(self) -> bool:
-        """It takes no more calls, and what its backend still says is about lists that are no longer kept."""
+        """It takes no more calls; later messages of the backend are ignored."""
         return self.settled.is_set() if self.connection is None else self.connection.retired.is_set()
 
     @property
@@ -100,7 +102,7 @@ class Attempt:
         )
 
     async def run(self) -> None:
-        """Connect, hold the nursery that the client's services run in, and see the last calls end."""
+        """Connect, hold the nursery that the client's services run in, and wait for the last calls."""
         try:
             crash = await self._hold()
             if crash is not None:
@@ -129,13 +131,13 @@ class Attempt:
         )
 
     async def _hold(self) -> BaseExceptionGroup[BaseException] | None:
-        """Returns what ended it, if that has yet to be told."""
+        """Returns why it ended; None if the member knows already."""
         ended: BaseExceptionGroup[BaseException] | None = None
         try:
             async with trio.open_nursery() as nursery:
                 try:
                     await self._connect(nursery)
-                    self._settle()  # a failed attempt, too: messages that still arrive hold nothing up
+                    self._settle()  # also after a failure: nothing waits for messages that are still being handled
                     if self.connection is not None:
                         await self.connection.retired.wait()
                         verdict = partial(_removed_while_draining, self._backend.id)
@@ -143,10 +145,10 @@ class Attempt:
                         await self._close_in_time(self.connection)
                 finally:
                     if self.connection is not None:
-                        self.connection.retire()  # while the nursery is open: until then, messages start tasks there
-                nursery.cancel_scope.cancel()  # its goodbyes are shielded, and bounded
+                        self.connection.retire()  # before the nursery closes: messages start tasks in it
+                nursery.cancel_scope.cancel()  # tasks that say goodbye in it are shielded, with a time limit
         except* Exception as crash:  # noqa: BLE001  # the boundary of one backend: the others must not notice
-            # `except Exception` would not do: a nursery's group may mix a crash with Cancelled, and that slips past it.
+            # Not `except Exception`: a nursery may raise a BaseExceptionGroup of a crash and a Cancelled.
             ended = None if self.settled.is_set() and self.connection is None else crash
         except* EXITS as group:  # not the connection's: it closes in order, with the session
             ended = None if self.settled.is_set() and self.connection is None else group
@@ -177,7 +179,9 @@ class Attempt:
                         raise
                     # What was stored is gone: "start a new session by sending a new InitializeRequest".
                     client, events, listing = await self._open(None, nursery)
-                if self._member.may_join(self._session.life):  # else it got ready without noticing its cancel
+                if self._member.may_join(
+                    self._session.life
+                ):  # False: cancelled, but ready before the cancel took effect
                     known = self._member.listing
                     new: tuple[Kind, ...] = tuple(
                         kind for kind in KINDS if listing is not None and listing.differs(known, kind)
@@ -192,11 +196,11 @@ class Attempt:
         except Exception as crash:  # noqa: BLE001  # a connector of the user's may raise anything
             why = FailureReason.UNREACHABLE, f"could not be connected: {describe_crash(crash)}"
             is_of_endpoint = self._is_of_endpoint(crash)
-        else:  # only a cancelled attempt comes here
+        else:  # cancelled; if by a removal or a close, `_fail` does nothing
             step = f"did not answer {note.method!r}" if note.method else "was not ready"
             often = f"{times} times " if times > 1 else ""
             why = FailureReason.TIMEOUT, f"{step} within {often}{limit}"
-        finally:  # also where a crash beside us cancelled this nursery
+        finally:  # also if another task of this nursery crashed
             if client is not None and self.connection is None:  # connected, but not listed
                 self._discard(client, nursery)
         self._fail(*why, retry_after, is_of_endpoint=is_of_endpoint)
@@ -204,8 +208,8 @@ class Attempt:
     async def _open(
         self, resume: BackendRecord | None, nursery: trio.Nursery
     ) -> tuple[BackendClient, Events, Listing | None]:
-        """A client, its events, and what it lists; None: a backend that was listed before takes calls at once, and
-        lists later.
+        """The client, its events and its lists. None for the lists: older ones are known, so calls may begin at once,
+        and the lists are read in the background.
         """
         begun_at = trio.current_time()
         session, member = self._session, self._member
@@ -228,7 +232,7 @@ class Attempt:
                 known=member.listing,
                 is_resumed=resume is not None,
             )
-            if member.listing is not None:  # a connection that crashed was taken up again
+            if member.listing is not None:  # the backend session of a crashed connection was resumed
                 session.observer.check_names(member, listing)
             refresher.subscribe_again()
             refresher.repeat_failed(listing)
@@ -276,18 +280,18 @@ class Attempt:
             refresher.note(method)
 
     async def replace(self, events: Events, error: BackendError) -> None:
-        """The session of the client with these `events` is gone, though no call has met that yet. What a call would
-        begin begins now, so that the next call finds it done. This task ends with the connection, which a call or a
-        removal may end first.
+        """A stream says that the session of the client with these `events` is gone, before any call has failed. Replace
+        the connection now, so that the next call need not wait. If a call or a removal ends the connection first, this
+        task ends with it.
         """
         life = self._session.life
         await life.reached(Phase.OPEN)
         await self.settled.wait()
-        # Not earlier: the client may report this while it is being made. Another client: that was a resumed one, which
-        # was replaced already.
+        # The wait comes first, since the report may come while the client is still being made. If the connection has
+        # another client, the one that reported was a resumed one and is replaced already.
         if self.connection is None or self.connection.client is not events.client:
             return
-        await trio.sleep_until(self._member.reconnects.next_replacement_at())
+        await trio.sleep_until(self._member.reconnects.take_replacement_time())
         if life.phase is Phase.OPEN:
             self._member.replace_connection(self.connection, error)
 
@@ -306,14 +310,14 @@ class Attempt:
             await close_connection(self._session, self._member, connection)
 
     def _goodbye_scope(self) -> trio.CancelScope:
-        """Bounds one goodbye apart from the close of the whole session, which has a bound of its own."""
+        """The time for one goodbye: `teardown_timeout`, and never past the end of the session's own close."""
         by = min(trio.current_time() + self._session.settings.teardown_timeout, self._session.life.close_by)
         return trio.CancelScope(deadline=by, shield=True)
 
 
 @attrs.define(eq=False)
 class Events:
-    """An `EventSink`, of one client; `client` is None while that is being made."""
+    """An `EventSink`, of one client; `client` is None until it has been made."""
 
     _attempt: Attempt
     refresher: Refresher
@@ -324,7 +328,7 @@ class Events:
         self._attempt.take_event(self.refresher, method, params)
 
     def session_lost(self, error: BackendError) -> None:
-        # A closed nursery: the connection is being replaced already.
+        # If the nursery is closed, the connection is ending anyway.
         start_if_open(self._nursery, self._attempt.replace, self, error)
 
 
@@ -334,7 +338,7 @@ async def close_connection(session: SessionParts, member: Member, connection: Co
         await connection.closed.wait()
         return
     connection.closed = trio.Event()
-    connection.retire()  # its task has time to come to its end while the backend takes its own
+    connection.retire()  # now, so that its task can end while the backend is waited for
     try:
         await _close_client(session, member, connection.client, terminate=connection.terminate)
     finally:
@@ -349,12 +353,12 @@ async def _close_client(session: SessionParts, member: Member, client: BackendCl
         kept = kept and not (session.life.terminates or terminate or member.is_removed)
         with forwarding_exits(session.raise_exit):
             await client.aclose(terminate=not kept)
-    except* Exception as crash:  # noqa: BLE001  # a close raises for no backend
+    except* Exception as crash:  # noqa: BLE001  # no backend's error may stop a close
         logger.warning("%s: backend %r: goodbye failed: %s", session.tag, member.backend_id, describe_crash(crash))
 
 
 def describe_end(crash: BaseExceptionGroup[BaseException]) -> str:
-    """What ended a connection, to complete "backend 'x' …"; its own word for it, where it ended by itself."""
+    """What ended a connection, to complete "backend 'x' …". If it reported its own end, that is the error's text."""
     if all(isinstance(error, BackendError) for error in crash.exceptions):
         return "; ".join(error.detail for error in crash.exceptions if isinstance(error, BackendError))
     return f"crashed in its connection: {describe_crash(crash)}"
@@ -365,8 +369,8 @@ def _removed_while_draining(backend_id: str) -> BackendUnavailable:
 
 
 def _subscribed(uri: object, subscriptions: Iterable[str]) -> str | None:
-    """Which resource to tell of. It "might be a sub-resource of the one that the client actually subscribed to" (MCP
-    2025-11-25, resources); None: of none.
+    """The URI to report to subscribers; None: not subscribed to, or too long. It "might be a sub-resource of the one
+    that the client actually subscribed to" (MCP 2025-11-25, resources).
     """
     if not isinstance(uri, str):
         return None

@@ -237,7 +237,7 @@ class Membership:
         life = self._session.life
         with scope:
             await life.reached(Phase.OPEN)
-            await member.reconnects.wait_auth()
+            await member.reconnects.wait_until_allowed()
             while member.may_join(life):
                 await self._connect_anew(member, backend)
         member.retry = None

@@ -1,8 +1,8 @@
 """How long to wait before the next attempt to connect: by endpoint, by principal and by backend, in one place.
 
-An endpoint's turns are shared by all sessions of a factory. When a thousand sessions lose the same backend, one attempt
-at a time runs against it: a failure makes all of them wait, a success lets the next attempt begin at once. Without that
-a backend that comes back is met by all sessions together.
+A turn is the permission to make one attempt. An endpoint's turns are shared by all sessions of a factory. When a
+thousand sessions lose the same backend, one attempt at a time runs against it: a failure makes all of them wait, a
+success lets the next attempt begin at once. Otherwise all sessions would hit a backend together when it comes back.
 
 Only failures that tell about the endpoint count there (`tells_of_endpoint`), and an attempt that hangs holds the line
 for `LINE_TIMEOUT` s at most: what a backend answers to one principal, or leaves unanswered, delays no other. Sessions
@@ -29,8 +29,10 @@ from trio_vmcp.models import Backend, FailureReason
 __all__ = ["JITTER", "Backoff", "Endpoints", "Reconnects", "Turns", "tells_of_endpoint"]
 
 JITTER = 0.2  # of a delay, either way: attempts that failed together must not be repeated together
-WORDS_INTERVAL, DOUBT = 60.0, 600.0  # s
-LEAST_DELAY = 0.05  # s, whatever is configured: with a delay of 0, attempts would follow as fast as the machine can
+# s. Words: the text of a refusal says that the session is gone, and its HTTP status does not. They are believed once
+# within WORDS_INTERVAL; after that they are ignored for DOUBT.
+WORDS_INTERVAL, DOUBT = 60.0, 600.0
+LEAST_DELAY = 0.05  # s, also if 0 is configured: else attempts would run in a tight loop
 LINE_TIMEOUT, LEAST_LINE_TIMEOUT = 0.5, 0.01  # s, that an attempt holds the line of its endpoint
 
 
@@ -50,7 +52,7 @@ class Backoff:
     """Delays that double. Pure: chance is passed in.
 
     Attributes:
-        min_delay: s, the first; `math.inf`: for ever.
+        min_delay: s, the first; `math.inf`: never try again.
         max_delay: s, the longest, unless the first is longer.
     """
 
@@ -59,7 +61,7 @@ class Backoff:
     _delay: float = attrs.field(default=0.0, init=False)
 
     def next(self, chance: float) -> float:
-        """s to wait after one more failure in a row, ±20 % by a `chance` of 0 to 1."""
+        """s to wait after one more failure in a row; `chance`, 0 to 1, is the point between -20 % and +20 %."""
         self._delay = max(min(self._delay * 2, self.max_delay), self.min_delay, LEAST_DELAY)
         return self._delay * (1 - JITTER + 2 * JITTER * chance)
 
@@ -70,7 +72,7 @@ class Backoff:
 
 @attrs.define(eq=False)
 class Turns:
-    """The turns at connecting anew to one endpoint, over all sessions of a factory, or over those of one principal.
+    """Which session may connect to one endpoint next, and when: of all sessions of a factory, or those of a principal.
 
     Attributes:
         line: FIFO lock around one attempt; never held while sleeping.
@@ -104,8 +106,8 @@ class Turns:
         self._line_timeout = LINE_TIMEOUT if reported.is_set() else max(self._line_timeout / 2, LEAST_LINE_TIMEOUT)
 
     def note_success(self) -> None:
-        """Other sessions may try at once. The delay is reset only once this success has lasted: a backend that is
-        there for a moment at a time would otherwise be tried ever faster.
+        """Other sessions may try at once. The delay is reset only once this success has lasted: else a
+        backend that comes and goes would be tried at the shortest delay every time.
         """
         self._succeeded_at = trio.current_time()
         self._end_wait()
@@ -147,7 +149,7 @@ class Endpoints:
     """The endpoints of one factory, each for as long as a session has a backend there, and their principals.
 
     Attributes:
-        min_delay, max_delay: s between attempts, doubled from one to the other, ±20 %.
+        min_delay, max_delay: s between attempts: from the first, doubled up to the second, ±20 %.
     """
 
     min_delay: float
@@ -189,12 +191,12 @@ class Reconnects:
     own_turns: Turns = attrs.field(repr=False)
     # Of this session alone: refused credentials say nothing about other sessions.
     _auth_backoff: Backoff = attrs.field(repr=False)
-    # A backend may say of every session that it is gone (by a stream, or by 503) and answer calls all the same. Without
-    # a backoff of its own it would be sent `initialize` for ever.
+    # A backend may report each new session as gone (on a stream, or with 503) although calls work. This delay keeps it
+    # from being sent `initialize` again and again.
     _replace_backoff: Backoff = attrs.field(repr=False)
     _authorized_after: float = attrs.field(default=0.0, init=False)
     _joined_at: float = attrs.field(default=0.0, init=False)
-    _trusted_until: float = attrs.field(default=-math.inf, init=False)
+    _no_replacement_before: float = attrs.field(default=-math.inf, init=False)
     _asked_until: float = attrs.field(default=-math.inf, init=False)  # the backend asked to be left alone until then
     _believed_at: float = attrs.field(default=-math.inf, init=False)  # when words last had a connection replaced
     _doubted_until: float = attrs.field(default=-math.inf, init=False)
@@ -217,39 +219,40 @@ class Reconnects:
         """An attempt failed, or a connection was lost.
 
         Args:
-            retry_after: s, as the backend asked; of this session alone, since a 429 is about its caller.
+            retry_after: s, from the backend. Delays this session alone: a 429 is about one caller.
             is_of_endpoint: The failure is one that other principals would meet as well.
         """
         self._asked_until = trio.current_time() + limited(retry_after)
         self.confirm_words()
-        if reason is FailureReason.LIMIT:  # the same again: at the slowest pace
+        if reason is FailureReason.LIMIT:  # the next attempt will be over the limit, too: wait the longest delay
             self._asked_until = max(self._asked_until, trio.current_time() + self._replace_backoff.max_delay)
         if reason is FailureReason.UNAUTHORIZED:
             self._authorized_after = trio.current_time() + self._auth_backoff.next(random.random())
         else:
             self.endpoint_turns.note_own_failure(self.own_turns, is_of_endpoint=is_of_endpoint)
 
-    async def wait_auth(self) -> None:
+    async def wait_until_allowed(self) -> None:
         """Sleep while this session's credentials count as refused, or as long as the backend asked."""
         await trio.sleep_until(max(self._authorized_after, self._asked_until))
 
     async def wait_turn(self) -> None:
         """Sleep until the next attempt may begin."""
-        await self.wait_auth()
+        await self.wait_until_allowed()
         await self.own_turns.pause()
         await self.endpoint_turns.pause()
 
-    def next_replacement_at(self) -> float:
-        """A stream says that the backend session is gone. Returns `trio.current_time()` of when to replace the
-        connection: at once, unless the connection before was replaced soon, too.
+    def take_replacement_time(self) -> float:
+        """A stream says that the backend session is gone. Returns when to replace the connection, by
+        `trio.current_time()`: once it has lasted as long as the current delay. Each request for a time doubles the
+        delay; a connection that lasts longer than `max_delay` resets it.
         """
         if trio.current_time() - self._joined_at > self._replace_backoff.max_delay:
             self._replace_backoff.reset()
         return self._joined_at + self._replace_backoff.next(random.random())
 
-    def believe_words(self) -> bool:
-        """A call was refused in words which say that the session is gone. True at once; False if the session that
-        replaced the one before is told the same within WORDS_INTERVAL: then it was not the session.
+    def try_words(self) -> bool:
+        """A call was refused in words which say that the session is gone. Returns whether to believe them: the first
+        time, yes. If the new session gets the same refusal within WORDS_INTERVAL, no: the cause is something else.
         """
         now = trio.current_time()
         if now < self._doubted_until:
@@ -261,8 +264,8 @@ class Reconnects:
         return True
 
     def confirm_words(self) -> None:
-        """A call that was refused in words was answered after the session was replaced, or the backend was away: the
-        words were about the session. A server that restarts again within WORDS_INTERVAL is believed again.
+        """The words were true: the refused call was answered in a new session, or the backend had been away. The next
+        words are believed at once.
         """
         self._believed_at = -math.inf
 
@@ -270,14 +273,14 @@ class Reconnects:
         """Such words of this backend mean nothing for DOUBT seconds."""
         self._doubted_until = trio.current_time() + DOUBT
 
-    def may_replace(self) -> bool:
-        """A call met what may say that the session is gone, or only that the backend is busy (503). True at once,
-        unless this was acted on a short time ago: `initialize` for every 503 keeps an overloaded backend overloaded.
+    def try_to_replace(self) -> bool:
+        """A 503 may mean a lost session or a busy backend. Returns whether to replace the connection: yes, unless that
+        was done a short time ago. An `initialize` for each 503 would keep a busy backend busy.
         """
         now = trio.current_time()
-        if now < self._trusted_until:
+        if now < self._no_replacement_before:
             return False
-        if now - self._trusted_until > self._replace_backoff.max_delay:
+        if now - self._no_replacement_before > self._replace_backoff.max_delay:
             self._replace_backoff.reset()
-        self._trusted_until = now + self._replace_backoff.next(random.random())
+        self._no_replacement_before = now + self._replace_backoff.next(random.random())
         return True

@@ -73,7 +73,7 @@ def _note_failure(member: Member, failing: Failing, note: RequestNote, error: Ex
     is_unreached = note.is_unreached or not isinstance(error, BackendError)
     if note.session_lost and not is_unreached and isinstance(error, BackendError):
         member.breaker.cancel_trial()
-        if not note.lost_by_words or member.reconnects.believe_words():
+        if not note.lost_by_words or member.reconnects.try_words():
             member.replace_connection(failing.connection, error)
             return
     if is_unreached or isinstance(error, BackendUnavailable | BackendTimeout):
