@@ -15,7 +15,7 @@ import hypothesis.strategies
 
 from mutation.hunt import Suite, Verdict, hunt, source_of, survey
 from mutation.mutants import mutants_of
-from mutation.targets import CORE, EQUIVALENT, TARGETS, TESTS
+from mutation.targets import CORE, CORE_TESTS, EQUIVALENT, TARGETS, TESTS
 
 LEAST_KILLED = 0.95  # of those that differ from the original
 TESTS_HOME = Path(__file__).parent.parent
@@ -60,7 +60,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m mutation", description=__doc__)
     parser.add_argument("--only", default="", metavar="TEXT", help="mutants with this text in their name")
     parser.add_argument("--module", default="", metavar="TEXT", help="modules with this text in their name")
-    parser.add_argument("--core", action="store_true", help="only the modules of CORE")
+    parser.add_argument("--core", action="store_true", help="only the modules of CORE, judged by CORE_TESTS")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
 
@@ -69,7 +69,8 @@ def main() -> int:
     draw_one_text()
 
     started = time.perf_counter()
-    suite = Suite(files=[TESTS_HOME / f"{name}.py" for name in TESTS], root=TESTS_HOME.parent)
+    names = CORE_TESTS if options.core else TESTS
+    suite = Suite(files=[TESTS_HOME / f"{name}.py" for name in names], root=TESTS_HOME.parent)
     everything = [
         (module, mutant) for module, functions in TARGETS.items() for mutant in mutants_of(source_of(module), functions)
     ]
