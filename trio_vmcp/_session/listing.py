@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Container, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import attrs
@@ -198,17 +197,21 @@ class _Lister:
         self._left = init_limit(self.backend, self.settings).seconds
 
     async def fetch_in_turn(self, wanted: Sequence[ListMethod]) -> dict[ListMethod, dict[str, JSON]]:
-        found: dict[ListMethod, dict[str, JSON]] = {}
-        for each in wanted:
-            if not each.is_optional:
-                found[each] = await self._fetch_pages(each)
-                continue
-            begun_at, share = trio.current_time(), self._share()
-            with trio.move_on_after(share) if share < math.inf else nullcontext():
-                found[each] = await self._fetch_optional(each)
-            if each not in found:
-                found[each] = self._fail_late(each, share)
-            self._left -= trio.current_time() - begun_at
+        found = {each: await self._fetch_pages(each) for each in wanted if not each.is_optional}
+        waiting = [each for each in wanted if each.is_optional]
+        ends_at, begun_at, share = trio.current_effective_deadline(), 0.0, 0.0
+        while waiting:
+            with trio.CancelScope() as scope:  # one for all lists, until one of them takes longer than its share
+                while waiting and not scope.cancel_called:
+                    begun_at, share = trio.current_time(), self._share(ends_at)
+                    scope.deadline = begun_at + share
+                    found[waiting[0]] = await self._fetch_optional(waiting[0])
+                    self._left -= trio.current_time() - begun_at
+                    del waiting[0]
+            if scope.cancelled_caught:
+                late = waiting.pop(0)
+                found[late] = self._fail_late(late, share)
+                self._left -= trio.current_time() - begun_at
         return found
 
     async def fetch_together(self, wanted: Sequence[ListMethod]) -> dict[ListMethod, dict[str, JSON]]:
@@ -227,7 +230,7 @@ class _Lister:
             for each in wanted:
                 if not each.is_optional:
                     start_task(nursery, fetch, each)
-            share = self._share()
+            share = self._share(trio.current_effective_deadline())
             async with trio.open_nursery() as others:  # one scope for all of them
                 others.cancel_scope.deadline = trio.current_time() + share
                 for each in optional:
@@ -240,11 +243,11 @@ class _Lister:
         self._keep_within_limits(found)
         return found
 
-    def _share(self) -> float:
+    def _share(self, ends_at: float) -> float:
         """s that an optional list may take: half of what is left of the time, since one list that never ends must not
         cost the others. Nor may it use up the time that a program has to start, which is longer.
         """
-        return min(trio.current_effective_deadline() - trio.current_time(), self._left) / 2
+        return min(ends_at - trio.current_time(), self._left) / 2
 
     async def _fetch_optional(self, wanted: ListMethod) -> dict[str, JSON]:
         """One list; one that fails is in `failures`."""
