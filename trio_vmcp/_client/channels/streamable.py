@@ -16,8 +16,9 @@ import attrs
 import trio
 
 from trio_vmcp._client.channels.channel import Ask, Headers, MessageSink, Send
-from trio_vmcp._client.channels.pace import Pace, pieces
-from trio_vmcp._client.channels.parsing import parse, read, recall, split_batch
+from trio_vmcp._client.channels.event_reader import EventReader, texts_of
+from trio_vmcp._client.channels.pace import Pace
+from trio_vmcp._client.channels.parsing import parse, recall, split_batch
 from trio_vmcp._client.complaints import Complaints
 from trio_vmcp._client.http.link import HttpExchange, HttpLink
 from trio_vmcp._client.http.reply import HttpReply
@@ -42,8 +43,8 @@ from trio_vmcp._protocol.outcomes import (
     Refusal,
     RequestOutcome,
 )
-from trio_vmcp._protocol.reading import Oversized, Unreadable, decode
-from trio_vmcp._protocol.sse import SseDecoder, SseEvent, SseLimit, line_ends
+from trio_vmcp._protocol.reading import Oversized, Unreadable
+from trio_vmcp._protocol.sse import SseDecoder, SseEvent, line_ends
 from trio_vmcp._protocol.words import quoted
 from trio_vmcp.errors import BackendUnavailable, MessageTooLarge
 from trio_vmcp.identity import Identity
@@ -71,7 +72,18 @@ class Streamable:
     ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
     complaints: Complaints = attrs.field(factory=Complaints, init=False, repr=False)
     pace: Pace = attrs.field(factory=Pace, init=False, repr=False)
+    _reader: EventReader = attrs.field(init=False, repr=False)
     takes_batches: bool = attrs.field(default=False, init=False)  # the negotiated version has JSON-RPC batches
+
+    def __attrs_post_init__(self) -> None:
+        self._reader = EventReader(
+            self.backend_id,
+            self.max_message_bytes,
+            self.max_json_depth,
+            self.max_json_values,
+            self.complaints,
+            self.pace,
+        )
 
     @property
     def backend_id(self) -> str:
@@ -168,12 +180,12 @@ class Streamable:
             deadline = trio.current_time() + MAX_SILENCE
             if deadline - silence.deadline >= SILENCE_STEP:
                 silence.deadline = deadline
-            for text, size, more_lines in self._texts(await self._events(chunk, decoder, reply)):
+            for text, size, more_lines in texts_of(await self._reader.events(chunk, decoder, reply)):
                 message: Message | Unreadable | Oversized | None = None
                 for part in await self._parts(text):
-                    message = await self._read(part)
+                    message = await self._reader.read(part)
                     if isinstance(message, Unreadable | Oversized):
-                        self._complain_of(message)
+                        self._reader.complain_of(message)
                     elif message is not None and not accept(message):
                         return  # the connection is closed with the rest of the stream, which may have no end
                 self.pace.charge_message(message, size, more_lines)
@@ -205,7 +217,7 @@ class Streamable:
                     f"counted as {LINE_BYTES} more (max_message_bytes)",
                     may_have_executed=True,
                 )
-            events = await self._events(chunk, decoder, reply, is_awaited=is_first)
+            events = await self._reader.events(chunk, decoder, reply, is_awaited=is_first)
             answer, is_first = await self._answer_in(events, reply, ask, strays), False
             if answer is not None:
                 await self.link.drain(reply)
@@ -252,7 +264,7 @@ class Streamable:
         Args:
             strays: Takes the errors under the ids of other requests.
         """
-        for text, size, more_lines in self._texts(events):
+        for text, size, more_lines in texts_of(events):
             if self.takes_batches and isinstance(text, str):
                 parts = await split_batch(text, max_values=self.max_json_values)
                 if len(parts) > 1 or parts[0] is not text:
@@ -264,7 +276,7 @@ class Streamable:
             known: Message | None = None
             if ask.known is not None and isinstance(text, str):
                 known = await recall(text, ask.id, ask.known)
-            message = known or await self._read(text)
+            message = known or await self._reader.read(text)
             if isinstance(message, Result | ErrorReply):
                 if same_id(message.id, ask.id) or (isinstance(message, ErrorReply) and meant_id(message.id) is None):
                     return Answer(message, reply.status)
@@ -276,68 +288,14 @@ class Streamable:
                     "backend %r: dropped an answer to a request that is not waiting here", self.backend_id
                 )
             elif isinstance(message, Unreadable | Oversized):
-                self._fail_by(message, reply, ask)
-                self._complain_of(message)
+                self._reader.fail_by(message, reply, ask)
+                self._reader.complain_of(message)
             elif message is not None:
                 await ask.on_other(message)
             self.pace.charge_message(message, size, more_lines)
             if self.pace.is_due:
                 await self.pace.wait()
         return None
-
-    async def _events(
-        self, chunk: bytes, decoder: SseDecoder, reply: HttpReply, *, is_awaited: bool = False
-    ) -> list[SseEvent]:
-        """The events that end in this chunk.
-
-        Args:
-            is_awaited: A request waited for the chunk, so its first piece costs nothing: most answers are one piece.
-        """
-        events: list[SseEvent] = []
-        self.pace.charge_crumbs(reply.pieces, len(chunk))
-        for piece in pieces(chunk):
-            lines, size = decoder.idle_lines, decoder.idle_bytes
-            if not is_awaited:
-                self.pace.charge_piece(piece)
-            is_awaited = False
-            try:
-                events += decoder.feed(piece)
-            except SseLimit as exc:
-                if events:  # the decoder raises again with the next chunk
-                    break
-                raise MessageTooLarge(
-                    self.backend_id, f"sent an event over a limit (max_message_bytes): {exc}", may_have_executed=True
-                ) from exc
-            self.pace.charge_lines(decoder.idle_lines - lines, decoder.idle_bytes - size)
-            if self.pace.is_due:
-                await self.pace.wait()
-        return events
-
-    def _fail_by(self, bad: Unreadable | Oversized, reply: HttpReply, ask: Ask) -> None:
-        """
-        Raises:
-            BackendError: The unreadable message is the answer to this request, or may be.
-        """
-        if isinstance(bad, Unreadable) and bad.too_large is not None:
-            if not bad.too_large.is_call and bad.reply_id in (None, ask.id):
-                raise self._too_large(bad.problem)
-        elif isinstance(bad, Unreadable):
-            if bad.reply_id == ask.id:
-                raise reply.protocol_error(f"sent a message that {bad.problem}")
-        elif not bad.is_call and bad.reply_id in (None, ask.id):
-            raise MessageTooLarge(
-                self.backend_id,
-                f"sent an event over a limit (max_message_bytes): an SSE event of more than {self.max_message_bytes} "
-                "bytes",
-                may_have_executed=True,
-            )
-
-    def _complain_of(self, bad: Unreadable | Oversized) -> None:
-        problem = bad.problem if isinstance(bad, Unreadable) else f"is over {self.max_message_bytes} bytes"
-        self.complaints.make("backend %r: skipped a message that %s", self.backend_id, problem)
-
-    def _too_large(self, problem: str) -> MessageTooLarge:
-        return MessageTooLarge(self.backend_id, f"sent a message that {problem}", may_have_executed=True)
 
     async def _parts(self, text: str | Unreadable | Oversized | None) -> Sequence[str | Unreadable | Oversized | None]:
         if self.takes_batches and isinstance(text, str):
@@ -348,35 +306,19 @@ class Streamable:
         """The answer to a request in a batch; the other messages of the batch are handed over first."""
         answer: Answer | None = None
         for part in parts:
-            message = await self._read(part)
+            message = await self._reader.read(part)
             if isinstance(message, Result | ErrorReply):
                 if same_id(message.id, ask.id) or (isinstance(message, ErrorReply) and meant_id(message.id) is None):
                     answer = answer or Answer(message, reply.status)
             elif isinstance(message, Unreadable | Oversized):
-                self._fail_by(message, reply, ask)
-                self._complain_of(message)
+                self._reader.fail_by(message, reply, ask)
+                self._reader.complain_of(message)
             elif message is not None:
                 await ask.on_other(message)
                 self.pace.charge_message(message, len(part))
                 if self.pace.is_due:
                     await self.pace.wait()
         return answer
-
-    async def _read(self, text: str | Unreadable | Oversized | None) -> Message | Unreadable | Oversized | None:
-        if not isinstance(text, str):
-            return text
-        return await read(text, max_depth=self.max_json_depth, max_values=self.max_json_values)
-
-    def _texts(self, events: list[SseEvent]) -> Iterator[tuple[str | Unreadable | Oversized | None, int, int]]:
-        """The text of each event, its size, and its lines beyond the first; None: the event holds no message. Each
-        event is freed on the way.
-        """
-        events.reverse()
-        while events:
-            oversized = events[-1].oversized
-            size = len(events[-1].data) if oversized is None else oversized.size
-            more_lines = events[-1].data.count(b"\n")
-            yield _text_of(events.pop()), size, more_lines  # the bytes are gone by now
 
     async def _more(self, reply: HttpReply, decoder: SseDecoder) -> bytes | None:
         """The next bytes of a stream. If a stream breaks that can be resumed, treat that as its end."""
@@ -416,7 +358,7 @@ class Streamable:
             return await parse(text, max_depth=self.max_json_depth, max_values=self.max_json_values)
         except BadMessage as exc:
             if exc.is_too_large:
-                raise self._too_large(str(exc)) from exc
+                raise self._reader.too_large(str(exc)) from exc
             shown = text[:_MOST_SHOWN].lstrip()
             is_quoted = _MEMBER not in text and not shown.startswith("[")  # an array explains nothing
             words = quoted(self.link.words(reply, shown.encode(errors="replace"))) if is_quoted else ""
@@ -435,12 +377,6 @@ class Streamable:
 def is_stream(reply: HttpReply) -> bool:
     """Whether the response is a stream of events."""
     return 200 <= reply.status < 300 and reply.media_type == "text/event-stream"
-
-
-def _text_of(event: SseEvent) -> str | Unreadable | Oversized | None:
-    if event.event != "message":  # "unknown event names are ignored"
-        return None
-    return event.oversized or (decode(event.data) if event.data else None)  # one without data only carries an id
 
 
 def _charged_bytes(chunk: bytes) -> int:
