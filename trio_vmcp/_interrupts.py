@@ -17,8 +17,8 @@ order, as they do when the body is cancelled from outside.
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from types import TracebackType
 from typing import Final, Generic, ParamSpec, TypeVar
 
@@ -79,16 +79,17 @@ class _ProtectedManager(AbstractAsyncContextManager[T_co], Generic[T_co]):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        return await self._manager.__aexit__(exc_type, exc, traceback)
+        return await self._manager.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102  # the manager bounds its waits
 
 
 def protected_manager(
-    function: Callable[P, AsyncIterator[T]],
+    make: Callable[P, AbstractAsyncContextManager[T]],
 ) -> Callable[P, AbstractAsyncContextManager[T]]:
-    """`asynccontextmanager`, with entering and leaving protected. The block between is the caller's, and is not."""
-    make = asynccontextmanager(function)
+    """Protect the entering and leaving of what a function decorated with `asynccontextmanager` makes. The block between
+    is the caller's, and is not protected.
+    """
 
-    @functools.wraps(function)
+    @functools.wraps(make)
     def make_protected(*args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[T]:
         return _ProtectedManager(make(*args, **kwargs))
 

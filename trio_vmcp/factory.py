@@ -7,7 +7,7 @@ import re
 import secrets
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Protocol
 
 import attrs
@@ -122,6 +122,7 @@ class DefaultSessionFactory(SessionFactory):
         return session
 
     @protected_manager
+    @asynccontextmanager
     async def open_session(
         self, backends: Iterable[Backend], *, identity: Identity | None = None, session_id: str | None = None
     ) -> AsyncIterator[Session]:
@@ -310,6 +311,7 @@ def _require_valid(session_id: str) -> None:
 
 
 @protected_manager
+@asynccontextmanager
 async def open_session_factory(
     *,
     storage: Storage | None = None,

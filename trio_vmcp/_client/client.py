@@ -222,7 +222,7 @@ class Client(abc.ABC, Generic[ChannelT]):
 
     def _cancel_request(self, ask: Ask, reason: str) -> None:
         """The caller no longer waits for a request that was written: cancel it, and the handlers that run for it."""
-        self._requests.cancel_answers_for(ask.note)
+        self._requests.cancel_answers_for(ask.note, self._channel.notes_in_flight)
         self._channel.cancel(ask, reason)
 
     async def _on_other(self, message: Request | Notification, ask: Ask, on_progress: OnProgress | None) -> None:

@@ -130,7 +130,8 @@ class HandshakeClient(Client[SessionChannel]):
         raise refused
 
     def on_request(self, message: Request, identity: Identity | None) -> None:
-        self._requests.start_answer(message, identity, self._channel.send_for(identity))
+        among = self._channel.notes_in_flight
+        self._requests.start_answer(message, identity, self._channel.send_for(identity), among)
 
     def close(self) -> None:
         """Act on no further message of this connection."""

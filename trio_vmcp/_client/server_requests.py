@@ -47,6 +47,8 @@ class _RunningHandler:
 
     Attributes:
         outer: The note of the call that the request belongs to.
+        among: Where the channel does not say which call that is: the notes of those that were in flight.
+        is_given_up: One of these calls was given up.
         size: Of the request in memory, in bytes.
     """
 
@@ -55,6 +57,8 @@ class _RunningHandler:
     send: Send
     outer: RequestNote | None
     size: int
+    among: frozenset[RequestNote] = frozenset()
+    is_given_up: bool = False
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
 
@@ -89,12 +93,16 @@ class ServerRequests:
         """The client capabilities that are declared to the backend."""
         return self.handlers.capabilities
 
-    def start_answer(self, message: Request, caller: Identity | None, send: Send) -> None:
+    def start_answer(
+        self, message: Request, caller: Identity | None, send: Send, among: frozenset[RequestNote] = frozenset()
+    ) -> None:
         """Answer a request in another task. Called in the task that reads the stream.
 
         Args:
             caller: The identity of the call that the request belongs to; None outside of a call.
             send: Sends the answer to the backend session that asked; the backend may have a new session by then.
+            among: The notes of the calls in flight, where the channel does not say which of them the request belongs
+                to.
         """
         if self._closed:
             return
@@ -106,13 +114,14 @@ class ServerRequests:
         if method == PING:
             self._reply(encode_result(message.id, {}), send)
             return
+        self._cancel_answers_for_ended(among)
         size = memory_size(message.params, self._max_pending_bytes)
         refused = self.handlers.refuse_request(method, message.params) or self._refuse_for_room(size)
         if refused is not None:
             logger.debug("backend %r: refused %r: %s", backend_id, method[:MOST_QUOTED], refused)
             self._reply(encode_error(message.id, refused.code, refused.message), send)
             return
-        running = _RunningHandler(message, caller, send, current_note.get(), size)
+        running = _RunningHandler(message, caller, send, current_note.get(), size, among)
         if start_if_open(self._nursery, self._run_handler, running):
             self._by_id[message.id] = running
             self._running.add(running)
@@ -126,14 +135,30 @@ class ServerRequests:
             if running is not None:
                 running.scope.cancel(reason=CANCELLED)
 
-    def cancel_answers_for(self, note: RequestNote) -> None:
-        """The call with this note was cancelled: cancel the handlers that run for it, and refuse their requests."""
+    def cancel_answers_for(self, note: RequestNote, in_flight: frozenset[RequestNote]) -> None:
+        """The call with this note was cancelled: cancel the handlers that run for it, and refuse their requests.
+
+        Args:
+            in_flight: As `among` of `start_answer`.
+        """
         for running in list(self._by_id.values()):
             if running.outer is note:
-                del self._by_id[running.message.id]
-                running.scope.cancel(reason="the call that this belongs to was given up")
-                data = encode_error(running.message.id, UNAVAILABLE, "the call that this belongs to was given up")
-                self._reply(data, running.send)
+                self._cancel_running(running)
+            elif note in running.among:
+                running.is_given_up = True
+        self._cancel_answers_for_ended(in_flight - {note})
+
+    def _cancel_answers_for_ended(self, in_flight: frozenset[RequestNote]) -> None:
+        """Cancel the handlers whose call was given up, by all that is known: all calls that it may be have ended."""
+        for running in list(self._by_id.values()):
+            if running.is_given_up and running.among.isdisjoint(in_flight):
+                self._cancel_running(running)
+
+    def _cancel_running(self, running: _RunningHandler) -> None:
+        del self._by_id[running.message.id]
+        running.scope.cancel(reason="the call that this belongs to was given up")
+        data = encode_error(running.message.id, UNAVAILABLE, "the call that this belongs to was given up")
+        self._reply(data, running.send)
 
     def cancel_all_answers(self) -> None:
         """The backend's session is gone, and its requests with it. The ids of the next session begin anew."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 
 import attrs
 import trio
@@ -54,6 +54,7 @@ class ChangeFeed:
             subscriber.add(change)
 
     @protected_manager
+    @asynccontextmanager
     async def subscribe(self, nursery: trio.Nursery | None) -> AsyncIterator[trio.MemoryReceiveChannel[SessionChange]]:
         """Changes from now on; `nursery` None: the session has closed, and so the channel has ended."""
         send, receive = trio.open_memory_channel[SessionChange](0)

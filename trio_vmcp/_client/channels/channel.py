@@ -108,6 +108,13 @@ class Channel(Protocol):
         ...
 
     @property
+    def notes_in_flight(self) -> frozenset[RequestNote]:
+        """The notes of the requests that wait for an answer, where they share a stream. Empty over streamable HTTP,
+        where each request has a stream of its own.
+        """
+        ...
+
+    @property
     def is_lost(self) -> bool:
         """The connection has ended, so no request will be answered. Always False over streamable HTTP, where each
         request has a connection of its own.

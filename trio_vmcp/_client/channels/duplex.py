@@ -21,6 +21,7 @@ from trio_vmcp._client.listening import Listening
 from trio_vmcp._protocol.jsonrpc import Message, Notification, Request, encode_notification
 from trio_vmcp._protocol.methods import CANCELLED, SUBSCRIPTION_ID
 from trio_vmcp._protocol.outcomes import Answer, Loss, Refusal, RequestOutcome
+from trio_vmcp._request_note import RequestNote
 from trio_vmcp.errors import BackendError
 from trio_vmcp.identity import Identity
 
@@ -82,6 +83,10 @@ class DuplexChannel(abc.ABC):
     @property
     def has_headers(self) -> bool:
         return False
+
+    @property
+    def notes_in_flight(self) -> frozenset[RequestNote]:
+        return self.inbox.notes
 
     @property
     def is_lost(self) -> bool:

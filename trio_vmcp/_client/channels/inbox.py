@@ -139,6 +139,11 @@ class Inbox:
             self._by_token.pop(ask.progress_token, None)
 
     @property
+    def notes(self) -> frozenset[RequestNote]:
+        """Of the calls that wait for their answers."""
+        return frozenset(pending.note for pending in self._pending.values() if not pending.is_held)
+
+    @property
     def is_waited_for(self) -> bool:
         """A call waits for its answer."""
         return any(not pending.is_held for pending in self._pending.values())

@@ -46,6 +46,7 @@ from trio_vmcp._protocol.outcomes import (
 from trio_vmcp._protocol.reading import Oversized, Unreadable
 from trio_vmcp._protocol.sse import SseDecoder, SseEvent, line_ends
 from trio_vmcp._protocol.words import quoted
+from trio_vmcp._request_note import RequestNote
 from trio_vmcp.errors import BackendUnavailable, MessageTooLarge
 from trio_vmcp.identity import Identity
 
@@ -92,6 +93,10 @@ class Streamable:
     @property
     def has_headers(self) -> bool:
         return True
+
+    @property
+    def notes_in_flight(self) -> frozenset[RequestNote]:
+        return frozenset()
 
     @property
     def is_lost(self) -> bool:
