@@ -61,9 +61,10 @@ class StandaloneStream(HeldStream):
         try:
             async with AsyncExitStack() as stack:
                 exchange = self._http.open_stream("GET", headers, identity=self._identity)
-                with trio.move_on_after(MAX_SILENCE) as patience:
+                reply: HttpReply | None = None
+                with trio.move_on_after(MAX_SILENCE):
                     reply = await stack.enter_async_context(exchange)
-                if patience.cancelled_caught:
+                if reply is None:
                     self.settled.set()
                     return True
                 if not is_stream(reply):
