@@ -203,9 +203,9 @@ def crooked(parse: Callable[..., jsonrpc.Message]) -> Callable[..., jsonrpc.Mess
     return refuse
 
 
-def test_an_error_that_nobody_expects_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """So the answers are wrong enough to come to every refusal."""
-    for module, parse in ((streamable, "parse_message"), (parsing, "parse_text")):
+    for module, parse in ((streamable, "parse_message"), (parsing, "parse_cheap")):
         monkeypatch.setattr(module, parse, crooked(getattr(jsonrpc, parse)))
     with pytest.raises(AssertionError, match="KeyError"):
         fuzz(partial(call_through, "modern"), answers(), 20, shrink=False)

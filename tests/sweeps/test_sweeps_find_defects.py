@@ -79,7 +79,7 @@ def test_tasks_that_a_ctrl_c_strikes() -> None:
 
 def test_a_call_that_a_ctrl_c_strikes_before_it_is_counted_out() -> None:
     with unprotected(Calls.call):
-        assert "struck " in ctrl_c_sweep("ctrl-c-calling-stdio-legacy", every=5)
+        assert "struck " in ctrl_c_sweep("ctrl-c-calling-stdio-legacy", every=2)
 
 
 # The cancel sweep
