@@ -105,6 +105,7 @@ SHADOWING = [  # format, the outer backend and its own name, the inner backend a
     ("{backend}-", ("git", "-search"), ("git-", "search")),
     ("mcp.{backend}.", ("a", "b.search"), ("a.b", "search")),
     ("{backend}_", ("git", "hub_" + "x" * 40), ("git_hub", "x" * 40)),
+    ("{backend}_", ("a", "b_t_znsba74oag4h"), ("a.b", "t")),  # the name that `t` of `a.b` is made to fit
 ]
 
 
@@ -144,7 +145,7 @@ def test_prefixes_inside_each_other_are_found_once() -> None:
     assert {
         "git": {"git_hub_x_": "git_hub_x", "git_hub_": "git_hub"},
         "git_hub": {"git_hub_x_": "git_hub_x"},
-    } == (found := inner_prefixes(Prefix("{backend}_"), ["x", "git_hub", "git", "gitlab", "git_hub_x"]))
+    } == (found := inner_prefixes(Prefix("{backend}_"), ["x", "git_hub", "git", "gitlab", "git_hub_x"], str))
     assert ["git_hub_x_", "git_hub_"] == list(found["git"])
 
 

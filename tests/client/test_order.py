@@ -208,6 +208,21 @@ async def test_a_modern_process_that_exits_at_the_handshake_is_started_again(aut
         await call(client)
 
 
+async def test_a_slow_modern_process_is_asked_again(autojump_clock: MockClock) -> None:
+    """A server that was silent while it started answers `initialize` with "method not found" once it is up: the same
+    process is asked for the modern era again.
+    """
+    backend = echo_backend("modern")
+    backend.fail("server/discover", Delay(12), times=1)
+    backend.fail("initialize", Delay(2), times=1)
+    backend.fail("initialize", Error(-32601, "Method not found"))
+    async with open_one("stdio", backend) as bench:
+        client = await bench.connect()
+        assert "modern" == client.record.era
+        await call(client)
+    assert [DISCOVER, "initialize", DISCOVER] == asked(backend)
+
+
 async def test_an_unreachable_backend_is_tried_once(autojump_clock: MockClock) -> None:
     """That it cannot be reached is no verdict: the other era is not tried."""
     backend = echo_backend("both")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.untraced import untraced
 
 from trio_vmcp._protocol import json_cost
 from trio_vmcp._protocol.json_cost import MOST_DIGITS, MOST_NUMBER_DIGITS, JsonCost, TooCostly, check_cost
@@ -191,3 +193,25 @@ def test_a_large_message_is_parsed_in_steps(monkeypatch: pytest.MonkeyPatch) -> 
     text = f'{{"jsonrpc":"2.0","id":1,"result":{{"a":[{MANY_STRINGS}]}}}}'
     monkeypatch.setattr(json_cost, "SLICE", 80_000)
     assert 5 + 1 == sum(1 for _ in parse_in_steps(text, max_depth=9, max_values=100_000))
+
+
+ALMOST = "9" * (MOST_NUMBER_DIGITS - 1)
+STRINGS_BESIDE = "[" + '"s",' * 60_000 + '"s"]'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"[{','.join([ALMOST] * 20)},{STRINGS_BESIDE}]",
+        f"[{ALMOST},{'-' * 1_000_000}",
+        f"[{','.join(['-+e' * 1400] * 200)}]",
+    ],
+    ids=["numbers", "one run", "runs"],
+)
+def test_runs_of_number_characters_cost_what_they_are_long(text: str) -> None:
+    """Each character of a run was looked at again from every place before it: seconds for 1 MB."""
+    with untraced():
+        begun = time.process_time()
+        for _ in check_cost(text, 100_000):
+            pass
+        assert time.process_time() - begun < 0.25  # takes 0.01 s

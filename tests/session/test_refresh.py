@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from trio_vmcp import (
     ToolNotFound,
 )
 from trio_vmcp._session.directory import MOST_BOUND_BYTES
-from trio_vmcp.testing import CallContext, Delay, Drip, Hang, ScriptedBackend, Status
+from trio_vmcp.testing import CallContext, Delay, Drip, Hang, Raw, ScriptedBackend, Status
 
 KINDS = ("tools", "resources", "prompts")
 METHODS = {
@@ -235,6 +236,23 @@ async def test_a_refetch_that_fails_leaves_the_list_as_it_was(
         await announce(session, "tools")
         await trio.sleep(2)
         assert ["a_echo", "a_announce", "a_new"] == names(session)
+
+
+@pytest.mark.parametrize("fault", [Status(500), Status(503), Raw()], ids=str)
+@pytest.mark.parametrize("away", [8.0, 600.0])
+async def test_a_list_does_not_stay_stale(fault: Any, away: float, autojump_clock: MockClock) -> None:
+    """After the three tries the list is asked for ever more slowly, at least every ten minutes."""
+    backend = announcing_backend()
+    async with open_world({"a": backend}, settings=FactorySettings(idle_timeout=math.inf)) as world:
+        async with world.open_session() as session:
+            rule = backend.fail("tools/list", fault)
+            backend.add_tool("new")
+            await announce(session, "tools")
+            await trio.sleep(away)
+            assert 3 <= rule.struck <= 7
+            backend.heal()
+            await trio.sleep(60 if away < 60 else 601)
+            assert ["a_echo", "a_announce", "a_new"] == names(session)
 
 
 async def test_a_refetch_is_retried_without_another_announcement(autojump_clock: MockClock) -> None:

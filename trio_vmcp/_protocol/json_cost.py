@@ -30,7 +30,7 @@ _OF_NUMBERS = _DIGITS + b"+-.eE"
 _COUNTED = _DIGITS + b",[{"
 _MOST_OTHERS = 4  # characters of one number that are no digits: -0.1e+1
 _EMPTY = re.compile(rb"[\[{][ \t\n\r]*[\]}]")
-_LONG_NUMBER = re.compile(rb"[0-9+\-.eE]{%d,}" % (MOST_NUMBER_DIGITS + 1))
+_NUMBER = re.compile(rb"[0-9+\-.eE]+")  # each run once: to look for long runs alone would try at every character
 
 
 class TooCostly(ValueError):
@@ -185,7 +185,10 @@ class JsonCost:
             raise TooCostly(f"holds numbers of over {MOST_DIGITS} digits together")
         data = self._number + data
         if self.digits > MOST_NUMBER_DIGITS:
-            for found in _LONG_NUMBER.findall(data):
-                if len(found) - len(found.translate(None, _DIGITS)) > MOST_NUMBER_DIGITS:
+            for found in _NUMBER.findall(data):
+                if (
+                    len(found) > MOST_NUMBER_DIGITS
+                    and len(found) - len(found.translate(None, _DIGITS)) > MOST_NUMBER_DIGITS
+                ):
                     raise TooCostly(f"holds a number of over {MOST_NUMBER_DIGITS} digits")
         self._number = data[len(data.rstrip(_OF_NUMBERS)) :][-(MOST_NUMBER_DIGITS + _MOST_OTHERS) :]

@@ -27,6 +27,7 @@ __all__ = [
     "tells_session_lost",
 ]
 
+MOST_WORDS = 8 * 1024  # characters of an error's text that are read for its meaning
 MOST_QUOTED = 300  # characters of a backend's error text in ours
 
 
@@ -112,8 +113,9 @@ _NOT_INITIALIZED = re.compile(r"not initiali[sz]ed|expected initialize", re.IGNO
 
 def in_words_of_a_lost_session(text: str) -> bool:
     """Whether a backend's own text says that it does not know our session. Servers agree on no status for it: 400, 401,
-    409, 422, 500 and a JSON-RPC error under 200 are all in use.
+    409, 422, 500 and a JSON-RPC error under 200 are all in use. Only the beginning is read.
     """
+    text = text[:MOST_WORDS]
     return bool("session" in text.lower() and _LOST.search(text)) or _NOT_INITIALIZED.search(text) is not None
 
 

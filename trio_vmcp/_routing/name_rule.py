@@ -30,6 +30,10 @@ class NameRule:
     _fits: re.Pattern[str]
     _foreign: re.Pattern[str]
 
+    def legible(self, name: str) -> str:
+        """The name with "_" in place of each foreign character."""
+        return self._foreign.sub(_SEPARATOR, name)
+
     def fit(self, name: str) -> str:
         """The name itself if it fits. Else each foreign character becomes "_", and the name ends in a digest of what it
         was. A name that is too long is cut at its beginning, where the prefix stands: the tool's own name says more.
@@ -41,7 +45,7 @@ class NameRule:
             return name
         digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         tail = _SEPARATOR + base64.b32encode(digest).decode("ascii").lower()[:_DIGEST_LENGTH]
-        legible = self._foreign.sub(_SEPARATOR, name)
+        legible = self.legible(name)
         too_long = len(legible) + len(tail) - self.max_length
         return (legible[int(too_long) :] if too_long > 0 else legible) + tail
 

@@ -58,8 +58,9 @@ def _claim(
         whole = compose(name)
         if whole is not None:
             composed = whole if rule is None else rule.fit(whole)
+            shown = whole if rule is None or not inner else rule.legible(whole)
             for prefix, owner in inner.items():
-                if whole.startswith(prefix):
+                if shown.startswith(prefix):
                     claims.belong_to.setdefault(composed, owner)
                     break
             target = Target(backend_id, name)
@@ -109,7 +110,7 @@ class Names:
             touched += [(None, self._replace(gone, _Claims())) for gone in self._claims.keys() - set(order)]
             self._claims = {backend_id: self._claims.get(backend_id) or _Claims() for backend_id in order}
             touched.append((None, list(self._contested)))
-            self._inner = inner_prefixes(self._strategy, order)
+            self._inner = inner_prefixes(self._strategy, order, _as_it_is if self._rule is None else self._rule.legible)
             # A backend came or went whose prefix is inside that of another, which may list the same as before.
             again = [known for known, claims in self._claims.items() if claims.inner != self._inner.get(known, {})]
             listed = {backend_id: self._claims[backend_id].listed for backend_id in again} | dict(listed)
@@ -252,3 +253,7 @@ class Names:
 
     def _count(self, name: str, backend_id: str) -> None:
         self.bound_bytes[backend_id] += len(name.encode("utf-8", "surrogatepass"))
+
+
+def _as_it_is(name: str) -> str:
+    return name

@@ -111,13 +111,19 @@ ConflictResolution: TypeAlias = Prefix | Bare | Priority | Manual
 # What a strategy decides.
 
 
-def inner_prefixes(strategy: ConflictResolution, backend_ids: Sequence[str]) -> dict[str, dict[str, str]]:
-    """By backend id: the prefixes of other backends that begin with the prefix of this one, the longest first, each
-    with its backend. A name inside such a prefix belongs to that other backend. Backends without any are left out.
+def inner_prefixes(
+    strategy: ConflictResolution, backend_ids: Sequence[str], legible: Callable[[str], str]
+) -> dict[str, dict[str, str]]:
+    """By backend id: the prefixes of other backends that begin with the prefix of this one and are longer, the longest
+    first, each with its backend. A name inside such a prefix belongs to that other backend. Backends without any are
+    left out.
+
+    Args:
+        legible: How prefixes are advertised: `a.b_` as `a_b_`, so that `a` has no name inside that either.
     """
     if not isinstance(strategy, Prefix):
         return {}
-    prefixes = sorted((_prefix(strategy, backend_id), backend_id) for backend_id in backend_ids)
+    prefixes = sorted((legible(_prefix(strategy, backend_id)), backend_id) for backend_id in backend_ids)
     found: dict[str, dict[str, str]] = {}
     for at, (outer, backend_id) in enumerate(prefixes):
         # Sorted, all that begin with a prefix stand directly behind it, the longer behind the shorter that it contains.
@@ -125,7 +131,8 @@ def inner_prefixes(strategy: ConflictResolution, backend_ids: Sequence[str]) -> 
         for pair in islice(prefixes, at + 1, None):
             if not pair[0].startswith(outer):
                 break
-            inner.append(pair)
+            if len(pair[0]) > len(outer):
+                inner.append(pair)
         if inner:
             found[backend_id] = dict(sorted(inner, key=lambda pair: len(pair[0]), reverse=True))
     return found

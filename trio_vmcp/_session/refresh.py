@@ -39,7 +39,8 @@ logger = logging.getLogger("trio_vmcp.session")
 
 REFETCH_INTERVAL = 1.0  # s between the beginnings of two refetches of one backend
 MOST_REFETCH_INTERVAL = 60.0  # s, after refetches that brought nothing new
-MOST_TRIES = 3  # of a refetch that fails; the next notification tries again
+MOST_TRIES = 3  # of a refetch that fails, one after the other; then ever more slowly, or after the next notification
+LONGEST_DELAY = 600.0  # s
 
 # JSON-RPC errors that say: no such method, no such resource (-32002: MCP 2025-11-25, resources, "Error Handling").
 _NOT_THERE = frozenset({-32601, -32602, -32002})
@@ -73,6 +74,7 @@ class Refresher:
     _observer: MemberObserver
     _stale: dict[Kind, None] = attrs.field(factory=dict, init=False)  # what to fetch, in the order of the notifications
     _running: bool = attrs.field(default=False, init=False)
+    _wanted: trio.Event | None = attrs.field(default=None, init=False, repr=False)  # set by the next notification
     _is_repeating: bool = attrs.field(default=False, init=False)
     _line: trio.Lock = attrs.field(factory=trio.Lock, init=False, repr=False)  # one fetch at a time: each takes over
     _interval: float = attrs.field(factory=lambda: REFETCH_INTERVAL, init=False)  # s
@@ -124,6 +126,8 @@ class Refresher:
 
     def _want(self, *kinds: Kind) -> None:
         self._stale |= dict.fromkeys(kinds)
+        if self._wanted is not None:
+            self._wanted.set()
         if not self._running:
             self._running = start_if_open(self._nursery, self._refresh)
 
@@ -137,10 +141,19 @@ class Refresher:
             if client is not None:
                 self._stale = {}
                 failures = 0 if await self._fetch(client, kinds) else failures + 1
-                if 0 < failures < MOST_TRIES:
+                if failures:
                     self._stale = kinds | self._stale
+            if failures >= MOST_TRIES:
+                await self._wait_long(self._settings.reconnect_max_delay * 2 ** min(failures - MOST_TRIES, 20))
             await trio.sleep_until(begun_at + min(interval, self._interval))
         self._running = False
+
+    async def _wait_long(self, delay: float) -> None:
+        """Until the next notification, or for so many s, LONGEST_DELAY at most."""
+        self._wanted = trio.Event()
+        with trio.move_on_after(min(delay, max(LONGEST_DELAY, self._settings.reconnect_max_delay))):
+            await self._wanted.wait()
+        self._wanted = None
 
     async def _repeat(self) -> None:
         """Ask for the lists that failed, ever more slowly. One that was over a limit will be so again: at the slowest

@@ -6,6 +6,9 @@ those of the standard library's cookie jar, by `httpx.Cookies`. Browsers' limits
 
 from __future__ import annotations
 
+import warnings
+from contextlib import suppress
+
 import attrs
 import httpx
 
@@ -33,7 +36,7 @@ class BackendCookies:
         self._own_header = [(b"Cookie", self.own)] if self.own else []
 
     def keep(self, url: httpx.URL, headers: Headers) -> None:
-        """Take the cookies of a response. One that is over a limit or not in ASCII is ignored.
+        """Take the cookies of a response. One that is over a limit, not in ASCII or not to be read is ignored.
 
         Args:
             url: Of the request.
@@ -46,8 +49,10 @@ class BackendCookies:
             response = httpx.Response(200, headers=[pair], request=httpx.Request("POST", url))
             if self._jar is None:
                 self._jar = httpx.Cookies()
-            if len(self._jar.jar) < MOST_COOKIES or _replaces(self._jar, response):
-                self._jar.extract_cookies(response)
+            with suppress(Exception), warnings.catch_warnings():  # the jar warns of attributes that it fails to read
+                warnings.simplefilter("error")
+                if len(self._jar.jar) < MOST_COOKIES or _replaces(self._jar, response):
+                    self._jar.extract_cookies(response)
 
     def headers(self, url: httpx.URL) -> Headers:
         """The `Cookie` header of a request to `url`; empty: there is none to send."""
