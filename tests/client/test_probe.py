@@ -315,7 +315,28 @@ async def test_contradictions_end(autojump_clock: MockClock) -> None:
             with pytest.raises(BackendRejected, match="rejected 'initialize'"):
                 await bench.connect()
     methods = [e.method for e in backend.exchanges]
-    assert ["server/discover", "initialize", "server/discover", "initialize", "server/discover"] == methods
+    assert ["server/discover", "initialize", "server/discover"] * 2 == methods
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Status(400, b"bad tenant"),
+        Status(402, b"pay"),
+        Status(200, b"<html>", {"content-type": "text/html"}),
+        Error(-32001, "tenant suspended"),
+    ],
+    ids=["400", "402", "page", "error"],
+)
+async def test_a_refused_session_decides_no_era(refusal: Fault, autojump_clock: MockClock) -> None:
+    """A session whose credentials are refused in both eras, in whatever way, leaves no verdict to the next session."""
+    backend = echo_backend("both")
+    for method in ("server/discover", "initialize"):
+        backend.fail(method, refusal, times=1)
+    async with open_scripted(backend) as bench:
+        with pytest.raises(BackendError):
+            await bench.connect()
+        assert "modern" == (await bench.connect()).record.era
 
 
 async def test_a_stored_modern_record_is_a_hint_and_no_more() -> None:

@@ -89,8 +89,17 @@ class VerdictCache:
         finally:
             del self._running[endpoint, principal]
             running.done.set()
-        self.record_verdict(endpoint, running.verdict)
+        self.record_probed(endpoint, running.verdict)
         return running.verdict
+
+    def record_probed(self, endpoint: str, verdict: Verdict) -> None:
+        """Keep what a probe found. LEGACY is kept once a handshake has worked: a refusal of `server/discover` may be
+        about the credentials of the session that asked, and the verdict is for all.
+        """
+        if verdict is not Verdict.LEGACY:
+            self.record_verdict(endpoint, verdict)
+        elif self.known(endpoint) is not Verdict.LEGACY:
+            self._verdicts.pop(endpoint, None)  # out of date
 
 
 class Opening(abc.ABC):
@@ -250,9 +259,10 @@ class Probe:
             client: BackendClient = await opening.greet(was_probed=self._was_asked)
         else:
             client = await self._greet_beside_others()
-        # "Silence means legacy" (2026-07-28, stdio, backward compatibility).
+        # "Silence means legacy" (2026-07-28, stdio, backward compatibility); so does a refusal, now that this works.
+        proves = verdict is Verdict.LEGACY or self._was_silent or opening.greets_first
         is_greeted = isinstance(client, HandshakeClient) and verdicts.known(opening.verdict_key) is not Verdict.SSE
-        if is_greeted and (self._was_silent or opening.greets_first):
+        if is_greeted and proves:
             verdicts.record_verdict(opening.verdict_key, Verdict.LEGACY)
         return client
 
@@ -301,7 +311,7 @@ class Probe:
 
     async def _ask_again(self) -> Verdict:
         verdict = await self._ask_for_era()
-        self._verdicts.record_verdict(self._opening.verdict_key, verdict)
+        self._verdicts.record_probed(self._opening.verdict_key, verdict)
         return verdict
 
     async def _ask_for_era(self) -> Verdict:
