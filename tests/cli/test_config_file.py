@@ -139,7 +139,8 @@ def test_names_become_ids() -> None:
         ({"mcpServers": {}, "servers": {}}, "mcp.json: holds both mcpServers and servers; keep one"),
         ({"servers": {"a b": None}}, 'mcp.json: servers["a b"]: is null, not an object'),
         ({"a\nb": "x"}, 'mcp.json: ["a\\nb"]: is a string, not an object'),
-        ({"a": {}}, "mcp.json: a: has no url"),
+        ({"a": {}}, "mcp.json: a: has no url and no command"),
+        ({"a": {"comand": "npx"}}, "mcp.json: a: has no url and no command; its keys are 'comand'"),
         ({"a": {"url": 3}}, "mcp.json: a.url: is a number, not a string"),
         ({"a": {"url": "ftp://x/"}}, "mcp.json: a.url: is not an http:// or https:// URL with a host"),
         ({"a": {"httpUrl": "http://x/\n"}}, "mcp.json: a.httpUrl: is not an http:// or https:// URL with a host"),
@@ -474,6 +475,14 @@ def test_an_entry_that_cannot_be_expanded_costs_itself(place: str, value: str, t
     (problem,) = config.problems
     assert problem.path.startswith(f"bad.{place}")
     assert told in problem.detail
+
+
+@pytest.mark.parametrize(("kind", "unused"), [(None, "command"), ("stdio", "url")])
+def test_an_entry_with_a_url_and_a_command(kind: str | None, unused: str) -> None:
+    """The one that its type does not need is told to have no effect."""
+    entry = {"command": "npx", "url": URL} | ({} if kind is None else {"type": kind})
+    read = read_config(json.dumps({"mcpServers": {"a": entry}}), {})
+    assert (f"mcpServers.a.{unused}: has no effect, since the entry has a url and a command",) == read.warnings
 
 
 def test_keys_that_are_not_understood_are_named() -> None:

@@ -97,6 +97,9 @@ def read_config(text: str, environment: Mapping[str, str]) -> ConfigFile:
         entry = _plain_form(entry, place)
         unknown = [key for key in entry if key not in _KNOWN_KEYS and not key.startswith(("_", "$", "//"))]
         warnings += [f"{_join(place, key)}: is not understood, and has no effect" for key in unknown]
+        if "command" in entry and any(key in entry for key in _URL_KEYS):
+            unused = "url" if _transport(entry, place) == "stdio" else "command"
+            warnings.append(f"{_join(place, unused)}: has no effect, since the entry has a url and a command")
         try:
             backends.append(_backend(backend_id, entry, place, environment))
         except Unexpanded as problem:
@@ -296,7 +299,10 @@ def _backend(backend_id: str, entry: _Object, path: str, environment: Mapping[st
     if transport == "stdio":
         return _process(backend_id, entry, path, environment)
     if not url_path:
-        raise ConfigError(path, "has no url")
+        keys = ", ".join(repr(key[:40]) for key in list(entry)[:8])
+        raise ConfigError(
+            path, f"has no url and no command; its keys are {keys}" if keys else "has no url and no command"
+        )
     url = _substitute(_string(url, url_path), url_path, environment)
     headers = _headers(entry, path, environment)
     options = _options(entry, path)

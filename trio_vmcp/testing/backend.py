@@ -28,8 +28,8 @@ log: logging.Logger = logging.getLogger(__name__)
 
 @attrs.define(eq=False, kw_only=True)
 class ScriptedBackend(HttpSseServer, ModernServer):
-    """An MCP server with answers that the test decides. Knobs and record: see `Script`; tools, resources and prompts:
-    see `Catalog`.
+    """An MCP server with answers that the test decides. Knobs and record: see `trio_vmcp.testing.script.Script`; tools,
+    resources and prompts: `trio_vmcp.testing.catalog.Catalog`.
     """
 
     _connections: dict[trio.abc.Stream, trio.CancelScope] = attrs.field(factory=dict, init=False)
