@@ -212,3 +212,41 @@ async def test_a_read_goes_to_the_new_owner_before_the_subscription_has_moved(au
             while (await changes.receive()).kind != "resources":
                 pass
             assert "b" == (await session.read_resource(uris[-1])).backend_id
+
+
+def offer_again(backend: ScriptedBackend) -> None:
+    backend.add_resource(URI, "text")
+    backend.notify(LISTS_CHANGED)
+
+
+async def test_a_subscription_that_comes_back_is_not_lost(autojump_clock: MockClock) -> None:
+    """The owner takes the `unsubscribe` of the move after the `subscribe` of the return: it is subscribed to again."""
+    backends = {"a": memos(LEGACY), "b": memos(LEGACY)}
+    async with open_world(backends) as world, world.open_session() as session:
+        await session.subscribe_resource(URI)
+        await trio.sleep(2)
+        backends["a"].fail("resources/unsubscribe", Delay(8), times=1)
+        stop_offering(backends["a"])
+        await trio.sleep(3)
+        assert "b" == await read_from(session)
+        offer_again(backends["a"])
+        await trio.sleep(1)
+        stop_offering(backends["b"])
+        await trio.sleep(20)
+        assert "a" == await read_from(session)
+        assert ["a"] == await told_by(session, world)
+
+
+async def test_unsubscribing_during_a_move_leaves_no_subscription(autojump_clock: MockClock) -> None:
+    """The new owner, which has been sent `subscribe`, is sent `unsubscribe`."""
+    backends = {"a": memos(LEGACY), "b": memos(LEGACY)}
+    backends["a"].fail("resources/unsubscribe", Delay(4))
+    async with open_world(backends) as world, world.open_session() as session, trio.open_nursery() as nursery:
+        await session.subscribe_resource(URI)
+        nursery.start_soon(session.unsubscribe_resource, URI)
+        await trio.sleep(0.1)
+        stop_offering(backends["a"])
+        await trio.sleep(10)
+        assert 1 == len(backends["b"].received("resources/subscribe"))
+        assert 1 == len(backends["b"].received("resources/unsubscribe"))
+        assert [] == await told_by(session, world)

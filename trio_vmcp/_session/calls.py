@@ -131,9 +131,12 @@ class Calls:
     @trio.lowlevel.enable_ki_protection
     async def unsubscribe(self, uri: str, caller: Identity | None, timeout: float | None) -> None:
         route = partial(self._route_unsubscription, uri)
-        await self.call(UNSUBSCRIBE, uri, route, caller, None, timeout, None)
+        told, _ = await self.call(UNSUBSCRIBE, uri, route, caller, None, timeout, None)
         for member in self._members.values():  # the subscription may have moved meanwhile
+            has_moved_here = member is not told and uri in member.subscriptions
             del member.subscriptions[uri]
+            if has_moved_here and member.connection is not None:
+                member.connection.subscriber.unsubscribe(uri)
 
     # --- routes: where a call goes, and with which params
 

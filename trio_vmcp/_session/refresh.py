@@ -239,6 +239,8 @@ class Refresher:
             await client.request(UNSUBSCRIBE, {"uri": uri}, identity=self._identity, timeout=limit, on_progress=None)
         except BackendError as error:
             logger.debug("%s, when it was to be unsubscribed from", error)
+        if uri in self._member.subscriptions and not self._connection.is_over:
+            self.subscribe(uri)  # it has come back meanwhile, and the backend may have taken this request last
 
     async def _must_subscribe_again(self, uri: str, tries: int) -> bool:
         """Subscribe to one resource. Returns whether that failed and has to be tried again."""
@@ -261,6 +263,8 @@ class Refresher:
             self._note_retry_after(error)
             failed = error
         if uri not in self._member.subscriptions or self._connection.is_over:
+            if failed is None and not self._connection.is_over:
+                await self._unsubscribe(uri)  # it was unsubscribed from meanwhile, or has moved on
             return False
         given_up = isinstance(failed, BackendRejected) and failed.code in _NOT_THERE and tries >= MOST_TRIES
         if failed is not None and (tries == 1 or given_up):
