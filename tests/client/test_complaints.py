@@ -7,12 +7,14 @@ import logging
 import httpx
 import pytest
 import trio
+from support.channels import EVERY_CHANNEL, Channel
 from support.clients import call, event, in_json, in_sse, message_of, open_bench, result
 from support.duplex import open_pair
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vmcp import JSON, ClientHandlers, ServerRequest
+from trio_vmcp import JSON, BackendTimeout, ClientHandlers, ServerRequest
 from trio_vmcp._client.complaints import MOST_COMPLAINTS
+from trio_vmcp.testing import Delay
 
 MANY = 5 * MOST_COMPLAINTS
 LEVELS = ["WARNING"] + ["DEBUG"] * (MOST_COMPLAINTS - 1)
@@ -97,6 +99,21 @@ async def test_a_flood_of_one_question(autojump_clock: MockClock, caplog: pytest
     async with open_bench(flood("legacy", QUESTION), era="legacy", handlers=ClientHandlers(roots=roots)) as bench:
         assert {"content": []} == await call(await bench.connect())
     assert LEVELS == levels(caplog, "ignored a request whose id is in use")
+
+
+@EVERY_CHANNEL
+async def test_a_late_answer_is_no_mistake(
+    channel: Channel, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The backend answers a call that was given up, as it may: no warning."""
+    backend = channel.backend()
+    backend.fail("tools/call", Delay(3), times=1)
+    async with channel.open_client(backend) as client:
+        with pytest.raises(BackendTimeout):
+            await call(client, timeout=1)
+        await trio.sleep(5)
+        await call(client)
+    assert [] == [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_kinds_are_counted_apart(caplog: pytest.LogCaptureFixture) -> None:

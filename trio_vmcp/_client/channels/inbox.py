@@ -34,6 +34,7 @@ __all__ = ["Inbox", "PendingRequest", "Settled", "ignore", "new_inbox"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
+MOST_GIVEN_UP = 100  # ids of requests whose late answers are no news
 PROGRESS_COST = 1024  # bytes that each notification counts for, besides its own: a parsed one takes that much memory
 
 
@@ -60,6 +61,10 @@ class PendingRequest:
     _progress: deque[tuple[Notification, int]] = attrs.field(factory=deque, init=False, repr=False)
     _progress_bytes: int = attrs.field(default=0, init=False)
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+
+    @property
+    def is_settled(self) -> bool:
+        return self._settled is not None
 
     def settle(self, settled: Settled) -> None:
         """End the wait. Only the first outcome counts."""
@@ -114,6 +119,7 @@ class Inbox:
     takes_batches: bool = attrs.field(default=False, init=False)
     loss: Loss | None = attrs.field(default=None, init=False)
     _pending: dict[int, PendingRequest] = attrs.field(factory=dict, init=False, repr=False)  # by request id
+    _given_up: deque[object] = attrs.field(factory=lambda: deque(maxlen=MOST_GIVEN_UP), init=False, repr=False)  # ids
     _by_token: dict[int | None, PendingRequest] = attrs.field(factory=dict, init=False, repr=False)  # by progress token
 
     @contextmanager
@@ -137,6 +143,8 @@ class Inbox:
         finally:
             self._pending.pop(ask.id, None)
             self._by_token.pop(ask.progress_token, None)
+            if not pending.is_settled:
+                self._given_up.append(ask.id)
 
     @property
     def notes(self) -> frozenset[RequestNote]:
@@ -170,6 +178,10 @@ class Inbox:
             return
         self.pace.charge_message(message, len(data), data.count(b"\n"))
         match message:
+            case Result() | ErrorReply() if message.id in self._given_up:
+                self._given_up.remove(message.id)
+                # "The sender of the cancellation SHOULD ignore any response that arrives afterward" (2025-11-25).
+                logger.debug("backend %r: answered a request that was given up", self.backend_id)
             case Result() | ErrorReply():
                 text = "backend %r: dropped an answer to a request that is not waiting here"
                 self.complaints.make(text, self.backend_id)
