@@ -73,19 +73,24 @@ class Backoff:
 @attrs.define(eq=False)
 class Turns:
     """Which session may connect to one endpoint next, and when: of all sessions of a factory, or those of a principal.
-
-    Attributes:
-        line: FIFO lock around one attempt; never held while sleeping.
+    Most are never waited for, so what a wait needs is made on first use.
     """
 
     _backoff: Backoff
-    line: trio.Lock = attrs.field(factory=trio.Lock, init=False)
+    _line: trio.Lock | None = attrs.field(default=None, init=False)
     _not_before: float = attrs.field(default=0.0, init=False)
-    _reached: trio.Event = attrs.field(factory=trio.Event, init=False)  # set by a success, and replaced
+    _reached: trio.Event | None = attrs.field(default=None, init=False)  # set by a success, and replaced
     _succeeded_at: float | None = attrs.field(default=None, init=False)
     _line_timeout: float = attrs.field(default=LINE_TIMEOUT, init=False)  # s
     # Of principals whose latest failure was the endpoint's: once it is reached, they may try at once, too.
-    _waiting: WeakSet[Turns] = attrs.field(factory=WeakSet, init=False, repr=False)
+    _waiting: WeakSet[Turns] | None = attrs.field(default=None, init=False, repr=False)
+
+    @property
+    def line(self) -> trio.Lock:
+        """FIFO lock around one attempt; never held while sleeping."""
+        if self._line is None:
+            self._line = trio.Lock()
+        return self._line
 
     @property
     def wait(self) -> float:
@@ -94,8 +99,11 @@ class Turns:
 
     async def pause(self) -> None:
         """Sleep until the next turn is due, or until any session has reached the endpoint."""
+        if self._reached is None:
+            self._reached = trio.Event()
+        reached = self._reached
         with trio.move_on_at(self._not_before):
-            await self._reached.wait()
+            await reached.wait()
 
     async def hold_line(self, reported: trio.Event) -> None:
         """Wait for an attempt in the line: until it has reported, but not for ever. An attempt that takes longer halves
@@ -111,9 +119,9 @@ class Turns:
         """
         self._succeeded_at = trio.current_time()
         self._end_wait()
-        for turns in self._waiting:
+        for turns in self._waiting or ():
             turns._end_wait()
-        self._waiting.clear()
+        self._waiting = None
 
     def note_own_failure(self, own: Turns, *, is_of_endpoint: bool) -> None:
         """An attempt of a principal failed, or its connection was lost. Each failure counts in its `own` turns; one
@@ -121,15 +129,17 @@ class Turns:
         """
         if is_of_endpoint:
             self.note_failure()
+            self._waiting = WeakSet() if self._waiting is None else self._waiting
             self._waiting.add(own)
-        else:
+        elif self._waiting is not None:
             self._waiting.discard(own)
         own.note_failure()
 
     def _end_wait(self) -> None:
         self._not_before = 0.0
-        self._reached.set()
-        self._reached = trio.Event()
+        if self._reached is not None:
+            self._reached.set()
+            self._reached = None
 
     def note_failure(self) -> None:
         """An attempt failed, or a connection was lost. Failures before the next turn is due report the same outage:
