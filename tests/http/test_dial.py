@@ -91,7 +91,7 @@ class Resolver(trio.abc.HostnameResolver):
     def __init__(self) -> None:
         self.asked: list[object] = []
 
-    async def getaddrinfo(self, host: object, port: int | str | None, *rest: int) -> list[object]:  # type: ignore[override]
+    async def getaddrinfo(self, host: object, port: int | str | None, *rest: int) -> list[object]:  # type: ignore[override]  # fewer kinds
         await trio.lowlevel.checkpoint()
         self.asked.append(host)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]

@@ -97,7 +97,7 @@ async def servers(stack: ExitStack, logs: Path) -> list[Vessel]:
 
 async def until_all_are_ready(session: Session) -> None:
     with trio.fail_after(PATIENCE):
-        while any(status.state is not BackendState.READY for status in session.backends.values()):  # noqa: ASYNC110
+        while any(status.state is not BackendState.READY for status in session.backends.values()):  # noqa: ASYNC110  # no event says all
             await trio.sleep(RETRY_INTERVAL)
     assert () == session.failures
 

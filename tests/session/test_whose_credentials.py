@@ -84,7 +84,7 @@ def without_lists(found: dict[str, set[str]]) -> dict[str, set[str]]:
 
 @EVERY_HTTP_CHANNEL
 async def test_an_opening_and_its_end_are_the_openers(channel: Channel, autojump_clock: MockClock) -> None:
-    """Probe, handshake, lists, streams and goodbye, whoever has called in between."""
+    """Probe, handshake, lists, streams and goodbye, whichever caller has called in between."""
     async with open_renewed(channel) as (_, backend, view):
         await view.call_tool("b_echo")
     found = signed(backend)
