@@ -257,7 +257,7 @@ class BadStorage(ScriptedStorage):
 
     @property
     def ttl(self) -> float:
-        return "soon" if self.is_bad else self.inner.ttl  # type: ignore[return-value]
+        return "soon" if self.is_bad else self.inner.ttl  # type: ignore[return-value]  # the point
 
 
 async def test_a_session_that_crashes_lets_its_waiters_go(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
