@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import trio
@@ -136,9 +137,10 @@ async def test_a_signal_after_the_work_counts(autojump_clock: MockClock) -> None
 
 
 STUBBORN = """
-import os, signal, time
+import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 os.kill(os.getppid(), signal.SIGINT)
+sys.stdin.read()  # Ends when the command closes its session, so after the first signal.
 os.kill(os.getppid(), signal.SIGTERM)
 time.sleep(60)
 """
@@ -151,6 +153,25 @@ def test_a_second_signal_ends_the_command_at_once(children: Children, tmp_path: 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=30)
     assert (143, b"") == (done.returncode, done.stdout)
     assert [] == children.alive()
+
+
+def test_a_second_signal_within_the_handler_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python runs handlers between any two steps, also of a handler. Such a signal, too, ends the command at once."""
+    signals = EndingSignals(on_first=list)
+    statuses: list[int] = []
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    second = [signal.SIGTERM]
+
+    def interrupt(frame: FrameType, event: str, argument: object) -> None:
+        if second and event == "call" and frame.f_code is not EndingSignals.handle.__code__:
+            signals.handle(second.pop(), None)
+
+    sys.setprofile(interrupt)
+    try:
+        signals.handle(signal.SIGINT, None)
+    finally:
+        sys.setprofile(None)
+    assert [143] == statuses
 
 
 def test_an_ignored_signal_stays_ignored() -> None:

@@ -7,6 +7,7 @@ A signal that the parent process had ignored, as `nohup` and background jobs of 
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -40,6 +41,8 @@ class EndingSignals:
     on_first: Callable[[], object] | None = None
     outputs: tuple[int, ...] = (1, 2)
     _terminals: tuple[int, ...] = attrs.field(init=False)
+    # `next` of it is one step: a second signal may come in the middle of the first one's handler.
+    _signals_before: Iterator[int] = attrs.field(factory=itertools.count, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._terminals = tuple(number for number in self.outputs if os.isatty(number))
@@ -52,7 +55,7 @@ class EndingSignals:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
-        if self.received is not None:
+        if next(self._signals_before) > 0:
             self._end_at_once(128 + number)
         self.received = signal.Signals(number)
         self._drop_lost_terminals()
