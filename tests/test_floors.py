@@ -28,9 +28,10 @@ FLOORS = (
     ("_session",),
     ("default_session",),
     ("factory",),
-    ("testing",),
+    ("testing", "_exports"),
     ("_cli",),
-    ("cli", "__init__", "__main__"),
+    ("cli", "__init__"),
+    ("__main__",),
 )
 # Parts without I/O and without Trio, which can be tested without an event loop.
 PURE = (

@@ -1,148 +1,24 @@
 """One Trio session over many MCP servers."""
 
-from trio_vmcp.auth import BearerAuth, ClientCredentials, HeaderAuth, PerBackend
-from trio_vmcp.connector import (
-    BackendClient,
-    BackendConnector,
-    CallInfo,
-    ClientHandlers,
-    EventSink,
-    Handler,
-    OnProgress,
-    OutgoingAuth,
-    ServerRequest,
-    note_written,
-)
-from trio_vmcp.default_session import DefaultSession
-from trio_vmcp.errors import (
-    BackendError,
-    BackendProtocolError,
-    BackendRejected,
-    BackendTimeout,
-    BackendUnauthorized,
-    BackendUnavailable,
-    CapabilityNotFound,
-    InvalidSessionId,
-    MessageTooLarge,
-    MetadataConflict,
-    NilCaller,
-    NoBackends,
-    NotAuthorized,
-    PromptNotFound,
-    ResourceNotFound,
-    SessionClosed,
-    SessionExists,
-    SessionLimitReached,
-    SessionNotFound,
-    StorageError,
-    ToolNotFound,
-    UnauthorizedCaller,
-    VmcpError,
-)
-from trio_vmcp.factory import DefaultSessionFactory, SessionFactory, open_session_factory
-from trio_vmcp.identity import Identity
-from trio_vmcp.metadata import SCHEMA_VERSION, BackendRecord, SessionMetadata, metadata_from_json, metadata_to_json
-from trio_vmcp.models import (
-    JSON,
-    Backend,
-    BackendFailure,
-    BackendState,
-    BackendStatus,
-    CompletionResult,
-    FailureReason,
-    Latency,
-    NameConflict,
-    Prompt,
-    PromptResult,
-    Resource,
-    ResourceResult,
-    ResourceTemplate,
-    SessionChange,
-    SessionState,
-    Tool,
-    ToolResult,
-)
-from trio_vmcp.routing import Bare, ConflictResolution, Manual, Prefix, Priority, RoutingTable, Target
-from trio_vmcp.session import Session, TransportSession
-from trio_vmcp.settings import FactorySettings
-from trio_vmcp.storage import LocalStorage, Storage
+import typing as _typing
 
-__all__ = [
-    "JSON",
-    "SCHEMA_VERSION",
-    "Backend",
-    "BackendClient",
-    "BackendConnector",
-    "BackendError",
-    "BackendFailure",
-    "BackendProtocolError",
-    "BackendRecord",
-    "BackendRejected",
-    "BackendState",
-    "BackendStatus",
-    "BackendTimeout",
-    "BackendUnauthorized",
-    "BackendUnavailable",
-    "Bare",
-    "BearerAuth",
-    "CallInfo",
-    "CapabilityNotFound",
-    "ClientCredentials",
-    "ClientHandlers",
-    "CompletionResult",
-    "ConflictResolution",
-    "DefaultSession",
-    "DefaultSessionFactory",
-    "EventSink",
-    "FactorySettings",
-    "FailureReason",
-    "Handler",
-    "HeaderAuth",
-    "Identity",
-    "InvalidSessionId",
-    "Latency",
-    "LocalStorage",
-    "Manual",
-    "MessageTooLarge",
-    "MetadataConflict",
-    "NameConflict",
-    "NilCaller",
-    "NoBackends",
-    "NotAuthorized",
-    "OnProgress",
-    "OutgoingAuth",
-    "PerBackend",
-    "Prefix",
-    "Priority",
-    "Prompt",
-    "PromptNotFound",
-    "PromptResult",
-    "Resource",
-    "ResourceNotFound",
-    "ResourceResult",
-    "ResourceTemplate",
-    "RoutingTable",
-    "ServerRequest",
-    "Session",
-    "SessionChange",
-    "SessionClosed",
-    "SessionExists",
-    "SessionFactory",
-    "SessionLimitReached",
-    "SessionMetadata",
-    "SessionNotFound",
-    "SessionState",
-    "Storage",
-    "StorageError",
-    "Target",
-    "Tool",
-    "ToolNotFound",
-    "ToolResult",
-    "TransportSession",
-    "UnauthorizedCaller",
-    "VmcpError",
-    "metadata_from_json",
-    "metadata_to_json",
-    "note_written",
-    "open_session_factory",
-]
+if _typing.TYPE_CHECKING:
+    from trio_vmcp._exports import *  # noqa: F403  # type checkers read the names there
+    from trio_vmcp._exports import __all__ as __all__
+else:
+    # The names, and with them all modules, are loaded when the first is used. The command imports this package, too,
+    # and has to handle signals before anything that takes long: half a second of imports, in which Ctrl-C would print
+    # a traceback.
+    def __getattr__(name: str) -> object:
+        if not name.startswith("_") or name == "__all__":
+            from importlib import import_module  # `from trio_vmcp import …` would ask this function
+
+            exports = import_module("trio_vmcp._exports")
+            public = {each: getattr(exports, each) for each in exports.__all__}
+            globals().update(public, __all__=exports.__all__)
+        if name in globals():
+            return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__getattr__("__all__")})

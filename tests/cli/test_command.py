@@ -24,11 +24,13 @@ from rich.console import Console
 from support.processes import PYTHON_OPTIONS, SERVER
 from trio.testing import MockClock
 
+from trio_vmcp._cli.command import CommandOutcome, run_command, until_interrupted
 from trio_vmcp._cli.demo import build_servers, run_demo
-from trio_vmcp._cli.plain_view import PlainView, write_text
+from trio_vmcp._cli.output import write_text
+from trio_vmcp._cli.plain_view import PlainView
 from trio_vmcp._cli.rich_view import RichView
 from trio_vmcp._cli.view import Sanitizer, View
-from trio_vmcp.cli import CommandOutcome, main, run_command, until_interrupted
+from trio_vmcp.cli import main
 from trio_vmcp.models import JSON, Backend
 from trio_vmcp.testing import CallContext, Error, Hang, MemoryNetwork, ScriptedBackend, open_memory_network
 

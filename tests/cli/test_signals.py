@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,9 +18,10 @@ from support.processes import PYTHON_OPTIONS, Children
 from trio.testing import MockClock
 
 from trio_vmcp import JSON, Backend, FactorySettings, open_session_factory
+from trio_vmcp._cli.command import CommandOutcome, until_interrupted
 from trio_vmcp._cli.signals import EndingSignals, catching_signals
-from trio_vmcp.cli import CommandOutcome, main, until_interrupted
-from trio_vmcp.testing import CallContext, ScriptedBackend, open_memory_network
+from trio_vmcp.cli import main
+from trio_vmcp.testing import CallContext, Hang, ScriptedBackend, open_memory_network
 
 SETTINGS = FactorySettings()
 STATUSES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
@@ -136,6 +138,75 @@ async def test_a_signal_after_the_work_counts(autojump_clock: MockClock) -> None
     assert 143 == (await until_interrupted(work)).status
 
 
+# A module in front of the real one, which takes its own place again.
+SIGNALS_WHEN_IMPORTED = """
+import importlib, os, sys
+os.kill(os.getpid(), {number})
+del sys.path[sys.path.index(os.path.dirname(__file__))], sys.modules["attrs"]
+importlib.import_module("attrs")
+"""
+
+
+ENTRIES = {"module": ["-m", "trio_vmcp"], "script": ["-c", "from trio_vmcp.cli import main; raise SystemExit(main())"]}
+
+
+@pytest.mark.parametrize(
+    ("entry", "number"), [("module", signal.SIGINT), ("script", signal.SIGINT), ("script", signal.SIGTERM)]
+)
+def test_a_signal_while_modules_are_imported(entry: str, number: signal.Signals, tmp_path: Path) -> None:
+    """The first 0.3 s of the command are imports: of the library's first dependency, here. No traceback is printed."""
+    (tmp_path / "attrs.py").write_text(SIGNALS_WHEN_IMPORTED.format(number=int(number)))
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, *ENTRIES[entry], "check", "--config", str(tmp_path / "none"), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert (STATUSES[number], "") == (done.returncode, done.stderr)
+    assert not json.loads(done.stdout)["ok"]
+
+
+@pytest.mark.parametrize("moment", ["call", "opening"])
+@every_signal
+async def test_a_close_after_a_signal_is_told(
+    number: signal.Signals, moment: str, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """One line when the close begins, which says how it is cut short: a close may take as long as its timeouts."""
+    server, told, at = ScriptedBackend(name="a"), list[str](), list[float]()
+
+    async def nap(arguments: JSON, context: CallContext) -> str:
+        await trio.sleep(3600)
+        return "rested"
+
+    async def raise_after(seconds: float) -> None:
+        await trio.sleep(seconds)
+        signal.raise_signal(number)
+
+    def tell(text: str) -> None:
+        told.append(text)
+        at.append(trio.current_time())
+
+    async def work() -> CommandOutcome:
+        async with (
+            open_session_factory(settings=SETTINGS, transport=network.transport()) as factory,
+            factory.open_session([Backend(id="a", url=url)]) as session,
+        ):
+            await session.call_tool("a_nap", timeout=math.inf)
+        return CommandOutcome(0, {})
+
+    server.add_tool("nap", nap)
+    if moment == "opening":
+        server.fail("POST", Hang())
+    async with open_memory_network() as network:
+        url = network.attach("a.test", server)
+        nursery.start_soon(raise_after, 1.0)
+        assert STATUSES[number] == (await until_interrupted(work, tell=tell)).status
+    name = "Ctrl-C" if number is signal.SIGINT else number.name
+    assert ([f"closing the session after {name}; {name} again ends at once"], [1.0]) == (told, at)
+
+
 STUBBORN = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -152,6 +223,7 @@ def test_a_second_signal_ends_the_command_at_once(children: Children, tmp_path: 
     program = f"from trio_vmcp.cli import main; raise SystemExit(main(['check', '--config', {config!r}]))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=30)
     assert (143, b"") == (done.returncode, done.stdout)
+    assert b"trio-vmcp: closing the session after Ctrl-C; Ctrl-C again ends at once\n" in done.stderr
     assert [] == children.alive()
 
 

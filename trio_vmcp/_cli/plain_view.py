@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TextIO
 
 import attrs
 
+from trio_vmcp._cli.output import write_log, write_text
 from trio_vmcp._cli.view import (
     BackendReport,
     BackendStatus,
@@ -24,21 +24,10 @@ from trio_vmcp._cli.view import (
 )
 from trio_vmcp.models import ToolResult
 
-__all__ = ["PlainView", "write_text"]
+__all__ = ["PlainView"]
 
 DESCRIPTION_CHARACTERS = 60
 PROGRESS_STEPS = 4  # lines per call of which the backend reports progress
-
-
-def write_text(stream: TextIO, text: str) -> None:
-    """Write and flush. If the reader has gone (`| head`), the rest is discarded and the session closes in order."""
-    try:
-        stream.write(text)
-        stream.flush()
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())  # else Python's flush at exit fails and prints a traceback
-        os.close(nowhere)
 
 
 @attrs.define(eq=False)
@@ -92,7 +81,8 @@ class PlainView:
         return news
 
     def _print(self, stream: TextIO, text: str, *, indent: int = 0) -> None:
-        write_text(stream, " " * indent + self.safe.line(text) + "\n")
+        write = write_log if stream is self.log else write_text
+        write(stream, " " * indent + self.safe.line(text) + "\n")
 
 
 def _status_text(status: BackendStatus) -> str:
