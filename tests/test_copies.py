@@ -36,6 +36,7 @@ from trio_vmcp import (
     SessionMetadata,
     Target,
     Tool,
+    ToolOverride,
     ToolResult,
     VmcpError,
 )
@@ -46,6 +47,8 @@ FAILURE = BackendFailure("a", FailureReason.TIMEOUT, "was slow", 1.0)
 
 RECORDS = (
     Backend(id="a", url="http://a.test", headers={"X-Key": "1"}, allow_tools=["x"]),
+    Backend("o", "http://o.test", overrides={"x": ToolOverride(name="y", annotations={"readOnlyHint": True})}),
+    ToolOverride(title="X"),
     Backend(id="b", transport="stdio", command="c", args=["z"], env={"A": "1"}, request_timeout=1.0),
     FactorySettings(identity_keys=[b"k"], conflict_resolution=Manual({"now": ("time", "now")})),
     FactorySettings(conflict_resolution=Priority("a", "b")),

@@ -37,12 +37,18 @@ from trio_vmcp import (
     StorageError,
     Tool,
     ToolNotFound,
+    ToolOverride,
     ToolResult,
     UnauthorizedCaller,
     VmcpError,
 )
 
 # Backend
+
+
+def wrong_override(**fields: Any) -> ToolOverride:
+    """With fields of types that the annotations do not allow."""
+    return ToolOverride(**fields)
 
 
 @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", fullmatch=True))
@@ -103,6 +109,46 @@ def test_a_bad_backend_id_is_named(backend_id: Any) -> None:
         ({"url": "http://a.test", "deny_tools": None}, "deny_tools is NoneType, not several str"),
         ({"url": "http://a.test", "deny_tools": ["wipe", 5]}, "deny_tools holds 5, which is int, not str"),
         ({"url": "http://a.test", "deny_tools": [["wipe"]]}, "deny_tools holds ['wipe'], which is list, not str"),
+        ({"url": "http://a.test", "allow_tools": [""]}, "backend 'a': allow_tools: '' is empty"),
+        ({"url": "http://a.test", "deny_tools": ["@readonly"]}, "deny_tools: '@readonly' is none of @readOnly, @destr"),
+        ({"url": "http://a.test", "allow_tools": ["@"]}, "allow_tools: '@' is none of @readOnly"),
+        ({"url": "http://a.test", "overrides": 5}, "overrides is int, not a mapping"),
+        ({"url": "http://a.test", "overrides": {"": ToolOverride()}}, "overrides has the key '', which is no name"),
+        ({"url": "http://a.test", "overrides": {5: ToolOverride()}}, "overrides has the key 5, which is no name"),
+        ({"url": "http://a.test", "overrides": {"x": {"name": "y"}}}, "overrides['x'] is dict, not ToolOverride"),
+        ({"url": "http://a.test", "overrides": {"x": None}}, "overrides['x'] is NoneType, not ToolOverride"),
+        ({"url": "http://a.test", "overrides": {"x": ToolOverride(name="")}}, "overrides['x'].name is empty"),
+        ({"url": "http://a.test", "overrides": {"x": wrong_override(name=5)}}, "overrides['x'].name is int, not str"),
+        ({"url": "http://a.test", "overrides": {"x": wrong_override(title=b"t")}}, "overrides['x'].title is bytes"),
+        ({"url": "http://a.test", "overrides": {"x": wrong_override(description=1)}}, "overrides['x'].description is"),
+        (
+            {"url": "http://a.test", "overrides": {"x": ToolOverride(title="\ud800")}},
+            "overrides['x'].title holds half a surrogate pair",
+        ),
+        (
+            {"url": "http://a.test", "overrides": {"x": wrong_override(annotations=5)}},
+            "overrides['x'].annotations is int, not a mapping",
+        ),
+        (
+            {"url": "http://a.test", "overrides": {"x": wrong_override(annotations={5: 1})}},
+            "overrides['x'].annotations has the key 5",
+        ),
+        (
+            {"url": "http://a.test", "overrides": {"x": ToolOverride(annotations={"k": math.nan})}},
+            "overrides['x'].annotations['k'] is no JSON",
+        ),
+        (
+            {"url": "http://a.test", "overrides": {"x": ToolOverride(annotations={"k": {1}})}},
+            "overrides['x'].annotations['k'] is no JSON",
+        ),
+        (
+            {"url": "http://a.test", "overrides": {"x": ToolOverride(name="z"), "y": ToolOverride(name="z")}},
+            "overrides['x'] and overrides['y'] both give the name 'z'",
+        ),
+        (
+            {"url": "http://a.test", "overrides": {"x": ToolOverride(name="y"), "y": ToolOverride(title="Y")}},
+            "overrides['x'] and overrides['y'] both give the name 'y'",
+        ),
         ({"url": "http://a.test", "request_timeout": "5"}, "request_timeout is str, not a number of s"),
         ({"url": "http://a.test", "init_timeout": "5"}, "init_timeout is str, not a number of s"),
         ({"url": "http://a.test", "init_timeout": -1}, "init_timeout -1 is not 0 s or more"),

@@ -123,7 +123,8 @@ def test_no_backend_has_a_name_inside_the_prefix_of_another(
     router = Router(Prefix(form), Bindings(), name_rule("models", 30))
 
     def update(*there: str, configured: Sequence[str] = order) -> list[str]:
-        router.update([Offer(i, **{kind: (own[i],) if i in there else ()}) for i in configured])
+        listed: dict[str, Any] = {i: {kind: (own[i],)} if i in there else {} for i in configured}
+        router.update([Offer(i, **listed[i]) for i in configured])
         fresh = build_routing(list(router._offers.values()), Prefix(form), bindings=router.bindings, max_name_length=30)
         assert (fresh.table, fresh.conflicts) == (router.table, router.conflicts)
         return [target.backend_id for target in getattr(router.table, kind).values()]
@@ -190,6 +191,121 @@ def test_what_a_backend_lists_twice_counts_once() -> None:
         {"a_t": Target("a", "t")}, {"a_p": Target("a", "p")}, {"r://": Target("a", "r://")}, (Target("a", "t://{x}"),)
     )
     assert (table, ()) == (routing.table, routing.conflicts)
+
+
+# Names that the user gives.
+
+
+@pytest.mark.parametrize(
+    ("strategy", "names"),
+    [
+        (Prefix(), {"a_find": "search", "a_get": "get"}),
+        (Bare(), {"find": "search", "get": "get"}),
+        (Priority("a"), {"find": "search", "get": "get"}),
+        (Manual({"x": ("a", "search"), "y": ("a", "find"), "z": ("a", "get")}), {"x": "search", "z": "get"}),
+    ],
+)
+def test_a_given_name_takes_the_place_of_the_own_one(strategy: ConflictResolution, names: dict[str, str]) -> None:
+    """The strategy makes the advertised name of it, except for `Manual`, which goes by own names. Calls carry the own
+    name.
+    """
+    routing = build_routing([Offer("a", tools=("search", "get"), renamed={"search": "find", "gone": "x"})], strategy)
+    assert {name: Target("a", own) for name, own in names.items()} == routing.table.tools
+    assert () == routing.conflicts
+    assert dict.fromkeys(names, "a") == routing.bindings.tools
+
+
+def test_a_given_name_is_made_to_fit() -> None:
+    """As any composed name is."""
+    (name,) = build_routing([Offer("a", tools=("x",), renamed={"x": "find all.v2"})], Prefix()).table.tools
+    assert re.fullmatch("a_find_all_v2_[a-z2-7]{12}", name)
+
+
+def test_tools_alone_are_renamed() -> None:
+    """A prompt of that name keeps its own."""
+    table = build_routing([Offer("a", tools=("x",), prompts=("x",), renamed={"x": "y"})], Prefix()).table
+    assert (["a_y"], ["a_x"]) == (list(table.tools), list(table.prompts))
+
+
+@pytest.mark.parametrize("strategy", [Prefix(), Bare(), Priority("a")])
+@pytest.mark.parametrize("tools", [("x", "y"), ("y", "x")])
+def test_a_given_name_yields_to_the_own_name_of_another_tool(
+    strategy: ConflictResolution, tools: tuple[str, ...]
+) -> None:
+    """In either order of the list: the renamed tool is withheld, and a conflict says so. Once the other is not listed
+    any more, the renamed one has the name.
+    """
+    prefix = "a_" if isinstance(strategy, Prefix) else ""
+    router = Router(strategy, Bindings(), name_rule("models", None))
+    router.update([Offer("a", tools=tools, renamed={"x": "y"}), Offer("b")])
+    assert {f"{prefix}y": Target("a", "y")} == router.table.tools
+    assert (NameConflict("tool", f"{prefix}y", ("a",), "a"),) == router.conflicts
+    router.update([Offer("a", tools=("x",), renamed={"x": "y"}), Offer("b")])
+    assert {f"{prefix}y": Target("a", "x")} == router.table.tools
+    assert not router.conflicts
+    router.update([Offer("a", tools=("x", "y")), Offer("b")])
+    assert {f"{prefix}{own}": Target("a", own) for own in ("x", "y")} == router.table.tools
+
+
+def router_after(strategy: ConflictResolution, *changes: list[Offer]) -> Router:
+    """It says what a new one would say of the latest offers."""
+    router = Router(strategy, Bindings(), name_rule("models", None))
+    for offers in changes:
+        bindings = router.bindings
+        router.update(offers)
+        fresh = build_routing(offers, strategy, bindings=bindings)
+        assert (fresh.table, fresh.conflicts) == (router.table, router.conflicts)
+    return router
+
+
+def test_other_given_names_for_the_same_tools() -> None:
+    """A backend was exchanged for one with the same tools: the new names hold."""
+    one, two = ([Offer("a", tools=("x", "y"), renamed={"x": to})] for to in ("b", "c"))
+    assert ["a_c", "a_y"] == list(router_after(Prefix(), one, two, one, two).table.tools)
+
+
+def test_given_names_stay_when_a_prefix_inside_comes() -> None:
+    """Names are made anew then, of the given ones."""
+    outer, inner = Offer("git", tools=("x", "y"), renamed={"x": "hub_x", "y": "z"}), Offer("git_hub")
+    assert ["git_hub_x", "git_z"] == list(router_after(Prefix(), [outer], [outer, inner]).table.tools)
+    assert ["git_z"] == list(router_after(Prefix(), [outer, inner]).table.tools)
+
+
+def test_a_given_name_that_is_changed_to_an_own_one_yields() -> None:
+    """Of two own names that fit alike neither is advertised; a given one yields to the own one that it fits like."""
+    (fitted,) = build_routing([Offer("a", tools=("x.y",))], Bare()).table.tools
+    tools = ("x.y", fitted)
+    both, given = [Offer("a", tools=tools)], [Offer("a", tools=tools, renamed={fitted: "x.y"})]
+    assert {} == router_after(Bare(), given, both).table.tools
+    assert {fitted: Target("a", "x.y")} == router_after(Bare(), both, given).table.tools
+    manual = Manual({"x.y": ("a", "x.y"), fitted: ("a", fitted)})
+    assert {} == router_after(manual, [Offer("a", tools=tools, renamed={"x.y": "z"})]).table.tools
+
+
+def test_two_tools_can_change_names() -> None:
+    """What counts is the name that each of them gets."""
+    routing = build_routing([Offer("a", tools=("x", "y"), renamed={"x": "y", "y": "x"})], Prefix())
+    assert {"a_y": Target("a", "x"), "a_x": Target("a", "y")} == routing.table.tools
+    assert () == routing.conflicts
+
+
+def test_a_given_name_is_claimed_like_an_own_one_among_backends() -> None:
+    """The strategy decides between backends; of the owner's tools the one of that own name has it."""
+    offers = [Offer("a", tools=("x", "y"), renamed={"x": "z", "y": "w"}), Offer("b", tools=("z", "w", "y"))]
+    routing = build_routing(offers, Bare())
+    assert {"z": ("a", "x"), "w": ("a", "y"), "y": ("b", "y")} == {
+        name: (target.backend_id, target.name) for name, target in routing.table.tools.items()
+    }
+    assert {"z", "w"} == {conflict.name for conflict in routing.conflicts}
+    assert {"a"} == {conflict.owner for conflict in routing.conflicts}
+
+
+def test_a_given_name_inside_the_prefix_of_another_backend_is_withheld() -> None:
+    """`git` has no name inside `git_hub_`, given or own."""
+    offers = [Offer("git", tools=("x",), renamed={"x": "hub_x"}), Offer("git_hub")]
+    routing = build_routing(offers, Prefix())
+    assert {} == routing.table.tools
+    assert (NameConflict("tool", "git_hub_x", ("git",), "git_hub"),) == routing.conflicts
 
 
 # Names that do not fit.
@@ -336,7 +452,8 @@ def test_prefix_and_manual_do_not_even_depend_on_the_configured_order(
     listed = strategy.backend_ids if isinstance(strategy, Priority) else ()
     ranked = sorted(offers, key=lambda offer: (*listed, offer.backend_id).index(offer.backend_id))
     rule = name_rule("models", None)
-    expected = {rule.fit(name): offer.backend_id for offer in reversed(ranked) for name in offer.tools}
+    claimed = [(offer.renamed.get(name, name), offer.backend_id) for offer in reversed(ranked) for name in offer.tools]
+    expected = {rule.fit(name): backend_id for name, backend_id in claimed}
     assert expected == one.bindings.tools
 
 

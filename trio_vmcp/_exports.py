@@ -60,6 +60,7 @@ from trio_vmcp.models import (
     SessionChange,
     SessionState,
     Tool,
+    ToolOverride,
     ToolResult,
 )
 from trio_vmcp.routing import Bare, ConflictResolution, Manual, Prefix, Priority, RoutingTable, Target
@@ -137,6 +138,7 @@ __all__ = [
     "Target",
     "Tool",
     "ToolNotFound",
+    "ToolOverride",
     "ToolResult",
     "TransportSession",
     "UnauthorizedCaller",

@@ -7,6 +7,7 @@ properties are the fields that MCP names. No field is dropped, added or validate
 from __future__ import annotations
 
 import enum
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ import attrs
 
 from trio_vmcp._header_rules import header_name_problem, header_value_problem
 from trio_vmcp._read_only import Copyable, read_only
+from trio_vmcp._tool_patterns import pattern_problem
 
 __all__ = [
     "JSON",
@@ -37,6 +39,7 @@ __all__ = [
     "SessionChange",
     "SessionState",
     "Tool",
+    "ToolOverride",
     "ToolResult",
 ]
 
@@ -53,11 +56,15 @@ _NOT_IN_URL = re.compile("[\x00-\x1f\x7f]|^ | $")
 _BACKEND_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
 
-def _read_only(mapping: Mapping[str, str] | None) -> Mapping[str, str]:
+def _read_only(mapping: Mapping[str, Any] | None) -> Mapping[str, Any]:
     try:
         return read_only(mapping or {})
     except (TypeError, ValueError):
-        return cast("Mapping[str, str]", mapping)
+        return cast("Mapping[str, Any]", mapping)
+
+
+def _optional_read_only(mapping: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    return read_only(mapping) if isinstance(mapping, Mapping) else mapping
 
 
 # A converter knows neither the entry nor the key: what it cannot take stays as it is, for `Backend._check` to name.
@@ -81,7 +88,7 @@ def _optional_name_set(names: Iterable[str] | None) -> frozenset[str] | None:
     return None if names is None else _name_set(names)
 
 
-def _names_only(mapping: Mapping[str, str]) -> str:
+def _names_only(mapping: Mapping[str, Any]) -> str:
     return "{" + ", ".join(f"{name!r}: …" for name in mapping) + "}"
 
 
@@ -107,6 +114,17 @@ def _several_problem(values: object) -> str | None:
     return None if isinstance(values, tuple | frozenset) else f"is {type(values).__name__}, not several str"
 
 
+def _json_text_problem(text: object) -> str | None:
+    """Why this is no text that JSON can hold; None: it is. The text completes the sentence "title …"."""
+    if not isinstance(text, str):
+        return f"is {type(text).__name__}, not str"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "holds half a surrogate pair, which is not text"
+    return None
+
+
 def public_url(url: str) -> str:
     """The url without userinfo, query and fragment, which may hold secrets."""
     try:
@@ -118,6 +136,43 @@ def public_url(url: str) -> str:
 
 def _public_url_repr(url: str) -> str:
     return repr(public_url(url))
+
+
+@attrs.frozen(kw_only=True)
+class ToolOverride(Copyable):
+    """What the user says of one tool of a backend; None: as the backend says. `Backend` checks the fields.
+
+    Attributes:
+        name: In place of the backend's own, before `FactorySettings.conflict_resolution` makes the advertised name of
+            it. Calls carry the own name all the same.
+        annotations: Single keys of MCP's `ToolAnnotations`; the others stay.
+    """
+
+    name: str | None = None
+    title: str | None = None
+    description: str | None = None
+    annotations: Mapping[str, Any] | None = attrs.field(default=None, converter=_optional_read_only, hash=False)
+
+    @property
+    def problem(self) -> tuple[str, str] | None:
+        """The field that cannot be, and why; None: all can."""
+        for key, text in (("name", self.name), ("title", self.title), ("description", self.description)):
+            if text is not None and (problem := _json_text_problem(text)) is not None:
+                return key, problem
+        if self.name == "":
+            return "name", "is empty"
+        if self.annotations is None:
+            return None
+        if not isinstance(self.annotations, Mapping):
+            return "annotations", f"is {type(self.annotations).__name__}, not a mapping"
+        for key, value in self.annotations.items():
+            if _json_text_problem(key) is not None:
+                return "annotations", f"has the key {key!r}, which is no text"
+            try:
+                json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+            except (TypeError, ValueError, RecursionError):
+                return f"annotations[{key!r}]", "is no JSON"
+        return None
 
 
 @attrs.frozen
@@ -149,8 +204,13 @@ class Backend(Copyable):
             changed. The server's `retry` is kept between 0.1 and 60 s. After ten ends in a row without an event
             the stream is given up; the backend's calls still work. An endpoint that cannot be reached (502 to 504
             of its gateway included) is asked again every `reconnect_max_delay` without end.
-        allow_tools: Exact backend names of the tools to advertise; None: all.
-        deny_tools: Exact backend names of tools that are not advertised; wins over `allow_tools`.
+        allow_tools: Which tools to advertise: own names of the backend, globs (`fnmatch.fnmatchcase`), or "@readOnly",
+            "@destructive", "@idempotent" and "@openWorld": the tools of which that hint is true (absent is false).
+            None: all.
+        deny_tools: Which tools not to advertise, in the same form; wins over `allow_tools`.
+        overrides: By the backend's own name of a tool: what is said of it instead (`ToolOverride`). `allow_tools`,
+            `deny_tools` and `Manual` go by the own name, and by the hints as they are overridden. Where an overridden
+            name is the own name of another tool, that one keeps it, and `session.conflicts` says so.
 
     Raises:
         ValueError: What no attempt to connect could cure. Names the entry and the key, and shows no value that may be a
@@ -171,6 +231,9 @@ class Backend(Copyable):
     listen: bool = True
     allow_tools: frozenset[str] | None = attrs.field(default=None, converter=_optional_name_set)
     deny_tools: frozenset[str] = attrs.field(default=frozenset(), converter=_name_set)
+    overrides: Mapping[str, ToolOverride] = attrs.field(
+        default=None, converter=_read_only, repr=_names_only, hash=False
+    )
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.id, str) or not _BACKEND_ID.fullmatch(self.id):
@@ -187,7 +250,8 @@ class Backend(Copyable):
         self._check_headers()
         self._check_process()
         for key, names in (("allow_tools", self.allow_tools), ("deny_tools", self.deny_tools)):
-            self._check_names(key, names)
+            self._check_patterns(key, names)
+        self._check_overrides()
         for key, seconds in (("request_timeout", self.request_timeout), ("init_timeout", self.init_timeout)):
             self._check_seconds(key, seconds)
         if not isinstance(self.listen, bool):
@@ -250,7 +314,7 @@ class Backend(Copyable):
         if not seconds >= 0:
             self._refuse(f"{key} {seconds!r} is not 0 s or more")
 
-    def _check_names(self, key: str, names: object) -> None:
+    def _check_patterns(self, key: str, names: object) -> None:
         if names is None and key == "allow_tools":
             return
         if (problem := _several_problem(names)) is not None:
@@ -258,6 +322,28 @@ class Backend(Copyable):
         for name in cast("Iterable[object]", names):
             if not isinstance(name, str):
                 self._refuse(f"{key} holds {name!r}, which is {type(name).__name__}, not str")
+            if (problem := pattern_problem(name)) is not None:
+                self._refuse(f"{key}: {name!r} {problem}")
+
+    def _check_overrides(self) -> None:
+        if not isinstance(self.overrides, Mapping):
+            self._refuse(f"overrides is {type(self.overrides).__name__}, not a mapping")
+        named: dict[str, str] = {}  # the name that comes of an override → the own name
+        for own, override in self.overrides.items():
+            if not own or _json_text_problem(own) is not None:
+                self._refuse(f"overrides has the key {own!r}, which is no name of a tool")
+            if not isinstance(override, ToolOverride):
+                self._refuse(f"overrides[{own!r}] is {type(override).__name__}, not ToolOverride")
+            if (found := override.problem) is not None:
+                self._refuse(f"overrides[{own!r}].{found[0]} {found[1]}")
+            name = override.name or own
+            if (other := named.setdefault(name, own)) != own:
+                self._refuse(f"overrides[{other!r}] and overrides[{own!r}] both give the name {name!r}")
+
+    @property
+    def renamed_tools(self) -> Mapping[str, str]:
+        """The names that `overrides` gives, by the backend's own names."""
+        return {own: to.name for own, to in self.overrides.items() if to.name is not None and to.name != own}
 
 
 class FailureReason(enum.Enum):

@@ -52,13 +52,19 @@ def _no_owners() -> Mapping[str, str]:
 
 @attrs.frozen
 class Offer:
-    """What one backend lists, by its own names, after its allow and deny lists; what it lists twice counts once."""
+    """What one backend lists, by its own names, after its allow and deny lists; what it lists twice counts once.
+
+    Attributes:
+        renamed: Own name of a tool to the name that takes its place before the advertised one is made. `Manual` goes by
+            the own names.
+    """
 
     backend_id: str
     tools: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     resources: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = attrs.field(factory=_no_owners, hash=False)
 
 
 @attrs.frozen
@@ -139,7 +145,8 @@ class Router:
         order = list(self._offers)
         for kind, names in self._names.items():
             listed: dict[str, tuple[str, ...]] = {offer.backend_id: getattr(offer, kind) for offer in changed}
-            names.update(listed, order)
+            renamed = {offer.backend_id: offer.renamed for offer in changed} if kind == "tools" else {}
+            names.update(listed, order, renamed)
         self._template_names.update({offer.backend_id: offer.templates for offer in changed}, order)
         for offer in changed:
             self._templates[offer.backend_id] = _well_formed_templates(offer)

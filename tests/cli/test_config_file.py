@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trio_vmcp._cli.config_file import ConfigError, parse_config, read_config
-from trio_vmcp.models import Backend
+from trio_vmcp.models import Backend, ToolOverride
 
 URL = "https://mcp.test/mcp"
 CANARY = "c4nary-s3cret"
@@ -353,15 +353,77 @@ def test_a_dollar_inside_of_a_text_stays() -> None:
         ({"enabledTools": ["x", "y"], "excludeTools": ["y"]}, {"x", "y"}, {"y"}),
         ({"enabledTools": []}, set(), set()),
         ({"includeTools": None}, None, set()),
+        ({"includeTools": ["get_*", "@readOnly"], "excludeTools": ["*_all"]}, {"get_*", "@readOnly"}, {"*_all"}),
+        ({"enabled_tools": ["x"], "disabled_tools": ["y"]}, {"x"}, {"y"}),
+        ({"tools": ["*"]}, {"*"}, set()),
+        ({"tools": []}, set(), set()),
+        ({"tools": ["x"], "includeTools": ["y"]}, {"x", "y"}, set()),
+        ({"tools": {}}, None, set()),
+        ({"tools": None}, None, set()),
+        ({"tools": {"x": {"enabled": False}, "y": {"enabled": True}, "z": {"enabled": None}}}, None, {"x"}),
+        ({"tools": {"a[0]": {"enabled": False}}, "excludeTools": ["y"]}, None, {"a[[]0]", "y"}),
+        ({"tools": {"@x": {"enabled": False}}}, None, {"[@]x"}),
     ],
 )
 @pytest.mark.parametrize("way", [{"url": URL}, {"command": "x"}])
 def test_tools_are_switched_on_and_off(
     way: dict[str, str], keys: dict[str, Any], allowed: object, denied: object
 ) -> None:
-    """The four keys become `allow_tools` and `deny_tools`."""
+    """These keys become `allow_tools` and `deny_tools`; a list of `tools` (Copilot) says which are allowed."""
     backend = parse_one({**way, **keys})
     assert (allowed, denied) == (backend.allow_tools, backend.deny_tools)
+
+
+@pytest.mark.parametrize("way", [{"url": URL}, {"command": "x"}])
+def test_tools_are_described_anew(way: dict[str, str]) -> None:
+    """FastMCP's `tools` become `overrides`; what of it has no effect here is named."""
+    tools = {
+        "get": {"name": "fetch", "title": "Fetch", "description": None, "annotations": {"readOnlyHint": True}},
+        "put": {"description": "Puts.", "arguments": {"x": {"hide": True}}, "tags": ["t"], "_note": 1},
+        "post": {},
+    }
+    config = read_config(json.dumps({"mcpServers": {"time": {**way, "tools": tools}}}), {})
+    assert {
+        "get": ToolOverride(name="fetch", title="Fetch", annotations={"readOnlyHint": True}),
+        "put": ToolOverride(description="Puts."),
+        "post": ToolOverride(),
+    } == config.backends[0].overrides
+    assert (
+        "mcpServers.time.tools.put.arguments: is not understood, and has no effect",
+        "mcpServers.time.tools.put.tags: is not understood, and has no effect",
+    ) == config.warnings
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"tools": 5}, "mcpServers.time.tools: is a number, not an object"),
+        ({"tools": [5]}, "mcpServers.time.tools[0]: is a number, not a string"),
+        ({"tools": [""]}, "mcpServers.time.tools[0]: is empty, and no tool has an empty name"),
+        ({"includeTools": ["x", "@readonly"]}, "mcpServers.time.includeTools[1]: is none of @readOnly, @destructive, "),
+        ({"disabledTools": ["@"]}, "mcpServers.time.disabledTools[0]: is none of @readOnly"),
+        ({"tools": {"": {}}}, 'mcpServers.time.tools[""]: is no name of a tool'),
+        ({"tools": {"x": "y"}}, "mcpServers.time.tools.x: is a string, not an object"),
+        ({"tools": {"x": {"enabled": "no"}}}, "mcpServers.time.tools.x.enabled: is a string, not true or false"),
+        ({"tools": {"x": {"name": ""}}}, "mcpServers.time.tools.x.name: is empty"),
+        ({"tools": {"x": {"title": 5}}}, "mcpServers.time.tools.x.title: is int, not str"),
+        ({"tools": {"x": {"annotations": []}}}, "mcpServers.time.tools.x.annotations: is list, not a mapping"),
+        (
+            {"tools": {"x": {"name": "z"}, "y": {"name": "z"}}},
+            "mcpServers.time.tools.y: gets the name 'z', like ",
+        ),
+        (
+            {"tools": {"x": {"name": "y"}, "y": {}}},
+            "mcpServers.time.tools.y: gets the name 'y', like ",
+        ),
+    ],
+)
+@pytest.mark.parametrize("way", [{"url": URL}, {"command": "x"}])
+def test_what_cannot_be_meant_of_tools_is_named(way: dict[str, str], keys: dict[str, Any], message: str) -> None:
+    """With its place."""
+    with pytest.raises(ConfigError) as bad:
+        parse_one({**way, **keys})
+    assert str(bad.value).startswith(message)
 
 
 @pytest.mark.parametrize(

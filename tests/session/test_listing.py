@@ -355,7 +355,7 @@ async def test_tools_that_are_not_there_are_an_error() -> None:
 
 
 async def test_allowed_and_denied_tools() -> None:
-    """Exact names; deny wins; prompts and resources are not concerned."""
+    """Own names; deny wins; prompts and resources are not concerned."""
     backend = full_backend()
     listing = await listing_of(
         backend, allow_tools={"tool0", "tool1", "Tool2", "prompt0"}, deny_tools={"tool1", "prompt1"}

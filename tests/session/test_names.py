@@ -175,7 +175,7 @@ async def test_a_late_joiner_takes_no_name(autojump_clock: MockClock) -> None:
 async def test_allow_and_deny(
     allow: tuple[str, ...] | None, deny: tuple[str, ...], expected: set[str], autojump_clock: MockClock
 ) -> None:
-    """Exact backend names, tools only; deny wins; what is not advertised cannot be called."""
+    """The backend's own names, tools only; deny wins; what is not advertised cannot be called."""
 
     def configure(backend: Backend) -> Backend:
         return attrs.evolve(backend, allow_tools=allow, deny_tools=deny)

@@ -14,7 +14,8 @@ from trio_vmcp.routing import Bare, ConflictResolution, Manual, Offer, Prefix, P
 BACKEND_IDS = ("a", "a_", "b", "a_b")
 OWN_NAMES = ("b", "_b", "_b_b", "A", "\N{CYRILLIC CAPITAL LETTER A}", "x" * 20, "x" * 21)
 
-_LISTS_OF_ONE = 4  # one byte each: whether it is present, then its tools, prompts and resources
+_LISTS_OF_ONE = 4  # one byte each: whether it is present and which tools are renamed, then tools, prompts and resources
+_RENAMED: tuple[dict[str, str], ...] = ({}, {}, {"b": "_b"}, {"b": "A", "_b": "b", "x" * 20: "x" * 21})
 
 
 def offer_lists() -> st.SearchStrategy[list[Offer]]:
@@ -43,7 +44,8 @@ def _offers(backend_ids: tuple[str, ...], data: bytes) -> list[Offer]:
     for index, backend_id in enumerate(backend_ids):
         there, tools, prompts, resources = data[index * _LISTS_OF_ONE : (index + 1) * _LISTS_OF_ONE]
         if there % 2:
-            offers.append(Offer(backend_id, _names(tools), _names(prompts), _names(resources)))
+            renamed = _RENAMED[there >> 1 & 3]
+            offers.append(Offer(backend_id, _names(tools), _names(prompts), _names(resources), renamed=renamed))
     return offers
 
 

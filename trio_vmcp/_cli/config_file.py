@@ -17,7 +17,8 @@ from typing import Any, Final
 import attrs
 
 from trio_vmcp._header_rules import is_reserved_header
-from trio_vmcp.models import Backend, Era, Transport
+from trio_vmcp._tool_patterns import pattern_problem
+from trio_vmcp.models import Backend, Era, ToolOverride, Transport
 
 __all__ = ["ConfigError", "ConfigFile", "parse_config", "read_config"]
 
@@ -96,7 +97,8 @@ def read_config(text: str, environment: Mapping[str, str]) -> ConfigFile:
             raise ConfigError(place, f"has the id {backend_id!r}, like {_join(path, other)}; rename one of them")
         entry = _plain_form(entry, place)
         unknown = [key for key in entry if key not in _KNOWN_KEYS and not key.startswith(("_", "$", "//"))]
-        warnings += [f"{_join(place, key)}: is not understood, and has no effect" for key in unknown]
+        unknown_places = [_join(place, key) for key in unknown] + _unknown_of_tools(entry, place)
+        warnings += [f"{each}: is not understood, and has no effect" for each in unknown_places]
         if "command" in entry and any(key in entry for key in _URL_KEYS):
             unused = "url" if _transport(entry, place) == "stdio" else "command"
             warnings.append(f"{_join(place, unused)}: has no effect, since the entry has a url and a command")
@@ -242,8 +244,11 @@ _TRANSPORT_SPELLINGS: Final[Mapping[str, Transport]] = {
     "local": "stdio",
     "stdio": "stdio",
 }
-_DENIED_KEYS: Final = ("disabledTools", "excludeTools")
-_ALLOWED_KEYS: Final = ("enabledTools", "includeTools")
+_DENIED_KEYS: Final = ("disabledTools", "excludeTools", "disabled_tools")
+_ALLOWED_KEYS: Final = ("enabledTools", "includeTools", "enabled_tools")
+# What FastMCP's entries say of single tools, under `tools`. Copilot has a list of names there.
+_TOOLS_KEY: Final = "tools"
+_TOOL_KEYS: Final = ("name", "title", "description", "annotations", "enabled")
 _SECONDS_KEYS: Final = frozenset({"autoApprove", "alwaysAllow"})  # in entries of Cline, Roo Code and Kilo Code
 # The time to start, and its unit: in Codex's keys (two of them), in LibreChat's and in Continue's.
 _START_KEYS: Final = {
@@ -260,6 +265,7 @@ _KNOWN_KEYS: Final = frozenset(
         *("type", "transport", "headers", "command", "args", "env", "cwd", "timeout", "disabled", "enabled", "era"),
         *_DENIED_KEYS,
         *_ALLOWED_KEYS,
+        _TOOLS_KEY,
         *_SECONDS_KEYS,
         *_START_KEYS,
         *("name", "description", "comment", "note", "title", "icon", "version", "gallery", "source", "trust", "dev"),
@@ -387,10 +393,14 @@ def _headers(entry: _Object, path: str, environment: Mapping[str, str]) -> dict[
 
 
 def _options(entry: _Object, path: str) -> dict[str, Any]:
-    """The timeouts, the tools that are switched on or off, and the era."""
-    options: dict[str, Any] = {"deny_tools": _tools(entry, path, _DENIED_KEYS) or ()}
+    """The timeouts, the tools that are switched on or off or described anew, and the era."""
+    overrides, switched_off = _overrides(entry, path)
+    options: dict[str, Any] = {
+        "allow_tools": _tools(entry, path, _ALLOWED_KEYS),
+        "deny_tools": [*(_tools(entry, path, _DENIED_KEYS) or ()), *switched_off],
+        "overrides": overrides,
+    }
     options |= _timeouts(entry, path)
-    options["allow_tools"] = _tools(entry, path, _ALLOWED_KEYS)
     if entry.get("era") is not None:
         era = _ERAS.get(_string(entry["era"], _join(path, "era")))
         if era is None:
@@ -400,17 +410,68 @@ def _options(entry: _Object, path: str) -> dict[str, Any]:
 
 
 def _tools(entry: _Object, path: str, keys: tuple[str, ...]) -> list[str] | None:
-    """The names under any of these keys; None: there is no such key."""
+    """The names and patterns under any of these keys; None: there is no such key."""
     found: list[str] | None = None
+    if keys is _ALLOWED_KEYS and isinstance(entry.get(_TOOLS_KEY), list):
+        keys = (*keys, _TOOLS_KEY)
     for key in keys:
         if entry.get(key) is None:
             continue
         place = _join(path, key)
         if not isinstance(entry[key], list):
             raise ConfigError(place, f"is {_kind(entry[key])}, not a list")
-        names = [_string(name, f"{place}[{number}]") for number, name in enumerate(entry[key])]
-        found = [*(found or ()), *names]
+        found = [] if found is None else found
+        for number, name in enumerate(entry[key]):
+            problem = pattern_problem(_string(name, f"{place}[{number}]"))
+            if problem is not None:
+                raise ConfigError(f"{place}[{number}]", problem)
+            found.append(name)
     return found
+
+
+def _overrides(entry: _Object, path: str) -> tuple[dict[str, ToolOverride], list[str]]:
+    """What `tools` says of single tools, and the names of those that it switches off."""
+    said, place = entry.get(_TOOLS_KEY), _join(path, _TOOLS_KEY)
+    overrides: dict[str, ToolOverride] = {}
+    switched_off: list[str] = []
+    if said is None or isinstance(said, list):
+        return overrides, switched_off
+    own_names: dict[str, str] = {}  # the name that comes of an entry → the own name
+    for own, raw in _object(said, place).items():
+        at = _join(place, own)
+        if not own:
+            raise ConfigError(at, "is no name of a tool")
+        tool = _object(raw, at)
+        if not _is_enabled(tool, at):
+            switched_off.append(re.sub(r"[*?[]|^@", r"[\g<0>]", own))  # this name, and no pattern
+        overrides[own] = override = ToolOverride(**{key: tool.get(key) for key in _TOOL_KEYS if key != "enabled"})
+        if (problem := override.problem) is not None:
+            raise ConfigError(f"{at}.{problem[0]}", problem[1])
+        name = override.name or own
+        if (other := own_names.setdefault(name, own)) != own:
+            raise ConfigError(at, f"gets the name {name!r}, like {_join(place, other)}; rename one of them")
+    return overrides, switched_off
+
+
+def _is_enabled(tool: _Object, path: str) -> bool:
+    enabled = tool.get("enabled")
+    if not isinstance(enabled, bool | None):
+        raise ConfigError(_join(path, "enabled"), f"is {_kind(enabled)}, not true or false")
+    return enabled is not False
+
+
+def _unknown_of_tools(entry: _Object, path: str) -> list[str]:
+    tools = entry.get(_TOOLS_KEY)
+    if not isinstance(tools, dict):
+        return []
+    place = _join(path, _TOOLS_KEY)
+    known = (*_TOOL_KEYS, "comment")
+    return [
+        _join(_join(place, own), key)
+        for own, tool in tools.items()
+        for key in (tool if isinstance(tool, dict) else ())
+        if key not in known and not key.startswith(("_", "$", "//"))
+    ]
 
 
 def _timeouts(entry: _Object, path: str) -> dict[str, float | None]:

@@ -13,11 +13,13 @@ from typing import Literal
 import attrs
 
 from trio_vmcp._routing.name_rule import NameRule
-from trio_vmcp._routing.strategies import ConflictResolution, composer, first_owner, inner_prefixes
+from trio_vmcp._routing.strategies import ConflictResolution, Manual, composer, first_owner, inner_prefixes
 from trio_vmcp._routing.table import Target
 from trio_vmcp.models import NameConflict
 
 __all__ = ["Names"]
+
+_NOTHING_RENAMED: Mapping[str, Mapping[str, str]] = {}
 
 
 @attrs.frozen
@@ -28,6 +30,9 @@ class _Claims:
         listed: The own names.
         targets: Composed name to own name; of several own names that compose alike, the first.
         doubles: Composed name to all own names that compose to it, where there are several.
+        preferred: Composed name to the own name among its `doubles` that has the name: the only one that no user has
+            renamed. Absent: no own name has it, since the order of a list must not decide.
+        renamed: Own name to the name that the user gives in its place.
         inner: The prefixes of other backends inside this one's, the longest first, each with its backend.
         belong_to: Composed name to the other backend that it belongs to by its prefix.
     """
@@ -35,6 +40,8 @@ class _Claims:
     listed: Sequence[str] = ()
     targets: dict[str, Target] = attrs.field(factory=dict)
     doubles: dict[str, tuple[Target, ...]] = attrs.field(factory=dict)
+    preferred: dict[str, Target] = attrs.field(factory=dict)
+    renamed: Mapping[str, str] = attrs.field(factory=dict)
     inner: Mapping[str, str] = attrs.field(factory=dict)
     belong_to: dict[str, str] = attrs.field(factory=dict)
 
@@ -46,14 +53,23 @@ class _Claims:
 
     def is_equal(self, other: _Claims, name: str) -> bool:
         """Whether both claim this name for the same target and owner."""
-        return self.of(name) == other.of(name) and self.belong_to.get(name) == other.belong_to.get(name)
+        return (
+            self.of(name) == other.of(name)
+            and self.preferred.get(name) == other.preferred.get(name)
+            and self.belong_to.get(name) == other.belong_to.get(name)
+        )
 
 
 def _claim(
-    strategy: ConflictResolution, backend_id: str, names: Sequence[str], rule: NameRule | None, inner: Mapping[str, str]
+    strategy: ConflictResolution,
+    backend_id: str,
+    names: Sequence[str],
+    rule: NameRule | None,
+    inner: Mapping[str, str],
+    renamed: Mapping[str, str],
 ) -> _Claims:
-    claims = _Claims(names, inner=inner)
-    compose = composer(strategy, backend_id)
+    claims = _Claims(names, inner=inner, renamed=renamed)
+    compose = composer(strategy, backend_id, renamed)
     for name in dict.fromkeys(names):
         whole = compose(name)
         if whole is not None:
@@ -67,6 +83,10 @@ def _claim(
             first = claims.targets.setdefault(composed, target)
             if first is not target:
                 claims.doubles[composed] = (*claims.doubles.get(composed, (first,)), target)
+    for composed, targets in claims.doubles.items():
+        native = [target for target in targets if target.name not in renamed]
+        if len(native) == 1:
+            claims.preferred[composed] = native[0]
     return claims
 
 
@@ -97,13 +117,22 @@ class Names:
         for name, backend_id in self.bound.items():
             self._count(name, backend_id)
 
-    def update(self, listed: Mapping[str, Sequence[str]], order: Sequence[str]) -> None:
+    def update(
+        self,
+        listed: Mapping[str, Sequence[str]],
+        order: Sequence[str],
+        renamed: Mapping[str, Mapping[str, str]] = _NOTHING_RENAMED,
+    ) -> None:
         """Decide again what a change touches.
 
         Args:
             listed: The own names of the backends that changed, each in its backend's order.
             order: The ids of all backends, in configured order.
+            renamed: By the id of a backend that changed: own name to the name that the user gives in its place.
         """
+        if isinstance(self._strategy, Manual):  # it goes by the own names
+            renamed = _NOTHING_RENAMED
+        given = listed
         # In order, so that names are bound in the order of the table; by the backend whose names they all are.
         touched: list[tuple[str | None, Collection[str]]] = []
         if order != list(self._claims):
@@ -116,8 +145,9 @@ class Names:
             listed = {backend_id: self._claims[backend_id].listed for backend_id in again} | dict(listed)
         for backend_id, names in listed.items():
             claims, inner = self._claims[backend_id], self._inner.get(backend_id, {})
-            if names != claims.listed or inner != claims.inner:
-                claims = _claim(self._strategy, backend_id, names, self._rule, inner)
+            others = renamed.get(backend_id, {}) if backend_id in given else claims.renamed
+            if names != claims.listed or inner != claims.inner or others != claims.renamed:
+                claims = _claim(self._strategy, backend_id, names, self._rule, inner, others)
                 touched.append(self._add_all(backend_id, claims) or (None, self._replace(backend_id, claims)))
         rank = {backend_id: at for at, backend_id in enumerate(order)}
         for sole, some in touched:
@@ -234,8 +264,9 @@ class Names:
             claimants = tuple(dict.fromkeys(claim.backend_id for claim in claims))
             owner = belongs_to or first_owner(self._strategy, claimants)
             own = [claim for claim in claims if claim.backend_id == owner]
-            if len(own) > 1:  # two own names compose to this one, and the order of a list must not decide
-                owner = None
+            if len(own) > 1 and owner is not None:  # its own names compose alike
+                target = self._claims[owner].preferred.get(name)
+                owner = owner if target is not None else None
             elif own:
                 target = own[0]
             self._conflicts[name] = NameConflict(self._kind, name, claimants, owner)

@@ -142,19 +142,25 @@ def _prefix(strategy: Prefix, backend_id: str) -> str:
     return strategy.format.replace("{backend}", backend_id)
 
 
-def composer(strategy: ConflictResolution, backend_id: str) -> Callable[[str], str | None]:
-    """From a backend's own names to composed ones, whatever they look like; None: not advertised."""
-    if isinstance(strategy, Prefix):
-        prefix = _prefix(strategy, backend_id)
-        return lambda name: prefix + name
+def composer(strategy: ConflictResolution, backend_id: str, renamed: Mapping[str, str]) -> Callable[[str], str | None]:
+    """From a backend's own names to composed ones, whatever they look like; None: not advertised.
+
+    Args:
+        renamed: Own name to the name that takes its place; `Manual` goes by the own names.
+    """
     if isinstance(strategy, Manual):
         names = strategy
         return lambda name: names.advertised_name(backend_id, name)
-    return lambda name: name
+    prefix = _prefix(strategy, backend_id) if isinstance(strategy, Prefix) else ""
+    if renamed:
+        return lambda name: prefix + renamed.get(name, name)
+    return lambda name: prefix + name
 
 
 def first_owner(strategy: ConflictResolution, claimants: Sequence[str]) -> str | None:
-    """Which of several backends, in configured order, has an unbound name; None: no backend may have the name."""
+    """Which of these backends, in configured order, has an unbound name; None: no backend may have the name."""
+    if len(claimants) == 1:
+        return claimants[0]
     if isinstance(strategy, Prefix | Manual):
         return None
     preferred = strategy.backend_ids if isinstance(strategy, Priority) else ()

@@ -11,6 +11,7 @@
 - When may a backend be connected again? `reconnects.py`.
 - Where do subscriptions go when their resource has another owner? `moves.py`.
 - What does a backend offer? `listing.py`; one page after another: `pages.py`; after a `list_changed`: `refresh.py`.
+  Which of its tools are let through, and how are they described? `offered_tools.py`.
 - What is stored, and when is it written? `row.py`. How do several instances know which of them uses a session?
   `use_marks.py`. How is an operation of the storage bounded? `row_storage.py`.
 - Where do `Session.changes()` and the counts of `Session.backends` come from? `change_feed.py`, `health.py`.

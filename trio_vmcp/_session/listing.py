@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -15,6 +15,7 @@ from trio_vmcp._limits import init_limit
 from trio_vmcp._nursery import start_task
 from trio_vmcp._protocol.methods import KINDS, LISTS, MOST_STALE_PAGES, ListMethod, declares
 from trio_vmcp._request_note import current_note
+from trio_vmcp._session.offered_tools import offered_tools
 from trio_vmcp._session.pages import ListPages, Page, Weight, digest_in_steps
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import BackendError, BackendRejected, BackendTimeout, MessageTooLarge
@@ -39,6 +40,8 @@ class Listing:
     order.
 
     Attributes:
+        tools: Those that the user lets through, as the user describes them.
+        renamed: The names that the user gives to tools, by their own names.
         failures: Why an optional list is not here, or is as last seen: by the name of the field.
         weights: By the name of the field.
         pages: By the name of the field, of the lists whose pages all have a digest.
@@ -51,6 +54,7 @@ class Listing:
     resources: dict[str, JSON] = attrs.field(factory=dict)
     resource_templates: dict[str, JSON] = attrs.field(factory=dict)
     prompts: dict[str, JSON] = attrs.field(factory=dict)
+    renamed: Mapping[str, str] = attrs.field(factory=dict)
     failures: dict[str, BackendError] = attrs.field(factory=dict, repr=False, eq=False)
     weights: dict[str, Weight] = attrs.field(factory=dict, repr=False)
     pages: dict[str, tuple[Page, ...]] = attrs.field(factory=dict, repr=False, eq=False)
@@ -97,6 +101,7 @@ class Listing:
             prompts=tuple(self.prompts),
             resources=tuple(self.resources),
             templates=tuple(self.resource_templates),
+            renamed=self.renamed,
         )
 
 
@@ -143,11 +148,8 @@ async def list_backend(
     new: dict[str, Any] = {each.kept_as: found.get(each, {}) for each in asked}
     new |= {field: getattr(known, field) for field in lister.failures}
     if "tools" in new and new["tools"] is not known.tools:
-        new["tools"] = {
-            name: tool
-            for name, tool in new["tools"].items()
-            if (backend.allow_tools is None or name in backend.allow_tools) and name not in backend.deny_tools
-        }
+        new["tools"] = await offered_tools(backend, new["tools"])
+        new["renamed"] = backend.renamed_tools
     before = {field for field in _FIELDS if field not in new or new[field] is getattr(known, field)}
     digests = {field: digest for field, digest in known.digests.items() if field in before}
     digests |= {field: digest for field, digest in lister.digests.items() if new[field]}
