@@ -142,10 +142,12 @@ class InvalidSessionId(VmcpError):
 
 @attrs.define(eq=False)
 class SessionLimitReached(VmcpError):
-    """No room for another session.
+    """A cap on sessions is reached; nothing was opened or stored, and no backend was contacted.
+
+    Raised by code that limits how many sessions there are; a factory has no such limit.
 
     Attributes:
-        retry_after: s, after which asking again is worth it.
+        retry_after: s, over 0, after which asking again is worth it.
     """
 
     retry_after: float

@@ -27,6 +27,7 @@ from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.errors import InvalidSessionId, SessionClosed, SessionExists, SessionNotFound
 from trio_vmcp.identity import Identity, bind, is_bound_to, process_keys
 from trio_vmcp.models import Backend
+from trio_vmcp.routing import changed_names
 from trio_vmcp.session import Session
 from trio_vmcp.settings import FactorySettings
 from trio_vmcp.storage import LocalStorage, Storage
@@ -38,6 +39,7 @@ _logger = logging.getLogger("trio_vmcp.session")
 _SESSION_ID = re.compile(r"[\x21-\x7e]{1,256}")
 # s. However long `drain_timeout` is, a close that a cancel has caused must end soon.
 MOST_CANCELLED_DRAIN = 10.0
+_SHOWN_NAMES = 5
 _SESSION_ID_BYTES = 32  # twice the 128 bits that the front's rule asks for
 
 
@@ -310,6 +312,22 @@ def _require_valid(session_id: str) -> None:
         raise InvalidSessionId(f"a session id is 1-256 characters of 0x21-0x7E; this one ({shown}) is not")
 
 
+def _warn_of_changed_names(settings: FactorySettings) -> None:
+    """A name of a `Manual` is written to be found under just that name; one that does not fit is changed."""
+    changed = changed_names(settings.conflict_resolution, settings.names_for, settings.max_name_length)
+    if not changed:
+        return
+    shown = ", ".join(f"{name!r} as {fitted!r}" for name, fitted in list(changed.items())[:_SHOWN_NAMES])
+    more = f" and {len(changed) - _SHOWN_NAMES} more" if len(changed) > _SHOWN_NAMES else ""
+    _logger.warning(
+        "names given in Manual do not fit (names_for=%r, max_name_length=%r) and are advertised changed: %s%s",
+        settings.names_for,
+        settings.max_name_length,
+        shown,
+        more,
+    )
+
+
 @protected_manager
 @asynccontextmanager
 async def open_session_factory(
@@ -339,6 +357,7 @@ async def open_session_factory(
     """
     require_trio()
     settings = settings or FactorySettings()
+    _warn_of_changed_names(settings)
     store = LocalStorage() if storage is None else storage
     built_in = BuiltInConnector(
         settings, handlers=handlers or ClientHandlers(), auth=auth, transport=transport, ssl_context=ssl_context

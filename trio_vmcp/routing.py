@@ -38,6 +38,7 @@ __all__ = [
     "RoutingTable",
     "Target",
     "build_routing",
+    "changed_names",
 ]
 
 # Characters, of all templates of one backend that are matched; `_routing/matching.py` bounds what a search costs.
@@ -108,6 +109,15 @@ def build_routing(
     router = Router(strategy, bindings, name_rule(names_for, max_name_length))
     router.update(offers)
     return Routing(router.table, router.bindings, router.conflicts)
+
+
+def changed_names(strategy: ConflictResolution, names_for: NamesFor, max_name_length: int | None) -> dict[str, str]:
+    """The names given in a `Manual` that do not fit, and what each is advertised as."""
+    if not isinstance(strategy, Manual):
+        return {}
+    rule = name_rule(names_for, max_name_length)
+    fitted = {name: rule.fit(name) for name in strategy.names}
+    return {name: shown for name, shown in fitted.items() if name != shown}
 
 
 class Router:

@@ -115,7 +115,7 @@ async def test_check_shows_connected_and_missing_backends(autojump_clock: MockCl
     tool      time_now                      What time it is
     tool      time_break
     tool      time_nap
-  hangs: missing after 3.0 s, TIMEOUT: it did not answer 'initialize' within 3.0 s (backend_init_timeout)
+  hangs: missing after 3.0 s, TIMEOUT: it did not answer 'initialize' within 3.0 s (--timeout)
 """
     assert expected == terminal.out.getvalue()
     live = ["time: connecting", "hangs: connecting", "time: connected in 0 ms", "hangs: missing after 3.0 s"]
@@ -125,6 +125,27 @@ async def test_check_shows_connected_and_missing_backends(autojump_clock: MockCl
         outcome.document["ok"],
         [backend["state"] for backend in outcome.document["backends"]],
     )
+
+
+@pytest.mark.parametrize(
+    ("init_timeout", "timeout", "told"),
+    [
+        (9.0, 3.0, "3.0 s (--timeout)"),
+        (9.0, None, "9.0 s (the entry's time to start)"),
+        (None, None, "30.0 s (--timeout)"),
+    ],
+)
+async def test_a_limit_is_told_with_the_users_own_knob(
+    init_timeout: float | None, timeout: float | None, told: str, autojump_clock: MockClock
+) -> None:
+    """--timeout wins over the file; where neither says anything, --timeout is what to turn."""
+    hangs, terminal = ScriptedBackend(name="hangs"), Terminal()
+    hangs.fail("POST", Hang())
+    async with open_memory_network() as network:
+        backend = Backend(id="hangs", url=network.attach("hangs.test", hangs), init_timeout=init_timeout)
+        outcome = await run(network, terminal.view, [backend], "check", timeout=timeout)
+    assert f"did not answer 'initialize' within {told}\n" in terminal.out.getvalue()
+    assert outcome.document["backends"][0]["failure"]["detail"].endswith(told)
 
 
 async def test_check_waits_for_every_backend(autojump_clock: MockClock) -> None:
@@ -222,7 +243,7 @@ async def test_a_call_that_fails_is_one_plain_line(autojump_clock: MockClock) ->
         backend = Backend(id="time", url=network.attach("time.test", build_time_server()))
         outcome = await call(network, terminal.view, backend, "time_nap", {}, timeout=5.0)
     (line,) = [line for line in terminal.log.getvalue().splitlines() if line.startswith("trio-vmcp")]
-    assert line.startswith("trio-vmcp: backend 'time' did not answer 'tools/call' within 5.0 s")
+    assert line.startswith("trio-vmcp: backend 'time' did not answer 'tools/call' within 5.0 s (--timeout)")
     assert ("", 1, "BackendTimeout") == (terminal.out.getvalue(), outcome.status, outcome.document["error"]["type"])
 
 
@@ -612,6 +633,17 @@ def test_a_terminal_is_drawn_on_if_it_can_be(
     assert (drawn, not drawn) == ("└── ✗ time" in _without_escapes(out), out.isascii())
 
 
+@pytest.mark.parametrize("command", [[], ["check"], ["call"], ["demo"]])
+def test_the_help_has_the_exit_statuses(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A script that runs the command needs them."""
+    with pytest.raises(SystemExit) as exited:
+        main([*command, "--help"])
+    assert 0 == exited.value.code
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "exit status: 0 success; 1 a server is missing" in shown
+    assert "130, 143, 129 ended by SIGINT (Ctrl-C), SIGTERM, SIGHUP" in shown
+
+
 def test_the_version_is_the_distribution_s(capsys: pytest.CaptureFixture[str]) -> None:
     """The version is for bug reports."""
     with pytest.raises(SystemExit) as exited:
@@ -661,6 +693,12 @@ def test_an_entry_without_its_variable_costs_itself(tmp_path: Path, capsys: pyte
     line = "mcpServers.bad.headers.X: needs the environment variable SURELY_NOT_SET, which is not set"
     assert (False, ["good"]) == (document["ok"], [backend["id"] for backend in document["backends"]])
     assert line in document["skipped"][0]
+    assert 1 == main(["check", "--config", config])
+    plain = capsys.readouterr()
+    first, *others = plain.out.splitlines()
+    assert re.fullmatch(r"1 of 2 backends connected in .*, 1 skipped", first)
+    assert f"  bad: skipped, {config}: {line}" in others
+    assert line in plain.err
     assert line in printed.err
     assert "mcpServers.good.envFile: is not understood" in printed.err
     assert 0 == main(["call", "good_echo", '{"a": 1}', "--config", config])

@@ -323,3 +323,28 @@ async def test_the_table_is_read_only(autojump_clock: MockClock) -> None:
             session.metadata.bindings["tools"],
         ):
             assert not isinstance(mapping, MutableMapping)
+
+
+@pytest.mark.parametrize(
+    ("settings", "changed"),
+    [
+        (FactorySettings(conflict_resolution=Manual({"time.now": ("a", "now"), "later": ("a", "then")})), 1),
+        (FactorySettings(conflict_resolution=Manual({"x" * 65: ("a", "now")})), 1),
+        (FactorySettings(conflict_resolution=Manual({"x" * 17: ("a", "now")}), max_name_length=16), 1),
+        (FactorySettings(conflict_resolution=Manual({"time.now": ("a", "now")}), names_for="mcp"), 0),
+        (FactorySettings(conflict_resolution=Manual({"time_now": ("a", "now")})), 0),
+        (FactorySettings(conflict_resolution=Prefix("{backend}.")), 0),
+    ],
+)
+async def test_given_names_that_are_changed_are_warned_about(
+    settings: FactorySettings, changed: int, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A name in `Manual` is looked up as it was given: the warning says what it is advertised as instead."""
+    async with open_world(backends_of(a="now then"), settings=settings) as world, world.open_session() as session:
+        warnings = [message for message in caplog.messages if "Manual" in message]
+        assert changed == len(warnings)
+        strategy = settings.conflict_resolution
+        given = strategy.names if isinstance(strategy, Manual) else {}
+        shown = {tool.name for tool in session.tools} - given.keys() if changed else set()
+        assert all(repr(name) in warnings[0] for name in shown)
+        assert changed == len(shown)

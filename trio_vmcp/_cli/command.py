@@ -29,7 +29,7 @@ from trio_vmcp._cli.config_file import ConfigError, ConfigFile, read_config
 from trio_vmcp._cli.output import OutputError, write_text
 from trio_vmcp._cli.plain_view import PlainView
 from trio_vmcp._cli.signals import EndingSignals, catching_signals, closing_text, keep_signal
-from trio_vmcp._cli.view import Sanitizer, View
+from trio_vmcp._cli.view import Sanitizer, Skipped, View, name_knobs, with_knobs
 from trio_vmcp._cli.watch import WatchedCall, open_watched_session, run_watched_calls
 from trio_vmcp._client.channels.process import kill_children
 from trio_vmcp.errors import ToolNotFound
@@ -81,8 +81,8 @@ def _run(options: argparse.Namespace, signals: EndingSignals) -> int:
         backends = config.backends
         safe = Sanitizer.of(backends)
         view = _choose_view(options.json, safe)
-        skipped = [problem.in_file(str(options.config)) for problem in config.problems]
-        for line in (*(f"{options.config}: {warning}" for warning in config.warnings), *skipped):
+        skipped = tuple(Skipped(each.backend_id, each.in_file(str(options.config))) for each in config.problems)
+        for line in (*(f"{options.config}: {warning}" for warning in config.warnings), *(each.why for each in skipped)):
             view.show_problem(line)
         # From here on, a KeyboardInterrupt could be raised inside of Trio. `until_interrupted` looks what has come.
         signals.on_first = keep_signal
@@ -91,9 +91,7 @@ def _run(options: argparse.Namespace, signals: EndingSignals) -> int:
             view.settle_drawing()
             view.show_problem(text)
 
-        outcome = trio.run(until_interrupted, lambda: run_command(options, backends, view), signals, tell)
-        if skipped:
-            outcome = _with_skipped(outcome, skipped, is_check=options.command == "check")
+        outcome = trio.run(until_interrupted, lambda: run_command(options, backends, view, skipped), signals, tell)
     except ConfigError as error:
         message = error.in_file(str(options.config))
         PlainView(sys.stdout, sys.stderr).show_problem(message)
@@ -115,13 +113,6 @@ def _run(options: argparse.Namespace, signals: EndingSignals) -> int:
 def _output_failed(error: OutputError) -> int:
     PlainView(sys.stdout, sys.stderr).show_problem(str(error))
     return FAILED
-
-
-def _with_skipped(outcome: CommandOutcome, skipped: list[str], *, is_check: bool) -> CommandOutcome:
-    """What became of a command of which some entries could not be used: a check of all of them has failed."""
-    if not is_check:
-        return attrs.evolve(outcome, document=outcome.document | {"skipped": skipped})
-    return CommandOutcome(outcome.status or FAILED, outcome.document | {"ok": False, "skipped": skipped})
 
 
 async def until_interrupted(
@@ -169,12 +160,14 @@ async def run_command(
     options: argparse.Namespace,
     backends: Sequence[Backend],
     view: View,
+    skipped: tuple[Skipped, ...] = (),
     *,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> CommandOutcome:
     """Run one command, after its options were parsed and its file was read.
 
     Args:
+        skipped: Entries of the file that cannot be used: a check of all of them has failed.
         transport: Replaces the built-in HTTP transport.
     """
     try:
@@ -186,18 +179,28 @@ async def run_command(
                 document = await run_demo(view)
                 return CommandOutcome(OK if document["ok"] else FAILED, document)
             case "check":
-                return await _check(backends, options.timeout, view, transport)
+                return await _check(backends, skipped, options.timeout, view, transport)
             case _:
                 call = WatchedCall(options.tool, options.arguments)
-                return await _call(call, backends, options.timeout, view, transport)
+                outcome = await _call(call, backends, options.timeout, view, transport)
+                unused = {"skipped": [each.why for each in skipped]} if skipped else {}
+                return attrs.evolve(outcome, document=outcome.document | unused)
     finally:
         view.settle_drawing()  # when cancelled, too: else the terminal's cursor stays hidden
 
 
 async def _check(
-    backends: Sequence[Backend], timeout: float | None, view: View, transport: httpx.AsyncBaseTransport | None
+    backends: Sequence[Backend],
+    skipped: tuple[Skipped, ...],
+    timeout: float | None,
+    view: View,
+    transport: httpx.AsyncBaseTransport | None,
 ) -> CommandOutcome:
-    async with open_watched_session(backends, _settings(timeout), view, transport=transport) as (_, report):
+    async with open_watched_session(_hurried(backends, timeout), _settings(timeout), view, transport=transport) as (
+        _,
+        seen,
+    ):
+        report = attrs.evolve(with_knobs(seen), skipped=skipped)
         view.show_session(report)
     return CommandOutcome(OK if report.complete else FAILED, report.document())
 
@@ -211,7 +214,11 @@ async def _call(
 ) -> CommandOutcome:
     # Names begin with their backend's id (Prefix), so only that backend is connected; if no id fits, all are.
     owners = [backend for backend in backends if call.tool.startswith(f"{backend.id}_")] or backends
-    async with open_watched_session(owners, _settings(timeout), view, transport=transport) as (session, report):
+    async with open_watched_session(_hurried(owners, timeout), _settings(timeout), view, transport=transport) as (
+        session,
+        seen,
+    ):
+        report = with_knobs(seen)
         await run_watched_calls(session, [call], view, timeout=timeout)
     document: JSON = {"ok": call.status.state == "done", "tool": call.tool, "elapsed": round(call.elapsed, 6)}
     if call.result is not None:
@@ -220,7 +227,7 @@ async def _call(
             view.show_problem(f"{call.tool} reported an error")
         document |= {"backend_id": call.result.backend_id, "result": call.result.raw}
     else:
-        message = str(call.error)
+        message = name_knobs(str(call.error))
         missing = [backend.status for backend in report.backends if backend.status.state == "failed"]
         if isinstance(call.error, ToolNotFound) and missing:  # the tool may belong to a missing backend
             message += "; missing: " + "; ".join(f"{status.id!r} {status.detail}" for status in missing)
@@ -229,6 +236,11 @@ async def _call(
         view.show_problem(message)
         document |= {"error": {"type": type(call.error).__name__, "message": message}}
     return CommandOutcome(OK if document["ok"] else FAILED, document)
+
+
+def _hurried(backends: Sequence[Backend], timeout: float | None) -> Sequence[Backend]:
+    """With --timeout, what an entry of the file says about its time to start does not count."""
+    return backends if timeout is None else [attrs.evolve(backend, init_timeout=None) for backend in backends]
 
 
 def _settings(timeout: float | None) -> FactorySettings:
@@ -241,6 +253,12 @@ def _settings(timeout: float | None) -> FactorySettings:
 
 
 # --- arguments and the file
+
+
+EXIT_STATUSES: Final = (
+    "exit status: 0 success; 1 a server is missing, or a tool or the demo failed; 2 bad usage or a bad file; "
+    "130, 143, 129 ended by SIGINT (Ctrl-C), SIGTERM, SIGHUP"
+)
 
 
 class _UsageError(SystemExit):
@@ -260,7 +278,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="trio-vmcp", description="One session over many MCP servers.")
+    parser = _Parser(prog="trio-vmcp", description="One session over many MCP servers.", epilog=EXIT_STATUSES)
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -272,10 +290,13 @@ def _parser() -> argparse.ArgumentParser:
     about_timeout = "for each backend to connect (default: 30), and for a call to be answered (default: 120)"
     servers.add_argument("--timeout", metavar="SECONDS", type=_seconds, help=about_timeout)
 
-    demo = commands.add_parser("demo", parents=[common], help="a session over five servers that come with this command")
+    def add_command(name: str, **about: Any) -> argparse.ArgumentParser:
+        return commands.add_parser(name, epilog=EXIT_STATUSES, **about)
+
+    demo = add_command("demo", parents=[common], help="a session over five servers that come with this command")
     demo.set_defaults(config=None)
-    commands.add_parser("check", parents=[common, servers], help="connect to your servers and show what they offer")
-    call = commands.add_parser("call", parents=[common, servers], help="call one tool of your servers")
+    add_command("check", parents=[common, servers], help="connect to your servers and show what they offer")
+    call = add_command("call", parents=[common, servers], help="call one tool of your servers")
     call.add_argument("tool", metavar="NAME", help="the tool's advertised name, as check shows it")
     about_arguments = "its arguments, a JSON object"
     call.add_argument("arguments", metavar="JSON", type=_json_object, nargs="?", default={}, help=about_arguments)

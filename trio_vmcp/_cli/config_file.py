@@ -52,8 +52,15 @@ class _Object(dict[str, Any]):
     repeated: str | None = None
 
 
+@attrs.define(eq=False)
 class Unexpanded(ConfigError):
-    """A variable of one entry has no value here: the entry cannot be used, and the others can."""
+    """A variable of one entry has no value here: the entry cannot be used, and the others can.
+
+    Attributes:
+        backend_id: The id that the entry would have.
+    """
+
+    backend_id: str = ""
 
 
 @attrs.frozen
@@ -105,7 +112,7 @@ def read_config(text: str, environment: Mapping[str, str]) -> ConfigFile:
         try:
             backends.append(_backend(backend_id, entry, place, environment))
         except Unexpanded as problem:
-            problems.append(problem)
+            problems.append(attrs.evolve(problem, backend_id=backend_id))
     return ConfigFile(tuple(backends), tuple(problems), tuple(warnings))
 
 

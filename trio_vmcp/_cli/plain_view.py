@@ -60,6 +60,8 @@ class PlainView:
             for kind, name, description in capability_lines(backend):
                 shown = self.safe.line(description, DESCRIPTION_CHARACTERS)
                 write_text(self.out, f"    {kind:<8}  {self.safe.line(name):<28}  {shown}".rstrip() + "\n")
+        for entry in report.skipped:
+            self._print(self.out, f"{entry.id}: skipped, {entry.why}", indent=2)
         for conflict in report.conflicts:
             self._print(self.out, f"conflict: {conflict_text(conflict)}", indent=2)
 

@@ -101,6 +101,9 @@ class RichView:
             branch = tree.add(self._backend(backend))
             for kind, name, description in capability_lines(backend):
                 branch.add(self._capability(kind, name, description, min(width, NAME_COLUMNS)))
+        for entry in report.skipped:
+            head = Text.assemble(self._mark(good=False), " ", (entry.id, "bold"))
+            tree.add(Group(head, Text(self.safe.line(f"skipped, {entry.why}"), BAD)))
         for conflict in report.conflicts:
             tree.add(Text(f"conflict: {self.safe.line(conflict_text(conflict))}", "yellow"))
         self.console.print()

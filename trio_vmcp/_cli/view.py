@@ -34,6 +34,7 @@ __all__ = [
     "CallStatus",
     "Sanitizer",
     "SessionReport",
+    "Skipped",
     "View",
     "capability_lines",
     "conflict_text",
@@ -41,9 +42,11 @@ __all__ = [
     "duration",
     "final_status",
     "missing_text",
+    "name_knobs",
     "progress_text",
     "report_session",
     "summary",
+    "with_knobs",
 ]
 
 State: TypeAlias = Literal["connecting", "connected", "failed"]
@@ -110,16 +113,25 @@ class BackendReport:
 
 
 @attrs.frozen
+class Skipped:
+    """An entry of the file that cannot be used, and the line that says why."""
+
+    id: str
+    why: str
+
+
+@attrs.frozen
 class SessionReport:
     """A session in which every backend has connected or failed; that took `opened_in` s."""
 
     backends: tuple[BackendReport, ...]
     conflicts: tuple[NameConflict, ...]
     opened_in: float
+    skipped: tuple[Skipped, ...] = ()
 
     @property
     def complete(self) -> bool:
-        return all(backend.status.state == "connected" for backend in self.backends)
+        return not self.skipped and all(backend.status.state == "connected" for backend in self.backends)
 
     def document(self) -> JSON:
         return {
@@ -127,7 +139,7 @@ class SessionReport:
             "opened_in": round(self.opened_in, 6),
             "backends": [backend.document() for backend in self.backends],
             "conflicts": [attrs.asdict(conflict) for conflict in self.conflicts],
-        }
+        } | ({"skipped": [each.why for each in self.skipped]} if self.skipped else {})
 
 
 @attrs.frozen
@@ -221,9 +233,35 @@ def duration(seconds: float) -> str:
 
 
 def summary(report: SessionReport) -> str:
-    count = len(report.backends)
+    count = len(report.backends) + len(report.skipped)
     connected = sum(backend.status.state == "connected" for backend in report.backends)
-    return f"{connected} of {count} backends connected in {duration(report.opened_in)}"
+    skipped = f", {len(report.skipped)} skipped" if report.skipped else ""
+    return f"{connected} of {count} backends connected in {duration(report.opened_in)}{skipped}"
+
+
+# What an error names as the setting to turn, and what that is for users of the command.
+_KNOBS: Final = {
+    "backend_init_timeout": "--timeout",
+    "request_timeout": "--timeout",
+    "timeout=": "--timeout",
+    "Backend.init_timeout": "the entry's time to start",
+    "Backend.request_timeout": "the entry's timeout",
+}
+_KNOB: Final = re.compile(rf"(?<=\()({'|'.join(map(re.escape, _KNOBS))})(?=\))|(?<=its share of )[A-Za-z_.]+_timeout$")
+
+
+def name_knobs(text: str) -> str:
+    """An error's text with the command's words for the settings that it names."""
+    return _KNOB.sub(lambda found: _KNOBS.get(found[0], found[0]), text)
+
+
+def with_knobs(report: SessionReport) -> SessionReport:
+    """The report with the command's words for the settings that failures name."""
+    backends = tuple(
+        attrs.evolve(backend, status=attrs.evolve(backend.status, detail=name_knobs(backend.status.detail)))
+        for backend in report.backends
+    )
+    return attrs.evolve(report, backends=backends)
 
 
 def missing_text(status: BackendStatus) -> str:

@@ -69,6 +69,9 @@ class Priority:
 class Manual(Copyable):
     """Advertise what this mapping names, tools and prompts alike, and nothing else.
 
+    A name that does not fit `FactorySettings.names_for` and `max_name_length` is changed as every other one is; opening
+    the factory logs a warning with both names.
+
     Attributes:
         names: Advertised name to (backend id, the backend's own name).
 
