@@ -425,6 +425,30 @@ async def test_a_crash_is_survived(autojump_clock: MockClock) -> None:
         assert "open" == listening(client)
 
 
+async def test_a_backend_that_is_away_is_no_verdict_on_the_stream(autojump_clock: MockClock) -> None:
+    """While a backend cannot be reached the stream is tried for hours, at least once in 72 s."""
+    backend = listening_backend()
+    async with open_client(backend) as client:
+        await wait_all_tasks_blocked()
+        backend.crash()
+        await silence(3 * HOUR)
+        assert "retrying" == listening(client)
+        backend._crashed = False  # the network is back, and the session is still there
+        await silence(72)
+        assert "open" == listening(client)
+
+
+async def test_a_stream_that_is_offered_no_more_is_none(autojump_clock: MockClock) -> None:
+    """A stream that was open, broke, and is then answered with 405 is not opened again."""
+    backend = listening_backend()
+    async with open_client(backend) as client:
+        await wait_all_tasks_blocked()
+        backend.fail("GET", Status(405))
+        backend.end_streams()
+        await silence(HOUR)
+        assert ("none", 2) == (listening(client), len(gets(backend)))
+
+
 async def test_a_closed_client_listens_no_more(autojump_clock: MockClock) -> None:
     """A closed client opens no stream, whatever state the stream was in."""
     for fault in (None, Hang(), Hang("body"), Status(500)):

@@ -25,7 +25,7 @@ SILENT_ABOUT_IT: list[tuple[Any, bool]] = [
     (Error(-32603, "internal error"), False),
     (Error(-32602, "invalid params"), False),
 ]
-TELLS_NOTHING = [*map(Status, (401, 403, 413, 429, 502, 504)), Error(-32601, "no such method")]
+TELLS_NOTHING = [*map(Status, (401, 403, 407, 413, 429, 502, 504)), Error(-32601, "no such method")]
 
 
 def three_tools() -> ScriptedBackend:
