@@ -162,7 +162,7 @@ def _below(
 
 def _statement_edits(node: ast.stmt, *, is_last: bool) -> Iterator[tuple[str, object]]:
     match node:
-        case ast.Expr(ast.Constant(str())):  # a docstring
+        case ast.Expr(ast.Constant()):  # a docstring, or the body of an abstract method
             return
         case ast.AnnAssign(value=None) | ast.AnnAssign(annotation=ast.Name("TypeAlias")):
             return

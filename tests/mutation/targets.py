@@ -176,4 +176,9 @@ EQUIVALENT: Mapping[str, str] = {
     "may_be_about_session: ignore `isinstance(outcome.reply, ErrorReply)` in `return not (`": (
         "For the type checker: a result is no refusal, and both callers have excluded it."
     ),
+    'Opening.verdict_key: invert `self.greets_first` in `return f"{self.endpoint} initialize" if self.greets_first '
+    "else self.endpoint`": "The keys of the two orders only have to differ.",
+    'Opening.open_event_stream: delete `raise AssertionError("there is no such stream over this channel")`': (
+        "Not run: over a channel without such a stream no verdict asks for one."
+    ),
 }

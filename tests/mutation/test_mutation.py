@@ -61,6 +61,7 @@ def changes(body: str) -> list[str]:
     [
         ("x()", ["pass"]),
         ('"""Says what."""', []),
+        ("...", []),
         ("await x()", ["pass"]),
         ("return x()", ["return"]),
         ("x: TypeAlias = y", []),
