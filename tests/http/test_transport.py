@@ -487,6 +487,31 @@ async def test_an_answer_that_comes_before_the_body_is_written(kind: Kind, statu
         assert b"ok" == await served.ask(body=b"")
 
 
+class SpawnedTasks(trio.abc.Instrument):
+    def __init__(self) -> None:
+        self.count = 0
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        self.count += 1
+
+
+@kinds
+@pytest.mark.parametrize(("size", "tasks"), [(100, 0), (16 * KIB, 0), (16 * KIB + 1, 1), (MIB, 1)])
+async def test_a_request_of_common_size_starts_no_task(kind: Kind, size: int, tasks: int) -> None:
+    """What every send buffer takes whole, 16 KiB, is written before the response is read; only a larger request is
+    written by a task of its own beside the reading.
+    """
+    head = b"POST /mcp HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n"
+    body = bytes(size - len(head % size))
+    async with open_served(kind, OK) as served:
+        await served.ask()
+        spawned = SpawnedTasks()
+        trio.lowlevel.add_instrument(spawned)
+        assert b"ok" == await served.ask(body=body)
+        trio.lowlevel.remove_instrument(spawned)
+        assert (tasks, 1) == (spawned.count, served.server.connections)
+
+
 @kinds
 async def test_an_answer_to_a_large_body_that_was_read(kind: Kind) -> None:
     """A connection is used again after a large body, also if interim responses came while the body was written."""
