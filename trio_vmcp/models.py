@@ -587,8 +587,10 @@ class ToolResult(_View):
 
     @property
     def backend_state_lost(self) -> bool:
-        """The backend had lost the session (HTTP 404, or a 400 that says so), and this call ran in a new one, which
-        knows nothing of earlier calls. The library sets this, in `meta` under `STATE_LOST`.
+        """The backend session in which earlier calls ran is gone, and this call ran in a new one, which knows nothing
+        of them: the backend had forgotten it (HTTP 404, or a refusal that says so), or it ended with its process or
+        stream. The first result afterwards says this, and so does that of each call that was sent again, or had to
+        wait, because of the loss. The library sets it, in `meta` under `STATE_LOST`.
         """
         return self.meta.get(STATE_LOST) is True
 

@@ -69,8 +69,9 @@ class Session(TransportSession, Protocol):
     A request is sent again only if it provably did not run: the backend refused it before reading it (HTTP 401), or the
     backend session that it was for is lost (HTTP 404, or a 400 that says so). A lost backend session is replaced once
     for all calls that find it lost, in the era that the backend then speaks; calls that still run on the old connection
-    end there. The result of a call that was sent again has `backend_state_lost`. After a timeout, a reset or a broken
-    stream nothing is sent again: the error has `may_have_executed=True`, and the caller decides whether to try again.
+    end there. The first result of a tool call in the new session has `backend_state_lost`. After a timeout, a reset or
+    a broken stream nothing is sent again: the error has `may_have_executed=True`, and the caller decides whether to try
+    again.
 
     A session that was made with an identity is bound to its issuer and subject: every call needs that identity as
     `caller`, or goes through `as_caller`.

@@ -97,7 +97,7 @@ async def test_an_idle_backend_that_restarted_is_connected_anew(autojump_clock: 
         (row,) = await world.storage.rows()
         assert [new] == [record.session_id for record in row.backends]
         assert ((), 0) == (session.failures, backend.executed["echo"])
-        assert not (await session.call_tool("a_echo")).backend_state_lost  # the recovery was over before the call
+        assert not (await session.call_tool("a_echo")).backend_state_lost  # no call had run in the session that is lost
         assert [new] == [exchange.session_id for exchange in backend.received("tools/call")]
 
 

@@ -18,6 +18,7 @@ import trio
 
 from trio_vmcp._limits import TimeLimit
 from trio_vmcp._protocol.headers import limited
+from trio_vmcp._protocol.methods import TOOLS_CALL
 from trio_vmcp._session.admission import Call
 from trio_vmcp._session.breaker import FAILURES_TO_OPEN
 from trio_vmcp._session.connection import Connection
@@ -75,7 +76,7 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
                 connection = await _replaced_connection(member, asked)
                 is_replaced, timeout = True, max(asked.deadline - trio.current_time(), 0.0)
             connection.add_call(call)
-            call.written, call.is_reported = not connection.reports_writes, False
+            call.written, call.is_reported, call.session_lost = not connection.reports_writes, False, False
             try:
                 raw = await connection.client.request(
                     asked.method,
@@ -85,6 +86,8 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
                     on_progress=asked.on_progress,
                 )
             except BackendError as error:
+                if error.may_have_executed:
+                    connection.note_use()
                 if is_replaced:
                     if call.lost_by_words:  # the new session is told the same: that was not the session
                         member.reconnects.doubt_words()
@@ -98,7 +101,9 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
                     member.reconnects.confirm_words()
                 member.health.answered(trio.current_time() - asked.begun_at)
                 note_answer(member)
-                return _with_state_lost(raw) if is_replaced else raw
+                # Callers look for it in the result of a tool call, so no other answer uses it up.
+                is_told = asked.method == TOOLS_CALL and connection.take_loss()
+                return _with_state_lost(raw) if is_told or is_replaced else raw
             finally:
                 connection.reports_writes = connection.reports_writes or call.is_reported
                 connection.remove_call(call)

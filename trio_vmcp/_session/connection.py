@@ -11,6 +11,7 @@ import trio
 
 from trio_vmcp._protocol.methods import Kind
 from trio_vmcp._session.admission import Call
+from trio_vmcp._session.session_use import SessionUse
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import BackendError
 
@@ -36,6 +37,7 @@ class Connection:
         retired: Set when it takes no more calls; it is closed once the calls on it have ended.
         terminate: Its backend session is known to be gone, so no restore will resume it.
         closed: Set once it was closed; None before the close has begun.
+        use: Of its backend session, by the calls that have ended.
     """
 
     client: BackendClient
@@ -45,6 +47,7 @@ class Connection:
     retired: trio.Event = attrs.field(factory=trio.Event, init=False)
     terminate: bool = attrs.field(default=False, init=False)
     closed: trio.Event | None = attrs.field(default=None, init=False)
+    use: SessionUse = attrs.field(default=SessionUse(), init=False)
     _calls: set[Call] = attrs.field(factory=set, init=False, repr=False)
     _idle: trio.Event = attrs.field(
         factory=trio.Event, init=False, repr=False
@@ -55,11 +58,32 @@ class Connection:
     def in_flight(self) -> int:
         return len(self._calls)
 
+    @property
+    def use_so_far(self) -> SessionUse:
+        """Of its backend session, by the calls in flight as well, except those that did not run there."""
+        if any(not call.session_lost for call in self._calls):
+            return attrs.evolve(self.use, is_used=True)
+        return self.use
+
+    def note_use(self) -> None:
+        """A call ran in its backend session, or may have."""
+        if not self.use.is_used:
+            self.use = attrs.evolve(self.use, is_used=True)
+
+    def take_loss(self) -> bool:
+        """Whether an answer has to say that an earlier backend session is gone. No later answer has to."""
+        if not self.use.is_loss_untold:
+            return False
+        self.use = attrs.evolve(self.use, is_loss_untold=False)
+        return True
+
     def add_call(self, call: Call) -> None:
         self._calls.add(call)
 
     def remove_call(self, call: Call) -> None:
         self._calls.discard(call)
+        if call.written:
+            self.note_use()
         if self.retired.is_set() and not self._calls:
             self._idle.set()
 

@@ -32,6 +32,7 @@ from trio_vmcp._session.health import Health
 from trio_vmcp._session.life import Life, Phase
 from trio_vmcp._session.listing import Listing
 from trio_vmcp._session.reconnects import Endpoints, Reconnects
+from trio_vmcp._session.session_use import RESTORED, SessionUse, continues
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import (
     BackendError,
@@ -296,6 +297,7 @@ class Member:
     begun_at: float | None = attrs.field(default=None, init=False)
     listener: StateListener = attrs.field(default=_ignore, init=False, repr=False)
     _may_resume: bool = attrs.field(default=True, init=False)  # False: the stored backend session is known to be gone
+    _use: SessionUse = attrs.field(default=RESTORED, init=False)  # of the backend session that `stored` is about
 
     def __attrs_post_init__(self) -> None:
         self.last_failure = self.state.failure
@@ -388,6 +390,9 @@ class Member:
     def join(self, connection: Connection, listing: Listing | None) -> None:
         """An attempt has succeeded. `listing`: what was listed through it; None: what is known stays."""
         self.connections.add(connection)
+        if self.stored is not None and self.backend is not None:  # else it is the first connection ever
+            is_same = continues(self.stored, connection.client.record, self.backend)
+            connection.use = self._use if is_same else self._use.after_loss()
         self._may_resume = True
         self.listing = listing or self.listing
         self.breaker.succeed()
@@ -443,7 +448,7 @@ class Member:
         """A connection ended by itself or crashed. Its backend session may still be there."""
         if self.connection is not connection:
             return
-        self.stored = connection.client.record
+        self.stored, self._use = connection.client.record, connection.use_so_far
         self.fail(FailureReason.UNREACHABLE, detail, is_of_endpoint=is_of_endpoint)
 
     def replace_connection(self, connection: Connection, error: BackendError) -> None:
@@ -452,6 +457,7 @@ class Member:
             return
         # The id of that backend session is worth nothing any more.
         self.stored, self._may_resume = attrs.evolve(connection.client.record, session_id=None), False
+        self._use = connection.use_so_far.after_loss()
         connection.terminate = True  # it may live all the same: a proxy's page says 404, too
         connection.retire()
         cause = BackendFailure(self.backend_id, FailureReason.REJECTED, error.detail, 0.0)

@@ -41,7 +41,9 @@ class ScriptedBackend(HttpSseServer, ModernServer):
         return len(self._connections)
 
     def crash(self) -> None:
-        """Reset every connection, stop every handler, and refuse new connections until `restart`."""
+        """Reset every connection, stop every handler, and refuse new connections until `restart`. Over lines, the
+        connection ends: `serve_lines` returns.
+        """
         self._crashed = True
         for exchange in self._running:
             exchange.outcome = "aborted"

@@ -84,10 +84,10 @@ def memory_connection() -> tuple[MemoryStream, MemoryStream]:
 
 
 def reset(stream: trio.abc.Stream) -> None:
-    """Reset a connection, unless it is closed already.
+    """Reset a connection, unless it is closed already. A pair of pipes has no reset: they end when they are closed.
 
     Raises:
-        TypeError: The stream is neither in-memory nor TCP.
+        TypeError: The stream is neither in-memory nor TCP nor a pair of pipes.
     """
     if isinstance(stream, MemoryStream):
         stream.reset()
@@ -96,5 +96,5 @@ def reset(stream: trio.abc.Stream) -> None:
             # A linger time of 0 makes close() send RST.
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             stream.socket.close()
-    else:
+    elif not isinstance(stream, trio.StapledStream):
         raise TypeError(f"cannot reset a {type(stream).__name__}")
