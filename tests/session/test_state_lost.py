@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import attrs
 import pytest
 import trio
 from support.channels import EVERY_LEGACY_CHANNEL, EVERY_MODERN_CHANNEL, Channel
-from support.harness import ALICE, echo_backend, open_world
+from support.harness import ALICE, echo_backend, open_world, slow_backend
 from support.plain_connector import PlainClient, plain_backends
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
-    JSON,
     Backend,
     BackendRecord,
     BackendRejected,
@@ -25,7 +25,7 @@ from trio_vmcp import (
 )
 from trio_vmcp._session.session_use import RESTORED, SessionUse, continues
 from trio_vmcp.metadata import endpoint_digest
-from trio_vmcp.testing import CallContext, Delay, Error, Hang, ScriptedBackend, Status
+from trio_vmcp.testing import Delay, Error, Fault, Hang, ScriptedBackend, Status
 
 SOON = 5.0  # s: enough for a stream to be opened or refused, and for a handshake
 
@@ -150,21 +150,17 @@ async def test_an_answer_that_cannot_say_it_leaves_the_news(channel: Channel, au
 
 
 @EVERY_LEGACY_CHANNEL
-async def test_a_call_without_an_answer_counts_as_use(channel: Channel, autojump_clock: MockClock) -> None:
-    """It was given up, or failed on the way: it may have run in the session that is lost."""
+@pytest.mark.parametrize("fault", [Hang(), Error(-32603, "broke")], ids=repr)
+async def test_a_call_without_a_result_counts_as_use(channel: Channel, fault: Fault, autojump_clock: MockClock) -> None:
+    """It was given up or broke: it may have run in the session that is lost."""
     backend = channel.backend(listens=True)
     async with channel.open_session(backend) as session:
         await trio.sleep(SOON)
-        backend.fail("tools/call", Hang(), times=1)
-        with trio.move_on_after(1):
+        backend.fail("tools/call", fault, times=1)
+        with trio.move_on_after(1), suppress(BackendRejected):
             await told(session)
         await lose(backend)
         assert [True, False] == [await told(session) for _ in range(2)]
-        await lose(backend)
-        backend.fail("tools/call", Error(-32603, "broke"), times=1)
-        with pytest.raises(BackendRejected):
-            await told(session)
-        assert await told(session)
 
 
 @EVERY_LEGACY_CHANNEL
@@ -204,14 +200,8 @@ async def test_a_running_call_counts_as_use_of_the_session_that_it_runs_in(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     """Its own answer, from the old session, tells nothing; that of the first call in the new session does."""
-    backend = echo_backend(listens=True)
+    backend = slow_backend(30, listens=True)
     answers: list[bool] = []
-
-    async def slow(arguments: JSON, context: CallContext) -> str:
-        await trio.sleep(30)
-        return "rested"
-
-    backend.add_tool("slow", slow)
     async with open_world({"b": backend}) as world, world.open_session() as session:
 
         async def call() -> None:
@@ -227,6 +217,25 @@ async def test_a_running_call_counts_as_use_of_the_session_that_it_runs_in(
         await trio.sleep(60)
         assert [False] == answers
         assert not await told(session)
+
+
+async def test_a_call_that_was_sent_again_counts_as_use_of_the_new_session(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """It met a loss in a session without calls, and runs in the next one when that is lost, too."""
+    backend = slow_backend(30, listens=True)
+    async with open_world({"b": backend}) as world, world.open_session() as session:
+        await trio.sleep(SOON)
+        backend.fail("tools/call", Status(404), times=1)
+        nursery.start_soon(told, session, "b_slow")
+        await trio.sleep(SOON)
+        assert 2 == len(backend.received("tools/call"))
+        backend.restart()
+        backend.end_streams()
+        await trio.sleep(SOON)
+        assert 3 == len(backend.received("initialize"))
+        assert [True, False] == [await told(session) for _ in range(2)]
+        await trio.sleep(30)
 
 
 async def test_calls_that_waited_have_told_it(autojump_clock: MockClock) -> None:
@@ -263,7 +272,7 @@ async def test_a_read_that_was_sent_again_leaves_the_news_to_a_tool_call(autojum
 
 
 @pytest.mark.parametrize("fault", [Status(503), Error(-32001, "Session not found", status=500)], ids=repr)
-async def test_a_loss_that_a_call_met_without_being_sent_again(fault: Any, autojump_clock: MockClock) -> None:
+async def test_a_loss_that_a_call_met_without_being_sent_again(fault: Fault, autojump_clock: MockClock) -> None:
     """It may have run, so it ends with its error; the next answer says that the session of earlier calls is gone."""
     backend = echo_backend()
     async with open_world({"b": backend}) as world, world.open_session() as session:

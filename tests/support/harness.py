@@ -45,14 +45,14 @@ def echo_backend(era: str = "legacy", answers: str = "json", **more: Any) -> Scr
     return backend
 
 
-def slow_backend(seconds: float = 60, era: str = "legacy", answers: str = "json") -> ScriptedBackend:
+def slow_backend(seconds: float = 60, era: str = "legacy", answers: str = "json", **more: Any) -> ScriptedBackend:
     """A backend with "echo" and a tool "slow", which takes a while."""
 
     async def slow(arguments: JSON, context: CallContext) -> str:
         await trio.sleep(seconds)
         return "rested"
 
-    backend = echo_backend(era, answers)
+    backend = echo_backend(era, answers, **more)
     backend.add_tool("slow", slow)
     return backend
 
