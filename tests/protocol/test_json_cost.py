@@ -8,12 +8,12 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.untraced import untraced
 
 from trio_vmcp._protocol import json_cost
-from trio_vmcp._protocol.json_cost import MOST_DIGITS, MOST_NUMBER_DIGITS, JsonCost, TooCostly, check_cost
+from trio_vmcp._protocol.json_cost import MOST_DIGITS, MOST_NUMBER_DIGITS, JsonCost, TooCostly, check_cost, memory_size
 from trio_vmcp._protocol.jsonrpc import BadMessage, Result, parse_in_steps, parse_message
 
 STRINGS = st.text(st.sampled_from('a\\"[]{},:0 \n\u20ac\ud800'), max_size=6)
@@ -215,3 +215,12 @@ def test_runs_of_number_characters_cost_what_they_are_long(text: str) -> None:
         for _ in check_cost(text, 100_000):
             pass
         assert time.process_time() - begun < 0.25  # takes 0.01 s
+
+
+@given(st.recursive(st.none() | st.integers() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v)))
+@settings(max_examples=50)
+def test_the_size_of_a_value_is_more_than_its_text(value: Any) -> None:
+    """The size of any JSON value is at least the length of its text, and counting stops soon after `most`."""
+    assert memory_size(value, 10**9) >= len(json.dumps(value, ensure_ascii=False)) / 3
+    assert memory_size(value, 0) > 0
+    assert 64 <= memory_size([value] * 1000, 100) <= 64 * 1002

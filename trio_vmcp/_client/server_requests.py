@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import attrs
 import trio
@@ -24,6 +23,7 @@ from trio_vmcp._client.handlers import MOST_QUOTED, BoundHandlers, ServerRequest
 from trio_vmcp._client.http.connection_limit import ConnectionSlot
 from trio_vmcp._client.log_feed import MOST_WAITING_BYTES, LogFeed
 from trio_vmcp._nursery import start_if_open
+from trio_vmcp._protocol.json_cost import memory_size
 from trio_vmcp._protocol.jsonrpc import Request, RequestId, encode_error, encode_result
 from trio_vmcp._protocol.methods import CANCELLED, PING
 from trio_vmcp._request_note import RequestNote, current_note
@@ -31,14 +31,13 @@ from trio_vmcp.errors import BackendError
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
-__all__ = ["MOST_ANSWERS", "ServerRequests", "memory_size"]
+__all__ = ["MOST_ANSWERS", "ServerRequests"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
 MOST_ANSWERS = 16  # to the backend's own requests, at the same time
 ANSWER_TIMEOUT = 30.0  # s, to send one
 UNAVAILABLE = -32000  # from the range that JSON-RPC 2.0 §5.1 leaves to implementations
-NODE_BYTES = 64  # of one Python object, roughly: a small message may take thirty times its bytes
 
 
 @attrs.define(eq=False)
@@ -240,23 +239,3 @@ class ServerRequests:
                 logger.warning("%s, on an answer to a request of its own", error)
         if timeout.cancelled_caught:
             logger.warning("backend %r: did not take an answer within %s s", backend_id, ANSWER_TIMEOUT)
-
-
-def memory_size(value: Any, most: int) -> int:
-    """Roughly the bytes of memory that a JSON value takes; over `most` the count stops."""
-    total, waiting = 0, [value]
-    while waiting and total <= most:
-        node = waiting.pop()
-        total += NODE_BYTES
-        if isinstance(node, str):
-            total += len(node)
-        elif isinstance(node, dict | list):
-            total += NODE_BYTES * len(node)
-            if total > most:  # before a million children are put on the list
-                break
-            if isinstance(node, dict):
-                total += sum(map(len, node))
-                waiting.extend(node.values())
-            else:
-                waiting.extend(node)
-    return total

@@ -15,15 +15,26 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import attrs
 
-__all__ = ["MOST_DIGITS", "MOST_NUMBER_DIGITS", "MOST_VALUES", "JsonCost", "TooCostly", "check_cost", "is_cheap"]
+__all__ = [
+    "MOST_DIGITS",
+    "MOST_NUMBER_DIGITS",
+    "MOST_VALUES",
+    "JsonCost",
+    "TooCostly",
+    "check_cost",
+    "is_cheap",
+    "memory_size",
+]
 
 MOST_VALUES = 100_000  # by default
 
 MOST_NUMBER_DIGITS = 4300  # in one number: the default of sys.set_int_max_str_digits, since int() takes quadratic time
 MOST_DIGITS = 100_000  # in all numbers of one text
+NODE_BYTES = 64  # of one Python object, roughly: a small message may take thirty times its bytes
 SLICE = 256 * 1024  # characters; the exact count of one takes 1 ms, and 9 ms at most
 _DIGITS = b"0123456789"
 _OF_NUMBERS = _DIGITS + b"+-.eE"
@@ -192,3 +203,23 @@ class JsonCost:
                 ):
                     raise TooCostly(f"holds a number of over {MOST_NUMBER_DIGITS} digits")
         self._number = data[len(data.rstrip(_OF_NUMBERS)) :][-(MOST_NUMBER_DIGITS + _MOST_OTHERS) :]
+
+
+def memory_size(value: Any, most: int) -> int:
+    """Roughly the bytes of memory that a JSON value takes; over `most` the count stops."""
+    total, waiting = 0, [value]
+    while waiting and total <= most:
+        node = waiting.pop()
+        total += NODE_BYTES
+        if isinstance(node, str):
+            total += len(node)
+        elif isinstance(node, dict | list | tuple):
+            total += NODE_BYTES * len(node)
+            if total > most:  # before a million children are put on the list
+                break
+            if isinstance(node, dict):
+                total += sum(map(len, node))
+                waiting.extend(node.values())
+            else:
+                waiting.extend(node)
+    return total

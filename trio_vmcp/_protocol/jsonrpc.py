@@ -15,13 +15,14 @@ import gc
 import json
 import math
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from types import NoneType
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias, TypeGuard, TypeVar
 
 import attrs
 
 from trio_vmcp._protocol.json_cost import MOST_NUMBER_DIGITS, MOST_VALUES, TooCostly, check_cost, is_cheap
+from trio_vmcp._protocol.json_slices import decode_in_steps, split_in_steps
 from trio_vmcp.models import JSON
 
 __all__ = [
@@ -42,10 +43,13 @@ __all__ = [
     "parse_message",
     "parse_text",
     "same_id",
+    "split_batch_in_steps",
     "to_text",
 ]
 
 RequestId: TypeAlias = int | str
+_Argument = TypeVar("_Argument")
+_T = TypeVar("_T")
 
 
 class BadMessage(ValueError):
@@ -204,13 +208,16 @@ def parse_cheap(text: str, *, max_depth: int) -> Message:
 
 def parse_in_steps(text: str, *, max_depth: int, max_values: float) -> Generator[None, None, Message]:
     """`parse_text` for a text that is not cheap, with a step wherever other tasks may run: between the slices of the
-    count, and around the parse.
+    count and of the parse.
     """
     try:
         yield from check_cost(text, max_values)
     except TooCostly as exc:
         raise _too_large(str(exc)) from None
-    message = _loads(text)
+    if len(text) > MOST_AT_ONCE:
+        message = yield from _loads_in_steps(text)
+    else:
+        message = _loads(text)
     if len(text) >= _LONG_TEXT:
         yield
     return _checked_or_bad(message, text, max_depth)
@@ -275,30 +282,70 @@ def to_text(data: bytes | bytearray | memoryview) -> str:
 
 def _loads(text: str) -> Any:
     try:
-        return _decode(text)
-    except BadMessage:  # from a hook of the decoder
-        raise
-    except json.JSONDecodeError as exc:
-        problem = f"is not JSON at character {exc.pos}"
-    except RecursionError:
-        problem = "is nested deeper than the JSON parser goes"
-    except MemoryError:  # a message of small objects takes thirty times its size in memory
-        problem = "takes more memory to parse than there is"
-    except ValueError:  # int() refuses more digits than sys.get_int_max_str_digits(): the conversion is quadratic
-        raise _too_large("holds an integer of too many digits") from None
-    raise BadMessage(problem)  # outside of the except, too: JSONDecodeError holds the document
+        if len(text) < _LONG_TEXT:
+            return _decoder.decode(text)
+        return _without_collector(_decoder.decode, text)
+    except _UNPARSABLE as exc:
+        bad = _what_is_bad(exc)
+    raise bad  # outside of the except: JSONDecodeError holds the document
 
 
-def _decode(text: str) -> Any:
-    """Without the cyclic garbage collector, if the text is long: all that a parse makes is in use, so the collector
-    would look through it in vain, some dozen times. That is a quarter of the time for a list of 1000 tools, and nine
-    tenths for 100 000 empty arrays.
+def _loads_in_steps(text: str) -> Generator[None, None, Any]:
+    steps = decode_in_steps(_decoder, text)
+    bad: BadMessage | None = None
+    while bad is None:
+        try:
+            _without_collector(next, steps)
+        except StopIteration as ended:
+            value, end = ended.value
+            if end == len(text):
+                return value
+            bad = BadMessage(f"is not JSON at character {end}")
+        except _UNPARSABLE as exc:
+            bad = _what_is_bad(exc)
+        else:
+            yield
+    raise bad
+
+
+def split_batch_in_steps(text: str) -> Generator[None, None, list[str]]:
+    """The messages of a JSON-RPC batch, each as its own text; empty: `text` is no array of JSON."""
+    steps = split_in_steps(_decoder, text)
+    while True:
+        try:
+            _without_collector(next, steps)
+        except StopIteration as ended:
+            parts: list[str] = ended.value
+            return parts
+        yield
+
+
+_UNPARSABLE = (ValueError, RecursionError, MemoryError)
+
+
+def _what_is_bad(exc: BaseException) -> BadMessage:
+    if isinstance(exc, BadMessage):  # from a hook of the decoder
+        return exc
+    if isinstance(exc, json.JSONDecodeError):
+        return BadMessage(f"is not JSON at character {exc.pos}")
+    if isinstance(exc, RecursionError):
+        return BadMessage("is nested deeper than the JSON parser goes")
+    if isinstance(exc, MemoryError):  # a message of small objects takes thirty times its size in memory
+        return BadMessage("takes more memory to parse than there is")
+    # int() refuses more digits than sys.get_int_max_str_digits(): the conversion is quadratic
+    return _too_large("holds an integer of too many digits")
+
+
+def _without_collector(function: Callable[[_Argument], _T], argument: _Argument) -> _T:
+    """Without the cyclic garbage collector: all that a parse makes is in use, so the collector would look through it in
+    vain, some dozen times. That is a quarter of the time for a list of 1000 tools, and nine tenths for 100 000 empty
+    arrays.
     """
-    if len(text) < _LONG_TEXT or not gc.isenabled():
-        return _decoder.decode(text)
+    if not gc.isenabled():
+        return function(argument)
     try:
         gc.disable()
-        return _decoder.decode(text)
+        return function(argument)
     finally:
         gc.enable()
 
@@ -341,6 +388,8 @@ def _has_brackets(text: str, limit: int) -> bool:
 
 
 _LONG_TEXT = 64 * 1024
+# Characters that are parsed in one step: with as many values as a message may have, 20 ms.
+MOST_AT_ONCE = 2 * 1024 * 1024
 
 
 def _too_deep(message: JSON, max_depth: int) -> bool:

@@ -5,14 +5,11 @@ The steps of a large message (`parse_in_steps`) have a checkpoint between them; 
 
 from __future__ import annotations
 
-import json
-import re
-
 import trio
 
 from trio_vmcp._known_results import KnownResults
 from trio_vmcp._protocol.json_cost import TooCostly, check_cost, is_cheap
-from trio_vmcp._protocol.jsonrpc import BadMessage, Message, Result, parse_cheap, parse_in_steps
+from trio_vmcp._protocol.jsonrpc import BadMessage, Message, Result, parse_cheap, parse_in_steps, split_batch_in_steps
 from trio_vmcp._protocol.reading import Unreadable, unreadable
 
 __all__ = ["parse", "read", "recall", "split_batch"]
@@ -52,27 +49,21 @@ async def recall(text: str, request_id: int, known: KnownResults) -> Result | No
 
 async def split_batch(text: str, *, max_values: float) -> list[str]:
     """The messages of a JSON-RPC batch, each as its own text; a text that is no batch, or cannot be split, as it is."""
-    position = _BLANKS.match(text).end()  # type: ignore[union-attr]  # it matches everywhere
-    if text[position : position + 1] != "[":
+    if text[:1] == "{":  # most texts
         return [text]
-    parts: list[str] = []
     try:
         if not is_cheap(text, max_values):
             for _ in check_cost(text, max_values):
                 await trio.lowlevel.checkpoint()
-        while text[position] in "[,":
-            begin = _BLANKS.match(text, position + 1).end()  # type: ignore[union-attr]
-            _, end = _decoder.raw_decode(text, begin)
-            parts.append(text[begin:end])
-            position = _BLANKS.match(text, end).end()  # type: ignore[union-attr]
-            await trio.lowlevel.checkpoint()
-    except (TooCostly, ValueError, RecursionError, MemoryError, IndexError):
+    except TooCostly:
         return [text]  # what is wrong with it is for the parser to say
-    return parts if text[position] == "]" and not text[position + 1 :].strip() else [text]
-
-
-_BLANKS = re.compile(r"[ \t\r\n]*")
-_decoder = json.JSONDecoder()
+    steps = split_batch_in_steps(text)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value or [text]
+        await trio.lowlevel.checkpoint()
 
 
 async def read(text: str, *, max_depth: int, max_values: float) -> Message | Unreadable:

@@ -186,16 +186,16 @@ class Streamable:
             if deadline - silence.deadline >= SILENCE_STEP:
                 silence.deadline = deadline
             for text, size, more_lines in texts_of(await self._reader.events(chunk, decoder, reply)):
-                message: Message | Unreadable | Oversized | None = None
-                for part in await self._parts(text):
+                parts = await self._parts(text)
+                for part in parts:
                     message = await self._reader.read(part)
                     if isinstance(message, Unreadable | Oversized):
                         self._reader.complain_of(message)
                     elif message is not None and not accept(message):
                         return  # the connection is closed with the rest of the stream, which may have no end
-                self.pace.charge_message(message, size, more_lines)
-                if self.pace.is_due:
-                    await self.pace.wait()
+                    self.pace.charge_message(message, size // len(parts), more_lines // len(parts))
+                    if self.pace.is_due:
+                        await self.pace.wait()
 
     async def outcome(self, reply: HttpReply, ask: Ask, last_event_id: str | None) -> RequestOutcome:
         """The outcome of a request, from its response.
@@ -273,8 +273,8 @@ class Streamable:
             if self.takes_batches and isinstance(text, str):
                 parts = await split_batch(text, max_values=self.max_json_values)
                 if len(parts) > 1 or parts[0] is not text:
+                    self.pace.charge_lines(more_lines, 0)
                     answer = await self._answer_in_batch(parts, reply, ask)
-                    self.pace.charge_message(None, size, more_lines)
                     if answer is not None:
                         return answer
                     continue
@@ -313,16 +313,20 @@ class Streamable:
         for part in parts:
             message = await self._reader.read(part)
             if isinstance(message, Result | ErrorReply):
-                if same_id(message.id, ask.id) or (isinstance(message, ErrorReply) and meant_id(message.id) is None):
-                    answer = answer or Answer(message, reply.status)
+                is_ours = same_id(message.id, ask.id) or (
+                    isinstance(message, ErrorReply) and meant_id(message.id) is None
+                )
+                if is_ours and answer is None:
+                    answer = Answer(message, reply.status)
+                    continue
             elif isinstance(message, Unreadable | Oversized):
                 self._reader.fail_by(message, reply, ask)
                 self._reader.complain_of(message)
             elif message is not None:
                 await ask.on_other(message)
-                self.pace.charge_message(message, len(part))
-                if self.pace.is_due:
-                    await self.pace.wait()
+            self.pace.charge_message(message, len(part))
+            if self.pace.is_due:
+                await self.pace.wait()
         return answer
 
     async def _more(self, reply: HttpReply, decoder: SseDecoder) -> bytes | None:
