@@ -7,9 +7,12 @@ from typing import NamedTuple
 from trio_vmcp.models import Backend
 from trio_vmcp.settings import FactorySettings
 
-__all__ = ["OWN_TIMEOUT", "TimeLimit", "init_limit", "request_limit"]
+__all__ = ["OWN_TIMEOUT", "SLOW_HANDSHAKE", "TimeLimit", "init_limit", "request_limit"]
 
 OWN_TIMEOUT = "timeout="  # the knob of one call
+# s. If connecting takes longer, the backend is far away, and asking for all lists at once saves round trips. Nearby
+# that would save nothing and use more connections.
+SLOW_HANDSHAKE = 0.02
 
 
 class TimeLimit(NamedTuple):

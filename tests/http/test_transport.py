@@ -7,6 +7,7 @@ import math
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 
 import httpx
@@ -34,9 +35,9 @@ from trio_vmcp._http.connection import READ_BYTES
 from trio_vmcp._http.dial import ConnectedStream
 from trio_vmcp._http.keep_alive import ASSUMED_EXPIRY
 from trio_vmcp._http.origin import Origin
-from trio_vmcp._http.response import MAX_HEAD_BYTES
+from trio_vmcp._http.response import MAX_HEAD_BYTES, encode_head
 from trio_vmcp._http.transport import MAY_REPEAT, MOST_IDLE, Http11Transport
-from trio_vmcp.testing import ScriptedBackend, open_memory_network
+from trio_vmcp.testing import MemoryNetwork, ScriptedBackend, open_memory_network
 
 KIB, MIB = 1 << 10, 1 << 20
 LINE = b"HTTP/1.1 200 OK\r\n"
@@ -49,6 +50,104 @@ async def many(served: Served, count: int) -> None:
     async with trio.open_nursery() as nursery:
         for _ in range(count):
             nursery.start_soon(served.ask)
+
+
+# Connections that are made ahead
+
+AHEAD = Origin("http", "b.test", 80)
+REFUSED = Origin("http", "b.test", 81)
+
+
+@asynccontextmanager
+async def open_ahead(origin: Origin, count: int) -> AsyncIterator[tuple[Http11Transport, MemoryNetwork, trio.Nursery]]:
+    """A transport that has begun to make `count` connections, and the nursery that does so. Each takes a second."""
+
+    async def own(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+        async with trio.open_nursery() as owner:
+            task_status.started(owner)
+            await trio.sleep_forever()
+
+    async with open_memory_network(connect_latency=1.0) as network, trio.open_nursery() as nursery:
+        network.attach(AHEAD.host, ScriptedBackend(latency=1.0))
+        transport = network.transport()
+        owner = await nursery.start(own)
+        transport.open_ahead(origin, count, owner)
+        await wait_all_tasks_blocked()
+        yield transport, network, owner
+        owner.cancel_scope.cancel(reason="the end of the test")
+        await transport.aclose()
+        assert 0 == network.open_connections
+
+
+async def ping(transport: Http11Transport, origin: Origin = AHEAD) -> None:
+    head = encode_head("POST", b"/mcp", [(b"Host", b"b.test")])
+    body = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
+    head += b"Content-Length: %d\r\n\r\n" % len(body)
+    response = await transport.send(origin, "POST", head, body, lambda: None)
+    await read(response)
+    response.close()
+
+
+@pytest.mark.parametrize("requests", [1, 3, 5])
+async def test_requests_wait_for_connections_that_are_being_made(requests: int, autojump_clock: MockClock) -> None:
+    """Each of the first three takes one of the three, and only further requests make connections of their own."""
+    async with open_ahead(AHEAD, 3) as (transport, network, _):
+        await trio.sleep(0.5)
+        began_at = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for _ in range(requests):
+                nursery.start_soon(ping, transport)
+        assert max(3, requests) == network.connection_attempts
+        assert (1.5 if requests <= 3 else 2.0) == pytest.approx(trio.current_time() - began_at)
+        assert max(3, requests) == transport.idle_connections
+
+
+async def test_a_connection_that_cannot_be_made_ahead_is_tried_by_its_request(autojump_clock: MockClock) -> None:
+    """The request reports why there is no connection."""
+    async with open_ahead(REFUSED, 2) as (transport, network, _):
+        with pytest.raises(httpx.ConnectError, match="nothing listens"):
+            await ping(transport, REFUSED)
+        assert 3 == network.connection_attempts
+        await trio.sleep(10)
+        with pytest.raises(httpx.ConnectError, match="nothing listens"):
+            await ping(transport, REFUSED)
+
+
+async def test_requests_of_others_outlive_the_owner_of_connections_ahead(autojump_clock: MockClock) -> None:
+    """The session that had them made is cancelled: a request of another one that waited makes its own."""
+    async with open_ahead(AHEAD, 2) as (transport, network, owner), trio.open_nursery() as nursery:
+        nursery.start_soon(ping, transport)
+        await wait_all_tasks_blocked()
+        owner.cancel_scope.cancel(reason="the test")
+        await trio.sleep(3)
+        assert 3 == network.connection_attempts
+        assert (0, 1) == (transport.busy_connections, transport.idle_connections)
+
+
+async def test_a_request_that_is_cancelled_leaves_the_connection_ahead_to_the_next(autojump_clock: MockClock) -> None:
+    """A connection that was made for a request that is gone serves the next one."""
+    async with open_ahead(AHEAD, 1) as (transport, network, _):
+        with trio.move_on_after(0.5):
+            await ping(transport)
+        await trio.sleep(1)
+        await ping(transport)
+        assert 1 == network.connection_attempts
+
+
+async def test_a_closed_transport_keeps_no_connection_ahead(autojump_clock: MockClock) -> None:
+    """A transport that closes meanwhile closes what comes late; a request that waited fails."""
+    async with open_ahead(AHEAD, 2) as (transport, network, _):
+        async with trio.open_nursery() as nursery:
+
+            async def fail() -> None:
+                with pytest.raises(httpx.ConnectError, match="closed"):
+                    await ping(transport)
+
+            nursery.start_soon(fail)
+            await wait_all_tasks_blocked()
+            transport.close()
+        await trio.sleep(2)
+        assert (0, 0) == (network.open_connections, transport.idle_connections)
 
 
 # What is reused

@@ -681,6 +681,29 @@ async def test_sessions_of_one_factory_are_strangers_to_each_other(autojump_cloc
         assert [] == library_tasks()
 
 
+@pytest.mark.parametrize("listens", [True, False])
+@pytest.mark.parametrize(("most", "seconds"), [(16, 0.4), (2, 0.5), (1, 0.7)])
+async def test_the_connections_for_lists_are_made_ahead(
+    most: int, seconds: float, listens: bool, autojump_clock: MockClock
+) -> None:
+    """A backend that is far away is asked for all lists at once. The connections for them are made while the backend
+    takes `notifications/initialized`, so they cost no time. There are no more of them than calls may have, and one for
+    the stream.
+    """
+    backend = ScriptedBackend(latency=0.1, listens=listens)
+    backend.add_tool("tool")
+    backend.add_prompt("prompt")
+    backend.add_resource("mem://1")
+    backend.add_resource_template("mem://{x}")
+    settings = FactorySettings(max_connections_per_backend=most)
+    async with open_world({"a": backend}, settings=settings) as world:
+        world.network.connect_latency = 0.1
+        began_at = trio.current_time()
+        async with world.open_session():
+            assert seconds == pytest.approx(trio.current_time() - began_at)
+            assert min(most, 4) + listens == world.network.connection_attempts
+
+
 async def test_a_failure_reads_as_a_sentence(autojump_clock: MockClock) -> None:
     """A call to a bound name of a missing backend says why the backend is missing."""
     backends = {"a": echo_backend()}

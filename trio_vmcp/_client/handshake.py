@@ -6,16 +6,19 @@ A connection begins with `initialize` and has a session. The server may send req
 from __future__ import annotations
 
 import attrs
+import trio
 
 from trio_vmcp._client.channels.channel import Ask, SessionChannel
 from trio_vmcp._client.client import Client
 from trio_vmcp._client.listening import Listening, report_missed
 from trio_vmcp._client.negotiate import CLIENT_INFO, negotiated
+from trio_vmcp._limits import SLOW_HANDSHAKE
 from trio_vmcp._protocol.eras import LEGACY_VERSIONS
 from trio_vmcp._protocol.jsonrpc import Request, Result, encode_notification
 from trio_vmcp._protocol.methods import (
     INITIALIZE,
     INITIALIZED,
+    LISTS,
     SUBSCRIBE,
     TOOLS_CALL,
     UNSUBSCRIBE,
@@ -72,6 +75,7 @@ class HandshakeClient(Client[SessionChannel]):
             "clientInfo": CLIENT_INFO,
         }
         ask = self._ask(INITIALIZE, params, identity)
+        begun_at = trio.current_time()
         outcome = await self._channel.greet(ask, ask.encode())
         if isinstance(outcome, Loss):
             raise outcome.error(self.record.backend_id, INITIALIZE)
@@ -85,6 +89,9 @@ class HandshakeClient(Client[SessionChannel]):
             server_capabilities=capabilities,
         )
         self._channel.agree(version)
+        if trio.current_time() - begun_at > SLOW_HANDSHAKE:  # then all lists are asked for at once
+            lists = sum(declares(capabilities, (each.kind,)) for each in LISTS)
+            self._channel.expect_requests(lists, and_stream=self._listens_to_changes)
         # Wait until the server has taken this: POSTs on two connections have no order, and some servers refuse a
         # request that arrives before it. Any HTTP status will do.
         await self._channel.tell(encode_notification(INITIALIZED, None), identity)
@@ -153,13 +160,16 @@ class HandshakeClient(Client[SessionChannel]):
     def on_session_lost(self, detail: str) -> None:
         self._events.session_lost(BackendUnavailable(self.record.backend_id, detail))
 
-    def _listen_when_needed(self) -> None:
+    @property
+    def _listens_to_changes(self) -> bool:
         capabilities = self.server_capabilities
-        needed = (
+        return self._listens and (
             self._requests.are_wanted
             or declares(capabilities, ("logging",))
             or declares(capabilities, ("resources", "subscribe"))
             or bool(changing_kinds(capabilities))
         )
-        watcher = self if self._listens and needed else None
+
+    def _listen_when_needed(self) -> None:
+        watcher = self if self._listens_to_changes else None
         self._channel.watch(watcher, is_asked=self._requests.are_wanted)

@@ -28,6 +28,7 @@ from trio_vmcp._http.dial import Dial, TcpDial
 from trio_vmcp._http.keep_alive import ASSUMED_EXPIRY, LEAST_FOUND, KeepAlive
 from trio_vmcp._http.origin import Origin, origin_of
 from trio_vmcp._http.response import BadHead, Headers, encode_head
+from trio_vmcp._nursery import start_task
 
 __all__ = ["MAY_REPEAT", "WITH_BODY", "Http11Transport", "RawResponse"]
 
@@ -112,6 +113,8 @@ class Http11Transport(httpx.AsyncBaseTransport):
         self._keep_alives: dict[Origin, KeepAlive] = {}
         self._busy: dict[Connection, Origin] = {}
         self._some_idle = trio.Event()
+        # Of each origin, those that `open_ahead` is making and that no request waits for.
+        self._ahead: dict[Origin, list[trio.Event]] = {}
         self._closed = False
 
     @property
@@ -144,7 +147,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
             httpx.ConnectError: No connection; nothing was written.
             httpx.TransportError: It broke, or what came is not HTTP/1.1.
         """
-        connection = self._idle_connection(origin)
+        connection = await self._ready_connection(origin)
         if connection is None:
             return await self._send_over(await self._connect(origin), origin, verb, head + body, on_write)
         begun_at = trio.current_time()
@@ -183,8 +186,17 @@ class Http11Transport(httpx.AsyncBaseTransport):
         Raises:
             httpx.ConnectError: No connection.
         """
-        connection = self._idle_connection(origin) or await self._connect(origin)
+        connection = await self._ready_connection(origin) or await self._connect(origin)
         self._keep_idle(connection, origin)
+
+    def open_ahead(self, origin: Origin, count: int, nursery: trio.Nursery) -> None:
+        """Begin to make `count` connections, for requests that follow in a moment: each of these waits for one of them
+        in place of making its own. One that cannot be made is no error: its request tries again.
+        """
+        for _ in range(count):
+            ended = trio.Event()
+            self._ahead.setdefault(origin, []).append(ended)
+            start_task(nursery, self._connect_ahead, origin, ended)
 
     async def tidy(self) -> None:
         """Close connections that were idle for too long. Runs until it is cancelled.
@@ -251,6 +263,26 @@ class Http11Transport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         self.close()
         await trio.lowlevel.checkpoint()
+
+    async def _ready_connection(self, origin: Origin) -> Connection | None:
+        """An idle connection, or one that `open_ahead` is making; None: there is neither."""
+        connection = self._idle_connection(origin)
+        ahead = self._ahead.get(origin)
+        if connection is not None or not ahead:
+            return connection
+        await ahead.pop(0).wait()
+        return self._idle_connection(origin)
+
+    async def _connect_ahead(self, origin: Origin, ended: trio.Event) -> None:
+        try:
+            self._keep_idle(await self._connect(origin), origin)
+        except httpx.ConnectError:
+            pass  # the request tries again, and tells why
+        finally:
+            ended.set()
+            left = [each for each in self._ahead.pop(origin, []) if each is not ended]
+            if left:
+                self._ahead[origin] = left
 
     def _idle_connection(self, origin: Origin) -> Connection | None:
         self._close_expired(origin)

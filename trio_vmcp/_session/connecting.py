@@ -14,7 +14,7 @@ import attrs
 import trio
 
 from trio_vmcp._interrupts import EXITS, exit_in, forwarding_exits
-from trio_vmcp._limits import TimeLimit, init_limit
+from trio_vmcp._limits import SLOW_HANDSHAKE, TimeLimit, init_limit
 from trio_vmcp._nursery import describe_crash, start_clean, start_if_open
 from trio_vmcp._protocol.methods import KINDS, RESOURCE_UPDATED, Kind
 from trio_vmcp._request_note import RequestNote, current_note
@@ -35,9 +35,6 @@ __all__ = ["Attempt", "SessionParts", "close_connection"]
 
 logger = logging.getLogger("trio_vmcp.session")
 
-# s. If connecting takes longer, the backend is far away, and asking for all lists at once saves round trips. Nearby
-# that would save nothing and use more connections.
-SLOW_HANDSHAKE = 0.02
 # A program that is killed while it starts begins from nothing, again and again: `npx` discards a partial install.
 MOST_STARTING = 10  # times `backend_init_timeout`, for a program that is alive
 MOST_SUB_RESOURCE = (

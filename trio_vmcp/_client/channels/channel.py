@@ -217,6 +217,12 @@ class SessionChannel(Channel, Protocol):
         """The protocol version was negotiated: send it with every message from now on, if this channel has a place."""
         ...
 
+    def expect_requests(self, count: int, *, and_stream: bool) -> None:
+        """So many requests follow at once, and the stream of `watch`: if this channel needs a connection for each of
+        them, begin to make those connections.
+        """
+        ...
+
     def resume(self, session_id: str | None, version: str) -> None:
         """Go on with a session of an earlier connection. The first answer shows whether the session is alive."""
         ...

@@ -106,6 +106,11 @@ class DuplexChannel(abc.ABC):
     def watch(self, watcher: StreamWatcher | None, *, is_asked: bool) -> None:  # noqa: B027  # empty on purpose
         """Nothing to do: the one stream brings all messages."""
 
+    def expect_requests(self, count: int, *, and_stream: bool) -> None:  # noqa: B027  # empty on purpose
+        """Nothing to do: requests share a connection. (Over HTTP+SSE each POST has its own. That transport is older
+        than the fast way to open.)
+        """
+
     async def wait_listening(self) -> None:
         await trio.lowlevel.checkpoint()
 

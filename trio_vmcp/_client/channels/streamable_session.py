@@ -131,6 +131,9 @@ class StreamableSession(Streamable):
             self._compose_headers()
         return assigned
 
+    def expect_requests(self, count: int, *, and_stream: bool) -> None:
+        self.link.open_ahead(count, self._nursery, and_stream=and_stream)
+
     def agree(self, version: str) -> None:
         self._version, self.takes_batches = version, version == BATCH_VERSION
         self._compose_headers()
