@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from support.strategies import OWN_NAMES, histories, offer_lists, resolutions
 from support.untraced import untraced
 
-from trio_vmcp._protocol.uri_template import MAX_URI_LENGTH
-from trio_vmcp._routing.matching import find_backend, group_templates
+from trio_vmcp._protocol.uri_template import MAX_URI_LENGTH, compile_template
+from trio_vmcp._routing.matching import TemplateGroup, find_backend, group_templates
 from trio_vmcp._routing.name_rule import name_rule
 from trio_vmcp._routing.strategies import inner_prefixes
 from trio_vmcp.models import NameConflict
@@ -41,6 +41,10 @@ KIB = 1024
 
 TIME = Offer("time", tools=("now", "zone"), prompts=("ask",), resources=("clock://utc",))
 FILES = Offer("files", tools=("now", "read"), prompts=("ask",), resources=("clock://utc", "file:///a"))
+
+
+def group(backend_id: str, *templates: str) -> TemplateGroup:
+    return group_templates(backend_id, map(compile_template, templates))
 
 
 def test_prefix_is_put_before_tools_and_prompts_but_never_before_uris() -> None:
@@ -699,8 +703,8 @@ def test_all_templates_of_a_session_share_one_bound(name: str, count: int) -> No
     """
     template, unit = COSTLY[name]
     uri = "y" + (unit * LONG)[: LONG - 1] + "~"
-    hostile = group_templates("hostile", [template] * (64 * KIB // len(template)))
-    owner = group_templates("owner", ["y{+rest}"])
+    hostile = group("hostile", *[template] * (64 * KIB // len(template)))
+    owner = group("owner", "y{+rest}")
     groups = [*[hostile] * (count // 2), owner, *[hostile] * (count - count // 2)]
     assert "owner" == find_backend(groups, uri)
     assert None is find_backend([*[hostile] * count], uri)
@@ -710,7 +714,7 @@ def test_all_templates_of_a_session_share_one_bound(name: str, count: int) -> No
 def test_what_one_backend_leaves_of_the_bound_is_for_the_others() -> None:
     """A backend with thousands of templates needs more than its share, and gets what a hundred others do not use."""
     many = [f"x://{'{a}'}/{number}/{'{b}'}" for number in range(1500)]
-    groups = [*(group_templates(f"b{i}", ["y://{id}"]) for i in range(100)), group_templates("many", many)]
+    groups = [*(group(f"b{i}", "y://{id}") for i in range(100)), group("many", *many)]
     assert "many" == find_backend(groups, "x://1/1499/2")
 
 

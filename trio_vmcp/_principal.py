@@ -10,6 +10,7 @@ from trio_vmcp.models import Backend
 
 __all__ = ["principal_key"]
 
+_NONE = secrets.token_bytes(16)  # the key without an identity, headers and environment; other keys are digests
 _SALT = secrets.token_bytes(32)  # tokens, headers and environments are secrets: a key is of no use elsewhere
 
 
@@ -20,6 +21,8 @@ def principal_key(backend: Backend, identity: Identity | None, *, by_token: bool
     Args:
         by_token: Other tokens of the same identity are another principal.
     """
+    if identity is None and not backend.headers and not backend.env:
+        return _NONE
     parts = [text for given in (backend.headers, backend.env) for pair in sorted(given.items()) for text in (*pair, "")]
     parts.append("\0" if identity is None else f"{identity.issuer}\0{identity.subject}")  # neither may hold NUL
     if by_token and identity is not None:

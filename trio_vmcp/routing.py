@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 import attrs
 
 from trio_vmcp._protocol.methods import Kind
-from trio_vmcp._protocol.uri_template import compile_template
+from trio_vmcp._protocol.uri_template import UriTemplate, compile_template
 from trio_vmcp._read_only import Copyable, read_only
 from trio_vmcp._routing.matching import TemplateGroup, find_backend, group_templates
 from trio_vmcp._routing.name_rule import NameRule, NamesFor, name_rule
@@ -251,14 +251,15 @@ def _well_formed_templates(offer: Offer) -> _Templates:
     listed.
     """
     found: list[Target] = []
+    patterns: list[UriTemplate] = []
     left = _TEMPLATE_CHARACTERS
     for template in dict.fromkeys(offer.templates):
         left -= len(template)
         if left < 0:
             break
         try:
-            compile_template(template)
+            patterns.append(compile_template(template))
         except ValueError:
             continue
         found.append(Target(offer.backend_id, template))
-    return tuple(found), group_templates(offer.backend_id, (target.name for target in found))
+    return tuple(found), group_templates(offer.backend_id, patterns)

@@ -68,7 +68,8 @@ class HandshakeClient(Client[SessionChannel]):
             BackendError: It did not answer, or not with MCP.
         """
         self._requests.cancel_all_answers()
-        self.record = attrs.evolve(self.record, era="legacy", session_id=None, protocol_version="")
+        if self.record.session_id is not None or self.record.protocol_version:  # of an earlier session
+            self.record = attrs.evolve(self.record, era="legacy", session_id=None, protocol_version="")
         params = {
             "protocolVersion": LEGACY_VERSIONS[0],
             "capabilities": self._requests.capabilities,

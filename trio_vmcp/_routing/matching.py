@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import attrs
 
-from trio_vmcp._protocol.uri_template import MAX_URI_LENGTH, Uri, UriTemplate, compile_template
+from trio_vmcp._protocol.uri_template import MAX_URI_LENGTH, Uri, UriTemplate
 
 __all__ = ["TemplateGroup", "find_backend", "group_templates"]
 
@@ -30,12 +30,7 @@ class TemplateGroup:
     patterns: tuple[UriTemplate, ...]
 
 
-def group_templates(backend_id: str, templates: Iterable[str]) -> TemplateGroup:
-    """
-    Raises:
-        ValueError: A template is malformed.
-    """
-    patterns = map(compile_template, templates)
+def group_templates(backend_id: str, patterns: Iterable[UriTemplate]) -> TemplateGroup:
     return TemplateGroup(backend_id, tuple(sorted(patterns, key=lambda pattern: -pattern.literals)))
 
 

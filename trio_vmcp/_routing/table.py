@@ -10,6 +10,7 @@ from typing import Literal
 
 import attrs
 
+from trio_vmcp._protocol.uri_template import UriTemplate, compile_template
 from trio_vmcp._read_only import Copyable, read_only
 from trio_vmcp._routing.matching import TemplateGroup, find_backend, group_templates
 
@@ -37,10 +38,10 @@ def _no_targets() -> Mapping[str, Target]:
 
 
 def _grouped(table: RoutingTable) -> tuple[TemplateGroup, ...]:
-    by_backend: dict[str, list[str]] = {}
+    by_backend: dict[str, list[UriTemplate]] = {}
     for target in table.templates:
-        by_backend.setdefault(target.backend_id, []).append(target.name)
-    return tuple(group_templates(backend_id, templates) for backend_id, templates in by_backend.items())
+        by_backend.setdefault(target.backend_id, []).append(compile_template(target.name))
+    return tuple(group_templates(backend_id, patterns) for backend_id, patterns in by_backend.items())
 
 
 @attrs.frozen

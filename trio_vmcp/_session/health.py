@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from functools import partial
 
 import attrs
 
@@ -20,7 +21,7 @@ class Health:
 
     calls: int = attrs.field(default=0, init=False)
     errors: int = attrs.field(default=0, init=False)
-    _latencies: deque[float] = attrs.field(factory=lambda: deque[float](maxlen=LATENCIES_KEPT), init=False, repr=False)
+    _latencies: deque[float] = attrs.field(factory=partial(deque, maxlen=LATENCIES_KEPT), init=False, repr=False)
 
     @property
     def latency(self) -> Latency | None:
