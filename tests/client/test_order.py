@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
     JSON,
+    BackendProtocolError,
     BackendRecord,
     BackendRejected,
     BackendUnavailable,
@@ -24,7 +25,20 @@ from trio_vmcp import (
 from trio_vmcp._client.channels.http_sse import EventStream
 from trio_vmcp._client.client import Client
 from trio_vmcp.connector import BackendClient
-from trio_vmcp.testing import CallContext, Delay, Error, Exchange, Hang, Raw, Rewrite, ScriptedBackend, Status
+from trio_vmcp.testing import (
+    CallContext,
+    Delay,
+    Disconnect,
+    Error,
+    Exchange,
+    Fault,
+    Hang,
+    Raw,
+    Rewrite,
+    ScriptedBackend,
+    Status,
+)
+from trio_vmcp.testing.faults import Cut, Step, WireFault
 
 Transport = Literal["streamable-http", "stdio"]
 EVERY_TRANSPORT = pytest.mark.parametrize("transport", ["streamable-http", "stdio"])
@@ -169,18 +183,81 @@ async def test_a_modern_server_is_found_behind_any_refusal_of_http(fault: Any, a
     assert ["initialize", DISCOVER] == asked(backend)
 
 
-async def test_a_session_named_by_an_unreadable_answer_is_ended(autojump_clock: MockClock) -> None:
-    """`initialize` made a session, and its answer cannot be read. The client of the modern era is used, and the session
-    gets its DELETE.
+UNREADABLE = Rewrite(lambda message: message | {"result": None})
+
+
+@pytest.mark.parametrize("fault", [UNREADABLE, Hang("body")], ids=["unreadable", "no body"])
+async def test_a_session_named_by_an_unreadable_answer_is_ended(fault: Fault, autojump_clock: MockClock) -> None:
+    """`initialize` made a session, and its answer cannot be read or never ends. The client of the modern era is used,
+    and the session gets its DELETE.
     """
     backend = echo_backend("both")
-    backend.fail("initialize", Rewrite(lambda message: message | {"result": None}), times=1)
+    backend.fail("initialize", fault, times=1)
     async with open_one("streamable-http", backend, handlers=SAMPLING) as bench:
         client = await bench.connect()
         assert "modern" == client.record.era
         await wait_all_tasks_blocked()
         assert {} == backend.sessions
         assert 1 == sum("DELETE" == exchange.verb for exchange in backend.exchanges)
+
+
+@EVERY_TRANSPORT
+async def test_an_unreadable_answer_of_no_modern_server_is_reported(
+    transport: Transport, autojump_clock: MockClock
+) -> None:
+    """The server is asked for the modern era once, and the failure is that of the handshake."""
+    backend = echo_backend("legacy", "sse")
+    backend.fail("initialize", UNREADABLE)
+    async with open_one(transport, backend, handlers=SAMPLING) as bench:
+        with pytest.raises(BackendProtocolError, match="null for a result"):
+            await bench.connect()
+    assert ["initialize", DISCOVER] == asked(backend)
+
+
+@EVERY_TRANSPORT
+async def test_an_unreadable_answer_of_a_known_server_is_reported(
+    transport: Transport, autojump_clock: MockClock
+) -> None:
+    """Modern first, and the server is known to be of the handshake era: the answer is no verdict."""
+    backend = echo_backend("legacy", "sse")
+    async with open_one(transport, backend) as bench:
+        await bench.connect()
+        backend.fail("initialize", UNREADABLE)
+        with pytest.raises(BackendProtocolError, match="null for a result"):
+            await bench.connect()
+    assert [DISCOVER, "initialize", "initialize"] == asked(backend)
+
+
+class LatePage(WireFault):
+    """After 25 s, what is no answer."""
+
+    def steps(self, sent: int, data: bytes) -> Iterator[Step]:
+        if not sent:
+            yield 25.0
+            yield b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html>"
+            yield Cut.EOF
+
+
+async def test_a_late_unreadable_answer_is_reported_at_once(autojump_clock: MockClock) -> None:
+    """The other era was asked for beside the handshake, without an answer, and is not asked for again."""
+    backend = echo_backend("both")
+    backend.fail("initialize", LatePage())
+    backend.fail(DISCOVER, Hang())
+    async with open_one("streamable-http", backend, handlers=SAMPLING, leaves_sessions=True) as bench:
+        with pytest.raises(BackendProtocolError, match="'text/html'"):
+            await bench.connect()
+        assert 26 > trio.current_time()
+    assert ["initialize", DISCOVER] == asked(backend)
+
+
+async def test_a_connection_that_breaks_at_the_handshake_is_no_verdict(autojump_clock: MockClock) -> None:
+    """Over HTTP the other era is not tried."""
+    backend = echo_backend("both")
+    backend.fail("initialize", Disconnect(0))
+    async with open_one("streamable-http", backend, handlers=SAMPLING, leaves_sessions=True) as bench:
+        with pytest.raises(BackendUnavailable, match="closed the connection"):
+            await bench.connect()
+    assert ["initialize"] == asked(backend)
 
 
 @EVERY_TRANSPORT
@@ -220,6 +297,19 @@ async def test_a_slow_modern_process_is_asked_again(autojump_clock: MockClock) -
         client = await bench.connect()
         assert "modern" == client.record.era
         await call(client)
+    assert [DISCOVER, "initialize", DISCOVER] == asked(backend)
+
+
+@EVERY_TRANSPORT
+async def test_a_modern_server_that_was_silent_once_is_asked_again(
+    transport: Transport, autojump_clock: MockClock
+) -> None:
+    """Its refusal of `initialize` says that it answers by now."""
+    backend = echo_backend("modern", "sse")
+    backend.fail(DISCOVER, Hang(), times=1)
+    backend.fail("initialize", Error(-32601, "Method not found"))
+    async with open_one(transport, backend) as bench:
+        assert "modern" == (await bench.connect()).record.era
     assert [DISCOVER, "initialize", DISCOVER] == asked(backend)
 
 
@@ -305,6 +395,21 @@ async def test_a_slow_server_of_the_handshake_era_is_waited_for(
         assert not over_event_stream(client)
         await call(client)
     assert 1 == len(backend.received("initialize"))
+
+
+@BOTH_ORDERS
+@EVERY_TRANSPORT
+async def test_no_other_way_is_tried_beside_the_handshake_of_a_known_server(
+    transport: Transport, handlers: ClientHandlers, autojump_clock: MockClock
+) -> None:
+    """The server did a handshake before, and is slow now."""
+    backend = echo_backend("legacy", "sse", listens=True)
+    async with open_one(transport, backend, handlers=handlers) as bench:
+        await bench.connect()
+        before = asked(backend)
+        backend.fail("initialize", Delay(15))
+        assert "legacy" == (await bench.connect()).record.era
+    assert [*before, "initialize"] == asked(backend)
 
 
 @BOTH_ORDERS

@@ -239,7 +239,7 @@ class Probe:
             failure = error
         is_modern = isinstance(failure, InitializeRefused) and is_modern_error(failure.outcome)
         # The verdict is wrong, or may be old; or a slow server has got ready since it was silent.
-        if is_modern or not self._was_asked or (self._was_silent and isinstance(failure, InitializeRefused)):
+        if is_modern or not self._was_asked or self._was_silent:
             adopted = self._adopt(await self._ask_again())
             if adopted is not None:
                 opening.discard_handshake(adopted)  # an answer that cannot be read may have named a session
