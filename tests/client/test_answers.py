@@ -447,6 +447,23 @@ async def test_a_batch_is_unpacked_where_the_version_has_them(
 
 
 @pytest.mark.parametrize("version", ["2025-03-26", "2025-06-18"])
+async def test_a_restored_session_has_batches_if_its_version_has_them(version: str, autojump_clock: MockClock) -> None:
+    """The version is that of the stored record: there is no other handshake."""
+    backend = Channel("streamable-http", "legacy").backend(protocol_version=version)
+    async with Channel("streamable-http", "legacy").open_bench(backend) as bench:
+        first = await bench.connect()
+        await first.aclose(terminate=False)
+        client = await bench.connect(resume=first.record)
+        backend.fail("tools/call", Rewrite(lambda message: f"[{json.dumps(message)}]".encode()), times=1)
+        if version == "2025-03-26":
+            assert [{"type": "text", "text": "{}"}] == (await call(client))["content"]
+        else:
+            with pytest.raises(BackendError):
+                await call(client, timeout=5)
+    assert 1 == len(backend.received("initialize"))
+
+
+@pytest.mark.parametrize("version", ["2025-03-26", "2025-06-18"])
 @EVERY_LEGACY_CHANNEL
 async def test_a_batch_on_a_held_stream_is_unpacked_where_the_version_has_them(
     channel: Channel, version: str, autojump_clock: MockClock

@@ -9,7 +9,7 @@ import math
 import socket
 from collections.abc import AsyncGenerator, Callable, Generator
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -1204,9 +1204,12 @@ async def test_closing_a_link_ends_what_its_callers_hold(kind: Kind) -> None:
             await until(lambda: not served.server.open_connections)
 
 
-async def test_a_shielded_callback_keeps_no_connection(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_a_shielded_callback_keeps_no_connection(
+    era: Literal["legacy", "modern"], autojump_clock: MockClock
+) -> None:
     """A closing session does not wait for a callback that is shielded, and closes its socket."""
-    backend = echo_backend("modern", "sse")
+    backend = echo_backend(era, "sse")
     released = trio.Event()
 
     async def dawdle(progress: float, total: float | None, message: str | None) -> None:
@@ -1217,7 +1220,7 @@ async def test_a_shielded_callback_keeps_no_connection(autojump_clock: MockClock
         url = network.attach("b.test", backend)
         transport = network.transport()
         async with open_session_factory(transport=transport) as factory, trio.open_nursery() as nursery:
-            session = await factory.make_session([Backend(id="b", url=url, era="modern")])
+            session = await factory.make_session([Backend(id="b", url=url, era=era)])
 
             async def dawdling_call() -> None:
                 with pytest.raises(SessionClosed):

@@ -107,8 +107,6 @@ class StreamableSession(Streamable):
         self._compose_headers()
 
     async def greet(self, ask: Ask, data: bytes) -> RequestOutcome:
-        self.session_id, self._version = None, ""
-        self._compose_headers()
         async with self.ask(ask, data, []) as reply:
             assigned = self._note_assigned(reply)
             outcome = await self.outcome(reply, ask, None)
@@ -120,13 +118,12 @@ class StreamableSession(Streamable):
                 )
         elif not isinstance(outcome, Loss):
             self.session_id = None
-        self._compose_headers()
         return outcome
 
     def _note_assigned(self, reply: HttpReply) -> list[str]:
         """Keep the id as soon as the head is here: if the rest of the answer fails, a DELETE still ends the session."""
         assigned = reply.header_values("mcp-session-id")
-        if 200 <= reply.status < 300 and len(assigned) == 1 and is_valid_session_id(assigned[0]):
+        if len(assigned) == 1 and is_valid_session_id(assigned[0]):
             self.session_id = assigned[0]
             self._compose_headers()
         return assigned
@@ -139,7 +136,6 @@ class StreamableSession(Streamable):
         self._compose_headers()
 
     async def aclose(self, *, terminate: bool) -> None:
-        self.retire()
         try:
             await self._unawaited.aclose()
             if terminate:
