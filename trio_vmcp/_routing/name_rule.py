@@ -34,6 +34,10 @@ class NameRule:
         """The name with "_" in place of each foreign character."""
         return self._foreign.sub(_SEPARATOR, name)
 
+    def cuts(self, name: str) -> bool:
+        """Whether a name that does not fit loses its beginning."""
+        return len(name) + len(_SEPARATOR) + _DIGEST_LENGTH > self.max_length
+
     def fit(self, name: str) -> str:
         """The name itself if it fits. Else each foreign character becomes "_", and the name ends in a digest of what it
         was. A name that is too long is cut at its beginning, where the prefix stands: the tool's own name says more.

@@ -7,13 +7,23 @@ led there. `routes` alone holds the names with one claim, which are nearly all o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import attrs
 
 from trio_vmcp._routing.name_rule import NameRule
-from trio_vmcp._routing.strategies import ConflictResolution, Manual, composer, first_owner, inner_prefixes
+from trio_vmcp._routing.strategies import (
+    NO_PREFIXES,
+    ConflictResolution,
+    Manual,
+    Prefixes,
+    all_prefixes,
+    composer,
+    first_owner,
+    inner_prefixes,
+)
 from trio_vmcp._routing.table import Target
 from trio_vmcp.models import NameConflict
 
@@ -35,6 +45,7 @@ class _Claims:
         renamed: Own name to the name that the user gives in its place.
         inner: The prefixes of other backends inside this one's, the longest first, each with its backend.
         belong_to: Composed name to the other backend that it belongs to by its prefix.
+        cut: The names that were cut to fit, as they are where no prefix of another backend is in the way.
     """
 
     listed: Sequence[str] = ()
@@ -44,6 +55,7 @@ class _Claims:
     renamed: Mapping[str, str] = attrs.field(factory=dict)
     inner: Mapping[str, str] = attrs.field(factory=dict)
     belong_to: dict[str, str] = attrs.field(factory=dict)
+    cut: list[str] = attrs.field(factory=list)
 
     def of(self, name: str) -> tuple[Target, ...]:
         """What this backend would answer a composed name with."""
@@ -67,14 +79,21 @@ def _claim(
     rule: NameRule | None,
     inner: Mapping[str, str],
     renamed: Mapping[str, str],
+    keep_out: Callable[[str], str],
 ) -> _Claims:
+    """
+    Args:
+        keep_out: From what a composed name is cut to, to what it is advertised as.
+    """
     claims = _Claims(names, inner=inner, renamed=renamed)
     compose = composer(strategy, backend_id, renamed)
     for name in dict.fromkeys(names):
         whole = compose(name)
         if whole is not None:
-            composed = whole if rule is None else rule.fit(whole)
-            shown = whole if rule is None or not inner else rule.legible(whole)
+            composed = shown = whole if rule is None else rule.fit(whole)
+            if rule is not None and composed is not whole and rule.cuts(whole):
+                claims.cut.append(composed)
+                composed, shown = keep_out(composed), rule.legible(whole)
             for prefix, owner in inner.items():
                 if shown.startswith(prefix):
                     claims.belong_to.setdefault(composed, owner)
@@ -110,6 +129,7 @@ class Names:
     bound_bytes: Counter[str] = attrs.field(factory=Counter, init=False)
     _claims: dict[str, _Claims] = attrs.field(factory=dict, init=False)  # by backend id, in configured order
     _inner: dict[str, dict[str, str]] = attrs.field(factory=dict, init=False)  # `inner_prefixes` of the configured
+    _prefixes: Prefixes = attrs.field(default=NO_PREFIXES, init=False)  # `all_prefixes` of the configured
     _contested: dict[str, dict[str, tuple[Target, ...]]] = attrs.field(factory=dict, init=False)  # all claims to a name
     _conflicts: dict[str, NameConflict] = attrs.field(factory=dict, init=False)  # what came of each contested name
 
@@ -132,28 +152,51 @@ class Names:
         """
         if isinstance(self._strategy, Manual):  # it goes by the own names
             renamed = _NOTHING_RENAMED
-        given = listed
+        given, again = listed, set[str]()
         # In order, so that names are bound in the order of the table; by the backend whose names they all are.
         touched: list[tuple[str | None, Collection[str]]] = []
         if order != list(self._claims):
             touched += [(None, self._replace(gone, _Claims())) for gone in self._claims.keys() - set(order)]
             self._claims = {backend_id: self._claims.get(backend_id) or _Claims() for backend_id in order}
             touched.append((None, list(self._contested)))
-            self._inner = inner_prefixes(self._strategy, order, _as_it_is if self._rule is None else self._rule.legible)
-            # A backend came or went whose prefix is inside that of another, which may list the same as before.
-            again = [known for known, claims in self._claims.items() if claims.inner != self._inner.get(known, {})]
+            again = self._take_prefixes(order)
             listed = {backend_id: self._claims[backend_id].listed for backend_id in again} | dict(listed)
         for backend_id, names in listed.items():
             claims, inner = self._claims[backend_id], self._inner.get(backend_id, {})
             others = renamed.get(backend_id, {}) if backend_id in given else claims.renamed
-            if names != claims.listed or inner != claims.inner or others != claims.renamed:
-                claims = _claim(self._strategy, backend_id, names, self._rule, inner, others)
+            if names != claims.listed or others != claims.renamed or backend_id in again:
+                keep_out = partial(self._keep_out, backend_id)
+                claims = _claim(self._strategy, backend_id, names, self._rule, inner, others, keep_out)
                 touched.append(self._add_all(backend_id, claims) or (None, self._replace(backend_id, claims)))
         rank = {backend_id: at for at, backend_id in enumerate(order)}
         for sole, some in touched:
             if sole is None or not self._bind_all(sole, some):
                 for name in some:
                     self._settle(name, rank)
+
+    def _take_prefixes(self, order: Sequence[str]) -> set[str]:
+        """Take over the prefixes of the backends that are configured now. Returns those backends whose names these may
+        touch, although their lists are as before.
+        """
+        legible = _as_it_is if self._rule is None else self._rule.legible
+        self._inner = inner_prefixes(self._strategy, order, legible)
+        before, self._prefixes = self._prefixes, all_prefixes(self._strategy, order, legible)
+        changed = self._prefixes.changed_since(before)
+        return {
+            known
+            for known, claims in self._claims.items()
+            if claims.inner != self._inner.get(known, {}) or any(name.startswith(changed) for name in claims.cut)
+        }
+
+    def _keep_out(self, backend_id: str, cut: str) -> str:
+        """What a name that is cut to this is advertised as. With a mark if it would begin with the prefix of another
+        backend; but a name that is bound stays as it is, whatever is configured later.
+        """
+        marked = self._prefixes.marked(cut)
+        if self.bound.get(cut) == backend_id or marked == cut:
+            return cut
+        is_marked = self.bound.get(marked) == backend_id or self._prefixes.belongs_elsewhere(cut, backend_id)
+        return marked if is_marked else cut
 
     def release(self, backend_id: str) -> None:
         """Let another backend have the names that are bound to this one, which must not be configured."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import TypeAlias, cast
@@ -11,11 +12,14 @@ import attrs
 from trio_vmcp._read_only import Copyable, read_only
 
 __all__ = [
+    "NO_PREFIXES",
     "Bare",
     "ConflictResolution",
     "Manual",
     "Prefix",
+    "Prefixes",
     "Priority",
+    "all_prefixes",
     "composer",
     "first_owner",
     "inner_prefixes",
@@ -27,7 +31,9 @@ class Prefix:
     """Prefix every tool and prompt with its backend's id, so that no name depends on which backends are there.
 
     A name belongs to the configured backend with the longest prefix that it begins with: beside a backend `git_hub`,
-    the backend `git` has no name that begins with `git_hub_`.
+    the backend `git` has no name that begins with `git_hub_`. A name that is cut at its beginning to fit, and would
+    begin with the prefix of another backend then, has "_" in place of its first character ("x" if the format begins
+    with "_").
 
     Raises:
         ValueError: The format does not hold `{backend}` exactly once, or holds another brace.
@@ -143,6 +149,59 @@ def inner_prefixes(
 
 def _prefix(strategy: Prefix, backend_id: str) -> str:
     return strategy.format.replace("{backend}", backend_id)
+
+
+@attrs.frozen
+class Prefixes:
+    """All configured prefixes as they are advertised, to keep cut names out of those of other backends: such a name
+    begins with any part of a tool's own name, which its backend chooses.
+
+    Attributes:
+        owners: By prefix, the backends that have it.
+        mark: A character that no prefix begins with.
+    """
+
+    owners: Mapping[str, frozenset[str]]
+    mark: str
+    _each: tuple[str, ...] = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "_each", tuple(self.owners))
+
+    def belongs_elsewhere(self, name: str, backend_id: str) -> bool:
+        """Whether the longest prefix that a name begins with is that of other backends."""
+        if not name.startswith(self._each):
+            return False
+        longest = max(filter(name.startswith, self._each), key=len)
+        return backend_id not in self.owners[longest]
+
+    def marked(self, name: str) -> str:
+        """A name that begins with no prefix, in place of this one, which is cut."""
+        return self.mark + name[len(self.mark) :]
+
+    def changed_since(self, before: Prefixes) -> tuple[str, ...]:
+        """The prefixes whose owners differ."""
+        both = self.owners.keys() | before.owners.keys()
+        return tuple(prefix for prefix in both if self.owners.get(prefix) != before.owners.get(prefix))
+
+
+NO_PREFIXES = Prefixes({}, "")
+
+
+def all_prefixes(strategy: ConflictResolution, backend_ids: Sequence[str], legible: Callable[[str], str]) -> Prefixes:
+    """Of all configured backends. Without `Prefix` there are none.
+
+    Args:
+        legible: As in `inner_prefixes`.
+    """
+    if not isinstance(strategy, Prefix):
+        return NO_PREFIXES
+    owners: defaultdict[str, set[str]] = defaultdict(set)
+    for backend_id in backend_ids:
+        owners[legible(_prefix(strategy, backend_id))].add(backend_id)
+    # An id begins with a letter or a digit, so a prefix begins with "_" only if the format does.
+    before = legible(strategy.format.partition("{backend}")[0])
+    return Prefixes({prefix: frozenset(ids) for prefix, ids in owners.items()}, "x" if before[:1] == "_" else "_")
 
 
 def composer(strategy: ConflictResolution, backend_id: str, renamed: Mapping[str, str]) -> Callable[[str], str | None]:
