@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import attrs
@@ -17,6 +18,7 @@ import pytest
 import trio
 from simulation.checker import CHECKS, judge
 from simulation.history import (
+    AddBackend,
     BackendSpec,
     Call,
     CancelCaller,
@@ -24,7 +26,9 @@ from simulation.history import (
     Close,
     Disturb,
     Exit,
+    FailStorage,
     Guard,
+    HealStorage,
     History,
     InjectFault,
     Inspect,
@@ -44,7 +48,8 @@ import trio_vmcp._client.channels.process
 import trio_vmcp._client.http.link
 import trio_vmcp._session.call
 import trio_vmcp._session.calls
-from trio_vmcp import BackendUnavailable, Bare, FactorySettings, SessionClosed
+import trio_vmcp._session.row
+from trio_vmcp import BackendUnavailable, Bare, FactorySettings, SessionClosed, SessionMetadata
 from trio_vmcp._client.channels.channel import Ask
 from trio_vmcp._client.client import Client
 from trio_vmcp._client.handlers import BoundHandlers
@@ -66,7 +71,8 @@ from trio_vmcp._session.members import Membership
 from trio_vmcp._session.owner import SessionOwner
 from trio_vmcp._session.reconnects import Backoff, Endpoints
 from trio_vmcp._session.refresh import Refresher
-from trio_vmcp._session.row import SessionRow
+from trio_vmcp._session.row import Held, RowContents, SessionRow
+from trio_vmcp._session.row_storage import RowStorage
 from trio_vmcp.factory import DefaultSessionFactory
 from trio_vmcp.routing import Router
 from trio_vmcp.testing import CONNECT, Hang
@@ -588,6 +594,105 @@ async def insists(original: Any, credentials: Any, request: Any, body: Any, iden
 async def asks_alone(original: Any, credentials: Any, *args: Any) -> HttpReply:
     credentials._renewals.clear()
     return await original(credentials, *args)  # type: ignore[no-any-return]
+
+
+async def touches_any_version(storage: RowStorage, session_id: str, *, expected_version: int) -> None:
+    await storage._do("touch", partial(storage._storage.touch, session_id))
+
+
+async def replaces_any_version(storage: RowStorage, row: SessionMetadata, *, expected_version: int) -> None:
+    stored = await storage.load(row.session_id)
+    row = attrs.evolve(row, version=stored.version + 1)
+    await storage._do("update", partial(storage._storage.replace, row, expected_version=stored.version))
+
+
+async def deletes_any_version(storage: RowStorage, session_id: str, *, expected_version: int) -> None:
+    await storage._do("delete", partial(storage._storage.delete, session_id))
+
+
+async def takes_any_row(original: Any, row: SessionRow) -> bool:
+    if row._held.version is None:
+        row.metadata = await row._storage.load(row.metadata.session_id)
+        row._held = Held(sent=row.metadata)
+        row.marks.add_first(row.metadata.used_at)
+    return await original(row)  # type: ignore[no-any-return]
+
+
+def keeps_ours(ours: RowContents, base: RowContents, theirs: RowContents) -> RowContents:
+    return ours
+
+
+def is_never_out_of_touch(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def create(storage: RowStorage, row: SessionMetadata, *, within: float) -> None:
+        await storage._do("store", lambda: storage._storage.create(row))
+
+    monkeypatch.setattr(SessionRow, "_is_out_of_touch", property(lambda row: False))
+    monkeypatch.setattr(RowStorage, "create", create)
+
+
+TRIPLETS = (*TWINS, BackendSpec(id="b2"))
+TWO = (Exit(at=40.0), Exit(at=40.0))
+ONE_LEAVES = (Exit(at=5.0), Exit(at=40.0))
+QUICK = FactorySettings(storage_timeout=1.0, idle_timeout=1000.0, identity_keys=(b"one for all instances",))
+MOVED: tuple[Step, ...] = (Open(), Restore(at=1.0, instance=1), Call(at=2.0, instance=1))
+BOTH_CHANGE: tuple[Step, ...] = (
+    *MOVED,
+    AddBackend(at=3.0, instance=1, backend=1),
+    AddBackend(at=4.0, instance=0, backend=2),
+)
+# Instance 0 does not hear that its session is terminated, and comes back when the tombstone has ended.
+TERMINATED_ELSEWHERE: tuple[Step, ...] = (
+    *MOVED,
+    FailStorage(at=2.0, operation=None, instance=0, times=math.inf),
+    Close(at=3.0, instance=1),
+    HealStorage(at=10.0),
+    Inspect(at=20.0),
+)
+# Both open a session of one id; instance 0 does not hear what became of its row.
+OPENED_TWICE: tuple[Step, ...] = (
+    FailStorage(operation="create", instance=0, how="slow", seconds=20.0),
+    Open(),
+    Open(at=0.5, instance=1),
+)
+
+# The same, of what several instances do to one row.
+DEFECTS |= {
+    "a missing row that is always created anew": (
+        is_never_out_of_touch,
+        History(settings=QUICK, instances=TWO, ttl=6.0, steps=TERMINATED_ELSEWHERE),
+        "no_terminated_session_comes_back",
+    ),
+    "an instance that is left and does not ask the row": (
+        wrapped(SessionRow, "is_needed_elsewhere", lambda *args, **kw: False),
+        History(settings=QUICK, instances=ONE_LEAVES, ttl=6.0, steps=MOVED),
+        "no_live_session_is_ended_by_an_instance_that_it_left",
+    ),
+    "a delete without its version": (
+        replaced(RowStorage, "delete", deletes_any_version),
+        History(settings=QUICK, instances=ONE_LEAVES, steps=MOVED),
+        "no_live_session_is_ended_by_an_instance_that_it_left",
+    ),
+    "any row that is taken for ours after an unknown create": (
+        wrapped(SessionRow, "_read", takes_any_row),
+        History(settings=QUICK, instances=TWO, steps=OPENED_TWICE),
+        "no_live_session_is_ended_by_an_instance_that_it_left",
+    ),
+    "a replace without its version": (
+        replaced(RowStorage, "replace", replaces_any_version),
+        History(settings=QUICK, instances=TWO, backends=TRIPLETS, steps=BOTH_CHANGE),
+        "no_write_undoes_anothers",
+    ),
+    "a writer that reads the version and not the row": (
+        replaced(trio_vmcp._session.row, "_join", keeps_ours),
+        History(settings=QUICK, instances=TWO, backends=TRIPLETS, steps=BOTH_CHANGE),
+        "no_write_undoes_anothers",
+    ),
+    "a touch without its version": (
+        replaced(RowStorage, "touch", touches_any_version),
+        History(settings=QUICK, instances=TWO, ttl=6.0, steps=(*MOVED, Inspect(at=20.0))),
+        "a_copy_knows_what_others_have_done",
+    ),
+}
 
 
 # The same, of what is done with credentials.

@@ -10,7 +10,7 @@ from typing import TypeVar
 import attrs
 
 from simulation.credential_index import CredentialIndex
-from simulation.history import AddBackend, BackendSpec, History, Open, Restore, brief
+from simulation.history import AddBackend, BackendSpec, Call, History, Open, Restore, brief
 from simulation.trace import (
     Attempt,
     Attempted,
@@ -20,12 +20,15 @@ from simulation.trace import (
     ConnectionClosed,
     Ended,
     Exiting,
+    Frozen,
     HealthChanged,
+    Killed,
     Opened,
     Outcome,
     Removing,
     Shielded,
     StorageFailed,
+    Stored,
     ToolExecuted,
     ToolsOffered,
     Trace,
@@ -128,7 +131,8 @@ class Case:
     Attributes:
         operations, opened, attempts: By their numbers.
         closings, removals: By `life`, the number of the opening or restoring that the session came from.
-        exits: By instance.
+        exits, frozen, killed: By instance.
+        stored: By session, what the storage has done.
         executed: By the key of a call.
         health_changes, tools_offered: By backend id.
     """
@@ -144,6 +148,9 @@ class Case:
     health_changes: dict[str, list[HealthChanged]] = attrs.field(factory=lambda: defaultdict(list), init=False)
     tools_offered: dict[str, list[ToolsOffered]] = attrs.field(factory=lambda: defaultdict(list), init=False)
     attempts: dict[int, AttemptRecord] = attrs.field(factory=dict, init=False)
+    stored: dict[int, list[tuple[int, Stored]]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+    frozen: dict[int, list[Frozen]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+    killed: dict[int, tuple[int, Killed]] = attrs.field(factory=dict, init=False)
     storage_failed: list[StorageFailed] = attrs.field(factory=list, init=False)
     credentials: CredentialIndex = attrs.field(init=False)
 
@@ -181,6 +188,12 @@ class Case:
                     self.attempts[event.number].closed = event
                 case StorageFailed():
                     self.storage_failed.append(event)
+                case Stored():
+                    self.stored[event.session].append((position, event))
+                case Frozen():
+                    self.frozen[event.instance].append(event)
+                case Killed():
+                    self.killed[event.instance] = position, event
                 case _:
                     pass
 
@@ -220,7 +233,7 @@ class Case:
             held = self.operations[closing.op]
             if held.began.what == "hold" and held.cancelled is not None:
                 asked.append(max(closing.at, held.cancelled[1].at) + CANCELLED_DRAIN)
-        return min(asked, default=math.inf)
+        return min(asked, default=math.inf) + self.pause(self.instance_of(life), min(asked, default=math.inf))
 
     def running(self, life: int, position: int) -> Iterator[Operation]:
         """The calls of a session that had begun and not ended at this place in the trace."""
@@ -240,13 +253,73 @@ class Case:
             for event in self.storage_failed
         )
 
-    def is_restored_after(self, failure: StorageFailed) -> bool:
+    # --- several instances
+
+    def lives_of(self, row: int) -> list[int]:
+        """The copies, of all instances, that were opened or restored with this row."""
+        return [life for life, opened in self.opened.items() if opened.row == row]
+
+    def is_shared(self, life: int, at: float) -> bool:
+        """Another instance has written the row of this copy by then, since the copy was opened or restored."""
+        opened, instance = self.opened[life], self.instance_of(life)
         return any(
-            isinstance(step := operation.began.step, Restore)
-            and step.session == failure.session
-            and operation.began.at >= failure.at
-            for operation in self.operations.values()
+            stored.row == opened.row and stored.instance != instance and self.operations[life].position < position
+            for position, stored in self.stored[opened.session]
+            if stored.operation in ("create", "replace", "delete") and stored.at <= at
         )
+
+    def uses_of(self, life: int) -> Iterator[Operation]:
+        """What callers asked of this copy, and may ask."""
+        for operation in self.operations.values():
+            began = operation.began
+            is_foreign = isinstance(began.step, Call) and began.step.caller == "wrong"
+            if began.life == life and began.what in ("call", "subscribe") and began.state == "OPEN" and not is_foreign:
+                yield operation
+
+    def instance_of_operation(self, operation: Operation) -> int:
+        began = operation.began
+        if isinstance(began.step, Open | Restore):
+            return began.step.instance
+        if began.life is not None:
+            return self.instance_of(began.life)
+        assert began.instance is not None
+        return began.instance
+
+    def is_gone(self, operation: Operation) -> bool:
+        """Its instance was killed."""
+        return self.instance_of_operation(operation) in self.killed
+
+    def pause(self, instance: int, since: float) -> float:
+        """s for which the instance was frozen since this time; everything that was to end by then may end later by so
+        much.
+        """
+        return sum(max(0.0, frozen.until - max(since, frozen.at)) for frozen in self.frozen[instance])
+
+    def quiet_since(self, instance: int, session: int, at: float) -> float:
+        """The time since which, at this time, the instance went on and the storage answered whatever it asked."""
+        failed = [
+            failure.at + self.history.settings.storage_timeout
+            for failure in self.storage_failed
+            if (failure.instance, failure.session) == (instance, session) and failure.at <= at
+        ]
+        return max([*failed, *(frozen.until for frozen in self.frozen[instance] if frozen.at <= at)], default=-math.inf)
+
+    def row_at(self, session: int, position: int, at: float) -> Stored | None:
+        """What is stored at this time; None: no row."""
+        written = [s for p, s in self.stored[session] if p < position and s.operation != "load"]
+        if not written or written[-1].operation == "delete" or at >= written[-1].at + self.history.ttl:
+            return None
+        return written[-1]
+
+    def rows_during(self, session: int, operation: Operation) -> set[int | None]:
+        """The rows that were stored at some time of the operation; None: there was a time without one."""
+        first, (last, ended) = operation.position, operation.ends[0]
+        rows = [self.row_at(session, first, operation.began.at), self.row_at(session, last, ended.at)]
+        found = {None if row is None else row.row for row in rows}
+        for position, stored in self.stored[session]:
+            if first < position < last and stored.operation != "load":
+                found.add(None if stored.operation == "delete" else stored.row)
+        return found
 
     def offer(self, backend_id: str, at: float) -> tuple[str, ...]:
         """The tools that a backend lists at this time."""
@@ -281,15 +354,6 @@ class Case:
         """The cancel came while the block's body ran, and the factory begins to close a moment later."""
         left = [exiting.at for _, exiting in self.exits[cancelled.instance] if not exiting.cancelled]
         return bool(left) and cancelled.at < left[0]
-
-    def decided_to_terminate(self, life: int) -> bool | None:
-        """Whether the session was terminated (or suspended); None: the trace does not tell."""
-        for _, closing in self.closings[life]:
-            if closing.found == "OPEN":
-                return closing.terminate
-        by_exit = self.history.settings.on_exit == "terminate"
-        may_be_idle = self.history.settings.idle_timeout < 1000
-        return None if may_be_idle and not by_exit else by_exit
 
 
 def every(case: Case, kind: type[T]) -> Iterator[T]:

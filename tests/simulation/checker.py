@@ -23,6 +23,7 @@ from simulation.case import (
     spec_of,
 )
 from simulation.check_credentials import CREDENTIAL_CHECKS
+from simulation.check_instances import INSTANCE_CHECKS
 from simulation.check_questions import QUESTION_CHECKS
 from simulation.check_recovery import RECOVERY_CHECKS
 from simulation.history import (
@@ -49,7 +50,6 @@ from simulation.trace import (
     SecretLeaked,
     Sent,
     SessionIdRead,
-    StorageFailed,
     Trace,
 )
 from trio_vmcp import Prefix, Priority
@@ -60,7 +60,7 @@ NOT_FOUND = {"ToolNotFound", "ResourceNotFound", "PromptNotFound"}
 ERRORS = {
     "call": {"SessionClosed", "UnauthorizedCaller", *NOT_FOUND, *BACKEND_ERRORS},
     "subscribe": {"SessionClosed", "ResourceNotFound", *BACKEND_ERRORS},
-    "open": {"NoBackends", "SessionClosed"},
+    "open": {"NoBackends", "SessionClosed", "SessionExists"},
     "restore": {"NoBackends", "SessionClosed", "SessionNotFound", "SessionExists"},
     "add": {"SessionClosed"},
     "remove": {"SessionClosed"},
@@ -105,7 +105,7 @@ def _no_secret_leaks(case: Case) -> Iterator[str]:
 
 def _one_outcome_each(case: Case) -> Iterator[str]:
     for operation in case.operations.values():
-        if len(operation.ends) != 1:
+        if len(operation.ends) > 1 or not (operation.ends or case.is_gone(operation)):
             yield f"{operation} has {len(operation.ends)} outcomes"
 
 
@@ -119,7 +119,9 @@ def _only_listed_errors(case: Case) -> Iterator[str]:
             began.step, AddBackend
         ):
             allowed = allowed | {"ValueError"}  # it is in the session already, or is not
-        if isinstance(began.step, Open | Restore) and case.storage_failures(operation):
+        if isinstance(began.step, Open | Restore) and (
+            case.storage_failures(operation) or case.pause(began.step.instance, began.at)
+        ):
             allowed = allowed | {"StorageError"}
         if outcome.kind == "error" and outcome.error not in allowed:
             yield f"{operation} ended in {outcome.error}: {outcome.text}"
@@ -159,7 +161,8 @@ def _cancels_surface_alone(case: Case) -> Iterator[str]:
         if not causes:
             continue
         position, cause = min(causes, key=lambda cause: cause[0])
-        late = operation.ended_at > max(cause.at, began.at) + LAST_BYTES + MILLISECOND
+        paused = case.pause(case.instance_of_operation(operation), began.at)
+        late = operation.ended_at > max(cause.at, began.at) + paused + LAST_BYTES + MILLISECOND
         if outcome.kind != "cancelled" and late and not operation.was_shielded:
             yield f"{operation} was cancelled at {cause.at} and ended at {operation.ended_at} in {outcome}"
         if began.what == "call" and outcome.error == "SessionClosed":
@@ -196,40 +199,34 @@ def _executed_by_the_owner_alone(case: Case) -> Iterator[str]:
 
 
 def _a_name_means_one_backend(case: Case) -> Iterator[str]:
+    """In each copy of a session, and as the row says of which it was restored."""
     bound: dict[int, dict[str, str]] = defaultdict(dict)
     for event in case.trace.events:
         match event:
             case Opened():
-                is_first = event.session not in bound
-                yield from _moved(event.session, event.tools, bound[event.session])
                 opening = case.operations[event.op]
+                if opening.began.what == "restore":
+                    row = case.row_at(event.session, opening.position, opening.began.at)
+                    bound[event.op] |= dict(row.tools) if row is not None and row.row == event.row else {}
+                yield from _moved(event.session, event.tools, bound[event.op])
                 # Names are bound before the row is written: with a slow storage a backend may have joined since.
-                if not is_first or case.offers_changed(opening) or case.storage_failures(opening):
+                is_late = case.storage_failures(opening) or case.pause(case.instance_of(event.op), opening.began.at)
+                if opening.began.what == "restore" or case.offers_changed(opening) or is_late:
                     continue
                 for name, backend_id, own_name in event.tools:
                     if (owner := _owner(case, event, name, own_name)) != backend_id:
                         yield f"{name!r} of session {event.session} is {owner!r}'s and was given to {backend_id!r}"
             case Inspected():
-                session = case.opened[event.life].session
-                yield from _moved(session, event.tools, bound[session])
-            case StorageFailed():  # names bound from here on may be missing in the row of a later restore
-                if case.is_restored_after(event):
-                    bound[event.session] = _Unbound()
+                yield from _moved(case.opened[event.life].session, event.tools, bound[event.life])
             case _:
                 pass
     for call in case.operations.values():
         began = call.began
         if isinstance(began.step, Call) and began.step.kind == "tool" and began.target is not None:
-            owner = bound[began.step.session].setdefault(began.name, began.target[0])
+            assert began.life is not None
+            owner = bound[began.life].setdefault(began.name, began.target[0])
             if owner != began.target[0]:
                 yield f"{call} means {owner!r} by {began.name!r} and is routed to {began.target[0]!r}"
-
-
-class _Unbound(dict[str, str]):
-    """Binds no name: each lookup returns the owner that is given."""
-
-    def setdefault(self, name: str, owner: str) -> str:
-        return owner
 
 
 def _moved(session: int, tools: Names, bound: dict[str, str]) -> Iterator[str]:
@@ -290,7 +287,8 @@ def _calls_end_in_time(case: Case) -> Iterator[str]:
             continue
         timeout = case.history.settings.request_timeout if step.timeout is None else step.timeout
         cancels = [case.drained_by(began.life), *(cause.at for _, cause in case.cancels_of(call))]
-        yield from _late(call, min(began.at + timeout, max(began.at, min(cancels)) + LAST_BYTES))
+        paused = case.pause(case.instance_of(began.life), began.at)
+        yield from _late(call, min(began.at + timeout, max(began.at, min(cancels)) + LAST_BYTES) + paused)
 
 
 def _openings_end_in_time(case: Case) -> Iterator[str]:
@@ -304,12 +302,12 @@ def _openings_end_in_time(case: Case) -> Iterator[str]:
             if not left.cancelled:
                 latest = min(latest, max(left.at, opening.began.at))
         # What is stored is looked for first, and written last.
-        latest += settings.storage_timeout * min(case.storage_failures(opening), 2)
+        latest += settings.storage_timeout * case.storage_failures(opening)
         if opening.cancelled is not None:
             latest = min(latest, opening.cancelled[1].at)
         if opening.outcome.kind != "ok":
             latest += settings.teardown_timeout  # backends that were connected get their DELETEs
-        yield from _late(opening, latest)
+        yield from _late(opening, latest + case.pause(step.instance, opening.began.at))
 
 
 def _closings_end_in_time(case: Case) -> Iterator[str]:
@@ -326,14 +324,15 @@ def _closings_end_in_time(case: Case) -> Iterator[str]:
             latest = min(latest, closer.cancelled[1].at)
         if closer.began.nested:
             latest = asked.at
-        yield from _late(closer, latest)
+        yield from _late(closer, latest + case.pause(case.instance_of(closer.began.life), closer.began.at))
     for leaving in case.ended("exit"):
         assert leaving.began.instance is not None
         latest = leaving.began.at + settings.drain_timeout
         for _, exiting in case.exits[leaving.began.instance]:
             if exiting.cancelled:
                 latest = min(latest, max(exiting.at, leaving.began.at) + CANCELLED_DRAIN)
-        yield from _late(leaving, latest + settings.teardown_timeout)
+        paused = case.pause(leaving.began.instance, leaving.began.at)
+        yield from _late(leaving, latest + settings.teardown_timeout + paused)
 
 
 def _late(operation: Operation, latest: float) -> Iterator[str]:
@@ -379,9 +378,10 @@ def _every_backend_session_gets_its_delete(case: Case) -> Iterator[str]:
     trouble = (step for step in case.history.steps if isinstance(step, InjectFault | Disturb | ExpireSession))
     troubled = {case.history.backends[step.backend].id for step in trouble}
     restored = [opened for op, opened in case.opened.items() if case.operations[op].began.what == "restore"]
+    in_other_hands = set(_in_other_hands(case))
     for alive in remains.alive:
         backend_id, session_id = alive
-        if alive not in read or alive in disowned or session_id in remains.stored_ids:
+        if alive not in read or alive in disowned or alive in in_other_hands or session_id in remains.stored_ids:
             continue
         if any(backend_id not in opened.connected for opened in restored):
             continue  # a session restored without this backend cannot DELETE its backend session
@@ -394,48 +394,27 @@ def _every_backend_session_gets_its_delete(case: Case) -> Iterator[str]:
     for (backend_id, told), times in deletes.items():
         stale = any(failed.operation in ("delete", "replace") for failed in case.storage_failed)
         times -= case.credentials.sent_again(backend_id, told)
+        if (backend_id, told) in in_other_hands:
+            continue
         if times > 1 and (backend_id, told) not in denied and not stale:  # stale: a row may name what has ended
             yield f"session {told!r} of backend {backend_id!r} was sent {times} DELETEs"
 
 
-def _rows_live_and_die_with_their_sessions(case: Case) -> Iterator[str]:
-    last: dict[int, int] = {}
-    order = sorted(
-        [(case.operations[op].ends[0][0], opened) for op, opened in case.opened.items() if case.operations[op].ends],
-        key=lambda entry: entry[0],
-    )
-    lives: dict[int, list[int]] = defaultdict(list)
-    for _, opened in order:
-        lives[opened.session].append(opened.op)
-        last[opened.session] = opened.op
-    remains = case.trace.remains
-    # After a failed delete, the row stays until its TTL.
-    kept = {event.session for event in case.storage_failed if event.operation == "delete"}
-    if remains is not None:
-        for session, life in last.items():
-            terminated = case.decided_to_terminate(life)
-            if terminated is True and session in remains.rows and session not in kept:
-                yield f"session {session} was terminated, and its metadata is left"
-            if terminated is False and session not in remains.rows:
-                yield f"session {session} was suspended, and its metadata is lost"
-        for session in remains.rows:
-            if session not in last and session not in kept:
-                yield f"session {session} was never opened, and its metadata is left"
-    for restoring in case.ended("restore"):
-        step = restoring.began.step
-        assert isinstance(step, Restore)
-        before = [life for life in lives[step.session] if case.operations[life].ends[0][0] < restoring.position]
-        if not before:
-            if restoring.outcome.kind == "ok" and step.session not in kept:
-                yield f"{restoring} restored what was never opened"
-            continue
-        terminated = case.decided_to_terminate(before[-1])
-        if terminated is True and restoring.outcome.kind == "ok" and step.session not in kept:
-            yield f"{restoring} restored a terminated session"
-        if terminated is False and restoring.outcome.error == "SessionNotFound":
-            yield f"{restoring} did not find a suspended session"
-        if restoring.began.state == "CLOSED" and restoring.outcome.error == "SessionExists":
-            yield f"{restoring} took a closed session for a live one"
+def _in_other_hands(case: Case) -> Iterator[tuple[str, str | None]]:
+    """Backend sessions that no instance alone is to end: rows of several instances name them, or a row that has
+    expired; or their instance was killed or frozen.
+    """
+    for log in case.stored.values():
+        writers = defaultdict[int | None, set[int]](set)
+        for _, stored in log:
+            writers[stored.row].add(stored.instance)
+        deleted = {stored.row for _, stored in log if stored.operation == "delete"}
+        for _, stored in log:
+            if len(writers[stored.row]) > 1 or stored.row not in deleted:
+                yield from stored.records
+    for event in every(case, SessionIdRead):
+        if event.instance in case.killed or case.frozen[event.instance]:
+            yield event.backend_id, event.session_id
 
 
 def _cached_reads_are_fresh(case: Case) -> Iterator[str]:
@@ -476,9 +455,9 @@ CHECKS: dict[str, Callable[[Case], Iterator[str]]] = {
         _closings_end_in_time,
         _nothing_is_left,
         _every_backend_session_gets_its_delete,
-        _rows_live_and_die_with_their_sessions,
         _cached_reads_are_fresh,
         _processes_are_asked_before_they_are_killed,
+        *INSTANCE_CHECKS,
         *RECOVERY_CHECKS,
         *QUESTION_CHECKS,
         *CREDENTIAL_CHECKS,

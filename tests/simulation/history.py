@@ -2,6 +2,9 @@
 
 Each step begins at its time and waits for no other, so several are under way at once. Steps may share a time: Trio's
 scheduler orders them, and the history's seed decides its order.
+
+Several instances may hold a copy of one session. A step for a session is about the copy that was opened or restored
+last; with an `instance`, about the copy of that instance. It is left out where there is none.
 """
 
 from __future__ import annotations
@@ -28,12 +31,15 @@ __all__ = [
     "Exit",
     "ExpireSession",
     "FailStorage",
+    "Freeze",
     "Given",
     "GrantTokens",
     "Guard",
+    "HealStorage",
     "History",
     "InjectFault",
     "Inspect",
+    "Kill",
     "Kind",
     "Open",
     "Operation",
@@ -51,7 +57,7 @@ __all__ = [
 Kind: TypeAlias = Literal["tool", "resource", "prompt"]
 Question: TypeAlias = Literal["ping", "sampling", "elicitation", "roots"]
 Given: TypeAlias = Literal["sampling", "elicitation", "roots", "log"]
-Operation: TypeAlias = Literal["create", "load", "replace", "delete"]
+Operation: TypeAlias = Literal["create", "load", "replace", "touch", "delete"]
 
 TOOLS = ("echo", "work", "now", "b0_echo")  # few, so that backends share them; the last one looks like a prefixed name
 RESOURCES = ("mem://notes", "mem://log")
@@ -144,7 +150,7 @@ class Open:
 
 @attrs.frozen(kw_only=True)
 class Restore:
-    """Restore the session of this number."""
+    """Restore the session of this number; another instance may still hold a copy."""
 
     at: float = 0.0
     session: int = 0
@@ -177,6 +183,7 @@ class Call:
 
     at: float = 0.0
     session: int = 0
+    instance: int | None = None
     kind: Kind | Literal["completion"] = "tool"
     pick: int | None = 0
     seconds: float = 0.0
@@ -200,6 +207,7 @@ class Close:
 
     at: float = 0.0
     session: int = 0
+    instance: int | None = None
     terminate: bool = True
     drain_timeout: float | None = None
     cancel: CancelCaller | None = None
@@ -211,6 +219,7 @@ class AddBackend:
 
     at: float = 0.0
     session: int = 0
+    instance: int | None = None
     backend: int = 0
     cancel: CancelCaller | None = None
 
@@ -221,6 +230,7 @@ class RemoveBackend:
 
     at: float = 0.0
     session: int = 0
+    instance: int | None = None
     backend: int = 0
     drain_timeout: float | None = None
     cancel: CancelCaller | None = None
@@ -232,6 +242,7 @@ class Subscribe:
 
     at: float = 0.0
     session: int = 0
+    instance: int | None = None
     pick: int = 0
     wanted: bool = True
     cancel: CancelCaller | None = None
@@ -243,6 +254,7 @@ class WatchChanges:
 
     at: float = 0.0
     session: int = 0
+    instance: int | None = None
     seconds: float = 10.0
     cancel: CancelCaller | None = None
 
@@ -302,13 +314,55 @@ class ChangeList:
 
 @attrs.frozen(kw_only=True)
 class FailStorage:
-    """From now on a storage operation fails ("fail"), is done but reported as failed ("lose"), or is slow."""
+    """From now on storage operations meet a fault. Of several faults, the oldest strikes.
+
+    fail    It raises, and does nothing.
+    lose    It does what it is asked to, and raises.
+    silent  It does what it is asked to, and never answers.
+    slow    It begins after so many `seconds`.
+    late    The same; and no cancel stops it, so that it may be done when nobody waits for it any more.
+
+    Attributes:
+        operation: None: any of them.
+        instance: Those of this instance; None: of all.
+        times: So many operations are struck.
+    """
 
     at: float = 0.0
-    operation: Operation = "replace"
-    how: Literal["fail", "lose", "slow"] = "fail"
+    operation: Operation | None = "replace"
+    instance: int | None = None
+    how: Literal["fail", "lose", "silent", "slow", "late"] = "fail"
     seconds: float = 1.0
     times: float = 1
+
+
+@attrs.frozen(kw_only=True)
+class HealStorage:
+    """No fault of a `FailStorage` strikes this instance any more; None: no instance."""
+
+    at: float = 0.0
+    instance: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Freeze:
+    """An instance stands still: its deadlines pass, and none of its tasks takes a step, nor do those of its callers.
+
+    Attributes:
+        seconds: For so long.
+    """
+
+    at: float = 0.0
+    instance: int = 0
+    seconds: float = 1.0
+
+
+@attrs.frozen(kw_only=True)
+class Kill:
+    """The process of an instance is gone, without a farewell; its connections are cut, and its programs end."""
+
+    at: float = 0.0
+    instance: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -380,6 +434,9 @@ Step: TypeAlias = (
     | ExpireSession
     | ChangeList
     | FailStorage
+    | HealStorage
+    | Freeze
+    | Kill
     | InjectFault
     | RotateTokens
     | WithholdTokens
@@ -394,6 +451,7 @@ class History:
     Attributes:
         seed: The history was drawn from this seed, and it orders Trio's scheduler.
         instances: One factory each, as in several processes; all share one storage.
+        ttl: s, of that storage.
         given: The handlers that every factory gets.
         steps: In order of their times.
     """
@@ -402,12 +460,14 @@ class History:
     settings: FactorySettings = attrs.field(factory=FactorySettings)
     backends: tuple[BackendSpec, ...] = (BackendSpec(id="b0"),)
     instances: tuple[Exit, ...] = (Exit(),)
+    ttl: float = 1800.0
     given: tuple[Given, ...] = ()
     steps: tuple[Step, ...] = ()
 
     def __str__(self) -> str:
         parts = (self.settings, *self.backends, *self.instances, *self.steps)
-        return "\n".join([*map(brief, parts), f"given: {', '.join(self.given) or 'no handlers'}"])
+        rest = f"given: {', '.join(self.given) or 'no handlers'}; ttl: {self.ttl}"
+        return "\n".join([*map(brief, parts), rest])
 
 
 def brief(part: Any) -> str:

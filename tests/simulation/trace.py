@@ -16,6 +16,7 @@ from simulation.history import (
     Call,
     Close,
     Open,
+    Operation,
     Question,
     RemoveBackend,
     Restore,
@@ -37,11 +38,13 @@ __all__ = [
     "Ended",
     "Event",
     "Exiting",
+    "Frozen",
     "HandlerCalled",
     "HandlerReturned",
     "HealthChanged",
     "Hung",
     "Inspected",
+    "Killed",
     "LogReceived",
     "Names",
     "Opened",
@@ -61,6 +64,7 @@ __all__ = [
     "Settled",
     "Shielded",
     "StorageFailed",
+    "Stored",
     "Token",
     "TokenFetched",
     "TokensRotated",
@@ -157,12 +161,14 @@ class Shielded:
 class Opened:
     """
     Attributes:
+        row: The session's row, as `Stored` numbers it.
         connected: In configured order.
     """
 
     at: float
     op: int
     session: int
+    row: int
     connected: tuple[str, ...]
     tools: Names
 
@@ -398,11 +404,52 @@ class Settled:
 
 @attrs.frozen(kw_only=True)
 class StorageFailed:
-    """A storage operation for a session failed, or was reported as failed."""
+    """A fault struck an operation of an instance for a session."""
 
     at: float
-    operation: str
+    operation: Operation
     session: int
+    instance: int
+
+
+@attrs.frozen(kw_only=True)
+class Stored:
+    """The storage has done what an instance asked for; for a `load`, the row was read.
+
+    Attributes:
+        row: The number of the row. A later row of the same session id is another one: a session that was opened anew
+            under an id that was terminated long before. None: there was no row to delete.
+        mark: The number of its mark of use, which is another one for each `SessionMetadata.used_at`.
+        records: Each stored backend, and its session id.
+        tools: Each bound tool, and its backend.
+    """
+
+    at: float
+    instance: int
+    operation: Operation
+    session: int
+    row: int | None
+    version: int = 0
+    mark: int = 0
+    records: tuple[tuple[str, str | None], ...] = ()
+    tools: tuple[tuple[str, str], ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Frozen:
+    """None of the tasks of this instance takes a step until then."""
+
+    at: float
+    instance: int
+    until: float
+
+
+@attrs.frozen(kw_only=True)
+class Killed:
+    """The process of this instance is gone. Its operations have no outcome."""
+
+    at: float
+    instance: int
 
 
 @attrs.frozen
@@ -483,6 +530,7 @@ class Sent:
     backend_id: str
     verb: str
     session_id: str | None
+    instance: int = 0
     auth_call: int | None = None
     number: int | None = None
 
@@ -494,6 +542,7 @@ class SessionIdRead:
     at: float
     backend_id: str
     session_id: str
+    instance: int = 0
     auth_call: int | None = None
 
 
@@ -563,6 +612,9 @@ Event: TypeAlias = (
     | Inspected
     | Settled
     | StorageFailed
+    | Stored
+    | Frozen
+    | Killed
     | TokensRotated
     | AuthCalled
     | TokenFetched

@@ -17,6 +17,7 @@ import trio
 from support.deterministic import HangsForEver, ending, seeded
 from support.harness import Ledger, session_ids_in
 from support.memory_processes import MemoryProcess, ProcessTable, memory_processes
+from support.stopped_tasks import TaskGroups
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from simulation.backends import CANARY, SimulatedBackend
@@ -30,10 +31,13 @@ from simulation.history import (
     Exit,
     ExpireSession,
     FailStorage,
+    Freeze,
     GrantTokens,
+    HealStorage,
     History,
     InjectFault,
     Inspect,
+    Kill,
     Open,
     RemoveBackend,
     Restore,
@@ -47,7 +51,7 @@ from simulation.identities import ALICE, BOB, identity_of_calls
 from simulation.outgoing_auth import RequestStamps, SimulatedAuth, read_stamp
 from simulation.questions import HandlerError, Handlers, Question
 from simulation.recording_connector import RecordingConnector
-from simulation.storage import FaultyStorage
+from simulation.storage import SharedStorage, StorageWay
 from simulation.tokens import read_token
 from simulation.trace import (
     Audit,
@@ -57,8 +61,10 @@ from simulation.trace import (
     Ended,
     Event,
     Exiting,
+    Frozen,
     Hung,
     Inspected,
+    Killed,
     Names,
     Opened,
     Operated,
@@ -72,7 +78,6 @@ from simulation.trace import (
     SessionIdRead,
     Settled,
     Shielded,
-    StorageFailed,
     Trace,
     What,
 )
@@ -88,6 +93,7 @@ from trio_vmcp import (
     VmcpError,
     open_session_factory,
 )
+from trio_vmcp._http.dial import ConnectedStream
 from trio_vmcp._http.origin import Origin
 from trio_vmcp._http.transport import RawResponse
 from trio_vmcp._session.member import Incomplete
@@ -107,13 +113,17 @@ def run_history(history: History) -> Trace:
     """Run a history. Faults of the library are in the trace; an exception is a bug of the simulation."""
     trace = Trace()
     clock = MockClock(autojump_threshold=0)
-    with seeded(history.seed), watched_log(trace, clock), watched_garbage(trace), memory_processes() as processes:
+    dead = _Dead()
+    watches = watched_log(trace, clock, dead.holds_this_task), watched_garbage(trace)
+    with seeded(history.seed), watches[0], watches[1], memory_processes() as processes:
         try:
-            trio.run(_World(history, trace, processes).run, clock=ending(clock, longest=LONGEST))
+            trio.run(_World(history, trace, processes, dead).run, clock=ending(clock, longest=LONGEST))
         except trio.TrioInternalError as exc:
             if not isinstance(exc.__cause__, HangsForEver):
                 raise
             trace.events.append(Hung(at=clock.current_time()))
+        finally:
+            dead.tasks.forget()
     return trace
 
 
@@ -125,15 +135,25 @@ _SESSION_ID = re.compile(rb"\r\nMcp-Session-Id: ([^\r]*)")
 
 
 class _Seam(Ledger):
-    """The transport, which records each request."""
+    """The transport of one instance, which records each request."""
 
     def __init__(
-        self, network: MemoryNetwork, note: Callable[[Event], None], backends: Mapping[str, SimulatedBackend]
+        self,
+        network: MemoryNetwork,
+        note: Callable[[Event], None],
+        backends: Mapping[str, SimulatedBackend],
+        instance: int,
+        stamper: RequestStamps,
     ) -> None:
         super().__init__(network)
+        self.network = network
+        self._dial = self._dial_and_keep
         self.note = note
         self.backends = backends
-        self.stamper = RequestStamps()
+        self.instance = instance
+        self.stamper = stamper
+        self.streams: list[ConnectedStream] = []
+        self.is_cut = False
         self.stamped: dict[trio.lowlevel.Task, tuple[int | None, int]] = {}  # tasks that send with credentials
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -170,9 +190,29 @@ class _Seam(Ledger):
         auth_call, _ = self._stamp
         for assigned in session_ids_in(response):
             self.note(
-                SessionIdRead(at=trio.current_time(), backend_id=backend_id, session_id=assigned, auth_call=auth_call)
+                SessionIdRead(
+                    at=trio.current_time(),
+                    backend_id=backend_id,
+                    session_id=assigned,
+                    instance=self.instance,
+                    auth_call=auth_call,
+                )
             )
         return response
+
+    def cut(self) -> None:
+        """Close every connection, as the kernel does when a process is gone; there will be no others."""
+        self.is_cut = True
+        for stream in self.streams:
+            stream.close()
+
+    async def _dial_and_keep(self, origin: Origin) -> ConnectedStream:
+        stream = await self.network.dial(origin)
+        if self.is_cut:
+            stream.close()
+            raise OSError("the instance is gone")
+        self.streams.append(stream)
+        return stream
 
     @property
     def _stamp(self) -> tuple[int | None, int | None]:
@@ -187,6 +227,7 @@ class _Seam(Ledger):
                 backend_id=backend_id,
                 verb=verb,
                 session_id=session_id,
+                instance=self.instance,
                 auth_call=auth_call,
                 number=number,
             )
@@ -195,18 +236,32 @@ class _Seam(Ledger):
 
 
 @attrs.define(eq=False)
+class _Dead:
+    """The instances that are gone. Their tasks end when all others have ended, and what they do then is in no trace."""
+
+    instances: set[int] = attrs.field(factory=set, init=False)
+    tasks: TaskGroups = attrs.field(factory=TaskGroups, init=False)
+
+    def holds_this_task(self) -> bool:
+        if not self.instances or not trio.lowlevel.in_trio_task():
+            return False
+        return self.tasks.of(trio.lowlevel.current_task()) in self.instances
+
+
+@attrs.define(eq=False)
 class _Life:
-    """A session of one opening or restoring; a session number may have several of these in turn."""
+    """A session of one opening or restoring; a session number may have several of these, in turn or at once."""
 
     op: int
     number: int
     instance: int
     identity: Identity | None
     session: Session
+    is_gone: bool = attrs.field(default=False, init=False)  # with its instance
 
     @property
     def is_over(self) -> bool:
-        return self.session.state is SessionState.CLOSED
+        return self.is_gone or self.session.state is SessionState.CLOSED
 
 
 @attrs.define(eq=False)
@@ -214,8 +269,9 @@ class _World:
     history: History
     trace: Trace
     processes: ProcessTable
+    dead: _Dead
     backends: dict[str, SimulatedBackend] = attrs.field(factory=dict, init=False)
-    storage: FaultyStorage = attrs.field(init=False)
+    storage: SharedStorage = attrs.field(init=False)
     # By `id` of each backend passed to a session: the backend (kept alive, so that its id stays its own), and `op`.
     passed: dict[int, tuple[Backend, int]] = attrs.field(factory=dict, init=False)
     attempts: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
@@ -223,28 +279,34 @@ class _World:
     factories: dict[int, SessionFactory] = attrs.field(factory=dict, init=False)
     owners: dict[int, trio.Nursery] = attrs.field(factory=dict, init=False)  # the nurseries of the factories' tasks
     callers: dict[int, trio.Nursery] = attrs.field(factory=dict, init=False)  # nurseries inside the factories' blocks
-    lives: dict[int, _Life] = attrs.field(factory=dict, init=False)  # the latest of each session number
+    scopes: dict[int, set[trio.CancelScope]] = attrs.field(factory=dict, init=False)  # of the tasks of each instance
+    staying: set[int] = attrs.field(factory=set, init=False)  # instances that were neither left nor killed
+    all_left: trio.Event = attrs.field(factory=trio.Event, init=False)
     every_life: list[_Life] = attrs.field(factory=list, init=False)
     opening: list[int] = attrs.field(factory=list, init=False)  # numbers of sessions
     shielded: int = attrs.field(default=0, init=False)  # callbacks that shield themselves at the moment
     over: trio.Event = attrs.field(factory=trio.Event, init=False)  # ends the blocks that hold a session
     operations: int = attrs.field(default=0, init=False)
     limiters: list[trio.CapacityLimiter] = attrs.field(factory=list, init=False)
-    seam: _Seam = attrs.field(init=False)
-    handlers: Handlers = attrs.field(init=False)
+    seams: list[_Seam] = attrs.field(factory=list, init=False)  # by instance, as the next
+    ways: list[StorageWay] = attrs.field(factory=list, init=False)
 
     async def run(self) -> None:
-        self.storage = FaultyStorage(self._note_storage)
-        self.handlers = Handlers(self.note, self._act, _number_of)
+        self.storage = SharedStorage(self.history.ttl, self.note, _number_of)
+        self.dead.tasks.watch_this_run()
         with watched_limiters() as self.limiters:
             async with self.processes.running_in_virtual_time(self._note_process), open_memory_network() as network:
                 for spec in self.history.backends:
                     self.backends[spec.id] = SimulatedBackend(spec, network, self.processes, self.note)
-                self.seam = _Seam(network, self.note, self.backends)
+                stamper = RequestStamps()
+                for number in range(len(self.history.instances)):
+                    self.seams.append(_Seam(network, self.note, self.backends, number, stamper))
+                    self.ways.append(StorageWay(self.storage, number))
                 await self._live()
                 await wait_all_tasks_blocked()
                 remains = self._audit()
-                await self.seam.aclose()
+                for seam in self.seams:
+                    await seam.aclose()
                 await wait_all_tasks_blocked()
                 await self._sum_up(remains, network.open_connections)
 
@@ -252,15 +314,16 @@ class _World:
         async with trio.open_nursery() as step_nursery:
             async with trio.open_nursery() as instances:
                 for number, leaving in enumerate(self.history.instances):
+                    self.staying.add(number)
+                    self.scopes[number] = set()
                     await instances.start(self._instance, number, leaving, step_nursery)
                 for step in self.history.steps:
                     await trio.sleep_until(step.at)
                     self._look()
                     self._start(step, step_nursery)
+                await self.all_left.wait()
+                self._bury()
             self.over.set()
-
-    def _note_storage(self, operation: str, session_id: str) -> None:
-        self.note(StorageFailed(at=trio.current_time(), operation=operation, session=_number_of(session_id)))
 
     def _note_process(self, process: MemoryProcess) -> None:
         (backend_id,) = (b for b, backend in self.backends.items() if backend.configured.command == process.command)
@@ -279,7 +342,8 @@ class _World:
     # --- operations
 
     def note(self, event: Event) -> None:
-        self.trace.events.append(event)
+        if not self.dead.holds_this_task():
+            self.trace.events.append(event)
 
     def _begin(self, what: What, **details: Any) -> Began:
         self.operations += 1
@@ -305,9 +369,13 @@ class _World:
         )
 
     def _start(self, step: Step, step_nursery: trio.Nursery) -> None:
-        """Begin a step; a step for a session that does not exist is left out."""
-        life = self.lives.get(getattr(step, "session", -1))
+        """Begin a step; a step for a session that does not exist, or for an instance that is gone, is left out."""
+        life = self._life_of(step)
         match step:
+            case Open() | Restore() if step.instance in self.dead.instances:
+                pass
+            case Freeze() | Kill() if step.instance not in self.staying:
+                pass
             case Disturb():
                 self._backend(step.backend).disturb(step)
             case InjectFault():
@@ -320,52 +388,82 @@ class _World:
                 self._backend(step.backend).change_tokens(step)
             case FailStorage():
                 self.storage.fail(step)
+            case HealStorage():
+                self.storage.heal(step)
+            case Freeze():
+                step_nursery.start_soon(self._freeze, step)
+            case Kill():
+                self._kill(step.instance)
             case Inspect():
                 step_nursery.start_soon(self._look_closely)
             case Open():
                 work = partial(self._hold if step.held else self._make, step)
-                step_nursery.start_soon(self._operate, step, lambda: self._begin("open", step=step), work, step_nursery)
+                begin = partial(self._begin, "open", step=step)
+                self._start_operation(step_nursery, step, step.instance, begin, work)
             case Restore():
-                elsewhere = life is not None and not life.is_over and life.instance != step.instance
-                if not elsewhere and step.session not in self.opening:
-                    work = partial(self._restore, step)
-                    step_nursery.start_soon(self._operate, step, lambda: self._begin_restore(step), work, step_nursery)
+                work, begin = partial(self._restore, step), partial(self._begin_restore, step)
+                self._start_operation(step_nursery, step, step.instance, begin, work)
             case Call() if life is not None:
                 nursery = self.callers.get(life.instance, step_nursery) if step.inside else step_nursery
                 begin = partial(self._begin_call, step, life, is_inside=nursery is not step_nursery)
-                nursery.start_soon(self._operate, step, begin, partial(self._call, step, life), step_nursery)
+                work = partial(self._call, step, life)
+                nursery.start_soon(self._operate, step, life.instance, begin, work, step_nursery)
             case Close() if life is not None:
                 begin = partial(self._begin_close, step, life)
-                step_nursery.start_soon(self._operate, step, begin, partial(self._close, step, life), step_nursery)
+                self._start_operation(step_nursery, step, life.instance, begin, partial(self._close, step, life))
             case AddBackend() if life is not None:
                 begin = partial(self._begin_member, "add", step, life)
-                step_nursery.start_soon(self._operate, step, begin, partial(self._add, step, life), step_nursery)
+                self._start_operation(step_nursery, step, life.instance, begin, partial(self._add, step, life))
             case RemoveBackend() if life is not None:
                 begin = partial(self._begin_member, "remove", step, life)
-                step_nursery.start_soon(self._operate, step, begin, partial(self._remove, step, life), step_nursery)
+                self._start_operation(step_nursery, step, life.instance, begin, partial(self._remove, step, life))
             case Subscribe() if life is not None:
                 begin = partial(self._begin_subscribe, step, life)
-                step_nursery.start_soon(self._operate, step, begin, partial(self._subscribe, step, life), step_nursery)
+                self._start_operation(step_nursery, step, life.instance, begin, partial(self._subscribe, step, life))
             case WatchChanges() if life is not None:
                 begin = partial(self._begin, "watch", step=step, life=life.op, state=life.session.state.name)
-                step_nursery.start_soon(self._operate, step, begin, partial(self._watch, step, life), step_nursery)
+                self._start_operation(step_nursery, step, life.instance, begin, partial(self._watch, step, life))
             case _ if life is None and hasattr(step, "session"):
                 pass
             case _:
                 raise TypeError(f"_start has no case for {type(step).__name__}")
 
+    def _life_of(self, step: Step) -> _Life | None:
+        """The copy of the session that a step is about: the latest, of the step's instance if it names one."""
+        number, instance = getattr(step, "session", None), getattr(step, "instance", None)
+        if isinstance(step, Open | Restore):
+            instance = None
+        its = (life for life in reversed(self.every_life) if life.number == number and not life.is_gone)
+        return next((life for life in its if instance in (None, life.instance)), None)
+
+    def _start_operation(
+        self,
+        nursery: trio.Nursery,
+        step: Operated,
+        instance: int,
+        begin: Callable[[], Began],
+        work: Callable[[list[Began]], Awaitable[Outcome]],
+    ) -> None:
+        nursery.start_soon(self._operate, step, instance, begin, work, nursery)
+
     async def _operate(
         self,
         step: Operated,
+        instance: int,
         begin: Callable[[], Began],
         work: Callable[[list[Began]], Awaitable[Outcome]],
         step_nursery: trio.Nursery,
     ) -> None:
         """The task of a step. `begin` runs in its first turn, so that earlier events do not count as during it."""
+        self.dead.tasks.join(instance)
+        if instance in self.dead.tasks.stopped:
+            await trio.lowlevel.checkpoint()  # until the instance goes on
+        if instance in self.dead.instances:
+            return
         doing = [begin()]
         outcome = Outcome(kind="cancelled")
         try:
-            with trio.CancelScope() as scope:
+            with trio.CancelScope() as scope, self._being_under_way(instance, scope):
                 if step.cancel is not None:
                     step_nursery.start_soon(self._give_up, scope, step.cancel, doing)
                 outcome = await self._outcome_of(work, doing)
@@ -403,6 +501,50 @@ class _World:
         if doing:
             self.note(CallerCancelled(at=trio.current_time(), op=doing[-1].op))
             scope.cancel()
+
+    # --- instances
+
+    @contextmanager
+    def _being_under_way(self, instance: int, scope: trio.CancelScope) -> Iterator[None]:
+        self.scopes[instance].add(scope)
+        try:
+            yield
+        finally:
+            self.scopes[instance].discard(scope)
+
+    async def _freeze(self, step: Freeze) -> None:
+        if step.instance in self.dead.tasks.stopped:
+            return
+        self.note(Frozen(at=trio.current_time(), instance=step.instance, until=trio.current_time() + step.seconds))
+        self.dead.tasks.stopped.add(step.instance)
+        await trio.sleep(step.seconds)
+        if step.instance not in self.dead.instances:
+            self.dead.tasks.stopped.discard(step.instance)
+
+    def _kill(self, instance: int) -> None:
+        self.note(Killed(at=trio.current_time(), instance=instance))
+        self.dead.instances.add(instance)
+        self.dead.tasks.stopped.add(instance)
+        for life in self.every_life:
+            life.is_gone = life.is_gone or life.instance == instance
+        self.ways[instance].is_cut = True
+        self.seams[instance].cut()
+        for process in self.processes.processes:
+            if self.dead.tasks.of(process.opened_by) == instance:
+                process.vanish()
+        self._leave(instance)
+
+    def _leave(self, instance: int) -> None:
+        self.staying.discard(instance)
+        if not self.staying:
+            self.all_left.set()
+
+    def _bury(self) -> None:
+        """Let the tasks of instances that are gone end, after all others."""
+        for instance in self.dead.instances:
+            self.dead.tasks.stopped.discard(instance)
+            for scope in self.scopes[instance]:
+                scope.cancel()
 
     # --- the work of each operation
 
@@ -471,7 +613,7 @@ class _World:
         return f"{CANARY}-{number}"  # `_number_of` reads it
 
     def _opened(self, op: int, step: Open | Restore, identity: Identity | None, session: Session) -> _Life:
-        life = self.lives[step.session] = _Life(op, step.session, step.instance, identity, session)
+        life = _Life(op, step.session, step.instance, identity, session)
         self.every_life.append(life)
         missing = {failure.backend_id for failure in session.failures}
         connected = (self.history.backends[index].id for index in step.backends)
@@ -480,6 +622,7 @@ class _World:
                 at=trio.current_time(),
                 op=op,
                 session=step.session,
+                row=self.storage.row_number(session.id, session.created_at),
                 connected=tuple(backend_id for backend_id in connected if backend_id not in missing),
                 tools=_names(session),
             )
@@ -487,7 +630,8 @@ class _World:
         return life
 
     def _begin_restore(self, step: Restore) -> Began:
-        life = self.lives.get(step.session)
+        its = (life for life in reversed(self.every_life) if life.number == step.session)
+        life = next((life for life in its if life.instance == step.instance), None)
         return self._begin("restore", step=step, state="" if life is None else life.session.state.name)
 
     def _begin_close(self, step: Close, life: _Life, *, nested: bool = False) -> Began:
@@ -600,9 +744,10 @@ class _World:
         (answer,) = map(json.loads, texts)
         return Outcome(kind="ok", backend_id=answer["backend"], key=answer.get("key"), version=answer.get("version"))
 
-    async def _act(self, session_id: str, asked: Question, caller: Identity | None) -> None:
+    async def _act(self, instance: int, session_id: str, asked: Question, caller: Identity | None) -> None:
         """Call a tool of the same session, or close the session, from inside a handler."""
-        life = self.lives[_number_of(session_id)]
+        its = (life for life in reversed(self.every_life) if life.number == _number_of(session_id))
+        life = next(life for life in its if life.instance == instance)
         if asked.reply == "close":
             await self._close_within(life, terminate=True)
             return
@@ -671,13 +816,14 @@ class _World:
         self, number: int, leaving: Exit, step_nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]
     ) -> None:
         outcome = Outcome(kind="cancelled")
+        self.dead.tasks.join(number)
 
         async def live(doing: list[Began]) -> Outcome:
             async with open_session_factory(
-                transport=self.seam,
-                storage=self.storage,
+                transport=self.seams[number],
+                storage=self.ways[number],
                 settings=self.history.settings,
-                handlers=self.handlers.given(self.history.given),
+                handlers=Handlers(self.note, partial(self._act, number), _number_of).given(self.history.given),
                 auth=self._wallet(),
             ) as factory:
                 assert isinstance(factory, DefaultSessionFactory)
@@ -700,11 +846,13 @@ class _World:
             return Outcome(kind="ok")
 
         doing: list[Began] = []
-        with trio.CancelScope() as surroundings:
+        with trio.CancelScope() as surroundings, self._being_under_way(number, surroundings):
             if leaving.cancelled_at is not None:
                 step_nursery.start_soon(self._cancel_instance, number, leaving.cancelled_at, surroundings)
             outcome = await self._outcome_of(live, doing)
         self._end(doing[-1].op, outcome)
+        if number not in self.dead.instances:
+            self._leave(number)
 
     def _wallet(self) -> SimulatedAuth | None:
         """The `auth` of one factory; None: no backend is guarded."""
@@ -713,8 +861,9 @@ class _World:
 
     async def _cancel_instance(self, number: int, at: float, surroundings: trio.CancelScope) -> None:
         await trio.sleep_until(at)
-        self.note(Exiting(at=trio.current_time(), instance=number, cancelled=True))
-        surroundings.cancel()
+        if number not in self.dead.instances:
+            self.note(Exiting(at=trio.current_time(), instance=number, cancelled=True))
+            surroundings.cancel()
 
     # --- inspections
 
@@ -732,7 +881,9 @@ class _World:
             yield backend_id, status.state.name, backend_id in missing
 
     def _open_lives(self) -> list[_Life]:
-        return [life for life in self.every_life if life.session.state is SessionState.OPEN]
+        """Of instances that go on."""
+        going = (life for life in self.every_life if life.instance not in self.dead.tasks.stopped)
+        return [life for life in going if life.session.state is SessionState.OPEN]
 
     async def _look_closely(self) -> None:
         await wait_all_tasks_blocked()
@@ -770,14 +921,15 @@ class _World:
                 self.note(self._audit())
 
     def _is_quiet(self) -> bool:
-        return not self.opening and not self.shielded and all(life.is_over for life in self.every_life)
+        is_open = self.opening or self.shielded or not all(life.is_over for life in self.every_life)
+        return not is_open and not self.dead.instances  # what is gone holds on to what it had
 
     def _audit(self) -> Audit:
         return Audit(
             at=trio.current_time(),
             tasks=tuple(sorted(task.name for owner in self.owners.values() for task in owner.child_tasks)),
             processes=self.processes.alive,
-            responses=self.seam.busy_connections,
+            responses=sum(seam.busy_connections for seam in self.seams),
             tokens=sum(limiter.borrowed_tokens for limiter in self.limiters),
         )
 

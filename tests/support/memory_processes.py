@@ -63,6 +63,7 @@ class MemoryProcess:
         manners: How this process ends.
         returncode: None while the process runs; below 0, the signal that ended it.
         was_reaped: A task has waited for the process.
+        opened_by: The task that has started the process.
         has_helper: A process that this one has started is left.
         ended_by_itself: The process ended without a signal and without the end of its stdin.
     """
@@ -73,6 +74,7 @@ class MemoryProcess:
     stdout: trio.abc.ReceiveStream
     stderr: trio.abc.ReceiveStream
     program: Program
+    opened_by: trio.lowlevel.Task
     _pipes: tuple[MemoryReceiveStream, MemorySendStream, MemorySendStream] = attrs.field(alias="pipes")
     manners: Manners = attrs.field(init=False)
     returncode: int | None = attrs.field(default=None, init=False)
@@ -125,6 +127,11 @@ class MemoryProcess:
         """Exit at once, without having been asked to."""
         self._status, self.ended_by_itself = status, True
         self._life.cancel(reason="it ends")
+
+    def vanish(self) -> None:
+        """End with everything around it, as in a container that is removed."""
+        self.has_helper, self.was_reaped = False, True
+        self.end(-signal.SIGKILL)
 
     def take(self, number: int) -> None:
         """Deliver a signal to the whole group.
@@ -206,7 +213,8 @@ class ProcessTable:
         stdout, from_it = memory_stream_one_way_pair()
         stderr, noise = memory_stream_one_way_pair()
         pipes = (stdin, stdout, stderr)
-        process = MemoryProcess(next(self._pids), command[0], to_it, from_it, noise, program, pipes=pipes)
+        opened_by = trio.lowlevel.current_task()
+        process = MemoryProcess(next(self._pids), command[0], to_it, from_it, noise, program, opened_by, pipes=pipes)
         self.processes.append(process)
         self._nursery.start_soon(self._run, process, dict(env))
         return process

@@ -1,0 +1,262 @@
+"""Checks of what several instances do to one row: a terminated session stays so, a session that is in use goes on, and
+what one instance has written stands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+from simulation.case import MILLISECOND, Case, Operation, every
+from simulation.history import Open, Restore
+from simulation.trace import Closing, Sent, SessionIdRead, Settled, Stored
+
+__all__ = ["INSTANCE_CHECKS"]
+
+TOUCHES_PER_TTL = 3  # "touched at least every ttl/3"
+MARKS_PER_LIFE = 4  # "at least every quarter of min(idle_timeout, ttl)"
+
+
+def _no_terminated_session_comes_back(case: Case) -> Iterator[str]:
+    for session, log in case.stored.items():
+        deleted = dict[int, float]()  # rows, and when
+        for position, stored in log:
+            if stored.operation == "delete":
+                rows = [stored.row] if stored.row is not None else _rows_of(case, session, stored.instance, position)
+                deleted |= dict.fromkeys(rows, stored.at)
+            elif stored.row in deleted and stored.operation != "load":
+                yield f"session {session} was terminated at {deleted[stored.row]}, and comes back by {stored}"
+    for restoring in case.ended("restore"):
+        if restoring.outcome.kind == "ok" and _was_deleted(case, case.opened[restoring.began.op].row, restoring):
+            yield f"{restoring} restored a terminated session"
+
+
+def _rows_of(case: Case, session: int, instance: int, position: int) -> list[int]:
+    """The rows of this instance's copies, so far."""
+    return [
+        opened.row
+        for life, opened in case.opened.items()
+        if opened.session == session
+        and case.instance_of(life) == instance
+        and case.operations[life].position < position
+    ]
+
+
+def _was_deleted(case: Case, row: int, before: Operation) -> bool:
+    return any(
+        stored.operation == "delete" and stored.row == row and position < before.position
+        for log in case.stored.values()
+        for position, stored in log
+    )
+
+
+def _no_live_session_is_ended_by_an_instance_that_it_left(case: Case) -> Iterator[str]:
+    for session, log in case.stored.items():
+        marked_by = dict[int, int]()
+        for position, stored in log:
+            if stored.operation != "load":
+                marked_by.setdefault(stored.mark, stored.instance)
+            if stored.operation != "delete" or stored.row is None or _is_asked_for(case, stored.row, position):
+                continue
+            if marked_by[stored.mark] != stored.instance:
+                marker = marked_by[stored.mark]
+                yield f"instance {stored.instance} ended session {session} at {stored.at}, marked last by {marker}"
+            elif (user := _user_elsewhere(case, stored, position)) is not None:
+                yield f"instance {stored.instance} ended session {session} at {stored.at}, which is used on {user}"
+
+
+def _is_asked_for(case: Case, row: int, position: int) -> bool:
+    """The end of the session was asked for, on any instance. The end of a block that holds the session asks for its
+    own copy only.
+    """
+    return any(
+        asked_at < position and closing.terminate and case.operations[closing.op].began.what != "hold"
+        for life in case.lives_of(row)
+        for asked_at, closing in case.closings[life]
+    )
+
+
+def _user_elsewhere(case: Case, deleted: Stored, position: int) -> int | None:
+    """The instance with an open copy that was used last, not idle since, and long enough ago to have been marked."""
+    assert deleted.row is not None
+    settings = case.history.settings
+    mark_every = min(settings.idle_timeout, case.history.ttl) / MARKS_PER_LIFE
+    used = [
+        (call.ended_at if call.ends and call.ends[0][0] < position else math.inf, life, call.began.at)
+        for life in case.lives_of(deleted.row)
+        for call in case.uses_of(life)
+        if call.position < position
+    ]
+    if not used:
+        return None
+    used_at, life, began_at = max(used)
+    user = case.instance_of(life)
+    if user == deleted.instance or used_at + settings.idle_timeout <= deleted.at or not _goes_on(case, life, position):
+        return None
+    is_in_time = deleted.at > began_at + mark_every + settings.storage_timeout + MILLISECOND
+    is_quiet = case.quiet_since(user, deleted.session, deleted.at) < case.opened[life].at
+    return user if is_in_time and is_quiet else None
+
+
+def _goes_on(case: Case, life: int, position: int) -> bool:
+    """Neither a close of this copy nor the end of its instance had begun."""
+    instance = case.instance_of(life)
+    ends = [at for at, _ in (*case.closings[life], *case.exits[instance])]
+    ends += [case.killed[instance][0]] if instance in case.killed else []
+    return all(at > position for at in ends)
+
+
+def _no_write_undoes_anothers(case: Case) -> Iterator[str]:
+    for session, log in case.stored.items():
+        written = [(position, stored) for position, stored in log if stored.operation not in ("load", "delete")]
+        for (_, before), (position, after) in pairwise(written):
+            if before.row != after.row:
+                continue
+            assert after.row is not None
+            if after.operation == "replace" and after.version != before.version + 1:
+                yield f"version {after.version} of session {session} follows {before.version}, at {after.at}"
+            ids = dict(after.records)
+            for backend_id, session_id in before.records:
+                if backend_id not in ids and not _was_removed(case, after.row, backend_id, position):
+                    yield f"instance {after.instance} drops {backend_id!r} from session {session}, at {after.at}"
+                elif session_id != ids.get(backend_id, session_id) and not _is_known_to(
+                    case, after.instance, backend_id, session_id, position
+                ):
+                    yield f"instance {after.instance} replaces {session_id!r} in session {session}, at {after.at}"
+            bound = dict(after.tools)
+            for name, owner in before.tools:
+                if bound.get(name) != owner:
+                    yield f"instance {after.instance} binds {name!r} of session {session} anew, at {after.at}"
+
+
+def _was_removed(case: Case, row: int, backend_id: str, position: int) -> bool:
+    return any(
+        removing.backend_id == backend_id and removed_at < position
+        for life in case.lives_of(row)
+        for removed_at, removing in case.removals[life]
+    )
+
+
+def _is_known_to(case: Case, instance: int, backend_id: str, session_id: str | None, position: int) -> bool:
+    """The instance has used this backend session, so it can tell that the backend no longer has it."""
+    return session_id is None or any(
+        isinstance(event, Sent | SessionIdRead)
+        and (event.instance, event.backend_id, event.session_id) == (instance, backend_id, session_id)
+        for event in case.trace.events[:position]
+    )
+
+
+def _a_copy_knows_what_others_have_done(case: Case) -> Iterator[str]:
+    """With the next touch at the latest."""
+    within = case.history.ttl / TOUCHES_PER_TTL + case.history.settings.storage_timeout + MILLISECOND
+    positions = {id(event): position for position, event in enumerate(case.trace.events)}
+    for settled in every(case, Settled):
+        session, row = case.opened[settled.life].session, case.opened[settled.life].row
+        instance, position = case.instance_of(settled.life), positions[id(settled)]
+        if not _goes_on(case, settled.life, position):
+            continue
+        done = [s for at, s in case.stored[session] if at < position and s.row == row and s.operation != "load"]
+        news = [s for s in done if s.operation in ("create", "replace", "delete") and s.instance != instance]
+        quiet_since = max(case.quiet_since(instance, session, settled.at), case.opened[settled.life].at)
+        if not news or settled.at <= max(news[-1].at, quiet_since) + within:
+            continue
+        if any(s.operation == "delete" for s in news):
+            yield f"the copy of {instance} is open at {settled.at}, after session {session} ended at {news[-1].at}"
+        elif not settled.is_written and settled.at < done[-1].at + case.history.ttl:
+            yield f"the copy of {instance} does not know at {settled.at} what {news[-1]} says"
+
+
+def _rows_live_and_die_with_their_sessions(case: Case) -> Iterator[str]:
+    yield from _rows_that_are_left(case)
+    for session, log in case.stored.items():
+        for position, stored in log:
+            if stored.operation == "delete" and stored.row is not None and not _has_reason(case, stored, position):
+                yield f"instance {stored.instance} deleted the row of session {session} at {stored.at}, for no reason"
+    for restoring in case.ended("restore"):
+        step = restoring.began.step
+        assert isinstance(step, Restore)
+        found = list(case.rows_during(step.session, restoring))
+        if restoring.outcome.kind == "ok" and case.opened[restoring.began.op].row not in found:
+            yield f"{restoring} restored what is not stored"
+        if restoring.outcome.error == "SessionNotFound" and None not in found and len(set(found)) == 1:
+            yield f"{restoring} did not find a stored session"
+        is_taken = restoring.began.state != "CLOSED" or _opens_meanwhile(case, restoring)
+        if restoring.outcome.error == "SessionExists" and not is_taken and not _ends_elsewhere(case, step.session):
+            yield f"{restoring} took a closed session for a live one"
+
+
+def _rows_that_are_left(case: Case) -> Iterator[str]:
+    remains = case.trace.remains
+    for session in remains.rows if remains is not None else ():
+        log = [stored for _, stored in case.stored[session] if stored.operation not in ("load", "delete")]
+        row, creator = log[-1].row, log[-1].instance
+        assert row is not None
+        if not case.lives_of(row) and not _is_troubled(case, creator, session, 0.0):
+            yield f"session {session} was never opened, and its metadata is left"
+        for life in case.lives_of(row):
+            asked = [closing for _, closing in case.closings[life] if _decides(closing)]
+            if asked and not _is_troubled(case, case.instance_of(life), session, asked[0].at):
+                yield f"session {session} was terminated, and its metadata is left"
+
+
+def _decides(closing: Closing) -> bool:
+    return closing.found == "OPEN" and closing.terminate
+
+
+def _is_troubled(case: Case, instance: int, session: int, since: float) -> bool:
+    """The instance may have failed to delete the row: it was gone or frozen, or the storage was away."""
+    is_away = case.quiet_since(instance, session, math.inf) >= since
+    return is_away or instance in case.killed or bool(case.frozen[instance])
+
+
+def _has_reason(case: Case, deleted: Stored, position: int) -> bool:
+    """The instance's copy of the session was terminated, was idle, or did not open."""
+    settings, instance = case.history.settings, deleted.instance
+    assert deleted.row is not None
+    lives = [life for life in case.lives_of(deleted.row) if case.instance_of(life) == instance]
+    if any(at < position and closing.terminate for life in lives for at, closing in case.closings[life]):
+        return True
+    if settings.on_exit == "terminate" and any(at < position for at, _ in case.exits[instance]):
+        return True
+    for life in lives:
+        used = [case.opened[life].at, *(call.ended_at if call.ends else math.inf for call in case.uses_of(life))]
+        if max(at for at in used if at <= deleted.at or at == math.inf) + settings.idle_timeout <= deleted.at:
+            return True
+    return any(
+        operation.began.what == "open"
+        and isinstance(step := operation.began.step, Open)
+        and (step.session, step.instance) == (deleted.session, instance)
+        and operation.position < position
+        and not (operation.ends and operation.outcome.kind == "ok")
+        for operation in case.operations.values()
+    )
+
+
+def _opens_meanwhile(case: Case, restoring: Operation) -> bool:
+    """Another opening or restoring of this session was under way on the same instance."""
+    step = restoring.began.step
+    assert isinstance(step, Restore)
+    return any(
+        other is not restoring
+        and other.began.what in ("open", "restore")
+        and isinstance(its := other.began.step, Open | Restore)
+        and (its.session, its.instance) == (step.session, step.instance)
+        and other.position < restoring.ends[0][0]
+        and not (other.ends and other.ends[0][0] < restoring.position)
+        for other in case.operations.values()
+    )
+
+
+def _ends_elsewhere(case: Case, session: int) -> bool:
+    """A restore notices a session that is terminated while it writes its mark."""
+    return any(stored.operation == "delete" for _, stored in case.stored[session])
+
+
+INSTANCE_CHECKS: tuple[Callable[[Case], Iterator[str]], ...] = (
+    _no_terminated_session_comes_back,
+    _no_live_session_is_ended_by_an_instance_that_it_left,
+    _no_write_undoes_anothers,
+    _a_copy_knows_what_others_have_done,
+    _rows_live_and_die_with_their_sessions,
+)
