@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
+import logging
 import os
 import re
 import signal
@@ -24,12 +24,16 @@ from rich.console import Console
 from support.processes import PYTHON_OPTIONS, SERVER
 from trio.testing import MockClock
 
-from trio_vmcp._cli.command import CommandOutcome, run_command, until_interrupted
+from trio_vmcp._cli.arguments import parse_plan
+from trio_vmcp._cli.command import until_interrupted
 from trio_vmcp._cli.demo import build_servers, run_demo
 from trio_vmcp._cli.output import write_text
 from trio_vmcp._cli.plain_view import PlainView
+from trio_vmcp._cli.requests import CommandOutcome, run_plan
 from trio_vmcp._cli.rich_view import RichView
-from trio_vmcp._cli.view import Sanitizer, View
+from trio_vmcp._cli.sanitizer import Sanitizer
+from trio_vmcp._cli.sources import Found
+from trio_vmcp._cli.view import View
 from trio_vmcp.cli import main
 from trio_vmcp.models import JSON, Backend
 from trio_vmcp.testing import CallContext, Error, Hang, MemoryNetwork, ScriptedBackend, open_memory_network
@@ -82,17 +86,16 @@ async def _nap(arguments: JSON, context: CallContext) -> str:
     return "rested"
 
 
-async def run(
-    network: MemoryNetwork, view: View, backends: Sequence[Backend], command: str, **options: object
-) -> CommandOutcome:
-    given_options = argparse.Namespace(**({"command": command, "timeout": None} | options))
-    return await run_command(given_options, backends, view, transport=network.transport())
+async def run(network: MemoryNetwork, view: View, backends: Sequence[Backend], *words: str) -> CommandOutcome:
+    """A command of these words over these backends, as if they stood in a file."""
+    plan = parse_plan([*words, "--config", "file"])
+    return await run_plan(plan, Found(tuple(backends)), view, transport=network.transport())
 
 
 async def call(
-    network: MemoryNetwork, view: View, backend: Backend, tool: str, arguments: JSON, **options: object
+    network: MemoryNetwork, view: View, backend: Backend, tool: str, arguments: JSON, *options: str
 ) -> CommandOutcome:
-    return await run(network, view, [backend], "call", tool=tool, arguments=arguments, **options)
+    return await run(network, view, [backend], "call", tool, json.dumps(arguments), *options)
 
 
 # --- check
@@ -108,7 +111,7 @@ async def test_check_shows_connected_and_missing_backends(autojump_clock: MockCl
             Backend(id="time", url=network.attach("http://time.test/path?key=x", build_time_server())),
             Backend(id="hangs", url=network.attach("hangs.test", hangs)),
         ]
-        outcome = await run(network, terminal.view, backends, "check", timeout=3.0)
+        outcome = await run(network, terminal.view, backends, "check", "--timeout=3")
     expected = """\
 1 of 2 backends connected in 3.0 s
   time: modern 2026-07-28, http://time.test, 0 ms
@@ -143,7 +146,8 @@ async def test_a_limit_is_told_with_the_users_own_knob(
     hangs.fail("POST", Hang())
     async with open_memory_network() as network:
         backend = Backend(id="hangs", url=network.attach("hangs.test", hangs), init_timeout=init_timeout)
-        outcome = await run(network, terminal.view, [backend], "check", timeout=timeout)
+        given = [] if timeout is None else [f"--timeout={timeout}"]
+        outcome = await run(network, terminal.view, [backend], "check", *given)
     assert f"did not answer 'initialize' within {told}\n" in terminal.out.getvalue()
     assert outcome.document["backends"][0]["failure"]["detail"].endswith(told)
 
@@ -241,7 +245,7 @@ async def test_a_call_that_fails_is_one_plain_line(autojump_clock: MockClock) ->
     terminal = Terminal()
     async with open_memory_network() as network:
         backend = Backend(id="time", url=network.attach("time.test", build_time_server()))
-        outcome = await call(network, terminal.view, backend, "time_nap", {}, timeout=5.0)
+        outcome = await call(network, terminal.view, backend, "time_nap", {}, "--timeout=5")
     (line,) = [line for line in terminal.log.getvalue().splitlines() if line.startswith("trio-vmcp")]
     assert line.startswith("trio-vmcp: backend 'time' did not answer 'tools/call' within 5.0 s (--timeout)")
     assert ("", 1, "BackendTimeout") == (terminal.out.getvalue(), outcome.status, outcome.document["error"]["type"])
@@ -279,7 +283,7 @@ async def test_a_call_connects_only_backends_that_can_own_the_name(autojump_cloc
             Backend(id="hangs", url=network.attach("hangs.test", hangs)),
             Backend(id="time", url=network.attach("time.test", build_time_server())),
         ]
-        outcome = await run(network, Terminal().view, backends, "call", tool="time_now", arguments={"zone": "UTC"})
+        outcome = await run(network, Terminal().view, backends, "call", "time_now", "zone=UTC")
     assert (0, 0.0) == (outcome.status, trio.current_time())
     assert [] == hangs.exchanges
 
@@ -451,7 +455,7 @@ async def test_a_terminal_shows_calls_errors_and_conflicts(autojump_clock: MockC
         await run(network, view, backends, "check")
         await call(network, view, backends[0], "time_break", {})
         await call(network, view, backends[0], "time_now", {"zone": "[b]UTC"})
-        await call(network, view, backends[0], "time_nap", {}, timeout=1.0)
+        await call(network, view, backends[0], "time_nap", {}, "--timeout=1")
     shown = _without_escapes(drawn.getvalue())
     assert "── conflict: tool time_now_x is offered by time, time_now: time_now has it" in shown
     assert "\nValueError: no time today\n" in shown
@@ -711,3 +715,196 @@ def test_a_result_as_json_stays_as_it_came(tmp_path: Path, capsys: pytest.Captur
     config = write_config(tmp_path, json.dumps({"mcpServers": {"plain": entry}}))
     assert 0 == main(["call", "plain_echo", '{"a": "production c4nary-s3cret"}', "--config", config, "--json"])
     assert "production c4nary-s3cret" in json.dumps(json.loads(capsys.readouterr().out)["result"])
+
+
+# --- without a file, from stdin, to a full disk
+
+PROGRAM = [sys.executable, *PYTHON_OPTIONS, str(SERVER), "modern"]
+
+
+@pytest.fixture
+def stdin(monkeypatch: pytest.MonkeyPatch) -> io.BytesIO:
+    """What the command reads from stdin."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(written))
+    return written
+
+
+def test_a_program_is_checked_without_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its tools keep their names, and NAME explains one."""
+    assert 0 == main(["check", "echo", "--json", "--", *PROGRAM])
+    assert "echo" == json.loads(capsys.readouterr().out)["definition"]["name"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["check", "ftp://a.test"], "the URL is not an http:// or https:// URL with a host"),
+        (["check", f"https://{SECRET}@"], "the URL is not an http:// or https:// URL with a host"),
+        (["check", "https://a.test", "--header", f"A: {SECRET}\nB: c"], "--header"),
+        (["check", "https://a.test", "--header", f"Mcp-Session-Id: {SECRET}"], "--header"),
+        (["check", "--", ""], "the program after -- is empty, or holds NUL"),
+        (["check", "--", "a\0"], "the program after -- is empty, or holds NUL"),
+    ],
+)
+def test_a_server_that_cannot_be_is_status_2(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line without the value, before anything is connected or started."""
+    assert 2 == main(words)
+    shown = capsys.readouterr()
+    assert ("", 1) == (shown.out, len(shown.err.splitlines()))
+    assert shown.err.startswith(f"trio-vmcp: {line}")
+    assert SECRET not in shown.err
+
+
+def test_headers_are_sent_and_not_shown(capsys: pytest.CaptureFixture[str], refusing_url: str) -> None:
+    """The token of --bearer and values of --header with a secret's name are blotted, as those of a file are."""
+    assert 1 == main(
+        ["check", f"{refusing_url}?key={SECRET}", "--bearer", KEY, "--header", f"X-Token: {PASSWORD}", "-v"]
+    )
+    shown = capsys.readouterr()
+    assert "0 of 1 backends connected" in shown.out
+    assert not [secret for secret in (SECRET, KEY, PASSWORD) if secret in shown.out + shown.err]
+
+
+COMMANDS = [["check"], ["call", "x_echo"], ["read", "a:b"], ["prompt", "x_y"], ["complete", "x_y", "a=b"]]
+every_command = pytest.mark.parametrize("command", COMMANDS, ids=[command[0] for command in COMMANDS])
+
+
+@every_command
+def test_only_the_servers_that_are_wanted(
+    command: list[str], tmp_path: Path, refusing_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--server leaves the others out: they are not connected, skipped or shown."""
+    servers = {"x": {"url": refusing_url}, "y": {"url": refusing_url}, "z": {"url": "https://${SURELY_NOT_SET}"}}
+    config = write_config(tmp_path, json.dumps(servers))
+    assert 1 == main([*command, "--config", config, "--server", "x", "--json"])
+    shown = capsys.readouterr()
+    assert "x: missing" in shown.err
+    assert not re.search("^y:|SURELY", shown.err, re.MULTILINE)
+    assert "skipped" not in json.loads(shown.out)
+
+
+@every_command
+@pytest.mark.parametrize(
+    ("ids", "line"),
+    [
+        (["x", "w"], "FILE: enables no server 'w' (--server); it has x, z"),
+        (["off"], "FILE: enables no server 'off' (--server); it has x, z"),
+        (["z"], "FILE: z.url: needs the environment variable SURELY_NOT_SET, which is not set"),
+    ],
+)
+def test_a_server_that_is_not_in_the_file_is_status_2(
+    command: list[str], ids: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line says which there are. A server that cannot be used is no success if it is the only one wanted."""
+    servers = {
+        "x": {"url": "https://a.test"},
+        "off": {"url": "https://a.test", "disabled": True},
+        "z": {"url": "https://${SURELY_NOT_SET}"},
+    }
+    config = write_config(tmp_path, json.dumps(servers))
+    assert 2 == main([*command, "--config", config, *(f"--server={each}" for each in ids)])
+    assert f"trio-vmcp: {line.replace('FILE', config)}\n" == capsys.readouterr().err
+
+
+def test_the_file_or_the_arguments_from_stdin(
+    stdin: io.BytesIO, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--config -` reads the servers, `-` the arguments, `@FILE` the arguments from a file."""
+    servers = json.dumps({"plain": {"command": PROGRAM[0], "args": PROGRAM[1:]}})
+    config, arguments = write_config(tmp_path, servers), tmp_path / "arguments.json"
+    arguments.write_text('{"a": "from a file"}')
+    stdin.write(servers.encode())
+    stdin.seek(0)
+    assert 0 == main(["call", "plain_echo", f"@{arguments}", "--config", "-"])
+    assert '{"a": "from a file"}' in capsys.readouterr().out
+    stdin.seek(0)
+    stdin.truncate()
+    stdin.write(b'{"a": "from stdin"}')
+    stdin.seek(0)
+    assert 0 == main(["call", "plain_echo", "-", "--config", config])
+    assert '{"a": "from stdin"}' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "line"),
+    [
+        ("-", b"[1]", "stdin: not a JSON object, such as {}"),
+        ("-", b'{\n"a": }', "stdin: not JSON: Expecting value at 2:6"),
+        ("-", b"\xff", "stdin: is not UTF-8 at byte 0"),
+        ("@none.json", b"", "none.json: cannot be read: No such file or directory"),
+    ],
+)
+@pytest.mark.parametrize("command", ["call", "prompt"])
+def test_arguments_that_cannot_be_read_are_status_2(
+    command: str,
+    place: str,
+    text: bytes,
+    line: str,
+    stdin: io.BytesIO,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One line, before a server is connected."""
+    stdin.write(text)
+    stdin.seek(0)
+    config = write_config(tmp_path, json.dumps({"x": {"url": "https://a.test"}}))
+    assert 2 == main([command, "x_y", place, "--config", config, "--json"])
+    shown = capsys.readouterr()
+    assert f"trio-vmcp: {line}\n" == shown.err
+    assert "UsageError" == json.loads(shown.out)["error"]["type"]
+
+
+def test_a_closed_stdin_is_status_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The parent process may have closed it."""
+    monkeypatch.setattr(sys, "stdin", None)
+    assert 2 == main(["check", "--config", "-"])
+    assert "trio-vmcp: stdin: cannot be read: it is closed\n" == capsys.readouterr().err
+
+
+def test_verbose_shows_the_log_and_the_servers_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    """On stderr, one line each; without -v neither is there."""
+    noisy = [sys.executable, *PYTHON_OPTIONS, "-c", "import sys; print('my last \\x1b[31m words', file=sys.stderr)"]
+    level = logging.getLogger("trio_vmcp").level
+    assert 1 == main(["check", "--", *noisy])
+    quiet = capsys.readouterr()
+    assert 1 == main(["check", "-v", "--", *noisy])
+    shown = capsys.readouterr()
+    assert "debug client.stdio: backend 'server': my last \\x1b[31m words" in shown.err.splitlines()
+    assert re.search("^warning session: .* backend 'server' is missing", shown.err, re.MULTILINE)
+    assert not re.search("^(debug|warning) ", quiet.err, re.MULTILINE)
+    assert level == logging.getLogger("trio_vmcp").level
+
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="a device of Linux")
+@pytest.mark.parametrize("words", [["check", "--help"], ["check", "--config", "FILE"], ["check", "--json"]])
+def test_a_full_disk_is_one_line(words: list[str], refusing_url: str, tmp_path: Path) -> None:
+    """Status 1, the reason, and no traceback, neither at once nor when Python flushes at exit."""
+    config = write_config(tmp_path, json.dumps({"x": {"url": refusing_url}}))
+    program = "from trio_vmcp.cli import main; raise SystemExit(main())"
+    given_words = [config if word == "FILE" else word for word in words]
+    with FULL.open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *given_words], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert 1 == done.returncode
+    assert "trio-vmcp: cannot write to stdout: No space left on device" == done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="a device of Linux")
+def test_a_full_disk_under_stderr_costs_no_result(refusing_url: str) -> None:
+    """Progress is lost, the result is not."""
+    program = "from trio_vmcp.cli import main; raise SystemExit(main())"
+    with FULL.open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program, "check", refusing_url],
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+            check=False,
+        )
+    assert (1, "0 of 1 backends connected") == (done.returncode, done.stdout[:25])

@@ -18,7 +18,8 @@ from support.processes import PYTHON_OPTIONS, Children
 from trio.testing import MockClock
 
 from trio_vmcp import JSON, Backend, FactorySettings, open_session_factory
-from trio_vmcp._cli.command import CommandOutcome, until_interrupted
+from trio_vmcp._cli.command import until_interrupted
+from trio_vmcp._cli.requests import CommandOutcome
 from trio_vmcp._cli.signals import EndingSignals, catching_signals
 from trio_vmcp.cli import main
 from trio_vmcp.testing import CallContext, Hang, ScriptedBackend, open_memory_network

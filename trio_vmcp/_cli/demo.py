@@ -10,10 +10,11 @@ import attrs
 import httpx
 import trio
 
-from trio_vmcp._cli.view import SessionReport, View, duration
-from trio_vmcp._cli.watch import WatchedCall, open_watched_session, run_watched_calls
+from trio_vmcp._cli.texts import duration
+from trio_vmcp._cli.view import SessionReport, View
+from trio_vmcp._cli.watch import WatchedCall, open_watched_session, run_watched_calls, watch_tool
 from trio_vmcp.errors import SessionClosed
-from trio_vmcp.models import JSON, Backend, FailureReason, SessionState
+from trio_vmcp.models import JSON, Backend, FailureReason, SessionState, ToolResult
 from trio_vmcp.session import Session
 from trio_vmcp.settings import FactorySettings
 from trio_vmcp.testing import CallContext, Hang, ScriptedBackend, open_loopback
@@ -66,7 +67,7 @@ async def run_demo(
     ):
         view.show_session(report)
 
-        calls = [WatchedCall(tool, arguments, label) for label, tool, arguments in CALLS]
+        calls = [watch_tool(tool, arguments, label) for label, tool, arguments in CALLS]
         view.show_heading(f"{len(calls)} calls at once")
         calls_took = await run_watched_calls(session, calls, view)
         view.show_line(
@@ -91,7 +92,10 @@ async def run_demo(
         "ok": not problems,
         "problems": problems,
         "session": report.document(),
-        "calls": [{"tool": call.tool, "state": call.status.state, "elapsed": round(call.elapsed, 6)} for call in calls],
+        "calls": [
+            {"tool": tool, "state": call.status.state, "elapsed": round(call.elapsed, 6)}
+            for call, (_, tool, _) in zip(calls, CALLS, strict=True)
+        ],
         "calls_took": round(calls_took, 6),
         "closing_took": round(drain.took, 6),
         "took": round(total, 6),
@@ -150,7 +154,7 @@ async def _work(arguments: JSON, context: CallContext) -> str:
 class _Drain:
     """Measurements of a close with one call in flight. Times are seconds since `aclose` was called."""
 
-    call: WatchedCall
+    call: WatchedCall[ToolResult]
     in_flight: int = 0
     refusal: SessionClosed | None = None
     refused_after: float = 0.0
@@ -160,7 +164,7 @@ class _Drain:
 
 
 async def _close_under_a_call(session: Session, view: View) -> _Drain:
-    call = WatchedCall(LAST_TOOL, LAST_ARGUMENTS)
+    call = watch_tool(LAST_TOOL, LAST_ARGUMENTS, LAST_TOOL)
     drain = _Drain(call)
     closing_at = trio.current_time()
 
@@ -195,7 +199,7 @@ async def _close_under_a_call(session: Session, view: View) -> _Drain:
 # --- the verdict
 
 
-def _problems(report: SessionReport, calls: Sequence[WatchedCall], drain: _Drain) -> list[str]:
+def _problems(report: SessionReport, calls: Sequence[WatchedCall[ToolResult]], drain: _Drain) -> list[str]:
     statuses = [backend.status for backend in report.backends]
     missing = {status.id: status.reason for status in statuses if status.state == "failed"}
     unanswered = [f"{call.label}: {call.error}" for call in calls if call.status.state != "done"]

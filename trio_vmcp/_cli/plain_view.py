@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Sequence
 from typing import TextIO
 
 import attrs
 
 from trio_vmcp._cli.output import write_log, write_text
-from trio_vmcp._cli.view import (
-    BackendReport,
-    BackendStatus,
-    CallStatus,
-    Sanitizer,
-    SessionReport,
+from trio_vmcp._cli.sanitizer import Sanitizer
+from trio_vmcp._cli.texts import (
     capability_lines,
     conflict_text,
-    content_text,
     duration,
+    fit,
     missing_text,
     progress_text,
     summary,
 )
-from trio_vmcp.models import ToolResult
+from trio_vmcp._cli.view import BackendReport, BackendStatus, CallStatus, SessionReport
 
 __all__ = ["PlainView"]
 
-DESCRIPTION_CHARACTERS = 60
+COLUMNS = 104  # where no terminal has another width
+NAME_COLUMNS = 28  # longer names push their description to the right
+KIND_COLUMNS = 8
 PROGRESS_STEPS = 4  # lines per call of which the backend reports progress
 
 
@@ -37,6 +37,7 @@ class PlainView:
     out: TextIO
     log: TextIO
     safe: Sanitizer = attrs.field(factory=Sanitizer)
+    width: int = attrs.Factory(lambda self: _columns_of(self.out), takes_self=True)
     _shown: dict[str, object] = attrs.field(factory=dict, init=False)  # name → the state that its last line showed
 
     def show_backends(self, statuses: Sequence[BackendStatus]) -> None:
@@ -54,19 +55,22 @@ class PlainView:
         self._shown.clear()
 
     def show_session(self, report: SessionReport) -> None:
+        columns = min(NAME_COLUMNS, self.width // 3)
         self._print(self.out, summary(report))
         for backend in report.backends:
             self._print(self.out, _backend_text(backend), indent=2)
             for kind, name, description in capability_lines(backend):
-                shown = self.safe.line(description, DESCRIPTION_CHARACTERS)
-                write_text(self.out, f"    {kind:<8}  {self.safe.line(name):<28}  {shown}".rstrip() + "\n")
+                line = f"    {kind:<{KIND_COLUMNS}}  {self.safe.line(name):<{columns}}  "
+                line += fit(self.safe.line(description), self.width - len(line))
+                write_text(self.out, line.rstrip() + "\n")
         for entry in report.skipped:
             self._print(self.out, f"{entry.id}: skipped, {entry.why}", indent=2)
         for conflict in report.conflicts:
             self._print(self.out, f"conflict: {conflict_text(conflict)}", indent=2)
 
-    def show_result(self, result: ToolResult) -> None:
-        write_text(self.out, self.safe.block(content_text(result)) + "\n")
+    def show_text(self, text: str) -> None:
+        shown = self.safe.block(text)
+        write_text(self.out, shown if shown.endswith("\n") else shown + "\n")
 
     def show_heading(self, text: str) -> None:
         write_text(self.out, f"\n{text}\n")
@@ -77,6 +81,9 @@ class PlainView:
     def show_problem(self, text: str) -> None:
         self._print(self.log, f"trio-vmcp: {text}")
 
+    def show_log(self, text: str) -> None:
+        self._print(self.log, text)
+
     def _is_news(self, key: str, value: object) -> bool:
         news = self._shown.get(key) != value
         self._shown[key] = value
@@ -84,7 +91,15 @@ class PlainView:
 
     def _print(self, stream: TextIO, text: str, *, indent: int = 0) -> None:
         write = write_log if stream is self.log else write_text
-        write(stream, " " * indent + self.safe.line(text) + "\n")
+        line = " " * indent + self.safe.line(text)
+        if stream is self.out and stream.isatty():
+            further = " " * (indent + 2)
+            line = textwrap.fill(line, self.width, subsequent_indent=further, break_long_words=False)
+        write(stream, line + "\n")
+
+
+def _columns_of(stream: TextIO) -> int:
+    return shutil.get_terminal_size().columns if stream.isatty() else COLUMNS
 
 
 def _status_text(status: BackendStatus) -> str:

@@ -14,26 +14,24 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from trio_vmcp._cli.view import (
-    BackendReport,
-    BackendStatus,
-    CallStatus,
-    Sanitizer,
-    SessionReport,
+from trio_vmcp._cli.sanitizer import Sanitizer
+from trio_vmcp._cli.texts import (
     capability_lines,
     conflict_text,
-    content_text,
     duration,
+    fit,
     missing_text,
+    name_columns,
     progress_text,
     summary,
 )
-from trio_vmcp.models import ToolResult
+from trio_vmcp._cli.view import BackendReport, BackendStatus, CallStatus, SessionReport
 
 __all__ = ["RichView", "build_rich_view"]
 
 GOOD, BAD, QUIET = "green", "red", "dim"  # the terminal's own colours, which suit its background
 BAR_COLUMNS = 24
+GUIDE_COLUMNS = 8  # what a tree draws in front of its second level
 NAME_COLUMNS = 40  # longer names push their description to the right
 
 
@@ -53,6 +51,10 @@ class RichView:
 
     def __attrs_post_init__(self) -> None:
         self._spinner = Spinner("line" if self.console.options.ascii_only else "dots")
+
+    @property
+    def width(self) -> int:
+        return self.console.width
 
     def show_backends(self, statuses: Sequence[BackendStatus]) -> None:
         rows = Table.grid(padding=(0, 1))
@@ -95,12 +97,12 @@ class RichView:
 
     def show_session(self, report: SessionReport) -> None:
         names = [self.safe.line(name) for backend in report.backends for _, name, _ in capability_lines(backend)]
-        width = max(map(len, names), default=0)
+        columns = name_columns(names, self.width, NAME_COLUMNS)
         tree = Tree(Text(summary(report), "bold"), guide_style=QUIET)
         for backend in report.backends:
             branch = tree.add(self._backend(backend))
             for kind, name, description in capability_lines(backend):
-                branch.add(self._capability(kind, name, description, min(width, NAME_COLUMNS)))
+                branch.add(self._capability(kind, name, description, columns))
         for entry in report.skipped:
             head = Text.assemble(self._mark(good=False), " ", (entry.id, "bold"))
             tree.add(Group(head, Text(self.safe.line(f"skipped, {entry.why}"), BAD)))
@@ -109,9 +111,9 @@ class RichView:
         self.console.print()
         self.console.print(tree)
 
-    def show_result(self, result: ToolResult) -> None:
-        text = Text(self.safe.block(content_text(result)))
-        self.console.print(text, soft_wrap=True)  # no line breaks of ours: the text may be copied from the terminal
+    def show_text(self, text: str) -> None:
+        shown = Text(self.safe.block(text).removesuffix("\n"))
+        self.console.print(shown, soft_wrap=True)  # no line breaks of ours: the text may be copied from the terminal
 
     def show_heading(self, text: str) -> None:
         self.console.print()
@@ -121,7 +123,14 @@ class RichView:
         self.console.print(Padding(Text(self.safe.line(text)), (0, 0, 0, 2)))
 
     def show_problem(self, text: str) -> None:
-        self.errors.print(Text(f"trio-vmcp: {self.safe.line(text)}", BAD))
+        self._print_aside(Text(f"trio-vmcp: {self.safe.line(text)}", BAD))
+
+    def show_log(self, text: str) -> None:
+        self._print_aside(Text(self.safe.line(text), QUIET))
+
+    def _print_aside(self, text: Text) -> None:
+        """On stderr; above the picture while that is drawn, which a line from elsewhere would tear."""
+        (self.errors if self._live is None else self.console).print(text)
 
     def _draw(self, renderable: RenderableType) -> None:
         if self._live is None:
@@ -140,12 +149,17 @@ class RichView:
             head = Text.assemble(self._mark(good=False), " ", (status.id, "bold"))
             return Group(head, Text(self.safe.line(missing_text(status)), BAD))
         about = self.safe.line(f"{backend.protocol}, {backend.address}, {duration(status.elapsed)}")
-        return Text.assemble(self._mark(good=True), " ", (status.id, "bold"), "  ", (about, QUIET))
+        head = Text.assemble(self._mark(good=True), " ", (status.id, "bold"))
+        if len(head) + len(about) + 2 > self.width - GUIDE_COLUMNS // 2:
+            return Group(head, Text(about, QUIET))
+        return Text.assemble(head, "  ", (about, QUIET))
 
-    def _capability(self, kind: str, name: str, description: str, width: int) -> Text:
-        name = f"{self.safe.line(name):<{width}}  "
-        about = (self.safe.line(description), QUIET)
-        return Text.assemble((f"{kind:<8}  ", QUIET), name, about, no_wrap=True, overflow="ellipsis")
+    def _capability(self, kind: str, name: str, description: str, columns: int) -> Text:
+        """A name is never cut, for it is what `call` is given."""
+        kind, name = f"{kind:<8}  ", f"{self.safe.line(name):<{columns}}  "
+        ellipsis = "..." if self.console.options.ascii_only else "…"
+        about = fit(self.safe.line(description), self.width - GUIDE_COLUMNS - len(kind + name), ellipsis)
+        return Text.assemble((kind, QUIET), name if about else name.rstrip(), (about, QUIET), overflow="fold")
 
 
 def _bar(call: CallStatus) -> RenderableType:

@@ -1,17 +1,11 @@
-"""The command's output as frozen data, and the texts that all views share. Nothing here writes anything.
-
-Text from backends is untrusted, and any text may repeat a secret of the configuration: everything that is shown or
-written as JSON goes through one `Sanitizer`.
-"""
+"""The command's output as frozen data, and what a way of showing that has to do. Nothing here writes anything."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Any, Final, Literal, Protocol, TypeAlias
-from urllib.parse import parse_qsl, urlsplit
+from typing import Literal, Protocol, TypeAlias
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -24,29 +18,19 @@ from trio_vmcp.models import (
     Resource,
     ResourceTemplate,
     Tool,
-    ToolResult,
 )
 from trio_vmcp.session import Session
 
 __all__ = [
     "BackendReport",
     "BackendStatus",
+    "CallState",
     "CallStatus",
-    "Sanitizer",
     "SessionReport",
     "Skipped",
     "View",
-    "capability_lines",
-    "conflict_text",
-    "content_text",
-    "duration",
     "final_status",
-    "missing_text",
-    "name_knobs",
-    "progress_text",
     "report_session",
-    "summary",
-    "with_knobs",
 ]
 
 State: TypeAlias = Literal["connecting", "connected", "failed"]
@@ -139,7 +123,7 @@ class SessionReport:
             "opened_in": round(self.opened_in, 6),
             "backends": [backend.document() for backend in self.backends],
             "conflicts": [attrs.asdict(conflict) for conflict in self.conflicts],
-        } | ({"skipped": [each.why for each in self.skipped]} if self.skipped else {})
+        }
 
 
 @attrs.frozen
@@ -174,14 +158,20 @@ class View(Protocol):
     leaves the last picture as it is.
     """
 
+    @property
+    def width(self) -> int:
+        """Columns that a line of text may have."""
+        ...
+
     def show_backends(self, statuses: Sequence[BackendStatus]) -> None: ...
     def show_calls(self, calls: Sequence[CallStatus]) -> None: ...
     def settle_drawing(self) -> None: ...
     def show_session(self, report: SessionReport) -> None: ...
-    def show_result(self, result: ToolResult) -> None: ...
+    def show_text(self, text: str) -> None: ...
     def show_heading(self, text: str) -> None: ...
     def show_line(self, text: str) -> None: ...
     def show_problem(self, text: str) -> None: ...
+    def show_log(self, text: str) -> None: ...
 
 
 # --- from a session
@@ -223,175 +213,3 @@ def _address(backend: Backend) -> str:
         return PurePath(backend.command).name
     parts = urlsplit(backend.url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-
-
-# --- as text
-
-
-def duration(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 0.9995 else f"{seconds:.1f} s"
-
-
-def summary(report: SessionReport) -> str:
-    count = len(report.backends) + len(report.skipped)
-    connected = sum(backend.status.state == "connected" for backend in report.backends)
-    skipped = f", {len(report.skipped)} skipped" if report.skipped else ""
-    return f"{connected} of {count} backends connected in {duration(report.opened_in)}{skipped}"
-
-
-# What an error names as the setting to turn, and what that is for users of the command.
-_KNOBS: Final = {
-    "backend_init_timeout": "--timeout",
-    "request_timeout": "--timeout",
-    "timeout=": "--timeout",
-    "Backend.init_timeout": "the entry's time to start",
-    "Backend.request_timeout": "the entry's timeout",
-}
-_KNOB: Final = re.compile(rf"(?<=\()({'|'.join(map(re.escape, _KNOBS))})(?=\))|(?<=its share of )[A-Za-z_.]+_timeout$")
-
-
-def name_knobs(text: str) -> str:
-    """An error's text with the command's words for the settings that it names."""
-    return _KNOB.sub(lambda found: _KNOBS.get(found[0], found[0]), text)
-
-
-def with_knobs(report: SessionReport) -> SessionReport:
-    """The report with the command's words for the settings that failures name."""
-    backends = tuple(
-        attrs.evolve(backend, status=attrs.evolve(backend.status, detail=name_knobs(backend.status.detail)))
-        for backend in report.backends
-    )
-    return attrs.evolve(report, backends=backends)
-
-
-def missing_text(status: BackendStatus) -> str:
-    """Why a backend is missing; the text still needs a sanitizer."""
-    why = f"{status.reason.upper()}: it {status.detail}" if status.reason else status.detail
-    return f"missing after {duration(status.elapsed)}" + (f", {why}" if why else "")
-
-
-def conflict_text(conflict: NameConflict) -> str:
-    owner = f"{conflict.owner} has it" if conflict.owner else "not advertised"
-    return f"{conflict.kind} {conflict.name} is offered by {', '.join(conflict.backend_ids)}: {owner}"
-
-
-def capability_lines(backend: BackendReport) -> list[tuple[str, str, str]]:
-    """(kind, name, description) of each: tools, resources, templates, prompts."""
-    return [
-        *(("tool", tool.name, _description(tool)) for tool in backend.tools),
-        *(("resource", resource.uri, _description(resource)) for resource in backend.resources),
-        *(("template", template.uri_template, _description(template)) for template in backend.resource_templates),
-        *(("prompt", prompt.name, _description(prompt)) for prompt in backend.prompts),
-    ]
-
-
-def _description(item: Tool | Resource | ResourceTemplate | Prompt) -> str:
-    text = item.description or item.title  # a backend may send another type than text
-    first, *_ = (text if isinstance(text, str) else "").strip().splitlines() or [""]
-    return first
-
-
-def progress_text(call: CallStatus) -> str:
-    """The progress of a running call, such as "3/8 pages"."""
-    if call.progress is None:
-        return call.note
-    amount = f"{call.progress:g}" + ("" if call.total is None else f"/{call.total:g}")
-    return f"{amount} {call.note}".strip()
-
-
-def content_text(result: ToolResult) -> str:
-    """A result as text: text items as they are, other items by kind and size."""
-    parts = [_item_text(item) for item in result.content]
-    if not parts and result.structured_content is not None:
-        parts = [json.dumps(result.structured_content, indent=2, ensure_ascii=False)]
-    return "\n".join(parts)
-
-
-def _item_text(item: object) -> str:
-    match item:
-        case {"type": "text", "text": str(text)}:
-            return text
-        case {"type": "image" | "audio" as kind, "data": str(data), **rest}:
-            return f"[{kind} {rest.get('mimeType', '')}, {len(data) * 3 // 4} bytes]"
-        case {"type": "resource", "resource": {"text": str(text)}}:
-            return text
-        case {"type": "resource", "resource": {"uri": uri}} | {"type": "resource_link", "uri": uri}:
-            return f"[resource {uri}]"
-        case {"type": kind}:
-            return f"[{kind}]"
-        case _:
-            return "[content of no type]"
-
-
-# --- safe text
-
-# C0 and C1 (escape sequences), line separators, marks that reorder text ("Trojan Source", CVE-2021-42574), and lone
-# surrogates, which no output can encode.
-_UNSAFE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_SHORTEST_SECRET: Final = 6  # replacing shorter ones would remove ordinary words from the output
-_AS_RECEIVED: Final = frozenset({"result", "definition", "resources", "resource_templates"})
-_OURS: Final = frozenset({"error", "failure", "address", "skipped"})
-_SECRET_NAME: Final = re.compile(
-    r"auth|token|secret|passw|pwd|pass$|key|credential|cookie|session|private|signature|^sig$|^code$|dsn|jwt|database_?url",
-    re.IGNORECASE,
-)
-
-
-@attrs.frozen
-class Sanitizer:
-    """Makes text fit to be shown.
-
-    Secrets of the configuration are replaced wherever they appear (a backend may repeat a token in its error), and
-    control characters, which a terminal would obey, are shown as escapes.
-    """
-
-    secrets: tuple[str, ...] = attrs.field(default=(), repr=False)
-
-    @classmethod
-    def of(cls, backends: Sequence[Backend]) -> Sanitizer:
-        found: set[str] = set()
-        for backend in backends:
-            for name, value in (*backend.headers.items(), *backend.env.items()):
-                if _SECRET_NAME.search(name):
-                    found |= {value, value.partition(" ")[2]}  # of "Bearer xyz" a backend may repeat "xyz" alone
-            parts = urlsplit(backend.url)
-            userinfo = parts.netloc.rpartition("@")[0]
-            found |= {userinfo, userinfo.partition(":")[2]}
-            found |= {value for name, value in parse_qsl(parts.query) if _SECRET_NAME.search(name)}
-        found = {secret for secret in found if len(secret) >= _SHORTEST_SECRET}
-        return cls(tuple(sorted(found, key=len, reverse=True)))  # longest first: a secret may contain a shorter one
-
-    def line(self, text: str, limit: int = 500) -> str:
-        """The text as one line of at most `limit` characters; a longer one ends in an ellipsis."""
-        line = _escape(" ".join(self._blot(text).split()))
-        return line if len(line) <= limit else line[: limit - 3] + "..."
-
-    def block(self, text: str) -> str:
-        """The text with its line breaks."""
-        return _escape(self._blot(text).replace("\r\n", "\n"))
-
-    def document(self, value: Any, *, is_ours: bool = False) -> Any:
-        """The document of --json. Errors and addresses are without secrets; what a backend has sent as a result or a
-        definition stays as it came, for programs read it. `json` escapes control characters itself.
-        """
-        match value:
-            case str():
-                return self._blot(value) if is_ours else value
-            case dict():
-                return {
-                    key: item if key in _AS_RECEIVED else self.document(item, is_ours=is_ours or key in _OURS)
-                    for key, item in value.items()
-                }
-            case list() | tuple():
-                return [self.document(item, is_ours=is_ours) for item in value]
-            case _:
-                return value
-
-    def _blot(self, text: str) -> str:
-        for secret in self.secrets:
-            text = text.replace(secret, "[secret]")
-        return text
-
-
-def _escape(text: str) -> str:
-    return _UNSAFE.sub(lambda match: repr(match[0])[1:-1], text)

@@ -1,10 +1,10 @@
-"""A session and its calls, watched by the command while they open and run. Watching does not change them."""
+"""A session and its requests, watched by the command while they open and run. Watching does not change them."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import attrs
 import httpx
@@ -12,7 +12,7 @@ import trio
 
 from trio_vmcp._cli.view import BackendStatus, CallState, CallStatus, SessionReport, View, report_session
 from trio_vmcp._client.built_in import BuiltInConnector
-from trio_vmcp.connector import BackendClient, BackendConnector, EventSink
+from trio_vmcp.connector import BackendClient, BackendConnector, EventSink, OnProgress
 from trio_vmcp.errors import BackendError, VmcpError
 from trio_vmcp.factory import open_session_factory
 from trio_vmcp.identity import Identity
@@ -21,7 +21,7 @@ from trio_vmcp.models import JSON, Backend, ToolResult
 from trio_vmcp.session import Session
 from trio_vmcp.settings import FactorySettings
 
-__all__ = ["WatchedCall", "WatchedConnector", "open_watched_session", "run_watched_calls"]
+__all__ = ["WatchedCall", "WatchedConnector", "open_watched_session", "run_watched_calls", "watch_tool"]
 
 FRAME_SECONDS = 0.08  # smooth enough for a spinner
 
@@ -98,19 +98,19 @@ async def open_watched_session(
 
 
 @attrs.define(eq=False)
-class WatchedCall:
-    """One tool call. `run` keeps a `VmcpError` instead of raising it: afterwards there is a `result` or an `error`.
+class WatchedCall(Generic[T]):
+    """One request. `run` keeps a `VmcpError` instead of raising it: afterwards there is a `result` or an `error`.
 
     Attributes:
-        label: Tells this call from others of the same tool; empty: the tool's name.
+        label: Tells this request from others.
+        ask: Makes the request, in a session.
         at_work: Set with the first progress that the backend reports, and at the latest when the call is over.
     """
 
-    tool: str
-    arguments: JSON
-    label: str = ""
+    label: str
+    ask: Callable[[Session, OnProgress], Awaitable[T]]
     at_work: trio.Event = attrs.field(factory=trio.Event, init=False)
-    result: ToolResult | None = attrs.field(default=None, init=False)
+    result: T | None = attrs.field(default=None, init=False)
     error: VmcpError | None = attrs.field(default=None, init=False)
     _began_at: float | None = attrs.field(default=None, init=False)
     _ended_at: float | None = attrs.field(default=None, init=False)
@@ -130,15 +130,13 @@ class WatchedCall:
         if self.error is not None:
             state, message = "failed", str(self.error)
         elif self.result is not None:
-            state = "error" if self.result.is_error else "done"
-        return CallStatus(self.label or self.tool, state, self.elapsed, progress, total, message)
+            state = "error" if isinstance(self.result, ToolResult) and self.result.is_error else "done"
+        return CallStatus(self.label, state, self.elapsed, progress, total, message)
 
-    async def run(self, session: Session, timeout: float | None = None) -> None:
+    async def run(self, session: Session) -> None:
         self._began_at = trio.current_time()
         try:
-            self.result = await session.call_tool(
-                self.tool, self.arguments, timeout=timeout, on_progress=self._take_progress
-            )
+            self.result = await self.ask(session, self._take_progress)
         except VmcpError as error:
             self.error = error
         finally:
@@ -151,15 +149,17 @@ class WatchedCall:
         await trio.lowlevel.checkpoint()
 
 
-async def run_watched_calls(
-    session: Session, calls: Sequence[WatchedCall], view: View, *, timeout: float | None = None
-) -> float:
+def watch_tool(tool: str, arguments: JSON, label: str) -> WatchedCall[ToolResult]:
+    return WatchedCall(label, lambda session, progress: session.call_tool(tool, arguments, on_progress=progress))
+
+
+async def run_watched_calls(session: Session, calls: Sequence[WatchedCall[T]], view: View) -> float:
     """Run all calls at once, shown by the view, and return how many seconds they took."""
 
     async def run_all() -> None:
         async with trio.open_nursery() as nursery:
             for call in calls:
-                nursery.start_soon(call.run, session, timeout)
+                nursery.start_soon(call.run, session)
 
     began_at = trio.current_time()
     await _while_drawing(lambda: view.show_calls([call.status for call in calls]), run_all)
