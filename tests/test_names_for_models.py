@@ -97,6 +97,15 @@ OWN = (
 )
 
 
+STRATEGIES: tuple[ConflictResolution, ...] = (
+    Prefix(),
+    Prefix("{backend}"),
+    Prefix("{backend}."),
+    Prefix("é{backend}/"),
+    Bare(),
+)
+
+
 def _offers(ids: list[str], listed: list[list[str]]) -> tuple[Offer, ...]:
     return tuple(Offer(backend_id, tools=tuple(names)) for backend_id, names in zip(ids, listed, strict=True))
 
@@ -106,10 +115,7 @@ def worlds(draw: st.DrawFn) -> World:
     """Backends whose tools are called what those of others were made to fit, too."""
     names_for: NamesFor = draw(st.sampled_from(["models", "mcp"]))
     ids = draw(IDS)
-    strategy: ConflictResolution = draw(
-        st.sampled_from([Prefix(), Prefix("{backend}"), Prefix("{backend}."), Prefix("é{backend}/"), Bare()])
-        | st.just(Priority(ids[-1]))
-    )
+    strategy = draw(st.sampled_from((*STRATEGIES, Priority(ids[-1]))))
     listed = [draw(st.lists(OWN, max_size=5, unique=True)) for _ in ids]
     plain = World(_offers(ids, listed), strategy, names_for)
     fitted = [name for name in plain.route().table.tools if name not in listed[0]]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from trio_vmcp.models import Backend
 from trio_vmcp.settings import FactorySettings
 
-__all__ = ["OWN_TIMEOUT", "SLOW_HANDSHAKE", "TimeLimit", "init_limit", "request_limit"]
+__all__ = ["OWN_TIMEOUT", "SLOW_HANDSHAKE", "TimeLimit", "init_limit", "progress_limit", "request_limit"]
 
 OWN_TIMEOUT = "timeout="  # the knob of one call
 # s. If connecting takes longer, the backend is far away, and asking for all lists at once saves round trips. Nearby
@@ -37,3 +38,12 @@ def request_limit(backend: Backend | None, settings: FactorySettings) -> TimeLim
     if backend is None or backend.request_timeout is None:
         return TimeLimit(settings.request_timeout, "request_timeout")
     return TimeLimit(backend.request_timeout, "Backend.request_timeout")
+
+
+def progress_limit(backend: Backend | None, settings: FactorySettings) -> TimeLimit | None:
+    """The time that a backend may let pass without progress of a call; None: any."""
+    if backend is None or backend.progress_timeout is None:
+        limit = TimeLimit(settings.progress_timeout, "progress_timeout")
+    else:
+        limit = TimeLimit(backend.progress_timeout, "Backend.progress_timeout")
+    return limit if limit.seconds < math.inf else None

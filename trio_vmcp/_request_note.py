@@ -10,11 +10,13 @@ does not wait for it: each would wait for the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 
 import attrs
+import trio
 
 from trio_vmcp.errors import BackendError
 from trio_vmcp.models import JSON
@@ -22,6 +24,8 @@ from trio_vmcp.models import JSON
 __all__ = [
     "HandlerNote",
     "RequestNote",
+    "Silence",
+    "answering_on",
     "begin_request",
     "current_note",
     "is_inside_handler_of",
@@ -30,6 +34,36 @@ __all__ = [
     "notes_of_current_task",
     "preparing",
 ]
+
+
+@attrs.define(eq=False)
+class Silence:
+    """The time that a backend may let pass without progress of one request.
+
+    Attributes:
+        seconds: s.
+        scope: Around the request; cancelled when that time has passed.
+    """
+
+    seconds: float
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
+    _pauses: int = attrs.field(default=0, init=False)
+
+    def begin(self) -> None:
+        """Count from now: the request begins, or the backend has reported progress."""
+        if not self._pauses:
+            self.scope.deadline = trio.current_time() + self.seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what the backend waits for, or has to wait for: that is no silence of the backend's."""
+        self._pauses += 1
+        self.scope.deadline = math.inf
+        try:
+            yield
+        finally:
+            self._pauses -= 1
+            self.begin()
 
 
 @attrs.define(eq=False)
@@ -48,6 +82,7 @@ class RequestNote:
         is_unreached: A gateway answered for a backend that is away.
         call_name: The advertised name or URI that a caller of the session named; None: the task makes no call.
         call_meta: The `meta` of that call.
+        silence: How long the backend may be silent now; None: until the request times out.
         outer: The note of the call or handler that this one runs inside of.
     """
 
@@ -61,6 +96,7 @@ class RequestNote:
     call_name: str | None = None
     call_meta: JSON | None = attrs.field(default=None, repr=False)
     knob: str = "request_timeout"
+    silence: Silence | None = attrs.field(default=None, kw_only=True, repr=False)
     outer: RequestNote | None = attrs.field(default=None, kw_only=True)
 
 
@@ -116,6 +152,16 @@ def note_session_lost(*, by_words: bool = False, may_resend: bool = False) -> No
     note = current_note.get()
     if note is not None:
         note.session_lost, note.lost_by_words, note.may_resend = True, by_words, may_resend
+
+
+@contextmanager
+def answering_on(notes: Iterable[RequestNote]) -> Iterator[None]:
+    """Around the answer to a question that a backend asks on one of these requests: the backend waits for it."""
+    with ExitStack() as stack:
+        for note in notes:
+            if note.silence is not None:
+                stack.enter_context(note.silence.paused())
+        yield
 
 
 @contextmanager

@@ -196,6 +196,7 @@ class Backend(Copyable):
         request_timeout: s, the whole exchange of one call; None: the factory's.
         init_timeout: s, one attempt to connect: probe, handshake and lists; None: the factory's `backend_init_timeout`,
             which says what happens over it.
+        progress_timeout: s without progress, after which a call is given up; None: the factory's.
         era: "auto" probes; "legacy" (MCP 2025-03-26 to 2025-11-25) and "modern" (2026-07-28) save the probe.
         listen: Hold a stream for changes, if the backend declares that it reports any: a GET (legacy) or
             `subscriptions/listen` (modern), over HTTP on a connection of its own. False: lists are read again only when
@@ -227,6 +228,7 @@ class Backend(Copyable):
     cwd: str | None = None
     request_timeout: float | None = None
     init_timeout: float | None = None
+    progress_timeout: float | None = None
     era: Era = "auto"
     listen: bool = True
     allow_tools: frozenset[str] | None = attrs.field(default=None, converter=_optional_name_set)
@@ -252,8 +254,8 @@ class Backend(Copyable):
         for key, names in (("allow_tools", self.allow_tools), ("deny_tools", self.deny_tools)):
             self._check_patterns(key, names)
         self._check_overrides()
-        for key, seconds in (("request_timeout", self.request_timeout), ("init_timeout", self.init_timeout)):
-            self._check_seconds(key, seconds)
+        for key in ("request_timeout", "init_timeout", "progress_timeout"):
+            self._check_seconds(key, getattr(self, key))
         if not isinstance(self.listen, bool):
             self._refuse(f"listen is {type(self.listen).__name__}, not bool")
 

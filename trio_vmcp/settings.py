@@ -40,6 +40,10 @@ class FactorySettings:
             those four are added. One more is added for the stream of `Backend.listen`.
         request_timeout: s, the whole exchange of one call, the wait for a connection included.
             `Backend.request_timeout` wins over it, and a call's `timeout=` over both.
+        progress_timeout: s without a progress notification, after which a call is given up, the wait for a connection
+            included; time in which `on_progress` runs, or handlers answer a question of the backend on the call, does
+            not count. Progress never extends `request_timeout`. `Backend.progress_timeout` wins. A finite one asks for
+            progress with every call; a backend that reports none has that long for its answer.
         drain_timeout: s that closing waits for calls in flight; `math.inf` waits for ever. If the code around a session
             is cancelled, the wait is at most 10 s.
         teardown_timeout: s, for everything after the drain together: the ends of all backend sessions and processes,
@@ -76,6 +80,7 @@ class FactorySettings:
     min_backends: int = 0
     max_connections_per_backend: int = 100
     request_timeout: float = 120.0
+    progress_timeout: float = math.inf
     drain_timeout: float = 10.0
     teardown_timeout: float = 2.0
     idle_timeout: float = 1800.0

@@ -18,7 +18,7 @@ from trio_vmcp._client.http.connection_limit import current_slot
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._protocol.jsonrpc import encode_result
 from trio_vmcp._protocol.methods import Method
-from trio_vmcp._request_note import current_note, note_written
+from trio_vmcp._request_note import answering_on, current_note, note_written
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
@@ -65,11 +65,12 @@ async def finish_rounds(first: JSON, ask: Ask, method: Method, ask_again: AskAga
     for _ in range(MOST_ROUNDS):
         round_ = _read(answer, backend_id, name, handlers)
         more: JSON = {} if round_.state is None else {"requestState": round_.state}
-        if round_.inputs:
-            more["inputResponses"] = await _fulfil(round_.inputs, name, handlers, ask.identity)
-        else:
-            await trio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+        with answering_on((ask.note,)):
+            if round_.inputs:
+                more["inputResponses"] = await _fulfil(round_.inputs, name, handlers, ask.identity)
+            else:
+                await trio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
         try:
             answer = await ask_again(ask.params | more)
         except BackendError as error:

@@ -26,7 +26,7 @@ from trio_vmcp._nursery import start_if_open
 from trio_vmcp._protocol.json_cost import memory_size
 from trio_vmcp._protocol.jsonrpc import Request, RequestId, encode_error, encode_result
 from trio_vmcp._protocol.methods import CANCELLED, PING
-from trio_vmcp._request_note import RequestNote, current_note
+from trio_vmcp._request_note import RequestNote, answering_on, current_note
 from trio_vmcp.errors import BackendError
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
@@ -189,8 +189,9 @@ class ServerRequests:
     async def _run_handler(self, running: _RunningHandler) -> None:
         message = running.message
         slot = ConnectionSlot()
+        notes = running.among if running.outer is None else (running.outer,)
         try:
-            with running.scope:
+            with answering_on(notes), running.scope:
                 try:
                     result = await self.handlers.answer_request(
                         message.method, message.params, running.caller, outer=running.outer, slot=slot

@@ -19,6 +19,7 @@ import trio
 from trio_vmcp._limits import TimeLimit
 from trio_vmcp._protocol.headers import limited
 from trio_vmcp._protocol.methods import TOOLS_CALL
+from trio_vmcp._request_note import Silence
 from trio_vmcp._session.admission import Call
 from trio_vmcp._session.breaker import FAILURES_TO_OPEN
 from trio_vmcp._session.connection import Connection
@@ -78,20 +79,23 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
             connection.add_call(call)
             call.written, call.is_reported, call.session_lost = not connection.reports_writes, False, False
             try:
-                raw = await connection.client.request(
-                    asked.method,
-                    asked.params,
-                    identity=asked.caller,
-                    timeout=timeout,
-                    on_progress=asked.on_progress,
-                )
+                if member.progress_limit is None:
+                    raw = await connection.client.request(
+                        asked.method,
+                        asked.params,
+                        identity=asked.caller,
+                        timeout=timeout,
+                        on_progress=asked.on_progress,
+                    )
+                else:
+                    raw = await _request_with_progress(member, connection, call, asked, timeout)
             except BackendError as error:
                 if error.may_have_executed:
                     connection.note_use()
                 if is_replaced:
                     if call.lost_by_words:  # the new session is told the same: that was not the session
                         member.reconnects.doubt_words()
-                    _name_whole_timeout(error, asked)
+                    _name_whole_timeout(error, call, asked)
                     raise
                 is_sent_again = _is_sent_again(member, connection, call, error)
                 if not is_sent_again:
@@ -117,6 +121,30 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
         if is_trial:
             member.breaker.cancel_trial()
         raise
+
+
+async def _request_with_progress(
+    member: Member, connection: Connection, call: Call, asked: CallRequest, timeout: float
+) -> JSON:
+    """Ask for progress, and give the call up when none has come for `member.progress_limit`."""
+    limit = member.progress_limit
+    assert limit is not None
+    silence = call.silence = Silence(limit.seconds)
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        if asked.on_progress is None:
+            silence.begin()
+            return
+        with silence.paused():
+            await asked.on_progress(progress, total, message)
+
+    silence.begin()  # before the scope is entered: a limit of 0 sends nothing
+    with silence.scope:
+        return await connection.client.request(
+            asked.method, asked.params, identity=asked.caller, timeout=timeout, on_progress=on_progress
+        )
+    detail = f"reported no progress of {asked.method!r} for {limit}"
+    raise BackendTimeout(member.backend_id, detail, may_have_executed=call.written)
 
 
 def _is_sent_again(member: Member, connection: Connection, call: Call, error: BackendError) -> bool:
@@ -156,8 +184,9 @@ async def _replaced_connection(member: Member, asked: CallRequest) -> Connection
     raise BackendTimeout(member.backend_id, f"was not connected anew for {asked.method!r} within {asked.limit}")
 
 
-def _name_whole_timeout(error: BackendError, asked: CallRequest) -> None:
-    if isinstance(error, BackendTimeout):  # the client knows only what was left of it
+def _name_whole_timeout(error: BackendError, call: Call, asked: CallRequest) -> None:
+    is_silent = call.silence is not None and call.silence.scope.cancelled_caught
+    if isinstance(error, BackendTimeout) and not is_silent:  # the client knows only what was left of it
         error.detail = f"did not answer {asked.method!r} within {asked.limit}, connecting anew included"
 
 

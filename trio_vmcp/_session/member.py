@@ -25,7 +25,7 @@ from typing import ClassVar, Literal, Protocol, TypeAlias
 import attrs
 import trio
 
-from trio_vmcp._limits import TimeLimit, request_limit
+from trio_vmcp._limits import TimeLimit, progress_limit, request_limit
 from trio_vmcp._session.breaker import Breaker
 from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.health import Health
@@ -262,6 +262,7 @@ class Member:
         backend: Its configuration; None: it is Unconfigured.
         identity: Its handshakes, lists and streams carry this identity's credentials.
         request_limit: Of a call that has no timeout of its own.
+        progress_limit: Of the time without progress of a call; None: none.
         stored: Its record in the metadata, as of the restore or of the connection before.
         state: Written by `to` alone.
         since: When `session.backends` last began to show another state, UTC.
@@ -280,6 +281,7 @@ class Member:
     backend_id: str
     backend: Backend | None
     request_limit: TimeLimit
+    progress_limit: TimeLimit | None
     breaker: Breaker
     reconnects: Reconnects
     state: State
@@ -542,6 +544,7 @@ def new_member(
         backend_id,
         backend,
         request_limit=request_limit(backend, settings),
+        progress_limit=progress_limit(backend, settings),
         breaker=Breaker(endpoints.new_backoff()),
         reconnects=reconnects,
         state=state,
