@@ -506,6 +506,57 @@ async def test_the_probe_falls_back_to_the_older_transport(status: int, autojump
         assert ["GET", "POST", "POST"] == [exchange.verb for exchange in backend.exchanges][seen:]
 
 
+async def elicit(request: ServerRequest) -> JSON:
+    return {"action": "decline"}
+
+
+BOTH_ORDERS = pytest.mark.parametrize(
+    "handlers", [ClientHandlers(), ClientHandlers(elicitation=elicit)], ids=["modern first", "handshake first"]
+)
+
+
+@BOTH_ORDERS
+@pytest.mark.parametrize("status", [400, 404, 405])
+async def test_a_refused_handshake_waits_for_no_answer_of_the_other_era(
+    handlers: ClientHandlers, status: int, autojump_clock: MockClock
+) -> None:
+    """`server/discover` is never answered: once `initialize` is refused, the stream is tried at once, and the silence
+    costs no second wait.
+    """
+    backend = sse_backend()
+    backend.fail("server/discover", Hang())
+    backend.fail(lambda e: e.method == "initialize" and "session" not in e.target, Status(status))
+    async with open_scripted(backend, era="auto", handlers=handlers) as bench:
+        client = await bench.connect()
+        silence = 0.0 if handlers.elicitation else 10.0  # what comes first
+        assert silence == trio.current_time()
+        await call(client)
+        seen = len(backend.exchanges)
+        await bench.connect()
+        assert silence == trio.current_time()
+        assert ["GET", "POST", "POST"] == [exchange.verb for exchange in backend.exchanges][seen:]
+
+
+@BOTH_ORDERS
+async def test_a_modern_server_may_be_slow_to_refuse_the_stream(
+    handlers: ClientHandlers, autojump_clock: MockClock
+) -> None:
+    """`initialize` is refused as a server of HTTP+SSE does, and the GET is not answered: the first that works is taken,
+    and nothing is left of the other.
+    """
+    backend = echo_backend("modern")
+    if not handlers.elicitation:
+        backend.fail("server/discover", Hang(), times=1)
+    backend.fail("initialize", Status(404))
+    backend.fail("GET", Hang())
+    async with open_scripted(backend, era="auto", handlers=handlers) as bench:
+        assert "modern" == (await bench.connect()).record.era
+        assert (0.0 if handlers.elicitation else 10.0) == trio.current_time()
+        assert 1 == len(backend.received("GET"))
+        await wait_all_tasks_blocked()
+        assert "running" not in [exchange.outcome for exchange in backend.received("GET")]
+
+
 async def test_what_is_no_older_server_either_says_so(autojump_clock: MockClock) -> None:
     """If the GET fails, too, the error names both statuses."""
     backend = echo_backend("both")

@@ -239,14 +239,49 @@ class Probe:
             failure = error
         is_modern = isinstance(failure, InitializeRefused) and is_modern_error(failure.outcome)
         # The verdict is wrong, or may be old; or a slow server has got ready since it was silent.
-        if is_modern or not self._was_asked or self._was_silent:
-            adopted = self._adopt(await self._ask_again())
-            if adopted is not None:
-                opening.discard_handshake(adopted)  # an answer that cannot be read may have named a session
-                return adopted
+        asks_again = is_modern or not self._was_asked or self._was_silent
         if isinstance(failure, InitializeRefused):
-            return await opening.fall_back(failure)
-        raise failure
+            return await (self._fall_back_and_ask(failure) if asks_again else opening.fall_back(failure))
+        adopted = self._adopt(await self._ask_again()) if asks_again else None
+        if adopted is None:
+            raise failure
+        opening.discard_handshake(adopted)  # an answer that cannot be read may have named a session
+        return adopted
+
+    async def _fall_back_and_ask(self, refused: InitializeRefused) -> BackendClient:
+        """Ask for the era again, and connect in another way beside it: the refusal may be that of an older server,
+        which need not answer the question. The first that works is taken.
+
+        Raises:
+            BackendError: Neither works.
+        """
+        adopted: BackendClient | None = None
+        client: BackendClient | None = None
+        unasked: Exception | None = None
+        failure: Exception = refused
+
+        async def ask() -> None:
+            nonlocal adopted, unasked
+            try:
+                adopted = await self._try_modern()
+            except Exception as error:  # noqa: BLE001  # raised below: the nursery would group it
+                unasked = error
+            if adopted is not None:
+                nursery.cancel_scope.cancel(reason="the backend speaks the stateless era")
+
+        async with trio.open_nursery() as nursery:
+            start_task(nursery, ask)
+            try:
+                client = await self._opening.fall_back(refused)
+                nursery.cancel_scope.cancel(reason="the backend was connected in another way")
+            except Exception as error:  # noqa: BLE001  # likewise
+                failure = error
+        if client is not None:
+            return client
+        if adopted is None:
+            raise unasked or failure
+        self._opening.discard_handshake(adopted)
+        return adopted
 
     async def _greet(self, verdict: Verdict | None) -> BackendClient:
         """Do the handshake, in the way that the verdict calls for.
