@@ -43,6 +43,7 @@ from trio_vmcp._client.channels.pace import (
     PIECE_COST,
     REQUEST_COST,
 )
+from trio_vmcp._client.handshake import HandshakeClient
 from trio_vmcp._client.http.connection_limit import MOST_ASIDE
 from trio_vmcp._client.listening import MAX_SILENCE, MOST_FRUITLESS, StreamBackoff
 from trio_vmcp._client.server_requests import MOST_ANSWERS
@@ -463,6 +464,25 @@ async def test_a_closed_client_listens_no_more(autojump_clock: MockClock) -> Non
             await silence(HOUR)
             assert (HOUR, 0, "none") == (trio.current_time() - started, backend.listening, listening(client))
             assert 1 == len(gets(backend))
+
+
+async def test_a_restored_client_that_is_closed_before_its_first_answer_listens_never(
+    autojump_clock: MockClock,
+) -> None:
+    """The answer shows that the session lives, and comes to a client that is no longer used."""
+    backend = listening_backend()
+    async with open_scripted(backend) as bench, trio.open_nursery() as nursery:
+        first = await bench.connect()
+        await wait_all_tasks_blocked()
+        await first.aclose(terminate=False)
+        client = await bench.connect(resume=first.record)
+        backend.fail("tools/call", Delay(5), times=1)
+        nursery.start_soon(call, client)
+        await silence(1)
+        assert isinstance(client, HandshakeClient)
+        client.close()
+        await silence(HOUR)
+        assert ("none", 1) == (listening(client), len(gets(backend)))
 
 
 # Messages of the stream

@@ -393,6 +393,17 @@ async def test_a_request_is_sent_again_once_and_for_a_reason(kind: Kind, end: st
             assert requests == len(served.server.requests)
 
 
+@kinds
+@GONE
+async def test_a_request_over_a_connection_made_beforehand_is_not_sent_again(kind: Kind, end: str) -> None:
+    """That connection has answered nothing: its end does not say that the server closes idle connections."""
+    async with open_served(kind, (end,), OK) as served:
+        await served.transport.connect(served.origin)
+        with pytest.raises(httpx.TransportError):
+            await served.send("GET", may_repeat=True)
+        assert 1 == served.server.connections
+
+
 async def test_a_request_of_httpx_says_whether_it_may_be_sent_again() -> None:
     """By an extension; without that, a POST is not."""
     async with open_served("memory", OK, (CLOSE,), OK, (CLOSE,), OK) as served:

@@ -166,7 +166,7 @@ def _statement_edits(node: ast.stmt, *, is_last: bool) -> Iterator[tuple[str, ob
             return
         case ast.AnnAssign(value=None) | ast.AnnAssign(annotation=ast.Name("TypeAlias")):
             return
-        case ast.Assign(targets=[ast.Name("__all__")]):
+        case ast.Assign(targets=[ast.Name("__all__")]) | ast.Assign(value=ast.Call(ast.Name("TypeVar" | "ParamSpec"))):
             return
         case ast.Assert():  # tells the type checker what holds anyway
             return

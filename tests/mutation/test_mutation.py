@@ -65,6 +65,7 @@ def changes(body: str) -> list[str]:
         ("await x()", ["pass"]),
         ("return x()", ["return"]),
         ("x: TypeAlias = y", []),
+        ('T = TypeVar("T")', []),
         ("return False", ["return True"]),
         ("return None", []),
         ("return 0", ["return", "return 1"]),

@@ -95,6 +95,26 @@ async def test_only_a_row_that_may_be_ours_is_deleted(
     assert deletes == storage.calls["delete"]
 
 
+async def test_a_row_that_comes_before_the_delete_stays(autojump_clock: MockClock) -> None:
+    """A create had no answer, and there is no row at the close. Another session is given the same id just before the
+    delete, which expects no row.
+    """
+    storage = ScriptedStorage()
+    row = row_in(storage)
+    storage.before["create"] = answers_late
+    with pytest.raises(StorageError):
+        await row.write(FIRST)
+    other = new_row("one", None, storage.inner, 5.0)
+
+    async def write_other() -> None:
+        del storage.before["delete"]
+        await other.write(SECOND)
+
+    storage.before["delete"] = write_other
+    await row.delete()
+    assert (other.metadata,) == tuple(await storage.rows())
+
+
 async def test_a_tombstone_does_not_make_a_written_row_foreign(autojump_clock: MockClock) -> None:
     """A touch that finds the row terminated elsewhere leaves the delete to be sent: tombstones take it twice."""
     storage = ScriptedStorage()
