@@ -277,12 +277,16 @@ async def test_a_backend_that_refuses_the_report_is_let_be(autojump_clock: MockC
 
 
 @pytest.mark.parametrize("status", [200, 202, 204, 404, 405, 500, 307])
-async def test_whatever_answers_delete_is_fine(status: int) -> None:
-    """Any answer to DELETE is accepted."""
+async def test_whatever_answers_delete_is_fine(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Any answer to DELETE is accepted, and told at DEBUG without the id."""
+    caplog.set_level("DEBUG", "trio_vmcp.client")
     server = Server(initialize=[assigning("s-1")], DELETE=[httpx.Response(status)])
     async with over(server) as bench:
         await bench.connect()
     assert "DELETE" == server.requests[-1].method
+    (told,) = [message for message in caplog.messages if "DELETE of its session" in message]
+    assert str(status) in told
+    assert "s-1" not in caplog.text
 
 
 async def test_a_hanging_delete_is_ended_by_the_deadline_of_the_close(autojump_clock: MockClock) -> None:

@@ -181,4 +181,15 @@ EQUIVALENT: Mapping[str, str] = {
     'Opening.open_event_stream: delete `raise AssertionError("there is no such stream over this channel")`': (
         "Not run: over a channel without such a stream no verdict asks for one."
     ),
+    "<module>: 3 becomes 4 in `MOST_ROUNDS = 3`": "One round more of a bound.",
+    "Connection: 0.0 becomes 1.0 in `idle_since: float = attrs.field(default=0.0, init=False)`": (
+        "Set when the connection becomes idle, and not read before."
+    ),
+    "Connection: False becomes True in `ended_unused: bool = attrs.field(default=False, init=False)`": (
+        "Set by each error of `send_request`, and not read before."
+    ),
+    "StreamableSession.exchange: ignore `not stream.settled.is_set()` in `if self._is_asked and not "
+    "stream.settled.is_set() and METHODS.get(ask.method, UNKNOWN).may_ask_back:`": (
+        "A wait for what is settled is a checkpoint."
+    ),
 }
