@@ -192,4 +192,10 @@ EQUIVALENT: Mapping[str, str] = {
     "stream.settled.is_set() and METHODS.get(ask.method, UNKNOWN).may_ask_back:`": (
         "A wait for what is settled is a checkpoint."
     ),
+    "Connection: False becomes True in `_is_answering: bool = attrs.field(default=False, init=False)`": (
+        "Set at the begin of each request, and not read before."
+    ),
+    "Connection: True becomes False in `_takes_more: bool = attrs.field(default=True, init=False)`": (
+        "Set at the begin of each request, and not read before."
+    ),
 }
