@@ -9,7 +9,8 @@ Names are compared code point by code point. Two that merely look alike, or diff
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from typing import Literal, TypeAlias
 
 import attrs
@@ -43,6 +44,9 @@ __all__ = [
 
 # Characters, of all templates of one backend that are matched; `_routing/matching.py` bounds what a search costs.
 _TEMPLATE_CHARACTERS = 64 * 1024
+
+_CHARACTERS_AT_ONCE = 2 * 1024  # of templates that are read in one step: at most one of the longest
+_TEMPLATE_COST = 32  # characters that each counts for besides its own
 
 _Templates: TypeAlias = tuple[tuple[Target, ...], TemplateGroup]
 
@@ -146,9 +150,41 @@ class Router:
         self._conflicts: tuple[NameConflict, ...] | None = None
         self._groups: tuple[TemplateGroup, ...] | None = None
 
-    def update(self, offers: Sequence[Offer]) -> None:
-        """Take over what all backends offer now, in configured order. An `Offer` that is the same object as before
-        has not changed.
+    def copy_in_steps(self) -> Generator[None, None, Router]:
+        """A copy that can be updated while the original stays as it is."""
+        twin = copy(self)
+        twin._names = {}
+        for kind, names in self._names.items():
+            twin._names[kind] = yield from names.copy_in_steps()
+        twin._template_names = yield from self._template_names.copy_in_steps()
+        return twin
+
+    def count_changes(self, offers: Sequence[Offer]) -> int:
+        """How many names an `update` with these offers has to decide about, at most."""
+        now = {offer.backend_id: offer for offer in offers}
+        kinds = (*self._names, "templates")
+        count = 0
+        for backend_id in self._offers.keys() | now.keys():
+            old, new = (known.get(backend_id, Offer(backend_id)) for known in (self._offers, now))
+            if old is not new:
+                pairs = [(getattr(old, kind), getattr(new, kind)) for kind in kinds]
+                has_other = old.renamed != new.renamed
+                count += sum(max(len(set(a) ^ set(b)), 1) for a, b in pairs if a != b) + has_other * len(new.tools)
+        if list(self._offers) != list(now):
+            count += sum(names.contested for names in (*self._names.values(), self._template_names))
+        return count
+
+    def update(self, offers: Sequence[Offer], *, released: Iterable[str] = ()) -> None:
+        """`update_in_steps`, in one step."""
+        for _ in self.update_in_steps(offers, released=released):
+            pass
+
+    def update_in_steps(self, offers: Sequence[Offer], *, released: Iterable[str] = ()) -> Iterator[None]:
+        """Take over what all backends offer now, in configured order, with a step for some names each; what is read
+        before the last step belongs to no state. An `Offer` that is the same object as before has not changed.
+
+        Args:
+            released: Ids without an offer, of which other backends may have the names that are bound to them.
         """
         known, self._offers = self._offers, {offer.backend_id: offer for offer in offers}
         changed = [offer for offer in offers if known.get(offer.backend_id) is not offer]
@@ -156,20 +192,26 @@ class Router:
         for kind, names in self._names.items():
             listed: dict[str, tuple[str, ...]] = {offer.backend_id: getattr(offer, kind) for offer in changed}
             renamed = {offer.backend_id: offer.renamed for offer in changed} if kind == "tools" else {}
-            names.update(listed, order, renamed)
-        self._template_names.update({offer.backend_id: offer.templates for offer in changed}, order)
+            yield from names.update_in_steps(listed, order, renamed)
+        listed = {offer.backend_id: offer.templates for offer in changed}
+        yield from self._template_names.update_in_steps(listed, order)
+        templates = dict(self._templates)
         for offer in changed:
-            self._templates[offer.backend_id] = _well_formed_templates(offer)
-        self._templates = {backend_id: self._templates[backend_id] for backend_id in order}
+            templates[offer.backend_id] = yield from _well_formed_templates(offer)
+        self._templates = {backend_id: templates[backend_id] for backend_id in order}
+        for backend_id in released:
+            for names in self._names.values():
+                yield from names.release_in_steps(backend_id)
+            self._has_released = True
         self._table = self._conflicts = self._groups = None
 
-    def release(self, backend_ids: Iterable[str]) -> None:
-        """Let other backends have the names that are bound to these, which must offer nothing (any more)."""
-        for backend_id in backend_ids:
-            for names in self._names.values():
-                names.release(backend_id)
-            self._has_released = True
-            self._table = self._conflicts = None
+    def read_in_steps(self) -> Iterator[None]:
+        """Put together all that is read."""
+        yield from self._put_conflicts_together()
+        yield
+        _ = self.table
+        yield
+        _ = self.bindings
 
     @property
     def table(self) -> RoutingTable:
@@ -184,9 +226,18 @@ class Router:
     def conflicts(self) -> tuple[NameConflict, ...]:
         """Tools first, then prompts, then resources, then resource templates."""
         if self._conflicts is None:
-            kinds = (*self._names.values(), self._template_names)
-            self._conflicts = tuple(conflict for names in kinds for conflict in names.conflicts())
+            for _ in self._put_conflicts_together():
+                pass
+        assert self._conflicts is not None
         return self._conflicts
+
+    def _put_conflicts_together(self) -> Iterator[None]:
+        found: list[NameConflict] = []
+        for names in (*self._names.values(), self._template_names):
+            for some in names.conflicts():
+                found += some
+                yield
+        self._conflicts = tuple(found)
 
     @property
     def bindings(self) -> Bindings:
@@ -246,17 +297,21 @@ def _joined(segments: Iterator[tuple[str, Mapping[str, Target]]]) -> dict[str, T
     return joined
 
 
-def _well_formed_templates(offer: Offer) -> _Templates:
+def _well_formed_templates(offer: Offer) -> Generator[None, None, _Templates]:
     """A template that cannot be read, or that its backend has too many of, matches nothing; the capability stays
     listed.
     """
     found: list[Target] = []
     patterns: list[UriTemplate] = []
-    left = _TEMPLATE_CHARACTERS
+    left, spent = _TEMPLATE_CHARACTERS, 0
     for template in dict.fromkeys(offer.templates):
         left -= len(template)
         if left < 0:
             break
+        spent += len(template) + _TEMPLATE_COST
+        if spent > _CHARACTERS_AT_ONCE:
+            spent = 0
+            yield
         try:
             patterns.append(compile_template(template))
         except ValueError:

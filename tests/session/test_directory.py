@@ -6,6 +6,7 @@ import gc
 import math
 import time
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any, TypeAlias
 
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.strategies import BACKEND_IDS, OWN_NAMES, resolutions
 
+from trio_vmcp._routing import names
+from trio_vmcp._session import directory as directory_module
 from trio_vmcp._session.directory import MOST_BOUND_BYTES, MOST_REMOVED, Directory, new_directory
 from trio_vmcp._session.listing import Listing
 from trio_vmcp.errors import MessageTooLarge, ResourceNotFound
@@ -81,12 +84,15 @@ def play(step: tuple[str, str, Listing | None], listings: Listings) -> None:
         listings[backend_id] = listed
 
 
-@given(scripts, resolutions(), bound)
+@given(scripts, resolutions(), bound, st.booleans())
 def test_what_is_kept_is_what_is_built_from_scratch(
-    script: list[list[tuple[str, str, Listing | None]]], strategy: ConflictResolution, owners: Mapping[str, str]
+    script: list[list[tuple[str, str, Listing | None]]],
+    strategy: ConflictResolution,
+    owners: Mapping[str, str],
+    in_steps: bool,
 ) -> None:
     """Joins, losses, changes and removals in every order: names, order, conflicts and bindings are those of a directory
-    that sees the backends of now for the first time, with the bindings of before.
+    that sees the backends of now for the first time, with the bindings of before; made in one step or in many.
     """
     kept = directory_of(strategy, Bindings(owners, owners))
     listings: Listings = {}
@@ -94,8 +100,12 @@ def test_what_is_kept_is_what_is_built_from_scratch(
         for step in between:
             play(step, listings)
         fresh = directory_of(strategy, kept.bindings)
-        for directory in (kept, fresh):
-            directory.update(dict(listings))
+        fresh.update(dict(listings))
+        if in_steps:
+            for _ in kept.update_in_steps(dict(listings)):
+                pass
+        else:
+            kept.update(dict(listings))
         for what in READ:
             assert getattr(fresh, what) == getattr(kept, what), what
         for kind in ("tools", "prompts", "resources"):
@@ -119,6 +129,85 @@ def assert_calls_go_by_the_table(directory: Directory) -> None:
     assert [(tool.name, Target(tool.backend_id, tool.backend_name)) for tool in directory.tools] == [
         *table.tools.items()
     ]
+
+
+def state_of(directory: Directory) -> list[object]:
+    """All that callers see."""
+    found = [directory.find("tools", name) for name in (*OWN_NAMES, *directory.bindings.tools)]
+    return [*(getattr(directory, what) for what in READ), *found, *map(directory.find_owner, URIS)]
+
+
+@given(scripts, resolutions())
+def test_between_the_steps_of_an_update_callers_see_the_state_of_before(
+    script: list[list[tuple[str, str, Listing | None]]], strategy: ConflictResolution
+) -> None:
+    """However much of it is done: whole lists, and calls that go by them."""
+    directory = directory_of(strategy)
+    listings: Listings = {}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(names, "AT_ONCE", 1)
+        for between in script:
+            for step in between:
+                play(step, listings)
+            before = state_of(directory)
+            for _ in directory.update_in_steps(dict(listings)):
+                assert before == state_of(directory)
+
+
+@pytest.mark.parametrize("strategy", [PREFIX, Bare(), Prefix("x{backend}")])
+def test_an_update_that_is_given_up_leaves_nothing(
+    strategy: ConflictResolution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whichever step: what callers read next is what was before, and what comes next is made from that."""
+    monkeypatch.setattr(names, "AT_ONCE", 1)
+    old: Listings = {"a": listing("x", "y", uris=URIS), "b": listing("y", "w", uris=URIS), "d": listing("w")}
+    new: Listings = {"b": listing("y", "z", uris=URIS[1:]), "c": listing("x", "z"), "d": None}
+    given_up = True
+    taken = 0
+    while given_up:
+        directory = directory_of(strategy)
+        directory.update(old)
+        given_up = len(list(islice(directory.update_in_steps(new), taken))) == taken
+        for listings in (old, new) if given_up else (new,):
+            fresh = directory_of(strategy)
+            fresh.update(old)
+            fresh.update(listings)
+            if listings is new:
+                directory.update(new)
+            assert state_of(fresh) == state_of(directory), taken
+        taken += 1
+    assert taken > 50
+
+
+def test_what_took_many_steps_is_there_to_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader would put everything together in one step."""
+    own = directory_of(Bare())
+    tools = [f"t{tool}" for tool in range(2000)]
+    for _ in own.update_in_steps({known: listing(*tools, prompts=tuple(tools), uris=URIS) for known in "ab"}):
+        pass
+    monkeypatch.setattr(directory_module, "_MAKERS", {})
+    assert [2000, 2000, 2, 2] == [len(getattr(own, what)) for what in READ[:4]]
+    assert 4002 <= len(own.conflicts)
+
+
+@pytest.mark.parametrize("strategy", [PREFIX, Bare()])
+def test_a_large_change_is_made_in_steps(strategy: ConflictResolution) -> None:
+    """A first listing, other names for all, and a removal: one for some names each; a small one is made at once."""
+    large = {f"b{number}": listing(*(f"t{tool}" for tool in range(3000))) for number in range(3)}
+    other = {known: listing(*(f"u{tool}" for tool in range(3000))) for known in large}
+    directory = directory_of(strategy)
+    for listings, changes in ((large, 9000), (other, 18000), ({"b0": other["b0"]}, 6000)):
+        assert directory.is_long(listings)
+        assert len(list(directory.update_in_steps(listings))) >= changes // names.AT_ONCE
+        assert not directory.is_long(listings)
+    assert not directory.is_long({"b0": other["b0"], "small": listing("x")})
+
+
+def test_templates_are_read_in_steps() -> None:
+    """To read one takes as long as to decide about four names."""
+    directory = directory_of()
+    uris = tuple(f"memo://{number}/{{x}}" for number in range(2000))
+    assert len(list(directory.update_in_steps({"a": listing(uris=uris)}))) >= 2000 * 18 // 2048
 
 
 def test_a_state_change_computes_nothing() -> None:

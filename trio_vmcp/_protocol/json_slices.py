@@ -223,7 +223,7 @@ def encode_in_steps(encoder: json.JSONEncoder, value: Any, *, most: int = SLICE)
             ((key, member),) = some.items()
             yield separator + encoder.encode(key) + ":"
             yield from encode_in_steps(encoder, member, most=most)
-        elif len(some) == 1:
+        elif isinstance(some, list) and len(some) == 1:
             yield separator
             yield from encode_in_steps(encoder, some[0], most=most)
         else:

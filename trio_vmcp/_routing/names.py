@@ -1,5 +1,8 @@
 """Names of one kind, kept per backend: a change of one backend decides again only the names that it touches.
 
+A backend may change ten thousand names at once, and several backends may claim them. So a change is made in steps, on a
+copy where other tasks run in between: the copy shares with its original what neither changes in place.
+
 What is decided depends on the claims in configured order and on the bindings, never on the order of the changes that
 led there. `routes` alone holds the names with one claim, which are nearly all of them; every other name is contested.
 """
@@ -7,7 +10,8 @@ led there. `routes` alone holds the names with one claim, which are nearly all o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from functools import partial
 from typing import Literal
 
@@ -27,7 +31,9 @@ from trio_vmcp._routing.strategies import (
 from trio_vmcp._routing.table import Target
 from trio_vmcp.models import NameConflict
 
-__all__ = ["Names"]
+__all__ = ["AT_ONCE", "Names"]
+
+AT_ONCE = 512  # names in one step; one that is contested takes 10 us
 
 _NOTHING_RENAMED: Mapping[str, Mapping[str, str]] = {}
 
@@ -80,14 +86,16 @@ def _claim(
     inner: Mapping[str, str],
     renamed: Mapping[str, str],
     keep_out: Callable[[str], str],
-) -> _Claims:
+) -> Generator[None, None, _Claims]:
     """
     Args:
         keep_out: From what a composed name is cut to, to what it is advertised as.
     """
     claims = _Claims(names, inner=inner, renamed=renamed)
     compose = composer(strategy, backend_id, renamed)
-    for name in dict.fromkeys(names):
+    for at, name in enumerate(dict.fromkeys(names), start=1):
+        if at % AT_ONCE == 0:
+            yield
         whole = compose(name)
         if whole is not None:
             composed = shown = whole if rule is None else rule.fit(whole)
@@ -130,33 +138,50 @@ class Names:
     _claims: dict[str, _Claims] = attrs.field(factory=dict, init=False)  # by backend id, in configured order
     _inner: dict[str, dict[str, str]] = attrs.field(factory=dict, init=False)  # `inner_prefixes` of the configured
     _prefixes: Prefixes = attrs.field(default=NO_PREFIXES, init=False)  # `all_prefixes` of the configured
-    _contested: dict[str, dict[str, tuple[Target, ...]]] = attrs.field(factory=dict, init=False)  # all claims to a name
+    _contested: dict[str, tuple[str, ...]] = attrs.field(factory=dict, init=False)  # by name: its claimants' ids
     _conflicts: dict[str, NameConflict] = attrs.field(factory=dict, init=False)  # what came of each contested name
+    _segments: dict[str, Mapping[str, Target]] = attrs.field(factory=dict, init=False)  # read since the latest change
 
     def __attrs_post_init__(self) -> None:
         for name, backend_id in self.bound.items():
             self._count(name, backend_id)
 
-    def update(
+    def copy_in_steps(self) -> Generator[None, None, Names]:
+        """A copy that can be changed while the original stays as it is."""
+        twin = copy(self)
+        for field in ("bound", "routes", "bound_bytes", "_claims", "_contested", "_conflicts"):
+            setattr(twin, field, getattr(self, field).copy())
+            yield
+        return twin
+
+    @property
+    def contested(self) -> int:
+        """How many names have to be decided about again whenever a backend comes or goes."""
+        return len(self._contested)
+
+    def update_in_steps(
         self,
         listed: Mapping[str, Sequence[str]],
         order: Sequence[str],
         renamed: Mapping[str, Mapping[str, str]] = _NOTHING_RENAMED,
-    ) -> None:
-        """Decide again what a change touches.
+    ) -> Iterator[None]:
+        """Decide again what a change touches, with a step for some names each.
 
         Args:
             listed: The own names of the backends that changed, each in its backend's order.
             order: The ids of all backends, in configured order.
             renamed: By the id of a backend that changed: own name to the name that the user gives in its place.
         """
+        self._segments = {}
         if isinstance(self._strategy, Manual):  # it goes by the own names
             renamed = _NOTHING_RENAMED
         given, again = listed, set[str]()
         # In order, so that names are bound in the order of the table; by the backend whose names they all are.
         touched: list[tuple[str | None, Collection[str]]] = []
         if order != list(self._claims):
-            touched += [(None, self._replace(gone, _Claims())) for gone in self._claims.keys() - set(order)]
+            for gone in self._claims.keys() - set(order):
+                withdrawn = yield from self._replace(gone, _Claims())
+                touched.append((None, withdrawn))
             self._claims = {backend_id: self._claims.get(backend_id) or _Claims() for backend_id in order}
             touched.append((None, list(self._contested)))
             again = self._take_prefixes(order)
@@ -166,13 +191,12 @@ class Names:
             others = renamed.get(backend_id, {}) if backend_id in given else claims.renamed
             if names != claims.listed or others != claims.renamed or backend_id in again:
                 keep_out = partial(self._keep_out, backend_id)
-                claims = _claim(self._strategy, backend_id, names, self._rule, inner, others, keep_out)
-                touched.append(self._add_all(backend_id, claims) or (None, self._replace(backend_id, claims)))
-        rank = {backend_id: at for at, backend_id in enumerate(order)}
+                claims = yield from _claim(self._strategy, backend_id, names, self._rule, inner, others, keep_out)
+                added = self._add_all(backend_id, claims)
+                touched.append(added or (None, (yield from self._replace(backend_id, claims))))
         for sole, some in touched:
             if sole is None or not self._bind_all(sole, some):
-                for name in some:
-                    self._settle(name, rank)
+                yield from self._settle_all(some)
 
     def _take_prefixes(self, order: Sequence[str]) -> set[str]:
         """Take over the prefixes of the backends that are configured now. Returns those backends whose names these may
@@ -198,31 +222,36 @@ class Names:
         is_marked = self.bound.get(marked) == backend_id or self._prefixes.belongs_elsewhere(cut, backend_id)
         return marked if is_marked else cut
 
-    def release(self, backend_id: str) -> None:
+    def release_in_steps(self, backend_id: str) -> Iterator[None]:
         """Let another backend have the names that are bound to this one, which must not be configured."""
-        released = [name for name, owner in self.bound.items() if owner == backend_id]
+        self._segments = {}
+        released: list[str] = []
+        for at, (name, owner) in enumerate(self.bound.items(), start=1):
+            if at % (16 * AT_ONCE) == 0:
+                yield
+            if owner == backend_id:
+                released.append(name)
         for name in released:
             del self.bound[name]
         self.bound_bytes.pop(backend_id, None)
-        rank = {known: at for at, known in enumerate(self._claims)}
-        for name in released:
-            self._settle(name, rank)
+        yield from self._settle_all(released)
 
     def segments(self) -> Iterator[tuple[str, Mapping[str, Target]]]:
         """What is routed, in the order of the table: for each backend the names that it is the first to claim."""
         for backend_id, claims in self._claims.items():
-            if self._contested and not claims.targets.keys().isdisjoint(self._contested.keys()):
-                first = self._claimed_first(backend_id)
-                yield backend_id, {name: self.routes[name] for name in first if name in self.routes}
-            else:
-                yield backend_id, claims.targets  # the same object as long as it lists the same
+            if backend_id not in self._segments:
+                segment: Mapping[str, Target] = claims.targets  # the same object as long as it lists the same
+                if self._contested and not claims.targets.keys().isdisjoint(self._contested.keys()):
+                    first = self._claimed_first(backend_id)
+                    segment = {name: self.routes[name] for name in first if name in self.routes}
+                self._segments[backend_id] = segment
+            yield backend_id, self._segments[backend_id]
 
-    def conflicts(self) -> Iterator[NameConflict]:
-        """In the order of the table."""
+    def conflicts(self) -> Iterator[list[NameConflict]]:
+        """In the order of the table, those that one backend was the first to claim at a time."""
         for backend_id in self._claims if self._conflicts else ():
-            for name in self._claimed_first(backend_id):
-                if name in self._conflicts:
-                    yield self._conflicts[name]
+            names = self._claimed_first(backend_id)
+            yield [self._conflicts[name] for name in names if name in self._conflicts]
 
     def _claimed_first(self, backend_id: str) -> Iterator[str]:
         for name in self._claims[backend_id].targets:
@@ -252,17 +281,23 @@ class Names:
             self._count("".join(names), backend_id)
         return True
 
-    def _replace(self, backend_id: str, new: _Claims) -> Collection[str]:
+    def _replace(self, backend_id: str, new: _Claims) -> Generator[None, None, Collection[str]]:
         """Returns the names that have to be decided about again."""
         old = self._claims[backend_id]
         self._claims[backend_id] = new
         touched: dict[str, None] = {}
-        kept = {name for name in old.targets.keys() & new.targets.keys() if new.is_equal(old, name)}
-        for name in old.targets:
-            if name not in kept:
+        kept: set[str] = set()
+        for at, name in enumerate(old.targets, start=1):
+            if at % AT_ONCE == 0:
+                yield
+            if name in new.targets and new.is_equal(old, name):
+                kept.add(name)
+            else:
                 touched[name] = None
                 self._withdraw(backend_id, name)
-        for name in new.targets:
+        for at, name in enumerate(new.targets, start=1):
+            if at % AT_ONCE == 0:
+                yield
             if name not in kept:
                 touched[name] = None
                 self._add(backend_id, name, new.of(name))
@@ -270,7 +305,7 @@ class Names:
 
     def _withdraw(self, backend_id: str, name: str) -> None:
         if name in self._contested:
-            del self._contested[name][backend_id]
+            self._contested[name] = tuple(known for known in self._contested[name] if known != backend_id)
         else:
             del self.routes[name]
 
@@ -280,8 +315,15 @@ class Names:
             if sole is None and len(claims) == 1:
                 self.routes[name] = claims[0]
                 return
-            self._contested[name] = {} if sole is None else {sole.backend_id: (sole,)}
-        self._contested[name][backend_id] = claims
+            self._contested[name] = () if sole is None else (sole.backend_id,)
+        self._contested[name] += (backend_id,)
+
+    def _settle_all(self, names: Iterable[str]) -> Iterator[None]:
+        rank = {backend_id: at for at, backend_id in enumerate(self._claims)}
+        for at, name in enumerate(names, start=1):
+            if at % AT_ONCE == 0:
+                yield
+            self._settle(name, rank)
 
     def _settle(self, name: str, rank: Mapping[str, int]) -> None:
         """Decide about one name, with all the claims that are made to it now."""
@@ -293,12 +335,12 @@ class Names:
             if bound_to is None and name not in self._claims[sole.backend_id].belong_to:
                 self._bind(name, sole.backend_id)
                 return
-            self._contested[name] = {sole.backend_id: (sole,)}
-        by_backend = self._contested[name]
-        claims = [claim for backend_id in sorted(by_backend, key=rank.__getitem__) for claim in by_backend[backend_id]]
+            self._contested[name] = (sole.backend_id,)
+        claimed_by = sorted(self._contested[name], key=rank.__getitem__)
+        claims = [claim for backend_id in claimed_by for claim in self._claims[backend_id].of(name)]
         target: Target | None = None
         # By its prefix; a name that was bound before the owner of that prefix was added stays where it is.
-        belongs_to = bound_to or next(filter(None, (self._claims[of].belong_to.get(name) for of in by_backend)), None)
+        belongs_to = bound_to or next(filter(None, (self._claims[of].belong_to.get(name) for of in claimed_by)), None)
         if not claims or (len(claims) == 1 and belongs_to in (None, claims[0].backend_id)):
             target = claims[0] if claims else None
             del self._contested[name]

@@ -4,7 +4,8 @@
 - Which calls are in flight, and how does a close wait for them? `admission.py`.
 - May this caller call, and which backend has the name? `calls.py`. How does a call go through one backend, and when is
   it sent again? `call.py`; the circuit breaker: `breaker.py`, `trial.py`.
-- Which names exist, and what do they stand for? `directory.py`.
+- Which names exist, and what do they stand for? `directory.py`. When does a change of them take effect?
+  `directory_updates.py`.
 - Which backends belong to the session, and when do they connect? `members.py`. In which state is one of them, and what
   do callers see of a change? `member.py`.
 - How is one connection made and closed? `connecting.py`. What is kept of it while it takes calls? `connection.py`. When

@@ -24,6 +24,7 @@ from trio_vmcp.errors import (
     CapabilityNotFound,
     NilCaller,
     PromptNotFound,
+    ResourceNotFound,
     ToolNotFound,
     UnauthorizedCaller,
 )
@@ -158,7 +159,9 @@ class Calls:
                 target = self._find("prompts", name, PromptNotFound)
                 translated = ref | {"name": target.name}
             case {"type": "ref/resource", "uri": str(uri)}:
-                target = self._directory.find_template(uri) or self._directory.find_resource(uri)
+                template = self._directory.find_template(uri)
+                is_there = template is not None and template.backend_id in self._members
+                target = template if template is not None and is_there else self._listed_resource(uri)
                 translated = ref
             case _:
                 raise ValueError(
@@ -176,18 +179,24 @@ class Calls:
         return target, {"ref": translated, "argument": argument} | ({} if context is None else {"context": context})
 
     def _route_unsubscription(self, uri: str) -> tuple[Target, JSON]:
-        target = self._find_subscribed(uri) or self._directory.find_resource(uri)
+        target = self._find_subscribed(uri) or self._listed_resource(uri)
         return target, {"uri": target.name}
 
     def _find_resource(self, uri: str) -> Target:
         """Where a URI is read and subscribed to: while it is subscribed to, at the backend that has the subscription,
         for as long as that offers the URI. A subscriber that reads elsewhere would not hear of changes.
         """
-        target = self._directory.find_resource(uri)
+        target = self._listed_resource(uri)
         holder = self._find_subscribed(uri)
         if holder is None or holder == target or not self._directory.offers(holder.backend_id, uri):
             return target  # in the last case the subscription is about to move there, too
         return holder
+
+    def _listed_resource(self, uri: str) -> Target:
+        target = self._directory.find_resource(uri)
+        if target.backend_id not in self._members:  # removed a moment ago: see `_find`
+            raise ResourceNotFound(uri, ())
+        return target
 
     def _find_subscribed(self, uri: str) -> Target | None:
         owners = (member.backend_id for member in self._members.values() if uri in member.subscriptions)
@@ -195,7 +204,8 @@ class Calls:
 
     def _find(self, kind: Literal["tools", "prompts"], name: str, not_found: type[CapabilityNotFound]) -> Target:
         target = self._directory.find(kind, name)
-        if target is not None:
+        # The directory may still hold a backend that was removed, while it is updated in steps.
+        if target is not None and target.backend_id in self._members:
             return target
         owner = self._directory.owner_of(kind, name)
         if owner is not None and owner in self._members:

@@ -2,33 +2,39 @@
 
 Kept per backend: a backend that lists the same as before costs nothing, and one that lists something else costs its own
 part. What callers read (`tools`, `table`, …) is put together when it is read and something has changed.
+
+A change of very much is worked out beside what callers read, in steps (`update_in_steps`), and takes its place in the
+last one: callers read what was before or what is after.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
+from typing import Any, Literal
 
 import attrs
 
 from trio_vmcp._protocol.methods import KINDS, Kind
 from trio_vmcp._routing.name_rule import name_rule
-from trio_vmcp._session.listing import MOST_NAME_BYTES, Listing
+from trio_vmcp._session.listing import FIELDS, MOST_NAME_BYTES, Listing
 from trio_vmcp.errors import CapabilityNotFound, MessageTooLarge, ResourceNotFound
 from trio_vmcp.models import JSON, NameConflict, Prompt, Resource, ResourceTemplate, Tool
 from trio_vmcp.routing import Bindings, Offer, Router, RoutingTable, Target
 from trio_vmcp.settings import FactorySettings
 
-__all__ = ["MOST_BOUND_BYTES", "MOST_REMOVED", "Directory", "new_directory"]
+__all__ = ["MOST_AT_ONCE", "MOST_BOUND_BYTES", "MOST_REMOVED", "Directory", "new_directory"]
 
 # Of one backend: names stay bound, and are in the row, even when their backend no longer lists them. Twice what one
 # listing may have, prefixes included.
 MOST_BOUND_BYTES = 2 * MOST_NAME_BYTES
 
+# Names or entries of a change that is made in one step; one that is contested takes 10 us.
+MOST_AT_ONCE = 1000
+
 MOST_REMOVED = 100  # backends that were removed, and whose names stay bound to them
 
 _NOTHING = Listing()  # what a backend offers that was not listed yet
-_T = TypeVar("_T")
 
 
 @attrs.frozen
@@ -42,14 +48,9 @@ class _Part:
 
 @attrs.define(eq=False)
 class Directory:
-    """What the backends of one session offer under which names.
-
-    Attributes:
-        is_bound: The opening has bound names, by the configured order of the backends and not by which was the first.
-    """
+    """What the backends of one session offer under which names."""
 
     _router: Router
-    is_bound: bool = attrs.field(default=False, init=False)
     _listings: dict[str, Listing] = attrs.field(factory=dict, init=False)  # by backend id, in configured order
     _offers: dict[str, Offer] = attrs.field(factory=dict, init=False)
     _parts: dict[tuple[Kind, str], _Part] = attrs.field(factory=dict, init=False)
@@ -61,38 +62,71 @@ class Directory:
         bindings = self._router.bindings  # of a session that is restored: some of the owners may have been removed
         self._removed = dict.fromkeys((*bindings.tools.values(), *bindings.prompts.values()))
 
+    def is_long(self, listings: Mapping[str, Listing | None]) -> bool:
+        """Whether an `update` with these listings takes too long for one step."""
+        if not self._is_news(listings):
+            return False
+        entries = 0
+        for backend_id, listing in listings.items():
+            known = self._listings.get(backend_id, _NOTHING)
+            if listing is not None and listing is not known:
+                parts = [(getattr(listing, field), getattr(known, field)) for field in FIELDS]
+                entries += sum(len(part) for part, before in parts if part is not before)
+        offers = self._offers_of(listings)
+        return entries > MOST_AT_ONCE or self._router.count_changes(list(offers.values())) > MOST_AT_ONCE
+
     def update(self, listings: Mapping[str, Listing | None]) -> None:
-        """Take over what all backends list now.
+        """Take over what all backends list now, in one step.
 
         Args:
             listings: By backend id, in configured order; None: not listed yet. A listing that is the same object as
                 before has not changed.
         """
-        self.is_bound = True
-        known = self._listings
-        now = {backend_id: listing or _NOTHING for backend_id, listing in listings.items()}
-        changed = [backend_id for backend_id, listing in now.items() if known.get(backend_id) is not listing]
-        if not changed and list(known) == list(now):
-            return
-        for backend_id in changed:
-            self._offers[backend_id] = now[backend_id].offer(backend_id)
-        for gone in known.keys() - now.keys():
-            del self._offers[gone]
-            for kind in KINDS:
-                self._parts.pop((kind, gone), None)
-        self._listings = now
-        self._router.update([self._offers[backend_id] for backend_id in now])
-        self._release(known)
-        self._read.clear()
+        if self._is_news(listings):
+            for _ in self._take_over(listings):
+                pass
 
-    def _release(self, known: Iterable[str]) -> None:
-        """See to it that names stay bound to no more than `MOST_REMOVED` backends that were removed."""
-        gone = [backend_id for backend_id in (*self._removed, *known) if backend_id not in self._listings]
-        self._removed = dict.fromkeys(gone)
-        oldest = list(self._removed)[:-MOST_REMOVED]
-        for backend_id in oldest:
-            del self._removed[backend_id]
-        self._router.release(oldest)
+    def update_in_steps(self, listings: Mapping[str, Listing | None]) -> Iterator[None]:
+        """`update`, with a step for some names or entries each. There must be no other update meanwhile."""
+        if self._is_news(listings):
+            twin = copy(self)
+            twin._parts, twin._read = dict(self._parts), {}
+            twin._router = yield from self._router.copy_in_steps()
+            yield from twin._take_over(listings)
+            yield from twin._read_in_steps()
+            for field in attrs.fields(Directory):
+                setattr(self, field.name, getattr(twin, field.name))
+
+    def _is_news(self, listings: Mapping[str, Listing | None]) -> bool:
+        is_same = all(
+            self._listings[known] is (listings[known] or _NOTHING) for known in self._listings & listings.keys()
+        )
+        return not is_same or list(self._listings) != list(listings)
+
+    def _offers_of(self, listings: Mapping[str, Listing | None]) -> dict[str, Offer]:
+        """Those of before where a listing has not changed."""
+        return {
+            backend_id: self._offers[backend_id]
+            if self._listings.get(backend_id) is (listing or _NOTHING)
+            else (listing or _NOTHING).offer(backend_id)
+            for backend_id, listing in listings.items()
+        }
+
+    def _take_over(self, listings: Mapping[str, Listing | None]) -> Iterator[None]:
+        """What is read before the last step belongs to no state."""
+        offers = self._offers_of(listings)
+        # Names stay bound to no more than `MOST_REMOVED` backends that were removed.
+        gone = [
+            backend_id for backend_id in dict.fromkeys((*self._removed, *self._listings)) if backend_id not in offers
+        ]
+        yield from self._router.update_in_steps(list(offers.values()), released=gone[:-MOST_REMOVED])
+        for backend_id in self._listings.keys() - offers.keys():
+            for kind in KINDS:
+                self._parts.pop((kind, backend_id), None)
+        self._removed = dict.fromkeys(gone[-MOST_REMOVED:])
+        self._listings = {backend_id: listing or _NOTHING for backend_id, listing in listings.items()}
+        self._offers = offers
+        self._read.clear()
 
     def check_names(self, backend_id: str, known: Listing | None, listing: Listing) -> None:
         """
@@ -111,22 +145,23 @@ class Directory:
 
     @property
     def tools(self) -> tuple[Tool, ...]:
-        return self._entries("tools", lambda name, to, raw: Tool(name, to.backend_id, to.name, raw))
+        return self._entries("tools")
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        return self._entries("prompts", lambda name, to, raw: Prompt(name, to.backend_id, to.name, raw))
+        return self._entries("prompts")
 
     @property
     def resources(self) -> tuple[Resource, ...]:
-        return self._entries("resources", lambda uri, to, raw: Resource(uri, to.backend_id, raw))
+        return self._entries("resources")
 
     @property
     def resource_templates(self) -> tuple[ResourceTemplate, ...]:
         """Those of the table, and those that cannot be matched: what is listed stays listed."""
-        if "resource_templates" not in self._read:
-            self._read["resource_templates"] = tuple(self._templates())
-        return self._read["resource_templates"]
+        if _TEMPLATES not in self._read:
+            for _ in self._put_templates_together():
+                pass
+        return self._read[_TEMPLATES]
 
     @property
     def table(self) -> RoutingTable:
@@ -179,17 +214,27 @@ class Directory:
 
     # --- putting parts together
 
-    def _entries(self, kind: Kind, make: Callable[[str, Target, JSON], _T]) -> tuple[_T, ...]:
+    def _read_in_steps(self) -> Iterator[None]:
+        """Put together all that callers may read."""
+        for kind in KINDS:
+            yield from self._put_together(kind)
+        yield from self._put_templates_together()
+        yield from self._router.read_in_steps()
+
+    def _entries(self, kind: Kind) -> tuple[Any, ...]:
         if kind not in self._read:
-            entries: list[_T] = []
-            for backend_id, targets in self._router.segments(kind):
-                entries.extend(self._entries_at(kind, backend_id, targets, make))
-            self._read[kind] = tuple(entries)
+            for _ in self._put_together(kind):
+                pass
         return self._read[kind]
 
-    def _entries_at(
-        self, kind: Kind, backend_id: str, targets: Mapping[str, Target], make: Callable[[str, Target, JSON], _T]
-    ) -> tuple[_T, ...]:
+    def _put_together(self, kind: Kind) -> Iterator[None]:
+        entries: list[Any] = []
+        for backend_id, targets in self._router.segments(kind):
+            yield
+            entries.extend(self._entries_at(kind, backend_id, targets))
+        self._read[kind] = tuple(entries)
+
+    def _entries_at(self, kind: Kind, backend_id: str, targets: Mapping[str, Target]) -> tuple[Any, ...]:
         """The entries at one backend's place: those of before, unless its names or its definitions have changed."""
         part = self._parts.get((kind, backend_id))
         definitions: Mapping[str, JSON] = getattr(self._listings[backend_id], kind)
@@ -198,17 +243,27 @@ class Directory:
             for to in targets.values():
                 if to.backend_id not in listings:
                     listings[to.backend_id] = getattr(self._listings[to.backend_id], kind)
+            make = _MAKERS[kind]
             entries = tuple([make(name, to, listings[to.backend_id][to.name]) for name, to in targets.items()])
             part = self._parts[kind, backend_id] = _Part(targets, definitions, entries)
         return part.entries
 
-    def _templates(self) -> Iterator[ResourceTemplate]:
-        seen: set[str] = set()
+    def _put_templates_together(self) -> Iterator[None]:
+        found: dict[str, ResourceTemplate] = {}
         for backend_id, listing in self._listings.items():
+            yield
             for template, raw in listing.resource_templates.items():
-                if template not in seen:  # the first backend in configured order serves one
-                    seen.add(template)
-                    yield ResourceTemplate(template, backend_id, raw)
+                if template not in found:  # the first backend in configured order serves one
+                    found[template] = ResourceTemplate(template, backend_id, raw)
+        self._read[_TEMPLATES] = tuple(found.values())
+
+
+_TEMPLATES = "resource_templates"
+_MAKERS: dict[Kind, Callable[[str, Target, JSON], object]] = {
+    "tools": lambda name, to, raw: Tool(name, to.backend_id, to.name, raw),
+    "prompts": lambda name, to, raw: Prompt(name, to.backend_id, to.name, raw),
+    "resources": lambda uri, to, raw: Resource(uri, to.backend_id, raw),
+}
 
 
 def new_directory(bindings: Bindings, settings: FactorySettings) -> Directory:

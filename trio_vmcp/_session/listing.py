@@ -24,7 +24,7 @@ from trio_vmcp.models import JSON, Backend
 from trio_vmcp.routing import Offer
 from trio_vmcp.settings import FactorySettings
 
-__all__ = ["MOST_NAME_BYTES", "Listing", "list_backend"]
+__all__ = ["FIELDS", "MOST_NAME_BYTES", "Listing", "list_backend"]
 
 logger = logging.getLogger("trio_vmcp.session")
 
@@ -105,7 +105,7 @@ class Listing:
         )
 
 
-_FIELDS = tuple(method.kept_as for method in LISTS)
+FIELDS = tuple(method.kept_as for method in LISTS)
 _BY_KIND: dict[str, tuple[ListMethod, ...]] = {
     kind: tuple(method for method in LISTS if method.kind == kind) for kind in KINDS
 }
@@ -150,7 +150,7 @@ async def list_backend(
     if "tools" in new and new["tools"] is not known.tools:
         new["tools"] = await offered_tools(backend, new["tools"])
         new["renamed"] = backend.renamed_tools
-    before = {field for field in _FIELDS if field not in new or new[field] is getattr(known, field)}
+    before = {field for field in FIELDS if field not in new or new[field] is getattr(known, field)}
     digests = {field: digest for field, digest in known.digests.items() if field in before}
     digests |= {field: digest for field, digest in lister.digests.items() if new[field]}
     pages = {field: of for field, of in known.pages.items() if field in before} | lister.pages
@@ -172,7 +172,7 @@ async def _with_what_is_known(listing: Listing, known: Listing, asked: Iterable[
     is_as_known = listing.weights.keys() == known.weights.keys() and listing.pages == known.pages
     if listing.failures or known.failures or not is_as_known:
         return listing
-    return known if all(getattr(listing, field) is getattr(known, field) for field in _FIELDS) else listing
+    return known if all(getattr(listing, field) is getattr(known, field) for field in FIELDS) else listing
 
 
 @attrs.define

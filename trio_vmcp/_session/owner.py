@@ -27,6 +27,7 @@ from trio_vmcp._session.calls import Calls
 from trio_vmcp._session.change_feed import ChangeFeed
 from trio_vmcp._session.connecting import SessionParts
 from trio_vmcp._session.directory import Directory, new_directory
+from trio_vmcp._session.directory_updates import DirectoryUpdates
 from trio_vmcp._session.life import Life, Phase
 from trio_vmcp._session.listing import Listing
 from trio_vmcp._session.member import Change, Member, new_member
@@ -78,6 +79,7 @@ class SessionOwner:
     admission: Admission = attrs.field(init=False, repr=False)
     calls: Calls = attrs.field(init=False, repr=False)
     _moves: SubscriptionMoves = attrs.field(init=False, repr=False)
+    _updates: DirectoryUpdates = attrs.field(init=False, repr=False)
     feed: ChangeFeed = attrs.field(factory=ChangeFeed, init=False, repr=False)
     services: trio.Nursery | None = attrs.field(default=None, init=False, repr=False)
 
@@ -98,6 +100,7 @@ class SessionOwner:
         self.directory = new_directory(self.row.bindings, self.settings)
         self.calls = Calls(self._members, self.directory, self.admission, self.identity, self.row.note_use)
         self._moves = SubscriptionMoves(self._members, self.directory)
+        self._updates = DirectoryUpdates(self._members, self.directory, self._tell_change)
 
     @property
     def id(self) -> str:
@@ -115,6 +118,7 @@ class SessionOwner:
         identity = self.identity if caller is None else caller
         member = new_member(backend.id, backend, self.settings, self._endpoints, identity=identity)
         await self.membership.add(member, backend)
+        await self._updates.wait()
 
     @trio.lowlevel.enable_ki_protection
     async def remove_backend(self, backend_id: str, *, drain_timeout: float | None = None) -> None:
@@ -129,6 +133,7 @@ class SessionOwner:
             )  # this task is inside a call that the removal waits for, so waiting would deadlock
         else:
             await member.gone.wait()
+            await self._updates.wait()
 
     async def _require_open(self) -> None:
         if self.life.is_closing:
@@ -238,7 +243,7 @@ class SessionOwner:
                 with trio.move_on_after(self.settings.session_init_timeout):
                     await self.membership.all_reported.wait()
                 self.membership.note_opening_over()
-                self._update_directory()
+                await self._updates.open()
                 await self.row.write(self._row_contents(), marks=True)
             if self._opening.cancelled_caught:
                 raise SessionClosed("the session was closed while it was opening")
@@ -332,9 +337,9 @@ class SessionOwner:
 
     def member_changed(self, member: Member, changes: Sequence[Change]) -> None:
         """Advertise what it lists now, write the row, tell subscribers."""
-        if not self.directory.is_bound:
-            return
-        self._update_directory()
+        self._updates.note(member, changes, self.services)
+
+    def _tell_change(self, member: Member, changes: Sequence[Change]) -> None:
         self.row.note_change()
         for kind in changes:
             self.feed.publish(SessionChange(kind, member.backend_id))
@@ -346,9 +351,6 @@ class SessionOwner:
 
     def resource_updated(self, member: Member, uri: str) -> None:
         self.feed.publish(SessionChange("resource_updated", member.backend_id, uri))
-
-    def _update_directory(self) -> None:
-        self.directory.update({member.backend_id: member.listing for member in self._members.values()})
 
     def _row_contents(self) -> RowContents:
         return self.membership.records, self.directory.bindings
