@@ -51,6 +51,9 @@ def pytest_configure(config: pytest.Config) -> None:
     home = library_home()
     if config.getoption("--installed-only") and home != Path(sysconfig.get_path("purelib")):
         raise pytest.UsageError(f"trio_vmcp comes from {home}, not from an installed wheel")
+    # The command uses the proxies of the environment, and the servers of the tests are not behind them.
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        del os.environ[name]
     # A job in the background of a shell, or under `nohup`, begins with these ignored, and so would its children.
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:

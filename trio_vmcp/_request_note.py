@@ -30,6 +30,7 @@ __all__ = [
     "current_note",
     "is_inside_handler_of",
     "note_session_lost",
+    "note_via",
     "note_written",
     "notes_of_current_task",
     "preparing",
@@ -83,6 +84,7 @@ class RequestNote:
         call_name: The advertised name or URI that a caller of the session named; None: the task makes no call.
         call_meta: The `meta` of that call.
         silence: How long the backend may be silent now; None: until the request times out.
+        via: Names the proxy that the request goes through, with the comma before it; empty: none.
         outer: The note of the call or handler that this one runs inside of.
     """
 
@@ -97,6 +99,7 @@ class RequestNote:
     call_meta: JSON | None = attrs.field(default=None, repr=False)
     knob: str = "request_timeout"
     silence: Silence | None = attrs.field(default=None, kw_only=True, repr=False)
+    via: str = ""
     outer: RequestNote | None = attrs.field(default=None, kw_only=True)
 
 
@@ -145,6 +148,13 @@ def note_written(written: bool) -> None:
     note = current_note.get()
     if note is not None:
         note.written, note.is_reported = written, True
+
+
+def note_via(via: str) -> None:
+    """The requests of the current task go through a proxy."""
+    note = current_note.get()
+    if note is not None:
+        note.via = via
 
 
 def note_session_lost(*, by_words: bool = False, may_resend: bool = False) -> None:

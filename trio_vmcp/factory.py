@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import secrets
 import ssl
@@ -15,6 +16,7 @@ import httpx
 import trio
 
 from trio_vmcp._client.built_in import BuiltInConnector
+from trio_vmcp._http.proxy import choose_proxies
 from trio_vmcp._interrupts import EXITS, exit_in, protected_manager
 from trio_vmcp._nursery import require_trio, start_clean
 from trio_vmcp._session.life import Phase
@@ -339,6 +341,7 @@ async def open_session_factory(
     auth: OutgoingAuth | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
     ssl_context: ssl.SSLContext | None = None,
+    proxy: str | None = None,
 ) -> AsyncIterator[SessionFactory]:
     """Open a factory for sessions. Leaving it ends every session that it made, as `settings.on_exit` says.
 
@@ -354,13 +357,26 @@ async def open_session_factory(
             `ClientCredentials` and `PerBackend` are ready-made. Of no effect on a `connector` that is passed.
         transport: Replaces the built-in HTTP/1.1 transport, for all sessions; not closed.
         ssl_context: For the built-in transport: private CAs, client certificates. None: the platform's trust store.
+        proxy: For the built-in transport: "http://user:password@host:port", or https for TLS to the proxy itself;
+            "env": as HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY say now, in upper or lower case. NO_PROXY holds
+            hosts (which stand for all below them, too), addresses, networks ("10.0.0.0/8"), each with ":port" or
+            without, or "*". None: direct connections, whatever the environment says.
+
+    Raises:
+        ValueError: `proxy` is none of these.
     """
     require_trio()
     settings = settings or FactorySettings()
+    proxies = choose_proxies(proxy, os.environ)
     _warn_of_changed_names(settings)
     store = LocalStorage() if storage is None else storage
     built_in = BuiltInConnector(
-        settings, handlers=handlers or ClientHandlers(), auth=auth, transport=transport, ssl_context=ssl_context
+        settings,
+        handlers=handlers or ClientHandlers(),
+        auth=auth,
+        transport=transport,
+        ssl_context=ssl_context,
+        proxies=proxies,
     )
     body_error: BaseException | None = None
     try:

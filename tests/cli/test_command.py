@@ -14,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import attrs
 import pytest
@@ -520,6 +521,21 @@ def test_check_exits_with_1_when_a_backend_is_missing(
     assert printed.err.startswith("time: connecting\n")
     assert 1 == main(["check", "--config", config])
     assert capsys.readouterr().out.startswith("0 of 1 backends connected in ")
+
+
+def test_the_command_uses_the_proxies_of_the_environment(
+    refusing_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failure names the variable and the proxy, without its credentials; NO_PROXY is respected."""
+    port = urlsplit(refusing_url).port
+    monkeypatch.setenv("http_proxy", f"http://canary:canary@127.0.0.1:{port}")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.0/8")
+    entries = {"far": {"url": "http://b.test/mcp"}, "near": {"url": refusing_url}}
+    assert 1 == main(["check", "--config", write_config(tmp_path, json.dumps({"mcpServers": entries}))])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"the proxy 'http://127.0.0.1:{port}' (HTTP_PROXY) could not be reached: Connection refused" in shown
+    assert 1 == shown.count("the proxy")
+    assert "canary" not in shown
 
 
 def test_the_commands_of_a_file_are_run(

@@ -121,7 +121,7 @@ async def test_a_silent_peer_is_probed(kind: Kind) -> None:
         await served.ask()
         (idle,) = served.transport._idle[served.origin]
         stream = idle._connected.stream
-        connected = stream.tcp.socket if isinstance(stream, TlsStream) else stream._socket  # type: ignore[attr-defined]  # no public way to it
+        connected = (stream.below if isinstance(stream, TlsStream) else stream)._socket  # type: ignore[attr-defined]  # no public way to it
         assert 1 == connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         for name, value in {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}.items():
             if hasattr(socket, name):
@@ -493,8 +493,10 @@ async def test_a_tls_record_in_the_socket_counts_as_unread() -> None:
             assert b"ok" == await stream.receive_some(100)
             assert not connected.has_unread()
             await stream.send_all(b"?")
-            await trio.lowlevel.wait_readable(stream.tcp.socket)
+            await trio.lowlevel.wait_readable(stream.below._socket)  # type: ignore[attr-defined]  # no public way to it
             assert connected.has_unread()
+            assert b"unasked" == await stream.receive_some(100)
+            assert not connected.has_unread()
         finally:
             connected.close()
             nursery.cancel_scope.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Generic, Literal, TypeVar
@@ -12,6 +13,7 @@ import trio
 
 from trio_vmcp._cli.view import BackendStatus, CallState, CallStatus, SessionReport, View, report_session
 from trio_vmcp._client.built_in import BuiltInConnector
+from trio_vmcp._http.proxy import choose_proxies
 from trio_vmcp.connector import BackendClient, BackendConnector, EventSink, OnProgress
 from trio_vmcp.errors import BackendError, VmcpError
 from trio_vmcp.factory import open_session_factory
@@ -85,8 +87,12 @@ async def open_watched_session(
     *,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> AsyncIterator[tuple[Session, SessionReport]]:
-    """Open a session, and report on each of its backends. The view shows them while they connect."""
-    connector = WatchedConnector(BuiltInConnector(settings, transport=transport))
+    """Open a session, and report on each of its backends. The view shows them while they connect. Proxies are those of
+    the environment.
+    """
+    connector = WatchedConnector(
+        BuiltInConnector(settings, transport=transport, proxies=choose_proxies("env", os.environ))
+    )
     async with open_session_factory(settings=settings, connector=connector) as factory:
         began_at = trio.current_time()
         session = await _while_drawing(

@@ -32,6 +32,7 @@ from trio_vmcp._client.probe import NOT_OF_THIS_ERA, Opening, Probe, VerdictCach
 from trio_vmcp._client.server_requests import ServerRequests
 from trio_vmcp._client.stateless import StatelessClient
 from trio_vmcp._client.unawaited import UnawaitedMessages
+from trio_vmcp._http.proxy import Proxies
 from trio_vmcp._http.transport import Http11Transport
 from trio_vmcp._limits import init_limit
 from trio_vmcp._nursery import start_clean, start_task
@@ -70,12 +71,13 @@ class BuiltInConnector:
     _auth: OutgoingAuth | None = attrs.field(default=None, alias="auth", kw_only=True, repr=False)
     _transport: httpx.AsyncBaseTransport | None = attrs.field(default=None, alias="transport", kw_only=True)
     _ssl_context: ssl.SSLContext | None = attrs.field(default=None, alias="ssl_context", kw_only=True, repr=False)
+    _proxies: Proxies | None = attrs.field(default=None, alias="proxies", kw_only=True, repr=False)
     _built_in: Http11Transport = attrs.field(init=False, repr=False)
     verdicts: VerdictCache = attrs.field(factory=VerdictCache, init=False, repr=False)
     cache: ResponseCache = attrs.field(factory=ResponseCache, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._built_in = Http11Transport(ssl_context=self._ssl_context)
+        self._built_in = Http11Transport(ssl_context=self._ssl_context, proxies=self._proxies)
 
     def for_session(self, session_id: str) -> BackendConnector:
         """This connector, for the backends of one session."""

@@ -134,7 +134,7 @@ class Client(abc.ABC, Generic[ChannelT]):
             self._cancel_request(latest or ask, "timed out")
         late = BackendTimeout(
             self.record.backend_id,
-            f"did not answer {method!r} within {timeout} s ({note.knob})",
+            f"did not answer {method!r} within {timeout} s ({note.knob}){note.via}",
             may_have_executed=note.written,
         )
         self.on_error(late)

@@ -7,6 +7,7 @@ import httpx
 import trio
 
 from trio_vmcp._http.dial import ConnectedStream
+from trio_vmcp._http.proxy import Proxy
 from trio_vmcp._http.response import BadResponse, Headers, ResponseParser
 from trio_vmcp._nursery import start_task
 
@@ -48,6 +49,16 @@ class Connection:
     def is_ended(self) -> bool:
         """The whole response has arrived, and `receive` has handed out all of its body."""
         return self._parser.is_ended and not self._parser.has_body
+
+    @property
+    def has_body(self) -> bool:
+        """Bytes of the response's body have arrived, and `receive` has not handed them out."""
+        return self._parser.has_body
+
+    @property
+    def via(self) -> Proxy | None:
+        """The proxy that the requests of this connection are for; see `ConnectedStream`."""
+        return self._connected.via
 
     @property
     def is_reusable(self) -> bool:

@@ -16,6 +16,7 @@ import attrs
 import trio
 
 from trio_vmcp._http.origin import Origin
+from trio_vmcp._http.proxy import Proxy
 from trio_vmcp._http.tcp import TcpStream
 from trio_vmcp._http.tls import TlsStream
 from trio_vmcp._nursery import start_task
@@ -45,16 +46,19 @@ class ConnectedStream:
         has_unread: Whether bytes or an end have arrived that no read has taken. Never blocks.
         close: Closes the connection at once, without TLS's close_notify. Awaits nothing, so it works in a cancelled
             task, too.
+        via: The proxy at its other end, which takes requests for origins of http (RFC 9112 §3.2.2); None: the origin
+            is there, or at the end of a tunnel.
     """
 
     stream: ByteStream
     has_unread: Callable[[], bool]
     close: Callable[[], None]
+    via: Proxy | None = None
 
 
 Dial: TypeAlias = Callable[[Origin], Awaitable[ConnectedStream]]
-"""Connects, TLS included. Raises OSError, ValueError (for a host that is no possible name) or
-`trio.BrokenResourceError`. When it is cancelled, it leaves no open socket behind.
+"""Connects, TLS included. Raises OSError, ValueError (for a host that is no possible name),
+`trio.BrokenResourceError` or `ProxyProblem`. When it is cancelled, it leaves no open socket behind.
 """
 
 
@@ -75,20 +79,30 @@ class TcpDial:
             plain = await _open_tcp(origin.host, origin.port)
             stream = TcpStream(plain)
             return ConnectedStream(stream, _readability(plain), stream.close)
-        plain, context = await self._connect_and_prepare(origin)
-        tcp = trio.SocketStream(trio.socket.from_stdlib_socket(plain))
+        plain = await self._connect_and_prepare(origin)
+        stream = TcpStream(plain)
+        return await self.start_tls(ConnectedStream(stream, _readability(plain), stream.close), origin)
+
+    async def start_tls(self, connected: ConnectedStream, origin: Origin) -> ConnectedStream:
+        """TLS with `origin` over a connection that this class made: to the origin itself, or to a proxy that has made a
+        tunnel to there. If it fails, the connection is closed.
+
+        Raises: As `Dial`.
+        """
+        assert isinstance(connected.stream, TcpStream | TlsStream)
         try:
-            tls = TlsStream(tcp, _readability(tcp.socket))
+            tls = TlsStream(connected.stream, connected.has_unread)
+            context = self.ssl_context or await self._build_context()
             await tls.do_handshake(context, origin.host.partition("%")[0])  # a certificate has no zones
         except BaseException:
-            tcp.socket.close()
+            connected.close()
             raise
-        return ConnectedStream(tls, tls.has_unread, tcp.socket.close)
+        return ConnectedStream(tls, tls.has_unread, connected.close)
 
-    async def _connect_and_prepare(self, origin: Origin) -> tuple[socket.socket, ssl.SSLContext]:
+    async def _connect_and_prepare(self, origin: Origin) -> socket.socket:
         """Connect; for the first https connection build the TLS context meanwhile, since neither needs the other."""
         if self.ssl_context is not None:
-            return await _open_tcp(origin.host, origin.port), self.ssl_context
+            return await _open_tcp(origin.host, origin.port)
         tcp: socket.socket | None = None
         failed: list[Exception] = []  # not raised in the nursery, which would wrap them in an ExceptionGroup
 
@@ -112,14 +126,14 @@ class TcpDial:
                 tcp.close()
             raise
         assert tcp is not None
-        assert self.ssl_context is not None
-        return tcp, self.ssl_context
+        return tcp
 
-    async def _build_context(self) -> None:
+    async def _build_context(self) -> ssl.SSLContext:
         async with self._building:
             if self.ssl_context is None:
                 # 20 ms and 830 KiB. In a thread: most of it is OpenSSL reading certificates, without the GIL.
                 self.ssl_context = await trio.to_thread.run_sync(ssl.create_default_context)
+            return self.ssl_context
 
 
 async def _open_tcp(host: str, port: int) -> socket.socket:

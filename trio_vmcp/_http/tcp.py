@@ -52,6 +52,10 @@ class TcpStream:
             except OSError as exc:
                 raise _broken(exc) from exc
 
+    def receive_nowait(self, max_bytes: int) -> bytes:
+        """Raises: OSError; `BlockingIOError`: nothing has arrived."""
+        return self._socket.recv(max_bytes)
+
     def close(self) -> None:
         """Close the socket at once. A task that waits for it gets `trio.ClosedResourceError`."""
         trio.lowlevel.notify_closing(self._socket)

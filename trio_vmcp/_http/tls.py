@@ -1,4 +1,4 @@
-"""TLS over a connected socket, for one task that reads and one that writes. Source of the loop: CPython's documentation
+"""TLS over a connected stream, for one task that reads and one that writes. Source of the loop: CPython's documentation
 of `ssl.SSLObject`.
 
 `trio.SSLStream` cannot do three things that a kept-alive HTTP connection needs:
@@ -10,21 +10,31 @@ of `ssl.SSLObject`.
 
 from __future__ import annotations
 
-import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar, TypeVarTuple
+from typing import Protocol, TypeVar, TypeVarTuple
 
 import attrs
 import trio
 
-__all__ = ["TlsStream"]
+__all__ = ["NowaitStream", "TlsStream"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 READ_BYTES = 64 * 1024
+MOST_READS = 8  # in one look for unread bytes; the session tickets of a server fit into one or two
+
+
+class NowaitStream(Protocol):
+    """What TLS needs of the stream below: `TcpStream` has it, and `TlsStream`, for a tunnel through an https proxy."""
+
+    async def send_all(self, data: bytes) -> None: ...
+
+    async def receive_some(self, max_bytes: int) -> bytes: ...
+
+    def receive_nowait(self, max_bytes: int) -> bytes: ...
 
 
 @attrs.define(eq=False)
@@ -32,17 +42,17 @@ class TlsStream:
     """TLS over a new connection. Call `do_handshake` before anything else.
 
     Attributes:
-        tcp: The connection below. Closing it closes this stream.
-        is_readable: Tells whether a read of `tcp` would return at once.
+        below: The stream that carries TLS. Closing its connection closes this stream.
+        is_readable: Tells whether a read of `below` would return at once.
     """
 
-    tcp: trio.SocketStream
+    below: NowaitStream
     is_readable: Callable[[], bool]
     _tls: ssl.SSLObject = attrs.field(init=False, repr=False)
     _incoming: ssl.MemoryBIO = attrs.field(factory=ssl.MemoryBIO, init=False, repr=False)
     _outgoing: ssl.MemoryBIO = attrs.field(factory=ssl.MemoryBIO, init=False, repr=False)
     _is_sending: bool = attrs.field(default=False, init=False)  # a task is at it, or was cut off
-    _found_unread: bool = attrs.field(default=False, init=False)  # and lost: the bytes that `has_unread` read
+    _found: bytes | None = attrs.field(default=None, init=False, repr=False)  # by `has_unread`; empty: the end
 
     async def do_handshake(self, context: ssl.SSLContext, host: str) -> None:
         """Call once, first.
@@ -71,6 +81,9 @@ class TlsStream:
         Raises:
             trio.BrokenResourceError, trio.ClosedResourceError: The connection broke, or was closed here.
         """
+        if self._found is not None:
+            await trio.lowlevel.checkpoint()
+            return self._take_found(max_bytes)
         try:
             first = await self._run_step(self._tls.read, max_bytes)
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
@@ -86,45 +99,55 @@ class TlsStream:
             pass  # half a record, or the end, which the next read reports
         return first if len(pieces) == 1 else b"".join(pieces)
 
+    def receive_nowait(self, max_bytes: int) -> bytes:
+        """Raises: `BlockingIOError`: nothing has arrived but messages of TLS itself."""
+        if not self.has_unread():
+            raise BlockingIOError
+        return self._take_found(max_bytes)
+
     def has_unread(self) -> bool:
         """Whether application bytes or an end have arrived that no read has taken. Messages of TLS itself, such as
         session tickets, are processed and do not count.
-
-        Close the stream when this is true: the bytes that were found are lost.
         """
-        self._found_unread = self._found_unread or self._find_unread()
-        return self._found_unread
+        if self._found is None:
+            self._found = self._find_unread()
+        return self._found is not None
 
-    def _find_unread(self) -> bool:
-        if self._tls.pending() or self._has_application_data():
-            return True
-        if not self.is_readable():
-            return False
-        try:
-            data = self._receive_nowait()
-        except OSError:
-            return True
-        self._incoming.write(data)
-        return not data or self._has_application_data() or self.is_readable()  # tickets are less than READ_BYTES
+    def _take_found(self, max_bytes: int) -> bytes:
+        assert self._found is not None
+        taken, rest = self._found[:max_bytes], self._found[max_bytes:]
+        if taken:  # else the end, which stays
+            self._found = rest or None
+        return taken
 
-    def _has_application_data(self) -> bool:
-        """Whether the buffered records hold application bytes or the end."""
-        if not self._incoming.pending:
-            return False
-        try:
-            self._tls.read(1)
-        except ssl.SSLError as exc:
-            return not isinstance(exc, ssl.SSLWantReadError)
-        return True
+    def _find_unread(self) -> bytes | None:
+        """Application bytes that have arrived; empty: the end has, or the connection broke; None: neither."""
+        found = self._read_buffered()
+        for _ in range(MOST_READS):
+            if found is not None or not self.is_readable():
+                return found
+            try:
+                data = self.below.receive_nowait(READ_BYTES)
+            except BlockingIOError:
+                return None
+            except OSError:
+                return b""
+            if not data:
+                return b""
+            self._incoming.write(data)
+            found = self._read_buffered()
+        return b"" if found is None else found  # a flood that is no data
 
-    def _receive_nowait(self) -> bytes:
-        ours = self.tcp.socket
-        # Trio has no way to read without waiting, but its sockets are non-blocking.
-        borrowed = socket.socket(ours.family, ours.type, ours.proto, fileno=ours.fileno())
+    def _read_buffered(self) -> bytes | None:
+        """Application bytes in the buffered records; empty: their end; None: there are none."""
+        if not self._tls.pending() and not self._incoming.pending:
+            return None
         try:
-            return borrowed.recv(READ_BYTES)
-        finally:
-            borrowed.detach()
+            return self._tls.read(READ_BYTES)
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLError:
+            return b""
 
     async def _run_step(self, step: Callable[[*Ts], T], *args: *Ts) -> T:
         """Repeat `step` until it succeeds; in between send what TLS has to say, and receive what it waits for."""
@@ -133,7 +156,7 @@ class TlsStream:
                 result = step(*args)
             except ssl.SSLWantReadError:
                 await self._flush()
-                data = await self.tcp.receive_some(READ_BYTES)
+                data = await self.below.receive_some(READ_BYTES)
                 if data:
                     self._incoming.write(data)
                 else:
@@ -154,5 +177,5 @@ class TlsStream:
         """
         while self._outgoing.pending and not self._is_sending:
             self._is_sending = True
-            await self.tcp.send_all(self._outgoing.read())
+            await self.below.send_all(self._outgoing.read())
             self._is_sending = False

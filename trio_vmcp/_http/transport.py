@@ -24,10 +24,12 @@ import httpx
 import trio
 
 from trio_vmcp._http.connection import Connection
-from trio_vmcp._http.dial import Dial, TcpDial
+from trio_vmcp._http.dial import ConnectedStream, Dial, TcpDial
 from trio_vmcp._http.keep_alive import ASSUMED_EXPIRY, LEAST_FOUND, KeepAlive
 from trio_vmcp._http.origin import Origin, origin_of
+from trio_vmcp._http.proxy import Proxies, Proxy, ProxyProblem
 from trio_vmcp._http.response import BadHead, Headers, encode_head
+from trio_vmcp._http.tunnel import PROXY_AUTHENTICATION_REQUIRED, ProxiedDial, refused_by
 from trio_vmcp._nursery import start_task
 
 __all__ = ["MAY_REPEAT", "WITH_BODY", "Http11Transport", "RawResponse"]
@@ -99,6 +101,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
         ssl_context: For https. None: the platform's trust store, loaded once, at the first https request. Pass one for
             private CAs and client certificates; it is used as it is.
         dial: Makes the connections; None: TCP, and TLS by `ssl_context`.
+        proxies: Which connections go through which proxy; None: none. With a `dial`, tunnels are used without TLS.
 
     The timeouts that an `httpx.AsyncClient` puts into a request hold: `connect` for a connection, TLS included, `write`
     and `read` together from the first byte that is written to the response's head, `read` for each piece of its body.
@@ -107,8 +110,14 @@ class Http11Transport(httpx.AsyncBaseTransport):
     A response's extensions hold "http_version", and a "network_stream": its `aclose` closes the connection for good.
     """
 
-    def __init__(self, *, ssl_context: ssl.SSLContext | None = None, dial: Dial | None = None) -> None:
-        self._dial: Dial = dial or TcpDial(ssl_context)
+    def __init__(
+        self, *, ssl_context: ssl.SSLContext | None = None, dial: Dial | None = None, proxies: Proxies | None = None
+    ) -> None:
+        tcp = TcpDial(ssl_context)
+        self._dial: Dial = dial or tcp
+        self._proxies = proxies
+        if proxies is not None:
+            self._dial = ProxiedDial(self._dial, proxies, tcp.start_tls if dial is None else _stay_in_the_clear)
         self._idle: dict[Origin, list[Connection]] = {}  # of each the newest last
         self._keep_alives: dict[Origin, KeepAlive] = {}
         self._busy: dict[Connection, Origin] = {}
@@ -125,6 +134,13 @@ class Http11Transport(httpx.AsyncBaseTransport):
     @property
     def idle_connections(self) -> int:
         return sum(map(len, self._idle.values()))
+
+    def proxy_of(self, origin: Origin) -> Proxy | None:
+        """The proxy that connections to an origin go through; None: they are direct, or cannot be made."""
+        try:
+            return None if self._proxies is None else self._proxies.of(origin)
+        except ProxyProblem:
+            return None
 
     async def send(
         self,
@@ -145,6 +161,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
 
         Raises:
             httpx.ConnectError: No connection; nothing was written.
+            httpx.ProxyError: The proxy made no connection, or did not take the request.
             httpx.TransportError: It broke, or what came is not HTTP/1.1.
         """
         connection = await self._ready_connection(origin)
@@ -173,7 +190,13 @@ class Http11Transport(httpx.AsyncBaseTransport):
         self._busy[connection] = origin
         try:
             on_write()
+            proxy = connection.via
+            if proxy is not None:
+                message = proxy.forwarded(message, origin)
             status, headers = await connection.send_request(verb, message)
+            if proxy is not None and status == PROXY_AUTHENTICATION_REQUIRED:
+                problem = await refused_by(proxy, connection, verb, status, headers)
+                raise httpx.ProxyError(str(problem)) from problem
         except BaseException:
             del self._busy[connection]
             connection.close()
@@ -184,7 +207,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
         """Make an idle connection, unless there is one.
 
         Raises:
-            httpx.ConnectError: No connection.
+            httpx.ConnectError, httpx.ProxyError: No connection.
         """
         connection = await self._ready_connection(origin) or await self._connect(origin)
         self._keep_idle(connection, origin)
@@ -276,7 +299,7 @@ class Http11Transport(httpx.AsyncBaseTransport):
     async def _connect_ahead(self, origin: Origin, ended: trio.Event) -> None:
         try:
             self._keep_idle(await self._connect(origin), origin)
-        except httpx.ConnectError:
+        except (httpx.ConnectError, httpx.ProxyError):
             pass  # the request tries again, and tells why
         finally:
             ended.set()
@@ -322,6 +345,8 @@ class Http11Transport(httpx.AsyncBaseTransport):
             connection = Connection(await self._dial(origin))
         except (OSError, ValueError, trio.BrokenResourceError) as exc:  # ValueError: the host is no possible name
             raise httpx.ConnectError(str(exc)) from exc
+        except ProxyProblem as exc:
+            raise httpx.ProxyError(str(exc)) from exc
         if self._closed:
             connection.close()
             raise httpx.ConnectError("the transport was closed meanwhile")
@@ -354,6 +379,10 @@ class Http11Transport(httpx.AsyncBaseTransport):
             connections.pop(0).close()
         if not connections:
             del self._idle[origin]
+
+
+async def _stay_in_the_clear(connected: ConnectedStream, origin: Origin) -> ConnectedStream:
+    return connected
 
 
 class _Body(httpx.AsyncByteStream):

@@ -52,6 +52,7 @@ class Refusal:
         tells_session_lost: The body says in words of `tells_session_lost` that the session is gone.
         retry_after: s, of the header `Retry-After`; None: absent or unreadable.
         words: The text in the body, short and without secrets; empty: there was none.
+        via: Names the proxy that may have answered in place of the backend, with the comma before it; empty: none.
         is_signed: The request carried what may be credentials.
     """
 
@@ -61,6 +62,7 @@ class Refusal:
     tells_session_lost: bool = False
     retry_after: float | None = None
     words: str = ""
+    via: str = ""
     is_signed: bool = True
 
 
@@ -151,6 +153,8 @@ def rejection(backend_id: str, method: str, outcome: Answer | Refusal) -> Backen
     status = outcome.status
     said = outcome.words if isinstance(outcome, Refusal) else getattr(outcome.reply, "message", "")[:MOST_QUOTED]
     words = f": {said!r}" if said else ""
+    if isinstance(outcome, Refusal):
+        words += outcome.via
     if status in _UNAUTHORIZED:
         refused = "refused the credentials for {!r}" if outcome.is_signed else "refused {!r} without credentials"
         challenge = f" ({outcome.www_authenticate[:MOST_QUOTED]!r})" if outcome.www_authenticate else ""

@@ -196,7 +196,7 @@ class Attempt:
         else:  # cancelled; if by a removal or a close, `_fail` does nothing
             step = f"did not answer {note.method!r}" if note.method else "was not ready"
             often = f"{times} times " if times > 1 else ""
-            why = FailureReason.TIMEOUT, f"{step} within {often}{limit}"
+            why = FailureReason.TIMEOUT, f"{step} within {often}{limit}{note.via}"
         finally:  # also if another task of this nursery crashed
             if client is not None and self.connection is None:  # connected, but not listed
                 self._discard(client, nursery)

@@ -28,7 +28,7 @@ from trio_vmcp._protocol.eras import BATCH_VERSION
 from trio_vmcp._protocol.methods import PING, may_repeat
 from trio_vmcp._protocol.outcomes import Loss, Refusal, rejection
 from trio_vmcp._protocol.sse import SseDecoder, SseEvent, SseLimit
-from trio_vmcp._request_note import RequestNote
+from trio_vmcp._request_note import RequestNote, note_via
 from trio_vmcp.errors import BackendError, BackendProtocolError, MessageTooLarge
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import Backend
@@ -92,10 +92,12 @@ class EventStream(DuplexChannel):
         Raises:
             BackendError: There is no such stream, it has ended, or it named no url within `timeout` s.
         """
+        note_via(self.link.via)  # the stream is opened in another task
         with trio.move_on_after(timeout) as patience:
             await self.ready.wait()
         if patience.cancelled_caught:
-            raise BackendProtocolError(self.backend.id, f"named no endpoint on its event stream within {timeout} s")
+            detail = f"named no endpoint on its event stream within {timeout} s{self.link.via}"
+            raise BackendProtocolError(self.backend.id, detail)
         self._check()
 
     def mark_connected(self) -> None:

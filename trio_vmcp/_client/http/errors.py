@@ -7,6 +7,7 @@ import ssl
 
 import httpx
 
+from trio_vmcp._http.proxy import ProxyProblem
 from trio_vmcp._http.response import BadHead, BadResponse
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendUnavailable
 
@@ -44,6 +45,9 @@ def cause_of(exc: Exception) -> Exception | None:
 
 def _kind(exc: BaseException) -> str:
     """The operating system's text for the error if there is one, else the type of the error."""
+    if isinstance(exc.__cause__, ProxyProblem):
+        why = exc.__cause__.__cause__
+        return str(exc.__cause__) if why is None else f"{exc.__cause__}: {_kind(why)}"
     cause: BaseException | None = exc
     while cause is not None:
         if isinstance(cause, BaseExceptionGroup):  # one attempt for each address: report the first

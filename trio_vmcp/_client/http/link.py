@@ -28,7 +28,7 @@ from trio_vmcp._http.transport import MAY_REPEAT, WITH_BODY, Http11Transport
 from trio_vmcp._http.user_agent import USER_AGENT
 from trio_vmcp._protocol.outcomes import Refusal, in_words_of_a_lost_session
 from trio_vmcp._protocol.words import MOST_WORDS, is_credential, quoted, secrets_of, words_in
-from trio_vmcp._request_note import note_written
+from trio_vmcp._request_note import note_via, note_written
 from trio_vmcp.connector import OutgoingAuth
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected
 from trio_vmcp.identity import Identity
@@ -71,6 +71,8 @@ class HttpExchange:
     _reply: HttpReply | None = attrs.field(default=None, init=False)
 
     async def __aenter__(self) -> HttpReply:
+        if self._link.via:
+            note_via(self._link.via)
         outer = current_slot.get()
         if not self._is_stream and (not self._limited or not (outer is not None and outer.is_held)):
             slot = ConnectionSlot()
@@ -104,7 +106,11 @@ class HttpExchange:
 
 @attrs.define(eq=False)
 class HttpLink:
-    """Sends the requests of one session to one backend."""
+    """Sends the requests of one session to one backend.
+
+    Attributes:
+        via: Follows what an error says of an answer, or of none; names the proxy; empty: there is none.
+    """
 
     backend: Backend
     transport: httpx.AsyncBaseTransport
@@ -112,6 +118,7 @@ class HttpLink:
     limit: ConnectionLimit = attrs.field(repr=False)
     _max_message_bytes: int = attrs.field(alias="max_message_bytes")
     _renewals: Renewals = attrs.field(alias="renewals", factory=WeakValueDictionary, repr=False)
+    via: str = attrs.field(default="", init=False)
     _url: httpx.URL = attrs.field(init=False, repr=False)  # of the backend, without userinfo
     _target: httpx.URL = attrs.field(init=False, repr=False)  # where a 308 says that it is for good; else the same
     _constant: Headers = attrs.field(init=False, repr=False)
@@ -129,6 +136,8 @@ class HttpLink:
         url = httpx.URL(self.backend.url)
         self._url = url.copy_with(userinfo=b"", fragment=None) if url.userinfo or url.fragment else url
         self._target = self._url
+        if isinstance(self.transport, Http11Transport) and (proxy := self.transport.proxy_of(origin_of(url))):
+            self.via = f", through {proxy.name}"
         self._constant = [(b"Host", host_header(url)), (b"Accept-Encoding", b"identity")]
         given = [(name.encode(), value.encode()) for name, value in self.backend.headers.items()]
         self._constant += [pair for pair in given if pair[0].lower() != b"cookie"]
@@ -248,6 +257,7 @@ class HttpLink:
             tells_session_lost=in_words_of_a_lost_session(text),
             retry_after=reply.retry_after,
             words=self.words(reply, data),
+            via=self.via,
             is_signed=self.is_signed(reply),
         )
 
