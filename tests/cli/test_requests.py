@@ -7,20 +7,25 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
 
 import attrs
 import pytest
+import trio
 from rich.console import Console
 from trio.testing import MockClock
 
-from trio_vmcp import JSON, Backend
+from trio_vmcp import JSON, Backend, BackendState, BackendStatus, FactorySettings, Latency
+from trio_vmcp._cli import conditions
 from trio_vmcp._cli.arguments import parse_plan
 from trio_vmcp._cli.plain_view import PlainView
 from trio_vmcp._cli.requests import CommandOutcome, run_plan
 from trio_vmcp._cli.rich_view import RichView
 from trio_vmcp._cli.sources import Found, InputError
-from trio_vmcp._cli.view import Skipped, View
-from trio_vmcp.testing import CallContext, MemoryNetwork, Rewrite, ScriptedBackend, open_memory_network
+from trio_vmcp._cli.texts import condition_text
+from trio_vmcp._cli.view import BackendCondition, Skipped, View
+from trio_vmcp.testing import CONNECT, CallContext, MemoryNetwork, Refuse, Rewrite, ScriptedBackend, open_memory_network
 
 NOW = {
     "type": "object",
@@ -307,3 +312,76 @@ async def test_a_narrow_terminal(width: int, is_drawn: bool, autojump_clock: Moc
 class NarrowTerminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+# --- check --watch
+
+
+WATCH = parse_plan(["check", "--watch", "--config", "file"])
+
+
+@pytest.mark.parametrize("is_drawn", [True, False], ids=["rich", "plain"])
+async def test_backends_are_watched(is_drawn: bool, autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """A backend that is away is seen to be, with the reason, and seen to come back."""
+    away, screen = ScriptedBackend(name="away"), Screen()
+    away.add_tool("x")
+    away.fail(CONNECT, Refuse())
+
+    async def heal_later() -> None:
+        await trio.sleep(5)
+        away.heal()
+
+    view = screen.rich(60) if is_drawn else screen.plain
+    server = time_server()
+    async with network_of(server) as (network, backend):
+        found = Found((backend, Backend(id="away", url=network.attach("away.test", away))))
+        nursery.start_soon(heal_later)
+        with trio.move_on_after(20) as watching:
+            await run_plan(WATCH, found, view, transport=network.transport())
+    assert watching.cancelled_caught
+    assert {} == away.sessions == server.sessions
+    shown = " ".join(" ".join(screen.lines).split())
+    assert re.search("time.{0,9} ready for .{0,9}, legacy 2025-11-25, 2 tools, 0 calls", shown)
+    assert "UNREACHABLE: it could not be" in shown
+    assert "PENDING" not in shown
+    assert re.search("away.{0,9} ready for .{0,9}, [a-z]+ 20[0-9-]+, 1 tool, 0 calls", shown)
+    if is_drawn:
+        assert all(text in shown for text in ("1 of 2 backends; Ctrl-C ends the watch", "2 of 2 backends"))
+        assert all(len(line) <= 60 for line in screen.lines)
+    else:
+        assert len(screen.lines) < 10  # a line for what changed, not for each second
+
+
+async def test_a_watch_outlasts_a_session_without_calls(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other sessions end after `idle_timeout`."""
+    monkeypatch.setattr(conditions, "REDRAW_SECONDS", 1000.0)
+    async with network_of(time_server()) as (network, backend):
+        with trio.move_on_after(10 * FactorySettings().idle_timeout) as watching:
+            await run_plan(WATCH, Found((backend,)), Screen().plain, transport=network.transport())
+    assert watching.cancelled_caught
+
+
+@pytest.mark.parametrize(
+    ("condition", "text"),
+    [
+        ({}, "ready for 5 s, modern 2026-07-28, 1 tool, 0 calls"),
+        (
+            {"calls": 1, "errors": 1, "in_flight": 2},
+            "ready for 5 s, modern 2026-07-28, 1 tool, 1 call, 1 failed, 2 running",
+        ),
+        (
+            {"latency": Latency(0.012, 0.5, 2.0)},
+            "ready for 5 s, modern 2026-07-28, 1 tool, 0 calls, latency 12 ms (p90 500 ms)",
+        ),
+        (
+            {"era": None, "protocol_version": None, "state": BackendState.CONNECTING},
+            "connecting for 5 s",
+        ),
+    ],
+)
+def test_a_condition_is_a_line(condition: dict[str, Any], text: str) -> None:
+    """What there is to say, and nothing where there is nothing."""
+    status = BackendStatus("a", BackendState.READY, datetime.now(UTC), "modern", "2026-07-28", None, 0, 0, 0, None)
+    assert text == condition_text(BackendCondition(attrs.evolve(status, **condition), 5.0, 1, None))

@@ -51,6 +51,7 @@ class Plan:
     Attributes:
         name: The tool, prompt, resource or template that the command is about; empty: `check` shows everything.
         given: Its arguments; for `complete` one pair, the argument and what there is of its value.
+        watch: Keep the session open, and show the condition of its backends until a signal comes.
         timeout: s for each backend to connect, and for a request to be answered; None: the defaults.
     """
 
@@ -60,6 +61,7 @@ class Plan:
     given: Given = attrs.field(factory=Given)
     timeout: float | None = None
     json: bool = False
+    watch: bool = False
     verbose: bool = False
 
 
@@ -101,6 +103,8 @@ def _check_plan(options: argparse.Namespace, program: Sequence[str] | None) -> P
         raise ValueError("--config FILE, a URL, and a program after -- exclude each other")
     if program is not None and not program:
         raise ValueError("there is no program after --")
+    if options.watch and (names or options.json):
+        raise ValueError("--watch goes with neither NAME nor --json")
     if len(names) > 1:
         raise ValueError("one NAME at most is shown")
     if options.server and options.config is None:
@@ -121,7 +125,7 @@ def _check_plan(options: argparse.Namespace, program: Sequence[str] | None) -> P
         headers=headers,
         program=tuple(program or ()),
     )
-    return _plan(options, servers, name=names[0] if names else "")
+    return attrs.evolve(_plan(options, servers, name=names[0] if names else ""), watch=options.watch)
 
 
 def _request_plan(options: argparse.Namespace) -> Plan:
@@ -220,11 +224,16 @@ def _add_check(add: Callable[..., _CommandParser]) -> None:
         "check",
         "connect to servers and show what they offer",
         _server_options(file_is_required=False),
-        usage="%(prog)s [options] (--config FILE | URL | -- PROGRAM [ARGUMENT ...]) [NAME]",
+        usage=(
+            "%(prog)s [options] --config FILE [NAME]\n       %(prog)s [options] URL [NAME]\n"
+            "       %(prog)s [options] [NAME] -- PROGRAM [ARG ...]"
+        ),
     )
     about_words = "a server without a file (so is a program after --), and the NAME of a tool or prompt to explain"
     check.add_argument("words", metavar="URL, NAME", nargs="*", help=about_words)
     about_header = "a header for the URL; may be repeated"
+    about_watch = "stay connected, and show states, calls and latencies until Ctrl-C"
+    check.add_argument("--watch", action="store_true", help=about_watch)
     check.add_argument("--header", metavar="'N: V'", type=_header, action="append", default=[], help=about_header)
     check.add_argument("--bearer", metavar="TOKEN", help="for the URL: the header Authorization: Bearer TOKEN")
 

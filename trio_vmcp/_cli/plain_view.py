@@ -13,6 +13,7 @@ from trio_vmcp._cli.output import write_log, write_text
 from trio_vmcp._cli.sanitizer import Sanitizer
 from trio_vmcp._cli.texts import (
     capability_lines,
+    condition_text,
     conflict_text,
     duration,
     fit,
@@ -20,7 +21,7 @@ from trio_vmcp._cli.texts import (
     progress_text,
     summary,
 )
-from trio_vmcp._cli.view import BackendReport, BackendStatus, CallStatus, SessionReport
+from trio_vmcp._cli.view import BackendCondition, BackendReport, BackendStatus, CallStatus, SessionReport
 
 __all__ = ["PlainView"]
 
@@ -50,6 +51,13 @@ class PlainView:
             step = call.note if call.fraction is None else int(call.fraction * PROGRESS_STEPS)
             if self._is_news(f"{number} {call.label}", (call.state, step)):
                 self._print(self.log, f"{call.label}: {_call_text(call)}")
+
+    def show_conditions(self, conditions: Sequence[BackendCondition]) -> None:
+        """A line for each change of state or failure."""
+        for condition in conditions:
+            status, failure = condition.status, condition.failure
+            if self._is_news(status.backend_id, (status.state, failure and failure.detail)):
+                self._print(self.out, f"{status.backend_id}: {condition_text(condition)}")
 
     def settle_drawing(self) -> None:
         self._shown.clear()

@@ -9,6 +9,7 @@ import attrs
 import httpx
 
 from trio_vmcp._cli.arguments import Plan
+from trio_vmcp._cli.conditions import watch_backends
 from trio_vmcp._cli.definitions import definition_text
 from trio_vmcp._cli.sources import Found, InputError
 from trio_vmcp._cli.texts import Result, name_knobs, result_text, with_knobs
@@ -53,6 +54,8 @@ async def run_plan(
 
             document = await run_demo(view)
             return CommandOutcome(OK if document["ok"] else FAILED, document)
+        if plan.watch:
+            await watch_backends(_in_a_hurry(found.backends, plan), _watch_settings(plan), view, transport=transport)
         run = _check if plan.command == "check" else _request
         outcome = await run(plan, found, view, transport)
         unused = {"skipped": [each.why for each in found.skipped]} if found.skipped else {}
@@ -191,10 +194,19 @@ def _in_a_hurry(backends: Sequence[Backend], plan: Plan) -> Sequence[Backend]:
 def _settings(plan: Plan) -> FactorySettings:
     """No limit for the whole opening: a check ends when every backend has connected or failed.
 
-    No reconnecting: a command reports the first failure of a backend and ends. A server without a file has no name that
-    others could be told from, so its tools keep their own.
+    No reconnecting: a command reports the first failure of a backend and ends.
     """
-    settings = FactorySettings(session_init_timeout=math.inf, reconnect_delay=math.inf, reconnect_max_delay=math.inf)
+    once = FactorySettings(session_init_timeout=math.inf, reconnect_delay=math.inf, reconnect_max_delay=math.inf)
+    return _for_plan(once, plan)
+
+
+def _watch_settings(plan: Plan) -> FactorySettings:
+    """What is to be seen is seen from the start, and for as long as the command runs, without any call."""
+    return _for_plan(FactorySettings(session_init_timeout=0.0, idle_timeout=math.inf), plan)
+
+
+def _for_plan(settings: FactorySettings, plan: Plan) -> FactorySettings:
+    """With the timeout. The only server of a plan without a file has no name of its own, so its tools keep theirs."""
     if plan.timeout is not None:
         settings = attrs.evolve(settings, backend_init_timeout=plan.timeout)
     return settings if plan.servers.file else attrs.evolve(settings, conflict_resolution=Bare())

@@ -17,6 +17,7 @@ from rich.tree import Tree
 from trio_vmcp._cli.sanitizer import Sanitizer
 from trio_vmcp._cli.texts import (
     capability_lines,
+    condition_text,
     conflict_text,
     duration,
     fit,
@@ -25,7 +26,8 @@ from trio_vmcp._cli.texts import (
     progress_text,
     summary,
 )
-from trio_vmcp._cli.view import BackendReport, BackendStatus, CallStatus, SessionReport
+from trio_vmcp._cli.view import BackendCondition, BackendReport, BackendStatus, CallStatus, SessionReport
+from trio_vmcp.models import BackendState
 
 __all__ = ["RichView", "build_rich_view"]
 
@@ -89,6 +91,18 @@ class RichView:
                 Text(self.safe.line(note[call.state]), BAD if call.state in ("error", "failed") else QUIET),
             )
         self._draw(rows)
+
+    def show_conditions(self, conditions: Sequence[BackendCondition]) -> None:
+        ready = sum(condition.status.state is BackendState.READY for condition in conditions)
+        tree = Tree(Text(f"{ready} of {len(conditions)} backends; Ctrl-C ends the watch", "bold"), guide_style=QUIET)
+        for condition in conditions:
+            is_ready = condition.status.state is BackendState.READY
+            is_new = condition.status.state is BackendState.CONNECTING and not condition.failure
+            mark = Text("-", QUIET) if is_new else self._mark(good=is_ready)
+            head = Text.assemble(mark, " ", (condition.status.backend_id, "bold"))
+            style = BAD if condition.failure else QUIET
+            tree.add(Group(head, Text(self.safe.line(condition_text(condition)), style)))
+        self._draw(tree)
 
     def settle_drawing(self) -> None:
         if self._live is not None:

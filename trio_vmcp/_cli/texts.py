@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 
 import attrs
 
-from trio_vmcp._cli.view import BackendReport, BackendStatus, CallStatus, SessionReport
+from trio_vmcp._cli.view import BackendCondition, BackendReport, BackendStatus, CallStatus, SessionReport
 from trio_vmcp.models import (
     CompletionResult,
     NameConflict,
@@ -25,6 +25,7 @@ from trio_vmcp.models import (
 __all__ = [
     "Result",
     "capability_lines",
+    "condition_text",
     "conflict_text",
     "duration",
     "fit",
@@ -82,6 +83,30 @@ def missing_text(status: BackendStatus) -> str:
     """Why a backend is missing; the text still needs a sanitizer."""
     why = f"{status.reason.upper()}: it {status.detail}" if status.reason else status.detail
     return f"missing after {duration(status.elapsed)}" + (f", {why}" if why else "")
+
+
+def condition_text(condition: BackendCondition) -> str:
+    """State, protocol, tools, calls and latency of one backend, and why it is away."""
+    status, failure = condition.status, condition.failure
+    parts = [f"{status.state.value} for {_span(condition.lasted)}"]
+    if status.era:  # else the backend has not connected yet
+        parts.append(f"{status.era} {status.protocol_version or ''}".strip())
+        parts += [_count(condition.tools, "tool"), _count(status.calls, "call")]
+    parts += [f"{status.errors} failed"] if status.errors else []
+    parts += [f"{status.in_flight} running"] if status.in_flight else []
+    if status.latency is not None:
+        parts.append(f"latency {duration(status.latency.p50)} (p90 {duration(status.latency.p90)})")
+    return ", ".join(parts) + (f"; {failure.reason.value.upper()}: it {name_knobs(failure.detail)}" if failure else "")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _span(seconds: float) -> str:
+    """A time that grows while it is shown."""
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.0f} h"
 
 
 def conflict_text(conflict: NameConflict) -> str:

@@ -19,9 +19,11 @@ from trio_vmcp.models import (
     ResourceTemplate,
     Tool,
 )
+from trio_vmcp.models import BackendStatus as SessionBackend
 from trio_vmcp.session import Session
 
 __all__ = [
+    "BackendCondition",
     "BackendReport",
     "BackendStatus",
     "CallState",
@@ -151,11 +153,27 @@ class CallStatus:
         return min(max(self.progress / self.total, 0.0), 1.0)
 
 
+@attrs.frozen
+class BackendCondition:
+    """One backend of a session that stays open.
+
+    Attributes:
+        lasted: s since its state last changed.
+        tools: Advertised tools, also while the backend is away.
+        failure: Why it is away; None: it is not, or is still connecting.
+    """
+
+    status: SessionBackend
+    lasted: float
+    tools: int
+    failure: BackendFailure | None
+
+
 class View(Protocol):
     """A way of showing a session and its calls.
 
-    `show_backends` and `show_calls` are called about twelve times a second while they change; `settle_drawing` then
-    leaves the last picture as it is.
+    `show_backends` and `show_calls` are called about twelve times a second while they change, `show_conditions` once a
+    second; `settle_drawing` then leaves the last picture as it is.
     """
 
     @property
@@ -165,6 +183,7 @@ class View(Protocol):
 
     def show_backends(self, statuses: Sequence[BackendStatus]) -> None: ...
     def show_calls(self, calls: Sequence[CallStatus]) -> None: ...
+    def show_conditions(self, conditions: Sequence[BackendCondition]) -> None: ...
     def settle_drawing(self) -> None: ...
     def show_session(self, report: SessionReport) -> None: ...
     def show_text(self, text: str) -> None: ...
