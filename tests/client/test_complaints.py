@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
+import attrs
 import httpx
 import pytest
 import trio
@@ -114,6 +116,73 @@ async def test_a_late_answer_is_no_mistake(
         await trio.sleep(5)
         await call(client)
     assert [] == [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("written", [int, str, lambda own: None], ids=["as sent", "str", "null"])
+async def test_a_late_answer_is_known_however_its_id_is_written(
+    written: Callable[[int], object], autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once: another answer to the same request is a mistake, and so is one to a request that nothing has sent."""
+    caplog.set_level(logging.DEBUG, "trio_vmcp.client")
+    async with open_pair() as pair:
+        pair.adopt({"capabilities": {}})
+        with trio.move_on_after(1):
+            await call(pair.client)
+        request = await pair.server.receive()
+        refusal = {"jsonrpc": "2.0", "id": written(request["id"]), "error": {"code": -32601, "message": "unknown"}}
+        await pair.server.send(refusal, refusal)
+        await wait_all_tasks_blocked()
+    assert ["DEBUG"] == levels(caplog, "answered a request that was given up")
+    assert ["WARNING"] == levels(caplog, "dropped an answer to a request that is not waiting here")
+
+
+async def test_an_error_for_no_request_is_a_mistake_while_another_waits(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two calls wait, and one was given up: which of them it answers cannot be known."""
+    async with open_pair() as pair, trio.open_nursery() as nursery:
+        pair.adopt({"capabilities": {}})
+        with trio.move_on_after(1):
+            await call(pair.client)
+        nursery.start_soon(call, pair.client)
+        nursery.start_soon(call, pair.client)
+        await wait_all_tasks_blocked()
+        await pair.server.send({"jsonrpc": "2.0", "id": None, "error": {"code": -32600, "message": "what?"}})
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert ["WARNING"] == levels(caplog, "dropped an answer to a request that is not waiting here")
+
+
+async def elicit(request: ServerRequest) -> JSON:
+    return {"action": "decline"}
+
+
+@pytest.mark.parametrize(
+    ("first", "era"),
+    [
+        ("server/discover", "legacy"),
+        ("server/discover", "both"),
+        ("server/discover", "modern"),
+        ("initialize", "both"),
+        ("initialize", "modern"),
+    ],
+)
+async def test_a_late_answer_to_the_probe_is_no_mistake(
+    first: str, era: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A program that is slow at first answers the first question after it was given up, with a result or an error."""
+    caplog.set_level(logging.DEBUG, "trio_vmcp.client")
+    handlers = ClientHandlers(elicitation=elicit if first == "initialize" else None)
+    channel = Channel("stdio", "modern" if era == "modern" else "legacy")
+    backend = channel.backend()
+    backend.era = era  # type: ignore[assignment]  # parametrized: plain str
+    backend.fail(first, Delay(12), times=1)
+    async with channel.open_bench(backend, handlers=handlers) as bench:
+        bench.backend = attrs.evolve(bench.backend, era="auto")
+        await call(await bench.connect())
+        await trio.sleep(60)
+    late = "backend 'b': answered a request that was given up"
+    assert [("DEBUG", late)] == [(record.levelname, record.getMessage()) for record in caplog.records]
 
 
 async def test_kinds_are_counted_apart(caplog: pytest.LogCaptureFixture) -> None:

@@ -119,7 +119,7 @@ class Inbox:
     takes_batches: bool = attrs.field(default=False, init=False)
     loss: Loss | None = attrs.field(default=None, init=False)
     _pending: dict[int, PendingRequest] = attrs.field(factory=dict, init=False, repr=False)  # by request id
-    _given_up: deque[object] = attrs.field(factory=lambda: deque(maxlen=MOST_GIVEN_UP), init=False, repr=False)  # ids
+    _given_up: deque[int] = attrs.field(factory=lambda: deque(maxlen=MOST_GIVEN_UP), init=False, repr=False)  # ids
     _by_token: dict[int | None, PendingRequest] = attrs.field(factory=dict, init=False, repr=False)  # by progress token
 
     @contextmanager
@@ -178,8 +178,7 @@ class Inbox:
             return
         self.pace.charge_message(message, len(data), data.count(b"\n"))
         match message:
-            case Result() | ErrorReply() if message.id in self._given_up:
-                self._given_up.remove(message.id)
+            case Result() | ErrorReply() if self._is_late(message):
                 # "The sender of the cancellation SHOULD ignore any response that arrives afterward" (2025-11-25).
                 logger.debug("backend %r: answered a request that was given up", self.backend_id)
             case Result() | ErrorReply():
@@ -251,6 +250,18 @@ class Inbox:
         return type(reply.id) is not int and self._settle(
             meant_id(reply.id), BackendProtocolError(self.backend_id, problem)
         )
+
+    def _is_late(self, reply: Result | ErrorReply) -> bool:
+        """Whether this answers a request that was given up; each has one answer. While no request waits, an error that
+        does not tell what it answers does so, too.
+        """
+        answered = meant_id(reply.id)
+        if answered is None and isinstance(reply, ErrorReply) and self._given_up and not self._pending:
+            answered = self._given_up[0]
+        if answered is None or answered not in self._given_up:
+            return False
+        self._given_up.remove(answered)
+        return True
 
     def _settle(self, message_id: RequestId | None, settled: Settled) -> bool:
         """Returns whether the request was waiting. A second answer to it is late, and False."""
