@@ -2,37 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
+import attrs
 import pytest
 import trio
+from support.channels import EVERY_CHANNEL, EVERY_LEGACY_CHANNEL, Channel
 from support.harness import World, drained, open_world
-from trio.testing import MockClock
+from support.memory_processes import MemoryProcess, ProcessTable, Program, memory_processes
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vmcp import BackendError, Session
+from trio_vmcp import Backend, BackendError, Session
 from trio_vmcp.testing import Delay, Error, ScriptedBackend, Status
 
 URI = "memo://one"
 UPDATED = "notifications/resources/updated"
 LISTS_CHANGED = "notifications/resources/list_changed"
-EVERY_KIND = pytest.mark.parametrize(
-    "options",
-    [{"era": "legacy"}, {"era": "legacy", "transport": "sse"}, {"era": "modern"}],
-    ids=["http-legacy", "http+sse-legacy", "http-modern"],
-)
-LEGACY = {"era": "legacy"}
+LEGACY = Channel("streamable-http", "legacy")
 
 
-def memos(options: dict[str, Any], *, template: str | None = None) -> ScriptedBackend:
+def memos(channel: Channel, *, template: str | None = None) -> ScriptedBackend:
     """It offers the URI, listed or by a template, and takes subscriptions."""
-    backend = ScriptedBackend(answers="sse", listens=True, **options)
-    backend.add_tool("echo")
+    backend = channel.backend(listens=True)
     if template is None:
         backend.add_resource(URI, "text")
     else:
         backend.add_resource("memo://other", "text")
         backend.add_resource_template(template, "text")
     return backend
+
+
+@asynccontextmanager
+async def open_over(channel: Channel, backends: Mapping[str, ScriptedBackend]) -> AsyncIterator[World]:
+    """A world of these backends. Over stdio each is a program, which cannot be started while its backend has crashed;
+    at the end no process is left.
+    """
+    if channel.transport != "stdio":
+        async with open_world(backends) as world:
+            yield world
+        return
+    table = ProcessTable()
+
+    def configure(configured: Backend) -> Backend:
+        backend = backends[configured.id]
+
+        async def main(process: MemoryProcess, pipes: trio.abc.Stream) -> int:
+            await backend.serve_lines(pipes)
+            return 0
+
+        table.programs[configured.id] = Program(main, "polite", lambda: not backend._crashed, lambda env: "")
+        return attrs.evolve(configured, url="", transport="stdio", command=configured.id)
+
+    with memory_processes(table):
+        async with table.running_in_virtual_time(on_end=lambda process: None):
+            async with open_world(backends, configure=configure) as world:
+                yield world
+            await wait_all_tasks_blocked()
+            assert () == table.alive
 
 
 def stop_offering(backend: ScriptedBackend) -> None:
@@ -54,17 +81,17 @@ async def told_by(session: Session, world: World) -> list[str]:
         return [change.backend_id for change in await drained(changes, 1) if change.kind == "resource_updated"]
 
 
-@EVERY_KIND
+@EVERY_CHANNEL
 @pytest.mark.parametrize("before", [None, "memo://{name}"], ids=["listed", "by a template"])
 @pytest.mark.parametrize("after", [None, "memo://{name}"], ids=["listed", "by a template"])
 async def test_a_subscription_moves_when_its_owner_stops_offering_the_resource(
-    before: str | None, after: str | None, options: dict[str, Any], autojump_clock: MockClock
+    before: str | None, after: str | None, channel: Channel, autojump_clock: MockClock
 ) -> None:
     """Reads and updates come from the next owner, whichever of the two says how it offers the URI; the move reports one
     update, since one may have been missed; unsubscribing reaches the new owner.
     """
-    backends = {"a": memos(options, template=before), "b": memos(options, template=after)}
-    async with open_world(backends) as world, world.open_session() as session:
+    backends = {"a": memos(channel, template=before), "b": memos(channel, template=after)}
+    async with open_over(channel, backends) as world, world.open_session() as session:
         await session.subscribe_resource(URI)
         await trio.sleep(1)
         owner = await read_from(session)
@@ -82,13 +109,11 @@ async def test_a_subscription_moves_when_its_owner_stops_offering_the_resource(
         assert [] == [uri for backend in backends.values() for uris in backend.subscriptions.values() for uri in uris]
 
 
-@EVERY_KIND
-async def test_a_subscription_moves_when_its_owner_is_removed(
-    options: dict[str, Any], autojump_clock: MockClock
-) -> None:
+@EVERY_CHANNEL
+async def test_a_subscription_moves_when_its_owner_is_removed(channel: Channel, autojump_clock: MockClock) -> None:
     """Without another owner it ends; with one it goes there, also over two moves."""
-    backends = {name: memos(options) for name in "abc"}
-    async with open_world(backends) as world, world.open_session() as session:
+    backends = {name: memos(channel) for name in "abc"}
+    async with open_over(channel, backends) as world, world.open_session() as session:
         await session.subscribe_resource(URI)
         for leaving, next_owner in (("a", "b"), ("b", "c")):
             await session.remove_backend(leaving)
@@ -100,17 +125,17 @@ async def test_a_subscription_moves_when_its_owner_is_removed(
         assert [] == await told_by(session, world)
 
 
-@EVERY_KIND
+@EVERY_CHANNEL
 async def test_a_subscription_stays_while_its_owner_offers_the_resource(
-    options: dict[str, Any], autojump_clock: MockClock
+    channel: Channel, autojump_clock: MockClock
 ) -> None:
     """Also if a backend that goes before it lists the URI by now; if it is no longer listed, but a template matches;
     and while it is away, when its entries stay listed.
     """
-    backends = {"a": memos(options), "b": memos(options)}
+    backends = {"a": memos(channel), "b": memos(channel)}
     backends["a"].resources.clear()
     backends["a"].add_resource("memo://other", "text")
-    async with open_world(backends) as world, world.open_session() as session:
+    async with open_over(channel, backends) as world, world.open_session() as session:
         await session.subscribe_resource(URI)
         backends["a"].add_resource(URI, "text")
         backends["a"].notify(LISTS_CHANGED)
@@ -132,11 +157,12 @@ async def test_a_subscription_stays_while_its_owner_offers_the_resource(
         assert ["b"] == await told_by(session, world)
 
 
-async def test_a_subscription_moves_to_an_owner_that_comes_later(autojump_clock: MockClock) -> None:
+@EVERY_LEGACY_CHANNEL
+async def test_a_subscription_moves_to_an_owner_that_comes_later(channel: Channel, autojump_clock: MockClock) -> None:
     """As long as no backend offers the URI, the subscription stays where it was."""
-    backends = {"a": memos(LEGACY), "b": memos(LEGACY)}
+    backends = {"a": memos(channel), "b": memos(channel)}
     stop_offering(backends["b"])
-    async with open_world(backends) as world, world.open_session() as session:
+    async with open_over(channel, backends) as world, world.open_session() as session:
         await session.subscribe_resource(URI)
         stop_offering(backends["a"])
         await trio.sleep(3)
@@ -160,11 +186,14 @@ async def test_a_move_that_fails_is_tried_again(autojump_clock: MockClock) -> No
         assert 1 == len(backends["a"].received("resources/unsubscribe"))
 
 
+@EVERY_LEGACY_CHANNEL
 @pytest.mark.parametrize("is_refused", [False, True])
-async def test_a_subscription_moves_while_it_is_asked_for(is_refused: bool, autojump_clock: MockClock) -> None:
+async def test_a_subscription_moves_while_it_is_asked_for(
+    channel: Channel, is_refused: bool, autojump_clock: MockClock
+) -> None:
     """The answer of the old owner decides whether there is a subscription, and if there is, the new owner has it."""
-    backends = {"a": memos(LEGACY), "b": memos(LEGACY)}
-    async with open_world(backends) as world, world.open_session() as session:
+    backends = {"a": memos(channel), "b": memos(channel)}
+    async with open_over(channel, backends) as world, world.open_session() as session:
         if is_refused:
             backends["a"].fail("resources/subscribe", Error(-32603, "no"))
         refused: list[BackendError] = []
@@ -187,10 +216,11 @@ async def test_a_subscription_moves_while_it_is_asked_for(is_refused: bool, auto
         assert ([] if is_refused else ["b"]) == await told_by(session, world)
 
 
-async def test_an_unsubscription_that_meets_a_move_leaves_none(autojump_clock: MockClock) -> None:
+@EVERY_LEGACY_CHANNEL
+async def test_an_unsubscription_that_meets_a_move_leaves_none(channel: Channel, autojump_clock: MockClock) -> None:
     """Its answer comes after the move: there is no subscription at either backend."""
-    backends = {"a": memos(LEGACY), "b": memos(LEGACY)}
-    async with open_world(backends) as world, world.open_session() as session:
+    backends = {"a": memos(channel), "b": memos(channel)}
+    async with open_over(channel, backends) as world, world.open_session() as session:
         await session.subscribe_resource(URI)
         backends["a"].fail("resources/unsubscribe", Delay(5))
         async with trio.open_nursery() as nursery:
@@ -200,11 +230,14 @@ async def test_an_unsubscription_that_meets_a_move_leaves_none(autojump_clock: M
         assert [] == await told_by(session, world)
 
 
-async def test_a_read_goes_to_the_new_owner_before_the_subscription_has_moved(autojump_clock: MockClock) -> None:
+@EVERY_LEGACY_CHANNEL
+async def test_a_read_goes_to_the_new_owner_before_the_subscription_has_moved(
+    channel: Channel, autojump_clock: MockClock
+) -> None:
     """Moving many subscriptions takes a while."""
-    uris = [f"memo://{number}" for number in range(10, 60)]
-    backends = {"a": memos(LEGACY, template="memo://{name}"), "b": memos(LEGACY, template="memo://{name}")}
-    async with open_world(backends) as world, world.open_session() as session:
+    uris = [f"memo://{number}" for number in range(10, 30)]
+    backends = {"a": memos(channel, template="memo://{name}"), "b": memos(channel, template="memo://{name}")}
+    async with open_over(channel, backends) as world, world.open_session() as session:
         for uri in uris:
             await session.subscribe_resource(uri)
         async with session.changes() as changes:
@@ -219,10 +252,11 @@ def offer_again(backend: ScriptedBackend) -> None:
     backend.notify(LISTS_CHANGED)
 
 
-async def test_a_subscription_that_comes_back_is_not_lost(autojump_clock: MockClock) -> None:
+@EVERY_LEGACY_CHANNEL
+async def test_a_subscription_that_comes_back_is_not_lost(channel: Channel, autojump_clock: MockClock) -> None:
     """The owner takes the `unsubscribe` of the move after the `subscribe` of the return: it is subscribed to again."""
-    backends = {"a": memos(LEGACY), "b": memos(LEGACY)}
-    async with open_world(backends) as world, world.open_session() as session:
+    backends = {"a": memos(channel), "b": memos(channel)}
+    async with open_over(channel, backends) as world, world.open_session() as session:
         await session.subscribe_resource(URI)
         await trio.sleep(2)
         backends["a"].fail("resources/unsubscribe", Delay(8), times=1)
@@ -237,11 +271,12 @@ async def test_a_subscription_that_comes_back_is_not_lost(autojump_clock: MockCl
         assert ["a"] == await told_by(session, world)
 
 
-async def test_unsubscribing_during_a_move_leaves_no_subscription(autojump_clock: MockClock) -> None:
+@EVERY_LEGACY_CHANNEL
+async def test_unsubscribing_during_a_move_leaves_no_subscription(channel: Channel, autojump_clock: MockClock) -> None:
     """The new owner, which has been sent `subscribe`, is sent `unsubscribe`."""
-    backends = {"a": memos(LEGACY), "b": memos(LEGACY)}
+    backends = {"a": memos(channel), "b": memos(channel)}
     backends["a"].fail("resources/unsubscribe", Delay(4))
-    async with open_world(backends) as world, world.open_session() as session, trio.open_nursery() as nursery:
+    async with open_over(channel, backends) as world, world.open_session() as session, trio.open_nursery() as nursery:
         await session.subscribe_resource(URI)
         nursery.start_soon(session.unsubscribe_resource, URI)
         await trio.sleep(0.1)
