@@ -10,11 +10,12 @@ from trio_vmcp import JSON, BearerAuth
 from trio_vmcp.testing import CallContext, ScriptedBackend
 
 OPENER, CALLER = "Bearer alice-token", "Bearer bob-token"
+COMPLETED: JSON = {"ref": {"type": "ref/prompt", "name": "p"}, "argument": {"name": "n", "value": ""}}
 
 
 async def test_every_request_carries_the_credentials_of_its_own(autojump_clock: MockClock) -> None:
-    """The opener opens, listens and says goodbye; a call, the answer to a question in it, a cancellation and a refetch
-    are the caller's.
+    """The opener opens, listens and says goodbye; a call, the answer to a question in it, a cancellation, a
+    completion and a refetch are the caller's.
     """
 
     async def curious(arguments: JSON, context: CallContext) -> str:
@@ -27,12 +28,15 @@ async def test_every_request_carries_the_credentials_of_its_own(autojump_clock: 
     backend = ScriptedBackend(era="legacy", answers="sse", listens=True)
     backend.add_tool("curious", curious)
     backend.add_tool("hang", hang)
+    backend.add_prompt("p")
+    backend.completions = {"n": ["one"]}
     auth = BearerAuth(lambda backend, identity: identity.token if identity else None)
     async with open_scripted(backend, auth=auth, handlers=ASKED) as bench:
         client = await bench.connect(identity=ALICE)
         await wait_all_tasks_blocked()
         await call(client, "curious", identity=BOB)
         await ask(client, "tools/list", identity=BOB)
+        await ask(client, "completion/complete", COMPLETED, identity=BOB)
         with trio.move_on_after(1):
             await call(client, "hang", identity=BOB)
         await wait_all_tasks_blocked()
@@ -42,6 +46,6 @@ async def test_every_request_carries_the_credentials_of_its_own(autojump_clock: 
         message = exchange.message if isinstance(exchange.message, dict) else {}
         kind = message.get("method", "answer" if message else exchange.verb)
         sent.setdefault(kind, set()).add(exchange.headers["authorization"])
-    callers = ("tools/call", "answer", "notifications/cancelled", "tools/list")
+    callers = ("tools/call", "answer", "notifications/cancelled", "tools/list", "completion/complete")
     openers = ("initialize", "notifications/initialized", "GET", "DELETE")
     assert {kind: {CALLER} for kind in callers} | {kind: {OPENER} for kind in openers} == sent

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any, TypeAlias
 
 import attrs
@@ -15,7 +16,7 @@ import pytest
 import trio
 from support.channels import EVERY_CHANNEL, EVERY_LEGACY_CHANNEL, Channel
 from support.harness import library_tasks
-from support.plain_connector import PlainConnector, plain_backends
+from support.plain_connector import PlainClient, PlainConnector, plain_backends
 from support.processes import PYTHON_OPTIONS, Children
 from support.scripted_storage import ScriptedStorage
 from trio.testing import MockClock
@@ -24,7 +25,10 @@ import trio_vmcp
 from trio_vmcp import (
     JSON,
     Backend,
+    BackendRecord,
+    BackendUnavailable,
     ClientHandlers,
+    EventSink,
     FactorySettings,
     Identity,
     LocalStorage,
@@ -340,6 +344,102 @@ async def test_out_of_a_connector_or_storage_of_the_users(
         name: len(client.closed) for name, client in plain.connector.clients.items()
     }
     assert int(place in KEEP_THE_ROW) == len(await plain.storage.rows())
+
+
+@attrs.define(eq=False)
+class Counted:
+    """Steps on the trap at one of its steps.
+
+    Attributes:
+        at: The number of that step; the first is 1.
+        steps: So many there were.
+    """
+
+    trap: Trap
+    at: int
+    steps: int = 0
+
+    def step(self) -> None:
+        self.steps += 1
+        if self.steps == self.at:
+            self.trap.step()
+
+
+@attrs.define(eq=False)
+class PropertyClient:
+    """A client whose attributes are code of the user's."""
+
+    inner: PlainClient
+    name: str
+    counted: Counted
+
+    @property
+    def record(self) -> BackendRecord:
+        self._read("record")
+        return attrs.evolve(self.inner.record, session_id="s", era="legacy")
+
+    @property
+    def server_capabilities(self) -> JSON:
+        self._read("server_capabilities")
+        return self.inner.server_capabilities
+
+    def _read(self, name: str) -> None:
+        if name == self.name:
+            self.counted.step()
+
+    async def request(self, method: str, params: JSON, **more: Any) -> JSON:
+        return await self.inner.request(method, params, **more)
+
+    async def aclose(self, *, terminate: bool) -> None:
+        await self.inner.aclose(terminate=terminate)
+
+
+@attrs.define(eq=False)
+class PropertyConnector:
+    """Its clients have such attributes."""
+
+    name: str
+    counted: Counted
+    inner: PlainConnector = attrs.field(factory=PlainConnector)
+    sinks: list[EventSink] = attrs.field(factory=list)
+
+    async def __call__(self, backend: Backend, **wanted: Any) -> PropertyClient:
+        self.sinks.append(wanted["events"])
+        return PropertyClient(await self.inner(backend, **wanted), self.name, self.counted)
+
+
+async def go_through_everything(connector: PropertyConnector, *, suspends: bool) -> None:
+    """Open, call, lose the backend session, change a list, call again, and close."""
+    async with (
+        open_session_factory(connector=connector) as factory,
+        factory.open_session(plain_backends(1)) as session,
+    ):
+        await session.call_tool("b0_echo")
+        assert "b0" in session.backends
+        connector.sinks[-1].session_lost(BackendUnavailable("b0", "no longer knows us"))
+        await trio.sleep(5)
+        connector.sinks[-1]("notifications/tools/list_changed", {})
+        await trio.sleep(5)
+        await session.call_tool("b0_echo")
+        if suspends:
+            await session.suspend()
+
+
+@both_exits
+@pytest.mark.parametrize("suspends", [False, True], ids=["close", "suspend"])
+@pytest.mark.parametrize("name", ["record", "server_capabilities"])
+async def test_out_of_an_attribute_of_a_client(
+    name: str, suspends: bool, error: BaseException, autojump_clock: MockClock
+) -> None:
+    """At each time that the session reads it. Every client is closed."""
+    everything = Counted(Trap(error), 0)
+    await go_through_everything(PropertyConnector(name, everything), suspends=suspends)
+    assert everything.steps >= 3
+    for at in range(1, everything.steps + 1):
+        trap = Trap(error)
+        connector = PropertyConnector(name, Counted(trap, at))
+        await comes_out(trap, partial(go_through_everything, connector, suspends=suspends))
+        assert [1] == [len(client.closed) for client in connector.inner.clients.values()], at
 
 
 # --- code of the user's that the built-in client calls

@@ -53,6 +53,7 @@ async def open_renewed(channel: Channel) -> AsyncIterator[tuple[Endpoint, Script
         backend.add_tool("hang", hang)
         backend.add_resource("file:///x")
         backend.add_prompt("p")
+        backend.completions = {"n": ["one"]}
         async with endpoint.factory.open_session([endpoint.configured(OPENER)], identity=OPENER) as session:
             await wait_all_tasks_blocked()
             assert () == session.failures
@@ -108,6 +109,7 @@ async def test_a_call_and_what_belongs_to_it_are_the_callers(channel: Channel, a
         await view.call_tool("b_curious")
         await view.read_resource("file:///x")
         await view.get_prompt("b_p")
+        await view.complete({"type": "ref/prompt", "name": "b_p"}, {"name": "n", "value": ""})
         with trio.move_on_after(1):
             await view.call_tool("b_hang")
         with pytest.raises(Exception, match="did not answer"):
@@ -122,7 +124,7 @@ async def test_a_call_and_what_belongs_to_it_are_the_callers(channel: Channel, a
         "modern": "subscriptions/listen",
     }
     answers = {"http-legacy": {"answer": {CALLER.token}}, "http+sse-legacy": {"answer": {OPENER.token}}}
-    calls = expected(f"tools/call resources/read prompts/get {own[channel.era]}")
+    calls = expected(f"tools/call resources/read prompts/get completion/complete {own[channel.era]}")
     assert calls | answers.get(str(channel), {}) == found
 
 

@@ -7,7 +7,8 @@ boundary: what crashes in it, or in the tasks of its client, ends this connectio
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import attrs
@@ -344,13 +345,25 @@ async def close_connection(session: SessionParts, member: Member, connection: Co
 
 async def _close_client(session: SessionParts, member: Member, client: BackendClient, *, terminate: bool) -> None:
     """Its backend session ends too, unless it is in the row and may be restored. A failure is logged."""
+    ends = session.life.terminates or terminate or member.is_removed
+    with _surviving(session, member):
+        ends = ends or not _is_stored(session, member, client)
+    with _surviving(session, member):
+        await client.aclose(terminate=ends)
+
+
+def _is_stored(session: SessionParts, member: Member, client: BackendClient) -> bool:
+    stored = session.row.record(member.backend_id)
+    return stored is not None and stored.session_id == client.record.session_id
+
+
+@contextmanager
+def _surviving(session: SessionParts, member: Member) -> Iterator[None]:
+    """Around code of a client at its goodbye, which may be the user's: no backend's error may stop a close."""
     try:
-        stored = session.row.record(member.backend_id)
-        kept = stored is not None and stored.session_id == client.record.session_id
-        kept = kept and not (session.life.terminates or terminate or member.is_removed)
         with forwarding_exits(session.raise_exit):
-            await client.aclose(terminate=not kept)
-    except* Exception as crash:  # noqa: BLE001  # no backend's error may stop a close
+            yield
+    except* Exception as crash:  # noqa: BLE001  # likewise
         logger.warning("%s: backend %r: goodbye failed: %s", session.tag, member.backend_id, describe_crash(crash))
 
 
