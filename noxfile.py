@@ -31,6 +31,7 @@ ROOT = Path(__file__).parent
 WORK = ROOT / ".nox"
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 COVERAGE_DATA = WORK / "coverage-data"
+EXTRAS = ",".join(PYPROJECT["project"]["optional-dependencies"])  # the suite tests all of them
 
 # Modules that decide without I/O. Tests can reach each of their lines and branches, so all must be covered.
 FULLY_COVERED = (
@@ -119,7 +120,7 @@ def run_suite(session: nox.Session, *command: str, **env: str) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The suite, on every Python that is present; in CI on all three. Coverage is measured on one of them."""
-    session.install(f"{wheel(session)}[cli,oauth]", *group("test"))
+    session.install(f"{wheel(session)}[{EXTRAS}]", *group("test"))
     if session.python != HERE:
         run_suite(session, "python", "-m", "pytest", ALL_CORES)
         return
@@ -148,7 +149,7 @@ def lowest(session: nox.Session) -> None:
     """The suite on the oldest dependencies that pyproject.toml allows. A test that takes over a second fails."""
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
-    promised = [*project["dependencies"], *extras["cli"], *extras["oauth"]]
+    promised = [*project["dependencies"], *(entry for extra in EXTRAS.split(",") for entry in extras[extra])]
     session.install(
         str(wheel(session)), *group("test"), *(re.sub(r">=([\d.]+).*", r"==\1", entry) for entry in promised)
     )
@@ -170,7 +171,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """mypy and pyright over the code, then pyright over the types that users see."""
-    session.install(f"{wheel(session)}[cli,oauth]", *group("test"), *group("types"))
+    session.install(f"{wheel(session)}[{EXTRAS}]", *group("test"), *group("types"))
     session.run("mypy", "trio_vmcp", "tests", "noxfile.py")
     session.run("pyright")
     session.chdir(session.create_tmp())  # outside of the tree: pyright then reads the installed package and py.typed

@@ -63,6 +63,7 @@ from trio_vmcp.models import (
     ToolOverride,
     ToolResult,
 )
+from trio_vmcp.observe import Observer
 from trio_vmcp.routing import Bare, ConflictResolution, Manual, Prefix, Priority, RoutingTable, Target
 from trio_vmcp.session import Session, TransportSession
 from trio_vmcp.settings import FactorySettings
@@ -110,6 +111,7 @@ __all__ = [
     "NilCaller",
     "NoBackends",
     "NotAuthorized",
+    "Observer",
     "OnProgress",
     "OutgoingAuth",
     "PerBackend",

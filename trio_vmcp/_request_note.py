@@ -81,6 +81,7 @@ class RequestNote:
         lost_by_words: `session_lost`, but only the words of a refusal say so.
         may_resend: Set with `lost_by_words`: the request did not run, or changes nothing.
         is_unreached: A gateway answered for a backend that is away.
+        waited: s, for a place under the connection limit and for a lost connection to be replaced.
         call_name: The advertised name or URI that a caller of the session named; None: the task makes no call.
         call_meta: The `meta` of that call.
         silence: How long the backend may be silent now; None: until the request times out.
@@ -95,6 +96,7 @@ class RequestNote:
     lost_by_words: bool = False
     may_resend: bool = False
     is_unreached: bool = False
+    waited: float = 0.0
     call_name: str | None = None
     call_meta: JSON | None = attrs.field(default=None, repr=False)
     knob: str = "request_timeout"

@@ -25,7 +25,7 @@ import trio
 from trio_vmcp._protocol.methods import COMPLETE, GET_PROMPT, READ_RESOURCE, TOOLS_CALL
 from trio_vmcp._session.owner import SessionOwner
 from trio_vmcp.connector import OnProgress
-from trio_vmcp.errors import BackendProtocolError, session_tag
+from trio_vmcp.errors import session_tag
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import SessionMetadata
 from trio_vmcp.models import (
@@ -194,14 +194,8 @@ class DefaultSession(trio.abc.AsyncResource, Session):
     ) -> CompletionResult:
         route = partial(self._core.calls.route_completion, ref, argument, context)
         name = str(ref.get("name", ref.get("uri")))
-        owner, raw = await self._core.calls.call(COMPLETE, name, route, caller or self._caller, meta, timeout, None)
-        if not isinstance(raw.get("completion"), dict | None):
-            raise BackendProtocolError(
-                owner.backend_id,
-                "answered 'completion/complete' without an object 'completion'",
-                may_have_executed=True,
-            )
-        return CompletionResult(raw, owner.backend_id)
+        member, raw = await self._core.calls.call(COMPLETE, name, route, caller or self._caller, meta, timeout, None)
+        return CompletionResult(raw, member.backend_id)
 
     async def subscribe_resource(
         self, uri: str, *, caller: Identity | None = None, timeout: float | None = None

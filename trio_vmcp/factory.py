@@ -21,14 +21,17 @@ from trio_vmcp._interrupts import EXITS, exit_in, protected_manager
 from trio_vmcp._nursery import require_trio, start_clean
 from trio_vmcp._session.life import Phase
 from trio_vmcp._session.member import Member, new_member
+from trio_vmcp._session.observing import Observers, SessionReporter
 from trio_vmcp._session.owner import SessionOwner
 from trio_vmcp._session.reconnects import Endpoints
 from trio_vmcp._session.row import SessionRow, load_row, new_row
+from trio_vmcp._session.row_storage import RowStorage
 from trio_vmcp.connector import BackendConnector, ClientHandlers, OutgoingAuth
 from trio_vmcp.default_session import DefaultSession
-from trio_vmcp.errors import InvalidSessionId, SessionClosed, SessionExists, SessionNotFound
+from trio_vmcp.errors import InvalidSessionId, SessionClosed, SessionExists, SessionNotFound, session_tag
 from trio_vmcp.identity import Identity, bind, is_bound_to, process_keys
 from trio_vmcp.models import Backend
+from trio_vmcp.observe import Observer
 from trio_vmcp.routing import changed_names
 from trio_vmcp.session import Session
 from trio_vmcp.settings import FactorySettings
@@ -110,6 +113,7 @@ class DefaultSessionFactory(SessionFactory):
     _nursery: trio.Nursery = attrs.field(alias="nursery")
     _keys: tuple[bytes, ...] = attrs.field(alias="keys", repr=False)
     _warns_of_process_key: bool = attrs.field(alias="warns_of_process_key")
+    _observers: Observers = attrs.field(alias="observers")
     _live: dict[str, SessionOwner | None] = attrs.field(
         factory=dict, init=False, repr=False
     )  # None: id taken, not opening yet
@@ -154,7 +158,8 @@ class DefaultSessionFactory(SessionFactory):
         configured = _by_id(backends)
         _require_valid(session_id)
         self._require_open()
-        row = await self._load_for(session_id, identity)
+        reporter = self._new_reporter(session_id)
+        row = await self._load_for(session_id, identity, reporter)
         with self._claim(session_id):
             members = {
                 backend.id: new_member(
@@ -165,7 +170,7 @@ class DefaultSessionFactory(SessionFactory):
             for record in row.metadata.backends:
                 absent = new_member(record.backend_id, None, self._settings, self._endpoints, record)
                 members.setdefault(record.backend_id, absent)
-            _, session = await self._run(members, row, identity)
+            _, session = await self._run(members, row, identity, reporter)
             return session
 
     async def close(self, *, is_exit: bool) -> None:
@@ -190,16 +195,18 @@ class DefaultSessionFactory(SessionFactory):
         if session_id is not None:
             _require_valid(session_id)
         chosen = session_id or secrets.token_urlsafe(_SESSION_ID_BYTES)
+        reporter = self._new_reporter(chosen)
         with self._claim(chosen):
+            storage = self._bounded_storage(reporter)
             if session_id is not None:
-                await self._require_unknown(session_id)
+                await self._require_unknown(session_id, storage)
             self._warn_of_process_key(identity)
-            row = new_row(chosen, bind(identity, self._keys), self._storage, self._settings.storage_timeout)
+            row = new_row(chosen, bind(identity, self._keys), storage)
             members = {
                 backend_id: new_member(backend_id, backend, self._settings, self._endpoints, identity=identity)
                 for backend_id, backend in configured.items()
             }
-            return await self._run(members, row, identity)
+            return await self._run(members, row, identity, reporter)
 
     def _warn_of_process_key(self, identity: Identity | None) -> None:
         """A storage that is passed may outlive the process, and the random key that binds the session does not."""
@@ -231,12 +238,14 @@ class DefaultSessionFactory(SessionFactory):
                 del self._live[session_id]
 
     async def _run(
-        self, members: dict[str, Member], row: SessionRow, identity: Identity | None
+        self, members: dict[str, Member], row: SessionRow, identity: Identity | None, reporter: SessionReporter
     ) -> tuple[SessionOwner, DefaultSession]:
         if self._closing:  # since the id was claimed: the storage was asked in between
             raise SessionClosed("the session factory closed while the session was opening")
         connector = self._connector_for(row.metadata.session_id)
-        owner = SessionOwner(members, row, identity, connector, self._settings, self._endpoints, self._raise_exit)
+        owner = SessionOwner(
+            members, row, identity, connector, self._settings, self._endpoints, reporter, self._raise_exit
+        )
         self._live[owner.id] = owner
         session = DefaultSession(owner)
         start_clean(self._nursery, self._own, owner, session)
@@ -267,16 +276,22 @@ class DefaultSessionFactory(SessionFactory):
 
         start_clean(self._nursery, raise_it)
 
-    async def _require_unknown(self, session_id: str) -> None:
+    def _new_reporter(self, session_id: str) -> SessionReporter:
+        return SessionReporter(self._observers, session_tag(session_id), self._raise_exit)
+
+    def _bounded_storage(self, reporter: SessionReporter) -> RowStorage:
+        return RowStorage(self._storage, self._settings.storage_timeout, reporter.report_storage)
+
+    async def _require_unknown(self, session_id: str, storage: RowStorage) -> None:
         try:
-            await load_row(session_id, self._storage, self._settings.storage_timeout)
+            await load_row(session_id, storage)
         except SessionNotFound:
             return
         raise SessionExists(session_id)
 
-    async def _load_for(self, session_id: str, identity: Identity | None) -> SessionRow:
+    async def _load_for(self, session_id: str, identity: Identity | None, reporter: SessionReporter) -> SessionRow:
         try:
-            row = await load_row(session_id, self._storage, self._settings.storage_timeout)
+            row = await load_row(session_id, self._bounded_storage(reporter))
         except SessionNotFound:
             is_bound_to("", identity, self._keys)  # as long as a refusal takes, or the time would tell which ids exist
             raise
@@ -342,6 +357,7 @@ async def open_session_factory(
     transport: httpx.AsyncBaseTransport | None = None,
     ssl_context: ssl.SSLContext | None = None,
     proxy: str | None = None,
+    observers: Iterable[Observer] = (),
 ) -> AsyncIterator[SessionFactory]:
     """Open a factory for sessions. Leaving it ends every session that it made, as `settings.on_exit` says.
 
@@ -361,6 +377,7 @@ async def open_session_factory(
             "env": as HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY say now, in upper or lower case. NO_PROXY holds
             hosts (which stand for all below them, too), addresses, networks ("10.0.0.0/8"), each with ":port" or
             without, or "*". None: direct connections, whatever the environment says.
+        observers: Are told what happens in the sessions (`trio_vmcp.observe`), in this order.
 
     Raises:
         ValueError: `proxy` is none of these.
@@ -388,6 +405,7 @@ async def open_session_factory(
                 nursery=nursery,
                 keys=settings.identity_keys or process_keys(),
                 warns_of_process_key=not (settings.identity_keys or type(store) is LocalStorage),
+                observers=Observers(tuple(observers)),
             )
             if connector is None and transport is None:
                 start_clean(nursery, built_in.tidy)

@@ -258,6 +258,9 @@ class Router:
         """As `RoutingTable.templates`."""
         return tuple(target for targets, _ in self._templates.values() for target in targets)
 
+    def lists_resource(self, uri: str) -> bool:
+        return uri in self._names["resources"].routes
+
     def find_resource(self, uri: str) -> Target | None:
         """As `RoutingTable.find_resource`."""
         return find_resource(uri, self._names["resources"].routes, self._match_with())

@@ -10,6 +10,7 @@ from trio.testing import MockClock
 
 from trio_vmcp import BackendRecord, SessionExists, StorageError
 from trio_vmcp._session.row import RowContents, SessionRow, load_row, new_row
+from trio_vmcp._session.row_storage import RowStorage
 from trio_vmcp.routing import Bindings
 
 RECORD = BackendRecord("a", "sid", "legacy", "2025-11-25", {"tools": {}}, "digest")
@@ -19,7 +20,7 @@ EQUAL: RowContents = ((attrs.evolve(RECORD),), Bindings({"a_x": "a"}))
 
 
 def row_in(storage: ScriptedStorage, timeout: float = 5.0) -> SessionRow:
-    return new_row("one", None, storage, timeout)
+    return new_row("one", None, RowStorage(storage, timeout))
 
 
 async def answers_late() -> None:
@@ -42,7 +43,7 @@ async def test_a_restored_row_is_always_written_once(autojump_clock: MockClock) 
     """The new version is what an instance that had the session before runs into."""
     storage = ScriptedStorage()
     await row_in(storage).write(FIRST)
-    restored = await load_row("one", storage, 5.0)
+    restored = await load_row("one", RowStorage(storage, 5.0))
     await restored.write(FIRST)
     assert 2 == restored.metadata.version
 

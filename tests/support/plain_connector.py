@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import attrs
 import trio
 
 from trio_vmcp import JSON, Backend, BackendConnector, BackendRecord, Identity, OnProgress
 
+ECHO: JSON = {"name": "echo", "inputSchema": {"type": "object"}}
 Script = Callable[[], Awaitable[object]]
 
 
@@ -18,20 +19,21 @@ async def _at_once() -> None:
 
 @attrs.define(eq=False)
 class PlainClient:
-    """A `BackendClient` without a network: it lists one tool, "echo", and answers calls with their params."""
+    """A `BackendClient` without a network: it lists its `tools`, and answers calls with their params."""
 
     record: BackendRecord
     server_capabilities: JSON
     on_request: Script = _at_once
     on_close: Script = _at_once
     closed: list[bool] = attrs.field(factory=list)  # one `terminate` for every close
+    tools: Sequence[JSON] = (ECHO,)
 
     async def request(
         self, method: str, params: JSON, *, identity: Identity | None, timeout: float, on_progress: OnProgress | None
     ) -> JSON:
         if method == "tools/list":
             await trio.lowlevel.checkpoint()
-            return {"tools": [{"name": "echo", "inputSchema": {"type": "object"}}]}
+            return {"tools": list(self.tools)}
         await self.on_request()
         return {"content": [], "structuredContent": params}
 
@@ -48,6 +50,7 @@ class PlainConnector:
         on_connect: What it does before it has a client, by backend id.
         services: What it starts in the nursery that it is given, by backend id.
         started: When it was asked for each backend, in order.
+        tools: What each backend lists.
     """
 
     on_connect: dict[str, Script] = attrs.field(factory=dict)
@@ -56,6 +59,7 @@ class PlainConnector:
     services: dict[str, Script] = attrs.field(factory=dict)
     clients: dict[str, PlainClient] = attrs.field(factory=dict)
     started: dict[str, float] = attrs.field(factory=dict)
+    tools: Sequence[JSON] = (ECHO,)
     connecting: int = 0
     most_connecting: int = 0
 
@@ -81,6 +85,7 @@ class PlainConnector:
             capabilities,
             self.on_request.get(backend.id, _at_once),
             self.on_close.get(backend.id, _at_once),
+            tools=self.tools,
         )
         self.clients[backend.id] = client
         if backend.id in self.services:

@@ -25,6 +25,7 @@ from trio_vmcp.connector import ContextualAuth, OutgoingAuth
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import endpoint_digest
 from trio_vmcp.models import JSON, Backend
+from trio_vmcp.observe import TRACE_KEYS
 
 __all__ = ["BackendCache", "Fetch", "ResponseCache"]
 
@@ -39,6 +40,10 @@ _SALT = secrets.token_bytes(32)  # header values are secrets: their digests are 
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _UTF8 = ("utf-8", "surrogatepass")  # a lone surrogate is kept as received
 _canonical = json.JSONEncoder(separators=(",", ":"), sort_keys=True)
+
+# Keys of `_meta` that are different in each request and change no result: our own, and those of a trace (W3C Trace
+# Context). A caller that is traced would find nothing in the cache otherwise.
+_TELLS_NOTHING = frozenset({"progressToken", *TRACE_KEYS})
 
 _PUBLIC = b""
 _Key: TypeAlias = tuple[bytes, str, str, bytes]  # variant, method, params, a digest of the context or _PUBLIC
@@ -280,7 +285,7 @@ def _params_key(method: str, params: JSON) -> str | None:
     """The params that decide the result, as a key; None: the result is not kept."""
     if not METHODS.get(method, UNKNOWN).may_be_kept or "inputResponses" in params or "requestState" in params:
         return None
-    if params.get("_meta", {}).keys() - {"progressToken"}:
+    if params.get("_meta", {}).keys() - _TELLS_NOTHING:
         return None  # the server may use what the caller put there
     try:
         return _canonical.encode({name: value for name, value in params.items() if name != "_meta"})

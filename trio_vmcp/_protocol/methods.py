@@ -92,6 +92,7 @@ class Method:
         may_ask_back: The server may ask its client something before it answers: in the handshake era with requests of
             its own, in the modern era with an `input_required` result.
         array: The member of the result that holds an array; empty: there is none.
+        object: The member of the result that holds an object; empty: there is none.
         may_be_kept: The result may be cached (`ttlMs`, `cacheScope`).
         outdated_by: The notification after which a kept result is not fresh any more.
         may_repeat: Twice does no more than once, so a request that may be lost is sent again. A tool may do anything,
@@ -103,6 +104,7 @@ class Method:
     named_by: str | None = None
     may_ask_back: bool = False
     array: str = ""
+    object: str = ""
     may_be_kept: bool = False
     outdated_by: str | None = None
     may_repeat: bool = True
@@ -170,7 +172,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(name=SUBSCRIBE, needs=("resources", "subscribe")),
         Method(name=UNSUBSCRIBE, needs=("resources", "subscribe")),
-        Method(name=COMPLETE, needs=("completions",)),
+        Method(name=COMPLETE, needs=("completions",), object="completion"),
     )
 }
 UNKNOWN = Method(name="", may_repeat=False)  # a method that is not in the table is sent as it is

@@ -20,9 +20,13 @@ class Call(RequestNote):
     """A call from admission to its end, as an async context manager. A class, since a manager made of a generator costs
     more than everything in here. Tasks started inside a call inherit the note: it counts only while the call is in
     flight.
+
+    Attributes:
+        is_sent_again: The request was sent once more, since the backend had lost the session.
     """
 
     admission: Admission = attrs.field(kw_only=True)
+    is_sent_again: bool = attrs.field(default=False, init=False)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _verdict: SessionClosed | BackendError | None = attrs.field(default=None, init=False, repr=False)
     _token: Token[RequestNote | None] | None = attrs.field(default=None, init=False, repr=False)

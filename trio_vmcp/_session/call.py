@@ -67,14 +67,14 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
     Raises:
         BackendError: As the client says; at once where the circuit is open or the backend is missing.
     """
-    is_trial = is_replaced = is_sent_again = False
+    is_trial = is_replaced = False
     timeout, call.knob = asked.limit
     try:
         is_trial = _pass_breaker(member, asked.begun_at)
         connection = member.state.connection
         while True:
             if connection is None:
-                connection = await _replaced_connection(member, asked)
+                connection = await _replaced_connection(member, call, asked)
                 is_replaced, timeout = True, max(asked.deadline - trio.current_time(), 0.0)
             connection.add_call(call)
             call.written, call.is_reported, call.session_lost = not connection.reports_writes, False, False
@@ -97,11 +97,11 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
                         member.reconnects.doubt_words()
                     _name_whole_timeout(error, call, asked)
                     raise
-                is_sent_again = _is_sent_again(member, connection, call, error)
-                if not is_sent_again:
+                if not _is_sent_again(member, connection, call, error):
                     raise
+                call.is_sent_again = True
             else:
-                if is_sent_again:
+                if call.is_sent_again:
                     member.reconnects.confirm_words()
                 member.health.answered(trio.current_time() - asked.begun_at)
                 note_answer(member)
@@ -168,16 +168,20 @@ def _is_sent_again(member: Member, connection: Connection, call: Call, error: Ba
     return False
 
 
-async def _replaced_connection(member: Member, asked: CallRequest) -> Connection:
+async def _replaced_connection(member: Member, call: Call, asked: CallRequest) -> Connection:
     """The connection, once it was replaced.
 
     Raises:
         BackendUnavailable: It was not.
         BackendTimeout: Not before the call's deadline.
     """
+    begun_at = trio.current_time()
     with trio.move_on_at(asked.deadline):
-        while isinstance(member.state, Replacing):
-            await member.state.over.wait()
+        try:
+            while isinstance(member.state, Replacing):
+                await member.state.over.wait()
+        finally:
+            call.waited += trio.current_time() - begun_at
         if member.connection is None:
             raise member.missing()
         return member.connection

@@ -30,6 +30,7 @@ from trio_vmcp.errors import (
 )
 from trio_vmcp.identity import Identity, same_principal
 from trio_vmcp.models import JSON
+from trio_vmcp.observe import TRACE_KEYS
 from trio_vmcp.routing import Target
 
 __all__ = ["Calls"]
@@ -84,7 +85,7 @@ class Calls:
                 call.call_name, call.call_meta = name, meta
                 forwarded = _forwarded_meta(meta) if meta else None
                 if forwarded:
-                    params["_meta"] = forwarded
+                    params["_meta"] = _with_trace(forwarded, params.get("_meta"))
                 limit = member.request_limit if timeout is None else TimeLimit(timeout, OWN_TIMEOUT)
                 asked = CallRequest(method, params, caller, now, limit, on_progress)
                 raw = await request_member(member, call, asked)
@@ -92,12 +93,14 @@ class Calls:
                 raise plain_exit(group) from None
             finally:  # after the check of the caller: a stranger's call keeps no session alive
                 self.last_call_at = trio.current_time()
-        array = METHODS[method].array
-        if array and not isinstance(raw.get(array), list | None):
-            raise BackendProtocolError(
-                target.backend_id, f"answered {method!r} without an array {array!r}", may_have_executed=True
-            )
-        return member, raw
+        answer = METHODS[method]
+        if answer.array and not isinstance(raw.get(answer.array), list | None):
+            missing = f"an array {answer.array!r}"
+        elif answer.object and not isinstance(raw.get(answer.object), dict | None):
+            missing = f"an object {answer.object!r}"
+        else:
+            return member, raw
+        raise BackendProtocolError(target.backend_id, f"answered {method!r} without {missing}", may_have_executed=True)
 
     def check_caller(self, caller: Identity | None) -> None:
         """
@@ -211,6 +214,13 @@ class Calls:
         if owner is not None and owner in self._members:
             self._members[owner].require_reachable()  # bound to a backend that is missing: say that
         raise self._directory.not_found(kind, name, not_found)
+
+
+def _with_trace(forwarded: JSON, trace: JSON | None) -> JSON:
+    """What observers give as trace context takes the place of the caller's, as a whole."""
+    if trace is None:
+        return forwarded
+    return {key: value for key, value in forwarded.items() if key not in TRACE_KEYS} | trace
 
 
 def _forwarded_meta(meta: JSON) -> JSON:

@@ -23,6 +23,7 @@ from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.life import Life, Phase
 from trio_vmcp._session.listing import Listing, list_backend
 from trio_vmcp._session.member import Member, MemberObserver, reason_of
+from trio_vmcp._session.observing import SessionReporter
 from trio_vmcp._session.reconnects import tells_of_endpoint
 from trio_vmcp._session.refresh import Refresher
 from trio_vmcp._session.row import SessionRow
@@ -56,6 +57,7 @@ class SessionParts:
     row: SessionRow
     life: Life
     observer: MemberObserver
+    reporter: SessionReporter
     raise_exit: Callable[[BaseException], None]
 
     @property

@@ -209,6 +209,10 @@ class Directory:
         listing = self._listings.get(backend_id, _NOTHING)
         return uri in listing.resources or self._router.has_template_for(backend_id, uri)
 
+    def lists_resource(self, uri: str) -> bool:
+        """Whether a backend lists this very URI."""
+        return self._router.lists_resource(uri)
+
     def find_template(self, uri: str) -> Target | None:
         return next((target for target in self._router.templates if target.name == uri), None)
 

@@ -180,6 +180,7 @@ class Membership:
         """What follows from a new state: one log record, the task that retries, and what callers are told."""
         state = member.state
         self._log_transition(member, before, why)
+        self._session.reporter.report_state(member.backend_id, before.shown, state.shown, why, member.since)
         if isinstance(state, Away | Replacing):
             self._ensure_retrying(member)
         elif isinstance(state, Failing):

@@ -33,6 +33,8 @@ from trio_vmcp._session.listing import Listing
 from trio_vmcp._session.member import Change, Member, new_member
 from trio_vmcp._session.members import Membership
 from trio_vmcp._session.moves import SubscriptionMoves
+from trio_vmcp._session.observed_calls import ObservedCalls
+from trio_vmcp._session.observing import SessionReporter
 from trio_vmcp._session.reconnects import Endpoints
 from trio_vmcp._session.row import RowContents, SessionRow
 from trio_vmcp.connector import BackendConnector
@@ -61,6 +63,7 @@ class SessionOwner:
         calls: What callers ask of the backends.
         feed: The subscribers of `Session.changes()`.
         services: The session's nursery; None while no nursery runs or it takes no more tasks.
+        reporter: Tells the factory's observers.
         raise_exit: Takes a KeyboardInterrupt or SystemExit that came out of code of the user's: it comes out of the
             factory.
     """
@@ -71,6 +74,7 @@ class SessionOwner:
     _connector: BackendConnector = attrs.field(alias="connector", repr=False)
     settings: FactorySettings = attrs.field(repr=False)
     _endpoints: Endpoints = attrs.field(alias="endpoints", repr=False)
+    reporter: SessionReporter = attrs.field(repr=False)
     raise_exit: Callable[[BaseException], None] = attrs.field(repr=False)
 
     life: Life = attrs.field(factory=Life, init=False, repr=False)
@@ -95,10 +99,11 @@ class SessionOwner:
         self.admission = Admission(self.life)
         self.membership = Membership(
             self._members,
-            SessionParts(self._connector, self.settings, self.row, self.life, self, self.raise_exit),
+            SessionParts(self._connector, self.settings, self.row, self.life, self, self.reporter, self.raise_exit),
         )
         self.directory = new_directory(self.row.bindings, self.settings)
-        self.calls = Calls(self._members, self.directory, self.admission, self.identity, self.row.note_use)
+        parts = (self._members, self.directory, self.admission, self.identity, self.row.note_use)
+        self.calls = ObservedCalls(*parts, reporter=self.reporter) if self.reporter.observers else Calls(*parts)
         self._moves = SubscriptionMoves(self._members, self.directory)
         self._updates = DirectoryUpdates(self._members, self.directory, self._tell_change)
 
@@ -176,6 +181,7 @@ class SessionOwner:
     def _end_life(self) -> None:
         if self.life.phase is not Phase.CLOSED:
             self.life.to(Phase.CLOSED)
+            self.reporter.report_closed(terminated=self.life.terminates)
             self.admission.discard_calls()
             self.membership.close()
             self.services = None
@@ -253,6 +259,7 @@ class SessionOwner:
             else:
                 self.raise_exit(error)
                 self._opening_error = SessionClosed(f"the opening was ended by {type(error).__name__}")
+            self.reporter.report_opening_failed(type(error).__name__)
             self.request_close(terminate=True, drain_timeout=0)
             # The session was handed to no caller: terminate even if a suspend was requested, unless the row existed
             # before.
@@ -262,6 +269,9 @@ class SessionOwner:
             start_task(services, self._keep_row)
             start_task(services, self._close_when_idle)
             self.life.to(Phase.OPEN)
+            members = self._members.values()
+            missing = sum(member.failure is not None for member in members)
+            self.reporter.report_opened(len(members), missing, restored=self.row.restored)
 
     async def _shut_down(self) -> None:
         """Drain, cut off, close the connections: at most the drain plus `teardown_timeout`."""
@@ -343,6 +353,8 @@ class SessionOwner:
         self.row.note_change()
         for kind in changes:
             self.feed.publish(SessionChange(kind, member.backend_id))
+        if not member.is_removed:
+            self.reporter.report_lists(member.backend_id, [kind for kind in changes if kind != "backend"])
         if "resources" in changes and self.services is not None:
             self._moves.start(self.services, member)
 

@@ -22,7 +22,6 @@ from trio_vmcp._session.use_marks import UseMarks
 from trio_vmcp.errors import MetadataConflict, SessionExists, SessionNotFound, VmcpError, session_tag
 from trio_vmcp.metadata import SCHEMA_VERSION, BackendRecord, SessionMetadata
 from trio_vmcp.routing import Bindings
-from trio_vmcp.storage import Storage
 
 __all__ = ["RowContents", "SessionRow", "load_row", "new_row"]
 
@@ -479,7 +478,7 @@ def _join_each(ours: Mapping[str, T], base: Mapping[str, T], theirs: Mapping[str
     return joined | {key: value for key, value in ours.items() if key in untouched}
 
 
-def new_row(session_id: str, binding: str | None, storage: Storage, timeout: float) -> SessionRow:
+def new_row(session_id: str, binding: str | None, storage: RowStorage) -> SessionRow:
     """A row that is written when the opening ends."""
     now = datetime.now(UTC)
     metadata = SessionMetadata(
@@ -492,17 +491,16 @@ def new_row(session_id: str, binding: str | None, storage: Storage, timeout: flo
         backends=(),
         bindings={"tools": {}, "prompts": {}},
     )
-    return SessionRow(metadata, storage=RowStorage(storage, timeout))
+    return SessionRow(metadata, storage=storage)
 
 
-async def load_row(session_id: str, storage: Storage, timeout: float) -> SessionRow:
+async def load_row(session_id: str, storage: RowStorage) -> SessionRow:
     """The row of a session that is restored.
 
     Raises:
         SessionNotFound: There is none.
         StorageError: Away, too slow, or not to be read.
     """
-    bounded = RowStorage(storage, timeout)
     seen_at = trio.current_time()
-    metadata = await bounded.load(session_id)
-    return SessionRow(metadata, storage=bounded, restored=True, seen_at=seen_at)
+    metadata = await storage.load(session_id)
+    return SessionRow(metadata, storage=storage, restored=True, seen_at=seen_at)

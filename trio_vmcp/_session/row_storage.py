@@ -89,6 +89,9 @@ class _Operation(Generic[T]):
             self._done.set()
 
 
+def _ignore(operation: str, error: StorageError) -> None: ...
+
+
 def _takes_version(method: Callable[..., Any]) -> bool:
     """Whether a storage's `touch` or `delete` has the keyword; storages written before there was one have not."""
     try:
@@ -108,6 +111,8 @@ class RowStorage:
 
     _storage: Storage = attrs.field(alias="storage", repr=False)
     _timeout: float = attrs.field(alias="timeout")
+    # Gets the operation and the error.
+    _on_failure: Callable[[str, StorageError], None] = attrs.field(default=_ignore, alias="on_failure", repr=False)
     # Came out of an operation that its caller had left behind; the next operation raises it.
     _late_exit: BaseException | None = attrs.field(default=None, init=False, repr=False)
 
@@ -120,7 +125,10 @@ class RowStorage:
         await self._do("store", lambda: self._storage.create(row), min(within, self._timeout))
 
     async def load(self, session_id: str) -> SessionMetadata:
-        row = await self._do("load", lambda: self._storage.load(session_id))
+        return await self._do("load", lambda: self._load_checked(session_id))
+
+    async def _load_checked(self, session_id: str) -> SessionMetadata:
+        row = await self._storage.load(session_id)
         if not isinstance(row, SessionMetadata):
             raise StorageError("the storage answered what is no SessionMetadata, when it was asked for a session")
         if row.session_id != session_id:
@@ -160,7 +168,16 @@ class RowStorage:
             late, self._late_exit = self._late_exit, None
             raise late
         try:
-            return await _Operation(start, self._note_late_exit).run(self._timeout if timeout is None else timeout)
+            return await self._translated(step, _Operation(start, self._note_late_exit), timeout)
+        except MetadataConflict:
+            raise
+        except StorageError as error:
+            self._on_failure(step, error)
+            raise
+
+    async def _translated(self, step: str, operation: _Operation[T], timeout: float | None) -> T:
+        try:
+            return await operation.run(self._timeout if timeout is None else timeout)
         except trio.TooSlowError as exc:
             failure = f"the storage did not {step} the session within {self._timeout} s (storage_timeout)"
             raise StorageError(failure) from exc

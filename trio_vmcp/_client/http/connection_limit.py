@@ -7,6 +7,8 @@ from contextvars import ContextVar
 import attrs
 import trio
 
+from trio_vmcp._request_note import current_note
+
 __all__ = ["MOST_ASIDE", "ConnectionLimit", "ConnectionSlot", "calls_within", "current_slot"]
 
 MOST_ASIDE = 4  # connections for requests that are no calls: notifications, answers, the DELETE of a session
@@ -56,7 +58,12 @@ class ConnectionLimit:
         try:
             limiter.acquire_on_behalf_of_nowait(slot)
         except trio.WouldBlock:
-            await limiter.acquire_on_behalf_of(slot)
+            begun_at, note = trio.current_time(), current_note.get()
+            try:
+                await limiter.acquire_on_behalf_of(slot)
+            finally:
+                if note is not None:
+                    note.waited += trio.current_time() - begun_at
 
     def release_slot(self, slot: ConnectionSlot, *, limited: bool) -> None:
         slot.is_held = False  # a task that was started in this context must wait for a slot of its own
