@@ -105,7 +105,7 @@ async def test_a_row_that_comes_before_the_delete_stays(autojump_clock: MockCloc
     storage.before["create"] = answers_late
     with pytest.raises(StorageError):
         await row.write(FIRST)
-    other = new_row("one", None, storage.inner, 5.0)
+    other = new_row("one", None, RowStorage(storage.inner, 5.0))
 
     async def write_other() -> None:
         del storage.before["delete"]
