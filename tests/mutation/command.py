@@ -14,8 +14,8 @@ import hypothesis
 import hypothesis.strategies
 
 from mutation.hunt import Suite, Verdict, hunt, source_of, survey
-from mutation.mutants import mutants_of
-from mutation.targets import CORE, CORE_TESTS, EQUIVALENT, TARGETS, TESTS
+from mutation.mutants import Mutant, mutants_of
+from mutation.targets import CORE, EQUIVALENT, TARGETS
 
 LEAST_KILLED = 0.95  # of those that differ from the original
 TESTS_HOME = Path(__file__).parent.parent
@@ -56,11 +56,30 @@ def judge(verdicts: Sequence[Verdict], equivalent: Collection[str]) -> tuple[boo
     return not stale and killed >= LEAST_KILLED * different, "\n".join(report)
 
 
+def verdicts_on(module: str, mutants: Sequence[Mutant], workers: int) -> list[Verdict]:
+    """Judge the mutants of one module by the tests of its target, telling how far it is."""
+    started = time.perf_counter()
+    target = TARGETS[module]
+    suite = Suite(files=[TESTS_HOME / f"{name}.py" for name in target.tests], root=TESTS_HOME.parent)
+    surveyed = survey(suite, {module: target.functions})
+    say(f"\n{module}: {len(mutants)} mutants; what tests run is known after {time.perf_counter() - started:.0f} s")
+    verdicts: list[Verdict] = []
+    for verdict in hunt(suite, [(module, mutant) for mutant in mutants], surveyed, workers=workers):
+        verdicts.append(verdict)
+        if verdict.survived and verdict.mutant.name not in EQUIVALENT:
+            say(f"\rsurvived: {verdict.mutant.name} (line {verdict.mutant.line}, {verdict.tests} tests)")
+        if sys.stdout.isatty():
+            say(f"\r{len(verdicts)}/{len(mutants)}", end="")
+        elif len(verdicts) % 25 == 0:
+            say(f"{len(verdicts)}/{len(mutants)} after {time.perf_counter() - started:.0f} s")
+    return verdicts
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m mutation", description=__doc__)
     parser.add_argument("--only", default="", metavar="TEXT", help="mutants with this text in their name")
     parser.add_argument("--module", default="", metavar="TEXT", help="modules with this text in their name")
-    parser.add_argument("--core", action="store_true", help="only the modules of CORE, judged by CORE_TESTS")
+    parser.add_argument("--core", action="store_true", help="only the modules of CORE")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
 
@@ -69,30 +88,22 @@ def main() -> int:
     draw_one_text()
 
     started = time.perf_counter()
-    names = CORE_TESTS if options.core else TESTS
-    suite = Suite(files=[TESTS_HOME / f"{name}.py" for name in names], root=TESTS_HOME.parent)
-    everything = [
-        (module, mutant) for module, functions in TARGETS.items() for mutant in mutants_of(source_of(module), functions)
-    ]
-    mutants = [
-        (module, mutant)
-        for module, mutant in everything
-        if options.only in mutant.name and options.module in module and (module in CORE or not options.core)
-    ]
-    surveyed = survey(suite, {module: TARGETS[module] for module, _ in mutants})
-    say(f"{len(mutants)} mutants; what tests run is known after {time.perf_counter() - started:.0f} s")
-
+    left_out: set[str] = set()
     verdicts: list[Verdict] = []
-    for verdict in hunt(suite, mutants, surveyed, workers=options.workers):
-        verdicts.append(verdict)
-        if verdict.survived and verdict.mutant.name not in EQUIVALENT:
-            say(f"\rsurvived: {verdict.mutant.name} (line {verdict.mutant.line}, {verdict.tests} tests)")
-        if sys.stdout.isatty():
-            say(f"\r{len(verdicts)}/{len(mutants)}", end="")
-        elif len(verdicts) % 25 == 0:
-            say(f"{len(verdicts)}/{len(mutants)} after {time.perf_counter() - started:.0f} s")
+    summary: list[str] = []
+    for module, target in TARGETS.items():
+        everything = list(mutants_of(source_of(module), target.functions))
+        is_meant = options.module in module and (module in CORE or not options.core)
+        mutants = [mutant for mutant in everything if is_meant and options.only in mutant.name]
+        left_out |= {mutant.name for mutant in everything} - {mutant.name for mutant in mutants}
+        if mutants:
+            own = verdicts_on(module, mutants, options.workers)
+            verdicts += own
+            names = {mutant.name for mutant in mutants}
+            _, report = judge(own, [name for name in EQUIVALENT if name in names])
+            summary.append(f"{module}: {report.splitlines()[0]}")
 
-    left_out = {mutant.name for _, mutant in everything} - {mutant.name for _, mutant in mutants}
     good, report = judge(verdicts, [name for name in EQUIVALENT if name not in left_out])
-    say(f"\n{report}\n{time.perf_counter() - started:.0f} s in all")
+    lines = "\n".join(summary)
+    say(f"\n{lines}\n\nin all: {report}\n{time.perf_counter() - started:.0f} s")
     return 0 if good else 1

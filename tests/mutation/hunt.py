@@ -281,8 +281,9 @@ def hunt(
 
 
 def _that_may_notice(mutant: Mutant, tests: Iterable[Test], kills: Counter[str]) -> list[str]:
-    # What is outside of functions runs when the module is imported, for all tests.
-    those = [test for test in tests if not mutant.in_function or mutant.line in test.lines]
+    # What is outside of functions runs when the module is imported; a test that runs no line of the module is no test
+    # of it.
+    those = [test for test in tests if (mutant.line in test.lines if mutant.in_function else test.lines)]
     return [test.id for test in sorted(those, key=lambda test: (-kills[test.id], test.took))]
 
 
