@@ -21,6 +21,7 @@ import traceback
 import types
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +30,7 @@ import hypothesis
 import pytest
 import trio
 
+from mutation.live import LiveJudge
 from mutation.mutants import Mutant, noted
 
 MOST_CPU = 5  # s for one test: the suite allows a second
@@ -206,7 +208,15 @@ def _run_pytest(suite: Suite, tests: Iterable[str], plugins: list[object]) -> in
     os.chdir(suite.root)
     sys.path[:0] = suite.path
     # Hypothesis warns about what its users import before it: here that is on purpose, and once for all children.
-    quiet = ["-W", "ignore::hypothesis.errors.HypothesisSideeffectWarning", "-p", "no:cacheprovider", "--tb=no", "-q"]
+    quiet = [
+        "-W",
+        "ignore::hypothesis.errors.HypothesisSideeffectWarning",
+        "-p",
+        "no:cacheprovider",
+        "--tb=no",
+        "-q",
+        "-s",
+    ]
     options = ["-x", "--assert=plain", "-p", "no:randomly", *quiet, *suite.options]
     return int(pytest.main([*options, *tests], plugins=[_Limits(), *plugins]))
 
@@ -252,13 +262,65 @@ def hunt(
     suite: Suite, mutants: Sequence[tuple[str, Mutant]], surveyed: dict[str, list[Test]], *, workers: int
 ) -> Iterator[Verdict]:
     """A verdict on each mutant, given with the name of its module; in no particular order."""
+    left = [(module, mutant) for module, mutant in mutants if not mutant.in_function]
+    for module in dict.fromkeys(module for module, _ in mutants):
+        own = [mutant for other, mutant in mutants if other == module and mutant.in_function]
+        for verdict in _hunt_live(suite, module, own, surveyed[module], workers):
+            if verdict.survived and verdict.tests:  # perhaps only since the package was imported before
+                left.append((module, verdict.mutant))
+            else:
+                yield verdict
+    yield from _hunt_imported(suite, left, surveyed, workers)
+
+
+def _hunt_live(
+    suite: Suite, module: str, mutants: Sequence[Mutant], tests: Sequence[Test], workers: int
+) -> Iterator[Verdict]:
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        try:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):
+                os.dup2(nowhere, stream)
+            resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            with os.fdopen(writing, "wb") as output:
+                judge = LiveJudge(_origin(module), mutants, partial(_that_may_notice, tests), workers, output)
+                _run_pytest(suite, map(str, suite.files), [judge])
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as lines:
+        judged = 0
+        for line in lines:
+            judged += 1
+            number, status, killer = json.loads(line)
+            mutant = mutants[number]
+            count = len(_that_may_notice(tests, mutant, Counter()))
+            if killer:
+                yield Verdict(mutant, killer, count)
+            elif status == HANGS or status in {-signal.SIGPROF, -signal.SIGALRM}:
+                yield Verdict(mutant, "it hangs", count)
+            else:  # also if the fork broke: then it is judged again
+                yield Verdict(mutant, None, count)
+    os.waitpid(pid, 0)
+    if judged != len(mutants):
+        raise RuntimeError(f"{module}: only {judged} of {len(mutants)} mutants were judged")
+
+
+def _hunt_imported(
+    suite: Suite, mutants: Sequence[tuple[str, Mutant]], surveyed: dict[str, list[Test]], workers: int
+) -> Iterator[Verdict]:
+    """Each in a process that imports the package with the mutant in it."""
     kills: Counter[str] = Counter()
     running: dict[int, tuple[Mutant, int, IO[bytes]]] = {}
     waiting = list(reversed(mutants))
     while waiting or running:
         while waiting and len(running) < workers:
             module, mutant = waiting.pop()
-            tests = _that_may_notice(mutant, surveyed[module], kills)
+            tests = _that_may_notice(surveyed[module], mutant, kills)
             if not tests:
                 yield Verdict(mutant, None, 0)
                 continue
@@ -280,7 +342,7 @@ def hunt(
             yield Verdict(mutant, f"pytest ends with status {status}", count)
 
 
-def _that_may_notice(mutant: Mutant, tests: Iterable[Test], kills: Counter[str]) -> list[str]:
+def _that_may_notice(tests: Iterable[Test], mutant: Mutant, kills: Counter[str]) -> list[str]:
     # What is outside of functions runs when the module is imported; a test that runs no line of the module is no test
     # of it.
     those = [test for test in tests if (mutant.line in test.lines if mutant.in_function else test.lines)]
