@@ -178,6 +178,15 @@ def test_a_bad_backend_id_is_named(backend_id: Any) -> None:
             "env: 'A=B' is no name of an environment variable",
         ),
         ({"transport": "stdio", "command": "x", "env": {"": "x"}}, "env: '' is no name of an environment variable"),
+        ({"transport": "stdio", "command": "x", "inherit_env": "A"}, "inherit_env is one str where several are wanted"),
+        ({"transport": "stdio", "command": "x", "inherit_env": None}, "inherit_env is NoneType, not several str"),
+        *(
+            (
+                {"transport": "stdio", "command": "x", "inherit_env": ["A", name]},
+                f"inherit_env: {name!r} is no name of an environment variable, and no glob for some",
+            )
+            for name in (1, None, "", "A=B", "\0")
+        ),
     ],
 )
 def test_a_bad_backend_is_a_value_error_that_names_the_entry(entry: dict[str, Any], text: str) -> None:

@@ -21,14 +21,15 @@ def principal_key(backend: Backend, identity: Identity | None, *, by_token: bool
     Args:
         by_token: Other tokens of the same identity are another principal.
     """
-    if identity is None and not backend.headers and not backend.env:
+    if identity is None and not (backend.headers or backend.env or backend.inherit_env):
         return _NONE
     parts = [text for given in (backend.headers, backend.env) for pair in sorted(given.items()) for text in (*pair, "")]
+    parts += sorted(backend.inherit_env)
     parts.append("\0" if identity is None else f"{identity.issuer}\0{identity.subject}")  # neither may hold NUL
     if by_token and identity is not None:
         parts.append(identity.token)
     digest = hashlib.blake2b(key=_SALT, digest_size=16)
-    for part in (str(len(backend.headers)), *parts):
+    for part in (str(len(backend.headers)), str(len(backend.env)), *parts):
         data = part.encode("utf-8", "surrogatepass")
         digest.update(len(data).to_bytes(8, "big") + data)
     return digest.digest()

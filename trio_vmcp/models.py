@@ -190,9 +190,11 @@ class Backend(Copyable):
         command, args, env, cwd: The child process of "stdio". On POSIX it leads a process group. When the session ends,
             its stdin is closed; after three quarters of `teardown_timeout` the group gets SIGTERM, and at its end
             SIGKILL. It inherits only variables that find programs and a home (`PATH`, `HOME`, `USER`, `LANG`, `LC_*`,
-            `TERM`, …); others must stand in `env`. Lines of its stderr go to the logger `trio_vmcp.client.stdio` at
-            DEBUG, and the last of them into the failure when the process exits; values of `env` appear there as their
-            names.
+            `TERM`, …); others must stand in `env` or `inherit_env`. Lines of its stderr go to the logger
+            `trio_vmcp.client.stdio` at DEBUG, and the last of them into the failure when the process exits; values of
+            `env` and of what `inherit_env` adds appear there as their names.
+        inherit_env: More variables that it inherits, as they are when it is started: exact names, or globs
+            (`fnmatch.fnmatchcase`; upper and lower case differ). `env` wins. A name that is not set is left out.
         request_timeout: s, the whole exchange of one call; None: the factory's.
         init_timeout: s, one attempt to connect: probe, handshake and lists; None: the factory's `backend_init_timeout`,
             which says what happens over it.
@@ -225,6 +227,7 @@ class Backend(Copyable):
     command: str | None = None
     args: tuple[str, ...] = attrs.field(default=(), converter=_in_order, repr=False)  # command lines hold tokens, too
     env: Mapping[str, str] = attrs.field(default=None, converter=_read_only, repr=_names_only, hash=False)
+    inherit_env: tuple[str, ...] = attrs.field(default=(), converter=_in_order)
     cwd: str | None = None
     request_timeout: float | None = None
     init_timeout: float | None = None
@@ -300,6 +303,11 @@ class Backend(Copyable):
         for number, arg in enumerate(self.args):
             if (problem := _text_problem(arg)) is not None:
                 self._refuse(f"args[{number}] {problem}")
+        if (problem := _several_problem(self.inherit_env)) is not None:
+            self._refuse(f"inherit_env {problem}")
+        for name in self.inherit_env:
+            if _text_problem(name) is not None or not name or "=" in name:
+                self._refuse(f"inherit_env: {name!r} is no name of an environment variable, and no glob for some")
         if not isinstance(self.env, Mapping):
             self._refuse(f"env is {type(self.env).__name__}, not a mapping")
         for name, value in self.env.items():

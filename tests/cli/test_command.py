@@ -330,6 +330,13 @@ async def test_structured_content_is_shown_where_there_is_no_other(autojump_cloc
 # --- secrets
 
 
+def test_a_secret_that_a_program_inherits_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if its value stood in the file."""
+    monkeypatch.setenv("MY_TOKEN", SECRET)
+    backend = Backend(id="a", transport="stdio", command="x", inherit_env=["MY_*"])
+    assert "it said [secret]" == Sanitizer.of([backend]).line(f"it said {SECRET}")
+
+
 async def test_a_secret_is_not_shown_even_if_backends_repeat_it(autojump_clock: MockClock) -> None:
     """A token that a backend echoes is replaced in all that is shown, and in the errors of the JSON document."""
 

@@ -214,6 +214,10 @@ def test_a_command_alone_is_enough(entry: Any) -> None:
         ({"command": "x", "env": ["A=b"]}, "a.env: is a list, not an object"),
         ({"command": "x", "env": {"A": 1}}, "a.env.A: is a number, not a string"),
         ({"command": "x", "env": {"A=B": ""}}, 'a.env["A=B"]: is no name of an environment variable'),
+        ({"command": "x", "inherit_env": "A"}, "a.inherit_env: is a string, not a list"),
+        ({"command": "x", "env_vars": ["A", 1]}, "a.env_vars[1]: is a number, not a string"),
+        ({"command": "x", "inheritEnv": ["A=B"]}, "a.inheritEnv[0]: is no name of an environment variable"),
+        ({"command": "x", "inherit_env": [""]}, "a.inherit_env[0]: is no name of an environment variable"),
         ({"command": "x", "cwd": 1}, "a.cwd: is a number, not a string"),
         ({"command": "${NOPE}"}, "a.command: needs the environment variable NOPE, which is not set"),
         ({"command": "x", "args": ["${NOPE}"]}, "a.args[0]: needs the environment variable NOPE, which is not set"),
@@ -336,6 +340,14 @@ def test_the_forms_of_other_clients_are_read(document: Any) -> None:
     """The same server in each of them is the same backend, and nothing is warned about."""
     config = read_config(json.dumps(document), {"V": "v"})
     assert ((PROGRAM,), (), ()) == (config.backends, config.problems, config.warnings)
+
+
+@pytest.mark.parametrize("key", ["inherit_env", "inheritEnv", "env_vars", "env_keys"])
+def test_variables_that_a_program_inherits(key: str) -> None:
+    """This library's name for the key, and those of Codex and Goose; null is none."""
+    assert ("A", "B_*") == parse_one({"command": "x", key: ["A", "B_*"]}).inherit_env
+    assert () == parse_one({"command": "x", key: None}).inherit_env
+    assert () == read_config(json.dumps({"a": {"command": "x", key: ["A"]}}), {}).warnings
 
 
 def test_a_dollar_inside_of_a_text_stays() -> None:

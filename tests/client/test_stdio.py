@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_vmcp import (
     JSON,
+    Backend,
     BackendError,
     BackendRejected,
     BackendTimeout,
@@ -38,7 +39,7 @@ from trio_vmcp import (
     open_session_factory,
 )
 from trio_vmcp._client.built_in import BuiltInConnector
-from trio_vmcp._client.channels.process import child_environment
+from trio_vmcp._client.channels.process import child_environment, given_environment
 from trio_vmcp._protocol.eras import Verdict
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
@@ -155,6 +156,51 @@ def test_the_safe_list_is_exact() -> None:
     """No other variable of a large environment is passed."""
     names = ["HOME", "PATH", "LC_ALL", "LANG", "PYTHONPATH", "SSH_AUTH_SOCK", "LD_PRELOAD", "HTTP_PROXY", "home"]
     assert {"HOME", "PATH", "LC_ALL", "LANG", "X"} == set(child_environment(dict.fromkeys(names, "v"), {"X": "1"}))
+
+
+@pytest.mark.parametrize(
+    ("inherit_env", "more"),
+    [
+        ((), set()),
+        (["PYTHONPATH"], {"PYTHONPATH"}),
+        (["MY_*"], {"MY_A", "MY_B"}),
+        (["MY_?", "X"], {"MY_A", "MY_B", "X"}),
+        (["MY_[!A]", "my_a"], {"MY_B", "my_a"}),
+        (["my_*"], {"my_a"}),
+        (["G[0]"], {"G[0]"}),
+        (["absent", "HOME"], set()),
+        (["*"], {"PYTHONPATH", "MY_A", "MY_B", "my_a", "X", "G[0]"}),
+    ],
+)
+def test_what_a_child_inherits_by_name(inherit_env: Sequence[str], more: set[str]) -> None:
+    """Exact names and globs, where upper and lower case differ, beside the safe list; `env` wins."""
+    backend = Backend(id="b", transport="stdio", command="x", inherit_env=inherit_env, env={"X": "1", "HOME": "own"})
+    process = dict.fromkeys(["HOME", "PATH", "PYTHONPATH", "MY_A", "MY_B", "my_a", "X", "G[0]"], "inherited")
+    found = child_environment(process, given_environment(process, backend))
+    expected = dict.fromkeys({"PATH", *more}, "inherited") | {"X": "1", "HOME": "own"}
+    assert expected == found
+
+
+async def test_a_child_inherits_what_it_is_given(
+    children: Children, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the variable is when the child starts. Its value is not shown: the child's last words have the name."""
+    caplog.set_level(logging.DEBUG, "trio_vmcp.client.stdio")
+    options: dict[str, Any] = {"inherit_env": ["MY_*"], "env": {"MY_OWN": "mine"}}
+    async with open_children(children, **options) as bench:
+        for value in ("canary-first", "canary-second"):
+            monkeypatch.setenv("MY_TOKEN", value)
+            monkeypatch.setenv("MY_OWN", "inherited")
+            client = await bench.connect()
+            found = json.loads((await call(client, "env"))["content"][0]["text"])
+            assert (value, "mine") == (found["MY_TOKEN"], found["MY_OWN"])
+    monkeypatch.setenv("MY_TOKEN", "cannot find the config")  # the child's last words
+    async with open_children(children, "dead", **options) as bench:
+        with pytest.raises(BackendUnavailable) as caught:
+            await bench.connect()
+    assert caught.value.detail.endswith("'$MY_TOKEN'")
+    assert "canary" not in repr(bench.backend) + caplog.text
+    assert "cannot find the config" not in caplog.text
 
 
 async def test_it_runs_where_it_is_told_to(children: Children, tmp_path: Path) -> None:

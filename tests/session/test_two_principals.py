@@ -266,6 +266,9 @@ def test_who_is_the_same_principal() -> None:
         principal_key(attrs.evolve(backend, headers={"X": "2"}), BOB),
         principal_key(attrs.evolve(backend, headers={}), BOB),
         principal_key(attrs.evolve(backend, headers={}, env={"X": "1"}), BOB),
+        principal_key(attrs.evolve(backend, headers={}, inherit_env=["X", "1"]), BOB),
+        principal_key(attrs.evolve(backend, headers={}, inherit_env=["X"]), BOB),
+        principal_key(attrs.evolve(backend, headers={}, inherit_env=["X"]), None),
     ]
     assert len(others) == len({*others, principal_key(backend, BOB)} - {principal_key(backend, BOB)})
 

@@ -256,6 +256,8 @@ _ALLOWED_KEYS: Final = ("enabledTools", "includeTools", "enabled_tools")
 # What FastMCP's entries say of single tools, under `tools`. Copilot has a list of names there.
 _TOOLS_KEY: Final = "tools"
 _TOOL_KEYS: Final = ("name", "title", "description", "annotations", "enabled")
+# Variables that a program inherits: this library's name, and those of Codex and Goose.
+_INHERIT_KEYS: Final = ("inherit_env", "inheritEnv", "env_vars", "env_keys")
 _SECONDS_KEYS: Final = frozenset({"autoApprove", "alwaysAllow"})  # in entries of Cline, Roo Code and Kilo Code
 # The time to start, and its unit: in Codex's keys (two of them), in LibreChat's and in Continue's.
 _START_KEYS: Final = {
@@ -273,6 +275,7 @@ _KNOWN_KEYS: Final = frozenset(
         *_DENIED_KEYS,
         *_ALLOWED_KEYS,
         _TOOLS_KEY,
+        *_INHERIT_KEYS,
         *_SECONDS_KEYS,
         *_START_KEYS,
         *("name", "description", "comment", "note", "title", "icon", "version", "gallery", "source", "trust", "dev"),
@@ -362,9 +365,23 @@ def _process(backend_id: str, entry: _Object, path: str, environment: Mapping[st
         command=command,
         args=[text(arg, f"{args_path}[{number}]") for number, arg in enumerate(args)],
         env={name: text(value, _join(env_path, name)) for name, value in env.items()},
+        inherit_env=_inherited(entry, path),
         cwd=text(entry["cwd"], _join(path, "cwd")) if entry.get("cwd") else None,
         **_options(entry, path),
     )
+
+
+def _inherited(entry: _Object, path: str) -> list[str]:
+    found: list[str] = []
+    for key in _INHERIT_KEYS:
+        place = _join(path, key)
+        if not isinstance(entry.get(key) or [], list):
+            raise ConfigError(place, f"is {_kind(entry[key])}, not a list")
+        for number, name in enumerate(entry.get(key) or []):
+            if not _string(name, f"{place}[{number}]") or "=" in name or "\0" in name:
+                raise ConfigError(f"{place}[{number}]", "is no name of an environment variable")
+            found.append(name)
+    return found
 
 
 def _transport(entry: _Object, path: str) -> Transport:

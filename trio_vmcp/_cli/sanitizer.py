@@ -6,6 +6,7 @@ written as JSON goes through one `Sanitizer`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from typing import Any, Final
@@ -13,6 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import attrs
 
+from trio_vmcp._client.channels.process import given_environment
 from trio_vmcp.models import Backend
 
 __all__ = ["Sanitizer"]
@@ -43,7 +45,7 @@ class Sanitizer:
     def of(cls, backends: Sequence[Backend]) -> Sanitizer:
         found: set[str] = set()
         for backend in backends:
-            for name, value in (*backend.headers.items(), *backend.env.items()):
+            for name, value in (*backend.headers.items(), *given_environment(os.environ, backend).items()):
                 if _SECRET_NAME.search(name):
                     found |= {value, value.partition(" ")[2]}  # of "Bearer xyz" a backend may repeat "xyz" alone
             parts = urlsplit(backend.url)

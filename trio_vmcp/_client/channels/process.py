@@ -13,6 +13,7 @@ the terminal reaches this process alone. Facts that this relies on:
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import math
 import os
@@ -31,7 +32,7 @@ from trio_vmcp._protocol.outcomes import Loss
 from trio_vmcp.errors import MessageTooLarge
 from trio_vmcp.models import Backend
 
-__all__ = ["ChildProcess", "child_environment", "kill_children"]
+__all__ = ["ChildProcess", "child_environment", "given_environment", "kill_children"]
 
 logger = logging.getLogger("trio_vmcp.client.stdio")
 
@@ -62,15 +63,27 @@ def child_environment(environment: Mapping[str, str], own: Mapping[str, str]) ->
 
     Args:
         environment: The environment of this process; the child inherits a list of safe variables.
-        own: `Backend.env`, which takes precedence.
+        own: From `given_environment`; takes precedence.
     """
-    safe = (
-        _INHERITED_WINDOWS if sys.platform == "win32" else _INHERITED_POSIX
-    )  # `os.environ` has names in upper case on Windows
+    return {name: value for name, value in environment.items() if _is_safe(name)} | dict(own)
+
+
+def given_environment(environment: Mapping[str, str], backend: Backend) -> dict[str, str]:
+    """The variables that the user gives to the child: those that `Backend.inherit_env` means, as they are in this
+    process, and `Backend.env`, which takes precedence. Their values may be secrets.
+    """
+    meant = backend.inherit_env
     inherited = {
-        name: value for name, value in environment.items() if name in safe or name.startswith(_INHERITED_PREFIX)
+        name: value
+        for name, value in environment.items()
+        if not _is_safe(name) and any(name == one or fnmatch.fnmatchcase(name, one) for one in meant)
     }
-    return inherited | dict(own)
+    return inherited | dict(backend.env)
+
+
+def _is_safe(name: str) -> bool:
+    safe = _INHERITED_WINDOWS if sys.platform == "win32" else _INHERITED_POSIX  # Windows has names in upper case
+    return name in safe or name.startswith(_INHERITED_PREFIX)
 
 
 _running: set[trio.Process] = set()  # the children of this process that may have to be killed
@@ -97,6 +110,7 @@ class ChildProcess:
     started: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     gone: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _time_to_end: float = attrs.field(default=MOST_TEARDOWN, init=False)  # s
+    _given: Mapping[str, str] = attrs.field(init=False, repr=False)
     _stderr: StderrLog = attrs.field(init=False, repr=False)
     _stdout: LastWords = attrs.field(init=False, repr=False)  # what it says there that is no message
     _process: trio.Process | None = attrs.field(default=None, init=False)
@@ -110,8 +124,9 @@ class ChildProcess:
 
     def __attrs_post_init__(self) -> None:
         self._time_to_end = min(self.teardown_timeout, MOST_TEARDOWN)
-        self._stderr = StderrLog(self.backend.id, self.backend.env)
-        self._stdout = LastWords(self.backend.env)
+        self._given = given_environment(os.environ, self.backend)
+        self._stderr = StderrLog(self.backend.id, self._given)
+        self._stdout = LastWords(self._given)
         self.channel.on_text = self._stdout.add
 
     async def serve(self) -> None:
@@ -174,7 +189,7 @@ class ChildProcess:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 cwd=backend.cwd,
-                env=child_environment(os.environ, backend.env),
+                env=child_environment(os.environ, self._given),
                 start_new_session=True,
             )
         except OSError as exc:
