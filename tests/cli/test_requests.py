@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import attrs
@@ -353,14 +354,43 @@ async def test_backends_are_watched(is_drawn: bool, autojump_clock: MockClock, n
 
 
 async def test_a_watch_outlasts_a_session_without_calls(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
 ) -> None:
     """Other sessions end after `idle_timeout`."""
     monkeypatch.setattr(conditions, "REDRAW_SECONDS", 1000.0)
-    async with network_of(time_server()) as (network, backend):
-        with trio.move_on_after(10 * FactorySettings().idle_timeout) as watching:
-            await run_plan(WATCH, Found((backend,)), Screen().plain, transport=network.transport())
-    assert watching.cancelled_caught
+    server = time_server()
+    async with network_of(server) as (network, backend):
+        run_it = partial(run_plan, transport=network.transport())
+        nursery.start_soon(run_it, WATCH, Found((backend,)), Screen().plain)
+        await trio.sleep(10 * FactorySettings().idle_timeout)
+        assert ["time-session-1"] == list(server.sessions)
+        nursery.cancel_scope.cancel()
+
+
+class ProxyTold(io.StringIO):
+    """An output that notices when the proxy is named."""
+
+    told: trio.Event
+
+    def write(self, text: str) -> int:
+        if "the proxy 'http://127.0.0.1:9' (HTTP_PROXY) could not be reached" in text:
+            self.told.set()
+        return super().write(text)
+
+
+async def test_a_watch_uses_the_proxies_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    """As the other commands do."""
+    monkeypatch.setattr(conditions, "REDRAW_SECONDS", 0.01)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    out = ProxyTold()
+    out.told = trio.Event()
+    found = Found((Backend(id="far", url="http://far.test/mcp"),))
+    nursery.start_soon(run_plan, WATCH, found, PlainView(out, io.StringIO()))
+    with trio.fail_after(10):
+        await out.told.wait()
+    nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(

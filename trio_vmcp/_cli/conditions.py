@@ -27,9 +27,13 @@ async def watch_backends(
     *,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> NoReturn:
-    """Show the backends until this is cancelled. Backends that are away are connected again, as in every session."""
+    """Show the backends until this is cancelled. Backends that are away are connected again, as in every session.
+
+    Args:
+        transport: Replaces the built-in one, which uses the proxies of the environment.
+    """
     async with (
-        open_session_factory(settings=settings, transport=transport) as factory,
+        open_session_factory(settings=settings, transport=transport, proxy="env") as factory,
         factory.open_session(backends) as session,
     ):
         while True:
