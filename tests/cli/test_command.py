@@ -902,32 +902,32 @@ def test_verbose_shows_the_log_and_the_servers_stderr(capsys: pytest.CaptureFixt
 FULL = Path("/dev/full")
 
 
-@pytest.mark.skipif(not FULL.exists(), reason="a device of Linux")
-@pytest.mark.parametrize("words", [["check", "--help"], ["check", "--config", "FILE"], ["check", "--json"]])
-def test_a_full_disk_is_one_line(words: list[str], refusing_url: str, tmp_path: Path) -> None:
-    """Status 1, the reason, and no traceback, neither at once nor when Python flushes at exit."""
-    config = write_config(tmp_path, json.dumps({"x": {"url": refusing_url}}))
-    program = "from trio_vmcp.cli import main; raise SystemExit(main())"
-    given_words = [config if word == "FILE" else word for word in words]
+on_linux = pytest.mark.skipif(not FULL.exists(), reason="a device of Linux")
+
+
+@on_linux
+@pytest.mark.parametrize("words", [["--help"], ["check", "--help"], ["check", "--json"], ["check", "URL", "--json"]])
+def test_a_full_disk_is_one_line(
+    words: list[str], refusing_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 1 and the reason, of help and of results."""
     with FULL.open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert 1 == main([refusing_url if word == "URL" else word for word in words])
+    assert "trio-vmcp: cannot write to stdout: No space left on device" == capsys.readouterr().err.splitlines()[-1]
+
+
+@on_linux
+@pytest.mark.parametrize(("stdout", "stderr"), [("/dev/full", "log"), ("out", "/dev/full")])
+def test_a_full_disk_in_a_process(stdout: str, stderr: str, refusing_url: str, tmp_path: Path) -> None:
+    """No traceback when Python flushes at exit. Under stderr a full disk costs no result."""
+    program = "from trio_vmcp.cli import main; raise SystemExit(main())"
+    with (tmp_path / stdout).open("w") as out, (tmp_path / stderr).open("w") as log:
         done = subprocess.run(
-            [sys.executable, "-c", program, *given_words], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            [sys.executable, "-c", program, "check", refusing_url], stdout=out, stderr=log, check=False
         )
     assert 1 == done.returncode
-    assert "trio-vmcp: cannot write to stdout: No space left on device" == done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.skipif(not FULL.exists(), reason="a device of Linux")
-def test_a_full_disk_under_stderr_costs_no_result(refusing_url: str) -> None:
-    """Progress is lost, the result is not."""
-    program = "from trio_vmcp.cli import main; raise SystemExit(main())"
-    with FULL.open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-c", program, "check", refusing_url],
-            stdout=subprocess.PIPE,
-            stderr=full,
-            text=True,
-            check=False,
-        )
-    assert (1, "0 of 1 backends connected") == (done.returncode, done.stdout[:25])
+    if stdout == "out":
+        assert (tmp_path / "out").read_text().startswith("0 of 1 backends connected")
+    else:
+        assert (tmp_path / "log").read_text().endswith("\ntrio-vmcp: cannot write to stdout: No space left on device\n")
