@@ -152,6 +152,8 @@ def test_a_bad_backend_id_is_named(backend_id: Any) -> None:
         ({"url": "http://a.test", "request_timeout": "5"}, "request_timeout is str, not a number of s"),
         ({"url": "http://a.test", "init_timeout": "5"}, "init_timeout is str, not a number of s"),
         ({"url": "http://a.test", "progress_timeout": "5"}, "progress_timeout is str, not a number of s"),
+        ({"url": "http://a.test", "stop_after": "5"}, "stop_after is str, not a number of s"),
+        ({"url": "http://a.test", "stop_after": -1}, "stop_after -1 is not 0 s or more"),
         ({"url": "http://a.test", "progress_timeout": -1}, "progress_timeout -1 is not 0 s or more"),
         ({"url": "http://a.test", "init_timeout": -1}, "init_timeout -1 is not 0 s or more"),
         ({"url": "http://a.test", "request_timeout": True}, "request_timeout is bool, not a number of s"),

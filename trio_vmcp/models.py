@@ -207,6 +207,11 @@ class Backend(Copyable):
             changed. The server's `retry` is kept between 0.1 and 60 s. After ten ends in a row without an event
             the stream is given up; the backend's calls still work. An endpoint that cannot be reached (502 to 504
             of its gateway included) is asked again every `reconnect_max_delay` without end.
+        stop_after: s without a call, subscription, question or recovery, after which the connection or the program is
+            ended, with its goodbye; None: never. Its entries stay listed, changes of its lists are not heard meanwhile.
+            The next call connects it once more, within the call's own timeout; if that fails, the call gets the reason
+            and the next one tries again. What the backend kept in its session is gone then
+            (`ToolResult.backend_state_lost`).
         allow_tools: Which tools to advertise: own names of the backend, globs (`fnmatch.fnmatchcase`), or "@readOnly",
             "@destructive", "@idempotent" and "@openWorld": the tools of which that hint is true (absent is false).
             None: all.
@@ -234,6 +239,7 @@ class Backend(Copyable):
     progress_timeout: float | None = None
     era: Era = "auto"
     listen: bool = True
+    stop_after: float | None = None
     allow_tools: frozenset[str] | None = attrs.field(default=None, converter=_optional_name_set)
     deny_tools: frozenset[str] = attrs.field(default=frozenset(), converter=_name_set)
     overrides: Mapping[str, ToolOverride] = attrs.field(
@@ -257,7 +263,7 @@ class Backend(Copyable):
         for key, names in (("allow_tools", self.allow_tools), ("deny_tools", self.deny_tools)):
             self._check_patterns(key, names)
         self._check_overrides()
-        for key in ("request_timeout", "init_timeout", "progress_timeout"):
+        for key in ("request_timeout", "init_timeout", "progress_timeout", "stop_after"):
             self._check_seconds(key, getattr(self, key))
         if not isinstance(self.listen, bool):
             self._refuse(f"listen is {type(self.listen).__name__}, not bool")
@@ -390,6 +396,7 @@ class BackendState(enum.Enum):
     READY = "ready"
     DEGRADED = "degraded"  # away or failing; attempts go on in the background
     RECOVERING = "recovering"  # being connected anew
+    STOPPED = "stopped"  # not used for `Backend.stop_after`: the next call connects it again
     REMOVED = "removed"
 
 

@@ -34,7 +34,9 @@ from trio_vmcp._session.member import (
     Replacing,
     Retrying,
     State,
+    Stopped,
     Unconfigured,
+    Waking,
     new_member,
 )
 from trio_vmcp._session.reconnects import Endpoints
@@ -43,17 +45,32 @@ from trio_vmcp.metadata import endpoint_digest
 BACKEND = Backend(id="b", url="http://b.test/mcp")
 WHY = BackendFailure("b", FailureReason.UNREACHABLE, "could not be reached", 0.0)
 STATES: tuple[type[State], ...] = (
-    *(Connecting, Ready, Incomplete, Failing, Replacing, Away, Retrying, GivenUp, Unconfigured, Removed),
+    *(
+        Connecting,
+        Ready,
+        Incomplete,
+        Failing,
+        Replacing,
+        Away,
+        Retrying,
+        Stopped,
+        Waking,
+        GivenUp,
+        Unconfigured,
+        Removed,
+    ),
 )
 # What follows what, said once more than in the table itself: a change of the one must be a change of the other.
 ALLOWED: set[tuple[type[State], type[State]]] = {
     *((Connecting, following) for following in (Connecting, Ready, Incomplete, Away, GivenUp)),
-    *((Ready, following) for following in (Incomplete, Failing, Replacing, Away)),
-    *((Incomplete, following) for following in (Ready, Incomplete, Failing, Replacing, Away)),
+    *((Ready, following) for following in (Incomplete, Failing, Replacing, Away, Stopped)),
+    *((Incomplete, following) for following in (Ready, Incomplete, Failing, Replacing, Away, Stopped)),
     *((Failing, following) for following in (Ready, Incomplete, Replacing, Away)),
     *((Replacing, following) for following in (Ready, Incomplete, Away, Retrying, GivenUp)),
     (Away, Retrying),
     *((Retrying, following) for following in (Ready, Incomplete, Away, Retrying, GivenUp)),
+    (Stopped, Waking),
+    *((Waking, following) for following in (Ready, Incomplete, Stopped, GivenUp)),
     *((state, Removed) for state in STATES if state is not Removed),
 }
 
@@ -100,7 +117,7 @@ def new_state(kind: type[State]) -> State:
         return Incomplete(connection(), WHY)
     if kind is Failing:
         return Failing(connection(), WHY)
-    if kind in (Connecting, Removed):
+    if kind in (Connecting, Stopped, Waking, Removed):
         return kind()
     return kind(WHY)  # type: ignore[call-arg,arg-type]  # the others have a failure
 
@@ -146,6 +163,8 @@ def test_every_state_is_in_the_table() -> None:
         (Replacing, BackendState.RECOVERING, False, False),
         (Away, BackendState.DEGRADED, False, True),
         (Retrying, BackendState.RECOVERING, False, True),
+        (Stopped, BackendState.STOPPED, False, False),
+        (Waking, BackendState.RECOVERING, False, False),
         (GivenUp, BackendState.DEGRADED, False, True),
         (Unconfigured, BackendState.DEGRADED, False, True),
         (Removed, BackendState.REMOVED, False, False),
@@ -165,9 +184,11 @@ def test_what_a_state_shows(
 
 @pytest.mark.parametrize("kind", STATES)
 def test_a_call_waits_only_for_a_connection_that_is_being_replaced(kind: type[State]) -> None:
-    """In every other state without a connection it fails at once, and counts as a call that failed."""
+    """Or for one that was stopped. In every other state without a connection it fails at once, and counts as a call
+    that failed.
+    """
     member = member_in(kind)
-    if kind in (Ready, Incomplete, Failing, Replacing):
+    if kind in (Ready, Incomplete, Failing, Replacing, Stopped, Waking):
         member.require_reachable()
         assert 0 == member.health.errors
     else:
@@ -183,7 +204,7 @@ def test_what_may_join_in_which_phase(kind: type[State], phase: Phase) -> None:
     life.phase = phase
     missing = kind in (Connecting, Away, Retrying)
     expected = missing if phase <= Phase.OPEN else False
-    if kind is Replacing:
+    if kind in (Replacing, Waking):
         expected = phase <= Phase.DRAINING
     assert expected is member_in(kind).may_join(life)
 
@@ -221,6 +242,45 @@ async def test_leaving_replacing_wakes_the_calls_that_wait() -> None:
         assert not replacing.over.is_set()
         member.to(new_state(following), "it is over")
         assert replacing.over.is_set()
+
+
+async def test_leaving_waking_wakes_the_calls_that_wait() -> None:
+    """A failure stops it again, and says why; a program that takes longer to start keeps them waiting."""
+    for following in (Ready, Stopped, GivenUp, Removed):
+        member = member_in(Waking)
+        waking = member.state
+        assert isinstance(waking, Waking)
+        member.start_longer("is still starting")
+        assert waking is member.state
+        if following is Stopped:
+            member.fail(FailureReason.TIMEOUT, "was slow")
+            assert "backend 'b' is not connected: it was slow" == str(member.missing())
+            assert (None, "was slow") == (member.failure, member.last_failure and member.last_failure.detail)
+        else:
+            member.to(new_state(following), "it is over")
+        assert waking.over.is_set()
+
+
+async def test_a_stopped_connection_is_let_go_of() -> None:
+    """With its backend session, which no later connection resumes."""
+    member = member_in(Ready)
+    stopped = member.connection
+    assert stopped is not None
+    assert not member.is_in_use(stopped)
+    assert member.is_in_use(connection())
+    member.subscriptions["memo://x"] += 1
+    assert member.is_in_use(stopped)
+    member.subscriptions.clear()
+    member.waiting += 1
+    assert member.is_in_use(stopped)
+    member.waiting -= 1
+    member.stop(stopped, "it was not used")
+    assert (True, True) == (stopped.retired.is_set(), stopped.terminate)
+    assert member.record is not None
+    assert (None, None) == (member.record.session_id, member.resume)
+    member.wake()
+    assert isinstance(member.state, Waking)
+    member.wake()
 
 
 async def test_a_lost_session_is_not_resumed() -> None:
@@ -273,7 +333,7 @@ async def test_what_connects_is_given_up_when_the_session_closes(kind: type[Stat
     member.attempts.add(attempt)
     member.cancel_connecting("session closed")
     assert attempt.cancel_called
-    if kind in (Connecting, Replacing, Retrying):
+    if kind in (Connecting, Replacing, Retrying, Waking):
         assert isinstance(member.state, GivenUp)
         assert FailureReason.PENDING is member.state.failure.reason
     else:

@@ -71,6 +71,11 @@ class Client(abc.ABC, Generic[ChannelT]):
         return self.record.server_capabilities
 
     @property
+    def last_asked_at(self) -> float:
+        """`trio.current_time()` when a question of the backend was last answered: now, while one is; -inf: never."""
+        return self._requests.last_asked_at
+
+    @property
     @abc.abstractmethod
     def listening(self) -> Listening:
         """Whether the client receives notifications that belong to no request."""

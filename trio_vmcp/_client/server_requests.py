@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import attrs
 import trio
@@ -82,6 +83,7 @@ class ServerRequests:
     _flooded: bool = attrs.field(default=False, init=False)
     _complaints: Complaints = attrs.field(factory=Complaints, init=False, repr=False)
     _closed: bool = attrs.field(default=False, init=False)
+    _answered_at: float = attrs.field(default=-math.inf, init=False)  # when the latest handler ended
 
     def __attrs_post_init__(self) -> None:
         self.are_wanted = bool(self.capabilities) or self.handlers.has_log
@@ -91,6 +93,11 @@ class ServerRequests:
     def capabilities(self) -> JSON:
         """The client capabilities that are declared to the backend."""
         return self.handlers.capabilities
+
+    @property
+    def last_asked_at(self) -> float:
+        """`trio.current_time()` when a handler was last at work: now, while one is; -inf: never."""
+        return trio.current_time() if self._running else self._answered_at
 
     def start_answer(
         self, message: Request, caller: Identity | None, send: Send, among: frozenset[RequestNote] = frozenset()
@@ -205,6 +212,7 @@ class ServerRequests:
         finally:
             slot.is_held = False
             self._running.discard(running)
+            self._answered_at = trio.current_time()
             self._pending_bytes -= running.size
             if self._by_id.get(message.id) is running:
                 del self._by_id[message.id]

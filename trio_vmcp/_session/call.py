@@ -23,7 +23,7 @@ from trio_vmcp._request_note import Silence
 from trio_vmcp._session.admission import Call
 from trio_vmcp._session.breaker import FAILURES_TO_OPEN
 from trio_vmcp._session.connection import Connection
-from trio_vmcp._session.member import Failing, Member, Ready, Replacing, reason_of
+from trio_vmcp._session.member import Failing, Member, Ready, Replacing, Stopped, Waking, reason_of
 from trio_vmcp.connector import OnProgress
 from trio_vmcp.errors import BackendError, BackendTimeout, BackendUnavailable
 from trio_vmcp.identity import Identity
@@ -67,15 +67,16 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
     Raises:
         BackendError: As the client says; at once where the circuit is open or the backend is missing.
     """
-    is_trial = is_replaced = False
+    is_trial = is_replaced = has_waited = False
     timeout, call.knob = asked.limit
     try:
         is_trial = _pass_breaker(member, asked.begun_at)
         connection = member.state.connection
         while True:
             if connection is None:
+                is_replaced = not isinstance(member.state, Stopped | Waking)
                 connection = await _replaced_connection(member, call, asked)
-                is_replaced, timeout = True, max(asked.deadline - trio.current_time(), 0.0)
+                has_waited, timeout = True, max(asked.deadline - trio.current_time(), 0.0)
             connection.add_call(call)
             call.written, call.is_reported, call.session_lost = not connection.reports_writes, False, False
             try:
@@ -92,10 +93,11 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
             except BackendError as error:
                 if error.may_have_executed:
                     connection.note_use()
+                if has_waited:
+                    _name_whole_timeout(error, call, asked)
                 if is_replaced:
                     if call.lost_by_words:  # the new session is told the same: that was not the session
                         member.reconnects.doubt_words()
-                    _name_whole_timeout(error, call, asked)
                     raise
                 if not _is_sent_again(member, connection, call, error):
                     raise
@@ -176,15 +178,18 @@ async def _replaced_connection(member: Member, call: Call, asked: CallRequest) -
         BackendTimeout: Not before the call's deadline.
     """
     begun_at = trio.current_time()
-    with trio.move_on_at(asked.deadline):
-        try:
-            while isinstance(member.state, Replacing):
+    member.waiting += 1
+    try:
+        member.wake()
+        with trio.move_on_at(asked.deadline):
+            while isinstance(member.state, Replacing | Waking):
                 await member.state.over.wait()
-        finally:
-            call.waited += trio.current_time() - begun_at
-        if member.connection is None:
-            raise member.missing()
-        return member.connection
+            if member.connection is None:
+                raise member.missing()
+            return member.connection
+    finally:
+        member.waiting -= 1
+        call.waited += trio.current_time() - begun_at
     raise BackendTimeout(member.backend_id, f"was not connected anew for {asked.method!r} within {asked.limit}")
 
 

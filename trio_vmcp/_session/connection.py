@@ -38,6 +38,7 @@ class Connection:
         terminate: Its backend session is known to be gone, so no restore will resume it.
         closed: Set once it was closed; None before the close has begun.
         use: Of its backend session, by the calls that have ended.
+        used_at: `trio.current_time()` when the latest call ended; before that, when it joined; -inf before that.
     """
 
     client: BackendClient
@@ -48,6 +49,7 @@ class Connection:
     terminate: bool = attrs.field(default=False, init=False)
     closed: trio.Event | None = attrs.field(default=None, init=False)
     use: SessionUse = attrs.field(default=SessionUse(), init=False)
+    used_at: float = attrs.field(default=-math.inf, init=False)
     _calls: set[Call] = attrs.field(factory=set, init=False, repr=False)
     _idle: trio.Event = attrs.field(
         factory=trio.Event, init=False, repr=False
@@ -82,6 +84,7 @@ class Connection:
 
     def remove_call(self, call: Call) -> None:
         self._calls.discard(call)
+        self.used_at = trio.current_time()
         if call.written:
             self.note_use()
         if self.retired.is_set() and not self._calls:

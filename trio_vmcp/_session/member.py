@@ -7,10 +7,12 @@ Connecting ──► Ready ◄──► Failing          Failing: connected, but
     ▼           ▼         │
    Away ◄──► Retrying ────┘                Away: missing until the next attempt is due
 
+Ready ──► Stopped ◄──► Waking ──► Ready    it was not used for `Backend.stop_after`, until the next call
+
 Connecting, Replacing, Retrying ──► Connecting, Retrying    its program takes longer to start than its time
 
 Incomplete: Ready, but an optional list failed
-Connecting, Replacing, Retrying ──► GivenUp     the session closes
+Connecting, Replacing, Retrying, Waking ──► GivenUp     the session closes
 every state ──► Removed                         it left the session
 Unconfigured                                    restored without its backend: never connected
 """
@@ -64,7 +66,9 @@ __all__ = [
     "Replacing",
     "Retrying",
     "State",
+    "Stopped",
     "Unconfigured",
+    "Waking",
     "new_member",
     "reason_of",
     "visible_changes",
@@ -153,6 +157,30 @@ class Retrying(_State):
 
 
 @attrs.frozen(eq=False)
+class Stopped(_State):
+    """It was not used for `Backend.stop_after`. The next call connects it.
+
+    Attributes:
+        cause: The latest call tried to, and failed; None: none has tried.
+    """
+
+    shown = BackendState.STOPPED
+    cause: BackendFailure | None = None
+
+
+@attrs.frozen(eq=False)
+class Waking(_State):
+    """It was stopped, and one attempt connects it. Calls wait for that.
+
+    Attributes:
+        over: Set when the attempt ended, well or not.
+    """
+
+    shown = BackendState.RECOVERING
+    over: trio.Event = attrs.field(factory=trio.Event, init=False)
+
+
+@attrs.frozen(eq=False)
 class GivenUp(_State):
     """It was being connected when the session began to close."""
 
@@ -176,17 +204,30 @@ class Removed(_State):
 
 
 State: TypeAlias = (
-    Connecting | Ready | Incomplete | Failing | Replacing | Away | Retrying | GivenUp | Unconfigured | Removed
+    Connecting
+    | Ready
+    | Incomplete
+    | Failing
+    | Replacing
+    | Away
+    | Retrying
+    | Stopped
+    | Waking
+    | GivenUp
+    | Unconfigured
+    | Removed
 )
 
 TRANSITIONS: Mapping[type[State], frozenset[type[State]]] = {
     Connecting: frozenset({Connecting, Ready, Incomplete, Away, GivenUp, Removed}),
-    Ready: frozenset({Incomplete, Failing, Replacing, Away, Removed}),
-    Incomplete: frozenset({Ready, Incomplete, Failing, Replacing, Away, Removed}),
+    Ready: frozenset({Incomplete, Failing, Replacing, Away, Stopped, Removed}),
+    Incomplete: frozenset({Ready, Incomplete, Failing, Replacing, Away, Stopped, Removed}),
     Failing: frozenset({Ready, Incomplete, Replacing, Away, Removed}),
     Replacing: frozenset({Ready, Incomplete, Away, Retrying, GivenUp, Removed}),
     Away: frozenset({Retrying, Removed}),
     Retrying: frozenset({Ready, Incomplete, Away, Retrying, GivenUp, Removed}),
+    Stopped: frozenset({Waking, Removed}),
+    Waking: frozenset({Ready, Incomplete, Stopped, GivenUp, Removed}),
     GivenUp: frozenset({Removed}),
     Unconfigured: frozenset({Removed}),
     Removed: frozenset(),
@@ -203,6 +244,8 @@ def visible_changes(before: State, state: State) -> tuple[Change, ...]:
     match state:
         case Removed():
             return EVERYTHING
+        case Ready() if isinstance(before, Waking):
+            return state.connection.new_lists
         case Ready() if not isinstance(before, Ready | Failing):
             return ("backend", *state.connection.new_lists)
         case Away() | Retrying() if isinstance(before, Ready | Failing | Replacing):
@@ -275,6 +318,7 @@ class Member:
         subscriptions: The session wants updates of these URIs; the count is that of `subscribe_resource` calls.
         gone: Set once it was removed and all its connections are closed.
         begun_at: `trio.current_time()` when the latest attempt began; None: there was none.
+        waiting: Calls that wait for it to be connected anew.
         listener: Is called after each transition.
     """
 
@@ -297,6 +341,7 @@ class Member:
     subscriptions: Counter[str] = attrs.field(factory=Counter, init=False)
     gone: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     begun_at: float | None = attrs.field(default=None, init=False)
+    waiting: int = attrs.field(default=0, init=False)
     listener: StateListener = attrs.field(default=_ignore, init=False, repr=False)
     _may_resume: bool = attrs.field(default=True, init=False)  # False: the stored backend session is known to be gone
     _use: SessionUse = attrs.field(default=RESTORED, init=False)  # of the backend session that `stored` is about
@@ -369,11 +414,11 @@ class Member:
         self.state = state
         if state.shown is not before.shown:
             self.since = datetime.now(UTC)
-        if isinstance(state, Incomplete | Failing | Replacing):
-            self.last_failure = state.cause
+        if isinstance(state, Incomplete | Failing | Replacing | Stopped):
+            self.last_failure = state.cause or self.last_failure
         elif state.failure is not None:
             self.last_failure = state.failure
-        if isinstance(before, Replacing):
+        if isinstance(before, Replacing | Waking):
             before.over.set()
         self.listener(self, before, why)
 
@@ -382,7 +427,7 @@ class Member:
         wait for may still join.
         """
         match self.state:
-            case Replacing():
+            case Replacing() | Waking():
                 return life.phase <= Phase.DRAINING
             case Connecting() | Away() | Retrying():
                 return life.phase <= Phase.OPEN
@@ -392,6 +437,7 @@ class Member:
     def join(self, connection: Connection, listing: Listing | None) -> None:
         """An attempt has succeeded. `listing`: what was listed through it; None: what is known stays."""
         self.connections.add(connection)
+        connection.used_at = trio.current_time()
         if self.stored is not None and self.backend is not None:  # else it is the first connection ever
             is_same = continues(self.stored, connection.client.record, self.backend)
             connection.use = self._use if is_same else self._use.after_loss()
@@ -421,6 +467,9 @@ class Member:
         self, reason: FailureReason, detail: str, retry_after: float | None = None, *, is_of_endpoint: bool = False
     ) -> None:
         """An attempt has failed. The other arguments: see `Reconnects.note_failure`."""
+        if isinstance(self.state, Waking):  # calls alone connect it
+            self.to(Stopped(self._new_failure(reason, detail)), detail)
+            return
         self.reconnects.note_failure(reason, retry_after, is_of_endpoint=is_of_endpoint)
         self.to(Away(self._new_failure(reason, detail)), detail)
 
@@ -430,8 +479,10 @@ class Member:
 
     def start_longer(self, detail: str) -> None:
         """Its program is alive, and takes longer to start than its time: the backend joins later. Calls that waited for
-        a new connection wait no longer.
+        a new connection wait no longer; those that wait for one that was stopped have a time of their own.
         """
+        if isinstance(self.state, Waking):
+            return
         pending = self._new_failure(FailureReason.PENDING, detail)
         self.to(Connecting(pending) if isinstance(self.state, Connecting) else Retrying(pending), detail)
 
@@ -465,9 +516,30 @@ class Member:
         cause = BackendFailure(self.backend_id, FailureReason.REJECTED, error.detail, 0.0)
         self.to(Replacing(cause), error.detail)
 
+    def is_in_use(self, connection: Connection) -> bool:
+        """Whether it must not be stopped now, as far as the session knows."""
+        is_ready = isinstance(self.state, Ready) and self.connection is connection
+        return not is_ready or bool(connection.in_flight or self.waiting or self.subscriptions)
+
+    def stop(self, connection: Connection, why: str) -> None:
+        """Let go of a connection that is not in use. Its backend session ends with it."""
+        record = connection.client.record
+        self.stored, self._may_resume = attrs.evolve(record, session_id=None), False
+        assert self.backend is not None
+        is_stateless = continues(record, self.stored, self.backend)
+        self._use = connection.use_so_far if is_stateless else connection.use_so_far.after_loss()
+        connection.terminate = True
+        connection.retire()
+        self.to(Stopped(), why)
+
+    def wake(self) -> None:
+        """A call needs it."""
+        if isinstance(self.state, Stopped):
+            self.to(Waking(), "a call needs it")
+
     def cancel_connecting(self, why: str) -> None:
         """The session closes: do not connect it any more."""
-        if isinstance(self.state, Connecting | Replacing | Retrying):
+        if isinstance(self.state, Connecting | Replacing | Retrying | Waking):
             detail = "was still connecting when the session closed"
             self.to(GivenUp(self._new_failure(FailureReason.PENDING, detail)), why)
         self._cancel_attempts(why)
@@ -510,7 +582,7 @@ class Member:
         Raises:
             BackendUnavailable: The backend is missing, and not just being replaced; nothing was sent.
         """
-        if self.connection is None and not isinstance(self.state, Replacing):
+        if self.connection is None and not isinstance(self.state, Replacing | Stopped | Waking):
             self.health.failed()
             raise self.missing()
 
@@ -518,7 +590,8 @@ class Member:
         """The error of a call that has no connection."""
         if self.is_removed:
             return BackendUnavailable(self.backend_id, "was removed from the session")
-        why = f": it {self.failure.detail}" if self.failure else ""
+        cause = self.state.cause if isinstance(self.state, Stopped) else self.failure
+        why = f": it {cause.detail}" if cause else ""
         return BackendUnavailable(self.backend_id, f"is not connected{why}")
 
 

@@ -28,9 +28,12 @@ from trio_vmcp._session.member import (
     Replacing,
     Retrying,
     State,
+    Stopped,
     Unconfigured,
+    Waking,
     visible_changes,
 )
+from trio_vmcp._session.stopping import stop_when_unused
 from trio_vmcp._session.trial import try_until_answered
 from trio_vmcp.errors import NoBackends, SessionClosed
 from trio_vmcp.metadata import BackendRecord
@@ -116,7 +119,7 @@ class Membership:
         """The session drains: no backend joins any more, except where calls in flight wait for a new connection."""
         self._connecting.cancel(reason="session closed")
         for member in self.members.values():
-            if not isinstance(member.state, Replacing):
+            if not isinstance(member.state, Replacing | Waking):
                 member.cancel_connecting("session closed")
 
     def cancel_replacing(self) -> None:
@@ -185,8 +188,12 @@ class Membership:
             self._ensure_retrying(member)
         elif isinstance(state, Failing):
             self._start_trials(member, state)
+        elif isinstance(state, Waking) and member.backend is not None:
+            self._begin(member, member.backend)
+        elif isinstance(state, Ready) and before.connection is None:
+            self._start_stopping(member, state)
         changes = visible_changes(before, state)
-        if changes:
+        if changes or isinstance(state, Stopped) or isinstance(before, Waking):  # the row says which session it has
             self._session.observer.member_changed(member, changes)
 
     def _log_transition(self, member: Member, before: State, why: str) -> None:
@@ -197,7 +204,9 @@ class Membership:
             level, text = logging.WARNING, f"is missing ({state.failure.reason.value}): it {state.failure.detail}"
         elif isinstance(state, Failing | Replacing):
             level, text = logging.WARNING, f"is {state.shown.value}: it {state.cause.detail}"
-        elif isinstance(state, Ready) and not isinstance(before, Connecting):
+        elif isinstance(state, Stopped) and state.cause is not None:
+            level, text = logging.WARNING, f"was not connected for a call: it {state.cause.detail}"
+        elif isinstance(state, Ready) and not isinstance(before, Connecting | Waking):
             level, text = logging.INFO, "is ready again"
         extra = {"session": self._session.tag, "backend_id": member.backend_id}
         logger.log(level, "%s: backend %r %s", self._session.tag, member.backend_id, text, extra=extra)
@@ -222,9 +231,19 @@ class Membership:
         start_clean(self._nursery, attempt.run)
         return attempt
 
+    def _start_stopping(self, member: Member, ready: Ready) -> None:
+        """Have a new connection ended when it is not used, if the user wants that."""
+        stop_after = None if member.backend is None else member.backend.stop_after
+        if stop_after is not None:
+            start_clean(self._nursery, stop_when_unused, member, ready.connection, stop_after, self._session.life)
+
+    def _is_retried(self, member: Member) -> bool:
+        """Whether it is to be connected without a call."""
+        return member.may_join(self._session.life) and not isinstance(member.state, Waking)
+
     def _ensure_retrying(self, member: Member) -> None:
         """Have a missing backend tried again, unless the task that does so is running."""
-        if member.retry is None and member.backend is not None and member.may_join(self._session.life):
+        if member.retry is None and member.backend is not None and self._is_retried(member):
             member.retry = trio.CancelScope()
             start_clean(self._nursery, self._retry, member, member.backend, member.retry)
 
@@ -239,7 +258,7 @@ class Membership:
         with scope:
             await life.reached(Phase.OPEN)
             await member.reconnects.wait_until_allowed()
-            while member.may_join(life):
+            while self._is_retried(member):
                 await self._connect_anew(member, backend)
         member.retry = None
         self._ensure_retrying(member)  # it joined, was cancelled, and has lost its session since
@@ -254,7 +273,7 @@ class Membership:
         attempt: Attempt | None = None
         async with self._place(member), reconnects.own_turns.line:
             async with reconnects.endpoint_turns.line:
-                if not member.may_join(self._session.life):
+                if not self._is_retried(member):
                     return  # removed, or its session closed, in the step in which the line was handed over
                 if reconnects.is_due:
                     member.start_retrying()

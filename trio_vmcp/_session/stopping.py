@@ -1,0 +1,46 @@
+"""End the connection of a backend that is not used: `Backend.stop_after`. The next call connects it again."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol, runtime_checkable
+
+import trio
+
+from trio_vmcp._session.connection import Connection
+from trio_vmcp._session.life import Life, Phase
+from trio_vmcp._session.member import Member
+
+__all__ = ["stop_when_unused"]
+
+LEAST_PAUSE = 0.1  # s between two looks at a backend that is in use
+
+
+@runtime_checkable
+class AskedClient(Protocol):
+    """A client that tells when handlers last answered its backend's questions."""
+
+    @property
+    def last_asked_at(self) -> float:
+        """By `trio.current_time()`: now, while one does; -inf: never."""
+        ...
+
+
+async def stop_when_unused(member: Member, connection: Connection, stop_after: float, life: Life) -> None:
+    """Stop a backend `stop_after` s after its last use, unless its connection ends before. A use that has not ended is
+    looked at again after as long: it ends no earlier than now.
+    """
+    await life.reached(Phase.OPEN)
+    opened_at = trio.current_time()
+    while not connection.retired.is_set() and life.phase is Phase.OPEN:
+        now = trio.current_time()
+        used_at = now if member.is_in_use(connection) else max(opened_at, connection.used_at, _asked_at(connection))
+        if used_at + stop_after <= now and not member.is_in_use(connection):
+            member.stop(connection, f"no call for {stop_after} s (Backend.stop_after)")
+            return
+        with trio.move_on_at(max(used_at + stop_after, now + LEAST_PAUSE)):
+            await connection.retired.wait()
+
+
+def _asked_at(connection: Connection) -> float:
+    return connection.client.last_asked_at if isinstance(connection.client, AskedClient) else -math.inf
