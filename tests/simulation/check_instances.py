@@ -64,6 +64,8 @@ def _no_live_session_is_ended_by_an_instance_that_it_left(case: Case) -> Iterato
                 yield f"instance {stored.instance} ended session {session} at {stored.at}, marked last by {marker}"
             elif (user := _user_elsewhere(case, stored, position)) is not None:
                 yield f"instance {stored.instance} ended session {session} at {stored.at}, which is used on {user}"
+            elif _is_left(case, stored, position) and (other := _holder(case, log, stored, position)) is not None:
+                yield f"instance {stored.instance} was left and ended session {session} at {stored.at}, {other} has it"
 
 
 def _is_asked_for(case: Case, row: int, position: int) -> bool:
@@ -99,6 +101,39 @@ def _user_elsewhere(case: Case, deleted: Stored, position: int) -> int | None:
     return user if is_in_time and is_quiet else None
 
 
+def _is_left(case: Case, deleted: Stored, position: int) -> bool:
+    """The end of the instance has ended its copy, which was not idle."""
+    assert deleted.row is not None
+    if not any(at < position for at, _ in case.exits[deleted.instance]):
+        return False
+    lives = [life for life in case.lives_of(deleted.row) if case.instance_of(life) == deleted.instance]
+    return bool(lives) and not any(_is_idle(case, life, deleted.at) for life in lives)
+
+
+def _is_idle(case: Case, life: int, at: float) -> bool:
+    used = [case.opened[life].at, *(call.ended_at if call.ends else math.inf for call in case.uses_of(life))]
+    return max(use for use in used if use <= at or use == math.inf) + case.history.settings.idle_timeout <= at
+
+
+def _holder(case: Case, log: list[tuple[int, Stored]], deleted: Stored, position: int) -> int | None:
+    """The other instance that has the session: it has written the row last; or the mark of the copy that was left has
+    taken the place of its mark, and that copy was not used since.
+    """
+    row = [s for at, s in log if s.row == deleted.row and at < position and s.operation in ("create", "replace")]
+    if row[-1].instance != deleted.instance:
+        return row[-1].instance
+    life = max(life for life in case.lives_of(row[-1].row or 0) if case.instance_of(life) == deleted.instance)
+    marks = [(before, after) for before, after in pairwise(row) if before.mark != after.mark]
+    if not marks:
+        return None
+    before, after = marks[-1]
+    marker = next(stored.instance for stored in row if stored.mark == before.mark)
+    sent_at = after.at - case.history.settings.storage_timeout
+    is_used = any(not use.ends or use.ended_at > sent_at for use in case.uses_of(life))
+    is_restore = after.at <= case.opened[life].at
+    return None if is_used or is_restore or marker == deleted.instance else marker
+
+
 def _goes_on(case: Case, life: int, position: int) -> bool:
     """Neither a close of this copy nor the end of its instance had begun."""
     instance = case.instance_of(life)
@@ -109,6 +144,9 @@ def _goes_on(case: Case, life: int, position: int) -> bool:
 
 def _no_write_undoes_anothers(case: Case) -> Iterator[str]:
     for session, log in case.stored.items():
+        for position, stored in log:
+            if stored.operation == "touch" and stored.row not in _rows_of(case, session, stored.instance, position):
+                yield f"instance {stored.instance} touches a row of session {session} that is not its own: {stored}"
         written = [(position, stored) for position, stored in log if stored.operation not in ("load", "delete")]
         for (_, before), (position, after) in pairwise(written):
             if before.row != after.row:
@@ -169,7 +207,11 @@ def _a_copy_knows_what_others_have_done(case: Case) -> Iterator[str]:
 
 def _rows_live_and_die_with_their_sessions(case: Case) -> Iterator[str]:
     yield from _rows_that_are_left(case)
+    yield from _rows_that_come_late(case)
+    opened = {step.session for step in case.history.steps if isinstance(step, Open)}
     for session, log in case.stored.items():
+        if session not in opened:
+            yield f"no step opens session {session}, and the storage has it: {log[0][1]}"
         for position, stored in log:
             if stored.operation == "delete" and stored.row is not None and not _has_reason(case, stored, position):
                 yield f"instance {stored.instance} deleted the row of session {session} at {stored.at}, for no reason"
@@ -184,6 +226,26 @@ def _rows_live_and_die_with_their_sessions(case: Case) -> Iterator[str]:
         is_taken = restoring.began.state != "CLOSED" or _opens_meanwhile(case, restoring)
         if restoring.outcome.error == "SessionExists" and not is_taken and not _ends_elsewhere(case, step.session):
             yield f"{restoring} took a closed session for a live one"
+
+
+def _rows_that_come_late(case: Case) -> Iterator[str]:
+    """A create that is under way when its opening fails has no effect any more."""
+    for opening in case.ended("open"):
+        step = opening.began.step
+        assert isinstance(step, Open)
+        struck = [
+            failure.operation
+            for failure in case.storage_failed
+            if (failure.instance, failure.session) == (step.instance, step.session)
+        ]
+        if opening.outcome.error != "StorageError" or set(struck) != {"create"} or case.frozen[step.instance]:
+            continue
+        if case.row_at(step.session, opening.ends[0][0], opening.ended_at) is not None:
+            continue  # another session has the id: a tombstone would end that one
+        for position, stored in case.stored[step.session]:
+            is_its = stored.instance == step.instance and opening.ends[0][0] < position
+            if is_its and stored.operation == "create" and not case.lives_of(stored.row or 0):
+                yield f"{opening} failed at {opening.ended_at}, and its row comes at {stored.at}"
 
 
 def _rows_that_are_left(case: Case) -> Iterator[str]:
@@ -217,12 +279,10 @@ def _has_reason(case: Case, deleted: Stored, position: int) -> bool:
     lives = [life for life in case.lives_of(deleted.row) if case.instance_of(life) == instance]
     if any(at < position and closing.terminate for life in lives for at, closing in case.closings[life]):
         return True
-    if settings.on_exit == "terminate" and any(at < position for at, _ in case.exits[instance]):
+    if lives and settings.on_exit == "terminate" and any(at < position for at, _ in case.exits[instance]):
         return True
-    for life in lives:
-        used = [case.opened[life].at, *(call.ended_at if call.ends else math.inf for call in case.uses_of(life))]
-        if max(at for at in used if at <= deleted.at or at == math.inf) + settings.idle_timeout <= deleted.at:
-            return True
+    if any(_is_idle(case, life, deleted.at) for life in lives):
+        return True
     return any(
         operation.began.what == "open"
         and isinstance(step := operation.began.step, Open)

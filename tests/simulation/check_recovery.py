@@ -185,11 +185,12 @@ def _removed_backends_get_their_delete(case: Case) -> Iterator[str]:
         if removing.session_id is None or its in disowned or case.operations[removing.op].outcome.error:
             continue
         latest = removing.at + removing.drain_timeout + case.history.settings.teardown_timeout + LAST_BYTES
+        paused = case.pause(case.instance_of(removing.life), removing.at)  # its time may be over meanwhile
         in_time = any(
             (sent.backend_id, sent.session_id) == its and removing.at <= sent.at <= latest for sent in deletes
         )
         without = case.credentials.had_no_way_in(removing.backend_id, removing.session_id)
-        if not in_time and not without and not _holds_on(case, removing.life):
+        if not in_time and not without and not paused and not _holds_on(case, removing.life):
             yield f"{removing.backend_id!r} was removed at {removing.at}, and its session {its[1]!r} got no DELETE"
 
 
@@ -198,6 +199,7 @@ def _members_come_and_go_in_time(case: Case) -> Iterator[str]:
     for removing in every(case, Removing):
         operation = case.operations[removing.op]
         latest = removing.at + removing.drain_timeout + LAST_BYTES + settings.teardown_timeout
+        latest += case.pause(case.instance_of(removing.life), removing.at)
         if operation.ends and operation.ended_at > latest + MILLISECOND and not _holds_on(case, removing.life):
             yield f"{operation} ended at {operation.ended_at}, later than {latest}"
     for operation in case.ended("add"):
@@ -209,6 +211,7 @@ def _members_come_and_go_in_time(case: Case) -> Iterator[str]:
             if removing.backend_id == backend_id and position < operation.position:  # its removal has to end first
                 gone_at = removing.at + removing.drain_timeout + LAST_BYTES + settings.teardown_timeout
                 latest = max(latest, gone_at + settings.backend_init_timeout)
+        latest += case.pause(case.instance_of(operation.began.life), operation.began.at)
         if operation.ended_at > latest + MILLISECOND and not _holds_on(case, operation.began.life):
             yield f"{operation} ended at {operation.ended_at}, later than {latest}"
 

@@ -34,7 +34,7 @@ from simulation.history import (
 __all__ = ["draw_instances"]
 
 T = TypeVar("T")
-How: TypeAlias = Literal["fail", "lose", "silent", "slow", "late"]
+How: TypeAlias = Literal["fail", "lose", "silent", "slow", "late", "lie"]
 
 SHARE = 0.4  # of histories
 SHORT = (0.0, 0.0, 0.001, 0.3, 1.0)  # s
@@ -59,7 +59,7 @@ class _Draw:
     is_bound: bool = attrs.field(init=False)
 
     def history(self) -> History:
-        self.ttl = self.one_of(3.0, 8.0, 20.0)
+        self.ttl = self.one_of(3.0, 3.0, 8.0, 20.0)
         self.instances = self.one_of(2, 2, 3)
         spare = (BackendSpec(id=f"x{number}", configured_era="legacy") for number in range(SPARE))
         self.backends = (*self.before.backends, *spare)
@@ -78,7 +78,8 @@ class _Draw:
             ttl=self.ttl,
             settings=attrs.evolve(
                 self.before.settings,
-                idle_timeout=self.one_of(4.0, self.ttl, 2.5 * self.ttl, 1800.0, 1800.0),
+                idle_timeout=self.one_of(4.0, 2.5 * self.ttl, 1800.0, 1800.0, 1800.0),
+                storage_timeout=self.one_of(self.before.settings.storage_timeout, 5.0),
                 on_exit=self.one_of("terminate", "terminate", "suspend"),
             ),
             steps=tuple(sorted([*own, *steps], key=lambda step: step.at)),
@@ -94,9 +95,9 @@ class _Draw:
         here = self.random.randrange(self.instances)
         steps = [] if is_open else self.opening(session, at, here)
         been = [here]
-        for _ in range(self.one_of(3, 4, 6, 8, 10)):
+        for _ in range(self.one_of(0, 0, 3, 5, 8)):
             at += self.wait()
-            match self.one_of("move", "move", "move", "call", "change", "trouble", "trouble", "trouble", "halt"):
+            match self.one_of("move", "move", "move", "call", "change", "trouble", "trouble", "halt", "strand"):
                 case "move":
                     there = self.one_of(*(number for number in range(self.instances) if number != here))
                     steps += self.move(session, at, here, there, been)
@@ -106,6 +107,11 @@ class _Draw:
                     steps += [self.call(session, at + self.one_of(*SHORT), self.one_of(here, None, *been[-2:]))]
                 case "change":
                     steps += self.change(session, at, self.one_of(*been))
+                case "strand":
+                    there = self.one_of(*(number for number in range(self.instances) if number != here))
+                    steps += self.strand(session, at, here, there)
+                    here, at = there, max(step.at for step in steps)
+                    been.append(here)
                 case "trouble":
                     trouble = self.trouble(at, self.one_of(here, *range(self.instances)))
                     steps += trouble
@@ -114,8 +120,12 @@ class _Draw:
                     steps += self.halt(at, self.one_of(here, *been))
             if self.chance(0.5):
                 steps.append(Inspect(at=at + self.one_of(0.5, self.ttl / 2)))
-        if self.chance(0.5):
-            steps += self.termination(session, at, here)
+        if len(been) == 1:
+            at, there = at + self.wait(), self.one_of(*(number for number in range(self.instances) if number != here))
+            steps += self.move(session, at, here, there, been)
+            here = there
+        if self.chance(0.6):
+            steps += self.termination(session, at + self.one_of(0.0, 0.5), here)
             at = steps[-1].at
         steps.append(HealStorage(at=at))
         at += self.one_of(0.0, 0.0, 1.2 * self.ttl)
@@ -135,7 +145,7 @@ class _Draw:
             return [opening]
         how: How = self.one_of("lose", "silent", "late", "late", "slow")
         there = (here + 1) % self.instances
-        seconds = self.random.uniform(0, self.ttl)
+        seconds = self.before.settings.storage_timeout + self.random.uniform(0, 0.8 * self.ttl)
         return [
             FailStorage(at=at, operation="create", instance=here, how=how, seconds=seconds),
             opening,
@@ -172,7 +182,9 @@ class _Draw:
 
     def trouble(self, at: float, instance: int) -> list[Step]:
         """The way of one instance to the storage; in most cases the steps contain the end of it, too."""
-        how: How = self.one_of("fail", "fail", "lose", "silent", "slow", "late")
+        how: How = self.one_of("fail", "fail", "lose", "silent", "slow", "late", "lie")
+        if how == "lie":
+            return [FailStorage(at=at, operation="load", instance=instance, how="lie", times=self.one_of(1, 3))]
         if how == "late" or self.chance(0.4):
             operation: Operation = self.one_of("replace", "replace", "touch", "delete", "load")
             seconds, times = self.random.uniform(0, 2 * self.ttl), self.one_of(1, 2)
@@ -186,23 +198,56 @@ class _Draw:
             return [Kill(at=at, instance=instance)]
         return [Freeze(at=at, instance=instance, seconds=self.wait() + 0.5)]
 
-    def termination(self, session: int, at: float, here: int) -> list[Step]:
-        """The instances that the session has left may not hear of it. Later the id may be used again."""
-        others = [number for number in range(self.instances) if number != here]
-        steps: list[Step] = []
-        for number in others:
-            if self.chance(0.5):
-                steps.append(FailStorage(at=at, operation=None, instance=number, how="fail", times=math.inf))
-            elif self.chance(0.3):
-                steps.append(Freeze(at=at, instance=number, seconds=self.one_of(0.5, 1.2, 2.5) * self.ttl))
+    def strand(self, session: int, at: float, here: int, there: int) -> list[Step]:
+        """An instance stands still, or cannot reach the storage, for over a TTL; the session is used on another."""
+        over_at = at + self.one_of(1.2, 1.5, 2.5) * self.ttl
+        steps = self.absence(at, over_at, here)
         at += 0.1
-        steps.append(Close(at=at, session=session, instance=here, terminate=True, drain_timeout=0.3))
-        at += self.one_of(0.5, 1.2, 2.5) * self.ttl
-        if self.chance(0.4):
-            there, bound = self.one_of(here, *others), self.is_bound
-            steps.append(Open(at=at, session=session, instance=there, backends=self.members(), bound=bound))
-            at += self.one_of(*SHORT)
-        return [*steps, HealStorage(at=at)]
+        steps.append(Restore(at=at, session=session, instance=there, backends=self.members()))
+        while at < over_at + self.ttl:
+            at += 0.3 * self.ttl
+            steps.append(self.call(session, at, there))
+        return [*steps, *self.change(session, self.one_of(over_at, at), there), *self.return_of(session, over_at, here)]
+
+    def termination(self, session: int, at: float, here: int) -> list[Step]:
+        """The instances that the session has left may hear of it late, when the tombstone has ended and the id is used
+        again; or their attempt to create the row anew lasts until then.
+        """
+        reopened_at = at + 0.1 + 1.05 * self.ttl
+        over_at = self.one_of(at + 0.5 * self.ttl, reopened_at + self.one_of(0.1, 0.3, 1.0) * self.ttl)
+        steps: list[Step] = []
+        for number in range(self.instances):
+            if number == here or self.chance(0.1):
+                continue
+            if self.chance(0.3):
+                over_at = reopened_at = at + 3.0 * self.ttl
+                seconds = self.one_of(0.9, 1.2) * self.ttl
+                steps.append(FailStorage(at=at, operation="create", instance=number, how="slow", seconds=seconds))
+            else:
+                steps += [*self.absence(at, over_at, number), *self.return_of(session, over_at, number)]
+        steps.append(Close(at=at + 0.1, session=session, instance=here, terminate=True, drain_timeout=0.3))
+        if self.chance(0.6):
+            backends, bound = self.members(), self.is_bound
+            steps.append(Open(at=reopened_at, session=session, instance=here, backends=backends, bound=bound))
+        return [*steps, HealStorage(at=max(over_at, reopened_at) + 0.5 * self.ttl)]
+
+    def absence(self, at: float, until: float, instance: int) -> list[Step]:
+        if self.chance(0.5):
+            return [Freeze(at=at, instance=instance, seconds=until - at)]
+        away = FailStorage(at=at, operation=None, instance=instance, how="fail", times=math.inf)
+        return [away, HealStorage(at=until, instance=instance)]
+
+    def return_of(self, session: int, at: float, instance: int) -> list[Step]:
+        """What an instance does first after an absence."""
+        match self.one_of("nothing", "nothing", "change", "call", "close"):
+            case "change":
+                return self.change(session, at, instance)
+            case "call":
+                return [self.call(session, at, instance)]
+            case "close":
+                return [Close(at=at, session=session, instance=instance, terminate=self.chance(0.5))]
+            case _:
+                return []
 
     def wait(self) -> float:
         return self.one_of(*SHORT, 0.3 * self.ttl, 0.5 * self.ttl, self.ttl, 1.2 * self.ttl, 2.5 * self.ttl)

@@ -320,7 +320,8 @@ class FailStorage:
     lose    It does what it is asked to, and raises.
     silent  It does what it is asked to, and never answers.
     slow    It begins after so many `seconds`.
-    late    The same; and no cancel stops it, so that it may be done when nobody waits for it any more.
+    late    The same; and no cancel stops it, so that it may be done after the session has given it up.
+    lie     A load answers with the row of another session.
 
     Attributes:
         operation: None: any of them.
@@ -331,7 +332,7 @@ class FailStorage:
     at: float = 0.0
     operation: Operation | None = "replace"
     instance: int | None = None
-    how: Literal["fail", "lose", "silent", "slow", "late"] = "fail"
+    how: Literal["fail", "lose", "silent", "slow", "late", "lie"] = "fail"
     seconds: float = 1.0
     times: float = 1
 

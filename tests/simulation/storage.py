@@ -18,6 +18,8 @@ __all__ = ["SharedStorage", "StorageWay"]
 
 T = TypeVar("T")
 
+LIE = 999  # at the end of a session's id: no history has as many
+
 
 @attrs.define(eq=False)
 class SharedStorage:
@@ -25,11 +27,13 @@ class SharedStorage:
 
     Attributes:
         number_of: A session's number, from its id.
+        busy_until: Operations that no cancel stops last until this time.
     """
 
     ttl: float
     note: Callable[[Event], None]
     number_of: Callable[[str], int]
+    busy_until: float = attrs.field(default=0.0, init=False)
     inner: LocalStorage = attrs.field(init=False)
     faults: list[FailStorage] = attrs.field(factory=list, init=False)
     # The latest row of each id that was stored, and when it ends; deleted ones are not here.
@@ -127,7 +131,7 @@ class StorageWay:
             await self.shared.inner.create(metadata)
             self.shared.note_stored("create", self.instance, metadata)
 
-        await self._do("create", metadata.session_id, create)
+        await self._do_or_fail("create", metadata.session_id, create)
 
     async def load(self, session_id: str) -> SessionMetadata:
         async def load() -> SessionMetadata:
@@ -135,40 +139,48 @@ class StorageWay:
             self.shared.note_stored("load", self.instance, row)
             return row
 
-        return await self._do("load", session_id, load)
+        fault = self.shared.strike("load", self.instance)
+        row = await self._do("load", session_id, load, fault)
+        return attrs.evolve(row, session_id=f"{session_id}{LIE}") if fault and fault.how == "lie" else row
 
     async def replace(self, metadata: SessionMetadata, *, expected_version: int) -> None:
         async def replace() -> None:
             await self.shared.inner.replace(metadata, expected_version=expected_version)
             self.shared.note_stored("replace", self.instance, metadata)
 
-        await self._do("replace", metadata.session_id, replace)
+        await self._do_or_fail("replace", metadata.session_id, replace)
 
     async def touch(self, session_id: str, *, expected_version: int | None = None) -> None:
         async def touch() -> None:
             await self.shared.inner.touch(session_id, expected_version=expected_version)
             self.shared.note_touched(self.instance, session_id)
 
-        await self._do("touch", session_id, touch)
+        await self._do_or_fail("touch", session_id, touch)
 
     async def delete(self, session_id: str, *, expected_version: int | None = None) -> None:
         async def delete() -> None:
             await self.shared.inner.delete(session_id, expected_version=expected_version)
             self.shared.note_deleted(self.instance, session_id)
 
-        await self._do("delete", session_id, delete)
+        await self._do_or_fail("delete", session_id, delete)
 
     async def aclose(self) -> None:
         await trio.lowlevel.checkpoint()
 
-    async def _do(self, operation: Operation, session_id: str, obey: Callable[[], Awaitable[T]]) -> T:
-        fault = self.shared.strike(operation, self.instance)
+    async def _do_or_fail(self, operation: Operation, session_id: str, obey: Callable[[], Awaitable[None]]) -> None:
+        await self._do(operation, session_id, obey, self.shared.strike(operation, self.instance))
+
+    async def _do(
+        self, operation: Operation, session_id: str, obey: Callable[[], Awaitable[T]], fault: FailStorage | None
+    ) -> T:
         if fault is None:
             return await self._obey(obey)
         session = self.shared.number_of(session_id)
         self.shared.note(
             StorageFailed(at=trio.current_time(), operation=operation, session=session, instance=self.instance)
         )
+        if fault.how == "late":
+            self.shared.busy_until = max(self.shared.busy_until, trio.current_time() + fault.seconds)
         if fault.how in ("slow", "late"):
             with trio.CancelScope(shield=fault.how == "late"):
                 await trio.sleep(fault.seconds)

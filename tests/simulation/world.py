@@ -309,6 +309,8 @@ class _World:
                     await seam.aclose()
                 await wait_all_tasks_blocked()
                 await self._sum_up(remains, network.open_connections)
+                await trio.sleep_until(self.storage.busy_until)
+                await wait_all_tasks_blocked()
 
     async def _live(self) -> None:
         async with trio.open_nursery() as step_nursery:
