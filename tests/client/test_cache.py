@@ -30,7 +30,14 @@ from trio_vmcp import (
     PerBackend,
 )
 from trio_vmcp._client import cache as result_cache
-from trio_vmcp._client.cache import LONGEST, MOST_BYTES_EACH, MOST_RESULTS_EACH, BackendCache, ResponseCache
+from trio_vmcp._client.cache import (
+    LONGEST,
+    MOST_BYTES_EACH,
+    MOST_RESULTS_EACH,
+    BackendCache,
+    Fetch,
+    ResponseCache,
+)
 from trio_vmcp.auth._tokens import TokenGrant
 from trio_vmcp.testing import Delay, Disconnect, Error, Hang, Reset, Rewrite, ScriptedBackend, Status
 
@@ -53,8 +60,13 @@ def keep(
 ) -> None:
     fetch = kept.begin_fetch(method, params or {}, identity)
     assert fetch is not None
-    fetch.keep(result)
+    keep_result(fetch, result)
     fetch.close()
+
+
+def keep_result(fetch: Fetch, result: JSON) -> None:
+    for _ in fetch.keep_in_steps(result):
+        pass
 
 
 def lasting(seconds: float, **fields: Any) -> JSON:
@@ -62,7 +74,13 @@ def lasting(seconds: float, **fields: Any) -> JSON:
 
 
 def find(kept: BackendCache, method: str, params: JSON | None = None, identity: Identity | None = None) -> JSON | None:
-    return kept.find(method, params or {}, identity)
+    steps = kept.find_in_steps(method, params or {}, identity)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: JSON | None = end.value
+            return found
 
 
 # Time to live
@@ -219,7 +237,7 @@ async def test_a_token_that_rotates_behind_one_identity_is_another_context() -> 
     fetch = kept.begin_fetch("prompts/list", {}, ALICE)
     assert fetch is not None
     tokens[0] = "third"
-    fetch.keep(lasting(5))
+    keep_result(fetch, lasting(5))
     fetch.close()
     assert 1 == len(cache)
 
@@ -408,7 +426,7 @@ async def test_what_was_on_its_way_when_it_changed_is_not_kept() -> None:
     after = kept.begin_fetch("tools/list", {"cursor": "a"}, None)
     for fetch in (before, other, after):
         assert fetch is not None
-        fetch.keep(lasting(60))
+        keep_result(fetch, lasting(60))
         fetch.close()
     assert (False, True, True) == (
         find(kept, "tools/list") is not None,

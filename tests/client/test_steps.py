@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 import trio
 from support.channels import ANSWERS, EVERY_ANSWER, EVERY_LEGACY_CHANNEL, Channel
-from support.clients import call
+from support.clients import ask, call
 from support.steps import counting_steps
 from trio.testing import MockClock
 
 from trio_vmcp import JSON
 from trio_vmcp._client.channels.pace import MESSAGES_AT_ONCE
+from trio_vmcp._protocol.headers import SCHEMAS_AT_ONCE
 from trio_vmcp._protocol.json_slices import SLICE
 from trio_vmcp.testing import Rewrite
 
-SIZE = 3 * 1024 * 1024
+SIZE = 2 * 1024 * 1024
 EVERY_ANSWER_OF_A_SESSION = pytest.mark.parametrize("channel", [c for c in ANSWERS if not c.is_modern], ids=str)
 BATCHES = "2025-03-26"
 
@@ -47,7 +48,7 @@ async def test_a_long_answer_is_parsed_in_slices(channel: Channel, autojump_cloc
     """A step for each slice of the count, and one for each slice of the parse."""
     one = await steps_of_call(channel, json.dumps("x" * SIZE))
     many = await steps_of_call(channel, json.dumps(["x" * 96] * (SIZE // 100)))
-    assert many - one >= 2 * SIZE // SLICE
+    assert many - one >= 3 * SIZE // SLICE // 2
 
 
 @EVERY_ANSWER_OF_A_SESSION
@@ -87,3 +88,51 @@ async def test_the_messages_of_a_batch_on_a_held_stream(channel: Channel, autoju
             backend.send(json.dumps(parts).encode())
             await trio.sleep(5)
         assert steps.count >= len(parts) // MESSAGES_AT_ONCE
+
+
+def with_tool(fields: str, message: JSON) -> bytes:
+    """The same list with one more tool, in whose schema these fields are, and with more fields of its own."""
+    text = json.dumps(message)
+    assert '"tools": [' in text
+    schema, _, more = fields.partition(";")
+    return text.replace(
+        '"tools": [', f'{more}"tools": [{{"name":"x","inputSchema":{{"type":"object",{schema}}}}},', 1
+    ).encode()
+
+
+async def steps_of_listing(channel: Channel, fields: str) -> int:
+    backend = channel.backend()
+    backend.fail("tools/list", Rewrite(partial(with_tool, fields)), times=1)
+    async with channel.open_client(backend) as client:
+        with counting_steps() as steps:
+            assert "x" == (await ask(client, "tools/list"))["tools"][0]["name"]
+    return steps.count
+
+
+@pytest.mark.parametrize("channel", [c for c in ANSWERS if c.is_modern and c.transport != "stdio"], ids=str)
+@pytest.mark.parametrize("keyword", ["properties", "$defs", "allOf"])
+async def test_a_large_schema_is_looked_through_in_steps(
+    channel: Channel, keyword: str, autojump_clock: MockClock
+) -> None:
+    """For arguments that are mirrored in headers; what is no schema in it is not looked at."""
+    schemas = json.dumps([{}] * 20_000 if keyword == "allOf" else {f"p{n:05}": {} for n in range(20_000)})
+    data = await steps_of_listing(channel, f'"{"x" * len(keyword)}": {schemas};')
+    assert await steps_of_listing(channel, f'"{keyword}": {schemas};') - data >= 10_000 // SCHEMAS_AT_ONCE
+
+
+@pytest.mark.parametrize("channel", [c for c in ANSWERS if c.is_modern and c.transport != "stdio"], ids=str)
+async def test_a_long_result_is_cached_in_slices(channel: Channel, autojump_clock: MockClock) -> None:
+    """A step for each slice that is encoded, and for each that is parsed when the result is found again."""
+    value = json.dumps(["x" * 96] * (SIZE // 100))
+    fresh = '"ttlMs": 60000, "cacheScope": "public", '
+    once = await steps_of_listing(channel, f'"const": {value};"ttlMS": 60000, "cachescope": "public", ')
+    kept = await steps_of_listing(channel, f'"const": {value};{fresh}')
+    assert kept - once >= SIZE // SLICE
+    backend = channel.backend()
+    backend.fail("tools/list", Rewrite(partial(with_tool, f'"const": {value};{fresh}')), times=1)
+    async with channel.open_client(backend) as client:
+        first = await ask(client, "tools/list")
+        with counting_steps() as steps:
+            assert first == await ask(client, "tools/list")
+        assert steps.count >= SIZE // SLICE
+    assert 1 == len([each for each in backend.exchanges if each.method == "tools/list"])

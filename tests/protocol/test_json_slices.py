@@ -101,7 +101,7 @@ def test_pieces_of_a_value_are_its_text(value: Any, most: int) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [["x" * 60] * 60_000, {f"k{n}": n for n in range(90_000)}, {"a": {"b": [{"c": "x" * 300}] * 12_000}}],
+    [["x" * 60] * 20_000, {f"k{n}": n for n in range(30_000)}, {"a": {"b": [{"c": "x" * 300}] * 12_000}}],
     ids=["strings", "members", "objects"],
 )
 def test_no_piece_is_long(value: Any) -> None:
@@ -111,13 +111,13 @@ def test_no_piece_is_long(value: Any) -> None:
     assert len(pieces) < 4 * len(ENCODER.encode(value)) / SLICE + 100
 
 
-LONG_STRING = "x" * (3 * 1024 * 1024)
-LONG = {  # results of 3 MiB and more
-    "strings": [["x" * 60] * 60_000],
-    "members": {f"{n:060}": True for n in range(49_000)},
-    "objects": [{"a": "x" * 150, "b": [1]}] * 20_000,
-    "in depth": [[[[[["x" * 60] * 60_000]]]]],
-    "behind a long string": [LONG_STRING, *["x" * 60] * 60_000],
+LONG_STRING = "x" * (1024 * 1024)
+LONG = {  # results of 1 MiB and more
+    "strings": [["x" * 60] * 20_000],
+    "members": {f"{n:060}": True for n in range(20_000)},
+    "objects": [{"a": "x" * 150, "b": [1]}] * 8_000,
+    "in depth": [[[[[["x" * 60] * 20_000]]]]],
+    "behind a long string": [LONG_STRING, *["x" * 60] * 20_000],
 }
 
 
@@ -150,3 +150,27 @@ def test_what_follows_a_long_message_is_no_json() -> None:
     text = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"x": LONG["objects"]}})
     with pytest.raises(BadMessage, match=f"is not JSON at character {len(text) + 1}"):
         end_of(parse_in_steps(text + " {}", max_depth=128, max_values=100_000))
+
+
+def test_the_depth_of_a_message_is_looked_at_in_steps() -> None:
+    """A step for some of its arrays and objects each."""
+    counts: list[int] = []
+    one: object
+    for one in ("", []):
+        text = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"x": [one] * 30_000}})
+        counts.append(end_of(parse_in_steps(text, max_depth=128, max_values=100_000))[1])
+    assert counts[1] - counts[0] >= 30_000 // 4096
+
+
+@pytest.mark.parametrize("depth", [5, 6, 7])
+@pytest.mark.parametrize("inner", ["[]", "{}", '{"a":1}', "[1]"])
+def test_the_limit_of_depth(depth: int, inner: str) -> None:
+    """The message itself counts, and so does what is empty."""
+    value = "[" * (depth - 3) + inner + "]" * (depth - 3)
+    text = f'{{"jsonrpc":"2.0","id":1,"result":{{"x":{value},"y":"{"x" * 200_000}"}}}}'
+    steps = parse_in_steps(text, max_depth=6, max_values=100_000)
+    if depth <= 6:
+        assert isinstance(end_of(steps)[0], Result)
+    else:
+        with pytest.raises(BadMessage, match=r"deeper than 6 \(max_json_depth\)"):
+            end_of(steps)

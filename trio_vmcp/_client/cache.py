@@ -14,12 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from typing import TypeAlias
 
 import attrs
 import trio
 
+from trio_vmcp._protocol.json_slices import decode_in_steps, encode_in_steps
+from trio_vmcp._protocol.jsonrpc import MOST_AT_ONCE
 from trio_vmcp._protocol.methods import LIST_CHANGED, METHODS, READ_RESOURCE, RESOURCE_UPDATED, UNKNOWN, ListMethod
 from trio_vmcp.connector import ContextualAuth, OutgoingAuth
 from trio_vmcp.identity import Identity
@@ -38,6 +40,7 @@ _OVERHEAD_BYTES = 512  # of a result besides its text, roughly
 
 _SALT = secrets.token_bytes(32)  # header values are secrets: their digests are of no use outside of this process
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_decoder = json.JSONDecoder()
 _UTF8 = ("utf-8", "surrogatepass")  # a lone surrogate is kept as received
 _canonical = json.JSONEncoder(separators=(",", ":"), sort_keys=True)
 
@@ -72,10 +75,9 @@ class Fetch:
     # A notification since then says that the result may be old.
     is_outdated: bool = attrs.field(default=False, init=False)
 
-    def keep(self, result: JSON) -> None:
-        """Keep the result, if nothing has changed since the request was sent."""
-        if not self.is_outdated:
-            self._cache.keep_result(self, result)
+    def keep_in_steps(self, result: JSON) -> Iterator[None]:
+        """Keep the result, if nothing has changed since the request was sent; with a step for each slice of it."""
+        return iter(()) if self.is_outdated else self._cache.keep_in_steps(self, result)
 
     def close(self) -> None:
         """The request has ended, with a result or without."""
@@ -178,8 +180,8 @@ class BackendCache:
     _backend: Backend = attrs.field(alias="backend", repr=False)
     _auth: OutgoingAuth | None = attrs.field(alias="auth", repr=False)
 
-    def find(self, method: str, params: JSON, identity: Identity | None) -> JSON | None:
-        """A result that is still fresh; None: the backend must be asked.
+    def find_in_steps(self, method: str, params: JSON, identity: Identity | None) -> Generator[None, None, JSON | None]:
+        """A result that is still fresh, with a step for each slice of it; None: the backend must be asked.
 
         A page of a list is found only if all pages behind it are cached, too. The cursor in an old page may no longer
         be valid, and a listing that used it for the next page would fail.
@@ -193,7 +195,7 @@ class BackendCache:
             if entry is None or found is None:
                 return None
             if entry.following is None:
-                result: JSON = json.loads(found.json.decode(*_UTF8))
+                result: JSON = yield from _decode_in_steps(found.json.decode(*_UTF8))
                 return result
             entry = self._entry(method, entry.following, context)
         return None  # the cursors form a circle
@@ -237,7 +239,7 @@ class BackendCache:
         self._cache.shelf(self._endpoint).fetches.add(fetch)
         return fetch
 
-    def keep_result(self, fetch: Fetch, result: JSON) -> None:
+    def keep_in_steps(self, fetch: Fetch, result: JSON) -> Iterator[None]:
         seconds = _fresh_for(result)
         readers: bytes | None = _PUBLIC
         if seconds > 0 and result.get("cacheScope") != "public":
@@ -246,9 +248,8 @@ class BackendCache:
                 readers = None
         if seconds <= 0 or readers is None:
             return
-        try:
-            data = _encoder.encode(result).encode(*_UTF8)
-        except RecursionError:  # nested as deep as the parser goes, which is deeper than the encoder does
+        data = yield from _encode_in_steps(result)
+        if data is None or fetch.is_outdated:
             return
         cursor = result.get("nextCursor") if isinstance(METHODS[fetch.method], ListMethod) else None
         following = None if cursor is None else _canonical.encode({**json.loads(fetch.params), "cursor": cursor})
@@ -279,6 +280,32 @@ class BackendCache:
 
     def discard_all(self) -> None:
         self._cache.discard(self._endpoint, lambda kept, of: True)
+
+
+def _encode_in_steps(result: JSON) -> Generator[None, None, bytes | None]:
+    """As JSON; None: it is too large, or nested as deep as the parser goes, which is deeper than the encoder does."""
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        for piece in encode_in_steps(_encoder, result):
+            if size:
+                yield
+            pieces.append(piece.encode(*_UTF8))
+            size += len(pieces[-1])
+            if size > MOST_BYTES_EACH:
+                return None
+    except RecursionError:
+        return None
+    return b"".join(pieces)
+
+
+def _decode_in_steps(text: str) -> Generator[None, None, JSON]:
+    if len(text) <= MOST_AT_ONCE:
+        whole: JSON = _decoder.decode(text)
+        return whole
+    result: JSON
+    result, _ = yield from decode_in_steps(_decoder, text)
+    return result
 
 
 def _params_key(method: str, params: JSON) -> str | None:

@@ -6,6 +6,7 @@ import json
 from importlib import metadata as distribution
 
 from trio_vmcp._protocol.eras import LEGACY_VERSIONS
+from trio_vmcp._protocol.json_slices import encode_in_steps
 from trio_vmcp._protocol.methods import INITIALIZE
 from trio_vmcp.errors import BackendProtocolError, MessageTooLarge
 from trio_vmcp.models import JSON
@@ -15,6 +16,7 @@ __all__ = ["CLIENT_INFO", "declared_capabilities", "negotiated"]
 CLIENT_INFO = {"name": "trio-vmcp", "version": distribution.version("trio-vmcp")}
 # As JSON. Capabilities are stored in the metadata: one backend must not make the row too large to be written.
 MAX_CAPABILITIES_BYTES = 64 * 1024
+_encoder = json.JSONEncoder(separators=(",", ":"))
 
 
 def negotiated(backend_id: str, result: JSON) -> tuple[str, JSON]:
@@ -43,6 +45,9 @@ def declared_capabilities(backend_id: str, method: str, result: JSON) -> JSON:
         capabilities = {}
     if not isinstance(capabilities, dict):
         raise BackendProtocolError(backend_id, f"answered {method!r} with capabilities that are no object")
-    if len(json.dumps(capabilities)) > MAX_CAPABILITIES_BYTES:
-        raise MessageTooLarge(backend_id, f"declares capabilities of over {MAX_CAPABILITIES_BYTES} bytes")
+    size = 0
+    for piece in encode_in_steps(_encoder, capabilities):  # no more of them than the limit takes
+        size += len(piece)
+        if size > MAX_CAPABILITIES_BYTES:
+            raise MessageTooLarge(backend_id, f"declares capabilities of over {MAX_CAPABILITIES_BYTES} bytes")
     return capabilities

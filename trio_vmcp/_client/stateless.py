@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import attrs
 import trio
 
-from trio_vmcp._client.cache import BackendCache
+from trio_vmcp._client.cache import BackendCache, Fetch
 from trio_vmcp._client.channels.channel import Ask, Channel, Headers
+from trio_vmcp._client.channels.parsing import take_steps
 from trio_vmcp._client.client import Client
 from trio_vmcp._client.listening import Listening
 from trio_vmcp._client.negotiate import CLIENT_INFO, declared_capabilities
@@ -20,7 +21,7 @@ from trio_vmcp._client.rounds import finish_rounds, is_complete
 from trio_vmcp._client.server_requests import ServerRequests
 from trio_vmcp._client.subscriptions import Subscriptions
 from trio_vmcp._protocol.eras import HEADER_MISMATCH, MODERN_VERSION, is_modern_error
-from trio_vmcp._protocol.headers import BadParamHeader, ParamHeaders, encode_header_value, param_headers
+from trio_vmcp._protocol.headers import BadParamHeader, ParamHeaders, encode_header_value, param_headers_in_steps
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Request, Result, encode_request
 from trio_vmcp._protocol.methods import (
     DISCOVER,
@@ -54,6 +55,7 @@ logger = logging.getLogger("trio_vmcp.client")
 
 # Sent if there is a log handler. Without a level "the server MUST NOT send" log messages (2026-07-28, logging).
 LOG_LEVEL = "info"
+TOOLS_AT_ONCE = 64  # whose schemas are looked through in one step, if these are short
 _NO_LONGER_MODERN = (400, 404)  # the answers of servers of the handshake era to a request of this era
 
 
@@ -93,7 +95,7 @@ class StatelessClient(Client[Channel]):
         ask = self._ask(DISCOVER, {}, identity)
         if self._cache is None:
             return await self._channel.exchange(ask, *self._compose(ask, UNKNOWN))
-        known = self._cache.find(DISCOVER, {}, identity)
+        known = await take_steps(self._cache.find_in_steps(DISCOVER, {}, identity))
         if known is not None:
             await trio.lowlevel.checkpoint()
             return Answer(Result(ask.id, known))
@@ -103,7 +105,7 @@ class StatelessClient(Client[Channel]):
             reply = outcome.reply if isinstance(outcome, Answer) else None
             # "Absent means complete" (2026-07-28, results).
             if fetch is not None and isinstance(reply, Result) and reply.result.get("resultType") in (None, "complete"):
-                fetch.keep(reply.result)
+                await _keep(fetch, reply.result)
             return outcome
         finally:
             if fetch is not None:
@@ -167,14 +169,14 @@ class StatelessClient(Client[Channel]):
             if not is_complete(self.record.backend_id, method, result):
                 result = await self._finished(result, ask, method)
         else:
-            kept = self._cache.find(method.name, ask.params, ask.identity)
+            kept = await take_steps(self._cache.find_in_steps(method.name, ask.params, ask.identity))
             if kept is None:
                 result = await self._fetched(ask, method, self._cache)
             else:
                 result = kept
                 await trio.lowlevel.checkpoint()
         if method.name == TOOLS_LIST and self._channel.has_headers:
-            return self._with_usable_tools(result)
+            return await self._with_usable_tools(result)
         return result
 
     async def _fetched(self, ask: Ask, method: Method, cache: BackendCache) -> JSON:
@@ -184,7 +186,7 @@ class StatelessClient(Client[Channel]):
             result = await self._result(ask, method)
             if is_complete(self.record.backend_id, method, result):
                 if fetch is not None:
-                    fetch.keep(result)
+                    await _keep(fetch, result)
                 return result
         except BackendRejected:
             if "cursor" in ask.params:  # it may be out of date, and with it the pages before
@@ -292,7 +294,7 @@ class StatelessClient(Client[Channel]):
 
     # --- tools that mirror arguments in headers
 
-    def _with_usable_tools(self, page: JSON) -> JSON:
+    async def _with_usable_tools(self, page: JSON) -> JSON:
         """Leave out tools with an invalid `x-mcp-header` annotation: clients MUST NOT call those (2026-07-28,
         transports, "Custom Headers from Tool Parameters").
         """
@@ -300,21 +302,26 @@ class StatelessClient(Client[Channel]):
         if not isinstance(tools, list):
             return page
         bad: list[str] = []
-        usable = [tool for tool in tools if self._learn_headers(tool, bad)]
+        usable: list[object] = []
+        for at, tool in enumerate(tools, start=1):
+            if at % TOOLS_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+            if await self._learn_headers(tool, bad):
+                usable.append(tool)
         if not bad:
             return page
         more = f", and {len(bad) - 1} more" if bad[1:] else ""
         logger.warning("backend %r: dropped tool %s%s", self.record.backend_id, bad[0], more)
         return page | {"tools": usable}
 
-    def _learn_headers(self, tool: object, bad: list[str]) -> bool:
+    async def _learn_headers(self, tool: object, bad: list[str]) -> bool:
         """Note the headers of one tool. False, and an entry in `bad`: the tool has to be dropped."""
         schema = tool.get("inputSchema") if isinstance(tool, dict) else None
         name = tool.get("name") if isinstance(tool, dict) else None
         if not isinstance(schema, dict) or not isinstance(name, str):
             return True  # the listing reports any other fault of the tool
         try:
-            mirrored = param_headers(schema)
+            mirrored = await take_steps(param_headers_in_steps(schema))
         except BadParamHeader as exc:
             bad.append(f"{name[:128]!r}: its input schema {exc}")
             return False
@@ -341,6 +348,11 @@ class StatelessClient(Client[Channel]):
             known = len(names)
             names.update(_names_of_tools(page))
             stale = 0 if len(names) > known else stale + 1
+
+
+async def _keep(fetch: Fetch, result: JSON) -> None:
+    for _ in fetch.keep_in_steps(result):
+        await trio.lowlevel.checkpoint()
 
 
 def _names_of_tools(page: JSON) -> Iterator[str]:

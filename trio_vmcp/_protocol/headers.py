@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeAlias, TypeGuard
@@ -26,6 +26,7 @@ __all__ = [
     "is_valid_session_id",
     "limited",
     "param_headers",
+    "param_headers_in_steps",
     "parse_media_type",
     "parse_retry_after",
 ]
@@ -40,6 +41,7 @@ _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]+")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 _ANNOTATION = "x-mcp-header"
+SCHEMAS_AT_ONCE = 1024  # in one step
 _MIRRORED_TYPES = ("string", "integer", "boolean")  # not "number": its text differs between languages
 
 # The keywords of JSON Schema 2020-12 and draft 7 that hold schemas. Other keywords (const, enum, default, examples,
@@ -137,10 +139,29 @@ def param_headers(input_schema: JSON) -> ParamHeaders:
     Raises:
         BadParamHeader: Names the property and the rule.
     """
+    steps = param_headers_in_steps(input_schema)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: ParamHeaders = end.value
+            return found
+
+
+def param_headers_in_steps(input_schema: JSON) -> Generator[None, None, ParamHeaders]:
+    """`param_headers`, with a step for some schemas each: one tool may have a hundred thousand."""
     found: dict[str, tuple[str, tuple[str, ...]]] = {}
-    todo: list[_Place] = [(input_schema, ())]
+    todo: list[Iterator[_Place]] = [iter([(input_schema, ())])]
+    seen = 0
     while todo:  # not recursion: a backend's schema may be nested deeper than Python recurses
-        schema, path = todo.pop()
+        place = next(todo[-1], None)
+        if place is None:
+            todo.pop()
+            continue
+        seen += 1
+        if seen % SCHEMAS_AT_ONCE == 0:
+            yield
+        schema, path = place
         if _ANNOTATION in schema:
             name, path = _check_annotation(schema, path)
             if name.lower() in found:
@@ -148,8 +169,8 @@ def param_headers(input_schema: JSON) -> ParamHeaders:
                     f"has two properties whose {_ANNOTATION} is {_shown(name)}, upper and lower case being the same"
                 )
             found[name.lower()] = (name, path)
-        todo += _inner_places(schema, path)
-    return ParamHeaders(tuple(sorted(found.values())))
+        todo.append(_inner_places(schema, path))
+    return ParamHeaders(tuple([found[name] for name in sorted(found)]))
 
 
 # A schema inside the tool's, and the path of its value in the arguments; None: not reached by `properties` alone.

@@ -23,7 +23,7 @@ from trio_vmcp.models import JSON
 __all__ = ["decode_in_steps", "encode_in_steps", "split_in_steps"]
 
 SLICE = 256 * 1024  # characters in one step; those of a single string more
-MEMBER = 64  # characters that a member which is not left to C counts for: a microsecond
+MEMBER = 128  # characters that a member which is not left to C counts for: some microseconds
 _SHORTEST = 1024  # characters of a window
 
 _BLANKS = re.compile(r"[ \t\n\r]*")

@@ -15,7 +15,7 @@ import gc
 import json
 import math
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from types import NoneType
 from typing import Any, TypeAlias, TypeGuard, TypeVar
 
@@ -26,6 +26,7 @@ from trio_vmcp._protocol.json_slices import decode_in_steps, split_in_steps
 from trio_vmcp.models import JSON
 
 __all__ = [
+    "MOST_AT_ONCE",
     "BadMessage",
     "ErrorReply",
     "Message",
@@ -203,7 +204,9 @@ def parse_text(text: str, *, max_depth: int, max_values: float = MOST_VALUES) ->
 
 def parse_cheap(text: str, *, max_depth: int) -> Message:
     """`parse_text` for a text that is cheap."""
-    return _checked_or_bad(_loads(text), text, max_depth)
+    message = _loads(text)
+    is_too_deep = _has_brackets(text, max_depth) and any(_levels(message, max_depth))
+    return _checked(message, is_too_deep=is_too_deep, max_depth=max_depth)
 
 
 def parse_in_steps(text: str, *, max_depth: int, max_values: float) -> Generator[None, None, Message]:
@@ -214,21 +217,15 @@ def parse_in_steps(text: str, *, max_depth: int, max_values: float) -> Generator
         yield from check_cost(text, max_values)
     except TooCostly as exc:
         raise _too_large(str(exc)) from None
-    if len(text) > MOST_AT_ONCE:
-        message = yield from _loads_in_steps(text)
-    else:
-        message = _loads(text)
+    message = yield from _loads_in_steps(text)
     if len(text) >= _LONG_TEXT:
         yield
-    return _checked_or_bad(message, text, max_depth)
-
-
-def _checked_or_bad(message: Any, text: str, max_depth: int) -> Message:
-    try:
-        return _checked(message, text, max_depth)
-    except BadMessage as bad:
-        bad.reply_id = _reply_id(message)
-        raise
+    is_too_deep = False
+    if _has_brackets(text, max_depth):
+        for answer in _levels(message, max_depth):
+            is_too_deep = answer
+            yield
+    return _checked(message, is_too_deep=is_too_deep, max_depth=max_depth)
 
 
 def meant_id(received: object) -> int | None:
@@ -255,14 +252,18 @@ def _reply_id(message: Any) -> int | None:
     return meant_id(message.get("id"))
 
 
-def _checked(message: Any, text: str, max_depth: int) -> Message:
-    if not _is_object(message):
-        raise BadMessage(f"is {_kind(message)}, not a JSON-RPC object")  # MCP 2025-06-18 removed batches
-    if _has_brackets(text, max_depth) and _too_deep(message, max_depth):
-        raise BadMessage(f"is nested deeper than {max_depth} (max_json_depth)")
-    if message.get("jsonrpc") != "2.0":
-        raise BadMessage("is not marked as JSON-RPC 2.0")
-    return _reply(message) if message.get("method") is None else _call(message)
+def _checked(message: Any, *, is_too_deep: bool, max_depth: int) -> Message:
+    try:
+        if not _is_object(message):
+            raise BadMessage(f"is {_kind(message)}, not a JSON-RPC object")  # MCP 2025-06-18 removed batches
+        if is_too_deep:
+            raise BadMessage(f"is nested deeper than {max_depth} (max_json_depth)")
+        if message.get("jsonrpc") != "2.0":
+            raise BadMessage("is not marked as JSON-RPC 2.0")
+        return _reply(message) if message.get("method") is None else _call(message)
+    except BadMessage as bad:
+        bad.reply_id = _reply_id(message)
+        raise
 
 
 def same_id(received: RequestId | None, ours: int) -> bool:
@@ -291,6 +292,8 @@ def _loads(text: str) -> Any:
 
 
 def _loads_in_steps(text: str) -> Generator[None, None, Any]:
+    if len(text) <= MOST_AT_ONCE:
+        return _loads(text)
     steps = decode_in_steps(_decoder, text)
     bad: BadMessage | None = None
     while bad is None:
@@ -374,7 +377,7 @@ _decoder = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse_constant
 
 
 def _has_brackets(text: str, limit: int) -> bool:
-    """Whether more than `limit` brackets open. Most messages have fewer, so the walk of `_too_deep` is left out."""
+    """Whether more than `limit` brackets open. Most messages have fewer, so the walk of `_levels` is left out."""
     if len(text) < _LONG_TEXT:
         return text.count("{") + text.count("[") > limit
     for bracket in "{[":  # `find` uses memchr; `count` of a long text takes twenty times as long
@@ -388,23 +391,28 @@ def _has_brackets(text: str, limit: int) -> bool:
 
 
 _LONG_TEXT = 64 * 1024
-# Characters that are parsed in one step: with as many values as a message may have, 20 ms.
-MOST_AT_ONCE = 2 * 1024 * 1024
+# Characters that are parsed in one step: 25 ms, if they are many members with a key each and an object of its own.
+MOST_AT_ONCE = 512 * 1024
 
 
-def _too_deep(message: JSON, max_depth: int) -> bool:
-    """Level by level: recursion would fail on the very messages that this has to find."""
-    level: list[JSON | list[Any]] = [message]
+def _levels(message: Any, max_depth: int) -> Iterator[bool]:
+    """Whether a message is too deep: False for some of its arrays and objects each, and True at the end if it is.
+
+    Level by level: recursion would fail on the very messages that this has to find.
+    """
+    level: list[Any] = [message]
     for _ in range(max_depth):
-        level = [
-            child
-            for node in level
-            for child in (node.values() if type(node) is dict else node)
-            if type(child) is dict or type(child) is list
-        ]
-        if not level:
-            return False
-    return True
+        level = [node for node in level if type(node) is dict or type(node) is list]
+        below: list[Any] = []
+        for start in range(0, len(level), _NODES_AT_ONCE):
+            yield False
+            for node in level[start : start + _NODES_AT_ONCE]:
+                below += node.values() if type(node) is dict else node
+        level = below
+    yield any(type(node) is dict or type(node) is list for node in level)
+
+
+_NODES_AT_ONCE = 4096
 
 
 def _call(message: JSON) -> Request | Notification:

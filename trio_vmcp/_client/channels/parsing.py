@@ -5,6 +5,9 @@ The steps of a large message (`parse_in_steps`) have a checkpoint between them; 
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from typing import TypeVar
+
 import trio
 
 from trio_vmcp._known_results import KnownResults
@@ -12,7 +15,9 @@ from trio_vmcp._protocol.json_cost import TooCostly, check_cost, is_cheap
 from trio_vmcp._protocol.jsonrpc import BadMessage, Message, Result, parse_cheap, parse_in_steps, split_batch_in_steps
 from trio_vmcp._protocol.reading import Unreadable, unreadable
 
-__all__ = ["parse", "read", "recall", "split_batch"]
+__all__ = ["parse", "read", "recall", "split_batch", "take_steps"]
+
+_T = TypeVar("_T")
 
 
 async def parse(text: str, *, max_depth: int, max_values: float) -> Message:
@@ -36,15 +41,21 @@ async def parse(text: str, *, max_depth: int, max_values: float) -> Message:
             return message
 
 
-async def recall(text: str, request_id: int, known: KnownResults) -> Result | None:
-    """The answer to a request, if `text` holds a result that its caller knows; None: it must be parsed."""
-    steps = known.recall(text, request_id)
+async def take_steps(steps: Generator[None, None, _T]) -> _T:
+    """What the steps bring, with a checkpoint after each."""
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            return None if end.value is None else Result(request_id, end.value)
+            value: _T = end.value
+            return value
         await trio.lowlevel.checkpoint()
+
+
+async def recall(text: str, request_id: int, known: KnownResults) -> Result | None:
+    """The answer to a request, if `text` holds a result that its caller knows; None: it must be parsed."""
+    result = await take_steps(known.recall(text, request_id))
+    return None if result is None else Result(request_id, result)
 
 
 async def split_batch(text: str, *, max_values: float) -> list[str]:
@@ -57,13 +68,7 @@ async def split_batch(text: str, *, max_values: float) -> list[str]:
                 await trio.lowlevel.checkpoint()
     except TooCostly:
         return [text]  # what is wrong with it is for the parser to say
-    steps = split_batch_in_steps(text)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value or [text]
-        await trio.lowlevel.checkpoint()
+    return await take_steps(split_batch_in_steps(text)) or [text]
 
 
 async def read(text: str, *, max_depth: int, max_values: float) -> Message | Unreadable:
