@@ -82,6 +82,7 @@ def _run(plan: Plan, signals: EndingSignals) -> int:
         with showing_log(view) if plan.verbose else nullcontext():
             outcome = trio.run(until_interrupted, lambda: run_plan(plan, found, view), signals, tell)
     except InputError as error:
+        signals.on_first = keep_signal
         PlainView(sys.stdout, sys.stderr, safe).show_problem(str(error))
         outcome = attrs.evolve(_failure(error.kind, str(error)), status=USAGE)
     except KeyboardInterrupt:  # before a session was opened, or after it was closed

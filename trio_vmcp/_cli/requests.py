@@ -133,25 +133,26 @@ def _ways_out(error: CapabilityNotFound, report: SessionReport) -> str:
     return "" if error.closest else "; `trio-vmcp check` lists them"
 
 
-def _watched(plan: Plan, session: Session) -> WatchedCall[Result]:
-    """The request, with arguments that fit what the session says about the name.
+def _arguments(plan: Plan, session: Session) -> JSON:
+    """The arguments as JSON, by what the session says about the tool.
 
     Raises:
-        InputError: They do not.
+        InputError: They do not fit.
     """
-    name, timeout = plan.name, plan.timeout
-    if plan.command == "call":
-        schema = next((tool.input_schema for tool in session.tools if tool.name == name), {})
-        try:
-            arguments = plan.given.fill_in(schema)
-        except ValueError as error:
-            raise InputError("UsageError", str(error)) from None
-    else:
-        arguments = plan.given.fill_in({})
+    tool = next((tool for tool in session.tools if plan.command == "call" and tool.name == plan.name), None)
+    try:
+        arguments = plan.given.fill_in(tool.input_schema if tool else {})
+    except ValueError as error:
+        raise InputError("UsageError", str(error)) from None
     if plan.command == "prompt":
         for key, value in arguments.items():
             if not isinstance(value, str):
                 raise InputError("UsageError", f"argument {key}: is no string, as prompts take them")
+    return arguments
+
+
+def _watched(plan: Plan, session: Session) -> WatchedCall[Result]:
+    name, timeout, arguments = plan.name, plan.timeout, _arguments(plan, session)
 
     async def ask(session: Session, progress: OnProgress) -> Result:
         match plan.command:
