@@ -219,7 +219,7 @@ arguments of time_now:
       An IANA name such as Europe/Oslo.
       UTC is one, too.
   format: one of "short", "long", default "short", optional
-  count: integer or null, optional
+  count: integer, optional
       How often
 """
     assert expected == screen.out.getvalue()

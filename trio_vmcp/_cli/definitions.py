@@ -84,7 +84,8 @@ def _kind(schema: object, root: object) -> str:
         shown = ", ".join(_json(value) for value in values[:_SHOWN_VALUES])
         kind = f"one of {shown}" + (", ..." if len(values) > _SHOWN_VALUES else "")
     else:
-        kind = " or ".join(sorted(types_of(schema, root)))
+        kinds = types_of(schema, root)
+        kind = " or ".join(sorted(kinds - {"null"} or kinds))  # that null is taken, too, says "optional"
     default = f"default {_json(schema['default'])}" if "default" in schema else ""
     return ", ".join(part for part in (kind, default) if part)
 
