@@ -52,7 +52,7 @@ BROKEN = 101
 class Test:
     """What the first run learned about one test."""
 
-    id: str
+    id: str  # empty: the imports, before the first test
     took: float  # s
     lines: frozenset[int]  # of the module that is mutated
 
@@ -183,11 +183,7 @@ def _fork(work: Callable[[], tuple[int, object]], *, aloud: bool = False) -> tup
         return pid, result
     status = BROKEN
     try:
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for stream in () if aloud else (0, 1, 2):
-            os.dup2(nowhere, stream)
-        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _limit(aloud=aloud)
         try:
             status, value = work()
         except Exception:  # noqa: BLE001  # the child ends here, whatever happened
@@ -196,6 +192,15 @@ def _fork(work: Callable[[], tuple[int, object]], *, aloud: bool = False) -> tup
         result.flush()
     finally:
         os._exit(status)
+
+
+def _limit(*, aloud: bool = False) -> None:
+    """Limit this process, a child, and turn its output off unless `aloud`."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in () if aloud else (0, 1, 2):
+        os.dup2(nowhere, stream)
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _read(result: IO[bytes]) -> Any:
@@ -240,7 +245,7 @@ def survey(suite: Suite, modules: Mapping[str, Collection[str] | None]) -> dict[
         return status, [
             notes.failed,
             {
-                module: [[test, took, [*notes.lines[module, test]]] for test, took in notes.took.items()]
+                module: [[test, took, [*notes.lines[module, test]]] for test, took in {"": 0.0, **notes.took}.items()]
                 for module in modules
             },
         ]
@@ -265,27 +270,42 @@ def hunt(
     left = [(module, mutant) for module, mutant in mutants if not mutant.in_function]
     for module in dict.fromkeys(module for module, _ in mutants):
         own = [mutant for other, mutant in mutants if other == module and mutant.in_function]
-        for verdict in _hunt_live(suite, module, own, surveyed[module], workers):
-            if verdict.survived and verdict.tests:  # perhaps only since the package was imported before
-                left.append((module, verdict.mutant))
-            else:
+        for verdict, is_final in _hunt_live(suite, module, own, surveyed[module], workers):
+            if is_final:
                 yield verdict
+            else:
+                left.append((module, verdict.mutant))
     yield from _hunt_imported(suite, left, surveyed, workers)
 
 
 def _hunt_live(
     suite: Suite, module: str, mutants: Sequence[Mutant], tests: Sequence[Test], workers: int
-) -> Iterator[Verdict]:
+) -> Iterator[tuple[Verdict, bool]]:
+    """By `LiveJudge`: a verdict, and whether it is final. That of a survivor is not if its line also runs while the
+    package is imported, nor that of a fork that broke.
+    """
+    imported = next(test.lines for test in tests if not test.id)
+    judged = 0
+    for number, status, killer in _judge_live(suite, module, mutants, tests, workers):
+        judged += 1
+        mutant = mutants[number]
+        if status == HANGS or status in {-signal.SIGPROF, -signal.SIGALRM}:
+            killer = "it hangs"
+        verdict = Verdict(mutant, killer, len(_that_may_notice(tests, mutant, Counter())))
+        yield verdict, killer is not None or (status == SURVIVED and mutant.line not in imported)
+    if judged != len(mutants):
+        raise RuntimeError(f"{module}: only {judged} of {len(mutants)} mutants were judged")
+
+
+def _judge_live(
+    suite: Suite, module: str, mutants: Sequence[Mutant], tests: Sequence[Test], workers: int
+) -> Iterator[tuple[int, int, str | None]]:
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(reading)
         try:
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            for stream in (0, 1, 2):
-                os.dup2(nowhere, stream)
-            resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            _limit()
             with os.fdopen(writing, "wb") as output:
                 judge = LiveJudge(_origin(module), mutants, partial(_that_may_notice, tests), workers, output)
                 _run_pytest(suite, map(str, suite.files), [judge])
@@ -293,21 +313,10 @@ def _hunt_live(
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as lines:
-        judged = 0
         for line in lines:
-            judged += 1
             number, status, killer = json.loads(line)
-            mutant = mutants[number]
-            count = len(_that_may_notice(tests, mutant, Counter()))
-            if killer:
-                yield Verdict(mutant, killer, count)
-            elif status == HANGS or status in {-signal.SIGPROF, -signal.SIGALRM}:
-                yield Verdict(mutant, "it hangs", count)
-            else:  # also if the fork broke: then it is judged again
-                yield Verdict(mutant, None, count)
+            yield number, status, killer
     os.waitpid(pid, 0)
-    if judged != len(mutants):
-        raise RuntimeError(f"{module}: only {judged} of {len(mutants)} mutants were judged")
 
 
 def _hunt_imported(
@@ -345,7 +354,9 @@ def _hunt_imported(
 def _that_may_notice(tests: Iterable[Test], mutant: Mutant, kills: Counter[str]) -> list[str]:
     # What is outside of functions runs when the module is imported; a test that runs no line of the module is no test
     # of it.
-    those = [test for test in tests if (mutant.line in test.lines if mutant.in_function else test.lines)]
+    those = [
+        test for test in tests if test.id and (mutant.line in test.lines if mutant.in_function else bool(test.lines))
+    ]
     return [test.id for test in sorted(those, key=lambda test: (-kills[test.id], test.took))]
 
 

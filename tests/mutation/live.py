@@ -2,8 +2,8 @@
 
 A fork takes another code object for the function and runs tests: a hundredth of a second, where an import of the
 package and a collection take one and more. What a function did while the package was imported stays as it was, and a
-function whose variables are others cannot take the code. So only a kill counts: `hunt` judges what survives here again,
-with the mutant in place from the import on.
+function whose variables are others cannot take the code. `hunt` judges such mutants again, with the mutant in place
+from the import on.
 """
 
 from __future__ import annotations

@@ -156,6 +156,32 @@ def test_an_untested_line_is_found(suite: Suite) -> None:
     assert "test_lamp.py::test_worn_out" == verdicts["Lamp.press: delete `raise ValueError`"].killed_by
 
 
+def test_what_runs_while_the_module_is_imported(suite: Suite) -> None:
+    """A function whose result the module keeps, and one that loses the variable of the function around it."""
+    (suite.root / "lamp.py").write_text(
+        "def most():\n"
+        "    return 3\n"
+        "MOST = most()\n"
+        "class Base:\n"
+        "    def count(self):\n"
+        "        return 1\n"
+        "class Lamp(Base):\n"
+        "    def count(self):\n"
+        "        return super().count()\n"
+    )
+    (suite.root / "test_lamp.py").write_text(
+        "import lamp\n"
+        "def test_most():\n"
+        "    assert lamp.most() and lamp.MOST == 3\n"
+        "def test_count():\n"
+        "    assert 1 == lamp.Lamp().count()\n"
+    )
+    verdicts = verdicts_of(suite, (suite.root / "lamp.py").read_text())
+    assert "test_lamp.py::test_most" == verdicts["most: 3 becomes 4 in `return 3`"].killed_by
+    assert "test_lamp.py::test_count" == verdicts["Lamp.count: return nothing in `return super().count()`"].killed_by
+    assert not any(verdict.survived for verdict in verdicts.values())
+
+
 def test_what_hangs_is_killed(suite: Suite) -> None:
     """A mutant that never ends, and one that waits under Trio for what never comes."""
     (suite.root / "lamp.py").write_text(
