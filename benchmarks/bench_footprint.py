@@ -54,6 +54,23 @@ QUESTION = Question(
             fresh=True,
             timeout=300.0,
         ),
+        Row(
+            label="a file of 40 programs, 3 in use",
+            backends=1,
+            path="/json/0",
+            contenders=(LIBRARY,),
+            command={"do": "stopped", "programs": 40, "used": 3},
+            short={"programs": 6, "used": 1},
+            shows=(
+                Shown("processes", "processes"),
+                Shown("bytes", "MiB", 1 / 1024 / 1024),
+                Shown("held", "of 3 alone"),
+            ),
+            bars=(Bound("processes", 3, "processes"), Bound("held", 1.1, "memory / that of 3 alone")),
+            rounds=1,
+            fresh=True,
+            timeout=300.0,
+        ),
     ),
 )
 

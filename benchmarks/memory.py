@@ -19,6 +19,11 @@ def resident() -> float:
     return _status("VmRSS")
 
 
+def resident_of(pid: int) -> float:
+    """Resident bytes of another process."""
+    return _status("VmRSS", Path(f"/proc/{pid}/status"))
+
+
 def reset_peak() -> None:
     """Let `peak` begin anew with the memory that is resident now."""
     with suppress(OSError):  # without the right to, the peak is that of the process, which is a new one for each answer
@@ -30,9 +35,9 @@ def peak() -> float:
     return _status("VmHWM")
 
 
-def _status(name: str) -> float:
+def _status(name: str, status: Path = STATUS) -> float:
     try:
-        found = re.search(rf"^{name}:\s*(\d+) kB$", STATUS.read_text(), re.MULTILINE)
+        found = re.search(rf"^{name}:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
     except OSError:
         return math.nan
     return int(found[1]) * 1024 if found else math.nan

@@ -13,6 +13,7 @@ import attrs
 import trio
 from changing import costs_and_growth
 from hand_written import side_by_side
+from stopped import stopped
 from worker import Measures, raise_descriptor_limit, serve, stopwatch
 from workloads import ARGUMENTS, TOOL, Terms, Workloads
 
@@ -159,5 +160,5 @@ async def storm(urls: list[str], spare: str, terms: dict[str, Any], settled_afte
 
 
 if __name__ == "__main__":
-    more = {"open_many": open_many, "churn": churn, "change": change, "storm": storm}
+    more = {"open_many": open_many, "churn": churn, "change": change, "storm": storm, "stopped": stopped}
     serve(trio.run, Workloads(open_host, side_by_side).by_name() | more)
