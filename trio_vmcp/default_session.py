@@ -106,8 +106,9 @@ class DefaultSession(trio.abc.AsyncResource, Session):
 
     @property
     def backend_sessions(self) -> Mapping[str, str]:
-        clients = [member.client for member in self._core.membership.members.values() if member.client is not None]
-        assigned = {client.record.backend_id: client.record.session_id for client in clients}
+        members = [member for member in self._core.membership.members.values() if member.connection is not None]
+        records = [record for record in (member.record for member in members) if record is not None]
+        assigned = {record.backend_id: record.session_id for record in records}
         return MappingProxyType({backend_id: given for backend_id, given in assigned.items() if given is not None})
 
     @property

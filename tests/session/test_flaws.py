@@ -10,9 +10,19 @@ from typing import Any
 import pytest
 import trio
 from support.channels import EVERY_CHANNEL, EVERY_LEGACY_CHANNEL, Channel
+from support.plain_connector import PropertyConnector, plain_backends
 from trio.testing import MockClock
 
-from trio_vmcp import JSON, BackendError, BackendState, FactorySettings, Session, SessionChange
+from trio_vmcp import (
+    JSON,
+    BackendError,
+    BackendState,
+    BackendUnavailable,
+    FactorySettings,
+    Session,
+    SessionChange,
+    open_session_factory,
+)
 from trio_vmcp.testing import Disconnect, Error, Fault, Rewrite, ScriptedBackend
 
 ARRAYS = {
@@ -158,3 +168,59 @@ async def test_what_was_unsubscribed_from_meanwhile_is_not_subscribed_to_again(
         await trio.sleep(60)
         asked = [exchange.params["uri"] for exchange in backend.received("resources/subscribe")[before:]]
     assert {URI} == set(asked)
+
+
+# A client of the user's
+
+
+@pytest.mark.parametrize("at", range(1, 13))
+@pytest.mark.parametrize("name", ["record", "server_capabilities"])
+async def test_an_attribute_of_a_client_that_raises_costs_its_backend(
+    name: str, at: int, autojump_clock: MockClock
+) -> None:
+    """Once, at any time that it is read: the session and the other backend go on, and every client is closed."""
+    reads = itertools.count(1)
+
+    def on_read() -> None:
+        if next(reads) == at:
+            raise ZeroDivisionError
+
+    connector = PropertyConnector(name, on_read)
+    async with (
+        open_session_factory(connector=connector) as factory,
+        factory.open_session(plain_backends(2)) as session,
+    ):
+        for sink in list(connector.sinks):
+            sink.session_lost(BackendUnavailable("b", "no longer knows us"))
+            await trio.sleep(5)
+            sink("notifications/tools/list_changed", {})
+        await trio.sleep(60)
+        assert {BackendState.READY} == {status.state for status in session.backends.values()}
+        assert {"b0": "s", "b1": "s"} == session.backend_sessions
+        assert ["b0", "b1"] == [record.backend_id for record in session.metadata.backends]
+        for backend_id in ("b0", "b1"):
+            await session.call_tool(f"{backend_id}_echo")
+        if at % 2:
+            await session.suspend()
+    assert {1} == {len(client.closed) for client in connector.inner.clients.values()}
+    assert next(reads) > at
+
+
+async def test_a_client_whose_record_never_can_be_read(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its calls are answered, and the metadata has nothing of it. One warning for each connection."""
+
+    def on_read() -> None:
+        raise ZeroDivisionError
+
+    connector = PropertyConnector("record", on_read)
+    async with open_session_factory(connector=connector) as factory:
+        async with factory.open_session(plain_backends(1)) as session:
+            for losses in (0, 1, 2):
+                await session.call_tool("b0_echo")
+                assert ((), {}) == (session.metadata.backends, session.backend_sessions)
+                assert 1 + losses == caplog.text.count("a client raises from its record: ZeroDivisionError")
+                connector.sinks[-1].session_lost(BackendUnavailable("b0", "no longer knows us"))
+                await trio.sleep(20)
+    assert [1] == [len(client.closed) for client in connector.inner.clients.values()]

@@ -16,7 +16,7 @@ import pytest
 import trio
 from support.channels import EVERY_CHANNEL, EVERY_LEGACY_CHANNEL, Channel
 from support.harness import library_tasks
-from support.plain_connector import PlainClient, PlainConnector, plain_backends
+from support.plain_connector import PlainConnector, PropertyConnector, plain_backends
 from support.processes import PYTHON_OPTIONS, Children
 from support.scripted_storage import ScriptedStorage
 from trio.testing import MockClock
@@ -25,10 +25,8 @@ import trio_vmcp
 from trio_vmcp import (
     JSON,
     Backend,
-    BackendRecord,
     BackendUnavailable,
     ClientHandlers,
-    EventSink,
     FactorySettings,
     Identity,
     LocalStorage,
@@ -365,49 +363,6 @@ class Counted:
             self.trap.step()
 
 
-@attrs.define(eq=False)
-class PropertyClient:
-    """A client whose attributes are code of the user's."""
-
-    inner: PlainClient
-    name: str
-    counted: Counted
-
-    @property
-    def record(self) -> BackendRecord:
-        self._read("record")
-        return attrs.evolve(self.inner.record, session_id="s", era="legacy")
-
-    @property
-    def server_capabilities(self) -> JSON:
-        self._read("server_capabilities")
-        return self.inner.server_capabilities
-
-    def _read(self, name: str) -> None:
-        if name == self.name:
-            self.counted.step()
-
-    async def request(self, method: str, params: JSON, **more: Any) -> JSON:
-        return await self.inner.request(method, params, **more)
-
-    async def aclose(self, *, terminate: bool) -> None:
-        await self.inner.aclose(terminate=terminate)
-
-
-@attrs.define(eq=False)
-class PropertyConnector:
-    """Its clients have such attributes."""
-
-    name: str
-    counted: Counted
-    inner: PlainConnector = attrs.field(factory=PlainConnector)
-    sinks: list[EventSink] = attrs.field(factory=list)
-
-    async def __call__(self, backend: Backend, **wanted: Any) -> PropertyClient:
-        self.sinks.append(wanted["events"])
-        return PropertyClient(await self.inner(backend, **wanted), self.name, self.counted)
-
-
 async def go_through_everything(connector: PropertyConnector, *, suspends: bool) -> None:
     """Open, call, lose the backend session, change a list, call again, and close."""
     async with (
@@ -433,11 +388,11 @@ async def test_out_of_an_attribute_of_a_client(
 ) -> None:
     """At each time that the session reads it. Every client is closed."""
     everything = Counted(Trap(error), 0)
-    await go_through_everything(PropertyConnector(name, everything), suspends=suspends)
+    await go_through_everything(PropertyConnector(name, everything.step), suspends=suspends)
     assert everything.steps >= 3
     for at in range(1, everything.steps + 1):
         trap = Trap(error)
-        connector = PropertyConnector(name, Counted(trap, at))
+        connector = PropertyConnector(name, Counted(trap, at).step)
         await comes_out(trap, partial(go_through_everything, connector, suspends=suspends))
         assert [1] == [len(client.closed) for client in connector.inner.clients.values()], at
 

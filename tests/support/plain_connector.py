@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import attrs
 import trio
 
-from trio_vmcp import JSON, Backend, BackendConnector, BackendRecord, Identity, OnProgress
+from trio_vmcp import JSON, Backend, BackendConnector, BackendRecord, EventSink, Identity, OnProgress
 
 ECHO: JSON = {"name": "echo", "inputSchema": {"type": "object"}}
 Script = Callable[[], Awaitable[object]]
@@ -91,6 +92,53 @@ class PlainConnector:
         if backend.id in self.services:
             nursery.start_soon(self.services[backend.id])
         return client
+
+
+@attrs.define(eq=False)
+class PropertyClient:
+    """A client of the handshake era, with an attribute that runs a script whenever it is read."""
+
+    inner: PlainClient
+    name: str
+    on_read: Callable[[], object]
+
+    @property
+    def record(self) -> BackendRecord:
+        self._read("record")
+        return attrs.evolve(self.inner.record, session_id="s", era="legacy")
+
+    @property
+    def server_capabilities(self) -> JSON:
+        self._read("server_capabilities")
+        return self.inner.server_capabilities
+
+    def _read(self, name: str) -> None:
+        if name == self.name:
+            self.on_read()
+
+    async def request(self, method: str, params: JSON, **more: Any) -> JSON:
+        return await self.inner.request(method, params, **more)
+
+    async def aclose(self, *, terminate: bool) -> None:
+        await self.inner.aclose(terminate=terminate)
+
+
+@attrs.define(eq=False)
+class PropertyConnector:
+    """
+    Attributes:
+        name: That attribute.
+        sinks: The event sink of each client, in order.
+    """
+
+    name: str
+    on_read: Callable[[], object]
+    inner: PlainConnector = attrs.field(factory=PlainConnector)
+    sinks: list[EventSink] = attrs.field(factory=list)
+
+    async def __call__(self, backend: Backend, **wanted: Any) -> PropertyClient:
+        self.sinks.append(wanted["events"])
+        return PropertyClient(await self.inner(backend, **wanted), self.name, self.on_read)
 
 
 def _is_connector(connector: PlainConnector) -> BackendConnector:  # for the type checker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Protocol
@@ -9,13 +10,17 @@ from typing import Protocol
 import attrs
 import trio
 
+from trio_vmcp._nursery import describe_crash
 from trio_vmcp._protocol.methods import Kind
 from trio_vmcp._session.admission import Call
 from trio_vmcp._session.session_use import SessionUse
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import BackendError
+from trio_vmcp.metadata import BackendRecord
 
 __all__ = ["Connection", "Subscriber"]
+
+logger = logging.getLogger("trio_vmcp.session")
 
 
 class Subscriber(Protocol):
@@ -50,6 +55,8 @@ class Connection:
     closed: trio.Event | None = attrs.field(default=None, init=False)
     use: SessionUse = attrs.field(default=SessionUse(), init=False)
     used_at: float = attrs.field(default=-math.inf, init=False)
+    _record: BackendRecord | None = attrs.field(default=None, init=False)
+    _is_unreadable: bool = attrs.field(default=False, init=False)
     _calls: set[Call] = attrs.field(factory=set, init=False, repr=False)
     _idle: trio.Event = attrs.field(
         factory=trio.Event, init=False, repr=False
@@ -59,6 +66,19 @@ class Connection:
     @property
     def in_flight(self) -> int:
         return len(self._calls)
+
+    @property
+    def record(self) -> BackendRecord | None:
+        """What the metadata keeps of this connection, as last read: a client of the user's may raise any error. None:
+        it has done so each time.
+        """
+        try:
+            self._record = self.client.record
+        except Exception as crash:  # noqa: BLE001  # logged, once
+            level = logging.DEBUG if self._is_unreadable else logging.WARNING
+            self._is_unreadable = True
+            logger.log(level, "a client raises from its record: %s", describe_crash(crash))
+        return self._record
 
     @property
     def use_so_far(self) -> SessionUse:

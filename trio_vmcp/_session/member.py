@@ -372,7 +372,7 @@ class Member:
     @property
     def record(self) -> BackendRecord | None:
         """What the metadata keeps of it. A member never leaves the metadata because it is missing."""
-        return self.stored if self.client is None else self.client.record
+        return self.stored if self.connection is None else self.connection.record
 
     @property
     def resume(self) -> BackendRecord | None:
@@ -438,8 +438,9 @@ class Member:
         """An attempt has succeeded. `listing`: what was listed through it; None: what is known stays."""
         self.connections.add(connection)
         connection.used_at = trio.current_time()
+        record = connection.record
         if self.stored is not None and self.backend is not None:  # else it is the first connection ever
-            is_same = continues(self.stored, connection.client.record, self.backend)
+            is_same = record is not None and continues(self.stored, record, self.backend)
             connection.use = self._use if is_same else self._use.after_loss()
         self._may_resume = True
         self.listing = listing or self.listing
@@ -501,20 +502,23 @@ class Member:
         """A connection ended by itself or crashed. Its backend session may still be there."""
         if self.connection is not connection:
             return
-        self.stored, self._use = connection.client.record, connection.use_so_far
+        self.stored, self._use = connection.record, connection.use_so_far
         self.fail(FailureReason.UNREACHABLE, detail, is_of_endpoint=is_of_endpoint)
 
     def replace_connection(self, connection: Connection, error: BackendError) -> None:
         """The backend no longer knows this connection's session. The first to report that has it replaced."""
         if self.connection is not connection:
             return
-        # The id of that backend session is worth nothing any more.
-        self.stored, self._may_resume = attrs.evolve(connection.client.record, session_id=None), False
+        self._discard_session_id(connection.record)
         self._use = connection.use_so_far.after_loss()
         connection.terminate = True  # it may live all the same: a proxy's page says 404, too
         connection.retire()
         cause = BackendFailure(self.backend_id, FailureReason.REJECTED, error.detail, 0.0)
         self.to(Replacing(cause), error.detail)
+
+    def _discard_session_id(self, record: BackendRecord | None) -> None:
+        """The backend session of this record is over, and its id is worth nothing any more."""
+        self.stored, self._may_resume = None if record is None else attrs.evolve(record, session_id=None), False
 
     def is_in_use(self, connection: Connection) -> bool:
         """Whether it must not be stopped now, as far as the session knows."""
@@ -523,10 +527,10 @@ class Member:
 
     def stop(self, connection: Connection, why: str) -> None:
         """Let go of a connection that is not in use. Its backend session ends with it."""
-        record = connection.client.record
-        self.stored, self._may_resume = attrs.evolve(record, session_id=None), False
+        record = connection.record
+        self._discard_session_id(record)
         assert self.backend is not None
-        is_stateless = continues(record, self.stored, self.backend)
+        is_stateless = self.stored is not None and record is not None and continues(record, self.stored, self.backend)
         self._use = connection.use_so_far if is_stateless else connection.use_so_far.after_loss()
         connection.terminate = True
         connection.retire()

@@ -55,7 +55,8 @@ async def _try_once(member: Member, failing: Failing) -> None:
     client = failing.connection.client
     note = RequestNote()
     current_note.set(note)
-    method = PING if client.record.era == "legacy" else DISCOVER
+    record = failing.connection.record
+    method = DISCOVER if record is not None and record.era == "modern" else PING
     try:
         await client.request(method, {}, identity=member.identity, timeout=TRIAL_TIMEOUT, on_progress=None)
     except Exception as error:  # noqa: BLE001  # a client of the user's may raise anything
