@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from trio_vmcp._client.built_in import BuiltInConnector
 from trio_vmcp._http.proxy import choose_proxies
 from trio_vmcp._interrupts import EXITS, exit_in, protected_manager
 from trio_vmcp._nursery import require_trio, start_clean
+from trio_vmcp._session.connectors import Connectors
 from trio_vmcp._session.life import Phase
 from trio_vmcp._session.member import Member, new_member
 from trio_vmcp._session.observing import Observers, SessionReporter
@@ -75,7 +76,7 @@ class SessionFactory(Protocol):
             SessionExists: The id is taken, or was terminated within the storage's `ttl`.
             NoBackends: Fewer than `min_backends` connected.
             StorageError: The metadata could not be written.
-            ValueError: Two backends have one id.
+            ValueError: Two backends have one id; there is no connector for the transport of one.
         """
         ...
 
@@ -109,6 +110,7 @@ class DefaultSessionFactory(SessionFactory):
 
     _storage: Storage = attrs.field(alias="storage", repr=False)  # these two may be the user's, secrets and all
     _connector_for: Callable[[str], BackendConnector] = attrs.field(alias="connector_for", repr=False)  # by session id
+    _check_backend: Callable[[Backend], None] = attrs.field(alias="check_backend", repr=False)
     _settings: FactorySettings = attrs.field(alias="settings")
     _nursery: trio.Nursery = attrs.field(alias="nursery")
     _keys: tuple[bytes, ...] = attrs.field(alias="keys", repr=False)
@@ -155,7 +157,7 @@ class DefaultSessionFactory(SessionFactory):
     async def restore_session(
         self, session_id: str, backends: Iterable[Backend], *, identity: Identity | None = None
     ) -> Session:
-        configured = _by_id(backends)
+        configured = self._by_id(backends)
         _require_valid(session_id)
         self._require_open()
         reporter = self._new_reporter(session_id)
@@ -191,7 +193,7 @@ class DefaultSessionFactory(SessionFactory):
     async def _make(
         self, backends: Iterable[Backend], identity: Identity | None, session_id: str | None
     ) -> tuple[SessionOwner, DefaultSession]:
-        configured = _by_id(backends)
+        configured = self._by_id(backends)
         if session_id is not None:
             _require_valid(session_id)
         chosen = session_id or secrets.token_urlsafe(_SESSION_ID_BYTES)
@@ -207,6 +209,15 @@ class DefaultSessionFactory(SessionFactory):
                 for backend_id, backend in configured.items()
             }
             return await self._run(members, row, identity, reporter)
+
+    def _by_id(self, backends: Iterable[Backend]) -> dict[str, Backend]:
+        configured: dict[str, Backend] = {}
+        for backend in backends:
+            if backend.id in configured:
+                raise ValueError(f"two backends have the id {backend.id!r}")
+            self._check_backend(backend)
+            configured[backend.id] = backend
+        return configured
 
     def _warn_of_process_key(self, identity: Identity | None) -> None:
         """A storage that is passed may outlive the process, and the random key that binds the session does not."""
@@ -244,7 +255,15 @@ class DefaultSessionFactory(SessionFactory):
             raise SessionClosed("the session factory closed while the session was opening")
         connector = self._connector_for(row.metadata.session_id)
         owner = SessionOwner(
-            members, row, identity, connector, self._settings, self._endpoints, reporter, self._raise_exit
+            members,
+            row,
+            identity,
+            connector,
+            self._settings,
+            self._endpoints,
+            reporter,
+            self._raise_exit,
+            self._check_backend,
         )
         self._live[owner.id] = owner
         session = DefaultSession(owner)
@@ -314,15 +333,6 @@ async def _wait_closed(owners: Sequence[SessionOwner]) -> None:
                 await owner.wait_closed()
 
 
-def _by_id(backends: Iterable[Backend]) -> dict[str, Backend]:
-    configured: dict[str, Backend] = {}
-    for backend in backends:
-        if backend.id in configured:
-            raise ValueError(f"two backends have the id {backend.id!r}")
-        configured[backend.id] = backend
-    return configured
-
-
 def _require_valid(session_id: str) -> None:
     if not isinstance(session_id, str) or not _SESSION_ID.fullmatch(session_id):
         shown = f"{len(session_id)} characters" if isinstance(session_id, str) else type(session_id).__name__
@@ -358,6 +368,7 @@ async def open_session_factory(
     ssl_context: ssl.SSLContext | None = None,
     proxy: str | None = None,
     observers: Iterable[Observer] = (),
+    connectors: Mapping[str, BackendConnector] | None = None,
 ) -> AsyncIterator[SessionFactory]:
     """Open a factory for sessions. Leaving it ends every session that it made, as `settings.on_exit` says.
 
@@ -379,8 +390,11 @@ async def open_session_factory(
             without, or "*". None: direct connections, whatever the environment says.
         observers: Are told what happens in the sessions (`trio_vmcp.observe`), in this order.
 
+        connectors: For more transports, by name, beside the built-in ones (or beside `connector`): a
+            `Backend(transport="ws")` is connected by `connectors["ws"]`.
+
     Raises:
-        ValueError: `proxy` is none of these.
+        ValueError: `proxy` is none of these; a name in `connectors` is that of a built-in transport.
     """
     require_trio()
     settings = settings or FactorySettings()
@@ -395,12 +409,15 @@ async def open_session_factory(
         ssl_context=ssl_context,
         proxies=proxies,
     )
+    default_for = built_in.for_session if connector is None else lambda _: connector
+    chosen = Connectors(connectors, default_for, takes_any=connector is not None)
     body_error: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
             factory = DefaultSessionFactory(
                 storage=store,
-                connector_for=built_in.for_session if connector is None else lambda _: connector,
+                connector_for=chosen.for_session,
+                check_backend=chosen.check,
                 settings=settings,
                 nursery=nursery,
                 keys=settings.identity_keys or process_keys(),

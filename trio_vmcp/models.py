@@ -50,7 +50,7 @@ Era: TypeAlias = Literal["auto", "legacy", "modern"]
 
 STATE_LOST = "trio-vmcp/backend-state-lost"  # a key of `_meta` (MCP: prefix/name)
 
-_TRANSPORTS: tuple[str, ...] = get_args(Transport)
+BUILT_IN_TRANSPORTS: tuple[str, ...] = get_args(Transport)
 _ERAS = ("auto", "legacy", "modern")
 _NOT_IN_URL = re.compile("[\x00-\x1f\x7f]|^ | $")
 _BACKEND_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
@@ -184,7 +184,8 @@ class Backend(Copyable):
         url: The full endpoint, for "streamable-http" and "sse".
         transport: "streamable-http", "sse" (HTTP+SSE of MCP 2024-11-05) or "stdio" (a child process). The probe of a
             "streamable-http" url also finds a server that speaks HTTP+SSE; "sse" saves the probe. When the event stream
-            of HTTP+SSE or the process ends, the backend session is lost, and is opened or started again.
+            of HTTP+SSE or the process ends, the backend session is lost, and is opened or started again. Any other
+            name is looked up in `connectors` of the factory when a session opens or adds the backend.
         headers: Sent with every HTTP request. Those that belong to the protocol (`Mcp-Session-Id`) or to the connection
             (RFC 9110 §7.6.1, `Connection`) are refused. Values are secrets: the repr shows names only.
         command, args, env, cwd: The child process of "stdio". On POSIX it leads a process group. When the session ends,
@@ -227,7 +228,7 @@ class Backend(Copyable):
 
     id: str
     url: str = attrs.field(default="", repr=_public_url_repr)
-    transport: Transport = "streamable-http"
+    transport: str = "streamable-http"
     headers: Mapping[str, str] = attrs.field(default=None, converter=_read_only, repr=_names_only, hash=False)
     command: str | None = None
     args: tuple[str, ...] = attrs.field(default=(), converter=_in_order, repr=False)  # command lines hold tokens, too
@@ -249,15 +250,17 @@ class Backend(Copyable):
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.id, str) or not _BACKEND_ID.fullmatch(self.id):
             raise ValueError(f"backend id {self.id!r} is not 1-64 of A-Za-z0-9_.- starting with a letter or digit")
-        if self.transport not in _TRANSPORTS:
-            self._refuse(f"unknown transport {self.transport!r}; one of {_TRANSPORTS}")
+        if not isinstance(self.transport, str) or not self.transport:
+            self._refuse(f"transport {self.transport!r} is no name of a transport")
         if self.era not in _ERAS:
             self._refuse(f"unknown era {self.era!r}; one of {_ERAS}")
         if self.transport == "stdio":
             if not self.command:
                 self._refuse("transport 'stdio' needs a command")
-        else:
+        elif self.transport in BUILT_IN_TRANSPORTS:
             self._check_url()
+        elif not isinstance(self.url, str):  # what it says is the connector's business
+            self._refuse(f"url is {type(self.url).__name__}, not str")
         self._check_headers()
         self._check_process()
         for key, names in (("allow_tools", self.allow_tools), ("deny_tools", self.deny_tools)):

@@ -495,8 +495,12 @@ async def test_a_tls_record_in_the_socket_counts_as_unread() -> None:
             await stream.send_all(b"?")
             await trio.lowlevel.wait_readable(stream.below._socket)  # type: ignore[attr-defined]  # no public way to it
             assert connected.has_unread()
-            assert b"unasked" == await stream.receive_some(100)
+            assert b"un" == await stream.receive_some(2)
+            assert connected.has_unread()
+            assert b"asked" == stream.receive_nowait(100)
             assert not connected.has_unread()
+            with pytest.raises(BlockingIOError):
+                stream.receive_nowait(100)
         finally:
             connected.close()
             nursery.cancel_scope.cancel()

@@ -349,6 +349,13 @@ async def test_a_proxy_that_is_not_there() -> None:
         transport.close()
 
 
+async def test_connections_that_are_made_ahead_of_their_requests() -> None:
+    """A proxy that refuses one of them costs its request the attempt, and tells it why."""
+    async with open_proxied("memory", answer(b"no", status=b"403 No")) as proxied, trio.open_nursery() as nursery:
+        proxied.transport.open_ahead(HTTPS, 2, nursery)
+        assert "answered 'CONNECT' with HTTP 403: 'no'" == await proxied.problem(HTTPS)
+
+
 async def test_only_some_origins_have_a_proxy() -> None:
     """An origin that NO_PROXY exempts is reached directly, by a request as ever."""
     async with open_memory_network() as network:

@@ -66,7 +66,7 @@ async def test_a_session_behind_a_proxy(scheme: str, proxy_scheme: str, era: str
     backend = echo_backend(era, "sse", transport=transport)
     async with open_served(scheme, backend) as url, open_proxy(proxy_scheme, CREDENTIALS) as (proxy, proxy_url):
         async with open_session_factory(proxy=proxy_url, ssl_context=client_context()) as factory:
-            async with factory.open_session([Backend(id="b", url=url, transport=transport)]) as session:  # type: ignore[arg-type]  # by parameter
+            async with factory.open_session([Backend(id="b", url=url, transport=transport)]) as session:
                 assert () == session.failures
                 await session.call_tool("b_echo", {"text": "x" * 100_000})
                 assert [] == [text for text in live_reprs() if "canary" in text or "Basic " in text]
@@ -108,7 +108,7 @@ async def failure_behind(server: RawServer | HttpProxy, url: str, transport: str
         network.attach(f"{PROXY}/", server)
         through = proxied(network)
         async with open_session_factory(transport=through, settings=QUICK) as factory:
-            backend = Backend(id="b", url=url, transport=transport)  # type: ignore[arg-type]  # by parameter
+            backend = Backend(id="b", url=url, transport=transport)
             async with factory.open_session([backend]) as session:
                 (failure,) = session.failures
                 texts = [repr(session), repr(session.backends), repr(factory), failure.detail]

@@ -90,7 +90,7 @@ def test_a_task_that_outlives_its_cancelled_opener(monkeypatch: pytest.MonkeyPat
         self: Any, members: Any, row: SessionRow, identity: Any, reporter: Any
     ) -> tuple[SessionOwner, DefaultSession]:
         connector = self._connector_for(row.metadata.session_id)
-        parts = (connector, self._settings, self._endpoints, reporter, self._raise_exit)
+        parts = (connector, self._settings, self._endpoints, reporter, self._raise_exit, self._check_backend)
         owner = SessionOwner(members, row, identity, *parts)
         self._live[owner.id] = owner
         session = DefaultSession(owner)

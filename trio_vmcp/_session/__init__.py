@@ -8,8 +8,8 @@
   `directory_updates.py`.
 - Which backends belong to the session, and when do they connect? `members.py`. In which state is one of them, and what
   do callers see of a change? `member.py`.
-- How is one connection made and closed? `connecting.py`. What is kept of it while it takes calls? `connection.py`. When
-  does an answer say that the backend has lost its session? `session_use.py`.
+- How is one connection made and closed? `connecting.py`. By which connector? `connectors.py`. What is kept of it while
+  it takes calls? `connection.py`. When does an answer say that the backend has lost its session? `session_use.py`.
 - When may a backend be connected again? `reconnects.py`. When is one stopped that is not used? `stopping.py`.
 - Where do subscriptions go when their resource has another owner? `moves.py`.
 - What does a backend offer? `listing.py`; one page after another: `pages.py`; after a `list_changed`: `refresh.py`.

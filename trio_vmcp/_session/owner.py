@@ -66,6 +66,7 @@ class SessionOwner:
         reporter: Tells the factory's observers.
         raise_exit: Takes a KeyboardInterrupt or SystemExit that came out of code of the user's: it comes out of the
             factory.
+        check_backend: Raises a ValueError for a backend that no connector is for.
     """
 
     _members: dict[str, Member] = attrs.field(alias="members", repr=False)
@@ -76,6 +77,7 @@ class SessionOwner:
     _endpoints: Endpoints = attrs.field(alias="endpoints", repr=False)
     reporter: SessionReporter = attrs.field(repr=False)
     raise_exit: Callable[[BaseException], None] = attrs.field(repr=False)
+    _check_backend: Callable[[Backend], None] = attrs.field(alias="check_backend", repr=False)
 
     life: Life = attrs.field(factory=Life, init=False, repr=False)
     membership: Membership = attrs.field(init=False, repr=False)
@@ -120,6 +122,7 @@ class SessionOwner:
             caller: The backend is connected with this identity's credentials; None: with the opener's.
         """
         await self._require_open()
+        self._check_backend(backend)
         identity = self.identity if caller is None else caller
         member = new_member(backend.id, backend, self.settings, self._endpoints, identity=identity)
         await self.membership.add(member, backend)
