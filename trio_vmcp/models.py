@@ -181,7 +181,8 @@ class Backend(Copyable):
 
     Attributes:
         id: 1-64 of `A-Za-z0-9_.-`, starting with a letter or digit; prefixes advertised names by default.
-        url: The full endpoint, for "streamable-http" and "sse".
+        url: The full endpoint, for "streamable-http" and "sse": http, https, or a unix socket with the path of the
+            endpoint behind it, `unix:///path/to/socket#/mcp`, which only the built-in transport can reach.
         transport: "streamable-http", "sse" (HTTP+SSE of MCP 2024-11-05) or "stdio" (a child process). The probe of a
             "streamable-http" url also finds a server that speaks HTTP+SSE; "sse" saves the probe. When the event stream
             of HTTP+SSE or the process ends, the backend session is lost, and is opened or started again. Any other
@@ -284,10 +285,13 @@ class Backend(Copyable):
             parts = urlsplit(self.url)
             if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
                 netloc = parts.netloc
+            elif parts.scheme == "unix" and not (parts.netloc or parts.query) and re.match("/.", parts.path):
+                netloc = "localhost"
         except ValueError:
             pass
         if not netloc:
-            self._refuse(f"url {public_url(self.url)!r} is not http:// or https:// with a host")
+            form = "unix:///path/to/socket#/mcp" if self.url[:5] == "unix:" else "http:// or https:// with a host"
+            self._refuse(f"url {public_url(self.url)!r} is not {form}")
         if _NOT_IN_URL.search(self.url) or " " in netloc:  # `urlsplit` leaves line breaks out
             self._refuse("url holds a control character, or a blank where a url has none")
 

@@ -342,6 +342,12 @@ def test_the_forms_of_other_clients_are_read(document: Any) -> None:
     assert ((PROGRAM,), (), ()) == (config.backends, config.problems, config.warnings)
 
 
+def test_a_url_of_a_unix_socket() -> None:
+    """As VS Code writes it."""
+    backend = parse_one({"type": "http", "url": "unix:///run/user/1000/mcp.sock#/mcp/one"})
+    assert ("streamable-http", "unix:///run/user/1000/mcp.sock#/mcp/one") == (backend.transport, backend.url)
+
+
 @pytest.mark.parametrize("key", ["inherit_env", "inheritEnv", "env_vars", "env_keys"])
 def test_variables_that_a_program_inherits(key: str) -> None:
     """This library's name for the key, and those of Codex and Goose; null is none."""

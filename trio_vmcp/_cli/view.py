@@ -231,4 +231,6 @@ def _address(backend: Backend) -> str:
     if backend.command is not None and backend.transport == "stdio":
         return PurePath(backend.command).name
     parts = urlsplit(backend.url)
+    if parts.scheme == "unix":
+        return f"unix://{parts.path}"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

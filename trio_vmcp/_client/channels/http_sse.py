@@ -22,7 +22,7 @@ from trio_vmcp._client.http.link import HttpLink
 from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._client.listening import MAX_SILENCE
 from trio_vmcp._client.unawaited import UnawaitedMessages
-from trio_vmcp._http.origin import within_origin
+from trio_vmcp._http.origin import http_url, within_origin
 from trio_vmcp._nursery import start_task
 from trio_vmcp._protocol.eras import BATCH_VERSION
 from trio_vmcp._protocol.methods import PING, may_repeat
@@ -224,7 +224,7 @@ class EventStream(DuplexChannel):
 
     def _resolve(self, endpoint: bytes) -> str:
         """The url to POST to. No error text shows it: its query often holds the id of the session, a bearer token."""
-        stream = httpx.URL(self.backend.url)
+        stream = http_url(self.backend.url)
         try:
             if len(endpoint) > MOST_ENDPOINT_BYTES:
                 raise ValueError("too long")

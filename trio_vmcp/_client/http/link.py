@@ -22,7 +22,7 @@ from trio_vmcp._client.http.credentials import Body, Credentials, Renewals
 from trio_vmcp._client.http.errors import cause_of, translated
 from trio_vmcp._client.http.foreign import HttpxSource, RequestBody
 from trio_vmcp._client.http.reply import HttpReply
-from trio_vmcp._http.origin import Origin, host_header, origin_of, shown_origin, within_origin
+from trio_vmcp._http.origin import Origin, host_header, http_url, origin_of, shown_origin, within_origin
 from trio_vmcp._http.response import Headers, encode_head, encode_headers
 from trio_vmcp._http.transport import MAY_REPEAT, WITH_BODY, Http11Transport
 from trio_vmcp._http.user_agent import USER_AGENT
@@ -32,7 +32,7 @@ from trio_vmcp._request_note import note_via, note_written
 from trio_vmcp.connector import OutgoingAuth
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected
 from trio_vmcp.identity import Identity
-from trio_vmcp.models import Backend, public_url
+from trio_vmcp.models import Backend
 
 __all__ = ["Headers", "HttpExchange", "HttpLink"]
 
@@ -133,7 +133,7 @@ class HttpLink:
     _late_at: float = attrs.field(default=-math.inf, init=False)  # when the latest of them was given up
 
     def __attrs_post_init__(self) -> None:
-        url = httpx.URL(self.backend.url)
+        url = http_url(self.backend.url)
         self._url = url.copy_with(userinfo=b"", fragment=None) if url.userinfo or url.fragment else url
         self._target = self._url
         if isinstance(self.transport, Http11Transport) and (proxy := self.transport.proxy_of(origin_of(url))):
@@ -359,7 +359,7 @@ class HttpLink:
         """Where a redirect leads, for an error text without secrets: of another origin nothing else is shown."""
         try:
             target = within_origin(url, location)
-            shown = shown_origin(url.join(location)) if target is None else public_url(str(target))
+            shown = shown_origin(url.join(location)) if target is None else _without_query(target)
             return shown[:MOST_WORDS]
         except (httpx.InvalidURL, ValueError):
             return "<unreadable url>"
@@ -390,3 +390,7 @@ class HttpLink:
         headers = [(name.lower(), value) for name, value in response.headers.raw]
         source = HttpxSource(self.backend.id, response)
         return HttpReply(self.backend.id, response.status_code, body, headers, source, sent)
+
+
+def _without_query(url: httpx.URL) -> str:
+    return shown_origin(url) + url.raw_path.partition(b"?")[0].decode("ascii")
