@@ -32,7 +32,8 @@ from trio_vmcp.models import BackendState
 __all__ = ["RichView", "build_rich_view"]
 
 GOOD, BAD, QUIET = "green", "red", "dim"  # the terminal's own colours, which suit its background
-BAR_COLUMNS = 24
+BAR_COLUMNS, LEAST_BAR_COLUMNS = 24, 8
+CALL_COLUMNS = 56  # of a call's label, time and progress, which matter more than the length of its bar
 GUIDE_COLUMNS = 8  # what a tree draws in front of its second level
 NAME_COLUMNS = 40  # longer names push their description to the right
 
@@ -77,7 +78,8 @@ class RichView:
         rows = Table.grid(padding=(0, 1))
         rows.add_column()
         rows.add_column()
-        rows.add_column(width=BAR_COLUMNS)
+        bar_columns = min(max(self.width - CALL_COLUMNS, LEAST_BAR_COLUMNS), BAR_COLUMNS)
+        rows.add_column(width=bar_columns)
         rows.add_column(justify="right")
         rows.add_column(overflow="ellipsis", no_wrap=True)
         for call in calls:
@@ -86,7 +88,7 @@ class RichView:
             rows.add_row(
                 mark,
                 Text(self.safe.line(call.label)),
-                _bar(call),
+                _bar(call, bar_columns),
                 Text(duration(call.elapsed), QUIET),
                 Text(self.safe.line(note[call.state]), BAD if call.state in ("error", "failed") else QUIET),
             )
@@ -176,9 +178,9 @@ class RichView:
         return Text.assemble((kind, QUIET), name if about else name.rstrip(), (about, QUIET), overflow="fold")
 
 
-def _bar(call: CallStatus) -> RenderableType:
+def _bar(call: CallStatus, columns: int) -> RenderableType:
     fraction = 1.0 if call.state == "done" else call.fraction
     if fraction is None:
         return Text("")
     style = BAD if call.state in ("error", "failed") else GOOD
-    return ProgressBar(total=1.0, completed=fraction, width=BAR_COLUMNS, complete_style="cyan", finished_style=style)
+    return ProgressBar(total=1.0, completed=fraction, width=columns, complete_style="cyan", finished_style=style)
