@@ -72,7 +72,7 @@ TARGETS: Mapping[str, Target] = {
     "trio_vmcp._session.member": Target(
         _session(
             *("member", "life", "opening", "recovery", "coming_back", "add_remove", "close_path"),
-            *("transition_log", "late_joins", "idle_recovery"),
+            *("transition_log", "late_joins", "idle_recovery", "stop_after"),
         ),
         _of(
             "Member",
@@ -95,9 +95,17 @@ TARGETS: Mapping[str, Target] = {
     "trio_vmcp._session.call": Target(
         _session(
             *("recovery", "breaker", "calls", "admission", "refused_everything", "traps", "idle_recovery"),
-            *("health", "coming_back", "state_lost"),
+            *("health", "coming_back", "state_lost", "stop_after", "progress_timeout"),
         ),
-        ("request_member", "_is_sent_again", "_replaced_connection", "_pass_breaker", "_note_error", "note_answer"),
+        (
+            "request_member",
+            "_request_with_progress",
+            "_is_sent_again",
+            "_replaced_connection",
+            "_pass_breaker",
+            "_note_error",
+            "note_answer",
+        ),
     ),
     "trio_vmcp._session.connection": Target(
         _session(
@@ -113,6 +121,7 @@ TARGETS: Mapping[str, Target] = {
     ),
     "trio_vmcp._session.breaker": Target(_BREAKER_TESTS),
     "trio_vmcp._session.trial": Target(_BREAKER_TESTS),
+    "trio_vmcp._session.stopping": Target(_session("stop_after")),
     "trio_vmcp._session.calls": Target(
         (
             *_session("calls", "listing", "names", "recovery", "refresh", "add_remove", "admission", "traps"),
@@ -127,6 +136,8 @@ TARGETS: Mapping[str, Target] = {
         )
     ),
     "trio_vmcp._session.use_marks": Target(_session("use_marks", "two_instances", "row", "restore", "closing")),
+    "trio_vmcp._session.offered_tools": Target(_session("offered_tools", "listing", "names")),
+    "trio_vmcp._tool_patterns": Target(_session("offered_tools", "names")),
     "trio_vmcp._session.directory": Target(
         (
             *_session("directory", "names", "add_remove", "restore", "refresh", "staying_current", "coming_back"),
