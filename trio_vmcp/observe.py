@@ -99,13 +99,13 @@ class BackendStateChanged:
     since: datetime
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)  # without slots: they make a frozen record slower to make, and calls make two
 class CallStarted:
-    """A call was admitted, and its caller may call. It is told in the caller's task and context.
+    """A call was admitted, its caller may call, and it was routed. It is told in the caller's task and context.
 
     Attributes:
         call: Pairs it with its `CallEnded`: a number that no other call of the process has.
-        name: As in `CallEnded`.
+        name, backend_id: As in `CallEnded`.
         trace: The W3C trace context that goes to the backend in `_meta`: what the caller gave in `meta`, if anything.
             An observer may replace it: only `TRACE_KEYS` are sent, and only strings.
     """
@@ -114,10 +114,11 @@ class CallStarted:
     call: int
     method: str
     name: str
+    backend_id: str | None
     trace: dict[str, str]
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class CallEnded:
     """An admitted call has ended, however it did: there is one record for each.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import attrs
 import trio
@@ -35,7 +36,7 @@ class _Observed:
     Attributes:
         name: What the records call it.
         call: Its note; None: it was not admitted, or refused to its caller.
-        backend_id: None: it was not routed.
+        backend_id: None: no backend has the name.
     """
 
     begun_at: float
@@ -65,9 +66,16 @@ class ObservedCalls(Calls):
         seen = _Observed(trio.current_time())
 
         def observed_route() -> tuple[Target, JSON]:
-            trace = self._start(seen, method, name, meta)
-            target, params = route()
+            seen.call = _current_call()
+            try:
+                target, params = route()
+            except BaseException as exc:
+                if isinstance(exc, BackendError):
+                    seen.backend_id = exc.backend_id  # the name is bound to it, and it is missing
+                self._start(seen, method, name, meta)
+                raise
             seen.backend_id = target.backend_id
+            trace = self._start(seen, method, name, meta)
             if trace:
                 params["_meta"] = trace
             return target, params
@@ -90,20 +98,23 @@ class ObservedCalls(Calls):
 
     def _start(self, seen: _Observed, method: str, name: str, meta: JSON | None) -> dict[str, str]:
         """The trace context to send."""
-        call = current_note.get()
-        assert isinstance(call, Call)
-        seen.call, seen.name = call, self._shown_name(method, name)
-        given = {key: meta[key] for key in TRACE_KEYS if isinstance(meta.get(key), str)} if meta else {}
-        started = CallStarted(session=self._reporter.tag, call=seen.number, method=method, name=seen.name, trace=given)
+        seen.name = self._shown_name(method, name)
+        trace = _trace_in(meta) if meta else {}
+        started = CallStarted(
+            session=self._reporter.tag,
+            call=seen.number,
+            method=method,
+            name=seen.name,
+            backend_id=seen.backend_id,
+            trace=trace,
+        )
         self._reporter.observers.notify(started)
-        return {key: given[key] for key in TRACE_KEYS if isinstance(given.get(key), str)}
+        return _trace_in(trace)
 
     def _end(self, seen: _Observed, method: str, outcome: str, error: BaseException | None) -> None:
         call = seen.call
         seconds = trio.current_time() - seen.begun_at
         waiting = 0.0 if call is None else call.waited
-        if seen.backend_id is None and isinstance(error, BackendError):
-            seen.backend_id = error.backend_id  # the name is bound to it, and it is missing
         may_have_executed = error is None or getattr(error, "may_have_executed", call is not None and call.written)
         ended = CallEnded(
             session=self._reporter.tag,
@@ -127,6 +138,17 @@ class ObservedCalls(Calls):
         if self._directory.lists_resource(name) or self._directory.find_template(name) is not None:
             return _USERINFO.sub("", re.split("[?#]", name, maxsplit=1)[0])
         return ""
+
+
+def _current_call() -> Call:
+    """Of the call that the current task makes."""
+    note = current_note.get()
+    assert isinstance(note, Call)
+    return note
+
+
+def _trace_in(meta: Mapping[str, Any]) -> dict[str, str]:
+    return {key: meta[key] for key in TRACE_KEYS if isinstance(meta.get(key), str)}
 
 
 def _outcome(answer: tuple[Member, JSON] | None, error: BaseException | None) -> str:

@@ -41,7 +41,7 @@ _MISSING = (BackendState.DEGRADED, BackendState.RECOVERING)
 class Observers:
     """The observers of one factory, in the order in which they were passed. False: there are none."""
 
-    _observers: tuple[Observer, ...] = ()
+    _observers: tuple[Observer, ...] = attrs.field(default=(), repr=False)  # the user's, secrets and all
     _failed: set[int] = attrs.field(factory=set, init=False)  # the places of those that have raised
 
     def __bool__(self) -> bool:

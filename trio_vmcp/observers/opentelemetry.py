@@ -65,12 +65,13 @@ class OpenTelemetryObserver:
         parent = context.get_current()
         if not trace.get_current_span(parent).get_span_context().is_valid:
             parent = self._w3c.extract(started.trace, parent)
-        span = self._tracer.start_span(
-            started.method,
-            parent,
-            trace.SpanKind.CLIENT,
-            {_METHOD: started.method, _SESSION: started.session},
-        )
+        name, attributes = started.method, {_METHOD: started.method, _SESSION: started.session}
+        if started.backend_id is not None:  # else the name is whatever the caller has made up
+            attributes[_BACKEND] = started.backend_id
+            if started.method in _NAMES:
+                name = f"{started.method} {started.name}"
+                attributes[_NAMES[started.method]] = started.name
+        span = self._tracer.start_span(name, parent, trace.SpanKind.CLIENT, attributes)
         self._calls[started.call] = span
         if span.get_span_context().is_valid:
             started.trace.clear()  # a `tracestate` of the caller's belongs to its own `traceparent`
@@ -81,11 +82,6 @@ class OpenTelemetryObserver:
         if span is None:
             return  # refused to its caller
         if span.is_recording():
-            if ended.backend_id is not None:  # else the name is whatever the caller has made up
-                span.set_attribute(_BACKEND, ended.backend_id)
-                if ended.method in _NAMES:
-                    span.update_name(f"{ended.method} {ended.name}")
-                    span.set_attribute(_NAMES[ended.method], ended.name)
             if ended.waiting:
                 span.set_attribute("trio_vmcp.waiting", ended.waiting)
             if ended.retried:

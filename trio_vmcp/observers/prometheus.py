@@ -80,7 +80,8 @@ class PrometheusObserver:
 
     - `trio_vmcp_calls_total` (backend, method, name, outcome): calls that ended. `name`: of a tool or prompt, else "".
       `outcome`: as `CallEnded.outcome`. A call whose name no backend has: `backend` and `name` "".
-    - `trio_vmcp_call_seconds` (backend, method), `trio_vmcp_call_waiting_seconds` (backend): histograms.
+    - `trio_vmcp_call_seconds` (backend, method): a histogram. `trio_vmcp_call_waiting_seconds_total` (backend): of
+      these seconds, those of `CallEnded.waiting`.
     - `trio_vmcp_calls_retried_total` (backend): sent once more, since the backend had lost the session.
     - `trio_vmcp_backend_state_changes_total` (backend, old, new), `trio_vmcp_backend_outage_seconds` (backend):
       transitions; a histogram of outages that are over.
@@ -107,7 +108,7 @@ class PrometheusObserver:
         self._names = _Known(MOST_NAMES)
         self._calls = counter("calls", "Calls that ended.", "backend", "method", "name", "outcome")
         self._seconds = histogram("call_seconds", "From admission to the end of a call.", "backend", "method")
-        self._waiting = histogram("call_waiting_seconds", "For a place or a new connection.", "backend")
+        self._waiting = counter("call_waiting_seconds", "For a place or a new connection.", "backend")
         self._retried = counter("calls_retried", "Calls that were sent once more.", "backend")
         self._changes = counter("backend_state_changes", "Transitions of backends.", "backend", "old", "new")
         self._outages = histogram("backend_outage_seconds", "Outages.", "backend", buckets=_OUTAGE_BUCKETS)
@@ -149,8 +150,8 @@ class PrometheusObserver:
         backend = self._label(ended.backend_id)
         self._calls.of(backend, ended.method, self._name(ended, backend), ended.outcome).inc()
         self._seconds.of(backend, ended.method).observe(ended.seconds)
-        if ended.backend_id is not None:
-            self._waiting.of(backend).observe(ended.waiting)
+        if ended.waiting:
+            self._waiting.of(backend).inc(ended.waiting)
         if ended.retried:
             self._retried.of(backend).inc()
 
