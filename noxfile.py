@@ -294,5 +294,5 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """The library beside hand-written loops, the official client and FastMCP's. In CI: few rounds, no bar asserted."""
-    session.install(str(wheel(session)))
+    session.install(f"{wheel(session)}[otel,prometheus]", "opentelemetry-sdk")
     session.run("python", "benchmarks/run.py", *(("--short",) if CI else ()), *session.posargs)

@@ -54,7 +54,7 @@ def python_with_library(python: str | None) -> str:
     """The Python that was asked for; else this one, if the library is installed (nox does that); else a new one."""
     if python is None:
         here = sys.executable if importlib.util.find_spec("trio_vmcp") else None
-        return here or make_environment("library", [str(HERE.parent)], fresh=True)
+        return here or make_environment("library", [f"{HERE.parent}[otel,prometheus]", "opentelemetry-sdk"], fresh=True)
     try:
         has_it = subprocess.run([python, "-c", "import trio_vmcp"], check=False, capture_output=True).returncode == 0
     except OSError as exc:

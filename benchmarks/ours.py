@@ -159,6 +159,14 @@ async def storm(urls: list[str], spare: str, terms: dict[str, Any], settled_afte
     return measures
 
 
+async def observed(urls: list[str], spare: str, terms: dict[str, Any], **options: Any) -> Measures:
+    """See `observing.py`. Imported here: the other workloads are measured without the observers' packages."""
+    from observing import observed
+
+    return await observed(urls, spare, terms, **options)
+
+
 if __name__ == "__main__":
-    more = {"open_many": open_many, "churn": churn, "change": change, "storm": storm, "stopped": stopped}
+    more = {"open_many": open_many, "churn": churn, "change": change, "storm": storm}
+    more |= {"stopped": stopped, "observed": observed}
     serve(trio.run, Workloads(open_host, side_by_side).by_name() | more)

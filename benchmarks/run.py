@@ -13,6 +13,7 @@ import bench_concurrency
 import bench_footprint
 import bench_large
 import bench_many_tools
+import bench_observers
 import bench_open
 from harness import main
 
@@ -23,6 +24,7 @@ QUESTIONS = [
     bench_large.QUESTION,
     bench_many_tools.QUESTION,
     bench_change.QUESTION,
+    bench_observers.QUESTION,
     bench_footprint.QUESTION,
     bench_close.QUESTION,
     bench_churn.QUESTION,
