@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import pickle
 from collections import Counter
@@ -31,6 +30,7 @@ from trio_vmcp import (
     BearerAuth,
     FactorySettings,
     Identity,
+    MetadataConflict,
     NilCaller,
     NoBackends,
     Session,
@@ -42,6 +42,8 @@ from trio_vmcp import (
     open_session_factory,
 )
 from trio_vmcp import SessionClosed as SessionClosedError
+from trio_vmcp._session import observed_calls, observing
+from trio_vmcp._session.row_storage import RowStorage
 from trio_vmcp.errors import session_tag
 from trio_vmcp.observe import (
     BackendStateChanged,
@@ -345,6 +347,7 @@ async def test_a_backend_that_is_lost_and_back_is_told(channel: Channel, autojum
         assert last.since == session.backends["b"].since
         await session.remove_backend("b")
         assert BackendState.REMOVED == states(recorder)[-1]
+    assert [] == recorder.of(ListChanged)  # the same lists as before, and then none that anything can be done with
 
 
 async def test_an_outage_is_as_long_as_the_backend_was_not_ready(autojump_clock: MockClock) -> None:
@@ -541,6 +544,7 @@ async def test_an_exit_comes_out_as_itself(
     with pytest.raises(end, match="now"):
         await run()
     assert recorder.of(kind)
+    assert [True] == connector.clients["b0"].closed  # in order: with its goodbye
     assert len(recorder.of(SessionOpened)) == len(recorder.of(SessionClosed))
 
 
@@ -598,12 +602,37 @@ async def test_no_record_holds_a_secret(
 
 async def test_without_observers_no_record_is_made(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither for a call nor for anything else: that is how an absent observer costs nothing."""
-    async with open_session_factory(connector=PlainConnector()) as factory:
+    made: list[str] = []
+    for module in (observing, observed_calls):
+        for kind in KINDS:
+            if hasattr(module, kind.__name__):
+                monkeypatch.setattr(module, kind.__name__, lambda **fields: made.append(str(fields)))
+
+    async def fail() -> None:
+        raise OSError
+
+    storage = ScriptedStorage()
+    async with open_session_factory(connector=PlainConnector(), storage=storage) as factory:
         session = await factory.make_session(plain_backends(1))
         await session.call_tool("b0_echo")
+        storage.before["delete"] = fail
+        await session.remove_backend("b0")
         await session.aclose()
-        module = "trio_vmcp.observe"
-        assert [] == [thing for thing in gc.get_objects() if type(thing).__module__ == module]
+    assert [] == made
+
+
+async def test_that_the_row_is_at_another_version_is_no_failure(autojump_clock: MockClock) -> None:
+    """Several instances write it."""
+    told: list[str] = []
+
+    async def conflict() -> None:
+        raise MetadataConflict("one")
+
+    storage = ScriptedStorage(before={"touch": conflict})
+    row = RowStorage(storage, 5.0, lambda operation, error: told.append(operation))
+    with pytest.raises(MetadataConflict):
+        await row.touch("one", expected_version=1)
+    assert [] == told
 
 
 async def test_the_opening_is_told_in_the_context_of_its_opener(autojump_clock: MockClock) -> None:

@@ -80,21 +80,15 @@ class ObservedCalls(Calls):
                 params["_meta"] = trace
             return target, params
 
-        answer: tuple[Member, JSON] | None = None
-        error: BaseException | None = None
         try:
-            answer = await super().call(method, name, observed_route, caller, meta, timeout, on_progress)
-        except BaseException as exc:  # noqa: ASYNC103, BLE001  # raised below: not here, or it is the context of what
-            error = exc  # an observer raises, and in its traceback
-        try:
+            member, raw = await super().call(method, name, observed_route, caller, meta, timeout, on_progress)
+        except BaseException as error:
             if seen.call is not None or isinstance(error, NotAuthorized):
-                self._end(seen, method, _outcome(answer, error), error)
-            if answer is None:
-                assert error is not None
-                raise error
-            return answer
-        finally:
-            del error  # else: a reference cycle
+                may_have_executed = getattr(error, "may_have_executed", seen.call is not None and seen.call.written)
+                self._end(seen, method, _outcome(error), may_have_executed=may_have_executed)
+            raise
+        self._end(seen, method, "tool_error" if raw.get("isError") is True else "ok", may_have_executed=True)
+        return member, raw
 
     def _start(self, seen: _Observed, method: str, name: str, meta: JSON | None) -> dict[str, str]:
         """The trace context to send."""
@@ -111,11 +105,10 @@ class ObservedCalls(Calls):
         self._reporter.observers.notify(started)
         return _trace_in(trace)
 
-    def _end(self, seen: _Observed, method: str, outcome: str, error: BaseException | None) -> None:
+    def _end(self, seen: _Observed, method: str, outcome: str, *, may_have_executed: bool) -> None:
         call = seen.call
         seconds = trio.current_time() - seen.begun_at
         waiting = 0.0 if call is None else call.waited
-        may_have_executed = error is None or getattr(error, "may_have_executed", call is not None and call.written)
         ended = CallEnded(
             session=self._reporter.tag,
             call=seen.number,
@@ -151,10 +144,8 @@ def _trace_in(meta: Mapping[str, Any]) -> dict[str, str]:
     return {key: meta[key] for key in TRACE_KEYS if isinstance(meta.get(key), str)}
 
 
-def _outcome(answer: tuple[Member, JSON] | None, error: BaseException | None) -> str:
-    """As in `CallEnded.outcome`."""
-    if answer is not None:
-        return "tool_error" if answer[1].get("isError") is True else "ok"
+def _outcome(error: BaseException) -> str:
+    """As in `CallEnded.outcome`, of a call that raised this."""
     if isinstance(error, BaseExceptionGroup):  # of a nursery on the way
         is_cancelled = error.split(trio.Cancelled)[1] is None
     else:
