@@ -68,6 +68,8 @@ from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.health import Health
 from trio_vmcp._session.member import Member
 from trio_vmcp._session.members import Membership
+from trio_vmcp._session.observed_calls import ObservedCalls
+from trio_vmcp._session.observing import SessionReporter
 from trio_vmcp._session.owner import SessionOwner
 from trio_vmcp._session.reconnects import Backoff, Endpoints
 from trio_vmcp._session.refresh import Refresher
@@ -153,6 +155,14 @@ def wrapped(owner: type, name: str, around: Callable[..., Any]) -> Plant:
 
 def replaced(module: object, name: str, value: object) -> Plant:
     return lambda monkeypatch: monkeypatch.setattr(module, name, value)
+
+
+def tells_of_answers(end: Any, self: ObservedCalls, seen: Any, method: str, outcome: str, **options: Any) -> None:
+    if outcome == "ok":
+        end(self, seen, method, outcome, **options)
+
+
+def tells_nothing(report: Any, self: SessionReporter, **options: Any) -> None: ...
 
 
 async def lingers(original: Any, factory: Any, *args: Any) -> None:
@@ -746,6 +756,16 @@ DEFECTS |= {
         wrapped(Credentials, "send", gives_up),
         History(backends=GUARDED, steps=ROTATED),
         "calls_to_healthy_backends_succeed",
+    ),
+    "a timeout that observers are not told of": (
+        wrapped(ObservedCalls, "_end", tells_of_answers),
+        History(steps=TIMED_OUT, settings=SETTINGS),
+        "observers_are_told_of_every_call",
+    ),
+    "an end of a session that observers are not told of": (
+        wrapped(SessionReporter, "report_closed", tells_nothing),
+        History(steps=CLOSED),
+        "observers_are_told_of_every_session",
     ),
     "a call that a guarded backend runs twice": (
         wrapped(HandshakeClient, "exchange", sends_twice),

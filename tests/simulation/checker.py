@@ -24,6 +24,7 @@ from simulation.case import (
 )
 from simulation.check_credentials import CREDENTIAL_CHECKS
 from simulation.check_instances import INSTANCE_CHECKS
+from simulation.check_observers import OBSERVER_CHECKS
 from simulation.check_questions import QUESTION_CHECKS
 from simulation.check_recovery import RECOVERY_CHECKS
 from simulation.history import (
@@ -458,6 +459,7 @@ CHECKS: dict[str, Callable[[Case], Iterator[str]]] = {
         _cached_reads_are_fresh,
         _processes_are_asked_before_they_are_killed,
         *INSTANCE_CHECKS,
+        *OBSERVER_CHECKS,
         *RECOVERY_CHECKS,
         *QUESTION_CHECKS,
         *CREDENTIAL_CHECKS,

@@ -68,6 +68,7 @@ __all__ = [
     "Token",
     "TokenFetched",
     "TokensRotated",
+    "Told",
     "ToolExecuted",
     "ToolsOffered",
     "Trace",
@@ -436,6 +437,20 @@ class Stored:
 
 
 @attrs.frozen(kw_only=True)
+class Told:
+    """The observer of an instance was told of the end of a call, of an opening or of the end of a session.
+
+    Attributes:
+        outcome: Of a call as its operation's `Outcome` says, of a session how it ended.
+    """
+
+    at: float
+    instance: int
+    what: Literal["call", "opened", "closed"]
+    outcome: str = ""
+
+
+@attrs.frozen(kw_only=True)
 class Frozen:
     """None of the tasks of this instance takes a step until then."""
 
@@ -613,6 +628,7 @@ Event: TypeAlias = (
     | Settled
     | StorageFailed
     | Stored
+    | Told
     | Frozen
     | Killed
     | TokensRotated

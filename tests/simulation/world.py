@@ -78,6 +78,7 @@ from simulation.trace import (
     SessionIdRead,
     Settled,
     Shielded,
+    Told,
     Trace,
     What,
 )
@@ -91,6 +92,7 @@ from trio_vmcp import (
     SessionState,
     Target,
     VmcpError,
+    observe,
     open_session_factory,
 )
 from trio_vmcp._http.dial import ConnectedStream
@@ -129,6 +131,27 @@ def run_history(history: History) -> Trace:
 
 class CallbackError(Exception):
     """Raised by a caller's progress callback."""
+
+
+@attrs.define(eq=False)
+class _Observer:
+    """Notes what an instance tells its observers."""
+
+    instance: int
+    note: Callable[[Event], None]
+
+    def on_event(self, event: observe.Event) -> None:
+        now = trio.current_time()
+        match event:
+            case observe.CallEnded():
+                outcome = "ok" if event.outcome == "tool_error" else event.outcome
+                self.note(Told(at=now, instance=self.instance, what="call", outcome=outcome))
+            case observe.SessionOpened():
+                self.note(Told(at=now, instance=self.instance, what="opened"))
+            case observe.SessionClosed():
+                self.note(Told(at=now, instance=self.instance, what="closed", outcome=event.how))
+            case _:
+                pass
 
 
 _SESSION_ID = re.compile(rb"\r\nMcp-Session-Id: ([^\r]*)")
@@ -827,6 +850,7 @@ class _World:
                 settings=self.history.settings,
                 handlers=Handlers(self.note, partial(self._act, number), _number_of).given(self.history.given),
                 auth=self._wallet(),
+                observers=[_Observer(number, self.note)],
             ) as factory:
                 assert isinstance(factory, DefaultSessionFactory)
                 connector_for = factory._connector_for
