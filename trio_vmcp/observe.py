@@ -161,7 +161,7 @@ class ListChanged:
 
 @attrs.frozen(kw_only=True)
 class Recovered:
-    """A backend is READY that was DEGRADED or RECOVERING.
+    """A backend is READY that was DEGRADED or RECOVERING, and not just woken up after `Backend.stop_after`.
 
     Attributes:
         seconds: It was not READY for so long.

@@ -371,6 +371,20 @@ async def test_an_outage_is_as_long_as_the_backend_was_not_ready(autojump_clock:
 
 
 @EVERY_CHANNEL
+async def test_a_backend_that_was_stopped_has_not_recovered(channel: Channel, autojump_clock: MockClock) -> None:
+    """Its states are told, and that a call wakes it up is no end of an outage."""
+    recorder = Recorder()
+    async with channel.open_session(channel.backend(), observers=[recorder], configured={"stop_after": 5}) as session:
+        await session.call_tool("b_echo", {})
+        await trio.sleep(10)
+        await session.call_tool("b_echo", {})
+    assert BackendState.STOPPED in states(recorder)
+    assert BackendState.READY == states(recorder)[-1]
+    assert [] == recorder.of(Recovered)
+    assert ["ok", "ok"] == [ended.outcome for ended in recorder.of(CallEnded)]
+
+
+@EVERY_CHANNEL
 async def test_a_list_that_changes_is_told(channel: Channel, autojump_clock: MockClock) -> None:
     """Not for the lists of the opening, and not for a list that is announced and the same."""
     recorder = Recorder()

@@ -129,7 +129,7 @@ class SessionReporter:
             return
         changed = BackendStateChanged(session=self.tag, backend_id=backend_id, old=old, new=new, why=why, since=since)
         self._tell(changed)
-        if new in _MISSING:
+        if new in _MISSING and old is not BackendState.STOPPED:  # a backend that a call wakes up was not missing
             self._missing_since.setdefault(backend_id, trio.current_time())
             return
         began = self._missing_since.pop(backend_id, None)
