@@ -640,6 +640,24 @@ def is_never_out_of_touch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RowStorage, "create", create)
 
 
+async def lasts_too_long(original: Any, storage: RowStorage, row: SessionMetadata, *, within: float) -> None:
+    await original(storage, row, within=math.inf)
+
+
+async def deletes_unseen(original: Any, row: SessionRow) -> None:
+    row._seen_at = trio.current_time()
+    await original(row)
+
+
+async def tells_no_news(original: Any, row: SessionRow) -> bool:
+    await original(row)
+    return False
+
+
+def asks_for_the_mark_alone(original: Any, row: SessionRow, *args: Any, **kw: Any) -> bool:
+    return not row.marks.is_own(row.metadata.used_at)
+
+
 TRIPLETS = (*TWINS, BackendSpec(id="b2"))
 TWO = (Exit(at=40.0), Exit(at=40.0))
 ONE_LEAVES = (Exit(at=5.0), Exit(at=40.0))
@@ -665,6 +683,35 @@ OPENED_TWICE: tuple[Step, ...] = (
     Open(at=0.5, instance=1),
 )
 
+# A create under way when the tombstone ends.
+CREATED_SLOWLY: tuple[Step, ...] = (
+    Open(),
+    Restore(at=0.5, instance=1),
+    FailStorage(at=1.4, operation="create", instance=0, how="slow", seconds=3.6),
+    Close(at=1.5, instance=1),
+)
+# Instance 0 cannot reach the storage for over a TTL, and its copy ends in the moment when the storage is back.
+AWAY: tuple[Step, ...] = (
+    Open(),
+    FailStorage(at=0.5, operation=None, instance=0, times=math.inf),
+    Restore(at=0.6, instance=1),
+    HealStorage(at=10.2),
+)
+AWAY_WHILE_REOPENED: tuple[Step, ...] = (
+    *AWAY[:3],
+    Close(at=1.0, instance=1),
+    Open(at=5.0, instance=1),
+    HealStorage(at=10.2),
+    Close(at=10.25, instance=0),
+)
+BACK_AND_LEFT = (Exit(at=10.25), Exit(at=40.0))
+ALTERNATING: tuple[Step, ...] = (
+    Open(),
+    Restore(at=1.0, instance=1),
+    Call(at=3.0, instance=0),
+    AddBackend(at=3.5, instance=1, backend=1),
+)
+
 # The same, of what several instances do to one row.
 DEFECTS |= {
     "a missing row that is always created anew": (
@@ -685,6 +732,26 @@ DEFECTS |= {
     "any row that is taken for ours after an unknown create": (
         wrapped(SessionRow, "_read", takes_any_row),
         History(settings=QUICK, instances=TWO, steps=OPENED_TWICE),
+        "no_live_session_is_ended_by_an_instance_that_it_left",
+    ),
+    "a create that lasts until the tombstone ends": (
+        wrapped(RowStorage, "create", lasts_too_long),
+        History(settings=attrs.evolve(QUICK, storage_timeout=5.0), instances=TWO, ttl=3.0, steps=CREATED_SLOWLY),
+        "no_terminated_session_comes_back",
+    ),
+    "a delete after a TTL without a look": (
+        wrapped(SessionRow, "_delete_once", deletes_unseen),
+        History(settings=QUICK, instances=TWO, ttl=3.0, steps=AWAY_WHILE_REOPENED),
+        "no_live_session_is_ended_by_an_instance_that_it_left",
+    ),
+    "a delete of the version that another instance has written": (
+        wrapped(SessionRow, "_read", tells_no_news),
+        History(settings=QUICK, instances=BACK_AND_LEFT, ttl=3.0, steps=AWAY),
+        "no_live_session_is_ended_by_an_instance_that_it_left",
+    ),
+    "an instance that is left and asks for the mark alone": (
+        wrapped(SessionRow, "is_needed_elsewhere", asks_for_the_mark_alone),
+        History(settings=QUICK, instances=ONE_LEAVES, backends=TWINS, ttl=6.0, steps=ALTERNATING),
         "no_live_session_is_ended_by_an_instance_that_it_left",
     ),
     "a replace without its version": (

@@ -602,8 +602,8 @@ class _World:
         return Outcome(kind="ok")
 
     async def _restore(self, step: Restore, doing: list[Began]) -> Outcome:
-        last = next((life for life in reversed(self.every_life) if life.number == step.session), None)
-        identity = None if last is None else last.identity
+        opened = (each for each in self.history.steps if isinstance(each, Open) and each.session == step.session)
+        identity = ALICE if any(each.bound for each in opened) else None
         with self._being_opened(step.session):
             session = await self.factories[step.instance].restore_session(
                 self._session_id(step.session), self._members(step.backends, doing[-1].op), identity=identity
