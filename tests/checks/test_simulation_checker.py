@@ -309,8 +309,8 @@ def swaps_owners(original: Any, session: Any, *args: Any) -> Any:
     return attrs.evolve(target, backend_id={"b0": "b1", "b1": "b0"}[target.backend_id])
 
 
-def routes_to_the_last(original: Any, router: Any, offers: Any) -> None:
-    original(router, offers[::-1])
+def routes_to_the_last(original: Any, router: Any, offers: Any, **kw: Any) -> Any:
+    return original(router, offers[::-1], **kw)
 
 
 # The defect, the history that shows it, and the check that must report it.
@@ -392,7 +392,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "executed_by_the_owner_alone",
     ),
     "a name given to the last backend that lists it": (
-        wrapped(Router, "update", routes_to_the_last),
+        wrapped(Router, "update_in_steps", routes_to_the_last),
         History(
             settings=FactorySettings(conflict_resolution=Bare()),
             backends=TWINS,

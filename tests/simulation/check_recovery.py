@@ -46,6 +46,9 @@ def _calls_to_healthy_backends_succeed(case: Case) -> Iterator[str]:
         since = _ready_since(case, call.began.life, backend_id, call.ended_at)
         if patience is None or since is None or since > call.began.at:
             continue
+        frozen = case.frozen[case.instance_of(call.began.life)]  # deadlines have passed unheard
+        if any(each.at <= call.ended_at and call.began.at <= each.until + patience for each in frozen):
+            continue
         settled = call.began.at > since + patience
         if not settled and not _was_healthy_throughout(case, call, since):
             continue
