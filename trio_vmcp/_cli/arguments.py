@@ -173,7 +173,10 @@ class _CommandParser(_Parser):
 
     _is_parsing = False
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    # The stub of argparse has an overload for each default.
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Any = None, namespace: Any = None
+    ) -> Any:
         if self._is_parsing:
             return super().parse_known_args(args, namespace)
         self._is_parsing = True
