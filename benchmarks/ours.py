@@ -13,6 +13,7 @@ import attrs
 import trio
 from changing import costs_and_growth
 from hand_written import side_by_side
+from stepping import longest_steps
 from stopped import stopped
 from worker import Measures, raise_descriptor_limit, serve, stopwatch
 from workloads import ARGUMENTS, TOOL, Terms, Workloads
@@ -145,6 +146,11 @@ async def change(urls: list[str], spare: str, terms: dict[str, Any], backends: i
     return await trio.to_thread.run_sync(costs_and_growth, backends, fewer, tools)
 
 
+async def steps(urls: list[str], spare: str, terms: dict[str, Any], rounds: int) -> Measures:
+    """See `stepping.py`. In a thread, since it has a clock of its own."""
+    return await trio.to_thread.run_sync(longest_steps, rounds)
+
+
 async def storm(urls: list[str], spare: str, terms: dict[str, Any], settled_after: float, window: float) -> Measures:
     """The backends announce changes without end, and their lists stay as they are. "core": CPU s for each s."""
     async with open_host(Terms(**terms)) as host:
@@ -168,5 +174,5 @@ async def observed(urls: list[str], spare: str, terms: dict[str, Any], **options
 
 if __name__ == "__main__":
     more = {"open_many": open_many, "churn": churn, "change": change, "storm": storm}
-    more |= {"stopped": stopped, "observed": observed}
+    more |= {"stopped": stopped, "observed": observed, "steps": steps}
     serve(trio.run, Workloads(open_host, side_by_side).by_name() | more)

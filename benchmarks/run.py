@@ -15,6 +15,7 @@ import bench_large
 import bench_many_tools
 import bench_observers
 import bench_open
+import bench_steps
 from harness import main
 
 QUESTIONS = [
@@ -24,6 +25,7 @@ QUESTIONS = [
     bench_large.QUESTION,
     bench_many_tools.QUESTION,
     bench_change.QUESTION,
+    bench_steps.QUESTION,
     bench_observers.QUESTION,
     bench_footprint.QUESTION,
     bench_close.QUESTION,

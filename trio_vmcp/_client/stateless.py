@@ -13,7 +13,6 @@ import trio
 
 from trio_vmcp._client.cache import BackendCache, Fetch
 from trio_vmcp._client.channels.channel import Ask, Channel, Headers
-from trio_vmcp._client.channels.parsing import take_steps
 from trio_vmcp._client.client import Client
 from trio_vmcp._client.listening import Listening
 from trio_vmcp._client.negotiate import CLIENT_INFO, declared_capabilities
@@ -45,6 +44,7 @@ from trio_vmcp._protocol.outcomes import (
     rejection,
 )
 from trio_vmcp._request_note import note_session_lost, preparing
+from trio_vmcp._steps import take_steps
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected, BackendTimeout, BackendUnavailable
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON

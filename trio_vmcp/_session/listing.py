@@ -32,6 +32,7 @@ logger = logging.getLogger("trio_vmcp.session")
 # backends at this limit, with every character escaped, are within that of the row.
 MOST_NAME_BYTES = 512 * 1024
 METHOD_NOT_FOUND = -32601  # JSON-RPC 2.0
+LONG_PAGE = 1024 * 1024  # bytes of a page
 
 
 @attrs.frozen
@@ -330,7 +331,8 @@ class _Lister:
         result = await client.request(
             method, params, identity=identity, timeout=math.inf, on_progress=None, known=results
         )
-        return Page(result, results.digest, results.size)
+        is_long = results.digest is None or results.size > LONG_PAGE
+        return Page(result, results.digest, results.size, is_long)
 
     def _count(self, wanted: ListMethod, more: Weight) -> None:
         self.total += more

@@ -16,7 +16,10 @@ from typing import Any
 import attrs
 import trio
 
+from trio_vmcp._protocol.json_cost import SLICE, memory_size
+from trio_vmcp._protocol.json_slices import encode_in_steps
 from trio_vmcp._protocol.methods import ListMethod
+from trio_vmcp._steps import take_steps
 from trio_vmcp.errors import BackendProtocolError
 from trio_vmcp.models import JSON
 
@@ -46,11 +49,13 @@ class Page:
     Attributes:
         digest: Of the bytes that were received; None: the client does not tell, or something in them may be no text.
         size: Of these bytes; 0 without a digest.
+        is_long: Its entries may be too long to be hashed in one step, some of them together or one alone.
     """
 
     result: JSON = attrs.field(repr=False)
     digest: bytes | None = None
     size: int = 0
+    is_long: bool = False
 
 
 @attrs.define(eq=False)
@@ -109,7 +114,7 @@ class ListPages:
         """Have the digest of the list made of its entries, whether or not its pages have digests."""
         if self.hashed is None:
             self.hashed = _new_hash()
-            for _ in _hash_in_steps(self.hashed, self.received[: self._taken], self.method):
+            for _ in _hash_pages(self.hashed, self.received[: self._taken], self.method):
                 await trio.lowlevel.checkpoint()
 
     async def _usable(self, page: Page) -> dict[str, JSON]:
@@ -126,7 +131,8 @@ class ListPages:
             some = items[start : start + AT_ONCE]
             problems = [_problem(item, key) for item in some]
             if self.hashed is not None:
-                hashed_size = _hash(some, problems, self.hashed) + (start == 0)
+                steps = hash_in_steps(some, problems, self.hashed, is_long=page.is_long)
+                hashed_size = await take_steps(steps) + (start == 0)
                 size += hashed_size if page.digest is None else 0
             if any(problems):
                 bad += [f"{start + at}: {problem}" for at, problem in enumerate(problems) if problem is not None]
@@ -144,38 +150,49 @@ class ListPages:
 def digest_in_steps(pages: Sequence[Page], method: ListMethod) -> Generator[None, None, bytes]:
     """The digest of the entries of pages that have digests of their own, with a step for some entries each."""
     hashed = _new_hash()
-    yield from _hash_in_steps(hashed, pages, method)
+    yield from _hash_pages(hashed, pages, method)
     return hashed.digest()
 
 
-def _hash_in_steps(hashed: hashlib.blake2b, pages: Sequence[Page], method: ListMethod) -> Generator[None, None, None]:
+def _hash_pages(hashed: hashlib.blake2b, pages: Sequence[Page], method: ListMethod) -> Generator[None, None, None]:
     for page in pages:
         items = page.result[method.array]
         for start in range(0, len(items), AT_ONCE):
             some = items[start : start + AT_ONCE]
-            _hash(some, [None] * len(some), hashed)
+            yield from hash_in_steps(some, [None] * len(some), hashed, is_long=page.is_long)
             yield
 
 
-def _hash(some: list[Any], problems: list[str | None], hashed: hashlib.blake2b) -> int:
+def hash_in_steps(
+    some: list[Any], problems: list[str | None], hashed: hashlib.blake2b, *, is_long: bool
+) -> Generator[None, None, int]:
     """Hash some entries as JSON; returns the bytes, a comma for each included. Not all entries at once: what the
     encoder holds meanwhile is many times the text.
 
     Args:
         problems: Of these entries, in their order; those of entries that are no text are added.
+        is_long: As of their page. In steps only then: to look costs as much as to encode what is short.
     """
-    text = _encoded(some)
+    text = None
+    if not is_long or memory_size(some, SLICE) <= SLICE:
+        text = _encoded(some)
     if text is not None:
         hashed.update(text[1:-1] + b",")
         return len(text) - 1  # without one bracket; the other stands for the last comma
     size = 0
     for at, item in enumerate(some):
-        text = _encoded(item)
-        if text is None:
+        pieces: list[bytes] = []
+        try:
+            for piece in encode_in_steps(_encoder, item):
+                if pieces:
+                    yield
+                pieces.append(piece.encode())
+        except UnicodeEncodeError:  # a lone surrogate parses, but a list that holds one cannot be sent on as UTF-8
             problems[at] = problems[at] or "it holds half a surrogate pair, which is not text"
-        else:
-            hashed.update(text + b",")
-            size += len(text) + 1
+            continue
+        for data in (*pieces, b","):
+            hashed.update(data)
+            size += len(data)
     return size
 
 

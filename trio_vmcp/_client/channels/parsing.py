@@ -5,19 +5,15 @@ The steps of a large message (`parse_in_steps`) have a checkpoint between them; 
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import TypeVar
-
 import trio
 
 from trio_vmcp._known_results import KnownResults
 from trio_vmcp._protocol.json_cost import TooCostly, check_cost, is_cheap
 from trio_vmcp._protocol.jsonrpc import BadMessage, Message, Result, parse_cheap, parse_in_steps, split_batch_in_steps
 from trio_vmcp._protocol.reading import Unreadable, unreadable
+from trio_vmcp._steps import take_steps
 
-__all__ = ["parse", "read", "recall", "split_batch", "take_steps"]
-
-_T = TypeVar("_T")
+__all__ = ["parse", "read", "recall", "split_batch"]
 
 
 async def parse(text: str, *, max_depth: int, max_values: float) -> Message:
@@ -39,17 +35,6 @@ async def parse(text: str, *, max_depth: int, max_values: float) -> Message:
         except StopIteration as end:
             message: Message = end.value
             return message
-
-
-async def take_steps(steps: Generator[None, None, _T]) -> _T:
-    """What the steps bring, with a checkpoint after each."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            value: _T = end.value
-            return value
-        await trio.lowlevel.checkpoint()
 
 
 async def recall(text: str, request_id: int, known: KnownResults) -> Result | None:
