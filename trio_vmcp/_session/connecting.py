@@ -22,7 +22,7 @@ from trio_vmcp._request_note import RequestNote, current_note
 from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.life import Life, Phase
 from trio_vmcp._session.listing import Listing, list_backend
-from trio_vmcp._session.member import Member, MemberObserver, reason_of
+from trio_vmcp._session.member import Member, Publisher, reason_of
 from trio_vmcp._session.observing import SessionReporter
 from trio_vmcp._session.reconnects import tells_of_endpoint
 from trio_vmcp._session.refresh import Refresher
@@ -56,7 +56,7 @@ class SessionParts:
     settings: FactorySettings
     row: SessionRow
     life: Life
-    observer: MemberObserver
+    publisher: Publisher
     reporter: SessionReporter
     raise_exit: Callable[[BaseException], None]
 
@@ -213,7 +213,9 @@ class Attempt:
         """
         begun_at = trio.current_time()
         session, member = self._session, self._member
-        refresher = Refresher(member, self, self._backend, member.identity, session.settings, nursery, session.observer)
+        refresher = Refresher(
+            member, self, self._backend, member.identity, session.settings, nursery, session.publisher
+        )
         events = Events(self, refresher, nursery)
         client = events.client = await session.connector(
             self._backend, identity=member.identity, resume=resume, nursery=nursery, events=events
@@ -233,7 +235,7 @@ class Attempt:
                 is_resumed=resume is not None,
             )
             if member.listing is not None:  # the backend session of a crashed connection was resumed
-                session.observer.check_names(member, listing)
+                session.publisher.check_names(member, listing)
             refresher.subscribe_again()
             refresher.repeat_failed(listing)
         except BaseException:
@@ -275,7 +277,7 @@ class Attempt:
         if method == RESOURCE_UPDATED:
             uri = _subscribed(params.get("uri"), self._member.subscriptions)
             if uri is not None:
-                self._session.observer.resource_updated(self._member, uri)
+                self._session.publisher.resource_updated(self._member, uri)
         else:
             refresher.note(method)
 

@@ -60,7 +60,7 @@ __all__ = [
     "GivenUp",
     "Incomplete",
     "Member",
-    "MemberObserver",
+    "Publisher",
     "Ready",
     "Removed",
     "Replacing",
@@ -254,7 +254,7 @@ def visible_changes(before: State, state: State) -> tuple[Change, ...]:
             return ()
 
 
-class MemberObserver(Protocol):
+class Publisher(Protocol):
     """What advertises, writes down and tells changes of a session's backends. Never waits."""
 
     def check_names(self, member: Member, listing: Listing) -> None:

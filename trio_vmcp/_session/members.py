@@ -194,7 +194,7 @@ class Membership:
             self._start_stopping(member, state)
         changes = visible_changes(before, state)
         if changes or isinstance(state, Stopped) or isinstance(before, Waking):  # the row says which session it has
-            self._session.observer.member_changed(member, changes)
+            self._session.publisher.member_changed(member, changes)
 
     def _log_transition(self, member: Member, before: State, why: str) -> None:
         state = member.state

@@ -25,7 +25,7 @@ from trio_vmcp._protocol.methods import KINDS, LIST_CHANGED, SUBSCRIBE, UNSUBSCR
 from trio_vmcp._request_note import RequestNote, current_note
 from trio_vmcp._session.call import note_answer
 from trio_vmcp._session.listing import Listing, list_backend
-from trio_vmcp._session.member import Member, MemberObserver
+from trio_vmcp._session.member import Member, Publisher
 from trio_vmcp._session.reconnects import Backoff
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import BackendError, BackendRejected, MessageTooLarge
@@ -71,7 +71,7 @@ class Refresher:
     _identity: Identity | None
     _settings: FactorySettings
     _nursery: trio.Nursery
-    _observer: MemberObserver
+    _publisher: Publisher
     _stale: dict[Kind, None] = attrs.field(factory=dict, init=False)  # what to fetch, in the order of the notifications
     _running: bool = attrs.field(default=False, init=False)
     _wanted: trio.Event | None = attrs.field(default=None, init=False, repr=False)  # set by the next notification
@@ -201,10 +201,10 @@ class Refresher:
                     if fields is None:
                         self._interval = REFETCH_INTERVAL if changed else min(2 * self._interval, MOST_REFETCH_INTERVAL)
                     if changed:
-                        self._observer.check_names(self._member, listing)
+                        self._publisher.check_names(self._member, listing)
                     self._member.listing = listing
                     if changed:
-                        self._observer.member_changed(self._member, changed)
+                        self._publisher.member_changed(self._member, changed)
                     self._member.note_listed()
                     self.repeat_failed(listing)
                 return True
@@ -271,5 +271,5 @@ class Refresher:
             then = "it is given up" if given_up else "it is tried again"
             logger.warning("%s, when it was to be subscribed to again: %s", failed, then)
         if failed is None or tries == 1:
-            self._observer.resource_updated(self._member, uri)
+            self._publisher.resource_updated(self._member, uri)
         return failed is not None and not given_up
