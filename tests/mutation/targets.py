@@ -260,7 +260,6 @@ EQUIVALENT: Mapping[str, str] = {
     'Opening.open_event_stream: delete `raise AssertionError("there is no such stream over this channel")`': (
         "Not run: over a channel without such a stream no verdict asks for one."
     ),
-    "<module>: 3 becomes 4 in `MOST_ROUNDS = 3`": "One round more of a bound.",
     "Connection: 0.0 becomes 1.0 in `idle_since: float = attrs.field(default=0.0, init=False)`": (
         "Set when the connection becomes idle, and not read before."
     ),

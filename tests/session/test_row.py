@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import attrs
 import pytest
 import trio
 from support.scripted_storage import ScriptedStorage
 from trio.testing import MockClock
 
-from trio_vmcp import BackendRecord, SessionExists, StorageError
+from trio_vmcp import BackendRecord, LocalStorage, MetadataConflict, SessionExists, StorageError
 from trio_vmcp._session.row import RowContents, SessionRow, load_row, new_row
 from trio_vmcp._session.row_storage import RowStorage
 from trio_vmcp.routing import Bindings
@@ -114,6 +116,76 @@ async def test_a_row_that_comes_before_the_delete_stays(autojump_clock: MockCloc
     storage.before["delete"] = write_other
     await row.delete()
     assert (other.metadata,) == tuple(await storage.rows())
+
+
+@pytest.mark.parametrize("operation", ["replace", "delete"])
+async def test_a_row_that_others_write_all_the_time_is_a_conflict(operation: str, autojump_clock: MockClock) -> None:
+    """After three attempts, each of which another instance was ahead of."""
+    storage = ScriptedStorage()
+    row = row_in(storage)
+    await row.write(FIRST)
+
+    async def be_ahead() -> None:
+        stored = await storage.inner.load("one")
+        newer = attrs.evolve(stored, version=stored.version + 1)
+        await storage.inner.replace(newer, expected_version=stored.version)
+
+    storage.before[operation] = be_ahead
+    with pytest.raises(MetadataConflict):
+        await (row.delete() if operation == "delete" else row.write(SECOND))
+    assert 3 == storage.calls[operation]
+    assert 1 == len(await storage.rows())
+
+
+async def test_a_row_that_is_not_found_too_late_is_not_created_anew(autojump_clock: MockClock) -> None:
+    """A touch is answered a TTL after the row was seen: the session may have been terminated, and its tombstone may
+    have ended. Nothing more is asked of the storage.
+    """
+    storage = ScriptedStorage(LocalStorage(ttl=3))
+    row = row_in(storage)
+    await row.write(FIRST)
+    storage.inner = LocalStorage(ttl=3)
+    storage.before["touch"] = partial(trio.sleep, 2)
+    await trio.sleep(2)
+    with pytest.raises(SessionExists):
+        await row.touch()
+    await row.delete()
+    assert {"create": 1, "touch": 1} == storage.calls
+
+
+async def test_a_row_of_another_session_is_not_deleted_after_an_outage(autojump_clock: MockClock) -> None:
+    """The row expired, and another session was given the same id: its row has the version of ours."""
+    storage = ScriptedStorage(LocalStorage(ttl=3))
+    row, other = row_in(storage), row_in(storage)
+    await row.write(FIRST)
+    await trio.sleep(4)
+    await other.write(FIRST)
+    await row.delete()
+    assert (other.metadata,) == tuple(await storage.rows())
+
+
+async def test_a_vanished_row_that_another_instance_created_anew_is_taken_as_it_is(autojump_clock: MockClock) -> None:
+    """The storage lost the row, and the other instance is faster: what is written next follows its version."""
+    storage = ScriptedStorage()
+    row = row_in(storage)
+    await row.write(FIRST)
+    other = await load_row("one", storage, 5.0)
+    await other.write(SECOND)
+
+    async def be_faster() -> None:
+        del storage.before["create"]
+        await other.touch()
+
+    storage.inner = LocalStorage()
+    storage.before["create"] = be_faster
+    await row.touch()
+    assert row.is_anothers
+    await row.write(((RECORD, attrs.evolve(RECORD, backend_id="b")), FIRST[1]))
+    (stored,) = await storage.rows()
+    assert (3, {"a": "next", "b": "sid"}) == (
+        stored.version,
+        {record.backend_id: record.session_id for record in stored.backends},
+    )
 
 
 async def test_a_tombstone_does_not_make_a_written_row_foreign(autojump_clock: MockClock) -> None:
