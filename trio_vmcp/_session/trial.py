@@ -62,9 +62,6 @@ async def _try_once(member: Member, failing: Failing) -> None:
     except Exception as error:  # noqa: BLE001  # a client of the user's may raise anything
         if member.state is failing:
             _note_failure(member, failing, note, error)
-    except BaseException:
-        member.breaker.cancel_trial()
-        raise
     else:
         note_answer(member)
 
