@@ -522,6 +522,22 @@ def event_only() -> JSON:
     return {"jsonrpc": "2.0", "method": "notifications/whatever", "params": {}}
 
 
+async def test_an_answer_to_a_call_that_has_ended_is_dropped(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is kept of a call behind its end, and the stream goes on."""
+    caplog.set_level("DEBUG", "trio_vmcp.client")
+    backend = listening_backend()
+    async with open_client(backend) as client:
+        await wait_all_tasks_blocked()
+        await call(client)
+        assert "not waiting" not in caplog.text
+        backend.send(result(backend.received("tools/call")[0].request_id, content=["late"]))
+        await silence(1)
+        assert 1 == sum("dropped an answer to a request that is not waiting" in told for told in caplog.messages)
+        assert "open" == listening(client)
+
+
 async def test_an_error_by_the_other_stream_is_the_answer(autojump_clock: MockClock) -> None:
     """An error on the GET stream is the call's error."""
     backend = listening_backend()
