@@ -276,4 +276,6 @@ EQUIVALENT: Mapping[str, str] = {
     "Connection: True becomes False in `_takes_more: bool = attrs.field(default=True, init=False)`": (
         "Set at the begin of each request, and not read before."
     ),
+    "<module>: 10.0 becomes 11.0 in `TRIAL_TIMEOUT = 10.0`": "A second more of a bound.",
+    "<module>: 60.0 becomes 61.0 in `MOST_PAUSE = 60.0`": "A second more of a pause that is drawn.",
 }

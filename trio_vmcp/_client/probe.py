@@ -378,6 +378,4 @@ class Probe:
         backend_id = self._opening.backend.id
         if isinstance(outcome, Loss):
             return outcome.error(backend_id, DISCOVER)
-        if isinstance(outcome, Answer) and isinstance(outcome.reply, Result):
-            return BackendProtocolError(backend_id, f"answered {DISCOVER!r} with no version of this era")
         return rejection(backend_id, DISCOVER, outcome)
