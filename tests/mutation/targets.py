@@ -126,6 +126,7 @@ TARGETS: Mapping[str, Target] = {
         (
             *_session("calls", "listing", "names", "recovery", "refresh", "add_remove", "admission", "traps"),
             *_session("ownership", "directory", "health", "interrupts", "moves", "stream_places"),
+            *_session("whose_credentials"),
             *_client("subscriptions", "questions"),
         )
     ),
@@ -141,7 +142,7 @@ TARGETS: Mapping[str, Target] = {
     "trio_vmcp._session.directory": Target(
         (
             *_session("directory", "names", "add_remove", "restore", "refresh", "staying_current", "coming_back"),
-            *_session("offered_tools", "listing", "change_feed"),
+            *_session("offered_tools", "listing", "change_feed", "calls"),
             "test_routing",
         )
     ),
@@ -165,8 +166,9 @@ TARGETS: Mapping[str, Target] = {
     "trio_vmcp._client.channels.inbox": Target(
         _client(
             *("answers", "duplex", "lines", "http_sse", "order", "walls", "server_requests", "notifications"),
-            *("giving_up", "rounds"),
+            *("giving_up", "rounds", "known_results"),
         )
+        + _session("silent_streams")
     ),
     "trio_vmcp._client.channels.streamable_session": Target(
         (
@@ -278,4 +280,8 @@ EQUIVALENT: Mapping[str, str] = {
     ),
     "<module>: 10.0 becomes 11.0 in `TRIAL_TIMEOUT = 10.0`": "A second more of a bound.",
     "<module>: 60.0 becomes 61.0 in `MOST_PAUSE = 60.0`": "A second more of a pause that is drawn.",
+    "_as_it_is: return nothing in `return name`": (
+        "Not called: only resources have no rule for their names, and their names have no prefixes."
+    ),
+    "<module>: 1 becomes 2 in `_TICK = timedelta(microseconds=1)`": "Any tick makes a mark differ.",
 }

@@ -169,7 +169,7 @@ async def test_a_vanished_row_that_another_instance_created_anew_is_taken_as_it_
     storage = ScriptedStorage()
     row = row_in(storage)
     await row.write(FIRST)
-    other = await load_row("one", storage, 5.0)
+    other = await load_row("one", RowStorage(storage, 5.0))
     await other.write(SECOND)
 
     async def be_faster() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -22,6 +23,16 @@ QUARTER = SETTINGS.idle_timeout / 4
 async def states(world: Instances, *sessions: Session) -> tuple[object, ...]:
     """Of the copies; and whether the row is there."""
     return *(session.state.name for session in sessions), await world.row() is not None
+
+
+@pytest.mark.parametrize(
+    ("idle_timeout", "ttl", "every"), [(2.0, TTL, 0.5), (LONG, 2.0, 0.5), (0.0, TTL, 0.01), (math.inf, LONG, LONG / 4)]
+)
+def test_use_is_marked_each_quarter_of_the_shorter_timeout(idle_timeout: float, ttl: float, every: float) -> None:
+    """At most a hundred times a second, however short the timeouts are."""
+    marks = UseMarks()
+    marks.mark_each(idle_timeout, ttl)
+    assert every == marks.every
 
 
 @pytest.mark.parametrize("ttl", [TTL, LONG])
