@@ -126,7 +126,7 @@ TARGETS: Mapping[str, Target] = {
         (
             *_session("calls", "listing", "names", "recovery", "refresh", "add_remove", "admission", "traps"),
             *_session("ownership", "directory", "health", "interrupts", "moves", "stream_places"),
-            *_session("whose_credentials"),
+            *_session("interfaces"),
             *_client("subscriptions", "questions"),
         )
     ),
