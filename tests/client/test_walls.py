@@ -54,7 +54,7 @@ from trio_vmcp._client.channels.pace import (
     Pace,
 )
 from trio_vmcp._client.channels.parsing import parse
-from trio_vmcp._protocol.jsonrpc import BadMessage
+from trio_vmcp._protocol.jsonrpc import BadMessage, Request
 from trio_vmcp.testing import CallContext, Hang, Raw, Rewrite, ScriptedBackend, WireFault, open_memory_network
 from trio_vmcp.testing.faults import Cut, Step
 
@@ -77,6 +77,30 @@ async def test_an_answer_of_its_own_is_no_piece_of_a_flood(channel: Channel, aut
             await call(client)
         assert left - pace._messages <= 9 * LINE_COST  # a blank line after the answer
         assert pace._since_checkpoint <= 10 * LINE_COST
+
+
+@pytest.mark.parametrize(
+    ("charge", "seconds"),
+    [
+        (lambda pace: [pace.charge_message(None, 0) for _ in range(501)], 17 / 2000),
+        (lambda pace: [pace.charge_message(Request(1, "ping", {}), 0) for _ in range(63)], 20 / 2000),
+        (lambda pace: pace.charge_lines(8016, 0), 17 / 2000),
+        (lambda pace: pace.charge_message(None, 0, more_lines=8000), 17 / 2000),
+        (lambda pace: [pace.charge_piece(b"x") for _ in range(1002)], 17 / 2000),
+        (lambda pace: pace.charge_crumbs(8016, 8016 * 64 - 1), 17 / 2000),
+        (lambda pace: pace.charge_crumbs(8016, 8016 * 64), 0.0),
+        (lambda pace: pace.charge_message(None, 17 * 1024 * 1024), 1.0),
+    ],
+    ids=["messages", "requests", "lines", "lines of a message", "pieces", "crumbs", "no crumbs", "bytes"],
+)
+async def test_the_pace_in_numbers(charge: Callable[[Pace], object], seconds: float, autojump_clock: MockClock) -> None:
+    """500 messages and 16 MiB at once, then 2 000 messages and 1 MiB a second, 16 messages at a time. A request counts
+    as 8, a line as a sixteenth, a small piece as half a message.
+    """
+    pace = Pace()
+    charge(pace)
+    await pace.wait()
+    assert seconds == pytest.approx(trio.current_time())
 
 
 @attrs.frozen
