@@ -90,6 +90,8 @@ def _user_elsewhere(case: Case, deleted: Stored, position: int) -> int | None:
         for call in case.uses_of(life)
         if call.position < position
     ]
+    lives = [life for life in case.lives_of(deleted.row) if case.operations[life].position < position]
+    used += [(case.opened[life].at, life, case.opened[life].at) for life in lives]  # a restore is use, too
     if not used:
         return None
     used_at, life, began_at = max(used)
