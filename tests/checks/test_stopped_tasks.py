@@ -6,12 +6,11 @@ from contextvars import Context
 
 import trio
 from support.stopped_tasks import TaskGroups
-from trio import Nursery
 from trio.testing import MockClock
 
 
 async def test_a_stopped_task_takes_no_step_and_learns_of_its_deadline_later(
-    autojump_clock: MockClock, nursery: Nursery
+    autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     """A deadline passes while the group is stopped; tasks of other groups go on."""
     woke_at: dict[str, float] = {}
@@ -35,7 +34,7 @@ async def test_a_stopped_task_takes_no_step_and_learns_of_its_deadline_later(
     assert {"going": 2.0, "stopped": 5.0} == woke_at
 
 
-async def test_tasks_belong_to_the_group_that_started_them(autojump_clock: MockClock, nursery: Nursery) -> None:
+async def test_tasks_belong_to_the_group_that_started_them(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
     """Children belong to the owner of their nursery, and system tasks to the task that spawned them."""
     steps: list[str] = []
 
@@ -43,11 +42,11 @@ async def test_tasks_belong_to_the_group_that_started_them(autojump_clock: MockC
         await trio.sleep(1.0)
         steps.append(name)
 
-    async def start(theirs: Nursery) -> None:
+    async def start(theirs: trio.Nursery) -> None:
         groups.join(1)
         theirs.start_soon(note, "another's child")
         trio.lowlevel.spawn_system_task(note, "system task", context=Context())
-        async with trio.open_nursery() as own:
+        async with trio.open_nursery() as own:  # noqa: ASYNC112  # a task of its own is the point
             own.start_soon(note, "own child")
 
     groups = TaskGroups()

@@ -333,7 +333,7 @@ async def test_no_header_is_kept() -> None:
         ("completion/complete", {}),
         ("resources/read", {"uri": "memo://one", "inputResponses": {"a": {}}}),
         ("resources/read", {"uri": "memo://one", "requestState": "s"}),
-        ("tools/list", {"_meta": {"traceparent": "00-1"}}),
+        ("tools/list", {"_meta": {"traceparent": "00-1", "mine": 1}}),
         ("tools/list", {"cursor": {1, 2}}),
     ],
     ids=str,
@@ -342,6 +342,15 @@ async def test_what_is_not_for_keeping(method: str, params: JSON) -> None:
     """Calls, rounds of input, and params that the cache does not understand are not cached."""
     kept = of(ResponseCache())
     assert (None, None) == (kept.begin_fetch(method, params, None), find(kept, method, params))
+
+
+@pytest.mark.parametrize("meta", [{"traceparent": "00-1"}, {"traceparent": "00-2", "tracestate": "a=b"}], ids=str)
+async def test_a_trace_is_no_part_of_the_question(meta: JSON) -> None:
+    """Each call has a trace of its own, and its answer is that of the request without one."""
+    kept = of(ResponseCache())
+    keep(kept, "tools/list", lasting(5))
+    assert find(kept, "tools/list", {}) is not None
+    assert find(kept, "tools/list", {"_meta": meta}) == find(kept, "tools/list", {})
 
 
 async def test_a_progress_token_changes_no_result() -> None:

@@ -62,7 +62,7 @@ REFUSED = Origin("http", "b.test", 81)
 async def open_ahead(origin: Origin, count: int) -> AsyncIterator[tuple[Http11Transport, MemoryNetwork, trio.Nursery]]:
     """A transport that has begun to make `count` connections, and the nursery that does so. Each takes a second."""
 
-    async def own(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    async def own(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:  # noqa: ASYNC114  # used below
         async with trio.open_nursery() as owner:
             task_status.started(owner)
             await trio.sleep_forever()

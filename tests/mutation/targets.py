@@ -72,7 +72,7 @@ TARGETS: Mapping[str, Target] = {
     "trio_vmcp._session.member": Target(
         _session(
             *("member", "life", "opening", "recovery", "coming_back", "add_remove", "close_path"),
-            *("transition_log", "late_joins", "idle_recovery", "stop_after"),
+            *("transition_log", "late_joins", "idle_recovery", "stop_after", "starting"),
         ),
         _of(
             "Member",

@@ -164,7 +164,7 @@ async def test_the_names_of_a_removed_backend_are_gone_at_once(autojump_clock: M
     world = World(first={"a": {"tools": entries("tools", "x", 3)}, "b": {"tools": entries("tools", "y")}})
     async with world.open_session("a", "b") as session, trio.open_nursery() as nursery:
         nursery.start_soon(session.remove_backend, "b")
-        while "b" in {known for known, status in session.backends.items() if status.state.name != "REMOVED"}:
+        while "b" in {known for known, status in session.backends.items() if status.state.name != "REMOVED"}:  # noqa: ASYNC110
             await trio.lowlevel.checkpoint()
         with pytest.raises(ToolNotFound):
             await session.call_tool("b_y1")

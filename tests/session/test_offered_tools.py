@@ -169,7 +169,7 @@ async def test_many_tools_are_chosen_in_steps(autojump_clock: MockClock) -> None
     known: dict[str, JSON] = {f"t{number}": {"name": f"t{number}"} for number in range(3 * AT_ONCE)}
     steps = 0
 
-    async def count(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def count(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:  # noqa: ASYNC114  # below
         nonlocal steps
         task_status.started()
         while True:

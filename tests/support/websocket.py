@@ -220,6 +220,12 @@ class WebSocketClient:
         self._is_closing = True
         await self.socket.close()
 
+    async def drop(self, stream: trio.abc.Stream) -> None:
+        """Close the connection at once; the client was handed to no caller."""
+        self._is_closing = True
+        with trio.CancelScope(shield=True):  # waits for nothing
+            await trio.aclose_forcefully(stream)
+
 
 @attrs.define(eq=False)
 class WebSocketConnector:
@@ -256,11 +262,11 @@ class WebSocketConnector:
             await self._open(socket, Request(host=parts.netloc, target=parts.path or "/", extra_headers=credentials))
             nursery.start_soon(client.read)
             await client.handshake()
-        except BaseException as exc:
-            client._is_closing = True
-            await trio.aclose_forcefully(stream)
-            if isinstance(exc, _BROKEN):
-                raise BackendProtocolError(backend.id, "does not speak WebSocket") from exc
+        except _BROKEN as exc:
+            await client.drop(stream)  # noqa: ASYNC120  # shielded
+            raise BackendProtocolError(backend.id, "does not speak WebSocket") from exc
+        except BaseException:
+            await client.drop(stream)  # noqa: ASYNC102  # shielded, waits for nothing
             raise
         return client
 

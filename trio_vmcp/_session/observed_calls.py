@@ -50,7 +50,7 @@ class _Observed:
 class ObservedCalls(Calls):
     """Its observers are told in the caller's task and context, where a tracer finds the caller's current span."""
 
-    _reporter: SessionReporter = attrs.field(kw_only=True, repr=False)
+    _reporter: SessionReporter = attrs.field(alias="reporter", kw_only=True, repr=False)
 
     @trio.lowlevel.enable_ki_protection
     async def call(

@@ -57,7 +57,9 @@ class Observers:
         for place, observer in enumerate(self._observers):
             try:
                 observer.on_event(event)
-            except BaseException as error:  # noqa: BLE001  # code of the user's; an exit is raised below
+            except EXITS as error:  # raised below
+                ends_program = ends_program or error
+            except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001  # code of the user's
                 found = exit_in(error)
                 if isinstance(found, EXITS):
                     ends_program = ends_program or found
