@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import gc
 import socket
+import ssl
 from functools import partial
 
 import httpx
@@ -56,10 +57,13 @@ async def test_a_reset_breaks_the_peer_after_what_was_sent() -> None:
 
 
 async def test_only_connections_can_be_reset() -> None:
-    """The error names a stream of another kind."""
-    stream = trio.StapledStream(*trio.testing.memory_stream_one_way_pair())
-    with pytest.raises(TypeError, match="StapledStream"):
-        reset(stream)
+    """The error names a stream of another kind. A pair of pipes has no reset, and stays as it is."""
+    pipes = trio.StapledStream(*trio.testing.memory_stream_one_way_pair())
+    with pytest.raises(TypeError, match="SSLStream"):
+        reset(trio.SSLStream(pipes, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), server_hostname="b.test"))
+    reset(pipes)
+    await pipes.send_all(b"x")
+    assert b"x" == await pipes.receive_some(1)
 
 
 # Hosts
