@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, TypeAlias
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.strategies import BACKEND_IDS, OWN_NAMES, resolutions
 
@@ -84,6 +84,7 @@ def play(step: tuple[str, str, Listing | None], listings: Listings) -> None:
         listings[backend_id] = listed
 
 
+@settings(max_examples=50)  # each takes 10 ms
 @given(scripts, resolutions(), bound, st.booleans())
 def test_what_is_kept_is_what_is_built_from_scratch(
     script: list[list[tuple[str, str, Listing | None]]],
@@ -137,6 +138,7 @@ def state_of(directory: Directory) -> list[object]:
     return [*(getattr(directory, what) for what in READ), *found, *map(directory.find_owner, URIS)]
 
 
+@settings(max_examples=25)  # each takes 20 ms
 @given(scripts, resolutions())
 def test_between_the_steps_of_an_update_callers_see_the_state_of_before(
     script: list[list[tuple[str, str, Listing | None]]], strategy: ConflictResolution
@@ -302,7 +304,7 @@ def test_names_of_one_backend_are_bounded() -> None:
 
 def test_a_name_counts_once_however_often_it_is_decided() -> None:
     """Names count when they are bound; a contested name that is decided again is bound already."""
-    names = tuple("x" * 40 + str(number) for number in range(MOST_BOUND_BYTES // 50))
+    names = tuple("x" * 50 + str(number) for number in range(MOST_BOUND_BYTES // 60))
     directory = new_directory(UNBOUND, FactorySettings(conflict_resolution=Bare()))
     size = sum(map(len, names))
     for mark in range(3):
