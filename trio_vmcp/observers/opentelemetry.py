@@ -18,8 +18,8 @@ from trio_vmcp.observe import CallEnded, CallStarted, Event, OpeningFailed, Sess
 try:
     from opentelemetry import trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-except ImportError as error:
-    if (error.name or "").partition(".")[0] != "opentelemetry":
+except ImportError as _error:
+    if (_error.name or "").partition(".")[0] != "opentelemetry":
         raise
     text = "OpenTelemetryObserver needs opentelemetry-api: pip install 'trio-vmcp[otel]'"
     raise ImportError(text, name="opentelemetry") from None

@@ -26,8 +26,8 @@ from trio_vmcp.observe import (
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
-except ImportError as error:
-    if (error.name or "").partition(".")[0] != "prometheus_client":
+except ImportError as _error:
+    if (_error.name or "").partition(".")[0] != "prometheus_client":
         raise
     text = "PrometheusObserver needs prometheus_client: pip install 'trio-vmcp[prometheus]'"
     raise ImportError(text, name="prometheus_client") from None
