@@ -42,7 +42,7 @@ def _of(owner: str, *names: str) -> tuple[str, ...]:
 _OWNER_TESTS = _session(
     *("admission", "closing", "calls", "ownership", "opening", "change_feed", "close_path", "interrupts"),
     *("restore", "recovery", "idle_recovery", "coming_back", "add_remove", "breaker", "health"),
-    *("life", "member", "row", "traps", "two_instances", "own_connector", "use_marks", "late_joins"),
+    *("life", "member", "row", "traps", "two_instances", "own_connector", "use_marks", "late_joins", "observing"),
 ) + _client("handlers")
 _BREAKER_TESTS = _session("breaker", "recovery", "health", "idle_recovery")
 _ROUTING_TESTS = (*_session("names", "directory", "add_remove"), "test_routing")
