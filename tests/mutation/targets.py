@@ -222,7 +222,7 @@ EQUIVALENT: Mapping[str, str] = {
     "Calls: 0.0 becomes 1.0 in `last_call_at: float = attrs.field(default=0.0, init=False)`": (
         "Set when the opening ends, and not read before."
     ),
-    "Calls.call: ignore `array` in `if array and not isinstance(raw.get(array), list | None):`": (
+    "Calls.call: ignore `answer.array` in `if answer.array and not isinstance(raw.get(answer.array), list | None):`": (
         'A method without an array asks for the member "", which no result of MCP has.'
     ),
     "Calls._find: ignore `owner is not None` in `if owner is not None and owner in self._members:`": (
@@ -233,7 +233,7 @@ EQUIVALENT: Mapping[str, str] = {
         "For the type checker: a backend whose prompt or template is listed was connected once."
     ),
     "Membership._ensure_retrying: ignore `member.backend is not None` in `if member.retry is None and member.backend "
-    "is not None and member.may_join(self._session.life):`": (
+    "is not None and self._is_retried(member):`": (
         "For the type checker: a member without its `Backend` is Unconfigured, and may not join."
     ),
     "NameRule.fit: > becomes >= in `return (legible[int(too_long) :] if too_long > 0 else legible) + tail`": (
