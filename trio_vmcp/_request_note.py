@@ -86,6 +86,7 @@ class RequestNote:
         call_meta: The `meta` of that call.
         silence: How long the backend may be silent now; None: until the request times out.
         via: Names the proxy that the request goes through, with the comma before it; empty: none.
+        lists_follow: As soon as a handshake is over, the backend's lists are asked for.
         outer: The note of the call or handler that this one runs inside of.
     """
 
@@ -102,6 +103,7 @@ class RequestNote:
     knob: str = "request_timeout"
     silence: Silence | None = attrs.field(default=None, kw_only=True, repr=False)
     via: str = ""
+    lists_follow: bool = attrs.field(default=False, kw_only=True)
     outer: RequestNote | None = attrs.field(default=None, kw_only=True)
 
 

@@ -625,7 +625,7 @@ async def takes_any_row(original: Any, row: SessionRow) -> bool:
         row.metadata = await row._storage.load(row.metadata.session_id)
         row._held = Held(sent=row.metadata)
         row.marks.add_first(row.metadata.used_at)
-    return await original(row)  # type: ignore[no-any-return]
+    return await original(row)  # type: ignore[no-any-return]  # a method that is taken as it is, without types
 
 
 def keeps_ours(ours: RowContents, base: RowContents, theirs: RowContents) -> RowContents:

@@ -1,4 +1,4 @@
-"""Traces of sessions over every channel, read from the exporter in memory: who is whose child, and no secrets."""
+"""Traces of sessions over every channel, read from the exporter in memory: parents and children, and no secrets."""
 
 from __future__ import annotations
 

@@ -704,6 +704,33 @@ async def test_the_connections_for_lists_are_made_ahead(
             assert min(most, 4) + listens == world.network.connection_attempts
 
 
+async def test_connections_that_are_idle_are_not_made_ahead(autojump_clock: MockClock) -> None:
+    """A second session at the same backend opens with those of the first."""
+    backend = echo_backend(latency=0.1)
+    backend.add_prompt("prompt")
+    backend.add_resource("mem://1")
+    async with open_world({"a": backend}) as world:
+        async with world.open_session():
+            before = world.network.connection_attempts
+            async with world.open_session():
+                assert before == world.network.connection_attempts == 4
+
+
+async def test_a_new_connection_makes_none_ahead(autojump_clock: MockClock) -> None:
+    """Known lists are read again one after another: a backend that comes back is not met with a connection for each."""
+    backend = echo_backend(latency=0.1)
+    backend.add_prompt("prompt")
+    backend.add_resource("mem://1")
+    async with open_world({"a": backend}) as world:
+        async with world.open_session() as session:
+            await trio.sleep(600)  # until no connection is idle
+            backend.sessions.clear()
+            before = world.network.connection_attempts
+            await session.call_tool("a_echo")
+            await trio.sleep(5)
+            assert before + 2 == world.network.connection_attempts  # the call, and the lists beside it
+
+
 async def test_a_failure_reads_as_a_sentence(autojump_clock: MockClock) -> None:
     """A call to a bound name of a missing backend says why the backend is missing."""
     backends = {"a": echo_backend()}

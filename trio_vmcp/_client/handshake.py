@@ -27,6 +27,7 @@ from trio_vmcp._protocol.methods import (
     declares,
 )
 from trio_vmcp._protocol.outcomes import GATEWAY_STATUSES, Answer, Loss, Refusal, rejection
+from trio_vmcp._request_note import current_note
 from trio_vmcp.errors import BackendUnavailable
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord
@@ -90,7 +91,9 @@ class HandshakeClient(Client[SessionChannel]):
             server_capabilities=capabilities,
         )
         self._channel.agree(version)
-        if trio.current_time() - begun_at > SLOW_HANDSHAKE:  # then all lists are asked for at once
+        note = current_note.get()
+        if note is not None and note.lists_follow and trio.current_time() - begun_at > SLOW_HANDSHAKE:
+            # Then all lists are asked for at once.
             lists = sum(declares(capabilities, (each.kind,)) for each in LISTS)
             self._channel.expect_requests(lists, and_stream=self._listens_to_changes)
         # Wait until the server has taken this: POSTs on two connections have no order, and some servers refuse a

@@ -213,10 +213,11 @@ class Http11Transport(httpx.AsyncBaseTransport):
         self._keep_idle(connection, origin)
 
     def open_ahead(self, origin: Origin, count: int, nursery: trio.Nursery) -> None:
-        """Begin to make `count` connections, for requests that follow in a moment: each of these waits for one of them
-        in place of making its own. One that cannot be made is no error: its request tries again.
+        """Begin to make what is missing to `count` connections, for requests that follow in a moment: each of these
+        waits for one of them in place of making its own. One that cannot be made is no error: its request tries again.
         """
-        for _ in range(count):
+        there = len(self._idle.get(origin, ())) + len(self._ahead.get(origin, ()))
+        for _ in range(count - there):
             ended = trio.Event()
             self._ahead.setdefault(origin, []).append(ended)
             start_task(nursery, self._connect_ahead, origin, ended)

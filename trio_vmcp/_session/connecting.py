@@ -164,7 +164,7 @@ class Attempt:
         self._connecting.deadline = self._member.begun_at + times * limit.seconds
         if times > 1:
             start_clean(nursery, self._report_late, limit)
-        note = RequestNote()
+        note = RequestNote(lists_follow=self._member.listing is None)
         current_note.set(note)  # in this task's own context
         retry_after: float | None = None
         is_of_endpoint = False

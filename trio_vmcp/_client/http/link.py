@@ -219,11 +219,11 @@ class HttpLink:
         raise BackendProtocolError(self.backend.id, f"redirects more than {MOST_REDIRECTS} times")
 
     def open_ahead(self, count: int, nursery: trio.Nursery, *, and_stream: bool) -> None:
-        """Begin to make the connections that `count` requests and a stream need, which follow at once; one connection
-        is there. No more are made than calls may have.
+        """Begin to make the connections that `count` requests and a stream need, which follow at once. Requests get no
+        more than calls may have.
         """
         if isinstance(self.transport, Http11Transport):
-            count = int(min(count, self.limit.calls.total_tokens)) - 1 + and_stream
+            count = int(min(count, self.limit.calls.total_tokens)) + and_stream
             self.transport.open_ahead(origin_of(self._target), count, nursery)
 
     async def read_refusal(self, reply: HttpReply) -> Refusal:
