@@ -5,7 +5,7 @@ transport.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 import httpx
@@ -26,6 +26,7 @@ __all__ = [
     "Handler",
     "OnProgress",
     "OutgoingAuth",
+    "PreferredEra",
     "ServerRequest",
     "note_written",
 ]
@@ -51,6 +52,10 @@ that it returns. The flow of that Auth may await, and may send requests of its o
 - An error that this function or the flow raises becomes `BackendUnauthorized` without its text; a `BackendError` comes
   out as itself.
 """
+
+
+PreferredEra: TypeAlias = Literal["modern", "legacy"]
+"""What the probe of an `era="auto"` backend tries first: `server/discover` of the stateless era, or `initialize`."""
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ import secrets
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from typing import Protocol
+from typing import Protocol, get_args
 
 import attrs
 import httpx
@@ -19,7 +19,7 @@ from trio_vmcp._client.built_in import BuiltInConnector
 from trio_vmcp._http.proxy import choose_proxies
 from trio_vmcp._interrupts import EXITS, exit_in, protected_manager
 from trio_vmcp._nursery import require_trio, start_clean
-from trio_vmcp._session.connectors import Connectors
+from trio_vmcp._session.connectors import Connectors, ForSession
 from trio_vmcp._session.life import Phase
 from trio_vmcp._session.member import Member, new_member
 from trio_vmcp._session.observing import Observers, SessionReporter
@@ -27,10 +27,11 @@ from trio_vmcp._session.owner import SessionOwner
 from trio_vmcp._session.reconnects import Endpoints
 from trio_vmcp._session.row import SessionRow, load_row, new_row
 from trio_vmcp._session.row_storage import RowStorage
-from trio_vmcp.connector import BackendConnector, ClientHandlers, OutgoingAuth
+from trio_vmcp.connector import BackendConnector, ClientHandlers, OutgoingAuth, PreferredEra
 from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.errors import InvalidSessionId, SessionClosed, SessionExists, SessionNotFound, session_tag
 from trio_vmcp.identity import Identity, bind, is_bound_to, process_keys
+from trio_vmcp.metadata import checked_attributes
 from trio_vmcp.models import Backend
 from trio_vmcp.observe import Observer
 from trio_vmcp.routing import changed_names
@@ -61,7 +62,14 @@ class SessionFactory(Protocol):
     """
 
     async def make_session(
-        self, backends: Iterable[Backend], *, identity: Identity | None = None, session_id: str | None = None
+        self,
+        backends: Iterable[Backend],
+        *,
+        identity: Identity | None = None,
+        session_id: str | None = None,
+        attributes: Mapping[str, str] | None = None,
+        handlers: ClientHandlers | None = None,
+        prefer_era: PreferredEra | None = None,
     ) -> Session:
         """Open a session that lives until its `aclose()`; it may outlive the calling task, but not the factory.
 
@@ -70,30 +78,56 @@ class SessionFactory(Protocol):
             identity: Binds the session to its issuer and subject, not to its token; every call must then have this
                 identity as `caller`. Its token is for requests that no caller made: opening, listing, closing.
             session_id: 1-256 characters of 0x21-0x7E; None: a random one. A bearer token: keep it secret.
+            attributes: Of the application's own, for `session.metadata.attributes`, which the storage keeps; up to
+                16 KiB in UTF-8, keys and values together. `Session.set_attributes` replaces them.
+            handlers: In place of the factory's, for all backends of this session; `ClientHandlers()` answers nothing
+                and declares nothing. None: the factory's. As those, of no effect on a `connector` that is passed.
+            prefer_era: What is tried first to find out the era of a backend with `era="auto"`: "modern" for
+                `server/discover`, "legacy" for `initialize`. None: "legacy" with handlers for sampling or elicitation,
+                else "modern". The other one is tried where the first fails.
 
         Raises:
             InvalidSessionId: The id is of another form; no backend was contacted.
             SessionExists: The id is taken, or was terminated within the storage's `ttl`.
             NoBackends: Fewer than `min_backends` connected.
             StorageError: The metadata could not be written.
-            ValueError: Two backends have one id; there is no connector for the transport of one.
+            ValueError: Two backends have one id; there is no connector for the transport of one; `attributes` are no
+                mapping of str to str, or too large; `prefer_era` is neither of the two. No backend was contacted.
         """
         ...
 
     def open_session(
-        self, backends: Iterable[Backend], *, identity: Identity | None = None, session_id: str | None = None
+        self,
+        backends: Iterable[Backend],
+        *,
+        identity: Identity | None = None,
+        session_id: str | None = None,
+        attributes: Mapping[str, str] | None = None,
+        handlers: ClientHandlers | None = None,
+        prefer_era: PreferredEra | None = None,
     ) -> AbstractAsyncContextManager[Session]:
         """`make_session` for the length of an `async with`. An error in its body comes out as itself."""
         ...
 
     async def restore_session(
-        self, session_id: str, backends: Iterable[Backend], *, identity: Identity | None = None
+        self,
+        session_id: str,
+        backends: Iterable[Backend],
+        *,
+        identity: Identity | None = None,
+        handlers: ClientHandlers | None = None,
+        prefer_era: PreferredEra | None = None,
     ) -> Session:
         """Open a session again from its metadata, after a `suspend`, or on another instance.
 
         A stored backend session is taken up without `initialize` if the backend's endpoint is the same as before; if
         the backend no longer knows it (404), a new one is opened. A stored backend that is not in `backends` stays a
         member of the session, and calls to its names fail with BackendUnavailable; a backend that is not stored joins.
+        The attributes are those of the metadata.
+
+        Args:
+            handlers, prefer_era: As in `make_session`. Neither is stored. A stored backend session of the handshake era
+                is taken up in that era, whatever is preferred.
 
         Raises:
             InvalidSessionId: The id is of another form; neither storage nor backend was contacted.
@@ -109,7 +143,7 @@ class DefaultSessionFactory(SessionFactory):
     """Built by `open_session_factory` alone. Docstrings are inherited from `SessionFactory`."""
 
     _storage: Storage = attrs.field(alias="storage", repr=False)  # these two may be the user's, secrets and all
-    _connector_for: Callable[[str], BackendConnector] = attrs.field(alias="connector_for", repr=False)  # by session id
+    _connector_for: ForSession = attrs.field(alias="connector_for", repr=False)
     _check_backend: Callable[[Backend], None] = attrs.field(alias="check_backend", repr=False)
     _settings: FactorySettings = attrs.field(alias="settings")
     _nursery: trio.Nursery = attrs.field(alias="nursery")
@@ -126,17 +160,31 @@ class DefaultSessionFactory(SessionFactory):
         self._endpoints = Endpoints(self._settings.reconnect_delay, self._settings.reconnect_max_delay)
 
     async def make_session(
-        self, backends: Iterable[Backend], *, identity: Identity | None = None, session_id: str | None = None
+        self,
+        backends: Iterable[Backend],
+        *,
+        identity: Identity | None = None,
+        session_id: str | None = None,
+        attributes: Mapping[str, str] | None = None,
+        handlers: ClientHandlers | None = None,
+        prefer_era: PreferredEra | None = None,
     ) -> Session:
-        _, session = await self._make(backends, identity, session_id)
+        _, session = await self._make(backends, identity, session_id, attributes, handlers, prefer_era)
         return session
 
     @protected_manager
     @asynccontextmanager
     async def open_session(
-        self, backends: Iterable[Backend], *, identity: Identity | None = None, session_id: str | None = None
+        self,
+        backends: Iterable[Backend],
+        *,
+        identity: Identity | None = None,
+        session_id: str | None = None,
+        attributes: Mapping[str, str] | None = None,
+        handlers: ClientHandlers | None = None,
+        prefer_era: PreferredEra | None = None,
     ) -> AsyncIterator[Session]:
-        owner, session = await self._make(backends, identity, session_id)
+        owner, session = await self._make(backends, identity, session_id, attributes, handlers, prefer_era)
         body_error: BaseException | None = None
         try:
             yield session
@@ -155,8 +203,15 @@ class DefaultSessionFactory(SessionFactory):
 
     @trio.lowlevel.enable_ki_protection
     async def restore_session(
-        self, session_id: str, backends: Iterable[Backend], *, identity: Identity | None = None
+        self,
+        session_id: str,
+        backends: Iterable[Backend],
+        *,
+        identity: Identity | None = None,
+        handlers: ClientHandlers | None = None,
+        prefer_era: PreferredEra | None = None,
     ) -> Session:
+        _require_preferred(prefer_era)
         configured = self._by_id(backends)
         _require_valid(session_id)
         self._require_open()
@@ -172,7 +227,8 @@ class DefaultSessionFactory(SessionFactory):
             for record in row.metadata.backends:
                 absent = new_member(record.backend_id, None, self._settings, self._endpoints, record)
                 members.setdefault(record.backend_id, absent)
-            _, session = await self._run(members, row, identity, reporter)
+            connector = self._connector_for(session_id, handlers, prefer_era)
+            _, session = await self._run(members, row, identity, connector, reporter)
             return session
 
     async def close(self, *, is_exit: bool) -> None:
@@ -191,9 +247,17 @@ class DefaultSessionFactory(SessionFactory):
 
     @trio.lowlevel.enable_ki_protection
     async def _make(
-        self, backends: Iterable[Backend], identity: Identity | None, session_id: str | None
+        self,
+        backends: Iterable[Backend],
+        identity: Identity | None,
+        session_id: str | None,
+        attributes: Mapping[str, str] | None,
+        handlers: ClientHandlers | None,
+        prefer_era: PreferredEra | None,
     ) -> tuple[SessionOwner, DefaultSession]:
+        _require_preferred(prefer_era)
         configured = self._by_id(backends)
+        kept = checked_attributes({} if attributes is None else attributes)
         if session_id is not None:
             _require_valid(session_id)
         chosen = session_id or secrets.token_urlsafe(_SESSION_ID_BYTES)
@@ -203,12 +267,13 @@ class DefaultSessionFactory(SessionFactory):
             if session_id is not None:
                 await self._require_unknown(session_id, storage)
             self._warn_of_process_key(identity)
-            row = new_row(chosen, bind(identity, self._keys), storage)
+            row = new_row(chosen, bind(identity, self._keys), storage, kept)
             members = {
                 backend_id: new_member(backend_id, backend, self._settings, self._endpoints, identity=identity)
                 for backend_id, backend in configured.items()
             }
-            return await self._run(members, row, identity, reporter)
+            connector = self._connector_for(chosen, handlers, prefer_era)
+            return await self._run(members, row, identity, connector, reporter)
 
     def _by_id(self, backends: Iterable[Backend]) -> dict[str, Backend]:
         configured: dict[str, Backend] = {}
@@ -249,11 +314,15 @@ class DefaultSessionFactory(SessionFactory):
                 del self._live[session_id]
 
     async def _run(
-        self, members: dict[str, Member], row: SessionRow, identity: Identity | None, reporter: SessionReporter
+        self,
+        members: dict[str, Member],
+        row: SessionRow,
+        identity: Identity | None,
+        connector: BackendConnector,
+        reporter: SessionReporter,
     ) -> tuple[SessionOwner, DefaultSession]:
         if self._closing:  # since the id was claimed: the storage was asked in between
             raise SessionClosed("the session factory closed while the session was opening")
-        connector = self._connector_for(row.metadata.session_id)
         owner = SessionOwner(
             members,
             row,
@@ -339,6 +408,11 @@ def _require_valid(session_id: str) -> None:
         raise InvalidSessionId(f"a session id is 1-256 characters of 0x21-0x7E; this one ({shown}) is not")
 
 
+def _require_preferred(prefer_era: PreferredEra | None) -> None:
+    if prefer_era not in (None, *get_args(PreferredEra)):
+        raise ValueError(f"prefer_era={prefer_era!r} is none of 'modern', 'legacy' and None")
+
+
 def _warn_of_changed_names(settings: FactorySettings) -> None:
     """A name of a `Manual` is written to be found under just that name; one that does not fit is changed."""
     changed = changed_names(settings.conflict_resolution, settings.names_for, settings.max_name_length)
@@ -409,7 +483,7 @@ async def open_session_factory(
         ssl_context=ssl_context,
         proxies=proxies,
     )
-    default_for = built_in.for_session if connector is None else lambda _: connector
+    default_for = built_in.for_session if connector is None else lambda *_: connector
     chosen = Connectors(connectors, default_for, takes_any=connector is not None)
     body_error: BaseException | None = None
     try:

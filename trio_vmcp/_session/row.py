@@ -478,7 +478,9 @@ def _join_each(ours: Mapping[str, T], base: Mapping[str, T], theirs: Mapping[str
     return joined | {key: value for key, value in ours.items() if key in untouched}
 
 
-def new_row(session_id: str, binding: str | None, storage: RowStorage) -> SessionRow:
+def new_row(
+    session_id: str, binding: str | None, storage: RowStorage, attributes: Mapping[str, str] | None = None
+) -> SessionRow:
     """A row that is written when the opening ends."""
     now = datetime.now(UTC)
     metadata = SessionMetadata(
@@ -490,6 +492,7 @@ def new_row(session_id: str, binding: str | None, storage: RowStorage) -> Sessio
         identity_binding=binding,
         backends=(),
         bindings={"tools": {}, "prompts": {}},
+        attributes=attributes or {},
     )
     return SessionRow(metadata, storage=storage)
 
