@@ -26,6 +26,7 @@ from trio_vmcp._protocol.json_slices import decode_in_steps, split_in_steps
 from trio_vmcp.models import JSON
 
 __all__ = [
+    "BOM",
     "MOST_AT_ONCE",
     "BadMessage",
     "ErrorReply",
@@ -48,6 +49,7 @@ __all__ = [
     "to_text",
 ]
 
+BOM = "\ufeff".encode()  # "parsers MAY ignore the presence of a byte order mark" (RFC 8259 §8.1)
 RequestId: TypeAlias = int | str
 _Argument = TypeVar("_Argument")
 _T = TypeVar("_T")
@@ -273,10 +275,11 @@ def same_id(received: RequestId | None, ours: int) -> bool:
 
 def to_text(data: bytes | bytearray | memoryview) -> str:
     """Raises: BadMessage."""
+    begin = len(BOM) if data[: len(BOM)] == BOM else 0  # skipped here: without its first character, a text is a copy
     try:
-        return str(data, "utf-8").removeprefix("\ufeff")  # json.loads would also accept UTF-16 and UTF-32
+        return str(memoryview(data)[begin:] if begin else data, "utf-8")  # json.loads would take UTF-16 and UTF-32, too
     except UnicodeDecodeError as exc:
-        problem = f"is not UTF-8 at byte {exc.start}"
+        problem = f"is not UTF-8 at byte {begin + exc.start}"
     # Raised outside of the except: as a context, UnicodeDecodeError would keep the whole input alive.
     raise BadMessage(problem)
 
