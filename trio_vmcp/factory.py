@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Protocol, get_args
 
@@ -20,6 +20,7 @@ from trio_vmcp._http.proxy import choose_proxies
 from trio_vmcp._interrupts import EXITS, exit_in, protected_manager
 from trio_vmcp._nursery import require_trio, start_clean
 from trio_vmcp._session.connectors import Connectors, ForSession
+from trio_vmcp._session.goodbyes import say_goodbyes
 from trio_vmcp._session.life import Phase
 from trio_vmcp._session.member import Member, new_member
 from trio_vmcp._session.observing import Observers, SessionReporter
@@ -31,7 +32,7 @@ from trio_vmcp.connector import BackendConnector, ClientHandlers, OutgoingAuth, 
 from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.errors import InvalidSessionId, SessionClosed, SessionExists, SessionNotFound, session_tag
 from trio_vmcp.identity import Identity, bind, is_bound_to, process_keys
-from trio_vmcp.metadata import checked_attributes
+from trio_vmcp.metadata import BackendRecord, checked_attributes
 from trio_vmcp.models import Backend
 from trio_vmcp.observe import Observer
 from trio_vmcp.routing import changed_names
@@ -149,6 +150,7 @@ class DefaultSessionFactory(SessionFactory):
     _nursery: trio.Nursery = attrs.field(alias="nursery")
     _keys: tuple[bytes, ...] = attrs.field(alias="keys", repr=False)
     _warns_of_process_key: bool = attrs.field(alias="warns_of_process_key")
+    shares_storage: bool  # other factories may have the storage, too
     _observers: Observers = attrs.field(alias="observers")
     _live: dict[str, SessionOwner | None] = attrs.field(
         factory=dict, init=False, repr=False
@@ -194,7 +196,7 @@ class DefaultSessionFactory(SessionFactory):
         if exit_in(body_error) is not None:
             owner.shorten_drain(MOST_CANCELLED_DRAIN)
         try:
-            await _wait_closed([owner])
+            await wait_closed([owner])
         except EXITS as exc:
             body_error = exc  # a Ctrl-C while the session closed: it wins over all else
         finally:
@@ -213,23 +215,41 @@ class DefaultSessionFactory(SessionFactory):
     ) -> Session:
         _require_preferred(prefer_era)
         configured = self._by_id(backends)
-        _require_valid(session_id)
+        require_valid(session_id)
         self._require_open()
         reporter = self._new_reporter(session_id)
         row = await self._load_for(session_id, identity, reporter)
+        _, session = await self._restore(row, configured, identity, handlers, prefer_era, reporter)
+        return session
+
+    async def _restore(
+        self,
+        row: SessionRow,
+        configured: Mapping[str, Backend],
+        identity: Identity | None,
+        handlers: ClientHandlers | None,
+        prefer_era: PreferredEra | None,
+        reporter: SessionReporter,
+        without: Container[str] = (),
+    ) -> tuple[SessionOwner, DefaultSession]:
+        """
+        Args:
+            without: Ids of stored backends whose records are not taken up: they are members only if configured.
+        """
+        session_id = row.metadata.session_id
+        stored = {record.backend_id: record for record in row.metadata.backends if record.backend_id not in without}
         with self._claim(session_id):
             members = {
                 backend.id: new_member(
-                    backend.id, backend, self._settings, self._endpoints, row.record(backend.id), identity=identity
+                    backend.id, backend, self._settings, self._endpoints, stored.get(backend.id), identity=identity
                 )
                 for backend in configured.values()
             }
-            for record in row.metadata.backends:
+            for record in stored.values():
                 absent = new_member(record.backend_id, None, self._settings, self._endpoints, record)
                 members.setdefault(record.backend_id, absent)
             connector = self._connector_for(session_id, handlers, prefer_era)
-            _, session = await self._run(members, row, identity, connector, reporter)
-            return session
+            return await self._run(members, row, identity, connector, reporter)
 
     async def close(self, *, is_exit: bool) -> None:
         """End every session, all of them at once. Cancelled, it still stays to the end, with a shorter drain.
@@ -243,7 +263,81 @@ class DefaultSessionFactory(SessionFactory):
             owner.request_close(terminate=self._settings.on_exit == "terminate")
             if is_exit:
                 owner.shorten_drain(MOST_CANCELLED_DRAIN)
-        await _wait_closed(owners)
+        await wait_closed(owners)
+
+    # --- what a manager of sessions asks for (`manager.py`): owners and rows
+
+    @property
+    def settings(self) -> FactorySettings:
+        return self._settings
+
+    @property
+    def storage_ttl(self) -> float:
+        return self._storage.ttl
+
+    def check_backends(self, backends: Iterable[Backend]) -> tuple[Backend, ...]:
+        """
+        Raises:
+            ValueError: Two have one id; there is no connector for the transport of one.
+        """
+        return tuple(self._by_id(backends).values())
+
+    async def make_owned(
+        self,
+        session_id: str,
+        backends: Iterable[Backend],
+        identity: Identity | None,
+        attributes: Mapping[str, str] | None,
+        handlers: ClientHandlers | None,
+        prefer_era: PreferredEra | None,
+    ) -> SessionOwner:
+        """`make_session` with an id that was drawn at random."""
+        owner, _ = await self._make(backends, identity, session_id, attributes, handlers, prefer_era, is_random=True)
+        return owner
+
+    async def load_row(self, session_id: str, identity: Identity | None) -> SessionRow:
+        """The row of a session of this identity.
+
+        Raises:
+            SessionNotFound: There is none, or it is another's: at the same cost.
+            StorageError: Away, too slow, or not to be read.
+        """
+        return await self._load_for(session_id, identity, self._new_reporter(session_id))
+
+    async def restore_owned(
+        self,
+        row: SessionRow,
+        backends: Iterable[Backend],
+        identity: Identity | None,
+        handlers: ClientHandlers | None,
+        prefer_era: PreferredEra | None,
+        *,
+        without: Container[str],
+    ) -> SessionOwner:
+        """`restore_session` with a row that was loaded by `load_row` for this identity.
+
+        Args:
+            without: As in `_restore`.
+        """
+        _require_preferred(prefer_era)
+        reporter = self._new_reporter(row.metadata.session_id)
+        owner, _ = await self._restore(row, self._by_id(backends), identity, handlers, prefer_era, reporter, without)
+        return owner
+
+    def row_storage(self, session_id: str) -> RowStorage:
+        """The storage, for the row of one session."""
+        return self._bounded_storage(self._new_reporter(session_id))
+
+    async def say_goodbyes(
+        self,
+        session_id: str,
+        records: Iterable[BackendRecord],
+        backends: Iterable[Backend],
+        identity: Identity | None,
+    ) -> None:
+        """End the backends' sessions that the row of a session names, which is not open. At most `teardown_timeout`."""
+        connector = self._connector_for(session_id, None, None)
+        await say_goodbyes(records, backends, connector, identity, self._settings.teardown_timeout)
 
     @trio.lowlevel.enable_ki_protection
     async def _make(
@@ -254,17 +348,23 @@ class DefaultSessionFactory(SessionFactory):
         attributes: Mapping[str, str] | None,
         handlers: ClientHandlers | None,
         prefer_era: PreferredEra | None,
+        *,
+        is_random: bool = False,
     ) -> tuple[SessionOwner, DefaultSession]:
+        """
+        Args:
+            is_random: The id was drawn at random for this session: no other has it.
+        """
         _require_preferred(prefer_era)
         configured = self._by_id(backends)
         kept = checked_attributes({} if attributes is None else attributes)
         if session_id is not None:
-            _require_valid(session_id)
+            require_valid(session_id)
         chosen = session_id or secrets.token_urlsafe(_SESSION_ID_BYTES)
         reporter = self._new_reporter(chosen)
         with self._claim(chosen):
             storage = self._bounded_storage(reporter)
-            if session_id is not None:
+            if session_id is not None and not is_random:
                 await self._require_unknown(session_id, storage)
             self._warn_of_process_key(identity)
             row = new_row(chosen, bind(identity, self._keys), storage, kept)
@@ -389,7 +489,7 @@ class DefaultSessionFactory(SessionFactory):
         return row
 
 
-async def _wait_closed(owners: Sequence[SessionOwner]) -> None:
+async def wait_closed(owners: Sequence[SessionOwner]) -> None:
     """Until all of them are CLOSED. Cancelled, it still stays to the end, which is then bounded."""
     try:
         for owner in owners:
@@ -402,7 +502,7 @@ async def _wait_closed(owners: Sequence[SessionOwner]) -> None:
                 await owner.wait_closed()
 
 
-def _require_valid(session_id: str) -> None:
+def require_valid(session_id: str) -> None:
     if not isinstance(session_id, str) or not _SESSION_ID.fullmatch(session_id):
         shown = f"{len(session_id)} characters" if isinstance(session_id, str) else type(session_id).__name__
         raise InvalidSessionId(f"a session id is 1-256 characters of 0x21-0x7E; this one ({shown}) is not")
@@ -495,6 +595,7 @@ async def open_session_factory(
                 settings=settings,
                 nursery=nursery,
                 keys=settings.identity_keys or process_keys(),
+                shares_storage=storage is not None,
                 warns_of_process_key=not (settings.identity_keys or type(store) is LocalStorage),
                 observers=Observers(tuple(observers)),
             )

@@ -11,6 +11,7 @@
 - How is one connection made and closed? `connecting.py`. By which connector? `connectors.py`. What is kept of it while
   it takes calls? `connection.py`. When does an answer say that the backend has lost its session? `session_use.py`.
 - When may a backend be connected again? `reconnects.py`. When is one stopped that is not used? `stopping.py`.
+- How do the backends' sessions end of a session that is not open? `goodbyes.py`.
 - Where do subscriptions go when their resource has another owner? `moves.py`.
 - What does a backend offer? `listing.py`; one page after another: `pages.py`; after a `list_changed`: `refresh.py`.
   Which of its tools are let through, and how are they described? `offered_tools.py`.
