@@ -192,7 +192,7 @@ async def test_results_are_not_shared_between_sessions_that_declare_different_th
         for handlers in (ClientHandlers(), ClientHandlers(elicitation=User("one").answer), ClientHandlers()):
             await (await factory.make_session([entry], handlers=handlers, prefer_era="modern")).aclose()
     listed = [exchange.meta[CAPABILITIES] for exchange in backend.received("tools/list")]
-    repeats = [{}] if channel.transport == "stdio" else []  # no result of a child process is kept
+    repeats: list[JSON] = [{}] if channel.transport == "stdio" else []  # no result of a child process is kept
     assert [{}, {"elicitation": FORMS}, *repeats] == listed
 
 

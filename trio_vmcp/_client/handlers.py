@@ -57,6 +57,8 @@ class BoundHandlers:
 
     def __attrs_post_init__(self) -> None:
         self.capabilities = {kind: value for kind, value in _DECLARED.items() if self._handler(kind) is not None}
+        if self.client_handlers.sampling_tools:
+            self.capabilities["sampling"] = {"tools": {}}
 
     @property
     def answer_questions(self) -> bool:
@@ -74,7 +76,8 @@ class BoundHandlers:
             return ServerRequestError(METHOD_NOT_FOUND, "this client offers no such capability")
         if kind == "elicitation" and params.get("mode") not in (None, "form", "url"):
             return ServerRequestError(INVALID_PARAMS, "this client knows the modes 'form' and 'url'")
-        if kind == "sampling" and any(params.get(name) is not None for name in _SAMPLING_TOOLS):
+        has_tools = kind == "sampling" and any(params.get(name) is not None for name in _SAMPLING_TOOLS)
+        if has_tools and not self.client_handlers.sampling_tools:
             return ServerRequestError(INVALID_PARAMS, "this client does not declare sampling.tools")
         return None
 
