@@ -208,6 +208,9 @@ class DefaultSession(trio.abc.AsyncResource, Session):
     ) -> None:
         await self._core.calls.unsubscribe(uri, caller or self._caller, timeout)
 
+    async def set_log_level(self, level: str, *, caller: Identity | None = None) -> None:
+        await self._core.calls.set_log_level(level, caller or self._caller)
+
     # --- members that come and go, and the end
 
     async def add_backend(self, backend: Backend) -> None:

@@ -256,6 +256,26 @@ class Session(TransportSession, Protocol):
         """End a subscription that `subscribe_resource` made."""
         ...
 
+    async def set_log_level(self, level: str, *, caller: Identity | None = None) -> None:
+        """Say from which level on backends send log messages, which `ClientHandlers.log` receives: MCP 2025-11-25,
+        server/utilities/logging.
+
+        It holds for every backend that declares `logging`, also for those that join or are connected again later, until
+        the session ends in this process. In the handshake era each of them is told with `logging/setLevel`; in the
+        stateless era each request from now on says it (`io.modelcontextprotocol/logLevel`). Before the first call a
+        backend of the handshake era sends what it likes, and one of the stateless era is asked for "info" if there is a
+        handler. Returns when all of them have answered, within the `request_timeout` of each. One that refuses costs a
+        warning in the log.
+
+        Args:
+            level: "debug", "info", "notice", "warning", "error", "critical", "alert" or "emergency".
+            caller: As for `call_tool`.
+
+        Raises:
+            ValueError: `level` is none of these.
+        """
+        ...
+
     async def add_backend(self, backend: Backend) -> None:
         """Connect another backend to the live session.
 

@@ -24,8 +24,10 @@ from trio_vmcp._protocol.headers import BadParamHeader, ParamHeaders, encode_hea
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Request, Result, encode_request
 from trio_vmcp._protocol.methods import (
     DISCOVER,
+    LOG_LEVEL,
     METHODS,
     MOST_STALE_PAGES,
+    SET_LEVEL,
     SUBSCRIBE,
     TOOLS_CALL,
     TOOLS_LIST,
@@ -54,7 +56,7 @@ __all__ = ["StatelessClient"]
 logger = logging.getLogger("trio_vmcp.client")
 
 # Sent if there is a log handler. Without a level "the server MUST NOT send" log messages (2026-07-28, logging).
-LOG_LEVEL = "info"
+DEFAULT_LOG_LEVEL = "info"
 TOOLS_AT_ONCE = 64  # whose schemas are looked through in one step, if these are short
 _NO_LONGER_MODERN = (400, 404)  # the answers of servers of the handshake era to a request of this era
 
@@ -66,7 +68,7 @@ def _stamp(requests: ServerRequests) -> JSON:
         "io.modelcontextprotocol/clientCapabilities": requests.capabilities,
         "io.modelcontextprotocol/clientInfo": CLIENT_INFO,
     }
-    return stamp | {"io.modelcontextprotocol/logLevel": LOG_LEVEL} if requests.handlers.has_log else stamp
+    return stamp | {LOG_LEVEL: DEFAULT_LOG_LEVEL} if requests.handlers.has_log else stamp
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -164,6 +166,10 @@ class StatelessClient(Client[Channel]):
     async def exchange(self, ask: Ask, method: Method) -> JSON:
         if method.name in (SUBSCRIBE, UNSUBSCRIBE):
             return await self._change_subscriptions(method.name, ask.params["uri"], ask.identity)
+        if method.name == SET_LEVEL:  # this era has no such request: each later one says it
+            self._stamp = self._stamp | {LOG_LEVEL: ask.params["level"]}
+            await trio.lowlevel.checkpoint()
+            return {}
         if self._cache is None or not method.may_be_kept:
             result = await self._result(ask, method)
             if not is_complete(self.record.backend_id, method, result):

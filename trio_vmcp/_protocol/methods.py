@@ -25,6 +25,8 @@ __all__ = [
     "LISTS",
     "LIST_CHANGED",
     "LIST_KEYS",
+    "LOG_LEVEL",
+    "LOG_LEVELS",
     "MESSAGE",
     "METHODS",
     "MOST_STALE_PAGES",
@@ -33,6 +35,7 @@ __all__ = [
     "QUESTIONS",
     "READ_RESOURCE",
     "RESOURCE_UPDATED",
+    "SET_LEVEL",
     "SUBSCRIBE",
     "SUBSCRIPTION_ID",
     "TOOLS_CALL",
@@ -73,6 +76,10 @@ LIST_KEYS: dict[str, str] = {kind: f"{kind}ListChanged" for kind in KINDS}
 
 # In `_meta` of the messages of a subscription: the id of its request.
 SUBSCRIPTION_ID = "io.modelcontextprotocol/subscriptionId"
+
+# In `_meta` of each request of the modern era: how severe log messages have to be.
+LOG_LEVEL = "io.modelcontextprotocol/logLevel"
+LOG_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")  # RFC 5424 §6.2.1
 
 # Requests of a server, and the handler that answers each. No handler is needed for `ping`.
 PING = "ping"
@@ -145,6 +152,7 @@ TOOLS_CALL, GET_PROMPT, READ_RESOURCE = "tools/call", "prompts/get", "resources/
 TOOLS_LIST = "tools/list"
 SUBSCRIBE, UNSUBSCRIBE = "resources/subscribe", "resources/unsubscribe"
 COMPLETE = "completion/complete"
+SET_LEVEL = "logging/setLevel"  # of the handshake era
 
 LISTS: tuple[ListMethod, ...] = (
     _list(TOOLS_LIST, "tools", "tools", "name"),
@@ -173,6 +181,7 @@ METHODS: dict[str, Method] = {
         Method(name=SUBSCRIBE, needs=("resources", "subscribe")),
         Method(name=UNSUBSCRIBE, needs=("resources", "subscribe")),
         Method(name=COMPLETE, needs=("completions",), object="completion"),
+        Method(name=SET_LEVEL, needs=("logging",)),
     )
 }
 UNKNOWN = Method(name="", may_repeat=False)  # a method that is not in the table is sent as it is

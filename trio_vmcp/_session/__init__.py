@@ -12,6 +12,7 @@
   it takes calls? `connection.py`. When does an answer say that the backend has lost its session? `session_use.py`.
 - When may a backend be connected again? `reconnects.py`. When is one stopped that is not used? `stopping.py`.
 - How do the backends' sessions end of a session that is not open? `goodbyes.py`.
+- Which log messages do backends send? `log_levels.py`.
 - Where do subscriptions go when their resource has another owner? `moves.py`.
 - What does a backend offer? `listing.py`; one page after another: `pages.py`; after a `list_changed`: `refresh.py`.
   Which of its tools are let through, and how are they described? `offered_tools.py`.

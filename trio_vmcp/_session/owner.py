@@ -30,6 +30,7 @@ from trio_vmcp._session.directory import Directory, new_directory
 from trio_vmcp._session.directory_updates import DirectoryUpdates
 from trio_vmcp._session.life import Cause, Life, Phase
 from trio_vmcp._session.listing import Listing
+from trio_vmcp._session.log_levels import LogLevel
 from trio_vmcp._session.member import Change, Member, new_member
 from trio_vmcp._session.members import Membership
 from trio_vmcp._session.moves import SubscriptionMoves
@@ -101,12 +102,22 @@ class SessionOwner:
 
     def __attrs_post_init__(self) -> None:
         self.admission = Admission(self.life)
+        log_level = LogLevel()
         self.membership = Membership(
             self._members,
-            SessionParts(self._connector, self.settings, self.row, self.life, self, self.reporter, self.raise_exit),
+            SessionParts(
+                self._connector,
+                self.settings,
+                self.row,
+                self.life,
+                self,
+                self.reporter,
+                self.raise_exit,
+                log_level,
+            ),
         )
         self.directory = new_directory(self.row.bindings, self.settings)
-        parts = (self._members, self.directory, self.admission, self.identity, self.row.note_use)
+        parts = (self._members, self.directory, self.admission, self.identity, self.row.note_use, log_level)
         self.calls = ObservedCalls(*parts, reporter=self.reporter) if self.reporter.observers else Calls(*parts)
         self._moves = SubscriptionMoves(self._members, self.directory)
         self._updates = DirectoryUpdates(self._members, self.directory, self._tell_change)
