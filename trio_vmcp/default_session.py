@@ -224,5 +224,8 @@ class DefaultSession(trio.abc.AsyncResource, Session):
 
     aclose.__doc__ = Session.aclose.__doc__  # else that of trio.abc.AsyncResource, the first base
 
+    async def wait_closed(self) -> None:
+        await self._core.wait_closed()
+
     async def suspend(self, *, drain_timeout: float | None = None) -> None:
         await self._core.close(terminate=False, drain_timeout=drain_timeout)

@@ -351,6 +351,10 @@ class Session(TransportSession, Protocol):
         """
         ...
 
+    async def wait_closed(self) -> None:
+        """Wait until the session is CLOSED, however it ends: closed, idle, hibernating, or terminated elsewhere."""
+        ...
+
     async def suspend(self, *, drain_timeout: float | None = None) -> None:
         """End the session in this process only: as `aclose`, but the metadata and the backends' sessions stay.
 

@@ -33,7 +33,7 @@ from trio_vmcp.testing import MemoryNetwork, ScriptedBackend, open_memory_networ
 __all__ = ["IDLE", "SLEEP", "STATES", "TTL", "Instance", "Managed", "State", "managed"]
 
 TTL = 600.0  # s
-IDLE = 1800.0  # s
+IDLE = 1200.0  # s
 SLEEP = 60.0  # s
 State = Literal["live", "asleep", "elsewhere"]
 STATES: tuple[State, ...] = ("live", "asleep", "elsewhere")
