@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
 import attrs
 
-from trio_vmcp import LocalStorage
 from trio_vmcp.metadata import SCHEMA_VERSION, BackendRecord, SessionMetadata
 
 NOON = datetime(2026, 7, 28, 12, 0, tzinfo=UTC)
@@ -39,11 +37,6 @@ METADATA = SessionMetadata(
     used_at=NOON + timedelta(microseconds=2),
     attributes={"tenant": "attribute-secret"},
 )
-
-
-@asynccontextmanager
-async def open_local_storage(ttl: float) -> AsyncIterator[LocalStorage]:
-    yield LocalStorage(ttl)
 
 
 PLAIN = {str, int, float, bool, bytes, type(None), datetime}
