@@ -12,6 +12,8 @@ LONGEST = 0.05  # s
 CASES = {  # the measure, and what backends send
     "strings": "an answer of 16 MiB with 99 000 strings",
     "escapes": "the same with strings of escapes",
+    "wide": "an answer of 16 MiB of one string, with a character beyond the BMP at its end",
+    "wide list": "the same in a list",
     "keys": "an answer of 99 000 members",
     "batch": "an answer of 16 MiB with 99 000 strings, in a batch",
     "messages": "60 000 messages that are none, in a batch",

@@ -135,6 +135,11 @@ def escapes(size: int) -> str:
     return joined(MOST_VALUES - 1000, lambda _: '"' + r"\n" * (each // 2 - 2) + '"')
 
 
+def wide(size: int) -> str:
+    """One string. Python keeps it in four bytes for each character, since the last needs so many."""
+    return '"' + "x" * (size - 4) + "\N{GRINNING FACE}" + '"'
+
+
 def result(value: str, more: str = "") -> bytes:
     return f'{{"content":[],{more}"structuredContent":{{"x":{value}}}}}'.encode()
 
@@ -148,6 +153,8 @@ FRESH = '"ttlMs":600000,"cacheScope":"public",'
 MESSAGES: dict[str, tuple[str, dict[str, bytes], object]] = {  # by case: the version, results, capabilities
     "strings": ("2025-11-25", {"tools/call": result(strings(MOST_BYTES - 10_000))}, {"tools": {}}),
     "escapes": ("2025-11-25", {"tools/call": result(escapes(MOST_BYTES - 10_000))}, {"tools": {}}),
+    "wide": ("2025-11-25", {"tools/call": result(wide(MOST_BYTES - 10_000))}, {"tools": {}}),
+    "wide list": ("2026-07-28", {"tools/list": one_tool(f'"x":{wide(MOST_BYTES - 10_000)}', FRESH)}, {"tools": {}}),
     "keys": ("2025-11-25", {"tools/call": result(KEYS)}, {"tools": {}}),
     "batch": ("2025-03-26", {"tools/call": result(strings(MOST_BYTES - 10_000))}, {"tools": {}}),
     "messages": ("2025-03-26", {"tools/call": b"{}},7" + b",7" * 60_000 + b',{"x":{}'}, {"tools": {}}),

@@ -28,6 +28,8 @@ FLOORS = (
     ("_session",),
     ("default_session",),
     ("factory",),
+    ("_manager",),
+    ("manager",),
     ("observers",),
     ("testing", "_exports"),
     ("_cli",),
@@ -141,7 +143,7 @@ def test_what_decides_without_io_imports_none(part: str) -> None:
     assert set() == found
 
 
-@pytest.mark.parametrize("wing", ["_session", "_client", "_client/channels", "_routing", "_cli"])
+@pytest.mark.parametrize("wing", ["_manager", "_session", "_client", "_client/channels", "_routing", "_cli"])
 def test_the_map_of_a_wing_names_its_files(wing: str) -> None:
     """The docstring of the package says which file answers which question: it names each file, and no other."""
     folder = home() / wing

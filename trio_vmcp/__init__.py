@@ -1,4 +1,24 @@
-"""One Trio session over many MCP servers."""
+"""One Trio session over many MCP servers.
+
+A map, from the top floor down. Imports never go up (`tests/test_floors.py` has the exact list).
+
+- `cli.py`, `_cli/`: the command `trio-vmcp`: its arguments and file, its requests, what it shows, the demo
+- `testing/`: scripted backends, faults and networks for tests; shares no parser with what it tests
+- `factory.py`: `open_session_factory`: makes, restores and owns sessions
+- `session.py`, `default_session.py`: the interface `Session`, and the object that callers hold
+- `_session/`: many backends: opening and closing, admission, names, recovery, retries, the stored row. Map:
+  `_session/__init__.py`
+- `storage/`, `auth/`, `observers/`: where metadata lives; ready-made credentials; Prometheus and OpenTelemetry, on
+  `observe.py`
+- `_client/`: one backend: eras, probe, deadlines, subscriptions, questions, cached results. Map: `_client/__init__.py`
+- `_client/channels/`, `_client/http/`: streamable HTTP, HTTP+SSE, stdio and processes; credentials, connection limit,
+  errors
+- `_http/`: HTTP/1.1 on Trio: connections, TLS, proxies, size limits. Knows nothing of MCP
+- `connector.py`: the seam: `BackendConnector`, `BackendClient`, `ClientHandlers`
+- `_protocol/`: JSON-RPC, the table of MCP methods, revisions, event streams, headers, URI templates: pure functions
+- `routing.py`, `_routing/`: how advertised names are made, and which backend each belongs to
+- `settings.py`, `metadata.py`, `identity.py`, `models.py`, `errors.py`: limits, stored data, callers, records, errors
+"""
 
 import typing as _typing
 

@@ -41,6 +41,7 @@ from trio_vmcp.errors import (
 )
 from trio_vmcp.factory import DefaultSessionFactory, SessionFactory, open_session_factory
 from trio_vmcp.identity import Identity
+from trio_vmcp.manager import BackendSource, ManagerStatistics, SessionManager, open_session_manager
 from trio_vmcp.metadata import SCHEMA_VERSION, BackendRecord, SessionMetadata, metadata_from_json, metadata_to_json
 from trio_vmcp.models import (
     JSON,
@@ -66,7 +67,7 @@ from trio_vmcp.models import (
 from trio_vmcp.observe import Observer
 from trio_vmcp.routing import Bare, ConflictResolution, Manual, Prefix, Priority, RoutingTable, Target
 from trio_vmcp.session import Session, TransportSession
-from trio_vmcp.settings import FactorySettings
+from trio_vmcp.settings import FactorySettings, ManagerSettings
 from trio_vmcp.storage import LocalStorage, Storage
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "BackendProtocolError",
     "BackendRecord",
     "BackendRejected",
+    "BackendSource",
     "BackendState",
     "BackendStatus",
     "BackendTimeout",
@@ -104,6 +106,8 @@ __all__ = [
     "InvalidSessionId",
     "Latency",
     "LocalStorage",
+    "ManagerSettings",
+    "ManagerStatistics",
     "Manual",
     "MessageTooLarge",
     "MetadataConflict",
@@ -132,6 +136,7 @@ __all__ = [
     "SessionExists",
     "SessionFactory",
     "SessionLimitReached",
+    "SessionManager",
     "SessionMetadata",
     "SessionNotFound",
     "SessionState",
@@ -149,4 +154,5 @@ __all__ = [
     "metadata_to_json",
     "note_written",
     "open_session_factory",
+    "open_session_manager",
 ]

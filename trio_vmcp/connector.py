@@ -5,7 +5,7 @@ transport.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 import httpx
@@ -26,6 +26,7 @@ __all__ = [
     "Handler",
     "OnProgress",
     "OutgoingAuth",
+    "PreferredEra",
     "ServerRequest",
     "note_written",
 ]
@@ -51,6 +52,10 @@ that it returns. The flow of that Auth may await, and may send requests of its o
 - An error that this function or the flow raises becomes `BackendUnauthorized` without its text; a `BackendError` comes
   out as itself.
 """
+
+
+PreferredEra: TypeAlias = Literal["modern", "legacy"]
+"""What the probe of an `era="auto"` backend tries first: `server/discover` of the stateless era, or `initialize`."""
 
 
 @runtime_checkable
@@ -216,7 +221,7 @@ class ClientHandlers:
     factory, wait until the handler has ended.
 
     Attributes:
-        sampling: Answers `sampling/createMessage` with a CreateMessageResult. Sampling with tools is not declared.
+        sampling: Answers `sampling/createMessage` with a CreateMessageResult.
         elicitation: Answers `elicitation/create` with an ElicitResult: `{"action": "accept", "content": {…}}`,
             `"decline"` or `"cancel"`. Fields that an accepted form leaves out get the defaults of its schema. With
             `params["mode"] == "url"` the backend asks for the user to open `params["url"]`; the library never opens
@@ -224,9 +229,20 @@ class ClientHandlers:
         roots: Answers `roots/list` with a ListRootsResult.
         log: Receives `notifications/message` in order, one at a time. If messages of a backend arrive faster than the
             handler takes them, the oldest are dropped.
+        sampling_tools: `sampling` takes requests with `tools` and `toolChoice` in their params, and may answer with
+            `tool_use` content (MCP 2025-11-25, client/sampling, "Tool Use in Sampling"): `sampling.tools` is declared.
+            Otherwise a backend that sends such a request is answered -32602, without the handler.
+
+    Raises:
+        ValueError: `sampling_tools` without `sampling`.
     """
 
     sampling: Handler | None = None
     elicitation: Handler | None = None
     roots: Handler | None = None
     log: Handler | None = None
+    sampling_tools: bool = attrs.field(default=False, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if self.sampling_tools and self.sampling is None:
+            raise ValueError("sampling_tools=True says of the handler for sampling that it takes tools: there is none")

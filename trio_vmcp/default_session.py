@@ -23,7 +23,6 @@ import attrs
 import trio
 
 from trio_vmcp._protocol.methods import COMPLETE, GET_PROMPT, READ_RESOURCE, TOOLS_CALL
-from trio_vmcp._session.call_options import call_options
 from trio_vmcp._session.owner import SessionOwner
 from trio_vmcp.connector import OnProgress
 from trio_vmcp.errors import session_tag
@@ -146,16 +145,10 @@ class DefaultSession(trio.abc.AsyncResource, Session):
         meta: JSON | None = None,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
-        answer_rounds: bool = True,
-        input_responses: Mapping[str, JSON] | None = None,
-        request_state: str | None = None,
-        client_capabilities: Mapping[str, object] | None = None,
-        log_level: str | None = None,
     ) -> ToolResult:
         route = partial(self._core.calls.route_tool, name, arguments)
-        options = call_options(answer_rounds, input_responses, request_state, client_capabilities, log_level)
         member, raw = await self._core.calls.call(
-            TOOLS_CALL, name, route, caller or self._caller, meta, timeout, on_progress, options
+            TOOLS_CALL, name, route, caller or self._caller, meta, timeout, on_progress
         )
         return ToolResult(raw, member.backend_id)
 
@@ -167,16 +160,10 @@ class DefaultSession(trio.abc.AsyncResource, Session):
         meta: JSON | None = None,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
-        answer_rounds: bool = True,
-        input_responses: Mapping[str, JSON] | None = None,
-        request_state: str | None = None,
-        client_capabilities: Mapping[str, object] | None = None,
-        log_level: str | None = None,
     ) -> ResourceResult:
         route = partial(self._core.calls.route_resource, uri)
-        options = call_options(answer_rounds, input_responses, request_state, client_capabilities, log_level)
         member, raw = await self._core.calls.call(
-            READ_RESOURCE, uri, route, caller or self._caller, meta, timeout, on_progress, options
+            READ_RESOURCE, uri, route, caller or self._caller, meta, timeout, on_progress
         )
         return ResourceResult(raw, member.backend_id)
 
@@ -189,16 +176,10 @@ class DefaultSession(trio.abc.AsyncResource, Session):
         meta: JSON | None = None,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
-        answer_rounds: bool = True,
-        input_responses: Mapping[str, JSON] | None = None,
-        request_state: str | None = None,
-        client_capabilities: Mapping[str, object] | None = None,
-        log_level: str | None = None,
     ) -> PromptResult:
         route = partial(self._core.calls.route_prompt, name, arguments)
-        options = call_options(answer_rounds, input_responses, request_state, client_capabilities, log_level)
         member, raw = await self._core.calls.call(
-            GET_PROMPT, name, route, caller or self._caller, meta, timeout, on_progress, options
+            GET_PROMPT, name, route, caller or self._caller, meta, timeout, on_progress
         )
         return PromptResult(raw, member.backend_id)
 
@@ -227,6 +208,9 @@ class DefaultSession(trio.abc.AsyncResource, Session):
     ) -> None:
         await self._core.calls.unsubscribe(uri, caller or self._caller, timeout)
 
+    async def set_log_level(self, level: str, *, caller: Identity | None = None) -> None:
+        await self._core.calls.set_log_level(level, caller or self._caller)
+
     # --- members that come and go, and the end
 
     async def add_backend(self, backend: Backend) -> None:
@@ -239,6 +223,9 @@ class DefaultSession(trio.abc.AsyncResource, Session):
         await self._core.close(terminate=True, drain_timeout=drain_timeout)
 
     aclose.__doc__ = Session.aclose.__doc__  # else that of trio.abc.AsyncResource, the first base
+
+    async def wait_closed(self) -> None:
+        await self._core.wait_closed()
 
     async def suspend(self, *, drain_timeout: float | None = None) -> None:
         await self._core.close(terminate=False, drain_timeout=drain_timeout)

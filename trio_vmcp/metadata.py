@@ -27,6 +27,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "BackendRecord",
     "SessionMetadata",
+    "checked_attributes",
     "endpoint_digest",
     "metadata_from_json",
     "metadata_to_json",
@@ -60,7 +61,12 @@ def _count(instance: object, attribute: attrs.Attribute[int], value: object) -> 
         raise ValueError(f"{attribute.name}={value!r} is not a whole number, 0 or more")
 
 
-def _attributes(value: Mapping[str, str]) -> Mapping[str, str]:
+def checked_attributes(value: Mapping[str, str]) -> Mapping[str, str]:
+    """A read-only copy of the attributes of a session.
+
+    Raises:
+        ValueError: They are no mapping of str to str, or take over `MAX_ATTRIBUTES_BYTES`.
+    """
     if not isinstance(value, Mapping) or not all(isinstance(text, str) for item in value.items() for text in item):
         raise ValueError("attributes is not a mapping of str to str")
     size = sum(len(text.encode("utf-8", "surrogatepass")) for item in value.items() for text in item)
@@ -124,7 +130,7 @@ class SessionMetadata(Copyable):
     )
     bindings: _Bindings = attrs.field(converter=_read_only, hash=False)
     used_at: datetime = attrs.field(default=attrs.Factory(lambda row: row.updated_at, takes_self=True), converter=_utc)
-    attributes: Mapping[str, str] = attrs.field(factory=dict, converter=_attributes, hash=False, repr=False)
+    attributes: Mapping[str, str] = attrs.field(factory=dict, converter=checked_attributes, hash=False, repr=False)
 
 
 def endpoint_digest(backend: Backend) -> str:
@@ -186,7 +192,7 @@ def _structure_bindings(raw: object, _: type) -> _Bindings:
 
 def _structure_attributes(raw: object, _: type) -> Mapping[str, str]:
     try:
-        return _attributes(_structure_object(raw, dict))
+        return checked_attributes(_structure_object(raw, dict))
     except _Misfit:
         raise
     except ValueError:

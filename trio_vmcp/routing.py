@@ -170,9 +170,8 @@ class Router:
                 pairs = [(getattr(old, kind), getattr(new, kind)) for kind in kinds]
                 has_other = old.renamed != new.renamed
                 count += sum(max(len(set(a) ^ set(b)), 1) for a, b in pairs if a != b) + has_other * len(new.tools)
-        if list(self._offers) != list(now):
-            count += sum(names.contested for names in (*self._names.values(), self._template_names))
-        return count
+        order = list(now)
+        return count + sum(names.count_touched(order) for names in (*self._names.values(), self._template_names))
 
     def update(self, offers: Sequence[Offer], *, released: Iterable[str] = ()) -> None:
         """`update_in_steps`, in one step."""

@@ -1,18 +1,24 @@
-"""Every limit of a factory and its sessions, in one frozen object."""
+"""Every limit of a factory and its sessions, in one frozen object; and of a manager, in another."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 import attrs
 
 from trio_vmcp.routing import ConflictResolution, NamesFor, Prefix
 
-__all__ = ["FactorySettings"]
+__all__ = ["FactorySettings", "ManagerSettings"]
 
 MIB = 1024 * 1024
 SHORTEST_NAME_LIMIT = 16  # room for the digest of a shortened name, and for a readable beginning
+
+
+def require(fits: bool, name: str, value: object, wanted: str) -> None:
+    if not fits:
+        raise ValueError(f"{name}={value!r} is not {wanted}")
 
 
 def _keys(keys: Iterable[bytes]) -> tuple[bytes, ...]:
@@ -102,17 +108,52 @@ class FactorySettings:
         for field in attrs.fields(FactorySettings):
             value = getattr(self, field.name)
             if field.name.endswith(("_timeout", "_delay")):
-                self._require(not isinstance(value, bool) and value >= 0, field.name, value, "0 s or more")
+                require(not isinstance(value, bool) and value >= 0, field.name, value, "0 s or more")
             elif field.name.startswith("max_"):
                 least = SHORTEST_NAME_LIMIT if field.name == "max_name_length" else 1
                 # 5.0 is refused here: trio.CapacityLimiter takes int or math.inf, and raises TypeError much later.
                 fits = value == math.inf or (type(value) is int and value >= least) or field.default is value is None
-                self._require(fits, field.name, value, f"a whole number, {least} or more")
-        self._require(self.min_backends >= 0, "min_backends", self.min_backends, "0 or more")
+                require(fits, field.name, value, f"a whole number, {least} or more")
+        require(self.min_backends >= 0, "min_backends", self.min_backends, "0 or more")
         if not all(isinstance(key, bytes) and key for key in self.identity_keys):
             raise ValueError("identity_keys holds something that is not non-empty bytes")
 
-    @staticmethod
-    def _require(fits: bool, name: str, value: object, wanted: str) -> None:
-        if not fits:
-            raise ValueError(f"{name}={value!r} is not {wanted}")
+
+_INSTANCE = re.compile(r"[A-Za-z0-9_-]{0,32}")
+
+
+@attrs.frozen(kw_only=True)
+class ManagerSettings:
+    """The limits of a session manager. Durations are seconds; `math.inf` means no limit.
+
+    Attributes:
+        max_sessions: Sessions that are live here, those that open included; one more is SessionLimitReached.
+        max_sessions_per_identity: Of these, for one identity. Anonymous sessions are limited by `max_sessions` alone.
+        max_lifetime: s since `created_at`, after which a session ends, in use or not; its calls drain.
+        hibernate_after: s without a call, a resource subscription, a reader of `changes()` or a handler at work, after
+            which a session hibernates: its connections are closed; its row and the backends' sessions stay.
+        instance: Session ids are then "<instance>.<random>", so that a load balancer can send a session's requests to
+            this instance without keeping any state. 1-32 of A-Z, a-z, 0-9, "_" and "-"; empty: ids have no such part.
+        storage_check_interval: s after which a live session has noticed, at the latest, that it was terminated on
+            another instance.
+
+    Raises:
+        ValueError: Names the setting and the value.
+    """
+
+    max_sessions: int = 1000
+    max_sessions_per_identity: int = 100
+    max_lifetime: float = 86_400.0
+    hibernate_after: float = math.inf
+    instance: str = ""
+    storage_check_interval: float = 5.0
+
+    def __attrs_post_init__(self) -> None:
+        for name in ("max_sessions", "max_sessions_per_identity"):
+            value = getattr(self, name)
+            require(value == math.inf or (type(value) is int and value >= 1), name, value, "a whole number, 1 or more")
+        for name in ("max_lifetime", "hibernate_after", "storage_check_interval"):
+            value = getattr(self, name)
+            require(not isinstance(value, bool) and value > 0, name, value, "more than 0 s")
+        fits = isinstance(self.instance, str) and _INSTANCE.fullmatch(self.instance) is not None
+        require(fits, "instance", self.instance, "empty or 1-32 characters of A-Za-z0-9_-")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import trio
-from support.channels import EVERY_ANSWER, EVERY_CHANNEL, Channel
+from support.channels import EVERY_ANSWER, EVERY_CHANNEL, EVERY_SHARED_CHANNEL, Channel
 from support.clients import call, no_progress
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vmcp import BackendRejected, BackendTimeout, BackendUnavailable
-from trio_vmcp.testing import Delay, Error, Hang, ScriptedBackend
+from trio_vmcp import JSON, BackendRejected, BackendTimeout, BackendUnavailable, FactorySettings
+from trio_vmcp.testing import CallContext, Delay, Error, Hang, ScriptedBackend
 
 
 def assert_told(channel: Channel, backend: ScriptedBackend, reason: str) -> None:
@@ -153,3 +153,32 @@ async def test_a_notification_that_is_not_taken_holds_up_no_close(channel: Chann
         started = trio.current_time()
         await client.aclose(terminate=True)
         assert trio.current_time() - started <= 1
+
+
+def error(**with_id: object) -> JSON:
+    return {"jsonrpc": "2.0", **with_id, "error": {"code": -32603, "message": "too late"}}
+
+
+@EVERY_SHARED_CHANNEL
+@pytest.mark.parametrize(
+    "late",
+    [error(id=None), error(id="server-error"), error(), {"jsonrpc": "2.0", "x": "x" * 40_000, "id": None}],
+    ids=["null", "another id", "none", "over the limit"],
+)
+async def test_a_late_answer_that_tells_no_id_ends_no_other_call(
+    channel: Channel, late: JSON, autojump_clock: MockClock
+) -> None:
+    """It may be about the call that was given up, although another is the only one that waits now."""
+
+    async def slow(arguments: JSON, context: CallContext) -> str:
+        await context.send(late)
+        await trio.sleep(2)
+        return "mine"
+
+    backend = channel.backend()
+    backend.add_tool("slow", slow)
+    async with channel.open_client(backend, settings=FactorySettings(max_message_bytes=20_000)) as client:
+        with pytest.raises(BackendTimeout):
+            await call(client, "hang", timeout=1)
+        result = await call(client, "slow")
+    assert [{"type": "text", "text": "mine"}] == result["content"]

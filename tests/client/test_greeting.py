@@ -15,7 +15,7 @@ from support.clients import ask, call, no_progress
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import JSON, BackendProtocolError, BackendRejected, ClientHandlers, ServerRequest
-from trio_vmcp.testing import Error, Rewrite
+from trio_vmcp.testing import CallContext, Error, Rewrite
 
 META = "io.modelcontextprotocol/"
 VERSION = "2026-07-28"
@@ -170,6 +170,40 @@ async def test_handlers_are_declared(channel: Channel, autojump_clock: MockClock
     else:
         (initialize,) = backend.received("initialize")
         assert declared == initialize.params["capabilities"]
+
+
+@EVERY_CHANNEL
+async def test_sampling_with_tools_is_declared_where_the_handler_takes_them(
+    channel: Channel, autojump_clock: MockClock
+) -> None:
+    """`sampling.tools` (2025-11-25, client/sampling). Requests with tools then reach the handler, as received."""
+    asked: list[JSON] = []
+    answer: JSON = {"role": "assistant", "model": "m", "content": {"type": "tool_use", "id": "1", "name": "now"}}
+
+    async def sample(request: ServerRequest) -> JSON:
+        asked.append(request.params)
+        return answer
+
+    async def think(arguments: JSON, context: CallContext) -> str:
+        answered = await context.sample("?", tools=[{"name": "now"}], toolChoice={"mode": "required"})
+        return str(answered["content"]["name"])
+
+    backend = channel.backend()
+    backend.add_tool("think", think)
+    handlers = ClientHandlers(sample, sampling_tools=True)
+    async with channel.open_client(backend, handlers=handlers) as client:
+        result = await call(client, "think")
+    assert "now" == result["content"][0]["text"]
+    (params,) = asked
+    assert ([{"name": "now"}], {"mode": "required"}) == (params["tools"], params["toolChoice"])
+    told = [e.params.get("capabilities", e.meta.get(f"{META}clientCapabilities")) for e in backend.exchanges]
+    assert [{"sampling": {"tools": {}}}] == [each for at, each in enumerate(told) if each and each not in told[:at]]
+
+
+def test_tools_without_a_handler_for_sampling() -> None:
+    """The flag says something of a handler that has to be there."""
+    with pytest.raises(ValueError, match="sampling_tools"):
+        ClientHandlers(elicitation=answer_nothing, sampling_tools=True)
 
 
 @EVERY_MODERN_CHANNEL

@@ -166,7 +166,8 @@ async def test_each_kind_has_its_handler(autojump_clock: MockClock, kind: str, m
     """The handler is told the caller and gets the params as received; its return value is the result."""
     handler = Heard(answer={"mine": [1, None, "é"]})
     backend = asking((method, {"deep": {"a": [1]}}))
-    async with open_scripted(backend, handlers=ClientHandlers(**{kind: handler})) as bench:
+    given: dict[str, Any] = {kind: handler}
+    async with open_scripted(backend, handlers=ClientHandlers(**given)) as bench:
         client = await bench.connect()
         assert [{"mine": [1, None, "é"]}] == heard_by(await call(client, "ask", identity=ALICE))
     assert [ServerRequest(SESSION_ID, "b", ALICE, {"deep": {"a": [1]}})] == handler.requests

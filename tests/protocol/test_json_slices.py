@@ -14,7 +14,7 @@ from trio_vmcp._protocol import jsonrpc
 from trio_vmcp._protocol.json_slices import SLICE, decode_in_steps, encode_in_steps, split_in_steps
 from trio_vmcp._protocol.jsonrpc import BadMessage, Result, parse_in_steps
 
-STRINGS = st.text(st.sampled_from('a\\"[]{},:0 \n\u20ac\ud800'), max_size=6)
+STRINGS = st.text(st.sampled_from('a\\"[]{},:0 \n\u20ac\ud83d\ude00\U0001f600'), max_size=9)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | STRINGS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(STRINGS, inner, max_size=4),
@@ -48,7 +48,15 @@ def outcome(decode: Any) -> object:
 def test_a_sliced_parse_is_a_whole_one(value: Any, indent: int | None, is_ascii: bool, window: int) -> None:
     """Of every value, with and without blanks, and wherever the slices end."""
     text = json.dumps(value, indent=indent, ensure_ascii=is_ascii)
-    assert (value, len(text)) == end_of(decode_in_steps(DECODER, text, most=window))[0]
+    assert (json.loads(text), len(text)) == end_of(decode_in_steps(DECODER, text, most=window))[0]
+
+
+@pytest.mark.parametrize("text", [r"\ud83d\ud83d\ude00", r"\\ud83d\ude00", r"\\\ud83d\ude00\ude00", r"\"\u0041\"\n"])
+@pytest.mark.parametrize("window", range(1, 14))
+def test_escapes_at_the_end_of_a_piece(text: str, window: int) -> None:
+    """None is cut, and two escapes of surrogates that stand in two pieces are one character."""
+    value = f'{{"{text}":"{text}"}}'
+    assert json.loads(value) == end_of(decode_in_steps(DECODER, value, most=window))[0][0]
 
 
 @given(VALUES, st.sampled_from([None, 1]), WINDOWS, st.integers(0, 1000), st.sampled_from(["", *'[]{},:"x0 ']))
@@ -83,8 +91,9 @@ def test_equal_keys_are_kept_once() -> None:
 @given(st.lists(VALUES, min_size=1, max_size=4), st.sampled_from([None, 1]))
 def test_an_array_is_split_into_its_elements(values: list[Any], indent: int | None) -> None:
     """Each as its own text."""
-    parts, _ = end_of(split_in_steps(DECODER, f" {json.dumps(values, indent=indent)} "))
-    assert values == [json.loads(part) for part in parts]
+    text = json.dumps(values, indent=indent)
+    parts, _ = end_of(split_in_steps(DECODER, f" {text} "))
+    assert json.loads(text) == [json.loads(part) for part in parts]
 
 
 @pytest.mark.parametrize("text", ["", " ", "1", "[", "[]", "[1", "[1,", "[1,]", "[1 2]", "[1]2", "{}", '["]'])
@@ -101,35 +110,45 @@ def test_pieces_of_a_value_are_its_text(value: Any, most: int) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [["x" * 60] * 20_000, {f"k{n}": n for n in range(30_000)}, {"a": {"b": [{"c": "x" * 300}] * 12_000}}],
-    ids=["strings", "members", "objects"],
+    [
+        ["x" * 60] * 20_000,
+        {f"k{n}": n for n in range(30_000)},
+        {"a": {"b": [{"c": "x" * 300}] * 12_000}},
+        {"a": ["\U0001f600" * 1_000_000]},
+        {"x" * 1_000_000: 1},
+    ],
+    ids=["strings", "members", "objects", "string", "key"],
 )
 def test_no_piece_is_long(value: Any) -> None:
     """A large value is many pieces of about the same size."""
     pieces = list(encode_in_steps(ENCODER, value))
     assert max(map(len, pieces)) <= SLICE
+    assert ENCODER.encode(value) == "".join(pieces)
     assert len(pieces) < 4 * len(ENCODER.encode(value)) / SLICE + 100
 
 
-LONG_STRING = "x" * (1024 * 1024)
+LONG_STRING = "x" * (1024 * 1024) + "\U0001f600"
 LONG = {  # results of 1 MiB and more
     "strings": [["x" * 60] * 20_000],
     "members": {f"{n:060}": True for n in range(20_000)},
     "objects": [{"a": "x" * 150, "b": [1]}] * 8_000,
     "in depth": [[[[[["x" * 60] * 20_000]]]]],
     "behind a long string": [LONG_STRING, *["x" * 60] * 20_000],
+    "a string": LONG_STRING,
+    "a string of quotes": '"' * len(LONG_STRING),
+    "a key": {LONG_STRING: None},
 }
 
 
 @pytest.mark.parametrize("value", LONG.values(), ids=list(LONG))
 def test_a_long_message_is_parsed_in_slices(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not in one step, whatever makes it long; only a single string is read in one go."""
-    text = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"x": value}})
+    """Not in one step, whatever makes it long."""
+    text = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"x": value}}, ensure_ascii=False)
     message, steps = end_of(parse_in_steps(text, max_depth=128, max_values=100_000))
     assert Result(1, {"x": value}) == message
     monkeypatch.setattr(jsonrpc, "MOST_AT_ONCE", len(text))
     _, counting = end_of(parse_in_steps(text, max_depth=128, max_values=100_000))
-    assert steps - counting >= len(text.replace(LONG_STRING, "")) // SLICE
+    assert steps - counting >= len(text) // SLICE - 1
 
 
 @pytest.mark.parametrize("wrong", ["]", "x", ",", '"'])

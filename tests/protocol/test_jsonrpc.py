@@ -202,6 +202,7 @@ def test_what_is_tolerated(text: str, expected: object) -> None:
     assert expected == parse(text)
 
 
+LONG = "x" * 65_536
 RESULT = '{"jsonrpc":"2.0","id":1,"result":{"canary":%s}}'
 BAD: dict[str, tuple[str | bytes, str]] = {
     "not UTF-8": (b'{"canary\xff"', "is not UTF-8 at byte 8"),
@@ -254,6 +255,9 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     ),
     "method number": ('{"jsonrpc":"2.0","method":1}', "a number for a method"),
     "method surrogate": ('{"jsonrpc":"2.0","method":"canary\\ud800"}', "a string for a method, not encodable"),
+    "method long": (f'{{"jsonrpc":"2.0","method":"canary{LONG}"}}', "a method of over 65536 characters"),
+    "request id long": (f'{{"jsonrpc":"2.0","id":"canary{LONG}","method":"m"}}', "an id of over 65536 characters"),
+    "id long": (f'{{"jsonrpc":"2.0","id":"canary{LONG}","result":{{}}}}', "an id of over 65536 characters"),
     "params array": ('{"jsonrpc":"2.0","method":"m","params":["canary"]}', "an array for params, not an object"),
     "request id true": ('{"jsonrpc":"2.0","id":true,"method":"canary"}', "a boolean for an id"),
     "request id surrogate": ('{"jsonrpc":"2.0","id":"canary\\udfff","method":"m"}', "a string for an id, not"),

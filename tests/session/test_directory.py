@@ -205,6 +205,32 @@ def test_a_large_change_is_made_in_steps(strategy: ConflictResolution) -> None:
     assert not directory.is_long({"b0": other["b0"], "small": listing("x")})
 
 
+@pytest.mark.parametrize(
+    ("first", "others", "added", "is_long"),
+    [
+        ("t", "t", "x_y", True),  # `x_y_` lies inside of `x_`, so each name of `x` is looked at again
+        ("it_is_cut_to_its_end_new_", "it_is_cut_to_its_end_aaa_", "new", True),  # one begins as those of `new`
+        ("it_is_cut_to_its_end_new_", "it_is_cut_to_its_end_aaa_", "other", False),
+        ("t", "t", "new", False),
+    ],
+)
+def test_a_prefix_that_touches_many_names_is_taken_over_in_steps(
+    first: str, others: str, added: str, is_long: bool
+) -> None:
+    """Of a backend that comes, or goes, however few names it has itself."""
+    alone: Listings = {"x": listing(f"{first}000", *(f"{others}{tool:03x}" for tool in range(1, 2000)))}
+    both: Listings = {**alone, added: listing("z")}
+    directory = directory_of()
+    directory.update(alone)
+    for listings in (both, alone):
+        assert is_long == directory.is_long(listings)
+        for _ in directory.update_in_steps(listings):
+            pass
+        fresh = directory_of(bindings=directory.bindings)
+        fresh.update(listings)
+        assert fresh.tools == directory.tools
+
+
 def test_templates_are_read_in_steps() -> None:
     """To read one takes as long as to decide about four names."""
     directory = directory_of()

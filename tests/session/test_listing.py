@@ -108,6 +108,16 @@ async def test_cursors_are_opaque_and_only_null_ends_the_list(cursor: Any) -> No
     assert "cursor" not in backend.received("tools/list")[0].params
 
 
+@pytest.mark.parametrize("cursor", ["x" * 300_000, ["x"] * 5000], ids=["string", "array"])
+async def test_a_cursor_that_is_too_long_is_not_sent_back(cursor: Any) -> None:
+    """One of 16 MiB would be encoded in one step, and no server wants it."""
+    backend = echo_backend()
+    backend.fail("tools/list", pages(tools("a", nextCursor=cursor)))
+    with pytest.raises(MessageTooLarge, match="answered 'tools/list' with a cursor of over 262144 bytes"):
+        await listing_of(backend)
+    assert [("tools/list", None)] == asked(backend)
+
+
 async def test_a_repeated_cursor_or_empty_page_is_no_end() -> None:
     """Opaque means: not compared. What comes twice is kept as it came first."""
     backend = echo_backend()
@@ -393,6 +403,7 @@ GOOD: JSON = {"name": "good", "inputSchema": {}}
         ({"name": None}, "its 'name' is not a non-empty string"),
         ({"name": 7}, "its 'name' is not a non-empty string"),
         ({"name": ["x"]}, "its 'name' is not a non-empty string"),
+        ({"name": "x" * 524_289}, "its 'name' is over 524288 characters"),
         ({"name": "x", "inputSchema": []}, "its 'inputSchema' is not an object"),
         ({"name": "x", "inputSchema": True}, "its 'inputSchema' is not an object"),
         ({"name": "x", "description": 7}, "its 'description' is not a string"),

@@ -18,9 +18,11 @@ from trio_vmcp import (
     FactorySettings,
     FailureReason,
 )
+from trio_vmcp._limits import TimeLimit
 from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.life import Life, Phase
 from trio_vmcp._session.listing import Listing
+from trio_vmcp._session.log_levels import LevelTeller, LogLevel
 from trio_vmcp._session.member import (
     TRANSITIONS,
     Away,
@@ -106,8 +108,14 @@ class NoSubscriptions:
     def unsubscribe(self, uri: str) -> None: ...
 
 
+class NeverOver:
+    is_over = False
+
+
 def connection() -> Connection:
-    return Connection(PlainClient(), (), NoSubscriptions(), reports_writes=False)
+    client = PlainClient()
+    teller = LevelTeller(LogLevel(), client, "b", NeverOver(), TimeLimit(1.0, "request_timeout"))
+    return Connection(client, (), NoSubscriptions(), reports_writes=False, log_level=teller)
 
 
 def new_state(kind: type[State]) -> State:

@@ -116,7 +116,8 @@ class Handlers:
     number_of: Callable[[str], int]
 
     def given(self, kinds: Sequence[Given]) -> ClientHandlers:
-        return ClientHandlers(**{kind: self._log if kind == "log" else self._answer for kind in kinds})
+        given: dict[str, Any] = {kind: self._log if kind == "log" else self._answer for kind in kinds}
+        return ClientHandlers(**given)
 
     async def _answer(self, request: ServerRequest) -> JSON:
         asked = Question(**request.params["_meta"][NOTE])

@@ -854,8 +854,8 @@ class _World:
             ) as factory:
                 assert isinstance(factory, DefaultSessionFactory)
                 connector_for = factory._connector_for
-                factory._connector_for = lambda session_id: RecordingConnector(
-                    connector_for(session_id), number, self.note, self.attempts, self._passed_to
+                factory._connector_for = lambda *chosen: RecordingConnector(
+                    connector_for(*chosen), number, self.note, self.attempts, self._passed_to
                 )
                 self.factories[number] = factory
                 (self.owners[number],) = trio.lowlevel.current_task().child_nurseries

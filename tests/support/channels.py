@@ -39,8 +39,10 @@ __all__ = [
     "EVERY_LEGACY_CHANNEL",
     "EVERY_MODERN_ANSWER",
     "EVERY_MODERN_CHANNEL",
+    "EVERY_SHARED_CHANNEL",
     "LEGACY_CHANNELS",
     "MODERN_CHANNELS",
+    "SHARED_CHANNELS",
     "Channel",
     "Meter",
     "notification",
@@ -182,11 +184,15 @@ LEGACY_CHANNELS = tuple(channel for channel in CHANNELS if not channel.is_modern
 MODERN_CHANNELS = tuple(channel for channel in CHANNELS if channel.is_modern)
 ANSWERS = (*CHANNELS, Channel("streamable-http", "legacy", "json"), Channel("streamable-http", "modern", "json"))
 
+# Channels that have one stream for all answers.
+SHARED_CHANNELS = tuple(channel for channel in CHANNELS if channel.transport != "streamable-http")
+
 EVERY_CHANNEL = pytest.mark.parametrize("channel", CHANNELS, ids=str)
 EVERY_ANSWER = pytest.mark.parametrize("channel", ANSWERS, ids=str)  # also those that are one JSON object
 EVERY_MODERN_ANSWER = pytest.mark.parametrize("channel", [c for c in ANSWERS if c.is_modern], ids=str)
 EVERY_LEGACY_CHANNEL = pytest.mark.parametrize("channel", LEGACY_CHANNELS, ids=str)
 EVERY_MODERN_CHANNEL = pytest.mark.parametrize("channel", MODERN_CHANNELS, ids=str)
+EVERY_SHARED_CHANNEL = pytest.mark.parametrize("channel", SHARED_CHANNELS, ids=str)
 
 
 def notification(method: str, **params: Any) -> JSON:

@@ -18,20 +18,21 @@ class ScriptedStorage:
     Attributes:
         before, after: By operation; may sleep, or raise in the storage's place.
         calls: How often each operation was called.
+        ids: Of all sessions that were created through it.
     """
 
     inner: Storage = attrs.field(factory=LocalStorage)
     before: dict[str, Callable[[], Awaitable[object]]] = attrs.field(factory=dict)
     after: dict[str, Callable[[], Awaitable[object]]] = attrs.field(factory=dict)
     calls: Counter[str] = attrs.field(factory=Counter)
-    _ids: set[str] = attrs.field(factory=set)
+    ids: set[str] = attrs.field(factory=set)
 
     @property
     def ttl(self) -> float:
         return self.inner.ttl
 
     async def create(self, metadata: SessionMetadata) -> None:
-        self._ids.add(metadata.session_id)
+        self.ids.add(metadata.session_id)
         await self._do("create", lambda: self.inner.create(metadata))
 
     async def load(self, session_id: str) -> SessionMetadata:
@@ -53,7 +54,7 @@ class ScriptedStorage:
     async def rows(self) -> list[SessionMetadata]:
         """All rows."""
         found: list[SessionMetadata] = []
-        for session_id in sorted(self._ids):
+        for session_id in sorted(self.ids):
             try:
                 found.append(await self.inner.load(session_id))
             except SessionNotFound:

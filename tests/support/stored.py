@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
 import attrs
 
+from trio_vmcp import LocalStorage
 from trio_vmcp.metadata import SCHEMA_VERSION, BackendRecord, SessionMetadata
 
 NOON = datetime(2026, 7, 28, 12, 0, tzinfo=UTC)
@@ -37,6 +39,11 @@ METADATA = SessionMetadata(
     used_at=NOON + timedelta(microseconds=2),
     attributes={"tenant": "attribute-secret"},
 )
+
+
+@asynccontextmanager
+async def open_local_storage(ttl: float) -> AsyncIterator[LocalStorage]:
+    yield LocalStorage(ttl)
 
 
 PLAIN = {str, int, float, bool, bytes, type(None), datetime}

@@ -87,9 +87,8 @@ def test_a_call_that_a_ctrl_c_strikes_before_it_is_counted_out() -> None:
 
 def test_a_task_that_outlives_its_cancelled_opener(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run(
-        self: Any, members: Any, row: SessionRow, identity: Any, reporter: Any
+        self: Any, members: Any, row: SessionRow, identity: Any, connector: Any, reporter: Any
     ) -> tuple[SessionOwner, DefaultSession]:
-        connector = self._connector_for(row.metadata.session_id)
         parts = (connector, self._settings, self._endpoints, reporter, self._raise_exit, self._check_backend)
         owner = SessionOwner(members, row, identity, *parts)
         self._live[owner.id] = owner

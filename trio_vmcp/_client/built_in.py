@@ -41,11 +41,18 @@ from trio_vmcp._protocol.eras import MODERN_VERSION, Verdict
 from trio_vmcp._protocol.methods import INITIALIZE, PING
 from trio_vmcp._protocol.outcomes import Loss, Refusal, RequestOutcome, rejection
 from trio_vmcp._request_note import RequestNote
-from trio_vmcp.connector import BackendClient, BackendConnector, ClientHandlers, EventSink, OutgoingAuth
+from trio_vmcp.connector import (
+    BackendClient,
+    BackendConnector,
+    ClientHandlers,
+    EventSink,
+    OutgoingAuth,
+    PreferredEra,
+)
 from trio_vmcp.errors import BackendError, BackendRejected, BackendUnavailable
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord, endpoint_digest
-from trio_vmcp.models import Backend
+from trio_vmcp.models import JSON, Backend
 from trio_vmcp.settings import FactorySettings
 
 __all__ = ["BuiltInConnector"]
@@ -60,10 +67,25 @@ PENDING_MESSAGES = 2  # of the largest size: the memory that the requests which 
 _SSE_ONLY = (400, 404, 405)  # the answers of a server of 2024-11-05 to a POST to the URL of its stream
 
 
+@attrs.frozen
+class SessionOptions:
+    """What the sessions of one factory differ in, as far as their connections depend on it.
+
+    Attributes:
+        session_id: Handlers are told it.
+        handlers: In place of the connector's; None: the connector's.
+        prefer_era: What the probe of an `era="auto"` backend tries first; None: as the handlers need it.
+    """
+
+    session_id: str = attrs.field(default="", repr=False)
+    handlers: ClientHandlers | None = attrs.field(default=None, repr=False)
+    prefer_era: PreferredEra | None = None
+
+
 @attrs.define(eq=False)
 class BuiltInConnector:
     """Connects to backends over the built-in transports, in both eras. One connector serves all sessions of a factory;
-    `for_session` binds it to one of them and gives its id to the handlers.
+    `for_session` binds it to one of them.
     """
 
     settings: FactorySettings
@@ -79,9 +101,11 @@ class BuiltInConnector:
     def __attrs_post_init__(self) -> None:
         self._built_in = Http11Transport(ssl_context=self._ssl_context, proxies=self._proxies)
 
-    def for_session(self, session_id: str) -> BackendConnector:
-        """This connector, for the backends of one session."""
-        return partial(self, session_id=session_id)
+    def for_session(
+        self, session_id: str, handlers: ClientHandlers | None = None, prefer_era: PreferredEra | None = None
+    ) -> BackendConnector:
+        """This connector, for the backends of one session. The arguments: see `SessionOptions`."""
+        return partial(self, options=SessionOptions(session_id, handlers, prefer_era))
 
     async def __call__(
         self,
@@ -91,9 +115,9 @@ class BuiltInConnector:
         resume: BackendRecord | None,
         nursery: trio.Nursery,
         events: EventSink,
-        session_id: str = "",
+        options: SessionOptions = SessionOptions(),
     ) -> BackendClient:
-        parts = Parts(self, backend, identity, nursery, events, session_id)
+        parts = Parts(self, backend, identity, nursery, events, options)
         if backend.transport == "stdio":
             return await LinesOpening(parts, build_process_channel).connect()
         if backend.transport == "sse":
@@ -123,13 +147,14 @@ class BuiltInConnector:
         except (httpx.InvalidURL, UnicodeError):  # from None: both quote the value, which may be secret
             raise BackendUnavailable(backend.id, "has a url or a header that HTTP cannot carry") from None
 
-    def backend_cache(self, backend: Backend) -> BackendCache:
-        return self.cache.of(backend, MODERN_VERSION, self._auth)
+    def backend_cache(self, backend: Backend, client_capabilities: JSON) -> BackendCache:
+        return self.cache.of(backend, MODERN_VERSION, self._auth, client_capabilities)
 
-    def requests(self, backend: Backend, session_id: str, nursery: trio.Nursery) -> ServerRequests:
+    def requests(self, backend: Backend, options: SessionOptions, nursery: trio.Nursery) -> ServerRequests:
         """The answers to one backend of one session. Their tasks run in `nursery`."""
         most = PENDING_MESSAGES * self.settings.max_message_bytes
-        return ServerRequests(BoundHandlers(self._handlers, session_id, backend.id), nursery, most)
+        handlers = self._handlers if options.handlers is None else options.handlers
+        return ServerRequests(BoundHandlers(handlers, options.session_id, backend.id), nursery, most)
 
     async def tidy(self) -> None:
         """Close connections that have been idle for too long. Runs until it is cancelled."""
@@ -164,12 +189,19 @@ class Parts:
     identity: Identity | None = attrs.field(repr=False)
     nursery: trio.Nursery = attrs.field(repr=False)
     events: EventSink = attrs.field(repr=False)
-    session_id: str = attrs.field(repr=False)
+    options: SessionOptions
     renewals: Renewals = attrs.field(factory=WeakValueDictionary, repr=False)
     requests: ServerRequests = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self.requests = self.connector.requests(self.backend, self.session_id, self.nursery)
+        self.requests = self.connector.requests(self.backend, self.options, self.nursery)
+
+    @property
+    def greets_first(self) -> bool:
+        """The probe sends `initialize` before `server/discover`."""
+        if self.options.prefer_era is not None:
+            return self.options.prefer_era == "legacy"
+        return self.requests.handlers.answer_questions
 
     @property
     def principal(self) -> bytes:
@@ -227,7 +259,7 @@ class HttpOpening(Opening):
     def __attrs_post_init__(self) -> None:
         parts, settings = self._parts, self._parts.connector.settings
         self.endpoint, self.principal = endpoint_digest(parts.backend), parts.principal
-        self.greets_first = parts.requests.handlers.answer_questions
+        self.greets_first = parts.greets_first
         self._link = parts.connector.link(parts.backend, parts.renewals)
         self._session = StreamableSession(
             self._link,
@@ -253,7 +285,7 @@ class HttpOpening(Opening):
             channel = Streamable(
                 self._link, settings.max_message_bytes, settings.max_json_depth, settings.max_json_values
             )
-            cache = parts.connector.backend_cache(parts.backend)
+            cache = parts.connector.backend_cache(parts.backend, parts.requests.capabilities)
             self._stateless = parts.stateless(channel, self.endpoint, cache)
         return self._stateless
 
@@ -298,7 +330,7 @@ class HttpOpening(Opening):
             parts.identity,
             parts.nursery,
             parts.events,
-            parts.session_id,
+            parts.options,
             parts.renewals,
         )
         client = await connect_event_stream(own, parts.connector.probe_timeout(self.backend))
@@ -342,7 +374,7 @@ class LinesOpening(Opening):
 
     def __attrs_post_init__(self) -> None:
         self.endpoint, self.principal = endpoint_digest(self._parts.backend), self._parts.principal
-        self.greets_first = self._parts.requests.handlers.answer_questions
+        self.greets_first = self._parts.greets_first
         self._prepare()
 
     @property

@@ -2,9 +2,10 @@
 
 Results are kept as encoded JSON: each session gets an object of its own, so no session can change the object of
 another. The key of a result is all that the server may have used to make it: the endpoint, the headers of every request
-to the backend, the request itself, and the authorization context of the caller, unless the server says that the result
-is public. That context is the token and not only the principal: "a different access token requires a different cache".
-An `auth` of the user's does not tell which token it will send, so of its results only public ones are kept.
+to the backend, the capabilities that are declared to it, the request itself, and the authorization context of the
+caller, unless the server says that the result is public. That context is the token and not only the principal: "a
+different access token requires a different cache". An `auth` of the user's does not tell which token it will send, so
+of its results only public ones are kept.
 
 Source: MCP 2026-07-28, caching.
 """
@@ -109,10 +110,15 @@ class ResponseCache:
     def __len__(self) -> int:
         return self._count
 
-    def of(self, backend: Backend, version: str, auth: OutgoingAuth | None = None) -> BackendCache:
-        """The part of the cache for one backend configuration: other headers may be other credentials."""
+    def of(
+        self, backend: Backend, version: str, auth: OutgoingAuth | None = None, client_capabilities: JSON | None = None
+    ) -> BackendCache:
+        """The part of the cache for one backend configuration and what is declared to the backend: other headers may be
+        other credentials, and a server may offer other tools to a client that answers its questions.
+        """
         # With the id: `OutgoingAuth` may give another backend id other credentials.
-        variant = _digest(version, backend.id, *(text for pair in sorted(backend.headers.items()) for text in pair))
+        headers = (text for pair in sorted(backend.headers.items()) for text in pair)
+        variant = _digest(version, backend.id, _canonical.encode(client_capabilities or {}), *headers)
         return BackendCache(self, endpoint_digest(backend), variant, backend, auth)
 
     def shelf(self, endpoint: str) -> _Shelf:

@@ -3,7 +3,8 @@
 One call of the parser in C cannot be interrupted, and takes up to 60 ms for 16 MiB with many strings. So arrays and
 objects that are longer than a window of the text are walked through here, member by member; whatever fits into the
 window is left to C. A container is known to be too long when its parse fails in a window that ends within it. Then the
-next window is half as long, so that containers which begin with each other cost no more than twice the longest.
+next window is half as long, so that containers which begin with each other cost no more than twice the longest. A long
+string is read and written piece by piece: with one character beyond the BMP among 16 million, it takes 64 MiB.
 
 The result is that of `json`: the last of duplicate keys counts, and what is no JSON (RFC 8259) is an error.
 """
@@ -22,9 +23,10 @@ from trio_vmcp.models import JSON
 
 __all__ = ["decode_in_steps", "encode_in_steps", "split_in_steps"]
 
-SLICE = 256 * 1024  # characters in one step; those of a single string more
+SLICE = 256 * 1024  # characters in one step
 MEMBER = 128  # characters that a member which is not left to C counts for: some microseconds
-_SHORTEST = 1024  # characters of a window
+_SHORTEST = 1024  # characters of a window, and of the first piece of a string
+_ESCAPE, _UNICODE_ESCAPE = 2, 6  # characters: \\n, \\u000a
 
 _BLANKS = re.compile(r"[ \t\n\r]*")
 _BLANK = frozenset(" \t\n\r")
@@ -111,7 +113,10 @@ class _Reader:
         """Read one value into `root`, and the blanks around it."""
         yield from self.skip_blanks()
         while True:
-            self._take_value()
+            if self._is_at_long_string():
+                self._add_value((yield from self._read_string()))
+            else:
+                self._take_value()
             yield from self.skip_blanks()
             while self._open and self._has_closed():
                 yield from self.skip_blanks()
@@ -119,7 +124,7 @@ class _Reader:
                 return
             yield from self.skip_blanks()
             if isinstance(self._open[-1], dict):
-                self._take_key()
+                yield from self._read_key()
                 yield from self.skip_blanks()
                 self._take_colon()
                 yield from self.skip_blanks()
@@ -146,12 +151,16 @@ class _Reader:
             self.at += 1
         return False
 
-    def _take_key(self) -> None:
+    def _read_key(self) -> Generator[None, None, None]:
         begin = self.at
         if self._text[begin : begin + 1] != '"':
             raise json.JSONDecodeError("Expecting property name enclosed in double quotes", self._text, begin)
-        key, self.at = self._decoder.raw_decode(self._text, begin)
-        self._spent += self.at - begin
+        if self._is_at_long_string():
+            key = yield from self._read_string()
+            yield  # its hash takes as long as a slice of many
+        else:
+            key, self.at = self._decoder.raw_decode(self._text, begin)
+            self._spent += self.at - begin
         self._keys.append(self._known_keys.setdefault(key, key))
 
     def _take_colon(self) -> None:
@@ -182,13 +191,50 @@ class _Reader:
             value = {} if mark == "{" else []
             self.at += 1
         self._spent += self.at - begin + MEMBER
+        self._add_value(value)
+        if is_long:
+            self._open.append(value)
+
+    def _add_value(self, value: Any) -> None:
         inside = self._open[-1] if self._open else self.root
         if isinstance(inside, dict):
             inside[self._keys.pop()] = value
         else:
             inside.append(value)
-        if is_long:
-            self._open.append(value)
+
+    def _is_at_long_string(self) -> bool:
+        """Whether a string begins here that is longer than a slice, or may be: a quote inside of it is escaped."""
+        if self._text[self.at : self.at + 1] != '"':
+            return False
+        end = self._text.find('"', self.at + 1, self.at + 1 + self._most)
+        return end < 0 or self._text[end - 1] == "\\"
+
+    def _read_string(self) -> Generator[None, None, str]:
+        """The string that begins here, in pieces that each end where no escape is cut."""
+        begin, self.at = self.at, self.at + 1
+        parts: list[str] = []
+        length, is_over = min(_SHORTEST, self._most), False
+        while not is_over:
+            stop = _behind_escape(self._text, self.at, self.at + length)
+            piece = self._text[self.at : stop]
+            quoted = f'"{piece}"' if stop < len(self._text) else f'"{piece}'
+            try:
+                part, end = self._decoder.raw_decode(quoted)
+            except json.JSONDecodeError as error:
+                at = self.at - 1 + error.pos if error.pos else begin
+                raise json.JSONDecodeError(error.msg, self._text, at) from None
+            if parts and _begins_with_pair(parts[-1], part) and piece.startswith("\\"):
+                part = _paired(parts[-1][-1] + part[0]) + part[1:]
+                parts[-1] = parts[-1][:-1]
+            parts.append(part)
+            is_over = end <= len(piece) + 1  # at a quote of the text, not at ours
+            self._spent += end + MEMBER
+            self.at += end - 1 if is_over else len(piece)
+            length = min(length * 2, self._most)
+            if self._spent >= self._most and not is_over:
+                self._spent = 0
+                yield
+        return "".join(parts)
 
     def _value_in_window(self) -> Any:
         """`_LONG`: it does not end in the window."""
@@ -205,15 +251,41 @@ class _Reader:
         return value
 
 
+def _behind_escape(text: str, begin: int, end: int) -> int:
+    """`end`, or the end of the escape that it stands in. No escape is open at `begin`."""
+    last = text.rfind("\\", max(begin, end - _UNICODE_ESCAPE + 1), end)
+    if last < 0:
+        return end
+    before = text[begin : last + 1]
+    if (len(before) - len(before.rstrip("\\"))) % 2 == 0:
+        return end  # the backslash is the second of an escape
+    return max(end, last + (_UNICODE_ESCAPE if text[last + 1 : last + 2] == "u" else _ESCAPE))
+
+
+def _begins_with_pair(before: str, part: str) -> bool:
+    """Whether the two surrogates of one character stand in two parts."""
+    return "\ud800" <= before[-1:] <= "\udbff" and "\udc00" <= part[:1] <= "\udfff"
+
+
+def _paired(surrogates: str) -> str:
+    return surrogates.encode("utf-16", "surrogatepass").decode("utf-16")
+
+
 def encode_in_steps(encoder: json.JSONEncoder, value: Any, *, most: int = SLICE) -> Iterator[str]:
-    """The text that `encoder` makes of a value, in pieces of roughly `most` characters; those of a single string more.
+    """The text that `encoder` makes of a value, in pieces of roughly `most` characters.
 
     Args:
         encoder: Without blanks behind its separators.
         value: Of dicts with str for keys, lists, and what else JSON has, as a parser makes it.
     """
-    if memory_size(value, most) <= most or not isinstance(value, dict | list):
+    if memory_size(value, most) <= most or not isinstance(value, dict | list | str):
         yield encoder.encode(value)
+        return
+    if isinstance(value, str):
+        yield '"'
+        for start in range(0, len(value), most):
+            yield encoder.encode(value[start : start + most])[1:-1]
+        yield '"'
         return
     begin, end = "{}" if isinstance(value, dict) else "[]"
     yield begin
@@ -221,7 +293,9 @@ def encode_in_steps(encoder: json.JSONEncoder, value: Any, *, most: int = SLICE)
     for some in _groups(value, most):
         if isinstance(some, dict) and len(some) == 1:
             ((key, member),) = some.items()
-            yield separator + encoder.encode(key) + ":"
+            yield separator
+            yield from encode_in_steps(encoder, key, most=most)
+            yield ":"
             yield from encode_in_steps(encoder, member, most=most)
         elif isinstance(some, list) and len(some) == 1:
             yield separator

@@ -26,6 +26,7 @@ from trio_vmcp._protocol.json_slices import decode_in_steps, split_in_steps
 from trio_vmcp.models import JSON
 
 __all__ = [
+    "BOM",
     "MOST_AT_ONCE",
     "BadMessage",
     "ErrorReply",
@@ -48,6 +49,7 @@ __all__ = [
     "to_text",
 ]
 
+BOM = "\ufeff".encode()  # "parsers MAY ignore the presence of a byte order mark" (RFC 8259 §8.1)
 RequestId: TypeAlias = int | str
 _Argument = TypeVar("_Argument")
 _T = TypeVar("_T")
@@ -128,11 +130,6 @@ def encode_error(request_id: RequestId, code: int, message: str) -> bytes:
     return _encode({"jsonrpc": "2.0", "id": request_id, "error": {"code": code, "message": message}}, "the error")
 
 
-def check_sendable(value: object, what: str) -> None:
-    """Raises: ValueError, naming `what` and the place in it: it cannot be sent."""
-    _encode({what: value}, what)
-
-
 def _encode(message: JSON, what: str) -> bytes:
     try:
         return _encoder.encode(message).encode()
@@ -145,7 +142,7 @@ def _encode(message: JSON, what: str) -> bytes:
 
 def _not_json(message: JSON) -> str:
     """The first value in a message that JSON has not: its place and its kind, never the value."""
-    level: list[tuple[str, Any]] = [(key, message[key]) for key in message if key not in _ENVELOPE]
+    level: list[tuple[str, Any]] = [(key, message[key]) for key in ("params", "result", "error") if key in message]
     seen: set[int] = set()  # what holds itself has no end
     for place, value in level:
         if isinstance(value, str):
@@ -179,7 +176,6 @@ def _place(place: str, key: object) -> str:
 
 
 _MOST_PLACE = 200  # characters
-_ENVELOPE = frozenset({"jsonrpc", "id", "method"})
 
 
 def parse_message(data: bytes | bytearray | memoryview, *, max_depth: int, max_values: float = MOST_VALUES) -> Message:
@@ -279,10 +275,11 @@ def same_id(received: RequestId | None, ours: int) -> bool:
 
 def to_text(data: bytes | bytearray | memoryview) -> str:
     """Raises: BadMessage."""
+    begin = len(BOM) if data[: len(BOM)] == BOM else 0  # skipped here: without its first character, a text is a copy
     try:
-        return str(data, "utf-8").removeprefix("\ufeff")  # json.loads would also accept UTF-16 and UTF-32
+        return str(memoryview(data)[begin:] if begin else data, "utf-8")  # json.loads would take UTF-16 and UTF-32, too
     except UnicodeDecodeError as exc:
-        problem = f"is not UTF-8 at byte {exc.start}"
+        problem = f"is not UTF-8 at byte {begin + exc.start}"
     # Raised outside of the except: as a context, UnicodeDecodeError would keep the whole input alive.
     raise BadMessage(problem)
 
@@ -425,6 +422,7 @@ def _call(message: JSON) -> Request | Notification:
     method, params = message["method"], message.get("params")
     if message.get("result") is not None or message.get("error") is not None:
         raise BadMessage("is a request and a response in one")
+    _refuse_long("a method", method)
     if not _is_encodable(method):
         raise BadMessage(f"has {_kind(method)} for a method, not encodable text")
     if params is None:
@@ -434,16 +432,26 @@ def _call(message: JSON) -> Request | Notification:
     request_id = message.get("id")
     if request_id is None:  # MCP (basic, "Requests") forbids null for the id of a request
         return Notification(method, params)
+    _refuse_long("an id", request_id)
     # The id is sent back, so it must be encodable.
     if type(request_id) is not int and not _is_encodable(request_id):
         raise BadMessage(f"has {_kind(request_id)} for an id, not an integer or encodable text")
     return Request(request_id, method, params)
 
 
+MOST_ID_LENGTH = 64 * 1024  # characters, of a method too: it is hashed, quoted or sent back in one step
+
+
+def _refuse_long(what: str, value: object) -> None:
+    if isinstance(value, str) and len(value) > MOST_ID_LENGTH:
+        raise BadMessage(f"has {what} of over {MOST_ID_LENGTH} characters")
+
+
 def _reply(message: JSON) -> Result | ErrorReply:
     reply_id = message.get("id")
     if type(reply_id) not in (int, str, NoneType):
         raise BadMessage(f"has {_kind(reply_id)} for an id, not an integer or a string")
+    _refuse_long("an id", reply_id)
     result, error = message.get("result"), message.get("error")
     if result is not None and error is not None:
         raise BadMessage("has both of result and error, and no method")

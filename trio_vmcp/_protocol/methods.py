@@ -15,13 +15,11 @@ from trio_vmcp.models import JSON
 __all__ = [
     "ACKNOWLEDGED",
     "CANCELLED",
-    "CLIENT_CAPABILITIES",
     "COMPLETE",
     "DISCOVER",
     "GET_PROMPT",
     "INITIALIZE",
     "INITIALIZED",
-    "INPUT_RESPONSES",
     "KINDS",
     "LISTEN",
     "LISTS",
@@ -36,8 +34,8 @@ __all__ = [
     "PROGRESS",
     "QUESTIONS",
     "READ_RESOURCE",
-    "REQUEST_STATE",
     "RESOURCE_UPDATED",
+    "SET_LEVEL",
     "SUBSCRIBE",
     "SUBSCRIPTION_ID",
     "TOOLS_CALL",
@@ -79,13 +77,9 @@ LIST_KEYS: dict[str, str] = {kind: f"{kind}ListChanged" for kind in KINDS}
 # In `_meta` of the messages of a subscription: the id of its request.
 SUBSCRIPTION_ID = "io.modelcontextprotocol/subscriptionId"
 
-# In `_meta` of each request of the modern era: what its sender can answer, and how severe log messages have to be.
-CLIENT_CAPABILITIES = "io.modelcontextprotocol/clientCapabilities"
+# In `_meta` of each request of the modern era: how severe log messages have to be.
 LOG_LEVEL = "io.modelcontextprotocol/logLevel"
 LOG_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")  # RFC 5424 §6.2.1
-
-# In the params of a request of the modern era that goes on after an `input_required` result.
-INPUT_RESPONSES, REQUEST_STATE = "inputResponses", "requestState"
 
 # Requests of a server, and the handler that answers each. No handler is needed for `ping`.
 PING = "ping"
@@ -158,6 +152,7 @@ TOOLS_CALL, GET_PROMPT, READ_RESOURCE = "tools/call", "prompts/get", "resources/
 TOOLS_LIST = "tools/list"
 SUBSCRIBE, UNSUBSCRIBE = "resources/subscribe", "resources/unsubscribe"
 COMPLETE = "completion/complete"
+SET_LEVEL = "logging/setLevel"  # of the handshake era
 
 LISTS: tuple[ListMethod, ...] = (
     _list(TOOLS_LIST, "tools", "tools", "name"),
@@ -186,6 +181,7 @@ METHODS: dict[str, Method] = {
         Method(name=SUBSCRIBE, needs=("resources", "subscribe")),
         Method(name=UNSUBSCRIBE, needs=("resources", "subscribe")),
         Method(name=COMPLETE, needs=("completions",), object="completion"),
+        Method(name=SET_LEVEL, needs=("logging",)),
     )
 }
 UNKNOWN = Method(name="", may_repeat=False)  # a method that is not in the table is sent as it is

@@ -14,6 +14,7 @@ import re
 
 import attrs
 
+from trio_vmcp._protocol.jsonrpc import BOM
 from trio_vmcp._protocol.reading import MOST_SKIPPED, Oversized
 
 __all__ = ["MAX_FIELD_BYTES", "MOST_DATA_LINES", "SseDecoder", "SseEvent", "SseLimit", "line_ends"]
@@ -26,7 +27,6 @@ MOST_DATA_LINES = 200_000  # of one event; JSON of 5 MiB has so many where each 
 _LONGEST_FIELD = len(b"event:")  # no field that the decoder reads has its colon further on
 # What a header can carry to the last byte (RFC 9110 §5.5): no control character, and no space at an end.
 _AS_HEADER = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
-_BOM = b"\xef\xbb\xbf"
 
 
 class SseLimit(ValueError):
@@ -171,7 +171,7 @@ class SseDecoder:
         begin = 0
         if self._at_start:
             self._at_start = False
-            begin = len(_BOM) if line[: len(_BOM)] == _BOM else 0
+            begin = len(BOM) if line[: len(BOM)] == BOM else 0
         if len(line) > begin:
             self._take_field(line, begin)
         else:
@@ -233,7 +233,7 @@ class SseDecoder:
 
 def _strip_field_name(oversized: Oversized) -> None:
     """Remove a BOM and `data:` from the head of an event. Not before its end: a stream may be cut within `data:`."""
-    line = oversized.head.removeprefix(_BOM)
+    line = oversized.head.removeprefix(BOM)
     value = line.removeprefix(b"data:")
     if len(value) < len(line):
         value = value.removeprefix(b" ")

@@ -9,6 +9,7 @@ led there. `routes` alone holds the names with one claim, which are nearly all o
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from copy import copy
@@ -51,7 +52,7 @@ class _Claims:
         renamed: Own name to the name that the user gives in its place.
         inner: The prefixes of other backends inside this one's, the longest first, each with its backend.
         belong_to: Composed name to the other backend that it belongs to by its prefix.
-        cut: The names that were cut to fit, as they are where no prefix of another backend is in the way.
+        cut: The names that were cut to fit, as they are where no prefix of another backend is in the way; sorted.
     """
 
     listed: Sequence[str] = ()
@@ -110,6 +111,7 @@ def _claim(
             first = claims.targets.setdefault(composed, target)
             if first is not target:
                 claims.doubles[composed] = (*claims.doubles.get(composed, (first,)), target)
+    claims.cut.sort()
     for composed, targets in claims.doubles.items():
         native = [target for target in targets if target.name not in renamed]
         if len(native) == 1:
@@ -154,10 +156,12 @@ class Names:
             yield
         return twin
 
-    @property
-    def contested(self) -> int:
-        """How many names have to be decided about again whenever a backend comes or goes."""
-        return len(self._contested)
+    def count_touched(self, order: Sequence[str]) -> int:
+        """How many names have to be decided about again because these backends are configured now, in this order."""
+        if order == list(self._claims):
+            return 0
+        _, _, again = self._prefixes_of(order)
+        return len(self._contested) + sum(len(self._claims[backend_id].listed) for backend_id in again)
 
     def update_in_steps(
         self,
@@ -184,7 +188,7 @@ class Names:
                 touched.append((None, withdrawn))
             self._claims = {backend_id: self._claims.get(backend_id) or _Claims() for backend_id in order}
             touched.append((None, list(self._contested)))
-            again = self._take_prefixes(order)
+            self._inner, self._prefixes, again = self._prefixes_of(order)
             listed = {backend_id: self._claims[backend_id].listed for backend_id in again} | dict(listed)
         for backend_id, names in listed.items():
             claims, inner = self._claims[backend_id], self._inner.get(backend_id, {})
@@ -198,19 +202,20 @@ class Names:
             if sole is None or not self._bind_all(sole, some):
                 yield from self._settle_all(some)
 
-    def _take_prefixes(self, order: Sequence[str]) -> set[str]:
-        """Take over the prefixes of the backends that are configured now. Returns those backends whose names these may
-        touch, although their lists are as before.
+    def _prefixes_of(self, order: Sequence[str]) -> tuple[dict[str, dict[str, str]], Prefixes, set[str]]:
+        """`_inner` and `_prefixes` where these backends are configured, and the backends whose names these may touch,
+        although their lists are as before.
         """
         legible = _as_it_is if self._rule is None else self._rule.legible
-        self._inner = inner_prefixes(self._strategy, order, legible)
-        before, self._prefixes = self._prefixes, all_prefixes(self._strategy, order, legible)
-        changed = self._prefixes.changed_since(before)
-        return {
+        inner = inner_prefixes(self._strategy, order, legible)
+        prefixes = all_prefixes(self._strategy, order, legible)
+        changed = prefixes.changed_since(self._prefixes)
+        again = {
             known
             for known, claims in self._claims.items()
-            if claims.inner != self._inner.get(known, {}) or any(name.startswith(changed) for name in claims.cut)
+            if claims.inner != inner.get(known, {}) or any(_has_prefix(claims.cut, prefix) for prefix in changed)
         }
+        return inner, prefixes, again
 
     def _keep_out(self, backend_id: str, cut: str) -> str:
         """What a name that is cut to this is advertised as. With a mark if it would begin with the prefix of another
@@ -369,6 +374,12 @@ class Names:
 
     def _count(self, name: str, backend_id: str) -> None:
         self.bound_bytes[backend_id] += len(name.encode("utf-8", "surrogatepass"))
+
+
+def _has_prefix(names: Sequence[str], prefix: str) -> bool:
+    """Whether one of these names, which are sorted, begins so."""
+    at = bisect_left(names, prefix)
+    return at < len(names) and names[at].startswith(prefix)
 
 
 def _as_it_is(name: str) -> str:

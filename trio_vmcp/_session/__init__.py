@@ -4,7 +4,6 @@
 - Which calls are in flight, and how does a close wait for them? `admission.py`.
 - May this caller call, and which backend has the name? `calls.py`. How does a call go through one backend, and when is
   it sent again? `call.py`; the circuit breaker: `breaker.py`, `trial.py`.
-- What may a call ask for besides its arguments, such as rounds that its caller answers? `call_options.py`.
 - Which names exist, and what do they stand for? `directory.py`. When does a change of them take effect?
   `directory_updates.py`.
 - Which backends belong to the session, and when do they connect? `members.py`. In which state is one of them, and what
@@ -12,6 +11,8 @@
 - How is one connection made and closed? `connecting.py`. By which connector? `connectors.py`. What is kept of it while
   it takes calls? `connection.py`. When does an answer say that the backend has lost its session? `session_use.py`.
 - When may a backend be connected again? `reconnects.py`. When is one stopped that is not used? `stopping.py`.
+- How do the backends' sessions end of a session that is not open? `goodbyes.py`.
+- Which log messages do backends send? `log_levels.py`.
 - Where do subscriptions go when their resource has another owner? `moves.py`.
 - What does a backend offer? `listing.py`; one page after another: `pages.py`; after a `list_changed`: `refresh.py`.
   Which of its tools are let through, and how are they described? `offered_tools.py`.

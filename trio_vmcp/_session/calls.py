@@ -12,11 +12,12 @@ import trio
 
 from trio_vmcp._interrupts import plain_exit
 from trio_vmcp._limits import OWN_TIMEOUT, TimeLimit
-from trio_vmcp._protocol.methods import METHODS, SUBSCRIBE, UNSUBSCRIBE, declares
+from trio_vmcp._nursery import start_task
+from trio_vmcp._protocol.methods import LOG_LEVELS, METHODS, SUBSCRIBE, UNSUBSCRIBE, declares
 from trio_vmcp._session.admission import Admission
 from trio_vmcp._session.call import CallRequest, request_member
-from trio_vmcp._session.call_options import CallOptions
 from trio_vmcp._session.directory import Directory
+from trio_vmcp._session.log_levels import LogLevel
 from trio_vmcp._session.member import Member
 from trio_vmcp.connector import OnProgress
 from trio_vmcp.errors import (
@@ -55,6 +56,7 @@ class Calls:
     _admission: Admission
     _identity: Identity | None
     _note_use: Callable[[float], None]
+    _log_level: LogLevel
     last_call_at: float = attrs.field(default=0.0, init=False)
 
     @trio.lowlevel.enable_ki_protection
@@ -67,7 +69,6 @@ class Calls:
         meta: JSON | None,
         timeout: float | None,
         on_progress: OnProgress | None,
-        options: CallOptions | None = None,
     ) -> tuple[Member, JSON]:
         """Make one call, and return the backend that answered and its answer.
 
@@ -89,9 +90,7 @@ class Calls:
                 if forwarded:
                     params["_meta"] = _with_trace(forwarded, params.get("_meta"))
                 limit = member.request_limit if timeout is None else TimeLimit(timeout, OWN_TIMEOUT)
-                if options is not None:
-                    call.hands_out_rounds = options.hands_out_rounds
-                asked = CallRequest(method, params, caller, now, limit, on_progress, options)
+                asked = CallRequest(method, params, caller, now, limit, on_progress)
                 raw = await request_member(member, call, asked)
             except BaseExceptionGroup as group:  # of a nursery on the way, in which a Ctrl-C was delivered
                 raise plain_exit(group) from None
@@ -145,6 +144,24 @@ class Calls:
             del member.subscriptions[uri]
             if has_moved_here and member.connection is not None:
                 member.connection.subscriber.unsubscribe(uri)
+
+    @trio.lowlevel.enable_ki_protection
+    async def set_log_level(self, level: str, caller: Identity | None) -> None:
+        if level not in LOG_LEVELS:
+            raise ValueError(f"level={level!r} is none of {', '.join(LOG_LEVELS)}")
+        async with self._admission.admit():
+            self.check_caller(caller)
+            self._note_use(trio.current_time())
+            self._log_level.wanted = level
+            try:
+                async with trio.open_nursery() as nursery:
+                    for member in self._members.values():
+                        if member.connection is not None:
+                            start_task(nursery, member.connection.log_level.tell, caller)
+            except BaseExceptionGroup as group:
+                raise plain_exit(group) from None
+            finally:
+                self.last_call_at = trio.current_time()
 
     # --- routes: where a call goes, and with which params
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -48,6 +49,12 @@ class ChangeFeed:
     """Every subscriber of one session. Their feeders run in the session's nursery and end with it."""
 
     _subscribers: set[_Subscriber] = attrs.field(factory=set, init=False)
+    _left_at: float = attrs.field(default=-math.inf, init=False)  # by a subscriber, the latest
+
+    @property
+    def read_at(self) -> float:
+        """`trio.current_time()` when the latest subscriber left; now, while there is one; -inf: there was none."""
+        return trio.current_time() if self._subscribers else self._left_at
 
     def publish(self, change: SessionChange) -> None:
         for subscriber in self._subscribers:
@@ -70,4 +77,5 @@ class ChangeFeed:
                 yield receive
             finally:
                 self._subscribers.discard(subscriber)
+                self._left_at = trio.current_time()
                 subscriber.subscribed.cancel()  # before the channel closes under a feeder that is sending

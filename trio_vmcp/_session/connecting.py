@@ -22,6 +22,7 @@ from trio_vmcp._request_note import RequestNote, current_note
 from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.life import Life, Phase
 from trio_vmcp._session.listing import Listing, list_backend
+from trio_vmcp._session.log_levels import LevelTeller, LogLevel
 from trio_vmcp._session.member import Member, Publisher, reason_of
 from trio_vmcp._session.observing import SessionReporter
 from trio_vmcp._session.reconnects import tells_of_endpoint
@@ -50,6 +51,7 @@ class SessionParts:
 
     Attributes:
         raise_exit: Takes a KeyboardInterrupt or SystemExit that came out of code of the user's.
+        log_level: Which log messages the session wants.
     """
 
     connector: BackendConnector = attrs.field(repr=False)  # bound to the session's id
@@ -59,11 +61,26 @@ class SessionParts:
     publisher: Publisher
     reporter: SessionReporter
     raise_exit: Callable[[BaseException], None]
+    log_level: LogLevel
 
     @property
     def tag(self) -> str:
         """The session's name in log records."""
         return session_tag(self.row.metadata.session_id)
+
+
+@attrs.frozen(eq=False)
+class _Opened:
+    """What an attempt has got, before it joins.
+
+    Attributes:
+        listing: None: as it was last seen.
+    """
+
+    client: BackendClient
+    refresher: Refresher
+    log_level: LevelTeller
+    listing: Listing | None
 
 
 @attrs.define(eq=False)
@@ -173,12 +190,14 @@ class Attempt:
             with self._connecting:
                 await trio.lowlevel.checkpoint_if_cancelled()  # a removal may come before this task has begun
                 try:
-                    client, events, listing = await self._open(resume, nursery)
+                    opened = await self._open(resume, nursery)
                 except BackendError:
                     if resume is None or not note.session_lost:
                         raise
                     # What was stored is gone: "start a new session by sending a new InitializeRequest".
-                    client, events, listing = await self._open(None, nursery)
+                    opened = await self._open(None, nursery)
+                client, listing = opened.client, opened.listing
+                await opened.log_level.wait_told()
                 if self._member.may_join(
                     self._session.life
                 ):  # False: cancelled, but ready before the cancel took effect
@@ -186,9 +205,10 @@ class Attempt:
                     new: tuple[Kind, ...] = tuple(
                         kind for kind in KINDS if listing is not None and listing.differs(known, kind)
                     )
-                    self.connection = Connection(client, new, events.refresher, note.is_reported)
+                    self.connection = Connection(client, new, opened.refresher, note.is_reported, opened.log_level)
                     has_failures = listing is not None and (listing.failures or (known is not None and known.failures))
                     self._member.join(self.connection, listing if new or has_failures else None)
+                    opened.log_level.start(nursery, self._member.identity)  # it may be another one by now
                     return
         except BackendError as error:
             why, retry_after = (reason_of(error), error.detail), error.retry_after
@@ -205,11 +225,9 @@ class Attempt:
                 self._discard(client, nursery)
         self._fail(*why, retry_after, is_of_endpoint=is_of_endpoint)
 
-    async def _open(
-        self, resume: BackendRecord | None, nursery: trio.Nursery
-    ) -> tuple[BackendClient, Events, Listing | None]:
-        """The client, its events and its lists. None for the lists: older ones are known, so calls may begin at once,
-        and the lists are read in the background.
+    async def _open(self, resume: BackendRecord | None, nursery: trio.Nursery) -> _Opened:
+        """Connect, and list what is not known. If older lists are known, calls may begin at once, and the lists are
+        read in the background.
         """
         begun_at = trio.current_time()
         session, member = self._session, self._member
@@ -221,10 +239,12 @@ class Attempt:
             self._backend, identity=member.identity, resume=resume, nursery=nursery, events=events
         )
         try:
+            teller = LevelTeller(session.log_level, client, member.backend_id, self, member.request_limit)
+            teller.start(nursery, member.identity)
             if member.listing is not None and resume is None:
                 refresher.subscribe_again()
                 refresher.list_again()
-                return client, events, None
+                return _Opened(client, refresher, teller, None)
             listing = await list_backend(
                 self._backend,
                 client,
@@ -242,7 +262,7 @@ class Attempt:
             note = current_note.get()
             self._discard(client, nursery, terminate=note is not None and note.session_lost)
             raise
-        return client, events, listing
+        return _Opened(client, refresher, teller, listing)
 
     def _fail(
         self, reason: FailureReason, detail: str, retry_after: float | None = None, *, is_of_endpoint: bool

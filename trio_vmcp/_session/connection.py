@@ -13,6 +13,7 @@ import trio
 from trio_vmcp._nursery import describe_crash
 from trio_vmcp._protocol.methods import Kind
 from trio_vmcp._session.admission import Call
+from trio_vmcp._session.log_levels import LevelTeller
 from trio_vmcp._session.session_use import SessionUse
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import BackendError
@@ -39,6 +40,7 @@ class Connection:
         new_lists: The lists that were fetched through this connection before it joined, and differ from those known.
         reports_writes: Its client has said of a request that it was written. Otherwise a call that is cut off counts as
             possibly executed.
+        log_level: Tells the backend which log messages the session wants.
         retired: Set when it takes no more calls; it is closed once the calls on it have ended.
         terminate: Its backend session is known to be gone, so no restore will resume it.
         closed: Set once it was closed; None before the close has begun.
@@ -50,6 +52,7 @@ class Connection:
     new_lists: tuple[Kind, ...]
     subscriber: Subscriber = attrs.field(repr=False)
     reports_writes: bool
+    log_level: LevelTeller = attrs.field(repr=False)
     retired: trio.Event = attrs.field(factory=trio.Event, init=False)
     terminate: bool = attrs.field(default=False, init=False)
     closed: trio.Event | None = attrs.field(default=None, init=False)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 import attrs
 import trio
 
-from trio_vmcp.connector import BackendClient, BackendConnector, EventSink
+from trio_vmcp.connector import BackendClient, BackendConnector, ClientHandlers, EventSink, PreferredEra
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord
 from trio_vmcp.models import BUILT_IN_TRANSPORTS, Backend
 
-__all__ = ["Connectors"]
+__all__ = ["Connectors", "ForSession"]
 
 
 def _checked(connectors: Mapping[str, BackendConnector] | None) -> Mapping[str, BackendConnector]:
@@ -27,18 +28,32 @@ def _checked(connectors: Mapping[str, BackendConnector] | None) -> Mapping[str, 
     return found
 
 
+class ForSession(Protocol):
+    """Gives the connector of one session."""
+
+    def __call__(
+        self, session_id: str, handlers: ClientHandlers | None = None, prefer_era: PreferredEra | None = None, /
+    ) -> BackendConnector:
+        """
+        Args:
+            handlers: In place of the factory's; None: the factory's.
+            prefer_era: What the probe of an `era="auto"` backend tries first; None: as the handlers need it.
+        """
+        ...
+
+
 @attrs.frozen
 class Connectors:
     """The connectors of a factory.
 
     Attributes:
         by_transport: Those for more transports, by name.
-        default_for: The connector of all other transports, for the session of an id.
+        default_for: Gives the connector of all other transports.
         takes_any: That one is the application's, and goes by names of its own.
     """
 
     by_transport: Mapping[str, BackendConnector] = attrs.field(converter=_checked, repr=False)
-    default_for: Callable[[str], BackendConnector] = attrs.field(repr=False)
+    default_for: ForSession = attrs.field(repr=False)
     takes_any: bool
 
     def check(self, backend: Backend) -> None:
@@ -51,9 +66,11 @@ class Connectors:
         known = ", ".join(map(repr, (*BUILT_IN_TRANSPORTS, *self.by_transport)))
         raise ValueError(f"backend {backend.id!r}: unknown transport {backend.transport!r}; it is none of {known}")
 
-    def for_session(self, session_id: str) -> BackendConnector:
-        """The connector for all backends of a session."""
-        default = self.default_for(session_id)
+    def for_session(
+        self, session_id: str, handlers: ClientHandlers | None = None, prefer_era: PreferredEra | None = None
+    ) -> BackendConnector:
+        """The connector for all backends of a session: a `ForSession`."""
+        default = self.default_for(session_id, handlers, prefer_era)
         return _ByTransport(self.by_transport, default) if self.by_transport else default
 
 

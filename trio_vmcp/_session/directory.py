@@ -17,7 +17,8 @@ import attrs
 
 from trio_vmcp._protocol.methods import KINDS, Kind
 from trio_vmcp._routing.name_rule import name_rule
-from trio_vmcp._session.listing import FIELDS, MOST_NAME_BYTES, Listing
+from trio_vmcp._session.listing import FIELDS, Listing
+from trio_vmcp._session.pages import MOST_NAME_BYTES
 from trio_vmcp.errors import CapabilityNotFound, MessageTooLarge, ResourceNotFound
 from trio_vmcp.models import JSON, NameConflict, Prompt, Resource, ResourceTemplate, Tool
 from trio_vmcp.routing import Bindings, Offer, Router, RoutingTable, Target

@@ -15,7 +15,7 @@ import trio
 
 from trio_vmcp.models import SessionState
 
-__all__ = ["TRANSITIONS", "Life", "Phase"]
+__all__ = ["TRANSITIONS", "Cause", "Life", "Phase"]
 
 
 class Phase(enum.IntEnum):
@@ -26,6 +26,17 @@ class Phase(enum.IntEnum):
     DRAINING = 2  # calls in flight may end; only a connection that such a call waits for is still made
     PARTING = 3  # no call is left that counts; every connection is closed
     CLOSED = 4  # nothing is left
+
+
+class Cause(enum.Enum):
+    """Why a session closes."""
+
+    ASKED = "`aclose` or `suspend`"
+    IDLE = "idle_timeout"
+    TOO_OLD = "max_lifetime"
+    HIBERNATION = "hibernate_after"
+    ELSEWHERE = "it was terminated elsewhere"
+    LEFT = "what it was opened in has ended, or the opening failed"
 
 
 TRANSITIONS: Mapping[Phase, frozenset[Phase]] = {
@@ -54,11 +65,13 @@ class Life:
     Attributes:
         phase: Written by `to` alone.
         terminates: The session ends for good: backend sessions end with it. Decided by the first request to close.
+        cause: Why it closes; None: it does not. Decided by the same request.
         close_by: Each connection is closed by this time, by `trio.current_time()`; `math.inf`: as its own bounds say.
     """
 
     phase: Phase = attrs.field(default=Phase.OPENING, init=False)
     terminates: bool = attrs.field(default=False, init=False)
+    cause: Cause | None = attrs.field(default=None, init=False)
     close_by: float = attrs.field(default=math.inf, init=False)
     _reached: Mapping[Phase, trio.Event] = attrs.field(
         factory=lambda: {phase: trio.Event() for phase in Phase}, init=False, repr=False

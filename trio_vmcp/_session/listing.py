@@ -13,10 +13,11 @@ import trio
 from trio_vmcp._known_results import KnownResults, can_recall
 from trio_vmcp._limits import init_limit
 from trio_vmcp._nursery import start_task
+from trio_vmcp._protocol.json_cost import memory_size
 from trio_vmcp._protocol.methods import KINDS, LISTS, MOST_STALE_PAGES, ListMethod, declares
 from trio_vmcp._request_note import current_note
 from trio_vmcp._session.offered_tools import offered_tools
-from trio_vmcp._session.pages import ListPages, Page, Weight, digest_in_steps
+from trio_vmcp._session.pages import MOST_NAME_BYTES, ListPages, Page, Weight, digest_in_steps
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import BackendError, BackendRejected, BackendTimeout, MessageTooLarge
 from trio_vmcp.identity import Identity
@@ -24,15 +25,13 @@ from trio_vmcp.models import JSON, Backend
 from trio_vmcp.routing import Offer
 from trio_vmcp.settings import FactorySettings
 
-__all__ = ["FIELDS", "MOST_NAME_BYTES", "Listing", "list_backend"]
+__all__ = ["FIELDS", "Listing", "list_backend"]
 
 logger = logging.getLogger("trio_vmcp.session")
 
-# Names go into the session's row, which has one limit for all backends: 10 000 of 50 bytes are within this, and five
-# backends at this limit, with every character escaped, are within that of the row.
-MOST_NAME_BYTES = 512 * 1024
 METHOD_NOT_FOUND = -32601  # JSON-RPC 2.0
 LONG_PAGE = 1024 * 1024  # bytes of a page
+MOST_CURSOR = 256 * 1024  # bytes of memory: the next request holds the cursor, and is encoded in one step
 
 
 @attrs.frozen
@@ -289,7 +288,7 @@ class _Lister:
             while len(pages.received) < self.settings.max_pages:
                 page = await self._request(wanted, {} if cursor is None else {"cursor": cursor}, pages.known)
                 await pages.add(page)
-                cursor = page.result.get("nextCursor")
+                cursor = self._cursor_of(page, wanted)
                 # "only null/absent ends the list": "" is a cursor (protocol 2026-07-28, pagination).
                 if cursor is None or pages.is_known:
                     return self._ended(pages)
@@ -307,6 +306,14 @@ class _Lister:
         raise MessageTooLarge(
             self.backend.id, f"has not ended {wanted.name!r} after {self.settings.max_pages} pages (max_pages)"
         )
+
+    def _cursor_of(self, page: Page, wanted: ListMethod) -> Any:
+        cursor = page.result.get("nextCursor")
+        if cursor is not None and memory_size(cursor, MOST_CURSOR) > MOST_CURSOR:
+            raise MessageTooLarge(
+                self.backend.id, f"answered {wanted.name!r} with a cursor of over {MOST_CURSOR} bytes"
+            )
+        return cursor
 
     def _ended(self, pages: ListPages) -> dict[str, JSON]:
         """The entries of a list that has ended."""

@@ -28,8 +28,9 @@ from trio_vmcp._session.change_feed import ChangeFeed
 from trio_vmcp._session.connecting import SessionParts
 from trio_vmcp._session.directory import Directory, new_directory
 from trio_vmcp._session.directory_updates import DirectoryUpdates
-from trio_vmcp._session.life import Life, Phase
+from trio_vmcp._session.life import Cause, Life, Phase
 from trio_vmcp._session.listing import Listing
+from trio_vmcp._session.log_levels import LogLevel
 from trio_vmcp._session.member import Change, Member, new_member
 from trio_vmcp._session.members import Membership
 from trio_vmcp._session.moves import SubscriptionMoves
@@ -37,6 +38,7 @@ from trio_vmcp._session.observed_calls import ObservedCalls
 from trio_vmcp._session.observing import SessionReporter
 from trio_vmcp._session.reconnects import Endpoints
 from trio_vmcp._session.row import RowContents, SessionRow
+from trio_vmcp._session.stopping import asked_at_of
 from trio_vmcp.connector import BackendConnector
 from trio_vmcp.errors import SessionClosed, VmcpError, session_tag
 from trio_vmcp.identity import Identity
@@ -67,6 +69,7 @@ class SessionOwner:
         raise_exit: Takes a KeyboardInterrupt or SystemExit that came out of code of the user's: it comes out of the
             factory.
         check_backend: Raises a ValueError for a backend that no connector is for.
+        on_closed: Is called once, when the session is CLOSED.
     """
 
     _members: dict[str, Member] = attrs.field(alias="members", repr=False)
@@ -88,23 +91,33 @@ class SessionOwner:
     _updates: DirectoryUpdates = attrs.field(init=False, repr=False)
     feed: ChangeFeed = attrs.field(factory=ChangeFeed, init=False, repr=False)
     services: trio.Nursery | None = attrs.field(default=None, init=False, repr=False)
+    on_closed: Callable[[], None] | None = attrs.field(default=None, init=False, repr=False)
 
     _opening: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     # The close that was requested terminates the session if no other instance has it: the row tells, at the end.
     _terminates_own: bool = attrs.field(default=False, init=False, repr=False)
-    _is_idle: bool = attrs.field(default=False, init=False, repr=False)  # that is why the close was requested
     _opening_error: VmcpError | None = attrs.field(default=None, init=False, repr=False)
     _drain: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _drain_limit: float = attrs.field(default=math.inf, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self.admission = Admission(self.life)
+        log_level = LogLevel()
         self.membership = Membership(
             self._members,
-            SessionParts(self._connector, self.settings, self.row, self.life, self, self.reporter, self.raise_exit),
+            SessionParts(
+                self._connector,
+                self.settings,
+                self.row,
+                self.life,
+                self,
+                self.reporter,
+                self.raise_exit,
+                log_level,
+            ),
         )
         self.directory = new_directory(self.row.bindings, self.settings)
-        parts = (self._members, self.directory, self.admission, self.identity, self.row.note_use)
+        parts = (self._members, self.directory, self.admission, self.identity, self.row.note_use, log_level)
         self.calls = ObservedCalls(*parts, reporter=self.reporter) if self.reporter.observers else Calls(*parts)
         self._moves = SubscriptionMoves(self._members, self.directory)
         self._updates = DirectoryUpdates(self._members, self.directory, self._tell_change)
@@ -130,11 +143,10 @@ class SessionOwner:
 
     @trio.lowlevel.enable_ki_protection
     async def remove_backend(self, backend_id: str, *, drain_timeout: float | None = None) -> None:
-        limit = self.settings.drain_timeout if drain_timeout is None else drain_timeout
-        if not limit >= 0:
+        if drain_timeout is not None and not drain_timeout >= 0:
             raise ValueError(f"drain_timeout={drain_timeout!r} is not 0 s or more")
         await self._require_open()
-        member = self.membership.remove(backend_id, limit)
+        member = self.retire_backend(backend_id, drain_timeout)
         if self.admission.holds_current_task():
             await (
                 trio.lowlevel.checkpoint()
@@ -142,6 +154,16 @@ class SessionOwner:
         else:
             await member.gone.wait()
             await self._updates.wait()
+
+    def retire_backend(self, backend_id: str, drain_timeout: float | None = None) -> Member:
+        """`remove_backend` without waiting for the calls that the backend has.
+
+        Raises:
+            ValueError: There is none of this id.
+        """
+        return self.membership.remove(
+            backend_id, self.settings.drain_timeout if drain_timeout is None else drain_timeout
+        )
 
     async def _require_open(self) -> None:
         if self.life.is_closing:
@@ -188,6 +210,8 @@ class SessionOwner:
             self.admission.discard_calls()
             self.membership.close()
             self.services = None
+            if self.on_closed is not None:
+                self.on_closed()
 
     async def wait_open(self) -> None:
         """Wait until the opening has ended.
@@ -202,7 +226,14 @@ class SessionOwner:
         if self._opening_error is not None:
             raise self._opening_error
 
-    def request_close(self, *, terminate: bool, everywhere: bool = False, drain_timeout: float | None = None) -> None:
+    def request_close(
+        self,
+        *,
+        terminate: bool,
+        everywhere: bool = False,
+        drain_timeout: float | None = None,
+        cause: Cause = Cause.LEFT,
+    ) -> None:
         """Ask the owner to close: from now on nothing is admitted. The first request decides whether it terminates.
 
         Args:
@@ -216,10 +247,11 @@ class SessionOwner:
         if not self.life.is_closing:
             # A failed or interrupted restore leaves the stored row untouched.
             terminates = terminate and not (is_opening and self.row.restored)
+            self.life.cause = cause
             self.life.terminates = terminates and everywhere
             self._terminates_own = terminates and not everywhere
         elif terminate and everywhere and self._terminates_own:
-            self.life.terminates, self._terminates_own = True, False
+            self.life.terminates, self._terminates_own, self.life.cause = True, False, cause
         if is_opening:
             self._opening.cancel(reason="session closed while opening")
         self.admission.refuse()
@@ -237,7 +269,7 @@ class SessionOwner:
 
     @trio.lowlevel.enable_ki_protection
     async def close(self, *, terminate: bool, drain_timeout: float | None) -> None:
-        self.request_close(terminate=terminate, everywhere=True, drain_timeout=drain_timeout)
+        self.request_close(terminate=terminate, everywhere=True, drain_timeout=drain_timeout, cause=Cause.ASKED)
         if self.admission.holds_current_task() or is_inside_handler_of(self.id):
             # Called from inside a call or handler of this session: the close waits for that call or cancels that
             # handler, so it must not wait for the close.
@@ -311,6 +343,10 @@ class SessionOwner:
         # A storage without an answer costs no backend its goodbye.
         self.life.terminates = not self.row.is_needed_elsewhere(self.calls.last_call_at, is_idle=self._is_idle)
 
+    @property
+    def _is_idle(self) -> bool:
+        return self.life.cause is Cause.IDLE
+
     async def _discard_own(self) -> bool:
         return await self.row.discard_own(self.calls.last_call_at, is_idle=self._is_idle)
 
@@ -340,11 +376,32 @@ class SessionOwner:
                 break
             await trio.sleep_until(idle_at)
         logger.info("%s: no call for %s s (idle_timeout)", session_tag(self.id), self.settings.idle_timeout)
-        self._is_idle = not self.life.is_closing
-        self.request_close(terminate=True)
+        self.request_close(terminate=True, cause=Cause.IDLE)
 
     def _terminated_elsewhere(self) -> None:
-        self.request_close(terminate=True, everywhere=True)
+        self.request_close(terminate=True, everywhere=True, cause=Cause.ELSEWHERE)
+
+    # --- what a manager of sessions asks for
+
+    def note_use(self) -> None:
+        """The session was asked for: its clocks move as by a call."""
+        self.calls.last_call_at = trio.current_time()
+        self.row.note_use(self.calls.last_call_at)
+
+    async def wait_advertised(self) -> None:
+        """Wait until what is advertised is up to date with the backends."""
+        await self._updates.wait()
+
+    @property
+    def worked_at(self) -> float:
+        """`trio.current_time()` when the latest call, handler or reader of changes ended; now while there is one of
+        them, or a subscription to a resource.
+        """
+        now, members = trio.current_time(), self._members.values()
+        if self.admission.in_flight or any(member.subscriptions for member in members):
+            return now
+        asked_at = (asked_at_of(connection) for member in members for connection in member.connections)
+        return max(self.calls.last_call_at, self.feed.read_at, *asked_at)
 
     # --- what the membership tells
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from types import NoneType
 from typing import Any
 
@@ -23,10 +23,15 @@ from trio_vmcp._steps import take_steps
 from trio_vmcp.errors import BackendProtocolError
 from trio_vmcp.models import JSON
 
-__all__ = ["ListPages", "Page", "Weight", "digest_in_steps"]
+__all__ = ["MOST_NAME_BYTES", "ListPages", "Page", "Weight", "digest_in_steps"]
 
 logger = logging.getLogger("trio_vmcp.session")
 
+# Names go into the session's row, which has one limit for all backends: 10 000 of 50 bytes are within this, and five
+# backends at this limit, with every character escaped, are within that of the row.
+MOST_NAME_BYTES = 512 * 1024
+# Characters of a name, a URI or a template. A longer one is hashed as a key in 40 ms.
+MOST_KEY_LENGTH = 512 * 1024
 AT_ONCE = 64  # entries in one step
 
 
@@ -139,12 +144,18 @@ class ListPages:
                 some = [item for item, problem in zip(some, problems, strict=True) if problem is None]
             for item in some:
                 usable.setdefault(item[key], item)
-        names = len("".join(usable).encode()) if key == "name" else 0
+        names = _name_bytes(usable) if key == "name" else 0
         self.count(self.method, Weight(len(items), size, names))
         if bad:
             more = f", and {len(bad) - 1} more" if bad[1:] else ""
             logger.warning("backend %r: %s: dropped entry %s%s", self.backend_id, name, bad[0], more)
         return usable
+
+
+def _name_bytes(names: Collection[str]) -> int:
+    """Bytes of all names together; over the limit in characters, which are not more, these."""
+    length = sum(map(len, names))
+    return length if length > MOST_NAME_BYTES else len("".join(names).encode())
 
 
 def digest_in_steps(pages: Sequence[Page], method: ListMethod) -> Generator[None, None, bytes]:
@@ -225,7 +236,7 @@ def _problem(item: object, key: str) -> str | None:
     title, description, schema = item.get("title"), item.get("description"), item.get("inputSchema")
     if (
         type(name) is str
-        and name
+        and 0 < len(name) <= MOST_KEY_LENGTH
         and type(title) in _TEXTS
         and type(description) in _TEXTS
         and type(schema) in _OBJECTS
@@ -233,6 +244,8 @@ def _problem(item: object, key: str) -> str | None:
         return None  # nearly all of them; the rest takes four times as long
     if not isinstance(name, str) or not name:
         return f"its {key!r} is not a non-empty string"
+    if len(name) > MOST_KEY_LENGTH:
+        return f"its {key!r} is over {MOST_KEY_LENGTH} characters"
     if key == "name" and not isinstance(item.get("inputSchema"), dict | None):
         return "its 'inputSchema' is not an object"
     for field in _TEXT_FIELDS:

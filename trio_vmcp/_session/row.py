@@ -19,7 +19,7 @@ import trio
 
 from trio_vmcp._session.row_storage import RowStorage
 from trio_vmcp._session.use_marks import UseMarks
-from trio_vmcp.errors import MetadataConflict, SessionExists, SessionNotFound, VmcpError, session_tag
+from trio_vmcp.errors import MetadataConflict, SessionExists, SessionNotFound, StorageError, VmcpError, session_tag
 from trio_vmcp.metadata import SCHEMA_VERSION, BackendRecord, SessionMetadata
 from trio_vmcp.routing import Bindings
 
@@ -76,6 +76,7 @@ class SessionRow:
     _seen_at: float = attrs.field(factory=trio.current_time, alias="seen_at", repr=False)
     _is_stale: bool = attrs.field(default=False, init=False)
     _was_shared: bool = attrs.field(default=False, init=False)  # another instance has written the row at some time
+    _is_check_due: bool = attrs.field(default=False, init=False)
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _keeping: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _kept: trio.Event | None = attrs.field(default=None, init=False, repr=False)  # None: `keep` was not started
@@ -90,6 +91,16 @@ class SessionRow:
     def bindings(self) -> Bindings:
         return contents_of(self.metadata)[1]
 
+    @property
+    def is_saved(self) -> bool:
+        """The storage has confirmed a row that says what there is to say."""
+        return self._held.version is not None and self._held.sent is None and not self._is_stale
+
+    @property
+    def may_be_left(self) -> bool:
+        """The storage may hold a row of this session."""
+        return self._held != NOTHING
+
     def record(self, backend_id: str) -> BackendRecord | None:
         return next((record for record in self.metadata.backends if record.backend_id == backend_id), None)
 
@@ -98,6 +109,11 @@ class SessionRow:
     def note_change(self) -> None:
         """What the row should say may have changed: `keep` compares and writes."""
         self._is_stale = True
+        self._changed.set()
+
+    def check_soon(self) -> None:
+        """Have `keep` look now whether the session was terminated elsewhere."""
+        self._is_check_due = True
         self._changed.set()
 
     def note_use(self, now: float) -> None:
@@ -133,11 +149,14 @@ class SessionRow:
                         await self._changed.wait()
                     self._changed = trio.Event()
                     now = trio.current_time()
+                    is_check_due, self._is_check_due = self._is_check_due, False
                     is_touch_due, marks = now >= touch_at, self.marks.is_due(used_at(), now)
                     touches = is_touch_due and not marks  # a mark puts the TTL off, too
                     try:
                         if touches:
                             await self.touch()  # first: it creates a row that vanished
+                        elif is_check_due:
+                            await self._check()
                         await self._write_if_stale(contents, marks=marks)
                     except SessionExists:  # its tombstone
                         logger.warning("%s was terminated elsewhere", session_tag(self.metadata.session_id))
@@ -154,6 +173,18 @@ class SessionRow:
                         touch_at = trio.current_time() + every
         finally:
             self._kept.set()
+
+    async def _check(self) -> None:
+        """
+        Raises:
+            SessionNotFound, SessionExists: There is no row of this session.
+        """
+        if self._held.version is None or self._held.sent is not None:
+            return  # the next write finds out what the storage has
+        try:
+            await self._read()
+        except StorageError as error:  # away: what is to be written says so in a warning
+            logger.debug("%s: %s", session_tag(self.metadata.session_id), error)
 
     async def stop_keeping(self) -> None:
         """Cancel what `keep` is at and wait for its end: of two writes at once one would be a conflict."""
@@ -212,8 +243,9 @@ class SessionRow:
                     await self._read()
                 else:
                     return True
-        except (SessionNotFound, SessionExists):
-            return True  # no row of this session is left
+        except (SessionNotFound, SessionExists):  # no row of this session is left
+            self._held = NOTHING
+            return True
         except VmcpError as error:
             self._warn(error)
         return not self.is_needed_elsewhere(used_at, is_idle=is_idle)
@@ -289,8 +321,9 @@ class SessionRow:
             except MetadataConflict:
                 try:
                     await self._read()
-                except (SessionExists, SessionNotFound):
-                    return  # it has gone, or is another session's
+                except (SessionExists, SessionNotFound):  # it has gone, or is another session's
+                    self._held = NOTHING
+                    return
             else:
                 return
         raise MetadataConflict(self.metadata.session_id)
@@ -318,11 +351,13 @@ class SessionRow:
         elif self._is_out_of_touch:
             try:
                 is_news = await self._read()
-            except (SessionNotFound, SessionExists):
-                return  # none of this session is left
+            except (SessionNotFound, SessionExists):  # none of this session is left
+                self._held = NOTHING
+                return
         if is_news:
             raise MetadataConflict(session_id)  # not to be deleted by its new version: it may belong elsewhere by now
         await self._storage.delete(session_id, expected_version=self._held_version)
+        self._held = NOTHING
 
     async def _write_if_stale(self, contents: Callable[[], RowContents], *, marks: bool = False) -> None:
         if self._is_stale or marks:
@@ -478,7 +513,9 @@ def _join_each(ours: Mapping[str, T], base: Mapping[str, T], theirs: Mapping[str
     return joined | {key: value for key, value in ours.items() if key in untouched}
 
 
-def new_row(session_id: str, binding: str | None, storage: RowStorage) -> SessionRow:
+def new_row(
+    session_id: str, binding: str | None, storage: RowStorage, attributes: Mapping[str, str] | None = None
+) -> SessionRow:
     """A row that is written when the opening ends."""
     now = datetime.now(UTC)
     metadata = SessionMetadata(
@@ -490,6 +527,7 @@ def new_row(session_id: str, binding: str | None, storage: RowStorage) -> Sessio
         identity_binding=binding,
         backends=(),
         bindings={"tools": {}, "prompts": {}},
+        attributes=attributes or {},
     )
     return SessionRow(metadata, storage=storage)
 

@@ -142,8 +142,11 @@ class RowStorage:
     async def replace(self, row: SessionMetadata, *, expected_version: int) -> None:
         await self._do("update", lambda: self._storage.replace(row, expected_version=expected_version))
 
-    async def touch(self, session_id: str, *, expected_version: int) -> None:
-        await self._fenced("touch", self._storage.touch, session_id, expected_version)
+    async def touch(self, session_id: str, *, expected_version: int | None) -> None:
+        if expected_version is None:
+            await self._do("touch", lambda: self._storage.touch(session_id))
+        else:
+            await self._fenced("touch", self._storage.touch, session_id, expected_version)
 
     async def delete(self, session_id: str, *, expected_version: int) -> None:
         await self._fenced("delete", self._storage.delete, session_id, expected_version)

@@ -11,7 +11,7 @@ from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.life import Life, Phase
 from trio_vmcp._session.member import Member
 
-__all__ = ["stop_when_unused"]
+__all__ = ["asked_at_of", "stop_when_unused"]
 
 LEAST_PAUSE = 0.1  # s between two looks at a backend that is in use
 
@@ -34,7 +34,7 @@ async def stop_when_unused(member: Member, connection: Connection, stop_after: f
     opened_at = trio.current_time()
     while not connection.retired.is_set() and life.phase is Phase.OPEN:
         now = trio.current_time()
-        used_at = now if member.is_in_use(connection) else max(opened_at, connection.used_at, _asked_at(connection))
+        used_at = now if member.is_in_use(connection) else max(opened_at, connection.used_at, asked_at_of(connection))
         if used_at + stop_after <= now and not member.is_in_use(connection):
             member.stop(connection, f"no call for {stop_after} s (Backend.stop_after)")
             return
@@ -42,5 +42,6 @@ async def stop_when_unused(member: Member, connection: Connection, stop_after: f
             await connection.retired.wait()
 
 
-def _asked_at(connection: Connection) -> float:
+def asked_at_of(connection: Connection) -> float:
+    """`trio.current_time()` when handlers last answered the backend: now, while one does; -inf: never, or unknown."""
     return connection.client.last_asked_at if isinstance(connection.client, AskedClient) else -math.inf

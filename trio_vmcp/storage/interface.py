@@ -18,7 +18,7 @@ class Storage(Protocol):
 
     Each operation is one atomic step: of two that expect the same version, one has its effect. A method should end soon
     when it is cancelled. One that cannot (a file or database in a thread) is left behind after `storage_timeout`, and
-    may have its effect later.
+    may have its effect later. `trio_vmcp.testing.storage_contract` checks all of this.
     """
 
     @property

@@ -10,8 +10,11 @@ async with open_memory_network() as network:
             await session.call_tool("time_now")
 assert 1 == backend.executed["now"]
 ```
+
+`storage_contract` is the suite that a `Storage` of one's own must pass.
 """
 
+from trio_vmcp.testing._storage_contract import storage_contract
 from trio_vmcp.testing.backend import ScriptedBackend
 from trio_vmcp.testing.catalog import Catalog, ToolHandler, echo
 from trio_vmcp.testing.context import CallContext, InputRequired
@@ -77,4 +80,5 @@ __all__ = [
     "open_memory_network",
     "serve_http",
     "serve_loopback",
+    "storage_contract",
 ]

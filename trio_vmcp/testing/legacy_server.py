@@ -8,10 +8,13 @@ from trio_vmcp.testing.exchange import Exchange
 from trio_vmcp.testing.http import Reply
 from trio_vmcp.testing.legacy import check_legacy, check_session
 from trio_vmcp.testing.listening import EventLog
-from trio_vmcp.testing.rpc import PARSE_ERROR, SESSION_ERROR, RpcError, result_message
+from trio_vmcp.testing.rpc import INVALID_PARAMS, PARSE_ERROR, SESSION_ERROR, RpcError, result_message
 from trio_vmcp.testing.script import Script
 
 __all__ = ["LegacyServer"]
+
+
+LOG_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
 
 
 class LegacyServer(Script):
@@ -36,6 +39,11 @@ class LegacyServer(Script):
             uris = self.subscriptions.setdefault(exchange.session_id, set())
             change = uris.add if exchange.method == "resources/subscribe" else uris.discard
             change(str(exchange.params.get("uri")))
+            result = {}
+        elif exchange.method == "logging/setLevel" and self._declares("logging"):
+            if exchange.params.get("level") not in LOG_LEVELS:
+                raise RpcError(INVALID_PARAMS, f"no log level: {exchange.params.get('level')!r}")
+            self.log_levels[exchange.session_id] = exchange.params["level"]
             result = {}
         else:
             result = await self.call(CallContext(exchange, False, answer, self._ask_within))

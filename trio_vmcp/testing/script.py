@@ -69,6 +69,7 @@ class Script(Catalog):
         sessions: The live legacy sessions: id → the params of their `initialize`.
         deleted_sessions: Ids that clients have DELETEd, in order.
         subscriptions: The resources that legacy clients have subscribed to, by session.
+        log_levels: The level that legacy clients have set, by session; a backend that declares `logging` takes it.
         errors: Exceptions of the backend itself: a bug of the test or of this package.
     """
 
@@ -96,6 +97,7 @@ class Script(Catalog):
     sessions: dict[str, JSON] = attrs.field(factory=dict, init=False)
     deleted_sessions: list[str] = attrs.field(factory=list, init=False)
     subscriptions: dict[str | None, set[str]] = attrs.field(factory=dict, init=False)
+    log_levels: dict[str | None, str] = attrs.field(factory=dict, init=False)
     errors: list[Exception] = attrs.field(factory=list, init=False)
 
     _logs: dict[str, EventLog] = attrs.field(factory=dict, init=False)
@@ -107,7 +109,6 @@ class Script(Catalog):
     _questions: Questions = attrs.field(factory=Questions, init=False)
     _rounds: Rounds = attrs.field(factory=Rounds, init=False)
     _session_numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
-    _connection_numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
 
     # What tests look at
 

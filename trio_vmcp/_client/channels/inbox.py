@@ -203,7 +203,9 @@ class Inbox:
         return await read(text, max_depth=self.max_json_depth, max_values=self.max_json_values)
 
     def take_oversized(self, message: Oversized) -> None:
-        """A message over the limit was skipped. If its ends tell which request it answers, that one fails, else all."""
+        """A message over the limit was skipped. If its ends tell which request it answers, that one fails; else all
+        that it may answer.
+        """
         self._skip_large(message, f"sent a message of {message.size} bytes (max_message_bytes)", message.size)
 
     def _skip_large(self, message: Oversized, detail: str, size: int) -> None:
@@ -226,7 +228,11 @@ class Inbox:
             self._by_token.clear()
 
     def _likely(self) -> list[PendingRequest]:
-        """The requests that an answer without an id may be for: the calls, if there are any."""
+        """The requests that an answer without an id is for: the calls, if there are any. None once a request was given
+        up: a late answer to that request must not end another.
+        """
+        if self._given_up:
+            return []
         calls = [pending for pending in self._pending.values() if not pending.is_held]
         return calls or list(self._pending.values())
 
@@ -253,7 +259,7 @@ class Inbox:
 
     def _is_late(self, reply: Result | ErrorReply) -> bool:
         """Whether this answers a request that was given up; each has one answer. While no request waits, an error that
-        does not tell what it answers does so, too.
+        does not tell what it answers does so, too; while one waits, the error may be about either.
         """
         answered = meant_id(reply.id)
         if answered is None and isinstance(reply, ErrorReply) and self._given_up and not self._pending:

@@ -1,0 +1,218 @@
+"""`set_backends`: what changes in sessions that are live, open, or hibernate."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+
+import attrs
+import pytest
+import trio
+from support.harness import ALICE, BOB, echo_backend, slow_backend
+from support.managers import SLEEP, managed
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vmcp import Backend, BackendUnavailable, Identity, Session, SessionState, ToolNotFound
+from trio_vmcp.testing import Delay
+
+
+def names(session: Session) -> list[str]:
+    return [tool.name for tool in session.tools]
+
+
+async def test_live_sessions_have_what_is_new_when_it_returns(autojump_clock: MockClock) -> None:
+    """All sessions and backends side by side: it takes as long as the slowest backend does once. What cannot connect is
+    in `failures`.
+    """
+    async with managed() as world:
+        sessions = [await world.manager.create(identity=identity) for identity in (ALICE, ALICE, BOB, None)]
+        slow, broken = echo_backend(), echo_backend()
+        slow.fail("initialize", Delay(3))
+        broken.fail("initialize", Delay(2))
+        broken.fail("tools/list", Delay(1e6))
+        added = (world.add_backend("b", slow), world.add_backend("c", broken))
+        added = (added[0], attrs.evolve(added[1], init_timeout=3))
+        began = trio.current_time()
+        await world.manager.set_backends([*world.configured, *added])
+        assert began + 3 == trio.current_time()
+        for session in sessions:
+            assert ["a_echo", "b_echo"] == names(session)
+            assert ["c"] == [failure.backend_id for failure in session.failures]
+        later = await world.manager.create()
+        assert ["a_echo", "b_echo"] == names(later)
+
+
+async def test_a_backend_that_is_taken_out_is_let_go_of(autojump_clock: MockClock) -> None:
+    """Its calls drain without holding up the rest, and its names stay bound; an empty list is allowed."""
+    async with managed(backends={"a": slow_backend(5), "b": echo_backend()}) as world:
+        session = await world.make("live")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.call_tool, "a_slow")
+            await wait_all_tasks_blocked()
+            began = trio.current_time()
+            await world.manager.set_backends([])
+            assert began == trio.current_time()
+            assert [] == names(session)
+            with pytest.raises(ToolNotFound):
+                await session.call_tool("a_echo")
+        assert began + 5 == trio.current_time()
+        await trio.sleep(1)
+        row = await world.row(session.id)
+        assert row is not None
+        assert () == row.backends
+        assert {} == world.backends["a"].sessions == world.backends["b"].sessions
+
+
+async def test_a_backend_whose_fields_differ_is_exchanged(autojump_clock: MockClock) -> None:
+    """Removed and added, while those that are the same stay connected."""
+    async with managed(backends={"a": echo_backend(), "b": echo_backend()}) as world:
+        session = await world.make("live")
+        first, second = world.configured
+        await world.manager.set_backends([attrs.evolve(first, headers={"x-tenant": "one"}), second])
+        await session.call_tool("a_echo")
+        assert (2, 1) == tuple(len(backend.received("initialize")) for backend in world.backends.values())
+        assert "one" == world.backend.received("tools/call")[0].headers["x-tenant"]
+        await trio.sleep(1)
+        assert 1 == len(world.backend.sessions)
+
+
+@pytest.mark.parametrize("how", ["taken out", "exchanged"])
+async def test_a_session_that_hibernates_gets_it_when_it_wakes(how: str, autojump_clock: MockClock) -> None:
+    """A backend that was taken out has left its membership, and its session there has ended; an exchanged one is a new
+    one. The others keep their sessions.
+    """
+    async with managed(backends={"a": echo_backend(), "b": echo_backend()}) as world:
+        session = await world.make("asleep")
+        first, second = world.configured
+        moved = world.add_backend("c", echo_backend())
+        await world.manager.set_backends(
+            [second] if how == "taken out" else [attrs.evolve(first, url=moved.url), second]
+        )
+        requests = world.requests()
+        await trio.sleep(1)
+        assert requests == world.requests()
+        woken = await world.manager.get(session.id, caller=ALICE)
+        assert not (await woken.call_tool("b_echo")).backend_state_lost
+        await trio.sleep(1)
+        row = await world.row(session.id)
+        assert row is not None
+        assert {} == world.backend.sessions
+        if how == "taken out":
+            assert ["b"] == [record.backend_id for record in row.backends]
+            assert () == woken.failures
+            with pytest.raises(ToolNotFound):
+                await woken.call_tool("a_echo")
+        else:
+            await woken.call_tool("a_echo")
+            assert {"a", "b"} == {record.backend_id for record in row.backends}
+            assert 1 == len(world.backends["c"].sessions)
+
+
+async def test_a_backend_that_is_merely_not_passed_stays_a_member(autojump_clock: MockClock) -> None:
+    """A manager that never had it restores the session: its names are unavailable, and it stays in the row."""
+    async with managed(2, backends={"a": echo_backend(), "b": echo_backend()}) as world:
+        session = await world.make("elsewhere")
+        await session.suspend()
+        await world.manager.set_backends(world.configured[:1])
+        found = await world.manager.get(session.id, caller=ALICE)
+        with pytest.raises(BackendUnavailable):
+            await found.call_tool("b_echo")
+        row = await world.row(session.id)
+        assert row is not None
+        assert {"a", "b"} == {record.backend_id for record in row.backends}
+        await world.instances[1].manager.terminate(session.id, caller=ALICE)
+
+
+@pytest.mark.parametrize("state", ["create", "restore"])
+async def test_a_session_that_opens_gets_it_when_it_is_open(state: str, autojump_clock: MockClock) -> None:
+    """`set_backends` does not wait for it, and it ends up with what is new."""
+    async with managed(2) as world:
+        session = await world.make("elsewhere" if state == "restore" else "live")
+        world.backend.fail("tools/list", Delay(5), times=1)
+        opened: list[Session] = []
+
+        async def open_one() -> None:
+            manager = world.manager
+            opened.append(
+                await (manager.get(session.id, caller=ALICE) if state == "restore" else manager.create(identity=ALICE))
+            )
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(open_one)
+            await wait_all_tasks_blocked()
+            began = trio.current_time()
+            await world.manager.set_backends([world.add_backend("b", echo_backend())])
+            assert began == trio.current_time()
+        await trio.sleep(1)
+        assert ["b_echo"] == names(opened[0])
+        for instance in world.instances:
+            await instance.manager.terminate(session.id, caller=ALICE)
+            break
+
+
+async def test_bad_backends_change_nothing(autojump_clock: MockClock) -> None:
+    """An id that is there twice, or an unknown transport, is a ValueError, from a list and from a source."""
+    async with managed() as world:
+        session = await world.make("live")
+        (first,) = world.configured
+        other = world.add_backend("b", echo_backend())
+        for bad in ([other, first, first], [Backend("c", "http://c.test", transport="pigeon")]):
+
+            async def answer(identity: Identity | None, bad: list[Backend] = bad) -> Iterable[Backend]:
+                return bad
+
+            for given in (bad, answer):
+                with pytest.raises(ValueError, match=r"'a'|pigeon"):
+                    await world.manager.set_backends(given)
+        assert ["a_echo"] == names(session) == names(await world.manager.create())
+
+
+async def test_a_source_is_asked_for_each_session(autojump_clock: MockClock) -> None:
+    """At every make, restore and wake, and again for every live session by `set_backends`; with the identity."""
+    asked: list[str] = []
+    offered: dict[str, list[Backend]] = {}
+
+    async def source(identity: Identity | None) -> list[Backend]:
+        asked.append("nobody" if identity is None else identity.subject)
+        return offered[asked[-1]]
+
+    async with managed(source=source) as world:
+        first, second = world.configured[0], world.add_backend("b", echo_backend())
+        offered |= {"alice": [first], "nobody": [second]}
+        alice = await world.manager.create(identity=ALICE)
+        anonymous = await world.manager.create()
+        assert (["a_echo"], ["b_echo"]) == (names(alice), names(anonymous))
+        offered |= {"alice": [first, second], "nobody": []}
+        await world.manager.set_backends(source)
+        assert (["a_echo", "b_echo"], []) == (names(alice), names(anonymous))
+        assert ["alice", "alice", "nobody", "nobody"] == sorted(asked)
+        await trio.sleep(SLEEP + 1)
+        offered["alice"] = [second]
+        assert ["b_echo"] == names(await world.manager.get(alice.id, caller=ALICE))
+
+
+@pytest.mark.parametrize("where", ["create", "get", "set_backends"])
+async def test_the_error_of_a_source_comes_out_as_itself(where: str, autojump_clock: MockClock) -> None:
+    """Nothing is left of the opening; a session that sleeps can be woken later, and a live one keeps its backends."""
+    fails = False
+
+    async def source(identity: Identity | None) -> Iterable[Backend]:
+        if fails:
+            raise KeyError("tenant")
+        return world.configured
+
+    async with managed(source=source) as world:
+        session = await world.make("asleep" if where == "get" else "live")
+        fails = True
+        ask: Callable[[], Awaitable[object]] = {
+            "create": world.manager.create,
+            "get": partial(world.manager.get, session.id, caller=ALICE),
+            "set_backends": partial(world.manager.set_backends, source),
+        }[where]
+        with pytest.raises(KeyError, match="tenant"):
+            await ask()
+        fails = False
+        assert 0 == world.manager.statistics.opening
+        found = await world.manager.get(session.id, caller=ALICE)
+        assert SessionState.OPEN is found.state
+        assert ["a_echo"] == names(found)

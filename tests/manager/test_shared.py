@@ -1,0 +1,93 @@
+"""`shared`: the one session of a principal on this instance."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import trio
+from support.harness import ALICE, BOB, echo_backend, slow_backend
+from support.managers import SLEEP, managed
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vmcp import Identity, ManagerSettings, NoBackends, Session, SessionLimitReached, SessionState
+from trio_vmcp.testing import Delay, Error
+
+
+async def test_a_principal_has_one_session(autojump_clock: MockClock) -> None:
+    """Made once, however many ask at the same time; with another token it is the same. Others have their own."""
+    newer = Identity(issuer=ALICE.issuer, subject=ALICE.subject, token="newer")
+    found: list[tuple[Identity | None, Session]] = []
+    async with managed() as world:
+        world.backend.fail("initialize", Delay(1))
+
+        async def ask(identity: Identity | None) -> None:
+            found.append((identity, await world.manager.shared(identity)))
+
+        async with trio.open_nursery() as nursery:
+            for identity in (ALICE, newer, BOB, None, ALICE, None):
+                nursery.start_soon(ask, identity)
+        assert 3 == world.manager.statistics.created == len({session.id for _, session in found})
+        for identity, session in found:
+            await session.call_tool("a_echo")
+            assert session.id == (await world.manager.shared(identity)).id
+
+
+async def test_its_probe_tries_discover_first(autojump_clock: MockClock) -> None:
+    """A backend of both eras is spoken to as a modern one."""
+    async with managed(backends={"a": echo_backend("both")}) as world:
+        await world.manager.shared()
+        assert [] == world.backend.received("initialize")
+        assert 1 == len(world.backend.received("server/discover"))
+
+
+async def test_it_hibernates_and_wakes(autojump_clock: MockClock) -> None:
+    """After hibernation it is the same session; it counts under the caps like any other."""
+    async with managed(limits=ManagerSettings(max_sessions=1, hibernate_after=SLEEP)) as world:
+        session = await world.manager.shared(ALICE)
+        with pytest.raises(SessionLimitReached):
+            await world.manager.shared(BOB)
+        await trio.sleep(SLEEP + 1)
+        assert 1 == world.manager.statistics.hibernated
+        woken = await world.manager.shared(ALICE)
+        assert session.id == woken.id
+        assert not (await woken.call_tool("a_echo")).backend_state_lost
+
+
+@pytest.mark.parametrize("how", ["aclose", "terminate", "suspend"])
+async def test_it_is_never_one_that_drains(how: str, autojump_clock: MockClock) -> None:
+    """While the session of before drains, a new one is made at once."""
+    async with managed(backends={"a": slow_backend(5)}) as world:
+        world.leaves_rows = world.leaves_sessions = how == "suspend"
+        session = await world.manager.shared(ALICE)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.call_tool, "a_slow")
+            await wait_all_tasks_blocked()
+            if how == "terminate":
+                nursery.start_soon(partial(world.manager.terminate, session.id, caller=ALICE))
+            else:
+                nursery.start_soon(getattr(session, how))
+            await wait_all_tasks_blocked()
+            assert SessionState.DRAINING is session.state
+            began = trio.current_time()
+            other = await world.manager.shared(ALICE)
+            assert began == trio.current_time()
+            await other.call_tool("a_echo")
+            assert session.id != other.id
+        assert other.id == (await world.manager.shared(ALICE)).id
+
+
+async def test_one_that_failed_to_open_is_made_anew(autojump_clock: MockClock) -> None:
+    """All that wait get the error, and the next one that asks tries again."""
+    async with managed(min_backends=1) as world:
+        world.backend.fail("tools/list", Error(-32000, "not now"))
+        for _ in range(2):
+            with pytest.raises(NoBackends):
+                await world.manager.shared(ALICE)
+        world.backend.heal()
+        await world.manager.shared(ALICE)
+        assert (1, 1, 0) == (
+            world.manager.statistics.created,
+            world.manager.statistics.live,
+            world.manager.statistics.opening,
+        )

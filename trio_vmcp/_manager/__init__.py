@@ -1,0 +1,11 @@
+"""Many sessions by id: the parts of `SessionManager`. Which file answers which question:
+
+- May one more session be live? `places.py`.
+- What does the manager know of a session, live or asleep? `known.py`.
+- What is the manager to do with a session, and when? `due.py`; how does one task wait for all of that? `agenda.py`.
+- Which backends do sessions have, and what changes with `set_backends`? `configuration.py`.
+- How does a session get live, fall asleep, end, and where is it counted? `registry.py`.
+- How does a session end that is not live here? `ends.py`.
+"""
+
+__all__: list[str] = []
