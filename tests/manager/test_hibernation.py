@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from support.harness import ALICE, echo_backend, library_tasks, slow_backend
+from support.harness import ALICE, echo_backend, library_tasks, slow_backend, state_of
 from support.managers import IDLE, SLEEP, Managed, State, managed
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -38,7 +38,7 @@ async def test_what_was_handed_out_before_is_closed(autojump_clock: MockClock) -
     """The next `get` gives another session of the same id, over the same sessions of the backends."""
     async with managed() as world:
         session = await world.make("asleep")
-        assert SessionState.CLOSED is session.state
+        assert SessionState.CLOSED is state_of(session)
         with pytest.raises(SessionClosed):
             await session.call_tool("a_echo")
         woken = await world.manager.get(session.id, caller=ALICE)
@@ -54,7 +54,7 @@ async def test_use_moves_the_clock(how: str, autojump_clock: MockClock) -> None:
         for _ in range(5):
             await trio.sleep(SLEEP - 1)
             await (session.call_tool("a_echo") if how == "call" else world.manager.get(session.id, caller=ALICE))
-        assert SessionState.OPEN is session.state
+        assert SessionState.OPEN is state_of(session)
         await trio.sleep(SLEEP - 0.5)
         assert 0 == world.manager.statistics.hibernated
         await trio.sleep(1)
@@ -107,12 +107,12 @@ async def test_a_session_at_work_stays_awake(
         async with AsyncExitStack() as until:
             await work(world, session, until)
             await trio.sleep(10 * SLEEP)
-            assert SessionState.OPEN is session.state
+            assert SessionState.OPEN is state_of(session)
             ended.set()
         await trio.sleep(SLEEP - 1)
-        assert SessionState.OPEN is session.state
+        assert SessionState.OPEN is state_of(session)
         await trio.sleep(2 * SLEEP)
-        assert SessionState.CLOSED is session.state
+        assert SessionState.CLOSED is state_of(session)
         assert 1 == world.manager.statistics.hibernated
 
 

@@ -204,13 +204,13 @@ async def test_the_error_of_a_source_comes_out_as_itself(where: str, autojump_cl
     async with managed(source=source) as world:
         session = await world.make("asleep" if where == "get" else "live")
         fails = True
-        ask: Callable[[], Awaitable[object]] = {
+        asks: dict[str, Callable[[], Awaitable[object]]] = {
             "create": world.manager.create,
             "get": partial(world.manager.get, session.id, caller=ALICE),
             "set_backends": partial(world.manager.set_backends, source),
-        }[where]
+        }
         with pytest.raises(KeyError, match="tenant"):
-            await ask()
+            await asks[where]()
         fails = False
         assert 0 == world.manager.statistics.opening
         found = await world.manager.get(session.id, caller=ALICE)

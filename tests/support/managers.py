@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal
 
 import attrs
@@ -41,19 +41,17 @@ STATES: tuple[State, ...] = ("live", "asleep", "elsewhere")
 
 @attrs.define(eq=False)
 class Instance:
-    """One process.
-
-    Attributes:
-        leave: Leaves its manager and factory.
-    """
+    """One process: a factory and a manager, entered and left in a task of their own."""
 
     way: ScriptedStorage
     factory: SessionFactory
     manager: SessionManager
-    exit: AsyncExitStack
+    leaving: trio.Event = attrs.field(factory=trio.Event, init=False)
+    left: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     async def leave(self) -> None:
-        await self.exit.aclose()
+        self.leaving.set()
+        await self.left.wait()
 
 
 @attrs.define(eq=False)
@@ -122,7 +120,6 @@ async def managed(
     source: BackendSource | None = None,
     limits: ManagerSettings | None = None,
     own_storage: bool = False,
-    enter: Callable[[SessionManager], Any] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Managed]:
     """
@@ -138,22 +135,28 @@ async def managed(
         world = Managed(network, {}, (), LocalStorage(ttl))
         given = {"a": echo_backend()} if backends is None else backends
         world.configured = tuple(world.add_backend(name, backend) for name, backend in given.items())
-        async with AsyncExitStack() as everything:
+
+        async def run(task_status: trio.TaskStatus[Instance]) -> None:
+            way = ScriptedStorage(world.storage)
+            async with (
+                open_session_factory(
+                    transport=network.transport(),
+                    storage=None if own_storage else way,
+                    settings=FactorySettings(**fields),
+                ) as factory,
+                open_session_manager(factory, source or world.configured, settings=limits) as manager,
+            ):
+                instance = Instance(way, factory, manager)
+                task_status.started(instance)
+                await instance.leaving.wait()
+            instance.left.set()
+
+        async with trio.open_nursery() as processes:
             for _ in range(count):
-                leaving = await everything.enter_async_context(AsyncExitStack())
-                way = ScriptedStorage(world.storage)
-                factory = await leaving.enter_async_context(
-                    open_session_factory(
-                        transport=network.transport(),
-                        storage=None if own_storage else way,
-                        settings=FactorySettings(**fields),
-                    )
-                )
-                manager = await leaving.enter_async_context(
-                    open_session_manager(factory, source or world.configured, settings=limits)
-                )
-                world.instances.append(Instance(way, factory, manager, leaving))
+                world.instances.append(await processes.start(run))
             yield world
+            for instance in world.instances:
+                instance.leaving.set()
         await wait_all_tasks_blocked()
         assert [] == library_tasks()
         assert {} == {name: backend.errors for name, backend in world.backends.items() if backend.errors}

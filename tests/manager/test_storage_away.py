@@ -1,0 +1,123 @@
+"""A storage that is away, frozen or back: what a manager says meanwhile, and what it remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import pytest
+import trio
+from support.harness import ALICE
+from support.instances import away, cut, stuck
+from support.managers import IDLE, SLEEP, State, managed
+from support.scripted_storage import ScriptedStorage
+from trio.testing import MockClock
+
+from trio_vmcp import ManagerSettings, SessionNotFound, StorageError
+from trio_vmcp._manager.ends import MOST_DELAY
+
+WAYS = pytest.mark.parametrize("how", [away, trio.sleep_forever, stuck])  # away, frozen, in a thread
+
+
+def mend(way: ScriptedStorage) -> None:
+    way.before.clear()
+
+
+@WAYS
+@pytest.mark.parametrize("what", ["create", "asleep", "elsewhere", "unknown"])
+async def test_what_is_not_live_here_fails_in_bounded_time(
+    what: str, how: Callable[[], Awaitable[object]], autojump_clock: MockClock
+) -> None:
+    """`StorageError` after `storage_timeout` at most, and nothing is lost to it: afterwards all is as before."""
+    async with managed(2) as world:
+        state: State = "asleep" if what == "asleep" else "elsewhere"
+        session = await world.make(state)
+        ask = partial(world.manager.get, "unknown" if what == "unknown" else session.id, caller=ALICE)
+        cut(world.way, how)
+        began = trio.current_time()
+        with pytest.raises(StorageError):
+            await (world.manager.create() if what == "create" else ask())
+        assert trio.current_time() - began <= (7 if what == "create" else 5)  # a failed opening has its teardown
+        mend(world.way)
+        assert (0, 0) == (world.manager.statistics.live, world.manager.statistics.opening)
+        found = await world.manager.get(session.id, caller=ALICE)
+        assert not (await found.call_tool("a_echo")).backend_state_lost
+        await world.manager.terminate(session.id, caller=ALICE)
+        await trio.sleep(40)  # a frozen create may still arrive
+
+
+@WAYS
+async def test_live_sessions_keep_serving(how: Callable[[], Awaitable[object]], autojump_clock: MockClock) -> None:
+    """Calls, and `get` by the owner, also for many times the TTL; a session does not hibernate over an unsaved row."""
+    async with managed(ttl=60, idle_timeout=10_000, limits=ManagerSettings(hibernate_after=1e5)) as world:
+        session = await world.make("live")
+        cut(world.way, how)
+        for _ in range(6):
+            await trio.sleep(9)
+            await (await world.manager.get(session.id, caller=ALICE)).call_tool("a_echo")
+        mend(world.way)
+        await trio.sleep(60)
+        await session.call_tool("a_echo")
+
+
+@WAYS
+@pytest.mark.parametrize("state", ["live", "asleep"])
+async def test_a_termination_that_the_storage_did_not_hear_of(
+    state: State, how: Callable[[], Awaitable[object]], autojump_clock: MockClock
+) -> None:
+    """It is remembered until the row is gone, and tried again; this manager does not serve the id meanwhile."""
+    async with managed() as world:
+        session = await world.make(state)
+        cut(world.way, how)
+        await world.manager.terminate(session.id, caller=ALICE)
+        mend(world.way)
+        world.way.before["delete"] = away
+        assert await world.row(session.id) is not None
+        for ask in (world.manager.get, world.manager.terminate):
+            with pytest.raises(SessionNotFound):
+                await ask(session.id, caller=ALICE)
+        mend(world.way)
+        await trio.sleep(MOST_DELAY + 6)
+        assert await world.row(session.id) is None
+        assert {} == world.backend.sessions
+        assert (1, 0) == (world.manager.statistics.terminated, world.manager.statistics.expired)
+
+
+@WAYS
+@pytest.mark.parametrize("state", ["live", "asleep"])
+async def test_an_idle_session_that_expired_meanwhile(
+    state: State, how: Callable[[], Awaitable[object]], autojump_clock: MockClock
+) -> None:
+    """It is over here at `idle_timeout`, and its row and backend sessions are ended once the storage is back."""
+    limits = ManagerSettings(hibernate_after=SLEEP if state == "asleep" else 1e6)
+    async with managed(limits=limits, ttl=1e5, idle_timeout=300) as world:
+        session = await world.make(state)
+        cut(world.way, how)
+        await trio.sleep(400)
+        mend(world.way)
+        world.way.before["delete"] = away
+        assert await world.row(session.id) is not None
+        with pytest.raises(SessionNotFound):
+            await world.manager.get(session.id, caller=ALICE)
+        mend(world.way)
+        await trio.sleep(MOST_DELAY + 6)
+        assert await world.row(session.id) is None
+        assert {} == world.backend.sessions
+        assert (0, 0, 1) == (
+            world.manager.statistics.live,
+            world.manager.statistics.hibernated,
+            world.manager.statistics.expired,
+        )
+
+
+async def test_a_failed_touch_is_tried_again(autojump_clock: MockClock) -> None:
+    """A session that hibernates outlives an outage that is shorter than the TTL."""
+    async with managed(ttl=90, idle_timeout=IDLE) as world:
+        session = await world.make("asleep")
+        for _ in range(4):
+            cut(world.way)
+            await trio.sleep(50)
+            mend(world.way)
+            await trio.sleep(20)
+        found = await world.manager.get(session.id, caller=ALICE)
+        assert not (await found.call_tool("a_echo")).backend_state_lost
