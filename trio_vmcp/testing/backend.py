@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 
 import attrs
 import httpx
@@ -81,10 +82,11 @@ class ScriptedBackend(HttpSseServer, ModernServer):
 
     async def serve_connection(self, stream: trio.abc.Stream) -> None:
         """Serve one accepted connection to its end. Raises nothing: `errors` collects what a handler raises."""
+        handle = partial(self._handle_request, next(self._connection_numbers))
         with trio.CancelScope() as lifetime:
             self._connections[stream] = lifetime
             try:
-                await serve_http(stream, self._handle_request)
+                await serve_http(stream, handle)
             except* Exception as group:  # a nursery within may have bundled them
                 self.errors.extend(_leaves(group))
                 log.error("scripted backend %r broke", self.name, exc_info=group)
@@ -94,10 +96,11 @@ class ScriptedBackend(HttpSseServer, ModernServer):
     async def serve_lines(self, stream: trio.abc.Stream) -> None:
         """Serve one connection as over stdio: one JSON-RPC message a line, either way. Raises nothing."""
         session_id = f"{self.name}-lines-{next(self._session_numbers)}"
-        lock = trio.Lock()
+        lock, connection = trio.Lock(), next(self._connection_numbers)
 
         def begin(line: bytes) -> None:
-            exchange = Exchange("", "", httpx.Headers({"mcp-session-id": session_id}), line, trio.current_time())
+            headers = httpx.Headers({"mcp-session-id": session_id})
+            exchange = Exchange("", "", headers, line, trio.current_time(), connection=connection)
             self._begin_exchange(exchange)  # here, in the order of the lines
             reply = LineReply(stream, nursery.cancel_scope, lock)
             nursery.start_soon(self._run_exchange, exchange, LineAnswer(reply, True), self._is_modern(exchange))
@@ -122,8 +125,9 @@ class ScriptedBackend(HttpSseServer, ModernServer):
             async for notification in notifications:
                 await LineAnswer(reply, True).notify(notification)
 
-    async def _handle_request(self, request: Request, reply: Reply) -> None:
-        exchange = Exchange(request.verb, request.target, request.headers, request.body, trio.current_time())
+    async def _handle_request(self, connection: int, request: Request, reply: Reply) -> None:
+        now = trio.current_time()
+        exchange = Exchange(request.verb, request.target, request.headers, request.body, now, connection=connection)
         self._begin_exchange(exchange)
         is_modern = self._is_modern(exchange)
         # Legacy: "disconnection SHOULD NOT be interpreted as the client cancelling its request". Modern: that it is.

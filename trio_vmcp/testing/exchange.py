@@ -38,6 +38,7 @@ class Exchange:
         message: The JSON in the body; None: the body is no JSON.
         received_at, ended_at: On Trio's clock.
         status: The HTTP status of the answer; None before there is one.
+        connection: The number of the connection that it came by.
         response_bytes: Size of the raw response, its head included, before any fault of the wire.
     """
 
@@ -50,6 +51,7 @@ class Exchange:
     ended_at: float | None = None
     status: int | None = None
     response_bytes: int = 0
+    connection: int = 0
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     message: Any = attrs.field(init=False)
 

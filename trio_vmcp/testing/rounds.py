@@ -18,6 +18,9 @@ __all__ = ["Rounds", "check_inputs"]
 
 KINDS = {"elicitation/create": "elicitation", "sampling/createMessage": "sampling", "roots/list": "roots"}
 OF_A_ROUND = ("inputResponses", "requestState")
+# In `_meta`, of each request anew: the description of its sender, its progress, its trace (SEP-414).
+OF_A_SENDER = "io.modelcontextprotocol/"
+OF_A_REQUEST = ("progressToken", "traceparent", "tracestate", "baggage")
 
 
 @attrs.frozen
@@ -49,7 +52,7 @@ class Rounds:
         before = self._waiting.pop(state, None) if isinstance(state, str) else None
         if before is None:
             raise RpcError(INVALID_PARAMS, f"no request waits for {state!r}", status=400)
-        if before.asked != _asked_by(exchange) or before.exchange.request_id == exchange.request_id:
+        if before.asked != _asked_by(exchange) or _ids_are_equal(before.exchange, exchange):
             raise RpcError(INVALID_PARAMS, "a retry is the same request under another id", status=400)
         if not isinstance(responses, dict) or responses.keys() != before.requests.keys():
             raise RpcError(INVALID_PARAMS, f"inputResponses for other keys than {list(before.requests)}", status=400)
@@ -81,5 +84,13 @@ def check_inputs(exchange: Exchange, requests: Requests) -> None:
 
 
 def _asked_by(exchange: Exchange) -> JSON:
+    """The request without its round, and without what each request of a round says anew."""
     own = {key: value for key, value in exchange.params.items() if key not in OF_A_ROUND}
+    meta = exchange.meta.items()
+    own["_meta"] = {key: value for key, value in meta if key not in OF_A_REQUEST and not key.startswith(OF_A_SENDER)}
     return {"method": exchange.method, "params": own}
+
+
+def _ids_are_equal(before: Exchange, exchange: Exchange) -> bool:
+    """The ids of one sender differ. Another sender may use the same ids, and has another connection."""
+    return before.connection == exchange.connection and before.request_id == exchange.request_id

@@ -109,6 +109,7 @@ class Script(Catalog):
     _questions: Questions = attrs.field(factory=Questions, init=False)
     _rounds: Rounds = attrs.field(factory=Rounds, init=False)
     _session_numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
+    _connection_numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
 
     # What tests look at
 
