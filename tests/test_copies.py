@@ -61,6 +61,7 @@ RECORDS = (
     ToolResult({"content": [{"type": "text", "text": "x"}]}, "a"),
     ResourceResult({"contents": []}, "a"),
     PromptResult({"messages": []}, "a"),
+    ToolResult({"resultType": "input_required", "inputRequests": {}, "requestState": "s"}, "a"),
     CompletionResult({"completion": {"values": ["x"]}}, "a"),
     FAILURE,
     BackendStatus("a", BackendState.READY, NOW, "modern", "2026-07-28", FAILURE, 1, 2, 0, Latency(0.1, 0.2, 0.3)),

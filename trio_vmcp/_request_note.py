@@ -84,6 +84,7 @@ class RequestNote:
         waited: s, for a place under the connection limit and for a lost connection to be replaced.
         call_name: The advertised name or URI that a caller of the session named; None: the task makes no call.
         call_meta: The `meta` of that call.
+        hands_out_rounds: What the backend asks in an `input_required` result is for that caller, and not for handlers.
         silence: How long the backend may be silent now; None: until the request times out.
         via: Names the proxy that the request goes through, with the comma before it; empty: none.
         lists_follow: As soon as a handshake is over, the backend's lists are asked for.
@@ -100,6 +101,7 @@ class RequestNote:
     waited: float = 0.0
     call_name: str | None = None
     call_meta: JSON | None = attrs.field(default=None, repr=False)
+    hands_out_rounds: bool = attrs.field(default=False, kw_only=True)
     knob: str = "request_timeout"
     silence: Silence | None = attrs.field(default=None, kw_only=True, repr=False)
     via: str = ""

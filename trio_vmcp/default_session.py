@@ -23,6 +23,7 @@ import attrs
 import trio
 
 from trio_vmcp._protocol.methods import COMPLETE, GET_PROMPT, READ_RESOURCE, TOOLS_CALL
+from trio_vmcp._session.call_options import call_options
 from trio_vmcp._session.owner import SessionOwner
 from trio_vmcp.connector import OnProgress
 from trio_vmcp.errors import session_tag
@@ -145,10 +146,16 @@ class DefaultSession(trio.abc.AsyncResource, Session):
         meta: JSON | None = None,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
+        answer_rounds: bool = True,
+        input_responses: Mapping[str, JSON] | None = None,
+        request_state: str | None = None,
+        client_capabilities: Mapping[str, object] | None = None,
+        log_level: str | None = None,
     ) -> ToolResult:
         route = partial(self._core.calls.route_tool, name, arguments)
+        options = call_options(answer_rounds, input_responses, request_state, client_capabilities, log_level)
         member, raw = await self._core.calls.call(
-            TOOLS_CALL, name, route, caller or self._caller, meta, timeout, on_progress
+            TOOLS_CALL, name, route, caller or self._caller, meta, timeout, on_progress, options
         )
         return ToolResult(raw, member.backend_id)
 
@@ -160,10 +167,16 @@ class DefaultSession(trio.abc.AsyncResource, Session):
         meta: JSON | None = None,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
+        answer_rounds: bool = True,
+        input_responses: Mapping[str, JSON] | None = None,
+        request_state: str | None = None,
+        client_capabilities: Mapping[str, object] | None = None,
+        log_level: str | None = None,
     ) -> ResourceResult:
         route = partial(self._core.calls.route_resource, uri)
+        options = call_options(answer_rounds, input_responses, request_state, client_capabilities, log_level)
         member, raw = await self._core.calls.call(
-            READ_RESOURCE, uri, route, caller or self._caller, meta, timeout, on_progress
+            READ_RESOURCE, uri, route, caller or self._caller, meta, timeout, on_progress, options
         )
         return ResourceResult(raw, member.backend_id)
 
@@ -176,10 +189,16 @@ class DefaultSession(trio.abc.AsyncResource, Session):
         meta: JSON | None = None,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
+        answer_rounds: bool = True,
+        input_responses: Mapping[str, JSON] | None = None,
+        request_state: str | None = None,
+        client_capabilities: Mapping[str, object] | None = None,
+        log_level: str | None = None,
     ) -> PromptResult:
         route = partial(self._core.calls.route_prompt, name, arguments)
+        options = call_options(answer_rounds, input_responses, request_state, client_capabilities, log_level)
         member, raw = await self._core.calls.call(
-            GET_PROMPT, name, route, caller or self._caller, meta, timeout, on_progress
+            GET_PROMPT, name, route, caller or self._caller, meta, timeout, on_progress, options
         )
         return PromptResult(raw, member.backend_id)
 

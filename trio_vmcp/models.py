@@ -586,8 +586,35 @@ class Prompt(_Definition):
         return tuple(self.raw.get("arguments") or ())
 
 
+class _Answer(_View):
+    """An answer that may ask for input before there is a result (MCP 2026-07-28, multi round-trip requests)."""
+
+    __slots__ = ()
+
+    @property
+    def input_required(self) -> dict[str, JSON] | None:
+        """What the backend asks, by keys of its own: `{key: {"method": …, "params": …}}`, untrusted text of the
+        backend. {}: it asks nothing, and goes on when the same call comes with `request_state`. None: the result is
+        complete.
+
+        Only calls with `answer_rounds=False` get questions. They are answered by another call with the same arguments,
+        `request_state`, and in `input_responses` a result object under each of these keys.
+        """
+        if self.raw.get("resultType") != "input_required":
+            return None
+        asked = self.raw.get("inputRequests") or {}
+        return {key: {"method": each["method"], "params": each.get("params") or {}} for key, each in asked.items()}
+
+    @property
+    def request_state(self) -> str | None:
+        """Of a result that is not complete: to be given back unchanged; None: the backend wants nothing back. Opaque to
+        clients, and as secret as the call.
+        """
+        return self.raw.get("requestState") if self.raw.get("resultType") == "input_required" else None
+
+
 @attrs.frozen
-class ToolResult(_View):
+class ToolResult(_Answer):
     """The answer of a tool.
 
     `is_error` is the tool's own statement that it failed: a result, not an exception (MCP 2025-11-25, server/tools,
@@ -620,7 +647,7 @@ class ToolResult(_View):
 
 
 @attrs.frozen
-class ResourceResult(_View):
+class ResourceResult(_Answer):
     """The content of a resource: `contents` has items with `text` or a base64 `blob`, as received."""
 
     raw: JSON = attrs.field(hash=False)
@@ -632,7 +659,7 @@ class ResourceResult(_View):
 
 
 @attrs.frozen
-class PromptResult(_View):
+class PromptResult(_Answer):
     """A prompt with its arguments filled in."""
 
     raw: JSON = attrs.field(hash=False)

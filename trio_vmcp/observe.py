@@ -128,8 +128,9 @@ class CallEnded:
         name: The advertised name of a tool or prompt, as the caller named it. Of a resource that is listed its URI,
             without userinfo, query and fragment; of any other "", since such a URI is an argument.
         backend_id: The backend that the call was for; None: there is none of that name.
-        outcome: "ok"; "tool_error" (`is_error`); "cancelled", by the caller; else the name of the error's type, such as
-            "BackendTimeout".
+        outcome: "ok"; "tool_error" (`is_error`); "input_required", where the backend's question was handed out
+            (`answer_rounds=False`): the call that answers is another one; "cancelled", by the caller; else the name of
+            the error's type, such as "BackendTimeout".
         seconds: From admission to the end.
         waiting: Of these, for a place under `max_connections_per_backend` and for a lost connection to be replaced.
         at_backend: The rest of a call that had a backend.

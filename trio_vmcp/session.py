@@ -73,6 +73,13 @@ class Session(TransportSession, Protocol):
     a broken stream nothing is sent again: the error has `may_have_executed=True`, and the caller decides whether to try
     again.
 
+    With `answer_rounds=False` a question of a stateless backend is handed out, and another call takes the answer (MCP
+    2026-07-28, multi round-trip requests). Neither the session nor its process keeps anything in between: the second
+    call may come minutes later and from another process. Each of the two is a call of its own, with its own timeout;
+    how many of them follow each other is for the caller to limit. The second may fail like any other call, and is not
+    sent again after a timeout, a reset or a broken stream either. Its name or URI must still belong to the backend that
+    asked (`backend_id` of the result).
+
     A session that was made with an identity is bound to its issuer and subject: every call needs that identity as
     `caller`, or goes through `as_caller`.
 
@@ -158,6 +165,11 @@ class Session(TransportSession, Protocol):
         meta: JSON | None = None,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
+        answer_rounds: bool = True,
+        input_responses: Mapping[str, JSON] | None = None,
+        request_state: str | None = None,
+        client_capabilities: Mapping[str, object] | None = None,
+        log_level: str | None = None,
     ) -> ToolResult:
         """Call a tool by its advertised name. The call is executed at most once (see `Session`).
 
@@ -172,9 +184,26 @@ class Session(TransportSession, Protocol):
                 call is sent again with the answer.
             on_progress: `async (progress, total, message)`, run in the caller's task; an error that it raises cancels
                 the request and comes out as itself.
+            answer_rounds: False: what a backend of the stateless era asks is not answered by handlers. It comes back as
+                `input_required` and `request_state` of the result. A backend of the handshake era has no such rounds:
+                its questions go to the handlers as ever.
+            input_responses: Answers the questions of an earlier result: for each key of its `input_required` the result
+                object that MCP defines for that method, such as ElicitResult. All other arguments are those of the
+                earlier call.
+            request_state: The `request_state` of that earlier result, unchanged.
+            client_capabilities: The client capabilities to declare for this request, in place of those that the
+                handlers imply, such as `{"elicitation": {}}`. A backend may ask for nothing else.
+            log_level: "debug", "info", "notice", "warning", "error", "critical", "alert" or "emergency": the backend
+                may send log messages of this request from this severity on; they go to `ClientHandlers.log`.
+
+        The last two are sent to backends of the stateless era alone.
 
         Raises:
             ToolNotFound: No tool has this name; no backend was contacted.
+            TypeError, ValueError: One of these keywords has a value of another type, or one that cannot be sent.
+                Nothing was sent.
+            BackendRejected: With `input_responses` or `request_state`: also where the backend has no rounds, since it
+                speaks the handshake era. Nothing was sent.
         """
         ...
 
@@ -186,6 +215,11 @@ class Session(TransportSession, Protocol):
         meta: JSON | None = None,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
+        answer_rounds: bool = True,
+        input_responses: Mapping[str, JSON] | None = None,
+        request_state: str | None = None,
+        client_capabilities: Mapping[str, object] | None = None,
+        log_level: str | None = None,
     ) -> ResourceResult:
         """Read a resource that is listed, or that a listed template matches (RFC 6570). Arguments as for `call_tool`.
 
@@ -203,6 +237,11 @@ class Session(TransportSession, Protocol):
         meta: JSON | None = None,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
+        answer_rounds: bool = True,
+        input_responses: Mapping[str, JSON] | None = None,
+        request_state: str | None = None,
+        client_capabilities: Mapping[str, object] | None = None,
+        log_level: str | None = None,
     ) -> PromptResult:
         """Fill in a prompt by its advertised name. Arguments as for `call_tool`.
 

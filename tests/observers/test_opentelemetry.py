@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from support.channels import EVERY_CHANNEL, Channel
+from support.channels import EVERY_CHANNEL, EVERY_MODERN_CHANNEL, Channel
 from support.plain_connector import PlainConnector, plain_backends
 from trio.testing import MockClock
 
@@ -214,3 +214,22 @@ def test_without_opentelemetry_one_line_says_what_to_install(monkeypatch: pytest
     with pytest.raises(ImportError) as caught:
         __import__(opentelemetry.__name__)
     assert "OpenTelemetryObserver needs opentelemetry-api: pip install 'trio-vmcp[otel]'" == str(caught.value)
+
+
+@EVERY_MODERN_CHANNEL
+async def test_a_question_that_is_handed_out_is_no_error(
+    channel: Channel, traced: Traced, autojump_clock: MockClock
+) -> None:
+    """The backend has answered, and the call that answers it is another span."""
+
+    async def confirm(arguments: JSON, context: CallContext) -> str:
+        return str(await context.elicit("?"))
+
+    backend = traced.backend(channel)
+    backend.add_tool("ask", confirm)
+    async with channel.open_session(backend, observers=[traced.observer]) as session:
+        await session.call_tool("b_ask", answer_rounds=False, client_capabilities={"elicitation": {}})
+    span = traced.span("tools/call b_ask")
+    assert StatusCode.UNSET == span.status.status_code
+    assert span.attributes is not None
+    assert (True, None) == (span.attributes["trio_vmcp.input_required"], span.attributes.get("error.type"))

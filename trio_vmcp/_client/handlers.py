@@ -17,7 +17,7 @@ from trio_vmcp.connector import CallInfo, ClientHandlers, Handler, ServerRequest
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
-__all__ = ["INTERNAL_ERROR", "MOST_QUOTED", "BoundHandlers", "ServerRequestError", "call_info"]
+__all__ = ["INTERNAL_ERROR", "MOST_QUOTED", "SAMPLING_TOOLS", "BoundHandlers", "ServerRequestError", "call_info"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
@@ -27,7 +27,7 @@ MOST_QUOTED = 128  # characters of a method that a backend made up
 # `form` and `url` since 2025-11-25; servers of earlier versions ignore the members of this object.
 _DECLARED: JSON = {"sampling": {}, "elicitation": {"form": {}, "url": {}}, "roots": {}}
 # "The client MUST return an error if this field is provided but sampling.tools is not declared" (schema, 2025-11-25).
-_SAMPLING_TOOLS = ("tools", "toolChoice")
+SAMPLING_TOOLS = ("tools", "toolChoice")
 
 
 @attrs.define(eq=False)
@@ -76,7 +76,7 @@ class BoundHandlers:
             return ServerRequestError(METHOD_NOT_FOUND, "this client offers no such capability")
         if kind == "elicitation" and params.get("mode") not in (None, "form", "url"):
             return ServerRequestError(INVALID_PARAMS, "this client knows the modes 'form' and 'url'")
-        has_tools = kind == "sampling" and any(params.get(name) is not None for name in _SAMPLING_TOOLS)
+        has_tools = kind == "sampling" and any(params.get(name) is not None for name in SAMPLING_TOOLS)
         if has_tools and not self.client_handlers.sampling_tools:
             return ServerRequestError(INVALID_PARAMS, "this client does not declare sampling.tools")
         return None

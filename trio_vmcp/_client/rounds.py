@@ -13,17 +13,23 @@ import attrs
 import trio
 
 from trio_vmcp._client.channels.channel import Ask
-from trio_vmcp._client.handlers import INTERNAL_ERROR, MOST_QUOTED, BoundHandlers, ServerRequestError
+from trio_vmcp._client.handlers import (
+    INTERNAL_ERROR,
+    MOST_QUOTED,
+    SAMPLING_TOOLS,
+    BoundHandlers,
+    ServerRequestError,
+)
 from trio_vmcp._client.http.connection_limit import current_slot
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._protocol.jsonrpc import encode_result
-from trio_vmcp._protocol.methods import Method
+from trio_vmcp._protocol.methods import CLIENT_CAPABILITIES, INPUT_RESPONSES, QUESTIONS, REQUEST_STATE, Method
 from trio_vmcp._request_note import answering_on, current_note, note_written
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
-__all__ = ["MOST_ROUNDS", "AskAgain", "finish_rounds", "is_complete"]
+__all__ = ["MOST_ROUNDS", "AskAgain", "check_question", "finish_rounds", "is_complete"]
 
 MOST_ROUNDS = 10  # as in the official SDKs; the next question is an error
 MOST_INPUTS = 16  # of one round; each runs a handler
@@ -51,7 +57,8 @@ def is_complete(backend_id: str, method: Method, result: JSON) -> bool:
 
 
 async def finish_rounds(first: JSON, ask: Ask, method: Method, ask_again: AskAgain, handlers: BoundHandlers) -> JSON:
-    """Run rounds until the request has a result. Its first answer, `first`, asks for input.
+    """Run rounds until the request has a result. Its first answer, `first`, asks for input. The request itself may have
+    been the next round of an earlier one: its caller gave input, and the rounds from here on are answered by handlers.
 
     The deadline and the cancellation of the call include all rounds and their handlers.
 
@@ -62,17 +69,18 @@ async def finish_rounds(first: JSON, ask: Ask, method: Method, ask_again: AskAga
         BackendError: A round failed. `may_have_executed` is True, since the backend has acted on the rounds before.
     """
     backend_id, name, answer, pause = handlers.backend_id, ask.method, first, FIRST_PAUSE
+    params = {key: value for key, value in ask.params.items() if key not in (INPUT_RESPONSES, REQUEST_STATE)}
     for _ in range(MOST_ROUNDS):
-        round_ = _read(answer, backend_id, name, handlers)
-        more: JSON = {} if round_.state is None else {"requestState": round_.state}
+        round_ = _read(answer, ask, handlers)
+        more: JSON = {} if round_.state is None else {REQUEST_STATE: round_.state}
         with answering_on((ask.note,)):
             if round_.inputs:
-                more["inputResponses"] = await _fulfil(round_.inputs, name, handlers, ask.identity)
+                more[INPUT_RESPONSES] = await _fulfil(round_.inputs, name, handlers, ask.identity)
             else:
                 await trio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
         try:
-            answer = await ask_again(ask.params | more)
+            answer = await ask_again(params | more)
         except BackendError as error:
             error.may_have_executed = True
             raise
@@ -81,6 +89,15 @@ async def finish_rounds(first: JSON, ask: Ask, method: Method, ask_again: AskAga
         if is_complete(backend_id, method, answer):
             return answer
     raise _protocol_error(backend_id, name, f"for input over {MOST_ROUNDS} times")
+
+
+def check_question(answer: JSON, ask: Ask, handlers: BoundHandlers) -> None:
+    """Check an answer that asks for input, before it is handed out.
+
+    Raises:
+        BackendProtocolError: It asks for input that this request did not declare, or is malformed.
+    """
+    _read(answer, ask, handlers)
 
 
 @attrs.frozen
@@ -96,8 +113,9 @@ class _Round:
     state: str | None = attrs.field(repr=False)
 
 
-def _read(answer: JSON, backend_id: str, method: str, handlers: BoundHandlers) -> _Round:
-    requests, state = answer.get("inputRequests"), answer.get("requestState")
+def _read(answer: JSON, ask: Ask, handlers: BoundHandlers) -> _Round:
+    backend_id, method = handlers.backend_id, ask.method
+    requests, state = answer.get("inputRequests"), answer.get(REQUEST_STATE)
     if requests is None:
         requests = {}
     if not isinstance(requests, dict) or not (state is None or isinstance(state, str)):
@@ -119,12 +137,38 @@ def _read(answer: JSON, backend_id: str, method: str, handlers: BoundHandlers) -
                 inputs[key] = wanted, {}
             case _:
                 raise _protocol_error(backend_id, method, "for input in a form that is not MCP's")
-        refused = handlers.refuse_request(*inputs[key])
+        refused = _refusal(ask, handlers, *inputs[key])
         if refused is not None:
             raise _protocol_error(
-                backend_id, method, f"for the input {wanted[:MOST_QUOTED]!r}, which is not given: {refused.message}"
+                backend_id, method, f"for the input {wanted[:MOST_QUOTED]!r}, which is not given: {refused}"
             )
     return _Round(inputs, state)
+
+
+def _refusal(ask: Ask, handlers: BoundHandlers, wanted: str, given: JSON) -> str | None:
+    """Why this input is not given; None: there is a handler for it, or the caller gives it."""
+    refused = None if ask.note.hands_out_rounds else handlers.refuse_request(wanted, given)
+    if refused is not None:
+        return refused.message
+    capabilities = ask.params.get("_meta", {}).get(CLIENT_CAPABILITIES, handlers.capabilities)
+    return None if _is_declared(capabilities, wanted, given) else "the request did not declare this client capability"
+
+
+def _is_declared(capabilities: JSON, method: str, params: JSON) -> bool:
+    """Whether these client capabilities let a backend ask for this. A server "MUST NOT" ask for what its client has not
+    declared (2026-07-28, multi round-trip requests).
+    """
+    kind = QUESTIONS.get(method)
+    declared = None if kind is None else capabilities.get(kind)
+    if not isinstance(declared, dict):
+        return False
+    if kind == "elicitation":
+        mode = params.get("mode") or "form"
+        # An empty object declares form mode alone (2025-11-25, elicitation, "Capabilities").
+        return mode in [*declared] or (mode == "form" and "url" not in declared)
+    # "The client MUST return an error if this field is provided but sampling.tools is not declared" (schema).
+    asks_for_tools = any(params.get(name) is not None for name in SAMPLING_TOOLS)
+    return kind != "sampling" or not asks_for_tools or "tools" in declared
 
 
 async def _fulfil(

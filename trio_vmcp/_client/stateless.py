@@ -16,13 +16,14 @@ from trio_vmcp._client.channels.channel import Ask, Channel, Headers
 from trio_vmcp._client.client import Client
 from trio_vmcp._client.listening import Listening
 from trio_vmcp._client.negotiate import CLIENT_INFO, declared_capabilities
-from trio_vmcp._client.rounds import finish_rounds, is_complete
+from trio_vmcp._client.rounds import check_question, finish_rounds, is_complete
 from trio_vmcp._client.server_requests import ServerRequests
 from trio_vmcp._client.subscriptions import Subscriptions
 from trio_vmcp._protocol.eras import HEADER_MISMATCH, MODERN_VERSION, is_modern_error
 from trio_vmcp._protocol.headers import BadParamHeader, ParamHeaders, encode_header_value, param_headers_in_steps
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Request, Result, encode_request
 from trio_vmcp._protocol.methods import (
+    CLIENT_CAPABILITIES,
     DISCOVER,
     LOG_LEVEL,
     METHODS,
@@ -65,10 +66,15 @@ def _stamp(requests: ServerRequests) -> JSON:
     """The description of the sender that is in `_meta` of every request."""
     stamp: JSON = {
         "io.modelcontextprotocol/protocolVersion": MODERN_VERSION,
-        "io.modelcontextprotocol/clientCapabilities": requests.capabilities,
+        CLIENT_CAPABILITIES: requests.capabilities,
         "io.modelcontextprotocol/clientInfo": CLIENT_INFO,
     }
     return stamp | {LOG_LEVEL: DEFAULT_LOG_LEVEL} if requests.handlers.has_log else stamp
+
+
+def _own_part_of_stamp(meta: JSON) -> JSON:
+    """What one request says of its sender in place of the stamp."""
+    return {key: meta[key] for key in (CLIENT_CAPABILITIES, LOG_LEVEL) if key in meta}
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -204,7 +210,12 @@ class StatelessClient(Client[Channel]):
         return await self._finished(result, ask, method)
 
     async def _finished(self, first: JSON, ask: Ask, method: Method) -> JSON:
-        """The result of a request; `first` is its first answer, which asks for input."""
+        """The result of a request; `first` is its first answer, which asks for input. If the caller answers rounds, the
+        question is the result.
+        """
+        if ask.note.hands_out_rounds:
+            check_question(first, ask, self._requests.handlers)
+            return first
 
         async def ask_again(more: JSON) -> JSON:
             return await self._result(self._under_new_id(attrs.evolve(ask, params=more)), method)
@@ -247,7 +258,9 @@ class StatelessClient(Client[Channel]):
     def _compose(self, ask: Ask, method: Method) -> tuple[bytes, Headers]:
         """The body and the headers of a request."""
         params = ask.params
-        data = encode_request(ask.id, ask.method, params | {"_meta": params.get("_meta", {}) | self._stamp})
+        meta = params.get("_meta")
+        stamp = self._stamp if meta is None else meta | self._stamp | _own_part_of_stamp(meta)
+        data = encode_request(ask.id, ask.method, params | {"_meta": stamp})
         headers = [(b"MCP-Protocol-Version", MODERN_VERSION.encode()), (b"Mcp-Method", ask.method.encode())]
         if method.named_by is not None:  # after `encode_request`, which raises for a name that is no text
             name = params[method.named_by]

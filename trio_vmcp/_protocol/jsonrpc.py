@@ -130,6 +130,11 @@ def encode_error(request_id: RequestId, code: int, message: str) -> bytes:
     return _encode({"jsonrpc": "2.0", "id": request_id, "error": {"code": code, "message": message}}, "the error")
 
 
+def check_sendable(value: object, what: str) -> None:
+    """Raises: ValueError, naming `what` and the place in it: it cannot be sent."""
+    _encode({what: value}, what)
+
+
 def _encode(message: JSON, what: str) -> bytes:
     try:
         return _encoder.encode(message).encode()
@@ -142,7 +147,7 @@ def _encode(message: JSON, what: str) -> bytes:
 
 def _not_json(message: JSON) -> str:
     """The first value in a message that JSON has not: its place and its kind, never the value."""
-    level: list[tuple[str, Any]] = [(key, message[key]) for key in ("params", "result", "error") if key in message]
+    level: list[tuple[str, Any]] = [(key, message[key]) for key in message if key not in _ENVELOPE]
     seen: set[int] = set()  # what holds itself has no end
     for place, value in level:
         if isinstance(value, str):
@@ -176,6 +181,7 @@ def _place(place: str, key: object) -> str:
 
 
 _MOST_PLACE = 200  # characters
+_ENVELOPE = frozenset({"jsonrpc", "id", "method"})
 
 
 def parse_message(data: bytes | bytearray | memoryview, *, max_depth: int, max_values: float = MOST_VALUES) -> Message:

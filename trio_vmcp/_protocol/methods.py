@@ -15,11 +15,13 @@ from trio_vmcp.models import JSON
 __all__ = [
     "ACKNOWLEDGED",
     "CANCELLED",
+    "CLIENT_CAPABILITIES",
     "COMPLETE",
     "DISCOVER",
     "GET_PROMPT",
     "INITIALIZE",
     "INITIALIZED",
+    "INPUT_RESPONSES",
     "KINDS",
     "LISTEN",
     "LISTS",
@@ -34,6 +36,7 @@ __all__ = [
     "PROGRESS",
     "QUESTIONS",
     "READ_RESOURCE",
+    "REQUEST_STATE",
     "RESOURCE_UPDATED",
     "SET_LEVEL",
     "SUBSCRIBE",
@@ -77,9 +80,13 @@ LIST_KEYS: dict[str, str] = {kind: f"{kind}ListChanged" for kind in KINDS}
 # In `_meta` of the messages of a subscription: the id of its request.
 SUBSCRIPTION_ID = "io.modelcontextprotocol/subscriptionId"
 
-# In `_meta` of each request of the modern era: how severe log messages have to be.
+# In `_meta` of each request of the modern era: what its sender can answer, and how severe log messages have to be.
+CLIENT_CAPABILITIES = "io.modelcontextprotocol/clientCapabilities"
 LOG_LEVEL = "io.modelcontextprotocol/logLevel"
 LOG_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")  # RFC 5424 §6.2.1
+
+# In the params of a request of the modern era that goes on after an `input_required` result.
+INPUT_RESPONSES, REQUEST_STATE = "inputResponses", "requestState"
 
 # Requests of a server, and the handler that answers each. No handler is needed for `ping`.
 PING = "ping"

@@ -4,6 +4,7 @@
 - Which calls are in flight, and how does a close wait for them? `admission.py`.
 - May this caller call, and which backend has the name? `calls.py`. How does a call go through one backend, and when is
   it sent again? `call.py`; the circuit breaker: `breaker.py`, `trial.py`.
+- What may a call ask for besides its arguments, such as rounds that its caller answers? `call_options.py`.
 - Which names exist, and what do they stand for? `directory.py`. When does a change of them take effect?
   `directory_updates.py`.
 - Which backends belong to the session, and when do they connect? `members.py`. In which state is one of them, and what

@@ -22,6 +22,7 @@ from trio_vmcp._protocol.methods import TOOLS_CALL
 from trio_vmcp._request_note import Silence
 from trio_vmcp._session.admission import Call
 from trio_vmcp._session.breaker import FAILURES_TO_OPEN
+from trio_vmcp._session.call_options import CallOptions
 from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.member import Failing, Member, Ready, Replacing, Stopped, Waking, reason_of
 from trio_vmcp.connector import OnProgress
@@ -42,6 +43,7 @@ class CallRequest(NamedTuple):
         caller: The request carries this identity's credentials.
         begun_at: `trio.current_time()` of its admission.
         limit: Of the whole call.
+        options: None: none.
     """
 
     method: str
@@ -50,6 +52,7 @@ class CallRequest(NamedTuple):
     begun_at: float
     limit: TimeLimit
     on_progress: OnProgress | None
+    options: CallOptions | None = None
 
     def __repr__(self) -> str:
         return f"CallRequest({self.method!r}, limit={self.limit!r})"  # arguments may be secret
@@ -58,6 +61,16 @@ class CallRequest(NamedTuple):
     def deadline(self) -> float:
         """When the call ends at the latest, by `trio.current_time()`."""
         return self.begun_at + self.limit.seconds
+
+    def over(self, member: Member, connection: Connection) -> CallRequest:
+        """This request as it is sent over a connection: by the era of the backend there.
+
+        Raises:
+            BackendRejected: The backend there cannot take it.
+        """
+        assert self.options is not None
+        params = self.options.params_for(member.backend_id, connection.record, self.method, self.params)
+        return self._replace(params=params)
 
 
 async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON:
@@ -77,19 +90,20 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
                 is_replaced = not isinstance(member.state, Stopped | Waking)
                 connection = await _replaced_connection(member, call, asked)
                 has_waited, timeout = True, max(asked.deadline - trio.current_time(), 0.0)
+            sent = asked if asked.options is None else asked.over(member, connection)
             connection.add_call(call)
             call.written, call.is_reported, call.session_lost = not connection.reports_writes, False, False
             try:
                 if member.progress_limit is None:
                     raw = await connection.client.request(
-                        asked.method,
-                        asked.params,
-                        identity=asked.caller,
+                        sent.method,
+                        sent.params,
+                        identity=sent.caller,
                         timeout=timeout,
-                        on_progress=asked.on_progress,
+                        on_progress=sent.on_progress,
                     )
                 else:
-                    raw = await _request_with_progress(member, connection, call, asked, timeout)
+                    raw = await _request_with_progress(member, connection, call, sent, timeout)
             except BackendError as error:
                 if error.may_have_executed:
                     connection.note_use()

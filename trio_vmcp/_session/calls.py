@@ -16,6 +16,7 @@ from trio_vmcp._nursery import start_task
 from trio_vmcp._protocol.methods import LOG_LEVELS, METHODS, SUBSCRIBE, UNSUBSCRIBE, declares
 from trio_vmcp._session.admission import Admission
 from trio_vmcp._session.call import CallRequest, request_member
+from trio_vmcp._session.call_options import CallOptions
 from trio_vmcp._session.directory import Directory
 from trio_vmcp._session.log_levels import LogLevel
 from trio_vmcp._session.member import Member
@@ -69,6 +70,7 @@ class Calls:
         meta: JSON | None,
         timeout: float | None,
         on_progress: OnProgress | None,
+        options: CallOptions | None = None,
     ) -> tuple[Member, JSON]:
         """Make one call, and return the backend that answered and its answer.
 
@@ -90,7 +92,9 @@ class Calls:
                 if forwarded:
                     params["_meta"] = _with_trace(forwarded, params.get("_meta"))
                 limit = member.request_limit if timeout is None else TimeLimit(timeout, OWN_TIMEOUT)
-                asked = CallRequest(method, params, caller, now, limit, on_progress)
+                if options is not None:
+                    call.hands_out_rounds = options.hands_out_rounds
+                asked = CallRequest(method, params, caller, now, limit, on_progress, options)
                 raw = await request_member(member, call, asked)
             except BaseExceptionGroup as group:  # of a nursery on the way, in which a Ctrl-C was delivered
                 raise plain_exit(group) from None

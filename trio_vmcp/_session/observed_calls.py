@@ -13,6 +13,7 @@ import trio
 from trio_vmcp._protocol.methods import COMPLETE, GET_PROMPT, TOOLS_CALL
 from trio_vmcp._request_note import current_note
 from trio_vmcp._session.admission import Call
+from trio_vmcp._session.call_options import CallOptions
 from trio_vmcp._session.calls import Calls
 from trio_vmcp._session.member import Member
 from trio_vmcp._session.observing import SessionReporter
@@ -62,6 +63,7 @@ class ObservedCalls(Calls):
         meta: JSON | None,
         timeout: float | None,
         on_progress: OnProgress | None,
+        options: CallOptions | None = None,
     ) -> tuple[Member, JSON]:
         seen = _Observed(trio.current_time())
 
@@ -81,13 +83,13 @@ class ObservedCalls(Calls):
             return target, params
 
         try:
-            member, raw = await super().call(method, name, observed_route, caller, meta, timeout, on_progress)
+            member, raw = await super().call(method, name, observed_route, caller, meta, timeout, on_progress, options)
         except BaseException as error:
             if seen.call is not None or isinstance(error, NotAuthorized):
                 may_have_executed = getattr(error, "may_have_executed", seen.call is not None and seen.call.written)
                 self._end(seen, method, _outcome(error), may_have_executed=may_have_executed)
             raise
-        self._end(seen, method, "tool_error" if raw.get("isError") is True else "ok", may_have_executed=True)
+        self._end(seen, method, _outcome_in(raw), may_have_executed=True)
         return member, raw
 
     def _start(self, seen: _Observed, method: str, name: str, meta: JSON | None) -> dict[str, str]:
@@ -142,6 +144,13 @@ def _current_call() -> Call:
 
 def _trace_in(meta: Mapping[str, Any]) -> dict[str, str]:
     return {key: meta[key] for key in TRACE_KEYS if isinstance(meta.get(key), str)}
+
+
+def _outcome_in(raw: JSON) -> str:
+    """As in `CallEnded.outcome`, of a call with this result."""
+    if raw.get("resultType") == "input_required":
+        return "input_required"
+    return "tool_error" if raw.get("isError") is True else "ok"
 
 
 def _outcome(error: BaseException) -> str:

@@ -30,7 +30,7 @@ _METHOD, _BACKEND, _SESSION = "mcp.method.name", "trio_vmcp.backend.id", "trio_v
 _ERROR = "error.type"
 _NAMES = {"tools/call": "gen_ai.tool.name", "prompts/get": "gen_ai.prompt.name"}
 _W3C = TraceContextTextMapPropagator()
-_GOOD = frozenset({"ok", "cancelled"})  # a caller that cancels has changed its mind
+_GOOD = frozenset({"ok", "input_required", "cancelled"})  # a caller that cancels has changed its mind
 
 
 class OpenTelemetryObserver:
@@ -87,7 +87,9 @@ class OpenTelemetryObserver:
                 span.set_attribute("trio_vmcp.waiting", ended.waiting)
             if ended.retried:
                 span.set_attribute("trio_vmcp.retried", True)
-            if ended.outcome != "ok":
+            if ended.outcome == "input_required":
+                span.set_attribute("trio_vmcp.input_required", True)
+            elif ended.outcome != "ok":
                 span.set_attribute(_ERROR, ended.outcome)
             if ended.outcome not in _GOOD:
                 span.set_status(trace.StatusCode.ERROR)

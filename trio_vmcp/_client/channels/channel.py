@@ -17,6 +17,7 @@ from trio_vmcp._client.complaints import Complaints
 from trio_vmcp._client.listening import Listening
 from trio_vmcp._known_results import KnownResults
 from trio_vmcp._protocol.jsonrpc import Message, Notification, Request, encode_request
+from trio_vmcp._protocol.methods import INPUT_RESPONSES, REQUEST_STATE, may_repeat
 from trio_vmcp._protocol.outcomes import Answer, Refusal, RequestOutcome
 from trio_vmcp._request_note import RequestNote
 from trio_vmcp.identity import Identity
@@ -71,6 +72,13 @@ class Ask:
     progress_token: int | None = None
     on_again: Callable[[Ask], None] = attrs.field(default=lambda again: None, repr=False)
     known: KnownResults | None = attrs.field(default=None, repr=False)
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether this may be sent again although it may have been applied. The answer to a question may not: its state
+        may be good for one request (2026-07-28, multi round-trip requests).
+        """
+        return may_repeat(self.method) and not self.params.keys() & (INPUT_RESPONSES, REQUEST_STATE)
 
     def encode(self) -> bytes:
         """

@@ -25,7 +25,7 @@ from trio_vmcp._client.unawaited import UnawaitedMessages
 from trio_vmcp._http.origin import http_url, within_origin
 from trio_vmcp._nursery import start_task
 from trio_vmcp._protocol.eras import BATCH_VERSION
-from trio_vmcp._protocol.methods import PING, may_repeat
+from trio_vmcp._protocol.methods import PING
 from trio_vmcp._protocol.outcomes import Loss, Refusal, rejection
 from trio_vmcp._protocol.sse import SseDecoder, SseEvent, SseLimit
 from trio_vmcp._request_note import RequestNote, note_via
@@ -253,7 +253,7 @@ class EventStream(DuplexChannel):
 
     async def _send(self, ask: Ask, data: bytes, pending: PendingRequest) -> None:
         try:
-            refused = await self._post(data, ask.identity, limited=True, may_repeat=may_repeat(ask.method))
+            refused = await self._post(data, ask.identity, limited=True, may_repeat=ask.may_repeat)
         except BackendError as error:
             pending.settle(error)
         else:

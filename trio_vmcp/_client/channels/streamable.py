@@ -35,7 +35,6 @@ from trio_vmcp._protocol.jsonrpc import (
     same_id,
     to_text,
 )
-from trio_vmcp._protocol.methods import may_repeat
 from trio_vmcp._protocol.outcomes import (
     MOST_QUOTED,
     Answer,
@@ -147,8 +146,7 @@ class Streamable:
 
     def ask(self, ask: Ask, data: bytes, headers: Headers) -> HttpExchange:
         """The exchange for a request."""
-        again = may_repeat(ask.method)
-        return self.link.exchange("POST", headers, data, identity=ask.identity, may_repeat=again)
+        return self.link.exchange("POST", headers, data, identity=ask.identity, may_repeat=ask.may_repeat)
 
     async def post(self, data: bytes, headers: Headers, identity: Identity | None) -> int:
         """POST a notification, or our answer to a request of the backend. Returns the HTTP status. Both do no more if

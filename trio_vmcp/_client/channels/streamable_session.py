@@ -31,7 +31,7 @@ from trio_vmcp._protocol.jsonrpc import (
     Result,
     encode_notification,
 )
-from trio_vmcp._protocol.methods import CANCELLED, METHODS, PING, PROGRESS, UNKNOWN, USEFUL, may_repeat
+from trio_vmcp._protocol.methods import CANCELLED, METHODS, PING, PROGRESS, UNKNOWN, USEFUL
 from trio_vmcp._protocol.outcomes import Answer, Loss, Refusal, RequestOutcome, names_session, tells_session_lost
 from trio_vmcp._request_note import RequestNote, note_session_lost, note_written
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendUnavailable
@@ -291,7 +291,7 @@ class StreamableSession(Streamable):
             is_lost = await self._refuses_everything(outcome, ask)
         note_written(False)
         if is_lost:
-            note_session_lost(by_words=True, may_resend=may_repeat(ask.method) or outcome.status in _DID_NOT_RUN)
+            note_session_lost(by_words=True, may_resend=ask.may_repeat or outcome.status in _DID_NOT_RUN)
         elif self._says_gone(outcome, was_unproven):
             note_session_lost()
             raise BackendUnavailable(
