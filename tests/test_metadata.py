@@ -31,7 +31,7 @@ from trio_vmcp.metadata import (
 from trio_vmcp.models import Backend
 
 ROW = json.loads(metadata_to_json(METADATA))
-ADDED = {"used_at", "attributes"}  # rows of earlier versions do not have these fields
+ADDED = {"used_at", "attributes", "is_loss_untold"}  # rows of earlier versions do not have these fields
 
 
 def changed(path: str, value: object) -> bytes:
@@ -77,6 +77,7 @@ records = st.builds(
     protocol_version=texts,
     server_capabilities=st.dictionaries(texts, json_values, max_size=3),
     endpoint_digest=texts,
+    is_loss_untold=st.booleans(),
 )
 sessions = st.builds(
     SessionMetadata,
@@ -122,6 +123,7 @@ def test_the_row_is_pinned() -> None:
                 "protocol_version": "2025-11-25",
                 "server_capabilities": {"tools": {"listChanged": True}, "experimental": {"x": [1, 2.5, None]}},
                 "endpoint_digest": "ab12",
+                "is_loss_untold": False,
             },
             {
                 "backend_id": "time",
@@ -130,6 +132,7 @@ def test_the_row_is_pinned() -> None:
                 "protocol_version": "2025-11-25",
                 "server_capabilities": {"tools": {"listChanged": True}, "experimental": {"x": [1, 2.5, None]}},
                 "endpoint_digest": "ab12",
+                "is_loss_untold": True,
             },
         ],
         "bindings": {"tools": {"files_read": "files"}, "prompts": {}},
@@ -216,6 +219,7 @@ def test_metadata_is_checked_when_it_is_made(field: str, value: Any) -> None:
         ("protocol_version", None),
         ("server_capabilities", []),
         ("endpoint_digest", None),
+        ("is_loss_untold", None),
     ],
 )
 def test_a_record_is_checked_when_it_is_made(field: str, value: Any) -> None:
@@ -277,6 +281,8 @@ def test_no_repr_shows_a_secret() -> None:
         ("backends[0].era", ["legacy"]),
         ("backends[0].protocol_version", None),
         ("backends[0].server_capabilities", [["tools", "secret"]]),
+        ("backends[0].is_loss_untold", "secret"),
+        ("backends[1].is_loss_untold", 1),
         ("bindings", []),
         ("bindings", {"tools": {}}),
         ("bindings", {"tools": {}, "prompts": []}),
@@ -295,7 +301,9 @@ def test_a_field_that_does_not_fit_is_named(path: str, value: object) -> None:
     assert "secret" not in told
 
 
-@pytest.mark.parametrize("path", [*sorted(ROW.keys() - ADDED), *(f"backends.0.{name}" for name in ROW["backends"][0])])
+@pytest.mark.parametrize(
+    "path", [*sorted(ROW.keys() - ADDED), *(f"backends.0.{name}" for name in sorted(ROW["backends"][0].keys() - ADDED))]
+)
 def test_a_missing_field_is_named(path: str) -> None:
     """A field that rows have always had has no default: a row without it is refused."""
     row = json.loads(json.dumps(ROW))
@@ -305,11 +313,13 @@ def test_a_missing_field_is_named(path: str) -> None:
 
 
 def test_a_row_without_added_fields_is_read() -> None:
-    """A row of an earlier version was used when it was written, and has no attributes."""
+    """A row of an earlier version was used when it was written, and has no attributes and no news."""
     row = {name: value for name, value in ROW.items() if name not in ADDED}
+    row["backends"] = [{name: value for name, value in each.items() if name not in ADDED} for each in ROW["backends"]]
     session = metadata_from_json(json.dumps(row).encode())
     assert METADATA.updated_at == session.used_at
     assert {} == session.attributes
+    assert [False, False] == [record.is_loss_untold for record in session.backends]
     assert session == metadata_from_json(metadata_to_json(session))
 
 

@@ -86,6 +86,9 @@ class BackendRecord:
         server_capabilities: The JSON object that the server declared.
         endpoint_digest: `endpoint_digest` of the backend that assigned `session_id`; the id is sent to no other
             endpoint.
+        is_loss_untold: An earlier backend session, in which calls ran, is gone, and no result has told so with
+            `ToolResult.backend_state_lost`. Written with the next change of the row: an instance that dies in between
+            has it told twice rather than never.
     """
 
     backend_id: str = attrs.field(validator=instance_of(str))
@@ -94,6 +97,7 @@ class BackendRecord:
     protocol_version: str = attrs.field(validator=instance_of(str))
     server_capabilities: JSON = attrs.field(hash=False, validator=instance_of(dict))
     endpoint_digest: str = attrs.field(validator=instance_of(str))
+    is_loss_untold: bool = attrs.field(default=False, validator=instance_of(bool))
 
 
 def _in_order(records: Iterable[BackendRecord]) -> tuple[BackendRecord, ...]:
@@ -163,6 +167,13 @@ def _structure_str(raw: object, _: type) -> str:
 def _structure_int(raw: object, _: type) -> int:
     if type(raw) is not int or raw < 0:  # every int in a row counts something
         raise _Misfit("is not a whole number, 0 or more")
+    return raw
+
+
+@_converter.register_structure_hook
+def _structure_bool(raw: object, _: type) -> bool:
+    if not isinstance(raw, bool):
+        raise _Misfit("is not true or false")
     return raw
 
 

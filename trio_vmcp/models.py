@@ -641,7 +641,8 @@ class ToolResult(_Answer):
         """The backend session in which earlier calls ran is gone, and this call ran in a new one, which knows nothing
         of them: the backend had forgotten it (HTTP 404, or a refusal that says so), or it ended with its process or
         stream. The first result afterwards says this, and so does that of each call that was sent again, or had to
-        wait, because of the loss. The library sets it, in `meta` under `STATE_LOST`.
+        wait, because of the loss. News that no result has told moves with the session when it is suspended and
+        restored. The library sets it, in `meta` under `STATE_LOST`.
         """
         return self.meta.get(STATE_LOST) is True
 

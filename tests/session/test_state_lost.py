@@ -382,6 +382,45 @@ async def test_a_restored_session_tells_of_later_losses(channel: Channel, autoju
             assert [True, False] == [await told(restored) for _ in range(2)]
 
 
+@pytest.mark.parametrize("moves", [1, 2])
+@pytest.mark.parametrize("is_away", [False, True], ids=["connected", "away"])
+async def test_news_that_no_answer_has_told_moves_with_the_session(
+    is_away: bool, moves: int, autojump_clock: MockClock
+) -> None:
+    """Suspended before or after the backend was connected anew, and however often without a call. Told once."""
+    backend = echo_backend(listens=True)
+    async with open_world({"b": backend}) as world:
+        session = await world.make_session(session_id="one")
+        await told(session)
+        if is_away:
+            backend.fail("initialize", Status(503))
+        await lose(backend)
+        assert (session.backends["b"].state is BackendState.READY) is not is_away
+        for _ in range(moves):
+            await session.suspend()
+            backend.heal()
+            session = await world.restore_session("one")
+        assert [True, False] == [await told(session) for _ in range(2)]
+        await session.suspend()
+        async with await world.restore_session("one") as restored:
+            assert not await told(restored)
+
+
+async def test_news_of_a_backend_that_was_not_passed_to_a_restore(autojump_clock: MockClock) -> None:
+    """It stays in the row, and is told once the backend is added."""
+    backend = echo_backend(listens=True)
+    async with open_world({"b": backend}) as world:
+        session = await world.make_session(session_id="one")
+        await told(session)
+        await lose(backend)
+        await session.suspend()
+        session = await world.factory.restore_session("one", [])
+        await session.suspend()
+        async with await world.factory.restore_session("one", []) as restored:
+            await restored.add_backend(world.configured[0])
+            assert [True, False] == [await told(restored) for _ in range(2)]
+
+
 # A connector of a user's own
 
 

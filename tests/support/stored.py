@@ -34,7 +34,7 @@ METADATA = SessionMetadata(
     updated_at=NOON + timedelta(microseconds=1),
     version=3,
     identity_binding="v1:binding-secret",
-    backends=(RECORD, attrs.evolve(RECORD, backend_id="time", session_id=None, era="modern")),
+    backends=(RECORD, attrs.evolve(RECORD, backend_id="time", session_id=None, era="modern", is_loss_untold=True)),
     bindings={"tools": {"files_read": "files"}, "prompts": {}},
     used_at=NOON + timedelta(microseconds=2),
     attributes={"tenant": "attribute-secret"},

@@ -34,7 +34,7 @@ from trio_vmcp._session.health import Health
 from trio_vmcp._session.life import Life, Phase
 from trio_vmcp._session.listing import Listing
 from trio_vmcp._session.reconnects import Endpoints, Reconnects
-from trio_vmcp._session.session_use import RESTORED, SessionUse, continues
+from trio_vmcp._session.session_use import SessionUse, continues, restored_use
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import (
     BackendError,
@@ -344,9 +344,10 @@ class Member:
     waiting: int = attrs.field(default=0, init=False)
     listener: StateListener = attrs.field(default=_ignore, init=False, repr=False)
     _may_resume: bool = attrs.field(default=True, init=False)  # False: the stored backend session is known to be gone
-    _use: SessionUse = attrs.field(default=RESTORED, init=False)  # of the backend session that `stored` is about
+    _use: SessionUse = attrs.field(init=False)  # of the backend session that `stored` is about
 
     def __attrs_post_init__(self) -> None:
+        self._use = restored_use(self.stored)
         self.last_failure = self.state.failure
 
     @property
@@ -372,7 +373,15 @@ class Member:
     @property
     def record(self) -> BackendRecord | None:
         """What the metadata keeps of it. A member never leaves the metadata because it is missing."""
-        return self.stored if self.connection is None else self.connection.record
+        connection = self.connection
+        record, use = (self.stored, self._use) if connection is None else (connection.record, connection.use)
+        if record is None or record.is_loss_untold == use.is_loss_untold:
+            return record
+        return attrs.evolve(record, is_loss_untold=use.is_loss_untold)
+
+    def take_over(self, unconfigured: Member) -> None:
+        """It is in the row, and was not passed to the restore: go on from its record."""
+        self.stored, self._use = unconfigured.stored, restored_use(unconfigured.stored)
 
     @property
     def resume(self) -> BackendRecord | None:

@@ -153,7 +153,7 @@ class Membership:
         if known is not None:
             if not isinstance(known.state, Unconfigured):
                 raise ValueError(f"a backend with the id {backend.id!r} is in this session already")
-            member.stored = known.stored
+            member.take_over(known)
         self._removed.pop(backend.id, None)
         self.members[backend.id] = member
         member.listener = self._on_transition

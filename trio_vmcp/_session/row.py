@@ -195,9 +195,13 @@ class SessionRow:
     # --- the last step of a session: one of these. The TTL ends the row where the storage is away.
 
     async def write_last(self, contents: Callable[[], RowContents]) -> None:
-        """Write what is not written yet. A failure is logged."""
+        """Write what is not written yet, also what is no reason to write before: that news was told. A failure is
+        logged. A restore that failed has written nothing, and leaves the row as it was.
+        """
+        if self._written is None:
+            return
         try:
-            await self._write_if_stale(contents)
+            await self.write(contents())
         except VmcpError as error:
             self._warn(error)
 

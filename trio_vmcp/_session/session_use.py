@@ -3,7 +3,7 @@
 A backend may keep what calls set up in the session that they ran in (MCP 2025-11-25, transports, session management).
 When such a session is gone, one answer of the next session has to say so (`ToolResult.backend_state_lost`), whether a
 call, a stream or the end of a process was first to notice. All callers of a session are one principal, so that one
-answer tells them all.
+answer tells them all. News that no answer has told yet stays in the row.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import attrs
 from trio_vmcp.metadata import BackendRecord, endpoint_digest
 from trio_vmcp.models import Backend
 
-__all__ = ["RESTORED", "SessionUse", "continues"]
+__all__ = ["RESTORED", "SessionUse", "continues", "restored_use"]
 
 
 @attrs.frozen
@@ -35,6 +35,11 @@ class SessionUse:
 
 # Of a backend session that a restore found in the row: its calls ran in another process.
 RESTORED = SessionUse(is_used=True)
+
+
+def restored_use(stored: BackendRecord | None) -> SessionUse:
+    """Of the backend session of a record in the row."""
+    return RESTORED if stored is None else attrs.evolve(RESTORED, is_loss_untold=stored.is_loss_untold)
 
 
 def continues(before: BackendRecord, now: BackendRecord, backend: Backend) -> bool:
