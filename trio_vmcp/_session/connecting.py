@@ -258,9 +258,13 @@ class Attempt:
                 session.publisher.check_names(member, listing)
             refresher.subscribe_again()
             refresher.repeat_failed(listing)
-        except BaseException:
+        except BaseException as error:
             note = current_note.get()
-            self._discard(client, nursery, terminate=note is not None and note.session_lost)
+            is_lost = note is not None and note.session_lost
+            # A backend that says of a stored session that it is gone may be wrong, or say so to this instance alone:
+            # a DELETE could then end a session that another instance uses.
+            is_said = note is not None and (note.lost_by_words or isinstance(error, BackendUnavailable))
+            self._discard(client, nursery, terminate=is_lost and not (is_said and resume is not None))
             raise
         return _Opened(client, refresher, teller, listing)
 
