@@ -238,6 +238,9 @@ class DefaultSession(trio.abc.AsyncResource, Session):
     async def remove_backend(self, backend_id: str, *, drain_timeout: float | None = None) -> None:
         await self._core.remove_backend(backend_id, drain_timeout=drain_timeout)
 
+    async def set_attributes(self, attributes: Mapping[str, str]) -> None:
+        await self._core.set_attributes(attributes)
+
     async def aclose(self, *, drain_timeout: float | None = None) -> None:
         await self._core.close(terminate=True, drain_timeout=drain_timeout)
 

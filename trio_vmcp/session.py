@@ -350,6 +350,24 @@ class Session(TransportSession, Protocol):
         """
         ...
 
+    async def set_attributes(self, attributes: Mapping[str, str]) -> None:
+        """Replace the attributes of the session, all of them: `metadata.attributes`, strings of the application's own.
+
+        Returns when the row in the storage has them. If several instances have the session, the latest of their
+        `set_attributes` wins as a whole. Of those that wait at the same time here, the latest is written. Cancelling
+        the caller ends its wait; what is on its way to the storage by then may still be written.
+
+        Args:
+            attributes: Up to 16 KiB in UTF-8, keys and values together; copied.
+
+        Raises:
+            ValueError: They are no mapping of str to str, or too large.
+            StorageError: The row was not written, and the attributes are as before. If the storage took the row without
+                an answer, the next write sets the row back.
+            SessionClosed: The session is closing or closed, or closed first.
+        """
+        ...
+
     def as_caller(self, identity: Identity | None) -> Session:
         """This session with `caller` filled in: what a server hands to a request.
 

@@ -73,7 +73,7 @@ from trio_vmcp._session.observing import SessionReporter
 from trio_vmcp._session.owner import SessionOwner
 from trio_vmcp._session.reconnects import Backoff, Endpoints
 from trio_vmcp._session.refresh import Refresher
-from trio_vmcp._session.row import Held, RowContents, SessionRow
+from trio_vmcp._session.row import Held, RowContents, Sent, SessionRow
 from trio_vmcp._session.row_storage import RowStorage
 from trio_vmcp.factory import DefaultSessionFactory
 from trio_vmcp.routing import Router
@@ -623,7 +623,7 @@ async def deletes_any_version(storage: RowStorage, session_id: str, *, expected_
 async def takes_any_row(original: Any, row: SessionRow) -> bool:
     if row._held.version is None:
         row.metadata = await row._storage.load(row.metadata.session_id)
-        row._held = Held(sent=row.metadata)
+        row._held = Held(sent=(Sent(row.metadata),))
         row.marks.add_first(row.metadata.used_at)
     return await original(row)  # type: ignore[no-any-return]  # a method that is taken as it is, without types
 

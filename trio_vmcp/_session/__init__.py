@@ -18,7 +18,8 @@
 - What does a backend offer? `listing.py`; one page after another: `pages.py`; after a `list_changed`: `refresh.py`.
   Which of its tools are let through, and how are they described? `offered_tools.py`.
 - What is stored, and when is it written? `row.py`. How do several instances know which of them uses a session?
-  `use_marks.py`. How is an operation of the storage bounded? `row_storage.py`.
+  `use_marks.py`. Which attributes wait to be stored? `attribute_changes.py`. How is an
+  operation of the storage bounded? `row_storage.py`.
 - What are observers told? `observing.py`; of calls: `observed_calls.py`.
 - Where do `Session.changes()` and the counts of `Session.backends` come from? `change_feed.py`, `health.py`.
 """

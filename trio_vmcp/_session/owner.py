@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 import trio
@@ -42,6 +42,7 @@ from trio_vmcp._session.stopping import asked_at_of
 from trio_vmcp.connector import BackendConnector
 from trio_vmcp.errors import SessionClosed, VmcpError, session_tag
 from trio_vmcp.identity import Identity
+from trio_vmcp.metadata import checked_attributes
 from trio_vmcp.models import Backend, SessionChange
 from trio_vmcp.settings import FactorySettings
 
@@ -164,6 +165,12 @@ class SessionOwner:
         return self.membership.remove(
             backend_id, self.settings.drain_timeout if drain_timeout is None else drain_timeout
         )
+
+    @trio.lowlevel.enable_ki_protection
+    async def set_attributes(self, attributes: Mapping[str, str]) -> None:
+        kept = checked_attributes(attributes)
+        await self._require_open()
+        await self.row.set_attributes(kept)
 
     async def _require_open(self) -> None:
         if self.life.is_closing:

@@ -17,9 +17,17 @@ from typing import TypeAlias, TypeVar
 import attrs
 import trio
 
+from trio_vmcp._session.attribute_changes import AttributeChanges
 from trio_vmcp._session.row_storage import RowStorage
 from trio_vmcp._session.use_marks import UseMarks
-from trio_vmcp.errors import MetadataConflict, SessionExists, SessionNotFound, StorageError, VmcpError, session_tag
+from trio_vmcp.errors import (
+    MetadataConflict,
+    SessionExists,
+    SessionNotFound,
+    StorageError,
+    VmcpError,
+    session_tag,
+)
 from trio_vmcp.metadata import SCHEMA_VERSION, BackendRecord, SessionMetadata
 from trio_vmcp.routing import Bindings
 
@@ -29,10 +37,19 @@ logger = logging.getLogger("trio_vmcp.session")
 
 TOUCHES_PER_TTL = 3  # "touched at least every ttl/3"
 MOST_ROUNDS = 3  # of reading the row and trying again, where other instances write it at the same time
+MOST_UNANSWERED = 8  # rows to be recognised, of a storage that takes them late
 NO_ROW = 0  # the version to expect where there must be no row: every row that is written has a higher one
 
 T = TypeVar("T")
 RowContents: TypeAlias = tuple[tuple[BackendRecord, ...], Bindings]
+
+
+@attrs.frozen
+class Sent:
+    """A row that was sent, and what this instance wanted it to say: joined with another's, the row may say more."""
+
+    row: SessionMetadata = attrs.field(repr=False)
+    contents: RowContents | None = attrs.field(default=None, repr=False)
 
 
 @attrs.frozen
@@ -41,11 +58,15 @@ class Held:
 
     Attributes:
         version: The row is in the storage, and was at this version when it was last seen; None: no write was confirmed.
-        sent: This row was sent and its outcome is unknown: the storage may hold this row instead.
+        sent: The outcome of these is unknown, the oldest first: the storage may hold any of them instead, or take it
+            yet.
     """
 
     version: int | None = None
-    sent: SessionMetadata | None = attrs.field(default=None, repr=False)
+    sent: tuple[Sent, ...] = ()
+
+    def after_sending(self, sent: Sent) -> Held:
+        return Held(self.version, (*self.sent, sent)[-MOST_UNANSWERED:])
 
 
 NOTHING = Held()
@@ -71,7 +92,10 @@ class SessionRow:
     _written: RowContents | None = attrs.field(default=None, init=False, repr=False)  # by this process, latest
     # Once another instance writes the row, too: what this instance has changed, it has changed from here.
     _base: RowContents = attrs.field(init=False, repr=False)
-    _sending: RowContents | None = attrs.field(default=None, init=False, repr=False)  # the next `_base`, if it arrives
+    # As of the latest `set_attributes` here or elsewhere. One that failed may have been written all the same, and does
+    # not count: the next write puts these in its place.
+    _attributes: Mapping[str, str] = attrs.field(init=False, repr=False)
+    _attribute_changes: AttributeChanges = attrs.field(factory=AttributeChanges, init=False, repr=False)
     # By `trio.current_time()`: the row was in the storage at this time.
     _seen_at: float = attrs.field(factory=trio.current_time, alias="seen_at", repr=False)
     _is_stale: bool = attrs.field(default=False, init=False)
@@ -84,6 +108,7 @@ class SessionRow:
     def __attrs_post_init__(self) -> None:
         self._held = Held(self.metadata.version) if self.restored else NOTHING
         self._base = contents_of(self.metadata)
+        self._attributes = self.metadata.attributes
         if not self.restored:
             self.marks.add_first(self.metadata.used_at)
 
@@ -94,7 +119,7 @@ class SessionRow:
     @property
     def is_saved(self) -> bool:
         """The storage has confirmed a row that says what there is to say."""
-        return self._held.version is not None and self._held.sent is None and not self._is_stale
+        return self._held.version is not None and not self._held.sent and not self._is_stale
 
     @property
     def may_be_left(self) -> bool:
@@ -110,6 +135,15 @@ class SessionRow:
         """What the row should say may have changed: `keep` compares and writes."""
         self._is_stale = True
         self._changed.set()
+
+    async def set_attributes(self, attributes: Mapping[str, str]) -> None:
+        """Replace the attributes, and wait until the row has these. `keep` writes them.
+
+        Raises:
+            StorageError: The row has, or will have again, those before.
+            SessionClosed: The session closed first.
+        """
+        await self._attribute_changes.wait_written(attributes, lambda: self._changed.set())
 
     def check_soon(self) -> None:
         """Have `keep` look now whether the session was terminated elsewhere."""
@@ -157,6 +191,8 @@ class SessionRow:
                             await self.touch()  # first: it creates a row that vanished
                         elif is_check_due:
                             await self._check()
+                        if self._attribute_changes.are_due:
+                            await self._write_attributes(contents)
                         await self._write_if_stale(contents, marks=marks)
                     except SessionExists:  # its tombstone
                         logger.warning("%s was terminated elsewhere", session_tag(self.metadata.session_id))
@@ -172,14 +208,34 @@ class SessionRow:
                     if is_touch_due:
                         touch_at = trio.current_time() + every
         finally:
+            self._attribute_changes.close()
             self._kept.set()
+
+    async def _write_attributes(self, contents: Callable[[], RowContents]) -> None:
+        """
+        Raises:
+            SessionExists: The session was terminated elsewhere.
+        """
+
+        async def write(attributes: Mapping[str, str]) -> None:
+            try:
+                await self.write(contents(), attributes=attributes)
+            except SessionNotFound:
+                await self.touch()  # creates a row that vanished
+                await self.write(contents(), attributes=attributes)
+
+        self._is_stale = True  # if this fails, the next write finds out what became of it
+        try:
+            await self._attribute_changes.write_latest(write)
+        except StorageError as error:
+            self._warn(error)
 
     async def _check(self) -> None:
         """
         Raises:
             SessionNotFound, SessionExists: There is no row of this session.
         """
-        if self._held.version is None or self._held.sent is not None:
+        if self._held.version is None or self._held.sent:
             return  # the next write finds out what the storage has
         try:
             await self._read()
@@ -256,31 +312,38 @@ class SessionRow:
 
     # --- one step at a time
 
-    async def write(self, contents: RowContents, *, marks: bool = False) -> None:
+    async def write(
+        self, contents: RowContents, *, marks: bool = False, attributes: Mapping[str, str] | None = None
+    ) -> None:
         """Make the row say this. Nothing is sent if the latest write has said the same.
 
         Where another instance has written the row meanwhile, what has changed here is written into the row as it is.
 
         Args:
             marks: Also mark that the session is used here.
+            attributes: Take the place of those that the row has, whichever instance has set them. None: they stay.
 
         Raises:
             SessionExists: On the first write: the id is taken. Later: the session was terminated elsewhere.
             StorageError: Away, too slow, or (MetadataConflict) other instances write all the time.
         """
-        if self._held.sent is None and contents == self._written and not marks:
+        must_write = marks or attributes is not None
+        if not self._held.sent and contents == self._written and not must_write:
             return
         if marks:
             self.marks.tried_at = trio.current_time()  # also if it fails: the next attempt has its time, too
         await self._settle()
         for _ in range(MOST_ROUNDS):
             joined = _join(contents, self._base, contents_of(self.metadata))
-            is_said = self._held == Held(self.metadata.version) and joined == contents_of(self.metadata)
-            if is_said and self._was_shared and not marks:
+            wanted = self._attributes if attributes is None else attributes
+            is_said = self._held == Held(self.metadata.version) and (*joined, wanted) == (
+                *contents_of(self.metadata),
+                self.metadata.attributes,
+            )
+            if is_said and self._was_shared and not must_write:
                 break
-            self._sending = contents
             try:
-                await self._send(joined, marks=marks)
+                await self._send(joined, contents, wanted, marks=marks)
             except MetadataConflict:
                 await self._read()
             else:
@@ -414,32 +477,34 @@ class SessionRow:
             self._held = NOTHING
             raise SessionExists(self.metadata.session_id)
         self._seen_at = began
-        is_news = stored != self._held.sent and stored.version != self._held.version
-        if stored == self._held.sent:  # a write of ours that was not answered
+        ours = next((sent for sent in self._held.sent if sent.row == stored), None)
+        is_news = ours is None and stored.version != self._held.version
+        if ours is not None:  # a write that was not answered
             self.metadata = stored
-            self._base = self._base if self._sending is None else self._sending
+            self._base = ours.contents or self._base
             self.is_anothers = False
         elif is_news:
             if not self._was_shared:
                 logger.warning("%s was taken over by another instance", session_tag(self.metadata.session_id))
             self.is_anothers = self._was_shared = True
             self.metadata = stored
-        self._held = Held(stored.version)
+            self._attributes = stored.attributes
+        # At the same version as before, what was sent did not get there yet, and may still do so.
+        self._held = Held(stored.version, self._held.sent if stored.version == self._held.version else ())
         self.marks.note_stored(stored.used_at)
         return is_news
 
     async def _settle(self) -> None:
         """Find out what became of a replace without an answer: else the next one would be a conflict with our own."""
         await self._require_seen()
-        if self._held.sent is not None and self._held.version is not None:
-            sent = self._held
+        if self._held.sent and self._held.version is not None:
             await self._read()
-            if self._held == Held(sent.version):  # it did not get there yet, and may still do so
-                self._held = sent
 
-    async def _send(self, contents: RowContents, *, marks: bool) -> None:
-        """Write the next version of the row."""
-        backends, bindings = contents
+    async def _send(
+        self, joined: RowContents, contents: RowContents, attributes: Mapping[str, str], *, marks: bool
+    ) -> None:
+        """Write the next version of the row: `contents` joined with what it says."""
+        backends, bindings = joined
         used_at = self.metadata.used_at
         wanted = attrs.evolve(
             self.metadata,
@@ -448,29 +513,33 @@ class SessionRow:
             updated_at=datetime.now(UTC),
             used_at=self.marks.draw(used_at, trio.current_time()) if marks else used_at,
             version=self.metadata.version + 1,
+            attributes=attributes,
         )
         if self._held.version is None:
-            await self._create(wanted)
+            await self._create(wanted, contents)
         else:
-            await self._replace(wanted, self._held.version)
+            await self._replace(wanted, contents, self._held.version)
         self.metadata = wanted
+        self._attributes = attributes
         self.is_anothers = False
         if marks:
             self.marks.note_written(wanted.used_at)
 
-    async def _create(self, row: SessionMetadata) -> None:
+    async def _create(self, row: SessionMetadata, contents: RowContents | None = None) -> None:
         held = self._held
         began = trio.current_time()
         if held.version is None:
             within = math.inf
-            self._held = Held(sent=row)  # before the first await: a cancelled create may have happened
+            self._held = held.after_sending(
+                Sent(row, contents)
+            )  # before the first await: a cancelled create may have happened
         else:
             # A row that vanished. Later than this, the tombstone of a terminated session would refuse it no longer.
             within = self._seen_at + self._storage.ttl - began
         try:
             await self._storage.create(row, within=within)
         except SessionExists:
-            if held.version is None and held.sent is None:
+            if held.version is None and not held.sent:
                 self._held = NOTHING
                 raise
             # Its tombstone; or a row: ours by a create without an answer, or one that another instance created anew.
@@ -484,8 +553,8 @@ class SessionRow:
         self._held = Held(row.version)
         self._seen_at = began
 
-    async def _replace(self, row: SessionMetadata, expected_version: int) -> None:
-        self._held = Held(expected_version, sent=row)
+    async def _replace(self, row: SessionMetadata, contents: RowContents, expected_version: int) -> None:
+        self._held = self._held.after_sending(Sent(row, contents))
         began = trio.current_time()
         await self._storage.replace(row, expected_version=expected_version)
         self._held = Held(row.version)
