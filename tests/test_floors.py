@@ -30,6 +30,7 @@ FLOORS = (
     ("factory",),
     ("_manager",),
     ("manager",),
+    ("default_manager",),
     ("observers",),
     ("testing", "_exports"),
     ("_cli",),

@@ -13,6 +13,7 @@ from trio_vmcp.connector import (
     ServerRequest,
     note_written,
 )
+from trio_vmcp.default_manager import open_session_manager
 from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.errors import (
     BackendError,
@@ -41,7 +42,7 @@ from trio_vmcp.errors import (
 )
 from trio_vmcp.factory import DefaultSessionFactory, SessionFactory, open_session_factory
 from trio_vmcp.identity import Identity
-from trio_vmcp.manager import BackendSource, ManagerStatistics, SessionManager, open_session_manager
+from trio_vmcp.manager import BackendSource, ManagerStatistics, SessionManager
 from trio_vmcp.metadata import SCHEMA_VERSION, BackendRecord, SessionMetadata, metadata_from_json, metadata_to_json
 from trio_vmcp.models import (
     JSON,

@@ -295,6 +295,11 @@ class DefaultSessionFactory(SessionFactory):
         owner, _ = await self._make(backends, identity, session_id, attributes, handlers, prefer_era, is_random=True)
         return owner
 
+    def find_live(self, session_id: str) -> SessionOwner | None:
+        """The owner of a session that is not CLOSED, whatever made it."""
+        owner = self._live.get(session_id)
+        return None if owner is None or owner.life.phase is Phase.CLOSED else owner
+
     async def load_row(self, session_id: str, identity: Identity | None) -> SessionRow:
         """The row of a session of this identity.
 

@@ -154,6 +154,7 @@ class ManagerSettings:
             require(value == math.inf or (type(value) is int and value >= 1), name, value, "a whole number, 1 or more")
         for name in ("max_lifetime", "hibernate_after", "storage_check_interval"):
             value = getattr(self, name)
-            require(not isinstance(value, bool) and value > 0, name, value, "more than 0 s")
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            require(is_number and value > 0, name, value, "more than 0 s")
         fits = isinstance(self.instance, str) and _INSTANCE.fullmatch(self.instance) is not None
         require(fits, "instance", self.instance, "empty or 1-32 characters of A-Za-z0-9_-")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -358,3 +360,59 @@ async def test_what_a_close_counts_as(autojump_clock: MockClock) -> None:
         assert (2, 0, 1, 0) == (statistics.created, statistics.live, statistics.terminated, statistics.expired)
         await (await world.manager.get(suspended.id, caller=ALICE)).call_tool("a_echo")
         assert 1 == world.manager.statistics.restored
+
+
+async def test_a_session_of_the_factory_is_found_too(autojump_clock: MockClock) -> None:
+    """One that `make_session` has made on the same factory is live here: for its owner alone."""
+    async with managed() as world:
+        session = await world.instances[0].factory.make_session(world.configured, identity=ALICE)
+        found = await world.manager.get(session.id, caller=ALICE)
+        await found.call_tool("a_echo")
+        with pytest.raises(SessionNotFound):
+            await world.manager.get(session.id, caller=BOB)
+        assert 1 == len(world.backend.sessions)
+        await world.manager.terminate(session.id, caller=ALICE)
+        assert SessionState.CLOSED is session.state
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attributes": {"k": "x" * 16_384}},
+        {"attributes": {"k": 1}},
+        {"prefer_era": "ancient"},
+    ],
+)
+async def test_what_cannot_be_opened_contacts_no_backend(options: dict[str, Any], autojump_clock: MockClock) -> None:
+    """Attributes that do not fit, or another era, are a ValueError; nothing is left of it."""
+    async with managed() as world:
+        with pytest.raises(ValueError, match=r"attributes|prefer_era"):
+            await world.manager.create(**options)
+        assert (0, 0) == (world.requests(), world.way.calls["create"])
+        assert (0, 0) == (world.manager.statistics.opening, world.manager.statistics.live)
+
+
+async def test_a_bad_wake_is_not_remembered(autojump_clock: MockClock) -> None:
+    """A `get` with a bad era fails, and the next one wakes the session with what it had."""
+    async with managed() as world:
+        session = await world.make("asleep")
+        with pytest.raises(ValueError, match="prefer_era"):
+            await world.manager.get(session.id, caller=ALICE, prefer_era="ancient")  # type: ignore[arg-type]
+        await (await world.manager.get(session.id, caller=ALICE)).call_tool("a_echo")
+
+
+@pytest.mark.parametrize(
+    "field", ["max_sessions", "max_sessions_per_identity", "max_lifetime", "hibernate_after", "storage_check_interval"]
+)
+@pytest.mark.parametrize("value", [0, -1, math.nan, True, "5"])
+def test_limits_that_are_none_are_refused(field: str, value: Any) -> None:
+    """The error names the setting and the value."""
+    with pytest.raises(ValueError, match=f"{field}="):
+        ManagerSettings(**{field: value})
+
+
+@pytest.mark.parametrize("name", ["a.b", "x" * 33, "é", "a b"])
+def test_an_instance_has_a_short_plain_name(name: str) -> None:
+    """A balancer finds it in front of the dot."""
+    with pytest.raises(ValueError, match="instance="):
+        ManagerSettings(instance=name)

@@ -7,13 +7,13 @@ from functools import partial
 
 import pytest
 import trio
-from support.harness import ALICE
+from support.harness import ALICE, state_of
 from support.instances import away, cut, stuck
 from support.managers import IDLE, SLEEP, State, managed
 from support.scripted_storage import ScriptedStorage
 from trio.testing import MockClock
 
-from trio_vmcp import ManagerSettings, SessionNotFound, StorageError
+from trio_vmcp import ManagerSettings, SessionNotFound, SessionState, StorageError
 from trio_vmcp._manager.ends import MOST_DELAY
 
 WAYS = pytest.mark.parametrize("how", [away, trio.sleep_forever, stuck])  # away, frozen, in a thread
@@ -48,7 +48,7 @@ async def test_what_is_not_live_here_fails_in_bounded_time(
 
 @WAYS
 async def test_live_sessions_keep_serving(how: Callable[[], Awaitable[object]], autojump_clock: MockClock) -> None:
-    """Calls, and `get` by the owner, also for many times the TTL; a session does not hibernate over an unsaved row."""
+    """Calls, and `get` by the owner, also until the TTL."""
     async with managed(ttl=60, idle_timeout=10_000, limits=ManagerSettings(hibernate_after=1e5)) as world:
         session = await world.make("live")
         cut(world.way, how)
@@ -121,3 +121,17 @@ async def test_a_failed_touch_is_tried_again(autojump_clock: MockClock) -> None:
             await trio.sleep(20)
         found = await world.manager.get(session.id, caller=ALICE)
         assert not (await found.call_tool("a_echo")).backend_state_lost
+
+
+async def test_no_session_hibernates_while_the_storage_is_away(autojump_clock: MockClock) -> None:
+    """It could not be woken then. Once the storage is back, it hibernates."""
+    async with managed(limits=ManagerSettings(hibernate_after=SLEEP)) as world:
+        session = await world.make("live")
+        await trio.sleep(SLEEP - 10)
+        cut(world.way)
+        await trio.sleep(100)
+        assert SessionState.OPEN is state_of(session)
+        mend(world.way)
+        await trio.sleep(7)
+        assert SessionState.CLOSED is state_of(session)
+        assert 1 == world.manager.statistics.hibernated

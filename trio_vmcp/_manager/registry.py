@@ -132,6 +132,12 @@ class Registry:
         start_clean(self._nursery, self._end, known, ending)
 
     async def _end(self, known: Known, ending: Ending) -> None:
+        try:
+            await self._try_end(known, ending)
+        finally:
+            ending.tried.set()
+
+    async def _try_end(self, known: Known, ending: Ending) -> None:
         fate = await end_row(self._factory.row_storage(known.session_id), known, ending)
         if ending.count is not None and fate is not Fate.MOVED:
             setattr(self.counts, ending.count, getattr(self.counts, ending.count) + 1)
@@ -142,7 +148,6 @@ class Registry:
             self._plan(known)
         else:
             self.forget(known)
-        ending.tried.set()
 
     async def _say_goodbyes(self, known: Known, ending: Ending) -> None:
         backends = known.backends
@@ -211,6 +216,7 @@ class Registry:
         elif owner.row.is_saved:
             owner.request_close(terminate=False, drain_timeout=0, cause=Cause.HIBERNATION)
         else:
+            owner.row.check_soon()
             self._agenda.put(known, now + UNSAVED_DELAY)
 
     def _step_asleep(self, known: Known, asleep: Asleep) -> None:
@@ -252,8 +258,7 @@ class Registry:
     async def end_all(self) -> None:
         """End all sessions that are known now, side by side, once `request_close` was called."""
         async with trio.open_nursery() as ends:
-            if self._terminates:
-                start_task(ends, self._end_asleep)
+            start_task(ends, self._end_asleep)
             for _, owner in self.live():
                 await owner.wait_closed()
 
@@ -262,10 +267,14 @@ class Registry:
         return self._factory.settings.on_exit == "terminate"
 
     async def _end_asleep(self) -> None:
-        """End those that hibernate and that no other instance uses, within `teardown_timeout`."""
+        """End those that hibernate and that no other instance uses, within `teardown_timeout`; also those that are
+        about to end.
+        """
         with trio.move_on_after(self._factory.settings.teardown_timeout, shield=True):
             async with trio.open_nursery() as ends:
                 for known in self.all():
-                    if isinstance(known.state, Asleep):
+                    if isinstance(known.state, Asleep) and self._terminates:
                         known.state = Ending(known.state.mark, has_goodbyes=True)
                         start_task(ends, self._end, known, known.state)
+                    elif isinstance(known.state, Ending):
+                        start_task(ends, known.state.tried.wait)

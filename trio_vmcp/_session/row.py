@@ -101,6 +101,7 @@ class SessionRow:
     _is_stale: bool = attrs.field(default=False, init=False)
     _was_shared: bool = attrs.field(default=False, init=False)  # another instance has written the row at some time
     _is_check_due: bool = attrs.field(default=False, init=False)
+    _is_away: bool = attrs.field(default=False, init=False)  # the latest operation of `keep` failed
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _keeping: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _kept: trio.Event | None = attrs.field(default=None, init=False, repr=False)  # None: `keep` was not started
@@ -118,8 +119,9 @@ class SessionRow:
 
     @property
     def is_saved(self) -> bool:
-        """The storage has confirmed a row that says what there is to say."""
-        return self._held.version is not None and not self._held.sent and not self._is_stale
+        """The storage has confirmed a row that says what there is to say, and is not away, as far as is known."""
+        is_confirmed = self._held.version is not None and not self._held.sent
+        return is_confirmed and not self._is_stale and not self._is_away
 
     @property
     def may_be_left(self) -> bool:
@@ -200,10 +202,13 @@ class SessionRow:
                         return
                     except VmcpError as error:
                         self._warn(error)
+                        self._is_away = isinstance(error, StorageError)
                         if isinstance(error, SessionNotFound) and not touches:
                             touch_at = -math.inf  # at once: it finds out whether the session was terminated elsewhere
                             continue
                     else:
+                        if touches or marks:
+                            self._is_away = False
                         is_touch_due = is_touch_due or marks
                     if is_touch_due:
                         touch_at = trio.current_time() + every
@@ -239,7 +244,9 @@ class SessionRow:
             return  # the next write finds out what the storage has
         try:
             await self._read()
+            self._is_away = False
         except StorageError as error:  # away: what is to be written says so in a warning
+            self._is_away = True
             logger.debug("%s: %s", session_tag(self.metadata.session_id), error)
 
     async def stop_keeping(self) -> None:
