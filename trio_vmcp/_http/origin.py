@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from urllib.parse import unquote, urlsplit
 
 import attrs
@@ -12,6 +13,7 @@ __all__ = ["Origin", "host_header", "http_url", "origin_of", "shown_origin", "wi
 
 MOST_PORT = 65535
 
+_MOST_KNOWN = 256
 _PORTS = {"http": 80, "https": 443}
 # The end of the host in the URL of a unix socket, behind the path in hexadecimal: no such name exists (RFC 6761 §6.4),
 # so another transport than this one connects to nothing.
@@ -33,6 +35,7 @@ class Origin:
     port: int
 
 
+@lru_cache(maxsize=_MOST_KNOWN)  # sessions of one process have the same backends; to parse a URL takes 50 µs
 def http_url(url: str) -> httpx.URL:
     """The URL for requests. One of a unix socket, as VS Code writes it (`unix:///path/to/socket#/mcp`), becomes one of
     http with a host that stands for the socket; `origin_of` and the other functions here know it.

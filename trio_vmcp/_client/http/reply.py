@@ -59,6 +59,7 @@ class HttpReply:
     source: Source = attrs.field(repr=False)
     sent: Headers = attrs.field(factory=list, repr=False)  # of the request, beside those that its link always sends
     _received: int = attrs.field(default=0, init=False)
+    _media_type: str | None = attrs.field(default=None, init=False)  # None: not read yet
 
     @property
     def is_ended(self) -> bool:
@@ -88,7 +89,9 @@ class HttpReply:
 
     @property
     def media_type(self) -> str:
-        return parse_media_type(self.header("content-type"))
+        if self._media_type is None:
+            self._media_type = parse_media_type(self.header("content-type"))
+        return self._media_type
 
     def refuse_encoding(self) -> None:
         """Refuse a compressed body. The request said `Accept-Encoding: identity`, and 1 KiB may inflate to 1 GiB."""
