@@ -253,7 +253,7 @@ class HttpOpening(Opening):
     principal: bytes = attrs.field(init=False, repr=False)
     _link: HttpLink = attrs.field(init=False, repr=False)
     _session: StreamableSession = attrs.field(init=False, repr=False)
-    _handshake: HandshakeClient = attrs.field(init=False, repr=False)
+    _handshake: HandshakeClient | None = attrs.field(default=None, init=False, repr=False)
     _stateless: StatelessClient | None = attrs.field(default=None, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -272,11 +272,16 @@ class HttpOpening(Opening):
             close_timeout=parts.connector.notice_timeout,
             retries=parts.retries,
         )
-        self._handshake = parts.handshake(self._session, self.endpoint)
 
     @property
     def backend(self) -> Backend:
         return self._parts.backend
+
+    @property
+    def handshake(self) -> HandshakeClient:
+        if self._handshake is None:
+            self._handshake = self._parts.handshake(self._session, self.endpoint)
+        return self._handshake
 
     @property
     def stateless(self) -> StatelessClient:
@@ -294,7 +299,7 @@ class HttpOpening(Opening):
         try:
             # An era that the user has set wins.
             if resume is not None and resume.era == "legacy" and self.backend.era != "modern":
-                return self._handshake.resume(resume)
+                return self.handshake.resume(resume)
             if resume is not None and self.backend.era == "auto" and not self.greets_first:  # the record was modern
                 connector.verdicts.record_verdict(self.verdict_key, Verdict.MODERN)
             return await Probe(self, connector.verdicts, connector.probe_timeout(self.backend)).connect()
@@ -306,8 +311,8 @@ class HttpOpening(Opening):
         return await self.stateless.discover(self._parts.identity)
 
     async def greet(self, *, was_probed: bool) -> HandshakeClient:
-        await self._handshake.initialize(self._parts.identity)
-        return self._handshake
+        await self.handshake.initialize(self._parts.identity)
+        return self.handshake
 
     async def fall_back(self, refused: InitializeRefused) -> BackendClient:
         """The refusals of `server/discover` and `initialize` may be those of a server of HTTP+SSE: try that."""
@@ -353,7 +358,7 @@ class HttpOpening(Opening):
 
     async def _close_session(self) -> None:
         with trio.move_on_after(self._parts.connector.settings.teardown_timeout, shield=True):
-            await self._handshake.aclose(terminate=True)
+            await self.handshake.aclose(terminate=True)
 
 
 @attrs.define(eq=False)

@@ -15,7 +15,7 @@ from typing import ClassVar, Generic, TypeVar
 import attrs
 import trio
 
-from trio_vmcp._client.channels.channel import Ask, Channel, OnOther, ignore_other
+from trio_vmcp._client.channels.channel import Ask, Channel, NoSink, OnOther, ignore_other
 from trio_vmcp._client.listening import Listening
 from trio_vmcp._client.progress import progress_of
 from trio_vmcp._client.server_requests import ServerRequests
@@ -84,6 +84,17 @@ class Client(abc.ABC, Generic[ChannelT]):
     def listen_again(self) -> None:
         """If the stream for changes has ended for good, open it again, without waiting."""
 
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Act on no further message of this connection."""
+
+    async def aclose(self, *, terminate: bool) -> None:
+        self.close()
+        try:
+            await self._channel.aclose(terminate=terminate)
+        finally:
+            self._channel.attach(NoSink())
+
     @property
     @abc.abstractmethod
     def subscribed(self) -> tuple[str, ...]:
@@ -110,7 +121,7 @@ class Client(abc.ABC, Generic[ChannelT]):
         async def on_other(message: Request | Notification) -> None:
             nonlocal in_callback
             in_callback = True
-            await self._on_other(message, ask, on_progress)
+            await self._on_other(message, identity, message_id, on_progress)
             in_callback = False
 
         def on_again(again: Ask) -> None:
@@ -230,13 +241,19 @@ class Client(abc.ABC, Generic[ChannelT]):
         self._requests.cancel_answers_for(ask.note, self._channel.notes_in_flight)
         self._channel.cancel(ask, reason)
 
-    async def _on_other(self, message: Request | Notification, ask: Ask, on_progress: OnProgress | None) -> None:
+    async def _on_other(
+        self,
+        message: Request | Notification,
+        identity: Identity | None,
+        request_id: int,
+        on_progress: OnProgress | None,
+    ) -> None:
         if isinstance(message, Request):
-            self.on_request(message, ask.identity)
+            self.on_request(message, identity)
         elif message.method != PROGRESS:
-            self.on_notification(message, ask.identity)
+            self.on_notification(message, identity)
         elif on_progress is not None:
-            progress = progress_of(message.params, ask.id)
+            progress = progress_of(message.params, request_id)
             if progress is not None:
                 await run_interruptible(on_progress, *progress)
 

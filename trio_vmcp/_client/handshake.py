@@ -149,10 +149,6 @@ class HandshakeClient(Client[SessionChannel]):
         self._channel.retire()
         self._requests.close()
 
-    async def aclose(self, *, terminate: bool) -> None:
-        self.close()
-        await self._channel.aclose(terminate=terminate)
-
     # --- the stream for notifications outside of requests; see `StreamWatcher`
 
     def on_first(self) -> None:

@@ -165,10 +165,6 @@ class StatelessClient(Client[Channel]):
         self._channel.retire()
         self._requests.close()
 
-    async def aclose(self, *, terminate: bool) -> None:
-        self.close()
-        await self._channel.aclose(terminate=terminate)
-
     async def exchange(self, ask: Ask, method: Method) -> JSON:
         if method.name in (SUBSCRIBE, UNSUBSCRIBE):
             return await self._change_subscriptions(method.name, ask.params["uri"], ask.identity)

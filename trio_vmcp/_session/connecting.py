@@ -19,7 +19,7 @@ from trio_vmcp._limits import SLOW_HANDSHAKE, TimeLimit, init_limit
 from trio_vmcp._nursery import describe_crash, start_clean, start_if_open
 from trio_vmcp._protocol.methods import KINDS, RESOURCE_UPDATED, Kind
 from trio_vmcp._request_note import RequestNote, current_note
-from trio_vmcp._session.connection import Connection
+from trio_vmcp._session.connection import Connection, NoSubscriber
 from trio_vmcp._session.life import Life, Phase
 from trio_vmcp._session.listing import Listing, list_backend
 from trio_vmcp._session.log_levels import LevelTeller, LogLevel
@@ -102,6 +102,7 @@ class Attempt:
     reported: trio.Event = attrs.field(factory=trio.Event, init=False)
     settled: trio.Event = attrs.field(factory=trio.Event, init=False)
     _connecting: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
+    _events: list[Events] = attrs.field(factory=list, init=False, repr=False)  # of each client that was asked for
 
     def __attrs_post_init__(self) -> None:
         self._member.attempts.add(self._connecting)
@@ -127,6 +128,17 @@ class Attempt:
         finally:
             self._settle()
             self._member.discard_attempt(self._connecting, self.connection)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """The connection is over, and its client takes no more part in the session: a client that refers to its session
+        would keep it until the next run of the garbage collector, with all lists.
+        """
+        for events in self._events:
+            events.close()
+        if self.connection is not None:
+            self.connection.subscriber = NoSubscriber()
+            self.connection.log_level.close()
 
     async def _end(self, crash: BaseExceptionGroup[BaseException]) -> None:
         """It ended by itself."""
@@ -235,6 +247,7 @@ class Attempt:
             member, self, self._backend, member.identity, session.settings, nursery, session.publisher
         )
         events = Events(self, refresher, nursery)
+        self._events.append(events)
         client = events.client = await session.connector(
             self._backend, identity=member.identity, resume=resume, nursery=nursery, events=events
         )
@@ -345,17 +358,22 @@ class Attempt:
 class Events:
     """An `EventSink`, of one client; `client` is None until it has been made."""
 
-    _attempt: Attempt
-    refresher: Refresher
+    _attempt: Attempt | None  # these two: None once the connection is over
+    _refresher: Refresher | None
     _nursery: trio.Nursery
     client: BackendClient | None = attrs.field(default=None, init=False)
 
     def __call__(self, method: str, params: JSON, /) -> None:
-        self._attempt.take_event(self.refresher, method, params)
+        if self._attempt is not None and self._refresher is not None:
+            self._attempt.take_event(self._refresher, method, params)
 
     def session_lost(self, error: BackendError) -> None:
         # If the nursery is closed, the connection is ending anyway.
-        start_if_open(self._nursery, self._attempt.replace, self, error)
+        if self._attempt is not None:
+            start_if_open(self._nursery, self._attempt.replace, self, error)
+
+    def close(self) -> None:
+        self._attempt = self._refresher = self.client = None
 
 
 async def close_connection(session: SessionParts, member: Member, connection: Connection) -> None:

@@ -19,7 +19,7 @@ from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import BackendError
 from trio_vmcp.metadata import BackendRecord
 
-__all__ = ["Connection", "Subscriber"]
+__all__ = ["Connection", "NoSubscriber", "Subscriber"]
 
 logger = logging.getLogger("trio_vmcp.session")
 
@@ -30,6 +30,16 @@ class Subscriber(Protocol):
     def subscribe(self, uri: str) -> None: ...
 
     def unsubscribe(self, uri: str) -> None: ...
+
+
+class NoSubscriber(Subscriber):
+    """That of a connection which is over."""
+
+    def subscribe(self, uri: str) -> None:
+        pass
+
+    def unsubscribe(self, uri: str) -> None:
+        pass
 
 
 @attrs.define(eq=False)

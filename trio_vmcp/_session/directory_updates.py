@@ -60,6 +60,11 @@ class DirectoryUpdates:
         self._directory.update(listings)
         self._tell(member, changes)
 
+    def close(self) -> None:
+        """The session is CLOSED: changes are told no more."""
+        self._is_open, self._waiting = False, []
+        self._tell = _ignore
+
     async def wait(self) -> None:
         """Wait until callers read all changes so far."""
         if self._over is not None:
@@ -86,3 +91,7 @@ class DirectoryUpdates:
 
     def _listings(self) -> dict[str, Listing | None]:
         return {member.backend_id: member.listing for member in self._members.values()}
+
+
+def _ignore(member: Member, changes: Sequence[Change]) -> None:
+    pass

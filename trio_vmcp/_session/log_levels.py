@@ -52,7 +52,7 @@ class LevelTeller:
     _level: LogLevel
     _client: BackendClient = attrs.field(repr=False)
     _backend_id: str
-    _connection: _Watched = attrs.field(repr=False)
+    _connection: _Watched | None = attrs.field(repr=False)  # None: it is closed
     _limit: TimeLimit
     _told: str | None = attrs.field(default=None, init=False)  # the backend has this level
     _line: trio.Lock = attrs.field(factory=trio.Lock, init=False, repr=False)
@@ -73,6 +73,10 @@ class LevelTeller:
         if self._started is not None:
             with trio.move_on_after(PATIENCE):
                 await self._started.wait()
+
+    def close(self) -> None:
+        """The connection is closed."""
+        self._connection = None
 
     async def _tell_and_report(self, identity: Identity | None, done: trio.Event) -> None:
         try:
@@ -101,7 +105,7 @@ class LevelTeller:
             failure = "; ".join(error.detail for error in refused.exceptions if isinstance(error, BackendError))
         except* Exception as crash:  # noqa: BLE001  # a client of the user's may raise anything
             failure = f"raised {describe_crash(crash)}"
-        if failure and not self._connection.is_over:
+        if failure and self._connection is not None and not self._connection.is_over:
             # A new connection, which has yet to come if the session is lost, is told in its turn.
             level = logging.DEBUG if note.session_lost else logging.WARNING
             logger.log(

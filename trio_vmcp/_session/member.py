@@ -60,6 +60,7 @@ __all__ = [
     "GivenUp",
     "Incomplete",
     "Member",
+    "NoPublisher",
     "Publisher",
     "Ready",
     "Removed",
@@ -69,6 +70,7 @@ __all__ = [
     "Stopped",
     "Unconfigured",
     "Waking",
+    "ignore_transition",
     "new_member",
     "reason_of",
     "visible_changes",
@@ -273,6 +275,19 @@ class Publisher(Protocol):
         ...
 
 
+class NoPublisher(Publisher):
+    """That of a session which is CLOSED."""
+
+    def check_names(self, member: Member, listing: Listing) -> None:
+        pass
+
+    def member_changed(self, member: Member, changes: Sequence[Change]) -> None:
+        pass
+
+    def resource_updated(self, member: Member, uri: str) -> None:
+        pass
+
+
 class StateListener(Protocol):
     """Is called after each transition, in the same task step."""
 
@@ -294,7 +309,7 @@ def reason_of(error: BackendError) -> FailureReason:
     return next((_REASONS[kind] for kind in type(error).__mro__ if kind in _REASONS), FailureReason.PROTOCOL)
 
 
-def _ignore(member: Member, before: State, why: str, /) -> None: ...
+def ignore_transition(member: Member, before: State, why: str, /) -> None: ...
 
 
 @attrs.define(eq=False)
@@ -342,7 +357,7 @@ class Member:
     gone: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     begun_at: float | None = attrs.field(default=None, init=False)
     waiting: int = attrs.field(default=0, init=False)
-    listener: StateListener = attrs.field(default=_ignore, init=False, repr=False)
+    listener: StateListener = attrs.field(default=ignore_transition, init=False, repr=False)
     _may_resume: bool = attrs.field(default=True, init=False)  # False: the stored backend session is known to be gone
     _use: SessionUse = attrs.field(init=False)  # of the backend session that `stored` is about
 

@@ -24,6 +24,7 @@ from trio_vmcp._session.member import (
     Connecting,
     Failing,
     Member,
+    NoPublisher,
     Ready,
     Replacing,
     Retrying,
@@ -31,6 +32,7 @@ from trio_vmcp._session.member import (
     Stopped,
     Unconfigured,
     Waking,
+    ignore_transition,
     visible_changes,
 )
 from trio_vmcp._session.stopping import stop_when_unused
@@ -139,6 +141,10 @@ class Membership:
         self.cancel_replacing()
         for member in self._leaving:
             member.gone.set()
+        # Let go of the session: what does not refer to itself is freed at once, and not by the garbage collector.
+        self._session = attrs.evolve(self._session, publisher=NoPublisher())
+        for member in (*self.members.values(), *self._removed.values(), *self._leaving):
+            member.listener = ignore_transition
 
     # --- members that come and go
 

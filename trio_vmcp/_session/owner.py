@@ -216,6 +216,7 @@ class SessionOwner:
             self.reporter.report_closed(terminated=self.life.terminates)
             self.admission.discard_calls()
             self.membership.close()
+            self._updates.close()
             self.services = None
             if self.on_closed is not None:
                 self.on_closed()

@@ -28,6 +28,7 @@ __all__ = [
     "Channel",
     "Headers",
     "MessageSink",
+    "NoSink",
     "OnOther",
     "Send",
     "SessionChannel",
@@ -92,6 +93,13 @@ class MessageSink(Protocol):
     """Takes the messages of a backend that belong to no request; never waits."""
 
     def on_message(self, message: Request | Notification) -> None: ...
+
+
+class NoSink(MessageSink):
+    """That of a client which is closed: a channel must not keep the client alive, nor the client's session."""
+
+    def on_message(self, message: Request | Notification) -> None:
+        pass
 
 
 class Channel(Protocol):
