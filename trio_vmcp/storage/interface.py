@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, runtime_checkable
+
+import trio
 
 from trio_vmcp.metadata import SessionMetadata
 
-__all__ = ["Storage"]
+__all__ = ["NotifyingStorage", "Storage"]
 
 
 class Storage(Protocol):
@@ -83,4 +86,24 @@ class Storage(Protocol):
 
     async def aclose(self) -> None:
         """Close the connection to the storage. Rows stay, unless they live in this process. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class NotifyingStorage(Storage, Protocol):
+    """A storage that also tells of rows that others have written or deleted. A notice is a hint: it comes soon, or
+    never, and says nothing about the row; load to know. So a session that was terminated elsewhere is noticed at once
+    instead of at the next check.
+    """
+
+    def notice_tag(self, session_id: str) -> str:
+        """The name of a session in notices: a digest, from which the id cannot be found."""
+        ...
+
+    def notices(self) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[str]]:
+        """The tags of rows that were replaced or deleted by another storage, from about now on.
+
+        Entering does not wait for the storage. While the storage is away, or the reader is slow, notices are lost. The
+        channel ends when the storage is closed.
+        """
         ...

@@ -16,14 +16,14 @@ from trio.testing import assert_checkpoints
 from trio_vmcp.errors import MetadataConflict, SessionNotFound, StorageError
 from trio_vmcp.storage import Storage
 from trio_vmcp.testing._linearizability import LOST, Event, Operation, Outcome, is_linearizable
-from trio_vmcp.testing._storage_lives import broken, make_row, new_id, play_lives
+from trio_vmcp.testing._storage_lives import broken, make_row, new_id, play_lives, play_moments
 
 __all__ = ["storage_contract"]
 
 OpenStorage = Callable[[float], AbstractAsyncContextManager[Storage]]
 
 # s: the time to live in which the lives are played; a longer one where the storage is too slow for the shorter.
-_TTLS = (0.2, 1.0, 5.0)
+_TTLS = (0.2, 0.4, 1.0, 5.0)
 _LONG = 60.0  # s: longer than any other check takes
 _HISTORIES = 30
 _OPERATIONS_PER_CLIENT = 4
@@ -51,13 +51,14 @@ async def storage_contract(open_storage: OpenStorage) -> None:
         AssertionError: Names the rule that was broken.
     """
     await _check_ttl(open_storage)
-    await _check_lives(open_storage)
     async with open_storage(_LONG) as storage:
+        await play_moments(storage)
         await _check_ids(storage)
         await _check_large_row(storage)
         await _check_checkpoints(storage)
         for seed in range(_HISTORIES):
             await _check_history(storage, random.Random(seed))
+    await _check_lives(open_storage)
     await _check_closed(open_storage)
 
 

@@ -6,7 +6,7 @@ The phases are so far apart that a storage may take a fifth of its TTL for one o
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
 import attrs
@@ -16,7 +16,7 @@ from trio_vmcp.errors import MetadataConflict, SessionExists, SessionNotFound, V
 from trio_vmcp.metadata import SCHEMA_VERSION, BackendRecord, SessionMetadata
 from trio_vmcp.storage import Storage
 
-__all__ = ["LIVES", "broken", "make_row", "new_id", "play_lives"]
+__all__ = ["LIVES", "broken", "make_row", "new_id", "play_lives", "play_moments"]
 
 _Due = int | type[Exception] | None
 
@@ -136,6 +136,10 @@ class Life:
     middle: tuple[_Step, ...] = ()
     late: tuple[_Step, ...] = ()
     end: tuple[_Step, ...] = ()
+
+    @property
+    def takes_time(self) -> bool:
+        return bool(self.middle or self.late or self.end)
 
 
 NO_ROW = load(SessionNotFound)
@@ -305,20 +309,35 @@ async def play_lives(storage: Storage) -> bool:
     Raises:
         AssertionError: Names the rule that was broken.
     """
-    ids = {life: new_id() for life in LIVES}
     begun_at = trio.current_time()
+    lives = {life: new_id() for life in LIVES if life.takes_time}
     for phase, fraction in _PHASES.items():
         due_at = begun_at + fraction * storage.ttl
         await trio.sleep_until(due_at)
-        failure: AssertionError | None = None
-        for life, session_id in ids.items():
-            try:
-                for step in getattr(life, phase):
-                    await step.check(storage, session_id, life.rule)
-            except AssertionError as exc:
-                failure = failure or exc
+        failure = await _failure_in(phase, lives, storage)
         if trio.current_time() > due_at + _LONGEST_PHASE * storage.ttl:
             return False
         if failure is not None:
             raise failure
     return True
+
+
+async def play_moments(storage: Storage) -> None:
+    """Play all lives in which no time passes; `storage.ttl` must be longer than that takes.
+
+    Raises:
+        AssertionError: Names the rule that was broken.
+    """
+    failure = await _failure_in("now", {life: new_id() for life in LIVES if not life.takes_time}, storage)
+    if failure is not None:
+        raise failure
+
+
+async def _failure_in(phase: str, lives: Mapping[Life, str], storage: Storage) -> AssertionError | None:
+    try:
+        for life, session_id in lives.items():
+            for step in getattr(life, phase):
+                await step.check(storage, session_id, life.rule)
+    except AssertionError as failure:
+        return failure
+    return None
