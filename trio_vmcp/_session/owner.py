@@ -218,8 +218,9 @@ class SessionOwner:
             self.membership.close()
             self._updates.close()
             self.services = None
-            if self.on_closed is not None:
-                self.on_closed()
+            on_closed, self.on_closed = self.on_closed, None  # it may hold this owner: no cycle is to be left
+            if on_closed is not None:
+                on_closed()
 
     async def wait_open(self) -> None:
         """Wait until the opening has ended.
