@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import attrs
 import pytest
+from simulation.case import Case
 from simulation.checker import ERRORS, judge
 from simulation.command import CHUNK, digest, run_chunk
 from simulation.draw import draw_history
@@ -31,6 +32,17 @@ def test_a_drawn_journey_is_as_the_design_says(seed: int) -> None:
     """Sessions that move between instances, too, while instances freeze and die and the storage fails."""
     history = draw_history(seed)
     assert [] == judge(history, run_history(history))
+
+
+def test_a_drawn_question_is_answered_on_another_instance() -> None:
+    """Seed 232 has a question that one instance hands out, and whose answer another one takes to the backend."""
+    history = draw_history(232)
+    trace = run_history(history)
+    case = Case(history, trace)
+    answers = [call for call in case.ended("call") if call.began.answers is not None and call.outcome.kind == "ok"]
+    both = [(case.instance_of_operation(case.asking(call)), case.instance_of_operation(call)) for call in answers]
+    assert any(asking != answering for asking, answering in both)
+    assert [] == judge(history, trace)
 
 
 @pytest.mark.parametrize("seed", [3, 11, 20, 59])

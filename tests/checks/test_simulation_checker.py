@@ -48,8 +48,9 @@ import trio_vmcp._client.channels.process
 import trio_vmcp._client.http.link
 import trio_vmcp._session.call
 import trio_vmcp._session.calls
+import trio_vmcp._session.observed_calls
 import trio_vmcp._session.row
-from trio_vmcp import BackendUnavailable, Bare, FactorySettings, SessionClosed, SessionMetadata
+from trio_vmcp import JSON, BackendUnavailable, Bare, FactorySettings, SessionClosed, SessionMetadata
 from trio_vmcp._client.channels.channel import Ask
 from trio_vmcp._client.client import Client
 from trio_vmcp._client.handlers import BoundHandlers
@@ -59,6 +60,8 @@ from trio_vmcp._client.http.link import HttpLink
 from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._client.log_feed import LogFeed
 from trio_vmcp._client.server_requests import ServerRequests
+from trio_vmcp._client.stateless import StatelessClient
+from trio_vmcp._protocol.methods import Method
 from trio_vmcp._session.admission import Admission
 from trio_vmcp._session.admission import Call as AdmittedCall
 from trio_vmcp._session.breaker import Breaker
@@ -137,6 +140,15 @@ READ_TWICE: tuple[Step, ...] = (
     Call(at=5.0, kind="resource", plain=True),
     Close(at=6.0),
 )
+MODERN = (BackendSpec(id="b0", era="modern", configured_era="modern", answers="sse"),)
+ASKED = Call(at=1.0, asks=1, question="elicitation", rounds="hand out")
+HANDED_OUT: tuple[Step, ...] = (Open(), ASKED, Call(at=2.0, rounds="answer"), Close(at=3.0))
+ANSWERED_BY_A_STRANGER: tuple[Step, ...] = (
+    Open(bound=True),
+    ASKED,
+    Call(at=2.0, rounds="answer", caller="wrong"),
+    Close(at=3.0),
+)
 LOG: tuple[Step, ...] = (Open(), Call(at=1.0, logs=3), Close(at=3.0))
 GUARDED = (BackendSpec(id="b0", guard=Guard(seconds=0.1)),)
 ROTATED: tuple[Step, ...] = (Open(), RotateTokens(at=1.0), Call(at=2.0), Close(at=3.0))
@@ -188,6 +200,19 @@ async def sends_no_delete(original: Any, client: Any, *, terminate: bool) -> Non
 async def tells_its_id(original: Any, client: HandshakeClient, *, terminate: bool) -> None:
     logging.getLogger("trio_vmcp.client").debug("closes %s", client.record.session_id)
     await original(client, terminate=terminate)
+
+
+async def hands_nothing_out(original: Any, client: Any, first: JSON, ask: Ask, method: Method) -> JSON:
+    ask.note.hands_out_rounds = False
+    result: JSON = await original(client, first, ask, method)
+    return result
+
+
+async def sends_answers_twice(original: Any, client: Any, ask: Ask, method: Method) -> JSON:
+    if "requestState" in ask.params:
+        await original(client, attrs.evolve(ask, id=next(client._channel.ids)), method)
+    result: JSON = await original(client, ask, method)
+    return result
 
 
 async def sends_twice(original: Any, client: Any, ask: Ask, method: Any) -> Any:
@@ -546,6 +571,26 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         wrapped(BoundHandlers, "run_handler", runs_twice),
         History(backends=STREAMS, given=("sampling",), steps=QUESTION),
         "a_question_is_asked_once",
+    ),
+    "a question that comes to a handler and not to its caller": (
+        wrapped(StatelessClient, "_finished", hands_nothing_out),
+        History(backends=MODERN, given=("elicitation",), steps=HANDED_OUT),
+        "handlers_are_not_asked_what_is_handed_out",
+    ),
+    "an answer of another identity": (
+        wrapped(Calls, "check_caller", does_nothing),
+        History(backends=MODERN, given=("elicitation",), steps=ANSWERED_BY_A_STRANGER),
+        "answers_are_taken_once",
+    ),
+    "an answer that is sent twice": (
+        wrapped(StatelessClient, "_result", sends_answers_twice),
+        History(backends=MODERN, given=("elicitation",), steps=HANDED_OUT),
+        "sent_again_only_if_it_did_not_run",
+    ),
+    "a question that is counted as an answer": (
+        replaced(trio_vmcp._session.observed_calls, "_outcome_in", lambda _: "ok"),
+        History(backends=MODERN, given=("elicitation",), steps=HANDED_OUT),
+        "observers_are_told_of_every_call",
     ),
     "a handler that outlives its call": (
         wrapped(ServerRequests, "cancel_answers_for", does_nothing),

@@ -24,9 +24,17 @@ from simulation.history import (
     RotateTokens,
     WithholdTokens,
 )
-from simulation.questions import Question, declared_to, log_message, question
+from simulation.questions import Question, answered_by, declared_to, log_message, question
 from simulation.tokens import CANARY, TokenGate
-from simulation.trace import Event, HealthChanged, QuestionAsked, ResourcesUpdated, ToolExecuted, ToolsOffered
+from simulation.trace import (
+    AnswerTaken,
+    Event,
+    HealthChanged,
+    QuestionAsked,
+    ResourcesUpdated,
+    ToolExecuted,
+    ToolsOffered,
+)
 from trio_vmcp import JSON, Backend
 from trio_vmcp.testing import CallContext, Exchange, MemoryNetwork, RpcError, ScriptedBackend, Status
 from trio_vmcp.testing.faults import FaultRule
@@ -167,6 +175,7 @@ class SimulatedBackend:
         if not context.answered:
             self.note(ToolExecuted(at=trio.current_time(), backend_id=self.spec.id, name=name, key=key))
         self._calls[context] = None
+        self._note_answer(key, context)
         try:
             if not context.answered:
                 for method in list(self._changed):
@@ -182,6 +191,15 @@ class SimulatedBackend:
         finally:
             del self._calls[context]
         return json.dumps({"key": key, "backend": self.spec.id})
+
+    def _note_answer(self, key: int, context: CallContext) -> None:
+        """Of the latest round, unless a handler gave it."""
+        for response in context.answered[-1].values() if context.answered else ():
+            by = answered_by(response)
+            if by is not None:
+                number = len(context.answered) - 1
+                taken = AnswerTaken(at=trio.current_time(), backend_id=self.spec.id, key=key, number=number, by=by)
+                self.note(taken)
 
     async def _ask(self, asked: Question, context: CallContext) -> None:
         """Ask even for an undeclared capability (the client must refuse), except where that would fail the call."""

@@ -201,6 +201,10 @@ class Case:
         """Operations with an outcome."""
         return (operation for operation in self.operations.values() if operation.ends and operation.began.what in what)
 
+    def asking(self, call: Operation) -> Operation:
+        """The call whose question this one answers; any other: the call itself."""
+        return call if call.began.answers is None else self.operations[call.began.answers]
+
     def instance_of(self, life: int) -> int:
         step = self.operations[life].began.step
         assert isinstance(step, Open | Restore)

@@ -21,7 +21,7 @@ def _observers_are_told_of_every_call(case: Case) -> Iterator[str]:
         assert operation.began.life is not None
         instance = case.instance_of(operation.began.life)
         outcome = operation.outcome
-        name = outcome.error if outcome.kind == "error" else outcome.kind
+        name = outcome.error or ("input_required" if outcome.asked is not None else outcome.kind)
         asked.setdefault(instance, Counter())[name] += 1
     told = _told(case, "call")
     for instance in asked.keys() | told.keys():

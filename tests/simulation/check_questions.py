@@ -8,8 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 
 from simulation.case import MILLISECOND, Case, Operation, every, spec_of
-from simulation.history import Call, Open
-from simulation.trace import HandlerCalled, HandlerReturned, LogReceived, QuestionAsked
+from simulation.history import Call, Disturb, Open
+from simulation.trace import AnswerTaken, HandlerCalled, HandlerReturned, LogReceived, QuestionAsked
 
 __all__ = ["QUESTION_CHECKS"]
 
@@ -27,9 +27,9 @@ def _questions_are_answered(case: Case) -> Iterator[str]:
             expected = "right"
         elif case.history.settings.max_message_bytes < ROOM:
             continue  # requests that wait at the same time may exceed the limit
-        elif asked.kind not in case.history.given or step.reply == "fail":
+        elif asked.kind not in case.history.given or (step.reply == "fail" and step.rounds == "handlers"):
             expected = "refused"
-        elif step.reply == "right":
+        elif step.reply == "right" or step.rounds == "hand out":
             expected = "right"
         else:
             continue
@@ -64,6 +64,47 @@ def _a_question_is_asked_once(case: Case) -> Iterator[str]:
             yield f"question {number} of {case.operations[key]} came to a handler {times} times"
 
 
+def _handlers_are_not_asked_what_is_handed_out(case: Case) -> Iterator[str]:
+    for told in every(case, HandlerCalled):
+        call = case.operations[told.key]
+        assert isinstance(call.began.step, Call)
+        if call.began.step.rounds == "hand out" and _is_always_modern(case, told.backend_id):
+            yield f"question {told.number} of {call} was to be handed out, and came to a handler"
+
+
+def _is_always_modern(case: Case, backend_id: str) -> bool:
+    flips = (step.backend for step in case.history.steps if isinstance(step, Disturb) and step.what == "flip")
+    return spec_of(case, backend_id).era == "modern" and all(
+        case.history.backends[index].id != backend_id for index in flips
+    )
+
+
+def _answers_are_taken_once(case: Case) -> Iterator[str]:
+    """By the backend that asked, from a caller of the session; and what was answered has an answer."""
+    taken = defaultdict[tuple[int, int], list[AnswerTaken]](list)
+    by: Counter[int] = Counter()
+    for answer in every(case, AnswerTaken):
+        taken[answer.key, answer.number].append(answer)
+        by[answer.by] += 1
+        call = case.operations[answer.by]
+        assert isinstance(call.began.step, Call)
+        asking = case.asking(call).began
+        if (asking.op, asking.target and asking.target[0]) != (answer.key, answer.backend_id):
+            yield f"{call} answers {asking.op} of {asking.target}, and its answer was taken as {answer}"
+        if call.began.step.caller == "wrong":
+            yield f"{call} has another identity than the session, and its answer was taken"
+    for (key, number), answers in taken.items():
+        if len(answers) > 1:
+            yield f"the answer to question {number} of {case.operations[key]} was taken {len(answers)} times"
+    for call in case.ended("call"):
+        if call.began.answers is None:
+            continue
+        if call.outcome.kind == "ok" and not by[call.began.op]:
+            yield f"{call} has an answer, and its backend did not get it"
+        if call.outcome.kind == "error" and call.outcome.may_have_executed is False and by[call.began.op]:
+            yield f"the answer of {call} was taken, and it ended in {call.outcome}"
+
+
 def _handlers_end_with_their_calls(case: Case) -> Iterator[str]:
     ended = {(answered.key, answered.number): answered.at for answered in every(case, HandlerReturned)}
     for told in every(case, HandlerCalled):
@@ -91,6 +132,8 @@ def _log_messages_come_in_order(case: Case) -> Iterator[str]:
             yield f"{call} sent its log messages in order, and the handler got {numbers}"
         if not step.logs or step.kind != "tool" or began.target is None or call.outcome.kind != "ok":
             continue
+        if call.outcome.asked is not None:
+            continue  # a tool logs after its questions
         all_came = numbers == list(range(step.logs))
         should = "log" in case.history.given and spec_of(case, began.target[0]).can_ask
         if should and not all_came and _is_healthy_throughout(case, call, call.ended_at) and _is_left_open(case, call):
@@ -123,6 +166,8 @@ QUESTION_CHECKS: tuple[Callable[[Case], Iterator[str]], ...] = (
     _given_handlers_are_declared,
     _handlers_know_session_backend_and_caller,
     _a_question_is_asked_once,
+    _handlers_are_not_asked_what_is_handed_out,
+    _answers_are_taken_once,
     _handlers_end_with_their_calls,
     _log_messages_come_in_order,
 )

@@ -149,11 +149,11 @@ def _connections_are_closed(case: Case) -> Iterator[str]:
 
 
 def _sent_again_only_if_it_did_not_run(case: Case) -> Iterator[str]:
-    sent = defaultdict[int, list[int | None]](list)
+    sent = defaultdict[tuple[int, str | None], list[int | None]](list)
     for seen in case.trace.seen:
-        if seen.key is not None and not seen.is_retry and not _is_sent_with_another_token(case, seen):
-            sent[seen.key].append(seen.status)
-    for key, statuses in sent.items():
+        if seen.key is not None and not _is_sent_with_another_token(case, seen):
+            sent[seen.key, seen.state].append(seen.status)
+    for (key, _), statuses in sent.items():
         if len(statuses) > 2 or any(status not in RESENT for status in statuses[:-1]):
             yield f"{case.operations[key]} was sent {len(statuses)} times, and answered with HTTP {statuses}"
 
@@ -390,6 +390,8 @@ def _is_ordinary(case: Case, call: Operation) -> bool:
         return False
     if step.asks and step.reply != "right":  # the error of a handler ends a modern call
         return False
+    if _has_flipped_since(case, case.asking(call), call):  # a backend of the other era has no rounds to go on with
+        return False
     exits = (exiting for _, exiting in case.exits[case.instance_of(call.began.life)])
     if any(exiting.at <= call.ended_at for exiting in exits):
         return False
@@ -400,6 +402,12 @@ def _is_ordinary(case: Case, call: Operation) -> bool:
     backend_id, name = target
     during = [offer for offer in case.tools_offered[backend_id] if call.began.at <= offer.at <= call.ended_at]
     return name in case.offer(backend_id, call.began.at) and all(name in offer.tools for offer in during)
+
+
+def _has_flipped_since(case: Case, asking: Operation, call: Operation) -> bool:
+    assert call.began.target is not None
+    flips = (s for s in _befalling(case, call.began.target[0]) if isinstance(s, Disturb) and s.what == "flip")
+    return asking is not call and any(asking.began.at <= flip.at <= call.ended_at for flip in flips)
 
 
 def _was_healthy_throughout(case: Case, call: Operation, since: float) -> bool:
@@ -427,11 +435,12 @@ def _losses(case: Case, backend_id: str) -> Iterator[float]:
 def _had_too_little_time(case: Case, call: Operation) -> bool:
     if call.outcome.error != "BackendTimeout":
         return False
-    step, settings = call.began.step, case.history.settings
+    step, settings = case.asking(call).began.step, case.history.settings
     assert isinstance(step, Call)
+    assert isinstance(call.began.step, Call)
     assert call.began.target is not None
     spec = spec_of(case, call.began.target[0])
-    timeout = settings.request_timeout if step.timeout is None else step.timeout
+    timeout = settings.request_timeout if call.began.step.timeout is None else call.began.step.timeout
     work = step.seconds + step.asks * step.thinks if step.kind == "tool" else 0.0
     work += (2 + 2 * step.asks) * spec.latency
     work += case.credentials.fetching(spec.id, call.began.at, call.ended_at)

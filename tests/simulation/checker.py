@@ -195,7 +195,7 @@ def _executed_by_the_owner_alone(case: Case) -> Iterator[str]:
             continue
         if began.target is None or outcome.backend_id != began.target[0]:
             yield f"{operation} is for {began.target} and was answered by {outcome.backend_id!r}"
-        if outcome.key not in (None, began.op):
+        if outcome.key not in (None, case.asking(operation).began.op):
             yield f"{operation} got the answer to call {outcome.key}"
 
 

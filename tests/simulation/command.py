@@ -136,11 +136,11 @@ def run_chunk(seeds: range) -> Report:
 
 
 def _tally(trace: Trace) -> Counter[str]:
-    what = {event.op: event.what for event in trace.events if isinstance(event, Began)}
-    ended = [event for event in trace.events if isinstance(event, Ended)]
-    return Counter(f"{what[event.op]}: {event.outcome.error or event.outcome.kind}" for event in ended) + Counter(
-        requests=len(trace.seen)
-    )
+    began = [event for event in trace.events if isinstance(event, Began)]
+    what = {event.op: event.what if event.answers is None else "answer" for event in began}
+    ended = [(what[event.op], event.outcome) for event in trace.events if isinstance(event, Ended)]
+    names = (f"{kind}: {'asked' if end.asked is not None else end.error or end.kind}" for kind, end in ended)
+    return Counter(names) + Counter(requests=len(trace.seen))
 
 
 def _draw_progress(done: int, of: int, elapsed: float) -> None:

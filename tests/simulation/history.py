@@ -47,6 +47,7 @@ __all__ = [
     "RemoveBackend",
     "Restore",
     "RotateTokens",
+    "Rounds",
     "Step",
     "Subscribe",
     "WatchChanges",
@@ -57,6 +58,7 @@ __all__ = [
 Kind: TypeAlias = Literal["tool", "resource", "prompt"]
 Question: TypeAlias = Literal["ping", "sampling", "elicitation", "roots"]
 Given: TypeAlias = Literal["sampling", "elicitation", "roots", "log"]
+Rounds: TypeAlias = Literal["handlers", "hand out", "answer"]
 Operation: TypeAlias = Literal["create", "load", "replace", "touch", "delete"]
 
 TOOLS = ("echo", "work", "now", "b0_echo")  # few, so that backends share them; the last one looks like a prefixed name
@@ -177,6 +179,9 @@ class Call:
         on_progress: What the caller's progress callback does when it is called first.
         timeout: s; None: the factory's `request_timeout`.
         caller: "wrong": an identity that may not use the session.
+        rounds: "hand out": a question of a modern backend is not for handlers, but for a step that answers. "answer":
+            the step answers the oldest such question of the session, with the name and arguments of the call that
+            asked. It is left out where there is none.
         plain: A read of a resource without the key of its call in `_meta`, so that a cached result may answer.
         inside: The calling task lives inside the factory's block, and is cancelled with it.
     """
@@ -196,6 +201,7 @@ class Call:
     on_progress: Literal["note", "raise", "aclose", "suspend", "shield"] = "note"
     timeout: float | None = None
     caller: Literal["right", "wrong"] = "right"
+    rounds: Rounds = "handlers"
     plain: bool = False
     inside: bool = False
     cancel: CancelCaller | None = None

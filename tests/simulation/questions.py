@@ -13,10 +13,20 @@ import trio
 from simulation import history
 from simulation.history import Given
 from simulation.trace import Event, HandlerCalled, HandlerReturned, LogReceived
-from trio_vmcp import JSON, ClientHandlers, Identity, ServerRequest
+from trio_vmcp import JSON, ClientHandlers, Identity, ServerRequest, ToolResult
 from trio_vmcp.testing import CallContext, ScriptedBackend
 
-__all__ = ["HandlerError", "Handlers", "Question", "declared_to", "log_message", "question"]
+__all__ = [
+    "HandedOut",
+    "HandlerError",
+    "Handlers",
+    "Question",
+    "answered_by",
+    "declared_to",
+    "handed_out",
+    "log_message",
+    "question",
+]
 
 NOTE = "simulation/question"  # in `_meta`: tells a handler which question or log message it got
 METHODS: dict[history.Question, str] = {
@@ -77,7 +87,48 @@ class Question:
                 return {}
 
     def judge(self, result: object) -> Literal["right", "wrong"]:
-        return "right" if result == self.answer() else "wrong"
+        told = (
+            {name: value for name, value in result.items() if name != "_meta"} if isinstance(result, dict) else result
+        )
+        return "right" if told == self.answer() else "wrong"
+
+
+@attrs.frozen
+class HandedOut:
+    """A question that was handed out, and all that it takes to answer it, in whatever process.
+
+    Attributes:
+        name, arguments: Of the call that asked.
+        inputs: The questions of the round, by the backend's keys.
+    """
+
+    key: int
+    name: str
+    arguments: JSON
+    inputs: dict[str, Question]
+    state: str | None
+
+    @property
+    def number(self) -> int:
+        return max(asked.number for asked in self.inputs.values())
+
+    def answers(self, op: int) -> dict[str, JSON]:
+        """The responses. They say which operation gives them."""
+        return {at: asked.answer() | {"_meta": {NOTE: op}} for at, asked in self.inputs.items()}
+
+
+def handed_out(key: int, name: str, arguments: JSON, result: ToolResult) -> HandedOut | None:
+    """The question in the result of a call; None: the result is complete."""
+    if result.input_required is None:
+        return None
+    inputs = {at: Question(**each["params"]["_meta"][NOTE]) for at, each in result.input_required.items()}
+    return HandedOut(key, name, arguments, inputs, result.request_state)
+
+
+def answered_by(response: JSON) -> int | None:
+    """The operation that gave an answer; None: a handler did."""
+    by: int | None = response.get("_meta", {}).get(NOTE)
+    return by
 
 
 def question(key: int, number: int, arguments: JSON) -> Question:

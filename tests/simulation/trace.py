@@ -26,6 +26,7 @@ from simulation.history import (
 )
 
 __all__ = [
+    "AnswerTaken",
     "Attempt",
     "Attempted",
     "Audit",
@@ -96,6 +97,7 @@ class Outcome:
         backend_id: The backend that the result or the error names.
         key: The call's key, as the answer repeats it.
         version: The version of the resource that was read.
+        asked: The number of the question that was handed out; None: the call has an answer.
     """
 
     kind: Literal["ok", "error", "cancelled"]
@@ -105,6 +107,7 @@ class Outcome:
     backend_id: str | None = None
     key: int | None = None
     version: int | None = None
+    asked: int | None = None
     text: str = attrs.field(default="", eq=False)
 
 
@@ -120,6 +123,7 @@ class Began:
         nested: Made from inside a call of the same session.
         found: The state of the called, added or removed backend in the session; "": the session does not have it,
             "INCOMPLETE": DEGRADED for want of an optional list.
+        answers: The call whose question this one answers, by its `op`.
     """
 
     at: float
@@ -133,6 +137,7 @@ class Began:
     target: tuple[str, str] | None = None
     nested: bool = False
     found: str = ""
+    answers: int | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -244,6 +249,22 @@ class QuestionAsked:
     kind: Question
     declared: bool | None
     outcome: Literal["right", "wrong", "refused", "silence"]
+
+
+@attrs.frozen(kw_only=True)
+class AnswerTaken:
+    """A backend goes on with a call, since the question that was handed out has an answer.
+
+    Attributes:
+        key, number: The call that asked, and the question's number within the call.
+        by: The operation that answered.
+    """
+
+    at: float
+    backend_id: str
+    key: int
+    number: int
+    by: int
 
 
 @attrs.frozen(kw_only=True)
@@ -614,6 +635,7 @@ Event: TypeAlias = (
     | Exiting
     | ToolExecuted
     | QuestionAsked
+    | AnswerTaken
     | HandlerCalled
     | HandlerReturned
     | LogReceived
@@ -651,7 +673,7 @@ class Seen:
     Attributes:
         verb: The HTTP method; "" for a line.
         key: The call that it belongs to.
-        is_retry: A later round of a modern request (it carries `requestState`).
+        state: The `requestState` of a later round; None: the first request of its call.
         auth_call, number: As in `Sent`.
         token: The token in its Authorization header.
         turned_away: The backend answered 401 since the token was not good.
@@ -665,7 +687,7 @@ class Seen:
     session_id: str | None
     status: int | None
     outcome: str
-    is_retry: bool = False
+    state: str | None = None
     auth_call: int | None = None
     number: int | None = None
     token: Token | None = None

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -49,7 +50,7 @@ from simulation.history import (
 )
 from simulation.identities import ALICE, BOB, identity_of_calls
 from simulation.outgoing_auth import RequestStamps, SimulatedAuth, read_stamp
-from simulation.questions import HandlerError, Handlers, Question
+from simulation.questions import HandedOut, HandlerError, Handlers, Question, handed_out
 from simulation.recording_connector import RecordingConnector
 from simulation.storage import SharedStorage, StorageWay
 from simulation.tokens import read_token
@@ -306,6 +307,8 @@ class _World:
     staying: set[int] = attrs.field(factory=set, init=False)  # instances that were neither left nor killed
     all_left: trio.Event = attrs.field(factory=trio.Event, init=False)
     every_life: list[_Life] = attrs.field(factory=list, init=False)
+    # By session: questions that wait for a step that answers, the oldest first.
+    handed_out: dict[int, list[HandedOut]] = attrs.field(factory=lambda: defaultdict(list), init=False)
     opening: list[int] = attrs.field(factory=list, init=False)  # numbers of sessions
     shielded: int = attrs.field(default=0, init=False)  # callbacks that shield themselves at the moment
     over: trio.Event = attrs.field(factory=trio.Event, init=False)  # ends the blocks that hold a session
@@ -428,10 +431,13 @@ class _World:
             case Restore():
                 work, begin = partial(self._restore, step), partial(self._begin_restore, step)
                 self._start_operation(step_nursery, step, step.instance, begin, work)
+            case Call(rounds="answer") if life is not None and not self.handed_out[life.number]:
+                pass
             case Call() if life is not None:
                 nursery = self.callers.get(life.instance, step_nursery) if step.inside else step_nursery
-                begin = partial(self._begin_call, step, life, is_inside=nursery is not step_nursery)
-                work = partial(self._call, step, life)
+                answers = self.handed_out[life.number].pop(0) if step.rounds == "answer" else None
+                begin = partial(self._begin_call, step, life, is_inside=nursery is not step_nursery, answers=answers)
+                work = partial(self._call, step, life, answers=answers)
                 nursery.start_soon(self._operate, step, life.instance, begin, work, step_nursery)
             case Close() if life is not None:
                 begin = partial(self._begin_close, step, life)
@@ -662,7 +668,9 @@ class _World:
     def _begin_close(self, step: Close, life: _Life, *, nested: bool = False) -> Began:
         return self._begin("close", step=step, life=life.op, state=life.session.state.name, nested=nested)
 
-    def _begin_call(self, step: Call, life: _Life, *, is_inside: bool, nested: bool = False) -> Began:
+    def _begin_call(
+        self, step: Call, life: _Life, *, is_inside: bool, nested: bool = False, answers: HandedOut | None = None
+    ) -> Began:
         session, table = life.session, life.session.routing_table
         offered: Mapping[str, Target]
         match step.kind:
@@ -674,6 +682,8 @@ class _World:
                 offered = table.prompts
         names = sorted(offered)
         name = UNKNOWN_NAME if step.pick is None or not names else names[step.pick % len(names)]
+        if answers is not None:
+            name = answers.name
         target = offered.get(name)
         found = "" if target is None else self._state_of(session, target.backend_id)
         return self._begin(
@@ -686,6 +696,7 @@ class _World:
             target=None if target is None else (target.backend_id, target.name),
             nested=nested,
             found=found,
+            answers=None if answers is None else answers.key,
         )
 
     def _begin_member(self, what: What, step: AddBackend | RemoveBackend, life: _Life) -> Began:
@@ -718,7 +729,7 @@ class _World:
             return "INCOMPLETE"
         return "" if status is None or status.state is BackendState.REMOVED else status.state.name
 
-    async def _call(self, step: Call, life: _Life, doing: list[Began]) -> Outcome:
+    async def _call(self, step: Call, life: _Life, doing: list[Began], *, answers: HandedOut | None = None) -> Outcome:
         op, name = doing[-1].op, doing[-1].name
         acted = False
 
@@ -752,8 +763,16 @@ class _World:
             case "tool":
                 asked = {"asks": step.asks, "question": step.question, "thinks": step.thinks, "reply": step.reply}
                 said = {"progress": step.progress, "logs": step.logs}
-                arguments = {"key": op, "seconds": step.seconds, **asked, **said}
+                arguments: dict[str, Any] = {"key": op, "seconds": step.seconds, **asked, **said}
+                if answers is not None:
+                    arguments, options["meta"] = answers.arguments, {KEY: answers.key}
+                    options |= {"input_responses": answers.answers(op), "request_state": answers.state}
+                options["answer_rounds"] = step.rounds == "handlers"
                 called = await life.session.call_tool(name, arguments, **options)
+                asks = handed_out(arguments["key"], name, arguments, called)
+                if asks is not None:
+                    self.handed_out[life.number].append(asks)
+                    return Outcome(kind="ok", backend_id=called.backend_id, key=asks.key, asked=asks.number)
                 texts = [block["text"] for block in called.content]
             case "resource":
                 read = await life.session.read_resource(name, **options)
@@ -974,7 +993,7 @@ class _World:
                 session_id=exchange.session_id,
                 status=exchange.status,
                 outcome=exchange.outcome,
-                is_retry="requestState" in exchange.params,
+                state=exchange.params.get("requestState"),
                 auth_call=auth_call,
                 number=number,
                 token=read_token(exchange.headers.get("authorization")),
