@@ -213,7 +213,8 @@ class Names:
         again = {
             known
             for known, claims in self._claims.items()
-            if claims.inner != inner.get(known, {}) or any(_has_prefix(claims.cut, prefix) for prefix in changed)
+            if claims.inner != inner.get(known, {})
+            or (claims.cut and any(_has_prefix(claims.cut, prefix) for prefix in changed))
         }
         return inner, prefixes, again
 
