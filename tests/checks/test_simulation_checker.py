@@ -36,6 +36,7 @@ from simulation.history import (
     RemoveBackend,
     Restore,
     RotateTokens,
+    SetAttributes,
     Step,
     WithholdTokens,
 )
@@ -64,6 +65,7 @@ from trio_vmcp._client.stateless import StatelessClient
 from trio_vmcp._protocol.methods import Method
 from trio_vmcp._session.admission import Admission
 from trio_vmcp._session.admission import Call as AdmittedCall
+from trio_vmcp._session.attribute_changes import AttributeChanges
 from trio_vmcp._session.breaker import Breaker
 from trio_vmcp._session.calls import Calls
 from trio_vmcp._session.connecting import Attempt
@@ -673,6 +675,19 @@ async def takes_any_row(original: Any, row: SessionRow) -> bool:
     return await original(row)  # type: ignore[no-any-return]  # a method that is taken as it is, without types
 
 
+async def keeps_its_attributes(original: Any, row: SessionRow) -> bool:
+    before = row._attributes
+    is_news: bool = await original(row)
+    row._attributes = before
+    return is_news
+
+
+async def writes_nothing(changes: AttributeChanges, write: object) -> None:
+    for change in changes._waiting:
+        change.done.set()
+    changes._waiting.clear()
+
+
 def keeps_ours(ours: RowContents, base: RowContents, theirs: RowContents) -> RowContents:
     return ours
 
@@ -712,6 +727,12 @@ BOTH_CHANGE: tuple[Step, ...] = (
     *MOVED,
     AddBackend(at=3.0, instance=1, backend=1),
     AddBackend(at=4.0, instance=0, backend=2),
+)
+SET_ON_BOTH: tuple[Step, ...] = (
+    *MOVED,
+    SetAttributes(at=3.0, instance=0),
+    SetAttributes(at=4.0, instance=1),
+    AddBackend(at=5.0, instance=0, backend=1),
 )
 # Instance 0 does not hear that its session is terminated, and comes back when the tombstone has ended.
 TERMINATED_ELSEWHERE: tuple[Step, ...] = (
@@ -808,6 +829,16 @@ DEFECTS |= {
         replaced(trio_vmcp._session.row, "_join", keeps_ours),
         History(settings=QUICK, instances=TWO, backends=TRIPLETS, steps=BOTH_CHANGE),
         "no_write_undoes_anothers",
+    ),
+    "attributes of another instance that are not read": (
+        wrapped(SessionRow, "_read", keeps_its_attributes),
+        History(settings=QUICK, instances=TWO, backends=TRIPLETS, steps=SET_ON_BOTH),
+        "no_write_undoes_attributes",
+    ),
+    "attributes that are acknowledged and not written": (
+        replaced(AttributeChanges, "write_latest", writes_nothing),
+        History(settings=QUICK, steps=(Open(), SetAttributes(at=1.0), Close(at=2.0))),
+        "acknowledged_attributes_are_written",
     ),
     "a touch without its version": (
         replaced(RowStorage, "touch", touches_any_version),

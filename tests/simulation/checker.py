@@ -22,6 +22,7 @@ from simulation.case import (
     every,
     spec_of,
 )
+from simulation.check_attributes import ATTRIBUTE_CHECKS, may_fail_in_storage
 from simulation.check_credentials import CREDENTIAL_CHECKS
 from simulation.check_instances import INSTANCE_CHECKS
 from simulation.check_observers import OBSERVER_CHECKS
@@ -65,6 +66,7 @@ ERRORS = {
     "restore": {"NoBackends", "SessionClosed", "SessionNotFound", "SessionExists"},
     "add": {"SessionClosed"},
     "remove": {"SessionClosed"},
+    "attributes": {"SessionClosed"},
     "watch": set[str](),
     "close": set[str](),
     "hold": set[str](),
@@ -124,6 +126,8 @@ def _only_listed_errors(case: Case) -> Iterator[str]:
             case.storage_failures(operation) or case.pause(began.step.instance, began.at)
         ):
             allowed = allowed | {"StorageError"}
+        if began.what == "attributes" and may_fail_in_storage(case, operation):
+            allowed = allowed | {"StorageError", "MetadataConflict"}
         if outcome.kind == "error" and outcome.error not in allowed:
             yield f"{operation} ended in {outcome.error}: {outcome.text}"
 
@@ -154,7 +158,7 @@ def _calls_are_counted_once(case: Case) -> Iterator[str]:
 
 
 def _cancels_surface_alone(case: Case) -> Iterator[str]:
-    for operation in case.ended("call", "open", "restore", "close", "add", "remove", "subscribe", "watch"):
+    for operation in case.ended(*ERRORS.keys() - {"hold", "exit"}):
         outcome, began = operation.outcome, operation.began
         causes = case.cancels_of(operation)
         if outcome.kind == "cancelled" and not causes and not began.nested:
@@ -458,6 +462,7 @@ CHECKS: dict[str, Callable[[Case], Iterator[str]]] = {
         _every_backend_session_gets_its_delete,
         _cached_reads_are_fresh,
         _processes_are_asked_before_they_are_killed,
+        *ATTRIBUTE_CHECKS,
         *INSTANCE_CHECKS,
         *OBSERVER_CHECKS,
         *RECOVERY_CHECKS,

@@ -15,6 +15,7 @@ import attrs
 from support.memory_processes import Manners
 
 from trio_vmcp import FactorySettings
+from trio_vmcp.connector import PreferredEra
 from trio_vmcp.testing import Fault, Hang
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Restore",
     "RotateTokens",
     "Rounds",
+    "SetAttributes",
     "Step",
     "Subscribe",
     "WatchChanges",
@@ -139,6 +141,7 @@ class Open:
         backends: Indexes into the history's backends.
         bound: Opened with an identity, so that only this identity may call.
         held: Opened by `async with open_session`. The block ends when the step is cancelled, or with the history.
+        prefer: `prefer_era`.
     """
 
     at: float = 0.0
@@ -147,6 +150,7 @@ class Open:
     backends: tuple[int, ...] = (0,)
     bound: bool = False
     held: bool = False
+    prefer: PreferredEra | None = None
     cancel: CancelCaller | None = None
 
 
@@ -158,6 +162,7 @@ class Restore:
     session: int = 0
     instance: int = 0
     backends: tuple[int, ...] = (0,)
+    prefer: PreferredEra | None = None
     cancel: CancelCaller | None = None
 
 
@@ -239,6 +244,16 @@ class RemoveBackend:
     instance: int | None = None
     backend: int = 0
     drain_timeout: float | None = None
+    cancel: CancelCaller | None = None
+
+
+@attrs.frozen(kw_only=True)
+class SetAttributes:
+    """`set_attributes`, to a value that no other step sets."""
+
+    at: float = 0.0
+    session: int = 0
+    instance: int | None = None
     cancel: CancelCaller | None = None
 
 
@@ -434,6 +449,7 @@ Step: TypeAlias = (
     | Close
     | AddBackend
     | RemoveBackend
+    | SetAttributes
     | Subscribe
     | WatchChanges
     | Inspect

@@ -14,10 +14,11 @@ from simulation.history import FailStorage, HealStorage, Operation
 from simulation.trace import Event, StorageFailed, Stored
 from trio_vmcp import LocalStorage, SessionMetadata, SessionNotFound
 
-__all__ = ["SharedStorage", "StorageWay"]
+__all__ = ["SET_BY", "SharedStorage", "StorageWay"]
 
 T = TypeVar("T")
 
+SET_BY = "set by"  # the attribute that names the operation
 LIE = 999  # at the end of a session's id: no history has as many
 
 
@@ -87,6 +88,7 @@ class SharedStorage:
                 mark=self._number(row.session_id, row.used_at),
                 records=tuple((record.backend_id, record.session_id) for record in row.backends),
                 tools=tuple(sorted(row.bindings["tools"].items())),
+                attributes=int(row.attributes.get(SET_BY, "0")),
             )
         )
 

@@ -20,6 +20,7 @@ from simulation.history import (
     Question,
     RemoveBackend,
     Restore,
+    SetAttributes,
     Subscribe,
     WatchChanges,
     brief,
@@ -76,8 +77,12 @@ __all__ = [
     "What",
 ]
 
-What: TypeAlias = Literal["open", "restore", "call", "close", "add", "remove", "subscribe", "watch", "hold", "exit"]
-Operated: TypeAlias = Open | Restore | Call | Close | AddBackend | RemoveBackend | Subscribe | WatchChanges
+What: TypeAlias = Literal[
+    "open", "restore", "call", "close", "add", "remove", "attributes", "subscribe", "watch", "hold", "exit"
+]
+Operated: TypeAlias = (
+    Open | Restore | Call | Close | AddBackend | RemoveBackend | SetAttributes | Subscribe | WatchChanges
+)
 """The steps that are operations: they have an outcome."""
 
 Principal: TypeAlias = Literal["anonymous", "opener", "caller", "stranger"]
@@ -444,6 +449,7 @@ class Stored:
         mark: The number of its mark of use, which is another one for each `SessionMetadata.used_at`.
         records: Each stored backend, and its session id.
         tools: Each bound tool, and its backend.
+        attributes: The number of the operation that has set them; 0: none has.
     """
 
     at: float
@@ -455,6 +461,7 @@ class Stored:
     mark: int = 0
     records: tuple[tuple[str, str | None], ...] = ()
     tools: tuple[tuple[str, str], ...] = ()
+    attributes: int = 0
 
 
 @attrs.frozen(kw_only=True)

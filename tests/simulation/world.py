@@ -43,6 +43,7 @@ from simulation.history import (
     RemoveBackend,
     Restore,
     RotateTokens,
+    SetAttributes,
     Step,
     Subscribe,
     WatchChanges,
@@ -52,7 +53,7 @@ from simulation.identities import ALICE, BOB, identity_of_calls
 from simulation.outgoing_auth import RequestStamps, SimulatedAuth, read_stamp
 from simulation.questions import HandedOut, HandlerError, Handlers, Question, handed_out
 from simulation.recording_connector import RecordingConnector
-from simulation.storage import SharedStorage, StorageWay
+from simulation.storage import SET_BY, SharedStorage, StorageWay
 from simulation.tokens import read_token
 from simulation.trace import (
     Audit,
@@ -448,6 +449,9 @@ class _World:
             case RemoveBackend() if life is not None:
                 begin = partial(self._begin_member, "remove", step, life)
                 self._start_operation(step_nursery, step, life.instance, begin, partial(self._remove, step, life))
+            case SetAttributes() if life is not None:
+                begin = partial(self._begin, "attributes", step=step, life=life.op, state=life.session.state.name)
+                self._start_operation(step_nursery, step, life.instance, begin, partial(self._set_attributes, life))
             case Subscribe() if life is not None:
                 begin = partial(self._begin_subscribe, step, life)
                 self._start_operation(step_nursery, step, life.instance, begin, partial(self._subscribe, step, life))
@@ -584,7 +588,10 @@ class _World:
         factory = self.factories[step.instance]
         with self._being_opened(step.session):
             session = await factory.make_session(
-                self._members(step.backends, doing[-1].op), identity=identity, session_id=self._session_id(step.session)
+                self._members(step.backends, doing[-1].op),
+                identity=identity,
+                session_id=self._session_id(step.session),
+                prefer_era=step.prefer,
             )
             self._opened(doing[-1].op, step, identity, session)
         return Outcome(kind="ok")
@@ -593,7 +600,10 @@ class _World:
         identity = ALICE if step.bound else None
         factory = self.factories[step.instance]
         opening = factory.open_session(
-            self._members(step.backends, doing[-1].op), identity=identity, session_id=self._session_id(step.session)
+            self._members(step.backends, doing[-1].op),
+            identity=identity,
+            session_id=self._session_id(step.session),
+            prefer_era=step.prefer,
         )
         with self._being_opened(step.session):
             session = await opening.__aenter__()
@@ -612,7 +622,10 @@ class _World:
         identity = ALICE if any(each.bound for each in opened) else None
         with self._being_opened(step.session):
             session = await self.factories[step.instance].restore_session(
-                self._session_id(step.session), self._members(step.backends, doing[-1].op), identity=identity
+                self._session_id(step.session),
+                self._members(step.backends, doing[-1].op),
+                identity=identity,
+                prefer_era=step.prefer,
             )
             self._opened(doing[-1].op, step, identity, session)
         return Outcome(kind="ok")
@@ -842,6 +855,10 @@ class _World:
                 )
             )
         await life.session.remove_backend(backend_id, drain_timeout=step.drain_timeout)
+        return Outcome(kind="ok")
+
+    async def _set_attributes(self, life: _Life, doing: list[Began]) -> Outcome:
+        await life.session.set_attributes({SET_BY: str(doing[-1].op)})
         return Outcome(kind="ok")
 
     async def _subscribe(self, step: Subscribe, life: _Life, doing: list[Began]) -> Outcome:
