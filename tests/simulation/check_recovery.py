@@ -119,7 +119,11 @@ def _no_reconnect_without_a_reason(case: Case) -> Iterator[str]:
             if before.end is None or before.end.outcome != "ok":
                 continue
             since, again = before.attempt.at, after.attempt.at
-            if any(since <= at <= again for at in refused[backend_id]):
+            frozen = case.frozen[before.attempt.instance]
+            is_late = any(
+                pause.at <= again and since <= pause.until for pause in frozen
+            )  # its lists: a deadline passed
+            if is_late or any(since <= at <= again for at in refused[backend_id]):
                 continue
             if not _may_fail_to_list(case, backend_id, since, again):
                 yield f"{backend_id!r} was connected at {before.ended_at} and again at {again}, without a reason"
