@@ -305,10 +305,14 @@ async def open_session_manager(
     body_error: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
-            registry = Registry(factory, nursery, configuration, limits, places)
+            notifying = factory.notifying_storage
+            tag_of = None if notifying is None else notifying.notice_tag
+            registry = Registry(factory, nursery, configuration, limits, places, tag_of=tag_of)
             openings, changes = Openings(registry, nursery), Changes(registry, configuration)
             manager = DefaultSessionManager(factory, nursery, settings, configuration, registry, openings, changes)
             start_clean(nursery, registry.serve)
+            if notifying is not None:
+                start_clean(nursery, registry.heed, notifying)
             try:
                 yield manager
             except BaseException as exc:  # noqa: ASYNC103, BLE001  # raised below: the nursery would group it

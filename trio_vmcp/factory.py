@@ -38,7 +38,7 @@ from trio_vmcp.observe import Observer
 from trio_vmcp.routing import changed_names
 from trio_vmcp.session import Session
 from trio_vmcp.settings import FactorySettings
-from trio_vmcp.storage import LocalStorage, Storage
+from trio_vmcp.storage import LocalStorage, NotifyingStorage, Storage
 
 __all__ = ["DefaultSessionFactory", "SessionFactory", "open_session_factory"]
 
@@ -274,6 +274,11 @@ class DefaultSessionFactory(SessionFactory):
     @property
     def storage_ttl(self) -> float:
         return self._storage.ttl
+
+    @property
+    def notifying_storage(self) -> NotifyingStorage | None:
+        """The storage, if it tells of what other instances write."""
+        return self._storage if isinstance(self._storage, NotifyingStorage) else None
 
     def check_backends(self, backends: Iterable[Backend]) -> tuple[Backend, ...]:
         """

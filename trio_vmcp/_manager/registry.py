@@ -5,6 +5,7 @@ that does with them what is due.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import attrs
@@ -21,6 +22,7 @@ from trio_vmcp._session.life import Cause, Phase
 from trio_vmcp._session.owner import SessionOwner
 from trio_vmcp.errors import SessionNotFound, StorageError, session_tag
 from trio_vmcp.factory import DefaultSessionFactory
+from trio_vmcp.storage import NotifyingStorage
 
 __all__ = ["Counts", "Registry", "age_of"]
 
@@ -61,8 +63,11 @@ class Registry:
     limits: Limits
     places: Places
     counts: Counts = attrs.field(factory=Counts, init=False)
+    # The tag of a session in notices of the storage; None: the storage gives none.
+    _tag_of: Callable[[str], str] | None = attrs.field(default=None, alias="tag_of", kw_only=True, repr=False)
     shared: dict[Principal, str] = attrs.field(factory=dict, init=False, repr=False)
     _known: dict[str, Known] = attrs.field(factory=dict, init=False, repr=False)
+    _by_tag: dict[str, Known] = attrs.field(factory=dict, init=False, repr=False)
     _agenda: Agenda[Known] = attrs.field(factory=Agenda, init=False, repr=False)
     _is_closing: bool = attrs.field(default=False, init=False)
 
@@ -79,11 +84,15 @@ class Registry:
 
     def add(self, known: Known) -> None:
         self._known[known.session_id] = known
+        if self._tag_of is not None:
+            self._by_tag[self._tag_of(known.session_id)] = known
 
     def forget(self, known: Known) -> None:
         """The manager knows it no longer: it has ended, or it is another instance's."""
         if self._known.get(known.session_id) is known:
             del self._known[known.session_id]
+            if self._tag_of is not None:
+                del self._by_tag[self._tag_of(known.session_id)]
         if self.shared.get(known.principal) == known.session_id:
             del self.shared[known.principal]
         self._agenda.discard(known)
@@ -182,6 +191,16 @@ class Registry:
                     start_clean(self._nursery, self._end, known, ending)
                 case Opening():
                     pass  # planned once it is live
+
+    async def heed(self, storage: NotifyingStorage) -> None:
+        """Look at the row of each live session that another instance has written or deleted, until the storage is
+        closed.
+        """
+        async with storage.notices() as notices:
+            async for tag in notices:
+                known = self._by_tag.get(tag)
+                if known is not None and isinstance(known.state, Live):
+                    known.state.owner.row.check_soon()
 
     def _plan(self, known: Known) -> None:
         match known.state:
