@@ -214,7 +214,7 @@ async def test_a_cluster_that_is_away_and_comes_back(cluster: RedisServer) -> No
     async with open_redis_storage(cluster.url, cluster=True, timeout=0.2) as storage:
         with cluster.frozen():
             for _ in range(2):
-                with pytest.raises(StorageError, match="within 0.2 s"):
+                with pytest.raises(StorageError, match=r"within 0\.2 s"):
                     await storage.load(ID)
         await works(storage, "after")
 
