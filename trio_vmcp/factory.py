@@ -47,6 +47,8 @@ _logger = logging.getLogger("trio_vmcp.session")
 _SESSION_ID = re.compile(r"[\x21-\x7e]{1,256}")
 # s. However long `drain_timeout` is, a close that a cancel has caused must end soon.
 MOST_CANCELLED_DRAIN = 10.0
+REFUSAL_STEP = 0.02  # s; to read a large row takes a few ms
+WAKING = 0.0015  # s by which a task may wake later than it asked for
 _SHOWN_NAMES = 5
 _SESSION_ID_BYTES = 32  # twice the 128 bits that the front's rule asks for
 
@@ -488,15 +490,32 @@ class DefaultSessionFactory(SessionFactory):
         raise SessionExists(session_id)
 
     async def _load_for(self, session_id: str, identity: Identity | None, reporter: SessionReporter) -> SessionRow:
+        began_at = trio.current_time()
         try:
             row = await load_row(session_id, self._bounded_storage(reporter))
         except SessionNotFound:
-            is_bound_to("", identity, self._keys)  # as long as a refusal takes, or the time would tell which ids exist
+            await _wait_to_refuse(began_at)
             raise
         if not is_bound_to(row.metadata.identity_binding, identity, self._keys):
+            await _wait_to_refuse(began_at)
             raise SessionNotFound(session_id)
         row.metadata = attrs.evolve(row.metadata, identity_binding=bind(identity, self._keys))  # by today's first key
         return row
+
+
+async def _wait_to_refuse(began_at: float) -> None:
+    """Let a whole number of `REFUSAL_STEP` pass since `began_at`, one at least. A row takes longer to read than no row,
+    the longer the larger it is, and the time of the answer would tell which ids exist.
+    """
+    steps = 1 + (trio.current_time() - began_at) // REFUSAL_STEP
+    refused_at = began_at + steps * REFUSAL_STEP
+    # The kernel wakes a process a whole number of ms later (epoll_wait), so the fraction would still be told.
+    await trio.sleep_until(refused_at - WAKING)
+    while (now := trio.current_time()) < refused_at:
+        await trio.lowlevel.checkpoint()
+        if trio.current_time() == now:  # a clock of a test, which waits until all tasks sleep
+            break
+    await trio.sleep_until(refused_at)
 
 
 async def wait_closed(owners: Sequence[SessionOwner]) -> None:

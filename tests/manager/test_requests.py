@@ -26,6 +26,7 @@ from trio_vmcp import (
     StorageError,
     VmcpError,
 )
+from trio_vmcp.factory import REFUSAL_STEP
 from trio_vmcp.testing import Delay, Error
 
 EVERY_STATE = pytest.mark.parametrize("state", STATES)
@@ -110,16 +111,29 @@ async def test_a_stranger_changes_nothing(
         session = await world.make(state)
         before = world.way.calls.copy(), world.requests(), world.manager.statistics
         entry = world.storage._entries[session.id]  # the one place that knows when a row expires
-        spent = []
+        spent, took = [], []
         for session_id in (session.id, "unknown"):
-            calls = world.way.calls.copy()
+            calls, began = world.way.calls.copy(), trio.current_time()
             with pytest.raises(SessionNotFound):
                 await getattr(world.manager, what)(session_id, caller=thief)
             spent.append(world.way.calls - calls)
+            took.append(trio.current_time() - began)
         assert [{"load": 1}, {"load": 1}] == spent
+        assert [REFUSAL_STEP] * 2 == pytest.approx(took)
         assert before[1:] == (world.requests(), world.manager.statistics)
         assert entry is world.storage._entries[session.id]
         await world.instances[1 if state == "elsewhere" else 0].manager.terminate(session.id, caller=ALICE)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.003, 0.019, 0.021, 0.039])
+async def test_the_time_of_a_refusal_does_not_tell_what_it_took(seconds: float, autojump_clock: MockClock) -> None:
+    """A refusal comes a whole number of steps after the request, however long the row took to read."""
+    async with managed() as world:
+        world.way.before["load"] = partial(trio.sleep, seconds)
+        with pytest.raises(SessionNotFound):
+            await world.manager.get("unknown", caller=BOB)
+        assert pytest.approx(REFUSAL_STEP * (1 if seconds < REFUSAL_STEP else 2)) == trio.current_time()
+        world.way.before.clear()
 
 
 @EVERY_STATE
@@ -153,7 +167,7 @@ async def test_a_stranger_does_not_keep_a_session_alive(autojump_clock: MockCloc
 
 
 async def test_a_stranger_does_not_join_a_restore(autojump_clock: MockClock) -> None:
-    """While the owner's restore hangs, a thief gets SessionNotFound at once, and the owner the session."""
+    """While the owner's restore hangs, a thief is refused as for an unknown id, and the owner gets the session."""
     async with managed(2) as world:
         session = await world.make("elsewhere")
         world.backend.fail("tools/list", Delay(5), times=1)
@@ -163,7 +177,8 @@ async def test_a_stranger_does_not_join_a_restore(autojump_clock: MockClock) -> 
             began, requests = trio.current_time(), world.requests()
             with pytest.raises(SessionNotFound):
                 await world.manager.get(session.id, caller=BOB)
-            assert (began, requests) == (trio.current_time(), world.requests())
+            assert began + REFUSAL_STEP == trio.current_time()
+            assert requests == world.requests()
         await world.manager.terminate(session.id, caller=ALICE)
 
 
