@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC
 from functools import partial
 from typing import Any
 
@@ -80,6 +81,7 @@ from trio_vmcp._session.reconnects import Backoff, Endpoints
 from trio_vmcp._session.refresh import Refresher
 from trio_vmcp._session.row import Held, RowContents, Sent, SessionRow
 from trio_vmcp._session.row_storage import RowStorage
+from trio_vmcp._session.use_marks import MARKS_PER_LIFE
 from trio_vmcp.factory import DefaultSessionFactory
 from trio_vmcp.routing import Router
 from trio_vmcp.testing import CONNECT, Hang
@@ -718,6 +720,26 @@ def asks_for_the_mark_alone(original: Any, row: SessionRow, *args: Any, **kw: An
     return not row.marks.is_own(row.metadata.used_at)
 
 
+async def forgets_a_late_write(original: Any, row: SessionRow) -> None:
+    await original(row)
+    if row._held.version is not None:
+        row._held = Held(row._held.version)
+
+
+def terminates_always(opening: Any, owner: SessionOwner, services: Any) -> Any:
+    async def open_it() -> None:
+        await opening(owner, services)
+        if owner._opening_error is not None:
+            owner.life.terminates = True
+
+    return open_it()
+
+
+def compares_clocks(original: Any, row: SessionRow, *args: Any, **kw: Any) -> bool:
+    age = vars(trio_vmcp._session.row)["datetime"].now(UTC) - row.metadata.used_at
+    return bool(age.total_seconds() < MARKS_PER_LIFE * row.marks.every)
+
+
 TRIPLETS = (*TWINS, BackendSpec(id="b2"))
 TWO = (Exit(at=40.0), Exit(at=40.0))
 ONE_LEAVES = (Exit(at=5.0), Exit(at=40.0))
@@ -771,6 +793,29 @@ AWAY_WHILE_REOPENED: tuple[Step, ...] = (
     Close(at=10.25, instance=0),
 )
 BACK_AND_LEFT = (Exit(at=10.25), Exit(at=40.0))
+ONE_IS_AHEAD = (Exit(at=40.0, ahead=3600.0), Exit(at=40.0))
+USED_ELSEWHERE: tuple[Step, ...] = (
+    Open(),
+    Restore(at=1.0, instance=1),
+    *[Call(at=float(at), instance=1) for at in range(2, 12)],
+)
+# The write that names a backend lasts until the backend was removed. Its names are bound already, so that the row says
+# then what it said before.
+RETRACTED: tuple[Step, ...] = (
+    Open(),
+    Restore(at=1.0, instance=1),
+    AddBackend(at=2.0, instance=0, backend=1),
+    RemoveBackend(at=3.0, instance=0, backend=1),
+    FailStorage(at=4.5, operation="replace", instance=0, how="late", seconds=3.0),
+    AddBackend(at=4.5, instance=0, backend=1),
+    RemoveBackend(at=5.7, instance=0, backend=1),
+    Inspect(at=15.0),
+)
+RESTORED_IN_VAIN: tuple[Step, ...] = (
+    Open(),
+    FailStorage(at=1.0, operation="replace", instance=1),
+    Restore(at=1.0, instance=1),
+)
 ALTERNATING: tuple[Step, ...] = (
     Open(),
     Restore(at=1.0, instance=1),
@@ -818,6 +863,21 @@ DEFECTS |= {
     "an instance that is left and asks for the mark alone": (
         wrapped(SessionRow, "is_needed_elsewhere", asks_for_the_mark_alone),
         History(settings=QUICK, instances=ONE_LEAVES, backends=TWINS, ttl=6.0, steps=ALTERNATING),
+        "no_live_session_is_ended_by_an_instance_that_it_left",
+    ),
+    "a late write that is forgotten": (
+        wrapped(SessionRow, "_settle", forgets_a_late_write),
+        History(settings=QUICK, instances=TWO, backends=TWINS, ttl=6.0, steps=RETRACTED),
+        "a_removed_backend_leaves_the_row",
+    ),
+    "a restore that fails and terminates": (
+        wrapped(SessionOwner, "_open", terminates_always),
+        History(settings=QUICK, instances=TWO, steps=RESTORED_IN_VAIN),
+        "rows_live_and_die_with_their_sessions",
+    ),
+    "an idle instance that compares its clock with a mark": (
+        wrapped(SessionRow, "is_needed_elsewhere", compares_clocks),
+        History(settings=attrs.evolve(QUICK, idle_timeout=5.0), instances=ONE_IS_AHEAD, steps=USED_ELSEWHERE),
         "no_live_session_is_ended_by_an_instance_that_it_left",
     ),
     "a replace without its version": (

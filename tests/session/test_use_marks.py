@@ -259,6 +259,20 @@ def test_a_mark_is_later_than_the_one_before(ahead: timedelta) -> None:
     assert marks.draw(stored, 0.0) > stored
 
 
+def test_marks_are_own_until_a_later_one_has_arrived() -> None:
+    """Any of those that were sent may be in the row until then. Afterwards a row with an older one is of another copy,
+    and no list of marks grows with the life of a session.
+    """
+    marks = UseMarks()
+    first = marks.draw(datetime.now(UTC), 1.0)
+    second = marks.draw(first, 2.0)
+    assert marks.is_own(first)
+    assert marks.is_own(second)
+    marks.note_written(second)
+    assert not marks.is_own(first)
+    assert marks.is_own(second)
+
+
 def test_the_last_mark_there_is() -> None:
     """A clock at its end stops no session: the mark still differs."""
     stored = datetime.max.replace(tzinfo=UTC)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from simulation.case import MILLISECOND, Case, Operation, every
-from simulation.history import Open, Restore
-from simulation.trace import Closing, Sent, SessionIdRead, Settled, Stored
+from simulation.history import AddBackend, Open, Restore
+from simulation.trace import Closing, Removing, Sent, SessionIdRead, Settled, Stored
 
 __all__ = ["INSTANCE_CHECKS"]
 
@@ -170,6 +170,50 @@ def _no_write_undoes_anothers(case: Case) -> Iterator[str]:
                     yield f"instance {after.instance} binds {name!r} of session {session} anew, at {after.at}"
 
 
+def _a_removed_backend_leaves_the_row(case: Case) -> Iterator[str]:
+    """It comes back only where a copy is given it anew: a write of before the removal may arrive late, and must not
+    stand.
+    """
+    positions = {id(event): position for position, event in enumerate(case.trace.events)}
+    for settled in every(case, Settled):
+        instance, position = case.instance_of(settled.life), positions[id(settled)]
+        removals = case.removals[settled.life]
+        row, session = case.opened[settled.life].row, case.opened[settled.life].session
+        log = [s for at, s in case.stored[session] if at < position and s.row == row]
+        written = [s for s in log if s.operation in ("create", "replace", "delete")]
+        if not removals or not _goes_on(case, settled.life, position):
+            continue
+        if not written or written[-1].operation == "delete":
+            continue
+        within = case.history.ttl / TOUCHES_PER_TTL + case.history.settings.storage_timeout + MILLISECOND
+        quiet_since = max(case.quiet_since(instance, session, settled.at), written[-1].at)
+        for removed_at, removing in removals:
+            if settled.at <= max(quiet_since, removing.at) + within or removed_at > position:
+                continue
+            if removing.backend_id in dict(written[-1].records) and not _is_given(case, removing, removed_at):
+                yield f"{removing.backend_id!r} was removed from session {session} at {removing.at}, and is in its row"
+
+
+def _is_given(case: Case, removing: Removing, since: int) -> bool:
+    """A copy of the session was given this backend, or may have been, other than the removed one."""
+
+    def is_its(index: int) -> bool:
+        return case.history.backends[index].id == removing.backend_id
+
+    for operation in case.operations.values():
+        step = operation.began.step
+        is_over = bool(operation.ends) and operation.ends[0][0] < since
+        if (
+            isinstance(step, AddBackend)
+            and is_its(step.backend)
+            and not (is_over and operation.began.life == removing.life)
+        ):
+            return True
+        if isinstance(step, Restore) and any(map(is_its, step.backends)) and operation.began.op != removing.life:
+            return True
+    return False
+
+
 def _was_removed(case: Case, row: int, backend_id: str, position: int) -> bool:
     return any(
         removing.backend_id == backend_id and removed_at < position
@@ -319,6 +363,7 @@ INSTANCE_CHECKS: tuple[Callable[[Case], Iterator[str]], ...] = (
     _no_terminated_session_comes_back,
     _no_live_session_is_ended_by_an_instance_that_it_left,
     _no_write_undoes_anothers,
+    _a_removed_backend_leaves_the_row,
     _a_copy_knows_what_others_have_done,
     _rows_live_and_die_with_their_sessions,
 )

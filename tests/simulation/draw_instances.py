@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, TypeAlias, TypeVar
 
 import attrs
@@ -37,8 +38,10 @@ T = TypeVar("T")
 How: TypeAlias = Literal["fail", "lose", "silent", "slow", "late", "lie"]
 
 SHARE = 0.4  # of histories
+FAILED_WRITES = 0.6  # of journeys
 SHORT = (0.0, 0.0, 0.001, 0.3, 1.0)  # s
 SPARE = 3  # backends that sessions get on their way
+AHEAD = (0.0, 0.0, 2.0, -2.0, 3600.0, -3600.0)  # s, of a wall clock
 
 
 def draw_instances(history: History) -> History:
@@ -46,7 +49,64 @@ def draw_instances(history: History) -> History:
     chance = random.Random(f"{history.seed} instances")
     if chance.random() >= SHARE:
         return history
-    return _Draw(chance, history).history()
+    return _with_failed_writes(_Draw(chance, history).history())
+
+
+def _with_failed_writes(history: History) -> History:
+    """In some histories the write of a restore fails, or one that names a backend is late. Also from a generator of
+    its own.
+    """
+    chance = random.Random(f"{history.seed} failed writes")
+    restores = [step for step in history.steps if isinstance(step, Restore)]
+    if not restores or chance.random() >= FAILED_WRITES:
+        return history
+    restore = chance.choice(restores)
+    if chance.random() < 0.4:
+        return _with_steps(history, _failing_restore(chance, history, restore))
+    # Longer ones are over when a touch is due, which is another reason to write.
+    history = attrs.evolve(
+        history,
+        settings=attrs.evolve(history.settings, storage_timeout=0.5),
+        backends=(*history.backends, BackendSpec(id="late", configured_era="legacy")),
+    )
+    return _with_steps(history, _retraction(chance, history, restore))
+
+
+def _with_steps(history: History, steps: Sequence[Step]) -> History:
+    """These stand before others of their moment."""
+    return attrs.evolve(history, steps=tuple(sorted([*steps, *history.steps], key=lambda step: step.at)))
+
+
+def _failing_restore(chance: random.Random, history: History, restore: Restore) -> list[Step]:
+    """It is tried again, while the instance has the time."""
+    how: How = chance.choice(("fail", "lose", "silent"))
+    again = attrs.evolve(restore, at=restore.at + history.settings.storage_timeout + 0.3)
+    fault = FailStorage(at=restore.at, operation="replace", instance=restore.instance, how=how)
+    return [fault, again] if again.at < history.instances[restore.instance].at else [fault]
+
+
+def _retraction(chance: random.Random, history: History, restore: Restore) -> list[Step]:
+    """A backend comes and goes twice; the write that names it the second time lasts until it has gone. The instance is
+    one that had the session before, and knows of the restore by then.
+    """
+    before = [
+        step.instance
+        for step in history.steps
+        if isinstance(step, Open | Restore) and step.session == restore.session and step.at < restore.at
+    ]
+    session, here, backend = restore.session, chance.choice(before or [restore.instance]), len(history.backends) - 1
+    add = partial(AddBackend, session=session, instance=here, backend=backend)
+    remove = partial(RemoveBackend, session=session, instance=here, backend=backend, drain_timeout=0.0)
+    at, timeout = restore.at + 0.4 * history.ttl + 0.1, history.settings.storage_timeout
+    late_by = timeout + 0.3
+    return [
+        add(at=at),
+        remove(at=at + 0.2),
+        FailStorage(at=at + 0.4, operation="replace", instance=here, how="late", seconds=late_by),
+        add(at=at + 0.4),
+        remove(at=at + 0.4 + timeout + 0.1),
+        Inspect(at=at + 0.4 + late_by + history.ttl / 3 + timeout + 0.2),
+    ]
 
 
 @attrs.define
@@ -70,11 +130,12 @@ class _Draw:
         number = self.one_of(*sessions, len(sessions))
         self.is_bound = next((step.bound for step in own if isinstance(step, Open) and step.session == number), bound)
         steps, end = self.journey(number, begin, is_open=number in sessions)
+        clocks = random.Random(f"{self.before.seed} clocks")
         end = max(end, *(leaving.at for leaving in self.before.instances)) if own else end
         return attrs.evolve(
             self.before,
             backends=self.backends,
-            instances=tuple(self.exit(end) for _ in range(self.instances)),
+            instances=tuple(attrs.evolve(self.exit(end), ahead=clocks.choice(AHEAD)) for _ in range(self.instances)),
             ttl=self.ttl,
             settings=attrs.evolve(
                 self.before.settings,

@@ -431,15 +431,17 @@ class GrantTokens:
 
 @attrs.frozen(kw_only=True)
 class Exit:
-    """The end of the `async with` block of an instance's factory.
+    """An instance: the end of the `async with` block of its factory, and its wall clock.
 
     Attributes:
         at: The body ends at this time.
         cancelled_at: The scope around the block is cancelled at this time, before or after the body's end.
+        ahead: s, that the instance's wall clock is ahead of the right time.
     """
 
     at: float = 30.0
     cancelled_at: float | None = None
+    ahead: float = 0.0
 
 
 Step: TypeAlias = (

@@ -22,6 +22,7 @@ from support.stopped_tasks import TaskGroups
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from simulation.backends import CANARY, SimulatedBackend
+from simulation.clocks import wall_clocks
 from simulation.history import (
     AddBackend,
     Call,
@@ -119,7 +120,8 @@ def run_history(history: History) -> Trace:
     clock = MockClock(autojump_threshold=0)
     dead = _Dead()
     watches = watched_log(trace, clock, dead.holds_this_task), watched_garbage(trace)
-    with seeded(history.seed), watches[0], watches[1], memory_processes() as processes:
+    clocks = wall_clocks([leaving.ahead for leaving in history.instances], dead.this_instance)
+    with seeded(history.seed), watches[0], watches[1], clocks, memory_processes() as processes:
         try:
             trio.run(_World(history, trace, processes, dead).run, clock=ending(clock, longest=LONGEST))
         except trio.TrioInternalError as exc:
@@ -270,7 +272,10 @@ class _Dead:
     def holds_this_task(self) -> bool:
         if not self.instances or not trio.lowlevel.in_trio_task():
             return False
-        return self.tasks.of(trio.lowlevel.current_task()) in self.instances
+        return self.this_instance() in self.instances
+
+    def this_instance(self) -> int | None:
+        return self.tasks.of(trio.lowlevel.current_task())
 
 
 @attrs.define(eq=False)
