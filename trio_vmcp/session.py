@@ -78,7 +78,32 @@ class Session(TransportSession, Protocol):
     call may come minutes later and from another process. Each of the two is a call of its own, with its own timeout;
     how many of them follow each other is for the caller to limit. The second may fail like any other call, and is not
     sent again after a timeout, a reset or a broken stream either. Its name or URI must still belong to the backend that
-    asked (`backend_id` of the result).
+    asked (`backend_id` of the result). A web page that shows the question as a form:
+
+    ```python
+    async def turn(session, name, arguments, answers=None, state=None):
+        # One request of the page. Returns the result, or what to show and what to keep until the next request.
+        result = await session.call_tool(
+            name,
+            arguments,
+            answer_rounds=False,
+            client_capabilities={"elicitation": {}},  # forms alone
+            input_responses=answers,
+            request_state=state,
+        )
+        if result.input_required is None:
+            return {"result": result.raw}
+        return {"ask": result.input_required, "keep": [name, arguments, result.request_state]}
+
+
+    async def submit(session, kept, contents):
+        # The user has filled in the forms. contents: the fields of each form, by its key in "ask".
+        name, arguments, state = kept
+        answers = {key: {"action": "accept", "content": content} for key, content in contents.items()}
+        return await turn(session, name, arguments, answers, state)
+    ```
+
+    What is kept belongs to the caller whose call it was: keep it on the server, or sealed.
 
     A session that was made with an identity is bound to its issuer and subject: every call needs that identity as
     `caller`, or goes through `as_caller`.

@@ -57,6 +57,7 @@ TARGETS: Mapping[str, Target] = {
             *("_shut_down", "_close_late", "_end_life"),
         ),
     ),
+    "trio_vmcp._session.call_options": Target(_session("call_options")),
     "trio_vmcp._session.life": Target(_session("life", "closing", "opening", "restore", "recovery", "close_path")),
     "trio_vmcp._session.members": Target(
         _session(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import json
 import logging
 import math
 import pickle
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from types import MappingProxyType
@@ -410,40 +413,27 @@ async def test_a_question_that_makes_no_sense_is_not_handed_out(
         await session.call_tool("b_echo")
 
 
-# Values that cannot be sent
-
-BAD: list[tuple[JSON, type[Exception], str]] = [
-    ({"answer_rounds": 0}, TypeError, "answer_rounds is int, not a bool"),
-    ({"answer_rounds": None}, TypeError, "answer_rounds is NoneType"),
-    ({"input_responses": [ACCEPT]}, TypeError, "input_responses is list, not a mapping"),
-    ({"input_responses": {1: {}}}, TypeError, "a key in input_responses is int"),
-    ({"input_responses": {"k": "yes"}}, TypeError, "a value in input_responses is str, not a dict"),
-    ({"input_responses": {"k": {"x": math.nan}}}, ValueError, r"input_responses\.k\.x is nan"),
-    ({"input_responses": {"k": {"x": {1}}}}, ValueError, r"input_responses\.k\.x is set"),
-    ({"request_state": b"state"}, TypeError, "request_state is bytes, not a str"),
-    ({"request_state": "\ud800"}, ValueError, "request_state holds a lone surrogate"),
-    ({"client_capabilities": ["elicitation"]}, TypeError, "client_capabilities is list, not a mapping"),
-    ({"client_capabilities": {"x": {1}}}, ValueError, r"client_capabilities\.x is set"),
-    ({"client_capabilities": {None: {}}}, TypeError, "a key in client_capabilities is NoneType"),
-    ({"log_level": 3}, TypeError, "log_level is int, not a str"),
-    ({"log_level": "loud"}, ValueError, "log_level='loud' is a str, and none of debug, info"),
-    ({"log_level": "INFO"}, ValueError, "log_level='INFO'"),
-]
+# Values that cannot be sent; all of them: test_call_options.py
 
 
 @EVERY_CHANNEL
 @EVERY_KIND
-@pytest.mark.parametrize(("keywords", "error", "text"), BAD, ids=lambda value: str(value)[:40])
-async def test_a_value_that_cannot_be_sent_is_an_error(
-    channel: Channel, kind: str, keywords: JSON, error: type[Exception], text: str, autojump_clock: MockClock
-) -> None:
-    """It names the keyword and the type, never the secret value. Nothing is sent, whatever the era."""
+async def test_a_value_that_cannot_be_sent_is_an_error(channel: Channel, kind: str, autojump_clock: MockClock) -> None:
+    """Nothing is sent, whatever the era, and no call was admitted."""
     backend = asking(channel, times=0)
     async with channel.open_session(backend) as session:
-        with pytest.raises(error, match=text) as caught:
-            await caller_of(session, kind)(**keywords)
-        assert "yes" not in str(caught.value)
-        assert 0 == session.in_flight
+        ask = caller_of(session, kind)
+        with pytest.raises(TypeError, match="input_responses"):
+            await ask(input_responses={"k": "yes"})
+        with pytest.raises(TypeError, match="request_state"):
+            await ask(request_state=b"state")
+        with pytest.raises(ValueError, match="log_level"):
+            await ask(log_level="loud")
+        with pytest.raises(ValueError, match="client_capabilities"):
+            await ask(client_capabilities={"x": math.nan})
+        with pytest.raises(TypeError, match="answer_rounds"):
+            await ask(answer_rounds=0)
+        assert (0, 0) == (session.in_flight, session.backends["b"].calls)
     assert [] == backend.received(METHOD_OF[kind])
 
 
@@ -711,3 +701,29 @@ def test_a_complete_result_asks_nothing(kind: type[Answer], raw: JSON) -> None:
     """Whatever else is in it: "absent means complete" (2026-07-28, results)."""
     result = kind(raw | {"inputRequests": CONFIRM, "requestState": "s"}, "b")
     assert (None, None) == (result.input_required, result.request_state)
+
+
+# The example for a web page
+
+
+async def test_the_example_of_a_web_page_runs(autojump_clock: MockClock) -> None:
+    """As `help(Session)` shows it: what the page keeps is JSON, and another session takes the answer."""
+    assert Session.__doc__ is not None
+    (example,) = re.findall(r"```python\n(.*?)```", inspect.cleandoc(Session.__doc__), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(example, names)
+
+    async def greet(arguments: JSON, context: CallContext) -> str:
+        form = await context.elicit("Your name?")
+        return f"{arguments['word']} {form['content']['name']}"
+
+    channel = MODERN_CHANNELS[0]
+    backend = asking(channel, times=0)
+    backend.add_tool("greet", greet)
+    async with channel.open_session(backend) as session:
+        page = json.loads(json.dumps(await names["turn"](session, "b_greet", {"word": "Hello"})))
+    (key,) = page["ask"]
+    assert "Your name?" == page["ask"][key]["params"]["message"]
+    async with channel.open_session(backend) as session:
+        last = await names["submit"](session, page["keep"], {key: {"name": "Ada"}})
+    assert "Hello Ada" == last["result"]["content"][0]["text"]
