@@ -179,6 +179,11 @@ def of(method: Any = "elicitation/create", **more: Any) -> JSON:
         (question(CONFIRM | of("roots/list")), "'roots/list', which is not given"),
         (question(of(params={"mode": "voice"})), "the modes 'form' and 'url'"),
         (question({str(n): of()["k"] for n in range(17)}), "for 17 inputs at once; 16 are the most"),
+        (question(requestState="s" * 1_048_577), "over 1048576 characters of state and names"),
+        (
+            question({"k" * 600_000: of()["k"]}, requestState="s" * 600_000),
+            "over 1048576 characters of state and names",
+        ),
         (question({"\ud800": of()["k"]}), "cannot be sent back"),
         (question(requestState="\ud800"), "cannot be sent back"),
     ],

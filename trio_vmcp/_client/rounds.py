@@ -33,6 +33,7 @@ __all__ = ["MOST_ROUNDS", "AskAgain", "check_question", "finish_rounds", "is_com
 
 MOST_ROUNDS = 10  # as in the official SDKs; the next question is an error
 MOST_INPUTS = 16  # of one round; each runs a handler
+MOST_SENT_BACK = 1024 * 1024  # characters of a round's state and of its keys together, which are encoded in one step
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.25  # s before the next round if this one asked nothing
 AskAgain: TypeAlias = Callable[[JSON], Awaitable[JSON]]
 """Sends the same request with these params, under a new id, and returns its result."""
@@ -124,6 +125,8 @@ def _read(answer: JSON, ask: Ask, handlers: BoundHandlers) -> _Round:
         raise _protocol_error(backend_id, method, "for input, and named none")
     if len(requests) > MOST_INPUTS:
         raise _protocol_error(backend_id, method, f"for {len(requests)} inputs at once; {MOST_INPUTS} are the most")
+    if len(state or "") + sum(map(len, requests)) > MOST_SENT_BACK:
+        raise _protocol_error(backend_id, method, f"for input with over {MOST_SENT_BACK} characters of state and names")
     try:
         encode_result(0, {"state": state, "keys": list(requests)})
     except ValueError:  # a lone surrogate, which is the backend's mistake and not the caller's
