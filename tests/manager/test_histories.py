@@ -180,11 +180,12 @@ class History:
             return
 
     async def leave(self) -> None:
-        """At most one instance is left; its sessions are suspended."""
+        """At most one instance is left, and its sessions are suspended; or it dies."""
         if not self.left and self.chance.random() < 0.3:
             number = self.staying()
             self.left.add(number)
-            await self.world.instances[number].leave()
+            instance = self.world.instances[number]
+            await self.chance.choice((instance.leave, instance.die))()
 
 
 @pytest.mark.parametrize("seed", range(8))

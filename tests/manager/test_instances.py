@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 import trio
 from support.harness import ALICE, echo_backend, state_of
-from support.instances import cut
 from support.managers import SLEEP, TTL, State, managed
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -118,14 +117,13 @@ async def test_requests_that_alternate_cost_one_initialize_an_instance(manners: 
         await trio.sleep(6)
 
 
-async def test_an_instance_that_dies_leaves_its_sessions_to_others(autojump_clock: MockClock) -> None:
-    """A process that is gone without a word (its way to the storage and its tasks stop): the next `get` elsewhere."""
-    async with managed(2, on_exit="suspend") as world:
-        session = await world.make("live")
-        cut(world.way)
+@pytest.mark.parametrize("state", ["live", "asleep"])
+async def test_an_instance_that_dies_leaves_its_sessions_to_others(state: State, autojump_clock: MockClock) -> None:
+    """A process that is gone without a word: another goes on with the session, and with those of the backends."""
+    async with managed(2) as world:
+        session = await world.make(state)
+        await world.instances[0].die()
         found = await world.instances[1].manager.get(session.id, caller=ALICE)
-        assert not (await found.call_tool("a_echo")).backend_state_lost
-        await world.instances[0].leave()
         assert not (await found.call_tool("a_echo")).backend_state_lost
         await found.aclose()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -13,7 +14,10 @@ from support.managers import State, managed
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
+    Backend,
     FactorySettings,
+    Identity,
+    Session,
     SessionClosed,
     SessionState,
     open_session_factory,
@@ -160,6 +164,44 @@ async def test_an_error_or_cancel_ends_all_in_the_same_way(how: str, autojump_cl
                 await live()
                 assert error is None
         assert (30 if how == "body" else 10) == trio.current_time() - began
+
+
+@pytest.mark.parametrize("what", ["create", "get", "shared", "set_backends"])
+async def test_an_exit_in_a_source_ends_the_program(what: str, autojump_clock: MockClock) -> None:
+    """A KeyboardInterrupt in code of the user's comes out of the manager as itself, and all sessions end in order."""
+    raises = False
+
+    async def source(identity: Identity | None) -> Iterable[Backend]:
+        if raises:
+            raise KeyboardInterrupt
+        return world.configured
+
+    async with managed(0) as world:
+        sessions: list[Session] = []
+
+        async def live() -> None:
+            nonlocal raises
+            async with (
+                open_session_factory(transport=world.network.transport()) as factory,
+                open_session_manager(factory, source) as manager,
+            ):
+                sessions.append(await manager.create())
+                asks: dict[str, Callable[[], Awaitable[object]]] = {
+                    "create": manager.create,
+                    "get": partial(manager.get, sessions[0].id),
+                    "shared": manager.shared,
+                    "set_backends": partial(manager.set_backends, source),
+                }
+                if what == "get":
+                    await sessions[0].suspend()
+                raises = True
+                await asks[what]()
+                await trio.sleep_forever()
+
+        with pytest.raises(KeyboardInterrupt):
+            await live()
+        assert SessionState.CLOSED is sessions[0].state
+        world.leaves_sessions = what == "get"
 
 
 async def test_a_factory_of_another_kind_is_refused(autojump_clock: MockClock) -> None:

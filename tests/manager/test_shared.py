@@ -10,7 +10,17 @@ from support.harness import ALICE, BOB, echo_backend, slow_backend
 from support.managers import SLEEP, managed
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vmcp import Identity, ManagerSettings, NoBackends, Session, SessionLimitReached, SessionState
+from trio_vmcp import (
+    JSON,
+    ClientHandlers,
+    Identity,
+    ManagerSettings,
+    NoBackends,
+    ServerRequest,
+    Session,
+    SessionLimitReached,
+    SessionState,
+)
 from trio_vmcp.testing import Delay, Error
 
 
@@ -34,11 +44,16 @@ async def test_a_principal_has_one_session(autojump_clock: MockClock) -> None:
 
 
 async def test_its_probe_tries_discover_first(autojump_clock: MockClock) -> None:
-    """A backend of both eras is spoken to as a modern one."""
-    async with managed(backends={"a": echo_backend("both")}) as world:
+    """A backend of both eras is spoken to as a modern one, also where handlers would have it greeted first."""
+
+    async def sample(request: ServerRequest) -> JSON:
+        raise NotImplementedError
+
+    async with managed(backends={"a": echo_backend("both")}, handlers=ClientHandlers(sampling=sample)) as world:
+        await world.manager.create()
+        assert (1, 0) == (len(world.backend.received("initialize")), len(world.backend.received("server/discover")))
         await world.manager.shared()
-        assert [] == world.backend.received("initialize")
-        assert 1 == len(world.backend.received("server/discover"))
+        assert (1, 1) == (len(world.backend.received("initialize")), len(world.backend.received("server/discover")))
 
 
 async def test_it_hibernates_and_wakes(autojump_clock: MockClock) -> None:

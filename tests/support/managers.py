@@ -10,12 +10,14 @@ from typing import Any, Literal
 import attrs
 import trio
 from support.harness import ALICE, echo_backend, library_tasks
+from support.instances import cut
 from support.scripted_storage import ScriptedStorage
 from trio.testing import wait_all_tasks_blocked
 
 from trio_vmcp import (
     Backend,
     BackendSource,
+    ClientHandlers,
     FactorySettings,
     Identity,
     LocalStorage,
@@ -28,6 +30,9 @@ from trio_vmcp import (
     open_session_factory,
     open_session_manager,
 )
+from trio_vmcp._http.dial import ConnectedStream
+from trio_vmcp._http.origin import Origin
+from trio_vmcp._http.transport import Http11Transport
 from trio_vmcp.testing import MemoryNetwork, ScriptedBackend, open_memory_network
 
 __all__ = ["IDLE", "SLEEP", "STATES", "TTL", "Instance", "Managed", "State", "managed"]
@@ -40,10 +45,33 @@ STATES: tuple[State, ...] = ("live", "asleep", "elsewhere")
 
 
 @attrs.define(eq=False)
+class Line:
+    """The connections of one process to all backends."""
+
+    network: MemoryNetwork
+    _streams: list[ConnectedStream] = attrs.field(factory=list, init=False)
+    _is_cut: bool = attrs.field(default=False, init=False)
+
+    async def dial(self, origin: Origin) -> ConnectedStream:
+        stream = await self.network.dial(origin)
+        self._streams.append(stream)
+        if self._is_cut:
+            stream.close()
+            raise OSError("the process is gone")
+        return stream
+
+    def cut(self) -> None:
+        self._is_cut = True
+        for stream in self._streams:
+            stream.close()
+
+
+@attrs.define(eq=False)
 class Instance:
     """One process: a factory and a manager, entered and left in a task of their own."""
 
     way: ScriptedStorage
+    line: Line
     factory: SessionFactory
     manager: SessionManager
     leaving: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -52,6 +80,12 @@ class Instance:
     async def leave(self) -> None:
         self.leaving.set()
         await self.left.wait()
+
+    async def die(self) -> None:
+        """Gone without a word, as by SIGKILL: from now on it reaches neither the storage nor a backend."""
+        cut(self.way)
+        self.line.cut()
+        await self.leave()
 
 
 @attrs.define(eq=False)
@@ -120,6 +154,7 @@ async def managed(
     source: BackendSource | None = None,
     limits: ManagerSettings | None = None,
     own_storage: bool = False,
+    handlers: ClientHandlers | None = None,
     **settings: Any,
 ) -> AsyncIterator[Managed]:
     """
@@ -137,16 +172,17 @@ async def managed(
         world.configured = tuple(world.add_backend(name, backend) for name, backend in given.items())
 
         async def run(task_status: trio.TaskStatus[Instance]) -> None:
-            way = ScriptedStorage(world.storage)
+            way, line = ScriptedStorage(world.storage), Line(network)
             async with (
                 open_session_factory(
-                    transport=network.transport(),
+                    transport=Http11Transport(dial=line.dial),
                     storage=None if own_storage else way,
                     settings=FactorySettings(**fields),
+                    handlers=handlers,
                 ) as factory,
                 open_session_manager(factory, source or world.configured, settings=limits) as manager,
             ):
-                instance = Instance(way, factory, manager)
+                instance = Instance(way, line, factory, manager)
                 task_status.started(instance)
                 await instance.leaving.wait()
             instance.left.set()

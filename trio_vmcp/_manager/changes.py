@@ -8,6 +8,7 @@ from contextlib import suppress
 import attrs
 import trio
 
+from trio_vmcp._interrupts import plain_exit
 from trio_vmcp._manager.configuration import Configuration, Given, difference
 from trio_vmcp._manager.known import Known
 from trio_vmcp._manager.registry import Registry
@@ -53,9 +54,12 @@ class Changes:
             except Exception as error:  # noqa: BLE001  # raised below
                 errors.append(error)
 
-        async with trio.open_nursery() as asking:
-            for known, _ in self._registry.live():
-                start_task(asking, ask, known)
+        try:
+            async with trio.open_nursery() as asking:
+                for known, _ in self._registry.live():
+                    start_task(asking, ask, known)
+        except BaseExceptionGroup as group:
+            raise plain_exit(group) from None
         if errors:
             raise errors[0]
         return found
