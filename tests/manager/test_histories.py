@@ -158,8 +158,9 @@ class History:
 
     async def suspend(self) -> None:
         if (story := self.story()) is not None:
-            await story.session.suspend()
-            assert SessionState.CLOSED is story.session.state
+            session = story.session
+            await session.suspend()
+            assert SessionState.CLOSED is session.state
 
     async def trouble(self) -> None:
         """One instance loses its way to the storage for a while."""
