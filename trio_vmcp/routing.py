@@ -204,6 +204,14 @@ class Router:
             self._has_released = True
         self._table = self._conflicts = self._groups = None
 
+    def adopt_in_steps(self, bindings: Bindings) -> Iterator[None]:
+        """Bind names as they are bound elsewhere, except those that are bound here already; with a step for some names
+        each, as `update_in_steps`.
+        """
+        yield from self._names["tools"].adopt_in_steps(bindings.tools)
+        yield from self._names["prompts"].adopt_in_steps(bindings.prompts)
+        self._table = self._conflicts = None
+
     def read_in_steps(self) -> Iterator[None]:
         """Put together all that is read."""
         yield from self._put_conflicts_together()

@@ -16,7 +16,8 @@ from support.strategies import BACKEND_IDS, OWN_NAMES, resolutions
 
 from trio_vmcp._routing import names
 from trio_vmcp._session import directory as directory_module
-from trio_vmcp._session.directory import MOST_BOUND_BYTES, MOST_REMOVED, Directory, new_directory
+from trio_vmcp._session.directory import MOST_AT_ONCE, MOST_BOUND_BYTES, MOST_REMOVED, Directory, new_directory
+from trio_vmcp._session.foreign_names import ForeignNames
 from trio_vmcp._session.listing import Listing
 from trio_vmcp.errors import MessageTooLarge, ResourceNotFound
 from trio_vmcp.routing import Bare, Bindings, ConflictResolution, Prefix, Target
@@ -112,6 +113,79 @@ def test_what_is_kept_is_what_is_built_from_scratch(
         for kind in ("tools", "prompts", "resources"):
             assert list(getattr(fresh.table, kind)) == list(getattr(kept.table, kind))
         assert_calls_go_by_the_table(kept)
+
+
+@settings(max_examples=50)
+@given(scripts, resolutions(), bound)
+def test_names_that_another_instance_has_bound_are_as_if_bound_before(
+    script: list[list[tuple[str, str, Listing | None]]],
+    strategy: ConflictResolution,
+    owners: Mapping[str, str],
+) -> None:
+    """From the next change on: a backend that comes or lists something new finds them bound. What is bound here stays
+    as it is.
+    """
+    foreign = ForeignNames()
+    kept = new_directory(UNBOUND, FactorySettings(conflict_resolution=strategy, max_name_length=20), foreign)
+    listings: Listings = {}
+    for at, between in enumerate(script):
+        for step in between:
+            play(step, listings)
+        if at == len(script) // 2:
+            foreign.put(Bindings(owners, owners))
+        pending = foreign.count > 0
+        before = kept.bindings
+        for _ in kept.update_in_steps(dict(listings)):
+            pass
+        if pending and foreign.count == 0:  # there was something to decide
+            before = Bindings({**owners, **before.tools}, {**owners, **before.prompts})
+        fresh = directory_of(strategy, before)
+        fresh.update(dict(listings))
+        for what in READ:
+            assert getattr(fresh, what) == getattr(kept, what), what
+        assert_calls_go_by_the_table(kept)
+
+
+def test_a_withheld_name_that_another_instance_has_bound() -> None:
+    """The name belongs to the backend with the longer prefix, which came late on the other instance: there it is bound
+    to the one that had it first, so it is that one's here, too.
+    """
+    foreign = ForeignNames()
+    directory = new_directory(UNBOUND, FactorySettings(conflict_resolution=PREFIX), foreign)
+    directory.update({"git": listing("hub_x"), "git_hub": listing("y")})
+    assert ["git_hub_y"] == [tool.name for tool in directory.tools]
+    foreign.put(Bindings({"git_hub_x": "git"}, {}))
+    directory.update({"git": listing("hub_x"), "git_hub": listing("y", "z")})
+    assert {"git_hub_x": "git", "git_hub_y": "git_hub", "git_hub_z": "git_hub"} == {
+        tool.name: tool.backend_id for tool in directory.tools
+    }
+
+
+def test_a_backend_of_another_instance_counts_as_removed() -> None:
+    """Its names are free for others after those of a hundred backends that were removed later."""
+    foreign = ForeignNames()
+    directory = new_directory(UNBOUND, FactorySettings(conflict_resolution=Bare()), foreign)
+    foreign.put(Bindings({"t": "there"}, {}))
+    directory.update({"0": listing("own")})
+    for number in range(MOST_REMOVED + 1):
+        assert "there" == directory.owner_of("tools", "t")
+        directory.update({str(number): None})
+    directory.update({"heir": listing("t")})
+    assert ["t"] == [tool.name for tool in directory.tools]
+
+
+def test_many_names_of_another_instance_are_taken_in_steps() -> None:
+    """As many as make a change of this instance's own a long one."""
+    foreign = ForeignNames()
+    directory = new_directory(UNBOUND, FactorySettings(conflict_resolution=Bare()), foreign)
+    many = {f"t{number}": "there" for number in range(MOST_AT_ONCE + 1)}
+    foreign.put(Bindings(many, {}))
+    listings: Listings = {"here": listing("t0", "own")}
+    assert directory.is_long(listings)
+    for _ in directory.update_in_steps(listings):
+        pass
+    assert ["own"] == [tool.name for tool in directory.tools]
+    assert not directory.is_long({"here": listing("t1")})
 
 
 def assert_calls_go_by_the_table(directory: Directory) -> None:

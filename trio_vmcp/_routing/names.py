@@ -228,6 +228,18 @@ class Names:
         is_marked = self.bound.get(marked) == backend_id or self._prefixes.belongs_elsewhere(cut, backend_id)
         return marked if is_marked else cut
 
+    def adopt_in_steps(self, bound: Mapping[str, str]) -> Iterator[None]:
+        """Bind names as they are bound elsewhere, except those that are bound here already."""
+        self._segments = {}
+        adopted: list[str] = []
+        for at, (name, backend_id) in enumerate(bound.items(), start=1):
+            if at % AT_ONCE == 0:
+                yield
+            if name not in self.bound:
+                self._bind(name, backend_id)
+                adopted.append(name)
+        yield from self._settle_all([name for name in adopted if name in self._contested])
+
     def release_in_steps(self, backend_id: str) -> Iterator[None]:
         """Let another backend have the names that are bound to this one, which must not be configured."""
         self._segments = {}

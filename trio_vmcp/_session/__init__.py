@@ -6,7 +6,7 @@
   it sent again? `call.py`; the circuit breaker: `breaker.py`, `trial.py`.
 - What may a call ask for besides its arguments, such as rounds that its caller answers? `call_options.py`.
 - Which names exist, and what do they stand for? `directory.py`. When does a change of them take effect?
-  `directory_updates.py`.
+  `directory_updates.py`. What have other instances bound? `foreign_names.py`.
 - Which backends belong to the session, and when do they connect? `members.py`. In which state is one of them, and what
   do callers see of a change? `member.py`.
 - How is one connection made and closed? `connecting.py`. By which connector? `connectors.py`. What is kept of it while

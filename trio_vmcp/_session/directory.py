@@ -17,6 +17,7 @@ import attrs
 
 from trio_vmcp._protocol.methods import KINDS, Kind
 from trio_vmcp._routing.name_rule import name_rule
+from trio_vmcp._session.foreign_names import ForeignNames
 from trio_vmcp._session.listing import FIELDS, Listing
 from trio_vmcp._session.pages import MOST_NAME_BYTES
 from trio_vmcp.errors import CapabilityNotFound, MessageTooLarge, ResourceNotFound
@@ -52,6 +53,7 @@ class Directory:
     """What the backends of one session offer under which names."""
 
     _router: Router
+    _foreign: ForeignNames = attrs.field(factory=ForeignNames)
     _listings: dict[str, Listing] = attrs.field(factory=dict, init=False)  # by backend id, in configured order
     _offers: dict[str, Offer] = attrs.field(factory=dict, init=False)
     _parts: dict[tuple[Kind, str], _Part] = attrs.field(factory=dict, init=False)
@@ -74,7 +76,10 @@ class Directory:
                 parts = [(getattr(listing, field), getattr(known, field)) for field in FIELDS]
                 entries += sum(len(part) for part, before in parts if part is not before)
         offers = self._offers_of(listings)
-        return entries > MOST_AT_ONCE or self._router.count_changes(list(offers.values())) > MOST_AT_ONCE
+        return (
+            entries + self._foreign.count > MOST_AT_ONCE
+            or self._router.count_changes(list(offers.values())) > MOST_AT_ONCE
+        )
 
     def update(self, listings: Mapping[str, Listing | None]) -> None:
         """Take over what all backends list now, in one step.
@@ -116,6 +121,11 @@ class Directory:
     def _take_over(self, listings: Mapping[str, Listing | None]) -> Iterator[None]:
         """What is read before the last step belongs to no state."""
         offers = self._offers_of(listings)
+        foreign = self._foreign.take()
+        if foreign is not None:
+            yield from self._router.adopt_in_steps(foreign)
+            owners = dict.fromkeys((*foreign.tools.values(), *foreign.prompts.values()))
+            self._removed = self._removed | {owner: None for owner in owners if owner not in self._listings}
         # Names stay bound to no more than `MOST_REMOVED` backends that were removed.
         gone = [
             backend_id for backend_id in dict.fromkeys((*self._removed, *self._listings)) if backend_id not in offers
@@ -271,8 +281,14 @@ _MAKERS: dict[Kind, Callable[[str, Target, JSON], object]] = {
 }
 
 
-def new_directory(bindings: Bindings, settings: FactorySettings) -> Directory:
-    """Of a session that has no backend yet; `bindings` are those of its row."""
+def new_directory(bindings: Bindings, settings: FactorySettings, foreign: ForeignNames | None = None) -> Directory:
+    """Of a session that has no backend yet.
+
+    Args:
+        bindings: Those of its row.
+        foreign: What other instances will have bound; None: there are none.
+    """
+    rule = name_rule(settings.names_for, settings.max_name_length)
     return Directory(
-        Router(settings.conflict_resolution, bindings, name_rule(settings.names_for, settings.max_name_length))
+        Router(settings.conflict_resolution, bindings, rule), ForeignNames() if foreign is None else foreign
     )

@@ -117,7 +117,7 @@ class SessionOwner:
                 log_level,
             ),
         )
-        self.directory = new_directory(self.row.bindings, self.settings)
+        self.directory = new_directory(self.row.bindings, self.settings, self.row.foreign_names)
         parts = (self._members, self.directory, self.admission, self.identity, self.row.note_use, log_level)
         self.calls = ObservedCalls(*parts, reporter=self.reporter) if self.reporter.observers else Calls(*parts)
         self._moves = SubscriptionMoves(self._members, self.directory)

@@ -18,6 +18,7 @@ import attrs
 import trio
 
 from trio_vmcp._session.attribute_changes import AttributeChanges
+from trio_vmcp._session.foreign_names import ForeignNames
 from trio_vmcp._session.row_storage import RowStorage
 from trio_vmcp._session.use_marks import UseMarks
 from trio_vmcp.errors import (
@@ -81,6 +82,7 @@ class SessionRow:
         restored: The row was there before this process opened the session.
         is_anothers: Another instance has written the row since this one did.
         marks: When this instance notes in the row that the session is used here.
+        foreign_names: Those that other instances have bound since the row was loaded.
     """
 
     metadata: SessionMetadata
@@ -88,6 +90,7 @@ class SessionRow:
     restored: bool = False
     is_anothers: bool = attrs.field(default=False, init=False)
     marks: UseMarks = attrs.field(factory=UseMarks, init=False, repr=False)
+    foreign_names: ForeignNames = attrs.field(factory=ForeignNames, init=False, repr=False)
     _held: Held = attrs.field(init=False)
     _written: RowContents | None = attrs.field(default=None, init=False, repr=False)  # by this process, latest
     # Once another instance writes the row, too: what this instance has changed, it has changed from here.
@@ -494,6 +497,8 @@ class SessionRow:
             if not self._was_shared:
                 logger.warning("%s was taken over by another instance", session_tag(self.metadata.session_id))
             self.is_anothers = self._was_shared = True
+            if stored.bindings != self.metadata.bindings:
+                self.foreign_names.put(contents_of(stored)[1])
             self.metadata = stored
             self._attributes = stored.attributes
         # At the same version as before, what was sent did not get there yet, and may still do so.
