@@ -105,6 +105,31 @@ async def test_a_call_keeps_its_backend(channel: Channel, autojump_clock: MockCl
         assert {"rest": 1} == backend.executed
 
 
+async def test_a_call_on_a_replaced_connection_keeps_its_backend(autojump_clock: MockClock) -> None:
+    """It is a call of this backend all the same; the time counts from its end."""
+    backend = echo_backend()
+    backend.add_tool("rest", rest)
+
+    def configure(entry: Backend) -> Backend:
+        return Backend("b", entry.url, era="legacy", stop_after=10)
+
+    async def call_long(session: Session) -> None:
+        await session.call_tool("b_rest", {"seconds": 34})
+
+    async with open_world({"b": backend}, configure=configure) as world, world.open_session() as session:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call_long, session)
+            await trio.sleep(1)
+            backend.end_session(session.backend_sessions["b"])
+            await session.call_tool("b_echo")
+            await trio.sleep(32)
+            assert (BackendState.READY, 1) == (state_of_b(session), session.backends["b"].in_flight)
+        await trio.sleep(9.9)
+        assert BackendState.READY is state_of_b(session)
+        await trio.sleep(2)
+        assert BackendState.STOPPED is state_of_b(session)
+
+
 @EVERY_CHANNEL
 async def test_a_subscription_keeps_its_backend(channel: Channel, autojump_clock: MockClock) -> None:
     """Until it is ended: its updates come by the connection."""

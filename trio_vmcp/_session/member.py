@@ -19,6 +19,7 @@ Unconfigured                                    restored without its backend: ne
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -358,6 +359,7 @@ class Member:
     begun_at: float | None = attrs.field(default=None, init=False)
     waiting: int = attrs.field(default=0, init=False)
     listener: StateListener = attrs.field(default=ignore_transition, init=False, repr=False)
+    _used_at: float = attrs.field(default=-math.inf, init=False)  # of connections that are closed
     _may_resume: bool = attrs.field(default=True, init=False)  # False: the stored backend session is known to be gone
     _use: SessionUse = attrs.field(init=False)  # of the backend session that `stored` is about
 
@@ -544,10 +546,18 @@ class Member:
         """The backend session of this record is over, and its id is worth nothing any more."""
         self.stored, self._may_resume = None if record is None else attrs.evolve(record, session_id=None), False
 
+    @property
+    def used_at(self) -> float:
+        """`trio.current_time()` when the latest call ended, also on a connection that was replaced since, or when the
+        backend last joined; -inf before that.
+        """
+        return max([self._used_at, *(connection.used_at for connection in self.connections)])
+
     def is_in_use(self, connection: Connection) -> bool:
         """Whether it must not be stopped now, as far as the session knows."""
         is_ready = isinstance(self.state, Ready) and self.connection is connection
-        return not is_ready or bool(connection.in_flight or self.waiting or self.subscriptions)
+        has_calls = any(each.in_flight for each in self.connections)
+        return not is_ready or has_calls or bool(self.waiting or self.subscriptions)
 
     def stop(self, connection: Connection, why: str) -> None:
         """Let go of a connection that is not in use. Its backend session ends with it."""
@@ -586,6 +596,7 @@ class Member:
         """The task of an attempt has ended, and its connection is closed."""
         self.attempts.discard(scope)
         if connection is not None:
+            self._used_at = self.used_at
             self.connections.discard(connection)
         self._check_gone()
 

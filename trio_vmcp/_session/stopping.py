@@ -34,7 +34,7 @@ async def stop_when_unused(member: Member, connection: Connection, stop_after: f
     opened_at = trio.current_time()
     while not connection.retired.is_set() and life.phase is Phase.OPEN:
         now = trio.current_time()
-        used_at = now if member.is_in_use(connection) else max(opened_at, connection.used_at, asked_at_of(connection))
+        used_at = now if member.is_in_use(connection) else max(opened_at, member.used_at, asked_at_of(connection))
         if used_at + stop_after <= now and not member.is_in_use(connection):
             member.stop(connection, f"no call for {stop_after} s (Backend.stop_after)")
             return
