@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC
 from functools import partial
 from typing import Any
@@ -52,7 +52,7 @@ import trio_vmcp._session.call
 import trio_vmcp._session.calls
 import trio_vmcp._session.observed_calls
 import trio_vmcp._session.row
-from trio_vmcp import JSON, BackendUnavailable, Bare, FactorySettings, SessionClosed, SessionMetadata
+from trio_vmcp import JSON, Backend, BackendUnavailable, Bare, FactorySettings, SessionClosed, SessionMetadata
 from trio_vmcp._client.channels.channel import Ask
 from trio_vmcp._client.client import Client
 from trio_vmcp._client.handlers import BoundHandlers
@@ -64,6 +64,7 @@ from trio_vmcp._client.log_feed import LogFeed
 from trio_vmcp._client.server_requests import ServerRequests
 from trio_vmcp._client.stateless import StatelessClient
 from trio_vmcp._protocol.methods import Method
+from trio_vmcp._request_note import Silence
 from trio_vmcp._session.admission import Admission
 from trio_vmcp._session.admission import Call as AdmittedCall
 from trio_vmcp._session.attribute_changes import AttributeChanges
@@ -72,7 +73,8 @@ from trio_vmcp._session.calls import Calls
 from trio_vmcp._session.connecting import Attempt
 from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.health import Health
-from trio_vmcp._session.member import Member
+from trio_vmcp._session.listing import Listing
+from trio_vmcp._session.member import Member, Waking
 from trio_vmcp._session.members import Membership
 from trio_vmcp._session.observed_calls import ObservedCalls
 from trio_vmcp._session.observing import SessionReporter
@@ -156,6 +158,10 @@ ANSWERED_BY_A_STRANGER: tuple[Step, ...] = (
 LOG: tuple[Step, ...] = (Open(), Call(at=1.0, logs=3), Close(at=3.0))
 GUARDED = (BackendSpec(id="b0", guard=Guard(seconds=0.1)),)
 ROTATED: tuple[Step, ...] = (Open(), RotateTokens(at=1.0), Call(at=2.0), Close(at=3.0))
+STOPPING = (BackendSpec(id="b0", stop_after=5.0),)
+STOPPED: tuple[Step, ...] = (Open(), Inspect(at=8.0), *[Call(at=10.0)] * 3, Inspect(at=14.0), Close(at=15.0))
+WORKING = (BackendSpec(id="b0", answers="sse", progress_timeout=1.0),)
+RENAMED = (BackendSpec(id="b0", renamed=(("echo", "fetch"),)),)
 ALL_HANG: tuple[Step, ...] = tuple(InjectFault(backend=index, matches="POST", times=9) for index in range(2))
 
 
@@ -340,6 +346,46 @@ def swaps_owners(original: Any, session: Any, *args: Any) -> Any:
 
 def routes_to_the_last(original: Any, router: Any, offers: Any, **kw: Any) -> Any:
     return original(router, offers[::-1], **kw)
+
+
+def is_never_in_use(original: Any, member: Member, connection: Connection) -> bool:
+    return False
+
+
+def wakes_at_once(original: Any, member: Member, *args: Any) -> None:
+    original(member, *args)
+    member.wake()
+
+
+def tries_twice(original: Any, membership: Membership, member: Member, *args: Any) -> Any:
+    if isinstance(member.state, Waking):
+        original(membership, member, *args)
+    return original(membership, member, *args)
+
+
+def forgets_its_lists(original: Any, member: Member, *args: Any) -> None:
+    member.listing = Listing()
+    original(member, *args)
+
+
+def counts_from_the_beginning(original: Any, silence: Silence) -> None:
+    if math.isinf(silence.scope.deadline):
+        original(silence)
+
+
+def counts_on(original: Any, silence: Silence) -> Any:
+    return nullcontext()
+
+
+async def lets_progress_extend(
+    original: Any, member: Member, connection: Connection, call: Any, asked: Any, timeout: float
+) -> Any:
+    return await original(member, connection, call, asked, math.inf)
+
+
+def calls_by_another_name(original: Any, calls: Calls, name: str, arguments: Any) -> Any:
+    target, params = original(calls, name, arguments)
+    return target, params | {"name": "fetch"}
 
 
 # The defect, the history that shows it, and the check that must report it.
@@ -974,6 +1020,72 @@ DEFECTS |= {
         wrapped(HandshakeClient, "exchange", sends_twice),
         History(backends=GUARDED, steps=ROTATED),
         "executed_at_most_once",
+    ),
+    "a backend that is stopped in the middle of a call": (
+        wrapped(Member, "is_in_use", is_never_in_use),
+        History(backends=STOPPING, steps=(Open(), Call(at=4.0, seconds=2.0), Close(at=9.0))),
+        "only_unused_backends_are_stopped",
+    ),
+    "a backend that is never stopped": (
+        wrapped(Membership, "_start_stopping", does_nothing),
+        History(backends=STOPPING, steps=(Open(), Inspect(at=12.0), Close(at=13.0))),
+        "unused_backends_are_stopped_in_time",
+    ),
+    "a stopped backend that is connected without a call": (
+        wrapped(Member, "stop", wakes_at_once),
+        History(backends=STOPPING, steps=STOPPED),
+        "a_stopped_backend_is_connected_once_for_its_calls",
+    ),
+    "a stopped backend that is connected twice for one call": (
+        wrapped(Membership, "_begin", tries_twice),
+        History(backends=STOPPING, steps=STOPPED),
+        "a_stopped_backend_is_connected_once_for_its_calls",
+    ),
+    "a stopped backend whose tools are gone": (
+        wrapped(Member, "stop", forgets_its_lists),
+        History(backends=STOPPING, steps=STOPPED),
+        "entries_of_a_stopped_backend_stay",
+    ),
+    "a backend that comes back with its old list": (
+        wrapped(Refresher, "list_again", does_nothing),
+        History(backends=STOPPING, steps=(*STOPPED[:2], ChangeList(at=9.0, names=("echo", "now")), *STOPPED[2:])),
+        "lists_are_read_again_on_return",
+    ),
+    "progress that is not heard": (
+        wrapped(Silence, "begin", counts_from_the_beginning),
+        History(
+            backends=WORKING, steps=(Open(), Call(at=1.0, progress=4, pace=0.6, hears_progress=False), Close(at=9.0))
+        ),
+        "progress_keeps_a_call_alive",
+    ),
+    "progress that the caller alone hears": (
+        wrapped(Silence, "paused", counts_on),
+        History(backends=WORKING, steps=(Open(), Call(at=1.0, progress=4, pace=0.6), Close(at=9.0))),
+        "progress_keeps_a_call_alive",
+    ),
+    "a silence that is not heard": (
+        wrapped(Silence, "begin", does_nothing),
+        History(backends=WORKING, steps=(Open(), Call(at=1.0, seconds=2.5), Close(at=9.0))),
+        "progress_keeps_a_call_alive",
+    ),
+    "progress that extends the whole": (
+        lambda monkeypatch: monkeypatch.setattr(
+            trio_vmcp._session.call,
+            "_request_with_progress",
+            partial(lets_progress_extend, trio_vmcp._session.call._request_with_progress),
+        ),
+        History(backends=WORKING, steps=(Open(), Call(at=1.0, progress=9, pace=0.6), Close(at=9.0)), settings=SETTINGS),
+        "calls_end_in_time",
+    ),
+    "a call by the overridden name": (
+        wrapped(Calls, "route_tool", calls_by_another_name),
+        History(backends=RENAMED, steps=CLOSED),
+        "calls_carry_the_own_name",
+    ),
+    "an override of a name without effect": (
+        replaced(Backend, "renamed_tools", {}),
+        History(backends=RENAMED, steps=CLOSED),
+        "overridden_names_are_advertised",
     ),
 }
 

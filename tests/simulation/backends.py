@@ -30,12 +30,13 @@ from simulation.trace import (
     AnswerTaken,
     Event,
     HealthChanged,
+    ProgressSent,
     QuestionAsked,
     ResourcesUpdated,
     ToolExecuted,
     ToolsOffered,
 )
-from trio_vmcp import JSON, Backend
+from trio_vmcp import JSON, Backend, ToolOverride
 from trio_vmcp.testing import CallContext, Exchange, MemoryNetwork, RpcError, ScriptedBackend, Status
 from trio_vmcp.testing.faults import FaultRule
 from trio_vmcp.testing.script import BackendEra, BackendTransport
@@ -115,8 +116,8 @@ class SimulatedBackend:
             url=self.network.attach(f"{self.spec.id}.test", self.scripted),
             transport=self.spec.transport if self.spec.is_named else "streamable-http",
             era=self.spec.configured_era,
-            listen=self.spec.is_listened_to,
             headers={"authorization": f"Bearer {CANARY}-header"},
+            **self._options,
         )
 
     def _program(self) -> Backend:
@@ -133,9 +134,18 @@ class SimulatedBackend:
             transport="stdio",
             command=command,
             era=self.spec.configured_era,
-            listen=self.spec.is_listened_to,
             env={"TOKEN": f"{CANARY}-environment"},
+            **self._options,
         )
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {
+            "listen": self.spec.is_listened_to,
+            "stop_after": self.spec.stop_after,
+            "progress_timeout": self.spec.progress_timeout,
+            "overrides": {own_name: ToolOverride(name=name) for own_name, name in self.spec.renamed},
+        }
 
     async def _run(self, process: MemoryProcess, pipes: trio.abc.Stream) -> int:
         """One process."""
@@ -181,7 +191,10 @@ class SimulatedBackend:
                 for method in list(self._changed):
                     await context.notify(method, {})
                 for count in range(arguments["progress"]):
+                    if self.spec.can_ask:
+                        self.note(ProgressSent(at=trio.current_time(), backend_id=self.spec.id, key=key))
                     await context.progress(count)
+                    await trio.sleep(arguments["pace"])
             if self.spec.can_ask:
                 for number in range(arguments["asks"]):
                     await self._ask(question(key, number, arguments), context)

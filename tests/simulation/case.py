@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import TypeVar
 
 import attrs
@@ -25,8 +26,10 @@ from simulation.trace import (
     Killed,
     Opened,
     Outcome,
+    ProgressSent,
     Removing,
     Shielded,
+    StateChanged,
     StorageFailed,
     Stored,
     ToolExecuted,
@@ -133,7 +136,8 @@ class Case:
         closings, removals: By `life`, the number of the opening or restoring that the session came from.
         exits, frozen, killed: By instance.
         stored: By session, what the storage has done.
-        executed: By the key of a call.
+        executed, progress: By the key of a call.
+        state_changes: By life and backend id, with their positions.
         health_changes, tools_offered: By backend id.
     """
 
@@ -144,6 +148,10 @@ class Case:
     closings: dict[int, list[tuple[int, Closing]]] = attrs.field(factory=lambda: defaultdict(list), init=False)
     exits: dict[int, list[tuple[int, Exiting]]] = attrs.field(factory=lambda: defaultdict(list), init=False)
     executed: dict[int, list[ToolExecuted]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+    progress: dict[int, list[ProgressSent]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+    state_changes: dict[tuple[int, str], list[tuple[int, StateChanged]]] = attrs.field(
+        factory=lambda: defaultdict(list), init=False
+    )
     removals: dict[int, list[tuple[int, Removing]]] = attrs.field(factory=lambda: defaultdict(list), init=False)
     health_changes: dict[str, list[HealthChanged]] = attrs.field(factory=lambda: defaultdict(list), init=False)
     tools_offered: dict[str, list[ToolsOffered]] = attrs.field(factory=lambda: defaultdict(list), init=False)
@@ -174,6 +182,8 @@ class Case:
                     self.exits[event.instance].append((position, event))
                 case ToolExecuted():
                     self.executed[event.key].append(event)
+                case ProgressSent():
+                    self.progress[event.key].append(event)
                 case Removing():
                     self.removals[event.life].append((position, event))
                 case HealthChanged():
@@ -196,6 +206,32 @@ class Case:
                     self.killed[event.instance] = position, event
                 case _:
                     pass
+        for position, event in enumerate(self.trace.events):
+            if isinstance(event, StateChanged) and (life := self._life_at(event, position)) is not None:
+                self.state_changes[life, event.backend_id].append((position, event))
+
+    def _life_at(self, changed: StateChanged, position: int) -> int | None:
+        """The copy that was told of; None: an opening that failed, or that ended with the history."""
+        its = (
+            life
+            for life, opened in self.opened.items()
+            if (opened.session, self.instance_of(life)) == (changed.session, changed.instance)
+            and self.operations[life].position < position
+        )
+        return max(its, default=None)
+
+    def states_of(self, life: int, backend_id: str) -> Iterator[tuple[StateChanged, int, float]]:
+        """The changes of state of a backend, each with its position and that of the next."""
+        changes = self.state_changes.get((life, backend_id), [])
+        for (begun, change), after in zip_longest(changes, changes[1:]):
+            yield change, begun, math.inf if after is None else after[0]
+
+    def is_waking(self, tried: AttemptRecord) -> bool:
+        """This attempt connects a stopped backend for a call: at once, whatever the pace of other attempts is."""
+        return any(
+            (change.old, change.new) == ("STOPPED", "RECOVERING") and begun < tried.position < over
+            for change, begun, over in self.states_of(self.life_of(tried.attempt.op), tried.attempt.backend_id)
+        )
 
     def ended(self, *what: str) -> Iterator[Operation]:
         """Operations with an outcome."""

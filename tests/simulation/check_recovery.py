@@ -12,7 +12,7 @@ from simulation.history import AddBackend, BackendSpec, Call, ChangeList, Distur
 from simulation.trace import Inspected, Removing, Seen, Sent, Settled
 from trio_vmcp import Prefix
 
-__all__ = ["RECOVERY_CHECKS"]
+__all__ = ["NO_PROGRESS", "RECOVERY_CHECKS", "REFETCH", "one_connecting", "ready_since"]
 
 JITTER = 0.2  # of a delay, either way
 LONGEST_START = 10  # times `backend_init_timeout`, of a process that lives and says nothing
@@ -20,6 +20,7 @@ REFETCH = 1.0  # s between the beginnings of two refetches
 ROUND_TRIPS = 20  # connecting and listing takes no more, with pages of one entry
 RESENT = (400, 404)  # with these a request did not run, and may be sent once more
 UNAUTHORIZED = 401
+NO_PROGRESS = "reported no progress"  # the error of a call that was given up for that
 BUSY = 100  # connections to one backend; no history needs as many, so that no call waits for one
 
 
@@ -27,11 +28,14 @@ def _a_healthy_backend_is_ready_again(case: Case) -> Iterator[str]:
     for looked in every(case, Inspected):
         for backend_id, state, is_missing in looked.members:
             patience = _patience(case, backend_id)
-            since = _ready_since(case, looked.life, backend_id, looked.at)
+            since = ready_since(case, looked.life, backend_id, looked.at)
             if patience is None or since is None or looked.at <= since + patience or _is_closing(case, looked):
                 continue
             # DEGRADED is allowed: the breaker stays open until a call has tried the backend.
-            if is_missing or state not in ("READY", "DEGRADED", "RECOVERING"):
+            allowed = {"READY", "DEGRADED", "RECOVERING"}
+            if spec_of(case, backend_id).stop_after is not None:
+                allowed.add("STOPPED")
+            if is_missing or state not in allowed:
                 yield f"{backend_id!r} is healthy since {since} and {state} at {looked.at}, in session of {looked.life}"
 
 
@@ -43,7 +47,7 @@ def _calls_to_healthy_backends_succeed(case: Case) -> Iterator[str]:
         assert call.began.life is not None
         backend_id, _ = call.began.target
         patience = _patience(case, backend_id)
-        since = _ready_since(case, call.began.life, backend_id, call.ended_at)
+        since = ready_since(case, call.began.life, backend_id, call.ended_at)
         if patience is None or since is None or since > call.began.at:
             continue
         frozen = case.frozen[case.instance_of(call.began.life)]  # deadlines have passed unheard
@@ -123,7 +127,7 @@ def _no_reconnect_without_a_reason(case: Case) -> Iterator[str]:
             is_late = any(
                 pause.at <= again and since <= pause.until for pause in frozen
             )  # its lists: a deadline passed
-            if is_late or any(since <= at <= again for at in refused[backend_id]):
+            if is_late or case.is_waking(after) or any(since <= at <= again for at in refused[backend_id]):
                 continue
             if not _may_fail_to_list(case, backend_id, since, again):
                 yield f"{backend_id!r} was connected at {before.ended_at} and again at {again}, without a reason"
@@ -232,11 +236,11 @@ def _announced_lists_are_fetched(case: Case) -> Iterator[str]:
             spec = spec_of(case, backend_id)
             changed_at = case.tools_offered[backend_id][-1].at
             heard_at = min((at for at in told[looked.life, backend_id] if at >= changed_at), default=None)
-            since = _ready_since(case, looked.life, backend_id, looked.at)
+            since = ready_since(case, looked.life, backend_id, looked.at)
             patience = _patience(case, backend_id)
             if heard_at is None or since is None or patience is None or since > heard_at:
                 continue
-            if looked.at <= heard_at + REFETCH + 2 * _one_connecting(spec) + MILLISECOND or looked.at < changed_at:
+            if looked.at <= heard_at + REFETCH + 2 * one_connecting(spec) + MILLISECOND or looked.at < changed_at:
                 continue
             listed = {own_name for _, owner, own_name in looked.tools if owner == backend_id}
             offers = set(case.tools_offered[backend_id][-1].tools)
@@ -308,7 +312,7 @@ def _running(case: Case, settled: Settled) -> Iterator[Operation]:
 # --- when a backend must work
 
 
-def _ready_since(case: Case, life: int, backend_id: str, at: float) -> float | None:
+def ready_since(case: Case, life: int, backend_id: str, at: float) -> float | None:
     """The time since which a backend is both healthy and in the session; None: it is not."""
     well = case.healthy_since(backend_id, at)
     step = case.operations[life].began.step
@@ -337,7 +341,7 @@ def _ready_since(case: Case, life: int, backend_id: str, at: float) -> float | N
 def _patience(case: Case, backend_id: str) -> float | None:
     """A healthy backend is READY within so many s, whatever happened before; None: there is no such bound."""
     settings, spec = case.history.settings, spec_of(case, backend_id)
-    if _one_connecting(spec) >= settings.backend_init_timeout or settings.max_message_bytes < 1 << 20:
+    if one_connecting(spec) >= settings.backend_init_timeout or settings.max_message_bytes < 1 << 20:
         return None
     # A running attempt fails first, and its backoff follows; then the sessions connect one after another. Each session
     # tries at most `max_backend_init_concurrency` backends at a time.
@@ -355,10 +359,10 @@ def _was_silent(case: Case, backend_id: str) -> bool:
 
 
 def _turns(case: Case, spec: BackendSpec) -> float:
-    return len(case.opened) * _one_connecting(spec)
+    return len(case.opened) * one_connecting(spec)
 
 
-def _one_connecting(spec: BackendSpec) -> float:
+def one_connecting(spec: BackendSpec) -> float:
     """s that one attempt takes, including two new tokens."""
     return ROUND_TRIPS * spec.latency + (0.0 if spec.guard is None else 2 * spec.guard.seconds)
 
@@ -445,7 +449,11 @@ def _had_too_little_time(case: Case, call: Operation) -> bool:
     assert call.began.target is not None
     spec = spec_of(case, call.began.target[0])
     timeout = settings.request_timeout if call.began.step.timeout is None else call.began.step.timeout
-    work = step.seconds + step.asks * step.thinks if step.kind == "tool" else 0.0
+    if spec.progress_timeout is not None and NO_PROGRESS in call.outcome.text:
+        return True  # `progress_keeps_a_call_alive`
+    work = step.seconds + step.progress * step.pace + step.asks * step.thinks if step.kind == "tool" else 0.0
+    if spec.stop_after is not None:  # it may have to be connected first, once the program before it has ended
+        work += one_connecting(spec) + (settings.teardown_timeout if spec.transport == "stdio" else 0.0)
     work += (2 + 2 * step.asks) * spec.latency
     work += case.credentials.fetching(spec.id, call.began.at, call.ended_at)
     work += 0.0 if spec.guard is None else spec.latency  # for a request that is refused
@@ -499,8 +507,9 @@ def _befalling(case: Case, backend_id: str) -> Iterator[Step]:
 
 
 def _attempts_anew(case: Case) -> Iterator[tuple[int, str, list[AttemptRecord]]]:
-    """For each instance, backend and principal: all attempts but the first of each opening, in order. Sessions of one
-    principal share the pace; what a backend answers to it delays no other.
+    """For each instance, backend and principal: all attempts but the first of each opening, and those that connect a
+    stopped backend for a call, in order. Sessions of one principal share the pace; what a backend answers to it delays
+    no other.
     """
     first = set[tuple[int, str]]()
     found = defaultdict[tuple[int, str, bool], list[AttemptRecord]](list)
@@ -508,6 +517,8 @@ def _attempts_anew(case: Case) -> Iterator[tuple[int, str, list[AttemptRecord]]]
     for tried in case.attempts.values():
         attempt = tried.attempt
         its = attempt.op, attempt.backend_id
+        if case.is_waking(tried):
+            continue
         before = resumed.pop(its, None)
         if attempt.resumed:
             resumed[its] = tried
@@ -579,6 +590,8 @@ def _told_of_lists(case: Case) -> dict[tuple[int, str], list[float]]:
             continue
         backend_id = began.target[0]
         spec = spec_of(case, backend_id)
+        if spec.stop_after is not None:  # stopped before it was asked again
+            continue
         if spec.can_ask and any(case.history.backends[each.backend].id == backend_id for each in relists):
             # A tool announces earlier changes on the stream of its call, at its beginning.
             told[began.life, backend_id] += [run.at for run in case.executed[began.op]]
@@ -591,10 +604,10 @@ def _told_of_lists(case: Case) -> dict[tuple[int, str], list[float]]:
 def _heard_while_listening(case: Case, life: int, spec: BackendSpec) -> Iterator[float]:
     """The times of announcements on a held stream, once the session has had the time to open it (again)."""
     patience = _patience(case, spec.id)
-    if not (spec.listens and spec.is_listened_to) or patience is None:
-        return
+    if not (spec.listens and spec.is_listened_to) or patience is None or spec.stop_after is not None:
+        return  # a stopped backend is not heard: `lists_are_read_again_on_return`
     for offer in case.tools_offered[spec.id][1:]:
-        since = _ready_since(case, life, spec.id, offer.at)
+        since = ready_since(case, life, spec.id, offer.at)
         if since is not None and offer.at > since + 2 * patience:
             yield offer.at + spec.latency
 

@@ -26,6 +26,7 @@ from simulation.check_attributes import ATTRIBUTE_CHECKS, may_fail_in_storage
 from simulation.check_credentials import CREDENTIAL_CHECKS
 from simulation.check_instances import INSTANCE_CHECKS
 from simulation.check_observers import OBSERVER_CHECKS
+from simulation.check_options import OPTION_CHECKS
 from simulation.check_questions import QUESTION_CHECKS
 from simulation.check_recovery import RECOVERY_CHECKS
 from simulation.history import (
@@ -218,8 +219,8 @@ def _a_name_means_one_backend(case: Case) -> Iterator[str]:
                 is_late = case.storage_failures(opening) or case.pause(case.instance_of(event.op), opening.began.at)
                 if opening.began.what == "restore" or case.offers_changed(opening) or is_late:
                     continue
-                for name, backend_id, own_name in event.tools:
-                    if (owner := _owner(case, event, name, own_name)) != backend_id:
+                for name, backend_id, _ in event.tools:
+                    if (owner := _owner(case, event, name)) != backend_id:
                         yield f"{name!r} of session {event.session} is {owner!r}'s and was given to {backend_id!r}"
             case Inspected():
                 yield from _moved(case.opened[event.life].session, event.tools, bound[event.life])
@@ -240,15 +241,18 @@ def _moved(session: int, tools: Names, bound: dict[str, str]) -> Iterator[str]:
             yield f"{name!r} of session {session} went from {bound[name]!r} to {backend_id!r}"
 
 
-def _owner(case: Case, opened: Opened, name: str, own_name: str) -> str | None:
+def _owner(case: Case, opened: Opened, name: str) -> str | None:
     """The backend that must own a name when an opening ends."""
     strategy = case.history.settings.conflict_resolution
-    in_order = [each for each in _were_there(case, opened) if own_name in case.offer(each, opened.at)]
-    if isinstance(strategy, Prefix):
-        return next((backend_id for backend_id in in_order if name == f"{backend_id}_{own_name}"), None)
+    in_order = list(_were_there(case, opened))
     if isinstance(strategy, Priority):
         in_order.sort(key=lambda backend_id: backend_id not in strategy.backend_ids)
-    return in_order[0] if in_order and name == own_name else None
+    for backend_id in in_order:
+        prefix = f"{backend_id}_" if isinstance(strategy, Prefix) else ""
+        names = map(spec_of(case, backend_id).name_for, case.offer(backend_id, opened.at))
+        if name in (f"{prefix}{shown}" for shown in names):
+            return backend_id
+    return None
 
 
 def _were_there(case: Case, opened: Opened) -> Iterator[str]:
@@ -468,5 +472,6 @@ CHECKS: dict[str, Callable[[Case], Iterator[str]]] = {
         *RECOVERY_CHECKS,
         *QUESTION_CHECKS,
         *CREDENTIAL_CHECKS,
+        *OPTION_CHECKS,
     )
 }

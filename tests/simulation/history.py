@@ -91,6 +91,8 @@ class BackendSpec:
         holds_posts: An "sse" backend answers a POST only when the call is answered.
         manners: How a "stdio" backend's process takes its end.
         ttl, cache_scope: For so many s, and for these callers, lists and reads of a modern backend may be cached.
+        stop_after, progress_timeout: As in `Backend`, s.
+        renamed: Own names of tools, and what `Backend.overrides` calls them instead: names that no tool has.
     """
 
     id: str
@@ -113,10 +115,17 @@ class BackendSpec:
     resources: tuple[str, ...] = RESOURCES[:1]
     prompts: tuple[str, ...] = PROMPTS[:1]
     guard: Guard | None = None
+    stop_after: float | None = None
+    progress_timeout: float | None = None
+    renamed: tuple[tuple[str, str], ...] = ()
+
+    def name_for(self, own_name: str) -> str:
+        """What a tool of this backend is called, before a prefix."""
+        return dict(self.renamed).get(own_name, own_name)
 
     @property
     def can_ask(self) -> bool:
-        """During a call the backend can send requests to its client."""
+        """During a call the backend can send requests and notifications to its client."""
         return self.transport != "streamable-http" or self.answers == "sse"
 
 
@@ -175,6 +184,8 @@ class Call:
         pick: The `pick`-th advertised name; None: a name that no backend has.
         seconds: The tool works this long.
         progress: The tool sends so many progress notifications.
+        pace: The tool waits for so many s after each of them.
+        hears_progress: The caller asks to be told of them.
         logs: The tool sends so many log messages, if the backend can send during a call.
         asks: The tool sends its client so many requests before it answers, if the backend can send during a call.
         question: The method of those requests.
@@ -198,6 +209,8 @@ class Call:
     pick: int | None = 0
     seconds: float = 0.0
     progress: int = 0
+    pace: float = 0.0
+    hears_progress: bool = True
     logs: int = 0
     asks: int = 0
     question: Question = "ping"

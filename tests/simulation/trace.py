@@ -54,6 +54,7 @@ __all__ = [
     "Outcome",
     "Principal",
     "ProcessEnded",
+    "ProgressSent",
     "QuestionAsked",
     "Remains",
     "Removing",
@@ -65,6 +66,7 @@ __all__ = [
     "SessionIdRead",
     "Settled",
     "Shielded",
+    "StateChanged",
     "StorageFailed",
     "Stored",
     "Token",
@@ -235,6 +237,15 @@ class ToolExecuted:
     at: float
     backend_id: str
     name: str
+    key: int
+
+
+@attrs.frozen(kw_only=True)
+class ProgressSent:
+    """A tool reported progress, if the backend can send during a call."""
+
+    at: float
+    backend_id: str
     key: int
 
 
@@ -479,6 +490,18 @@ class Told:
 
 
 @attrs.frozen(kw_only=True)
+class StateChanged:
+    """The observer of an instance was told that a session shows another state of a backend."""
+
+    at: float
+    instance: int
+    session: int
+    backend_id: str
+    old: str
+    new: str
+
+
+@attrs.frozen(kw_only=True)
 class Frozen:
     """None of the tasks of this instance takes a step until then."""
 
@@ -641,6 +664,7 @@ Event: TypeAlias = (
     | Removing
     | Exiting
     | ToolExecuted
+    | ProgressSent
     | QuestionAsked
     | AnswerTaken
     | HandlerCalled
@@ -658,6 +682,7 @@ Event: TypeAlias = (
     | StorageFailed
     | Stored
     | Told
+    | StateChanged
     | Frozen
     | Killed
     | TokensRotated
@@ -681,6 +706,7 @@ class Seen:
         verb: The HTTP method; "" for a line.
         key: The call that it belongs to.
         state: The `requestState` of a later round; None: the first request of its call.
+        name: The tool or prompt that it names.
         auth_call, number: As in `Sent`.
         token: The token in its Authorization header.
         turned_away: The backend answered 401 since the token was not good.
@@ -695,6 +721,7 @@ class Seen:
     status: int | None
     outcome: str
     state: str | None = None
+    name: str = ""
     auth_call: int | None = None
     number: int | None = None
     token: Token | None = None

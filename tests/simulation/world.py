@@ -81,6 +81,7 @@ from simulation.trace import (
     SessionIdRead,
     Settled,
     Shielded,
+    StateChanged,
     Told,
     Trace,
     What,
@@ -103,6 +104,7 @@ from trio_vmcp._http.origin import Origin
 from trio_vmcp._http.transport import RawResponse
 from trio_vmcp._session.member import Incomplete
 from trio_vmcp.default_session import DefaultSession
+from trio_vmcp.errors import session_tag
 from trio_vmcp.factory import DefaultSessionFactory
 from trio_vmcp.testing import MemoryNetwork, open_memory_network
 
@@ -143,6 +145,7 @@ class _Observer:
 
     instance: int
     note: Callable[[Event], None]
+    numbers: Mapping[str, int]  # of sessions, by their tags
 
     def on_event(self, event: observe.Event) -> None:
         now = trio.current_time()
@@ -154,6 +157,17 @@ class _Observer:
                 self.note(Told(at=now, instance=self.instance, what="opened"))
             case observe.SessionClosed():
                 self.note(Told(at=now, instance=self.instance, what="closed", outcome=event.how))
+            case observe.BackendStateChanged():
+                self.note(
+                    StateChanged(
+                        at=now,
+                        instance=self.instance,
+                        session=self.numbers[event.session],
+                        backend_id=event.backend_id,
+                        old=event.old.name,
+                        new=event.new.name,
+                    )
+                )
             case _:
                 pass
 
@@ -658,6 +672,10 @@ class _World:
     def _passed_to(self, backend: Backend) -> int:
         return self.passed[id(backend)][1]
 
+    def _tags(self) -> dict[str, int]:
+        numbers = {step.session for step in self.history.steps if isinstance(step, Open)}
+        return {session_tag(self._session_id(number)): number for number in numbers}
+
     def _session_id(self, number: int) -> str:
         return f"{CANARY}-{number}"  # `_number_of` reads it
 
@@ -775,12 +793,12 @@ class _World:
         options: dict[str, Any] = {"caller": caller, "timeout": step.timeout}
         if step.kind != "resource" or not step.plain:
             options["meta"] = {KEY: op}
-        if step.progress:
+        if step.progress and step.hears_progress:
             options["on_progress"] = on_progress
         match step.kind:
             case "tool":
                 asked = {"asks": step.asks, "question": step.question, "thinks": step.thinks, "reply": step.reply}
-                said = {"progress": step.progress, "logs": step.logs}
+                said = {"progress": step.progress, "pace": step.pace, "logs": step.logs}
                 arguments: dict[str, Any] = {"key": op, "seconds": step.seconds, **asked, **said}
                 if answers is not None:
                     arguments, options["meta"] = answers.arguments, {KEY: answers.key}
@@ -891,7 +909,7 @@ class _World:
                 settings=self.history.settings,
                 handlers=Handlers(self.note, partial(self._act, number), _number_of).given(self.history.given),
                 auth=self._wallet(),
-                observers=[_Observer(number, self.note)],
+                observers=[_Observer(number, self.note, self._tags())],
             ) as factory:
                 assert isinstance(factory, DefaultSessionFactory)
                 connector_for = factory._connector_for
@@ -1016,6 +1034,7 @@ class _World:
                 status=exchange.status,
                 outcome=exchange.outcome,
                 state=exchange.params.get("requestState"),
+                name=str(exchange.params.get("name", "")),
                 auth_call=auth_call,
                 number=number,
                 token=read_token(exchange.headers.get("authorization")),
