@@ -152,6 +152,22 @@ async def test_a_question_is_handed_out_and_answered_later(
     assert (first.request_state, ACCEPT) == (sent[1].params["requestState"], sent[1].params["inputResponses"])
 
 
+@EVERY_MODERN_ANSWER
+async def test_an_answer_has_another_id_than_its_question(channel: Channel, autojump_clock: MockClock) -> None:
+    """Also where another client sends it, over the same connection: the backend was stopped meanwhile. No two requests
+    of a connection have one id.
+    """
+    backend = asking(channel)
+    stops: JSON = {"stop_after": 1, "era": "modern"}
+    async with channel.open_session(backend, configured=stops) as session:
+        asked = await session.call_tool("b_echo", {"x": 1}, answer_rounds=False, client_capabilities=ELICITS)
+        await trio.sleep(3)
+        answers: JSON = {"input_responses": ACCEPT, "request_state": asked.request_state}
+        assert (await session.call_tool("b_echo", {"x": 1}, client_capabilities=ELICITS, **answers)).content
+        ids = [(each.connection, each.request_id) for each in backend.exchanges]
+        assert len(ids) == len(set(ids))
+
+
 @EVERY_MODERN_CHANNEL
 @EVERY_KIND
 async def test_each_round_is_handed_out(channel: Channel, kind: str, autojump_clock: MockClock) -> None:

@@ -6,8 +6,9 @@ connecting fails or is cancelled, the opening closes the channel: nothing is lef
 
 from __future__ import annotations
 
+import itertools
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from weakref import WeakValueDictionary
@@ -97,6 +98,9 @@ class BuiltInConnector:
     _built_in: Http11Transport = attrs.field(init=False, repr=False)
     verdicts: VerdictCache = attrs.field(factory=VerdictCache, init=False, repr=False)
     cache: ResponseCache = attrs.field(factory=ResponseCache, init=False, repr=False)
+    # Of all stateless requests over HTTP: a later round must have another id than the one before (MCP 2026-07-28, multi
+    # round-trip requests), and may be sent by another client over the same warm connection.
+    stateless_ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._built_in = Http11Transport(ssl_context=self._ssl_context, proxies=self._proxies)
@@ -288,7 +292,11 @@ class HttpOpening(Opening):
         if self._stateless is None:
             parts, settings = self._parts, self._parts.connector.settings
             channel = Streamable(
-                self._link, settings.max_message_bytes, settings.max_json_depth, settings.max_json_values
+                self._link,
+                settings.max_message_bytes,
+                settings.max_json_depth,
+                settings.max_json_values,
+                parts.connector.stateless_ids,
             )
             cache = parts.connector.backend_cache(parts.backend, parts.requests.capabilities)
             self._stateless = parts.stateless(channel, self.endpoint, cache)

@@ -63,13 +63,17 @@ _MOST_SHOWN = 8 * 1024  # characters of such a text, in which words are looked f
 
 @attrs.define(eq=False)
 class Streamable:
-    """A `Channel`."""
+    """A `Channel`.
+
+    Attributes:
+        ids: Of its requests, from those of before on.
+    """
 
     link: HttpLink
     max_message_bytes: int
     max_json_depth: int
     max_json_values: float
-    ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
+    ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), repr=False)
     complaints: Complaints = attrs.field(factory=Complaints, init=False, repr=False)
     pace: Pace = attrs.field(factory=Pace, init=False, repr=False)
     _reader: EventReader = attrs.field(init=False, repr=False)
