@@ -154,7 +154,7 @@ def _refusal(ask: Ask, handlers: BoundHandlers, wanted: str, given: JSON) -> str
     if refused is not None:
         return refused.message
     capabilities = ask.params.get("_meta", {}).get(CLIENT_CAPABILITIES, handlers.capabilities)
-    return None if _is_declared(capabilities, wanted, given) else "the request did not declare this client capability"
+    return None if _is_declared(capabilities, wanted, given) else "the request did not declare it (client_capabilities)"
 
 
 def _is_declared(capabilities: JSON, method: str, params: JSON) -> bool:

@@ -8,7 +8,7 @@ from functools import partial
 
 from mcp.server import NotificationOptions
 from mcp.server.mcpserver import Context, Image, MCPServer
-from mcp_types import Completion
+from mcp_types import Completion, ElicitRequest, ElicitRequestFormParams, InputRequiredResult
 from offer import offer_everything, offer_toggle, port_argument
 
 server = MCPServer("interop-mcp2", instructions="Be kind to this server.")
@@ -19,6 +19,33 @@ lowlevel = server._lowlevel_server
 lowlevel.create_initialization_options = partial(  # type: ignore[method-assign]
     lowlevel.create_initialization_options, NotificationOptions(tools_changed=True)
 )
+
+
+def asked_for_a_name(context: Context) -> InputRequiredResult | str:
+    """In the modern era: the name that the client gave, or the question for it."""
+    if context.input_responses:
+        return str(context.input_responses["who"].content["name"])  # type: ignore[union-attr,index]
+    schema = {"type": "object", "properties": {"name": {"type": "string"}}}
+    form = ElicitRequestFormParams(message="Your name?", requested_schema=schema)
+    return InputRequiredResult(input_requests={"who": ElicitRequest(params=form)}, request_state="asked")
+
+
+@server.tool()
+async def greet(ctx: Context) -> str | InputRequiredResult:
+    """Ask for a name, and say it."""
+    return asked_for_a_name(ctx)
+
+
+@server.prompt()
+async def introduction(ctx: Context) -> str | InputRequiredResult:
+    """Ask for a name, and say it."""
+    return asked_for_a_name(ctx)
+
+
+@server.resource("name://{of}")
+async def name_of(of: str, ctx: Context) -> str | InputRequiredResult:
+    """Ask for a name, and say it."""
+    return asked_for_a_name(ctx)
 
 
 @server.completion()
