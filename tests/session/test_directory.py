@@ -132,7 +132,7 @@ def test_names_that_another_instance_has_bound_are_as_if_bound_before(
         for step in between:
             play(step, listings)
         if at == len(script) // 2:
-            foreign.put(Bindings(owners, owners))
+            foreign.put(Bindings(owners, owners), UNBOUND)
         pending = foreign.count > 0
         before = kept.bindings
         for _ in kept.update_in_steps(dict(listings)):
@@ -154,18 +154,29 @@ def test_a_withheld_name_that_another_instance_has_bound() -> None:
     directory = new_directory(UNBOUND, FactorySettings(conflict_resolution=PREFIX), foreign)
     directory.update({"git": listing("hub_x"), "git_hub": listing("y")})
     assert ["git_hub_y"] == [tool.name for tool in directory.tools]
-    foreign.put(Bindings({"git_hub_x": "git"}, {}))
+    foreign.put(Bindings({"git_hub_x": "git"}, {}), UNBOUND)
     directory.update({"git": listing("hub_x"), "git_hub": listing("y", "z")})
     assert {"git_hub_x": "git", "git_hub_y": "git_hub", "git_hub_z": "git_hub"} == {
         tool.name: tool.backend_id for tool in directory.tools
     }
 
 
+def test_what_this_instance_knows_is_no_news() -> None:
+    """It may have released the name, for another backend to have: the row of the other instance still says the old."""
+    foreign = ForeignNames()
+    known, theirs = Bindings({"t": "old"}, {"p": "old"}), Bindings({"t": "old", "u": "there"}, {"p": "there"})
+    foreign.put(theirs, known)
+    assert 2 == foreign.count
+    assert Bindings({"u": "there"}, {"p": "there"}) == foreign.take()
+    foreign.put(theirs, theirs)
+    assert (0, UNBOUND) == (foreign.count, foreign.take())
+
+
 def test_a_backend_of_another_instance_counts_as_removed() -> None:
     """Its names are free for others after those of a hundred backends that were removed later."""
     foreign = ForeignNames()
     directory = new_directory(UNBOUND, FactorySettings(conflict_resolution=Bare()), foreign)
-    foreign.put(Bindings({"t": "there"}, {}))
+    foreign.put(Bindings({"t": "there"}, {}), UNBOUND)
     directory.update({"0": listing("own")})
     for number in range(MOST_REMOVED + 1):
         assert "there" == directory.owner_of("tools", "t")
@@ -179,7 +190,7 @@ def test_many_names_of_another_instance_are_taken_in_steps() -> None:
     foreign = ForeignNames()
     directory = new_directory(UNBOUND, FactorySettings(conflict_resolution=Bare()), foreign)
     many = {f"t{number}": "there" for number in range(MOST_AT_ONCE + 1)}
-    foreign.put(Bindings(many, {}))
+    foreign.put(Bindings(many, {}), UNBOUND)
     listings: Listings = {"here": listing("t0", "own")}
     assert directory.is_long(listings)
     for _ in directory.update_in_steps(listings):

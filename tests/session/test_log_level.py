@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from support.channels import EVERY_CHANNEL, EVERY_LEGACY_CHANNEL, Channel
+from support.channels import EVERY_CHANNEL, EVERY_LEGACY_CHANNEL, EVERY_MODERN_CHANNEL, Channel
 from support.harness import ALICE, BOB, echo_backend, open_world
 from support.plain_connector import PlainConnector, plain_backends
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -90,6 +90,17 @@ async def test_messages_of_the_level_reach_the_handler(channel: Channel, autojum
             await session.call_tool("b_talk")
             await wait_all_tasks_blocked()
     assert [*LEVELS[1:], *LEVELS[5:], *LEVELS] == heard
+
+
+@EVERY_MODERN_CHANNEL
+async def test_the_level_of_one_call_wins_for_that_call(channel: Channel, autojump_clock: MockClock) -> None:
+    """`log_level=`; the next call has the session's again."""
+    backend = logging_backend(channel)
+    async with channel.open_session(backend) as session:
+        await session.set_log_level("error")
+        await session.call_tool("b_echo", log_level="debug")
+        await session.call_tool("b_echo")
+    assert ["debug", "error"] == [exchange.meta[LEVEL] for exchange in backend.received("tools/call")]
 
 
 @EVERY_CHANNEL

@@ -121,8 +121,8 @@ class Directory:
     def _take_over(self, listings: Mapping[str, Listing | None]) -> Iterator[None]:
         """What is read before the last step belongs to no state."""
         offers = self._offers_of(listings)
-        foreign = self._foreign.take()
-        if foreign is not None:
+        if self._foreign.count:
+            foreign = self._foreign.take()
             yield from self._router.adopt_in_steps(foreign)
             owners = dict.fromkeys((*foreign.tools.values(), *foreign.prompts.values()))
             self._removed = self._removed | {owner: None for owner in owners if owner not in self._listings}

@@ -55,7 +55,7 @@ class LevelTeller:
     _connection: _Watched | None = attrs.field(repr=False)  # None: it is closed
     _limit: TimeLimit
     _told: str | None = attrs.field(default=None, init=False)  # the backend has this level
-    _line: trio.Lock = attrs.field(factory=trio.Lock, init=False, repr=False)
+    _line: trio.Lock | None = attrs.field(default=None, init=False, repr=False)  # made when it is needed: few are
     _started: trio.Event | None = attrs.field(
         default=None, init=False, repr=False
     )  # set when `start` has done its work
@@ -95,9 +95,10 @@ class LevelTeller:
         note = RequestNote(outer=current_note.get())
         current_note.set(note)
         wanted, failure = self._level.wanted, ""
+        self._line = line = self._line or trio.Lock()
         try:
             with trio.move_on_after(self._limit.seconds) as timeout:
-                async with self._line:
+                async with line:
                     await self._set(identity)
             if timeout.cancelled_caught:
                 failure = f"did not answer {SET_LEVEL!r} within {self._limit}"

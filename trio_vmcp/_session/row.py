@@ -497,8 +497,7 @@ class SessionRow:
             if not self._was_shared:
                 logger.warning("%s was taken over by another instance", session_tag(self.metadata.session_id))
             self.is_anothers = self._was_shared = True
-            if stored.bindings != self.metadata.bindings:
-                self.foreign_names.put(contents_of(stored)[1])
+            self.foreign_names.put(contents_of(stored)[1], self._base[1])
             self.metadata = stored
             self._attributes = stored.attributes
         # At the same version as before, what was sent did not get there yet, and may still do so.
