@@ -180,10 +180,13 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def simulation(session: nox.Session) -> None:
-    """Random histories in virtual time, each judged. `-- --seed N` replays one, `-- --histories N` runs N."""
+    """Random histories in virtual time, each judged. `-- --seed N` replays one, `-- --histories N` runs N; with
+    `--managers` they are those of managers that share a storage. Without arguments both kinds run.
+    """
     session.install(str(wheel(session)), *group("test"))
     env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": "tests"}
-    session.run("python", "-m", "simulation", *session.posargs, env=env)
+    for arguments in [session.posargs] if session.posargs else [(), ("--managers", "--histories", "300")]:
+        session.run("python", "-m", "simulation", *arguments, env=env)
 
 
 @nox.session

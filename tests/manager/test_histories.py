@@ -1,214 +1,29 @@
-"""Seeded histories of two and three managers over one storage: callers create sessions, find them elsewhere, call,
-terminate and suspend, while storages go away, backends change, and an instance is left.
-"""
+"""A few of the simulation's histories of managers that share a storage; `nox -s simulation` runs more."""
 
 from __future__ import annotations
 
-import math
-import random
-from collections import defaultdict
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-
-import attrs
 import pytest
-import trio
-from support.deterministic import ending, seeded
-from support.harness import ALICE, BOB, echo_backend
-from support.instances import away, cut, stuck
-from support.managers import SLEEP, Managed, managed
-from trio.testing import MockClock
-
-from trio_vmcp import (
-    Identity,
-    ManagerSettings,
-    Session,
-    SessionClosed,
-    SessionLimitReached,
-    SessionNotFound,
-    SessionState,
-    StorageError,
-)
-
-CAP = 4
-CHECK = 5.0  # s, storage_check_interval
-STORAGE = 5.0  # s, storage_timeout
-PAUSES = (0.0, 0.0, 0.1, 1.0, 4.0, 7.0, SLEEP + 1)
-CALLERS, STEPS = 4, 10
-
-
-@attrs.define(eq=False)
-class Story:
-    """One session.
-
-    Attributes:
-        asked_to_end: Its end was asked for, at some instance, whether or not that has been heard.
-        over_at: Its row was gone at this time, after its end was asked for.
-    """
-
-    session: Session
-    owner: Identity | None
-    asked_to_end: bool = False
-    over_at: float | None = None
-
-
-@attrs.define(eq=False)
-class History:
-    """What several callers do at the same time. A broken promise is an AssertionError."""
-
-    world: Managed
-    chance: random.Random
-    stories: list[Story] = attrs.field(factory=list)
-    left: set[int] = attrs.field(factory=set)
-    back_at: dict[int, float] = attrs.field(factory=lambda: defaultdict(lambda: -math.inf))  # the way to the storage
-    done: int = 0
-
-    async def run(self) -> None:
-        async with trio.open_nursery() as callers:
-            for _ in range(CALLERS):
-                callers.start_soon(self.act)
-        for way in (instance.way for instance in self.world.instances):
-            way.before.clear()
-        await trio.sleep(70)  # what was remembered is tried again, and a storage that was stuck has its say
-        for story in self.stories:
-            await self.end(story)
-        await trio.sleep(10)
-
-    async def act(self) -> None:
-        steps: list[Callable[[], Awaitable[object]]] = [
-            *(self.create, self.create, self.use, self.use, self.use, self.use, self.steal),
-            *(self.terminate, self.aclose, self.suspend, self.trouble, self.change, self.leave),
-        ]
-        for _ in range(STEPS):
-            await trio.sleep(self.chance.choice(PAUSES))
-            for instance in self.world.instances:
-                statistics = instance.manager.statistics
-                assert statistics.live + statistics.opening <= CAP
-            with suppress(SessionLimitReached, StorageError):
-                await self.chance.choice(steps)()
-            self.done += 1
-
-    # --- steps
-
-    def story(self) -> Story | None:
-        return self.chance.choice(self.stories) if self.stories else None
-
-    def staying(self) -> int:
-        return self.chance.choice([number for number in range(len(self.world.instances)) if number not in self.left])
-
-    async def create(self) -> None:
-        number, owner = self.staying(), self.chance.choice((ALICE, BOB, None))
-        try:
-            session = await self.world.instances[number].manager.create(identity=owner)
-        except SessionClosed:
-            assert number in self.left
-        else:
-            self.stories.append(Story(session, owner))
-
-    async def use(self) -> None:
-        """An owner finds its session wherever it asks, with the backend's state."""
-        if (story := self.story()) is None:
-            return
-        number, began = self.staying(), trio.current_time()
-        try:
-            session = await self.world.instances[number].manager.get(story.session.id, caller=story.owner)
-            assert story.over_at is None or began < max(story.over_at, self.back_at[number]) + CHECK + 2 * STORAGE
-            result = await session.call_tool("a_echo")
-        except SessionNotFound:
-            assert story.asked_to_end
-        except SessionClosed:  # it was closed, or the manager left, in between
-            return
-        else:
-            assert story.asked_to_end or not result.backend_state_lost
-            story.session = session
-
-    async def steal(self) -> None:
-        """No stranger gets a session, or keeps its owner from it."""
-        if (story := self.story()) is None:
-            return
-        thief = self.chance.choice([identity for identity in (ALICE, BOB, None) if identity != story.owner])
-        manager = self.world.instances[self.staying()].manager
-        ask = self.chance.choice((manager.get, manager.terminate))
-        with pytest.raises((SessionNotFound, StorageError, SessionClosed)):
-            await ask(story.session.id, caller=thief)
-
-    async def terminate(self) -> None:
-        if (story := self.story()) is not None:
-            story.asked_to_end = True
-            await self.end(story)
-
-    async def end(self, story: Story) -> None:
-        """Terminate it where this is still possible."""
-        try:
-            await self.world.instances[self.staying()].manager.terminate(story.session.id, caller=story.owner)
-        except (SessionNotFound, SessionClosed):
-            assert story.asked_to_end or self.left
-        await self.note_end(story)
-
-    async def aclose(self) -> None:
-        """Of what the latest `get` has given: it may be CLOSED by now, and then this ends nothing."""
-        if (story := self.story()) is not None:
-            story.asked_to_end = True
-            await story.session.aclose()
-            await self.note_end(story)
-
-    async def note_end(self, story: Story) -> None:
-        if story.over_at is None and await self.world.row(story.session.id) is None:
-            story.over_at = trio.current_time()
-
-    async def suspend(self) -> None:
-        if (story := self.story()) is not None:
-            session = story.session
-            await session.suspend()
-            assert SessionState.CLOSED is session.state
-
-    async def trouble(self) -> None:
-        """One instance loses its way to the storage for a while."""
-        number = self.staying()
-        way = self.world.instances[number].way
-        self.back_at[number] = math.inf
-        cut(way, self.chance.choice((away, trio.sleep_forever, stuck)))
-        await trio.sleep(self.chance.choice((0.5, 8.0, 40.0)))
-        way.before.clear()
-        self.back_at[number] = trio.current_time() + 30  # for what is stuck
-
-    async def change(self) -> None:
-        """Another backend comes or goes; the one that is called stays."""
-        manager = self.world.instances[self.staying()].manager
-        try:
-            await manager.set_backends(self.world.configured[: self.chance.choice((1, 2))])
-        except SessionClosed:
-            return
-
-    async def leave(self) -> None:
-        """At most one instance is left, and its sessions are suspended; or it dies."""
-        if not self.left and self.chance.random() < 0.3:
-            number = self.staying()
-            self.left.add(number)
-            instance = self.world.instances[number]
-            await self.chance.choice((instance.leave, instance.die))()
+from simulation.command import run_manager_chunk
+from simulation.managers import run_managers
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_what_callers_do_at_the_same_time_breaks_no_promise(seed: int) -> None:
-    """Nothing that was acknowledged is lost, nothing that was terminated comes back, no stranger is served, caps hold,
-    and at the end nothing is left: no task, no row, and no session of a backend.
-    """
-    run_seed(seed)
+    """Nothing acknowledged is lost, nothing terminated comes back, no stranger is served, and nothing is left."""
+    assert 0 < run_managers(seed)
 
 
-def run_seed(seed: int) -> None:
-    async def main() -> None:
-        chance = random.Random(seed)
-        limits = ManagerSettings(max_sessions=CAP, hibernate_after=chance.choice((SLEEP, 10.0, 1e5)))
-        backends = {"a": echo_backend(chance.choice(("legacy", "modern"))), "b": echo_backend()}
-        fields = {"idle_timeout": 1e5, "ttl": 1e5, "on_exit": "suspend", "storage_timeout": STORAGE}
-        async with managed(chance.choice((2, 3)), backends, limits=limits, **fields) as world:  # type: ignore[arg-type]
-            history = History(world, chance)
-            await history.run()
-            assert CALLERS * STEPS == history.done
-            world.leaves_sessions = True  # of "b", at managers that no longer have it
-        assert {} == world.backend.sessions
+def test_a_history_that_fails_names_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its traceback; the seeds before it are counted."""
 
-    with seeded(seed):
-        trio.run(main, clock=ending(MockClock(autojump_threshold=0), longest=1e5))
+    def fail_at_one(seed: int) -> int:
+        if seed:
+            raise AssertionError("a promise")
+        return 7
+
+    monkeypatch.setattr("simulation.command.run_managers", fail_at_one)
+    report = run_manager_chunk(range(3))
+    assert report.failed is not None
+    assert 1 == report.failed[0]
+    assert "a promise" in report.failed[1]
+    assert {"steps": 7, "histories": 1} == report.tally

@@ -2,6 +2,7 @@
 
 nox -s simulation -- --histories 100000
 nox -s simulation -- --seed 4711
+nox -s simulation -- --managers --histories 500
 """
 # ruff: noqa: T201  # a command prints
 
@@ -10,12 +11,13 @@ from __future__ import annotations
 import argparse
 import gc
 import hashlib
+import logging
 import signal
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -23,6 +25,7 @@ import attrs
 
 from simulation.checker import judge
 from simulation.draw import draw_history
+from simulation.managers import run_managers
 from simulation.trace import Began, Ended, Trace
 from simulation.world import run_history
 
@@ -55,10 +58,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="run this one, show everything about it, and no other")
     parser.add_argument("--histories", type=int, default=HISTORIES, help=f"how many (default: {HISTORIES})")
     parser.add_argument("--first", type=int, default=0, help="the first seed of them (default: 0)")
+    parser.add_argument("--managers", action="store_true", help="of managers that share a storage (managers.py)")
     arguments = parser.parse_args()
     if arguments.seed is not None:
-        return replay(arguments.seed)
-    return explore(range(arguments.first, arguments.first + arguments.histories))
+        return replay_managers(arguments.seed) if arguments.managers else replay(arguments.seed)
+    seeds = range(arguments.first, arguments.first + arguments.histories)
+    return explore(seeds, run_manager_chunk if arguments.managers else run_chunk)
 
 
 def replay(seed: int) -> int:
@@ -75,21 +80,28 @@ def replay(seed: int) -> int:
     return 1 if violations else 0
 
 
+def replay_managers(seed: int) -> int:
+    report = run_manager_chunk(range(seed, seed + 1))
+    print(f"seed {seed}\n{report.failed[1]}" if report.failed else f"seed {seed}: nothing wrong")
+    return 1 if report.failed else 0
+
+
 def digest(trace: Trace) -> str:
     """Equal for equal traces, in every process."""
     plain = attrs.asdict(trace, filter=lambda attribute, _: bool(attribute.eq))
     return hashlib.blake2s(repr(plain).encode(), digest_size=8).hexdigest()
 
 
-def explore(seeds: range) -> int:
+def explore(seeds: range, run: Callable[[range], Report]) -> int:
     """Run these seeds until one fails."""
     began_at = time.monotonic()
     tally: Counter[str] = Counter()
-    for report in _reports(seeds):
+    for report in _reports(seeds, run):
         tally += report.tally
         if report.failed is not None:
             seed, wrong = report.failed
-            print(f"\nseed {seed} failed:\n{wrong}\nreplay it: nox -s simulation -- --seed {seed}")
+            kind = "--managers " if run is run_manager_chunk else ""
+            print(f"\nseed {seed} failed:\n{wrong}\nreplay it: nox -s simulation -- {kind}--seed {seed}")
             return 1
         _draw_progress(tally["histories"], len(seeds), time.monotonic() - began_at)
     print(f"\n{len(seeds)} histories, {time.monotonic() - began_at:.0f} s, nothing wrong")
@@ -98,17 +110,18 @@ def explore(seeds: range) -> int:
     return 0
 
 
-def _reports(seeds: range) -> Iterator[Report]:
+def _reports(seeds: range, run: Callable[[range], Report]) -> Iterator[Report]:
     chunks = [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
     with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn"), initializer=_prepare) as pool:
         try:
-            yield from pool.map(run_chunk, chunks)
+            yield from pool.map(run, chunks)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _prepare() -> None:
     gc.freeze()  # each history collects garbage: keep imported modules out of that
+    logging.getLogger("trio_vmcp").addHandler(logging.NullHandler())  # else warnings go to stderr
 
     def cancel(*_: object) -> None:
         raise Spins
@@ -132,6 +145,17 @@ def run_chunk(seeds: range) -> Report:
             return Report((seed, wrong), tally)
         tally["histories"] += 1
         tally += _tally(trace)
+    return Report(None, tally)
+
+
+def run_manager_chunk(seeds: range) -> Report:
+    tally: Counter[str] = Counter()
+    for seed in seeds:
+        try:
+            tally["steps"] += run_managers(seed)
+        except BaseException:  # noqa: ASYNC103, BLE001  # whatever it is, the report names the seed
+            return Report((seed, traceback.format_exc()), tally)  # noqa: ASYNC104  # not in a Trio task
+        tally["histories"] += 1
     return Report(None, tally)
 
 
