@@ -211,9 +211,9 @@ class Backend(Copyable):
             of its gateway included) is asked again every `reconnect_max_delay` without end.
         stop_after: s without a call, subscription, question or recovery, after which the connection or the program is
             ended, with its goodbye; None: never. Its entries stay listed, changes of its lists are not heard meanwhile.
-            The next call connects it once more, within the call's own timeout; if that fails, the call gets the reason
-            and the next one tries again. What the backend kept in its session is gone then
-            (`ToolResult.backend_state_lost`).
+            The next call connects it once more, at once (a program: once the one before has ended) and within the
+            call's own timeout; if that fails, the call gets the reason and the next one tries again. What the backend
+            kept in its session is gone then (`ToolResult.backend_state_lost`).
         allow_tools: Which tools to advertise: own names of the backend, globs (`fnmatch.fnmatchcase`), or "@readOnly",
             "@destructive", "@idempotent" and "@openWorld": the tools of which that hint is true (absent is false).
             None: all.

@@ -32,7 +32,7 @@ class FactorySettings:
     Attributes:
         max_backend_init_concurrency: Backends of one session that connect at the same time, in its opening and when
             they are tried again; places are given in the order of the backends passed. `add_backend`, and a connection
-            that calls wait for, take no place.
+            that calls wait for, take no place (`Backend.stop_after`).
         backend_init_timeout: s, per backend, from the moment it holds a place: probe, handshake and lists.
             `Backend.init_timeout` wins. Over it, a backend over HTTP has the failure TIMEOUT, and is tried again. A
             stdio program that is alive gives its place back, has the failure PENDING, and goes on starting until it

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Literal, cast
 
+import attrs
 import pytest
 import trio
 from support.channels import EVERY_CHANNEL, EVERY_LEGACY_CHANNEL, Channel
 from support.harness import drained, echo_backend, open_world
+from support.memory_processes import MemoryProcess, ProcessTable, Program, memory_processes
 from support.plain_connector import PlainConnector, plain_backends
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -27,6 +32,7 @@ from trio_vmcp import (
     ToolNotFound,
     open_session_factory,
 )
+from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.testing import CONNECT, CallContext, Delay, Error, Hang, Refuse, ScriptedBackend
 
 STOPS: JSON = {"stop_after": 10}
@@ -313,6 +319,107 @@ async def test_closing_lets_a_call_connect_it(
             assert BackendState.RECOVERING is state_of_b(session)
             await session.aclose()
     assert [ends] == ended
+
+
+@attrs.define(eq=False)
+class Programs:
+    """A backend as a program that takes no hint to end, and gets SIGKILL in the end.
+
+    Attributes:
+        most: That ran at one time.
+    """
+
+    backend: ScriptedBackend
+    table: ProcessTable = attrs.field(factory=ProcessTable, init=False)
+    most: int = attrs.field(default=0, init=False)
+
+    @property
+    def running(self) -> int:
+        return len(self.table.running("b"))
+
+    @asynccontextmanager
+    async def open_session(self, era: Literal["legacy", "modern"]) -> AsyncIterator[Session]:
+        async def main(process: MemoryProcess, pipes: trio.abc.Stream) -> int:
+            self.most = max(self.most, self.running)
+            await self.backend.serve_lines(pipes)
+            return 0
+
+        program = Program(main=main, manners="stubborn", is_there=lambda: True, says=lambda env: "")
+        self.table.programs["b"] = program
+        entry = Backend("b", transport="stdio", command="b", era=era, stop_after=10)
+        with memory_processes(self.table):
+            async with (
+                self.table.running_in_virtual_time(on_end=lambda process: None),
+                open_session_factory() as factory,
+                factory.open_session([entry]) as session,
+            ):
+                yield session
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+@pytest.mark.parametrize("timeout", [5.0, 1.0])
+async def test_a_program_begins_when_the_one_before_has_ended(
+    era: Literal["legacy", "modern"], timeout: float, autojump_clock: MockClock
+) -> None:
+    """Within the call's own timeout: a call with less time than that takes has not run, and the next one finds the
+    program.
+    """
+    programs = Programs(echo_backend(era))
+    async with programs.open_session(era) as session:
+        await trio.sleep(10.5)
+        assert (BackendState.STOPPED, 1) == (state_of_b(session), programs.running)
+        if timeout < 2:
+            with pytest.raises(BackendTimeout, match=r"was not connected anew .* within 1\.0 s \(timeout=\)") as caught:
+                await session.call_tool("b_echo", timeout=timeout)
+            assert not caught.value.may_have_executed
+            assert 1 == programs.running
+            await trio.sleep(2)
+        await session.call_tool("b_echo", timeout=timeout)
+        assert 12.0 <= trio.current_time()  # `teardown_timeout` s after it was stopped
+        assert (1, {"echo": 1}) == (programs.most, programs.backend.executed)
+
+
+@pytest.mark.parametrize("end", ["close", "remove"])
+async def test_an_end_while_the_program_before_ends(end: str, autojump_clock: MockClock) -> None:
+    """The call that waits for it is cut off, no program begins, and nothing waits longer for that."""
+    programs = Programs(echo_backend())
+
+    async def call(session: Session) -> None:
+        with pytest.raises(SessionClosed if end == "close" else BackendUnavailable):
+            await session.call_tool("b_echo")
+
+    async with programs.open_session("legacy") as session, trio.open_nursery() as nursery:
+        await trio.sleep(10.5)
+        nursery.start_soon(call, session)
+        await wait_all_tasks_blocked()
+        if end == "close":
+            await session.aclose(drain_timeout=0)
+        else:
+            await session.remove_backend("b", drain_timeout=0)
+        assert trio.current_time() <= 12.5
+        await trio.sleep(3)
+        assert 1 == len(programs.table.processes)
+
+
+@EVERY_CHANNEL
+async def test_it_waits_for_no_other_backend(channel: Channel, autojump_clock: MockClock) -> None:
+    """Neither for the places that others hold which hang, nor for the turn of its endpoint: a call needs it now."""
+    backend = resting(channel)
+    settings = FactorySettings(max_backend_init_concurrency=1, session_init_timeout=1)
+    async with (
+        channel.open_way(backend, STOPS) as (transport, entry),
+        open_session_factory(transport=transport, settings=settings) as factory,
+        factory.open_session([entry]) as session,
+    ):
+        await trio.sleep(12)
+        assert BackendState.STOPPED is state_of_b(session)
+        core = cast("DefaultSession", session)._core
+        places = core.membership._places
+        await places.acquire_on_behalf_of("another backend that hangs")
+        reconnects = core.membership.members["b"].reconnects
+        async with reconnects.own_turns.line, reconnects.endpoint_turns.line:
+            await session.call_tool("b_echo", timeout=1)
+        places.release_on_behalf_of("another backend that hangs")
 
 
 async def test_it_may_be_removed_and_added_while_it_is_stopped(autojump_clock: MockClock) -> None:

@@ -378,10 +378,10 @@ class Events:
 
 async def close_connection(session: SessionParts, member: Member, connection: Connection) -> None:
     """Close one connection, once; a second call waits for the first. Bounded by the caller's scope."""
-    if connection.closed is not None:
+    if connection.is_closing:
         await connection.closed.wait()
         return
-    connection.closed = trio.Event()
+    connection.is_closing = True
     connection.retire()  # now, so that its task can end while the backend is waited for
     try:
         await _close_client(session, member, connection.client, terminate=connection.terminate)

@@ -53,7 +53,8 @@ class Connection:
         log_level: Tells the backend which log messages the session wants.
         retired: Set when it takes no more calls; it is closed once the calls on it have ended.
         terminate: Its backend session is known to be gone, so no restore will resume it.
-        closed: Set once it was closed; None before the close has begun.
+        is_closing: The close has begun.
+        closed: Set once it was closed.
         use: Of its backend session, by the calls that have ended.
         used_at: `trio.current_time()` when the latest call ended; before that, when it joined; -inf before that.
     """
@@ -65,7 +66,8 @@ class Connection:
     log_level: LevelTeller = attrs.field(repr=False)
     retired: trio.Event = attrs.field(factory=trio.Event, init=False)
     terminate: bool = attrs.field(default=False, init=False)
-    closed: trio.Event | None = attrs.field(default=None, init=False)
+    is_closing: bool = attrs.field(default=False, init=False)
+    closed: trio.Event = attrs.field(factory=trio.Event, init=False)
     use: SessionUse = attrs.field(default=SessionUse(), init=False)
     used_at: float = attrs.field(default=-math.inf, init=False)
     _record: BackendRecord | None = attrs.field(default=None, init=False)

@@ -195,7 +195,7 @@ class Membership:
         elif isinstance(state, Failing):
             self._start_trials(member, state)
         elif isinstance(state, Waking) and member.backend is not None:
-            self._begin(member, member.backend)
+            start_clean(self._nursery, self._wake, member, member.backend, state)
         elif isinstance(state, Ready) and before.connection is None:
             self._start_stopping(member, state)
         changes = visible_changes(before, state)
@@ -236,6 +236,18 @@ class Membership:
         attempt = Attempt(self._session, member, backend, on_reported)
         start_clean(self._nursery, attempt.run)
         return attempt
+
+    async def _wake(self, member: Member, backend: Backend, waking: Waking) -> None:
+        """Connect a stopped backend for the calls that wait, at once: with no place and in no line, in which what other
+        backends and sessions take would be time of these calls.
+
+        A program begins when the one before has ended, within `teardown_timeout`: both may use one file or port.
+        """
+        if backend.transport == "stdio":
+            for connection in list(member.connections):
+                await connection.closed.wait()
+        if member.state is waking:  # else it was removed, or the session closes
+            self._begin(member, backend)
 
     def _start_stopping(self, member: Member, ready: Ready) -> None:
         """Have a new connection ended when it is not used, if the user wants that."""
