@@ -120,6 +120,9 @@ class BackendClient(Protocol):
         """Send one request in the caller's task and return its result, a JSON object.
 
         Args:
+            params: As MCP has them. If `record.era` is "modern", they hold what the caller gave for rounds:
+                `inputResponses`, `requestState`, and in `_meta` `io.modelcontextprotocol/clientCapabilities` and
+                `…/logLevel`, which are for this request. An `input_required` result goes to the caller as it is.
             identity: The request carries the credentials of this identity.
             timeout: s, the whole exchange, the wait for a connection included; `math.inf`: none.
             on_progress: Called in the caller's task for each progress notification of this request; None: the backend

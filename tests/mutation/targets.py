@@ -127,7 +127,7 @@ TARGETS: Mapping[str, Target] = {
         (
             *_session("calls", "listing", "names", "recovery", "refresh", "add_remove", "admission", "traps"),
             *_session("ownership", "directory", "health", "interrupts", "moves", "stream_places"),
-            *_session("interfaces"),
+            *_session("interfaces", "own_connector"),
             *_client("subscriptions", "questions"),
         )
     ),

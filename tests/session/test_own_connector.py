@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Literal
 
+import attrs
 import pytest
 import trio
 from support.plain_connector import PlainClient, PlainConnector, plain_backends
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
+    JSON,
     Backend,
+    BackendProtocolError,
+    BackendRecord,
     BackendUnavailable,
     EventSink,
     FactorySettings,
+    Session,
     SessionClosed,
     note_written,
     open_session_factory,
 )
+
+CAPABILITIES, LOG_LEVEL = "io.modelcontextprotocol/clientCapabilities", "io.modelcontextprotocol/logLevel"
 
 
 async def never_answers() -> None:
@@ -108,3 +117,61 @@ async def test_a_session_may_be_lost_while_its_client_is_made(autojump_clock: Mo
             assert 2 == len(made)
             assert [True] == made[0].closed
             await session.call_tool("b0_echo")
+
+
+@attrs.define(eq=False)
+class AskingClient(PlainClient):
+    """It passes on what its backend asks, and remembers the params of calls."""
+
+    question: JSON = attrs.field(factory=dict)
+    asked: list[JSON] = attrs.field(factory=list)
+
+    async def request(self, method: str, params: JSON, **more: Any) -> JSON:
+        if method == "tools/list":
+            return await super().request(method, params, **more)
+        await trio.lowlevel.checkpoint()
+        self.asked.append(params)
+        return self.question | {"resultType": "input_required"}
+
+
+@asynccontextmanager
+async def open_asking(era: Literal["modern", "legacy"], question: JSON) -> AsyncIterator[tuple[AskingClient, Session]]:
+    record = BackendRecord("b0", None, era, "2026-07-28", {"tools": {}}, "digest")
+    client = AskingClient(record, record.server_capabilities, question=question)
+
+    async def connect(backend: Backend, **wanted: Any) -> AskingClient:
+        await trio.lowlevel.checkpoint()
+        return client
+
+    async with (
+        open_session_factory(connector=connect) as factory,
+        factory.open_session(plain_backends(1)) as session,
+    ):
+        yield client, session
+
+
+async def test_questions_of_an_own_client_are_handed_out(autojump_clock: MockClock) -> None:
+    """It gets all that belongs to a round in its params, as MCP has it."""
+    question = {"inputRequests": {"k": {"method": "roots/list"}}, "requestState": "s"}
+    async with open_asking("modern", question) as (client, session):
+        first = await session.call_tool("b0_echo", answer_rounds=False, client_capabilities={"roots": {}})
+        assert ({"k": {"method": "roots/list", "params": {}}}, "s") == (first.input_required, first.request_state)
+        await session.call_tool("b0_echo", input_responses={"k": {"roots": []}}, request_state="s", log_level="debug")
+    begun, continued = client.asked
+    assert {"name": "echo", "arguments": {}, "_meta": {CAPABILITIES: {"roots": {}}}} == begun
+    assert ({"k": {"roots": []}}, "s") == (continued["inputResponses"], continued["requestState"])
+    assert {LOG_LEVEL: "debug"} == continued["_meta"]
+
+
+@pytest.mark.parametrize(
+    "question", [{}, {"inputRequests": []}, {"inputRequests": {"k": "?"}}, {"requestState": 1}], ids=str
+)
+@pytest.mark.parametrize("era", ["modern", "legacy"])
+async def test_a_question_of_no_form_is_an_error(
+    era: Literal["modern", "legacy"], question: JSON, autojump_clock: MockClock
+) -> None:
+    """Of whatever client: callers rely on `input_required`."""
+    async with open_asking(era, question) as (_, session):
+        with pytest.raises(BackendProtocolError, match=r"answered 'tools/call' with a question") as caught:
+            await session.call_tool("b0_echo", answer_rounds=False)
+    assert caught.value.may_have_executed

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
-import attrs
 import trio
 
 from trio_vmcp._client.channels.channel import Ask
@@ -22,8 +21,8 @@ from trio_vmcp._client.handlers import (
 )
 from trio_vmcp._client.http.connection_limit import current_slot
 from trio_vmcp._nursery import start_clean
-from trio_vmcp._protocol.jsonrpc import encode_result
 from trio_vmcp._protocol.methods import CLIENT_CAPABILITIES, INPUT_RESPONSES, QUESTIONS, REQUEST_STATE, Method
+from trio_vmcp._protocol.rounds import INPUT_REQUIRED, BadRound, Round, read_round
 from trio_vmcp._request_note import answering_on, current_note, note_written
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected
 from trio_vmcp.identity import Identity
@@ -32,8 +31,6 @@ from trio_vmcp.models import JSON
 __all__ = ["MOST_ROUNDS", "AskAgain", "check_question", "finish_rounds", "is_complete"]
 
 MOST_ROUNDS = 10  # as in the official SDKs; the next question is an error
-MOST_INPUTS = 16  # of one round; each runs a handler
-MOST_SENT_BACK = 1024 * 1024  # characters of a round's state and of its keys together, which are encoded in one step
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.25  # s before the next round if this one asked nothing
 AskAgain: TypeAlias = Callable[[JSON], Awaitable[JSON]]
 """Sends the same request with these params, under a new id, and returns its result."""
@@ -50,10 +47,10 @@ def is_complete(backend_id: str, method: Method, result: JSON) -> bool:
         kind = "complete"  # "absent means complete"
     if kind == "complete":
         return True
-    if kind == "input_required" and method.may_ask_back:
+    if kind == INPUT_REQUIRED and method.may_ask_back:
         return False
     # "Servers MUST NOT send InputRequiredResult responses on any other client requests."
-    what = "for input, which this method has no place for" if kind == "input_required" else "with an unknown resultType"
+    what = "for input, which this method has no place for" if kind == INPUT_REQUIRED else "with an unknown resultType"
     raise BackendProtocolError(backend_id, f"answered {method.name!r} {what}", may_have_executed=True)
 
 
@@ -101,51 +98,17 @@ def check_question(answer: JSON, ask: Ask, handlers: BoundHandlers) -> None:
     _read(answer, ask, handlers)
 
 
-@attrs.frozen
-class _Round:
-    """The input that one answer asks for.
-
-    Attributes:
-        inputs: Method and params, by the backend's key.
-        state: Sent back unchanged with the next round; None: there is none.
-    """
-
-    inputs: dict[str, tuple[str, JSON]]
-    state: str | None = attrs.field(repr=False)
-
-
-def _read(answer: JSON, ask: Ask, handlers: BoundHandlers) -> _Round:
-    backend_id, method = handlers.backend_id, ask.method
-    requests, state = answer.get("inputRequests"), answer.get(REQUEST_STATE)
-    if requests is None:
-        requests = {}
-    if not isinstance(requests, dict) or not (state is None or isinstance(state, str)):
-        raise _protocol_error(backend_id, method, "for input in a form that is not MCP's")
-    if not requests and state is None:
-        raise _protocol_error(backend_id, method, "for input, and named none")
-    if len(requests) > MOST_INPUTS:
-        raise _protocol_error(backend_id, method, f"for {len(requests)} inputs at once; {MOST_INPUTS} are the most")
-    if len(state or "") + sum(map(len, requests)) > MOST_SENT_BACK:
-        raise _protocol_error(backend_id, method, f"for input with over {MOST_SENT_BACK} characters of state and names")
+def _read(answer: JSON, ask: Ask, handlers: BoundHandlers) -> Round:
     try:
-        encode_result(0, {"state": state, "keys": list(requests)})
-    except ValueError:  # a lone surrogate, which is the backend's mistake and not the caller's
-        raise _protocol_error(backend_id, method, "for input under a name or state that cannot be sent back") from None
-    inputs: dict[str, tuple[str, JSON]] = {}
-    for key, request in requests.items():
-        match request:
-            case {"method": str(wanted), "params": dict(given)}:
-                inputs[key] = wanted, given
-            case {"method": str(wanted)} if request.get("params") is None:
-                inputs[key] = wanted, {}
-            case _:
-                raise _protocol_error(backend_id, method, "for input in a form that is not MCP's")
-        refused = _refusal(ask, handlers, *inputs[key])
+        round_ = read_round(answer)
+    except BadRound as bad:
+        raise _protocol_error(handlers.backend_id, ask.method, str(bad)) from None
+    for wanted, given in round_.inputs.values():
+        refused = _refusal(ask, handlers, wanted, given)
         if refused is not None:
-            raise _protocol_error(
-                backend_id, method, f"for the input {wanted[:MOST_QUOTED]!r}, which is not given: {refused}"
-            )
-    return _Round(inputs, state)
+            what = f"for the input {wanted[:MOST_QUOTED]!r}, which is not given: {refused}"
+            raise _protocol_error(handlers.backend_id, ask.method, what)
+    return round_
 
 
 def _refusal(ask: Ask, handlers: BoundHandlers, wanted: str, given: JSON) -> str | None:

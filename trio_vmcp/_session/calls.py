@@ -14,6 +14,7 @@ from trio_vmcp._interrupts import plain_exit
 from trio_vmcp._limits import OWN_TIMEOUT, TimeLimit
 from trio_vmcp._nursery import start_task
 from trio_vmcp._protocol.methods import LOG_LEVELS, METHODS, SUBSCRIBE, UNSUBSCRIBE, declares
+from trio_vmcp._protocol.rounds import INPUT_REQUIRED, BadRound, read_round
 from trio_vmcp._session.admission import Admission
 from trio_vmcp._session.call import CallRequest, request_member
 from trio_vmcp._session.call_options import CallOptions
@@ -101,6 +102,8 @@ class Calls:
             finally:  # after the check of the caller: a stranger's call keeps no session alive
                 self.last_call_at = trio.current_time()
         answer = METHODS[method]
+        if answer.may_ask_back and raw.get("resultType") == INPUT_REQUIRED:
+            _check_question(target.backend_id, method, raw)
         if answer.array and not isinstance(raw.get(answer.array), list | None):
             missing = f"an array {answer.array!r}"
         elif answer.object and not isinstance(raw.get(answer.object), dict | None):
@@ -239,6 +242,15 @@ class Calls:
         if owner is not None and owner in self._members:
             self._members[owner].require_reachable()  # bound to a backend that is missing: say that
         raise self._directory.not_found(kind, name, not_found)
+
+
+def _check_question(backend_id: str, method: str, raw: JSON) -> None:
+    """A client of the user's may pass on any question, and callers rely on its form."""
+    try:
+        read_round(raw)
+    except BadRound as bad:
+        detail = f"answered {method!r} with a question {bad}"
+        raise BackendProtocolError(backend_id, detail, may_have_executed=True) from None
 
 
 def _with_trace(forwarded: JSON, trace: JSON | None) -> JSON:

@@ -11,6 +11,7 @@ import attrs
 import trio
 
 from trio_vmcp._protocol.methods import COMPLETE, GET_PROMPT, TOOLS_CALL
+from trio_vmcp._protocol.rounds import INPUT_REQUIRED
 from trio_vmcp._request_note import current_note
 from trio_vmcp._session.admission import Call
 from trio_vmcp._session.call_options import CallOptions
@@ -148,8 +149,8 @@ def _trace_in(meta: Mapping[str, Any]) -> dict[str, str]:
 
 def _outcome_in(raw: JSON) -> str:
     """As in `CallEnded.outcome`, of a call with this result."""
-    if raw.get("resultType") == "input_required":
-        return "input_required"
+    if raw.get("resultType") == INPUT_REQUIRED:
+        return INPUT_REQUIRED
     return "tool_error" if raw.get("isError") is True else "ok"
 
 
