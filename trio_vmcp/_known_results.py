@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from typing import ClassVar, Protocol, TypeGuard
 
 import attrs
@@ -18,9 +18,15 @@ from trio_vmcp.connector import BackendClient, OnProgress
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
-__all__ = ["KnownResults", "RecallingClient", "can_recall"]
+__all__ = ["KnownResults", "RecallingClient", "Results", "can_recall"]
 
 SLICE = 1024 * 1024  # characters; a digest takes 1 ms for one, and the search for surrogates 3 ms at most
+
+
+class Results(Protocol):
+    """Results by the digest of the answers that they came in; such as a dict."""
+
+    def get(self, digest: bytes, /) -> JSON | None: ...
 
 
 @attrs.define(eq=False)
@@ -34,7 +40,7 @@ class KnownResults:
         size: Of the answer without its id, in bytes.
     """
 
-    results: Mapping[bytes, JSON] = attrs.field(repr=False)
+    results: Results = attrs.field(repr=False)
     digest: bytes | None = attrs.field(default=None, init=False)
     size: int = attrs.field(default=0, init=False)
 

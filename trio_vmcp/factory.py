@@ -28,6 +28,7 @@ from trio_vmcp._session.owner import SessionOwner
 from trio_vmcp._session.reconnects import Endpoints
 from trio_vmcp._session.row import SessionRow, load_row, new_row
 from trio_vmcp._session.row_storage import RowStorage
+from trio_vmcp._session.shared_lists import SharedLists
 from trio_vmcp.connector import BackendConnector, ClientHandlers, OutgoingAuth, PreferredEra
 from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.errors import InvalidSessionId, SessionClosed, SessionExists, SessionNotFound, session_tag
@@ -158,6 +159,7 @@ class DefaultSessionFactory(SessionFactory):
         factory=dict, init=False, repr=False
     )  # None: id taken, not opening yet
     _endpoints: Endpoints = attrs.field(init=False, repr=False)
+    _shared: SharedLists = attrs.field(factory=SharedLists, init=False, repr=False)
     _closing: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -445,6 +447,7 @@ class DefaultSessionFactory(SessionFactory):
             reporter,
             self._raise_exit,
             self._check_backend,
+            self._shared,
         )
         self._live[owner.id] = owner
         session = DefaultSession(owner)

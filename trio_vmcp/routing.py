@@ -20,7 +20,7 @@ from trio_vmcp._protocol.uri_template import UriTemplate, compile_template
 from trio_vmcp._read_only import Copyable, read_only
 from trio_vmcp._routing.matching import TemplateGroup, find_backend, group_templates
 from trio_vmcp._routing.name_rule import NameRule, NamesFor, name_rule
-from trio_vmcp._routing.names import Names
+from trio_vmcp._routing.names import KnownClaims, Names
 from trio_vmcp._routing.strategies import Bare, ConflictResolution, Manual, Prefix, Priority
 from trio_vmcp._routing.table import RoutingTable, Target, closest_names, find_resource
 from trio_vmcp.models import NameConflict
@@ -132,12 +132,18 @@ class Router:
     read.
     """
 
-    def __init__(self, strategy: ConflictResolution, bindings: Bindings, rule: NameRule) -> None:
+    def __init__(
+        self, strategy: ConflictResolution, bindings: Bindings, rule: NameRule, known: KnownClaims | None = None
+    ) -> None:
+        """
+        Args:
+            known: What names were composed to for other routers of the same strategy and rule; None: there are none.
+        """
         self._names: dict[Kind, Names] = {
-            "tools": Names("tool", strategy, rule, True, dict(bindings.tools)),
-            "prompts": Names("prompt", strategy, rule, True, dict(bindings.prompts)),
+            "tools": Names("tool", strategy, rule, True, dict(bindings.tools), known),
+            "prompts": Names("prompt", strategy, rule, True, dict(bindings.prompts), known),
             # A URI says where something is: it is never rewritten, never bound, and the first to list it serves it.
-            "resources": Names("resource", Bare(), None, False, {}),
+            "resources": Names("resource", Bare(), None, False, {}, known),
         }
         # Equal templates of several backends: the first to list one serves what matches.
         self._template_names = Names("resource", Bare(), None, False, {})

@@ -29,13 +29,20 @@ from trio_vmcp import (
     FailureReason,
     MessageTooLarge,
 )
-from trio_vmcp._session.listing import Listing, list_backend
+from trio_vmcp._session.lister import list_backend
+from trio_vmcp._session.listing import Listing
+from trio_vmcp._session.shared_lists import SharedLists
 from trio_vmcp.testing import Delay, Error, Fault, Hang, Reset, Rewrite, ScriptedBackend, Status
 
 KIB = 1024
 
 LISTS = ("tools/list", "resources/list", "resources/templates/list", "prompts/list")
 URL = "http://b.test/mcp"
+
+
+def alone() -> dict[str, Any]:
+    """What else `list_backend` takes, of a session that shares nothing."""
+    return {"settings": FactorySettings(), "shared": SharedLists()}
 
 
 async def listing_of(
@@ -47,6 +54,7 @@ async def listing_of(
             client,
             identity=None,
             settings=settings or FactorySettings(),
+            shared=SharedLists(),
             overlap=overlap,
         )
 
@@ -289,7 +297,12 @@ async def test_an_optional_list_that_fails_later_is_as_last_seen() -> None:
             if fault is not None:
                 backend.fail("prompts/list", fault, times=1)
             listing = await list_backend(
-                Backend(id="b", url=URL), client, identity=None, settings=FactorySettings(), known=known
+                Backend(id="b", url=URL),
+                client,
+                identity=None,
+                settings=FactorySettings(),
+                shared=SharedLists(),
+                known=known,
             )
             assert 5 == len(listing.prompts)
             assert (["prompts"] if fault else []) == list(listing.failures)
@@ -443,12 +456,17 @@ class WrappedClient:
 
 async def listing_of_pages(*pages: list[JSON], known: Listing | None = None) -> Listing:
     client: Any = WrappedClient(list(pages))
-    return await list_backend(Backend(id="b", url=URL), client, identity=None, settings=FactorySettings(), known=known)
+    return await list_backend(Backend(id="b", url=URL), client, identity=None, **alone(), known=known)
 
 
 async def listed_again(client: Any, known: Listing) -> Listing:
     return await list_backend(
-        Backend(id="b", url=URL, deny_tools=["tool1"]), client, identity=None, settings=FactorySettings(), known=known
+        Backend(id="b", url=URL, deny_tools=["tool1"]),
+        client,
+        identity=None,
+        settings=FactorySettings(),
+        shared=SharedLists(),
+        known=known,
     )
 
 

@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeAlias
+from weakref import WeakValueDictionary
 
 import attrs
 
@@ -32,7 +33,7 @@ from trio_vmcp._routing.strategies import (
 from trio_vmcp._routing.table import Target
 from trio_vmcp.models import NameConflict
 
-__all__ = ["AT_ONCE", "Names"]
+__all__ = ["AT_ONCE", "KnownClaims", "Names"]
 
 AT_ONCE = 512  # names in one step; one that is contested takes 10 us
 
@@ -119,6 +120,10 @@ def _claim(
     return claims
 
 
+# By the kind of the names, the id of their backend, and the identity of the names.
+KnownClaims: TypeAlias = "WeakValueDictionary[tuple[str, str, int], _Claims]"
+
+
 @attrs.define(eq=False)
 class Names:
     """Which backend has which name.
@@ -126,6 +131,7 @@ class Names:
     Attributes:
         _rule: What composed names are made to fit; None: names stay as they are composed.
         routes: Advertised name to target, in no order: where a call goes.
+        _known: What names were composed to for other sessions of the same strategy and rule; None: there are none.
         bound: Advertised name to the backend that has the name for good; entries go with `release` alone.
         bound_bytes: By backend id: the size of the names that are bound to it.
     """
@@ -135,6 +141,7 @@ class Names:
     _rule: NameRule | None
     _binds: bool
     bound: dict[str, str]
+    _known: KnownClaims | None = None
     routes: dict[str, Target] = attrs.field(factory=dict, init=False)
     bound_bytes: Counter[str] = attrs.field(factory=Counter, init=False)
     _claims: dict[str, _Claims] = attrs.field(factory=dict, init=False)  # by backend id, in configured order
@@ -194,13 +201,27 @@ class Names:
             claims, inner = self._claims[backend_id], self._inner.get(backend_id, {})
             others = renamed.get(backend_id, {}) if backend_id in given else claims.renamed
             if names != claims.listed or others != claims.renamed or backend_id in again:
-                keep_out = partial(self._keep_out, backend_id)
-                claims = yield from _claim(self._strategy, backend_id, names, self._rule, inner, others, keep_out)
+                claims = yield from self._claim(backend_id, names, inner, others)
                 added = self._add_all(backend_id, claims)
                 touched.append(added or (None, (yield from self._replace(backend_id, claims))))
         for sole, some in touched:
             if sole is None or not self._bind_all(sole, some):
                 yield from self._settle_all(some)
+
+    def _claim(
+        self, backend_id: str, names: Sequence[str], inner: Mapping[str, str], renamed: Mapping[str, str]
+    ) -> Generator[None, None, _Claims]:
+        """What these names of a backend are composed to; shared with others, where it follows from the names alone."""
+        is_plain = self._known is not None and not inner and not renamed
+        key = (self._kind, backend_id, id(names))  # the claims hold the names
+        found = self._known.get(key) if self._known is not None and is_plain else None
+        if found is not None:
+            return found
+        keep_out = partial(self._keep_out, backend_id)
+        claims = yield from _claim(self._strategy, backend_id, names, self._rule, inner, renamed, keep_out)
+        if self._known is not None and is_plain and not claims.cut:
+            self._known[key] = claims
+        return claims
 
     def _prefixes_of(self, order: Sequence[str]) -> tuple[dict[str, dict[str, str]], Prefixes, set[str]]:
         """`_inner` and `_prefixes` where these backends are configured, and the backends whose names these may touch,

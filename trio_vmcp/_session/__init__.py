@@ -15,7 +15,8 @@
 - How do the backends' sessions end of a session that is not open? `goodbyes.py`.
 - Which log messages do backends send? `log_levels.py`.
 - Where do subscriptions go when their resource has another owner? `moves.py`.
-- What does a backend offer? `listing.py`; one page after another: `pages.py`; after a `list_changed`: `refresh.py`.
+- What does a backend offer? `listing.py`; asked for, one list after another: `lister.py`, `pages.py`; after a
+  `list_changed`: `refresh.py`; held once for all sessions of a factory: `shared_lists.py`.
   Which of its tools are let through, and how are they described? `offered_tools.py`.
 - What is stored, and when is it written? `row.py`. How do several instances know which of them uses a session?
   `use_marks.py`. Which attributes wait to be stored? `attribute_changes.py`. How is an

@@ -21,13 +21,15 @@ from trio_vmcp._protocol.methods import KINDS, RESOURCE_UPDATED, Kind
 from trio_vmcp._request_note import RequestNote, current_note
 from trio_vmcp._session.connection import Connection, NoSubscriber
 from trio_vmcp._session.life import Life, Phase
-from trio_vmcp._session.listing import Listing, list_backend
+from trio_vmcp._session.lister import list_backend
+from trio_vmcp._session.listing import Listing
 from trio_vmcp._session.log_levels import LevelTeller, LogLevel
 from trio_vmcp._session.member import Member, Publisher, reason_of
 from trio_vmcp._session.observing import SessionReporter
 from trio_vmcp._session.reconnects import tells_of_endpoint
 from trio_vmcp._session.refresh import Refresher
 from trio_vmcp._session.row import SessionRow
+from trio_vmcp._session.shared_lists import SharedLists
 from trio_vmcp.connector import BackendClient, BackendConnector
 from trio_vmcp.errors import BackendError, BackendUnavailable, session_tag
 from trio_vmcp.metadata import BackendRecord
@@ -52,6 +54,7 @@ class SessionParts:
     Attributes:
         raise_exit: Takes a KeyboardInterrupt or SystemExit that came out of code of the user's.
         log_level: Which log messages the session wants.
+        shared: What all sessions of the factory hold once.
     """
 
     connector: BackendConnector = attrs.field(repr=False)  # bound to the session's id
@@ -62,6 +65,7 @@ class SessionParts:
     reporter: SessionReporter
     raise_exit: Callable[[BaseException], None]
     log_level: LogLevel
+    shared: SharedLists
 
     @property
     def tag(self) -> str:
@@ -244,7 +248,8 @@ class Attempt:
         begun_at = trio.current_time()
         session, member = self._session, self._member
         refresher = Refresher(
-            member, self, self._backend, member.identity, session.settings, nursery, session.publisher
+            *(member, self, self._backend, member.identity, session.settings, nursery, session.publisher),
+            session.shared,
         )
         events = Events(self, refresher, nursery)
         self._events.append(events)
@@ -263,6 +268,7 @@ class Attempt:
                 client,
                 identity=member.identity,
                 settings=session.settings,
+                shared=session.shared,
                 overlap=trio.current_time() - begun_at > SLOW_HANDSHAKE,
                 known=member.listing,
                 is_resumed=resume is not None,

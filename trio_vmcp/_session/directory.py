@@ -20,6 +20,7 @@ from trio_vmcp._routing.name_rule import name_rule
 from trio_vmcp._session.foreign_names import ForeignNames
 from trio_vmcp._session.listing import FIELDS, Listing
 from trio_vmcp._session.pages import MOST_NAME_BYTES
+from trio_vmcp._session.shared_lists import Part, SharedLists
 from trio_vmcp.errors import CapabilityNotFound, MessageTooLarge, ResourceNotFound
 from trio_vmcp.models import JSON, NameConflict, Prompt, Resource, ResourceTemplate, Tool
 from trio_vmcp.routing import Bindings, Offer, Router, RoutingTable, Target
@@ -39,24 +40,16 @@ MOST_REMOVED = 100  # backends that were removed, and whose names stay bound to 
 _NOTHING = Listing()  # what a backend offers that was not listed yet
 
 
-@attrs.frozen
-class _Part:
-    """The entries of one kind that stand at one backend's place, and what they were made from."""
-
-    targets: Mapping[str, Target]
-    definitions: Mapping[str, JSON]
-    entries: tuple[Any, ...]
-
-
 @attrs.define(eq=False)
 class Directory:
     """What the backends of one session offer under which names."""
 
     _router: Router
+    _shared: SharedLists = attrs.field(factory=SharedLists)
     _foreign: ForeignNames = attrs.field(factory=ForeignNames)
     _listings: dict[str, Listing] = attrs.field(factory=dict, init=False)  # by backend id, in configured order
     _offers: dict[str, Offer] = attrs.field(factory=dict, init=False)
-    _parts: dict[tuple[Kind, str], _Part] = attrs.field(factory=dict, init=False)
+    _parts: dict[tuple[Kind, str], Part] = attrs.field(factory=dict, init=False)
     _read: dict[str, tuple[Any, ...]] = attrs.field(factory=dict, init=False)  # put together since the latest change
     # Ids without a backend that had names bound to them, or may have: the latest removed is the last.
     _removed: dict[str, None] = attrs.field(init=False)
@@ -254,14 +247,23 @@ class Directory:
         part = self._parts.get((kind, backend_id))
         definitions: Mapping[str, JSON] = getattr(self._listings[backend_id], kind)
         if part is None or part.targets is not targets or part.definitions is not definitions:
-            listings = {backend_id: definitions}  # nearly all of them are its own
-            for to in targets.values():
-                if to.backend_id not in listings:
-                    listings[to.backend_id] = getattr(self._listings[to.backend_id], kind)
-            make = _MAKERS[kind]
-            entries = tuple([make(name, to, listings[to.backend_id][to.name]) for name, to in targets.items()])
-            part = self._parts[kind, backend_id] = _Part(targets, definitions, entries)
+            key = (kind, id(targets), id(definitions))  # the part holds both
+            part = self._shared.parts.get(key) or self._new_part(kind, backend_id, targets)
+            self._parts[kind, backend_id] = part
         return part.entries
+
+    def _new_part(self, kind: Kind, backend_id: str, targets: Mapping[str, Target]) -> Part:
+        definitions: Mapping[str, JSON] = getattr(self._listings[backend_id], kind)
+        listings = {backend_id: definitions}  # nearly all of them are its own
+        for to in targets.values():
+            if to.backend_id not in listings:
+                listings[to.backend_id] = getattr(self._listings[to.backend_id], kind)
+        make = _MAKERS[kind]
+        entries = tuple([make(name, to, listings[to.backend_id][to.name]) for name, to in targets.items()])
+        part = Part(targets, definitions, entries)
+        if len(listings) == 1:  # else the definitions of other backends are among them
+            self._shared.parts[kind, id(targets), id(definitions)] = part
+        return part
 
     def _put_templates_together(self) -> Iterator[None]:
         found: dict[str, ResourceTemplate] = {}
@@ -281,14 +283,20 @@ _MAKERS: dict[Kind, Callable[[str, Target, JSON], object]] = {
 }
 
 
-def new_directory(bindings: Bindings, settings: FactorySettings, foreign: ForeignNames | None = None) -> Directory:
+def new_directory(
+    bindings: Bindings,
+    settings: FactorySettings,
+    foreign: ForeignNames | None = None,
+    shared: SharedLists | None = None,
+) -> Directory:
     """Of a session that has no backend yet.
 
     Args:
         bindings: Those of its row.
         foreign: What other instances will have bound; None: there are none.
+        shared: What all sessions of one factory hold once; None: the session is the only one.
     """
+    shared = SharedLists() if shared is None else shared
     rule = name_rule(settings.names_for, settings.max_name_length)
-    return Directory(
-        Router(settings.conflict_resolution, bindings, rule), ForeignNames() if foreign is None else foreign
-    )
+    router = Router(settings.conflict_resolution, bindings, rule, shared.claims)
+    return Directory(router, shared, ForeignNames() if foreign is None else foreign)

@@ -1,37 +1,18 @@
-"""Ask one backend for everything it offers: only what it advertises, every page, and no more than the limits allow."""
+"""What one backend offers, as it was listed."""
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import attrs
-import trio
 
-from trio_vmcp._known_results import KnownResults, can_recall
-from trio_vmcp._limits import init_limit
-from trio_vmcp._nursery import start_task
-from trio_vmcp._protocol.json_cost import memory_size
-from trio_vmcp._protocol.methods import KINDS, LISTS, MOST_STALE_PAGES, ListMethod, declares
-from trio_vmcp._request_note import current_note
-from trio_vmcp._session.offered_tools import offered_tools
-from trio_vmcp._session.pages import MOST_NAME_BYTES, ListPages, Page, Weight, digest_in_steps
-from trio_vmcp.connector import BackendClient
-from trio_vmcp.errors import BackendError, BackendRejected, BackendTimeout, MessageTooLarge
-from trio_vmcp.identity import Identity
-from trio_vmcp.models import JSON, Backend
+from trio_vmcp._protocol.methods import KINDS, LISTS, ListMethod
+from trio_vmcp._session.pages import Page, Weight, digest_in_steps
+from trio_vmcp.errors import BackendError
+from trio_vmcp.models import JSON
 from trio_vmcp.routing import Offer
-from trio_vmcp.settings import FactorySettings
 
-__all__ = ["FIELDS", "Listing", "list_backend"]
-
-logger = logging.getLogger("trio_vmcp.session")
-
-METHOD_NOT_FOUND = -32601  # JSON-RPC 2.0
-LONG_PAGE = 1024 * 1024  # bytes of a page
-MOST_CURSOR = 256 * 1024  # bytes of memory: the next request holds the cursor, and is encoded in one step
+__all__ = ["BY_KIND", "FIELDS", "Listing"]
 
 
 @attrs.frozen
@@ -59,13 +40,14 @@ class Listing:
     weights: dict[str, Weight] = attrs.field(factory=dict, repr=False)
     pages: dict[str, tuple[Page, ...]] = attrs.field(factory=dict, repr=False, eq=False)
     digests: dict[str, bytes] = attrs.field(factory=dict, repr=False, eq=False)
+    _offers: dict[str, Offer] = attrs.field(factory=dict, init=False, repr=False, eq=False)  # by backend id
 
     def differs(self, other: Listing | None, kind: str) -> bool:
         """Whether a kind of capability ("resources": their templates, too) is not what the other says of it.
 
         By digest: `==` would take true for 1 and one order for another, and reads all of both lists.
         """
-        return other is None or any(self.differs_in(other, each) for each in _BY_KIND[kind])
+        return other is None or any(self.differs_in(other, each) for each in BY_KIND[kind])
 
     def differs_in(self, other: Listing, method: ListMethod) -> bool:
         """Whether one list is not that of the other."""
@@ -94,278 +76,21 @@ class Listing:
         self.digests[method.kept_as] = yield from digest_in_steps(self.pages[method.kept_as], method)
 
     def offer(self, backend_id: str) -> Offer:
-        """The names alone: what routing decides on."""
-        return Offer(
-            backend_id=backend_id,
-            tools=tuple(self.tools),
-            prompts=tuple(self.prompts),
-            resources=tuple(self.resources),
-            templates=tuple(self.resource_templates),
-            renamed=self.renamed,
-        )
+        """The names alone: what routing decides on. The same object each time."""
+        offer = self._offers.get(backend_id)
+        if offer is None:
+            offer = self._offers[backend_id] = Offer(
+                backend_id=backend_id,
+                tools=tuple(self.tools),
+                prompts=tuple(self.prompts),
+                resources=tuple(self.resources),
+                templates=tuple(self.resource_templates),
+                renamed=self.renamed,
+            )
+        return offer
 
 
 FIELDS = tuple(method.kept_as for method in LISTS)
-_BY_KIND: dict[str, tuple[ListMethod, ...]] = {
+BY_KIND: dict[str, tuple[ListMethod, ...]] = {
     kind: tuple(method for method in LISTS if method.kind == kind) for kind in KINDS
 }
-
-
-async def list_backend(
-    backend: Backend,
-    client: BackendClient,
-    *,
-    identity: Identity | None,
-    settings: FactorySettings,
-    overlap: bool = False,
-    kinds: Iterable[str] = KINDS,
-    fields: Container[str] | None = None,
-    known: Listing | None = None,
-    is_resumed: bool = False,
-) -> Listing:
-    """Every list of one backend, as far as it advertises them and the user allows them. An optional list that fails
-    costs itself: `failures` says why, and what is `known` of it stays.
-
-    Args:
-        overlap: Ask for all lists at once: a third of the round trips, for three times the connections.
-        kinds: "tools", "resources" (their templates, too) and "prompts": of the others, what is `known` stays.
-        fields: Of these kinds, only the lists that are kept in these fields; None: all of them.
-        is_resumed: Whether the backend session is alive shows here: that it is lost is an error in any list.
-
-    Raises:
-        MessageTooLarge: Tools over `max_pages` or `max_items_per_backend`.
-        BackendError: A subclass says what else went wrong.
-    """
-    if known is None and not any(declares(client.server_capabilities, (kind,)) for kind in KINDS):
-        logger.warning("backend %r declares no tools, no resources and no prompts: it offers nothing", backend.id)
-    known = known or Listing()
-    asked = [each for kind in kinds for each in _BY_KIND[kind] if fields is None or each.kept_as in fields]
-    fields = {each.kept_as for each in asked}
-    kept = {field: weight for field, weight in known.weights.items() if field not in fields}
-    lister = _Lister(backend, client, identity, settings, kept, known, is_resumed)
-    wanted = [each for each in asked if declares(client.server_capabilities, (each.kind,))]
-    found = await (lister.fetch_together(wanted) if overlap else lister.fetch_in_turn(wanted))
-    new: dict[str, Any] = {each.kept_as: found.get(each, {}) for each in asked}
-    new |= {field: getattr(known, field) for field in lister.failures}
-    if "tools" in new and new["tools"] is not known.tools:
-        new["tools"] = await offered_tools(backend, new["tools"])
-        new["renamed"] = backend.renamed_tools
-    before = {field for field in FIELDS if field not in new or new[field] is getattr(known, field)}
-    digests = {field: digest for field, digest in known.digests.items() if field in before}
-    digests |= {field: digest for field, digest in lister.digests.items() if new[field]}
-    pages = {field: of for field, of in known.pages.items() if field in before} | lister.pages
-    failures = {field: error for field, error in known.failures.items() if field not in fields} | lister.failures
-    listing = attrs.evolve(known, **new, failures=failures, weights=lister.weights, digests=digests, pages=pages)
-    return await _with_what_is_known(listing, known, asked) if known.weights else listing
-
-
-async def _with_what_is_known(listing: Listing, known: Listing, asked: Iterable[ListMethod]) -> Listing:
-    """The same listing, with the very objects of before where nothing has changed. If that is everywhere: `known`."""
-    same: dict[str, Any] = {}
-    for each in asked:
-        for part in listing.to_be_hashed(known, each):  # `differs` would do it in one step
-            for _ in part.digest_in_steps(each):
-                await trio.lowlevel.checkpoint()
-        if not listing.differs_in(known, each):
-            same[each.kept_as] = getattr(known, each.kept_as)
-    listing = attrs.evolve(listing, **same)
-    is_as_known = listing.weights.keys() == known.weights.keys() and listing.pages == known.pages
-    if listing.failures or known.failures or not is_as_known:
-        return listing
-    return known if all(getattr(listing, field) is getattr(known, field) for field in FIELDS) else listing
-
-
-@attrs.define
-class _Lister:
-    """Asks, and counts over all lists together: what is listed is kept, so pages must not add up without end."""
-
-    backend: Backend
-    client: BackendClient
-    identity: Identity | None
-    settings: FactorySettings
-    weights: dict[str, Weight]
-    known: Listing
-    is_resumed: bool
-    failures: dict[str, BackendError] = attrs.field(factory=dict, init=False)
-    total: Weight = attrs.field(init=False)
-    _kept: Weight = attrs.field(init=False)  # of the lists that are not asked for now
-    _left: float = attrs.field(init=False)  # s that all optional lists together may still take
-    # As in `Listing`, of the lists that were fetched.
-    pages: dict[str, tuple[Page, ...]] = attrs.field(factory=dict, init=False)
-    digests: dict[str, bytes] = attrs.field(factory=dict, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.total = self._kept = sum(self.weights.values(), Weight())
-        self._left = init_limit(self.backend, self.settings).seconds
-
-    async def fetch_in_turn(self, wanted: Sequence[ListMethod]) -> dict[ListMethod, dict[str, JSON]]:
-        found = {each: await self._fetch_pages(each) for each in wanted if not each.is_optional}
-        waiting = [each for each in wanted if each.is_optional]
-        ends_at, begun_at, share = trio.current_effective_deadline(), 0.0, 0.0
-        while waiting:
-            with trio.CancelScope() as scope:  # one for all lists, until one of them takes longer than its share
-                while waiting and not scope.cancel_called:
-                    begun_at, share = trio.current_time(), self._share(ends_at)
-                    scope.deadline = begun_at + share
-                    found[waiting[0]] = await self._fetch_optional(waiting[0])
-                    self._left -= trio.current_time() - begun_at
-                    del waiting[0]
-            if scope.cancelled_caught:
-                late = waiting.pop(0)
-                found[late] = self._fail_late(late, share)
-                self._left -= trio.current_time() - begun_at
-        return found
-
-    async def fetch_together(self, wanted: Sequence[ListMethod]) -> dict[ListMethod, dict[str, JSON]]:
-        found: dict[ListMethod, dict[str, JSON]] = {}
-        errors: list[BackendError] = []
-        optional = [each for each in wanted if each.is_optional]
-
-        async def fetch(each: ListMethod) -> None:
-            try:
-                found[each] = await (self._fetch_optional(each) if each.is_optional else self._fetch_pages(each))
-            except BackendError as error:  # kept from the nursery, which would wrap it in a group
-                errors.append(error)
-                nursery.cancel_scope.cancel(reason="another list of this backend failed")
-
-        async with trio.open_nursery() as nursery:
-            for each in wanted:
-                if not each.is_optional:
-                    start_task(nursery, fetch, each)
-            share = self._share(trio.current_effective_deadline())
-            async with trio.open_nursery() as others:  # one scope for all of them
-                others.cancel_scope.deadline = trio.current_time() + share
-                for each in optional:
-                    start_task(others, fetch, each)
-            for each in optional:
-                if each not in found and not errors:
-                    found[each] = self._fail_late(each, share)
-        if errors:
-            raise errors[0]
-        self._keep_within_limits(found)
-        return found
-
-    def _share(self, ends_at: float) -> float:
-        """s that an optional list may take: half of what is left of the time, since one list that never ends must not
-        cost the others. Nor may it use up the time that a program has to start, which is longer.
-        """
-        return min(ends_at - trio.current_time(), self._left) / 2
-
-    async def _fetch_optional(self, wanted: ListMethod) -> dict[str, JSON]:
-        """One list; one that fails is in `failures`."""
-        try:
-            return await self._fetch_pages(wanted)
-        except BackendError as error:
-            note = current_note.get()
-            if self.is_resumed and note is not None and note.session_lost:
-                raise
-            self._fail_list(wanted, error)
-            return {}
-
-    def _fail_late(self, wanted: ListMethod, share: float) -> dict[str, JSON]:
-        knob = init_limit(self.backend, self.settings).knob
-        detail = f"did not answer {wanted.name!r} within {share:.3g} s, its share of {knob}"
-        self._fail_list(wanted, BackendTimeout(self.backend.id, detail))
-        return {}
-
-    def _fail_list(self, wanted: ListMethod, failure: BackendError) -> None:
-        """What came of this list does not count any more; what was known of it does."""
-        logger.warning("backend %r: %s costs that list: it %s", self.backend.id, wanted.name, failure.detail)
-        field = wanted.kept_as
-        self.failures[field] = failure
-        self.digests.pop(field, None)
-        self.pages.pop(field, None)
-        self.weights.pop(field, None)
-        if field in self.known.weights:
-            self.weights[field] = self.known.weights[field]
-        self.total = sum(self.weights.values(), Weight())
-
-    async def _fetch_pages(self, wanted: ListMethod) -> dict[str, JSON]:
-        """One list; the known one itself, if it comes in the pages of before."""
-        pages = ListPages(self.backend.id, wanted, self.known.pages.get(wanted.kept_as, ()), self._count)
-        cursor: Any = None
-        try:
-            while len(pages.received) < self.settings.max_pages:
-                page = await self._request(wanted, {} if cursor is None else {"cursor": cursor}, pages.known)
-                await pages.add(page)
-                cursor = self._cursor_of(page, wanted)
-                # "only null/absent ends the list": "" is a cursor (protocol 2026-07-28, pagination).
-                if cursor is None or pages.is_known:
-                    return self._ended(pages)
-                if pages.stale >= MOST_STALE_PAGES:
-                    text = "backend %r: %s does not end: %d pages in a row brought nothing new. What came is kept"
-                    logger.warning(text, self.backend.id, wanted.name, pages.stale)
-                    return self._ended(pages)
-        except BackendRejected as rejected:
-            if not wanted.is_optional or rejected.code != METHOD_NOT_FOUND:
-                raise
-            logger.warning("backend %r advertises %s but answers that it is not there", self.backend.id, wanted.name)
-            await pages.take_all()
-            await pages.hash_all()  # the next page may come next time
-            return self._ended(pages)
-        raise MessageTooLarge(
-            self.backend.id, f"has not ended {wanted.name!r} after {self.settings.max_pages} pages (max_pages)"
-        )
-
-    def _cursor_of(self, page: Page, wanted: ListMethod) -> Any:
-        cursor = page.result.get("nextCursor")
-        if cursor is not None and memory_size(cursor, MOST_CURSOR) > MOST_CURSOR:
-            raise MessageTooLarge(
-                self.backend.id, f"answered {wanted.name!r} with a cursor of over {MOST_CURSOR} bytes"
-            )
-        return cursor
-
-    def _ended(self, pages: ListPages) -> dict[str, JSON]:
-        """The entries of a list that has ended."""
-        field = pages.method.kept_as
-        if pages.is_known:
-            self._count(pages.method, self.known.weights[field])
-            self.pages[field] = self.known.pages[field]
-            known: dict[str, JSON] = getattr(self.known, field)
-            return known
-        if pages.hashed is None:
-            self.pages[field] = tuple(pages.received)
-        else:
-            self.digests[field] = pages.hashed.digest()
-        return pages.entries
-
-    async def _request(self, wanted: ListMethod, params: JSON, known: Sequence[Page]) -> Page:
-        # Without a timeout: the caller has one for all lists together.
-        method, client, identity = wanted.name, self.client, self.identity
-        if not can_recall(client):
-            return Page(await client.request(method, params, identity=identity, timeout=math.inf, on_progress=None))
-        results = KnownResults({page.digest: page.result for page in known if page.digest is not None})
-        result = await client.request(
-            method, params, identity=identity, timeout=math.inf, on_progress=None, known=results
-        )
-        is_long = results.digest is None or results.size > LONG_PAGE
-        return Page(result, results.digest, results.size, is_long)
-
-    def _count(self, wanted: ListMethod, more: Weight) -> None:
-        self.total += more
-        self.weights[wanted.kept_as] = own = self.weights.get(wanted.kept_as, Weight()) + more
-        # Optional lists that were faster must not cost the tools.
-        error = self._limit_error(self.total if wanted.is_optional else self._kept + own)
-        if error is not None:
-            raise error
-
-    def _limit_error(self, weight: Weight) -> MessageTooLarge | None:
-        """The limit that this weight is over; None: it is within all of them."""
-        settings = self.settings
-        if weight.items > settings.max_items_per_backend:
-            detail = f"lists over {settings.max_items_per_backend} items (max_items_per_backend)"
-        elif weight.names > MOST_NAME_BYTES:
-            detail = f"lists tools and prompts with over {MOST_NAME_BYTES} bytes of names"
-        elif weight.size > settings.max_message_bytes:
-            detail = f"lists more than {settings.max_message_bytes} bytes (max_message_bytes)"
-        else:
-            return None
-        return MessageTooLarge(self.backend.id, detail)
-
-    def _keep_within_limits(self, found: dict[ListMethod, dict[str, JSON]]) -> None:
-        """The tools came last, and all lists together are over a limit: that costs optional ones."""
-        for each in sorted(found, key=LISTS.index, reverse=True):
-            error = self._limit_error(self.total)
-            if error is not None and each.is_optional and found[each]:
-                found[each] = {}
-                self._fail_list(each, error)

@@ -38,6 +38,7 @@ from trio_vmcp._session.observed_calls import ObservedCalls
 from trio_vmcp._session.observing import SessionReporter
 from trio_vmcp._session.reconnects import Endpoints
 from trio_vmcp._session.row import RowContents, SessionRow
+from trio_vmcp._session.shared_lists import SharedLists
 from trio_vmcp._session.stopping import asked_at_of
 from trio_vmcp.connector import BackendConnector
 from trio_vmcp.errors import SessionClosed, VmcpError, session_tag
@@ -82,6 +83,7 @@ class SessionOwner:
     reporter: SessionReporter = attrs.field(repr=False)
     raise_exit: Callable[[BaseException], None] = attrs.field(repr=False)
     _check_backend: Callable[[Backend], None] = attrs.field(alias="check_backend", repr=False)
+    _shared: SharedLists = attrs.field(alias="shared", repr=False)
 
     life: Life = attrs.field(factory=Life, init=False, repr=False)
     membership: Membership = attrs.field(init=False, repr=False)
@@ -115,9 +117,10 @@ class SessionOwner:
                 self.reporter,
                 self.raise_exit,
                 log_level,
+                self._shared,
             ),
         )
-        self.directory = new_directory(self.row.bindings, self.settings, self.row.foreign_names)
+        self.directory = new_directory(self.row.bindings, self.settings, self.row.foreign_names, self._shared)
         parts = (self._members, self.directory, self.admission, self.identity, self.row.note_use, log_level)
         self.calls = ObservedCalls(*parts, reporter=self.reporter) if self.reporter.observers else Calls(*parts)
         self._moves = SubscriptionMoves(self._members, self.directory)

@@ -24,9 +24,11 @@ from trio_vmcp._protocol.headers import limited
 from trio_vmcp._protocol.methods import KINDS, LIST_CHANGED, SUBSCRIBE, UNSUBSCRIBE, Kind
 from trio_vmcp._request_note import RequestNote, current_note
 from trio_vmcp._session.call import note_answer
-from trio_vmcp._session.listing import Listing, list_backend
+from trio_vmcp._session.lister import list_backend
+from trio_vmcp._session.listing import Listing
 from trio_vmcp._session.member import Member, Publisher
 from trio_vmcp._session.reconnects import Backoff
+from trio_vmcp._session.shared_lists import SharedLists
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import BackendError, BackendRejected, MessageTooLarge
 from trio_vmcp.identity import Identity
@@ -72,6 +74,7 @@ class Refresher:
     _settings: FactorySettings
     _nursery: trio.Nursery
     _publisher: Publisher
+    _shared: SharedLists
     _stale: dict[Kind, None] = attrs.field(factory=dict, init=False)  # what to fetch, in the order of the notifications
     _running: bool = attrs.field(default=False, init=False)
     _wanted: trio.Event | None = attrs.field(default=None, init=False, repr=False)  # set by the next notification
@@ -190,6 +193,7 @@ class Refresher:
                     client,
                     identity=self._identity,
                     settings=self._settings,
+                    shared=self._shared,
                     kinds=kinds,
                     fields=fields,
                     known=self._member.listing,

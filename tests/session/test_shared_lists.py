@@ -1,0 +1,162 @@
+"""Lists that are byte for byte the same are parsed once per factory, and held once by all its sessions."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+from support.channels import EVERY_ANSWER, Channel
+from support.harness import ALICE, BOB, NO_RETRIES, echo_backend, open_world
+from trio.testing import MockClock
+
+from trio_vmcp import Backend, BackendState, Session, ToolOverride, open_session_factory
+from trio_vmcp.testing import CallContext, Error, ScriptedBackend
+
+
+def definitions(session: Session, kind: str = "tools") -> list[int]:
+    """The identities of the JSON objects that a session lists."""
+    return [id(entry.raw) for entry in getattr(session, kind)]
+
+
+def offering_backend(**options: Any) -> ScriptedBackend:
+    backend = echo_backend(**options)
+    backend.add_tool("other")
+    backend.add_prompt("ask")
+    backend.add_resource("file:///a", "text")
+    return backend
+
+
+@EVERY_ANSWER
+async def test_sessions_hold_equal_lists_once(channel: Channel, autojump_clock: MockClock) -> None:
+    """Over every channel: two sessions of one factory list the very same objects, and a third factory has its own."""
+    async with channel.open_way(channel.backend()) as (transport, entry):
+        async with (
+            open_session_factory(transport=transport) as factory,
+            open_session_factory(transport=transport) as another,
+            factory.open_session([entry]) as one,
+            factory.open_session([entry]) as two,
+            another.open_session([entry]) as three,
+        ):
+            assert definitions(one) == definitions(two) != definitions(three)
+            assert [tool.name for tool in one.tools] == [tool.name for tool in three.tools]
+            for session in (one, two):
+                assert (await session.call_tool("b_echo", {"text": "x"})).content
+
+
+async def test_every_kind_of_list_is_shared(autojump_clock: MockClock) -> None:
+    """Tools, prompts and resources alike, whichever backend id they have in another session."""
+    async with open_world({"a": offering_backend()}) as world:
+        (entry,) = world.configured
+        renamed = Backend("z", url=entry.url, era=entry.era)
+        async with world.open_session() as one, world.open_session() as two:
+            third = await world.factory.make_session([renamed])
+            for kind in ("tools", "prompts", "resources"):
+                assert definitions(one, kind) == definitions(two, kind) == definitions(third, kind) != []
+            assert ["z_echo", "z_other"] == [tool.name for tool in third.tools]
+            assert ["a_echo", "a_other"] == [tool.name for tool in one.tools]
+            await third.aclose()
+
+
+async def test_lists_that_differ_are_not_shared(autojump_clock: MockClock) -> None:
+    """One byte that differs is another list: principals see what their backend told them."""
+    backend = echo_backend()
+    async with open_world({"a": backend}) as world:
+        async with world.open_session() as one:
+            backend.tools[0] = {**backend.tools[0], "description": "for Bob"}
+            async with world.factory.open_session(world.configured, identity=BOB) as two:
+                assert definitions(one) != definitions(two)
+                assert ["for Bob"] == [tool.description for tool in two.tools]
+                async with world.factory.open_session(world.configured, identity=ALICE) as three:
+                    assert definitions(two) == definitions(three)
+            assert ["for Bob"] != [tool.description for tool in one.tools]
+
+
+@pytest.mark.parametrize(
+    "configured",
+    [
+        {"deny_tools": ["other"]},
+        {"allow_tools": ["echo"]},
+        {"overrides": {"echo": ToolOverride(description="mine")}},
+        {"overrides": {"echo": ToolOverride(name="say")}},
+    ],
+    ids=["denied", "allowed", "described", "renamed"],
+)
+async def test_filters_and_overrides_hold_for_their_session_alone(
+    configured: dict[str, Any], autojump_clock: MockClock
+) -> None:
+    """The same bytes under other filters or overrides are another list, in both orders of opening."""
+    async with open_world({"a": offering_backend()}) as world:
+        (entry,) = world.configured
+        filtered = Backend("a", url=entry.url, era=entry.era, **configured)
+        for first, second in ((entry, filtered), (filtered, entry)):
+            async with world.factory.open_session([first]) as one, world.factory.open_session([second]) as two:
+                shown = {
+                    backend: [(tool.name, tool.description) for tool in session.tools]
+                    for backend, session in ((id(first), one), (id(second), two))
+                }
+                assert [("a_echo", None), ("a_other", None)] == shown[id(entry)]
+                assert shown[id(entry)] != shown[id(filtered)]
+
+
+async def test_a_list_that_fails_is_not_taken_from_another_session(autojump_clock: MockClock) -> None:
+    """A new session has never seen the list: it is empty there, whatever other sessions have seen."""
+    backend = offering_backend()
+    async with open_world({"a": backend}, settings=NO_RETRIES) as world, world.open_session() as one:
+        backend.fail("prompts/list", Error(-32603, "no"), times=1)
+        async with world.open_session() as two:
+            assert 1 == len(one.prompts)
+            assert () == two.prompts
+            assert BackendState.DEGRADED is two.backends["a"].state
+            assert definitions(one) == definitions(two)
+
+
+async def test_pages_are_shared_up_to_where_they_differ(autojump_clock: MockClock) -> None:
+    """Lists of many pages with the same beginning and another end are lists of their own, and whole."""
+    backend = ScriptedBackend(page_size=2)
+    for at in range(5):
+        backend.add_tool(f"t{at}")
+    async with open_world({"a": backend}) as world, world.open_session() as one:
+        async with world.open_session() as two:
+            assert definitions(one) == definitions(two)
+        backend.add_tool("t5")
+        async with world.open_session() as three:
+            assert [f"a_t{at}" for at in range(6)] == [tool.name for tool in three.tools]
+        assert 5 == len(one.tools)
+
+
+async def test_a_change_is_parsed_by_the_first_session_that_hears_of_it(autojump_clock: MockClock) -> None:
+    """After a `list_changed`, sessions share the new lists as they shared the old ones."""
+    backend = offering_backend(answers="sse")
+
+    async def announce(arguments: Any, context: CallContext) -> str:
+        await context.notify("notifications/tools/list_changed", {})
+        return ""
+
+    backend.add_tool("announce", announce)
+    async with open_world({"a": backend}) as world, world.open_session() as one, world.open_session() as two:
+        async with one.changes() as first, two.changes() as second:
+            backend.add_tool("new")
+            for session in (one, two):
+                await session.call_tool("a_announce")
+            assert "tools" == (await first.receive()).kind == (await second.receive()).kind
+        assert definitions(one) == definitions(two)
+        assert 4 == len(one.tools)
+
+
+async def test_lists_go_with_the_last_session_that_has_them(autojump_clock: MockClock) -> None:
+    """A factory keeps nothing that no session has."""
+    async with open_world({"a": echo_backend()}) as world:
+        session = await world.make_session()
+        tool = weakref.ref(session.tools[0])
+        two = await world.make_session()
+        assert two.tools[0] is tool()
+        await session.aclose()
+        del session
+        gc.collect()
+        assert tool() is not None
+        await two.aclose()
+        del two
+        gc.collect()
+        assert tool() is None
