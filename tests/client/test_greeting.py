@@ -119,10 +119,12 @@ async def test_every_modern_request_says_which_client_sends_it(channel: Channel,
 
 
 @EVERY_MODERN_ANSWER
-async def test_callers_cannot_override_what_the_client_says_of_itself(
+async def test_a_request_cannot_say_another_version_and_may_declare_capabilities_of_its_own(
     channel: Channel, autojump_clock: MockClock
 ) -> None:
-    """The rest of their `_meta` goes along with the progress token, and their own dict stays as it is."""
+    """The rest of its `_meta` goes along with the progress token, and the given dict stays as it is. (A session passes
+    on no reserved key of a caller's `meta`; the capabilities are its `client_capabilities`.)
+    """
     backend = channel.backend()
     meta = {f"{META}protocolVersion": "1999-01-01", f"{META}clientCapabilities": {"roots": {}}, "traceparent": "00-1"}
     async with channel.open_client(backend) as client:
@@ -131,7 +133,7 @@ async def test_callers_cannot_override_what_the_client_says_of_itself(
         assert {"name", "arguments", "_meta"} == params.keys()
         assert "1999-01-01" == meta[f"{META}protocolVersion"]
     sent = backend.received("tools/call")[0].meta
-    assert (VERSION, {}, "00-1", 2) == (
+    assert (VERSION, {"roots": {}}, "00-1", 2) == (
         sent[f"{META}protocolVersion"],
         sent[f"{META}clientCapabilities"],
         sent["traceparent"],
