@@ -39,6 +39,7 @@ from trio_vmcp._protocol.methods import (
 )
 from trio_vmcp._protocol.outcomes import (
     GATEWAY_STATUSES,
+    MOST_WORDS,
     Answer,
     Loss,
     Refusal,
@@ -392,4 +393,4 @@ def _is_of_the_other_era(outcome: Answer | Refusal) -> bool:
     reply = outcome.reply
     if not isinstance(reply, ErrorReply) or is_modern_error(outcome):
         return False
-    return names_session(outcome) or "protocol version" in reply.message.lower()
+    return names_session(outcome) or "protocol version" in reply.message[:MOST_WORDS].lower()

@@ -44,7 +44,7 @@ def decode_in_steps(
         most: Characters in one step.
 
     Raises:
-        ValueError: As `decoder` raises it; the position of a `JSONDecodeError` is that in `text`.
+        ValueError: As `decoder` raises it. The `pos` of a `JSONDecodeError` is that in `text`; its line is not told.
         RecursionError: It is nested too deeply for the parser in C.
     """
     reader = _Reader(decoder, text, most, begin)
@@ -147,14 +147,14 @@ class _Reader:
             return True
         if inside:  # else this member is the first
             if mark != ",":
-                raise json.JSONDecodeError("Expecting ',' delimiter", self._text, self.at)
+                raise _no_json("Expecting ',' delimiter", self.at)
             self.at += 1
         return False
 
     def _read_key(self) -> Generator[None, None, None]:
         begin = self.at
         if self._text[begin : begin + 1] != '"':
-            raise json.JSONDecodeError("Expecting property name enclosed in double quotes", self._text, begin)
+            raise _no_json("Expecting property name enclosed in double quotes", begin)
         if self._is_at_long_string():
             key = yield from self._read_string()
             yield  # its hash takes as long as a slice of many
@@ -165,7 +165,7 @@ class _Reader:
 
     def _take_colon(self) -> None:
         if self._text[self.at : self.at + 1] != ":":
-            raise json.JSONDecodeError("Expecting ':' delimiter", self._text, self.at)
+            raise _no_json("Expecting ':' delimiter", self.at)
         self.at += 1
 
     def _take_value(self) -> None:
@@ -221,8 +221,7 @@ class _Reader:
             try:
                 part, end = self._decoder.raw_decode(quoted)
             except json.JSONDecodeError as error:
-                at = self.at - 1 + error.pos if error.pos else begin
-                raise json.JSONDecodeError(error.msg, self._text, at) from None
+                raise _no_json(error.msg, self.at - 1 + error.pos if error.pos else begin) from None
             if parts and _begins_with_pair(parts[-1], part) and piece.startswith("\\"):
                 part = _paired(parts[-1][-1] + part[0]) + part[1:]
                 parts[-1] = parts[-1][:-1]
@@ -245,10 +244,17 @@ class _Reader:
             if offset + len(self._window) < len(self._text):
                 return _LONG  # also if it is an error of the text, which comes up again
             if isinstance(error, json.JSONDecodeError):
-                raise json.JSONDecodeError(error.msg, self._text, offset + error.pos) from None
+                raise _no_json(error.msg, offset + error.pos) from None
             raise
         self.at = offset + end
         return value
+
+
+def _no_json(problem: str, at: int) -> json.JSONDecodeError:
+    """Without the text, whose lines `json` counts for the error: 20 ms for 64 MiB."""
+    error = json.JSONDecodeError(problem, "", 0)
+    error.pos = at
+    return error
 
 
 def _behind_escape(text: str, begin: int, end: int) -> int:

@@ -16,6 +16,7 @@ from trio_vmcp.errors import BackendError, BackendRejected, BackendUnauthorized,
 __all__ = [
     "GATEWAY_STATUSES",
     "MOST_QUOTED",
+    "MOST_WORDS",
     "Answer",
     "Loss",
     "Refusal",
@@ -102,11 +103,15 @@ _ABOUT_THE_REQUEST = frozenset({-32602, -32603})
 
 
 def names_session(outcome: Answer | Refusal) -> bool:
-    """Whether a refusal is about the session and not about the request, as restarted servers answer."""
+    """Whether a refusal is about the session and not about the request, as restarted servers answer. Only the beginning
+    of its text is read.
+    """
     if isinstance(outcome, Refusal):
         return outcome.names_session
     reply = outcome.reply
-    return isinstance(reply, ErrorReply) and "session" in reply.message.lower() and reply.code not in _ABOUT_THE_REQUEST
+    if not isinstance(reply, ErrorReply) or reply.code in _ABOUT_THE_REQUEST:
+        return False
+    return "session" in reply.message[:MOST_WORDS].lower()
 
 
 _LOST = re.compile(r"not found|unknown|invalid|no valid|expired|mismatch|missing|required|terminated", re.IGNORECASE)
