@@ -131,7 +131,8 @@ class SessionFactory(Protocol):
 
         Args:
             handlers, prefer_era: As in `make_session`. Neither is stored. A stored backend session of the handshake era
-                is taken up in that era, whatever is preferred.
+                is taken up in that era, whatever is preferred, and goes by the capabilities that were declared when it
+                began; what it asks goes to these handlers.
 
         Raises:
             InvalidSessionId: The id is of another form; neither storage nor backend was contacted.
