@@ -199,6 +199,28 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def instances(session: nox.Session) -> None:
+    """Instances over a real Redis, killed and frozen under load: 200 times, in CI 30 times; and the deployment of
+    tests/deploy behind HAProxy. Needs redis-server and haproxy.
+    """
+    session.install(f"{wheel(session)}[redis]", *group("test"))
+    # -P, not PYTHONSAFEPATH: the instances inherit the environment, and their script imports a module beside it.
+    command = ("python", "-P", "-m", "pytest", "--installed-only", "--verbose", f"--points={30 if CI else 200}")
+    patience = "--override-ini=faulthandler_timeout=3000"  # a process takes about a second to start
+    session.run(*command, patience, "tests/deploy", *session.posargs)
+
+
+@nox.session
+def deploy(session: nox.Session) -> None:
+    """Two instances behind HAProxy under load, one of which is killed: figures, and deploy.png. Not part of CI, which
+    tests the same deployment in `instances`.
+    """
+    session.install(f"{wheel(session)}[redis]", *group("test"), "matplotlib")
+    picture = WORK / "deploy.png"
+    session.run("python", "-P", "-m", "deploy", f"--png={picture}", *session.posargs, env={"PYTHONPATH": "tests"})
+
+
+@nox.session
 def sweeps(session: nox.Session) -> None:
     """One fault at every possible place, and hostile answers. A finding prints the command that repeats its case."""
     session.install(str(wheel(session)), *group("test"), *group("sweeps"))

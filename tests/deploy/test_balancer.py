@@ -1,0 +1,17 @@
+"""Two instances behind HAProxy, one of which is killed under load: no session is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deploy.deployment import deploy
+
+SESSIONS, BACKENDS, RATE = 20, 3, 40.0
+
+
+async def test_killing_an_instance_costs_no_session(tmp_path: Path) -> None:
+    """Calls in flight on it fail, and no others; every session goes on, at once, on the instance that is left."""
+    report = await deploy(tmp_path, sessions=SESSIONS, backends=BACKENDS, rate=RATE, seconds=(1.0, 2.0, 1.0))
+    assert SESSIONS == report.sessions_served_afterwards
+    assert set() == report.unexpected
+    assert report.ok > 50

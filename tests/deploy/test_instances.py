@@ -1,0 +1,159 @@
+"""Instances over one Redis that are killed and frozen under load: no acknowledged session is lost, none comes back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import attrs
+import trio
+from support.harness import echo_backend
+from support.redis_server import APPEND_ONLY, serve_redis
+
+from deploy.processes import Client, Instance, open_client, running
+from trio_vmcp.testing import open_loopback
+
+BACKENDS = 2
+WORKERS = 4
+USERS = ("alice", "bob", "carol")
+OPENING_BOUND = 15.0  # s; the settings allow more, and an opening takes some ms
+
+
+@attrs.define
+class Acknowledged:
+    """What clients were told."""
+
+    alive: dict[str, str] = attrs.field(factory=dict)  # the user of each session
+    terminated: dict[str, str] = attrs.field(factory=dict)
+    calls: int = 0
+    moves: int = 0  # calls of sessions on an instance other than their last
+
+    def stranger(self, user: str) -> str:
+        return USERS[(USERS.index(user) + 1) % len(USERS)]
+
+
+@attrs.define(eq=False)
+class World:
+    instances: Sequence[Instance]
+    client: Client
+    told: Acknowledged
+    nursery: trio.Nursery
+    choices: random.Random
+
+    def some_instance(self) -> Instance | None:
+        return self.choices.choice([each for each in self.instances if each.is_up] or [None])
+
+    async def work(self) -> None:
+        """Make, use and end sessions, on any instance that is up, until cancelled."""
+        while True:
+            instance = self.some_instance()
+            if instance is None:
+                await trio.sleep(0.01)
+                continue
+            what = self.choices.random()
+            if what < 0.2 or not self.told.alive:
+                user = self.choices.choice(USERS)
+                session_id = await self.client.create(instance.url, user)
+                if session_id is not None:
+                    self.told.alive[session_id] = user
+            elif what < 0.3:
+                await self.terminate(instance, self.choices.choice(list(self.told.alive)))
+            else:
+                await self.use(instance, self.choices.choice(list(self.told.alive)))
+
+    async def terminate(self, instance: Instance, session_id: str) -> None:
+        """Until the answer, it may be alive or not."""
+        user = self.told.alive.pop(session_id)
+        status = await self.client.terminate(instance.url, user, session_id)
+        if status == 200:
+            self.told.terminated[session_id] = user
+
+    async def use(self, instance: Instance, session_id: str) -> None:
+        """A call of the session's user, which may fail only if the instance was killed, or the session ended."""
+        user = self.told.alive[session_id]
+        status = await self.client.call(instance.url, user, session_id)
+        self.told.calls += status == 200
+        if status != 200 and session_id in self.told.alive:
+            assert status == 0, f"a call of a live session was answered {status}"
+            assert not instance.is_up, "an instance broke a connection"
+
+    async def check_all_on(self, instance: Instance) -> None:
+        """All sessions that are known, on the instance that is left."""
+        async with trio.open_nursery() as checks:
+            for session_id, user in list(self.told.alive.items())[-20:]:
+                checks.start_soon(self.check_alive, instance, session_id, user)
+            for session_id, user in list(self.told.terminated.items())[-10:]:
+                checks.start_soon(self.check_terminated, instance, session_id, user)
+
+    async def check_alive(self, instance: Instance, session_id: str, user: str) -> None:
+        assert 404 == await self.client.call(instance.url, self.told.stranger(user), session_id)
+        with trio.fail_after(OPENING_BOUND):
+            await self.use(instance, session_id)
+
+    async def check_terminated(self, instance: Instance, session_id: str, user: str) -> None:
+        assert 404 == await self.client.call(instance.url, user, session_id), "a terminated session came back"
+
+
+@asynccontextmanager
+async def open_world(home: Path, seed: int) -> AsyncIterator[World]:
+    async with AsyncExitStack() as everything:
+        redis = everything.enter_context(serve_redis(home, *APPEND_ONLY))
+        urls = [
+            (f"b{number}", await everything.enter_async_context(open_loopback(echo_backend())))
+            for number in range(BACKENDS)
+        ]
+        instances = [Instance(name, redis.url, urls) for name in "ab"]
+        client = await everything.enter_async_context(open_client())
+        nursery = await everything.enter_async_context(running(*instances))
+        yield World(instances, client, Acknowledged(), nursery, random.Random(seed))
+
+
+async def test_instances_are_killed_under_load(points: int, tmp_path: Path) -> None:
+    """After each kill, the other instance serves every acknowledged session to its user, within the bound of an
+    opening, and no terminated one, and none to another user.
+    """
+    async with open_world(tmp_path, seed=points) as world:
+        async with trio.open_nursery() as load:
+            for _ in range(WORKERS):
+                load.start_soon(world.work)
+            for _ in range(points):
+                victim, other = world.choices.sample(list(world.instances), 2)
+                await trio.sleep(world.choices.uniform(0, 0.1))
+                await victim.kill()
+                await world.check_all_on(other)
+                await victim.start(world.nursery)
+            load.cancel_scope.cancel()
+        for instance in world.instances:
+            await world.check_all_on(instance)
+    assert len(world.told.alive) > 3
+    assert len(world.told.terminated) > 3
+
+
+async def test_an_instance_that_was_frozen_in_mid_update_loses(points: int, tmp_path: Path) -> None:
+    """What was terminated while it was frozen stays terminated, whatever it was about to write."""
+    async with open_world(tmp_path, seed=points) as world:
+        frozen, other = world.instances
+        for _ in range(max(3, points // 5)):
+            user = USERS[0]
+            session_id = await world.client.create(frozen.url, user)
+            assert session_id is not None
+            async with trio.open_nursery() as updates:
+                for number in range(3):
+                    updates.start_soon(_update_for_ever, world, frozen, user, session_id, str(number))
+                await trio.sleep(world.choices.uniform(0, 0.03))
+                frozen.freeze()
+                try:
+                    assert 200 == await world.client.terminate(other.url, user, session_id)
+                finally:
+                    frozen.thaw()
+                await trio.sleep(0.05)
+                updates.cancel_scope.cancel()
+            for instance in world.instances:
+                await world.check_terminated(instance, session_id, user)
+
+
+async def _update_for_ever(world: World, instance: Instance, user: str, session_id: str, value: str) -> None:
+    while await world.client.set_attributes(instance.url, user, session_id, {"value": value}) == 200:
+        pass
