@@ -149,7 +149,7 @@ class DefaultSessionManager(SessionManager):
                 case Opening() as opening if known is found:
                     await opening.done.wait()
                 case _:
-                    ending = Ending(None, has_goodbyes=True, count="terminated")
+                    ending = Ending(None, count="terminated")
                     self._registry.end(known, ending)
                     await ending.tried.wait()
                     return
@@ -192,7 +192,7 @@ class DefaultSessionManager(SessionManager):
 
     def _require_young(self, known: Known, row: SessionRow) -> None:
         if age_of(row.metadata.created_at) >= self._settings.max_lifetime:
-            self._registry.end(known, Ending(None, has_goodbyes=True, count="expired"))
+            self._registry.end(known, Ending(None, count="expired"))
             raise SessionNotFound(known.session_id)
 
     def _new_id(self) -> str:

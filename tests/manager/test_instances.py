@@ -7,10 +7,12 @@ from functools import partial
 import pytest
 import trio
 from support.harness import ALICE, echo_backend, state_of
+from support.instances import cut
 from support.managers import SLEEP, TTL, State, managed
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import BackendState, ManagerSettings, SessionNotFound, SessionState
+from trio_vmcp._manager.ends import MOST_DELAY
 from trio_vmcp.testing import Error, Exchange, Status
 
 
@@ -159,3 +161,21 @@ async def test_two_managers_may_restore_at_the_same_time(autojump_clock: MockClo
         await world.manager.terminate(session.id, caller=ALICE)
         await trio.sleep(6)
         assert [0, 0, 0] == [instance.manager.statistics.live for instance in world.instances]
+
+
+async def test_what_another_instance_began_after_the_end_ends_too(autojump_clock: MockClock) -> None:
+    """A terminates while it is cut off from the storage. B has not heard of it, begins a new session at the backend and
+    suspends. Once A reaches the row, that session ends with it.
+    """
+    async with managed(2) as world:
+        session = await world.make("live")
+        copy = await world.instances[1].manager.get(session.id, caller=ALICE)
+        cut(world.way)
+        await world.manager.terminate(session.id, caller=ALICE)
+        assert (await copy.call_tool("a_echo")).backend_state_lost
+        await copy.suspend()
+        assert 1 == len(world.backend.sessions)
+        world.way.before.clear()
+        await trio.sleep(MOST_DELAY + 1)
+        assert {} == world.backend.sessions
+        assert await world.row(session.id) is None

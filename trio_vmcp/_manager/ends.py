@@ -50,8 +50,7 @@ async def _delete(storage: RowStorage, known: Known, ending: Ending) -> SessionM
         stored = await storage.load(known.session_id)
         if ending.mark is not None and stored.used_at != ending.mark:
             return None
-        if ending.has_goodbyes:
-            ending.records = stored.backends  # before the delete, whose answer may be lost
+        ending.records = stored.backends  # before the delete, whose answer may be lost
         try:
             await storage.delete(known.session_id, expected_version=stored.version)
         except MetadataConflict:

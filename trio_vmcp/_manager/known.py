@@ -63,15 +63,14 @@ class Ending:
 
     Attributes:
         mark: As in `Asleep`: only a row with this mark is ended. None: any.
-        has_goodbyes: The backends' sessions that the row names are to be ended, too.
-        records: Those, as far as the row was read.
+        records: The backends' sessions that the row names, as last read: they end with it. Another instance may have
+            begun some of them after the session had ended here.
         count: Which count it adds to, once the first attempt has found that it was not another instance's.
         tried: Set when the first attempt is over.
         delay: s until the next attempt; 0: the first one is under way.
     """
 
     mark: datetime | None
-    has_goodbyes: bool
     count: Literal["terminated", "expired"] | None = None
     delay: float = 0.0
     records: tuple[BackendRecord, ...] = attrs.field(default=(), init=False, repr=False)

@@ -127,7 +127,7 @@ class Registry:
         elif life.terminates and row.may_be_left and not self._is_closing:
             logger.warning("%s has ended, but its row is left", session_tag(known.session_id))
             mark = row.metadata.used_at if life.cause is Cause.IDLE else None
-            known.state = Ending(mark, has_goodbyes=False, delay=FIRST_DELAY)
+            known.state = Ending(mark, delay=FIRST_DELAY)
             known.state.tried.set()
             self._plan(known)
         else:
@@ -248,7 +248,7 @@ class Registry:
             self._plan(known)
         else:
             mark = asleep.mark if due.step is Step.END_IDLE else None
-            self.end(known, Ending(mark, has_goodbyes=True, count="expired"))
+            self.end(known, Ending(mark, count="expired"))
 
     async def _touch(self, known: Known, asleep: Asleep) -> None:
         try:
@@ -293,7 +293,7 @@ class Registry:
             async with trio.open_nursery() as ends:
                 for known in self.all():
                     if isinstance(known.state, Asleep) and self._terminates:
-                        known.state = Ending(known.state.mark, has_goodbyes=True)
+                        known.state = Ending(known.state.mark)
                         start_task(ends, self._end, known, known.state)
                     elif isinstance(known.state, Ending):
                         start_task(ends, known.state.tried.wait)
