@@ -39,6 +39,11 @@ class ToolPatterns:
     _globs: re.Pattern[str] | None
     _hints: tuple[str, ...]
 
+    @property
+    def has_hints(self) -> bool:
+        """It depends on the annotations of a tool, too."""
+        return bool(self._hints)
+
     def match(self, name: str, tool: Mapping[str, Any]) -> bool:
         """Whether a tool is meant.
 

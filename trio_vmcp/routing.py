@@ -290,6 +290,15 @@ class Router:
         """The backend that a name is bound to, also while that backend does not list it."""
         return self._names[kind].bound.get(name)
 
+    def own_names(self, backend_id: str, name: str, renamed: Mapping[str, str]) -> tuple[str, ...] | None:
+        """The own names of this backend that an advertised tool may have; None: any, since the name may be a changed
+        one.
+
+        Args:
+            renamed: Own names to those that the user gives in their place.
+        """
+        return self._names["tools"].own_names(backend_id, name, renamed)
+
     def bound_bytes(self, backend_id: str) -> int:
         """The size of all names that are bound to a backend."""
         return sum(names.bound_bytes[backend_id] for names in self._names.values())

@@ -7,13 +7,14 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from support.channels import EVERY_CHANNEL, Channel
+from support.channels import EVERY_CHANNEL, EVERY_SHARED_CHANNEL, Channel
 from support.harness import ALICE, BOB, echo_backend, open_world
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
     JSON,
     Backend,
+    BackendUnavailable,
     FactorySettings,
     Manual,
     NameConflict,
@@ -139,6 +140,89 @@ async def test_the_choice_holds_when_the_list_changes(channel: Channel, autojump
             await session.call_tool("b_get_item")
         await session.call_tool("b_new_one")
         assert {"new_one": 1} == backend.executed
+
+
+READ_ONLY: JSON = {"get_item": ToolOverride(annotations={"readOnlyHint": True})}
+LONG = "get_" + 80 * "x"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "name", "is_known"),
+    [
+        ({"deny_tools": ["get_item"]}, "b_get_item", True),
+        ({"deny_tools": ["get_*"]}, "b_get_item", True),
+        ({"deny_tools": ["get_*"]}, "b_put_item", False),
+        ({"allow_tools": ["put_*", "delete_item"]}, "b_get_item", True),
+        ({"allow_tools": ["put_*"]}, "b_put_item", False),
+        ({"allow_tools": []}, "b_put_item", True),
+        ({"allow_tools": ["put_*", "@readOnly"]}, "b_get_item", False),  # the backend says whether it only reads
+        ({"allow_tools": ["@readOnly"], "deny_tools": ["get_*"]}, "b_get_item", True),
+        ({"deny_tools": ["@readOnly"]}, "b_get_item", False),
+        ({"deny_tools": ["@readOnly"], "overrides": READ_ONLY}, "b_get_item", True),
+        ({"overrides": {"get_item": ToolOverride(name="look_up")}}, "b_get_item", True),  # it is b_look_up now
+        ({"overrides": {"get_item": ToolOverride(name="put_item")}, "deny_tools": ["get_*"]}, "b_put_item", False),
+        ({"overrides": {"get_item": ToolOverride(name="put_item")}, "deny_tools": ["*_item"]}, "b_put_item", True),
+        ({"deny_tools": ["get_*"]}, LONG, False),  # its name is cut: other tools may have it
+    ],
+)
+async def test_what_is_filtered_out_is_not_found_while_its_backend_is_away(
+    chosen: JSON, name: str, is_known: bool, autojump_clock: MockClock
+) -> None:
+    """After a restore, where the configuration alone says so; else the backend is unavailable."""
+    backend = add_tools(echo_backend())
+    backend.add_tool(LONG)
+    async with open_world({"b": backend}) as world:
+        session = await world.make_session(session_id="one", identity=ALICE)
+        if name == LONG:
+            (name,) = (tool.name for tool in session.tools if tool.backend_name == LONG)
+        assert name in named(session)
+        await session.suspend()
+        backend.crash()
+        entry = attrs.evolve(world.configured[0], **chosen)
+        restored = (await world.factory.restore_session("one", [entry], identity=ALICE)).as_caller(ALICE)
+        with pytest.raises(ToolNotFound if is_known else BackendUnavailable):
+            await restored.call_tool(name)
+        backend.restart()
+
+
+@EVERY_SHARED_CHANNEL
+async def test_what_the_last_list_leaves_out_is_not_found_while_its_backend_is_away(
+    channel: Channel, autojump_clock: MockClock
+) -> None:
+    """Its hints say so, as last seen. What was listed is unavailable."""
+    backend = add_tools(channel.backend(listens=True))
+    async with channel.open_session(backend, configured={"deny_tools": ["@destructive"]}) as session:
+        await session.call_tool("b_put_item")
+        listed(backend, "put_item")["annotations"] = {"destructiveHint": True}
+        await announce(backend)
+        backend.crash()
+        await wait_all_tasks_blocked()
+        assert session.failures
+        with pytest.raises(ToolNotFound):
+            await session.call_tool("b_put_item")
+        with pytest.raises(BackendUnavailable):
+            await session.call_tool("b_get_item")
+        backend.restart()
+
+
+@pytest.mark.parametrize(("own_name", "is_known"), [("get_all", True), ("get_item", False)])
+async def test_what_manual_leaves_out_is_not_found_while_its_backend_is_away(
+    own_name: str, is_known: bool, autojump_clock: MockClock
+) -> None:
+    """As what is filtered out: the names of `Manual` are all that there are."""
+    backend = add_tools(echo_backend())
+    names = {"one": ("b", "get_item"), "all": ("b", "get_all")}
+    async with open_world({"b": backend}, settings=FactorySettings(conflict_resolution=Manual(names))) as world:
+        session = await world.make_session(session_id="one")
+        assert ["one", "all"] == named(session)
+        await session.suspend()
+        backend.crash()
+        entry = attrs.evolve(world.configured[0], deny_tools=["get_all"])
+        restored = await world.factory.restore_session("one", [entry])
+        (name,) = (name for name, (_, own) in names.items() if own == own_name)
+        with pytest.raises(ToolNotFound if is_known else BackendUnavailable):
+            await restored.call_tool(name)
+        backend.restart()
 
 
 async def test_another_choice_after_a_restore(autojump_clock: MockClock) -> None:

@@ -20,6 +20,7 @@ _MAX_LENGTH: dict[NamesFor, int] = {"models": 64, "mcp": 128}
 
 _DIGEST_LENGTH = 12  # base32 characters, 60 bits: two of 10 000 names collide with a probability of 4e-11
 _SEPARATOR = "_"
+_DIGEST = re.compile(rf"{_SEPARATOR}[a-z2-7]{{{_DIGEST_LENGTH}}}\Z")
 
 
 @attrs.frozen
@@ -37,6 +38,10 @@ class NameRule:
     def cuts(self, name: str) -> bool:
         """Whether a name that does not fit loses its beginning."""
         return len(name) + len(_SEPARATOR) + _DIGEST_LENGTH > self.max_length
+
+    def may_be_changed(self, name: str) -> bool:
+        """Whether an advertised name ends as one that `fit` has changed."""
+        return _DIGEST.search(name) is not None
 
     def fit(self, name: str) -> str:
         """The name itself if it fits. Else each foreign character becomes "_", and the name ends in a digest of what it

@@ -29,6 +29,7 @@ from trio_vmcp._routing.strategies import (
     composer,
     first_owner,
     inner_prefixes,
+    own_names,
 )
 from trio_vmcp._routing.table import Target
 from trio_vmcp.models import NameConflict
@@ -274,6 +275,12 @@ class Names:
             del self.bound[name]
         self.bound_bytes.pop(backend_id, None)
         yield from self._settle_all(released)
+
+    def own_names(self, backend_id: str, name: str, renamed: Mapping[str, str]) -> tuple[str, ...] | None:
+        """As `Router.own_names`."""
+        if self._rule is not None and self._rule.may_be_changed(name):
+            return None
+        return own_names(self._strategy, backend_id, renamed, name)
 
     def segments(self) -> Iterator[tuple[str, Mapping[str, Target]]]:
         """What is routed, in the order of the table: for each backend the names that it is the first to claim."""

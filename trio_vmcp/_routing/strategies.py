@@ -219,6 +219,21 @@ def composer(strategy: ConflictResolution, backend_id: str, renamed: Mapping[str
     return lambda name: prefix + name
 
 
+def own_names(
+    strategy: ConflictResolution, backend_id: str, renamed: Mapping[str, str], composed: str
+) -> tuple[str, ...]:
+    """All names of this backend, whether there is such a tool or not, that `composer` makes this one of."""
+    if isinstance(strategy, Manual):
+        owner, name = strategy.names.get(composed, ("", ""))
+        return (name,) if owner == backend_id else ()
+    prefix = _prefix(strategy, backend_id) if isinstance(strategy, Prefix) else ""
+    if not composed.startswith(prefix):
+        return ()
+    name = composed.removeprefix(prefix)
+    native = () if name in renamed else (name,)
+    return (*(own for own, to in renamed.items() if to == name), *native)
+
+
 def first_owner(strategy: ConflictResolution, claimants: Sequence[str]) -> str | None:
     """Which of these backends, in configured order, has an unbound name; None: no backend may have the name."""
     if len(claimants) == 1:

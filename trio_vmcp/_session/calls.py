@@ -21,6 +21,7 @@ from trio_vmcp._session.call_options import CallOptions
 from trio_vmcp._session.directory import Directory
 from trio_vmcp._session.log_levels import LogLevel
 from trio_vmcp._session.member import Member
+from trio_vmcp._session.offered_tools import is_filtered_out
 from trio_vmcp.connector import OnProgress
 from trio_vmcp.errors import (
     BackendProtocolError,
@@ -239,9 +240,20 @@ class Calls:
         if target is not None and target.backend_id in self._members:
             return target
         owner = self._directory.owner_of(kind, name)
-        if owner is not None and owner in self._members:
+        if owner is not None and owner in self._members and not self._is_left_out(kind, self._members[owner], name):
             self._members[owner].require_reachable()  # bound to a backend that is missing: say that
         raise self._directory.not_found(kind, name, not_found)
+
+    def _is_left_out(self, kind: Literal["tools", "prompts"], member: Member, name: str) -> bool:
+        """Whether it is known, although the owner may be missing, that the owner does not offer a bound name: the row
+        knows names, but neither what the user chooses nor how the user calls it.
+        """
+        if self._directory.has_listing_of(member.backend_id):
+            return True
+        if kind != "tools" or member.backend is None:
+            return False
+        own_names = self._directory.own_names(member.backend, name)
+        return own_names is not None and all(is_filtered_out(member.backend, own) for own in own_names)
 
 
 def _check_question(backend_id: str, method: str, raw: JSON) -> None:

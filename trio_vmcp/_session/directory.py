@@ -22,7 +22,7 @@ from trio_vmcp._session.listing import FIELDS, Listing
 from trio_vmcp._session.pages import MOST_NAME_BYTES
 from trio_vmcp._session.shared_lists import Part, SharedLists
 from trio_vmcp.errors import CapabilityNotFound, MessageTooLarge, ResourceNotFound
-from trio_vmcp.models import JSON, NameConflict, Prompt, Resource, ResourceTemplate, Tool
+from trio_vmcp.models import JSON, Backend, NameConflict, Prompt, Resource, ResourceTemplate, Tool
 from trio_vmcp.routing import Bindings, Offer, Router, RoutingTable, Target
 from trio_vmcp.settings import FactorySettings
 
@@ -188,6 +188,14 @@ class Directory:
     def owner_of(self, kind: Literal["tools", "prompts"], name: str) -> str | None:
         """The backend that a name is bound to, also while that backend does not list it."""
         return self._router.owner_of(kind, name)
+
+    def own_names(self, backend: Backend, name: str) -> tuple[str, ...] | None:
+        """As `Router.own_names`."""
+        return self._router.own_names(backend.id, name, backend.renamed_tools)
+
+    def has_listing_of(self, backend_id: str) -> bool:
+        """Whether it is known what this backend offers."""
+        return self._listings.get(backend_id, _NOTHING) is not _NOTHING
 
     def not_found(
         self, kind: Literal["tools", "prompts"], name: str, error: type[CapabilityNotFound]

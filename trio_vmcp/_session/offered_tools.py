@@ -9,7 +9,7 @@ import trio
 from trio_vmcp._tool_patterns import tool_patterns
 from trio_vmcp.models import JSON, Backend, ToolOverride
 
-__all__ = ["offered_tools"]
+__all__ = ["is_filtered_out", "offered_tools"]
 
 AT_ONCE = 512  # tools in one step
 
@@ -32,6 +32,21 @@ async def offered_tools(backend: Backend, listed: dict[str, JSON]) -> dict[str, 
         if (allowed is None or allowed.match(name, tool)) and not denied.match(name, tool):
             offered[name] = tool
     return offered
+
+
+def is_filtered_out(backend: Backend, name: str) -> bool:
+    """Whether this configuration filters a tool out whatever the backend says of the tool.
+
+    Args:
+        name: The backend's own.
+    """
+    tool = _described({}, backend.overrides[name]) if name in backend.overrides else {}
+    if tool_patterns(backend.deny_tools).match(name, tool):
+        return True
+    if backend.allow_tools is None:
+        return False
+    allowed = tool_patterns(backend.allow_tools)
+    return not allowed.has_hints and not allowed.match(name, tool)
 
 
 def _described(tool: JSON, override: ToolOverride) -> JSON:
