@@ -1,4 +1,6 @@
-"""What a run must not do unseen: write secrets or errors to the log, leave garbage, keep tokens of a limiter."""
+"""What a run must not do unseen: write secrets or errors to the log, leave garbage, keep tokens of a limiter; and what
+an instance tells its observers.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +9,18 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import attrs
 import trio
 from trio.testing import MockClock
 
 from simulation.backends import CANARY
-from simulation.trace import Crashed, SecretLeaked, Trace
+from simulation.trace import Crashed, Event, SecretLeaked, StateChanged, Told, Trace
+from trio_vmcp import observe
 
-__all__ = ["SECRET", "watched_garbage", "watched_limiters", "watched_log"]
+__all__ = ["SECRET", "InstanceObserver", "watched_garbage", "watched_limiters", "watched_log"]
 
 SECRET = re.compile(CANARY + r"|-session-\d")  # what a scripted backend's session ids look like
 
@@ -88,3 +92,36 @@ def watched_limiters() -> Iterator[list[trio.CapacityLimiter]]:
         yield made
     finally:
         trio.CapacityLimiter = original  # type: ignore[misc]
+
+
+@attrs.define(eq=False)
+class InstanceObserver:
+    """Notes what an instance tells its observers."""
+
+    instance: int
+    note: Callable[[Event], None]
+    numbers: Mapping[str, int]  # of sessions, by their tags
+
+    def on_event(self, event: observe.Event) -> None:
+        now = trio.current_time()
+        match event:
+            case observe.CallEnded():
+                outcome = "ok" if event.outcome == "tool_error" else event.outcome
+                self.note(Told(at=now, instance=self.instance, what="call", outcome=outcome))
+            case observe.SessionOpened():
+                self.note(Told(at=now, instance=self.instance, what="opened"))
+            case observe.SessionClosed():
+                self.note(Told(at=now, instance=self.instance, what="closed", outcome=event.how))
+            case observe.BackendStateChanged():
+                self.note(
+                    StateChanged(
+                        at=now,
+                        instance=self.instance,
+                        session=self.numbers[event.session],
+                        backend_id=event.backend_id,
+                        old=event.old.name,
+                        new=event.new.name,
+                    )
+                )
+            case _:
+                pass

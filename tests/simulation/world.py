@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import sys
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -13,10 +12,8 @@ from functools import partial
 from typing import Any
 
 import attrs
-import httpx
 import trio
 from support.deterministic import HangsForEver, ending, seeded
-from support.harness import Ledger, session_ids_in
 from support.memory_processes import MemoryProcess, ProcessTable, memory_processes
 from support.stopped_tasks import TaskGroups
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -51,11 +48,12 @@ from simulation.history import (
     WithholdTokens,
 )
 from simulation.identities import ALICE, BOB, identity_of_calls
-from simulation.outgoing_auth import RequestStamps, SimulatedAuth, read_stamp
+from simulation.outgoing_auth import RequestStamps, SimulatedAuth
 from simulation.questions import HandedOut, HandlerError, Handlers, Question, handed_out
 from simulation.recording_connector import RecordingConnector
+from simulation.seam import Seam
 from simulation.storage import SET_BY, SharedStorage, StorageWay
-from simulation.tokens import read_token
+from simulation.summary import KEY, number_of, remains_of, seen_by
 from simulation.trace import (
     Audit,
     Began,
@@ -73,20 +71,14 @@ from simulation.trace import (
     Operated,
     Outcome,
     ProcessEnded,
-    Remains,
     Removing,
     SecretLeaked,
-    Seen,
-    Sent,
-    SessionIdRead,
     Settled,
     Shielded,
-    StateChanged,
-    Told,
     Trace,
     What,
 )
-from simulation.watchers import SECRET, watched_garbage, watched_limiters, watched_log
+from simulation.watchers import SECRET, InstanceObserver, watched_garbage, watched_limiters, watched_log
 from trio_vmcp import (
     Backend,
     BackendState,
@@ -96,21 +88,16 @@ from trio_vmcp import (
     SessionState,
     Target,
     VmcpError,
-    observe,
     open_session_factory,
 )
-from trio_vmcp._http.dial import ConnectedStream
-from trio_vmcp._http.origin import Origin
-from trio_vmcp._http.transport import RawResponse
 from trio_vmcp._session.member import Incomplete
 from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.errors import session_tag
 from trio_vmcp.factory import DefaultSessionFactory
-from trio_vmcp.testing import MemoryNetwork, open_memory_network
+from trio_vmcp.testing import open_memory_network
 
 __all__ = ["run_history"]
 
-KEY = "simulation/key"  # in `_meta`, which the library forwards: the call that a request belongs to
 SHIELDED = 2.0  # s
 LONGEST = 4000.0  # s, virtual; no history that ends takes half of it
 UNKNOWN_NAME = "nobody has this"
@@ -137,143 +124,6 @@ def run_history(history: History) -> Trace:
 
 class CallbackError(Exception):
     """Raised by a caller's progress callback."""
-
-
-@attrs.define(eq=False)
-class _Observer:
-    """Notes what an instance tells its observers."""
-
-    instance: int
-    note: Callable[[Event], None]
-    numbers: Mapping[str, int]  # of sessions, by their tags
-
-    def on_event(self, event: observe.Event) -> None:
-        now = trio.current_time()
-        match event:
-            case observe.CallEnded():
-                outcome = "ok" if event.outcome == "tool_error" else event.outcome
-                self.note(Told(at=now, instance=self.instance, what="call", outcome=outcome))
-            case observe.SessionOpened():
-                self.note(Told(at=now, instance=self.instance, what="opened"))
-            case observe.SessionClosed():
-                self.note(Told(at=now, instance=self.instance, what="closed", outcome=event.how))
-            case observe.BackendStateChanged():
-                self.note(
-                    StateChanged(
-                        at=now,
-                        instance=self.instance,
-                        session=self.numbers[event.session],
-                        backend_id=event.backend_id,
-                        old=event.old.name,
-                        new=event.new.name,
-                    )
-                )
-            case _:
-                pass
-
-
-_SESSION_ID = re.compile(rb"\r\nMcp-Session-Id: ([^\r]*)")
-
-
-class _Seam(Ledger):
-    """The transport of one instance, which records each request."""
-
-    def __init__(
-        self,
-        network: MemoryNetwork,
-        note: Callable[[Event], None],
-        backends: Mapping[str, SimulatedBackend],
-        instance: int,
-        stamper: RequestStamps,
-    ) -> None:
-        super().__init__(network)
-        self.network = network
-        self._dial = self._dial_and_keep
-        self.note = note
-        self.backends = backends
-        self.instance = instance
-        self.stamper = stamper
-        self.streams: list[ConnectedStream] = []
-        self.is_cut = False
-        self.stamped: dict[trio.lowlevel.Task, tuple[int | None, int]] = {}  # tasks that send with credentials
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Requests of a factory with `auth` come here first, and go on to `send` if they get a connection."""
-        task = trio.lowlevel.current_task()
-        auth_call, _ = self.stamped[task] = self.stamper.stamp(request)
-        session_id = request.headers.get("mcp-session-id")
-        self._note_sent(request.url.host.removesuffix(".test"), request.method, session_id)
-        try:
-            response = await super().handle_async_request(request)
-        finally:
-            del self.stamped[task]
-        self.stamper.note_answer(auth_call, response.status_code)
-        return response
-
-    async def send(
-        self,
-        origin: Origin,
-        verb: str,
-        head: bytes,
-        body: bytes,
-        on_write: Callable[[], None],
-        *,
-        may_repeat: bool = False,
-    ) -> RawResponse:
-        backend_id = origin.host.removesuffix(".test")
-        sent_id = _SESSION_ID.search(head)
-        if trio.lowlevel.current_task() not in self.stamped:
-            self._note_sent(backend_id, verb, None if sent_id is None else sent_id[1].decode())
-        try:
-            response = await super().send(origin, verb, head, body, on_write, may_repeat=may_repeat)
-        finally:
-            self.backends[backend_id].note_health()
-        auth_call, _ = self._stamp
-        for assigned in session_ids_in(response):
-            self.note(
-                SessionIdRead(
-                    at=trio.current_time(),
-                    backend_id=backend_id,
-                    session_id=assigned,
-                    instance=self.instance,
-                    auth_call=auth_call,
-                )
-            )
-        return response
-
-    def cut(self) -> None:
-        """Close every connection, as the kernel does when a process is gone; there will be no others."""
-        self.is_cut = True
-        for stream in self.streams:
-            stream.close()
-
-    async def _dial_and_keep(self, origin: Origin) -> ConnectedStream:
-        stream = await self.network.dial(origin)
-        if self.is_cut:
-            stream.close()
-            raise OSError("the instance is gone")
-        self.streams.append(stream)
-        return stream
-
-    @property
-    def _stamp(self) -> tuple[int | None, int | None]:
-        """The call of `auth` and number of this task's request, if the factory has an `auth`."""
-        return self.stamped.get(trio.lowlevel.current_task(), (None, None))
-
-    def _note_sent(self, backend_id: str, verb: str, session_id: str | None) -> None:
-        auth_call, number = self._stamp
-        self.note(
-            Sent(
-                at=trio.current_time(),
-                backend_id=backend_id,
-                verb=verb,
-                session_id=session_id,
-                instance=self.instance,
-                auth_call=auth_call,
-                number=number,
-            )
-        )
-        self.backends[backend_id].note_health()
 
 
 @attrs.define(eq=False)
@@ -334,11 +184,11 @@ class _World:
     over: trio.Event = attrs.field(factory=trio.Event, init=False)  # ends the blocks that hold a session
     operations: int = attrs.field(default=0, init=False)
     limiters: list[trio.CapacityLimiter] = attrs.field(factory=list, init=False)
-    seams: list[_Seam] = attrs.field(factory=list, init=False)  # by instance, as the next
+    seams: list[Seam] = attrs.field(factory=list, init=False)  # by instance, as the next
     ways: list[StorageWay] = attrs.field(factory=list, init=False)
 
     async def run(self) -> None:
-        self.storage = SharedStorage(self.history.ttl, self.note, _number_of)
+        self.storage = SharedStorage(self.history.ttl, self.note, number_of)
         self.dead.tasks.watch_this_run()
         with watched_limiters() as self.limiters:
             async with self.processes.running_in_virtual_time(self._note_process), open_memory_network() as network:
@@ -346,7 +196,7 @@ class _World:
                     self.backends[spec.id] = SimulatedBackend(spec, network, self.processes, self.note)
                 stamper = RequestStamps()
                 for number in range(len(self.history.instances)):
-                    self.seams.append(_Seam(network, self.note, self.backends, number, stamper))
+                    self.seams.append(Seam(network, self.note, self.backends, number, stamper))
                     self.ways.append(StorageWay(self.storage, number))
                 await self._live()
                 await wait_all_tasks_blocked()
@@ -677,7 +527,7 @@ class _World:
         return {session_tag(self._session_id(number)): number for number in numbers}
 
     def _session_id(self, number: int) -> str:
-        return f"{CANARY}-{number}"  # `_number_of` reads it
+        return f"{CANARY}-{number}"  # `number_of` reads it
 
     def _opened(self, op: int, step: Open | Restore, identity: Identity | None, session: Session) -> _Life:
         life = _Life(op, step.session, step.instance, identity, session)
@@ -826,7 +676,7 @@ class _World:
 
     async def _act(self, instance: int, session_id: str, asked: Question, caller: Identity | None) -> None:
         """Call a tool of the same session, or close the session, from inside a handler."""
-        its = (life for life in reversed(self.every_life) if life.number == _number_of(session_id))
+        its = (life for life in reversed(self.every_life) if life.number == number_of(session_id))
         life = next(life for life in its if life.instance == instance)
         if asked.reply == "close":
             await self._close_within(life, terminate=True)
@@ -907,9 +757,9 @@ class _World:
                 transport=self.seams[number],
                 storage=self.ways[number],
                 settings=self.history.settings,
-                handlers=Handlers(self.note, partial(self._act, number), _number_of).given(self.history.given),
+                handlers=Handlers(self.note, partial(self._act, number), number_of).given(self.history.given),
                 auth=self._wallet(),
-                observers=[_Observer(number, self.note, self._tags())],
+                observers=[InstanceObserver(number, self.note, self._tags())],
             ) as factory:
                 assert isinstance(factory, DefaultSessionFactory)
                 connector_for = factory._connector_for
@@ -1019,46 +869,10 @@ class _World:
         )
 
     async def _sum_up(self, audit: Audit, connections: int) -> None:
+        self.trace.seen = seen_by(self.backends)
+        sessions = tuple((life.op, life.session.state.name, life.session.in_flight) for life in self.every_life)
         rows = await self.storage.rows()
-        scripted = {backend_id: backend.scripted for backend_id, backend in self.backends.items()}
-        gates = [backend.gate for backend in self.backends.values() if backend.gate is not None]
-        turned_away = {id(exchange) for gate in gates for exchange in gate.turned_away}
-        self.trace.seen = [
-            Seen(
-                at=exchange.received_at,
-                backend_id=backend_id,
-                verb=exchange.verb,
-                method=exchange.method,
-                key=exchange.meta.get(KEY),
-                session_id=exchange.session_id,
-                status=exchange.status,
-                outcome=exchange.outcome,
-                state=exchange.params.get("requestState"),
-                name=str(exchange.params.get("name", "")),
-                auth_call=auth_call,
-                number=number,
-                token=read_token(exchange.headers.get("authorization")),
-                turned_away=id(exchange) in turned_away,
-            )
-            for backend_id, backend in scripted.items()
-            for exchange in backend.exchanges
-            for auth_call, number in (read_stamp(exchange.headers),)
-        ]
-        self.trace.remains = Remains(
-            audit=audit,
-            connections=connections,
-            rows=tuple(sorted(_number_of(row.session_id) for row in rows)),
-            stored_ids=tuple(
-                sorted(record.session_id for row in rows for record in row.backends if record.session_id is not None)
-            ),
-            alive=tuple(
-                (backend_id, session_id) for backend_id, backend in scripted.items() for session_id in backend.sessions
-            ),
-            sessions=tuple((life.op, life.session.state.name, life.session.in_flight) for life in self.every_life),
-            broken=tuple(
-                repr(exc) for backend in scripted.values() for exc in (*backend.errors, *backend.handler_errors)
-            ),
-        )
+        self.trace.remains = remains_of(audit, connections, rows, sessions, self.backends)
 
 
 def _is_cancel(exc: BaseException) -> bool:
@@ -1066,10 +880,6 @@ def _is_cancel(exc: BaseException) -> bool:
     return isinstance(exc, trio.Cancelled) or (
         isinstance(exc, BaseExceptionGroup) and all(_is_cancel(inner) for inner in exc.exceptions)
     )
-
-
-def _number_of(session_id: str) -> int:
-    return int(session_id.rpartition("-")[2])
 
 
 def _names(session: Session) -> Names:
