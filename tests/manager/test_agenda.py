@@ -42,9 +42,10 @@ async def test_ten_thousand_items_need_one_task_and_one_deadline(autojump_clock:
     """Each is taken at its time, in order, however often it was put off before."""
     chance, agenda = random.Random(1), Agenda[Item]()
     items = [Item(number) for number in range(10_000)]
-    for turn in range(2):
-        for item in items:
+    for turn, count in ((0, 10_000), (1, 10_000), (2, 3_000)):
+        for item in items[:count]:
             agenda.put(item, turn + chance.random())
+    assert len(agenda._heap) <= 20_000  # what was put off is not kept for good
     found: list[tuple[int, float]] = []
 
     async def take_all() -> None:
@@ -56,10 +57,9 @@ async def test_ten_thousand_items_need_one_task_and_one_deadline(autojump_clock:
         await wait_all_tasks_blocked()
         assert before + 1 == trio.lowlevel.current_statistics().tasks_living
         assert 10_000 == len(agenda)
-        assert len(agenda._heap) < 20_000  # what was put off is not kept
     assert sorted(name for name, _ in found) == list(range(10_000))
     assert [at for _, at in found] == sorted(at for _, at in found)
-    assert 1.0 <= found[0][1] <= found[-1][1] <= 2.0
+    assert 1.0 <= found[0][1] <= found[-1][1] <= 3.0
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), TIMES), max_size=20))
