@@ -16,6 +16,7 @@ import attrs
 from trio_vmcp._protocol.reading import find_reply_id
 from trio_vmcp.connector import BackendClient, OnProgress
 from trio_vmcp.identity import Identity
+from trio_vmcp.metadata import BackendRecord
 from trio_vmcp.models import JSON
 
 __all__ = ["KnownResults", "RecallingClient", "Results", "can_recall"]
@@ -80,6 +81,9 @@ class RecallingClient(Protocol):
     """A `BackendClient` that takes `KnownResults`."""
 
     recalls: ClassVar[bool]
+
+    @property
+    def record(self) -> BackendRecord: ...
 
     async def request(
         self,

@@ -90,7 +90,7 @@ def test_a_task_that_outlives_its_cancelled_opener(monkeypatch: pytest.MonkeyPat
         self: Any, members: Any, row: SessionRow, identity: Any, connector: Any, reporter: Any
     ) -> tuple[SessionOwner, DefaultSession]:
         parts = (connector, self._settings, self._endpoints, reporter, self._raise_exit, self._check_backend)
-        owner = SessionOwner(members, row, identity, *parts)
+        owner = SessionOwner(members, row, identity, *parts, self._shared)
         self._live[owner.id] = owner
         session = DefaultSession(owner)
         start_clean(self._nursery, self._own, owner, session)
