@@ -159,10 +159,9 @@ def test_a_row_that_a_cancelled_restore_takes_along(monkeypatch: pytest.MonkeyPa
     request_close = SessionOwner.request_close
 
     def always_for_good(
-        self: SessionOwner, *, terminate: bool, everywhere: bool = False, drain_timeout: float | None = None
+        self: SessionOwner, *, terminate: bool, drain_timeout: float | None = None, **more: Any
     ) -> None:
-        terminate = terminate or drain_timeout == 0
-        request_close(self, terminate=terminate, everywhere=everywhere, drain_timeout=drain_timeout)
+        request_close(self, terminate=terminate or drain_timeout == 0, drain_timeout=drain_timeout, **more)
 
     monkeypatch.setattr(SessionOwner, "request_close", always_for_good)
     assert "SessionNotFound" in cancel_sweep("restoring-modern-json")
