@@ -81,6 +81,7 @@ class RecallingClient(Protocol):
     """A `BackendClient` that takes `KnownResults`."""
 
     recalls: ClassVar[bool]
+    record: BackendRecord
 
     @property
     def record(self) -> BackendRecord: ...

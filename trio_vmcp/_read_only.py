@@ -13,7 +13,10 @@ __all__ = ["Copyable", "read_only"]
 
 def read_only(mapping: Mapping[Any, Any]) -> Mapping[Any, Any]:
     """A copy that its holder cannot change."""
-    return MappingProxyType(dict(mapping))
+    return MappingProxyType(dict(mapping)) if mapping else _EMPTY
+
+
+_EMPTY: Mapping[Any, Any] = MappingProxyType({})  # most are: many sessions have many of them
 
 
 class Copyable:

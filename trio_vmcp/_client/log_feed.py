@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from typing import TypeAlias
 
 import attrs
@@ -36,12 +35,12 @@ class LogFeed:
 
     _handlers: BoundHandlers = attrs.field(alias="handlers")
     _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
-    _waiting: deque[_Message] = attrs.field(factory=deque, init=False, repr=False)
+    _waiting: list[_Message] = attrs.field(factory=list, init=False, repr=False)  # short, and nearly always empty
     _waiting_bytes: int = attrs.field(default=0, init=False)
     _dropped: int = attrs.field(default=0, init=False)
     _is_running: bool = attrs.field(default=False, init=False)  # the task that calls the handler
     _closed: bool = attrs.field(default=False, init=False)
-    _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)  # of the task
+    _scope: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)  # of the task
 
     def put(self, params: JSON, caller: Identity | None, call: CallInfo | None, size: int) -> None:
         """Queue a message of `size` bytes."""
@@ -50,23 +49,24 @@ class LogFeed:
         self._waiting.append((params, caller, call, size))
         self._waiting_bytes += size
         while len(self._waiting) > MOST_WAITING or self._waiting_bytes > MOST_WAITING_BYTES:
-            self._waiting_bytes -= self._waiting.popleft()[3]
+            self._waiting_bytes -= self._waiting.pop(0)[3]
             self._count_dropped()
         if not self._is_running:
             self._scope = trio.CancelScope()
-            self._is_running = start_if_open(self._nursery, self._run)
+            self._is_running = start_if_open(self._nursery, self._run, self._scope)
 
     def close(self) -> None:
         """Cancel the handler and discard the messages that wait."""
         self._closed = True
         self._waiting.clear()
-        self._scope.cancel(reason="the connection is closed")
+        if self._scope is not None:
+            self._scope.cancel(reason="the connection is closed")
 
-    async def _run(self) -> None:
+    async def _run(self, scope: trio.CancelScope) -> None:
         try:
-            with self._scope:
+            with scope:
                 while self._waiting:
-                    params, caller, call, size = self._waiting.popleft()
+                    params, caller, call, size = self._waiting.pop(0)
                     self._waiting_bytes -= size
                     slot = ConnectionSlot()
                     try:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import math
 import re
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 import attrs
@@ -59,6 +60,7 @@ class NameRule:
         return (legible[int(too_long) :] if too_long > 0 else legible) + tail
 
 
+@lru_cache(maxsize=16)  # all sessions of a factory have the same
 def name_rule(names_for: NamesFor, max_length: float | None) -> NameRule:
     """The rule for these readers; `max_length` None: their own limit."""
     length = _MAX_LENGTH[names_for] if max_length is None else max_length

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import TypeAlias, cast
 
@@ -24,6 +25,8 @@ __all__ = [
     "first_owner",
     "inner_prefixes",
 ]
+
+_MOST_KNOWN = 64  # results for sets of backends: all sessions over the same backends have the same prefixes
 
 
 @attrs.frozen
@@ -130,8 +133,13 @@ def inner_prefixes(
     Args:
         legible: How prefixes are advertised: `a.b_` as `a_b_`, so that `a` has no name inside that either.
     """
-    if not isinstance(strategy, Prefix):
-        return {}
+    return _inner_prefixes(strategy, tuple(backend_ids), legible) if isinstance(strategy, Prefix) else {}
+
+
+@lru_cache(maxsize=_MOST_KNOWN)
+def _inner_prefixes(
+    strategy: Prefix, backend_ids: tuple[str, ...], legible: Callable[[str], str]
+) -> dict[str, dict[str, str]]:
     prefixes = sorted((legible(_prefix(strategy, backend_id)), backend_id) for backend_id in backend_ids)
     found: dict[str, dict[str, str]] = {}
     for at, (outer, backend_id) in enumerate(prefixes):
@@ -194,8 +202,11 @@ def all_prefixes(strategy: ConflictResolution, backend_ids: Sequence[str], legib
     Args:
         legible: As in `inner_prefixes`.
     """
-    if not isinstance(strategy, Prefix):
-        return NO_PREFIXES
+    return _all_prefixes(strategy, tuple(backend_ids), legible) if isinstance(strategy, Prefix) else NO_PREFIXES
+
+
+@lru_cache(maxsize=_MOST_KNOWN)
+def _all_prefixes(strategy: Prefix, backend_ids: tuple[str, ...], legible: Callable[[str], str]) -> Prefixes:
     owners: defaultdict[str, set[str]] = defaultdict(set)
     for backend_id in backend_ids:
         owners[legible(_prefix(strategy, backend_id))].add(backend_id)

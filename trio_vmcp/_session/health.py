@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from functools import partial
 
 import attrs
 
@@ -21,14 +20,16 @@ class Health:
 
     calls: int = attrs.field(default=0, init=False)
     errors: int = attrs.field(default=0, init=False)
-    _latencies: deque[float] = attrs.field(factory=partial(deque, maxlen=LATENCIES_KEPT), init=False, repr=False)
+    _latencies: deque[float] | None = attrs.field(default=None, init=False, repr=False)  # None: no call was answered
 
     @property
     def latency(self) -> Latency | None:
-        return percentiles(self._latencies)
+        return percentiles(self._latencies or ())
 
     def answered(self, seconds: float) -> None:
         self.calls += 1
+        if self._latencies is None:  # many backends are never called
+            self._latencies = deque(maxlen=LATENCIES_KEPT)
         self._latencies.append(seconds)
 
     def failed(self) -> None:

@@ -46,11 +46,17 @@ class ConnectionLimit:
 
     Attributes:
         calls: The connections that calls may have at a time.
-        aside: Those of other requests.
     """
 
     calls: trio.CapacityLimiter
-    aside: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(MOST_ASIDE), init=False)
+    _aside: trio.CapacityLimiter | None = attrs.field(default=None, init=False, repr=False)
+
+    @property
+    def aside(self) -> trio.CapacityLimiter:
+        """The connections that other requests may have at a time."""
+        if self._aside is None:
+            self._aside = trio.CapacityLimiter(MOST_ASIDE)
+        return self._aside
 
     async def acquire_slot(self, slot: ConnectionSlot, *, limited: bool) -> None:
         """Wait for a place under the connection limit, or among the connections beside it."""
