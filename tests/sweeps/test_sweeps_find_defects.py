@@ -172,7 +172,7 @@ def test_a_close_that_its_cancelled_closer_undoes(monkeypatch: pytest.MonkeyPatc
         for owner in owners:
             await owner.wait_closed()  # and not shielded, once that is cancelled
 
-    monkeypatch.setattr(factory, "_wait_closed", wait_closed)
+    monkeypatch.setattr(factory, "wait_closed", wait_closed)
     assert "library_tasks()" in cancel_sweep("holding-legacy-sse")
 
 
