@@ -89,7 +89,7 @@ class LoadsOthers(LocalStorage):
             return await super().load(session_id)
         except SessionNotFound:
             for other in list(self._entries):
-                return await super().load(other)
+                return await super().load(other)  # noqa: ASYNC120  # a defect
             raise
 
 
@@ -145,7 +145,7 @@ class ReplaceCreates(LocalStorage):
             await super().replace(metadata, expected_version=expected_version)
         except SessionNotFound:
             if not isinstance(self._find(metadata.session_id), _Tombstone):
-                await self.create(metadata)
+                await self.create(metadata)  # noqa: ASYNC120  # a defect
             raise
 
 
@@ -161,7 +161,7 @@ class RefusedReplaceProlongs(LocalStorage):
         try:
             await super().replace(metadata, expected_version=expected_version)
         except MetadataConflict:
-            await self.touch(metadata.session_id)
+            await self.touch(metadata.session_id)  # noqa: ASYNC120  # a defect
             raise
 
 

@@ -60,6 +60,7 @@ def _make_client(address: RedisAddress, known_nodes: list[TCPLocation], *, clust
         nodes = [*known_nodes, TCPLocation(address.host, address.port)]
         return coredis.RedisCluster(
             startup_nodes=nodes,
+            decode_responses=False,
             ssl_context=address.tls,
             max_connections_per_node=True,
             skip_full_coverage_check=True,  # else it asks for CONFIG, which hosted clusters refuse
