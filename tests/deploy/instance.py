@@ -66,7 +66,7 @@ class Server:
         if handler is None:
             await reply.respond(404)
             return
-        user = Identity(issuer="demonstration", subject=request.headers.get("x-user", "nobody in particular"))
+        user = Identity(issuer="demonstration", subject=request.headers.get("x-user", "anonymous"))
         try:
             status, body, session_id = await handler(request, user)
         except (SessionNotFound, InvalidSessionId, SessionClosed, SessionLimitReached, StorageError) as error:
