@@ -28,6 +28,7 @@ from simulation.history import (
     Disturb,
     Exit,
     FailStorage,
+    Freeze,
     Guard,
     HealStorage,
     History,
@@ -52,6 +53,7 @@ import trio_vmcp._session.call
 import trio_vmcp._session.calls
 import trio_vmcp._session.observed_calls
 import trio_vmcp._session.row
+import trio_vmcp._session.stopping
 from trio_vmcp import JSON, Backend, BackendUnavailable, Bare, FactorySettings, SessionClosed, SessionMetadata
 from trio_vmcp._client.channels.channel import Ask
 from trio_vmcp._client.client import Client
@@ -159,6 +161,21 @@ LOG: tuple[Step, ...] = (Open(), Call(at=1.0, logs=3), Close(at=3.0))
 GUARDED = (BackendSpec(id="b0", guard=Guard(seconds=0.1)),)
 ROTATED: tuple[Step, ...] = (Open(), RotateTokens(at=1.0), Call(at=2.0), Close(at=3.0))
 STOPPING = (BackendSpec(id="b0", stop_after=5.0),)
+ASKING_LATE = (BackendSpec(id="b0", transport="sse", is_named=False, answers="sse", latency=0.001, stop_after=5.0),)
+ASKED_TOO_LATE: tuple[Step, ...] = (
+    Open(),
+    Call(at=1.0, asks=1, question="sampling", reply="hang", timeout=0.001),  # over before the question arrives
+    Inspect(at=20.0),
+    Close(at=21.0),
+)
+FAR = (BackendSpec(id="b0", configured_era="legacy", answers="sse", latency=0.1),)
+FROZEN: tuple[Step, ...] = (
+    Open(),
+    Freeze(at=0.15, seconds=10.0),  # the connection is made meanwhile, and the time for its lists is over
+    Freeze(at=20.0, seconds=0.5),
+    Call(at=21.0),
+    Close(at=30.0),
+)
 STOPPED: tuple[Step, ...] = (Open(), Inspect(at=8.0), *[Call(at=10.0)] * 3, Inspect(at=14.0), Close(at=15.0))
 WORKING = (BackendSpec(id="b0", answers="sse", progress_timeout=1.0),)
 RENAMED = (BackendSpec(id="b0", renamed=(("echo", "fetch"),)),)
@@ -545,6 +562,11 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
     "a connection that is made anew for nothing": (
         replaced(trio_vmcp._session.call, "note_answer", starts_afresh),
         History(backends=LEGACY, steps=CLOSED),
+        "no_reconnect_without_a_reason",
+    ),
+    "a connection that is made anew for nothing, after a freeze": (
+        replaced(trio_vmcp._session.call, "note_answer", starts_afresh),
+        History(settings=PATIENT, backends=FAR, instances=LONG, steps=FROZEN),
         "no_reconnect_without_a_reason",
     ),
     "a connection that was replaced and is kept": (
@@ -1030,6 +1052,11 @@ DEFECTS |= {
         wrapped(Membership, "_start_stopping", does_nothing),
         History(backends=STOPPING, steps=(Open(), Inspect(at=12.0), Close(at=13.0))),
         "unused_backends_are_stopped_in_time",
+    ),
+    "a backend that is stopped in the middle of its question": (
+        replaced(trio_vmcp._session.stopping, "asked_at_of", lambda _: -math.inf),
+        History(backends=ASKING_LATE, given=("sampling",), steps=ASKED_TOO_LATE),
+        "only_unused_backends_are_stopped",
     ),
     "a stopped backend that is connected without a call": (
         wrapped(Member, "stop", wakes_at_once),

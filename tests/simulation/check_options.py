@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from simulation.case import LAST_BYTES, MILLISECOND, Case, Operation, every, spec_of
 from simulation.check_recovery import NO_PROGRESS, REFETCH, one_connecting, ready_since
 from simulation.history import BackendSpec, Call
-from simulation.trace import Inspected
+from simulation.trace import HandlerCalled, HandlerReturned, Inspected
 from trio_vmcp import Prefix
 
 __all__ = ["OPTION_CHECKS"]
@@ -31,9 +32,16 @@ def _only_unused_backends_are_stopped(case: Case) -> Iterator[str]:
             is_use = begun_at < at - MILLISECOND and ended_at > at - stop_after + MILLISECOND
             if call.began.op in requested and is_use:
                 yield f"{backend_id!r} was stopped at {at}, less than {stop_after} s after {call}"
+        for called_at, returned_at in _handlers_at_work(case, life, backend_id):
+            if called_at < at - MILLISECOND and returned_at > at - stop_after + MILLISECOND:
+                yield f"{backend_id!r} was stopped at {at}, and a handler answered it from {called_at} to {returned_at}"
 
 
 def _unused_backends_are_stopped_in_time(case: Case) -> Iterator[str]:
+    """A handler that answers its backend is a use (`Backend.stop_after`), also where no call is in flight. Over
+    HTTP+SSE and stdio a question may arrive after its call was given up; the stream does not say whose it is, so its
+    handler ends only when it answers, when the backend cancels the question, or with the connection.
+    """
     for looked in every(case, Inspected):
         for backend_id, state, _ in looked.members:
             stop_after = spec_of(case, backend_id).stop_after
@@ -42,10 +50,14 @@ def _unused_backends_are_stopped_in_time(case: Case) -> Iterator[str]:
             calls = list(_calls(case, looked.life, backend_id))
             if any(call.began.what == "subscribe" or not call.ends for call in calls):
                 continue  # a subscription keeps its backend
+            handlers = [each for each in _handlers_at_work(case, looked.life, backend_id) if each[0] <= looked.at]
+            if any(returned_at >= looked.at for _, returned_at in handlers):
+                continue
             since = max(
                 case.opened[looked.life].at,
                 *(change.at for change, _, _ in case.states_of(looked.life, backend_id) if change.at <= looked.at),
                 *(call.ended_at for call in calls if call.began.at <= looked.at),
+                *(returned_at for _, returned_at in handlers),
             )
             # A use that has not ended is looked at again after as long.
             latest = since + 2 * stop_after + LEAST_PAUSE + case.pause(case.instance_of(looked.life), since)
@@ -123,6 +135,14 @@ def _calls(case: Case, life: int, backend_id: str) -> Iterator[Operation]:
         is_its = began.target is not None and (began.life, began.target[0]) == (life, backend_id)
         if is_its and began.what in ("call", "subscribe"):
             yield call
+
+
+def _handlers_at_work(case: Case, life: int, backend_id: str) -> Iterator[tuple[float, float]]:
+    """For each question of a backend to the session: when its handler was called, and when the handler returned."""
+    returned = {(each.key, each.number): each.at for each in every(case, HandlerReturned)}
+    for called in every(case, HandlerCalled):
+        if (case.operations[called.key].began.life, called.backend_id) == (life, backend_id):
+            yield called.at, returned.get((called.key, called.number), math.inf)
 
 
 # --- progress_timeout

@@ -109,6 +109,9 @@ def _one_attempt_at_a_time(case: Case) -> Iterator[str]:
 
 
 def _no_reconnect_without_a_reason(case: Case) -> Iterator[str]:
+    """A freeze is a reason where it falls into the time to connect and to list (`backend_init_timeout` covers
+    both): that time may be over when the instance goes on, so the attempt fails although its connection was made.
+    """
     refused = defaultdict[str, list[float]](list)
     for seen in case.trace.seen:
         if _is_sent_with_another_token(case, seen):
@@ -123,10 +126,9 @@ def _no_reconnect_without_a_reason(case: Case) -> Iterator[str]:
             if before.end is None or before.end.outcome != "ok":
                 continue
             since, again = before.attempt.at, after.attempt.at
+            in_time = since + case.history.settings.backend_init_timeout
             frozen = case.frozen[before.attempt.instance]
-            is_late = any(
-                pause.at <= again and since <= pause.until for pause in frozen
-            )  # its lists: a deadline passed
+            is_late = any(pause.at <= in_time and since <= pause.until for pause in frozen)
             if is_late or case.is_waking(after) or any(since <= at <= again for at in refused[backend_id]):
                 continue
             if not _may_fail_to_list(case, backend_id, since, again):
