@@ -72,7 +72,9 @@ class World:
 
     async def use(self, instance: Instance, session_id: str) -> None:
         """A call of the session's user, which may fail only if the instance was killed, or the session ended."""
-        user = self.told.alive[session_id]
+        user = self.told.alive.get(session_id)
+        if user is None:  # another task is ending it
+            return
         status = await self.client.call(instance.url, user, session_id)
         self.told.calls += status == 200
         if status != 200 and session_id in self.told.alive:
@@ -150,6 +152,9 @@ async def test_an_instance_that_was_frozen_in_mid_update_loses(points: int, tmp_
                     frozen.thaw()
                 await trio.sleep(0.05)
                 updates.cancel_scope.cancel()
+            with trio.fail_after(7):  # `storage_check_interval` is 5 s; usually a notice comes at once
+                while await world.client.call(frozen.url, user, session_id) != 404:  # noqa: ASYNC110
+                    await trio.sleep(0.05)
             for instance in world.instances:
                 await world.check_terminated(instance, session_id, user)
 
