@@ -15,9 +15,11 @@ from simulation.case import Case
 from simulation.checker import ERRORS, judge
 from simulation.command import CHUNK, digest, run_chunk
 from simulation.draw import draw_history
-from simulation.history import Call, Close, History, Open, Step
-from simulation.trace import What
+from simulation.history import BackendSpec, Call, Close, History, Open, Step
+from simulation.trace import Began, Opened, What
 from simulation.world import run_history
+
+from trio_vmcp import Bare, FactorySettings
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -42,6 +44,32 @@ def test_a_drawn_question_is_answered_on_another_instance() -> None:
     answers = [call for call in case.ended("call") if call.began.answers is not None and call.outcome.kind == "ok"]
     both = [(case.instance_of_operation(case.asking(call)), case.instance_of_operation(call)) for call in answers]
     assert any(asking != answering for asking, answering in both)
+    assert [] == judge(history, trace)
+
+
+@pytest.mark.parametrize(("reopened_at", "answered"), [(None, [2]), (6.0, [])], ids=["same", "another of its id"])
+def test_a_question_is_answered_in_the_session_that_it_was_put_to(
+    reopened_at: float | None, answered: list[int]
+) -> None:
+    """Once a row has expired, the same id may open another session, with other backends behind its names: the question
+    is none of that session's (seed 399).
+    """
+    twins = tuple(
+        BackendSpec(id=backend_id, era="modern", configured_era="modern", answers="sse") for backend_id in ("b0", "b1")
+    )
+    question = Call(at=1.0, asks=1, question="elicitation", rounds="hand out")
+    again = () if reopened_at is None else (Close(at=2.0), Open(at=reopened_at, backends=(0, 1)))
+    history = History(
+        settings=FactorySettings(conflict_resolution=Bare()),
+        backends=twins,
+        given=("elicitation",),
+        ttl=3.0,
+        steps=(Open(backends=(1,)), question, *again, Call(at=7.0, rounds="answer"), Close(at=8.0)),
+    )
+    trace = run_history(history)
+    began = [event for event in trace.events if isinstance(event, Began)]
+    assert answered == [event.answers for event in began if event.answers is not None]
+    assert 1 + bool(again) == sum(isinstance(event, Opened) for event in trace.events)
     assert [] == judge(history, trace)
 
 

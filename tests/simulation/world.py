@@ -8,6 +8,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -154,6 +155,13 @@ class _Life:
     is_gone: bool = attrs.field(default=False, init=False)  # with its instance
 
     @property
+    def of_session(self) -> tuple[int, datetime]:
+        """Equal for the lives of one session. Once a row has expired, the same number may open another session, to
+        which the backends' questions to the first one do not belong.
+        """
+        return self.number, self.session.created_at
+
+    @property
     def is_over(self) -> bool:
         return self.is_gone or self.session.state is SessionState.CLOSED
 
@@ -178,7 +186,7 @@ class _World:
     all_left: trio.Event = attrs.field(factory=trio.Event, init=False)
     every_life: list[_Life] = attrs.field(factory=list, init=False)
     # By session: questions that wait for a step that answers, the oldest first.
-    handed_out: dict[int, list[HandedOut]] = attrs.field(factory=lambda: defaultdict(list), init=False)
+    handed_out: dict[tuple[int, datetime], list[HandedOut]] = attrs.field(factory=lambda: defaultdict(list), init=False)
     opening: list[int] = attrs.field(factory=list, init=False)  # numbers of sessions
     shielded: int = attrs.field(default=0, init=False)  # callbacks that shield themselves at the moment
     over: trio.Event = attrs.field(factory=trio.Event, init=False)  # ends the blocks that hold a session
@@ -301,11 +309,11 @@ class _World:
             case Restore():
                 work, begin = partial(self._restore, step), partial(self._begin_restore, step)
                 self._start_operation(step_nursery, step, step.instance, begin, work)
-            case Call(rounds="answer") if life is not None and not self.handed_out[life.number]:
+            case Call(rounds="answer") if life is not None and not self.handed_out[life.of_session]:
                 pass
             case Call() if life is not None:
                 nursery = self.callers.get(life.instance, step_nursery) if step.inside else step_nursery
-                answers = self.handed_out[life.number].pop(0) if step.rounds == "answer" else None
+                answers = self.handed_out[life.of_session].pop(0) if step.rounds == "answer" else None
                 begin = partial(self._begin_call, step, life, is_inside=nursery is not step_nursery, answers=answers)
                 work = partial(self._call, step, life, answers=answers)
                 nursery.start_soon(self._operate, step, life.instance, begin, work, step_nursery)
@@ -657,7 +665,7 @@ class _World:
                 called = await life.session.call_tool(name, arguments, **options)
                 asks = handed_out(arguments["key"], name, arguments, called)
                 if asks is not None:
-                    self.handed_out[life.number].append(asks)
+                    self.handed_out[life.of_session].append(asks)
                     return Outcome(kind="ok", backend_id=called.backend_id, key=asks.key, asked=asks.number)
                 texts = [block["text"] for block in called.content]
             case "resource":
