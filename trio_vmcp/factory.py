@@ -498,7 +498,7 @@ class DefaultSessionFactory(SessionFactory):
         try:
             row = await load_row(session_id, self._bounded_storage(reporter))
         except SessionNotFound:
-            await _wait_to_refuse(began_at)
+            await _wait_to_refuse(began_at)  # noqa: ASYNC120  # a Cancelled wins
             raise
         if not is_bound_to(row.metadata.identity_binding, identity, self._keys):
             await _wait_to_refuse(began_at)

@@ -171,7 +171,7 @@ async def managed(
         given = {"a": echo_backend()} if backends is None else backends
         world.configured = tuple(world.add_backend(name, backend) for name, backend in given.items())
 
-        async def run(task_status: trio.TaskStatus[Instance]) -> None:
+        async def run(task_status: trio.TaskStatus[Instance]) -> None:  # noqa: ASYNC114  # for `nursery.start` alone
             way, line = ScriptedStorage(world.storage), Line(network)
             async with (
                 open_session_factory(

@@ -289,7 +289,7 @@ class Registry:
         """End those that hibernate and that no other instance uses, within `teardown_timeout`; also those that are
         about to end.
         """
-        with trio.move_on_after(self._factory.settings.teardown_timeout, shield=True):
+        with trio.move_on_after(self._factory.settings.teardown_timeout, shield=True):  # noqa: ASYNC100  # the nursery
             async with trio.open_nursery() as ends:
                 for known in self.all():
                     if isinstance(known.state, Asleep) and self._terminates:

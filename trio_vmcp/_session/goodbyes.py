@@ -43,7 +43,7 @@ async def say_goodbyes(
         identity: The requests carry this identity's credentials.
     """
     by_id = {backend.id: backend for backend in backends}
-    with trio.move_on_after(timeout):
+    with trio.move_on_after(timeout):  # noqa: ASYNC100  # the end of the nursery
         async with trio.open_nursery() as goodbyes:
             for record in records:
                 backend = by_id.get(record.backend_id)

@@ -68,7 +68,7 @@ async def list_backend(
     asked = [each for kind in kinds for each in BY_KIND[kind] if fields is None or each.kept_as in fields]
     fields = {each.kept_as for each in asked}
     kept = {field: weight for field, weight in known.weights.items() if field not in fields}
-    scope = scope_of(backend, client.record.era if can_recall(client) else "")
+    scope = scope_of(backend, _era_of(client))
     lister = _Lister(backend, client, identity, settings, kept, known, is_resumed, shared, scope)
     wanted = [each for each in asked if declares(client.server_capabilities, (each.kind,))]
     found = await (lister.fetch_together(wanted) if overlap else lister.fetch_in_turn(wanted))
@@ -86,6 +86,11 @@ async def list_backend(
     listing = attrs.evolve(known, **new, failures=failures, weights=lister.weights, digests=digests, pages=pages)
     listing = await _with_what_is_known(listing, known, asked) if known.weights else listing
     return shared.settle(scope, listing)
+
+
+def _era_of(client: BackendClient) -> str:
+    """Only clients of ours are known to read lists by their era."""
+    return client.record.era if can_recall(client) else ""
 
 
 async def _with_what_is_known(listing: Listing, known: Listing, asked: Iterable[ListMethod]) -> Listing:

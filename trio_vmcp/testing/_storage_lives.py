@@ -33,7 +33,7 @@ def new_id() -> str:
 
 
 def make_row(session_id: str, version: int, writer: str = "the contract") -> SessionMetadata:
-    """A row whose fields differ from one version to the next."""
+    """A row with fields that differ from one version to the next."""
     record = BackendRecord(
         backend_id="files",
         session_id=f"backend-session-{version}",
