@@ -81,7 +81,6 @@ class RecallingClient(Protocol):
     """A `BackendClient` that takes `KnownResults`."""
 
     recalls: ClassVar[bool]
-    record: BackendRecord
 
     @property
     def record(self) -> BackendRecord: ...
