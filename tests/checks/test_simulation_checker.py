@@ -879,6 +879,13 @@ RETRACTED: tuple[Step, ...] = (
     RemoveBackend(at=5.7, instance=0, backend=1),
     Inspect(at=15.0),
 )
+CREATED_LATE: tuple[Step, ...] = (
+    FailStorage(operation="create", how="late", seconds=11.0),  # longer than the tombstone of the delete lasts
+    Open(),
+    FailStorage(at=5.0, operation="create", how="late", seconds=3.0),
+    Open(at=5.0, session=1),
+    Inspect(at=15.0),
+)
 RESTORED_IN_VAIN: tuple[Step, ...] = (
     Open(),
     FailStorage(at=1.0, operation="replace", instance=1),
@@ -937,6 +944,11 @@ DEFECTS |= {
         wrapped(SessionRow, "_settle", forgets_a_late_write),
         History(settings=QUICK, instances=TWO, backends=TWINS, ttl=6.0, steps=RETRACTED),
         "a_removed_backend_leaves_the_row",
+    ),
+    "an opening that fails and leaves its row to come": (
+        wrapped(SessionRow, "_delete_once", stays_away),
+        History(settings=QUICK, instances=TWO, ttl=6.0, steps=CREATED_LATE),
+        "rows_live_and_die_with_their_sessions",
     ),
     "a restore that fails and terminates": (
         wrapped(SessionOwner, "_open", terminates_always),

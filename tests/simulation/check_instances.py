@@ -275,7 +275,10 @@ def _rows_live_and_die_with_their_sessions(case: Case) -> Iterator[str]:
 
 
 def _rows_that_come_late(case: Case) -> Iterator[str]:
-    """A create that is under way when its opening fails has no effect any more."""
+    """A create that is under way when its opening fails has no effect any more. The opening sees to that with a delete,
+    whose tombstone refuses the create; a tombstone lasts for a TTL (`Storage.delete`), so that a create which takes
+    longer than that leaves a row, for a TTL.
+    """
     for opening in case.ended("open"):
         step = opening.began.step
         assert isinstance(step, Open)
@@ -288,9 +291,13 @@ def _rows_that_come_late(case: Case) -> Iterator[str]:
             continue
         if case.row_at(step.session, opening.ends[0][0], opening.ended_at) is not None:
             continue  # another session has the id: a tombstone would end that one
-        for position, stored in case.stored[step.session]:
-            is_its = stored.instance == step.instance and opening.ends[0][0] < position
-            if is_its and stored.operation == "create" and not case.lives_of(stored.row or 0):
+        end = opening.ends[0][0]
+        its = [(position, each) for position, each in case.stored[step.session] if each.instance == step.instance]
+        deleted = (each.at for at, each in its if each.operation == "delete" and opening.position < at < end)
+        protected_until = next(deleted, opening.ended_at) + case.history.ttl
+        for position, stored in its:
+            is_late = end < position and stored.at < protected_until
+            if is_late and stored.operation == "create" and not case.lives_of(stored.row or 0):
                 yield f"{opening} failed at {opening.ended_at}, and its row comes at {stored.at}"
 
 
