@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import attrs
 
@@ -21,6 +22,9 @@ class Target:
 
     tests: tuple[str, ...]
     functions: tuple[str, ...] | None = None
+
+
+_TESTS = Path(__file__).parent.parent
 
 
 def _session(*names: str) -> tuple[str, ...]:
@@ -44,6 +48,8 @@ _OWNER_TESTS = _session(
     *("restore", "recovery", "idle_recovery", "coming_back", "add_remove", "breaker", "health"),
     *("life", "member", "row", "traps", "two_instances", "own_connector", "use_marks", "late_joins", "observing"),
 ) + _client("handlers")
+# Of modules that nearly every test runs: the first test that fails ends a mutant, so a long list costs little.
+_SESSION_TESTS = tuple(f"session/{path.stem}" for path in sorted(_TESTS.joinpath("session").glob("test_*.py")))
 _BREAKER_TESTS = _session("breaker", "recovery", "health", "idle_recovery")
 _ROUTING_TESTS = (*_session("names", "directory", "add_remove"), "test_routing")
 
@@ -60,10 +66,7 @@ TARGETS: Mapping[str, Target] = {
     "trio_vmcp._session.call_options": Target(_session("call_options")),
     "trio_vmcp._session.life": Target(_session("life", "closing", "opening", "restore", "recovery", "close_path")),
     "trio_vmcp._session.members": Target(
-        _session(
-            *("member", "life", "opening", "recovery", "coming_back", "add_remove", "close_path", "transition_log"),
-            *("late_joins", "idle_recovery", "closing", "two_principals", "breaker", "starting", "interfaces"),
-        ),
+        _SESSION_TESTS,
         _of(
             "Membership",
             *("cancel_connecting", "cancel_replacing", "close_connections", "close", "add", "remove"),
@@ -71,10 +74,7 @@ TARGETS: Mapping[str, Target] = {
         ),
     ),
     "trio_vmcp._session.member": Target(
-        _session(
-            *("member", "life", "opening", "recovery", "coming_back", "add_remove", "close_path"),
-            *("transition_log", "late_joins", "idle_recovery", "stop_after", "starting"),
-        ),
+        _SESSION_TESTS,
         _of(
             "Member",
             *("to", "may_join", "join", "fail", "start_retrying", "start_longer", "fail_replacing"),
@@ -83,10 +83,7 @@ TARGETS: Mapping[str, Target] = {
         ),
     ),
     "trio_vmcp._session.connecting": Target(
-        _session(
-            *("opening", "close_path", "closing", "coming_back", "recovery", "late_joins", "starting"),
-            *("time_limits", "traps", "add_remove", "interrupts", "member", "two_principals"),
-        ),
+        _SESSION_TESTS,
         (
             *_of("Attempt", "run", "replace", "is_over", "current_client", "_fail", "_settle", "_report_late"),
             *_of("Attempt", "_report", "_close_client_in_time", "_close_in_time", "_goodbye_scope"),
@@ -94,10 +91,7 @@ TARGETS: Mapping[str, Target] = {
         ),
     ),
     "trio_vmcp._session.call": Target(
-        _session(
-            *("recovery", "breaker", "calls", "admission", "refused_everything", "traps", "idle_recovery"),
-            *("health", "coming_back", "state_lost", "stop_after", "progress_timeout"),
-        ),
+        _SESSION_TESTS,
         (
             "request_member",
             "_request_with_progress",
@@ -108,12 +102,7 @@ TARGETS: Mapping[str, Target] = {
             "note_answer",
         ),
     ),
-    "trio_vmcp._session.connection": Target(
-        _session(
-            *("recovery", "coming_back", "idle_recovery", "close_path", "traps", "member", "own_connector"),
-            *("state_lost",),
-        )
-    ),
+    "trio_vmcp._session.connection": Target(_SESSION_TESTS),
     "trio_vmcp._session.reconnects": Target(
         _session(
             *("recovery", "idle_recovery", "coming_back", "two_principals", "breaker", "starting", "opening"),
@@ -123,14 +112,7 @@ TARGETS: Mapping[str, Target] = {
     "trio_vmcp._session.breaker": Target(_BREAKER_TESTS),
     "trio_vmcp._session.trial": Target(_BREAKER_TESTS),
     "trio_vmcp._session.stopping": Target(_session("stop_after")),
-    "trio_vmcp._session.calls": Target(
-        (
-            *_session("calls", "listing", "names", "recovery", "refresh", "add_remove", "admission", "traps"),
-            *_session("ownership", "directory", "health", "interrupts", "moves", "stream_places"),
-            *_session("interfaces", "own_connector"),
-            *_client("subscriptions", "questions"),
-        )
-    ),
+    "trio_vmcp._session.calls": Target((*_SESSION_TESTS, *_client("subscriptions", "questions"))),
     "trio_vmcp._session.row": Target(
         _session(
             *("row", "two_instances", "use_marks", "restore", "ownership", "closing", "close_path", "opening"),

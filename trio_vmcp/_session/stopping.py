@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol, runtime_checkable
 
 import trio
 
@@ -14,16 +13,6 @@ from trio_vmcp._session.member import Member
 __all__ = ["asked_at_of", "stop_when_unused"]
 
 LEAST_PAUSE = 0.1  # s between two looks at a backend that is in use
-
-
-@runtime_checkable
-class AskedClient(Protocol):
-    """A client that tells when handlers last answered its backend's questions."""
-
-    @property
-    def last_asked_at(self) -> float:
-        """By `trio.current_time()`: now, while one does; -inf: never."""
-        ...
 
 
 async def stop_when_unused(member: Member, connection: Connection, stop_after: float, life: Life) -> None:
@@ -43,5 +32,10 @@ async def stop_when_unused(member: Member, connection: Connection, stop_after: f
 
 
 def asked_at_of(connection: Connection) -> float:
-    """`trio.current_time()` when handlers last answered the backend: now, while one does; -inf: never, or unknown."""
-    return connection.client.last_asked_at if isinstance(connection.client, AskedClient) else -math.inf
+    """`trio.current_time()` when handlers last answered the backend: now, while one does; -inf: never, or unknown.
+
+    A client that wraps one of ours may pass on its attributes by `__getattr__`, which `isinstance` of a Protocol does
+    not ask from Python 3.12 on.
+    """
+    asked_at: float = getattr(connection.client, "last_asked_at", -math.inf)
+    return asked_at
