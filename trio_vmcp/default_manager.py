@@ -1,4 +1,4 @@
-"""DefaultSessionManager: which session a request is about, and whose it is. Its parts are in `_manager/`."""
+"""DefaultSessionManager: which session a request is about, and its owner. Its parts are in `_manager/`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The level of log messages that a session wants of its backends (`Session.set_log_level`), and who was told of it.
+"""The level of log messages that a session wants of its backends (`Session.set_log_level`), and which of them know it.
 
 A backend session keeps its level, so each new connection is told: "Log level belongs to the session" (MCP 2025-11-25,
 server/utilities/logging). Clients of the stateless era send it along with each request.
