@@ -43,11 +43,17 @@ def _of(owner: str, *names: str) -> tuple[str, ...]:
     return tuple(f"{owner}.{name}" for name in names)
 
 
-_OWNER_TESTS = _session(
-    *("admission", "closing", "calls", "ownership", "opening", "change_feed", "close_path", "interrupts"),
-    *("restore", "recovery", "idle_recovery", "coming_back", "add_remove", "breaker", "health"),
-    *("life", "member", "row", "traps", "two_instances", "own_connector", "use_marks", "late_joins", "observing"),
-) + _client("handlers")
+_OWNER_TESTS = (
+    *_session(
+        *("admission", "closing", "calls", "ownership", "opening", "change_feed", "close_path", "interrupts"),
+        *("restore", "recovery", "idle_recovery", "coming_back", "add_remove", "breaker", "health"),
+        *("life", "member", "row", "traps", "two_instances", "own_connector", "use_marks", "late_joins", "observing"),
+        "reference_cycles",
+    ),
+    *_client("handlers"),
+    "manager/test_requests",
+    "manager/test_hibernation",
+)
 # Of modules that nearly every test runs: the first test that fails ends a mutant, so a long list costs little.
 _SESSION_TESTS = tuple(f"session/{path.stem}" for path in sorted(_TESTS.joinpath("session").glob("test_*.py")))
 _BREAKER_TESTS = _session("breaker", "recovery", "health", "idle_recovery")
@@ -208,9 +214,8 @@ EQUIVALENT: Mapping[str, str] = {
     "Calls.call: ignore `answer.array` in `if answer.array and not isinstance(raw.get(answer.array), list | None):`": (
         'A method without an array asks for the member "", which no result of MCP has.'
     ),
-    "Calls._find: ignore `owner is not None` in `if owner is not None and owner in self._members:`": (
-        "For the type checker: None is the id of no member."
-    ),
+    "Calls._find: ignore `owner is not None` in `if owner is not None and owner in self._members and not "
+    "self._is_left_out(kind, self._members[owner], name):`": ("For the type checker: None is the id of no member."),
     "Calls.route_completion: ignore `member.record is not None` in `if member.record is not None and not "
     'declares(member.record.server_capabilities, ("completions",)):`': (
         "For the type checker: a backend whose prompt or template is listed was connected once."
@@ -225,7 +230,7 @@ EQUIVALENT: Mapping[str, str] = {
     "_well_formed_templates: < becomes <= in `if left < 0:`": "One character of 65 536.",
     "_well_formed_templates: 0 becomes 1 in `if left < 0:`": "One character of 65 536.",
     "<module>: 1024 becomes 1025 in `_TEMPLATE_CHARACTERS = 64 * 1024`": "A thousandth of a bound on costs.",
-    "inner_prefixes: 0 becomes 1 in `found[backend_id] = dict(sorted(inner, key=lambda pair: len(pair[0]), "
+    "_inner_prefixes: 0 becomes 1 in `found[backend_id] = dict(sorted(inner, key=lambda pair: len(pair[0]), "
     "reverse=True))`": "The ids in them are in the same order: of two prefixes of one format, that of the longer id is "
     "longer.",
     "Turns.note_failure: > becomes >= in `if self._succeeded_at is not None and now - self._succeeded_at > "
