@@ -91,7 +91,7 @@ class Load:
                 user = USERS[len(self.sessions) % len(USERS)]
                 session_id = await self.client.create(self.url, user)
                 if session_id is None:
-                    await trio.sleep(0.05)
+                    await trio.sleep(0.05)  # another process: no event tells when the balancer is ready
                 else:
                     self.sessions[session_id] = user
 

@@ -52,7 +52,7 @@ class World:
         while not self.is_over:
             instance = self.some_instance()
             if instance is None:
-                await trio.sleep(0.01)
+                await trio.sleep(0.01)  # another process starts meanwhile
                 continue
             what = self.choices.random()
             if not self.told.alive or (what < 0.2 and len(self.told.alive) < MOST_ALIVE):
@@ -152,10 +152,10 @@ async def test_an_instance_that_was_frozen_in_mid_update_loses(points: int, tmp_
                     assert 200 == await world.client.terminate(other.url, user, session_id)
                 finally:
                     frozen.thaw()
-                await trio.sleep(0.05)
+                await trio.sleep(0.05)  # the thawed process is to write what it was about to write
                 updates.cancel_scope.cancel()
             with trio.fail_after(7):  # `storage_check_interval` is 5 s; usually a notice comes at once
-                while await world.client.call(frozen.url, user, session_id) != 404:  # noqa: ASYNC110
+                while await world.client.call(frozen.url, user, session_id) != 404:  # noqa: ASYNC110  # of another process
                     await trio.sleep(0.05)
             for instance in world.instances:
                 await world.check_terminated(instance, session_id, user)

@@ -134,7 +134,7 @@ def test_without_limits_nothing_is_ever_due() -> None:
     assert math.inf == due_live(none, born_at=0.0, worked_at=0.0, checked_at=0.0).at
 
 
-# What differs, and who has a place
+# What differs, and which sessions have a place
 
 
 def test_a_difference_is_what_goes_and_what_comes() -> None:

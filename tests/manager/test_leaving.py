@@ -118,7 +118,7 @@ async def test_what_is_under_way_is_given_up(what: str, autojump_clock: MockCloc
         assert before == await world.row(session.id)
         assert 1 == len(world.backend.sessions)
         with pytest.raises(SessionClosed):
-            await session.aclose() or await ask[what]()  # type: ignore[operator, func-returns-value]
+            await session.aclose() or await ask[what]()  # type: ignore[operator, func-returns-value]  # None
 
 
 @pytest.mark.parametrize("what", ["create", "get", "shared", "terminate", "set_backends"])

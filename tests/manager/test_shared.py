@@ -47,7 +47,7 @@ async def test_its_probe_tries_discover_first(autojump_clock: MockClock) -> None
     """A backend of both eras is spoken to as a modern one, also where handlers would have it greeted first."""
 
     async def sample(request: ServerRequest) -> JSON:
-        raise NotImplementedError
+        raise AssertionError("this backend asks nothing")
 
     async with managed(backends={"a": echo_backend("both")}, handlers=ClientHandlers(sampling=sample)) as world:
         await world.manager.create()

@@ -76,7 +76,7 @@ def test_the_handshake_era_gets_nothing(record: BackendRecord | None) -> None:
 @pytest.mark.parametrize("record", [LEGACY, None], ids=["legacy", "unknown"])
 @pytest.mark.parametrize("keywords", [{"input_responses": {}}, {"request_state": ""}], ids=str)
 def test_the_handshake_era_has_no_rounds(record: BackendRecord | None, keywords: JSON) -> None:
-    """An error that says who, what and which keywords."""
+    """The error names the backend and the keywords."""
     with pytest.raises(BackendRejected) as caught:
         sent(record, **keywords)
     assert (-32602, False) == (caught.value.code, caught.value.may_have_executed)

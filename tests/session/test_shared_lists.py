@@ -112,6 +112,16 @@ async def test_a_list_that_fails_is_not_taken_from_another_session(autojump_cloc
             assert definitions(one) == definitions(two)
 
 
+async def test_a_list_that_fails_is_not_taken_for_an_empty_one(autojump_clock: MockClock) -> None:
+    """Another session has seen that there are no prompts: the session where the list fails is DEGRADED all the same."""
+    backend = echo_backend(capabilities={"tools": {}, "prompts": {}})
+    async with open_world({"a": backend}, settings=NO_RETRIES) as world, world.open_session() as one:
+        backend.fail("prompts/list", Error(-32603, "no"), times=1)
+        async with world.open_session() as two:
+            assert BackendState.READY is one.backends["a"].state
+            assert BackendState.DEGRADED is two.backends["a"].state
+
+
 async def test_pages_are_shared_up_to_where_they_differ(autojump_clock: MockClock) -> None:
     """Lists of many pages with the same beginning and another end are lists of their own, and whole."""
     backend = ScriptedBackend(page_size=2)
@@ -160,3 +170,35 @@ async def test_lists_go_with_the_last_session_that_has_them(autojump_clock: Mock
         del two
         gc.collect()
         assert tool() is None
+
+
+CUT = "y" * 20 + "tool_" + "z" * 46  # cut to 64 characters with its digest, it begins with the prefix of `tool`
+
+
+@pytest.mark.parametrize("is_alone_first", [True, False])
+@pytest.mark.parametrize(
+    ("ids", "name"), [(("git", "git_hub"), "hub_issue"), (("a", "tool"), CUT)], ids=["whole", "cut"]
+)
+async def test_names_are_shared_only_where_they_follow_from_the_list(
+    ids: tuple[str, str], name: str, is_alone_first: bool, autojump_clock: MockClock
+) -> None:
+    """What a name is composed to may depend on the other backends of a session: each session has what it would have
+    alone in a factory, whichever session was first.
+    """
+    git, hub = ScriptedBackend(), ScriptedBackend()
+    git.add_tool(name)
+    hub.add_tool("other")
+    async with open_world(dict(zip(ids, (git, hub), strict=True))) as world:
+        choices = [world.configured[:1], world.configured]
+        shown = {}
+        for backends in choices if is_alone_first else choices[::-1]:
+            session = await world.factory.make_session(backends)
+            shown[len(backends)] = session
+        names = {count: [tool.name for tool in session.tools] for count, session in shown.items()}
+        async with open_session_factory(transport=world.transport) as fresh:
+            for count, backends in ((1, choices[0]), (2, choices[1])):
+                async with fresh.open_session(backends) as alone:
+                    assert [tool.name for tool in alone.tools] == names[count]
+        for session in shown.values():
+            await session.aclose()
+        assert names[1] != names[2][: len(names[1])]

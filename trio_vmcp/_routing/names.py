@@ -213,14 +213,14 @@ class Names:
         self, backend_id: str, names: Sequence[str], inner: Mapping[str, str], renamed: Mapping[str, str]
     ) -> Generator[None, None, _Claims]:
         """What these names of a backend are composed to; shared with others, where it follows from the names alone."""
-        is_plain = self._known is not None and not inner and not renamed
-        key = (self._kind, backend_id, id(names))  # the claims hold the names
-        found = self._known.get(key) if self._known is not None and is_plain else None
+        # The claims hold the names, and the very same names come with the same `renamed`: both are of one listing.
+        key = (self._kind, backend_id, id(names))
+        found = self._known.get(key) if self._known is not None and not inner else None
         if found is not None:
             return found
         keep_out = partial(self._keep_out, backend_id)
         claims = yield from _claim(self._strategy, backend_id, names, self._rule, inner, renamed, keep_out)
-        if self._known is not None and is_plain and not claims.cut:
+        if self._known is not None and not inner and not claims.cut:
             self._known[key] = claims
         return claims
 

@@ -75,9 +75,10 @@ def scope_of(backend: Backend, era: str) -> Scope:
 
 
 def _is_equal(held: Listing, listing: Listing) -> bool:
+    """Whether both hold the same objects, or came in the same bytes, or nothing came, field by field."""
     return all(
         getattr(held, field) is getattr(listing, field)
-        or (_digests(held, field) or None) == (_digests(listing, field) or [])
+        or (field in held.pages and _digests(held, field) == _digests(listing, field))
         or not (getattr(held, field) or getattr(listing, field))
         for field in FIELDS
     )

@@ -24,7 +24,7 @@ lowlevel.create_initialization_options = partial(  # type: ignore[method-assign]
 def asked_for_a_name(context: Context) -> InputRequiredResult | str:
     """In the modern era: the name that the client gave, or the question for it."""
     if context.input_responses:
-        return str(context.input_responses["who"].content["name"])  # type: ignore[union-attr,index]
+        return str(context.input_responses["who"].content["name"])  # type: ignore[union-attr,index]  # the form above
     schema = {"type": "object", "properties": {"name": {"type": "string"}}}
     form = ElicitRequestFormParams(message="Your name?", requested_schema=schema)
     return InputRequiredResult(input_requests={"who": ElicitRequest(params=form)}, request_state="asked")
