@@ -32,7 +32,7 @@ FLOORS = (
     ("manager",),
     ("default_manager",),
     ("observers",),
-    ("testing", "_exports"),
+    ("testing", "_exports", "serve"),
     ("_cli",),
     ("cli", "__init__"),
     ("__main__",),
