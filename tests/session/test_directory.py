@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, TypeAlias
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,8 @@ from trio_vmcp._session import directory as directory_module
 from trio_vmcp._session.directory import MOST_AT_ONCE, MOST_BOUND_BYTES, MOST_REMOVED, Directory, new_directory
 from trio_vmcp._session.foreign_names import ForeignNames
 from trio_vmcp._session.listing import Listing
+from trio_vmcp._session.pages import Page
+from trio_vmcp._session.shared_lists import SharedLists
 from trio_vmcp.errors import MessageTooLarge, ResourceNotFound
 from trio_vmcp.routing import Bare, Bindings, ConflictResolution, Prefix, Target
 from trio_vmcp.settings import FactorySettings
@@ -29,8 +32,11 @@ READ = ("tools", "prompts", "resources", "resource_templates", "table", "conflic
 URIS = ("memo://1", "memo://2", "memo://{day}", "memo://{")
 
 
-def directory_of(strategy: ConflictResolution = PREFIX, bindings: Bindings = UNBOUND) -> Directory:
-    return new_directory(bindings, FactorySettings(conflict_resolution=strategy, max_name_length=20))
+def directory_of(
+    strategy: ConflictResolution = PREFIX, bindings: Bindings = UNBOUND, shared: SharedLists | None = None
+) -> Directory:
+    settings = FactorySettings(conflict_resolution=strategy, max_name_length=20)
+    return new_directory(bindings, settings, shared=shared)
 
 
 def definitions(names: tuple[str, ...], key: str, mark: int = 0) -> dict[str, dict[str, Any]]:
@@ -113,6 +119,62 @@ def test_what_is_kept_is_what_is_built_from_scratch(
         for kind in ("tools", "prompts", "resources"):
             assert list(getattr(fresh.table, kind)) == list(getattr(kept.table, kind))
         assert_calls_go_by_the_table(kept)
+
+
+def in_pages(listed: Listing | None) -> Listing | None:
+    """A listing that several sessions may hold."""
+    return None if listed is None else attrs.evolve(listed, pages={"tools": (Page({}, b"digest"),)})
+
+
+@settings(max_examples=25)  # each takes 15 ms
+@given(scripts, resolutions(), st.lists(st.booleans(), min_size=8, max_size=8))
+def test_what_sessions_hold_once_changes_for_none_of_them_alone(
+    script: list[list[tuple[str, str, Listing | None]]], strategy: ConflictResolution, in_steps: list[bool]
+) -> None:
+    """Sessions of one factory that begin with the same lists hold what follows from them once. One of them goes on,
+    change by change, as if it were alone, and the others go on seeing what they saw.
+    """
+    shared = SharedLists()
+    changing, alone = directory_of(strategy, shared=shared), directory_of(strategy)
+    others: list[tuple[Directory, list[object]]] = []
+    listings: Listings = {}
+    for between, steps in zip(script, in_steps, strict=False):
+        for what, backend_id, listed in between:
+            play((what, backend_id, in_pages(listed)), listings)
+        for directory in (changing, alone):
+            if steps:
+                for _ in directory.update_in_steps(dict(listings)):
+                    pass
+            else:
+                directory.update(dict(listings))
+        assert state_of(alone) == state_of(changing)
+        assert_calls_go_by_the_table(changing)
+        beginning = directory_of(strategy, shared=shared)
+        beginning.update(dict(listings))
+        others.append((beginning, state_of(beginning)))
+        fresh = directory_of(strategy)
+        fresh.update(dict(listings))
+        assert state_of(fresh) == state_of(beginning)
+        for other, before in others:
+            assert before == state_of(other)
+
+
+def test_what_follows_from_equal_lists_is_made_once() -> None:
+    """Table, bindings and entries are the very same objects for every session that begins with the same lists in the
+    same order, until its own lists change.
+    """
+    shared = SharedLists()
+    lists: Listings = {name: in_pages(listing("a", prompts=("b",), uris=URIS)) for name in BACKEND_IDS[:2]}
+    one, two, turned = (directory_of(shared=shared) for _ in range(3))
+    one.update(lists)
+    assert not two.is_long(lists)
+    two.update(lists)
+    turned.update(dict(reversed(lists.items())))
+    assert all(getattr(one, what) is getattr(two, what) for what in READ)
+    assert all(getattr(one, what) is not getattr(turned, what) for what in ("tools", "table", "bindings"))
+    two.update(lists | {BACKEND_IDS[0]: in_pages(listing("a", "c"))})
+    assert len(one.tools) + 1 == len(two.tools)
+    assert len(one.bindings.tools) + 1 == len(two.bindings.tools)
 
 
 @settings(max_examples=50)

@@ -20,7 +20,7 @@ from trio_vmcp._routing.name_rule import name_rule
 from trio_vmcp._session.foreign_names import ForeignNames
 from trio_vmcp._session.listing import FIELDS, Listing
 from trio_vmcp._session.pages import MOST_NAME_BYTES
-from trio_vmcp._session.shared_lists import Part, SharedLists
+from trio_vmcp._session.shared_lists import CommonKey, FirstNames, Part, SharedLists, may_be_shared
 from trio_vmcp.errors import CapabilityNotFound, MessageTooLarge, ResourceNotFound
 from trio_vmcp.models import JSON, Backend, NameConflict, Prompt, Resource, ResourceTemplate, Tool
 from trio_vmcp.routing import Bindings, Offer, Router, RoutingTable, Target
@@ -53,6 +53,8 @@ class Directory:
     _read: dict[str, tuple[Any, ...]] = attrs.field(factory=dict, init=False)  # put together since the latest change
     # Ids without a backend that had names bound to them, or may have: the latest removed is the last.
     _removed: dict[str, None] = attrs.field(init=False)
+    # Other sessions may have all of this, too, so it is copied before a change; None: it is this session's alone.
+    _common: FirstNames | None = attrs.field(default=None, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         bindings = self._router.bindings  # of a session that is restored: some of the owners may have been removed
@@ -60,7 +62,7 @@ class Directory:
 
     def is_long(self, listings: Mapping[str, Listing | None]) -> bool:
         """Whether an `update` with these listings takes too long for one step."""
-        if not self._is_news(listings):
+        if not self._is_news(listings) or self._find_common(listings) is not None:
             return False
         entries = 0
         for backend_id, listing in listings.items():
@@ -81,16 +83,15 @@ class Directory:
             listings: By backend id, in configured order; None: not listed yet. A listing that is the same object as
                 before has not changed.
         """
-        if self._is_news(listings):
+        if self._is_news(listings) and not self._adopt_common(listings):
             for _ in self._take_over(listings):
                 pass
 
     def update_in_steps(self, listings: Mapping[str, Listing | None]) -> Iterator[None]:
         """`update`, with a step for some names or entries each. There must be no other update meanwhile."""
-        if self._is_news(listings):
+        if self._is_news(listings) and not self._adopt_common(listings):
             twin = copy(self)
-            twin._parts, twin._read = dict(self._parts), {}
-            twin._router = yield from self._router.copy_in_steps()
+            yield from twin._copy_in_steps()
             yield from twin._take_over(listings)
             yield from twin._read_in_steps()
             for field in attrs.fields(Directory):
@@ -113,6 +114,9 @@ class Directory:
 
     def _take_over(self, listings: Mapping[str, Listing | None]) -> Iterator[None]:
         """What is read before the last step belongs to no state."""
+        key = self._common_key(listings)
+        if self._common is not None:
+            yield from self._copy_in_steps()
         offers = self._offers_of(listings)
         if self._foreign.count:
             foreign = self._foreign.take()
@@ -131,6 +135,8 @@ class Directory:
         self._listings = {backend_id: listing or _NOTHING for backend_id, listing in listings.items()}
         self._offers = offers
         self._read.clear()
+        if key is not None:
+            self._share(key)
 
     def check_names(self, backend_id: str, known: Listing | None, listing: Listing) -> None:
         """
@@ -144,6 +150,39 @@ class Directory:
                 backend_id,
                 f"lists ever new names: over {MOST_BOUND_BYTES} bytes of them in the life of this session",
             )
+
+    # --- what sessions with the same lists hold once
+
+    def _common_key(self, listings: Mapping[str, Listing | None]) -> CommonKey | None:
+        """None: no other session has the same, since this one has had other lists or names, or a listing is its own."""
+        if self._listings or self._removed or self._foreign.count:
+            return None
+        known = {backend_id: listing or _NOTHING for backend_id, listing in listings.items()}
+        if not all(listing is _NOTHING or may_be_shared(listing) for listing in known.values()):
+            return None
+        return tuple([(backend_id, id(listing)) for backend_id, listing in known.items()])
+
+    def _find_common(self, listings: Mapping[str, Listing | None]) -> FirstNames | None:
+        key = self._common_key(listings)
+        return None if key is None else self._shared.first_names.get(key)
+
+    def _adopt_common(self, listings: Mapping[str, Listing | None]) -> bool:
+        """Whether another session began with the same lists: then this one has what followed from them."""
+        common = self._find_common(listings)
+        if common is None:
+            return False
+        self._common, self._router, self._listings = common, common.router, common.listings
+        self._offers, self._parts, self._read = common.offers, common.parts, common.read
+        return True
+
+    def _share(self, key: CommonKey) -> None:
+        self._common = FirstNames(self._router, self._listings, self._offers, self._parts, self._read)
+        self._shared.first_names[key] = self._common
+
+    def _copy_in_steps(self) -> Iterator[None]:
+        """From here on, what this directory changes is its own."""
+        self._common, self._parts, self._read = None, dict(self._parts), {}
+        self._router = yield from self._router.copy_in_steps()
 
     # --- what callers read
 

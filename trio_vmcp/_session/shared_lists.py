@@ -13,15 +13,18 @@ from weakref import WeakValueDictionary
 
 import attrs
 
+from trio_vmcp._protocol.methods import Kind
 from trio_vmcp._routing.names import KnownClaims
 from trio_vmcp._session.listing import FIELDS, Listing
 from trio_vmcp.models import JSON, Backend
-from trio_vmcp.routing import Target
+from trio_vmcp.routing import Offer, Router, Target
 
-__all__ = ["Part", "Scope", "SharedLists", "scope_of"]
+__all__ = ["CommonKey", "FirstNames", "Part", "Scope", "SharedLists", "may_be_shared", "scope_of"]
 
 # The same bytes mean the same listing only under the same filters and overrides, and read in the same era.
 Scope: TypeAlias = tuple[object, ...]
+# What all backends of a session list, in configured order: their ids, and the identities of the listings.
+CommonKey: TypeAlias = tuple[tuple[str, int], ...]
 
 
 @attrs.frozen(eq=False)
@@ -33,15 +36,33 @@ class Part:
     entries: tuple[Any, ...]
 
 
+@attrs.frozen(eq=False)
+class FirstNames:
+    """What the directory of a new session says once its backends are listed. Not changed any more: a session whose
+    backends list something else goes on with a copy. What is put together when it is read is put together once.
+
+    Attributes:
+        listings, offers, parts, read: As in `Directory`.
+    """
+
+    router: Router
+    listings: dict[str, Listing]
+    offers: dict[str, Offer]
+    parts: dict[tuple[Kind, str], Part]
+    read: dict[str, tuple[Any, ...]]
+
+
 @attrs.define(eq=False)
 class SharedLists:
     """Of one factory.
 
     Attributes:
+        first_names: By the identities of the listings, which they hold.
         claims: What the names of a backend are composed to.
         parts: Entries as callers read them: by the identity of what they were made from, which they hold.
     """
 
+    first_names: WeakValueDictionary[CommonKey, FirstNames] = attrs.field(factory=WeakValueDictionary, init=False)
     claims: KnownClaims = attrs.field(factory=WeakValueDictionary, init=False)
     parts: WeakValueDictionary[tuple[str, int, int], Part] = attrs.field(factory=WeakValueDictionary, init=False)
     _listings: WeakValueDictionary[tuple[Scope, str, bytes], Listing] = attrs.field(
@@ -54,7 +75,7 @@ class SharedLists:
 
     def settle(self, scope: Scope, listing: Listing) -> Listing:
         """The listing that is held already and is byte for byte the same, or this one, which is held from now on."""
-        if listing.failures:
+        if not may_be_shared(listing):
             return listing
         keys = [
             (scope, field, pages[0].digest)
@@ -68,6 +89,11 @@ class SharedLists:
         for key in keys:
             self._listings[key] = listing
         return listing
+
+
+def may_be_shared(listing: Listing) -> bool:
+    """Whether other sessions may get this very listing: some of it came in pages that have digests."""
+    return bool(listing.pages) and not listing.failures
 
 
 def scope_of(backend: Backend, era: str) -> Scope:
