@@ -11,6 +11,7 @@ from trio_vmcp.connector import (
     OnProgress,
     OutgoingAuth,
     ServerRequest,
+    ServerRequestError,
     note_written,
 )
 from trio_vmcp.default_manager import open_session_manager
@@ -131,6 +132,7 @@ __all__ = [
     "ResourceTemplate",
     "RoutingTable",
     "ServerRequest",
+    "ServerRequestError",
     "Session",
     "SessionChange",
     "SessionClosed",

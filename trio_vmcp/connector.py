@@ -12,6 +12,7 @@ import httpx
 import trio
 
 from trio_vmcp import _request_note
+from trio_vmcp._protocol.methods import LOG_LEVELS
 from trio_vmcp.errors import BackendError
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord
@@ -28,6 +29,7 @@ __all__ = [
     "OutgoingAuth",
     "PreferredEra",
     "ServerRequest",
+    "ServerRequestError",
     "note_written",
 ]
 
@@ -201,6 +203,23 @@ class ServerRequest:
     call: CallInfo | None = None
 
 
+@attrs.define(eq=False)
+class ServerRequestError(Exception):
+    """The JSON-RPC error that a request of a backend is answered with. A handler may raise it. All of it is sent to the
+    backend, so it must hold no secrets.
+
+    Attributes:
+        data: Any JSON; None: absent.
+    """
+
+    code: int
+    message: str
+    data: Any = attrs.field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.code})"
+
+
 Handler: TypeAlias = Callable[[ServerRequest], Awaitable[Any]]
 
 
@@ -216,8 +235,8 @@ class ClientHandlers:
     Each handler runs in a task of its own, in a clean context, beside the call that it belongs to; up to 16 at a time
     for each backend. It is cancelled when the backend withdraws its request, when the call is cancelled or times out,
     and when the session closes. It may call tools of its own session and close the session (`aclose()` asks and returns
-    at once). If it raises an error, the type of the error is logged, and the backend learns only that there is no
-    answer.
+    at once). If it raises `ServerRequestError`, the backend is answered with that error. If it raises another error, the
+    type of the error is logged, and the backend learns only that there is no answer.
 
     Do not shield a handler from cancellation for long. A shielded handler that is still running when its session closes
     does not delay `aclose()` (which then waits for a second more), but its call, and at the latest the end of the
@@ -235,9 +254,14 @@ class ClientHandlers:
         sampling_tools: `sampling` takes requests with `tools` and `toolChoice` in their params, and may answer with
             `tool_use` content (MCP 2025-11-25, client/sampling, "Tool Use in Sampling"): `sampling.tools` is declared.
             Otherwise a backend that sends such a request is answered -32602, without the handler.
+        capabilities: The client capabilities to declare in place of those that the handlers imply, such as
+            `{"elicitation": {}}` for forms alone: for code that passes on the questions to a client of its own. Kinds
+            without a handler are left out. With `sampling.tools` in it, `sampling_tools` is True.
+        log_level: From which severity on a stateless backend is asked to send log messages of each request, where there
+            is a handler for them and neither the call nor `Session.set_log_level` says another; None: it is not asked.
 
     Raises:
-        ValueError: `sampling_tools` without `sampling`.
+        ValueError: `sampling_tools` without `sampling`; `log_level` is no level of MCP.
     """
 
     sampling: Handler | None = None
@@ -245,7 +269,11 @@ class ClientHandlers:
     roots: Handler | None = None
     log: Handler | None = None
     sampling_tools: bool = attrs.field(default=False, kw_only=True)
+    capabilities: JSON | None = attrs.field(default=None, kw_only=True, hash=False)
+    log_level: str | None = attrs.field(default="info", kw_only=True)
 
     def __attrs_post_init__(self) -> None:
+        if self.log_level is not None and self.log_level not in LOG_LEVELS:
+            raise ValueError(f"log_level={self.log_level!r} is none of {', '.join(LOG_LEVELS)}")
         if self.sampling_tools and self.sampling is None:
             raise ValueError("sampling_tools=True says of the handler for sampling that it takes tools: there is none")

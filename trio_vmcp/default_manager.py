@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -19,7 +20,8 @@ from trio_vmcp._manager.known import Asleep, Ending, Known, Live, Opening
 from trio_vmcp._manager.openings import Openings, outcome
 from trio_vmcp._manager.places import Places, principal_of
 from trio_vmcp._manager.registry import Registry, age_of
-from trio_vmcp._nursery import require_trio, start_clean, start_task
+from trio_vmcp._nursery import describe_crash, require_trio, start_clean, start_if_open, start_task
+from trio_vmcp._session.life import Cause
 from trio_vmcp._session.owner import SessionOwner
 from trio_vmcp._session.row import TOUCHES_PER_TTL, SessionRow
 from trio_vmcp.connector import ClientHandlers, PreferredEra
@@ -27,12 +29,14 @@ from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.errors import SessionClosed, SessionNotFound
 from trio_vmcp.factory import MOST_CANCELLED_DRAIN, DefaultSessionFactory, SessionFactory, require_valid
 from trio_vmcp.identity import Identity
-from trio_vmcp.manager import ManagerStatistics, SessionManager
+from trio_vmcp.manager import HandlersFor, ManagerStatistics, SessionManager
 from trio_vmcp.models import Backend
 from trio_vmcp.session import Session
 from trio_vmcp.settings import ManagerSettings
 
 __all__ = ["DefaultSessionManager", "open_session_manager"]
+
+logger = logging.getLogger("trio_vmcp.manager")
 
 ID_BYTES = 32  # of a session id that is made here
 
@@ -66,6 +70,14 @@ class DefaultSessionManager(SessionManager):
             refused=self._registry.places.refused,
         )
 
+    @property
+    def live_sessions(self) -> tuple[Session, ...]:
+        return tuple(DefaultSession(owner) for _, owner in self._registry.live())
+
+    def start_soon(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
+        if not start_if_open(self._nursery, _run_isolated, function, args):
+            raise SessionClosed("the session manager has ended")
+
     # --- requests
 
     @trio.lowlevel.enable_ki_protection
@@ -89,7 +101,7 @@ class DefaultSessionManager(SessionManager):
         session_id: str,
         *,
         caller: Identity | None = None,
-        handlers: ClientHandlers | None = None,
+        handlers: ClientHandlers | HandlersFor | None = None,
         prefer_era: PreferredEra | None = None,
     ) -> Session:
         require_valid(session_id)
@@ -118,13 +130,13 @@ class DefaultSessionManager(SessionManager):
                     raise SessionNotFound(session_id)
 
     @trio.lowlevel.enable_ki_protection
-    async def shared(self, identity: Identity | None = None) -> Session:
+    async def shared(self, identity: Identity | None = None, *, handlers: ClientHandlers | None = None) -> Session:
         principal, ids = principal_of(identity), self._registry.shared
         while True:
             self._require_open()
             known = self._registry.find(ids.get(principal, ""))
             if known is None or known.is_ending:
-                known = Known(self._new_id(), identity, Opening(), None, "modern")
+                known = Known(self._new_id(), identity, Opening(), handlers, "modern")
                 ids[principal] = known.session_id
                 self._openings.start(known, partial(self._make, known, None))
             if isinstance(known.state, Opening):
@@ -136,12 +148,15 @@ class DefaultSessionManager(SessionManager):
                     del ids[principal]
 
     @trio.lowlevel.enable_ki_protection
-    async def terminate(self, session_id: str, *, caller: Identity | None = None) -> None:
+    async def terminate(self, session_id: str, *, caller: Identity | None = None, wait: bool = True) -> None:
         require_valid(session_id)
         while True:
             found = await self._find(session_id, caller)
             known = Known(session_id, caller, Opening()) if isinstance(found, SessionRow) else found
             match known.state:
+                case Live(owner) if not wait and not owner.life.is_closing:
+                    owner.request_close(terminate=True, everywhere=True, cause=Cause.ASKED)
+                    return
                 case Live(owner):
                     await owner.close(terminate=True, drain_timeout=None)
                     if owner.life.terminates:
@@ -211,17 +226,26 @@ class DefaultSessionManager(SessionManager):
         return owner
 
     def _bring_back(
-        self, known: Known, row: SessionRow | None, handlers: ClientHandlers | None, prefer_era: PreferredEra | None
+        self,
+        known: Known,
+        row: SessionRow | None,
+        handlers: ClientHandlers | HandlersFor | None,
+        prefer_era: PreferredEra | None,
     ) -> Opening:
         """Start to restore a session, or (`row` None) to wake it with what it had, where nothing else is given."""
         handlers, prefer_era = handlers or known.handlers, prefer_era or known.prefer_era
         return self._openings.start(known, partial(self._restore, known, row, handlers, prefer_era))
 
     async def _restore(
-        self, known: Known, row: SessionRow | None, handlers: ClientHandlers | None, prefer_era: PreferredEra | None
+        self,
+        known: Known,
+        row: SessionRow | None,
+        handlers: ClientHandlers | HandlersFor | None,
+        prefer_era: PreferredEra | None,
     ) -> None:
         if row is None:
             row = await self._factory.load_row(known.session_id, known.identity)
+        handlers = handlers(row.metadata.attributes) if callable(handlers) else handlers
         passed = await self._configuration.ask(known.identity)
         old, records = known.backends, row.metadata.backends
         gone = difference(old, passed.backends).removed
@@ -266,6 +290,13 @@ class DefaultSessionManager(SessionManager):
             start_task(ends, self._registry.end_all)
             await self._openings.wait_given_up()
         await self._registry.end_all()  # those that opened, or fell asleep, meanwhile
+
+
+async def _run_isolated(function: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
+    try:
+        await function(*args)
+    except* Exception as crash:  # noqa: BLE001  # the task is the user's, and the sessions must not end with it
+        logger.error("a task of the manager has crashed: %s", describe_crash(crash))
 
 
 @protected_manager

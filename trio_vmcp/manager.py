@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Protocol, TypeAlias
 
 import attrs
 
@@ -13,7 +13,10 @@ from trio_vmcp.identity import Identity
 from trio_vmcp.models import Backend
 from trio_vmcp.session import Session
 
-__all__ = ["BackendSource", "ManagerStatistics", "SessionManager"]
+__all__ = ["BackendSource", "HandlersFor", "ManagerStatistics", "SessionManager"]
+
+HandlersFor: TypeAlias = Callable[[Mapping[str, str]], ClientHandlers]
+"""Makes the handlers of a session of its attributes. It must not block."""
 
 
 @attrs.frozen(kw_only=True)
@@ -77,7 +80,7 @@ class SessionManager(Protocol):
         session_id: str,
         *,
         caller: Identity | None = None,
-        handlers: ClientHandlers | None = None,
+        handlers: ClientHandlers | HandlersFor | None = None,
         prefer_era: PreferredEra | None = None,
     ) -> Session:
         """Find a session for its owner, and give it with `caller` filled in: at once if it is live here. Otherwise it
@@ -86,7 +89,8 @@ class SessionManager(Protocol):
 
         Args:
             handlers, prefer_era: Where this restores or wakes the session, as in `SessionFactory.restore_session`;
-                None, where it wakes: those that it had.
+                None, where it wakes: those that it had. `handlers` may be a function that makes them of the session's
+                attributes, which are known only then.
 
         Raises:
             InvalidSessionId: No session has an id of this form.
@@ -97,17 +101,23 @@ class SessionManager(Protocol):
         """
         ...
 
-    async def shared(self, identity: Identity | None = None) -> Session:
+    async def shared(self, identity: Identity | None = None, *, handlers: ClientHandlers | None = None) -> Session:
         """The one session that all stateless requests of a principal share on this instance; made when there is none.
         Its probes try `server/discover` first.
+
+        Args:
+            handlers: Where this makes the session, as in `SessionFactory.make_session`.
 
         Raises:
             SessionLimitReached, NoBackends, StorageError, ValueError: As in `create` and `get`.
         """
         ...
 
-    async def terminate(self, session_id: str, *, caller: Identity | None = None) -> None:
+    async def terminate(self, session_id: str, *, caller: Identity | None = None, wait: bool = True) -> None:
         """End a session for good, live here or not, as `Session.aclose` does. It needs no place under a cap.
+
+        Args:
+            wait: False: return as soon as the session admits no more calls. What runs drains in the background.
 
         If the storage does not take the end, that is remembered and tried again; the id is not served here any more.
 
@@ -126,6 +136,21 @@ class SessionManager(Protocol):
         Raises:
             ValueError: Two backends have one id, or there is no connector for one; nothing has changed.
         """
+        ...
+
+    def start_soon(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Start a task that may outlive the request it belongs to, such as a stream of events. It runs in a clean
+        context and is cancelled when the manager has ended its sessions. If it crashes, the types of its errors are
+        logged.
+
+        Raises:
+            SessionClosed: The manager has ended.
+        """
+        ...
+
+    @property
+    def live_sessions(self) -> tuple[Session, ...]:
+        """The sessions that are live here: for showing what state they are in. Calls need their caller, as ever."""
         ...
 
     @property

@@ -13,11 +13,11 @@ from trio_vmcp._nursery import describe_crash
 from trio_vmcp._protocol.jsonrpc import encode_result
 from trio_vmcp._protocol.methods import QUESTIONS
 from trio_vmcp._request_note import HandlerNote, RequestNote, current_note
-from trio_vmcp.connector import CallInfo, ClientHandlers, Handler, ServerRequest
+from trio_vmcp.connector import CallInfo, ClientHandlers, Handler, ServerRequest, ServerRequestError
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
-__all__ = ["INTERNAL_ERROR", "MOST_QUOTED", "SAMPLING_TOOLS", "BoundHandlers", "ServerRequestError", "call_info"]
+__all__ = ["INTERNAL_ERROR", "MOST_QUOTED", "SAMPLING_TOOLS", "BoundHandlers", "call_info"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
@@ -28,17 +28,6 @@ MOST_QUOTED = 128  # characters of a method that a backend made up
 _DECLARED: JSON = {"sampling": {}, "elicitation": {"form": {}, "url": {}}, "roots": {}}
 # "The client MUST return an error if this field is provided but sampling.tools is not declared" (schema, 2025-11-25).
 SAMPLING_TOOLS = ("tools", "toolChoice")
-
-
-@attrs.define(eq=False)
-class ServerRequestError(Exception):
-    """The JSON-RPC error that a request of a backend is answered with. Its text is sent, so it must hold no secrets."""
-
-    code: int
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.message} ({self.code})"
 
 
 @attrs.define(eq=False)
@@ -56,8 +45,10 @@ class BoundHandlers:
     capabilities: JSON = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.capabilities = {kind: value for kind, value in _DECLARED.items() if self._handler(kind) is not None}
-        if self.client_handlers.sampling_tools:
+        given = self.client_handlers.capabilities
+        declared = _DECLARED if given is None else {kind: given[kind] for kind in _DECLARED if kind in given}
+        self.capabilities = {kind: value for kind, value in declared.items() if self._handler(kind) is not None}
+        if given is None and self.client_handlers.sampling_tools:
             self.capabilities["sampling"] = {"tools": {}}
 
     @property
@@ -77,7 +68,7 @@ class BoundHandlers:
         if kind == "elicitation" and params.get("mode") not in (None, "form", "url"):
             return ServerRequestError(INVALID_PARAMS, "this client knows the modes 'form' and 'url'")
         has_tools = kind == "sampling" and any(params.get(name) is not None for name in SAMPLING_TOOLS)
-        if has_tools and not self.client_handlers.sampling_tools:
+        if has_tools and "tools" not in self.capabilities["sampling"]:
             return ServerRequestError(INVALID_PARAMS, "this client does not declare sampling.tools")
         return None
 
@@ -130,22 +121,24 @@ class BoundHandlers:
         """Run the handler of this kind, and return its result.
 
         Raises:
-            ServerRequestError: The handler raised an error.
+            ServerRequestError: The handler raised this, or another error.
         """
         handler = self._handler(kind)
         assert handler is not None
         note = HandlerNote(session_id=self.session_id, outer=outer)
         current_note.set(note)
         current_slot.set(slot)
-        crash, result = "", None
+        crash, result, refused = "", None, None
         try:
             result = await run_interruptible(
                 handler, ServerRequest(self.session_id, self.backend_id, caller, params, call)
             )
         except* Exception as group:  # noqa: BLE001  # a handler is the user's; a nursery of its own may mix in a Cancelled
-            crash = describe_crash(group)
+            crash, refused = describe_crash(group), _only_refusal(group)
         finally:
             note.running = False
+        if refused is not None:
+            raise refused
         if crash:
             raise self._useless(kind, f"raised {crash}")
         return result
@@ -157,6 +150,14 @@ class BoundHandlers:
     def _useless(self, kind: str, what: str) -> ServerRequestError:
         logger.warning("backend %r: the %s handler %s", self.backend_id, kind, what)
         return ServerRequestError(INTERNAL_ERROR, "the client failed to answer")
+
+
+def _only_refusal(group: BaseExceptionGroup[Exception]) -> ServerRequestError | None:
+    """The error that a handler raised on purpose; None: it raised something else, or several errors."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, ServerRequestError) else None
 
 
 def call_info(note: RequestNote | None) -> CallInfo | None:

@@ -8,10 +8,10 @@ from typing import TypeAlias
 import attrs
 import trio
 
-from trio_vmcp._client.handlers import BoundHandlers, ServerRequestError
+from trio_vmcp._client.handlers import BoundHandlers
 from trio_vmcp._client.http.connection_limit import ConnectionSlot
 from trio_vmcp._nursery import start_if_open
-from trio_vmcp.connector import CallInfo
+from trio_vmcp.connector import CallInfo, ServerRequestError
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 

@@ -17,13 +17,13 @@ from trio_vmcp._client.handlers import (
     MOST_QUOTED,
     SAMPLING_TOOLS,
     BoundHandlers,
-    ServerRequestError,
 )
 from trio_vmcp._client.http.connection_limit import current_slot
 from trio_vmcp._nursery import start_clean
 from trio_vmcp._protocol.methods import CLIENT_CAPABILITIES, INPUT_RESPONSES, QUESTIONS, REQUEST_STATE, Method
 from trio_vmcp._protocol.rounds import INPUT_REQUIRED, BadRound, Round, read_round
 from trio_vmcp._request_note import answering_on, current_note, note_written
+from trio_vmcp.connector import ServerRequestError
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON

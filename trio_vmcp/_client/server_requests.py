@@ -20,7 +20,7 @@ import trio
 
 from trio_vmcp._client.channels.channel import Send
 from trio_vmcp._client.complaints import Complaints
-from trio_vmcp._client.handlers import MOST_QUOTED, BoundHandlers, ServerRequestError, call_info
+from trio_vmcp._client.handlers import MOST_QUOTED, BoundHandlers, call_info
 from trio_vmcp._client.http.connection_limit import ConnectionSlot
 from trio_vmcp._client.log_feed import MOST_WAITING_BYTES, LogFeed
 from trio_vmcp._nursery import start_if_open
@@ -28,6 +28,7 @@ from trio_vmcp._protocol.json_cost import memory_size
 from trio_vmcp._protocol.jsonrpc import Request, RequestId, encode_error, encode_result
 from trio_vmcp._protocol.methods import CANCELLED, PING
 from trio_vmcp._request_note import RequestNote, answering_on, current_note
+from trio_vmcp.connector import ServerRequestError
 from trio_vmcp.errors import BackendError
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
@@ -204,7 +205,7 @@ class ServerRequests:
                         message.method, message.params, running.caller, outer=running.outer, slot=slot
                     )
                 except ServerRequestError as refused:
-                    data = encode_error(message.id, refused.code, refused.message)
+                    data = encode_error(message.id, refused.code, refused.message, refused.data)
                 else:
                     data = encode_result(message.id, result)
                 await trio.lowlevel.checkpoint_if_cancelled()  # the handler may have been shielded from the cancel

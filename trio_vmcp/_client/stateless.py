@@ -57,8 +57,6 @@ __all__ = ["StatelessClient"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
-# Sent if there is a log handler. Without a level "the server MUST NOT send" log messages (2026-07-28, logging).
-DEFAULT_LOG_LEVEL = "info"
 TOOLS_AT_ONCE = 64  # whose schemas are looked through in one step, if these are short
 _NO_LONGER_MODERN = (400, 404)  # the answers of servers of the handshake era to a request of this era
 
@@ -70,7 +68,10 @@ def _stamp(requests: ServerRequests) -> JSON:
         CLIENT_CAPABILITIES: requests.capabilities,
         "io.modelcontextprotocol/clientInfo": CLIENT_INFO,
     }
-    return stamp | {LOG_LEVEL: DEFAULT_LOG_LEVEL} if requests.handlers.has_log else stamp
+    handlers = requests.handlers.client_handlers
+    # Without a level "the server MUST NOT send" log messages (2026-07-28, logging).
+    has_level = handlers.log is not None and handlers.log_level is not None
+    return stamp | {LOG_LEVEL: handlers.log_level} if has_level else stamp
 
 
 def _own_part_of_stamp(meta: JSON) -> JSON:

@@ -18,6 +18,7 @@ __all__ = [
     "MODERN_VERSION",
     "Verdict",
     "is_modern_error",
+    "is_modern_version",
     "judge",
     "lists_modern_version",
 ]
@@ -42,6 +43,11 @@ class Verdict(enum.Enum):
     LEGACY = "legacy"
     SSE = "sse"
     INCONCLUSIVE = "inconclusive"
+
+
+def is_modern_version(version: object) -> bool:
+    """Whether a protocol version, as a client sends it, is one of the modern era, known or not. Versions are dates."""
+    return isinstance(version, str) and version not in LEGACY_VERSIONS and version >= MODERN_VERSION
 
 
 def lists_modern_version(versions: object) -> bool:

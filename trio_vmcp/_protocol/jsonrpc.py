@@ -23,6 +23,7 @@ import attrs
 
 from trio_vmcp._protocol.json_cost import MOST_NUMBER_DIGITS, MOST_VALUES, TooCostly, check_cost, is_cheap
 from trio_vmcp._protocol.json_slices import decode_in_steps, split_in_steps
+from trio_vmcp._protocol.numbers import encode_spelled, holds_spelled, keep_spelling
 from trio_vmcp.models import JSON
 
 __all__ = [
@@ -125,9 +126,20 @@ def encode_result(request_id: RequestId, result: JSON) -> bytes:
     return _encode({"jsonrpc": "2.0", "id": request_id, "result": result}, "the result")
 
 
-def encode_error(request_id: RequestId, code: int, message: str) -> bytes:
-    """Refuse a backend's request. Raises: ValueError."""
-    return _encode({"jsonrpc": "2.0", "id": request_id, "error": {"code": code, "message": message}}, "the error")
+def encode_error(request_id: RequestId | None, code: int, message: str, data: Any = None) -> bytes:
+    """Refuse a request of the other side.
+
+    Args:
+        request_id: None: it could not be read (JSON-RPC 2.0 §5).
+        data: None: absent.
+
+    Raises:
+        ValueError: Names the place.
+    """
+    error: JSON = {"code": code, "message": message}
+    if data is not None:
+        error["data"] = data
+    return _encode({"jsonrpc": "2.0", "id": request_id, "error": error}, "the error")
 
 
 def check_sendable(value: object, what: str) -> None:
@@ -137,7 +149,7 @@ def check_sendable(value: object, what: str) -> None:
 
 def _encode(message: JSON, what: str) -> bytes:
     try:
-        return _encoder.encode(message).encode()
+        return (encode_spelled(message) if holds_spelled(message) else _encoder.encode(message)).encode()
     except RecursionError:
         why = "it is nested too deeply"
     except (TypeError, ValueError):  # UnicodeEncodeError, too; their texts name no place
@@ -375,7 +387,7 @@ def _finite(literal: str) -> float:
     number = float(literal)
     if math.isinf(number):
         raise BadMessage("holds a number that no float can hold")
-    return number
+    return keep_spelling(literal, number)
 
 
 def _refuse_constant(_literal: str) -> float:

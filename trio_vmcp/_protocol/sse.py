@@ -17,7 +17,16 @@ import attrs
 from trio_vmcp._protocol.jsonrpc import BOM
 from trio_vmcp._protocol.reading import MOST_SKIPPED, Oversized
 
-__all__ = ["MAX_FIELD_BYTES", "MOST_DATA_LINES", "SseDecoder", "SseEvent", "SseLimit", "line_ends"]
+__all__ = [
+    "MAX_FIELD_BYTES",
+    "MOST_DATA_LINES",
+    "SseDecoder",
+    "SseEvent",
+    "SseLimit",
+    "encode_event",
+    "encode_priming",
+    "line_ends",
+]
 
 # The longest id, event name or `retry`. Ids are sent back as Last-Event-ID, and many servers allow 8 KiB for all
 # headers together.
@@ -229,6 +238,27 @@ class SseDecoder:
             events.append(SseEvent(name, self._data or b"", self._id or None, self._oversized))
         self._event_bytes, self._event, self._data, self._id, self._oversized = 0, b"", None, None, None
         self._data_lines = 0
+
+
+def encode_event(data: bytes, event_id: str | None = None) -> bytes:
+    """One event of the name "message".
+
+    Args:
+        data: Without CR and LF, as JSON of this library is.
+        event_id: For `Last-Event-ID`; without CR, LF and NUL. None: the event cannot be resumed from.
+    """
+    if event_id is None:
+        return b"event: message\ndata: " + data + b"\n\n"
+    return b"event: message\nid: " + event_id.encode() + b"\ndata: " + data + b"\n\n"
+
+
+def encode_priming(event_id: str, retry: int) -> bytes:
+    """The first event of a stream that can be resumed: an id, and no data (MCP 2025-11-25, basic/transports).
+
+    Args:
+        retry: ms, after which the client opens the stream again once it has ended.
+    """
+    return b"id: " + event_id.encode() + b"\nretry: %d\ndata: \n\n" % retry
 
 
 def _strip_field_name(oversized: Oversized) -> None:

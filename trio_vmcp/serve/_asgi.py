@@ -1,0 +1,109 @@
+"""The requests and replies of an ASGI server. Knows nothing of MCP.
+
+Source: ASGI 3.0, HTTP & WebSocket message format. `send` may wait for a slow client; a server need not report by it that
+the client is gone, which only `receive` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import attrs
+
+__all__ = ["BodyTooLarge", "ClientGone", "HttpReply", "HttpRequest", "Receive", "Send"]
+
+Receive: TypeAlias = Callable[[], Awaitable[Mapping[str, Any]]]
+Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
+HeaderList: TypeAlias = Iterable[tuple[bytes, bytes]]
+
+
+class BodyTooLarge(Exception):
+    """The body of a request is over the limit. The rest was not read."""
+
+
+class ClientGone(Exception):
+    """The client has closed its connection."""
+
+
+@attrs.define(eq=False)
+class HttpRequest:
+    """One HTTP request.
+
+    Attributes:
+        verb: In upper case.
+        headers: By name in lower case; the values of repeated ones joined by ", " (RFC 9110 §5.3).
+        repeated: The names that were sent more than once.
+    """
+
+    verb: str
+    path: str
+    headers: dict[str, str] = attrs.field(repr=False)
+    repeated: frozenset[str]
+    _receive: Receive = attrs.field(alias="receive", repr=False)
+
+    @classmethod
+    def of(cls, scope: Mapping[str, Any], receive: Receive) -> HttpRequest:
+        headers: dict[str, str] = {}
+        repeated: set[str] = set()
+        for raw_name, raw_value in scope["headers"]:
+            name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+            if name in headers:
+                repeated.add(name)
+                value = f"{headers[name]}, {value}"
+            headers[name] = value
+        path = scope["path"]
+        root = scope.get("root_path") or ""
+        # A mounted application gets the whole path or the rest of it, as its server sees fit.
+        if root and path.startswith(root):
+            path = path[len(root) :]
+        return cls(scope["method"], path, headers, frozenset(repeated), receive)
+
+    async def read_body(self, most: int) -> bytes:
+        """The body, counted while it arrives: `Content-Length` may be absent, or wrong.
+
+        Raises:
+            BodyTooLarge: It is over `most` bytes.
+            ClientGone: The client left in the middle.
+        """
+        length = self.headers.get("content-length", "")
+        if length.isdigit() and len(length) < 20 and int(length) > most:
+            raise BodyTooLarge
+        pieces: list[bytes] = []
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            piece = message.get("body", b"")
+            most -= len(piece)
+            if most < 0:
+                raise BodyTooLarge
+            if not message.get("more_body", False):
+                return b"".join([*pieces, piece]) if pieces else piece
+            pieces.append(piece)
+
+    async def wait_gone(self) -> None:
+        """Until the client has closed its connection. Call this once the body is read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+@attrs.define(eq=False)
+class HttpReply:
+    """The reply to one request: either whole (`respond`) or a stream (`start`, `write`, `end`)."""
+
+    _send: Send = attrs.field(alias="send", repr=False)
+
+    async def respond(self, status: int, body: bytes = b"", headers: HeaderList = ()) -> None:
+        length = (b"content-length", b"%d" % len(body))
+        await self._send({"type": "http.response.start", "status": status, "headers": [length, *headers]})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def start(self, status: int, headers: HeaderList) -> None:
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers]})
+
+    async def write(self, data: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self) -> None:
+        await self._send({"type": "http.response.body", "body": b""})
