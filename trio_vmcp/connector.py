@@ -235,8 +235,8 @@ class ClientHandlers:
     Each handler runs in a task of its own, in a clean context, beside the call that it belongs to; up to 16 at a time
     for each backend. It is cancelled when the backend withdraws its request, when the call is cancelled or times out,
     and when the session closes. It may call tools of its own session and close the session (`aclose()` asks and returns
-    at once). If it raises `ServerRequestError`, the backend is answered with that error. If it raises another error, the
-    type of the error is logged, and the backend learns only that there is no answer.
+    at once). If it raises `ServerRequestError`, that is the backend's answer. If it raises another error, the type of
+    the error is logged, and the backend learns only that there is no answer.
 
     Do not shield a handler from cancellation for long. A shielded handler that is still running when its session closes
     does not delay `aclose()` (which then waits for a second more), but its call, and at the latest the end of the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
 import math
 import secrets
@@ -74,9 +75,13 @@ class DefaultSessionManager(SessionManager):
     def live_sessions(self) -> tuple[Session, ...]:
         return tuple(DefaultSession(owner) for _, owner in self._registry.live())
 
-    def start_soon(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
+    def start_task(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
         if not start_if_open(self._nursery, _run_isolated, function, args):
             raise SessionClosed("the session manager has ended")
+
+    def derive_keys(self, purpose: str) -> tuple[bytes, ...]:
+        label = b"trio_vmcp derived key\0" + purpose.encode()
+        return tuple(hmac.digest(key, label, "sha256") for key in self._factory.settings.identity_keys)
 
     # --- requests
 

@@ -128,6 +128,10 @@ class DefaultSession(trio.abc.AsyncResource, Session):
     def in_flight(self) -> int:
         return self._core.admission.in_flight
 
+    @property
+    def tag(self) -> str:
+        return session_tag(self.id)
+
     def as_caller(self, identity: Identity | None) -> DefaultSession:
         self._core.calls.check_caller(identity)
         return DefaultSession(self._core, identity)

@@ -138,13 +138,19 @@ class SessionManager(Protocol):
         """
         ...
 
-    def start_soon(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
+    def start_task(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
         """Start a task that may outlive the request it belongs to, such as a stream of events. It runs in a clean
         context and is cancelled when the manager has ended its sessions. If it crashes, the types of its errors are
         logged.
 
         Raises:
             SessionClosed: The manager has ended.
+        """
+        ...
+
+    def derive_keys(self, purpose: str) -> tuple[bytes, ...]:
+        """Secrets for a purpose of the server's own, one for each of `FactorySettings.identity_keys`, in their order:
+        the same on every instance that has these keys. Empty: there are none.
         """
         ...
 

@@ -181,6 +181,11 @@ class Session(TransportSession, Protocol):
         """Calls that were admitted and have not ended."""
         ...
 
+    @property
+    def tag(self) -> str:
+        """The short keyed name of this session in log records, events and its repr. It does not tell the id."""
+        ...
+
     async def call_tool(
         self,
         name: str,

@@ -62,10 +62,12 @@ class BadMessage(ValueError):
     Attributes:
         reply_id: The id of the request that the message seems to answer; None: unknown.
         is_too_large: The message is over a limit for what it costs to parse.
+        is_json: The bytes are JSON, and no message of JSON-RPC.
     """
 
     reply_id: int | None = None
     is_too_large: bool = False
+    is_json: bool = False
 
 
 @attrs.frozen
@@ -282,7 +284,7 @@ def _checked(message: Any, *, is_too_deep: bool, max_depth: int) -> Message:
             raise BadMessage("is not marked as JSON-RPC 2.0")
         return _reply(message) if message.get("method") is None else _call(message)
     except BadMessage as bad:
-        bad.reply_id = _reply_id(message)
+        bad.reply_id, bad.is_json = _reply_id(message), True
         raise
 
 

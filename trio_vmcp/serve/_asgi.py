@@ -1,7 +1,7 @@
 """The requests and replies of an ASGI server. Knows nothing of MCP.
 
-Source: ASGI 3.0, HTTP & WebSocket message format. `send` may wait for a slow client; a server need not report by it that
-the client is gone, which only `receive` does.
+Source: ASGI 3.0, HTTP & WebSocket message format. `send` may wait for a slow client; a server need not report by it
+that the client is gone, which only `receive` does.
 """
 
 from __future__ import annotations

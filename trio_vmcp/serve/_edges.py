@@ -56,4 +56,5 @@ def _port(scheme: str, port: int | None) -> int | None:
 
 def _without_port(host: str) -> str:
     name, colon, port = host.rpartition(":")
-    return name if colon and port.isdigit() and not name.endswith(":") and (":" not in name or name[:1] == "[") else host
+    has_port = colon and port.isdigit() and (":" not in name or name.endswith("]"))
+    return name if has_port else host

@@ -1,0 +1,338 @@
+"""One client of the handshake era, over HTTP or stdio: its requests, questions of backends to it, and changes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Protocol, cast
+
+import attrs
+import trio
+
+from trio_vmcp._protocol.eras import LEGACY_VERSIONS
+from trio_vmcp._protocol.jsonrpc import ErrorReply, Notification, RequestId, Result, encode_notification, encode_request
+from trio_vmcp._protocol.methods import (
+    CANCELLED,
+    GET_PROMPT,
+    INITIALIZE,
+    LIST_CHANGED,
+    LOG_LEVELS,
+    MESSAGE,
+    PING,
+    QUESTIONS,
+    RESOURCE_UPDATED,
+    SET_LEVEL,
+    SUBSCRIBE,
+    TOOLS_CALL,
+    UNSUBSCRIBE,
+    Kind,
+)
+from trio_vmcp.connector import ClientHandlers, ServerRequest, ServerRequestError
+from trio_vmcp.models import JSON, SessionChange
+from trio_vmcp.serve._errors import INVALID_PARAMS, INVALID_REQUEST, Refusal
+from trio_vmcp.serve._exchange import Exchange, progress_of
+from trio_vmcp.serve._lists import LIST_METHODS
+from trio_vmcp.serve._requests import CAPABILITIES, MARK, Call, perform
+from trio_vmcp.serve._version import SERVER_INFO
+from trio_vmcp.session import Session
+
+__all__ = ["ClientSession", "Outlet", "attributes_of", "handlers_for", "initialize_result", "negotiate"]
+
+UNAVAILABLE = -32000  # from the range that JSON-RPC 2.0 §5.1 leaves to implementations
+# Attributes of a session. Another instance that restores it must declare the same to backends.
+CLIENT_CAPABILITIES, PROTOCOL_VERSION = "mcp.clientCapabilities", "mcp.protocolVersion"
+MOST_CAPABILITIES = 8 * 1024  # bytes of the client's own, as they are stored with each session
+
+
+def negotiate(params: JSON) -> tuple[str, JSON]:
+    """The version to speak with a client, and what it declares.
+
+    Raises:
+        Refusal: The params are not those of `initialize`.
+    """
+    version, capabilities = params.get("protocolVersion"), params.get("capabilities")
+    if not isinstance(version, str):
+        raise Refusal(INVALID_PARAMS, "'protocolVersion' is not a string")
+    if capabilities is None:
+        capabilities = {}
+    if not isinstance(capabilities, dict) or not all(isinstance(each, dict) for each in capabilities.values()):
+        raise Refusal(INVALID_PARAMS, "'capabilities' is not an object of objects")
+    declared = {kind: capabilities[kind] for kind in QUESTIONS.values() if kind in capabilities}
+    if len(json.dumps(declared)) > MOST_CAPABILITIES:
+        raise Refusal(INVALID_PARAMS, f"'capabilities' is over {MOST_CAPABILITIES} bytes")
+    return version if version in LEGACY_VERSIONS else LEGACY_VERSIONS[0], declared
+
+
+def initialize_result(version: str) -> JSON:
+    return {"protocolVersion": version, "capabilities": CAPABILITIES, "serverInfo": SERVER_INFO}
+
+
+def attributes_of(version: str, capabilities: JSON) -> dict[str, str]:
+    return {PROTOCOL_VERSION: version, CLIENT_CAPABILITIES: json.dumps(capabilities, separators=(",", ":"))}
+
+
+class Clients(Protocol):
+    """Finds the client that a session belongs to."""
+
+    def client_of(self, session_id: str) -> ClientSession | None: ...
+
+
+def handlers_for(clients: Clients, attributes: Mapping[str, str]) -> ClientHandlers:
+    """Handlers that pass the questions of backends on to the client of their session: those kinds that it declared."""
+    capabilities: JSON = json.loads(attributes.get(CLIENT_CAPABILITIES, "{}"))
+
+    async def relay(method: str, request: ServerRequest) -> Any:
+        client = clients.client_of(request.session_id)
+        if client is None:
+            raise ServerRequestError(UNAVAILABLE, "the client of this session is not connected")
+        return await client.ask(method, request)
+
+    async def log(request: ServerRequest) -> None:
+        client = clients.client_of(request.session_id)
+        if client is not None:
+            client.pass_log_message(request)
+
+    relays = {kind: partial(relay, method) for method, kind in QUESTIONS.items() if kind in capabilities}
+    takes_tools = "tools" in capabilities.get("sampling", {})
+    return ClientHandlers(**relays, log=log, sampling_tools=takes_tools, capabilities=capabilities, log_level=None)
+
+
+class Outlet(Protocol):
+    """The stream for messages that belong to no request."""
+
+    @property
+    def is_open(self) -> bool:
+        """The client reads it, or did a moment ago."""
+        ...
+
+    def send(self, data: bytes, *, may_drop: bool) -> None: ...
+
+
+@attrs.define(eq=False)
+class _Question:
+    """A question of a backend, until the client has answered."""
+
+    answered: trio.Event = attrs.field(factory=trio.Event)
+    reply: Result | ErrorReply | None = None
+
+
+@attrs.define(eq=False)
+class ClientSession:
+    """The state of one client here. All that must outlive the process is in the metadata of the session.
+
+    Attributes:
+        session: The view of the client's identity; another one after the session hibernated.
+        version: As negotiated.
+        outlet: For messages outside of requests.
+        subscribed: The resources that the client wants to hear of.
+    """
+
+    session: Session
+    version: str
+    outlet: Outlet
+    subscribed: set[str] = attrs.field(factory=set, init=False)
+    _running: dict[RequestId, Exchange] = attrs.field(factory=dict, init=False, repr=False)
+    _by_mark: dict[str, tuple[Exchange, str, JSON]] = attrs.field(factory=dict, init=False, repr=False)
+    _questions: dict[RequestId, _Question] = attrs.field(factory=dict, init=False, repr=False)
+    _ids: itertools.count[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
+    # The lists as the client last saw them, or was told of. A session makes another tuple where a list has changed.
+    _seen: dict[Kind, tuple[object, ...]] = attrs.field(factory=dict, init=False, repr=False)
+    _is_ended: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._seen = self._lists()
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._running)
+
+    # --- requests
+
+    async def answer(self, request_id: RequestId, method: str, params: JSON, exchange: Exchange) -> JSON | None:
+        """The result of one request; None: the client has withdrawn it.
+
+        Raises:
+            Refusal: It is none that can be made.
+            VmcpError, ValueError, TypeError: As the methods of `Session`.
+        """
+        if request_id in self._running:
+            raise Refusal(INVALID_REQUEST, "the id of this request is in use by another request of this session")
+        self._running[request_id] = exchange
+        self._by_mark[exchange.mark] = (exchange, method, params)
+        result: JSON | None = None
+        try:
+            with exchange.scope:
+                result = await self._perform(method, params, exchange)
+        finally:
+            del self._running[request_id]
+            del self._by_mark[exchange.mark]
+        return result
+
+    async def _perform(self, method: str, params: JSON, exchange: Exchange) -> JSON:
+        if method == PING:
+            return {}
+        if method == SET_LEVEL:
+            await self._set_level(params)
+            return {}
+        if method in (SUBSCRIBE, UNSUBSCRIBE):
+            await self._subscribe(method, params)
+            return {}
+        if method == INITIALIZE:
+            raise Refusal(INVALID_REQUEST, "this session is initialized already")
+        if method in LIST_METHODS:
+            kind = LIST_METHODS[method].kind
+            self._seen[kind] = self._lists()[kind]
+        return await perform(self.session, method, params, Call(exchange.mark, progress_of(exchange, params)))
+
+    async def _set_level(self, params: JSON) -> None:
+        level = params.get("level")
+        if level not in LOG_LEVELS:
+            raise Refusal(INVALID_PARAMS, f"'level' is none of {', '.join(LOG_LEVELS)}")
+        await self.session.set_log_level(level)
+
+    async def _subscribe(self, method: str, params: JSON) -> None:
+        uri = params.get("uri")
+        if not isinstance(uri, str):
+            raise Refusal(INVALID_PARAMS, "'uri' is not a string")
+        if method == SUBSCRIBE:
+            await self.session.subscribe_resource(uri)
+            self.subscribed.add(uri)
+        else:
+            await self.session.unsubscribe_resource(uri)
+            self.subscribed.discard(uri)
+
+    # --- messages of the client that have no answer
+
+    def on_notification(self, message: Notification) -> None:
+        if message.method == CANCELLED:
+            request_id = message.params.get("requestId")
+            if type(request_id) in (int, str):
+                exchange = self._running.get(cast("RequestId", request_id))
+                if exchange is not None:
+                    exchange.scope.cancel(reason="the client has withdrawn the request")
+
+    def on_reply(self, reply: Result | ErrorReply) -> None:
+        """The answer to a question; one that belongs to none is ignored."""
+        question = None if reply.id is None else self._questions.get(reply.id)
+        if question is not None and question.reply is None:
+            question.reply = reply
+            question.answered.set()
+
+    # --- messages of backends
+
+    async def ask(self, method: str, request: ServerRequest) -> JSON:
+        """Ask the client on the stream of the call that the question belongs to, and return its result.
+
+        Raises:
+            ServerRequestError: The client answers with an error, has no stream, or its session has ended.
+        """
+        exchange = self._exchange_of(request)
+        send = self._sender(exchange)
+        question_id, question = next(self._ids), _Question()
+        self._questions[question_id] = question
+        try:
+            send(encode_request(question_id, method, _without_token(request.params)), may_drop=False)
+            await question.answered.wait()
+        except trio.Cancelled:
+            if not self._is_ended:
+                cancelled = {"requestId": question_id, "reason": "the backend has withdrawn the question"}
+                send(encode_notification(CANCELLED, cancelled), may_drop=True)
+            raise
+        finally:
+            del self._questions[question_id]
+        match question.reply:
+            case Result(result=result):
+                return result
+            case ErrorReply(code=code, message=message, data=data):
+                raise ServerRequestError(code, message, data)
+        raise ServerRequestError(UNAVAILABLE, "the session of the client has ended")
+
+    def pass_log_message(self, request: ServerRequest) -> None:
+        data = encode_notification(MESSAGE, request.params)
+        exchange = self._exchange_of(request)
+        if exchange is not None and exchange.takes_messages:
+            exchange.send(data, may_drop=True)
+        elif self.outlet.is_open:
+            self.outlet.send(data, may_drop=True)
+
+    def end(self) -> None:
+        """The session takes no more requests: what a backend waits for is answered with an error."""
+        self._is_ended = True
+        for question in self._questions.values():
+            question.answered.set()
+
+    def _sender(self, exchange: Exchange | None) -> Any:
+        if exchange is not None and exchange.takes_messages:
+            return exchange.send
+        if self.outlet.is_open:
+            return self.outlet.send
+        raise ServerRequestError(UNAVAILABLE, "the client has no stream that a question can come by")
+
+    def _exchange_of(self, request: ServerRequest) -> Exchange | None:
+        """The request that a message belongs to. Where the channel does not say which one that is, the oldest that runs
+        on the backend.
+        """
+        if request.call is not None:
+            found = self._by_mark.get((request.call.meta or {}).get(MARK, ""))
+            return None if found is None else found[0]
+        for exchange, method, params in self._by_mark.values():
+            if self._backend_of(method, params) == request.backend_id:
+                return exchange
+        return None
+
+    def _backend_of(self, method: str, params: JSON) -> str | None:
+        table = self.session.routing_table
+        if method == TOOLS_CALL:
+            target = table.tools.get(params.get("name", ""))
+        elif method == GET_PROMPT:
+            target = table.prompts.get(params.get("name", ""))
+        else:
+            target = table.resources.get(params.get("uri", ""))
+        return None if target is None else target.backend_id
+
+    # --- changes
+
+    def on_change(self, change: SessionChange) -> None:
+        """A change in the session, for the stream outside of requests."""
+        if change.kind == "resource_updated":
+            if change.uri in self.subscribed:
+                self._tell(RESOURCE_UPDATED, {"uri": change.uri})
+            return
+        self.tell_changed_lists()
+
+    def tell_missed(self) -> None:
+        """The client hears of changes from now on. Those of the meantime were not told, so all that it may have missed
+        counts as changed.
+        """
+        self.tell_changed_lists()
+        for uri in self.subscribed:
+            self._tell(RESOURCE_UPDATED, {"uri": uri})
+
+    def tell_changed_lists(self) -> None:
+        """Tell of each list that is not as the client last saw it."""
+        for kind, entries in self._lists().items():
+            seen = self._seen[kind]
+            if any(now is not before for now, before in zip(entries, seen, strict=True)):
+                self._seen[kind] = entries
+                self._tell(LIST_CHANGED[kind], {})
+
+    def _tell(self, method: str, params: JSON) -> None:
+        self.outlet.send(encode_notification(method, params), may_drop=True)
+
+    def _lists(self) -> dict[Kind, tuple[object, ...]]:
+        session = self.session
+        return {
+            "tools": (session.tools,),
+            "resources": (session.resources, session.resource_templates),
+            "prompts": (session.prompts,),
+        }
+
+
+def _without_token(params: JSON) -> JSON:
+    """Progress tokens belong to one hop."""
+    meta = params.get("_meta")
+    if not isinstance(meta, dict) or "progressToken" not in meta:
+        return params
+    return {**params, "_meta": {key: value for key, value in meta.items() if key != "progressToken"}}

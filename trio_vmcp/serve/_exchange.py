@@ -1,0 +1,235 @@
+"""One request of a client on its way: where its messages go, when its stream opens, and what becomes of it once the
+client is gone. Over HTTP here; over stdio all requests share one stream (`_stdio.py`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import attrs
+import trio
+
+from trio_vmcp._protocol.jsonrpc import RequestId, encode_notification
+from trio_vmcp._protocol.methods import PROGRESS
+from trio_vmcp.connector import OnProgress
+from trio_vmcp.models import JSON
+from trio_vmcp.serve._asgi import HttpReply, HttpRequest
+from trio_vmcp.serve._streams import EVENT_STREAM, EventStream
+
+__all__ = ["JSON_BODY", "Exchange", "Exchanges", "HttpExchange"]
+
+JSON_BODY = (b"content-type", b"application/json")
+# s between two looks for requests that take long. Most requests end before one, and cost no task that watches them.
+LOOK_INTERVAL = 0.25
+
+StartTask = Callable[..., None]
+
+
+class Exchange(Protocol):
+    """What the code that answers a request needs of its way to the client.
+
+    Attributes:
+        mark: Names the request in this process.
+        scope: Cancelled when the client withdraws the request.
+        log_level: Log messages of the request are wanted from this severity on; None: none are.
+    """
+
+    mark: str
+    scope: trio.CancelScope
+    log_level: str | None
+
+    @property
+    def takes_messages(self) -> bool:
+        """Messages may be sent before the response."""
+        ...
+
+    def send(self, data: bytes, *, may_drop: bool) -> None:
+        """Send a message that belongs to this request, before its response; never waits."""
+        ...
+
+
+def notify(exchange: Exchange, method: str, params: JSON) -> None:
+    """Send a notification that may get lost where the client is slow."""
+    if exchange.takes_messages:
+        exchange.send(encode_notification(method, params), may_drop=True)
+
+
+def progress_of(exchange: Exchange, params: JSON) -> OnProgress | None:
+    """Sends progress under the client's own token; None: the client gave no token, or takes no messages."""
+    meta = params.get("_meta")
+    token = meta.get("progressToken") if isinstance(meta, dict) else None
+    if type(token) not in (int, str) or not exchange.takes_messages:
+        return None
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        told: JSON = {"progressToken": token, "progress": progress}
+        if total is not None:
+            told["total"] = total
+        if message is not None:
+            told["message"] = message
+        notify(exchange, PROGRESS, told)
+
+    return on_progress
+
+
+@attrs.define(eq=False)
+class Exchanges:
+    """The requests that are under way, and the task that looks for those that take long."""
+
+    _start_task: StartTask = attrs.field(alias="start_task", repr=False)
+    _by_mark: dict[str, HttpExchange] = attrs.field(factory=dict, init=False, repr=False)
+    _marks: itertools.count[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
+    _is_looking: bool = attrs.field(default=False, init=False)
+    _none_left: trio.Event | None = attrs.field(default=None, init=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self._by_mark)
+
+    def find(self, mark: object) -> HttpExchange | None:
+        return self._by_mark.get(mark) if isinstance(mark, str) else None
+
+    def all(self) -> tuple[HttpExchange, ...]:
+        return tuple(self._by_mark.values())
+
+    def add(self, exchange: HttpExchange) -> None:
+        exchange.mark = str(next(self._marks))
+        self._by_mark[exchange.mark] = exchange
+        if not self._is_looking:
+            self._is_looking = True
+            self._start_task(self._look)
+
+    def discard(self, exchange: HttpExchange) -> None:
+        del self._by_mark[exchange.mark]
+        if self._none_left is not None and not self._by_mark:
+            self._none_left.set()
+
+    async def wait_none(self) -> None:
+        """Until no request is under way."""
+        if self._by_mark:
+            self._none_left = self._none_left or trio.Event()
+            await self._none_left.wait()
+
+    async def _look(self) -> None:
+        try:
+            while self._by_mark:
+                await trio.sleep(LOOK_INTERVAL)
+                before = trio.current_time() - LOOK_INTERVAL
+                for exchange in self.all():
+                    if exchange.begun_at > before:
+                        break  # they are in order
+                    exchange.watch()
+        finally:
+            self._is_looking = False
+
+
+@attrs.define(eq=False)
+class HttpExchange(Exchange):
+    """A request over HTTP. Its response is one JSON object, or, from the first message before the response on, an event
+    stream. After `keep_alive` s the stream opens without a message, so that proxies and clients see that the request is
+    alive. The code that answers runs in the task of the ASGI server; a stream is written by a task of its own.
+
+    Attributes:
+        request_id: The client's own.
+        method, params: Of the request.
+        stream: Its event stream; None: it is not open.
+        on_gone: Called once, if the client leaves before it has its response.
+        resumable: The name of the stream, for a client that may resume it; empty: the stream cannot be resumed.
+    """
+
+    request_id: RequestId | None
+    method: str
+    params: JSON = attrs.field(repr=False)
+    _request: HttpRequest = attrs.field(alias="request", repr=False)
+    _reply: HttpReply = attrs.field(alias="reply", repr=False)
+    _start_task: StartTask = attrs.field(alias="start_task", repr=False)
+    _accepts_stream: bool = attrs.field(alias="accepts_stream")
+    _keep_alive: float = attrs.field(alias="keep_alive")
+    _capacity: int = attrs.field(alias="capacity")
+    on_gone: Callable[[], None] = attrs.field(repr=False, kw_only=True, default=lambda: None)
+    resumable: str = attrs.field(default="", kw_only=True)
+    primes: bool = attrs.field(default=False, kw_only=True)
+    log_level: str | None = attrs.field(default=None, kw_only=True)
+    headers: tuple[tuple[bytes, bytes], ...] = attrs.field(default=(), kw_only=True, repr=False)
+    mark: str = attrs.field(default="", init=False)
+    begun_at: float = attrs.field(factory=trio.current_time, init=False)
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
+    stream: EventStream | None = attrs.field(default=None, init=False, repr=False)
+    is_gone: bool = attrs.field(default=False, init=False)
+    _written: trio.Event | None = attrs.field(default=None, init=False, repr=False)
+    _watching: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
+
+    @property
+    def takes_messages(self) -> bool:
+        return self._accepts_stream
+
+    def send(self, data: bytes, *, may_drop: bool) -> None:
+        self.open_stream().put(data, may_drop=may_drop)
+
+    def open_stream(self) -> EventStream:
+        if self.stream is None:
+            self.stream = EventStream(self.resumable, self._capacity)
+            if self.primes:
+                self.stream.prime()
+            if not self.is_gone:
+                self._written = trio.Event()
+                self._start_task(self._write, self.stream, self._written)
+        return self.stream
+
+    async def respond(self, status: int, body: bytes) -> None:
+        """Send the response. Returns when it is written, or the client is gone."""
+        if self.stream is None:
+            if not self.is_gone:
+                await self._reply.respond(status, body, (JSON_BODY, *self.headers))
+            return
+        self.stream.put(body, may_drop=False)
+        await self._end_stream(self.stream)
+
+    async def respond_nothing(self) -> None:
+        """End without a response: the client has withdrawn the request."""
+        if self.stream is None and not self._accepts_stream:
+            await self._reply.respond(202)
+        else:
+            await self._end_stream(self.open_stream())
+
+    async def _end_stream(self, stream: EventStream) -> None:
+        stream.finish()
+        if self._written is not None:
+            await self._written.wait()
+
+    def stop_watching(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel(reason="the request is answered")
+
+    def watch(self) -> None:
+        """The request takes long: from now on notice that the client leaves."""
+        if self._watching is None:
+            self._watching = trio.CancelScope()
+            self._start_task(self._watch, self._watching)
+
+    async def _watch(self, scope: trio.CancelScope) -> None:
+        with scope:
+            if self.primes and self._accepts_stream:
+                self.open_stream()
+            with trio.move_on_after(self._keep_alive) as silence:
+                await self._request.wait_gone()
+            if silence.cancelled_caught:
+                if self._accepts_stream:
+                    self.open_stream()
+                await self._request.wait_gone()
+            self.is_gone = True
+            if self.stream is not None:
+                self.stream.detach()
+            self.on_gone()
+
+    async def _write(self, stream: EventStream, written: trio.Event) -> None:
+        try:
+            await self._reply.start(200, (*EVENT_STREAM, *self.headers))
+            if await stream.write_to(self._reply, after=None, keep_alive=self._keep_alive):
+                await self._reply.end()
+        finally:
+            written.set()
+
+
+Answer = Callable[[], Awaitable[None]]

@@ -1,0 +1,322 @@
+"""The handshake era over streamable HTTP (MCP 2025-03-26 to 2025-11-25): sessions of clients, POST, GET, DELETE.
+
+A client that is gone does not cancel its requests ("disconnection SHOULD NOT be interpreted as the client cancelling
+its request", transports): a call goes on for `abandoned_after`, and its stream can be resumed with `Last-Event-ID`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from functools import partial
+
+import attrs
+import trio
+
+from trio_vmcp._nursery import start_task
+from trio_vmcp._protocol.eras import LEGACY_VERSIONS
+from trio_vmcp._protocol.jsonrpc import ErrorReply, Message, Notification, Request, Result
+from trio_vmcp._protocol.methods import INITIALIZE
+from trio_vmcp.identity import Identity
+from trio_vmcp.manager import SessionManager
+from trio_vmcp.serve._asgi import HttpReply, HttpRequest
+from trio_vmcp.serve._client_session import (
+    PROTOCOL_VERSION,
+    Clients,
+    ClientSession,
+    Outlet,
+    attributes_of,
+    handlers_for,
+    initialize_result,
+    negotiate,
+)
+from trio_vmcp.serve._errors import INVALID_REQUEST, Refusal, refusal_of
+from trio_vmcp.serve._exchange import Exchanges, HttpExchange
+from trio_vmcp.serve._messages import encode_answer, encode_refusal
+from trio_vmcp.serve._streams import EVENT_STREAM, EventStream
+from trio_vmcp.serve.settings import ServeSettings
+from trio_vmcp.session import Session
+
+__all__ = ["SESSION_ID", "LegacyFront"]
+
+SESSION_ID = "mcp-session-id"
+PRIMED_SINCE = "2025-11-25"  # clients of earlier versions take an event without data for a broken message
+STANDALONE = "0"  # the name of the stream that belongs to no request
+_EVENT_ID = re.compile(r"(\d{1,18})-(\d{1,18})", re.ASCII)
+
+
+@attrs.define(eq=False)
+class _Standalone(Outlet):
+    """The GET stream of a client, and the task that tells of changes, which runs while the client listens."""
+
+    stream: EventStream
+    changes: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
+
+    @property
+    def is_open(self) -> bool:
+        return self.changes is not None
+
+    def send(self, data: bytes, *, may_drop: bool) -> None:
+        self.stream.put(data, may_drop=may_drop)
+
+
+@attrs.define(eq=False)
+class _HttpClient:
+    """One client and its streams.
+
+    Attributes:
+        streams: Those of its requests, by name, while they may be resumed.
+    """
+
+    state: ClientSession
+    standalone: _Standalone
+    exchanges: dict[str, HttpExchange] = attrs.field(factory=dict, init=False, repr=False)
+    _names: itertools.count[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
+
+    def next_name(self) -> str:
+        return str(next(self._names))
+
+
+@attrs.define(eq=False)
+class LegacyFront(Clients):
+    """All clients of this era whose sessions are, or were, live here."""
+
+    _manager: SessionManager = attrs.field(alias="manager")
+    _settings: ServeSettings = attrs.field(alias="settings")
+    _exchanges: Exchanges = attrs.field(alias="exchanges")
+    _clients: dict[str, _HttpClient] = attrs.field(factory=dict, init=False, repr=False)
+    _most_before_pruning: int = attrs.field(default=64, init=False)
+
+    def client_of(self, session_id: str) -> ClientSession | None:
+        client = self._clients.get(session_id)
+        return None if client is None else client.state
+
+    async def post(self, request: HttpRequest, reply: HttpReply, identity: Identity | None, message: Message) -> None:
+        """
+        Raises:
+            Refusal, VmcpError: The message was not taken.
+        """
+        if isinstance(message, Request) and message.method == INITIALIZE:
+            await self._initialize(reply, identity, message)
+            return
+        client = await self._client(request, identity)
+        match message:
+            case Request():
+                await self._answer(client, request, reply, message)
+            case Notification():
+                client.state.on_notification(message)
+                await reply.respond(202)
+            case Result() | ErrorReply():
+                client.state.on_reply(message)
+                await reply.respond(202)
+
+    async def get(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
+        """Open the stream for messages outside of requests, or resume a stream."""
+        if not accepts(request, "text/event-stream"):
+            raise Refusal(INVALID_REQUEST, "GET needs Accept: text/event-stream", status=406)
+        client = await self._client(request, identity)
+        name, after = _read_event_id(request.headers.get("last-event-id"))
+        exchange = client.exchanges.get(name)
+        if exchange is not None and exchange.stream is not None:
+            await self._resume(client, exchange, request, reply, after)
+        else:
+            await self._listen(client, request, reply, after if name == STANDALONE else None)
+
+    async def delete(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
+        """End the session. The answer comes once it takes no more requests; what runs drains behind that."""
+        session_id = _session_id(request)
+        await self._manager.terminate(session_id, caller=identity, wait=False)
+        client = self._clients.pop(session_id, None)
+        if client is not None:
+            self._end(client)
+        await reply.respond(204)
+
+    def close(self) -> None:
+        """The server shuts down: end the streams that would stay open."""
+        for client in self._clients.values():
+            client.standalone.stream.finish()
+
+    # --- sessions
+
+    async def _initialize(self, reply: HttpReply, identity: Identity | None, message: Request) -> None:
+        version, capabilities = negotiate(message.params)
+        attributes = attributes_of(version, capabilities)
+        session = await self._manager.create(
+            identity=identity,
+            attributes=attributes,
+            handlers=handlers_for(self, attributes),
+            prefer_era="legacy",
+        )
+        self._adopt(session)
+        headers = ((b"content-type", b"application/json"), (SESSION_ID.encode(), session.id.encode()))
+        await reply.respond(200, encode_answer(message.id, initialize_result(version)), headers)
+
+    async def _client(self, request: HttpRequest, identity: Identity | None) -> _HttpClient:
+        """The client that a request comes from.
+
+        Raises:
+            Refusal: There is no session id, or the version is none.
+            VmcpError: As `SessionManager.get`.
+        """
+        version = request.headers.get("mcp-protocol-version")
+        if version is not None and version not in LEGACY_VERSIONS:
+            shown = ", ".join(LEGACY_VERSIONS)
+            raise Refusal(INVALID_REQUEST, f"the MCP-Protocol-Version is none of {shown}", status=400)
+        session_id = _session_id(request)
+        session = await self._manager.get(
+            session_id, caller=identity, handlers=partial(handlers_for, self), prefer_era="legacy"
+        )
+        client = self._clients.get(session_id)
+        if client is None:
+            return self._adopt(session)
+        client.state.session = session
+        return client
+
+    def _adopt(self, session: Session) -> _HttpClient:
+        if len(self._clients) >= self._most_before_pruning:
+            self._prune()
+        version = session.metadata.attributes.get(PROTOCOL_VERSION, LEGACY_VERSIONS[-2])
+        standalone = _Standalone(EventStream(STANDALONE, self._settings.stream_buffer))
+        client = _HttpClient(ClientSession(session, version, standalone), standalone)
+        self._clients[session.id] = client
+        return client
+
+    def _prune(self) -> None:
+        """Forget the clients whose sessions have ended. Rarely: a server with few sessions keeps few anyway."""
+        live = {session.id for session in self._manager.live_sessions}
+        for session_id, client in list(self._clients.items()):
+            if session_id not in live and not client.state.is_busy and not client.standalone.is_open:
+                del self._clients[session_id]
+        self._most_before_pruning = max(64, 2 * len(self._clients))
+
+    def _end(self, client: _HttpClient) -> None:
+        client.state.end()
+        client.standalone.stream.finish()
+        if client.standalone.changes is not None:
+            client.standalone.changes.cancel(reason="the session has ended")
+
+    # --- one request
+
+    async def _answer(self, client: _HttpClient, request: HttpRequest, reply: HttpReply, message: Request) -> None:
+        takes_stream = accepts(request, "text/event-stream")
+        exchange = HttpExchange(
+            message.id,
+            message.method,
+            message.params,
+            request,
+            reply,
+            self._manager.start_task,
+            takes_stream,
+            self._settings.keep_alive_interval,
+            self._settings.stream_buffer,
+            on_gone=lambda: self._abandon(exchange),
+            resumable=client.next_name(),
+            primes=takes_stream and client.state.version >= PRIMED_SINCE,
+        )
+        self._exchanges.add(exchange)
+        client.exchanges[exchange.resumable] = exchange
+        try:
+            status, body = await self._outcome(client, exchange, message)
+            if body is None:
+                await exchange.respond_nothing()
+            else:
+                await exchange.respond(status, body)
+        finally:
+            exchange.stop_watching()
+            self._exchanges.discard(exchange)
+            if exchange.is_gone and exchange.stream is not None and not exchange.stream.is_attached:
+                self._manager.start_task(self._keep, client, exchange)
+            else:
+                del client.exchanges[exchange.resumable]
+
+    async def _outcome(self, client: _HttpClient, exchange: HttpExchange, message: Request) -> tuple[int, bytes | None]:
+        try:
+            result = await client.state.answer(message.id, message.method, message.params, exchange)
+        except Exception as error:  # noqa: BLE001  # `refusal_of` raises what is none of ours
+            refusal = refusal_of(error, is_modern=False)
+            # "MUST NOT" be 4xx: the session is alive, and a 404 would tell the client to open another one.
+            status = refusal.status if refusal.status == 503 else 200
+            exchange.headers = refusal.headers
+            return status, encode_refusal(message.id, refusal)
+        return 200, None if result is None else encode_answer(message.id, result)
+
+    def _abandon(self, exchange: HttpExchange) -> None:
+        """The client is gone. Its call has some time to end, or to be resumed."""
+        exchange.scope.deadline = trio.current_time() + self._settings.abandoned_after
+
+    async def _keep(self, client: _HttpClient, exchange: HttpExchange) -> None:
+        """Keep the events of an answered request for a client that may come back for them."""
+        await trio.sleep(self._settings.abandoned_after)
+        client.exchanges.pop(exchange.resumable, None)
+
+    async def _resume(
+        self, client: _HttpClient, exchange: HttpExchange, request: HttpRequest, reply: HttpReply, after: int | None
+    ) -> None:
+        exchange.scope.deadline = math.inf
+        assert exchange.stream is not None
+        if not await self._write(exchange.stream, request, reply, after) and exchange.mark:
+            self._abandon(exchange)
+
+    # --- the stream outside of requests
+
+    async def _listen(self, client: _HttpClient, request: HttpRequest, reply: HttpReply, after: int | None) -> None:
+        standalone = client.standalone
+        if standalone.changes is None:
+            standalone.changes = trio.CancelScope()
+            self._manager.start_task(self._tell_changes, client, standalone.changes)
+            client.state.tell_missed()
+        standalone.changes.deadline = math.inf
+        await self._write(standalone.stream, request, reply, after)
+        if not standalone.stream.is_attached and standalone.changes is not None:
+            standalone.changes.deadline = trio.current_time() + self._settings.abandoned_after
+
+    async def _tell_changes(self, client: _HttpClient, scope: trio.CancelScope) -> None:
+        try:
+            with scope:
+                async with client.state.session.changes() as changes:
+                    async for change in changes:
+                        client.state.on_change(change)
+                self._clients.pop(client.state.session.id, None)  # the session has ended
+                self._end(client)
+        finally:
+            client.standalone.changes = None
+
+    async def _write(self, stream: EventStream, request: HttpRequest, reply: HttpReply, after: int | None) -> bool:
+        """Write a stream until it ends or the client is gone; whether it was written to its end."""
+        await reply.start(200, EVENT_STREAM)
+        is_whole = False
+        async with trio.open_nursery() as nursery:
+            start_task(nursery, _detach_when_gone, request, stream)
+            is_whole = await stream.write_to(reply, after=after, keep_alive=self._settings.keep_alive_interval)
+            nursery.cancel_scope.cancel(reason="the stream has ended")
+        if is_whole:
+            await reply.end()
+        return is_whole
+
+
+async def _detach_when_gone(request: HttpRequest, stream: EventStream) -> None:
+    await request.wait_gone()
+    stream.detach()
+
+
+def accepts(request: HttpRequest, media_type: str) -> bool:
+    """Whether the header `Accept` takes a media type, wildcards included; an absent one takes all."""
+    given = request.headers.get("accept")
+    if given is None:
+        return True
+    types = {part.partition(";")[0].strip().lower() for part in given.split(",")}
+    return bool(types & {media_type, media_type.partition("/")[0] + "/*", "*/*"})
+
+
+def _session_id(request: HttpRequest) -> str:
+    session_id = request.headers.get(SESSION_ID)
+    if session_id is None or SESSION_ID in request.repeated:
+        raise Refusal(INVALID_REQUEST, "one Mcp-Session-Id header is needed", status=400)
+    return session_id
+
+
+def _read_event_id(text: str | None) -> tuple[str, int | None]:
+    """The stream of an event, and its number in it; a text that is none of our ids means the stream of GET."""
+    found = _EVENT_ID.fullmatch(text or "")
+    return (found[1], int(found[2])) if found else (STANDALONE, None)

@@ -1,0 +1,188 @@
+"""The front as an ASGI application: who may reach it, which era a request speaks, and what each path is for."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
+
+import attrs
+
+from trio_vmcp._protocol.eras import is_modern_version
+from trio_vmcp._protocol.jsonrpc import Message, Notification, Request
+from trio_vmcp._protocol.methods import INITIALIZE
+from trio_vmcp.errors import VmcpError
+from trio_vmcp.identity import Identity
+from trio_vmcp.manager import SessionManager
+from trio_vmcp.serve._asgi import BodyTooLarge, ClientGone, HttpReply, HttpRequest, Receive, Send
+from trio_vmcp.serve._edges import host_problem, origin_problem
+from trio_vmcp.serve._errors import INVALID_REQUEST, Refusal, refusal_of
+from trio_vmcp.serve._exchange import JSON_BODY, Exchanges
+from trio_vmcp.serve._legacy import LegacyFront
+from trio_vmcp.serve._messages import encode_refusal, read_message
+from trio_vmcp.serve._modern import PROTOCOL_VERSION, ModernFront, meta_of
+from trio_vmcp.serve._rounds import RoundSeal
+from trio_vmcp.serve.authenticator import Authenticator, AuthenticatorUnavailable, Unauthenticated
+from trio_vmcp.serve.sealing import Sealer
+from trio_vmcp.serve.settings import ServeSettings
+
+__all__ = ["Front", "asgi_app"]
+
+UNAVAILABLE = -32000  # from the range that JSON-RPC 2.0 §5.1 leaves to implementations
+_Handler: TypeAlias = Callable[[HttpRequest, HttpReply, Identity | None], Awaitable[None]]
+
+
+def asgi_app(
+    manager: SessionManager,
+    *,
+    settings: ServeSettings | None = None,
+    authenticator: Authenticator | None = None,
+) -> Front:
+    """One MCP endpoint over the sessions of a manager, as an ASGI 3 application.
+
+    It needs no lifespan events: its tasks live in the manager's nursery. Run it by a server on Trio, alone or mounted
+    under another application.
+
+    Args:
+        manager: Of `open_session_manager`; it must outlive the application.
+        settings: None: the defaults of `ServeSettings`.
+        authenticator: None: every client is anonymous.
+    """
+    return Front(manager, settings or ServeSettings(), authenticator)
+
+
+@attrs.define(eq=False)
+class Front:
+    """The application. Built by `asgi_app` alone.
+
+    Attributes:
+        is_ready: Requests are taken; False: the server shuts down.
+    """
+
+    _manager: SessionManager = attrs.field(alias="manager")
+    _settings: ServeSettings = attrs.field(alias="settings")
+    _authenticator: Authenticator | None = attrs.field(alias="authenticator", repr=False)
+    is_ready: bool = attrs.field(default=True, init=False)
+    _exchanges: Exchanges = attrs.field(init=False, repr=False)
+    _legacy: LegacyFront = attrs.field(init=False, repr=False)
+    _modern: ModernFront = attrs.field(init=False, repr=False)
+    _paths: dict[str, _Handler] = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._exchanges = Exchanges(self._manager.start_task)
+        self._legacy = LegacyFront(self._manager, self._settings, self._exchanges)
+        seal = RoundSeal(Sealer(self._manager.derive_keys("requestState")))
+        self._modern = ModernFront(self._manager, self._settings, self._exchanges, seal)
+        self._paths = {self._settings.path.rstrip("/"): self._serve_mcp}
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await _answer_lifespan(receive, send)
+                return
+            raise RuntimeError(f"trio_vmcp.serve answers HTTP, not {scope['type']!r}")
+        request, reply = HttpRequest.of(scope, receive), HttpReply(send)
+        try:
+            await self._route(request, reply, scope.get("scheme", "http"))
+        except ClientGone:
+            pass
+        except Refusal as refusal:
+            await _refuse(reply, refusal)
+        except VmcpError as error:
+            await _refuse(reply, refusal_of(error, is_modern=False))
+
+    async def drain(self) -> None:
+        """Take no further requests, end the streams that would stay open, and return when no request is under way. The
+        caller bounds the time.
+        """
+        self.is_ready = False
+        self._legacy.close()
+        self._modern.listeners.close()
+        await self._exchanges.wait_none()
+
+    async def _route(self, request: HttpRequest, reply: HttpReply, scheme: str) -> None:
+        handler = self._paths.get(request.path.rstrip("/"))
+        if handler is None:
+            raise Refusal(INVALID_REQUEST, "there is nothing at this path", status=404)
+        self._check_edges(request, scheme)
+        await handler(request, reply, await self._authenticate(request))
+
+    def _check_edges(self, request: HttpRequest, scheme: str) -> None:
+        host = None if "host" in request.repeated else request.headers.get("host")
+        problem = host_problem(host, self._settings.allowed_hosts)
+        if problem is None and host is not None:
+            origin = request.headers.get("origin")
+            problem = origin_problem(origin, host, self._settings.allowed_origins, scheme=scheme)
+        if problem is not None:
+            raise Refusal(INVALID_REQUEST, problem, status=403)
+
+    async def _authenticate(self, request: HttpRequest) -> Identity | None:
+        if self._authenticator is None:
+            return None
+        try:
+            return await self._authenticator.authenticate(request.headers)
+        except Unauthenticated as error:
+            challenge = ((b"www-authenticate", error.challenge.encode("latin-1", "replace")),)
+            raise Refusal(UNAVAILABLE, error.detail, status=401, headers=challenge) from None
+        except AuthenticatorUnavailable as error:
+            delay = ((b"retry-after", b"%d" % max(1, round(error.retry_after))),)
+            raise Refusal(UNAVAILABLE, "no credentials can be verified now", status=503, headers=delay) from None
+
+    async def _serve_mcp(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
+        if not self.is_ready:
+            raise Refusal(UNAVAILABLE, "the server shuts down", status=503, headers=((b"retry-after", b"1"),))
+        is_modern = is_modern_version(request.headers.get("mcp-protocol-version"))
+        match request.verb:
+            case "POST":
+                await self._post(request, reply, identity)
+            case "GET" | "DELETE" if is_modern:
+                raise _wrong_verb("POST")
+            case "GET":
+                await self._legacy.get(request, reply, identity)
+            case "DELETE":
+                await self._legacy.delete(request, reply, identity)
+            case _:
+                raise _wrong_verb("POST" if is_modern else "GET, POST, DELETE")
+
+    async def _post(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":
+            raise Refusal(INVALID_REQUEST, "the Content-Type is not application/json", status=415)
+        try:
+            body = await request.read_body(self._settings.max_body_bytes)
+        except BodyTooLarge:
+            limit = self._settings.max_body_bytes
+            raise Refusal(INVALID_REQUEST, f"the body is over {limit} bytes (max_body_bytes)", status=413) from None
+        message = await read_message(body)
+        if is_of_modern_era(message, request):
+            await self._modern.post(request, reply, identity, message)
+        else:
+            await self._legacy.post(request, reply, identity, message)
+
+
+def is_of_modern_era(message: Message, request: HttpRequest) -> bool:
+    """The era of one request: its body decides before its headers, since proxies and clients keep old headers."""
+    if isinstance(message, Request | Notification):
+        version = meta_of(message.params).get(PROTOCOL_VERSION)
+        if version is not None:
+            return not isinstance(version, str) or is_modern_version(version)
+        if message.method == INITIALIZE:
+            return False
+    return is_modern_version(request.headers.get("mcp-protocol-version"))
+
+
+def _wrong_verb(allowed: str) -> Refusal:
+    headers = ((b"allow", allowed.encode()),)
+    return Refusal(INVALID_REQUEST, f"the verb is none of {allowed}", status=405, headers=headers)
+
+
+async def _refuse(reply: HttpReply, refusal: Refusal) -> None:
+    status = max(refusal.status, 400)
+    await reply.respond(status, encode_refusal(None, refusal), (JSON_BODY, *refusal.headers))
+
+
+async def _answer_lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
