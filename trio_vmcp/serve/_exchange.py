@@ -157,15 +157,17 @@ class HttpExchange(Exchange):
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     stream: EventStream | None = attrs.field(default=None, init=False, repr=False)
     is_gone: bool = attrs.field(default=False, init=False)
+    _is_answered: bool = attrs.field(default=False, init=False)  # its response is sent, or on its way
     _written: trio.Event | None = attrs.field(default=None, init=False, repr=False)
     _watching: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
 
     @property
     def takes_messages(self) -> bool:
-        return self._accepts_stream
+        return self._accepts_stream and not self._is_answered
 
     def send(self, data: bytes, *, may_drop: bool) -> None:
-        self.open_stream().put(data, may_drop=may_drop)
+        if self.takes_messages:  # a message behind the response would be the head of a second one
+            self.open_stream().put(data, may_drop=may_drop)
 
     def open_stream(self) -> EventStream:
         if self.stream is None:
@@ -179,6 +181,7 @@ class HttpExchange(Exchange):
 
     async def respond(self, status: int, body: bytes) -> None:
         """Send the response. Returns when it is written, or the client is gone."""
+        self._is_answered = True
         if self.stream is None:
             if not self.is_gone:
                 await self._reply.respond(status, body, (JSON_BODY, *self.headers))
@@ -188,6 +191,7 @@ class HttpExchange(Exchange):
 
     async def respond_nothing(self) -> None:
         """End without a response: the client has withdrawn the request."""
+        self._is_answered = True
         if self.stream is None and not self._accepts_stream:
             await self._reply.respond(202)
         else:
@@ -210,12 +214,12 @@ class HttpExchange(Exchange):
 
     async def _watch(self, scope: trio.CancelScope) -> None:
         with scope:
-            if self.primes and self._accepts_stream:
+            if self.primes and self.takes_messages:
                 self.open_stream()
             with trio.move_on_after(self._keep_alive) as silence:
                 await self._request.wait_gone()
             if silence.cancelled_caught:
-                if self._accepts_stream:
+                if self.takes_messages:
                     self.open_stream()
                 await self._request.wait_gone()
             self.is_gone = True

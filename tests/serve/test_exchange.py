@@ -1,0 +1,38 @@
+"""One request on its way through the front, whatever its era."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from support.front import FrontWorld, Received, front_world, modern_request
+from trio.testing import MockClock
+
+EVERY_ERA = pytest.mark.parametrize("era", ["legacy", "modern"])
+CALL = {"name": "a_echo", "arguments": {"x": 1}}
+LONG = 40.0  # s, over every interval after which a request without an answer opens its stream
+
+
+async def start_call(world: FrontWorld, era: str) -> Received:
+    if era == "legacy":
+        return (await world.initialize()).start("tools/call", CALL)
+    return world.start_post(*modern_request("tools/call", CALL))
+
+
+@EVERY_ERA
+async def test_a_slow_reader_gets_one_response(
+    autojump_clock: MockClock, era: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A response that is being sent stays the only one, however long the client takes to read it: no stream opens
+    behind it.
+    """
+    async with front_world() as world:
+        received = await start_call(world, era)
+        received.blocked = trio.Event()
+        await trio.sleep(LONG)
+        received.blocked.set()
+        await received.done.wait()
+        assert 200 == received.status
+        assert not received.is_stream
+        assert "result" in received.answer
+        await trio.sleep(LONG)
+    assert [] == [record.getMessage() for record in caplog.records]  # a second head is an error in a task
