@@ -162,6 +162,8 @@ class DefaultSessionManager(SessionManager):
                 case Live(owner) if not wait and not owner.life.is_closing:
                     owner.request_close(terminate=True, everywhere=True, cause=Cause.ASKED)
                     return
+                case Live(owner) if not wait and owner.life.terminates:
+                    raise SessionNotFound(session_id)
                 case Live(owner):
                     await owner.close(terminate=True, drain_timeout=None)
                     if owner.life.terminates:

@@ -2,21 +2,664 @@
 
 from __future__ import annotations
 
+import json
+import math
+from typing import Any
+
 import pytest
-from support.front import LEGACY, front_world
-from trio.testing import MockClock
+import trio
+from support.front import BOTH, LEGACY, LegacyClient, Received, front_world, full_backend
+from support.harness import echo_backend, slow_backend
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vmcp import JSON, ManagerSettings
+from trio_vmcp.serve import ServeSettings
+from trio_vmcp.testing import CallContext, RpcError
 
 EVERY_ERA = pytest.mark.parametrize("era", ["legacy", "modern"])
+SAMPLING = {"sampling": {}, "elicitation": {"form": {}}, "roots": {}}
 
 
-async def test_a_session_from_initialize_to_delete(autojump_clock: MockClock) -> None:
-    """initialize gives a session id, the list has the advertised names, a call is answered, DELETE ends the session."""
-    async with front_world() as world:
+# Requests
+
+
+@EVERY_ERA
+async def test_a_session_from_initialize_to_delete(era: str, autojump_clock: MockClock) -> None:
+    """initialize gives a session id, lists have advertised names, everything is answered, DELETE ends the session."""
+    async with front_world(full_backend(era)) as world:
         client = await world.initialize()
-        assert ["a_echo"] == [tool["name"] for tool in (await client.result("tools/list"))["tools"]]
-        result = await client.result("tools/call", {"name": "a_echo", "arguments": {"x": 1}})
-        assert {"x": 1} == result.get("structuredContent", {"x": 1})
         assert {} == await client.result("ping")
+        assert ["a_echo"] == [tool["name"] for tool in (await client.result("tools/list"))["tools"]]
+        assert ["a_greet"] == [prompt["name"] for prompt in (await client.result("prompts/list"))["prompts"]]
+        assert ["file:///a"] == [each["uri"] for each in (await client.result("resources/list"))["resources"]]
+        templates = (await client.result("resources/templates/list"))["resourceTemplates"]
+        assert ["file:///b/{name}"] == [each["uriTemplate"] for each in templates]
+        result = await client.result("tools/call", {"name": "a_echo", "arguments": {"x": 1}})
+        assert {"x": 1} == json.loads(result["content"][0]["text"])
+        assert "text of a" == (await client.result("resources/read", {"uri": "file:///a"}))["contents"][0]["text"]
+        assert "text of b" == (await client.result("resources/read", {"uri": "file:///b/x"}))["contents"][0]["text"]
+        greeting = await client.result("prompts/get", {"name": "a_greet", "arguments": {"name": "eve"}})
+        assert "hello eve" == greeting["messages"][0]["content"]["text"]
+        asked = {"ref": {"type": "ref/prompt", "name": "a_greet"}, "argument": {"name": "name", "value": "an"}}
+        assert ["ann", "anton"] == (await client.result("completion/complete", asked))["completion"]["values"]
         assert 204 == (await client.delete()).status
         assert 404 == (await client.ask("ping")).status
-        assert LEGACY
+        assert 404 == (await client.delete()).status
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [("2025-11-25", "2025-11-25"), ("2025-06-18", "2025-06-18"), ("2025-03-26", "2025-03-26"), ("1999-01-01", LEGACY)],
+)
+async def test_initialize_answers_the_version_that_was_asked_for_or_the_newest(
+    asked: str, answered: str, autojump_clock: MockClock
+) -> None:
+    """An unknown version is no error (2025-11-25, lifecycle)."""
+    async with front_world() as world:
+        params = {"protocolVersion": asked, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+        reply = await world.post({"jsonrpc": "2.0", "id": "x", "method": "initialize", "params": params})
+        result = reply.json["result"]
+        assert "x" == reply.json["id"]
+        assert answered == result["protocolVersion"]
+        assert "trio-vmcp" == result["serverInfo"]["name"]
+        assert {"tools", "prompts", "resources", "logging", "completions"} == set(result["capabilities"])
+        assert reply.headers["mcp-session-id"].isascii()
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "code"),
+    [
+        ("tools/call", {"name": "nobody"}, -32602),
+        ("tools/call", {}, -32602),
+        ("tools/call", {"name": "a_echo", "arguments": [1]}, -32602),
+        ("prompts/get", {"name": "nobody"}, -32602),
+        ("resources/read", {"uri": "file:///none"}, -32002),
+        ("resources/subscribe", {"uri": "file:///none"}, -32002),
+        ("resources/subscribe", {"uri": 1}, -32602),
+        ("logging/setLevel", {"level": "loud"}, -32602),
+        ("tools/list", {"cursor": ""}, -32602),
+        ("tools/list", {"cursor": "AAAA"}, -32602),
+        ("completion/complete", {}, -32602),
+        ("completion/complete", {"ref": {"type": "ref/none"}, "argument": {}}, -32602),
+        ("initialize", {"protocolVersion": 1}, -32602),
+        ("no/such", {}, -32601),
+        ("server/discover", {}, -32601),
+        ("tasks/get", {}, -32601),
+    ],
+)
+async def test_a_request_that_cannot_be_made_is_an_error_in_http_200(
+    method: str, params: JSON, code: int, autojump_clock: MockClock
+) -> None:
+    """The session lives on: a 404 would tell the client that the session is gone."""
+    async with front_world() as world:
+        client = await world.initialize()
+        reply = await client.ask(method, params, request_id="r")
+        assert (200, "r", code) == (reply.status, reply.json["id"], reply.json["error"]["code"])
+        assert {} == await client.result("ping")
+
+
+async def test_the_error_of_a_backend_passes_with_code_and_data(autojump_clock: MockClock) -> None:
+    """Also with an unknown code."""
+
+    async def fail(arguments: JSON, context: CallContext) -> str:
+        raise RpcError(-31999, "no such thing", {"why": [1.5, None]})
+
+    backend = echo_backend()
+    backend.add_tool("fail", fail)
+    async with front_world(backend) as world:
+        client = await world.initialize()
+        reply = await client.ask("tools/call", {"name": "a_fail"})
+        assert {"code": -31999, "message": "no such thing", "data": {"why": [1.5, None]}} == reply.json["error"]
+
+
+async def test_a_backend_that_is_away_is_named_in_the_error(autojump_clock: MockClock) -> None:
+    """Its tools stay listed."""
+    async with front_world(echo_backend(), echo_backend()) as world:
+        client = await world.initialize()
+        world.backends["b"].crash()
+        reply = await client.ask("tools/call", {"name": "b_echo"})
+        assert -32603 == reply.json["error"]["code"]
+        assert "b" == reply.json["error"]["data"]["backend"]
+        assert ["a_echo", "b_echo"] == [each["name"] for each in (await client.result("tools/list"))["tools"]]
+        assert "result" in (await client.ask("tools/call", {"name": "a_echo"})).json
+
+
+@EVERY_ERA
+async def test_progress_has_the_token_of_the_client(era: str, autojump_clock: MockClock) -> None:
+    """Tokens are of one hop: the backend gets another one. Numbers pass as they are."""
+
+    async def work(arguments: JSON, context: CallContext) -> str:
+        assert "mine" != context.meta["progressToken"]
+        await context.progress(1, 3)
+        await context.progress(1.5, None, "half")
+        return "done"
+
+    backend = echo_backend(era, "sse")
+    backend.add_tool("work", work)
+    async with front_world(backend) as world:
+        client = await world.initialize()
+        reply = await client.ask("tools/call", {"name": "a_work", "_meta": {"progressToken": "mine"}})
+        *progress, answer = reply.messages
+        assert [
+            {"progressToken": "mine", "progress": 1, "total": 3},
+            {"progressToken": "mine", "progress": 1.5, "message": "half"},
+        ] == [each["params"] for each in progress]
+        assert "done" == answer["result"]["content"][0]["text"]
+
+
+@EVERY_ERA
+async def test_meta_passes_but_for_what_belongs_to_one_hop(era: str, autojump_clock: MockClock) -> None:
+    """Keys of MCP's own and the progress token stay here."""
+    seen: list[JSON] = []
+
+    async def look(arguments: JSON, context: CallContext) -> str:
+        seen.append(context.meta)
+        return ""
+
+    backend = echo_backend(era)
+    backend.add_tool("look", look)
+    async with front_world(backend) as world:
+        client = await world.initialize()
+        meta = {"shop.example/cart": "7", "io.modelcontextprotocol/secret": 1, "traceparent": "00-1-2-01"}
+        await client.result("tools/call", {"name": "a_look", "_meta": meta})
+        (found,) = seen
+        assert ("7", "00-1-2-01") == (found["shop.example/cart"], found["traceparent"])
+        assert not any("secret" in key or "trio-vmcp" in key for key in found)
+
+
+async def test_an_id_in_use_is_refused_and_the_first_request_is_answered(autojump_clock: MockClock) -> None:
+    """Two requests of one id could not be told apart."""
+    async with front_world(slow_backend(5)) as world:
+        client = await world.initialize()
+        first = client.start("tools/call", {"name": "a_slow"}, request_id=7)
+        await wait_all_tasks_blocked()
+        second = await client.ask("ping", request_id=7)
+        assert -32600 == second.json["error"]["code"]
+        await first.done.wait()
+        assert "rested" == first.answer["result"]["content"][0]["text"]
+
+
+async def test_a_cancelled_request_ends_without_a_response(autojump_clock: MockClock) -> None:
+    """`notifications/cancelled` reaches the backend, too (python-sdk#2480)."""
+    async with front_world(slow_backend(60)) as world:
+        client = await world.initialize()
+        call = client.start("tools/call", {"name": "a_slow"}, request_id="c")
+        await wait_all_tasks_blocked()
+        await client.notify("notifications/cancelled", {"requestId": "other"})
+        await client.notify("notifications/cancelled", {"requestId": "c"})
+        await call.done.wait()
+        assert (200, []) == (call.status, call.messages)
+        assert trio.current_time() < 5
+        await trio.sleep(1)
+        assert {"notifications/cancelled"} <= {each.method for each in world.backends["a"].exchanges}
+        assert {} == await client.result("ping")
+
+
+async def test_pages_have_cursors_of_our_own(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cursor of another list, or of an entry that is gone, is -32602."""
+    monkeypatch.setattr("trio_vmcp.serve._lists.PAGE", 2)
+    backend = full_backend("legacy")
+    for number in range(4):
+        backend.add_tool(f"t{number}")
+    async with front_world(backend) as world:
+        client = await world.initialize()
+        names, cursor = [], None
+        while True:
+            page = await client.result("tools/list", {"cursor": cursor} if cursor else {})
+            names.append([tool["name"] for tool in page["tools"]])
+            last, cursor = cursor, page.get("nextCursor")
+            if cursor is None:
+                break
+        assert [["a_echo", "a_t0"], ["a_t1", "a_t2"], ["a_t3"]] == names
+        assert -32602 == (await client.ask("prompts/list", {"cursor": last})).json["error"]["code"]
+
+
+# Questions of backends
+
+
+async def ask_all(arguments: JSON, context: CallContext) -> Any:
+    asked = await context.request_all(
+        {
+            "e": ("elicitation/create", {"message": "name?", "requestedSchema": {"type": "object", "properties": {}}}),
+            "s": ("sampling/createMessage", {"messages": [], "maxTokens": 1}),
+            "r": ("roots/list", {}),
+        }
+    )
+    return json.dumps(asked, sort_keys=True)
+
+
+ANSWERS: dict[str, JSON] = {
+    "elicitation/create": {"action": "accept", "content": {"name": "eve"}},
+    "sampling/createMessage": {"role": "assistant", "content": {"type": "text", "text": "hi"}, "model": "m"},
+    "roots/list": {"roots": [{"uri": "file:///r"}]},
+}
+
+
+async def answer_questions(client: LegacyClient, stream: Received, count: int) -> None:
+    for question in (await stream.wait_messages(count))[:count]:
+        await client.reply(question["id"], ANSWERS[question["method"]])
+
+
+@EVERY_ERA
+async def test_questions_come_by_the_stream_of_their_call(era: str, autojump_clock: MockClock) -> None:
+    """Sampling, elicitation and roots of a backend of either era are requests to this client."""
+    backend = echo_backend(era, "sse")
+    backend.add_tool("ask", ask_all)
+    async with front_world(backend) as world:
+        client = await world.initialize(SAMPLING)
+        other = await world.initialize(SAMPLING)
+        listening = other.listen()
+        call = client.start("tools/call", {"name": "a_ask"})
+        await answer_questions(client, call, 3)
+        await call.done.wait()
+        answered = json.loads(call.answer["result"]["content"][0]["text"])
+        assert {"e": "elicitation/create", "s": "sampling/createMessage", "r": "roots/list"}.keys() == answered.keys()
+        assert ANSWERS["elicitation/create"] == answered["e"]
+        assert ANSWERS["sampling/createMessage"] == answered["s"]
+        assert ANSWERS["roots/list"] == answered["r"]
+        assert [] == listening.messages
+
+
+@EVERY_ERA
+async def test_a_client_that_declared_nothing_is_not_asked(era: str, autojump_clock: MockClock) -> None:
+    """Its backends are told of no capability."""
+    backend = echo_backend(era, "sse")
+    backend.add_tool("ask", ask_all)
+    async with front_world(backend) as world:
+        client = await world.initialize()
+        call = await client.ask("tools/call", {"name": "a_ask"})
+        assert "error" in call.answer or call.answer["result"]["isError"]
+        assert 1 == len(call.messages) if call.is_stream else True
+
+
+async def test_backends_are_told_what_the_client_declares_to_the_letter(autojump_clock: MockClock) -> None:
+    """Forms alone, say, are not forms and URLs; sampling with tools is told; kinds unknown here are not."""
+    async with front_world() as world:
+        declared = {"elicitation": {}, "sampling": {"tools": {}, "x": 1}, "roots": {"listChanged": True}, "future": {}}
+        await world.initialize(declared)
+        (initialize,) = world.backends["a"].received("initialize")
+        del declared["future"]
+        assert declared == initialize.params["capabilities"]
+
+
+async def test_the_error_of_a_client_reaches_the_backend(autojump_clock: MockClock) -> None:
+    """With its code, message and data."""
+    failed: list[RpcError] = []
+
+    async def ask(arguments: JSON, context: CallContext) -> str:
+        try:
+            await context.elicit("name?")
+        except RpcError as error:
+            failed.append(error)
+        return ""
+
+    backend = echo_backend("legacy", "sse")
+    backend.add_tool("ask", ask)
+    async with front_world(backend) as world:
+        client = await world.initialize(SAMPLING)
+        call = client.start("tools/call", {"name": "a_ask"})
+        (question,) = await call.wait_messages(1)
+        await client.reply("no question of ours", {})
+        await client.reply(question["id"], error={"code": -1, "message": "user rejected", "data": 7})
+        await call.done.wait()
+        (error,) = failed
+        assert (-1, "user rejected") == (error.code, error.message)
+
+
+async def test_a_question_of_an_ended_session_is_answered_with_an_error(autojump_clock: MockClock) -> None:
+    """DELETE answers at once; the call that asked drains behind it."""
+    failed: list[RpcError] = []
+
+    async def ask(arguments: JSON, context: CallContext) -> str:
+        try:
+            await context.elicit("name?")
+        except RpcError as error:
+            failed.append(error)
+        return "over"
+
+    backend = echo_backend("legacy", "sse")
+    backend.add_tool("ask", ask)
+    async with front_world(backend) as world:
+        client = await world.initialize(SAMPLING)
+        call = client.start("tools/call", {"name": "a_ask"})
+        await call.wait_messages(1)
+        assert 204 == (await client.delete()).status
+        await call.done.wait()
+        assert 1 == len(failed)
+        assert "over" == call.answer["result"]["content"][0]["text"]
+
+
+async def test_a_withdrawn_question_is_cancelled_at_the_client(autojump_clock: MockClock) -> None:
+    """On the stream of its call, under the id that the client knows."""
+
+    async def ask(arguments: JSON, context: CallContext) -> str:
+        with trio.move_on_after(3):
+            await context.elicit("name?")
+        await context.notify("notifications/cancelled", {"requestId": 0})  # its first question
+        await trio.sleep(1)
+        return "went on"
+
+    backend = echo_backend("legacy", "sse")
+    backend.add_tool("ask", ask)
+    async with front_world(backend) as world:
+        client = await world.initialize(SAMPLING)
+        call = client.start("tools/call", {"name": "a_ask"})
+        await call.done.wait()
+        question, cancel, answer = call.messages
+        assert "notifications/cancelled" == cancel["method"]
+        assert question["id"] == cancel["params"]["requestId"]
+        assert "went on" == answer["result"]["content"][0]["text"]
+
+
+# Messages outside of requests
+
+
+async def test_log_messages_come_by_the_stream_of_their_call(autojump_clock: MockClock) -> None:
+    """And the level that the client sets reaches the backend."""
+
+    async def log(arguments: JSON, context: CallContext) -> str:
+        await context.notify("notifications/message", {"level": "warning", "data": {"n": 1}})
+        return ""
+
+    backend = echo_backend("legacy", "sse", capabilities={"tools": {}, "logging": {}})
+    backend.add_tool("log", log)
+    async with front_world(backend) as world:
+        client = await world.initialize()
+        assert {} == await client.result("logging/setLevel", {"level": "info"})
+        assert ["info"] == [each.params["level"] for each in backend.received("logging/setLevel")]
+        call = client.start("tools/call", {"name": "a_log"})
+        await call.done.wait()
+        told = [each for each in call.messages if each.get("method") == "notifications/message"]
+        assert [{"level": "warning", "data": {"n": 1}}] == [each["params"] for each in told]
+
+
+async def test_changed_lists_come_by_the_stream_outside_of_requests(autojump_clock: MockClock) -> None:
+    """Also a change of the time before the stream was open."""
+    backend = echo_backend("legacy", "sse", listens=True)
+    async with front_world(backend) as world:
+        client = await world.initialize()
+        await trio.sleep(5)
+        backend.add_tool("early")
+        backend.notify("notifications/tools/list_changed")
+        await trio.sleep(5)
+        listening = client.listen()
+        (first,) = await listening.wait_messages(1)
+        assert "notifications/tools/list_changed" == first["method"]
+        backend.add_tool("late")
+        backend.notify("notifications/tools/list_changed")
+        await listening.wait_messages(2)
+        names = [tool["name"] for tool in (await client.result("tools/list"))["tools"]]
+        assert ["a_echo", "a_early", "a_late"] == names
+        await trio.sleep(10)
+        assert 2 == len(listening.messages)
+
+
+async def test_updates_of_subscribed_resources_alone_are_told(autojump_clock: MockClock) -> None:
+    """Until the client unsubscribes."""
+    backend = full_backend("legacy")
+    backend.add_resource("file:///c", "c")
+    backend.listens = True
+    async with front_world(backend) as world:
+        client = await world.initialize()
+        listening = client.listen()
+        assert {} == await client.result("resources/subscribe", {"uri": "file:///a"})
+        await trio.sleep(5)
+        before = len(listening.messages)
+        for uri in ("file:///c", "file:///a"):
+            backend.notify("notifications/resources/updated", {"uri": uri})
+        await trio.sleep(5)
+        assert [{"uri": "file:///a"}] == [each["params"] for each in listening.messages[before:]]
+        assert {} == await client.result("resources/unsubscribe", {"uri": "file:///a"})
+        backend.notify("notifications/resources/updated", {"uri": "file:///a"})
+        await trio.sleep(5)
+        assert before + 1 == len(listening.messages)
+
+
+async def test_a_second_stream_takes_the_place_of_the_first(autojump_clock: MockClock) -> None:
+    """The first may be a connection that has long been lost: each message goes by one stream."""
+    backend = echo_backend("legacy", "sse", listens=True)
+    async with front_world(backend) as world:
+        client = await world.initialize()
+        first = client.listen()
+        await trio.sleep(2)
+        second = client.listen()
+        await first.done.wait()
+        backend.add_tool("late")
+        backend.notify("notifications/tools/list_changed")
+        await second.wait_messages(1)
+        assert [] == first.messages
+
+
+# Clients that leave and come back
+
+
+async def test_a_call_goes_on_without_its_client_and_is_resumed(autojump_clock: MockClock) -> None:
+    """The stream begins with an id once the call takes long; `Last-Event-ID` brings the rest, result included."""
+    async with front_world(slow_backend(20)) as world:
+        client = await world.initialize()
+        call = client.start("tools/call", {"name": "a_slow"}, request_id=5)
+        await trio.sleep(1)
+        ((first, none),) = call.events
+        assert none is None
+        assert first is not None
+        call.leave()
+        await trio.sleep(2)
+        resumed = client.listen(first)
+        await resumed.done.wait()
+        assert (5, "rested") == (resumed.answer["id"], resumed.answer["result"]["content"][0]["text"])
+        assert 1 == world.backends["a"].executed["slow"]
+
+
+async def test_the_result_of_a_call_is_kept_for_a_client_that_comes_back_late(autojump_clock: MockClock) -> None:
+    """For `abandoned_after`, and not longer."""
+    settings = ServeSettings(abandoned_after=10)
+    async with front_world(slow_backend(5), settings=settings) as world:
+        client = await world.initialize()
+        calls = [client.start("tools/call", {"name": "a_slow"}) for _ in range(2)]
+        await trio.sleep(1)
+        ids = [call.events[0][0] for call in calls]
+        for call in calls:
+            call.leave()
+        await trio.sleep(8)
+        assert "rested" in json.dumps((await _resumed(client, ids[0])).messages)
+        await trio.sleep(20)
+        assert [] == (await _resumed(client, ids[1])).messages
+
+
+async def _resumed(client: LegacyClient, event_id: str | None) -> Received:
+    resumed = client.listen(event_id)
+    with trio.move_on_after(2):
+        await resumed.done.wait()
+    return resumed
+
+
+async def test_an_abandoned_call_is_cancelled_in_time(autojump_clock: MockClock) -> None:
+    """The backend hears of it."""
+    async with front_world(slow_backend(1000), settings=ServeSettings(abandoned_after=10)) as world:
+        client = await world.initialize()
+        call = client.start("tools/call", {"name": "a_slow"})
+        await trio.sleep(1)
+        call.leave()
+        await trio.sleep(5)
+        assert 1 == world.backends["a"].in_flight
+        await trio.sleep(10)
+        assert 0 == world.backends["a"].in_flight
+
+
+async def test_events_behind_the_last_id_alone_are_sent_again(autojump_clock: MockClock) -> None:
+    """Ids are unique in the session: an event of one stream is never sent on another."""
+
+    async def work(arguments: JSON, context: CallContext) -> str:
+        for number in range(6):
+            await context.progress(number)
+            await trio.sleep(1)
+        return "done"
+
+    backend = echo_backend("legacy", "sse")
+    backend.add_tool("work", work)
+    async with front_world(backend) as world:
+        client = await world.initialize()
+        call = client.start("tools/call", {"name": "a_work", "_meta": {"progressToken": 1}})
+        await trio.sleep(3.5)
+        call.leave()
+        seen = [each["params"]["progress"] for each in call.messages]
+        resumed = client.listen(call.events[-1][0])
+        await resumed.done.wait()
+        rest = [each["params"]["progress"] for each in resumed.messages[:-1]]
+        assert list(range(6)) == seen + rest
+        assert "done" == resumed.answer["result"]["content"][0]["text"]
+
+
+async def test_a_slow_reader_costs_a_bounded_number_of_events(autojump_clock: MockClock) -> None:
+    """Progress is dropped, the oldest first; the result is not."""
+
+    async def work(arguments: JSON, context: CallContext) -> str:
+        for number in range(500):
+            await context.progress(number)
+        return "done"
+
+    backend = echo_backend("legacy", "sse")
+    backend.add_tool("work", work)
+    async with front_world(backend, settings=ServeSettings(stream_buffer=16)) as world:
+        client = await world.initialize()
+        call = client.start("tools/call", {"name": "a_work", "_meta": {"progressToken": 1}})
+        call.blocked = trio.Event()
+        await trio.sleep(30)
+        call.blocked.set()
+        await call.done.wait()
+        assert 20 >= len(call.messages)
+        assert "done" == call.answer["result"]["content"][0]["text"]
+        assert 499 == call.messages[-2]["params"]["progress"]
+
+
+async def test_a_silent_stream_carries_comments(autojump_clock: MockClock) -> None:
+    """Proxies close what is silent."""
+    async with front_world(slow_backend(50), settings=ServeSettings(keep_alive_interval=15)) as world:
+        client = await world.initialize()
+        call = client.start("tools/call", {"name": "a_slow"})
+        listening = client.listen()
+        await call.done.wait()
+        assert 3 == call.body.count(b": keep-alive")
+        assert 3 == listening.body.count(b": keep-alive")
+        assert "no" == call.headers["x-accel-buffering"]
+        assert "no-cache, no-transform" == call.headers["cache-control"]
+
+
+# Edges of HTTP
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "code"),
+    [
+        (b"{", {}, 400, -32700),
+        (b"[]", {}, 400, -32600),
+        (b"[1]", {}, 400, -32600),
+        (b'{"jsonrpc":"2.0"}', {}, 400, -32600),
+        (b'{"jsonrpc":"1.0","id":1,"method":"ping"}', {}, 400, -32600),
+        (b"\xff", {}, 400, -32700),
+        (b"[" * 200 + b"]" * 200, {}, 400, None),
+        (b'{"jsonrpc":"2.0","id":1,"method":"ping"}', {"content-type": "text/plain"}, 415, -32600),
+        (b'{"jsonrpc":"2.0","id":1,"method":"ping"}', {}, 400, -32600),
+        (b'{"jsonrpc":"2.0","id":1,"method":"ping"}', {"mcp-session-id": "no-such"}, 404, -32600),
+        (b'{"jsonrpc":"2.0","id":1,"method":"ping"}', {"mcp-session-id": "not an id"}, 404, -32600),
+        (b'{"jsonrpc":"2.0","id":1,"method":"ping"}', {"mcp-protocol-version": "2020-01-01"}, 400, -32600),
+        (b" " * 5000, {}, 413, -32600),
+    ],
+)
+async def test_a_message_that_is_not_taken_is_refused(
+    body: bytes, headers: dict[str, str], status: int, code: int | None, autojump_clock: MockClock
+) -> None:
+    """With a JSON-RPC error, under the id of the request where the body tells it."""
+    async with front_world(settings=ServeSettings(max_body_bytes=4000)) as world:
+        reply = await world.post(body, headers)
+        assert status == reply.status
+        assert (1 if b'"2.0","id":1' in body and status != 415 else None) == reply.json["id"]
+        assert code in (None, reply.json["error"]["code"])
+
+
+@pytest.mark.parametrize("verb", ["PUT", "PATCH", "OPTIONS"])
+async def test_other_verbs_are_refused(verb: str, autojump_clock: MockClock) -> None:
+    """405 names those that are taken (RFC 9110 §15.5.6)."""
+    async with front_world() as world:
+        reply = await world.request(verb)
+        assert (405, "GET, POST, DELETE") == (reply.status, reply.headers["allow"])
+
+
+async def test_a_path_with_a_slash_is_the_same_and_others_are_none(autojump_clock: MockClock) -> None:
+    """No redirect, which clients do not follow with their body (python-sdk#732)."""
+    async with front_world() as world:
+        for path, status in (("/mcp", 400), ("/mcp/", 400), ("/", 404), ("/mcp/x", 404)):
+            reply = await world.request("POST", b"{", {"content-type": "application/json", "accept": BOTH}, path)
+            assert status == reply.status
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([("host", "localhost")], 400),
+        ([("host", "LOCALHOST:1")], 400),
+        ([("host", "[::1]:80")], 400),
+        ([("host", "[::1]")], 400),
+        ([("host", "evil.example")], 403),
+        ([("host", "localhost.evil.example:80")], 403),
+        ([("host", "localhost"), ("host", "evil.example")], 403),
+        ([("host", "localhost:8000"), ("origin", "http://localhost:8000")], 400),
+        ([("host", "localhost:8000"), ("origin", "http://localhost:8001")], 403),
+        ([("host", "localhost"), ("origin", "http://localhost:80")], 400),
+        ([("host", "localhost"), ("origin", "null")], 403),
+        ([("host", "localhost"), ("origin", "https://evil.example")], 403),
+        ([("host", "localhost"), ("origin", "https://app.example")], 400),
+        ([("host", "localhost"), ("origin", "https://app.example:444")], 403),
+        ([("host", "localhost"), ("origin", "http://[")], 403),
+    ],
+)
+async def test_foreign_hosts_and_origins_are_refused(
+    headers: list[tuple[str, str]], status: int, autojump_clock: MockClock
+) -> None:
+    """Before the body is read. 400: the request was let in, and its body is no JSON."""
+    async with front_world(settings=ServeSettings(allowed_origins=["https://app.example"])) as world:
+        reply = await world.request("POST", b"{", [("content-type", "application/json"), *headers])
+        assert status == reply.status
+
+
+async def test_a_client_that_takes_json_alone_gets_json(autojump_clock: MockClock) -> None:
+    """Without what would precede the response."""
+
+    async def work(arguments: JSON, context: CallContext) -> str:
+        await context.progress(1)
+        return "done"
+
+    backend = echo_backend("legacy", "sse")
+    backend.add_tool("work", work)
+    async with front_world(backend) as world:
+        client = await world.initialize()
+        client.headers["accept"] = "application/json"
+        reply = await client.ask("tools/call", {"name": "a_work", "_meta": {"progressToken": 1}})
+        assert "done" == reply.json["result"]["content"][0]["text"]
+        assert 406 == (await world.request("GET", headers=client._headers())).status
+
+
+async def test_a_cap_is_503_with_a_time(autojump_clock: MockClock) -> None:
+    """`Retry-After` in whole seconds (RFC 9110 §10.2.3)."""
+    async with front_world(limits=ManagerSettings(max_sessions=1)) as world:
+        await world.initialize()
+        params = {"protocolVersion": LEGACY, "capabilities": {}}
+        reply = await world.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params})
+        assert 503 == reply.status
+        assert 1 <= int(reply.headers["retry-after"])
+
+
+@EVERY_ERA
+async def test_a_session_that_slept_goes_on_with_its_client(era: str, autojump_clock: MockClock) -> None:
+    """Questions still reach the client after the session has hibernated."""
+    backend = echo_backend(era, "sse")
+    backend.add_tool("ask", ask_all)
+    async with front_world(backend, limits=ManagerSettings(hibernate_after=60)) as world:
+        client = await world.initialize(SAMPLING)
+        await trio.sleep(200)
+        assert (0, 1) == (world.manager.statistics.live, world.manager.statistics.hibernated)
+        call = client.start("tools/call", {"name": "a_ask"})
+        await answer_questions(client, call, 3)
+        await call.done.wait()
+        assert "result" in call.answer
+        assert math.isfinite(trio.current_time())

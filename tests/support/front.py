@@ -27,7 +27,17 @@ from trio_vmcp.serve import Authenticator, ServeSettings, asgi_app
 from trio_vmcp.serve.app import Front
 from trio_vmcp.testing import MemoryNetwork, ScriptedBackend, open_memory_network
 
-__all__ = ["BOTH", "LEGACY", "MODERN", "FrontWorld", "LegacyClient", "Received", "front_world", "modern_request"]
+__all__ = [
+    "BOTH",
+    "LEGACY",
+    "MODERN",
+    "FrontWorld",
+    "LegacyClient",
+    "Received",
+    "front_world",
+    "full_backend",
+    "modern_request",
+]
 
 LEGACY, MODERN = "2025-11-25", "2026-07-28"
 BOTH = "application/json, text/event-stream"
@@ -235,6 +245,16 @@ def modern_request(
     if name is not None and method in ("tools/call", "prompts/get", "resources/read"):
         headers["mcp-name"] = name
     return {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}, headers
+
+
+def full_backend(era: str) -> ScriptedBackend:
+    """A backend with something of everything."""
+    backend = echo_backend(era, "sse")
+    backend.add_resource("file:///a", "text of a")
+    backend.add_resource_template("file:///b/{name}", "text of b")
+    backend.add_prompt("greet", "hello {name}")
+    backend.completions = {"name": ["ann", "anton", "bob"]}
+    return backend
 
 
 @asynccontextmanager

@@ -153,10 +153,12 @@ class Front:
             limit = self._settings.max_body_bytes
             raise Refusal(INVALID_REQUEST, f"the body is over {limit} bytes (max_body_bytes)", status=413) from None
         message = await read_message(body)
-        if is_of_modern_era(message, request):
-            await self._modern.post(request, reply, identity, message)
-        else:
-            await self._legacy.post(request, reply, identity, message)
+        is_modern = is_of_modern_era(message, request)
+        era = self._modern if is_modern else self._legacy
+        try:
+            await era.post(request, reply, identity, message)
+        except (Refusal, VmcpError) as error:
+            await _refuse(reply, refusal_of(error, is_modern=is_modern), message)
 
 
 def is_of_modern_era(message: Message, request: HttpRequest) -> bool:
@@ -175,9 +177,10 @@ def _wrong_verb(allowed: str) -> Refusal:
     return Refusal(INVALID_REQUEST, f"the verb is none of {allowed}", status=405, headers=headers)
 
 
-async def _refuse(reply: HttpReply, refusal: Refusal) -> None:
-    status = max(refusal.status, 400)
-    await reply.respond(status, encode_refusal(None, refusal), (JSON_BODY, *refusal.headers))
+async def _refuse(reply: HttpReply, refusal: Refusal, message: Message | None = None) -> None:
+    request_id = message.id if isinstance(message, Request) else None
+    status = 400 if request_id is None and refusal.status == 200 else refusal.status
+    await reply.respond(status, encode_refusal(request_id, refusal), (JSON_BODY, *refusal.headers))
 
 
 async def _answer_lifespan(receive: Receive, send: Send) -> None:

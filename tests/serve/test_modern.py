@@ -1,0 +1,394 @@
+"""The front to clients of the stateless era."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import trio
+from support.front import BOTH, MODERN, FrontWorld, Received, front_world, full_backend, modern_request
+from support.harness import ALICE, BOB, echo_backend, slow_backend
+from trio.testing import MockClock
+
+from trio_vmcp import JSON, Identity
+from trio_vmcp.serve import ServeSettings
+from trio_vmcp.testing import CallContext
+
+EVERY_ERA = pytest.mark.parametrize("era", ["legacy", "modern"])
+META = "io.modelcontextprotocol/"
+
+
+async def ask(world: FrontWorld, method: str, params: Any = None, *, headers: Any = None, **more: Any) -> Received:
+    message, own = modern_request(method, params, **more)
+    return await world.post(message, {**own, **(headers or {})})
+
+
+async def result_of(world: FrontWorld, method: str, params: Any = None, **more: Any) -> Any:
+    answer = (await ask(world, method, params, **more)).answer
+    assert "result" in answer, answer
+    return answer["result"]
+
+
+# Requests
+
+
+@EVERY_ERA
+async def test_every_request_is_answered(era: str, autojump_clock: MockClock) -> None:
+    """On the one session of the principal; results have what this era demands."""
+    async with front_world(full_backend(era)) as world:
+        discovered = await result_of(world, "server/discover")
+        assert MODERN == discovered["supportedVersions"][0]
+        lists = {"tools/list": "tools", "prompts/list": "prompts", "resources/list": "resources"}
+        for method, key in {**lists, "resources/templates/list": "resourceTemplates"}.items():
+            assert 1 == len((await result_of(world, method))[key])
+        called = await result_of(world, "tools/call", {"name": "a_echo", "arguments": {"x": 1}})
+        assert {"x": 1} == json.loads(called["content"][0]["text"])
+        read = await result_of(world, "resources/read", {"uri": "file:///b/x"})
+        assert "text of b" == read["contents"][0]["text"]
+        got = await result_of(world, "prompts/get", {"name": "a_greet", "arguments": {"name": "eve"}})
+        assert "hello eve" == got["messages"][0]["content"]["text"]
+        argument = {"ref": {"type": "ref/prompt", "name": "a_greet"}, "argument": {"name": "name", "value": "b"}}
+        assert ["bob"] == (await result_of(world, "completion/complete", argument))["completion"]["values"]
+        assert 1 == world.manager.statistics.created
+        for result in (discovered, called, read, got):
+            assert "complete" == result["resultType"]
+            assert "trio-vmcp" == result["_meta"][f"{META}serverInfo"]["name"]
+        for result in (discovered, read, await result_of(world, "tools/list")):
+            assert result["ttlMs"] >= 0
+            assert "private" == result["cacheScope"]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code"),
+    [
+        (lambda m, h: h.pop("mcp-protocol-version"), 400, -32020),
+        (lambda m, h: h.update({"mcp-protocol-version": "2025-11-25"}), 400, -32020),
+        (lambda m, h: h.pop("mcp-method"), 400, -32020),
+        (lambda m, h: h.update({"mcp-method": "tools/list"}), 400, -32020),
+        (lambda m, h: h.pop("mcp-name"), 400, -32020),
+        (lambda m, h: h.update({"mcp-name": "other"}), 400, -32020),
+        (lambda m, h: h.update({"mcp-name": "=?base64?!?="}), 400, -32020),
+        (lambda m, h: h.update({"mcp-name": "=?base64?YV9lY2hv?="}), 200, None),
+        (lambda m, h: h.update({"mcp-name": " a_echo "}), 200, None),
+        (lambda m, h: h.update({"mcp-session-id": "x", "last-event-id": "y"}), 200, None),
+        (lambda m, h: m["params"]["_meta"].pop(f"{META}clientCapabilities"), 400, -32602),
+        (lambda m, h: m["params"]["_meta"].update({f"{META}clientCapabilities": None}), 400, -32602),
+        (lambda m, h: m["params"]["_meta"].pop(f"{META}protocolVersion"), 400, -32602),
+        (lambda m, h: m["params"]["_meta"].update({f"{META}protocolVersion": 7}), 400, -32602),
+        (lambda m, h: m["params"]["_meta"].update({f"{META}logLevel": "loud"}), 400, -32602),
+        (lambda m, h: h.update({"accept": "application/json"}), 406, -32600),
+        (lambda m, h: m["params"].update({"name": "a_none"}) or h.update({"mcp-name": "a_none"}), 200, -32602),
+        (lambda m, h: m["params"].update({"arguments": 7}), 200, -32602),
+        (lambda m, h: m["params"].update({"inputResponses": 7}), 200, -32602),
+        (lambda m, h: m["params"].update({"requestState": 7}), 200, -32602),
+        (lambda m, h: m["params"].update({"requestState": "AAAA"}), 200, -32602),
+    ],
+)
+async def test_the_first_rule_that_does_not_hold_answers(
+    change: Any, status: int, code: int | None, autojump_clock: MockClock
+) -> None:
+    """Under the request's own id."""
+    async with front_world() as world:
+        message, headers = modern_request("tools/call", {"name": "a_echo", "arguments": {}}, request_id="r")
+        change(message, headers)
+        reply = await world.post(message, headers)
+        assert status == reply.status, reply.body
+        assert "r" == reply.json["id"]
+        assert code == reply.json.get("error", {}).get("code")
+
+
+@pytest.mark.parametrize("version", ["2026-08-01", "2099-01-01"])
+async def test_an_unknown_version_is_told_which_are_served(version: str, autojump_clock: MockClock) -> None:
+    """Both eras are listed; also for initialize and notifications."""
+    async with front_world() as world:
+        for method in ("tools/list", "initialize"):
+            message, headers = modern_request(method)
+            message["params"]["_meta"][f"{META}protocolVersion"] = headers["mcp-protocol-version"] = version
+            reply = await world.post(message, headers)
+            assert (400, -32022) == (reply.status, reply.json["error"]["code"])
+            data = reply.json["error"]["data"]
+            assert version == data["requested"]
+            assert {MODERN, "2025-11-25"} <= set(data["supported"])
+
+
+@pytest.mark.parametrize("method", ["no/such", "ping", "initialize", "logging/setLevel", "resources/subscribe"])
+async def test_an_unknown_or_removed_method_is_404(method: str, autojump_clock: MockClock) -> None:
+    """With -32601 in the body, under the request's id."""
+    async with front_world() as world:
+        reply = await ask(world, method, request_id=9)
+        assert (404, 9, -32601) == (reply.status, reply.json["id"], reply.json["error"]["code"])
+
+
+async def test_verbs_and_repeated_headers(autojump_clock: MockClock) -> None:
+    """GET and DELETE are of the other era; what is repeated may be read in two ways."""
+    async with front_world() as world:
+        for verb in ("GET", "DELETE"):
+            reply = await world.request(verb, headers={"mcp-protocol-version": MODERN})
+            assert (405, "POST") == (reply.status, reply.headers["allow"])
+        message, headers = modern_request("tools/list")
+        repeated = [*headers.items(), ("mcp-method", "tools/list"), ("accept", BOTH)]
+        reply = await world.request(
+            "POST", json.dumps(message).encode(), [*repeated, ("content-type", "application/json")]
+        )
+        assert (400, -32020) == (reply.status, reply.json["error"]["code"])
+
+
+async def test_a_notification_is_taken_and_dropped(autojump_clock: MockClock) -> None:
+    """202 without a body; a response belongs to no request of this era."""
+    async with front_world() as world:
+        notification = {
+            "jsonrpc": "2.0",
+            "method": "notifications/x",
+            "params": {"_meta": {f"{META}protocolVersion": MODERN}},
+        }
+        reply = await world.post(notification, {"mcp-protocol-version": MODERN})
+        assert (202, b"") == (reply.status, reply.body)
+        reply = await world.post({"jsonrpc": "2.0", "id": 1, "result": {}}, {"mcp-protocol-version": MODERN})
+        assert 400 == reply.status
+
+
+async def test_parameters_in_headers_are_checked_and_sent_on(autojump_clock: MockClock) -> None:
+    """Against the schema of the called tool; the backend gets its own headers, made of its own schema."""
+    seen: list[str | None] = []
+
+    async def look(arguments: JSON, context: CallContext) -> str:
+        seen.append(context.exchange.headers.get("mcp-param-region"))
+        return ""
+
+    backend = echo_backend("modern")
+    properties = {"region": {"type": "string", "x-mcp-header": "Region"}, "n": {"type": "integer", "x-mcp-header": "N"}}
+    backend.add_tool("look", look, inputSchema={"type": "object", "properties": properties})
+    async with front_world(backend) as world:
+        call = {"name": "a_look", "arguments": {"region": "eu", "n": 42}}
+        good = {"mcp-param-region": "eu", "mcp-param-n": "42.0"}
+        assert "result" in (await ask(world, "tools/call", call, headers=good)).json
+        assert ["eu"] == seen
+        for bad in (
+            {},
+            {"mcp-param-region": "us", "mcp-param-n": "42"},
+            {"mcp-param-region": "eu"},
+            {"mcp-param-region": "eu", "mcp-param-n": "43"},
+            {"mcp-param-region": "=?base64?*?=", "mcp-param-n": "42"},
+        ):
+            reply = await ask(world, "tools/call", call, headers=bad)
+            assert (400, -32020) == (reply.status, reply.json["error"]["code"])
+        assert ["eu"] == seen
+
+
+# Streams
+
+
+@EVERY_ERA
+async def test_messages_before_the_response_make_a_stream(era: str, autojump_clock: MockClock) -> None:
+    """Progress with the client's token; log messages from the severity on that the request asks for."""
+
+    async def work(arguments: JSON, context: CallContext) -> str:
+        await context.notify("notifications/message", {"level": "debug", "data": 0})
+        await context.notify("notifications/message", {"level": "error", "data": 1})
+        await context.progress(1, 2)
+        return "done"
+
+    backend = echo_backend(era, "sse", capabilities={"tools": {}, "logging": {}})
+    backend.add_tool("work", work)
+    async with front_world(backend) as world:
+        reply = await ask(world, "tools/call", {"name": "a_work"}, progressToken=5, logLevel="warning")
+        params = {each.get("method"): each.get("params") for each in reply.messages}
+        assert {"progressToken": 5, "progress": 1, "total": 2} == params["notifications/progress"]
+        assert {"level": "error", "data": 1} == params["notifications/message"]
+        assert 3 == len(reply.messages)
+        silent = await ask(world, "tools/call", {"name": "a_work"})
+        assert not silent.is_stream
+        assert "result" in silent.json
+
+
+async def test_a_client_that_leaves_cancels_its_request(autojump_clock: MockClock) -> None:
+    """ "Closing the response stream is cancelling" (2026-07-28, cancellation)."""
+    async with front_world(slow_backend(1000, "modern")) as world:
+        message, headers = modern_request("tools/call", {"name": "a_slow"})
+        call = world.start_post(message, headers)
+        await trio.sleep(2)
+        assert 1 == world.backends["a"].in_flight
+        call.leave()
+        await trio.sleep(2)
+        assert 0 == world.backends["a"].in_flight
+
+
+async def test_a_long_call_becomes_a_stream(autojump_clock: MockClock) -> None:
+    """After `keep_alive_interval`, with comments; events have no ids, since nothing can be resumed."""
+    async with front_world(slow_backend(40, "modern"), settings=ServeSettings(keep_alive_interval=15)) as world:
+        reply = await ask(world, "tools/call", {"name": "a_slow"})
+        assert reply.is_stream
+        assert [None] == [event_id for event_id, _ in reply.events]
+        assert 1 == reply.body.count(b": keep-alive")
+
+
+# Questions
+
+
+async def ask_twice(arguments: JSON, context: CallContext) -> str:
+    first = await context.elicit("name?")
+    second = await context.elicit("age?")
+    return f"{first['content']['x']} {second['content']['x']}"
+
+
+async def test_questions_are_answered_in_rounds(autojump_clock: MockClock) -> None:
+    """`requestState` is ours, and the backend gets its own to the letter."""
+    backend = echo_backend("modern")
+    backend.add_tool("ask", ask_twice)
+    async with front_world(backend) as world:
+        params: JSON = {"name": "a_ask", "arguments": {}}
+        for number, text in enumerate(("eve", "7")):
+            result = await result_of(
+                world, "tools/call", params, capabilities={"elicitation": {}}, request_id=f"r{number}"
+            )
+            assert "input_required" == result["resultType"]
+            assert "round" not in result["requestState"]
+            answers = {key: {"action": "accept", "content": {"x": text}} for key in result["inputRequests"]}
+            params = {
+                "name": "a_ask",
+                "arguments": {},
+                "inputResponses": answers,
+                "requestState": result["requestState"],
+            }
+        result = await result_of(world, "tools/call", params, capabilities={"elicitation": {}}, request_id="last")
+        assert "eve 7" == result["content"][0]["text"]
+        assert 1 == backend.executed["ask"]
+
+
+async def test_a_state_is_good_for_its_request_and_principal_alone(autojump_clock: MockClock) -> None:
+    """Other arguments, another tool, another principal, a changed text: -32602, and the backend is not asked."""
+    backend = echo_backend("modern")
+    backend.add_tool("ask", ask_twice)
+    backend.add_tool("ask2", ask_twice)
+
+    class Tokens:
+        async def authenticate(self, headers: Any) -> Identity:
+            return {"alice": ALICE, "bob": BOB}[headers["authorization"]]
+
+    async with front_world(backend, authenticator=Tokens()) as world:
+        alice, bob = {"authorization": "alice"}, {"authorization": "bob"}
+        more = {"capabilities": {"elicitation": {}}}
+        call = {"name": "a_ask", "arguments": {"n": 1}}
+        result = (await ask(world, "tools/call", call, headers=alice, **more)).answer["result"]
+        state = result["requestState"]
+        answers = {key: {"action": "accept", "content": {"x": "y"}} for key in result["inputRequests"]}
+        before = len(backend.received("tools/call"))
+        for params, headers in (
+            ({**call, "arguments": {"n": 2}}, alice),
+            ({**call, "name": "a_ask2"}, alice),
+            (call, bob),
+            ({**call, "requestState": state[:-2] + ("AA" if state[-2:] != "AA" else "BB")}, alice),
+        ):
+            tried = {"inputResponses": answers, "requestState": state, **params}
+            reply = await ask(world, "tools/call", tried, headers=headers, **more)
+            assert -32602 == reply.answer["error"]["code"], params
+        assert before == len(backend.received("tools/call"))
+
+
+async def test_a_missing_capability_is_400(autojump_clock: MockClock) -> None:
+    """-32021 whichever side raises it; the backend's data pass."""
+    backend = echo_backend("modern")
+    backend.add_tool("ask", ask_twice)
+    async with front_world(backend) as world:
+        reply = await ask(world, "tools/call", {"name": "a_ask"})
+        assert (400, -32021) == (reply.status, reply.json["error"]["code"])
+        assert {"elicitation": {}} == reply.json["error"]["data"]["requiredCapabilities"]
+
+
+async def test_a_backend_of_the_other_era_cannot_ask(autojump_clock: MockClock) -> None:
+    """Its question is answered -32601 at once, and its call goes on."""
+
+    async def ask_legacy(arguments: JSON, context: CallContext) -> str:
+        try:
+            await context.elicit("name?")
+        except Exception as error:  # noqa: BLE001  # its text is the result
+            return str(error)
+        return "answered"
+
+    backend = echo_backend("legacy", "sse")
+    backend.add_tool("ask", ask_legacy)
+    async with front_world(backend) as world:
+        result = await result_of(world, "tools/call", {"name": "a_ask"}, capabilities={"elicitation": {}})
+        assert "answered" != result["content"][0]["text"]
+
+
+# Subscriptions
+
+
+@EVERY_ERA
+async def test_a_stream_of_changes(era: str, autojump_clock: MockClock) -> None:
+    """First what is honoured; then the changes that were asked for, each with the id of the request."""
+    backend = full_backend(era)
+    backend.listens = True
+    async with front_world(backend) as world:
+        wanted = {"toolsListChanged": True, "resourceSubscriptions": ["file:///a", "file:///none"]}
+        message, headers = modern_request("subscriptions/listen", {"notifications": wanted}, request_id="sub")
+        listening = world.start_post(message, headers)
+        (first,) = await listening.wait_messages(1)
+        assert "notifications/subscriptions/acknowledged" == first["method"]
+        honoured = {"toolsListChanged": True, "resourceSubscriptions": ["file:///a"]}
+        assert honoured == first["params"]["notifications"]
+        await trio.sleep(5)
+        before = len(listening.messages)
+        backend.add_tool("late")
+        backend.add_prompt("late")
+        backend.notify("notifications/prompts/list_changed")
+        backend.notify("notifications/tools/list_changed")
+        backend.notify("notifications/resources/updated", {"uri": "file:///a"})
+        await trio.sleep(5)
+        told = {each["method"] for each in listening.messages[before:]}
+        assert {"notifications/tools/list_changed", "notifications/resources/updated"} == told
+        for each in listening.messages:
+            assert "sub" == each["params"]["_meta"][f"{META}subscriptionId"]
+        with trio.fail_after(5):
+            await world.app.drain()
+        await listening.done.wait()
+        assert "complete" == listening.answer["result"]["resultType"]
+
+
+async def test_streams_of_one_principal_share_subscriptions(autojump_clock: MockClock) -> None:
+    """The end of one stream does not end what another listens for."""
+    backend = full_backend("legacy")
+    backend.listens = True
+    async with front_world(backend) as world:
+        wanted = {"notifications": {"resourceSubscriptions": ["file:///a"]}}
+        streams = []
+        for number in range(2):
+            message, headers = modern_request("subscriptions/listen", wanted, request_id=number)
+            streams.append(world.start_post(message, headers))
+            await streams[-1].wait_messages(1)
+        await trio.sleep(1)
+        streams[0].leave()
+        await trio.sleep(5)
+        before = len(streams[1].messages)
+        backend.notify("notifications/resources/updated", {"uri": "file:///a"})
+        await trio.sleep(5)
+        assert before < len(streams[1].messages)
+        assert [] == backend.received("resources/unsubscribe")
+        streams[1].leave()
+        await trio.sleep(5)
+        assert 1 == len(backend.received("resources/unsubscribe"))
+
+
+# Which era a request is of
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "version", "code"),
+    [
+        ("initialize", {"protocolVersion": "2025-11-25"}, MODERN, None),
+        ("initialize", {"_meta": {f"{META}protocolVersion": MODERN}}, None, -32602),
+        ("ping", {"_meta": {f"{META}clientInfo": {}}}, "2025-11-25", -32600),
+        ("ping", {}, MODERN, -32602),
+        ("ping", {"_meta": {f"{META}protocolVersion": "2025-06-18"}}, None, -32600),
+    ],
+)
+async def test_the_era_of_a_request(
+    method: str, params: JSON, version: str | None, code: int | None, autojump_clock: MockClock
+) -> None:
+    """A version in `_meta` decides first; then `initialize` is of the handshake era; then the header."""
+    async with front_world() as world:
+        headers = {} if version is None else {"mcp-protocol-version": version}
+        reply = await world.post({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}, headers)
+        assert code == reply.json.get("error", {}).get("code"), reply.json
