@@ -6,10 +6,37 @@
 - `_requests.py`, `_lists.py`, `_errors.py`, `_messages.py`: what requests of both eras mean, and their answers as bytes
 - `_exchange.py`, `_streams.py`, `_asgi.py`: one request on its way, its event stream, HTTP
 - `authenticator.py`, `jwt.py`, `sealing.py`: principals of requests, and sealed state
+- `server.py`: the application on a port of its own
 """
+
+import typing as _typing
 
 from trio_vmcp.serve.app import asgi_app
 from trio_vmcp.serve.authenticator import Authenticator, AuthenticatorUnavailable, Unauthenticated
 from trio_vmcp.serve.settings import ServeSettings
 
-__all__ = ["Authenticator", "AuthenticatorUnavailable", "ServeSettings", "Unauthenticated", "asgi_app"]
+if _typing.TYPE_CHECKING:
+    from trio_vmcp.serve.jwt import JwtAuthenticator
+    from trio_vmcp.serve.server import serve
+else:
+
+    def __getattr__(name: str) -> object:
+        """Loaded when they are used: an application under another server needs no hypercorn, and others no PyJWT."""
+        from importlib import import_module
+
+        if name == "serve":
+            return import_module("trio_vmcp.serve.server").serve
+        if name == "JwtAuthenticator":
+            return import_module("trio_vmcp.serve.jwt").JwtAuthenticator
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "Authenticator",
+    "AuthenticatorUnavailable",
+    "JwtAuthenticator",
+    "ServeSettings",
+    "Unauthenticated",
+    "asgi_app",
+    "serve",
+]

@@ -120,6 +120,10 @@ class ModernFront:
             return
         await self._answer(request, reply, identity, message)
 
+    async def shared(self, identity: Identity | None) -> Session:
+        """The session that all requests of a principal run on."""
+        return await self._manager.shared(identity, handlers=self._handlers)
+
     async def _answer(
         self, request: HttpRequest, reply: HttpReply, identity: Identity | None, message: Request
     ) -> None:
@@ -162,7 +166,7 @@ class ModernFront:
         method, params = message.method, message.params
         if method == DISCOVER:
             return _finished(method, discovered())
-        session = await self._manager.shared(identity, handlers=self._handlers)
+        session = await self.shared(identity)
         if method == LISTEN:
             return _finished(method, await self.listeners.serve(session, identity, message, exchange))
         if method == TOOLS_CALL:

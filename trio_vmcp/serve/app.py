@@ -24,6 +24,7 @@ from trio_vmcp.serve._rounds import RoundSeal
 from trio_vmcp.serve.authenticator import Authenticator, AuthenticatorUnavailable, Unauthenticated
 from trio_vmcp.serve.sealing import Sealer
 from trio_vmcp.serve.settings import ServeSettings
+from trio_vmcp.session import Session
 
 __all__ = ["Front", "asgi_app"]
 
@@ -55,13 +56,15 @@ class Front:
     """The application. Built by `asgi_app` alone.
 
     Attributes:
-        is_ready: Requests are taken; False: the server shuts down.
+        is_starting: A balancer should wait: the server is not as it will be. Requests are taken all the same.
+        is_draining: The server shuts down, and takes no more requests.
     """
 
     _manager: SessionManager = attrs.field(alias="manager")
     _settings: ServeSettings = attrs.field(alias="settings")
     _authenticator: Authenticator | None = attrs.field(alias="authenticator", repr=False)
-    is_ready: bool = attrs.field(default=True, init=False)
+    is_starting: bool = attrs.field(default=False, init=False)
+    is_draining: bool = attrs.field(default=False, init=False)
     _exchanges: Exchanges = attrs.field(init=False, repr=False)
     _legacy: LegacyFront = attrs.field(init=False, repr=False)
     _modern: ModernFront = attrs.field(init=False, repr=False)
@@ -76,10 +79,8 @@ class Front:
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await _answer_lifespan(receive, send)
-                return
-            raise RuntimeError(f"trio_vmcp.serve answers HTTP, not {scope['type']!r}")
+            await _answer_other(scope["type"], receive, send)
+            return
         request, reply = HttpRequest.of(scope, receive), HttpReply(send)
         try:
             await self._route(request, reply, scope.get("scheme", "http"))
@@ -90,11 +91,24 @@ class Front:
         except VmcpError as error:
             await _refuse(reply, refusal_of(error, is_modern=False))
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a balancer should send requests."""
+        return not self.is_starting and not self.is_draining
+
+    async def open_anonymous(self) -> Session:
+        """The session that the stateless requests of anonymous clients share; made when there is none.
+
+        Raises:
+            VmcpError: As `SessionManager.shared`.
+        """
+        return await self._modern.shared(None)
+
     async def drain(self) -> None:
         """Take no further requests, end the streams that would stay open, and return when no request is under way. The
         caller bounds the time.
         """
-        self.is_ready = False
+        self.is_draining = True
         self._legacy.close()
         self._modern.listeners.close()
         await self._exchanges.wait_none()
@@ -128,7 +142,7 @@ class Front:
             raise Refusal(UNAVAILABLE, "no credentials can be verified now", status=503, headers=delay) from None
 
     async def _serve_mcp(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
-        if not self.is_ready:
+        if self.is_draining:
             raise Refusal(UNAVAILABLE, "the server shuts down", status=503, headers=((b"retry-after", b"1"),))
         is_modern = is_modern_version(request.headers.get("mcp-protocol-version"))
         match request.verb:
@@ -183,7 +197,14 @@ async def _refuse(reply: HttpReply, refusal: Refusal, message: Message | None = 
     await reply.respond(status, encode_refusal(request_id, refusal), (JSON_BODY, *refusal.headers))
 
 
-async def _answer_lifespan(receive: Receive, send: Send) -> None:
+async def _answer_other(kind: str, receive: Receive, send: Send) -> None:
+    """What is no HTTP request: the events of a lifespan need nothing, and WebSockets are refused (403)."""
+    if kind == "websocket":
+        await receive()
+        await send({"type": "websocket.close"})
+        return
+    if kind != "lifespan":
+        raise RuntimeError(f"trio_vmcp.serve answers HTTP, not {kind!r}")
     while True:
         message = await receive()
         await send({"type": f"{message['type']}.complete"})

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import attrs
 
 from trio_vmcp.settings import require
 
 __all__ = ["ServeSettings"]
+
+
+def _texts(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(texts)
 
 
 @attrs.frozen(kw_only=True)
@@ -30,8 +36,8 @@ class ServeSettings:
     """
 
     path: str = "/mcp"
-    allowed_hosts: tuple[str, ...] = attrs.field(default=("localhost", "127.0.0.1", "[::1]"), converter=tuple)
-    allowed_origins: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    allowed_hosts: tuple[str, ...] = attrs.field(default=("localhost", "127.0.0.1", "[::1]"), converter=_texts)
+    allowed_origins: tuple[str, ...] = attrs.field(default=(), converter=_texts)
     max_body_bytes: int = 4 * 1024 * 1024
     keep_alive_interval: float = 15.0
     abandoned_after: float = 30.0
