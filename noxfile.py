@@ -276,8 +276,10 @@ def interop(session: nox.Session) -> None:
 
 @nox.session
 def conformance(session: nox.Session) -> None:
-    """The official suite's scenarios for clients, except OAuth. `-- --only TEXT` selects scenarios by name."""
-    session.install(str(wheel(session)))
+    """The official suite's scenarios: for clients, except OAuth, and for servers, against the front. `-- --only TEXT`
+    selects scenarios by name, `-- --side server` those of one side.
+    """
+    session.install(f"{wheel(session)}[serve]")
     home = Path(session.create_tmp()).resolve()
     if not shutil.which("npm"):
         session.error("the suite needs npm (and any node) on PATH: install both and run again")

@@ -1,7 +1,9 @@
-"""Run the suite's client scenarios, each in a process of its own, and say what became of them.
+"""Run the suite's scenarios, for clients each in a process of its own, for servers each against a front of its own, and
+say what became of them.
 
 nox -s conformance
 nox -s conformance -- --only sse-retry
+nox -s conformance -- --side server
 """
 # ruff: noqa: T201  # a command prints
 
@@ -14,15 +16,19 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal, TypeAlias
 
 import attrs
 import trio
 
 import trio_vmcp
+from conformance.fronts import NEEDED, OPTIONAL, open_front
 from conformance.verdict import Check, Verdict, judge
+
+Side: TypeAlias = Literal["client", "server"]
 
 # What a revision of MCP asks of a client. Left out is what begins with `auth/`: OAuth is not what this library does.
 SCENARIOS: Mapping[str, tuple[str, ...]] = {
@@ -45,6 +51,7 @@ SCENARIOS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 OAUTH = "auth/"
+SIDES: Mapping[Side, Mapping[str, Collection[str]]] = {"client": SCENARIOS, "server": NEEDED}
 
 AT_ONCE = 2
 CLIENT_TIMEOUT = 30.0  # s, from the suite to the client, which has a shorter one of its own
@@ -60,6 +67,7 @@ class Run:
 
     scenario: str
     version: str
+    side: Side
 
 
 @attrs.frozen
@@ -77,19 +85,32 @@ class Suite:
         script = modules / "@modelcontextprotocol" / "conformance" / "dist" / "index.js"
         return [str(modules / ".bin" / "node"), str(script), *arguments]
 
-    def offers(self, version: str) -> set[str]:
+    def offers(self, side: Side, version: str) -> set[str]:
         """The scenarios that the suite itself lists for a version."""
-        command = self.command("list", "--client", "--spec-version", version)
+        command = self.command("list", f"--{side}", "--spec-version", version)
         listed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
         return {line.split()[1] for line in listed.splitlines() if line.startswith("  - ")}
 
     async def run(self, run: Run, results: Path) -> tuple[Verdict, str]:
         """One scenario, in at most PATIENCE s; the verdict, and what there was to read."""
-        # exec, or the suite's timeout would end the shell and leave the client.
-        client = "exec " + shlex.join([sys.executable, "-P", str(CLIENT)])
+        if run.side == "client":
+            # exec, or the suite's timeout would end the shell and leave the client.
+            client = "exec " + shlex.join([sys.executable, "-P", str(CLIENT)])
+            timeout = str(int(CLIENT_TIMEOUT * 1000))
+            return await self._run(run, results, "--command", client, "--timeout", timeout)
+        async with open_front() as (url, backend):
+            verdict, said = await self._run(run, results, "--url", url)
+            unused = tuple(
+                f"the backend was not asked for {each}"
+                for each in NEEDED[run.version][run.scenario]
+                if not backend.used[each]
+            )
+        return attrs.evolve(verdict, problems=verdict.problems + unused), said
+
+    async def _run(self, run: Run, results: Path, *options: str) -> tuple[Verdict, str]:
         command = self.command(
-            *("client", "--command", client, "--scenario", run.scenario, "--spec-version", run.version),
-            *("--timeout", str(int(CLIENT_TIMEOUT * 1000)), "--output-dir", str(results)),
+            *(run.side, *options, "--scenario", run.scenario, "--spec-version", run.version),
+            *("--output-dir", str(results)),
         )
         log = results / "suite.log"
         status: int | None = None
@@ -127,7 +148,12 @@ async def run_all(suite: Suite, runs: list[Run]) -> dict[Run, Verdict]:
             verdict, said = await suite.run(run, results)
         verdicts[run] = verdict
         if not verdict.passed:
-            print(f"\n{run.scenario} {run.version}\n{said[-MOST_SHOWN:]}", *verdict.problems, sep="\n  ", flush=True)
+            print(
+                f"\n{run.side} {run.scenario} {run.version}\n{said[-MOST_SHOWN:]}",
+                *verdict.problems,
+                sep="\n  ",
+                flush=True,
+            )
 
     with TemporaryDirectory(prefix="conformance-") as home:
         async with trio.open_nursery() as nursery:
@@ -140,13 +166,13 @@ async def run_all(suite: Suite, runs: list[Run]) -> dict[Run, Verdict]:
 
 def table(verdicts: Mapping[Run, Verdict]) -> str:
     width = max(len(run.scenario) for run in verdicts)
-    lines = [f"{'scenario':{width}}  {'version':10}  {'result':6}  checks"]
+    lines = [f"{'side':6}  {'scenario':{width}}  {'version':10}  {'result':6}  checks"]
     for run, verdict in verdicts.items():
         result = "passed" if verdict.passed else "FAILED"
         checks = f"{verdict.succeeded} succeeded"
         if verdict.problems:
             checks += f", {len(verdict.problems)} problems"
-        lines.append(f"{run.scenario:{width}}  {run.version:10}  {result}  {checks}")
+        lines.append(f"{run.side:6}  {run.scenario:{width}}  {run.version:10}  {result}  {checks}")
     return "\n".join(lines)
 
 
@@ -154,18 +180,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="conformance", description=__doc__)
     parser.add_argument("--home", type=Path, required=True, help="where npm installed the suite")
     parser.add_argument("--only", default="", metavar="TEXT", help="scenarios with this text in their name")
+    parser.add_argument("--side", choices=SIDES, help="those for clients, or those for servers; both, if not given")
     arguments = parser.parse_args()
     suite = Suite(arguments.home)
-    for version, ours in SCENARIOS.items():
-        theirs = {name for name in suite.offers(version) if not name.startswith(OAUTH)}
-        if theirs != set(ours):
-            print(f"at {version} the suite has other scenarios than SCENARIOS: {sorted(theirs ^ set(ours))}")
-            return 1
+    for side, versions in SIDES.items():
+        for version, ours in versions.items():
+            theirs = {name for name in suite.offers(side, version) if not name.startswith(OAUTH)} - OPTIONAL
+            if theirs != set(ours):
+                print(f"at {version} the suite has other scenarios for a {side}: {sorted(theirs ^ set(ours))}")
+                return 1
     runs = [
-        Run(scenario, version)
-        for version, scenarios in SCENARIOS.items()
+        Run(scenario, version, side)
+        for side, versions in SIDES.items()
+        for version, scenarios in versions.items()
         for scenario in scenarios
-        if arguments.only in scenario
+        if arguments.only in scenario and arguments.side in (None, side)
     ]
     if not runs:
         print(f"no scenario has {arguments.only!r} in its name")
