@@ -17,7 +17,7 @@ FLOORS = (
     ("_header_rules", "_read_only", "_tool_patterns"),
     ("models",),
     ("errors", "observe"),
-    ("_protocol", "identity", "metadata", "_interrupts", "_nursery", "_request_note", "_steps"),
+    ("_protocol", "identity", "metadata", "_interrupts", "_light_event", "_nursery", "_request_note", "_steps"),
     ("_principal", "_routing", "storage"),
     ("routing",),
     ("settings", "_http"),

@@ -8,6 +8,7 @@ import json
 import math
 import traceback
 from datetime import datetime, timedelta, timezone
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -244,6 +245,14 @@ def test_bindings_are_read_only_and_complete() -> None:
         session.bindings["tools"]["read"] = "mallory"  # type: ignore[index]
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         session.version = 4  # type: ignore[misc]
+
+
+def test_names_that_are_read_only_are_held_once() -> None:
+    """Each write of a row makes its metadata anew, and sessions may have ten thousand names in common."""
+    tools = MappingProxyType({"read": "files"})
+    session = attrs.evolve(METADATA, bindings={"tools": tools})
+    assert tools is session.bindings["tools"]
+    assert tools is attrs.evolve(session, version=5).bindings["tools"]
 
 
 def test_no_repr_shows_a_secret() -> None:

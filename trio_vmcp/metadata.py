@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Literal, NoReturn
 
 import attrs
@@ -47,7 +48,11 @@ _Bindings = Mapping[str, Mapping[str, str]]  # kind → advertised name → back
 
 
 def _read_only(bindings: _Bindings) -> _Bindings:
-    return read_only({kind: read_only(bindings.get(kind, {})) for kind in (*_BOUND_KINDS, *bindings)})
+    """Names that are read-only already are not copied: there may be ten thousand, which sessions hold in common."""
+    named = {kind: bindings.get(kind, {}) for kind in (*_BOUND_KINDS, *bindings)}
+    return read_only(
+        {kind: names if isinstance(names, MappingProxyType) else read_only(names) for kind, names in named.items()}
+    )
 
 
 def _utc(value: datetime) -> datetime:
@@ -114,7 +119,8 @@ class SessionMetadata(Copyable):
         created_at, updated_at: Wall time in UTC, for display; nothing expires by it.
         version: Counts the writes of this row, for compare-and-set.
         identity_binding: The result of `identity.bind`; None: an anonymous session.
-        bindings: {"tools": {advertised name: backend id}, "prompts": {…}}; read-only; both are always there.
+        bindings: {"tools": {advertised name: backend id}, "prompts": {…}}; read-only; both are always there. Copied,
+            but for a `MappingProxyType` of names, which must not change any more.
         used_at: Wall time in UTC: a mark of use, which each instance that the session is used on sets again and again.
             An instance compares with its own latest mark, never with a clock. As `updated_at` in rows without it.
         attributes: The user's own, read-only; at most `MAX_ATTRIBUTES_BYTES`.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 from support.channels import (
     EVERY_ANSWER,
@@ -23,6 +26,22 @@ VERSION = "2026-07-28"
 
 async def answer_nothing(request: ServerRequest) -> JSON:
     return {}
+
+
+@EVERY_CHANNEL
+async def test_equal_capabilities_are_held_once(channel: Channel, autojump_clock: MockClock) -> None:
+    """By the clients of many sessions, as long as one of them has them; a copy is a plain dict."""
+    async with channel.open_client(channel.backend()) as one, channel.open_client(channel.backend()) as two:
+        declared = one.server_capabilities
+        assert "tools" in declared
+        assert declared is two.server_capabilities is two.record.server_capabilities
+        for copied in (copy.copy(declared), copy.deepcopy(declared), pickle.loads(pickle.dumps(declared))):
+            assert declared == copied
+            assert dict is type(copied)
+        more = channel.backend()
+        more.add_prompt("ask")
+        async with channel.open_client(more) as three:
+            assert {"prompts", "tools"} <= three.server_capabilities.keys() > declared.keys()
 
 
 # The handshake

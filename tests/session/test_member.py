@@ -323,7 +323,7 @@ async def test_removing_cancels_what_connects_it() -> None:
     """Attempts and the task that retries; `gone` is set once the last attempt has ended."""
     member = member_in(Retrying)
     attempt, member.retry = trio.CancelScope(), trio.CancelScope()
-    member.attempts.add(attempt)
+    member.attempts = (attempt,)
     member.remove(drain_by=1.0)
     assert attempt.cancel_called
     assert member.retry.cancel_called
@@ -338,7 +338,7 @@ async def test_what_connects_is_given_up_when_the_session_closes(kind: type[Stat
     member = member_in(kind)
     state = member.state
     attempt = trio.CancelScope()
-    member.attempts.add(attempt)
+    member.attempts = (attempt,)
     member.cancel_connecting("session closed")
     assert attempt.cancel_called
     if kind in (Connecting, Replacing, Retrying, Waking):
@@ -376,16 +376,16 @@ async def test_a_removed_backend_is_gone_with_its_last_attempt() -> None:
     """Its connections take no more calls and keep the deadline of the removal; its list goes at once."""
     member = new_member("b", BACKEND, FactorySettings(), Endpoints(0.5, 60.0))
     attempt, joined = trio.CancelScope(), connection()
-    member.attempts.add(attempt)
+    member.attempts = (attempt,)
     member.join(joined, Listing())
     assert Listing() == member.listing
-    assert {joined} == member.connections
+    assert (joined,) == member.connections
     member.remove(drain_by=1.0)
     assert member.listing is None
     assert joined.retired.is_set()
     assert not member.gone.is_set()
     member.discard_attempt(attempt, joined)
-    assert set() == member.connections
+    assert () == member.connections
     assert member.gone.is_set()
 
 
@@ -393,7 +393,7 @@ async def test_a_backend_without_attempts_is_gone_when_it_is_removed() -> None:
     """There is nothing to wait for. A member that stays is never gone, however its attempts end."""
     member = member_in(Away)
     attempt = trio.CancelScope()
-    member.attempts.add(attempt)
+    member.attempts = (attempt,)
     member.discard_attempt(attempt, None)
     assert not member.gone.is_set()
     member.remove(drain_by=0.0)

@@ -132,7 +132,11 @@ class BuiltInConnector:
         """Of one backend of one session."""
         return ConnectionLimit(trio.CapacityLimiter(calls_within(self.settings.max_connections_per_backend)))
 
-    def link(self, backend: Backend, renewals: Renewals, limit: ConnectionLimit | None = None) -> HttpLink:
+    def renewals(self) -> Renewals | None:
+        """Of one connection; None: its requests carry no credentials of `auth`."""
+        return None if self._auth is None else WeakValueDictionary()
+
+    def link(self, backend: Backend, renewals: Renewals | None, limit: ConnectionLimit | None = None) -> HttpLink:
         """
         Args:
             renewals: Shared with the other links of the same connection.
@@ -194,7 +198,9 @@ class Parts:
     nursery: trio.Nursery = attrs.field(repr=False)
     events: EventSink = attrs.field(repr=False)
     options: SessionOptions
-    renewals: Renewals = attrs.field(factory=WeakValueDictionary, repr=False)
+    renewals: Renewals | None = attrs.field(
+        default=attrs.Factory(lambda parts: parts.connector.renewals(), takes_self=True), repr=False
+    )
     requests: ServerRequests = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:

@@ -63,7 +63,7 @@ class Client(abc.ABC, Generic[ChannelT]):
     _events: EventSink = attrs.field(alias="events", repr=False)
     _requests: ServerRequests = attrs.field(alias="requests", repr=False)  # the backend's own
     # Kinds of lists that were read while the backend could not report changes.
-    _listed_too_early: set[Kind] = attrs.field(factory=set, init=False, repr=False)
+    _listed_too_early: tuple[Kind, ...] = attrs.field(default=(), init=False, repr=False)
     _subscribing: Counter[str] = attrs.field(factory=Counter, init=False, repr=False)  # by URI: requests in flight
 
     @property
@@ -195,10 +195,10 @@ class Client(abc.ABC, Generic[ChannelT]):
         """From now on the backend reports changes of these kinds of lists. A change between the first listing and this
         moment was not reported, so lists that were read before are reported as changed: the session reads them again.
         """
-        for kind in kinds:
-            if kind in self._listed_too_early:
-                self._listed_too_early.discard(kind)
-                self.on_event(LIST_CHANGED[kind], {})
+        early = tuple(kind for kind in kinds if kind in self._listed_too_early)
+        self._listed_too_early = tuple(kind for kind in self._listed_too_early if kind not in early)
+        for kind in early:
+            self.on_event(LIST_CHANGED[kind], {})
 
     def _check(self, method: Method) -> None:
         """
@@ -207,8 +207,8 @@ class Client(abc.ABC, Generic[ChannelT]):
                 (2025-11-25, lifecycle).
         """
         if isinstance(method, ListMethod):
-            if self.listening != "open":
-                self._listed_too_early.add(method.kind)
+            if method.kind not in self._listed_too_early and self.listening != "open":
+                self._listed_too_early += (method.kind,)
         elif method.needs and not declares(self.server_capabilities, method.needs):
             raise BackendRejected(
                 self.record.backend_id,

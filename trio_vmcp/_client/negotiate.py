@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from importlib import metadata as distribution
+from typing import Any
+from weakref import WeakValueDictionary
 
 from trio_vmcp._protocol.eras import LEGACY_VERSIONS
 from trio_vmcp._protocol.json_slices import encode_in_steps
@@ -17,6 +19,19 @@ CLIENT_INFO = {"name": "trio-vmcp", "version": distribution.version("trio-vmcp")
 # As JSON. Capabilities are stored in the metadata: one backend must not make the row too large to be written.
 MAX_CAPABILITIES_BYTES = 64 * 1024
 _encoder = json.JSONEncoder(separators=(",", ":"))
+
+
+class _Capabilities(dict[str, Any]):
+    """A dict that can be referred to weakly. A copy is a plain one."""
+
+    __slots__ = ("__weakref__",)
+
+    def __reduce__(self) -> tuple[type, tuple[JSON]]:
+        return dict, (dict(self),)
+
+
+# By their text: many sessions have the same, which are held once, for as long as a client or a row has them.
+_known: WeakValueDictionary[str, _Capabilities] = WeakValueDictionary()
 
 
 def negotiated(backend_id: str, result: JSON) -> tuple[str, JSON]:
@@ -34,7 +49,7 @@ def negotiated(backend_id: str, result: JSON) -> tuple[str, JSON]:
 
 
 def declared_capabilities(backend_id: str, method: str, result: JSON) -> JSON:
-    """The capabilities that a server declares in its answer to `method`.
+    """The capabilities that a server declares in its answer to `method`; equal ones are the same object.
 
     Raises:
         BackendProtocolError: The capabilities are no object.
@@ -45,9 +60,10 @@ def declared_capabilities(backend_id: str, method: str, result: JSON) -> JSON:
         capabilities = {}
     if not isinstance(capabilities, dict):
         raise BackendProtocolError(backend_id, f"answered {method!r} with capabilities that are no object")
-    size = 0
+    size, pieces = 0, []
     for piece in encode_in_steps(_encoder, capabilities):  # no more of them than the limit takes
         size += len(piece)
         if size > MAX_CAPABILITIES_BYTES:
             raise MessageTooLarge(backend_id, f"declares capabilities of over {MAX_CAPABILITIES_BYTES} bytes")
-    return capabilities
+        pieces.append(piece)
+    return _known.setdefault("".join(pieces), _Capabilities(capabilities))

@@ -75,12 +75,12 @@ class ServerRequests:
     _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
     _max_pending_bytes: int = attrs.field(alias="max_pending_bytes")
     are_wanted: bool = attrs.field(init=False)
-    _log: LogFeed = attrs.field(init=False, repr=False)
+    _log: LogFeed | None = attrs.field(default=None, init=False, repr=False)  # None: there is no log handler
     _by_id: dict[RequestId, _RunningHandler] = attrs.field(factory=dict, init=False, repr=False)
     # All handlers that have not ended, so also those that were cancelled and have left `_by_id`.
-    _running: set[_RunningHandler] = attrs.field(factory=set, init=False, repr=False)
+    _running: dict[_RunningHandler, None] = attrs.field(factory=dict, init=False, repr=False)
     _pending_bytes: int = attrs.field(default=0, init=False)
-    _replies: set[trio.CancelScope] = attrs.field(factory=set, init=False, repr=False)
+    _replies: dict[trio.CancelScope, None] = attrs.field(factory=dict, init=False, repr=False)
     _flooded: bool = attrs.field(default=False, init=False)
     _complaints: Complaints = attrs.field(factory=Complaints, init=False, repr=False)
     _closed: bool = attrs.field(default=False, init=False)
@@ -88,7 +88,8 @@ class ServerRequests:
 
     def __attrs_post_init__(self) -> None:
         self.are_wanted = bool(self.capabilities) or self.handlers.has_log
-        self._log = LogFeed(self.handlers, self._nursery)
+        if self.handlers.has_log:
+            self._log = LogFeed(self.handlers, self._nursery)
 
     @property
     def capabilities(self) -> JSON:
@@ -131,7 +132,7 @@ class ServerRequests:
         running = _RunningHandler(message, caller, send, current_note.get(), size, among)
         if start_if_open(self._nursery, self._run_handler, running):
             self._by_id[message.id] = running
-            self._running.add(running)
+            self._running[running] = None
             self._pending_bytes += size
 
     def cancel_answer(self, params: JSON) -> None:
@@ -175,7 +176,7 @@ class ServerRequests:
 
     def put_log_message(self, params: JSON, caller: Identity | None) -> None:
         """Hand a `notifications/message` to the log handler, if there is one, without waiting."""
-        if self.handlers.has_log:
+        if self._log is not None:
             size = memory_size(params, MOST_WAITING_BYTES)
             self._log.put(params, caller, call_info(current_note.get()), size)
 
@@ -185,7 +186,8 @@ class ServerRequests:
         self.cancel_all_answers()
         for scope in self._replies:
             scope.cancel(reason="the connection is closed")
-        self._log.close()
+        if self._log is not None:
+            self._log.close()
 
     def _refuse_for_room(self, size: int) -> ServerRequestError | None:
         if len(self._running) >= MOST_ANSWERS:
@@ -212,7 +214,7 @@ class ServerRequests:
                 await self._send(data, running.send)
         finally:
             slot.is_held = False
-            self._running.discard(running)
+            self._running.pop(running, None)
             self._answered_at = trio.current_time()
             self._pending_bytes -= running.size
             if self._by_id.get(message.id) is running:
@@ -230,14 +232,14 @@ class ServerRequests:
             return
         scope = trio.CancelScope()
         if start_if_open(self._nursery, self._send_reply, scope, data, send):
-            self._replies.add(scope)
+            self._replies[scope] = None
 
     async def _send_reply(self, scope: trio.CancelScope, data: bytes, send: Send) -> None:
         try:
             with scope:
                 await self._send(data, send)
         finally:
-            self._replies.discard(scope)
+            self._replies.pop(scope, None)
             self._flooded = self._flooded and bool(self._replies)
 
     async def _send(self, data: bytes, send: Send) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 import attrs
 import trio
 
+from trio_vmcp._light_event import LightEvent
 from trio_vmcp._nursery import start_if_open
 from trio_vmcp.errors import BackendError
 
@@ -29,7 +30,7 @@ class UnawaitedMessages:
     _on_their_way: int = attrs.field(default=0, init=False)
     _closing: bool = attrs.field(default=False, init=False)
     # Set by a close once no notice is on its way.
-    _idle: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+    _idle: LightEvent = attrs.field(factory=LightEvent, init=False, repr=False)
 
     def start(self, tell: Callable[[], Awaitable[object]]) -> None:
         """Run `tell` in a task. Dropped if MOST are on their way, or if the connection has ended."""

@@ -15,6 +15,7 @@ import attrs
 import trio
 
 from trio_vmcp._interrupts import EXITS, exit_in, forwarding_exits
+from trio_vmcp._light_event import LightEvent
 from trio_vmcp._limits import SLOW_HANDSHAKE, TimeLimit, init_limit
 from trio_vmcp._nursery import describe_crash, start_clean, start_if_open
 from trio_vmcp._protocol.methods import KINDS, RESOURCE_UPDATED, Kind
@@ -101,15 +102,15 @@ class Attempt:
     _session: SessionParts
     _member: Member
     _backend: Backend
-    _on_reported: Callable[[], None] = lambda: None
+    _on_reported: Callable[[], None] | None = None
     connection: Connection | None = attrs.field(default=None, init=False)
-    reported: trio.Event = attrs.field(factory=trio.Event, init=False)
-    settled: trio.Event = attrs.field(factory=trio.Event, init=False)
+    reported: LightEvent = attrs.field(factory=LightEvent, init=False)
+    settled: LightEvent = attrs.field(factory=LightEvent, init=False)
     _connecting: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _events: list[Events] = attrs.field(factory=list, init=False, repr=False)  # of each client that was asked for
 
     def __attrs_post_init__(self) -> None:
-        self._member.attempts.add(self._connecting)
+        self._member.attempts += (self._connecting,)
 
     @property
     def is_over(self) -> bool:
@@ -171,6 +172,7 @@ class Attempt:
                 try:
                     await self._connect(nursery)
                     self._settle()  # also after a failure: nothing waits for messages that are still being handled
+                    current_note.set(None)  # that of connecting, which this task would hold as long as it runs
                     if self.connection is not None:
                         await self.connection.retired.wait()
                         verdict = partial(_removed_while_draining, self._backend.id)
@@ -305,7 +307,9 @@ class Attempt:
     def _report(self) -> None:
         if not self.reported.is_set():
             self.reported.set()
-            self._on_reported()
+            on_reported, self._on_reported = self._on_reported, None  # not kept as long as the connection
+            if on_reported is not None:
+                on_reported()
 
     def _settle(self) -> None:
         self.settled.set()

@@ -10,6 +10,7 @@ from typing import Protocol
 import attrs
 import trio
 
+from trio_vmcp._light_event import LightEvent
 from trio_vmcp._nursery import describe_crash
 from trio_vmcp._protocol.methods import Kind
 from trio_vmcp._session.admission import Call
@@ -64,19 +65,19 @@ class Connection:
     subscriber: Subscriber = attrs.field(repr=False)
     reports_writes: bool
     log_level: LevelTeller = attrs.field(repr=False)
-    retired: trio.Event = attrs.field(factory=trio.Event, init=False)
+    retired: LightEvent = attrs.field(factory=LightEvent, init=False)
     terminate: bool = attrs.field(default=False, init=False)
     is_closing: bool = attrs.field(default=False, init=False)
-    closed: trio.Event = attrs.field(factory=trio.Event, init=False)
+    closed: LightEvent = attrs.field(factory=LightEvent, init=False)
     use: SessionUse = attrs.field(default=SessionUse(), init=False)
     used_at: float = attrs.field(default=-math.inf, init=False)
     _record: BackendRecord | None = attrs.field(default=None, init=False)
     _is_unreadable: bool = attrs.field(default=False, init=False)
-    _calls: set[Call] = attrs.field(factory=set, init=False, repr=False)
-    _idle: trio.Event = attrs.field(
-        factory=trio.Event, init=False, repr=False
-    )  # set once: retired, and the last call has ended
-    _draining: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
+    _calls: dict[Call, None] = attrs.field(factory=dict, init=False, repr=False)
+    # Set once: retired, and the last call has ended.
+    _idle: LightEvent = attrs.field(factory=LightEvent, init=False, repr=False)
+    _drain_by: float = attrs.field(default=math.inf, init=False)  # when the calls on it are cut off
+    _draining: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
 
     @property
     def in_flight(self) -> int:
@@ -115,10 +116,10 @@ class Connection:
         return True
 
     def add_call(self, call: Call) -> None:
-        self._calls.add(call)
+        self._calls[call] = None
 
     def remove_call(self, call: Call) -> None:
-        self._calls.discard(call)
+        self._calls.pop(call, None)
         self.used_at = trio.current_time()
         if call.written:
             self.note_use()
@@ -127,7 +128,9 @@ class Connection:
 
     def retire(self, drain_by: float = math.inf) -> None:
         """Take no more calls. Those on it are cut off at `drain_by`, by `trio.current_time()`."""
-        self._draining.deadline = min(self._draining.deadline, drain_by)
+        self._drain_by = min(self._drain_by, drain_by)
+        if self._draining is not None:
+            self._draining.deadline = self._drain_by
         self.retired.set()
 
     async def drain(self, verdict: Callable[[], BackendError], unwind_timeout: float) -> None:
@@ -136,7 +139,7 @@ class Connection:
         """
         if not self._calls:
             return
-        with self._draining:
+        with trio.CancelScope(deadline=self._drain_by) as self._draining:
             await self._idle.wait()
         for call in list(self._calls):
             call.cut_off(verdict())

@@ -28,6 +28,7 @@ from typing import ClassVar, Literal, Protocol, TypeAlias
 import attrs
 import trio
 
+from trio_vmcp._light_event import LightEvent
 from trio_vmcp._limits import TimeLimit, progress_limit, request_limit
 from trio_vmcp._session.breaker import Breaker
 from trio_vmcp._session.connection import Connection
@@ -350,12 +351,12 @@ class Member:
     since: datetime = attrs.field(factory=lambda: datetime.now(UTC), init=False)
     last_failure: BackendFailure | None = attrs.field(init=False)
     health: Health = attrs.field(factory=Health, init=False)
-    attempts: set[trio.CancelScope] = attrs.field(factory=set, init=False, repr=False)
-    connections: set[Connection] = attrs.field(factory=set, init=False)
+    attempts: tuple[trio.CancelScope, ...] = attrs.field(default=(), init=False, repr=False)
+    connections: tuple[Connection, ...] = attrs.field(default=(), init=False)
     retry: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
     listing: Listing | None = attrs.field(default=None, init=False)
     subscriptions: Counter[str] = attrs.field(factory=Counter, init=False)
-    gone: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+    gone: LightEvent = attrs.field(factory=LightEvent, init=False, repr=False)
     begun_at: float | None = attrs.field(default=None, init=False)
     waiting: int = attrs.field(default=0, init=False)
     listener: StateListener = attrs.field(default=ignore_transition, init=False, repr=False)
@@ -462,7 +463,7 @@ class Member:
 
     def join(self, connection: Connection, listing: Listing | None) -> None:
         """An attempt has succeeded. `listing`: what was listed through it; None: what is known stays."""
-        self.connections.add(connection)
+        self.connections += (connection,)
         connection.used_at = trio.current_time()
         record = connection.record
         if self.stored is not None and self.backend is not None:  # else it is the first connection ever
@@ -594,10 +595,10 @@ class Member:
 
     def discard_attempt(self, scope: trio.CancelScope, connection: Connection | None) -> None:
         """The task of an attempt has ended, and its connection is closed."""
-        self.attempts.discard(scope)
+        self.attempts = tuple(each for each in self.attempts if each is not scope)
         if connection is not None:
             self._used_at = self.used_at
-            self.connections.discard(connection)
+            self.connections = tuple(each for each in self.connections if each is not connection)
         self._check_gone()
 
     def _cancel_attempts(self, why: str) -> None:

@@ -231,7 +231,7 @@ class Membership:
         assert self._services is not None  # `connect_all` comes first
         return self._services
 
-    def _begin(self, member: Member, backend: Backend, on_reported: Callable[[], None] = lambda: None) -> Attempt:
+    def _begin(self, member: Member, backend: Backend, on_reported: Callable[[], None] | None = None) -> Attempt:
         """Begin to connect. Once the attempt has reported, the member has joined or has a failure."""
         attempt = Attempt(self._session, member, backend, on_reported)
         start_clean(self._nursery, attempt.run)
@@ -244,7 +244,7 @@ class Membership:
         A program begins when the one before has ended, within `teardown_timeout`: both may use one file or port.
         """
         if backend.transport == "stdio":
-            for connection in list(member.connections):
+            for connection in member.connections:
                 await connection.closed.wait()
         if member.state is waking:  # else it was removed, or the session closes
             self._begin(member, backend)

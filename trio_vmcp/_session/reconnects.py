@@ -19,6 +19,7 @@ from weakref import WeakSet, WeakValueDictionary
 import attrs
 import trio
 
+from trio_vmcp._light_event import LightEvent
 from trio_vmcp._principal import principal_key
 from trio_vmcp._protocol.headers import limited
 from trio_vmcp.errors import BackendError, BackendRejected, BackendUnavailable
@@ -105,7 +106,7 @@ class Turns:
         with trio.move_on_at(self._not_before):
             await reached.wait()
 
-    async def hold_line(self, reported: trio.Event) -> None:
+    async def hold_line(self, reported: LightEvent) -> None:
         """Wait for an attempt in the line: until it has reported, but not for ever. An attempt that takes longer halves
         the time for the next, so that many that hang hold up the line for `2 * LINE_TIMEOUT` s and little more.
         """

@@ -79,7 +79,8 @@ class Refresher:
     _running: bool = attrs.field(default=False, init=False)
     _wanted: trio.Event | None = attrs.field(default=None, init=False, repr=False)  # set by the next notification
     _is_repeating: bool = attrs.field(default=False, init=False)
-    _line: trio.Lock = attrs.field(factory=trio.Lock, init=False, repr=False)  # one fetch at a time: each takes over
+    # One fetch at a time, since each takes over what is known. None: there was none yet.
+    _line: trio.Lock | None = attrs.field(default=None, init=False, repr=False)
     _interval: float = attrs.field(factory=lambda: REFETCH_INTERVAL, init=False)  # s
     _failures: dict[str, BackendError] = attrs.field(factory=dict, init=False, repr=False)  # of the last listing
     _asked_until: float = attrs.field(default=-math.inf, init=False)  # the backend asked to be left alone until then
@@ -178,6 +179,8 @@ class Refresher:
         self._is_repeating = False
 
     async def _fetch(self, client: BackendClient, kinds: Iterable[Kind], fields: Container[str] | None = None) -> bool:
+        if self._line is None:
+            self._line = trio.Lock()
         async with self._line:
             return await self._fetch_now(client, kinds, fields)
 

@@ -34,16 +34,16 @@ class RefusalsInARow:
     refuses one tool over and over has lost nothing.
     """
 
-    _asked: set[tuple[str, object]] = attrs.field(factory=set, init=False, repr=False)
+    _asked: frozenset[tuple[str, object]] = attrs.field(default=frozenset(), init=False, repr=False)
 
     def __bool__(self) -> bool:
         return bool(self._asked)
 
     def reset(self) -> None:
         """A result came, or the backend is asked."""
-        self._asked.clear()
+        self._asked = frozenset()
 
     def add(self, ask: Ask) -> bool:
         """Count a refusal. Returns whether there are `MOST_IN_A_ROW` of different requests."""
-        self._asked.add((ask.method, ask.params.get("name") if ask.method == TOOLS_CALL else None))
+        self._asked |= {(ask.method, ask.params.get("name") if ask.method == TOOLS_CALL else None)}
         return len(self._asked) >= MOST_IN_A_ROW

@@ -53,7 +53,7 @@ class ConnectionLimit:
 
     @property
     def aside(self) -> trio.CapacityLimiter:
-        """The connections that other requests may have at a time."""
+        """The connections that other requests may have at a time; kept only while there are such requests."""
         if self._aside is None:
             self._aside = trio.CapacityLimiter(MOST_ASIDE)
         return self._aside
@@ -73,4 +73,9 @@ class ConnectionLimit:
 
     def release_slot(self, slot: ConnectionSlot, *, limited: bool) -> None:
         slot.is_held = False  # a task that was started in this context must wait for a slot of its own
-        (self.calls if limited else self.aside).release_on_behalf_of(slot)
+        if limited:
+            self.calls.release_on_behalf_of(slot)
+            return
+        self.aside.release_on_behalf_of(slot)
+        if not self.aside.borrowed_tokens:  # nor does a request wait: it would have got the slot
+            self._aside = None

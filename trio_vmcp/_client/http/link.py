@@ -117,7 +117,7 @@ class HttpLink:
     _auth: OutgoingAuth | None = attrs.field(alias="auth", repr=False)
     limit: ConnectionLimit = attrs.field(repr=False)
     _max_message_bytes: int = attrs.field(alias="max_message_bytes")
-    _renewals: Renewals = attrs.field(alias="renewals", factory=WeakValueDictionary, repr=False)
+    _renewals: Renewals | None = attrs.field(alias="renewals", default=None, repr=False)
     via: str = attrs.field(default="", init=False)
     _url: httpx.URL = attrs.field(init=False, repr=False)  # of the backend, without userinfo
     _target: httpx.URL = attrs.field(init=False, repr=False)  # where a 308 says that it is for good; else the same
@@ -149,8 +149,9 @@ class HttpLink:
             userinfo = unquote(url.userinfo.decode()).encode()
             self._constant.append((b"Authorization", b"Basic " + base64.b64encode(userinfo)))
         if self._auth is not None:
+            renewals = WeakValueDictionary() if self._renewals is None else self._renewals
             self._credentials = Credentials(
-                self.backend, self._auth, transmit=self._send, read=self._read_whole, renewals=self._renewals
+                self.backend, self._auth, transmit=self._send, read=self._read_whole, renewals=renewals
             )
 
     def exchange(
