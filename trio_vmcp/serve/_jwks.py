@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
-from jwt.algorithms import AllowedPublicKeys, ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+
+if TYPE_CHECKING:  # older releases of PyJWT have it for type checkers alone
+    from jwt.algorithms import AllowedPublicKeys
 
 __all__ = ["ALGORITHMS", "KeySet", "VerificationKey", "read_key_set"]
 

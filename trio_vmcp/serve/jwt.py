@@ -24,7 +24,7 @@ try:
     from trio_vmcp.serve._jwks import ALGORITHMS, KeySet, read_key_set
     from trio_vmcp.serve._key_sources import KeyFile, KeyUrl, check_url
     from trio_vmcp.serve._tokens import TokenRules, Verified, bearer_token, read_header
-except ImportError as _error:
+except ModuleNotFoundError as _error:
     if (_error.name or "").partition(".")[0] not in ("jwt", "cryptography"):
         raise
     _text = "JwtAuthenticator needs PyJWT and cryptography: pip install 'trio-vmcp[serve]'"

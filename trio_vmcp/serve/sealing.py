@@ -24,7 +24,7 @@ try:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-except ImportError as _error:
+except ModuleNotFoundError as _error:
     if (_error.name or "").partition(".")[0] != "cryptography":
         raise
     _text = "Sealer needs cryptography: pip install 'trio-vmcp[serve]'"
