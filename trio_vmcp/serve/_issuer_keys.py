@@ -87,11 +87,10 @@ class IssuerKeys:
             raise AuthenticatorUnavailable(self._failure or "the keys of the issuer are not known", retry_after=wait)
         return self.known
 
-    async def newer(self, seen: KeySet) -> KeySet:
-        """The keys in use, for a token that no key of `seen` fits: newer ones, if the issuer may be asked."""
-        if self.known is seen and (trio.current_time() >= self._look_at or self._turn.locked()):
+    async def look_again(self) -> None:
+        """Renew `known` for a token that no key of it fits, if the issuer may be asked."""
+        if trio.current_time() >= self._look_at:
             await self._fetch_in_turn(looking=True)
-        return self.known or seen
 
     async def _fetch_in_turn(self, *, looking: bool) -> None:
         """Fetch the keys, unless another task does so meanwhile, or it is too early.

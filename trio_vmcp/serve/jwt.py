@@ -118,7 +118,8 @@ class JwtAuthenticator(Authenticator):
         header = header or read_header(token, self._algorithms)
         fitting = keys.fitting(*header)
         if not fitting and keys is before:  # else they were fetched just now
-            keys = await issuer_keys.newer(keys)
+            await issuer_keys.look_again()
+            keys = issuer_keys.known or keys
             fitting = keys.fitting(*header)
         verified = self._rules.verify(token, header.algorithm, fitting, self._clock())
         self._verified.keep(digest, keys, verified)
