@@ -126,7 +126,7 @@ def test_exports_equal_all() -> None:
         named = getattr(module, "__all__", None)
         assert named is not None, module.__name__
         assert len(named) == len(set(named)), module.__name__
-        assert {*named} <= {*vars(module)}, module.__name__
+        assert [] == [name for name in named if not hasattr(module, name)], module.__name__  # some are loaded late
     offered = {
         name
         for name, value in vars(trio_vmcp).items()
