@@ -32,6 +32,7 @@ from trio_vmcp.factory import MOST_CANCELLED_DRAIN, DefaultSessionFactory, Sessi
 from trio_vmcp.identity import Identity
 from trio_vmcp.manager import HandlersFor, ManagerStatistics, SessionManager
 from trio_vmcp.models import Backend
+from trio_vmcp.observe import Observer
 from trio_vmcp.session import Session
 from trio_vmcp.settings import ManagerSettings
 
@@ -74,6 +75,15 @@ class DefaultSessionManager(SessionManager):
     @property
     def live_sessions(self) -> tuple[Session, ...]:
         return tuple(DefaultSession(owner) for _, owner in self._registry.live())
+
+    @property
+    def shared_sessions(self) -> tuple[Session, ...]:
+        shared = set(self._registry.shared.values())
+        return tuple(DefaultSession(owner) for known, owner in self._registry.live() if known.session_id in shared)
+
+    @property
+    def observers(self) -> tuple[Observer, ...]:
+        return self._factory.observers
 
     def start_task(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
         if not start_if_open(self._nursery, _run_isolated, function, args):

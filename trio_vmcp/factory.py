@@ -277,6 +277,10 @@ class DefaultSessionFactory(SessionFactory):
         return self._settings
 
     @property
+    def observers(self) -> tuple[Observer, ...]:
+        return self._observers.all()
+
+    @property
     def storage_ttl(self) -> float:
         return self._storage.ttl
 

@@ -11,6 +11,7 @@ from trio_vmcp._manager.configuration import BackendSource
 from trio_vmcp.connector import ClientHandlers, PreferredEra
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import Backend
+from trio_vmcp.observe import Observer
 from trio_vmcp.session import Session
 
 __all__ = ["BackendSource", "HandlersFor", "ManagerStatistics", "SessionManager"]
@@ -157,6 +158,16 @@ class SessionManager(Protocol):
     @property
     def live_sessions(self) -> tuple[Session, ...]:
         """The sessions that are live here: for showing what state they are in. Calls need their caller, as ever."""
+        ...
+
+    @property
+    def shared_sessions(self) -> tuple[Session, ...]:
+        """Those of `live_sessions` that `shared` gives."""
+        ...
+
+    @property
+    def observers(self) -> tuple[Observer, ...]:
+        """Those of the factory, in the order in which they were passed."""
         ...
 
     @property

@@ -106,3 +106,14 @@ async def test_one_that_failed_to_open_is_made_anew(autojump_clock: MockClock) -
             world.manager.statistics.live,
             world.manager.statistics.opening,
         )
+
+
+async def test_the_shared_sessions_are_told_apart(autojump_clock: MockClock) -> None:
+    """Of the live ones, those that `shared` gives; not those that are made for one client, or asleep."""
+    async with managed() as world:
+        await world.manager.create(identity=ALICE)
+        shared = [await world.manager.shared(identity) for identity in (ALICE, None)]
+        assert 3 == len(world.manager.live_sessions)
+        assert {session.id for session in shared} == {session.id for session in world.manager.shared_sessions}
+        await trio.sleep(2 * SLEEP)
+        assert () == world.manager.shared_sessions

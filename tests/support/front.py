@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -23,6 +23,7 @@ from trio_vmcp import (
     open_session_manager,
 )
 from trio_vmcp._http.transport import Http11Transport
+from trio_vmcp.observe import Observer
 from trio_vmcp.serve import Authenticator, ServeSettings, asgi_app
 from trio_vmcp.serve.app import Front
 from trio_vmcp.testing import MemoryNetwork, ScriptedBackend, open_memory_network
@@ -266,17 +267,27 @@ async def front_world(
     storage: Storage | None = None,
     authenticator: Authenticator | None = None,
     handlers: ClientHandlers | None = None,
+    observers: Iterable[Observer] = (),
+    configure: Callable[[str], Backend] = lambda name: Backend(name, f"http://{name}.test/mcp"),
 ) -> AsyncIterator[FrontWorld]:
-    """A front over these backends, "a", "b" and so on; over one with the tool "echo", if none is given."""
+    """A front over these backends, "a", "b" and so on; over one with the tool "echo", if none is given.
+
+    Args:
+        configure: How a backend is configured, by its id; its host is "ID.test".
+    """
     named = {chr(ord("a") + number): backend for number, backend in enumerate(backends or (echo_backend(),))}
     async with open_memory_network() as network:
         for name, backend in named.items():
             network.attach(f"http://{name}.test/mcp", backend)
         transport = Http11Transport(dial=network.dial)
         async with open_session_factory(
-            storage=storage or LocalStorage(), transport=transport, settings=factory, handlers=handlers
+            storage=storage or LocalStorage(),
+            transport=transport,
+            settings=factory,
+            handlers=handlers,
+            observers=observers,
         ) as sessions:
-            configured = [Backend(name, f"http://{name}.test/mcp") for name in named]
+            configured = [configure(name) for name in named]
             async with open_session_manager(sessions, configured, settings=limits) as manager:
                 async with trio.open_nursery() as nursery:
                     app = asgi_app(manager, settings=settings, authenticator=authenticator)

@@ -47,6 +47,9 @@ class Observers:
     def __bool__(self) -> bool:
         return bool(self._observers)
 
+    def all(self) -> tuple[Observer, ...]:
+        return self._observers
+
     def notify(self, event: Event) -> None:
         """Tell all of them; what one raises keeps the record from none of the others.
 

@@ -90,6 +90,9 @@ class PrometheusObserver:
       (outcome), `trio_vmcp_opening_seconds`: openings that succeeded, ended, failed; a histogram of the first.
     - `trio_vmcp_sessions`: a gauge of those that are open.
     - `trio_vmcp_storage_failures_total` (operation).
+
+    Attributes:
+        registry: Where they are.
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -104,6 +107,7 @@ class PrometheusObserver:
         def histogram(name: str, help: str, *labels: str, buckets: Sequence[float] = _CALL_BUCKETS) -> _Family:
             return _Family(Histogram(f"trio_vmcp_{name}", help, labels, registry=registry, buckets=buckets))
 
+        self.registry = registry
         self._backends = _Known(MOST_BACKENDS)
         self._names = _Known(MOST_NAMES)
         self._calls = counter("calls", "Calls that ended.", "backend", "method", "name", "outcome")

@@ -93,11 +93,13 @@ class HttpReply:
     """The reply to one request: either whole (`respond`) or a stream (`start`, `write`, `end`)."""
 
     _send: Send = attrs.field(alias="send", repr=False)
+    # "The server MUST NOT send content in the response" to HEAD, and gives the length that GET has: RFC 9110 §9.3.2.
+    _is_to_head: bool = attrs.field(default=False, alias="is_to_head", kw_only=True)
 
     async def respond(self, status: int, body: bytes = b"", headers: HeaderList = ()) -> None:
         length = (b"content-length", b"%d" % len(body))
         await self._send({"type": "http.response.start", "status": status, "headers": [length, *headers]})
-        await self._send({"type": "http.response.body", "body": body})
+        await self._send({"type": "http.response.body", "body": b"" if self._is_to_head else body})
 
     async def start(self, status: int, headers: HeaderList) -> None:
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers]})

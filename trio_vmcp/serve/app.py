@@ -20,6 +20,7 @@ from trio_vmcp.serve._exchange import JSON_BODY, Exchanges
 from trio_vmcp.serve._legacy import LegacyFront
 from trio_vmcp.serve._messages import encode_refusal, read_message
 from trio_vmcp.serve._modern import PROTOCOL_VERSION, ModernFront, meta_of
+from trio_vmcp.serve._operator import PROBES, FrontState, OperatorPaths
 from trio_vmcp.serve._rounds import RoundSeal
 from trio_vmcp.serve.authenticator import Authenticator, AuthenticatorUnavailable, Unauthenticated
 from trio_vmcp.serve.sealing import Sealer
@@ -39,6 +40,17 @@ def asgi_app(
     authenticator: Authenticator | None = None,
 ) -> Front:
     """One MCP endpoint over the sessions of a manager, as an ASGI 3 application.
+
+    For operators it has four more paths, for GET and HEAD:
+
+    - `/healthz`: 200 while the process answers.
+    - `/readyz`: 200 if requests should come here; 503 while the server starts or drains, or a shared storage is away,
+      which is asked at most once a second. Backends that are away do not count.
+    - `/status`: the sessions and the states of their backends; an object of `trio_vmcp.serve._status`.
+    - `/metrics`: of `PrometheusObserver` (extra `prometheus`), and counts of the manager and the front.
+
+    The last two need the authenticator, where there is one, and an allowed Host, and show the sessions of all
+    principals, without a session id, token, header or url.
 
     It needs no lifespan events: its tasks live in the manager's nursery. Run it by a server on Trio, alone or mounted
     under another application.
@@ -69,27 +81,30 @@ class Front:
     _legacy: LegacyFront = attrs.field(init=False, repr=False)
     _modern: ModernFront = attrs.field(init=False, repr=False)
     _paths: dict[str, _Handler] = attrs.field(init=False, repr=False)
+    _refused: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._exchanges = Exchanges(self._manager.start_task)
         self._legacy = LegacyFront(self._manager, self._settings, self._exchanges)
         seal = RoundSeal(Sealer(self._manager.derive_keys("requestState")))
         self._modern = ModernFront(self._manager, self._settings, self._exchanges, seal)
-        self._paths = {self._settings.path.rstrip("/"): self._serve_mcp}
+        path = self._settings.path.rstrip("/")
+        operator = OperatorPaths(self._manager, self._state).handlers()
+        self._paths = {**operator, path: self._serve_mcp, f"{path}/": self._serve_mcp}
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await _answer_other(scope["type"], receive, send)
             return
-        request, reply = HttpRequest.of(scope, receive), HttpReply(send)
+        request, reply = HttpRequest.of(scope, receive), HttpReply(send, is_to_head=scope["method"] == "HEAD")
         try:
             await self._route(request, reply, scope.get("scheme", "http"))
         except ClientGone:
             pass
         except Refusal as refusal:
-            await _refuse(reply, refusal)
+            await self._refuse(reply, refusal)
         except VmcpError as error:
-            await _refuse(reply, refusal_of(error, is_modern=False))
+            await self._refuse(reply, refusal_of(error, is_modern=False))
 
     @property
     def is_ready(self) -> bool:
@@ -114,11 +129,25 @@ class Front:
         await self._exchanges.wait_none()
 
     async def _route(self, request: HttpRequest, reply: HttpReply, scheme: str) -> None:
-        handler = self._paths.get(request.path.rstrip("/"))
+        handler = self._paths.get(request.path)
         if handler is None:
             raise Refusal(INVALID_REQUEST, "there is nothing at this path", status=404)
-        self._check_edges(request, scheme)
-        await handler(request, reply, await self._authenticate(request))
+        identity = None
+        if request.path not in PROBES:
+            self._check_edges(request, scheme)
+            identity = await self._authenticate(request)
+        await handler(request, reply, identity)
+
+    def _state(self) -> FrontState:
+        unready = "the server is starting" if self.is_starting else None
+        unready = "the server is shutting down" if self.is_draining else unready
+        return FrontState(unready=unready, in_flight=len(self._exchanges), refused=self._refused)
+
+    async def _refuse(self, reply: HttpReply, refusal: Refusal, message: Message | None = None) -> None:
+        self._refused += 1
+        request_id = message.id if isinstance(message, Request) else None
+        status = 400 if request_id is None and refusal.status == 200 else refusal.status
+        await reply.respond(status, encode_refusal(request_id, refusal), (JSON_BODY, *refusal.headers))
 
     def _check_edges(self, request: HttpRequest, scheme: str) -> None:
         host = None if "host" in request.repeated else request.headers.get("host")
@@ -172,7 +201,7 @@ class Front:
         try:
             await era.post(request, reply, identity, message)
         except (Refusal, VmcpError) as error:
-            await _refuse(reply, refusal_of(error, is_modern=is_modern), message)
+            await self._refuse(reply, refusal_of(error, is_modern=is_modern), message)
 
 
 def is_of_modern_era(message: Message, request: HttpRequest) -> bool:
@@ -189,12 +218,6 @@ def is_of_modern_era(message: Message, request: HttpRequest) -> bool:
 def _wrong_verb(allowed: str) -> Refusal:
     headers = ((b"allow", allowed.encode()),)
     return Refusal(INVALID_REQUEST, f"the verb is none of {allowed}", status=405, headers=headers)
-
-
-async def _refuse(reply: HttpReply, refusal: Refusal, message: Message | None = None) -> None:
-    request_id = message.id if isinstance(message, Request) else None
-    status = 400 if request_id is None and refusal.status == 200 else refusal.status
-    await reply.respond(status, encode_refusal(request_id, refusal), (JSON_BODY, *refusal.headers))
 
 
 async def _answer_other(kind: str, receive: Receive, send: Send) -> None:
