@@ -17,7 +17,7 @@ from trio_vmcp.serve import ServeSettings
 from trio_vmcp.testing import CallContext, RpcError
 
 EVERY_ERA = pytest.mark.parametrize("era", ["legacy", "modern"])
-SAMPLING = {"sampling": {}, "elicitation": {"form": {}}, "roots": {}}
+SAMPLING: JSON = {"sampling": {}, "elicitation": {"form": {}}, "roots": {}}
 
 
 # Requests
@@ -203,7 +203,8 @@ async def test_pages_have_cursors_of_our_own(autojump_clock: MockClock, monkeypa
         backend.add_tool(f"t{number}")
     async with front_world(backend) as world:
         client = await world.initialize()
-        names, cursor = [], None
+        names: list[list[str]] = []
+        cursor = last = None
         while True:
             page = await client.result("tools/list", {"cursor": cursor} if cursor else {})
             names.append([tool["name"] for tool in page["tools"]])
@@ -617,7 +618,7 @@ async def test_foreign_hosts_and_origins_are_refused(
     headers: list[tuple[str, str]], status: int, autojump_clock: MockClock
 ) -> None:
     """Before the body is read. 400: the request was let in, and its body is no JSON."""
-    async with front_world(settings=ServeSettings(allowed_origins=["https://app.example"])) as world:
+    async with front_world(settings=ServeSettings(allowed_origins=("https://app.example",))) as world:
         reply = await world.request("POST", b"{", [("content-type", "application/json"), *headers])
         assert status == reply.status
 

@@ -268,7 +268,7 @@ async def test_a_state_is_good_for_its_request_and_principal_alone(autojump_cloc
 
     async with front_world(backend, authenticator=Tokens()) as world:
         alice, bob = {"authorization": "alice"}, {"authorization": "bob"}
-        more = {"capabilities": {"elicitation": {}}}
+        more: JSON = {"capabilities": {"elicitation": {}}}
         call = {"name": "a_ask", "arguments": {"n": 1}}
         result = (await ask(world, "tools/call", call, headers=alice, **more)).answer["result"]
         state = result["requestState"]

@@ -11,8 +11,8 @@ from trio_vmcp.settings import require
 __all__ = ["ServeSettings"]
 
 
-def _texts(texts: Iterable[str]) -> tuple[str, ...]:
-    return tuple(texts)
+def _in_order(values: Iterable[str]) -> tuple[str, ...]:
+    return (values,) if isinstance(values, str) else tuple(values)
 
 
 @attrs.frozen(kw_only=True)
@@ -36,8 +36,8 @@ class ServeSettings:
     """
 
     path: str = "/mcp"
-    allowed_hosts: tuple[str, ...] = attrs.field(default=("localhost", "127.0.0.1", "[::1]"), converter=_texts)
-    allowed_origins: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    allowed_hosts: tuple[str, ...] = attrs.field(default=("localhost", "127.0.0.1", "[::1]"), converter=_in_order)
+    allowed_origins: tuple[str, ...] = attrs.field(default=(), converter=_in_order)
     max_body_bytes: int = 4 * 1024 * 1024
     keep_alive_interval: float = 15.0
     abandoned_after: float = 30.0
