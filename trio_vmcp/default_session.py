@@ -234,6 +234,12 @@ class DefaultSession(trio.abc.AsyncResource, Session):
     async def set_log_level(self, level: str, *, caller: Identity | None = None) -> None:
         await self._core.calls.set_log_level(level, caller or self._caller)
 
+    async def tell_roots_changed(self, *, caller: Identity | None = None) -> None:
+        await self._core.calls.tell_roots_changed(caller or self._caller)
+
+    def public_ttl(self, method: str) -> float | None:
+        return self._core.directory.public_ttl(method)
+
     # --- members that come and go, and the end
 
     async def add_backend(self, backend: Backend) -> None:

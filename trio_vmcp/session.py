@@ -345,6 +345,22 @@ class Session(TransportSession, Protocol):
         """
         ...
 
+    async def tell_roots_changed(self, *, caller: Identity | None = None) -> None:
+        """Tell the backends that the answer to `roots/list` is another one now: `notifications/roots/list_changed` (MCP
+        2025-11-25, client/roots).
+
+        It is sent to connected backends of the handshake era, and only where `ClientHandlers(capabilities=…)` declares
+        `{"roots": {"listChanged": True}}`. Returns when they have taken it, within the `request_timeout` of each. A
+        backend that does not take it costs a warning in the log.
+        """
+        ...
+
+    def public_ttl(self, method: str) -> float | None:
+        """How long the list of a method, such as "tools/list", may be kept and shown to any principal, in ms: the least
+        `ttlMs` of its backends. None: not all of them say `cacheScope: "public"` of it (MCP 2026-07-28, caching).
+        """
+        ...
+
     async def add_backend(self, backend: Backend) -> None:
         """Connect another backend to the live session.
 

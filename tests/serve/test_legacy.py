@@ -12,7 +12,7 @@ from support.front import BOTH, LEGACY, LegacyClient, Received, front_world, ful
 from support.harness import echo_backend, slow_backend
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vmcp import JSON, ManagerSettings
+from trio_vmcp import JSON, FactorySettings, LocalStorage, ManagerSettings
 from trio_vmcp.serve import ServeSettings
 from trio_vmcp.testing import CallContext, RpcError
 
@@ -554,6 +554,7 @@ async def test_a_silent_stream_carries_comments(autojump_clock: MockClock) -> No
     [
         (b"{", {}, 400, -32700),
         (b"[]", {}, 400, -32600),
+        (b"[1", {}, 400, -32600),
         (b"[1]", {}, 400, -32600),
         (b'{"jsonrpc":"2.0"}', {}, 400, -32600),
         (b'{"jsonrpc":"1.0","id":1,"method":"ping"}', {}, 400, -32600),
@@ -664,3 +665,73 @@ async def test_a_session_that_slept_goes_on_with_its_client(era: str, autojump_c
         await call.done.wait()
         assert "result" in call.answer
         assert math.isfinite(trio.current_time())
+
+
+async def test_roots_that_changed_are_told_to_backends(autojump_clock: MockClock) -> None:
+    """To those that were told of the capability."""
+    async with front_world() as world:
+        for declared, count in (({"roots": {}}, 0), ({"roots": {"listChanged": True}}, 1)):
+            client = await world.initialize(declared)
+            await client.notify("notifications/roots/list_changed")
+            await trio.sleep(1)
+            assert count == len(world.backends["a"].received("notifications/roots/list_changed"))
+
+
+async def test_a_batch_is_of_the_version_that_has_batches(autojump_clock: MockClock) -> None:
+    """2025-03-26: one array of responses; later versions: 400."""
+    async with front_world() as world:
+        for version in ("2025-03-26", "2025-06-18"):
+            client = await world.initialize(version=version)
+            call = {"method": "tools/call", "params": {"name": "a_echo", "arguments": {}}}
+            batch: list[JSON | int] = [
+                {"jsonrpc": "2.0", "id": "x", **call},
+                {"jsonrpc": "2.0", "method": "notifications/x"},
+                7,
+                {"jsonrpc": "2.0", "id": 2, "method": "no/such"},
+            ]
+            reply = await world.post(batch, client._headers())
+            if version == "2025-03-26":
+                assert ["x", None, 2] == [each["id"] for each in reply.json]
+                assert [None, -32600, -32601] == [each.get("error", {}).get("code") for each in reply.json]
+                assert 202 == (await world.post(batch[1:2], client._headers())).status
+            else:
+                assert (400, -32600) == (reply.status, reply.json["error"]["code"])
+
+
+@pytest.mark.parametrize(
+    ("accept", "status", "media_type"),
+    [
+        ("application/json", 200, "application/json"),
+        ("text/event-stream", 200, "text/event-stream"),
+        ("text/*", 200, "text/event-stream"),
+        ("*/*", 200, "application/json"),
+        ("Application/JSON;q=0.5, text/event-stream", 200, "application/json"),
+        ("image/png", 406, "application/json"),
+    ],
+)
+async def test_the_response_is_in_a_form_that_the_client_takes(
+    accept: str, status: int, media_type: str, autojump_clock: MockClock
+) -> None:
+    """Parameters and case of media types do not count."""
+    async with front_world() as world:
+        client = await world.initialize()
+        client.headers["accept"] = accept
+        reply = await client.ask("ping")
+        assert (status, media_type) == (reply.status, reply.headers["content-type"])
+
+
+async def test_a_session_moves_to_another_instance_with_its_client(autojump_clock: MockClock) -> None:
+    """Same id; the other instance declares the same to backends, and asks the same client."""
+    backend = echo_backend("legacy", "sse")
+    backend.add_tool("ask", ask_all)
+    storage = LocalStorage()
+    keys = FactorySettings(identity_keys=(b"k" * 32,), on_exit="suspend")
+    async with front_world(backend, storage=storage, factory=keys) as one:
+        session_id = (await one.initialize(SAMPLING)).session_id
+    async with front_world(backend, storage=storage, factory=keys) as two:
+        client = LegacyClient(two, session_id, {})
+        call = client.start("tools/call", {"name": "a_ask"})
+        await answer_questions(client, call, 3)
+        await call.done.wait()
+        assert "result" in call.answer
+        assert 1 == len(backend.received("initialize"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import trio
@@ -174,6 +174,29 @@ async def test_parameters_in_headers_are_checked_and_sent_on(autojump_clock: Moc
             reply = await ask(world, "tools/call", call, headers=bad)
             assert (400, -32020) == (reply.status, reply.json["error"]["code"])
         assert ["eu"] == seen
+
+
+@pytest.mark.parametrize(
+    ("hints", "expected"),
+    [
+        ([(5000, "public"), (2000, "public")], (2000, "public")),
+        ([(5000, "public"), (2000, "private")], (0, "private")),
+        ([(5000, "public"), None], (0, "private")),
+    ],
+)
+async def test_lists_are_public_if_every_backend_says_so(
+    hints: list[tuple[int, Literal["public", "private"]] | None], expected: tuple[int, str], autojump_clock: MockClock
+) -> None:
+    """With the least time."""
+    backends = []
+    for hint in hints:
+        backend = echo_backend("modern")
+        if hint is not None:
+            backend.ttl_ms, backend.cache_scope = hint
+        backends.append(backend)
+    async with front_world(*backends) as world:
+        listed = await result_of(world, "tools/list")
+        assert expected == (listed["ttlMs"], listed["cacheScope"])
 
 
 # Streams

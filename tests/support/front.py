@@ -176,12 +176,14 @@ class FrontWorld:
             await self.app(scope, receive, send)
         received.done.set()
 
-    async def initialize(self, capabilities: Any = None, headers: Mapping[str, str] = {}) -> LegacyClient:
+    async def initialize(
+        self, capabilities: Any = None, headers: Mapping[str, str] = {}, version: str = LEGACY
+    ) -> LegacyClient:
         """A client of the handshake era."""
-        params = {"protocolVersion": LEGACY, "capabilities": capabilities or {}, "clientInfo": {"name": "t"}}
+        params = {"protocolVersion": version, "capabilities": capabilities or {}, "clientInfo": {"name": "t"}}
         reply = await self.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}, headers)
         assert 200 == reply.status, reply.body
-        client = LegacyClient(self, reply.headers["mcp-session-id"], dict(headers))
+        client = LegacyClient(self, reply.headers["mcp-session-id"], dict(headers), version)
         await client.notify("notifications/initialized")
         return client
 
@@ -193,10 +195,11 @@ class LegacyClient:
     world: FrontWorld
     session_id: str
     headers: dict[str, str]
+    version: str = LEGACY
     _id: int = 0
 
     def _headers(self) -> dict[str, str]:
-        return {"mcp-session-id": self.session_id, "mcp-protocol-version": LEGACY, **self.headers}
+        return {"mcp-session-id": self.session_id, "mcp-protocol-version": self.version, **self.headers}
 
     def start(self, method: str, params: Any = None, request_id: Any = None) -> Received:
         self._id += 1

@@ -19,6 +19,7 @@ from trio_vmcp._protocol.methods import (
     INITIALIZE,
     INITIALIZED,
     LISTS,
+    ROOTS_CHANGED,
     SUBSCRIBE,
     TOOLS_CALL,
     UNSUBSCRIBE,
@@ -118,6 +119,15 @@ class HandshakeClient(Client[SessionChannel]):
     @property
     def subscribed(self) -> tuple[str, ...]:
         return tuple(self._subscribed)
+
+    async def tell_roots_changed(self, identity: Identity | None) -> None:
+        """Send `notifications/roots/list_changed`, if `roots.listChanged` was declared to the backend.
+
+        Raises:
+            BackendError: It could not be sent.
+        """
+        if declares(self._requests.capabilities, ("roots", "listChanged")):
+            await self._channel.tell(encode_notification(ROOTS_CHANGED, None), identity)
 
     async def exchange(self, ask: Ask, method: Method) -> JSON:
         outcome = await self._channel.exchange(ask, ask.encode(), [])

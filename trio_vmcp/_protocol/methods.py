@@ -38,6 +38,7 @@ __all__ = [
     "READ_RESOURCE",
     "REQUEST_STATE",
     "RESOURCE_UPDATED",
+    "ROOTS_CHANGED",
     "SET_LEVEL",
     "SUBSCRIBE",
     "SUBSCRIPTION_ID",
@@ -73,6 +74,7 @@ ELICITATION_COMPLETE = "notifications/elicitation/complete"
 USEFUL = frozenset([*LIST_CHANGED.values(), RESOURCE_UPDATED, MESSAGE, ELICITATION_COMPLETE])
 # Of a client.
 INITIALIZED = "notifications/initialized"
+ROOTS_CHANGED = "notifications/roots/list_changed"
 
 # Members of `notifications` in `subscriptions/listen` and in its acknowledgement.
 LIST_KEYS: dict[str, str] = {kind: f"{kind}ListChanged" for kind in KINDS}

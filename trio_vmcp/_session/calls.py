@@ -171,6 +171,21 @@ class Calls:
             finally:
                 self.last_call_at = trio.current_time()
 
+    @trio.lowlevel.enable_ki_protection
+    async def tell_roots_changed(self, caller: Identity | None) -> None:
+        async with self._admission.admit():
+            self.check_caller(caller)
+            self._note_use(trio.current_time())
+            try:
+                async with trio.open_nursery() as nursery:
+                    for member in self._members.values():
+                        if member.connection is not None:
+                            start_task(nursery, member.connection.tell_roots_changed, caller, member.request_limit)
+            except BaseExceptionGroup as group:
+                raise plain_exit(group) from None
+            finally:
+                self.last_call_at = trio.current_time()
+
     # --- routes: where a call goes, and with which params
 
     def route_tool(self, name: str, arguments: JSON | None) -> tuple[Target, JSON]:

@@ -11,6 +11,7 @@ import attrs
 import trio
 
 from trio_vmcp._light_event import LightEvent
+from trio_vmcp._limits import TimeLimit
 from trio_vmcp._nursery import describe_crash
 from trio_vmcp._protocol.methods import Kind
 from trio_vmcp._session.admission import Call
@@ -18,6 +19,7 @@ from trio_vmcp._session.log_levels import LevelTeller
 from trio_vmcp._session.session_use import SessionUse
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import BackendError
+from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord
 
 __all__ = ["Connection", "NoSubscriber", "Subscriber"]
@@ -114,6 +116,22 @@ class Connection:
             return False
         self.use = attrs.evolve(self.use, is_loss_untold=False)
         return True
+
+    async def tell_roots_changed(self, identity: Identity | None, limit: TimeLimit) -> None:
+        """See `Session.tell_roots_changed`. A failure is logged, and raises nothing."""
+        tell = getattr(self.client, "tell_roots_changed", None)  # clients of the stateless era have no such message
+        if tell is None:
+            return
+        failure = ""
+        try:
+            with trio.move_on_after(limit.seconds) as timeout:
+                await tell(identity)
+            if timeout.cancelled_caught:
+                failure = f"timeout of {limit}"
+        except* Exception as crash:  # noqa: BLE001  # a client of the user's may raise anything
+            failure = describe_crash(crash)
+        if failure:
+            logger.warning("a backend was not told that the roots have changed: %s", failure)
 
     def add_call(self, call: Call) -> None:
         self._calls[call] = None

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import attrs
 
-from trio_vmcp._protocol.methods import KINDS, Kind
+from trio_vmcp._protocol.methods import KINDS, LISTS, Kind
 from trio_vmcp._routing.name_rule import name_rule
 from trio_vmcp._session.foreign_names import ForeignNames
 from trio_vmcp._session.listing import FIELDS, Listing
@@ -231,6 +231,13 @@ class Directory:
     def own_names(self, backend: Backend, name: str) -> tuple[str, ...] | None:
         """As `Router.own_names`."""
         return self._router.own_names(backend.id, name, backend.renamed_tools)
+
+    def public_ttl(self, method: str) -> float | None:
+        """See `Session.public_ttl`."""
+        wanted = next(each for each in LISTS if each.name == method)
+        ttls = [listing.public_ttl(wanted) for listing in self._listings.values() if listing.has_list(wanted)]
+        known = [ttl for ttl in ttls if ttl is not None]
+        return min(known) if known and len(known) == len(ttls) else None
 
     def has_listing_of(self, backend_id: str) -> bool:
         """Whether it is known what this backend offers."""

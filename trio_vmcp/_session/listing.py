@@ -75,6 +75,19 @@ class Listing:
         """Put the digest of one list into `digests`."""
         self.digests[method.kept_as] = yield from digest_in_steps(self.pages[method.kept_as], method)
 
+    def has_list(self, method: ListMethod) -> bool:
+        """The backend has such a list; empty or not, it said something of it."""
+        return method.kept_as in self.pages or bool(getattr(self, method.kept_as))
+
+    def public_ttl(self, method: ListMethod) -> float | None:
+        """ms for which one list may be kept and shown to any principal, by what all of its pages say; None: it may not
+        be shared.
+        """
+        results = [page.result for page in self.pages.get(method.kept_as, ())]
+        ttls = [result.get("ttlMs") for result in results if result.get("cacheScope") == "public"]
+        known = [ttl for ttl in ttls if isinstance(ttl, int | float) and not isinstance(ttl, bool) and ttl >= 0]
+        return min(known) if known and len(known) == len(results) else None
+
     def offer(self, backend_id: str) -> Offer:
         """The names alone: what routing decides on. The same object each time."""
         offer = self._offers.get(backend_id)

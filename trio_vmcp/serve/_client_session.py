@@ -23,6 +23,7 @@ from trio_vmcp._protocol.methods import (
     PING,
     QUESTIONS,
     RESOURCE_UPDATED,
+    ROOTS_CHANGED,
     SET_LEVEL,
     SUBSCRIBE,
     TOOLS_CALL,
@@ -205,8 +206,10 @@ class ClientSession:
 
     # --- messages of the client that have no answer
 
-    def on_notification(self, message: Notification) -> None:
-        if message.method == CANCELLED:
+    async def on_notification(self, message: Notification) -> None:
+        if message.method == ROOTS_CHANGED:
+            await self.session.tell_roots_changed()
+        elif message.method == CANCELLED:
             request_id = message.params.get("requestId")
             if type(request_id) in (int, str):
                 exchange = self._running.get(cast("RequestId", request_id))

@@ -5,7 +5,7 @@ client is gone. Over HTTP here; over stdio all requests share one stream (`_stdi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Protocol
 
 import attrs
@@ -18,7 +18,7 @@ from trio_vmcp.models import JSON
 from trio_vmcp.serve._asgi import HttpReply, HttpRequest
 from trio_vmcp.serve._streams import EVENT_STREAM, EventStream
 
-__all__ = ["JSON_BODY", "Exchange", "Exchanges", "HttpExchange"]
+__all__ = ["JSON_BODY", "Exchange", "Exchanges", "HttpExchange", "QuietExchange", "notify", "progress_of"]
 
 JSON_BODY = (b"content-type", b"application/json")
 # s between two looks for requests that take long. Most requests end before one, and cost no task that watches them.
@@ -34,11 +34,13 @@ class Exchange(Protocol):
         mark: Names the request in this process.
         scope: Cancelled when the client withdraws the request.
         log_level: Log messages of the request are wanted from this severity on; None: none are.
+        headers: Of the reply, beside the usual ones.
     """
 
     mark: str
     scope: trio.CancelScope
     log_level: str | None
+    headers: tuple[tuple[bytes, bytes], ...]
 
     @property
     def takes_messages(self) -> bool:
@@ -75,6 +77,23 @@ def progress_of(exchange: Exchange, params: JSON) -> OnProgress | None:
 
 
 @attrs.define(eq=False)
+class QuietExchange(Exchange):
+    """A request that has a response and no stream: a part of a batch."""
+
+    mark: str
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
+    log_level: str | None = None
+    headers: tuple[tuple[bytes, bytes], ...] = attrs.field(default=(), repr=False)
+
+    @property
+    def takes_messages(self) -> bool:
+        return False
+
+    def send(self, data: bytes, *, may_drop: bool) -> None:
+        raise RuntimeError("a request in a batch has no stream")
+
+
+@attrs.define(eq=False)
 class Exchanges:
     """The requests that are under way, and the task that looks for those that take long."""
 
@@ -93,8 +112,11 @@ class Exchanges:
     def all(self) -> tuple[HttpExchange, ...]:
         return tuple(self._by_mark.values())
 
+    def next_mark(self) -> str:
+        return str(next(self._marks))
+
     def add(self, exchange: HttpExchange) -> None:
-        exchange.mark = str(next(self._marks))
+        exchange.mark = self.next_mark()
         self._by_mark[exchange.mark] = exchange
         if not self._is_looking:
             self._is_looking = True
@@ -234,6 +256,3 @@ class HttpExchange(Exchange):
                 await self._reply.end()
         finally:
             written.set()
-
-
-Answer = Callable[[], Awaitable[None]]

@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from trio_vmcp._nursery import start_task
-from trio_vmcp._protocol.eras import LEGACY_VERSIONS
+from trio_vmcp._protocol.eras import BATCH_VERSION, LEGACY_VERSIONS
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Message, Notification, Request, Result
 from trio_vmcp._protocol.methods import INITIALIZE
 from trio_vmcp.identity import Identity
@@ -32,8 +32,8 @@ from trio_vmcp.serve._client_session import (
     negotiate,
 )
 from trio_vmcp.serve._errors import INVALID_REQUEST, Refusal, refusal_of
-from trio_vmcp.serve._exchange import Exchanges, HttpExchange
-from trio_vmcp.serve._messages import encode_answer, encode_refusal
+from trio_vmcp.serve._exchange import JSON_BODY, Exchange, Exchanges, HttpExchange, QuietExchange
+from trio_vmcp.serve._messages import encode_answer, encode_refusal, read_message
 from trio_vmcp.serve._streams import EVENT_STREAM, EventStream
 from trio_vmcp.serve.settings import ServeSettings
 from trio_vmcp.session import Session
@@ -42,6 +42,7 @@ __all__ = ["SESSION_ID", "LegacyFront"]
 
 SESSION_ID = "mcp-session-id"
 PRIMED_SINCE = "2025-11-25"  # clients of earlier versions take an event without data for a broken message
+MOST_IN_BATCH = 100  # messages
 STANDALONE = "0"  # the name of the stream that belongs to no request
 _EVENT_ID = re.compile(r"(\d{1,18})-(\d{1,18})", re.ASCII)
 
@@ -101,15 +102,48 @@ class LegacyFront(Clients):
             await self._initialize(reply, identity, message)
             return
         client = await self._client(request, identity)
-        match message:
-            case Request():
-                await self._answer(client, request, reply, message)
-            case Notification():
-                client.state.on_notification(message)
-                await reply.respond(202)
-            case Result() | ErrorReply():
-                client.state.on_reply(message)
-                await reply.respond(202)
+        if isinstance(message, Request):
+            await self._answer(client, request, reply, message)
+        else:
+            await reply.respond(202)
+            await self._take(client, message)
+
+    async def post_batch(
+        self, request: HttpRequest, reply: HttpReply, identity: Identity | None, batch: list[bytes]
+    ) -> None:
+        """Several messages in one body, which 2025-03-26 has and no other version: one array of responses, without the
+        messages that would precede them.
+
+        Raises:
+            Refusal, VmcpError: The client speaks another version, or the batch was not taken.
+        """
+        client = await self._client(request, identity)
+        if client.state.version != BATCH_VERSION:
+            raise Refusal(INVALID_REQUEST, f"version {client.state.version} has no batches", status=400)
+        if len(batch) > MOST_IN_BATCH:
+            raise Refusal(INVALID_REQUEST, f"the batch has over {MOST_IN_BATCH} messages", status=400)
+        responses: dict[int, bytes] = {}
+
+        async def take(at: int, data: bytes) -> None:
+            try:
+                message = await read_message(data)
+            except Refusal as refusal:
+                responses[at] = encode_refusal(None, refusal)
+                return
+            if isinstance(message, Request):
+                _, body = await self._outcome(client, QuietExchange(self._exchanges.next_mark()), message)
+                if body is not None:
+                    responses[at] = body
+            else:
+                await self._take(client, message)
+
+        async with trio.open_nursery() as nursery:
+            for at, data in enumerate(batch):
+                start_task(nursery, take, at, data)
+        if responses:
+            await reply.respond(200, b"[" + b",".join(responses[at] for at in sorted(responses)) + b"]", (JSON_BODY,))
+        else:
+            await reply.respond(202)
 
     async def get(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
         """Open the stream for messages outside of requests, or resume a stream."""
@@ -196,10 +230,18 @@ class LegacyFront(Clients):
         if client.standalone.changes is not None:
             client.standalone.changes.cancel(reason="the session has ended")
 
-    # --- one request
+    # --- messages
+
+    async def _take(self, client: _HttpClient, message: Notification | Result | ErrorReply) -> None:
+        if isinstance(message, Notification):
+            await client.state.on_notification(message)
+        else:
+            client.state.on_reply(message)
 
     async def _answer(self, client: _HttpClient, request: HttpRequest, reply: HttpReply, message: Request) -> None:
-        takes_stream = accepts(request, "text/event-stream")
+        takes_json, takes_stream = accepts(request, "application/json"), accepts(request, "text/event-stream")
+        if not (takes_json or takes_stream):
+            raise Refusal(INVALID_REQUEST, "Accept takes neither application/json nor text/event-stream", status=406)
         exchange = HttpExchange(
             message.id,
             message.method,
@@ -221,6 +263,8 @@ class LegacyFront(Clients):
             if body is None:
                 await exchange.respond_nothing()
             else:
+                if not takes_json:
+                    exchange.open_stream()
                 await exchange.respond(status, body)
         finally:
             exchange.stop_watching()
@@ -230,7 +274,7 @@ class LegacyFront(Clients):
             else:
                 del client.exchanges[exchange.resumable]
 
-    async def _outcome(self, client: _HttpClient, exchange: HttpExchange, message: Request) -> tuple[int, bytes | None]:
+    async def _outcome(self, client: _HttpClient, exchange: Exchange, message: Request) -> tuple[int, bytes | None]:
         try:
             result = await client.state.answer(message.id, message.method, message.params, exchange)
         except Exception as error:  # noqa: BLE001  # `refusal_of` raises what is none of ours

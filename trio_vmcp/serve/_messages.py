@@ -6,7 +6,7 @@ import json
 
 import trio
 
-from trio_vmcp._protocol.json_cost import MOST_VALUES, is_cheap
+from trio_vmcp._protocol.json_cost import MOST_VALUES, TooCostly, check_cost, is_cheap
 from trio_vmcp._protocol.jsonrpc import (
     BadMessage,
     ErrorReply,
@@ -15,13 +15,15 @@ from trio_vmcp._protocol.jsonrpc import (
     encode_error,
     parse_cheap,
     parse_in_steps,
+    split_batch_in_steps,
     to_text,
 )
 from trio_vmcp._protocol.numbers import encode_spelled, holds_spelled
+from trio_vmcp._steps import take_steps
 from trio_vmcp.models import JSON
 from trio_vmcp.serve._errors import INVALID_REQUEST, PARSE_ERROR, Refusal
 
-__all__ = ["encode_answer", "encode_refusal", "read_message"]
+__all__ = ["encode_answer", "encode_refusal", "read_message", "split_batch"]
 
 MAX_DEPTH = 128
 
@@ -51,6 +53,26 @@ async def read_message(data: bytes) -> Message:
     except BadMessage as bad:
         code = INVALID_REQUEST if bad.is_json else PARSE_ERROR
         raise Refusal(code, f"the body {bad}", status=400) from None
+
+
+async def split_batch(data: bytes) -> list[bytes] | None:
+    """The messages of a batch, each as its own text; None: the body is no batch.
+
+    Raises:
+        Refusal: It is a batch, and cannot be split or is over a limit.
+    """
+    if data.lstrip(b" \t\r\n\xef\xbb\xbf")[:1] != b"[":
+        return None
+    try:
+        text = to_text(data)
+        for _ in check_cost(text, MOST_VALUES):
+            await trio.lowlevel.checkpoint()
+        texts = await take_steps(split_batch_in_steps(text))
+    except (BadMessage, TooCostly) as bad:
+        raise Refusal(PARSE_ERROR, f"the body {bad}", status=400) from None
+    if not texts:
+        raise Refusal(INVALID_REQUEST, "the batch is empty, or no JSON", status=400)
+    return [text.encode("utf-8", "surrogatepass") for text in texts]
 
 
 def encode_answer(request_id: RequestId, result: JSON) -> bytes:

@@ -176,6 +176,9 @@ class ModernFront:
             options = self._options(identity, session, method, params)
         call = Call(exchange.mark, progress_of(exchange, params), options)
         result = await perform(session, method, params, call)
+        if method in LIST_METHODS and identity is None:  # the backends of a principal may be its own
+            ttl = session.public_ttl(method)
+            result |= {} if ttl is None else {"ttlMs": ttl, "cacheScope": "public"}
         if result.get("resultType") == INPUT_REQUIRED:
             owner = owner_of(session, method, params)
             result = self._seal.close_round(result, owner, identity, method, params)

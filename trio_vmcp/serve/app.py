@@ -18,7 +18,7 @@ from trio_vmcp.serve._edges import host_problem, origin_problem
 from trio_vmcp.serve._errors import INVALID_REQUEST, Refusal, refusal_of
 from trio_vmcp.serve._exchange import JSON_BODY, Exchanges
 from trio_vmcp.serve._legacy import LegacyFront
-from trio_vmcp.serve._messages import encode_refusal, read_message
+from trio_vmcp.serve._messages import encode_refusal, read_message, split_batch
 from trio_vmcp.serve._modern import PROTOCOL_VERSION, ModernFront, meta_of
 from trio_vmcp.serve._operator import PROBES, FrontState, OperatorPaths
 from trio_vmcp.serve._rounds import RoundSeal
@@ -195,6 +195,10 @@ class Front:
         except BodyTooLarge:
             limit = self._settings.max_body_bytes
             raise Refusal(INVALID_REQUEST, f"the body is over {limit} bytes (max_body_bytes)", status=413) from None
+        batch = await split_batch(body)
+        if batch is not None:
+            await self._legacy.post_batch(request, reply, identity, batch)
+            return
         message = await read_message(body)
         is_modern = is_of_modern_era(message, request)
         era = self._modern if is_modern else self._legacy
