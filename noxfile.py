@@ -43,6 +43,8 @@ FULLY_COVERED = (
     "_protocol/jsonrpc.py",
     "_http/response.py",
     "_protocol/sse.py",
+    "serve/_jwks.py",
+    "serve/_tokens.py",
 )
 
 ASYNC_IGNORES = (

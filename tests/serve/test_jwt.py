@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 import pytest
+import trio
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.jwt_issuer import SigningKey, base64url, make_key, make_token, rsa_key, segment
 
 from trio_vmcp import Identity
 from trio_vmcp.serve import Unauthenticated
+from trio_vmcp.serve._jwks import ALGORITHMS, read_key_set
 from trio_vmcp.serve.jwt import JwtAuthenticator
 
 ISSUER, AUDIENCE = "https://issuer.test", "https://front.test/mcp"
@@ -101,9 +106,25 @@ async def test_times_are_compared_with_leeway(leeway: float, off: float) -> None
 # Requests without a token
 
 
-@pytest.mark.parametrize("value", [None, "", "Bearer", "Bearer ", "Basic YTpi", "Bearer a b", "Bearera.b.c", "a.b.c"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Basic YTpi",
+        "Bearer a b",
+        "Bearera.b.c",
+        "a.b.c",
+        "Bearer a.b.c, Bearer a.b.c",
+        "Basic YTpi, Bearer a.b.c",
+    ],
+)
 async def test_a_request_without_a_token_gets_a_plain_challenge(value: str | None) -> None:
-    """`WWW-Authenticate: Bearer`, without an error code (RFC 6750 §3.1)."""
+    """`WWW-Authenticate: Bearer`, without an error code (RFC 6750 §3.1). Two headers that were joined are no token: the
+    front and a proxy before it could each take another one.
+    """
     headers = {"x-other": "Bearer a.b.c"} if value is None else {"authorization": value}
     with pytest.raises(Unauthenticated, match="the request has no bearer token") as caught:
         await authenticator().authenticate(headers)
@@ -251,6 +272,62 @@ async def test_only_the_algorithms_that_are_given_are_allowed() -> None:
     only = authenticator(KEY.jwk(), RSA.jwk(), algorithms=["RS256"])
     assert "alice" == (await only.authenticate(bearer(make_token(RSA, claims())))).subject
     assert "is signed with an algorithm that is not allowed" == await refusal(make_token(KEY, claims()), only)
+
+
+GOOD = {name: make_token(KEY, claims(sub=name)) for name in ("alice", "bob")}
+PARTS = [part for token in GOOD.values() for part in token.split(".")]
+
+
+def principal_of(value: str) -> str | None:
+    """None: refused."""
+
+    async def main() -> str | None:
+        try:
+            return (await authenticator().authenticate({"authorization": value})).subject
+        except Unauthenticated as error:
+            challenges.append(error.challenge)
+            return None
+
+    challenges: list[str] = []
+    subject = trio.run(main)
+    assert [] == [text for text in challenges if not re.fullmatch(r"[\x20-\x7e]+", text)]
+    return subject
+
+
+@given(st.data())
+@settings(max_examples=30)
+def test_no_change_of_a_token_makes_it_that_of_another_principal(data: st.DataObject) -> None:
+    """Characters exchanged, left out or put in, or parts of two tokens put together."""
+    token = GOOD["alice"]
+    start = data.draw(st.integers(0, len(token)), "start")
+    end = data.draw(st.integers(start, min(len(token), start + 3)), "end")
+    between = data.draw(st.text("abcXYZ019-_.= \t\x00é", max_size=3), "between")
+    assert principal_of(f"Bearer {token[:start]}{between}{token[end:]}") in (None, "alice")
+    mixed = ".".join(data.draw(st.lists(st.sampled_from(PARTS), min_size=2, max_size=4), "parts"))
+    assert principal_of(f"Bearer {mixed}") == next((name for name, good in GOOD.items() if good == mixed), None)
+
+
+@given(st.text() | st.from_regex(r"\ABearer [A-Za-z0-9_=.-]{0,80}\Z"))
+@settings(max_examples=30)
+def test_any_header_is_read_or_refused(value: str) -> None:
+    """No other error comes of it, and the challenge is one line of ASCII."""
+    assert principal_of(value) is None
+
+
+VALUES = st.sampled_from(
+    [None, True, 7, 1.5, "", "é", "AQAB", [], ["verify"], [[]], {}, {"kty": "EC"}, *KEY.jwk().values()]
+)
+ENTRIES = VALUES | st.dictionaries(st.sampled_from([*KEY.jwk(), "n", "e", "d", "k", "key_ops", "x5c"]), VALUES)
+
+
+@given(changes=ENTRIES, more=st.lists(ENTRIES, max_size=3))
+@settings(max_examples=50)
+def test_any_key_set_is_read(changes: Any, more: list[Any]) -> None:
+    """An entry that cannot be read, or is changed until it cannot, costs itself. What is read is a public key."""
+    entry = {**KEY.jwk(), **changes} if isinstance(changes, dict) else changes
+    keys = read_key_set({"keys": [entry, *more, RSA.jwk()]}, ALGORITHMS).keys
+    assert "rsa" == keys[-1].key_id
+    assert all(key.algorithms <= {*ALGORITHMS} for key in keys)
 
 
 # Keys

@@ -447,11 +447,12 @@ def test_a_cancel_at_any_moment_leaves_the_keys_to_be_fetched() -> None:
 # Files
 
 
-async def test_a_file_is_read_again(tmp_path: Path, autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("given_as", [str, Path])
+async def test_a_file_is_read_again(given_as: type, tmp_path: Path, autojump_clock: MockClock) -> None:
     """For a new key at once, and every five minutes; a file that is gone stays in use."""
     path = tmp_path / "keys.json"
     path.write_text(json.dumps({"keys": [OLD.jwk()]}))
-    async with open_world(jwks=str(path)) as world:
+    async with open_world(jwks=given_as(path)) as world:
         assert "alice" == await world.ask()
         path.write_text(json.dumps({"keys": [NEW.jwk()]}))
         assert ["alice", "bob"] == [await world.ask(), await world.ask(NEW, "bob")]

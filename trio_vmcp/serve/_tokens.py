@@ -165,13 +165,11 @@ class TokenRules:
             raise refused("has expired")
         if not_before - self.leeway > now:  # §4.1.5
             raise refused("is not valid yet")
-        subject = claims.get("sub")
         identity: Identity | None = None
-        if isinstance(subject, str):
-            try:
-                identity = Identity(issuer=self.issuer, subject=subject, token=token)
-            except ValueError:  # raised out here: the error may quote the subject
-                identity = None
+        try:
+            identity = Identity(issuer=self.issuer, subject=claims["sub"], token=token)
+        except ValueError:
+            identity = None  # raised out here: the error may quote the subject
         if identity is None:
             raise refused("has a subject that names no principal")
         return Verified(identity, expires_at + self.leeway)

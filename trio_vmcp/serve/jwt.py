@@ -37,7 +37,8 @@ _MOST_LEEWAY = 600.0  # s
 
 
 class JwtAuthenticator(Authenticator):
-    """Callers with a JWT of one issuer. Its `iss` and `sub` are the principal; `Identity.token` is the token.
+    """Callers with a JWT of one issuer. Its `iss` and `sub` are the principal; `Identity.token` is the token. Needs the
+    extra `serve`.
 
     A token must be signed with a key of the issuer and name its issuer, this audience, a subject and an expiry. The
     keys are fetched with the first request, for all that wait for them, and again every few minutes
@@ -57,7 +58,6 @@ class JwtAuthenticator(Authenticator):
         clock: The wall clock, in s since 1970.
 
     Raises:
-        ImportError: PyJWT or cryptography is not installed.
         ValueError: Names the argument. A file or a set that has no key for any of `algorithms` is an error, too.
     """
 
@@ -66,7 +66,7 @@ class JwtAuthenticator(Authenticator):
         *,
         issuer: str,
         audience: str,
-        jwks: str | Mapping[str, Any],
+        jwks: str | os.PathLike[str] | Mapping[str, Any],
         algorithms: Sequence[str] = ALGORITHMS,
         leeway: float = 0.0,
         transport: httpx.AsyncBaseTransport | None = None,
@@ -86,6 +86,8 @@ class JwtAuthenticator(Authenticator):
         self._verified = _VerifiedTokens()
         self._first: KeySet | None = None
         self._fetch: Callable[[], Awaitable[Fetched]]
+        if isinstance(jwks, os.PathLike):
+            jwks = os.fspath(jwks)
         if isinstance(jwks, str) and "://" in jwks:
             check_url(jwks)
             proxies = choose_proxies(proxy, os.environ)
