@@ -314,6 +314,11 @@ class DefaultSessionFactory(SessionFactory):
         owner = self._live.get(session_id)
         return None if owner is None or owner.life.phase is Phase.CLOSED else owner
 
+    def find_by_tag(self, tag: str) -> SessionOwner | None:
+        """The owner of a session that observers know by this tag, also while it opens."""
+        owners = (owner for owner in self._live.values() if owner is not None)
+        return next((owner for owner in owners if session_tag(owner.id) == tag), None)
+
     async def load_row(self, session_id: str, identity: Identity | None) -> SessionRow:
         """The row of a session of this identity.
 

@@ -18,7 +18,8 @@ import pytest
 import trio
 import trustme
 from hypercorn.config import Config
-from support.front import BOTH, LEGACY, modern_request
+from support.front import LEGACY, modern_request
+from support.front_http import INITIALIZE, JSON_TYPE, Answer, call, connect, encode, post, read_whole
 from support.harness import echo_backend
 
 from trio_vmcp import (
@@ -32,8 +33,6 @@ from trio_vmcp import (
 from trio_vmcp._http.transport import Http11Transport
 from trio_vmcp.serve import ServeSettings, asgi_app, serve, server
 from trio_vmcp.testing import CallContext, ScriptedBackend, open_memory_network
-
-JSON_TYPE = {"content-type": "application/json", "accept": BOTH}
 
 
 @attrs.define(eq=False)
@@ -67,62 +66,6 @@ async def open_manager(backend: ScriptedBackend) -> AsyncIterator[SessionManager
         async with open_session_factory(transport=transport, settings=settings) as factory:
             async with open_session_manager(factory, [Backend("a", url)]) as manager:
                 yield manager
-
-
-@attrs.define(eq=False)
-class Answer:
-    """A response that was read to its end."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def result(self) -> Any:
-        return json.loads(self.body)["result"]
-
-
-async def connect(url: str) -> trio.SocketStream:
-    parts = urlsplit(url)
-    assert parts.hostname is not None
-    assert parts.port is not None
-    return await trio.open_tcp_stream(parts.hostname, parts.port)
-
-
-def encode(url: str, verb: str, headers: dict[str, str], body: bytes = b"") -> bytes:
-    given = {"host": urlsplit(url).netloc, "content-length": str(len(body)), **headers}
-    lines = [f"{verb} {urlsplit(url).path} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items()), "", ""]
-    return "\r\n".join(lines).encode() + body
-
-
-async def read_whole(stream: trio.abc.Stream) -> Answer:
-    """The rest of what a connection brings, as one response."""
-    data = b"".join([piece async for piece in stream])
-    head, _, body = data.partition(b"\r\n\r\n")
-    first, *lines = head.decode().split("\r\n")
-    pairs = (line.split(": ", 1) for line in lines)
-    return Answer(int(first.split()[1]), {name.lower(): value for name, value in pairs}, body)
-
-
-async def post(url: str, message: JSON, headers: dict[str, str] | None = None) -> Answer:
-    body = json.dumps(message).encode()
-    async with await connect(url) as stream:
-        await stream.send_all(encode(url, "POST", {**JSON_TYPE, "connection": "close", **(headers or {})}, body))
-        return await read_whole(stream)
-
-
-async def call(url: str, tool: str) -> Answer:
-    """A call of the stateless era."""
-    message, headers = modern_request("tools/call", {"name": tool, "arguments": {}})
-    return await post(url, message, headers)
-
-
-INITIALIZE = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {"protocolVersion": LEGACY, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
-}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import attrs
 
 from trio_vmcp._cli.given import Given, parse_words
 from trio_vmcp._cli.output import write_log, write_text
+from trio_vmcp._cli.serve_options import ServeOptions, add_serve_arguments
 
 __all__ = ["CommandName", "Plan", "ServerChoice", "UsageError", "parse_plan"]
 
@@ -20,10 +21,10 @@ DISTRIBUTION: Final = "trio-vmcp"
 USAGE: Final = 2
 EXIT_STATUSES: Final = (
     "exit status: 0 success; 1 a server is missing, or a tool or the demo failed; 2 bad usage or a bad file; "
-    "130, 143, 129 ended by SIGINT (Ctrl-C), SIGTERM, SIGHUP"
+    "130, 143, 129 ended by SIGINT (Ctrl-C), SIGTERM, SIGHUP (serve: 0)"
 )
 
-CommandName: TypeAlias = Literal["demo", "check", "call", "read", "prompt", "complete"]
+CommandName: TypeAlias = Literal["demo", "check", "call", "read", "prompt", "complete", "serve"]
 
 
 @attrs.frozen(kw_only=True)
@@ -53,6 +54,7 @@ class Plan:
         given: Its arguments; for `complete` one pair, the argument and what there is of its value.
         watch: Keep the session open, and show the condition of its backends until a signal comes.
         timeout: s for each backend to connect, and for a request to be answered; None: the defaults.
+        serve: For the command `serve` alone.
     """
 
     command: CommandName
@@ -63,6 +65,7 @@ class Plan:
     json: bool = False
     watch: bool = False
     verbose: bool = False
+    serve: ServeOptions | None = None
 
 
 class UsageError(SystemExit):
@@ -89,9 +92,16 @@ def parse_plan(arguments: Sequence[str]) -> Plan:
     if options.command == "demo":
         return Plan(command="demo", json=options.json, verbose=options.verbose)
     try:
+        if options.command == "serve":
+            return _serve_plan(options)
         return _check_plan(options, program) if options.command == "check" else _request_plan(options)
     except ValueError as problem:
         commands[options.command].error(str(problem))
+
+
+def _serve_plan(options: argparse.Namespace) -> Plan:
+    servers = ServerChoice(file=options.config)
+    return Plan(command="serve", servers=servers, verbose=options.verbose, serve=ServeOptions.of(options))
 
 
 def _check_plan(options: argparse.Namespace, program: Sequence[str] | None) -> Plan:
@@ -157,15 +167,17 @@ def _plan(options: argparse.Namespace, servers: ServerChoice, *, name: str, give
 
 
 class _Parser(argparse.ArgumentParser):
+    shows_usage = True  # beside what is wrong
+
     def _print_message(self, message: str, file: Any = None) -> None:
         """Help goes to stdout, and what is wrong to stderr; argparse by itself would not notice a full disk."""
         (write_text if file is sys.stdout else write_log)(file or sys.stderr, message)
 
     def error(self, message: str) -> NoReturn:
-        try:
-            super().error(message)  # prints usage and message
-        except SystemExit:
-            raise UsageError(message) from None
+        if self.shows_usage:
+            self.print_usage(sys.stderr)
+        self._print_message(f"{self.prog}: error: {message}\n", sys.stderr)
+        raise UsageError(message)
 
 
 class _CommandParser(_Parser):
@@ -191,14 +203,17 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     parser = _Parser(prog="trio-vmcp", description="One session over many MCP servers.", epilog=EXIT_STATUSES)
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     adder = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_CommandParser)
-    common = _CommandParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="print one JSON document to stdout, progress to stderr")
-    common.add_argument("-v", "--verbose", action="store_true", help="the log and the servers' stderr, on stderr")
+    verbose, with_document = _CommandParser(add_help=False), _CommandParser(add_help=False)
+    verbose.add_argument("-v", "--verbose", action="store_true", help="the log and the servers' stderr, on stderr")
+    with_document.add_argument(
+        "--json", action="store_true", help="print one JSON document to stdout, progress to stderr"
+    )
     commands: dict[str, argparse.ArgumentParser] = {}
 
-    def add(name: str, about: str, *parents: _CommandParser, usage: str | None = None) -> _CommandParser:
+    def add(name: str, about: str, *own: _CommandParser, usage: str | None = None, json: bool = True) -> _CommandParser:
+        parents = [with_document, verbose, *own] if json else [verbose, *own]
         command = adder.add_parser(
-            name, help=about, description=about, epilog=EXIT_STATUSES, parents=[common, *parents], usage=usage
+            name, help=about, description=about, epilog=EXIT_STATUSES, parents=parents, usage=usage
         )
         commands[name] = command
         return command
@@ -219,6 +234,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     complete = add("complete", "print proposals for the value of an argument", from_file)
     complete.add_argument("name", metavar="NAME", help="a prompt's advertised name, or a resource template")
     complete.add_argument("words", metavar="ARGUMENT=VALUE", nargs=1, help="the argument, and the value's beginning")
+    serve = add("serve", "serve your servers to MCP clients, as one server", json=False)
+    serve.shows_usage = False  # a server is started by a program that shows the last line, if any
+    add_serve_arguments(serve)
     return parser, commands
 
 

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import takewhile
 from pathlib import Path
 from typing import TextIO
@@ -26,10 +26,10 @@ import trio
 from trio_vmcp._cli.arguments import USAGE, Plan, UsageError, parse_plan
 from trio_vmcp._cli.output import OutputError, write_text
 from trio_vmcp._cli.plain_view import PlainView
-from trio_vmcp._cli.requests import FAILED, CommandOutcome, run_plan
+from trio_vmcp._cli.requests import FAILED, OK, CommandOutcome, run_plan
 from trio_vmcp._cli.sanitizer import Sanitizer
 from trio_vmcp._cli.signals import EndingSignals, catching_signals, closing_text, keep_signal
-from trio_vmcp._cli.sources import InputError, find_servers, read_given
+from trio_vmcp._cli.sources import Found, InputError, find_servers, read_given
 from trio_vmcp._cli.verbose import showing_log
 from trio_vmcp._cli.view import View
 from trio_vmcp._client.channels.process import kill_children
@@ -66,11 +66,11 @@ def _run(plan: Plan, signals: EndingSignals) -> int:
         signals.on_first = None
         if signals.received is not None:
             raise KeyboardInterrupt
-        found = find_servers(plan.servers, os.environ)
+        found = find_servers(plan.servers, os.environ, needs_one=plan.serve is None)
         plan = attrs.evolve(plan, given=read_given(plan.given))
         safe = Sanitizer.of(found.backends)
-        view = _choose_view(plan.json, safe)
-        for line in (*found.warnings, *(each.why for each in found.skipped)):
+        view, work = _work_of(plan, found, safe)
+        for line in (*found.warnings, *(each.why for each in found.skipped if plan.serve is None)):
             view.show_problem(line)
         # From here on, a KeyboardInterrupt could be raised inside of Trio. `until_interrupted` looks what has come.
         signals.on_first = keep_signal
@@ -79,8 +79,8 @@ def _run(plan: Plan, signals: EndingSignals) -> int:
             view.settle_drawing()
             view.show_problem(text)
 
-        with showing_log(view) if plan.verbose else nullcontext():
-            outcome = trio.run(until_interrupted, lambda: run_plan(plan, found, view), signals, tell)
+        with _showing_log(plan, view):
+            outcome = trio.run(until_interrupted, work, signals, tell)
     except InputError as error:
         signals.on_first = keep_signal
         PlainView(sys.stdout, sys.stderr, safe).show_problem(str(error))
@@ -89,9 +89,29 @@ def _run(plan: Plan, signals: EndingSignals) -> int:
         if signals.received is None:  # not from our handler: this is another thread than the main one
             raise
         outcome = _ended_by(signals)
+    if plan.serve is not None and signals.received is not None:
+        return OK  # how a server is ended
     if plan.json:
         _write_document(safe.document(outcome.document))
     return outcome.status
+
+
+def _work_of(plan: Plan, found: Found, safe: Sanitizer) -> tuple[View, Callable[[], Awaitable[CommandOutcome]]]:
+    """What to run, and what shows it."""
+    if plan.serve is None:
+        view = _choose_view(plan.json, safe)
+        return view, lambda: run_plan(plan, found, view)
+    # Imported here: it needs an extra, and other commands would wait for it.
+    from trio_vmcp._cli.serve import prepare, run_server
+
+    setup, lines = prepare(plan.serve, os.environ), PlainView(sys.stdout, sys.stderr, safe)
+    return lines, lambda: run_server(setup, found, lines)
+
+
+def _showing_log(plan: Plan, view: View) -> AbstractContextManager[None]:
+    if plan.verbose:
+        return showing_log(view)
+    return nullcontext() if plan.serve is None else showing_log(view, logging.INFO)
 
 
 async def until_interrupted(

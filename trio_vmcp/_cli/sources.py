@@ -42,8 +42,11 @@ class Found:
     warnings: tuple[str, ...] = ()
 
 
-def find_servers(choice: ServerChoice, environment: Mapping[str, str]) -> Found:
+def find_servers(choice: ServerChoice, environment: Mapping[str, str], *, needs_one: bool = True) -> Found:
     """The servers of the file, or the only one.
+
+    Args:
+        needs_one: A file that has no server that can be used is an error.
 
     Raises:
         InputError: The file cannot be read or used, has no such entry, or the URL or a header is none.
@@ -52,7 +55,9 @@ def find_servers(choice: ServerChoice, environment: Mapping[str, str]) -> Found:
         return Found((_only_server(choice),)) if choice.url or choice.program else Found()
     name = _name(choice.file)
     try:
-        config = choose(read_config(_read(choice.file), environment), choice.ids)
+        config = read_config(_read(choice.file), environment)
+        if needs_one:
+            config = choose(config, choice.ids)
     except ConfigError as error:
         raise InputError("ConfigError", error.in_file(name)) from None
     except _Unreadable as error:

@@ -1,4 +1,4 @@
-"""`--verbose`: the library's log, which has the servers' stderr, among what the command shows on stderr."""
+"""The library's log, which has the servers' stderr, among what the command shows on stderr."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["showing_log"]
 
 
 @contextmanager
-def showing_log(view: View) -> Iterator[None]:
-    """Show each record as one line."""
+def showing_log(view: View, level: int = logging.DEBUG) -> Iterator[None]:
+    """Show each record from this level on as one line."""
     logger, handler = logging.getLogger("trio_vmcp"), _ViewHandler(view)
     before = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
+    logger.setLevel(level)
     try:
         yield
     finally:
