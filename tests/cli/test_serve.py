@@ -20,6 +20,7 @@ from support.harness import echo_backend
 from support.jwt_issuer import make_key, make_token
 from support.processes import PYTHON_OPTIONS, SERVER
 from support.redis_server import serve_redis
+from trio.testing import MockClock
 
 import trio_vmcp.storage.redis  # noqa: F401  # its client takes as long to import as a test may take
 from trio_vmcp._cli.arguments import parse_plan
@@ -102,7 +103,7 @@ async def echo_network() -> AsyncIterator[tuple[MemoryNetwork, Found]]:
         yield network, Found((Backend("a", network.attach("http://a.test/mcp", echo_backend())),))
 
 
-async def test_a_line_for_each_backend_and_then_the_url() -> None:
+async def test_a_line_for_each_backend_and_then_the_url(autojump_clock: MockClock) -> None:
     """Those that connect, fail, take too long and cannot be used each have one line on stdout; the last line is the
     url, at which clients are served. What a client needs to be told stands on stderr.
     """
@@ -119,7 +120,7 @@ async def test_a_line_for_each_backend_and_then_the_url() -> None:
             ),
             (Skipped("unset", "file: needs the environment variable X, which is not set"),),
         )
-        async with running(setup_of(init_timeout=0.1), found, network) as server:
+        async with running(setup_of(init_timeout=5.0), found, network) as server:
             *lines, last = server.out.lines
             assert f"listening on {server.url}" == last
             assert {
