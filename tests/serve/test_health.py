@@ -14,7 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from trio_vmcp import StorageError
 
 EVERY_PROBE = pytest.mark.parametrize("path", ["/healthz", "/readyz"])
-OPERATOR_PATHS = ("/healthz", "/readyz", "/status", "/metrics")
+OPERATOR_PATHS = ("/healthz", "/readyz", "/status", "/status.css", "/status.js", "/metrics")
 
 
 async def get(world: FrontWorld, path: str, headers: dict[str, str] | None = None) -> Received:

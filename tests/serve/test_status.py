@@ -20,7 +20,7 @@ from trio_vmcp.serve import Unauthenticated, _status
 from trio_vmcp.serve._status import prefers_page
 from trio_vmcp.testing import Error, Status
 
-EVERY_GUARDED = pytest.mark.parametrize("path", ["/status", "/metrics"])
+EVERY_GUARDED = pytest.mark.parametrize("path", ["/status", "/status.js", "/metrics"])
 
 
 class Tokens:

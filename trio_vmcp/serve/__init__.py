@@ -5,7 +5,7 @@
 - `_modern.py`, `_rounds.py`, `_listening.py`: the stateless era: its checks, questions, and streams of changes
 - `_requests.py`, `_lists.py`, `_errors.py`, `_messages.py`: what requests of both eras mean, and their answers as bytes
 - `_exchange.py`, `_streams.py`, `_asgi.py`: one request on its way, its event stream, HTTP
-- `_operator.py`, `_health.py`, `_status.py`, `_metrics.py`: what an operator asks: readiness, states, metrics
+- `_operator.py`, `_health.py`, `_status.py`, `_page.py`, `_metrics.py`: what operators ask: readiness, states, counts
 - `authenticator.py`, `jwt.py`, `sealing.py`: principals of requests, and sealed state
 - `server.py`: the application on a port of its own
 """

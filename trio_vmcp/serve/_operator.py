@@ -17,7 +17,8 @@ from trio_vmcp.serve._errors import INVALID_REQUEST, Refusal
 from trio_vmcp.serve._exchange import JSON_BODY
 from trio_vmcp.serve._health import Readiness
 from trio_vmcp.serve._metrics import metrics_text
-from trio_vmcp.serve._status import status_document
+from trio_vmcp.serve._page import PAGE_PATH, PageFile, page_files
+from trio_vmcp.serve._status import prefers_page, status_document
 
 __all__ = ["PROBES", "FrontState", "OperatorPaths"]
 
@@ -27,6 +28,7 @@ PROBES = frozenset({"/healthz", "/readyz"})
 _Handler: TypeAlias = Callable[[HttpRequest, HttpReply, Identity | None], Awaitable[None]]
 _FRESH = (b"cache-control", b"no-store")
 _RETRY = (b"retry-after", b"1")
+_VARY = (b"vary", b"accept")
 
 
 @attrs.frozen(kw_only=True)
@@ -54,6 +56,7 @@ class OperatorPaths:
     _manager: SessionManager = attrs.field(alias="manager")
     _front: Callable[[], FrontState] = attrs.field(alias="front", repr=False)
     _readiness: Readiness = attrs.field(init=False, repr=False)
+    _page: dict[str, PageFile] = attrs.field(factory=page_files, init=False, repr=False)
     _begun_at: float = attrs.field(factory=trio.current_time, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -61,9 +64,10 @@ class OperatorPaths:
 
     def handlers(self) -> dict[str, _Handler]:
         by_path = {
+            **dict.fromkeys(self._page, self._send_file),
             "/healthz": self._tell_alive,
             "/readyz": self._tell_ready,
-            "/status": self._tell_status,
+            PAGE_PATH: self._tell_status,
             "/metrics": self._tell_metrics,
         }
         return {path: _for_reading(handler) for path, handler in by_path.items()}
@@ -79,11 +83,17 @@ class OperatorPaths:
             await _respond_json(reply, 503, {"ready": False, "why": problem}, _RETRY)
 
     async def _tell_status(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
+        if prefers_page(request.headers.get("accept")):
+            await self._send_file(request, reply, identity)
+            return
         front = self._front()
         uptime = trio.current_time() - self._begun_at
-        await _respond_json(
-            reply, 200, await status_document(self._manager, front.counts(), ready=front.unready is None, uptime=uptime)
-        )
+        document = await status_document(self._manager, front.counts(), ready=front.unready is None, uptime=uptime)
+        await _respond_json(reply, 200, document, _VARY)
+
+    async def _send_file(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
+        file = self._page[request.path]
+        await reply.respond(200, file.body, (*file.headers, _FRESH, _VARY))
 
     async def _tell_metrics(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
         try:

@@ -41,15 +41,16 @@ def asgi_app(
 ) -> Front:
     """One MCP endpoint over the sessions of a manager, as an ASGI 3 application.
 
-    For operators it has four more paths, for GET and HEAD:
+    For operators it has more paths, for GET and HEAD:
 
     - `/healthz`: 200 while the process answers.
     - `/readyz`: 200 if requests should come here; 503 while the server starts or drains, or a shared storage is away,
       which is asked at most once a second. Backends that are away do not count.
-    - `/status`: the sessions and the states of their backends; an object of `trio_vmcp.serve._status`.
+    - `/status`: the sessions and the states of their backends; as JSON (`trio_vmcp.serve._status`), or as a page for
+      browsers (`Accept: text/html`), whose files are `/status.css` and `/status.js`.
     - `/metrics`: of `PrometheusObserver` (extra `prometheus`), and counts of the manager and the front.
 
-    The last two need the authenticator, where there is one, and an allowed Host, and show the sessions of all
+    All but the first two need the authenticator, where there is one, and an allowed Host. They show the sessions of all
     principals, without a session id, token, header or url.
 
     It needs no lifespan events: its tasks live in the manager's nursery. Run it by a server on Trio, alone or mounted
