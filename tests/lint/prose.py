@@ -73,11 +73,19 @@ def python_prose(source: str) -> Iterator[tuple[int, str]]:
             comments.append(token.string.lstrip("#"))
     if comments:
         yield first, "\n".join(comments)
+    lines = source.encode().split(b"\n")
     for node in ast.walk(ast.parse(source)):
         # A string that is a statement documents what stands before it: a module, class, function or attribute.
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            written = ast.get_source_segment(source, node.value) or ""
-            yield node.lineno, STRING_MARKS.sub(r"\2", written)
+            yield node.lineno, STRING_MARKS.sub(r"\2", written_at(lines, node.value))
+
+
+def written_at(lines: Sequence[bytes], node: ast.expr) -> str:
+    """The source of a node; its columns count bytes. `ast.get_source_segment` would split the whole text each time."""
+    last = lines[(node.end_lineno or node.lineno) - 1]
+    behind = len(last) - (node.end_col_offset or len(last))
+    text = b"\n".join(lines[node.lineno - 1 : node.end_lineno])
+    return text[node.col_offset : len(text) - behind].decode()
 
 
 def markdown_prose(source: str) -> Iterator[tuple[int, str]]:
