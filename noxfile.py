@@ -97,7 +97,9 @@ built: list[Path] = []
 
 
 def wheel(session: nox.Session) -> Path:
-    """The wheel under test, built on first use."""
+    """The wheel under test, built on first use; or the one that TRIO_VMCP_WHEEL names, for several runs of nox."""
+    if not built and (given := os.environ.get("TRIO_VMCP_WHEEL")):
+        built.append(Path(given))
     if not built:
         dist = WORK / "dist"
         shutil.rmtree(dist, ignore_errors=True)
