@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 
 import pytest
@@ -111,6 +112,40 @@ async def test_requests_that_alternate_cost_one_initialize_an_instance(manners: 
             await copy.call_tool("b_echo")
             await trio.sleep(1)
         assert (limit if manners != "resumes" else 1) == len(backend.received("initialize"))
+        row = await world.row(session.id)
+        assert row is not None
+        assert {"a", "b"} == {record.backend_id for record in row.backends}
+        assert 8 >= sum(instance.way.calls["replace"] for instance in world.instances)
+        await world.manager.terminate(session.id, caller=ALICE)
+        await trio.sleep(6)
+
+
+async def test_five_hundred_requests_that_alternate(autojump_clock: MockClock) -> None:
+    """One backend never honours a resume, one refuses every third `initialize`: each instance begins one session at
+    each backend, beyond the refusals, and the row is written a few times only.
+    """
+    forgetful, moody = echo_backend(), echo_backend()
+    listed: set[str] = set()
+
+    def is_resumed(exchange: Exchange) -> bool:
+        session_id = exchange.headers.get("mcp-session-id", "")
+        is_second = exchange.method == "tools/list" and session_id in listed
+        listed.update({session_id} if exchange.method == "tools/list" else ())
+        return is_second
+
+    refused = itertools.count(1)
+    forgetful.fail(is_resumed, Status(404))
+    moody.fail(lambda exchange: exchange.method == "initialize" and next(refused) % 3 == 0, Error(-32000, "not now"))
+    async with managed(2, backends={"a": forgetful, "b": moody}, reconnect_delay=0.5) as world:
+        session = await world.make("live")
+        await trio.sleep(2)
+        for number in range(500):
+            copy = await world.instances[number % 2].manager.get(session.id, caller=ALICE)
+            assert {"a", "b"} == set(copy.backend_sessions)
+            await copy.call_tool("a_echo" if number % 4 < 2 else "b_echo")
+            await trio.sleep(0.1)
+        assert 2 == len(forgetful.received("initialize"))
+        assert 2 >= len(moody.received("initialize")) - next(refused) // 3
         row = await world.row(session.id)
         assert row is not None
         assert {"a", "b"} == {record.backend_id for record in row.backends}
