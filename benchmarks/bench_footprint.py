@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from contest import FASTMCP, FLOORS, LIBRARY, OFFICIAL, Bound, Question, Row, Shown, times_as_fast
+from contest import FASTMCP, FLOORS, HTTPX, LIBRARY, OFFICIAL, Bound, Question, Ratio, Row, Shown, times_as_fast
 from harness import main
 
 KIB = Shown("held", "KiB a link", 1 / 1024)
@@ -38,7 +38,12 @@ QUESTION = Question(
             listen=False,
             contenders=(*FLOORS, LIBRARY, *OFFICIAL, FASTMCP),
             slow={"sessions": 10},  # a hundred would take too long; their cost per session is the same
-            bars=(Bound("held", 60.0, "KiB a link", per=1024), *(times_as_fast(10, peer) for peer in OFFICIAL)),
+            bars=(
+                Bound("held", 60.0, "KiB a link", per=1024),
+                Ratio(HTTPX, 0.40, of="held"),
+                Ratio(HTTPX, 0.30),
+                *(times_as_fast(10, peer) for peer in OFFICIAL),
+            ),
         ),
         row("100 sessions with streams", "/held/0", listen=True, contenders=(LIBRARY,)),
         Row(

@@ -5,7 +5,7 @@ python benchmarks/bench_many_tools.py        # or run.py, which asks the other q
 
 from __future__ import annotations
 
-from contest import FASTMCP, FLOORS, LIBRARY, OFFICIAL, Question, Row, times_as_fast
+from contest import FASTMCP, FLOORS, HTTPX, LIBRARY, OFFICIAL, Question, Ratio, Row, times_as_fast
 from harness import main
 
 QUESTION = Question(
@@ -18,7 +18,15 @@ QUESTION = Question(
             path="/json/0/1000",
             contenders=(*FLOORS, LIBRARY, *OFFICIAL, FASTMCP),
             command={"do": "open"},
-            bars=tuple(times_as_fast(5, peer) for peer in OFFICIAL),
+            bars=(Ratio(HTTPX, 1.0), *(times_as_fast(5, peer) for peer in OFFICIAL)),
+        ),
+        Row(
+            label="a second session over them",
+            backends=10,
+            path="/json/0/1000",
+            contenders=(*FLOORS, LIBRARY),
+            command={"do": "open", "before": 1},
+            bars=(Ratio(HTTPX, 0.35),),
         ),
     ),
 )

@@ -11,11 +11,12 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import attrs
 import trio
-from worker import serve
+from worker import Measures, serve, stopwatch
 from workloads import ARGUMENTS, TOOL, Functions, Terms, Workloads
 
 HEADERS = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
@@ -37,6 +38,7 @@ class Backend(ABC):
 
     def __init__(self) -> None:
         self.ids = itertools.count(1)
+        self.capabilities: dict[str, Any] = {}
         self.lists: list[list[Any]] = []  # kept, as every contender keeps its lists
 
     @abstractmethod
@@ -53,13 +55,21 @@ class Backend(ABC):
 
     async def open(self, slots: trio.CapacityLimiter) -> None:
         async with slots:
-            offered = await self.request("initialize", CLIENT)
+            self.capabilities = (await self.request("initialize", CLIENT))["capabilities"]
             await self.post(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
-            for capability, methods in LISTS.items():
-                if capability in offered["capabilities"]:
-                    for method in methods:
-                        (items,) = (await self.request(method, {})).values()
-                        self.lists.append(items)
+            await self._list()
+
+    async def list_again(self, slots: trio.CapacityLimiter) -> None:
+        async with slots:
+            self.lists = []
+            await self._list()
+
+    async def _list(self) -> None:
+        for capability, methods in LISTS.items():
+            if capability in self.capabilities:
+                for method in methods:
+                    (items,) = (await self.request(method, {})).values()
+                    self.lists.append(items)
 
 
 @attrs.frozen
@@ -94,6 +104,18 @@ class Host:
         return Session(backends)
 
 
+async def wake(host: Host, urls: list[str]) -> Measures:
+    """The time to ask for all lists of backends whose sessions are open, as one that wakes does."""
+    measures: Measures = {}
+    session = await host.open(urls)
+    slots = trio.CapacityLimiter(host.terms.opening)
+    with stopwatch(measures):
+        await side_by_side([partial(backend.list_again, slots) for backend in session.backends])
+    measures["listed"] = session.listed
+    await session.close()
+    return measures
+
+
 async def side_by_side(functions: Functions) -> None:
     async with trio.open_nursery() as nursery:
         for function in functions:
@@ -106,4 +128,8 @@ def serve_floor(make_backend: Callable[[str, Terms], Backend]) -> None:
         assert terms.era == "legacy", f"the floors do not speak {terms.era!r}"
         yield Host(make_backend, terms)
 
-    serve(trio.run, Workloads(open_host, side_by_side).by_name())
+    async def waking(urls: list[str], spare: str, terms: dict[str, Any]) -> Measures:
+        async with open_host(Terms(**terms)) as host:
+            return await wake(host, urls)
+
+    serve(trio.run, Workloads(open_host, side_by_side).by_name() | {"wake": waking})

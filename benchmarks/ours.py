@@ -13,6 +13,7 @@ import attrs
 import trio
 from changing import costs_and_growth
 from hand_written import side_by_side
+from sleeping import hibernated, wake
 from stepping import longest_steps
 from stopped import stopped
 from worker import Measures, raise_descriptor_limit, serve, stopwatch
@@ -174,5 +175,5 @@ async def observed(urls: list[str], spare: str, terms: dict[str, Any], **options
 
 if __name__ == "__main__":
     more = {"open_many": open_many, "churn": churn, "change": change, "storm": storm}
-    more |= {"stopped": stopped, "observed": observed, "steps": steps}
+    more |= {"stopped": stopped, "observed": observed, "steps": steps, "hibernated": hibernated, "wake": wake}
     serve(trio.run, Workloads(open_host, side_by_side).by_name() | more)

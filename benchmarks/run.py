@@ -15,6 +15,7 @@ import bench_large
 import bench_many_tools
 import bench_observers
 import bench_open
+import bench_sleep
 import bench_steps
 from harness import main
 
@@ -28,6 +29,7 @@ QUESTIONS = [
     bench_steps.QUESTION,
     bench_observers.QUESTION,
     bench_footprint.QUESTION,
+    bench_sleep.QUESTION,
     bench_close.QUESTION,
     bench_churn.QUESTION,
 ]

@@ -80,16 +80,18 @@ class Workloads:
             "footprint": self.footprint,
         }
 
-    async def open(self, urls: list[str], spare: str, terms: dict[str, Any]) -> Measures:
-        """The time from the backends' addresses to all lists."""
+    async def open(self, urls: list[str], spare: str, terms: dict[str, Any], before: int = 0) -> Measures:
+        """The time from the backends' addresses to all lists, while as many sessions as come `before` are open."""
         measures: Measures = {}
         # A new host: the library's factory remembers the era of a backend, so a second opening would not probe.
         async with self.open_host(Terms(**terms)) as host:
             await (await host.open([spare])).close()  # makes what exists once per process (TLS)
+            opened = [await host.open(urls) for _ in range(before)]
             with stopwatch(measures):
                 session = await host.open(urls)
             measures["listed"] = session.listed
-            await session.close()
+            for one in (*opened, session):
+                await one.close()
         return measures
 
     async def close(self, urls: list[str], spare: str, terms: dict[str, Any]) -> Measures:

@@ -1,0 +1,123 @@
+"""Sessions of a manager that hibernate: what one of them holds, and how long it takes to wake one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import attrs
+import trio
+from memory import resident
+from worker import Measures, stopwatch
+from workloads import Terms
+
+from trio_vmcp import (
+    Backend,
+    FactorySettings,
+    LocalStorage,
+    ManagerSettings,
+    Session,
+    SessionManager,
+    open_session_factory,
+    open_session_manager,
+)
+from trio_vmcp.metadata import metadata_to_json
+from trio_vmcp.models import Era
+
+HIBERNATE_AFTER = 0.05  # s
+AT_ONCE = 8  # sessions that are made, or ended, at a time
+TIMEOUT = 250.0  # s
+TTL = 3600.0  # s
+
+
+@attrs.frozen
+class Managed:
+    manager: SessionManager
+    storage: LocalStorage
+
+    async def make_asleep(self, count: int) -> list[str]:
+        """The ids of so many sessions; all sessions hibernate then."""
+        ids: list[str] = []
+        wanted = iter(range(count))
+
+        async def make() -> None:
+            for _ in wanted:
+                session = await self.manager.create()
+                assert not session.failures, session.failures
+                ids.append(session.id)
+
+        await _together(make)
+        with trio.fail_after(TIMEOUT):
+            while self.manager.statistics.live:  # noqa: ASYNC110  # there is no event to wait for
+                await trio.sleep(HIBERNATE_AFTER)
+        return ids
+
+    async def end(self, ids: list[str]) -> None:
+        left = list(ids)
+
+        async def end() -> None:
+            while left:
+                await self.manager.terminate(left.pop())
+
+        await _together(end)
+
+    async def row_bytes(self, session_id: str) -> int:
+        return len(metadata_to_json(await self.storage.load(session_id)))
+
+
+async def _together(function: Callable[[], Awaitable[None]]) -> None:
+    async with trio.open_nursery() as nursery:
+        for _ in range(AT_ONCE):
+            nursery.start_soon(function)
+
+
+@asynccontextmanager
+async def open_managed(urls: list[str], terms: Terms) -> AsyncIterator[Managed]:
+    backends = [
+        Backend(id=f"b{at}", url=url, era=cast(Era, terms.era), listen=terms.listen) for at, url in enumerate(urls)
+    ]
+    storage = LocalStorage(ttl=TTL)
+    settings = FactorySettings(
+        max_backend_init_concurrency=terms.opening, max_connections_per_backend=terms.connections
+    )
+    async with (
+        open_session_factory(settings=settings, storage=storage) as factory,
+        open_session_manager(factory, backends, settings=ManagerSettings(hibernate_after=HIBERNATE_AFTER)) as manager,
+    ):
+        yield Managed(manager, storage)
+
+
+async def hibernated(urls: list[str], spare: str, terms: dict[str, Any], sessions: int) -> Measures:
+    """Per session: "held", resident bytes without those of the row; "row", bytes of the row, which is in memory here;
+    "wall", the time to make it and to lay it down.
+    """
+    measures: Measures = {}
+    async with open_managed(urls, Terms(**terms)) as managed:
+        first = await managed.make_asleep(AT_ONCE)  # makes what exists once: connections, lists
+        before = resident()
+        with stopwatch(measures, per=sessions):
+            ids = await managed.make_asleep(sessions)
+        after = resident()
+        measures["row"] = float(await managed.row_bytes(ids[0]))
+        measures["held"] = (after - before) / sessions - measures["row"]
+        await managed.end([*first, *ids])
+    return measures
+
+
+async def wake(urls: list[str], spare: str, terms: dict[str, Any]) -> Measures:
+    """The time from asking for a session that hibernates to all lists of all its backends."""
+    measures: Measures = {}
+    async with open_managed(urls, Terms(**terms)) as managed:
+        (session_id,) = await managed.make_asleep(1)
+        with stopwatch(measures):
+            session = await managed.manager.get(session_id)
+            lists = _lists(session)
+        assert not session.failures, session.failures
+        measures["listed"] = lists
+        await managed.end([session_id])
+    return measures
+
+
+def _lists(session: Session) -> int:
+    return sum(map(len, (session.tools, session.resources, session.resource_templates, session.prompts)))
