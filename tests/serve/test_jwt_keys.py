@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import attrs
 import httpx
@@ -18,6 +19,8 @@ import pytest
 import trio
 from support.cancel_sweep import CancelAtMoment
 from support.jwt_issuer import KeyServer, SigningKey, make_key, make_token
+from support.proxy import open_proxy
+from support.raw_http import client_context, open_tls_loopback, server_context
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp.serve import AuthenticatorUnavailable, Unauthenticated
@@ -530,6 +533,32 @@ async def test_the_librarys_own_transport_fetches_over_tcp() -> None:
         by = JwtAuthenticator(issuer=ISSUER, audience=AUDIENCE, jwks=url, clock=lambda: NOW)
         assert ["alice", UNKNOWN] == [await World(server, by).ask(key) for key in (OLD, NEW)]
         assert 2 == len(server.requests)
+
+
+async def test_keys_come_through_tls_and_a_proxy_as_configured() -> None:
+    """`ssl_context` is trusted, `proxy` is used; without the former the certificate is refused."""
+    server = KeyServer([OLD.jwk()], latency=0)
+    async with (
+        open_tls_loopback(server, server_context()) as url,
+        open_proxy(credentials="user:CANARY") as (proxy, via),
+    ):
+        given: dict[str, Any] = {
+            "issuer": ISSUER,
+            "audience": AUDIENCE,
+            "jwks": url,
+            "clock": lambda: NOW,
+            "proxy": via,
+        }
+        trusting = JwtAuthenticator(**given, ssl_context=client_context())
+        assert "alice" == await World(server, trusting).ask()
+        assert [f"CONNECT {urlsplit(url).netloc} HTTP/1.1"] == proxy.asked
+        with pytest.raises(
+            AuthenticatorUnavailable, match="could not be reached: its certificate is refused: "
+        ) as caught:
+            await JwtAuthenticator(**given).authenticate({"authorization": f"Bearer {token()}"})
+        assert "CANARY" not in "".join(traceback.format_exception(caught.value))
+        assert "CANARY" not in repr(trusting._fetch)
+    assert 1 == len(server.requests)
 
 
 # Secrets
