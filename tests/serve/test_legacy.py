@@ -735,3 +735,42 @@ async def test_a_session_moves_to_another_instance_with_its_client(autojump_cloc
         await call.done.wait()
         assert "result" in call.answer
         assert 1 == len(backend.received("initialize"))
+
+
+async def test_a_call_that_waits_for_an_answer_of_its_client_drains(autojump_clock: MockClock) -> None:
+    """A server that shuts down takes answers and cancels, and no request."""
+    backend = echo_backend("legacy", "sse")
+    backend.add_tool("ask", ask_all)
+    async with front_world(backend) as world:
+        client = await world.initialize(SAMPLING)
+        listening = client.listen()
+        call = client.start("tools/call", {"name": "a_ask"})
+        await call.wait_messages(3)
+        world.nursery.start_soon(world.app.drain)
+        await listening.done.wait()
+        refused = await client.ask("ping")
+        assert (503, "1") == (refused.status, refused.headers["retry-after"])
+        await answer_questions(client, call, 3)
+        await call.done.wait()
+        assert "result" in call.answer
+
+
+async def test_a_body_that_does_not_end_is_refused(autojump_clock: MockClock) -> None:
+    """It would hold a connection for ever (RFC 9110 §15.5.9); and a length that is no number says nothing."""
+    async with front_world() as world:
+        received = Received()
+        pieces = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+        async def receive() -> JSON:
+            if not pieces:
+                await trio.sleep_forever()
+            return pieces.pop()
+
+        async def send(message: JSON) -> None:
+            received.take(message)
+
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", b"\xb2")]
+        scope = {"type": "http", "method": "POST", "path": "/mcp", "headers": headers}
+        await world.app(scope, receive, send)
+        assert 408 == received.status
+        assert 60 == trio.current_time()

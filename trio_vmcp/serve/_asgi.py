@@ -10,16 +10,24 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import attrs
+import trio
 
-__all__ = ["BodyTooLarge", "ClientGone", "HttpReply", "HttpRequest", "Receive", "Send"]
+__all__ = ["BODY_TIMEOUT", "BodyTooLarge", "BodyTooSlow", "ClientGone", "HttpReply", "HttpRequest", "Receive", "Send"]
 
 Receive: TypeAlias = Callable[[], Awaitable[Mapping[str, Any]]]
 Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
 HeaderList: TypeAlias = Iterable[tuple[bytes, bytes]]
 
 
+BODY_TIMEOUT = 60.0  # s for the whole body of a request; 4 MiB at 560 kbit/s
+
+
 class BodyTooLarge(Exception):
     """The body of a request is over the limit. The rest was not read."""
+
+
+class BodyTooSlow(Exception):
+    """The body of a request was not there in time. The rest was not read."""
 
 
 class ClientGone(Exception):
@@ -64,11 +72,17 @@ class HttpRequest:
 
         Raises:
             BodyTooLarge: It is over `most` bytes.
+            BodyTooSlow: It takes over `BODY_TIMEOUT`.
             ClientGone: The client left in the middle.
         """
         length = self.headers.get("content-length", "")
-        if length.isdigit() and len(length) < 20 and int(length) > most:
+        if length.isascii() and length.isdigit() and len(length) < 20 and int(length) > most:
             raise BodyTooLarge
+        with trio.move_on_after(BODY_TIMEOUT):
+            return await self._read_whole(most)
+        raise BodyTooSlow
+
+    async def _read_whole(self, most: int) -> bytes:
         pieces: list[bytes] = []
         while True:
             message = await self._receive()

@@ -13,7 +13,16 @@ from trio_vmcp._protocol.methods import INITIALIZE
 from trio_vmcp.errors import VmcpError
 from trio_vmcp.identity import Identity
 from trio_vmcp.manager import SessionManager
-from trio_vmcp.serve._asgi import BodyTooLarge, ClientGone, HttpReply, HttpRequest, Receive, Send
+from trio_vmcp.serve._asgi import (
+    BODY_TIMEOUT,
+    BodyTooLarge,
+    BodyTooSlow,
+    ClientGone,
+    HttpReply,
+    HttpRequest,
+    Receive,
+    Send,
+)
 from trio_vmcp.serve._edges import host_problem, origin_problem
 from trio_vmcp.serve._errors import INVALID_REQUEST, Refusal, refusal_of
 from trio_vmcp.serve._exchange import JSON_BODY, Exchanges
@@ -172,8 +181,6 @@ class Front:
             raise Refusal(UNAVAILABLE, "no credentials can be verified now", status=503, headers=delay) from None
 
     async def _serve_mcp(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
-        if self.is_draining:
-            raise Refusal(UNAVAILABLE, "the server shuts down", status=503, headers=((b"retry-after", b"1"),))
         is_modern = is_modern_version(request.headers.get("mcp-protocol-version"))
         match request.verb:
             case "POST":
@@ -187,6 +194,10 @@ class Front:
             case _:
                 raise _wrong_verb("POST" if is_modern else "GET, POST, DELETE")
 
+    def _require_open(self) -> None:
+        if self.is_draining:
+            raise Refusal(UNAVAILABLE, "the server shuts down", status=503, headers=((b"retry-after", b"1"),))
+
     async def _post(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
@@ -196,11 +207,16 @@ class Front:
         except BodyTooLarge:
             limit = self._settings.max_body_bytes
             raise Refusal(INVALID_REQUEST, f"the body is over {limit} bytes (max_body_bytes)", status=413) from None
+        except BodyTooSlow:
+            raise Refusal(INVALID_REQUEST, f"the body took over {BODY_TIMEOUT:g} s", status=408) from None
         batch = await split_batch(body)
         if batch is not None:
+            self._require_open()
             await self._legacy.post_batch(request, reply, identity, batch)
             return
         message = await read_message(body)
+        if isinstance(message, Request):  # what runs may still need answers to questions, and cancels
+            self._require_open()
         is_modern = is_of_modern_era(message, request)
         era = self._modern if is_modern else self._legacy
         try:
