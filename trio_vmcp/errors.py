@@ -291,11 +291,13 @@ class BackendRejected(BackendError):
         code: The JSON-RPC error code; for a refusal over HTTP alone, the HTTP status.
         message: The backend's own words: untrusted text.
         data: The `data` of the JSON-RPC error, as received.
+        status: The HTTP status of a refusal over HTTP alone; None: a JSON-RPC error, whose code may be any integer.
     """
 
     code: int
     message: str
     data: Any = None
+    status: int | None = attrs.field(default=None, kw_only=True)
 
 
 @attrs.define(eq=False)

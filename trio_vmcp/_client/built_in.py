@@ -338,7 +338,8 @@ class HttpOpening(Opening):
             return await self.open_older_stream()
         except NOT_OF_THIS_ERA as error:
             detail = f"answered {INITIALIZE!r} with HTTP {status}, and over HTTP+SSE (2024-11-05) it {error.detail}"
-            raise BackendRejected(self.backend.id, detail, code=status, message=f"HTTP {status}") from error
+            words = f"HTTP {status}"
+            raise BackendRejected(self.backend.id, detail, code=status, message=words, status=status) from error
 
     async def open_event_stream(self) -> BackendClient:
         parts = self._parts

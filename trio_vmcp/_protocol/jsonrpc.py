@@ -306,9 +306,10 @@ def to_text(data: bytes | bytearray | memoryview) -> str:
 
 def _loads(text: str) -> Any:
     try:
+        decoder = _decoder_for(text)
         if len(text) < _LONG_TEXT:
-            return _decoder.decode(text)
-        return _without_collector(_decoder.decode, text)
+            return decoder.decode(text)
+        return _without_collector(decoder.decode, text)
     except _UNPARSABLE as exc:
         bad = _what_is_bad(exc)
     raise bad  # outside of the except: JSONDecodeError holds the document
@@ -317,7 +318,7 @@ def _loads(text: str) -> Any:
 def _loads_in_steps(text: str) -> Generator[None, None, Any]:
     if len(text) <= MOST_AT_ONCE:
         return _loads(text)
-    steps = decode_in_steps(_decoder, text)
+    steps = decode_in_steps(_decoder_for(text), text)
     bad: BadMessage | None = None
     while bad is None:
         try:
@@ -396,7 +397,20 @@ def _refuse_constant(_literal: str) -> float:
     raise BadMessage("holds NaN or Infinity, which JSON has not")
 
 
+def _whole(literal: str) -> float:
+    return keep_spelling(literal) if literal == "-0" else int(literal)
+
+
 _decoder = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse_constant)
+_careful_decoder = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse_constant, parse_int=_whole)
+_MINUS_ZERO = re.compile(r"-0(?![\d.eE])")
+
+
+def _decoder_for(text: str) -> json.JSONDecoder:
+    """Python has no negative integer 0, so -0 becomes a number with a spelling. A function for integers slows the parse
+    down, so only a text that may hold -0 is parsed with one; dates hold "-0" before a digit.
+    """
+    return _careful_decoder if "-0" in text and _MINUS_ZERO.search(text) else _decoder
 
 
 def _has_brackets(text: str, limit: int) -> bool:

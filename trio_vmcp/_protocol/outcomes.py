@@ -174,6 +174,7 @@ def rejection(backend_id: str, method: str, outcome: Answer | Refusal) -> Backen
         backend_id,
         f"answered {method!r} with HTTP {status}{words}",
         code=status,
+        status=status,
         message=said or f"HTTP {status}",
         retry_after=outcome.retry_after,
         may_have_executed=status >= 500 or status == 408,  # the other 4xx say that the request was not taken

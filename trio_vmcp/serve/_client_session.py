@@ -12,7 +12,7 @@ import attrs
 import trio
 
 from trio_vmcp._protocol.eras import LEGACY_VERSIONS
-from trio_vmcp._protocol.jsonrpc import ErrorReply, Notification, RequestId, Result, encode_notification, encode_request
+from trio_vmcp._protocol.jsonrpc import ErrorReply, Notification, RequestId, Result
 from trio_vmcp._protocol.methods import (
     CANCELLED,
     GET_PROMPT,
@@ -35,6 +35,7 @@ from trio_vmcp.models import JSON, SessionChange
 from trio_vmcp.serve._errors import INVALID_PARAMS, INVALID_REQUEST, Refusal
 from trio_vmcp.serve._exchange import Exchange, progress_of
 from trio_vmcp.serve._lists import LIST_METHODS
+from trio_vmcp.serve._messages import encode_notice, encode_question
 from trio_vmcp.serve._requests import CAPABILITIES, MARK, Call, perform
 from trio_vmcp.serve._version import SERVER_INFO
 from trio_vmcp.session import Session
@@ -236,12 +237,12 @@ class ClientSession:
         question_id, question = next(self._ids), _Question()
         self._questions[question_id] = question
         try:
-            send(encode_request(question_id, method, _without_token(request.params)), may_drop=False)
+            send(encode_question(question_id, method, _without_token(request.params)), may_drop=False)
             await question.answered.wait()
         except trio.Cancelled:
             if not self._is_ended:
                 cancelled = {"requestId": question_id, "reason": "the backend has withdrawn the question"}
-                send(encode_notification(CANCELLED, cancelled), may_drop=True)
+                send(encode_notice(CANCELLED, cancelled), may_drop=True)
             raise
         finally:
             del self._questions[question_id]
@@ -253,7 +254,7 @@ class ClientSession:
         raise ServerRequestError(UNAVAILABLE, "the session of the client has ended")
 
     def pass_log_message(self, request: ServerRequest) -> None:
-        data = encode_notification(MESSAGE, request.params)
+        data = encode_notice(MESSAGE, request.params)
         exchange = self._exchange_of(request)
         if exchange is not None and exchange.takes_messages:
             exchange.send(data, may_drop=True)
@@ -322,7 +323,7 @@ class ClientSession:
                 self._tell(LIST_CHANGED[kind], {})
 
     def _tell(self, method: str, params: JSON) -> None:
-        self.outlet.send(encode_notification(method, params), may_drop=True)
+        self.outlet.send(encode_notice(method, params), may_drop=True)
 
     def _lists(self) -> dict[Kind, tuple[object, ...]]:
         session = self.session

@@ -92,7 +92,7 @@ def refusal_of(error: Exception, *, is_modern: bool) -> Refusal:
             return Refusal(UNAVAILABLE, str(error), {"mayHaveExecuted": error.may_have_executed})
         case NotAuthorized():
             return Refusal(INVALID_REQUEST, "the session is unknown, expired or terminated", status=404)
-        case BackendRejected() if error.code < 0:  # the backend's own words
+        case BackendRejected() if error.status is None:  # the backend's own words
             status = 400 if is_modern and error.code == MISSING_CAPABILITY else 200
             return Refusal(error.code, error.message, error.data, status=status)
         case BackendError():
@@ -112,6 +112,6 @@ def _data_of(error: BackendError) -> dict[str, Any]:
     }
     if error.retry_after is not None:
         data["retryAfter"] = error.retry_after
-    if isinstance(error, BackendRejected):  # a refusal over HTTP alone: `code` is its status
-        data["httpStatus"] = error.code
+    if isinstance(error, BackendRejected):
+        data["httpStatus"] = error.status
     return data

@@ -11,11 +11,12 @@ from typing import Protocol
 import attrs
 import trio
 
-from trio_vmcp._protocol.jsonrpc import RequestId, encode_notification
+from trio_vmcp._protocol.jsonrpc import RequestId
 from trio_vmcp._protocol.methods import PROGRESS
 from trio_vmcp.connector import OnProgress
 from trio_vmcp.models import JSON
 from trio_vmcp.serve._asgi import HttpReply, HttpRequest
+from trio_vmcp.serve._messages import encode_notice
 from trio_vmcp.serve._streams import EVENT_STREAM, EventStream
 
 __all__ = ["JSON_BODY", "Exchange", "Exchanges", "HttpExchange", "QuietExchange", "notify", "progress_of"]
@@ -55,7 +56,7 @@ class Exchange(Protocol):
 def notify(exchange: Exchange, method: str, params: JSON) -> None:
     """Send a notification that may get lost where the client is slow."""
     if exchange.takes_messages:
-        exchange.send(encode_notification(method, params), may_drop=True)
+        exchange.send(encode_notice(method, params), may_drop=True)
 
 
 def progress_of(exchange: Exchange, params: JSON) -> OnProgress | None:

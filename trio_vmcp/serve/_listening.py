@@ -12,7 +12,7 @@ import attrs
 import trio
 
 from trio_vmcp._nursery import start_task
-from trio_vmcp._protocol.jsonrpc import Request, encode_notification
+from trio_vmcp._protocol.jsonrpc import Request
 from trio_vmcp._protocol.methods import (
     ACKNOWLEDGED,
     LIST_CHANGED,
@@ -26,6 +26,7 @@ from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 from trio_vmcp.serve._errors import INVALID_PARAMS, Refusal
 from trio_vmcp.serve._exchange import Exchange
+from trio_vmcp.serve._messages import encode_notice
 from trio_vmcp.session import Session
 
 __all__ = ["Listeners"]
@@ -75,7 +76,7 @@ class Listeners:
             async with session.changes() as changes:
                 await self._subscribe(session, interest, uris, honoured)
                 told = {"notifications": {**{LIST_KEYS[kind]: True for kind in kinds}, **_resources(uris, honoured)}}
-                exchange.send(encode_notification(ACKNOWLEDGED, {**told, "_meta": tag}), may_drop=False)
+                exchange.send(encode_notice(ACKNOWLEDGED, {**told, "_meta": tag}), may_drop=False)
                 async with trio.open_nursery() as nursery:
                     start_task(nursery, _cancel_when, self._closing, nursery.cancel_scope)
                     async for change in changes:
@@ -117,7 +118,7 @@ GOODBYE = 1.0  # s, for ending the subscriptions of one stream
 
 
 def _tell(exchange: Exchange, method: str, params: JSON) -> None:
-    exchange.send(encode_notification(method, params), may_drop=True)
+    exchange.send(encode_notice(method, params), may_drop=True)
 
 
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -1,8 +1,9 @@
-"""The bodies of the front: one JSON-RPC message of a client as a record, results and errors as bytes."""
+"""The messages of the front: one JSON-RPC message of a client as a record, those to clients as bytes."""
 
 from __future__ import annotations
 
 import json
+import re
 
 import trio
 
@@ -12,7 +13,6 @@ from trio_vmcp._protocol.jsonrpc import (
     ErrorReply,
     Message,
     RequestId,
-    encode_error,
     parse_cheap,
     parse_in_steps,
     split_batch_in_steps,
@@ -23,13 +23,16 @@ from trio_vmcp._steps import take_steps
 from trio_vmcp.models import JSON
 from trio_vmcp.serve._errors import INVALID_REQUEST, PARSE_ERROR, Refusal
 
-__all__ = ["encode_answer", "encode_refusal", "read_message", "split_batch"]
+__all__ = [
+    "encode_answer",
+    "encode_notice",
+    "encode_question",
+    "encode_refusal",
+    "read_message",
+    "split_batch",
+]
 
 MAX_DEPTH = 128
-
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-# A backend may write half a surrogate pair as an escape, which is no text and has no UTF-8. It is passed on escaped.
-_encode_escaped = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
 
 
 async def read_message(data: bytes) -> Message:
@@ -77,20 +80,39 @@ async def split_batch(data: bytes) -> list[bytes] | None:
 
 def encode_answer(request_id: RequestId, result: JSON) -> bytes:
     """A result as the backend gave it: the order of its keys and the spelling of its numbers stay."""
-    message = {"jsonrpc": "2.0", "id": request_id, "result": result}
-    if holds_spelled(message):
-        text = encode_spelled(message)
-    else:
-        text = _encode(message)
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return _encode_escaped(message).encode()
+    return _encode({"jsonrpc": "2.0", "id": request_id, "result": result})
 
 
 def encode_refusal(request_id: RequestId | None, refusal: Refusal | ErrorReply) -> bytes:
-    """An error, with the code of its cause also where the words cannot be sent: they may hold half a surrogate pair."""
+    """An error; `data` None: absent."""
+    error: JSON = {"code": refusal.code, "message": refusal.message}
+    if refusal.data is not None:
+        error["data"] = refusal.data
+    return _encode({"jsonrpc": "2.0", "id": request_id, "error": error})
+
+
+def encode_question(question_id: int, method: str, params: JSON) -> bytes:
+    """A request to a client."""
+    return _encode({"jsonrpc": "2.0", "id": question_id, "method": method, "params": params})
+
+
+def encode_notice(method: str, params: JSON) -> bytes:
+    """A notification to a client."""
+    return _encode({"jsonrpc": "2.0", "method": method, "params": params})
+
+
+def _encode(message: JSON) -> bytes:
+    text = encode_spelled(message) if holds_spelled(message) else _plain(message)
     try:
-        return encode_error(request_id, refusal.code, refusal.message, refusal.data)
-    except ValueError:
-        return encode_error(request_id, refusal.code, "the words of this error are no text")
+        return text.encode()
+    except UnicodeEncodeError:
+        return _HALVES.sub(_escaped, text).encode()
+
+
+def _escaped(half: re.Match[str]) -> str:
+    return f"\\u{ord(half[0]):04x}"
+
+
+_plain = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+# A backend may write half a surrogate pair as an escape, which is no text and has no UTF-8. It stays an escape.
+_HALVES = re.compile("[\ud800-\udfff]")

@@ -344,6 +344,7 @@ class HttpLink:
                 self.backend.id,
                 f"answered with HTTP {reply.status}{where}, which is not followed",
                 code=reply.status,
+                status=reply.status,
                 message="redirect",
                 may_have_executed=reply.body.written,
             )

@@ -1,0 +1,184 @@
+"""Results, errors and lists reach clients as the backend wrote them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+import pytest
+import trio
+from support.front import FrontWorld, Received, front_world, full_backend, modern_request
+from support.verbatim import Written, as_written, member, without_ours
+from trio.testing import MockClock
+
+from trio_vmcp import JSON
+from trio_vmcp.testing import CallContext, Rewrite, ScriptedBackend
+
+EVERY_PAIR = pytest.mark.parametrize("client", ["legacy", "modern"])
+EVERY_ERA = pytest.mark.parametrize("era", ["legacy", "modern"])
+
+# Members that a JSON library writes otherwise than they were written, and unknown ones.
+NUMBERS = (
+    '"price":1.50,"many":1e3,"minus":-0.0,"zero":-0,"tiny":1E-7,"far":1e308,"big":123456789012345678901234567890,'
+    '"deep":[[1.0,1.00,{"\u00e9":0.10,"e\u0301":10E+2}]]'
+)
+TEXTS = r'"escapes":"\u00e9\/\ud83d\ude00\u2028\u0000\u007f\"\\","none":null,"":{}'
+HALVES = r'"half":"a\ud800b","\udfff":[]'  # of surrogate pairs
+ODD = {"numbers": NUMBERS, "texts": TEXTS, "halves": HALVES, "all": f"{NUMBERS},{TEXTS},{HALVES}"}
+EVERY_ODDITY = pytest.mark.parametrize("odd", [pytest.param(odd, id=name) for name, odd in ODD.items()])
+
+REQUESTS: dict[str, JSON] = {
+    "tools/call": {"name": "a_echo", "arguments": {}},
+    "resources/read": {"uri": "file:///a"},
+    "prompts/get": {"name": "a_greet"},
+    "completion/complete": {
+        "ref": {"type": "ref/prompt", "name": "a_greet"},
+        "argument": {"name": "name", "value": ""},
+    },
+}
+RESULTS = {
+    "tools/call": '{"odd":{ODD},"content":[{"text":"x","type":"text",ODD}],ODD,"structuredContent":{ODD}}',
+    "resources/read": '{ODD,"contents":[{"text":"x",ODD,"uri":"file:///a"}]}',
+    "prompts/get": '{"messages":[{"content":{"text":"x","type":"text",ODD},ODD,"role":"user"}],ODD}',
+    "completion/complete": '{"completion":{ODD,"values":["b","a"],"total":2},ODD}',
+}
+LISTS = {
+    "tools/list": ("tools", '[{"inputSchema":{ODD,"type":"object","x":{ODD}},"name":"echo",ODD}]'),
+    "resources/list": ("resources", '[{"uri":"file:///a",ODD,"name":"a"}]'),
+    "resources/templates/list": ("resourceTemplates", '[{ODD,"name":"b","uriTemplate":"file:///b/{name}"}]'),
+    "prompts/list": ("prompts", '[{ODD,"name":"greet","arguments":[{ODD,"name":"x"}]}]'),
+}
+
+
+def writing(result: str) -> Rewrite:
+    """The response of a backend, with this text for its result."""
+
+    def change(response: JSON) -> bytes:
+        return f'{{"jsonrpc":"2.0","id":{json.dumps(response["id"])},"result":{result}}}'.encode()
+
+    return Rewrite(change)
+
+
+def backend_writing(era: str, results: Mapping[str, str]) -> ScriptedBackend:
+    backend = full_backend(era)
+    for method, result in results.items():
+        backend.fail(method, writing(result))
+    return backend
+
+
+async def ask(world: FrontWorld, client: str, method: str, params: JSON | None = None) -> Received:
+    if client == "legacy":
+        return await (await world.initialize()).ask(method, params)
+    message, headers = modern_request(method, params)
+    return await world.post(message, headers)
+
+
+def written_by(received: Received) -> Written:
+    """The response, as it stands in the body or at the end of the stream."""
+    body = received.body
+    if received.is_stream:
+        body = body.rpartition(b"data: ")[2]
+    return as_written(body)
+
+
+@EVERY_PAIR
+@EVERY_ERA
+@EVERY_ODDITY
+async def test_results_pass_as_they_were_written(odd: str, era: str, client: str, autojump_clock: MockClock) -> None:
+    """Unknown members, the order of keys, 1.50 and 1e3, and halves of surrogate pairs."""
+    results = {method: result.replace("ODD", odd) for method, result in RESULTS.items()}
+    async with front_world(backend_writing(era, results)) as world:
+        for method, params in REQUESTS.items():
+            result = member(written_by(await ask(world, client, method, params)), "result")
+            assert as_written(results[method]) == without_ours(result), method
+
+
+@EVERY_PAIR
+@EVERY_ERA
+async def test_lists_pass_as_they_were_written(era: str, client: str, autojump_clock: MockClock) -> None:
+    """Entries are the backend's to the last byte, but for the names of tools and prompts."""
+    lists = {
+        method: (array, entries.replace("ODD", f"{NUMBERS},{TEXTS}")) for method, (array, entries) in LISTS.items()
+    }
+    results = {method: f'{{"{array}":{entries}}}' for method, (array, entries) in lists.items()}
+    async with front_world(backend_writing(era, results)) as world:
+        for method, (array, entries) in lists.items():
+            expected = re.sub('"name":"(echo|greet)"', r'"name":"a_\1"', entries)
+            result = member(written_by(await ask(world, client, method)), "result")
+            assert as_written(expected) == member(result, array), method
+
+
+@EVERY_PAIR
+@EVERY_ERA
+@EVERY_ODDITY
+@pytest.mark.parametrize("code", [-32000, -32603, 42, 404])
+async def test_errors_pass_as_they_were_written(
+    code: int, odd: str, era: str, client: str, autojump_clock: MockClock
+) -> None:
+    """Code, text and data are the backend's; "other codes are free for applications" (JSON-RPC 2.0 §5.1)."""
+    error = f'{{"code":{code},"message":"caf\\u00e9 \\ud83d","data":{{{odd}}}}}'
+
+    def change(response: JSON) -> bytes:
+        return f'{{"jsonrpc":"2.0","id":{json.dumps(response["id"])},"error":{error}}}'.encode()
+
+    backend = full_backend(era)
+    for method in REQUESTS:
+        backend.fail(method, Rewrite(change))
+    async with front_world(backend) as world:
+        for method, params in REQUESTS.items():
+            received = await ask(world, client, method, params)
+            assert 200 == received.status
+            assert as_written(error) == member(written_by(received), "error"), method
+
+
+@EVERY_PAIR
+@EVERY_ERA
+async def test_arguments_reach_the_backend_as_they_were_written(
+    era: str, client: str, autojump_clock: MockClock
+) -> None:
+    """Numbers are spelled as the client spells them. Half a surrogate pair is refused: most parsers would refuse it."""
+    arguments = f"{{{NUMBERS}}}".encode()
+    async with front_world(full_backend(era)) as world:
+        if client == "legacy":
+            session = await world.initialize()
+            headers = session._headers()
+            message: JSON = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
+            message["params"] = {"name": "a_echo", "arguments": "ARGUMENTS"}
+        else:
+            message, headers = modern_request("tools/call", {"name": "a_echo", "arguments": "ARGUMENTS"})
+        body = json.dumps(message).encode().replace(b'"ARGUMENTS"', arguments)
+        assert 200 == (await world.post(body, headers)).status
+        (exchange,) = world.backends["a"].received("tools/call")
+        params = member(as_written(exchange.body), "params")
+        assert as_written(arguments) == member(params, "arguments")
+
+
+@EVERY_ODDITY
+async def test_questions_and_log_messages_pass_as_they_were_written(odd: str, autojump_clock: MockClock) -> None:
+    """Both on the stream of their call; the answer of the client reaches the backend as the client wrote it."""
+    question = f'{{"messages":[{{"role":"user","content":{{{odd}}}}}],"maxTokens":10,{odd}}}'
+    logged = f'{{"level":"info","data":{{{odd}}},{odd}}}'
+
+    async def ask_model(_arguments: JSON, context: CallContext) -> str:
+        await context.send(f'{{"jsonrpc":"2.0","method":"notifications/message","params":{logged}}}'.encode())
+        asked = f'{{"jsonrpc":"2.0","id":"q","method":"sampling/createMessage","params":{question}}}'
+        await context.send(asked.encode())
+        await trio.sleep(1)
+        return "asked"
+
+    backend = ScriptedBackend(answers="sse", capabilities={"tools": {}, "logging": {}})
+    backend.add_tool("ask", ask_model)
+    async with front_world(backend) as world:
+        client = await world.initialize({"sampling": {}})
+        received = client.start("tools/call", {"name": "a_ask"})
+        with trio.fail_after(10):
+            question_id = next(each["id"] for each in await received.wait_messages(2) if "id" in each)
+        events = [as_written(line[6:]) for line in received.body.split(b"\n") if line.startswith(b"data: {")]
+        told = {member(event, "method"): member(event, "params") for event in events}
+        assert {"notifications/message": as_written(logged), "sampling/createMessage": as_written(question)} == told
+        answer = f'{{"jsonrpc":"2.0","id":{question_id},"result":{{"role":"assistant",{NUMBERS}}}}}'
+        assert 202 == (await world.post(answer.encode(), client._headers())).status
+        await received.done.wait()
+        (reply,) = [exchange for exchange in backend.exchanges if b'"assistant"' in exchange.body]
+        assert as_written(f'{{"role":"assistant",{NUMBERS}}}') == member(as_written(reply.body), "result")
