@@ -151,7 +151,8 @@ def check_sendable(value: object, what: str) -> None:
 
 def _encode(message: JSON, what: str) -> bytes:
     try:
-        return (encode_spelled(message) if holds_spelled(message) else _encoder.encode(message)).encode()
+        text = _encoder.encode(message)  # first: the search for spelled numbers in a value that holds itself has no end
+        return (encode_spelled(message) if holds_spelled(message) else text).encode()
     except RecursionError:
         why = "it is nested too deeply"
     except (TypeError, ValueError):  # UnicodeEncodeError, too; their texts name no place
