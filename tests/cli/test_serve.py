@@ -189,6 +189,37 @@ async def test_another_instance_goes_on_with_sessions(tmp_path: Path) -> None:
                 assert 404 == (await post(server.url, ping, {"mcp-session-id": "one.other"})).status
 
 
+async def test_changes_of_the_file_reach_clients(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """With --watch a session that is live gets the servers that the file has now; a bad file changes nothing, and the
+    secrets of a new entry are not shown.
+    """
+    async with echo_network() as (network, _):
+        other = network.attach("http://b.test/mcp", echo_backend())
+        config = config_of(tmp_path, {"mcpServers": {"a": {"url": "http://a.test/mcp"}}})
+        plan = parse_plan(["serve", "--config", config, "--watch", "--port", "0"])
+        assert plan.serve is not None
+        found = find_servers(plan.servers, {})
+        async with running(prepare(plan.serve, {}), found, network) as server:
+            session = {"mcp-session-id": (await post(server.url, INITIALIZE)).headers["mcp-session-id"]}
+
+            async def tools() -> list[str]:
+                listed = await post(server.url, {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}, session)
+                return sorted(tool["name"] for tool in listed.result["tools"])
+
+            assert ["a_echo"] == await tools()
+            headers = {"authorization": "Bearer c4nary-s3cret"}
+            config_of(tmp_path, {"mcpServers": {"b": {"url": other, "headers": headers}}})
+            await trio.sleep(3)
+            assert ["b_echo"] == await tools()
+            config_of(tmp_path, "{ c4nary")
+            await trio.sleep(3)
+            assert ["b_echo"] == await tools()
+            assert "mcp.json: added b; removed a" in server.log.getvalue()
+            assert "nothing is changed: " in server.log.getvalue()
+            assert "c4nary" not in server.log.getvalue()
+        assert server.url in server.out.lines[-1]
+
+
 @pytest.mark.parametrize("host", ["127.0.0.2", "localhost", "::1"])
 async def test_the_given_host_may_be_named(host: str) -> None:
     """Requests to the url of the last line are taken, and those that name another host are not."""
@@ -239,6 +270,7 @@ JWT = ["--jwt-issuer", "https://id.test", "--jwt-audience", "front", "--jwks", "
         (["--redis", "http://127.0.0.1"], "redis://"),
         (["--keys", "no-such-file"], "--keys no-such-file: cannot be read"),
         (["--instance", "a.b"], "instance='a.b'"),
+        (["--config", "-", "--watch"], "--watch"),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, list) else "",
 )

@@ -16,13 +16,16 @@ import httpx
 import trio
 
 from trio_vmcp._cli.backend_lines import BackendLines, announce
+from trio_vmcp._cli.file_changes import FileChanges
 from trio_vmcp._cli.output import write_log
 from trio_vmcp._cli.plain_view import PlainView
 from trio_vmcp._cli.requests import FAILED, CommandOutcome
+from trio_vmcp._cli.sanitizer import Sanitizer
 from trio_vmcp._cli.serve_options import KEYS_VARIABLE, ServeOptions, read_keys
 from trio_vmcp._cli.sources import Found, InputError
 from trio_vmcp.default_manager import open_session_manager
 from trio_vmcp.factory import open_session_factory
+from trio_vmcp.manager import SessionManager
 from trio_vmcp.settings import FactorySettings, ManagerSettings
 from trio_vmcp.storage import Storage
 
@@ -108,6 +111,8 @@ async def run_server(
             problem = f"cannot listen on {host}, port {port}: {_why(error)}"
             view.show_problem(problem)
             return CommandOutcome(FAILED, {"ok": False, "error": {"type": "OSError", "message": problem}})
+        if setup.options.watch:
+            nursery.start_soon(_watching(setup.options.watch, found, manager, view).follow)
         for entry in found.skipped:
             lines.tell_once(entry.id, f"skipped, {entry.why}")
         ids = [backend.id for backend in found.backends]
@@ -117,6 +122,17 @@ async def run_server(
         tell(f"listening on {url}")
         await trio.sleep_forever()
     raise AssertionError("unreachable")
+
+
+def _watching(path: str, found: Found, manager: SessionManager, view: PlainView) -> FileChanges:
+    known = list(found.backends)
+
+    async def take_over(changed: Found) -> None:
+        known.extend(changed.backends)
+        view.safe = Sanitizer.of(known)  # a backend that is removed may still be heard of
+        await manager.set_backends(changed.backends)
+
+    return FileChanges(path, found, os.environ, take_over, view.show_problem)
 
 
 def _why(error: OSError) -> str:

@@ -35,6 +35,7 @@ class ServeOptions:
         redis: Its url; empty: sessions end with this process.
         keys: A file with one key in each line; empty: as the environment says.
         jwt_issuer, jwt_audience, jwks: All three, or none: then there is no authenticator.
+        watch: The file whose changes are taken over; empty: none is.
         insecure_no_auth: Any address may be served without an authenticator.
     """
 
@@ -49,6 +50,7 @@ class ServeOptions:
     jwt_issuer: str = ""
     jwt_audience: str = ""
     jwks: str = ""
+    watch: str = ""
     insecure_no_auth: bool = False
 
     @property
@@ -68,6 +70,8 @@ class ServeOptions:
         tokens = (given.jwt_issuer, given.jwt_audience, given.jwks)
         if any(tokens) and not all(tokens):
             raise ValueError("--jwt-issuer, --jwt-audience and --jwks go together")
+        if given.config == "-" and given.watch:
+            raise ValueError("--config - is stdin, which --watch cannot read again")
         options = cls(
             host=given.host,
             port=given.port,
@@ -80,6 +84,7 @@ class ServeOptions:
             jwt_issuer=given.jwt_issuer or "",
             jwt_audience=given.jwt_audience or "",
             jwks=given.jwks or "",
+            watch=given.config if given.watch else "",
             insecure_no_auth=given.insecure_no_auth,
         )
         is_open = not options.has_authenticator and not is_loopback(options.host)
@@ -110,7 +115,10 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--jwt-issuer", "URL", "clients need a token of this issuer")
     add("--jwt-audience", "A", "that is for this audience")
     add("--jwks", "URL|FILE", "and signed by one of these keys")
-    for name, about in (("--insecure-no-auth", "serve any address without asking clients for tokens"),):
+    for name, about in (
+        ("--watch", "take changes of FILE over while clients are connected"),
+        ("--insecure-no-auth", "serve any address without asking clients for tokens"),
+    ):
         parser.add_argument(name, action="store_true", help=about)
 
 

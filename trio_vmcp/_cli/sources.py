@@ -15,7 +15,7 @@ from trio_vmcp._cli.given import Given, read_object
 from trio_vmcp._cli.view import Skipped
 from trio_vmcp.models import Backend
 
-__all__ = ["Found", "InputError", "choose", "find_servers", "read_given"]
+__all__ = ["Found", "InputError", "Unreadable", "choose", "find_servers", "parse_servers", "read_given", "read_text"]
 
 STDIN = "-"
 ONLY_ID = "server"  # of a server without a file, which has no name
@@ -55,13 +55,26 @@ def find_servers(choice: ServerChoice, environment: Mapping[str, str], *, needs_
         return Found((_only_server(choice),)) if choice.url or choice.program else Found()
     name = _name(choice.file)
     try:
-        config = read_config(_read(choice.file), environment)
+        text = read_text(choice.file)
+    except Unreadable as error:
+        raise InputError("ConfigError", f"{name}: {error}") from None
+    return parse_servers(text, name, environment, choice.ids, needs_one=needs_one)
+
+
+def parse_servers(
+    text: str, name: str, environment: Mapping[str, str], ids: tuple[str, ...] = (), *, needs_one: bool = False
+) -> Found:
+    """The servers of a file of this name.
+
+    Raises:
+        InputError: The text cannot be used, or (`needs_one`) has no such server.
+    """
+    try:
+        config = read_config(text, environment)
         if needs_one:
-            config = choose(config, choice.ids)
+            config = choose(config, ids)
     except ConfigError as error:
         raise InputError("ConfigError", error.in_file(name)) from None
-    except _Unreadable as error:
-        raise InputError("ConfigError", f"{name}: {error}") from None
     skipped = tuple(Skipped(problem.backend_id, problem.in_file(name)) for problem in config.problems)
     return Found(config.backends, skipped, tuple(f"{name}: {warning}" for warning in config.warnings))
 
@@ -98,8 +111,8 @@ def read_given(given: Given) -> Given:
         return given
     name = _name(given.place)
     try:
-        return Given(whole=read_object(_read(given.place), ""))
-    except (_Unreadable, ValueError) as error:
+        return Given(whole=read_object(read_text(given.place), ""))
+    except (Unreadable, ValueError) as error:
         raise InputError("UsageError", f"{name}: {error}") from None
 
 
@@ -120,7 +133,7 @@ def _only_server(choice: ServerChoice) -> Backend:
         raise InputError("UsageError", f"--header: {error}") from None
 
 
-class _Unreadable(Exception):
+class Unreadable(Exception):
     """A file or stdin that cannot be read; the text completes a sentence about it."""
 
 
@@ -128,14 +141,18 @@ def _name(place: str) -> str:
     return "stdin" if place == STDIN else place
 
 
-def _read(place: str) -> str:
+def read_text(place: str) -> str:
+    """
+    Raises:
+        Unreadable: It is away, or no UTF-8.
+    """
     try:
         if place != STDIN:
             return Path(place).read_text("utf-8")
         if sys.stdin is None:  # closed by the parent process
-            raise _Unreadable("cannot be read: it is closed")
+            raise Unreadable("cannot be read: it is closed")
         return sys.stdin.buffer.read().decode()
     except OSError as exc:
-        raise _Unreadable(f"cannot be read: {exc.strerror or type(exc).__name__}") from None
+        raise Unreadable(f"cannot be read: {exc.strerror or type(exc).__name__}") from None
     except UnicodeDecodeError as exc:
-        raise _Unreadable(f"is not UTF-8 at byte {exc.start}") from None
+        raise Unreadable(f"is not UTF-8 at byte {exc.start}") from None
