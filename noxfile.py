@@ -215,6 +215,16 @@ def instances(session: nox.Session) -> None:
 
 
 @nox.session
+def browser(session: nox.Session) -> None:
+    """The page of `/status` in headless Chromium, on a phone and on a desktop, in light and dark. Screenshots go to
+    .nox/artefacts. Needs chromium.
+    """
+    session.install(f"{wheel(session)}[serve]", *group("test"))
+    command = ("python", "-P", "-m", "pytest", "--installed-only", "--verbose", f"--artefacts={WORK / 'artefacts'}")
+    session.run(*command, "tests/browser", *session.posargs)
+
+
+@nox.session
 def deploy(session: nox.Session) -> None:
     """Two instances behind HAProxy under load, one of which is killed: figures, and deploy.png. Not part of CI, which
     tests the same deployment in `instances`.

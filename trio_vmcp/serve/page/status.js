@@ -164,8 +164,12 @@ function sessionPanel(first, now) {
   return { element, update };
 }
 
+function isAway(state) {
+  return !["ready", "stopped", "removed"].includes(state);
+}
+
 function notReady(backends) {
-  return backends.filter((backend) => backend.state !== "ready" && backend.state !== "stopped");
+  return backends.filter((backend) => isAway(backend.state));
 }
 
 // --- the page
@@ -192,7 +196,8 @@ function noteChanges() {
       const key = `${session.tag} ${backend.id}`;
       now.set(key, backend.state);
       const before = states.get(key);
-      if (!isFirst && before !== undefined && before !== backend.state) {
+      // A backend that is away goes back and forth between two states for each attempt to reach it.
+      if (!isFirst && before !== undefined && isAway(before) !== isAway(backend.state)) {
         note(`${backend.id} of ${session.tag}: ${before} → ${backend.state}`);
       }
     }
