@@ -17,14 +17,22 @@ order, as they do when the body is cancelled from outside.
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from types import TracebackType
-from typing import Final, Generic, ParamSpec, TypeVar
+from typing import Final, Generic, ParamSpec, Protocol, TypeVar
 
 import trio
 
-__all__ = ["EXITS", "exit_in", "forwarding_exits", "plain_exit", "protected_manager", "run_interruptible"]
+__all__ = [
+    "EXITS",
+    "closed_in_order",
+    "exit_in",
+    "forwarding_exits",
+    "plain_exit",
+    "protected_manager",
+    "run_interruptible",
+]
 
 EXITS: Final = (KeyboardInterrupt, SystemExit)
 
@@ -65,6 +73,46 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 async def run_interruptible(function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run code of the user's that owns nothing of ours: a Ctrl-C ends it at once, also while it computes."""
     return await function(*args, **kwargs)
+
+
+class Closable(Protocol):
+    """Owns tasks in a nursery, and ends them in an order of its own."""
+
+    async def close(self, *, is_exit: bool) -> None:
+        """
+        Args:
+            is_exit: The program ends.
+        """
+        ...
+
+
+ClosableT = TypeVar("ClosableT", bound=Closable)
+
+
+@asynccontextmanager
+async def closed_in_order(make: Callable[[trio.Nursery], ClosableT]) -> AsyncIterator[ClosableT]:
+    """Make an object that owns tasks in a nursery, and close both in this order, however the block ends.
+
+    The error of the block comes out as itself; an exit wins over it, wherever it struck.
+    """
+    body_error: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            made = make(nursery)
+            try:
+                yield made
+            except BaseException as exc:  # noqa: ASYNC103, BLE001  # raised below: the nursery would group it
+                body_error = exc
+            await made.close(is_exit=exit_in(body_error) is not None)
+            nursery.cancel_scope.cancel(reason=f"{type(made).__name__} is closed")
+    except BaseExceptionGroup as group:
+        # An exit wins over what the body ended with, which may be the Cancelled that this exit has caused.
+        body_error = exit_in(group) or body_error
+        if body_error is None:
+            raise
+    finally:
+        if body_error is not None:
+            raise body_error  # it wins over a cancel that came while the object closed
 
 
 class _ProtectedManager(AbstractAsyncContextManager[T_co], Generic[T_co]):

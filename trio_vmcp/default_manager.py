@@ -13,7 +13,7 @@ from functools import partial
 import attrs
 import trio
 
-from trio_vmcp._interrupts import exit_in, protected_manager
+from trio_vmcp._interrupts import closed_in_order, protected_manager
 from trio_vmcp._manager.changes import Changes
 from trio_vmcp._manager.configuration import BackendSource, Configuration, Passed, difference
 from trio_vmcp._manager.due import Limits
@@ -350,28 +350,16 @@ async def open_session_manager(
         touch_interval=factory.storage_ttl / TOUCHES_PER_TTL,
     )
     places = Places(settings.max_sessions, settings.max_sessions_per_identity)
-    body_error: BaseException | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            notifying = factory.notifying_storage
-            tag_of = None if notifying is None else notifying.notice_tag
-            registry = Registry(factory, nursery, configuration, limits, places, tag_of=tag_of)
-            openings, changes = Openings(registry, nursery), Changes(registry, configuration)
-            manager = DefaultSessionManager(factory, nursery, settings, configuration, registry, openings, changes)
-            start_clean(nursery, registry.serve)
-            if notifying is not None:
-                start_clean(nursery, registry.heed, notifying)
-            try:
-                yield manager
-            except BaseException as exc:  # noqa: ASYNC103, BLE001  # raised below: the nursery would group it
-                body_error = exc
-            await manager.close(is_exit=exit_in(body_error) is not None)
-            nursery.cancel_scope.cancel(reason="the session manager is closed")
-    except BaseExceptionGroup as group:
-        # An exit wins over what the body ended with, which may be the Cancelled that this exit has caused.
-        body_error = exit_in(group) or body_error
-        if body_error is None:
-            raise
-    finally:
-        if body_error is not None:
-            raise body_error  # it wins over a cancel that came while the sessions closed
+
+    def make(nursery: trio.Nursery) -> DefaultSessionManager:
+        notifying = factory.notifying_storage
+        tag_of = None if notifying is None else notifying.notice_tag
+        registry = Registry(factory, nursery, configuration, limits, places, tag_of=tag_of)
+        openings, changes = Openings(registry, nursery), Changes(registry, configuration)
+        start_clean(nursery, registry.serve)
+        if notifying is not None:
+            start_clean(nursery, registry.heed, notifying)
+        return DefaultSessionManager(factory, nursery, settings, configuration, registry, openings, changes)
+
+    async with closed_in_order(make) as manager:
+        yield manager

@@ -17,7 +17,7 @@ import trio
 
 from trio_vmcp._client.built_in import BuiltInConnector
 from trio_vmcp._http.proxy import choose_proxies
-from trio_vmcp._interrupts import EXITS, exit_in, protected_manager
+from trio_vmcp._interrupts import EXITS, closed_in_order, exit_in, protected_manager
 from trio_vmcp._nursery import require_trio, start_clean
 from trio_vmcp._session.connectors import Connectors, ForSession
 from trio_vmcp._session.goodbyes import say_goodbyes
@@ -627,37 +627,27 @@ async def open_session_factory(
     )
     default_for = built_in.for_session if connector is None else lambda *_: connector
     chosen = Connectors(connectors, default_for, takes_any=connector is not None)
-    body_error: BaseException | None = None
+
+    def make(nursery: trio.Nursery) -> DefaultSessionFactory:
+        if connector is None and transport is None:
+            start_clean(nursery, built_in.tidy)
+        return DefaultSessionFactory(
+            storage=store,
+            connector_for=chosen.for_session,
+            check_backend=chosen.check,
+            settings=settings,
+            nursery=nursery,
+            keys=settings.identity_keys or process_keys(),
+            shares_storage=storage is not None,
+            warns_of_process_key=not (settings.identity_keys or type(store) is LocalStorage),
+            observers=Observers(tuple(observers)),
+        )
+
     try:
-        async with trio.open_nursery() as nursery:
-            factory = DefaultSessionFactory(
-                storage=store,
-                connector_for=chosen.for_session,
-                check_backend=chosen.check,
-                settings=settings,
-                nursery=nursery,
-                keys=settings.identity_keys or process_keys(),
-                shares_storage=storage is not None,
-                warns_of_process_key=not (settings.identity_keys or type(store) is LocalStorage),
-                observers=Observers(tuple(observers)),
-            )
-            if connector is None and transport is None:
-                start_clean(nursery, built_in.tidy)
-            try:
-                yield factory
-            except BaseException as exc:  # noqa: ASYNC103, BLE001  # raised below: the nursery would group it
-                body_error = exc
-            await factory.close(is_exit=exit_in(body_error) is not None)
-            nursery.cancel_scope.cancel(reason="the session factory is closed")
-    except BaseExceptionGroup as group:
-        # An exit wins over what the body ended with, which may be the Cancelled that this exit has caused.
-        body_error = exit_in(group) or body_error
-        if body_error is None:
-            raise
+        async with closed_in_order(make) as factory:
+            yield factory
     finally:
         built_in.close()
         if storage is None:
             with trio.move_on_after(settings.teardown_timeout, shield=True):
                 await store.aclose()
-        if body_error is not None:
-            raise body_error  # it wins over a cancel that came while the sessions closed
