@@ -111,4 +111,4 @@ def is_bound_to(binding: str | None, identity: Identity | None, keys: Sequence[b
 
 def same_principal(a: Identity | None, b: Identity | None) -> bool:
     """Whether two callers are the same principal: the check of every call. None equals None alone."""
-    return hmac.compare_digest(_principal(a), _principal(b))
+    return a is b or hmac.compare_digest(_principal(a), _principal(b))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 from support.front import FrontWorld, Received, front_world, modern_request
+from support.garbage import keeping_garbage
 from trio.testing import MockClock
 
 EVERY_ERA = pytest.mark.parametrize("era", ["legacy", "modern"])
@@ -36,3 +37,17 @@ async def test_a_slow_reader_gets_one_response(
         assert "result" in received.answer
         await trio.sleep(LONG)
     assert [] == [record.getMessage() for record in caplog.records]  # a second head is an error in a task
+
+
+@EVERY_ERA
+async def test_a_request_leaves_no_reference_cycle(autojump_clock: MockClock, era: str) -> None:
+    """A request that is answered is freed at once, and not by a run of the garbage collector, which stops all tasks."""
+    async with front_world() as world:
+        await (await start_call(world, era)).done.wait()  # what is made once
+        client = await world.initialize()
+        with keeping_garbage() as garbage:
+            if era == "legacy":
+                await client.result("tools/call", CALL)
+            else:
+                await world.post(*modern_request("tools/call", CALL))
+        assert {} == garbage

@@ -4,43 +4,17 @@ stops all tasks, and takes 10 ms for 60,000 objects.
 
 from __future__ import annotations
 
-import gc
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
 from support.channels import EVERY_ANSWER, Channel
+from support.garbage import keeping_garbage
 from support.harness import NO_RETRIES, echo_backend, open_world
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import Session, ToolNotFound, open_session_factory
 from trio_vmcp.testing import CONNECT, Refuse
-
-OF_SESSIONS = ("trio_vmcp._session", "trio_vmcp._routing", "trio_vmcp.default_session")
-OF_CLIENTS = ("HandshakeClient", "StatelessClient", "Ask", "KnownResults", "Tool")
-
-
-@contextmanager
-def keeping_garbage() -> Iterator[Counter[str]]:
-    """Counts, at the end of the block, what only the garbage collector would free of sessions, their lists, clients and
-    requests, by type. A channel of lines and the parser of a connection refer to themselves, but to no session.
-    """
-    found: Counter[str] = Counter()
-    was_enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    gc.set_debug(gc.DEBUG_SAVEALL)
-    try:
-        yield found
-        gc.collect()
-        kinds = [(type(each).__module__, type(each).__qualname__) for each in gc.garbage]
-    finally:
-        gc.set_debug(0)
-        gc.garbage.clear()
-        (gc.enable if was_enabled else gc.disable)()
-    found.update(f"{module}.{name}" for module, name in kinds if module.startswith(OF_SESSIONS) or name in OF_CLIENTS)
 
 
 async def _close(session: Session) -> None:

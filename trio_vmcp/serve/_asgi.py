@@ -18,6 +18,8 @@ Receive: TypeAlias = Callable[[], Awaitable[Mapping[str, Any]]]
 Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
 HeaderList: TypeAlias = Iterable[tuple[bytes, bytes]]
 
+_NONE: frozenset[str] = frozenset()
+
 
 BODY_TIMEOUT = 60.0  # s for the whole body of a request; 4 MiB at 560 kbit/s
 
@@ -52,20 +54,16 @@ class HttpRequest:
 
     @classmethod
     def of(cls, scope: Mapping[str, Any], receive: Receive) -> HttpRequest:
-        headers: dict[str, str] = {}
-        repeated: set[str] = set()
-        for raw_name, raw_value in scope["headers"]:
-            name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-            if name in headers:
-                repeated.add(name)
-                value = f"{headers[name]}, {value}"
-            headers[name] = value
+        pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
+        headers, repeated = dict(pairs), _NONE
+        if len(headers) < len(pairs):
+            headers, repeated = _joined(pairs)
         path = scope["path"]
         root = scope.get("root_path") or ""
         # A mounted application gets the whole path or the rest of it, as its server sees fit.
         if root and path.startswith(root):
             path = path[len(root) :]
-        return cls(scope["method"], path, headers, frozenset(repeated), receive)
+        return cls(scope["method"], path, headers, repeated, receive)
 
     async def read_body(self, most: int) -> bytes:
         """The body, counted while it arrives: `Content-Length` may be absent, or wrong.
@@ -100,6 +98,17 @@ class HttpRequest:
         """Until the client has closed its connection. Call this once the body is read."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+
+def _joined(pairs: list[tuple[str, str]]) -> tuple[dict[str, str], frozenset[str]]:
+    headers: dict[str, str] = {}
+    repeated: set[str] = set()
+    for name, value in pairs:
+        if name in headers:
+            repeated.add(name)
+            value = f"{headers[name]}, {value}"  # the rest of the loop wants the joined one
+        headers[name] = value
+    return headers, frozenset(repeated)
 
 
 @attrs.define(eq=False)

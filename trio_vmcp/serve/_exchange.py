@@ -157,7 +157,8 @@ class HttpExchange(Exchange):
         request_id: The client's own.
         method, params: Of the request.
         stream: Its event stream; None: it is not open.
-        on_gone: Called once, if the client leaves before it has its response.
+        on_gone: Called once with this exchange, if the client leaves before it has its response. A closure over the
+            exchange would be a cycle, and keep the whole request until the garbage collector comes.
         resumable: The name of the stream, for a client that may resume it; empty: the stream cannot be resumed.
     """
 
@@ -170,7 +171,7 @@ class HttpExchange(Exchange):
     _accepts_stream: bool = attrs.field(alias="accepts_stream")
     _keep_alive: float = attrs.field(alias="keep_alive")
     _capacity: int = attrs.field(alias="capacity")
-    on_gone: Callable[[], None] = attrs.field(repr=False, kw_only=True, default=lambda: None)
+    on_gone: Callable[[HttpExchange], None] = attrs.field(repr=False, kw_only=True)
     resumable: str = attrs.field(default="", kw_only=True)
     primes: bool = attrs.field(default=False, kw_only=True)
     log_level: str | None = attrs.field(default=None, kw_only=True)
@@ -248,7 +249,7 @@ class HttpExchange(Exchange):
             self.is_gone = True
             if self.stream is not None:
                 self.stream.detach()
-            self.on_gone()
+            self.on_gone(self)
 
     async def _write(self, stream: EventStream, written: trio.Event) -> None:
         try:

@@ -252,7 +252,7 @@ class LegacyFront(Clients):
             takes_stream,
             self._settings.keep_alive_interval,
             self._settings.stream_buffer,
-            on_gone=lambda: self._abandon(exchange),
+            on_gone=self._abandon,
             resumable=client.next_name(),
             primes=takes_stream and client.state.version >= PRIMED_SINCE,
         )
@@ -344,13 +344,13 @@ async def _detach_when_gone(request: HttpRequest, stream: EventStream) -> None:
     stream.detach()
 
 
-def accepts(request: HttpRequest, media_type: str) -> bool:
-    """Whether the header `Accept` takes a media type, wildcards included; an absent one takes all."""
+def accepts(request: HttpRequest, *media_types: str) -> bool:
+    """Whether the header `Accept` takes all of these media types, wildcards included; an absent one takes all."""
     given = request.headers.get("accept")
     if given is None:
         return True
     types = {part.partition(";")[0].strip().lower() for part in given.split(",")}
-    return bool(types & {media_type, media_type.partition("/")[0] + "/*", "*/*"})
+    return all(not types.isdisjoint((each, each.partition("/")[0] + "/*", "*/*")) for each in media_types)
 
 
 def _session_id(request: HttpRequest) -> str:

@@ -94,7 +94,7 @@ class ModernFront:
     _seal: RoundSeal = attrs.field(alias="seal", repr=False)
     listeners: Listeners = attrs.field(factory=Listeners, init=False)
     _handlers: ClientHandlers = attrs.field(init=False, repr=False)
-    _mirrored: dict[str, _Mirrored] = attrs.field(factory=dict, init=False, repr=False)  # by the tag of the session
+    _mirrored: dict[str, _Mirrored] = attrs.field(factory=dict, init=False, repr=False)  # by the id of the session
 
     def __attrs_post_init__(self) -> None:
         # A client of this era is never asked by a request, so backends are told of no capability but its own.
@@ -105,7 +105,7 @@ class ModernFront:
         Raises:
             Refusal: The message was not taken.
         """
-        if not (accepts(request, "application/json") and accepts(request, "text/event-stream")):
+        if not accepts(request, "application/json", "text/event-stream"):
             raise Refusal(INVALID_REQUEST, "Accept must take application/json and text/event-stream", status=406)
         if isinstance(message, Notification):
             _require_served(meta_of(message.params).get(PROTOCOL_VERSION, MODERN_VERSION))
@@ -137,7 +137,7 @@ class ModernFront:
             True,
             self._settings.keep_alive_interval,
             self._settings.stream_buffer,
-            on_gone=lambda: exchange.scope.cancel(reason="the client is gone"),
+            on_gone=_cancel,
             log_level=meta_of(message.params).get(LOG_LEVEL),
         )
         self._exchanges.add(exchange)
@@ -214,14 +214,18 @@ class ModernFront:
             Refusal: A header `Mcp-Param-*` does not say what the arguments say.
         """
         name, arguments = params.get("name"), params.get("arguments")
-        held = self._mirrored.get(session.tag)
+        held = self._mirrored.get(session.id)
         if held is None or held.tools is not session.tools:
             if len(self._mirrored) >= MOST_INDEXED:
                 self._mirrored.clear()
-            held = self._mirrored[session.tag] = _Mirrored(session.tools)
+            held = self._mirrored[session.id] = _Mirrored(session.tools)
         wanted = held.of(name) if isinstance(name, str) else None
         if wanted is not None and wanted.paths:
             check_mirrored(wanted, request, arguments if isinstance(arguments, dict) else {})
+
+
+def _cancel(exchange: HttpExchange) -> None:
+    exchange.scope.cancel(reason="the client is gone")
 
 
 def discovered() -> JSON:
