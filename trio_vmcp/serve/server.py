@@ -24,9 +24,9 @@ from trio_vmcp.serve.settings import ServeSettings
 
 try:
     from hypercorn.config import Config
-    from hypercorn.trio.tcp_server import TCPServer
     from hypercorn.trio.worker_context import WorkerContext
-    from hypercorn.typing import ConnectionState
+
+    from trio_vmcp.serve._connection import Connection
 except ImportError as _error:
     if (_error.name or "").partition(".")[0] != "hypercorn":
         raise
@@ -117,7 +117,7 @@ class _Connections:
     _front: Front = attrs.field(alias="front")
     _config: Config = attrs.field(alias="config")
     _context: WorkerContext = attrs.field(factory=lambda: WorkerContext(None), init=False)
-    _streams: set[trio.abc.Stream] = attrs.field(factory=set, init=False)
+    _open: set[Connection] = attrs.field(factory=set, init=False)
     _accepting: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     # Shielded: the cancel that ends the server must not end a request that is under way.
     _serving: trio.CancelScope = attrs.field(factory=lambda: trio.CancelScope(shield=True), init=False)
@@ -137,24 +137,27 @@ class _Connections:
         """Accept no more. Idle connections end at once, the others after `GRACE` s at the latest."""
         self._accepting.cancel(reason="the server shuts down")
         await self._context.terminated.set()
+        for connection in self._open:
+            connection.end_if_idle()
         with trio.move_on_after(GRACE):
             await self._ended.wait()
         self._serving.cancel(reason="the server has shut down")
-        for stream in list(self._streams):  # a write that waits for its client fails with that
-            await trio.aclose_forcefully(stream)
+        for connection in list(self._open):  # a write that waits for its client fails with that
+            await trio.aclose_forcefully(connection.stream)
         await self._ended.wait()
 
     async def _answer(self, scope: Any, receive: Any, send: Any, sync_spawn: object, call_soon: object) -> None:
         await self._front(scope, receive, send)
 
     async def _serve(self, stream: Any) -> None:  # a SocketStream or SSLStream, which hypercorn tells apart
-        self._streams.add(stream)
+        connection = Connection(self._answer, self._config, self._context, stream)
+        self._open.add(connection)
         try:
-            await TCPServer(self._answer, self._config, self._context, ConnectionState({}), stream)
+            await connection
         except* Exception as crash:  # noqa: BLE001  # of one connection; the others go on
             logger.warning("a connection has crashed: %s", describe_crash(crash))
         finally:
-            self._streams.discard(stream)
+            self._open.discard(connection)
 
 
 def _default_config() -> Config:
