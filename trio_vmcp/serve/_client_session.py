@@ -12,7 +12,7 @@ import attrs
 import trio
 
 from trio_vmcp._protocol.eras import LEGACY_VERSIONS
-from trio_vmcp._protocol.jsonrpc import ErrorReply, Notification, RequestId, Result
+from trio_vmcp._protocol.jsonrpc import ErrorReply, Notification, RequestId, Result, check_sendable
 from trio_vmcp._protocol.methods import (
     CANCELLED,
     GET_PROMPT,
@@ -59,9 +59,15 @@ def negotiate(params: JSON) -> tuple[str, JSON]:
         raise Refusal(INVALID_PARAMS, "'protocolVersion' is not a string")
     if capabilities is None:
         capabilities = {}
-    if not isinstance(capabilities, dict) or not all(isinstance(each, dict) for each in capabilities.values()):
-        raise Refusal(INVALID_PARAMS, "'capabilities' is not an object of objects")
-    declared = {kind: capabilities[kind] for kind in QUESTIONS.values() if kind in capabilities}
+    if not isinstance(capabilities, dict):
+        raise Refusal(INVALID_PARAMS, "'capabilities' is not an object")
+    declared = {kind: capabilities[kind] for kind in QUESTIONS.values() if capabilities.get(kind) is not None}
+    if not all(isinstance(each, dict) for each in declared.values()):
+        raise Refusal(INVALID_PARAMS, f"'capabilities': one of {', '.join(declared)} is not an object")
+    try:
+        check_sendable(declared, "capabilities")  # every backend is told
+    except ValueError as bad:
+        raise Refusal(INVALID_PARAMS, str(bad)) from None
     if len(json.dumps(declared)) > MOST_CAPABILITIES:
         raise Refusal(INVALID_PARAMS, f"'capabilities' is over {MOST_CAPABILITIES} bytes")
     return version if version in LEGACY_VERSIONS else LEGACY_VERSIONS[0], declared
