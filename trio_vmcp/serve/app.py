@@ -28,11 +28,10 @@ from trio_vmcp.serve._errors import INVALID_REQUEST, Refusal, refusal_of
 from trio_vmcp.serve._exchange import JSON_BODY, Exchanges
 from trio_vmcp.serve._legacy import LegacyFront
 from trio_vmcp.serve._messages import encode_refusal, read_message, split_batch
-from trio_vmcp.serve._modern import PROTOCOL_VERSION, ModernFront, meta_of
+from trio_vmcp.serve._modern import ModernFront
 from trio_vmcp.serve._operator import PROBES, FrontState, OperatorPaths
-from trio_vmcp.serve._rounds import RoundSeal
+from trio_vmcp.serve._stateless import PROTOCOL_VERSION, meta_of
 from trio_vmcp.serve.authenticator import Authenticator, AuthenticatorUnavailable, Unauthenticated
-from trio_vmcp.serve.sealing import Sealer
 from trio_vmcp.serve.settings import ServeSettings
 from trio_vmcp.session import Session
 
@@ -96,8 +95,7 @@ class Front:
     def __attrs_post_init__(self) -> None:
         self._exchanges = Exchanges(self._manager.start_task)
         self._legacy = LegacyFront(self._manager, self._settings, self._exchanges)
-        seal = RoundSeal(Sealer(self._manager.derive_keys("requestState")))
-        self._modern = ModernFront(self._manager, self._settings, self._exchanges, seal)
+        self._modern = ModernFront(self._manager, self._settings, self._exchanges)
         path = self._settings.path.rstrip("/")
         operator = OperatorPaths(self._manager, self._state).handlers()
         self._paths = {**operator, path: self._serve_mcp, f"{path}/": self._serve_mcp}
@@ -127,7 +125,7 @@ class Front:
         Raises:
             VmcpError: As `SessionManager.shared`.
         """
-        return await self._modern.shared(None)
+        return await self._modern.stateless.shared(None)
 
     async def drain(self) -> None:
         """Take no further requests, end the streams that would stay open, and return when no request is under way. The
@@ -135,7 +133,7 @@ class Front:
         """
         self.is_draining = True
         self._legacy.close()
-        self._modern.listeners.close()
+        self._modern.stateless.listeners.close()
         await self._exchanges.wait_none()
 
     async def _route(self, request: HttpRequest, reply: HttpReply, scheme: str) -> None:
