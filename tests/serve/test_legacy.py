@@ -554,7 +554,9 @@ async def test_a_silent_stream_carries_comments(autojump_clock: MockClock) -> No
     [
         (b"{", {}, 400, -32700),
         (b"[]", {}, 400, -32600),
-        (b"[1", {}, 400, -32600),
+        (b"[1", {}, 400, -32700),
+        (b"[ ]", {}, 400, -32600),
+        (b'{"jsonrpc":"2.0","id":null,"method":"ping"}', {}, 400, -32600),
         (b"[1]", {}, 400, -32600),
         (b'{"jsonrpc":"2.0"}', {}, 400, -32600),
         (b'{"jsonrpc":"1.0","id":1,"method":"ping"}', {}, 400, -32600),
@@ -587,6 +589,27 @@ async def test_other_verbs_are_refused(verb: str, autojump_clock: MockClock) -> 
         assert (405, "GET, POST, DELETE") == (reply.status, reply.headers["allow"])
 
 
+@pytest.mark.parametrize("verb", ["GET", "POST", "DELETE"])
+async def test_a_version_that_is_none_is_refused(verb: str, autojump_clock: MockClock) -> None:
+    """ "MUST respond with 400 Bad Request" (2025-11-25, transports); a version of the other era has no GET: 405."""
+    async with front_world() as world:
+        client = await world.initialize()
+        own = {"mcp-session-id": client.session_id, "content-type": "application/json"}
+        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping"}).encode() if verb == "POST" else b""
+        for version in ("garbage", "1999-01-01", "", "2026-07-28x"):
+            reply = await world.request(verb, body, {**own, "mcp-protocol-version": version})
+            assert 400 == reply.status, version
+        assert {} == await client.result("ping")
+
+
+async def test_a_response_without_content_has_no_length(autojump_clock: MockClock) -> None:
+    """ "MUST NOT send a Content-Length header field in any response with a status code of 204" (RFC 9110 §8.6)."""
+    async with front_world() as world:
+        client = await world.initialize()
+        reply = await client.delete()
+        assert (204, None) == (reply.status, reply.headers.get("content-length"))
+
+
 async def test_a_path_with_a_slash_is_the_same_and_others_are_none(autojump_clock: MockClock) -> None:
     """No redirect, which clients do not follow with their body (python-sdk#732)."""
     async with front_world() as world:
@@ -608,6 +631,10 @@ async def test_a_path_with_a_slash_is_the_same_and_others_are_none(autojump_cloc
         ([("host", "localhost:8000"), ("origin", "http://localhost:8000")], 400),
         ([("host", "localhost:8000"), ("origin", "http://localhost:8001")], 403),
         ([("host", "localhost"), ("origin", "http://localhost:80")], 400),
+        ([("host", "localhost"), ("origin", "https://localhost")], 400),
+        ([("host", "localhost:443"), ("origin", "https://localhost")], 400),
+        ([("host", "localhost:80"), ("origin", "https://localhost")], 403),
+        ([("host", "localhost"), ("origin", "ftp://localhost")], 403),
         ([("host", "localhost"), ("origin", "null")], 403),
         ([("host", "localhost"), ("origin", "https://evil.example")], 403),
         ([("host", "localhost"), ("origin", "https://app.example")], 400),

@@ -146,6 +146,37 @@ async def test_a_notification_is_taken_and_dropped(autojump_clock: MockClock) ->
         assert (202, b"") == (reply.status, reply.body)
         reply = await world.post({"jsonrpc": "2.0", "id": 1, "result": {}}, {"mcp-protocol-version": MODERN})
         assert 400 == reply.status
+        # Without `_meta`, the header says the version.
+        reply = await world.post(
+            {"jsonrpc": "2.0", "method": "notifications/x"}, {"mcp-protocol-version": "2027-01-01"}
+        )
+        assert (400, -32022) == (reply.status, reply.json["error"]["code"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "header", "is_same"),
+    [
+        (42, "42.0", True),
+        (42, "4.2e1", True),
+        (-42, "-42", True),
+        (42, "4_2", False),
+        (42, "+42", False),
+        (42, "nan", False),
+        (9007199254740993, "9007199254740993.0", True),
+        (9007199254740993, "9007199254740992", False),
+    ],
+)
+async def test_integers_in_headers_are_compared_as_numbers(
+    argument: int, header: str, is_same: bool, autojump_clock: MockClock
+) -> None:
+    """Exactly: two integers that differ may be one float."""
+    backend = echo_backend("modern")
+    properties = {"n": {"type": "integer", "x-mcp-header": "N"}}
+    backend.add_tool("look", inputSchema={"type": "object", "properties": properties})
+    async with front_world(backend) as world:
+        call = {"name": "a_look", "arguments": {"n": argument}}
+        reply = await ask(world, "tools/call", call, headers={"mcp-param-n": header})
+        assert (200 if is_same else 400) == reply.status
 
 
 async def test_parameters_in_headers_are_checked_and_sent_on(autojump_clock: MockClock) -> None:
@@ -397,6 +428,14 @@ async def test_streams_of_one_principal_share_subscriptions(autojump_clock: Mock
 # Which era a request is of
 
 
+@pytest.mark.parametrize("body", [b"{", b"[]", b'"x"', b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}'])
+async def test_the_forms_that_a_client_takes_come_before_its_body(body: bytes, autojump_clock: MockClock) -> None:
+    """The ladder has 406 before 400."""
+    async with front_world() as world:
+        reply = await world.post(body, {"mcp-protocol-version": MODERN, "accept": "application/json"})
+        assert 406 == reply.status
+
+
 @pytest.mark.parametrize(
     ("method", "params", "version", "code"),
     [
@@ -405,6 +444,8 @@ async def test_streams_of_one_principal_share_subscriptions(autojump_clock: Mock
         ("ping", {"_meta": {f"{META}clientInfo": {}}}, "2025-11-25", -32600),
         ("ping", {}, MODERN, -32602),
         ("ping", {"_meta": {f"{META}protocolVersion": "2025-06-18"}}, None, -32600),
+        ("ping", {"_meta": {f"{META}protocolVersion": "2025-06-18", f"{META}clientCapabilities": {}}}, MODERN, -32020),
+        ("initialize", {"protocolVersion": "2025-11-25", "_meta": {f"{META}protocolVersion": "x"}}, MODERN, -32602),
     ],
 )
 async def test_the_era_of_a_request(

@@ -95,8 +95,16 @@ class Request:
 
 @attrs.frozen
 class Notification:
+    """
+    Attributes:
+        params: {} when absent.
+        has_null_id: It has an id, and that is null, which MCP forbids (basic, "Requests"): a sloppy notification, or a
+            request that cannot be answered.
+    """
+
     method: str
-    params: JSON = attrs.field(repr=False)  # {} when absent
+    params: JSON = attrs.field(repr=False)
+    has_null_id: bool = attrs.field(default=False, eq=False, repr=False)
 
 
 Message: TypeAlias = Result | ErrorReply | Request | Notification
@@ -465,8 +473,8 @@ def _call(message: JSON) -> Request | Notification:
     if not _is_object(params):
         raise BadMessage(f"has {_kind(params)} for params, not an object")
     request_id = message.get("id")
-    if request_id is None:  # MCP (basic, "Requests") forbids null for the id of a request
-        return Notification(method, params)
+    if request_id is None:
+        return Notification(method, params, "id" in message)
     _refuse_long("an id", request_id)
     # The id is sent back, so it must be encodable.
     if type(request_id) is not int and not _is_encodable(request_id):

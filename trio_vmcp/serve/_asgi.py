@@ -120,8 +120,9 @@ class HttpReply:
     _is_to_head: bool = attrs.field(default=False, alias="is_to_head", kw_only=True)
 
     async def respond(self, status: int, body: bytes = b"", headers: HeaderList = ()) -> None:
-        length = (b"content-length", b"%d" % len(body))
-        await self._send({"type": "http.response.start", "status": status, "headers": [length, *headers]})
+        # "MUST NOT send a Content-Length header field in any response with a status code of … 204": RFC 9110 §8.6.
+        length = [] if status == 204 else [(b"content-length", b"%d" % len(body))]
+        await self._send({"type": "http.response.start", "status": status, "headers": [*length, *headers]})
         await self._send({"type": "http.response.body", "body": b"" if self._is_to_head else body})
 
     async def start(self, status: int, headers: HeaderList) -> None:

@@ -29,21 +29,21 @@ def host_problem(host: str | None, allowed: tuple[str, ...]) -> str | None:
     return f"the host {name[:_MOST_SHOWN]!r} is not served here (allowed_hosts)"
 
 
-def origin_problem(origin: str | None, host: str, allowed: tuple[str, ...], *, scheme: str = "http") -> str | None:
+def origin_problem(origin: str | None, host: str, allowed: tuple[str, ...]) -> str | None:
     """Why a request from this `Origin` is refused; None: it is not.
 
     Args:
         origin: The header; None: absent, as from programs.
-        host: The header `Host`: pages of the same host and port may send requests.
+        host: The header `Host`: pages of the same host and port may send requests. Where both leave out the port, it is
+            the same, whatever the scheme is: a proxy may have ended TLS before us.
         allowed: Whole origins: scheme, host and port.
-        scheme: Of the request, for the port that `Host` leaves out.
     """
     if origin is None or origin in allowed:
         return None
     problem = f"the origin {origin[:_MOST_SHOWN]!r} may not send requests (allowed_origins)"
     try:
         parts = urlsplit(origin)
-        here = urlsplit(f"{scheme}://{host}")
+        here = urlsplit(f"{parts.scheme}://{host}")
         same = parts.hostname == here.hostname and _port(parts.scheme, parts.port) == _port(here.scheme, here.port)
     except ValueError:
         return problem

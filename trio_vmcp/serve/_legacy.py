@@ -159,6 +159,7 @@ class LegacyFront(Clients):
 
     async def delete(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
         """End the session. The answer comes once it takes no more requests; what runs drains behind that."""
+        _check_version(request)
         session_id = _session_id(request)
         await self._manager.terminate(session_id, caller=identity, wait=False)
         client = self._clients.pop(session_id, None)
@@ -193,10 +194,7 @@ class LegacyFront(Clients):
             Refusal: There is no session id, or the version is none.
             VmcpError: As `SessionManager.get`.
         """
-        version = request.headers.get("mcp-protocol-version")
-        if version is not None and version not in LEGACY_VERSIONS:
-            shown = ", ".join(LEGACY_VERSIONS)
-            raise Refusal(INVALID_REQUEST, f"the MCP-Protocol-Version is none of {shown}", status=400)
+        _check_version(request)
         session_id = _session_id(request)
         session = await self._manager.get(
             session_id, caller=identity, handlers=partial(handlers_for, self), prefer_era="legacy"
@@ -351,6 +349,13 @@ def accepts(request: HttpRequest, *media_types: str) -> bool:
         return True
     types = {part.partition(";")[0].strip().lower() for part in given.split(",")}
     return all(not types.isdisjoint((each, each.partition("/")[0] + "/*", "*/*")) for each in media_types)
+
+
+def _check_version(request: HttpRequest) -> None:
+    version = request.headers.get("mcp-protocol-version")
+    if version is not None and version not in LEGACY_VERSIONS:
+        shown = ", ".join(LEGACY_VERSIONS)
+        raise Refusal(INVALID_REQUEST, f"the MCP-Protocol-Version is none of {shown}", status=400)
 
 
 def _session_id(request: HttpRequest) -> str:

@@ -12,6 +12,7 @@ from trio_vmcp._protocol.jsonrpc import (
     BadMessage,
     ErrorReply,
     Message,
+    Notification,
     RequestId,
     parse_cheap,
     parse_in_steps,
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 MAX_DEPTH = 128
+_EMPTY_ARRAY = re.compile(r"[ \t\r\n]*\[[ \t\r\n]*\][ \t\r\n]*")
 
 
 async def read_message(data: bytes) -> Message:
@@ -41,6 +43,13 @@ async def read_message(data: bytes) -> Message:
     Raises:
         Refusal: It is no JSON, or no JSON-RPC message. HTTP 400.
     """
+    message = await _parse(data)
+    if isinstance(message, Notification) and message.has_null_id:
+        raise Refusal(INVALID_REQUEST, "the id of a request must not be null", status=400)
+    return message
+
+
+async def _parse(data: bytes) -> Message:
     try:
         text = to_text(data)
         if is_cheap(text, MOST_VALUES):
@@ -74,7 +83,8 @@ async def split_batch(data: bytes) -> list[bytes] | None:
     except (BadMessage, TooCostly) as bad:
         raise Refusal(PARSE_ERROR, f"the body {bad}", status=400) from None
     if not texts:
-        raise Refusal(INVALID_REQUEST, "the batch is empty, or no JSON", status=400)
+        is_empty = _EMPTY_ARRAY.fullmatch(text) is not None
+        raise Refusal(INVALID_REQUEST if is_empty else PARSE_ERROR, "the batch is empty, or no JSON", status=400)
     return [text.encode("utf-8", "surrogatepass") for text in texts]
 
 

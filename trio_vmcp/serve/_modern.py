@@ -5,6 +5,8 @@ The checks are in the order of the specification's ladder; the first that fails 
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
 from functools import partial
 
 import attrs
@@ -31,6 +33,8 @@ from trio_vmcp.session import Session
 
 __all__ = ["ModernFront"]
 
+_INTEGER = re.compile(r"-?\d+", re.ASCII)
+_NUMBER = re.compile(r"-?\d{1,400}(\.\d{1,400})?([eE][+-]?\d{1,4})?", re.ASCII)
 _SINGLE = ("mcp-protocol-version", "mcp-method", "mcp-name")
 MOST_INDEXED = 64  # sessions, of which the arguments that tools repeat in headers are kept
 
@@ -74,10 +78,10 @@ class ModernFront:
         Raises:
             Refusal: The message was not taken.
         """
-        if not accepts(request, "application/json", "text/event-stream"):
-            raise Refusal(INVALID_REQUEST, "Accept must take application/json and text/event-stream", status=406)
+        require_both_forms(request)
         if isinstance(message, Notification):
-            require_served(meta_of(message.params).get(PROTOCOL_VERSION, MODERN_VERSION))
+            said = request.headers.get("mcp-protocol-version", MODERN_VERSION)
+            require_served(meta_of(message.params).get(PROTOCOL_VERSION, said))
             await reply.respond(202)
             return
         if not isinstance(message, Request):
@@ -146,6 +150,16 @@ def _cancel(exchange: HttpExchange) -> None:
     exchange.scope.cancel(reason="the client is gone")
 
 
+def require_both_forms(request: HttpRequest) -> None:
+    """A response may be an object or a stream, so a client must take both.
+
+    Raises:
+        Refusal: It does not.
+    """
+    if not accepts(request, "application/json", "text/event-stream"):
+        raise Refusal(INVALID_REQUEST, "Accept must take application/json and text/event-stream", status=406)
+
+
 def check_request(request: HttpRequest, message: Request) -> None:
     """The ladder of a request (`protocol`, 2026-07-28, transports and versioning).
 
@@ -201,7 +215,9 @@ def _are_same(value: str, given: str) -> bool:
         return False
     if expected == received:
         return True
-    try:
-        return float(expected) == float(received) and expected.lstrip("-").isdigit()
-    except ValueError:
-        return False
+    # Integers are compared as numbers, exactly: two that differ may be one float.
+    return (
+        _NUMBER.fullmatch(received) is not None
+        and _INTEGER.fullmatch(expected) is not None
+        and Decimal(expected) == Decimal(received)
+    )

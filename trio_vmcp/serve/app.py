@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -28,7 +29,7 @@ from trio_vmcp.serve._errors import INVALID_REQUEST, Refusal, refusal_of
 from trio_vmcp.serve._exchange import JSON_BODY, Exchanges
 from trio_vmcp.serve._legacy import LegacyFront
 from trio_vmcp.serve._messages import encode_refusal, read_message, split_batch
-from trio_vmcp.serve._modern import ModernFront
+from trio_vmcp.serve._modern import ModernFront, require_both_forms
 from trio_vmcp.serve._operator import PROBES, FrontState, OperatorPaths
 from trio_vmcp.serve._stateless import PROTOCOL_VERSION, meta_of
 from trio_vmcp.serve.authenticator import Authenticator, AuthenticatorUnavailable, Unauthenticated
@@ -38,6 +39,7 @@ from trio_vmcp.session import Session
 __all__ = ["Front", "asgi_app"]
 
 UNAVAILABLE = -32000  # from the range that JSON-RPC 2.0 §5.1 leaves to implementations
+_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)  # what is none is no version of either era: 400, also for GET
 _Handler: TypeAlias = Callable[[HttpRequest, HttpReply, Identity | None], Awaitable[None]]
 
 
@@ -106,7 +108,7 @@ class Front:
             return
         request, reply = HttpRequest.of(scope, receive), HttpReply(send, is_to_head=scope["method"] == "HEAD")
         try:
-            await self._route(request, reply, scope.get("scheme", "http"))
+            await self._route(request, reply)
         except ClientGone:
             pass
         except Refusal as refusal:
@@ -136,13 +138,13 @@ class Front:
         self._modern.stateless.listeners.close()
         await self._exchanges.wait_none()
 
-    async def _route(self, request: HttpRequest, reply: HttpReply, scheme: str) -> None:
+    async def _route(self, request: HttpRequest, reply: HttpReply) -> None:
         handler = self._paths.get(request.path)
         if handler is None:
             raise Refusal(INVALID_REQUEST, "there is nothing at this path", status=404)
         identity = None
         if request.path not in PROBES:
-            self._check_edges(request, scheme)
+            self._check_edges(request)
             identity = await self._authenticate(request)
         await handler(request, reply, identity)
 
@@ -157,12 +159,12 @@ class Front:
         status = 400 if request_id is None and refusal.status == 200 else refusal.status
         await reply.respond(status, encode_refusal(request_id, refusal), (JSON_BODY, *refusal.headers))
 
-    def _check_edges(self, request: HttpRequest, scheme: str) -> None:
+    def _check_edges(self, request: HttpRequest) -> None:
         host = None if "host" in request.repeated else request.headers.get("host")
         problem = host_problem(host, self._settings.allowed_hosts)
         if problem is None and host is not None:
             origin = request.headers.get("origin")
-            problem = origin_problem(origin, host, self._settings.allowed_origins, scheme=scheme)
+            problem = origin_problem(origin, host, self._settings.allowed_origins)
         if problem is not None:
             raise Refusal(INVALID_REQUEST, problem, status=403)
 
@@ -179,7 +181,8 @@ class Front:
             raise Refusal(UNAVAILABLE, "no credentials can be verified now", status=503, headers=delay) from None
 
     async def _serve_mcp(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
-        is_modern = is_modern_version(request.headers.get("mcp-protocol-version"))
+        version = request.headers.get("mcp-protocol-version", "")
+        is_modern = is_modern_version(version) and _DATE.fullmatch(version) is not None
         match request.verb:
             case "POST":
                 await self._post(request, reply, identity)
@@ -207,12 +210,11 @@ class Front:
             raise Refusal(INVALID_REQUEST, f"the body is over {limit} bytes (max_body_bytes)", status=413) from None
         except BodyTooSlow:
             raise Refusal(INVALID_REQUEST, f"the body took over {BODY_TIMEOUT:g} s", status=408) from None
-        batch = await split_batch(body)
-        if batch is not None:
+        message = await _read(request, body)
+        if isinstance(message, list):
             self._require_open()
-            await self._legacy.post_batch(request, reply, identity, batch)
+            await self._legacy.post_batch(request, reply, identity, message)
             return
-        message = await read_message(body)
         if isinstance(message, Request):  # what runs may still need answers to questions, and cancels
             self._require_open()
         is_modern = is_of_modern_era(message, request)
@@ -223,12 +225,26 @@ class Front:
             await self._refuse(reply, refusal_of(error, is_modern=is_modern), message)
 
 
+async def _read(request: HttpRequest, body: bytes) -> Message | list[bytes]:
+    """The message in a body, or those of a batch.
+
+    Raises:
+        Refusal: There is none.
+    """
+    try:
+        return await split_batch(body) or await read_message(body)
+    except Refusal:
+        if is_modern_version(request.headers.get("mcp-protocol-version")):
+            require_both_forms(request)  # the ladder of the stateless era has this rule before the body
+        raise
+
+
 def is_of_modern_era(message: Message, request: HttpRequest) -> bool:
     """The era of one request: its body decides before its headers, since proxies and clients keep old headers."""
     if isinstance(message, Request | Notification):
         version = meta_of(message.params).get(PROTOCOL_VERSION)
-        if version is not None:
-            return not isinstance(version, str) or is_modern_version(version)
+        if version is not None and (not isinstance(version, str) or is_modern_version(version)):
+            return True
         if message.method == INITIALIZE:
             return False
     return is_modern_version(request.headers.get("mcp-protocol-version"))
