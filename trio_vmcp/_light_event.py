@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from typing import Any
-
 import attrs
 import trio
 
@@ -13,12 +10,12 @@ __all__ = ["LightEvent"]
 
 @attrs.define(eq=False)
 class LightEvent:
-    """A `trio.Event` without its set of waiting tasks, four fifths of its memory, until a task waits. It is set once,
+    """A `trio.Event` for few waiting tasks: an empty set of them would be four fifths of its memory. It is set once,
     and stays so.
     """
 
     _is_set: bool = attrs.field(default=False, init=False)
-    _waited_for: trio.Event | None = attrs.field(default=None, init=False, repr=False)
+    _waiting: tuple[trio.lowlevel.Task, ...] = attrs.field(default=(), init=False, repr=False)
 
     def is_set(self) -> bool:
         return self._is_set
@@ -26,13 +23,20 @@ class LightEvent:
     def set(self) -> None:
         """Wake all tasks that wait, and from now on let none wait."""
         self._is_set = True
-        if self._waited_for is not None:
-            self._waited_for.set()
+        waiting, self._waiting = self._waiting, ()
+        for task in waiting:
+            trio.lowlevel.reschedule(task)
 
-    def wait(self) -> Coroutine[Any, Any, None]:
-        """Await it: until it is set, and a checkpoint in any case."""
+    async def wait(self) -> None:
+        """Wait until it is set. A checkpoint in any case."""
         if self._is_set:
-            return trio.lowlevel.checkpoint()  # noqa: ASYNC105  # the caller awaits it
-        if self._waited_for is None:
-            self._waited_for = trio.Event()
-        return self._waited_for.wait()
+            await trio.lowlevel.checkpoint()
+            return
+        this = trio.lowlevel.current_task()
+        self._waiting += (this,)
+
+        def abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+            self._waiting = tuple(task for task in self._waiting if task is not this)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
