@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal, NoReturn
 
@@ -151,7 +152,12 @@ def endpoint_digest(backend: Backend) -> str:
     where = backend.url
     if backend.transport == "stdio":
         where = json.dumps([backend.command, *backend.args, backend.cwd])
-    return hashlib.sha256(f"{backend.transport}\0{where}".encode("utf-8", "surrogatepass")).hexdigest()
+    return _digest_of(f"{backend.transport}\0{where}")
+
+
+@lru_cache(maxsize=256)  # sessions of one process have the same backends
+def _digest_of(endpoint: str) -> str:
+    return hashlib.sha256(endpoint.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class _Misfit(ValueError):

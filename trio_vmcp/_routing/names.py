@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
-from typing import Literal, TypeAlias
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
 from weakref import WeakValueDictionary
 
 import attrs
@@ -38,7 +39,7 @@ __all__ = ["AT_ONCE", "KnownClaims", "Names"]
 
 AT_ONCE = 512  # names in one step; one that is contested takes 10 us
 
-_NOTHING_RENAMED: Mapping[str, Mapping[str, str]] = {}
+_NOTHING: Mapping[Any, Any] = MappingProxyType({})  # most claims have most of their fields empty
 
 
 @attrs.frozen
@@ -58,13 +59,13 @@ class _Claims:
     """
 
     listed: Sequence[str] = ()
-    targets: dict[str, Target] = attrs.field(factory=dict)
-    doubles: dict[str, tuple[Target, ...]] = attrs.field(factory=dict)
-    preferred: dict[str, Target] = attrs.field(factory=dict)
-    renamed: Mapping[str, str] = attrs.field(factory=dict)
-    inner: Mapping[str, str] = attrs.field(factory=dict)
-    belong_to: dict[str, str] = attrs.field(factory=dict)
-    cut: list[str] = attrs.field(factory=list)
+    targets: Mapping[str, Target] = _NOTHING
+    doubles: Mapping[str, tuple[Target, ...]] = _NOTHING
+    preferred: Mapping[str, Target] = _NOTHING
+    renamed: Mapping[str, str] = _NOTHING
+    inner: Mapping[str, str] = _NOTHING
+    belong_to: Mapping[str, str] = _NOTHING
+    cut: Sequence[str] = ()
 
     def of(self, name: str) -> tuple[Target, ...]:
         """What this backend would answer a composed name with."""
@@ -81,6 +82,9 @@ class _Claims:
         )
 
 
+_NO_CLAIMS = _Claims()
+
+
 def _claim(
     strategy: ConflictResolution,
     backend_id: str,
@@ -94,7 +98,10 @@ def _claim(
     Args:
         keep_out: From what a composed name is cut to, to what it is advertised as.
     """
-    claims = _Claims(names, inner=inner, renamed=renamed)
+    targets: dict[str, Target] = {}
+    doubles: dict[str, tuple[Target, ...]] = {}
+    belong_to: dict[str, str] = {}
+    cut: list[str] = []
     compose = composer(strategy, backend_id, renamed)
     for at, name in enumerate(dict.fromkeys(names), start=1):
         if at % AT_ONCE == 0:
@@ -103,22 +110,23 @@ def _claim(
         if whole is not None:
             composed = shown = whole if rule is None else rule.fit(whole)
             if rule is not None and composed is not whole and rule.cuts(whole):
-                claims.cut.append(composed)
+                cut.append(composed)
                 composed, shown = keep_out(composed), rule.legible(whole)
             for prefix, owner in inner.items():
                 if shown.startswith(prefix):
-                    claims.belong_to.setdefault(composed, owner)
+                    belong_to.setdefault(composed, owner)
                     break
             target = Target(backend_id, name)
-            first = claims.targets.setdefault(composed, target)
+            first = targets.setdefault(composed, target)
             if first is not target:
-                claims.doubles[composed] = (*claims.doubles.get(composed, (first,)), target)
-    claims.cut.sort()
-    for composed, targets in claims.doubles.items():
-        native = [target for target in targets if target.name not in renamed]
+                doubles[composed] = (*doubles.get(composed, (first,)), target)
+    preferred: dict[str, Target] = {}
+    for composed, alike in doubles.items():
+        native = [target for target in alike if target.name not in renamed]
         if len(native) == 1:
-            claims.preferred[composed] = native[0]
-    return claims
+            preferred[composed] = native[0]
+    found = (doubles or _NOTHING, preferred or _NOTHING, renamed or _NOTHING, inner or _NOTHING, belong_to or _NOTHING)
+    return _Claims(names, targets or _NOTHING, *found, sorted(cut) if cut else ())
 
 
 # By the kind of the names, the id of their backend, and the identity of the names.
@@ -175,7 +183,7 @@ class Names:
         self,
         listed: Mapping[str, Sequence[str]],
         order: Sequence[str],
-        renamed: Mapping[str, Mapping[str, str]] = _NOTHING_RENAMED,
+        renamed: Mapping[str, Mapping[str, str]] = _NOTHING,
     ) -> Iterator[None]:
         """Decide again what a change touches, with a step for some names each.
 
@@ -186,15 +194,15 @@ class Names:
         """
         self._segments = {}
         if isinstance(self._strategy, Manual):  # it goes by the own names
-            renamed = _NOTHING_RENAMED
+            renamed = _NOTHING
         given, again = listed, set[str]()
         # In order, so that names are bound in the order of the table; by the backend whose names they all are.
         touched: list[tuple[str | None, Collection[str]]] = []
         if order != list(self._claims):
             for gone in self._claims.keys() - set(order):
-                withdrawn = yield from self._replace(gone, _Claims())
+                withdrawn = yield from self._replace(gone, _NO_CLAIMS)
                 touched.append((None, withdrawn))
-            self._claims = {backend_id: self._claims.get(backend_id) or _Claims() for backend_id in order}
+            self._claims = {backend_id: self._claims.get(backend_id, _NO_CLAIMS) for backend_id in order}
             touched.append((None, list(self._contested)))
             self._inner, self._prefixes, again = self._prefixes_of(order)
             listed = {backend_id: self._claims[backend_id].listed for backend_id in again} | dict(listed)

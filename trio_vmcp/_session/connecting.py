@@ -56,6 +56,7 @@ class SessionParts:
         raise_exit: Takes a KeyboardInterrupt or SystemExit that came out of code of the user's.
         log_level: Which log messages the session wants.
         shared: What all sessions of the factory hold once.
+        tag: The session's name in log records.
     """
 
     connector: BackendConnector = attrs.field(repr=False)  # bound to the session's id
@@ -67,11 +68,9 @@ class SessionParts:
     raise_exit: Callable[[BaseException], None]
     log_level: LogLevel
     shared: SharedLists
-
-    @property
-    def tag(self) -> str:
-        """The session's name in log records."""
-        return session_tag(self.row.metadata.session_id)
+    tag: str = attrs.field(
+        default=attrs.Factory(lambda parts: session_tag(parts.row.metadata.session_id), takes_self=True), init=False
+    )
 
 
 @attrs.frozen(eq=False)

@@ -225,8 +225,9 @@ class _Lister:
         try:
             while len(pages.received) < self.settings.max_pages:
                 if not pages.received:
-                    page = await self._request(wanted, {}, _FirstPages(self, field))
-                    source = self.source_of(field, page.digest) or source
+                    first = _FirstPages(self, field)
+                    page = await self._request(wanted, {}, first)
+                    source = first.source or source
                     pages.known = source.pages.get(field, ())
                 else:
                     of_digest = {known.digest: known.result for known in pages.known if known.digest is not None}
@@ -259,10 +260,8 @@ class _Lister:
             )
         return cursor
 
-    def source_of(self, field: str, digest: bytes | None) -> Listing | None:
+    def source_of(self, field: str, digest: bytes) -> Listing | None:
         """The listing, of before or of another session, in which the list of a field begins with this page."""
-        if digest is None:
-            return None
         pages = self.known.pages.get(field)
         if pages and pages[0].digest == digest:
             return self.known
@@ -324,13 +323,18 @@ class _Lister:
                 self._fail_list(each, error)
 
 
-@attrs.frozen
+@attrs.define
 class _FirstPages:
-    """The results in which known lists of one field begin, by their digest."""
+    """The results in which known lists of one field begin, by their digest.
+
+    Attributes:
+        source: The listing that was found; None: there was none.
+    """
 
     _lister: _Lister
     _field: str
+    source: Listing | None = attrs.field(default=None, init=False)
 
     def get(self, digest: bytes, /) -> JSON | None:
-        source = self._lister.source_of(self._field, digest)
-        return None if source is None else source.pages[self._field][0].result
+        self.source = self._lister.source_of(self._field, digest)
+        return None if self.source is None else self.source.pages[self._field][0].result

@@ -214,6 +214,8 @@ class Membership:
             level, text = logging.WARNING, f"was not connected for a call: it {state.cause.detail}"
         elif isinstance(state, Ready) and not isinstance(before, Connecting | Waking):
             level, text = logging.INFO, "is ready again"
+        if not logger.isEnabledFor(level):
+            return
         extra = {"session": self._session.tag, "backend_id": member.backend_id}
         logger.log(level, "%s: backend %r %s", self._session.tag, member.backend_id, text, extra=extra)
 
