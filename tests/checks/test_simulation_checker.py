@@ -282,11 +282,10 @@ async def counts_twice(original: Any, admission: Admission) -> AsyncIterator[Any
 
 @asynccontextmanager
 async def forgets_its_slot(original: Any, link: Any, *args: Any, **kw: Any) -> AsyncIterator[Any]:
-    slot = object()
-    link.limit.calls.acquire_on_behalf_of_nowait(slot)
+    assert link.limit.calls.take_nowait()
     async with original(link, *args, **kw) as reply:
         yield reply
-    link.limit.calls.release_on_behalf_of(slot)  # no `finally`
+    link.limit.calls.give_back()  # no `finally`
 
 
 @asynccontextmanager

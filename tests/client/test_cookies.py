@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-import trio
 from support.raw_http import OK, answer, open_served
 
 from trio_vmcp import Backend
@@ -30,7 +29,7 @@ async def open_sender(transport: str, **configured: Any) -> AsyncGenerator[Send,
             Backend(id="b", url=url, **configured),
             over,
             auth=None,
-            limit=ConnectionLimit(trio.CapacityLimiter(1)),
+            limit=ConnectionLimit(1),
             max_message_bytes=1000,
         )
 

@@ -86,7 +86,7 @@ def link_over(
         Backend(**{"id": "b", "url": "http://b.test/mcp", **configured}),
         transport,
         auth=auth,
-        limit=ConnectionLimit(trio.CapacityLimiter(slots)),
+        limit=ConnectionLimit(slots),
         max_message_bytes=1000,
     )
 
@@ -1293,7 +1293,7 @@ async def test_a_redirect_to_a_host_that_idna_refuses_is_a_protocol_error() -> N
         Backend(id="a", url="http://a.test/mcp"),
         httpx.MockTransport(answer),
         auth=None,
-        limit=ConnectionLimit(trio.CapacityLimiter(1)),
+        limit=ConnectionLimit(1),
         max_message_bytes=KIB,
     )
     with pytest.raises(BackendProtocolError, match="to http://xn--, another origin"):

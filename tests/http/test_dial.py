@@ -51,7 +51,7 @@ def link_over(transport: Http11Transport, url: str) -> HttpLink:
         Backend(id="b", url=url),
         transport,
         auth=None,
-        limit=ConnectionLimit(trio.CapacityLimiter(1)),
+        limit=ConnectionLimit(1),
         max_message_bytes=1000,
     )
 

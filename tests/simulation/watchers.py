@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import attrs
 import trio
@@ -19,6 +20,7 @@ from trio.testing import MockClock
 from simulation.backends import CANARY
 from simulation.trace import Crashed, Event, SecretLeaked, StateChanged, Told, Trace
 from trio_vmcp import observe
+from trio_vmcp._client.http.connection_limit import Slots
 
 __all__ = ["SECRET", "InstanceObserver", "watched_garbage", "watched_limiters", "watched_log"]
 
@@ -78,20 +80,26 @@ def watched_log(trace: Trace, clock: MockClock, is_muted: Callable[[], bool]) ->
 
 
 @contextmanager
-def watched_limiters() -> Iterator[list[trio.CapacityLimiter]]:
-    """Every CapacityLimiter that is made inside the block."""
-    made: list[trio.CapacityLimiter] = []
-    original = trio.CapacityLimiter
+def watched_limiters() -> Iterator[list[trio.CapacityLimiter | Slots]]:
+    """Every limiter that is made inside the block."""
+    made: list[trio.CapacityLimiter | Slots] = []
+    kinds: tuple[Any, ...] = (trio.CapacityLimiter, Slots)
+    inits = [kind.__init__ for kind in kinds]
 
-    def make(total_tokens: float) -> trio.CapacityLimiter:
-        made.append(original(total_tokens))
-        return made[-1]
+    def watched(init: Any) -> Any:
+        def note(limiter: Any, total_tokens: float) -> None:
+            init(limiter, total_tokens)
+            made.append(limiter)
 
-    trio.CapacityLimiter = make  # type: ignore[misc, assignment]
+        return note
+
+    for kind, init in zip(kinds, inits, strict=True):
+        kind.__init__ = watched(init)
     try:
         yield made
     finally:
-        trio.CapacityLimiter = original  # type: ignore[misc]
+        for kind, init in zip(kinds, inits, strict=True):
+            kind.__init__ = init
 
 
 @attrs.define(eq=False)

@@ -91,6 +91,7 @@ from trio_vmcp import (
     VmcpError,
     open_session_factory,
 )
+from trio_vmcp._client.http.connection_limit import Slots
 from trio_vmcp._session.member import Incomplete
 from trio_vmcp.default_session import DefaultSession
 from trio_vmcp.errors import session_tag
@@ -191,7 +192,7 @@ class _World:
     shielded: int = attrs.field(default=0, init=False)  # callbacks that shield themselves at the moment
     over: trio.Event = attrs.field(factory=trio.Event, init=False)  # ends the blocks that hold a session
     operations: int = attrs.field(default=0, init=False)
-    limiters: list[trio.CapacityLimiter] = attrs.field(factory=list, init=False)
+    limiters: list[trio.CapacityLimiter | Slots] = attrs.field(factory=list, init=False)
     seams: list[Seam] = attrs.field(factory=list, init=False)  # by instance, as the next
     ways: list[StorageWay] = attrs.field(factory=list, init=False)
 

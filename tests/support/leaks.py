@@ -13,11 +13,15 @@ import sys
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from functools import partial, update_wrapper
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 import pytest
 import trio
+
+from trio_vmcp._client.http.connection_limit import Slots
+
+Limiter: TypeAlias = trio.CapacityLimiter | Slots
 
 _FDS = "/proc/self/fd"
 
@@ -31,13 +35,14 @@ class LeakWatch:
     """
 
     found: list[str] = attrs.field(factory=list, init=False)
-    _limiters: list[tuple[trio.CapacityLimiter, str]] = attrs.field(factory=list, init=False)
+    _limiters: list[tuple[Limiter, str]] = attrs.field(factory=list, init=False)
     _undo: list[Callable[[], None]] = attrs.field(factory=list, init=False)
 
     def begin(self) -> None:
         for owner, name, replacement in (
             (trio, "run", self._watched_run(trio.run)),
             (trio.CapacityLimiter, "__init__", self._watched_init(trio.CapacityLimiter.__init__)),
+            (Slots, "__init__", self._watched_init(Slots.__init__)),
         ):
             self._undo.append(partial(setattr, owner, name, getattr(owner, name)))
             setattr(owner, name, replacement)
@@ -67,7 +72,7 @@ class LeakWatch:
         return watched
 
     def _watched_init(self, init: Callable[..., None]) -> Callable[..., None]:
-        def watched(limiter: trio.CapacityLimiter, total_tokens: float) -> None:
+        def watched(limiter: Limiter, total_tokens: float) -> None:
             init(limiter, total_tokens)
             made = sys._getframe(1)
             # Strong references: a limiter that was collected with its tokens could not be examined.
@@ -105,11 +110,11 @@ def _unfinished(generators: weakref.WeakSet[AsyncGenerator[Any, Any]]) -> list[s
     return [str(generator.__qualname__) for generator in generators if generator.ag_frame is not None]  # type: ignore[attr-defined]
 
 
-def _borrowed(limiters: list[tuple[trio.CapacityLimiter, str]]) -> Iterator[str]:
+def _borrowed(limiters: list[tuple[Limiter, str]]) -> Iterator[str]:
     for limiter, made in limiters:
-        statistics = limiter.statistics()
-        if statistics.borrowed_tokens:
-            yield f"{statistics.borrowed_tokens} tokens of the limiter made at {made}, by {statistics.borrowers!r}"
+        if limiter.borrowed_tokens:
+            borrowers = limiter.statistics().borrowers if isinstance(limiter, trio.CapacityLimiter) else "requests"
+            yield f"{limiter.borrowed_tokens} tokens of the limiter made at {made}, by {borrowers!r}"
 
 
 def open_descriptors() -> dict[int, str]:

@@ -130,7 +130,7 @@ class BuiltInConnector:
 
     def connection_limit(self) -> ConnectionLimit:
         """Of one backend of one session."""
-        return ConnectionLimit(trio.CapacityLimiter(calls_within(self.settings.max_connections_per_backend)))
+        return ConnectionLimit(calls_within(self.settings.max_connections_per_backend))
 
     def renewals(self) -> Renewals | None:
         """Of one connection; None: its requests carry no credentials of `auth`."""

@@ -9,7 +9,7 @@ import trio
 
 from trio_vmcp._request_note import current_note
 
-__all__ = ["MOST_ASIDE", "ConnectionLimit", "ConnectionSlot", "calls_within", "current_slot"]
+__all__ = ["MOST_ASIDE", "ConnectionLimit", "ConnectionSlot", "Slots", "calls_within", "current_slot"]
 
 MOST_ASIDE = 4  # connections for requests that are no calls: notifications, answers, the DELETE of a session
 LEAST_SHARED = 16  # the smallest connection limit that includes MOST_ASIDE
@@ -41,41 +41,64 @@ current_slot: ContextVar[ConnectionSlot | None] = ContextVar("trio_vmcp_slot", d
 
 
 @attrs.define(eq=False)
+class Slots:
+    """A `trio.CapacityLimiter` for links, which are many, and on few of which a request ever waits: it does not keep
+    which request has a slot, and makes the line to wait in when it is needed. First come, first served.
+
+    Attributes:
+        most: The number of slots.
+        borrowed_tokens: How many are taken.
+    """
+
+    most: float
+    borrowed_tokens: int = attrs.field(default=0, init=False)
+    _line: trio.lowlevel.ParkingLot | None = attrs.field(default=None, init=False, repr=False)
+
+    def take_nowait(self) -> bool:
+        """Take a slot. Returns whether there was one."""
+        if self.borrowed_tokens >= self.most:
+            return False
+        self.borrowed_tokens += 1
+        return True
+
+    async def take(self) -> None:
+        """Take the next slot that is given back. There must be none now."""
+        if self._line is None:
+            self._line = trio.lowlevel.ParkingLot()
+        # `give_back` hands its slot over: a cancel comes before that, or at the task's next checkpoint.
+        await self._line.park()
+
+    def give_back(self) -> None:
+        if self._line:  # a request waits
+            self._line.unpark()
+        else:
+            self.borrowed_tokens -= 1
+
+
+@attrs.define(eq=False)
 class ConnectionLimit:
     """The slots of one backend of a session.
 
     Attributes:
         calls: The connections that calls may have at a time.
+        aside: The connections that other requests may have at a time.
     """
 
-    calls: trio.CapacityLimiter
-    _aside: trio.CapacityLimiter | None = attrs.field(default=None, init=False, repr=False)
+    calls: Slots = attrs.field(converter=Slots)
+    aside: Slots = attrs.field(factory=lambda: Slots(MOST_ASIDE), init=False, repr=False)
 
-    @property
-    def aside(self) -> trio.CapacityLimiter:
-        """The connections that other requests may have at a time; kept only while there are such requests."""
-        if self._aside is None:
-            self._aside = trio.CapacityLimiter(MOST_ASIDE)
-        return self._aside
-
-    async def acquire_slot(self, slot: ConnectionSlot, *, limited: bool) -> None:
+    async def acquire_slot(self, *, limited: bool) -> None:
         """Wait for a place under the connection limit, or among the connections beside it."""
-        limiter = self.calls if limited else self.aside
+        slots = self.calls if limited else self.aside
+        if slots.take_nowait():
+            return
+        begun_at, note = trio.current_time(), current_note.get()
         try:
-            limiter.acquire_on_behalf_of_nowait(slot)
-        except trio.WouldBlock:
-            begun_at, note = trio.current_time(), current_note.get()
-            try:
-                await limiter.acquire_on_behalf_of(slot)
-            finally:
-                if note is not None:
-                    note.waited += trio.current_time() - begun_at
+            await slots.take()
+        finally:
+            if note is not None:
+                note.waited += trio.current_time() - begun_at
 
     def release_slot(self, slot: ConnectionSlot, *, limited: bool) -> None:
         slot.is_held = False  # a task that was started in this context must wait for a slot of its own
-        if limited:
-            self.calls.release_on_behalf_of(slot)
-            return
-        self.aside.release_on_behalf_of(slot)
-        if not self.aside.borrowed_tokens:  # nor does a request wait: it would have got the slot
-            self._aside = None
+        (self.calls if limited else self.aside).give_back()

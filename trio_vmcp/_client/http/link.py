@@ -75,9 +75,8 @@ class HttpExchange:
             note_via(self._link.via)
         outer = current_slot.get()
         if not self._is_stream and (not self._limited or not (outer is not None and outer.is_held)):
-            slot = ConnectionSlot()
-            await self._link.limit.acquire_slot(slot, limited=self._limited)
-            self._slot = slot
+            await self._link.limit.acquire_slot(limited=self._limited)
+            self._slot = slot = ConnectionSlot()
             if self._limited:
                 current_slot.set(slot)
         try:
@@ -224,7 +223,7 @@ class HttpLink:
         more than calls may have.
         """
         if isinstance(self.transport, Http11Transport):
-            count = int(min(count, self.limit.calls.total_tokens)) + and_stream
+            count = int(min(count, self.limit.calls.most)) + and_stream
             self.transport.open_ahead(origin_of(self._target), count, nursery)
 
     async def read_refusal(self, reply: HttpReply) -> Refusal:
