@@ -335,5 +335,5 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """The library beside hand-written loops, the official client and FastMCP's. In CI: few rounds, no bar asserted."""
-    session.install(f"{wheel(session)}[otel,prometheus]", "opentelemetry-sdk")
+    session.install(f"{wheel(session)}[otel,prometheus,serve]", "opentelemetry-sdk")
     session.run("python", "benchmarks/run.py", *(("--short",) if CI else ()), *session.posargs)

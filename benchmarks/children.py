@@ -25,6 +25,7 @@ ENVIRONMENTS = HERE / ".env"
 PEERS = {
     "official": ("mcp==2.3.0", "trio==0.35.0"),
     "fastmcp": ("fastmcp==4.1.2",),
+    "mcp-proxy": ("mcp-proxy==0.13.0",),
 }
 START_TIMEOUT = 120.0  # s; importing FastMCP takes 2 of them
 SEEN_TIMEOUT = 60.0  # s
@@ -54,7 +55,9 @@ def python_with_library(python: str | None) -> str:
     """The Python that was asked for; else this one, if the library is installed (nox does that); else a new one."""
     if python is None:
         here = sys.executable if importlib.util.find_spec("trio_vmcp") else None
-        return here or make_environment("library", [f"{HERE.parent}[otel,prometheus]", "opentelemetry-sdk"], fresh=True)
+        return here or make_environment(
+            "library", [f"{HERE.parent}[otel,prometheus,serve]", "opentelemetry-sdk"], fresh=True
+        )
     try:
         has_it = subprocess.run([python, "-c", "import trio_vmcp"], check=False, capture_output=True).returncode == 0
     except OSError as exc:

@@ -33,7 +33,15 @@ MCP_TRIO = Contender("mcp, trio", "official.py", ("trio",), "official", slow=Tru
 FASTMCP = Contender("fastmcp", "fastmcp_config.py", environment="fastmcp", slow=True)
 FLOORS = (HTTPX, H11)
 OFFICIAL = (MCP_ASYNCIO, MCP_TRIO)
-ALL = (*FLOORS, LIBRARY, PROBING, *OFFICIAL, FASTMCP)  # in the order of the table
+# Gateways, as processes of their own; the library's is in the column of the library.
+DIRECT = Contender("no gateway", "through_gateway.py", ("direct",))
+RELAY = Contender("ASGI relay", "through_gateway.py", ("relay",))
+MCP_PROXY = Contender("mcp-proxy", "through_gateway.py", ("mcp_proxy",), "mcp-proxy", slow=True)
+MOUNTS = Contender("fastmcp mounts", "through_gateway.py", ("fastmcp_mounts",), "fastmcp", slow=True)
+PROXY = Contender("fastmcp proxy", "through_gateway.py", ("fastmcp_proxy",), "fastmcp", slow=True)
+GATEWAY_PEERS = (MCP_PROXY, MOUNTS, PROXY)
+# In the order of the table.
+ALL = (*FLOORS, DIRECT, RELAY, LIBRARY, PROBING, *OFFICIAL, FASTMCP, *GATEWAY_PEERS)
 
 
 @dataclass
@@ -155,6 +163,8 @@ class Row:
         slow_rounds: The number of rounds in which slow contenders take part.
         fresh: Each answer comes from a new process, which makes memory comparable; no round warms up.
         may_fail: Contenders that are recorded as "fails" instead of ending the run.
+        same: The methods of which the server must have seen as many requests from all contenders; None: all methods.
+        leaving: Contenders that may leave sessions without a DELETE.
         timeout: s, for one answer.
     """
 
@@ -171,6 +181,8 @@ class Row:
     slow_rounds: int = 3
     fresh: bool = False
     may_fail: tuple[Contender, ...] = ()
+    same: tuple[str, ...] | None = None
+    leaving: tuple[Contender, ...] = ()
     timeout: float = 120.0  # s; the slowest workload takes about 10
 
     def command_for(self, contender: Contender, *, short: bool) -> dict[str, Any]:
@@ -179,11 +191,12 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """The rows of one file, which are one block of the table."""
+    """The rows of one file, which are one block of the table; `apart`: of a table with other contenders."""
 
     name: str
     asks: str
     rows: tuple[Row, ...]
+    apart: bool = False
 
     @property
     def contenders(self) -> tuple[Contender, ...]:

@@ -87,9 +87,10 @@ class Contest:
             if "fails" in answer:
                 figures.failed[contender] = answer["fails"]
                 continue
-            if seen.sessions:
+            if seen.sessions and contender not in row.leaving:
                 raise Failed(f"{contender.name!r} left {seen.sessions} sessions without a DELETE")
-            work = (answer.pop("listed", None), seen.asked)
+            asked = {name: count for name, count in seen.asked.items() if row.same is None or name in row.same}
+            work = (answer.pop("listed", None), asked)
             done.setdefault(contender.slow and bool(row.slow), {})[contender.name] = work
             if turn:
                 figures.add(contender, turn, answer | {"connections": seen.connections})
@@ -133,7 +134,8 @@ def run(questions: Sequence[Question], *, python: str | None, rounds: int, short
         measured = [
             Measured(question, row, contest.measure(question, row)) for question in questions for row in question.rows
         ]
-    print("\n", LEGEND, "", table(measured), "", *failures(measured), "", sep="\n")
+    tables = [table([one for one in measured if one.question.apart is apart]) for apart in (False, True)]
+    print("\n", LEGEND, "", *tables, "", *failures(measured), "", sep="\n")
     held_bars, missed_bars = bars(measured)
     print(*held_bars, sep="\n")
     path = write_results(measured, contest.versions, short=short)

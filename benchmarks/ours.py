@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import sys
 import time
@@ -16,6 +17,7 @@ from hand_written import side_by_side
 from sleeping import hibernated, wake
 from stepping import longest_steps
 from stopped import stopped
+from through_gateway import relayed
 from worker import Measures, raise_descriptor_limit, serve, stopwatch
 from workloads import ARGUMENTS, TOOL, Terms, Workloads
 
@@ -173,7 +175,20 @@ async def observed(urls: list[str], spare: str, terms: dict[str, Any], **options
     return await observed(urls, spare, terms, **options)
 
 
+async def gateway(urls: list[str], spare: str, terms: dict[str, Any], **options: Any) -> Measures:
+    """See `through_gateway.py`. In a thread, since clients run on asyncio, as those of all gateways."""
+    return await trio.to_thread.run_sync(lambda: asyncio.run(relayed("library", urls, **options)))
+
+
+async def in_process(urls: list[str], spare: str, terms: dict[str, Any], **options: Any) -> Measures:
+    """See `in_process.py`. Imported here: the other workloads are measured without the packages of the front."""
+    from in_process import in_process
+
+    return await in_process(urls, spare, terms, **options)
+
+
 if __name__ == "__main__":
     more = {"open_many": open_many, "churn": churn, "change": change, "storm": storm}
     more |= {"stopped": stopped, "observed": observed, "steps": steps, "hibernated": hibernated, "wake": wake}
+    more |= {"gateway": gateway, "in_process": in_process}
     serve(trio.run, Workloads(open_host, side_by_side).by_name() | more)

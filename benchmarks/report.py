@@ -28,7 +28,7 @@ class Measured:
 
 
 def table(measured: Sequence[Measured]) -> str:
-    """A block per question; a contender has the same column in all of them."""
+    """A block per question; a contender has the same column in all of them. Empty, if there is none."""
     taking_part = {contender for one in measured for contender in one.row.contenders}
     contenders = [contender for contender in ALL if contender in taking_part]
     lines: list[list[str]] = []
@@ -41,8 +41,8 @@ def table(measured: Sequence[Measured]) -> str:
                 for shown in one.row.shows:
                     lines += _two_lines(one, shown, contenders)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
+    return "".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() + "\n" for line in lines
     )
 
 

@@ -11,6 +11,7 @@ import bench_churn
 import bench_close
 import bench_concurrency
 import bench_footprint
+import bench_gateway
 import bench_large
 import bench_many_tools
 import bench_observers
@@ -32,6 +33,7 @@ QUESTIONS = [
     bench_sleep.QUESTION,
     bench_close.QUESTION,
     bench_churn.QUESTION,
+    bench_gateway.QUESTION,
 ]
 
 if __name__ == "__main__":

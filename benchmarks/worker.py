@@ -60,7 +60,7 @@ def raise_descriptor_limit(needed: int = 0) -> None:
 def versions() -> dict[str, str]:
     """Versions of Python and packages, which may explain a difference between two runs."""
     found = {"python": platform.python_version()}
-    for name in ("trio-vmcp", "trio", "anyio", "httpx", "httpx2", "h11", "mcp", "fastmcp"):
+    for name in ("trio-vmcp", "trio", "anyio", "httpx", "httpx2", "h11", "mcp", "fastmcp", "mcp-proxy", "hypercorn"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
