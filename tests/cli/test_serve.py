@@ -15,7 +15,7 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
-from support.front_http import INITIALIZE, call, post
+from support.front_http import INITIALIZE, call, get, post
 from support.harness import echo_backend
 from support.jwt_issuer import make_key, make_token
 from support.processes import PYTHON_OPTIONS, SERVER
@@ -159,6 +159,33 @@ async def test_lines_come_as_backends_connect() -> None:
             await post(f"http://127.0.0.1:{port}/mcp", INITIALIZE)
         assert wait.cancelled_caught
         nursery.cancel_scope.cancel()
+
+
+async def test_what_operators_are_told(autojump_clock: MockClock) -> None:
+    """Ready from the last line on. The metrics count calls and the memory of the process; each server has its own."""
+    async with echo_network() as (network, found):
+        for _ in range(2):
+            async with running(setup_of(), found, network) as server:
+                home = server.url.removesuffix("/mcp")
+                assert 200 == (await get(f"{home}/readyz")).status
+                assert 200 == (await call(server.url, "a_echo")).status
+                metrics = (await get(f"{home}/metrics")).body.decode()
+                calls = 'trio_vmcp_calls_total{backend="a",method="tools/call",name="a_echo",outcome="ok"} 1.0'
+                assert calls in metrics
+                assert "process_resident_memory_bytes" in metrics
+                (session,) = json.loads((await get(f"{home}/status")).body)["sessions"]
+                assert ("modern", "a") == (session["client_era"], session["backends"][0]["id"])
+
+
+async def test_without_the_extra_there_are_no_metrics(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the server runs all the same."""
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    async with echo_network() as (network, found), running(setup_of(), found, network) as server:
+        home = server.url.removesuffix("/mcp")
+        assert 404 == (await get(f"{home}/metrics")).status
+        assert 200 == (await call(server.url, "a_echo")).status
 
 
 async def test_the_session_of_the_lines_with_an_authenticator(tmp_path: Path) -> None:

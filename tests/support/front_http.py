@@ -12,7 +12,7 @@ from support.front import BOTH, LEGACY, modern_request
 
 from trio_vmcp import JSON
 
-__all__ = ["INITIALIZE", "JSON_TYPE", "Answer", "call", "connect", "encode", "post", "read_whole"]
+__all__ = ["INITIALIZE", "JSON_TYPE", "Answer", "call", "connect", "encode", "get", "post", "read_whole"]
 
 JSON_TYPE = {"content-type": "application/json", "accept": BOTH}
 
@@ -50,6 +50,12 @@ async def read_whole(stream: trio.abc.Stream) -> Answer:
     first, *lines = head.decode().split("\r\n")
     pairs = (line.split(": ", 1) for line in lines)
     return Answer(int(first.split()[1]), {name.lower(): value for name, value in pairs}, body)
+
+
+async def get(url: str, headers: dict[str, str] | None = None) -> Answer:
+    async with await connect(url) as stream:
+        await stream.send_all(encode(url, "GET", {"connection": "close", **(headers or {})}))
+        return await read_whole(stream)
 
 
 async def post(url: str, message: JSON, headers: dict[str, str] | None = None) -> Answer:

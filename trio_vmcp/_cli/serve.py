@@ -26,6 +26,7 @@ from trio_vmcp._cli.sources import Found, InputError
 from trio_vmcp.default_manager import open_session_manager
 from trio_vmcp.factory import open_session_factory
 from trio_vmcp.manager import SessionManager
+from trio_vmcp.observe import Observer
 from trio_vmcp.settings import FactorySettings, ManagerSettings
 from trio_vmcp.storage import Storage
 
@@ -96,7 +97,7 @@ async def run_server(
     async with (
         setup.storage as storage,
         open_session_factory(
-            storage=storage, settings=setup.factory, transport=transport, proxy="env", observers=[lines]
+            storage=storage, settings=setup.factory, transport=transport, proxy="env", observers=[lines, *_counters()]
         ) as factory,
         open_session_manager(factory, found.backends, settings=setup.manager) as manager,
         trio.open_nursery() as nursery,
@@ -122,6 +123,20 @@ async def run_server(
         tell(f"listening on {url}")
         await trio.sleep_forever()
     raise AssertionError("unreachable")
+
+
+def _counters() -> list[Observer]:
+    """What `/metrics` shows of the sessions and the process; empty without the extra `prometheus`."""
+    try:
+        from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+        from trio_vmcp.observers.prometheus import PrometheusObserver
+    except ImportError:
+        return []
+    registry = CollectorRegistry()  # not the default one, which another server of this process may have
+    for collector in (GCCollector, PlatformCollector, ProcessCollector):
+        collector(registry=registry)
+    return [PrometheusObserver(registry)]
 
 
 def _watching(path: str, found: Found, manager: SessionManager, view: PlainView) -> FileChanges:
