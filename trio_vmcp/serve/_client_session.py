@@ -32,6 +32,7 @@ from trio_vmcp._protocol.methods import (
 )
 from trio_vmcp.connector import ClientHandlers, ServerRequest, ServerRequestError
 from trio_vmcp.models import JSON, SessionChange
+from trio_vmcp.routing import Target
 from trio_vmcp.serve._errors import INVALID_PARAMS, INVALID_REQUEST, Refusal
 from trio_vmcp.serve._exchange import Exchange, progress_of
 from trio_vmcp.serve._lists import LIST_METHODS
@@ -294,12 +295,13 @@ class ClientSession:
 
     def _backend_of(self, method: str, params: JSON) -> str | None:
         table = self.session.routing_table
+        targets: Mapping[str, Target] = table.resources
         if method == TOOLS_CALL:
-            target = table.tools.get(params.get("name", ""))
+            targets = table.tools
         elif method == GET_PROMPT:
-            target = table.prompts.get(params.get("name", ""))
-        else:
-            target = table.resources.get(params.get("uri", ""))
+            targets = table.prompts
+        name = params.get("name" if method in (TOOLS_CALL, GET_PROMPT) else "uri")
+        target = targets.get(name) if isinstance(name, str) else None  # `completion/complete` may have any member
         return None if target is None else target.backend_id
 
     # --- changes

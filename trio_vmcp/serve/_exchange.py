@@ -5,7 +5,8 @@ client is gone. Over HTTP here; over stdio all requests share one stream (`_stdi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import attrs
@@ -102,6 +103,7 @@ class Exchanges:
     _by_mark: dict[str, HttpExchange] = attrs.field(factory=dict, init=False, repr=False)
     _marks: itertools.count[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
     _is_looking: bool = attrs.field(default=False, init=False)
+    _under_way: int = attrs.field(default=0, init=False)
     _none_left: trio.Event | None = attrs.field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
@@ -125,12 +127,23 @@ class Exchanges:
 
     def discard(self, exchange: HttpExchange) -> None:
         del self._by_mark[exchange.mark]
-        if self._none_left is not None and not self._by_mark:
-            self._none_left.set()
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """While a request is under way, from its body to the end of its response: also one that has no exchange, such
+        as `initialize` and a batch.
+        """
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            if self._none_left is not None and not self._under_way:
+                self._none_left.set()
 
     async def wait_none(self) -> None:
         """Until no request is under way."""
-        if self._by_mark:
+        if self._under_way:
             self._none_left = self._none_left or trio.Event()
             await self._none_left.wait()
 
@@ -248,6 +261,8 @@ class HttpExchange(Exchange):
                 await self._request.wait_gone()
             self.is_gone = True
             if self.stream is not None:
+                if self.stream.is_read_elsewhere(self._reply):
+                    return  # resumed before this connection was known to be dead: the client is not gone
                 self.stream.detach()
             self.on_gone(self)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections import deque
 from functools import partial
 
 import attrs
@@ -43,6 +44,7 @@ __all__ = ["SESSION_ID", "LegacyFront"]
 SESSION_ID = "mcp-session-id"
 PRIMED_SINCE = "2025-11-25"  # clients of earlier versions take an event without data for a broken message
 MOST_IN_BATCH = 100  # messages
+MOST_FINISHED = 16  # streams of one client, that are kept once their requests are answered
 STANDALONE = "0"  # the name of the stream that belongs to no request
 _EVENT_ID = re.compile(r"(\d{1,18})-(\d{1,18})", re.ASCII)
 
@@ -67,12 +69,14 @@ class _HttpClient:
     """One client and its streams.
 
     Attributes:
-        streams: Those of its requests, by name, while they may be resumed.
+        exchanges: Its requests that are not answered, by the names of their streams.
+        finished: Streams whose requests are answered, by name, while they may be resumed.
     """
 
     state: ClientSession
     standalone: _Standalone
     exchanges: dict[str, HttpExchange] = attrs.field(factory=dict, init=False, repr=False)
+    finished: dict[str, EventStream] = attrs.field(factory=dict, init=False, repr=False)
     _names: itertools.count[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
 
     def next_name(self) -> str:
@@ -88,6 +92,7 @@ class LegacyFront(Clients):
     _exchanges: Exchanges = attrs.field(alias="exchanges")
     _clients: dict[str, _HttpClient] = attrs.field(factory=dict, init=False, repr=False)
     _most_before_pruning: int = attrs.field(default=64, init=False)
+    _expiring: deque[tuple[float, _HttpClient, str]] = attrs.field(factory=deque, init=False, repr=False)
 
     def client_of(self, session_id: str) -> ClientSession | None:
         client = self._clients.get(session_id)
@@ -152,8 +157,10 @@ class LegacyFront(Clients):
         client = await self._client(request, identity)
         name, after = _read_event_id(request.headers.get("last-event-id"))
         exchange = client.exchanges.get(name)
-        if exchange is not None and exchange.stream is not None:
-            await self._resume(client, exchange, request, reply, after)
+        if name in client.finished:
+            await self._write(client.finished[name], request, reply, after)
+        elif exchange is not None and exchange.stream is not None:
+            await self._resume(exchange, exchange.stream, request, reply, after)
         else:
             await self._listen(client, request, reply, after if name == STANDALONE else None)
 
@@ -267,10 +274,9 @@ class LegacyFront(Clients):
         finally:
             exchange.stop_watching()
             self._exchanges.discard(exchange)
-            if exchange.is_gone and exchange.stream is not None and not exchange.stream.is_attached:
-                self._manager.start_task(self._keep, client, exchange)
-            else:
-                del client.exchanges[exchange.resumable]
+            del client.exchanges[exchange.resumable]
+            if exchange.stream is not None:
+                self._keep(client, exchange.stream)
 
     async def _outcome(self, client: _HttpClient, exchange: Exchange, message: Request) -> tuple[int, bytes | None]:
         try:
@@ -287,17 +293,30 @@ class LegacyFront(Clients):
         """The client is gone. Its call has some time to end, or to be resumed."""
         exchange.scope.deadline = trio.current_time() + self._settings.abandoned_after
 
-    async def _keep(self, client: _HttpClient, exchange: HttpExchange) -> None:
-        """Keep the events of an answered request for a client that may come back for them."""
-        await trio.sleep(self._settings.abandoned_after)
-        client.exchanges.pop(exchange.resumable, None)
+    def _keep(self, client: _HttpClient, stream: EventStream) -> None:
+        """Keep the events of an answered request for a client that may come back for them. The response is on its way
+        then, but a connection may be dead long before the server hears of that.
+        """
+        client.finished[stream.name] = stream
+        if len(client.finished) > MOST_FINISHED:
+            del client.finished[next(iter(client.finished))]
+        self._expiring.append((trio.current_time() + self._settings.abandoned_after, client, stream.name))
+        if len(self._expiring) == 1:
+            self._manager.start_task(self._expire)
+
+    async def _expire(self) -> None:
+        while self._expiring:
+            expires_at, client, name = self._expiring[0]
+            await trio.sleep_until(expires_at)
+            client.finished.pop(name, None)
+            self._expiring.popleft()
 
     async def _resume(
-        self, client: _HttpClient, exchange: HttpExchange, request: HttpRequest, reply: HttpReply, after: int | None
+        self, exchange: HttpExchange, stream: EventStream, request: HttpRequest, reply: HttpReply, after: int | None
     ) -> None:
         exchange.scope.deadline = math.inf
-        assert exchange.stream is not None
-        if not await self._write(exchange.stream, request, reply, after) and exchange.mark:
+        await self._write(stream, request, reply, after)
+        if not stream.is_attached:
             self._abandon(exchange)
 
     # --- the stream outside of requests
@@ -329,7 +348,7 @@ class LegacyFront(Clients):
         await reply.start(200, EVENT_STREAM)
         is_whole = False
         async with trio.open_nursery() as nursery:
-            start_task(nursery, _detach_when_gone, request, stream)
+            start_task(nursery, _detach_when_gone, request, reply, stream)
             is_whole = await stream.write_to(reply, after=after, keep_alive=self._settings.keep_alive_interval)
             nursery.cancel_scope.cancel(reason="the stream has ended")
         if is_whole:
@@ -337,9 +356,10 @@ class LegacyFront(Clients):
         return is_whole
 
 
-async def _detach_when_gone(request: HttpRequest, stream: EventStream) -> None:
+async def _detach_when_gone(request: HttpRequest, reply: HttpReply, stream: EventStream) -> None:
     await request.wait_gone()
-    stream.detach()
+    if not stream.is_read_elsewhere(reply):
+        stream.detach()
 
 
 def accepts(request: HttpRequest, *media_types: str) -> bool:

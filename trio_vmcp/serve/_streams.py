@@ -51,11 +51,16 @@ class EventStream:
     _sent: int = attrs.field(default=0, init=False)
     _news: trio.Event | None = attrs.field(default=None, init=False, repr=False)  # the writer waits for it
     _writing: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
+    _reader: HttpReply | None = attrs.field(default=None, init=False, repr=False)
 
     @property
     def is_attached(self) -> bool:
         """A client reads it now."""
         return self._writing is not None
+
+    def is_read_elsewhere(self, reply: HttpReply) -> bool:
+        """Another connection than this one reads it: the client has come back."""
+        return self._writing is not None and self._reader is not reply
 
     def prime(self) -> None:
         """Give the client an id to resume from, before there is an event."""
@@ -86,9 +91,9 @@ class EventStream:
         """
         self.detach()
         if after is not None:
-            self._sent = after
+            self._sent = min(after, self._last)
         with trio.CancelScope() as scope:
-            self._writing = scope
+            self._writing, self._reader = scope, reply
             try:
                 while True:
                     await self._write_waiting(reply)
@@ -102,7 +107,7 @@ class EventStream:
                         await reply.write(_COMMENT)
             finally:
                 if self._writing is scope:
-                    self._writing = None
+                    self._writing = self._reader = None
         return False
 
     async def _write_waiting(self, reply: HttpReply) -> None:

@@ -213,10 +213,17 @@ class Front:
         message = await _read(request, body)
         if isinstance(message, list):
             self._require_open()
-            await self._legacy.post_batch(request, reply, identity, message)
+            with self._exchanges.counted():
+                await self._legacy.post_batch(request, reply, identity, message)
             return
-        if isinstance(message, Request):  # what runs may still need answers to questions, and cancels
-            self._require_open()
+        if not isinstance(message, Request):  # what runs may still need answers to questions, and cancels
+            await self._take(request, reply, identity, message)
+            return
+        self._require_open()
+        with self._exchanges.counted():
+            await self._take(request, reply, identity, message)
+
+    async def _take(self, request: HttpRequest, reply: HttpReply, identity: Identity | None, message: Message) -> None:
         is_modern = is_of_modern_era(message, request)
         era = self._modern if is_modern else self._legacy
         try:

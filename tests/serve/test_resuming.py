@@ -1,0 +1,157 @@
+"""Streams of calls, when connections break at the worst moment."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from support.front import FrontWorld, LegacyClient, Received, front_world
+from support.harness import echo_backend, slow_backend
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vmcp import JSON
+from trio_vmcp.serve import ServeSettings
+from trio_vmcp.testing import CallContext, ScriptedBackend
+
+
+def telling_backend(seconds: float) -> ScriptedBackend:
+    """A backend with a tool that reports progress at once, and ends after so long."""
+    backend = echo_backend("legacy", "sse")
+
+    async def tell(arguments: JSON, context: CallContext) -> str:
+        await context.progress(1)
+        await trio.sleep(seconds)
+        return "told"
+
+    backend.add_tool("tell", tell)
+    return backend
+
+
+async def begin_call(world: FrontWorld) -> tuple[LegacyClient, Received]:
+    """A call whose stream is open, and has an id to resume from."""
+    client = await world.initialize()
+    call = client.start("tools/call", {"name": "a_tell", "_meta": {"progressToken": 1}}, request_id=5)
+    await call.wait_messages(1)
+    assert call.events[0][0] is not None
+    return client, call
+
+
+def text_of(received: Received) -> str:
+    assert 5 == received.answer["id"]
+    text: str = received.answer["result"]["content"][0]["text"]
+    return text
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.2, 0.3, 1.0])
+async def test_a_response_that_a_dead_connection_swallowed_is_sent_again(
+    seconds: float, autojump_clock: MockClock
+) -> None:
+    """The server had no reason yet to notice that the connection is dead, and has written the response to it."""
+    async with front_world(telling_backend(seconds)) as world:
+        client, call = await begin_call(world)
+        call.leave()
+        await trio.sleep(2)
+        resumed = client.listen(call.events[0][0])
+        await resumed.done.wait()
+        assert "told" == text_of(resumed)
+
+
+async def test_the_death_of_the_old_connection_does_not_end_the_new_one(autojump_clock: MockClock) -> None:
+    """A client may come back before its old connection is known to be dead; then the call is not abandoned."""
+    settings = ServeSettings(abandoned_after=5.0)
+    async with front_world(telling_backend(20.0), settings=settings) as world:
+        client, call = await begin_call(world)
+        await trio.sleep(1)
+        resumed = client.listen(call.events[0][0])
+        await trio.sleep(1)
+        call.leave()
+        await resumed.done.wait()
+        assert "told" == text_of(resumed)
+
+
+async def test_the_last_of_several_connections_gets_the_response(autojump_clock: MockClock) -> None:
+    """Each resume takes the place of the one before, whose end does not count as the client's."""
+    settings = ServeSettings(abandoned_after=5.0)
+    async with front_world(telling_backend(20.0), settings=settings) as world:
+        client, call = await begin_call(world)
+        connections = [call]
+        for _ in range(3):
+            connections.append(client.listen(call.events[0][0]))
+            await trio.sleep(1)
+        for connection in connections[:-1]:
+            connection.leave()
+        await connections[-1].done.wait()
+        assert "told" == text_of(connections[-1])
+
+
+@pytest.mark.parametrize("number", [3, 999, 10**17])
+async def test_an_event_id_that_never_was_hides_no_later_event(number: int, autojump_clock: MockClock) -> None:
+    """The stream goes on behind its newest event."""
+    async with front_world(telling_backend(1.0)) as world:
+        client, _ = await begin_call(world)
+        resumed = client.listen(f"1-{number}")
+        await resumed.done.wait()
+        assert "told" == text_of(resumed)
+
+
+async def test_a_client_keeps_few_answered_streams_and_for_a_while(autojump_clock: MockClock) -> None:
+    """Their number and time are bounded: each holds a whole response."""
+    settings = ServeSettings(abandoned_after=5.0)
+    async with front_world(telling_backend(0.0), settings=settings) as world:
+        client = await world.initialize()
+        calls = [await client.ask("tools/call", {"name": "a_tell", "_meta": {"progressToken": 1}}) for _ in range(20)]
+        for call, is_kept in ((calls[0], False), (calls[4], True), (calls[-1], True)):
+            resumed = client.listen(call.events[0][0])
+            with trio.move_on_after(1):
+                await resumed.done.wait()
+            assert is_kept == bool(resumed.messages)
+        await trio.sleep(6)
+        resumed = client.listen(calls[-1].events[0][0])
+        await wait_all_tasks_blocked()
+        assert [] == resumed.messages
+
+
+@pytest.mark.parametrize("kind", ["initialize", "batch", "call"])
+async def test_a_drain_waits_for_each_kind_of_request(kind: str, autojump_clock: MockClock) -> None:
+    """`initialize` and a batch have no stream, and are requests under way all the same."""
+    backend = slow_backend(3.0)
+    async with front_world(backend) as world:
+        client = await world.initialize(version="2025-03-26")
+        call = {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": "a_slow"}}
+        backend.latency = 3.0
+        params = {"protocolVersion": "2025-11-25", "capabilities": {}}
+        begin = {"jsonrpc": "2.0", "id": 7, "method": "initialize", "params": params}
+        message = {"initialize": begin, "batch": [call], "call": call}[kind]
+        headers = {} if kind == "initialize" else {"mcp-session-id": client.session_id}
+        reply = world.start_post(message, headers)
+        await trio.sleep(1)
+        await world.app.drain()
+        assert reply.done.is_set()
+        assert 200 == reply.status
+        assert 503 == (await world.post(message, headers)).status
+
+
+async def test_a_question_finds_its_call_beside_odd_requests(autojump_clock: MockClock) -> None:
+    """Over HTTP+SSE a backend does not say which call its question belongs to. A completion may hold any members."""
+    backend = ScriptedBackend(transport="sse")
+
+    async def ask(arguments: JSON, context: CallContext) -> str:
+        await trio.sleep(1)
+        return str(await context.elicit("sure?"))
+
+    backend.add_tool("ask", ask)
+    backend.add_prompt("p")
+    backend.completions = {"n": ["value"]}
+    async with front_world(backend) as world:
+        client = await world.initialize({"elicitation": {}})
+        backend.latency = 3.0
+        ref = {"type": "ref/prompt", "name": "a_p"}
+        odd = client.start("completion/complete", {"ref": ref, "argument": {"name": "n", "value": ""}, "uri": []})
+        await trio.sleep(0.5)
+        backend.latency = 0.0
+        call = client.start("tools/call", {"name": "a_ask"})
+        (question,) = await call.wait_messages(1)
+        assert not odd.done.is_set()
+        await client.reply(question["id"], {"action": "decline"})
+        await call.done.wait()
+        assert "decline" in call.answer["result"]["content"][0]["text"]
+        await odd.done.wait()
