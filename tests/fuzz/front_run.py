@@ -373,7 +373,7 @@ def held(world: FrontWorld) -> list[str]:
         "exchanges": len(app._exchanges),
         "clients": len(app._legacy._clients.keys() - live),
         "streams to resume": len(app._legacy._expiring),
-        "listeners": len(app._modern.listeners._interests),
+        "listeners": len(app._modern.stateless.listeners._interests),
         "calls in flight": world.manager.statistics.in_flight,
         "requests that are not over": sum(1 for task in world.nursery.child_tasks),
     }

@@ -17,7 +17,7 @@ from trio_vmcp import JSON
 from trio_vmcp.serve import _client_session, _legacy, _rounds
 from trio_vmcp.serve._exchange import Exchanges, HttpExchange
 from trio_vmcp.serve._legacy import LegacyFront
-from trio_vmcp.serve._modern import ModernFront
+from trio_vmcp.serve._stateless import Stateless
 from trio_vmcp.serve._streams import EventStream
 
 ASKED: JSON = {"elicitation": {}}
@@ -97,7 +97,7 @@ DEFECTS: dict[str, Defect] = {
         "the application raised",
     ),
     "one session for all principals": (
-        ModernFront,
+        Stateless,
         "shared",
         lambda original: lambda self, identity: original(self, ALICE),
         [modern("a_recall", 0, {"say": CANARY}), Pause(1.0), modern("a_recall", 1, {"say": CANARY})],
