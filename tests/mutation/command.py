@@ -7,15 +7,18 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import hypothesis
 import hypothesis.strategies
 
-from mutation.hunt import Suite, Verdict, hunt, source_of, survey
+from mutation.hunt import Suite, Test, Verdict, hunt, source_of, survey
 from mutation.mutants import Mutant, mutants_of
 from mutation.targets import CORE, EQUIVALENT, TARGETS
+
+T = TypeVar("T")
 
 LEAST_KILLED = 0.95  # of those that differ from the original
 TESTS_HOME = Path(__file__).parent.parent
@@ -56,15 +59,40 @@ def judge(verdicts: Sequence[Verdict], equivalent: Collection[str]) -> tuple[boo
     return not stale and killed >= LEAST_KILLED * different, "\n".join(report)
 
 
-def verdicts_on(module: str, mutants: Sequence[Mutant], workers: int) -> list[Verdict]:
+def some_of(mutants: Sequence[T], most: int, *, day: int) -> Sequence[T]:
+    """Every n-th of them, at most `most`; the first is another one every day, so that n days take all."""
+    step = max(-(-len(mutants) // most), 1)
+    return mutants[day % step :: step]
+
+
+def chosen(options: argparse.Namespace) -> tuple[dict[str, list[Mutant]], set[str]]:
+    """The mutants that the command line asks for by module, and the names of the others."""
+    everything = [
+        (module, mutant)
+        for module, target in TARGETS.items()
+        for mutant in mutants_of(source_of(module), target.functions)
+    ]
+    meant = [
+        (module, mutant)
+        for module, mutant in everything
+        if options.module in module and (module in CORE or not options.core) and options.only in mutant.name
+    ]
+    if options.sample:
+        meant = [*some_of(meant, options.sample, day=int(time.time() // 86_400))]
+    by_module: dict[str, list[Mutant]] = {}
+    for module, mutant in meant:
+        by_module.setdefault(module, []).append(mutant)
+    return by_module, {mutant.name for _, mutant in everything} - {mutant.name for _, mutant in meant}
+
+
+def verdicts_on(
+    suite: Suite, module: str, mutants: Sequence[Mutant], surveyed: Sequence[Test], workers: int
+) -> list[Verdict]:
     """Judge the mutants of one module by the tests of its target, telling how far it is."""
     started = time.perf_counter()
-    target = TARGETS[module]
-    suite = Suite(files=[TESTS_HOME / f"{name}.py" for name in target.tests], root=TESTS_HOME.parent)
-    surveyed = survey(suite, {module: target.functions})
-    say(f"\n{module}: {len(mutants)} mutants; what tests run is known after {time.perf_counter() - started:.0f} s")
+    say(f"\n{module}: {len(mutants)} mutants")
     verdicts: list[Verdict] = []
-    for verdict in hunt(suite, [(module, mutant) for mutant in mutants], surveyed, workers=workers):
+    for verdict in hunt(suite, [(module, mutant) for mutant in mutants], {module: [*surveyed]}, workers=workers):
         verdicts.append(verdict)
         if verdict.survived and verdict.mutant.name not in EQUIVALENT:
             say(f"\rsurvived: {verdict.mutant.name} (line {verdict.mutant.line}, {verdict.tests} tests)")
@@ -75,11 +103,26 @@ def verdicts_on(module: str, mutants: Sequence[Mutant], workers: int) -> list[Ve
     return verdicts
 
 
+def judged(by_module: Mapping[str, Sequence[Mutant]], workers: int) -> Iterator[tuple[str, list[Verdict]]]:
+    """The verdicts on each module. Modules that the same tests judge share one survey, which takes a minute."""
+    by_tests: dict[tuple[str, ...], list[str]] = {}
+    for module in by_module:
+        by_tests.setdefault(TARGETS[module].tests, []).append(module)
+    for tests, modules in by_tests.items():
+        started = time.perf_counter()
+        suite = Suite(files=[TESTS_HOME / f"{name}.py" for name in tests], root=TESTS_HOME.parent)
+        surveyed = survey(suite, {module: TARGETS[module].functions for module in modules})
+        say(f"\n{', '.join(modules)}: what tests run is known after {time.perf_counter() - started:.0f} s")
+        for module in modules:
+            yield module, verdicts_on(suite, module, by_module[module], surveyed[module], workers)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m mutation", description=__doc__)
     parser.add_argument("--only", default="", metavar="TEXT", help="mutants with this text in their name")
     parser.add_argument("--module", default="", metavar="TEXT", help="modules with this text in their name")
     parser.add_argument("--core", action="store_true", help="only the modules of CORE")
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="at most N mutants, others every day")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
 
@@ -88,20 +131,14 @@ def main() -> int:
     draw_one_text()
 
     started = time.perf_counter()
-    left_out: set[str] = set()
+    by_module, left_out = chosen(options)
     verdicts: list[Verdict] = []
     summary: list[str] = []
-    for module, target in TARGETS.items():
-        everything = list(mutants_of(source_of(module), target.functions))
-        is_meant = options.module in module and (module in CORE or not options.core)
-        mutants = [mutant for mutant in everything if is_meant and options.only in mutant.name]
-        left_out |= {mutant.name for mutant in everything} - {mutant.name for mutant in mutants}
-        if mutants:
-            own = verdicts_on(module, mutants, options.workers)
-            verdicts += own
-            names = {mutant.name for mutant in mutants}
-            _, report = judge(own, [name for name in EQUIVALENT if name in names])
-            summary.append(f"{module}: {report.splitlines()[0]}")
+    for module, own in judged(by_module, options.workers):
+        verdicts += own
+        names = {mutant.name for mutant in by_module[module]}
+        _, report = judge(own, [name for name in EQUIVALENT if name in names])
+        summary.append(f"{module}: {report.splitlines()[0]}")
 
     good, report = judge(verdicts, [name for name in EQUIVALENT if name not in left_out])
     lines = "\n".join(summary)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mutation.command import judge
+from mutation.command import judge, some_of
 from mutation.hunt import Suite, Verdict, hunt, survey
 from mutation.mutants import Mutant, mutants_of, noted
 
@@ -236,3 +236,11 @@ def test_what_is_equivalent_does_not_count() -> None:
     verdicts = [verdict("f: a", None), verdict("f: b", "a test")]
     assert (True, "1 of 1 mutants killed (100.0%), 1 more are equivalent") == judge(verdicts, ["f: a"])
     assert [False] * 2 == [judge(verdicts, ["f: a", stale])[0] for stale in ("f: b", "f: gone")]
+
+
+@pytest.mark.parametrize(("mutants", "most", "days"), [(10, 3, 4), (9, 3, 3), (3, 3, 1), (2, 3, 1), (0, 3, 1)])
+def test_a_sample_of_each_day_takes_all_in_turn(mutants: int, most: int, days: int) -> None:
+    """At most so many a day, none twice and none left out."""
+    samples = [some_of(range(mutants), most, day=day) for day in range(20_000, 20_000 + days)]
+    assert max(map(len, samples)) <= most
+    assert [*range(mutants)] == sorted(mutant for sample in samples for mutant in sample)
