@@ -236,11 +236,14 @@ def deploy(session: nox.Session) -> None:
 
 @nox.session
 def sweeps(session: nox.Session) -> None:
-    """One fault at every possible place, and hostile answers. A finding prints the command that repeats its case."""
+    """One fault at every possible place, in CI at each third, and hostile answers. A finding prints the command that
+    repeats its case.
+    """
     session.install(str(wheel(session)), *group("test"), *group("sweeps"))
     command = ("python", "-m", "pytest", "--installed-only", "--verbose", "--numprocesses=auto")
     patience = "--override-ini=faulthandler_timeout=300"  # a sweep takes a minute on a busy machine
-    session.run(*command, patience, "tests/sweeps", *session.posargs, env={"PYTHONSAFEPATH": "1"})
+    short = ("--short",) if CI else ()
+    session.run(*command, patience, "tests/sweeps", *short, *session.posargs, env={"PYTHONSAFEPATH": "1"})
 
 
 @nox.session
@@ -248,12 +251,12 @@ def mutation(session: nox.Session) -> None:
     """Lines of admission, close, recovery, channels and transport are deleted or inverted one by one; a test must fail
     each time.
 
-    `-- --module TEXT` and `-- --only TEXT` run a part; CI runs admission and close.
+    `-- --module TEXT` and `-- --only TEXT` run a part; CI runs 60 mutants of admission and close, others every day.
     """
     session.install(str(wheel(session)), *group("test"))
     env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": "tests"}
     session.run("python", "-m", "pytest", "--installed-only", "tests/mutation", env=env)
-    session.run("python", "-m", "mutation", *(("--core",) if CI else ()), *session.posargs, env=env)
+    session.run("python", "-m", "mutation", *(("--core", "--sample=60") if CI else ()), *session.posargs, env=env)
 
 
 @nox.session(python="3.12")  # atheris has wheels for some Pythons only

@@ -16,6 +16,7 @@ import trio
 from support.harness import World, assert_nothing_left, echo_backend, open_world
 
 from sweeps.judge import judge
+from sweeps.report import first_case
 from trio_vmcp import (
     Backend,
     BackendError,
@@ -83,22 +84,23 @@ def faults_of(size: int) -> list[WireFault]:
     return faults
 
 
-def sweep(scenario: Scenario, only: int | None = None) -> Iterator[str | None]:
-    """The problem in each case."""
+def sweep(scenario: Scenario, only: int | None = None, every: int = 1) -> Iterator[tuple[int, str | None]]:
+    """The problem in each case, or in every n-th, with the number of the case."""
     cases = faults_of(_response_bytes(scenario))
     if only is not None:
-        yield judge(partial(_run, scenario, [cases[only]]))
+        yield only, judge(partial(_run, scenario, [cases[only]]))
         return
-    for start in range(0, len(cases), CHUNK):
-        faults = cases[start : start + CHUNK]
-        problem = judge(partial(_run, scenario, faults))
+    numbers = range(first_case(every, SCENARIOS.index(scenario)), len(cases), every)
+    for start in range(0, len(numbers), CHUNK):
+        chunk = numbers[start : start + CHUNK]
+        problem = judge(partial(_run, scenario, [cases[number] for number in chunk]))
         if problem is None:
-            yield from [None] * len(faults)
+            yield from ((number, None) for number in chunk)
             continue
-        alone = [judge(partial(_run, scenario, [one])) for one in faults]
+        alone = [judge(partial(_run, scenario, [cases[number]])) for number in chunk]
         if not any(alone):  # the problem needs the cases before
-            alone[-1] = f"only with the {len(faults) - 1} cases before it: {problem}"
-        yield from alone
+            alone[-1] = f"only with the {len(chunk) - 1} cases before it: {problem}"
+        yield from zip(chunk, alone, strict=True)
 
 
 def _response_bytes(scenario: Scenario) -> int:

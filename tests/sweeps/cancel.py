@@ -18,6 +18,7 @@ from support.cancel_sweep import CancelAtMoment
 from support.harness import World, assert_nothing_left, echo_backend, library_tasks, open_world
 
 from sweeps.judge import judge
+from sweeps.report import first_case
 from trio_vmcp import JSON, Backend, FactorySettings, Session, SessionState, open_session_factory
 from trio_vmcp.testing import CallContext, ScriptedBackend
 
@@ -258,11 +259,11 @@ def run_case(scenario: Scenario, moment: int) -> tuple[str | None, bool]:
     return problem and f"cancelled {cut.struck}: {problem}", cut.struck is not None
 
 
-def sweep(scenario: Scenario) -> Iterator[str | None]:
-    """The problem at each moment of the scenario; the last run is without a cancel."""
+def sweep(scenario: Scenario, every: int = 1) -> Iterator[tuple[int, str | None]]:
+    """The number and the problem of each moment of the scenario, or of every n-th; the last run has no cancel."""
     struck = True
-    for moment in itertools.count():
+    for moment in itertools.count(first_case(every, SCENARIOS.index(scenario)), every):
         if not struck:
             return
         problem, struck = run_case(scenario, moment)
-        yield problem
+        yield moment, problem

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from types import FrameType, TracebackType
@@ -25,6 +24,7 @@ from support.scripted_storage import ScriptedStorage
 
 import trio_vmcp
 from sweeps.judge import judge
+from sweeps.report import first_case
 from trio_vmcp import (
     JSON,
     Backend,
@@ -317,5 +317,4 @@ def count_lines(scenario: Scenario) -> int:
 def some_lines(total: int, scenario: Scenario) -> range:
     """Every n-th line. The first of them is another one every day, and for every scenario."""
     step = max(total // CASES, 1)
-    day = int(time.time() // 86_400)
-    return range((day + SCENARIOS.index(scenario) * 7) % step, total, step)
+    return range(first_case(step, SCENARIOS.index(scenario)), total, step)

@@ -1,18 +1,25 @@
-"""A sweep's findings as text: each with what runs it again, alone."""
+"""Which cases of a sweep the short form takes, and a sweep's findings as text: each with what runs it again, alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping
 
-__all__ = ["describe"]
+__all__ = ["EVERY", "describe", "first_case"]
 
+EVERY = 3  # The short form takes every third case. A byte has four faults, so that all kinds of them are among these.
 MOST_SHOWN = 5
+TODAY = int(time.time() // 86_400)
 
 
-def describe(sweep: str, problems: Sequence[str | None] | Mapping[int, str | None]) -> str:
+def first_case(step: int, scenario: int, *, day: int = TODAY) -> int:
+    """Where every `step`-th case begins: elsewhere on the next day and in the next scenario; `step` days take all."""
+    return (day + scenario * 7) % step
+
+
+def describe(sweep: str, problems: Mapping[int, str | None]) -> str:
     """`problems` by the number of their case."""
-    numbered = problems.items() if isinstance(problems, Mapping) else enumerate(problems)
-    findings = [(case, problem) for case, problem in numbered if problem is not None]
+    findings = [(case, problem) for case, problem in problems.items() if problem is not None]
     shown = [
         f"case {case}: {problem}\n  again: nox -s sweeps -- -k {sweep!r} --case {case}"
         for case, problem in findings[:MOST_SHOWN]

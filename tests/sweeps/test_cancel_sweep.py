@@ -12,14 +12,14 @@ from sweeps.report import describe
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_cancelled_at_every_moment(
-    scenario: Scenario, only_case: int | None, record_property: Callable[[str, object], None]
+    scenario: Scenario, only_case: int | None, every: int, record_property: Callable[[str, object], None]
 ) -> None:
     """No task, request, connection, in-flight count, limiter token, row or known backend session is left."""
     if only_case is not None:
         problem, _ = run_case(scenario, only_case)
         assert problem is None, problem
         return
-    problems = list(sweep(scenario))
+    problems = dict(sweep(scenario, every))
     record_property("cases", len(problems))
-    assert not any(problems), describe(scenario.name, problems)
-    assert len(problems) > 20  # a sweep that strikes nothing finds nothing
+    assert not any(problems.values()), describe(scenario.name, problems)
+    assert len(problems) * every > 20  # a sweep that strikes nothing finds nothing

@@ -1,4 +1,7 @@
-"""10 000 answers that are nearly right: each is taken, or is a typed error, and the next call works."""
+"""10 000 answers that are nearly right: each is taken, or is a typed error, and the next call works.
+
+The short form takes a third of them.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ Era = Literal["legacy", "modern"]
 
 DRAWN = 4  # answers of one example, for one session after another
 SLICED = 4  # ways that each of them arrives
-CALLS, OPENINGS, CALLS_ON_ONE_STREAM = 250, 44, 150  # examples of each test
+CALLS, OPENINGS, CALLS_ON_ONE_STREAM = 250, 44, 150  # examples of each test, without --short
 ON_ONE_STREAM = [channel for channel in CHANNELS if channel.transport != "streamable-http"]
 TIMEOUT = 120.0  # s
 SETTINGS = FactorySettings(max_message_bytes=64 * 1024, max_connections_per_backend=1)
@@ -170,27 +173,27 @@ def fuzz(
 
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
-def test_fuzzed_answers_to_a_call(era: Era, record_property: Callable[[str, object], None]) -> None:
+def test_fuzzed_answers_to_a_call(era: Era, every: int, record_property: Callable[[str, object], None]) -> None:
     """A call ends in its result or one of the errors of the contract, whatever its answer is like."""
-    fuzz(partial(call_through, era), answers(), CALLS)
-    record_property("cases", CALLS * DRAWN * SLICED)
+    fuzz(partial(call_through, era), answers(), CALLS // every)
+    record_property("cases", CALLS // every * DRAWN * SLICED)
 
 
 @pytest.mark.parametrize("channel", ON_ONE_STREAM, ids=str)
 def test_fuzzed_answers_on_a_stream_that_all_calls_share(
-    channel: Channel, record_property: Callable[[str, object], None]
+    channel: Channel, every: int, record_property: Callable[[str, object], None]
 ) -> None:
     """A call ends in its result or one of the errors of the contract, and the call after it gets its own answer."""
-    fuzz(partial(call_over, channel), bodies(), CALLS_ON_ONE_STREAM)
-    record_property("cases", CALLS_ON_ONE_STREAM * DRAWN)
+    fuzz(partial(call_over, channel), bodies(), CALLS_ON_ONE_STREAM // every)
+    record_property("cases", CALLS_ON_ONE_STREAM // every * DRAWN)
 
 
 @pytest.mark.parametrize("method", ["initialize", "server/discover", "tools/list"])
-def test_fuzzed_answers_to_an_opening(method: str, record_property: Callable[[str, object], None]) -> None:
+def test_fuzzed_answers_to_an_opening(method: str, every: int, record_property: Callable[[str, object], None]) -> None:
     """An opening session has the backend, or a failure with a reason."""
     era: Era = "modern" if method == "server/discover" else "legacy"
-    fuzz(partial(open_through, era, method), answers(), OPENINGS)
-    record_property("cases", OPENINGS * DRAWN * SLICED)
+    fuzz(partial(open_through, era, method), answers(), OPENINGS // every)
+    record_property("cases", OPENINGS // every * DRAWN * SLICED)
 
 
 def crooked(parse: Callable[..., jsonrpc.Message]) -> Callable[..., jsonrpc.Message]:

@@ -11,6 +11,7 @@ import trio
 from support.leaks import WATCH
 
 from sweeps import bytewise, cancel, ctrl_c
+from sweeps.report import EVERY, first_case
 from trio_vmcp import JSON, BackendUnavailable, factory
 from trio_vmcp._client.channels.channel import Ask, Channel
 from trio_vmcp._client.channels.streamable_session import StreamableSession
@@ -46,18 +47,36 @@ def first_finding(problems: Iterable[str | None]) -> str:
 
 def cancel_sweep(name: str) -> str:
     (scenario,) = (scenario for scenario in cancel.SCENARIOS if scenario.name == name)
-    return first_finding(cancel.sweep(scenario))
+    return first_finding(problem for _, problem in cancel.sweep(scenario))
 
 
 def byte_sweep(name: str) -> str:
     (scenario,) = (scenario for scenario in bytewise.SCENARIOS if scenario.name == name)
-    return first_finding(bytewise.sweep(scenario))
+    return first_finding(problem for _, problem in bytewise.sweep(scenario))
 
 
 def ctrl_c_sweep(name: str, *, every: int) -> str:
     (scenario,) = (scenario for scenario in ctrl_c.SCENARIOS if scenario.name == name)
     lines = range(0, ctrl_c.count_lines(scenario), every)
     return first_finding(ctrl_c.run_case(scenario, line)[0] for line in lines)
+
+
+# The short form
+
+
+@pytest.mark.parametrize("step", [EVERY, 100])
+def test_the_short_forms_of_some_days_take_every_case(step: int) -> None:
+    """A case that the short form of today leaves out is in that of another day."""
+    for scenario in range(len(cancel.SCENARIOS)):
+        assert {*range(step)} == {first_case(step, scenario, day=day) for day in range(20_000, 20_000 + step)}
+
+
+def test_a_finding_of_the_short_form_has_the_number_that_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers are those of the whole sweep, as `--case` takes them."""
+    monkeypatch.setattr(RequestBody, "mark_written", lambda body: None)
+    (scenario,) = (scenario for scenario in bytewise.SCENARIOS if scenario.name == "tools.call-modern-json")
+    found = next(case for case in bytewise.sweep(scenario, every=EVERY) if case[1] is not None)
+    assert [found] == [*bytewise.sweep(scenario, found[0])]
 
 
 # The Ctrl-C sweep
