@@ -1197,7 +1197,7 @@ async def test_closing_a_link_ends_what_its_callers_hold(kind: Kind) -> None:
 
         nursery.start_soon(hold)
         await until(lambda: served.server.requests != [])
-        await until(lambda: link._open != set())
+        await until(lambda: link.is_in_use)
         nursery.cancel_scope.cancel()
         await link.aclose()
         with trio.CancelScope(shield=True):

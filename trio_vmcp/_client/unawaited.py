@@ -28,18 +28,18 @@ class UnawaitedMessages:
     _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
     _timeout: float = attrs.field(alias="timeout")  # s for each
     _on_their_way: int = attrs.field(default=0, init=False)
-    _closing: bool = attrs.field(default=False, init=False)
-    # Set by a close once no notice is on its way.
-    _idle: LightEvent = attrs.field(factory=LightEvent, init=False, repr=False)
+    # Of a close: set once no notice is on its way.
+    _idle: LightEvent | None = attrs.field(default=None, init=False, repr=False)
 
     def start(self, tell: Callable[[], Awaitable[object]]) -> None:
         """Run `tell` in a task. Dropped if MOST are on their way, or if the connection has ended."""
-        if not self._closing and self._on_their_way < MOST and start_if_open(self._nursery, self._tell, tell):
+        if self._idle is None and self._on_their_way < MOST and start_if_open(self._nursery, self._tell, tell):
             self._on_their_way += 1
 
     async def aclose(self) -> None:
         """Start no more, and wait for those that are on their way."""
-        self._closing = True
+        if self._idle is None:
+            self._idle = LightEvent()
         if not self._on_their_way:
             self._idle.set()
         await self._idle.wait()
@@ -53,5 +53,5 @@ class UnawaitedMessages:
                 logger.debug("%s, on a message that no request waits for", error)
             finally:
                 self._on_their_way -= 1
-                if self._closing and not self._on_their_way:
+                if self._idle is not None and not self._on_their_way:
                     self._idle.set()

@@ -76,8 +76,8 @@ class Connection:
     _record: BackendRecord | None = attrs.field(default=None, init=False)
     _is_unreadable: bool = attrs.field(default=False, init=False)
     _calls: dict[Call, None] = attrs.field(factory=dict, init=False, repr=False)
-    # Set once: retired, and the last call has ended.
-    _idle: LightEvent = attrs.field(factory=LightEvent, init=False, repr=False)
+    # Of `drain`: set once the last call has ended.
+    _idle: LightEvent | None = attrs.field(default=None, init=False, repr=False)
     _drain_by: float = attrs.field(default=math.inf, init=False)  # when the calls on it are cut off
     _draining: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
 
@@ -141,7 +141,7 @@ class Connection:
         self.used_at = trio.current_time()
         if call.written:
             self.note_use()
-        if self.retired.is_set() and not self._calls:
+        if self._idle is not None and not self._calls:
             self._idle.set()
 
     def retire(self, drain_by: float = math.inf) -> None:
@@ -157,9 +157,10 @@ class Connection:
         """
         if not self._calls:
             return
+        idle = self._idle = LightEvent()
         with trio.CancelScope(deadline=self._drain_by) as self._draining:
-            await self._idle.wait()
+            await idle.wait()
         for call in list(self._calls):
             call.cut_off(verdict())
         with trio.move_on_after(unwind_timeout):
-            await self._idle.wait()
+            await idle.wait()

@@ -171,12 +171,12 @@ class Endpoints:
         """Those of one backend of a session that connects with this identity."""
         endpoint = endpoint_digest(backend)
         own = self.turns((endpoint, principal_key(backend, identity)))
-        return Reconnects(self.turns(endpoint), own, self.new_backoff(), self.new_backoff())
+        return Reconnects(self.turns(endpoint), own, self)
 
     def no_reconnects(self) -> Reconnects:
         """Those of a backend that is never connected."""
         turns = Turns(self.new_backoff())
-        return Reconnects(turns, turns, self.new_backoff(), self.new_backoff())
+        return Reconnects(turns, turns, self)
 
     def turns(self, key: Hashable) -> Turns:
         """The turns of an endpoint, or of a principal there. Keep them: they are forgotten with the last reference."""
@@ -200,17 +200,32 @@ class Reconnects:
 
     endpoint_turns: Turns = attrs.field(repr=False)
     own_turns: Turns = attrs.field(repr=False)
-    # Of this session alone: refused credentials say nothing about other sessions.
-    _auth_backoff: Backoff = attrs.field(repr=False)
-    # A backend may report each new session as gone (on a stream, or with 503) although calls work. This delay keeps it
-    # from being sent `initialize` again and again.
-    _replace_backoff: Backoff = attrs.field(repr=False)
+    _endpoints: Endpoints = attrs.field(repr=False)
+    # These two are made when they are needed, which is seldom.
+    _auth: Backoff | None = attrs.field(default=None, init=False, repr=False)
+    _replace: Backoff | None = attrs.field(default=None, init=False, repr=False)
     _authorized_after: float = attrs.field(default=0.0, init=False)
     _joined_at: float = attrs.field(default=0.0, init=False)
     _no_replacement_before: float = attrs.field(default=-math.inf, init=False)
     _asked_until: float = attrs.field(default=-math.inf, init=False)  # the backend asked to be left alone until then
     _believed_at: float = attrs.field(default=-math.inf, init=False)  # when words last had a connection replaced
     _doubted_until: float = attrs.field(default=-math.inf, init=False)
+
+    @property
+    def _auth_backoff(self) -> Backoff:
+        """Of this session alone: refused credentials say nothing about other sessions."""
+        if self._auth is None:
+            self._auth = self._endpoints.new_backoff()
+        return self._auth
+
+    @property
+    def _replace_backoff(self) -> Backoff:
+        """A backend may report each new session as gone (on a stream, or with 503) although calls work. This delay
+        keeps it from being sent `initialize` again and again.
+        """
+        if self._replace is None:
+            self._replace = self._endpoints.new_backoff()
+        return self._replace
 
     @property
     def is_due(self) -> bool:
@@ -220,7 +235,7 @@ class Reconnects:
     def note_joined(self) -> None:
         """An attempt has succeeded."""
         self._joined_at = trio.current_time()
-        self._auth_backoff.reset()
+        self._auth = None
         self.own_turns.note_success()
         self.endpoint_turns.note_success()
 

@@ -127,7 +127,8 @@ class HttpLink:
         factory=dict, init=False, repr=False
     )  # by verb, for `_target`
     _last_headers: tuple[Headers, bytes] = attrs.field(factory=lambda: ([], b""), init=False, repr=False)
-    _open: set[HttpReply] = attrs.field(factory=set, init=False, repr=False)  # replies that are not closed yet
+    # Replies that are not closed yet; None: there are none.
+    _open: set[HttpReply] | None = attrs.field(default=None, init=False, repr=False)
     _patience: float = attrs.field(default=DRAIN_TIMEOUT, init=False)  # s, for the end of the next such body
     _late_at: float = attrs.field(default=-math.inf, init=False)  # when the latest of them was given up
 
@@ -209,6 +210,8 @@ class HttpLink:
                 request = httpx.Request(verb, url, headers=everything, stream=body, extensions=extensions)
                 reply = await self._authenticated(request, body, identity)
             if not 300 <= reply.status < 400:
+                if self._open is None:
+                    self._open = set()
                 self._open.add(reply)
                 return reply
             body.written = reply.status == _SEE_OTHER  # any other redirect: the request was not applied
@@ -302,19 +305,21 @@ class HttpLink:
             self._patience, self._late_at = self._patience / 2, trio.current_time()
 
     async def aclose_reply(self, reply: HttpReply) -> None:
-        self._open.discard(reply)
+        if self._open is not None:
+            self._open.discard(reply)
+            self._open = self._open or None
         await reply.aclose()
 
     @property
     def is_in_use(self) -> bool:
         """A reply is open."""
-        return bool(self._open)
+        return self._open is not None
 
     async def aclose(self) -> None:
         """Close the connection of every open reply. Only callers that are shielded from the end of the session still
         have one.
         """
-        for reply in list(self._open):
+        for reply in list(self._open or ()):
             await reply.close_connection()
 
     def _compose(
