@@ -156,27 +156,25 @@ class _Lister:
     async def fetch_together(self, wanted: Sequence[ListMethod]) -> dict[ListMethod, dict[str, JSON]]:
         found: dict[ListMethod, dict[str, JSON]] = {}
         errors: list[BackendError] = []
-        optional = [each for each in wanted if each.is_optional]
+        begun_at = trio.current_time()
+        share = self._share(trio.current_effective_deadline())
 
         async def fetch(each: ListMethod) -> None:
             try:
-                found[each] = await (self._fetch_optional(each) if each.is_optional else self._fetch_pages(each))
+                if not each.is_optional:
+                    found[each] = await self._fetch_pages(each)
+                    return
+                with trio.move_on_at(begun_at + share) as scope:
+                    found[each] = await self._fetch_optional(each)
+                if scope.cancelled_caught:
+                    found[each] = self._fail_late(each, share)
             except BackendError as error:  # kept from the nursery, which would wrap it in a group
                 errors.append(error)
                 nursery.cancel_scope.cancel(reason="another list of this backend failed")
 
         async with trio.open_nursery() as nursery:
             for each in wanted:
-                if not each.is_optional:
-                    start_task(nursery, fetch, each)
-            share = self._share(trio.current_effective_deadline())
-            async with trio.open_nursery() as others:  # one scope for all of them
-                others.cancel_scope.deadline = trio.current_time() + share
-                for each in optional:
-                    start_task(others, fetch, each)
-            for each in optional:
-                if each not in found and not errors:
-                    found[each] = self._fail_late(each, share)
+                start_task(nursery, fetch, each)
         if errors:
             raise errors[0]
         self._keep_within_limits(found)
