@@ -92,6 +92,8 @@ CONFORMANCE_NODE = (
 ESCAPE = "\x1b["  # the beginning of a terminal's sequences for colours and cursor movements
 
 ALL_CORES = "--numprocesses=auto"
+# In CI one Python draws all examples of a property, and the others and the session `lowest` a quarter of them.
+FEW_EXAMPLES = ("--few-examples",) if CI else ()
 
 built: list[Path] = []
 
@@ -126,7 +128,7 @@ def tests(session: nox.Session) -> None:
     """The suite, on every Python that is present; in CI on all three. Coverage is measured on one of them."""
     session.install(f"{wheel(session)}[{EXTRAS}]", *group("test"))
     if session.python != HERE:
-        run_suite(session, "python", "-m", "pytest", ALL_CORES)
+        run_suite(session, "python", "-m", "pytest", ALL_CORES, *FEW_EXAMPLES)
         return
     COVERAGE_DATA.mkdir(parents=True, exist_ok=True)
     data = COVERAGE_DATA / "all.run"  # `coverage combine` reads every file that begins with COVERAGE_FILE, `all`
@@ -157,7 +159,8 @@ def lowest(session: nox.Session) -> None:
     session.install(
         str(wheel(session)), *group("test"), *(re.sub(r">=([\d.]+).*", r"==\1", entry) for entry in promised)
     )
-    run_suite(session, "python", "-m", "pytest", "--max-seconds=1")  # serial: processes that tests start have a core
+    # Serial: in CI another session has the other core.
+    run_suite(session, "python", "-m", "pytest", "--max-seconds=1", *FEW_EXAMPLES)
 
 
 @nox.session
@@ -185,11 +188,14 @@ def types(session: nox.Session) -> None:
 @nox.session
 def simulation(session: nox.Session) -> None:
     """Random histories in virtual time, each judged. `-- --seed N` replays one, `-- --histories N` runs N; with
-    `--managers` they are those of managers that share a storage. Without arguments both kinds run.
+    `--managers` they are those of managers that share a storage. Without arguments both kinds run, 1 000 and 300 of
+    them, in CI 600 and 200.
     """
     session.install(str(wheel(session)), *group("test"))
     env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": "tests"}
-    for arguments in [session.posargs] if session.posargs else [(), ("--managers", "--histories", "300")]:
+    sessions, managers = (600, 200) if CI else (1000, 300)
+    both = [("--histories", str(sessions)), ("--managers", "--histories", str(managers))]
+    for arguments in [session.posargs] if session.posargs else both:
         session.run("python", "-m", "simulation", *arguments, env=env)
 
 
@@ -337,6 +343,6 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
-    """The library beside hand-written loops, the official client and FastMCP's. In CI: few rounds, no bar asserted."""
+    """The library beside hand-written loops, the official client and FastMCP's. In CI: one round, no bar asserted."""
     session.install(f"{wheel(session)}[otel,prometheus,serve]", "opentelemetry-sdk")
     session.run("python", "benchmarks/run.py", *(("--short",) if CI else ()), *session.posargs)

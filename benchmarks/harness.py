@@ -23,7 +23,7 @@ from contest import Contender, Figures, Question, Row, held
 from report import LEGEND, Measured, bars, failures, table, write_results
 
 MOST_BACKENDS = 50
-ROUNDS, SHORT_ROUNDS = 11, 2
+ROUNDS, SHORT_ROUNDS = 11, 1
 
 
 class Contest:
@@ -159,7 +159,7 @@ def _rounds(text: str) -> int:
 def main(questions: Sequence[Question]) -> None:
     """Run the questions, print one table, write all figures. Exits with 1 and a line for each missed bar."""
     parser = _Parser(description="Race trio_vmcp against hand-written loops, the official client and FastMCP's.")
-    parser.add_argument("--short", action="store_true", help="a glimpse: few rounds, and no bar is asserted")
+    parser.add_argument("--short", action="store_true", help="a glimpse: one round, and no bar is asserted")
     parser.add_argument(
         "--rounds", type=_rounds, help=f"counted rounds per row (default {ROUNDS}, short {SHORT_ROUNDS})"
     )

@@ -26,6 +26,9 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "he
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--installed-only", action="store_true", help="refuse a trio_vmcp that no wheel installed")
     parser.addoption("--max-seconds", type=float, help="fail a test that takes longer")
+    parser.addoption(
+        "--few-examples", action="store_true", help="of a property 25 examples, where its test sets no number"
+    )
 
 
 @hypothesis.settings(max_examples=1, database=None)
@@ -48,6 +51,9 @@ def library_home() -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--few-examples"):
+        hypothesis.settings.register_profile("few", hypothesis.settings(), max_examples=25)
+        hypothesis.settings.load_profile("few")
     home = library_home()
     if config.getoption("--installed-only") and home != Path(sysconfig.get_path("purelib")):
         raise pytest.UsageError(f"trio_vmcp comes from {home}, not from an installed wheel")
