@@ -20,11 +20,12 @@ from support.harness import echo_backend
 from support.jwt_issuer import make_key, make_token
 from support.processes import PYTHON_OPTIONS, SERVER
 from support.redis_server import serve_redis
-from trio.testing import MockClock
+from trio.testing import MockClock, memory_stream_one_way_pair
 
 import trio_vmcp.storage.redis  # noqa: F401  # its client takes as long to import as a test may take
 from trio_vmcp._cli.arguments import parse_plan
 from trio_vmcp._cli.plain_view import PlainView
+from trio_vmcp._cli.requests import CommandOutcome
 from trio_vmcp._cli.serve import Setup, prepare, run_server
 from trio_vmcp._cli.sources import Found, find_servers
 from trio_vmcp._cli.view import Skipped
@@ -76,6 +77,7 @@ class Running:
     url: str
     out: Screen
     log: io.StringIO
+    view: PlainView
 
 
 @asynccontextmanager
@@ -93,7 +95,7 @@ async def running(setup: Setup, found: Found, network: MemoryNetwork) -> AsyncIt
         transport = network.transport()
         nursery.start_soon(lambda: run_server(setup, found, view, transport=transport))
         await listening.wait()
-        yield Running(urls[0], out, log)
+        yield Running(urls[0], out, log, view)
         nursery.cancel_scope.cancel()
 
 
@@ -194,12 +196,16 @@ async def test_the_session_of_the_lines_with_an_authenticator(tmp_path: Path) ->
     (tmp_path / "jwks.json").write_text(json.dumps({"keys": [key.jwk()]}))
     words = ["--jwt-issuer", "https://id.test", "--jwt-audience", "front", "--jwks", str(tmp_path / "jwks.json")]
     claims = {"iss": "https://id.test", "aud": "front", "sub": "alice", "exp": time.time() + 60}
-    async with echo_network() as (network, found), running(setup_of(*words), found, network) as server:
-        assert ["a: connected (legacy, 1 tools)", f"listening on {server.url}"] == server.out.lines
-        assert 401 == (await post(server.url, INITIALIZE)).status
-        token = {"authorization": f"Bearer {make_token(key, claims)}"}
-        assert 200 == (await post(server.url, INITIALIZE, token)).status
-        assert "Bearer ${TOKEN}" in server.log.getvalue()
+    async with open_memory_network() as network:
+        backend = echo_backend()
+        found = Found((Backend("a", network.attach("http://a.test/mcp", backend)),))
+        async with running(setup_of(*words), found, network) as server:
+            assert ["a: connected (legacy, 1 tools)", f"listening on {server.url}"] == server.out.lines
+            assert (1, {}) == (len(backend.deleted_sessions), backend.sessions)
+            assert 401 == (await post(server.url, INITIALIZE)).status
+            token = {"authorization": f"Bearer {make_token(key, claims)}"}
+            assert 200 == (await post(server.url, INITIALIZE, token)).status
+            assert "Bearer ${TOKEN}" in server.log.getvalue()
 
 
 async def test_another_instance_goes_on_with_sessions(tmp_path: Path) -> None:
@@ -244,6 +250,7 @@ async def test_changes_of_the_file_reach_clients(tmp_path: Path, autojump_clock:
             assert "mcp.json: added b; removed a" in server.log.getvalue()
             assert "nothing is changed: " in server.log.getvalue()
             assert "c4nary" not in server.log.getvalue()
+            assert "[secret]" == server.view.safe.line("c4nary-s3cret")
         assert server.url in server.out.lines[-1]
 
 
@@ -298,6 +305,9 @@ JWT = ["--jwt-issuer", "https://id.test", "--jwt-audience", "front", "--jwks", "
         (["--keys", "no-such-file"], "--keys no-such-file: cannot be read"),
         (["--instance", "a.b"], "instance='a.b'"),
         (["--config", "-", "--watch"], "--watch"),
+        (["--config", "-", "--stdio"], "--stdio"),
+        (["--stdio", "--port", "1"], "--port has no effect"),
+        (["--stdio", *JWT], "--jwt-issuer has no effect"),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, list) else "",
 )
@@ -369,3 +379,33 @@ def test_a_signal_ends_the_server(number: str, tmp_path: Path, monkeypatch: pyte
     assert 0 == main(["serve", "--config", config_of(tmp_path), "--port", "0"])
     assert screen.lines[-1].startswith("listening on http://127.0.0.1:")
     assert "a: connected (legacy, " in screen.lines[0]
+
+
+async def test_one_client_on_two_streams(autojump_clock: MockClock) -> None:
+    """With --stdio: no endpoint and no session but the client's own, which is never too old or idle. The lines of
+    backends stand on stderr, and the end of the client's stream is status 0.
+    """
+    to_server, receive = memory_stream_one_way_pair()
+    send, from_server = memory_stream_one_way_pair()
+    out, log, outcomes = Screen(), io.StringIO(), list[CommandOutcome]()
+    plan = parse_plan(["serve", "--config", "file", "--stdio"])
+    assert plan.serve is not None
+    setup = prepare(plan.serve, {})
+
+    async def serve() -> None:
+        view, transport = PlainView(out, log), network.transport()
+        outcomes.append(await run_server(setup, found, view, transport=transport, streams=lambda: (receive, send)))
+        await send.aclose()
+
+    async with echo_network() as (network, found), trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        await to_server.send_all(json.dumps(INITIALIZE).encode() + b"\n")
+        await from_server.receive_some()
+        await trio.sleep_until(trio.current_time() + 90_000)
+        asked = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
+        await to_server.send_all(json.dumps(asked).encode() + b"\n")
+        await to_server.aclose()
+        (line,) = b"".join([piece async for piece in from_server]).splitlines()
+        assert ["a_echo"] == [tool["name"] for tool in json.loads(line)["result"]["tools"]]
+    assert [0] == [outcome.status for outcome in outcomes]
+    assert ["a: connected (legacy, 1 tools)"] == out.lines

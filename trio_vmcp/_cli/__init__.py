@@ -6,7 +6,8 @@
 - `requests.py`: checks the servers, or makes one request; `watch.py`: a session and its requests while they run;
   `conditions.py`: a session that stays open.
 - `serve_options.py`, `serve.py`: `trio-vmcp serve`: what it was asked for, and a server of it; `backend_lines.py`: what
-  it prints of each backend; `file_changes.py`: what becomes of changes of its file.
+  it prints of each backend; `file_changes.py`: what becomes of changes of its file;
+  `standard_streams.py`: its one client with `--stdio`.
 - `texts.py`, `definitions.py`: results as text. `sanitizer.py`: text fit to be shown. All pure.
 - `view.py`: what is shown, as data; `plain_view.py`, `rich_view.py`: two ways to show it; `output.py`: writing it;
   `verbose.py`: the log beside it.

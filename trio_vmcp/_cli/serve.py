@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,11 @@ from trio_vmcp._cli.backend_lines import BackendLines, announce
 from trio_vmcp._cli.file_changes import FileChanges
 from trio_vmcp._cli.output import write_log
 from trio_vmcp._cli.plain_view import PlainView
-from trio_vmcp._cli.requests import FAILED, CommandOutcome
+from trio_vmcp._cli.requests import FAILED, OK, CommandOutcome
 from trio_vmcp._cli.sanitizer import Sanitizer
 from trio_vmcp._cli.serve_options import KEYS_VARIABLE, ServeOptions, read_keys
 from trio_vmcp._cli.sources import Found, InputError
+from trio_vmcp._cli.standard_streams import Streams, open_standard_streams
 from trio_vmcp.default_manager import open_session_manager
 from trio_vmcp.factory import open_session_factory
 from trio_vmcp.manager import SessionManager
@@ -31,6 +33,7 @@ from trio_vmcp.settings import FactorySettings, ManagerSettings
 from trio_vmcp.storage import Storage
 
 try:
+    from trio_vmcp.serve._stdio import serve_stdio
     from trio_vmcp.serve.app import asgi_app
     from trio_vmcp.serve.authenticator import Authenticator
     from trio_vmcp.serve.server import allowing_host, serve_front
@@ -64,15 +67,20 @@ def prepare(options: ServeOptions, environment: Mapping[str, str]) -> Setup:
             f"--redis with an authenticator needs --keys FILE or {KEYS_VARIABLE}: by these keys another instance knows "
             "whose a session is"
         )
+    # A client of stdio has no means to open another session when its own has ended.
+    limits, lifetimes = FactorySettings(), ManagerSettings()
+    if options.stdio:
+        limits, lifetimes = FactorySettings(idle_timeout=math.inf), ManagerSettings(max_lifetime=math.inf)
     try:
         return Setup(
             options=options,
-            factory=FactorySettings(
+            factory=attrs.evolve(
+                limits,
                 conflict_resolution=options.conflict_resolution,
                 identity_keys=keys,
                 on_exit="suspend" if options.redis else "terminate",
             ),
-            manager=ManagerSettings(instance=options.instance),
+            manager=attrs.evolve(lifetimes, instance=options.instance),
             front=_front_settings(options),
             authenticator=_authenticator(options),
             storage=_storage(options.redis),
@@ -82,18 +90,21 @@ def prepare(options: ServeOptions, environment: Mapping[str, str]) -> Setup:
 
 
 async def run_server(
-    setup: Setup, found: Found, view: PlainView, *, transport: httpx.AsyncBaseTransport | None = None
+    setup: Setup,
+    found: Found,
+    view: PlainView,
+    *,
+    transport: httpx.AsyncBaseTransport | None = None,
+    streams: Callable[[], Streams] = open_standard_streams,
 ) -> CommandOutcome:
-    """Serve until this is cancelled; or return at once, since the port cannot be bound.
+    """Serve until this is cancelled, or the client of --stdio is gone; or return at once, since the port cannot be
+    bound.
 
     Args:
         transport: Replaces the built-in one for backends, which uses the proxies of the environment.
+        streams: From and to the client of --stdio.
     """
-
-    def tell(text: str) -> None:
-        write_log(view.out, view.safe.line(text) + "\n")
-
-    lines = BackendLines(tell)
+    lines = BackendLines(partial(_tell, view))
     async with (
         setup.storage as storage,
         open_session_factory(
@@ -103,24 +114,40 @@ async def run_server(
         trio.open_nursery() as nursery,
     ):
         lines.factory = factory
-        front = asgi_app(manager, settings=setup.front, authenticator=setup.authenticator)
-        front.is_starting = True
-        host, port = setup.options.host, setup.options.port
+        if setup.options.watch:
+            nursery.start_soon(_watching(setup.options.watch, found, manager, view).follow)
+        if setup.options.stdio:
+            receive, send = streams()
+            for entry in found.skipped:
+                lines.tell_once(entry.id, f"skipped, {entry.why}")
+            await serve_stdio(manager, receive, send, settings=setup.front)
+            outcome = CommandOutcome(OK, {"ok": True})
+        else:
+            outcome = await _serve_http(setup, found, view, manager, lines)
+        nursery.cancel_scope.cancel(reason="the server has ended")
+    return outcome
+
+
+async def _serve_http(
+    setup: Setup, found: Found, view: PlainView, manager: SessionManager, lines: BackendLines
+) -> CommandOutcome:
+    front = asgi_app(manager, settings=setup.front, authenticator=setup.authenticator)
+    front.is_starting = True
+    host, port = setup.options.host, setup.options.port
+    async with trio.open_nursery() as nursery:
         try:
             url = await nursery.start(partial(serve_front, front, setup.front, host=host, port=port))
         except OSError as error:
             problem = f"cannot listen on {host}, port {port}: {_why(error)}"
             view.show_problem(problem)
             return CommandOutcome(FAILED, {"ok": False, "error": {"type": "OSError", "message": problem}})
-        if setup.options.watch:
-            nursery.start_soon(_watching(setup.options.watch, found, manager, view).follow)
         for entry in found.skipped:
             lines.tell_once(entry.id, f"skipped, {entry.why}")
         ids = [backend.id for backend in found.backends]
         await announce(front, manager, lines, ids, keep=setup.authenticator is None)
         front.is_starting = False
         view.show_problem(f"for the file of a client: {_snippet(url, setup)}")
-        tell(f"listening on {url}")
+        _tell(view, f"listening on {url}")
         await trio.sleep_forever()
     raise AssertionError("unreachable")
 
@@ -137,6 +164,10 @@ def _counters() -> list[Observer]:
     for collector in (GCCollector, PlatformCollector, ProcessCollector):
         collector(registry=registry)
     return [PrometheusObserver(registry)]
+
+
+def _tell(view: PlainView, text: str) -> None:
+    write_log(view.out, view.safe.line(text) + "\n")
 
 
 def _watching(path: str, found: Found, manager: SessionManager, view: PlainView) -> FileChanges:

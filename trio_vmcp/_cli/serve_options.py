@@ -36,6 +36,7 @@ class ServeOptions:
         keys: A file with one key in each line; empty: as the environment says.
         jwt_issuer, jwt_audience, jwks: All three, or none: then there is no authenticator.
         watch: The file whose changes are taken over; empty: none is.
+        stdio: One client, on stdin and stdout.
         insecure_no_auth: Any address may be served without an authenticator.
     """
 
@@ -51,6 +52,7 @@ class ServeOptions:
     jwt_audience: str = ""
     jwks: str = ""
     watch: str = ""
+    stdio: bool = False
     insecure_no_auth: bool = False
 
     @property
@@ -70,8 +72,14 @@ class ServeOptions:
         tokens = (given.jwt_issuer, given.jwt_audience, given.jwks)
         if any(tokens) and not all(tokens):
             raise ValueError("--jwt-issuer, --jwt-audience and --jwks go together")
-        if given.config == "-" and given.watch:
-            raise ValueError("--config - is stdin, which --watch cannot read again")
+        if given.config == "-" and (given.watch or given.stdio):
+            raise ValueError("--config - is stdin, which --watch cannot read again and --stdio needs for its client")
+        of_http = {"--host": given.host, "--port": given.port, "--path": given.path}
+        for name, default in {"--host": HOST, "--port": PORT, "--path": PATH}.items():
+            if given.stdio and of_http[name] != default:
+                raise ValueError(f"{name} has no effect with --stdio")
+        if given.stdio and any(tokens):
+            raise ValueError("--jwt-issuer has no effect with --stdio: its one client has started this program")
         options = cls(
             host=given.host,
             port=given.port,
@@ -85,6 +93,7 @@ class ServeOptions:
             jwt_audience=given.jwt_audience or "",
             jwks=given.jwks or "",
             watch=given.config if given.watch else "",
+            stdio=given.stdio,
             insecure_no_auth=given.insecure_no_auth,
         )
         is_open = not options.has_authenticator and not is_loopback(options.host)
@@ -117,6 +126,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--jwks", "URL|FILE", "and signed by one of these keys")
     for name, about in (
         ("--watch", "take changes of FILE over while clients are connected"),
+        ("--stdio", "serve one client, on stdin and stdout"),
         ("--insecure-no-auth", "serve any address without asking clients for tokens"),
     ):
         parser.add_argument(name, action="store_true", help=about)

@@ -4,11 +4,12 @@
 - `_legacy.py`, `_client_session.py`: the handshake era: over HTTP, and one client whatever carries it
 - `_modern.py`, `_stateless.py`, `_rounds.py`, `_listening.py`: the stateless era: over HTTP, and whatever carries it;
   its questions, and its streams of changes
+- `_batches.py`: several messages at once
 - `_requests.py`, `_lists.py`, `_errors.py`, `_messages.py`: what requests of both eras mean, and their answers as bytes
 - `_exchange.py`, `_streams.py`, `_asgi.py`: one request on its way, its event stream, HTTP
 - `_operator.py`, `_health.py`, `_status.py`, `_page.py`, `_metrics.py`: what operators ask: readiness, states, counts
 - `authenticator.py`, `jwt.py`, `sealing.py`: principals of requests, and sealed state
-- `server.py`: the application on a port of its own
+- `server.py`: the application on a port of its own; `_stdio.py`: one client over two streams, without HTTP
 """
 
 import typing as _typing

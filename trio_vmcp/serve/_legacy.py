@@ -16,12 +16,13 @@ import attrs
 import trio
 
 from trio_vmcp._nursery import start_task
-from trio_vmcp._protocol.eras import BATCH_VERSION, LEGACY_VERSIONS
+from trio_vmcp._protocol.eras import LEGACY_VERSIONS
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Message, Notification, Request, Result
 from trio_vmcp._protocol.methods import INITIALIZE
 from trio_vmcp.identity import Identity
 from trio_vmcp.manager import SessionManager
 from trio_vmcp.serve._asgi import HttpReply, HttpRequest
+from trio_vmcp.serve._batches import answer_batch
 from trio_vmcp.serve._client_session import (
     PROTOCOL_VERSION,
     Clients,
@@ -34,7 +35,7 @@ from trio_vmcp.serve._client_session import (
 )
 from trio_vmcp.serve._errors import INVALID_REQUEST, Refusal, refusal_of
 from trio_vmcp.serve._exchange import JSON_BODY, Exchange, Exchanges, HttpExchange, QuietExchange
-from trio_vmcp.serve._messages import encode_answer, encode_refusal, read_message
+from trio_vmcp.serve._messages import encode_answer, encode_refusal
 from trio_vmcp.serve._streams import EVENT_STREAM, EventStream
 from trio_vmcp.serve.settings import ServeSettings
 from trio_vmcp.session import Session
@@ -43,7 +44,6 @@ __all__ = ["SESSION_ID", "LegacyFront"]
 
 SESSION_ID = "mcp-session-id"
 PRIMED_SINCE = "2025-11-25"  # clients of earlier versions take an event without data for a broken message
-MOST_IN_BATCH = 100  # messages
 MOST_FINISHED = 16  # streams of one client, that are kept once their requests are answered
 STANDALONE = "0"  # the name of the stream that belongs to no request
 _EVENT_ID = re.compile(r"(\d{1,18})-(\d{1,18})", re.ASCII)
@@ -123,32 +123,16 @@ class LegacyFront(Clients):
             Refusal, VmcpError: The client speaks another version, or the batch was not taken.
         """
         client = await self._client(request, identity)
-        if client.state.version != BATCH_VERSION:
-            raise Refusal(INVALID_REQUEST, f"version {client.state.version} has no batches", status=400)
-        if len(batch) > MOST_IN_BATCH:
-            raise Refusal(INVALID_REQUEST, f"the batch has over {MOST_IN_BATCH} messages", status=400)
-        responses: dict[int, bytes] = {}
 
-        async def take(at: int, data: bytes) -> None:
-            try:
-                message = await read_message(data)
-            except Refusal as refusal:
-                responses[at] = encode_refusal(None, refusal)
-                return
-            if isinstance(message, Request):
-                _, body = await self._outcome(client, QuietExchange(self._exchanges.next_mark()), message)
-                if body is not None:
-                    responses[at] = body
-            else:
-                await self._take(client, message)
+        async def answer(message: Request) -> bytes | None:
+            _, body = await self._outcome(client, QuietExchange(self._exchanges.next_mark()), message)
+            return body
 
-        async with trio.open_nursery() as nursery:
-            for at, data in enumerate(batch):
-                start_task(nursery, take, at, data)
-        if responses:
-            await reply.respond(200, b"[" + b",".join(responses[at] for at in sorted(responses)) + b"]", (JSON_BODY,))
-        else:
+        responses = await answer_batch(batch, client.state.version, answer, partial(self._take, client))
+        if responses is None:
             await reply.respond(202)
+        else:
+            await reply.respond(200, responses, (JSON_BODY,))
 
     async def get(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
         """Open the stream for messages outside of requests, or resume a stream."""

@@ -1,0 +1,460 @@
+"""The front over a pair of streams: one client, a message in each line, requests of both eras."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from support.front import LEGACY, MODERN, FrontWorld, front_world, full_backend, modern_request
+from support.harness import echo_backend
+from trio.testing import MockClock, memory_stream_one_way_pair, wait_all_tasks_blocked
+
+from trio_vmcp import JSON
+from trio_vmcp._protocol.reading import MOST_SKIPPED
+from trio_vmcp.serve import ServeSettings
+from trio_vmcp.serve._stdio import serve_stdio
+from trio_vmcp.testing import CallContext, Hang, RpcError, ScriptedBackend
+
+EVERY_ERA = pytest.mark.parametrize("era", ["legacy", "modern"])  # of the client
+EVERY_BACKEND = pytest.mark.parametrize("backend_era", ["legacy", "modern"])
+
+
+@attrs.define(eq=False)
+class Client:
+    """A client at the other ends.
+
+    Attributes:
+        received: All that has come, in order.
+        ended: Set when the server has returned.
+        stopped: Cancel it to stop the server, as a signal does.
+    """
+
+    world: FrontWorld
+    to_server: trio.abc.SendStream
+    from_server: trio.abc.ReceiveStream
+    era: str
+    received: list[Any] = attrs.field(factory=list)
+    ended: trio.Event = attrs.field(factory=trio.Event)
+    stopped: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    _news: trio.Event = attrs.field(factory=trio.Event)
+
+    async def serve(self, receive: trio.abc.ReceiveStream, send: trio.abc.SendStream, settings: ServeSettings) -> None:
+        with self.stopped:
+            await serve_stdio(self.world.manager, receive, send, settings=settings)
+        self.ended.set()
+        await send.aclose()
+
+    async def read(self) -> None:
+        rest = b""
+        async for chunk in self.from_server:
+            *lines, rest = (rest + chunk).split(b"\n")
+            self.received += [json.loads(line) for line in lines]
+            self._news.set()
+        assert b"" == rest
+
+    async def send(self, message: object) -> None:
+        await self.to_server.send_all(message if isinstance(message, bytes) else json.dumps(message).encode() + b"\n")
+
+    async def ask(self, method: str, params: Any = None, request_id: Any = 1, **meta: Any) -> None:
+        """Send a request in the client's era."""
+        if self.era == "modern":
+            message, _ = modern_request(method, params, request_id=request_id, **meta)
+        else:
+            message = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params or {}}
+        await self.send(message)
+
+    async def notify(self, method: str, params: Any = None) -> None:
+        await self.send({"jsonrpc": "2.0", "method": method, "params": params or {}})
+
+    async def wait(self, fits: Callable[[Any], bool]) -> Any:
+        """The first message that fits."""
+        with trio.fail_after(60):
+            while True:
+                found = [message for message in self.received if fits(message)]
+                if found:
+                    return found[0]
+                self._news = trio.Event()
+                await self._news.wait()
+
+    async def response(self, request_id: Any = 1) -> Any:
+        return await self.wait(lambda message: "method" not in message and message.get("id") == request_id)
+
+    async def result(self, method: str, params: Any = None, request_id: Any = 1, **meta: Any) -> Any:
+        await self.ask(method, params, request_id, **meta)
+        answer = await self.response(request_id)
+        assert "result" in answer, answer
+        return answer["result"]
+
+    async def initialize(self, capabilities: Any = None, version: str = LEGACY) -> Any:
+        params = {"protocolVersion": version, "capabilities": capabilities or {}, "clientInfo": {"name": "t"}}
+        await self.send({"jsonrpc": "2.0", "id": "init", "method": "initialize", "params": params})
+        await self.notify("notifications/initialized")
+        return (await self.response("init"))["result"]
+
+
+@asynccontextmanager
+async def client_of(
+    world: FrontWorld, era: str = "legacy", *, capabilities: Any = None, opens: bool = True, **settings: Any
+) -> AsyncIterator[Client]:
+    """A client, which has initialized if it is of the handshake era."""
+    to_server, receive = memory_stream_one_way_pair()
+    send, from_server = memory_stream_one_way_pair()
+    client = Client(world, to_server, from_server, era)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.read)
+        nursery.start_soon(client.serve, receive, send, ServeSettings(**settings))
+        if era == "legacy" and opens:
+            await client.initialize(capabilities)
+        yield client
+        nursery.cancel_scope.cancel()
+
+
+@attrs.define(eq=False)
+class Waiting:
+    """A backend with a tool that waits.
+
+    Attributes:
+        cancelled: The backend was told that the client has withdrawn the call.
+    """
+
+    era: str = "legacy"
+    backend: ScriptedBackend = attrs.field(init=False)
+    begun: trio.Event = attrs.field(factory=trio.Event, init=False)
+    go_on: trio.Event = attrs.field(factory=trio.Event, init=False)
+    cancelled: trio.Event = attrs.field(factory=trio.Event, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.backend = echo_backend(self.era, answers="sse")
+        self.backend.add_tool("wait", self._wait)
+
+    async def _wait(self, arguments: JSON, context: CallContext) -> str:
+        self.begun.set()
+        await context.progress(1, 2, "half")
+        try:
+            await self.go_on.wait()
+        except trio.Cancelled:
+            self.cancelled.set()
+            raise
+        return "waited"
+
+
+WAIT = {"name": "a_wait", "arguments": {}}
+
+
+@EVERY_BACKEND
+@EVERY_ERA
+async def test_every_request_is_answered(era: str, backend_era: str, autojump_clock: MockClock) -> None:
+    """Lists, calls, resources, prompts and completions, as over HTTP."""
+    async with front_world(full_backend(backend_era)) as world, client_of(world, era) as client:
+        assert ["a_echo"] == [tool["name"] for tool in (await client.result("tools/list", {}, 1))["tools"]]
+        called = await client.result("tools/call", {"name": "a_echo", "arguments": {"x": 1}}, "two")
+        assert {"x": 1} == json.loads(called["content"][0]["text"])
+        assert "text of a" == (await client.result("resources/read", {"uri": "file:///a"}, 3))["contents"][0]["text"]
+        got = await client.result("prompts/get", {"name": "a_greet", "arguments": {"name": "eve"}}, 4)
+        assert "hello eve" == got["messages"][0]["content"]["text"]
+        asked = {"ref": {"type": "ref/prompt", "name": "a_greet"}, "argument": {"name": "name", "value": "an"}}
+        assert ["ann", "anton"] == (await client.result("completion/complete", asked, 5))["completion"]["values"]
+        assert era != "modern" or "complete" == called["resultType"]
+
+
+async def test_both_eras_on_one_stream(autojump_clock: MockClock) -> None:
+    """The era is that of each request, whatever came before: a client may probe, or change its mind."""
+    async with front_world() as world, client_of(world, "modern") as client:
+        assert MODERN in (await client.result("server/discover"))["supportedVersions"]
+        assert LEGACY == (await client.initialize())["protocolVersion"]
+        client.era = "legacy"
+        assert {} == await client.result("ping", request_id=2)
+        client.era = "modern"
+        assert "resultType" in await client.result("tools/list", request_id=3)
+
+
+async def test_before_and_behind_initialize(autojump_clock: MockClock) -> None:
+    """A request that comes too early is refused, but for ping; so is a second initialize."""
+    async with front_world() as world, client_of(world, opens=False) as client:
+        await client.ask("tools/list", request_id=1)
+        assert -32600 == (await client.response(1))["error"]["code"]
+        assert {} == await client.result("ping", request_id=2)
+        await client.ask("initialize", {"protocolVersion": 1}, 3)
+        assert -32602 == (await client.response(3))["error"]["code"]
+        assert LEGACY == (await client.initialize())["protocolVersion"]
+        await client.ask("initialize", {"protocolVersion": LEGACY, "capabilities": {}}, 4)
+        assert -32600 == (await client.response(4))["error"]["code"]
+
+
+async def test_a_client_that_does_not_wait_for_the_response_to_initialize(autojump_clock: MockClock) -> None:
+    """Its requests wait for the session, and can be withdrawn while they do."""
+    hangs = ScriptedBackend()
+    hangs.fail("POST", Hang())
+    async with front_world(echo_backend(), hangs) as world, client_of(world, opens=False) as client:
+        params = {"protocolVersion": LEGACY, "capabilities": {}, "clientInfo": {"name": "t"}}
+        await client.ask("initialize", params, 1)
+        await client.ask("tools/call", {"name": "a_echo", "arguments": {}}, 2)
+        await client.ask("tools/call", {"name": "a_echo", "arguments": {}}, 3)
+        await client.notify("notifications/cancelled", {"requestId": 3})
+        assert "result" in await client.response(2)
+        assert {1, 2} == {message["id"] for message in client.received}
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "code"),
+    [("no/such", {}, -32601), ("tools/call", {"name": "none"}, -32602), ("resources/read", {"uri": 1}, -32602)],
+)
+@EVERY_ERA
+async def test_a_request_that_cannot_be_made(
+    era: str, method: str, params: JSON, code: int, autojump_clock: MockClock
+) -> None:
+    """It is an error with its id, and others are answered."""
+    async with front_world() as world, client_of(world, era) as client:
+        await client.ask(method, params, "r")
+        assert code == (await client.response("r"))["error"]["code"]
+        assert await client.result("tools/list", {}, 2)
+
+
+async def test_what_a_request_must_say_of_itself(autojump_clock: MockClock) -> None:
+    """A version that is not served, and no capabilities: the errors that HTTP has for them."""
+    async with front_world() as world, client_of(world, "modern") as client:
+        for version, code in (("2027-01-01", -32022), (7, -32602)):
+            message, _ = modern_request("tools/list", request_id=str(version))
+            message["params"]["_meta"]["io.modelcontextprotocol/protocolVersion"] = version
+            await client.send(message)
+            assert code == (await client.response(str(version)))["error"]["code"]
+        message, _ = modern_request("tools/list", request_id="none")
+        del message["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"]
+        await client.send(message)
+        assert -32602 == (await client.response("none"))["error"]["code"]
+
+
+@EVERY_BACKEND
+@EVERY_ERA
+async def test_responses_come_when_they_are_ready(era: str, backend_era: str, autojump_clock: MockClock) -> None:
+    """A later request may be answered first; progress has the client's token and comes before the response."""
+    waiting = Waiting(backend_era)
+    async with front_world(waiting.backend) as world, client_of(world, era) as client:
+        params = dict(WAIT) if era == "modern" else {**WAIT, "_meta": {"progressToken": "t"}}
+        await client.ask("tools/call", params, 1, **({"progressToken": "t"} if era == "modern" else {}))
+        await waiting.begun.wait()
+        await client.result("tools/call", {"name": "a_echo", "arguments": {}}, 2)
+        waiting.go_on.set()
+        await client.response(1)
+        kinds = [message.get("method") or message["id"] for message in client.received if message.get("id") != "init"]
+        assert ["notifications/progress", 2, 1] == kinds
+        (progress,) = (message["params"] for message in client.received if "progress" in message.get("method", ""))
+        assert {"progressToken": "t", "progress": 1, "total": 2, "message": "half"} == progress
+
+
+@EVERY_BACKEND
+@EVERY_ERA
+async def test_a_withdrawn_request_has_no_response(era: str, backend_era: str, autojump_clock: MockClock) -> None:
+    """`notifications/cancelled`, in both eras; its id is free then. Unknown ids and `initialize` are left alone."""
+    waiting = Waiting(backend_era)
+    async with front_world(waiting.backend) as world, client_of(world, era) as client:
+        await client.ask("tools/call", WAIT, 1)
+        await waiting.begun.wait()
+        others: list[object] = [2, "1", True, None, [], {}]
+        for other in others:
+            await client.notify("notifications/cancelled", {"requestId": other})
+        await wait_all_tasks_blocked()
+        assert not waiting.cancelled.is_set()
+        await client.ask("tools/call", WAIT, 1)
+        assert -32600 == (await client.response(1))["error"]["code"]  # the id is in use
+        client.received.clear()
+        await client.notify("notifications/cancelled", {"requestId": 1})
+        await waiting.cancelled.wait()
+        await trio.sleep(1)
+        assert not [message for message in client.received if message.get("id") == 1]
+        assert (await client.result("tools/call", {"name": "a_echo", "arguments": {}}, 1))["content"]
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (b"{\n", -32700),
+        (b"\xff\n", -32700),
+        (b"1\n", -32600),
+        (b'{"jsonrpc": "2.0"}\n', -32600),
+        (b'[{"jsonrpc": "2.0", "id": 7, "method": "ping"}]\n', -32600),
+        (b'"' + b"x" * 5000 + b'"\n', -32600),
+        (b'{"a":' * 500 + b"\n", -32700),
+    ],
+    ids=["no JSON", "no UTF-8", "no object", "no method", "batch", "long", "deep"],
+)
+async def test_a_bad_line_is_refused_and_the_next_is_read(line: bytes, code: int, autojump_clock: MockClock) -> None:
+    """An error without an id (JSON-RPC 2.0 §5). Empty lines are none."""
+    async with front_world() as world, client_of(world, max_body_bytes=4096) as client:
+        client.received.clear()
+        await client.send(b"\n\r\n" + line)
+        await client.result("ping")
+        (refused,) = (message for message in client.received if message["id"] is None)
+        assert code == refused["error"]["code"]
+
+
+async def test_a_line_that_does_not_end(autojump_clock: MockClock) -> None:
+    """It ends the server: what follows cannot be told apart."""
+    async with front_world() as world, client_of(world, max_body_bytes=1000) as client:
+        await client.send(b"x" * (MOST_SKIPPED + 1) * 1000)
+        await client.ended.wait()
+        assert "does not end" in client.received[-1]["error"]["message"]
+
+
+async def test_batches_of_the_version_that_has_them(autojump_clock: MockClock) -> None:
+    """One array of responses, to a client of 2025-03-26."""
+    async with front_world() as world, client_of(world, opens=False) as client:
+        await client.initialize(version="2025-03-26")
+        ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+        await client.send([ping, {"jsonrpc": "2.0", "method": "notifications/x"}, {**ping, "id": 2}, 5])
+        first, second, bad = await client.wait(lambda message: isinstance(message, list))
+        assert (1, 2, None) == (first["id"], second["id"], bad["id"])
+
+
+ANSWER: JSON = {"action": "accept", "content": {"name": "eve"}}
+
+
+@EVERY_BACKEND
+async def test_questions_of_backends(backend_era: str, autojump_clock: MockClock) -> None:
+    """A client that declared elicitation is asked by a request of ours, and its answer reaches the backend."""
+
+    async def ask(arguments: JSON, context: CallContext) -> str:
+        form = {"message": "Name?", "requestedSchema": {"type": "object", "properties": {"name": {"type": "string"}}}}
+        return json.dumps(await context.request_all({"e": ("elicitation/create", form)}))
+
+    backend = echo_backend(backend_era, answers="sse")
+    backend.add_tool("ask", ask)
+    async with front_world(backend) as world, client_of(world, capabilities={"elicitation": {"form": {}}}) as client:
+        await client.ask("tools/call", {"name": "a_ask", "arguments": {}}, "call")
+        question = await client.wait(lambda message: message.get("method") == "elicitation/create")
+        await client.send({"jsonrpc": "2.0", "id": question["id"], "result": ANSWER})
+        result = (await client.response("call"))["result"]
+        assert {"e": ANSWER} == json.loads(result["content"][0]["text"])
+
+
+async def test_a_question_that_is_open_at_the_end(autojump_clock: MockClock) -> None:
+    """No answer can come any more, so the backend gets an error at once, and the call its response."""
+    failed: list[str] = []
+
+    async def ask(arguments: JSON, context: CallContext) -> str:
+        try:
+            await context.request_all({"r": ("roots/list", {})})
+        except RpcError as error:
+            failed.append(str(error))
+        return "without"
+
+    backend = echo_backend(answers="sse")
+    backend.add_tool("ask", ask)
+    async with front_world(backend) as world, client_of(world, capabilities={"roots": {}}) as client:
+        await client.ask("tools/call", {"name": "a_ask", "arguments": {}}, "call")
+        await client.wait(lambda message: message.get("method") == "roots/list")
+        await client.to_server.aclose()
+        with trio.fail_after(5):
+            assert "without" in str(await client.response("call"))
+            await client.ended.wait()
+    assert 1 == len(failed)
+
+
+async def test_changes_are_told(autojump_clock: MockClock) -> None:
+    """A list that changes, to clients of both eras: to the one without asking, to the other on its stream."""
+    backend = echo_backend()
+    backend.listens = True
+    async with front_world(backend) as world, client_of(world) as client:
+        client.era = "modern"
+        await client.ask("subscriptions/listen", {"notifications": {"toolsListChanged": True}}, "listen")
+        await client.wait(lambda message: message.get("method") == "notifications/subscriptions/acknowledged")
+        await trio.sleep(5)
+        backend.add_tool("more")
+        backend.notify("notifications/tools/list_changed")
+        await trio.sleep(5)
+        told = [each for each in client.received if each.get("method") == "notifications/tools/list_changed"]
+        assert [False, True] == sorted("_meta" in each.get("params", {}) for each in told)
+        await client.notify("notifications/cancelled", {"requestId": "listen"})
+        await client.to_server.aclose()
+        await client.ended.wait()
+
+
+@pytest.mark.parametrize("how", ["end of the stream", "signal"])
+@EVERY_ERA
+async def test_the_end_waits_for_what_is_under_way(era: str, how: str, autojump_clock: MockClock) -> None:
+    """A running request is answered, a stream of changes gets its result, and then the server returns."""
+    waiting = Waiting()
+    async with front_world(waiting.backend) as world, client_of(world, era) as client:
+        await client.ask("tools/call", WAIT, 1)
+        if era == "modern":
+            await client.ask("subscriptions/listen", {"notifications": {}}, "listen")
+        await waiting.begun.wait()
+        if how == "signal":
+            client.stopped.cancel()
+            await client.ask("tools/call", {"name": "a_echo", "arguments": {}}, 2)
+            assert -32000 == (await client.response(2))["error"]["code"]
+        else:
+            await client.to_server.aclose()
+        await trio.sleep(5)
+        assert not client.ended.is_set()
+        waiting.go_on.set()
+        assert "waited" in str(await client.response(1))
+        await client.ended.wait()
+        assert (era == "modern") == any(message.get("id") == "listen" for message in client.received)
+
+
+@pytest.mark.parametrize("how", ["end of the stream", "signal"])
+@EVERY_ERA
+async def test_the_end_is_bounded(era: str, how: str, autojump_clock: MockClock) -> None:
+    """A request that does not end is cut after `shutdown_timeout`."""
+    waiting = Waiting()
+    async with front_world(waiting.backend) as world, client_of(world, era, shutdown_timeout=3.0) as client:
+        await client.ask("tools/call", WAIT, 1)
+        await waiting.begun.wait()
+        began_at = trio.current_time()
+        if how == "signal":
+            client.stopped.cancel()
+        else:
+            await client.to_server.aclose()
+        await client.ended.wait()
+        assert 3.0 == pytest.approx(trio.current_time() - began_at, abs=0.6)
+        with trio.fail_after(1):
+            await waiting.cancelled.wait()
+
+
+class NeverRead(trio.abc.SendStream):
+    """To a client that does not read, or (`is_gone`) that has closed its end."""
+
+    def __init__(self, is_gone: bool) -> None:
+        self.is_gone = is_gone
+        self.begun = trio.Event()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self.begun.set()
+        await trio.lowlevel.checkpoint()
+        if self.is_gone:
+            raise trio.BrokenResourceError
+        await trio.sleep_forever()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+async def test_a_client_that_does_not_read(is_gone: bool, autojump_clock: MockClock) -> None:
+    """It holds the end up for a moment at most; one that has closed its end is gone, and the server returns."""
+    send = NeverRead(is_gone)
+    to_server, receive = memory_stream_one_way_pair()
+    async with front_world() as world, trio.open_nursery() as nursery:
+        scope, ended = trio.CancelScope(), trio.Event()
+
+        async def serve() -> None:
+            with scope:
+                await serve_stdio(world.manager, receive, send)
+            ended.set()
+
+        nursery.start_soon(serve)
+        await to_server.send_all(b'{"jsonrpc": "2.0", "id": 1, "method": "ping"}\n' * 3)
+        await send.begun.wait()
+        if not is_gone:
+            scope.cancel()
+        with trio.fail_after(1):
+            await ended.wait()
