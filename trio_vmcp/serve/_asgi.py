@@ -122,14 +122,25 @@ class HttpReply:
     async def respond(self, status: int, body: bytes = b"", headers: HeaderList = ()) -> None:
         # "MUST NOT send a Content-Length header field in any response with a status code of … 204": RFC 9110 §8.6.
         length = [] if status == 204 else [(b"content-length", b"%d" % len(body))]
-        await self._send({"type": "http.response.start", "status": status, "headers": [*length, *headers]})
-        await self._send({"type": "http.response.body", "body": b"" if self._is_to_head else body})
+        await self._pass_on({"type": "http.response.start", "status": status, "headers": [*length, *headers]})
+        await self._pass_on({"type": "http.response.body", "body": b"" if self._is_to_head else body})
 
     async def start(self, status: int, headers: HeaderList) -> None:
-        await self._send({"type": "http.response.start", "status": status, "headers": [*headers]})
+        await self._pass_on({"type": "http.response.start", "status": status, "headers": [*headers]})
 
     async def write(self, data: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        await self._pass_on({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self) -> None:
-        await self._send({"type": "http.response.body", "body": b""})
+        await self._pass_on({"type": "http.response.body", "body": b""})
+
+    async def _pass_on(self, message: dict[str, Any]) -> None:
+        """
+        Raises:
+            ClientGone: The server says so: "if send() is called on a closed connection the server should raise … a
+                subclass of OSError" (ASGI 3.0, HTTP). hypercorn does not.
+        """
+        try:
+            await self._send(message)
+        except OSError:
+            raise ClientGone from None

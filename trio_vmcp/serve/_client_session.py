@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import secrets
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Protocol, cast
@@ -82,10 +83,17 @@ def attributes_of(version: str, capabilities: JSON) -> dict[str, str]:
     return {PROTOCOL_VERSION: version, CLIENT_CAPABILITIES: json.dumps(capabilities, separators=(",", ":"))}
 
 
+STREAM_PATIENCE = 5.0  # s that a question waits for a client to be there, and for its stream outside of requests
+
+
 class Clients(Protocol):
     """Finds the client that a session belongs to."""
 
     def client_of(self, session_id: str) -> ClientSession | None: ...
+
+    async def wait_client(self, session_id: str) -> ClientSession | None:
+        """Like `client_of`, but waits a moment: a backend may ask while its session is being made."""
+        return self.client_of(session_id)
 
 
 def handlers_for(clients: Clients, attributes: Mapping[str, str]) -> ClientHandlers:
@@ -93,7 +101,7 @@ def handlers_for(clients: Clients, attributes: Mapping[str, str]) -> ClientHandl
     capabilities: JSON = json.loads(attributes.get(CLIENT_CAPABILITIES, "{}"))
 
     async def relay(method: str, request: ServerRequest) -> Any:
-        client = clients.client_of(request.session_id)
+        client = await clients.wait_client(request.session_id)
         if client is None:
             raise ServerRequestError(UNAVAILABLE, "the client of this session is not connected")
         return await client.ask(method, request)
@@ -145,12 +153,15 @@ class ClientSession:
     _running: dict[RequestId, Exchange] = attrs.field(factory=dict, init=False, repr=False)
     _by_mark: dict[str, tuple[Exchange, str, JSON]] = attrs.field(factory=dict, init=False, repr=False)
     _questions: dict[RequestId, _Question] = attrs.field(factory=dict, init=False, repr=False)
-    _ids: itertools.count[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
+    # Of questions. A client may still answer one of an earlier process: that must not be taken for an answer to ours.
+    _ids: itertools.count[int] = attrs.field(init=False, repr=False)
+    _opened: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False, repr=False)
     # The lists as the client last saw them, or was told of. A session makes another tuple where a list has changed.
     _seen: dict[Kind, tuple[object, ...]] = attrs.field(factory=dict, init=False, repr=False)
     _is_ended: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._ids = itertools.count(secrets.randbelow(2**48))
         self._seen = self._lists()
 
     @property
@@ -237,10 +248,10 @@ class ClientSession:
         """Ask the client on the stream of the call that the question belongs to, and return its result.
 
         Raises:
-            ServerRequestError: The client answers with an error, has no stream, or its session has ended.
+            ServerRequestError: The client answers with an error, has and opens no stream, or its session has ended.
         """
         exchange = self._exchange_of(request)
-        send = self._sender(exchange)
+        send = await self._sender(exchange)
         question_id, question = next(self._ids), _Question()
         self._questions[question_id] = question
         try:
@@ -271,13 +282,18 @@ class ClientSession:
     def end(self) -> None:
         """The session takes no more requests: what a backend waits for is answered with an error."""
         self._is_ended = True
+        self._opened.unpark_all()
         for question in self._questions.values():
             question.answered.set()
 
-    def _sender(self, exchange: Exchange | None) -> Any:
+    async def _sender(self, exchange: Exchange | None) -> Any:
         if exchange is not None and exchange.takes_messages:
             return exchange.send
-        if self.outlet.is_open:
+        if exchange is None:  # servers like to ask as soon as they are initialized, before the client has its stream
+            with trio.move_on_after(STREAM_PATIENCE):
+                while not self.outlet.is_open and not self._is_ended:
+                    await self._opened.park()
+        if self.outlet.is_open and not self._is_ended:
             return self.outlet.send
         raise ServerRequestError(UNAVAILABLE, "the client has no stream that a question can come by")
 
@@ -318,15 +334,20 @@ class ClientSession:
         """The client hears of changes from now on. Those of the meantime were not told, so all that it may have missed
         counts as changed.
         """
+        self._opened.unpark_all()
         self.tell_changed_lists()
         for uri in self.subscribed:
             self._tell(RESOURCE_UPDATED, {"uri": uri})
 
+    def forget_seen(self) -> None:
+        """The client saw its lists in another process, or before its session slept: they may have changed since."""
+        self._seen = {}
+
     def tell_changed_lists(self) -> None:
         """Tell of each list that is not as the client last saw it."""
         for kind, entries in self._lists().items():
-            seen = self._seen[kind]
-            if any(now is not before for now, before in zip(entries, seen, strict=True)):
+            seen = self._seen.get(kind)
+            if seen is None or any(now is not before for now, before in zip(entries, seen, strict=True)):
                 self._seen[kind] = entries
                 self._tell(LIST_CHANGED[kind], {})
 

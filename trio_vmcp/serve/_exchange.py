@@ -16,7 +16,7 @@ from trio_vmcp._protocol.jsonrpc import RequestId
 from trio_vmcp._protocol.methods import PROGRESS
 from trio_vmcp.connector import OnProgress
 from trio_vmcp.models import JSON
-from trio_vmcp.serve._asgi import HttpReply, HttpRequest
+from trio_vmcp.serve._asgi import ClientGone, HttpReply, HttpRequest
 from trio_vmcp.serve._messages import encode_notice
 from trio_vmcp.serve._streams import EVENT_STREAM, EventStream
 
@@ -271,5 +271,7 @@ class HttpExchange(Exchange):
             await self._reply.start(200, (*EVENT_STREAM, *self.headers))
             if await stream.write_to(self._reply, after=None, keep_alive=self._keep_alive):
                 await self._reply.end()
+        except ClientGone:
+            pass
         finally:
             written.set()

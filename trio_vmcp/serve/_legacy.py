@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import secrets
 from collections import deque
+from contextlib import suppress
 from functools import partial
 
 import attrs
@@ -19,12 +21,14 @@ from trio_vmcp._nursery import start_task
 from trio_vmcp._protocol.eras import LEGACY_VERSIONS
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Message, Notification, Request, Result
 from trio_vmcp._protocol.methods import INITIALIZE
+from trio_vmcp.errors import VmcpError
 from trio_vmcp.identity import Identity
 from trio_vmcp.manager import SessionManager
 from trio_vmcp.serve._asgi import HttpReply, HttpRequest
 from trio_vmcp.serve._batches import answer_batch
 from trio_vmcp.serve._client_session import (
     PROTOCOL_VERSION,
+    STREAM_PATIENCE,
     Clients,
     ClientSession,
     Outlet,
@@ -45,15 +49,19 @@ __all__ = ["SESSION_ID", "LegacyFront"]
 SESSION_ID = "mcp-session-id"
 PRIMED_SINCE = "2025-11-25"  # clients of earlier versions take an event without data for a broken message
 MOST_FINISHED = 16  # streams of one client, that are kept once their requests are answered
-STANDALONE = "0"  # the name of the stream that belongs to no request
-_EVENT_ID = re.compile(r"(\d{1,18})-(\d{1,18})", re.ASCII)
+_EVENT_ID = re.compile(r"([0-9a-f]{8}\.\d{1,18})-(\d{1,18})", re.ASCII)
 
 
 @attrs.define(eq=False)
 class _Standalone(Outlet):
-    """The GET stream of a client, and the task that tells of changes, which runs while the client listens."""
+    """The GET stream of a client, and the task that tells of changes, which runs while the client listens.
+
+    Attributes:
+        readers: Requests that hold the stream: two, while one takes the place of another.
+    """
 
     stream: EventStream
+    readers: int = attrs.field(default=0, init=False)
     changes: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
 
     @property
@@ -69,10 +77,13 @@ class _HttpClient:
     """One client and its streams.
 
     Attributes:
+        epoch: Begins the names of its streams: another one in each process, so that an event id of an earlier process
+            names no stream of this one.
         exchanges: Its requests that are not answered, by the names of their streams.
         finished: Streams whose requests are answered, by name, while they may be resumed.
     """
 
+    epoch: str
     state: ClientSession
     standalone: _Standalone
     exchanges: dict[str, HttpExchange] = attrs.field(factory=dict, init=False, repr=False)
@@ -80,7 +91,7 @@ class _HttpClient:
     _names: itertools.count[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
 
     def next_name(self) -> str:
-        return str(next(self._names))
+        return f"{self.epoch}.{next(self._names)}"
 
 
 @attrs.define(eq=False)
@@ -91,12 +102,19 @@ class LegacyFront(Clients):
     _settings: ServeSettings = attrs.field(alias="settings")
     _exchanges: Exchanges = attrs.field(alias="exchanges")
     _clients: dict[str, _HttpClient] = attrs.field(factory=dict, init=False, repr=False)
+    _arrivals: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False, repr=False)
     _most_before_pruning: int = attrs.field(default=64, init=False)
     _expiring: deque[tuple[float, _HttpClient, str]] = attrs.field(factory=deque, init=False, repr=False)
 
     def client_of(self, session_id: str) -> ClientSession | None:
         client = self._clients.get(session_id)
         return None if client is None else client.state
+
+    async def wait_client(self, session_id: str) -> ClientSession | None:
+        with trio.move_on_after(STREAM_PATIENCE):
+            while session_id not in self._clients:
+                await self._arrivals.park()
+        return self.client_of(session_id)
 
     async def post(self, request: HttpRequest, reply: HttpReply, identity: Identity | None, message: Message) -> None:
         """
@@ -109,9 +127,12 @@ class LegacyFront(Clients):
         client = await self._client(request, identity)
         if isinstance(message, Request):
             await self._answer(client, request, reply, message)
-        else:
-            await reply.respond(202)
+        elif isinstance(message, Notification):
+            await reply.respond(202)  # first: to tell backends of changed roots may take long
             await self._take(client, message)
+        else:
+            await self._take(client, message)
+            await reply.respond(202)
 
     async def post_batch(
         self, request: HttpRequest, reply: HttpReply, identity: Identity | None, batch: list[bytes]
@@ -146,7 +167,7 @@ class LegacyFront(Clients):
         elif exchange is not None and exchange.stream is not None:
             await self._resume(exchange, exchange.stream, request, reply, after)
         else:
-            await self._listen(client, request, reply, after if name == STANDALONE else None)
+            await self._listen(client, request, reply, after if name == client.standalone.stream.name else None)
 
     async def delete(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
         """End the session. The answer comes once it takes no more requests; what runs drains behind that."""
@@ -192,7 +213,9 @@ class LegacyFront(Clients):
         )
         client = self._clients.get(session_id)
         if client is None:
-            return self._adopt(session)
+            client = self._adopt(session)
+            client.state.forget_seen()
+            return client
         client.state.session = session
         return client
 
@@ -200,9 +223,11 @@ class LegacyFront(Clients):
         if len(self._clients) >= self._most_before_pruning:
             self._prune()
         version = session.metadata.attributes.get(PROTOCOL_VERSION, LEGACY_VERSIONS[-2])
-        standalone = _Standalone(EventStream(STANDALONE, self._settings.stream_buffer))
-        client = _HttpClient(ClientSession(session, version, standalone), standalone)
+        epoch = secrets.token_hex(4)
+        standalone = _Standalone(EventStream(f"{epoch}.0", self._settings.stream_buffer))
+        client = _HttpClient(epoch, ClientSession(session, version, standalone), standalone)
         self._clients[session.id] = client
+        self._arrivals.unpark_all()
         return client
 
     def _prune(self) -> None:
@@ -222,10 +247,11 @@ class LegacyFront(Clients):
     # --- messages
 
     async def _take(self, client: _HttpClient, message: Notification | Result | ErrorReply) -> None:
-        if isinstance(message, Notification):
-            await client.state.on_notification(message)
-        else:
+        if not isinstance(message, Notification):
             client.state.on_reply(message)
+            return
+        with suppress(VmcpError):  # the session has ended meanwhile, and a notification has no answer
+            await client.state.on_notification(message)
 
     async def _answer(self, client: _HttpClient, request: HttpRequest, reply: HttpReply, message: Request) -> None:
         takes_json, takes_stream = accepts(request, "application/json"), accepts(request, "text/event-stream")
@@ -299,9 +325,11 @@ class LegacyFront(Clients):
         self, exchange: HttpExchange, stream: EventStream, request: HttpRequest, reply: HttpReply, after: int | None
     ) -> None:
         exchange.scope.deadline = math.inf
-        await self._write(stream, request, reply, after)
-        if not stream.is_attached:
-            self._abandon(exchange)
+        try:
+            await self._write(stream, request, reply, after)
+        finally:
+            if not stream.is_attached:
+                self._abandon(exchange)
 
     # --- the stream outside of requests
 
@@ -312,9 +340,13 @@ class LegacyFront(Clients):
             self._manager.start_task(self._tell_changes, client, standalone.changes)
             client.state.tell_missed()
         standalone.changes.deadline = math.inf
-        await self._write(standalone.stream, request, reply, after)
-        if not standalone.stream.is_attached and standalone.changes is not None:
-            standalone.changes.deadline = trio.current_time() + self._settings.abandoned_after
+        standalone.readers += 1
+        try:
+            await self._write(standalone.stream, request, reply, after)
+        finally:
+            standalone.readers -= 1
+            if not standalone.readers and standalone.changes is not None:
+                standalone.changes.deadline = trio.current_time() + self._settings.abandoned_after
 
     async def _tell_changes(self, client: _HttpClient, scope: trio.CancelScope) -> None:
         try:
@@ -370,6 +402,6 @@ def _session_id(request: HttpRequest) -> str:
 
 
 def _read_event_id(text: str | None) -> tuple[str, int | None]:
-    """The stream of an event, and its number in it; a text that is none of our ids means the stream of GET."""
+    """The stream of an event, and its number in it; a text that is none of our ids names no stream."""
     found = _EVENT_ID.fullmatch(text or "")
-    return (found[1], int(found[2])) if found else (STANDALONE, None)
+    return (found[1], int(found[2])) if found else ("", None)

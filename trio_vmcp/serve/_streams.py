@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 
 import attrs
 import trio
 
 from trio_vmcp._protocol.sse import encode_event, encode_priming
-from trio_vmcp.serve._asgi import HttpReply
+from trio_vmcp.serve._asgi import ClientGone, HttpReply
 
 __all__ = ["EVENT_STREAM", "RETRY", "EventStream"]
 
@@ -21,6 +22,7 @@ EVENT_STREAM = [
 ]
 _COMMENT = b": keep-alive\n\n"
 _AT_ONCE = 256 * 1024  # bytes, written together
+MOST_BYTES = 4 * 1024 * 1024  # of the events of one stream, beside those that must not be dropped and the newest
 
 
 @attrs.frozen
@@ -34,18 +36,20 @@ class _Event:
 class EventStream:
     """Messages to a client, in order. `put` never waits: the task that reads from a backend must not wait for a client.
 
-    Over `capacity` events, the oldest that were sent already are discarded, then the oldest that may be dropped:
-    progress and log messages. Questions and results stay; their number is limited elsewhere.
+    Over `capacity` events or `MOST_BYTES`, the oldest that were sent already are discarded, then the oldest that may be
+    dropped: progress and log messages. Questions and results stay; their number is limited elsewhere.
 
     Attributes:
         name: Begins the ids of the events, which are unique in the session of the client; empty: the events have no
             ids, and are not kept once they are sent.
         is_finished: No event follows.
+        size: Bytes of the events that are kept.
     """
 
     name: str
     capacity: int
     is_finished: bool = attrs.field(default=False, init=False)
+    size: int = attrs.field(default=0, init=False)
     _events: deque[_Event] = attrs.field(factory=deque, init=False, repr=False)
     _last: int = attrs.field(default=0, init=False)  # the number of the newest event
     _sent: int = attrs.field(default=0, init=False)
@@ -83,11 +87,11 @@ class EventStream:
         """Write the events to a client, until the stream is finished. It takes the place of an earlier writer.
 
         Args:
-            after: The number of the last event that the client has; None: begin with what was not sent yet.
+            after: The number of the last event that the client has, as it says; None: begin with what was not sent yet.
             keep_alive: s without an event, after which a comment is written.
 
         Returns:
-            Whether the stream was written to its end; False: the writer was detached.
+            Whether the stream was written to its end; False: the writer was detached, or the client is gone.
         """
         self.detach()
         if after is not None:
@@ -105,6 +109,8 @@ class EventStream:
                     self._news = None
                     if silence.cancelled_caught:
                         await reply.write(_COMMENT)
+            except ClientGone:
+                pass
             finally:
                 if self._writing is scope:
                     self._writing = self._reader = None
@@ -123,7 +129,7 @@ class EventStream:
             self._sent = pieces[-1].number
             if not self.name:
                 while self._events and self._events[0].number <= self._sent:
-                    self._events.popleft()
+                    self._discard(self._events[0])
 
     def _next_id(self) -> str:
         return f"{self.name}-{self._last + 1}"
@@ -131,17 +137,22 @@ class EventStream:
     def _append(self, data: bytes, *, may_drop: bool) -> None:
         self._last += 1
         self._events.append(_Event(self._last, data, may_drop))
-        if len(self._events) > self.capacity:
-            self._discard_one()
+        self.size += len(data)
+        while len(self._events) > self.capacity or self.size > MOST_BYTES:
+            least = self._least_needed()
+            if least is None:
+                break
+            self._discard(least)
         self._wake()
 
-    def _discard_one(self) -> None:
-        if self._events[0].number <= self._sent:
-            self._events.popleft()
-            return
-        droppable = next((event for event in self._events if event.may_drop), None)
-        if droppable is not None:
-            self._events.remove(droppable)
+    def _least_needed(self) -> _Event | None:
+        """An event that may go, but never the newest."""
+        older = islice(self._events, len(self._events) - 1)
+        return next((event for event in older if event.number <= self._sent or event.may_drop), None)
+
+    def _discard(self, event: _Event) -> None:
+        self._events.remove(event)
+        self.size -= len(event.data)
 
     def _wake(self) -> None:
         if self._news is not None:

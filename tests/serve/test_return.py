@@ -1,0 +1,247 @@
+"""Clients of the handshake era that come back: to another process, by another connection, or later than a question."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import trio
+from support.front import LEGACY, LegacyClient, front_world
+from support.harness import echo_backend, slow_backend
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vmcp import JSON, FactorySettings, LocalStorage
+from trio_vmcp.serve import ServeSettings
+from trio_vmcp.serve._streams import MOST_BYTES, EventStream
+from trio_vmcp.testing import CallContext, Delay, RpcError
+
+EVERY_ERA = pytest.mark.parametrize("era", ["legacy", "modern"])
+ASKABLE: JSON = {"sampling": {}, "elicitation": {}, "roots": {}}
+SHARED = FactorySettings(identity_keys=(b"k" * 32,), on_exit="suspend")
+CHANGED = "notifications/tools/list_changed"
+
+
+# Another process
+
+
+@EVERY_ERA
+async def test_an_event_id_of_an_earlier_process_names_no_stream(era: str, autojump_clock: MockClock) -> None:
+    """The client has the id of an event of a process that has ended. It must get neither the response of another
+    request, whose reader would lose it, nor be taken for a reader that has all events up to that number.
+    """
+    backend, storage = slow_backend(20, era, "sse", listens=True), LocalStorage()
+    async with front_world(backend, storage=storage, factory=SHARED) as one:
+        client = await one.initialize()
+        listening = client.listen()
+        for number in range(5):
+            backend.add_tool(f"t{number}")
+            backend.notify(CHANGED)
+            await trio.sleep(5)
+        old_call = client.start("tools/call", {"name": "a_slow"})
+        await trio.sleep(1)
+        last_call, last_listened = old_call.events[0][0], listening.events[-1][0]
+        assert None not in (last_call, last_listened)
+        one.nursery.cancel_scope.cancel()
+    async with front_world(backend, storage=storage, factory=SHARED) as two:
+        client = LegacyClient(two, client.session_id, {})
+        call = client.start("tools/call", {"name": "a_slow"}, request_id="second")
+        await trio.sleep(1)
+        returned = [client.listen(last_call), client.listen(last_listened)]
+        await trio.sleep(1)
+        backend.add_tool("late")
+        backend.notify(CHANGED)
+        await call.done.wait()
+        assert "second" == call.answer["id"]
+        told = [each["method"] for stream in returned for each in stream.messages]
+        assert CHANGED in told
+        assert not any("id" in each for stream in returned for each in stream.messages)
+
+
+@EVERY_ERA
+async def test_lists_that_changed_between_two_processes_are_told(era: str, autojump_clock: MockClock) -> None:
+    """The new process does not know what the client saw, so each list counts as changed that it has not asked for."""
+    backend, storage = echo_backend(era), LocalStorage()
+    async with front_world(backend, storage=storage, factory=SHARED) as one:
+        session_id = (await one.initialize()).session_id
+    backend.add_tool("new")
+    async with front_world(backend, storage=storage, factory=SHARED) as two:
+        client = LegacyClient(two, session_id, {})
+        await client.result("prompts/list")
+        listening = client.listen()
+        await trio.sleep(1)
+        told = {each["method"] for each in listening.messages}
+        assert {CHANGED, "notifications/resources/list_changed"} == told
+
+
+@EVERY_ERA
+async def test_an_answer_to_an_earlier_process_answers_no_question_of_this_one(
+    era: str, autojump_clock: MockClock
+) -> None:
+    """A user answers late: consent to one thing must not be taken for consent to another."""
+
+    async def ask(arguments: JSON, context: CallContext) -> str:
+        return json.dumps(await context.elicit(arguments["what"]))
+
+    backend, storage = echo_backend(era, "sse"), LocalStorage()
+    backend.add_tool("ask", ask)
+    async with front_world(backend, storage=storage, factory=SHARED) as one:
+        client = await one.initialize(ASKABLE)
+        call = client.start("tools/call", {"name": "a_ask", "arguments": {"what": "may I read?"}})
+        (old,) = await call.wait_messages(1)
+        one.nursery.cancel_scope.cancel()
+    async with front_world(backend, storage=storage, factory=SHARED) as two:
+        client = LegacyClient(two, client.session_id, {})
+        call = client.start("tools/call", {"name": "a_ask", "arguments": {"what": "may I delete?"}})
+        (new,) = await call.wait_messages(1)
+        await client.reply(old["id"], {"action": "accept", "content": {}})
+        await trio.sleep(1)
+        assert 1 == len(call.messages)
+        await client.reply(new["id"], {"action": "decline"})
+        await call.done.wait()
+        assert "decline" in call.answer["result"]["content"][0]["text"]
+
+
+# A question before there is a stream
+
+
+@pytest.mark.parametrize(
+    ("made_in", "listens_after"),
+    [(0.0, 4.0), (3.0, 0.0), (3.0, 4.0)],
+)
+async def test_a_question_waits_for_a_client_that_has_just_come(
+    made_in: float, listens_after: float, autojump_clock: MockClock
+) -> None:
+    """Servers like to ask for roots as soon as they are initialized: before the client has its session, and its stream.
+
+    Args:
+        made_in: s that its session takes, as another backend is slow.
+        listens_after: s until it opens its stream.
+    """
+    asking, slow = echo_backend("legacy", listens=True), echo_backend("legacy")
+    slow.fail("initialize", Delay(made_in))
+    answers: list[Any] = []
+
+    async def ask_at_once() -> None:
+        await trio.sleep(0.5)
+        answers.append(await asking.ask("roots/list", {}))
+
+    async with front_world(asking, slow) as world:
+        world.nursery.start_soon(ask_at_once)
+        client = await world.initialize(ASKABLE)
+        await trio.sleep(listens_after)
+        (question,) = await client.listen().wait_messages(1)
+        await client.reply(question["id"], {"roots": []})
+        await trio.sleep(1)
+        assert [{"roots": []}] == answers
+
+
+async def test_a_question_to_a_client_that_opens_no_stream_is_an_error(autojump_clock: MockClock) -> None:
+    """After a few seconds: never silence."""
+    backend = echo_backend("legacy", listens=True)
+    async with front_world(backend) as world:
+        await world.initialize(ASKABLE)
+        await trio.sleep(1)
+        with trio.fail_after(10), pytest.raises(RpcError, match="no stream"):
+            await backend.ask("roots/list", {})
+
+
+# Connections
+
+
+@EVERY_ERA
+async def test_a_new_stream_outlasts_the_end_of_the_one_before(era: str, autojump_clock: MockClock) -> None:
+    """Its head is still on its way when the old connection ends."""
+    async with front_world(echo_backend(era, listens=True), settings=ServeSettings(abandoned_after=10)) as world:
+        client = await world.initialize()
+        old = client.listen()
+        await trio.sleep(1)
+        new = client.listen()
+        new.blocked = trio.Event()
+        await wait_all_tasks_blocked()
+        old.leave()
+        await trio.sleep(1)
+        new.blocked.set()
+        await trio.sleep(60)
+        world.backends["a"].add_tool("late")
+        world.backends["a"].notify(CHANGED)
+        await trio.sleep(5)
+        assert [CHANGED] == [each["method"] for each in new.messages]
+
+
+@EVERY_ERA
+async def test_a_server_that_tells_of_a_closed_connection_when_it_sends(era: str, autojump_clock: MockClock) -> None:
+    """ASGI servers may raise OSError: the client is gone then, and its call is answered when it resumes."""
+
+    async def work(arguments: JSON, context: CallContext) -> str:
+        await context.progress(1)
+        await trio.sleep(1)
+        await context.progress(2)
+        return "done"
+
+    backend = echo_backend(era, "sse")
+    backend.add_tool("work", work)
+    async with front_world(backend) as world:
+        client = await world.initialize()
+        ids: list[str] = []
+
+        async def raises(message: Mapping[str, Any]) -> None:
+            await trio.lowlevel.checkpoint()
+            if ids:
+                raise OSError("closed")
+            if b"id: " in message.get("body", b""):
+                ids.append(message["body"].split(b"id: ")[1].split(b"\n")[0].decode())
+
+        async def receive() -> Mapping[str, Any]:
+            if pieces:
+                return {"type": "http.request", "body": pieces.pop()}
+            await trio.sleep_forever()
+            raise AssertionError
+
+        for method, params in (("tools/call", {"name": "a_work", "_meta": {"progressToken": 1}}), ("ping", {})):
+            request = {"jsonrpc": "2.0", "id": 9, "method": method, "params": params}
+            pieces = [json.dumps(request).encode()]
+            headers = {
+                "host": "localhost",
+                "mcp-session-id": client.session_id,
+                "mcp-protocol-version": LEGACY,
+                "content-type": "application/json",
+            }
+            raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+            scope = {"type": "http", "method": "POST", "path": "/mcp", "headers": raw}
+            await world.app(scope, receive, raises)
+        resumed = client.listen(ids[0])
+        await resumed.done.wait()
+        assert "done" == resumed.answer["result"]["content"][0]["text"]
+
+
+async def test_a_notification_that_its_session_does_not_outlive_is_answered_once(autojump_clock: MockClock) -> None:
+    """202 is on its way when another request ends the session."""
+    async with front_world() as world:
+        client = await world.initialize(ASKABLE)
+        headers = {"mcp-session-id": client.session_id}
+        message = {"jsonrpc": "2.0", "method": "notifications/roots/list_changed"}
+        told = world.start_post(message, headers)
+        told.blocked = trio.Event()
+        await wait_all_tasks_blocked()
+        await client.delete()
+        told.blocked.set()
+        await told.done.wait()
+        await trio.sleep(1)  # a second response would raise
+        assert (202, b"") == (told.status, told.body)
+
+
+@pytest.mark.parametrize("name", ["", "x"])
+def test_a_stream_keeps_a_bounded_number_of_bytes(name: str) -> None:
+    """Beside the newest event and those that must not be dropped; a result is always kept."""
+    stream = EventStream(name, 256)
+    stream.put(b"question", may_drop=False)
+    for _ in range(20):
+        stream.put(b"x" * (MOST_BYTES // 3), may_drop=True)
+        assert MOST_BYTES >= stream.size
+    stream.put(b"y" * MOST_BYTES, may_drop=True)
+    stream.put(b"z" * 2 * MOST_BYTES, may_drop=False)
+    kept = b"".join(event.data for event in stream._events)
+    assert (b"question" in kept, b"xx" in kept, b"yy" in kept, b"zz" in kept) == (True, False, False, True)
+    assert len(kept) == stream.size
