@@ -128,7 +128,7 @@ DEFECTS: dict[str, Defect] = {
         "_next_id",
         lambda original: lambda self: f"{self.name}-1",
         [begin(), call("a_chat"), Pause(1.0)],
-        "event 1-1 came",
+        ".1-1 came",
     ),
     "an answer that any client may give": (
         LegacyFront,
