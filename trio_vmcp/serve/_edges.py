@@ -6,6 +6,7 @@ A page of any site may send requests to a server on loopback, and by a host name
 
 from __future__ import annotations
 
+import functools
 from urllib.parse import urlsplit
 
 __all__ = ["host_problem", "origin_problem"]
@@ -14,6 +15,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _MOST_SHOWN = 128
 
 
+@functools.lru_cache(maxsize=64)  # clients send the same few texts with every request
 def host_problem(host: str | None, allowed: tuple[str, ...]) -> str | None:
     """Why a request for this `Host` is refused; None: it is not.
 

@@ -6,6 +6,7 @@ its request", transports): a call goes on for `abandoned_after`, and its stream 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -381,9 +382,12 @@ async def _detach_when_gone(request: HttpRequest, reply: HttpReply, stream: Even
 def accepts(request: HttpRequest, *media_types: str) -> bool:
     """Whether the header `Accept` takes all of these media types, wildcards included; an absent one takes all."""
     given = request.headers.get("accept")
-    if given is None:
-        return True
-    types = {part.partition(";")[0].strip().lower() for part in given.split(",")}
+    return given is None or _takes_all(given, media_types)
+
+
+@functools.lru_cache(maxsize=64)  # clients send the same few texts with every request
+def _takes_all(accept: str, media_types: tuple[str, ...]) -> bool:
+    types = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
     return all(not types.isdisjoint((each, each.partition("/")[0] + "/*", "*/*")) for each in media_types)
 
 
