@@ -16,6 +16,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +26,7 @@ import attrs
 import trio
 
 import trio_vmcp
-from conformance.fronts import NEEDED, OPTIONAL, open_front
+from conformance.fronts import NEEDED, OPTIONAL, Front, open_front
 from conformance.verdict import Check, Verdict, judge
 
 Side: TypeAlias = Literal["client", "server"]
@@ -91,20 +92,22 @@ class Suite:
         listed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
         return {line.split()[1] for line in listed.splitlines() if line.startswith("  - ")}
 
-    async def run(self, run: Run, results: Path) -> tuple[Verdict, str]:
-        """One scenario, in at most PATIENCE s; the verdict, and what there was to read."""
-        if run.side == "client":
-            # exec, or the suite's timeout would end the shell and leave the client.
-            client = "exec " + shlex.join([sys.executable, "-P", str(CLIENT)])
-            timeout = str(int(CLIENT_TIMEOUT * 1000))
-            return await self._run(run, results, "--command", client, "--timeout", timeout)
-        async with open_front() as (url, backend):
-            verdict, said = await self._run(run, results, "--url", url)
-            unused = tuple(
-                f"the backend was not asked for {each}"
-                for each in NEEDED[run.version][run.scenario]
-                if not backend.used[each]
-            )
+    async def run_client(self, run: Run, results: Path) -> tuple[Verdict, str]:
+        """One scenario for clients, in at most PATIENCE s; the verdict, and what there was to read."""
+        # exec, or the suite's timeout would end the shell and leave the client.
+        client = "exec " + shlex.join([sys.executable, "-P", str(CLIENT)])
+        timeout = str(int(CLIENT_TIMEOUT * 1000))
+        return await self._run(run, results, "--command", client, "--timeout", timeout)
+
+    async def run_server(self, run: Run, results: Path, front: Front) -> tuple[Verdict, str]:
+        """One scenario for servers, likewise."""
+        front.backend.exchanges.clear()
+        verdict, said = await self._run(run, results, "--url", front.url)
+        unused = tuple(
+            f"the backend was not asked for {each}"
+            for each in NEEDED[run.version][run.scenario]
+            if not front.backend.used[each]
+        )
         return attrs.evolve(verdict, problems=verdict.problems + unused), said
 
     async def _run(self, run: Run, results: Path, *options: str) -> tuple[Verdict, str]:
@@ -135,32 +138,41 @@ def read_checks(results: Path) -> list[Check]:
     return [check for path in results.rglob("checks.json") for check in json.loads(path.read_text())]
 
 
+def make_directory(home: Path, name: str) -> Path:
+    made = home / name
+    made.mkdir()
+    return made
+
+
 async def end_group(process: trio.Process) -> None:
     os.killpg(process.pid, signal.SIGKILL)  # not reaped yet, so the id is still its own
 
 
 async def run_all(suite: Suite, runs: list[Run]) -> dict[Run, Verdict]:
     verdicts: dict[Run, Verdict] = {}
-    slots = trio.CapacityLimiter(AT_ONCE)
+    waiting = deque(enumerate(runs))
 
-    async def run_one(run: Run, results: Path) -> None:
-        async with slots:
-            verdict, said = await suite.run(run, results)
-        verdicts[run] = verdict
-        if not verdict.passed:
-            print(
-                f"\n{run.side} {run.scenario} {run.version}\n{said[-MOST_SHOWN:]}",
-                *verdict.problems,
-                sep="\n  ",
-                flush=True,
-            )
+    async def run_some(home: Path, front: Front) -> None:
+        while waiting:
+            number, run = waiting.popleft()
+            results = make_directory(home, str(number))
+            if run.side == "client":
+                verdict, said = await suite.run_client(run, results)
+            else:
+                verdict, said = await suite.run_server(run, results, front)
+            verdicts[run] = verdict
+            if not verdict.passed:
+                named = f"\n{run.side} {run.scenario} {run.version}"
+                print(f"{named}\n{said[-MOST_SHOWN:]}", *verdict.problems, sep="\n  ", flush=True)
+
+    async def run_lane(home: Path) -> None:
+        async with open_front(home) as front:  # also where clients alone run: the front takes a second to start
+            await run_some(home, front)
 
     with TemporaryDirectory(prefix="conformance-") as home:
         async with trio.open_nursery() as nursery:
-            for number, run in enumerate(runs):
-                results = Path(home) / str(number)
-                results.mkdir()
-                nursery.start_soon(run_one, run, results)
+            for lane in range(AT_ONCE):
+                nursery.start_soon(run_lane, make_directory(Path(home), f"lane-{lane}"))
     return {run: verdicts[run] for run in runs}
 
 

@@ -1,29 +1,25 @@
-"""The suite's scenarios for servers, and the front that each of them is run against, over a backend of its own."""
+"""The suite's scenarios for servers, and the fronts that they are run against."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
-from typing import Any
+from pathlib import Path
 
-import trio
-from hypercorn.config import Config
-from hypercorn.trio import serve
+import attrs
+from support.served import serving
 
 from conformance.fixture import ROUND, SuiteBackend, suite_backend
-from trio_vmcp import Backend, Bare, FactorySettings, open_session_factory, open_session_manager
-from trio_vmcp.serve import asgi_app
 from trio_vmcp.testing import open_loopback
 
-__all__ = ["NEEDED", "OPTIONAL", "open_front"]
+__all__ = ["NEEDED", "OPTIONAL", "Front", "open_front"]
 
 # The front never ends a stream before its response, which this scenario waits for ("not applicable").
 OPTIONAL = frozenset(["server-sse-polling"])
 
 _BOTH: Mapping[str, tuple[str, ...]] = {
     "completion-complete": ("completion/complete",),
-    "tools-list": ("tools/list",),
+    "tools-list": (),
     "tools-call-simple-text": ("tools/call test_simple_text",),
     "tools-call-image": ("tools/call test_image_content",),
     "tools-call-audio": ("tools/call test_audio_content",),
@@ -31,13 +27,13 @@ _BOTH: Mapping[str, tuple[str, ...]] = {
     "tools-call-mixed-content": ("tools/call test_multiple_content_types",),
     "tools-call-error": ("tools/call test_error_handling",),
     "tools-call-with-progress": ("tools/call test_tool_with_progress",),
-    "json-schema-2020-12": ("tools/list",),
+    "json-schema-2020-12": (),
     "server-sse-multiple-streams": (),
-    "resources-list": ("resources/list",),
+    "resources-list": (),
     "resources-read-text": ("resources/read test://static-text",),
     "resources-read-binary": ("resources/read test://static-binary",),
     "resources-templates-read": ("resources/read test://template/123/data",),
-    "prompts-list": ("prompts/list",),
+    "prompts-list": (),
     "prompts-get-simple": ("prompts/get test_simple_prompt",),
     "prompts-get-with-args": ("prompts/get test_prompt_with_arguments",),
     "prompts-get-embedded-resource": ("prompts/get test_prompt_with_embedded_resource",),
@@ -50,7 +46,8 @@ def _round(*kinds: str) -> tuple[str, ...]:
     return tuple(f"tools/call {ROUND}{kind}" for kind in kinds)
 
 
-# By version and scenario: what the backend must have been asked for, or the scenario has shown nothing.
+# By version and scenario: what the backend must have been asked for, or the scenario has shown nothing. For the entries
+# of lists no request is needed: the front has none of its own.
 NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "2025-11-25": {
         "server-initialize": (),
@@ -96,20 +93,17 @@ NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 
 
+@attrs.define(eq=False)
+class Front:
+    """`trio-vmcp serve` over a backend of its own, for one scenario at a time."""
+
+    url: str
+    backend: SuiteBackend
+
+
 @asynccontextmanager
-async def open_front() -> AsyncIterator[tuple[str, SuiteBackend]]:
+async def open_front(place: Path) -> AsyncIterator[Front]:
     """A front on a free port of loopback, and the backend behind it."""
-    backend, settings = suite_backend(), FactorySettings(conflict_resolution=Bare(), min_backends=1)
-    config = Config()
-    config.bind, config.loglevel = ["127.0.0.1:0"], "WARNING"
-    async with (
-        open_loopback(backend) as url,
-        open_session_factory(settings=settings) as factory,
-        open_session_manager(factory, [Backend(id="suite", url=url)]) as manager,
-        trio.open_nursery() as nursery,
-    ):
-        app: Any = asgi_app(manager)  # hypercorn's types describe each message; ours are of ASGI
-        run = partial(serve, app, config, shutdown_trigger=trio.sleep_forever)
-        (bound,) = await nursery.start(run)
-        yield f"{bound}/mcp", backend
-        nursery.cancel_scope.cancel(reason="the scenario has ended")
+    backend = suite_backend()
+    async with open_loopback(backend) as url, serving(place, {"suite": {"url": url}}, "--naming", "bare") as front:
+        yield Front(front, backend)
