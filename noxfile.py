@@ -82,6 +82,13 @@ INTEROP_NODE = (
     "@toolbox-sdk/server@1.12.0",  # a program in Go
     "@azure/mcp@2.0.5",  # a program in C#
 )
+# Clients, and the version of node that the last one needs.
+CLIENTS_NODE = (
+    "@modelcontextprotocol/client@2.4.0",
+    "@modelcontextprotocol/sdk@1.32.2",
+    "@modelcontextprotocol/inspector@2.12.0",
+    "node@22.23.3",
+)
 # The suite, the SDK of its servers (the suite asks for ^1), and the version of node that the suite needs.
 CONFORMANCE_NODE = (
     "@modelcontextprotocol/conformance@0.2.0-alpha.12",
@@ -277,19 +284,20 @@ def fuzz(session: nox.Session) -> None:
 @nox.session
 def interop(session: nox.Session) -> None:
     """Servers by other authors in five languages, killed, restarted and changed during sessions, alone and 34 together;
-    and the official client beside ours.
+    the official client beside ours; and clients by other authors before the front, also by way of HAProxy and nginx.
     """
     for program in ("node", "npm", "git"):
         if not shutil.which(program):
             session.error(f"the servers need node (18 or newer), npm and git on PATH: {program} is missing")
-    session.install(str(wheel(session)), *group("test"))
+    session.install(f"{wheel(session)}[serve]", *group("test"))
     homes = Path(session.create_tmp()).resolve()
     for name, packages in INTEROP_PACKAGES.items():
         # Without pip: the pip of this session installs, and unpacking one takes as long as some of the servers.
         session.run("python", "-m", "venv", "--without-pip", str(homes / name))
         session.run("python", "-m", "pip", "--python", str(homes / name), "install", "--quiet", *packages)
     quiet = ("--silent", "--no-audit", "--no-fund")
-    session.run("npm", "install", *quiet, "--prefix", str(homes / "node"), *INTEROP_NODE, external=True)
+    for name, modules in {"node": INTEROP_NODE, "node-clients": CLIENTS_NODE}.items():
+        session.run("npm", "install", *quiet, "--prefix", str(homes / name), *modules, external=True)
     # -P, not PYTHONSAFEPATH: the servers inherit the environment, and their scripts import a module beside them.
     command = ("python", "-P", "-m", "pytest", "--installed-only", "--durations=5")
     beside = ("--numprocesses=2", "--dist=loadfile")  # much of the time is waiting for servers to start

@@ -23,7 +23,7 @@ PATIENCE = 60.0  # s, for a client to look at everything; real servers on a busy
 
 
 async def official_view(url: str, era: Era, calls: Sequence[JSON]) -> JSON:
-    command = [str(homes() / "mcp2" / "bin" / "python"), str(HERE / "official_client.py"), url, era]
+    command = [str(homes() / "mcp2" / "bin" / "python"), str(HERE / "clients" / "mcp2.py"), url, era]
     with trio.fail_after(PATIENCE):
         done = await trio.run_process(
             command, stdin=json.dumps(list(calls)).encode(), capture_stdout=True, stderr=subprocess.STDOUT, check=False

@@ -1,0 +1,135 @@
+"""Clients by other authors get through the front what a direct connection gives them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+from interop.conftest import FrontOver, UrlOf
+from interop.fleet import SERVERS, Era, Server
+from interop.foreign_clients import CLIENTS, ForeignClient, without_ours
+from interop.proxies import PROXIES, serve_proxy
+from interop.raw_client import RawClient, open_raw_client
+from interop.views import PATIENCE
+from support.verbatim import Written, as_written, member
+from support.verbatim import without_ours as written_without_ours
+
+from trio_vmcp import JSON
+
+BY_NAME = {server.name: server for server in SERVERS}
+# One server of both eras, and one of the older, for clients that would speak another era to it than to the front.
+SEEN = [
+    pytest.param(client, BY_NAME[name], id=f"{client.name}-{name}")
+    for name in ("mcp2-sse", "everything")
+    for client in CLIENTS
+    if client.name != "inspector" or name == "mcp2-sse"  # a process for each request: slow
+    if client.eras[-1] == BY_NAME[name].eras[-1] or client.eras[-1] == "legacy"
+]
+VERBATIM = [pytest.param(server, era, id=f"{server.name}-{era}") for server in SERVERS for era in server.eras]
+LISTS = {
+    "tools/list": "tools",
+    "resources/list": "resources",
+    "resources/templates/list": "resourceTemplates",
+    "prompts/list": "prompts",
+}
+KINDS = ("tools", "resources", "resource_templates", "prompts")
+
+
+def asked_by(client: ForeignClient, server: Server) -> list[JSON]:
+    return [
+        call
+        for method in client.asks
+        for call in [each for each in server.calls if each["method"] == method][: client.most_of_each]
+    ]
+
+
+def expect_same(direct: JSON, through: JSON) -> None:
+    for kind in KINDS:
+        assert direct.get(kind, []) == through.get(kind, []), kind
+    assert list(map(without_ours, direct["answers"])) == list(map(without_ours, through["answers"]))
+    assert any("error" not in answer for answer in through["answers"])
+
+
+@pytest.mark.parametrize(("client", "server"), SEEN)
+async def test_a_client_gets_what_a_direct_connection_gives(
+    client: ForeignClient, server: Server, url_of: UrlOf, front_over: FrontOver
+) -> None:
+    """Lists, results, errors and progress; unknown fields that the client keeps included."""
+    calls = asked_by(client, server)
+    direct = await client.look_at(url_of(server), calls)
+    assert direct["tools"], "a server without tools compares nothing"
+    expect_same(direct, await client.look_at(front_over(server), calls))
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+@pytest.mark.parametrize(
+    "client", [pytest.param(client, id=client.name) for client in CLIENTS if client.name.startswith("mcp2")]
+)
+async def test_a_client_gets_the_same_by_way_of_a_proxy(
+    client: ForeignClient, proxy: str, url_of: UrlOf, front_over: FrontOver, tmp_path: Path
+) -> None:
+    """With streams, and in both eras."""
+    server = BY_NAME["mcp2-sse"]
+    direct = await client.look_at(url_of(server), asked_by(client, server))
+    with serve_proxy(proxy, front_over(server), tmp_path) as url:
+        expect_same(direct, await client.look_at(url, asked_by(client, server)))
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+async def test_a_proxy_passes_events_on_while_their_stream_is_open(
+    proxy: str, front_over: FrontOver, tmp_path: Path
+) -> None:
+    """Its beginning, and what follows while the stream is open."""
+    with serve_proxy(proxy, front_over(BY_NAME["mcp2-sse"]), tmp_path) as url, trio.fail_after(PATIENCE):
+        async with open_raw_client(url, "modern") as client:
+            params = {"notifications": {"toolsListChanged": True}}
+            async with client.open_stream("subscriptions/listen", params) as stream:
+                await stream.wait_for(b"notifications/subscriptions/acknowledged")
+                for _ in range(2):  # there and away again, for the tests that follow
+                    stream.received = b""
+                    await client.ask("tools/call", {"name": "toggle", "arguments": {}})
+                    await stream.wait_for(b"notifications/tools/list_changed")
+
+
+async def every_entry(client: RawClient, method: str) -> list[Written]:
+    """The entries of all pages; none: the server has no such list."""
+    entries: list[Written] = []
+    params: JSON = {}
+    while True:
+        answer = await client.ask(method, params)
+        if "error" in dict(answer[1]):
+            return entries
+        result = member(answer, "result")
+        entries += member(result, LISTS[method])
+        if "nextCursor" not in dict(result[1]):
+            return entries
+        params = {"cursor": member(result, "nextCursor")}
+
+
+async def written_answer(client: RawClient, call: JSON) -> Written:
+    params = {key: value for key, value in call.items() if key != "method"}
+    if call["method"] == "completion/complete":
+        params = {"ref": {"type": "ref/prompt", "name": params["name"]}, "argument": params["argument"]}
+    answer = await client.ask(call["method"], params)
+    if "error" in dict(answer[1]):
+        return sorted(member(answer, "error")[1])
+    return written_without_ours(member(answer, "result"))
+
+
+@pytest.mark.parametrize(("server", "era"), VERBATIM)
+async def test_answers_are_written_as_the_server_writes_them(
+    server: Server, era: Era, url_of: UrlOf, front_over: FrontOver
+) -> None:
+    """The order of keys, the spelling of numbers, unknown fields: over every server, in each of its eras."""
+    compared = 0
+    with trio.fail_after(PATIENCE):
+        async with open_raw_client(url_of(server), era) as direct, open_raw_client(front_over(server), era) as front:
+            for method in LISTS:
+                entries = await every_entry(direct, method)
+                assert entries == await every_entry(front, method), method
+                compared += len(entries)
+            for call in server.calls:
+                assert await written_answer(direct, call) == await written_answer(front, call), call
+    assert compared > len(KINDS)
+    assert as_written('{"a":1.0}') != as_written('{"a":1.00}')
