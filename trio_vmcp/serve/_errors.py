@@ -29,6 +29,7 @@ __all__ = [
     "INVALID_REQUEST",
     "METHOD_NOT_FOUND",
     "PARSE_ERROR",
+    "UNAVAILABLE",
     "Refusal",
     "refusal_of",
 ]

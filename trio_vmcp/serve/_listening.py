@@ -6,7 +6,7 @@ and a result ends the stream.
 
 from __future__ import annotations
 
-from collections import Counter
+from contextlib import suppress
 
 import attrs
 import trio
@@ -24,7 +24,7 @@ from trio_vmcp._protocol.methods import (
 from trio_vmcp.errors import VmcpError
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
-from trio_vmcp.serve._errors import INVALID_PARAMS, Refusal
+from trio_vmcp.serve._errors import INVALID_PARAMS, UNAVAILABLE, Refusal
 from trio_vmcp.serve._exchange import Exchange
 from trio_vmcp.serve._messages import encode_notice
 from trio_vmcp.session import Session
@@ -33,19 +33,66 @@ __all__ = ["Listeners"]
 
 MOST_STREAMS = 16  # of one principal
 MOST_RESOURCES = 1000  # of one stream
+ACKNOWLEDGED_WITHIN = 10.0  # s, for subscribing to all of them; what takes longer is not honoured
+GOODBYE = 1.0  # s, for ending the subscriptions of one stream
+STREAMS_DELAY = 5  # s, after which a stream is worth asking for again that was one too many
 _KINDS: dict[str, Kind] = {key: kind for kind, key in LIST_KEYS.items()}  # type: ignore[misc]  # its keys are kinds
 
 
 @attrs.define(eq=False)
-class _Interest:
-    """What the streams of one principal, and so of one session, listen for.
+class _Resource:
+    """A resource that streams of one session want to hear of.
 
     Attributes:
-        resources: How many streams want to hear of each.
+        streams: How many.
+        turn: Held while the session subscribes or unsubscribes: else the end of one stream, which is on its way, would
+            end the subscription that another stream has just begun.
     """
 
     streams: int = 0
-    resources: Counter[str] = attrs.field(factory=Counter)
+    turn: trio.Lock = attrs.field(factory=trio.Lock)
+
+
+@attrs.define(eq=False)
+class _Interest:
+    """What the streams of one principal, and so of one session, listen for."""
+
+    streams: int = 0
+    resources: dict[str, _Resource] = attrs.field(factory=dict)
+
+    async def add(self, session: Session, uri: str) -> None:
+        """One more stream wants to hear of a resource.
+
+        Raises:
+            VmcpError: As `Session.subscribe_resource`; the stream does not hear of it then.
+        """
+        resource = self.resources.setdefault(uri, _Resource())
+        resource.streams += 1
+        try:
+            async with resource.turn:
+                await session.subscribe_resource(uri)
+        except BaseException:
+            resource.streams -= 1
+            self._discard_unused(uri)
+            raise
+
+    async def remove(self, session: Session, uri: str) -> None:
+        """One stream less wants to hear of it."""
+        resource = self.resources[uri]
+        resource.streams -= 1
+        try:
+            async with resource.turn:
+                if not resource.streams:
+                    await session.unsubscribe_resource(uri)
+        except VmcpError:  # the session or its backend has ended
+            pass
+        finally:
+            self._discard_unused(uri)
+
+    def _discard_unused(self, uri: str) -> None:
+        resource = self.resources.get(uri)
+        if resource is not None and not resource.streams:
+            del self.resources[uri]
 
 
 @attrs.define(eq=False)
@@ -68,9 +115,11 @@ class Listeners:
         kinds, uris = _wanted(message.params)
         interest = self._interests.setdefault(session.id, _Interest())
         if interest.streams >= MOST_STREAMS:
-            raise Refusal(INVALID_PARAMS, f"{MOST_STREAMS} streams are open, and there may be no more")
+            retry_after = ((b"retry-after", b"%d" % STREAMS_DELAY),)
+            problem = f"{MOST_STREAMS} streams are open, and there may be no more"
+            raise Refusal(UNAVAILABLE, problem, status=503, headers=retry_after)
         interest.streams += 1
-        honoured: list[str] = []
+        honoured: dict[str, None] = {}
         tag = {SUBSCRIPTION_ID: message.id}
         try:
             async with session.changes() as changes:
@@ -92,29 +141,24 @@ class Listeners:
                 self._interests.pop(session.id, None)
         return {"_meta": tag}
 
-    async def _subscribe(self, session: Session, interest: _Interest, uris: list[str], honoured: list[str]) -> None:
-        for uri in uris:
-            interest.resources[uri] += 1
-            honoured.append(uri)
-            try:
-                await session.subscribe_resource(uri)
-            except VmcpError:  # it is not acknowledged
-                honoured.remove(uri)
-                interest.resources[uri] -= 1
+    async def _subscribe(
+        self, session: Session, interest: _Interest, uris: list[str], honoured: dict[str, None]
+    ) -> None:
+        async def subscribe(uri: str) -> None:
+            with suppress(VmcpError, ValueError):  # it is not acknowledged
+                await interest.add(session, uri)
+                honoured[uri] = None
 
-    async def _unsubscribe(self, session: Session, interest: _Interest, honoured: list[str]) -> None:
+        with trio.move_on_after(ACKNOWLEDGED_WITHIN):
+            async with trio.open_nursery() as nursery:
+                for uri in uris:
+                    start_task(nursery, subscribe, uri)
+
+    async def _unsubscribe(self, session: Session, interest: _Interest, honoured: dict[str, None]) -> None:
         with trio.move_on_after(GOODBYE, shield=True):
-            for uri in honoured:
-                interest.resources[uri] -= 1
-                if not interest.resources[uri]:
-                    del interest.resources[uri]
-                    try:
-                        await session.unsubscribe_resource(uri)
-                    except VmcpError:  # the session or its backend has ended
-                        continue
-
-
-GOODBYE = 1.0  # s, for ending the subscriptions of one stream
+            async with trio.open_nursery() as nursery:
+                for uri in honoured:
+                    start_task(nursery, interest.remove, session, uri)
 
 
 def _tell(exchange: Exchange, method: str, params: JSON) -> None:
@@ -126,8 +170,8 @@ async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
     scope.cancel(reason="the server shuts down")
 
 
-def _resources(uris: list[str], honoured: list[str]) -> JSON:
-    return {"resourceSubscriptions": honoured} if uris else {}
+def _resources(uris: list[str], honoured: dict[str, None]) -> JSON:
+    return {"resourceSubscriptions": [uri for uri in uris if uri in honoured]} if uris else {}
 
 
 def _wanted(params: JSON) -> tuple[frozenset[Kind], list[str]]:
