@@ -55,6 +55,8 @@ class DefaultSessionManager(SessionManager):
     _openings: Openings = attrs.field(alias="openings")
     _changes: Changes = attrs.field(alias="changes")
     _is_closing: bool = attrs.field(default=False, init=False)
+    _tasks: set[trio.CancelScope] = attrs.field(factory=set, init=False, repr=False)  # of `start_task`
+    _has_ended: bool = attrs.field(default=False, init=False)  # and so have they
 
     @property
     def statistics(self) -> ManagerStatistics:
@@ -86,8 +88,20 @@ class DefaultSessionManager(SessionManager):
         return self._factory.observers
 
     def start_task(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
-        if not start_if_open(self._nursery, _run_isolated, function, args):
+        if self._has_ended or not start_if_open(self._nursery, self._run_task, function, args):
             raise SessionClosed("the session manager has ended")
+
+    async def _run_task(self, function: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
+        # Shielded: if the code around a server is cancelled, calls that it has admitted drain, and their streams must
+        # not end before them.
+        with trio.CancelScope(shield=True) as scope:
+            self._tasks.add(scope)
+            if self._has_ended:
+                scope.cancel(reason="the session manager has ended")
+            try:
+                await _run_isolated(function, args)
+            finally:
+                self._tasks.discard(scope)
 
     def derive_keys(self, purpose: str) -> tuple[bytes, ...]:
         label = b"trio_vmcp derived key\0" + purpose.encode()
@@ -299,8 +313,16 @@ class DefaultSessionManager(SessionManager):
             await self._end_all()
         finally:
             self._registry.shorten_drains(MOST_CANCELLED_DRAIN)
-            with trio.CancelScope(shield=True):
-                await self._end_all()
+            try:
+                with trio.CancelScope(shield=True):
+                    await self._end_all()
+            finally:
+                self._end_tasks()
+
+    def _end_tasks(self) -> None:
+        self._has_ended = True
+        for scope in self._tasks:
+            scope.cancel(reason="the session manager has ended")
 
     async def _end_all(self) -> None:
         async with trio.open_nursery() as ends:

@@ -23,7 +23,7 @@ from trio_vmcp import (
     open_session_factory,
     open_session_manager,
 )
-from trio_vmcp.testing import Delay, Hang
+from trio_vmcp.testing import Delay, Hang, open_memory_network
 
 
 @pytest.mark.parametrize("on_exit", ["terminate", "suspend"])
@@ -87,6 +87,40 @@ async def test_it_is_done_within_the_bounds_of_the_factory(autojump_clock: MockC
             began = trio.current_time()
             await world.instances[0].leave()
             assert 6 >= trio.current_time() - began >= 4
+
+
+async def test_tasks_of_a_server_outlive_the_drain(autojump_clock: MockClock) -> None:
+    """If the code around a manager is cancelled, tasks of `start_task` go on until its sessions have ended: a call that
+    drains may still write to a stream that such a task sends. None starts afterwards.
+    """
+    ends: list[float] = []
+
+    async def stream() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            ends.append(trio.current_time())
+
+    async def call(session: Session) -> None:
+        await session.call_tool("a_slow")
+
+    async with open_memory_network() as network, trio.open_nursery() as nursery:
+        backends = [Backend("a", network.attach("a.test", slow_backend(5)))]
+        with trio.CancelScope() as scope:
+            async with (
+                open_session_factory(transport=network.transport()) as factory,
+                open_session_manager(factory, backends) as manager,
+            ):
+                session = await manager.create()
+                nursery.start_soon(call, session)
+                manager.start_task(stream)
+                await wait_all_tasks_blocked()
+                began = trio.current_time()
+                scope.cancel()
+                await trio.sleep_forever()
+        assert [5.0] == [pytest.approx(end - began, abs=0.5) for end in ends]
+        with pytest.raises(SessionClosed):
+            manager.start_task(stream)
 
 
 @pytest.mark.parametrize("what", ["create", "get", "shared"])

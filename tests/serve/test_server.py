@@ -32,14 +32,14 @@ from trio_vmcp import (
 )
 from trio_vmcp._http.transport import Http11Transport
 from trio_vmcp.serve import ServeSettings, asgi_app, serve, server
-from trio_vmcp.testing import CallContext, ScriptedBackend, open_memory_network
+from trio_vmcp.testing import CallContext, MemoryNetwork, ScriptedBackend, open_memory_network
 
 
 @attrs.define(eq=False)
 class Called:
     """A backend whose tool "wait" tells that it runs, and waits until it may answer; "large" answers with much."""
 
-    backend: ScriptedBackend = attrs.field(factory=echo_backend)
+    backend: ScriptedBackend = attrs.field(factory=lambda: echo_backend(answers="sse"))
     begun: trio.Event = attrs.field(factory=trio.Event)
     go_on: trio.Event = attrs.field(factory=trio.Event)
 
@@ -48,6 +48,7 @@ class Called:
         self.backend.add_tool("large", self._large)
 
     async def _wait(self, arguments: JSON, context: CallContext) -> str:
+        await context.progress(1)
         self.begun.set()
         await self.go_on.wait()
         return "waited"
@@ -59,13 +60,18 @@ class Called:
 
 @asynccontextmanager
 async def open_manager(backend: ScriptedBackend) -> AsyncIterator[SessionManager]:
-    async with open_memory_network() as network:
-        url = network.attach("http://a.test/mcp", backend)
-        transport = Http11Transport(dial=network.dial)
-        settings = FactorySettings(drain_timeout=0.1)
-        async with open_session_factory(transport=transport, settings=settings) as factory:
-            async with open_session_manager(factory, [Backend("a", url)]) as manager:
-                yield manager
+    async with open_memory_network() as network, open_manager_in(network, backend) as manager:
+        yield manager
+
+
+@asynccontextmanager
+async def open_manager_in(network: MemoryNetwork, backend: ScriptedBackend) -> AsyncIterator[SessionManager]:
+    url = network.attach("http://a.test/mcp", backend)
+    transport = Http11Transport(dial=network.dial)
+    settings = FactorySettings(drain_timeout=0.1)
+    async with open_session_factory(transport=transport, settings=settings) as factory:
+        async with open_session_manager(factory, [Backend("a", url)]) as manager:
+            yield manager
 
 
 @pytest.mark.parametrize(
@@ -122,27 +128,28 @@ async def test_tls(nursery: trio.Nursery, tmp_path: Any) -> None:
 
 @asynccontextmanager
 async def served(called: Called, **settings: Any) -> AsyncIterator[tuple[str, trio.CancelScope, trio.Event]]:
-    """The url of a server, the scope that ends it, and what is set when it has ended."""
+    """The url of a server, the scope that ends the server and the manager, and what is set when they have ended."""
     ended, scope = trio.Event(), trio.CancelScope()
 
     async def run(task_status: trio.TaskStatus[str]) -> None:
         with scope:
-            await serve(manager, port=0, settings=ServeSettings(**settings), task_status=task_status)
+            async with open_manager_in(network, called.backend) as manager:
+                await serve(manager, port=0, settings=ServeSettings(**settings), task_status=task_status)
         ended.set()
 
-    async with open_manager(called.backend) as manager, trio.open_nursery() as nursery:
+    async with open_memory_network() as network, trio.open_nursery() as nursery:
         yield await nursery.start(run), scope, ended
         scope.cancel()
 
 
 async def test_a_cancelled_server_answers_what_it_has_taken(nursery: trio.Nursery) -> None:
-    """A running call is waited for and answered. Meanwhile no other request is taken, streams that would stay open end,
-    and connections without a request end with the server.
+    """Running calls are answered, one in JSON and one on its stream. Meanwhile no other request is taken, streams that
+    would stay open end, and connections without a request end with the server.
     """
     called, answers = Called(), list[Answer]()
 
-    async def call_and_keep() -> None:
-        answers.append(await call(url, "a_wait"))
+    async def call_and_keep(message: JSON, headers: dict[str, str]) -> None:
+        answers.append(await post(url, message, headers))
 
     async with served(called) as (url, scope, ended):
         session = {"mcp-session-id": (await post(url, INITIALIZE)).headers["mcp-session-id"]}
@@ -153,7 +160,17 @@ async def test_a_cancelled_server_answers_what_it_has_taken(nursery: trio.Nurser
         await modern.send_all(encode(url, "POST", {**JSON_TYPE, **headers}, json.dumps(message).encode()))
         for stream in (idle, legacy, modern):
             assert b"HTTP/1.1 200" in await stream.receive_some()
-        nursery.start_soon(call_and_keep)
+        params: JSON = {"name": "a_wait", "arguments": {}}
+        nursery.start_soon(call_and_keep, *modern_request("tools/call", params))
+        await called.begun.wait()
+        called.begun = trio.Event()
+        streamed = {
+            "jsonrpc": "2.0",
+            "id": 7,
+            "method": "tools/call",
+            "params": {**params, "_meta": {"progressToken": 1}},
+        }
+        nursery.start_soon(call_and_keep, streamed, session)
         await called.begun.wait()
         scope.cancel()
         refused = await call(url, "a_echo")
@@ -169,8 +186,8 @@ async def test_a_cancelled_server_answers_what_it_has_taken(nursery: trio.Nurser
             assert b"error" not in b"".join([piece async for piece in stream])
         for stream in (idle, legacy, modern):
             await stream.aclose()
-    (answer,) = answers
-    assert "waited" in str(answer.result)
+    assert ["application/json", "text/event-stream"] == sorted(answer.headers["content-type"] for answer in answers)
+    assert all(b"waited" in answer.body for answer in answers)
 
 
 @pytest.mark.parametrize("tool", ["wait", "large"])
