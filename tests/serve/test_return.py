@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import trio
-from support.front import LEGACY, LegacyClient, front_world
+from support.front import LEGACY, LegacyClient, front_world, full_backend
 from support.harness import echo_backend, slow_backend
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vmcp import JSON, FactorySettings, LocalStorage
+from trio_vmcp import JSON, FactorySettings, LocalStorage, ManagerSettings
 from trio_vmcp.serve import ServeSettings
 from trio_vmcp.serve._streams import MOST_BYTES, EventStream
-from trio_vmcp.testing import CallContext, Delay, RpcError
+from trio_vmcp.testing import CallContext, Delay, RpcError, ScriptedBackend
 
 EVERY_ERA = pytest.mark.parametrize("era", ["legacy", "modern"])
 ASKABLE: JSON = {"sampling": {}, "elicitation": {}, "roots": {}}
@@ -101,6 +101,70 @@ async def test_an_answer_to_an_earlier_process_answers_no_question_of_this_one(
         await client.reply(new["id"], {"action": "decline"})
         await call.done.wait()
         assert "decline" in call.answer["result"]["content"][0]["text"]
+
+
+@EVERY_ERA
+@pytest.mark.parametrize("moved", [True, False], ids=["to another process", "asleep meanwhile"])
+async def test_what_a_client_wants_of_backends_outlives_the_runtime_of_its_session(
+    moved: bool, era: str, autojump_clock: MockClock
+) -> None:
+    """The level of log messages, and its subscriptions: a backend of the stateless era knows nothing of sessions."""
+    backend, storage = full_backend(era), LocalStorage()
+    backend.listens = True
+    backend.capabilities = {"tools": {}, "logging": {}, "resources": {"subscribe": True}}
+    limits = ManagerSettings(hibernate_after=10)
+    async with front_world(backend, storage=storage, factory=SHARED, limits=limits) as one:
+        client = await one.initialize()
+        await client.result("logging/setLevel", {"level": "debug"})
+        if moved:
+            await client.result("resources/subscribe", {"uri": "file:///a"})
+            await client.result("resources/subscribe", {"uri": "file:///b/x"})
+            await client.result("resources/unsubscribe", {"uri": "file:///a"})
+        else:
+            await trio.sleep(60)
+            assert 1 == one.manager.statistics.hibernated
+            await check_level(client, backend)
+    if moved:
+        async with front_world(backend, storage=storage, factory=SHARED) as two:
+            client = LegacyClient(two, client.session_id, {})
+            await check_level(client, backend)
+            listening = client.listen()
+            await trio.sleep(2)
+            before = len(listening.messages)
+            for uri in ("file:///a", "file:///b/x"):
+                backend.notify("notifications/resources/updated", {"uri": uri})
+            await trio.sleep(2)
+            assert ["file:///b/x"] == [each["params"]["uri"] for each in listening.messages[before:]]
+
+
+async def check_level(client: LegacyClient, backend: ScriptedBackend) -> None:
+    told = len(backend.received("logging/setLevel"))
+    await client.result("tools/call", {"name": "a_echo"})
+    if backend.era == "modern":
+        assert "debug" == backend.received("tools/call")[-1].meta["io.modelcontextprotocol/logLevel"]
+    else:
+        await trio.sleep(1)
+        assert told < len(backend.received("logging/setLevel"))
+
+
+async def test_wishes_that_are_too_many_to_store_work_until_the_process_ends(autojump_clock: MockClock) -> None:
+    """The attributes of a session are limited to 16 KiB."""
+    backend = full_backend("legacy")
+    backend.listens = True
+    async with front_world(backend) as world:
+        client = await world.initialize({"sampling": {"x": "y" * 8000}})
+        uris = [f"file:///b/{number}{'z' * 900}" for number in range(10)]
+        for uri in uris:
+            assert {} == await client.result("resources/subscribe", {"uri": uri})
+        listening = client.listen()
+        await trio.sleep(1)
+        before = len(listening.messages)
+        for uri in uris:
+            backend.notify("notifications/resources/updated", {"uri": uri})
+        told = await listening.wait_messages(before + 10)
+        assert set(uris) == {each["params"]["uri"] for each in told[before:]}
+        (session,) = world.manager.live_sessions
+        assert 0 < len(json.loads(session.metadata.attributes["mcp.subscribed"])) < 10
 
 
 # A question before there is a stream

@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol, cast
 
 import attrs
 import trio
 
+from trio_vmcp._nursery import start_task
 from trio_vmcp._protocol.eras import LEGACY_VERSIONS
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Notification, RequestId, Result, check_sendable
 from trio_vmcp._protocol.methods import (
@@ -32,6 +34,7 @@ from trio_vmcp._protocol.methods import (
     Kind,
 )
 from trio_vmcp.connector import ClientHandlers, ServerRequest, ServerRequestError
+from trio_vmcp.errors import VmcpError
 from trio_vmcp.models import JSON, SessionChange
 from trio_vmcp.routing import Target
 from trio_vmcp.serve._errors import INVALID_PARAMS, INVALID_REQUEST, Refusal
@@ -45,9 +48,12 @@ from trio_vmcp.session import Session
 __all__ = ["ClientSession", "Outlet", "attributes_of", "handlers_for", "initialize_result", "negotiate"]
 
 UNAVAILABLE = -32000  # from the range that JSON-RPC 2.0 §5.1 leaves to implementations
-# Attributes of a session. Another instance that restores it must declare the same to backends.
+# Attributes of a session. Another instance that restores it must declare the same to backends, and want the same.
 CLIENT_CAPABILITIES, PROTOCOL_VERSION = "mcp.clientCapabilities", "mcp.protocolVersion"
-MOST_CAPABILITIES = 8 * 1024  # bytes of the client's own, as they are stored with each session
+WANTED_LEVEL, SUBSCRIBED = "mcp.logLevel", "mcp.subscribed"
+# Bytes, as they are stored with each session. Subscriptions beyond that end with the process.
+MOST_CAPABILITIES, MOST_SUBSCRIBED = 8 * 1024, 6 * 1024
+STORED_WITHIN = 2.0  # s that a client waits for the storage to take what it wants
 
 
 def negotiate(params: JSON) -> tuple[str, JSON]:
@@ -113,7 +119,13 @@ def handlers_for(clients: Clients, attributes: Mapping[str, str]) -> ClientHandl
 
     relays = {kind: partial(relay, method) for method, kind in QUESTIONS.items() if kind in capabilities}
     takes_tools = "tools" in capabilities.get("sampling", {})
-    return ClientHandlers(**relays, log=log, sampling_tools=takes_tools, capabilities=capabilities, log_level=None)
+    return ClientHandlers(
+        **relays,
+        log=log,
+        sampling_tools=takes_tools,
+        capabilities=capabilities,
+        log_level=attributes.get(WANTED_LEVEL),
+    )
 
 
 class Outlet(Protocol):
@@ -159,8 +171,12 @@ class ClientSession:
     # The lists as the client last saw them, or was told of. A session makes another tuple where a list has changed.
     _seen: dict[Kind, tuple[object, ...]] = attrs.field(factory=dict, init=False, repr=False)
     _is_ended: bool = attrs.field(default=False, init=False)
+    _level: str | None = attrs.field(default=None, init=False)  # None: the client has not asked for one
 
     def __attrs_post_init__(self) -> None:
+        attributes = self.session.metadata.attributes
+        self._level = attributes.get(WANTED_LEVEL)
+        self.subscribed.update(json.loads(attributes.get(SUBSCRIBED, "[]")))
         self._ids = itertools.count(secrets.randbelow(2**48))
         self._seen = self._lists()
 
@@ -211,6 +227,8 @@ class ClientSession:
         if level not in LOG_LEVELS:
             raise Refusal(INVALID_PARAMS, f"'level' is none of {', '.join(LOG_LEVELS)}")
         await self.session.set_log_level(level)
+        self._level = level
+        await self._store_wanted()
 
     async def _subscribe(self, method: str, params: JSON) -> None:
         uri = params.get("uri")
@@ -222,6 +240,28 @@ class ClientSession:
         else:
             await self.session.unsubscribe_resource(uri)
             self.subscribed.discard(uri)
+        await self._store_wanted()
+
+    async def _store_wanted(self) -> None:
+        """Store what the client wants of backends. Without the storage it is lost with the process, and no sooner."""
+        attributes = {**self.session.metadata.attributes, SUBSCRIBED: _listed(self.subscribed)}
+        if self._level is not None:
+            attributes[WANTED_LEVEL] = self._level
+        with suppress(VmcpError), trio.move_on_after(STORED_WITHIN):
+            await self.session.set_attributes(attributes)
+
+    async def tell_wanted(self) -> None:
+        """The session was restored, or woke: tell its backends what the client wants of them."""
+
+        async def tell(request: Callable[[str], Awaitable[None]], what: str) -> None:
+            with suppress(VmcpError):  # that backend is away, or offers it no longer
+                await request(what)
+
+        async with trio.open_nursery() as nursery:
+            if self._level is not None:
+                start_task(nursery, tell, self.session.set_log_level, self._level)
+            for uri in self.subscribed:
+                start_task(nursery, tell, self.session.subscribe_resource, uri)
 
     # --- messages of the client that have no answer
 
@@ -361,6 +401,18 @@ class ClientSession:
             "resources": (session.resources, session.resource_templates),
             "prompts": (session.prompts,),
         }
+
+
+def _listed(uris: Iterable[str]) -> str:
+    """As many as fit."""
+    kept: list[str] = []
+    size = 2
+    for uri in sorted(uris):
+        size += len(json.dumps(uri)) + 2
+        if size > MOST_SUBSCRIBED:
+            break
+        kept.append(uri)
+    return json.dumps(kept)
 
 
 def _without_token(params: JSON) -> JSON:

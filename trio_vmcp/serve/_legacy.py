@@ -25,6 +25,7 @@ from trio_vmcp._protocol.methods import INITIALIZE
 from trio_vmcp.errors import VmcpError
 from trio_vmcp.identity import Identity
 from trio_vmcp.manager import SessionManager
+from trio_vmcp.models import SessionState
 from trio_vmcp.serve._asgi import HttpReply, HttpRequest
 from trio_vmcp.serve._batches import answer_batch
 from trio_vmcp.serve._client_session import (
@@ -216,8 +217,12 @@ class LegacyFront(Clients):
         if client is None:
             client = self._adopt(session)
             client.state.forget_seen()
+            self._manager.start_task(client.state.tell_wanted)
             return client
+        slept = client.state.session.state is SessionState.CLOSED
         client.state.session = session
+        if slept:
+            self._manager.start_task(client.state.tell_wanted)
         return client
 
     def _adopt(self, session: Session) -> _HttpClient:
