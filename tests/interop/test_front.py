@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from interop.foreign_clients import CLIENTS, ForeignClient, without_ours
 from interop.proxies import PROXIES, serve_proxy
 from interop.raw_client import RawClient, open_raw_client
 from interop.views import PATIENCE
+from support.processes import marked_children
+from support.served import SERVE, write_servers
 from support.verbatim import Written, as_written, member
 from support.verbatim import without_ours as written_without_ours
 
@@ -44,10 +47,14 @@ def asked_by(client: ForeignClient, server: Server) -> list[JSON]:
     ]
 
 
-def expect_same(direct: JSON, through: JSON) -> None:
+def expect_same(client: ForeignClient, direct: JSON, through: JSON) -> None:
     for kind in KINDS:
         assert direct.get(kind, []) == through.get(kind, []), kind
     assert list(map(without_ours, direct["answers"])) == list(map(without_ours, through["answers"]))
+    if client.tells_all_progress:
+        assert [each.get("progress") for each in direct["answers"]] == [
+            each.get("progress") for each in through["answers"]
+        ]
     assert any("error" not in answer for answer in through["answers"])
 
 
@@ -59,7 +66,7 @@ async def test_a_client_gets_what_a_direct_connection_gives(
     calls = asked_by(client, server)
     direct = await client.look_at(url_of(server), calls)
     assert direct["tools"], "a server without tools compares nothing"
-    expect_same(direct, await client.look_at(front_over(server), calls))
+    expect_same(client, direct, await client.look_at(front_over(server), calls))
 
 
 @pytest.mark.parametrize("proxy", PROXIES)
@@ -73,7 +80,7 @@ async def test_a_client_gets_the_same_by_way_of_a_proxy(
     server = BY_NAME["mcp2-sse"]
     direct = await client.look_at(url_of(server), asked_by(client, server))
     with serve_proxy(proxy, front_over(server), tmp_path) as url:
-        expect_same(direct, await client.look_at(url, asked_by(client, server)))
+        expect_same(client, direct, await client.look_at(url, asked_by(client, server)))
 
 
 @pytest.mark.parametrize("proxy", PROXIES)
@@ -90,6 +97,20 @@ async def test_a_proxy_passes_events_on_while_their_stream_is_open(
                     stream.received = b""
                     await client.ask("tools/call", {"name": "toggle", "arguments": {}})
                     await stream.wait_for(b"notifications/tools/list_changed")
+
+
+@pytest.mark.parametrize(
+    "client", [pytest.param(client, id=client.name) for client in CLIENTS if client.name != "inspector"]
+)
+async def test_a_client_starts_the_front_as_a_program(client: ForeignClient, url_of: UrlOf, tmp_path: Path) -> None:
+    """`serve --stdio` answers as the server does over HTTP, in the era of the client, and ends with it."""
+    server = BY_NAME["mcp2-sse"]
+    direct = await client.look_at(url_of(server), asked_by(client, server))
+    file = write_servers(tmp_path, {"server": {"url": url_of(server)}})
+    command = json.dumps([*SERVE, "--config", file, "--naming", "bare", "--stdio"])
+    with marked_children() as children:
+        expect_same(client, direct, await client.look_at(command, asked_by(client, server), TEST_MARK=children.mark))
+        assert await children.all_gone()
 
 
 async def every_entry(client: RawClient, method: str) -> list[Written]:

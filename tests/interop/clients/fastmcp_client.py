@@ -1,11 +1,16 @@
-"""What FastMCP's client sees on a server. Usage: fastmcp_client.py URL < CALLS"""
+"""What FastMCP's client sees on a server.
+
+Usage: fastmcp_client.py URL|COMMAND < CALLS, where COMMAND is an array of JSON.
+"""
 
 import json
+import os
 import sys
 from typing import Any
 
 import anyio
 from fastmcp import Client
+from fastmcp.client.transports import StdioTransport
 from mcp import MCPError
 from mcp_types import PromptReference
 
@@ -33,8 +38,15 @@ async def answer(client: Client[Any], call: dict[str, Any]) -> Any:
             return as_received(await client.complete_mcp(ref, call["argument"]))
 
 
-async def look_at(url: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
-    async with Client(url) as client:
+def server_of(target: str) -> Any:
+    if not target.startswith("["):
+        return target
+    command, *args = json.loads(target)
+    return StdioTransport(command=command, args=args, env=dict(os.environ))
+
+
+async def look_at(target: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+    async with Client(server_of(target)) as client:
         seen: dict[str, Any] = {
             "tools": [as_received(each) for each in await client.list_tools()],
             "resources": [as_received(each) for each in await client.list_resources()],

@@ -1,11 +1,16 @@
-"""What the official client 1.x sees on a server. Usage: mcp1.py URL < CALLS"""
+"""What the official client 1.x sees on a server.
+
+Usage: mcp1.py URL|COMMAND < CALLS, where COMMAND is an array of JSON.
+"""
 
 import json
+import os
 import sys
 from typing import Any
 
 import anyio
-from mcp import ClientSession, McpError
+from mcp import ClientSession, McpError, StdioServerParameters
+from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamablehttp_client
 from mcp.types import PromptReference
 
@@ -33,8 +38,15 @@ async def answer(session: ClientSession, call: dict[str, Any]) -> Any:
             return as_received(await session.complete(ref, call["argument"]))
 
 
-async def look_at(url: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
-    async with streamablehttp_client(url) as (read, write, _), ClientSession(read, write) as session:
+def streams_of(target: str) -> Any:
+    if not target.startswith("["):
+        return streamablehttp_client(target)
+    command, *args = json.loads(target)
+    return stdio_client(StdioServerParameters(command=command, args=args, env=dict(os.environ)))
+
+
+async def look_at(target: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+    async with streams_of(target) as (read, write, *_), ClientSession(read, write) as session:
         await session.initialize()
         seen: dict[str, Any] = {
             "tools": [as_received(each) for each in (await session.list_tools()).tools],

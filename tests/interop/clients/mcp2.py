@@ -1,14 +1,15 @@
 """What the official client sees on a server: every list and the answers to some calls, printed as JSON.
 
-Runs in an environment of its own. Usage: official_client.py URL legacy|modern < CALLS
+Runs in an environment of its own. Usage: mcp2.py URL|COMMAND legacy|modern < CALLS, where COMMAND is an array of JSON.
 """
 
 import json
+import os
 import sys
 from typing import Any
 
 import anyio
-from mcp import Client, MCPError
+from mcp import Client, MCPError, StdioServerParameters
 from mcp_types import PromptReference
 
 
@@ -44,8 +45,15 @@ async def answer(client: Client, call: dict[str, Any]) -> Any:
             return as_received(await client.complete(PromptReference(name=call["name"]), call["argument"]))
 
 
-async def look_at(url: str, mode: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
-    async with Client(url, mode=mode) as client:
+def server_of(target: str) -> Any:
+    if not target.startswith("["):
+        return target
+    command, *args = json.loads(target)
+    return StdioServerParameters(command=command, args=args, env=dict(os.environ))
+
+
+async def look_at(target: str, mode: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+    async with Client(server_of(target), mode=mode) as client:
         seen: dict[str, Any] = {"protocol_version": client.protocol_version}
         declared = client.server_capabilities
         if declared.tools:
@@ -65,7 +73,7 @@ async def look_at(url: str, mode: str, calls: list[dict[str, Any]]) -> dict[str,
 
 
 if __name__ == "__main__":
-    url, era = sys.argv[1:]
+    target, era = sys.argv[1:]
     # Pinned to the modern version it would not ask what the server offers; probing, it ends there too.
     mode = "legacy" if era == "legacy" else "auto"
-    print(json.dumps(anyio.run(look_at, url, mode, json.load(sys.stdin))))
+    print(json.dumps(anyio.run(look_at, target, mode, json.load(sys.stdin))))

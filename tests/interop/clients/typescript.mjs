@@ -1,21 +1,25 @@
-// What the official clients for TypeScript see on a server. Usage: typescript.mjs HOME URL 1|legacy|auto < CALLS
-// `1` is the client of SDK 1.x, the others are that of 2.x in its two modes.
+// What the official clients for TypeScript see on a server. Usage: typescript.mjs HOME URL|COMMAND
+// 1|legacy|auto < CALLS, where COMMAND is an array of JSON. `1` is the client of SDK 1.x, the others are that of 2.x in its two modes.
 
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 
-const [home, url, mode] = process.argv.slice(2);
+const [home, target, mode] = process.argv.slice(2);
 const require = createRequire(`${home}/`);
 
+// Where the modules of each generation are: the client, and its two transports.
+const MODULES = {
+  1: ["sdk/client/index.js", "sdk/client/streamableHttp.js", "sdk/client/stdio.js"],
+  2: ["client", "client", "client/stdio"],
+};
+
 function makeClient() {
-  const info = { name: "interop", version: "1" };
-  if (mode === "1") {
-    const { Client } = require("@modelcontextprotocol/sdk/client/index.js");
-    const { StreamableHTTPClientTransport } = require("@modelcontextprotocol/sdk/client/streamableHttp.js");
-    return [new Client(info), new StreamableHTTPClientTransport(new URL(url))];
-  }
-  const { Client, StreamableHTTPClientTransport } = require("@modelcontextprotocol/client");
-  return [new Client(info, { versionNegotiation: { mode } }), new StreamableHTTPClientTransport(new URL(url))];
+  const found = MODULES[mode === "1" ? 1 : 2].map((name) => require(`@modelcontextprotocol/${name}`));
+  const { Client, StreamableHTTPClientTransport, StdioClientTransport } = Object.assign({}, ...found);
+  const client = new Client({ name: "interop", version: "1" }, mode === "1" ? {} : { versionNegotiation: { mode } });
+  if (!target.startsWith("[")) return [client, new StreamableHTTPClientTransport(new URL(target))];
+  const [command, ...args] = JSON.parse(target);
+  return [client, new StdioClientTransport({ command, args, env: process.env, stderr: "ignore" })];
 }
 
 async function answer(client, call) {
