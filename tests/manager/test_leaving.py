@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trio
-from support.harness import ALICE, slow_backend
+from support.harness import ALICE, echo_backend, slow_backend
 from support.managers import State, managed
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -121,6 +121,32 @@ async def test_tasks_of_a_server_outlive_the_drain(autojump_clock: MockClock) ->
         assert [5.0] == [pytest.approx(end - began, abs=0.5) for end in ends]
         with pytest.raises(SessionClosed):
             manager.start_task(stream)
+
+
+@pytest.mark.parametrize("drain", [10.0, 1.0])
+async def test_openings_go_on_while_a_server_drains(drain: float, autojump_clock: MockClock) -> None:
+    """If the code around a manager is cancelled, what is opened for requests goes on until the manager is left."""
+    outcomes: list[object] = []
+
+    async def share() -> None:
+        try:
+            outcomes.append((await manager.shared()).tools[0].name)
+        except SessionClosed:
+            outcomes.append(SessionClosed)
+
+    async with open_memory_network() as network, trio.open_nursery() as nursery:
+        backends = [Backend("a", network.attach("a.test", echo_backend(latency=1.0)))]
+        with trio.CancelScope() as scope:
+            async with (
+                open_session_factory(transport=network.transport()) as factory,
+                open_session_manager(factory, backends) as manager,
+            ):
+                nursery.start_soon(share)
+                await wait_all_tasks_blocked()
+                scope.cancel()
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(drain)
+    assert ["a_echo" if drain > 1 else SessionClosed] == outcomes
 
 
 @pytest.mark.parametrize("what", ["create", "get", "shared"])

@@ -78,7 +78,9 @@ class Openings:
         self, known: Known, opening: Opening, open_it: Callable[[], Awaitable[object]], before: Asleep | None
     ) -> None:
         try:
-            with self.placed(known):
+            # Shielded until the manager closes: if the code around a server is cancelled, requests that wait for this
+            # are answered first.
+            with trio.CancelScope(shield=True), self.placed(known):
                 await open_it()
         except Exception as error:  # noqa: BLE001  # for those that wait
             opening.error = error
