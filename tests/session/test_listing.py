@@ -273,7 +273,7 @@ async def test_an_optional_list_that_fails_costs_that_list(
     """Tools are what sessions are for: without them the backend is missing. Everything else is optional."""
     backend = full_backend()
     backend.fail(method, fault)
-    with trio.move_on_after(10):
+    with trio.fail_after(10):
         if method == "tools/list":
             if error is not BackendTimeout:
                 with pytest.raises(error):
