@@ -53,12 +53,15 @@ class KnownResults:
         if found is None:
             return None
         if len(text) <= SLICE:  # most of them
-            if "\\u" in text and _ESCAPED_SURROGATE.search(text):
+            # A search for one character takes a tenth of the time of one for two.
+            if "\\" in text and "\\u" in text and _ESCAPED_SURROGATE.search(text):
                 return None
-            data = (text[: found[0]] + text[found[1] :]).encode()
-            self.digest, self.size = hashlib.blake2b(data, digest_size=16).digest(), len(data)
+            before, after = text[: found[0]].encode(), text[found[1] :].encode()
+            hashed = hashlib.sha256(before)
+            hashed.update(after)
+            self.digest, self.size = hashed.digest(), len(before) + len(after)
             return self.results.get(self.digest)
-        hashed, size = hashlib.blake2b(digest_size=16), 0
+        hashed, size = hashlib.sha256(), 0
         for first, last in ((0, found[0]), (found[1], len(text))):
             for start in range(first, last, SLICE):
                 stop = min(start + SLICE, last)

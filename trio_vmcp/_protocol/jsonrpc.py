@@ -16,6 +16,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Generator, Iterator
+from gc import is_tracked
 from types import NoneType
 from typing import Any, TypeAlias, TypeGuard, TypeVar
 
@@ -448,7 +449,8 @@ def _levels(message: Any, max_depth: int) -> Iterator[bool]:
     """
     level: list[Any] = [message]
     for _ in range(max_depth):
-        level = [node for node in level if type(node) is dict or type(node) is list]
+        # Not tracked: text, numbers, and on most versions of Python also objects of nothing else. The check is short.
+        level = [node for node in level if is_tracked(node) and (type(node) is dict or type(node) is list)]
         below: list[Any] = []
         for start in range(0, len(level), _NODES_AT_ONCE):
             yield False
