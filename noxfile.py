@@ -96,6 +96,8 @@ CONFORMANCE_NODE = (
     "node@22.23.3",
 )
 
+HISTORIES: tuple[tuple[str, ...], ...] = ((), ("--managers",), ("--front",))  # the kinds of them
+
 ESCAPE = "\x1b["  # the beginning of a terminal's sequences for colours and cursor movements
 
 ALL_CORES = "--numprocesses=auto"
@@ -195,14 +197,14 @@ def types(session: nox.Session) -> None:
 @nox.session
 def simulation(session: nox.Session) -> None:
     """Random histories in virtual time, each judged. `-- --seed N` replays one, `-- --histories N` runs N; with
-    `--managers` they are those of managers that share a storage. Without arguments both kinds run, 1 000 and 300 of
-    them, in CI 600 and 200.
+    `--managers` they are those of managers that share a storage, with `--front` those of clients of a front. Without
+    arguments all kinds run: 1 000, 300 and 300 of them, in CI 600, 200 and 150.
     """
     session.install(str(wheel(session)), *group("test"))
     env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": "tests"}
-    sessions, managers = (600, 200) if CI else (1000, 300)
-    both = [("--histories", str(sessions)), ("--managers", "--histories", str(managers))]
-    for arguments in [session.posargs] if session.posargs else both:
+    counts = (600, 200, 150) if CI else (1000, 300, 300)
+    all_kinds = [(*kind, "--histories", str(count)) for kind, count in zip(HISTORIES, counts, strict=True)]
+    for arguments in [session.posargs] if session.posargs else all_kinds:
         session.run("python", "-m", "simulation", *arguments, env=env)
 
 

@@ -3,6 +3,7 @@
 nox -s simulation -- --histories 100000
 nox -s simulation -- --seed 4711
 nox -s simulation -- --managers --histories 500
+nox -s simulation -- --front --histories 500
 """
 # ruff: noqa: T201  # a command prints
 
@@ -25,6 +26,7 @@ import attrs
 
 from simulation.checker import judge
 from simulation.draw import draw_history
+from simulation.front import run_front
 from simulation.managers import run_managers
 from simulation.trace import Began, Ended, Trace
 from simulation.world import run_history
@@ -59,11 +61,12 @@ def main() -> int:
     parser.add_argument("--histories", type=int, default=HISTORIES, help=f"how many (default: {HISTORIES})")
     parser.add_argument("--first", type=int, default=0, help="the first seed of them (default: 0)")
     parser.add_argument("--managers", action="store_true", help="of managers that share a storage (managers.py)")
+    parser.add_argument("--front", action="store_true", help="of clients of a front (front.py)")
     arguments = parser.parse_args()
+    kind = "--managers" if arguments.managers else "--front" if arguments.front else ""
     if arguments.seed is not None:
-        return replay_managers(arguments.seed) if arguments.managers else replay(arguments.seed)
-    seeds = range(arguments.first, arguments.first + arguments.histories)
-    return explore(seeds, run_manager_chunk if arguments.managers else run_chunk)
+        return replay_kind(kind, arguments.seed) if kind else replay(arguments.seed)
+    return explore(range(arguments.first, arguments.first + arguments.histories), kind)
 
 
 def replay(seed: int) -> int:
@@ -80,8 +83,9 @@ def replay(seed: int) -> int:
     return 1 if violations else 0
 
 
-def replay_managers(seed: int) -> int:
-    report = run_manager_chunk(range(seed, seed + 1))
+def replay_kind(kind: str, seed: int) -> int:
+    """Those that have no trace: the traceback says what was broken."""
+    report = CHUNKS[kind](range(seed, seed + 1))
     print(f"seed {seed}\n{report.failed[1]}" if report.failed else f"seed {seed}: nothing wrong")
     return 1 if report.failed else 0
 
@@ -92,16 +96,15 @@ def digest(trace: Trace) -> str:
     return hashlib.blake2s(repr(plain).encode(), digest_size=8).hexdigest()
 
 
-def explore(seeds: range, run: Callable[[range], Report]) -> int:
+def explore(seeds: range, kind: str) -> int:
     """Run these seeds until one fails."""
     began_at = time.monotonic()
     tally: Counter[str] = Counter()
-    for report in _reports(seeds, run):
+    for report in _reports(seeds, CHUNKS[kind]):
         tally += report.tally
         if report.failed is not None:
             seed, wrong = report.failed
-            kind = "--managers " if run is run_manager_chunk else ""
-            print(f"\nseed {seed} failed:\n{wrong}\nreplay it: nox -s simulation -- {kind}--seed {seed}")
+            print(f"\nseed {seed} failed:\n{wrong}\nreplay it: nox -s simulation -- {kind} --seed {seed}")
             return 1
         _draw_progress(tally["histories"], len(seeds), time.monotonic() - began_at)
     print(f"\n{len(seeds)} histories, {time.monotonic() - began_at:.0f} s, nothing wrong")
@@ -157,6 +160,27 @@ def run_manager_chunk(seeds: range) -> Report:
             return Report((seed, traceback.format_exc()), tally)  # noqa: ASYNC104  # not in a Trio task
         tally["histories"] += 1
     return Report(None, tally)
+
+
+def run_front_chunk(seeds: range) -> Report:
+    tally: Counter[str] = Counter()
+    for seed in seeds:
+        signal.alarm(LONGEST)
+        try:
+            tally.update({f"call: {outcome}": count for outcome, count in run_front(seed).items()})
+        except BaseException:  # noqa: ASYNC103, BLE001  # whatever it is, the report names the seed
+            return Report((seed, traceback.format_exc()), tally)  # noqa: ASYNC104  # not in a Trio task
+        finally:
+            signal.alarm(0)
+        tally["histories"] += 1
+    return Report(None, tally)
+
+
+CHUNKS: dict[str, Callable[[range], Report]] = {
+    "": run_chunk,
+    "--managers": run_manager_chunk,
+    "--front": run_front_chunk,
+}
 
 
 def _tally(trace: Trace) -> Counter[str]:

@@ -216,18 +216,15 @@ class Front:
             with self._exchanges.counted():
                 await self._legacy.post_batch(request, reply, identity, message)
             return
-        if not isinstance(message, Request):  # what runs may still need answers to questions, and cancels
-            await self._take(request, reply, identity, message)
-            return
-        self._require_open()
-        with self._exchanges.counted():
-            await self._take(request, reply, identity, message)
-
-    async def _take(self, request: HttpRequest, reply: HttpReply, identity: Identity | None, message: Message) -> None:
         is_modern = is_of_modern_era(message, request)
         era = self._modern if is_modern else self._legacy
         try:
-            await era.post(request, reply, identity, message)
+            if isinstance(message, Request):  # what runs may still need other messages: answers, and cancels
+                self._require_open()
+                with self._exchanges.counted():
+                    await era.post(request, reply, identity, message)
+            else:
+                await era.post(request, reply, identity, message)
         except (Refusal, VmcpError) as error:
             await self._refuse(reply, refusal_of(error, is_modern=is_modern), message)
 
