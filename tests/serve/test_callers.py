@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import attrs
@@ -12,7 +12,7 @@ from support.front import LEGACY, FrontWorld, LegacyClient, Received, front_worl
 from support.jwt_issuer import KeyServer, make_key, make_token
 from trio.testing import MockClock
 
-from trio_vmcp import LocalStorage
+from trio_vmcp import Identity, LocalStorage
 from trio_vmcp.serve.jwt import JwtAuthenticator
 from trio_vmcp.testing import open_memory_network
 
@@ -158,3 +158,23 @@ async def test_no_token_of_a_caller_reaches_a_backend(era: str, autojump_clock: 
         assert [] == [each for each in exchanges if "authorization" in each.headers]
         token = headers["authorization"].removeprefix("Bearer ")
         assert token not in repr([(dict(each.headers), each.message) for each in exchanges])
+
+
+@EVERY_REQUEST
+async def test_an_authenticator_that_crashes_lets_no_request_in(
+    ask: Ask, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """503, and a record without the text of the error, which may quote credentials."""
+
+    class Crashing:
+        async def authenticate(self, headers: Mapping[str, str]) -> Identity:
+            raise KeyError(headers["authorization"])
+
+    async with front_world(authenticator=Crashing()) as world:
+        reply = await ask(world, {"authorization": "Bearer s3cret"})
+        assert 503 == reply.status
+        assert 0 < int(reply.headers["retry-after"])
+        assert b"s3cret" not in reply.body
+        assert [] == world.backends["a"].exchanges
+    assert "KeyError" in caplog.text
+    assert "s3cret" not in caplog.text

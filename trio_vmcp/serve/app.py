@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
 import attrs
 
+from trio_vmcp._nursery import describe_crash
 from trio_vmcp._protocol.eras import is_modern_version
 from trio_vmcp._protocol.jsonrpc import Message, Notification, Request
 from trio_vmcp._protocol.methods import INITIALIZE
@@ -38,6 +40,8 @@ from trio_vmcp.session import Session
 
 __all__ = ["Front", "asgi_app"]
 
+logger = logging.getLogger("trio_vmcp.serve")
+AUTHENTICATOR_DELAY = 5.0  # s, after which a request is worth sending again for which the authenticator has crashed
 UNAVAILABLE = -32000  # from the range that JSON-RPC 2.0 §5.1 leaves to implementations
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)  # what is none is no version of either era: 400, also for GET
 _Handler: TypeAlias = Callable[[HttpRequest, HttpReply, Identity | None], Awaitable[None]]
@@ -177,8 +181,11 @@ class Front:
             challenge = ((b"www-authenticate", error.challenge.encode("latin-1", "replace")),)
             raise Refusal(UNAVAILABLE, error.detail, status=401, headers=challenge) from None
         except AuthenticatorUnavailable as error:
-            delay = ((b"retry-after", b"%d" % max(1, round(error.retry_after))),)
-            raise Refusal(UNAVAILABLE, "no credentials can be verified now", status=503, headers=delay) from None
+            raise _unverifiable(error.retry_after) from None
+        except Exception as crash:  # noqa: BLE001  # an authenticator of the user's may raise anything
+            # The text may quote credentials. That a service which it asks is away is the likeliest reason.
+            logger.error("the authenticator failed: %s", describe_crash(crash))
+            raise _unverifiable(AUTHENTICATOR_DELAY) from None
 
     async def _serve_mcp(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
         version = request.headers.get("mcp-protocol-version", "")
@@ -252,6 +259,11 @@ def is_of_modern_era(message: Message, request: HttpRequest) -> bool:
         if message.method == INITIALIZE:
             return False
     return is_modern_version(request.headers.get("mcp-protocol-version"))
+
+
+def _unverifiable(seconds: float) -> Refusal:
+    delay = ((b"retry-after", b"%d" % max(1, round(seconds))),)
+    return Refusal(UNAVAILABLE, "no credentials can be verified now", status=503, headers=delay)
 
 
 def _wrong_verb(allowed: str) -> Refusal:
