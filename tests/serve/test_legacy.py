@@ -98,18 +98,21 @@ async def test_a_request_that_cannot_be_made_is_an_error_in_http_200(
         assert {} == await client.result("ping")
 
 
-async def test_the_error_of_a_backend_passes_with_code_and_data(autojump_clock: MockClock) -> None:
-    """Also with an unknown code."""
+@EVERY_ERA
+@pytest.mark.parametrize("code", [-31999, -32601, -32020, -32021, -32022, 7])
+async def test_the_error_of_a_backend_passes_with_code_and_data(code: int, era: str, autojump_clock: MockClock) -> None:
+    """Also with an unknown code, and with one that means something of the other era in HTTP 400 alone."""
 
     async def fail(arguments: JSON, context: CallContext) -> str:
-        raise RpcError(-31999, "no such thing", {"why": [1.5, None]})
+        raise RpcError(code, "no such thing", {"why": [1.5, None]})
 
-    backend = echo_backend()
+    backend = echo_backend(era)
     backend.add_tool("fail", fail)
     async with front_world(backend) as world:
         client = await world.initialize()
         reply = await client.ask("tools/call", {"name": "a_fail"})
-        assert {"code": -31999, "message": "no such thing", "data": {"why": [1.5, None]}} == reply.json["error"]
+        assert {"code": code, "message": "no such thing", "data": {"why": [1.5, None]}} == reply.json["error"]
+        assert 1 == len(backend.received("initialize")) or era == "modern"
 
 
 async def test_a_backend_that_is_away_is_named_in_the_error(autojump_clock: MockClock) -> None:
@@ -350,6 +353,21 @@ async def test_a_withdrawn_question_is_cancelled_at_the_client(autojump_clock: M
         assert "notifications/cancelled" == cancel["method"]
         assert question["id"] == cancel["params"]["requestId"]
         assert "went on" == answer["result"]["content"][0]["text"]
+
+
+async def test_a_question_of_a_call_that_is_over_is_cancelled_by_the_other_stream(autojump_clock: MockClock) -> None:
+    """The call ends by its timeout, and no user must be kept busy with its question."""
+    backend = echo_backend("legacy", "sse")
+    backend.add_tool("ask", ask_all)
+    async with front_world(backend, factory=FactorySettings(request_timeout=5)) as world:
+        client = await world.initialize(SAMPLING)
+        listening = client.listen()
+        call = client.start("tools/call", {"name": "a_ask"})
+        await call.done.wait()
+        *questions, answer = call.messages
+        assert "error" in answer
+        told = await listening.wait_messages(len(questions))
+        assert {each["id"] for each in questions} == {each["params"]["requestId"] for each in told}
 
 
 # Messages outside of requests

@@ -299,8 +299,7 @@ class ClientSession:
             await question.answered.wait()
         except trio.Cancelled:
             if not self._is_ended:
-                cancelled = {"requestId": question_id, "reason": "the backend has withdrawn the question"}
-                send(encode_notice(CANCELLED, cancelled), may_drop=True)
+                self._tell_withdrawn(question_id, exchange)
             raise
         finally:
             del self._questions[question_id]
@@ -310,6 +309,13 @@ class ClientSession:
             case ErrorReply(code=code, message=message, data=data):
                 raise ServerRequestError(code, message, data)
         raise ServerRequestError(UNAVAILABLE, "the session of the client has ended")
+
+    def _tell_withdrawn(self, question_id: int, exchange: Exchange | None) -> None:
+        data = encode_notice(CANCELLED, {"requestId": question_id, "reason": "the backend has withdrawn the question"})
+        if exchange is not None and exchange.takes_messages:
+            exchange.send(data, may_drop=True)
+        elif self.outlet.is_open:  # the call was answered meanwhile: its timeout is over, say
+            self.outlet.send(data, may_drop=True)
 
     def pass_log_message(self, request: ServerRequest) -> None:
         data = encode_notice(MESSAGE, request.params)

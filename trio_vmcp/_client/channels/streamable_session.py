@@ -327,7 +327,9 @@ class StreamableSession(Streamable):
         status = outcome.status
         gone = status in _GONE and self.session_id is not None
         gone = gone or (status == 400 and (was_unproven or names_session(outcome)))
-        return gone or is_modern_error(outcome)
+        # "MUST return 400 Bad Request" with such an error (2026-07-28, transports). In HTTP 200 the code is one that a
+        # backend chose for an error of its own.
+        return gone or (status != 200 and is_modern_error(outcome))
 
     # --- messages outside of requests
 
