@@ -30,6 +30,7 @@ class ForeignClient:
         asks: The methods that it can call.
         tells_all_progress: False: it loses notifications that arrive together with the response, since it calls
             handlers a moment later, when the response has ended the request.
+        answers_forms: It answers elicitation with the name "Ada".
         most_of_each: How often it is made to call one; None: as often as there are calls.
     """
 
@@ -38,6 +39,7 @@ class ForeignClient:
     eras: tuple[Era, ...] = LEGACY
     asks: tuple[str, ...] = ("tools/call", "resources/read", "prompts/get", "completion/complete")
     tells_all_progress: bool = True
+    answers_forms: bool = False
     most_of_each: int | None = None
 
     async def look_at(self, target: str, calls: Sequence[JSON], **environment: str) -> JSON:
@@ -67,7 +69,7 @@ MCP2 = ("{homes}/mcp2/bin/python", "{here}/mcp2.py", "{target}")
 MODULES = "{homes}/node-clients"
 TYPESCRIPT = (MODULES + "/node_modules/.bin/node", "{here}/typescript.mjs", MODULES, "{target}")
 CLIENTS = (
-    ForeignClient(name="mcp2-auto", command=(*MCP2, "modern"), eras=BOTH),
+    ForeignClient(name="mcp2-auto", command=(*MCP2, "modern"), eras=BOTH, answers_forms=True),
     ForeignClient(name="mcp2-legacy", command=(*MCP2, "legacy")),
     ForeignClient(name="mcp1", command=("{homes}/mcp1/bin/python", "{here}/mcp1.py", "{target}")),
     ForeignClient(name="fastmcp", command=FASTMCP, eras=BOTH),

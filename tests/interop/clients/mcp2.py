@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 from mcp import Client, MCPError, StdioServerParameters
-from mcp_types import PromptReference
+from mcp_types import ElicitResult, PromptReference
 
 
 def as_received(model: Any) -> Any:
@@ -52,8 +52,13 @@ def server_of(target: str) -> Any:
     return StdioServerParameters(command=command, args=args, env=dict(os.environ))
 
 
+async def give_name(_context: Any, _params: Any) -> ElicitResult:
+    """The user's answer to each form."""
+    return ElicitResult(action="accept", content={"name": "Ada"})
+
+
 async def look_at(target: str, mode: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
-    async with Client(server_of(target), mode=mode) as client:
+    async with Client(server_of(target), mode=mode, elicitation_callback=give_name) as client:
         seen: dict[str, Any] = {"protocol_version": client.protocol_version}
         declared = client.server_capabilities
         if declared.tools:
