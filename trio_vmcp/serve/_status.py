@@ -20,7 +20,7 @@ from trio_vmcp.session import Session
 
 __all__ = ["MOST_BACKENDS", "prefers_page", "status_document"]
 
-# Backends of all sessions together that one document shows, but for those of its first session: each takes some 10 µs,
+# Backends of all sessions together that one document shows, but for those of its first session: each takes up to 25 µs,
 # and a page asks every 2 s.
 MOST_BACKENDS = 1000
 
