@@ -9,13 +9,13 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from support.channels import CHANNELS, LEGACY_CHANNELS, Channel
+from support.channels import CHANNELS, EVERY_ANSWER, LEGACY_CHANNELS, Channel
 from support.clients import call, echo_backend, open_bench, open_client, open_scripted
 from trio.testing import MockClock
 
-from trio_vmcp import BackendError, BackendProtocolError, BackendRejected, BackendUnauthorized
+from trio_vmcp import BackendError, BackendProtocolError, BackendRejected, BackendUnauthorized, BearerAuth
 from trio_vmcp._protocol.words import MOST_WORDS, secrets_of, words_in
-from trio_vmcp.testing import Raw, Status, open_memory_network
+from trio_vmcp.testing import Error, Raw, Status, open_memory_network
 
 WORDS = "the disk is full"
 CANARY = "c4nary-s3cret"
@@ -235,6 +235,46 @@ async def test_credentials_are_refused_only_where_some_were_sent(signed: str, st
     assert (status, challenge) == (error.status, error.challenge)
     if signed in ("header", "query"):
         assert CANARY not in str(error)
+
+
+SAID = f"no {CANARY} here, nor for Bearer {CANARY}"
+
+
+def given_a_secret(channel: Channel) -> tuple[dict[str, Any], str]:
+    """How a session gives its backend the canary, and what stands in its place."""
+    if channel.transport == "stdio":
+        return {"configured": {"env": {"API_KEY": CANARY}}}, "$API_KEY"
+    return {"auth": BearerAuth(CANARY)}, "[authorization]"
+
+
+@EVERY_ANSWER
+async def test_an_error_shows_no_secret_that_the_backend_was_given(channel: Channel, autojump_clock: MockClock) -> None:
+    """Its text has the name in the place of the value. The message itself goes to the caller as it is."""
+    backend = channel.backend()
+    options, name = given_a_secret(channel)
+    async with channel.open_session(backend, **options) as session:
+        backend.fail("tools/call", Error(-32603, SAID), times=1)
+        with pytest.raises(BackendRejected) as caught:
+            await session.call_tool("b_echo")
+        assert f"no {name} here" in str(caught.value)
+        assert CANARY not in str(caught.value)
+        assert SAID == caught.value.message
+
+
+@EVERY_ANSWER
+@pytest.mark.parametrize("status", [200, 400, 403, 500])
+async def test_a_failure_shows_no_secret_that_the_backend_was_given(
+    status: int, channel: Channel, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does the log, when a backend refuses to begin a session."""
+    backend = channel.backend()
+    options, name = given_a_secret(channel)
+    for method in ("initialize", "server/discover"):
+        backend.fail(method, Error(-32603, SAID, status=status))
+    async with channel.open_session(backend, **options) as session:
+        (failure,) = session.failures
+    assert name in failure.detail
+    assert CANARY not in failure.detail + caplog.text
 
 
 def test_secrets_are_replaced_before_the_text_is_cut() -> None:

@@ -178,16 +178,17 @@ async def texts(world: FrontWorld, headers: Mapping[str, str]) -> list[str]:
     return [f"{each.headers} {each.body.decode()}" for each in found]
 
 
+@pytest.mark.parametrize("how", ["page", "error"])
 @pytest.mark.parametrize("era", ["legacy", "modern"])
-async def test_no_secret_is_shown(era: str, autojump_clock: MockClock) -> None:
+async def test_no_secret_is_shown(era: str, how: str, autojump_clock: MockClock) -> None:
     """No session id, ours or a backend's; no token, header, argument, attribute or principal; nothing of a url behind
     its host. Also where a backend quotes in a failure what it was sent.
     """
     echoing, broken = echo_backend(era), echo_backend(era)
+    said = "x-key: CANARY-header was sent for key=CANARY-query"
+    refusal = Status(500, said.encode(), {"content-type": "text/plain"}) if how == "page" else Error(-32603, said)
     for method in ("initialize", "server/discover"):
-        broken.fail(
-            method, Status(500, b"x-key: CANARY-header was sent for key=CANARY-query", {"content-type": "text/plain"})
-        )
+        broken.fail(method, refusal)
 
     def configure(name: str) -> Backend:
         headers = {"x-key": "CANARY-header"}

@@ -34,13 +34,19 @@ MOST_QUOTED = 300  # characters of a backend's error text in ours
 
 @attrs.frozen
 class Answer:
-    """A JSON-RPC reply, and the status of its HTTP response (200 if there is no HTTP)."""
+    """A JSON-RPC reply, and the status of its HTTP response (200 if there is no HTTP).
+
+    Attributes:
+        words: The message of an error, without secrets of the request, for error texts and logs; None: there are none
+            in it. The message itself goes to the caller as it is.
+    """
 
     reply: Result | ErrorReply
     status: int = 200
     www_authenticate: str | None = None
     retry_after: float | None = None
     is_signed: bool = True  # the request carried what may be credentials
+    words: str | None = attrs.field(default=None, kw_only=True)
 
 
 @attrs.frozen
@@ -140,12 +146,19 @@ def proves_not_run(outcome: Answer | Refusal) -> bool:
     return outcome.status in _NOT_TAKEN
 
 
+def _said(outcome: Answer | Refusal) -> str:
+    words = outcome.words
+    if words is None:
+        words = getattr(outcome.reply, "message", "") if isinstance(outcome, Answer) else ""
+    return words[:MOST_QUOTED]
+
+
 def rejection(backend_id: str, method: str, outcome: Answer | Refusal) -> BackendError:
     """The `BackendError` for a JSON-RPC error or a refusal."""
     if isinstance(outcome, Answer) and outcome.status not in _UNAUTHORIZED:
         reply = outcome.reply
         assert isinstance(reply, ErrorReply)
-        text = reply.message[:MOST_QUOTED]
+        text = _said(outcome)
         return BackendRejected(
             backend_id,
             f"rejected {method!r}: {text!r} ({reply.code})",
@@ -156,7 +169,7 @@ def rejection(backend_id: str, method: str, outcome: Answer | Refusal) -> Backen
             retry_after=outcome.retry_after,
         )
     status = outcome.status
-    said = outcome.words if isinstance(outcome, Refusal) else getattr(outcome.reply, "message", "")[:MOST_QUOTED]
+    said = _said(outcome)
     words = f": {said!r}" if said else ""
     if isinstance(outcome, Refusal):
         words += outcome.via

@@ -7,10 +7,10 @@ request are replaced before anything is cut, or a part of one could stay.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from urllib.parse import parse_qsl
 
-__all__ = ["MOST_WORDS", "is_credential", "quoted", "secrets_of", "words_in"]
+__all__ = ["MOST_WORDS", "blotted", "is_credential", "quoted", "secrets_in", "secrets_of", "words_in"]
 
 MOST_WORDS = 300  # characters that an error quotes
 _MOST_READ = 8 * 1024  # bytes of a body, in which its words are looked for
@@ -59,6 +59,19 @@ def secrets_of(headers: Iterable[tuple[str, str]], query: str) -> dict[str, str]
     return {value: found[value] for value in sorted(found, key=len, reverse=True) if len(value) >= _SHORTEST_SECRET}
 
 
+def secrets_in(environment: Mapping[str, str]) -> dict[str, str]:
+    """The values in the environment of a program that no text may show, as `secrets_of`."""
+    found = {value: f"${name}" for name, value in environment.items() if len(value) >= _SHORTEST_SECRET}
+    return {value: found[value] for value in sorted(found, key=len, reverse=True)}
+
+
+def blotted(text: str, secrets: Mapping[str, str]) -> str:
+    """A text without these values: in the place of each stands what it is."""
+    for value, name in secrets.items():
+        text = text.replace(value, name)
+    return text
+
+
 def quoted(words: str) -> str:
     """The end of an error text that quotes these words; empty: there are none."""
     return f": {words!r}" if words else ""
@@ -68,9 +81,7 @@ def words_in(data: bytes | bytearray, media_type: str, secrets: dict[str, str]) 
     """The words in a body, at most `MOST_WORDS` characters; empty: there are none, or it is no text."""
     if media_type and not (media_type.startswith("text/") or media_type.endswith(("json", "xml"))):
         return ""
-    text = data[:_MOST_READ].decode(errors="replace")
-    for value, name in secrets.items():
-        text = text.replace(value, name)
+    text = blotted(data[:_MOST_READ].decode(errors="replace"), secrets)
     if media_type == "text/html" or text.lstrip()[:1] == "<":
         title = _TITLE.search(text)
         text = title[1] if title and not title[1].isspace() else _TAG.sub(" ", text)

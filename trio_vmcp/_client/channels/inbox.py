@@ -107,6 +107,7 @@ class Inbox:
         pace: Charged for every message but the answers that requests wait for.
         takes_batches: The negotiated version has JSON-RPC batches.
         loss: Set once the connection has ended: then no request can wait any more.
+        blot: Takes the secrets that the backend was given out of a text of the backend.
     """
 
     backend_id: str
@@ -114,6 +115,7 @@ class Inbox:
     max_json_depth: int
     max_json_values: float
     on_other: Callable[[Request | Notification], None] = ignore
+    blot: Callable[[str], str] = attrs.field(default=str, kw_only=True, repr=False)
     complaints: Complaints = attrs.field(factory=Complaints, init=False, repr=False)
     pace: Pace = attrs.field(factory=Pace, init=False, repr=False)
     takes_batches: bool = attrs.field(default=False, init=False)
@@ -250,7 +252,8 @@ class Inbox:
         is_untold = isinstance(reply, ErrorReply) and meant_id(reply_id) is None
         if is_untold and len(likely := self._likely()) == 1:
             reply_id = likely[0].id
-        if self._settle(reply_id, Answer(reply)):
+        words = self.blot(reply.message) if isinstance(reply, ErrorReply) else None
+        if self._settle(reply_id, Answer(reply, words=words)):
             return True
         problem = f"answered with the id {reply.id!r}, which is no integer"
         return type(reply.id) is not int and self._settle(

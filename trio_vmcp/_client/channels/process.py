@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 
 import attrs
 import trio
@@ -29,6 +30,7 @@ from trio_vmcp._client.channels.lines import LineChannel, LineFlood
 from trio_vmcp._client.channels.stderr import LastWords, StderrLog
 from trio_vmcp._nursery import start_task
 from trio_vmcp._protocol.outcomes import Loss
+from trio_vmcp._protocol.words import blotted, secrets_in
 from trio_vmcp.errors import MessageTooLarge
 from trio_vmcp.models import Backend
 
@@ -128,6 +130,7 @@ class ChildProcess:
         self._stderr = StderrLog(self.backend.id, self._given)
         self._stdout = LastWords(self._given)
         self.channel.on_text = self._stdout.add
+        self.channel.inbox.blot = partial(blotted, secrets=secrets_in(self._given))
 
     async def serve(self) -> None:
         """Start the child, and wait until it has ended. If this is cancelled, it ends the child in the usual order

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 import attrs
 import trio
 
+from trio_vmcp._protocol.words import blotted, secrets_in
+
 __all__ = ["LastWords", "StderrLog"]
 
 logger = logging.getLogger("trio_vmcp.client.stdio")
@@ -22,7 +24,6 @@ LAST_LINES = 3  # that an error quotes:
 MOST_QUOTED = 200  # characters of each of them
 _MOST_LINE_BYTES = 8 * 1024  # of a line; the rest of the line is discarded
 _MOST_JUDGED = 1000  # characters of a line that is kept
-_SHORTEST_SECRET = 6  # characters; shorter values are no secrets, and may be parts of ordinary words
 
 
 # What says where an error came from, and not what it was: frames, places, source lines, parts of a dumped object.
@@ -43,15 +44,16 @@ class LastWords:
     """The end of a child's free text. Values of the configured environment are replaced by their names."""
 
     environment: Mapping[str, str] = attrs.field(repr=False)
+    _secrets: Mapping[str, str] = attrs.field(init=False, repr=False)
     _lines: deque[str] = attrs.field(factory=lambda: deque(maxlen=SEARCHED_LINES), init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._secrets = secrets_in(self.environment)
 
     def add(self, line: bytes | bytearray) -> str:
         """Take one line. Returns its text without secrets; empty: it holds none."""
         # Replaced before the text is cut, or a part of a secret could remain.
-        text = line.decode(errors="replace").rstrip()
-        for name, value in self.environment.items():
-            if len(value) >= _SHORTEST_SECRET:
-                text = text.replace(value, f"${name}")
+        text = blotted(line.decode(errors="replace").rstrip(), self._secrets)
         if text:
             self._lines.append(text[:_MOST_JUDGED])
         return text.strip()

@@ -230,7 +230,7 @@ class Streamable:
                 await self.link.drain(reply)
                 return answer
         if strays and decoder.last_event_id is None:  # nothing else explains why there is no answer
-            return Answer(strays[-1], reply.status)
+            return self._answer(strays[-1], reply)
         return Loss("closed the stream", last_event_id=decoder.last_event_id, retry=decoder.retry)
 
     async def plain_outcome(self, reply: HttpReply, ask: Ask) -> Answer | Refusal:
@@ -252,7 +252,7 @@ class Streamable:
                         raise reply.protocol_error("answered with a batch that holds no answer to the request")
                     return answer
             known = None if ask.known is None else await recall(text, ask.id, ask.known)
-            return Answer(self._matching(known or await self._parse(text, reply), ask.id, reply), reply.status)
+            return self._answer(self._matching(known or await self._parse(text, reply), ask.id, reply), reply)
         shown = repr(kind[:MOST_QUOTED]) if kind else "no content"
         words = await self.link.quote(reply)
         raise reply.protocol_error(f"answered a request with HTTP {reply.status} and {shown}{words}")
@@ -286,7 +286,7 @@ class Streamable:
             message = known or await self._reader.read(text)
             if isinstance(message, Result | ErrorReply):
                 if same_id(message.id, ask.id) or (isinstance(message, ErrorReply) and meant_id(message.id) is None):
-                    return Answer(message, reply.status)
+                    return self._answer(message, reply)
                 if meant_id(message.id) == ask.id:
                     raise reply.protocol_error(f"answered with the id {message.id!r}, which is no integer")
                 if isinstance(message, ErrorReply):
@@ -319,7 +319,7 @@ class Streamable:
                     isinstance(message, ErrorReply) and meant_id(message.id) is None
                 )
                 if is_ours and answer is None:
-                    answer = Answer(message, reply.status)
+                    answer = self._answer(message, reply)
                     continue
             elif isinstance(message, Unreadable | Oversized):
                 self._reader.fail_by(message, reply, ask)
@@ -342,6 +342,11 @@ class Streamable:
 
     # --- other responses
 
+    def _answer(self, message: Result | ErrorReply, reply: HttpReply) -> Answer:
+        if isinstance(message, Result):
+            return Answer(message, reply.status)
+        return Answer(message, reply.status, words=self.link.blot(message.message, reply.sent))
+
     async def _refused(self, reply: HttpReply) -> Answer | Refusal:
         """An HTTP error may have a JSON-RPC error in its body, whatever its Content-Type says."""
         message: Message | None = None
@@ -355,6 +360,7 @@ class Streamable:
                 reply.header("www-authenticate"),
                 reply.retry_after,
                 is_signed=self.link.is_signed(reply),
+                words=self.link.blot(message.message, reply.sent),
             )
         return self.link.refusal(reply, data)
 

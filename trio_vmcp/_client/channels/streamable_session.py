@@ -241,7 +241,9 @@ class StreamableSession(Streamable):
         finally:
             del self._in_flight[ask.id]
         assert request.answer is not None
-        return Answer(request.answer)
+        found = request.answer
+        words = self.link.blot(found.message, self._session_headers) if isinstance(found, ErrorReply) else None
+        return Answer(found, words=words)
 
     async def _resumed(self, broken: Loss, ask: Ask) -> RequestOutcome:
         """Resume a broken stream to get the rest of the answer. The request is never sent again: it may have run."""

@@ -27,7 +27,7 @@ from trio_vmcp._http.response import Headers, encode_head, encode_headers
 from trio_vmcp._http.transport import MAY_REPEAT, WITH_BODY, Http11Transport
 from trio_vmcp._http.user_agent import USER_AGENT
 from trio_vmcp._protocol.outcomes import Refusal, in_words_of_a_lost_session
-from trio_vmcp._protocol.words import MOST_WORDS, is_credential, quoted, secrets_of, words_in
+from trio_vmcp._protocol.words import MOST_WORDS, blotted, is_credential, quoted, secrets_of, words_in
 from trio_vmcp._request_note import note_via, note_written
 from trio_vmcp.connector import OutgoingAuth
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected
@@ -266,20 +266,29 @@ class HttpLink:
 
     def words(self, reply: HttpReply, data: bytes | bytearray) -> str:
         """What a response says in its body, `data`: short, and without secrets."""
-        return words_in(data, reply.media_type, secrets_of(self._sent(reply), self._queries))
+        return words_in(data, reply.media_type, self._secrets(reply.sent))
+
+    def blot(self, text: str, sent: Headers) -> str:
+        """A text of the backend without what a request with these headers, beside the usual ones, held of secrets."""
+        return blotted(text, self._secrets(sent))
+
+    def _secrets(self, sent: Headers) -> dict[str, str]:
+        return secrets_of(self._sent(sent), self._queries)
 
     def is_signed(self, reply: HttpReply) -> bool:
         """The request carried what may be credentials."""
-        return bool(self._queries or self._cookies.own) or any(is_credential(name) for name, _ in self._sent(reply))
+        return bool(self._queries or self._cookies.own) or any(
+            is_credential(name) for name, _ in self._sent(reply.sent)
+        )
 
     @property
     def _queries(self) -> str:
         """What may be secret in the addresses of requests."""
         return "&".join(url.query.decode() for url in dict.fromkeys((self._url, self._target)) if url.query)
 
-    def _sent(self, reply: HttpReply) -> list[tuple[str, str]]:
+    def _sent(self, sent: Headers) -> list[tuple[str, str]]:
         """The headers of a request, with names in lower case."""
-        return [(name.decode().lower(), value.decode("latin-1")) for name, value in (*self._constant, *reply.sent)]
+        return [(name.decode().lower(), value.decode("latin-1")) for name, value in (*self._constant, *sent)]
 
     async def drain(self, reply: HttpReply) -> None:
         """Read a body that is of no use to its end, so that the connection can be used again. A late end costs its own
