@@ -18,7 +18,7 @@ from trio_vmcp import JSON
 from trio_vmcp._protocol.reading import MOST_SKIPPED
 from trio_vmcp.serve import ServeSettings
 from trio_vmcp.serve._stdio import serve_stdio
-from trio_vmcp.testing import CallContext, Hang, RpcError, ScriptedBackend
+from trio_vmcp.testing import CallContext, Delay, Hang, RpcError, ScriptedBackend
 
 EVERY_ERA = pytest.mark.parametrize("era", ["legacy", "modern"])  # of the client
 EVERY_BACKEND = pytest.mark.parametrize("backend_era", ["legacy", "modern"])
@@ -458,3 +458,43 @@ async def test_a_client_that_does_not_read(is_gone: bool, autojump_clock: MockCl
             scope.cancel()
         with trio.fail_after(1):
             await ended.wait()
+
+
+@pytest.mark.parametrize("made_in", [0.0, 3.0])
+async def test_a_question_waits_until_the_client_is_initialized(made_in: float, autojump_clock: MockClock) -> None:
+    """Servers like to ask for roots as soon as they are initialized, be it while another backend is slow."""
+    asking, slow = echo_backend("legacy", listens=True), echo_backend("legacy")
+    slow.fail("initialize", Delay(made_in))
+    answers: list[Any] = []
+
+    async def ask_at_once() -> None:
+        await trio.sleep(0.5)
+        answers.append(await asking.ask("roots/list", {}))
+
+    async with front_world(asking, slow) as world, client_of(world, opens=False) as client:
+        world.nursery.start_soon(ask_at_once)
+        params = {"protocolVersion": LEGACY, "capabilities": {"roots": {}}, "clientInfo": {"name": "t"}}
+        await client.send({"jsonrpc": "2.0", "id": "init", "method": "initialize", "params": params})
+        await client.response("init")
+        await trio.sleep(1)
+        assert 1 == len(client.received)
+        await client.notify("notifications/initialized")
+        question = await client.wait(lambda message: message.get("method") == "roots/list")
+        await client.send({"jsonrpc": "2.0", "id": question["id"], "result": {"roots": []}})
+        await trio.sleep(1)
+        assert [{"roots": []}] == answers
+
+
+async def test_changed_roots_hold_up_no_line(autojump_clock: MockClock) -> None:
+    """A backend that is told of them does not answer; and the session may end."""
+    backend = echo_backend("legacy")
+    backend.fail("notifications/roots/list_changed", Hang())
+    async with front_world(backend) as world, client_of(world, capabilities={"roots": {}}) as client:
+        await client.notify("notifications/roots/list_changed")
+        before = trio.current_time()
+        await client.result("ping")
+        assert before == trio.current_time()
+        (session,) = world.manager.live_sessions
+        await world.manager.terminate(session.id)
+        await client.notify("notifications/roots/list_changed")
+        assert {} == await client.result("ping", request_id=2)

@@ -266,8 +266,10 @@ class ClientSession:
     # --- messages of the client that have no answer
 
     async def on_notification(self, message: Notification) -> None:
+        """Take a notification. Backends are told of changed roots, which may take long."""
         if message.method == ROOTS_CHANGED:
-            await self.session.tell_roots_changed()
+            with suppress(VmcpError):  # the session has ended meanwhile, and a notification has no answer
+                await self.session.tell_roots_changed()
         elif message.method == CANCELLED:
             request_id = message.params.get("requestId")
             if type(request_id) in (int, str):

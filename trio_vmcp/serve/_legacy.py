@@ -12,7 +12,6 @@ import math
 import re
 import secrets
 from collections import deque
-from contextlib import suppress
 from functools import partial
 
 import attrs
@@ -22,7 +21,6 @@ from trio_vmcp._nursery import start_task
 from trio_vmcp._protocol.eras import LEGACY_VERSIONS
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Message, Notification, Request, Result
 from trio_vmcp._protocol.methods import INITIALIZE
-from trio_vmcp.errors import VmcpError
 from trio_vmcp.identity import Identity
 from trio_vmcp.manager import SessionManager
 from trio_vmcp.models import SessionState
@@ -253,11 +251,10 @@ class LegacyFront(Clients):
     # --- messages
 
     async def _take(self, client: _HttpClient, message: Notification | Result | ErrorReply) -> None:
-        if not isinstance(message, Notification):
-            client.state.on_reply(message)
-            return
-        with suppress(VmcpError):  # the session has ended meanwhile, and a notification has no answer
+        if isinstance(message, Notification):
             await client.state.on_notification(message)
+        else:
+            client.state.on_reply(message)
 
     async def _answer(self, client: _HttpClient, request: HttpRequest, reply: HttpReply, message: Request) -> None:
         takes_json, takes_stream = accepts(request, "application/json"), accepts(request, "text/event-stream")

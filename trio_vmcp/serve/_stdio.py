@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -19,13 +20,14 @@ from trio_vmcp._client.channels.lines import LineDecoder, LineFlood
 from trio_vmcp._nursery import describe_crash, start_clean, start_task
 from trio_vmcp._protocol.eras import BATCH_VERSION, is_modern_version
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Notification, Request, RequestId, Result
-from trio_vmcp._protocol.methods import CANCELLED, INITIALIZE, LOG_LEVEL, PING
+from trio_vmcp._protocol.methods import CANCELLED, INITIALIZE, INITIALIZED, LOG_LEVEL, PING
 from trio_vmcp._protocol.reading import Oversized
-from trio_vmcp.errors import VmcpError
+from trio_vmcp.errors import SessionClosed, VmcpError
 from trio_vmcp.manager import SessionManager
 from trio_vmcp.models import JSON
 from trio_vmcp.serve._batches import answer_batch
 from trio_vmcp.serve._client_session import (
+    STREAM_PATIENCE,
     Clients,
     ClientSession,
     Outlet,
@@ -175,6 +177,7 @@ class _StdioClient(Clients):
     _stateless: Stateless = attrs.field(init=False, repr=False)
     _state: ClientSession | None = attrs.field(default=None, init=False)  # of the handshake era, once initialized
     _opening: trio.Event | None = attrs.field(default=None, init=False)  # since `initialize` has come
+    _initialized: trio.Event = attrs.field(factory=trio.Event, init=False)  # the client says so
     _is_draining: bool = attrs.field(default=False, init=False)
     _running: dict[RequestId, _StdioExchange] = attrs.field(factory=dict, init=False, repr=False)
     _by_mark: dict[object, _StdioExchange] = attrs.field(factory=dict, init=False, repr=False)
@@ -188,6 +191,15 @@ class _StdioClient(Clients):
     def client_of(self, session_id: str) -> ClientSession | None:
         state = self._state
         return state if state is not None and state.session.id == session_id else None
+
+    async def wait_client(self, session_id: str) -> ClientSession | None:
+        """ "The server SHOULD NOT send requests other than pings and logging before receiving the `initialized`
+        notification" (2025-11-25, lifecycle), and backends like to ask as soon as they have theirs.
+        """
+        with trio.move_on_after(STREAM_PATIENCE):
+            await self._initialized.wait()
+        self._initialized.set()  # a client that never says so is waited for once
+        return self.client_of(session_id)
 
     async def run(self, receive: trio.abc.ReceiveStream, scope: trio.CancelScope) -> None:
         with scope:
@@ -248,15 +260,17 @@ class _StdioClient(Clients):
             await self._take(message)
 
     async def _take(self, message: Notification | Result | ErrorReply) -> None:
-        """What has no response. None of it waits for a backend for long: the next line waits meanwhile."""
+        """What has no response. None of it waits for a backend: the next line waits meanwhile."""
         if isinstance(message, Notification) and message.method == CANCELLED:
             request_id: Any = message.params.get("requestId")
             if type(request_id) in (int, str) and request_id in self._running:
                 self._running[request_id].scope.cancel(reason="the client has withdrawn the request")
+        elif isinstance(message, Notification) and message.method == INITIALIZED:
+            self._initialized.set()
         elif self._state is None:
             return
         elif isinstance(message, Notification):
-            await self._state.on_notification(message)
+            self._manager.start_task(self._state.on_notification, message)
         else:
             self._state.on_reply(message)
 
@@ -358,10 +372,11 @@ class _StdioClient(Clients):
         return initialize_result(version)
 
     async def _tell_changes(self, state: ClientSession) -> None:
-        async with state.session.changes() as changes:
-            state.tell_changed_lists()  # since the session has opened
-            async for change in changes:
-                state.on_change(change)
+        with suppress(SessionClosed):  # already
+            async with state.session.changes() as changes:
+                state.tell_changed_lists()  # since the session has opened
+                async for change in changes:
+                    state.on_change(change)
         state.end()
 
 
