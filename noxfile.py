@@ -179,7 +179,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", "--diff", ".")
     sources = str(session.run("git", "ls-files", "*.py", external=True, silent=True, log=False)).split()
-    startable = "--startable-in-context-manager=serve_loopback,_instance,serve_losing_an_answer"
+    startable = "--startable-in-context-manager=serve_loopback,_instance,serve_losing_an_answer,serve_front,serve_stdio"
     session.run("flake8-async", f"--disable={','.join(ASYNC_IGNORES)}", startable, *sources)
     session.run("python", "tests/lint/prose.py")
 

@@ -106,7 +106,7 @@ async def serve(world: FrontWorld, port: int) -> tuple[str, trio.CancelScope]:
     """The address of the page, and what ends the server."""
     scope = trio.CancelScope()
 
-    async def run(task_status: trio.TaskStatus[str]) -> None:
+    async def run(task_status: trio.TaskStatus[str]) -> None:  # noqa: ASYNC114, ASYNC128  # `serve_front` calls it
         with scope:
             await serve_front(world.app, ServeSettings(), host="127.0.0.1", port=port, task_status=task_status)
 

@@ -131,7 +131,7 @@ async def served(called: Called, **settings: Any) -> AsyncIterator[tuple[str, tr
     """The url of a server, the scope that ends the server and the manager, and what is set when they have ended."""
     ended, scope = trio.Event(), trio.CancelScope()
 
-    async def run(task_status: trio.TaskStatus[str]) -> None:
+    async def run(task_status: trio.TaskStatus[str]) -> None:  # noqa: ASYNC114, ASYNC128  # `serve` calls it
         with scope:
             async with open_manager_in(network, called.backend) as manager:
                 await serve(manager, port=0, settings=ServeSettings(**settings), task_status=task_status)

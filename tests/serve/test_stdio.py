@@ -107,7 +107,7 @@ async def client_of(
     client = Client(world, to_server, from_server, era)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.read)
-        nursery.start_soon(client.serve, receive, send, ServeSettings(**settings))
+        nursery.start_soon(client.serve, receive, send, ServeSettings(**settings))  # noqa: ASYNC113  # a test's own
         if era == "legacy" and opens:
             await client.initialize(capabilities)
         yield client

@@ -134,22 +134,23 @@ async def _serve_http(
     front = asgi_app(manager, settings=setup.front, authenticator=setup.authenticator)
     front.is_starting = True
     host, port = setup.options.host, setup.options.port
+    problem = ""
     async with trio.open_nursery() as nursery:
         try:
             url = await nursery.start(partial(serve_front, front, setup.front, host=host, port=port))
         except OSError as error:
             problem = f"cannot listen on {host}, port {port}: {_why(error)}"
-            view.show_problem(problem)
-            return CommandOutcome(FAILED, {"ok": False, "error": {"type": "OSError", "message": problem}})
-        for entry in found.skipped:
-            lines.tell_once(entry.id, f"skipped, {entry.why}")
-        ids = [backend.id for backend in found.backends]
-        await announce(front, manager, lines, ids, keep=setup.authenticator is None)
-        front.is_starting = False
-        view.show_problem(f"for the file of a client: {_snippet(url, setup)}")
-        _tell(view, f"listening on {url}")
-        await trio.sleep_forever()
-    raise AssertionError("unreachable")
+        else:
+            for entry in found.skipped:
+                lines.tell_once(entry.id, f"skipped, {entry.why}")
+            ids = [backend.id for backend in found.backends]
+            await announce(front, manager, lines, ids, keep=setup.authenticator is None)
+            front.is_starting = False
+            view.show_problem(f"for the file of a client: {_snippet(url, setup)}")
+            _tell(view, f"listening on {url}")
+            await trio.sleep_forever()
+    view.show_problem(problem)
+    return CommandOutcome(FAILED, {"ok": False, "error": {"type": "OSError", "message": problem}})
 
 
 def _counters() -> list[Observer]:

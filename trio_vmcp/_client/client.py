@@ -195,7 +195,7 @@ class Client(abc.ABC, Generic[ChannelT]):
         """From now on the backend reports changes of these kinds of lists. A change between the first listing and this
         moment was not reported, so lists that were read before are reported as changed: the session reads them again.
         """
-        early = tuple(kind for kind in kinds if kind in self._listed_too_early)
+        early: tuple[Kind, ...] = tuple(kind for kind in kinds if kind in self._listed_too_early)
         self._listed_too_early = tuple(kind for kind in self._listed_too_early if kind not in early)
         for kind in early:
             self.on_event(LIST_CHANGED[kind], {})

@@ -135,7 +135,7 @@ class Listeners:
                             _tell(exchange, LIST_CHANGED[change.kind], {"_meta": tag})
                     nursery.cancel_scope.cancel(reason="the session has ended")
         finally:
-            await self._unsubscribe(session, interest, honoured)
+            await self._unsubscribe(session, interest, honoured)  # noqa: ASYNC102  # it has a shield of its own
             interest.streams -= 1
             if not interest.streams:
                 self._interests.pop(session.id, None)
@@ -149,13 +149,13 @@ class Listeners:
                 await interest.add(session, uri)
                 honoured[uri] = None
 
-        with trio.move_on_after(ACKNOWLEDGED_WITHIN):
+        with trio.move_on_after(ACKNOWLEDGED_WITHIN):  # noqa: ASYNC100  # the end of the nursery is a checkpoint
             async with trio.open_nursery() as nursery:
                 for uri in uris:
                     start_task(nursery, subscribe, uri)
 
     async def _unsubscribe(self, session: Session, interest: _Interest, honoured: dict[str, None]) -> None:
-        with trio.move_on_after(GOODBYE, shield=True):
+        with trio.move_on_after(GOODBYE, shield=True):  # noqa: ASYNC100  # as above
             async with trio.open_nursery() as nursery:
                 for uri in honoured:
                     start_task(nursery, interest.remove, session, uri)

@@ -95,7 +95,11 @@ class _Lines(Outlet):
     _news: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _is_writing: bool = attrs.field(default=False, init=False)
     _written: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
-    is_open: bool = attrs.field(default=True, init=False)
+    _is_open: bool = attrs.field(default=True, init=False)
+
+    @property
+    def is_open(self) -> bool:
+        return self._is_open
 
     def send(self, data: bytes, *, may_drop: bool) -> None:
         if not self.is_open:
@@ -119,7 +123,7 @@ class _Lines(Outlet):
                 self._written.set()
                 self._written = trio.Event()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self.is_open = False
+            self._is_open = False
             self._waiting.clear()
         finally:
             self._is_writing = False

@@ -43,7 +43,7 @@ GRACE = 0.5  # s, for connections to end once no request is under way; then they
 KEEP_ALIVE = 75.0
 
 
-async def serve(
+async def serve(  # noqa: ASYNC128  # `serve_front` calls `started`
     manager: SessionManager,
     *,
     host: str = "127.0.0.1",
