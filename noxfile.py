@@ -218,6 +218,18 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def load(session: nox.Session) -> None:
+    """`trio-vmcp serve` under clients of both eras for ten minutes, in CI for half of one, with backends that crash,
+    clients that vanish and SIGTERM in the middle. `-- --seconds N` takes another time.
+    """
+    session.install(f"{wheel(session)}[serve]", *group("test"))
+    # -P, not PYTHONSAFEPATH: the server inherits the environment.
+    command = ("python", "-P", "-m", "pytest", "--installed-only", "--capture=no", "tests/load")
+    patience = "--override-ini=faulthandler_timeout=1200"
+    session.run(*command, patience, f"--seconds={30 if CI else 600}", *session.posargs)
+
+
+@nox.session
 def instances(session: nox.Session) -> None:
     """Instances over a real Redis, killed and frozen under load: 200 times, in CI 30 times; and the deployment of
     tests/deploy behind HAProxy. Needs redis-server and haproxy.

@@ -25,12 +25,14 @@ class WorkingBackend:
     Attributes:
         executed: How often the work of each call began, by the call's key.
         answered: The answers to the questions of each call, by its key.
+        longest_hang: s that each answer waits while the backend hangs, at most.
         troubles: Since when and until when the backend had one, recovery included.
     """
 
     name: str
     scripted: ScriptedBackend
     chance: random.Random
+    longest_hang: float = 30.0
     executed: Counter[str] = attrs.field(factory=Counter, init=False)
     answered: defaultdict[str, list[JSON]] = attrs.field(factory=lambda: defaultdict(list), init=False)
     troubles: list[tuple[float, float]] = attrs.field(factory=list, init=False)
@@ -62,7 +64,7 @@ class WorkingBackend:
             await trio.sleep(self.chance.choice((0.0, 1.0, 10.0)))
             self.scripted.restart()
         elif kind == "hang":
-            self.scripted.latency = self.chance.choice((2.0, 30.0))
+            self.scripted.latency = self.chance.choice((2.0, self.longest_hang))
             await trio.sleep(self.chance.choice((1.0, 5.0)))
             self.scripted.latency = 0.0
         elif kind == "expire":

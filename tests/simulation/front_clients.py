@@ -87,6 +87,7 @@ class Client(ABC):
     Attributes:
         outcomes: How many calls ended how.
         tools: As the client last read them; None: it does not listen.
+        stream: By which the client hears of changes; None: it does not listen.
         is_stopping: The server drains: calls may be refused.
     """
 
@@ -97,6 +98,7 @@ class Client(ABC):
     principal: str
     outcomes: Counter[str] = attrs.field(factory=Counter, init=False)
     tools: list[str] | None = attrs.field(default=None, init=False)
+    stream: Received | None = attrs.field(default=None, init=False)
     is_stopping: bool = attrs.field(default=False, init=False)
     _number: int = attrs.field(default=0, init=False)
 
@@ -180,7 +182,7 @@ class HandshakeClient(Client):
         return self.tools_in(await self.session.ask("tools/list"))
 
     async def listen(self, listening: trio.Nursery) -> None:
-        received = self.session.listen()
+        self.stream = received = self.session.listen()
         self.tools = await self.read_tools()
         listening.start_soon(self._keep_tools, received)
 
@@ -194,7 +196,8 @@ class HandshakeClient(Client):
             if self.chance.random() < 0.3:  # the connection breaks
                 received.leave()
                 await trio.sleep(self.chance.choice((0.0, 1.0, 50.0)))
-                received, seen = self.session.listen(last_id), 0
+                self.stream = received = self.session.listen(last_id)
+                seen = 0
         assert self.is_stopping, "the stream for changes ended"
 
     async def outcome_of(self, plan: Plan) -> JSON | None:
@@ -267,7 +270,8 @@ class StatelessClient(Client):
         return self.tools_in(reply)
 
     async def listen(self, listening: trio.Nursery) -> None:
-        received = await self.post("subscriptions/listen", {"notifications": {"toolsListChanged": True}})
+        wanted = {"notifications": {"toolsListChanged": True}}
+        self.stream = received = await self.post("subscriptions/listen", wanted)
         await received.wait_messages(1)
         self.tools = await self.read_tools()
         listening.start_soon(self._keep_tools, received)

@@ -1,0 +1,1 @@
+"""Load on a real server: the command over loopback, under clients of both eras."""
