@@ -106,12 +106,14 @@ class Churn:
         """Run one of the callers that together make `calls`."""
         while self.begun < calls:
             self.begun += 1
-            # Some answers arrive before their cancel, so the share is corrected by the result so far.
-            doomed = self.rng.random() < self.share + (self.share * self.ended - self.cancelled) / 50
+            # Some answers arrive before their cancel, so the share is corrected by the result so far; where all calls
+            # are to be cancelled, by cancelling them sooner.
+            wanted = self.share + (self.share * self.ended - self.cancelled) / 50
+            doomed = self.rng.random() < wanted
             began = trio.current_time()
             with trio.CancelScope() as scope:
                 if doomed:
-                    scope.deadline = began + self.rng.random() * self.usual
+                    scope.deadline = began + self.rng.random() * self.usual / max(1.0, wanted)
                 try:
                     await self.session.call(self.rng.randrange(self.backends))
                 except VmcpError as exc:
