@@ -39,6 +39,7 @@ class Managed:
     async def make_asleep(self, count: int) -> list[str]:
         """The ids of so many sessions; all sessions hibernate then."""
         ids: list[str] = []
+        before = self.manager.statistics.hibernated
         wanted = iter(range(count))
 
         async def make() -> None:
@@ -51,6 +52,7 @@ class Managed:
         with trio.fail_after(TIMEOUT):
             while self.manager.statistics.live:  # noqa: ASYNC110  # there is no event to wait for
                 await trio.sleep(HIBERNATE_AFTER)
+        assert self.manager.statistics.hibernated == before + count
         return ids
 
     async def end(self, ids: list[str]) -> None:
