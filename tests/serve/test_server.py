@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import socket
@@ -224,16 +225,44 @@ async def test_a_connection_that_crashes_hypercorn(caplog: pytest.LogCaptureFixt
     assert ["a connection has crashed: Error"] == told
 
 
+@pytest.mark.parametrize("name", ["hypercorn.trio", "anycorn"])
+async def test_the_application_under_another_server(name: str) -> None:
+    """`asgi_app` alone: both eras are answered, a held stream ends with `drain`, and a WebSocket is refused."""
+    module = importlib.import_module(name)
+    config = importlib.import_module(f"{name.partition('.')[0]}.config").Config()
+    config.bind, config.errorlog, config.graceful_timeout = ["127.0.0.1:0"], None, 1.0
+    stopped = trio.Event()
+    async with open_manager(echo_backend()) as manager, trio.open_nursery() as nursery:
+        app = asgi_app(manager)
+        run = partial(module.serve, app, config, shutdown_trigger=stopped.wait)
+        (origin,) = await nursery.start(run)
+        url = f"{origin}/mcp"
+        assert 200 == (await post(url, INITIALIZE)).status
+        assert "resultType" in (await call(url, "a_echo")).result
+        async with await connect(url) as stream:
+            await stream.send_all(encode(url, "GET", UPGRADE))
+            assert 403 == (await read_whole(stream)).status
+        message, headers = modern_request("subscriptions/listen", {"notifications": {"toolsListChanged": True}})
+        async with await connect(url) as stream:
+            await stream.send_all(encode(url, "POST", {**JSON_TYPE, **headers}, json.dumps(message).encode()))
+            assert b"200" in await stream.receive_some()
+            await app.drain()
+            stopped.set()
+            assert b'"result"' in b"".join([piece async for piece in stream])
+
+
+UPGRADE = {
+    "upgrade": "websocket",
+    "connection": "upgrade",
+    "sec-websocket-version": "13",
+    "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+
+
 async def test_websockets_are_refused() -> None:
     """403, and no error in the log."""
-    upgrade = {
-        "upgrade": "websocket",
-        "connection": "upgrade",
-        "sec-websocket-version": "13",
-        "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
-    }
     async with served(Called()) as (url, _, _), await connect(url) as stream:
-        await stream.send_all(encode(url, "GET", upgrade))
+        await stream.send_all(encode(url, "GET", UPGRADE))
         assert 403 == (await read_whole(stream)).status
 
 
