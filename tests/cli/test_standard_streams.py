@@ -34,6 +34,11 @@ def pipe() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
+async def wait_threads_ended() -> None:
+    while trio.to_thread.current_default_thread_limiter().borrowed_tokens:  # noqa: ASYNC110  # nothing tells
+        await trio.sleep(0.005)
+
+
 def test_stdout_holds_messages_alone() -> None:
     """What else is printed goes to stderr; stdin may be a file, and its end is the end of the stream."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], input=b"a\nb\n", capture_output=True, timeout=30, check=True)
@@ -48,6 +53,7 @@ async def test_much_is_written_whole(pipe: tuple[int, int], nursery: trio.Nurser
     while len(received) < len(data):
         received += await _Input(reader).receive_some()
     assert data == received
+    await wait_threads_ended()
 
 
 async def test_a_read_is_given_up_when_it_is_cancelled(pipe: tuple[int, int]) -> None:
@@ -56,7 +62,8 @@ async def test_a_read_is_given_up_when_it_is_cancelled(pipe: tuple[int, int]) ->
     with trio.move_on_after(0.01) as scope:
         await _Input(reader).receive_some()
     assert scope.cancelled_caught
-    os.write(writer, b"x")  # so that the thread ends
+    os.write(writer, b"x")
+    await wait_threads_ended()
 
 
 async def test_a_reader_that_is_gone() -> None:
