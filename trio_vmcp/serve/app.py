@@ -123,7 +123,7 @@ class Front:
     @property
     def is_ready(self) -> bool:
         """Whether a balancer should send requests."""
-        return not self.is_starting and not self.is_draining
+        return self._state().unready is None
 
     async def open_anonymous(self) -> Session:
         """The session that the stateless requests of anonymous clients share; made when there is none.
