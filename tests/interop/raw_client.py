@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import attrs
@@ -17,12 +19,20 @@ from support.verbatim import Written, as_written, member
 
 from trio_vmcp import JSON
 
-__all__ = ["RawClient", "open_raw_client"]
+__all__ = ["Asks", "RawClient", "open_raw_client", "open_raw_program"]
 
 VERSIONS: dict[Era, str] = {"legacy": "2025-11-25", "modern": "2026-07-28"}
 META = "io.modelcontextprotocol/"
 NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 LIMIT = 30.0  # s
+
+
+class Asks(Protocol):
+    """Anything that can be asked for answers as they are written."""
+
+    async def ask(self, method: str, params: JSON) -> Written:
+        """The whole response, whose members are `result` or `error`."""
+        ...
 
 
 @attrs.define(eq=False)
@@ -40,7 +50,6 @@ class RawClient:
     _ids: Any = attrs.field(factory=lambda: itertools.count(1))
 
     async def ask(self, method: str, params: JSON) -> Written:
-        """The whole response, whose members are `result` or `error`."""
         message, headers = self.request(method, params)
         response = await self._http.post(self.url, json=message, headers=headers)
         return _response(response, message["id"])
@@ -112,3 +121,55 @@ async def open_raw_client(url: str, era: Era) -> AsyncIterator[RawClient]:
         yield client
         if "Mcp-Session-Id" in headers:
             await http.delete(url, headers=headers)
+
+
+@attrs.define(eq=False)
+class RawProgram:
+    """A program that speaks the handshake era by lines."""
+
+    _process: trio.Process
+    _rest: bytes = b""
+    _ids: Any = attrs.field(factory=lambda: itertools.count(1))
+
+    async def ask(self, method: str, params: JSON) -> Written:
+        request_id = next(self._ids)
+        await self.send({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
+        while True:
+            message = as_written(await self._read_line())
+            if ("id", ("number", str(request_id))) in message[1] and "method" not in dict(message[1]):
+                return message
+
+    async def send(self, message: JSON) -> None:
+        assert self._process.stdin is not None
+        await self._process.stdin.send_all(json.dumps(message).encode() + b"\n")
+
+    async def _read_line(self) -> bytes:
+        assert self._process.stdout is not None
+        while b"\n" not in self._rest:
+            data = await self._process.stdout.receive_some()
+            assert data, "the program has ended"
+            self._rest += data
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+
+@asynccontextmanager
+async def open_raw_program(command: list[str], environment: dict[str, str]) -> AsyncIterator[RawProgram]:
+    pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+    process = await trio.lowlevel.open_process(
+        command, stdin=pipe, stdout=pipe, stderr=nothing, env=os.environ | environment, start_new_session=True
+    )
+    try:
+        program = RawProgram(process)
+        info = {"name": "raw", "version": "1"}
+        params = {"protocolVersion": VERSIONS["legacy"], "capabilities": {}, "clientInfo": info}
+        member(await program.ask("initialize", params), "result")
+        await program.send({"jsonrpc": "2.0", "method": "notifications/initialized"})
+        yield program
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+        for stream in (process.stdin, process.stdout):
+            assert stream is not None
+            await trio.aclose_forcefully(stream)

@@ -7,16 +7,28 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeAlias
 
+import attrs
 import pytest
 import trio
 from interop.conftest import FrontOver, UrlOf
-from interop.fleet import SERVERS, Era, Server, prompt, resource, tool
+from interop.fleet import (
+    EVERYTHING_CALLS,
+    MORE_SERVERS,
+    PYTHON_CALLS,
+    SERVERS,
+    Era,
+    Server,
+    prompt,
+    resource,
+    tool,
+)
 from interop.foreign_clients import CLIENTS, ForeignClient, without_ours
+from interop.programs import PROGRAMS, Program
 from interop.proxies import PROXIES, serve_proxy
-from interop.raw_client import RawClient, open_raw_client
+from interop.raw_client import Asks, open_raw_client, open_raw_program
 from interop.views import PATIENCE
 from support.processes import marked_children
-from support.served import SERVE, write_servers
+from support.served import SERVE, serving, write_servers
 from support.verbatim import Written, as_written, member
 from support.verbatim import without_ours as written_without_ours
 
@@ -31,7 +43,10 @@ SEEN = [
     if client.name != "inspector" or name == "mcp2-sse"  # a process for each request: slow
     if client.eras[-1] == BY_NAME[name].eras[-1] or client.eras[-1] == "legacy"
 ]
-VERBATIM = [pytest.param(server, era, id=f"{server.name}-{era}") for server in SERVERS for era in server.eras]
+# Of other SDK generations, with the calls that they have tools for.
+MORE_CALLS = {"fastmcp2": PYTHON_CALLS[:1], "supergateway-http": EVERYTHING_CALLS}
+MORE = [attrs.evolve(server, calls=MORE_CALLS[server.name]) for server in MORE_SERVERS if server.name in MORE_CALLS]
+VERBATIM = [pytest.param(server, era, id=f"{server.name}-{era}") for server in (*SERVERS, *MORE) for era in server.eras]
 LISTS = {
     "tools/list": "tools",
     "resources/list": "resources",
@@ -139,7 +154,7 @@ async def test_a_client_starts_the_front_as_a_program(
         assert await children.all_gone()
 
 
-async def every_entry(client: RawClient, method: str) -> list[Written]:
+async def every_entry(client: Asks, method: str) -> list[Written]:
     """The entries of all pages; none: the server has no such list."""
     entries: list[Written] = []
     params: JSON = {}
@@ -154,7 +169,7 @@ async def every_entry(client: RawClient, method: str) -> list[Written]:
         params = {"cursor": member(result, "nextCursor")}
 
 
-async def written_answer(client: RawClient, call: JSON) -> Written:
+async def written_answer(client: Asks, call: JSON) -> Written:
     params = {key: value for key, value in call.items() if key != "method"}
     if call["method"] == "completion/complete":
         params = {"ref": {"type": "ref/prompt", "name": params["name"]}, "argument": params["argument"]}
@@ -178,5 +193,33 @@ async def test_answers_are_written_as_the_server_writes_them(
                 compared += len(entries)
             for call in server.calls:
                 assert await written_answer(direct, call) == await written_answer(front, call), call
-    assert compared > len(KINDS)
+    assert compared
     assert as_written('{"a":1.0}') != as_written('{"a":1.00}')
+
+
+@pytest.mark.parametrize("program", [pytest.param(program, id=program.name) for program in PROGRAMS])
+async def test_answers_are_written_as_the_program_writes_them(program: Program, tmp_path: Path) -> None:
+    """The same for servers that are programs, of which the front starts one of its own."""
+    places = [tmp_path / "direct", tmp_path / "front"]
+    for place in places:
+        place.mkdir()
+        program.prepare(place)
+    command, *args = program.command_line(places[1])
+    entry = {"command": command, "args": args, "env": program.environment(places[1], "front")}
+    with trio.fail_after(PATIENCE):
+        async with (
+            open_raw_program(program.command_line(places[0]), program.environment(places[0], "direct")) as direct,
+            serving(tmp_path, {"program": entry}, "--naming", "bare") as url,
+            open_raw_client(url, "legacy") as front,
+        ):
+            compared = 0
+            for method in LISTS:
+                entries = await every_entry(direct, method)
+                assert entries == await every_entry(front, method), method
+                compared += len(entries)
+            assert compared
+            name, arguments = program.deed(places[0], "deed")
+            _, same = program.deed(places[1], "deed")
+            told = await written_answer(direct, tool(name, arguments))
+            text = json.dumps(await written_answer(front, tool(name, same)))
+            assert json.dumps(told).replace(str(places[0]), str(places[1])) == text
