@@ -191,10 +191,11 @@ class HandshakeClient(Client):
         while events := await next_events(received, seen):
             seen += len(events)
             for event_id, message in events:
+                last_id = event_id
                 if message["method"] == "notifications/cancelled":  # a question of a call that is over
                     continue
                 assert "notifications/tools/list_changed" == message["method"], message
-                self.tools, last_id = await self.read_tools(), event_id
+                self.tools = await self.read_tools()
             if self.chance.random() < 0.3:  # the connection breaks
                 received.leave()
                 await trio.sleep(self.chance.choice((0.0, 1.0, 50.0)))
