@@ -628,10 +628,20 @@ async def test_a_response_without_content_has_no_length(autojump_clock: MockCloc
         assert (204, None) == (reply.status, reply.headers.get("content-length"))
 
 
+PATHS = [
+    ("/mcp", 400),
+    ("/mcp/", 400),
+    ("http://localhost:8000/mcp", 400),
+    ("/", 404),
+    ("/mcp/x", 404),
+    ("http://[", 404),
+]
+
+
 async def test_a_path_with_a_slash_is_the_same_and_others_are_none(autojump_clock: MockClock) -> None:
     """No redirect, which clients do not follow with their body (python-sdk#732)."""
     async with front_world() as world:
-        for path, status in (("/mcp", 400), ("/mcp/", 400), ("/", 404), ("/mcp/x", 404)):
+        for path, status in PATHS:
             reply = await world.request("POST", b"{", {"content-type": "application/json", "accept": BOTH}, path)
             assert status == reply.status
 

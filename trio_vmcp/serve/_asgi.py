@@ -6,6 +6,7 @@ that the client is gone, which only `receive` does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ Receive: TypeAlias = Callable[[], Awaitable[Mapping[str, Any]]]
 Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
 HeaderList: TypeAlias = Iterable[tuple[bytes, bytes]]
 
+_AUTHORITY = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
 _NONE: frozenset[str] = frozenset()
 
 
@@ -59,6 +61,8 @@ class HttpRequest:
         if len(headers) < len(pairs):
             headers, repeated = _joined(pairs)
         path = scope["path"]
+        if not path.startswith("/"):  # "a server MUST accept the absolute-form in requests" (RFC 9112 §3.2.2)
+            path = _AUTHORITY.sub("", path, count=1)
         root = scope.get("root_path") or ""
         # A mounted application gets the whole path or the rest of it, as its server sees fit.
         if root and path.startswith(root):
