@@ -139,7 +139,9 @@ async def test_a_line_for_each_backend_and_then_the_url(autojump_clock: MockCloc
 
 
 async def test_lines_come_as_backends_connect() -> None:
-    """A backend that hangs does not hold up the line of another, nor the requests of clients."""
+    """A backend that hangs does not hold up the line of another, nor the requests of clients; a balancer is told to
+    wait meanwhile.
+    """
     hangs, seen = ScriptedBackend(), trio.Event()
     hangs.fail("POST", Hang())
 
@@ -157,6 +159,8 @@ async def test_lines_come_as_backends_connect() -> None:
         both = Found((hanging, *found.backends))
         nursery.start_soon(lambda: run_server(setup, both, view, transport=network.transport()))
         await seen.wait()
+        for path, status in (("healthz", 200), ("readyz", 503)):
+            assert status == (await get(f"http://127.0.0.1:{port}/{path}")).status
         with trio.move_on_after(0.2) as wait:  # the client's own session waits for the backend that hangs
             await post(f"http://127.0.0.1:{port}/mcp", INITIALIZE)
         assert wait.cancelled_caught
