@@ -201,3 +201,25 @@ async def test_questions_and_log_messages_pass_as_they_were_written(odd: str, au
         await received.done.wait()
         (reply,) = [exchange for exchange in backend.exchanges if b'"assistant"' in exchange.body]
         assert as_written(f'{{"role":"assistant",{NUMBERS}}}') == member(as_written(reply.body), "result")
+
+
+async def test_progress_is_written_as_the_backend_writes_it(autojump_clock: MockClock) -> None:
+    """Numbers and text; the token is the client's."""
+
+    async def work(_arguments: JSON, context: CallContext) -> str:
+        token = json.dumps(context.meta["progressToken"])
+        for written in ('"progress":1.50,"total":1e1', '"progress":3', '"progress":4.0,"message":"\\ud800"'):
+            params = f'{{"progressToken":{token},{written}}}'
+            await context.send(f'{{"jsonrpc":"2.0","method":"notifications/progress","params":{params}}}'.encode())
+        return "done"
+
+    backend = ScriptedBackend(answers="sse")
+    backend.add_tool("work", work)
+    async with front_world(backend) as world:
+        client = await world.initialize()
+        received = await client.ask("tools/call", {"name": "a_work", "_meta": {"progressToken": "mine"}})
+        events = [as_written(line[6:]) for line in received.body.split(b"\n") if line.startswith(b"data: {")]
+        told = [member(event, "params")[1] for event in events[:-1]]
+        assert [("progressToken", "mine"), ("progress", ("number", "1.50")), ("total", ("number", "1e1"))] == told[0]
+        assert [("progressToken", "mine"), ("progress", ("number", "3"))] == told[1]
+        assert [("progressToken", "mine"), ("progress", ("number", "4.0")), ("message", "\ud800")] == told[2]
