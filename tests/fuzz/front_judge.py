@@ -69,7 +69,8 @@ def _problems(sent: Sent, excused: set[Any]) -> Iterator[str]:
         yield f"status {received.status}"
     if received.status == 503 and not received.headers.get("retry-after", "").isdigit():
         yield "503 without Retry-After"
-    if sent.principal == "stranger" and received.status < 400 and sent.is_plain:
+    is_probe = isinstance(sent.step, Raw) and sent.step.path in ("/healthz", "/readyz")  # which take no credentials
+    if sent.principal == "stranger" and received.status < 400 and sent.is_plain and not is_probe:
         yield f"a stranger got {received.status}"
     yield from _foreign(sent)
     if not (isinstance(sent.step, Raw) and sent.step.path.strip("/") != "mcp"):

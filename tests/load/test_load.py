@@ -82,11 +82,12 @@ class Load:
             backend.scripted.restart()
         await trio.sleep(5)
         clients = [await self.client() for _ in range(CLIENTS)]
+        plans = [attrs.evolve(client.plan(is_calm=True), seconds=2.0, reports=1) for client in clients]
         async with trio.open_nursery() as calls:
-            for client in clients:
-                plan = attrs.evolve(client.plan(is_calm=True), seconds=2.0, reports=1)
+            for client, plan in zip(clients, plans, strict=True):
                 calls.start_soon(client.call, plan)
-            await trio.sleep(1)
+            while not all(plan.backend.executed[plan.key] for plan in plans):  # noqa: ASYNC110  # a count
+                await trio.sleep(0.05)
             self.server.process.send_signal(signal.SIGTERM)
         assert [Counter(ok=1)] * CLIENTS == [client.outcomes for client in clients]
         with trio.fail_after(ENDING):
