@@ -18,7 +18,7 @@ QUESTION = Question(
             path="/json/0",
             contenders=(LIBRARY,),
             command={"do": "hibernated", "sessions": 10_000},
-            short={"sessions": 500},
+            short={"sessions": 2000},
             shows=(
                 Shown("held", "KiB, without its row", 1 / 1024),
                 Shown("row", "KiB of row", 1 / 1024),
