@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from support.front import BOTH, LEGACY, LegacyClient, Received, front_world, ful
 from support.harness import echo_backend, slow_backend
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vmcp import JSON, FactorySettings, LocalStorage, ManagerSettings
-from trio_vmcp.serve import ServeSettings
+from trio_vmcp import JSON, FactorySettings, Identity, LocalStorage, ManagerSettings
+from trio_vmcp.serve import ServeSettings, Unauthenticated
 from trio_vmcp.testing import CallContext, RpcError
 
 EVERY_ERA = pytest.mark.parametrize("era", ["legacy", "modern"])
@@ -829,3 +830,33 @@ async def test_a_body_that_does_not_end_is_refused(autojump_clock: MockClock) ->
         await world.app(scope, receive, send)
         assert 408 == received.status
         assert 60 == trio.current_time()
+
+
+async def test_pages_of_an_allowed_origin_may_read_replies(autojump_clock: MockClock) -> None:
+    """The browser asks first, without credentials; other origins, and programs, get no such headers."""
+
+    class NoCredentials:
+        async def authenticate(self, headers: Mapping[str, str]) -> Identity:
+            raise Unauthenticated("no token")
+
+    origin = "https://app.example"
+    settings = ServeSettings(allowed_origins=(origin,))
+    async with front_world(settings=settings, authenticator=NoCredentials()) as world:
+        asked = {"access-control-request-method": "POST", "access-control-request-headers": "content-type,mcp-param-x"}
+        reply = await world.request("OPTIONS", headers={"origin": origin, **asked})
+        assert 204 == reply.status
+        assert origin == reply.headers["access-control-allow-origin"]
+        assert "content-type,mcp-param-x" == reply.headers["access-control-allow-headers"]
+        assert "POST" in reply.headers["access-control-allow-methods"]
+        refused = await world.post({}, {"origin": origin})
+        assert (401, origin) == (refused.status, refused.headers["access-control-allow-origin"])
+        assert "WWW-Authenticate" in refused.headers["access-control-expose-headers"]
+        for headers, status in (({"origin": "https://evil.example", **asked}, 403), ({}, 401)):
+            reply = await world.request("OPTIONS", headers=headers)
+            assert status == reply.status
+            assert "access-control-allow-origin" not in reply.headers
+    async with front_world(settings=settings) as world:
+        client = await world.initialize(headers={"origin": origin})
+        stream = client.listen()
+        await wait_all_tasks_blocked()
+        assert origin == stream.headers["access-control-allow-origin"]

@@ -117,20 +117,29 @@ def _joined(pairs: list[tuple[str, str]]) -> tuple[dict[str, str], frozenset[str
 
 @attrs.define(eq=False)
 class HttpReply:
-    """The reply to one request: either whole (`respond`) or a stream (`start`, `write`, `end`)."""
+    """The reply to one request: either whole (`respond`) or a stream (`start`, `write`, `end`).
+
+    Attributes:
+        more_headers: Of whatever reply there will be.
+    """
 
     _send: Send = attrs.field(alias="send", repr=False)
     # "The server MUST NOT send content in the response" to HEAD, and gives the length that GET has: RFC 9110 §9.3.2.
     _is_to_head: bool = attrs.field(default=False, alias="is_to_head", kw_only=True)
+    more_headers: HeaderList = attrs.field(default=(), init=False, repr=False)
 
     async def respond(self, status: int, body: bytes = b"", headers: HeaderList = ()) -> None:
         # "MUST NOT send a Content-Length header field in any response with a status code of … 204": RFC 9110 §8.6.
         length = [] if status == 204 else [(b"content-length", b"%d" % len(body))]
-        await self._pass_on({"type": "http.response.start", "status": status, "headers": [*length, *headers]})
+        await self._pass_on(
+            {"type": "http.response.start", "status": status, "headers": [*length, *headers, *self.more_headers]}
+        )
         await self._pass_on({"type": "http.response.body", "body": b"" if self._is_to_head else body})
 
     async def start(self, status: int, headers: HeaderList) -> None:
-        await self._pass_on({"type": "http.response.start", "status": status, "headers": [*headers]})
+        await self._pass_on(
+            {"type": "http.response.start", "status": status, "headers": [*headers, *self.more_headers]}
+        )
 
     async def write(self, data: bytes) -> None:
         await self._pass_on({"type": "http.response.body", "body": data, "more_body": True})

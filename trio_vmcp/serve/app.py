@@ -26,6 +26,7 @@ from trio_vmcp.serve._asgi import (
     Receive,
     Send,
 )
+from trio_vmcp.serve._cors import cors_headers, preflight_headers
 from trio_vmcp.serve._edges import host_problem, origin_problem
 from trio_vmcp.serve._errors import INVALID_REQUEST, Refusal, refusal_of
 from trio_vmcp.serve._exchange import JSON_BODY, Exchanges
@@ -149,6 +150,13 @@ class Front:
         identity = None
         if request.path not in PROBES:
             self._check_edges(request)
+            origin = request.headers.get("origin")
+            if origin is not None:
+                reply.more_headers = cors_headers(origin)
+                preflight = preflight_headers(request)
+                if preflight is not None:
+                    await reply.respond(204, headers=preflight)
+                    return
             identity = await self._authenticate(request)
         await handler(request, reply, identity)
 

@@ -24,6 +24,7 @@ class ServeSettings:
         allowed_hosts: What the header `Host` may say, without port, compared without case. A request without one is
             refused. This keeps web pages from reaching a server on loopback by a name of their own ("DNS rebinding").
         allowed_origins: What the header `Origin` may say (scheme, host and port), beside the host and port of `Host`.
+            Pages of these origins may send requests and read the replies (CORS).
         max_body_bytes: Of a request, counted while it arrives.
         keep_alive_interval: s without an event, after which an event stream carries a comment.
         abandoned_after: s that a call of a legacy client goes on after the client is gone. Within them the client may
