@@ -49,7 +49,7 @@ VALUES: Sequence[str | tuple[str, ...] | None] = (
     *(("a", "b"), ("application/json", "text/event-stream"), ("2026-07-28", "2026-07-28")),
 )
 STRANGE_SESSIONS = (None, "", "unknown", "a, b", "\xff", "x" * 5000)
-EVENT_IDS = ("0-0", "1-0", "2-1", "1-999", "9-1", "x", "", "1-", "٣-1")
+EVENT_IDS = ("~0", "~1", "~999", "~", "0-0", "1-999", "x", "", "٣-1")
 EVERYTHING: JSON = {"elicitation": {}, "sampling": {}, "roots": {}}
 ODD_CAPABILITIES: Sequence[Any] = (
     *({"elicitation": {}}, {}, {"sampling": {"tools": []}, "x": {}}, {"elicitation": None}, {"x": True}),

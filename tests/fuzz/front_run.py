@@ -307,7 +307,8 @@ class _Replay:
     def _event_id(self, chosen: int | str) -> str:
         ids = [event_id for sent in self.sent for event_id, _ in events(sent.received) if event_id]
         if isinstance(chosen, str):
-            return chosen
+            stream = ids[-1].rpartition("-")[0] if ids else "0"
+            return f"{stream}-{chosen[1:]}" if chosen.startswith("~") else chosen
         return ids[chosen % len(ids)] if ids else "0-0"
 
     def _messages(self) -> list[JSON]:

@@ -126,7 +126,8 @@ class Modern(_Posted):
 class Get(_Request):
     """
     Attributes:
-        last_event_id: A number of an event that was received, by any client; a text: this id; None: no such header.
+        last_event_id: A number of an event that was received, by any client; a text: this id, or
+            "~N": number N of the last stream; None: no such header.
     """
 
     last_event_id: int | str | None = None
