@@ -38,7 +38,7 @@ from trio_vmcp.settings import ManagerSettings
 
 __all__ = ["DefaultSessionManager", "open_session_manager"]
 
-logger = logging.getLogger("trio_vmcp.manager")
+_logger = logging.getLogger("trio_vmcp.manager")
 
 ID_BYTES = 32  # of a session id that is made here
 
@@ -335,7 +335,7 @@ async def _run_isolated(function: Callable[..., Awaitable[object]], args: tuple[
     try:
         await function(*args)
     except* Exception as crash:  # noqa: BLE001  # the task is the user's, and the sessions must not end with it
-        logger.error("a task of the manager has crashed: %s", describe_crash(crash))
+        _logger.error("a task of the manager has crashed: %s", describe_crash(crash))
 
 
 @protected_manager

@@ -15,7 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import JSON, FactorySettings, Identity, LocalStorage, ManagerSettings
 from trio_vmcp.serve import ServeSettings, Unauthenticated
-from trio_vmcp.testing import CallContext, RpcError
+from trio_vmcp.testing import CallContext, Hang, RpcError
 
 EVERY_ERA = pytest.mark.parametrize("era", ["legacy", "modern"])
 SAMPLING: JSON = {"sampling": {}, "elicitation": {"form": {}}, "roots": {}}
@@ -860,3 +860,19 @@ async def test_pages_of_an_allowed_origin_may_read_replies(autojump_clock: MockC
         stream = client.listen()
         await wait_all_tasks_blocked()
         assert origin == stream.headers["access-control-allow-origin"]
+
+
+async def test_a_client_that_leaves_during_initialize_leaves_no_session(autojump_clock: MockClock) -> None:
+    """It never learns the id; and a server that shuts down does not wait for it."""
+    hangs = echo_backend()
+    hangs.fail("POST", Hang())
+    async with front_world(hangs) as world:
+        params = {"protocolVersion": LEGACY, "capabilities": {}}
+        initialize = world.start_post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params})
+        await trio.sleep(1)
+        assert 1 == world.manager.statistics.opening
+        initialize.leave()
+        await trio.sleep(3)
+        assert (0, 0) == (world.manager.statistics.opening, world.manager.statistics.live)
+        with trio.fail_after(1):
+            await world.app.drain()

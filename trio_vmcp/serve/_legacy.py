@@ -21,10 +21,11 @@ from trio_vmcp._nursery import start_task
 from trio_vmcp._protocol.eras import LEGACY_VERSIONS
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Message, Notification, Request, Result
 from trio_vmcp._protocol.methods import INITIALIZE
+from trio_vmcp.errors import VmcpError
 from trio_vmcp.identity import Identity
 from trio_vmcp.manager import SessionManager
 from trio_vmcp.models import SessionState
-from trio_vmcp.serve._asgi import HttpReply, HttpRequest
+from trio_vmcp.serve._asgi import ClientGone, HttpReply, HttpRequest
 from trio_vmcp.serve._batches import answer_batch
 from trio_vmcp.serve._client_session import (
     PROTOCOL_VERSION,
@@ -122,7 +123,7 @@ class LegacyFront(Clients):
             Refusal, VmcpError: The message was not taken.
         """
         if isinstance(message, Request) and message.method == INITIALIZE:
-            await self._initialize(reply, identity, message)
+            await self._initialize(request, reply, identity, message)
             return
         client = await self._client(request, identity)
         if isinstance(message, Request):
@@ -186,15 +187,29 @@ class LegacyFront(Clients):
 
     # --- sessions
 
-    async def _initialize(self, reply: HttpReply, identity: Identity | None, message: Request) -> None:
+    async def _initialize(
+        self, request: HttpRequest, reply: HttpReply, identity: Identity | None, message: Request
+    ) -> None:
         version, capabilities = negotiate(message.params)
         attributes = attributes_of(version, capabilities)
-        session = await self._manager.create(
-            identity=identity,
-            attributes=attributes,
-            handlers=handlers_for(self, attributes),
-            prefer_era="legacy",
-        )
+        session, refused = None, None
+        async with trio.open_nursery() as nursery:
+            # Without its answer the client cannot know the id, so no session is left for a client that leaves.
+            start_task(nursery, _cancel_when_gone, request, nursery.cancel_scope)
+            try:
+                session = await self._manager.create(
+                    identity=identity,
+                    attributes=attributes,
+                    handlers=handlers_for(self, attributes),
+                    prefer_era="legacy",
+                )
+            except VmcpError as error:  # kept from the nursery, which would wrap it in a group
+                refused = error
+            nursery.cancel_scope.cancel(reason="the session is there, or there is none")
+        if refused is not None:
+            raise refused
+        if session is None:
+            raise ClientGone
         self._adopt(session)
         headers = ((b"content-type", b"application/json"), (SESSION_ID.encode(), session.id.encode()))
         await reply.respond(200, encode_answer(message.id, initialize_result(version)), headers)
@@ -373,6 +388,11 @@ class LegacyFront(Clients):
         if is_whole:
             await reply.end()
         return is_whole
+
+
+async def _cancel_when_gone(request: HttpRequest, scope: trio.CancelScope) -> None:
+    await request.wait_gone()
+    scope.cancel(reason="the client is gone")
 
 
 async def _detach_when_gone(request: HttpRequest, reply: HttpReply, stream: EventStream) -> None:

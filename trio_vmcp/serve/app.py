@@ -41,7 +41,7 @@ from trio_vmcp.session import Session
 
 __all__ = ["Front", "asgi_app"]
 
-logger = logging.getLogger("trio_vmcp.serve")
+_logger = logging.getLogger("trio_vmcp.serve")
 AUTHENTICATOR_DELAY = 5.0  # s, after which a request is worth sending again for which the authenticator has crashed
 UNAVAILABLE = -32000  # from the range that JSON-RPC 2.0 §5.1 leaves to implementations
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)  # what is none is no version of either era: 400, also for GET
@@ -192,7 +192,7 @@ class Front:
             raise _unverifiable(error.retry_after) from None
         except Exception as crash:  # noqa: BLE001  # an authenticator of the user's may raise anything
             # The text may quote credentials. That a service which it asks is away is the likeliest reason.
-            logger.error("the authenticator failed: %s", describe_crash(crash))
+            _logger.error("the authenticator failed: %s", describe_crash(crash))
             raise _unverifiable(AUTHENTICATOR_DELAY) from None
 
     async def _serve_mcp(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:

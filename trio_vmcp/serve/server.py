@@ -35,7 +35,7 @@ except ImportError as _error:
 
 __all__ = ["allowing_host", "serve", "serve_front"]
 
-logger = logging.getLogger("trio_vmcp.serve")
+_logger = logging.getLogger("trio_vmcp.serve")
 
 GRACE = 0.5  # s, for connections to end once no request is under way; then they are cut
 # s that a connection stays open without a request. A client that sends one at the moment of the close cannot know
@@ -65,7 +65,7 @@ async def serve(  # noqa: ASYNC128  # `serve_front` calls `started`
         port: 0: any that is free.
         settings, authenticator: As of `asgi_app`.
         config: Hypercorn's own options, such as `certfile` and `keyfile` for TLS. `bind`, and what is about workers and
-            shutting down, have no effect. None: HTTP without TLS, no access log, errors to the logger
+            shutting down, have no effect. None: HTTP without TLS, no access log, errors to the _logger
             `trio_vmcp.serve`.
 
     Raises:
@@ -155,7 +155,7 @@ class _Connections:
         try:
             await connection
         except* Exception as crash:  # noqa: BLE001  # of one connection; the others go on
-            logger.warning("a connection has crashed: %s", describe_crash(crash))
+            _logger.warning("a connection has crashed: %s", describe_crash(crash))
         finally:
             self._open.discard(connection)
 
