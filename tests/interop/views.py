@@ -14,7 +14,9 @@ from trio_vmcp import (
     Backend,
     BackendRejected,
     Bare,
+    ClientHandlers,
     FactorySettings,
+    ServerRequest,
     Session,
     open_session_factory,
 )
@@ -33,11 +35,16 @@ async def official_view(url: str, era: Era, calls: Sequence[JSON]) -> JSON:
     return view
 
 
+async def give_name(_request: ServerRequest) -> JSON:
+    """As the official client's: some servers offer tools only to clients that declare this."""
+    return {"action": "accept", "content": {"name": "Ada"}}
+
+
 async def our_view(url: str, era: Era, calls: Sequence[JSON]) -> JSON:
     settings = FactorySettings(conflict_resolution=Bare())
     with trio.fail_after(PATIENCE):
         async with (
-            open_session_factory(settings=settings) as factory,
+            open_session_factory(settings=settings, handlers=ClientHandlers(elicitation=give_name)) as factory,
             factory.open_session([Backend(id="server", url=url, era=era)]) as session,
         ):
             assert () == session.failures
