@@ -20,6 +20,7 @@ __all__ = ["judge", "violations"]
 
 # 401 and 403: edges; 404: session ids, and methods of the stateless era; 405, 406, 413, 415: as HTTP defines them
 STATUSES = frozenset([200, 202, 204, 400, 401, 403, 404, 405, 406, 413, 415, 503])
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _CANARY = re.compile(r"(alice|bob|stranger)-\d+\.")
 _RETURNS_ITS_CANARY = re.compile(r"[abc]_(echo|hold|chat|region)")
 
@@ -37,20 +38,20 @@ def judge(outcome: Outcome) -> list[str]:
     found = [f"a task crashed: {crash}" for crash in outcome.crashes]
     found += [f"left at the end: {what}" for what in outcome.left]
     # Requests without a response of their own: withdrawn, or their streams were resumed.
-    excused = {_withdrawn(sent) for sent in outcome.sent} - {None}
+    excused = {key for sent in outcome.sent for key in _withdrawn(sent)}
     excused |= {key for sent in outcome.sent if isinstance(sent.step, Get) for key in _answered(sent)}
     for number, sent in enumerate(outcome.sent):
         found += [f"request {number} ({sent.principal}): {problem}" for problem in _problems(sent, excused)]
     return found + list(_repeated_events(outcome))
 
 
-def _withdrawn(sent: Sent) -> Any:
-    message = sent.message
-    if isinstance(message, dict) and message.get("method") == "notifications/cancelled":
-        params = message.get("params")
-        found = params.get("requestId") if isinstance(params, dict) else None
-        return (sent.session_id, type(found), found) if isinstance(found, int | str) else None
-    return None
+def _withdrawn(sent: Sent) -> Iterator[Any]:
+    for message in sent.message if isinstance(sent.message, list) else [sent.message]:  # a list: a batch
+        if isinstance(message, dict) and message.get("method") == "notifications/cancelled":
+            params = message.get("params")
+            found = params.get("requestId") if isinstance(params, dict) else None
+            if isinstance(found, int | str):
+                yield sent.session_id, type(found), found
 
 
 def _answered(sent: Sent) -> Iterator[Any]:
@@ -149,6 +150,7 @@ def _has_no_id(sent: Sent, message: JSON) -> bool:
     """
     status, text = sent.received.status, str(message.get("error"))
     is_edge = status in (401, 403, 405, 413, 415) or "at this path" in text
+    is_edge |= any(isinstance(each, str) and _LONE_SURROGATE.search(each) for each in sent.asked)  # an id that is none
     return is_edge or not sent.asked or isinstance(sent.message, list) or "the body " in text
 
 
