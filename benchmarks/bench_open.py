@@ -5,7 +5,7 @@ python benchmarks/bench_open.py        # or run.py, which asks the other questio
 
 from __future__ import annotations
 
-from contest import ALL, FASTMCP, H11, HTTPX, OFFICIAL, Bar, Question, Ratio, Row, ideal, times_as_fast
+from contest import CLIENTS, FASTMCP, H11, HTTPX, OFFICIAL, Bar, Question, Ratio, Row, ideal, times_as_fast
 from harness import main
 from workloads import Terms
 
@@ -25,7 +25,7 @@ QUESTION = Question(
             backends=count,
             path=f"/json/{latency}",
             # FastMCP opens one after the other: ten backends show that as well as fifty.
-            contenders=tuple(each for each in ALL if each is not FASTMCP or count <= 10),
+            contenders=tuple(each for each in CLIENTS if each is not FASTMCP or count <= 10),
             # A single opening without latency takes some ms: too short to be timed once.
             command={"do": "open", "repeat": 1 if latency else repeat},
             short={"repeat": 1},

@@ -41,6 +41,7 @@ MOUNTS = Contender("fastmcp mounts", "through_gateway.py", ("fastmcp_mounts",), 
 PROXY = Contender("fastmcp proxy", "through_gateway.py", ("fastmcp_proxy",), "fastmcp", slow=True)
 GATEWAY_PEERS = (MCP_PROXY, MOUNTS, PROXY)
 # In the order of the table.
+CLIENTS = (*FLOORS, LIBRARY, PROBING, *OFFICIAL, FASTMCP)
 ALL = (*FLOORS, DIRECT, RELAY, LIBRARY, PROBING, *OFFICIAL, FASTMCP, *GATEWAY_PEERS)
 
 
