@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
+from support.deterministic import seeded
 from support.sqlite_storage import open_sqlite_storage
 from trio.testing import MockClock
 
@@ -367,5 +368,5 @@ DEFECTS: dict[type[LocalStorage], str] = {
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__)
 async def test_a_defect_is_named(defect: type[LocalStorage], autojump_clock: MockClock) -> None:
     """The AssertionError says which rule was broken, by which operation."""
-    with pytest.raises(AssertionError, match=f"storage contract: ({DEFECTS[defect]})"):
+    with seeded(1), pytest.raises(AssertionError, match=f"storage contract: ({DEFECTS[defect]})"):
         await storage_contract(opener(defect))

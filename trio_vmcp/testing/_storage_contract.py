@@ -25,7 +25,7 @@ OpenStorage = Callable[[float], AbstractAsyncContextManager[Storage]]
 # s: the time to live in which the lives are played; a longer one where the storage is too slow for the shorter.
 _TTLS = (0.2, 0.4, 1.0, 5.0)
 _LONG = 60.0  # s: longer than any other check takes
-_HISTORIES = 60
+_HISTORIES = 20
 _OPERATIONS_PER_CLIENT = 4
 _MIX: tuple[Operation, ...] = ("create", "load", "load", "replace", "replace", "replace", "replace", "touch", "delete")
 # Steps of the loop after which an operation may be cancelled: from before its request is sent to after its answer.
