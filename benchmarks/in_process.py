@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import attrs
+import trio
 from gateway_client import HEADERS, INITIALIZE, LEGACY, Headers, call, modern_headers
 from worker import Measures
 from workloads import ARGUMENTS, TOOL
@@ -43,8 +44,12 @@ class Post:
         """What the application sends."""
         sent: list[Any] = []
 
+        pieces = [{"type": "http.request", "body": self.body}]
+
         async def receive() -> Mapping[str, Any]:
-            return {"type": "http.request", "body": self.body}
+            if not pieces:
+                await trio.sleep_forever()
+            return pieces.pop()
 
         async def send(message: Mapping[str, Any]) -> None:
             sent.append(message)

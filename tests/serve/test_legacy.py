@@ -876,3 +876,21 @@ async def test_a_client_that_leaves_during_initialize_leaves_no_session(autojump
         assert (0, 0) == (world.manager.statistics.opening, world.manager.statistics.live)
         with trio.fail_after(1):
             await world.app.drain()
+
+
+async def test_a_server_that_repeats_the_body_holds_nothing_up(autojump_clock: MockClock) -> None:
+    """Such as the `receive` of a simple test, which knows no disconnect and has no checkpoint."""
+    async with front_world() as world:
+        params = {"protocolVersion": LEGACY, "capabilities": {}}
+        body = json.dumps({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}).encode()
+        received = Received()
+
+        async def receive() -> JSON:
+            return {"type": "http.request", "body": body}
+
+        async def send(message: JSON) -> None:
+            received.take(message)
+
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        await world.app({"type": "http", "method": "POST", "path": "/mcp", "headers": headers}, receive, send)
+        assert 200 == received.status
