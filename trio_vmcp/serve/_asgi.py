@@ -104,7 +104,6 @@ class HttpRequest:
         for _ in range(_MOST_BEHIND_BODY):
             if (await self._receive())["type"] == "http.disconnect":
                 return
-            await trio.lowlevel.checkpoint()
         await trio.sleep_forever()  # a server that repeats itself tells nothing
 
 
