@@ -18,8 +18,8 @@ from contextlib import AsyncExitStack
 os.environ["FASTMCP_LOG_LEVEL"] = "ERROR"  # read at import
 warnings.simplefilter("ignore")  # FastMCP calls functions that it deprecates
 
-from fastmcp import Client, FastMCP  # noqa: E402
-from fastmcp.server import create_proxy  # noqa: E402
+from fastmcp import Client, FastMCP  # noqa: E402  # it reads what is set above
+from fastmcp.server import create_proxy  # noqa: E402  # likewise
 
 
 async def main(kind: str, urls: list[str]) -> None:

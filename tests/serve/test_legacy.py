@@ -15,7 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import JSON, FactorySettings, Identity, LocalStorage, ManagerSettings
 from trio_vmcp.serve import ServeSettings, Unauthenticated
-from trio_vmcp.testing import CallContext, Hang, RpcError
+from trio_vmcp.testing import CallContext, Hang, RpcError, ScriptedBackend
 
 EVERY_ERA = pytest.mark.parametrize("era", ["legacy", "modern"])
 SAMPLING: JSON = {"sampling": {}, "elicitation": {"form": {}}, "roots": {}}
@@ -287,19 +287,26 @@ async def test_backends_are_told_what_the_client_declares_to_the_letter(autojump
         assert declared == initialize.params["capabilities"]
 
 
-async def test_the_error_of_a_client_reaches_the_backend(autojump_clock: MockClock) -> None:
-    """With its code, message and data."""
-    failed: list[RpcError] = []
+def asking_backend(failed: list[RpcError]) -> ScriptedBackend:
+    """With a tool that asks its client, and notes the error that the client answers with."""
 
     async def ask(arguments: JSON, context: CallContext) -> str:
         try:
             await context.elicit("name?")
         except RpcError as error:
             failed.append(error)
-        return ""
+        return "over"
 
     backend = echo_backend("legacy", "sse")
     backend.add_tool("ask", ask)
+    return backend
+
+
+async def test_the_error_of_a_client_reaches_the_backend(autojump_clock: MockClock) -> None:
+    """With its code, message and data."""
+    failed: list[RpcError] = []
+
+    backend = asking_backend(failed)
     async with front_world(backend) as world:
         client = await world.initialize(SAMPLING)
         call = client.start("tools/call", {"name": "a_ask"})
@@ -315,15 +322,7 @@ async def test_a_question_of_an_ended_session_is_answered_with_an_error(autojump
     """DELETE answers at once; the call that asked drains behind it."""
     failed: list[RpcError] = []
 
-    async def ask(arguments: JSON, context: CallContext) -> str:
-        try:
-            await context.elicit("name?")
-        except RpcError as error:
-            failed.append(error)
-        return "over"
-
-    backend = echo_backend("legacy", "sse")
-    backend.add_tool("ask", ask)
+    backend = asking_backend(failed)
     async with front_world(backend) as world:
         client = await world.initialize(SAMPLING)
         call = client.start("tools/call", {"name": "a_ask"})

@@ -1,4 +1,4 @@
-"""`/status` as JSON: the sessions and their backends, who may see it, and what it never holds."""
+"""`/status` as JSON: the sessions and their backends, which callers may see it, and what it never holds."""
 
 from __future__ import annotations
 

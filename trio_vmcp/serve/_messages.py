@@ -54,14 +54,7 @@ async def _parse(data: bytes) -> Message:
         text = to_text(data)
         if is_cheap(text, MOST_VALUES):
             return parse_cheap(text, max_depth=MAX_DEPTH)
-        steps = parse_in_steps(text, max_depth=MAX_DEPTH, max_values=MOST_VALUES)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                message: Message = end.value
-                return message
-            await trio.lowlevel.checkpoint()
+        return await take_steps(parse_in_steps(text, max_depth=MAX_DEPTH, max_values=MOST_VALUES))
     except BadMessage as bad:
         code = INVALID_REQUEST if bad.is_json else PARSE_ERROR
         raise Refusal(code, f"the body {bad}", status=400) from None

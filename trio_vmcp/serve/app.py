@@ -1,4 +1,4 @@
-"""The front as an ASGI application: who may reach it, which era a request speaks, and what each path is for."""
+"""The front as an ASGI application: its edges, the callers of requests, the era of each, and what each path is for."""
 
 from __future__ import annotations
 
