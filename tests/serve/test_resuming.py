@@ -83,6 +83,49 @@ async def test_the_last_of_several_connections_gets_the_response(autojump_clock:
         assert "told" == text_of(connections[-1])
 
 
+@pytest.mark.parametrize("resumes", [0, 1, 2])
+async def test_a_call_is_not_abandoned_while_the_head_of_its_new_stream_is_written(
+    resumes: int, autojump_clock: MockClock
+) -> None:
+    """The connection before may end in that moment: the first one, which sent the call, or one that resumed it."""
+    settings = ServeSettings(abandoned_after=5.0)
+    async with front_world(telling_backend(20.0), settings=settings) as world:
+        client, old = await begin_call(world)
+        event_id = old.events[0][0]
+        for _ in range(resumes):
+            old.leave()
+            old = client.listen(event_id)
+            await trio.sleep(1)
+        new = client.listen(event_id)
+        new.blocked = trio.Event()
+        await wait_all_tasks_blocked()
+        old.leave()
+        await trio.sleep(1)
+        new.blocked.set()
+        await new.done.wait()
+        assert "told" == text_of(new)
+
+
+@pytest.mark.parametrize("later", ["first", "second"])
+async def test_of_two_connections_whose_heads_wait_the_newer_one_reads(later: str, autojump_clock: MockClock) -> None:
+    """Whichever head is written first."""
+    async with front_world(telling_backend(20.0)) as world:
+        client, call = await begin_call(world)
+        call.leave()
+        connections = {}
+        for name in ("first", "second"):
+            connections[name] = client.listen(call.events[0][0])
+            connections[name].blocked = trio.Event()
+            await wait_all_tasks_blocked()
+        for connection in sorted(connections.values(), key=lambda each: each is connections[later]):
+            assert connection.blocked is not None
+            connection.blocked.set()
+            await wait_all_tasks_blocked()
+        await connections["second"].done.wait()
+        assert "told" == text_of(connections["second"])
+        assert [] == connections["first"].messages
+
+
 @pytest.mark.parametrize("number", [3, 999, 10**17])
 async def test_an_event_id_that_never_was_hides_no_later_event(number: int, autojump_clock: MockClock) -> None:
     """The stream goes on behind its newest event."""

@@ -268,9 +268,10 @@ class HttpExchange(Exchange):
 
     async def _write(self, stream: EventStream, written: trio.Event) -> None:
         try:
-            await self._reply.start(200, (*EVENT_STREAM, *self.headers))
-            if await stream.write_to(self._reply, after=None, keep_alive=self._keep_alive):
-                await self._reply.end()
+            with stream.read_by(self._reply):
+                await self._reply.start(200, (*EVENT_STREAM, *self.headers))
+                if await stream.write_to(self._reply, after=None, keep_alive=self._keep_alive):
+                    await self._reply.end()
         except ClientGone:
             pass
         finally:

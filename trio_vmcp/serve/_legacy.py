@@ -55,14 +55,9 @@ _EVENT_ID = re.compile(r"([0-9a-f]{8}\.\d{1,18})-(\d{1,18})", re.ASCII)
 
 @attrs.define(eq=False)
 class _Standalone(Outlet):
-    """The GET stream of a client, and the task that tells of changes, which runs while the client listens.
-
-    Attributes:
-        readers: Requests that hold the stream: two, while one takes the place of another.
-    """
+    """The GET stream of a client, and the task that tells of changes, which runs while the client listens."""
 
     stream: EventStream
-    readers: int = attrs.field(default=0, init=False)
     changes: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
 
     @property
@@ -346,7 +341,7 @@ class LegacyFront(Clients):
         try:
             await self._write(stream, request, reply, after)
         finally:
-            if not stream.is_attached:
+            if not stream.is_read:
                 self._abandon(exchange)
 
     # --- the stream outside of requests
@@ -358,12 +353,10 @@ class LegacyFront(Clients):
             self._manager.start_task(self._tell_changes, client, standalone.changes)
             client.state.tell_missed()
         standalone.changes.deadline = math.inf
-        standalone.readers += 1
         try:
             await self._write(standalone.stream, request, reply, after)
         finally:
-            standalone.readers -= 1
-            if not standalone.readers and standalone.changes is not None:
+            if not standalone.stream.is_read and standalone.changes is not None:
                 standalone.changes.deadline = trio.current_time() + self._settings.abandoned_after
 
     async def _tell_changes(self, client: _HttpClient, scope: trio.CancelScope) -> None:
@@ -377,17 +370,17 @@ class LegacyFront(Clients):
         finally:
             client.standalone.changes = None
 
-    async def _write(self, stream: EventStream, request: HttpRequest, reply: HttpReply, after: int | None) -> bool:
-        """Write a stream until it ends or the client is gone; whether it was written to its end."""
-        await reply.start(200, EVENT_STREAM)
-        is_whole = False
-        async with trio.open_nursery() as nursery:
-            start_task(nursery, _detach_when_gone, request, reply, stream)
-            is_whole = await stream.write_to(reply, after=after, keep_alive=self._settings.keep_alive_interval)
-            nursery.cancel_scope.cancel(reason="the stream has ended")
-        if is_whole:
-            await reply.end()
-        return is_whole
+    async def _write(self, stream: EventStream, request: HttpRequest, reply: HttpReply, after: int | None) -> None:
+        """Write a stream until it ends, or another connection reads it, or the client is gone."""
+        with stream.read_by(reply):
+            await reply.start(200, EVENT_STREAM)
+            is_whole = False
+            async with trio.open_nursery() as nursery:
+                start_task(nursery, _detach_when_gone, request, reply, stream)
+                is_whole = await stream.write_to(reply, after=after, keep_alive=self._settings.keep_alive_interval)
+                nursery.cancel_scope.cancel(reason="the stream has ended")
+            if is_whole:
+                await reply.end()
 
 
 async def _cancel_when_gone(request: HttpRequest, scope: trio.CancelScope) -> None:

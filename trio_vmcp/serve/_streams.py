@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 
 import attrs
@@ -58,13 +60,24 @@ class EventStream:
     _reader: HttpReply | None = attrs.field(default=None, init=False, repr=False)
 
     @property
-    def is_attached(self) -> bool:
-        """A client reads it now."""
-        return self._writing is not None
+    def is_read(self) -> bool:
+        """It belongs to a connection."""
+        return self._reader is not None
 
     def is_read_elsewhere(self, reply: HttpReply) -> bool:
-        """Another connection than this one reads it: the client has come back."""
-        return self._writing is not None and self._reader is not reply
+        """It belongs to another connection than this one: the client has come back."""
+        return self._reader is not None and self._reader is not reply
+
+    @contextmanager
+    def read_by(self, reply: HttpReply) -> Iterator[None]:
+        """It belongs to this connection meanwhile, from before the head is written, and no longer to the one before."""
+        self.detach()
+        self._reader = reply
+        try:
+            yield
+        finally:
+            if self._reader is reply:
+                self._reader = None
 
     def prime(self) -> None:
         """Give the client an id to resume from, before there is an event."""
@@ -84,20 +97,21 @@ class EventStream:
             self._writing.cancel(reason="the client is gone")
 
     async def write_to(self, reply: HttpReply, *, after: int | None, keep_alive: float) -> bool:
-        """Write the events to a client, until the stream is finished. It takes the place of an earlier writer.
+        """Write the events to the connection that the stream belongs to, until the stream is finished.
 
         Args:
             after: The number of the last event that the client has, as it says; None: begin with what was not sent yet.
             keep_alive: s without an event, after which a comment is written.
 
         Returns:
-            Whether the stream was written to its end; False: the writer was detached, or the client is gone.
+            Whether the stream was written to its end; False: another connection reads it, or the client is gone.
         """
-        self.detach()
+        if self._reader is not reply:  # the client came back once more while the head of this connection was written
+            return False
         if after is not None:
             self._sent = min(after, self._last)
         with trio.CancelScope() as scope:
-            self._writing, self._reader = scope, reply
+            self._writing = scope
             try:
                 while True:
                     await self._write_waiting(reply)
@@ -113,7 +127,7 @@ class EventStream:
                 pass
             finally:
                 if self._writing is scope:
-                    self._writing = self._reader = None
+                    self._writing = None
         return False
 
     async def _write_waiting(self, reply: HttpReply) -> None:
