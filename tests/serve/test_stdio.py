@@ -3,115 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import attrs
 import pytest
 import trio
-from support.front import LEGACY, MODERN, FrontWorld, front_world, full_backend, modern_request
+from support.front import LEGACY, MODERN, front_world, full_backend, modern_request
+from support.front_clients import EVERY_BACKEND, EVERY_ERA, stdio_client
 from support.harness import echo_backend
 from trio.testing import MockClock, memory_stream_one_way_pair, wait_all_tasks_blocked
 
 from trio_vmcp import JSON
 from trio_vmcp._protocol.reading import MOST_SKIPPED
-from trio_vmcp.serve import ServeSettings
 from trio_vmcp.serve._stdio import serve_stdio
 from trio_vmcp.testing import CallContext, Delay, Hang, RpcError, ScriptedBackend
-
-EVERY_ERA = pytest.mark.parametrize("era", ["legacy", "modern"])  # of the client
-EVERY_BACKEND = pytest.mark.parametrize("backend_era", ["legacy", "modern"])
-
-
-@attrs.define(eq=False)
-class Client:
-    """A client at the other ends.
-
-    Attributes:
-        received: All that has come, in order.
-        ended: Set when the server has returned.
-        stopped: Cancel it to stop the server, as a signal does.
-    """
-
-    world: FrontWorld
-    to_server: trio.abc.SendStream
-    from_server: trio.abc.ReceiveStream
-    era: str
-    received: list[Any] = attrs.field(factory=list)
-    ended: trio.Event = attrs.field(factory=trio.Event)
-    stopped: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    _news: trio.Event = attrs.field(factory=trio.Event)
-
-    async def serve(self, receive: trio.abc.ReceiveStream, send: trio.abc.SendStream, settings: ServeSettings) -> None:
-        with self.stopped:
-            await serve_stdio(self.world.manager, receive, send, settings=settings)
-        self.ended.set()
-        await send.aclose()
-
-    async def read(self) -> None:
-        rest = b""
-        async for chunk in self.from_server:
-            *lines, rest = (rest + chunk).split(b"\n")
-            self.received += [json.loads(line) for line in lines]
-            self._news.set()
-        assert b"" == rest
-
-    async def send(self, message: object) -> None:
-        await self.to_server.send_all(message if isinstance(message, bytes) else json.dumps(message).encode() + b"\n")
-
-    async def ask(self, method: str, params: Any = None, request_id: Any = 1, **meta: Any) -> None:
-        """Send a request in the client's era."""
-        if self.era == "modern":
-            message, _ = modern_request(method, params, request_id=request_id, **meta)
-        else:
-            message = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params or {}}
-        await self.send(message)
-
-    async def notify(self, method: str, params: Any = None) -> None:
-        await self.send({"jsonrpc": "2.0", "method": method, "params": params or {}})
-
-    async def wait(self, fits: Callable[[Any], bool]) -> Any:
-        """The first message that fits."""
-        with trio.fail_after(60):
-            while True:
-                found = [message for message in self.received if fits(message)]
-                if found:
-                    return found[0]
-                self._news = trio.Event()
-                await self._news.wait()
-
-    async def response(self, request_id: Any = 1) -> Any:
-        return await self.wait(lambda message: "method" not in message and message.get("id") == request_id)
-
-    async def result(self, method: str, params: Any = None, request_id: Any = 1, **meta: Any) -> Any:
-        await self.ask(method, params, request_id, **meta)
-        answer = await self.response(request_id)
-        assert "result" in answer, answer
-        return answer["result"]
-
-    async def initialize(self, capabilities: Any = None, version: str = LEGACY) -> Any:
-        params = {"protocolVersion": version, "capabilities": capabilities or {}, "clientInfo": {"name": "t"}}
-        await self.send({"jsonrpc": "2.0", "id": "init", "method": "initialize", "params": params})
-        await self.notify("notifications/initialized")
-        return (await self.response("init"))["result"]
-
-
-@asynccontextmanager
-async def client_of(
-    world: FrontWorld, era: str = "legacy", *, capabilities: Any = None, opens: bool = True, **settings: Any
-) -> AsyncIterator[Client]:
-    """A client, which has initialized if it is of the handshake era."""
-    to_server, receive = memory_stream_one_way_pair()
-    send, from_server = memory_stream_one_way_pair()
-    client = Client(world, to_server, from_server, era)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(client.read)
-        nursery.start_soon(client.serve, receive, send, ServeSettings(**settings))  # noqa: ASYNC113  # a test's own
-        if era == "legacy" and opens:
-            await client.initialize(capabilities)
-        yield client
-        nursery.cancel_scope.cancel()
 
 
 @attrs.define(eq=False)
@@ -150,7 +55,7 @@ WAIT = {"name": "a_wait", "arguments": {}}
 @EVERY_ERA
 async def test_every_request_is_answered(era: str, backend_era: str, autojump_clock: MockClock) -> None:
     """Lists, calls, resources, prompts and completions, as over HTTP."""
-    async with front_world(full_backend(backend_era)) as world, client_of(world, era) as client:
+    async with front_world(full_backend(backend_era)) as world, stdio_client(world, era) as client:
         assert ["a_echo"] == [tool["name"] for tool in (await client.result("tools/list", {}, 1))["tools"]]
         called = await client.result("tools/call", {"name": "a_echo", "arguments": {"x": 1}}, "two")
         assert {"x": 1} == json.loads(called["content"][0]["text"])
@@ -164,7 +69,7 @@ async def test_every_request_is_answered(era: str, backend_era: str, autojump_cl
 
 async def test_both_eras_on_one_stream(autojump_clock: MockClock) -> None:
     """The era is that of each request, whatever came before: a client may probe, or change its mind."""
-    async with front_world() as world, client_of(world, "modern") as client:
+    async with front_world() as world, stdio_client(world, "modern") as client:
         assert MODERN in (await client.result("server/discover"))["supportedVersions"]
         assert LEGACY == (await client.initialize())["protocolVersion"]
         client.era = "legacy"
@@ -175,7 +80,7 @@ async def test_both_eras_on_one_stream(autojump_clock: MockClock) -> None:
 
 async def test_before_and_behind_initialize(autojump_clock: MockClock) -> None:
     """A request that comes too early is refused, but for ping; so is a second initialize."""
-    async with front_world() as world, client_of(world, opens=False) as client:
+    async with front_world() as world, stdio_client(world, opens=False) as client:
         await client.ask("tools/list", request_id=1)
         assert -32600 == (await client.response(1))["error"]["code"]
         assert {} == await client.result("ping", request_id=2)
@@ -190,7 +95,7 @@ async def test_a_client_that_does_not_wait_for_the_response_to_initialize(autoju
     """Its requests wait for the session, and can be withdrawn while they do."""
     hangs = ScriptedBackend()
     hangs.fail("POST", Hang())
-    async with front_world(echo_backend(), hangs) as world, client_of(world, opens=False) as client:
+    async with front_world(echo_backend(), hangs) as world, stdio_client(world, opens=False) as client:
         params = {"protocolVersion": LEGACY, "capabilities": {}, "clientInfo": {"name": "t"}}
         await client.ask("initialize", params, 1)
         await client.ask("tools/call", {"name": "a_echo", "arguments": {}}, 2)
@@ -209,7 +114,7 @@ async def test_a_request_that_cannot_be_made(
     era: str, method: str, params: JSON, code: int, autojump_clock: MockClock
 ) -> None:
     """It is an error with its id, and others are answered."""
-    async with front_world() as world, client_of(world, era) as client:
+    async with front_world() as world, stdio_client(world, era) as client:
         await client.ask(method, params, "r")
         assert code == (await client.response("r"))["error"]["code"]
         assert await client.result("tools/list", {}, 2)
@@ -217,7 +122,7 @@ async def test_a_request_that_cannot_be_made(
 
 async def test_what_a_request_must_say_of_itself(autojump_clock: MockClock) -> None:
     """A version that is not served, and no capabilities: the errors that HTTP has for them."""
-    async with front_world() as world, client_of(world, "modern") as client:
+    async with front_world() as world, stdio_client(world, "modern") as client:
         for version, code in (("2027-01-01", -32022), (7, -32602)):
             message, _ = modern_request("tools/list", request_id=str(version))
             message["params"]["_meta"]["io.modelcontextprotocol/protocolVersion"] = version
@@ -234,7 +139,7 @@ async def test_what_a_request_must_say_of_itself(autojump_clock: MockClock) -> N
 async def test_responses_come_when_they_are_ready(era: str, backend_era: str, autojump_clock: MockClock) -> None:
     """A later request may be answered first; progress has the client's token and comes before the response."""
     waiting = Waiting(backend_era)
-    async with front_world(waiting.backend) as world, client_of(world, era) as client:
+    async with front_world(waiting.backend) as world, stdio_client(world, era) as client:
         params = dict(WAIT) if era == "modern" else {**WAIT, "_meta": {"progressToken": "t"}}
         await client.ask("tools/call", params, 1, **({"progressToken": "t"} if era == "modern" else {}))
         await waiting.begun.wait()
@@ -252,7 +157,7 @@ async def test_responses_come_when_they_are_ready(era: str, backend_era: str, au
 async def test_a_withdrawn_request_has_no_response(era: str, backend_era: str, autojump_clock: MockClock) -> None:
     """`notifications/cancelled`, in both eras; its id is free then. Unknown ids and `initialize` are left alone."""
     waiting = Waiting(backend_era)
-    async with front_world(waiting.backend) as world, client_of(world, era) as client:
+    async with front_world(waiting.backend) as world, stdio_client(world, era) as client:
         await client.ask("tools/call", WAIT, 1)
         await waiting.begun.wait()
         others: list[object] = [2, "1", True, None, [], {}]
@@ -285,7 +190,7 @@ async def test_a_withdrawn_request_has_no_response(era: str, backend_era: str, a
 )
 async def test_a_bad_line_is_refused_and_the_next_is_read(line: bytes, code: int, autojump_clock: MockClock) -> None:
     """An error without an id (JSON-RPC 2.0 §5). Empty lines are none."""
-    async with front_world() as world, client_of(world, max_body_bytes=4096) as client:
+    async with front_world() as world, stdio_client(world, max_body_bytes=4096) as client:
         client.received.clear()
         await client.send(b"\n\r\n" + line)
         await client.result("ping")
@@ -295,7 +200,7 @@ async def test_a_bad_line_is_refused_and_the_next_is_read(line: bytes, code: int
 
 async def test_a_line_that_does_not_end(autojump_clock: MockClock) -> None:
     """It ends the server: what follows cannot be told apart."""
-    async with front_world() as world, client_of(world, max_body_bytes=1000) as client:
+    async with front_world() as world, stdio_client(world, max_body_bytes=1000) as client:
         await client.send(b"x" * (MOST_SKIPPED + 1) * 1000)
         await client.ended.wait()
         assert "does not end" in client.received[-1]["error"]["message"]
@@ -303,7 +208,7 @@ async def test_a_line_that_does_not_end(autojump_clock: MockClock) -> None:
 
 async def test_batches_of_the_version_that_has_them(autojump_clock: MockClock) -> None:
     """One array of responses, to a client of 2025-03-26."""
-    async with front_world() as world, client_of(world, opens=False) as client:
+    async with front_world() as world, stdio_client(world, opens=False) as client:
         await client.initialize(version="2025-03-26")
         ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
         await client.send([ping, {"jsonrpc": "2.0", "method": "notifications/x"}, {**ping, "id": 2}, 5])
@@ -324,7 +229,7 @@ async def test_questions_of_backends(backend_era: str, autojump_clock: MockClock
 
     backend = echo_backend(backend_era, answers="sse")
     backend.add_tool("ask", ask)
-    async with front_world(backend) as world, client_of(world, capabilities={"elicitation": {"form": {}}}) as client:
+    async with front_world(backend) as world, stdio_client(world, capabilities={"elicitation": {"form": {}}}) as client:
         await client.ask("tools/call", {"name": "a_ask", "arguments": {}}, "call")
         question = await client.wait(lambda message: message.get("method") == "elicitation/create")
         await client.send({"jsonrpc": "2.0", "id": question["id"], "result": ANSWER})
@@ -345,7 +250,7 @@ async def test_a_question_that_is_open_at_the_end(autojump_clock: MockClock) -> 
 
     backend = echo_backend(answers="sse")
     backend.add_tool("ask", ask)
-    async with front_world(backend) as world, client_of(world, capabilities={"roots": {}}) as client:
+    async with front_world(backend) as world, stdio_client(world, capabilities={"roots": {}}) as client:
         await client.ask("tools/call", {"name": "a_ask", "arguments": {}}, "call")
         await client.wait(lambda message: message.get("method") == "roots/list")
         await client.to_server.aclose()
@@ -359,7 +264,7 @@ async def test_changes_are_told(autojump_clock: MockClock) -> None:
     """A list that changes, to clients of both eras: to the one without asking, to the other on its stream."""
     backend = echo_backend()
     backend.listens = True
-    async with front_world(backend) as world, client_of(world) as client:
+    async with front_world(backend) as world, stdio_client(world) as client:
         client.era = "modern"
         await client.ask("subscriptions/listen", {"notifications": {"toolsListChanged": True}}, "listen")
         await client.wait(lambda message: message.get("method") == "notifications/subscriptions/acknowledged")
@@ -379,7 +284,7 @@ async def test_changes_are_told(autojump_clock: MockClock) -> None:
 async def test_the_end_waits_for_what_is_under_way(era: str, how: str, autojump_clock: MockClock) -> None:
     """A running request is answered, a stream of changes gets its result, and then the server returns."""
     waiting = Waiting()
-    async with front_world(waiting.backend) as world, client_of(world, era) as client:
+    async with front_world(waiting.backend) as world, stdio_client(world, era) as client:
         await client.ask("tools/call", WAIT, 1)
         if era == "modern":
             await client.ask("subscriptions/listen", {"notifications": {}}, "listen")
@@ -403,7 +308,7 @@ async def test_the_end_waits_for_what_is_under_way(era: str, how: str, autojump_
 async def test_the_end_is_bounded(era: str, how: str, autojump_clock: MockClock) -> None:
     """A request that does not end is cut after `shutdown_timeout`."""
     waiting = Waiting()
-    async with front_world(waiting.backend) as world, client_of(world, era, shutdown_timeout=3.0) as client:
+    async with front_world(waiting.backend) as world, stdio_client(world, era, shutdown_timeout=3.0) as client:
         await client.ask("tools/call", WAIT, 1)
         await waiting.begun.wait()
         began_at = trio.current_time()
@@ -471,7 +376,7 @@ async def test_a_question_waits_until_the_client_is_initialized(made_in: float, 
         await trio.sleep(0.5)
         answers.append(await asking.ask("roots/list", {}))
 
-    async with front_world(asking, slow) as world, client_of(world, opens=False) as client:
+    async with front_world(asking, slow) as world, stdio_client(world, opens=False) as client:
         world.nursery.start_soon(ask_at_once)
         params = {"protocolVersion": LEGACY, "capabilities": {"roots": {}}, "clientInfo": {"name": "t"}}
         await client.send({"jsonrpc": "2.0", "id": "init", "method": "initialize", "params": params})
@@ -489,7 +394,7 @@ async def test_changed_roots_hold_up_no_line(autojump_clock: MockClock) -> None:
     """A backend that is told of them does not answer; and the session may end."""
     backend = echo_backend("legacy")
     backend.fail("notifications/roots/list_changed", Hang())
-    async with front_world(backend) as world, client_of(world, capabilities={"roots": {}}) as client:
+    async with front_world(backend) as world, stdio_client(world, capabilities={"roots": {}}) as client:
         await client.notify("notifications/roots/list_changed")
         before = trio.current_time()
         await client.result("ping")
