@@ -33,32 +33,6 @@ async def result_of(world: FrontWorld, method: str, params: Any = None, **more: 
 # Requests
 
 
-@EVERY_ERA
-async def test_every_request_is_answered(era: str, autojump_clock: MockClock) -> None:
-    """On the one session of the principal; results have what this era demands."""
-    async with front_world(full_backend(era)) as world:
-        discovered = await result_of(world, "server/discover")
-        assert MODERN == discovered["supportedVersions"][0]
-        lists = {"tools/list": "tools", "prompts/list": "prompts", "resources/list": "resources"}
-        for method, key in {**lists, "resources/templates/list": "resourceTemplates"}.items():
-            assert 1 == len((await result_of(world, method))[key])
-        called = await result_of(world, "tools/call", {"name": "a_echo", "arguments": {"x": 1}})
-        assert {"x": 1} == json.loads(called["content"][0]["text"])
-        read = await result_of(world, "resources/read", {"uri": "file:///b/x"})
-        assert "text of b" == read["contents"][0]["text"]
-        got = await result_of(world, "prompts/get", {"name": "a_greet", "arguments": {"name": "eve"}})
-        assert "hello eve" == got["messages"][0]["content"]["text"]
-        argument = {"ref": {"type": "ref/prompt", "name": "a_greet"}, "argument": {"name": "name", "value": "b"}}
-        assert ["bob"] == (await result_of(world, "completion/complete", argument))["completion"]["values"]
-        assert 1 == world.manager.statistics.created
-        for result in (discovered, called, read, got):
-            assert "complete" == result["resultType"]
-            assert "trio-vmcp" == result["_meta"][f"{META}serverInfo"]["name"]
-        for result in (discovered, read, await result_of(world, "tools/list")):
-            assert result["ttlMs"] >= 0
-            assert "private" == result["cacheScope"]
-
-
 @pytest.mark.parametrize(
     ("change", "status", "code"),
     [

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from support.front import LEGACY, MODERN, front_world, full_backend, modern_request
+from support.front import LEGACY, MODERN, front_world, modern_request
 from support.front_clients import EVERY_BACKEND, EVERY_ERA, stdio_client
 from support.harness import echo_backend
 from trio.testing import MockClock, memory_stream_one_way_pair, wait_all_tasks_blocked
@@ -51,22 +51,6 @@ class Waiting:
 WAIT = {"name": "a_wait", "arguments": {}}
 
 
-@EVERY_BACKEND
-@EVERY_ERA
-async def test_every_request_is_answered(era: str, backend_era: str, autojump_clock: MockClock) -> None:
-    """Lists, calls, resources, prompts and completions, as over HTTP."""
-    async with front_world(full_backend(backend_era)) as world, stdio_client(world, era) as client:
-        assert ["a_echo"] == [tool["name"] for tool in (await client.result("tools/list", {}, 1))["tools"]]
-        called = await client.result("tools/call", {"name": "a_echo", "arguments": {"x": 1}}, "two")
-        assert {"x": 1} == json.loads(called["content"][0]["text"])
-        assert "text of a" == (await client.result("resources/read", {"uri": "file:///a"}, 3))["contents"][0]["text"]
-        got = await client.result("prompts/get", {"name": "a_greet", "arguments": {"name": "eve"}}, 4)
-        assert "hello eve" == got["messages"][0]["content"]["text"]
-        asked = {"ref": {"type": "ref/prompt", "name": "a_greet"}, "argument": {"name": "name", "value": "an"}}
-        assert ["ann", "anton"] == (await client.result("completion/complete", asked, 5))["completion"]["values"]
-        assert era != "modern" or "complete" == called["resultType"]
-
-
 async def test_both_eras_on_one_stream(autojump_clock: MockClock) -> None:
     """The era is that of each request, whatever came before: a client may probe, or change its mind."""
     async with front_world() as world, stdio_client(world, "modern") as client:
@@ -103,21 +87,6 @@ async def test_a_client_that_does_not_wait_for_the_response_to_initialize(autoju
         await client.notify("notifications/cancelled", {"requestId": 3})
         assert "result" in await client.response(2)
         assert {1, 2} == {message["id"] for message in client.received}
-
-
-@pytest.mark.parametrize(
-    ("method", "params", "code"),
-    [("no/such", {}, -32601), ("tools/call", {"name": "none"}, -32602), ("resources/read", {"uri": 1}, -32602)],
-)
-@EVERY_ERA
-async def test_a_request_that_cannot_be_made(
-    era: str, method: str, params: JSON, code: int, autojump_clock: MockClock
-) -> None:
-    """It is an error with its id, and others are answered."""
-    async with front_world() as world, stdio_client(world, era) as client:
-        await client.ask(method, params, "r")
-        assert code == (await client.response("r"))["error"]["code"]
-        assert await client.result("tools/list", {}, 2)
 
 
 async def test_what_a_request_must_say_of_itself(autojump_clock: MockClock) -> None:

@@ -178,7 +178,8 @@ class HttpClient(FrontClient):
         if self.legacy is not None:
             headers = self.legacy._headers()
         elif isinstance(message, dict) and "id" in message:
-            _, headers = modern_request(message["method"], message["params"])
+            _, given = modern_request(message["method"], message["params"])
+            headers = {name: str(value) for name, value in given.items()}
         return self.world.start_post(message, headers)
 
     async def send(self, message: object) -> None:

@@ -52,6 +52,7 @@ __all__ = [
     "Method",
     "changing_kinds",
     "declares",
+    "is_severe",
     "may_repeat",
 ]
 
@@ -199,6 +200,11 @@ UNKNOWN = Method(name="", may_repeat=False)  # a method that is not in the table
 def may_repeat(method: str) -> bool:
     """Whether a request of this method may be sent again although it may have been applied."""
     return METHODS.get(method, UNKNOWN).may_repeat
+
+
+def is_severe(level: object, least: str) -> bool:
+    """Whether a log message is of this severity or a higher one; a level that is unknown counts as one."""
+    return level not in LOG_LEVELS or LOG_LEVELS.index(str(level)) >= LOG_LEVELS.index(least)
 
 
 def declares(capabilities: JSON, path: tuple[str, ...]) -> bool:

@@ -32,6 +32,7 @@ from trio_vmcp._protocol.methods import (
     TOOLS_CALL,
     UNSUBSCRIBE,
     Kind,
+    is_severe,
 )
 from trio_vmcp.connector import ClientHandlers, ServerRequest, ServerRequestError
 from trio_vmcp.errors import VmcpError
@@ -320,6 +321,9 @@ class ClientSession:
             self.outlet.send(data, may_drop=True)
 
     def pass_log_message(self, request: ServerRequest) -> None:
+        """A backend may send more than the level that the client has set, as backends without levels do."""
+        if self._level is not None and not is_severe(request.params.get("level"), self._level):
+            return
         data = encode_notice(MESSAGE, request.params)
         exchange = self._exchange_of(request)
         if exchange is not None and exchange.takes_messages:

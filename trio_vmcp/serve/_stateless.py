@@ -23,6 +23,7 @@ from trio_vmcp._protocol.methods import (
     MESSAGE,
     METHODS,
     REQUEST_STATE,
+    is_severe,
 )
 from trio_vmcp._protocol.rounds import INPUT_REQUIRED
 from trio_vmcp.connector import ClientHandlers, ServerRequest
@@ -129,10 +130,10 @@ class Stateless:
         """To the request that the message belongs to, if its client has asked for log messages."""
         call = request.call
         exchange = None if call is None else self._find((call.meta or {}).get(MARK))
-        if exchange is not None and exchange.log_level is not None:
-            level, least = request.params.get("level"), LOG_LEVELS.index(exchange.log_level)
-            if level not in LOG_LEVELS or LOG_LEVELS.index(str(level)) >= least:
-                notify(exchange, MESSAGE, request.params)
+        if exchange is None or exchange.log_level is None:
+            return
+        if is_severe(request.params.get("level"), exchange.log_level):
+            notify(exchange, MESSAGE, request.params)
 
 
 def check_meta(message: Request) -> JSON:
