@@ -259,5 +259,8 @@ class DefaultSession(trio.abc.AsyncResource, Session):
     async def wait_closed(self) -> None:
         await self._core.wait_closed()
 
+    async def wait_draining(self) -> None:
+        await self._core.wait_draining()
+
     async def suspend(self, *, drain_timeout: float | None = None) -> None:
         await self._core.close(terminate=False, drain_timeout=drain_timeout)

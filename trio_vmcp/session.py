@@ -458,6 +458,10 @@ class Session(TransportSession, Protocol):
         """Wait until the session is CLOSED, however it ends: closed, idle, hibernating, or terminated elsewhere."""
         ...
 
+    async def wait_draining(self) -> None:
+        """Wait until the session takes no more calls: it is DRAINING, or CLOSED, for whatever reason."""
+        ...
+
     async def suspend(self, *, drain_timeout: float | None = None) -> None:
         """End the session in this process only: as `aclose`, but the metadata and the backends' sessions stay.
 

@@ -91,48 +91,6 @@ async def answer_questions(client: LegacyClient, stream: Received, count: int) -
         await client.reply(question["id"], ANSWERS[question["method"]])
 
 
-@EVERY_ERA
-async def test_questions_come_by_the_stream_of_their_call(era: str, autojump_clock: MockClock) -> None:
-    """Sampling, elicitation and roots of a backend of either era are requests to this client."""
-    backend = echo_backend(era, "sse")
-    backend.add_tool("ask", ask_all)
-    async with front_world(backend) as world:
-        client = await world.initialize(SAMPLING)
-        other = await world.initialize(SAMPLING)
-        listening = other.listen()
-        call = client.start("tools/call", {"name": "a_ask"})
-        await answer_questions(client, call, 3)
-        await call.done.wait()
-        answered = json.loads(call.answer["result"]["content"][0]["text"])
-        assert {"e": "elicitation/create", "s": "sampling/createMessage", "r": "roots/list"}.keys() == answered.keys()
-        assert ANSWERS["elicitation/create"] == answered["e"]
-        assert ANSWERS["sampling/createMessage"] == answered["s"]
-        assert ANSWERS["roots/list"] == answered["r"]
-        assert [] == listening.messages
-
-
-@EVERY_ERA
-async def test_a_client_that_declared_nothing_is_not_asked(era: str, autojump_clock: MockClock) -> None:
-    """Its backends are told of no capability."""
-    backend = echo_backend(era, "sse")
-    backend.add_tool("ask", ask_all)
-    async with front_world(backend) as world:
-        client = await world.initialize()
-        call = await client.ask("tools/call", {"name": "a_ask"})
-        assert "error" in call.answer or call.answer["result"]["isError"]
-        assert 1 == len(call.messages) if call.is_stream else True
-
-
-async def test_backends_are_told_what_the_client_declares_to_the_letter(autojump_clock: MockClock) -> None:
-    """Forms alone, say, are not forms and URLs; sampling with tools is told; kinds unknown here are not."""
-    async with front_world() as world:
-        declared = {"elicitation": {}, "sampling": {"tools": {}, "x": 1}, "roots": {"listChanged": True}, "future": {}}
-        await world.initialize(declared)
-        (initialize,) = world.backends["a"].received("initialize")
-        del declared["future"]
-        assert declared == initialize.params["capabilities"]
-
-
 def asking_backend(failed: list[RpcError]) -> ScriptedBackend:
     """With a tool that asks its client, and notes the error that the client answers with."""
 
@@ -148,22 +106,6 @@ def asking_backend(failed: list[RpcError]) -> ScriptedBackend:
     return backend
 
 
-async def test_the_error_of_a_client_reaches_the_backend(autojump_clock: MockClock) -> None:
-    """With its code, message and data."""
-    failed: list[RpcError] = []
-
-    backend = asking_backend(failed)
-    async with front_world(backend) as world:
-        client = await world.initialize(SAMPLING)
-        call = client.start("tools/call", {"name": "a_ask"})
-        (question,) = await call.wait_messages(1)
-        await client.reply("no question of ours", {})
-        await client.reply(question["id"], error={"code": -1, "message": "user rejected", "data": 7})
-        await call.done.wait()
-        (error,) = failed
-        assert (-1, "user rejected") == (error.code, error.message)
-
-
 async def test_a_question_of_an_ended_session_is_answered_with_an_error(autojump_clock: MockClock) -> None:
     """DELETE answers at once; the call that asked drains behind it."""
     failed: list[RpcError] = []
@@ -177,43 +119,6 @@ async def test_a_question_of_an_ended_session_is_answered_with_an_error(autojump
         await call.done.wait()
         assert 1 == len(failed)
         assert "over" == call.answer["result"]["content"][0]["text"]
-
-
-async def test_a_withdrawn_question_is_cancelled_at_the_client(autojump_clock: MockClock) -> None:
-    """On the stream of its call, under the id that the client knows."""
-
-    async def ask(arguments: JSON, context: CallContext) -> str:
-        with trio.move_on_after(3):
-            await context.elicit("name?")
-        await context.notify("notifications/cancelled", {"requestId": 0})  # its first question
-        await trio.sleep(1)
-        return "went on"
-
-    backend = echo_backend("legacy", "sse")
-    backend.add_tool("ask", ask)
-    async with front_world(backend) as world:
-        client = await world.initialize(SAMPLING)
-        call = client.start("tools/call", {"name": "a_ask"})
-        await call.done.wait()
-        question, cancel, answer = call.messages
-        assert "notifications/cancelled" == cancel["method"]
-        assert question["id"] == cancel["params"]["requestId"]
-        assert "went on" == answer["result"]["content"][0]["text"]
-
-
-async def test_a_question_of_a_call_that_is_over_is_cancelled_by_the_other_stream(autojump_clock: MockClock) -> None:
-    """The call ends by its timeout, and no user must be kept busy with its question."""
-    backend = echo_backend("legacy", "sse")
-    backend.add_tool("ask", ask_all)
-    async with front_world(backend, factory=FactorySettings(request_timeout=5)) as world:
-        client = await world.initialize(SAMPLING)
-        listening = client.listen()
-        call = client.start("tools/call", {"name": "a_ask"})
-        await call.done.wait()
-        *questions, answer = call.messages
-        assert "error" in answer
-        told = await listening.wait_messages(len(questions))
-        assert {each["id"] for each in questions} == {each["params"]["requestId"] for each in told}
 
 
 # Messages outside of requests
@@ -257,27 +162,6 @@ async def test_changed_lists_come_by_the_stream_outside_of_requests(autojump_clo
         assert ["a_echo", "a_early", "a_late"] == names
         await trio.sleep(10)
         assert 2 == len(listening.messages)
-
-
-async def test_updates_of_subscribed_resources_alone_are_told(autojump_clock: MockClock) -> None:
-    """Until the client unsubscribes."""
-    backend = full_backend("legacy")
-    backend.add_resource("file:///c", "c")
-    backend.listens = True
-    async with front_world(backend) as world:
-        client = await world.initialize()
-        listening = client.listen()
-        assert {} == await client.result("resources/subscribe", {"uri": "file:///a"})
-        await trio.sleep(5)
-        before = len(listening.messages)
-        for uri in ("file:///c", "file:///a"):
-            backend.notify("notifications/resources/updated", {"uri": uri})
-        await trio.sleep(5)
-        assert [{"uri": "file:///a"}] == [each["params"] for each in listening.messages[before:]]
-        assert {} == await client.result("resources/unsubscribe", {"uri": "file:///a"})
-        backend.notify("notifications/resources/updated", {"uri": "file:///a"})
-        await trio.sleep(5)
-        assert before + 1 == len(listening.messages)
 
 
 async def test_a_second_stream_takes_the_place_of_the_first(autojump_clock: MockClock) -> None:
@@ -566,16 +450,6 @@ async def test_a_session_that_slept_goes_on_with_its_client(era: str, autojump_c
         await call.done.wait()
         assert "result" in call.answer
         assert math.isfinite(trio.current_time())
-
-
-async def test_roots_that_changed_are_told_to_backends(autojump_clock: MockClock) -> None:
-    """To those that were told of the capability."""
-    async with front_world() as world:
-        for declared, count in (({"roots": {}}, 0), ({"roots": {"listChanged": True}}, 1)):
-            client = await world.initialize(declared)
-            await client.notify("notifications/roots/list_changed")
-            await trio.sleep(1)
-            assert count == len(world.backends["a"].received("notifications/roots/list_changed"))
 
 
 async def test_a_batch_is_of_the_version_that_has_batches(autojump_clock: MockClock) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 import trio
-from support.front import BOTH, MODERN, FrontWorld, Received, front_world, full_backend, modern_request
+from support.front import BOTH, MODERN, FrontWorld, Received, front_world, modern_request
 from support.harness import ALICE, BOB, echo_backend, slow_backend
 from trio.testing import MockClock
 
@@ -260,30 +260,6 @@ async def ask_twice(arguments: JSON, context: CallContext) -> str:
     return f"{first['content']['x']} {second['content']['x']}"
 
 
-async def test_questions_are_answered_in_rounds(autojump_clock: MockClock) -> None:
-    """`requestState` is ours, and the backend gets its own to the letter."""
-    backend = echo_backend("modern")
-    backend.add_tool("ask", ask_twice)
-    async with front_world(backend) as world:
-        params: JSON = {"name": "a_ask", "arguments": {}}
-        for number, text in enumerate(("eve", "7")):
-            result = await result_of(
-                world, "tools/call", params, capabilities={"elicitation": {}}, request_id=f"r{number}"
-            )
-            assert "input_required" == result["resultType"]
-            assert "round" not in result["requestState"]
-            answers = {key: {"action": "accept", "content": {"x": text}} for key in result["inputRequests"]}
-            params = {
-                "name": "a_ask",
-                "arguments": {},
-                "inputResponses": answers,
-                "requestState": result["requestState"],
-            }
-        result = await result_of(world, "tools/call", params, capabilities={"elicitation": {}}, request_id="last")
-        assert "eve 7" == result["content"][0]["text"]
-        assert 1 == backend.executed["ask"]
-
-
 async def test_a_state_is_good_for_its_request_and_principal_alone(autojump_clock: MockClock) -> None:
     """Other arguments, another tool, another principal, a changed text: -32602, and the backend is not asked."""
     backend = echo_backend("modern")
@@ -314,89 +290,7 @@ async def test_a_state_is_good_for_its_request_and_principal_alone(autojump_cloc
         assert before == len(backend.received("tools/call"))
 
 
-async def test_a_missing_capability_is_400(autojump_clock: MockClock) -> None:
-    """-32021 whichever side raises it; the backend's data pass."""
-    backend = echo_backend("modern")
-    backend.add_tool("ask", ask_twice)
-    async with front_world(backend) as world:
-        reply = await ask(world, "tools/call", {"name": "a_ask"})
-        assert (400, -32021) == (reply.status, reply.json["error"]["code"])
-        assert {"elicitation": {}} == reply.json["error"]["data"]["requiredCapabilities"]
-
-
-async def test_a_backend_of_the_other_era_cannot_ask(autojump_clock: MockClock) -> None:
-    """Its question is answered -32601 at once, and its call goes on."""
-
-    async def ask_legacy(arguments: JSON, context: CallContext) -> str:
-        try:
-            await context.elicit("name?")
-        except Exception as error:  # noqa: BLE001  # its text is the result
-            return str(error)
-        return "answered"
-
-    backend = echo_backend("legacy", "sse")
-    backend.add_tool("ask", ask_legacy)
-    async with front_world(backend) as world:
-        result = await result_of(world, "tools/call", {"name": "a_ask"}, capabilities={"elicitation": {}})
-        assert "answered" != result["content"][0]["text"]
-
-
 # Subscriptions
-
-
-@EVERY_ERA
-async def test_a_stream_of_changes(era: str, autojump_clock: MockClock) -> None:
-    """First what is honoured; then the changes that were asked for, each with the id of the request."""
-    backend = full_backend(era)
-    backend.listens = True
-    async with front_world(backend) as world:
-        wanted = {"toolsListChanged": True, "resourceSubscriptions": ["file:///a", "file:///none"]}
-        message, headers = modern_request("subscriptions/listen", {"notifications": wanted}, request_id="sub")
-        listening = world.start_post(message, headers)
-        (first,) = await listening.wait_messages(1)
-        assert "notifications/subscriptions/acknowledged" == first["method"]
-        honoured = {"toolsListChanged": True, "resourceSubscriptions": ["file:///a"]}
-        assert honoured == first["params"]["notifications"]
-        await trio.sleep(5)
-        before = len(listening.messages)
-        backend.add_tool("late")
-        backend.add_prompt("late")
-        backend.notify("notifications/prompts/list_changed")
-        backend.notify("notifications/tools/list_changed")
-        backend.notify("notifications/resources/updated", {"uri": "file:///a"})
-        await trio.sleep(5)
-        told = {each["method"] for each in listening.messages[before:]}
-        assert {"notifications/tools/list_changed", "notifications/resources/updated"} == told
-        for each in listening.messages:
-            assert "sub" == each["params"]["_meta"][f"{META}subscriptionId"]
-        with trio.fail_after(5):
-            await world.app.drain()
-        await listening.done.wait()
-        assert "complete" == listening.answer["result"]["resultType"]
-
-
-async def test_streams_of_one_principal_share_subscriptions(autojump_clock: MockClock) -> None:
-    """The end of one stream does not end what another listens for."""
-    backend = full_backend("legacy")
-    backend.listens = True
-    async with front_world(backend) as world:
-        wanted = {"notifications": {"resourceSubscriptions": ["file:///a"]}}
-        streams = []
-        for number in range(2):
-            message, headers = modern_request("subscriptions/listen", wanted, request_id=number)
-            streams.append(world.start_post(message, headers))
-            await streams[-1].wait_messages(1)
-        await trio.sleep(1)
-        streams[0].leave()
-        await trio.sleep(5)
-        before = len(streams[1].messages)
-        backend.notify("notifications/resources/updated", {"uri": "file:///a"})
-        await trio.sleep(5)
-        assert before < len(streams[1].messages)
-        assert [] == backend.received("resources/unsubscribe")
-        streams[1].leave()
-        await trio.sleep(5)
-        assert 1 == len(backend.received("resources/unsubscribe"))
 
 
 # Which era a request is of

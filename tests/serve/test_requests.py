@@ -12,9 +12,8 @@ from support.front_clients import (
     EVERY_BACKEND,
     EVERY_CARRIER,
     EVERY_ERA,
-    FrontClient,
-    HttpClient,
     front_client,
+    shut_down,
     stdio_client,
 )
 from support.harness import echo_backend
@@ -389,19 +388,12 @@ async def test_a_drain_answers_what_is_under_way_and_refuses_what_is_new(
     async with front_client(carrier, "modern", backend) as client:
         await client.ask("tools/call", {"name": "a_wait", "arguments": {}}, "w")
         await trio.sleep(1)
-        if isinstance(client, HttpClient):
-            client.world.nursery.start_soon(client.world.app.drain)
-        else:
-            await end(client)
+        await shut_down(client)
         await trio.sleep(1)
         await client.ask("tools/call", {"name": "a_echo", "arguments": {}}, "new")
         assert -32000 == (await client.response("new"))["error"]["code"]
         go_on.set()
         assert "waited" in str(await client.response("w"))
-
-
-async def end(client: FrontClient) -> None:
-    client.stopped.cancel()  # type: ignore[attr-defined]
 
 
 @EVERY_ERA

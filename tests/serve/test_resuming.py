@@ -173,30 +173,3 @@ async def test_a_drain_waits_for_each_kind_of_request(kind: str, autojump_clock:
         assert 200 == reply.status
         refused = await world.post(message, headers)
         assert (503, None if kind == "batch" else 7) == (refused.status, refused.json["id"])
-
-
-async def test_a_question_finds_its_call_beside_odd_requests(autojump_clock: MockClock) -> None:
-    """Over HTTP+SSE a backend does not say which call its question belongs to. A completion may hold any members."""
-    backend = ScriptedBackend(transport="sse")
-
-    async def ask(arguments: JSON, context: CallContext) -> str:
-        await trio.sleep(1)
-        return str(await context.elicit("sure?"))
-
-    backend.add_tool("ask", ask)
-    backend.add_prompt("p")
-    backend.completions = {"n": ["value"]}
-    async with front_world(backend) as world:
-        client = await world.initialize({"elicitation": {}})
-        backend.latency = 3.0
-        ref = {"type": "ref/prompt", "name": "a_p"}
-        odd = client.start("completion/complete", {"ref": ref, "argument": {"name": "n", "value": ""}, "uri": []})
-        await trio.sleep(0.5)
-        backend.latency = 0.0
-        call = client.start("tools/call", {"name": "a_ask"})
-        (question,) = await call.wait_messages(1)
-        assert not odd.done.is_set()
-        await client.reply(question["id"], {"action": "decline"})
-        await call.done.wait()
-        assert "decline" in call.answer["result"]["content"][0]["text"]
-        await odd.done.wait()

@@ -167,6 +167,30 @@ async def test_wishes_that_are_too_many_to_store_work_until_the_process_ends(aut
         assert 0 < len(json.loads(session.metadata.attributes["mcp.subscribed"])) < 10
 
 
+async def test_a_question_ends_when_another_process_ends_its_session(autojump_clock: MockClock) -> None:
+    """As soon as this process hears of that, and long before the drain is over: no answer can come any more, and no
+    user is kept busy with the question.
+    """
+
+    async def ask(arguments: JSON, context: CallContext) -> str:
+        return str(await context.elicit("may I?"))
+
+    backend, storage = echo_backend("legacy", "sse"), LocalStorage()
+    backend.add_tool("ask", ask)
+    limits = ManagerSettings(storage_check_interval=3)
+    async with (
+        front_world(backend, storage=storage, factory=SHARED, limits=limits) as one,
+        front_world(backend, storage=storage, factory=SHARED, limits=limits) as two,
+    ):
+        client = await one.initialize(ASKABLE)
+        call = client.start("tools/call", {"name": "a_ask"})
+        (question,) = await call.wait_messages(1)
+        assert 204 == (await LegacyClient(two, client.session_id, {}).delete()).status
+        with trio.fail_after(4):
+            _, cancel = await call.wait_messages(2)
+        assert ("notifications/cancelled", question["id"]) == (cancel["method"], cancel["params"]["requestId"])
+
+
 # A question before there is a stream
 
 

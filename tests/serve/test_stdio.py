@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import attrs
@@ -186,24 +185,6 @@ async def test_batches_of_the_version_that_has_them(autojump_clock: MockClock) -
 
 
 ANSWER: JSON = {"action": "accept", "content": {"name": "eve"}}
-
-
-@EVERY_BACKEND
-async def test_questions_of_backends(backend_era: str, autojump_clock: MockClock) -> None:
-    """A client that declared elicitation is asked by a request of ours, and its answer reaches the backend."""
-
-    async def ask(arguments: JSON, context: CallContext) -> str:
-        form = {"message": "Name?", "requestedSchema": {"type": "object", "properties": {"name": {"type": "string"}}}}
-        return json.dumps(await context.request_all({"e": ("elicitation/create", form)}))
-
-    backend = echo_backend(backend_era, answers="sse")
-    backend.add_tool("ask", ask)
-    async with front_world(backend) as world, stdio_client(world, capabilities={"elicitation": {"form": {}}}) as client:
-        await client.ask("tools/call", {"name": "a_ask", "arguments": {}}, "call")
-        question = await client.wait(lambda message: message.get("method") == "elicitation/create")
-        await client.send({"jsonrpc": "2.0", "id": question["id"], "result": ANSWER})
-        result = (await client.response("call"))["result"]
-        assert {"e": ANSWER} == json.loads(result["content"][0]["text"])
 
 
 async def test_a_question_that_is_open_at_the_end(autojump_clock: MockClock) -> None:

@@ -140,6 +140,8 @@ async def test_refusal_is_immediate(autojump_clock: MockClock, nursery: trio.Nur
             at_once.cancel()  # `aclose` is cancelled at its first checkpoint
             await session.aclose()
         assert SessionState.DRAINING is state_of(session)
+        with trio.fail_after(1):
+            await session.wait_draining()
         for refused in (
             partial(session.call_tool, "a_echo"),
             partial(session.read_resource, "memo://1"),

@@ -26,6 +26,7 @@ __all__ = [
     "HttpClient",
     "StdioClient",
     "front_client",
+    "shut_down",
     "stdio_client",
 ]
 
@@ -224,6 +225,14 @@ async def front_client(
         if legacy is not None:
             http.streams.append(legacy.listen())
         yield http
+
+
+async def shut_down(client: FrontClient) -> None:
+    """Begin to shut the server down, as a signal does."""
+    if isinstance(client, StdioClient):
+        client.stopped.cancel()
+    else:
+        client.world.nursery.start_soon(client.world.app.drain)
 
 
 @asynccontextmanager

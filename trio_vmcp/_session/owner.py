@@ -275,6 +275,10 @@ class SessionOwner:
         if deadline < self._drain.deadline:
             self._drain.deadline, self._drain_limit = deadline, limit
 
+    async def wait_draining(self) -> None:
+        """Wait until the session is DRAINING, or CLOSED."""
+        await self.life.reached(Phase.DRAINING)
+
     async def wait_closed(self) -> None:
         """Wait until the session is CLOSED."""
         await self.life.reached(Phase.CLOSED)

@@ -299,13 +299,14 @@ class ClientSession:
         self._questions[question_id] = question
         try:
             send(encode_question(question_id, method, _without_token(request.params)), may_drop=False)
-            await question.answered.wait()
-        except trio.Cancelled:
-            if not self._is_ended:
-                self._tell_withdrawn(question_id, exchange)
-            raise
+            async with trio.open_nursery() as nursery:
+                start_task(nursery, _cancel_when_draining, self.session, nursery.cancel_scope)
+                await question.answered.wait()
+                nursery.cancel_scope.cancel(reason="the question is answered")
         finally:
             del self._questions[question_id]
+            if question.reply is None and not self._is_ended:
+                self._tell_withdrawn(question_id, exchange)
         match question.reply:
             case Result(result=result):
                 return result
@@ -314,7 +315,8 @@ class ClientSession:
         raise ServerRequestError(UNAVAILABLE, "the session of the client has ended")
 
     def _tell_withdrawn(self, question_id: int, exchange: Exchange | None) -> None:
-        data = encode_notice(CANCELLED, {"requestId": question_id, "reason": "the backend has withdrawn the question"})
+        """The backend has withdrawn it, or its session has ended."""
+        data = encode_notice(CANCELLED, {"requestId": question_id, "reason": "the backend waits for it no longer"})
         if exchange is not None and exchange.takes_messages:
             exchange.send(data, may_drop=True)
         elif self.outlet.is_open:  # the call was answered meanwhile: its timeout is over, say
@@ -413,6 +415,14 @@ class ClientSession:
             "resources": (session.resources, session.resource_templates),
             "prompts": (session.prompts,),
         }
+
+
+async def _cancel_when_draining(session: Session, scope: trio.CancelScope) -> None:
+    """A session that drains takes no more messages of its client, so no answer can come. Another instance may have
+    ended it.
+    """
+    await session.wait_draining()
+    scope.cancel(reason="the session of the client has ended")
 
 
 def _listed(uris: Iterable[str]) -> str:
