@@ -295,8 +295,8 @@ class BackendRejected(BackendError):
     """
 
     code: int
-    message: str
-    data: Any = None
+    message: str = attrs.field(repr=False)  # it may repeat secrets of the request, as `data` may
+    data: Any = attrs.field(default=None, repr=False)
     status: int | None = attrs.field(default=None, kw_only=True)
 
 
@@ -312,7 +312,7 @@ class BackendUnauthorized(BackendError):
     """
 
     status: int | None = attrs.field(default=None, kw_only=True)
-    challenge: str | None = attrs.field(default=None, kw_only=True)
+    challenge: str | None = attrs.field(default=None, kw_only=True, repr=False)
 
 
 class MessageTooLarge(BackendError):

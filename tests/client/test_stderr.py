@@ -9,6 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from trio_vmcp._client.channels.stderr import LINES_PER_SECOND, MOST_CHARACTERS, MOST_LINES, StderrLog
+from trio_vmcp._protocol.words import secrets_in
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ async def test_configured_secrets_are_shown_by_name(
     records: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
     """Secrets are replaced by their names before a line is shortened; short values are ordinary words and stay."""
-    log = StderrLog("b", {"TOKEN": "s3cret-token", "LEVEL": "debug"})
+    log = StderrLog("b", secrets_in({"TOKEN": "s3cret-token", "LEVEL": "debug"}))
     log.feed(b"bad token s3cret-token at level debug\n" + b"x" * (MOST_CHARACTERS - 5) + b"s3cret-token\n")
     assert "backend 'b': bad token $TOKEN at level debug" == records.messages[0]
     assert "s3c" not in records.messages[1]

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 import attrs
 
 from trio_vmcp._client.channels.process import given_environment
+from trio_vmcp._protocol.words import names_secret, secrets_in_arguments
 from trio_vmcp.models import Backend
 
 __all__ = ["Sanitizer"]
@@ -25,10 +26,6 @@ _UNSAFE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202
 _SHORTEST_SECRET: Final = 6  # replacing shorter ones would remove ordinary words from the output
 _AS_RECEIVED: Final = frozenset({"result", "definition", "resources", "resource_templates"})
 _OURS: Final = frozenset({"error", "failure", "address", "skipped"})
-_SECRET_NAME: Final = re.compile(
-    r"auth|token|secret|passw|pwd|pass$|key|credential|cookie|session|private|signature|^sig$|^code$|dsn|jwt|database_?url",
-    re.IGNORECASE,
-)
 
 
 @attrs.frozen
@@ -46,12 +43,13 @@ class Sanitizer:
         found: set[str] = set()
         for backend in backends:
             for name, value in (*backend.headers.items(), *given_environment(os.environ, backend).items()):
-                if _SECRET_NAME.search(name):
+                if names_secret(name):
                     found |= {value, value.partition(" ")[2]}  # of "Bearer xyz" a backend may repeat "xyz" alone
             parts = urlsplit(backend.url)
             userinfo = parts.netloc.rpartition("@")[0]
             found |= {userinfo, userinfo.partition(":")[2]}
-            found |= {value for name, value in parse_qsl(parts.query) if _SECRET_NAME.search(name)}
+            found |= {value for name, value in parse_qsl(parts.query) if names_secret(name)}
+            found |= secrets_in_arguments(backend.args)
         found = {secret for secret in found if len(secret) >= _SHORTEST_SECRET}
         return cls(tuple(sorted(found, key=len, reverse=True)))  # longest first: a secret may contain a shorter one
 

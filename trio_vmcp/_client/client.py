@@ -144,6 +144,8 @@ class Client(abc.ABC, Generic[ChannelT]):
             if note.written and (in_callback or not isinstance(error, BackendError)):
                 self._cancel_request(latest or ask, "the caller gave up")
             if isinstance(error, BackendError):
+                if not in_callback:
+                    error.detail = self._channel.blot(error.detail)
                 self.on_error(error)
             raise
         if note.written:

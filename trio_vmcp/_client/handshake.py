@@ -84,7 +84,7 @@ class HandshakeClient(Client[SessionChannel]):
             raise outcome.error(self.record.backend_id, INITIALIZE)
         if not isinstance(outcome, Answer) or not isinstance(outcome.reply, Result):
             raise InitializeRefused(outcome)
-        version, capabilities = negotiated(self.record.backend_id, outcome.reply.result)
+        version, capabilities = negotiated(self._channel, outcome.reply.result)
         self.record = attrs.evolve(
             self.record,
             session_id=self._channel.session_id,

@@ -7,6 +7,7 @@ from importlib import metadata as distribution
 from typing import Any
 from weakref import WeakValueDictionary
 
+from trio_vmcp._client.channels.channel import Channel
 from trio_vmcp._protocol.eras import LEGACY_VERSIONS
 from trio_vmcp._protocol.json_slices import encode_in_steps
 from trio_vmcp._protocol.methods import INITIALIZE
@@ -34,7 +35,7 @@ class _Capabilities(dict[str, Any]):
 _known: WeakValueDictionary[str, _Capabilities] = WeakValueDictionary()
 
 
-def negotiated(backend_id: str, result: JSON) -> tuple[str, JSON]:
+def negotiated(channel: Channel, result: JSON) -> tuple[str, JSON]:
     """The protocol version and the server capabilities in an answer to `initialize`.
 
     Raises:
@@ -43,9 +44,11 @@ def negotiated(backend_id: str, result: JSON) -> tuple[str, JSON]:
     """
     version = result.get("protocolVersion")
     if version not in LEGACY_VERSIONS:
-        shown = repr(version[:40]) if isinstance(version, str) else "no version"
-        raise BackendProtocolError(backend_id, f"answered {INITIALIZE!r} with {shown}; we speak {LEGACY_VERSIONS}")
-    return version, declared_capabilities(backend_id, INITIALIZE, result)
+        shown = repr(channel.blot(version)[:40]) if isinstance(version, str) else "no version"
+        raise BackendProtocolError(
+            channel.backend_id, f"answered {INITIALIZE!r} with {shown}; we speak {LEGACY_VERSIONS}"
+        )
+    return version, declared_capabilities(channel.backend_id, INITIALIZE, result)
 
 
 def declared_capabilities(backend_id: str, method: str, result: JSON) -> JSON:

@@ -20,13 +20,13 @@ import trio
 
 from trio_vmcp._client.channels.channel import Send
 from trio_vmcp._client.complaints import Complaints
-from trio_vmcp._client.handlers import MOST_QUOTED, BoundHandlers, call_info
+from trio_vmcp._client.handlers import BoundHandlers, call_info
 from trio_vmcp._client.http.connection_limit import ConnectionSlot
 from trio_vmcp._client.log_feed import MOST_WAITING_BYTES, LogFeed
 from trio_vmcp._nursery import start_if_open
 from trio_vmcp._protocol.json_cost import memory_size
 from trio_vmcp._protocol.jsonrpc import Request, RequestId, encode_error, encode_result
-from trio_vmcp._protocol.methods import CANCELLED, PING
+from trio_vmcp._protocol.methods import CANCELLED, PING, QUESTIONS
 from trio_vmcp._request_note import RequestNote, answering_on, current_note
 from trio_vmcp.connector import ServerRequestError
 from trio_vmcp.errors import BackendError
@@ -126,7 +126,8 @@ class ServerRequests:
         size = memory_size(message.params, self._max_pending_bytes)
         refused = self.handlers.refuse_request(method, message.params) or self._refuse_for_room(size)
         if refused is not None:
-            logger.debug("backend %r: refused %r: %s", backend_id, method[:MOST_QUOTED], refused)
+            shown = repr(method) if method in QUESTIONS else "a method of its own"  # which may hold anything
+            logger.debug("backend %r: refused %s: %s", backend_id, shown, refused)
             self._reply(encode_error(message.id, refused.code, refused.message), send)
             return
         running = _RunningHandler(message, caller, send, current_note.get(), size, among)

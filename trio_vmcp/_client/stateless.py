@@ -328,7 +328,7 @@ class StatelessClient(Client[Channel]):
         if not bad:
             return page
         more = f", and {len(bad) - 1} more" if bad[1:] else ""
-        logger.warning("backend %r: dropped tool %s%s", self.record.backend_id, bad[0], more)
+        logger.warning("backend %r: dropped tool %s%s", self.record.backend_id, self._channel.blot(bad[0]), more)
         return page | {"tools": usable}
 
     async def _learn_headers(self, tool: object, bad: list[str]) -> bool:

@@ -223,7 +223,6 @@ class _Subscription(HeldStream):
     _request_id: int = attrs.field(default=0, init=False)
     _acknowledging: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _is_acknowledged: bool = attrs.field(default=False, init=False)
-    _outcome: Answer | Refusal | None = attrs.field(default=None, init=False)
 
     def require(self, uri: str | None) -> Wanted:
         """The subscriptions that the server has acknowledged to a trial; `uri` must be among them.
@@ -243,14 +242,14 @@ class _Subscription(HeldStream):
         return self.honoured
 
     async def open_once(self) -> bool:
-        self._outcome, self._is_acknowledged, self.problem = None, False, None
+        self._is_acknowledged, self.problem = False, None
+        outcome: Answer | Refusal | None = None
         opened_at = trio.current_time()
         ask, data, headers = self._compose(LISTEN, self.wanted.params(), self.identity)
         self._request_id = ask.id
         try:
             with trio.CancelScope(deadline=opened_at + ACKNOWLEDGE_TIMEOUT) as self._acknowledging:
-                unseen = await self._channel.hold(ask, data, headers, self._accept, self._note_retry)
-                self._outcome = unseen or self._outcome
+                outcome = await self._channel.hold(ask, data, headers, self._accept, self._note_retry)
         except BackendError as error:
             self.problem = error
             self.backoff.note_error(error)
@@ -262,7 +261,7 @@ class _Subscription(HeldStream):
             self.problem = BackendTimeout(self.backend_id, detail)
         if self._is_acknowledged:
             self.note_ended(opened_at)
-        again = self._judge(self._outcome)
+        again = self._judge(outcome)
         return again and not (self.is_trial and self.honoured is None)
 
     def _judge(self, outcome: Answer | Refusal | None) -> bool:
@@ -288,15 +287,11 @@ class _Subscription(HeldStream):
             BackendProtocolError: The message came before the acknowledgement.
         """
         match message:
-            case Result() | ErrorReply():
-                if same_id(message.id, self._request_id) or (isinstance(message, ErrorReply) and message.id is None):
-                    self._outcome = Answer(message)
-                    return False
             case Notification(method=method) if method == CANCELLED:
                 return not same_id(message.params.get("requestId"), self._request_id)
             case Notification() if self._is_own(message.params):
                 return self._accept_own(message.method, message.params)
-            case _:  # a request, which servers must not send here, or a message for another subscription
+            case _:  # a request, which servers must not send here, or a message for another request
                 pass
         if not self._is_acknowledged:
             detail = f"answered {LISTEN!r} with something else before {ACKNOWLEDGED!r}"
@@ -311,7 +306,8 @@ class _Subscription(HeldStream):
         if method == ACKNOWLEDGED and not self._is_acknowledged:
             return self._note_acknowledgement(self.wanted.honoured_by(params))
         if self.honoured is None or not self._is_acknowledged:
-            detail = f"answered {LISTEN!r} with {method[:MOST_QUOTED]!r} before {ACKNOWLEDGED!r}"
+            shown = self._channel.blot(method)[:MOST_QUOTED]
+            detail = f"answered {LISTEN!r} with {shown!r} before {ACKNOWLEDGED!r}"
             raise BackendProtocolError(self.backend_id, detail)
         of_a_list = any(method == LIST_CHANGED[kind] for kind in self.honoured.kinds)
         of_a_resource = method == RESOURCE_UPDATED and bool(self.honoured.uris) and isinstance(params.get("uri"), str)

@@ -37,8 +37,9 @@ class Answer:
     """A JSON-RPC reply, and the status of its HTTP response (200 if there is no HTTP).
 
     Attributes:
-        words: The message of an error, without secrets of the request, for error texts and logs; None: there are none
-            in it. The message itself goes to the caller as it is.
+        www_authenticate: The header, as received.
+        challenge: The header without secrets of the request, for error texts and logs; None: there are none in it.
+        words: The message of an error, likewise. The message itself goes to the caller as it is.
     """
 
     reply: Result | ErrorReply
@@ -46,6 +47,7 @@ class Answer:
     www_authenticate: str | None = None
     retry_after: float | None = None
     is_signed: bool = True  # the request carried what may be credentials
+    challenge: str | None = attrs.field(default=None, kw_only=True)
     words: str | None = attrs.field(default=None, kw_only=True)
 
 
@@ -54,7 +56,7 @@ class Refusal:
     """An HTTP error without a JSON-RPC error in its body.
 
     Attributes:
-        www_authenticate: The header, as received.
+        www_authenticate, challenge: As in `Answer`.
         names_session: The body mentions a session.
         tells_session_lost: The body says in words of `tells_session_lost` that the session is gone.
         retry_after: s, of the header `Retry-After`; None: absent or unreadable.
@@ -71,6 +73,7 @@ class Refusal:
     words: str = ""
     via: str = ""
     is_signed: bool = True
+    challenge: str | None = attrs.field(default=None, kw_only=True)
 
 
 @attrs.frozen
@@ -175,7 +178,8 @@ def rejection(backend_id: str, method: str, outcome: Answer | Refusal) -> Backen
         words += outcome.via
     if status in _UNAUTHORIZED:
         refused = "refused the credentials for {!r}" if outcome.is_signed else "refused {!r} without credentials"
-        challenge = f" ({outcome.www_authenticate[:MOST_QUOTED]!r})" if outcome.www_authenticate else ""
+        shown = outcome.challenge or outcome.www_authenticate
+        challenge = f" ({shown[:MOST_QUOTED]!r})" if shown else ""
         return BackendUnauthorized(
             backend_id,
             f"{refused.format(method)}: HTTP {status}{challenge}{words}",

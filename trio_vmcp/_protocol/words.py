@@ -6,11 +6,23 @@ request are replaced before anything is cut, or a part of one could stay.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
-from collections.abc import Iterable, Mapping
-from urllib.parse import parse_qsl
+from collections.abc import Iterable, Mapping, Sequence
+from urllib.parse import parse_qsl, unquote
 
-__all__ = ["MOST_WORDS", "blotted", "is_credential", "quoted", "secrets_in", "secrets_of", "words_in"]
+__all__ = [
+    "MOST_WORDS",
+    "blotted",
+    "is_credential",
+    "names_secret",
+    "quoted",
+    "secrets_in",
+    "secrets_in_arguments",
+    "secrets_of",
+    "words_in",
+]
 
 MOST_WORDS = 300  # characters that an error quotes
 _MOST_READ = 8 * 1024  # bytes of a body, in which its words are looked for
@@ -34,6 +46,12 @@ _NO_SECRETS = frozenset(
         "user-agent",
     ]
 )
+_SECRET_NAME = re.compile(
+    r"auth|token|secret|passw|pwd|pass$|key|credential|cookie|session|private|signature|^sig$|^code$|dsn|jwt|database_?url",
+    re.IGNORECASE,
+)
+_NAMED_VALUE = re.compile(r"-*([\w.-]+)\s*[=:]\s*(?!//)(.+)", re.DOTALL)  # --token=x, TOKEN=x, X-Api-Key: x
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://(?:([^/?#]*)@)?[^?#]*(?:\?([^#]*))?", re.IGNORECASE)
 _NO_CREDENTIALS = ("cookie", "last-event-id", "mcp-session-id")  # the user's own cookies are looked at before
 
 
@@ -54,15 +72,59 @@ def secrets_of(headers: Iterable[tuple[str, str]], query: str) -> dict[str, str]
         if name == "cookie":
             found |= {part.partition("=")[2]: "[cookie]" for part in value.split("; ")}
         if name not in _NO_SECRETS:
-            found |= dict.fromkeys((value, value.partition(" ")[2]), f"[{name}]")  # "Bearer x" may be repeated as "x"
-    found |= dict.fromkeys([query, *(value for _, value in parse_qsl(query))], "[query]")
-    return {value: found[value] for value in sorted(found, key=len, reverse=True) if len(value) >= _SHORTEST_SECRET}
+            found |= dict.fromkeys(_forms(value), f"[{name}]")
+    as_sent = (part.partition("=")[2] for part in query.split("&"))
+    found |= dict.fromkeys([query, *as_sent, *(value for _, value in parse_qsl(query))], "[query]")
+    return _longest_first(found)
 
 
-def secrets_in(environment: Mapping[str, str]) -> dict[str, str]:
-    """The values in the environment of a program that no text may show, as `secrets_of`."""
-    found = {value: f"${name}" for name, value in environment.items() if len(value) >= _SHORTEST_SECRET}
-    return {value: found[value] for value in sorted(found, key=len, reverse=True)}
+def names_secret(name: str) -> bool:
+    """Whether a variable, an option or a header of this name commonly holds a secret."""
+    return _SECRET_NAME.search(name) is not None
+
+
+def secrets_in(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> dict[str, str]:
+    """The values given to a program that no text may show, as `secrets_of`: all of its environment, and those arguments
+    whose names say that they are secrets.
+    """
+    found = dict.fromkeys(secrets_in_arguments(arguments), "[argument]")
+    return _longest_first(found | {value: f"${name}" for name, value in environment.items()})
+
+
+def secrets_in_arguments(arguments: Sequence[str]) -> set[str]:
+    """The values of options such as `--token x`, `--token=x`, `-e TOKEN=x` and `-H "Authorization: Bearer x"`, and the
+    password and such parameters of a url.
+    """
+    found: set[str] = set()
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        if url := _URL.search(argument):
+            userinfo = unquote(url[1] or "")
+            found |= {url[1] or "", userinfo, userinfo.partition(":")[2]}
+            found |= {value for name, value in parse_qsl(url[2] or "") if names_secret(name)}
+        if (named := _NAMED_VALUE.match(argument)) and names_secret(named[1]):
+            found |= {*_forms(named[2])}
+        elif argument.startswith("-") and "=" not in argument and names_secret(argument):
+            found |= {*_forms(following)}
+    return {value for value in found if len(value) >= _SHORTEST_SECRET}
+
+
+def _forms(value: str) -> tuple[str, ...]:
+    """A value, and the parts of it that a text may repeat alone: of "Bearer x" x, of HTTP Basic what it encodes, and
+    the password in that (RFC 7617 §2).
+    """
+    scheme, _, token = value.partition(" ")
+    if scheme.lower() != "basic":
+        return (value, token)
+    try:
+        userinfo = base64.b64decode(token, validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return (value, token)
+    return (value, token, userinfo, userinfo.partition(":")[2])
+
+
+def _longest_first(secrets: Mapping[str, str]) -> dict[str, str]:
+    """A secret may hold a shorter one, which must not be replaced in it."""
+    return {value: secrets[value] for value in sorted(secrets, key=len, reverse=True) if len(value) >= _SHORTEST_SECRET}
 
 
 def blotted(text: str, secrets: Mapping[str, str]) -> str:

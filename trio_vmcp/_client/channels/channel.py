@@ -202,6 +202,12 @@ class Channel(Protocol):
         """
         ...
 
+    def blot(self, text: str) -> str:
+        """A text of the backend without the secrets that it was given: headers, credentials, ids of sessions, parts of
+        the url, the environment. For logs and error texts.
+        """
+        ...
+
     def retire(self) -> None:
         """Open no new stream. Streams and messages that are under way go on until `aclose`."""
         ...

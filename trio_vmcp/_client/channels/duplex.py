@@ -161,6 +161,9 @@ class DuplexChannel(abc.ABC):
             raise settled
         return settled
 
+    def blot(self, text: str) -> str:
+        return self.inbox.blot(text)
+
     def cancel(self, ask: Ask, reason: str) -> None:
         # In both eras: the stream cannot be closed for one request, since others use it.
         self.tell_soon(encode_notification(CANCELLED, {"requestId": ask.id, "reason": reason}), ask.identity)

@@ -64,7 +64,6 @@ class EventStream(DuplexChannel):
     _posts: HttpLink | None = attrs.field(default=None, init=False)
     _version: str = attrs.field(default="", init=False)
     _is_connected: bool = attrs.field(default=False, init=False)
-    _sent: Headers = attrs.field(factory=list, init=False, repr=False)  # by the latest request, with its credentials
     _heard_at: float = attrs.field(factory=trio.current_time, init=False)  # the newest bytes of the stream
     _failure: BackendError | None = attrs.field(default=None, init=False)
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
@@ -75,8 +74,8 @@ class EventStream(DuplexChannel):
         self.inbox.blot = self._blot
 
     def _blot(self, text: str) -> str:
-        # A stream does not say which request an error belongs to; they all have the credentials of one backend.
-        return (self._posts or self.link).blot(text, self._sent)
+        text = self.link.blot(text, [])
+        return text if self._posts is None else self._posts.blot(text, [])
 
     async def serve(self) -> None:
         """Read the stream to its end.
@@ -294,7 +293,6 @@ class EventStream(DuplexChannel):
             "POST", headers, data, identity=identity, may_repeat=may_repeat, limited=limited
         )
         async with exchange as reply:
-            self._sent = reply.sent
             refused = None if 200 <= reply.status < 300 else await self._posts.read_refusal(reply)
             if limited:  # a request: its answer, on the stream, ends this wait
                 with suppress(BackendError):

@@ -112,7 +112,7 @@ class ChildProcess:
     started: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     gone: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _time_to_end: float = attrs.field(default=MOST_TEARDOWN, init=False)  # s
-    _given: Mapping[str, str] = attrs.field(init=False, repr=False)
+    _given: Mapping[str, str] = attrs.field(init=False, repr=False)  # variables of the child
     _stderr: StderrLog = attrs.field(init=False, repr=False)
     _stdout: LastWords = attrs.field(init=False, repr=False)  # what it says there that is no message
     _process: trio.Process | None = attrs.field(default=None, init=False)
@@ -127,10 +127,11 @@ class ChildProcess:
     def __attrs_post_init__(self) -> None:
         self._time_to_end = min(self.teardown_timeout, MOST_TEARDOWN)
         self._given = given_environment(os.environ, self.backend)
-        self._stderr = StderrLog(self.backend.id, self._given)
-        self._stdout = LastWords(self._given)
+        secrets = secrets_in(self._given, self.backend.args)
+        self._stderr = StderrLog(self.backend.id, secrets)
+        self._stdout = LastWords(secrets)
         self.channel.on_text = self._stdout.add
-        self.channel.inbox.blot = partial(blotted, secrets=secrets_in(self._given))
+        self.channel.inbox.blot = partial(blotted, secrets=secrets)
 
     async def serve(self) -> None:
         """Start the child, and wait until it has ended. If this is cancelled, it ends the child in the usual order

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import attrs
 import trio
 
-from trio_vmcp._protocol.words import blotted, secrets_in
+from trio_vmcp._protocol.words import blotted
 
 __all__ = ["LastWords", "StderrLog"]
 
@@ -41,14 +41,14 @@ _SAYS_WHY = re.compile(r"(?i:error|exception|fatal|panic|uncaught|unhandled|cann
 
 @attrs.define(eq=False)
 class LastWords:
-    """The end of a child's free text. Values of the configured environment are replaced by their names."""
+    """The end of a child's free text.
 
-    environment: Mapping[str, str] = attrs.field(repr=False)
-    _secrets: Mapping[str, str] = attrs.field(init=False, repr=False)
+    Args:
+        secrets: As `blotted` takes them.
+    """
+
+    _secrets: Mapping[str, str] = attrs.field(alias="secrets", repr=False)
     _lines: deque[str] = attrs.field(factory=lambda: deque(maxlen=SEARCHED_LINES), init=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._secrets = secrets_in(self.environment)
 
     def add(self, line: bytes | bytearray) -> str:
         """Take one line. Returns its text without secrets; empty: it holds none."""
@@ -76,10 +76,10 @@ class LastWords:
 
 @attrs.define(eq=False)
 class StderrLog:
-    """Lines of free text. Values of the configured environment are replaced by their names."""
+    """Lines of free text, without secrets: see `LastWords`."""
 
     backend_id: str
-    environment: Mapping[str, str] = attrs.field(repr=False)
+    _secrets: Mapping[str, str] = attrs.field(alias="secrets", repr=False)
     _line: bytearray = attrs.field(factory=bytearray, init=False, repr=False)
     _words: LastWords = attrs.field(init=False, repr=False)
     _lines: int = attrs.field(default=0, init=False)
@@ -88,7 +88,7 @@ class StderrLog:
     _withheld: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._words = LastWords(self.environment)
+        self._words = LastWords(self._secrets)
 
     async def drain(self, stream: trio.abc.ReceiveStream) -> None:
         """Read until the stream ends: if stderr is not read, the child blocks when the pipe is full."""

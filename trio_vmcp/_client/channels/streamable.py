@@ -133,12 +133,24 @@ class Streamable:
             if not is_stream(reply):
                 return await self.plain_outcome(reply, ask)
             decoder = SseDecoder(max_event_bytes=self.max_message_bytes)
+            answer: Answer | None = None
+
+            def take(message: Message) -> bool:
+                nonlocal answer
+                if isinstance(message, Result | ErrorReply) and _is_reply_to(message, ask):
+                    answer = self._answer(message, reply)
+                    return False
+                return accept(message)
+
             try:
-                await self.follow(reply, decoder, accept)
+                await self.follow(reply, decoder, take)
             finally:
                 if decoder.retry is not None:
                     on_retry(decoder.retry)
-        return None
+        return answer
+
+    def blot(self, text: str) -> str:
+        return self.link.blot(text, [])
 
     def retire(self) -> None:
         """Nothing to do: every exchange belongs to the task that made it."""
@@ -253,7 +265,7 @@ class Streamable:
                     return answer
             known = None if ask.known is None else await recall(text, ask.id, ask.known)
             return self._answer(self._matching(known or await self._parse(text, reply), ask.id, reply), reply)
-        shown = repr(kind[:MOST_QUOTED]) if kind else "no content"
+        shown = repr(self.link.blot(kind, reply.sent)[:MOST_QUOTED]) if kind else "no content"
         words = await self.link.quote(reply)
         raise reply.protocol_error(f"answered a request with HTTP {reply.status} and {shown}{words}")
 
@@ -285,7 +297,7 @@ class Streamable:
                 known = await recall(text, ask.id, ask.known)
             message = known or await self._reader.read(text)
             if isinstance(message, Result | ErrorReply):
-                if same_id(message.id, ask.id) or (isinstance(message, ErrorReply) and meant_id(message.id) is None):
+                if _is_reply_to(message, ask):
                     return self._answer(message, reply)
                 if meant_id(message.id) == ask.id:
                     raise reply.protocol_error(f"answered with the id {message.id!r}, which is no integer")
@@ -315,10 +327,7 @@ class Streamable:
         for part in parts:
             message = await self._reader.read(part)
             if isinstance(message, Result | ErrorReply):
-                is_ours = same_id(message.id, ask.id) or (
-                    isinstance(message, ErrorReply) and meant_id(message.id) is None
-                )
-                if is_ours and answer is None:
+                if _is_reply_to(message, ask) and answer is None:
                     answer = self._answer(message, reply)
                     continue
             elif isinstance(message, Unreadable | Oversized):
@@ -354,12 +363,14 @@ class Streamable:
         with suppress(BadMessage):
             message = parse_message(data, max_depth=self.max_json_depth, max_values=self.max_json_values)
         if isinstance(message, ErrorReply):  # of whatever id: it can be about nothing but this request
+            asked, challenge = self.link.challenge(reply)
             return Answer(
                 message,
                 reply.status,
-                reply.header("www-authenticate"),
+                asked,
                 reply.retry_after,
                 is_signed=self.link.is_signed(reply),
+                challenge=challenge,
                 words=self.link.blot(message.message, reply.sent),
             )
         return self.link.refusal(reply, data)
@@ -389,6 +400,11 @@ class Streamable:
         if not same_id(message.id, message_id) and not isinstance(message, ErrorReply):
             raise reply.protocol_error("answered with the id of another request")
         return message
+
+
+def _is_reply_to(message: Result | ErrorReply, ask: Ask) -> bool:
+    """An error that does not tell what it answers can be about nothing but the request of its stream."""
+    return same_id(message.id, ask.id) or (isinstance(message, ErrorReply) and meant_id(message.id) is None)
 
 
 def is_stream(reply: HttpReply) -> bool:

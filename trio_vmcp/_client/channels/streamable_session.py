@@ -242,8 +242,10 @@ class StreamableSession(Streamable):
             del self._in_flight[ask.id]
         assert request.answer is not None
         found = request.answer
-        words = self.link.blot(found.message, self._session_headers) if isinstance(found, ErrorReply) else None
-        return Answer(found, words=words)
+        return Answer(found, words=self.blot(found.message) if isinstance(found, ErrorReply) else None)
+
+    def blot(self, text: str) -> str:
+        return self.link.blot(text, self._session_headers)
 
     async def _resumed(self, broken: Loss, ask: Ask) -> RequestOutcome:
         """Resume a broken stream to get the rest of the answer. The request is never sent again: it may have run."""

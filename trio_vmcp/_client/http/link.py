@@ -37,6 +37,7 @@ from trio_vmcp.models import Backend
 __all__ = ["Headers", "HttpExchange", "HttpLink"]
 
 MOST_REDIRECTS = 3
+MOST_SIGNATURES = 100  # credentials of `auth` that are looked for in texts of the backend
 # s and chunks that a body of no use may take to end, so that its connection can be used again.
 DRAIN_TIMEOUT, MOST_DRAINED = 0.1, 16
 LEAST_PATIENCE = 0.001  # s; less is none
@@ -127,6 +128,9 @@ class HttpLink:
         factory=dict, init=False, repr=False
     )  # by verb, for `_target`
     _last_headers: tuple[Headers, bytes] = attrs.field(factory=lambda: ([], b""), init=False, repr=False)
+    # The newest credentials that `auth` has put into requests: a backend may repeat them in a stream that does not tell
+    # which request it is about.
+    _signatures: dict[tuple[bytes, bytes], None] = attrs.field(factory=dict, init=False, repr=False)
     # Replies that are not closed yet; None: there are none.
     _open: set[HttpReply] | None = attrs.field(default=None, init=False, repr=False)
     _patience: float = attrs.field(default=DRAIN_TIMEOUT, init=False)  # s, for the end of the next such body
@@ -253,27 +257,37 @@ class HttpLink:
     def refusal(self, reply: HttpReply, data: bytes | bytearray) -> Refusal:
         """The outcome in an HTTP error whose body, `data`, holds no JSON-RPC error."""
         text = data.decode(errors="replace")
+        asked, challenge = self.challenge(reply)
         return Refusal(
             reply.status,
-            reply.header("www-authenticate"),
+            asked,
             names_session="session" in text.lower(),
             tells_session_lost=in_words_of_a_lost_session(text),
             retry_after=reply.retry_after,
             words=self.words(reply, data),
             via=self.via,
             is_signed=self.is_signed(reply),
+            challenge=challenge,
         )
+
+    def challenge(self, reply: HttpReply) -> tuple[str | None, str | None]:
+        """The header `WWW-Authenticate` as received, and without secrets; None: absent."""
+        value = reply.header("www-authenticate")
+        return value, None if value is None else self.blot(value, reply.sent)
 
     def words(self, reply: HttpReply, data: bytes | bytearray) -> str:
         """What a response says in its body, `data`: short, and without secrets."""
         return words_in(data, reply.media_type, self._secrets(reply.sent))
 
     def blot(self, text: str, sent: Headers) -> str:
-        """A text of the backend without what a request with these headers, beside the usual ones, held of secrets."""
+        """A text of the backend without what a request with these headers, beside the usual ones, held of secrets, and
+        without the credentials of other requests.
+        """
         return blotted(text, self._secrets(sent))
 
     def _secrets(self, sent: Headers) -> dict[str, str]:
-        return secrets_of(self._sent(sent), self._queries)
+        everything = [*self._signatures, *self._cookies.headers(self._target), *sent]
+        return secrets_of(self._sent(everything), self._queries)
 
     def is_signed(self, reply: HttpReply) -> bool:
         """The request carried what may be credentials."""
@@ -352,7 +366,7 @@ class HttpLink:
         location = reply.header("location")
         await reply.aclose()
         if reply.status not in _REDIRECTS or location is None:
-            where = "" if location is None else f" to {self._shown_target(url, location)!r}"
+            where = "" if location is None else f" to {self._shown_target(url, location, reply.sent)!r}"
             raise BackendRejected(
                 self.backend.id,
                 f"answered with HTTP {reply.status}{where}, which is not followed",
@@ -366,16 +380,16 @@ class HttpLink:
         except httpx.InvalidURL as exc:
             raise reply.protocol_error(f"redirects (HTTP {reply.status}) to what is no URL") from exc
         if target is None:
-            where = f"{self._shown_target(url, location)}, another origin"
+            where = f"{self._shown_target(url, location, reply.sent)}, another origin"
             raise reply.protocol_error(f"redirects (HTTP {reply.status}) to {where}, which is not followed")
         return target.copy_with(userinfo=b"", fragment=None)
 
-    def _shown_target(self, url: httpx.URL, location: str) -> str:
+    def _shown_target(self, url: httpx.URL, location: str, sent: Headers) -> str:
         """Where a redirect leads, for an error text without secrets: of another origin nothing else is shown."""
         try:
             target = within_origin(url, location)
             shown = shown_origin(url.join(location)) if target is None else _without_query(target)
-            return shown[:MOST_WORDS]
+            return self.blot(shown, sent)[:MOST_WORDS]
         except (httpx.InvalidURL, ValueError):
             return "<unreadable url>"
 
@@ -392,6 +406,7 @@ class HttpLink:
         return self._reply(response, reply.body, reply.sent), response
 
     async def _send(self, request: httpx.Request, body: RequestBody) -> tuple[HttpReply, httpx.Response]:
+        self._note_signatures(request.headers.raw)
         try:
             response = await self.transport.handle_async_request(request)
         except Exception as exc:  # noqa: BLE001  # a user's transport may raise anything
@@ -400,6 +415,13 @@ class HttpLink:
         reply = self._reply(response, body, request.headers.raw)
         self._cookies.keep(request.url, reply.headers)
         return reply, response
+
+    def _note_signatures(self, headers: Headers) -> None:
+        for pair in headers:
+            if pair not in self._signatures and pair not in self._constant and is_credential(pair[0].decode().lower()):
+                self._signatures[pair] = None
+        while len(self._signatures) > MOST_SIGNATURES:
+            del self._signatures[next(iter(self._signatures))]
 
     def _reply(self, response: httpx.Response, body: Body, sent: Headers) -> HttpReply:
         headers = [(name.lower(), value) for name, value in response.headers.raw]
