@@ -7,16 +7,16 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import hypothesis
 import hypothesis.strategies
 
-from mutation.hunt import Suite, Test, Verdict, hunt, source_of, survey
+from mutation.hunt import Suite, SurveyedTest, Verdict, hunt, source_of, survey
 from mutation.mutants import Mutant, mutants_of
-from mutation.targets import CORE, EQUIVALENT, TARGETS
+from mutation.targets import CORE, EQUIVALENT, TARGETS, Target
 
 T = TypeVar("T")
 
@@ -85,36 +85,33 @@ def chosen(options: argparse.Namespace) -> tuple[dict[str, list[Mutant]], set[st
     return by_module, {mutant.name for _, mutant in everything} - {mutant.name for _, mutant in meant}
 
 
-def verdicts_on(
-    suite: Suite, module: str, mutants: Sequence[Mutant], surveyed: Sequence[Test], workers: int
-) -> list[Verdict]:
-    """Judge the mutants of one module by the tests of its target, telling how far it is."""
+def judged(by_module: Mapping[str, Sequence[Mutant]], workers: int) -> dict[str, list[Verdict]]:
+    """The verdicts on the mutants of each module by the tests of its target, telling how far it is. All modules share
+    one survey and one collection of tests, which take a minute each.
+    """
     started = time.perf_counter()
-    say(f"\n{module}: {len(mutants)} mutants")
-    verdicts: list[Verdict] = []
-    for verdict in hunt(suite, [(module, mutant) for mutant in mutants], {module: [*surveyed]}, workers=workers):
-        verdicts.append(verdict)
+    names = dict.fromkeys(name for module in by_module for name in TARGETS[module].tests)
+    suite = Suite(files=[TESTS_HOME / f"{name}.py" for name in names], root=TESTS_HOME.parent)
+    surveyed = survey(suite, {module: TARGETS[module].functions for module in by_module})
+    say(f"\nwhat tests run is known after {time.perf_counter() - started:.0f} s")
+    judges = {module: judges_of(TARGETS[module], surveyed[module]) for module in by_module}
+    mutants = [(module, mutant) for module, own in by_module.items() for mutant in own]
+    verdicts: dict[str, list[Verdict]] = {module: [] for module in by_module}
+    for count, (module, verdict) in enumerate(hunt(suite, mutants, judges, workers=workers), 1):
+        verdicts[module].append(verdict)
         if verdict.survived and verdict.mutant.name not in EQUIVALENT:
-            say(f"\rsurvived: {verdict.mutant.name} (line {verdict.mutant.line}, {verdict.tests} tests)")
+            say(f"\rsurvived: {module} {verdict.mutant.name} (line {verdict.mutant.line}, {verdict.tests} tests)")
         if sys.stdout.isatty():
-            say(f"\r{len(verdicts)}/{len(mutants)}", end="")
-        elif len(verdicts) % 25 == 0:
-            say(f"{len(verdicts)}/{len(mutants)} after {time.perf_counter() - started:.0f} s")
+            say(f"\r{count}/{len(mutants)}", end="")
+        elif count % 25 == 0:
+            say(f"{count}/{len(mutants)} ({module}) after {time.perf_counter() - started:.0f} s")
     return verdicts
 
 
-def judged(by_module: Mapping[str, Sequence[Mutant]], workers: int) -> Iterator[tuple[str, list[Verdict]]]:
-    """The verdicts on each module. Modules that the same tests judge share one survey, which takes a minute."""
-    by_tests: dict[tuple[str, ...], list[str]] = {}
-    for module in by_module:
-        by_tests.setdefault(TARGETS[module].tests, []).append(module)
-    for tests, modules in by_tests.items():
-        started = time.perf_counter()
-        suite = Suite(files=[TESTS_HOME / f"{name}.py" for name in tests], root=TESTS_HOME.parent)
-        surveyed = survey(suite, {module: TARGETS[module].functions for module in modules})
-        say(f"\n{', '.join(modules)}: what tests run is known after {time.perf_counter() - started:.0f} s")
-        for module in modules:
-            yield module, verdicts_on(suite, module, by_module[module], surveyed[module], workers)
+def judges_of(target: Target, tests: Sequence[SurveyedTest]) -> list[SurveyedTest]:
+    """Those in the files of the target, and the imports."""
+    files = tuple(f"{TESTS_HOME.name}/{name}.py::" for name in target.tests)
+    return [test for test in tests if not test.id or test.id.startswith(files)]
 
 
 def main() -> int:
@@ -134,7 +131,7 @@ def main() -> int:
     by_module, left_out = chosen(options)
     verdicts: list[Verdict] = []
     summary: list[str] = []
-    for module, own in judged(by_module, options.workers):
+    for module, own in judged(by_module, options.workers).items():
         verdicts += own
         names = {mutant.name for mutant in by_module[module]}
         _, report = judge(own, [name for name in EQUIVALENT if name in names])

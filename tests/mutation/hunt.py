@@ -19,7 +19,7 @@ import sys
 import tempfile
 import traceback
 import types
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ import hypothesis
 import pytest
 import trio
 
-from mutation.live import LiveJudge
+from mutation.live import Kills, LiveJudge
 from mutation.mutants import Mutant, noted
 
 MOST_CPU = 5  # s for one test: the suite allows a second
@@ -49,7 +49,7 @@ BROKEN = 101
 
 
 @attrs.frozen
-class Test:
+class SurveyedTest:
     """What the first run learned about one test."""
 
     id: str  # empty: the imports, before the first test
@@ -226,7 +226,7 @@ def _run_pytest(suite: Suite, tests: Iterable[str], plugins: list[object]) -> in
     return int(pytest.main([*options, *tests], plugins=[_Limits(), *plugins]))
 
 
-def survey(suite: Suite, modules: Mapping[str, Collection[str] | None]) -> dict[str, list[Test]]:
+def survey(suite: Suite, modules: Mapping[str, Collection[str] | None]) -> dict[str, list[SurveyedTest]]:
     """Run everything once, unmutated: by module, the tests and which of its lines they run.
 
     Raises:
@@ -258,48 +258,53 @@ def survey(suite: Suite, modules: Mapping[str, Collection[str] | None]) -> dict[
     if status != SURVIVED:
         raise RuntimeError(f"the tests fail without any mutant: {found[0] if found else f'status {status}'}")
     return {
-        module: [Test(test, took, frozenset(lines)) for test, took, lines in tests]
+        module: [SurveyedTest(test, took, frozenset(lines)) for test, took, lines in tests]
         for module, tests in found[1].items()
     }
 
 
 def hunt(
-    suite: Suite, mutants: Sequence[tuple[str, Mutant]], surveyed: dict[str, list[Test]], *, workers: int
-) -> Iterator[Verdict]:
-    """A verdict on each mutant, given with the name of its module; in no particular order."""
+    suite: Suite, mutants: Sequence[tuple[str, Mutant]], surveyed: Mapping[str, Sequence[SurveyedTest]], *, workers: int
+) -> Iterator[tuple[str, Verdict]]:
+    """A verdict on each mutant, both with the name of the module; in no particular order.
+
+    Args:
+        surveyed: By module, the tests of the suite that are to judge it.
+    """
     left = [(module, mutant) for module, mutant in mutants if not mutant.in_function]
-    for module in dict.fromkeys(module for module, _ in mutants):
-        own = [mutant for other, mutant in mutants if other == module and mutant.in_function]
-        for verdict, is_final in _hunt_live(suite, module, own, surveyed[module], workers):
-            if is_final:
-                yield verdict
-            else:
-                left.append((module, verdict.mutant))
+    live = [(module, mutant) for module, mutant in mutants if mutant.in_function]
+    for module, verdict, is_final in _hunt_live(suite, live, surveyed, workers):
+        if is_final:
+            yield module, verdict
+        else:
+            left.append((module, verdict.mutant))
     yield from _hunt_imported(suite, left, surveyed, workers)
 
 
 def _hunt_live(
-    suite: Suite, module: str, mutants: Sequence[Mutant], tests: Sequence[Test], workers: int
-) -> Iterator[tuple[Verdict, bool]]:
+    suite: Suite, mutants: Sequence[tuple[str, Mutant]], surveyed: Mapping[str, Sequence[SurveyedTest]], workers: int
+) -> Iterator[tuple[str, Verdict, bool]]:
     """By `LiveJudge`: a verdict, and whether it is final. That of a survivor is not if its line also runs while the
     package is imported, nor that of a fork that broke.
     """
-    imported = next(test.lines for test in tests if not test.id)
+    imported = {module: next(test.lines for test in tests if not test.id) for module, tests in surveyed.items()}
     judged = 0
-    for number, status, killer in _judge_live(suite, module, mutants, tests, workers):
+    for number, status, killer in judge_live(suite, mutants, surveyed, workers) if mutants else ():
         judged += 1
-        mutant = mutants[number]
+        module, mutant = mutants[number]
         if status == HANGS or status in {-signal.SIGPROF, -signal.SIGALRM}:
             killer = "it hangs"
-        verdict = Verdict(mutant, killer, len(_that_may_notice(tests, mutant, Counter())))
-        yield verdict, killer is not None or (status == SURVIVED and mutant.line not in imported)
+        verdict = Verdict(mutant, killer, len(_that_may_notice(surveyed, module, mutant, Kills())))
+        is_final = killer is not None or (status == SURVIVED and mutant.line not in imported[module])
+        yield module, verdict, is_final
     if judged != len(mutants):
-        raise RuntimeError(f"{module}: only {judged} of {len(mutants)} mutants were judged")
+        raise RuntimeError(f"only {judged} of {len(mutants)} mutants were judged")
 
 
-def _judge_live(
-    suite: Suite, module: str, mutants: Sequence[Mutant], tests: Sequence[Test], workers: int
+def judge_live(
+    suite: Suite, mutants: Sequence[tuple[str, Mutant]], surveyed: Mapping[str, Sequence[SurveyedTest]], workers: int
 ) -> Iterator[tuple[int, int, str | None]]:
+    """By `LiveJudge`: the number of each mutant, the status of its fork, and the id of the test that failed or None."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -307,7 +312,8 @@ def _judge_live(
         try:
             _limit()
             with os.fdopen(writing, "wb") as output:
-                judge = LiveJudge(_origin(module), mutants, partial(_that_may_notice, tests), workers, output)
+                files = {module: _origin(module) for module, _ in mutants}
+                judge = LiveJudge(files, mutants, partial(_that_may_notice, surveyed), workers, output)
                 _run_pytest(suite, map(str, suite.files), [judge])
         finally:
             os._exit(0)
@@ -320,44 +326,51 @@ def _judge_live(
 
 
 def _hunt_imported(
-    suite: Suite, mutants: Sequence[tuple[str, Mutant]], surveyed: dict[str, list[Test]], workers: int
-) -> Iterator[Verdict]:
+    suite: Suite, mutants: Sequence[tuple[str, Mutant]], surveyed: Mapping[str, Sequence[SurveyedTest]], workers: int
+) -> Iterator[tuple[str, Verdict]]:
     """Each in a process that imports the package with the mutant in it."""
-    kills: Counter[str] = Counter()
-    running: dict[int, tuple[Mutant, int, IO[bytes]]] = {}
+    kills = Kills()
+    running: dict[int, tuple[str, Mutant, int, IO[bytes]]] = {}
     waiting = list(reversed(mutants))
     while waiting or running:
         while waiting and len(running) < workers:
             module, mutant = waiting.pop()
-            tests = _that_may_notice(surveyed[module], mutant, kills)
+            tests = _that_may_notice(surveyed, module, mutant, kills)
             if not tests:
-                yield Verdict(mutant, None, 0)
+                yield module, Verdict(mutant, None, 0)
                 continue
             pid, result = _fork(lambda module=module, mutant=mutant, tests=tests: _try(suite, module, mutant, tests))  # type: ignore[misc]
-            running[pid] = mutant, len(tests), result
+            running[pid] = module, mutant, len(tests), result
         if not running:
             continue
         pid, wait_status = os.wait()
-        mutant, count, result = running.pop(pid)
+        module, mutant, count, result = running.pop(pid)
         status, killer = os.waitstatus_to_exitcode(wait_status), _read(result)
         if status == SURVIVED:
-            yield Verdict(mutant, None, count)
+            yield module, Verdict(mutant, None, count)
         elif status == HANGS or status in {-signal.SIGPROF, -signal.SIGALRM}:
-            yield Verdict(mutant, "it hangs", count)
+            yield module, Verdict(mutant, "it hangs", count)
         elif status == KILLED or killer:
-            kills[killer] += 1
-            yield Verdict(mutant, killer, count)
+            kills.note(module, mutant, killer)
+            yield module, Verdict(mutant, killer, count)
         else:
-            yield Verdict(mutant, f"pytest ends with status {status}", count)
+            yield module, Verdict(mutant, f"pytest ends with status {status}", count)
 
 
-def _that_may_notice(tests: Iterable[Test], mutant: Mutant, kills: Counter[str]) -> list[str]:
+def _that_may_notice(
+    surveyed: Mapping[str, Iterable[SurveyedTest]], module: str, mutant: Mutant, kills: Kills
+) -> list[str]:
+    """In the order in which they are likely to notice: those that noticed most mutants of the same function, then those
+    that noticed most of all, then the fastest.
+    """
     # What is outside of functions runs when the module is imported; a test that runs no line of the module is no test
     # of it.
     those = [
-        test for test in tests if test.id and (mutant.line in test.lines if mutant.in_function else bool(test.lines))
+        test
+        for test in surveyed[module]
+        if test.id and (mutant.line in test.lines if mutant.in_function else bool(test.lines))
     ]
-    return [test.id for test in sorted(those, key=lambda test: (-kills[test.id], test.took))]
+    return [test.id for test in sorted(those, key=lambda test: (*kills.order(module, mutant, test.id), test.took))]
 
 
 def _try(suite: Suite, module: str, mutant: Mutant, tests: Sequence[str]) -> tuple[int, object]:

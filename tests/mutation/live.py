@@ -13,7 +13,7 @@ import json
 import os
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import attrs
@@ -23,7 +23,7 @@ from trio._core import _ki
 
 from mutation.mutants import Mutant
 
-__all__ = ["UNFIT", "LiveJudge", "Unfit"]
+__all__ = ["UNFIT", "Kills", "LiveJudge", "Unfit"]
 
 UNFIT = 102  # the status of a fork in which the code does not fit
 
@@ -32,39 +32,57 @@ class Unfit(Exception):
     """No function takes this code."""
 
 
+@attrs.frozen
+class Kills:
+    """How many mutants each test has noticed: of a module, and of a function."""
+
+    _by_module: Counter[tuple[str, str]] = attrs.field(factory=Counter, init=False)
+    _by_function: Counter[tuple[str, str, str]] = attrs.field(factory=Counter, init=False)
+
+    def note(self, module: str, mutant: Mutant, test: str) -> None:
+        self._by_module[module, test] += 1
+        self._by_function[module, mutant.function, test] += 1
+
+    def order(self, module: str, mutant: Mutant, test: str) -> tuple[int, int]:
+        """Sorts the tests that are likely to notice this mutant before others."""
+        return -self._by_function[module, mutant.function, test], -self._by_module[module, test]
+
+
 @attrs.define(eq=False)
 class LiveJudge:
     """A plugin for pytest: in place of the run, a line of JSON for each mutant, as soon as it is judged. In it are the
     mutant's number, the status of its fork, and the id of the test that failed or None.
 
     Attributes:
-        file: Of the module.
-        tests: The ids of the tests that may notice a mutant, in order, by how many each has killed.
+        files: Of the modules.
+        mutants: Each with the name of its module.
+        tests: The ids of the tests that may notice a mutant of a module, in order, by what each has killed so far.
         output: Takes the lines.
     """
 
-    file: str
-    mutants: Sequence[Mutant]
-    tests: Callable[[Mutant, Counter[str]], Sequence[str]]
+    files: Mapping[str, str]
+    mutants: Sequence[tuple[str, Mutant]]
+    tests: Callable[[str, Mutant, Kills], Sequence[str]]
     workers: int
     output: IO[bytes]
-    _kills: Counter[str] = attrs.field(factory=Counter, init=False)
+    _kills: Kills = attrs.field(factory=Kills, init=False)
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = {item.nodeid: item for item in session.items}
-        functions = _functions_of(self.file)
+        gc.unfreeze()  # what is frozen, by a fixture that looks for leaks, is not among the objects of `gc`
+        functions = _functions_of(self.files.values())
         waiting = list(enumerate(self.mutants))[::-1]
         running: dict[int, tuple[int, int]] = {}  # number and pipe, by process
         gc.collect()
         gc.freeze()  # forks share what they do not write to
         while waiting or running:
             while waiting and len(running) < self.workers:
-                number, mutant = waiting.pop()
-                chosen = [items[test] for test in self.tests(mutant, self._kills) if test in items]
+                number, (module, mutant) = waiting.pop()
+                chosen = [items[test] for test in self.tests(module, mutant, self._kills) if test in items]
                 reading, writing = os.pipe()
                 pid = os.fork()
                 if pid == 0:
-                    self._try(mutant, functions, chosen, writing)
+                    self._try(mutant, self.files[module], functions, chosen, writing)
                 os.close(writing)
                 running[pid] = number, reading
             pid, wait_status = os.wait()
@@ -72,7 +90,7 @@ class LiveJudge:
             with os.fdopen(reading, "rb") as result:
                 killer = result.read().decode() or None
             if killer is not None:
-                self._kills[killer] += 1
+                self._kills.note(*self.mutants[number], killer)
             line = [number, os.waitstatus_to_exitcode(wait_status), killer]
             self.output.write(json.dumps(line).encode() + b"\n")
             self.output.flush()
@@ -81,14 +99,15 @@ class LiveJudge:
     def _try(
         self,
         mutant: Mutant,
-        functions: Mapping[str, Sequence[types.FunctionType]],
+        file: str,
+        functions: Mapping[tuple[str, str], Sequence[types.FunctionType]],
         items: Sequence[pytest.Item],
         writing: int,
     ) -> None:
         """In a fork, which ends here."""
         status = UNFIT
         try:
-            _exchange(mutant, self.file, functions)
+            _exchange(mutant, file, functions)
             killer = _first_failure(items)
             status = 0 if killer is None else 1
             os.write(writing, (killer or "").encode())
@@ -106,24 +125,24 @@ def _first_failure(items: Sequence[pytest.Item]) -> str | None:
     return None
 
 
-def _functions_of(file: str) -> dict[str, list[types.FunctionType]]:
-    """The functions of a module that are alive, by qualified name, in the order of their lines."""
-    found: dict[str, list[types.FunctionType]] = {}
+def _functions_of(files: Collection[str]) -> dict[tuple[str, str], list[types.FunctionType]]:
+    """The functions of modules that are alive, by file and qualified name, in the order of their lines."""
+    found: dict[tuple[str, str], list[types.FunctionType]] = {}
     for value in gc.get_objects():
-        if isinstance(value, types.FunctionType) and value.__code__.co_filename == file:
-            found.setdefault(value.__code__.co_qualname, []).append(value)
+        if isinstance(value, types.FunctionType) and value.__code__.co_filename in files:
+            found.setdefault((value.__code__.co_filename, value.__code__.co_qualname), []).append(value)
     for same in found.values():
         same.sort(key=lambda function: function.__code__.co_firstlineno)
     return found
 
 
-def _exchange(mutant: Mutant, file: str, functions: Mapping[str, Sequence[types.FunctionType]]) -> None:
+def _exchange(mutant: Mutant, file: str, functions: Mapping[tuple[str, str], Sequence[types.FunctionType]]) -> None:
     """
     Raises:
         Unfit: There is no such function, or it has other variables of the functions around it.
     """
     codes = [code for code in _codes_in(compile(mutant.source, file, "exec")) if code.co_qualname == mutant.function]
-    live = functions.get(mutant.function, ())
+    live = functions.get((file, mutant.function), ())
     old_codes = list(dict.fromkeys(function.__code__ for function in live))
     if not codes or len(codes) != len(old_codes):
         raise Unfit

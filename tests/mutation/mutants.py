@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 
 import attrs
 
@@ -47,18 +48,23 @@ class Mutant:
         change: What is different, in words that quote the source: with `function` it names the mutant for good.
         line: Of the statement, in the original: a test that does not come there cannot notice.
         in_function: Otherwise it runs when the module is imported.
-        source: The whole module, mutated.
+        write: The whole module, mutated. Called when the mutant is judged: to write all sources of a run, also of the
+            mutants that are not asked for, takes a minute.
     """
 
     function: str
     change: str
     line: int
     in_function: bool
-    source: str = attrs.field(repr=False)
+    write: Callable[[], str] = attrs.field(repr=False, eq=False)
 
     @property
     def name(self) -> str:
         return f"{self.function}: {self.change}"
+
+    @property
+    def source(self) -> str:
+        return self.write()
 
 
 @attrs.frozen
@@ -73,6 +79,7 @@ class _Edit:
 def mutants_of(source: str, functions: Collection[str] | None = None) -> Iterator[Mutant]:
     """Every mutant of these functions, by qualified name; None: of the whole module."""
     tree = ast.parse(source)
+    lines = source.encode().splitlines()
     names: Counter[str] = Counter()
     found: set[str] = set()
     for function, body_of in _scopes(tree):
@@ -80,20 +87,26 @@ def mutants_of(source: str, functions: Collection[str] | None = None) -> Iterato
             continue
         found.add(function)
         in_function = not isinstance(body_of, ast.ClassDef | ast.Module)
-        for parent, field, index, edit in _edits(body_of, source):
-            was = getattr(parent, field)
-            new = edit.new
-            if index is not None:
-                new = [*was[:index], *(new if isinstance(new, list) else [new]), *was[index + 1 :]]
-            setattr(parent, field, new)
-            mutated = ast.unparse(ast.fix_missing_locations(tree))
-            setattr(parent, field, was)
+        for parent, field, index, edit in _edits(body_of, lines):
             names[f"{function}: {edit.change}"] += 1
             again = names[f"{function}: {edit.change}"]
             change = edit.change + (f" (no. {again})" if again > 1 else "")
-            yield Mutant(function, change, edit.line, in_function, mutated)
+            yield Mutant(
+                function, change, edit.line, in_function, partial(_mutated, tree, parent, field, index, edit.new)
+            )
     if functions is not None and found != set(functions):
         raise ValueError(f"there is no function {sorted(set(functions) - found)} to mutate")
+
+
+def _mutated(tree: ast.Module, parent: ast.AST, field: str, index: int | None, new: object) -> str:
+    was = getattr(parent, field)
+    if index is not None:
+        new = [*was[:index], *(new if isinstance(new, list) else [new]), *was[index + 1 :]]
+    setattr(parent, field, new)
+    try:
+        return ast.unparse(ast.fix_missing_locations(tree))
+    finally:
+        setattr(parent, field, was)
 
 
 def noted(source: str, functions: Collection[str] | None, note: str) -> str:
@@ -129,19 +142,19 @@ def _scopes(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, _Scope]]:
                 yield from _scopes(child, f"{prefix}{child.name}.")
 
 
-def _edits(scope: _Scope, source: str) -> Iterator[_Place]:
+def _edits(scope: _Scope, lines: Sequence[bytes]) -> Iterator[_Place]:
     for statement in scope.body:
         if not (isinstance(statement, _DEFINITIONS) and isinstance(scope, ast.Module | ast.ClassDef)):
-            yield from _below(scope, "body", scope.body.index(statement), statement, statement, source)
+            yield from _below(scope, "body", scope.body.index(statement), statement, statement, lines)
 
 
 def _below(
-    parent: ast.AST, field: str, index: int | None, node: ast.AST, statement: ast.stmt, source: str
+    parent: ast.AST, field: str, index: int | None, node: ast.AST, statement: ast.stmt, lines: Sequence[bytes]
 ) -> Iterator[_Place]:
     """Edits of this node, then of what is in it. `statement` is the innermost around it, to quote from."""
     if isinstance(node, ast.stmt):
         statement = node
-    quoted = f"`{_first_line(statement, source)}`"
+    quoted = f"`{_first_line(statement, lines)}`"
     if isinstance(node, ast.stmt):
         is_last = index is not None and index == len(getattr(parent, field)) - 1
         edits: Iterable[tuple[str, object]] = _statement_edits(node, is_last=is_last)
@@ -153,11 +166,11 @@ def _below(
         if child_field in {"annotation", "returns"}:
             continue
         if isinstance(value, ast.AST):
-            yield from _below(node, child_field, None, value, statement, source)
+            yield from _below(node, child_field, None, value, statement, lines)
         elif isinstance(value, list):
             for number, child in enumerate(value):
                 if isinstance(child, ast.AST) and not _is_looks(node, child):
-                    yield from _below(node, child_field, number, child, statement, source)
+                    yield from _below(node, child_field, number, child, statement, lines)
 
 
 def _statement_edits(node: ast.stmt, *, is_last: bool) -> Iterator[tuple[str, object]]:
@@ -255,5 +268,6 @@ def _symbol(op: ast.cmpop) -> str:
     return ast.unparse(ast.Compare(ast.Name("a"), [op], [ast.Name("b")])).removeprefix("a ").removesuffix(" b")
 
 
-def _first_line(node: ast.AST, source: str) -> str:
-    return (ast.get_source_segment(source, node) or "").splitlines()[0]
+def _first_line(node: ast.stmt, lines: Sequence[bytes]) -> str:
+    end = node.end_col_offset if node.end_lineno == node.lineno else None
+    return lines[node.lineno - 1][node.col_offset : end].decode()  # columns are counted in bytes

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mutation.command import judge, some_of
-from mutation.hunt import Suite, Verdict, hunt, survey
+from mutation.command import judge, judges_of, some_of
+from mutation.hunt import Suite, SurveyedTest, Verdict, hunt, judge_live, survey
+from mutation.live import UNFIT, Kills
 from mutation.mutants import Mutant, mutants_of, noted
+from mutation.targets import Target
 
 LAMP = '''
 class Lamp:
@@ -142,7 +144,7 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
 def verdicts_of(suite: Suite, source: str = LAMP) -> dict[str, Verdict]:
     surveyed = survey(suite, {"lamp": None})
     mutants = [("lamp", mutant) for mutant in mutants_of(source)]
-    return {verdict.mutant.name: verdict for verdict in hunt(suite, mutants, surveyed, workers=2)}
+    return {verdict.mutant.name: verdict for _, verdict in hunt(suite, mutants, surveyed, workers=2)}
 
 
 def test_an_untested_line_is_found(suite: Suite) -> None:
@@ -182,6 +184,30 @@ def test_what_runs_while_the_module_is_imported(suite: Suite) -> None:
     assert not any(verdict.survived for verdict in verdicts.values())
 
 
+def test_mutants_take_the_place_of_functions_that_the_garbage_collector_does_not_list(suite: Suite) -> None:
+    """What looks for leaks freezes the heap before the tests: that must not send mutants the slow way."""
+    (suite.root / "conftest.py").write_text("import gc\ndef pytest_collection_finish():\n    gc.freeze()\n")
+    mutants = [("lamp", mutant) for mutant in mutants_of(LAMP) if mutant.in_function]
+    statuses = [status for _, status, _ in judge_live(suite, mutants, survey(suite, {"lamp": None}), 1)]
+    assert len(mutants) == len(statuses)
+    assert UNFIT not in statuses
+
+
+def test_what_noticed_a_mutant_of_the_same_function_is_asked_first() -> None:
+    """Then what noticed mutants of the same module; what noticed those of others has no advantage."""
+    kills = Kills()
+    press, never = (Mutant(function, "", 1, in_function=True, write=str) for function in ("press", "never"))
+    for module, mutant, test in [("lamp", never, "a"), ("lamp", never, "a"), ("lamp", press, "b"), ("fan", press, "c")]:
+        kills.note(module, mutant, test)
+    assert ["b", "a", "c"] == sorted("cab", key=lambda test: kills.order("lamp", press, test))
+
+
+def test_only_the_tests_of_its_target_judge_a_module() -> None:
+    """The modules of one run share a survey of all their tests. What ran while they were imported belongs to each."""
+    those = [SurveyedTest(name, 0.1, frozenset()) for name in ("", "tests/a/test_b.py::c", "tests/a/test_bd.py::c")]
+    assert those[:2] == judges_of(Target(("a/test_b",)), those)
+
+
 def test_what_hangs_is_killed(suite: Suite) -> None:
     """A mutant that never ends, and one that waits under Trio for what never comes."""
     (suite.root / "lamp.py").write_text(
@@ -219,7 +245,7 @@ def test_tests_that_fail_anyway_prove_nothing(suite: Suite) -> None:
 
 def verdict(name: str, killed_by: str | None) -> Verdict:
     function, _, change = name.partition(": ")
-    return Verdict(Mutant(function, change, 1, in_function=True, source=""), killed_by, 1)
+    return Verdict(Mutant(function, change, 1, in_function=True, write=str), killed_by, 1)
 
 
 @pytest.mark.parametrize(("killed", "good"), [(95, True), (94, False)])
