@@ -17,16 +17,16 @@ import trio
 import trio.testing
 import trustme
 from support.redis_server import RedisServer, free_port, serve_redis
+from support.storage_works import NEXT, fails, works
 from support.stored import METADATA
 
-from trio_vmcp import MetadataConflict, SessionExists, SessionNotFound, Storage, StorageError
+from trio_vmcp import MetadataConflict, SessionExists, Storage, StorageError
 from trio_vmcp.storage import NotifyingStorage
 from trio_vmcp.storage.redis import open_redis_storage
 from trio_vmcp.testing import storage_contract
 from trio_vmcp.testing._storage_contract import _check_history
 
 ID = METADATA.session_id
-NEXT = attrs.evolve(METADATA, version=METADATA.version + 1)
 PASSWORD = "p@ss:/w?rd#1"
 
 OpenStorage = Callable[[float], AbstractAsyncContextManager[Storage]]
@@ -44,20 +44,6 @@ def redis(shared_server: RedisServer) -> Iterator[RedisServer]:
     shared_server.ask("FLUSHALL")
     yield shared_server
     shared_server.ask("CONFIG", "SET", "maxmemory", "0")
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One node with all slots. Redis takes 2 s until it says that a cluster is well."""
-    with serve_redis(tmp_path_factory.mktemp("cluster"), *cluster_options(), port=free_port()) as server:
-        assert server.ask("CLUSTER", "ADDSLOTSRANGE", "0", "16383").startswith(b"+OK")
-        while b"cluster_state:ok" not in server.ask("CLUSTER", "INFO"):
-            trio.run(trio.sleep, 0.05)
-        yield server
-
-
-def cluster_options() -> tuple[str, ...]:
-    return ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
 
 
 def open_there(server: RedisServer, timeout: float = 5.0) -> AbstractAsyncContextManager[NotifyingStorage]:
@@ -92,13 +78,8 @@ async def test_redis_keeps_the_contract(way: Callable[[Path, ExitStack], str], t
         await storage_contract(partial(_open_with_ttl, way(tmp_path, everything)))
 
 
-async def test_a_cluster_keeps_the_contract(cluster: RedisServer) -> None:
-    """Every operation touches one key."""
-    await storage_contract(partial(_open_with_ttl, cluster.url, cluster=True))
-
-
-def _open_with_ttl(url: str, ttl: float, *, cluster: bool = False) -> AbstractAsyncContextManager[Storage]:
-    return open_redis_storage(url, ttl=ttl, cluster=cluster)
+def _open_with_ttl(url: str, ttl: float) -> AbstractAsyncContextManager[Storage]:
+    return open_redis_storage(url, ttl=ttl)
 
 
 async def test_histories_are_linearizable_while_connections_break(redis: RedisServer) -> None:
@@ -170,31 +151,6 @@ async def test_a_corrupt_row_is_an_error(redis: RedisServer) -> None:
 # A Redis that fails.
 
 
-async def fails(storage: Storage, within: float, match: str) -> None:
-    """Every operation is a StorageError, no later than that."""
-    with trio.fail_after(within):
-        for operate in (
-            partial(storage.create, METADATA),
-            partial(storage.load, ID),
-            partial(storage.replace, NEXT, expected_version=METADATA.version),
-            partial(storage.touch, ID),
-            partial(storage.delete, ID),
-        ):
-            with pytest.raises(StorageError, match=match) as caught:
-                await operate()
-            assert type(caught.value) is StorageError
-
-
-async def works(storage: Storage, session_id: str) -> None:
-    row = attrs.evolve(METADATA, session_id=session_id)
-    await storage.create(row)
-    assert row == await storage.load(session_id)
-    await storage.touch(session_id)
-    await storage.delete(session_id)
-    with pytest.raises(SessionNotFound):
-        await storage.load(session_id)
-
-
 async def test_opening_does_not_wait_for_redis(tmp_path: Path) -> None:
     """A Redis that is not there is a StorageError of the operations, at once; when it is there, they work."""
     server = RedisServer(tmp_path)
@@ -205,18 +161,6 @@ async def test_opening_does_not_wait_for_redis(tmp_path: Path) -> None:
             await works(storage, "late")
         finally:
             server.kill()
-
-
-async def test_a_cluster_that_is_away_and_comes_back(cluster: RedisServer) -> None:
-    """A client of a cluster asks for its nodes when it is opened; that this fails ends nothing but the operation."""
-    async with open_redis_storage(f"redis://127.0.0.1:{free_port()}", cluster=True) as storage:
-        await fails(storage, 1.0, "^Redis at '127.0.0.1', port .* failed to ")
-    async with open_redis_storage(cluster.url, cluster=True, timeout=0.2) as storage:
-        with cluster.frozen():
-            for _ in range(2):
-                with pytest.raises(StorageError, match=r"within 0\.2 s"):
-                    await storage.load(ID)
-        await works(storage, "after")
 
 
 async def test_a_killed_redis_is_away_until_it_is_back(tmp_path: Path) -> None:
@@ -370,15 +314,6 @@ async def test_a_wrong_password_is_not_shown(tmp_path: Path, caplog: pytest.LogC
         shown += f"{error!r} {error}"
         error = error.__cause__ or error.__context__
     assert "canary" not in shown + caplog.text
-
-
-async def test_part_of_a_cluster_says_so(tmp_path: Path) -> None:
-    """A node that does not have the slot, asked without cluster=True, is an error that names the argument."""
-    with serve_redis(tmp_path, *cluster_options(), port=free_port()) as server:
-        server.ask("CLUSTER", "ADDSLOTSRANGE", "0", "1")
-        async with open_redis_storage(server.url) as storage:
-            with pytest.raises(StorageError, match="failed to load the session: "):
-                await storage.load(ID)
 
 
 # Notices.

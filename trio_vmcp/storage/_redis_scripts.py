@@ -83,6 +83,8 @@ return 'done'
 """,
 )
 
+# Without DEL: while a cluster moves the slot, a node refuses a script's write to a key that it no longer has, and the
+# row would be gone without a tombstone.
 # ARGV: expected version or '', ttl in ms, channel, notice.
 DELETE = Script(
     "delete",
@@ -90,8 +92,8 @@ DELETE = Script(
 {_FOUND}
 if version == 'deleted' then return 'done' end
 if version and ARGV[1] ~= '' and version ~= ARGV[1] then return 'other version' end
-redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'version', 'deleted')
+redis.call('HDEL', KEYS[1], 'data')
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 redis.pcall('PUBLISH', ARGV[3], ARGV[4])
 return 'done'

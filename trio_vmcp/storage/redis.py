@@ -81,7 +81,9 @@ def open_redis_storage(
         ttl: s. How long a row lives untouched, and a tombstone; it is rounded up to whole ms.
         key_prefix: Of all keys, and of the channel of the notices. Behind it stands a digest of a session's id.
         timeout: s for each operation. The factory's `storage_timeout` holds, too.
-        cluster: The url is that of any node of a Redis Cluster.
+        cluster: The url is that of any node of a Redis Cluster. Slots may be moved while sessions are used. Operations
+            on a slot that moves to a node without slots may fail until it has arrived: clients learn of a node by
+            the slots that it owns.
 
     Raises:
         ValueError: Says which argument does not fit, and never shows the url.
