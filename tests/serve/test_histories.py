@@ -56,7 +56,7 @@ DEFECTS: dict[str, Defect] = {
         "_keep",
         lambda original: lambda self, client, stream: None,
         3,
-        "neither a response nor an end",
+        "its stream was not kept",
     ),
     "an answer goes to another question": (ClientSession, "on_reply", answering_the_oldest, 36, "on a healthy backend"),
     "changed lists are not told": (

@@ -15,7 +15,7 @@ from trio_vmcp.testing import CallContext, ScriptedBackend
 
 def telling_backend(seconds: float) -> ScriptedBackend:
     """A backend with a tool that reports progress at once, and ends after so long."""
-    backend = echo_backend("legacy", "sse")
+    backend = echo_backend("legacy", "sse", listens=True)
 
     async def tell(arguments: JSON, context: CallContext) -> str:
         await context.progress(1)
@@ -145,13 +145,44 @@ async def test_a_client_keeps_few_answered_streams_and_for_a_while(autojump_cloc
         calls = [await client.ask("tools/call", {"name": "a_tell", "_meta": {"progressToken": 1}}) for _ in range(20)]
         for call, is_kept in ((calls[0], False), (calls[4], True), (calls[-1], True)):
             resumed = client.listen(call.events[0][0])
-            with trio.move_on_after(1):
-                await resumed.done.wait()
-            assert is_kept == bool(resumed.messages)
+            await resumed.done.wait()
+            assert (200 if is_kept else 400) == resumed.status
+            assert is_kept == resumed.is_stream
         await trio.sleep(6)
         resumed = client.listen(calls[-1].events[0][0])
-        await wait_all_tasks_blocked()
-        assert [] == resumed.messages
+        await resumed.done.wait()
+        assert 400 == resumed.status
+
+
+@pytest.mark.parametrize("event_id", ["expired", "00000000.1-1", "00000000.7-999", "x", "\xe9", "1" * 5000])
+async def test_a_stream_that_is_not_kept_is_refused(event_id: str, autojump_clock: MockClock) -> None:
+    """400, and the stream outside of requests is left to its reader: "the server MUST NOT replay messages that would
+    have been delivered on a different stream" (2025-11-25, transports). 404 would say that the session is gone.
+    """
+    settings = ServeSettings(abandoned_after=5.0)
+    async with front_world(telling_backend(0.0), settings=settings) as world:
+        client, call = await begin_call(world)
+        listening = client.listen()
+        await trio.sleep(6)
+        refused = client.listen(call.events[0][0] if event_id == "expired" else event_id)
+        with trio.fail_after(1):
+            await refused.done.wait()
+        assert (400, -32600) == (refused.status, refused.json["error"]["code"])
+        assert not listening.done.is_set()
+
+
+@pytest.mark.parametrize("event_id", [None, "", "00000000.0-9"])
+async def test_the_stream_outside_of_requests_begins_anew_for_a_client_of_another_process(
+    event_id: str | None, autojump_clock: MockClock
+) -> None:
+    """It has no end, so the client goes on listening, and what it may have missed counts as changed."""
+    async with front_world(telling_backend(0.0)) as world:
+        client, _ = await begin_call(world)
+        listening = client.listen(event_id)
+        await trio.sleep(5)
+        world.backends["a"].add_tool("late")
+        world.backends["a"].notify("notifications/tools/list_changed")
+        await listening.wait_messages(1)
 
 
 @pytest.mark.parametrize("kind", ["initialize", "batch", "call"])

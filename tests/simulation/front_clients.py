@@ -249,6 +249,7 @@ class HandshakeClient(Client):
                 if message is None:  # a priming event
                     continue
                 if "method" not in message:
+                    assert 400 != received.status, f"{plan.key}: its stream was not kept"
                     found: JSON = message
                     return found
                 if message["method"] == "elicitation/create":
@@ -313,6 +314,7 @@ class StatelessClient(Client):
             seen += len(events)
             for _, message in events:
                 if "method" not in message:
+                    assert 400 != received.status, f"{plan.key}: its stream was not kept"
                     found: JSON = message
                     return found
                 assert (plan.key, "notifications/progress") == (message["params"]["progressToken"], message["method"])

@@ -50,6 +50,7 @@ __all__ = ["SESSION_ID", "LegacyFront"]
 SESSION_ID = "mcp-session-id"
 PRIMED_SINCE = "2025-11-25"  # clients of earlier versions take an event without data for a broken message
 MOST_FINISHED = 16  # streams of one client, that are kept once their requests are answered
+STANDALONE = ".0"  # ends the names of streams outside of requests, in every process
 _EVENT_ID = re.compile(r"([0-9a-f]{8}\.\d{1,18})-(\d{1,18})", re.ASCII)
 
 
@@ -162,8 +163,12 @@ class LegacyFront(Clients):
             await self._write(client.finished[name], request, reply, after)
         elif exchange is not None and exchange.stream is not None:
             await self._resume(exchange, exchange.stream, request, reply, after)
-        else:
-            await self._listen(client, request, reply, after if name == client.standalone.stream.name else None)
+        elif name == client.standalone.stream.name:
+            await self._listen(client, request, reply, after)
+        elif not name or name.endswith(STANDALONE):
+            await self._listen(client, request, reply, None)
+        else:  # its client would wait for a response on a stream that has others
+            raise Refusal(INVALID_REQUEST, "the stream of this Last-Event-ID is not kept", status=400)
 
     async def delete(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
         """End the session. The answer comes once it takes no more requests; what runs drains behind that."""
@@ -238,7 +243,7 @@ class LegacyFront(Clients):
             self._prune()
         version = session.metadata.attributes.get(PROTOCOL_VERSION, LEGACY_VERSIONS[-2])
         epoch = secrets.token_hex(4)
-        standalone = _Standalone(EventStream(f"{epoch}.0", self._settings.stream_buffer))
+        standalone = _Standalone(EventStream(f"{epoch}{STANDALONE}", self._settings.stream_buffer))
         client = _HttpClient(epoch, ClientSession(session, version, standalone), standalone)
         self._clients[session.id] = client
         self._arrivals.unpark_all()
@@ -421,6 +426,14 @@ def _session_id(request: HttpRequest) -> str:
 
 
 def _read_event_id(text: str | None) -> tuple[str, int | None]:
-    """The stream of an event, and its number in it; a text that is none of our ids names no stream."""
-    found = _EVENT_ID.fullmatch(text or "")
-    return (found[1], int(found[2])) if found else ("", None)
+    """The stream of an event, and its number in it; without an id: no name.
+
+    Raises:
+        Refusal: The text is none of our ids.
+    """
+    if not text:
+        return "", None
+    found = _EVENT_ID.fullmatch(text)
+    if found is None:
+        raise Refusal(INVALID_REQUEST, "the Last-Event-ID is none of this server's", status=400)
+    return found[1], int(found[2])
