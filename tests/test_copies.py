@@ -40,7 +40,7 @@ from trio_vmcp import (
     ToolResult,
     VmcpError,
 )
-from trio_vmcp.routing import Bindings
+from trio_vmcp.routing import Bindings, Offer, Prefix, build_routing
 
 NOW = datetime(2026, 7, 28, tzinfo=UTC)
 FAILURE = BackendFailure("a", FailureReason.TIMEOUT, "was slow", 1.0)
@@ -80,6 +80,7 @@ RECORDS = (
         attributes={"tenant": "x"},
     ),
     RoutingTable({"a_x": Target("a", "x")}, {}, {}, (Target("a", "memo://{x}"),)),
+    build_routing([Offer("a", tools=("x",), templates=("memo://{x}",))], Prefix()).table,
     Bindings({"a_x": "a"}),
 )
 

@@ -21,6 +21,7 @@ from support.untraced import untraced
 from trio_vmcp._protocol.uri_template import MAX_URI_LENGTH, compile_template
 from trio_vmcp._routing.matching import TemplateGroup, find_backend, group_templates
 from trio_vmcp._routing.name_rule import name_rule
+from trio_vmcp._routing.names import SIMPLE_AT_ONCE
 from trio_vmcp._routing.strategies import inner_prefixes
 from trio_vmcp.models import NameConflict
 from trio_vmcp.routing import (
@@ -666,8 +667,40 @@ def test_strategies_and_results_cannot_change() -> None:
     assert hash(Priority("a")) == hash(Priority("a"))
     routing = build_routing([TIME], Prefix())
     for mapping in (manual.names, routing.table.tools, routing.table.resources, routing.bindings.prompts):
-        with pytest.raises(TypeError, match="mappingproxy"):
+        with pytest.raises(TypeError, match="does not support item assignment"):
             mapping["new"] = None  # type: ignore[index]
+
+
+def test_a_table_that_was_built_reads_as_a_mapping() -> None:
+    """What a table tells of a name is the same in every way to ask, names of contested places included."""
+    offers = [Offer("a", tools=("x", "y")), Offer("b", tools=("x", "z"))]
+    tools = build_routing(offers, Priority("b")).table.tools
+    expected = {"x": Target("b", "x"), "y": Target("a", "y"), "z": Target("b", "z")}
+    assert list(expected) == list(tools)
+    assert 3 == len(tools)
+    assert expected == dict(tools.items()) == {name: tools[name] for name in tools}
+    assert tools == expected
+    assert expected == tools
+    assert repr(expected) == repr(tools)
+    assert tools.get("w") is None
+    with pytest.raises(KeyError):
+        tools["w"]
+
+
+@pytest.mark.parametrize("odd", ["of two words", "renamed", "tool_0 again"])
+def test_one_odd_name_among_many_costs_itself(odd: str) -> None:
+    """Names are composed many at a time; the last of very many, that does not fit or that composes as another one does,
+    gets what it gets alone, and the others keep theirs.
+    """
+    plain = [f"tool_{index}" for index in range(2 * SIMPLE_AT_ONCE)]
+    renamed = {"renamed": "given", "tool_0 again": "tool_0"}
+    tools = build_routing([Offer("a", tools=(*plain, odd), renamed=renamed)], Prefix()).table.tools
+    others = {f"a_{name}": Target("a", name) for name in plain}
+    odd_ones = [name for name, target in tools.items() if target == Target("a", odd)]
+    assert others == {name: target for name, target in tools.items() if name not in odd_ones}
+    assert {"renamed": ["a_given"], "tool_0 again": []}.get(
+        odd, [name_rule("models", None).fit(f"a_{odd}")]
+    ) == odd_ones
 
 
 def test_ten_backends_with_a_thousand_tools_each_are_routed_at_once() -> None:

@@ -41,6 +41,6 @@ def _build(kind: Callable[..., Any], fields: dict[str, Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, MappingProxyType):
+    if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return value

@@ -22,7 +22,7 @@ from trio_vmcp._routing.matching import TemplateGroup, find_backend, group_templ
 from trio_vmcp._routing.name_rule import NameRule, NamesFor, name_rule
 from trio_vmcp._routing.names import KnownClaims, Names
 from trio_vmcp._routing.strategies import Bare, ConflictResolution, Manual, Prefix, Priority
-from trio_vmcp._routing.table import RoutingTable, Target, closest_names, find_resource
+from trio_vmcp._routing.table import RoutingTable, Segment, Target, closest_names, find_resource, joined
 from trio_vmcp.models import NameConflict
 
 __all__ = [
@@ -229,7 +229,7 @@ class Router:
     @property
     def table(self) -> RoutingTable:
         if self._table is None:
-            routes = {kind: _joined(names.segments()) for kind, names in self._names.items()}
+            routes = {kind: joined(names.segments()) for kind, names in self._names.items()}
             self._table = RoutingTable(
                 routes["tools"], routes["prompts"], routes["resources"], self.templates, self._match_with()
             )
@@ -264,7 +264,7 @@ class Router:
 
     def find(self, kind: Literal["tools", "prompts"], name: str) -> Target | None:
         """Where a call goes; None: no backend has the name, or its owner does not list it."""
-        return self._names[kind].routes.get(name)
+        return self._names[kind].find(name)
 
     @property
     def templates(self) -> tuple[Target, ...]:
@@ -276,7 +276,7 @@ class Router:
 
     def find_resource(self, uri: str) -> Target | None:
         """As `RoutingTable.find_resource`."""
-        return find_resource(uri, self._names["resources"].routes, self._match_with())
+        return find_resource(uri, self._names["resources"].find(uri), self._match_with())
 
     def has_template_for(self, backend_id: str, uri: str) -> bool:
         """Whether a template of this backend matches, whichever backend the URI belongs to."""
@@ -284,7 +284,7 @@ class Router:
 
     def closest(self, kind: Kind, name: str) -> tuple[str, ...]:
         """As `RoutingTable.closest`."""
-        return closest_names(name, (known for _, segment in self.segments(kind) for known in segment))
+        return closest_names(name, (known for segment in self.segments(kind) for known in segment.own))
 
     def owner_of(self, kind: Literal["tools", "prompts"], name: str) -> str | None:
         """The backend that a name is bound to, also while that backend does not list it."""
@@ -303,9 +303,9 @@ class Router:
         """The size of all names that are bound to a backend."""
         return sum(names.bound_bytes[backend_id] for names in self._names.values())
 
-    def segments(self, kind: Kind) -> Iterator[tuple[str, Mapping[str, Target]]]:
+    def segments(self, kind: Kind) -> Iterator[Segment]:
         """The entries of the table, in its order: for each backend those of the names that it is the first to claim.
-        A mapping is the same object as before if nothing of it changed.
+        A segment is the same object as before if nothing of it changed.
         """
         return self._names[kind].segments()
 
@@ -313,13 +313,6 @@ class Router:
         if self._groups is None:
             self._groups = tuple(group for _, group in self._templates.values() if group.patterns)
         return self._groups
-
-
-def _joined(segments: Iterator[tuple[str, Mapping[str, Target]]]) -> dict[str, Target]:
-    joined: dict[str, Target] = {}
-    for _, segment in segments:
-        joined.update(segment)
-    return joined
 
 
 def _well_formed_templates(offer: Offer) -> Generator[None, None, _Templates]:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import math
 import re
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
@@ -31,6 +32,14 @@ class NameRule:
     max_length: float
     _fits: re.Pattern[str]
     _foreign: re.Pattern[str]
+
+    def fit_all(self, names: Collection[str]) -> bool:
+        """Whether `fit` leaves all of these as they are. For one after the other that takes four times as long."""
+        return (
+            "" not in names
+            and max(map(len, names), default=0) <= self.max_length
+            and self._foreign.search("".join(names)) is None
+        )
 
     def legible(self, name: str) -> str:
         """The name with "_" in place of each foreign character."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from heapq import nlargest
 from itertools import islice
+from types import MappingProxyType
 from typing import Literal
 
 import attrs
 
 from trio_vmcp._protocol.uri_template import UriTemplate, compile_template
-from trio_vmcp._read_only import Copyable, read_only
+from trio_vmcp._read_only import Copyable
 from trio_vmcp._routing.matching import TemplateGroup, find_backend, group_templates
 
-__all__ = ["RoutingTable", "Target", "closest_names", "find_resource"]
+__all__ = ["RoutingTable", "Segment", "Target", "closest_names", "find_resource", "joined"]
 
 # What one search for close names may cost, however large the table and hostile the names: about 15 ms.
 _SCANNED_NAMES = 10_000
@@ -31,6 +32,70 @@ class Target:
 
     backend_id: str
     name: str
+
+
+_NO_OTHERS: Mapping[str, str] = MappingProxyType({})
+
+
+@attrs.frozen(eq=False)
+class Segment:
+    """Advertised names of one place of the table, in its order. No object for each name: there may be many thousands,
+    and the garbage collector looks at every object that may hold others.
+
+    Attributes:
+        backend_id: The place is its own, and so are nearly all of the names.
+        own: Advertised name to the name that its backend uses.
+        elsewhere: The backends of the names that others have.
+    """
+
+    backend_id: str
+    own: Mapping[str, str]
+    elsewhere: Mapping[str, str] = _NO_OTHERS
+
+
+class Targets(Mapping[str, Target]):
+    """Advertised name to target, read-only. A `Target` is made when it is asked for.
+
+    Args:
+        own: Advertised name to the name that its backend uses.
+        backend_ids: Advertised name to the backend.
+    """
+
+    __slots__ = ("_backend_ids", "_own")
+
+    def __init__(self, own: Mapping[str, str], backend_ids: Mapping[str, str]) -> None:
+        self._own = own
+        self._backend_ids = backend_ids
+
+    def __getitem__(self, name: str) -> Target:
+        return Target(self._backend_ids[name], self._own[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._own)
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def joined(segments: Iterable[Segment]) -> Targets:
+    """All names of these segments, in their order."""
+    own: dict[str, str] = {}
+    backend_ids: dict[str, str] = {}
+    for segment in segments:
+        own |= segment.own
+        backend_ids |= dict.fromkeys(segment.own, segment.backend_id)
+        backend_ids |= segment.elsewhere
+    return Targets(own, backend_ids)
+
+
+def _as_targets(mapping: Mapping[str, Target]) -> Targets:
+    if isinstance(mapping, Targets):
+        return mapping
+    own = {name: target.name for name, target in mapping.items()}
+    return Targets(own, {name: target.backend_id for name, target in mapping.items()})
 
 
 def _no_targets() -> Mapping[str, Target]:
@@ -53,9 +118,9 @@ class RoutingTable(Copyable):
             backend lists beyond 64 Ki characters of them.
     """
 
-    tools: Mapping[str, Target] = attrs.field(factory=_no_targets, converter=read_only)
-    prompts: Mapping[str, Target] = attrs.field(factory=_no_targets, converter=read_only)
-    resources: Mapping[str, Target] = attrs.field(factory=_no_targets, converter=read_only)
+    tools: Mapping[str, Target] = attrs.field(factory=_no_targets, converter=_as_targets)
+    prompts: Mapping[str, Target] = attrs.field(factory=_no_targets, converter=_as_targets)
+    resources: Mapping[str, Target] = attrs.field(factory=_no_targets, converter=_as_targets)
     templates: tuple[Target, ...] = ()
     _groups: tuple[TemplateGroup, ...] = attrs.field(
         default=attrs.Factory(_grouped, takes_self=True), alias="groups", repr=False, eq=False
@@ -65,7 +130,7 @@ class RoutingTable(Copyable):
         """The backend that serves a URI: the first that lists the URI, else that of the template that matches with the
         most literal characters: by RFC 6570, and where none does, with `{var}` across `/`.
         """
-        return find_resource(uri, self.resources, self._groups)
+        return find_resource(uri, self.resources.get(uri), self._groups)
 
     def closest(self, kind: Literal["tools", "prompts", "resources"], name: str) -> tuple[str, ...]:
         """Advertised names that look like this one, best first, for an error message."""
@@ -73,9 +138,9 @@ class RoutingTable(Copyable):
         return closest_names(name, mapping)
 
 
-def find_resource(uri: str, resources: Mapping[str, Target], groups: Sequence[TemplateGroup]) -> Target | None:
+def find_resource(uri: str, listed: Target | None, groups: Sequence[TemplateGroup]) -> Target | None:
     """A listed URI goes before templates."""
-    if (listed := resources.get(uri)) is not None:
+    if listed is not None:
         return listed
     backend_id = find_backend(groups, uri)
     return None if backend_id is None else Target(backend_id, uri)

@@ -17,6 +17,7 @@ import attrs
 
 from trio_vmcp._protocol.methods import KINDS, LISTS, Kind
 from trio_vmcp._routing.name_rule import name_rule
+from trio_vmcp._routing.table import Segment
 from trio_vmcp._session.foreign_names import ForeignNames
 from trio_vmcp._session.listing import FIELDS, Listing
 from trio_vmcp._session.pages import MOST_NAME_BYTES
@@ -291,33 +292,31 @@ class Directory:
 
     def _put_together(self, kind: Kind) -> Iterator[None]:
         entries: list[Any] = []
-        for backend_id, targets in self._router.segments(kind):
+        for segment in self._router.segments(kind):
             yield
-            entries.extend(self._entries_at(kind, backend_id, targets))
+            entries.extend(self._entries_at(kind, segment))
         self._read[kind] = tuple(entries)
 
-    def _entries_at(self, kind: Kind, backend_id: str, targets: Mapping[str, Target]) -> tuple[Any, ...]:
+    def _entries_at(self, kind: Kind, segment: Segment) -> tuple[Any, ...]:
         """The entries at one backend's place: those of before, unless its names or its definitions have changed."""
-        part = self._parts.get((kind, backend_id))
-        definitions: Mapping[str, JSON] = getattr(self._listings[backend_id], kind)
-        if part is None or part.targets is not targets or part.definitions is not definitions:
-            key = (kind, id(targets), id(definitions))  # the part holds both
-            part = self._shared.parts.get(key) or self._new_part(kind, backend_id, targets)
-            self._parts[kind, backend_id] = part
+        part = self._parts.get((kind, segment.backend_id))
+        definitions: Mapping[str, JSON] = getattr(self._listings[segment.backend_id], kind)
+        if part is None or part.segment is not segment or part.definitions is not definitions:
+            key = (kind, id(segment), id(definitions))  # the part holds both
+            part = self._shared.parts.get(key) or self._new_part(kind, segment, definitions)
+            self._parts[kind, segment.backend_id] = part
         return part.entries
 
-    def _new_part(self, kind: Kind, backend_id: str, targets: Mapping[str, Target]) -> Part:
-        definitions: Mapping[str, JSON] = getattr(self._listings[backend_id], kind)
-        listings = {backend_id: definitions}  # nearly all of them are its own
-        for to in targets.values():
-            if to.backend_id not in listings:
-                listings[to.backend_id] = getattr(self._listings[to.backend_id], kind)
-        make = _MAKERS[kind]
-        entries = tuple([make(name, to, listings[to.backend_id][to.name]) for name, to in targets.items()])
-        part = Part(targets, definitions, entries)
-        if len(listings) == 1:  # else the definitions of other backends are among them
-            self._shared.parts[kind, id(targets), id(definitions)] = part
-        return part
+    def _new_part(self, kind: Kind, segment: Segment, definitions: Mapping[str, JSON]) -> Part:
+        make, here, elsewhere = _MAKERS[kind], segment.backend_id, segment.elsewhere
+        if not elsewhere:
+            entries = tuple([make(name, here, own, definitions[own]) for name, own in segment.own.items()])
+            part = self._shared.parts[kind, id(segment), id(definitions)] = Part(segment, definitions, entries)
+            return part
+        # The definitions of other backends are among them.
+        of = {backend_id: getattr(self._listings[backend_id], kind) for backend_id in (here, *elsewhere.values())}
+        owned = [(name, elsewhere.get(name, here), own) for name, own in segment.own.items()]
+        return Part(segment, definitions, tuple([make(name, to, own, of[to][own]) for name, to, own in owned]))
 
     def _put_templates_together(self) -> Iterator[None]:
         found: dict[str, ResourceTemplate] = {}
@@ -330,10 +329,11 @@ class Directory:
 
 
 _TEMPLATES = "resource_templates"
-_MAKERS: dict[Kind, Callable[[str, Target, JSON], object]] = {
-    "tools": lambda name, to, raw: Tool(name, to.backend_id, to.name, raw),
-    "prompts": lambda name, to, raw: Prompt(name, to.backend_id, to.name, raw),
-    "resources": lambda uri, to, raw: Resource(uri, to.backend_id, raw),
+# From the advertised name, the backend, its own name and the definition.
+_MAKERS: dict[Kind, Callable[[str, str, str, JSON], object]] = {
+    "tools": Tool,
+    "prompts": Prompt,
+    "resources": lambda uri, backend_id, _own, raw: Resource(uri, backend_id, raw),
 }
 
 

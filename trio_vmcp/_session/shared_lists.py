@@ -15,9 +15,10 @@ import attrs
 
 from trio_vmcp._protocol.methods import Kind
 from trio_vmcp._routing.names import KnownClaims
+from trio_vmcp._routing.table import Segment
 from trio_vmcp._session.listing import FIELDS, Listing
 from trio_vmcp.models import JSON, Backend
-from trio_vmcp.routing import Offer, Router, Target
+from trio_vmcp.routing import Offer, Router
 
 __all__ = ["CommonKey", "FirstNames", "Part", "Scope", "SharedLists", "may_be_shared", "scope_of"]
 
@@ -31,7 +32,7 @@ CommonKey: TypeAlias = tuple[tuple[str, int], ...]
 class Part:
     """The entries of one kind that stand at one backend's place, and what they were made from."""
 
-    targets: Mapping[str, Target]
+    segment: Segment
     definitions: Mapping[str, JSON]
     entries: tuple[Any, ...]
 
