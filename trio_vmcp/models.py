@@ -428,6 +428,9 @@ class BackendStatus:
         calls: Calls that have ended, with whatever outcome.
         errors: Those of `calls` that ended in a `BackendError`.
         latency: Percentiles of the latest answers; None before the first answer.
+        failing_since: From this moment on calls have failed to reach the backend, UTC; `last_failure` says why. None:
+            the latest call was answered. The first failures leave a connected backend READY, since the next call may
+            reach it: after five in a row the circuit opens, and the backend is DEGRADED and tried in the background.
     """
 
     backend_id: str
@@ -440,6 +443,7 @@ class BackendStatus:
     calls: int
     errors: int
     latency: Latency | None
+    failing_since: datetime | None = None
 
 
 @attrs.frozen

@@ -104,7 +104,11 @@ async def test_a_backend_that_dies_shows_why(autojump_clock: MockClock) -> None:
     async with front_world(*backends) as world:
         client = await world.initialize()
         backends[0].crash()
-        for _ in range(5):  # then calls fail at once, until it is back
+        await client.ask("tools/call", {"name": "a_echo", "arguments": {}})
+        a, _ = (await status(world))["sessions"][0]["backends"]
+        assert ("ready", "unreachable") == (a["state"], a["last_failure"]["reason"])
+        assert is_recent(a["failing_since"])
+        for _ in range(4):  # then calls fail at once, until it is back
             await client.ask("tools/call", {"name": "a_echo", "arguments": {}})
         a, b = (await status(world))["sessions"][0]["backends"]
         assert ("ready", None) == (b["state"], b["last_failure"])
@@ -118,6 +122,7 @@ async def test_a_backend_that_dies_shows_why(autojump_clock: MockClock) -> None:
         a, b = (await status(world))["sessions"][0]["backends"]
         assert "ready" == a["state"]
         assert a["last_failure"] is not None
+        assert "failing_since" not in a
 
 
 async def test_calls_in_flight_are_counted(autojump_clock: MockClock) -> None:

@@ -13,8 +13,9 @@ from support.harness import echo_backend, open_world, slow_backend
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import BackendError, BackendState, BackendStatus, FactorySettings, FailureReason, Latency
+from trio_vmcp._session.breaker import FAILURES_TO_OPEN
 from trio_vmcp._session.health import LATENCIES_KEPT, Health, percentiles
-from trio_vmcp.testing import CONNECT, Delay, Error, Status
+from trio_vmcp.testing import CONNECT, Delay, Disconnect, Error, Fault, Refuse, Status
 
 seconds = st.floats(0, 1000, allow_nan=False)
 
@@ -87,6 +88,49 @@ async def test_the_status_of_a_healthy_backend(era: str, version: str, autojump_
             assert attrs.evolve(expected) == status  # a snapshot
             with pytest.raises(TypeError):
                 session.backends["b"] = status  # type: ignore[index]  # that is the point
+
+
+@pytest.mark.parametrize(
+    ("matches", "fault", "said", "reason"),
+    [
+        (CONNECT, Refuse(), "could not be reached", FailureReason.UNREACHABLE),
+        ("POST", Disconnect(0), "closed the connection", FailureReason.UNREACHABLE),
+        ("POST", Status(503, b"no backend", {"retry-after": "1"}), "HTTP 503", FailureReason.REJECTED),
+    ],
+    ids=["refused", "cut", "gateway"],
+)
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_a_dead_backend_shows_with_the_first_call(
+    era: str, matches: str, fault: Fault, said: str, reason: FailureReason, autojump_clock: MockClock
+) -> None:
+    """Before the circuit opens: why, and since when. An answer, an error too, ends that; the latest failure stays."""
+    backend = echo_backend(era)
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        if matches == CONNECT:
+            backend.fail("POST", Disconnect(0), times=1)  # the connection that is kept alive
+        backend.fail(matches, fault)
+        since, last = None, None
+        for count in range(1, FAILURES_TO_OPEN + 2):
+            with pytest.raises(BackendError):
+                await session.call_tool("a_echo")
+            status = session.backends["a"]
+            assert status.failing_since is not None
+            assert status.failing_since == (since or status.failing_since)
+            since = status.failing_since
+            assert status.since <= since <= datetime.now(UTC) or count >= FAILURES_TO_OPEN
+            last = status.last_failure
+            assert last is not None
+            assert said in last.detail or count == 1  # of the connection that was open
+            expected = BackendState.READY if count < FAILURES_TO_OPEN else BackendState.DEGRADED
+            assert (expected, count) == (status.state, status.errors)
+            assert reason is last.reason
+        backend.heal()
+        backend.fail("tools/call", Error(-32602, "bad"))
+        await trio.sleep(100)
+        with pytest.raises(BackendError):
+            await session.call_tool("a_echo")
+        status = session.backends["a"]
+        assert (BackendState.READY, None, last) == (status.state, status.failing_since, status.last_failure)
 
 
 async def test_running_and_cancelled_calls_are_counted(autojump_clock: MockClock) -> None:

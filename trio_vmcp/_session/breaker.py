@@ -32,6 +32,11 @@ class Breaker:
     def is_open(self) -> bool:
         return self._trial_at is not None
 
+    @property
+    def is_failing(self) -> bool:
+        """The latest call that told anything had no connection."""
+        return self._failures > 0
+
     def admit(self, now: float) -> float | None:
         """Whether a call may go ahead (None), or the s until the next trial, which may be under way.
 

@@ -17,18 +17,17 @@ from typing import NamedTuple
 import trio
 
 from trio_vmcp._limits import TimeLimit
-from trio_vmcp._protocol.headers import limited
 from trio_vmcp._protocol.methods import TOOLS_CALL
 from trio_vmcp._request_note import Silence
 from trio_vmcp._session.admission import Call
 from trio_vmcp._session.breaker import FAILURES_TO_OPEN
 from trio_vmcp._session.call_options import CallOptions
 from trio_vmcp._session.connection import Connection
-from trio_vmcp._session.member import Failing, Member, Ready, Replacing, Stopped, Waking, reason_of
+from trio_vmcp._session.member import Failing, Member, Replacing, Stopped, Waking
 from trio_vmcp.connector import OnProgress
 from trio_vmcp.errors import BackendError, BackendTimeout, BackendUnavailable
 from trio_vmcp.identity import Identity
-from trio_vmcp.models import JSON, STATE_LOST, BackendFailure
+from trio_vmcp.models import JSON, STATE_LOST
 
 __all__ = ["CallRequest", "request_member"]
 
@@ -252,12 +251,7 @@ def _note_error(member: Member, call: Call, error: BackendError, waited: float, 
     elif not (call.is_unreached or isinstance(error, BackendUnavailable | BackendTimeout)):
         note_answer(member)
     else:
-        opened = member.breaker.fail(
-            trio.current_time(), random.random(), was_trial=was_trial, at_least=limited(error.retry_after)
-        )
-        if opened and isinstance(member.state, Ready):
-            cause = BackendFailure(member.backend_id, reason_of(error), error.detail, 0.0)
-            member.to(Failing(member.state.connection, cause), error.detail)
+        member.note_unreached(error, trio.current_time(), random.random(), was_trial=was_trial)
 
 
 def note_answer(member: Member) -> None:

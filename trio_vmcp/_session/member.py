@@ -30,6 +30,7 @@ import trio
 
 from trio_vmcp._light_event import LightEvent
 from trio_vmcp._limits import TimeLimit, progress_limit, request_limit
+from trio_vmcp._protocol.headers import limited
 from trio_vmcp._session.breaker import Breaker
 from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.health import Health
@@ -351,6 +352,7 @@ class Member:
     since: datetime = attrs.field(factory=lambda: datetime.now(UTC), init=False)
     last_failure: BackendFailure | None = attrs.field(init=False)
     health: Health = attrs.field(factory=Health, init=False)
+    _failing_since: datetime | None = attrs.field(default=None, init=False)  # of use while calls fail
     attempts: tuple[trio.CancelScope, ...] = attrs.field(default=(), init=False, repr=False)
     connections: tuple[Connection, ...] = attrs.field(default=(), init=False)
     retry: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
@@ -423,6 +425,7 @@ class Member:
             calls=health.calls,
             errors=health.errors,
             latency=health.latency,
+            failing_since=self._failing_since if self.breaker.is_failing else None,
         )
 
     # --- its state
@@ -500,6 +503,21 @@ class Member:
             return
         self.reconnects.note_failure(reason, retry_after, is_of_endpoint=is_of_endpoint)
         self.to(Away(self._new_failure(reason, detail)), detail)
+
+    def note_unreached(self, error: BackendError, now: float, chance: float, *, was_trial: bool) -> None:
+        """A request has failed to reach it. What `session.backends` says of that does not wait for the circuit to open.
+
+        Args:
+            chance: In [0, 1): of the delay until the next trial.
+        """
+        if self.breaker.is_open and not was_trial:
+            return  # the circuit has refused it, or it was let through before: nothing new
+        if not self.breaker.is_failing:
+            self._failing_since = datetime.now(UTC)
+        self.last_failure = BackendFailure(self.backend_id, reason_of(error), error.detail, 0.0)
+        opened = self.breaker.fail(now, chance, was_trial=was_trial, at_least=limited(error.retry_after))
+        if opened and isinstance(self.state, Ready):
+            self.to(Failing(self.state.connection, self.last_failure), error.detail)
 
     def wait_longer(self, detail: str) -> None:
         """The opening is over, and the first attempt is not: the backend joins later."""

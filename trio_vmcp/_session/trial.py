@@ -10,7 +10,6 @@ import random
 
 import trio
 
-from trio_vmcp._protocol.headers import limited
 from trio_vmcp._protocol.methods import DISCOVER, PING
 from trio_vmcp._request_note import RequestNote, current_note
 from trio_vmcp._session.call import note_answer
@@ -68,14 +67,15 @@ async def _try_once(member: Member, failing: Failing) -> None:
 
 def _note_failure(member: Member, failing: Failing, note: RequestNote, error: Exception) -> None:
     """What a refusal says, and what silence says."""
-    is_unreached = note.is_unreached or not isinstance(error, BackendError)
+    is_unreached = note.is_unreached
     if note.session_lost and not is_unreached and isinstance(error, BackendError):
         member.breaker.cancel_trial()
         if not note.lost_by_words or member.reconnects.try_words():
             member.replace_connection(failing.connection, error)
             return
-    if is_unreached or isinstance(error, BackendUnavailable | BackendTimeout):
-        at_least = limited(error.retry_after) if isinstance(error, BackendError) else 0.0
-        member.breaker.fail(trio.current_time(), random.random(), was_trial=True, at_least=at_least)
+    if not isinstance(error, BackendError):
+        member.breaker.fail(trio.current_time(), random.random(), was_trial=True)
+    elif is_unreached or isinstance(error, BackendUnavailable | BackendTimeout):
+        member.note_unreached(error, trio.current_time(), random.random(), was_trial=True)
     else:
         note_answer(member)

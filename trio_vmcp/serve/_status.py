@@ -35,7 +35,8 @@ async def status_document(manager: SessionManager, front: Mapping[str, float], *
      "sessions": [{"tag", "client_era", "state", "created_at", "in_flight",
                    "backends": [{"id", "state", "since", "era", "protocol_version", "in_flight", "calls", "errors",
                                  "latency": {"p50", "p90", "p99"} or null,
-                                 "last_failure": {"reason", "detail"} or null}]}],
+                                 "last_failure": {"reason", "detail"} or null,
+                                 "failing_since"}]}],   # there while calls fail to reach the backend
      "sessions_omitted"}                  # the number of live sessions that are not shown
     ```
 
@@ -79,6 +80,7 @@ def _session_document(session: Session, statuses: Mapping[str, BackendStatus], *
 
 def _backend_document(status: BackendStatus) -> JSON:
     failure, latency = status.last_failure, status.latency
+    failing = {} if status.failing_since is None else {"failing_since": status.failing_since.isoformat()}
     return {
         "id": status.backend_id,
         "state": status.state.value,
@@ -90,6 +92,7 @@ def _backend_document(status: BackendStatus) -> JSON:
         "errors": status.errors,
         "latency": latency and {name: _seconds(value) for name, value in attrs.asdict(latency).items()},
         "last_failure": failure and {"reason": failure.reason.value, "detail": failure.detail},
+        **failing,
     }
 
 

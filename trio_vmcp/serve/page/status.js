@@ -119,14 +119,15 @@ function backendRow(first, now) {
     failure,
   );
   function update(backend) {
-    showState(state, backend.state, TONES[backend.state] ?? "", backend.state);
-    setText(since, `for ${age(backend.since, now())}`);
+    if (isFailing(backend)) showState(state, "recovering", "warn", "ready, not reached");
+    else showState(state, backend.state, TONES[backend.state] ?? "", backend.state);
+    setText(since, `for ${age(isFailing(backend) ? backend.failing_since : backend.since, now())}`);
     NUMBERS.forEach(([, value], place) => {
       setText(numbers[place], value(backend));
       numbers[place].toggleAttribute("data-none", value(backend) === NONE); // left out where there is little room
     });
     const { last_failure: last } = backend;
-    const is = backend.state === "ready" ? "earlier: " : "";
+    const is = backend.state === "ready" && !isFailing(backend) ? "earlier: " : "";
     setText(failure, last === null ? "" : `${is}${last.reason}: ${last.detail}`);
     failure.classList.toggle("muted", is !== "");
   }
@@ -168,8 +169,13 @@ function isAway(state) {
   return !["ready", "stopped", "removed"].includes(state);
 }
 
+// Connected, and the latest calls did not reach it: it is not away for the session yet.
+function isFailing(backend) {
+  return backend.state === "ready" && backend.failing_since !== undefined;
+}
+
 function notReady(backends) {
-  return backends.filter((backend) => isAway(backend.state));
+  return backends.filter((backend) => isAway(backend.state) || isFailing(backend));
 }
 
 // --- the page
