@@ -45,7 +45,7 @@ DEFECTS: dict[str, Defect] = {
         "write_to",
         lambda original: (
             lambda self, reply, *, after, keep_alive: original(
-                self, reply, after=None if after is None else self._last, keep_alive=keep_alive
+                self, reply, after=None if after is None else self._events.last, keep_alive=keep_alive
             )
         ),
         13,

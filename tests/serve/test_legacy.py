@@ -259,28 +259,6 @@ async def test_events_behind_the_last_id_alone_are_sent_again(autojump_clock: Mo
         assert "done" == resumed.answer["result"]["content"][0]["text"]
 
 
-async def test_a_slow_reader_costs_a_bounded_number_of_events(autojump_clock: MockClock) -> None:
-    """Progress is dropped, the oldest first; the result is not."""
-
-    async def work(arguments: JSON, context: CallContext) -> str:
-        for number in range(500):
-            await context.progress(number)
-        return "done"
-
-    backend = echo_backend("legacy", "sse")
-    backend.add_tool("work", work)
-    async with front_world(backend, settings=ServeSettings(stream_buffer=16)) as world:
-        client = await world.initialize()
-        call = client.start("tools/call", {"name": "a_work", "_meta": {"progressToken": 1}})
-        call.blocked = trio.Event()
-        await trio.sleep(30)
-        call.blocked.set()
-        await call.done.wait()
-        assert 20 >= len(call.messages)
-        assert "done" == call.answer["result"]["content"][0]["text"]
-        assert 499 == call.messages[-2]["params"]["progress"]
-
-
 async def test_a_silent_stream_carries_comments(autojump_clock: MockClock) -> None:
     """Proxies close what is silent."""
     async with front_world(slow_backend(50), settings=ServeSettings(keep_alive_interval=15)) as world:

@@ -14,7 +14,6 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import JSON, FactorySettings, LocalStorage, ManagerSettings
 from trio_vmcp.serve import ServeSettings
-from trio_vmcp.serve._streams import MOST_BYTES, EventStream
 from trio_vmcp.testing import CallContext, Delay, RpcError, ScriptedBackend
 
 EVERY_ERA = pytest.mark.parametrize("era", ["legacy", "modern"])
@@ -318,18 +317,3 @@ async def test_a_notification_that_its_session_does_not_outlive_is_answered_once
         await told.done.wait()
         await trio.sleep(1)  # a second response would raise
         assert (202, b"") == (told.status, told.body)
-
-
-@pytest.mark.parametrize("name", ["", "x"])
-def test_a_stream_keeps_a_bounded_number_of_bytes(name: str) -> None:
-    """Beside the newest event and those that must not be dropped; a result is always kept."""
-    stream = EventStream(name, 256)
-    stream.put(b"question", may_drop=False)
-    for _ in range(20):
-        stream.put(b"x" * (MOST_BYTES // 3), may_drop=True)
-        assert MOST_BYTES >= stream.size
-    stream.put(b"y" * MOST_BYTES, may_drop=True)
-    stream.put(b"z" * 2 * MOST_BYTES, may_drop=False)
-    kept = b"".join(event.data for event in stream._events)
-    assert (b"question" in kept, b"xx" in kept, b"yy" in kept, b"zz" in kept) == (True, False, False, True)
-    assert len(kept) == stream.size

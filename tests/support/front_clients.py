@@ -23,6 +23,7 @@ __all__ = [
     "EVERY_CARRIER",
     "EVERY_ERA",
     "FrontClient",
+    "Gate",
     "HttpClient",
     "StdioClient",
     "front_client",
@@ -51,6 +52,13 @@ class FrontClient(ABC):
     @abstractmethod
     async def send(self, message: object) -> None:
         """Send a message, or bytes, and wait for no response."""
+
+    @abstractmethod
+    def stop_reading(self) -> None:
+        """From now on, until `go_on_reading`. Over HTTP: the replies that have begun."""
+
+    @abstractmethod
+    def go_on_reading(self) -> None: ...
 
     @abstractmethod
     async def withdraw(self, request_id: Any) -> None:
@@ -104,6 +112,24 @@ class FrontClient(ABC):
 
 
 @attrs.define(eq=False)
+class Gate(trio.abc.SendStream):
+    """To a client that may stop reading: then the server waits in `send_all`."""
+
+    stream: trio.abc.SendStream
+    opened: trio.Event = attrs.field(factory=trio.Event)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.opened.wait()
+        await self.stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.opened.wait()
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
+@attrs.define(eq=False)
 class StdioClient(FrontClient):
     """A client at the other ends of two streams.
 
@@ -116,6 +142,7 @@ class StdioClient(FrontClient):
     from_server: trio.abc.ReceiveStream
     ended: trio.Event = attrs.field(factory=trio.Event)
     stopped: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    gate: Gate = attrs.field(kw_only=True)
     _received: list[Any] = attrs.field(factory=list)
     _news: trio.Event = attrs.field(factory=trio.Event)
 
@@ -143,6 +170,12 @@ class StdioClient(FrontClient):
 
     async def send(self, message: object) -> None:
         await self.to_server.send_all(message if isinstance(message, bytes) else json.dumps(message).encode() + b"\n")
+
+    def stop_reading(self) -> None:
+        self.gate.opened = trio.Event()
+
+    def go_on_reading(self) -> None:
+        self.gate.opened.set()
 
     async def withdraw(self, request_id: Any) -> None:
         await self.notify("notifications/cancelled", {"requestId": request_id})
@@ -190,6 +223,15 @@ class HttpClient(FrontClient):
             self.replies[message["id"]] = reply
         else:
             await reply.done.wait()
+
+    def stop_reading(self) -> None:
+        for stream in self.streams:
+            stream.blocked = trio.Event()
+
+    def go_on_reading(self) -> None:
+        for stream in self.streams:
+            if stream.blocked is not None:
+                stream.blocked.set()
 
     async def withdraw(self, request_id: Any) -> None:
         if self.legacy is None:
@@ -242,10 +284,11 @@ async def stdio_client(
     """A client, which has initialized if it is of the handshake era."""
     to_server, receive = memory_stream_one_way_pair()
     send, from_server = memory_stream_one_way_pair()
-    client = StdioClient(world, era, to_server, from_server)
+    client = StdioClient(world, era, to_server, from_server, gate=Gate(send))
+    client.go_on_reading()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.read)
-        nursery.start_soon(client.serve, receive, send, ServeSettings(**settings))  # noqa: ASYNC113  # a test's own
+        nursery.start_soon(client.serve, receive, client.gate, ServeSettings(**settings))  # noqa: ASYNC113  # a test's own
         if era == "legacy" and opens:
             await client.initialize(capabilities)
         yield client

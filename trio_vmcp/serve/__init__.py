@@ -7,6 +7,7 @@
 - `_batches.py`: several messages at once
 - `_requests.py`, `_lists.py`, `_errors.py`, `_messages.py`: what requests of both eras mean, and their answers as bytes
 - `_exchange.py`, `_streams.py`, `_asgi.py`: one request on its way, its event stream, HTTP
+- `_backlog.py`: messages that wait for a slow client, or for one that comes back
 - `_edges.py`, `_cors.py`: which hosts and origins may reach it, and what browsers are told
 - `_operator.py`, `_health.py`, `_status.py`, `_page.py`, `_metrics.py`: what operators ask: readiness, states, counts
 - `authenticator.py`, `jwt.py`, `sealing.py`: principals of requests, and sealed state

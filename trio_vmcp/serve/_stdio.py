@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections import deque
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -25,6 +24,7 @@ from trio_vmcp._protocol.reading import Oversized
 from trio_vmcp.errors import SessionClosed, VmcpError
 from trio_vmcp.manager import SessionManager
 from trio_vmcp.models import JSON
+from trio_vmcp.serve._backlog import Backlog
 from trio_vmcp.serve._batches import answer_batch
 from trio_vmcp.serve._client_session import (
     STREAM_PATIENCE,
@@ -49,7 +49,6 @@ logger = logging.getLogger("trio_vmcp.serve")
 UNAVAILABLE = -32000  # from the range that JSON-RPC 2.0 §5.1 leaves to implementations
 CHUNK = 64 * 1024
 FLUSH = 0.5  # s, for the client to read what is left when the server ends
-_AT_ONCE = 256 * 1024  # bytes, written together
 
 
 async def serve_stdio(
@@ -66,10 +65,11 @@ async def serve_stdio(
     Args:
         manager: Its sessions should have no `idle_timeout`: a client of stdio cannot open another one.
         receive, send: From the client and to it. Not closed.
-        settings: `max_body_bytes` limits a line, `stream_buffer` the notifications that wait for the client to read.
+        settings: `max_body_bytes` limits a line, `stream_buffer` the messages that wait for the client to read, of
+            which notifications may get lost. While more results wait, or 4 MiB of them, no request is read.
     """
     settings = settings or ServeSettings()
-    lines = _Lines(send, settings.stream_buffer)
+    lines = _Lines(send, Backlog(settings.stream_buffer))
     serving = trio.CancelScope(shield=True)  # the cancel that ends the server must not end what is under way
     async with trio.open_nursery() as nursery:
         client = _StdioClient(manager, settings, lines)
@@ -87,14 +87,12 @@ async def serve_stdio(
 
 @attrs.define(eq=False)
 class _Lines(Outlet):
-    """Messages to the client, in order. `send` never waits: over `capacity`, the oldest that may be dropped is."""
+    """Messages to the client, in order. `send` never waits."""
 
     _stream: trio.abc.SendStream = attrs.field(alias="stream", repr=False)
-    _capacity: int = attrs.field(alias="capacity")
-    _waiting: deque[tuple[bytes, bool]] = attrs.field(factory=deque, init=False, repr=False)
+    _backlog: Backlog = attrs.field(alias="backlog", repr=False)
     _news: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
-    _is_writing: bool = attrs.field(default=False, init=False)
-    _written: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+    _written: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)  # of the next write
     _is_open: bool = attrs.field(default=True, init=False)
 
     @property
@@ -102,45 +100,42 @@ class _Lines(Outlet):
         return self._is_open
 
     def send(self, data: bytes, *, may_drop: bool) -> None:
-        if not self.is_open:
-            return
-        self._waiting.append((data, may_drop))
-        if len(self._waiting) > self._capacity:
-            droppable = next((each for each in self._waiting if each[1]), None)
-            if droppable is not None:
-                self._waiting.remove(droppable)
-        self._news.set()
+        if self.is_open:
+            self._backlog.add(data + b"\n", may_drop=may_drop)
+            self._news.set()
 
     async def write(self) -> None:
         """Write what is sent, until this is cancelled or the client is gone."""
         try:
             while True:
-                await self._news.wait()
-                self._news, self._is_writing = trio.Event(), True
-                while self._waiting:
-                    await self._stream.send_all(self._take())
-                self._is_writing = False
-                self._written.set()
-                self._written = trio.Event()
+                pieces, number = self._backlog.waiting()
+                if not pieces:
+                    await self._news.wait()
+                    self._news = trio.Event()
+                    continue
+                await self._stream.send_all(b"".join(pieces))
+                self._backlog.mark_sent(number)
+                self._tell_written()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self._is_open = False
-            self._waiting.clear()
+            pass
         finally:
-            self._is_writing = False
-            self._written.set()
+            self._is_open = False
+            self._backlog.clear()
+            self._tell_written()
+
+    def _tell_written(self) -> None:
+        self._written.set()
+        self._written = trio.Event()
+
+    async def wait_room(self) -> None:
+        """While the client does not read what it has asked for, it should ask for no more."""
+        while self._backlog.is_full:
+            await self._written.wait()
 
     async def wait_written(self) -> None:
         """Until all that was sent so far is written, or the client is gone."""
-        if self._waiting or self._is_writing:
+        while self._backlog.size:
             await self._written.wait()
-
-    def _take(self) -> bytes:
-        pieces, size = [], 0
-        while self._waiting and size < _AT_ONCE:
-            data, _ = self._waiting.popleft()
-            pieces += [data, b"\n"]
-            size += len(data)
-        return b"".join(pieces)
 
 
 @attrs.define(eq=False)
@@ -234,6 +229,7 @@ class _StdioClient(Clients):
         try:
             while chunk := await receive.receive_some(CHUNK):
                 for line in decoder.feed(chunk):
+                    await self._lines.wait_room()
                     if isinstance(line, Oversized):
                         self._refuse(f"the line is over {self._settings.max_body_bytes} bytes (max_body_bytes)")
                     else:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 
 import attrs
 import trio
 
 from trio_vmcp._protocol.sse import encode_event, encode_priming
 from trio_vmcp.serve._asgi import ClientGone, HttpReply
+from trio_vmcp.serve._backlog import Backlog
 
 __all__ = ["EVENT_STREAM", "RETRY", "EventStream"]
 
@@ -23,41 +22,29 @@ EVENT_STREAM = [
     (b"x-accel-buffering", b"no"),
 ]
 _COMMENT = b": keep-alive\n\n"
-_AT_ONCE = 256 * 1024  # bytes, written together
-MOST_BYTES = 4 * 1024 * 1024  # of the events of one stream, beside those that must not be dropped and the newest
-
-
-@attrs.frozen
-class _Event:
-    number: int
-    data: bytes = attrs.field(repr=False)
-    may_drop: bool
 
 
 @attrs.define(eq=False)
 class EventStream:
-    """Messages to a client, in order. `put` never waits: the task that reads from a backend must not wait for a client.
-
-    Over `capacity` events or `MOST_BYTES`, the oldest that were sent already are discarded, then the oldest that may be
-    dropped: progress and log messages. Questions and results stay; their number is limited elsewhere.
+    """Messages to a client, in order. `put` never waits.
 
     Attributes:
         name: Begins the ids of the events, which are unique in the session of the client; empty: the events have no
             ids, and are not kept once they are sent.
+        capacity: Events that are kept (`Backlog`).
         is_finished: No event follows.
-        size: Bytes of the events that are kept.
     """
 
     name: str
     capacity: int
     is_finished: bool = attrs.field(default=False, init=False)
-    size: int = attrs.field(default=0, init=False)
-    _events: deque[_Event] = attrs.field(factory=deque, init=False, repr=False)
-    _last: int = attrs.field(default=0, init=False)  # the number of the newest event
-    _sent: int = attrs.field(default=0, init=False)
+    _events: Backlog = attrs.field(init=False, repr=False)
     _news: trio.Event | None = attrs.field(default=None, init=False, repr=False)  # the writer waits for it
     _writing: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
     _reader: HttpReply | None = attrs.field(default=None, init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._events = Backlog(self.capacity, keeps_sent=bool(self.name))
 
     @property
     def is_read(self) -> bool:
@@ -109,7 +96,7 @@ class EventStream:
         if self._reader is not reply:  # the client came back once more while the head of this connection was written
             return False
         if after is not None:
-            self._sent = min(after, self._last)
+            self._events.mark_sent(min(after, self._events.last))
         with trio.CancelScope() as scope:
             self._writing = scope
             try:
@@ -131,42 +118,19 @@ class EventStream:
         return False
 
     async def _write_waiting(self, reply: HttpReply) -> None:
-        while self._sent < self._last:
-            pieces, size = [], 0
-            for event in self._events:
-                if event.number > self._sent and size < _AT_ONCE:
-                    pieces.append(event)
-                    size += len(event.data)
-            if not pieces:  # dropped
+        while True:
+            pieces, number = self._events.waiting()
+            if not pieces:
                 break
-            await reply.write(b"".join([event.data for event in pieces]))
-            self._sent = pieces[-1].number
-            if not self.name:
-                while self._events and self._events[0].number <= self._sent:
-                    self._discard(self._events[0])
+            await reply.write(b"".join(pieces))
+            self._events.mark_sent(number)
 
     def _next_id(self) -> str:
-        return f"{self.name}-{self._last + 1}"
+        return f"{self.name}-{self._events.last + 1}"
 
     def _append(self, data: bytes, *, may_drop: bool) -> None:
-        self._last += 1
-        self._events.append(_Event(self._last, data, may_drop))
-        self.size += len(data)
-        while len(self._events) > self.capacity or self.size > MOST_BYTES:
-            least = self._least_needed()
-            if least is None:
-                break
-            self._discard(least)
+        self._events.add(data, may_drop=may_drop)
         self._wake()
-
-    def _least_needed(self) -> _Event | None:
-        """An event that may go, but never the newest."""
-        older = islice(self._events, len(self._events) - 1)
-        return next((event for event in older if event.number <= self._sent or event.may_drop), None)
-
-    def _discard(self, event: _Event) -> None:
-        self._events.remove(event)
-        self.size -= len(event.data)
 
     def _wake(self) -> None:
         if self._news is not None:
