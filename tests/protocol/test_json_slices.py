@@ -11,6 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trio_vmcp._protocol import jsonrpc
+from trio_vmcp._protocol.json_cost import SLICE as DEPTH_SLICE
+from trio_vmcp._protocol.json_depth import BRACKETS_AT_ONCE, is_deeper
 from trio_vmcp._protocol.json_slices import SLICE, decode_in_steps, encode_in_steps, split_in_steps
 from trio_vmcp._protocol.jsonrpc import BadMessage, Result, parse_in_steps
 
@@ -172,13 +174,45 @@ def test_what_follows_a_long_message_is_no_json() -> None:
 
 
 def test_the_depth_of_a_message_is_looked_at_in_steps() -> None:
-    """A step for some of its arrays and objects each."""
-    counts: list[int] = []
-    one: object
-    for one in ("", []):
-        text = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"x": [one] * 30_000}})
-        counts.append(end_of(parse_in_steps(text, max_depth=128, max_values=100_000))[1])
-    assert counts[1] - counts[0] >= 30_000 // 4096
+    """A step for some of its text each, and for some of the brackets that nest deeply."""
+    long = json.dumps(["x" * 60] * 20_000)
+    assert end_of(is_deeper(long, 128))[1] >= len(long) // DEPTH_SLICE
+    deep = json.dumps([json.loads("[" * 20 + "]" * 20)] * 10_000)
+    assert end_of(is_deeper(deep, 128))[1] >= len(deep) // DEPTH_SLICE + 24 * 10_000 // BRACKETS_AT_ONCE
+
+
+NESTED = st.recursive(
+    st.text(alphabet='a"\\[]{}\u00e9', max_size=4) | st.integers(),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(alphabet='"\\[]{}', max_size=3), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+def depth_of(value: Any) -> int:
+    if not isinstance(value, list | dict):
+        return 0
+    inner = value.values() if isinstance(value, dict) else value
+    return 1 + max(map(depth_of, inner), default=0)
+
+
+@given(NESTED, st.integers(0, 12), st.integers(0, 12), st.booleans())
+def test_the_depth_of_a_text_is_that_of_its_value(value: Any, more: int, most: int, ascii_only: bool) -> None:
+    """Whatever its strings hold."""
+    for _ in range(more):
+        value = [value]
+    text = json.dumps(value, ensure_ascii=ascii_only)
+    assert end_of(is_deeper(text, most))[0] is (depth_of(value) > most)
+
+
+@pytest.mark.parametrize("text", ["\\", '"', "[", "\\["])
+def test_the_depth_of_a_text_whose_strings_are_cut(text: str) -> None:
+    """A slice may end within a string, and within an escape in it."""
+    for before in range(DEPTH_SLICE - 12, SLICE - 4):
+        value = ["x" * before, text * 6, [[]]]
+        assert not end_of(is_deeper(json.dumps(value), 3))[0]
+        assert end_of(is_deeper(json.dumps(value), 2))[0]
 
 
 @pytest.mark.parametrize("depth", [5, 6, 7])

@@ -28,6 +28,7 @@ __all__ = [
     "check_cost",
     "is_cheap",
     "memory_size",
+    "slices",
 ]
 
 MOST_VALUES = 100_000  # by default
@@ -152,12 +153,7 @@ class JsonCost:
         Raises:
             TooCostly: It is over a limit.
         """
-        start = 0
-        while start < len(text):
-            piece = text[start : start + SLICE]
-            if (len(piece) - len(piece.rstrip("\\"))) % 2:  # the slice ends within an escape
-                piece += text[start + SLICE : start + SLICE + 1]
-            start += len(piece)
+        for piece in slices(text):
             self._count_slice(piece)
             yield
 
@@ -203,6 +199,17 @@ class JsonCost:
                 ):
                     raise TooCostly(f"holds a number of over {MOST_NUMBER_DIGITS} digits")
         self._number = data[len(data.rstrip(_OF_NUMBERS)) :][-(MOST_NUMBER_DIGITS + _MOST_OTHERS) :]
+
+
+def slices(text: str) -> Iterator[str]:
+    """A JSON text in pieces of `SLICE` characters, or one more where a piece would end within an escape."""
+    start = 0
+    while start < len(text):
+        piece = text[start : start + SLICE]
+        if (len(piece) - len(piece.rstrip("\\"))) % 2:
+            piece += text[start + SLICE : start + SLICE + 1]
+        start += len(piece)
+        yield piece
 
 
 def memory_size(value: Any, most: int) -> int:

@@ -15,14 +15,14 @@ import gc
 import json
 import math
 import re
-from collections.abc import Callable, Generator, Iterator
-from gc import is_tracked
+from collections.abc import Callable, Generator
 from types import NoneType
 from typing import Any, TypeAlias, TypeGuard, TypeVar
 
 import attrs
 
 from trio_vmcp._protocol.json_cost import MOST_NUMBER_DIGITS, MOST_VALUES, TooCostly, check_cost, is_cheap
+from trio_vmcp._protocol.json_depth import is_deeper
 from trio_vmcp._protocol.json_slices import decode_in_steps, split_in_steps
 from trio_vmcp._protocol.numbers import encode_spelled, holds_spelled, keep_spelling
 from trio_vmcp.models import JSON
@@ -225,19 +225,13 @@ def parse_text(text: str, *, max_depth: int, max_values: float = MOST_VALUES) ->
     """`parse_message` without `to_text`, so that a caller can free the bytes of a large message in between."""
     if is_cheap(text, max_values):  # most messages: a generator would take longer than its one step
         return parse_cheap(text, max_depth=max_depth)
-    steps = parse_in_steps(text, max_depth=max_depth, max_values=max_values)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            message: Message = end.value
-            return message
+    return _all_at_once(parse_in_steps(text, max_depth=max_depth, max_values=max_values))
 
 
 def parse_cheap(text: str, *, max_depth: int) -> Message:
     """`parse_text` for a text that is cheap."""
     message = _loads(text)
-    is_too_deep = _has_brackets(text, max_depth) and any(_levels(message, max_depth))
+    is_too_deep = _has_brackets(text, max_depth) and _all_at_once(is_deeper(text, max_depth))
     return _checked(message, is_too_deep=is_too_deep, max_depth=max_depth)
 
 
@@ -252,12 +246,17 @@ def parse_in_steps(text: str, *, max_depth: int, max_values: float) -> Generator
     message = yield from _loads_in_steps(text)
     if len(text) >= _LONG_TEXT:
         yield
-    is_too_deep = False
-    if _has_brackets(text, max_depth):
-        for answer in _levels(message, max_depth):
-            is_too_deep = answer
-            yield
+    is_too_deep = _has_brackets(text, max_depth) and (yield from is_deeper(text, max_depth))
     return _checked(message, is_too_deep=is_too_deep, max_depth=max_depth)
+
+
+def _all_at_once(steps: Generator[None, None, _T]) -> _T:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            value: _T = end.value
+            return value
 
 
 def meant_id(received: object) -> int | None:
@@ -424,7 +423,7 @@ def _decoder_for(text: str) -> json.JSONDecoder:
 
 
 def _has_brackets(text: str, limit: int) -> bool:
-    """Whether more than `limit` brackets open. Most messages have fewer, so the walk of `_levels` is left out."""
+    """Whether more than `limit` brackets open. Most messages have fewer, and need no `is_deeper`."""
     if len(text) < _LONG_TEXT:
         return text.count("{") + text.count("[") > limit
     for bracket in "{[":  # `find` uses memchr; `count` of a long text takes twenty times as long
@@ -440,27 +439,6 @@ def _has_brackets(text: str, limit: int) -> bool:
 _LONG_TEXT = 64 * 1024
 # Characters that are parsed in one step: 25 ms, if they are many members with a key each and an object of its own.
 MOST_AT_ONCE = 512 * 1024
-
-
-def _levels(message: Any, max_depth: int) -> Iterator[bool]:
-    """Whether a message is too deep: False for some of its arrays and objects each, and True at the end if it is.
-
-    Level by level: recursion would fail on the very messages that this has to find.
-    """
-    level: list[Any] = [message]
-    for _ in range(max_depth):
-        # Not tracked: text, numbers, and on most versions of Python also objects of nothing else. The check is short.
-        level = [node for node in level if is_tracked(node) and (type(node) is dict or type(node) is list)]
-        below: list[Any] = []
-        for start in range(0, len(level), _NODES_AT_ONCE):
-            yield False
-            for node in level[start : start + _NODES_AT_ONCE]:
-                below += node.values() if type(node) is dict else node
-        level = below
-    yield any(type(node) is dict or type(node) is list for node in level)
-
-
-_NODES_AT_ONCE = 4096
 
 
 def _call(message: JSON) -> Request | Notification:
