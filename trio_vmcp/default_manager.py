@@ -281,7 +281,7 @@ class DefaultSessionManager(SessionManager):
         old, records = known.backends, row.metadata.backends
         gone = difference(old, passed.backends).removed
         owner = await self._factory.restore_owned(
-            row, passed.backends, known.identity, handlers, prefer_era, without=gone
+            row, passed.backends, known.identity, handlers, prefer_era, known.log_level, without=gone
         )
         known.handlers, known.prefer_era = handlers, prefer_era
         self._enter(known, owner, passed)

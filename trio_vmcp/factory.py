@@ -22,6 +22,7 @@ from trio_vmcp._nursery import require_trio, start_clean
 from trio_vmcp._session.connectors import Connectors, ForSession
 from trio_vmcp._session.goodbyes import say_goodbyes
 from trio_vmcp._session.life import Phase
+from trio_vmcp._session.log_levels import LogLevel
 from trio_vmcp._session.member import Member, new_member
 from trio_vmcp._session.observing import Observers, SessionReporter
 from trio_vmcp._session.owner import SessionOwner
@@ -236,6 +237,7 @@ class DefaultSessionFactory(SessionFactory):
         prefer_era: PreferredEra | None,
         reporter: SessionReporter,
         without: Container[str] = (),
+        log_level: LogLevel | None = None,
     ) -> tuple[SessionOwner, DefaultSession]:
         """
         Args:
@@ -254,7 +256,7 @@ class DefaultSessionFactory(SessionFactory):
                 absent = new_member(record.backend_id, None, self._settings, self._endpoints, record)
                 members.setdefault(record.backend_id, absent)
             connector = self._connector_for(session_id, handlers, prefer_era)
-            return await self._run(members, row, identity, connector, reporter)
+            return await self._run(members, row, identity, connector, reporter, log_level)
 
     async def close(self, *, is_exit: bool) -> None:
         """End every session, all of them at once. Cancelled, it still stays to the end, with a shorter drain.
@@ -335,17 +337,20 @@ class DefaultSessionFactory(SessionFactory):
         identity: Identity | None,
         handlers: ClientHandlers | None,
         prefer_era: PreferredEra | None,
+        log_level: LogLevel,
         *,
         without: Container[str],
     ) -> SessionOwner:
         """`restore_session` with a row that was loaded by `load_row` for this identity.
 
         Args:
+            log_level: What the session had set, as far as this process knows.
             without: As in `_restore`.
         """
         _require_preferred(prefer_era)
         reporter = self._new_reporter(row.metadata.session_id)
-        owner, _ = await self._restore(row, self._by_id(backends), identity, handlers, prefer_era, reporter, without)
+        configured = self._by_id(backends)
+        owner, _ = await self._restore(row, configured, identity, handlers, prefer_era, reporter, without, log_level)
         return owner
 
     def row_storage(self, session_id: str) -> RowStorage:
@@ -444,6 +449,7 @@ class DefaultSessionFactory(SessionFactory):
         identity: Identity | None,
         connector: BackendConnector,
         reporter: SessionReporter,
+        log_level: LogLevel | None = None,
     ) -> tuple[SessionOwner, DefaultSession]:
         if self._closing:  # since the id was claimed: the storage was asked in between
             raise SessionClosed("the session factory closed while the session was opening")
@@ -458,6 +464,7 @@ class DefaultSessionFactory(SessionFactory):
             self._raise_exit,
             self._check_backend,
             self._shared,
+            log_level or LogLevel(),
         )
         self._live[owner.id] = owner
         session = DefaultSession(owner)

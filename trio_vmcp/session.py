@@ -330,11 +330,11 @@ class Session(TransportSession, Protocol):
         server/utilities/logging.
 
         It holds for every backend that declares `logging`, also for those that join or are connected again later, until
-        the session ends in this process. In the handshake era each of them is told with `logging/setLevel`; in the
-        stateless era each request from now on says it (`io.modelcontextprotocol/logLevel`). Before the first call a
-        backend of the handshake era sends what it likes, and one of the stateless era is asked for "info" if there is a
-        handler. Returns when all of them have answered, within the `request_timeout` of each. One that refuses costs a
-        warning in the log.
+        the session ends in this process; a session that hibernates wakes there with its level. In the handshake era
+        each backend is told with `logging/setLevel`; in the stateless era each request from now on says it
+        (`io.modelcontextprotocol/logLevel`). Before the first call a backend of the handshake era sends what it likes,
+        and one of the stateless era is asked for "info" if there is a handler. Returns when all of them have answered,
+        within the `request_timeout` of each. One that refuses costs a warning in the log.
 
         Args:
             level: "debug", "info", "notice", "warning", "error", "critical", "alert" or "emergency".

@@ -19,12 +19,14 @@ from trio_vmcp import (
     BearerAuth,
     ClientHandlers,
     FactorySettings,
+    ManagerSettings,
     NilCaller,
     ServerRequest,
     Session,
     SessionClosed,
     UnauthorizedCaller,
     open_session_factory,
+    open_session_manager,
 )
 from trio_vmcp._session.log_levels import PATIENCE
 from trio_vmcp.testing import CallContext, Delay, Error, Hang, Rewrite, ScriptedBackend, Status
@@ -65,6 +67,27 @@ async def test_backends_are_told_the_level(channel: Channel, level: str, autojum
         await session.set_log_level("notice")
         assert "notice" == await level_of(channel, session, backend)
     assert not (channel.is_modern and backend.received(SET))
+
+
+@EVERY_CHANNEL
+@pytest.mark.parametrize("level", [None, "debug"])
+async def test_a_session_wakes_with_its_level(channel: Channel, level: str | None, autojump_clock: MockClock) -> None:
+    """A session that hibernates is the same for its caller afterwards, on backends that know no session, too."""
+    backend = logging_backend(channel)
+    limits = ManagerSettings(hibernate_after=60)
+    async with (
+        channel.open_way(backend) as (transport, entry),
+        open_session_factory(transport=transport) as factory,
+        open_session_manager(factory, [entry], settings=limits) as manager,
+    ):
+        session = await manager.create()
+        if level is not None:
+            await session.set_log_level(level)
+        for _ in range(2):
+            await trio.sleep(100)
+            assert 1 == manager.statistics.hibernated
+            session = await manager.get(session.id)
+            assert level == await level_of(channel, session, backend)
 
 
 @EVERY_CHANNEL

@@ -11,6 +11,7 @@ import trio
 
 from trio_vmcp._manager.places import Principal, principal_of
 from trio_vmcp._session.life import Cause
+from trio_vmcp._session.log_levels import LogLevel
 from trio_vmcp._session.owner import SessionOwner
 from trio_vmcp.connector import ClientHandlers, PreferredEra
 from trio_vmcp.identity import Identity, same_principal
@@ -92,6 +93,7 @@ class Known:
         backends: Those that it was opened, restored or last changed with.
         generation: Of the configuration that `backends` are from.
         handlers, prefer_era: What it was opened with, and wakes with.
+        log_level: What it wakes with: what its callers had set when it hibernated.
         checked_at: `trio.current_time()` when the storage was last asked whether the session was terminated elsewhere.
         due_at: For the agenda.
     """
@@ -102,6 +104,7 @@ class Known:
     handlers: ClientHandlers | None = attrs.field(default=None, repr=False)
     prefer_era: PreferredEra | None = None
     born_at: float | None = attrs.field(default=None, kw_only=True)
+    log_level: LogLevel = attrs.field(factory=LogLevel, kw_only=True)
     backends: tuple[Backend, ...] = attrs.field(default=(), kw_only=True, repr=False)
     generation: int = attrs.field(default=0, kw_only=True)
     checked_at: float = attrs.field(default=-math.inf, init=False)

@@ -122,6 +122,7 @@ class Registry:
             self.counts.expired += 1
         if life.cause is Cause.HIBERNATION:
             touch_at = trio.current_time() + self.limits.touch_interval
+            known.log_level = owner.log_level
             known.state = Asleep(row.metadata.used_at, owner.calls.last_call_at, touch_at)
             self._plan(known)
         elif life.terminates and row.may_be_left and not self._is_closing:

@@ -70,6 +70,7 @@ class SessionOwner:
         reporter: Tells the factory's observers.
         raise_exit: Takes a KeyboardInterrupt or SystemExit that came out of code of the user's: it comes out of the
             factory.
+        log_level: Which log messages callers want. A session that woke goes on with that of before.
         check_backend: Raises a ValueError for a backend that no connector is for.
         on_closed: Is called once, when the session is CLOSED.
     """
@@ -84,6 +85,7 @@ class SessionOwner:
     raise_exit: Callable[[BaseException], None] = attrs.field(repr=False)
     _check_backend: Callable[[Backend], None] = attrs.field(alias="check_backend", repr=False)
     _shared: SharedLists = attrs.field(alias="shared", repr=False)
+    log_level: LogLevel = attrs.field(factory=LogLevel, repr=False)
 
     life: Life = attrs.field(factory=Life, init=False, repr=False)
     membership: Membership = attrs.field(init=False, repr=False)
@@ -105,7 +107,6 @@ class SessionOwner:
 
     def __attrs_post_init__(self) -> None:
         self.admission = Admission(self.life)
-        log_level = LogLevel()
         self.membership = Membership(
             self._members,
             SessionParts(
@@ -116,12 +117,12 @@ class SessionOwner:
                 self,
                 self.reporter,
                 self.raise_exit,
-                log_level,
+                self.log_level,
                 self._shared,
             ),
         )
         self.directory = new_directory(self.row.bindings, self.settings, self.row.foreign_names, self._shared)
-        parts = (self._members, self.directory, self.admission, self.identity, self.row.note_use, log_level)
+        parts = (self._members, self.directory, self.admission, self.identity, self.row.note_use, self.log_level)
         self.calls = ObservedCalls(*parts, reporter=self.reporter) if self.reporter.observers else Calls(*parts)
         self._moves = SubscriptionMoves(self._members, self.directory)
         self._updates = DirectoryUpdates(self._members, self.directory, self._tell_change)
