@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_vmcp._protocol.reading import END_BYTES, reply_id_at_ends
+from trio_vmcp._protocol.reading import END_BYTES, reply_id_at_ends, request_id_at_ends
 
 
 def at_ends(text: str) -> int | None:
@@ -64,3 +64,47 @@ def test_whatever_a_result_holds_the_id_is_that_of_the_answer(reply_id: int, val
     first = json.dumps({"jsonrpc": "2.0", "id": reply_id, "result": value})
     last = json.dumps({"jsonrpc": "2.0", "result": value, "id": reply_id})
     assert reply_id == at_ends(first) == at_ends(last)
+
+
+def call_at_ends(text: str) -> int | str | None:
+    data = text.encode(errors="surrogatepass")
+    return request_id_at_ends(data[:END_BYTES], data[-END_BYTES:])
+
+
+@pytest.mark.parametrize(("written", "request_id"), [("7", 7), ("-7", -7), ('"r 7"', "r 7"), ('""', "")])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"jsonrpc":"2.0","id":@,"method":"x","params":{"a":[}',
+        '{"id" : @ , "jsonrpc" : "2.0", "method" : "x"',
+        '{"jsonrpc":"2.0","method":"x","params":{"id":5,"a":NaN},"id":@}',
+        '{"method":"x","params":{"a":NaN},"jsonrpc":"2.0","id":@}\r\n',
+        '{"method":"x","params":[NaN],"jsonrpc":"2.0","id":@}',
+        '{"params":{"a":NaN},"method":"x","jsonrpc":"2.0","id":@}',
+        '{"method":"x","params":{"a":NaN},"id":@,"jsonrpc":"2.0"}',
+    ],
+)
+def test_the_id_of_a_request_is_found_at_its_ends(text: str, written: str, request_id: int | str) -> None:
+    """As official SDKs write it: those in Python and TypeScript put it behind the params."""
+    assert request_id == call_at_ends(text.replace("@", written))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"jsonrpc":"2.0","id":7,"result":{}}',
+        '{"jsonrpc":"2.0","result":{},"id":7}',
+        '{"jsonrpc":"2.0","method":"x","params":{"a":1,"id":7}}',
+        '{"jsonrpc":"2.0","method":"x","params":{"a":1,"id":7}',
+        '{"jsonrpc":"2.0","method":"x","params":{"text":"},\\"id\\":7}',
+        '{"jsonrpc":"2.0","id":1.5,"method":"x"}',
+        '{"jsonrpc":"2.0","id":null,"method":"x"}',
+        '{"jsonrpc":"2.0","id":"\\u0041","method":"x"}',
+        '{"jsonrpc":"2.0","id":{"id":7},"method":"x"}',
+        "[]",
+        "",
+    ],
+)
+def test_an_id_elsewhere_is_no_id_of_a_request(text: str) -> None:
+    """With an argument's value, the answer could end another request."""
+    assert None is call_at_ends(text)

@@ -441,11 +441,12 @@ async def test_a_batch_is_of_the_version_that_has_batches(autojump_clock: MockCl
                 {"jsonrpc": "2.0", "method": "notifications/x"},
                 7,
                 {"jsonrpc": "2.0", "id": 2, "method": "no/such"},
+                {"jsonrpc": "2.0", "id": 3, "method": "ping", "params": []},
             ]
             reply = await world.post(batch, client._headers())
             if version == "2025-03-26":
-                assert ["x", None, 2] == [each["id"] for each in reply.json]
-                assert [None, -32600, -32601] == [each.get("error", {}).get("code") for each in reply.json]
+                assert ["x", None, 2, 3] == [each["id"] for each in reply.json]
+                assert [None, -32600, -32601, -32600] == [each.get("error", {}).get("code") for each in reply.json]
                 assert 202 == (await world.post(batch[1:2], client._headers())).status
             else:
                 assert (400, -32600) == (reply.status, reply.json["error"]["code"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from typing import Any
 
 import attrs
@@ -14,6 +16,7 @@ from trio.testing import MockClock, memory_stream_one_way_pair, wait_all_tasks_b
 
 from trio_vmcp import JSON
 from trio_vmcp._protocol.reading import MOST_SKIPPED
+from trio_vmcp.serve import ServeSettings
 from trio_vmcp.serve._stdio import serve_stdio
 from trio_vmcp.testing import CallContext, Delay, Hang, RpcError, ScriptedBackend
 
@@ -166,6 +169,103 @@ async def test_a_bad_line_is_refused_and_the_next_is_read(line: bytes, code: int
         assert code == refused["error"]["code"]
 
 
+def unreadable(written_id: bytes, value: bytes) -> list[bytes]:
+    """A call as programs write it: the id first, or behind the params as in the official SDKs."""
+    params = b'"method":"tools/call","params":{"name":"a_echo","arguments":{"id":1,"v":%s}}' % value
+    return [
+        b'{"jsonrpc":"2.0","id":%s,%s}\n' % (written_id, params),
+        b'{%s,"jsonrpc":"2.0","id":%s}\n' % (params, written_id),
+    ]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"NaN", b"1e999", b"\xff", b"[}", b"[" * 200 + b"]" * 200, b"1" * 5000, b'"' + b"x" * 20_000 + b'"'],
+    ids=["NaN", "1e999", "no UTF-8", "no JSON", "deep", "digits", "long"],
+)
+async def test_an_unreadable_request_is_answered(value: bytes, autojump_clock: MockClock) -> None:
+    """Under its id, if that can be found: else the client would wait for its own timeout."""
+    async with front_world() as world, stdio_client(world, max_body_bytes=16_384) as client:
+        for at, written in enumerate((b"7", b'"seven"')):
+            for line in unreadable(written, value):
+                client.received.clear()
+                await client.send(line)
+                with trio.fail_after(1):
+                    assert (await client.response((7, "seven")[at]))["error"]["code"] in (-32700, -32600)
+        bad_params = {"jsonrpc": "2.0", "id": 8, "method": "ping", "params": []}
+        await client.send(bad_params)
+        assert -32600 == (await client.response(8))["error"]["code"]
+
+
+async def test_an_unreadable_request_ends_no_other(autojump_clock: MockClock) -> None:
+    """Its id is in use, so the error has none."""
+    waiting = Waiting()
+    async with front_world(waiting.backend) as world, stdio_client(world) as client:
+        await client.ask("tools/call", WAIT, 7)
+        await waiting.begun.wait()
+        await client.send(unreadable(b"7", b"NaN")[0])
+        await client.wait(lambda message: "error" in message and message["id"] is None)
+        waiting.go_on.set()
+        assert "waited" in str(await client.response(7))
+
+
+@pytest.mark.parametrize("value", [b"NaN", b'"' + b"x" * 20_000 + b'"'], ids=["no JSON", "long"])
+@EVERY_BACKEND
+async def test_an_unreadable_answer_fails_its_question(
+    value: bytes, backend_era: str, autojump_clock: MockClock
+) -> None:
+    """At once: the backend would wait for the deadline of its call."""
+
+    async def ask(arguments: JSON, context: CallContext) -> str:
+        return str(await context.request_all({"r": ("roots/list", {})}))
+
+    backend = echo_backend(backend_era, answers="sse")
+    backend.add_tool("ask", ask)
+    async with (
+        front_world(backend) as world,
+        stdio_client(world, capabilities={"roots": {}}, max_body_bytes=16_384) as client,
+    ):
+        await client.ask("tools/call", {"name": "a_ask", "arguments": {}}, "call")
+        question = await client.wait(lambda message: message.get("method") == "roots/list")
+        await client.send(b'{"jsonrpc":"2.0","id":%d,"result":{"roots":%s}}\n' % (question["id"], value))
+        with trio.fail_after(1):
+            await client.response("call")
+
+
+async def test_a_flood_of_unreadable_lines(autojump_clock: MockClock) -> None:
+    """Other tasks run between a few lines, also if the client writes thousands of them at once."""
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with front_world() as world, stdio_client(world) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        await client.send(b"x\n" * 8000 + b'{"jsonrpc": "2.0", "id": 1, "method": "ping"}\n')
+        await client.response(1)
+        nursery.cancel_scope.cancel()
+    assert turns >= 8000 / 16
+
+
+async def test_errors_for_a_client_that_does_not_read(autojump_clock: MockClock) -> None:
+    """Those that answer no request are dropped, the oldest first, as notifications are."""
+    read = ReadLater()
+    to_server, receive = memory_stream_one_way_pair()
+    async with front_world() as world, trio.open_nursery() as nursery:
+        nursery.start_soon(partial(serve_stdio, world.manager, receive, read, settings=ServeSettings(stream_buffer=64)))
+        await to_server.send_all(b"x\n" * 1000 + b'{"jsonrpc": "2.0", "id": 1, "method": "ping"}\n')
+        await wait_all_tasks_blocked()
+        read.may_read.set()
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    received = [json.loads(line) for line in read.data.splitlines()]
+    assert 1 == received[-1]["id"]
+    assert 64 <= len(received) <= 64 + 20  # what was being written already
+
+
 async def test_a_line_that_does_not_end(autojump_clock: MockClock) -> None:
     """It ends the server: what follows cannot be told apart."""
     async with front_world() as world, stdio_client(world, max_body_bytes=1000) as client:
@@ -270,6 +370,24 @@ async def test_the_end_is_bounded(era: str, how: str, autojump_clock: MockClock)
         assert 3.0 == pytest.approx(trio.current_time() - began_at, abs=0.6)
         with trio.fail_after(1):
             await waiting.cancelled.wait()
+
+
+class ReadLater(trio.abc.SendStream):
+    """To a client that reads once `may_read` is set."""
+
+    def __init__(self) -> None:
+        self.may_read = trio.Event()
+        self.data = b""
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.may_read.wait()
+        self.data += data
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.may_read.wait()
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
 
 
 class NeverRead(trio.abc.SendStream):

@@ -1,7 +1,8 @@
 """Read the messages of a stream, so that an unreadable message is skipped and later messages are not lost.
 
-If the id of an unreadable answer can be found, its request fails at once and does not wait for its deadline.
-Serializers write the id of an answer at its very beginning or its very end. So the id can be found even if the rest is
+If the id of an unreadable answer can be found, its request fails at once and does not wait for its deadline. So does an
+unreadable request whose id can be found: it is answered under that id.
+Serializers write the id of a message at its very beginning or its very end. So the id can be found even if the rest is
 not UTF-8, not JSON, or over the size limit and discarded.
 """
 
@@ -11,7 +12,7 @@ import re
 
 import attrs
 
-from trio_vmcp._protocol.jsonrpc import BadMessage, to_text
+from trio_vmcp._protocol.jsonrpc import BadMessage, RequestId, to_text
 
 __all__ = [
     "END_BYTES",
@@ -19,8 +20,10 @@ __all__ = [
     "Oversized",
     "Unreadable",
     "decode",
+    "ends_of",
     "find_reply_id",
     "reply_id_at_ends",
+    "request_id_at_ends",
     "unreadable",
 ]
 
@@ -53,6 +56,11 @@ class Oversized:
         return reply_id_at_ends(self.head, self.tail)
 
     @property
+    def request_id(self) -> RequestId | None:
+        """The id of the message, if it is a request; None: it is not known, or this is none."""
+        return request_id_at_ends(self.head, self.tail)
+
+    @property
     def is_call(self) -> bool:
         """The message is a request or a notification: no request waits for it."""
         return _CALL.match(self.head) is not None
@@ -71,6 +79,13 @@ class Unreadable:
     problem: str
     reply_id: int | None
     too_large: Oversized | None = None
+
+
+def ends_of(data: bytes | bytearray) -> Oversized:
+    """The ends of a message that is there whole."""
+    ends = Oversized()
+    ends.head, ends.tail, ends.size = bytes(data[:END_BYTES]), bytes(data[-END_BYTES:]), len(data)
+    return ends
 
 
 def decode(data: bytes | bytearray) -> str | Unreadable:
@@ -97,6 +112,17 @@ def reply_id_at_ends(head: bytes | bytearray, tail: bytes | bytearray) -> int | 
     return int(found[1]) if found else None
 
 
+def request_id_at_ends(head: bytes | bytearray, tail: bytes | bytearray) -> RequestId | None:
+    """The id of a request, found at its ends; None: the ends do not prove that it is a request with an id."""
+    found = _CALL_ID_FIRST.match(head)
+    if found is None and _CALL.match(head):
+        found = _CALL_ID_LAST.search(tail)
+    if found is None:
+        return None
+    written = found["id"].decode("ascii")
+    return written[1:-1] if written.startswith('"') else int(written)
+
+
 def find_reply_id(text: str, request_id: int) -> tuple[int, int] | None:
     """Where the id of an answer to this request begins and ends; None: `text` is no such answer, or its id does not
     stand at one of its ends.
@@ -115,6 +141,13 @@ def find_reply_id(text: str, request_id: int) -> tuple[int, int] | None:
 _BEGIN = rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?'
 _ID = rb'"id"\s*:\s*"?(\d{1,18})"?\s*'
 _CALL = re.compile(_BEGIN + rb'(?:"id"\s*:\s*[^,]{1,64},\s*)?"(?:method|params)"\s*:')
+# JSON of a call's id: an integer, or a text without escapes. Behind the params, the id is that of the message only if a
+# closed object or the version stands before it: in a message that is cut off, it could be an argument.
+_CALL_ID = rb'"id"\s*:\s*(?P<id>-?(?:0|[1-9]\d{0,17})|"[ !#-\[\]-~]{0,128}")\s*'
+_CALL_ID_FIRST = re.compile(_BEGIN + _CALL_ID + rb',\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"(?:method|params)"\s*:')
+_CALL_ID_LAST = re.compile(
+    rb'(?:\}|,\s*"jsonrpc"\s*:\s*"2\.0")\s*,\s*' + _CALL_ID + rb'(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*\Z'
+)
 _ANSWER = re.compile(_BEGIN + rb'"(?:result|error)"\s*:')
 _ID_FIRST = re.compile(_BEGIN + _ID + rb',\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"(?:result|error)"\s*:')
 _ID_LAST = re.compile(rb',\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?' + _ID + rb'(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*\Z')

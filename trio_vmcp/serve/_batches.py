@@ -9,6 +9,7 @@ import trio
 from trio_vmcp._nursery import start_task
 from trio_vmcp._protocol.eras import BATCH_VERSION
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Notification, Request, Result
+from trio_vmcp._protocol.reading import ends_of
 from trio_vmcp.serve._errors import INVALID_REQUEST, Refusal
 from trio_vmcp.serve._messages import encode_refusal, read_message
 
@@ -43,7 +44,7 @@ async def answer_batch(
         try:
             message = await read_message(data)
         except Refusal as refusal:
-            responses[at] = encode_refusal(None, refusal)
+            responses[at] = encode_refusal(ends_of(data).request_id, refusal)
             return
         if isinstance(message, Request):
             body = await answer(message)

@@ -20,7 +20,7 @@ from trio_vmcp._nursery import describe_crash, start_clean, start_task
 from trio_vmcp._protocol.eras import BATCH_VERSION, is_modern_version
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Notification, Request, RequestId, Result
 from trio_vmcp._protocol.methods import CANCELLED, INITIALIZE, INITIALIZED, LOG_LEVEL, PING
-from trio_vmcp._protocol.reading import Oversized
+from trio_vmcp._protocol.reading import Oversized, ends_of
 from trio_vmcp.errors import SessionClosed, VmcpError
 from trio_vmcp.manager import SessionManager
 from trio_vmcp.models import JSON
@@ -48,6 +48,7 @@ logger = logging.getLogger("trio_vmcp.serve")
 
 UNAVAILABLE = -32000  # from the range that JSON-RPC 2.0 §5.1 leaves to implementations
 CHUNK = 64 * 1024
+LINES_AT_ONCE = 16  # between two checkpoints: a piece of a stream may hold thousands of lines
 FLUSH = 0.5  # s, for the client to read what is left when the server ends
 
 
@@ -226,21 +227,30 @@ class _StdioClient(Clients):
 
     async def _read(self, receive: trio.abc.ReceiveStream, nursery: trio.Nursery) -> None:
         decoder = LineDecoder(self._settings.max_body_bytes)
+        too_long = Refusal(INVALID_REQUEST, f"the line is over {decoder.max_line_bytes} bytes (max_body_bytes)")
         try:
             while chunk := await receive.receive_some(CHUNK):
-                for line in decoder.feed(chunk):
+                for number, line in enumerate(decoder.feed(chunk), 1):
                     await self._lines.wait_room()
                     if isinstance(line, Oversized):
-                        self._refuse(f"the line is over {self._settings.max_body_bytes} bytes (max_body_bytes)")
+                        self._refuse(line, too_long)
                     else:
                         await self._take_line(bytes(line), nursery)
+                    if number % LINES_AT_ONCE == 0:
+                        await trio.lowlevel.checkpoint()
         except LineFlood:
-            self._refuse("the line does not end")
+            self._refuse(Oversized(), Refusal(INVALID_REQUEST, "the line does not end"))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
 
-    def _refuse(self, problem: str) -> None:
-        self._lines.send(encode_refusal(None, Refusal(INVALID_REQUEST, problem)), may_drop=False)
+    def _refuse(self, line: Oversized, refusal: Refusal) -> None:
+        """Tell what is wrong with a line that cannot be read. Its request is answered, if the id can be found; an
+        unreadable answer fails its question, which would wait for the deadline of its call.
+        """
+        request_id = line.request_id if line.request_id not in self._running else None
+        self._lines.send(encode_refusal(request_id, refusal), may_drop=request_id is None)
+        if line.reply_id is not None and self._state is not None:
+            self._state.on_reply(ErrorReply(line.reply_id, refusal.code, refusal.message, None))
 
     async def _take_line(self, line: bytes, nursery: trio.Nursery) -> None:
         if not line.strip():
@@ -252,7 +262,7 @@ class _StdioClient(Clients):
                 return
             message = await read_message(line)
         except Refusal as refusal:
-            self._lines.send(encode_refusal(None, refusal), may_drop=False)
+            self._refuse(ends_of(line), refusal)
             return
         if isinstance(message, Request):
             self._start(message, nursery)
