@@ -63,7 +63,7 @@ class DefaultSessionManager(SessionManager):
         known, counts = self._registry.all(), self._registry.counts
         live = self._registry.live()
         return ManagerStatistics(
-            live=len(live),
+            live=sum(not owner.life.is_closing for _, owner in live),
             hibernated=sum(isinstance(each.state, Asleep) for each in known),
             opening=self._openings.count,
             in_flight=sum(owner.admission.in_flight for _, owner in live),

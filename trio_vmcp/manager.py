@@ -25,10 +25,10 @@ class ManagerStatistics:
     """Counts of sessions.
 
     Attributes:
-        live: Open here, or closing.
+        live: Open here; those that drain are not counted.
         hibernated: Of which only the row is left, and which the next `get` wakes.
         opening: Being made, restored or woken.
-        in_flight: Calls, in all live sessions.
+        in_flight: Calls, in all sessions here.
         created: Since the manager was opened, as all that follow: made by `create` or `shared`.
         restored: Restored from the storage, or woken.
         terminated: Ended by `SessionManager.terminate` or `Session.aclose`.

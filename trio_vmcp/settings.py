@@ -127,7 +127,8 @@ class ManagerSettings:
     """The limits of a session manager. Durations are seconds; `math.inf` means no limit.
 
     Attributes:
-        max_sessions: Sessions that are live here, those that open included; one more is SessionLimitReached.
+        max_sessions: Sessions that are live here, those that open included; one more is SessionLimitReached. Up to as
+            many may drain beside them, so that a client which ends its session can open another one at once.
         max_sessions_per_identity: Of these, for one identity. Anonymous sessions are limited by `max_sessions` alone.
         max_lifetime: s since `created_at`, after which a session ends, in use or not; its calls drain.
         hibernate_after: s without a call, a resource subscription, a reader of `changes()` or a handler at work, after

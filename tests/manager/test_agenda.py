@@ -146,20 +146,28 @@ def test_a_difference_is_what_goes_and_what_comes() -> None:
     assert ((), ()) == (difference((a, b), (b, a)).removed, difference((a, b), (b, a)).added)
 
 
-@given(st.lists(st.sampled_from([("i", "alice"), ("i", "bob"), None]), max_size=30))
-def test_places_are_counted_for_each_principal(principals: list[tuple[str, str] | None]) -> None:
-    """At most five, at most two for one principal, and all of them come back."""
-    places, taken_by = Places(5, 2), list[tuple[str, str] | None]()
-    for principal in principals:
-        is_full = len(taken_by) >= 5 or (principal is not None and taken_by.count(principal) >= 2)
+@given(st.lists(st.tuples(st.sampled_from([("i", "alice"), ("i", "bob"), None]), st.booleans()), max_size=30))
+def test_places_are_counted_for_each_principal(steps: list[tuple[tuple[str, str] | None, bool]]) -> None:
+    """At most five, at most two for one principal, and as many that drain beside them; and all of them come back."""
+    places, live, draining = Places(5, 2), list[tuple[str, str] | None](), list[tuple[str, str] | None]()
+    for principal, drains in steps:
+        if drains:
+            if principal in live:
+                live.remove(principal)
+                draining.append(principal)
+            continue
+        own = live.count(principal) + max(0, draining.count(principal) - 2)
+        is_full = len(live) + max(0, len(draining) - 5) >= 5 or (principal is not None and own >= 2)
+        refused = places.refused
         try:
-            places.take(principal)
+            places.take(principal, lambda: draining)
         except SessionLimitReached:
-            assert is_full
+            assert (is_full, refused + 1) == (True, places.refused)
         else:
-            assert not is_full
-            taken_by.append(principal)
-    assert len(taken_by) == places.taken == len(principals) - places.refused
+            assert (is_full, refused) == (False, places.refused)
+            live.append(principal)
+    taken_by = live + draining
+    assert len(taken_by) == places.taken
     for principal in taken_by:
         places.give_back(principal)
     assert 0 == places.taken

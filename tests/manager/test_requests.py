@@ -304,6 +304,37 @@ async def test_terminate_needs_no_place(state: State, autojump_clock: MockClock)
         assert 1 == world.manager.statistics.terminated
 
 
+@pytest.mark.parametrize("limits", [ManagerSettings(max_sessions=2), ManagerSettings(max_sessions_per_identity=2)])
+async def test_a_session_that_drains_makes_room_for_another_one(
+    limits: ManagerSettings, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """A caller that ends its session and opens another one at once is not refused. As many may drain as may be live:
+    else it could have ever more, each with a call that goes on.
+    """
+    async with managed(backends={"a": slow_backend(60)}, limits=limits) as world:
+        manager = world.manager
+
+        async def begin() -> Session:
+            session = await manager.create(identity=ALICE)
+            nursery.start_soon(error_of, partial(session.call_tool, "a_slow"))
+            await wait_all_tasks_blocked()
+            return session
+
+        sessions = [await begin(), await begin()]
+        for number in range(2):
+            with pytest.raises(SessionLimitReached):
+                await manager.create(identity=ALICE)
+            await manager.terminate(sessions[number].id, caller=ALICE, wait=False)
+            sessions.append(await begin())
+        assert (2, 4) == (manager.statistics.live, len(manager.live_sessions))
+        await manager.terminate(sessions[2].id, caller=ALICE, wait=False)
+        with pytest.raises(SessionLimitReached):
+            await manager.create(identity=ALICE)
+        await trio.sleep(30)
+        assert (1, 1) == (manager.statistics.live, len(manager.live_sessions))
+        await manager.create(identity=ALICE)
+
+
 @pytest.mark.parametrize("how", ["error", "cancelled"])
 async def test_a_failed_opening_gives_its_place_back(how: str, autojump_clock: MockClock) -> None:
     """An opening that fails or is cancelled leaves neither a place nor a row."""

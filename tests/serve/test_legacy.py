@@ -414,6 +414,19 @@ async def test_a_cap_is_503_with_a_time(autojump_clock: MockClock) -> None:
         assert 1 <= int(reply.headers["retry-after"])
 
 
+async def test_a_client_that_ends_its_session_may_open_another_one_at_once(autojump_clock: MockClock) -> None:
+    """At the cap, too, while a call of the old session drains."""
+    async with front_world(slow_backend(8), limits=ManagerSettings(max_sessions=1)) as world:
+        client = await world.initialize()
+        call = client.start("tools/call", {"name": "a_slow"})
+        await trio.sleep(1)
+        assert 204 == (await client.delete()).status
+        again = await world.initialize()
+        assert {} == await again.result("ping")
+        await call.done.wait()
+        assert "rested" in json.dumps(call.answer)
+
+
 @EVERY_ERA
 async def test_a_session_that_slept_goes_on_with_its_client(era: str, autojump_clock: MockClock) -> None:
     """Questions still reach the client after the session has hibernated."""

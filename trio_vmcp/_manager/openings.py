@@ -43,7 +43,7 @@ class Openings:
             SessionClosed: The manager was left meanwhile.
         """
         places = self._registry.places
-        places.take(known.principal)
+        places.take(known.principal, self._registry.draining)
         self.count += 1
         try:
             with self.given_up():

@@ -1,8 +1,15 @@
-"""The caps on live sessions: one place for each, taken before anything else is done for it."""
+"""The caps on live sessions: one place for each, taken before anything else is done for it, and kept until it is
+CLOSED.
+
+A session that drains makes room for another one: a client that ends its session and opens a new one at once is not to
+be refused because a call of the old one goes on. As many may drain as may be live, and no more: else a client could
+have ever more by ending them.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 
 import attrs
 
@@ -41,15 +48,23 @@ class Places:
     def taken(self) -> int:
         return self._taken
 
-    def take(self, principal: Principal) -> None:
+    def take(self, principal: Principal, draining: Callable[[], Iterable[Principal]]) -> None:
         """
+        Args:
+            draining: The principals of the sessions that have a place and drain. Asked for where no place is free.
+
         Raises:
             SessionLimitReached: There is no place left, in all or for this principal.
         """
-        is_full = self._taken >= self.max_sessions
-        if is_full or (principal is not None and self._by_principal[principal] >= self.max_per_principal):
-            self.refused += 1
-            raise SessionLimitReached(RETRY_AFTER)
+        taken: float = self._taken
+        own: float = self._by_principal[principal] if principal is not None else 0
+        if taken >= self.max_sessions or own >= self.max_per_principal:
+            drains = Counter(draining())
+            taken -= min(drains.total(), self.max_sessions)
+            own -= min(drains[principal], self.max_per_principal)
+            if taken >= self.max_sessions or own >= self.max_per_principal:
+                self.refused += 1
+                raise SessionLimitReached(RETRY_AFTER)
         self._taken += 1
         self._by_principal[principal] += 1
 

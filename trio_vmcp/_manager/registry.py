@@ -5,7 +5,7 @@ that does with them what is due.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import attrs
@@ -79,6 +79,10 @@ class Registry:
 
     def live(self) -> tuple[tuple[Known, SessionOwner], ...]:
         return tuple((known, known.state.owner) for known in self._known.values() if isinstance(known.state, Live))
+
+    def draining(self) -> Iterator[Principal]:
+        """The principals of the live sessions that end."""
+        return (known.principal for known, owner in self.live() if owner.life.is_closing)
 
     # --- the life of one
 

@@ -19,10 +19,10 @@ __all__ = ["metrics_text"]
 
 # Name, whether it only grows, help.
 _OF_MANAGER = (
-    ("live", False, "Sessions that are open here, or closing."),
+    ("live", False, "Sessions that are open here."),
     ("hibernated", False, "Sessions of which only the row is left, and which the next request wakes."),
     ("opening", False, "Sessions that are being made, restored or woken."),
-    ("in_flight", False, "Calls that run, in all live sessions."),
+    ("in_flight", False, "Calls that run, in all sessions here."),
     ("created", True, "Sessions that were made here."),
     ("restored", True, "Sessions that were restored from the storage, or woken."),
     ("terminated", True, "Sessions that were ended on request."),
