@@ -6,6 +6,7 @@
 - POST /call calls a tool, {"tool": "time_now", "arguments": {}}, of the session in `Mcp-Session-Id`.
 - POST /attributes replaces the attributes of the session.
 - DELETE /session terminates it. GET /health answers as soon as sessions are served.
+- Each answer names the instance in `X-Instance`.
 
 A real server takes the user from a verified token. `X-User` is only as good as the network that it comes from.
 """
@@ -52,6 +53,7 @@ Handler = Callable[[Request, Identity], Awaitable[tuple[int, dict[str, object], 
 class Server:
     """The requests of clients, answered by a manager of sessions."""
 
+    name: str
     manager: SessionManager
 
     async def answer(self, request: Request, reply: Reply) -> None:
@@ -73,7 +75,8 @@ class Server:
             status, body, session_id = STATUS[type(error)], {"error": str(error)}, ""
         except BackendError as error:
             status, body, session_id = 502, {"error": str(error)}, ""
-        headers = [("content-type", "application/json"), *([("mcp-session-id", session_id)] if session_id else [])]
+        headers = [("content-type", "application/json"), ("x-instance", self.name)]
+        headers += [("mcp-session-id", session_id)] if session_id else []
         await reply.respond(status, json.dumps(body).encode(), headers)
 
     async def session_of(self, request: Request, user: Identity) -> Session:
@@ -113,7 +116,7 @@ async def serve(name: str, port: int, redis: str, backends: list[Backend]) -> No
             trio.open_nursery() as connections,
         ):
             listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
-            handle = partial(serve_http, application=Server(manager).answer)
+            handle = partial(serve_http, application=Server(name, manager).answer)
             connections.start_soon(trio.serve_listeners, handle, listeners)
             print("ready", listeners[0].socket.getsockname()[1], flush=True)  # noqa: T201  # to what has started it
             await anext(signals)

@@ -50,7 +50,7 @@ class Instance:
         self._process = process
         assert process.stdout is not None
         line = b""
-        with trio.fail_after(30):
+        with trio.fail_after(120):  # on a machine with nothing else to do it takes a second
             while not line.endswith(b"\n"):
                 data = await process.stdout.receive_some()
                 assert data, f"instance {self.name} did not start"
@@ -104,11 +104,15 @@ class Client:
         response = await self._ask("POST", f"{base}/sessions", user)
         return response.headers["mcp-session-id"] if response is not None and response.status_code == 201 else None
 
-    async def call(self, base: str, user: str, session_id: str, tool: str = "b0_echo") -> int:
+    async def call(self, base: str, user: str, session_id: str) -> int:
         """The status; 0: the connection broke."""
-        body = {"tool": tool, "arguments": {}}
+        return (await self.call_and_place(base, user, session_id))[0]
+
+    async def call_and_place(self, base: str, user: str, session_id: str) -> tuple[int, str]:
+        """The status, and which instance gave it ("": none, but the balancer)."""
+        body = {"tool": "b0_echo", "arguments": {}}
         response = await self._ask("POST", f"{base}/call", user, session_id, json=body)
-        return 0 if response is None else response.status_code
+        return (0, "") if response is None else (response.status_code, response.headers.get("x-instance", ""))
 
     async def set_attributes(self, base: str, user: str, session_id: str, attributes: dict[str, str]) -> int:
         response = await self._ask("POST", f"{base}/attributes", user, session_id, json=attributes)

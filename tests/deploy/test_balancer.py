@@ -15,3 +15,7 @@ async def test_killing_an_instance_costs_no_session(tmp_path: Path) -> None:
     assert SESSIONS == report.sessions_served_afterwards
     assert set() == report.unexpected
     assert report.ok > 50
+    assert {"b"} == {
+        call.instance for call in report.calls if call.is_ok and report.killed_at < call.at < report.back_at
+    }
+    assert any(call.at > report.killed_at and call.instance == "b" for call in report.moves)

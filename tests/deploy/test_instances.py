@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import attrs
+import pytest
 import trio
 from support.harness import echo_backend
 from support.redis_server import APPEND_ONLY, serve_redis
@@ -24,12 +26,13 @@ OPENING_BOUND = 15.0  # s; the settings allow more, and an opening takes some ms
 
 @attrs.define
 class Acknowledged:
-    """What clients were told."""
+    """What clients were told, and how often that was judged after a kill."""
 
     alive: dict[str, str] = attrs.field(factory=dict)  # the user of each session
     terminated: dict[str, str] = attrs.field(factory=dict)
     calls: int = 0
-    moves: int = 0  # calls of sessions on an instance other than their last
+    slowest: float = 0.0  # s, of a call
+    judged: Counter[str] = attrs.field(factory=Counter)
 
     def stranger(self, user: str) -> str:
         return USERS[(USERS.index(user) + 1) % len(USERS)]
@@ -77,8 +80,11 @@ class World:
         user = self.told.alive.get(session_id)
         if user is None:  # another task is ending it
             return
+        began_at = trio.current_time()
         status = await self.client.call(instance.url, user, session_id)
-        self.told.calls += status == 200
+        if status == 200:
+            self.told.calls += 1
+            self.told.slowest = max(self.told.slowest, trio.current_time() - began_at)
         if status != 200 and session_id in self.told.alive:
             assert status == 0, f"a call of a live session was answered {status}"
             assert not instance.is_up, "an instance broke a connection"
@@ -95,9 +101,11 @@ class World:
         assert 404 == await self.client.call(instance.url, self.told.stranger(user), session_id)
         with trio.fail_after(OPENING_BOUND):
             await self.use(instance, session_id)
+        self.told.judged.update(["alive", "refused to a stranger"])
 
     async def check_terminated(self, instance: Instance, session_id: str, user: str) -> None:
         assert 404 == await self.client.call(instance.url, user, session_id), "a terminated session came back"
+        self.told.judged["terminated"] += 1
 
 
 @asynccontextmanager
@@ -114,7 +122,7 @@ async def open_world(home: Path, seed: int) -> AsyncIterator[World]:
         yield World(instances, client, Acknowledged(), nursery, random.Random(seed))
 
 
-async def test_instances_are_killed_under_load(points: int, tmp_path: Path) -> None:
+async def test_instances_are_killed_under_load(points: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """After each kill, the other instance serves every acknowledged session to its user, within the bound of an
     opening, and no terminated one, and none to another user.
     """
@@ -131,8 +139,15 @@ async def test_instances_are_killed_under_load(points: int, tmp_path: Path) -> N
             world.is_over = True
         for instance in world.instances:
             await world.check_all_on(instance)
-    assert len(world.told.alive) > 3
-    assert len(world.told.terminated) > 3
+    told = world.told
+    with capsys.disabled():
+        print(  # noqa: T201  # the figures of the run
+            f"\n{points} kills; {len(told.alive)} sessions alive, {len(told.terminated)} terminated; "
+            f"{told.calls} calls, the slowest {told.slowest:.1f} s; judged: {dict(told.judged)}"
+        )
+    assert len(told.alive) > 3
+    assert len(told.terminated) > 3
+    assert min(told.judged[what] for what in ("alive", "refused to a stranger", "terminated")) > points
 
 
 async def test_an_instance_that_was_frozen_in_mid_update_loses(points: int, tmp_path: Path) -> None:
