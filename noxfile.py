@@ -101,7 +101,8 @@ HISTORIES: tuple[tuple[str, ...], ...] = ((), ("--managers",), ("--front",))  # 
 ESCAPE = "\x1b["  # the beginning of a terminal's sequences for colours and cursor movements
 
 ALL_CORES = "--numprocesses=auto"
-# In CI one Python draws all examples of a property, and the others and the session `lowest` a quarter of them.
+# In CI one Python draws all examples of a property and sweeps over all steps; the others and the session `lowest` draw
+# a quarter of the examples, and sweep over half of the steps.
 FEW_EXAMPLES = ("--few-examples",) if CI else ()
 
 built: list[Path] = []

@@ -13,6 +13,7 @@ from pathlib import Path
 import hypothesis
 import hypothesis.strategies
 import pytest
+from support.cancel_sweep import is_other_half
 
 # leaks: no test leaves a task or descriptor behind. pytester: for the tests of that check.
 pytest_plugins = ["support.leaks", "pytester"]
@@ -27,7 +28,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--installed-only", action="store_true", help="refuse a trio_vmcp that no wheel installed")
     parser.addoption("--max-seconds", type=float, help="fail a test that takes longer")
     parser.addoption(
-        "--few-examples", action="store_true", help="of a property 25 examples, where its test sets no number"
+        "--few-examples",
+        action="store_true",
+        help="of a property 25 examples, where its test sets no number; of a sweep over all steps every second step",
     )
 
 
@@ -64,6 +67,11 @@ def pytest_configure(config: pytest.Config) -> None:
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--few-examples"):
+        items[:] = [item for item in items if not is_other_half(item)]
 
 
 def pytest_report_header() -> str:

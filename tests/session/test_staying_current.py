@@ -316,6 +316,9 @@ async def test_a_restarted_backend_is_listened_to_again(autojump_clock: MockCloc
             assert ("resource_updated", "memo://one") in await heard(changes)
 
 
+HOURS = 2 * 3600  # s
+
+
 @both_eras
 async def test_a_backend_that_was_away_for_hours_is_listened_to_again(autojump_clock: MockClock, era: str) -> None:
     """Without a call: an unreachable backend is tried for its stream without end, at the longest delay."""
@@ -325,8 +328,8 @@ async def test_a_backend_that_was_away_for_hours_is_listened_to_again(autojump_c
         await trio.sleep(1)
         asked = backend.fail(CONNECT, Refuse())
         backend.crash()
-        await trio.sleep(5 * 3600)
-        assert 5 * 3600 / 72 - 5 <= asked.struck <= 5 * 3600 / 48 + 10
+        await trio.sleep(HOURS)
+        assert HOURS / 72 - 5 <= asked.struck <= HOURS / 48 + 10
         backend.add_tool("new")
         backend.heal()
         backend.restart()
@@ -346,8 +349,8 @@ async def test_a_backend_whose_gateway_answers_for_it_is_listened_to_again(
         await trio.sleep(1)
         asked = backend.fail(STREAM[era], Status(status))
         backend.end_streams()
-        await trio.sleep(5 * 3600)
-        assert 5 * 3600 / 72 - 5 <= asked.struck <= 5 * 3600 / 48 + 10
+        await trio.sleep(HOURS)
+        assert HOURS / 72 - 5 <= asked.struck <= HOURS / 48 + 10
         backend.add_tool("new")
         backend.heal()
         await trio.sleep(80)
@@ -369,9 +372,11 @@ async def test_a_stream_that_was_never_accepted_is_not_tried_for_ever(autojump_c
 async def test_a_backend_that_ends_every_stream_keeps_its_place(autojump_clock: MockClock, era: str) -> None:
     """Its calls work; in a virtual day its stream is opened eleven times, and its lists are fetched no more often."""
     backend = changing(era, stream_seconds=0)
-    async with open_world({"a": backend, "b": echo_backend(era)}) as world, world.open_session() as session:
-        for _ in range(24 * 20):
-            await trio.sleep(180)
+    settings = FactorySettings(idle_timeout=math.inf)
+    worlds = {"a": backend, "b": echo_backend(era)}
+    async with open_world(worlds, settings=settings) as world, world.open_session() as session:
+        for _ in range(24 * 4):
+            await trio.sleep(900)
             assert not (await session.call_tool("a_echo")).is_error
         assert () == session.failures
     asked = [exchange for exchange in backend.exchanges if "GET" == exchange.verb or "listen" in exchange.method]
