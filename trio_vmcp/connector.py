@@ -185,7 +185,7 @@ class CallInfo:
 
 @attrs.frozen
 class ServerRequest:
-    """One request or log message of a backend to its client.
+    """One request of a backend to its client, or a notification that a handler receives.
 
     Attributes:
         session_id: The session that the backend belongs to.
@@ -225,7 +225,7 @@ Handler: TypeAlias = Callable[[ServerRequest], Awaitable[Any]]
 
 @attrs.frozen
 class ClientHandlers:
-    """The requests of backends that this client answers, and their log messages.
+    """The requests of backends that this client answers, and the notifications that it receives.
 
     The capabilities of the handlers that are given are declared to every backend, and no others. A backend of the
     handshake era sends requests of its own. A stateless backend answers a call with a question, and the call is sent
@@ -251,6 +251,9 @@ class ClientHandlers:
         roots: Answers `roots/list` with a ListRootsResult.
         log: Receives `notifications/message` in order, one at a time. If messages of a backend arrive faster than the
             handler takes them, the oldest are dropped.
+        elicitation_complete: Receives `notifications/elicitation/complete`, like `log`: the user has done at the URL of
+            an elicitation what the backend waits for (MCP 2025-11-25, elicitation, "Completion Notifications").
+            `params["elicitationId"]` may be unknown here.
         sampling_tools: `sampling` takes requests with `tools` and `toolChoice` in their params, and may answer with
             `tool_use` content (MCP 2025-11-25, client/sampling, "Tool Use in Sampling"): `sampling.tools` is declared.
             Otherwise a backend that sends such a request is answered -32602, without the handler.
@@ -268,6 +271,7 @@ class ClientHandlers:
     elicitation: Handler | None = None
     roots: Handler | None = None
     log: Handler | None = None
+    elicitation_complete: Handler | None = attrs.field(default=None, kw_only=True)
     sampling_tools: bool = attrs.field(default=False, kw_only=True)
     capabilities: JSON | None = attrs.field(default=None, kw_only=True, hash=False)
     log_level: str | None = attrs.field(default="info", kw_only=True)

@@ -62,7 +62,7 @@ from trio_vmcp._client.handshake import HandshakeClient
 from trio_vmcp._client.http.credentials import Credentials
 from trio_vmcp._client.http.link import HttpLink
 from trio_vmcp._client.http.reply import HttpReply
-from trio_vmcp._client.log_feed import LogFeed
+from trio_vmcp._client.notice_feed import NoticeFeed
 from trio_vmcp._client.server_requests import ServerRequests
 from trio_vmcp._client.stateless import StatelessClient
 from trio_vmcp._protocol.methods import Method
@@ -350,7 +350,7 @@ async def runs_twice(original: Any, handlers: BoundHandlers, *args: Any, **kw: A
     return await original(handlers, *args, **kw)
 
 
-def tells_twice(original: Any, feed: LogFeed, *args: Any) -> None:
+def tells_twice(original: Any, feed: NoticeFeed, *args: Any) -> None:
     original(feed, *args)
     original(feed, *args)
 
@@ -669,7 +669,7 @@ DEFECTS: dict[str, tuple[Plant, History, str]] = {
         "handlers_end_with_their_calls",
     ),
     "a log message that is told twice": (
-        wrapped(LogFeed, "put", tells_twice),
+        wrapped(NoticeFeed, "put", tells_twice),
         History(backends=STREAMS, given=("log",), steps=LOG),
         "log_messages_come_in_order",
     ),

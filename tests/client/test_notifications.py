@@ -231,3 +231,24 @@ async def test_a_close_ends_the_log_handler(channel: Channel, autojump_clock: Mo
         await client.aclose(terminate=True)
         await wait_all_tasks_blocked()
         assert (1, 1, 0) == (len(handler.told), handler.cancelled, trio.current_time())
+
+
+@EVERY_CHANNEL
+async def test_completed_elicitations_go_to_their_handler(channel: Channel, autojump_clock: MockClock) -> None:
+    """Which hears of nothing else (2025-11-25, elicitation, "Completion Notifications")."""
+    told: list[JSON] = []
+
+    async def complete(request: ServerRequest) -> None:
+        told.append(request.params)
+
+    async def log(arguments: JSON, context: CallContext) -> str:
+        await context.notify("notifications/message", log_message(0))
+        await context.notify("notifications/elicitation/complete", {"elicitationId": "e-1", "x": 1.5})
+        return "done"
+
+    backend = channel.backend()
+    backend.add_tool("log", log)
+    async with channel.open_bench(backend, handlers=ClientHandlers(elicitation_complete=complete)) as bench:
+        await call(await bench.connect(), "log")
+        await trio.sleep(1)
+        assert [{"elicitationId": "e-1", "x": 1.5}] == told

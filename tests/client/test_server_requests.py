@@ -429,7 +429,7 @@ async def test_closing_ends_every_handler_and_answers_nothing(autojump_clock: Mo
         await wait_all_tasks_blocked()
         assert 0 == trio.current_time() - started
         assert (2, 1) == (handler.cancelled, told.cancelled)
-        client._requests.put_log_message({}, None)
+        client._requests.put_notice("notifications/message", {}, None)
         client.on_request(message_to(3), None)
         await wait_all_tasks_blocked()
     assert [] == server.answers
@@ -698,7 +698,7 @@ async def test_without_a_log_handler_nothing_is_kept(autojump_clock: MockClock) 
     async with over(Server([log_line(0), ANSWER]), ClientHandlers()) as bench:
         client: Any = await bench.connect()
         await call(client)
-        assert client._requests._log is None
+        assert {} == client._requests._feeds
 
 
 # Context variables and connections of handlers
@@ -791,6 +791,6 @@ async def test_messages_for_a_broken_connection_are_dropped(
         notices = UnawaitedMessages(nursery=nursery, timeout=1.0)
     requests.start_answer(Request(1, "elicitation/create", {}), None, send)
     requests.start_answer(Request(2, "ping", {}), None, send)
-    requests.put_log_message({"level": "info", "data": "?"}, None)
+    requests.put_notice("notifications/message", {"level": "info", "data": "?"}, None)
     notices.start(trio.sleep_forever)
     await notices.aclose()  # no notice was started

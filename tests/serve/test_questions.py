@@ -224,6 +224,36 @@ async def test_roots_that_changed_are_told_to_backends(
         assert expected == len(client.world.backends["a"].received("notifications/roots/list_changed"))
 
 
+COMPLETE = "notifications/elicitation/complete"
+
+
+@pytest.mark.parametrize(("modes", "is_told"), [({"url": {}}, True), ({"form": {}, "url": {}}, True), ({}, False)])
+@EVERY_CARRIER
+async def test_a_completed_elicitation_is_told_to_its_client(
+    carrier: str, modes: JSON, is_told: bool, autojump_clock: MockClock
+) -> None:
+    """During the call and after it, to a client that opens URLs; and to that client alone."""
+
+    async def ask(arguments: JSON, context: CallContext) -> str:
+        await context.notify(COMPLETE, {"elicitationId": "one", "x": 1.5})
+        return ""
+
+    backend = asking_backend("legacy", ask)
+    backend.listens = True
+    async with front_client(carrier, "legacy", backend, capabilities={"elicitation": modes}) as client:
+        other = await client.world.initialize({"elicitation": {"url": {}}})
+        await client.result("tools/call", {"name": "a_ask"})
+        await trio.sleep(1)
+        assert ([{"elicitationId": "one", "x": 1.5}] if is_told else []) == client.told(COMPLETE)
+        backend.notify(COMPLETE, {"elicitationId": "two"})
+        await trio.sleep(1)
+        assert ([{"elicitationId": "two"}] if is_told else []) == client.told(COMPLETE)[1:]
+        listening = other.listen()  # waits for a client that was away
+        await trio.sleep(1)
+        told = [message["params"] for message in listening.messages if message["method"] == COMPLETE]
+        assert [{"elicitationId": "two"}] == told
+
+
 # Questions to a client of the stateless era: rounds
 
 

@@ -9,7 +9,7 @@
 - How are changes heard? `listening.py` (when a held stream is opened again), `subscriptions.py` (`subscriptions/listen`
   of the stateless era), `channels/standalone.py` (the GET stream of the handshake era).
 - What may a backend ask, and which handler answers? `server_requests.py`, `handlers.py`. Its log messages:
-  `log_feed.py`.
+  `notice_feed.py`.
 - What of ours does nothing wait for, such as a cancel notice? `unawaited.py`.
 - Which results are cached? `cache.py`. How often is a mistake of a backend logged? `complaints.py`.
 """

@@ -25,7 +25,6 @@ from trio_vmcp._protocol.jsonrpc import Notification, Request
 from trio_vmcp._protocol.methods import (
     CANCELLED,
     LIST_CHANGED,
-    MESSAGE,
     METHODS,
     PROGRESS,
     SUBSCRIBE,
@@ -185,8 +184,7 @@ class Client(abc.ABC, Generic[ChannelT]):
         if message.method == CANCELLED:
             self._requests.cancel_answer(message.params)
             return
-        if message.method == MESSAGE:
-            self._requests.put_log_message(message.params, identity)
+        self._requests.put_notice(message.method, message.params, identity)
         self.on_event(message.method, message.params)
 
     def on_event(self, method: str, params: JSON) -> None:

@@ -11,7 +11,7 @@ from trio_vmcp._client.http.connection_limit import ConnectionSlot, current_slot
 from trio_vmcp._interrupts import run_interruptible
 from trio_vmcp._nursery import describe_crash
 from trio_vmcp._protocol.jsonrpc import encode_result
-from trio_vmcp._protocol.methods import QUESTIONS
+from trio_vmcp._protocol.methods import ELICITATION_COMPLETE, MESSAGE, QUESTIONS
 from trio_vmcp._request_note import HandlerNote, RequestNote, current_note
 from trio_vmcp.connector import CallInfo, ClientHandlers, Handler, ServerRequest, ServerRequestError
 from trio_vmcp.identity import Identity
@@ -26,6 +26,7 @@ MOST_QUOTED = 128  # characters of a method that a backend made up
 
 # `form` and `url` since 2025-11-25; servers of earlier versions ignore the members of this object.
 _DECLARED: JSON = {"sampling": {}, "elicitation": {"form": {}, "url": {}}, "roots": {}}
+_NOTICES = {MESSAGE: "log", ELICITATION_COMPLETE: "elicitation_complete"}
 # "The client MUST return an error if this field is provided but sampling.tools is not declared" (schema, 2025-11-25).
 SAMPLING_TOOLS = ("tools", "toolChoice")
 
@@ -36,7 +37,6 @@ class BoundHandlers:
 
     Attributes:
         capabilities: The client capabilities that are declared to the backend: one for each handler that was given.
-        has_log: There is a handler for log messages.
     """
 
     client_handlers: ClientHandlers
@@ -57,8 +57,9 @@ class BoundHandlers:
         return not self.capabilities.keys().isdisjoint(("sampling", "elicitation"))
 
     @property
-    def has_log(self) -> bool:
-        return self.client_handlers.log is not None
+    def notice_kinds(self) -> dict[str, str]:
+        """The methods of the notifications that there are handlers for, and which handlers."""
+        return {method: kind for method, kind in _NOTICES.items() if self._handler(kind) is not None}
 
     def refuse_request(self, method: str, params: JSON) -> ServerRequestError | None:
         """The error for a request that no handler can answer; None: there is a handler for it."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 
 import attrs
 import trio
@@ -22,7 +23,7 @@ from trio_vmcp._client.channels.channel import Send
 from trio_vmcp._client.complaints import Complaints
 from trio_vmcp._client.handlers import BoundHandlers, call_info
 from trio_vmcp._client.http.connection_limit import ConnectionSlot
-from trio_vmcp._client.log_feed import MOST_WAITING_BYTES, LogFeed
+from trio_vmcp._client.notice_feed import MOST_WAITING_BYTES, NoticeFeed
 from trio_vmcp._nursery import start_if_open
 from trio_vmcp._protocol.json_cost import memory_size
 from trio_vmcp._protocol.jsonrpc import Request, RequestId, encode_error, encode_result
@@ -63,19 +64,23 @@ class _RunningHandler:
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
 
+_NO_FEEDS: Mapping[str, NoticeFeed] = {}
+
+
 @attrs.define(eq=False)
 class ServerRequests:
-    """The requests and log messages of one backend.
+    """The requests of one backend, and its notifications that a handler receives.
 
     Attributes:
-        are_wanted: There is a handler, so the client needs a stream that requests or log messages can come by.
+        are_wanted: There is a handler, so the client needs a stream that these can come by.
     """
 
     handlers: BoundHandlers
     _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
     _max_pending_bytes: int = attrs.field(alias="max_pending_bytes")
     are_wanted: bool = attrs.field(init=False)
-    _log: LogFeed | None = attrs.field(default=None, init=False, repr=False)  # None: there is no log handler
+    # By the methods of the notifications that there are handlers for.
+    _feeds: Mapping[str, NoticeFeed] = attrs.field(default=_NO_FEEDS, init=False, repr=False)
     _by_id: dict[RequestId, _RunningHandler] = attrs.field(factory=dict, init=False, repr=False)
     # All handlers that have not ended, so also those that were cancelled and have left `_by_id`.
     _running: dict[_RunningHandler, None] = attrs.field(factory=dict, init=False, repr=False)
@@ -87,9 +92,10 @@ class ServerRequests:
     _answered_at: float = attrs.field(default=-math.inf, init=False)  # when the latest handler ended
 
     def __attrs_post_init__(self) -> None:
-        self.are_wanted = bool(self.capabilities) or self.handlers.has_log
-        if self.handlers.has_log:
-            self._log = LogFeed(self.handlers, self._nursery)
+        kinds = self.handlers.notice_kinds
+        if kinds:
+            self._feeds = {method: NoticeFeed(kind, self.handlers, self._nursery) for method, kind in kinds.items()}
+        self.are_wanted = bool(self.capabilities or kinds)
 
     @property
     def capabilities(self) -> JSON:
@@ -175,11 +181,12 @@ class ServerRequests:
             running.scope.cancel(reason="the backend's session is gone")
         self._by_id.clear()
 
-    def put_log_message(self, params: JSON, caller: Identity | None) -> None:
-        """Hand a `notifications/message` to the log handler, if there is one, without waiting."""
-        if self._log is not None:
+    def put_notice(self, method: str, params: JSON, caller: Identity | None) -> None:
+        """Hand a notification to its handler, if there is one, without waiting."""
+        feed = self._feeds.get(method)
+        if feed is not None:
             size = memory_size(params, MOST_WAITING_BYTES)
-            self._log.put(params, caller, call_info(current_note.get()), size)
+            feed.put(params, caller, call_info(current_note.get()), size)
 
     def close(self) -> None:
         """The connection ends: cancel every handler and every answer."""
@@ -187,8 +194,8 @@ class ServerRequests:
         self.cancel_all_answers()
         for scope in self._replies:
             scope.cancel(reason="the connection is closed")
-        if self._log is not None:
-            self._log.close()
+        for feed in self._feeds.values():
+            feed.close()
 
     def _refuse_for_room(self, size: int) -> ServerRequestError | None:
         if len(self._running) >= MOST_ANSWERS:

@@ -18,6 +18,7 @@ __all__ = [
     "CLIENT_CAPABILITIES",
     "COMPLETE",
     "DISCOVER",
+    "ELICITATION_COMPLETE",
     "GET_PROMPT",
     "INITIALIZE",
     "INITIALIZED",

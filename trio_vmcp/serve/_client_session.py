@@ -18,6 +18,7 @@ from trio_vmcp._protocol.eras import LEGACY_VERSIONS
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Notification, RequestId, Result, check_sendable
 from trio_vmcp._protocol.methods import (
     CANCELLED,
+    ELICITATION_COMPLETE,
     GET_PROMPT,
     INITIALIZE,
     LIST_CHANGED,
@@ -118,7 +119,15 @@ def handlers_for(clients: Clients, attributes: Mapping[str, str]) -> ClientHandl
         if client is not None:
             client.pass_log_message(request)
 
-    relays = {kind: partial(relay, method) for method, kind in QUESTIONS.items() if kind in capabilities}
+    async def complete(request: ServerRequest) -> None:
+        client = clients.client_of(request.session_id)
+        if client is not None:
+            client.pass_completion(request)
+
+    relays: dict[str, Any] = {}
+    relays |= {kind: partial(relay, method) for method, kind in QUESTIONS.items() if kind in capabilities}
+    if "url" in capabilities.get("elicitation", {}):  # of no use to a client that knows forms alone
+        relays["elicitation_complete"] = complete
     takes_tools = "tools" in capabilities.get("sampling", {})
     return ClientHandlers(
         **relays,
@@ -332,6 +341,12 @@ class ClientSession:
             exchange.send(data, may_drop=True)
         elif self.outlet.is_open:
             self.outlet.send(data, may_drop=True)
+
+    def pass_completion(self, request: ServerRequest) -> None:
+        """An elicitation by URL outlives its call, so this comes by the stream outside of requests, and waits for a
+        client that does not listen now.
+        """
+        self.outlet.send(encode_notice(ELICITATION_COMPLETE, request.params), may_drop=True)
 
     def end(self) -> None:
         """The session takes no more requests: what a backend waits for is answered with an error."""

@@ -1,4 +1,4 @@
-"""The log messages of one backend on their way to the log handler: in order, one at a time, with a limit."""
+"""Notifications of one backend on their way to a handler: in order, one at a time, with a limit."""
 
 from __future__ import annotations
 
@@ -15,24 +15,30 @@ from trio_vmcp.connector import CallInfo, ServerRequestError
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
-__all__ = ["MOST_WAITING_BYTES", "LogFeed"]
+__all__ = ["MOST_WAITING_BYTES", "NoticeFeed"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
 MOST_WAITING = 100  # messages
 MOST_WAITING_BYTES = 1024 * 1024  # of memory, for all of them together
 
+_SHOWN = {"log": "log messages", "elicitation_complete": "notices of completed elicitations"}
+
 _Message: TypeAlias = tuple[JSON, Identity | None, CallInfo | None, int]  # params, caller, call, size in bytes
 
 
 @attrs.define(eq=False)
-class LogFeed:
+class NoticeFeed:
     """A queue between the tasks that read streams, which do not wait for the handler, and the task that calls it.
 
     If the handler is too slow, the oldest messages are dropped, with a warning in our own log. The task exists only
     while messages wait.
+
+    Attributes:
+        kind: Of the handler, as `ClientHandlers` names it.
     """
 
+    kind: str
     _handlers: BoundHandlers = attrs.field(alias="handlers")
     _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
     _waiting: list[_Message] = attrs.field(factory=list, init=False, repr=False)  # short, and nearly always empty
@@ -70,24 +76,26 @@ class LogFeed:
                     self._waiting_bytes -= size
                     slot = ConnectionSlot()
                     try:
-                        await self._handlers.run_handler("log", params, caller, call, outer=None, slot=slot)
+                        await self._handlers.run_handler(self.kind, params, caller, call, outer=None, slot=slot)
                     except ServerRequestError as error:
-                        logger.debug("a log message is lost: %s", error)
+                        logger.debug("a message for the %s handler is lost: %s", self.kind, error)
                     finally:
                         slot.is_held = False
                     await trio.lowlevel.checkpoint()  # the handler need not have one, and a flood has no end
         finally:
             self._is_running = False
             if self._dropped:
-                logger.info("backend %r: dropped %d log messages", self._handlers.backend_id, self._dropped)
+                logger.info("backend %r: dropped %d %s", self._handlers.backend_id, self._dropped, _SHOWN[self.kind])
                 self._dropped = 0
 
     def _count_dropped(self) -> None:
         if not self._dropped:  # the first one is logged at once: the handler may never return
             logger.warning(
-                "backend %r: drops log messages: over %d, or %d bytes, wait for the log handler",
+                "backend %r: drops %s: over %d, or %d bytes, wait for the %s handler",
                 self._handlers.backend_id,
+                _SHOWN[self.kind],
                 MOST_WAITING,
                 MOST_WAITING_BYTES,
+                self.kind,
             )
         self._dropped += 1
