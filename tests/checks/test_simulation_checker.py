@@ -39,6 +39,7 @@ from simulation.history import (
     Restore,
     RotateTokens,
     SetAttributes,
+    SetLogLevel,
     Step,
     WithholdTokens,
 )
@@ -76,6 +77,7 @@ from trio_vmcp._session.connecting import Attempt
 from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.health import Health
 from trio_vmcp._session.listing import Listing
+from trio_vmcp._session.log_levels import LevelTeller
 from trio_vmcp._session.member import Member, Waking
 from trio_vmcp._session.members import Membership
 from trio_vmcp._session.observed_calls import ObservedCalls
@@ -744,6 +746,10 @@ async def takes_any_row(original: Any, row: SessionRow) -> bool:
     return await original(row)  # type: ignore[no-any-return]  # a method that is taken as it is, without types
 
 
+async def never_sends(*_: Any) -> None:
+    await trio.lowlevel.checkpoint()
+
+
 async def keeps_its_attributes(original: Any, row: SessionRow) -> bool:
     before = row._attributes
     is_news: bool = await original(row)
@@ -973,6 +979,14 @@ DEFECTS |= {
         wrapped(SessionRow, "_read", keeps_its_attributes),
         History(settings=QUICK, instances=TWO, backends=TRIPLETS, steps=SET_ON_BOTH),
         "no_write_undoes_attributes",
+    ),
+    "a level that is acknowledged and not sent": (
+        wrapped(LevelTeller, "_set", never_sends),
+        History(
+            backends=(BackendSpec(id="a", era="modern", logs=True),),
+            steps=(Open(), SetLogLevel(at=1.0, level="error"), Call(at=2.0), Close(at=3.0)),
+        ),
+        "requests_say_the_level",
     ),
     "attributes that are acknowledged and not written": (
         replaced(AttributeChanges, "write_latest", writes_nothing),

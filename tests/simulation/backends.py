@@ -106,6 +106,8 @@ class SimulatedBackend:
         for kind, names in (("tool", spec.tools), ("resource", spec.resources), ("prompt", spec.prompts)):
             for name in names:
                 self._offer(kind, name, "")
+        if spec.logs:
+            self.scripted.capabilities = {**self.scripted.declared_capabilities(), "logging": {}}
         self.configured = self._program() if spec.transport == "stdio" else self._service()
         self._note_offer()
         self.note_health()

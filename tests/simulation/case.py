@@ -38,6 +38,7 @@ from simulation.trace import (
 )
 
 __all__ = [
+    "ADMITTED",
     "BACKEND_ERRORS",
     "CANCELLED_DRAIN",
     "LAST_BYTES",
@@ -58,6 +59,7 @@ LAST_BYTES = 0.1
 CANCELLED_DRAIN = 10.0  # s, the most that a cancelled close drains
 
 
+ADMITTED = ("call", "subscribe", "level")  # operations that a session counts, and that a close lets end
 BACKEND_ERRORS = {
     "BackendUnavailable",
     "BackendTimeout",
@@ -279,7 +281,7 @@ class Case:
         """The calls of a session that had begun and not ended at this place in the trace."""
         for call in self.operations.values():
             has_ended = bool(call.ends) and call.ends[0][0] < position
-            if call.began.what not in ("call", "subscribe") or has_ended:
+            if call.began.what not in ADMITTED or has_ended:
                 continue
             if call.began.life == life and call.position < position:
                 yield call
@@ -313,7 +315,7 @@ class Case:
         for operation in self.operations.values():
             began = operation.began
             is_foreign = isinstance(began.step, Call) and began.step.caller == "wrong"
-            if began.life == life and began.what in ("call", "subscribe") and began.state == "OPEN" and not is_foreign:
+            if began.life == life and began.what in ADMITTED and began.state == "OPEN" and not is_foreign:
                 yield operation
 
     def instance_of_operation(self, operation: Operation) -> int:

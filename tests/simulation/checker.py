@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 
 from simulation.case import (
+    ADMITTED,
     BACKEND_ERRORS,
     CANCELLED_DRAIN,
     LAST_BYTES,
@@ -25,6 +26,7 @@ from simulation.case import (
 from simulation.check_attributes import ATTRIBUTE_CHECKS, may_fail_in_storage
 from simulation.check_credentials import CREDENTIAL_CHECKS
 from simulation.check_instances import INSTANCE_CHECKS
+from simulation.check_levels import LEVEL_CHECKS
 from simulation.check_observers import OBSERVER_CHECKS
 from simulation.check_options import OPTION_CHECKS
 from simulation.check_questions import QUESTION_CHECKS
@@ -68,6 +70,7 @@ ERRORS = {
     "add": {"SessionClosed"},
     "remove": {"SessionClosed"},
     "attributes": {"SessionClosed"},
+    "level": {"SessionClosed"},
     "watch": set[str](),
     "close": set[str](),
     "hold": set[str](),
@@ -135,7 +138,7 @@ def _only_listed_errors(case: Case) -> Iterator[str]:
 
 def _nothing_admitted_while_closing(case: Case) -> Iterator[str]:
     requested = {seen.key for seen in case.trace.seen}
-    for call in case.ended("call", "subscribe"):
+    for call in case.ended(*ADMITTED):
         life = call.began.life
         assert life is not None
         closing = [position for position, _ in case.closings[life]]
@@ -473,5 +476,6 @@ CHECKS: dict[str, Callable[[Case], Iterator[str]]] = {
         *QUESTION_CHECKS,
         *CREDENTIAL_CHECKS,
         *OPTION_CHECKS,
+        *LEVEL_CHECKS,
     )
 }

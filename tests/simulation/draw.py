@@ -11,6 +11,7 @@ from support.memory_processes import Manners
 
 from simulation.draw_instances import draw_instances
 from simulation.draw_keywords import draw_keywords
+from simulation.draw_levels import draw_levels
 from simulation.draw_options import draw_options
 from simulation.draw_rounds import draw_rounds
 from simulation.draw_tokens import draw_tokens
@@ -66,7 +67,7 @@ T = TypeVar("T")
 def draw_history(seed: int) -> History:
     """The history of this seed."""
     drawn = draw_instances(draw_tokens(_Draw(random.Random(seed)).history(seed)))
-    return draw_options(draw_keywords(draw_rounds(drawn)))
+    return draw_levels(draw_options(draw_keywords(draw_rounds(drawn))))
 
 
 def garbled(_: object) -> object:

@@ -50,6 +50,7 @@ __all__ = [
     "RotateTokens",
     "Rounds",
     "SetAttributes",
+    "SetLogLevel",
     "Step",
     "Subscribe",
     "WatchChanges",
@@ -92,6 +93,7 @@ class BackendSpec:
         manners: How a "stdio" backend's process takes its end.
         ttl, cache_scope: For so many s, and for these callers, lists and reads of a modern backend may be cached.
         stop_after, progress_timeout: As in `Backend`, s.
+        logs: It declares `logging`, so it can be told the level.
         renamed: Own names of tools, and what `Backend.overrides` calls them instead: names that no tool has.
     """
 
@@ -117,6 +119,7 @@ class BackendSpec:
     guard: Guard | None = None
     stop_after: float | None = None
     progress_timeout: float | None = None
+    logs: bool = False
     renamed: tuple[tuple[str, str], ...] = ()
 
     def name_for(self, own_name: str) -> str:
@@ -267,6 +270,17 @@ class SetAttributes:
     at: float = 0.0
     session: int = 0
     instance: int | None = None
+    cancel: CancelCaller | None = None
+
+
+@attrs.frozen(kw_only=True)
+class SetLogLevel:
+    """`set_log_level`."""
+
+    at: float = 0.0
+    session: int = 0
+    instance: int | None = None
+    level: str = "debug"
     cancel: CancelCaller | None = None
 
 
@@ -465,6 +479,7 @@ Step: TypeAlias = (
     | AddBackend
     | RemoveBackend
     | SetAttributes
+    | SetLogLevel
     | Subscribe
     | WatchChanges
     | Inspect

@@ -12,6 +12,8 @@ from trio_vmcp import SessionMetadata
 
 __all__ = ["KEY", "number_of", "remains_of", "seen_by"]
 
+VERSION_KEY = "io.modelcontextprotocol/protocolVersion"  # 2026-07-28, basic/index, "_meta"
+LEVEL_KEY = "io.modelcontextprotocol/logLevel"
 KEY = "simulation/key"  # in `_meta`, which the library forwards: the call that a request belongs to
 
 
@@ -39,6 +41,8 @@ def seen_by(backends: Mapping[str, SimulatedBackend]) -> list[Seen]:
             number=number,
             token=read_token(exchange.headers.get("authorization")),
             turned_away=id(exchange) in turned_away,
+            is_modern=VERSION_KEY in exchange.meta,
+            level=exchange.meta.get(LEVEL_KEY),
         )
         for backend_id, backend in scripted.items()
         for exchange in backend.exchanges

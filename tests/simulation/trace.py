@@ -21,6 +21,7 @@ from simulation.history import (
     RemoveBackend,
     Restore,
     SetAttributes,
+    SetLogLevel,
     Subscribe,
     WatchChanges,
     brief,
@@ -80,10 +81,10 @@ __all__ = [
 ]
 
 What: TypeAlias = Literal[
-    "open", "restore", "call", "close", "add", "remove", "attributes", "subscribe", "watch", "hold", "exit"
+    "open", "restore", "call", "close", "add", "remove", "attributes", "level", "subscribe", "watch", "hold", "exit"
 ]
 Operated: TypeAlias = (
-    Open | Restore | Call | Close | AddBackend | RemoveBackend | SetAttributes | Subscribe | WatchChanges
+    Open | Restore | Call | Close | AddBackend | RemoveBackend | SetAttributes | SetLogLevel | Subscribe | WatchChanges
 )
 """The steps that are operations: they have an outcome."""
 
@@ -710,6 +711,8 @@ class Seen:
         auth_call, number: As in `Sent`.
         token: The token in its Authorization header.
         turned_away: The backend answered 401 since the token was not good.
+        is_modern: It is a request of the stateless era.
+        level: The level of log messages that it asks for.
     """
 
     at: float
@@ -726,6 +729,8 @@ class Seen:
     number: int | None = None
     token: Token | None = None
     turned_away: bool = False
+    is_modern: bool = False
+    level: str | None = None
 
 
 @attrs.frozen(kw_only=True)

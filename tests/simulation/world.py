@@ -43,6 +43,7 @@ from simulation.history import (
     Restore,
     RotateTokens,
     SetAttributes,
+    SetLogLevel,
     Step,
     Subscribe,
     WatchChanges,
@@ -330,6 +331,9 @@ class _World:
             case SetAttributes() if life is not None:
                 begin = partial(self._begin, "attributes", step=step, life=life.op, state=life.session.state.name)
                 self._start_operation(step_nursery, step, life.instance, begin, partial(self._set_attributes, life))
+            case SetLogLevel() if life is not None:
+                begin = partial(self._begin, "level", step=step, life=life.op, state=life.session.state.name)
+                self._start_operation(step_nursery, step, life.instance, begin, partial(self._set_level, step, life))
             case Subscribe() if life is not None:
                 begin = partial(self._begin_subscribe, step, life)
                 self._start_operation(step_nursery, step, life.instance, begin, partial(self._subscribe, step, life))
@@ -741,6 +745,10 @@ class _World:
 
     async def _set_attributes(self, life: _Life, doing: list[Began]) -> Outcome:
         await life.session.set_attributes({SET_BY: str(doing[-1].op)})
+        return Outcome(kind="ok")
+
+    async def _set_level(self, step: SetLogLevel, life: _Life, doing: list[Began]) -> Outcome:
+        await life.session.set_log_level(step.level, caller=identity_of_calls(life.identity))
         return Outcome(kind="ok")
 
     async def _subscribe(self, step: Subscribe, life: _Life, doing: list[Began]) -> Outcome:
