@@ -75,8 +75,37 @@ def test_an_item_is_due_at_the_time_that_was_said_last(puts: list[tuple[int, flo
         assert len(due) == len(agenda)
         found = await taken(agenda, 10.0)
         assert (due, len(due)) == (set(found), len(found))
+        assert 0 == len(agenda)
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def test_an_item_that_is_put_where_it_is_costs_nothing() -> None:
+    """Every call of a session asks for the same time of its next check: such entries must not pile up."""
+    agenda, item = Agenda[Item](), Item(1)
+    for _ in range(3):
+        agenda.put(item, 7.0)
+    assert 1 == len(agenda._heap)
+
+
+@pytest.mark.parametrize(("size", "kept"), [(63, 63), (100, 63), (128, 64), (400, 200)])
+async def test_what_is_discarded_leaves_once_it_is_most_of_the_heap(
+    size: int, kept: int, autojump_clock: MockClock
+) -> None:
+    """At least 64 entries and more than half of them: a new heap costs as much as all its items. Order stays."""
+    chance, agenda = random.Random(3), Agenda[Item]()
+    items = [Item(number) for number in range(size)]
+    for item in items:
+        agenda.put(item, 10 * chance.random())
+    for item in items[:kept]:
+        agenda.discard(item)
+    assert size == len(agenda._heap)
+    for item in items[kept : kept + 1]:
+        agenda.discard(item)
+        assert size - kept - 1 == len(agenda._heap)
+    found = await taken(agenda, 11.0)
+    assert {item.name for item in items[kept + 1 :]} == {name for name, _ in found}
+    assert [at for _, at in found] == sorted(at for _, at in found)
 
 
 async def test_an_item_that_is_due_sooner_wakes_the_task(autojump_clock: MockClock) -> None:

@@ -33,7 +33,8 @@ import trio
 from mutation.live import Kills, LiveJudge
 from mutation.mutants import Mutant, noted
 
-MOST_CPU = 5  # s for one test: the suite allows a second
+MOST_CPU = 5  # s for one test as it is, with notes of what it runs: the suite allows a second
+MOST_CPU_MUTATED = 1.5  # s for one test against a mutant: a loop that does not end costs all of it
 MOST_TIME = 60  # s for one test, on a clock that others slow down
 MOST_MEMORY = 4 << 30  # bytes of address space: a loop that does not end may also grow
 # Rounds of Trio's loop in which no task takes a step. A clock that jumps would have jumped; what is left is a deadlock.
@@ -126,8 +127,11 @@ class _Deadlock(trio.abc.Instrument):
             signal.setitimer(signal.ITIMER_REAL, MOST_TIME)
 
 
+@attrs.frozen
 class _Limits:
     """A pytest plugin for children: a test that hangs is ended, and Hypothesis does not shrink what fails."""
+
+    most_cpu: float
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self) -> None:
@@ -149,7 +153,7 @@ class _Limits:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self) -> None:
-        signal.setitimer(signal.ITIMER_PROF, MOST_CPU)
+        signal.setitimer(signal.ITIMER_PROF, self.most_cpu)
         signal.setitimer(signal.ITIMER_REAL, MOST_TIME)
 
 
@@ -209,7 +213,9 @@ def _read(result: IO[bytes]) -> Any:
         return json.loads(result.read() or b"null")
 
 
-def _run_pytest(suite: Suite, tests: Iterable[str], plugins: list[object]) -> int:
+def _run_pytest(
+    suite: Suite, tests: Iterable[str], plugins: list[object], *, most_cpu: float = MOST_CPU_MUTATED
+) -> int:
     os.chdir(suite.root)
     sys.path[:0] = suite.path
     # Hypothesis warns about what its users import before it: here that is on purpose, and once for all children.
@@ -223,7 +229,7 @@ def _run_pytest(suite: Suite, tests: Iterable[str], plugins: list[object]) -> in
         "-s",
     ]
     options = ["-x", "--assert=plain", "-p", "no:randomly", *quiet, *suite.options]
-    return int(pytest.main([*options, *tests], plugins=[_Limits(), *plugins]))
+    return int(pytest.main([*options, *tests], plugins=[_Limits(most_cpu), *plugins]))
 
 
 def survey(suite: Suite, modules: Mapping[str, Collection[str] | None]) -> dict[str, list[SurveyedTest]]:
@@ -241,7 +247,7 @@ def survey(suite: Suite, modules: Mapping[str, Collection[str] | None]) -> dict[
             setattr(builtins, note, lambda line, module=module: notes.lines[module, notes.current].add(line))
             source = noted(source_of(module), functions, note)
             sys.meta_path.insert(0, _Finder(module, source, _origin(module)))
-        status = _run_pytest(suite, map(str, suite.files), [notes])
+        status = _run_pytest(suite, map(str, suite.files), [notes], most_cpu=MOST_CPU)
         return status, [
             notes.failed,
             {
