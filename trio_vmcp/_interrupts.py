@@ -63,6 +63,13 @@ def plain_exit(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return group if found is None or group.subgroup(Exception) is not None else found
 
 
+def _is_cancellation(error: BaseException) -> bool:
+    """Nothing but Cancelled."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_cancellation, error.exceptions))
+    return isinstance(error, trio.Cancelled)
+
+
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     found = exit_in(group)
     assert found is not None
@@ -93,7 +100,8 @@ ClosableT = TypeVar("ClosableT", bound=Closable)
 async def closed_in_order(make: Callable[[trio.Nursery], ClosableT]) -> AsyncIterator[ClosableT]:
     """Make an object that owns tasks in a nursery, and close both in this order, however the block ends.
 
-    The error of the block comes out as itself; an exit wins over it, wherever it struck.
+    The error of the block comes out as itself; an exit wins over it, wherever it struck. A task of the object that
+    crashes cancels the block: what comes out then is the crash, and not that cancellation.
     """
     body_error: BaseException | None = None
     try:
@@ -106,10 +114,12 @@ async def closed_in_order(make: Callable[[trio.Nursery], ClosableT]) -> AsyncIte
             await made.close(is_exit=exit_in(body_error) is not None)
             nursery.cancel_scope.cancel(reason=f"{type(made).__name__} is closed")
     except BaseExceptionGroup as group:
-        # An exit wins over what the body ended with, which may be the Cancelled that this exit has caused.
-        body_error = exit_in(group) or body_error
-        if body_error is None:
+        # Either wins over what the body ended with, which may be the Cancelled that it has caused.
+        found = exit_in(group)
+        if found is None and (body_error is None or (_is_cancellation(body_error) and not _is_cancellation(group))):
+            body_error = None
             raise
+        body_error = found or body_error
     finally:
         if body_error is not None:
             raise body_error  # it wins over a cancel that came while the object closed

@@ -34,7 +34,7 @@ from trio_vmcp import (
     Session,
     open_session_factory,
 )
-from trio_vmcp._interrupts import exit_in, plain_exit, run_interruptible
+from trio_vmcp._interrupts import closed_in_order, exit_in, plain_exit, run_interruptible
 from trio_vmcp._nursery import start_task
 from trio_vmcp.testing import CallContext, ScriptedBackend, open_memory_network
 
@@ -593,6 +593,50 @@ async def test_it_wins_over_an_error_of_the_body(error: BaseException, autojump_
         await plain.run(fail)
 
     await comes_out(plain.trap, program)
+
+
+class OwnerOfTasks:
+    async def close(self, *, is_exit: bool) -> None:
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+@pytest.mark.parametrize("body", ["rests", "has its own nursery", "is cancelled", "raises"])
+def test_a_crash_of_an_own_task_is_not_swallowed(body: str) -> None:
+    """It cancels the block, and comes out in place of that cancellation, also when the block is cancelled from outside
+    by then. An error of the block comes out as itself.
+    """  # not a task of pytest-trio, which takes a stray Cancelled for the end of the test
+
+    async def crash() -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(2)
+        raise LookupError("a bug")
+
+    def make(nursery: trio.Nursery) -> OwnerOfTasks:
+        start_task(nursery, crash)
+        return OwnerOfTasks()
+
+    async def main() -> None:
+        with trio.move_on_after(1 if body == "is cancelled" else 10):
+            await rest()
+
+    async def rest() -> None:
+        async with closed_in_order(make):
+            if body == "raises":
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(3)
+                raise OSError("of the block")
+            if body == "has its own nursery":
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(trio.sleep_forever)
+            await trio.sleep_forever()
+
+    with pytest.raises((ExceptionGroup, OSError)) as caught:
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+    if body == "raises":
+        assert isinstance(caught.value, OSError)
+    else:
+        assert isinstance(caught.value, ExceptionGroup)
+        assert ["a bug"] == [str(each) for each in caught.value.exceptions]
 
 
 def test_what_ends_the_program_is_found_in_a_group() -> None:
