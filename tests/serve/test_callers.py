@@ -13,10 +13,13 @@ from support.jwt_issuer import KeyServer, make_key, make_token
 from trio.testing import MockClock
 
 from trio_vmcp import Identity, LocalStorage
+from trio_vmcp.serve import ServeSettings, Unauthenticated
 from trio_vmcp.serve.jwt import JwtAuthenticator
 from trio_vmcp.testing import open_memory_network
 
 ISSUER, AUDIENCE = "https://issuer.test", "http://localhost:8000/mcp"
+WELL_KNOWN = "/.well-known/oauth-protected-resource"
+WHERE = f'resource_metadata="http://localhost:8000{WELL_KNOWN}/mcp"'
 NOW = 1_785_000_000.0
 KEY = make_key()
 ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
@@ -37,8 +40,8 @@ def token_for(subject: str, **changes: Any) -> dict[str, str]:
 
 
 def jwt_authenticator(**options: Any) -> JwtAuthenticator:
-    given = {"jwks": {"keys": [KEY.jwk()]}, "clock": lambda: NOW, **options}
-    return JwtAuthenticator(issuer=ISSUER, audience=AUDIENCE, **given)
+    given = {"issuer": ISSUER, "audience": AUDIENCE, "jwks": {"keys": [KEY.jwk()]}, "clock": lambda: NOW, **options}
+    return JwtAuthenticator(**given)
 
 
 Ask = Callable[[FrontWorld, dict[str, str]], Awaitable[Received]]
@@ -83,9 +86,9 @@ async def test_every_request_needs_a_token(ask: Ask, autojump_clock: MockClock) 
     """Without one: 401 and a plain challenge; with a bad one the challenge says why. Nothing is opened or sent."""
     async with front_world(authenticator=jwt_authenticator()) as world:
         reply = await ask(world, {})
-        assert (401, "Bearer") == (reply.status, reply.headers["www-authenticate"])
+        assert (401, f"Bearer {WHERE}") == (reply.status, reply.headers["www-authenticate"])
         reply = await ask(world, token_for("alice", exp=NOW))
-        challenge = 'Bearer error="invalid_token", error_description="the token has expired"'
+        challenge = f'Bearer error="invalid_token", error_description="the token has expired", {WHERE}'
         assert (401, challenge) == (reply.status, reply.headers["www-authenticate"])
         assert 0 == world.manager.statistics.created
         assert [] == world.backends["a"].exchanges
@@ -111,7 +114,7 @@ async def test_two_authorization_headers_are_none(autojump_clock: MockClock) -> 
         good = token_for("alice")["authorization"]
         pairs = [*headers.items(), ("authorization", good), ("authorization", good)]
         reply = await world.request("POST", json.dumps(message).encode(), pairs)
-        assert (401, "Bearer") == (reply.status, reply.headers["www-authenticate"])
+        assert (401, f"Bearer {WHERE}") == (reply.status, reply.headers["www-authenticate"])
 
 
 async def test_a_session_is_its_principals(autojump_clock: MockClock) -> None:
@@ -178,3 +181,88 @@ async def test_an_authenticator_that_crashes_lets_no_request_in(
         assert [] == world.backends["a"].exchanges
     assert "KeyError" in caplog.text
     assert "s3cret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("audience", "path"),
+    [
+        ("http://localhost:8000/mcp", "/mcp"),
+        ("https://tools.example", ""),
+        ("https://tools.example/", ""),
+        ("https://tools.example/team/mcp?x=1", "/team/mcp"),
+        ("https://tools.example/a%20b", "/a b"),
+    ],
+)
+async def test_clients_are_told_where_to_get_a_token(audience: str, path: str, autojump_clock: MockClock) -> None:
+    """Without credentials, at the url that the challenge names (RFC 9728 §3.1, §5.1), and where clients look that were
+    told none: with the path of the endpoint behind it, and alone (MCP 2025-11-25, authorization).
+    """
+    settings = ServeSettings(allowed_origins=("https://page.example",))
+    async with front_world(authenticator=jwt_authenticator(audience=audience), settings=settings) as world:
+        expected = {
+            "resource": audience,
+            "authorization_servers": [ISSUER],
+            "bearer_methods_supported": ["header"],
+        }
+        for where in (WELL_KNOWN, f"{WELL_KNOWN}/mcp", WELL_KNOWN + path):
+            reply = await world.request("GET", path=where, headers={"origin": "https://page.example"})
+            assert (200, expected) == (reply.status, reply.json)
+            assert "https://page.example" == reply.headers["access-control-allow-origin"]
+        assert 405 == (await world.request("POST", path=WELL_KNOWN)).status
+        assert 403 == (await world.request("GET", path=WELL_KNOWN, headers={"host": "evil.example"})).status
+        challenge = (await world.post({})).headers["www-authenticate"]
+        assert f"{WELL_KNOWN}{path.replace(' ', '%20')}" in challenge
+        assert ("?x=1" in audience) == ("?x=1" in challenge)
+
+
+@pytest.mark.parametrize(
+    "audience",
+    ["tools", "urn:tools", "https://", "https://a:b@tools", "https://tools/#x", 'https://tools/"', "http://["],
+)
+async def test_an_audience_that_is_no_url_tells_nothing(audience: str, autojump_clock: MockClock) -> None:
+    """There is no such path then, and the challenge is plain."""
+    async with front_world(authenticator=jwt_authenticator(audience=audience)) as world:
+        assert 404 == (await world.request("GET", path=WELL_KNOWN)).status
+        reply = await world.post({})
+        assert (401, "Bearer") == (reply.status, reply.headers["www-authenticate"])
+
+
+class Described:
+    """An authenticator of an application."""
+
+    def __init__(self, resource: object, challenge: str) -> None:
+        self.resource_metadata = {"resource": resource, "scopes_supported": ["x"]}
+        self.challenge = challenge
+
+    async def authenticate(self, headers: Mapping[str, str]) -> Identity:
+        raise Unauthenticated("no", self.challenge)
+
+
+@pytest.mark.parametrize(
+    ("given", "challenge"),
+    [
+        ("Bearer", 'Bearer resource_metadata="https://x.example/.well-known/oauth-protected-resource/y"'),
+        (
+            'bearer realm="r"',
+            'bearer realm="r", resource_metadata="https://x.example/.well-known/oauth-protected-resource/y"',
+        ),
+        ('Bearer resource_metadata="own"', 'Bearer resource_metadata="own"'),
+        ("Basic", "Basic"),
+    ],
+)
+async def test_an_authenticator_of_an_application_may_describe_the_resource(
+    given: str, challenge: str, autojump_clock: MockClock
+) -> None:
+    """Its members pass as they are; only challenges for bearer tokens get the url."""
+    async with front_world(authenticator=Described("https://x.example/y", given)) as world:
+        assert challenge == (await world.post({})).headers["www-authenticate"]
+        reply = await world.request("GET", path=WELL_KNOWN)
+        assert {"resource": "https://x.example/y", "scopes_supported": ["x"]} == reply.json
+
+
+@pytest.mark.parametrize("resource", [None, "x", 7])
+async def test_metadata_without_a_url_are_an_error(resource: object, autojump_clock: MockClock) -> None:
+    """When the application is made, and not with the first request."""
+    with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="resource="), flatten_subgroups=True):
+        async with front_world(authenticator=Described(resource, "Bearer")):
+            raise AssertionError

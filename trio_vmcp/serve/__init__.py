@@ -11,6 +11,7 @@
 - `_edges.py`, `_cors.py`: which hosts and origins may reach it, and what browsers are told
 - `_operator.py`, `_health.py`, `_status.py`, `_page.py`, `_metrics.py`: what operators ask: readiness, states, counts
 - `authenticator.py`, `jwt.py`, `sealing.py`: principals of requests, and sealed state
+- `_resource.py`: where clients are told to get a token
 - `server.py`: the application on a port of its own; `_stdio.py`: one client over two streams, without HTTP
 """
 

@@ -20,7 +20,7 @@ from trio_vmcp.serve._metrics import metrics_text
 from trio_vmcp.serve._page import PAGE_PATH, PageFile, page_files
 from trio_vmcp.serve._status import prefers_page, status_document
 
-__all__ = ["PROBES", "FrontState", "OperatorPaths"]
+__all__ = ["PROBES", "FrontState", "OperatorPaths", "for_reading"]
 
 # Paths for balancers, which have no credentials and send what they like as Host. They tell nothing of sessions.
 PROBES = frozenset({"/healthz", "/readyz"})
@@ -70,7 +70,7 @@ class OperatorPaths:
             PAGE_PATH: self._tell_status,
             "/metrics": self._tell_metrics,
         }
-        return {path: _for_reading(handler) for path, handler in by_path.items()}
+        return {path: for_reading(handler) for path, handler in by_path.items()}
 
     async def _tell_alive(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
         await _respond_json(reply, 200, {"alive": True})
@@ -106,7 +106,9 @@ class OperatorPaths:
         await reply.respond(200, text, ((b"content-type", media_type.encode()), _FRESH))
 
 
-def _for_reading(handler: _Handler) -> _Handler:
+def for_reading(handler: _Handler) -> _Handler:
+    """The handler for GET and HEAD; other verbs are refused."""
+
     async def checked(request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
         if request.verb not in ("GET", "HEAD"):
             allowed = ((b"allow", b"GET, HEAD"),)

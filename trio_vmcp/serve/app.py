@@ -33,7 +33,8 @@ from trio_vmcp.serve._exchange import JSON_BODY, Exchanges
 from trio_vmcp.serve._legacy import LegacyFront
 from trio_vmcp.serve._messages import encode_refusal, read_message, split_batch
 from trio_vmcp.serve._modern import ModernFront, require_both_forms
-from trio_vmcp.serve._operator import PROBES, FrontState, OperatorPaths
+from trio_vmcp.serve._operator import PROBES, FrontState, OperatorPaths, for_reading
+from trio_vmcp.serve._resource import ProtectedResource, protected_resource
 from trio_vmcp.serve._stateless import PROTOCOL_VERSION, meta_of
 from trio_vmcp.serve.authenticator import Authenticator, AuthenticatorUnavailable, Unauthenticated
 from trio_vmcp.serve.settings import ServeSettings
@@ -68,6 +69,9 @@ def asgi_app(
     All but the first two need the authenticator, where there is one, and an allowed Host. They show the sessions of all
     principals, without a session id, token, header or url.
 
+    With an authenticator that has `resource_metadata`, such as `JwtAuthenticator`, this is served at
+    `/.well-known/oauth-protected-resource`, alone and followed by the path of the endpoint, without credentials.
+
     It needs no lifespan events: its tasks live in the manager's nursery. Run it by a server on Trio, alone or mounted
     under another application.
 
@@ -75,6 +79,9 @@ def asgi_app(
         manager: Of `open_session_manager`; it must outlive the application.
         settings: None: the defaults of `ServeSettings`.
         authenticator: None: every client is anonymous.
+
+    Raises:
+        ValueError: The `resource_metadata` of the authenticator has no url for `resource`.
     """
     return Front(manager, settings or ServeSettings(), authenticator)
 
@@ -97,6 +104,7 @@ class Front:
     _legacy: LegacyFront = attrs.field(init=False, repr=False)
     _modern: ModernFront = attrs.field(init=False, repr=False)
     _paths: dict[str, _Handler] = attrs.field(init=False, repr=False)
+    _resource: ProtectedResource | None = attrs.field(init=False, repr=False)
     _refused: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -106,6 +114,9 @@ class Front:
         path = self._settings.path.rstrip("/")
         operator = OperatorPaths(self._manager, self._state).handlers()
         self._paths = {**operator, path: self._serve_mcp, f"{path}/": self._serve_mcp}
+        self._resource = protected_resource(getattr(self._authenticator, "resource_metadata", None), path)
+        if self._resource is not None:
+            self._paths |= dict.fromkeys(self._resource.paths, for_reading(self._tell_resource))
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -157,7 +168,8 @@ class Front:
                 if preflight is not None:
                     await reply.respond(204, headers=preflight)
                     return
-            identity = await self._authenticate(request)
+            if self._resource is None or request.path not in self._resource.paths:
+                identity = await self._authenticate(request)
         await handler(request, reply, identity)
 
     def _state(self) -> FrontState:
@@ -186,7 +198,8 @@ class Front:
         try:
             return await self._authenticator.authenticate(request.headers)
         except Unauthenticated as error:
-            challenge = ((b"www-authenticate", error.challenge.encode("latin-1", "replace")),)
+            text = error.challenge if self._resource is None else self._resource.challenge(error.challenge)
+            challenge = ((b"www-authenticate", text.encode("latin-1", "replace")),)
             raise Refusal(UNAVAILABLE, error.detail, status=401, headers=challenge) from None
         except AuthenticatorUnavailable as error:
             raise _unverifiable(error.retry_after) from None
@@ -194,6 +207,10 @@ class Front:
             # The text may quote credentials. That a service which it asks is away is the likeliest reason.
             _logger.error("the authenticator failed: %s", describe_crash(crash))
             raise _unverifiable(AUTHENTICATOR_DELAY) from None
+
+    async def _tell_resource(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
+        assert self._resource is not None  # else there are no such paths
+        await reply.respond(200, self._resource.document, (JSON_BODY,))
 
     async def _serve_mcp(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
         version = request.headers.get("mcp-protocol-version", "")

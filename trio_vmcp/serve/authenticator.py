@@ -14,7 +14,13 @@ __all__ = ["Authenticator", "AuthenticatorUnavailable", "Unauthenticated"]
 
 
 class Authenticator(Protocol):
-    """Finds the principal of a request by its headers. One object serves any number of requests at a time."""
+    """Finds the principal of a request by its headers. One object serves any number of requests at a time.
+
+    It may also have an attribute `resource_metadata`: the members of the OAuth protected resource metadata of the front
+    (RFC 9728 §2), `resource` among them, a url. The front serves them without credentials, at
+    `/.well-known/oauth-protected-resource` and with the path of the endpoint behind it, and names their url in the
+    challenges for bearer tokens, so that clients find out where to get a token (MCP, authorization).
+    """
 
     async def authenticate(self, headers: Mapping[str, str]) -> Identity:
         """The principal of one request. The front asks before it reads the body.

@@ -17,6 +17,7 @@ import trio
 
 from trio_vmcp._http.proxy import choose_proxies
 from trio_vmcp.identity import Identity
+from trio_vmcp.serve._resource import is_identifier
 from trio_vmcp.serve.authenticator import Authenticator
 
 try:
@@ -47,7 +48,8 @@ class JwtAuthenticator(Authenticator):
 
     Args:
         issuer: `iss`, compared exactly (RFC 8725 §3.8).
-        audience: What `aud` is or holds (§3.9): as a rule the url of the front.
+        audience: What `aud` is or holds (§3.9): as a rule the url of the front, as clients know it. Then clients
+            without a token are told where the issuer is (RFC 9728, `resource_metadata`).
         jwks: The key set (RFC 7517 §5): its url (https, or http on this machine), the path of a file, or the set
             itself.
         algorithms: Those that a token may be signed with (§3.1). Asymmetric ones: `none` and HMAC are never allowed.
@@ -99,6 +101,14 @@ class JwtAuthenticator(Authenticator):
 
     def __repr__(self) -> str:
         return f"<JwtAuthenticator of {self._rules.issuer!r} for {self._rules.audience!r}>"
+
+    @property
+    def resource_metadata(self) -> Mapping[str, Any] | None:
+        """What clients are told of the front (RFC 9728 §2); None: the audience or the issuer is no url."""
+        issuer, audience = self._rules.issuer, self._rules.audience
+        if not is_identifier(audience) or not is_identifier(issuer):
+            return None
+        return {"resource": audience, "authorization_servers": [issuer], "bearer_methods_supported": ["header"]}
 
     async def authenticate(self, headers: Mapping[str, str]) -> Identity:
         """The principal of a request by its header `authorization`.
