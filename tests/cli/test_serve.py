@@ -298,6 +298,13 @@ JWT = ["--jwt-issuer", "https://id.test", "--jwt-audience", "front", "--jwks", "
     [
         (["--port", "65536"], "--port: '65536' is not"),
         (["--path", "mcp"], "--path: 'mcp' is not a path"),
+        (["--path", "/a b"], "path='/a b'"),
+        (["--path", "/healthz"], "path='/healthz'"),
+        (["--allowed-host", "http://gateway.test/"], "allowed_hosts='http://gateway.test/'"),
+        (["--redis", ""], "--redis: is empty"),
+        (["--keys", ""], "--keys: is empty"),
+        (["--instance", " "], "--instance: is empty"),
+        (["--jwt-issuer", "", "--jwt-audience", "", "--jwks", ""], "--jwt-issuer: is empty"),
         (["--naming", "best"], "--naming: invalid choice"),
         (["--host", "0.0.0.0"], "--insecure-no-auth"),
         (["--host", "gateway.test"], "--insecure-no-auth"),

@@ -110,20 +110,20 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(name, metavar=metavar, help=about, **more)  # type: ignore[arg-type]  # argparse's own kinds
 
     about_file = "JSON with mcpServers, as other MCP clients read it; - is stdin"
-    add("--config", "FILE", about_file, required=True)
-    add("--host", "H", f"the address to listen on (default: {HOST})", default=HOST)
+    add("--config", "FILE", about_file, required=True, type=_given)
+    add("--host", "H", f"the address to listen on (default: {HOST})", type=_given, default=HOST)
     add("--port", "P", f"default: {PORT}; 0: any that is free", type=_port, default=PORT)
     add("--path", "PATH", f"of the endpoint (default: {PATH})", type=_path, default=PATH)
     about_host = "another name that clients reach this server by; may be repeated"
-    add("--allowed-host", "NAME", about_host, action="append", default=[])
-    add("--redis", "URL", "keep the sessions in Redis, so that other instances go on with them")
+    add("--allowed-host", "NAME", about_host, action="append", default=[], type=_given)
+    add("--redis", "URL", "keep the sessions in Redis, so that other instances go on with them", type=_given)
     about_keys = f"one key of at least {LEAST_KEY} bytes in each line, the same for all instances; else {KEYS_VARIABLE}"
-    add("--keys", "FILE", about_keys)
-    add("--instance", "NAME", "session ids begin with NAME and a dot, for a balancer")
+    add("--keys", "FILE", about_keys, type=_given)
+    add("--instance", "NAME", "session ids begin with NAME and a dot, for a balancer", type=_given)
     parser.add_argument("--naming", choices=list(_NAMINGS), default="prefix", help="of tools and prompts")
-    add("--jwt-issuer", "URL", "clients need a token of this issuer")
-    add("--jwt-audience", "A", "that is for this audience")
-    add("--jwks", "URL|FILE", "and signed by one of these keys")
+    add("--jwt-issuer", "URL", "clients need a token of this issuer", type=_given)
+    add("--jwt-audience", "A", "that is for this audience", type=_given)
+    add("--jwks", "URL|FILE", "and signed by one of these keys", type=_given)
     for name, about in (
         ("--watch", "take changes of FILE over while clients are connected"),
         ("--stdio", "serve one client, on stdin and stdout"),
@@ -154,6 +154,13 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+def _given(text: str) -> str:
+    """An empty value would count as an option that is not there: no authenticator, say, or no shared storage."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; is the variable set that it comes from?")
+    return text
 
 
 def _port(text: str) -> int:

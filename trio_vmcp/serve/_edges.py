@@ -21,12 +21,12 @@ def host_problem(host: str | None, allowed: tuple[str, ...]) -> str | None:
 
     Args:
         host: The header; None: absent, or repeated.
-        allowed: Names without a port, compared without case.
+        allowed: Names, compared without port and case.
     """
     if host is None:
         return "a request needs one Host header"
     name = _without_port(host)
-    if name.lower() in {each.lower() for each in allowed}:
+    if name.lower() in {_without_port(each).lower() for each in allowed}:
         return None
     return f"the host {name[:_MOST_SHOWN]!r} is not served here (allowed_hosts)"
 
@@ -40,7 +40,7 @@ def origin_problem(origin: str | None, host: str, allowed: tuple[str, ...]) -> s
             the same, whatever the scheme is: a proxy may have ended TLS before us.
         allowed: Whole origins: scheme, host and port.
     """
-    if origin is None or origin in allowed:
+    if origin is None or origin.lower() in {each.lower() for each in allowed}:
         return None
     problem = f"the origin {origin[:_MOST_SHOWN]!r} may not send requests (allowed_origins)"
     try:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import attrs
 
 from trio_vmcp.settings import require
 
-__all__ = ["ServeSettings"]
+__all__ = ["OPERATOR_PATHS", "ServeSettings"]
+
+# At these paths operators ask; at two of them without the authenticator.
+OPERATOR_PATHS = ("/healthz", "/readyz", "/status", "/status.css", "/status.js", "/metrics")
+_PATH = re.compile(r"/|(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]+)+", re.ASCII)  # RFC 3986 §3.3, nothing percent-encoded
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+(?:%[^\s\]]+)?\]|[^/?#@\[\]:*]+)(?::[0-9]+)?")
+_ORIGIN = re.compile(r"null|[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@*]+")  # RFC 6454 §6.2
 
 
 def _in_order(values: Iterable[str]) -> tuple[str, ...]:
@@ -20,8 +27,9 @@ class ServeSettings:
     """The limits of one front. Durations are seconds.
 
     Attributes:
-        path: Of the MCP endpoint, with a leading slash; served with and without a trailing one.
-        allowed_hosts: What the header `Host` may say, without port, compared without case. A request without one is
+        path: Of the MCP endpoint, with a leading slash; served with and without a trailing one. The paths for operators
+            (`asgi_app`) are taken.
+        allowed_hosts: What the header `Host` may say, compared without port and case. A request without one is
             refused. This keeps web pages from reaching a server on loopback by a name of their own ("DNS rebinding").
         allowed_origins: What the header `Origin` may say (scheme, host and port), beside the host and port of `Host`.
             Pages of these origins may send requests and read the replies (CORS).
@@ -46,11 +54,15 @@ class ServeSettings:
     shutdown_timeout: float = 10.0
 
     def __attrs_post_init__(self) -> None:
-        is_path = isinstance(self.path, str) and self.path.startswith("/") and not self.path[1:].endswith("/")
-        require(is_path and not {"?", "#"} & set(self.path), "path", self.path, "a path such as /mcp")
-        for name in ("allowed_hosts", "allowed_origins"):
-            value = getattr(self, name)
-            require(all(isinstance(each, str) and each for each in value), name, value, "several texts")
+        path = self.path
+        is_path = isinstance(path, str) and _PATH.fullmatch(path) is not None and path not in OPERATOR_PATHS
+        require(is_path, "path", path, "a path such as /mcp, and none of an operator's")
+        for host in self.allowed_hosts:
+            fits = isinstance(host, str) and _HOST.fullmatch(host) is not None
+            require(fits, "allowed_hosts", host, "a host such as example.com or [::1]")
+        for origin in self.allowed_origins:
+            fits = isinstance(origin, str) and _ORIGIN.fullmatch(origin) is not None
+            require(fits, "allowed_origins", origin, "an origin such as https://example.com, without a path")
         for name in ("max_body_bytes", "stream_buffer"):
             value = getattr(self, name)
             require(type(value) is int and value >= 1, name, value, "a whole number, 1 or more")
