@@ -12,7 +12,7 @@ import trio
 from support.deterministic import ending, seeded
 from trio.testing import MockClock
 
-from fuzz.front_run import Outcome, Sent, events, messages, replay
+from fuzz.front_run import Outcome, Sent, events, messages, replay, stream_of
 from fuzz.front_steps import Delete, Get, Legacy, Modern, Raw, Reply, Step
 from trio_vmcp import JSON
 
@@ -37,10 +37,10 @@ def violations(script: Sequence[Step], seed: int = 0) -> list[str]:
 def judge(outcome: Outcome) -> list[str]:
     found = [f"a task crashed: {crash}" for crash in outcome.crashes]
     found += [f"left at the end: {what}" for what in outcome.left]
-    # Requests without a response of their own: withdrawn, or their streams were resumed.
-    excused = {key for sent in outcome.sent for key in _withdrawn(sent)}
-    excused |= {key for sent in outcome.sent if isinstance(sent.step, Get) for key in _answered(sent)}
+    withdrawn = {key for sent in outcome.sent for key in _withdrawn(sent)}
     for number, sent in enumerate(outcome.sent):
+        # Requests without a response of their own: withdrawn, or their streams were resumed.
+        excused = withdrawn | {key for get in outcome.sent if _took(get, sent) for key in _excused_by(get, sent)}
         found += [f"request {number} ({sent.principal}): {problem}" for problem in _problems(sent, excused)]
     return found + list(_repeated_events(outcome))
 
@@ -54,8 +54,18 @@ def _withdrawn(sent: Sent) -> Iterator[Any]:
                 yield sent.session_id, type(found), found
 
 
-def _answered(sent: Sent) -> Iterator[Any]:
-    for message in messages(sent.received):
+def _took(get: Sent, sent: Sent) -> bool:
+    """A GET goes on with the stream of this request: all that follows comes by that connection."""
+    if not get.resumes or get.principal != sent.principal or get.received.status not in (0, 200):
+        return False
+    return not get.resumes.isdisjoint(stream_of(event_id) for event_id, _ in events(sent.received) if event_id)
+
+
+def _excused_by(get: Sent, sent: Sent) -> Iterator[Any]:
+    """What has its response there; or may have: the client has left that connection, too, or it was still open."""
+    if get.left:
+        yield from ((sent.session_id, type(request_id), request_id) for request_id in sent.asked)
+    for message in messages(get.received):
         if "method" not in message:
             yield sent.session_id, type(message.get("id")), message.get("id")
 

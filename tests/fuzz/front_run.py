@@ -39,7 +39,7 @@ from trio_vmcp import JSON, FactorySettings, Identity
 from trio_vmcp.serve import Unauthenticated
 from trio_vmcp.testing import CallContext, ScriptedBackend
 
-__all__ = ["Outcome", "Sent", "replay"]
+__all__ = ["Outcome", "Sent", "events", "messages", "replay", "stream_of"]
 
 LEGACY = "2025-11-25"
 MIRRORED = {"type": "object", "properties": {"region": {"type": "string", "x-mcp-header": "Region"}}}
@@ -63,6 +63,7 @@ class Sent:
 
     Attributes:
         session_id: As the step chose; the owner of that session, if the front had made one.
+        resumes: The streams of the events that `Last-Event-ID` names.
         left: The client closed its connection before the end.
     """
 
@@ -73,6 +74,7 @@ class Sent:
     owner: str | None
     body: bytes
     received: Received
+    resumes: frozenset[str] = frozenset()
     left: bool = False
     message: Any = attrs.field(init=False)
 
@@ -223,7 +225,8 @@ class _Replay:
         pairs = _pairs(headers, step.headers)
         goes_in_body = isinstance(step, Initialize | Legacy | Reply | Modern) and step.body.kind == "gone"
         received = Received()
-        sent = Sent(step, principal, canary, session_id, owner, body, received)
+        resumes = frozenset(stream_of(value) for name, value in pairs if name == "last-event-id" and verb == "GET")
+        sent = Sent(step, principal, canary, session_id, owner, body, received, resumes)
         self.sent.append(sent)
         self.world.nursery.start_soon(self._run, verb, path, pairs, sent, goes_in_body)
         if step.leaves_after is None:
@@ -379,6 +382,10 @@ def held(world: FrontWorld) -> list[str]:
         "requests that are not over": sum(1 for task in world.nursery.child_tasks),
     }
     return [f"{count} {name}" for name, count in counts.items() if count]
+
+
+def stream_of(event_id: str) -> str:
+    return event_id.rpartition("-")[0]
 
 
 def events(received: Received) -> list[tuple[str | None, Any]]:

@@ -123,6 +123,23 @@ DEFECTS: dict[str, Defect] = {
         [begin(), call("a_chat"), Pause(1.0)],
         "no response to 7",
     ),
+    "a response that is lost on a resumed stream": (
+        LegacyFront,
+        "_resume",
+        lambda original: ends_at_once,
+        [begin(), call("a_chat"), Pause(0.05), Get(session=0, last_event_id=0), Pause(1.0)],
+        "no response to 7",
+    ),
+    "a response that is lost where another of its id came by a resumed stream": (
+        HttpExchange,
+        "respond",
+        lambda original: lost_unless_resumed(original),
+        [
+            *(begin(), call("a_chat"), Pause(0.05), Get(session=0, last_event_id=0), Pause(1.0)),
+            *(call("a_chat"), Pause(1.0)),
+        ],
+        "request 3 (alice): no response to 7",
+    ),
     "two messages with the id of one event": (
         EventStream,
         "_next_id",
@@ -154,6 +171,22 @@ def known_client_of(original: Any) -> Any:
         return self._clients.get(request.headers.get("mcp-session-id")) or await original(self, request, identity)
 
     return client_of
+
+
+async def ends_at_once(self: Any, exchange: Any, stream: Any, request: Any, reply: Any, after: Any) -> None:
+    with stream.read_by(reply):
+        await reply.start(200, [(b"content-type", b"text/event-stream")])
+        await reply.end()
+
+
+def lost_unless_resumed(original: Any) -> Any:
+    async def respond(self: Any, status: int, body: bytes) -> None:
+        if self.stream is None or self.stream.is_read_elsewhere(self._reply):
+            await original(self, status, body)
+        else:
+            await self.respond_nothing()
+
+    return respond
 
 
 async def take_for_all(self: Any, client: Any, message: Any) -> None:
