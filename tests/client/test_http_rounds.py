@@ -22,12 +22,12 @@ from support.clients import (
     open_scripted,
     result,
 )
+from support.handlers import Handler, everything
 from trio.testing import MockClock
 
 from trio_vmcp import (
     JSON,
     ClientHandlers,
-    ServerRequest,
 )
 from trio_vmcp.testing import CallContext
 
@@ -35,31 +35,6 @@ VERSION = "2026-07-28"
 ACCEPT = {"action": "accept", "content": {"yes": True}}
 FORM: JSON = {"message": "?", "requestedSchema": {"properties": {"yes": {"type": "boolean"}}}}
 CONFIRM = {"confirm": {"method": "elicitation/create", "params": FORM}}
-
-
-class Handler:
-    """Waits, then answers with a scripted answer or with the caller's subject."""
-
-    def __init__(self, answer: Any = None, seconds: float = 0) -> None:
-        self.answer = answer
-        self.seconds = seconds
-        self.requests: list[ServerRequest] = []
-        self.cancelled = 0
-
-    async def __call__(self, request: ServerRequest) -> Any:
-        self.requests.append(request)
-        try:
-            await trio.sleep(self.seconds)
-        except trio.Cancelled:
-            self.cancelled += 1
-            raise
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return ACCEPT if self.answer is None else self.answer
-
-
-def everything(handler: Handler) -> ClientHandlers:
-    return ClientHandlers(sampling=handler, elicitation=handler, roots=handler)
 
 
 class Server:
@@ -108,7 +83,7 @@ async def test_log_messages_are_told(autojump_clock: MockClock) -> None:
 
     backend = echo_backend("modern", "sse")
     backend.add_tool("says", says)
-    told = Handler(seconds=1)
+    told = Handler(ACCEPT, seconds=1)
     async with open_scripted(backend, handlers=ClientHandlers(log=told)) as bench:
         await call(await bench.connect(), "says", identity=ALICE)
         await trio.sleep(5)
@@ -132,7 +107,7 @@ async def test_a_retry_is_the_same_request_with_the_answers(
     """Same headers, same params, same progress token; a new id; the caller's own params are not changed."""
     server = Server(question(requestState="s"))
     before = json.dumps(params)
-    async with over(server, everything(Handler())) as bench:
+    async with over(server, everything(Handler(ACCEPT))) as bench:
         await ask(await bench.connect(), method, params, on_progress=no_progress)
     first, second = server.asked
     assert {"inputResponses": {"confirm": ACCEPT}, "requestState": "s"} | first["params"] == second["params"]
@@ -148,7 +123,7 @@ async def test_a_retry_is_the_same_request_with_the_answers(
 async def test_state_comes_back_as_it_was(autojump_clock: MockClock, state: str) -> None:
     """`requestState` is sent back unchanged, since it is opaque."""
     server = Server(question(requestState=state), question(requestState=state[::-1]))
-    async with over(server, everything(Handler())) as bench:
+    async with over(server, everything(Handler(ACCEPT))) as bench:
         await call(await bench.connect())
     assert [state, state[::-1]] == [asked["params"]["requestState"] for asked in server.asked[1:]]
 
@@ -158,7 +133,7 @@ async def test_without_state_none_is_sent(autojump_clock: MockClock) -> None:
     not sent.
     """
     server = Server(question(), question(requestState="s"), question(requestState=None))
-    async with over(server, everything(Handler())) as bench:
+    async with over(server, everything(Handler(ACCEPT))) as bench:
         await call(await bench.connect())
     keys = [asked["params"].keys() - {"name", "arguments", "_meta"} for asked in server.asked]
     assert [set(), {"inputResponses"}, {"inputResponses", "requestState"}, {"inputResponses"}] == keys
@@ -177,7 +152,7 @@ async def test_a_round_without_a_question_waits_a_little(autojump_clock: MockClo
         at.append(trio.current_time())
         return server(request)
 
-    async with open_bench(httpx.MockTransport(note), era="modern", handlers=everything(Handler())) as bench:
+    async with open_bench(httpx.MockTransport(note), era="modern", handlers=everything(Handler(ACCEPT))) as bench:
         await call(await bench.connect())
     pauses = [round(later - earlier, 6) for earlier, later in pairwise(at[1:])]
     assert [0.05, 0.1, 0, 0.2, 0.25, 0.25] == pauses
@@ -193,7 +168,7 @@ async def test_a_stale_schema_costs_a_listing_in_a_later_round_too(autojump_cloc
         return in_json({"jsonrpc": "2.0", "id": asked["id"], "error": {"code": -32020, "message": "?"}}, status=400)
 
     server = Server(question(requestState="s"), mismatch, {"tools": []})
-    handler = Handler()
+    handler = Handler(ACCEPT)
     async with over(server, everything(handler)) as bench:
         await call(await bench.connect())
     assert ["tools/call", "tools/call", "tools/list", "tools/call"] == [asked["method"] for asked in server.asked]

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import trio
 from support.clients import (
     ALICE,
-    Bench,
     ask,
     call,
     echo_backend,
@@ -19,6 +17,7 @@ from support.clients import (
     open_scripted,
     streamed,
 )
+from support.subscribed import LISTEN, TOOLS_CHANGED, UPDATED, asked_for, heard, listens, silence
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
@@ -34,7 +33,6 @@ from trio_vmcp._client.listening import MAX_SILENCE, MOST_FRUITLESS
 from trio_vmcp.testing import (
     Disconnect,
     Error,
-    Exchange,
     Fault,
     Hang,
     Raw,
@@ -45,8 +43,6 @@ from trio_vmcp.testing import (
 )
 
 HOUR = 3600.0
-TOOLS_CHANGED, UPDATED = "notifications/tools/list_changed", "notifications/resources/updated"
-LISTEN = "subscriptions/listen"
 TAG = "io.modelcontextprotocol/subscriptionId"
 
 
@@ -54,26 +50,6 @@ def modern(**more: Any) -> ScriptedBackend:
     backend = echo_backend("modern", listens=True, **more)
     backend.add_resource("memo://one")
     return backend
-
-
-def listens(backend: ScriptedBackend) -> list[Exchange]:
-    return backend.received(LISTEN)
-
-
-def asked_for(exchange: Exchange) -> JSON:
-    wanted: JSON = exchange.params["notifications"]
-    return wanted
-
-
-async def silence(seconds: float) -> None:
-    await trio.sleep(seconds)
-    await wait_all_tasks_blocked()
-
-
-def untagged(bench: Bench) -> list[tuple[str, JSON]]:
-    return [
-        (method, {name: value for name, value in params.items() if name != "_meta"}) for method, params in bench.events
-    ]
 
 
 # What is asked for
@@ -92,7 +68,7 @@ async def test_what_is_declared_is_asked_for(autojump_clock: MockClock) -> None:
         backend.notify("notifications/resources/list_changed")
         backend.notify("notifications/prompts/list_changed")  # not declared, so not subscribed to
         await wait_all_tasks_blocked()
-        assert [(TOOLS_CHANGED, {}), ("notifications/resources/list_changed", {})] == untagged(bench)
+        assert [(TOOLS_CHANGED, {}), ("notifications/resources/list_changed", {})] == heard(bench)
     (listen,) = listens(backend)
     assert {"toolsListChanged": True, "resourcesListChanged": True} == asked_for(listen)
     assert ("2026-07-28", LISTEN) == (listen.headers["mcp-protocol-version"], listen.headers["mcp-method"])
@@ -181,7 +157,7 @@ async def test_what_is_not_honoured_is_not_heard(autojump_clock: MockClock) -> N
     async with open_scripted(backend) as bench:
         await bench.connect()
         await wait_all_tasks_blocked()
-        assert [(TOOLS_CHANGED, {})] == untagged(bench)
+        assert [(TOOLS_CHANGED, {})] == heard(bench)
 
 
 async def test_every_message_has_to_carry_the_tag(autojump_clock: MockClock) -> None:
@@ -193,7 +169,7 @@ async def test_every_message_has_to_carry_the_tag(autojump_clock: MockClock) -> 
     async with open_scripted(backend) as bench:
         await bench.connect()
         await wait_all_tasks_blocked()
-        assert [(TOOLS_CHANGED, {"last": True})] == untagged(bench)
+        assert [(TOOLS_CHANGED, {"last": True})] == heard(bench)
 
 
 @pytest.mark.parametrize("fault", [Hang(), Hang("body"), Stall(200)])

@@ -9,6 +9,7 @@ import pytest
 import trio
 from support.channels import EVERY_CHANNEL, EVERY_LEGACY_CHANNEL, EVERY_MODERN_CHANNEL, Channel
 from support.clients import SESSION_ID, call
+from support.handlers import Handler
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import JSON, BackendRejected, ClientHandlers, FactorySettings, ServerRequest
@@ -16,28 +17,6 @@ from trio_vmcp._client.server_requests import MOST_ANSWERS
 from trio_vmcp.testing import CallContext, ScriptedBackend
 
 ROOTS: JSON = {"roots": [{"uri": "file:///b"}]}
-
-
-class Handler:
-    """Answers after a while; notes how many of it run."""
-
-    def __init__(self, seconds: float = 0, answer: JSON = ROOTS) -> None:
-        self.seconds, self.answer = seconds, answer
-        self.requests: list[ServerRequest] = []
-        self.running = self.most_running = self.cancelled = 0
-
-    async def __call__(self, request: ServerRequest) -> JSON:
-        self.requests.append(request)
-        self.running += 1
-        self.most_running = max(self.running, self.most_running)
-        try:
-            await trio.sleep(self.seconds)
-        except trio.Cancelled:
-            self.cancelled += 1
-            raise
-        finally:
-            self.running -= 1
-        return self.answer
 
 
 def question(request_id: object, method: str = "roots/list", **params: Any) -> JSON:
@@ -109,7 +88,7 @@ async def test_modern_backends_get_no_answer_to_a_request(
 
     backend = channel.backend()
     backend.add_tool("asking", asking)
-    handlers = ClientHandlers(roots=Handler())
+    handlers = ClientHandlers(roots=Handler(ROOTS))
     async with channel.open_client(backend, handlers=handlers) as client:
         assert "done" == (await call(client, "asking"))["content"][0]["text"]
         await wait_all_tasks_blocked()
@@ -130,7 +109,7 @@ async def test_a_tool_may_ask_back(channel: Channel, autojump_clock: MockClock) 
 
     backend = channel.backend()
     backend.add_tool("ask", tool)
-    handler = Handler(seconds=1)
+    handler = Handler(ROOTS, seconds=1)
     async with channel.open_client(backend, handlers=ClientHandlers(roots=handler)) as client:
         assert {"uri": "file:///b"} == (await call(client, "ask"))["structuredContent"]
         assert 1 == trio.current_time()
@@ -156,7 +135,7 @@ async def test_a_slow_handler_holds_up_nothing(channel: Channel, autojump_clock:
     heard: list[float] = []
     backend = channel.backend()
     backend.add_tool("asking", asking)
-    handler = Handler(seconds=5)
+    handler = Handler(ROOTS, seconds=5)
     async with channel.open_client(backend, handlers=ClientHandlers(roots=handler)) as client:
         await call(client, "asking", on_progress=on_progress)
         assert [0] == heard
@@ -200,7 +179,7 @@ async def test_ids_of_questions_are_the_backends_own(
 ) -> None:
     """They come back as they are, also those that look like an id of the client, and falsy ones."""
     backend = channel.backend(listens=True)
-    async with channel.open_client(backend, handlers=ClientHandlers(roots=Handler())):
+    async with channel.open_client(backend, handlers=ClientHandlers(roots=Handler(ROOTS))):
         await wait_all_tasks_blocked()
         backend.send(question(request_id))
         await wait_all_tasks_blocked()
@@ -213,7 +192,7 @@ async def test_an_id_in_use_is_not_answered_twice(
 ) -> None:
     """The second answer would pass for the first one's. 1 is not "1"; an id that was answered is free again."""
     backend = channel.backend(listens=True)
-    handler = Handler(seconds=1)
+    handler = Handler(ROOTS, seconds=1)
     async with channel.open_client(backend, handlers=ClientHandlers(roots=handler)):
         await wait_all_tasks_blocked()
         for request_id in (1, 1, "1"):
@@ -233,7 +212,7 @@ async def test_an_id_in_use_is_not_answered_twice(
 async def test_a_backend_may_cancel_its_question(channel: Channel, autojump_clock: MockClock) -> None:
     """MCP 2025-11-25, utilities/cancellation: the handler ends without an answer. Other ids change nothing."""
     backend = channel.backend(listens=True)
-    handler = Handler(seconds=100)
+    handler = Handler(ROOTS, seconds=100)
     async with channel.open_client(backend, handlers=ClientHandlers(roots=handler)):
         await wait_all_tasks_blocked()
         backend.send(question(1))
@@ -254,7 +233,7 @@ async def test_a_backend_may_cancel_its_question(channel: Channel, autojump_cloc
 async def test_a_close_ends_every_handler(channel: Channel, autojump_clock: MockClock) -> None:
     """At once, and nothing is answered any more."""
     backend = channel.backend(listens=True)
-    handler = Handler(seconds=100)
+    handler = Handler(ROOTS, seconds=100)
     async with channel.open_client(backend, handlers=ClientHandlers(roots=handler)) as client:
         await wait_all_tasks_blocked()
         for number in range(3):
@@ -282,7 +261,7 @@ async def test_a_flood_of_questions_is_bounded(channel: Channel, method: str, au
 
     backend = channel.backend()
     backend.add_tool("flood", flood)
-    handler = Handler(seconds=100)
+    handler = Handler(ROOTS, seconds=100)
     async with channel.open_client(backend, handlers=ClientHandlers(roots=handler)) as client:
         assert "done" == (await call(client, "flood", timeout=50))["content"][0]["text"]
         assert handler.most_running == (MOST_ANSWERS if method == "roots/list" else 0)

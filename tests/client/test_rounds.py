@@ -9,6 +9,7 @@ import pytest
 import trio
 from support.channels import ANSWERS, EVERY_CHANNEL, EVERY_MODERN_ANSWER, EVERY_MODERN_CHANNEL, Channel
 from support.clients import ALICE, SESSION_ID, ask, call
+from support.handlers import Handler, everything
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
@@ -30,30 +31,6 @@ FORM: JSON = {"message": "?", "requestedSchema": {"properties": {"yes": {"type":
 ELICIT: tuple[str, JSON] = ("elicitation/create", FORM)
 ROOTS: tuple[str, JSON] = ("roots/list", {})
 CONFIRM = {"confirm": {"method": "elicitation/create", "params": FORM}}
-
-
-class Handler:
-    """Takes its time, then returns or raises what it is told to."""
-
-    def __init__(self, answer: Any = None, seconds: float = 0) -> None:
-        self.answer, self.seconds = answer, seconds
-        self.requests: list[ServerRequest] = []
-        self.cancelled = 0
-
-    async def __call__(self, request: ServerRequest) -> Any:
-        self.requests.append(request)
-        try:
-            await trio.sleep(self.seconds)
-        except trio.Cancelled:
-            self.cancelled += 1
-            raise
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return ACCEPT if self.answer is None else self.answer
-
-
-def everything(handler: Handler) -> ClientHandlers:
-    return ClientHandlers(sampling=handler, elicitation=handler, roots=handler)
 
 
 def asking(channel: Channel, *rounds: dict[str, tuple[str, JSON]]) -> ScriptedBackend:
@@ -83,7 +60,7 @@ def question(requests: Any = CONFIRM, **more: Any) -> Rewrite:
 @EVERY_MODERN_ANSWER
 async def test_a_question_is_answered_and_the_request_sent_again(channel: Channel, autojump_clock: MockClock) -> None:
     """The caller gets the result alone. The scripted backend compares method, params, keys, state and ids."""
-    handler = Handler()
+    handler = Handler(ACCEPT)
     backend = asking(channel, {"a": ELICIT, "b": ROOTS}, {"c": ("sampling/createMessage", {})})
     async with channel.open_client(backend, handlers=everything(handler)) as client:
         answer = await call(client, "ask", {"x": 1}, identity=ALICE)
@@ -100,7 +77,9 @@ async def test_a_round_goes_into_no_other_request(channel: Channel, autojump_clo
     """Neither while it waits nor afterwards; a handler holds up no other call, also with one connection."""
     settings = FactorySettings(max_connections_per_backend=1)
     backend = asking(channel, {"a": ELICIT})
-    async with channel.open_client(backend, handlers=everything(Handler(seconds=5)), settings=settings) as client:
+    async with channel.open_client(
+        backend, handlers=everything(Handler(ACCEPT, seconds=5)), settings=settings
+    ) as client:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(call, client, "ask")
             await wait_all_tasks_blocked()
@@ -116,7 +95,7 @@ async def test_a_round_goes_into_no_other_request(channel: Channel, autojump_clo
 async def test_the_handlers_of_a_round_run_side_by_side(channel: Channel, autojump_clock: MockClock) -> None:
     """Sixteen of them take as long as one, and their answers keep the order of the keys."""
     backend = asking(channel, {str(number): ELICIT for number in range(16)})
-    async with channel.open_client(backend, handlers=everything(Handler(seconds=3))) as client:
+    async with channel.open_client(backend, handlers=everything(Handler(ACCEPT, seconds=3))) as client:
         await call(client, "ask")
         assert 3 == trio.current_time()
     second = backend.received("tools/call")[1]
@@ -149,7 +128,7 @@ async def test_progress_comes_in_every_round(channel: Channel, autojump_clock: M
 
     backend = channel.backend()
     backend.add_tool("ask", asks)
-    async with channel.open_client(backend, handlers=everything(Handler())) as client:
+    async with channel.open_client(backend, handlers=everything(Handler(ACCEPT))) as client:
         await call(client, "ask", on_progress=on_progress)
     assert [0, 1, 2] == heard
     assert [2, 2, 2] == [exchange.meta["progressToken"] for exchange in backend.received("tools/call")]
@@ -192,7 +171,7 @@ async def test_a_question_that_makes_no_sense_is_an_error(
     channel: Channel, answer: Rewrite, text: str, autojump_clock: MockClock
 ) -> None:
     """No handler is asked and nothing is sent; the call may have run. The next one works."""
-    handler = Handler()
+    handler = Handler(ACCEPT)
     backend = channel.backend()
     backend.fail("tools/call", answer, times=1)
     async with channel.open_client(backend, handlers=ClientHandlers(elicitation=handler)) as client:
@@ -210,7 +189,7 @@ async def test_other_methods_have_no_rounds(channel: Channel, method: str, autoj
     """MCP 2026-07-28: "Servers MUST NOT send InputRequiredResult responses on any other client requests"."""
     backend = channel.backend(completions={"city": ["Oslo"]})
     backend.fail(method, question())
-    async with channel.open_client(backend, handlers=everything(Handler())) as client:
+    async with channel.open_client(backend, handlers=everything(Handler(ACCEPT))) as client:
         with pytest.raises(BackendProtocolError, match="no place for"):
             await ask(client, method)
     assert 1 == len(backend.received(method))
@@ -219,7 +198,7 @@ async def test_other_methods_have_no_rounds(channel: Channel, method: str, autoj
 @EVERY_MODERN_ANSWER
 async def test_ten_rounds_are_enough(channel: Channel, autojump_clock: MockClock) -> None:
     """The tenth answer may be the last; an eleventh question is an error."""
-    handler = Handler()
+    handler = Handler(ACCEPT)
     backend = asking(channel, *[{"a": ELICIT}] * 10)
     async with channel.open_client(backend, handlers=everything(handler)) as client:
         await call(client, "ask")
@@ -241,7 +220,7 @@ async def test_a_handler_that_fails_ends_the_call(
     channel: Channel, answer: Any, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """This era has no way to tell the backend. The other handlers of the round are cancelled; no text gets out."""
-    slow, failing = Handler(seconds=10), Handler(answer, seconds=1)
+    slow, failing = Handler(ACCEPT, seconds=10), Handler(answer, seconds=1)
     backend = asking(channel, {"a": ELICIT, "b": ROOTS})
     async with channel.open_client(backend, handlers=ClientHandlers(roots=slow, elicitation=failing)) as client:
         with pytest.raises(BackendRejected, match="'elicitation/create' on 'tools/call', and the handler") as caught:
@@ -262,7 +241,7 @@ async def test_a_refusal_in_a_later_round_may_have_run(channel: Channel, code: i
     backend = asking(channel, {"a": ELICIT})
     backend.fail("tools/call", Error(code, "no such state", status=400), skip=1)
     note = begin_request("tools/call")
-    async with channel.open_client(backend, handlers=everything(Handler())) as client:
+    async with channel.open_client(backend, handlers=everything(Handler(ACCEPT))) as client:
         with pytest.raises(BackendRejected) as caught:
             await call(client, "ask")
         assert code == caught.value.code
@@ -280,7 +259,7 @@ async def test_a_response_that_breaks_in_a_later_round_may_have_run(
     """Also where nothing of the response came: the rounds before were acted on."""
     backend = asking(channel, {"a": ELICIT})
     backend.fail("tools/call", fault, skip=1, times=1)
-    async with channel.open_client(backend, handlers=everything(Handler())) as client:
+    async with channel.open_client(backend, handlers=everything(Handler(ACCEPT))) as client:
         with pytest.raises(error) as caught:
             await call(client, "ask")
         assert caught.value.may_have_executed
@@ -293,7 +272,7 @@ async def test_a_response_that_breaks_in_a_later_round_may_have_run(
 @EVERY_MODERN_ANSWER
 async def test_the_deadline_holds_over_all_rounds(channel: Channel, autojump_clock: MockClock) -> None:
     """Handlers included: at its end they are cancelled, and the error says that the call may have run."""
-    handler = Handler(seconds=3)
+    handler = Handler(ACCEPT, seconds=3)
     backend = asking(channel, *[{"a": ELICIT}] * 10)
     async with channel.open_client(backend, handlers=everything(handler)) as client:
         with pytest.raises(BackendTimeout, match=r"within 10 s \(request_timeout\)") as caught:
@@ -307,7 +286,7 @@ async def test_the_deadline_holds_over_all_rounds(channel: Channel, autojump_clo
 @EVERY_MODERN_ANSWER
 async def test_a_cancelled_call_cancels_its_handlers(channel: Channel, autojump_clock: MockClock) -> None:
     """At once, and the request is not sent again."""
-    handler = Handler(seconds=10)
+    handler = Handler(ACCEPT, seconds=10)
     backend = asking(channel, {"a": ELICIT, "b": ROOTS})
     async with channel.open_client(backend, handlers=everything(handler)) as client:
         with trio.move_on_after(1) as scope:
@@ -329,7 +308,7 @@ async def test_a_cancel_names_the_request_of_the_round(channel: Channel, autojum
 
     backend = channel.backend()
     backend.add_tool("ask", ask_and_hang)
-    async with channel.open_client(backend, handlers=everything(Handler())) as client:
+    async with channel.open_client(backend, handlers=everything(Handler(ACCEPT))) as client:
         with pytest.raises(BackendTimeout):
             await call(client, "ask", timeout=1)
         await wait_all_tasks_blocked()

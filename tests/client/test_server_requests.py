@@ -26,6 +26,7 @@ from support.clients import (
     open_scripted,
     result,
 )
+from support.handlers import Handler
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import JSON, BackendRejected, BackendTimeout, ClientHandlers, FactorySettings, ServerRequest
@@ -48,35 +49,6 @@ async def decline(request: ServerRequest) -> JSON:
 async def never(request: ServerRequest) -> JSON:
     await trio.sleep_forever()
     raise AssertionError
-
-
-class Heard:
-    """A handler that records its requests, waits, and records how it ended."""
-
-    def __init__(self, seconds: float = 0, answer: Any = NOTHING) -> None:
-        self.seconds = seconds
-        self.answer = answer
-        self.requests: list[ServerRequest] = []
-        self.running = 0
-        self.most_running = 0
-        self.cancelled = 0
-        self.cancelled_at = 0.0
-
-    async def __call__(self, request: ServerRequest) -> Any:
-        self.requests.append(request)
-        self.running += 1
-        self.most_running = max(self.running, self.most_running)
-        try:
-            await trio.sleep(self.seconds)
-        except trio.Cancelled:
-            self.cancelled += 1
-            self.cancelled_at = trio.current_time()
-            raise
-        finally:
-            self.running -= 1
-        if isinstance(self.answer, BaseException):
-            raise self.answer
-        return self.answer
 
 
 def asking(*questions: tuple[str, JSON]) -> ScriptedBackend:
@@ -164,7 +136,7 @@ async def test_only_what_is_given_is_declared(given_: dict[str, Any], declared: 
 )
 async def test_each_kind_has_its_handler(autojump_clock: MockClock, kind: str, method: str) -> None:
     """The handler is told the caller and gets the params as received; its return value is the result."""
-    handler = Heard(answer={"mine": [1, None, "é"]})
+    handler = Handler({"mine": [1, None, "é"]})
     backend = asking((method, {"deep": {"a": [1]}}))
     given: dict[str, Any] = {kind: handler}
     async with open_scripted(backend, handlers=ClientHandlers(**given)) as bench:
@@ -201,7 +173,7 @@ async def test_what_was_not_declared_in_detail_is_refused(autojump_clock: MockCl
     """MCP: "The client MUST return an error" for an unknown mode of elicitation, and for tools in sampling without
     `sampling.tools`.
     """
-    handler = Heard()
+    handler = Handler(NOTHING)
     async with open_scripted(asking((method, params)), handlers=ClientHandlers(handler, handler)) as bench:
         client = await bench.connect()
         with pytest.raises(BackendRejected) as caught:
@@ -236,7 +208,7 @@ async def test_the_answer_is_a_post_of_its_own_while_the_stream_is_read(autojump
     answers: list[Any] = []
     backend = echo_backend(answers="sse")
     backend.add_tool("ask", ask)
-    handlers = ClientHandlers(roots=Heard(seconds=2, answer={"roots": [{"uri": "file:///a"}]}))
+    handlers = ClientHandlers(roots=Handler({"roots": [{"uri": "file:///a"}]}, seconds=2))
     async with open_scripted(backend, handlers=handlers, auth=auth) as bench:
         client = await bench.connect(identity=ALICE)
         started = trio.current_time()
@@ -259,7 +231,7 @@ async def test_answers_outside_a_call_have_the_openers_credentials(autojump_cloc
     def auth(backend: object, identity: object) -> None:
         asked_for.append(identity)
 
-    handler = Heard()
+    handler = Handler(NOTHING)
     server = Server()
     async with over(server, ClientHandlers(elicitation=handler), auth=auth) as bench:
         client: Any = await bench.connect(identity=ALICE)
@@ -299,7 +271,7 @@ async def test_a_handler_that_fails_is_an_internal_error(
     connection stays.
     """
     backend = asking(("elicitation/create", {}))
-    async with open_scripted(backend, handlers=ClientHandlers(elicitation=Heard(answer=answer))) as bench:
+    async with open_scripted(backend, handlers=ClientHandlers(elicitation=Handler(answer))) as bench:
         client = await bench.connect()
         with pytest.raises(BackendRejected) as caught:
             await call(client, "ask")
@@ -365,7 +337,7 @@ async def test_a_handler_that_shields_itself_answers_nothing_all_the_same(autoju
 @pytest.mark.parametrize("how", ["cancel", "timeout"])
 async def test_a_call_that_is_given_up_takes_its_handlers_along(autojump_clock: MockClock, how: str) -> None:
     """The call is cancelled at the backend, and its handlers are cancelled; handlers of other calls go on."""
-    handler = Heard(seconds=10)
+    handler = Handler(NOTHING, seconds=10)
     backend = asking(("elicitation/create", {}), ("elicitation/create", {}))
     async with open_scripted(backend, handlers=ClientHandlers(elicitation=handler)) as bench:
         client = await bench.connect()
@@ -394,7 +366,7 @@ async def test_a_call_that_is_given_up_takes_its_handlers_along(autojump_clock: 
 async def test_a_new_session_of_the_backend_knows_no_old_request(autojump_clock: MockClock) -> None:
     """After a new handshake, request ids start again, and no answer to a request of the old session is sent."""
     server = Server([request(0, old=True), 1.0, b""])
-    handler = Heard(seconds=10)
+    handler = Handler(NOTHING, seconds=10)
     async with over(server, ClientHandlers(elicitation=handler)) as bench:
         client: Any = await bench.connect()
         async with trio.open_nursery() as nursery:
@@ -417,7 +389,7 @@ async def _broken(client: Any) -> None:
 
 async def test_closing_ends_every_handler_and_answers_nothing(autojump_clock: MockClock) -> None:
     """All handlers end at once, those of log messages included, and do not delay the DELETE."""
-    handler, told = Heard(seconds=100), Heard(seconds=100)
+    handler, told = Handler(NOTHING, seconds=100), Handler(NOTHING, seconds=100)
     stream = [request(1), event({"jsonrpc": "2.0", "method": "notifications/message", "params": {}}), request(2)]
     server = Server([*stream, ANSWER])
     async with over(server, ClientHandlers(elicitation=handler, log=told)) as bench:
@@ -445,7 +417,7 @@ def message_to(request_id: int) -> Any:
 
 async def test_a_backend_has_sixteen_handlers_at_a_time(autojump_clock: MockClock) -> None:
     """Further requests are refused at once until a handler has ended. The call gets its answer."""
-    handler = Heard(seconds=2)
+    handler = Handler(NOTHING, seconds=2)
     stream = [*(request(number) for number in range(20)), 1.0, ANSWER]
     again = [*(request(number) for number in range(16)), 3.0, event(result(3, content=[]))]
     server = Server(stream, again)
@@ -497,7 +469,7 @@ async def test_huge_requests_are_bounded_together(autojump_clock: MockClock) -> 
     many: list[list[int]] = [[]] * 4_000
     stream = [request(1, a=text), request(2, a=text), request(3, a=many), request(4, a="small"), 1.0, ANSWER]
     server = Server(stream, [request(5, a=text), 3.0, event(result(3, content=[]))])
-    handler = Heard(seconds=2)
+    handler = Handler(NOTHING, seconds=2)
     limits = FactorySettings(max_message_bytes=16_384)
     async with over(server, ClientHandlers(elicitation=handler), settings=limits) as bench:
         client = await bench.connect()
@@ -588,7 +560,7 @@ async def test_an_accepted_form_has_its_defaults(
     params = {"message": "?", "requestedSchema": {"type": "object", "properties": DEFAULTS}} | more
     before = json.dumps(answer)
     backend = asking(("elicitation/create", params))
-    async with open_scripted(backend, handlers=ClientHandlers(elicitation=Heard(answer=answer))) as bench:
+    async with open_scripted(backend, handlers=ClientHandlers(elicitation=Handler(answer))) as bench:
         (received,) = heard_by(await call(await bench.connect(), "ask"))
     assert filled == received
     assert json.dumps(filled, sort_keys=True) == json.dumps(received, sort_keys=True)  # False is not 0
@@ -599,7 +571,7 @@ async def test_a_default_that_cannot_be_sent_is_an_error(autojump_clock: MockClo
     """A default with a lone surrogate cannot be sent, and is an error answer."""
     schema = {"properties": {"a": {"default": "\ud800"}}}
     server = Server([request(1, requestedSchema=schema), 1.0, ANSWER])
-    async with over(server, ClientHandlers(elicitation=Heard(answer={"action": "accept"}))) as bench:
+    async with over(server, ClientHandlers(elicitation=Handler({"action": "accept"}))) as bench:
         await call(await bench.connect())
     assert [-32603] == [answer["error"]["code"] for answer in server.answers]
 
@@ -607,7 +579,7 @@ async def test_a_default_that_cannot_be_sent_is_an_error(autojump_clock: MockClo
 async def test_a_url_is_shown_to_the_handler_and_not_opened(autojump_clock: MockClock) -> None:
     """The client sends nothing but the requests of a connection with one call, and the answer."""
     params = {"mode": "url", "url": "http://b.test/mcp?login", "elicitationId": "1", "message": "log in"}
-    handler = Heard(answer={"action": "accept"})
+    handler = Handler({"action": "accept"})
     server = Server([request(1, **params), 1.0, ANSWER])
     async with over(server, ClientHandlers(elicitation=handler)) as bench:
         await call(await bench.connect())
@@ -628,7 +600,7 @@ async def test_log_messages_come_in_order_one_at_a_time(autojump_clock: MockCloc
     """The stream does not wait for the log handler; the caller is named, and the connector's events get the messages,
     too.
     """
-    told = Heard(seconds=1)
+    told = Handler(NOTHING, seconds=1)
     server = Server([*(log_line(number) for number in range(5)), ANSWER])
     async with over(server, ClientHandlers(log=told)) as bench:
         client = await bench.connect()
@@ -646,7 +618,7 @@ async def test_a_log_handler_that_fails_gets_the_next_message(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The kind of the exception is in our log; the backend is told nothing."""
-    told = Heard(answer=Secret("hunter2"))
+    told = Handler(Secret("hunter2"))
     server = Server([log_line(0), log_line(1), ANSWER])
     async with over(server, ClientHandlers(log=told)) as bench:
         await call(await bench.connect())
@@ -664,7 +636,7 @@ async def test_of_a_flood_of_log_messages_the_oldest_are_dropped(
     at once.
     """
     caplog.set_level(logging.INFO)
-    told = Heard(seconds=1)
+    told = Handler(NOTHING, seconds=1)
     server = Server([log_line(0), 0.1, *(log_line(number, text="x" * size) for number in range(1, count + 1)), ANSWER])
     limits = FactorySettings(max_message_bytes=64 * 1024 * 1024)
     async with over(server, ClientHandlers(log=told), settings=limits) as bench:
@@ -682,7 +654,7 @@ async def test_a_quick_log_handler_misses_nothing(autojump_clock: MockClock, cap
     """Messages are dropped only while too many wait, whatever the total, and a new flood is logged again after
     a pause.
     """
-    told = Heard()
+    told = Handler(NOTHING)
     lines = [piece for number in range(10) for piece in (log_line(number, text="x" * 200_000), 0.1)]
     server = Server([*lines, ANSWER], [log_line(10), 1.0, event(result(3, content=[]))])
     async with over(server, ClientHandlers(log=told)) as bench:

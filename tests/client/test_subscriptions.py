@@ -5,17 +5,16 @@ from __future__ import annotations
 import pytest
 import trio
 from support.channels import EVERY_CHANNEL, EVERY_MODERN_CHANNEL, Channel
-from support.clients import ASKED, Bench, ask, call, listening
+from support.clients import ASKED, ask, call, listening
+from support.subscribed import LISTEN, TOOLS_CHANGED, UPDATED, asked_for, heard, listens, silence
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import JSON, BackendError, BackendRejected, BackendTimeout, BackendUnavailable
 from trio_vmcp._client.listening import MAX_SILENCE, MOST_FRUITLESS
-from trio_vmcp.testing import Delay, Error, Exchange, Fault, Hang, ScriptedBackend
+from trio_vmcp.testing import Delay, Error, Fault, Hang, ScriptedBackend
 
 HOUR = 3600.0
-TOOLS_CHANGED, UPDATED = "notifications/tools/list_changed", "notifications/resources/updated"
 RESOURCES_CHANGED = "notifications/resources/list_changed"
-LISTEN = "subscriptions/listen"
 
 
 def telling(channel: Channel, **options: object) -> ScriptedBackend:
@@ -23,27 +22,6 @@ def telling(channel: Channel, **options: object) -> ScriptedBackend:
     backend = channel.backend(**{"listens": True, **options})
     backend.add_resource("memo://one")
     return backend
-
-
-def listens(backend: ScriptedBackend) -> list[Exchange]:
-    return backend.received(LISTEN)
-
-
-def asked_for(exchange: Exchange) -> JSON:
-    wanted: JSON = exchange.params["notifications"]
-    return wanted
-
-
-def heard(bench: Bench) -> list[tuple[str, JSON]]:
-    """Events without the tags of the subscription."""
-    return [
-        (method, {name: value for name, value in params.items() if name != "_meta"}) for method, params in bench.events
-    ]
-
-
-async def silence(seconds: float) -> None:
-    await trio.sleep(seconds)
-    await wait_all_tasks_blocked()
 
 
 # What is asked for
