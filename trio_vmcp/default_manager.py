@@ -146,6 +146,7 @@ class DefaultSessionManager(SessionManager):
             match known.state:
                 case Live(owner) if not owner.life.is_closing:
                     owner.note_use()
+                    owner.renew_identity(caller)
                     return DefaultSession(owner).as_caller(caller)
                 case Live(owner) if owner.life.terminates:
                     raise SessionNotFound(session_id)

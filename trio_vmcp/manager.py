@@ -86,7 +86,8 @@ class SessionManager(Protocol):
     ) -> Session:
         """Find a session for its owner, and give it with `caller` filled in: at once if it is live here. Otherwise it
         is restored from its metadata, or woken; once, however many ask for it at the same time. The session counts as
-        used now.
+        used now. What it does by itself (handshakes, lists, streams, goodbyes) carries the newest token that its
+        principal has come with.
 
         Args:
             handlers, prefer_era: Where this restores or wakes the session, as in `SessionFactory.restore_session`;

@@ -120,6 +120,10 @@ class HandshakeClient(Client[SessionChannel]):
     def subscribed(self) -> tuple[str, ...]:
         return tuple(self._subscribed)
 
+    def renew_identity(self, identity: Identity) -> None:
+        """What belongs to no call carries the newer token of this identity from now on."""
+        self._channel.renew_identity(identity)
+
     async def tell_roots_changed(self, identity: Identity | None) -> None:
         """Send `notifications/roots/list_changed`, if `roots.listChanged` was declared to the backend.
 

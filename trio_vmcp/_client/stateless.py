@@ -286,6 +286,12 @@ class StatelessClient(Client[Channel]):
                 self._subscriptions.close()
         return self._subscriptions
 
+    def renew_identity(self, identity: Identity) -> None:
+        """What belongs to no call carries the newer token of this identity from now on."""
+        self._identity = identity
+        if self._subscriptions is not None:
+            self._subscriptions.renew_identity(identity)
+
     def _compose_listen(self, method: str, params: JSON, identity: Identity | None) -> tuple[Ask, bytes, Headers]:
         ask = self._ask(method, params, identity)
         return ask, *self._compose(ask, UNKNOWN)

@@ -130,6 +130,13 @@ class Subscriptions:
             if stream is not None:
                 stream.close()
 
+    def renew_identity(self, identity: Identity) -> None:
+        """Streams that are opened from now on carry the newer token of this identity."""
+        self._identity = identity
+        for stream in (self._current, self._trial):
+            if stream is not None:
+                stream.identity = identity
+
     async def subscribe(self, uri: str, identity: Identity | None) -> None:
         """Subscribe to a resource, for a caller.
 

@@ -249,7 +249,7 @@ class Attempt:
         begun_at = trio.current_time()
         session, member = self._session, self._member
         refresher = Refresher(
-            *(member, self, self._backend, member.identity, session.settings, nursery, session.publisher),
+            *(member, self, self._backend, session.settings, nursery, session.publisher),
             session.shared,
         )
         events = Events(self, refresher, nursery)

@@ -117,6 +117,14 @@ class Connection:
         self.use = attrs.evolve(self.use, is_loss_untold=False)
         return True
 
+    def renew_identity(self, identity: Identity) -> None:
+        """What the connection does by itself, such as its goodbye, carries the newer token of this identity from now
+        on. A client of the user's own has no such method.
+        """
+        renew = getattr(self.client, "renew_identity", None)
+        if renew is not None:
+            renew(identity)
+
     async def tell_roots_changed(self, identity: Identity | None, limit: TimeLimit) -> None:
         """See `Session.tell_roots_changed`. A failure is logged, and raises nothing."""
         tell = getattr(self.client, "tell_roots_changed", None)  # clients of the stateless era have no such message

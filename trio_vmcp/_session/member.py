@@ -370,6 +370,12 @@ class Member:
         self._use = restored_use(self.stored)
         self.last_failure = self.state.failure
 
+    def renew_identity(self, identity: Identity) -> None:
+        """See `SessionOwner.renew_identity`."""
+        self.identity = identity
+        if self.connection is not None:
+            self.connection.renew_identity(identity)
+
     @property
     def connection(self) -> Connection | None:
         """The connection that takes calls; None while it is missing."""

@@ -42,7 +42,7 @@ from trio_vmcp._session.shared_lists import SharedLists
 from trio_vmcp._session.stopping import asked_at_of
 from trio_vmcp.connector import BackendConnector
 from trio_vmcp.errors import SessionClosed, VmcpError, session_tag
-from trio_vmcp.identity import Identity
+from trio_vmcp.identity import Identity, same_principal
 from trio_vmcp.metadata import checked_attributes
 from trio_vmcp.models import Backend, SessionChange
 from trio_vmcp.settings import FactorySettings
@@ -130,6 +130,17 @@ class SessionOwner:
     @property
     def id(self) -> str:
         return self.row.metadata.session_id
+
+    def renew_identity(self, identity: Identity | None) -> None:
+        """The principal that the session is bound to has come back, perhaps with a newer token: handshakes, lists,
+        streams and goodbyes carry that one from now on. The older one may expire long before the session ends.
+        """
+        if identity is None or self.identity is None or identity.token == self.identity.token:
+            return
+        self.identity = identity
+        for member in self._members.values():
+            if same_principal(member.identity, identity):
+                member.renew_identity(identity)
 
     # --- members that come and go
 

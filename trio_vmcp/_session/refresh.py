@@ -31,7 +31,6 @@ from trio_vmcp._session.reconnects import Backoff
 from trio_vmcp._session.shared_lists import SharedLists
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import BackendError, BackendRejected, MessageTooLarge
-from trio_vmcp.identity import Identity
 from trio_vmcp.models import Backend
 from trio_vmcp.settings import FactorySettings
 
@@ -70,7 +69,6 @@ class Refresher:
     _member: Member
     _connection: ListedConnection
     _backend: Backend
-    _identity: Identity | None
     _settings: FactorySettings
     _nursery: trio.Nursery
     _publisher: Publisher
@@ -194,7 +192,7 @@ class Refresher:
                 listing = await list_backend(
                     self._backend,
                     client,
-                    identity=self._identity,
+                    identity=self._member.identity,
                     settings=self._settings,
                     shared=self._shared,
                     kinds=kinds,
@@ -243,7 +241,9 @@ class Refresher:
             return
         limit = init_limit(self._backend, self._settings).seconds
         try:
-            await client.request(UNSUBSCRIBE, {"uri": uri}, identity=self._identity, timeout=limit, on_progress=None)
+            await client.request(
+                UNSUBSCRIBE, {"uri": uri}, identity=self._member.identity, timeout=limit, on_progress=None
+            )
         except BackendError as error:
             logger.debug("%s, when it was to be unsubscribed from", error)
         if uri in self._member.subscriptions and not self._connection.is_over:
@@ -262,7 +262,7 @@ class Refresher:
             await client.request(
                 SUBSCRIBE,
                 {"uri": uri},
-                identity=self._identity,
+                identity=self._member.identity,
                 timeout=limit.seconds,
                 on_progress=None,
             )

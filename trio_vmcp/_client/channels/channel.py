@@ -249,6 +249,10 @@ class SessionChannel(Channel, Protocol):
         """Go on with a session of an earlier connection. The first answer shows whether the session is alive."""
         ...
 
+    def renew_identity(self, identity: Identity) -> None:
+        """What belongs to no call carries the newer token of this identity from now on."""
+        ...
+
     def watch(self, watcher: StreamWatcher | None, *, is_asked: bool) -> None:
         """Receive the messages that belong to no request; if the channel needs a stream for them, hold it open.
 

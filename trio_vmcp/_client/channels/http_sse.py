@@ -268,6 +268,9 @@ class EventStream(DuplexChannel):
             if refused is not None:
                 pending.settle(refused)
 
+    def renew_identity(self, identity: Identity) -> None:
+        self.identity = identity
+
     async def tell(self, data: bytes, identity: Identity | None) -> None:
         await self._post(data, identity, limited=False)  # any answer will do
 

@@ -115,6 +115,9 @@ class LineChannel(DuplexChannel):
             if outgoing in self._queue:  # not written yet
                 self._queue.remove(outgoing)
 
+    def renew_identity(self, identity: Identity) -> None:
+        """Messages of a process carry no credentials."""
+
     async def tell(self, data: bytes, identity: Identity | None) -> None:
         """Queue the message: the queue keeps the order."""
         if self.inbox.loss is not None:

@@ -41,7 +41,7 @@ class StandaloneStream(HeldStream):
 
     _http: Streamable = attrs.field(alias="http")
     _headers: Headers = attrs.field(alias="headers", repr=False)
-    _identity: Identity | None = attrs.field(alias="identity", repr=False)
+    identity: Identity | None = attrs.field(repr=False)
     _watcher: StreamWatcher = attrs.field(alias="watcher", repr=False)
     # Returns whether the message was of use.
     _dispatch: Callable[[Message], bool] = attrs.field(alias="dispatch", repr=False)
@@ -60,7 +60,7 @@ class StandaloneStream(HeldStream):
         opened_at: float | None = None
         try:
             async with AsyncExitStack() as stack:
-                exchange = self._http.open_stream("GET", headers, identity=self._identity)
+                exchange = self._http.open_stream("GET", headers, identity=self.identity)
                 reply: HttpReply | None = None
                 with trio.move_on_after(MAX_SILENCE):
                     reply = await stack.enter_async_context(exchange)

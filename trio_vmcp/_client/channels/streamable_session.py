@@ -356,6 +356,11 @@ class StreamableSession(Streamable):
             with trio.move_on_at(stream.started_at + HEAD_TIMEOUT):
                 await stream.settled.wait()
 
+    def renew_identity(self, identity: Identity) -> None:
+        self._identity = identity
+        if self._stream is not None:
+            self._stream.identity = identity
+
     def _open_stream(self) -> None:
         self._close_stream()
         if self._watcher is None or self._is_closing or self.session_id is None:
