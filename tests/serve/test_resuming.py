@@ -171,6 +171,29 @@ async def test_a_stream_that_is_not_kept_is_refused(event_id: str, autojump_cloc
         assert not listening.done.is_set()
 
 
+@pytest.mark.parametrize("ended", ["withdrawn", "answered"])
+async def test_a_stream_that_the_client_has_to_its_end_is_refused(ended: str, autojump_clock: MockClock) -> None:
+    """400. Clients of the SDKs resume a stream that ended without a response, and would do so again and again, or go on
+    with the stream outside of requests, where the response of a withdrawn request comes just as little.
+    """
+    async with front_world(telling_backend(3.0)) as world:
+        client, call = await begin_call(world)
+        listening = client.listen()
+        if ended == "withdrawn":
+            await client.notify("notifications/cancelled", {"requestId": 5})
+        await call.done.wait()
+        before_the_end, at_the_end = call.events[-2][0], call.events[-1][0]
+        refused = client.listen(at_the_end)
+        with trio.fail_after(1):
+            await refused.done.wait()
+        assert (400, -32600) == (refused.status, refused.json["error"]["code"])
+        rest = client.listen(before_the_end)
+        with trio.fail_after(1):
+            await rest.done.wait()
+        assert call.events[-1:] == rest.events
+        assert not listening.done.is_set()
+
+
 @pytest.mark.parametrize("event_id", [None, "", "00000000.0-9"])
 async def test_the_stream_outside_of_requests_begins_anew_for_a_client_of_another_process(
     event_id: str | None, autojump_clock: MockClock

@@ -248,6 +248,8 @@ class HandshakeClient(Client):
                 followed.last_id = event_id or followed.last_id
                 if message is None:  # a priming event
                     continue
+                if received.status == 400 and plan.withdrawn_after is not None:  # it has ended without a response
+                    return None
                 if "method" not in message:
                     assert 400 != received.status, f"{plan.key}: its stream was not kept"
                     found: JSON = message
@@ -313,6 +315,8 @@ class StatelessClient(Client):
         while events := await next_events(received, seen):
             seen += len(events)
             for _, message in events:
+                if received.status == 400 and plan.withdrawn_after is not None:  # it has ended without a response
+                    return None
                 if "method" not in message:
                     assert 400 != received.status, f"{plan.key}: its stream was not kept"
                     found: JSON = message

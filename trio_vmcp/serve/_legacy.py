@@ -159,16 +159,19 @@ class LegacyFront(Clients):
         client = await self._client(request, identity)
         name, after = _read_event_id(request.headers.get("last-event-id"))
         exchange = client.exchanges.get(name)
-        if name in client.finished:
-            await self._write(client.finished[name], request, reply, after)
+        finished = client.finished.get(name)
+        if finished is not None and finished.goes_on_after(after):
+            await self._write(finished, request, reply, after)
         elif exchange is not None and exchange.stream is not None:
             await self._resume(exchange, exchange.stream, request, reply, after)
         elif name == client.standalone.stream.name:
             await self._listen(client, request, reply, after)
         elif not name or name.endswith(STANDALONE):
             await self._listen(client, request, reply, None)
-        else:  # its client would wait for a response on a stream that has others
-            raise Refusal(INVALID_REQUEST, "the stream of this Last-Event-ID is not kept", status=400)
+        else:
+            # On another stream the client would wait for a response that does not come. A stream that ends at once, such
+            # as one of a withdrawn request, makes clients of the SDKs come back for ever.
+            raise Refusal(INVALID_REQUEST, "the stream of this Last-Event-ID has ended, or is not kept", status=400)
 
     async def delete(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
         """End the session. The answer comes once it takes no more requests; what runs drains behind that."""
