@@ -169,8 +169,8 @@ class LegacyFront(Clients):
         elif not name or name.endswith(STANDALONE):
             await self._listen(client, request, reply, None)
         else:
-            # On another stream the client would wait for a response that does not come. A stream that ends at once, such
-            # as one of a withdrawn request, makes clients of the SDKs come back for ever.
+            # On another stream the client would wait for a response that does not come. A stream that ends at once, as
+            # that of a withdrawn request would, makes clients of the SDKs come back for ever.
             raise Refusal(INVALID_REQUEST, "the stream of this Last-Event-ID has ended, or is not kept", status=400)
 
     async def delete(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
