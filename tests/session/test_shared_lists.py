@@ -122,6 +122,26 @@ async def test_a_list_that_fails_is_not_taken_for_an_empty_one(autojump_clock: M
             assert BackendState.DEGRADED is two.backends["a"].state
 
 
+@pytest.mark.parametrize("fewer_first", [True, False])
+async def test_a_backend_with_some_of_the_lists_of_another_has_no_more(
+    fewer_first: bool, autojump_clock: MockClock
+) -> None:
+    """Its tools are the other's, byte for byte, and there are no prompts and resources, whichever is listed first."""
+    fewer = echo_backend()
+    fewer.add_tool("other")
+    async with open_world({"more": offering_backend(), "fewer": fewer}) as world:
+        order = sorted(world.configured, key=lambda each: (each.id == "fewer") is not fewer_first)
+        listed: dict[str, Session] = {}
+        for entry in order:
+            session = listed[entry.id] = await world.factory.make_session([entry])
+            assert ["echo", "other"] == [tool.backend_name for tool in session.tools]
+        assert definitions(listed["more"]) == definitions(listed["fewer"])
+        for kind in ("prompts", "resources"):
+            assert (1, 0) == tuple(len(getattr(listed[each], kind)) for each in ("more", "fewer"))
+        for session in listed.values():
+            await session.aclose()
+
+
 async def test_pages_are_shared_up_to_where_they_differ(autojump_clock: MockClock) -> None:
     """Lists of many pages with the same beginning and another end are lists of their own, and whole."""
     backend = ScriptedBackend(page_size=2)
@@ -153,6 +173,35 @@ async def test_a_change_is_parsed_by_the_first_session_that_hears_of_it(autojump
             assert "tools" == (await first.receive()).kind == (await second.receive()).kind
         assert definitions(one) == definitions(two)
         assert 4 == len(one.tools)
+
+
+async def test_a_list_that_becomes_that_of_another_backend_leaves_the_others(autojump_clock: MockClock) -> None:
+    """A change of the tools alone, to what a backend without prompts lists, takes no prompts away."""
+    backend, fewer = offering_backend(answers="sse"), echo_backend()
+
+    async def announce(arguments: Any, context: CallContext) -> str:
+        await context.notify("notifications/tools/list_changed", {})
+        return ""
+
+    for each in (backend, fewer):
+        each.add_tool("announce", announce)
+    async with open_world({"a": backend, "fewer": fewer}) as world, world.open_session() as session:
+        async with session.changes() as changes:
+            backend.tools[:] = fewer.tools
+            await session.call_tool("a_announce")
+            assert "tools" == (await changes.receive()).kind
+        assert ["echo", "announce"] == [tool.backend_name for tool in session.tools if tool.backend_id == "a"]
+        assert (1, 1) == (len(session.prompts), len(session.resources))
+
+
+async def test_a_list_that_is_empty_elsewhere_is_here_what_it_is(autojump_clock: MockClock) -> None:
+    """Equal tools do not make equal prompts."""
+    backend = echo_backend(capabilities={"tools": {}, "prompts": {}})
+    async with open_world({"a": backend}) as world, world.open_session() as one:
+        backend.add_prompt("ask")
+        async with world.open_session() as two:
+            assert (0, 1) == (len(one.prompts), len(two.prompts))
+            assert definitions(one) == definitions(two)
 
 
 async def test_lists_go_with_the_last_session_that_has_them(autojump_clock: MockClock) -> None:

@@ -72,6 +72,9 @@ async def list_backend(
     lister = _Lister(backend, client, identity, settings, kept, known, is_resumed, shared, scope)
     wanted = [each for each in asked if declares(client.server_capabilities, (each.kind,))]
     found = await (lister.fetch_together(wanted) if overlap else lister.fetch_in_turn(wanted))
+    source = lister.source_of_all(wanted) if fields == set(FIELDS) else None
+    if source is not None:
+        return source
     new: dict[str, Any] = {each.kept_as: found.get(each, {}) for each in asked}
     new |= {field: getattr(known, field) for field in lister.failures}
     if "tools" in new and "tools" not in lister.sources:
@@ -264,6 +267,17 @@ class _Lister:
         if pages and pages[0].digest == digest:
             return self.known
         return self.shared.find(self.scope, field, digest)
+
+    def source_of_all(self, wanted: Sequence[ListMethod]) -> Listing | None:
+        """The listing, of before or of another session, that says the same as all lists of the backend, which are
+        `wanted`; None: there is none.
+        """
+        sources = [self.sources.get(each.kept_as) for each in wanted]
+        source = sources[0] if sources else None
+        if source is None or source.failures or any(other is not source for other in sources):
+            return None
+        has_more = any(getattr(source, field) for field in FIELDS if field not in self.sources)
+        return None if has_more or source.pages.keys() != self.pages.keys() else source
 
     def _ended(self, pages: ListPages, source: Listing) -> dict[str, JSON]:
         """The entries of a list that has ended; those of `source`, if it came in the same pages."""
