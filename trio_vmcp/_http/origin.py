@@ -64,11 +64,17 @@ def origin_of(url: httpx.URL) -> Origin:
         raise httpx.InvalidURL(f"port {port} is not in 1–{MOST_PORT}")
     socket = _socket_path(url)
     if socket:
-        return Origin("unix", socket, 0)
+        return _known("unix", socket, 0)
     address, zone = _without_zone(url.raw_host)
     if zone:  # "%25eth0" (RFC 6874 §2); "%eth0" is what people copy from other tools (§3)
         zone = b"%" + unquote(zone.removeprefix(b"%25").removeprefix(b"%").decode("ascii")).encode()
-    return Origin(scheme, (address + zone).decode(), port or _PORTS[scheme])
+    return _known(scheme, (address + zone).decode(), port or _PORTS[scheme])
+
+
+@lru_cache(maxsize=_MOST_KNOWN)
+def _known(scheme: str, host: str, port: int) -> Origin:
+    """The same object each time: what is looked up by origin, several times for each request, is found by identity."""
+    return Origin(scheme, host, port)
 
 
 def host_header(url: httpx.URL) -> bytes:

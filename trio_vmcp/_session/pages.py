@@ -32,7 +32,8 @@ logger = logging.getLogger("trio_vmcp.session")
 MOST_NAME_BYTES = 512 * 1024
 # Characters of a name, a URI or a template. A longer one is hashed as a key in 40 ms.
 MOST_KEY_LENGTH = 512 * 1024
-AT_ONCE = 64  # entries in one step
+AT_ONCE = 64  # entries in one step, where each is encoded
+LOOKED_AT_ONCE = 512  # entries in one step, where each is only looked at
 
 
 @attrs.frozen
@@ -130,10 +131,11 @@ class ListPages:
         size = page.size
         usable: dict[str, JSON] = {}
         bad: list[str] = []
-        for start in range(0, len(items) or 1, AT_ONCE):
+        at_once = LOOKED_AT_ONCE if self.hashed is None else AT_ONCE
+        for start in range(0, len(items) or 1, at_once):
             if start:
                 await trio.lowlevel.checkpoint()
-            some = items[start : start + AT_ONCE]
+            some = items[start : start + at_once]
             problems = [_problem(item, key) for item in some]
             if self.hashed is not None:
                 steps = hash_in_steps(some, problems, self.hashed, is_long=page.is_long)
