@@ -21,6 +21,7 @@ from trio_vmcp._manager.known import Asleep, Ending, Known, Live, Opening
 from trio_vmcp._manager.openings import Openings, outcome
 from trio_vmcp._manager.places import Places, principal_of
 from trio_vmcp._manager.registry import Registry, age_of
+from trio_vmcp._manager.storage_failures import StorageFailures
 from trio_vmcp._nursery import describe_crash, require_trio, start_clean, start_if_open, start_task
 from trio_vmcp._session.life import Cause
 from trio_vmcp._session.owner import SessionOwner
@@ -54,6 +55,7 @@ class DefaultSessionManager(SessionManager):
     _registry: Registry = attrs.field(alias="registry")
     _openings: Openings = attrs.field(alias="openings")
     _changes: Changes = attrs.field(alias="changes")
+    _failures: StorageFailures = attrs.field(factory=StorageFailures, init=False, repr=False)
     _is_closing: bool = attrs.field(default=False, init=False)
     _tasks: set[trio.CancelScope] = attrs.field(factory=set, init=False, repr=False)  # of `start_task`
     _has_ended: bool = attrs.field(default=False, init=False)  # and so have they
@@ -225,7 +227,8 @@ class DefaultSessionManager(SessionManager):
         known = self._registry.find(session_id)
         if known is not None and known.is_for(caller):
             return known
-        row = await self._factory.load_row(session_id, caller)
+        with self._failures.logged("found"):
+            row = await self._factory.load_row(session_id, caller)
         if known is not None:
             raise SessionNotFound(session_id)
         self._require_open()
@@ -250,9 +253,10 @@ class DefaultSessionManager(SessionManager):
 
     async def _make(self, known: Known, attributes: Mapping[str, str] | None) -> SessionOwner:
         passed = await self._configuration.ask(known.identity)
-        owner = await self._factory.make_owned(
-            known.session_id, passed.backends, known.identity, attributes, known.handlers, known.prefer_era
-        )
+        with self._failures.logged("made"):
+            owner = await self._factory.make_owned(
+                known.session_id, passed.backends, known.identity, attributes, known.handlers, known.prefer_era
+            )
         self._enter(known, owner, passed)
         self._registry.counts.created += 1
         return owner
@@ -276,14 +280,16 @@ class DefaultSessionManager(SessionManager):
         prefer_era: PreferredEra | None,
     ) -> None:
         if row is None:
-            row = await self._factory.load_row(known.session_id, known.identity)
+            with self._failures.logged("found"):
+                row = await self._factory.load_row(known.session_id, known.identity)
         handlers = handlers(row.metadata.attributes) if callable(handlers) else handlers
         passed = await self._configuration.ask(known.identity)
         old, records = known.backends, row.metadata.backends
         gone = difference(old, passed.backends).removed
-        owner = await self._factory.restore_owned(
-            row, passed.backends, known.identity, handlers, prefer_era, known.log_level, without=gone
-        )
+        with self._failures.logged("restored"):
+            owner = await self._factory.restore_owned(
+                row, passed.backends, known.identity, handlers, prefer_era, known.log_level, without=gone
+            )
         known.handlers, known.prefer_era = handlers, prefer_era
         self._enter(known, owner, passed)
         self._registry.counts.restored += 1

@@ -46,6 +46,32 @@ async def test_what_is_not_live_here_fails_in_bounded_time(
         await trio.sleep(40)  # a frozen create may still arrive
 
 
+@pytest.mark.parametrize("what", ["create", "asleep", "elsewhere", "unknown"])
+async def test_the_log_says_what_the_storage_did(
+    what: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once a minute, however many requests fail, and the first failure, not what was tried after that."""
+
+    async def full() -> None:
+        raise StorageError("the disk is full")
+
+    async with managed(2) as world:
+        state: State = "asleep" if what == "asleep" else "elsewhere"
+        session = await world.make(state)
+        ask = partial(world.manager.get, "unknown" if what == "unknown" else session.id, caller=ALICE)
+        cut(world.way, full)
+        for seconds in (0, 1, 1, 61, 1):
+            await trio.sleep(seconds)
+            with pytest.raises(StorageError):
+                await (world.manager.create() if what == "create" else ask())
+        mend(world.way)
+        await trio.sleep(40)
+    records = [record for record in caplog.records if record.name == "trio_vmcp.manager"]
+    told = [each.getMessage() for each in records if each.levelname == "WARNING"]
+    verb = "made" if what == "create" else "found"
+    assert [f"a session could not be {verb}: the disk is full"] * 2 == [text for text in told if verb in text]
+
+
 @WAYS
 async def test_live_sessions_keep_serving(how: Callable[[], Awaitable[object]], autojump_clock: MockClock) -> None:
     """Calls, and `get` by the owner, also until the TTL."""

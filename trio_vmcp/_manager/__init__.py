@@ -8,6 +8,7 @@
   take over others? `changes.py`.
 - How does a session get live, fall asleep, end, and where is it counted? `registry.py`.
 - How does a session end that is not live here? `ends.py`.
+- What does the log say when the storage fails a request? `storage_failures.py`.
 """
 
 __all__: list[str] = []

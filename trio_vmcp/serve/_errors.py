@@ -85,7 +85,10 @@ def refusal_of(error: Exception, *, is_modern: bool) -> Refusal:
             return Refusal(UNAVAILABLE, str(error), status=503, headers=_retry_after(error.retry_after))
         case StorageError():
             return Refusal(
-                UNAVAILABLE, "the storage of sessions is away", status=503, headers=_retry_after(STORAGE_DELAY)
+                UNAVAILABLE,
+                "the storage of sessions could not serve this request",
+                status=503,
+                headers=_retry_after(STORAGE_DELAY),
             )
         case NoBackends():
             return Refusal(UNAVAILABLE, str(error), status=503, headers=_retry_after(STORAGE_DELAY))
