@@ -1,12 +1,16 @@
-"""The resident memory of this process, from Linux' /proc; elsewhere nan, with which no bar on memory is kept."""
+"""The resident memory of this process, from Linux' /proc; elsewhere nan, with which no bar on memory is kept. And what
+Python allocates, which is slow to count: nothing is timed meanwhile.
+"""
 
 from __future__ import annotations
 
 import gc
 import math
 import re
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -33,6 +37,22 @@ def reset_peak() -> None:
 def peak() -> float:
     """The most resident bytes since `reset_peak`."""
     return _status("VmHWM")
+
+
+class Allocated:
+    """A block: bytes that Python's allocators gave out in it, and that were not freed by its end."""
+
+    bytes: int = 0
+
+    def __enter__(self) -> Self:
+        gc.collect()
+        tracemalloc.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        gc.collect()
+        self.bytes = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
 
 
 def _status(name: str, status: Path = STATUS) -> float:
