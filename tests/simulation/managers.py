@@ -1,8 +1,9 @@
-"""Histories of two and three managers over one storage: callers create sessions, find them elsewhere, call, terminate
-and suspend, while storages go away, backends change, and an instance is left or dies.
+"""Histories of two and three managers over one storage: callers create sessions, find them elsewhere, call, set their
+attributes, terminate and suspend, while storages are away, slow or lose their answers, backends change, and an instance
+is left or dies, also in the middle of an update.
 
-Nothing that was acknowledged is lost, nothing that was terminated comes back, no stranger is served, caps hold, and at
-the end nothing is left: no task, no row, and no session of a backend.
+Nothing that was acknowledged is lost, nothing that was terminated comes back, no stranger is served, the last
+attributes stand, caps hold, and at the end nothing is left: no task, no row, and no session of a backend.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import attrs
-import pytest
 import trio
 from support.deterministic import ending, seeded
 from support.harness import ALICE, BOB, echo_backend
-from support.instances import away, cut, stuck
+from support.instances import OPERATIONS, away, cut, stuck
 from support.managers import SLEEP, Managed, managed
+from support.scripted_storage import ScriptedStorage
 from trio.testing import MockClock
 
 from trio_vmcp import (
@@ -40,7 +42,33 @@ CAP = 4
 CHECK = 5.0  # s, storage_check_interval
 STORAGE = 5.0  # s, storage_timeout
 PAUSES = (0.0, 0.0, 0.1, 1.0, 4.0, 7.0, SLEEP + 1)
+WRITES = tuple(operation for operation in OPERATIONS if operation != "load")
+SLOW = 0.4  # s, of a slow storage before an operation and after it
 CALLERS, STEPS = 4, 10
+
+
+def lose_answers(way: ScriptedStorage, how: Callable[[], Awaitable[object]], operations: Sequence[str]) -> None:
+    """The operations have their effect."""
+    way.after.update(dict.fromkeys(operations, how))
+
+
+def slow_down(way: ScriptedStorage) -> None:
+    for hooks in (way.before, way.after):
+        hooks.update(dict.fromkeys(OPERATIONS, partial(trio.sleep, SLOW)))
+
+
+@attrs.define(eq=False)
+class Write:
+    """One `set_attributes`.
+
+    Attributes:
+        over_at: When it returned or failed.
+    """
+
+    value: str
+    began_at: float
+    over_at: float = math.inf
+    is_acknowledged: bool = False
 
 
 @attrs.define(eq=False)
@@ -50,12 +78,22 @@ class Story:
     Attributes:
         asked_to_end: Its end was asked for, at some instance, whether or not that has been heard.
         over_at: Its row was gone at this time, after its end was asked for.
+        writes: Of its attributes; the first stands for the opening, with no attributes.
     """
 
     session: Session
     owner: Identity | None
     asked_to_end: bool = False
     over_at: float | None = None
+    writes: list[Write] = attrs.field(factory=lambda: [Write("", -math.inf, -math.inf, is_acknowledged=True)])
+
+    def may_have(self, value: str) -> bool:
+        """Whether a row may have this value now: no acknowledged write has begun after that of the value was over."""
+        (write,) = (write for write in self.writes if write.value == value)
+        now = trio.current_time()
+        return not any(
+            other.is_acknowledged and other.began_at > write.over_at and other.over_at < now for other in self.writes
+        )
 
 
 @attrs.define(eq=False)
@@ -68,6 +106,7 @@ class History:
     left: set[int] = attrs.field(factory=set)
     back_at: dict[int, float] = attrs.field(factory=lambda: defaultdict(lambda: -math.inf))  # the way to the storage
     has_died: bool = False
+    has_lost_rows: bool = False
     done: int = 0
 
     async def run(self) -> None:
@@ -76,6 +115,7 @@ class History:
                 callers.start_soon(self.act)
         for way in (instance.way for instance in self.world.instances):
             way.before.clear()
+            way.after.clear()
         await trio.sleep(70)  # what was remembered is tried again, and a storage that was stuck has its say
         for story in self.stories:
             await self.end(story)
@@ -84,7 +124,8 @@ class History:
     async def act(self) -> None:
         steps: list[Callable[[], Awaitable[object]]] = [
             *(self.create, self.create, self.use, self.use, self.use, self.use, self.steal),
-            *(self.terminate, self.aclose, self.suspend, self.trouble, self.change, self.leave),
+            *(self.update, self.update, self.terminate, self.aclose, self.suspend),
+            *(self.trouble, self.trouble, self.change, self.leave),
         ]
         for _ in range(STEPS):
             await trio.sleep(self.chance.choice(PAUSES))
@@ -130,6 +171,36 @@ class History:
         else:
             assert story.asked_to_end or not result.backend_state_lost
             story.session = session
+        await self.check_attributes(story)
+
+    async def update(self) -> None:
+        """Set the attributes of a session, on any instance. The latest ones stand."""
+        if (story := self.story()) is not None:
+            await self.update_on(self.staying(), story)
+
+    async def update_on(self, number: int, story: Story) -> None:
+        try:
+            session = await self.world.instances[number].manager.get(story.session.id, caller=story.owner)
+        except SessionNotFound:
+            assert story.asked_to_end
+            return
+        except SessionClosed:
+            assert number in self.left
+            return
+        write = Write(str(len(story.writes)), trio.current_time())
+        story.writes.append(write)
+        try:
+            await session.set_attributes({"value": write.value})
+            write.is_acknowledged = True
+        except SessionClosed:
+            return
+        finally:
+            write.over_at = trio.current_time()
+        await self.check_attributes(story)
+
+    async def check_attributes(self, story: Story) -> None:
+        if (row := await self.world.row(story.session.id)) is not None:
+            assert story.may_have(row.attributes.get("value", "")), (row.attributes, story.writes)
 
     async def steal(self) -> None:
         """No stranger gets a session, or keeps its owner from it."""
@@ -138,8 +209,11 @@ class History:
         thief = self.chance.choice([identity for identity in (ALICE, BOB, None) if identity != story.owner])
         manager = self.world.instances[self.staying()].manager
         ask = self.chance.choice((manager.get, manager.terminate))
-        with pytest.raises((SessionNotFound, StorageError, SessionClosed)):
+        try:
             await ask(story.session.id, caller=thief)
+        except (SessionNotFound, StorageError, SessionClosed):
+            return
+        raise AssertionError(f"{thief} was served the session of {story.owner}")
 
     async def terminate(self) -> None:
         if (story := self.story()) is not None:
@@ -172,13 +246,23 @@ class History:
             assert SessionState.CLOSED is session.state
 
     async def trouble(self) -> None:
-        """One instance loses its way to the storage for a while."""
+        """One instance loses its way to the storage for a while, or only the answers; or the storage is slow."""
         number = self.staying()
         way = self.world.instances[number].way
         self.back_at[number] = math.inf
-        cut(way, self.chance.choice((away, trio.sleep_forever, stuck)))
+        match self.chance.choice(("away", "answers", "slow")):
+            case "away":
+                cut(way, self.chance.choice((away, trio.sleep_forever, stuck)))
+            case "answers":
+                operations = self.chance.choice((WRITES, OPERATIONS))
+                self.has_lost_rows |= operations is OPERATIONS
+                lose_answers(way, self.chance.choice((away, trio.sleep_forever, stuck)), operations)
+            case _:
+                slow_down(way)
         await trio.sleep(self.chance.choice((0.5, 8.0, 40.0)))
-        way.before.clear()
+        if number not in self.left:
+            way.before.clear()
+            way.after.clear()
         self.back_at[number] = trio.current_time() + 30  # for what is stuck
 
     async def change(self) -> None:
@@ -191,12 +275,28 @@ class History:
 
     async def leave(self) -> None:
         """At most one instance is left, and its sessions are suspended; or it dies."""
-        if not self.left and self.chance.random() < 0.3:
-            number = self.staying()
-            self.left.add(number)
-            instance = self.world.instances[number]
-            self.has_died = self.chance.choice((False, True))
-            await (instance.die() if self.has_died else instance.leave())
+        if self.left or self.chance.random() >= 0.3:
+            return
+        number, how = self.staying(), self.chance.choice(("leave", "die", "die in an update"))
+        self.left.add(number)
+        instance = self.world.instances[number]
+        if how == "leave":
+            await instance.leave()
+            return
+        self.has_died = True
+        story = self.story()
+        if story is None or how == "die":
+            await instance.die()
+            return
+        slow_down(instance.way)
+        async with trio.open_nursery() as updates:
+            updates.start_soon(self.update_before_death, number, story)
+            await trio.sleep(self.chance.choice((0.0, 0.5, 1.0, 1.5)) * SLOW)
+            await instance.die()
+
+    async def update_before_death(self, number: int, story: Story) -> None:
+        with suppress(SessionLimitReached, StorageError):
+            await self.update_on(number, story)
 
 
 def run_managers(seed: int) -> int:
@@ -211,6 +311,9 @@ def run_managers(seed: int) -> int:
             history = History(world, chance)
             await history.run()
             assert CALLERS * STEPS == history.done
+            assert [] == [story for story in history.stories if await world.row(story.session.id) is not None]
+            # Of openings: the process died, or heard neither of its create nor what there was then.
+            world.leaves_rows = history.has_died or history.has_lost_rows
             world.leaves_sessions = True  # of "b", at managers that no longer have it
         assert history.has_died or {} == world.backend.sessions  # a process that dies may have begun one
 
