@@ -15,8 +15,8 @@ import hypothesis.strategies
 import pytest
 from support.cancel_sweep import is_other_half
 
-# leaks: no test leaves a task or descriptor behind. pytester: for the tests of that check.
-pytest_plugins = ["support.leaks", "pytester"]
+# leaks: no test leaves a task or descriptor behind. cut_short: none passes before its end. pytester: for their tests.
+pytest_plugins = ["support.leaks", "support.cut_short", "pytester"]
 
 # No deadline, which a loaded machine would miss. CI draws the same examples every time, so failures can be repeated.
 hypothesis.settings.register_profile("here", deadline=None)
