@@ -9,15 +9,30 @@ import attrs
 import pytest
 import trio
 from support.harness import ALICE, BOB, echo_backend, slow_backend
-from support.managers import SLEEP, managed
+from support.managers import SLEEP, Managed, managed
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vmcp import Backend, BackendUnavailable, Identity, Session, SessionState, ToolNotFound
+from trio_vmcp import Backend, BackendSource, BackendUnavailable, Identity, Session, SessionState, ToolNotFound
 from trio_vmcp.testing import Delay
 
 
 def names(session: Session) -> list[str]:
     return [tool.name for tool in session.tools]
+
+
+async def opened_during(world: Managed, given: BackendSource) -> Session:
+    """A session that was opening while `set_backends` was called."""
+    opened: list[Session] = []
+    world.backend.fail("tools/list", Delay(5), times=1)
+
+    async def open_one() -> None:
+        opened.append(await world.manager.create(identity=ALICE))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(open_one)
+        await wait_all_tasks_blocked()
+        await world.manager.set_backends(given)
+    return opened[0]
 
 
 async def test_live_sessions_have_what_is_new_when_it_returns(autojump_clock: MockClock) -> None:
@@ -121,6 +136,102 @@ async def test_a_backend_that_is_merely_not_passed_stays_a_member(autojump_clock
         assert row is not None
         assert {"a", "b"} == {record.backend_id for record in row.backends}
         await world.instances[1].manager.terminate(session.id, caller=ALICE)
+
+
+async def test_each_call_goes_on_from_the_one_before(autojump_clock: MockClock) -> None:
+    """What the second takes out or exchanges is what the first brought in."""
+    async with managed() as world:
+        session = await world.make("live")
+        first, second = world.configured[0], world.add_backend("b", echo_backend())
+        await world.manager.set_backends([second])
+        assert ["b_echo"] == names(session)
+        await world.manager.set_backends([first])
+        assert ["a_echo"] == names(session)
+        await world.manager.set_backends([attrs.evolve(first, headers={"x-tenant": "one"})])
+        assert ["a_echo"] == names(session)
+        await trio.sleep(1)
+        assert (1, 3) == tuple(len(world.backends[name].received("initialize")) for name in "ba")
+
+
+async def test_two_calls_take_effect_one_after_the_other(autojump_clock: MockClock) -> None:
+    """The later one stays, although the source of the earlier one answers last."""
+    async with managed() as world:
+        session = await world.make("live")
+        first, second = world.configured[0], world.add_backend("b", echo_backend())
+
+        async def slow(identity: Identity | None) -> list[Backend]:
+            await trio.sleep(5)
+            return [first, second]
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.manager.set_backends, slow)
+            await wait_all_tasks_blocked()
+            await world.manager.set_backends([second])
+        assert ["b_echo"] == names(session) == names(await world.manager.create())
+
+
+async def test_a_session_keeps_what_it_has_when_the_source_fails(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The source of a `set_backends` during its opening, which is asked once it is open. A log record says so, without
+    the text of the error.
+    """
+
+    async def fail(identity: Identity | None) -> list[Backend]:
+        raise OSError("secret")
+
+    async with managed() as world:
+        session = await opened_during(world, fail)
+        await wait_all_tasks_blocked()
+        assert ["a_echo"] == names(session)
+    (record,) = [record for record in caplog.records if "keeps its backends" in record.getMessage()]
+    assert record.getMessage().endswith("keeps its backends: OSError")
+
+
+async def test_an_answer_that_is_out_of_date_changes_nothing(autojump_clock: MockClock) -> None:
+    """A source was asked for a session that had just opened, and answers after another `set_backends`."""
+    async with managed() as world:
+        old, new = world.add_backend("b", echo_backend()), world.add_backend("c", echo_backend())
+
+        async def slow(identity: Identity | None) -> list[Backend]:
+            await trio.sleep(10)
+            return [old]
+
+        session = await opened_during(world, slow)
+        await world.manager.set_backends([new])
+        assert ["c_echo"] == names(session)
+        await trio.sleep(11)
+        assert ["c_echo"] == names(session)
+        assert not world.backends["b"].received("initialize")
+
+
+async def test_a_session_that_ends_meanwhile_holds_nothing_up(autojump_clock: MockClock) -> None:
+    """Its new backend was connecting: the others get theirs, and the call returns."""
+    async with managed() as world:
+        ends, stays = await world.make("live"), await world.make("live")
+        slow = echo_backend()
+        slow.fail("tools/list", Delay(3))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.manager.set_backends, [*world.configured, world.add_backend("b", slow)])
+            await trio.sleep(1)
+            await world.manager.terminate(ends.id, caller=ALICE)
+        assert ["a_echo", "b_echo"] == names(stays)
+
+
+async def test_a_session_that_has_gone_its_own_way_takes_over_the_rest(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has let go of a backend that is taken out, and was given another one with the id of one that comes."""
+    async with managed() as world:
+        session = await world.make("live")
+        own, other = world.add_backend("b", echo_backend()), world.add_backend("c", echo_backend())
+        await session.remove_backend("a")
+        await session.add_backend(own)
+        await world.manager.set_backends([attrs.evolve(own, headers={"x-tenant": "one"}), other])
+        assert ["b_echo", "c_echo"] == names(session)
+        assert 1 == len(world.backends["b"].received("initialize"))
+    (record,) = [record for record in caplog.records if "did not take over" in record.getMessage()]
+    assert "'b'" in record.getMessage()
 
 
 @pytest.mark.parametrize("state", ["create", "restore"])
