@@ -10,7 +10,7 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from trio_vmcp import Backend, SessionLimitReached
 from trio_vmcp._manager.agenda import Agenda
@@ -103,9 +103,16 @@ async def test_what_is_discarded_leaves_once_it_is_most_of_the_heap(
     for item in items[kept : kept + 1]:
         agenda.discard(item)
         assert size - kept - 1 == len(agenda._heap)
-    found = await taken(agenda, 11.0)
-    assert {item.name for item in items[kept + 1 :]} == {name for name, _ in found}
-    assert [at for _, at in found] == sorted(at for _, at in found)
+    due = {item.name: item.due_at for item in items[kept + 1 :]}
+    assert due == dict(await taken(agenda, 11.0))
+
+
+async def test_taking_what_is_due_is_a_checkpoint() -> None:
+    """A task that takes items one after another lets others run, and can be cancelled."""
+    agenda = Agenda[Item]()
+    agenda.put(Item(1), 0.0)
+    with assert_checkpoints():
+        await agenda.next()
 
 
 async def test_an_item_that_is_due_sooner_wakes_the_task(autojump_clock: MockClock) -> None:

@@ -327,3 +327,17 @@ async def test_the_error_of_a_source_comes_out_as_itself(where: str, autojump_cl
         found = await world.manager.get(session.id, caller=ALICE)
         assert SessionState.OPEN is found.state
         assert ["a_echo"] == names(found)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)], ids=["ctrl-c", "sys.exit"])
+async def test_an_exit_out_of_a_source_comes_out_as_itself(error: BaseException, autojump_clock: MockClock) -> None:
+    """Nothing has changed, and the manager stays open: what the program does with the exit is its own affair."""
+
+    async def source(identity: Identity | None) -> Iterable[Backend]:
+        raise error
+
+    async with managed() as world:
+        session = await world.make("live")
+        with pytest.raises(type(error)):
+            await world.manager.set_backends(source)
+        assert ["a_echo"] == names(session) == names(await world.manager.create())
