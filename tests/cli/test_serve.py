@@ -336,6 +336,32 @@ def test_bad_arguments(words: list[str], told: str, tmp_path: Path, capsys: pyte
     assert told in line
 
 
+@pytest.mark.parametrize(
+    ("package", "words", "told"),
+    [
+        ("cryptography", [], "serve needs cryptography: pip install 'trio-vmcp[serve]'"),
+        ("hypercorn", [], "serve needs hypercorn: pip install 'trio-vmcp[serve]'"),
+        ("jwt", JWT, "JwtAuthenticator needs PyJWT and cryptography: pip install 'trio-vmcp[serve]'"),
+    ],
+)
+def test_an_extra_that_is_not_installed(
+    package: str,
+    words: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Status 2, and one line that says what to install."""
+    fresh = ("trio_vmcp.serve", "trio_vmcp._cli.serve", "trio_vmcp._cli.backend_lines", package)
+    for name in [name for name in sys.modules if name.startswith(fresh)]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert 2 == main(["serve", "--config", config_of(tmp_path), *words])
+    captured = capsys.readouterr()
+    assert ("", f"trio-vmcp: {told}\n") == (captured.out, captured.err)
+
+
 @pytest.mark.parametrize("key", ["", KEY[1:], f"{KEY}\nshort"])
 @pytest.mark.parametrize("place", ["file", "environment"])
 def test_bad_keys(

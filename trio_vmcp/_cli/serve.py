@@ -16,7 +16,6 @@ import attrs
 import httpx
 import trio
 
-from trio_vmcp._cli.backend_lines import BackendLines, announce
 from trio_vmcp._cli.file_changes import FileChanges
 from trio_vmcp._cli.output import write_log
 from trio_vmcp._cli.plain_view import PlainView
@@ -33,6 +32,7 @@ from trio_vmcp.settings import FactorySettings, ManagerSettings
 from trio_vmcp.storage import Storage
 
 try:
+    from trio_vmcp._cli.backend_lines import BackendLines, announce
     from trio_vmcp.serve._stdio import serve_stdio
     from trio_vmcp.serve.app import asgi_app
     from trio_vmcp.serve.authenticator import Authenticator

@@ -27,7 +27,7 @@ try:
 except ModuleNotFoundError as _error:
     if (_error.name or "").partition(".")[0] != "cryptography":
         raise
-    _text = "Sealer needs cryptography: pip install 'trio-vmcp[serve]'"
+    _text = "serve needs cryptography: pip install 'trio-vmcp[serve]'"
     raise ImportError(_text, name="cryptography") from None
 
 __all__ = ["MAX_SEALED_LENGTH", "BadSeal", "Sealer"]
