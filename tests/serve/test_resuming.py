@@ -126,6 +126,29 @@ async def test_of_two_connections_whose_heads_wait_the_newer_one_reads(later: st
         assert [] == connections["first"].messages
 
 
+async def test_a_resumed_stream_begins_with_an_id(autojump_clock: MockClock) -> None:
+    """Of its own: clients forget the id that they came with, and would come back without one if this connection breaks
+    as well (typescript-sdk#2499). A client that is behind gets the ids of its events.
+    """
+    async with front_world(telling_backend(20.0)) as world:
+        client, call = await begin_call(world)
+        seen = [event_id for event_id, _ in call.events]
+        connection = call
+        for _ in range(3):
+            connection.leave()
+            await trio.sleep(1)
+            connection = client.listen(seen[-1])
+            await trio.sleep(1)
+            ((event_id, message),) = connection.events
+            assert (None, False) == (message, event_id in seen)
+            seen.append(event_id)
+        behind = client.listen(seen[0])
+        await trio.sleep(1)
+        assert seen[1:] == [event_id for event_id, _ in behind.events]
+        await behind.done.wait()
+        assert "told" == text_of(behind)
+
+
 @pytest.mark.parametrize("number", [3, 999, 10**17])
 async def test_an_event_id_that_never_was_hides_no_later_event(number: int, autojump_clock: MockClock) -> None:
     """The stream goes on behind its newest event."""

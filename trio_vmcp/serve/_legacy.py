@@ -160,7 +160,7 @@ class LegacyFront(Clients):
         name, after = _read_event_id(request.headers.get("last-event-id"))
         exchange = client.exchanges.get(name)
         finished = client.finished.get(name)
-        if finished is not None and finished.goes_on_after(after):
+        if finished is not None and finished.has_after(after):
             await self._write(finished, request, reply, after)
         elif exchange is not None and exchange.stream is not None:
             await self._resume(exchange, exchange.stream, request, reply, after)
@@ -346,6 +346,8 @@ class LegacyFront(Clients):
         self, exchange: HttpExchange, stream: EventStream, request: HttpRequest, reply: HttpReply, after: int | None
     ) -> None:
         exchange.scope.deadline = math.inf
+        if exchange.primes and not stream.has_after(after):
+            stream.prime()  # clients forget the id that they came with (typescript-sdk#2499)
         try:
             await self._write(stream, request, reply, after)
         finally:

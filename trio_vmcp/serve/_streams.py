@@ -66,9 +66,9 @@ class EventStream:
             if self._reader is reply:
                 self._reader = None
 
-    def goes_on_after(self, number: int | None) -> bool:
-        """Whether there is, or may be, an event behind the one of this number."""
-        return not self.is_finished or number is None or number < self._events.last
+    def has_after(self, number: int | None) -> bool:
+        """Whether there is an event behind the one of this number; None: behind those that were sent."""
+        return number is None or number < self._events.last
 
     def prime(self) -> None:
         """Give the client an id to resume from, before there is an event."""
