@@ -124,12 +124,14 @@ class HttpReply:
 
     Attributes:
         more_headers: Of whatever reply there will be.
+        has_started: Its status is sent.
     """
 
     _send: Send = attrs.field(alias="send", repr=False)
     # "The server MUST NOT send content in the response" to HEAD, and gives the length that GET has: RFC 9110 §9.3.2.
     _is_to_head: bool = attrs.field(default=False, alias="is_to_head", kw_only=True)
     more_headers: HeaderList = attrs.field(default=(), init=False, repr=False)
+    has_started: bool = attrs.field(default=False, init=False)
 
     async def respond(self, status: int, body: bytes = b"", headers: HeaderList = ()) -> None:
         # "MUST NOT send a Content-Length header field in any response with a status code of … 204": RFC 9110 §8.6.
@@ -156,6 +158,7 @@ class HttpReply:
             ClientGone: The server says so: "if send() is called on a closed connection the server should raise … a
                 subclass of OSError" (ASGI 3.0, HTTP). hypercorn does not.
         """
+        self.has_started = True
         try:
             await self._send(message)
         except OSError:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 import attrs
 
+from trio_vmcp._nursery import describe_crash
 from trio_vmcp._protocol.eras import MISSING_CAPABILITY
 from trio_vmcp.errors import (
     BackendError,
@@ -31,8 +34,13 @@ __all__ = [
     "PARSE_ERROR",
     "UNAVAILABLE",
     "Refusal",
+    "crashed",
+    "opened",
     "refusal_of",
 ]
+
+_T = TypeVar("_T")
+_logger = logging.getLogger("trio_vmcp.serve")
 
 # JSON-RPC 2.0 §5.1
 PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, INVALID_PARAMS, INTERNAL_ERROR = -32700, -32600, -32601, -32602, -32603
@@ -66,7 +74,7 @@ def _retry_after(seconds: float) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def refusal_of(error: Exception, *, is_modern: bool) -> Refusal:
-    """The answer for an error that the manager or the session raised.
+    """The answer for an error that the manager or the session raised; for any other, `crashed`.
 
     Errors of a request are HTTP 200, since the request was understood; 4xx and 5xx are for requests that this server
     could not take, and for what the stateless era demands.
@@ -105,7 +113,30 @@ def refusal_of(error: Exception, *, is_modern: bool) -> Refusal:
             return Refusal(INTERNAL_ERROR, str(error))
         case ValueError() | TypeError():
             return Refusal(INVALID_PARAMS, str(error))
-    raise error
+    return crashed(error)
+
+
+async def opened(opening: Awaitable[_T]) -> _T:
+    """A session of the manager. Opening one calls code of the user's.
+
+    Raises:
+        Refusal: That code crashed. Its ValueError is not about what the client sent.
+        VmcpError: As the manager raises it.
+    """
+    try:
+        return await opening
+    except VmcpError:
+        raise
+    except Exception as error:  # noqa: BLE001  # a source of backends may raise anything
+        raise crashed(error) from None
+
+
+def crashed(error: Exception) -> Refusal:
+    """The answer for an error that came out of code of the user's, such as a source of backends, or is a bug. Its text
+    may hold secrets: neither the client nor the log gets it.
+    """
+    _logger.error("a request has crashed: %s", describe_crash(error))
+    return Refusal(INTERNAL_ERROR, "an internal error", status=500)
 
 
 def _data_of(error: BackendError) -> dict[str, Any]:

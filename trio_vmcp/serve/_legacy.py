@@ -38,7 +38,7 @@ from trio_vmcp.serve._client_session import (
     initialize_result,
     negotiate,
 )
-from trio_vmcp.serve._errors import INVALID_REQUEST, Refusal, refusal_of
+from trio_vmcp.serve._errors import INVALID_REQUEST, Refusal, opened, refusal_of
 from trio_vmcp.serve._exchange import JSON_BODY, Exchange, Exchanges, HttpExchange, QuietExchange
 from trio_vmcp.serve._messages import encode_answer, encode_refusal
 from trio_vmcp.serve._streams import EVENT_STREAM, EventStream
@@ -195,18 +195,20 @@ class LegacyFront(Clients):
     ) -> None:
         version, capabilities = negotiate(message.params)
         attributes = attributes_of(version, capabilities)
-        session, refused = None, None
+        session: Session | None = None
+        refused: Refusal | VmcpError | None = None
         async with trio.open_nursery() as nursery:
             # Without its answer the client cannot know the id, so no session is left for a client that leaves.
             start_task(nursery, _cancel_when_gone, request, nursery.cancel_scope)
             try:
-                session = await self._manager.create(
+                opening = self._manager.create(
                     identity=identity,
                     attributes=attributes,
                     handlers=handlers_for(self, attributes),
                     prefer_era="legacy",
                 )
-            except VmcpError as error:  # kept from the nursery, which would wrap it in a group
+                session = await opened(opening)
+            except (Refusal, VmcpError) as error:  # kept from the nursery, which would wrap it in a group
                 refused = error
             nursery.cancel_scope.cancel(reason="the session is there, or there is none")
         if refused is not None:
@@ -226,9 +228,10 @@ class LegacyFront(Clients):
         """
         _check_version(request)
         session_id = _session_id(request)
-        session = await self._manager.get(
+        getting = self._manager.get(
             session_id, caller=identity, handlers=partial(handlers_for, self), prefer_era="legacy"
         )
+        session = await opened(getting)
         client = self._clients.get(session_id)
         if client is None:
             client = self._adopt(session)
@@ -312,10 +315,10 @@ class LegacyFront(Clients):
     async def _outcome(self, client: _HttpClient, exchange: Exchange, message: Request) -> tuple[int, bytes | None]:
         try:
             result = await client.state.answer(message.id, message.method, message.params, exchange)
-        except Exception as error:  # noqa: BLE001  # `refusal_of` raises what is none of ours
+        except Exception as error:  # noqa: BLE001  # `refusal_of` logs what is none of ours
             refusal = refusal_of(error, is_modern=False)
             # "MUST NOT" be 4xx: the session is alive, and a 404 would tell the client to open another one.
-            status = refusal.status if refusal.status == 503 else 200
+            status = refusal.status if refusal.status >= 500 else 200
             exchange.headers = refusal.headers
             return status, encode_refusal(message.id, refusal)
         return 200, None if result is None else encode_answer(message.id, result)

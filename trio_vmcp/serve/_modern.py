@@ -124,7 +124,7 @@ class ModernFront:
         check = partial(self._check_mirrored, request, message.params) if message.method == TOOLS_CALL else None
         try:
             result = await self.stateless.answer(identity, message, exchange, check)
-        except Exception as error:  # noqa: BLE001  # `refusal_of` raises what is none of ours
+        except Exception as error:  # noqa: BLE001  # `refusal_of` logs what is none of ours
             refusal = refusal_of(error, is_modern=True)
             exchange.headers = refusal.headers
             return refusal.status, encode_refusal(message.id, refusal)

@@ -30,7 +30,7 @@ from trio_vmcp.connector import ClientHandlers, ServerRequest
 from trio_vmcp.identity import Identity
 from trio_vmcp.manager import SessionManager
 from trio_vmcp.models import JSON
-from trio_vmcp.serve._errors import INVALID_PARAMS, METHOD_NOT_FOUND, Refusal
+from trio_vmcp.serve._errors import INVALID_PARAMS, METHOD_NOT_FOUND, Refusal, opened
 from trio_vmcp.serve._exchange import Exchange, notify, progress_of
 from trio_vmcp.serve._listening import Listeners
 from trio_vmcp.serve._lists import LIST_METHODS
@@ -72,7 +72,7 @@ class Stateless:
 
     async def shared(self, identity: Identity | None) -> Session:
         """The session that all requests of a principal run on."""
-        return await self._manager.shared(identity, handlers=self._handlers)
+        return await opened(self._manager.shared(identity, handlers=self._handlers))
 
     async def answer(
         self,

@@ -16,7 +16,7 @@ import attrs
 import trio
 
 from trio_vmcp._client.channels.lines import LineDecoder, LineFlood
-from trio_vmcp._nursery import describe_crash, start_clean, start_task
+from trio_vmcp._nursery import start_clean, start_task
 from trio_vmcp._protocol.eras import BATCH_VERSION, is_modern_version
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Notification, Request, RequestId, Result
 from trio_vmcp._protocol.methods import CANCELLED, INITIALIZE, INITIALIZED, LOG_LEVEL, PING
@@ -36,7 +36,7 @@ from trio_vmcp.serve._client_session import (
     initialize_result,
     negotiate,
 )
-from trio_vmcp.serve._errors import INTERNAL_ERROR, INVALID_REQUEST, Refusal, refusal_of
+from trio_vmcp.serve._errors import INVALID_REQUEST, Refusal, opened, refusal_of
 from trio_vmcp.serve._exchange import Exchange
 from trio_vmcp.serve._messages import encode_answer, encode_refusal, read_message, split_batch
 from trio_vmcp.serve._stateless import PROTOCOL_VERSION, Stateless, check_meta, check_offered, meta_of
@@ -337,11 +337,8 @@ class _StdioClient(Clients):
         try:
             result = await (self._modern if is_modern else self._legacy)(message, exchange, nursery)
             return None if result is None else encode_answer(message.id, result)
-        except (Refusal, VmcpError, ValueError, TypeError) as error:
+        except Exception as error:  # noqa: BLE001  # `refusal_of` logs what is none of ours
             return encode_refusal(message.id, refusal_of(error, is_modern=is_modern))
-        except Exception as crash:  # noqa: BLE001  # a bug; the client's other requests go on
-            logger.error("a request has crashed: %s", describe_crash(crash))
-            return encode_refusal(message.id, Refusal(INTERNAL_ERROR, "an internal error"))
         finally:
             del self._running[message.id], self._by_mark[exchange.mark]
             self._idle.set()
@@ -362,7 +359,8 @@ class _StdioClient(Clients):
         if self._state is None:
             raise Refusal(INVALID_REQUEST, "no request comes before initialize")
         handlers = partial(handlers_for, self)
-        self._state.session = await self._manager.get(self._state.session.id, handlers=handlers, prefer_era="legacy")
+        getting = self._manager.get(self._state.session.id, handlers=handlers, prefer_era="legacy")
+        self._state.session = await opened(getting)
         return await self._state.answer(message.id, message.method, message.params, exchange)
 
     async def _initialize(self, message: Request, opening: trio.Event, nursery: trio.Nursery) -> JSON:
@@ -371,7 +369,7 @@ class _StdioClient(Clients):
             version, capabilities = negotiate(message.params)
             attributes = attributes_of(version, capabilities)
             handlers = handlers_for(self, attributes)
-            session = await self._manager.create(attributes=attributes, handlers=handlers, prefer_era="legacy")
+            session = await opened(self._manager.create(attributes=attributes, handlers=handlers, prefer_era="legacy"))
             self._state = ClientSession(session, version, self._lines)
         except (Refusal, VmcpError):
             self._opening = None  # the client may try again

@@ -28,7 +28,7 @@ from trio_vmcp.serve._asgi import (
 )
 from trio_vmcp.serve._cors import cors_headers, preflight_headers
 from trio_vmcp.serve._edges import host_problem, origin_problem
-from trio_vmcp.serve._errors import INVALID_REQUEST, Refusal, refusal_of
+from trio_vmcp.serve._errors import INVALID_REQUEST, Refusal, crashed, refusal_of
 from trio_vmcp.serve._exchange import JSON_BODY, Exchanges
 from trio_vmcp.serve._legacy import LegacyFront
 from trio_vmcp.serve._messages import encode_refusal, read_message, split_batch
@@ -131,6 +131,10 @@ class Front:
             await self._refuse(reply, refusal)
         except VmcpError as error:
             await self._refuse(reply, refusal_of(error, is_modern=False))
+        except Exception as error:
+            if reply.has_started:
+                raise  # the server ends the connection, so that the client does not wait for the rest
+            await self._refuse(reply, crashed(error))
 
     @property
     def is_ready(self) -> bool:
@@ -259,6 +263,12 @@ class Front:
                 await era.post(request, reply, identity, message)
         except (Refusal, VmcpError) as error:
             await self._refuse(reply, refusal_of(error, is_modern=is_modern), message)
+        except ClientGone:
+            raise
+        except Exception as error:
+            if reply.has_started:
+                raise
+            await self._refuse(reply, crashed(error), message)
 
 
 async def _read(request: HttpRequest, body: bytes) -> Message | list[bytes]:
