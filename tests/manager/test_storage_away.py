@@ -110,6 +110,32 @@ async def test_a_termination_that_the_storage_did_not_hear_of(
 
 
 @WAYS
+@pytest.mark.parametrize("state", ["live", "asleep", "elsewhere"])
+async def test_a_termination_whose_row_cannot_be_deleted(
+    state: State, how: Callable[[], Awaitable[object]], autojump_clock: MockClock
+) -> None:
+    """The backends hear of the end within the storage's timeout all the same; the row goes later, and then backends are
+    told of what they may not have heard: another connection's.
+    """
+    async with managed(2) as world:
+        session = await world.make(state)
+        world.way.before["delete"] = how
+        began = trio.current_time()
+        await world.manager.terminate(session.id, caller=ALICE)
+        assert trio.current_time() - began <= 5 + 2
+        own = 1 if state == "elsewhere" else 0  # the other instance has noticed nothing yet
+        told = [each for each in world.backend.exchanges if each.verb == "DELETE"]
+        assert 1 == len(told)
+        assert {} == world.backend.sessions
+        assert own == world.instances[1].manager.statistics.live
+        mend(world.way)
+        await trio.sleep(MOST_DELAY + 6)
+        assert await world.row(session.id) is None
+        told = [each for each in world.backend.exchanges if each.verb == "DELETE"]
+        assert (1 if state == "asleep" else 2) == len(told)
+
+
+@WAYS
 @pytest.mark.parametrize("state", ["live", "asleep"])
 async def test_an_idle_session_that_expired_meanwhile(
     state: State, how: Callable[[], Awaitable[object]], autojump_clock: MockClock

@@ -76,6 +76,13 @@ class Ending:
     delay: float = 0.0
     records: tuple[BackendRecord, ...] = attrs.field(default=(), init=False, repr=False)
     tried: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _taken: set[tuple[str, str | None]] = attrs.field(factory=set, init=False, repr=False)
+
+    def take_records(self) -> list[BackendRecord]:
+        """Those whose backends were not told yet: an attempt to delete the row may fail after its goodbyes."""
+        records = [record for record in self.records if (record.backend_id, record.session_id) not in self._taken]
+        self._taken.update((record.backend_id, record.session_id) for record in records)
+        return records
 
 
 State: TypeAlias = Opening | Live | Asleep | Ending

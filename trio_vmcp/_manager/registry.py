@@ -156,7 +156,9 @@ class Registry:
         if ending.count is not None and fate is not Fate.MOVED:
             setattr(self.counts, ending.count, getattr(self.counts, ending.count) + 1)
             ending.count = None
-        if fate is Fate.GONE and ending.records:
+        # Without a mark the session was ended on purpose, wherever it is used: its backends need not wait for a storage
+        # that does not delete its row.
+        if fate is Fate.GONE or (fate is Fate.UNKNOWN and ending.mark is None):
             await self._say_goodbyes(known, ending)
         if fate is Fate.UNKNOWN:
             self._plan(known)
@@ -164,13 +166,16 @@ class Registry:
             self.forget(known)
 
     async def _say_goodbyes(self, known: Known, ending: Ending) -> None:
+        records = ending.take_records()
+        if not records:
+            return
         backends = known.backends
         if not backends:  # it was never live here
             try:
                 backends = (await self._configuration.ask(known.identity)).backends
             except Exception as crash:  # noqa: BLE001  # of the user's source
                 logger.warning("%s ended without goodbyes: %s", session_tag(known.session_id), describe_crash(crash))
-        await self._factory.say_goodbyes(known.session_id, ending.records, backends, known.identity)
+        await self._factory.say_goodbyes(known.session_id, records, backends, known.identity)
 
     def fall_back(self, known: Known, asleep: Asleep | None) -> None:
         """It was not opened: it sleeps on, or is unknown again."""
