@@ -1,6 +1,6 @@
 """How deep the arrays and objects of a JSON text nest. Sans-IO.
 
-Asked of the text, and not of what was parsed: a list of 1000 tools is 4000 objects all over the memory, and 14 KB of
+Asked of the text, and not of what is parsed: a list of 1000 tools is 4000 objects all over the memory, and 14 KB of
 brackets.
 """
 
@@ -20,8 +20,8 @@ _OTHERS = bytes(set(range(256)) - set(b'[]{}"'))
 
 
 def is_deeper(text: str, most: int) -> Generator[None, None, bool]:
-    """Whether the brackets of `text`, which was parsed and so is JSON, nest deeper than `most`; with a step for some of
-    them each.
+    """Whether the brackets of `text` nest deeper than `most`, with a step for some of them each. Of a text that is no
+    JSON the answer means nothing.
     """
     pieces: list[bytes] = []
     for piece in slices(text):

@@ -243,10 +243,11 @@ def parse_in_steps(text: str, *, max_depth: int, max_values: float) -> Generator
         yield from check_cost(text, max_values)
     except TooCostly as exc:
         raise _too_large(str(exc)) from None
-    message = yield from _loads_in_steps(text)
+    # Before the parse, and no step after it: what was parsed is still in the processor's caches when it is looked at.
+    is_too_deep = _has_brackets(text, max_depth) and (yield from is_deeper(text, max_depth))
     if len(text) >= _LONG_TEXT:
         yield
-    is_too_deep = _has_brackets(text, max_depth) and (yield from is_deeper(text, max_depth))
+    message = yield from _loads_in_steps(text)
     return _checked(message, is_too_deep=is_too_deep, max_depth=max_depth)
 
 

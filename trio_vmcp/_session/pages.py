@@ -33,7 +33,7 @@ MOST_NAME_BYTES = 512 * 1024
 # Characters of a name, a URI or a template. A longer one is hashed as a key in 40 ms.
 MOST_KEY_LENGTH = 512 * 1024
 AT_ONCE = 64  # entries in one step, where each is encoded
-LOOKED_AT_ONCE = 512  # entries in one step, where each is only looked at
+LOOKED_AT_ONCE = 1024  # entries in one step, where each is only looked at
 
 
 @attrs.frozen
