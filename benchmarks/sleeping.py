@@ -101,8 +101,12 @@ async def hibernated(urls: list[str], spare: str, terms: dict[str, Any], session
         half = sessions // 2
         with stopwatch(measures, per=half):
             first = await managed.make_asleep(half)
+        tasks = trio.lowlevel.current_statistics().tasks_living
         with Allocated() as allocated:
             ids = await managed.make_asleep(sessions - half)
+        with trio.fail_after(TIMEOUT):  # sessions that sleep have no tasks: the last ones may be about to end
+            while trio.lowlevel.current_statistics().tasks_living > tasks:  # noqa: ASYNC110  # no event tells
+                await trio.sleep(HIBERNATE_AFTER)
         measures["row"] = float(await managed.row_bytes(ids[0]))
         measures["held"] = allocated.bytes / len(ids) - measures["row"]
         await managed.end([*first, *ids])

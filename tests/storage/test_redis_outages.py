@@ -89,10 +89,14 @@ async def test_live_sessions_serve_while_redis_is_away(tmp_path: Path) -> None:
     with serve_redis(tmp_path, *ALWAYS) as server:
         async with factory_over(server, timeout=0.1) as here, factory_over(server) as there:
             session = await here.factory.make_session(here.backends, session_id="live", identity=ALICE)
+            stored = await here.factory.make_session(here.backends, session_id="stored", identity=ALICE)
+            await stored.suspend()
             with server.frozen():
                 await session.call_tool("a_echo", caller=ALICE)
                 with trio.fail_after(3), pytest.raises(StorageError):
                     await here.factory.make_session(here.backends)
+                with trio.fail_after(3), pytest.raises(StorageError):
+                    await here.factory.restore_session("stored", here.backends, identity=ALICE)
             server.kill()
             await session.call_tool("a_echo", caller=ALICE)
             with trio.fail_after(3), pytest.raises(StorageError):
@@ -105,6 +109,8 @@ async def test_live_sessions_serve_while_redis_is_away(tmp_path: Path) -> None:
                 await there.factory.restore_session("live", there.backends, identity=BOB)
             moved = await there.factory.restore_session("live", there.backends, identity=ALICE)
             assert not (await moved.call_tool("a_echo", caller=ALICE)).backend_state_lost
+            found = await there.factory.restore_session("stored", there.backends, identity=ALICE)
+            assert not (await found.call_tool("a_echo", caller=ALICE)).backend_state_lost
             await moved.aclose()
             with pytest.raises(SessionNotFound):
                 await here.factory.restore_session("live", here.backends, identity=ALICE)
