@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import pytest
 import trio
 from support.front import LEGACY, FrontWorld, front_world, full_backend, modern_request
+from support.front_clients import EVERY_BACKEND, EVERY_CARRIER, FrontClient, front_client
+from support.front_clients import EVERY_ERA as EVERY_CLIENT_ERA
 from support.verbatim import Written, as_written, member, without_ours
 from trio.testing import MockClock, memory_stream_one_way_pair
 
@@ -151,31 +153,42 @@ async def test_errors_pass_as_they_were_written(
             assert as_written(error) == member(answer, "error"), method
 
 
-@pytest.mark.parametrize("client", ["legacy", "modern"])
-@EVERY_ERA
+@EVERY_BACKEND
+@EVERY_CLIENT_ERA
+@EVERY_CARRIER
 async def test_arguments_reach_the_backend_as_they_were_written(
-    era: str, client: str, autojump_clock: MockClock
+    carrier: str, era: str, backend_era: str, autojump_clock: MockClock
 ) -> None:
     """Numbers are spelled as the client spells them. Half a surrogate pair is refused: most parsers would refuse it."""
     arguments = f"{{{NUMBERS}}}".encode()
-    async with front_world(full_backend(era)) as world:
-        if client == "legacy":
-            session = await world.initialize()
-            headers = session._headers()
+    async with front_client(carrier, era, full_backend(backend_era)) as client:
+        if era == "legacy":
             message: JSON = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
             message["params"] = {"name": "a_echo", "arguments": "ARGUMENTS"}
         else:
-            message, headers = modern_request("tools/call", {"name": "a_echo", "arguments": "ARGUMENTS"})
-        body = json.dumps(message).encode().replace(b'"ARGUMENTS"', arguments)
-        assert 200 == (await world.post(body, headers)).status
-        (exchange,) = world.backends["a"].received("tools/call")
+            message, _ = modern_request("tools/call", {"name": "a_echo", "arguments": "ARGUMENTS"})
+        await client.send_written(message, {"ARGUMENTS": arguments})
+        assert "result" in await client.response()
+        (exchange,) = client.world.backends["a"].received("tools/call")
         params = member(as_written(exchange.body), "params")
         assert as_written(arguments) == member(params, "arguments")
 
 
+def written_params(client: FrontClient, method: str) -> list[Written]:
+    """Of the messages of this method, as they were written."""
+    return [
+        member(as_written(written), "params")
+        for written, message in zip(client.written, client.received, strict=True)
+        if message.get("method") == method
+    ]
+
+
+@EVERY_CARRIER
 @EVERY_ODDITY
-async def test_questions_and_log_messages_pass_as_they_were_written(odd: str, autojump_clock: MockClock) -> None:
-    """Both on the stream of their call; the answer of the client reaches the backend as the client wrote it."""
+async def test_questions_and_log_messages_pass_as_they_were_written(
+    odd: str, carrier: str, autojump_clock: MockClock
+) -> None:
+    """And the answer of the client reaches the backend as the client wrote it."""
     question = f'{{"messages":[{{"role":"user","content":{{{odd}}}}}],"maxTokens":10,{odd}}}'
     logged = f'{{"level":"info","data":{{{odd}}},{odd}}}'
 
@@ -188,22 +201,21 @@ async def test_questions_and_log_messages_pass_as_they_were_written(odd: str, au
 
     backend = ScriptedBackend(answers="sse", capabilities={"tools": {}, "logging": {}})
     backend.add_tool("ask", ask_model)
-    async with front_world(backend) as world:
-        client = await world.initialize({"sampling": {}})
-        received = client.start("tools/call", {"name": "a_ask"})
-        with trio.fail_after(10):
-            question_id = next(each["id"] for each in await received.wait_messages(2) if "id" in each)
-        events = [as_written(line[6:]) for line in received.body.split(b"\n") if line.startswith(b"data: {")]
-        told = {member(event, "method"): member(event, "params") for event in events}
-        assert {"notifications/message": as_written(logged), "sampling/createMessage": as_written(question)} == told
-        answer = f'{{"jsonrpc":"2.0","id":{question_id},"result":{{"role":"assistant",{NUMBERS}}}}}'
-        assert 202 == (await world.post(answer.encode(), client._headers())).status
-        await received.done.wait()
+    async with front_client(carrier, "legacy", backend, capabilities={"sampling": {}}) as client:
+        await client.ask("tools/call", {"name": "a_ask"})
+        (asked,) = await client.questions()
+        assert [as_written(logged)] == written_params(client, "notifications/message")
+        assert [as_written(question)] == written_params(client, "sampling/createMessage")
+        answer = {"jsonrpc": "2.0", "id": asked["id"], "result": "RESULT"}
+        await client.send_written(answer, {"RESULT": f'{{"role":"assistant",{NUMBERS}}}'.encode()})
+        assert "result" in await client.response()
         (reply,) = [exchange for exchange in backend.exchanges if b'"assistant"' in exchange.body]
         assert as_written(f'{{"role":"assistant",{NUMBERS}}}') == member(as_written(reply.body), "result")
 
 
-async def test_progress_is_written_as_the_backend_writes_it(autojump_clock: MockClock) -> None:
+@EVERY_CLIENT_ERA
+@EVERY_CARRIER
+async def test_progress_is_written_as_the_backend_writes_it(carrier: str, era: str, autojump_clock: MockClock) -> None:
     """Numbers and text; the token is the client's."""
 
     async def work(_arguments: JSON, context: CallContext) -> str:
@@ -215,11 +227,11 @@ async def test_progress_is_written_as_the_backend_writes_it(autojump_clock: Mock
 
     backend = ScriptedBackend(answers="sse")
     backend.add_tool("work", work)
-    async with front_world(backend) as world:
-        client = await world.initialize()
-        received = await client.ask("tools/call", {"name": "a_work", "_meta": {"progressToken": "mine"}})
-        events = [as_written(line[6:]) for line in received.body.split(b"\n") if line.startswith(b"data: {")]
-        told = [member(event, "params")[1] for event in events[:-1]]
-        assert [("progressToken", "mine"), ("progress", ("number", "1.50")), ("total", ("number", "1e1"))] == told[0]
-        assert [("progressToken", "mine"), ("progress", ("number", "3"))] == told[1]
-        assert [("progressToken", "mine"), ("progress", ("number", "4.0")), ("message", "\ud800")] == told[2]
+    async with front_client(carrier, era, backend) as client:
+        params = {"_meta": {"progressToken": "mine"}} if era == "legacy" else {}
+        meta = {} if era == "legacy" else {"progressToken": "mine"}
+        await client.result("tools/call", {"name": "a_work", **params}, **meta)
+        first, second, third = [told for _, told in written_params(client, "notifications/progress")]
+        assert [("progressToken", "mine"), ("progress", ("number", "1.50")), ("total", ("number", "1e1"))] == first
+        assert [("progressToken", "mine"), ("progress", ("number", "3"))] == second
+        assert [("progressToken", "mine"), ("progress", ("number", "4.0")), ("message", "\ud800")] == third

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ import trio
 from support.front import LEGACY, FrontWorld, LegacyClient, Received, front_world, modern_request
 from trio.testing import memory_stream_one_way_pair
 
+from trio_vmcp import JSON
 from trio_vmcp.serve import ServeSettings
 from trio_vmcp.serve._stdio import serve_stdio
 from trio_vmcp.testing import ScriptedBackend
@@ -45,9 +46,14 @@ class FrontClient(ABC):
     era: str
 
     @property
-    @abstractmethod
     def received(self) -> list[Any]:
         """All messages that have come, in the order of each stream."""
+        return [json.loads(written) for written in self.written]
+
+    @property
+    @abstractmethod
+    def written(self) -> list[bytes]:
+        """These messages, as they were written."""
 
     @abstractmethod
     async def send(self, message: object) -> None:
@@ -71,6 +77,10 @@ class FrontClient(ABC):
         else:
             message = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params or {}}
         await self.send(message)
+
+    @abstractmethod
+    async def send_written(self, message: JSON, parts: Mapping[str, bytes]) -> None:
+        """Send a message in which these texts stand for JSON that is written so."""
 
     async def notify(self, method: str, params: Any = None) -> None:
         await self.send({"jsonrpc": "2.0", "method": method, "params": params or {}})
@@ -143,12 +153,9 @@ class StdioClient(FrontClient):
     ended: trio.Event = attrs.field(factory=trio.Event)
     stopped: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     gate: Gate = attrs.field(kw_only=True)
-    _received: list[Any] = attrs.field(factory=list)
+    written: list[bytes] = attrs.field(factory=list)
+    received: list[Any] = attrs.field(factory=list)
     _news: trio.Event = attrs.field(factory=trio.Event)
-
-    @property
-    def received(self) -> list[Any]:
-        return self._received
 
     async def serve(self, receive: trio.abc.ReceiveStream, send: trio.abc.SendStream, settings: ServeSettings) -> None:
         with self.stopped:
@@ -160,7 +167,8 @@ class StdioClient(FrontClient):
         rest = b""
         async for chunk in self.from_server:
             *lines, rest = (rest + chunk).split(b"\n")
-            self._received += [json.loads(line) for line in lines]
+            self.written += lines
+            self.received += [json.loads(line) for line in lines]
             self._news.set()
         assert b"" == rest
 
@@ -170,6 +178,9 @@ class StdioClient(FrontClient):
 
     async def send(self, message: object) -> None:
         await self.to_server.send_all(message if isinstance(message, bytes) else json.dumps(message).encode() + b"\n")
+
+    async def send_written(self, message: JSON, parts: Mapping[str, bytes]) -> None:
+        await self.send(_filled(message, parts) + b"\n")
 
     def stop_reading(self) -> None:
         self.gate.opened = trio.Event()
@@ -202,22 +213,25 @@ class HttpClient(FrontClient):
     streams: list[Received] = attrs.field(factory=list)
 
     @property
-    def received(self) -> list[Any]:
+    def written(self) -> list[bytes]:
         for reply in self.replies.values():  # else the client would take the session for gone (transports)
             assert self.era == "modern" or reply.status in (0, 200), reply.body
         return [message for stream in self.streams for message in _messages(stream)]
 
-    def start(self, message: Any) -> Received:
+    def start(self, message: Any, body: bytes | None = None) -> Received:
         headers: dict[str, str] = {}
         if self.legacy is not None:
             headers = self.legacy._headers()
         elif isinstance(message, dict) and "id" in message:
             _, given = modern_request(message["method"], message["params"])
             headers = {name: str(value) for name, value in given.items()}
-        return self.world.start_post(message, headers)
+        return self.world.start_post(message if body is None else body, headers)
 
-    async def send(self, message: object) -> None:
-        reply = self.start(message)
+    async def send_written(self, message: JSON, parts: Mapping[str, bytes]) -> None:
+        await self.send(message, _filled(message, parts))
+
+    async def send(self, message: object, body: bytes | None = None) -> None:
+        reply = self.start(message, body)
         self.streams.append(reply)
         if isinstance(message, dict) and "method" in message and "id" in message:
             self.replies[message["id"]] = reply
@@ -240,10 +254,19 @@ class HttpClient(FrontClient):
             await self.notify("notifications/cancelled", {"requestId": request_id})
 
 
-def _messages(reply: Received) -> list[Any]:
+def _filled(message: JSON, parts: Mapping[str, bytes]) -> bytes:
+    body = json.dumps(message).encode()
+    for name, written in parts.items():
+        body = body.replace(f'"{name}"'.encode(), written)
+    return body
+
+
+def _messages(reply: Received) -> list[bytes]:
     if reply.is_stream:
-        return reply.messages
-    return [reply.json] if reply.done.is_set() and reply.body else []
+        *whole, _ = reply.body.split(b"\n\n")
+        lines = [line for event in whole for line in event.split(b"\n")]
+        return [line[len(b"data: ") :] for line in lines if line.startswith(b"data: ") and line != b"data: "]
+    return [reply.body] if reply.done.is_set() and reply.body else []
 
 
 @asynccontextmanager
