@@ -55,6 +55,7 @@ import trio_vmcp._session.calls
 import trio_vmcp._session.observed_calls
 import trio_vmcp._session.row
 import trio_vmcp._session.stopping
+import trio_vmcp._session.stored_row
 from trio_vmcp import JSON, Backend, BackendUnavailable, Bare, FactorySettings, SessionClosed, SessionMetadata
 from trio_vmcp._client.channels.channel import Ask
 from trio_vmcp._client.client import Client
@@ -85,8 +86,9 @@ from trio_vmcp._session.observing import SessionReporter
 from trio_vmcp._session.owner import SessionOwner
 from trio_vmcp._session.reconnects import Backoff, Endpoints
 from trio_vmcp._session.refresh import Refresher
-from trio_vmcp._session.row import Held, RowContents, Sent, SessionRow
+from trio_vmcp._session.row import RowContents, SessionRow
 from trio_vmcp._session.row_storage import RowStorage
+from trio_vmcp._session.stored_row import Held, Sent
 from trio_vmcp._session.use_marks import MARKS_PER_LIFE
 from trio_vmcp.factory import DefaultSessionFactory
 from trio_vmcp.routing import Router
@@ -971,7 +973,7 @@ DEFECTS |= {
         "no_write_undoes_anothers",
     ),
     "a writer that reads the version and not the row": (
-        replaced(trio_vmcp._session.row, "_join", keeps_ours),
+        replaced(trio_vmcp._session.stored_row, "_join", keeps_ours),
         History(settings=QUICK, instances=TWO, backends=TRIPLETS, steps=BOTH_CHANGE),
         "no_write_undoes_anothers",
     ),

@@ -57,6 +57,10 @@ _OWNER_TESTS = (
 # Of modules that nearly every test runs: the first test that fails ends a mutant, so a long list costs little.
 _SESSION_TESTS = tuple(f"session/{path.stem}" for path in sorted(_TESTS.joinpath("session").glob("test_*.py")))
 _BREAKER_TESTS = _session("breaker", "recovery", "health", "idle_recovery")
+_ROW_TESTS = _session(
+    *("row", "two_instances", "use_marks", "restore", "ownership", "closing", "close_path", "opening"),
+    *("late_joins", "traps", "recovery", "interrupts"),
+)
 _ROUTING_TESTS = (*_session("names", "directory", "add_remove"), "test_routing")
 
 TARGETS: Mapping[str, Target] = {
@@ -119,12 +123,8 @@ TARGETS: Mapping[str, Target] = {
     "trio_vmcp._session.trial": Target(_BREAKER_TESTS),
     "trio_vmcp._session.stopping": Target(_session("stop_after")),
     "trio_vmcp._session.calls": Target((*_SESSION_TESTS, *_client("subscriptions", "questions"))),
-    "trio_vmcp._session.row": Target(
-        _session(
-            *("row", "two_instances", "use_marks", "restore", "ownership", "closing", "close_path", "opening"),
-            *("late_joins", "traps", "recovery", "interrupts"),
-        )
-    ),
+    "trio_vmcp._session.row": Target(_ROW_TESTS),
+    "trio_vmcp._session.stored_row": Target(_ROW_TESTS),
     "trio_vmcp._session.use_marks": Target(_session("use_marks", "two_instances", "row", "restore", "closing")),
     "trio_vmcp._session.offered_tools": Target(_session("offered_tools", "listing", "names")),
     "trio_vmcp._tool_patterns": Target(_session("offered_tools", "names")),

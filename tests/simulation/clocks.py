@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Self
 from unittest import mock
@@ -12,12 +12,14 @@ from unittest import mock
 import trio
 
 import trio_vmcp._session.row
+import trio_vmcp._session.stored_row
 import trio_vmcp._session.use_marks
 
 __all__ = ["wall_clocks"]
 
 START = datetime(2026, 7, 28, tzinfo=UTC)
-READERS = (trio_vmcp._session.row, trio_vmcp._session.use_marks)  # of the clocks of instances
+# Of the clocks of instances.
+READERS = (trio_vmcp._session.row, trio_vmcp._session.stored_row, trio_vmcp._session.use_marks)
 
 
 @contextmanager
@@ -38,5 +40,7 @@ def wall_clocks(ahead: Sequence[float], instance: Callable[[], int | None]) -> I
             read = START + timedelta(seconds=seconds, microseconds=next(ticks))
             return cls.combine(read.date(), read.time(), tz)
 
-    with mock.patch.object(READERS[0], "datetime", Clock), mock.patch.object(READERS[1], "datetime", Clock):
+    with ExitStack() as patches:
+        for reader in READERS:
+            patches.enter_context(mock.patch.object(reader, "datetime", Clock))
         yield

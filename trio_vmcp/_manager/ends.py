@@ -6,8 +6,8 @@ import enum
 import logging
 
 from trio_vmcp._manager.known import Ending, Known
-from trio_vmcp._session.row import MOST_ROUNDS
 from trio_vmcp._session.row_storage import RowStorage
+from trio_vmcp._session.stored_row import MOST_ROUNDS
 from trio_vmcp.errors import MetadataConflict, SessionNotFound, StorageError, session_tag
 from trio_vmcp.metadata import SessionMetadata
 

@@ -18,8 +18,8 @@
 - What does a backend offer? `listing.py`; asked for, one list after another: `lister.py`, `pages.py`; after a
   `list_changed`: `refresh.py`; held once for all sessions of a factory: `shared_lists.py`.
   Which of its tools are let through, and how are they described? `offered_tools.py`.
-- What is stored, and when is it written? `row.py`. How do several instances know which of them uses a session?
-  `use_marks.py`. Which attributes wait to be stored? `attribute_changes.py`. How is an
+- What is stored, and when is it written? `row.py`; one step at a time: `stored_row.py`. How do several instances know
+  which of them uses a session? `use_marks.py`. Which attributes wait to be stored? `attribute_changes.py`. How is an
   operation of the storage bounded? `row_storage.py`.
 - What are observers told? `observing.py`; of calls: `observed_calls.py`.
 - Where do `Session.changes()` and the counts of `Session.backends` come from? `change_feed.py`, `health.py`.
