@@ -526,6 +526,25 @@ async def test_a_close_cancels_attempts_that_still_run(autojump_clock: MockClock
 # Leaving by itself
 
 
+async def test_a_drain_begins_with_the_end_of_attempts(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """What still connects is given up at once, and not when the calls have ended; a call in flight goes on."""
+    hanging = echo_backend()
+    hanging.fail("initialize", Hang())
+    async with open_world(
+        {"a": slow_backend(4), "b": hanging}, settings=FactorySettings(session_init_timeout=1)
+    ) as world:
+        async with world.open_session() as session:
+            caller = Caller(session)
+            nursery.start_soon(caller)
+            await wait_all_tasks_blocked()
+            assert not session.failures[0].detail.startswith("was")
+            nursery.start_soon(session.aclose)
+            await wait_all_tasks_blocked()
+            assert (SessionState.DRAINING, 1) == (session.state, session.in_flight)
+            assert ["was still connecting when the session closed"] == [f.detail for f in session.failures]
+        assert ["answered"] == [outcome for outcome, _ in caller.outcomes]
+
+
 async def test_an_idle_session_terminates_itself(autojump_clock: MockClock) -> None:
     """`idle_timeout` after its last call has ended, and not while a call runs."""
     limits = FactorySettings(idle_timeout=10)
