@@ -239,6 +239,8 @@ async def test_the_last_failure_outlives_the_state(kind: type[State]) -> None:
         member.to(Retrying(WHY), "its turn has come")
     member.to(Ready(connection()), "connected")
     assert WHY is member.last_failure
+    member.to(Stopped(), "it was not used")
+    assert WHY is member.last_failure
 
 
 async def test_leaving_replacing_wakes_the_calls_that_wait() -> None:
