@@ -90,6 +90,7 @@ def test_any_other_text_is_refused(text: str) -> None:
         lambda text: f" {text}",
         lambda text: text + text,
         lambda text: "A" * (MAX_SEALED_LENGTH + 4),
+        lambda text: "AQ",
         lambda text: "AQ" + "A" * 20,
         lambda text: text + "\ud800",
     ],
@@ -176,6 +177,11 @@ def test_the_largest_payload_fits_and_one_byte_more_does_not() -> None:
     assert b"x" * MOST_PAYLOAD == SEALER.unseal(text, bound_to=BOUND)
     with pytest.raises(ValueError, match=f"{MOST_PAYLOAD + 1} bytes are too many to seal; the limit is {MOST_PAYLOAD}"):
         seal(b"x" * (MOST_PAYLOAD + 1))
+
+
+def test_a_lifetime_may_be_under_a_second() -> None:
+    """Over 0 s is enough."""
+    assert b"state" == SEALER.unseal(SEALER.seal(b"state", bound_to=BOUND, lifetime=0.9), bound_to=BOUND)
 
 
 @pytest.mark.parametrize("lifetime", [0, -1, float("nan"), float("inf"), 1e10])

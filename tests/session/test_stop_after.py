@@ -460,6 +460,24 @@ async def test_the_row_names_no_session_of_it(autojump_clock: MockClock) -> None
         assert SessionState.CLOSED is restored.state
 
 
+async def test_the_row_names_the_session_that_a_call_has_begun(autojump_clock: MockClock) -> None:
+    """Else an instance that takes over begins one more, although the lists are those that were known."""
+    backend = echo_backend()
+
+    def configure(entry: Backend) -> Backend:
+        return Backend("b", entry.url, era="legacy", stop_after=10)
+
+    async with open_world({"b": backend}, configure=configure) as world:
+        session = await world.make_session()
+        await trio.sleep(12)
+        await session.call_tool("b_echo")
+        await trio.sleep(5)
+        (row,) = await world.storage.rows()
+        assert [*backend.sessions] == [record.session_id for record in row.backends]
+        assert 1 == len(backend.sessions)
+        await session.aclose()
+
+
 async def test_away_is_not_unused(autojump_clock: MockClock) -> None:
     """A backend that is lost is connected in the background, and stopped when that is unused, too."""
     channel = Channel("sse", "legacy")
