@@ -5,7 +5,8 @@
 - How does a request time out, report progress and get cancelled? `client.py`, `progress.py`. What does an era add?
   `handshake.py`, `stateless.py`; requests in several rounds: `rounds.py`.
 - How do bytes get there? `channels/`, which has a map of its own. What does HTTP add? `http/`: `connection_limit.py`,
-  `cookies.py`, `credentials.py`, `link.py` (redirects), `reply.py` (`Retry-After`), `errors.py` (of the transport).
+  `cookies.py`, `credentials.py`, `given.py` (secrets, which no text may show), `link.py` (redirects), `reply.py`
+  (`Retry-After`), `errors.py` (of the transport).
 - How are changes heard? `listening.py` (when a held stream is opened again), `subscriptions.py` (`subscriptions/listen`
   of the stateless era), `channels/standalone.py` (the GET stream of the handshake era).
 - What may a backend ask, and which handler answers? `server_requests.py`, `handlers.py`. Its log messages:

@@ -74,8 +74,8 @@ class EventStream(DuplexChannel):
         self.inbox.blot = self._blot
 
     def _blot(self, text: str) -> str:
-        text = self.link.blot(text, [])
-        return text if self._posts is None else self._posts.blot(text, [])
+        text = self.link.given.blot(text, [])
+        return text if self._posts is None else self._posts.given.blot(text, [])
 
     async def serve(self) -> None:
         """Read the stream to its end.

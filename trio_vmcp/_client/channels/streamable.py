@@ -150,7 +150,7 @@ class Streamable:
         return answer
 
     def blot(self, text: str) -> str:
-        return self.link.blot(text, [])
+        return self.link.given.blot(text, [])
 
     def retire(self) -> None:
         """Nothing to do: every exchange belongs to the task that made it."""
@@ -265,7 +265,7 @@ class Streamable:
                     return answer
             known = None if ask.known is None else await recall(text, ask.id, ask.known)
             return self._answer(self._matching(known or await self._parse(text, reply), ask.id, reply), reply)
-        shown = repr(self.link.blot(kind, reply.sent)[:MOST_QUOTED]) if kind else "no content"
+        shown = repr(self.link.given.blot(kind, reply.sent)[:MOST_QUOTED]) if kind else "no content"
         words = await self.link.quote(reply)
         raise reply.protocol_error(f"answered a request with HTTP {reply.status} and {shown}{words}")
 
@@ -354,7 +354,7 @@ class Streamable:
     def _answer(self, message: Result | ErrorReply, reply: HttpReply) -> Answer:
         if isinstance(message, Result):
             return Answer(message, reply.status)
-        return Answer(message, reply.status, words=self.link.blot(message.message, reply.sent))
+        return Answer(message, reply.status, words=self.link.given.blot(message.message, reply.sent))
 
     async def _refused(self, reply: HttpReply) -> Answer | Refusal:
         """An HTTP error may have a JSON-RPC error in its body, whatever its Content-Type says."""
@@ -363,15 +363,15 @@ class Streamable:
         with suppress(BadMessage):
             message = parse_message(data, max_depth=self.max_json_depth, max_values=self.max_json_values)
         if isinstance(message, ErrorReply):  # of whatever id: it can be about nothing but this request
-            asked, challenge = self.link.challenge(reply)
+            asked, challenge = self.link.given.challenge(reply)
             return Answer(
                 message,
                 reply.status,
                 asked,
                 reply.retry_after,
-                is_signed=self.link.is_signed(reply),
+                is_signed=self.link.given.is_signed(reply),
                 challenge=challenge,
-                words=self.link.blot(message.message, reply.sent),
+                words=self.link.given.blot(message.message, reply.sent),
             )
         return self.link.refusal(reply, data)
 
@@ -389,7 +389,7 @@ class Streamable:
                 raise self._reader.too_large(str(exc)) from exc
             shown = text[:_MOST_SHOWN].lstrip()
             is_quoted = _MEMBER not in text and not shown.startswith("[")  # an array explains nothing
-            words = quoted(self.link.words(reply, shown.encode(errors="replace"))) if is_quoted else ""
+            words = quoted(self.link.given.words(reply, shown.encode(errors="replace"))) if is_quoted else ""
             raise reply.protocol_error(f"sent a message that {exc}{words}") from exc
 
     def _matching(self, message: Message, message_id: int, reply: HttpReply) -> Result | ErrorReply:

@@ -245,7 +245,7 @@ class StreamableSession(Streamable):
         return Answer(found, words=self.blot(found.message) if isinstance(found, ErrorReply) else None)
 
     def blot(self, text: str) -> str:
-        return self.link.blot(text, self._session_headers)
+        return self.link.given.blot(text, self._session_headers)
 
     async def _resumed(self, broken: Loss, ask: Ask) -> RequestOutcome:
         """Resume a broken stream to get the rest of the answer. The request is never sent again: it may have run."""

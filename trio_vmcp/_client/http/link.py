@@ -21,13 +21,14 @@ from trio_vmcp._client.http.cookies import BackendCookies
 from trio_vmcp._client.http.credentials import Body, Credentials, Renewals
 from trio_vmcp._client.http.errors import cause_of, translated
 from trio_vmcp._client.http.foreign import HttpxSource, RequestBody
+from trio_vmcp._client.http.given import GivenSecrets
 from trio_vmcp._client.http.reply import HttpReply
 from trio_vmcp._http.origin import Origin, host_header, http_url, origin_of, shown_origin, within_origin
 from trio_vmcp._http.response import Headers, encode_head, encode_headers
 from trio_vmcp._http.transport import MAY_REPEAT, WITH_BODY, Http11Transport
 from trio_vmcp._http.user_agent import USER_AGENT
 from trio_vmcp._protocol.outcomes import Refusal, in_words_of_a_lost_session
-from trio_vmcp._protocol.words import MOST_WORDS, blotted, is_credential, quoted, secrets_of, words_in
+from trio_vmcp._protocol.words import MOST_WORDS, quoted
 from trio_vmcp._request_note import note_via, note_written
 from trio_vmcp.connector import OutgoingAuth
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendRejected
@@ -37,7 +38,6 @@ from trio_vmcp.models import Backend
 __all__ = ["Headers", "HttpExchange", "HttpLink"]
 
 MOST_REDIRECTS = 3
-MOST_SIGNATURES = 100  # credentials of `auth` that are looked for in texts of the backend
 # s and chunks that a body of no use may take to end, so that its connection can be used again.
 DRAIN_TIMEOUT, MOST_DRAINED = 0.1, 16
 LEAST_PATIENCE = 0.001  # s; less is none
@@ -109,6 +109,7 @@ class HttpLink:
     """Sends the requests of one session to one backend.
 
     Attributes:
+        given: Takes secrets out of what the backend says.
         via: Follows what an error says of an answer, or of none; names the proxy; empty: there is none.
     """
 
@@ -119,18 +120,16 @@ class HttpLink:
     _max_message_bytes: int = attrs.field(alias="max_message_bytes")
     _renewals: Renewals | None = attrs.field(alias="renewals", default=None, repr=False)
     via: str = attrs.field(default="", init=False)
-    _url: httpx.URL = attrs.field(init=False, repr=False)  # of the backend, without userinfo
-    _target: httpx.URL = attrs.field(init=False, repr=False)  # where a 308 says that it is for good; else the same
+    # The url of the backend, without userinfo, or where a 308 says that it is for good.
+    _target: httpx.URL = attrs.field(init=False, repr=False)
     _constant: Headers = attrs.field(init=False, repr=False)
     _cookies: BackendCookies = attrs.field(init=False)
+    given: GivenSecrets = attrs.field(init=False, repr=False)
     _credentials: Credentials[HttpReply, RequestBody] | None = attrs.field(default=None, init=False, repr=False)
     _heads: dict[str, tuple[Origin, bytes]] = attrs.field(
         factory=dict, init=False, repr=False
     )  # by verb, for `_target`
     _last_headers: tuple[Headers, bytes] = attrs.field(factory=lambda: ([], b""), init=False, repr=False)
-    # The newest credentials that `auth` has put into requests: a backend may repeat them in a stream that does not tell
-    # which request it is about.
-    _signatures: dict[tuple[bytes, bytes], None] = attrs.field(factory=dict, init=False, repr=False)
     # Replies that are not closed yet; None: there are none.
     _open: set[HttpReply] | None = attrs.field(default=None, init=False, repr=False)
     _patience: float = attrs.field(default=DRAIN_TIMEOUT, init=False)  # s, for the end of the next such body
@@ -138,8 +137,7 @@ class HttpLink:
 
     def __attrs_post_init__(self) -> None:
         url = http_url(self.backend.url)
-        self._url = url.copy_with(userinfo=b"", fragment=None) if url.userinfo or url.fragment else url
-        self._target = self._url
+        self._target = url.copy_with(userinfo=b"", fragment=None) if url.userinfo or url.fragment else url
         if isinstance(self.transport, Http11Transport) and (proxy := self.transport.proxy_of(origin_of(url))):
             self.via = f", through {proxy.name}"
         self._constant = [(b"Host", host_header(url)), (b"Accept-Encoding", b"identity")]
@@ -152,6 +150,7 @@ class HttpLink:
         if url.userinfo and b"authorization" not in named:
             userinfo = unquote(url.userinfo.decode()).encode()
             self._constant.append((b"Authorization", b"Basic " + base64.b64encode(userinfo)))
+        self.given = GivenSecrets(self._constant, self._cookies, self._target)
         if self._auth is not None:
             renewals = WeakValueDictionary() if self._renewals is None else self._renewals
             self._credentials = Credentials(
@@ -223,6 +222,7 @@ class HttpLink:
             is_permanent = is_permanent and reply.status == _PERMANENT
             if is_permanent:
                 self._target, self._heads = url, {}
+                self.given.target = url
         raise BackendProtocolError(self.backend.id, f"redirects more than {MOST_REDIRECTS} times")
 
     def open_ahead(self, count: int, nursery: trio.Nursery, *, and_stream: bool) -> None:
@@ -241,7 +241,7 @@ class HttpLink:
         """What a response says that is no MCP, such as the login page of a gateway, to end an error text; empty:
         nothing.
         """
-        return quoted(self.words(reply, await self.read_beginning(reply)))
+        return quoted(self.given.words(reply, await self.read_beginning(reply)))
 
     async def read_beginning(self, reply: HttpReply, *, patience: float = REFUSAL_PATIENCE) -> bytes | bytearray:
         """The beginning of a body that only explains something: `MOST_REFUSAL_BYTES` or a little more, or what comes
@@ -257,52 +257,18 @@ class HttpLink:
     def refusal(self, reply: HttpReply, data: bytes | bytearray) -> Refusal:
         """The outcome in an HTTP error whose body, `data`, holds no JSON-RPC error."""
         text = data.decode(errors="replace")
-        asked, challenge = self.challenge(reply)
+        asked, challenge = self.given.challenge(reply)
         return Refusal(
             reply.status,
             asked,
             names_session="session" in text.lower(),
             tells_session_lost=in_words_of_a_lost_session(text),
             retry_after=reply.retry_after,
-            words=self.words(reply, data),
+            words=self.given.words(reply, data),
             via=self.via,
-            is_signed=self.is_signed(reply),
+            is_signed=self.given.is_signed(reply),
             challenge=challenge,
         )
-
-    def challenge(self, reply: HttpReply) -> tuple[str | None, str | None]:
-        """The header `WWW-Authenticate` as received, and without secrets; None: absent."""
-        value = reply.header("www-authenticate")
-        return value, None if value is None else self.blot(value, reply.sent)
-
-    def words(self, reply: HttpReply, data: bytes | bytearray) -> str:
-        """What a response says in its body, `data`: short, and without secrets."""
-        return words_in(data, reply.media_type, self._secrets(reply.sent))
-
-    def blot(self, text: str, sent: Headers) -> str:
-        """A text of the backend without what a request with these headers, beside the usual ones, held of secrets, and
-        without the credentials of other requests.
-        """
-        return blotted(text, self._secrets(sent))
-
-    def _secrets(self, sent: Headers) -> dict[str, str]:
-        everything = [*self._signatures, *self._cookies.headers(self._target), *sent]
-        return secrets_of(self._sent(everything), self._queries)
-
-    def is_signed(self, reply: HttpReply) -> bool:
-        """The request carried what may be credentials."""
-        return bool(self._queries or self._cookies.own) or any(
-            is_credential(name) for name, _ in self._sent(reply.sent)
-        )
-
-    @property
-    def _queries(self) -> str:
-        """What may be secret in the addresses of requests."""
-        return "&".join(url.query.decode() for url in dict.fromkeys((self._url, self._target)) if url.query)
-
-    def _sent(self, sent: Headers) -> list[tuple[str, str]]:
-        """The headers of a request, with names in lower case."""
-        return [(name.decode().lower(), value.decode("latin-1")) for name, value in (*self._constant, *sent)]
 
     async def drain(self, reply: HttpReply) -> None:
         """Read a body that is of no use to its end, so that the connection can be used again. A late end costs its own
@@ -389,7 +355,7 @@ class HttpLink:
         try:
             target = within_origin(url, location)
             shown = shown_origin(url.join(location)) if target is None else _without_query(target)
-            return self.blot(shown, sent)[:MOST_WORDS]
+            return self.given.blot(shown, sent)[:MOST_WORDS]
         except (httpx.InvalidURL, ValueError):
             return "<unreadable url>"
 
@@ -406,7 +372,7 @@ class HttpLink:
         return self._reply(response, reply.body, reply.sent), response
 
     async def _send(self, request: httpx.Request, body: RequestBody) -> tuple[HttpReply, httpx.Response]:
-        self._note_signatures(request.headers.raw)
+        self.given.note_sent(request.headers.raw)
         try:
             response = await self.transport.handle_async_request(request)
         except Exception as exc:  # noqa: BLE001  # a user's transport may raise anything
@@ -415,13 +381,6 @@ class HttpLink:
         reply = self._reply(response, body, request.headers.raw)
         self._cookies.keep(request.url, reply.headers)
         return reply, response
-
-    def _note_signatures(self, headers: Headers) -> None:
-        for pair in headers:
-            if pair not in self._signatures and pair not in self._constant and is_credential(pair[0].decode().lower()):
-                self._signatures[pair] = None
-        while len(self._signatures) > MOST_SIGNATURES:
-            del self._signatures[next(iter(self._signatures))]
 
     def _reply(self, response: httpx.Response, body: Body, sent: Headers) -> HttpReply:
         headers = [(name.lower(), value) for name, value in response.headers.raw]
