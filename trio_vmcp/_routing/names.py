@@ -361,7 +361,7 @@ class Names:
         names = new.names.keys()
         if self._claims[backend_id].names or new.doubles or new.belong_to:
             return None
-        if not names.isdisjoint(self.routes) or not names.isdisjoint(self._contested):
+        if not names.isdisjoint(self.routes.keys()) or not names.isdisjoint(self._contested.keys()):
             return None
         self._claims[backend_id] = new
         self.routes |= dict.fromkeys(names, backend_id)
