@@ -202,29 +202,16 @@ class Attempt:
         current_note.set(note)  # in this task's own context
         retry_after: float | None = None
         is_of_endpoint = False
-        client, resume = None, self._member.resume
+        client = None
         try:
             with self._connecting:
                 await trio.lowlevel.checkpoint_if_cancelled()  # a removal may come before this task has begun
-                try:
-                    opened = await self._open(resume, nursery)
-                except BackendError:
-                    if resume is None or not note.session_lost:
-                        raise
-                    # What was stored is gone: "start a new session by sending a new InitializeRequest".
-                    opened = await self._open(None, nursery)
-                client, listing = opened.client, opened.listing
+                opened = await self._resume_or_open(note, nursery)
+                client = opened.client
                 await opened.log_level.wait_told()
-                if self._member.may_join(
-                    self._session.life
-                ):  # False: cancelled, but ready before the cancel took effect
-                    known = self._member.listing
-                    new: tuple[Kind, ...] = tuple(
-                        kind for kind in KINDS if listing is not None and listing.differs(known, kind)
-                    )
-                    self.connection = Connection(client, new, opened.refresher, note.is_reported, opened.log_level)
-                    has_failures = listing is not None and (listing.failures or (known is not None and known.failures))
-                    self._member.join(self.connection, listing if new or has_failures else None)
+                # False: cancelled, but ready before the cancel took effect.
+                if self._member.may_join(self._session.life):
+                    self._join(opened, note)
                     opened.log_level.start(nursery, self._member.identity)  # it may be another one by now
                     return
         except BackendError as error:
@@ -241,6 +228,25 @@ class Attempt:
             if client is not None and self.connection is None:  # connected, but not listed
                 self._discard(client, nursery)
         self._fail(*why, retry_after, is_of_endpoint=is_of_endpoint)
+
+    async def _resume_or_open(self, note: RequestNote, nursery: trio.Nursery) -> _Opened:
+        """Go on with the stored backend session, or begin a new one."""
+        resume = self._member.resume
+        try:
+            return await self._open(resume, nursery)
+        except BackendError:
+            if resume is None or not note.session_lost:
+                raise
+        # What was stored is gone: "start a new session by sending a new InitializeRequest" (2025-11-25, transports).
+        return await self._open(None, nursery)
+
+    def _join(self, opened: _Opened, note: RequestNote) -> None:
+        """From now on calls go through this connection."""
+        listing, known = opened.listing, self._member.listing
+        new: tuple[Kind, ...] = tuple(kind for kind in KINDS if listing is not None and listing.differs(known, kind))
+        self.connection = Connection(opened.client, new, opened.refresher, note.is_reported, opened.log_level)
+        has_failures = listing is not None and (listing.failures or (known is not None and known.failures))
+        self._member.join(self.connection, listing if new or has_failures else None)
 
     async def _open(self, resume: BackendRecord | None, nursery: trio.Nursery) -> _Opened:
         """Connect, and list what is not known. If older lists are known, calls may begin at once, and the lists are
