@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from trio_vmcp import LocalStorage, open_session_factory
+from trio_vmcp.storage.redis import open_redis_storage
 from trio_vmcp.testing import ScriptedBackend, open_loopback, open_memory_network
 
 
@@ -26,6 +27,11 @@ async def _open_loopback() -> None:
         raise AssertionError("it opened")
 
 
+async def _open_redis() -> None:
+    async with open_redis_storage("redis://127.0.0.1:1"):
+        raise AssertionError("it opened")
+
+
 async def _load() -> None:
     await LocalStorage().load("x")
 
@@ -34,7 +40,7 @@ async def _close() -> None:
     await LocalStorage().aclose()
 
 
-@pytest.mark.parametrize("main", [_open_factory, _open_network, _open_loopback, _load, _close])
+@pytest.mark.parametrize("main", [_open_factory, _open_network, _open_loopback, _open_redis, _load, _close])
 def test_asyncio_is_told_from_trio(main: Callable[[], Awaitable[None]]) -> None:
     """One sentence names Trio and the two ways to run it, and nothing was started."""
 

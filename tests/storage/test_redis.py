@@ -316,6 +316,17 @@ async def test_a_wrong_password_is_not_shown(tmp_path: Path, caplog: pytest.LogC
     assert "canary" not in shown + caplog.text
 
 
+@pytest.mark.parametrize(
+    ("password", "kind"), [("", "AuthenticationRequiredError"), (":other@", "AuthenticationFailureError")]
+)
+async def test_the_kind_of_a_refusal_is_told(password: str, kind: str, tmp_path: Path) -> None:
+    """Not the first word of what is left of the server's text."""
+    with serve_redis(tmp_path, "--requirepass", "right") as redis:
+        async with open_redis_storage(f"unix://{password}{redis.socket}") as storage:
+            with pytest.raises(StorageError, match=f"failed to load the session: {kind}$"):
+                await storage.load("x")
+
+
 # Notices.
 
 

@@ -234,10 +234,12 @@ def _leaves_connection_sound(error: Exception) -> bool:
 
 
 def _describe(error: Exception) -> str:
-    """The kind of an error. Its text is left out, unless it is the code of a server's error, such as OOM."""
+    """The kind of an error. Its text is left out, unless it is the code of a server's error, such as OOM. Where
+    coredis has a class for a code, it has cut that from the text.
+    """
     if isinstance(error, MovedError):
         return "the server is part of a cluster (cluster=True)"
-    if isinstance(error, ResponseError):
+    if type(error) is ResponseError:
         code = str(error).partition(" ")[0]
         if code.isascii() and code.isalpha() and code.isupper():
             return code

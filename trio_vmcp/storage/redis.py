@@ -100,6 +100,7 @@ def open_redis_storage(
 async def _open(
     clients_for: Callable[[trio.Nursery], RedisClients], ttl: float, key_prefix: str
 ) -> AsyncIterator[NotifyingStorage]:
+    require_trio()
     body_error: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
