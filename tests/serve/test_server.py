@@ -7,6 +7,7 @@ import json
 import logging
 import socket
 import ssl
+import struct
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -210,6 +211,27 @@ async def test_the_end_is_bounded(tool: str, monkeypatch: pytest.MonkeyPatch) ->
             scope.cancel()
             await ended.wait()
             assert 0.1 <= trio.current_time() - began_at < 0.6
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_requests_that_a_client_has_left_behind(how: str, nursery: trio.Nursery) -> None:
+    """Requests may be sent ahead of the responses. Once the client is gone, the rest of them is not carried out."""
+    async with open_manager(echo_backend()) as manager:
+        url = await nursery.start(partial(serve, manager, port=0))
+        request = encode(url, "POST", JSON_TYPE, json.dumps(INITIALIZE).encode())
+        stream = await connect(url)
+        await stream.send_all(request * 60)
+        assert b"HTTP/1.1 200" in await stream.receive_some(100)
+        if how == "reset":
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        stream.socket.close()
+        created = -1
+        while created != manager.statistics.created or manager.statistics.opening:
+            created = manager.statistics.created
+            await trio.sleep(0.05)
+        assert created < 30
+        assert 200 == (await post(url, INITIALIZE)).status
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_connection_that_crashes_hypercorn(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,8 +1,12 @@
-"""One connection of a client, by hypercorn's protocols, without two costs of theirs that are half of a request's.
+"""One connection of a client, by hypercorn's protocols, without two costs of theirs that are half of a request's, and
+without requests that a client has left behind.
 
 hypercorn (0.18, `trio/tcp_server.py`) writes a response in three pieces: head, body, and nothing; each takes the lock
 and a system call, and the client may wake twice. And it starts a task after each request, which ends the connection
 when it stays idle. Here head and body are written together, and idleness is a deadline.
+
+A client may send requests ahead of the responses (RFC 9112 §9.3.2). hypercorn has the application answer them one after
+another, also once the client is gone: each `initialize` among them would leave a session.
 """
 
 from __future__ import annotations
@@ -55,15 +59,22 @@ class Connection(TCPServer):
     """Await it to serve the connection to its end."""
 
     def __init__(self, app: Any, config: Config, context: WorkerContext, stream: Any) -> None:
-        super().__init__(app, config, context, ConnectionState({}), stream)
+        super().__init__(self._answer, config, context, ConnectionState({}), stream)
+        self._application = app
+        self._is_gone = False  # the client, as far as a write has shown
         self._head = b""  # of a response whose body comes next
         self.idle_task: Any = _IdleLimit(config.keep_alive_timeout, context)
 
     def end_if_idle(self) -> None:
         self.idle_task.end_if_idle()
 
+    async def _answer(self, scope: Any, receive: Any, send: Any, sync_spawn: Any, call_soon: Any) -> None:
+        if not self._is_gone:
+            await self._application(scope, receive, send, sync_spawn, call_soon)
+
     async def protocol_send(self, event: Event) -> None:
         if not isinstance(event, RawData):
+            self._is_gone |= isinstance(event, Closed)
             await super().protocol_send(event)
         elif _announces_body(event.data):
             self._head = event.data
@@ -76,8 +87,15 @@ class Connection(TCPServer):
                 await self._write(event.data)
 
     async def _write(self, data: bytes) -> None:
-        if data:
-            await super().protocol_send(RawData(data))
+        if not data or self._is_gone:
+            return
+        async with self.send_lock:
+            try:
+                with trio.CancelScope(shield=True):
+                    await self.stream.send_all(data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self._is_gone = True
+                await self.protocol.handle(Closed())
 
     async def _read_data(self) -> None:
         with self.idle_task.reading as reading:
