@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from trio_vmcp import (
     JSON,
@@ -300,6 +301,8 @@ async def test_a_lost_session_is_not_resumed() -> None:
     assert lost is not None
     member.replace_connection(lost, BackendUnavailable("b", "no longer knows the session"))
     assert isinstance(member.state, Replacing)
+    cause = BackendFailure("b", FailureReason.REJECTED, "no longer knows the session", 0.0)
+    assert cause == member.state.cause
     assert lost.retired.is_set()
     assert lost.terminate
     assert member.stored is not None
@@ -310,6 +313,19 @@ async def test_a_lost_session_is_not_resumed() -> None:
     member.note_connection_ended(joined, "was closed")
     assert isinstance(member.state, Away)
     assert joined.client.record == member.resume
+
+
+async def test_the_latest_use_outlives_its_connection(autojump_clock: MockClock) -> None:
+    """A backend is in use from the moment at which it joins; the time of the last call is kept when its connection is
+    closed.
+    """
+    member, joined = member_in(Connecting), connection()
+    await trio.sleep(3)
+    member.join(joined, None)
+    assert 3.0 == member.used_at
+    joined.used_at = 7.0
+    member.discard_attempt(trio.CancelScope(), joined)
+    assert 7.0 == member.used_at
 
 
 async def test_an_old_connection_changes_no_state() -> None:
