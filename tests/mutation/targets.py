@@ -211,10 +211,6 @@ EQUIVALENT: Mapping[str, str] = {
     "Breaker: False becomes True in `_on_trial: bool = attrs.field(default=False, init=False)`": (
         "Not read before the circuit opens, which sets it."
     ),
-    "_note_error: ignore `isinstance(member.state, Ready)` in `if opened and isinstance(member.state, Ready):`": (
-        "For the type checker. A member with a connection and a closed circuit is Ready: Failing begins when the "
-        "circuit opens, and `note_answer` and `join` end it when the circuit closes."
-    ),
     "Calls: 0.0 becomes 1.0 in `last_call_at: float = attrs.field(default=0.0, init=False)`": (
         "Set when the opening ends, and not read before."
     ),
@@ -231,6 +227,8 @@ EQUIVALENT: Mapping[str, str] = {
     "is not None and self._is_retried(member):`": (
         "For the type checker: a member without its `Backend` is Unconfigured, and may not join."
     ),
+    "Member.join: ignore `self.backend is not None` in `if self.stored is not None and self.backend is not None:  "
+    "# else it is the first connection ever`": "For the type checker: as above.",
     "Membership._on_transition: ignore `member.backend is not None` in `elif isinstance(state, Waking) and "
     "member.backend is not None:`": "For the type checker: as above.",
     "Configuration.set: 1 becomes 2 in `self.generation += 1`": "Generations are compared, and not counted.",

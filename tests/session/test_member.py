@@ -328,6 +328,19 @@ async def test_the_latest_use_outlives_its_connection(autojump_clock: MockClock)
     assert 7.0 == member.used_at
 
 
+async def test_a_client_whose_record_cannot_be_read_joins() -> None:
+    """One of the user's own may raise from it. It goes on from nothing that is stored."""
+    member, joined = member_in(Ready), connection()
+    assert member.connection is not None
+    member.note_connection_ended(member.connection, "was closed")
+    member.start_retrying()
+    assert member.stored is not None
+    del joined.client.record
+    member.join(joined, None)
+    assert isinstance(member.state, Ready)
+    assert member.record is None
+
+
 async def test_an_old_connection_changes_no_state() -> None:
     """Only the connection that takes calls can lose its session or end; those before it are on their way out."""
     member = member_in(Ready)
