@@ -387,6 +387,16 @@ def test_a_bad_file(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert ("", 1) == (captured.out, len(captured.err.splitlines()))
 
 
+def test_a_stdin_that_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line and status 2: another file of the program may have its number by now."""
+    monkeypatch.setattr(sys, "stdin", None)
+    assert 2 == main(["serve", "--stdio", "--config", config_of(tmp_path, {})])
+    captured = capsys.readouterr()
+    assert ("", "trio-vmcp: --stdio needs stdin, which is closed\n") == (captured.out, captured.err)
+
+
 def test_what_options_ask_for(tmp_path: Path) -> None:
     """Keys come from the file or else from the environment; sessions outlive the process with --redis alone."""
     (tmp_path / "keys").write_text(f"{KEY}\n\n{KEY[::-1]}x\n")

@@ -56,6 +56,15 @@ async def test_much_is_written_whole(pipe: tuple[int, int], nursery: trio.Nurser
     await wait_threads_ended()
 
 
+async def test_an_input_that_cannot_be_read() -> None:
+    """A directory, say. The server ends as at the end of the stream."""
+    directory = os.open("/", os.O_RDONLY)
+    with pytest.raises(trio.BrokenResourceError):
+        await _Input(directory).receive_some()
+    os.close(directory)
+    await wait_threads_ended()
+
+
 async def test_a_read_is_given_up_when_it_is_cancelled(pipe: tuple[int, int]) -> None:
     """A signal must not wait for the client's next line."""
     reader, writer = pipe

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
@@ -61,6 +62,8 @@ def prepare(options: ServeOptions, environment: Mapping[str, str]) -> Setup:
     Raises:
         InputError: Something that the options name cannot be used.
     """
+    if options.stdio and sys.stdin is None:  # another file may have its number
+        raise _misused("--stdio needs stdin, which is closed")
     keys = _find_keys(options, environment)
     if options.redis and options.has_authenticator and not keys:
         raise _misused(

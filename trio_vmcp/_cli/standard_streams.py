@@ -24,7 +24,10 @@ class _Input(trio.abc.ReceiveStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         # A read that is abandoned goes on until the process ends.
-        return await trio.to_thread.run_sync(os.read, self._file, max_bytes or CHUNK, abandon_on_cancel=True)
+        try:
+            return await trio.to_thread.run_sync(os.read, self._file, max_bytes or CHUNK, abandon_on_cancel=True)
+        except OSError as error:
+            raise trio.BrokenResourceError("the client cannot be read") from error
 
     async def aclose(self) -> None:
         await trio.lowlevel.checkpoint()
