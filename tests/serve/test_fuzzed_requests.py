@@ -94,7 +94,7 @@ DEFECTS: dict[str, Defect] = {
         "progress_of",
         lambda original: lambda exchange, params: {}[params["_meta"]["progressToken"]],
         [begin(), call("a_echo")],
-        "the application raised",
+        "a request has crashed",
     ),
     "one session for all principals": (
         Stateless,
