@@ -141,9 +141,11 @@ class Load:
         """`rate` calls a second, however long each takes, until cancelled."""
         choices = random.Random(1)
         async with trio.open_nursery() as calls:
+            at = trio.current_time()
             while True:
                 calls.start_soon(self.call, choices.choice(list(self.sessions)))
-                await trio.sleep(1 / rate)
+                at += 1 / rate
+                await trio.sleep_until(at)
 
 
 async def measure(
