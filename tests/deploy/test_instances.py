@@ -21,6 +21,7 @@ BACKENDS = 2
 WORKERS = 4
 MOST_ALIVE = 50  # sessions: below the cap of one identity, `ManagerSettings.max_sessions_per_identity`, which is a 503
 USERS = ("alice", "bob", "carol")
+REPORT_EVERY = 10  # kills
 OPENING_BOUND = 15.0  # s; the settings allow more, and an opening takes some ms
 
 
@@ -33,6 +34,12 @@ class Acknowledged:
     calls: int = 0
     slowest: float = 0.0  # s, of a call
     judged: Counter[str] = attrs.field(factory=Counter)
+
+    def told(self) -> str:
+        return (
+            f"{len(self.alive)} sessions alive, {len(self.terminated)} terminated; {self.calls} calls, "
+            f"the slowest {self.slowest:.1f} s; judged: {dict(self.judged)}"
+        )
 
     def stranger(self, user: str) -> str:
         return USERS[(USERS.index(user) + 1) % len(USERS)]
@@ -53,9 +60,9 @@ class World:
     async def work(self) -> None:
         """Make, use and end sessions, on any instance that is up, until the load is over."""
         while not self.is_over:
+            await trio.sleep(self.choices.uniform(0, 0.02))  # leaves a core to the process that starts
             instance = self.some_instance()
             if instance is None:
-                await trio.sleep(0.01)  # another process starts meanwhile
                 continue
             what = self.choices.random()
             if not self.told.alive or (what < 0.2 and len(self.told.alive) < MOST_ALIVE):
@@ -130,21 +137,19 @@ async def test_instances_are_killed_under_load(points: int, tmp_path: Path, caps
         async with trio.open_nursery() as load:
             for _ in range(WORKERS):
                 load.start_soon(world.work)
-            for _ in range(points):
+            for number in range(points):
                 victim, other = world.choices.sample(list(world.instances), 2)
                 await trio.sleep(world.choices.uniform(0, 0.1))
                 await victim.kill()
                 await world.check_all_on(other)
                 await victim.start(world.nursery)
+                if number % REPORT_EVERY == REPORT_EVERY - 1:
+                    with capsys.disabled():
+                        print(f"\n{number + 1} kills: {world.told.told()}")  # noqa: T201  # the figures of a long run
             world.is_over = True
         for instance in world.instances:
             await world.check_all_on(instance)
     told = world.told
-    with capsys.disabled():
-        print(  # noqa: T201  # the figures of the run
-            f"\n{points} kills; {len(told.alive)} sessions alive, {len(told.terminated)} terminated; "
-            f"{told.calls} calls, the slowest {told.slowest:.1f} s; judged: {dict(told.judged)}"
-        )
     assert len(told.alive) > 3
     assert len(told.terminated) > 3
     assert min(told.judged[what] for what in ("alive", "refused to a stranger", "terminated")) > points
