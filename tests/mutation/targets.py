@@ -112,7 +112,8 @@ TARGETS: Mapping[str, Target] = {
             "note_answer",
         ),
     ),
-    "trio_vmcp._session.connection": Target(_SESSION_TESTS),
+    # The roots of a client change in sessions of the front.
+    "trio_vmcp._session.connection": Target((*_SESSION_TESTS, "serve/test_questions", "serve/test_return")),
     "trio_vmcp._session.reconnects": Target(
         _session(
             *("recovery", "idle_recovery", "coming_back", "two_principals", "breaker", "starting", "opening"),
