@@ -6,6 +6,7 @@ import io
 import json
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -344,22 +345,12 @@ def test_bad_arguments(words: list[str], told: str, tmp_path: Path, capsys: pyte
         ("jwt", JWT, "JwtAuthenticator needs PyJWT and cryptography: pip install 'trio-vmcp[serve]'"),
     ],
 )
-def test_an_extra_that_is_not_installed(
-    package: str,
-    words: list[str],
-    told: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Status 2, and one line that says what to install."""
-    fresh = ("trio_vmcp.serve", "trio_vmcp._cli.serve", "trio_vmcp._cli.backend_lines", package)
-    for name in [name for name in sys.modules if name.startswith(fresh)]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, package, None)
-    assert 2 == main(["serve", "--config", config_of(tmp_path), *words])
-    captured = capsys.readouterr()
-    assert ("", f"trio-vmcp: {told}\n") == (captured.out, captured.err)
+def test_an_extra_that_is_not_installed(package: str, words: list[str], told: str, tmp_path: Path) -> None:
+    """Status 2, and one line that says what to install. In a process of its own, which has loaded neither."""
+    program = f"import sys; sys.modules[{package!r}] = None; from trio_vmcp.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "serve", "--config", config_of(tmp_path), *words]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert (2, "", f"trio-vmcp: {told}\n") == (ended.returncode, ended.stdout, ended.stderr)
 
 
 @pytest.mark.parametrize("key", ["", KEY[1:], f"{KEY}\nshort"])
