@@ -30,6 +30,6 @@ def _to_its_end(test: Test) -> Test:
         try:
             await test(*args, **kwargs)
         except trio.Cancelled as cancelled:  # noqa: ASYNC103  # stray: no scope waits for it
-            raise AssertionError("the test was cancelled before its end") from cancelled
+            raise AssertionError("the test was cancelled before its end") from cancelled  # noqa: ASYNC104  # likewise
 
     return whole
