@@ -223,12 +223,13 @@ class DefaultSessionManager(SessionManager):
             SessionNotFound: Unknown, ended, or another's: after the same operation of the storage in each case.
             StorageError: It is not known here, or is another's.
         """
+        asked_at = trio.current_time()
         self._require_open()
         known = self._registry.find(session_id)
         if known is not None and known.is_for(caller):
             return known
         with self._failures.logged("found"):
-            row = await self._factory.load_row(session_id, caller)
+            row = await self._factory.load_row(session_id, caller, asked_at)
         if known is not None:
             raise SessionNotFound(session_id)
         self._require_open()
@@ -281,7 +282,7 @@ class DefaultSessionManager(SessionManager):
     ) -> None:
         if row is None:
             with self._failures.logged("found"):
-                row = await self._factory.load_row(known.session_id, known.identity)
+                row = await self._factory.load_row(known.session_id, known.identity, trio.current_time())
         handlers = handlers(row.metadata.attributes) if callable(handlers) else handlers
         passed = await self._configuration.ask(known.identity)
         old, records = known.backends, row.metadata.backends

@@ -8,7 +8,7 @@ import re
 import secrets
 import ssl
 from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from typing import Protocol, get_args
 
 import attrs
@@ -224,7 +224,7 @@ class DefaultSessionFactory(SessionFactory):
         require_valid(session_id)
         self._require_open()
         reporter = self._new_reporter(session_id)
-        row = await self._load_for(session_id, identity, reporter)
+        row = await self._load_for(session_id, identity, reporter, trio.current_time())
         _, session = await self._restore(row, configured, identity, handlers, prefer_era, reporter)
         return session
 
@@ -321,14 +321,17 @@ class DefaultSessionFactory(SessionFactory):
         owners = (owner for owner in self._live.values() if owner is not None)
         return next((owner for owner in owners if session_tag(owner.id) == tag), None)
 
-    async def load_row(self, session_id: str, identity: Identity | None) -> SessionRow:
+    async def load_row(self, session_id: str, identity: Identity | None, asked_at: float) -> SessionRow:
         """The row of a session of this identity.
+
+        Args:
+            asked_at: By Trio's clock; a refusal takes a whole number of `REFUSAL_STEP` from then on.
 
         Raises:
             SessionNotFound: There is none, or it is another's: at the same cost.
             StorageError: Away, too slow, or not to be read.
         """
-        return await self._load_for(session_id, identity, self._new_reporter(session_id))
+        return await self._load_for(session_id, identity, self._new_reporter(session_id), asked_at)
 
     async def restore_owned(
         self,
@@ -509,26 +512,26 @@ class DefaultSessionFactory(SessionFactory):
             return
         raise SessionExists(session_id)
 
-    async def _load_for(self, session_id: str, identity: Identity | None, reporter: SessionReporter) -> SessionRow:
-        began_at = trio.current_time()
-        try:
+    async def _load_for(
+        self, session_id: str, identity: Identity | None, reporter: SessionReporter, asked_at: float
+    ) -> SessionRow:
+        with suppress(SessionNotFound):
             row = await load_row(session_id, self._bounded_storage(reporter))
-        except SessionNotFound:
-            await _wait_to_refuse(began_at)  # noqa: ASYNC120  # a Cancelled wins
-            raise
-        if not is_bound_to(row.metadata.identity_binding, identity, self._keys):
-            await _wait_to_refuse(began_at)
-            raise SessionNotFound(session_id)
-        row.metadata = attrs.evolve(row.metadata, identity_binding=bind(identity, self._keys))  # by today's first key
-        return row
+            if is_bound_to(row.metadata.identity_binding, identity, self._keys):
+                binding = bind(identity, self._keys)  # by today's first key
+                row.metadata = attrs.evolve(row.metadata, identity_binding=binding)
+                return row
+        refusal = SessionNotFound(session_id)  # made here: behind the wait, a few us tell one reason from another
+        await _wait_to_refuse(asked_at)
+        raise refusal
 
 
-async def _wait_to_refuse(began_at: float) -> None:
-    """Let a whole number of `REFUSAL_STEP` pass since `began_at`, one at least. A row takes longer to read than no row,
+async def _wait_to_refuse(asked_at: float) -> None:
+    """Let a whole number of `REFUSAL_STEP` pass since `asked_at`, one at least. A row takes longer to read than no row,
     the longer the larger it is, and the time of the answer would tell which ids exist.
     """
-    steps = 1 + (trio.current_time() - began_at) // REFUSAL_STEP
-    refused_at = began_at + steps * REFUSAL_STEP
+    steps = 1 + (trio.current_time() - asked_at) // REFUSAL_STEP
+    refused_at = asked_at + steps * REFUSAL_STEP
     # The kernel wakes a process a whole number of ms later (epoll_wait), so the fraction would still be told.
     await trio.sleep_until(refused_at - WAKING)
     while (now := trio.current_time()) < refused_at:
