@@ -281,7 +281,7 @@ def mutation(session: nox.Session) -> None:
 
     `-- --module TEXT` and `-- --only TEXT` run a part; CI runs 60 mutants of admission and close, others every day.
     """
-    session.install(str(wheel(session)), *group("test"))
+    session.install(f"{wheel(session)}[{EXTRAS}]", *group("test"))
     env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": "tests"}
     session.run("python", "-m", "pytest", "--installed-only", "tests/mutation", env=env)
     session.run("python", "-m", "mutation", *(("--core", "--sample=60") if CI else ()), *session.posargs, env=env)
