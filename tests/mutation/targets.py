@@ -113,7 +113,9 @@ TARGETS: Mapping[str, Target] = {
         ),
     ),
     # The roots of a client change in sessions of the front.
-    "trio_vmcp._session.connection": Target((*_SESSION_TESTS, "serve/test_questions", "serve/test_return")),
+    "trio_vmcp._session.connection": Target(
+        (*_SESSION_TESTS, "serve/test_questions", "serve/test_return", "manager/test_renewed_tokens")
+    ),
     "trio_vmcp._session.reconnects": Target(
         _session(
             *("recovery", "idle_recovery", "coming_back", "two_principals", "breaker", "starting", "opening"),
@@ -123,7 +125,9 @@ TARGETS: Mapping[str, Target] = {
     "trio_vmcp._session.breaker": Target(_BREAKER_TESTS),
     "trio_vmcp._session.trial": Target(_BREAKER_TESTS),
     "trio_vmcp._session.stopping": Target(_session("stop_after")),
-    "trio_vmcp._session.calls": Target((*_SESSION_TESTS, *_client("subscriptions", "questions"))),
+    "trio_vmcp._session.calls": Target(
+        (*_SESSION_TESTS, *_client("subscriptions", "questions"), "serve/test_questions")
+    ),
     "trio_vmcp._session.row": Target(_ROW_TESTS),
     "trio_vmcp._session.stored_row": Target(_ROW_TESTS),
     "trio_vmcp._session.use_marks": Target(_session("use_marks", "two_instances", "row", "restore", "closing")),
@@ -206,9 +210,6 @@ CORE = ("trio_vmcp._session.admission", "trio_vmcp._session.owner")
 # Mutants that behave as the original does, or no worse, with the reason. An entry whose mutant is killed or does not
 # exist is an error.
 EQUIVALENT: Mapping[str, str] = {
-    "close_connection: delete `connection.retire()`": (
-        "A close only takes a little longer: what ends by itself meanwhile is cancelled afterwards."
-    ),
     "Breaker: False becomes True in `_on_trial: bool = attrs.field(default=False, init=False)`": (
         "Not read before the circuit opens, which sets it."
     ),
