@@ -228,7 +228,7 @@ async def test_requests_that_a_client_has_left_behind(how: str, nursery: trio.Nu
         created = -1
         while created != manager.statistics.created or manager.statistics.opening:
             created = manager.statistics.created
-            await trio.sleep(0.05)
+            await trio.sleep(0.05)  # a real socket, and no event tells that a server will open no further session
         assert created < 30
         assert 200 == (await post(url, INITIALIZE)).status
         nursery.cancel_scope.cancel()
