@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.strategies import BACKEND_IDS, OWN_NAMES, resolutions
+from support.untraced import untraced
 
 from trio_vmcp._routing import names
 from trio_vmcp._session import directory as directory_module
@@ -417,9 +418,10 @@ def test_a_changed_description_costs_a_small_part_of_building_all() -> None:
         best = math.inf
         for mark in range(runs):
             changed = {"b0": listing(*(f"tool_{tool}" for tool in range(200)), mark=mark)}
-            begun_at = time.process_time()
-            directory.update(listings | changed)
-            best = min(best, time.process_time() - begun_at)
+            with untraced():
+                begun_at = time.process_time()
+                directory.update(listings | changed)
+                best = min(best, time.process_time() - begun_at)
             assert 10_000 == len(directory.tools)
         return best
 
