@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 from support.harness import ALICE, echo_backend, state_of
@@ -94,6 +95,58 @@ async def test_a_notice_alone_ends_nothing(autojump_clock: MockClock) -> None:
         storage.tell(session.id)
         await trio.sleep(10)
         assert 0 == here.statistics.live
+
+
+class CrashingStorage(TellingStorage):
+    """Raises at one place of the interface of notices."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(60.0)
+        self.place = place
+
+    def notice_tag(self, session_id: str) -> str:
+        self.crash("a tag")
+        return super().notice_tag(session_id)
+
+    @asynccontextmanager
+    async def notices(self) -> AsyncIterator[trio.MemoryReceiveChannel[str]]:
+        self.crash("the beginning")
+        async with super().notices() as receive, trio.open_nursery() as nursery:
+            if self.place == "a task":
+                nursery.start_soon(self.crash_later)
+            if self.place == "the end":
+                receive.close()
+            try:
+                yield receive
+            except trio.ClosedResourceError:
+                raise RuntimeError("secret-7") from None
+            nursery.cancel_scope.cancel()
+
+    async def crash_later(self) -> None:
+        await trio.sleep(1)
+        self.crash("a task")
+
+    def crash(self, place: str) -> None:
+        if self.place == place:
+            raise RuntimeError("secret-7")
+
+
+@pytest.mark.parametrize("place", ["a tag", "the beginning", "a task", "the end"])
+async def test_a_storage_whose_notices_crash(
+    place: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That costs the notices alone: the next check of the row sees what they would have told."""
+    storage = CrashingStorage(place)
+    async with manager_over(storage) as here, manager_over(storage) as there:
+        session = await here.create(identity=ALICE)
+        await trio.sleep(2)
+        await session.call_tool("a_echo")
+        await there.terminate(session.id, caller=ALICE)
+        await trio.sleep(6)
+        assert SessionState.CLOSED is state_of(session)
+        assert 0 == here.statistics.live
+    assert "raises RuntimeError" in caplog.text
+    assert "secret-7" not in caplog.text
 
 
 async def test_over_redis(tmp_path: Path) -> None:

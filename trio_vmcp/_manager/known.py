@@ -103,6 +103,7 @@ class Known:
         log_level: What it wakes with: what its callers had set when it hibernated.
         checked_at: `trio.current_time()` when the storage was last asked whether the session was terminated elsewhere.
         due_at: For the agenda.
+        tag: Its name in notices of the storage; None: the storage gives none.
     """
 
     session_id: str = attrs.field(repr=False)
@@ -116,6 +117,7 @@ class Known:
     generation: int = attrs.field(default=0, kw_only=True)
     checked_at: float = attrs.field(default=-math.inf, init=False)
     due_at: float = attrs.field(default=math.inf, init=False)
+    tag: str | None = attrs.field(default=None, init=False, repr=False)
 
     @property
     def principal(self) -> Principal:

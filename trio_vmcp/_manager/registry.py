@@ -88,15 +88,21 @@ class Registry:
 
     def add(self, known: Known) -> None:
         self._known[known.session_id] = known
-        if self._tag_of is not None:
-            self._by_tag[self._tag_of(known.session_id)] = known
+        if self._tag_of is not None and known.tag is None:
+            try:
+                known.tag = self._tag_of(known.session_id)
+            except Exception as crash:  # noqa: BLE001  # of the user's storage; a hint is not worth a session
+                logger.warning("no notices of the storage are heeded: it raises %s", describe_crash(crash))
+                self._tag_of = None
+        if known.tag is not None:
+            self._by_tag[known.tag] = known
 
     def forget(self, known: Known) -> None:
         """The manager knows it no longer: it has ended, or it is another instance's."""
         if self._known.get(known.session_id) is known:
             del self._known[known.session_id]
-            if self._tag_of is not None:
-                del self._by_tag[self._tag_of(known.session_id)]
+            if known.tag is not None:
+                self._by_tag.pop(known.tag, None)
         if self.shared.get(known.principal) == known.session_id:
             del self.shared[known.principal]
         self._agenda.discard(known)
@@ -204,13 +210,16 @@ class Registry:
 
     async def heed(self, storage: NotifyingStorage) -> None:
         """Look at the row of each live session that another instance has written or deleted, until the storage is
-        closed.
+        closed. One of the user's may raise anything: notices are hints, and rows are looked at without them, too.
         """
-        async with storage.notices() as notices:
-            async for tag in notices:
-                known = self._by_tag.get(tag)
-                if known is not None and isinstance(known.state, Live):
-                    known.state.owner.row.check_soon()
+        try:
+            async with storage.notices() as notices:
+                async for tag in notices:
+                    known = self._by_tag.get(tag)
+                    if known is not None and isinstance(known.state, Live):
+                        known.state.owner.row.check_soon()
+        except* Exception as crash:  # noqa: BLE001  # the sessions must not end with it
+            logger.warning("the notices of the storage have ended: it raises %s", describe_crash(crash))
 
     def _plan(self, known: Known) -> None:
         match known.state:
