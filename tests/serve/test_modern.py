@@ -12,6 +12,7 @@ from support.harness import ALICE, BOB, echo_backend, slow_backend
 from trio.testing import MockClock
 
 from trio_vmcp import JSON, Identity
+from trio_vmcp._protocol.headers import encode_header_value
 from trio_vmcp.serve import ServeSettings
 from trio_vmcp.testing import CallContext
 
@@ -70,6 +71,20 @@ async def test_the_first_rule_that_does_not_hold_answers(
         assert status == reply.status, reply.body
         assert "r" == reply.json["id"]
         assert code == reply.json.get("error", {}).get("code")
+
+
+@pytest.mark.parametrize("uri", [" file:///x ", "\tfile:///x", "file:///\xa0", "file:///\u2028", "=?base64?eA==?="])
+async def test_blanks_of_a_uri_are_part_of_it(uri: str, autojump_clock: MockClock) -> None:
+    """In a header it is encoded; the blanks that may stand around a header are none of the URI's."""
+    backend = echo_backend("modern")
+    backend.add_resource(uri, "the text")
+    async with front_world(backend) as world:
+        named = {"mcp-name": f"  {encode_header_value(uri)} "}
+        reply = await ask(world, "resources/read", {"uri": uri}, headers=named)
+        assert 200 == reply.status, reply.body
+        assert "the text" == reply.json["result"]["contents"][0]["text"]
+        reply = await ask(world, "resources/read", {"uri": uri.strip() + "y"}, headers=named)
+        assert (400, -32020) == (reply.status, reply.json["error"]["code"])
 
 
 @pytest.mark.parametrize("version", ["2026-08-01", "2099-01-01"])

@@ -6,6 +6,7 @@ The checks are in the order of the specification's ladder; the first that fails 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 from functools import partial
 
@@ -35,6 +36,7 @@ __all__ = ["ModernFront"]
 
 _INTEGER = re.compile(r"-?\d+", re.ASCII)
 _NUMBER = re.compile(r"-?\d{1,400}(\.\d{1,400})?([eE][+-]?\d{1,4})?", re.ASCII)
+_BLANKS = " \t"  # that may stand around a value: RFC 9110 §5.6.3
 _SINGLE = ("mcp-protocol-version", "mcp-method", "mcp-name")
 MOST_INDEXED = 64  # sessions, of which the arguments that tools repeat in headers are kept
 
@@ -171,11 +173,11 @@ def check_request(request: HttpRequest, message: Request) -> None:
         if name in request.repeated:
             raise Refusal(HEADER_MISMATCH, f"the header {name} is repeated", status=400)
     meta = check_meta(message)
-    _require_same("mcp-protocol-version", headers.get("mcp-protocol-version"), meta[PROTOCOL_VERSION])
-    _require_same("mcp-method", headers.get("mcp-method"), message.method)
+    _require_same("mcp-protocol-version", _stripped(headers, "mcp-protocol-version"), meta[PROTOCOL_VERSION])
+    _require_same("mcp-method", _stripped(headers, "mcp-method"), message.method)
     named_by = METHODS[message.method].named_by if message.method in METHODS else None
     if named_by is not None:
-        given = headers.get("mcp-name")
+        given = _stripped(headers, "mcp-name")
         try:
             _require_same("mcp-name", None if given is None else decode_header_value(given), params.get(named_by))
         except ValueError:
@@ -183,10 +185,16 @@ def check_request(request: HttpRequest, message: Request) -> None:
     check_offered(message, meta)
 
 
+def _stripped(headers: Mapping[str, str], name: str) -> str | None:
+    """A header as sent, without the blanks around it; those of a name or URI are encoded, and belong to it."""
+    given = headers.get(name)
+    return None if given is None else given.strip(_BLANKS)
+
+
 def _require_same(name: str, given: str | None, wanted: object) -> None:
     if given is None:
         raise Refusal(HEADER_MISMATCH, f"the header {name} is missing", status=400)
-    if given.strip() != wanted:
+    if given != wanted:
         raise Refusal(HEADER_MISMATCH, f"the header {name} does not say what the body says", status=400)
 
 
@@ -210,7 +218,7 @@ def check_mirrored(wanted: ParamHeaders, request: HttpRequest, arguments: JSON) 
 
 def _are_same(value: str, given: str) -> bool:
     try:
-        expected, received = decode_header_value(value), decode_header_value(given.strip())
+        expected, received = decode_header_value(value), decode_header_value(given.strip(_BLANKS))
     except ValueError:
         return False
     if expected == received:
