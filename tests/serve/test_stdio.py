@@ -274,6 +274,77 @@ async def test_a_line_that_does_not_end(autojump_clock: MockClock) -> None:
         assert "does not end" in client.received[-1]["error"]["message"]
 
 
+@EVERY_BACKEND
+@EVERY_ERA
+async def test_the_requests_under_way_are_bounded(era: str, backend_era: str, autojump_clock: MockClock) -> None:
+    """The next one is refused under its id. Lines are read on: a request that is withdrawn makes room, `ping` and the
+    answers to questions are taken.
+    """
+    waiting = Waiting(backend_era)
+    async with front_world(waiting.backend) as world, stdio_client(world, era, stream_buffer=8) as client:
+        for number in range(8):
+            await client.ask("tools/call", WAIT, number)
+        await waiting.begun.wait()
+        for number in (8, "nine"):
+            await client.ask("tools/call", WAIT, number)
+            error = (await client.response(number))["error"]
+            assert (-32000, "8 requests are under way, and there may be no more (stream_buffer)") == (
+                error["code"],
+                error["message"],
+            )
+        await client.send({"jsonrpc": "2.0", "id": "ping", "method": "ping"})
+        assert {} == (await client.response("ping"))["result"]
+        await client.withdraw(3)
+        await waiting.cancelled.wait()
+        await client.ask("tools/call", WAIT, "again")
+        await client.ask("tools/call", WAIT, "too many")
+        await client.response("too many")
+        waiting.go_on.set()
+        for request_id in (0, 1, 2, 4, 5, 6, 7, "again"):
+            assert "waited" in str(await client.response(request_id))
+        await client.result("tools/call", {"name": "a_echo", "arguments": {}}, "room again")
+        assert all(message.get("id") != 3 for message in client.received)
+
+
+async def test_requests_that_wait_for_answers_of_their_client(autojump_clock: MockClock) -> None:
+    """As many as may be under way: the answers are read, so none of them waits for its deadline."""
+
+    async def ask(arguments: JSON, context: CallContext) -> str:
+        return str(await context.request_all({"r": ("roots/list", {})}))
+
+    backend = echo_backend(answers="sse")
+    backend.add_tool("ask", ask)
+    async with (
+        front_world(backend) as world,
+        stdio_client(world, capabilities={"roots": {}}, stream_buffer=4) as client,
+    ):
+        for number in range(6):
+            await client.ask("tools/call", {"name": "a_ask", "arguments": {}}, f"call {number}")
+        for question in await client.questions(4):
+            await client.reply(question["id"], {"roots": []})
+        with trio.fail_after(1):
+            for number in range(6):
+                assert (number >= 4) == ("error" in await client.response(f"call {number}"))
+
+
+async def test_the_requests_of_batches_are_under_way_too(autojump_clock: MockClock) -> None:
+    """Each of them counts, and those that are too many are refused in the batch."""
+    waiting = Waiting()
+    async with (
+        front_world(waiting.backend) as world,
+        stdio_client(world, opens=False, stream_buffer=3) as client,
+    ):
+        await client.initialize(version="2025-03-26")
+        call = {"jsonrpc": "2.0", "method": "tools/call", "params": WAIT}
+        await client.ask("tools/call", WAIT, "alone")
+        await client.send([{**call, "id": number} for number in range(4)])
+        await waiting.begun.wait()
+        waiting.go_on.set()
+        answers = await client.wait(lambda message: isinstance(message, list))
+        assert [False, False, True, True] == sorted("error" in answer for answer in answers)
+        assert "waited" in str(await client.wait(lambda message: "alone" in str(message)))
+
+
 async def test_batches_of_the_version_that_has_them(autojump_clock: MockClock) -> None:
     """One array of responses, to a client of 2025-03-26."""
     async with front_world() as world, stdio_client(world, opens=False) as client:

@@ -68,6 +68,7 @@ async def serve_stdio(
         receive, send: From the client and to it. Not closed.
         settings: `max_body_bytes` limits a line, `stream_buffer` the messages that wait for the client to read, of
             which notifications may get lost. While more results wait, or 4 MiB of them, no request is read.
+            `stream_buffer` also limits the requests that are under way; one more is refused, but for `ping`.
     """
     settings = settings or ServeSettings()
     lines = _Lines(send, Backlog(settings.stream_buffer))
@@ -299,6 +300,9 @@ class _StdioClient(Clients):
             return Refusal(UNAVAILABLE, "the server shuts down")
         if message.id in self._running:
             return Refusal(INVALID_REQUEST, "the id of this request is in use by another request")
+        most = self._settings.stream_buffer
+        if len(self._running) >= most and message.method != PING:  # lines are read on: cancels and answers make room
+            return Refusal(UNAVAILABLE, f"{most} requests are under way, and there may be no more (stream_buffer)")
         return None
 
     async def _answer(self, message: Request, exchange: _StdioExchange, nursery: trio.Nursery) -> None:

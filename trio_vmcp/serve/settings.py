@@ -38,6 +38,7 @@ class ServeSettings:
         abandoned_after: s that a call of a legacy client goes on after the client is gone. Within them the client may
             resume the stream (`Last-Event-ID`). Calls of modern clients are cancelled at once.
         stream_buffer: Events that are kept of each legacy stream for `Last-Event-ID`, and that wait for a slow reader.
+            Over stdio also the requests of the client that may be under way at the same time.
         shutdown_timeout: s that requests have to end once the server shuts down.
 
     Raises:
