@@ -313,18 +313,56 @@ async def test_an_answer_right_before_the_end_counts(autojump_clock: MockClock) 
         assert {"n": 1} == await call(pair.client)
 
 
-async def test_half_a_message_at_the_end_is_none(autojump_clock: MockClock) -> None:
-    """Text without its line end is no message, even if it is JSON."""
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+@pytest.mark.parametrize("batch", [False, True], ids=["", "batch"])
+async def test_the_end_of_the_stream_ends_the_last_line(era: str, batch: bool, autojump_clock: MockClock) -> None:
+    """An answer counts also if its program exits without having written a line end."""
+    async with open_pair() as pair:
+        if era == "modern":
+            pair.adopt({"supportedVersions": ["2026-07-28"], "capabilities": {}})
+        pair.channel.inbox.takes_batches = batch
+
+        async def serve() -> None:
+            request = await pair.server.receive()
+            answer: object = {"jsonrpc": "2.0", "id": request["id"], "result": {"n": 1, "resultType": "complete"}}
+            await pair.server.stream.send_all(json.dumps([answer] if batch else answer).encode())
+            await pair.server.stream.aclose()
+
+        pair.nursery.start_soon(serve)
+        assert 1 == (await call(pair.client))["n"]
+
+
+@pytest.mark.parametrize("batch", [False, True], ids=["", "batch"])
+@pytest.mark.parametrize("cut", [1, 2, 9, 30])
+async def test_half_a_message_at_the_end_is_none(cut: int, batch: bool, autojump_clock: MockClock) -> None:
+    """What is cut off is part of the loss, be its id there: it is no bad answer, so the call may be sent again."""
+    async with open_pair() as pair:
+        pair.channel.inbox.takes_batches = batch
+
+        async def serve() -> None:
+            request = await pair.server.receive()
+            answer: object = {"jsonrpc": "2.0", "id": request["id"], "result": {"n": {"text": "\u00e9"}}}
+            line = json.dumps([answer] if batch else answer, ensure_ascii=False).encode()
+            await pair.server.stream.send_all(line[:-cut])
+            await pair.server.stream.aclose()
+
+        pair.nursery.start_soon(serve)
+        with pytest.raises(BackendUnavailable, match="closed its stream before it answered"):
+            await call(pair.client)
+
+
+async def test_the_last_line_over_the_limit(autojump_clock: MockClock) -> None:
+    """It is too large, whether it was cut off or not: another attempt would bring no other."""
     async with open_pair() as pair:
 
         async def serve() -> None:
             request = await pair.server.receive()
-            line = json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": {}})
-            await pair.server.stream.send_all(line.encode())  # without its line end
+            line = b'{"jsonrpc":"2.0","id":%d,"result":{"text":"' % request["id"]
+            await pair.server.stream.send_all(line + b"x" * LIMIT)
             await pair.server.stream.aclose()
 
         pair.nursery.start_soon(serve)
-        with pytest.raises(BackendUnavailable):
+        with pytest.raises(MessageTooLarge, match="max_message_bytes"):
             await call(pair.client)
 
 

@@ -19,10 +19,28 @@ def cut(data: bytes, points: list[int]) -> list[bytes]:
 
 @given(st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b" "))), st.lists(st.integers(0, 10_000)))
 def test_lines_do_not_depend_on_how_the_stream_was_cut(lines: list[bytes], points: list[int]) -> None:
-    """All lines that are not empty, in order; bytes without a line end are no line yet."""
+    """All lines that are not empty, in order; bytes without a line end are no line before the stream ends."""
     decoder = LineDecoder(LIMIT)
     found = [line for piece in cut(b"\n".join([*lines, b"begun"]), points) for line in decoder.feed(piece)]
     assert [line for line in lines if line] == found
+    assert [b"begun"] == decoder.finish()
+
+
+@pytest.mark.parametrize("data", [b"", b"line\n", b"x" * (LIMIT + 1) + b"\n", b"line\n\n"])
+def test_a_stream_that_ends_with_a_line_end_has_no_more_lines(data: bytes) -> None:
+    """Nor has one without a byte."""
+    decoder = LineDecoder(LIMIT)
+    decoder.feed(data)
+    assert [] == decoder.finish()
+
+
+def test_a_last_line_over_the_limit_keeps_its_ends_alone() -> None:
+    """As one with a line end."""
+    decoder = LineDecoder(LIMIT)
+    decoder.feed(b"line\n" + b"x" * (LIMIT + 1))
+    (last,) = decoder.finish()
+    assert isinstance(last, Oversized)
+    assert LIMIT + 1 == last.size
 
 
 @given(st.integers(LIMIT + 1, LIMIT * MOST_SKIPPED), st.lists(st.integers(0, 10_000)))

@@ -355,6 +355,100 @@ async def test_batches_of_the_version_that_has_them(autojump_clock: MockClock) -
         assert (1, 2, None) == (first["id"], second["id"], bad["id"])
 
 
+@EVERY_BACKEND
+@EVERY_ERA
+async def test_the_end_of_the_stream_ends_the_last_line(era: str, backend_era: str, autojump_clock: MockClock) -> None:
+    """A client that writes one message without a line end, and closes, gets its answer."""
+    async with front_world(echo_backend(backend_era)) as world, stdio_client(world, era) as client:
+        if era == "modern":
+            message, _ = modern_request("tools/call", {"name": "a_echo", "arguments": {"v": 5}})
+        else:
+            message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
+            message["params"] = {"name": "a_echo", "arguments": {"v": 5}}
+        await client.send(json.dumps(message).encode())
+        await client.to_server.aclose()
+        await client.ended.wait()
+        assert "result" in await client.response(1)
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        (b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"a_ec', (7, -32700)),
+        (b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"' + b"x" * 5000, (7, -32600)),
+        (b"  ", None),
+    ],
+    ids=["cut off", "long", "blank"],
+)
+async def test_a_last_line_that_cannot_be_read(
+    line: bytes, answer: tuple[int, int] | None, autojump_clock: MockClock
+) -> None:
+    """It is refused as if it had a line end: the client may have closed its writing end alone."""
+    async with front_world() as world, stdio_client(world, "modern", max_body_bytes=4096) as client:
+        await client.send(line)
+        await client.to_server.aclose()
+        await client.ended.wait()
+        assert [answer] * (answer is not None) == [(each["id"], each["error"]["code"]) for each in client.received]
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"], ids=["no line end", "line end"])
+async def test_all_that_came_before_the_end_is_answered(end: bytes, autojump_clock: MockClock) -> None:
+    """Also by a client that has not waited for its session, and a batch that has come last."""
+    opening = {"protocolVersion": "2025-03-26", "capabilities": {}, "clientInfo": {"name": "t"}}
+    call = {"jsonrpc": "2.0", "method": "tools/call", "params": {"name": "a_echo", "arguments": {}}}
+    lines: list[Any] = [
+        {"jsonrpc": "2.0", "id": "init", "method": "initialize", "params": opening},
+        {"jsonrpc": "2.0", "method": "notifications/initialized"},
+        {**call, "id": 1},
+        [{**call, "id": 2}, {**call, "id": 3}],
+    ]
+    async with front_world() as world, stdio_client(world, opens=False) as client:
+        await client.send(b"\n".join(json.dumps(line).encode() for line in lines) + end)
+        await client.to_server.aclose()
+        await client.ended.wait()
+        answers = [
+            each for message in client.received for each in (message if isinstance(message, list) else [message])
+        ]
+        assert {"init", 1, 2, 3} == {answer["id"] for answer in answers if "result" in answer}
+
+
+async def test_a_batch_before_the_end_is_answered(autojump_clock: MockClock) -> None:
+    """Also if nothing else is under way."""
+    async with front_world() as world, stdio_client(world, opens=False) as client:
+        await client.initialize(version="2025-03-26")
+        call = {"jsonrpc": "2.0", "method": "tools/call", "params": {"name": "a_echo", "arguments": {}}}
+        await client.send([{**call, "id": number} for number in range(3)])
+        await client.to_server.aclose()
+        await client.ended.wait()
+        (batch,) = (message for message in client.received if isinstance(message, list))
+        assert [0, 1, 2] == [answer["id"] for answer in batch if "result" in answer]
+
+
+async def test_a_line_of_a_client_that_broke_off(autojump_clock: MockClock) -> None:
+    """A stream that breaks ends no line: the rest of the message is missing."""
+    async with front_world() as world:
+        send, from_server = memory_stream_one_way_pair()
+        await serve_stdio(world.manager, Breaks([b'{"jsonrpc": "2.0", "id": 1, "method": "ping"}']), send)
+        await send.aclose()
+        assert b"" == await from_server.receive_some()
+
+
+@attrs.define(eq=False)
+class Breaks(trio.abc.ReceiveStream):
+    """From a client whose stream breaks behind these chunks."""
+
+    chunks: list[bytes]
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        await trio.lowlevel.checkpoint()
+        if not self.chunks:
+            raise trio.BrokenResourceError
+        return self.chunks.pop(0)
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
 ANSWER: JSON = {"action": "accept", "content": {"name": "eve"}}
 
 

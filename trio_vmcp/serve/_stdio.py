@@ -228,21 +228,25 @@ class _StdioClient(Clients):
 
     async def _read(self, receive: trio.abc.ReceiveStream, nursery: trio.Nursery) -> None:
         decoder = LineDecoder(self._settings.max_body_bytes)
-        too_long = Refusal(INVALID_REQUEST, f"the line is over {decoder.max_line_bytes} bytes (max_body_bytes)")
         try:
             while chunk := await receive.receive_some(CHUNK):
-                for number, line in enumerate(decoder.feed(chunk), 1):
-                    await self._lines.wait_room()
-                    if isinstance(line, Oversized):
-                        self._refuse(line, too_long)
-                    else:
-                        await self._take_line(bytes(line), nursery)
-                    if number % LINES_AT_ONCE == 0:
-                        await trio.lowlevel.checkpoint()
+                await self._take_lines(decoder.feed(chunk), nursery)
+            await self._take_lines(decoder.finish(), nursery)
         except LineFlood:
             self._refuse(Oversized(), Refusal(INVALID_REQUEST, "the line does not end"))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
+
+    async def _take_lines(self, lines: list[bytes | bytearray | Oversized], nursery: trio.Nursery) -> None:
+        for number, line in enumerate(lines, 1):
+            await self._lines.wait_room()
+            if isinstance(line, Oversized):
+                most = self._settings.max_body_bytes
+                self._refuse(line, Refusal(INVALID_REQUEST, f"the line is over {most} bytes (max_body_bytes)"))
+            else:
+                await self._take_line(bytes(line), nursery)
+            if number % LINES_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
 
     def _refuse(self, line: Oversized, refusal: Refusal) -> None:
         """Tell what is wrong with a line that cannot be read. Its request is answered, if the id can be found; an
@@ -259,7 +263,8 @@ class _StdioClient(Clients):
         try:
             batch = await split_batch(line)
             if batch is not None:
-                start_task(nursery, self._answer_batch, batch, nursery)
+                self._batches += 1
+                start_task(nursery, self._answer_batch, batch, self._is_draining, nursery)
                 return
             message = await read_message(line)
         except Refusal as refusal:
@@ -289,14 +294,14 @@ class _StdioClient(Clients):
 
     def _start(self, message: Request, nursery: trio.Nursery) -> None:
         """Answer it in a task of its own. From here on it can be withdrawn."""
-        refusal = self._refusal_of(message)
+        refusal = self._refusal_of(message, self._is_draining)
         if refusal is not None:
             self._lines.send(encode_refusal(message.id, refusal), may_drop=False)
         else:
             start_task(nursery, self._answer, message, self._enter(message), nursery)
 
-    def _refusal_of(self, message: Request) -> Refusal | None:
-        if self._is_draining:
+    def _refusal_of(self, message: Request, is_late: bool) -> Refusal | None:
+        if is_late:
             return Refusal(UNAVAILABLE, "the server shuts down")
         if message.id in self._running:
             return Refusal(INVALID_REQUEST, "the id of this request is in use by another request")
@@ -310,15 +315,16 @@ class _StdioClient(Clients):
         if body is not None:
             self._lines.send(body, may_drop=False)
 
-    async def _answer_batch(self, batch: list[bytes], nursery: trio.Nursery) -> None:
+    async def _answer_batch(self, batch: list[bytes], is_late: bool, nursery: trio.Nursery) -> None:
+        """Answer it in one line. Late: the server has begun to shut down before the batch came."""
+
         async def answer(message: Request) -> bytes | None:
-            refusal = self._refusal_of(message)
+            refusal = self._refusal_of(message, is_late)
             if refusal is not None:
                 return encode_refusal(message.id, refusal)
             return await self._response(message, self._enter(message), nursery)
 
         version = BATCH_VERSION if self._state is None else self._state.version
-        self._batches += 1
         try:
             body = await answer_batch(batch, version, answer, self._take)
         except Refusal as refusal:

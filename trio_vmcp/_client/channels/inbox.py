@@ -158,8 +158,13 @@ class Inbox:
         """A call waits for its answer."""
         return any(not pending.is_held for pending in self._pending.values())
 
-    async def take_message(self, data: bytes | bytearray) -> None:
-        """Hand over one message, or each message of a batch, to the request or sink that it is for."""
+    async def take_message(self, data: bytes | bytearray, *, may_be_cut: bool = False) -> None:
+        """Hand over one message, or each message of a batch, to the request or sink that it is for.
+
+        Args:
+            may_be_cut: The connection has ended behind these bytes. If they cannot be read, that end is what the
+                requests hear of: an answer that was cut off is no bad answer.
+        """
         text = decode(data)
         if self.takes_batches and isinstance(text, str):
             parts = await split_batch(text, max_values=self.max_json_values)
@@ -169,12 +174,14 @@ class Inbox:
                     if self.pace.is_due:
                         await self.pace.wait()
                 return
-        await self._take_text(text, data)
+        await self._take_text(text, data, may_be_cut=may_be_cut)
 
-    async def _take_text(self, text: str | Unreadable, data: bytes | bytearray) -> None:
+    async def _take_text(self, text: str | Unreadable, data: bytes | bytearray, *, may_be_cut: bool = False) -> None:
         message = await self._read(text) if isinstance(text, str) else text
         if isinstance(message, Unreadable) and message.too_large is not None:
             self._skip_large(message.too_large, f"sent a message that {message.problem}", len(data))
+            return
+        if isinstance(message, Unreadable) and may_be_cut:
             return
         if isinstance(message, Result | ErrorReply | Unreadable) and self._settle_by(message):
             return

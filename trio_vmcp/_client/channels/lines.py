@@ -37,7 +37,8 @@ class LineFlood(ValueError):
 
 @attrs.define(eq=False)
 class LineDecoder:
-    """Lines from bytes, in any pieces. Sans-IO. Only LF ends a line: JSON escapes the line ends in its strings.
+    """Lines from bytes, in any pieces. Sans-IO. Only LF ends a line: JSON escapes the line ends in its strings. So does
+    the end of the stream: a program may write its last message without LF, and exit.
 
     Attributes:
         max_line_bytes: Limit for one line without its end. A longer line is skipped.
@@ -69,6 +70,11 @@ class LineDecoder:
                 lines.append(line)
         self._extend(rest)
         return lines
+
+    def finish(self) -> list[bytes | bytearray | Oversized]:
+        """Return the last line, if it has no LF. It may be cut off. The stream has ended: feed no more."""
+        last = self._oversized or self._line
+        return [last] if last else []
 
     def _extend(self, piece: bytes | bytearray) -> None:
         if self._oversized is None:
@@ -182,6 +188,8 @@ class LineChannel(DuplexChannel):
             while chunk := await stream.receive_some():
                 for piece in pieces(bytes(chunk)):
                     await self._take_piece(piece, decoder)
+            for line in decoder.finish():
+                await self._take(line, may_be_cut=True)
         except trio.BrokenResourceError:
             return
 
@@ -196,7 +204,7 @@ class LineChannel(DuplexChannel):
         if self.pace.is_due:
             await self.pace.wait()
 
-    async def _take(self, line: bytes | bytearray | Oversized) -> None:
+    async def _take(self, line: bytes | bytearray | Oversized, *, may_be_cut: bool = False) -> None:
         if isinstance(line, Oversized):
             self.inbox.take_oversized(line)
         elif line.isspace():
@@ -204,4 +212,4 @@ class LineChannel(DuplexChannel):
         else:
             if not line.startswith(b"{") and not line.lstrip().startswith(b"{"):
                 self.on_text(line[:MOST_TEXT])
-            await self.inbox.take_message(line)
+            await self.inbox.take_message(line, may_be_cut=may_be_cut)
