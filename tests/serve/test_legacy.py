@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 from support.front import BOTH, LEGACY, LegacyClient, Received, front_world, full_backend
-from support.harness import echo_backend, slow_backend
+from support.harness import ALICE, echo_backend, slow_backend
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import JSON, FactorySettings, Identity, LocalStorage, ManagerSettings
@@ -164,6 +164,39 @@ async def test_changed_lists_come_by_the_stream_outside_of_requests(autojump_clo
         assert 2 == len(listening.messages)
 
 
+class LateAuthenticator:
+    """Knows who asks `delay` s after the request has come."""
+
+    def __init__(self) -> None:
+        self.delay = 0.0
+
+    async def authenticate(self, headers: Mapping[str, str]) -> Identity:
+        await trio.sleep(self.delay)
+        return ALICE
+
+
+async def test_changes_are_told_to_a_client_that_comes_back_at_the_last_moment(autojump_clock: MockClock) -> None:
+    """The moment in which the server stops to wait for it. Trio decides by lot which task is first."""
+    for _ in range(8):
+        backend, authenticator = echo_backend("legacy", "sse", listens=True), LateAuthenticator()
+        async with front_world(
+            backend, authenticator=authenticator, settings=ServeSettings(abandoned_after=10)
+        ) as world:
+            client = await world.initialize()
+            first = client.listen()
+            await trio.sleep(1)
+            first.leave()
+            await wait_all_tasks_blocked()
+            authenticator.delay = 10
+            second = client.listen()
+            await trio.sleep(11)
+            told = len(second.messages)
+            backend.add_tool("new")
+            backend.notify("notifications/tools/list_changed")
+            await trio.sleep(5)
+            assert ["notifications/tools/list_changed"] == [each["method"] for each in second.messages[told:]]
+
+
 async def test_a_second_stream_takes_the_place_of_the_first(autojump_clock: MockClock) -> None:
     """The first may be a connection that has long been lost: each message goes by one stream."""
     backend = echo_backend("legacy", "sse", listens=True)
@@ -222,11 +255,13 @@ async def _resumed(client: LegacyClient, event_id: str | None) -> Received:
     return resumed
 
 
-async def test_an_abandoned_call_is_cancelled_in_time(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("is_in_batch", [False, True], ids=["alone", "in a batch"])
+async def test_an_abandoned_call_is_cancelled_in_time(is_in_batch: bool, autojump_clock: MockClock) -> None:
     """The backend hears of it."""
     async with front_world(slow_backend(1000), settings=ServeSettings(abandoned_after=10)) as world:
-        client = await world.initialize()
-        call = client.start("tools/call", {"name": "a_slow"})
+        client = await world.initialize(version="2025-03-26")
+        request = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "a_slow"}}
+        call = world.start_post([request] if is_in_batch else request, client._headers())
         await trio.sleep(1)
         call.leave()
         await trio.sleep(5)

@@ -146,7 +146,17 @@ class LegacyFront(Clients):
             _, body = await self._outcome(client, QuietExchange(self._exchanges.next_mark()), message)
             return body
 
-        responses = await answer_batch(batch, client.state.version, answer, partial(self._take, client))
+        responses: bytes | None = None
+        refused: Refusal | None = None
+        async with trio.open_nursery() as nursery:
+            start_task(nursery, _cancel_when_gone, request, nursery.cancel_scope, self._settings.abandoned_after)
+            try:
+                responses = await answer_batch(batch, client.state.version, answer, partial(self._take, client))
+            except Refusal as refusal:  # kept from the nursery, which would wrap it in a group
+                refused = refusal
+            nursery.cancel_scope.cancel(reason="all requests of the batch are answered")
+        if refused is not None:
+            raise refused
         if responses is None:
             await reply.respond(202)
         else:
@@ -199,7 +209,7 @@ class LegacyFront(Clients):
         refused: Refusal | VmcpError | None = None
         async with trio.open_nursery() as nursery:
             # Without its answer the client cannot know the id, so no session is left for a client that leaves.
-            start_task(nursery, _cancel_when_gone, request, nursery.cancel_scope)
+            start_task(nursery, _cancel_when_gone, request, nursery.cancel_scope, 0.0)
             try:
                 opening = self._manager.create(
                     identity=identity,
@@ -361,7 +371,7 @@ class LegacyFront(Clients):
 
     async def _listen(self, client: _HttpClient, request: HttpRequest, reply: HttpReply, after: int | None) -> None:
         standalone = client.standalone
-        if standalone.changes is None:
+        if standalone.changes is None or standalone.changes.cancel_called:  # the latter is about to end
             standalone.changes = trio.CancelScope()
             self._manager.start_task(self._tell_changes, client, standalone.changes)
             client.state.tell_missed()
@@ -381,7 +391,8 @@ class LegacyFront(Clients):
                 self._clients.pop(client.state.session.id, None)  # the session has ended
                 self._end(client)
         finally:
-            client.standalone.changes = None
+            if client.standalone.changes is scope:
+                client.standalone.changes = None
 
     async def _write(self, stream: EventStream, request: HttpRequest, reply: HttpReply, after: int | None) -> None:
         """Write a stream until it ends, or another connection reads it, or the client is gone."""
@@ -396,8 +407,9 @@ class LegacyFront(Clients):
                 await reply.end()
 
 
-async def _cancel_when_gone(request: HttpRequest, scope: trio.CancelScope) -> None:
+async def _cancel_when_gone(request: HttpRequest, scope: trio.CancelScope, patience: float) -> None:
     await request.wait_gone()
+    await trio.sleep(patience)
     scope.cancel(reason="the client is gone")
 
 
