@@ -17,6 +17,7 @@ from trio_vmcp import (
     JSON,
     Backend,
     BackendRecord,
+    CapabilityNotFound,
     ConflictResolution,
     FactorySettings,
     Identity,
@@ -24,7 +25,6 @@ from trio_vmcp import (
     Prefix,
     Session,
     SessionChange,
-    ToolNotFound,
     open_session_factory,
 )
 from trio_vmcp._protocol.methods import Kind
@@ -34,6 +34,7 @@ from trio_vmcp._session import directory
 LISTS = {"tools": "name", "prompts": "name", "resources": "uri", "resourceTemplates": "uriTemplate"}
 FIELDS = {"resourceTemplates": "resource_templates"}  # of a session, where they are called otherwise
 METHODS = {"resourceTemplates": "resources/templates/list"}
+CAPABILITIES: JSON = {kind: {} for kind in ("tools", "prompts", "resources", "completions")}
 MANY = 60  # with the limits of `few_at_once`
 EVERY_LIST = pytest.mark.parametrize("what", list(LISTS))
 
@@ -52,7 +53,7 @@ class Client:
     record: BackendRecord
     events: Callable[[str, JSON], None]
     lists: dict[str, list[JSON]]
-    server_capabilities: JSON = attrs.field(factory=lambda: {kind: {} for kind in ("tools", "prompts", "resources")})
+    server_capabilities: JSON = attrs.field(factory=lambda: CAPABILITIES)
 
     async def request(
         self, method: str, params: JSON, *, identity: Identity | None, timeout: float, on_progress: OnProgress | None
@@ -61,7 +62,7 @@ class Client:
         for what in LISTS:
             if method == METHODS.get(what, f"{what}/list"):
                 return {what: self.lists.get(what, [])}
-        return {"content": []}
+        return {"content": [], "messages": [], "contents": [], "completion": {"values": []}}
 
     async def aclose(self, *, terminate: bool) -> None:
         await trio.lowlevel.checkpoint()
@@ -85,7 +86,7 @@ class World:
 
     async def connect(self, backend: Backend, *, events: Callable[[str, JSON], None], **_: Any) -> Client:
         await trio.lowlevel.checkpoint()
-        record = BackendRecord(backend.id, None, "legacy", "2025-11-25", {}, "digest")
+        record = BackendRecord(backend.id, None, "legacy", "2025-11-25", CAPABILITIES, "digest")
         client = self.clients[backend.id] = Client(record, events, self.first.get(backend.id, {}))
         return client
 
@@ -159,19 +160,37 @@ async def test_a_backend_that_is_added_has_its_names_when_it_has_joined(autojump
         await session.call_tool("b_y1")
 
 
-async def test_the_names_of_a_removed_backend_are_gone_at_once(autojump_clock: MockClock) -> None:
+async def ask(session: Session, what: str, backend_id: str, mark: str) -> None:
+    """Make a call with one of its names."""
+    (entry,) = entries(what, mark, 1)
+    name = f"{backend_id}_{entry['name']}"
+    match what:
+        case "tools":
+            await session.call_tool(name)
+        case "prompts":
+            await session.get_prompt(name)
+        case "resources":
+            await session.read_resource(entry["uri"])
+        case _:
+            await session.complete({"type": "ref/resource", "uri": entry["uriTemplate"]}, {"name": "x", "value": ""})
+
+
+@EVERY_LIST
+async def test_the_names_of_a_removed_backend_are_gone_at_once(what: str, autojump_clock: MockClock) -> None:
     """For calls, although lists are still to be updated; for lists when the removal returns."""
-    world = World(first={"a": {"tools": entries("tools", "x", 3)}, "b": {"tools": entries("tools", "y")}})
+    world = World(first={"a": {what: entries(what, "x", 3)}, "b": {what: entries(what, "y")}})
     async with world.open_session("a", "b") as session, trio.open_nursery() as nursery:
+        await ask(session, what, "b", "y")
         nursery.start_soon(session.remove_backend, "b")
         while "b" in {known for known, status in session.backends.items() if status.state.name != "REMOVED"}:  # noqa: ASYNC110
             await trio.lowlevel.checkpoint()
-        with pytest.raises(ToolNotFound):
-            await session.call_tool("b_y1")
-        await session.call_tool("a_x1")
+        with pytest.raises(CapabilityNotFound):
+            await ask(session, what, "b", "y")
+        assert [*names_of("x", 3), *names_of("y")] == read(session, what)
+        await ask(session, what, "a", "x")
         nursery.cancel_scope.cancel()
         await trio.sleep(1)
-        assert names_of("x", 3) == read(session, "tools")
+        assert names_of("x", 3) == read(session, what)
 
 
 async def test_a_session_can_be_closed_in_every_step_of_a_change(autojump_clock: MockClock) -> None:

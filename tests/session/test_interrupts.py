@@ -144,6 +144,13 @@ async def calling(plain: Plain, session: Session) -> None:
     await session.call_tool("b0_echo")
 
 
+async def telling(plain: Plain, session: Session) -> None:
+    with pytest.raises(type(plain.trap.error)) as caught:
+        await session.set_log_level("error")
+    assert plain.trap.error is caught.value  # as itself, in the caller's task
+    raise caught.value
+
+
 async def leaving(plain: Plain, session: Session) -> None:
     pass
 
@@ -219,6 +226,12 @@ async def a_task_of_the_connector_beside_a_call(plain: Plain) -> None:
 async def a_request_of_the_client(plain: Plain) -> None:
     plain.connector.on_request["b0"] = plain.trap.astep
     await plain.run(calling)
+
+
+@plain_place
+async def a_message_to_all_backends(plain: Plain) -> None:
+    plain.connector.capabilities, plain.connector.on_request["b0"] = {"tools": {}, "logging": {}}, plain.trap.astep
+    await plain.run(telling)
 
 
 @plain_place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -107,13 +108,21 @@ async def test_without_use_there_are_no_marks(autojump_clock: MockClock) -> None
         assert {"replace": 1, "touch": 25} == {name: world.ways[1].calls[name] for name in ("replace", "touch")}
 
 
+USES: dict[str, Callable[[Session], Awaitable[object]]] = {
+    "call": lambda session: session.call_tool("a_echo"),
+    "log level": lambda session: session.set_log_level("error"),
+    "roots": lambda session: session.tell_roots_changed(),
+}
+
+
+@pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("left", [0, 1])
-async def test_the_first_use_after_a_pause_is_noted_at_once(left: int, autojump_clock: MockClock) -> None:
+async def test_the_first_use_after_a_pause_is_noted_at_once(left: int, use: str, autojump_clock: MockClock) -> None:
     """The session goes back to a copy that was idle, moments before the other copy is idle for too long."""
     async with instances(ttl=LONG) as world:
         copies = [await world.make(), await world.restore()]
         await trio.sleep(SETTINGS.idle_timeout - 10)
-        await copies[1 - left].call_tool("a_echo")
+        await USES[use](copies[1 - left])
         await trio.sleep(20)
         assert SessionState.CLOSED is copies[left].state
         await trio.sleep(SETTINGS.idle_timeout - 30)

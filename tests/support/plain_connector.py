@@ -52,6 +52,7 @@ class PlainConnector:
         services: What it starts in the nursery that it is given, by backend id.
         started: When it was asked for each backend, in order.
         tools: What each backend lists.
+        capabilities: What each backend declares.
     """
 
     on_connect: dict[str, Script] = attrs.field(factory=dict)
@@ -61,6 +62,7 @@ class PlainConnector:
     clients: dict[str, PlainClient] = attrs.field(factory=dict)
     started: dict[str, float] = attrs.field(factory=dict)
     tools: Sequence[JSON] = (ECHO,)
+    capabilities: JSON = attrs.field(factory=lambda: {"tools": {}})
     connecting: int = 0
     most_connecting: int = 0
 
@@ -80,10 +82,9 @@ class PlainConnector:
             await self.on_connect.get(backend.id, _at_once)()
         finally:
             self.connecting -= 1
-        capabilities: JSON = {"tools": {}}
         client = PlainClient(
-            BackendRecord(backend.id, None, "modern", "2026-07-28", capabilities, "digest"),
-            capabilities,
+            BackendRecord(backend.id, None, "modern", "2026-07-28", self.capabilities, "digest"),
+            self.capabilities,
             self.on_request.get(backend.id, _at_once),
             self.on_close.get(backend.id, _at_once),
             tools=self.tools,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import attrs
 import trio
@@ -157,30 +158,29 @@ class Calls:
     async def set_log_level(self, level: str, caller: Identity | None) -> None:
         if level not in LOG_LEVELS:
             raise ValueError(f"level={level!r} is none of {', '.join(LOG_LEVELS)}")
-        async with self._admission.admit():
-            self.check_caller(caller)
-            self._note_use(trio.current_time())
+        async with self._telling_all(caller) as nursery:
             self._log_level.wanted = level
-            try:
-                async with trio.open_nursery() as nursery:
-                    for member in self._members.values():
-                        if member.connection is not None:
-                            start_task(nursery, member.connection.log_level.tell, caller)
-            except BaseExceptionGroup as group:
-                raise plain_exit(group) from None
-            finally:
-                self.last_call_at = trio.current_time()
+            for member in self._members.values():
+                if member.connection is not None:
+                    start_task(nursery, member.connection.log_level.tell, caller)
 
     @trio.lowlevel.enable_ki_protection
     async def tell_roots_changed(self, caller: Identity | None) -> None:
+        async with self._telling_all(caller) as nursery:
+            for member in self._members.values():
+                if member.connection is not None:
+                    start_task(nursery, member.connection.tell_roots_changed, caller, member.request_limit)
+
+    @asynccontextmanager
+    @trio.lowlevel.enable_ki_protection
+    async def _telling_all(self, caller: Identity | None) -> AsyncIterator[trio.Nursery]:
+        """Around a message to all backends that are connected, which is a call of this caller: its tasks."""
         async with self._admission.admit():
             self.check_caller(caller)
             self._note_use(trio.current_time())
             try:
                 async with trio.open_nursery() as nursery:
-                    for member in self._members.values():
-                        if member.connection is not None:
-                            start_task(nursery, member.connection.tell_roots_changed, caller, member.request_limit)
+                    yield nursery
             except BaseExceptionGroup as group:
                 raise plain_exit(group) from None
             finally:
@@ -207,8 +207,7 @@ class Calls:
                 translated = ref | {"name": target.name}
             case {"type": "ref/resource", "uri": str(uri)}:
                 template = self._directory.find_template(uri)
-                is_there = template is not None and template.backend_id in self._members
-                target = template if template is not None and is_there else self._listed_resource(uri)
+                target = template if self._is_there(template) else self._listed_resource(uri)
                 translated = ref
             case _:
                 raise ValueError(
@@ -235,13 +234,13 @@ class Calls:
         """
         target = self._listed_resource(uri)
         holder = self._find_subscribed(uri)
-        if holder is None or holder == target or not self._directory.offers(holder.backend_id, uri):
-            return target  # in the last case the subscription is about to move there, too
-        return holder
+        if holder is not None and self._directory.offers(holder.backend_id, uri):
+            return holder
+        return target  # a subscription that another backend has is about to move there, too
 
     def _listed_resource(self, uri: str) -> Target:
         target = self._directory.find_resource(uri)
-        if target.backend_id not in self._members:  # removed a moment ago: see `_find`
+        if not self._is_there(target):
             raise ResourceNotFound(uri, ())
         return target
 
@@ -251,13 +250,18 @@ class Calls:
 
     def _find(self, kind: Literal["tools", "prompts"], name: str, not_found: type[CapabilityNotFound]) -> Target:
         target = self._directory.find(kind, name)
-        # The directory may still hold a backend that was removed, while it is updated in steps.
-        if target is not None and target.backend_id in self._members:
+        if self._is_there(target):
             return target
         owner = self._directory.owner_of(kind, name)
         if owner is not None and owner in self._members and not self._is_left_out(kind, self._members[owner], name):
             self._members[owner].require_reachable()  # bound to a backend that is missing: say that
         raise self._directory.not_found(kind, name, not_found)
+
+    def _is_there(self, target: Target | None) -> TypeGuard[Target]:
+        """Whether the directory has found it. The directory may still hold a backend that was removed, while it is
+        updated in steps.
+        """
+        return target is not None and target.backend_id in self._members
 
     def _is_left_out(self, kind: Literal["tools", "prompts"], member: Member, name: str) -> bool:
         """Whether it is known, although the owner may be missing, that the owner does not offer a bound name: the row

@@ -119,9 +119,7 @@ class Attempt:
     @property
     def current_client(self) -> BackendClient | None:
         """The client that takes calls; None before it joined and once it takes no more."""
-        return (
-            None if self.connection is None or self.connection is not self._member.connection else self._member.client
-        )
+        return self._member.client if self.connection is self._member.connection else None
 
     async def run(self) -> None:
         """Connect, hold the nursery that the client's services run in, and wait for the last calls."""
