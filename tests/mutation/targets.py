@@ -216,15 +216,14 @@ EQUIVALENT: Mapping[str, str] = {
     "Calls: 0.0 becomes 1.0 in `last_call_at: float = attrs.field(default=0.0, init=False)`": (
         "Set when the opening ends, and not read before."
     ),
-    "Calls.call: ignore `answer.array` in `if answer.array and not isinstance(raw.get(answer.array), list | None):`": (
-        'A method without an array asks for the member "", which no result of MCP has.'
-    ),
     "Calls._find: ignore `owner is not None` in `if owner is not None and owner in self._members and not "
     "self._is_left_out(kind, self._members[owner], name):`": ("For the type checker: None is the id of no member."),
     "Calls.route_completion: ignore `member.record is not None` in `if member.record is not None and not "
     'declares(member.record.server_capabilities, ("completions",)):`': (
         "For the type checker: a backend whose prompt or template is listed was connected once."
     ),
+    "Attempt.replace: ignore `self.connection is None` in `if self.connection is None or self.connection.client is not "
+    "events.client:`": "For the type checker: the tasks of an attempt that has failed are being ended.",
     "Membership._ensure_retrying: ignore `member.backend is not None` in `if member.retry is None and member.backend "
     "is not None and self._is_retried(member):`": (
         "For the type checker: a member without its `Backend` is Unconfigured, and may not join."

@@ -100,6 +100,7 @@ async def test_results_are_as_received(era: str, autojump_clock: MockClock) -> N
         "isError": True,
         "_meta": {"trace": "t"},
         "unknown": 1.5,
+        "": 1,
     }
 
     async def answer(arguments: JSON, context: CallContext) -> JSON:
@@ -127,6 +128,8 @@ async def test_an_unknown_name_contacts_no_backend(autojump_clock: MockClock) ->
             await session.call_tool("a_ecko")
         with pytest.raises(ResourceNotFound, match=r"no resource 'memo://a/two'.*closest: 'memo://a/one'"):
             await session.read_resource("memo://a/two")
+        with pytest.raises(ResourceNotFound):
+            await session.subscribe_resource("memo://a/two")
         with pytest.raises(PromptNotFound, match=r"no prompt 'greet'.*closest: 'a_greet'"):
             await session.get_prompt("greet")
         with pytest.raises(PromptNotFound):

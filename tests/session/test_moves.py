@@ -231,6 +231,43 @@ async def test_an_unsubscription_that_meets_a_move_leaves_none(channel: Channel,
 
 
 @EVERY_LEGACY_CHANNEL
+async def test_only_the_backend_of_a_subscription_is_unsubscribed_from(
+    channel: Channel, autojump_clock: MockClock
+) -> None:
+    """Another one that offers the same URI has nothing to do with it."""
+    backends = {"a": memos(channel), "b": memos(channel)}
+    async with open_over(channel, backends) as world, world.open_session() as session:
+        await session.subscribe_resource(URI)
+        await session.unsubscribe_resource(URI)
+        await trio.sleep(1)
+    assert [1, 0] == [len(backend.received("resources/unsubscribe")) for backend in backends.values()]
+
+
+@EVERY_LEGACY_CHANNEL
+async def test_an_unsubscription_meets_a_move_to_a_backend_that_is_away(
+    channel: Channel, autojump_clock: MockClock
+) -> None:
+    """It ends well, and the new owner has no subscription when it comes back."""
+    backends = {"a": memos(channel), "b": memos(channel)}
+    async with open_over(channel, backends) as world, world.open_session() as session:
+        await session.subscribe_resource(URI)
+        backends["a"].fail("resources/unsubscribe", Delay(9))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.unsubscribe_resource, URI)
+            await trio.sleep(1)
+            stop_offering(backends["a"])
+            await trio.sleep(2)
+            backends["b"].crash()
+            await trio.sleep(1)
+            with pytest.raises(BackendError):
+                await read_from(session)
+        backends["b"].restart()
+        await trio.sleep(70)
+        assert "b" == await read_from(session)
+        assert [] == await told_by(session, world)
+
+
+@EVERY_LEGACY_CHANNEL
 async def test_a_read_goes_to_the_new_owner_before_the_subscription_has_moved(
     channel: Channel, autojump_clock: MockClock
 ) -> None:

@@ -57,7 +57,7 @@ from trio_vmcp.observe import (
     SessionOpened,
     StorageFailed,
 )
-from trio_vmcp.testing import CallContext, Error, Hang, ScriptedBackend
+from trio_vmcp.testing import CallContext, Delay, Error, Hang, ScriptedBackend
 
 E = TypeVar("E")
 
@@ -240,6 +240,23 @@ async def test_the_wait_for_a_place_is_told_apart(autojump_clock: MockClock) -> 
     assert [(2, 0, 2), (4, 2, 2)] == [
         (round(ended.seconds), round(ended.waiting), round(ended.at_backend)) for ended in recorder.of(CallEnded)
     ]
+
+
+@pytest.mark.parametrize("was", ["lost", "stopped"])
+async def test_the_wait_for_a_new_connection_is_told_apart(was: str, autojump_clock: MockClock) -> None:
+    """Of a backend that has lost our session, or that was stopped: `waiting` is the time until it was connected."""
+    channel = Channel("streamable-http", "legacy")
+    backend = channel.backend()
+    recorder = Recorder()
+    configured: JSON = {"stop_after": 5 if was == "stopped" else None}
+    async with channel.open_session(backend, observers=[recorder], configured=configured) as session:
+        await trio.sleep(10)
+        if was == "lost":
+            backend.restart()
+        backend.fail("initialize", Delay(3), times=1)
+        await session.call_tool("b_echo")
+    (ended,) = recorder.of(CallEnded)
+    assert (3, 3, 0) == (round(ended.seconds), round(ended.waiting), round(ended.at_backend))
 
 
 # --- openings that fail, sessions that come back, the storage

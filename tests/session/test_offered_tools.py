@@ -185,6 +185,21 @@ async def test_what_is_filtered_out_is_not_found_while_its_backend_is_away(
         backend.restart()
 
 
+async def test_no_prompt_is_filtered_out(autojump_clock: MockClock) -> None:
+    """Of a backend that is away, although its tools of this name are: it is bound, and so it is unavailable."""
+    backend = add_tools(echo_backend())
+    backend.add_prompt("get_item")
+    async with open_world({"b": backend}) as world:
+        session = await world.make_session(session_id="one", identity=ALICE)
+        await session.suspend()
+        backend.crash()
+        entry = attrs.evolve(world.configured[0], deny_tools=["get_*"])
+        restored = (await world.factory.restore_session("one", [entry], identity=ALICE)).as_caller(ALICE)
+        with pytest.raises(BackendUnavailable):
+            await restored.get_prompt("b_get_item")
+        backend.restart()
+
+
 @EVERY_SHARED_CHANNEL
 async def test_what_the_last_list_leaves_out_is_not_found_while_its_backend_is_away(
     channel: Channel, autojump_clock: MockClock

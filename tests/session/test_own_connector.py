@@ -43,8 +43,10 @@ async def reports_and_answers() -> None:
     await trio.lowlevel.checkpoint()
 
 
-async def cut_off(connector: PlainConnector, *, calls_before: int = 0) -> bool:
-    """Whether a call that the drain ends says that it may have run."""
+async def cut_off(connector: PlainConnector, *, calls_before: int = 0, cancelled_before: int = 0) -> bool:
+    """Whether a call that the drain ends says that it may have run; after calls that were answered, and calls that
+    their callers cancelled.
+    """
     told: list[bool] = []
     async with open_session_factory(connector=connector) as factory, trio.open_nursery() as nursery:
         session = await factory.make_session(plain_backends(1))
@@ -52,6 +54,9 @@ async def cut_off(connector: PlainConnector, *, calls_before: int = 0) -> bool:
             await session.call_tool("b0_echo")
         if calls_before:
             connector.clients["b0"].on_request = never_answers
+        for _ in range(cancelled_before):
+            with trio.move_on_after(1):
+                await session.call_tool("b0_echo")
 
         async def call() -> None:
             with pytest.raises(SessionClosed, match="drain_timeout") as caught:
@@ -70,14 +75,23 @@ async def test_a_client_that_reports_nothing_may_have_sent_the_call(autojump_clo
     assert await cut_off(PlainConnector(on_request={"b0": never_answers}))
 
 
+async def test_calls_that_were_not_reported_prove_nothing(autojump_clock: MockClock) -> None:
+    """A client that has answered requests without a report does not report."""
+    assert await cut_off(PlainConnector(), calls_before=2)
+
+
 async def test_a_reported_call_may_have_run(autojump_clock: MockClock) -> None:
     """`note_written` in the task of `request` counts for that request."""
     assert await cut_off(PlainConnector(on_request={"b0": reports_at_once}))
 
 
 async def test_a_client_that_reports_has_not_sent_what_it_did_not_report(autojump_clock: MockClock) -> None:
-    """Once a client has reported one request, a later request without a report was not written."""
+    """Once a client has reported one request, a later request without a report was not written; nor are those after
+    it.
+    """
     assert not await cut_off(PlainConnector(on_request={"b0": reports_and_answers}), calls_before=1)
+    reporting = PlainConnector(on_request={"b0": reports_and_answers})
+    assert not await cut_off(reporting, calls_before=1, cancelled_before=1)
 
 
 async def test_a_lost_session_is_reported_by_the_connector(autojump_clock: MockClock) -> None:
@@ -119,9 +133,91 @@ async def test_a_session_may_be_lost_while_its_client_is_made(autojump_clock: Mo
             await session.call_tool("b0_echo")
 
 
+@pytest.mark.parametrize("attempt", ["the first", "a later one"])
+async def test_a_lost_session_is_replaced_before_a_call_finds_out(attempt: str, autojump_clock: MockClock) -> None:
+    """Also of a backend that is added, whose report comes while its client is being made."""
+    made: list[str] = []
+    inner = PlainConnector()
+
+    async def connect(backend: Backend, **wanted: Any) -> PlainClient:
+        if backend.id not in made:
+            wanted["events"].session_lost(BackendUnavailable(backend.id, "has gone away"))
+        await trio.sleep(0.1)
+        made.append(backend.id)
+        return await inner(backend, **wanted)
+
+    first, added = plain_backends(2)
+    async with open_session_factory(connector=connect) as factory:
+        async with factory.open_session([first] if attempt == "the first" else []) as session:
+            if attempt != "the first":
+                await session.add_backend(added)
+            await trio.sleep(10)
+            assert 2 == len(made)
+
+
+ENDS = pytest.mark.parametrize("end", ["close", "suspend", "removal", "loss", "stop"])
+
+
+async def end_connection(session: Session, sinks: list[EventSink], end: str) -> None:
+    """By the time that this returns, a goodbye that takes a second is over."""
+    match end:
+        case "close":
+            await session.aclose()
+        case "suspend":
+            await session.suspend()
+        case "removal":
+            await session.remove_backend("b0")
+        case "loss":
+            sinks[0].session_lost(BackendUnavailable("b0", "has gone away"))
+            await trio.sleep(5)
+        case _:
+            await trio.sleep(15)
+
+
+@ENDS
+async def test_the_tasks_of_a_client_live_until_its_goodbye_is_over(end: str, autojump_clock: MockClock) -> None:
+    """The goodbye may need them: those that read from a process or stream run in the nursery of the connection."""
+    sinks: list[EventSink] = []
+    done: list[str] = []
+
+    async def serve() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            done.append("tasks")
+
+    async def say_goodbye() -> None:
+        await trio.sleep(1)
+        done.append("goodbye")
+
+    inner = PlainConnector(services={"b0": serve}, on_close={"b0": say_goodbye})
+
+    async def connect(backend: Backend, **wanted: Any) -> PlainClient:
+        sinks.append(wanted["events"])
+        return await inner(backend, **wanted)
+
+    configured = [attrs.evolve(backend, stop_after=10 if end == "stop" else None) for backend in plain_backends(1)]
+    async with open_session_factory(connector=connect) as factory, factory.open_session(configured) as session:
+        await end_connection(session, sinks, end)
+        assert ["goodbye", "tasks"] == done
+
+
+async def test_a_goodbye_that_hangs_has_its_time(autojump_clock: MockClock) -> None:
+    """A removal waits for it for `teardown_timeout`, and so does the close of a session."""
+    inner = PlainConnector(on_close={"b0": trio.sleep_forever, "b1": trio.sleep_forever})
+    settings = FactorySettings(teardown_timeout=3)
+    async with open_session_factory(connector=inner, settings=settings) as factory:
+        session = await factory.make_session(plain_backends(2))
+        with trio.fail_after(60):
+            await session.remove_backend("b0")
+        assert 3.0 == trio.current_time()
+        await session.aclose()
+        assert 6.0 == trio.current_time()
+
+
 @attrs.define(eq=False)
 class AskingClient(PlainClient):
-    """It passes on what its backend asks, and remembers the params of calls."""
+    """It passes on what its backend asks, and remembers the params of calls. It has a prompt, too."""
 
     question: JSON = attrs.field(factory=dict)
     asked: list[JSON] = attrs.field(factory=list)
@@ -129,6 +225,8 @@ class AskingClient(PlainClient):
     async def request(self, method: str, params: JSON, **more: Any) -> JSON:
         if method == "tools/list":
             return await super().request(method, params, **more)
+        if method == "prompts/list":
+            return {"prompts": [{"name": "p"}]}
         await trio.lowlevel.checkpoint()
         self.asked.append(params)
         return self.question | {"resultType": "input_required"}
@@ -136,7 +234,8 @@ class AskingClient(PlainClient):
 
 @asynccontextmanager
 async def open_asking(era: Literal["modern", "legacy"], question: JSON) -> AsyncIterator[tuple[AskingClient, Session]]:
-    record = BackendRecord("b0", None, era, "2026-07-28", {"tools": {}}, "digest")
+    capabilities: JSON = {"tools": {}, "prompts": {}, "completions": {}}
+    record = BackendRecord("b0", None, era, "2026-07-28", capabilities, "digest")
     client = AskingClient(record, record.server_capabilities, question=question)
 
     async def connect(backend: Backend, **wanted: Any) -> AskingClient:
@@ -175,3 +274,12 @@ async def test_a_question_of_no_form_is_an_error(
         with pytest.raises(BackendProtocolError, match=r"answered 'tools/call' with a question") as caught:
             await session.call_tool("b0_echo", answer_rounds=False)
     assert caught.value.may_have_executed
+
+
+async def test_members_without_a_meaning_are_passed_on(autojump_clock: MockClock) -> None:
+    """A completion is no question, whatever a backend adds to it: results may have more members than MCP knows."""
+    answer: JSON = {"completion": {"values": ["x"]}, "inputRequests": 7, "": 8}
+    async with open_asking("legacy", answer) as (_, session):
+        completion = await session.complete({"type": "ref/prompt", "name": "b0_p"}, {"name": "a", "value": ""})
+    assert answer | {"resultType": "input_required"} == completion.raw
+    assert ("x",) == completion.values
