@@ -82,9 +82,10 @@ class PlainConnector:
             await self.on_connect.get(backend.id, _at_once)()
         finally:
             self.connecting -= 1
+        capabilities = dict(self.capabilities)
         client = PlainClient(
-            BackendRecord(backend.id, None, "modern", "2026-07-28", self.capabilities, "digest"),
-            self.capabilities,
+            BackendRecord(backend.id, None, "modern", "2026-07-28", capabilities, "digest"),
+            capabilities,
             self.on_request.get(backend.id, _at_once),
             self.on_close.get(backend.id, _at_once),
             tools=self.tools,
