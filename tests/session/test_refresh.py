@@ -414,6 +414,31 @@ async def test_a_replaced_connection_does_not_overwrite_newer_lists(autojump_clo
         nursery.cancel_scope.cancel()
 
 
+async def test_a_replaced_connection_fetches_nothing_more(autojump_clock: MockClock) -> None:
+    """Not through the connection that has replaced it either, which has lists of its own to fetch: a refetch that the
+    backend had asked to come later is not made.
+    """
+
+    async def slow(arguments: JSON, context: CallContext) -> str:
+        await trio.sleep(30)
+        return "rested"
+
+    backend = announcing_backend()
+    backend.add_tool("slow", slow)
+    async with open_world({"a": backend}) as world, world.open_session() as session, trio.open_nursery() as nursery:
+        nursery.start_soon(session.call_tool, "a_slow")  # keeps the old connection open
+        backend.fail("tools/list", Status(503, headers={"Retry-After": "5"}), times=1)
+        await announce(session, "tools")
+        await trio.sleep(2)  # now the refetch waits to be made once more
+        backend.fail("tools/call", Status(404), times=1)
+        await session.call_tool("a_echo")
+        await trio.sleep(1)
+        fetched = len(backend.received("tools/list"))
+        await trio.sleep(20)
+        assert fetched == len(backend.received("tools/list"))
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_close_waits_for_no_refetch(autojump_clock: MockClock) -> None:
     """A list request that hangs when the session closes is cancelled."""
     backend = announcing_backend()
