@@ -285,9 +285,9 @@ async def test_the_requests_under_way_are_bounded(era: str, backend_era: str, au
         for number in range(8):
             await client.ask("tools/call", WAIT, number)
         await waiting.begun.wait()
-        for number in (8, "nine"):
-            await client.ask("tools/call", WAIT, number)
-            error = (await client.response(number))["error"]
+        for one_more in (8, "nine"):
+            await client.ask("tools/call", WAIT, one_more)
+            error = (await client.response(one_more))["error"]
             assert (-32000, "8 requests are under way, and there may be no more (stream_buffer)") == (
                 error["code"],
                 error["message"],
