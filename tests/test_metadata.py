@@ -25,6 +25,7 @@ from trio_vmcp.metadata import (
     SCHEMA_VERSION,
     BackendRecord,
     SessionMetadata,
+    UnreadableMetadata,
     endpoint_digest,
     metadata_from_json,
     metadata_to_json,
@@ -53,8 +54,9 @@ def canonical(data: bytes) -> str:
 
 def refusal(data: bytes) -> str:
     """The error of the reader for a bad row, with its traceback, as a log would show it."""
-    with pytest.raises(StorageError) as caught:
+    with pytest.raises(UnreadableMetadata) as caught:
         metadata_from_json(data)
+    assert isinstance(caught.value, StorageError)
     assert caught.value.__context__ is None  # errors of cattrs and json quote values of the row
     return "".join(traceback.format_exception_only(caught.value))
 
@@ -401,7 +403,7 @@ def test_a_row_that_is_not_json_is_refused(data: bytes) -> None:
 @given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
 @example(b'{"schema_version":1}')
 def test_any_bytes_are_metadata_or_an_error(data: bytes) -> None:
-    """Reading any bytes gives metadata or raises StorageError."""
+    """Reading any bytes gives metadata or raises UnreadableMetadata, a StorageError."""
     refusal(data)
 
 
@@ -411,7 +413,7 @@ def test_any_damaged_field_is_metadata_or_an_error(path: str, value: object) -> 
     data = changed(path, value)
     try:
         session = metadata_from_json(data)
-    except StorageError:
+    except UnreadableMetadata:
         return
     assert session == metadata_from_json(metadata_to_json(session))
     if not path.endswith("_at"):
@@ -422,7 +424,7 @@ def test_any_damaged_field_is_metadata_or_an_error(path: str, value: object) -> 
 def test_any_damaged_byte_is_metadata_or_an_error(at: int, replacement: bytes) -> None:
     """A flipped, lost or added byte gives other metadata or StorageError, and no other error."""
     data = metadata_to_json(METADATA)
-    with contextlib.suppress(StorageError):
+    with contextlib.suppress(UnreadableMetadata):
         metadata_from_json(data[:at] + replacement + data[at + 1 :])
 
 
@@ -435,7 +437,7 @@ def test_a_row_has_a_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     limit = rf"takes {len(data)} bytes, more than {len(data) - 1} \(MAX_METADATA_BYTES\)"
     with pytest.raises(StorageError, match=limit):
         metadata_to_json(METADATA)
-    with pytest.raises(StorageError, match=limit):
+    with pytest.raises(UnreadableMetadata, match=limit):
         metadata_from_json(data)
 
 

@@ -32,6 +32,7 @@ from trio_vmcp.errors import SessionClosed, SessionNotFound
 from trio_vmcp.factory import MOST_CANCELLED_DRAIN, DefaultSessionFactory, SessionFactory, require_valid
 from trio_vmcp.identity import Identity
 from trio_vmcp.manager import HandlersFor, ManagerStatistics, SessionManager
+from trio_vmcp.metadata import UnreadableMetadata
 from trio_vmcp.models import Backend
 from trio_vmcp.observe import Observer
 from trio_vmcp.session import Session
@@ -171,11 +172,11 @@ class DefaultSessionManager(SessionManager):
                 known = Known(self._new_id(), identity, Opening(), handlers, "modern")
                 ids[principal] = known.session_id
                 self._openings.start(known, partial(self._make, known, None))
-            if isinstance(known.state, Opening):
-                await outcome(known.state)
             try:
+                if isinstance(known.state, Opening):
+                    await outcome(known.state)
                 return await self.get(known.session_id, caller=identity)
-            except SessionNotFound:  # it has ended meanwhile
+            except (SessionNotFound, UnreadableMetadata):  # it has ended meanwhile, or slept and cannot wake
                 if ids.get(principal) == known.session_id:
                     del ids[principal]
 

@@ -14,7 +14,7 @@ VmcpError
 ├── NotAuthorized             the session is not this caller's
 │   ├── NilCaller             a bound session was called without a caller
 │   └── UnauthorizedCaller    another identity, or any identity on an anonymous session
-├── StorageError              the storage is away or holds an unreadable row; may be retried
+├── StorageError              the storage is away; may be retried. Or the row is unreadable: metadata.UnreadableMetadata
 │   └── MetadataConflict      another writer changed the row first
 └── BackendError              one backend failed; the others carry on
     ├── BackendUnavailable    the backend is away: not connected, or the connection broke

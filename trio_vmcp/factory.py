@@ -8,7 +8,7 @@ import re
 import secrets
 import ssl
 from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Protocol, get_args
 
 import attrs
@@ -32,9 +32,9 @@ from trio_vmcp._session.row_storage import RowStorage
 from trio_vmcp._session.shared_lists import SharedLists
 from trio_vmcp.connector import BackendConnector, ClientHandlers, OutgoingAuth, PreferredEra
 from trio_vmcp.default_session import DefaultSession
-from trio_vmcp.errors import InvalidSessionId, SessionClosed, SessionExists, SessionNotFound, session_tag
+from trio_vmcp.errors import InvalidSessionId, SessionClosed, SessionExists, SessionNotFound, VmcpError, session_tag
 from trio_vmcp.identity import Identity, bind, is_bound_to, process_keys
-from trio_vmcp.metadata import BackendRecord, checked_attributes
+from trio_vmcp.metadata import BackendRecord, UnreadableMetadata, checked_attributes
 from trio_vmcp.models import Backend
 from trio_vmcp.observe import Observer
 from trio_vmcp.routing import changed_names
@@ -140,6 +140,7 @@ class SessionFactory(Protocol):
             SessionNotFound: Unknown, expired, terminated, or bound to another identity: one answer, at the same cost.
             SessionExists: The session is live in this factory, or is being restored by it.
             StorageError, NoBackends, ValueError: As in `make_session`; the stored session stays as it was.
+            UnreadableMetadata: The StorageError of a row that this release cannot read (`trio_vmcp.metadata`).
         """
         ...
 
@@ -329,7 +330,8 @@ class DefaultSessionFactory(SessionFactory):
 
         Raises:
             SessionNotFound: There is none, or it is another's: at the same cost.
-            StorageError: Away, too slow, or not to be read.
+            UnreadableMetadata: Likewise at that cost.
+            StorageError: Away, or too slow.
         """
         return await self._load_for(session_id, identity, self._new_reporter(session_id), asked_at)
 
@@ -515,13 +517,18 @@ class DefaultSessionFactory(SessionFactory):
     async def _load_for(
         self, session_id: str, identity: Identity | None, reporter: SessionReporter, asked_at: float
     ) -> SessionRow:
-        with suppress(SessionNotFound):
+        # Made here: behind the wait, a few us tell one reason from another.
+        refusal: VmcpError = SessionNotFound(session_id)
+        try:
             row = await load_row(session_id, self._bounded_storage(reporter))
             if is_bound_to(row.metadata.identity_binding, identity, self._keys):
                 binding = bind(identity, self._keys)  # by today's first key
                 row.metadata = attrs.evolve(row.metadata, identity_binding=binding)
                 return row
-        refusal = SessionNotFound(session_id)  # made here: behind the wait, a few us tell one reason from another
+        except SessionNotFound:
+            pass
+        except UnreadableMetadata as unreadable:
+            refusal = unreadable
         await _wait_to_refuse(asked_at)
         raise refusal
 

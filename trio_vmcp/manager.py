@@ -100,6 +100,8 @@ class SessionManager(Protocol):
                 the same cost.
             SessionLimitReached: To restore or wake it is over a cap; the session stays as it is.
             NoBackends, StorageError, ValueError: As in `SessionFactory.restore_session`; it stays as it is.
+            UnreadableMetadata: The StorageError of a row that this release cannot read. A client should hear what
+                clients of unknown sessions hear: to repeat the request would not help.
         """
         ...
 

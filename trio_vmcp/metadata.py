@@ -29,6 +29,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "BackendRecord",
     "SessionMetadata",
+    "UnreadableMetadata",
     "checked_attributes",
     "endpoint_digest",
     "metadata_from_json",
@@ -54,6 +55,12 @@ def _read_only(bindings: _Bindings) -> _Bindings:
     return read_only(
         {kind: names if isinstance(names, MappingProxyType) else read_only(names) for kind, names in named.items()}
     )
+
+
+class UnreadableMetadata(StorageError):
+    """The storage gave a row that this release cannot read: it is corrupt, or of another schema. To ask again does not
+    help, as it does where the storage is away: to a client the session is as good as unknown.
+    """
 
 
 def _utc(value: datetime) -> datetime:
@@ -266,22 +273,22 @@ def metadata_from_json(data: bytes) -> SessionMetadata:
     Fields unknown to this schema are refused, too: a reader that ignored them would drop them with its next write.
 
     Raises:
-        StorageError: Names the fields that do not fit, and shows nothing of what they hold.
+        UnreadableMetadata: A StorageError. Names the fields that do not fit, and shows nothing of what they hold.
     """
     if len(data) > MAX_METADATA_BYTES:
-        raise StorageError(f"{_ROW} takes {len(data)} bytes, more than {MAX_METADATA_BYTES} (MAX_METADATA_BYTES)")
+        raise UnreadableMetadata(f"{_ROW} takes {len(data)} bytes, more than {MAX_METADATA_BYTES} (MAX_METADATA_BYTES)")
     row = _parse(data)
     if row is None:
-        raise StorageError(f"{_ROW} is not a JSON object in UTF-8 @ $")
+        raise UnreadableMetadata(f"{_ROW} is not a JSON object in UTF-8 @ $")
     schema = row.get("schema_version")
     if type(schema) is not int or schema != SCHEMA_VERSION:  # first: in another schema the other fields mean nothing
-        raise StorageError(f"{_ROW} is not of schema {SCHEMA_VERSION}, the only one read here @ $.schema_version")
+        raise UnreadableMetadata(f"{_ROW} is not of schema {SCHEMA_VERSION}, the only one read here @ $.schema_version")
     try:
         return _converter.structure(row, SessionMetadata)
     except Exception as exc:  # noqa: BLE001  # cattrs lets a field's own error through, of whatever type
         problems = "; ".join(cattrs.transform_error(exc, format_exception=_describe))
     # Raised outside of the `except`: as __context__, the errors of cattrs would bring the row into tracebacks.
-    raise StorageError(f"{_ROW} does not fit: {problems}")
+    raise UnreadableMetadata(f"{_ROW} does not fit: {problems}")
 
 
 def _describe(exc: BaseException, _: type | None) -> str:

@@ -9,8 +9,9 @@ import pytest
 import trio
 from support.harness import ALICE, state_of
 from support.instances import away, cut, stuck
-from support.managers import IDLE, SLEEP, State, managed
+from support.managers import IDLE, SLEEP, TTL, State, managed
 from support.scripted_storage import ScriptedStorage
+from support.spoiled import spoil
 from trio.testing import MockClock
 
 from trio_vmcp import ManagerSettings, SessionNotFound, SessionState, StorageError
@@ -70,6 +71,29 @@ async def test_the_log_says_what_the_storage_did(
     told = [each.getMessage() for each in records if each.levelname == "WARNING"]
     verb = "made" if what == "create" else "found"
     assert [f"a session could not be {verb}: the disk is full"] * 2 == [text for text in told if verb in text]
+
+
+@pytest.mark.parametrize("how", ["terminated", "expired"])
+async def test_a_session_that_sleeps_in_an_unreadable_row_is_ended_once(
+    how: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To ask the storage again would bring no other row: one warning, and the row ends by its TTL."""
+    async with managed() as world:
+        session = await world.make("asleep")
+        world.leaves_sessions = True  # which ones they are is in the row
+        spoil(world.storage, session.id, lambda data: b"{")
+        if how == "terminated":
+            await world.manager.terminate(session.id, caller=ALICE)
+        else:
+            await trio.sleep(IDLE)
+        statistics = world.manager.statistics
+        assert (0, 1) == (statistics.hibernated, getattr(statistics, how))
+        loads = world.way.calls["load"]
+        await trio.sleep(TTL)
+        assert loads == world.way.calls["load"]
+        with pytest.raises(SessionNotFound):
+            await world.manager.get(session.id, caller=ALICE)
+    assert 1 == sum("its row is left" in record.getMessage() for record in caplog.records)
 
 
 @WAYS

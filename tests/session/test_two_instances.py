@@ -25,6 +25,7 @@ from trio_vmcp import (
     StorageError,
     open_session_factory,
 )
+from trio_vmcp.metadata import UnreadableMetadata
 from trio_vmcp.testing import CallContext
 
 
@@ -198,17 +199,19 @@ async def test_a_storage_that_cannot_be_cancelled_costs_an_opening_its_timeout(
 
 
 @pytest.mark.parametrize(
-    ("lie", "text"),
+    ("lie", "text", "kind"),
     [
-        (lambda row: attrs.evolve(row, session_id="two"), "another session"),
-        (lambda row: attrs.evolve(row, schema_version=7), "schema_version=7"),
-        (lambda row: None, "no SessionMetadata"),
+        (lambda row: attrs.evolve(row, session_id="two"), "another session", StorageError),
+        (lambda row: attrs.evolve(row, schema_version=7), "schema_version=7", UnreadableMetadata),
+        (lambda row: None, "no SessionMetadata", StorageError),
     ],
 )
 async def test_what_a_load_answers_is_what_was_asked(
-    lie: Callable[[Any], Any], text: str, autojump_clock: MockClock
+    lie: Callable[[Any], Any], text: str, kind: type[StorageError], autojump_clock: MockClock
 ) -> None:
-    """Another id or schema, or no metadata at all: StorageError, and no backend is contacted."""
+    """Another id or schema, or no metadata at all: StorageError, and no backend is contacted. Of a row that would be
+    one of another release, the error says so.
+    """
 
     class Liar(ScriptedStorage):
         async def load(self, session_id: str) -> SessionMetadata:
@@ -219,8 +222,9 @@ async def test_what_a_load_answers_is_what_was_asked(
         await (await world.make()).suspend()
         requests = len(world.backend.received("tools/list"))
         async with open_session_factory(storage=Liar(world.shared), settings=SETTINGS) as factory:
-            with pytest.raises(StorageError, match=text):
+            with pytest.raises(StorageError, match=text) as caught:
                 await factory.restore_session("one", world.configured)
+        assert kind is type(caught.value)
         assert requests == len(world.backend.received("tools/list"))
 
 

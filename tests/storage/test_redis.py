@@ -21,6 +21,7 @@ from support.storage_works import NEXT, fails, works
 from support.stored import METADATA
 
 from trio_vmcp import MetadataConflict, SessionExists, Storage, StorageError
+from trio_vmcp.metadata import UnreadableMetadata
 from trio_vmcp.storage import NotifyingStorage
 from trio_vmcp.storage.redis import open_redis_storage
 from trio_vmcp.testing import storage_contract
@@ -139,10 +140,10 @@ async def test_a_corrupt_row_is_an_error(redis: RedisServer) -> None:
         await storage.create(METADATA)
         (key,) = [line for line in redis.ask("KEYS", "*").split(b"\r\n") if line.startswith(b"trio_vmcp:session:")]
         redis.ask("HSET", key, "data", "{}")
-        with pytest.raises(StorageError, match="schema_version"):
+        with pytest.raises(UnreadableMetadata, match="schema_version"):
             await storage.load(ID)
         redis.ask("SET", key, "text")
-        with pytest.raises(StorageError, match="failed to load the session: WrongTypeError"):
+        with pytest.raises(UnreadableMetadata, match="failed to load the session: WrongTypeError"):
             await storage.load(ID)
         with pytest.raises(StorageError, match="failed to touch the session: WrongTypeError"):
             await storage.touch(ID)

@@ -9,7 +9,7 @@ from trio_vmcp._manager.known import Ending, Known
 from trio_vmcp._session.row_storage import RowStorage
 from trio_vmcp._session.stored_row import MOST_ROUNDS
 from trio_vmcp.errors import MetadataConflict, SessionNotFound, StorageError, session_tag
-from trio_vmcp.metadata import SessionMetadata
+from trio_vmcp.metadata import SessionMetadata, UnreadableMetadata
 
 __all__ = ["FIRST_DELAY", "MOST_DELAY", "Fate", "end_row"]
 
@@ -25,6 +25,7 @@ class Fate(enum.Enum):
     GONE = "no row is left"
     MOVED = "another instance has used the session since"
     UNKNOWN = "the storage is away"
+    UNREADABLE = "this release cannot read the row, and does not delete what another one may have written"
 
 
 async def end_row(storage: RowStorage, known: Known, ending: Ending) -> Fate:
@@ -33,6 +34,9 @@ async def end_row(storage: RowStorage, known: Known, ending: Ending) -> Fate:
         stored = await _delete(storage, known, ending)
     except SessionNotFound:
         return Fate.GONE
+    except UnreadableMetadata as error:
+        logger.warning("%s has ended, but its row is left: %s", session_tag(known.session_id), error)
+        return Fate.UNREADABLE
     except StorageError as error:
         ending.delay = min(2 * ending.delay, MOST_DELAY) or FIRST_DELAY
         logger.warning(

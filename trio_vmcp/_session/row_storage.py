@@ -18,7 +18,7 @@ import trio
 
 from trio_vmcp._interrupts import EXITS
 from trio_vmcp.errors import MetadataConflict, SessionNotFound, StorageError, VmcpError
-from trio_vmcp.metadata import SCHEMA_VERSION, SessionMetadata
+from trio_vmcp.metadata import SCHEMA_VERSION, SessionMetadata, UnreadableMetadata
 from trio_vmcp.storage import Storage
 
 __all__ = ["RowStorage"]
@@ -134,7 +134,7 @@ class RowStorage:
         if row.session_id != session_id:
             raise StorageError("the storage answered with the metadata of another session than it was asked for")
         if row.schema_version != SCHEMA_VERSION:
-            raise StorageError(
+            raise UnreadableMetadata(
                 f"the storage answered with metadata of schema_version={row.schema_version!r}, not {SCHEMA_VERSION}"
             )
         return row

@@ -25,6 +25,7 @@ from trio_vmcp.errors import (
     StorageError,
     VmcpError,
 )
+from trio_vmcp.metadata import UnreadableMetadata
 
 __all__ = [
     "INTERNAL_ERROR",
@@ -87,7 +88,7 @@ def refusal_of(error: Exception, *, is_modern: bool) -> Refusal:
             return Refusal(code, str(error), {"uri": error.name})
         case CapabilityNotFound():
             return Refusal(INVALID_PARAMS, str(error))
-        case SessionNotFound() | InvalidSessionId():
+        case SessionNotFound() | InvalidSessionId() | UnreadableMetadata():  # a client then opens another one
             return Refusal(INVALID_REQUEST, "the session is unknown, expired or terminated", status=404)
         case SessionLimitReached():
             return Refusal(UNAVAILABLE, str(error), status=503, headers=_retry_after(error.retry_after))

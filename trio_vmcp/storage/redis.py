@@ -26,10 +26,11 @@ from functools import partial
 
 import attrs
 import trio
+from coredis.exceptions import WrongTypeError
 
 from trio_vmcp._nursery import require_trio, start_if_open
 from trio_vmcp.errors import MetadataConflict, SessionExists, SessionNotFound, StorageError
-from trio_vmcp.metadata import SessionMetadata, metadata_from_json, metadata_to_json
+from trio_vmcp.metadata import SessionMetadata, UnreadableMetadata, metadata_from_json, metadata_to_json
 from trio_vmcp.storage._redis_address import read_url
 from trio_vmcp.storage._redis_scripts import (
     CREATE,
@@ -140,7 +141,12 @@ class _RedisStorage(NotifyingStorage):
 
     async def load(self, session_id: str) -> SessionMetadata:
         await self._begin()
-        data = await self._clients.read_field(self._key(session_id), "data")
+        try:
+            data = await self._clients.read_field(self._key(session_id), "data")
+        except StorageError as error:
+            if isinstance(error.__cause__, WrongTypeError):  # another program has put something else there
+                raise UnreadableMetadata(error.detail) from error.__cause__
+            raise
         if data is None:
             raise SessionNotFound(session_id)
         return metadata_from_json(data)
