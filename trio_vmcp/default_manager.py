@@ -148,9 +148,7 @@ class DefaultSessionManager(SessionManager):
                 known.identity = caller  # its newest token
             match known.state:
                 case Live(owner) if not owner.life.is_closing:
-                    owner.note_use()
-                    owner.renew_identity(caller)
-                    return DefaultSession(owner).as_caller(caller)
+                    return _used(owner, caller)
                 case Live(owner) if owner.life.terminates:
                     raise SessionNotFound(session_id)
                 case Live(owner):  # suspended, or left to another instance: then it can be restored
@@ -168,6 +166,9 @@ class DefaultSessionManager(SessionManager):
         while True:
             self._require_open()
             known = self._registry.find(ids.get(principal, ""))
+            if known is not None and isinstance(known.state, Live) and not known.state.owner.life.is_closing:
+                known.identity = identity  # its newest token
+                return _used(known.state.owner, identity)
             if known is None or known.is_ending:
                 known = Known(self._new_id(), identity, Opening(), handlers, "modern")
                 ids[principal] = known.session_id
@@ -338,6 +339,13 @@ class DefaultSessionManager(SessionManager):
             start_task(ends, self._registry.end_all)
             await self._openings.wait_given_up()
         await self._registry.end_all()  # those that opened, or fell asleep, meanwhile
+
+
+def _used(owner: SessionOwner, caller: Identity | None) -> Session:
+    """A view of a live session for a caller who asks for it: a use by the newest token of its principal."""
+    owner.note_use()
+    owner.renew_identity(caller)
+    return DefaultSession(owner).as_caller(caller)
 
 
 async def _run_isolated(function: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:

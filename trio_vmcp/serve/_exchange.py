@@ -5,8 +5,7 @@ client is gone. Over HTTP here; over stdio all requests share one stream (`_stdi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Protocol
 
 import attrs
@@ -96,15 +95,38 @@ class QuietExchange(Exchange):
 
 
 @attrs.define(eq=False)
+class UnderWay:
+    """Counts requests, each from its body to the end of its response (`with under_way:`): also those that have no
+    exchange, such as `initialize` and a batch.
+    """
+
+    _count: int = attrs.field(default=0, init=False)
+    _none_left: trio.Event | None = attrs.field(default=None, init=False, repr=False)
+
+    def __enter__(self) -> None:
+        self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if self._none_left is not None and not self._count:
+            self._none_left.set()
+
+    async def wait_none(self) -> None:
+        if self._count:
+            self._none_left = self._none_left or trio.Event()
+            await self._none_left.wait()
+
+
+@attrs.define(eq=False)
 class Exchanges:
     """The requests that are under way, and the task that looks for those that take long."""
+
+    under_way: UnderWay = attrs.field(factory=UnderWay, init=False, repr=False)
 
     _start_task: StartTask = attrs.field(alias="start_task", repr=False)
     _by_mark: dict[str, HttpExchange] = attrs.field(factory=dict, init=False, repr=False)
     _marks: itertools.count[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
     _is_looking: bool = attrs.field(default=False, init=False)
-    _under_way: int = attrs.field(default=0, init=False)
-    _none_left: trio.Event | None = attrs.field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self._by_mark)
@@ -127,25 +149,6 @@ class Exchanges:
 
     def discard(self, exchange: HttpExchange) -> None:
         del self._by_mark[exchange.mark]
-
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """While a request is under way, from its body to the end of its response: also one that has no exchange, such
-        as `initialize` and a batch.
-        """
-        self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
-            if self._none_left is not None and not self._under_way:
-                self._none_left.set()
-
-    async def wait_none(self) -> None:
-        """Until no request is under way."""
-        if self._under_way:
-            self._none_left = self._none_left or trio.Event()
-            await self._none_left.wait()
 
     async def _look(self) -> None:
         try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import attrs
 
-from trio_vmcp._protocol.methods import COMPLETE, GET_PROMPT, LIST_KEYS, READ_RESOURCE, TOOLS_CALL
+from trio_vmcp._protocol.methods import COMPLETE, GET_PROMPT, LIST_KEYS, READ_RESOURCE, TOOLS_CALL, ListMethod
 from trio_vmcp.connector import OnProgress
 from trio_vmcp.models import JSON
 from trio_vmcp.serve._errors import INVALID_PARAMS, METHOD_NOT_FOUND, Refusal
@@ -55,20 +56,21 @@ class Call:
         }
 
 
-async def perform(session: Session, method: str, params: JSON, call: Call) -> JSON:
-    """Make the request of a client, and return its result as the backend gave it.
+def perform(session: Session, method: str, params: JSON, call: Call) -> Awaitable[JSON]:
+    """Make the request of a client; the result is as the backend gave it.
 
     Raises:
         Refusal: The method is unknown, or its params are not as MCP has them.
         VmcpError, ValueError, TypeError: As the methods of `Session`.
     """
-    found = LIST_METHODS.get(method)
-    if found is not None:
-        return list_page(session, found, params)
     performer = _PERFORMERS.get(method)
     if performer is None:
         raise Refusal(METHOD_NOT_FOUND, f"no method {method[:128]!r} is offered here", status=404)
-    return await performer(session, params, call)
+    return performer(session, params, call)
+
+
+async def _list(method: ListMethod, session: Session, params: JSON, call: Call) -> JSON:
+    return list_page(session, method, params)
 
 
 async def _call_tool(session: Session, params: JSON, call: Call) -> JSON:
@@ -95,6 +97,7 @@ async def _complete(session: Session, params: JSON, call: Call) -> JSON:
 
 _Performer: TypeAlias = Callable[[Session, JSON, Call], Awaitable[JSON]]
 _PERFORMERS: dict[str, _Performer] = {
+    **{name: partial(_list, method) for name, method in LIST_METHODS.items()},
     TOOLS_CALL: _call_tool,
     GET_PROMPT: _get_prompt,
     READ_RESOURCE: _read_resource,

@@ -156,7 +156,7 @@ class Front:
         self.is_draining = True
         self._legacy.close()
         self._modern.stateless.listeners.close()
-        await self._exchanges.wait_none()
+        await self._exchanges.under_way.wait_none()
 
     async def _route(self, request: HttpRequest, reply: HttpReply) -> None:
         handler = self._paths.get(request.path)
@@ -216,18 +216,18 @@ class Front:
         assert self._resource is not None  # else there are no such paths
         await reply.respond(200, self._resource.document, (JSON_BODY,))
 
-    async def _serve_mcp(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
+    def _serve_mcp(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> Awaitable[None]:
         version = request.headers.get("mcp-protocol-version", "")
         is_modern = is_modern_version(version) and _DATE.fullmatch(version) is not None
         match request.verb:
             case "POST":
-                await self._post(request, reply, identity)
+                return self._post(request, reply, identity)
             case "GET" | "DELETE" if is_modern:
                 raise _wrong_verb("POST")
             case "GET":
-                await self._legacy.get(request, reply, identity)
+                return self._legacy.get(request, reply, identity)
             case "DELETE":
-                await self._legacy.delete(request, reply, identity)
+                return self._legacy.delete(request, reply, identity)
             case _:
                 raise _wrong_verb("POST" if is_modern else "GET, POST, DELETE")
 
@@ -249,7 +249,7 @@ class Front:
         message = await _read(request, body)
         if isinstance(message, list):
             self._require_open()
-            with self._exchanges.counted():
+            with self._exchanges.under_way:
                 await self._legacy.post_batch(request, reply, identity, message)
             return
         is_modern = is_of_modern_era(message, request)
@@ -257,7 +257,7 @@ class Front:
         try:
             if isinstance(message, Request):  # what runs may still need other messages: answers, and cancels
                 self._require_open()
-                with self._exchanges.counted():
+                with self._exchanges.under_way:
                     await era.post(request, reply, identity, message)
             else:
                 await era.post(request, reply, identity, message)
