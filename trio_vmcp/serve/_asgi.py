@@ -6,6 +6,7 @@ that the client is gone, which only `receive` does.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeAlias
@@ -13,7 +14,7 @@ from typing import Any, TypeAlias
 import attrs
 import trio
 
-__all__ = ["BODY_TIMEOUT", "BodyTooLarge", "BodyTooSlow", "ClientGone", "HttpReply", "HttpRequest", "Receive", "Send"]
+__all__ = ["BODY_TIMEOUT", "BodyTooLarge", "ClientGone", "HttpReply", "HttpRequest", "Receive", "Send"]
 
 Receive: TypeAlias = Callable[[], Awaitable[Mapping[str, Any]]]
 Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
@@ -31,10 +32,6 @@ class BodyTooLarge(Exception):
     """The body of a request is over the limit. The rest was not read."""
 
 
-class BodyTooSlow(Exception):
-    """The body of a request was not there in time. The rest was not read."""
-
-
 class ClientGone(Exception):
     """The client has closed its connection."""
 
@@ -47,6 +44,9 @@ class HttpRequest:
         verb: In upper case.
         headers: By name in lower case; the values of repeated ones joined by ", " (RFC 9110 §5.3).
         repeated: The names that were sent more than once.
+        scope: Of all that is done for the request. Cancelled if the body is not there after `BODY_TIMEOUT`, and when
+            nothing more can be done for it: one scope for both, since each takes as long as the parse of a short body.
+        has_body: The body was read whole.
     """
 
     verb: str
@@ -54,6 +54,8 @@ class HttpRequest:
     headers: dict[str, str] = attrs.field(repr=False)
     repeated: frozenset[str]
     _receive: Receive = attrs.field(alias="receive", repr=False)
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
+    has_body: bool = attrs.field(default=False, init=False)
 
     @classmethod
     def of(cls, scope: Mapping[str, Any], receive: Receive) -> HttpRequest:
@@ -75,19 +77,14 @@ class HttpRequest:
 
         Raises:
             BodyTooLarge: It is over `most` bytes.
-            BodyTooSlow: It takes over `BODY_TIMEOUT`.
             ClientGone: The client left in the middle.
         """
         length = self.headers.get("content-length", "")
         if length.isascii() and length.isdigit() and len(length) < 20 and int(length) > most:
             raise BodyTooLarge
-        with trio.move_on_after(BODY_TIMEOUT):
-            return await self._read_whole(most)
-        raise BodyTooSlow
-
-    async def _read_whole(self, most: int) -> bytes:
+        self.scope.deadline = trio.current_time() + BODY_TIMEOUT
         pieces: list[bytes] = []
-        while True:
+        while not self.has_body:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
@@ -95,9 +92,10 @@ class HttpRequest:
             most -= len(piece)
             if most < 0:
                 raise BodyTooLarge
-            if not message.get("more_body", False):
-                return b"".join([*pieces, piece]) if pieces else piece
             pieces.append(piece)
+            self.has_body = not message.get("more_body", False)
+        self.scope.deadline = math.inf
+        return b"".join(pieces)
 
     async def wait_gone(self) -> None:
         """Until the client has closed its connection. Call this once the body is read."""

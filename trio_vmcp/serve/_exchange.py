@@ -193,8 +193,8 @@ class HttpExchange(Exchange):
     log_level: str | None = attrs.field(default=None, kw_only=True)
     headers: tuple[tuple[bytes, bytes], ...] = attrs.field(default=(), kw_only=True, repr=False)
     mark: str = attrs.field(default="", init=False)
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, kw_only=True, repr=False)
     begun_at: float = attrs.field(factory=trio.current_time, init=False)
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     stream: EventStream | None = attrs.field(default=None, init=False, repr=False)
     is_gone: bool = attrs.field(default=False, init=False)
     _is_answered: bool = attrs.field(default=False, init=False)  # its response is sent, or on its way

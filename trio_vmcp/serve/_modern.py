@@ -110,12 +110,12 @@ class ModernFront:
             self._settings.stream_buffer,
             on_gone=_cancel,
             log_level=meta_of(message.params).get(LOG_LEVEL),
+            scope=request.scope,
         )
         self._exchanges.add(exchange)
         try:
-            with exchange.scope:
-                status, body = await self._outcome(request, identity, message, exchange)
-                await exchange.respond(status, body)
+            status, body = await self._outcome(request, identity, message, exchange)
+            await exchange.respond(status, body)
         finally:
             exchange.stop_watching()
             self._exchanges.discard(exchange)

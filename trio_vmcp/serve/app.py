@@ -19,7 +19,6 @@ from trio_vmcp.manager import SessionManager
 from trio_vmcp.serve._asgi import (
     BODY_TIMEOUT,
     BodyTooLarge,
-    BodyTooSlow,
     ClientGone,
     HttpReply,
     HttpRequest,
@@ -124,7 +123,10 @@ class Front:
             return
         request, reply = HttpRequest.of(scope, receive), HttpReply(send, is_to_head=scope["method"] == "HEAD")
         try:
-            await self._route(request, reply)
+            with request.scope:
+                await self._route(request, reply)
+            if request.scope.cancelled_caught and not request.has_body:
+                raise Refusal(INVALID_REQUEST, f"the body took over {BODY_TIMEOUT:g} s", status=408)
         except ClientGone:
             pass
         except Refusal as refusal:
@@ -244,8 +246,6 @@ class Front:
         except BodyTooLarge:
             limit = self._settings.max_body_bytes
             raise Refusal(INVALID_REQUEST, f"the body is over {limit} bytes (max_body_bytes)", status=413) from None
-        except BodyTooSlow:
-            raise Refusal(INVALID_REQUEST, f"the body took over {BODY_TIMEOUT:g} s", status=408) from None
         message = await _read(request, body)
         if isinstance(message, list):
             self._require_open()
