@@ -52,12 +52,14 @@ class SseEvent:
             carry an id and `retry` only.
         id: This event's own id; None: it has no id that could be sent back.
         oversized: The event was over the limit, and its data is empty; None: it is whole.
+        more_lines: Lines of `data` beyond the first.
     """
 
     event: str
     data: bytes | bytearray = attrs.field(repr=False)
     id: str | None = attrs.field(repr=False)
     oversized: Oversized | None = None
+    more_lines: int = attrs.field(default=0, eq=False)
 
 
 @attrs.define(eq=False)
@@ -235,7 +237,8 @@ class SseDecoder:
             _strip_field_name(self._oversized)
         if self._data is not None or self._oversized is not None:
             name = self._event.decode(errors="replace") or "message"
-            events.append(SseEvent(name, self._data or b"", self._id or None, self._oversized))
+            more_lines = self._data_lines if self._oversized is None else 0
+            events.append(SseEvent(name, self._data or b"", self._id or None, self._oversized, more_lines))
         self._event_bytes, self._event, self._data, self._id, self._oversized = 0, b"", None, None, None
         self._data_lines = 0
 

@@ -98,7 +98,7 @@ def texts_of(events: list[SseEvent]) -> Iterator[tuple[str | Unreadable | Oversi
     while events:
         oversized = events[-1].oversized
         size = len(events[-1].data) if oversized is None else oversized.size
-        more_lines = events[-1].data.count(b"\n")
+        more_lines = events[-1].more_lines
         yield _text_of(events.pop()), size, more_lines  # the bytes are gone by now
 
 

@@ -228,7 +228,7 @@ class EventStream(DuplexChannel):
         elif event.event == "message" and event.data:
             await self.inbox.take_message(event.data)
         else:
-            self.pace.charge_message(None, len(event.data), event.data.count(b"\n"))
+            self.pace.charge_message(None, len(event.data), event.more_lines)
 
     def _resolve(self, endpoint: bytes) -> str:
         """The url to POST to. No error text shows it: its query often holds the id of the session, a bearer token."""
