@@ -16,6 +16,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Generator
+from functools import lru_cache
 from types import NoneType
 from typing import Any, TypeAlias, TypeGuard, TypeVar
 
@@ -118,10 +119,18 @@ _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(","
 
 def encode_request(request_id: int, method: str, params: JSON | None) -> bytes:
     """Raises: ValueError, naming the method and the place."""
+    # Four of six requests of an opening; the encoder takes ten times as long.
+    if params is not None and not params and method.isascii():
+        return b'{"jsonrpc":"2.0","id":%d,"method":%s,"params":{}}' % (request_id, _encoded_method(method))
     message: JSON = {"jsonrpc": "2.0", "id": request_id, "method": method}
     if params is not None:
         message["params"] = params
     return _encode(message, f"params of {method!r}")
+
+
+@lru_cache(maxsize=64)
+def _encoded_method(method: str) -> bytes:
+    return _encoder.encode(method).encode()
 
 
 def encode_notification(method: str, params: JSON | None) -> bytes:
