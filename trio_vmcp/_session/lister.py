@@ -31,6 +31,7 @@ __all__ = ["list_backend"]
 logger = logging.getLogger("trio_vmcp.session")
 
 METHOD_NOT_FOUND = -32601  # JSON-RPC 2.0
+CLOSE_TO_FAIR = 0.9  # of a list's share of time: most lists come at once, and to set a deadline costs more than to ask
 LONG_PAGE = 1024 * 1024  # bytes of a page
 MOST_CURSOR = 256 * 1024  # bytes of memory: the next request holds the cursor, and is encoded in one step
 
@@ -141,26 +142,28 @@ class _Lister:
     async def fetch_in_turn(self, wanted: Sequence[ListMethod]) -> dict[ListMethod, dict[str, JSON]]:
         found = {each: await self._fetch_pages(each) for each in wanted if not each.is_optional}
         waiting = [each for each in wanted if each.is_optional]
-        ends_at, begun_at, share = trio.current_effective_deadline(), 0.0, 0.0
+        ends_at, begun_at, share = trio.current_effective_deadline(), trio.current_time(), 0.0
         while waiting:
             with trio.CancelScope() as scope:  # one for all lists, until one of them takes longer than its share
                 while waiting and not scope.cancel_called:
-                    begun_at, share = trio.current_time(), self._share(ends_at)
-                    scope.deadline = begun_at + share
+                    fair = self._share(begun_at, ends_at)
+                    if not fair * CLOSE_TO_FAIR <= scope.deadline - begun_at <= fair:
+                        scope.deadline = begun_at + fair
+                    share = scope.deadline - begun_at
                     found[waiting[0]] = await self._fetch_optional(waiting[0])
-                    self._left -= trio.current_time() - begun_at
+                    begun_at = self._spend(begun_at)
                     del waiting[0]
             if scope.cancelled_caught:
                 late = waiting.pop(0)
                 found[late] = self._fail_late(late, share)
-                self._left -= trio.current_time() - begun_at
+                begun_at = self._spend(begun_at)
         return found
 
     async def fetch_together(self, wanted: Sequence[ListMethod]) -> dict[ListMethod, dict[str, JSON]]:
         found: dict[ListMethod, dict[str, JSON]] = {}
         errors: list[BackendError] = []
         begun_at = trio.current_time()
-        share = self._share(trio.current_effective_deadline())
+        share = self._share(begun_at, trio.current_effective_deadline())
 
         async def fetch(each: ListMethod) -> None:
             try:
@@ -183,11 +186,17 @@ class _Lister:
         self._keep_within_limits(found)
         return found
 
-    def _share(self, ends_at: float) -> float:
+    def _share(self, now: float, ends_at: float) -> float:
         """s that an optional list may take: half of what is left of the time, since one list that never ends must not
         cost the others. Nor may it use up the time that a program has to start, which is longer.
         """
-        return min(ends_at - trio.current_time(), self._left) / 2
+        return min(ends_at - now, self._left) / 2
+
+    def _spend(self, begun_at: float) -> float:
+        """The time since `begun_at` is spent on optional lists. Returns the time of now."""
+        now = trio.current_time()
+        self._left -= now - begun_at
+        return now
 
     async def _fetch_optional(self, wanted: ListMethod) -> dict[str, JSON]:
         """One list; one that fails is in `failures`."""
