@@ -131,7 +131,8 @@ class BackendClient(Protocol):
                 is not asked for any.
 
         Raises:
-            BackendError: A subclass says what went wrong and whether the request may have run.
+            BackendError: A subclass says what went wrong and whether the request may have run. If something else comes
+                out, the caller of the session gets a BackendError that names the type.
         """
         ...
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from support.front import front_world, modern_request
-from support.front_clients import EVERY_ERA, stdio_client
+from support.front_clients import EVERY_CARRIER, EVERY_ERA, front_client, stdio_client
 from support.front_http import INITIALIZE
+from support.plain_connector import PlainConnector
 from trio.testing import MockClock
 
-from trio_vmcp import Backend, Identity
+from trio_vmcp import Backend, Identity, StorageError
 
 
 class Source:
@@ -52,3 +53,24 @@ async def test_a_source_of_backends_that_crashes(
         assert "result" in await ask()
     assert "secret-7" not in caplog.text + str(refused)
     assert f"a request has crashed: {type(error).__name__}" in caplog.text
+
+
+@pytest.mark.parametrize("error", [KeyError("secret-7"), ValueError("secret-7"), StorageError("secret-7")], ids=repr)
+@EVERY_CARRIER
+@EVERY_ERA
+async def test_a_client_of_a_connector_that_crashes(
+    era: str, carrier: str, error: Exception, autojump_clock: MockClock
+) -> None:
+    """It is the failure of that backend: not of the params, of the session or of its storage."""
+
+    async def crash() -> None:
+        raise error
+
+    connector = PlainConnector(on_request={"a": crash})
+    async with front_client(carrier, era, connector=connector) as client:
+        await client.ask("tools/call", {"name": "a_echo"})
+        answer = await client.response()
+        assert -32603 == answer["error"]["code"]
+        assert {"kind": "BackendError", "backend": "a", "mayHaveExecuted": True} == answer["error"]["data"]
+        assert "secret-7" not in str(answer)
+        assert "tools" in await client.result("tools/list", request_id=2)

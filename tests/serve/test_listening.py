@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from support.front import FrontWorld, Received, front_world, full_backend, modern_request
+from support.plain_connector import PlainClient, PlainConnector
 from trio.testing import MockClock
 
-from trio_vmcp import JSON
+from trio_vmcp import JSON, Backend, BackendClient, note_written
 from trio_vmcp.testing import ScriptedBackend
 
 EVERY_ERA = pytest.mark.parametrize("era", ["legacy", "modern"])
@@ -48,3 +50,30 @@ async def test_nothing_is_kept_of_streams_that_have_ended(era: str, autojump_clo
         staying.leave()
         await trio.sleep(3)
         assert {} == world.app._modern.stateless.listeners._interests
+
+
+async def test_a_client_of_a_connector_that_crashes_costs_no_stream(autojump_clock: MockClock) -> None:
+    """However it ends, a stream gives its place back."""
+
+    class Crashing(PlainClient):
+        async def request(self, method: str, params: JSON, **more: Any) -> JSON:
+            if method == "resources/unsubscribe":
+                raise ValueError("before anything is sent")
+            note_written()
+            if method == "resources/list":
+                return {"resources": [{"uri": "file:///a", "name": "a"}]}
+            return await super().request(method, params, **more)
+
+    async def connect(backend: Backend, **wanted: Any) -> BackendClient:
+        capabilities = {"tools": {}, "resources": {"subscribe": True}}
+        plain = await PlainConnector()(backend, **wanted)
+        return Crashing(attrs.evolve(plain.record, server_capabilities=capabilities), capabilities)
+
+    async with front_world(connector=connect) as world:
+        for _ in range(20):
+            stream = listen(world, "file:///a")
+            await trio.sleep(3)
+            assert 200 == stream.status, stream.body
+            assert ["file:///a"] == await honoured(stream)
+            stream.leave()
+            await trio.sleep(3)

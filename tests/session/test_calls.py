@@ -10,12 +10,13 @@ import attrs
 import pytest
 import trio
 from support.harness import echo_backend, open_world, slow_backend
-from support.plain_connector import PlainConnector, plain_backends
+from support.plain_connector import PlainClient, PlainConnector, plain_backends
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
     JSON,
     Backend,
+    BackendClient,
     BackendError,
     BackendProtocolError,
     BackendRejected,
@@ -24,10 +25,13 @@ from trio_vmcp import (
     BackendUnavailable,
     FactorySettings,
     MessageTooLarge,
+    OnProgress,
     PromptNotFound,
     ResourceNotFound,
     Session,
+    SessionNotFound,
     ToolNotFound,
+    note_written,
     open_session_factory,
 )
 from trio_vmcp.testing import (
@@ -516,6 +520,65 @@ async def test_a_session_over_a_connector_of_ones_own(autojump_clock: MockClock)
     async with open_session_factory(connector=connector) as factory, factory.open_session(plain_backends(1)) as session:
         result = await session.call_tool("b0_echo", {"x": 1}, meta={"k": "v"})
         assert {"name": "echo", "arguments": {"x": 1}, "_meta": {"k": "v"}} == result.structured_content
+
+
+OWN_CRASHES = [
+    RuntimeError("secret-7"),
+    ValueError("secret-7"),
+    ExceptionGroup("g", [OSError("secret-7")]),
+    SessionNotFound("secret-7"),
+]
+
+
+@pytest.mark.parametrize("is_written", [True, False])
+@pytest.mark.parametrize("error", OWN_CRASHES, ids=lambda error: type(error).__name__)
+async def test_a_client_of_ones_own_that_crashes(error: Exception, is_written: bool, autojump_clock: MockClock) -> None:
+    """Its backend has failed. Where nothing was sent, a ValueError is about what the caller gave."""
+
+    async def crash() -> None:
+        if is_written:
+            note_written()
+        if fails:
+            raise error
+
+    connector, fails = PlainConnector(on_request={"b0": crash}), False
+    async with open_session_factory(connector=connector) as factory, factory.open_session(plain_backends(1)) as session:
+        await session.call_tool("b0_echo", timeout=5)
+        session._core.membership.members["b0"].connection.reports_writes = True  # type: ignore[attr-defined]
+        fails = True
+        if isinstance(error, ValueError) and not is_written:
+            with pytest.raises(ValueError, match="secret-7"):
+                await session.call_tool("b0_echo")
+        else:
+            with pytest.raises(BackendError, match=r"b0' could not be asked 'tools/call': its client raised") as caught:
+                await session.call_tool("b0_echo")
+            assert error is caught.value.__cause__
+            assert is_written is caught.value.may_have_executed
+            assert "secret-7" not in str(caught.value)
+            assert 1 == session.backends["b0"].errors
+        fails = False
+        await session.call_tool("b0_echo")
+
+
+async def test_a_callback_that_fails_under_a_client_of_ones_own(autojump_clock: MockClock) -> None:
+    """Its error comes out as itself, as it does from under a client of ours."""
+
+    class Progressing(PlainClient):
+        async def request(self, method: str, params: JSON, *, on_progress: OnProgress | None, **more: Any) -> JSON:
+            if on_progress is not None:
+                await on_progress(1, None, None)
+            return await super().request(method, params, on_progress=on_progress, **more)
+
+    async def connect(backend: Backend, **wanted: Any) -> BackendClient:
+        plain = await PlainConnector()(backend, **wanted)
+        return Progressing(plain.record, plain.server_capabilities)
+
+    async def fail(progress: float, total: float | None, message: str | None) -> None:
+        raise KeyError(progress)
+
+    async with open_session_factory(connector=connect) as factory, factory.open_session(plain_backends(1)) as session:
+        with pytest.raises(KeyError, match="1"):
+            await session.call_tool("b0_echo", on_progress=fail)
 
 
 async def test_a_call_returns_at_its_deadline_though_its_stream_goes_on(autojump_clock: MockClock) -> None:

@@ -13,6 +13,7 @@ from support.harness import echo_backend
 
 from trio_vmcp import (
     Backend,
+    BackendConnector,
     ClientHandlers,
     FactorySettings,
     LocalStorage,
@@ -271,11 +272,13 @@ async def front_world(
     authenticator: Authenticator | None = None,
     handlers: ClientHandlers | None = None,
     observers: Iterable[Observer] = (),
+    connector: BackendConnector | None = None,
     configure: Callable[[str], Backend] = lambda name: Backend(name, f"http://{name}.test/mcp"),
 ) -> AsyncIterator[FrontWorld]:
     """A front over these backends, "a", "b" and so on; over one with the tool "echo", if none is given.
 
     Args:
+        connector: Replaces the one of the library.
         configure: How a backend is configured, by its id; its host is "ID.test".
     """
     named = {chr(ord("a") + number): backend for number, backend in enumerate(backends or (echo_backend(),))}
@@ -289,6 +292,7 @@ async def front_world(
             settings=factory,
             handlers=handlers,
             observers=observers,
+            connector=connector,
         ) as sessions:
             configured = [configure(name) for name in named]
             async with open_session_manager(sessions, configured, settings=limits) as manager:

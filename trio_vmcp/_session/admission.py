@@ -23,10 +23,12 @@ class Call(RequestNote):
 
     Attributes:
         is_sent_again: The request was sent once more, since the backend had lost the session.
+        has_callback_failed: The error of the call is that of the caller's progress callback.
     """
 
     admission: Admission = attrs.field(kw_only=True)
     is_sent_again: bool = attrs.field(default=False, init=False)
+    has_callback_failed: bool = attrs.field(default=False, init=False)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _verdict: SessionClosed | BackendError | None = attrs.field(default=None, init=False, repr=False)
     _token: Token[RequestNote | None] | None = attrs.field(default=None, init=False, repr=False)

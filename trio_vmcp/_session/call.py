@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 import trio
 
+from trio_vmcp._known_results import can_recall
 from trio_vmcp._limits import TimeLimit
+from trio_vmcp._nursery import describe_crash
 from trio_vmcp._protocol.methods import TOOLS_CALL
 from trio_vmcp._request_note import Silence
 from trio_vmcp._session.admission import Call
@@ -24,7 +26,7 @@ from trio_vmcp._session.breaker import FAILURES_TO_OPEN
 from trio_vmcp._session.call_options import CallOptions
 from trio_vmcp._session.connection import Connection
 from trio_vmcp._session.member import Failing, Member, Replacing, Stopped, Waking
-from trio_vmcp.connector import OnProgress
+from trio_vmcp.connector import BackendClient, OnProgress
 from trio_vmcp.errors import BackendError, BackendTimeout, BackendUnavailable
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON, STATE_LOST
@@ -77,10 +79,14 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
     session is sent once more, through the connection that replaces the one before.
 
     Raises:
-        BackendError: As the client says; at once where the circuit is open or the backend is missing.
+        BackendError: As the client says, or one of the user's own has crashed; at once where the circuit is open or the
+            backend is missing.
     """
     is_trial = is_replaced = has_waited = False
     timeout, call.knob = asked.limit
+    connection: Connection | None = None
+    if asked.on_progress is not None:
+        asked = asked._replace(on_progress=_noting_failure(call, asked.on_progress))
     try:
         is_trial = _pass_breaker(member, asked.begun_at)
         connection = member.state.connection
@@ -131,11 +137,35 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
         member.health.failed()
         _note_error(member, call, error, trio.current_time() - asked.begun_at, is_trial)
         raise
-    except BaseException:
+    except BaseException as crash:
         member.health.calls += 1
         if is_trial:
             member.breaker.cancel_trial()
-        raise
+        if connection is None or not _is_of_client(crash, connection.client, call):
+            raise
+        member.health.errors += 1
+        detail = f"could not be asked {asked.method!r}: its client raised {describe_crash(crash)}"
+        raise BackendError(member.backend_id, detail, may_have_executed=call.written) from crash
+
+
+def _is_of_client(crash: BaseException, client: BackendClient, call: Call) -> bool:
+    """Whether a client of the user's own has crashed. What one of ours raises beside BackendError is about what the
+    caller gave, and so is what comes through a client that wraps one of ours before anything is sent.
+    """
+    if not isinstance(crash, Exception) or call.has_callback_failed or can_recall(client):
+        return False
+    return call.written or not isinstance(crash, TypeError | ValueError)
+
+
+def _noting_failure(call: Call, on_progress: OnProgress) -> OnProgress:
+    async def noting(progress: float, total: float | None, message: str | None) -> None:
+        try:
+            await on_progress(progress, total, message)
+        except BaseException:
+            call.has_callback_failed = True
+            raise
+
+    return noting
 
 
 async def _request_with_progress(

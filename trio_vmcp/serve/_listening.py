@@ -135,10 +135,12 @@ class Listeners:
                             _tell(exchange, LIST_CHANGED[change.kind], {"_meta": tag})
                     nursery.cancel_scope.cancel(reason="the session has ended")
         finally:
-            await self._unsubscribe(session, interest, honoured)  # noqa: ASYNC102  # it has a shield of its own
-            interest.streams -= 1
-            if not interest.streams:
-                self._interests.pop(session.id, None)
+            try:
+                await self._unsubscribe(session, interest, honoured)  # noqa: ASYNC102  # it has a shield of its own
+            finally:
+                interest.streams -= 1
+                if not interest.streams:
+                    self._interests.pop(session.id, None)
         return {"_meta": tag}
 
     async def _subscribe(
