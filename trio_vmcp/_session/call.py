@@ -137,22 +137,30 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
         member.health.failed()
         _note_error(member, call, error, trio.current_time() - asked.begun_at, is_trial)
         raise
-    except BaseException as crash:
-        member.health.calls += 1
-        if is_trial:
-            member.breaker.cancel_trial()
+    except Exception as crash:
+        _note_no_answer(member, is_trial)
         if connection is None or not _is_of_client(crash, connection.client, call):
             raise
         member.health.errors += 1
         detail = f"could not be asked {asked.method!r}: its client raised {describe_crash(crash)}"
         raise BackendError(member.backend_id, detail, may_have_executed=call.written) from crash
+    except BaseException:
+        _note_no_answer(member, is_trial)
+        raise
 
 
-def _is_of_client(crash: BaseException, client: BackendClient, call: Call) -> bool:
+def _note_no_answer(member: Member, was_trial: bool) -> None:
+    """The call has ended by something that tells nothing about the backend, such as a cancel."""
+    member.health.calls += 1
+    if was_trial:
+        member.breaker.cancel_trial()
+
+
+def _is_of_client(crash: Exception, client: BackendClient, call: Call) -> bool:
     """Whether a client of the user's own has crashed. What one of ours raises beside BackendError is about what the
     caller gave, and so is what comes through a client that wraps one of ours before anything is sent.
     """
-    if not isinstance(crash, Exception) or call.has_callback_failed or can_recall(client):
+    if call.has_callback_failed or can_recall(client):
         return False
     return call.written or not isinstance(crash, TypeError | ValueError)
 
