@@ -340,7 +340,7 @@ MANY = ",".join(["[]"] * 50_000)
         pytest.param("," + "[" * 20_000, id="depth"),
     ],
 )
-def test_the_garbage_collector_is_off_inside_a_long_parse_alone(end: str, is_enabled: bool) -> None:
+def test_the_garbage_collector_is_off_inside_the_parse_of_a_dense_text_alone(end: str, is_enabled: bool) -> None:
     """Also where the parse fails. An application that has switched it off finds it off."""
     text = f'{{"jsonrpc":"2.0","id":1,"result":{{"a":[{MANY}{end}'
     collections: list[str] = []
@@ -355,10 +355,44 @@ def test_the_garbage_collector_is_off_inside_a_long_parse_alone(end: str, is_ena
     (gc.enable if is_enabled else gc.disable)()
     try:
         with suppress(BadMessage):
-            jsonrpc._loads(text)
+            jsonrpc._loads(text, is_dense=True)
         looks_on = False
         assert is_enabled is gc.isenabled()
     finally:
         gc.callbacks.remove(note)
         gc.enable()
     assert len(collections) <= 4  # around the parse; in it, one for each 700 arrays
+
+
+TOOL = {
+    "name": "tool",
+    "description": "d" * 100,
+    "inputSchema": {"type": "object", "properties": {"q": {"type": "string"}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("entries", "collects"),
+    [
+        pytest.param(["[]"] * 50_000, False, id="arrays"),
+        pytest.param(["[]"] * 180_000, False, id="arrays in steps"),
+        pytest.param([json.dumps(TOOL)] * 2000, True, id="tools"),
+        pytest.param([json.dumps(TOOL)] * 4000, True, id="tools in steps"),
+    ],
+)
+def test_only_a_text_of_many_values_for_its_length_is_parsed_without_the_collector(
+    entries: list[str], collects: bool
+) -> None:
+    """What a list of tools makes is kept, and is cheapest to look at while it is new."""
+    text = f'{{"jsonrpc":"2.0","id":1,"result":{{"a":[{",".join(entries)}]}}}}'
+    begun: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        begun.extend([info["generation"]] if phase == "start" else [])
+
+    gc.callbacks.append(note)
+    try:
+        jsonrpc.parse_text(text, max_depth=128, max_values=1e6)
+    finally:
+        gc.callbacks.remove(note)
+    assert collects is (len(begun) > 6)

@@ -63,8 +63,8 @@ def _parser_limits_numbers() -> bool:
     return 0 < sys.get_int_max_str_digits() <= MOST_NUMBER_DIGITS
 
 
-def check_cost(text: str, max_values: float) -> Iterator[None]:
-    """Prove that a text is within the limits, with a step for each slice.
+def check_cost(text: str, max_values: float) -> Generator[None, None, int]:
+    """Prove that a text is within the limits, with a step for each slice. Returns how many values it holds at most.
 
     Raises:
         TooCostly: It is over a limit.
@@ -74,8 +74,12 @@ def check_cost(text: str, max_values: float) -> Iterator[None]:
     if outside is not None:
         cost.count_outside(outside)
         yield
-    elif not (yield from _is_within(text, min(max_values, MOST_DIGITS))):
-        yield from cost.count(text)
+        return cost.values
+    bound = yield from _bound_within(text, min(max_values, MOST_DIGITS))
+    if bound is not None:
+        return bound
+    yield from cost.count(text)
+    return cost.values
 
 
 def _outside_few_strings(text: str) -> str | None:
@@ -113,20 +117,21 @@ _FAR_APART = 1024  # characters from one quote to the next, on average
 _MOST_BACKSLASHES = 64  # in front of a quote
 
 
-def _is_within(text: str, limit: float) -> Generator[None, None, bool]:
-    """Whether the commas, opening brackets and digits of a text, those inside strings counted, are within a limit.
+def _bound_within(text: str, limit: float) -> Generator[None, None, int | None]:
+    """The commas, opening brackets and digits of a text, those inside strings counted; None: they are over the limit.
 
     There are never more values than commas and opening brackets together.
     """
     if not _parser_limits_numbers():
-        return False
+        return None
+    counted = 0
     for start in range(0, len(text), SLICE):
         data = text[start : start + SLICE].encode("ascii", "replace")
-        limit -= len(data) - len(data.translate(None, _COUNTED))
-        if limit < 0:
-            return False
+        counted += len(data) - len(data.translate(None, _COUNTED))
+        if counted > limit:
+            return None
         yield
-    return True
+    return counted
 
 
 @attrs.define(eq=False)
